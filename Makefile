@@ -1,0 +1,28 @@
+# What a user and a developer type. Each target does all the set-up it needs (tools/setup).
+.PHONY: help setup build demo test test-full check bench python-env
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## fetch libtorch into the cache folder and write .cargo/config.toml
+	@tools/setup
+
+build: setup ## build ddk
+	cargo build --locked
+
+demo: build ## run the main job on real text: about ten minutes after the build
+	@cargo run --locked --quiet -- demo
+
+test: setup ## every test, at scale 1
+	DDK_TEST_SCALE=$${DDK_TEST_SCALE:-1} cargo test --locked --workspace
+
+test-full: ## every test, with the full counts
+	$(MAKE) test DDK_TEST_SCALE=10
+
+check: setup ## formatting, clippy and docs, warnings as errors
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+bench: setup ## the head's memory by number of positions
+	cargo bench --locked --profile dev -p ddk-objective --bench head_memory
