@@ -1,0 +1,80 @@
+//! Equations 1 and 2 of "DDK: Distilling Domain Knowledge for Efficient Large Language Models" (NeurIPS 2024).
+
+/// Why perplexities give no new mixture; its text is what `mixture.jsonl` holds as `refused`.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// A perplexity ratio that is NaN, infinite or not positive.
+    #[error("the perplexity ratio of domain {domain} is {ratio}, which is not a positive finite number")]
+    Ratio {
+        /// Index of the domain, in the order of names.
+        domain: usize,
+        /// The offending ratio.
+        ratio: f64,
+    },
+    /// Lists of different lengths, or empty ones.
+    #[error("expected {expected} values, one for each domain, but got {got}")]
+    Length {
+        /// Domains of the mixture.
+        expected: usize,
+        /// Values given.
+        got: usize,
+    },
+    /// Previous weights that sum to nothing, so that no domain could be drawn.
+    #[error("the previous weights hold no mass")]
+    NoMass,
+}
+
+/// Eq. 1, the domain discrepancy factor: the softmax of the perplexity ratios (student's over teacher's).
+///
+/// Computed with the largest ratio taken off, because `exp` of a ratio overflows for a student trained from scratch.
+pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
+    check(ratios, ratios.len())?;
+    softmax(ratios)
+}
+
+/// Eq. 2, the factor smooth update: `alpha * normalised(previous * exp(ratio)) + (1 - alpha) / N`.
+///
+/// In log space; a previous weight of 0 stays 0 before the floor is added.
+pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec<f64>, Refused> {
+    check(ratios, previous.len())?;
+    let logits: Vec<f64> = previous
+        .iter()
+        .zip(ratios)
+        .map(|(weight, ratio)| weight.ln() + ratio)
+        .collect();
+    let floor = (1.0 - alpha) / ratios.len() as f64;
+    let mut weights = softmax(&logits)?;
+    for weight in &mut weights {
+        *weight = alpha * *weight + floor;
+    }
+    Ok(weights)
+}
+
+fn check(ratios: &[f64], expected: usize) -> Result<(), Refused> {
+    if ratios.is_empty() || ratios.len() != expected {
+        return Err(Refused::Length {
+            expected,
+            got: ratios.len(),
+        });
+    }
+    match ratios
+        .iter()
+        .position(|ratio| !(ratio.is_finite() && *ratio > 0.0))
+    {
+        Some(domain) => Err(Refused::Ratio {
+            domain,
+            ratio: ratios[domain],
+        }),
+        None => Ok(()),
+    }
+}
+
+fn softmax(logits: &[f64]) -> Result<Vec<f64>, Refused> {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if !largest.is_finite() {
+        return Err(Refused::NoMass);
+    }
+    let powers: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    Ok(powers.into_iter().map(|power| power / sum).collect())
+}

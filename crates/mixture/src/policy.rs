@@ -1,0 +1,76 @@
+//! What decides the mixture.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FirstInterval, Refused};
+
+/// Perplexities of both models on every domain's validation documents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Perplexities {
+    /// The student's.
+    pub student: Vec<f64>,
+    /// The teacher's.
+    pub teacher: Vec<f64>,
+}
+
+impl Perplexities {
+    /// Student's over teacher's, by domain: 1 where the student has caught up.
+    pub fn ratios(&self) -> Vec<f64> {
+        self.student
+            .iter()
+            .zip(&self.teacher)
+            .map(|(student, teacher)| student / teacher)
+            .collect()
+    }
+}
+
+/// The mixture of an interval, and what it was made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Weight of each domain; they sum to 1.
+    pub weights: Vec<f64>,
+    /// The weights that the update started from; none where there was no update.
+    pub previous: Option<Vec<f64>>,
+    /// Student's over teacher's perplexity.
+    pub ratio: Vec<f64>,
+    /// Eq. 1 of the perplexities at the start (first interval only).
+    pub discrepancy: Option<Vec<f64>>,
+}
+
+/// Moves the mixture from interval to interval.
+pub trait Policy: Send {
+    /// Its name in configurations and in `mixture.jsonl`.
+    fn name(&self) -> &'static str;
+
+    /// Steps between two updates: the length of an interval.
+    fn update_every(&self) -> u64;
+
+    /// Weight of the discrepancy against the uniform floor, where the policy has one.
+    fn alpha(&self) -> f64;
+
+    /// The mixture of interval 0. `natural`: each domain's share of the corpus' tokens.
+    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;
+
+    /// The mixture of the next interval. Refused perplexities change nothing.
+    fn next(&mut self, perplexities: &Perplexities) -> Result<Decision, Refused>;
+
+    /// All it has to remember, for a checkpoint.
+    fn state(&self) -> PolicyState;
+}
+
+/// A policy in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "policy", rename_all = "kebab-case")]
+pub enum PolicyState {
+    /// See [`crate::Ddk`].
+    Ddk {
+        /// Settings: weight of the discrepancy.
+        alpha: f64,
+        /// Settings: steps of an interval.
+        update_every: u64,
+        /// Settings: what interval 0 draws by.
+        first: FirstInterval,
+        /// r_t of Eq. 2; none before the first interval.
+        factor: Option<Vec<f64>>,
+    },
+}

@@ -1,0 +1,124 @@
+//! Properties of weights, quotas and orders.
+
+use ddk_mixture::{
+    Ddk, FirstInterval, Perplexities, Policy, Quota, interval_order, limit, smooth_update,
+};
+use proptest::prelude::*;
+
+fn cases() -> ProptestConfig {
+    let scale = std::env::var("DDK_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    ProptestConfig::with_cases(256 * scale)
+}
+
+/// Weights down to 1e-6 that sum to 1.
+fn simplex() -> impl Strategy<Value = Vec<f64>> {
+    prop::collection::vec(-6.0..0.0_f64, 1..12).prop_map(|exponents| {
+        let raw: Vec<f64> = exponents.iter().map(|exponent| 10_f64.powf(*exponent)).collect();
+        let sum: f64 = raw.iter().sum();
+        raw.iter().map(|weight| weight / sum).collect()
+    })
+}
+
+fn of_ratios(ratios: &[f64]) -> Perplexities {
+    Perplexities {
+        student: ratios.to_vec(),
+        teacher: vec![1.0; ratios.len()],
+    }
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn updates_stay_on_the_simplex_between_floor_and_cap(
+        previous in simplex(), exponents in prop::collection::vec(-2.0..6.0_f64, 12), alpha in 0.0..=1.0_f64
+    ) {
+        let ratios: Vec<f64> = exponents[..previous.len()].iter().map(|exponent| 10_f64.powf(*exponent)).collect();
+        let weights = smooth_update(&previous, &ratios, alpha).unwrap();
+        let floor = (1.0 - alpha) / previous.len() as f64;
+        prop_assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        for weight in weights {
+            prop_assert!(weight.is_finite() && weight >= floor && weight <= alpha + floor + 1e-15);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_changes_nothing(
+        ratios in prop::collection::vec(0.5..5.0_f64, 2..6), bad in prop::sample::select(vec![f64::NAN, f64::INFINITY, -1.0, 0.0]), at in 0_usize..6
+    ) {
+        let mut policy = Ddk::new(0.5, 10, FirstInterval::Natural);
+        let natural = vec![1.0 / ratios.len() as f64; ratios.len()];
+        policy.first(&natural, &of_ratios(&ratios)).unwrap();
+        let before = policy.state();
+        let mut broken = ratios.clone();
+        let at = at % broken.len();
+        broken[at] = bad;
+        prop_assert!(policy.next(&of_ratios(&broken)).is_err());
+        prop_assert_eq!(policy.state(), before);
+    }
+
+    #[test]
+    fn a_quota_is_exact_in_each_interval_and_over_a_run(
+        targets in simplex().prop_flat_map(|first| {
+            let count = first.len();
+            prop::collection::vec(prop::collection::vec(1e-6..1.0_f64, count), 1..200)
+        }), rows in 1_u64..400
+    ) {
+        let mut quota = Quota::new(targets[0].len());
+        let mut owed = vec![0.0_f64; targets[0].len()];
+        for raw in &targets {
+            let sum: f64 = raw.iter().sum();
+            let target: Vec<f64> = raw.iter().map(|weight| weight / sum).collect();
+            let counts = quota.draw(&target, rows);
+            prop_assert_eq!(counts.iter().sum::<u64>(), rows);
+            for (domain, count) in counts.iter().enumerate() {
+                let error = *count as f64 - rows as f64 * target[domain];
+                prop_assert!(error.abs() < 1.0 + 1e-9, "off by {} rows", error);
+                owed[domain] += error;
+                prop_assert!(owed[domain].abs() <= 2.0, "off by {} rows over the run", owed[domain]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_tiny_share_gets_its_rows_in_time(weight in 1e-6..0.01_f64) {
+        let rows = 1000;
+        let mut quota = Quota::new(2);
+        let intervals = 3000;
+        let total: u64 = (0..intervals).map(|_| quota.draw(&[weight, 1.0 - weight], rows)[0]).sum();
+        prop_assert!((total as f64 - weight * (rows * intervals) as f64).abs() <= 2.0);
+    }
+
+    #[test]
+    fn an_order_holds_exactly_the_counts(counts in prop::collection::vec(0_u64..50, 1..8), seed: u64, interval in 0_u64..100) {
+        let order = interval_order(&counts, seed, interval);
+        for (domain, count) in counts.iter().enumerate() {
+            prop_assert_eq!(order.iter().filter(|&&drawn| usize::from(drawn) == domain).count() as u64, *count);
+        }
+        prop_assert_eq!(&order, &interval_order(&counts, seed, interval));
+    }
+
+    #[test]
+    fn a_limit_frees_its_share_to_the_others(weights in simplex(), left in prop::collection::vec(prop::option::of(0_u64..500), 12)) {
+        let left = &left[..weights.len()];
+        let target = limit(&weights, left, 100);
+        prop_assert!((target.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        if target != weights {
+            for (domain, share) in target.iter().enumerate() {
+                prop_assert!(*share * 100.0 <= left[domain].map_or(f64::INFINITY, |left| left as f64) + 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_limit_keeps_the_proportions_of_the_others() {
+    let target = limit(&[0.5, 0.3, 0.2], &[Some(10), None, None], 100);
+    assert!((target[0] - 0.1).abs() < 1e-12);
+    assert!((target[1] / target[2] - 1.5).abs() < 1e-12);
+}
+
+#[test]
+fn equal_claims_go_by_name() {
+    assert_eq!(Quota::new(3).draw(&[1.0 / 3.0; 3], 4), [2, 1, 1]);
+}
