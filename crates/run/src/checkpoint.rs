@@ -1,0 +1,324 @@
+//! Checkpoints: whole or absent, verified before they are loaded.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    RunFileError,
+    files::{sync_folder, write_atomically},
+    manifest::{FORMAT, FileEntry, MANIFEST, Manifest},
+};
+
+/// The file of a checkpoint that holds the loop's state (mixture, quotas, cursors, totals).
+const STATE: &str = "state.json";
+
+/// A file of a checkpoint: a name and what writes it, to be called on the writer's thread.
+pub struct NamedFile {
+    /// The name within the checkpoint's folder.
+    pub name: String,
+    /// Writes the contents.
+    pub write: Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>,
+}
+
+impl std::fmt::Debug for NamedFile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "NamedFile({})", self.name)
+    }
+}
+
+/// The checkpoints of a run, in folders `step-00001000`.
+///
+/// A save writes a hidden temporary folder, each file fsynced, the manifest with sizes and checksums last, and renames it;
+/// then the file `latest` is replaced by rename. So a save that is cut off at any instant leaves the ones before it.
+#[derive(Debug)]
+pub struct CheckpointStore {
+    folder: PathBuf,
+    keep: usize,
+}
+
+/// A checkpoint in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its step.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Bytes of its files, or why it does not verify.
+    pub status: Result<u64, String>,
+}
+
+/// A checkpoint that verified.
+#[derive(Debug)]
+pub struct Opened<T> {
+    /// Its step.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// The loop's state.
+    pub state: T,
+    /// Newer ones that did not verify, and why.
+    pub passed_over: Vec<Entry>,
+}
+
+/// What a save wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaveReport {
+    /// The step.
+    pub step: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+impl CheckpointStore {
+    /// Opens (or makes) the folder of checkpoints and removes what an interrupted save left. `keep`: how many of the newest
+    /// stay, at least one.
+    pub fn open(folder: &Path, keep: usize) -> Result<Self, RunFileError> {
+        fs::create_dir_all(folder).map_err(RunFileError::io("create", folder))?;
+        for entry in fs::read_dir(folder).map_err(RunFileError::io("read", folder))? {
+            let entry = entry.map_err(RunFileError::io("read", folder))?;
+            if entry.file_name().to_string_lossy().ends_with(".tmp") {
+                let path = entry.path();
+                let removed = if path.is_dir() {
+                    fs::remove_dir_all(&path)
+                } else {
+                    fs::remove_file(&path)
+                };
+                removed.map_err(RunFileError::io("remove", &path))?;
+            }
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            keep: keep.max(1),
+        })
+    }
+
+    /// Saves a checkpoint. `before_manifest` makes durable what the state refers to (the journal's lines).
+    ///
+    /// Where anything fails, the temporary folder is removed and the checkpoints before it are untouched.
+    pub fn save<T: Serialize>(
+        &self,
+        step: u64,
+        state: &T,
+        files: Vec<NamedFile>,
+        before_manifest: impl FnOnce() -> Result<(), RunFileError>,
+    ) -> Result<SaveReport, RunFileError> {
+        let name = folder_name(step);
+        let temporary = self.folder.join(format!(".{name}.tmp"));
+        let written = self.write(&temporary, step, state, files, before_manifest);
+        let report = match written {
+            Ok(report) => report,
+            Err(error) => {
+                let _ = fs::remove_dir_all(&temporary);
+                return Err(error);
+            }
+        };
+        let path = self.folder.join(&name);
+        if path.exists() {
+            // An older run of the same step (saved before a rewind); the new one replaces it.
+            fs::remove_dir_all(&path).map_err(RunFileError::io("replace", &path))?;
+        }
+        fs::rename(&temporary, &path).map_err(RunFileError::io("rename", &temporary))?;
+        sync_folder(&self.folder)?;
+        write_atomically(&self.folder.join("latest"), name.as_bytes())?;
+        self.retain()?;
+        Ok(report)
+    }
+
+    fn write<T: Serialize>(
+        &self,
+        folder: &Path,
+        step: u64,
+        state: &T,
+        files: Vec<NamedFile>,
+        before_manifest: impl FnOnce() -> Result<(), RunFileError>,
+    ) -> Result<SaveReport, RunFileError> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(RunFileError::io("remove", folder))?;
+        }
+        fs::create_dir(folder).map_err(RunFileError::io("create", folder))?;
+        let state = serde_json::to_vec_pretty(state)
+            .map_err(io::Error::from)
+            .map_err(RunFileError::io("write", &folder.join(STATE)))?;
+        let mut entries = BTreeMap::new();
+        for file in files.into_iter().chain([NamedFile {
+            name: STATE.to_owned(),
+            write: Box::new(move |out| out.write_all(&state)),
+        }]) {
+            let path = folder.join(&file.name);
+            let entry =
+                write_hashed(&path, file.write).map_err(RunFileError::io("write", &path))?;
+            entries.insert(file.name, entry);
+        }
+        before_manifest()?;
+        let manifest = Manifest {
+            format: FORMAT,
+            step,
+            written_by: format!("ddk {}", env!("CARGO_PKG_VERSION")),
+            files: entries,
+        };
+        let path = folder.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(&manifest)
+            .map_err(io::Error::from)
+            .map_err(RunFileError::io("write", &path))?;
+        write_hashed(&path, Box::new(move |out| out.write_all(&text)))
+            .map_err(RunFileError::io("write", &path))?;
+        sync_folder(folder)?;
+        Ok(SaveReport {
+            step,
+            bytes: manifest.bytes(),
+        })
+    }
+
+    /// All checkpoints by step, each verified.
+    pub fn list(&self) -> Result<Vec<Entry>, RunFileError> {
+        Ok(self
+            .steps()?
+            .into_iter()
+            .map(|step| {
+                let path = self.folder.join(folder_name(step));
+                let status = Manifest::verify(&path).map(|manifest| manifest.bytes());
+                Entry { step, path, status }
+            })
+            .collect())
+    }
+
+    /// The newest checkpoint that verifies and whose state can be read, and the newer ones that do not.
+    ///
+    /// `None` where there is no checkpoint at all. Where there are some but none verifies, `passed_over` of the error says
+    /// why: a run must never begin again at 0 without being told to.
+    pub fn newest<T: DeserializeOwned>(&self) -> Result<Option<Opened<T>>, NoneVerifies> {
+        let steps = self.steps()?;
+        if steps.is_empty() {
+            return Ok(None);
+        }
+        let mut passed_over = Vec::new();
+        for step in steps.into_iter().rev() {
+            let path = self.folder.join(folder_name(step));
+            let state = Manifest::verify(&path).and_then(|_| {
+                let text = fs::read_to_string(path.join(STATE))
+                    .map_err(|error| format!("{STATE}: {error}"))?;
+                serde_json::from_str(&text).map_err(|error| format!("{STATE}: {error}"))
+            });
+            match state {
+                Ok(state) => {
+                    return Ok(Some(Opened {
+                        step,
+                        path,
+                        state,
+                        passed_over,
+                    }));
+                }
+                Err(reason) => passed_over.push(Entry {
+                    step,
+                    path,
+                    status: Err(reason),
+                }),
+            }
+        }
+        Err(NoneVerifies::Damaged {
+            folder: self.folder.clone(),
+            passed_over,
+        })
+    }
+
+    fn steps(&self) -> Result<Vec<u64>, RunFileError> {
+        let mut steps = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(RunFileError::io("read", &self.folder))? {
+            let entry = entry.map_err(RunFileError::io("read", &self.folder))?;
+            let name = entry.file_name();
+            if let Some(step) = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("step-")?.parse().ok())
+            {
+                steps.push(step);
+            }
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Removes all but the newest `keep`. Only called after a save, so the newest has just been written whole.
+    fn retain(&self) -> Result<(), RunFileError> {
+        let steps = self.steps()?;
+        for step in &steps[..steps.len().saturating_sub(self.keep)] {
+            let path = self.folder.join(folder_name(*step));
+            fs::remove_dir_all(&path).map_err(RunFileError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why no checkpoint could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum NoneVerifies {
+    /// The folder could not be read.
+    #[error(transparent)]
+    File(#[from] RunFileError),
+    /// There are checkpoints, but each is damaged.
+    #[error("no checkpoint in {} verifies: {}", folder.display(), describe(passed_over))]
+    Damaged {
+        /// The folder of checkpoints.
+        folder: PathBuf,
+        /// Each one, and why.
+        passed_over: Vec<Entry>,
+    },
+}
+
+fn describe(entries: &[Entry]) -> String {
+    let parts: Vec<String> = entries
+        .iter()
+        .map(|entry| match &entry.status {
+            Ok(_) => folder_name(entry.step),
+            Err(reason) => format!("{}: {reason}", folder_name(entry.step)),
+        })
+        .collect();
+    parts.join("; ")
+}
+
+fn folder_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// Writes, hashes and fsyncs a file.
+fn write_hashed(
+    path: &Path,
+    write: Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>,
+) -> io::Result<FileEntry> {
+    let mut out = Hashing {
+        out: BufWriter::new(File::create(path)?),
+        hasher: blake3::Hasher::new(),
+        bytes: 0,
+    };
+    write(&mut out)?;
+    out.flush()?;
+    out.out.get_ref().sync_all()?;
+    Ok(FileEntry {
+        bytes: out.bytes,
+        blake3: out.hasher.finalize().to_hex().to_string(),
+    })
+}
+
+struct Hashing {
+    out: BufWriter<File>,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(buffer)?;
+        self.hasher.update(&buffer[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

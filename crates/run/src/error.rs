@@ -1,0 +1,66 @@
+//! What can go wrong with a run's files.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// An error of a run's folder; each names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum RunFileError {
+    /// A call of the operating system.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: "read", "write", "create", …
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process holds the run.
+    #[error("the run folder {} is in use by process {holder}", folder.display())]
+    Locked {
+        /// The run's folder.
+        folder: PathBuf,
+        /// Its process id, as it wrote it.
+        holder: String,
+    },
+    /// A new run was insisted on where one is.
+    #[error("the run folder {} holds a run already", .0.display())]
+    Exists(PathBuf),
+    /// A folder with files that are not a run's.
+    #[error("the folder {} is not empty and does not hold a run (there is no config.toml in it)", .0.display())]
+    NotARun(PathBuf),
+    /// A line that is not the record it should be.
+    #[error("{}:{line}: {reason}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file shorter than a checkpoint says: lines that were saved have been lost.
+    #[error("{} has {found} bytes, but the checkpoint was saved when it had {expected}: the file was cut or replaced since", path.display())]
+    Shrunk {
+        /// The file.
+        path: PathBuf,
+        /// Bytes there should be at least.
+        expected: u64,
+        /// Bytes there are.
+        found: u64,
+    },
+}
+
+impl RunFileError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}

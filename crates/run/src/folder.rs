@@ -1,0 +1,136 @@
+//! The run's folder: its paths and its lock.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::RunFileError;
+
+/// A run's folder, locked for this process until it is dropped.
+///
+/// The lock is the kernel's (`flock`): it goes with the process, however that ends, so it is never stale.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Opens the folder of a run, or makes a new one.
+    ///
+    /// A folder that holds other things than a run is refused, and so is one that another process has open.
+    pub fn open(path: &Path) -> Result<Self, RunFileError> {
+        if path.exists() && !Self::holds_a_run(path) {
+            let mut entries = fs::read_dir(path).map_err(RunFileError::io("read", path))?;
+            // A crash may have come between the lock and the configuration.
+            if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lock")) {
+                return Err(RunFileError::NotARun(path.to_owned()));
+            }
+        }
+        fs::create_dir_all(path).map_err(RunFileError::io("create", path))?;
+        let lock = Self::lock(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// As [`Self::open`], but refuses a folder that holds a run.
+    pub fn create(path: &Path) -> Result<Self, RunFileError> {
+        if Self::holds_a_run(path) {
+            return Err(RunFileError::Exists(path.to_owned()));
+        }
+        Self::open(path)
+    }
+
+    /// Whether a run was started in this folder.
+    pub fn holds_a_run(path: &Path) -> bool {
+        path.join("config.toml").exists()
+    }
+
+    fn lock(folder: &Path) -> Result<File, RunFileError> {
+        let path = folder.join("lock");
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(RunFileError::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                return Err(RunFileError::Locked {
+                    folder: folder.to_owned(),
+                    holder: holder.trim().to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(RunFileError::io("lock", &path)(error)),
+        }
+        file.set_len(0)
+            .and_then(|()| file.seek(SeekFrom::Start(0)))
+            .and_then(|_| writeln!(file, "{}", std::process::id()))
+            .map_err(RunFileError::io("write", &path))?;
+        Ok(file)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The settings as resolved.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// The result, once the run has ended.
+    pub fn summary(&self) -> PathBuf {
+        self.path.join("summary.json")
+    }
+
+    /// The checkpoints' folder.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// The exported student: a Hugging Face folder.
+    pub fn student(&self) -> PathBuf {
+        self.path.join("student")
+    }
+
+    /// The log.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("run.log")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_held_by_one_at_a_time_and_freed_with_its_holder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let first = RunFolder::create(&path).unwrap();
+        let error = RunFolder::open(&path).unwrap_err();
+        assert!(matches!(&error, RunFileError::Locked { holder, .. } if *holder == std::process::id().to_string()));
+        drop(first);
+        RunFolder::open(&path).unwrap();
+    }
+
+    #[test]
+    fn other_peoples_folders_and_existing_runs_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("thesis.tex"), "").unwrap();
+        assert!(matches!(RunFolder::open(folder.path()), Err(RunFileError::NotARun(_))));
+        fs::write(folder.path().join("config.toml"), "").unwrap();
+        assert!(matches!(RunFolder::create(folder.path()), Err(RunFileError::Exists(_))));
+        RunFolder::open(folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,304 @@
+//! Appending to the JSON Lines files, and cutting them back.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufRead, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    RunFileError,
+    records::{DrawnLine, EventLine, MixtureLine, SampleLine, StepLine},
+};
+
+/// Bytes of each file at a step boundary; part of a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lengths {
+    /// `run.jsonl`.
+    pub run: u64,
+    /// `mixture.jsonl`.
+    pub mixture: u64,
+    /// `samples.jsonl`; 0 where it is not written.
+    pub samples: u64,
+}
+
+/// The run's JSON Lines files, open for appending; may be shared between threads.
+#[derive(Debug)]
+pub struct Journal {
+    files: Mutex<Files>,
+}
+
+#[derive(Debug)]
+struct Files {
+    run: Appended,
+    mixture: Appended,
+    samples: Option<Appended>,
+    events: Appended,
+}
+
+impl Journal {
+    /// Opens the files of a run's folder and cuts them to `lengths`, so that lines written after the checkpoint (the last
+    /// of them perhaps torn) are gone. `events.jsonl` is never cut, only ended with a line break.
+    pub fn open(folder: &Path, lengths: Lengths, samples: bool) -> Result<Self, RunFileError> {
+        let open = |name: &str, length| Appended::open(folder.join(name), Some(length));
+        let files = Files {
+            run: open("run.jsonl", lengths.run)?,
+            mixture: open("mixture.jsonl", lengths.mixture)?,
+            samples: match samples {
+                true => Some(open("samples.jsonl", lengths.samples)?),
+                false => None,
+            },
+            events: Appended::open(folder.join("events.jsonl"), None)?,
+        };
+        Ok(Self {
+            files: Mutex::new(files),
+        })
+    }
+
+    /// Appends a step.
+    pub fn step(&self, line: &StepLine) -> Result<(), RunFileError> {
+        self.files().run.append(line)
+    }
+
+    /// Appends a mixture; it is on its way to the disk at once, so that a person who looks sees it.
+    pub fn mixture(&self, line: &MixtureLine) -> Result<(), RunFileError> {
+        let mut files = self.files();
+        files.mixture.append(line)?;
+        files.mixture.flush()
+    }
+
+    /// Appends what an interval drew.
+    pub fn drawn(&self, line: &DrawnLine) -> Result<(), RunFileError> {
+        let mut files = self.files();
+        files.mixture.append(line)?;
+        files.mixture.flush()
+    }
+
+    /// Appends the rows of a step, where samples are traced.
+    pub fn samples(&self, lines: &[SampleLine]) -> Result<(), RunFileError> {
+        if let Some(samples) = &mut self.files().samples {
+            for line in lines {
+                samples.append(line)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends something that happened, now.
+    pub fn event(&self, step: u64, kind: &str, message: &str) -> Result<EventLine, RunFileError> {
+        let line = EventLine {
+            time: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0.0, |elapsed| elapsed.as_secs_f64()),
+            step,
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+        };
+        let mut files = self.files();
+        files.events.append(&line)?;
+        files.events.flush()?;
+        Ok(line)
+    }
+
+    /// The files' lengths, lines still in memory included.
+    pub fn lengths(&self) -> Lengths {
+        let files = self.files();
+        Lengths {
+            run: files.run.length,
+            mixture: files.mixture.length,
+            samples: files.samples.as_ref().map_or(0, |samples| samples.length),
+        }
+    }
+
+    /// Hands lines in memory to the system, so that other programs see them.
+    pub fn flush(&self) -> Result<(), RunFileError> {
+        self.files().each(Appended::flush)
+    }
+
+    /// Makes every line durable; before a checkpoint that names the lengths.
+    pub fn sync(&self) -> Result<(), RunFileError> {
+        self.files().each(Appended::sync)
+    }
+
+    /// A thread that panicked while it appended has at worst left a line out; the others go on.
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Files {
+    fn each(
+        &mut self,
+        call: impl Fn(&mut Appended) -> Result<(), RunFileError>,
+    ) -> Result<(), RunFileError> {
+        call(&mut self.run)?;
+        call(&mut self.mixture)?;
+        if let Some(samples) = &mut self.samples {
+            call(samples)?;
+        }
+        call(&mut self.events)
+    }
+}
+
+/// A file that only grows.
+#[derive(Debug)]
+struct Appended {
+    path: PathBuf,
+    out: BufWriter<File>,
+    length: u64,
+}
+
+impl Appended {
+    fn open(path: PathBuf, cut_to: Option<u64>) -> Result<Self, RunFileError> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .open(&path)
+            .map_err(RunFileError::io("open", &path))?;
+        let found = file
+            .metadata()
+            .map_err(RunFileError::io("read", &path))?
+            .len();
+        let length = match cut_to {
+            Some(expected) if expected > found => {
+                return Err(RunFileError::Shrunk {
+                    path,
+                    expected,
+                    found,
+                });
+            }
+            Some(length) => length,
+            None => whole_lines(&file, &path)?,
+        };
+        file.set_len(length)
+            .map_err(RunFileError::io("cut", &path))?;
+        Ok(Self {
+            path,
+            out: BufWriter::new(file),
+            length,
+        })
+    }
+
+    fn append(&mut self, line: &impl Serialize) -> Result<(), RunFileError> {
+        let mut bytes = serde_json::to_vec(line)
+            .map_err(std::io::Error::from)
+            .map_err(RunFileError::io("write", &self.path))?;
+        bytes.push(b'\n');
+        self.out
+            .write_all(&bytes)
+            .map_err(RunFileError::io("write", &self.path))?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), RunFileError> {
+        self.out
+            .flush()
+            .map_err(RunFileError::io("write", &self.path))
+    }
+
+    fn sync(&mut self) -> Result<(), RunFileError> {
+        self.flush()?;
+        self.out
+            .get_ref()
+            .sync_all()
+            .map_err(RunFileError::io("sync", &self.path))
+    }
+}
+
+/// The length of a file without a torn last line.
+fn whole_lines(file: &File, path: &Path) -> Result<u64, RunFileError> {
+    let mut reader = BufReader::new(file);
+    let (mut length, mut line) = (0, Vec::new());
+    loop {
+        line.clear();
+        let read = reader
+            .read_until(b'\n', &mut line)
+            .map_err(RunFileError::io("read", path))?;
+        if line.last() != Some(&b'\n') {
+            return Ok(length);
+        }
+        length += read as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::{Drawn, SampleSpan};
+    use std::{collections::BTreeMap, fs};
+
+    fn drawn(interval: u64) -> DrawnLine {
+        let drawn = Drawn {
+            rows: 3,
+            tokens: 96,
+            passes: 0.5,
+        };
+        DrawnLine {
+            interval,
+            drawn: BTreeMap::from([("prose".to_owned(), drawn)]),
+        }
+    }
+
+    fn sample(step: u64) -> SampleLine {
+        SampleLine {
+            step,
+            row: 7,
+            domain: "prose".to_owned(),
+            mixture_version: 0,
+            pass: 0,
+            spans: vec![SampleSpan {
+                document: 1,
+                offset: 0,
+                tokens: 32,
+            }],
+        }
+    }
+
+    #[test]
+    fn lines_after_the_checkpoint_are_cut_and_torn_ones_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), Lengths::default(), true).unwrap();
+        journal.drawn(&drawn(0)).unwrap();
+        journal.samples(&[sample(1), sample(1)]).unwrap();
+        let saved = journal.lengths();
+        journal.sync().unwrap();
+        journal.drawn(&drawn(1)).unwrap();
+        journal.samples(&[sample(2)]).unwrap();
+        journal.event(2, "saved", "step 2").unwrap();
+        drop(journal);
+        let events = folder.path().join("events.jsonl");
+        let torn = fs::read_to_string(&events).unwrap() + r#"{"time":1"#;
+        fs::write(&events, torn).unwrap();
+
+        let journal = Journal::open(folder.path(), saved, true).unwrap();
+        assert_eq!(journal.lengths(), saved);
+        journal.drawn(&drawn(1)).unwrap();
+        journal.event(1, "resumed", "from step 1").unwrap();
+        journal.flush().unwrap();
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(read("mixture.jsonl").lines().count(), 2);
+        assert_eq!(read("samples.jsonl").lines().count(), 2);
+        let kinds: Vec<String> = read("events.jsonl")
+            .lines()
+            .map(|line| serde_json::from_str::<EventLine>(line).unwrap().kind)
+            .collect();
+        assert_eq!(kinds, ["saved", "resumed"]);
+    }
+
+    #[test]
+    fn a_file_that_lost_saved_lines_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let lengths = Lengths {
+            run: 10,
+            ..Lengths::default()
+        };
+        let error = Journal::open(folder.path(), lengths, false).unwrap_err();
+        assert!(error.to_string().contains("run.jsonl has 0 bytes"), "{error}");
+    }
+}

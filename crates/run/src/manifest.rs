@@ -1,0 +1,70 @@
+//! A checkpoint's manifest: what must be there, byte for byte.
+
+use std::{collections::BTreeMap, fs::File, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+/// The manifest's file name; it is written last, so a folder without one is no checkpoint.
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// Raised when the format changes.
+pub(crate) const FORMAT: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) format: u32,
+    pub(crate) step: u64,
+    /// The program's version that wrote it.
+    pub(crate) written_by: String,
+    pub(crate) files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FileEntry {
+    pub(crate) bytes: u64,
+    pub(crate) blake3: String,
+}
+
+impl Manifest {
+    /// Bytes of all files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.values().map(|file| file.bytes).sum()
+    }
+
+    /// Reads the manifest of `folder` and compares every file with it; what does not hold is said in words.
+    pub(crate) fn verify(folder: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(folder.join(MANIFEST))
+            .map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let manifest: Self =
+            serde_json::from_str(&text).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        if manifest.format != FORMAT {
+            return Err(format!(
+                "{MANIFEST}: format {}, but this program reads {FORMAT}",
+                manifest.format
+            ));
+        }
+        for (name, expected) in &manifest.files {
+            let path = folder.join(name);
+            let bytes = path
+                .metadata()
+                .map_err(|error| format!("{name}: {error}"))?
+                .len();
+            if bytes != expected.bytes {
+                return Err(format!(
+                    "{name} has {bytes} bytes instead of {}",
+                    expected.bytes
+                ));
+            }
+            let hash = hash_file(&path).map_err(|error| format!("{name}: {error}"))?;
+            if hash != expected.blake3 {
+                return Err(format!("{name} differs from what was saved (checksum)"));
+            }
+        }
+        Ok(manifest)
+    }
+}
+
+fn hash_file(path: &Path) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}

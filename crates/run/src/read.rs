@@ -1,0 +1,81 @@
+//! Reading a run's folder, for reports and for checks.
+
+use std::{fs, path::Path};
+
+use serde::de::DeserializeOwned;
+
+use crate::{
+    RunFileError,
+    records::{DrawnLine, EventLine, MixtureLine, StepLine, Summary},
+};
+
+/// The steps of `run.jsonl`.
+pub fn steps(folder: &Path) -> Result<Vec<StepLine>, RunFileError> {
+    lines(&folder.join("run.jsonl"))
+}
+
+/// The events of `events.jsonl`.
+pub fn events(folder: &Path) -> Result<Vec<EventLine>, RunFileError> {
+    lines(&folder.join("events.jsonl"))
+}
+
+/// The two kinds of lines in `mixture.jsonl`, each in its order.
+pub fn mixtures(folder: &Path) -> Result<(Vec<MixtureLine>, Vec<DrawnLine>), RunFileError> {
+    let path = folder.join("mixture.jsonl");
+    let (mut set, mut drawn) = (Vec::new(), Vec::new());
+    for (index, value) in lines::<serde_json::Value>(&path)?.into_iter().enumerate() {
+        let kept = if value.get("drawn").is_some() {
+            serde_json::from_value(value).map(|line| drawn.push(line))
+        } else {
+            serde_json::from_value(value).map(|line| set.push(line))
+        };
+        kept.map_err(|error| bad(&path, index + 1, &error))?;
+    }
+    Ok((set, drawn))
+}
+
+/// `summary.json`.
+pub fn summary(folder: &Path) -> Result<Summary, RunFileError> {
+    let path = folder.join("summary.json");
+    let text = fs::read_to_string(&path).map_err(RunFileError::io("read", &path))?;
+    serde_json::from_str(&text).map_err(|error| bad(&path, error.line(), &error))
+}
+
+/// Every line of a file. A last line without a line break was being written when its writer ended; it is left out.
+fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunFileError> {
+    let text = fs::read_to_string(path).map_err(RunFileError::io("read", path))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(index, line)| {
+            serde_json::from_str(line).map_err(|error| bad(path, index + 1, &error))
+        })
+        .collect()
+}
+
+fn bad(path: &Path, line: usize, error: &serde_json::Error) -> RunFileError {
+    RunFileError::Record {
+        path: path.to_owned(),
+        line,
+        reason: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_last_line_is_left_out_and_a_bad_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = r#"{"time":1.5,"step":3,"kind":"saved","message":"step 3"}"#;
+        let path = folder.path().join("events.jsonl");
+        fs::write(&path, format!("{line}\n{line}\n{{\"time\":2")).unwrap();
+        assert_eq!(events(folder.path()).unwrap().len(), 2);
+        fs::write(&path, format!("{line}\nnonsense\n")).unwrap();
+        let error = events(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("events.jsonl:2"), "{error}");
+    }
+}

@@ -1,0 +1,241 @@
+//! The records of a run's files. Keys are stable; maps are by domain name and sorted.
+//!
+//! Numbers are written as the shortest decimal that reads back to the same bits. A number that is not finite is written as
+//! `null` and read back as NaN.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Numbers by domain name.
+pub type ByDomain = BTreeMap<String, f64>;
+
+/// A line of `run.jsonl`: one optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepLine {
+    /// The step, from 1.
+    pub step: u64,
+    /// `ce + gamma * kl`, nats a prediction.
+    #[serde(deserialize_with = "number_or_null")]
+    pub loss: f64,
+    /// Mean cross-entropy over the step's predictions.
+    #[serde(deserialize_with = "number_or_null")]
+    pub ce: f64,
+    /// Mean divergence from the teacher over the step's predictions.
+    #[serde(deserialize_with = "number_or_null")]
+    pub kl: f64,
+    /// Weight of the divergence.
+    pub gamma: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping.
+    #[serde(deserialize_with = "number_or_null")]
+    pub grad_norm: f64,
+    /// Tokens of the step's rows, without padding.
+    pub tokens: u64,
+    /// The mixture that the rows were drawn by.
+    pub mixture_version: u64,
+    /// Why the update was not made, where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    /// Seconds by phase.
+    pub seconds: IndexMap<String, f64>,
+}
+
+/// A line of `mixture.jsonl`: the mixture of an interval, when it is set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MixtureLine {
+    /// The interval, from 0.
+    pub interval: u64,
+    /// The last step before this mixture applies.
+    pub step: u64,
+    /// The mixture's version: its interval.
+    pub version: u64,
+    /// Name of the policy.
+    pub policy: String,
+    /// Weight of the discrepancy against the floor.
+    pub alpha: f64,
+    /// What the policy decided.
+    pub weights: ByDomain,
+    /// The weights after limits, by which rows are drawn.
+    pub target: ByDomain,
+    /// The weights that the update started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_weights: Option<ByDomain>,
+    /// The student's perplexities.
+    pub student_perplexity: ByDomain,
+    /// The teacher's perplexities.
+    pub teacher_perplexity: ByDomain,
+    /// Student's over teacher's.
+    pub ratio: ByDomain,
+    /// The step at which the student was evaluated.
+    pub evaluated_at_step: u64,
+    /// Eq. 1 (interval 0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discrepancy: Option<ByDomain>,
+    /// Why the update was refused; the weights stayed, and values that are not finite are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// A line of `mixture.jsonl`: what an interval drew, when it has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DrawnLine {
+    /// The interval.
+    pub interval: u64,
+    /// By domain.
+    pub drawn: BTreeMap<String, Drawn>,
+}
+
+/// What an interval drew from a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Drawn {
+    /// Rows.
+    pub rows: u64,
+    /// Their tokens, without padding.
+    pub tokens: u64,
+    /// Passes over the domain since the run began, at the interval's end (1.5: half-way through the second).
+    pub passes: f64,
+}
+
+/// A line of `samples.jsonl`: one row that a step was trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SampleLine {
+    /// The step.
+    pub step: u64,
+    /// The row's number in the domain's row index.
+    pub row: u64,
+    /// The domain.
+    pub domain: String,
+    /// The mixture that it was drawn by.
+    pub mixture_version: u64,
+    /// Which pass over the domain, from 0.
+    pub pass: u64,
+    /// The documents in it.
+    pub spans: Vec<SampleSpan>,
+}
+
+/// A stretch of a document in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleSpan {
+    /// The document's number in the prepared domain.
+    pub document: u64,
+    /// The first token, counted in the document.
+    pub offset: u64,
+    /// How many.
+    pub tokens: u64,
+}
+
+/// A line of `events.jsonl`: something that happened, never cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventLine {
+    /// Seconds since 1970.
+    pub time: f64,
+    /// The step after which it happened.
+    pub step: u64,
+    /// What kind: `started`, `resumed`, `saved`, `save_failed`, `restarted`, `skipped`, `refused`, `signal`, `stopped`.
+    pub kind: String,
+    /// In words.
+    pub message: String,
+}
+
+/// `summary.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Results by domain.
+    pub domains: BTreeMap<String, DomainSummary>,
+    /// Optimizer steps made.
+    pub steps: u64,
+    /// Intervals begun.
+    pub intervals: u64,
+    /// Tokens trained on, without padding.
+    pub tokens: u64,
+    /// From the start of the program to its end, sums over restarts.
+    pub seconds: f64,
+    /// From the first batch sent to the last step, evaluations included.
+    pub distill_seconds: f64,
+    /// `tokens / distill_seconds`.
+    pub tokens_per_second: f64,
+    /// The teacher lanes' busy time (CPU time over threads, or device time) within `distill_seconds`.
+    pub teacher_busy_seconds: f64,
+    /// The student lane's, without its evaluations.
+    pub student_busy_seconds: f64,
+    /// Busy time of evaluations within `distill_seconds`.
+    pub evaluation_seconds: f64,
+    /// Time from an interval's last update to the first micro-batch of the next.
+    pub boundary_seconds: f64,
+    /// (teacher + student + evaluation) / `distill_seconds`.
+    pub overlap: f64,
+    /// Share of `distill_seconds` in which the student waited while a teacher lane waited for data.
+    pub data_wait_share: f64,
+    /// Largest resident memory of the process.
+    pub peak_rss_bytes: u64,
+    /// `max_steps`, `max_intervals`, `max_tokens` or `stop_ratio`.
+    pub stop_reason: String,
+    /// Which student was exported, and where.
+    pub exported: String,
+    /// The same work done one part after the other, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Serial>,
+}
+
+/// Results on a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DomainSummary {
+    /// The student's perplexity before the first step.
+    pub student_perplexity_before: f64,
+    /// And after the last.
+    pub student_perplexity_after: f64,
+    /// The teacher's.
+    pub teacher_perplexity: f64,
+    /// Student's over teacher's, before.
+    pub ratio_before: f64,
+    /// And after.
+    pub ratio_after: f64,
+    /// The domain's share of all tokens trained on.
+    pub token_share: f64,
+}
+
+/// Teacher and student one after the other on all threads.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Serial {
+    /// Threads that both used in turn.
+    pub threads: u64,
+    /// Steps measured.
+    pub steps: u64,
+    /// Their rate.
+    pub tokens_per_second: f64,
+}
+
+fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_their_bits_and_nan_survives() {
+        let line = StepLine {
+            step: 1,
+            loss: 0.1 + 0.2,
+            ce: f64::MIN_POSITIVE,
+            kl: f64::NAN,
+            gamma: 0.2,
+            learning_rate: 3e-5,
+            grad_norm: 1.0 / 3.0,
+            tokens: 4096,
+            mixture_version: 0,
+            skipped: None,
+            seconds: IndexMap::from([("forward".to_owned(), 0.25)]),
+        };
+        let text = serde_json::to_string(&line).unwrap();
+        assert!(text.starts_with(r#"{"step":1,"loss":0.30000000000000004,"#));
+        let back: StepLine = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.loss.to_bits(), line.loss.to_bits());
+        assert_eq!(back.ce.to_bits(), line.ce.to_bits());
+        assert!(back.kl.is_nan() && text.contains(r#""kl":null"#) && !text.contains("skipped"));
+    }
+}

@@ -1,0 +1,116 @@
+//! Saves that fail and checkpoints that are damaged.
+
+use std::{fs, io, path::Path};
+
+use ddk_run::{CheckpointStore, NamedFile};
+
+fn file(name: &str, contents: &'static [u8]) -> NamedFile {
+    NamedFile {
+        name: name.to_owned(),
+        write: Box::new(move |out| out.write_all(contents)),
+    }
+}
+
+fn save(store: &CheckpointStore, step: u64) {
+    let files = vec![file("weights.safetensors", b"some weights"), file("moments.safetensors", b"moments")];
+    store.save(step, &format!("state of {step}"), files, || Ok(())).unwrap();
+}
+
+fn newest(store: &CheckpointStore) -> (u64, String, Vec<u64>) {
+    let opened = store.newest::<String>().unwrap().unwrap();
+    let passed_over = opened.passed_over.iter().map(|entry| entry.step).collect();
+    (opened.step, opened.state, passed_over)
+}
+
+#[test]
+fn the_newest_is_opened_and_old_ones_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::open(folder.path(), 2).unwrap();
+    assert!(store.newest::<String>().unwrap().is_none());
+    for step in [10, 20, 30] {
+        save(&store, step);
+    }
+    assert_eq!(newest(&store), (30, "state of 30".to_owned(), vec![]));
+    let steps: Vec<u64> = store.list().unwrap().iter().map(|entry| entry.step).collect();
+    assert_eq!(steps, [20, 30]);
+    assert_eq!(fs::read_to_string(folder.path().join("latest")).unwrap(), "step-00000030");
+}
+
+#[test]
+fn any_damage_to_the_newest_falls_back_to_the_one_before_and_says_why() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 5] = [
+        ("checksum", |newest| {
+            let path = newest.join("weights.safetensors");
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[3] ^= 1;
+            fs::write(path, bytes).unwrap();
+        }),
+        ("instead of", |newest| fs::write(newest.join("moments.safetensors"), b"mo").unwrap()),
+        ("moments.safetensors", |newest| fs::remove_file(newest.join("moments.safetensors")).unwrap()),
+        ("manifest.json", |newest| fs::remove_file(newest.join("manifest.json")).unwrap()),
+        ("state.json", |newest| fs::write(newest.join("state.json"), b"\"state of 21\"").unwrap()),
+    ];
+    for (said, damage) in damages {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path(), 3).unwrap();
+        save(&store, 10);
+        save(&store, 20);
+        damage(&folder.path().join("step-00000020"));
+        let opened = store.newest::<String>().unwrap().unwrap();
+        assert_eq!((opened.step, opened.state.as_str()), (10, "state of 10"));
+        let reason = opened.passed_over[0].status.clone().unwrap_err();
+        assert!(reason.contains(said), "{reason}");
+    }
+}
+
+#[test]
+fn where_none_verifies_the_run_does_not_begin_again_silently() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::open(folder.path(), 3).unwrap();
+    save(&store, 10);
+    fs::remove_file(folder.path().join("step-00000010/weights.safetensors")).unwrap();
+    let error = store.newest::<String>().unwrap_err().to_string();
+    assert!(error.contains("step-00000010: weights.safetensors"), "{error}");
+}
+
+#[test]
+fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::open(folder.path(), 1).unwrap();
+    save(&store, 10);
+    let full = NamedFile {
+        name: "weights.safetensors".to_owned(),
+        write: Box::new(|out| {
+            out.write_all(&[0; 4096])?;
+            // What the kernel answers on a full disk, from a device that is always full.
+            fs::write("/dev/full", [0; 4096]).map(|()| unreachable!("/dev/full took a write"))
+        }),
+    };
+    let error = store.save(20, &"state", vec![full], || Ok(())).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap();
+    assert_eq!(source.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::StorageFull);
+    assert!(error.to_string().contains("weights.safetensors"));
+    assert_eq!(newest(&store).0, 10);
+    // What the journal cannot make durable must not be named by a manifest either.
+    let unsynced = || {
+        ddk_run::write_atomically(Path::new("/dev/null/journal"), b"")
+    };
+    store.save(20, &"state", vec![], unsynced).unwrap_err();
+    assert_eq!(newest(&store).0, 10);
+    let names = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(names, 2, "step-00000010 and latest, nothing temporary");
+}
+
+#[test]
+fn what_a_killed_save_left_is_removed_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::open(folder.path(), 1).unwrap();
+    save(&store, 10);
+    let left = folder.path().join(".step-00000020.tmp");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("weights.safetensors"), b"half").unwrap();
+    let store = CheckpointStore::open(folder.path(), 1).unwrap();
+    assert!(!left.exists());
+    assert_eq!(newest(&store).0, 10);
+}
