@@ -1,0 +1,100 @@
+//! A lane: a named thread with its own libtorch threads, and its busy time.
+
+use std::fs;
+
+/// The calling thread as a lane: it has a number of libtorch threads of its own, and its processor time can be read.
+///
+/// libtorch's threads on the CPU are OpenMP's: each thread that calls libtorch has a team of its own, and the team's
+/// threads inherit the caller's name. So a lane's thread must have a name of its own.
+#[derive(Debug)]
+pub struct Lane {
+    name: String,
+    threads: usize,
+}
+
+impl Lane {
+    /// Makes the calling thread a lane of `threads` libtorch threads (at least one).
+    pub fn enter(threads: usize) -> Self {
+        let threads = threads.max(1);
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+        let name = fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
+        Self {
+            name: name.trim().to_owned(),
+            threads,
+        }
+    }
+
+    /// Libtorch threads of this lane.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Processor time of the lane's threads so far, in seconds, divided by how many they are: the time for which the lane
+    /// was busy.
+    pub fn busy_seconds(&self) -> f64 {
+        let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+            return 0.0;
+        };
+        let nanoseconds: u64 = tasks
+            .filter_map(Result::ok)
+            .filter(|task| {
+                fs::read_to_string(task.path().join("comm"))
+                    .is_ok_and(|name| name.trim() == self.name)
+            })
+            .filter_map(|task| {
+                let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
+                times.split_whitespace().next()?.parse::<u64>().ok()
+            })
+            .sum();
+        nanoseconds as f64 / 1e9 / self.threads as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{thread, time::Instant};
+    use tch::{Device, Kind, Tensor};
+
+    /// Multiplies for a while; wall time and the lane's busy time of it.
+    fn work(name: &str, threads: usize) -> (f64, f64) {
+        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let lane = Lane::enter(threads);
+            let a = Tensor::rand([512, 512], (Kind::Float, Device::Cpu));
+            let _ = a.matmul(&a);
+            let (before, started) = (lane.busy_seconds(), Instant::now());
+            while started.elapsed().as_secs_f64() < 0.4 {
+                let _ = a.matmul(&a);
+            }
+            (started.elapsed().as_secs_f64(), lane.busy_seconds() - before)
+        });
+        handle.unwrap().join().unwrap()
+    }
+
+    #[test]
+    fn a_lane_that_computes_is_busy_and_one_beside_it_does_not_count() {
+        for threads in [1, 2] {
+            let other = thread::spawn(|| work("lane-other", 1));
+            let (wall, busy) = work(&format!("lane-{threads}"), threads);
+            other.join().unwrap();
+            assert!(busy > 0.05 * wall && busy < 1.2 * wall, "{threads} threads: {busy} of {wall}");
+        }
+    }
+
+    #[test]
+    fn a_lane_that_waits_is_not_busy() {
+        let handle = thread::Builder::new().name("lane-idle".to_owned()).spawn(|| {
+            let lane = Lane::enter(1);
+            let (sender, receiver) = std::sync::mpsc::channel::<()>();
+            let other = thread::spawn(move || {
+                work("lane-busy", 1);
+                drop(sender);
+            });
+            let before = lane.busy_seconds();
+            assert!(receiver.recv().is_err());
+            other.join().unwrap();
+            lane.busy_seconds() - before
+        });
+        assert!(handle.unwrap().join().unwrap() < 0.1);
+    }
+}
