@@ -1,0 +1,84 @@
+//! What can be wrong with a model's folder.
+
+use std::{io, path::PathBuf};
+
+use ddk_torch::TorchError;
+
+/// An error of a model or its folder.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file that cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// "read", "write", …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A folder without a model in it.
+    #[error("{} holds no {missing}: expected a model folder in the Hugging Face format (config.json, model.safetensors, tokenizer.json)", folder.display())]
+    NotAModel {
+        /// The folder.
+        folder: PathBuf,
+        /// The file that is not there.
+        missing: &'static str,
+    },
+    /// Only pickled weights.
+    #[error("{} holds pickled weights (pytorch_model.bin), which can run code when they are read; convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)", .0.display())]
+    Pickled(PathBuf),
+    /// A file that does not hold what it should.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A model that this program does not build.
+    #[error("{}: {what} `{value}` is not supported (supported: {supported})", path.display())]
+    Unsupported {
+        /// The configuration.
+        path: PathBuf,
+        /// Which of its settings.
+        what: &'static str,
+        /// The setting's value.
+        value: String,
+        /// What there is.
+        supported: &'static str,
+    },
+    /// Tensors that do not fit the configuration; all of them.
+    #[error("the tensors in {} do not fit its config.json:\n{}", folder.display(), problems.join("\n"))]
+    Tensors {
+        /// The model's folder.
+        folder: PathBuf,
+        /// One line for each.
+        problems: Vec<String>,
+    },
+    /// A libtorch call.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+}
+
+impl ModelError {
+    /// Whether a device ran out of memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Torch(error) if error.is_out_of_memory())
+    }
+
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+impl From<tch::TchError> for ModelError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error.into())
+    }
+}

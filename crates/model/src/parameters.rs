@@ -1,0 +1,88 @@
+//! A model's parameters by name: where they come from (a folder, or a seed), and their list.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{ModelError, Weights};
+
+/// What a new parameter starts as.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Initial {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// All ones (norms).
+    Ones,
+}
+
+/// Gives a family its parameters as it asks for them, and remembers their names.
+pub(crate) struct Parameters<'a> {
+    source: Source<'a>,
+    device: Device,
+    kind: Kind,
+    list: Vec<(String, Tensor)>,
+}
+
+enum Source<'a> {
+    Folder(&'a Weights),
+    Seed(u64),
+    /// Only names and shapes are wanted.
+    Shapes,
+}
+
+impl<'a> Parameters<'a> {
+    pub(crate) fn of_folder(weights: &'a Weights, device: Device, kind: Kind) -> Self {
+        Self::new(Source::Folder(weights), device, kind)
+    }
+
+    /// New parameters in fp32, drawn from (seed, name): the same whatever else the model has.
+    pub(crate) fn of_seed(seed: u64, device: Device) -> Self {
+        Self::new(Source::Seed(seed), device, Kind::Float)
+    }
+
+    /// Parameters without memory, to learn their names and shapes.
+    pub(crate) fn of_shapes() -> Self {
+        Self::new(Source::Shapes, Device::Cpu, Kind::Float)
+    }
+
+    fn new(source: Source<'a>, device: Device, kind: Kind) -> Self {
+        Self {
+            source,
+            device,
+            kind,
+            list: Vec::new(),
+        }
+    }
+
+    /// The parameter `name`; its shape was checked when the folder was opened.
+    pub(crate) fn get(
+        &mut self,
+        name: String,
+        shape: &[i64],
+        initial: Initial,
+    ) -> Result<Tensor, ModelError> {
+        let tensor = match &self.source {
+            Source::Folder(weights) => weights.tensor(&name, self.device, self.kind)?,
+            Source::Seed(seed) => match initial {
+                Initial::Ones => Tensor::f_ones(shape, (self.kind, self.device))?,
+                Initial::Normal(deviation) => {
+                    let mut rng = ddk_order::stream(*seed, &name, &[]);
+                    let count: i64 = shape.iter().product();
+                    let values: Vec<f32> = (0..count)
+                        .map(|_| (deviation * ddk_order::standard_normal(&mut rng)) as f32)
+                        .collect();
+                    Tensor::f_from_slice(&values)?
+                        .f_reshape(shape)?
+                        .f_to_device(self.device)?
+                }
+            },
+            Source::Shapes => Tensor::f_zeros([1], (self.kind, self.device))?.f_expand(shape, false)?,
+        };
+        self.list.push((name, tensor.shallow_clone()));
+        Ok(tensor)
+    }
+
+    /// All parameters handed out, sorted by name.
+    pub(crate) fn into_list(mut self) -> Vec<(String, Tensor)> {
+        self.list.sort_by(|a, b| a.0.cmp(&b.0));
+        self.list
+    }
+}

@@ -1,0 +1,194 @@
+//! Tensors by name in a safetensors file.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use memmap2::Mmap;
+use safetensors::{
+    SafeTensors,
+    tensor::{Dtype, Metadata},
+};
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+use crate::ModelError;
+
+/// An open file: mapped, its header read and checked; tensors are copied out one by one.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    header: Metadata,
+    /// Where the data begins.
+    data: usize,
+}
+
+/// Opens a file and checks that its header describes it.
+pub fn read_tensors(path: &Path) -> Result<TensorFile, ModelError> {
+    let file = File::open(path).map_err(ModelError::io("read", path))?;
+    // SAFETY: the map is private and read-only. A file that another program cuts while it is mapped ends this process; it
+    // cannot be guarded against short of copying, which is why checkpoints and exports are replaced by rename only.
+    let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("read", path))?;
+    let (length, header) =
+        SafeTensors::read_metadata(&map).map_err(|error| ModelError::Malformed {
+            path: path.to_owned(),
+            reason: format!("not a whole safetensors file: {error}"),
+        })?;
+    Ok(TensorFile {
+        path: path.to_owned(),
+        map,
+        header,
+        data: length + 8,
+    })
+}
+
+impl TensorFile {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A value of the header's `__metadata__`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.header.tensors().into_keys().collect()
+    }
+
+    /// Shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        let info = self.header.info(name)?;
+        Some(info.shape.iter().map(|&size| size as i64).collect())
+    }
+
+    /// Dtype and bytes of a tensor as they stand in the file.
+    pub(crate) fn bytes(&self, name: &str) -> Option<(Dtype, &[u8])> {
+        let info = self.header.info(name)?;
+        let (start, end) = info.data_offsets;
+        Some((info.dtype, self.map.get(self.data + start..self.data + end)?))
+    }
+
+    /// A copy of a tensor on the CPU, in the file's dtype; its shape must be `shape`.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, ModelError> {
+        let malformed = |reason| ModelError::Malformed {
+            path: self.path.clone(),
+            reason,
+        };
+        let (dtype, bytes) = self
+            .bytes(name)
+            .ok_or_else(|| malformed(format!("there is no tensor `{name}`")))?;
+        let found = self.shape(name).unwrap_or_default();
+        if found != shape {
+            return Err(malformed(format!(
+                "the tensor `{name}` has the shape {found:?}, expected {shape:?}"
+            )));
+        }
+        let kind = kind(dtype).ok_or_else(|| {
+            malformed(format!(
+                "the tensor `{name}` has the dtype {dtype:?} (supported: F32, F16, BF16, F64)"
+            ))
+        })?;
+        Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
+    }
+}
+
+fn kind(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        _ => return None,
+    })
+}
+
+/// Writes tensors (on the CPU, sorted by the caller) tensor by tensor, without a copy of the whole file in memory.
+pub fn write_tensors(
+    tensors: &[(String, Tensor)],
+    metadata: &[(&str, &str)],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut header = Map::new();
+    let mut entries: Map<String, Value> = metadata
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), json!(value)))
+        .collect();
+    entries.insert("format".to_owned(), json!("pt"));
+    header.insert("__metadata__".to_owned(), Value::Object(entries));
+    let mut offset = 0;
+    for (name, tensor) in tensors {
+        let dtype = match tensor.kind() {
+            Kind::Float => "F32",
+            Kind::Half => "F16",
+            Kind::BFloat16 => "BF16",
+            Kind::Double => "F64",
+            Kind::Int64 => "I64",
+            other => return Err(io::Error::other(format!("cannot write {name}: dtype {other:?}"))),
+        };
+        let end = offset + tensor.numel() * tensor.kind().elt_size_in_bytes();
+        header.insert(
+            name.clone(),
+            json!({ "dtype": dtype, "shape": tensor.size(), "data_offsets": [offset, end] }),
+        );
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    // The data begins at a multiple of 8 bytes, so that it can be mapped as numbers.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    let mut bytes = Vec::new();
+    for (name, tensor) in tensors {
+        bytes.resize(tensor.numel() * tensor.kind().elt_size_in_bytes(), 0);
+        tensor
+            .f_contiguous()
+            .and_then(|tensor| tensor.f_copy_data_u8(&mut bytes, tensor.numel()))
+            .map_err(|error| io::Error::other(format!("cannot copy {name}: {error}")))?;
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use tch::Device;
+
+    #[test]
+    fn tensors_of_each_dtype_come_back_bit_for_bit_and_the_public_reader_agrees() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        let tensors: Vec<(String, Tensor)> = [Kind::Float, Kind::Half, Kind::BFloat16, Kind::Double]
+            .into_iter()
+            .enumerate()
+            .map(|(index, kind)| {
+                let values = Tensor::randn([3, 5], (Kind::Float, Device::Cpu)).to_kind(kind);
+                (format!("t{index}"), values)
+            })
+            .collect();
+        let mut bytes = Vec::new();
+        write_tensors(&tensors, &[("updates", "17")], &mut bytes).unwrap();
+        let public = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(public.len(), 4);
+        fs::write(&path, &bytes).unwrap();
+        let file = read_tensors(&path).unwrap();
+        assert_eq!(file.metadata("updates"), Some("17"));
+        for (name, tensor) in &tensors {
+            let back = file.tensor(name, &[3, 5]).unwrap();
+            assert!(back.kind() == tensor.kind() && back.equal(tensor), "{name}");
+        }
+        let error = file.tensor("t0", &[5, 3]).unwrap_err().to_string();
+        assert!(error.contains("t0") && error.contains("[3, 5]"), "{error}");
+        fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
+        let error = read_tensors(&path).unwrap_err().to_string();
+        assert!(error.contains("t.safetensors"), "{error}");
+    }
+}

@@ -1,0 +1,137 @@
+//! The tensors of a model's folder, in one file or in shards.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    ModelError,
+    safetensors::{TensorFile, read_tensors},
+};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of a folder by name, mapped, not yet copied.
+#[derive(Debug)]
+pub struct Weights {
+    folder: PathBuf,
+    files: Vec<TensorFile>,
+    /// Name to file.
+    names: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let index = folder.join(INDEX);
+        let files = if folder.join(SINGLE).exists() {
+            vec![read_tensors(&folder.join(SINGLE))?]
+        } else if index.exists() {
+            let text = fs::read_to_string(&index).map_err(ModelError::io("read", &index))?;
+            let parsed: Index =
+                serde_json::from_str(&text).map_err(|error| ModelError::Malformed {
+                    path: index.clone(),
+                    reason: error.to_string(),
+                })?;
+            let mut shards: Vec<String> = parsed.weight_map.into_values().collect();
+            shards.sort();
+            shards.dedup();
+            shards
+                .iter()
+                .map(|shard| read_tensors(&folder.join(shard)))
+                .collect::<Result<_, _>>()?
+        } else if folder.join("pytorch_model.bin").exists()
+            || folder.join("pytorch_model.bin.index.json").exists()
+        {
+            return Err(ModelError::Pickled(folder.to_owned()));
+        } else {
+            return Err(ModelError::NotAModel {
+                folder: folder.to_owned(),
+                missing: SINGLE,
+            });
+        };
+        let names = files
+            .iter()
+            .enumerate()
+            .flat_map(|(index, file)| file.names().into_iter().map(move |name| (name, index)))
+            .collect();
+        Ok(Self {
+            folder: folder.to_owned(),
+            files,
+            names,
+        })
+    }
+
+    /// One tensor on `device` in dtype `kind`.
+    pub fn tensor(&self, name: &str, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
+        let (file, shape) = self.find(name).ok_or_else(|| ModelError::Tensors {
+            folder: self.folder.clone(),
+            problems: vec![format!("  missing: {name}")],
+        })?;
+        Ok(file.tensor(name, &shape)?.f_to_device(device)?.f_to_kind(kind)?)
+    }
+
+    /// Compares the names and shapes with those a model needs; every problem is in the error. `may_be_there` says which
+    /// others are no mistake (buffers that old programs saved, the copy of a tied matrix).
+    pub fn check(
+        &self,
+        needed: &[(String, Vec<i64>)],
+        may_be_there: impl Fn(&str) -> bool,
+    ) -> Result<(), ModelError> {
+        let mut problems = Vec::new();
+        for (name, shape) in needed {
+            match self.find(name) {
+                None => problems.push(format!("  missing: {name}, shape {shape:?}")),
+                Some((file, found)) if found != *shape => problems.push(format!(
+                    "  wrong shape: {name} is {found:?} in {}, expected {shape:?}",
+                    file.path().display()
+                )),
+                Some(_) => {}
+            }
+        }
+        for (name, &file) in &self.names {
+            if !needed.iter().any(|(needed, _)| needed == name) && !may_be_there(name) {
+                problems.push(format!(
+                    "  unexpected: {name} in {}",
+                    self.files[file].path().display()
+                ));
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(ModelError::Tensors {
+            folder: self.folder.clone(),
+            problems,
+        })
+    }
+
+    /// A hash of all tensors (names, shapes, dtypes and bytes), the same however they are sharded.
+    pub fn hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, &file) in &self.names {
+            let shape = self.files[file].shape(name).unwrap_or_default();
+            if let Some((dtype, bytes)) = self.files[file].bytes(name) {
+                hasher.update(format!("{name} {dtype:?} {shape:?}\n").as_bytes());
+                hasher.update(bytes);
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    fn find(&self, name: &str) -> Option<(&TensorFile, Vec<i64>)> {
+        let file = &self.files[*self.names.get(name)?];
+        Some((file, file.shape(name)?))
+    }
+}
