@@ -1,0 +1,238 @@
+//! The chunked head: from hidden states to losses and gradients.
+
+use tch::{Kind, TchError, Tensor};
+
+use crate::{HeadInput, Objective, ObjectiveError, chunk};
+
+/// Which positions are scored, and what their sum is divided by.
+#[derive(Debug, Clone, Copy)]
+pub struct Positions<'a> {
+    /// `[positions]`, i64: the next token; negative (-100 by custom) where nothing is scored.
+    pub labels: &'a Tensor,
+    /// `[positions]`: weight of each position, in every term alike; 1 where absent.
+    pub weights: Option<&'a Tensor>,
+    /// Predictions of the whole optimizer step (not of this micro-batch): the gradient is that of the sum divided by it.
+    pub denominator: f64,
+}
+
+/// How the head computes.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadOptions {
+    /// The loss.
+    pub objective: Objective,
+    /// Logits of both models are cut to this many columns before any softmax.
+    pub vocabulary: i64,
+    /// Positions at a time.
+    pub chunk: i64,
+    /// Whether the values of each position are wanted.
+    pub per_position: bool,
+}
+
+/// Where gradients of the student's head are added, in place.
+#[derive(Debug)]
+pub struct HeadGradients<'a> {
+    /// Shape of the student's matrix; rows past the vocabulary stay as they are.
+    pub weight: &'a mut Tensor,
+    /// Shape of the student's bias, where it has one.
+    pub bias: Option<&'a mut Tensor>,
+}
+
+/// Sums over the scored positions (not divided), and the gradient of the hidden states.
+#[derive(Debug)]
+pub struct HeadOutput {
+    /// Sum of weight x cross-entropy, nats.
+    pub ce_sum: f64,
+    /// Sum of weight x KL, nats (times T² where that is switched on); 0 without a teacher.
+    pub kl_sum: f64,
+    /// `[positions, d_model]`, of (ce + gamma kl) / denominator, in the hidden states' dtype.
+    pub hidden_gradient: Tensor,
+    /// Cross-entropy and KL of each position, 0 where it is not scored, before weights.
+    pub per_position: Option<(Tensor, Tensor)>,
+}
+
+/// Losses and gradients of all positions, chunk by chunk. Without a teacher, or at gamma 0, the teacher is left out.
+///
+/// Results depend on the inputs and the chunk alone; they are the same bits each time.
+///
+/// # Errors
+/// Shapes that do not belong together, a label past the vocabulary, memory.
+pub fn chunked_head(
+    student: &HeadInput<'_>,
+    teacher: Option<&HeadInput<'_>>,
+    positions: &Positions<'_>,
+    options: &HeadOptions,
+    gradients: &mut HeadGradients<'_>,
+) -> Result<HeadOutput, ObjectiveError> {
+    check(student, teacher, positions, options)?;
+    let _no_grad = tch::no_grad_guard();
+    let teacher = teacher.filter(|_| options.objective.gamma != 0.0);
+    let count = positions.labels.size()[0];
+    let kind = student.softmax_kind();
+    let scored = positions.labels.f_ge(0)?.f_to_kind(kind)?;
+    let labels = positions.labels.f_clamp_min(0)?.f_unsqueeze(1)?;
+    let weights = match positions.weights {
+        Some(weights) => scored.f_mul(&weights.f_to_kind(kind)?)?,
+        None => scored.shallow_clone(),
+    };
+    let row_scale = weights.f_mul_scalar(1.0 / positions.denominator)?.f_unsqueeze(1)?;
+    let hidden_gradient = student.hidden.f_empty_like()?;
+    let mut weight_gradient = gradients.weight.f_narrow(0, 0, options.vocabulary)?;
+    let weight = student.weight.f_narrow(0, 0, options.vocabulary)?;
+    let mut values = Values::new(options.per_position, count, kind, student.hidden)?;
+
+    let mut start = 0;
+    while start < count {
+        let size = options.chunk.max(1).min(count - start);
+        let logits = student.logits(start, size, options.vocabulary)?;
+        let teacher_logits = teacher
+            .map(|teacher| teacher.logits(start, size, options.vocabulary)?.f_to_kind(kind))
+            .transpose()?;
+        let labels = labels.f_narrow(0, start, size)?;
+        let loss = chunk::loss(&logits, teacher_logits, &labels, &options.objective)?;
+        values.add(start, &loss, &scored.f_narrow(0, start, size)?, &weights.f_narrow(0, start, size)?)?;
+        let capped = student.soft_cap.map(|_| logits);
+        let gradient = student.through(loss.gradient, capped.as_ref())?.f_to_kind(student.weight.kind())?;
+
+        // The scale of each position goes onto the narrow side of both products.
+        let scale = row_scale.f_narrow(0, start, size)?;
+        let hidden = student.hidden.f_narrow(0, start, size)?;
+        let scaled_hidden = hidden.f_mul(&scale)?.f_to_kind(student.weight.kind())?;
+        accumulate(&mut weight_gradient, &gradient.f_tr()?, &scaled_hidden)?;
+        if let Some(bias) = &mut gradients.bias {
+            let mut bias = bias.f_narrow(0, 0, options.vocabulary)?;
+            let column_sums = gradient.f_mul(&scale)?.f_sum_dim_intlist(0, false, bias.kind())?;
+            let _ = bias.f_add_(&column_sums)?;
+        }
+        let of_hidden = gradient.f_mm(&weight)?.f_mul(&scale)?;
+        hidden_gradient.f_narrow(0, start, size)?.f_copy_(&of_hidden)?;
+        start += size;
+    }
+    values.finish(hidden_gradient)
+}
+
+/// Sum of the cross-entropy (nats) over the scored positions, and their number; no gradient. For evaluation.
+pub fn cross_entropy_sum(
+    input: &HeadInput<'_>,
+    labels: &Tensor,
+    vocabulary: i64,
+    chunk: i64,
+) -> Result<(f64, i64), ObjectiveError> {
+    let _no_grad = tch::no_grad_guard();
+    let count = labels.size()[0];
+    let scored = labels.f_ge(0)?;
+    let labels = labels.f_clamp_min(0)?.f_unsqueeze(1)?;
+    let mut sum = Tensor::f_zeros([1], (Kind::Double, labels.device()))?;
+    let mut start = 0;
+    while start < count {
+        let size = chunk.max(1).min(count - start);
+        let logits = input.logits(start, size, vocabulary)?;
+        let of_label = logits
+            .f_gather(1, &labels.f_narrow(0, start, size)?, false)?
+            .f_squeeze_dim(1)?;
+        let ce = logits.f_logsumexp(1, false)?.f_sub(&of_label)?;
+        let scored = scored.f_narrow(0, start, size)?.f_to_kind(Kind::Double)?;
+        sum = sum.f_add_(&ce.f_mul(&scored)?.f_sum(Kind::Double)?)?;
+        start += size;
+    }
+    let scored = scored.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+    Ok((sum.f_double_value(&[0])?, scored))
+}
+
+/// `target += left x right`; the product is rounded to the target's dtype where they differ.
+fn accumulate(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<(), TchError> {
+    let _ = if target.kind() == left.kind() {
+        target.f_addmm_(left, right)?
+    } else {
+        target.f_add_(&left.f_mm(right)?.f_to_kind(target.kind())?)?
+    };
+    Ok(())
+}
+
+/// Sums of the values, in f64 on the device: nothing is waited for until the end.
+struct Values {
+    sums: Tensor,
+    per_position: Option<(Tensor, Tensor)>,
+}
+
+impl Values {
+    fn new(per_position: bool, count: i64, kind: Kind, like: &Tensor) -> Result<Self, TchError> {
+        let zeros = || Tensor::f_zeros([count], (kind, like.device()));
+        Ok(Self {
+            sums: Tensor::f_zeros([2], (Kind::Double, like.device()))?,
+            per_position: match per_position {
+                true => Some((zeros()?, zeros()?)),
+                false => None,
+            },
+        })
+    }
+
+    fn add(
+        &mut self,
+        start: i64,
+        loss: &chunk::ChunkLoss,
+        scored: &Tensor,
+        weights: &Tensor,
+    ) -> Result<(), TchError> {
+        let sum = |values: &Tensor| values.f_mul(weights)?.f_sum(Kind::Double);
+        let ce = sum(&loss.ce)?;
+        let kl = match &loss.kl {
+            Some(kl) => sum(kl)?,
+            None => ce.f_zeros_like()?,
+        };
+        self.sums = self.sums.f_add_(&Tensor::f_stack(&[ce, kl], 0)?)?;
+        if let Some((all_ce, all_kl)) = &self.per_position {
+            for (all, values) in [(all_ce, Some(&loss.ce)), (all_kl, loss.kl.as_ref())] {
+                if let Some(values) = values {
+                    let size = values.size()[0];
+                    all.f_narrow(0, start, size)?.f_copy_(&values.f_mul(scored)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, hidden_gradient: Tensor) -> Result<HeadOutput, ObjectiveError> {
+        let sums = self.sums.f_to_device(tch::Device::Cpu)?;
+        Ok(HeadOutput {
+            ce_sum: sums.f_double_value(&[0])?,
+            kl_sum: sums.f_double_value(&[1])?,
+            hidden_gradient,
+            per_position: self.per_position,
+        })
+    }
+}
+
+fn check(
+    student: &HeadInput<'_>,
+    teacher: Option<&HeadInput<'_>>,
+    positions: &Positions<'_>,
+    options: &HeadOptions,
+) -> Result<(), ObjectiveError> {
+    let count = positions.labels.size();
+    let wrong = |what, got: Vec<i64>, expected: String| {
+        Err(ObjectiveError::Shape {
+            what,
+            got,
+            expected,
+        })
+    };
+    if count.len() != 1 {
+        return wrong("labels", count, "[positions]".to_owned());
+    }
+    let sides = [
+        ("the student's hidden states", "the student's output matrix", Some(student)),
+        ("the teacher's hidden states", "the teacher's output matrix", teacher),
+    ];
+    for (hidden_name, weight_name, input) in sides {
+        let Some(input) = input else { continue };
+        let (hidden, weight) = (input.hidden.size(), input.weight.size());
+        if hidden.len() != 2 || hidden[0] != count[0] {
+            return wrong(hidden_name, hidden, format!("[{}, d_model]", count[0]));
+        }
+        if weight.len() != 2 || weight[1] != hidden[1] || weight[0] < options.vocabulary {
+            let expected = format!("[at least {}, {}]", options.vocabulary, hidden[1]);
+            return wrong(weight_name, weight, expected);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The head against golden values computed in float64 from the formulas.
+
+use ddk_objective::{HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+struct Goldens(Value);
+
+impl Goldens {
+    fn read() -> Self {
+        Self(serde_json::from_str(include_str!("goldens.json")).unwrap())
+    }
+
+    fn matrix(&self, key: &str) -> Tensor {
+        let rows: Vec<Tensor> = self.0[key].as_array().unwrap().iter().map(|row| vector(row)).collect();
+        Tensor::stack(&rows, 0)
+    }
+
+    fn mean(&self, key: &str) -> f64 {
+        self.0[key]["mean_valid"].as_f64().unwrap()
+    }
+}
+
+fn vector(value: &Value) -> Tensor {
+    let values: Vec<f64> = value.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+    Tensor::from_slice(&values)
+}
+
+/// Runs the head on logits: the hidden states are the logits, the output matrix is the identity.
+fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> HeadOutput {
+    let [student, teacher] = ["S", "T"].map(|key| goldens.matrix(key).to_kind(kind));
+    let vocabulary = student.size()[1];
+    let identity = Tensor::eye(vocabulary, (kind, Device::Cpu));
+    let labels: Vec<i64> = goldens.0["labels"].as_array().unwrap().iter().map(|label| label.as_i64().unwrap()).collect();
+    let scored = labels.iter().filter(|label| **label >= 0).count();
+    let mut weight = identity.zeros_like();
+    chunked_head(
+        &HeadInput::new(&student, &identity),
+        Some(&HeadInput::new(&teacher, &identity)),
+        &Positions { labels: &Tensor::from_slice(&labels), weights: None, denominator: scored as f64 },
+        &HeadOptions { objective, vocabulary, chunk, per_position: true },
+        &mut HeadGradients { weight: &mut weight, bias: None },
+    )
+    .unwrap()
+}
+
+const CHUNKS: [i64; 6] = [1, 2, 3, 5, 7, 100];
+
+#[test]
+fn values_and_gradient_are_met_in_f64_and_f32() {
+    let goldens = Goldens::read();
+    for (kind, tolerance) in [(Kind::Double, 1e-9), (Kind::Float, 2e-6)] {
+        for chunk in CHUNKS {
+            let output = head(&goldens, Objective::default(), chunk, kind);
+            let close = |got: f64, expected: f64, what: &str| {
+                assert!((got - expected).abs() < tolerance, "{what}, {kind:?}, chunk {chunk}: {got} instead of {expected}");
+            };
+            close(output.ce_sum / 5.0, goldens.mean("ce"), "cross-entropy");
+            close(output.kl_sum / 5.0, goldens.mean("fkl_T1"), "forward KL");
+            close(
+                (output.ce_sum + 0.2 * output.kl_sum) / 5.0,
+                goldens.mean("ddk_total_ce_plus_0.2fkl"),
+                "CE + 0.2 KL",
+            );
+            let difference = output.hidden_gradient.to_kind(Kind::Double) - goldens.matrix("gradient");
+            close(difference.abs().max().double_value(&[]), 0.0, "gradient");
+            let (ce, kl) = output.per_position.unwrap();
+            let scored = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
+            for (got, key) in [(ce, "ce"), (kl, "fkl_T1")] {
+                let expected = vector(&goldens.0[key]["per_token"]) * &scored;
+                close((got - expected).abs().max().double_value(&[]), 0.0, key);
+            }
+        }
+    }
+}
+
+#[test]
+fn temperature_two_is_met_with_and_without_its_square() {
+    let goldens = Goldens::read();
+    for (temperature_squared, factor) in [(false, 1.0), (true, 4.0)] {
+        let objective = Objective { gamma: 0.2, temperature: 2.0, temperature_squared };
+        for chunk in CHUNKS {
+            let output = head(&goldens, objective, chunk, Kind::Double);
+            let expected = factor * goldens.mean("fkl_T2_unscaled");
+            assert!((output.kl_sum / 5.0 - expected).abs() < 1e-9);
+            assert!((output.ce_sum / 5.0 - goldens.mean("ce")).abs() < 1e-9);
+        }
+    }
+}
