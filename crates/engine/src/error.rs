@@ -1,0 +1,40 @@
+//! What can go wrong on a lane.
+
+use std::path::PathBuf;
+
+/// An error of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A model's folder or forward.
+    #[error(transparent)]
+    Model(#[from] ddk_model::ModelError),
+    /// The head.
+    #[error(transparent)]
+    Objective(#[from] ddk_objective::ObjectiveError),
+    /// A libtorch call.
+    #[error(transparent)]
+    Torch(#[from] ddk_torch::TorchError),
+    /// A labelled batch came to a student that was built without the teacher's output matrix.
+    #[error("the batch carries a teacher's hidden states, but the student has no teacher head")]
+    NoTeacherHead,
+    /// A checkpoint's file that verified but does not hold what it should.
+    #[error("{file}: {reason}")]
+    BadCheckpoint {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl EngineError {
+    /// Whether a device ran out of memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Torch(error) => error.is_out_of_memory(),
+            Self::Model(error) => error.is_out_of_memory(),
+            Self::Objective(error) => error.is_out_of_memory(),
+            Self::NoTeacherHead | Self::BadCheckpoint { .. } => false,
+        }
+    }
+}

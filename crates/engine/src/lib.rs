@@ -1,0 +1,24 @@
+//! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`]), measure perplexity
+//! ([`domain_perplexities`]), copy the state for a checkpoint ([`Snapshot`]).
+//!
+//! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
+//! thread, is decided in `ddk-actors`. A model is built on the thread that uses it, because libtorch keeps grad mode
+//! and thread counts for each thread.
+
+mod adamw;
+mod batch;
+mod error;
+mod perplexity;
+mod schedule;
+mod snapshot;
+mod student;
+mod teacher;
+
+pub use adamw::{AdamW, AdamWOptions, global_norm};
+pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
+pub use error::EngineError;
+pub use perplexity::domain_perplexities;
+pub use schedule::Schedule;
+pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
+pub use student::{MicroStep, Student, StudentOptions, UpdateReport};
+pub use teacher::{Signal, Teacher};

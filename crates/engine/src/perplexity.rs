@@ -1,0 +1,54 @@
+//! Perplexity of a model on validation documents.
+
+use ddk_model::Model;
+use ddk_objective::{HeadInput, cross_entropy_sum};
+use ddk_torch::TorchError;
+
+use crate::{EngineError, batch::batch_tensors};
+
+/// Perplexity of `model` on each domain's documents: `exp` of the mean cross-entropy over all predicted tokens of the
+/// domain (token-weighted), each document on its own.
+///
+/// Documents are put into batches of `batch_rows` by length, so that padding is rare; the grouping depends on the
+/// documents alone, so that an evaluation made again gives the same bits. Documents without a prediction are left out.
+///
+/// Returns `None` where `cancelled` said so between two batches.
+pub fn domain_perplexities(
+    model: &Model,
+    domains: &[Vec<Vec<u32>>],
+    batch_rows: usize,
+    vocabulary: i64,
+    chunk: i64,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<Vec<f64>>, EngineError> {
+    let _no_grad = tch::no_grad_guard();
+    let mut perplexities = Vec::with_capacity(domains.len());
+    for documents in domains {
+        let mut by_length: Vec<&[u32]> = documents
+            .iter()
+            .map(Vec::as_slice)
+            .filter(|document| document.len() > 1)
+            .collect();
+        by_length.sort_by_key(|document| std::cmp::Reverse(document.len()));
+        let (mut total, mut predictions) = (0.0, 0);
+        for rows in by_length.chunks(batch_rows.max(1)) {
+            if cancelled() {
+                return Ok(None);
+            }
+            let batch = batch_tensors(rows, model.device())?;
+            let hidden = model.hidden(&batch.tokens)?;
+            let width = hidden.size().last().copied().unwrap_or(0);
+            let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
+            let (sum, count) = cross_entropy_sum(
+                &HeadInput::new(&hidden, model.head().weight),
+                &batch.labels,
+                vocabulary,
+                chunk,
+            )?;
+            total += sum;
+            predictions += count;
+        }
+        perplexities.push((total / predictions as f64).exp());
+    }
+    Ok(Some(perplexities))
+}

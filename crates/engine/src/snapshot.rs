@@ -1,0 +1,126 @@
+//! Weights and moments at a step boundary: copied, written, read back.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use ddk_model::{
+    Model,
+    safetensors::{read_tensors, write_tensors},
+};
+use ddk_torch::TorchError;
+use tch::Tensor;
+
+use crate::{
+    EngineError,
+    adamw::AdamW,
+    student::{Student, StudentOptions},
+};
+
+/// The student's weights in a checkpoint, by parameter name.
+pub const WEIGHTS_FILE: &str = "weights.safetensors";
+/// AdamW's moments in a checkpoint: `first.NAME` and `second.NAME`; the metadata's `updates` counts the updates made.
+pub const MOMENTS_FILE: &str = "moments.safetensors";
+
+/// A copy of a student's state, detached from training.
+#[derive(Debug)]
+pub struct Snapshot {
+    weights: Vec<(String, Tensor)>,
+    moments: Vec<(String, Tensor)>,
+    updates: u64,
+}
+
+impl Snapshot {
+    pub(crate) fn take(
+        parameters: &[(String, Tensor)],
+        optimizer: &AdamW,
+    ) -> Result<Self, EngineError> {
+        let _no_grad = tch::no_grad_guard();
+        let (first, second) = optimizer.moments();
+        let mut weights = Vec::with_capacity(parameters.len());
+        let mut moments = Vec::with_capacity(2 * parameters.len());
+        for (index, (name, parameter)) in parameters.iter().enumerate() {
+            weights.push((name.clone(), copy(parameter)?));
+            moments.push((format!("first.{name}"), copy(&first[index])?));
+            moments.push((format!("second.{name}"), copy(&second[index])?));
+        }
+        moments.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(Self {
+            weights,
+            moments,
+            updates: optimizer.updates(),
+        })
+    }
+
+    /// The files of a checkpoint: a name and what writes it, to be called on any thread.
+    pub fn into_files(self) -> Vec<(&'static str, FileWriter)> {
+        let Self {
+            weights,
+            moments,
+            updates,
+        } = self;
+        vec![
+            (
+                WEIGHTS_FILE,
+                Box::new(move |out: &mut dyn Write| write_tensors(&weights, &[], out)),
+            ),
+            (
+                MOMENTS_FILE,
+                Box::new(move |out: &mut dyn Write| {
+                    write_tensors(&moments, &[("updates", &updates.to_string())], out)
+                }),
+            ),
+        ]
+    }
+}
+
+/// Writes one file of a snapshot.
+pub type FileWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
+
+impl Student {
+    /// Goes on from a checkpoint's files: `model` gives the architecture, its weights are replaced.
+    pub fn restore(
+        mut model: Model,
+        options: StudentOptions,
+        teacher_head: Option<Tensor>,
+        checkpoint: &Path,
+    ) -> Result<Self, EngineError> {
+        model.set_trainable(true);
+        let weights = read_tensors(&checkpoint.join(WEIGHTS_FILE))?;
+        let moments_file = checkpoint.join(MOMENTS_FILE);
+        let moments = read_tensors(&moments_file)?;
+        let updates = moments
+            .metadata("updates")
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| EngineError::BadCheckpoint {
+                file: moments_file.clone(),
+                reason: "its metadata has no number `updates`".to_owned(),
+            })?;
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        {
+            let _no_grad = tch::no_grad_guard();
+            for (name, parameter) in model.parameters() {
+                let mut parameter = parameter.shallow_clone();
+                let shape = parameter.size();
+                parameter
+                    .f_copy_(&weights.tensor(name, &shape)?)
+                    .map_err(TorchError::from)?;
+                let device = parameter.device();
+                for (prefix, list) in [("first", &mut first), ("second", &mut second)] {
+                    let moment = moments.tensor(&format!("{prefix}.{name}"), &shape)?;
+                    list.push(moment.f_to_device(device).map_err(TorchError::from)?);
+                }
+            }
+        }
+        let optimizer = AdamW::restore(options.adamw, first, second, updates);
+        Self::with_optimizer(model, optimizer, options, teacher_head)
+    }
+}
+
+/// A deep copy on the CPU, so that a snapshot never holds device memory.
+fn copy(tensor: &Tensor) -> Result<Tensor, TorchError> {
+    Ok(tensor
+        .detach()
+        .f_to_device_(tch::Device::Cpu, tensor.kind(), false, true)?)
+}

@@ -1,0 +1,263 @@
+//! The student: gradients of a step's micro-batches, then one update.
+
+use std::time::Instant;
+
+use ddk_model::Model;
+use ddk_objective::{
+    HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
+};
+use ddk_torch::TorchError;
+use tch::{Kind, Tensor};
+
+use crate::{
+    EngineError,
+    adamw::{AdamW, AdamWOptions, global_norm},
+    batch::batch_tensors,
+    schedule::Schedule,
+    snapshot::Snapshot,
+    teacher::Signal,
+};
+
+/// How a student learns.
+#[derive(Debug, Clone)]
+pub struct StudentOptions {
+    /// The loss. A gamma of 0, or no teacher, leaves the cross-entropy alone.
+    pub objective: Objective,
+    /// Both models' logits are cut to this many columns before any softmax: the tokenizer's largest id + 1.
+    pub vocabulary: i64,
+    /// Positions whose logits exist at a time.
+    pub chunk: i64,
+    /// The optimizer's constants.
+    pub adamw: AdamWOptions,
+    /// Gradients are scaled down to this global L2 norm.
+    pub clip_norm: f64,
+    /// The learning rate by step.
+    pub schedule: Schedule,
+}
+
+/// The sums of a micro-batch (over its predictions, not divided) and the seconds of each phase.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MicroStep {
+    /// Sum of the cross-entropy, nats.
+    pub ce_sum: f64,
+    /// Sum of the divergence from the teacher, nats (times T² where that is switched on).
+    pub kl_sum: f64,
+    /// Scored positions.
+    pub predictions: i64,
+    /// The model's forward.
+    pub forward_seconds: f64,
+    /// Logits of both models, losses and their gradients.
+    pub head_seconds: f64,
+    /// The model's backward.
+    pub backward_seconds: f64,
+}
+
+/// What an update did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpdateReport {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping; not finite where the update was skipped for it.
+    pub grad_norm: f64,
+    /// Why weights and moments were left as they were.
+    pub skipped: Option<String>,
+    /// Clipping and AdamW.
+    pub optimizer_seconds: f64,
+}
+
+/// A model in training on the lane that built it.
+#[derive(Debug)]
+pub struct Student {
+    model: Model,
+    optimizer: AdamW,
+    options: StudentOptions,
+    /// The teacher's output matrix on the student's device: `[teacher's columns, teacher's d_model]`.
+    teacher_head: Option<Tensor>,
+    /// Gradient of the student's output matrix, accumulated by the head over the step's micro-batches.
+    head_gradient: Tensor,
+    /// Whether every loss of this step was finite so far.
+    finite: bool,
+}
+
+impl Student {
+    /// Starts from `model` with zero moments.
+    pub fn new(
+        mut model: Model,
+        options: StudentOptions,
+        teacher_head: Option<Tensor>,
+    ) -> Result<Self, EngineError> {
+        model.set_trainable(true);
+        let optimizer = AdamW::new(options.adamw, model.parameters())?;
+        Self::with_optimizer(model, optimizer, options, teacher_head)
+    }
+
+    pub(crate) fn with_optimizer(
+        model: Model,
+        optimizer: AdamW,
+        options: StudentOptions,
+        teacher_head: Option<Tensor>,
+    ) -> Result<Self, EngineError> {
+        let head_gradient = model
+            .head()
+            .weight
+            .detach()
+            .f_zeros_like()
+            .map_err(TorchError::from)?;
+        Ok(Self {
+            model,
+            optimizer,
+            options,
+            teacher_head,
+            head_gradient,
+            finite: true,
+        })
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// How it learns.
+    pub fn options(&self) -> &StudentOptions {
+        &self.options
+    }
+
+    /// Adds the gradients of one micro-batch. `denominator` is the number of predictions of the whole optimizer step,
+    /// so that micro-batches of any size add up to the mean over the step.
+    pub fn accumulate(
+        &mut self,
+        rows: &[&[u32]],
+        signal: Option<&Signal>,
+        denominator: f64,
+    ) -> Result<MicroStep, EngineError> {
+        let started = Instant::now();
+        let batch = batch_tensors(rows, self.model.device())?;
+        let hidden = self.model.hidden(&batch.tokens)?;
+        let width = hidden.size().last().copied().unwrap_or(0);
+        let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
+        let forward_seconds = started.elapsed().as_secs_f64();
+
+        let started = Instant::now();
+        let detached = hidden.detach();
+        let student_head = self.model.head();
+        let teacher = match (signal, &self.teacher_head) {
+            (Some(Signal::Hidden { last }), Some(weight)) => Some(HeadInput::new(last, weight)),
+            (Some(_), None) => return Err(EngineError::NoTeacherHead),
+            (None, _) => None,
+        };
+        let output = chunked_head(
+            &HeadInput::new(&detached, student_head.weight),
+            teacher.as_ref(),
+            &Positions {
+                labels: &batch.labels,
+                weights: None,
+                denominator,
+            },
+            &HeadOptions {
+                objective: self.options.objective,
+                vocabulary: self.options.vocabulary,
+                chunk: self.options.chunk,
+                per_position: false,
+            },
+            &mut HeadGradients {
+                weight: &mut self.head_gradient,
+                bias: None,
+            },
+        )?;
+        let head_seconds = started.elapsed().as_secs_f64();
+        let finite = output.ce_sum.is_finite() && output.kl_sum.is_finite();
+        self.finite &= finite;
+
+        let started = Instant::now();
+        if finite {
+            // The backward of sum(hidden * constant) is exactly the given gradient.
+            hidden
+                .f_mul(&output.hidden_gradient)
+                .and_then(|product| product.f_sum(Kind::Float))
+                .and_then(|sum| sum.f_backward())
+                .map_err(TorchError::from)?;
+        }
+        Ok(MicroStep {
+            ce_sum: output.ce_sum,
+            kl_sum: output.kl_sum,
+            predictions: batch.predictions,
+            forward_seconds,
+            head_seconds,
+            backward_seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Clips and applies the gradients gathered since the last update, as step `step` (from 1).
+    ///
+    /// A loss or gradient that is not finite reaches neither weights nor moments: the update is skipped, which still
+    /// counts as a step of the schedule.
+    pub fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
+        let started = Instant::now();
+        let learning_rate = self.options.schedule.learning_rate(step);
+        let gradients = self.gradients()?;
+        let grad_norm = global_norm(&gradients)?;
+        let skipped = if !self.finite {
+            Some("the loss is not finite".to_owned())
+        } else if !grad_norm.is_finite() {
+            Some("the gradient is not finite".to_owned())
+        } else {
+            None
+        };
+        if skipped.is_none() {
+            let clip_norm = self.options.clip_norm;
+            let scale = if grad_norm > clip_norm {
+                clip_norm / grad_norm
+            } else {
+                1.0
+            };
+            self.optimizer
+                .update(self.model.parameters(), &gradients, learning_rate, scale)?;
+        }
+        self.clear_gradients()?;
+        Ok(UpdateReport {
+            learning_rate,
+            grad_norm,
+            skipped,
+            optimizer_seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// A copy of weights and moments, which a writer thread can save while training goes on.
+    pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
+        Snapshot::take(self.model.parameters(), &self.optimizer)
+    }
+
+    /// The gradient of each parameter, in their order; the output matrix's includes what the head gathered (which is
+    /// added to the embedding's where both are one).
+    fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
+        let _no_grad = tch::no_grad_guard();
+        let head = self.model.head().weight.data_ptr();
+        self.model
+            .parameters()
+            .iter()
+            .map(|(_, parameter)| {
+                let gradient = parameter.f_grad()?;
+                Ok(match (gradient.defined(), parameter.data_ptr() == head) {
+                    (true, true) => gradient.f_add(&self.head_gradient)?,
+                    (true, false) => gradient,
+                    (false, true) => self.head_gradient.shallow_clone(),
+                    (false, false) => parameter.detach().f_zeros_like()?,
+                })
+            })
+            .collect()
+    }
+
+    fn clear_gradients(&mut self) -> Result<(), TorchError> {
+        let _no_grad = tch::no_grad_guard();
+        for (_, parameter) in self.model.parameters() {
+            let mut gradient = parameter.f_grad()?;
+            if gradient.defined() {
+                let _ = gradient.f_zero_()?;
+            }
+        }
+        let _ = self.head_gradient.f_zero_()?;
+        self.finite = true;
+        Ok(())
+    }
+}
