@@ -1,0 +1,29 @@
+//! From sources to rows: files to documents, documents to token files, token files to rows of a fixed length.
+//!
+//! [`prepare`] does the work once and leaves a folder a domain: tokens, document index, row index, validation documents and a
+//! manifest that says what they were made from. Training only reads: [`PreparedDomain`] maps a folder and gives any row in
+//! constant time; [`RowReader`] gives the rows of each pass in an order drawn from (seed, domain, pass), so a cursor is two
+//! numbers. No libtorch in here.
+
+mod documents;
+mod domain;
+mod error;
+mod manifest;
+mod prepare;
+mod quarantine;
+mod reader;
+mod rows;
+mod source;
+mod store;
+mod tokenizer;
+mod train_tokenizer;
+
+pub use domain::PreparedDomain;
+pub use error::CorpusError;
+pub use prepare::{DomainReport, PrepareOptions, Progress, prepare, stale};
+pub use quarantine::{QUARANTINE_FILE, Quarantined};
+pub use reader::{Cursor, Drawn, RowReader};
+pub use rows::{Row, Span};
+pub use source::DomainSource;
+pub use tokenizer::{TokenizerFolder, compatible};
+pub use train_tokenizer::{END_TOKEN, train_tokenizer};

@@ -1,0 +1,99 @@
+//! The rows of a domain in the order of its passes.
+
+use std::sync::Arc;
+
+use ddk_order::Permutation;
+use serde::{Deserialize, Serialize};
+
+use crate::{CorpusError, PreparedDomain, Row};
+
+/// A place in the endless sequence of a domain's passes. All there is to save about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The pass over the domain, from 0.
+    pub pass: u64,
+    /// The next position in the pass's order.
+    pub index: u64,
+}
+
+impl Cursor {
+    /// The cursor after `count` more rows of a domain of `rows` rows.
+    pub fn advance(self, rows: u64, count: u64) -> Self {
+        let position = u128::from(self.pass) * u128::from(rows)
+            + u128::from(self.index)
+            + u128::from(count);
+        let rows = u128::from(rows.max(1));
+        Self {
+            pass: (position / rows) as u64,
+            index: (position % rows) as u64,
+        }
+    }
+
+    /// Passes over a domain of `rows` rows so far (1.5: half-way through the second).
+    pub fn passes(self, rows: u64) -> f64 {
+        self.pass as f64 + self.index as f64 / rows.max(1) as f64
+    }
+}
+
+/// A row, and where in the sequence of passes it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawn {
+    /// The pass.
+    pub pass: u64,
+    /// The position in the pass's order.
+    pub index: u64,
+    /// The row.
+    pub row: Row,
+}
+
+/// Reads a domain's rows from a cursor on. Each pass has all rows once, in an order of its own drawn from (seed, domain,
+/// pass); a domain that runs out starts its next pass.
+#[derive(Debug)]
+pub struct RowReader {
+    domain: Arc<PreparedDomain>,
+    seed: u64,
+    cursor: Cursor,
+    order: Permutation,
+}
+
+impl RowReader {
+    /// A reader that gives the row at `cursor` first.
+    pub fn new(domain: Arc<PreparedDomain>, seed: u64, cursor: Cursor) -> Self {
+        let order = Self::order(&domain, seed, cursor.pass);
+        Self {
+            domain,
+            seed,
+            cursor,
+            order,
+        }
+    }
+
+    fn order(domain: &PreparedDomain, seed: u64, pass: u64) -> Permutation {
+        Permutation::new(domain.rows(), seed, &format!("rows of {}", domain.name()), &[pass])
+    }
+
+    /// The next row.
+    pub fn read(&mut self) -> Result<Drawn, CorpusError> {
+        let Cursor { pass, index } = self.cursor;
+        let row = self.domain.row(self.order.at(index))?;
+        self.cursor = self.cursor.advance(self.domain.rows(), 1);
+        if self.cursor.pass != pass {
+            self.order = Self::order(&self.domain, self.seed, self.cursor.pass);
+        }
+        Ok(Drawn { pass, index, row })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_goes_over_the_ends_of_passes() {
+        let cursor = Cursor { pass: 2, index: 8 };
+        assert_eq!(cursor.advance(10, 1), Cursor { pass: 2, index: 9 });
+        assert_eq!(cursor.advance(10, 2), Cursor { pass: 3, index: 0 });
+        assert_eq!(cursor.advance(10, 25), Cursor { pass: 5, index: 3 });
+        assert_eq!(cursor.passes(10), 2.8);
+    }
+}

@@ -1,0 +1,184 @@
+//! The tokenizer of a Hugging Face folder.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::CorpusError;
+
+/// Texts that tokenizers of one family encode alike: letters, digits, white space, code, scripts, emoji.
+const PROBES: [&str; 8] = [
+    "The quick brown fox jumps over the lazy dog.",
+    "x = 3.14159 * 2**10  # comment\n\tif (a != b) { return; }",
+    "  leading and trailing  ",
+    "1234567890 1,000.50 0xff",
+    "naïve café — “quotes”",
+    "数据蒸馏 данные données",
+    "🙂🚀",
+    "\r\n\r\n",
+];
+
+/// A tokenizer with its end token, as a model's folder holds it.
+#[derive(Debug, Clone)]
+pub struct TokenizerFolder {
+    folder: PathBuf,
+    tokenizer: Tokenizer,
+    end_token: u32,
+    vocabulary: usize,
+    hash: String,
+}
+
+impl TokenizerFolder {
+    /// Opens `tokenizer.json` of a folder. The end token is `end_token` where given, otherwise the one that
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` or `config.json` names.
+    pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Self, CorpusError> {
+        let wrong = |reason: String| CorpusError::Tokenizer {
+            path: folder.to_owned(),
+            reason,
+        };
+        let path = folder.join("tokenizer.json");
+        if !path.exists() {
+            return Err(wrong("there is no tokenizer.json in this folder".to_owned()));
+        }
+        let bytes = fs::read(&path).map_err(CorpusError::io("read", &path))?;
+        let tokenizer = Tokenizer::from_bytes(&bytes)
+            .map_err(|error| wrong(format!("tokenizer.json cannot be used: {error}")))?;
+        let end_token = match end_token {
+            Some(token) => tokenizer.token_to_id(token).ok_or_else(|| {
+                wrong(format!("corpus.end_token is `{token}`, which is no token of it"))
+            })?,
+            None => find_end_token(folder, &tokenizer).ok_or_else(|| {
+                wrong("no end token is named in tokenizer_config.json, special_tokens_map.json, generation_config.json or config.json: set corpus.end_token".to_owned())
+            })?,
+        };
+        let largest = tokenizer.get_vocab(true).into_values().max();
+        let vocabulary = largest.map_or(0, |id| id as usize + 1);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&bytes);
+        hasher.update(&end_token.to_le_bytes());
+        Ok(Self {
+            folder: folder.to_owned(),
+            tokenizer,
+            end_token,
+            vocabulary,
+            hash: hasher.finalize().to_hex().to_string(),
+        })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The largest id + 1 (ids may have holes): the columns of the logits that mean something.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// The token that ends a document.
+    pub fn end_token(&self) -> u32 {
+        self.end_token
+    }
+
+    /// Changes with anything that changes the tokens of a text.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The tokens of documents: with the special tokens that the tokenizer's post-processor adds (a beginning token, where
+    /// the model has one), and the end token last. On all cores.
+    pub fn encode_documents(&self, texts: Vec<String>) -> Result<Vec<Vec<u32>>, CorpusError> {
+        let encodings = self
+            .tokenizer
+            .encode_batch_fast(texts, true)
+            .map_err(|error| self.failed(&error))?;
+        Ok(encodings
+            .into_iter()
+            .map(|encoding| {
+                let mut tokens = encoding.get_ids().to_vec();
+                if tokens.last() != Some(&self.end_token) {
+                    tokens.push(self.end_token);
+                }
+                tokens
+            })
+            .collect())
+    }
+
+    fn failed(&self, error: &dyn std::fmt::Display) -> CorpusError {
+        CorpusError::Tokenizer {
+            path: self.folder.clone(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
+    let json = |name: &str| -> Option<Value> {
+        serde_json::from_str(&fs::read_to_string(folder.join(name)).ok()?).ok()
+    };
+    let by_name = ["tokenizer_config.json", "special_tokens_map.json"].into_iter().find_map(|name| {
+        let value = json(name)?;
+        let token = value.get("eos_token")?;
+        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
+        tokenizer.token_to_id(text)
+    });
+    by_name.or_else(|| {
+        ["generation_config.json", "config.json"].into_iter().find_map(|name| {
+            let value = json(name)?;
+            let id = value.get("eos_token_id")?;
+            let id = id.as_u64().or_else(|| id.get(0)?.as_u64())?;
+            u32::try_from(id).ok()
+        })
+    })
+}
+
+/// Whether teacher and student mean the same by every id that both have: the vocabularies are compared, then a few texts are
+/// encoded by both. One may have tokens that the other lacks.
+pub fn compatible(teacher: &TokenizerFolder, student: &TokenizerFolder) -> Result<(), CorpusError> {
+    let differ = |difference: String| CorpusError::TokenizersDiffer {
+        teacher: teacher.folder.clone(),
+        student: student.folder.clone(),
+        difference,
+    };
+    let by_id = |tokenizer: &TokenizerFolder| -> HashMap<u32, String> {
+        let vocabulary = tokenizer.tokenizer.get_vocab(true);
+        vocabulary.into_iter().map(|(token, id)| (id, token)).collect()
+    };
+    let (teachers, students) = (by_id(teacher), by_id(student));
+    let first_difference = teachers
+        .iter()
+        .filter_map(|(id, token)| Some((id, token, students.get(id)?)))
+        .filter(|(_, token, other)| token != other)
+        .min_by_key(|(id, ..)| **id);
+    if let Some((id, token, other)) = first_difference {
+        return Err(differ(format!(
+            "id {id} is {token:?} for the teacher and {other:?} for the student"
+        )));
+    }
+    for probe in PROBES {
+        let encode = |tokenizer: &TokenizerFolder| {
+            let encoding = tokenizer.tokenizer.encode(probe, true);
+            encoding
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|error| tokenizer.failed(&error))
+        };
+        let (teachers, students) = (encode(teacher)?, encode(student)?);
+        if teachers != students {
+            return Err(differ(format!(
+                "{probe:?} is {teachers:?} for the teacher and {students:?} for the student"
+            )));
+        }
+    }
+    if teacher.end_token != student.end_token {
+        return Err(differ(format!(
+            "the end token is id {} for the teacher and {} for the student",
+            teacher.end_token, student.end_token
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! A new tokenizer, learnt from texts.
+
+use std::{fs, path::Path};
+
+use serde_json::json;
+use tokenizers::{
+    AddedToken, Tokenizer,
+    models::{
+        TrainerWrapper,
+        bpe::{BPE, BpeTrainer},
+    },
+    pre_tokenizers::byte_level::ByteLevel,
+};
+
+use crate::CorpusError;
+
+/// The end token of tokenizers made here; its id is 0.
+pub const END_TOKEN: &str = "<|endoftext|>";
+
+/// Learns a byte-level BPE of `vocabulary` tokens and writes `tokenizer.json` and `tokenizer_config.json`, which also
+/// transformers' AutoTokenizer loads. The same texts give the same bytes.
+pub fn train_tokenizer(
+    texts: impl Iterator<Item = String> + Send,
+    vocabulary: usize,
+    folder: &Path,
+) -> Result<(), CorpusError> {
+    let failed = |error: &dyn std::fmt::Display| CorpusError::Tokenizer {
+        path: folder.to_owned(),
+        reason: format!("cannot be trained: {error}"),
+    };
+    let mut tokenizer = Tokenizer::new(BPE::default());
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    let mut trainer = TrainerWrapper::from(
+        BpeTrainer::builder()
+            .vocab_size(vocabulary)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
+            .show_progress(false)
+            .build(),
+    );
+    tokenizer
+        .train(&mut trainer, texts)
+        .map_err(|error| failed(&error))?;
+    let text = tokenizer.to_string(true).map_err(|error| failed(&error))?;
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_TOKEN,
+        "clean_up_tokenization_spaces": false,
+    });
+    fs::create_dir_all(folder).map_err(CorpusError::io("create", folder))?;
+    for (name, contents) in [
+        ("tokenizer_config.json", config.to_string()),
+        ("tokenizer.json", text),
+    ] {
+        let (path, partial) = (folder.join(name), folder.join(format!(".{name}.tmp")));
+        fs::write(&partial, contents)
+            .and_then(|()| fs::rename(&partial, &path))
+            .map_err(CorpusError::io("write", &path))?;
+    }
+    Ok(())
+}
