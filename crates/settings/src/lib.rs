@@ -1,0 +1,25 @@
+//! What the user wrote, layered and validated.
+//!
+//! [`Options`] is what can be written: every key optional, unknown keys refused, its comments the documentation that the
+//! schema and the reference are made from. [`load`] layers built-in defaults, files, the environment and `--set`, and
+//! validates the result into [`Settings`], which the program uses and writes into a run's folder. [`Origins`] remembers where
+//! each value came from, so that an error and `ddk config show --origin` can say it.
+
+mod document;
+mod error;
+mod load;
+mod options;
+mod origin;
+mod reference;
+mod settings;
+mod validate;
+
+pub use error::{Error, Problem};
+pub use load::{Loaded, load};
+pub use options::{FirstInterval, Options};
+pub use origin::{Origin, Origins};
+pub use reference::{reference, schema};
+pub use settings::{
+    Batch, Checkpoint, Corpus, Domain, Evaluation, Log, Mixture, Objective, Pretrain, Queues, Run,
+    Settings, Shape, Student, Teacher, Telemetry,
+};

@@ -1,0 +1,286 @@
+//! What can be written in a configuration. The comments are the user's documentation.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// The run: its name, its end, its seed.
+    pub run: Option<RunOptions>,
+    /// How text becomes rows of tokens.
+    pub corpus: Option<CorpusOptions>,
+    /// The domains, a table each: `[domains.math]`.
+    pub domains: Option<BTreeMap<String, DomainOptions>>,
+    /// The frozen teacher.
+    pub teacher: Option<TeacherOptions>,
+    /// The student and how it learns.
+    pub student: Option<StudentOptions>,
+    /// The optimizer step's batch.
+    pub batch: Option<BatchOptions>,
+    /// How the mixture of domains moves.
+    pub mixture: Option<MixtureOptions>,
+    /// What the student minimises.
+    pub objective: Option<ObjectiveOptions>,
+    /// The queues between workers.
+    pub queues: Option<QueueOptions>,
+    /// How perplexities are measured.
+    pub evaluation: Option<EvaluationOptions>,
+    /// When the run is saved.
+    pub checkpoint: Option<CheckpointOptions>,
+    /// The server of metrics and health.
+    pub telemetry: Option<TelemetryOptions>,
+    /// What is said while running.
+    pub log: Option<LogOptions>,
+    /// Models that `ddk pretrain` makes, a table each: `[pretrain.teacher]`.
+    pub pretrain: Option<BTreeMap<String, PretrainOptions>>,
+}
+
+/// The run: its name, its end, its seed.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunOptions {
+    /// Name of the run and of its folder: letters, digits, `.`, `_`, `-`. Needed to train.
+    pub name: Option<String>,
+    /// The folder of all runs.
+    pub folder: Option<PathBuf>,
+    /// Every random choice is drawn from it.
+    pub seed: Option<u64>,
+    /// Stop after this many optimizer steps. One of max_steps, max_intervals and max_tokens is needed to train.
+    pub max_steps: Option<u64>,
+    /// Stop after this many intervals of the mixture.
+    pub max_intervals: Option<u64>,
+    /// Stop at the end of the step in which this many tokens have been trained on.
+    pub max_tokens: Option<u64>,
+    /// Stop at an interval's end where the student's perplexity is at most this many times the teacher's in every domain.
+    pub stop_ratio: Option<f64>,
+    /// Write samples.jsonl: for each step, which rows of which documents it was trained on.
+    pub trace: Option<bool>,
+}
+
+/// How text becomes rows of tokens.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CorpusOptions {
+    /// Where prepared domains are kept.
+    pub folder: Option<PathBuf>,
+    /// Folder of the tokenizer; the student's model folder where absent.
+    pub tokenizer: Option<PathBuf>,
+    /// The token that ends a document; where absent, the end-of-text token that the tokenizer's folder names.
+    pub end_token: Option<String>,
+    /// Tokens of a row; one prediction fewer.
+    pub sequence_length: Option<usize>,
+    /// Share of the documents set aside for validation, by a hash of their content.
+    pub validation_share: Option<f64>,
+    /// Validation documents of a domain at the most, each cut at sequence_length.
+    pub validation_documents: Option<usize>,
+    /// Share of records that may be unusable before it is an error.
+    pub max_bad_share: Option<f64>,
+}
+
+/// A domain's text.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DomainOptions {
+    /// Files, folders or globs: `.jsonl` holds a record a line, any other file is one document. Needed.
+    pub files: Option<Vec<String>>,
+    /// The field of a record that holds its text; `a.b` goes into an object. Default: "text".
+    pub text_field: Option<String>,
+    /// Bytes of text to train on at the most.
+    pub max_bytes: Option<u64>,
+}
+
+/// The frozen teacher.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherOptions {
+    /// Its folder, in the Hugging Face format. Needed to train.
+    pub model: Option<PathBuf>,
+    /// `cpu`, or `cuda:0`, `cuda:1`, …
+    pub device: Option<String>,
+    /// libtorch's threads of each lane on the CPU.
+    pub threads: Option<usize>,
+    /// Teachers side by side; micro-batch i goes to lane i modulo lanes.
+    pub lanes: Option<usize>,
+}
+
+/// The student and how it learns.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StudentOptions {
+    /// Folder of the model that it starts as, in the Hugging Face format. Needed to train.
+    pub model: Option<PathBuf>,
+    /// `cpu`, or `cuda:0`, `cuda:1`, …
+    pub device: Option<String>,
+    /// libtorch's threads of its lane on the CPU.
+    pub threads: Option<usize>,
+    /// The highest learning rate.
+    pub lr: Option<f64>,
+    /// The learning rate of the last step; a cosine leads to it.
+    pub lr_end: Option<f64>,
+    /// Steps of the linear warm-up from 0.
+    pub warmup_steps: Option<u64>,
+    /// AdamW's decoupled weight decay; matrices only.
+    pub weight_decay: Option<f64>,
+    /// AdamW's decay of the first moment.
+    pub beta1: Option<f64>,
+    /// AdamW's decay of the second moment.
+    pub beta2: Option<f64>,
+    /// AdamW's epsilon.
+    pub epsilon: Option<f64>,
+    /// Gradients are scaled down to this global norm.
+    pub clip_norm: Option<f64>,
+}
+
+/// The optimizer step's batch.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchOptions {
+    /// Rows of an optimizer step.
+    pub rows: Option<u64>,
+    /// Rows of a micro-batch: what teacher and student take at a time. Divides rows.
+    pub micro_rows: Option<u64>,
+}
+
+/// How the mixture of domains moves.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MixtureOptions {
+    /// Weight of the discrepancy against the uniform floor, 0 to 1 (alpha of Eq. 2).
+    pub alpha: Option<f64>,
+    /// Steps between two updates (K).
+    pub interval: Option<u64>,
+    /// What the first interval draws by: the corpus' own proportions, equal weights, or the discrepancy of Eq. 1.
+    pub first: Option<FirstInterval>,
+    /// Passes over a domain at the most; its freed share goes to the others.
+    pub max_passes: Option<f64>,
+}
+
+/// What the first interval draws by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstInterval {
+    /// Each domain's share of the corpus' tokens.
+    Natural,
+    /// The same weight for each domain.
+    Equal,
+    /// The discrepancy of Eq. 1.
+    Discrepancy,
+}
+
+/// What the student minimises: CE + gamma KL.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectiveOptions {
+    /// Weight of the KL from the teacher.
+    pub gamma: Option<f64>,
+    /// Temperature of both softmaxes in the KL.
+    pub temperature: Option<f64>,
+    /// Multiply the KL by the temperature's square, in value and gradient.
+    pub temperature_squared: Option<bool>,
+    /// Positions whose logits are formed at a time; chosen by vocabulary and device where absent.
+    pub chunk: Option<i64>,
+}
+
+/// The queues between workers.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QueueOptions {
+    /// Micro-batches that may wait in each queue, 0 to 8. Changes speed and memory, never results.
+    pub depth: Option<usize>,
+}
+
+/// How perplexities are measured.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationOptions {
+    /// Validation documents in a batch.
+    pub batch_rows: Option<usize>,
+}
+
+/// When the run is saved.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointOptions {
+    /// Steps between two saves.
+    pub every: Option<u64>,
+    /// How many of the newest checkpoints stay.
+    pub keep: Option<usize>,
+}
+
+/// The server of metrics and health.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryOptions {
+    /// Whether /metrics, /livez and /readyz are served.
+    pub enabled: Option<bool>,
+    /// Address and port; a loopback address.
+    pub address: Option<String>,
+    /// Stop where the port is taken, instead of going on without the server.
+    pub required: Option<bool>,
+}
+
+/// What is said while running.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogOptions {
+    /// Seconds between two lines about a step; 0: a line each step.
+    pub line_seconds: Option<f64>,
+}
+
+/// A model that `ddk pretrain` makes, with cross-entropy alone.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainOptions {
+    /// Folder to write the model to. Needed.
+    pub out: Option<PathBuf>,
+    /// Folder of a model to start from, instead of a new one of this architecture.
+    pub init: Option<PathBuf>,
+    /// The shape of a new model.
+    pub architecture: Option<ShapeOptions>,
+    /// Optimizer steps. Needed.
+    pub steps: Option<u64>,
+    /// Rows of an optimizer step. Default: 16.
+    pub rows: Option<u64>,
+    /// Rows of a micro-batch; divides rows. Default: 8.
+    pub micro_rows: Option<u64>,
+    /// The highest learning rate. Default: 1e-3.
+    pub lr: Option<f64>,
+    /// The learning rate of the last step. Default: a tenth of lr.
+    pub lr_end: Option<f64>,
+    /// Steps of the warm-up. Default: a twentieth of the steps.
+    pub warmup_steps: Option<u64>,
+    /// AdamW's decoupled weight decay. Default: 0.1.
+    pub weight_decay: Option<f64>,
+    /// `cpu`, or `cuda:0`, … Default: "cpu".
+    pub device: Option<String>,
+    /// libtorch's threads on the CPU. Default: all cores.
+    pub threads: Option<usize>,
+    /// Share of each domain; those left out get nothing. The corpus' own proportions where the table is absent.
+    pub shares: Option<BTreeMap<String, f64>>,
+    /// Seed of the new weights and of the data's order. Default: run.seed.
+    pub seed: Option<u64>,
+}
+
+/// The shape of a new Llama model.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShapeOptions {
+    /// Width of the hidden states. Needed.
+    pub hidden_size: Option<i64>,
+    /// Width of the MLP. Needed.
+    pub intermediate_size: Option<i64>,
+    /// Layers. Needed.
+    pub layers: Option<i64>,
+    /// Heads of the queries. Needed.
+    pub heads: Option<i64>,
+    /// Heads of keys and values. Default: as many as heads.
+    pub kv_heads: Option<i64>,
+    /// Whether the output matrix is the embedding. Default: false.
+    pub tie: Option<bool>,
+    /// Base of the rotary embedding. Default: 10000.
+    pub rope_theta: Option<f64>,
+}

@@ -1,0 +1,81 @@
+//! The schema of a configuration file, and its reference for people; both from the comments in `options.rs`.
+
+use serde_json::{Map, Value};
+
+use crate::Options;
+
+/// The JSON schema of a configuration file.
+pub fn schema() -> Value {
+    schemars::schema_for!(Options).to_value()
+}
+
+/// docs/settings.md.
+pub fn reference() -> String {
+    let schema = schema();
+    let defaults: Value = toml::from_str(include_str!("defaults.toml")).unwrap_or_default();
+    let mut text = String::from(
+        "# Settings\n\n\
+         Made from `crates/settings/src/options.rs`; `ddk config schema` prints the JSON schema, `ddk config show --origin CONFIG` \
+         the values in use and where each comes from.\n\n\
+         Layers: built-in defaults, then files in order, then the environment (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. \
+         Tables merge key by key; arrays replace each other. Paths are relative to the folder in which `ddk` is started.\n",
+    );
+    for (name, section) in properties(&schema) {
+        let (path, table) = match resolve(&schema, section) {
+            Some(table) => (name.clone(), table),
+            // A map of tables.
+            None => match entries(section).and_then(|entry| resolve(&schema, entry)) {
+                Some(table) => (format!("{name}.NAME"), table),
+                None => continue,
+            },
+        };
+        write_table(&mut text, &schema, &path, description(section), table, defaults.get(name));
+    }
+    text
+}
+
+fn write_table(
+    text: &mut String,
+    schema: &Value,
+    path: &str,
+    about: &str,
+    table: &Value,
+    defaults: Option<&Value>,
+) {
+    text.push_str(&format!("\n## [{path}]\n\n{about}\n\n| key | default | what |\n|---|---|---|\n"));
+    let mut inner = Vec::new();
+    for (key, value) in properties(table) {
+        if let Some(nested) = resolve(schema, value).filter(|nested| nested.get("properties").is_some()) {
+            inner.push((format!("{path}.{key}"), description(value), nested));
+            continue;
+        }
+        let default = defaults
+            .and_then(|defaults| defaults.get(key))
+            .map_or(String::new(), |value| format!("`{value}`"));
+        text.push_str(&format!("| `{key}` | {default} | {} |\n", description(value)));
+    }
+    for (path, about, nested) in inner {
+        write_table(text, schema, &path, about, nested, None);
+    }
+}
+
+fn properties(table: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    static EMPTY: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+    table.get("properties").and_then(Value::as_object).unwrap_or(&EMPTY).iter()
+}
+
+fn description(value: &Value) -> &str {
+    value.get("description").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The definition that an optional value refers to.
+fn resolve<'a>(schema: &'a Value, value: &'a Value) -> Option<&'a Value> {
+    let reference = value.get("$ref").or_else(|| {
+        value.get("anyOf")?.as_array()?.iter().find_map(|choice| choice.get("$ref"))
+    })?;
+    schema.pointer(reference.as_str()?.strip_prefix('#')?)
+}
+
+fn entries(value: &Value) -> Option<&Value> {
+    value.get("additionalProperties")
+}

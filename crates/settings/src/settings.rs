@@ -1,0 +1,214 @@
+//! What the program uses: validated, with nothing optional that need not be. Keys as in [`crate::Options`], so that a
+//! run's `config.toml` reads back to the same settings.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::Serialize;
+
+use crate::FirstInterval;
+
+/// All settings of a run. See [`crate::Options`] for what each means.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Settings {
+    pub run: Run,
+    pub corpus: Corpus,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub domains: BTreeMap<String, Domain>,
+    pub teacher: Teacher,
+    pub student: Student,
+    pub batch: Batch,
+    pub mixture: Mixture,
+    pub objective: Objective,
+    pub queues: Queues,
+    pub evaluation: Evaluation,
+    pub checkpoint: Checkpoint,
+    pub telemetry: Telemetry,
+    pub log: Log,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pretrain: BTreeMap<String, Pretrain>,
+}
+
+/// `[run]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Run {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub folder: PathBuf,
+    pub seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_intervals: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_ratio: Option<f64>,
+    pub trace: bool,
+}
+
+/// `[corpus]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Corpus {
+    pub folder: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_token: Option<String>,
+    pub sequence_length: usize,
+    pub validation_share: f64,
+    pub validation_documents: usize,
+    pub max_bad_share: f64,
+}
+
+/// `[domains.NAME]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Domain {
+    pub files: Vec<String>,
+    pub text_field: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u64>,
+}
+
+/// `[teacher]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Teacher {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    pub device: String,
+    pub threads: usize,
+    pub lanes: usize,
+}
+
+/// `[student]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Student {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    pub device: String,
+    pub threads: usize,
+    pub lr: f64,
+    pub lr_end: f64,
+    pub warmup_steps: u64,
+    pub weight_decay: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub clip_norm: f64,
+}
+
+/// `[batch]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Batch {
+    pub rows: u64,
+    pub micro_rows: u64,
+}
+
+/// `[mixture]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Mixture {
+    pub alpha: f64,
+    pub interval: u64,
+    pub first: FirstInterval,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_passes: Option<f64>,
+}
+
+/// `[objective]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Objective {
+    pub gamma: f64,
+    pub temperature: f64,
+    pub temperature_squared: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<i64>,
+}
+
+/// `[queues]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Queues {
+    pub depth: usize,
+}
+
+/// `[evaluation]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Evaluation {
+    pub batch_rows: usize,
+}
+
+/// `[checkpoint]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Checkpoint {
+    pub every: u64,
+    pub keep: usize,
+}
+
+/// `[telemetry]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Telemetry {
+    pub enabled: bool,
+    pub address: String,
+    pub required: bool,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Log {
+    pub line_seconds: f64,
+}
+
+/// `[pretrain.NAME]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Pretrain {
+    pub out: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Shape>,
+    pub steps: u64,
+    pub rows: u64,
+    pub micro_rows: u64,
+    pub lr: f64,
+    pub lr_end: f64,
+    pub warmup_steps: u64,
+    pub weight_decay: f64,
+    pub device: String,
+    pub threads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<BTreeMap<String, f64>>,
+    pub seed: u64,
+}
+
+/// `[pretrain.NAME.architecture]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Shape {
+    pub hidden_size: i64,
+    pub intermediate_size: i64,
+    pub layers: i64,
+    pub heads: i64,
+    pub kv_heads: i64,
+    pub tie: bool,
+    pub rope_theta: f64,
+}
+
+impl Settings {
+    /// The settings as a configuration file.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_default()
+    }
+}

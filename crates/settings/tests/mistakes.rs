@@ -1,0 +1,73 @@
+//! What a user sees who made a mistake.
+
+use std::{fs, path::PathBuf};
+
+use ddk_settings::load;
+use insta::assert_snapshot;
+
+/// The message for a file of this text, these `--set`s and variables.
+fn said(text: &str, sets: &[&str], environment: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("my.toml");
+    fs::write(&path, text).unwrap();
+    let sets: Vec<String> = sets.iter().map(|text| (*text).to_owned()).collect();
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let error = load(&[path], &sets, environment).unwrap_err().to_string();
+    error.replace(&format!("{}/", folder.path().display()), "")
+}
+
+#[test]
+fn an_unknown_key_is_shown_with_the_nearest_valid_one() {
+    assert_snapshot!(said("[student]\nlr = 1e-3\nwarm_up_steps = 5\n", &[], &[]));
+}
+
+#[test]
+fn an_unknown_table_lists_those_there_are() {
+    assert_snapshot!(said("[zebra]\nstripes = 5\n", &[], &[]));
+}
+
+#[test]
+fn a_mistyped_value_is_never_coerced() {
+    assert_snapshot!(said("[batch]\nrows = \"16\"\n", &[], &[]));
+    assert_snapshot!(said("[batch]\nrows = 16.5\n", &[], &[]));
+    assert_snapshot!(said("[run]\ntrace = 1\n", &[], &[]));
+}
+
+#[test]
+fn toml_that_is_none_is_underlined() {
+    assert_snapshot!(said("[run\nname = \"a\"\n", &[], &[]));
+}
+
+#[test]
+fn all_values_out_of_range_are_named_at_once() {
+    assert_snapshot!(said(
+        "[mixture]\nalpha = 1.5\n[batch]\nrows = 16\nmicro_rows = 5\n[queues]\ndepth = 9\n[student]\ndevice = \"gpu\"\nlr = -1.0\n[domains.a]\nfiles = []\n",
+        &[],
+        &[],
+    ));
+}
+
+#[test]
+fn the_environment_and_set_are_checked_as_files_are() {
+    assert_snapshot!(said("", &["student.lrr=1"], &[]));
+    assert_snapshot!(said("", &["student.lr=fast"], &[]));
+    assert_snapshot!(said("", &["student.lr"], &[]));
+    assert_snapshot!(said("", &[], &[("DDK__STUDENT__WARMUP", "3")]));
+    assert_snapshot!(said("", &["mixture.alpha=2"], &[]));
+}
+
+#[test]
+fn an_address_that_others_reach_is_refused() {
+    assert_snapshot!(said("[telemetry]\naddress = \"0.0.0.0:9469\"\n", &[], &[]));
+}
+
+#[test]
+fn a_pretrained_model_needs_a_shape_or_a_start() {
+    assert_snapshot!(said("[pretrain.teacher]\nout = \"models/teacher\"\nsteps = 10\nshares = { math = 1.0 }\n", &[], &[]));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = load(&[PathBuf::from("absent.toml")], &[], []).unwrap_err().to_string();
+    assert_snapshot!(error);
+}
