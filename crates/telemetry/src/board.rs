@@ -1,0 +1,238 @@
+//! What each worker does right now, and how it has spent its time.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::metrics;
+
+const STOPPED: u8 = 0;
+const COMPUTING: u8 = 1;
+const STARVED: u8 = 2;
+const BLOCKED: u8 = 3;
+
+/// The time since some fixed moment; injected, so that tests need not wait.
+pub(crate) type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// What workers publish. Reading it never asks a worker anything.
+///
+/// A worker that waits, for input or to hand on its output, is healthy; only one that computes beyond the limit is not.
+pub struct Board {
+    clock: Clock,
+    compute_limit: Duration,
+    workers: Mutex<Vec<Worker>>,
+    ready: AtomicBool,
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Board").field("ready", &self.ready).finish_non_exhaustive()
+    }
+}
+
+/// A worker's line on the board; the worker itself writes it. Cheap to clone.
+#[derive(Clone)]
+pub struct Worker {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Worker({}, {:?})", self.inner.name, self.totals())
+    }
+}
+
+struct Inner {
+    name: String,
+    clock: Clock,
+    state: AtomicU8,
+    /// When the state was entered, nanoseconds of the clock.
+    since: AtomicU64,
+    /// Nanoseconds in each state, by its number.
+    spent: [AtomicU64; 4],
+}
+
+/// How a worker has spent its time, in seconds; the state that it is in included.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Totals {
+    /// Computing.
+    pub busy: f64,
+    /// Waiting for input.
+    pub starved: f64,
+    /// Waiting to hand on its output.
+    pub blocked: f64,
+}
+
+impl Board {
+    /// A board by the system's monotonic clock. `compute_limit`: longer than this, nothing computes at a stretch.
+    pub fn new(compute_limit: Duration) -> Arc<Self> {
+        let start = Instant::now();
+        Self::with_clock(compute_limit, Arc::new(move || start.elapsed()))
+    }
+
+    pub(crate) fn with_clock(compute_limit: Duration, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            compute_limit,
+            workers: Mutex::new(Vec::new()),
+            ready: AtomicBool::new(false),
+        })
+    }
+
+    /// The line of a worker; a restarted worker goes on with its line.
+    pub fn worker(&self, name: &str) -> Worker {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = workers.iter().find(|worker| worker.inner.name == name) {
+            return worker.clone();
+        }
+        let worker = Worker {
+            inner: Arc::new(Inner {
+                name: name.to_owned(),
+                since: AtomicU64::new((self.clock)().as_nanos() as u64),
+                clock: self.clock.clone(),
+                state: AtomicU8::new(STOPPED),
+                spent: Default::default(),
+            }),
+        };
+        workers.push(worker.clone());
+        worker
+    }
+
+    /// Whether training goes on: models are loaded, workers up.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// See [`Self::set_ready`].
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Workers that have computed beyond the limit, each with for how long; none: all is well.
+    pub fn unhealthy(&self) -> Vec<(String, Duration)> {
+        let now = (self.clock)();
+        self.workers()
+            .iter()
+            .filter(|worker| worker.inner.state.load(Ordering::Acquire) == COMPUTING)
+            .map(|worker| {
+                let since = Duration::from_nanos(worker.inner.since.load(Ordering::Acquire));
+                (worker.inner.name.clone(), now.saturating_sub(since))
+            })
+            .filter(|(_, computing)| *computing > self.compute_limit)
+            .collect()
+    }
+
+    /// Sets the gauges of all workers; called when somebody looks.
+    pub fn publish(&self) {
+        for worker in self.workers() {
+            let (name, totals) = (worker.inner.name.as_str(), worker.totals());
+            metrics::WORKER_BUSY.with(&[name]).set(totals.busy);
+            metrics::WORKER_STARVED.with(&[name]).set(totals.starved);
+            metrics::WORKER_BLOCKED.with(&[name]).set(totals.blocked);
+        }
+    }
+
+    fn workers(&self) -> Vec<Worker> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Worker {
+    /// It computes.
+    pub fn computing(&self) {
+        self.enter(COMPUTING);
+    }
+
+    /// It waits for input.
+    pub fn waiting_for_input(&self) {
+        self.enter(STARVED);
+    }
+
+    /// It waits to hand on its output.
+    pub fn waiting_for_output(&self) {
+        self.enter(BLOCKED);
+    }
+
+    /// It has ended.
+    pub fn stopped(&self) {
+        self.enter(STOPPED);
+    }
+
+    fn enter(&self, state: u8) {
+        let now = (self.inner.clock)().as_nanos() as u64;
+        let since = self.inner.since.swap(now, Ordering::AcqRel);
+        let old = self.inner.state.swap(state, Ordering::AcqRel);
+        self.inner.spent[usize::from(old)].fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+    }
+
+    /// How it has spent its time.
+    pub fn totals(&self) -> Totals {
+        let now = (self.inner.clock)().as_nanos() as u64;
+        let state = self.inner.state.load(Ordering::Acquire);
+        let current = now.saturating_sub(self.inner.since.load(Ordering::Acquire));
+        let seconds = |of: u8| {
+            let spent = self.inner.spent[usize::from(of)].load(Ordering::Relaxed);
+            (spent + if state == of { current } else { 0 }) as f64 / 1e9
+        };
+        Totals {
+            busy: seconds(COMPUTING),
+            starved: seconds(STARVED),
+            blocked: seconds(BLOCKED),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn board() -> (Arc<Board>, Arc<AtomicU64>) {
+        let seconds = Arc::new(AtomicU64::new(0));
+        let clock = seconds.clone();
+        let board = Board::with_clock(
+            Duration::from_secs(10),
+            Arc::new(move || Duration::from_secs(clock.load(Ordering::Relaxed))),
+        );
+        (board, seconds)
+    }
+
+    #[test]
+    fn time_is_counted_by_what_the_worker_does() {
+        let (board, seconds) = board();
+        let worker = board.worker("teacher-0");
+        let advance = |by| {
+            seconds.fetch_add(by, Ordering::Relaxed);
+        };
+        worker.waiting_for_input();
+        advance(2);
+        worker.computing();
+        advance(5);
+        worker.waiting_for_output();
+        advance(3);
+        assert_eq!(worker.totals(), Totals { busy: 5.0, starved: 2.0, blocked: 3.0 });
+        // A restarted worker goes on with the line of its name.
+        board.worker("teacher-0").computing();
+        advance(1);
+        assert_eq!(worker.totals().busy, 6.0);
+    }
+
+    #[test]
+    fn only_computing_beyond_the_limit_is_sick() {
+        let (board, seconds) = board();
+        let (waiting, computing) = (board.worker("student"), board.worker("teacher-0"));
+        waiting.waiting_for_input();
+        computing.computing();
+        seconds.store(10, Ordering::Relaxed);
+        assert!(board.unhealthy().is_empty());
+        seconds.store(11, Ordering::Relaxed);
+        assert_eq!(board.unhealthy(), [("teacher-0".to_owned(), Duration::from_secs(11))]);
+        computing.waiting_for_output();
+        seconds.store(500, Ordering::Relaxed);
+        assert!(board.unhealthy().is_empty());
+    }
+}
