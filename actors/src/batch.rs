@@ -1,0 +1,46 @@
+//! What goes over the data queues.
+
+use std::{sync::Arc, time::Instant};
+
+use ddk_corpus::Drawn;
+
+use crate::Interval;
+
+/// A row on its way to the student.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchRow {
+    /// Index of its domain.
+    pub domain: u16,
+    /// The row and its place in the passes.
+    pub drawn: Drawn,
+}
+
+/// Part of an optimizer step: what teacher and student take at a time.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// Counts the micro-batches of this process from 0; teacher lane and order follow from it.
+    pub sequence: u64,
+    /// The step that it belongs to, from 1.
+    pub step: u64,
+    /// Whether it is the step's last.
+    pub last_of_step: bool,
+    /// The interval, and with it the mixture, that its rows were drawn by.
+    pub interval: Arc<Interval>,
+    /// Its rows.
+    pub rows: Vec<BatchRow>,
+    /// Predictions of the whole step: what losses and gradients are divided by.
+    pub step_predictions: u64,
+    /// When the interval was set, so that waiting for a mixture is not taken for waiting for data.
+    pub interval_set: Instant,
+}
+
+/// A micro-batch with what the teacher says about it.
+#[derive(Debug)]
+pub struct Labelled<Signal> {
+    /// The micro-batch.
+    pub batch: Arc<MicroBatch>,
+    /// The teacher's word.
+    pub signal: Signal,
+    /// Seconds that the teacher's lane waited for the rows.
+    pub data_wait: f64,
+}

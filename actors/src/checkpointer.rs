@@ -1,0 +1,103 @@
+//! The checkpointer: writes snapshots beside training, one at a time.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crossbeam::channel::{Receiver, Sender};
+use ddk_run::{CheckpointStore, Journal, NamedFile};
+use ddk_telemetry::{Worker, metrics};
+
+use crate::{
+    LoopState, Observer, PortError,
+    worker::{Body, Ready},
+};
+
+/// A checkpoint to be written.
+#[derive(Debug)]
+pub struct SaveRequest {
+    /// The loop at the step boundary.
+    pub state: LoopState,
+    /// The student's files.
+    pub files: Vec<NamedFile>,
+    /// Who waits for the result; nobody while training goes on.
+    pub reply: Option<Sender<Result<(), String>>>,
+}
+
+/// What the checkpointer works with. It ends when the student, the only sender, has ended.
+pub struct Checkpointer {
+    /// Snapshots. The channel holds none: a save in flight is the only one in memory besides the next.
+    pub input: Receiver<SaveRequest>,
+    /// Where they go.
+    pub store: CheckpointStore,
+    /// Whose lines have to be durable before a checkpoint names their lengths.
+    pub journal: Arc<Journal>,
+    /// Who watches.
+    pub observer: Arc<dyn Observer>,
+    /// Its line on the board.
+    pub status: Worker,
+}
+
+impl Checkpointer {
+    /// The worker's thread.
+    pub fn body(self) -> Body {
+        Box::new(move |ready: Ready| {
+            ready.say();
+            self.status.waiting_for_input();
+            while let Ok(request) = self.input.recv() {
+                self.status.computing();
+                self.save(request)?;
+                self.status.waiting_for_input();
+            }
+            self.status.stopped();
+            Ok(())
+        })
+    }
+
+    /// A save that fails is an event: the checkpoints before it stay, and training goes on.
+    fn save(&self, request: SaveRequest) -> Result<(), PortError> {
+        let (step, began) = (request.state.step, Instant::now());
+        let sync = || self.journal.sync();
+        let saved = self.store.save(step, &request.state, request.files, sync);
+        let seconds = began.elapsed().as_secs_f64();
+        let (kind, message) = match &saved {
+            Ok(report) => {
+                metrics::CHECKPOINT_SECONDS.with(&[]).record(seconds);
+                metrics::CHECKPOINT_BYTES.with(&[]).set(report.bytes as f64);
+                metrics::CHECKPOINT_STEP.with(&[]).set(step as f64);
+                let now = SystemTime::now().duration_since(UNIX_EPOCH);
+                metrics::CHECKPOINT_TIME
+                    .with(&[])
+                    .set(now.map_or(0.0, |elapsed| elapsed.as_secs_f64()));
+                tracing::info!(step, seconds, bytes = report.bytes, "saved");
+                ("saved", format!("{} bytes in {seconds:.2} s", report.bytes))
+            }
+            Err(error) => {
+                metrics::CHECKPOINT_FAILURES.with(&[]).increment(1);
+                let message = chain(error);
+                tracing::error!(step, error = message, "a checkpoint could not be saved; the ones before it stay");
+                ("save_failed", message)
+            }
+        };
+        // An event that cannot be written (the disk that is full may be its own) has been logged.
+        if let Ok(event) = self.journal.event(step, kind, &message) {
+            self.observer.on_event(&event);
+        }
+        if let Some(reply) = request.reply {
+            let _ = reply.send(saved.map(|_| ()).map_err(|error| chain(&error)));
+        }
+        Ok(())
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,27 @@
+//! Why a run ended without a result.
+
+use crate::worker::Exit;
+
+/// An error of a run; it names the part and the cause.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A part that could not be started; nothing was trained.
+    #[error("{part} could not be started: {cause}")]
+    Start {
+        /// The part: `teacher-0`, `student`, ….
+        part: String,
+        /// What was wrong.
+        cause: String,
+    },
+    /// A part that failed and could not be healed. The run goes on from its last checkpoint when it is started again.
+    #[error("{part} failed: {cause}")]
+    Part {
+        /// The part.
+        part: String,
+        /// How it ended.
+        cause: Exit,
+    },
+    /// The run's actors ended without saying why.
+    #[error("the run ended without a result: {0}")]
+    Lost(String),
+}

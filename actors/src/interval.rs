@@ -1,0 +1,64 @@
+//! An interval: a mixture, the rows that it draws, and all that is needed to draw them again.
+
+use ddk_corpus::Cursor;
+use ddk_mixture::{PolicyState, Quota, interval_order};
+use serde::{Deserialize, Serialize};
+
+/// An interval as the weight scheduler sets it. It travels with every micro-batch, so that any step's checkpoint can hold it;
+/// from it and the seed alone, the order of its rows follows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// The interval, from 0; the version of its mixture.
+    pub index: u64,
+    /// Its first step.
+    pub first_step: u64,
+    /// Its steps.
+    pub steps: u64,
+    /// What the policy decided, by domain.
+    pub weights: Vec<f64>,
+    /// The shares after limits.
+    pub target: Vec<f64>,
+    /// Rows of each domain.
+    pub counts: Vec<u64>,
+    /// The policy after its decision.
+    pub policy: PolicyState,
+    /// The quota after this interval's draw.
+    pub quota: Quota,
+    /// Where each domain stood before it.
+    pub cursors: Vec<Cursor>,
+}
+
+impl Interval {
+    /// The domain of each of its rows, in the order of training.
+    pub fn order(&self, seed: u64) -> Vec<u16> {
+        interval_order(&self.counts, seed, self.index)
+    }
+
+    /// Its last step.
+    pub fn last_step(&self) -> u64 {
+        self.first_step + self.steps - 1
+    }
+
+    /// Where each domain stands after the first `rows` rows of `order`. `domain_rows`: rows of a pass, by domain.
+    pub fn cursors_after(&self, order: &[u16], rows: usize, domain_rows: &[u64]) -> Vec<Cursor> {
+        let mut drawn = vec![0; self.cursors.len()];
+        for &domain in &order[..rows.min(order.len())] {
+            drawn[usize::from(domain)] += 1;
+        }
+        self.cursors
+            .iter()
+            .enumerate()
+            .map(|(domain, cursor)| cursor.advance(domain_rows[domain], drawn[domain]))
+            .collect()
+    }
+
+    /// Where each domain stands after all of it.
+    pub fn cursors_at_end(&self, domain_rows: &[u64]) -> Vec<Cursor> {
+        self.cursors
+            .iter()
+            .zip(&self.counts)
+            .zip(domain_rows)
+            .map(|((cursor, &count), &rows)| cursor.advance(rows, count))
+            .collect()
+    }
+}

@@ -1,0 +1,38 @@
+//! Who does what, and when: the actors of a distillation run.
+//!
+//! ```text
+//! DomainLoader x N ─rows─▶ Batcher ─micro-batches─▶ Teacher x M ─labelled─▶ Student ─snapshots─▶ Checkpointer
+//!                             ▲                                               │
+//!                             └──interval── WeightScheduler ◀── Evaluator ◀───┘ perplexities
+//! ```
+//!
+//! Data goes over bounded channels between threads; control goes over small messages between ractor actors, whose handlers
+//! never block. A part that computes is a *worker*: a named thread with a loop, owned by an actor ([`worker`]) that tells the
+//! [`supervisor`] how it ended. Parts that only decide ([`evaluator`], [`weight_scheduler`]) are actors without a thread.
+//!
+//! What is computed is behind [`ports`], so that this crate never sees libtorch; `src/wiring.rs` of the program joins both.
+//! Start with [`supervisor::run`], which reads like the picture above.
+
+pub mod batch;
+pub mod batcher;
+pub mod checkpointer;
+pub mod domain_loader;
+pub mod error;
+pub mod evaluator;
+pub mod interval;
+pub mod plan;
+pub mod ports;
+pub mod state;
+pub mod student;
+pub mod supervisor;
+pub mod teacher;
+pub mod weight_scheduler;
+pub mod worker;
+
+pub use batch::{Labelled, MicroBatch};
+pub use error::RunError;
+pub use interval::Interval;
+pub use plan::RunPlan;
+pub use ports::{MicroLoss, Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Update};
+pub use state::{LoopState, Totals};
+pub use supervisor::{End, Outcome, StopReason, run};

@@ -1,0 +1,150 @@
+//! What the actors need from outside: models, rows, somebody who watches. The program joins these to `ddk-engine` and
+//! `ddk-corpus`; the tests to fakes.
+
+use std::sync::Arc;
+
+use ddk_corpus::{Cursor, Drawn};
+use ddk_run::{
+    CheckpointStore, Journal, NamedFile,
+    records::{EventLine, MixtureLine, StepLine},
+};
+use ddk_telemetry::Board;
+
+use crate::{MicroBatch, Totals};
+
+/// An error of a port, by what can be done about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PortError {
+    /// Something the user has to change; trying again is of no use.
+    #[error("{0}")]
+    Configuration(String),
+    /// Data that cannot be read; the message names file and offset.
+    #[error("{0}")]
+    Data(String),
+    /// A device has no memory left.
+    #[error("{0}")]
+    OutOfMemory(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// The frozen teacher, on the thread that built it.
+pub trait Teacher {
+    /// What it says about a batch.
+    type Signal: Send + 'static;
+
+    /// Labels a micro-batch. Must be the same for the same batch, on any lane.
+    fn label(&mut self, batch: &MicroBatch) -> Result<Self::Signal, PortError>;
+
+    /// Perplexity on each domain's validation documents; `None` where `cancelled` said so.
+    fn perplexities(&mut self, cancelled: &dyn Fn() -> bool)
+    -> Result<Option<Vec<f64>>, PortError>;
+
+    /// Seconds that this lane has been busy since it was built.
+    fn busy_seconds(&self) -> f64;
+}
+
+/// The student, on the thread that built it.
+pub trait Student {
+    /// What the teacher says about a batch.
+    type Signal: Send + 'static;
+
+    /// Adds a micro-batch's gradients, divided by the predictions of its whole step.
+    fn accumulate(
+        &mut self,
+        batch: &MicroBatch,
+        signal: Self::Signal,
+    ) -> Result<MicroLoss, PortError>;
+
+    /// Updates the weights as step `step`.
+    fn update(&mut self, step: u64) -> Result<Update, PortError>;
+
+    /// Perplexity on each domain's validation documents; `None` where `cancelled` said so.
+    fn perplexities(&mut self, cancelled: &dyn Fn() -> bool)
+    -> Result<Option<Vec<f64>>, PortError>;
+
+    /// A copy of all that its next steps depend on, as files of a checkpoint that another thread writes.
+    fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError>;
+
+    /// Seconds that this lane has been busy since it was built.
+    fn busy_seconds(&self) -> f64;
+}
+
+/// The sums of a micro-batch, and where its time went.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MicroLoss {
+    /// Sum of the cross-entropy over its predictions.
+    pub ce_sum: f64,
+    /// Sum of the divergence from the teacher.
+    pub kl_sum: f64,
+    /// Seconds by phase.
+    pub seconds: [(&'static str, f64); 3],
+}
+
+/// What an update did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Why the weights were left as they were.
+    pub skipped: Option<String>,
+    /// Its seconds.
+    pub seconds: f64,
+}
+
+/// A domain's rows, one after the other, for ever.
+pub trait Rows: Send {
+    /// The next row.
+    fn read(&mut self) -> Result<Drawn, PortError>;
+}
+
+/// Somebody who watches a run; called from the run's threads, so it must be quick.
+pub trait Observer: Send + Sync {
+    /// A step is done.
+    fn on_step(&self, step: &StepReport<'_>);
+    /// A mixture is set.
+    fn on_mixture(&self, line: &MixtureLine);
+    /// Something happened.
+    fn on_event(&self, event: &EventLine);
+}
+
+/// A step, for who watches.
+#[derive(Debug)]
+pub struct StepReport<'a> {
+    /// Its line in `run.jsonl`.
+    pub line: &'a StepLine,
+    /// The step at which the run ends, where it has one.
+    pub limit: Option<u64>,
+    /// Weight of each domain, by name.
+    pub weights: Vec<(&'a str, f64)>,
+    /// Sums so far.
+    pub totals: &'a Totals,
+}
+
+/// Builds a teacher for a lane, on the lane's thread; again after a failure.
+pub type TeacherFactory<T> = Arc<dyn Fn(usize) -> Result<T, PortError> + Send + Sync>;
+/// Builds the student, on its thread.
+pub type StudentFactory<S> = Box<dyn FnOnce() -> Result<S, PortError> + Send>;
+/// Opens a domain's rows at a cursor; again after a failure.
+pub type RowsFactory = Arc<dyn Fn(usize, Cursor) -> Result<Box<dyn Rows>, PortError> + Send + Sync>;
+
+/// All that a run is put together from.
+pub struct Parts<T, S> {
+    /// Builds teachers.
+    pub teacher: TeacherFactory<T>,
+    /// Builds the student, restored where the run goes on.
+    pub student: StudentFactory<S>,
+    /// Opens domains.
+    pub rows: RowsFactory,
+    /// Where checkpoints go.
+    pub checkpoints: CheckpointStore,
+    /// Where lines go.
+    pub journal: Arc<Journal>,
+    /// Where workers say what they do.
+    pub board: Arc<Board>,
+    /// Who watches.
+    pub observer: Arc<dyn Observer>,
+}

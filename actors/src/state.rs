@@ -1,0 +1,67 @@
+//! What the loop has to remember: the part of a checkpoint that is not the student's.
+
+use ddk_mixture::Perplexities;
+use ddk_run::Lengths;
+use serde::{Deserialize, Serialize};
+
+use crate::Interval;
+
+/// The loop at a step boundary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoopState {
+    /// The last step made.
+    pub step: u64,
+    /// The interval that it belongs to.
+    pub interval: Interval,
+    /// Perplexities before the first step.
+    pub at_start: Perplexities,
+    /// Tokens drawn from each domain in this interval so far.
+    pub interval_tokens: Vec<u64>,
+    /// Sums over the run.
+    pub totals: Totals,
+    /// Bytes of the run's files.
+    pub lengths: Lengths,
+}
+
+impl LoopState {
+    /// Whether the interval has been trained on to its end.
+    pub fn at_interval_end(&self) -> bool {
+        self.step == self.interval.last_step()
+    }
+}
+
+/// Sums over a run, restarts included.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Tokens trained on, by domain.
+    pub tokens: Vec<u64>,
+    /// From the first batch sent to the last step.
+    pub distill_seconds: f64,
+    /// The teacher lanes' busy time within it, without evaluations.
+    pub teacher_busy_seconds: f64,
+    /// The student lane's, without evaluations.
+    pub student_busy_seconds: f64,
+    /// Busy time of evaluations within it.
+    pub evaluation_seconds: f64,
+    /// From the last update of an interval to the first micro-batch of the next.
+    pub boundary_seconds: f64,
+    /// Time that teacher lanes waited for rows while there was a mixture to draw them by.
+    pub data_wait_seconds: f64,
+    /// Time that training waited for snapshots.
+    pub save_stall_seconds: f64,
+}
+
+impl Totals {
+    /// Zero, for so many domains.
+    pub fn new(domains: usize) -> Self {
+        Self {
+            tokens: vec![0; domains],
+            ..Self::default()
+        }
+    }
+
+    /// Tokens of all domains.
+    pub fn all_tokens(&self) -> u64 {
+        self.tokens.iter().sum()
+    }
+}

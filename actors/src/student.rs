@@ -1,0 +1,220 @@
+//! The student's lane: takes the steps, writes their lines, evaluates at the interval's end, hands snapshots on.
+
+mod core;
+
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Instant,
+};
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
+use ddk_run::Journal;
+use ddk_telemetry::{Worker, metrics};
+use ractor::ActorRef;
+
+pub(crate) use self::core::Core;
+use crate::{
+    End, Labelled, LoopState, Observer, Outcome, PortError, RunPlan, StopReason, Student,
+    checkpointer::SaveRequest,
+    evaluator::EvaluatorMessage,
+    ports::StudentFactory,
+    supervisor::Never,
+    teacher::BusySum,
+    worker::{Body, Ready},
+};
+
+/// What the student is told; it looks whenever it waits and between two batches of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StudentControl {
+    /// The run is done; said at an interval's end.
+    Finish(StopReason),
+    /// Finish the step, save, end.
+    Stop,
+    /// Another part has failed: save the last step made, end.
+    Abandon,
+}
+
+/// What the student's lane works with.
+pub struct StudentLane<S: Student> {
+    /// What is to be done.
+    pub plan: Arc<RunPlan>,
+    /// Builds the student.
+    pub factory: StudentFactory<S>,
+    /// Labelled micro-batches, by teacher lane.
+    pub input: Vec<Receiver<Labelled<S::Signal>>>,
+    /// What it is told.
+    pub control: Receiver<StudentControl>,
+    /// Who takes its perplexities.
+    pub evaluator: ActorRef<EvaluatorMessage>,
+    /// Who writes its snapshots.
+    pub saves: Sender<SaveRequest>,
+    /// Where lines go.
+    pub journal: Arc<Journal>,
+    /// Who watches.
+    pub observer: Arc<dyn Observer>,
+    /// The teachers' busy time, for the totals.
+    pub teacher_busy: Arc<BusySum>,
+    /// The teacher's perplexities, known before the first interval.
+    pub teacher_perplexities: Arc<OnceLock<Vec<f64>>>,
+    /// When the first micro-batch was sent.
+    pub first_sent: Arc<OnceLock<Instant>>,
+    /// Where the run goes on.
+    pub resume: Option<LoopState>,
+    /// Where the result goes.
+    pub outcome: Arc<Mutex<Option<Outcome>>>,
+    /// Closed when the run has failed elsewhere.
+    pub stop: Receiver<Never>,
+    /// Its line on the board.
+    pub status: Worker,
+}
+
+/// What comes next.
+enum Next<Signal> {
+    Batch(Box<Labelled<Signal>>),
+    Control(StudentControl),
+    Closed,
+}
+
+impl<S: Student + 'static> StudentLane<S> {
+    /// The worker's thread.
+    pub fn body(self) -> Body {
+        Box::new(move |ready| self.work(ready))
+    }
+
+    fn work(mut self, ready: Ready) -> Result<(), PortError> {
+        self.status.computing();
+        let factory = std::mem::replace(&mut self.factory, Box::new(|| Err(PortError::Other("built twice".to_owned()))));
+        let student = factory()?;
+        ready.say();
+        let mut core = Core::new(&self, student);
+        let end = self.train(&mut core)?;
+        self.status.computing();
+        if let Some(end) = end {
+            self.save_last(&mut core)?;
+            let after = match end {
+                End::Finished(_) => core.student.perplexities(&|| false)?,
+                End::Stopped => None,
+            };
+            *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = core.outcome(end, after);
+        }
+        self.status.stopped();
+        Ok(())
+    }
+
+    /// Steps until the run's end; `None` where it is abandoned.
+    fn train(&self, core: &mut Core<S>) -> Result<Option<End>, PortError> {
+        // A run that was finished, but not yet summed up, when it was interrupted.
+        if let Some(reason) = core.limit_reached() {
+            return Ok(Some(End::Finished(reason)));
+        }
+        if core.needs_mixture() && !self.evaluate(core)? {
+            return Ok(Some(End::Stopped));
+        }
+        let mut stopping = false;
+        loop {
+            self.status.waiting_for_input();
+            let began = Instant::now();
+            match self.next(core.next_sequence) {
+                Next::Batch(labelled) => {
+                    self.status.computing();
+                    if !core.take(*labelled, began)? {
+                        continue;
+                    }
+                }
+                Next::Control(StudentControl::Finish(reason)) => {
+                    return Ok(Some(End::Finished(reason)));
+                }
+                Next::Control(StudentControl::Stop) if core.within_step() => {
+                    stopping = true;
+                    continue;
+                }
+                Next::Control(StudentControl::Stop) => return Ok(Some(End::Stopped)),
+                Next::Control(StudentControl::Abandon) => {
+                    self.save_last(core)?;
+                    return Ok(None);
+                }
+                Next::Closed => return Ok(None),
+            }
+            if let Some(reason) = core.limit_reached() {
+                return Ok(Some(End::Finished(reason)));
+            }
+            if stopping {
+                return Ok(Some(End::Stopped));
+            }
+            if core.save_is_due() {
+                self.save(core, None)?;
+            }
+            if core.needs_mixture() && !self.evaluate(core)? {
+                return Ok(Some(End::Stopped));
+            }
+        }
+    }
+
+    fn next(&self, sequence: u64) -> Next<S::Signal> {
+        let lane = (sequence % self.input.len() as u64) as usize;
+        select_biased! {
+            recv(self.stop) -> _ => Next::Closed,
+            recv(self.control) -> message => message.map_or(Next::Closed, Next::Control),
+            recv(self.input[lane]) -> labelled => match labelled {
+                Ok(labelled) => Next::Batch(Box::new(labelled)),
+                Err(_) => Next::Closed,
+            },
+        }
+    }
+
+    /// Measures perplexities for the next mixture; false where the run is told to stop meanwhile.
+    fn evaluate(&self, core: &mut Core<S>) -> Result<bool, PortError> {
+        self.status.computing();
+        let told_to_stop = || {
+            matches!(self.control.try_recv(), Ok(_) | Err(TryRecvError::Disconnected))
+                || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
+        };
+        let Some(perplexities) = core.evaluate(&told_to_stop)? else {
+            return Ok(false);
+        };
+        let step = core.step();
+        self.evaluator
+            .cast(EvaluatorMessage::Student { step, perplexities })
+            .map_err(|error| PortError::Other(format!("the evaluator has ended: {error}")))?;
+        Ok(true)
+    }
+
+    /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
+    fn save(&self, core: &mut Core<S>, reply: Option<Sender<Result<(), String>>>) -> Result<(), PortError> {
+        let Some(state) = core.state.clone() else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        self.status.computing();
+        let step = state.step;
+        let files = core.student.snapshot()?;
+        self.status.waiting_for_output();
+        self.saves
+            .send(SaveRequest {
+                state,
+                files,
+                reply,
+            })
+            .map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
+        let stall = began.elapsed().as_secs_f64();
+        metrics::CHECKPOINT_STALL.with(&[]).record(stall);
+        core.saved(step, stall);
+        Ok(())
+    }
+
+    /// Saves the last step made and waits until it is on the disk. A run that ends must not end without it.
+    fn save_last(&self, core: &mut Core<S>) -> Result<(), PortError> {
+        let (reply, result) = bounded(1);
+        if core.state.is_none() || core.is_saved() {
+            return Ok(());
+        }
+        self.save(core, Some(reply))?;
+        match result.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(PortError::Other(format!(
+                "the last checkpoint could not be saved (the ones before it stay): {error}"
+            ))),
+            Err(_) => Err(PortError::Other("the checkpointer has ended".to_owned())),
+        }
+    }
+}

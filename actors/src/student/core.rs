@@ -1,0 +1,341 @@
+//! The student's bookkeeping: what a step adds up to, its lines, and the state that a checkpoint holds.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use ddk_mixture::Perplexities;
+use ddk_run::{
+    Journal,
+    records::{Drawn, DrawnLine, SampleLine, SampleSpan, StepLine},
+};
+use ddk_telemetry::metrics;
+use indexmap::IndexMap;
+
+use super::StudentLane;
+use crate::{
+    End, Interval, Labelled, LoopState, MicroBatch, Observer, Outcome, PortError, RunPlan,
+    StepReport, StopReason, Student, Totals, teacher::BusySum,
+};
+
+/// What a step has gathered so far.
+#[derive(Debug, Default)]
+struct Gathered {
+    ce_sum: f64,
+    kl_sum: f64,
+    tokens: Vec<u64>,
+    seconds: IndexMap<String, f64>,
+    samples: Vec<SampleLine>,
+}
+
+/// The student with its books.
+pub(crate) struct Core<S: Student> {
+    pub(crate) student: S,
+    /// The loop after the last step; none before the first.
+    pub(crate) state: Option<LoopState>,
+    /// The micro-batch that is due.
+    pub(crate) next_sequence: u64,
+    plan: Arc<RunPlan>,
+    journal: Arc<Journal>,
+    observer: Arc<dyn Observer>,
+    teacher_busy: Arc<BusySum>,
+    teacher_perplexities: Arc<OnceLock<Vec<f64>>>,
+    first_sent: Arc<OnceLock<Instant>>,
+    /// Sums of the processes before this one.
+    before: Totals,
+    totals: Totals,
+    gathered: Option<Gathered>,
+    student_at_start: Vec<f64>,
+    saved_step: Option<u64>,
+    /// The port's busy seconds, as read last.
+    busy: f64,
+    last_update: Option<Instant>,
+}
+
+impl<S: Student> Core<S> {
+    pub(crate) fn new(lane: &StudentLane<S>, student: S) -> Self {
+        let resume = lane.resume.clone();
+        let totals = match &resume {
+            Some(state) => state.totals.clone(),
+            None => Totals::new(lane.plan.domains.len()),
+        };
+        Self {
+            busy: student.busy_seconds(),
+            student,
+            next_sequence: 0,
+            plan: Arc::clone(&lane.plan),
+            journal: Arc::clone(&lane.journal),
+            observer: Arc::clone(&lane.observer),
+            teacher_busy: Arc::clone(&lane.teacher_busy),
+            teacher_perplexities: Arc::clone(&lane.teacher_perplexities),
+            first_sent: Arc::clone(&lane.first_sent),
+            before: totals.clone(),
+            totals,
+            gathered: None,
+            student_at_start: resume.as_ref().map_or_else(Vec::new, |state| state.at_start.student.clone()),
+            saved_step: resume.as_ref().map(|state| state.step),
+            state: resume,
+            last_update: None,
+        }
+    }
+
+    pub(crate) fn step(&self) -> u64 {
+        self.state.as_ref().map_or(0, |state| state.step)
+    }
+
+    /// Whether a step has begun whose update is not made yet.
+    pub(crate) fn within_step(&self) -> bool {
+        self.gathered.is_some()
+    }
+
+    /// Whether there is no interval to go on in.
+    pub(crate) fn needs_mixture(&self) -> bool {
+        self.state.as_ref().is_none_or(LoopState::at_interval_end)
+    }
+
+    /// The limit that the last step has reached.
+    pub(crate) fn limit_reached(&self) -> Option<StopReason> {
+        let state = self.state.as_ref()?;
+        if self.plan.max_tokens.is_some_and(|limit| state.totals.all_tokens() >= limit) {
+            return Some(StopReason::MaxTokens);
+        }
+        let last = self.plan.max_steps?;
+        (state.step >= last).then_some(self.plan.max_steps_reason)
+    }
+
+    pub(crate) fn save_is_due(&self) -> bool {
+        self.step() % self.plan.checkpoint_every == 0 && !self.is_saved()
+    }
+
+    pub(crate) fn is_saved(&self) -> bool {
+        self.saved_step == Some(self.step())
+    }
+
+    pub(crate) fn saved(&mut self, step: u64, stall: f64) {
+        self.saved_step = Some(step);
+        self.totals.save_stall_seconds += stall;
+    }
+
+    /// The port's busy seconds since this was asked last.
+    fn newly_busy(&mut self) -> f64 {
+        let now = self.student.busy_seconds();
+        now - std::mem::replace(&mut self.busy, now)
+    }
+
+    pub(crate) fn evaluate(
+        &mut self,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let began = Instant::now();
+        self.newly_busy();
+        let perplexities = self.student.perplexities(cancelled)?;
+        let busy = self.newly_busy();
+        // The first evaluation of a process comes before its first batch.
+        if self.first_sent.get().is_some() {
+            self.totals.evaluation_seconds += busy;
+        }
+        metrics::STEP_SECONDS.with(&["evaluation"]).record(began.elapsed().as_secs_f64());
+        if self.state.is_none()
+            && let Some(perplexities) = &perplexities
+        {
+            self.student_at_start = perplexities.clone();
+        }
+        Ok(perplexities)
+    }
+
+    /// Takes a micro-batch that was waited for since `began`; true where it was its step's last.
+    pub(crate) fn take(&mut self, labelled: Labelled<S::Signal>, began: Instant) -> Result<bool, PortError> {
+        let Labelled {
+            batch,
+            signal,
+            data_wait,
+        } = labelled;
+        debug_assert_eq!(batch.sequence, self.next_sequence);
+        self.next_sequence += 1;
+        let mut gathered = match self.gathered.take() {
+            Some(gathered) => gathered,
+            None => self.begin_step(&batch),
+        };
+        // Until the interval was set, the wait was for the mixture (counted as the boundary's).
+        let waited = Instant::now().saturating_duration_since(began.max(batch.interval_set)).as_secs_f64();
+        self.totals.data_wait_seconds += data_wait;
+        let mut add = |phase: &str, seconds: f64| *gathered.seconds.entry(phase.to_owned()).or_default() += seconds;
+        add("data", data_wait);
+        add("teacher_wait", (waited - data_wait).max(0.0));
+        let loss = self.student.accumulate(&batch, signal)?;
+        for (phase, seconds) in loss.seconds {
+            add(phase, seconds);
+        }
+        gathered.ce_sum += loss.ce_sum;
+        gathered.kl_sum += loss.kl_sum;
+        for row in &batch.rows {
+            gathered.tokens[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
+            gathered.samples.push(self.sample(&batch, row));
+        }
+        let last = batch.last_of_step;
+        self.gathered = Some(gathered);
+        if last {
+            self.end_step(&batch)?;
+        }
+        Ok(last)
+    }
+
+    fn begin_step(&mut self, batch: &MicroBatch) -> Gathered {
+        if batch.step == batch.interval.first_step
+            && let Some(update) = self.last_update
+        {
+            let seconds = update.elapsed().as_secs_f64();
+            self.totals.boundary_seconds += seconds;
+            metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
+        }
+        Gathered {
+            tokens: vec![0; self.plan.domains.len()],
+            ..Gathered::default()
+        }
+    }
+
+    fn sample(&self, batch: &MicroBatch, row: &crate::batch::BatchRow) -> SampleLine {
+        let spans = row.drawn.row.spans.iter().map(|span| SampleSpan {
+            document: span.document,
+            offset: span.offset,
+            tokens: span.tokens,
+        });
+        SampleLine {
+            step: batch.step,
+            row: row.drawn.row.row,
+            domain: self.plan.domains[usize::from(row.domain)].clone(),
+            mixture_version: batch.interval.index,
+            pass: row.drawn.pass,
+            spans: spans.collect(),
+        }
+    }
+
+    fn end_step(&mut self, batch: &MicroBatch) -> Result<(), PortError> {
+        let mut gathered = self.gathered.take().unwrap_or_default();
+        let update = self.student.update(batch.step)?;
+        gathered.seconds.insert("optimizer".to_owned(), update.seconds);
+        self.totals.student_busy_seconds += self.newly_busy();
+        self.totals.teacher_busy_seconds = self.before.teacher_busy_seconds + self.teacher_busy.get();
+        let elapsed = self.first_sent.get().map_or(0.0, |first| first.elapsed().as_secs_f64());
+        let step_seconds = self.before.distill_seconds + elapsed - self.totals.distill_seconds;
+        self.totals.distill_seconds = self.before.distill_seconds + elapsed;
+        for (sum, tokens) in self.totals.tokens.iter_mut().zip(&gathered.tokens) {
+            *sum += tokens;
+        }
+        self.last_update = Some(Instant::now());
+
+        let predictions = batch.step_predictions as f64;
+        let (ce, kl) = (gathered.ce_sum / predictions, gathered.kl_sum / predictions);
+        let line = StepLine {
+            step: batch.step,
+            loss: ce + self.plan.gamma * kl,
+            ce,
+            kl,
+            gamma: self.plan.gamma,
+            learning_rate: update.learning_rate,
+            grad_norm: update.grad_norm,
+            tokens: gathered.tokens.iter().sum(),
+            mixture_version: batch.interval.index,
+            skipped: update.skipped,
+            seconds: gathered.seconds,
+        };
+        self.write(&line, &gathered.samples, &gathered.tokens, &batch.interval)
+            .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
+        self.publish(&line, &gathered.tokens, step_seconds, &batch.interval);
+        Ok(())
+    }
+
+    /// Writes the step's lines, then takes down the state that a checkpoint of this step holds.
+    fn write(
+        &mut self,
+        line: &StepLine,
+        samples: &[SampleLine],
+        tokens: &[u64],
+        interval: &Interval,
+    ) -> Result<(), ddk_run::RunFileError> {
+        if let Some(reason) = &line.skipped {
+            metrics::SKIPPED_UPDATES.with(&[]).increment(1);
+            let message = format!("the update of step {} was not made: {reason}", line.step);
+            self.observer.on_event(&self.journal.event(line.step, "skipped", &message)?);
+        }
+        self.journal.step(line)?;
+        self.journal.samples(samples)?;
+        let mut interval_tokens = match &self.state {
+            Some(state) if state.interval.index == interval.index => state.interval_tokens.clone(),
+            _ => vec![0; tokens.len()],
+        };
+        for (sum, tokens) in interval_tokens.iter_mut().zip(tokens) {
+            *sum += tokens;
+        }
+        if line.step == interval.last_step() {
+            self.journal.drawn(&self.drawn(interval, &interval_tokens))?;
+        }
+        let student = self.student_at_start.clone();
+        let teacher = self.teacher_perplexities.get().cloned().unwrap_or_default();
+        self.state = Some(LoopState {
+            step: line.step,
+            interval: interval.clone(),
+            at_start: Perplexities { student, teacher },
+            interval_tokens,
+            totals: self.totals.clone(),
+            lengths: self.journal.lengths(),
+        });
+        Ok(())
+    }
+
+    fn drawn(&self, interval: &Interval, tokens: &[u64]) -> DrawnLine {
+        let ends = interval.cursors_at_end(&self.plan.domain_rows);
+        let drawn = self.plan.domains.iter().enumerate().map(|(domain, name)| {
+            let passes = ends[domain].passes(self.plan.domain_rows[domain]);
+            metrics::PASSES.with(&[name]).set(passes);
+            let drawn = Drawn {
+                rows: interval.counts[domain],
+                tokens: tokens[domain],
+                passes,
+            };
+            (name.clone(), drawn)
+        });
+        DrawnLine {
+            interval: interval.index,
+            drawn: drawn.collect(),
+        }
+    }
+
+    fn publish(&self, line: &StepLine, tokens: &[u64], step_seconds: f64, interval: &Interval) {
+        metrics::STEPS.with(&[]).increment(1);
+        metrics::STEP.with(&[]).set(line.step as f64);
+        for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
+            metrics::TOKENS.with(&[domain]).increment(*tokens);
+        }
+        metrics::TOKENS_PER_SECOND.with(&[]).set(line.tokens as f64 / step_seconds.max(1e-9));
+        for (term, value) in [("total", line.loss), ("ce", line.ce), ("kl", line.kl)] {
+            metrics::LOSS.with(&[term]).set(value);
+        }
+        metrics::GRADIENT_NORM.with(&[]).set(line.grad_norm);
+        metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);
+        for (phase, seconds) in &line.seconds {
+            metrics::STEP_SECONDS.with(&[phase]).record(*seconds);
+        }
+        let names = self.plan.domains.iter().map(String::as_str);
+        self.observer.on_step(&StepReport {
+            line,
+            limit: self.plan.max_steps,
+            weights: names.zip(interval.weights.iter().copied()).collect(),
+            totals: &self.totals,
+        });
+    }
+
+    /// The run's result; none where it ended before its first step.
+    pub(crate) fn outcome(&self, end: End, after: Option<Vec<f64>>) -> Option<Outcome> {
+        let state = self.state.clone()?;
+        Some(Outcome {
+            end,
+            step: state.step,
+            intervals: state.interval.index + 1,
+            at_start: state.at_start,
+            after,
+            totals: self.totals.clone(),
+        })
+    }
+}

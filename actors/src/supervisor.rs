@@ -1,0 +1,330 @@
+//! The supervisor: puts the pipeline together, starts it in order, heals what can be healed, and takes it down.
+//!
+//! It owns both ends of every data queue and what each worker has in hand, so that a worker that is built again goes on with
+//! the same queue and loses nothing. A run ends at the student: when that has ended, the `stop` channel is closed, which every
+//! blocking call of every other worker also waits on.
+
+mod pipeline;
+mod restarts;
+
+use std::{collections::HashMap, fmt, marker::PhantomData};
+
+use crossbeam::channel::Sender;
+use ddk_mixture::{Perplexities, Policy};
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use self::{pipeline::Pipeline, restarts::Restarts};
+use crate::{
+    LoopState, Parts, PortError, RunError, RunPlan, Student, Teacher, Totals,
+    student::StudentControl,
+    worker::{Exit, WorkerActor, WorkerSpec},
+};
+
+/// Nothing is ever sent over the stop channel: it is closed.
+#[derive(Debug, Clone, Copy)]
+pub enum Never {}
+
+/// Why a run is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The set number of steps.
+    MaxSteps,
+    /// The set number of intervals.
+    MaxIntervals,
+    /// The token budget.
+    MaxTokens,
+    /// Every domain's ratio is small enough.
+    StopRatio,
+    /// The data may not be passed over again.
+    MaxPasses,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::MaxSteps => "max_steps",
+            Self::MaxIntervals => "max_intervals",
+            Self::MaxTokens => "max_tokens",
+            Self::StopRatio => "stop_ratio",
+            Self::MaxPasses => "max_passes",
+        })
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is done.
+    Finished(StopReason),
+    /// It was told to stop, and is saved.
+    Stopped,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// The last step.
+    pub step: u64,
+    /// Intervals begun.
+    pub intervals: u64,
+    /// Perplexities before the first step.
+    pub at_start: Perplexities,
+    /// The student's after the last, where the run is done.
+    pub after: Option<Vec<f64>>,
+    /// Sums over the run.
+    pub totals: Totals,
+}
+
+/// Runs a distillation to its end, or until something comes over `stop`.
+///
+/// `resume` goes on from a checkpoint, `policy` and the student's factory from the same; `teacher_perplexities`, where known,
+/// are not measured again. `None`: told to stop before the first step.
+pub async fn run<T, S>(
+    plan: RunPlan,
+    parts: Parts<T, S>,
+    policy: Box<dyn Policy>,
+    resume: Option<LoopState>,
+    teacher_perplexities: Option<Vec<f64>>,
+    mut stop: mpsc::Receiver<()>,
+) -> Result<Option<Outcome>, RunError>
+where
+    T: Teacher + 'static,
+    S: Student<Signal = T::Signal> + 'static,
+{
+    let (result, mut is_done) = oneshot::channel();
+    let arguments = Arguments {
+        plan,
+        parts,
+        policy,
+        resume,
+        teacher_perplexities,
+        result,
+    };
+    let started = Actor::spawn(None, Supervisor(PhantomData), arguments).await;
+    let (supervisor, task) = started.map_err(start_error)?;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut is_done => break ended,
+            Some(()) = stop.recv() => {
+                // Where it cannot be told any more, it is ending.
+                let _ = supervisor.cast(SupervisorMessage::Stop);
+            }
+        }
+    };
+    let _ = task.await;
+    ended.unwrap_or_else(|_| Err(RunError::Lost("the supervisor ended".to_owned())))
+}
+
+fn start_error(error: SpawnErr) -> RunError {
+    match error {
+        SpawnErr::StartupFailed(cause) => match cause.downcast::<RunError>() {
+            Ok(error) => *error,
+            Err(cause) => RunError::Lost(cause.to_string()),
+        },
+        other => RunError::Lost(other.to_string()),
+    }
+}
+
+/// What the supervisor is told.
+#[derive(Debug)]
+pub enum SupervisorMessage {
+    /// Finish the step, save, end.
+    Stop,
+}
+
+/// The actor.
+struct Supervisor<T, S>(PhantomData<fn() -> (T, S)>);
+
+struct Arguments<T: Teacher, S: Student> {
+    plan: RunPlan,
+    parts: Parts<T, S>,
+    policy: Box<dyn Policy>,
+    resume: Option<LoopState>,
+    teacher_perplexities: Option<Vec<f64>>,
+    result: oneshot::Sender<Result<Option<Outcome>, RunError>>,
+}
+
+/// A part of the pipeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Loader(usize),
+    Batcher,
+    Teacher(usize),
+    Student,
+    Checkpointer,
+    Evaluator,
+    WeightScheduler,
+}
+
+impl Part {
+    fn is_worker(&self) -> bool {
+        !matches!(self, Self::Evaluator | Self::WeightScheduler)
+    }
+}
+
+struct State<T: Teacher> {
+    pipeline: Pipeline<T>,
+    alive: HashMap<ActorId, (Part, ActorCell)>,
+    restarts: Restarts,
+    /// Dropped to close the channel.
+    stop: Option<Sender<Never>>,
+    failure: Option<RunError>,
+    result: Option<oneshot::Sender<Result<Option<Outcome>, RunError>>>,
+}
+
+impl<T, S> Actor for Supervisor<T, S>
+where
+    T: Teacher + 'static,
+    S: Student<Signal = T::Signal> + 'static,
+{
+    type Msg = SupervisorMessage;
+    type State = State<T>;
+    type Arguments = Arguments<T, S>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let result = arguments.result;
+        let board = arguments.parts.board.clone();
+        let started = pipeline::start(
+            arguments.plan,
+            arguments.parts,
+            arguments.policy,
+            arguments.resume,
+            arguments.teacher_perplexities,
+            myself.get_cell(),
+        )
+        .await?;
+        board.set_ready(true);
+        Ok(State {
+            pipeline: started.pipeline,
+            alive: started.alive,
+            restarts: Restarts::default(),
+            stop: Some(started.stop),
+            failure: None,
+            result: Some(result),
+        })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            // A full channel holds a word that ends the run already.
+            SupervisorMessage::Stop => drop(state.pipeline.control.try_send(StudentControl::Stop)),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (cell, exit) = match event {
+            SupervisionEvent::ActorTerminated(cell, ..) => (cell, Exit::Done),
+            SupervisionEvent::ActorFailed(cell, error) => {
+                let exit = match error.downcast::<Exit>() {
+                    Ok(exit) => *exit,
+                    Err(error) => Exit::Failed(PortError::Other(error.to_string())),
+                };
+                (cell, exit)
+            }
+            _ => return Ok(()),
+        };
+        if let Some((part, _)) = state.alive.remove(&cell.get_id()) {
+            state.ended(part, exit, myself.get_cell()).await;
+        }
+        if !state.alive.values().any(|(part, _)| part.is_worker()) {
+            state.finish();
+            myself.stop(None);
+        }
+        Ok(())
+    }
+}
+
+impl<T: Teacher + 'static> State<T> {
+    /// Decides what follows when a part has ended.
+    async fn ended(&mut self, part: Part, exit: Exit, myself: ActorCell) {
+        let name = self.pipeline.name(&part);
+        match (part, exit) {
+            // The student's end is the run's, however it came.
+            (Part::Student, exit) => {
+                if exit != Exit::Done {
+                    self.fail(name, exit);
+                }
+                self.stop = None;
+            }
+            (_, Exit::Done) => {}
+            // Read-only parts that panicked are built again and do what was in hand once more.
+            (part @ (Part::Loader(_) | Part::Teacher(_)), Exit::Panicked(text))
+                if self.stop.is_some() && self.restarts.allow(&name) =>
+            {
+                self.pipeline.restarted(&name, &text);
+                match self.pipeline.rebuild(&part, myself).await {
+                    Ok(cell) => drop(self.alive.insert(cell.get_id(), (part, cell))),
+                    Err(cause) => self.give_up(name, cause),
+                }
+            }
+            (_, exit) => self.give_up(name, exit),
+        }
+    }
+
+    /// A part cannot be healed: the student saves the last step made, then the run ends.
+    fn give_up(&mut self, part: String, cause: Exit) {
+        self.fail(part, cause);
+        let told = self.pipeline.control.try_send(StudentControl::Abandon).is_ok();
+        let student_lives = self.alive.values().any(|(part, _)| *part == Part::Student);
+        if !told || !student_lives {
+            self.stop = None;
+        }
+    }
+
+    /// The first failure is the one that is told.
+    fn fail(&mut self, part: String, cause: Exit) {
+        tracing::error!(part, %cause, "a part of the run failed");
+        self.failure.get_or_insert(RunError::Part { part, cause });
+    }
+
+    /// All workers have ended.
+    fn finish(&mut self) {
+        self.pipeline.board.set_ready(false);
+        for (_, cell) in self.alive.values() {
+            cell.stop(None);
+        }
+        let result = match self.failure.take() {
+            Some(error) => Err(error),
+            None => Ok(self.pipeline.take_outcome()),
+        };
+        if let Some(sender) = self.result.take() {
+            let _ = sender.send(result);
+        }
+    }
+}
+
+/// Starts a worker below the supervisor and waits until it is ready.
+async fn spawn(name: &str, body: crate::worker::Body, above: ActorCell) -> Result<ActorCell, Exit> {
+    let spec = WorkerSpec {
+        name: name.to_owned(),
+        body,
+    };
+    match Actor::spawn_linked(None, WorkerActor, spec, above).await {
+        Ok((actor, _)) => Ok(actor.get_cell()),
+        Err(SpawnErr::StartupFailed(cause)) => Err(match cause.downcast::<Exit>() {
+            Ok(exit) => *exit,
+            Err(cause) => Exit::Failed(PortError::Other(cause.to_string())),
+        }),
+        Err(other) => Err(Exit::Failed(PortError::Other(other.to_string()))),
+    }
+}

@@ -1,0 +1,279 @@
+//! The pipeline: its queues, and what is needed to build a part of it again. The one place that wires actors together.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use ddk_corpus::Cursor;
+use ddk_mixture::Policy;
+use ddk_run::Journal;
+use ddk_telemetry::{Board, metrics};
+use ractor::{Actor, ActorCell, ActorId};
+
+use super::{Never, Outcome, Part, spawn};
+use crate::{
+    LoopState, Observer, Parts, RunError, RunPlan, Student, Teacher,
+    batcher::{Batcher, SetInterval},
+    checkpointer::Checkpointer,
+    domain_loader::DomainLoader,
+    evaluator::{Evaluator, EvaluatorState},
+    student::{StudentControl, StudentLane},
+    teacher::{BusySum, TeacherLane},
+    weight_scheduler::{Scheduler, WeightScheduler, WeightSchedulerState},
+    worker::Exit,
+};
+
+/// Rows that a loader reads ahead. A row is a few kilobytes; the heavy queues are those of micro-batches.
+const ROWS_AHEAD: usize = 64;
+
+pub(super) struct Pipeline<T: Teacher> {
+    pub(super) control: Sender<StudentControl>,
+    pub(super) board: Arc<Board>,
+    loaders: Vec<DomainLoader>,
+    teachers: Vec<TeacherLane<T>>,
+    domains: Vec<String>,
+    outcome: Arc<Mutex<Option<Outcome>>>,
+    journal: Arc<Journal>,
+    observer: Arc<dyn Observer>,
+}
+
+pub(super) struct Started<T: Teacher> {
+    pub(super) pipeline: Pipeline<T>,
+    pub(super) alive: HashMap<ActorId, (Part, ActorCell)>,
+    pub(super) stop: Sender<Never>,
+}
+
+/// Builds the queues and starts every part, each when the ones that it talks to are ready: deciders, checkpointer, teachers,
+/// student, batcher, loaders. Where one cannot be started, dropping the stop channel ends those that were.
+pub(super) async fn start<T, S>(
+    plan: RunPlan,
+    parts: Parts<T, S>,
+    policy: Box<dyn Policy>,
+    resume: Option<LoopState>,
+    teacher_perplexities: Option<Vec<f64>>,
+    above: ActorCell,
+) -> Result<Started<T>, RunError>
+where
+    T: Teacher + 'static,
+    S: Student<Signal = T::Signal> + 'static,
+{
+    let plan = Arc::new(plan);
+    let Parts {
+        teacher,
+        student,
+        rows,
+        checkpoints,
+        journal,
+        board,
+        observer,
+    } = parts;
+    let (stop_sender, stop) = bounded::<Never>(0);
+    // Three words at most: a stop, a failure, the run's end.
+    let (control, control_receiver) = bounded(4);
+    let (intervals, intervals_receiver) = bounded(1);
+    // No snapshot waits in the channel: it would be one more copy of the student in memory.
+    let (saves, saves_receiver) = bounded(0);
+    let micro = queues(plan.teacher_lanes, plan.queue_depth);
+    let labelled = queues(plan.teacher_lanes, plan.queue_depth);
+    let row_queues = queues(plan.domains.len(), ROWS_AHEAD);
+    let known = Arc::new(OnceLock::new());
+    if let Some(perplexities) = teacher_perplexities.clone() {
+        let _ = known.set(perplexities);
+    }
+    let first_sent = Arc::new(OnceLock::new());
+    let busy = Arc::new(BusySum::default());
+    let outcome = Arc::new(Mutex::new(None));
+    if let Some(last) = plan.max_steps {
+        metrics::STEP_LIMIT.with(&[]).set(last as f64);
+    }
+
+    let scheduler = WeightSchedulerState {
+        scheduler: Scheduler::new(Arc::clone(&plan), policy, resume.as_ref()),
+        intervals: intervals.clone(),
+        student: control.clone(),
+        journal: Arc::clone(&journal),
+        observer: Arc::clone(&observer),
+    };
+    let (scheduler, _) = Actor::spawn_linked(None, WeightScheduler, scheduler, above.clone())
+        .await
+        .map_err(|error| RunError::Lost(error.to_string()))?;
+    let evaluator = EvaluatorState {
+        scheduler: scheduler.clone(),
+        teacher: teacher_perplexities,
+        student: None,
+    };
+    let (evaluator, _) = Actor::spawn_linked(None, Evaluator, evaluator, above.clone())
+        .await
+        .map_err(|error| RunError::Lost(error.to_string()))?;
+    let mut alive = HashMap::new();
+    for (part, cell) in
+        [(Part::WeightScheduler, scheduler.get_cell()), (Part::Evaluator, evaluator.get_cell())]
+    {
+        alive.insert(cell.get_id(), (part, cell));
+    }
+
+    let cursors = start_cursors(&plan, resume.as_ref());
+    let loaders: Vec<DomainLoader> = plan
+        .domains
+        .iter()
+        .enumerate()
+        .map(|(domain, name)| DomainLoader {
+            domain: domain as u16,
+            domain_rows: plan.domain_rows[domain],
+            rows: Arc::clone(&rows),
+            slot: Arc::new(Mutex::new(cursors[domain])),
+            out: row_queues[domain].0.clone(),
+            stop: stop.clone(),
+            status: board.worker(&format!("loader-{name}")),
+        })
+        .collect();
+    let teachers: Vec<TeacherLane<T>> = (0..plan.teacher_lanes)
+        .map(|lane| TeacherLane {
+            lane,
+            factory: Arc::clone(&teacher),
+            input: micro[lane].1.clone(),
+            out: labelled[lane].0.clone(),
+            in_flight: Arc::new(Mutex::new(None)),
+            perplexities: Arc::clone(&known),
+            evaluator: evaluator.clone(),
+            busy: Arc::clone(&busy),
+            stop: stop.clone(),
+            status: board.worker(&format!("teacher-{lane}")),
+        })
+        .collect();
+    let student = StudentLane {
+        plan: Arc::clone(&plan),
+        factory: student,
+        input: labelled.iter().map(|queue| queue.1.clone()).collect(),
+        control: control_receiver,
+        evaluator,
+        saves,
+        journal: Arc::clone(&journal),
+        observer: Arc::clone(&observer),
+        teacher_busy: busy,
+        teacher_perplexities: known,
+        first_sent: Arc::clone(&first_sent),
+        resume: resume.clone(),
+        outcome: Arc::clone(&outcome),
+        stop: stop.clone(),
+        status: board.worker("student"),
+    };
+    let batcher = Batcher {
+        seed: plan.seed,
+        rows_per_step: plan.rows_per_step as usize,
+        micro_rows: plan.micro_rows as usize,
+        intervals: intervals_receiver,
+        rows: row_queues.iter().map(|queue| queue.1.clone()).collect(),
+        out: micro.iter().map(|queue| queue.0.clone()).collect(),
+        stop,
+        first_sent,
+        status: board.worker("batcher"),
+    };
+    let checkpointer = Checkpointer {
+        input: saves_receiver,
+        store: checkpoints,
+        journal: Arc::clone(&journal),
+        observer: Arc::clone(&observer),
+        status: board.worker("checkpointer"),
+    };
+    let pipeline = Pipeline {
+        control,
+        board,
+        domains: plan.domains.clone(),
+        outcome,
+        journal,
+        observer,
+        loaders,
+        teachers,
+    };
+    let mut bodies = vec![(Part::Checkpointer, checkpointer.body())];
+    for (lane, teacher) in pipeline.teachers.iter().enumerate() {
+        bodies.push((Part::Teacher(lane), teacher.clone().body()));
+    }
+    bodies.push((Part::Student, student.body()));
+    bodies.push((Part::Batcher, batcher.body()));
+    for (domain, loader) in pipeline.loaders.iter().enumerate() {
+        bodies.push((Part::Loader(domain), loader.clone().body()));
+    }
+    for (part, body) in bodies {
+        let name = pipeline.name(&part);
+        let cell = spawn(&name, body, above.clone()).await.map_err(|cause| RunError::Start {
+            part: name,
+            cause: cause.to_string(),
+        })?;
+        alive.insert(cell.get_id(), (part, cell));
+    }
+    // Within an interval the run goes on with it; at its end the student evaluates first.
+    if let Some(state) = resume.filter(|state| !state.at_interval_end()) {
+        let steps_done = state.step + 1 - state.interval.first_step;
+        let interval = Arc::new(state.interval);
+        let set = SetInterval {
+            interval,
+            steps_done,
+        };
+        intervals.try_send(set).map_err(|error| RunError::Lost(error.to_string()))?;
+    }
+    Ok(Started {
+        pipeline,
+        alive,
+        stop: stop_sender,
+    })
+}
+
+/// Both ends of one bounded queue for each lane or domain.
+fn queues<Item>(count: usize, depth: usize) -> Vec<(Sender<Item>, Receiver<Item>)> {
+    (0..count).map(|_| bounded(depth)).collect()
+}
+
+/// Where each domain's loader begins: after the rows of all steps made.
+fn start_cursors(plan: &RunPlan, resume: Option<&LoopState>) -> Vec<Cursor> {
+    let Some(state) = resume else {
+        return vec![Cursor::default(); plan.domains.len()];
+    };
+    let steps_done = state.step + 1 - state.interval.first_step;
+    let order = state.interval.order(plan.seed);
+    let rows = (steps_done * plan.rows_per_step) as usize;
+    state.interval.cursors_after(&order, rows, &plan.domain_rows)
+}
+
+impl<T: Teacher + 'static> Pipeline<T> {
+    /// The name of a part, on threads, boards and in messages.
+    pub(super) fn name(&self, part: &Part) -> String {
+        match part {
+            Part::Loader(domain) => format!("loader-{}", self.domains[*domain]),
+            Part::Batcher => "batcher".to_owned(),
+            Part::Teacher(lane) => format!("teacher-{lane}"),
+            Part::Student => "student".to_owned(),
+            Part::Checkpointer => "checkpointer".to_owned(),
+            Part::Evaluator => "evaluator".to_owned(),
+            Part::WeightScheduler => "weight scheduler".to_owned(),
+        }
+    }
+
+    /// Builds a loader or a teacher again, on the same queues, with what it had in hand.
+    pub(super) async fn rebuild(&self, part: &Part, above: ActorCell) -> Result<ActorCell, Exit> {
+        let body = match part {
+            Part::Loader(domain) => self.loaders[*domain].clone().body(),
+            Part::Teacher(lane) => self.teachers[*lane].clone().body(),
+            _ => return Err(Exit::Panicked("this part is never built again".to_owned())),
+        };
+        spawn(&self.name(part), body, above).await
+    }
+
+    /// Tells of a restart.
+    pub(super) fn restarted(&self, part: &str, text: &str) {
+        metrics::WORKER_RESTARTS.with(&[part]).increment(1);
+        tracing::warn!(part, panic = text, "built again after a panic");
+        let message = format!("{part} is built again: it panicked: {text}");
+        match self.journal.event(0, "restarted", &message) {
+            Ok(event) => self.observer.on_event(&event),
+            Err(error) => tracing::error!(%error, "an event could not be written"),
+        }
+    }
+
+    pub(super) fn take_outcome(&self) -> Option<Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

@@ -1,0 +1,126 @@
+//! A worker: a named thread that an actor owns. All parts that compute share this.
+//!
+//! The actor starts only when the worker says that it is ready (its model is built), so a part that cannot be built is an
+//! error of the start. However the thread ends, exactly one [`Exit`] reaches the actor, which ends with it; the supervisor
+//! hears of that from ractor.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::oneshot;
+
+use crate::PortError;
+
+/// How a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// It has done its work, or was told to stop.
+    Done,
+    /// It gave up on an error.
+    Failed(PortError),
+    /// It panicked; the text of the panic.
+    Panicked(String),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => formatter.write_str("it is done"),
+            Self::Failed(error) => error.fmt(formatter),
+            Self::Panicked(text) => write!(formatter, "it panicked: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for Exit {}
+
+/// Says that the worker is ready.
+pub struct Ready(oneshot::Sender<()>);
+
+impl Ready {
+    /// To be called once, when everything is built.
+    pub fn say(self) {
+        // The other end is gone only where the start has been given up.
+        let _ = self.0.send(());
+    }
+}
+
+/// What a worker's thread does: build, say ready, work.
+pub type Body = Box<dyn FnOnce(Ready) -> Result<(), PortError> + Send>;
+
+/// The actor of any worker.
+pub struct WorkerActor;
+
+/// What the worker's thread tells its actor.
+pub enum WorkerMessage {
+    /// The thread has ended.
+    Exited(Exit),
+}
+
+/// A worker to be started.
+pub struct WorkerSpec {
+    /// Name of the thread (at most 15 bytes are kept by the system).
+    pub name: String,
+    /// Its work.
+    pub body: Body,
+}
+
+impl Actor for WorkerActor {
+    type Msg = WorkerMessage;
+    type State = ();
+    type Arguments = WorkerSpec;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        spec: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let (ready, is_ready) = oneshot::channel();
+        let (early, early_exit) = oneshot::channel();
+        thread::Builder::new().name(spec.name).spawn(move || {
+            let exit = run(spec.body, Ready(ready));
+            // Before the worker is ready the actor listens here; afterwards to its messages.
+            if let Err(exit) = early.send(exit) {
+                let _ = myself.cast(WorkerMessage::Exited(exit));
+            }
+        })?;
+        tokio::select! {
+            biased;
+            Ok(()) = is_ready => Ok(()),
+            Ok(exit) = early_exit => Err(exit.into()),
+        }
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        (): &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            WorkerMessage::Exited(Exit::Done) => {
+                myself.stop(None);
+                Ok(())
+            }
+            WorkerMessage::Exited(exit) => Err(exit.into()),
+        }
+    }
+}
+
+fn run(body: Body, ready: Ready) -> Exit {
+    match catch_unwind(AssertUnwindSafe(|| body(ready))) {
+        Ok(Ok(())) => Exit::Done,
+        Ok(Err(error)) => Exit::Failed(error),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned());
+            Exit::Panicked(text.unwrap_or_else(|| "no text".to_owned()))
+        }
+    }
+}
