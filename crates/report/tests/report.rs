@@ -1,0 +1,102 @@
+//! Table and page from a small run's files.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use ddk_report::{html, table};
+use ddk_run::records::{ByDomain, DomainSummary, MixtureLine, Serial, StepLine, Summary};
+use insta::assert_snapshot;
+
+fn by_domain(math: f64, prose: f64) -> ByDomain {
+    BTreeMap::from([("math".to_owned(), math), ("prose".to_owned(), prose)])
+}
+
+fn summary() -> Summary {
+    let domain = DomainSummary {
+        student_perplexity_before: 30.0,
+        student_perplexity_after: 22.5,
+        teacher_perplexity: 20.0,
+        ratio_before: 1.5,
+        ratio_after: 1.125,
+        token_share: 0.5,
+    };
+    Summary {
+        domains: BTreeMap::from([("math".to_owned(), domain), ("prose".to_owned(), domain)]),
+        steps: 20,
+        intervals: 2,
+        tokens: 81_920,
+        seconds: 25.0,
+        distill_seconds: 20.0,
+        tokens_per_second: 4096.0,
+        teacher_busy_seconds: 18.0,
+        student_busy_seconds: 17.0,
+        evaluation_seconds: 1.0,
+        boundary_seconds: 0.8,
+        overlap: 1.8,
+        data_wait_share: 0.001,
+        peak_rss_bytes: 900_000_000,
+        stop_reason: "max_steps".to_owned(),
+        exported: "last, in runs/small/student".to_owned(),
+        serial: Some(Serial { threads: 2, steps: 5, tokens_per_second: 4000.0 }),
+    }
+}
+
+fn write_run(folder: &Path) {
+    let mixture = |interval: u64, math: f64| MixtureLine {
+        interval,
+        step: interval * 10,
+        version: interval,
+        policy: "ddk".to_owned(),
+        alpha: 0.5,
+        weights: by_domain(math, 1.0 - math),
+        target: by_domain(math, 1.0 - math),
+        previous_weights: None,
+        student_perplexity: by_domain(30.0, 28.0),
+        teacher_perplexity: by_domain(20.0, 20.0),
+        ratio: by_domain(1.5, 1.4),
+        evaluated_at_step: interval * 10,
+        discrepancy: None,
+        refused: None,
+    };
+    let lines = |values: Vec<String>| values.join("\n") + "\n";
+    let mixtures = [mixture(0, 0.4), mixture(1, 0.6125)].map(|line| serde_json::to_string(&line).unwrap());
+    fs::write(folder.join("mixture.jsonl"), lines(mixtures.to_vec())).unwrap();
+    let steps = (1..=20).map(|step| {
+        let line = StepLine {
+            step,
+            loss: 4.0 / step as f64,
+            ce: 3.0 / step as f64,
+            kl: 5.0 / step as f64,
+            gamma: 0.2,
+            learning_rate: 1e-3,
+            grad_norm: 1.0,
+            tokens: 4096,
+            mixture_version: (step - 1) / 10,
+            skipped: None,
+            seconds: indexmap::IndexMap::new(),
+        };
+        serde_json::to_string(&line).unwrap()
+    });
+    fs::write(folder.join("run.jsonl"), lines(steps.collect())).unwrap();
+    fs::write(folder.join("config.toml"), "[run]\nname = \"a <small> run\"\n").unwrap();
+}
+
+#[test]
+fn the_table_says_it_all() {
+    assert_snapshot!(table(&summary()));
+}
+
+#[test]
+fn the_page_holds_the_figures_and_asks_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    assert!(html(folder.path()).unwrap().contains("has not ended yet"));
+    fs::write(folder.path().join("summary.json"), serde_json::to_string(&summary()).unwrap()).unwrap();
+    let page = html(folder.path()).unwrap();
+    let own = |part: &str| !part.starts_with("https://") && !part.starts_with("http://") && !part.starts_with("//");
+    for attribute in ["<script src=\"", "<link href=\"", "<img src=\"", "@import \""] {
+        assert!(page.split(attribute).skip(1).all(own), "{attribute}");
+    }
+    for expected in ["Plotly.newPlot(\"weights\"", "Plotly.newPlot(\"ratios\"", "Plotly.newPlot(\"losses\"", "0.6125", "1.125", "a &lt;small&gt; run", "overlap 1.80"] {
+        assert!(page.contains(expected), "{expected}");
+    }
+}
