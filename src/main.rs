@@ -1,2 +1,50 @@
-//! ddk
-fn main() { let t = tch::Tensor::randn([3,4], (tch::Kind::Float, tch::Device::Cpu)); let _ = anyhow::Ok(t.sum(tch::Kind::Float).double_value(&[]).to_string().len()); }
+//! `ddk`: the program. It reads the command line, joins the parts, and prints; algorithms live in the crates.
+
+mod cli;
+mod config;
+mod demo;
+mod demo_sources;
+mod eval;
+mod hint;
+mod mixture;
+mod prepare;
+mod pretrain;
+mod progress;
+mod rows;
+mod serial;
+mod train;
+mod wiring;
+
+use std::{io::Write, process::ExitCode};
+
+use clap::Parser;
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = std::io::stdout().lock();
+    let done = match &cli.command {
+        Command::Demo(args) => demo::run(args, &mut out),
+        Command::Prepare(args) => prepare::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Train(args) => train::run(args, &mut out),
+        Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Config(args) => config::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Mixture(args) => mixture::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+    };
+    match done.and_then(|code| Ok(out.flush().map(|()| code)?)) {
+        Ok(code) => code,
+        // A reader that has gone away (`ddk … | head`) is no error of ours.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{}", hint::render(&error));
+            ExitCode::from(hint::exit_code(&error))
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -35,6 +35,8 @@ impl LoopState {
 pub struct Totals {
     /// Tokens trained on, by domain.
     pub tokens: Vec<u64>,
+    /// From the start of the workers to the last step.
+    pub run_seconds: f64,
     /// From the first batch sent to the last step.
     pub distill_seconds: f64,
     /// The teacher lanes' busy time within it, without evaluations.

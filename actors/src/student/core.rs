@@ -42,6 +42,8 @@ pub(crate) struct Core<S: Student> {
     teacher_busy: Arc<BusySum>,
     teacher_perplexities: Arc<OnceLock<Vec<f64>>>,
     first_sent: Arc<OnceLock<Instant>>,
+    /// When this process's student was ready.
+    started: Instant,
     /// Sums of the processes before this one.
     before: Totals,
     totals: Totals,
@@ -70,6 +72,7 @@ impl<S: Student> Core<S> {
             teacher_busy: Arc::clone(&lane.teacher_busy),
             teacher_perplexities: Arc::clone(&lane.teacher_perplexities),
             first_sent: Arc::clone(&lane.first_sent),
+            started: Instant::now(),
             before: totals.clone(),
             totals,
             gathered: None,
@@ -220,6 +223,7 @@ impl<S: Student> Core<S> {
         let elapsed = self.first_sent.get().map_or(0.0, |first| first.elapsed().as_secs_f64());
         let step_seconds = self.before.distill_seconds + elapsed - self.totals.distill_seconds;
         self.totals.distill_seconds = self.before.distill_seconds + elapsed;
+        self.totals.run_seconds = self.before.run_seconds + self.started.elapsed().as_secs_f64();
         for (sum, tokens) in self.totals.tokens.iter_mut().zip(&gathered.tokens) {
             *sum += tokens;
         }

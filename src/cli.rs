@@ -1,0 +1,160 @@
+//! The command line. Each subcommand's work is in the file of its name.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Distils a large language model (the teacher) into a small one (the student), and steers the training data, domain
+/// by domain, toward where the student is furthest behind.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ddk",
+    version,
+    max_term_width = 100,
+    after_help = "Start here:\n  ddk demo                       the whole job on text that is on this machine, in about ten minutes\n  ddk train config/demo.toml     distil with a configuration of your own\n\nExit codes: 0 done, 1 error, 2 usage or configuration, 130 or 143 stopped by SIGINT or SIGTERM after a clean save."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the whole job on real text from this machine: corpus, tokenizer, teacher, student, distillation
+    ///
+    /// Collects five domains of text that set-up has put on this disk, trains a tokenizer, a teacher and a student that
+    /// lags behind it, then distils. Every part is cached under data/demo and reused; delete that folder to start over.
+    Demo(Demo),
+    /// Tokenize the sources of a configuration into memory-mapped token files, once
+    Prepare(Prepare),
+    /// Train a model with cross-entropy alone, as a [pretrain.NAME] section says
+    Pretrain(Pretrain),
+    /// Distil the teacher into the student; on an existing run's folder, go on from its last checkpoint
+    Train(Train),
+    /// Print a model's perplexity on each domain's validation documents
+    Eval(Eval),
+    /// Show the settings in use, or their schema
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print what the next mixture weights would be, and why
+    ///
+    /// Computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone) and, from it or from --previous,
+    /// Eq. 2 (the smooth update).
+    Mixture(Mixture),
+}
+
+/// Which settings: files in order, then the environment, then --set.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Configuration files (TOML); later ones override earlier ones
+    #[arg(value_name = "CONFIG", required = true)]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub set: SetArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// Override one setting, for example --set run.seed=1 (may be repeated)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// The demo's configuration
+    #[arg(long, value_name = "FILE", default_value = "config/demo.toml")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Print the run's summary as JSON on standard output instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Prepare {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Prepare again even where the prepared folder is current
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Pretrain {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Which [pretrain.NAME] section to follow
+    #[arg(long, value_name = "NAME")]
+    pub model: String,
+    /// Train again even where the model is there already
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Insist on a new run: refuse a run folder that exists
+    #[arg(long)]
+    pub new: bool,
+    /// Once the run is done, also time this many steps one part after the other, for comparison
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    pub serial: u64,
+    /// Print the run's summary as JSON on standard output instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Eval {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The model's folder, in the Hugging Face format
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Also write the validation documents' token ids to this JSON file, to check against another program
+    #[arg(long, value_name = "FILE")]
+    pub documents: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the settings in use after all layers
+    Show {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Say where each value comes from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Print the JSON schema of a configuration file
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub struct Mixture {
+    /// The student's perplexity on each domain, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    pub student_ppl: Vec<f64>,
+    /// The teacher's perplexity on each domain, in the same order
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    pub teacher_ppl: Vec<f64>,
+    /// The previous weights; without them, the discrepancy of the same perplexities (as at the first update)
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub previous: Option<Vec<f64>>,
+    /// Weight of the discrepancy against the uniform floor, 0 to 1
+    #[arg(long, default_value_t = 0.5)]
+    pub alpha: f64,
+    /// Names of the domains, in the same order
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub domains: Option<Vec<String>>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,115 @@
+//! Errors as a user sees them: the chain of causes, then what to do, and the exit code.
+
+use std::fmt;
+
+/// Exit codes, as documented in `ddk --help`.
+pub mod exit {
+    /// The run, or whatever was asked for, failed.
+    pub const ERROR: u8 = 1;
+    /// The command line or the configuration is wrong.
+    pub const USAGE: u8 = 2;
+}
+
+/// What to do about an error, attached to it as its outermost context.
+#[derive(Debug)]
+struct Advice {
+    message: String,
+    hint: String,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+/// Marks an error as the user's (exit code 2).
+#[derive(Debug)]
+struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Adds a hint to a failed result.
+pub trait Hint<T> {
+    /// Says what to do about the error.
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
+    /// Marks the error as one of usage or configuration.
+    fn usage(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> Hint<T> for Result<T, E> {
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
+        self.map_err(|error| {
+            let error = error.into();
+            let message = error.to_string();
+            error.context(Advice {
+                message,
+                hint: hint.into(),
+            })
+        })
+    }
+
+    fn usage(self) -> anyhow::Result<T> {
+        self.map_err(|error| {
+            let error = error.into();
+            let message = error.to_string();
+            error.context(Usage(message))
+        })
+    }
+}
+
+/// The error's text for the terminal: what failed, why, and what to do.
+pub fn render(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    let mut last = String::new();
+    for (depth, cause) in error.chain().enumerate() {
+        let message = cause.to_string();
+        // A wrapper that only repeats its source (a hint, a transparent error) is not a cause of its own.
+        if message == last {
+            continue;
+        }
+        let indented = message.replace('\n', "\n  ");
+        if depth == 0 {
+            text = format!("error: {indented}");
+        } else {
+            text.push_str(&format!("\n  caused by: {indented}"));
+        }
+        last = message;
+    }
+    if let Some(advice) = error.downcast_ref::<Advice>() {
+        text.push_str(&format!("\nhint: {}", advice.hint));
+    }
+    text
+}
+
+/// The exit code for an error: 2 where the user's command line or configuration is wrong, otherwise 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let usage = error.downcast_ref::<Usage>().is_some()
+        || error.downcast_ref::<ddk_settings::Error>().is_some();
+    if usage { exit::USAGE } else { exit::ERROR }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn the_chain_comes_first_and_the_hint_last() {
+        let error = Err::<(), _>(std::io::Error::other("no such device"))
+            .context("cannot read rows.bin")
+            .hint("prepare the corpus again")
+            .context("the run stopped")
+            .unwrap_err();
+        assert_eq!(
+            render(&error),
+            "error: the run stopped\n  caused by: cannot read rows.bin\n  caused by: no such device\nhint: prepare the corpus again"
+        );
+        assert_eq!(exit_code(&error), exit::ERROR);
+        assert_eq!(exit_code(&Err::<(), _>(error).usage().unwrap_err()), exit::USAGE);
+    }
+}

@@ -1,0 +1,139 @@
+//! `ddk mixture`: what the next weights would be, and why.
+
+use std::io::Write;
+
+use anyhow::{Result, anyhow};
+use ddk_mixture::{discrepancy, smooth_update};
+
+use crate::{cli, hint::Hint};
+
+/// The columns of the explanation, one entry a domain.
+#[derive(serde::Serialize)]
+struct Explanation {
+    domains: Vec<String>,
+    ratio: Vec<f64>,
+    discrepancy: Vec<f64>,
+    previous: Vec<f64>,
+    weights: Vec<f64>,
+    alpha: f64,
+    floor: f64,
+    cap: f64,
+}
+
+/// Computes Eq. 1 and Eq. 2 for the given perplexities and prints them.
+pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
+    let explanation = explain(args).usage()?;
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?;
+        return Ok(());
+    }
+    let Explanation {
+        domains,
+        ratio,
+        discrepancy,
+        previous,
+        weights,
+        alpha,
+        floor,
+        cap,
+    } = explanation;
+    let width = domains.iter().map(String::len).max().unwrap_or(0).max(6);
+    writeln!(
+        out,
+        "{:width$}  {:>8}  {:>8}  {:>7}  {:>11}  {:>8}  {:>8}",
+        "domain", "student", "teacher", "ratio", "discrepancy", "previous", "weight"
+    )?;
+    for (index, name) in domains.iter().enumerate() {
+        writeln!(
+            out,
+            "{name:width$}  {:>8.3}  {:>8.3}  {:>7.4}  {:>11.4}  {:>8.4}  {:>8.4}",
+            args.student_ppl[index],
+            args.teacher_ppl[index],
+            ratio[index],
+            discrepancy[index],
+            previous[index],
+            weights[index]
+        )?;
+    }
+    writeln!(
+        out,
+        "\nratio        student's perplexity over the teacher's: how far behind the student is\n\
+         discrepancy  softmax of the ratios (Eq. 1)\n\
+         previous     {}\n\
+         weight       {alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} and {cap:.4}",
+        if args.previous.is_some() {
+            "the weights given by --previous"
+        } else {
+            "the discrepancy, as at the first update (no --previous given)"
+        },
+        1.0 - alpha,
+        domains.len(),
+    )?;
+    Ok(())
+}
+
+fn explain(args: &cli::Mixture) -> Result<Explanation> {
+    let count = args.student_ppl.len();
+    let same_length = |name: &str, length: usize| {
+        if length == count {
+            Ok(())
+        } else {
+            Err(anyhow!(
+                "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the same order"
+            ))
+        }
+    };
+    same_length("teacher-ppl", args.teacher_ppl.len())?;
+    for (name, values) in [
+        ("student-ppl", &args.student_ppl),
+        ("teacher-ppl", &args.teacher_ppl),
+    ] {
+        if let Some(value) = values.iter().find(|value| !(value.is_finite() && **value >= 1.0)) {
+            return Err(anyhow!("--{name} holds {value}: a perplexity is a finite number of at least 1"));
+        }
+    }
+    if !(0.0..=1.0).contains(&args.alpha) {
+        return Err(anyhow!("--alpha is {}: give a number from 0 to 1", args.alpha));
+    }
+    let domains = match &args.domains {
+        Some(names) => {
+            same_length("domains", names.len())?;
+            names.clone()
+        }
+        None => (1..=count).map(|number| number.to_string()).collect(),
+    };
+    let ratio: Vec<f64> = args
+        .student_ppl
+        .iter()
+        .zip(&args.teacher_ppl)
+        .map(|(student, teacher)| student / teacher)
+        .collect();
+    let discrepancy = discrepancy(&ratio)?;
+    let previous = match &args.previous {
+        Some(previous) => {
+            same_length("previous", previous.len())?;
+            let sum: f64 = previous.iter().sum();
+            if previous.iter().any(|weight| !(0.0..=1.0).contains(weight))
+                || (sum - 1.0).abs() > 1e-3
+            {
+                return Err(anyhow!(
+                    "--previous sums to {sum}: give weights from 0 to 1 that sum to 1"
+                ));
+            }
+            previous.clone()
+        }
+        None => discrepancy.clone(),
+    };
+    let weights = smooth_update(&previous, &ratio, args.alpha)?;
+    let floor = (1.0 - args.alpha) / count as f64;
+    Ok(Explanation {
+        domains,
+        ratio,
+        discrepancy,
+        previous,
+        weights,
+        alpha: args.alpha,
+        floor,
+        cap: args.alpha + floor,
+    })
+}

@@ -1,0 +1,204 @@
+//! What a run is made from: checked before it starts, bound to its folder, and checked again when it goes on.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_corpus::{TokenizerFolder, compatible};
+use ddk_model::{ModelConfig, Weights};
+use ddk_run::RunFolder;
+use ddk_settings::Settings;
+use serde::{Deserialize, Serialize};
+
+use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
+
+/// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
+const MAY_CHANGE: [&str; 6] = ["telemetry.", "log.", "checkpoint.", "queues.", "pretrain.", "run.folder"];
+
+/// Hashes of all that a run's results depend on beside its settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// The teacher's tensors.
+    teacher: String,
+    /// The student's tensors at the start.
+    student: String,
+    /// The tokenizer.
+    tokenizer: String,
+    /// The prepared domains, validation documents included.
+    corpus: Vec<(String, String)>,
+    /// Columns of the logits that count.
+    vocabulary: i64,
+    /// Tokens of a row, and of a validation document.
+    sequence_length: usize,
+}
+
+/// Teacher, student and corpus must mean the same by every token.
+pub fn check_tokenizers(settings: &Settings, folders: &ModelFolders) -> Result<()> {
+    let end_token = settings.corpus.end_token.as_deref();
+    let advice = "a student can only learn from a teacher with the same tokens; both model folders need their tokenizer.json";
+    let open = |folder: &PathBuf| TokenizerFolder::open(folder, end_token).hint(advice);
+    for folder in [&folders.teacher, &folders.student] {
+        ModelConfig::read(folder)?;
+    }
+    let (teacher, student) = (open(&folders.teacher)?, open(&folders.student)?);
+    compatible(&teacher, &student).hint(advice)?;
+    if let Some(folder) = &settings.corpus.tokenizer {
+        let corpus = TokenizerFolder::open(folder, end_token)
+            .hint("corpus.tokenizer may be left out: the student's is used then")?;
+        compatible(&corpus, &student).hint("corpus.tokenizer must be the models' own tokenizer")?;
+    }
+    Ok(())
+}
+
+impl Inputs {
+    /// Hashes the inputs; refuses a teacher that is the student, and a tokenizer that the models are too small for.
+    pub fn of(
+        folders: &ModelFolders,
+        corpus: &Corpus,
+        vocabulary: i64,
+        sequence_length: usize,
+    ) -> Result<Self> {
+        let teacher = Weights::open(&folders.teacher)?.hash();
+        let student = Weights::open(&folders.student)?.hash();
+        if teacher == student {
+            return Err(anyhow!(
+                "teacher and student are the same weights: {} and {}",
+                folders.teacher.display(),
+                folders.student.display()
+            ))
+            .hint("set teacher.model to the larger model's folder")
+            .usage();
+        }
+        for (role, folder) in [("teacher", &folders.teacher), ("student", &folders.student)] {
+            let shape = ModelConfig::read(folder)?.architecture;
+            if shape.vocab_size < vocabulary {
+                return Err(anyhow!(
+                    "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
+                    vocabulary - 1,
+                    folder.display(),
+                    shape.vocab_size
+                ))
+                .usage();
+            }
+            if shape.max_position_embeddings < sequence_length as i64 {
+                return Err(anyhow!(
+                    "`corpus.sequence_length` is {sequence_length}, but the {role} in {} was made for at most {} positions",
+                    folder.display(),
+                    shape.max_position_embeddings
+                ))
+                .usage();
+            }
+        }
+        let domains = corpus.domains.iter();
+        Ok(Self {
+            teacher,
+            student,
+            tokenizer: corpus.tokenizer.hash().to_owned(),
+            corpus: domains
+                .map(|domain| (domain.name().to_owned(), domain.content_hash().to_owned()))
+                .collect(),
+            vocabulary,
+            sequence_length,
+        })
+    }
+
+    /// Writes settings and inputs into a new run's folder; compares them where it holds a run.
+    pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
+        if RunFolder::holds_a_run(folder.path()) {
+            return self.check(folder, settings);
+        }
+        let text = serde_json::to_vec_pretty(self)?;
+        ddk_run::write_atomically(&inputs_file(folder), &text)?;
+        // The configuration last: a folder that has it is a run's.
+        ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+        Ok(())
+    }
+
+    /// Refuses to go on with other settings or inputs than the run was started with.
+    pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
+        let config = folder.config();
+        let advice = format!(
+            "to go on, use the settings in {}; to start another run, choose another run.name",
+            config.display()
+        );
+        let then = ddk_settings::load(std::slice::from_ref(&config), &[], [])?.settings;
+        if let Some((key, then, now)) = difference(&then, settings)? {
+            return Err(anyhow!(
+                "{} holds another run: `{key}` was {then}, and is {now} now",
+                folder.path().display()
+            ))
+            .hint(advice)
+            .usage();
+        }
+        let path = inputs_file(folder);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let then: Self = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let changed = [
+            ("the teacher's weights", then.teacher != self.teacher),
+            ("the student's weights", then.student != self.student),
+            ("the tokenizer", then.tokenizer != self.tokenizer),
+            ("the corpus", then.corpus != self.corpus),
+        ];
+        match changed.iter().find(|(_, changed)| *changed) {
+            Some((what, _)) => Err(anyhow!(
+                "{} holds another run: {what} changed since it was started",
+                folder.path().display()
+            ))
+            .hint(advice)
+            .usage(),
+            None => Ok(()),
+        }
+    }
+
+    /// The teacher is frozen: its perplexities on the same documents are measured once and kept beside the corpus.
+    pub fn cached_perplexities(&self, settings: &Settings) -> Option<Vec<f64>> {
+        serde_json::from_str(&fs::read_to_string(self.perplexities_file(settings)).ok()?).ok()
+    }
+
+    /// Keeps them; a cache that cannot be written costs the next run an evaluation.
+    pub fn keep_perplexities(&self, settings: &Settings, perplexities: &[f64]) {
+        let path = self.perplexities_file(settings);
+        let written = serde_json::to_vec(perplexities)
+            .map_err(anyhow::Error::from)
+            .and_then(|text| Ok(ddk_run::write_atomically(&path, &text)?));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the teacher's perplexities are not kept");
+        }
+    }
+
+    fn perplexities_file(&self, settings: &Settings) -> PathBuf {
+        let of_teacher = Self {
+            student: String::new(),
+            ..self.clone()
+        };
+        let text = serde_json::to_vec(&of_teacher).unwrap_or_default();
+        let key = blake3::hash(&text).to_hex();
+        settings.corpus.folder.join(format!("teacher-perplexities-{}.json", &key[..16]))
+    }
+}
+
+fn inputs_file(folder: &RunFolder) -> PathBuf {
+    folder.path().join("inputs.json")
+}
+
+/// The first setting that differs and may not: key, old value, new value.
+fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String, String)>> {
+    let values = |settings: &Settings| -> Result<Vec<(String, String)>> {
+        let mut values = Vec::new();
+        flatten(&toml::Value::Table(toml::from_str(&settings.to_toml())?), "", &mut values);
+        values.retain(|(key, _)| !MAY_CHANGE.iter().any(|start| key.starts_with(start)));
+        Ok(values)
+    };
+    let (then, now) = (values(then)?, values(now)?);
+    let find = |list: &[(String, String)], key: &str| {
+        list.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone())
+    };
+    let keys = then.iter().chain(&now).map(|(key, _)| key);
+    for key in keys {
+        let (old, new) = (find(&then, key), find(&now, key));
+        if old != new {
+            let shown = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
+            return Ok(Some((key.clone(), shown(old), shown(new))));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,108 @@
+//! The end of a run: the exported student, the summary, the report, the table.
+
+use std::{collections::BTreeMap, fs, io::Write, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_actors::{End, LoopState, Outcome};
+use ddk_run::{
+    CheckpointStore, RunFolder,
+    records::{DomainSummary, Summary},
+};
+use tch::Device;
+
+use super::{Prepared, measure_serial};
+use crate::{progress::say, wiring};
+
+/// Exports the student, then writes `report.html` and, last, `summary.json`: a folder that has it holds a run that is done.
+pub(super) fn finish(
+    prepared: &Prepared<'_>,
+    folder: &RunFolder,
+    outcome: &Outcome,
+    seconds_before: f64,
+    began: Instant,
+    serial_steps: u64,
+) -> Result<()> {
+    export(prepared, folder)?;
+    let serial = measure_serial(prepared, serial_steps)?;
+    let mut summary = summarise(prepared, folder, outcome)?;
+    summary.serial = serial;
+    summary.seconds = seconds_before + began.elapsed().as_secs_f64();
+    let text = serde_json::to_vec_pretty(&summary)?;
+    ddk_run::write_atomically(&folder.summary(), &text)?;
+    let report = ddk_report::html(folder.path())?;
+    ddk_run::write_atomically(&folder.path().join("report.html"), report.as_bytes())?;
+    Ok(())
+}
+
+/// Prints the table, or the summary as JSON.
+pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(summary)?)?;
+    } else {
+        write!(out, "{}", ddk_report::table(summary))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The student of the last checkpoint, as a Hugging Face folder.
+fn export(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
+    let store = CheckpointStore::open(&folder.checkpoints(), prepared.settings.checkpoint.keep)?;
+    let newest = store.newest::<LoopState>()?.ok_or_else(|| anyhow!("the run left no checkpoint"))?;
+    let student = wiring::build_student("cpu", &prepared.folders, prepared.options.clone(), Some(newest.path))?;
+    debug_assert_eq!(student.model().device(), Device::Cpu);
+    student.model().save(&folder.student(), &prepared.folders.student)?;
+    say(&format!("student exported to {}", folder.student().display()));
+    Ok(())
+}
+
+fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Result<Summary> {
+    let End::Finished(reason) = outcome.end else {
+        return Err(anyhow!("the run was stopped and has no summary"));
+    };
+    let after = outcome.after.as_ref().ok_or_else(|| anyhow!("the last evaluation is missing"))?;
+    let totals = &outcome.totals;
+    let tokens = totals.all_tokens();
+    let mut domains = BTreeMap::new();
+    for (index, name) in prepared.plan.domains.iter().enumerate() {
+        let (before, teacher) = (outcome.at_start.student[index], outcome.at_start.teacher[index]);
+        let domain = DomainSummary {
+            student_perplexity_before: before,
+            student_perplexity_after: after[index],
+            teacher_perplexity: teacher,
+            ratio_before: before / teacher,
+            ratio_after: after[index] / teacher,
+            token_share: totals.tokens[index] as f64 / tokens.max(1) as f64,
+        };
+        domains.insert(name.clone(), domain);
+    }
+    let busy = totals.teacher_busy_seconds + totals.student_busy_seconds + totals.evaluation_seconds;
+    let distill = totals.distill_seconds.max(1e-9);
+    Ok(Summary {
+        domains,
+        steps: outcome.step,
+        intervals: outcome.intervals,
+        tokens,
+        seconds: 0.0,
+        distill_seconds: totals.distill_seconds,
+        tokens_per_second: tokens as f64 / distill,
+        teacher_busy_seconds: totals.teacher_busy_seconds,
+        student_busy_seconds: totals.student_busy_seconds,
+        evaluation_seconds: totals.evaluation_seconds,
+        boundary_seconds: totals.boundary_seconds,
+        overlap: busy / distill,
+        data_wait_share: totals.data_wait_seconds / distill / prepared.plan.teacher_lanes as f64,
+        peak_rss_bytes: peak_resident_bytes()?,
+        stop_reason: reason.to_string(),
+        exported: format!("last, in {}", folder.student().display()),
+        serial: None,
+    })
+}
+
+fn peak_resident_bytes() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(1024 * kib.unwrap_or(0))
+}

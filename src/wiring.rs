@@ -1,0 +1,241 @@
+//! Joins the ports of `ddk-actors` to the engine and the corpus.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ddk_actors::{
+    MicroBatch, MicroLoss, PortError, Rows, Update,
+    ports::{RowsFactory, StudentFactory, TeacherFactory},
+};
+use ddk_corpus::{Drawn, PreparedDomain, RowReader};
+use ddk_engine::{EngineError, Signal, Student, StudentOptions, Teacher, domain_perplexities};
+use ddk_model::{Model, ModelError};
+use ddk_run::NamedFile;
+use ddk_settings::Settings;
+use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
+use tch::Kind;
+
+/// The validation documents of all domains, shared by the lanes.
+pub type Validation = Arc<Vec<Vec<Vec<u32>>>>;
+
+/// How perplexities are measured.
+#[derive(Clone)]
+pub struct Evaluation {
+    pub validation: Validation,
+    pub batch_rows: usize,
+    pub vocabulary: i64,
+    pub chunk: i64,
+}
+
+impl Evaluation {
+    pub fn perplexities(
+        &self,
+        model: &Model,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, EngineError> {
+        domain_perplexities(
+            model,
+            &self.validation,
+            self.batch_rows,
+            self.vocabulary,
+            self.chunk,
+            cancelled,
+        )
+    }
+}
+
+/// A teacher on its lane.
+pub struct TeacherPort {
+    lane: Lane,
+    teacher: Teacher,
+    evaluation: Evaluation,
+}
+
+/// The student on its lane.
+pub struct StudentPort {
+    lane: Lane,
+    student: Student,
+    evaluation: Evaluation,
+}
+
+/// Builds teachers on their threads.
+pub fn teachers(
+    settings: &Settings,
+    folder: PathBuf,
+    evaluation: Evaluation,
+) -> TeacherFactory<TeacherPort> {
+    let (teacher, student_device) = (settings.teacher.clone(), settings.student.device.clone());
+    Arc::new(move |_lane| {
+        let lane = Lane::enter(teacher.threads);
+        let device = parse_device(&teacher.device).map_err(device_error)?;
+        let student_device = parse_device(&student_device).map_err(device_error)?;
+        let model = Model::load(&folder, device, Kind::Float).map_err(model_error)?;
+        Ok(TeacherPort {
+            lane,
+            teacher: Teacher::new(model, student_device),
+            evaluation: evaluation.clone(),
+        })
+    })
+}
+
+/// Builds the student on its thread, from its folder or from a checkpoint.
+pub fn student(
+    settings: &Settings,
+    folders: ModelFolders,
+    options: StudentOptions,
+    evaluation: Evaluation,
+    checkpoint: Option<PathBuf>,
+) -> StudentFactory<StudentPort> {
+    let student = settings.student.clone();
+    Box::new(move || {
+        let lane = Lane::enter(student.threads);
+        let student = build_student(&student.device, &folders, options, checkpoint)?;
+        Ok(StudentPort {
+            lane,
+            student,
+            evaluation,
+        })
+    })
+}
+
+/// Where both models come from.
+#[derive(Debug, Clone)]
+pub struct ModelFolders {
+    pub teacher: PathBuf,
+    pub student: PathBuf,
+}
+
+/// A student with its teacher's output matrix beside it.
+pub fn build_student(
+    device: &str,
+    folders: &ModelFolders,
+    options: StudentOptions,
+    checkpoint: Option<PathBuf>,
+) -> Result<Student, PortError> {
+    let device = parse_device(device).map_err(device_error)?;
+    let model = Model::load(&folders.student, device, Kind::Float).map_err(model_error)?;
+    let head = Model::load_head(&folders.teacher, device, Kind::Float).map_err(model_error)?;
+    match checkpoint {
+        Some(checkpoint) => Student::restore(model, options, Some(head), &checkpoint),
+        None => Student::new(model, options, Some(head)),
+    }
+    .map_err(engine_error)
+}
+
+/// Opens domains at a cursor.
+pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64) -> RowsFactory {
+    Arc::new(move |domain, cursor| {
+        let reader = RowReader::new(Arc::clone(&domains[domain]), seed, cursor);
+        Ok(Box::new(RowsPort(reader)))
+    })
+}
+
+struct RowsPort(RowReader);
+
+impl Rows for RowsPort {
+    fn read(&mut self) -> Result<Drawn, PortError> {
+        self.0.read().map_err(|error| PortError::Data(error.to_string()))
+    }
+}
+
+fn row_views(batch: &MicroBatch) -> Vec<&[u32]> {
+    batch.rows.iter().map(|row| row.drawn.row.tokens.as_slice()).collect()
+}
+
+impl ddk_actors::Teacher for TeacherPort {
+    type Signal = Signal;
+
+    fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
+        self.teacher.label(&row_views(batch)).map_err(engine_error)
+    }
+
+    fn perplexities(
+        &mut self,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        self.evaluation.perplexities(self.teacher.model(), cancelled).map_err(engine_error)
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.lane.busy_seconds()
+    }
+}
+
+impl ddk_actors::Student for StudentPort {
+    type Signal = Signal;
+
+    fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
+        let done = self
+            .student
+            .accumulate(&row_views(batch), Some(&signal), batch.step_predictions as f64)
+            .map_err(engine_error)?;
+        Ok(MicroLoss {
+            ce_sum: done.ce_sum,
+            kl_sum: done.kl_sum,
+            seconds: [
+                ("forward", done.forward_seconds),
+                ("head", done.head_seconds),
+                ("backward", done.backward_seconds),
+            ],
+        })
+    }
+
+    fn update(&mut self, step: u64) -> Result<Update, PortError> {
+        let report = self.student.update(step).map_err(engine_error)?;
+        Ok(Update {
+            learning_rate: report.learning_rate,
+            grad_norm: report.grad_norm,
+            skipped: report.skipped,
+            seconds: report.optimizer_seconds,
+        })
+    }
+
+    fn perplexities(
+        &mut self,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        self.evaluation.perplexities(self.student.model(), cancelled).map_err(engine_error)
+    }
+
+    fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
+        let snapshot = self.student.snapshot().map_err(engine_error)?;
+        let files = snapshot.into_files().into_iter();
+        Ok(files.map(|(name, write)| NamedFile { name: name.to_owned(), write }).collect())
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.lane.busy_seconds()
+    }
+}
+
+fn device_error(error: DeviceError) -> PortError {
+    PortError::Configuration(error.to_string())
+}
+
+fn model_error(error: ModelError) -> PortError {
+    match error {
+        ModelError::Torch(TorchError::OutOfMemory(text)) => PortError::OutOfMemory(text),
+        other => PortError::Configuration(chain(&other)),
+    }
+}
+
+fn engine_error(error: EngineError) -> PortError {
+    if error.is_out_of_memory() {
+        PortError::OutOfMemory(chain(&error))
+    } else {
+        PortError::Other(chain(&error))
+    }
+}
+
+/// An error with its causes on one line, each once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(&format!(": {cause_text}"));
+        }
+        source = cause.source();
+    }
+    text
+}

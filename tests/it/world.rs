@@ -1,0 +1,317 @@
+//! A small world to run `ddk` in: three domains of generated text, a tokenizer, a teacher and a student, all made once
+//! by `ddk` itself and shared by the tests; each test has a folder and a run of its own.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Steps of a full run in this world: three intervals of four steps.
+pub const STEPS: u64 = 12;
+
+/// What the tests share: the corpus and the two models.
+fn base() -> &'static Path {
+    static BASE: OnceLock<TempDir> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let folder = TempDir::new().unwrap();
+        write_sources(folder.path());
+        fs::write(folder.path().join("config.toml"), CONFIG).unwrap();
+        let texts: Vec<String> = ["coins", "rivers", "storms"]
+            .iter()
+            .map(|domain| {
+                fs::read_to_string(folder.path().join(format!("sources/{domain}.txt"))).unwrap()
+            })
+            .collect();
+        ddk_corpus::train_tokenizer(texts.into_iter(), 300, &folder.path().join("tokenizer"))
+            .unwrap();
+        for arguments in [
+            &["prepare", "config.toml"][..],
+            &["pretrain", "config.toml", "--model", "teacher"],
+            &["pretrain", "config.toml", "--model", "student"],
+        ] {
+            let output = command(folder.path(), arguments).output().unwrap();
+            assert!(
+                output.status.success(),
+                "ddk {arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        folder
+    })
+    .path()
+}
+
+/// Sentences from a small grammar with a vocabulary of the domain's own; deterministic.
+fn write_sources(folder: &Path) {
+    fs::create_dir_all(folder.join("sources")).unwrap();
+    let domains: [(&str, &[&str]); 3] = [
+        ("coins", &["a coin", "the mint", "bronze", "silver", "an edge", "the king", "a purse"]),
+        ("rivers", &["the river", "a delta", "gravel", "the source", "a weir", "trout", "the ford"]),
+        ("storms", &["a squall", "the gale", "hail", "low pressure", "the barometer", "a front", "rain"]),
+    ];
+    let verbs = ["holds", "meets", "turns into", "follows", "hides", "shows", "carries"];
+    for (domain, nouns) in domains {
+        let mut state = domain.len() as u64 + u64::from(domain.as_bytes()[0]);
+        let mut next = |bound: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % bound as u64) as usize
+        };
+        let mut whole = String::new();
+        let mut records = String::new();
+        for _ in 0..150 {
+            let mut document = String::new();
+            for _ in 0..4 + next(20) {
+                document.push_str(&format!(
+                    "{} {} {} and {}. ",
+                    nouns[next(7)], verbs[next(7)], nouns[next(7)], nouns[next(7)]
+                ));
+            }
+            records.push_str(&format!("{}\n", serde_json::json!({ "text": document })));
+            whole.push_str(&document);
+        }
+        fs::write(folder.join(format!("sources/{domain}.txt")), whole).unwrap();
+        fs::write(folder.join(format!("sources/{domain}.jsonl")), records).unwrap();
+    }
+}
+
+const CONFIG: &str = r#"
+[run]
+name = "small"
+max_steps = 12
+trace = true
+
+[corpus]
+folder = "prepared"
+tokenizer = "tokenizer"
+sequence_length = 32
+validation_share = 0.1
+validation_documents = 8
+
+[domains.coins]
+files = ["sources/coins.jsonl"]
+[domains.rivers]
+files = ["sources/rivers.jsonl"]
+[domains.storms]
+files = ["sources/storms.jsonl"]
+
+[teacher]
+model = "models/teacher"
+
+[student]
+model = "models/student"
+lr = 5e-3
+lr_end = 5e-4
+warmup_steps = 2
+
+[batch]
+rows = 8
+micro_rows = 4
+
+[mixture]
+interval = 4
+
+[checkpoint]
+every = 3
+keep = 3
+
+[telemetry]
+enabled = false
+
+[log]
+line_seconds = 0
+
+[pretrain.teacher]
+out = "models/teacher"
+steps = 60
+rows = 8
+micro_rows = 8
+lr = 1e-2
+lr_end = 1e-3
+warmup_steps = 5
+threads = 1
+[pretrain.teacher.architecture]
+hidden_size = 32
+intermediate_size = 64
+layers = 2
+heads = 4
+kv_heads = 2
+
+[pretrain.student]
+out = "models/student"
+steps = 10
+rows = 8
+micro_rows = 8
+lr = 1e-2
+lr_end = 1e-3
+warmup_steps = 2
+threads = 1
+shares = { coins = 0.8, rivers = 0.1, storms = 0.1 }
+[pretrain.student.architecture]
+hidden_size = 16
+intermediate_size = 32
+layers = 1
+heads = 2
+kv_heads = 1
+"#;
+
+/// A folder of a test's own, in which the shared corpus and models can be used.
+pub struct World {
+    folder: TempDir,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        copy(base(), folder.path());
+        Self { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        command(self.path(), arguments)
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs and expects success.
+    pub fn succeed(&self, arguments: &[&str]) -> Output {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "ddk {arguments:?} ended with {}: {}",
+            output.status,
+            stderr(&output)
+        );
+        output
+    }
+
+    /// Runs, expects this exit code, and returns what was said.
+    pub fn fail(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        stderr(&output)
+    }
+
+    /// Starts `ddk` and calls `seen` with each line of its standard error until that returns true; the process goes on.
+    pub fn start_until(
+        &self,
+        arguments: &[&str],
+        mut seen: impl FnMut(&str) -> bool,
+    ) -> Started {
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            said.push_str(&line);
+            said.push('\n');
+            if seen(&line) {
+                // Somebody has to read on, so that the child never blocks on a full pipe.
+                let reader = std::thread::spawn(move || {
+                    lines.map_while(Result::ok).fold(String::new(), |all, line| all + &line + "\n")
+                });
+                return Started { child, said, reader };
+            }
+        }
+        panic!("ddk ended ({:?}) before the awaited line: {said}", child.wait());
+    }
+
+    pub fn run_folder(&self) -> PathBuf {
+        self.path().join("runs/small")
+    }
+
+    /// The lines of a file of the run as JSON, without what a clock put there.
+    pub fn lines(&self, file: &str) -> Vec<Value> {
+        read_lines(&self.run_folder().join(file))
+    }
+
+    pub fn student_weights(&self) -> Vec<u8> {
+        fs::read(self.run_folder().join("student/model.safetensors")).unwrap()
+    }
+
+    /// All that must be the same for two equal runs, whatever their speed.
+    pub fn trajectory(&self) -> BTreeMap<&'static str, Vec<Value>> {
+        ["run.jsonl", "mixture.jsonl", "samples.jsonl"]
+            .into_iter()
+            .map(|file| (file, self.lines(file)))
+            .collect()
+    }
+}
+
+/// A `ddk` that runs beside the test.
+pub struct Started {
+    child: Child,
+    said: String,
+    reader: std::thread::JoinHandle<String>,
+}
+
+impl Started {
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end; the exit status and all that was said.
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        let status = self.child.wait().unwrap();
+        (status, self.said + &self.reader.join().unwrap())
+    }
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn read_lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .lines()
+        .map(|line| {
+            let mut value: Value = serde_json::from_str(line).unwrap();
+            value.as_object_mut().unwrap().remove("seconds");
+            value
+        })
+        .collect()
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ddk"));
+    command.args(arguments).current_dir(folder).env_remove("RUST_LOG");
+    command
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+            // Sources keep their times, so that the copied corpus is not taken for stale.
+            let times = fs::FileTimes::new().set_modified(entry.metadata().unwrap().modified().unwrap());
+            fs::File::options().write(true).open(&target).unwrap().set_times(times).unwrap();
+        }
+    }
+}
