@@ -80,19 +80,26 @@ impl Actor for WorkerActor {
         spec: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let (ready, is_ready) = oneshot::channel();
-        let (early, early_exit) = oneshot::channel();
+        let (early, mut early_exit) = oneshot::channel();
+        let actor = myself.clone();
         thread::Builder::new().name(spec.name).spawn(move || {
             let exit = run(spec.body, Ready(ready));
             // Before the worker is ready the actor listens here; afterwards to its messages.
             if let Err(exit) = early.send(exit) {
-                let _ = myself.cast(WorkerMessage::Exited(exit));
+                let _ = actor.cast(WorkerMessage::Exited(exit));
             }
         })?;
         tokio::select! {
             biased;
-            Ok(()) = is_ready => Ok(()),
-            Ok(exit) = early_exit => Err(exit.into()),
+            Ok(()) = is_ready => {}
+            Ok(exit) = &mut early_exit => return Err(exit.into()),
         }
+        // A worker may have ended between its word and now; once this is closed, its exit goes to the mailbox.
+        early_exit.close();
+        if let Ok(exit) = early_exit.try_recv() {
+            myself.cast(WorkerMessage::Exited(exit))?;
+        }
+        Ok(())
     }
 
     async fn handle(

@@ -1,0 +1,290 @@
+//! Fakes: a teacher and a student whose state is a hash of everything they saw, in its order; rows that are numbers.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ddk_actors::{
+    LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan, StepReport,
+    StopReason, Student, Teacher, Update,
+};
+use ddk_corpus::{Cursor, Drawn, Row, Span};
+use ddk_mixture::{Ddk, FirstInterval, Policy};
+use ddk_run::{CheckpointStore, Journal, Lengths, NamedFile, records::{EventLine, MixtureLine}};
+use ddk_telemetry::Board;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+/// What a test may do at a place of the pipeline: delay, panic, fail, wait for a gate.
+pub type Hook = Arc<dyn Fn(&str, u64) -> Result<(), PortError> + Send + Sync>;
+
+/// A run in a folder of its own.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub plan: RunPlan,
+    pub hook: Hook,
+    pub observer: Arc<Watcher>,
+    /// Told to stop when this step is done.
+    pub stop_after: Option<u64>,
+    /// Every save of these steps fails.
+    pub full_disk: Vec<u64>,
+}
+
+pub const ROWS: [u64; 3] = [7, 40, 23];
+
+impl World {
+    pub fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            plan: RunPlan {
+                domains: ["a", "b", "c"].map(str::to_owned).to_vec(),
+                domain_rows: ROWS.to_vec(),
+                natural: vec![0.1, 0.5, 0.4],
+                seed: 11,
+                rows_per_step: 6,
+                micro_rows: 2,
+                max_steps: Some(17),
+                max_steps_reason: StopReason::MaxSteps,
+                max_tokens: None,
+                stop_ratio: None,
+                max_passes: None,
+                queue_depth: 2,
+                teacher_lanes: 1,
+                checkpoint_every: 3,
+                gamma: 0.2,
+            },
+            hook: Arc::new(|_, _| Ok(())),
+            observer: Arc::new(Watcher::default()),
+            stop_after: None,
+            full_disk: Vec::new(),
+        }
+    }
+
+    /// Runs, from the last checkpoint where there is one.
+    pub async fn run(&self) -> Result<Option<Outcome>, RunError> {
+        let store = CheckpointStore::open(&self.folder.path().join("checkpoints"), 2).unwrap();
+        let opened = store.newest::<LoopState>().unwrap();
+        let (resume, checkpoint) = match opened {
+            Some(opened) => (Some(opened.state), Some(opened.path)),
+            None => (None, None),
+        };
+        let lengths = resume.as_ref().map_or(Lengths::default(), |state| state.lengths);
+        let policy: Box<dyn Policy> = Box::new(match &resume {
+            Some(state) => Ddk::restore(state.interval.policy.clone()),
+            None => Ddk::new(0.5, 5, FirstInterval::Natural),
+        });
+        let (sender, stop) = mpsc::channel(1);
+        *self.observer.stop.lock().unwrap() = self.stop_after.map(|step| (step, sender.clone()));
+        let (hook, full_disk) = (self.hook.clone(), self.full_disk.clone());
+        let student_hook = hook.clone();
+        let teacher_hook = hook.clone();
+        let parts = Parts {
+            teacher: Arc::new(move |lane| {
+                teacher_hook("build teacher", lane as u64)?;
+                Ok(FakeTeacher { hook: teacher_hook.clone(), labelled: 0 })
+            }),
+            student: Box::new(move || {
+                student_hook("build student", 0)?;
+                let weight = match checkpoint {
+                    Some(folder) => read_weight(&folder),
+                    None => 1,
+                };
+                Ok(FakeStudent { weight, pending: 0, step: 0, hook: student_hook, full_disk })
+            }),
+            rows: Arc::new(move |domain, cursor| {
+                Ok(Box::new(FakeRows { domain: domain as u64, cursor, hook: hook.clone() }))
+            }),
+            checkpoints: store,
+            journal: Arc::new(Journal::open(self.folder.path(), lengths, true).unwrap()),
+            board: Board::new(std::time::Duration::from_secs(3600)),
+            observer: self.observer.clone(),
+        };
+        let teacher = resume.as_ref().map(|state| state.at_start.teacher.clone());
+        let ended = ddk_actors::run(self.plan.clone(), parts, policy, resume, teacher, stop).await;
+        drop(sender);
+        ended
+    }
+
+    /// All that has to be equal for equal runs: lines without their seconds, and the student's weight.
+    pub fn trajectory(&self) -> (BTreeMap<&'static str, Vec<Value>>, u64) {
+        let files = ["run.jsonl", "mixture.jsonl", "samples.jsonl"];
+        let lines = files.map(|file| (file, self.lines(file)));
+        (lines.into_iter().collect(), self.weight())
+    }
+
+    pub fn lines(&self, file: &str) -> Vec<Value> {
+        fs::read_to_string(self.folder.path().join(file))
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let mut value: Value = serde_json::from_str(line).unwrap();
+                value.as_object_mut().unwrap().remove("seconds");
+                value
+            })
+            .collect()
+    }
+
+    pub fn weight(&self) -> u64 {
+        let store = CheckpointStore::open(&self.folder.path().join("checkpoints"), 2).unwrap();
+        read_weight(&store.newest::<LoopState>().unwrap().unwrap().path)
+    }
+}
+
+fn read_weight(folder: &Path) -> u64 {
+    fs::read_to_string(folder.join("weight")).unwrap().parse().unwrap()
+}
+
+fn mix(state: u64, value: u64) -> u64 {
+    let mut mixed = (state ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^= mixed >> 29;
+    mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (mixed >> 32)
+}
+
+fn hash_rows(batch: &MicroBatch) -> u64 {
+    batch.rows.iter().fold(batch.interval.index, |hash, row| {
+        mix(mix(hash, u64::from(row.domain)), mix(row.drawn.pass, row.drawn.row.row))
+    })
+}
+
+pub struct FakeTeacher {
+    hook: Hook,
+    labelled: u64,
+}
+
+impl Teacher for FakeTeacher {
+    type Signal = u64;
+
+    fn label(&mut self, batch: &MicroBatch) -> Result<u64, PortError> {
+        (self.hook)("label", batch.sequence)?;
+        self.labelled += 1;
+        Ok(hash_rows(batch))
+    }
+
+    fn perplexities(&mut self, _: &dyn Fn() -> bool) -> Result<Option<Vec<f64>>, PortError> {
+        (self.hook)("evaluate teacher", 0)?;
+        Ok(Some(vec![2.0, 3.0, 4.0]))
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.labelled as f64
+    }
+}
+
+pub struct FakeStudent {
+    weight: u64,
+    pending: u64,
+    step: u64,
+    hook: Hook,
+    full_disk: Vec<u64>,
+}
+
+impl Student for FakeStudent {
+    type Signal = u64;
+
+    fn accumulate(&mut self, batch: &MicroBatch, signal: u64) -> Result<MicroLoss, PortError> {
+        (self.hook)("accumulate", batch.sequence)?;
+        assert_eq!(signal, hash_rows(batch), "another batch's signal");
+        assert!((batch.interval.first_step..=batch.interval.last_step()).contains(&batch.step));
+        self.pending = mix(self.pending, mix(signal, batch.step_predictions));
+        let loss = (self.pending % 1000) as f64;
+        Ok(MicroLoss { ce_sum: loss, kl_sum: loss / 3.0, seconds: [("forward", 0.0), ("head", 0.0), ("backward", 0.0)] })
+    }
+
+    fn update(&mut self, step: u64) -> Result<Update, PortError> {
+        (self.hook)("update", step)?;
+        self.weight = mix(self.weight, std::mem::take(&mut self.pending));
+        self.step = step;
+        Ok(Update { learning_rate: 1e-3, grad_norm: 1.0, skipped: None, seconds: 0.0 })
+    }
+
+    fn perplexities(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<Vec<f64>>, PortError> {
+        (self.hook)("evaluate student", self.step)?;
+        if cancelled() {
+            return Ok(None);
+        }
+        let shade = |index: u64| (mix(self.weight, index) % 1000) as f64 / 1000.0;
+        if (self.hook)("not finite", self.step).is_err() {
+            return Ok(Some(vec![f64::NAN, 3.0, 4.0]));
+        }
+        Ok(Some(vec![2.2 + shade(0), 3.3 + shade(1), 4.4 + shade(2)]))
+    }
+
+    fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
+        let (weight, full) = (self.weight, self.full_disk.contains(&self.step));
+        Ok(vec![NamedFile {
+            name: "weight".to_owned(),
+            write: Box::new(move |out| {
+                if full {
+                    return Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
+                }
+                write!(out, "{weight}")
+            }),
+        }])
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.step as f64
+    }
+}
+
+struct FakeRows {
+    domain: u64,
+    cursor: Cursor,
+    hook: Hook,
+}
+
+impl Rows for FakeRows {
+    fn read(&mut self) -> Result<Drawn, PortError> {
+        let rows = ROWS[self.domain as usize];
+        let Cursor { pass, index } = self.cursor;
+        (self.hook)("read", self.domain * 1000 + pass * rows + index)?;
+        self.cursor = self.cursor.advance(rows, 1);
+        let row = ddk_order::Permutation::new(rows, 1, "fake", &[self.domain, pass]).at(index);
+        let length = 4 + row % 3;
+        let spans = vec![Span { document: row, offset: 0, tokens: length }];
+        Ok(Drawn { pass, index, row: Row { row, tokens: vec![7; length as usize], spans } })
+    }
+}
+
+/// Watches, and asks to stop after a step.
+#[derive(Default)]
+pub struct Watcher {
+    pub events: Mutex<Vec<EventLine>>,
+    stop: Mutex<Option<(u64, mpsc::Sender<()>)>>,
+    pub steps: AtomicU64,
+}
+
+impl Observer for Watcher {
+    fn on_step(&self, step: &StepReport<'_>) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        if let Some((after, sender)) = &*self.stop.lock().unwrap()
+            && step.line.step == *after
+        {
+            sender.try_send(()).unwrap();
+            // The student goes on only when the word is on its way to it.
+            while sender.capacity() == 0 {
+                std::thread::yield_now();
+            }
+            dawdle(*after);
+        }
+    }
+
+    fn on_mixture(&self, _: &MixtureLine) {}
+
+    fn on_event(&self, event: &EventLine) {
+        self.events.lock().unwrap().push(event.clone());
+    }
+}
+
+/// Keeps a thread busy for a while that depends on `seed`, without a clock.
+pub fn dawdle(seed: u64) {
+    for _ in 0..mix(seed, 5) % 400 {
+        std::thread::yield_now();
+    }
+}

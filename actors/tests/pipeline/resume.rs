@@ -1,0 +1,68 @@
+//! Stopped or killed anywhere, and started again: as if nothing had been.
+
+use std::sync::Arc;
+
+use ddk_actors::{End, PortError};
+
+use crate::fakes::World;
+
+#[tokio::test]
+async fn a_stop_at_any_step_saves_that_step_and_goes_on_from_it() {
+    let whole = World::new();
+    whole.run().await.unwrap();
+    let whole = whole.trajectory();
+    let mut stopped = 0;
+    for step in 1..17 {
+        let mut world = World::new();
+        world.stop_after = Some(step);
+        let outcome = world.run().await.unwrap().unwrap();
+        stopped += u64::from(outcome.end == End::Stopped);
+        // The stop is seen while waiting; a step that had begun is finished.
+        assert!(outcome.step >= step && world.lines("run.jsonl").len() as u64 == outcome.step);
+        world.stop_after = None;
+        let resumed = world.run().await.unwrap().unwrap();
+        assert!(matches!(resumed.end, End::Finished(_)));
+        assert!(world.trajectory() == whole, "stopped after step {step}");
+        assert_eq!(resumed.totals.tokens.iter().sum::<u64>(), {
+            let lines = world.lines("run.jsonl");
+            lines.iter().map(|line| line["tokens"].as_u64().unwrap()).sum::<u64>()
+        });
+    }
+    assert!(stopped >= 10, "only {stopped} of 16 runs were stopped before their end");
+}
+
+#[tokio::test]
+async fn a_student_that_dies_at_any_step_costs_only_the_steps_since_the_last_save() {
+    let whole = World::new();
+    whole.run().await.unwrap();
+    let whole = whole.trajectory();
+    for step in 1..=17 {
+        let mut world = World::new();
+        world.hook = Arc::new(move |place, number| {
+            assert!(!(place == "update" && number == step), "the student dies in step {step}");
+            Ok(())
+        });
+        let error = world.run().await.unwrap_err().to_string();
+        assert!(error.contains("student failed: it panicked: the student dies"), "{error}");
+        world.hook = Arc::new(|_, _| Ok(()));
+        world.run().await.unwrap();
+        assert!(world.trajectory() == whole, "died in step {step}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_interrupted_after_its_last_step_only_sums_up() {
+    let mut world = World::new();
+    world.hook = Arc::new(|place, step| match (place, step) {
+        ("evaluate student", 17) => Err(PortError::Other("the last evaluation fails".to_owned())),
+        _ => Ok(()),
+    });
+    world.run().await.unwrap_err();
+    world.hook = Arc::new(|place, _| match place {
+        "accumulate" => Err(PortError::Other("no more steps".to_owned())),
+        _ => Ok(()),
+    });
+    let outcome = world.run().await.unwrap().unwrap();
+    assert_eq!(outcome.step, 17);
+    assert!(outcome.after.is_some());
+}
