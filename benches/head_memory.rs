@@ -5,7 +5,9 @@
 
 use std::{fs, process::Command, time::Instant};
 
-use ddk_objective::{HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head, default_chunk};
+use ddk_objective::{
+    HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head, default_chunk,
+};
 use tch::{Device, Kind, Tensor};
 
 const VOCABULARY: i64 = 8192;
@@ -23,8 +25,14 @@ impl Inputs {
     fn new(positions: i64, vocabulary: i64, student: i64, teacher: i64) -> Self {
         let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
         Self {
-            student: [random([positions, student]), random([vocabulary, student]) * 0.02],
-            teacher: [random([positions, teacher]), random([vocabulary, teacher]) * 0.02],
+            student: [
+                random([positions, student]),
+                random([vocabulary, student]) * 0.02,
+            ],
+            teacher: [
+                random([positions, teacher]),
+                random([vocabulary, teacher]) * 0.02,
+            ],
             labels: Tensor::randint(vocabulary, [positions], (Kind::Int64, Device::Cpu)),
             weight_gradient: Tensor::zeros([vocabulary, student], (Kind::Float, Device::Cpu)),
         }
@@ -37,9 +45,21 @@ impl Inputs {
         chunked_head(
             &HeadInput::new(&student, &self.student[1]),
             Some(&HeadInput::new(&teacher, &self.teacher[1])),
-            &Positions { labels: &labels, weights: None, denominator: positions as f64 },
-            &HeadOptions { objective: Objective::default(), vocabulary, chunk, per_position: false },
-            &mut HeadGradients { weight: &mut self.weight_gradient, bias: None },
+            &Positions {
+                labels: &labels,
+                weights: None,
+                denominator: positions as f64,
+            },
+            &HeadOptions {
+                objective: Objective::default(),
+                vocabulary,
+                chunk,
+                per_position: false,
+            },
+            &mut HeadGradients {
+                weight: &mut self.weight_gradient,
+                bias: None,
+            },
         )
         .expect("the head runs")
         .hidden_gradient
@@ -49,8 +69,15 @@ impl Inputs {
 /// A line of /proc/self/status in bytes.
 fn status(key: &str) -> i64 {
     let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status can be read");
-    let line = status.lines().find(|line| line.starts_with(key)).expect("the kernel names it");
-    1024 * line.split_whitespace().nth(1).and_then(|number| number.parse::<i64>().ok()).expect("a number")
+    let line = status
+        .lines()
+        .find(|line| line.starts_with(key))
+        .expect("the kernel names it");
+    1024 * line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse::<i64>().ok())
+        .expect("a number")
 }
 
 /// Runs in a process of its own, so that no memory is kept from another case.
@@ -69,7 +96,10 @@ fn measure(positions: i64) {
 
 fn memory() {
     let program = std::env::current_exe().expect("the path of this program");
-    println!("vocabulary {VOCABULARY}, student {STUDENT}, teacher {TEACHER}, fp32, chunk {}", default_chunk(VOCABULARY, Device::Cpu));
+    println!(
+        "vocabulary {VOCABULARY}, student {STUDENT}, teacher {TEACHER}, fp32, chunk {}",
+        default_chunk(VOCABULARY, Device::Cpu)
+    );
     let mut all = Vec::new();
     for positions in [1_000, 8_000, 32_000] {
         // Buffers that are dropped go back to the system at once, so that none is taken for what was there before.
@@ -80,12 +110,22 @@ fn memory() {
             .expect("a child runs");
         let text = String::from_utf8_lossy(&output.stdout);
         let bytes: f64 = text.trim().parse().expect("bytes");
-        println!("{positions:>7} positions: {:6.1} MB above inputs and gradients", bytes / 1e6);
+        println!(
+            "{positions:>7} positions: {:6.1} MB above inputs and gradients",
+            bytes / 1e6
+        );
         all.push(bytes);
     }
-    let (least, most) = all.iter().fold((f64::MAX, 0.0_f64), |(least, most), bytes| (least.min(*bytes), most.max(*bytes)));
+    let (least, most) = all
+        .iter()
+        .fold((f64::MAX, 0.0_f64), |(least, most), bytes| {
+            (least.min(*bytes), most.max(*bytes))
+        });
     println!("largest over smallest: {:.3}", most / least);
-    assert!(most <= 1.1 * least, "the head's memory grows with the positions");
+    assert!(
+        most <= 1.1 * least,
+        "the head's memory grows with the positions"
+    );
 }
 
 fn speed() {
@@ -104,7 +144,10 @@ fn speed() {
                 })
                 .collect();
             seconds.sort_by(f64::total_cmp);
-            println!("  chunk {chunk:>5}: {:>7.0} positions/s", positions as f64 / seconds[2]);
+            println!(
+                "  chunk {chunk:>5}: {:>7.0} positions/s",
+                positions as f64 / seconds[2]
+            );
         }
     }
 }

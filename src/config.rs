@@ -9,13 +9,21 @@ use crate::cli::{ConfigArgs, ConfigCommand};
 
 /// The settings of a command line.
 pub fn load(args: &ConfigArgs) -> Result<Loaded> {
-    Ok(ddk_settings::load(&args.files, &args.set.set, std::env::vars())?)
+    Ok(ddk_settings::load(
+        &args.files,
+        &args.set.set,
+        std::env::vars(),
+    )?)
 }
 
 pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
     match command {
         ConfigCommand::Schema => {
-            writeln!(out, "{}", serde_json::to_string_pretty(&ddk_settings::schema())?)?;
+            writeln!(
+                out,
+                "{}",
+                serde_json::to_string_pretty(&ddk_settings::schema())?
+            )?;
         }
         ConfigCommand::Show { config, origin } => {
             let loaded = load(config)?;
@@ -26,12 +34,24 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
             }
             let mut values = Vec::new();
             flatten(&toml::Value::Table(toml::from_str(&text)?), "", &mut values);
-            let width = values.iter().map(|(key, value)| key.len() + value.len()).max().unwrap_or(0);
+            let width = values
+                .iter()
+                .map(|(key, value)| key.len() + value.len())
+                .max()
+                .unwrap_or(0);
             for (key, value) in values {
                 let origin = loaded.origins.of(&key);
                 let padding = (width.min(60)).saturating_sub(key.len() + value.len());
-                let mark = if origin == Origin::Default { "  " } else { "* " };
-                writeln!(out, "{mark}{key} = {value}{}   {origin}", " ".repeat(padding))?;
+                let mark = if origin == Origin::Default {
+                    "  "
+                } else {
+                    "* "
+                };
+                writeln!(
+                    out,
+                    "{mark}{key} = {value}{}   {origin}",
+                    " ".repeat(padding)
+                )?;
             }
         }
     }
@@ -43,7 +63,11 @@ pub fn flatten(value: &toml::Value, prefix: &str, values: &mut Vec<(String, Stri
     match value {
         toml::Value::Table(table) => {
             for (key, value) in table {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                let path = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
                 flatten(value, &path, values);
             }
         }

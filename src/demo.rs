@@ -26,17 +26,29 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
         .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
     let settings = loaded.settings;
     let say_step = |number: u8, what: &str| {
-        say(&format!("[{number}/5, {:.0} s] {what}", began.elapsed().as_secs_f64()));
+        say(&format!(
+            "[{number}/5, {:.0} s] {what}",
+            began.elapsed().as_secs_f64()
+        ));
     };
     say_step(1, "text from this machine");
     collect(&settings)?;
     say_step(2, "tokenizer and corpus (cached)");
     tokenizer(&settings)?;
     for (number, name) in [(3, "teacher"), (4, "student")] {
-        say_step(number, &format!("{name}: ddk pretrain {} --model {name} (cached)", args.config.display()));
+        say_step(
+            number,
+            &format!(
+                "{name}: ddk pretrain {} --model {name} (cached)",
+                args.config.display()
+            ),
+        );
         pretrain::model(&settings, name, false)?;
     }
-    say_step(5, &format!("distillation: ddk train {}", args.config.display()));
+    say_step(
+        5,
+        &format!("distillation: ddk train {}", args.config.display()),
+    );
     let flags = Flags {
         new: false,
         json: args.json,
@@ -62,10 +74,14 @@ fn collect(settings: &Settings) -> Result<()> {
         let file = domain.files.first().map(Path::new);
         let parent = file.and_then(Path::parent);
         let is_ours = domain.files.len() == 1
-            && file.and_then(Path::file_name).is_some_and(|file| *file == *format!("{name}.jsonl"));
+            && file
+                .and_then(Path::file_name)
+                .is_some_and(|file| *file == *format!("{name}.jsonl"));
         let (true, Some(parent)) = (is_ours, parent) else {
-            return Err(anyhow!("domain `{name}`: the demo writes its own text to one file FOLDER/{name}.jsonl"))
-                .hint("for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`");
+            return Err(anyhow!(
+                "domain `{name}`: the demo writes its own text to one file FOLDER/{name}.jsonl"
+            ))
+            .hint("for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`");
         };
         folder = Some(parent);
         if file.is_some_and(Path::exists) {
@@ -104,8 +120,12 @@ fn tokenizer(settings: &Settings) -> Result<()> {
             let text = fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
             let mut bytes = 0;
             for line in text.lines() {
-                let record: serde_json::Value = serde_json::from_str(line).with_context(|| file.clone())?;
-                let text = record.get(&domain.text_field).and_then(serde_json::Value::as_str).unwrap_or_default();
+                let record: serde_json::Value =
+                    serde_json::from_str(line).with_context(|| file.clone())?;
+                let text = record
+                    .get(&domain.text_field)
+                    .and_then(serde_json::Value::as_str)
+                    .unwrap_or_default();
                 bytes += text.len();
                 if bytes > TOKENIZER_BYTES {
                     break;
@@ -115,6 +135,9 @@ fn tokenizer(settings: &Settings) -> Result<()> {
         }
     }
     ddk_corpus::train_tokenizer(texts.into_iter(), VOCABULARY, folder)?;
-    say(&format!("a byte-level BPE of {VOCABULARY} tokens is in {}", folder.display()));
+    say(&format!(
+        "a byte-level BPE of {VOCABULARY} tokens is in {}",
+        folder.display()
+    ));
     Ok(())
 }

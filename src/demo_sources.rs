@@ -205,7 +205,8 @@ fn libtorch_headers() -> Result<PathBuf> {
 }
 
 fn python_standard_library() -> Result<PathBuf> {
-    let advice = "install Python 3 (`apt-get install python3`): the demo reads its standard library";
+    let advice =
+        "install Python 3 (`apt-get install python3`): the demo reads its standard library";
     let output = Command::new("python3")
         .args([
             "-c",

@@ -10,12 +10,7 @@ use ddk_torch::{Lane, parse_device};
 use serde::Serialize;
 use tch::Kind;
 
-use crate::{
-    cli, config,
-    hint::Hint,
-    prepare,
-    wiring::Evaluation,
-};
+use crate::{cli, config, hint::Hint, prepare, wiring::Evaluation};
 
 #[derive(Serialize)]
 struct Evaluated {
@@ -35,13 +30,20 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
     let corpus = prepare::open(&settings)?;
     let own = TokenizerFolder::open(&args.model, settings.corpus.end_token.as_deref())
         .hint("a model's folder needs its tokenizer.json")?;
-    compatible(&own, &corpus.tokenizer).hint("the corpus was tokenized for another model: set corpus.tokenizer to this one's folder")?;
+    compatible(&own, &corpus.tokenizer).hint(
+        "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
+    )?;
     let validation = Arc::new(prepare::validation(&corpus)?);
-    let names: Vec<String> = corpus.domains.iter().map(|domain| domain.name().to_owned()).collect();
+    let names: Vec<String> = corpus
+        .domains
+        .iter()
+        .map(|domain| domain.name().to_owned())
+        .collect();
     if let Some(path) = &args.documents {
         let documents: BTreeMap<&String, _> = names.iter().zip(validation.iter()).collect();
         let text = serde_json::json!({ "vocabulary": corpus.tokenizer.vocabulary(), "domains": documents });
-        fs::write(path, text.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, text.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     let device = parse_device(&settings.student.device)?;
@@ -51,7 +53,10 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
         validation: Arc::clone(&validation),
         batch_rows: settings.evaluation.batch_rows,
         vocabulary,
-        chunk: settings.objective.chunk.unwrap_or_else(|| default_chunk(vocabulary, device)),
+        chunk: settings
+            .objective
+            .chunk
+            .unwrap_or_else(|| default_chunk(vocabulary, device)),
     };
     let model = Model::load(&args.model, device, Kind::Float)?;
     let perplexities = evaluation
@@ -62,8 +67,18 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
         model: args.model.display().to_string(),
         domains: domains
             .map(|((name, perplexity), documents)| {
-                let predictions = documents.iter().map(|document| document.len().saturating_sub(1)).sum();
-                (name, Domain { perplexity, documents: documents.len(), predictions })
+                let predictions = documents
+                    .iter()
+                    .map(|document| document.len().saturating_sub(1))
+                    .sum();
+                (
+                    name,
+                    Domain {
+                        perplexity,
+                        documents: documents.len(),
+                        predictions,
+                    },
+                )
             })
             .collect(),
     };
@@ -71,11 +86,28 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&evaluated)?)?;
         return Ok(());
     }
-    let width = evaluated.domains.keys().map(String::len).max().unwrap_or(0).max(6);
-    writeln!(out, "{:width$}  {:>10}  {:>9}  {:>11}", "domain", "perplexity", "documents", "predictions")?;
+    let width = evaluated
+        .domains
+        .keys()
+        .map(String::len)
+        .max()
+        .unwrap_or(0)
+        .max(6);
+    writeln!(
+        out,
+        "{:width$}  {:>10}  {:>9}  {:>11}",
+        "domain", "perplexity", "documents", "predictions"
+    )?;
     for (name, domain) in &evaluated.domains {
-        let Domain { perplexity, documents, predictions } = domain;
-        writeln!(out, "{name:width$}  {perplexity:>10.3}  {documents:>9}  {predictions:>11}")?;
+        let Domain {
+            perplexity,
+            documents,
+            predictions,
+        } = domain;
+        writeln!(
+            out,
+            "{name:width$}  {perplexity:>10.3}  {documents:>9}  {predictions:>11}"
+        )?;
     }
     Ok(())
 }

@@ -110,6 +110,9 @@ mod tests {
             "error: the run stopped\n  caused by: cannot read rows.bin\n  caused by: no such device\nhint: prepare the corpus again"
         );
         assert_eq!(exit_code(&error), exit::ERROR);
-        assert_eq!(exit_code(&Err::<(), _>(error).usage().unwrap_err()), exit::USAGE);
+        assert_eq!(
+            exit_code(&Err::<(), _>(error).usage().unwrap_err()),
+            exit::USAGE
+        );
     }
 }

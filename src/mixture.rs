@@ -88,12 +88,20 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
         ("student-ppl", &args.student_ppl),
         ("teacher-ppl", &args.teacher_ppl),
     ] {
-        if let Some(value) = values.iter().find(|value| !(value.is_finite() && **value >= 1.0)) {
-            return Err(anyhow!("--{name} holds {value}: a perplexity is a finite number of at least 1"));
+        if let Some(value) = values
+            .iter()
+            .find(|value| !(value.is_finite() && **value >= 1.0))
+        {
+            return Err(anyhow!(
+                "--{name} holds {value}: a perplexity is a finite number of at least 1"
+            ));
         }
     }
     if !(0.0..=1.0).contains(&args.alpha) {
-        return Err(anyhow!("--alpha is {}: give a number from 0 to 1", args.alpha));
+        return Err(anyhow!(
+            "--alpha is {}: give a number from 0 to 1",
+            args.alpha
+        ));
     }
     let domains = match &args.domains {
         Some(names) => {

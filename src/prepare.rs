@@ -42,7 +42,8 @@ pub fn open(settings: &Settings) -> Result<Corpus> {
     let domains = reports
         .iter()
         .map(|report| {
-            let domain = PreparedDomain::open(&options.folder, &report.domain, options.sequence_length)?;
+            let domain =
+                PreparedDomain::open(&options.folder, &report.domain, options.sequence_length)?;
             Ok(Arc::new(domain))
         })
         .collect::<Result<_>>()?;
@@ -60,7 +61,10 @@ fn make(
     tokenizer: &TokenizerFolder,
     force: bool,
 ) -> Result<Vec<DomainReport>> {
-    let bar = bar(0, "{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left");
+    let bar = bar(
+        0,
+        "{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+    );
     let reports = prepare(options, tokenizer, force, &mut |progress| {
         bar.set_message(progress.domain);
         bar.set_length(progress.total_bytes);
@@ -68,7 +72,10 @@ fn make(
     });
     bar.finish_and_clear();
     let reports = reports.hint(ADVICE)?;
-    for report in reports.iter().filter(|report| report.prepared && report.quarantined > 0) {
+    for report in reports
+        .iter()
+        .filter(|report| report.prepared && report.quarantined > 0)
+    {
         say(&format!(
             "{}: {} records could not be used; they are listed in {}",
             report.domain,
@@ -80,7 +87,10 @@ fn make(
 }
 
 fn quarantine(options: &PrepareOptions, domain: &str) -> PathBuf {
-    options.folder.join(domain).join(ddk_corpus::QUARANTINE_FILE)
+    options
+        .folder
+        .join(domain)
+        .join(ddk_corpus::QUARANTINE_FILE)
 }
 
 fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
@@ -90,12 +100,18 @@ fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
             .usage();
     }
     let corpus = &settings.corpus;
-    let folder = corpus.tokenizer.as_ref().or(settings.student.model.as_ref());
+    let folder = corpus
+        .tokenizer
+        .as_ref()
+        .or(settings.student.model.as_ref());
     let folder = folder
-        .ok_or_else(|| anyhow!("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set"))
+        .ok_or_else(|| {
+            anyhow!("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
+        })
         .usage()?;
-    let tokenizer = TokenizerFolder::open(folder, corpus.end_token.as_deref())
-        .hint("set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)")?;
+    let tokenizer = TokenizerFolder::open(folder, corpus.end_token.as_deref()).hint(
+        "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)",
+    )?;
     let domains = settings.domains.iter().map(|(name, domain)| DomainSource {
         name: name.clone(),
         files: domain.files.clone(),
@@ -124,17 +140,29 @@ fn describe(report: &DomainReport) -> String {
         report.rows,
         report.validation_documents,
         report.duplicates,
-        if report.prepared { "" } else { " (was prepared already)" },
+        if report.prepared {
+            ""
+        } else {
+            " (was prepared already)"
+        },
     )
 }
 
 /// The validation documents of all domains.
 pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Vec<u32>>>> {
-    corpus.domains.iter().map(|domain| Ok(domain.validation()?)).collect()
+    corpus
+        .domains
+        .iter()
+        .map(|domain| Ok(domain.validation()?))
+        .collect()
 }
 
 /// Each domain's share of the corpus' tokens.
 pub fn natural_shares(corpus: &Corpus) -> Vec<f64> {
     let all: u64 = corpus.domains.iter().map(|domain| domain.tokens()).sum();
-    corpus.domains.iter().map(|domain| domain.tokens() as f64 / all as f64).collect()
+    corpus
+        .domains
+        .iter()
+        .map(|domain| domain.tokens() as f64 / all as f64)
+        .collect()
 }

@@ -32,7 +32,12 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
     let model = settings
         .pretrain
         .get(name)
-        .ok_or_else(|| anyhow!("the configuration has no [pretrain.{name}] (there are: {})", known.join(", ")))
+        .ok_or_else(|| {
+            anyhow!(
+                "the configuration has no [pretrain.{name}] (there are: {})",
+                known.join(", ")
+            )
+        })
         .usage()?;
     let corpus = prepare::open(settings)?;
     let record = record(settings, model, &corpus)?;
@@ -45,13 +50,18 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
             "{} holds something that `ddk pretrain` has not made",
             model.out.display()
         ))
-        .hint(format!("choose another folder for pretrain.{name}.out, or move that one away"));
+        .hint(format!(
+            "choose another folder for pretrain.{name}.out, or move that one away"
+        ));
     }
     // A thread of its own: libtorch's number of threads is the calling thread's.
     let trained = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("pretrain".to_owned());
         let work = || train(settings, model, name, &corpus);
-        thread.spawn_scoped(scope, work)?.join().map_err(|_| anyhow!("training panicked"))?
+        thread
+            .spawn_scoped(scope, work)?
+            .join()
+            .map_err(|_| anyhow!("training panicked"))?
     });
     trained?;
     fs::write(model.out.join(RECORD), record)
@@ -79,7 +89,11 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
             let config = ModelConfig::llama(architecture, Some(corpus.tokenizer.end_token()))?;
             Model::random(config, model.seed, device)?
         }
-        (None, None) => return Err(anyhow!("[pretrain.{name}] has neither `init` nor `architecture`")),
+        (None, None) => {
+            return Err(anyhow!(
+                "[pretrain.{name}] has neither `init` nor `architecture`"
+            ));
+        }
     };
     let options = StudentOptions {
         objective: Objective {
@@ -101,7 +115,13 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
         },
     };
     let shares = shares(model, corpus);
-    let mut rows = MixedRows::new(&corpus.domains, &shares, model.seed, model.rows, model.steps);
+    let mut rows = MixedRows::new(
+        &corpus.domains,
+        &shares,
+        model.seed,
+        model.rows,
+        model.steps,
+    );
     let mut student = Student::new(start, options, None)?;
     let (began, mut tokens) = (Instant::now(), 0);
     let bar = bar(model.steps, "{msg} {bar:30} step {pos}/{len}, {eta} left");
@@ -117,7 +137,8 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
         }
         let update = student.update(step)?;
         if let Some(reason) = update.skipped {
-            return Err(anyhow!("step {step} of {name}: {reason}")).hint(format!("lower pretrain.{name}.lr"));
+            return Err(anyhow!("step {step} of {name}: {reason}"))
+                .hint(format!("lower pretrain.{name}.lr"));
         }
         loss = sum / denominator;
         tokens += batch.iter().map(Vec::len).sum::<usize>();
@@ -131,7 +152,9 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
         tokens as f64 / seconds,
         model.out.display()
     ));
-    student.model().save(&model.out, corpus.tokenizer.folder())?;
+    student
+        .model()
+        .save(&model.out, corpus.tokenizer.folder())?;
     Ok(())
 }
 
@@ -141,7 +164,11 @@ fn shares(model: &Pretrain, corpus: &Corpus) -> Vec<f64> {
     };
     let sum: f64 = shares.values().sum();
     let share = |name: &str| shares.get(name).copied().unwrap_or(0.0) / sum;
-    corpus.domains.iter().map(|domain| share(domain.name())).collect()
+    corpus
+        .domains
+        .iter()
+        .map(|domain| share(domain.name()))
+        .collect()
 }
 
 /// All that the model depends on.
@@ -150,7 +177,11 @@ fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<Stri
         Some(folder) => Some(weights_hash(folder)?),
         None => None,
     };
-    let content: Vec<&str> = corpus.domains.iter().map(|domain| domain.content_hash()).collect();
+    let content: Vec<&str> = corpus
+        .domains
+        .iter()
+        .map(|domain| domain.content_hash())
+        .collect();
     let record = serde_json::json!({
         "model": model,
         "init": init,

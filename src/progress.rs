@@ -44,7 +44,10 @@ struct Last {
 impl Printer {
     /// A line every `seconds` (0: each step). `limit`: the run's last step; `totals`: sums before this process.
     pub fn new(seconds: f64, limit: Option<u64>, totals: Totals) -> Self {
-        let bar = bar(limit.unwrap_or(0), "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left");
+        let bar = bar(
+            limit.unwrap_or(0),
+            "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left",
+        );
         Self {
             bar,
             every: Duration::from_secs_f64(seconds),
@@ -74,9 +77,14 @@ impl Observer for Printer {
         let (now, before) = (report.totals, &last.totals);
         let seconds = (now.distill_seconds - before.distill_seconds).max(1e-9);
         let share = |now: f64, before: f64| 100.0 * (now - before) / seconds;
-        let limit = report.limit.map_or(String::new(), |limit| limit.to_string());
-        let weights: Vec<String> =
-            report.weights.iter().map(|(name, weight)| format!("{name} {weight:.3}")).collect();
+        let limit = report
+            .limit
+            .map_or(String::new(), |limit| limit.to_string());
+        let weights: Vec<String> = report
+            .weights
+            .iter()
+            .map(|(name, weight)| format!("{name} {weight:.3}"))
+            .collect();
         let text = format!(
             "step {}/{limit}  loss {:.4}  ce {:.4}  kl {:.4}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  student {:.0} %  {}{}",
             line.step,
@@ -91,7 +99,11 @@ impl Observer for Printer {
                 before.student_busy_seconds + before.evaluation_seconds
             ),
             weights.join(" "),
-            line.skipped.as_ref().map_or(String::new(), |reason| format!("  update skipped: {reason}")),
+            line.skipped
+                .as_ref()
+                .map_or(String::new(), |reason| format!(
+                    "  update skipped: {reason}"
+                )),
         );
         tracing::info!("{text}");
         last.time = Some(Instant::now());

@@ -47,5 +47,7 @@ impl MixedRows {
 
 /// Predictions of a step.
 pub fn predictions(rows: &[Vec<u32>]) -> f64 {
-    rows.iter().map(|row| row.len().saturating_sub(1)).sum::<usize>() as f64
+    rows.iter()
+        .map(|row| row.len().saturating_sub(1))
+        .sum::<usize>() as f64
 }

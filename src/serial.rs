@@ -32,7 +32,10 @@ pub fn measure(
         let _lane = Lane::enter(threads);
         let student_device = parse_device(&settings.student.device)?;
         let teacher_device = parse_device(&settings.teacher.device)?;
-        let teacher = Teacher::new(Model::load(&folders.teacher, teacher_device, Kind::Float)?, student_device);
+        let teacher = Teacher::new(
+            Model::load(&folders.teacher, teacher_device, Kind::Float)?,
+            student_device,
+        );
         let mut student =
             wiring::build_student(&settings.student.device, folders, options.clone(), None)?;
         let shares = prepare::natural_shares(corpus);

@@ -44,7 +44,15 @@ const COMPUTE_LIMIT: Duration = Duration::from_secs(900);
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
     let settings = config::load(&args.config)?.settings;
-    distil(&settings, &Flags { new: args.new, json: args.json, serial_steps: args.serial }, out)
+    distil(
+        &settings,
+        &Flags {
+            new: args.new,
+            json: args.json,
+            serial_steps: args.serial,
+        },
+        out,
+    )
 }
 
 /// What the command line adds to the settings.
@@ -77,7 +85,10 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     let folder = open_folder(&path, flags.new)?;
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
-        say(&format!("the run in {} is done already; its summary:", path.display()));
+        say(&format!(
+            "the run in {} is done already; its summary:",
+            path.display()
+        ));
         return result::print(&ddk_run::read::summary(&path)?, flags.json, out);
     }
     prepared.inputs.bind(&folder, settings)?;
@@ -88,24 +99,51 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         "the run will not begin again at its first step by itself: restore a checkpoint, or give the run another run.name",
     )?;
     let (resume, checkpoint) = announce(opened, &path);
-    let lengths = resume.as_ref().map_or(Lengths::default(), |state| state.lengths);
+    let lengths = resume
+        .as_ref()
+        .map_or(Lengths::default(), |state| state.lengths);
     let journal = Arc::new(Journal::open(folder.path(), lengths, settings.run.trace)?);
     let printer = Arc::new(Printer::new(
         settings.log.line_seconds,
         prepared.plan.max_steps,
-        resume.as_ref().map_or_else(|| Totals::new(prepared.plan.domains.len()), |state| state.totals.clone()),
+        resume.as_ref().map_or_else(
+            || Totals::new(prepared.plan.domains.len()),
+            |state| state.totals.clone(),
+        ),
     ));
-    let seconds_before = resume.as_ref().map_or(0.0, |state| state.totals.run_seconds);
-    let ended = work(&prepared, Work { checkpoints, journal, printer: Arc::clone(&printer), resume, checkpoint });
+    let seconds_before = resume
+        .as_ref()
+        .map_or(0.0, |state| state.totals.run_seconds);
+    let ended = work(
+        &prepared,
+        Work {
+            checkpoints,
+            journal,
+            printer: Arc::clone(&printer),
+            resume,
+            checkpoint,
+        },
+    );
     printer.finish();
     let (outcome, signal) = ended?;
     let Some(outcome) = outcome else {
         return Ok(stopped(signal, "before its first step", &path));
     };
     if outcome.end == End::Stopped {
-        return Ok(stopped(signal, &format!("after step {}", outcome.step), &path));
+        return Ok(stopped(
+            signal,
+            &format!("after step {}", outcome.step),
+            &path,
+        ));
     }
-    result::finish(&prepared, &folder, &outcome, seconds_before, began, flags.serial_steps)?;
+    result::finish(
+        &prepared,
+        &folder,
+        &outcome,
+        seconds_before,
+        began,
+        flags.serial_steps,
+    )?;
     result::print(&ddk_run::read::summary(&path)?, flags.json, out)
 }
 
@@ -118,12 +156,15 @@ fn stopped(signal: u8, when: &str, path: &std::path::Path) -> ExitCode {
 }
 
 fn required<T>(value: Option<T>, key: &str) -> Result<T> {
-    value.ok_or_else(|| anyhow!("`{key}` is missing: training needs it")).usage()
+    value
+        .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))
+        .usage()
 }
 
 fn open_folder(path: &std::path::Path, new: bool) -> Result<RunFolder> {
     if new {
-        RunFolder::create(path).hint("leave --new out to go on with that run, or choose another run.name")
+        RunFolder::create(path)
+            .hint("leave --new out to go on with that run, or choose another run.name")
     } else {
         RunFolder::open(path).hint("choose another run.name, or run.folder")
     }
@@ -135,18 +176,33 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         teacher: required(settings.teacher.model.clone(), "teacher.model")?,
         student: required(settings.student.model.clone(), "student.model")?,
     };
-    let limits = (settings.run.max_steps, settings.run.max_intervals, settings.run.max_tokens);
+    let limits = (
+        settings.run.max_steps,
+        settings.run.max_intervals,
+        settings.run.max_tokens,
+    );
     if limits == (None, None, None) {
-        return Err(anyhow!("the run has no end: none of run.max_steps, run.max_intervals and run.max_tokens is set")).usage();
+        return Err(anyhow!(
+            "the run has no end: none of run.max_steps, run.max_intervals and run.max_tokens is set"
+        ))
+        .usage();
     }
     // The models first: what is wrong with them is said before minutes of tokenizing.
     inputs::check_tokenizers(settings, &folders)?;
     let corpus = prepare::open(settings)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
-    let inputs = Inputs::of(&folders, &corpus, vocabulary, settings.corpus.sequence_length)?;
+    let inputs = Inputs::of(
+        &folders,
+        &corpus,
+        vocabulary,
+        settings.corpus.sequence_length,
+    )?;
     let plan = plan(settings, &corpus);
     let device = parse_device(&settings.student.device)?;
-    let chunk = settings.objective.chunk.unwrap_or_else(|| default_chunk(vocabulary, device));
+    let chunk = settings
+        .objective
+        .chunk
+        .unwrap_or_else(|| default_chunk(vocabulary, device));
     let objective = Objective {
         gamma: settings.objective.gamma,
         temperature: settings.objective.temperature,
@@ -154,7 +210,10 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
     };
     let student = &settings.student;
     let step_tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
-    let from_tokens = settings.run.max_tokens.map(|tokens| tokens.div_ceil(step_tokens));
+    let from_tokens = settings
+        .run
+        .max_tokens
+        .map(|tokens| tokens.div_ceil(step_tokens));
     let options = StudentOptions {
         objective,
         vocabulary,
@@ -170,7 +229,12 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
             peak: student.lr,
             end: student.lr_end,
             warmup_steps: student.warmup_steps,
-            total_steps: plan.max_steps.into_iter().chain(from_tokens).min().unwrap_or(u64::MAX),
+            total_steps: plan
+                .max_steps
+                .into_iter()
+                .chain(from_tokens)
+                .min()
+                .unwrap_or(u64::MAX),
         },
     };
     let evaluation = Evaluation {
@@ -192,7 +256,9 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
 
 fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
     let run = &settings.run;
-    let of_intervals = run.max_intervals.map(|intervals| intervals * settings.mixture.interval);
+    let of_intervals = run
+        .max_intervals
+        .map(|intervals| intervals * settings.mixture.interval);
     let (max_steps, max_steps_reason) = match (run.max_steps, of_intervals) {
         (Some(steps), Some(of_intervals)) if of_intervals < steps => {
             (Some(of_intervals), StopReason::MaxIntervals)
@@ -201,7 +267,11 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         (steps, _) => (steps, StopReason::MaxSteps),
     };
     RunPlan {
-        domains: corpus.domains.iter().map(|domain| domain.name().to_owned()).collect(),
+        domains: corpus
+            .domains
+            .iter()
+            .map(|domain| domain.name().to_owned())
+            .collect(),
         domain_rows: corpus.domains.iter().map(|domain| domain.rows()).collect(),
         natural: prepare::natural_shares(corpus),
         seed: run.seed,
@@ -239,7 +309,12 @@ fn start_log(folder: &RunFolder) -> Result<()> {
 fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
     let mut all = Vec::new();
     for report in &prepared.corpus.reports {
-        let path = prepared.settings.corpus.folder.join(&report.domain).join(ddk_corpus::QUARANTINE_FILE);
+        let path = prepared
+            .settings
+            .corpus
+            .folder
+            .join(&report.domain)
+            .join(ddk_corpus::QUARANTINE_FILE);
         all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
     }
     ddk_run::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
@@ -247,17 +322,31 @@ fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
 }
 
 /// Says where the run goes on, and loudly what was passed over.
-fn announce(opened: Option<Opened<LoopState>>, path: &std::path::Path) -> (Option<LoopState>, Option<PathBuf>) {
+fn announce(
+    opened: Option<Opened<LoopState>>,
+    path: &std::path::Path,
+) -> (Option<LoopState>, Option<PathBuf>) {
     let Some(opened) = opened else {
         return (None, None);
     };
     for entry in &opened.passed_over {
         if let Err(reason) = &entry.status {
-            say(&format!("warning: {} is damaged and passed over: {reason}", entry.path.display()));
-            tracing::warn!(step = entry.step, reason, "a damaged checkpoint is passed over");
+            say(&format!(
+                "warning: {} is damaged and passed over: {reason}",
+                entry.path.display()
+            ));
+            tracing::warn!(
+                step = entry.step,
+                reason,
+                "a damaged checkpoint is passed over"
+            );
         }
     }
-    say(&format!("going on from step {} of the run in {}", opened.step, path.display()));
+    say(&format!(
+        "going on from step {} of the run in {}",
+        opened.step,
+        path.display()
+    ));
     (Some(opened.state), Some(opened.path))
 }
 
@@ -291,7 +380,11 @@ fn work(prepared: &Prepared<'_>, work: Work) -> Result<(Option<Outcome>, u8)> {
     };
     let board = Board::new(COMPUTE_LIMIT);
     let parts = Parts {
-        teacher: wiring::teachers(settings, prepared.folders.teacher.clone(), prepared.evaluation.clone()),
+        teacher: wiring::teachers(
+            settings,
+            prepared.folders.teacher.clone(),
+            prepared.evaluation.clone(),
+        ),
         student: wiring::student(
             settings,
             prepared.folders.clone(),
@@ -307,8 +400,11 @@ fn work(prepared: &Prepared<'_>, work: Work) -> Result<(Option<Outcome>, u8)> {
     };
     let step = work.resume.as_ref().map_or(0, |state| state.step);
     let kind = if step == 0 { "started" } else { "resumed" };
-    work.journal.event(step, kind, &format!("process {}", std::process::id()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    work.journal
+        .event(step, kind, &format!("process {}", std::process::id()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let recorder = Recorder::install(Arc::clone(&board)).ok();
         for report in &prepared.corpus.reports {
@@ -361,10 +457,14 @@ async fn serve(settings: &Settings, recorder: Option<Recorder>) -> Result<Option
             Ok(Some(server))
         }
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
-            say(&format!("warning: {error}; going on without metrics (telemetry.address chooses another port)"));
+            say(&format!(
+                "warning: {error}; going on without metrics (telemetry.address chooses another port)"
+            ));
             Ok(None)
         }
-        Err(error) => Err(error).hint("choose another telemetry.address, or set telemetry.enabled = false"),
+        Err(error) => {
+            Err(error).hint("choose another telemetry.address, or set telemetry.enabled = false")
+        }
     }
 }
 
@@ -382,7 +482,9 @@ fn signals(seen: Arc<AtomicU8>, journal: Arc<Journal>) -> Result<mpsc::Receiver<
             if seen.swap(number, Ordering::SeqCst) != 0 {
                 std::process::exit(128 + i32::from(number));
             }
-            say(&format!("{name}: finishing the step and saving; once more ends at once"));
+            say(&format!(
+                "{name}: finishing the step and saving; once more ends at once"
+            ));
             let _ = journal.event(0, "signal", name);
             let _ = sender.send(()).await;
         }
@@ -395,5 +497,12 @@ fn measure_serial(prepared: &Prepared<'_>, steps: u64) -> Result<Option<ddk_run:
     if steps == 0 {
         return Ok(None);
     }
-    serial::measure(prepared.settings, &prepared.folders, &prepared.options, &prepared.corpus, steps).map(Some)
+    serial::measure(
+        prepared.settings,
+        &prepared.folders,
+        &prepared.options,
+        &prepared.corpus,
+        steps,
+    )
+    .map(Some)
 }

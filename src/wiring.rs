@@ -133,12 +133,18 @@ struct RowsPort(RowReader);
 
 impl Rows for RowsPort {
     fn read(&mut self) -> Result<Drawn, PortError> {
-        self.0.read().map_err(|error| PortError::Data(error.to_string()))
+        self.0
+            .read()
+            .map_err(|error| PortError::Data(error.to_string()))
     }
 }
 
 fn row_views(batch: &MicroBatch) -> Vec<&[u32]> {
-    batch.rows.iter().map(|row| row.drawn.row.tokens.as_slice()).collect()
+    batch
+        .rows
+        .iter()
+        .map(|row| row.drawn.row.tokens.as_slice())
+        .collect()
 }
 
 impl ddk_actors::Teacher for TeacherPort {
@@ -152,7 +158,9 @@ impl ddk_actors::Teacher for TeacherPort {
         &mut self,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.evaluation.perplexities(self.teacher.model(), cancelled).map_err(engine_error)
+        self.evaluation
+            .perplexities(self.teacher.model(), cancelled)
+            .map_err(engine_error)
     }
 
     fn busy_seconds(&self) -> f64 {
@@ -166,7 +174,11 @@ impl ddk_actors::Student for StudentPort {
     fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
         let done = self
             .student
-            .accumulate(&row_views(batch), Some(&signal), batch.step_predictions as f64)
+            .accumulate(
+                &row_views(batch),
+                Some(&signal),
+                batch.step_predictions as f64,
+            )
             .map_err(engine_error)?;
         Ok(MicroLoss {
             ce_sum: done.ce_sum,
@@ -193,13 +205,20 @@ impl ddk_actors::Student for StudentPort {
         &mut self,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.evaluation.perplexities(self.student.model(), cancelled).map_err(engine_error)
+        self.evaluation
+            .perplexities(self.student.model(), cancelled)
+            .map_err(engine_error)
     }
 
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
         let snapshot = self.student.snapshot().map_err(engine_error)?;
         let files = snapshot.into_files().into_iter();
-        Ok(files.map(|(name, write)| NamedFile { name: name.to_owned(), write }).collect())
+        Ok(files
+            .map(|(name, write)| NamedFile {
+                name: name.to_owned(),
+                write,
+            })
+            .collect())
     }
 
     fn busy_seconds(&self) -> f64 {

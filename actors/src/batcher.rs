@@ -77,14 +77,15 @@ impl Batcher {
     fn send_interval(&self, set: &SetInterval, sequence: &mut u64) -> Result<(), Stopped> {
         let interval_set = Instant::now();
         let order = set.interval.order(self.seed);
-        let steps = order.chunks(self.rows_per_step).zip(set.interval.first_step..);
+        let steps = order
+            .chunks(self.rows_per_step)
+            .zip(set.interval.first_step..);
         for (domains, step) in steps.skip(set.steps_done as usize) {
             let mut rows = domains
                 .iter()
                 .map(|&domain| self.next_row(domain))
                 .collect::<Result<Vec<BatchRow>, Stopped>>()?;
-            let predictions =
-                |row: &BatchRow| row.drawn.row.tokens.len().saturating_sub(1) as u64;
+            let predictions = |row: &BatchRow| row.drawn.row.tokens.len().saturating_sub(1) as u64;
             let step_predictions = rows.iter().map(predictions).sum();
             while !rows.is_empty() {
                 let rest = rows.split_off(self.micro_rows.min(rows.len()));

@@ -76,7 +76,11 @@ impl Checkpointer {
             Err(error) => {
                 metrics::CHECKPOINT_FAILURES.with(&[]).increment(1);
                 let message = chain(error);
-                tracing::error!(step, error = message, "a checkpoint could not be saved; the ones before it stay");
+                tracing::error!(
+                    step,
+                    error = message,
+                    "a checkpoint could not be saved; the ones before it stay"
+                );
                 ("save_failed", message)
             }
         };

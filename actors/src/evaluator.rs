@@ -70,7 +70,9 @@ impl Actor for Evaluator {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         if let Some((step, perplexities)) = state.add(message) {
-            state.scheduler.cast(WeightSchedulerMessage::Evaluated { step, perplexities })?;
+            state
+                .scheduler
+                .cast(WeightSchedulerMessage::Evaluated { step, perplexities })?;
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub use batch::{Labelled, MicroBatch};
 pub use error::RunError;
 pub use interval::Interval;
 pub use plan::RunPlan;
-pub use ports::{MicroLoss, Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Update};
+pub use ports::{
+    MicroLoss, Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Update,
+};
 pub use state::{LoopState, Totals};
 pub use supervisor::{End, Outcome, StopReason, run};

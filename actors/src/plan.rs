@@ -42,7 +42,11 @@ pub struct RunPlan {
 impl RunPlan {
     /// A list by domain as a map by name.
     pub fn by_name(&self, values: &[f64]) -> ByDomain {
-        self.domains.iter().cloned().zip(values.iter().copied()).collect()
+        self.domains
+            .iter()
+            .cloned()
+            .zip(values.iter().copied())
+            .collect()
     }
 
     /// As [`Self::by_name`], without the values that are not finite.

@@ -83,7 +83,10 @@ impl<S: Student + 'static> StudentLane<S> {
 
     fn work(mut self, ready: Ready) -> Result<(), PortError> {
         self.status.computing();
-        let factory = std::mem::replace(&mut self.factory, Box::new(|| Err(PortError::Other("built twice".to_owned()))));
+        let factory = std::mem::replace(
+            &mut self.factory,
+            Box::new(|| Err(PortError::Other("built twice".to_owned()))),
+        );
         let student = factory()?;
         ready.say();
         let mut core = Core::new(&self, student);
@@ -166,8 +169,10 @@ impl<S: Student + 'static> StudentLane<S> {
     fn evaluate(&self, core: &mut Core<S>) -> Result<bool, PortError> {
         self.status.computing();
         let told_to_stop = || {
-            matches!(self.control.try_recv(), Ok(_) | Err(TryRecvError::Disconnected))
-                || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
+            matches!(
+                self.control.try_recv(),
+                Ok(_) | Err(TryRecvError::Disconnected)
+            ) || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
         };
         let Some(perplexities) = core.evaluate(&told_to_stop)? else {
             return Ok(false);
@@ -180,7 +185,11 @@ impl<S: Student + 'static> StudentLane<S> {
     }
 
     /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
-    fn save(&self, core: &mut Core<S>, reply: Option<Sender<Result<(), String>>>) -> Result<(), PortError> {
+    fn save(
+        &self,
+        core: &mut Core<S>,
+        reply: Option<Sender<Result<(), String>>>,
+    ) -> Result<(), PortError> {
         let Some(state) = core.state.clone() else {
             return Ok(());
         };

@@ -284,7 +284,11 @@ impl<T: Teacher + 'static> State<T> {
     /// A part cannot be healed: the student saves the last step made, then the run ends.
     fn give_up(&mut self, part: String, cause: Exit) {
         self.fail(part, cause);
-        let told = self.pipeline.control.try_send(StudentControl::Abandon).is_ok();
+        let told = self
+            .pipeline
+            .control
+            .try_send(StudentControl::Abandon)
+            .is_ok();
         let student_lives = self.alive.values().any(|(part, _)| *part == Part::Student);
         if !told || !student_lives {
             self.stop = None;

@@ -126,7 +126,11 @@ impl<T: Teacher + 'static> TeacherLane<T> {
 
     /// The next micro-batch and the seconds waited for its rows; `None` where the run ends.
     fn next(&self) -> Option<(Arc<MicroBatch>, f64)> {
-        let in_hand = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let in_hand = self
+            .in_flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if let Some(batch) = in_hand {
             return Some((batch, 0.0));
         }
@@ -143,6 +147,9 @@ impl<T: Teacher + 'static> TeacherLane<T> {
     }
 
     fn set_in_flight(&self, batch: Option<Arc<MicroBatch>>) {
-        *self.in_flight.lock().unwrap_or_else(PoisonError::into_inner) = batch;
+        *self
+            .in_flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = batch;
     }
 }

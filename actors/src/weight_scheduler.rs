@@ -189,7 +189,11 @@ impl WeightSchedulerState {
     fn set(&self, line: &MixtureLine, interval: Interval) -> Result<(), ActorProcessingErr> {
         if let Some(reason) = &line.refused {
             metrics::REFUSED_UPDATES.with(&[]).increment(1);
-            tracing::warn!(step = line.step, reason, "the mixture stays: an update was refused");
+            tracing::warn!(
+                step = line.step,
+                reason,
+                "the mixture stays: an update was refused"
+            );
             let message = format!("the mixture of interval {} stays: {reason}", line.interval);
             let event = self.journal.event(line.step, "refused", &message)?;
             self.observer.on_event(&event);
@@ -221,9 +225,10 @@ pub fn publish(line: &MixtureLine) {
             gauge.with(&[domain]).set(*value);
         }
     }
-    for (model, values) in
-        [("student", &line.student_perplexity), ("teacher", &line.teacher_perplexity)]
-    {
+    for (model, values) in [
+        ("student", &line.student_perplexity),
+        ("teacher", &line.teacher_perplexity),
+    ] {
         for (domain, value) in values {
             metrics::PERPLEXITY.with(&[model, domain]).set(*value);
         }
@@ -252,10 +257,12 @@ impl Actor for WeightScheduler {
         let WeightSchedulerMessage::Evaluated { step, perplexities } = message;
         match state.scheduler.evaluated(step, &perplexities) {
             Verdict::Next(line, interval) => state.set(&line, interval),
-            Verdict::Finish(reason) => Ok(state
-                .student
-                .try_send(StudentControl::Finish(reason))
-                .map_err(|_| "the student does not take the run's end")?),
+            Verdict::Finish(reason) => {
+                Ok(state
+                    .student
+                    .try_send(StudentControl::Finish(reason))
+                    .map_err(|_| "the student does not take the run's end")?)
+            }
         }
     }
 }

@@ -12,7 +12,14 @@ use serde::{Deserialize, Serialize};
 use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
-const MAY_CHANGE: [&str; 6] = ["telemetry.", "log.", "checkpoint.", "queues.", "pretrain.", "run.folder"];
+const MAY_CHANGE: [&str; 6] = [
+    "telemetry.",
+    "log.",
+    "checkpoint.",
+    "queues.",
+    "pretrain.",
+    "run.folder",
+];
 
 /// Hashes of all that a run's results depend on beside its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +137,8 @@ impl Inputs {
             .usage();
         }
         let path = inputs_file(folder);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let then: Self = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
         let changed = [
             ("the teacher's weights", then.teacher != self.teacher),
@@ -172,7 +180,10 @@ impl Inputs {
         };
         let text = serde_json::to_vec(&of_teacher).unwrap_or_default();
         let key = blake3::hash(&text).to_hex();
-        settings.corpus.folder.join(format!("teacher-perplexities-{}.json", &key[..16]))
+        settings
+            .corpus
+            .folder
+            .join(format!("teacher-perplexities-{}.json", &key[..16]))
     }
 }
 
@@ -184,13 +195,19 @@ fn inputs_file(folder: &RunFolder) -> PathBuf {
 fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String, String)>> {
     let values = |settings: &Settings| -> Result<Vec<(String, String)>> {
         let mut values = Vec::new();
-        flatten(&toml::Value::Table(toml::from_str(&settings.to_toml())?), "", &mut values);
+        flatten(
+            &toml::Value::Table(toml::from_str(&settings.to_toml())?),
+            "",
+            &mut values,
+        );
         values.retain(|(key, _)| !MAY_CHANGE.iter().any(|start| key.starts_with(start)));
         Ok(values)
     };
     let (then, now) = (values(then)?, values(now)?);
     let find = |list: &[(String, String)], key: &str| {
-        list.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone())
+        list.iter()
+            .find(|(other, _)| other == key)
+            .map(|(_, value)| value.clone())
     };
     let keys = then.iter().chain(&now).map(|(key, _)| key);
     for key in keys {

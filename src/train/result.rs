@@ -47,11 +47,23 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
 /// The student of the last checkpoint, as a Hugging Face folder.
 fn export(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
     let store = CheckpointStore::open(&folder.checkpoints(), prepared.settings.checkpoint.keep)?;
-    let newest = store.newest::<LoopState>()?.ok_or_else(|| anyhow!("the run left no checkpoint"))?;
-    let student = wiring::build_student("cpu", &prepared.folders, prepared.options.clone(), Some(newest.path))?;
+    let newest = store
+        .newest::<LoopState>()?
+        .ok_or_else(|| anyhow!("the run left no checkpoint"))?;
+    let student = wiring::build_student(
+        "cpu",
+        &prepared.folders,
+        prepared.options.clone(),
+        Some(newest.path),
+    )?;
     debug_assert_eq!(student.model().device(), Device::Cpu);
-    student.model().save(&folder.student(), &prepared.folders.student)?;
-    say(&format!("student exported to {}", folder.student().display()));
+    student
+        .model()
+        .save(&folder.student(), &prepared.folders.student)?;
+    say(&format!(
+        "student exported to {}",
+        folder.student().display()
+    ));
     Ok(())
 }
 
@@ -59,12 +71,18 @@ fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> 
     let End::Finished(reason) = outcome.end else {
         return Err(anyhow!("the run was stopped and has no summary"));
     };
-    let after = outcome.after.as_ref().ok_or_else(|| anyhow!("the last evaluation is missing"))?;
+    let after = outcome
+        .after
+        .as_ref()
+        .ok_or_else(|| anyhow!("the last evaluation is missing"))?;
     let totals = &outcome.totals;
     let tokens = totals.all_tokens();
     let mut domains = BTreeMap::new();
     for (index, name) in prepared.plan.domains.iter().enumerate() {
-        let (before, teacher) = (outcome.at_start.student[index], outcome.at_start.teacher[index]);
+        let (before, teacher) = (
+            outcome.at_start.student[index],
+            outcome.at_start.teacher[index],
+        );
         let domain = DomainSummary {
             student_perplexity_before: before,
             student_perplexity_after: after[index],
@@ -75,7 +93,8 @@ fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> 
         };
         domains.insert(name.clone(), domain);
     }
-    let busy = totals.teacher_busy_seconds + totals.student_busy_seconds + totals.evaluation_seconds;
+    let busy =
+        totals.teacher_busy_seconds + totals.student_busy_seconds + totals.evaluation_seconds;
     let distill = totals.distill_seconds.max(1e-9);
     Ok(Summary {
         domains,
@@ -99,7 +118,8 @@ fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> 
 }
 
 fn peak_resident_bytes() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let status =
+        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let kib = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))

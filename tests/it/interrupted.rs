@@ -8,7 +8,10 @@ use crate::world::{World, stderr};
 
 /// Steps at which a run is killed: a tenth of the full count at scale 1.
 fn kill_steps() -> Vec<u64> {
-    let scale: u64 = std::env::var("DDK_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let scale: u64 = std::env::var("DDK_TEST_SCALE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
     // Before the first save, just after one, at an interval's end, in a later interval.
     let all = [1, 3, 4, 7, 8, 2, 5, 6, 9, 10, 11];
     all[..(3 * scale as usize).min(all.len())].to_vec()
@@ -29,9 +32,19 @@ fn a_killed_run_goes_on_bit_for_bit() {
         started.signal("KILL");
         assert_eq!(started.wait().0.signal(), Some(9));
         let output = world.succeed(&["train", "config.toml"]);
-        assert!(stderr(&output).contains("going on from step") || step <= 3, "{}", stderr(&output));
-        assert!(whole.trajectory() == world.trajectory(), "killed after step {step}");
-        assert!(whole.student_weights() == world.student_weights(), "killed after step {step}");
+        assert!(
+            stderr(&output).contains("going on from step") || step <= 3,
+            "{}",
+            stderr(&output)
+        );
+        assert!(
+            whole.trajectory() == world.trajectory(),
+            "killed after step {step}"
+        );
+        assert!(
+            whole.student_weights() == world.student_weights(),
+            "killed after step {step}"
+        );
     }
 }
 
@@ -51,7 +64,11 @@ fn a_signal_stops_after_a_save_and_the_run_goes_on_from_there() {
             .filter_map(|name| name.strip_prefix("step-")?.parse::<usize>().ok())
             .max()
             .unwrap();
-        assert_eq!(world.lines("run.jsonl").len(), newest, "saved at the last step made");
+        assert_eq!(
+            world.lines("run.jsonl").len(),
+            newest,
+            "saved at the last step made"
+        );
         world.succeed(&["train", "config.toml"]);
         assert!(whole.trajectory() == world.trajectory());
         assert!(whole.student_weights() == world.student_weights());
@@ -81,7 +98,8 @@ fn a_damaged_checkpoint_is_passed_over_loudly() {
     fs::write(&file, bytes).unwrap();
     let output = world.succeed(&["train", "config.toml"]);
     assert!(
-        stderr(&output).contains(names.last().unwrap()) && stderr(&output).contains("weights.safetensors"),
+        stderr(&output).contains(names.last().unwrap())
+            && stderr(&output).contains("weights.safetensors"),
         "{}",
         stderr(&output)
     );
@@ -103,16 +121,35 @@ fn a_disk_that_fills_during_a_save_keeps_the_last_good_checkpoint() {
     // error because the signal that comes with it is ignored.
     let program = env!("CARGO_BIN_EXE_ddk");
     let output = Command::new("sh")
-        .args(["-c", &format!("trap '' XFSZ; ulimit -f 16; exec {program} train config.toml")])
+        .args([
+            "-c",
+            &format!("trap '' XFSZ; ulimit -f 16; exec {program} train config.toml"),
+        ])
         .current_dir(world.path())
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("weights.safetensors"), "{}", stderr(&output));
-    assert!(world.run_folder().join(format!("checkpoints/step-{saved:08}/manifest.json")).exists());
+    assert!(
+        stderr(&output).contains("weights.safetensors"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        world
+            .run_folder()
+            .join(format!("checkpoints/step-{saved:08}/manifest.json"))
+            .exists()
+    );
     let temporary = fs::read_dir(world.run_folder().join("checkpoints"))
         .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("tmp"))
+        .filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .contains("tmp")
+        })
         .count();
     assert_eq!(temporary, 0, "half a checkpoint was left behind");
 
@@ -133,7 +170,10 @@ fn a_second_process_is_kept_out_of_a_run() {
     let started = world.start_until(&["train", "config.toml"], |line| is_step(line, 1));
     started.signal("STOP");
     let said = world.fail(1, &["train", "config.toml"]);
-    assert!(said.contains("in use") && said.contains("process"), "{said}");
+    assert!(
+        said.contains("in use") && said.contains("process"),
+        "{said}"
+    );
     started.signal("CONT");
     assert!(started.wait().0.success());
 }

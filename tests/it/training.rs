@@ -18,8 +18,16 @@ fn a_run_leaves_what_the_design_names_and_its_student_is_the_one_it_reports() {
     assert_eq!(summary["steps"], STEPS);
     assert_eq!(summary["stop_reason"], "max_steps");
     for file in [
-        "config.toml", "run.jsonl", "mixture.jsonl", "samples.jsonl", "events.jsonl", "run.log",
-        "report.html", "student/config.json", "student/model.safetensors", "student/tokenizer.json",
+        "config.toml",
+        "run.jsonl",
+        "mixture.jsonl",
+        "samples.jsonl",
+        "events.jsonl",
+        "run.log",
+        "report.html",
+        "student/config.json",
+        "student/model.safetensors",
+        "student/tokenizer.json",
     ] {
         assert!(world.run_folder().join(file).exists(), "{file} is missing");
     }
@@ -28,17 +36,27 @@ fn a_run_leaves_what_the_design_names_and_its_student_is_the_one_it_reports() {
     let steps = world.lines("run.jsonl");
     for (index, line) in steps.iter().enumerate() {
         assert_eq!(line["step"], index as u64 + 1);
-        let [loss, ce, kl, gamma] = ["loss", "ce", "kl", "gamma"].map(|key| line[key].as_f64().unwrap());
+        let [loss, ce, kl, gamma] =
+            ["loss", "ce", "kl", "gamma"].map(|key| line[key].as_f64().unwrap());
         assert!((loss - (ce + gamma * kl)).abs() < 1e-9 && kl > 0.0);
     }
 
     // An evaluation of the exported folder gives the perplexities that the run reported.
-    let output = world.succeed(&["eval", "config.toml", "--model", "runs/small/student", "--json"]);
+    let output = world.succeed(&[
+        "eval",
+        "config.toml",
+        "--model",
+        "runs/small/student",
+        "--json",
+    ]);
     let evaluated: Value = serde_json::from_slice(&output.stdout).unwrap();
     for (domain, values) in summary["domains"].as_object().unwrap() {
         let reported = values["student_perplexity_after"].as_f64().unwrap();
         let again = evaluated["domains"][domain]["perplexity"].as_f64().unwrap();
-        assert!((reported / again - 1.0).abs() < 1e-6, "{domain}: {reported} and {again}");
+        assert!(
+            (reported / again - 1.0).abs() < 1e-6,
+            "{domain}: {reported} and {again}"
+        );
         assert!(reported < values["student_perplexity_before"].as_f64().unwrap());
     }
 
@@ -58,13 +76,20 @@ fn every_row_is_drawn_by_the_mixture_of_its_step_and_the_counts_add_up() {
     for sample in &samples {
         let interval = (sample["step"].as_u64().unwrap() - 1) / 4;
         assert_eq!(sample["mixture_version"], interval);
-        *counted.entry((interval, sample["domain"].as_str().unwrap().to_owned())).or_default() += 1;
+        *counted
+            .entry((interval, sample["domain"].as_str().unwrap().to_owned()))
+            .or_default() += 1;
     }
     for line in world.lines("mixture.jsonl") {
-        let Some(drawn) = line["drawn"].as_object() else { continue };
+        let Some(drawn) = line["drawn"].as_object() else {
+            continue;
+        };
         let interval = line["interval"].as_u64().unwrap();
         for (domain, values) in drawn {
-            let seen = counted.get(&(interval, domain.clone())).copied().unwrap_or(0);
+            let seen = counted
+                .get(&(interval, domain.clone()))
+                .copied()
+                .unwrap_or(0);
             assert_eq!(values["rows"], seen, "interval {interval}, {domain}");
         }
     }
@@ -104,7 +129,10 @@ fn a_run_stops_at_its_token_budget_or_when_the_student_has_caught_up() {
     world.succeed(&["train", "config.toml", "--set", "run.max_tokens=1100"]);
     let summary = fs::read_to_string(world.run_folder().join("summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&summary).unwrap();
-    assert_eq!((&summary["stop_reason"], &summary["steps"]), (&"max_tokens".into(), &5.into()));
+    assert_eq!(
+        (&summary["stop_reason"], &summary["steps"]),
+        (&"max_tokens".into(), &5.into())
+    );
 
     let world = World::new();
     world.succeed(&["train", "config.toml", "--set", "run.stop_ratio=1000"]);

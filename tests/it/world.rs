@@ -52,15 +52,52 @@ fn base() -> &'static Path {
 fn write_sources(folder: &Path) {
     fs::create_dir_all(folder.join("sources")).unwrap();
     let domains: [(&str, &[&str]); 3] = [
-        ("coins", &["a coin", "the mint", "bronze", "silver", "an edge", "the king", "a purse"]),
-        ("rivers", &["the river", "a delta", "gravel", "the source", "a weir", "trout", "the ford"]),
-        ("storms", &["a squall", "the gale", "hail", "low pressure", "the barometer", "a front", "rain"]),
+        (
+            "coins",
+            &[
+                "a coin", "the mint", "bronze", "silver", "an edge", "the king", "a purse",
+            ],
+        ),
+        (
+            "rivers",
+            &[
+                "the river",
+                "a delta",
+                "gravel",
+                "the source",
+                "a weir",
+                "trout",
+                "the ford",
+            ],
+        ),
+        (
+            "storms",
+            &[
+                "a squall",
+                "the gale",
+                "hail",
+                "low pressure",
+                "the barometer",
+                "a front",
+                "rain",
+            ],
+        ),
     ];
-    let verbs = ["holds", "meets", "turns into", "follows", "hides", "shows", "carries"];
+    let verbs = [
+        "holds",
+        "meets",
+        "turns into",
+        "follows",
+        "hides",
+        "shows",
+        "carries",
+    ];
     for (domain, nouns) in domains {
         let mut state = domain.len() as u64 + u64::from(domain.as_bytes()[0]);
         let mut next = |bound: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             ((state >> 33) % bound as u64) as usize
         };
         let mut whole = String::new();
@@ -70,7 +107,10 @@ fn write_sources(folder: &Path) {
             for _ in 0..4 + next(20) {
                 document.push_str(&format!(
                     "{} {} {} and {}. ",
-                    nouns[next(7)], verbs[next(7)], nouns[next(7)], nouns[next(7)]
+                    nouns[next(7)],
+                    verbs[next(7)],
+                    nouns[next(7)],
+                    nouns[next(7)]
                 ));
             }
             records.push_str(&format!("{}\n", serde_json::json!({ "text": document })));
@@ -205,11 +245,7 @@ impl World {
     }
 
     /// Starts `ddk` and calls `seen` with each line of its standard error until that returns true; the process goes on.
-    pub fn start_until(
-        &self,
-        arguments: &[&str],
-        mut seen: impl FnMut(&str) -> bool,
-    ) -> Started {
+    pub fn start_until(&self, arguments: &[&str], mut seen: impl FnMut(&str) -> bool) -> Started {
         let mut child = self
             .command(arguments)
             .stdout(Stdio::null())
@@ -225,12 +261,21 @@ impl World {
             if seen(&line) {
                 // Somebody has to read on, so that the child never blocks on a full pipe.
                 let reader = std::thread::spawn(move || {
-                    lines.map_while(Result::ok).fold(String::new(), |all, line| all + &line + "\n")
+                    lines
+                        .map_while(Result::ok)
+                        .fold(String::new(), |all, line| all + &line + "\n")
                 });
-                return Started { child, said, reader };
+                return Started {
+                    child,
+                    said,
+                    reader,
+                };
             }
         }
-        panic!("ddk ended ({:?}) before the awaited line: {said}", child.wait());
+        panic!(
+            "ddk ended ({:?}) before the awaited line: {said}",
+            child.wait()
+        );
     }
 
     pub fn run_folder(&self) -> PathBuf {
@@ -296,7 +341,10 @@ pub fn read_lines(path: &Path) -> Vec<Value> {
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ddk"));
-    command.args(arguments).current_dir(folder).env_remove("RUST_LOG");
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env_remove("RUST_LOG");
     command
 }
 
@@ -310,8 +358,14 @@ fn copy(from: &Path, to: &Path) {
         } else {
             fs::copy(entry.path(), &target).unwrap();
             // Sources keep their times, so that the copied corpus is not taken for stale.
-            let times = fs::FileTimes::new().set_modified(entry.metadata().unwrap().modified().unwrap());
-            fs::File::options().write(true).open(&target).unwrap().set_times(times).unwrap();
+            let times =
+                fs::FileTimes::new().set_modified(entry.metadata().unwrap().modified().unwrap());
+            fs::File::options()
+                .write(true)
+                .open(&target)
+                .unwrap()
+                .set_times(times)
+                .unwrap();
         }
     }
 }

@@ -76,7 +76,9 @@ impl<S: Student> Core<S> {
             before: totals.clone(),
             totals,
             gathered: None,
-            student_at_start: resume.as_ref().map_or_else(Vec::new, |state| state.at_start.student.clone()),
+            student_at_start: resume
+                .as_ref()
+                .map_or_else(Vec::new, |state| state.at_start.student.clone()),
             saved_step: resume.as_ref().map(|state| state.step),
             state: resume,
             last_update: None,
@@ -100,7 +102,11 @@ impl<S: Student> Core<S> {
     /// The limit that the last step has reached.
     pub(crate) fn limit_reached(&self) -> Option<StopReason> {
         let state = self.state.as_ref()?;
-        if self.plan.max_tokens.is_some_and(|limit| state.totals.all_tokens() >= limit) {
+        if self
+            .plan
+            .max_tokens
+            .is_some_and(|limit| state.totals.all_tokens() >= limit)
+        {
             return Some(StopReason::MaxTokens);
         }
         let last = self.plan.max_steps?;
@@ -138,7 +144,9 @@ impl<S: Student> Core<S> {
         if self.first_sent.get().is_some() {
             self.totals.evaluation_seconds += busy;
         }
-        metrics::STEP_SECONDS.with(&["evaluation"]).record(began.elapsed().as_secs_f64());
+        metrics::STEP_SECONDS
+            .with(&["evaluation"])
+            .record(began.elapsed().as_secs_f64());
         if self.state.is_none()
             && let Some(perplexities) = &perplexities
         {
@@ -148,7 +156,11 @@ impl<S: Student> Core<S> {
     }
 
     /// Takes a micro-batch that was waited for since `began`; true where it was its step's last.
-    pub(crate) fn take(&mut self, labelled: Labelled<S::Signal>, began: Instant) -> Result<bool, PortError> {
+    pub(crate) fn take(
+        &mut self,
+        labelled: Labelled<S::Signal>,
+        began: Instant,
+    ) -> Result<bool, PortError> {
         let Labelled {
             batch,
             signal,
@@ -161,9 +173,13 @@ impl<S: Student> Core<S> {
             None => self.begin_step(&batch),
         };
         // Until the interval was set, the wait was for the mixture (counted as the boundary's).
-        let waited = Instant::now().saturating_duration_since(began.max(batch.interval_set)).as_secs_f64();
+        let waited = Instant::now()
+            .saturating_duration_since(began.max(batch.interval_set))
+            .as_secs_f64();
         self.totals.data_wait_seconds += data_wait;
-        let mut add = |phase: &str, seconds: f64| *gathered.seconds.entry(phase.to_owned()).or_default() += seconds;
+        let mut add = |phase: &str, seconds: f64| {
+            *gathered.seconds.entry(phase.to_owned()).or_default() += seconds
+        };
         add("data", data_wait);
         add("teacher_wait", (waited - data_wait).max(0.0));
         let loss = self.student.accumulate(&batch, signal)?;
@@ -217,10 +233,16 @@ impl<S: Student> Core<S> {
     fn end_step(&mut self, batch: &MicroBatch) -> Result<(), PortError> {
         let mut gathered = self.gathered.take().unwrap_or_default();
         let update = self.student.update(batch.step)?;
-        gathered.seconds.insert("optimizer".to_owned(), update.seconds);
+        gathered
+            .seconds
+            .insert("optimizer".to_owned(), update.seconds);
         self.totals.student_busy_seconds += self.newly_busy();
-        self.totals.teacher_busy_seconds = self.before.teacher_busy_seconds + self.teacher_busy.get();
-        let elapsed = self.first_sent.get().map_or(0.0, |first| first.elapsed().as_secs_f64());
+        self.totals.teacher_busy_seconds =
+            self.before.teacher_busy_seconds + self.teacher_busy.get();
+        let elapsed = self
+            .first_sent
+            .get()
+            .map_or(0.0, |first| first.elapsed().as_secs_f64());
         let step_seconds = self.before.distill_seconds + elapsed - self.totals.distill_seconds;
         self.totals.distill_seconds = self.before.distill_seconds + elapsed;
         self.totals.run_seconds = self.before.run_seconds + self.started.elapsed().as_secs_f64();
@@ -261,7 +283,8 @@ impl<S: Student> Core<S> {
         if let Some(reason) = &line.skipped {
             metrics::SKIPPED_UPDATES.with(&[]).increment(1);
             let message = format!("the update of step {} was not made: {reason}", line.step);
-            self.observer.on_event(&self.journal.event(line.step, "skipped", &message)?);
+            self.observer
+                .on_event(&self.journal.event(line.step, "skipped", &message)?);
         }
         self.journal.step(line)?;
         self.journal.samples(samples)?;
@@ -273,7 +296,8 @@ impl<S: Student> Core<S> {
             *sum += tokens;
         }
         if line.step == interval.last_step() {
-            self.journal.drawn(&self.drawn(interval, &interval_tokens))?;
+            self.journal
+                .drawn(&self.drawn(interval, &interval_tokens))?;
         }
         let student = self.student_at_start.clone();
         let teacher = self.teacher_perplexities.get().cloned().unwrap_or_default();
@@ -312,7 +336,9 @@ impl<S: Student> Core<S> {
         for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
             metrics::TOKENS.with(&[domain]).increment(*tokens);
         }
-        metrics::TOKENS_PER_SECOND.with(&[]).set(line.tokens as f64 / step_seconds.max(1e-9));
+        metrics::TOKENS_PER_SECOND
+            .with(&[])
+            .set(line.tokens as f64 / step_seconds.max(1e-9));
         for (term, value) in [("total", line.loss), ("ce", line.ce), ("kl", line.kl)] {
             metrics::LOSS.with(&[term]).set(value);
         }

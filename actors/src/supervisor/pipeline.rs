@@ -108,9 +108,10 @@ where
         .await
         .map_err(|error| RunError::Lost(error.to_string()))?;
     let mut alive = HashMap::new();
-    for (part, cell) in
-        [(Part::WeightScheduler, scheduler.get_cell()), (Part::Evaluator, evaluator.get_cell())]
-    {
+    for (part, cell) in [
+        (Part::WeightScheduler, scheduler.get_cell()),
+        (Part::Evaluator, evaluator.get_cell()),
+    ] {
         alive.insert(cell.get_id(), (part, cell));
     }
 
@@ -199,10 +200,12 @@ where
     }
     for (part, body) in bodies {
         let name = pipeline.name(&part);
-        let cell = spawn(&name, body, above.clone()).await.map_err(|cause| RunError::Start {
-            part: name,
-            cause: cause.to_string(),
-        })?;
+        let cell = spawn(&name, body, above.clone())
+            .await
+            .map_err(|cause| RunError::Start {
+                part: name,
+                cause: cause.to_string(),
+            })?;
         alive.insert(cell.get_id(), (part, cell));
     }
     // Within an interval the run goes on with it; at its end the student evaluates first.
@@ -213,7 +216,9 @@ where
             interval,
             steps_done,
         };
-        intervals.try_send(set).map_err(|error| RunError::Lost(error.to_string()))?;
+        intervals
+            .try_send(set)
+            .map_err(|error| RunError::Lost(error.to_string()))?;
     }
     Ok(Started {
         pipeline,
@@ -235,7 +240,9 @@ fn start_cursors(plan: &RunPlan, resume: Option<&LoopState>) -> Vec<Cursor> {
     let steps_done = state.step + 1 - state.interval.first_step;
     let order = state.interval.order(plan.seed);
     let rows = (steps_done * plan.rows_per_step) as usize;
-    state.interval.cursors_after(&order, rows, &plan.domain_rows)
+    state
+        .interval
+        .cursors_after(&order, rows, &plan.domain_rows)
 }
 
 impl<T: Teacher + 'static> Pipeline<T> {
@@ -274,6 +281,9 @@ impl<T: Teacher + 'static> Pipeline<T> {
     }
 
     pub(super) fn take_outcome(&self) -> Option<Outcome> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }

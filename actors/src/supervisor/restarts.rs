@@ -22,7 +22,10 @@ impl Restarts {
     pub(super) fn allow(&mut self, part: &str) -> bool {
         let now = Instant::now();
         let times = self.by_part.entry(part.to_owned()).or_default();
-        while times.front().is_some_and(|time| now.duration_since(*time) > WINDOW) {
+        while times
+            .front()
+            .is_some_and(|time| now.duration_since(*time) > WINDOW)
+        {
             times.pop_front();
         }
         if times.len() >= LIMIT {

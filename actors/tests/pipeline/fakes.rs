@@ -11,12 +11,15 @@ use std::{
 };
 
 use ddk_actors::{
-    LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan, StepReport,
-    StopReason, Student, Teacher, Update,
+    LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan,
+    StepReport, StopReason, Student, Teacher, Update,
 };
 use ddk_corpus::{Cursor, Drawn, Row, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy};
-use ddk_run::{CheckpointStore, Journal, Lengths, NamedFile, records::{EventLine, MixtureLine}};
+use ddk_run::{
+    CheckpointStore, Journal, Lengths, NamedFile,
+    records::{EventLine, MixtureLine},
+};
 use ddk_telemetry::Board;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -74,7 +77,9 @@ impl World {
             Some(opened) => (Some(opened.state), Some(opened.path)),
             None => (None, None),
         };
-        let lengths = resume.as_ref().map_or(Lengths::default(), |state| state.lengths);
+        let lengths = resume
+            .as_ref()
+            .map_or(Lengths::default(), |state| state.lengths);
         let policy: Box<dyn Policy> = Box::new(match &resume {
             Some(state) => Ddk::restore(state.interval.policy.clone()),
             None => Ddk::new(0.5, 5, FirstInterval::Natural),
@@ -87,7 +92,10 @@ impl World {
         let parts = Parts {
             teacher: Arc::new(move |lane| {
                 teacher_hook("build teacher", lane as u64)?;
-                Ok(FakeTeacher { hook: teacher_hook.clone(), labelled: 0 })
+                Ok(FakeTeacher {
+                    hook: teacher_hook.clone(),
+                    labelled: 0,
+                })
             }),
             student: Box::new(move || {
                 student_hook("build student", 0)?;
@@ -95,10 +103,20 @@ impl World {
                     Some(folder) => read_weight(&folder),
                     None => 1,
                 };
-                Ok(FakeStudent { weight, pending: 0, step: 0, hook: student_hook, full_disk })
+                Ok(FakeStudent {
+                    weight,
+                    pending: 0,
+                    step: 0,
+                    hook: student_hook,
+                    full_disk,
+                })
             }),
             rows: Arc::new(move |domain, cursor| {
-                Ok(Box::new(FakeRows { domain: domain as u64, cursor, hook: hook.clone() }))
+                Ok(Box::new(FakeRows {
+                    domain: domain as u64,
+                    cursor,
+                    hook: hook.clone(),
+                }))
             }),
             checkpoints: store,
             journal: Arc::new(Journal::open(self.folder.path(), lengths, true).unwrap()),
@@ -137,7 +155,10 @@ impl World {
 }
 
 fn read_weight(folder: &Path) -> u64 {
-    fs::read_to_string(folder.join("weight")).unwrap().parse().unwrap()
+    fs::read_to_string(folder.join("weight"))
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 fn mix(state: u64, value: u64) -> u64 {
@@ -148,7 +169,10 @@ fn mix(state: u64, value: u64) -> u64 {
 
 fn hash_rows(batch: &MicroBatch) -> u64 {
     batch.rows.iter().fold(batch.interval.index, |hash, row| {
-        mix(mix(hash, u64::from(row.domain)), mix(row.drawn.pass, row.drawn.row.row))
+        mix(
+            mix(hash, u64::from(row.domain)),
+            mix(row.drawn.pass, row.drawn.row.row),
+        )
     })
 }
 
@@ -193,17 +217,29 @@ impl Student for FakeStudent {
         assert!((batch.interval.first_step..=batch.interval.last_step()).contains(&batch.step));
         self.pending = mix(self.pending, mix(signal, batch.step_predictions));
         let loss = (self.pending % 1000) as f64;
-        Ok(MicroLoss { ce_sum: loss, kl_sum: loss / 3.0, seconds: [("forward", 0.0), ("head", 0.0), ("backward", 0.0)] })
+        Ok(MicroLoss {
+            ce_sum: loss,
+            kl_sum: loss / 3.0,
+            seconds: [("forward", 0.0), ("head", 0.0), ("backward", 0.0)],
+        })
     }
 
     fn update(&mut self, step: u64) -> Result<Update, PortError> {
         (self.hook)("update", step)?;
         self.weight = mix(self.weight, std::mem::take(&mut self.pending));
         self.step = step;
-        Ok(Update { learning_rate: 1e-3, grad_norm: 1.0, skipped: None, seconds: 0.0 })
+        Ok(Update {
+            learning_rate: 1e-3,
+            grad_norm: 1.0,
+            skipped: None,
+            seconds: 0.0,
+        })
     }
 
-    fn perplexities(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<Vec<f64>>, PortError> {
+    fn perplexities(
+        &mut self,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
         (self.hook)("evaluate student", self.step)?;
         if cancelled() {
             return Ok(None);
@@ -247,8 +283,20 @@ impl Rows for FakeRows {
         self.cursor = self.cursor.advance(rows, 1);
         let row = ddk_order::Permutation::new(rows, 1, "fake", &[self.domain, pass]).at(index);
         let length = 4 + row % 3;
-        let spans = vec![Span { document: row, offset: 0, tokens: length }];
-        Ok(Drawn { pass, index, row: Row { row, tokens: vec![7; length as usize], spans } })
+        let spans = vec![Span {
+            document: row,
+            offset: 0,
+            tokens: length,
+        }];
+        Ok(Drawn {
+            pass,
+            index,
+            row: Row {
+                row,
+                tokens: vec![7; length as usize],
+                spans,
+            },
+        })
     }
 }
 

@@ -14,7 +14,13 @@ fn panics(place: &'static str, number: u64, times: u64) -> crate::fakes::Hook {
     let left = Arc::new(AtomicU64::new(times));
     Arc::new(move |at, n| {
         let here = at == place && n == number;
-        if here && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+        if here
+            && left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok()
+        {
             panic!("on purpose in {place}");
         }
         Ok(())
@@ -38,11 +44,21 @@ async fn a_teacher_or_loader_that_panics_is_built_again_and_nothing_is_lost() {
             world.plan.queue_depth = depth;
             world.hook = panics(place, number, 2);
             world.run().await.unwrap();
-            assert!(world.trajectory() == whole.trajectory(), "{place} {number}, {lanes} lanes");
+            assert!(
+                world.trajectory() == whole.trajectory(),
+                "{place} {number}, {lanes} lanes"
+            );
             let events = world.observer.events.lock().unwrap();
-            let restarts: Vec<_> = events.iter().filter(|event| event.kind == "restarted").collect();
+            let restarts: Vec<_> = events
+                .iter()
+                .filter(|event| event.kind == "restarted")
+                .collect();
             assert_eq!(restarts.len(), 2);
-            assert!(restarts[0].message.contains(part) && restarts[0].message.contains("on purpose"), "{:?}", restarts[0]);
+            assert!(
+                restarts[0].message.contains(part) && restarts[0].message.contains("on purpose"),
+                "{:?}",
+                restarts[0]
+            );
         }
     }
 }
@@ -52,7 +68,10 @@ async fn a_part_that_cannot_be_healed_is_named_and_the_last_step_is_saved() {
     let mut world = World::new();
     world.hook = panics("label", 20, u64::MAX);
     let error = world.run().await.unwrap_err().to_string();
-    assert!(error.contains("teacher-0 failed: it panicked: on purpose in label"), "{error}");
+    assert!(
+        error.contains("teacher-0 failed: it panicked: on purpose in label"),
+        "{error}"
+    );
     let steps = world.lines("run.jsonl").len() as u64;
     // Batches 0 to 19 could be labelled: six whole steps of three. The seventh was never finished.
     assert_eq!(steps, 6);
@@ -67,11 +86,16 @@ async fn a_part_that_cannot_be_healed_is_named_and_the_last_step_is_saved() {
 async fn rows_that_cannot_be_read_end_the_run_with_their_place() {
     let mut world = World::new();
     world.hook = Arc::new(|place, number| match (place, number) {
-        ("read", 2005) => Err(PortError::Data("c/tokens.bin at row 5: input/output error".to_owned())),
+        ("read", 2005) => Err(PortError::Data(
+            "c/tokens.bin at row 5: input/output error".to_owned(),
+        )),
         _ => Ok(()),
     });
     let error = world.run().await.unwrap_err().to_string();
-    assert_eq!(error, "loader-c failed: c/tokens.bin at row 5: input/output error");
+    assert_eq!(
+        error,
+        "loader-c failed: c/tokens.bin at row 5: input/output error"
+    );
 }
 
 #[tokio::test]
@@ -79,11 +103,16 @@ async fn a_part_that_cannot_be_built_is_an_error_of_the_start() {
     for (place, part) in [("build teacher", "teacher-0"), ("build student", "student")] {
         let mut world = World::new();
         world.hook = Arc::new(move |at, _| match at == place {
-            true => Err(PortError::Configuration("models/x holds no config.json".to_owned())),
+            true => Err(PortError::Configuration(
+                "models/x holds no config.json".to_owned(),
+            )),
             false => Ok(()),
         });
         let error = world.run().await.unwrap_err().to_string();
-        assert_eq!(error, format!("{part} could not be started: models/x holds no config.json"));
+        assert_eq!(
+            error,
+            format!("{part} could not be started: models/x holds no config.json")
+        );
         assert!(world.lines("run.jsonl").is_empty());
     }
 }
@@ -96,16 +125,34 @@ async fn a_save_that_fails_is_an_event_and_only_the_last_one_an_error() {
     world.full_disk = vec![6, 9];
     world.run().await.unwrap();
     assert!(world.trajectory() == whole.trajectory());
-    let kinds: Vec<(String, u64)> =
-        world.observer.events.lock().unwrap().iter().map(|event| (event.kind.clone(), event.step)).collect();
-    for expected in [("saved", 3), ("save_failed", 6), ("save_failed", 9), ("saved", 12), ("saved", 17)] {
-        assert!(kinds.contains(&(expected.0.to_owned(), expected.1)), "{expected:?} is not in {kinds:?}");
+    let kinds: Vec<(String, u64)> = world
+        .observer
+        .events
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|event| (event.kind.clone(), event.step))
+        .collect();
+    for expected in [
+        ("saved", 3),
+        ("save_failed", 6),
+        ("save_failed", 9),
+        ("saved", 12),
+        ("saved", 17),
+    ] {
+        assert!(
+            kinds.contains(&(expected.0.to_owned(), expected.1)),
+            "{expected:?} is not in {kinds:?}"
+        );
     }
 
     let mut world = World::new();
     world.full_disk = vec![17];
     let error = world.run().await.unwrap_err().to_string();
-    assert!(error.contains("the last checkpoint could not be saved"), "{error}");
+    assert!(
+        error.contains("the last checkpoint could not be saved"),
+        "{error}"
+    );
     world.full_disk.clear();
     world.run().await.unwrap();
     assert!(world.trajectory() == whole.trajectory());

@@ -17,7 +17,10 @@ async fn depths_lanes_and_delays_change_nothing() {
     assert_eq!(outcome.end, End::Finished(StopReason::MaxSteps));
     assert_eq!((outcome.step, outcome.intervals), (17, 4));
     let reference = reference.trajectory();
-    let scale: u64 = std::env::var("DDK_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let scale: u64 = std::env::var("DDK_TEST_SCALE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
     for seed in 0..10 * scale {
         for depth in [0, 1, 2, 8] {
             let mut world = World::new();
@@ -28,7 +31,10 @@ async fn depths_lanes_and_delays_change_nothing() {
                 Ok(())
             });
             world.run().await.unwrap();
-            assert!(world.trajectory() == reference, "depth {depth}, seed {seed}");
+            assert!(
+                world.trajectory() == reference,
+                "depth {depth}, seed {seed}"
+            );
         }
     }
 }
@@ -45,7 +51,12 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
         let seen: Vec<(u64, u64)> = samples
             .iter()
             .filter(|sample| sample["domain"] == **name)
-            .map(|sample| (sample["pass"].as_u64().unwrap(), sample["row"].as_u64().unwrap()))
+            .map(|sample| {
+                (
+                    sample["pass"].as_u64().unwrap(),
+                    sample["row"].as_u64().unwrap(),
+                )
+            })
             .collect();
         for (index, (pass, row)) in seen.iter().enumerate() {
             let (index, rows) = (index as u64, ROWS[domain]);
@@ -57,28 +68,53 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
     // The domains of an interval are its counts, shuffled by (seed, interval); a shorter last interval is scaled.
     let lines = world.lines("mixture.jsonl");
     for interval in 0..4_u64 {
-        let drawn = lines.iter().find(|line| line["interval"] == interval && line["drawn"].is_object()).unwrap();
-        let counts: Vec<u64> = names.iter().map(|name| drawn["drawn"][name]["rows"].as_u64().unwrap()).collect();
-        assert_eq!(counts.iter().sum::<u64>(), if interval == 3 { 12 } else { 30 });
+        let drawn = lines
+            .iter()
+            .find(|line| line["interval"] == interval && line["drawn"].is_object())
+            .unwrap();
+        let counts: Vec<u64> = names
+            .iter()
+            .map(|name| drawn["drawn"][name]["rows"].as_u64().unwrap())
+            .collect();
+        assert_eq!(
+            counts.iter().sum::<u64>(),
+            if interval == 3 { 12 } else { 30 }
+        );
         let expected = interval_order(&counts, 11, interval);
         let got: Vec<u16> = samples
             .iter()
             .filter(|sample| sample["mixture_version"] == interval)
-            .map(|sample| names.iter().position(|name| sample["domain"] == **name).unwrap() as u16)
+            .map(|sample| {
+                names
+                    .iter()
+                    .position(|name| sample["domain"] == **name)
+                    .unwrap() as u16
+            })
             .collect();
         assert_eq!(got, expected);
     }
     for step in world.lines("run.jsonl") {
-        assert_eq!(step["mixture_version"], (step["step"].as_u64().unwrap() - 1) / 5);
+        assert_eq!(
+            step["mixture_version"],
+            (step["step"].as_u64().unwrap() - 1) / 5
+        );
     }
     // The tokens of the lines are the tokens of the rows.
     let mut tokens: BTreeMap<u64, u64> = BTreeMap::new();
     for sample in &samples {
-        let count: u64 = sample["spans"].as_array().unwrap().iter().map(|span| span["tokens"].as_u64().unwrap()).sum();
+        let count: u64 = sample["spans"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|span| span["tokens"].as_u64().unwrap())
+            .sum();
         *tokens.entry(sample["step"].as_u64().unwrap()).or_default() += count;
     }
     for step in world.lines("run.jsonl") {
-        assert_eq!(tokens[&step["step"].as_u64().unwrap()], step["tokens"].as_u64().unwrap());
+        assert_eq!(
+            tokens[&step["step"].as_u64().unwrap()],
+            step["tokens"].as_u64().unwrap()
+        );
     }
 }
 
@@ -115,14 +151,24 @@ async fn runs_end_by_tokens_and_by_ratio_as_defined() {
     world.plan.max_tokens = Some(150);
     let outcome = world.run().await.unwrap().unwrap();
     assert_eq!(outcome.end, End::Finished(StopReason::MaxTokens));
-    let tokens: Vec<u64> = world.lines("run.jsonl").iter().map(|line| line["tokens"].as_u64().unwrap()).collect();
+    let tokens: Vec<u64> = world
+        .lines("run.jsonl")
+        .iter()
+        .map(|line| line["tokens"].as_u64().unwrap())
+        .collect();
     let all: u64 = tokens.iter().sum();
-    assert!(all >= 150 && all - tokens.last().unwrap() < 150, "the step that reaches the budget is the last: {tokens:?}");
+    assert!(
+        all >= 150 && all - tokens.last().unwrap() < 150,
+        "the step that reaches the budget is the last: {tokens:?}"
+    );
 
     let mut world = World::new();
     world.plan.stop_ratio = Some(10.0);
     let outcome = world.run().await.unwrap().unwrap();
-    assert_eq!((outcome.end, outcome.step), (End::Finished(StopReason::StopRatio), 5));
+    assert_eq!(
+        (outcome.end, outcome.step),
+        (End::Finished(StopReason::StopRatio), 5)
+    );
     assert!(outcome.after.is_some());
 }
 
@@ -134,8 +180,15 @@ async fn a_limit_on_passes_ends_a_small_domain_and_then_the_run() {
     let outcome = world.run().await.unwrap().unwrap();
     assert_eq!(outcome.end, End::Finished(StopReason::MaxPasses));
     let samples = world.lines("samples.jsonl");
-    assert!(samples.iter().all(|sample| sample["pass"].as_u64().unwrap() < 2));
-    assert!(samples.len() as u64 > 2 * ROWS.iter().sum::<u64>() - 60, "nearly all of both passes was used");
+    assert!(
+        samples
+            .iter()
+            .all(|sample| sample["pass"].as_u64().unwrap() < 2)
+    );
+    assert!(
+        samples.len() as u64 > 2 * ROWS.iter().sum::<u64>() - 60,
+        "nearly all of both passes was used"
+    );
 }
 
 #[tokio::test]
@@ -147,10 +200,18 @@ async fn perplexities_that_are_not_finite_leave_the_mixture_as_it_was() {
     });
     world.run().await.unwrap();
     let lines = world.lines("mixture.jsonl");
-    let set = |interval: u64| lines.iter().find(|line| line["interval"] == interval && line["weights"].is_object()).unwrap();
+    let set = |interval: u64| {
+        lines
+            .iter()
+            .find(|line| line["interval"] == interval && line["weights"].is_object())
+            .unwrap()
+    };
     assert!(set(2)["refused"].as_str().unwrap().contains("NaN"));
     assert_eq!(set(2)["weights"], set(1)["weights"]);
-    assert!(set(2)["student_perplexity"].get("a").is_none() && set(2)["student_perplexity"].get("b").is_some());
+    assert!(
+        set(2)["student_perplexity"].get("a").is_none()
+            && set(2)["student_perplexity"].get("b").is_some()
+    );
     assert!(set(3).get("refused").is_none());
     assert_eq!(set(3)["previous_weights"], set(1)["weights"]);
 }

@@ -25,10 +25,16 @@ async fn a_stop_at_any_step_saves_that_step_and_goes_on_from_it() {
         assert!(world.trajectory() == whole, "stopped after step {step}");
         assert_eq!(resumed.totals.tokens.iter().sum::<u64>(), {
             let lines = world.lines("run.jsonl");
-            lines.iter().map(|line| line["tokens"].as_u64().unwrap()).sum::<u64>()
+            lines
+                .iter()
+                .map(|line| line["tokens"].as_u64().unwrap())
+                .sum::<u64>()
         });
     }
-    assert!(stopped >= 10, "only {stopped} of 16 runs were stopped before their end");
+    assert!(
+        stopped >= 10,
+        "only {stopped} of 16 runs were stopped before their end"
+    );
 }
 
 #[tokio::test]
@@ -39,11 +45,17 @@ async fn a_student_that_dies_at_any_step_costs_only_the_steps_since_the_last_sav
     for step in 1..=17 {
         let mut world = World::new();
         world.hook = Arc::new(move |place, number| {
-            assert!(!(place == "update" && number == step), "the student dies in step {step}");
+            assert!(
+                !(place == "update" && number == step),
+                "the student dies in step {step}"
+            );
             Ok(())
         });
         let error = world.run().await.unwrap_err().to_string();
-        assert!(error.contains("student failed: it panicked: the student dies"), "{error}");
+        assert!(
+            error.contains("student failed: it panicked: the student dies"),
+            "{error}"
+        );
         world.hook = Arc::new(|_, _| Ok(()));
         world.run().await.unwrap();
         assert!(world.trajectory() == whole, "died in step {step}");

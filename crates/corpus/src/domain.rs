@@ -34,7 +34,10 @@ impl PreparedDomain {
         let width = manifest.token_bytes;
         if width != 2 && width != 4 {
             let path = folder.join(MANIFEST);
-            return Err(CorpusError::damaged(&path, format!("token_bytes is {width}")));
+            return Err(CorpusError::damaged(
+                &path,
+                format!("token_bytes is {width}"),
+            ));
         }
         let index = index_file(&folder, sequence_length);
         if !index.exists() {

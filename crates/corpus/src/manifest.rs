@@ -73,8 +73,14 @@ impl MadeFrom {
             ("text_field", self.text_field != now.text_field),
             ("max_bytes", self.max_bytes != now.max_bytes),
             ("run.seed", self.seed != now.seed),
-            ("validation_share", self.validation_share != now.validation_share),
-            ("validation_documents", self.validation_documents != now.validation_documents),
+            (
+                "validation_share",
+                self.validation_share != now.validation_share,
+            ),
+            (
+                "validation_documents",
+                self.validation_documents != now.validation_documents,
+            ),
         ];
         settings
             .into_iter()

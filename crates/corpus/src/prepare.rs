@@ -87,7 +87,12 @@ pub fn stale(
             }
             Some(manifest) => manifest.made_from.difference(&now),
         };
-        let no_rows = || format!("there are no rows of {} tokens yet", options.sequence_length);
+        let no_rows = || {
+            format!(
+                "there are no rows of {} tokens yet",
+                options.sequence_length
+            )
+        };
         let reason = reason
             .or_else(|| (!index_file(&folder, options.sequence_length).exists()).then(no_rows));
         stale.extend(reason.map(|reason| (domain.name.clone(), reason)));
@@ -148,13 +153,25 @@ fn prepare_domain(
     let rows = if index.exists() {
         crate::rows::RowIndex::open(&index)?.rows
     } else {
-        let tokens = Tokens::open(&folder, "", manifest.token_bytes, manifest.tokens, manifest.documents)?;
-        write_concat(index, &tokens, manifest.documents, options.sequence_length as u64)?
+        let tokens = Tokens::open(
+            &folder,
+            "",
+            manifest.token_bytes,
+            manifest.tokens,
+            manifest.documents,
+        )?;
+        write_concat(
+            index,
+            &tokens,
+            manifest.documents,
+            options.sequence_length as u64,
+        )?
     };
     if rows == 0 {
         return Err(CorpusError::TooLittle {
             domain: domain.name.clone(),
-            what: "has no text for a single row: add files, or lower corpus.validation_share".to_owned(),
+            what: "has no text for a single row: add files, or lower corpus.validation_share"
+                .to_owned(),
         });
     }
     Ok(DomainReport {
@@ -227,7 +244,9 @@ fn survey(
             Ok(())
         })?;
     }
-    survey.quarantine.check(&domain.name, options.max_bad_share)?;
+    survey
+        .quarantine
+        .check(&domain.name, options.max_bad_share)?;
     if survey.documents.is_empty() {
         return Err(CorpusError::TooLittle {
             domain: domain.name.clone(),
@@ -236,10 +255,20 @@ fn survey(
     }
     choose(options, domain, &mut survey.documents);
     for (usage, what) in [
-        (Use::Train, "has no document to train on: add files, or lower corpus.validation_share"),
-        (Use::Validation, "has no validation document: add files, or raise corpus.validation_share"),
+        (
+            Use::Train,
+            "has no document to train on: add files, or lower corpus.validation_share",
+        ),
+        (
+            Use::Validation,
+            "has no validation document: add files, or raise corpus.validation_share",
+        ),
     ] {
-        if !survey.documents.iter().any(|document| document.usage == usage) {
+        if !survey
+            .documents
+            .iter()
+            .any(|document| document.usage == usage)
+        {
             return Err(CorpusError::TooLittle {
                 domain: domain.name.clone(),
                 what: what.to_owned(),
@@ -307,7 +336,11 @@ fn tokenize(
         fs::remove_dir_all(&temporary).map_err(CorpusError::io("remove", &temporary))?;
     }
     fs::create_dir_all(&temporary).map_err(CorpusError::io("create", &temporary))?;
-    let token_bytes = if tokenizer.vocabulary() <= 1 << 16 { 2 } else { 4 };
+    let token_bytes = if tokenizer.vocabulary() <= 1 << 16 {
+        2
+    } else {
+        4
+    };
     let mut writing = Writing {
         tokenizer,
         train: TokenWriter::create(&temporary, "", token_bytes)?,
@@ -317,7 +350,12 @@ fn tokenize(
         text_bytes: 0,
     };
     let used = |document: &&Seen| document.usage != Use::Nothing;
-    let total_bytes = survey.documents.iter().filter(used).map(|document| document.bytes).sum();
+    let total_bytes = survey
+        .documents
+        .iter()
+        .filter(used)
+        .map(|document| document.bytes)
+        .sum();
     let (mut next, mut bytes) = (0, 0);
     for file in &made_from.sources {
         documents::read(file, domain, |record| {
@@ -326,7 +364,8 @@ fn tokenize(
             };
             let seen = survey.documents.get(next);
             next += 1;
-            let changed = || CorpusError::damaged(&file.path, "changed while it was read: prepare again");
+            let changed =
+                || CorpusError::damaged(&file.path, "changed while it was read: prepare again");
             let seen = seen
                 .filter(|seen| seen.hash == *blake3::hash(text.as_bytes()).as_bytes())
                 .ok_or_else(changed)?;

@@ -19,9 +19,8 @@ pub struct Cursor {
 impl Cursor {
     /// The cursor after `count` more rows of a domain of `rows` rows.
     pub fn advance(self, rows: u64, count: u64) -> Self {
-        let position = u128::from(self.pass) * u128::from(rows)
-            + u128::from(self.index)
-            + u128::from(count);
+        let position =
+            u128::from(self.pass) * u128::from(rows) + u128::from(self.index) + u128::from(count);
         let rows = u128::from(rows.max(1));
         Self {
             pass: (position / rows) as u64,
@@ -69,7 +68,12 @@ impl RowReader {
     }
 
     fn order(domain: &PreparedDomain, seed: u64, pass: u64) -> Permutation {
-        Permutation::new(domain.rows(), seed, &format!("rows of {}", domain.name()), &[pass])
+        Permutation::new(
+            domain.rows(),
+            seed,
+            &format!("rows of {}", domain.name()),
+            &[pass],
+        )
     }
 
     /// The next row.

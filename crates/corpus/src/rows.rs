@@ -56,7 +56,10 @@ pub(crate) fn write_concat(
     let mut spans: Vec<Span> = Vec::new();
     for document in 0..documents {
         let Some((start, end)) = tokens.bounds(document) else {
-            return Err(CorpusError::damaged(&path, format!("document {document} has no end")));
+            return Err(CorpusError::damaged(
+                &path,
+                format!("document {document} has no end"),
+            ));
         };
         let mut offset = 0;
         while start + offset < end {
@@ -96,12 +99,25 @@ pub(crate) fn write_concat(
 
 impl RowIndex {
     pub(crate) fn open(path: &Path) -> Result<Self, CorpusError> {
-        let bytes = path.metadata().map_err(CorpusError::io("read", path))?.len();
+        let bytes = path
+            .metadata()
+            .map_err(CorpusError::io("read", path))?
+            .len();
         let numbers = Numbers::open(path, bytes)?;
-        let damaged = || CorpusError::damaged(path, "is not a whole row index: delete it and prepare again");
+        let damaged = || {
+            CorpusError::damaged(
+                path,
+                "is not a whole row index: delete it and prepare again",
+            )
+        };
         let rows = numbers.u64(0).ok_or_else(damaged)?;
-        let spans = rows.checked_add(1).and_then(|last| numbers.u64(last)).ok_or_else(damaged)?;
-        let expected = spans.checked_mul(24).and_then(|spans| spans.checked_add(8 * (rows + 2)));
+        let spans = rows
+            .checked_add(1)
+            .and_then(|last| numbers.u64(last))
+            .ok_or_else(damaged)?;
+        let expected = spans
+            .checked_mul(24)
+            .and_then(|spans| spans.checked_add(8 * (rows + 2)));
         // A last row of one token leaves its span behind, unnamed.
         if expected.is_none_or(|expected| bytes < expected) {
             return Err(damaged());

@@ -85,7 +85,9 @@ impl SourceFile {
     }
 
     pub(crate) fn is_jsonl(&self) -> bool {
-        self.path.extension().is_some_and(|extension| extension == "jsonl")
+        self.path
+            .extension()
+            .is_some_and(|extension| extension == "jsonl")
     }
 }
 

@@ -26,7 +26,9 @@ impl NumberWriter {
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), CorpusError> {
-        self.out.write_all(bytes).map_err(CorpusError::io("write", &self.path))
+        self.out
+            .write_all(bytes)
+            .map_err(CorpusError::io("write", &self.path))
     }
 
     /// Makes the file durable.
@@ -88,7 +90,10 @@ impl Numbers {
     /// Maps a file that must have `bytes` bytes: reading past the end of a cut file would kill the process.
     pub(crate) fn open(path: &Path, bytes: u64) -> Result<Self, CorpusError> {
         let file = File::open(path).map_err(CorpusError::io("read", path))?;
-        let found = file.metadata().map_err(CorpusError::io("read", path))?.len();
+        let found = file
+            .metadata()
+            .map_err(CorpusError::io("read", path))?
+            .len();
         if found != bytes {
             return Err(CorpusError::damaged(
                 path,

@@ -43,7 +43,9 @@ impl TokenizerFolder {
         };
         let path = folder.join("tokenizer.json");
         if !path.exists() {
-            return Err(wrong("there is no tokenizer.json in this folder".to_owned()));
+            return Err(wrong(
+                "there is no tokenizer.json in this folder".to_owned(),
+            ));
         }
         let bytes = fs::read(&path).map_err(CorpusError::io("read", &path))?;
         let tokenizer = Tokenizer::from_bytes(&bytes)
@@ -121,19 +123,23 @@ fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
     let json = |name: &str| -> Option<Value> {
         serde_json::from_str(&fs::read_to_string(folder.join(name)).ok()?).ok()
     };
-    let by_name = ["tokenizer_config.json", "special_tokens_map.json"].into_iter().find_map(|name| {
-        let value = json(name)?;
-        let token = value.get("eos_token")?;
-        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
-        tokenizer.token_to_id(text)
-    });
-    by_name.or_else(|| {
-        ["generation_config.json", "config.json"].into_iter().find_map(|name| {
+    let by_name = ["tokenizer_config.json", "special_tokens_map.json"]
+        .into_iter()
+        .find_map(|name| {
             let value = json(name)?;
-            let id = value.get("eos_token_id")?;
-            let id = id.as_u64().or_else(|| id.get(0)?.as_u64())?;
-            u32::try_from(id).ok()
-        })
+            let token = value.get("eos_token")?;
+            let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
+            tokenizer.token_to_id(text)
+        });
+    by_name.or_else(|| {
+        ["generation_config.json", "config.json"]
+            .into_iter()
+            .find_map(|name| {
+                let value = json(name)?;
+                let id = value.get("eos_token_id")?;
+                let id = id.as_u64().or_else(|| id.get(0)?.as_u64())?;
+                u32::try_from(id).ok()
+            })
     })
 }
 
@@ -147,7 +153,10 @@ pub fn compatible(teacher: &TokenizerFolder, student: &TokenizerFolder) -> Resul
     };
     let by_id = |tokenizer: &TokenizerFolder| -> HashMap<u32, String> {
         let vocabulary = tokenizer.tokenizer.get_vocab(true);
-        vocabulary.into_iter().map(|(token, id)| (id, token)).collect()
+        vocabulary
+            .into_iter()
+            .map(|(token, id)| (id, token))
+            .collect()
     };
     let (teachers, students) = (by_id(teacher), by_id(student));
     let first_difference = teachers

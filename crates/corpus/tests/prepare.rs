@@ -8,8 +8,8 @@ use std::{
 };
 
 use ddk_corpus::{
-    CorpusError, Cursor, DomainReport, DomainSource, PrepareOptions, PreparedDomain, RowReader, TokenizerFolder,
-    compatible, prepare, stale, train_tokenizer,
+    CorpusError, Cursor, DomainReport, DomainSource, PrepareOptions, PreparedDomain, RowReader,
+    TokenizerFolder, compatible, prepare, stale, train_tokenizer,
 };
 
 struct Place {
@@ -17,11 +17,15 @@ struct Place {
 }
 
 fn sentence(number: u64) -> String {
-    let words = ["river", "stone", "cloud", "ember", "forest", "signal", "harbour", "lantern"];
+    let words = [
+        "river", "stone", "cloud", "ember", "forest", "signal", "harbour", "lantern",
+    ];
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
     let mut text = format!("{number}:");
     for _ in 0..5 + number % 23 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         text.push(' ');
         text.push_str(words[(state >> 61) as usize]);
     }
@@ -30,11 +34,18 @@ fn sentence(number: u64) -> String {
 
 impl Place {
     fn new() -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
-        let records: String = (0..200).map(|number| format!("{}\n", serde_json::json!({ "text": sentence(number) }))).collect();
+        let place = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let records: String = (0..200)
+            .map(|number| format!("{}\n", serde_json::json!({ "text": sentence(number) })))
+            .collect();
         place.write("records.jsonl", records.as_bytes());
         for number in 200..260 {
-            place.write(&format!("files/{}/{number}.md", number % 3), sentence(number).as_bytes());
+            place.write(
+                &format!("files/{}/{number}.md", number % 3),
+                sentence(number).as_bytes(),
+            );
         }
         train_tokenizer((0..260).map(sentence), 320, &place.path("tokenizer")).unwrap();
         place
@@ -76,7 +87,10 @@ impl Place {
     }
 
     fn both(&self) -> PrepareOptions {
-        self.options(vec![self.source("files", "files"), self.source("records", "records.jsonl")])
+        self.options(vec![
+            self.source("files", "files"),
+            self.source("records", "records.jsonl"),
+        ])
     }
 
     fn prepare(&self, options: &PrepareOptions) -> Result<Vec<DomainReport>, CorpusError> {
@@ -89,7 +103,9 @@ impl Place {
 }
 
 fn all_rows(domain: &PreparedDomain) -> Vec<Vec<u32>> {
-    (0..domain.rows()).map(|row| domain.row(row).unwrap().tokens).collect()
+    (0..domain.rows())
+        .map(|row| domain.row(row).unwrap().tokens)
+        .collect()
 }
 
 fn data_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -97,7 +113,12 @@ fn data_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .unwrap()
         .map(|entry| entry.unwrap())
         .filter(|entry| entry.file_name() != "manifest.json")
-        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .map(|entry| {
+            (
+                entry.file_name().into_string().unwrap(),
+                fs::read(entry.path()).unwrap(),
+            )
+        })
         .collect()
 }
 
@@ -114,19 +135,35 @@ fn rows_are_the_documents_joined_by_the_end_token() {
     let joined: Vec<u32> = rows.concat();
     assert_eq!(joined.len() as u64, domain.tokens());
     let tokenizer = place.tokenizer();
-    let documents: Vec<&[u32]> = joined.split_inclusive(|token| *token == tokenizer.end_token()).collect();
-    let mut expected = (0..200).map(|number| tokenizer.encode_documents(vec![sentence(number)]).unwrap().remove(0));
+    let documents: Vec<&[u32]> = joined
+        .split_inclusive(|token| *token == tokenizer.end_token())
+        .collect();
+    let mut expected = (0..200).map(|number| {
+        tokenizer
+            .encode_documents(vec![sentence(number)])
+            .unwrap()
+            .remove(0)
+    });
     for document in &documents {
         assert!(expected.any(|tokens| tokens == *document));
     }
-    let report = reports.iter().find(|report| report.domain == "records").unwrap();
-    assert_eq!((report.documents, report.rows), (documents.len() as u64, rows.len() as u64));
+    let report = reports
+        .iter()
+        .find(|report| report.domain == "records")
+        .unwrap();
+    assert_eq!(
+        (report.documents, report.rows),
+        (documents.len() as u64, rows.len() as u64)
+    );
     assert_eq!(report.documents + report.validation_documents, 200);
     // Spans say where each token is from.
     let row = domain.row(5).unwrap();
     assert_eq!(row.spans.iter().map(|span| span.tokens).sum::<u64>(), 16);
     let span = row.spans[0];
-    assert_eq!(documents[span.document as usize][span.offset as usize], row.tokens[0]);
+    assert_eq!(
+        documents[span.document as usize][span.offset as usize],
+        row.tokens[0]
+    );
 }
 
 #[test]
@@ -153,7 +190,15 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
     let cursor = Cursor::default().advance(rows, rows - 2);
     let mut late = RowReader::new(domain, 3, cursor);
     let four: Vec<u64> = (0..4).map(|_| late.read().unwrap().row.row).collect();
-    assert_eq!(four, [first[first.len() - 2], first[first.len() - 1], second[0], second[1]]);
+    assert_eq!(
+        four,
+        [
+            first[first.len() - 2],
+            first[first.len() - 1],
+            second[0],
+            second[1]
+        ]
+    );
 }
 
 #[test]
@@ -161,7 +206,12 @@ fn training_and_validation_share_no_text_and_duplicates_are_left_out() {
     let place = Place::new();
     let twice = fs::read(place.path("records.jsonl")).unwrap().repeat(2);
     place.write("twice.jsonl", &twice);
-    let reports = place.prepare(&place.options(vec![place.source("records", "records.jsonl"), place.source("twice", "twice.jsonl")])).unwrap();
+    let reports = place
+        .prepare(&place.options(vec![
+            place.source("records", "records.jsonl"),
+            place.source("twice", "twice.jsonl"),
+        ]))
+        .unwrap();
     assert_eq!((reports[0].duplicates, reports[1].duplicates), (0, 200));
     let (once, twice) = (place.open("records"), place.open("twice"));
     assert_eq!(all_rows(&once), all_rows(&twice));
@@ -170,8 +220,10 @@ fn training_and_validation_share_no_text_and_duplicates_are_left_out() {
     assert!(!validation.is_empty() && validation.len() <= 10);
     let stream = all_rows(&once).concat();
     let tokenizer = place.tokenizer();
-    let documents: BTreeSet<Vec<u32>> =
-        stream.split_inclusive(|token| *token == tokenizer.end_token()).map(|document| document[..document.len().min(16)].to_vec()).collect();
+    let documents: BTreeSet<Vec<u32>> = stream
+        .split_inclusive(|token| *token == tokenizer.end_token())
+        .map(|document| document[..document.len().min(16)].to_vec())
+        .collect();
     for document in validation {
         assert!(document.len() <= 16 && !documents.contains(&document));
     }
@@ -185,7 +237,10 @@ fn the_same_seed_gives_the_same_bytes_and_a_limit_is_kept() {
         options.seed = seed;
         options.domains[1].max_bytes = Some(4000);
         let reports = place.prepare(&options).unwrap();
-        assert!(reports[1].text_bytes <= 4000 && reports[1].text_bytes > 3500, "{reports:?}");
+        assert!(
+            reports[1].text_bytes <= 4000 && reports[1].text_bytes > 3500,
+            "{reports:?}"
+        );
     }
     for domain in ["files", "records"] {
         let folder = |place: &Place| data_files(&place.path("prepared").join(domain));
@@ -200,26 +255,71 @@ fn what_is_prepared_is_kept_until_something_changes() {
     let place = Place::new();
     let options = place.both();
     let tokenizer = place.tokenizer();
-    let reasons = || -> Vec<String> { stale(&options, &tokenizer).unwrap().into_iter().map(|(domain, reason)| format!("{domain}: {reason}")).collect() };
-    assert_eq!(reasons(), ["files: it is not prepared yet", "records: it is not prepared yet"]);
-    assert!(place.prepare(&options).unwrap().iter().all(|report| report.prepared));
+    let reasons = || -> Vec<String> {
+        stale(&options, &tokenizer)
+            .unwrap()
+            .into_iter()
+            .map(|(domain, reason)| format!("{domain}: {reason}"))
+            .collect()
+    };
+    assert_eq!(
+        reasons(),
+        [
+            "files: it is not prepared yet",
+            "records: it is not prepared yet"
+        ]
+    );
+    assert!(
+        place
+            .prepare(&options)
+            .unwrap()
+            .iter()
+            .all(|report| report.prepared)
+    );
     assert_eq!(reasons(), [""; 0]);
-    assert!(place.prepare(&options).unwrap().iter().all(|report| !report.prepared));
+    assert!(
+        place
+            .prepare(&options)
+            .unwrap()
+            .iter()
+            .all(|report| !report.prepared)
+    );
 
     place.write("files/1/999.md", b"one more document, which is new");
     assert!(reasons()[0].ends_with("999.md is new"), "{:?}", reasons());
-    let again: Vec<bool> = place.prepare(&options).unwrap().iter().map(|report| report.prepared).collect();
+    let again: Vec<bool> = place
+        .prepare(&options)
+        .unwrap()
+        .iter()
+        .map(|report| report.prepared)
+        .collect();
     assert_eq!(again, [true, false]);
 
     let mut longer = options.clone();
     longer.sequence_length = 24;
-    assert_eq!(stale(&longer, &tokenizer).unwrap()[0].1, "there are no rows of 24 tokens yet");
-    assert!(place.prepare(&longer).unwrap().iter().all(|report| !report.prepared), "rows alone are cut anew");
+    assert_eq!(
+        stale(&longer, &tokenizer).unwrap()[0].1,
+        "there are no rows of 24 tokens yet"
+    );
+    assert!(
+        place
+            .prepare(&longer)
+            .unwrap()
+            .iter()
+            .all(|report| !report.prepared),
+        "rows alone are cut anew"
+    );
     let mut seeded = options.clone();
     seeded.seed = 9;
-    assert_eq!(stale(&seeded, &tokenizer).unwrap()[0].1, "the setting run.seed has changed");
+    assert_eq!(
+        stale(&seeded, &tokenizer).unwrap()[0].1,
+        "the setting run.seed has changed"
+    );
     train_tokenizer((0..260).map(sentence), 300, &place.path("tokenizer")).unwrap();
-    assert_eq!(stale(&options, &place.tokenizer()).unwrap()[0].1, "the tokenizer has changed");
+    assert_eq!(
+        stale(&options, &place.tokenizer()).unwrap()[0].1,
+        "the tokenizer has changed"
+    );
 }
 
 #[test]
@@ -231,25 +331,36 @@ fn bad_records_are_listed_and_too_many_are_an_error() {
     let mut options = place.options(vec![place.source("records", "records.jsonl")]);
     let error = place.prepare(&options).unwrap_err().to_string();
     assert!(
-        error.contains("5 of 205 records") && error.contains("records.jsonl, the first at line 201: not JSON"),
+        error.contains("5 of 205 records")
+            && error.contains("records.jsonl, the first at line 201: not JSON"),
         "{error}"
     );
     assert!(!place.path("prepared/records").exists());
 
     options.max_bad_share = 0.05;
     assert_eq!(place.prepare(&options).unwrap()[0].quarantined, 5);
-    let listed: Vec<(u64, String)> = fs::read_to_string(place.path("prepared/records/quarantine.jsonl"))
-        .unwrap()
-        .lines()
-        .map(|line| {
-            let entry: ddk_corpus::Quarantined = serde_json::from_str(line).unwrap();
-            (entry.line, entry.reason)
-        })
-        .collect();
-    let starts = [(201, "not JSON"), (202, "not UTF-8 at byte 0"), (203, "no field `text`"), (205, "the field `text` is not a string"), (206, "empty")];
+    let listed: Vec<(u64, String)> =
+        fs::read_to_string(place.path("prepared/records/quarantine.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let entry: ddk_corpus::Quarantined = serde_json::from_str(line).unwrap();
+                (entry.line, entry.reason)
+            })
+            .collect();
+    let starts = [
+        (201, "not JSON"),
+        (202, "not UTF-8 at byte 0"),
+        (203, "no field `text`"),
+        (205, "the field `text` is not a string"),
+        (206, "empty"),
+    ];
     assert_eq!(listed.len(), starts.len());
     for ((line, reason), (expected_line, start)) in listed.iter().zip(starts) {
-        assert!(*line == expected_line && reason.starts_with(start), "{line}: {reason}");
+        assert!(
+            *line == expected_line && reason.starts_with(start),
+            "{line}: {reason}"
+        );
     }
 }
 
@@ -257,30 +368,55 @@ fn bad_records_are_listed_and_too_many_are_an_error() {
 fn empty_and_missing_domains_are_named() {
     let place = Place::new();
     place.write("nothing.jsonl", b"");
-    for (file, said) in [("absent/*.md", "`absent` matches"), ("nothing.jsonl", "is empty")] {
+    for (file, said) in [
+        ("absent/*.md", "`absent` matches"),
+        ("nothing.jsonl", "is empty"),
+    ] {
         let mut source = place.source("lost", file);
         if file.starts_with("absent") {
             source.files = vec!["absent".to_owned()];
         }
-        let error = place.prepare(&place.options(vec![source])).unwrap_err().to_string();
-        assert!(error.contains("domain `lost`") && error.contains(said), "{error}");
+        let error = place
+            .prepare(&place.options(vec![source]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("domain `lost`") && error.contains(said),
+            "{error}"
+        );
     }
-    place.write("short.jsonl", format!("{}\n", serde_json::json!({ "text": "one document" })).as_bytes());
-    let error = place.prepare(&place.options(vec![place.source("short", "short.jsonl")])).unwrap_err().to_string();
-    assert!(error.contains("domain `short`") && error.contains("corpus.validation_share"), "{error}");
+    place.write(
+        "short.jsonl",
+        format!("{}\n", serde_json::json!({ "text": "one document" })).as_bytes(),
+    );
+    let error = place
+        .prepare(&place.options(vec![place.source("short", "short.jsonl")]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("domain `short`") && error.contains("corpus.validation_share"),
+        "{error}"
+    );
 }
 
 #[test]
 fn damage_is_found_before_it_is_mapped() {
     let place = Place::new();
     place.prepare(&place.both()).unwrap();
-    let error = PreparedDomain::open(&place.path("prepared"), "records", 99).unwrap_err().to_string();
+    let error = PreparedDomain::open(&place.path("prepared"), "records", 99)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("not prepared"), "{error}");
     let tokens = place.path("prepared/records/tokens.bin");
     let bytes = fs::read(&tokens).unwrap();
     fs::write(&tokens, &bytes[..bytes.len() - 2]).unwrap();
-    let error = PreparedDomain::open(&place.path("prepared"), "records", 16).unwrap_err().to_string();
-    assert!(error.contains("tokens.bin") && error.contains("prepare the corpus again"), "{error}");
+    let error = PreparedDomain::open(&place.path("prepared"), "records", 16)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("tokens.bin") && error.contains("prepare the corpus again"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -294,19 +430,39 @@ fn tokenizers_are_compared_id_by_id() {
     let text = fs::read_to_string(place.path("tokenizer/tokenizer.json")).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
-    let name = |id: u64| vocabulary.iter().find(|(_, value)| **value == id).unwrap().0.clone();
+    let name = |id: u64| {
+        vocabulary
+            .iter()
+            .find(|(_, value)| **value == id)
+            .unwrap()
+            .0
+            .clone()
+    };
     let (a, b) = (name(70), name(90));
     vocabulary.insert(a.clone(), 90.into());
     vocabulary.insert(b, 70.into());
     place.write("teacher/tokenizer.json", json.to_string().as_bytes());
-    fs::copy(place.path("tokenizer/tokenizer_config.json"), place.path("teacher/tokenizer_config.json")).unwrap();
+    fs::copy(
+        place.path("tokenizer/tokenizer_config.json"),
+        place.path("teacher/tokenizer_config.json"),
+    )
+    .unwrap();
     let teacher = TokenizerFolder::open(&place.path("teacher"), None).unwrap();
     let error = compatible(&teacher, &student).unwrap_err().to_string();
-    assert!(error.contains("id 70 is") && error.contains("teacher") && error.contains(&format!("{a:?}")), "{error}");
+    assert!(
+        error.contains("id 70 is")
+            && error.contains("teacher")
+            && error.contains(&format!("{a:?}")),
+        "{error}"
+    );
 
-    let error = TokenizerFolder::open(&place.path("files"), None).unwrap_err().to_string();
+    let error = TokenizerFolder::open(&place.path("files"), None)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no tokenizer.json"), "{error}");
-    let error = TokenizerFolder::open(&place.path("tokenizer"), Some("</s>")).unwrap_err().to_string();
+    let error = TokenizerFolder::open(&place.path("tokenizer"), Some("</s>"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`</s>`"), "{error}");
 }
 

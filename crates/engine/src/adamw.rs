@@ -105,9 +105,7 @@ impl AdamW {
             }
             let first = self.first[index].f_lerp_(&gradient, 1.0 - beta1)?;
             let squared = gradient.f_square()?.f_mul_scalar(1.0 - beta2)?;
-            let second = self.second[index]
-                .f_mul_scalar_(beta2)?
-                .f_add_(&squared)?;
+            let second = self.second[index].f_mul_scalar_(beta2)?.f_add_(&squared)?;
             let denominator = second
                 .f_sqrt()?
                 .f_mul_scalar_(1.0 / correction2.sqrt())?
@@ -159,7 +157,8 @@ mod tests {
             first = 0.9 * first + 0.1 * g;
             second = 0.95 * second + 0.05 * g * g;
             let t = (update + 1) as i32;
-            let step = first / (1.0 - 0.9_f64.powi(t))
+            let step = first
+                / (1.0 - 0.9_f64.powi(t))
                 / ((second / (1.0 - 0.95_f64.powi(t))).sqrt() + 1e-8);
             weight = weight * (1.0 - 1e-2 * 0.1) - 1e-2 * step;
             let got = parameters[0].1.double_value(&[0, 0]);
@@ -187,7 +186,10 @@ mod tests {
             Tensor::from_slice(&[0.0_f32, 4.0]),
         ];
         assert_eq!(global_norm(&gradients).unwrap(), 5.0);
-        let broken = [Tensor::from_slice(&[f32::NAN]), Tensor::from_slice(&[1.0_f32])];
+        let broken = [
+            Tensor::from_slice(&[f32::NAN]),
+            Tensor::from_slice(&[1.0_f32]),
+        ];
         assert!(!global_norm(&broken).unwrap().is_finite());
     }
 }

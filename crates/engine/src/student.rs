@@ -3,9 +3,7 @@
 use std::time::Instant;
 
 use ddk_model::Model;
-use ddk_objective::{
-    HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
-};
+use ddk_objective::{HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head};
 use ddk_torch::TorchError;
 use tch::{Kind, Tensor};
 

@@ -23,30 +23,47 @@ fn model(seed: u64, hidden_size: i64, tie: bool) -> Model {
         rope_theta: 1e4,
         tie_word_embeddings: tie,
     };
-    Model::random(ModelConfig::llama(architecture, None).unwrap(), seed, Device::Cpu).unwrap()
+    Model::random(
+        ModelConfig::llama(architecture, None).unwrap(),
+        seed,
+        Device::Cpu,
+    )
+    .unwrap()
 }
 
 fn options() -> StudentOptions {
     StudentOptions {
-        objective: Objective { gamma: 0.5, ..Objective::default() },
+        objective: Objective {
+            gamma: 0.5,
+            ..Objective::default()
+        },
         vocabulary: VOCABULARY,
         chunk: 7,
         adamw: AdamWOptions::default(),
         clip_norm: 0.05,
-        schedule: Schedule { peak: 1e-2, end: 1e-3, warmup_steps: 2, total_steps: 10 },
+        schedule: Schedule {
+            peak: 1e-2,
+            end: 1e-3,
+            warmup_steps: 2,
+            total_steps: 10,
+        },
     }
 }
 
 fn rows() -> Vec<Vec<u32>> {
     let mut next = token_ids();
-    (0..4).map(|row| (0..12 - row).map(|_| next()).collect()).collect()
+    (0..4)
+        .map(|row| (0..12 - row).map(|_| next()).collect())
+        .collect()
 }
 
 /// A few token ids from a tiny generator.
 fn token_ids() -> impl FnMut() -> u32 {
     let mut state = 12_345_u64;
     move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (state >> 40) as u32 % VOCABULARY as u32
     }
 }
@@ -77,7 +94,10 @@ impl Pair {
         let mut loss = 0.0;
         for micro in views(rows).chunks(micro_rows) {
             let signal = self.teacher.label(micro).unwrap();
-            let done = self.student.accumulate(micro, Some(&signal), denominator).unwrap();
+            let done = self
+                .student
+                .accumulate(micro, Some(&signal), denominator)
+                .unwrap();
             loss += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
         }
         assert_eq!(self.student.update(step).unwrap().skipped, None);
@@ -85,12 +105,20 @@ impl Pair {
     }
 
     fn weights(&self) -> Vec<Tensor> {
-        self.student.model().parameters().iter().map(|(_, tensor)| tensor.detach().copy()).collect()
+        self.student
+            .model()
+            .parameters()
+            .iter()
+            .map(|(_, tensor)| tensor.detach().copy())
+            .collect()
     }
 }
 
 fn largest_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs().max().double_value(&[])).fold(0.0, f64::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs().max().double_value(&[]))
+        .fold(0.0, f64::max)
 }
 
 /// Loss and gradient norm of the dense computation: whole logits, autograd, both models from the same seeds.
@@ -103,7 +131,11 @@ fn dense(tie: bool, rows: &[Vec<u32>]) -> (f64, f64) {
         let (tokens, length) = (Tensor::from_slice(&ids).unsqueeze(0), row.len() as i64);
         let logits = |model: &Model| {
             let hidden = model.hidden(&tokens).unwrap();
-            hidden.matmul(&model.head().weight.tr()).narrow(2, 0, VOCABULARY).narrow(1, 0, length - 1).squeeze_dim(0)
+            hidden
+                .matmul(&model.head().weight.tr())
+                .narrow(2, 0, VOCABULARY)
+                .narrow(1, 0, length - 1)
+                .squeeze_dim(0)
         };
         let s = logits(&student).log_softmax(-1, Kind::Float);
         let t = logits(&teacher).log_softmax(-1, Kind::Float).detach();
@@ -113,7 +145,11 @@ fn dense(tie: bool, rows: &[Vec<u32>]) -> (f64, f64) {
         loss = loss + (ce + kl * 0.5) / predictions(rows);
     }
     loss.backward();
-    let squares: f64 = student.parameters().iter().map(|(_, tensor)| tensor.grad().square().sum(Kind::Double).double_value(&[])).sum();
+    let squares: f64 = student
+        .parameters()
+        .iter()
+        .map(|(_, tensor)| tensor.grad().square().sum(Kind::Double).double_value(&[]))
+        .sum();
     (loss.double_value(&[0]), squares.sqrt())
 }
 
@@ -127,12 +163,22 @@ fn loss_and_gradient_are_those_of_dense_autograd_tied_or_not() {
         let mut got = 0.0;
         for micro in views(&rows).chunks(3) {
             let signal = pair.teacher.label(micro).unwrap();
-            let done = pair.student.accumulate(micro, Some(&signal), denominator).unwrap();
+            let done = pair
+                .student
+                .accumulate(micro, Some(&signal), denominator)
+                .unwrap();
             got += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
         }
         let report = pair.student.update(1).unwrap();
-        assert!((got - loss).abs() < 1e-5, "tied {tie}: loss {got} instead of {loss}");
-        assert!((report.grad_norm / norm - 1.0).abs() < 1e-4, "tied {tie}: {} instead of {norm}", report.grad_norm);
+        assert!(
+            (got - loss).abs() < 1e-5,
+            "tied {tie}: loss {got} instead of {loss}"
+        );
+        assert!(
+            (report.grad_norm / norm - 1.0).abs() < 1e-4,
+            "tied {tie}: {} instead of {norm}",
+            report.grad_norm
+        );
         assert_eq!(report.learning_rate, 5e-3);
     }
 }
@@ -168,12 +214,16 @@ fn a_restored_student_goes_on_bit_for_bit() {
     // A snapshot is a copy: what the student does next does not reach it.
     stopped.step(4, &rows, 2);
     let head = stopped.teacher.model().head().weight.shallow_clone();
-    stopped.student = Student::restore(model(9, 16, true), options(), Some(head), folder.path()).unwrap();
+    stopped.student =
+        Student::restore(model(9, 16, true), options(), Some(head), folder.path()).unwrap();
     for step in 4..=6 {
         let (one, two) = (whole.step(step, &rows, 2), stopped.step(step, &rows, 2));
         assert_eq!(one.to_bits(), two.to_bits(), "step {step}");
     }
-    assert_eq!(largest_difference(&whole.weights(), &stopped.weights()), 0.0);
+    assert_eq!(
+        largest_difference(&whole.weights(), &stopped.weights()),
+        0.0
+    );
 }
 
 #[test]
@@ -183,8 +233,13 @@ fn what_is_not_finite_never_reaches_the_weights() {
     let mut untouched = Pair::new(false);
     let micro = views(&rows);
     let Signal::Hidden { last } = pair.teacher.label(&micro).unwrap();
-    let broken = Signal::Hidden { last: last * f64::NAN };
-    let done = pair.student.accumulate(&micro, Some(&broken), 10.0).unwrap();
+    let broken = Signal::Hidden {
+        last: last * f64::NAN,
+    };
+    let done = pair
+        .student
+        .accumulate(&micro, Some(&broken), 10.0)
+        .unwrap();
     assert!(done.kl_sum.is_nan());
     let before = pair.weights();
     let report = pair.student.update(1).unwrap();
@@ -192,7 +247,10 @@ fn what_is_not_finite_never_reaches_the_weights() {
     assert_eq!(largest_difference(&before, &pair.weights()), 0.0);
     // Nothing of it is left: the next step is that of a student which never saw the batch.
     assert_eq!(pair.step(2, &rows, 4), untouched.step(2, &rows, 4));
-    assert_eq!(largest_difference(&pair.weights(), &untouched.weights()), 0.0);
+    assert_eq!(
+        largest_difference(&pair.weights(), &untouched.weights()),
+        0.0
+    );
 }
 
 #[test]
@@ -201,17 +259,27 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     let documents = rows();
     let domains = vec![documents.clone(), documents[2..].to_vec()];
     let never = || false;
-    let one = domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &never).unwrap().unwrap();
-    let all = domain_perplexities(&model, &domains, 4, VOCABULARY, 64, &never).unwrap().unwrap();
+    let one = domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &never)
+        .unwrap()
+        .unwrap();
+    let all = domain_perplexities(&model, &domains, 4, VOCABULARY, 64, &never)
+        .unwrap()
+        .unwrap();
     for (one, all) in one.iter().zip(&all) {
         assert!((one / all - 1.0).abs() < 1e-5);
     }
     // By hand: exp of the mean over all predictions of the domain.
     let mut total = 0.0;
     for document in &documents {
-        let single = domain_perplexities(&model, &[vec![document.clone()]], 1, VOCABULARY, 64, &never).unwrap().unwrap();
+        let single =
+            domain_perplexities(&model, &[vec![document.clone()]], 1, VOCABULARY, 64, &never)
+                .unwrap()
+                .unwrap();
         total += single[0].ln() * (document.len() - 1) as f64;
     }
     assert!((one[0] - (total / predictions(&documents)).exp()).abs() < 1e-4);
-    assert_eq!(domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &|| true).unwrap(), None);
+    assert_eq!(
+        domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &|| true).unwrap(),
+        None
+    );
 }

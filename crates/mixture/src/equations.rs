@@ -4,7 +4,9 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refused {
     /// A perplexity ratio that is NaN, infinite or not positive.
-    #[error("the perplexity ratio of domain {domain} is {ratio}, which is not a positive finite number")]
+    #[error(
+        "the perplexity ratio of domain {domain} is {ratio}, which is not a positive finite number"
+    )]
     Ratio {
         /// Index of the domain, in the order of names.
         domain: usize,

@@ -6,14 +6,20 @@ use ddk_mixture::{
 use proptest::prelude::*;
 
 fn cases() -> ProptestConfig {
-    let scale = std::env::var("DDK_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let scale = std::env::var("DDK_TEST_SCALE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
     ProptestConfig::with_cases(256 * scale)
 }
 
 /// Weights down to 1e-6 that sum to 1.
 fn simplex() -> impl Strategy<Value = Vec<f64>> {
     prop::collection::vec(-6.0..0.0_f64, 1..12).prop_map(|exponents| {
-        let raw: Vec<f64> = exponents.iter().map(|exponent| 10_f64.powf(*exponent)).collect();
+        let raw: Vec<f64> = exponents
+            .iter()
+            .map(|exponent| 10_f64.powf(*exponent))
+            .collect();
         let sum: f64 = raw.iter().sum();
         raw.iter().map(|weight| weight / sum).collect()
     })

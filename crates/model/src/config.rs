@@ -236,7 +236,10 @@ impl Fields {
         if self.hidden_act != "silu" {
             return unsupported("activation", self.hidden_act.clone(), "silu");
         }
-        for rope in [&self.rope_parameters, &self.rope_scaling].into_iter().flatten() {
+        for rope in [&self.rope_parameters, &self.rope_scaling]
+            .into_iter()
+            .flatten()
+        {
             if let Some(kind) = &rope.rope_type
                 && kind != "default"
             {
@@ -281,16 +284,29 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (key, value, said) in [
-            ("architectures", json!(["MambaForCausalLM"]), "MambaForCausalLM"),
+            (
+                "architectures",
+                json!(["MambaForCausalLM"]),
+                "MambaForCausalLM",
+            ),
             ("hidden_act", json!("gelu"), "gelu"),
             ("rope_scaling", json!({"rope_type": "yarn"}), "yarn"),
-            ("quantization_config", json!({"quant_method": "gptq"}), "gptq"),
+            (
+                "quantization_config",
+                json!({"quant_method": "gptq"}),
+                "gptq",
+            ),
             ("hidden_size", json!(30), "hidden_size 30"),
             ("num_key_value_heads", json!(3), "num_key_value_heads 3"),
             ("vocab_size", json!("many"), "invalid type"),
         ] {
-            let error = parse(|raw| drop(raw.insert(key.to_owned(), value))).unwrap_err().to_string();
-            assert!(error.contains(said) && error.contains("m/config.json"), "{error}");
+            let error = parse(|raw| drop(raw.insert(key.to_owned(), value)))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(said) && error.contains("m/config.json"),
+                "{error}"
+            );
         }
     }
 }

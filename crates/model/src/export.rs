@@ -59,7 +59,9 @@ impl Model {
         };
         let config = self.config().to_json(dtype);
         let text = serde_json::to_string_pretty(&config).unwrap_or_default();
-        write(&folder.join("config.json"), |out| out.write_all(text.as_bytes()))?;
+        write(&folder.join("config.json"), |out| {
+            out.write_all(text.as_bytes())
+        })?;
         let _no_grad = tch::no_grad_guard();
         let tensors = self
             .parameters()
@@ -69,7 +71,10 @@ impl Model {
         write(&folder.join("model.safetensors"), |out| {
             write_tensors(&tensors, &[], out)
         })?;
-        for name in TOKENIZER_FILES.into_iter().chain(["generation_config.json"]) {
+        for name in TOKENIZER_FILES
+            .into_iter()
+            .chain(["generation_config.json"])
+        {
             let from = carry_from.join(name);
             if from.exists() {
                 fs::copy(&from, folder.join(name)).map_err(ModelError::io("copy", &from))?;

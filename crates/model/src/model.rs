@@ -32,25 +32,43 @@ impl Model {
         let needed: Vec<(String, Vec<i64>)> = {
             let mut shapes = Parameters::of_shapes();
             Llama::new(&config, &mut shapes, Device::Cpu, Kind::Float)?;
-            shapes.into_list().into_iter().map(|(name, tensor)| (name, tensor.size())).collect()
+            shapes
+                .into_list()
+                .into_iter()
+                .map(|(name, tensor)| (name, tensor.size()))
+                .collect()
         };
         let tied = config.architecture.tie_word_embeddings;
         weights.check(&needed, |name| {
             name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
         })?;
-        Self::build(config, Parameters::of_folder(&weights, device, kind), device, kind)
+        Self::build(
+            config,
+            Parameters::of_folder(&weights, device, kind),
+            device,
+            kind,
+        )
     }
 
     /// The output matrix of a folder's model alone, `[vocab_size, hidden_size]`: what a student needs of its teacher.
     pub fn load_head(folder: &Path, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
         let tied = ModelConfig::read(folder)?.architecture.tie_word_embeddings;
-        let name = if tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let name = if tied {
+            "model.embed_tokens.weight"
+        } else {
+            "lm_head.weight"
+        };
         Weights::open(folder)?.tensor(name, device, kind)
     }
 
     /// A new model in fp32 with weights drawn from the seed.
     pub fn random(config: ModelConfig, seed: u64, device: Device) -> Result<Self, ModelError> {
-        Self::build(config, Parameters::of_seed(seed, device), device, Kind::Float)
+        Self::build(
+            config,
+            Parameters::of_seed(seed, device),
+            device,
+            Kind::Float,
+        )
     }
 
     fn build(

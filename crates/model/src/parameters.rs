@@ -74,7 +74,9 @@ impl<'a> Parameters<'a> {
                         .f_to_device(self.device)?
                 }
             },
-            Source::Shapes => Tensor::f_zeros([1], (self.kind, self.device))?.f_expand(shape, false)?,
+            Source::Shapes => {
+                Tensor::f_zeros([1], (self.kind, self.device))?.f_expand(shape, false)?
+            }
         };
         self.list.push((name, tensor.shallow_clone()));
         Ok(tensor)

@@ -53,7 +53,11 @@ impl TensorFile {
 
     /// A value of the header's `__metadata__`.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+        self.header
+            .metadata()
+            .as_ref()?
+            .get(key)
+            .map(String::as_str)
     }
 
     /// Names of all tensors.
@@ -71,7 +75,10 @@ impl TensorFile {
     pub(crate) fn bytes(&self, name: &str) -> Option<(Dtype, &[u8])> {
         let info = self.header.info(name)?;
         let (start, end) = info.data_offsets;
-        Some((info.dtype, self.map.get(self.data + start..self.data + end)?))
+        Some((
+            info.dtype,
+            self.map.get(self.data + start..self.data + end)?,
+        ))
     }
 
     /// A copy of a tensor on the CPU, in the file's dtype; its shape must be `shape`.
@@ -130,7 +137,11 @@ pub fn write_tensors(
             Kind::BFloat16 => "BF16",
             Kind::Double => "F64",
             Kind::Int64 => "I64",
-            other => return Err(io::Error::other(format!("cannot write {name}: dtype {other:?}"))),
+            other => {
+                return Err(io::Error::other(format!(
+                    "cannot write {name}: dtype {other:?}"
+                )));
+            }
         };
         let end = offset + tensor.numel() * tensor.kind().elt_size_in_bytes();
         header.insert(
@@ -166,14 +177,15 @@ mod tests {
     fn tensors_of_each_dtype_come_back_bit_for_bit_and_the_public_reader_agrees() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.safetensors");
-        let tensors: Vec<(String, Tensor)> = [Kind::Float, Kind::Half, Kind::BFloat16, Kind::Double]
-            .into_iter()
-            .enumerate()
-            .map(|(index, kind)| {
-                let values = Tensor::randn([3, 5], (Kind::Float, Device::Cpu)).to_kind(kind);
-                (format!("t{index}"), values)
-            })
-            .collect();
+        let tensors: Vec<(String, Tensor)> =
+            [Kind::Float, Kind::Half, Kind::BFloat16, Kind::Double]
+                .into_iter()
+                .enumerate()
+                .map(|(index, kind)| {
+                    let values = Tensor::randn([3, 5], (Kind::Float, Device::Cpu)).to_kind(kind);
+                    (format!("t{index}"), values)
+                })
+                .collect();
         let mut bytes = Vec::new();
         write_tensors(&tensors, &[("updates", "17")], &mut bytes).unwrap();
         let public = SafeTensors::deserialize(&bytes).unwrap();

@@ -79,7 +79,10 @@ impl Weights {
             folder: self.folder.clone(),
             problems: vec![format!("  missing: {name}")],
         })?;
-        Ok(file.tensor(name, &shape)?.f_to_device(device)?.f_to_kind(kind)?)
+        Ok(file
+            .tensor(name, &shape)?
+            .f_to_device(device)?
+            .f_to_kind(kind)?)
     }
 
     /// Compares the names and shapes with those a model needs; every problem is in the error. `may_be_there` says which

@@ -15,7 +15,9 @@ const CASES: [&str; 3] = [
 ];
 
 fn folder(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(case)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(case)
 }
 
 fn tensor(case: &str, name: &str) -> Tensor {
@@ -29,7 +31,10 @@ fn load(case: &str) -> Model {
 }
 
 fn logits(model: &Model, tokens: &Tensor) -> Tensor {
-    model.hidden(tokens).unwrap().linear(model.head().weight, None::<&Tensor>)
+    model
+        .hidden(tokens)
+        .unwrap()
+        .linear(model.head().weight, None::<&Tensor>)
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -40,7 +45,10 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
 #[test]
 fn logits_are_those_of_transformers() {
     for case in CASES {
-        let difference = largest_difference(&logits(&load(case), &tensor(case, "tokens")), &tensor(case, "logits"));
+        let difference = largest_difference(
+            &logits(&load(case), &tensor(case, "tokens")),
+            &tensor(case, "logits"),
+        );
         assert!(difference < 1e-4, "{case}: {difference}");
     }
 }
@@ -54,12 +62,17 @@ fn gradients_are_those_of_transformers() {
         let logits = logits(&model, &tokens);
         let vocabulary = logits.size()[2];
         let predicted = logits.narrow(1, 0, 16).reshape([-1, vocabulary]);
-        predicted.cross_entropy_for_logits(&tokens.narrow(1, 1, 16).reshape([-1])).backward();
+        predicted
+            .cross_entropy_for_logits(&tokens.narrow(1, 1, 16).reshape([-1]))
+            .backward();
         for (name, parameter) in model.parameters() {
             let expected = tensor(case, &format!("gradient.{name}"));
             let scale = expected.abs().max().double_value(&[]);
             let difference = largest_difference(&parameter.grad(), &expected);
-            assert!(difference < 1e-4 * scale, "{case}, {name}: {difference} of {scale}");
+            assert!(
+                difference < 1e-4 * scale,
+                "{case}, {name}: {difference} of {scale}"
+            );
         }
     }
 }
@@ -69,7 +82,10 @@ fn padding_on_the_right_changes_nothing_before_it() {
     let (case, model) = (CASES[1], load(CASES[1]));
     let tokens = tensor(case, "tokens");
     let padded = tokens.constant_pad_nd([0, 5]);
-    let difference = largest_difference(&logits(&model, &padded).narrow(1, 0, 17), &tensor(case, "logits"));
+    let difference = largest_difference(
+        &logits(&model, &padded).narrow(1, 0, 17),
+        &tensor(case, "logits"),
+    );
     assert!(difference < 1e-4, "{difference}");
 }
 
@@ -86,7 +102,10 @@ fn a_saved_model_is_the_same_model() {
         let back = Model::load(&target, Device::Cpu, Kind::Float).unwrap();
         let tokens = tensor(case, "tokens");
         assert!(logits(&back, &tokens).equal(&logits(&model, &tokens)));
-        assert_eq!(Weights::open(&target).unwrap().hash(), Weights::open(&folder(case)).unwrap().hash());
+        assert_eq!(
+            Weights::open(&target).unwrap().hash(),
+            Weights::open(&folder(case)).unwrap().hash()
+        );
         assert!(target.join("generation_config.json").exists());
     }
 }
@@ -98,18 +117,37 @@ fn shards_are_one_model() {
     let mut map = serde_json::Map::new();
     for (index, name) in whole.names().into_iter().enumerate() {
         let file = format!("model-{index}.safetensors");
-        let tensors = [(name.clone(), whole.tensor(&name, &whole.shape(&name).unwrap()).unwrap())];
+        let tensors = [(
+            name.clone(),
+            whole.tensor(&name, &whole.shape(&name).unwrap()).unwrap(),
+        )];
         let mut bytes = Vec::new();
         ddk_model::safetensors::write_tensors(&tensors, &[], &mut bytes).unwrap();
         fs::write(scratch.path().join(&file), bytes).unwrap();
         map.insert(name, file.into());
     }
     let index = serde_json::json!({ "weight_map": map });
-    fs::write(scratch.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-    fs::copy(folder(case).join("config.json"), scratch.path().join("config.json")).unwrap();
+    fs::write(
+        scratch.path().join("model.safetensors.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
+    fs::copy(
+        folder(case).join("config.json"),
+        scratch.path().join("config.json"),
+    )
+    .unwrap();
     let model = Model::load(scratch.path(), Device::Cpu, Kind::Float).unwrap();
-    assert!(largest_difference(&logits(&model, &tensor(case, "tokens")), &tensor(case, "logits")) < 1e-4);
-    let (sharded, single) = (Weights::open(scratch.path()).unwrap(), Weights::open(&folder(case)).unwrap());
+    assert!(
+        largest_difference(
+            &logits(&model, &tensor(case, "tokens")),
+            &tensor(case, "logits")
+        ) < 1e-4
+    );
+    let (sharded, single) = (
+        Weights::open(scratch.path()).unwrap(),
+        Weights::open(&folder(case)).unwrap(),
+    );
     assert_eq!(sharded.hash(), single.hash());
 }
 
@@ -121,8 +159,14 @@ fn every_tensor_that_does_not_fit_is_listed() {
     config["intermediate_size"] = 48.into();
     config["num_hidden_layers"] = 1.into();
     fs::write(scratch.path().join("config.json"), config.to_string()).unwrap();
-    fs::copy(folder(CASES[0]).join("model.safetensors"), scratch.path().join("model.safetensors")).unwrap();
-    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float).unwrap_err().to_string();
+    fs::copy(
+        folder(CASES[0]).join("model.safetensors"),
+        scratch.path().join("model.safetensors"),
+    )
+    .unwrap();
+    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float)
+        .unwrap_err()
+        .to_string();
     for expected in [
         "wrong shape: model.layers.0.mlp.up_proj.weight is [40, 24]",
         "expected [48, 24]",
@@ -131,11 +175,18 @@ fn every_tensor_that_does_not_fit_is_listed() {
         assert!(error.contains(expected), "{error}");
     }
     fs::remove_file(scratch.path().join("model.safetensors")).unwrap();
-    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float).unwrap_err().to_string();
+    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("holds no model.safetensors"), "{error}");
     fs::write(scratch.path().join("pytorch_model.bin"), b"").unwrap();
-    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float).unwrap_err().to_string();
-    assert!(error.contains("pickled") && error.contains("save_pretrained"), "{error}");
+    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("pickled") && error.contains("save_pretrained"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -31,7 +31,10 @@ pub(crate) fn loss(
     objective: &Objective,
 ) -> Result<ChunkLoss, TchError> {
     let log_student = student.f_log_softmax(-1, None)?;
-    let ce = log_student.f_gather(1, labels, false)?.f_squeeze_dim(1)?.f_neg()?;
+    let ce = log_student
+        .f_gather(1, labels, false)?
+        .f_squeeze_dim(1)?
+        .f_neg()?;
     let Some(teacher) = teacher else {
         let mut gradient = into_exp(log_student)?;
         subtract_label(&mut gradient, labels)?;
@@ -60,9 +63,12 @@ pub(crate) fn loss(
     let (kl, teacher) = forward_kl(&log_student, teacher.f_div_scalar_(temperature)?)?;
     let factor = objective.kl_factor();
     let difference = into_exp(log_student)?.f_sub_(&teacher)?;
-    let gradient =
-        gradient.f_add_(&{ difference }.f_mul_scalar_(gamma * factor / temperature)?)?;
-    let kl = if factor == 1.0 { kl } else { kl.f_mul_scalar(factor)? };
+    let gradient = gradient.f_add_(&{ difference }.f_mul_scalar_(gamma * factor / temperature)?)?;
+    let kl = if factor == 1.0 {
+        kl
+    } else {
+        kl.f_mul_scalar(factor)?
+    };
     Ok(ChunkLoss {
         ce,
         kl: Some(kl),

@@ -74,7 +74,9 @@ pub fn chunked_head(
         Some(weights) => scored.f_mul(&weights.f_to_kind(kind)?)?,
         None => scored.shallow_clone(),
     };
-    let row_scale = weights.f_mul_scalar(1.0 / positions.denominator)?.f_unsqueeze(1)?;
+    let row_scale = weights
+        .f_mul_scalar(1.0 / positions.denominator)?
+        .f_unsqueeze(1)?;
     let hidden_gradient = student.hidden.f_empty_like()?;
     let mut weight_gradient = gradients.weight.f_narrow(0, 0, options.vocabulary)?;
     let weight = student.weight.f_narrow(0, 0, options.vocabulary)?;
@@ -85,13 +87,24 @@ pub fn chunked_head(
         let size = options.chunk.max(1).min(count - start);
         let logits = student.logits(start, size, options.vocabulary)?;
         let teacher_logits = teacher
-            .map(|teacher| teacher.logits(start, size, options.vocabulary)?.f_to_kind(kind))
+            .map(|teacher| {
+                teacher
+                    .logits(start, size, options.vocabulary)?
+                    .f_to_kind(kind)
+            })
             .transpose()?;
         let labels = labels.f_narrow(0, start, size)?;
         let loss = chunk::loss(&logits, teacher_logits, &labels, &options.objective)?;
-        values.add(start, &loss, &scored.f_narrow(0, start, size)?, &weights.f_narrow(0, start, size)?)?;
+        values.add(
+            start,
+            &loss,
+            &scored.f_narrow(0, start, size)?,
+            &weights.f_narrow(0, start, size)?,
+        )?;
         let capped = student.soft_cap.map(|_| logits);
-        let gradient = student.through(loss.gradient, capped.as_ref())?.f_to_kind(student.weight.kind())?;
+        let gradient = student
+            .through(loss.gradient, capped.as_ref())?
+            .f_to_kind(student.weight.kind())?;
 
         // The scale of each position goes onto the narrow side of both products.
         let scale = row_scale.f_narrow(0, start, size)?;
@@ -100,11 +113,15 @@ pub fn chunked_head(
         accumulate(&mut weight_gradient, &gradient.f_tr()?, &scaled_hidden)?;
         if let Some(bias) = &mut gradients.bias {
             let mut bias = bias.f_narrow(0, 0, options.vocabulary)?;
-            let column_sums = gradient.f_mul(&scale)?.f_sum_dim_intlist(0, false, bias.kind())?;
+            let column_sums = gradient
+                .f_mul(&scale)?
+                .f_sum_dim_intlist(0, false, bias.kind())?;
             let _ = bias.f_add_(&column_sums)?;
         }
         let of_hidden = gradient.f_mm(&weight)?.f_mul(&scale)?;
-        hidden_gradient.f_narrow(0, start, size)?.f_copy_(&of_hidden)?;
+        hidden_gradient
+            .f_narrow(0, start, size)?
+            .f_copy_(&of_hidden)?;
         start += size;
     }
     values.finish(hidden_gradient)
@@ -184,7 +201,8 @@ impl Values {
             for (all, values) in [(all_ce, Some(&loss.ce)), (all_kl, loss.kl.as_ref())] {
                 if let Some(values) = values {
                     let size = values.size()[0];
-                    all.f_narrow(0, start, size)?.f_copy_(&values.f_mul(scored)?)?;
+                    all.f_narrow(0, start, size)?
+                        .f_copy_(&values.f_mul(scored)?)?;
                 }
             }
         }
@@ -220,8 +238,16 @@ fn check(
         return wrong("labels", count, "[positions]".to_owned());
     }
     let sides = [
-        ("the student's hidden states", "the student's output matrix", Some(student)),
-        ("the teacher's hidden states", "the teacher's output matrix", teacher),
+        (
+            "the student's hidden states",
+            "the student's output matrix",
+            Some(student),
+        ),
+        (
+            "the teacher's hidden states",
+            "the teacher's output matrix",
+            teacher,
+        ),
     ];
     for (hidden_name, weight_name, input) in sides {
         let Some(input) = input else { continue };

@@ -13,6 +13,8 @@ mod objective;
 
 pub use chunk::default_chunk;
 pub use error::ObjectiveError;
-pub use head::{HeadGradients, HeadOptions, HeadOutput, Positions, chunked_head, cross_entropy_sum};
+pub use head::{
+    HeadGradients, HeadOptions, HeadOutput, Positions, chunked_head, cross_entropy_sum,
+};
 pub use logits::HeadInput;
 pub use objective::Objective;

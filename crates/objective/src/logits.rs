@@ -46,7 +46,9 @@ impl<'a> HeadInput<'a> {
     ) -> Result<Tensor, TchError> {
         let hidden = self.hidden.f_narrow(0, start, count)?;
         let weight = self.weight.f_narrow(0, 0, vocabulary)?;
-        let mut logits = hidden.f_mm(&weight.f_tr()?)?.f_to_kind(self.softmax_kind())?;
+        let mut logits = hidden
+            .f_mm(&weight.f_tr()?)?
+            .f_to_kind(self.softmax_kind())?;
         if let Some(bias) = self.bias {
             logits = logits.f_add_(&bias.f_narrow(0, 0, vocabulary)?)?;
         }
@@ -54,15 +56,26 @@ impl<'a> HeadInput<'a> {
             logits = logits.f_mul_scalar_(self.scale)?;
         }
         if let Some(cap) = self.soft_cap {
-            logits = logits.f_mul_scalar_(1.0 / cap)?.f_tanh_()?.f_mul_scalar_(cap)?;
+            logits = logits
+                .f_mul_scalar_(1.0 / cap)?
+                .f_tanh_()?
+                .f_mul_scalar_(cap)?;
         }
         Ok(logits)
     }
 
     /// The gradient before scale and cap, from that of the finished `logits`.
-    pub(crate) fn through(&self, mut gradient: Tensor, logits: Option<&Tensor>) -> Result<Tensor, TchError> {
+    pub(crate) fn through(
+        &self,
+        mut gradient: Tensor,
+        logits: Option<&Tensor>,
+    ) -> Result<Tensor, TchError> {
         if let (Some(cap), Some(logits)) = (self.soft_cap, logits) {
-            let slope = logits.f_mul_scalar(1.0 / cap)?.f_square_()?.f_neg_()?.f_add_scalar_(1.0)?;
+            let slope = logits
+                .f_mul_scalar(1.0 / cap)?
+                .f_square_()?
+                .f_neg_()?
+                .f_add_scalar_(1.0)?;
             gradient = gradient.f_mul_(&slope)?;
         }
         if self.scale != 1.0 {

@@ -1,6 +1,8 @@
 //! The head against golden values computed in float64 from the formulas.
 
-use ddk_objective::{HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head};
+use ddk_objective::{
+    HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
+};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -12,7 +14,12 @@ impl Goldens {
     }
 
     fn matrix(&self, key: &str) -> Tensor {
-        let rows: Vec<Tensor> = self.0[key].as_array().unwrap().iter().map(|row| vector(row)).collect();
+        let rows: Vec<Tensor> = self.0[key]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| vector(row))
+            .collect();
         Tensor::stack(&rows, 0)
     }
 
@@ -22,7 +29,12 @@ impl Goldens {
 }
 
 fn vector(value: &Value) -> Tensor {
-    let values: Vec<f64> = value.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+    let values: Vec<f64> = value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|value| value.as_f64().unwrap())
+        .collect();
     Tensor::from_slice(&values)
 }
 
@@ -31,15 +43,32 @@ fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> Head
     let [student, teacher] = ["S", "T"].map(|key| goldens.matrix(key).to_kind(kind));
     let vocabulary = student.size()[1];
     let identity = Tensor::eye(vocabulary, (kind, Device::Cpu));
-    let labels: Vec<i64> = goldens.0["labels"].as_array().unwrap().iter().map(|label| label.as_i64().unwrap()).collect();
+    let labels: Vec<i64> = goldens.0["labels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|label| label.as_i64().unwrap())
+        .collect();
     let scored = labels.iter().filter(|label| **label >= 0).count();
     let mut weight = identity.zeros_like();
     chunked_head(
         &HeadInput::new(&student, &identity),
         Some(&HeadInput::new(&teacher, &identity)),
-        &Positions { labels: &Tensor::from_slice(&labels), weights: None, denominator: scored as f64 },
-        &HeadOptions { objective, vocabulary, chunk, per_position: true },
-        &mut HeadGradients { weight: &mut weight, bias: None },
+        &Positions {
+            labels: &Tensor::from_slice(&labels),
+            weights: None,
+            denominator: scored as f64,
+        },
+        &HeadOptions {
+            objective,
+            vocabulary,
+            chunk,
+            per_position: true,
+        },
+        &mut HeadGradients {
+            weight: &mut weight,
+            bias: None,
+        },
     )
     .unwrap()
 }
@@ -53,7 +82,10 @@ fn values_and_gradient_are_met_in_f64_and_f32() {
         for chunk in CHUNKS {
             let output = head(&goldens, Objective::default(), chunk, kind);
             let close = |got: f64, expected: f64, what: &str| {
-                assert!((got - expected).abs() < tolerance, "{what}, {kind:?}, chunk {chunk}: {got} instead of {expected}");
+                assert!(
+                    (got - expected).abs() < tolerance,
+                    "{what}, {kind:?}, chunk {chunk}: {got} instead of {expected}"
+                );
             };
             close(output.ce_sum / 5.0, goldens.mean("ce"), "cross-entropy");
             close(output.kl_sum / 5.0, goldens.mean("fkl_T1"), "forward KL");
@@ -62,7 +94,8 @@ fn values_and_gradient_are_met_in_f64_and_f32() {
                 goldens.mean("ddk_total_ce_plus_0.2fkl"),
                 "CE + 0.2 KL",
             );
-            let difference = output.hidden_gradient.to_kind(Kind::Double) - goldens.matrix("gradient");
+            let difference =
+                output.hidden_gradient.to_kind(Kind::Double) - goldens.matrix("gradient");
             close(difference.abs().max().double_value(&[]), 0.0, "gradient");
             let (ce, kl) = output.per_position.unwrap();
             let scored = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
@@ -78,7 +111,11 @@ fn values_and_gradient_are_met_in_f64_and_f32() {
 fn temperature_two_is_met_with_and_without_its_square() {
     let goldens = Goldens::read();
     for (temperature_squared, factor) in [(false, 1.0), (true, 4.0)] {
-        let objective = Objective { gamma: 0.2, temperature: 2.0, temperature_squared };
+        let objective = Objective {
+            gamma: 0.2,
+            temperature: 2.0,
+            temperature_squared,
+        };
         for chunk in CHUNKS {
             let output = head(&goldens, objective, chunk, Kind::Double);
             let expected = factor * goldens.mean("fkl_T2_unscaled");

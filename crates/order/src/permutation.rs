@@ -99,6 +99,9 @@ mod tests {
         let neighbours = (0..999)
             .filter(|&index| permutation.at(index).abs_diff(permutation.at(index + 1)) == 1)
             .count();
-        assert!(neighbours < 15, "{neighbours} of 999 pairs stayed neighbours");
+        assert!(
+            neighbours < 15,
+            "{neighbours} of 999 pairs stayed neighbours"
+        );
     }
 }

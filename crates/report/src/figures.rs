@@ -20,7 +20,13 @@ pub(crate) fn weights(mixtures: &[MixtureLine], last_step: u64) -> String {
             y.push(last);
         }
         let line = Line::new().width(1.0).shape(plotly::common::LineShape::Hv);
-        plot.add_trace(Scatter::new(x, y).name(domain).mode(Mode::Lines).stack_group("weights").line(line));
+        plot.add_trace(
+            Scatter::new(x, y)
+                .name(domain)
+                .mode(Mode::Lines)
+                .stack_group("weights")
+                .line(line),
+        );
     }
     plot.to_inline_html(Some("weights"))
 }
@@ -40,7 +46,12 @@ pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) 
     }
     let end = after.map_or(1, |(step, _)| step);
     let caught_up = Line::new().dash(DashType::Dash).color("gray").width(1.0);
-    plot.add_trace(Scatter::new(vec![0, end], vec![1.0, 1.0]).name("caught up").mode(Mode::Lines).line(caught_up));
+    plot.add_trace(
+        Scatter::new(vec![0, end], vec![1.0, 1.0])
+            .name("caught up")
+            .mode(Mode::Lines)
+            .line(caught_up),
+    );
     plot.to_inline_html(Some("ratios"))
 }
 
@@ -48,11 +59,17 @@ pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) 
 pub(crate) fn losses(steps: &[StepLine]) -> String {
     let mut plot = chart("nats a prediction");
     let every = steps.len().div_ceil(2000).max(1);
-    let terms: [(&str, fn(&StepLine) -> f64); 3] =
-        [("loss", |line| line.loss), ("cross-entropy", |line| line.ce), ("KL", |line| line.kl)];
+    let terms: [(&str, fn(&StepLine) -> f64); 3] = [
+        ("loss", |line| line.loss),
+        ("cross-entropy", |line| line.ce),
+        ("KL", |line| line.kl),
+    ];
     for (name, value) in terms {
-        let (x, y): (Vec<u64>, Vec<f64>) =
-            steps.iter().step_by(every).map(|line| (line.step, value(line))).unzip();
+        let (x, y): (Vec<u64>, Vec<f64>) = steps
+            .iter()
+            .step_by(every)
+            .map(|line| (line.step, value(line)))
+            .unzip();
         plot.add_trace(Scatter::new(x, y).name(name).mode(Mode::Lines));
     }
     plot.to_inline_html(Some("losses"))
@@ -60,7 +77,12 @@ pub(crate) fn losses(steps: &[StepLine]) -> String {
 
 fn chart(y: &str) -> Plot {
     let grid = "rgba(128,128,128,0.25)";
-    let axis = |title: &str| Axis::new().title(title.to_owned()).grid_color(grid).zero_line_color(grid);
+    let axis = |title: &str| {
+        Axis::new()
+            .title(title.to_owned())
+            .grid_color(grid)
+            .zero_line_color(grid)
+    };
     let mut plot = Plot::new();
     // Colours that can be read on a light and on a dark page.
     plot.set_layout(
@@ -71,16 +93,27 @@ fn chart(y: &str) -> Plot {
             .paper_background_color("rgba(0,0,0,0)")
             .plot_background_color("rgba(0,0,0,0)")
             .font(plotly::common::Font::new().color("gray"))
-            .legend(Legend::new().orientation(plotly::common::Orientation::Horizontal).y(1.15))
+            .legend(
+                Legend::new()
+                    .orientation(plotly::common::Orientation::Horizontal)
+                    .y(1.15),
+            )
             .x_axis(axis("step"))
             .y_axis(axis(y)),
     );
-    plot.set_configuration(plotly::Configuration::new().responsive(true).display_logo(false));
+    plot.set_configuration(
+        plotly::Configuration::new()
+            .responsive(true)
+            .display_logo(false),
+    );
     plot
 }
 
 fn domains(mixtures: &[MixtureLine]) -> BTreeSet<String> {
-    mixtures.iter().flat_map(|line| line.weights.keys().cloned()).collect()
+    mixtures
+        .iter()
+        .flat_map(|line| line.weights.keys().cloned())
+        .collect()
 }
 
 fn series(
@@ -88,5 +121,8 @@ fn series(
     domain: &str,
     of: impl Fn(&MixtureLine) -> &ByDomain,
 ) -> (Vec<u64>, Vec<f64>) {
-    mixtures.iter().filter_map(|line| Some((line.step, *of(line).get(domain)?))).unzip()
+    mixtures
+        .iter()
+        .filter_map(|line| Some((line.step, *of(line).get(domain)?)))
+        .unzip()
 }

@@ -14,13 +14,18 @@ use crate::{figures, table};
 pub fn html(folder: &Path) -> Result<String, RunFileError> {
     let (mixtures, _) = read::mixtures(folder)?;
     let steps = read::steps(folder)?;
-    let summary =
-        if folder.join("summary.json").exists() { Some(read::summary(folder)?) } else { None };
+    let summary = if folder.join("summary.json").exists() {
+        Some(read::summary(folder)?)
+    } else {
+        None
+    };
     let config = fs::read_to_string(folder.join("config.toml")).unwrap_or_default();
     let last_step = steps.last().map_or(0, |line| line.step);
     let after: Option<ByDomain> = summary.as_ref().map(ratios_after);
     let after = after.as_ref().map(|values| (last_step, values));
-    let name = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let name = folder
+        .file_name()
+        .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let result = match &summary {
         Some(summary) => format!("<h2>Result</h2><pre>{}</pre>", escape(&table(summary))),
         None => "<p>This run has not ended yet.</p>".to_owned(),
@@ -68,9 +73,16 @@ h1, h2 { font-weight: 600; } pre { overflow-x: auto; font-size: 13px; line-heigh
 .figure { min-height: 380px; }";
 
 fn ratios_after(summary: &Summary) -> ByDomain {
-    summary.domains.iter().map(|(name, domain)| (name.clone(), domain.ratio_after)).collect()
+    summary
+        .domains
+        .iter()
+        .map(|(name, domain)| (name.clone(), domain.ratio_after))
+        .collect()
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

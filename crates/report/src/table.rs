@@ -6,7 +6,13 @@ use ddk_run::records::Summary;
 
 /// Domains, totals and where the time went, as text; one line each, at most 100 characters wide for short names.
 pub fn table(summary: &Summary) -> String {
-    let width = summary.domains.keys().map(String::len).max().unwrap_or(0).max(6);
+    let width = summary
+        .domains
+        .keys()
+        .map(String::len)
+        .max()
+        .unwrap_or(0)
+        .max(6);
     let mut text = String::new();
     let _ = writeln!(
         text,

@@ -36,7 +36,11 @@ fn summary() -> Summary {
         peak_rss_bytes: 900_000_000,
         stop_reason: "max_steps".to_owned(),
         exported: "last, in runs/small/student".to_owned(),
-        serial: Some(Serial { threads: 2, steps: 5, tokens_per_second: 4000.0 }),
+        serial: Some(Serial {
+            threads: 2,
+            steps: 5,
+            tokens_per_second: 4000.0,
+        }),
     }
 }
 
@@ -58,7 +62,8 @@ fn write_run(folder: &Path) {
         refused: None,
     };
     let lines = |values: Vec<String>| values.join("\n") + "\n";
-    let mixtures = [mixture(0, 0.4), mixture(1, 0.6125)].map(|line| serde_json::to_string(&line).unwrap());
+    let mixtures =
+        [mixture(0, 0.4), mixture(1, 0.6125)].map(|line| serde_json::to_string(&line).unwrap());
     fs::write(folder.join("mixture.jsonl"), lines(mixtures.to_vec())).unwrap();
     let steps = (1..=20).map(|step| {
         let line = StepLine {
@@ -77,7 +82,11 @@ fn write_run(folder: &Path) {
         serde_json::to_string(&line).unwrap()
     });
     fs::write(folder.join("run.jsonl"), lines(steps.collect())).unwrap();
-    fs::write(folder.join("config.toml"), "[run]\nname = \"a <small> run\"\n").unwrap();
+    fs::write(
+        folder.join("config.toml"),
+        "[run]\nname = \"a <small> run\"\n",
+    )
+    .unwrap();
 }
 
 #[test]
@@ -90,13 +99,32 @@ fn the_page_holds_the_figures_and_asks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());
     assert!(html(folder.path()).unwrap().contains("has not ended yet"));
-    fs::write(folder.path().join("summary.json"), serde_json::to_string(&summary()).unwrap()).unwrap();
+    fs::write(
+        folder.path().join("summary.json"),
+        serde_json::to_string(&summary()).unwrap(),
+    )
+    .unwrap();
     let page = html(folder.path()).unwrap();
-    let own = |part: &str| !part.starts_with("https://") && !part.starts_with("http://") && !part.starts_with("//");
-    for attribute in ["<script src=\"", "<link href=\"", "<img src=\"", "@import \""] {
+    let own = |part: &str| {
+        !part.starts_with("https://") && !part.starts_with("http://") && !part.starts_with("//")
+    };
+    for attribute in [
+        "<script src=\"",
+        "<link href=\"",
+        "<img src=\"",
+        "@import \"",
+    ] {
         assert!(page.split(attribute).skip(1).all(own), "{attribute}");
     }
-    for expected in ["Plotly.newPlot(\"weights\"", "Plotly.newPlot(\"ratios\"", "Plotly.newPlot(\"losses\"", "0.6125", "1.125", "a &lt;small&gt; run", "overlap 1.80"] {
+    for expected in [
+        "Plotly.newPlot(\"weights\"",
+        "Plotly.newPlot(\"ratios\"",
+        "Plotly.newPlot(\"losses\"",
+        "0.6125",
+        "1.125",
+        "a &lt;small&gt; run",
+        "overlap 1.80",
+    ] {
         assert!(page.contains(expected), "{expected}");
     }
 }

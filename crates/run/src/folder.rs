@@ -119,7 +119,9 @@ mod tests {
         let path = folder.path().join("run");
         let first = RunFolder::create(&path).unwrap();
         let error = RunFolder::open(&path).unwrap_err();
-        assert!(matches!(&error, RunFileError::Locked { holder, .. } if *holder == std::process::id().to_string()));
+        assert!(
+            matches!(&error, RunFileError::Locked { holder, .. } if *holder == std::process::id().to_string())
+        );
         drop(first);
         RunFolder::open(&path).unwrap();
     }
@@ -128,9 +130,15 @@ mod tests {
     fn other_peoples_folders_and_existing_runs_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("thesis.tex"), "").unwrap();
-        assert!(matches!(RunFolder::open(folder.path()), Err(RunFileError::NotARun(_))));
+        assert!(matches!(
+            RunFolder::open(folder.path()),
+            Err(RunFileError::NotARun(_))
+        ));
         fs::write(folder.path().join("config.toml"), "").unwrap();
-        assert!(matches!(RunFolder::create(folder.path()), Err(RunFileError::Exists(_))));
+        assert!(matches!(
+            RunFolder::create(folder.path()),
+            Err(RunFileError::Exists(_))
+        ));
         RunFolder::open(folder.path()).unwrap();
     }
 }

@@ -299,6 +299,9 @@ mod tests {
             ..Lengths::default()
         };
         let error = Journal::open(folder.path(), lengths, false).unwrap_err();
-        assert!(error.to_string().contains("run.jsonl has 0 bytes"), "{error}");
+        assert!(
+            error.to_string().contains("run.jsonl has 0 bytes"),
+            "{error}"
+        );
     }
 }

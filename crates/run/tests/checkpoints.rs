@@ -12,8 +12,13 @@ fn file(name: &str, contents: &'static [u8]) -> NamedFile {
 }
 
 fn save(store: &CheckpointStore, step: u64) {
-    let files = vec![file("weights.safetensors", b"some weights"), file("moments.safetensors", b"moments")];
-    store.save(step, &format!("state of {step}"), files, || Ok(())).unwrap();
+    let files = vec![
+        file("weights.safetensors", b"some weights"),
+        file("moments.safetensors", b"moments"),
+    ];
+    store
+        .save(step, &format!("state of {step}"), files, || Ok(()))
+        .unwrap();
 }
 
 fn newest(store: &CheckpointStore) -> (u64, String, Vec<u64>) {
@@ -31,9 +36,17 @@ fn the_newest_is_opened_and_old_ones_go() {
         save(&store, step);
     }
     assert_eq!(newest(&store), (30, "state of 30".to_owned(), vec![]));
-    let steps: Vec<u64> = store.list().unwrap().iter().map(|entry| entry.step).collect();
+    let steps: Vec<u64> = store
+        .list()
+        .unwrap()
+        .iter()
+        .map(|entry| entry.step)
+        .collect();
     assert_eq!(steps, [20, 30]);
-    assert_eq!(fs::read_to_string(folder.path().join("latest")).unwrap(), "step-00000030");
+    assert_eq!(
+        fs::read_to_string(folder.path().join("latest")).unwrap(),
+        "step-00000030"
+    );
 }
 
 #[test]
@@ -46,10 +59,18 @@ fn any_damage_to_the_newest_falls_back_to_the_one_before_and_says_why() {
             bytes[3] ^= 1;
             fs::write(path, bytes).unwrap();
         }),
-        ("instead of", |newest| fs::write(newest.join("moments.safetensors"), b"mo").unwrap()),
-        ("moments.safetensors", |newest| fs::remove_file(newest.join("moments.safetensors")).unwrap()),
-        ("manifest.json", |newest| fs::remove_file(newest.join("manifest.json")).unwrap()),
-        ("state.json", |newest| fs::write(newest.join("state.json"), b"\"state of 21\"").unwrap()),
+        ("instead of", |newest| {
+            fs::write(newest.join("moments.safetensors"), b"mo").unwrap()
+        }),
+        ("moments.safetensors", |newest| {
+            fs::remove_file(newest.join("moments.safetensors")).unwrap()
+        }),
+        ("manifest.json", |newest| {
+            fs::remove_file(newest.join("manifest.json")).unwrap()
+        }),
+        ("state.json", |newest| {
+            fs::write(newest.join("state.json"), b"\"state of 21\"").unwrap()
+        }),
     ];
     for (said, damage) in damages {
         let folder = tempfile::tempdir().unwrap();
@@ -71,7 +92,10 @@ fn where_none_verifies_the_run_does_not_begin_again_silently() {
     save(&store, 10);
     fs::remove_file(folder.path().join("step-00000010/weights.safetensors")).unwrap();
     let error = store.newest::<String>().unwrap_err().to_string();
-    assert!(error.contains("step-00000010: weights.safetensors"), "{error}");
+    assert!(
+        error.contains("step-00000010: weights.safetensors"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -89,13 +113,14 @@ fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
     };
     let error = store.save(20, &"state", vec![full], || Ok(())).unwrap_err();
     let source = std::error::Error::source(&error).unwrap();
-    assert_eq!(source.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(
+        source.downcast_ref::<io::Error>().unwrap().kind(),
+        io::ErrorKind::StorageFull
+    );
     assert!(error.to_string().contains("weights.safetensors"));
     assert_eq!(newest(&store).0, 10);
     // What the journal cannot make durable must not be named by a manifest either.
-    let unsynced = || {
-        ddk_run::write_atomically(Path::new("/dev/null/journal"), b"")
-    };
+    let unsynced = || ddk_run::write_atomically(Path::new("/dev/null/journal"), b"");
     store.save(20, &"state", vec![], unsynced).unwrap_err();
     assert_eq!(newest(&store).0, 10);
     let names = fs::read_dir(folder.path()).unwrap().count();

@@ -62,11 +62,18 @@ fn problem(
 }
 
 fn underline(text: &str, span: Range<usize>) -> String {
-    let start = text[..span.start.min(text.len())].rfind('\n').map_or(0, |at| at + 1);
+    let start = text[..span.start.min(text.len())]
+        .rfind('\n')
+        .map_or(0, |at| at + 1);
     let end = text[start..].find('\n').map_or(text.len(), |at| start + at);
     let width = span.end.min(end).saturating_sub(span.start).max(1);
     let indent = text[start..span.start.min(end)].chars().count();
-    format!("  | {}\n  | {}{}", &text[start..end], " ".repeat(indent), "^".repeat(width))
+    format!(
+        "  | {}\n  | {}{}",
+        &text[start..end],
+        " ".repeat(indent),
+        "^".repeat(width)
+    )
 }
 
 fn list_of_keys(message: &str) -> &str {
@@ -75,12 +82,14 @@ fn list_of_keys(message: &str) -> &str {
 
 /// The valid name nearest to an unknown one, from serde's message.
 fn suggestion(message: &str) -> Option<String> {
-    let unknown = message.strip_prefix("unknown field `").or_else(|| message.strip_prefix("unknown variant `"))?;
+    let unknown = message
+        .strip_prefix("unknown field `")
+        .or_else(|| message.strip_prefix("unknown variant `"))?;
     let (unknown, rest) = unknown.split_once('`')?;
     let names: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-    let nearest = names
-        .iter()
-        .max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)))?;
+    let nearest = names.iter().max_by(|a, b| {
+        strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
+    })?;
     if strsim::jaro_winkler(unknown, nearest) > 0.75 {
         Some(format!("did you mean `{nearest}`?"))
     } else {

@@ -48,8 +48,10 @@ pub fn load(
             Err(error) => problems.extend(error.0),
         }
     }
-    let mut variables: Vec<(String, String)> =
-        environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    let mut variables: Vec<(String, String)> = environment
+        .into_iter()
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect();
     variables.sort();
     let variables = variables.into_iter().map(|(name, value)| {
         let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
@@ -57,12 +59,22 @@ pub fn load(
     });
     let sets = sets.iter().map(|text| {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        (key.trim().to_owned(), value.trim().to_owned(), Origin::Set(text.clone()))
+        (
+            key.trim().to_owned(),
+            value.trim().to_owned(),
+            Origin::Set(text.clone()),
+        )
     });
     for (key, value, origin) in variables.chain(sets) {
         let place = |_| origin.clone();
         if key.is_empty() || value.is_empty() {
-            problems.extend(Error::one(origin.to_string(), "expected key=value, for example run.seed=1").0);
+            problems.extend(
+                Error::one(
+                    origin.to_string(),
+                    "expected key=value, for example run.seed=1",
+                )
+                .0,
+            );
             continue;
         }
         let text = assignment(&key, &value);
@@ -79,8 +91,12 @@ pub fn load(
 }
 
 fn read(path: &PathBuf) -> Result<String, Error> {
-    fs::read_to_string(path)
-        .map_err(|error| Error::one(path.display().to_string(), format!("cannot be read: {error}")))
+    fs::read_to_string(path).map_err(|error| {
+        Error::one(
+            path.display().to_string(),
+            format!("cannot be read: {error}"),
+        )
+    })
 }
 
 /// A line of TOML. A value that is not one (`run.name=demo`) is a string.
@@ -98,7 +114,8 @@ fn merge(layers: &[String]) -> Result<Options, Error> {
     for layer in layers {
         builder = builder.add_source(File::from_str(layer, FileFormat::Toml));
     }
-    let failed = |error: &dyn std::fmt::Display| Error::one("the merged configuration", error.to_string());
+    let failed =
+        |error: &dyn std::fmt::Display| Error::one("the merged configuration", error.to_string());
     // Through a plain JSON value, because config's own deserializer turns "10" into 10.
     let merged: serde_json::Value = builder
         .build()

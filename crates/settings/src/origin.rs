@@ -37,7 +37,13 @@ impl Origins {
         let inside = format!("{key}.");
         self.0
             .get(key)
-            .or_else(|| self.0.range(inside.clone()..).next().filter(|(found, _)| found.starts_with(&inside)).map(|(_, origin)| origin))
+            .or_else(|| {
+                self.0
+                    .range(inside.clone()..)
+                    .next()
+                    .filter(|(found, _)| found.starts_with(&inside))
+                    .map(|(_, origin)| origin)
+            })
             .cloned()
             .unwrap_or(Origin::Default)
     }

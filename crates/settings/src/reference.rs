@@ -29,7 +29,14 @@ pub fn reference() -> String {
                 None => continue,
             },
         };
-        write_table(&mut text, &schema, &path, description(section), table, defaults.get(name));
+        write_table(
+            &mut text,
+            &schema,
+            &path,
+            description(section),
+            table,
+            defaults.get(name),
+        );
     }
     text
 }
@@ -42,17 +49,24 @@ fn write_table(
     table: &Value,
     defaults: Option<&Value>,
 ) {
-    text.push_str(&format!("\n## [{path}]\n\n{about}\n\n| key | default | what |\n|---|---|---|\n"));
+    text.push_str(&format!(
+        "\n## [{path}]\n\n{about}\n\n| key | default | what |\n|---|---|---|\n"
+    ));
     let mut inner = Vec::new();
     for (key, value) in properties(table) {
-        if let Some(nested) = resolve(schema, value).filter(|nested| nested.get("properties").is_some()) {
+        if let Some(nested) =
+            resolve(schema, value).filter(|nested| nested.get("properties").is_some())
+        {
             inner.push((format!("{path}.{key}"), description(value), nested));
             continue;
         }
         let default = defaults
             .and_then(|defaults| defaults.get(key))
             .map_or(String::new(), |value| format!("`{value}`"));
-        text.push_str(&format!("| `{key}` | {default} | {} |\n", description(value)));
+        text.push_str(&format!(
+            "| `{key}` | {default} | {} |\n",
+            description(value)
+        ));
     }
     for (path, about, nested) in inner {
         write_table(text, schema, &path, about, nested, None);
@@ -61,17 +75,28 @@ fn write_table(
 
 fn properties(table: &Value) -> impl Iterator<Item = (&String, &Value)> {
     static EMPTY: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
-    table.get("properties").and_then(Value::as_object).unwrap_or(&EMPTY).iter()
+    table
+        .get("properties")
+        .and_then(Value::as_object)
+        .unwrap_or(&EMPTY)
+        .iter()
 }
 
 fn description(value: &Value) -> &str {
-    value.get("description").and_then(Value::as_str).unwrap_or_default()
+    value
+        .get("description")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// The definition that an optional value refers to.
 fn resolve<'a>(schema: &'a Value, value: &'a Value) -> Option<&'a Value> {
     let reference = value.get("$ref").or_else(|| {
-        value.get("anyOf")?.as_array()?.iter().find_map(|choice| choice.get("$ref"))
+        value
+            .get("anyOf")?
+            .as_array()?
+            .iter()
+            .find_map(|choice| choice.get("$ref"))
     })?;
     schema.pointer(reference.as_str()?.strip_prefix('#')?)
 }

@@ -94,7 +94,10 @@ impl Checker<'_> {
         let value = self.need(key, value)?;
         let number = value.strip_prefix("cuda:").map(str::parse::<usize>);
         if value != "cpu" && !matches!(number, Some(Ok(_))) {
-            self.problem(key, format!("`{key}` is \"{value}\", expected \"cpu\" or \"cuda:0\", \"cuda:1\", …"));
+            self.problem(
+                key,
+                format!("`{key}` is \"{value}\", expected \"cpu\" or \"cuda:0\", \"cuda:1\", …"),
+            );
         }
         Some(value)
     }
@@ -119,7 +122,12 @@ impl Checker<'_> {
         let telemetry = self.telemetry(options.telemetry.unwrap_or_default());
         let log = options.log.unwrap_or_default();
         let queues = self.within("queues.depth", queues.depth, 0..=8, "0 to 8");
-        let batch_rows = self.within("evaluation.batch_rows", evaluation.batch_rows, 1.., "1 or more");
+        let batch_rows = self.within(
+            "evaluation.batch_rows",
+            evaluation.batch_rows,
+            1..,
+            "1 or more",
+        );
         let every = self.within("checkpoint.every", checkpoint.every, 1.., "1 or more");
         let keep = self.within("checkpoint.keep", checkpoint.keep, 1.., "1 or more");
         let line_seconds = self.not_negative("log.line_seconds", log.line_seconds);
@@ -162,9 +170,13 @@ impl Checker<'_> {
 
     fn run(&mut self, run: crate::options::RunOptions) -> Option<Run> {
         if let Some(name) = &run.name {
-            let plain = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+            let plain =
+                |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
             if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-                self.problem("run.name", format!("`run.name` is \"{name}\", expected letters, digits, `.`, `_` and `-`"));
+                self.problem(
+                    "run.name",
+                    format!("`run.name` is \"{name}\", expected letters, digits, `.`, `_` and `-`"),
+                );
             }
         }
         let max_steps = self.optional("run.max_steps", run.max_steps, 1.., "1 or more");
@@ -184,10 +196,30 @@ impl Checker<'_> {
     }
 
     fn corpus(&mut self, corpus: crate::options::CorpusOptions) -> Option<Corpus> {
-        let length = self.within("corpus.sequence_length", corpus.sequence_length, 2.., "2 or more");
-        let share = self.within("corpus.validation_share", corpus.validation_share, 0.0..1.0, "0 or more and under 1");
-        let documents = self.within("corpus.validation_documents", corpus.validation_documents, 1.., "1 or more");
-        let bad = self.within("corpus.max_bad_share", corpus.max_bad_share, 0.0..=1.0, "0 to 1");
+        let length = self.within(
+            "corpus.sequence_length",
+            corpus.sequence_length,
+            2..,
+            "2 or more",
+        );
+        let share = self.within(
+            "corpus.validation_share",
+            corpus.validation_share,
+            0.0..1.0,
+            "0 or more and under 1",
+        );
+        let documents = self.within(
+            "corpus.validation_documents",
+            corpus.validation_documents,
+            1..,
+            "1 or more",
+        );
+        let bad = self.within(
+            "corpus.max_bad_share",
+            corpus.max_bad_share,
+            0.0..=1.0,
+            "0 to 1",
+        );
         Some(Corpus {
             folder: self.need("corpus.folder", corpus.folder)?,
             tokenizer: corpus.tokenizer,
@@ -206,12 +238,20 @@ impl Checker<'_> {
         }
         let files = self.need(&format!("{key}.files"), domain.files)?;
         if files.is_empty() {
-            self.problem(&format!("{key}.files"), format!("`{key}.files` is empty, expected at least one file, folder or glob"));
+            self.problem(
+                &format!("{key}.files"),
+                format!("`{key}.files` is empty, expected at least one file, folder or glob"),
+            );
         }
         Some(Domain {
             files,
             text_field: domain.text_field.unwrap_or_else(|| "text".to_owned()),
-            max_bytes: self.optional(&format!("{key}.max_bytes"), domain.max_bytes, 1.., "1 or more"),
+            max_bytes: self.optional(
+                &format!("{key}.max_bytes"),
+                domain.max_bytes,
+                1..,
+                "1 or more",
+            ),
         })
     }
 
@@ -233,8 +273,18 @@ impl Checker<'_> {
         let lr = self.positive("student.lr", student.lr);
         let lr_end = self.not_negative("student.lr_end", student.lr_end);
         let weight_decay = self.not_negative("student.weight_decay", student.weight_decay);
-        let beta1 = self.within("student.beta1", student.beta1, 0.0..1.0, "0 or more and under 1");
-        let beta2 = self.within("student.beta2", student.beta2, 0.0..1.0, "0 or more and under 1");
+        let beta1 = self.within(
+            "student.beta1",
+            student.beta1,
+            0.0..1.0,
+            "0 or more and under 1",
+        );
+        let beta2 = self.within(
+            "student.beta2",
+            student.beta2,
+            0.0..1.0,
+            "0 or more and under 1",
+        );
         let epsilon = self.positive("student.epsilon", student.epsilon);
         let clip_norm = self.positive("student.clip_norm", student.clip_norm);
         Some(Student {
@@ -258,7 +308,10 @@ impl Checker<'_> {
         let key = format!("{table}.micro_rows");
         let micro_rows = self.within(&key, batch.micro_rows, 1.., "1 or more")?;
         if micro_rows > 0 && rows % micro_rows != 0 {
-            self.problem(&key, format!("`{key}` is {micro_rows}, expected a divisor of `{table}.rows` = {rows}"));
+            self.problem(
+                &key,
+                format!("`{key}` is {micro_rows}, expected a divisor of `{table}.rows` = {rows}"),
+            );
         }
         Some(Batch { rows, micro_rows })
     }
@@ -281,7 +334,10 @@ impl Checker<'_> {
             chunk: self.optional("objective.chunk", objective.chunk, 1.., "1 or more"),
             gamma: gamma?,
             temperature: temperature?,
-            temperature_squared: self.need("objective.temperature_squared", objective.temperature_squared)?,
+            temperature_squared: self.need(
+                "objective.temperature_squared",
+                objective.temperature_squared,
+            )?,
         })
     }
 
@@ -324,10 +380,19 @@ impl Checker<'_> {
         );
         let lr = self.positive(&key("lr"), model.lr.or(Some(1e-3)))?;
         let lr_end = self.not_negative(&key("lr_end"), model.lr_end.or(Some(lr / 10.0)));
-        let weight_decay = self.not_negative(&key("weight_decay"), model.weight_decay.or(Some(0.1)));
-        let device = self.device(&key("device"), model.device.or_else(|| Some("cpu".to_owned())));
+        let weight_decay =
+            self.not_negative(&key("weight_decay"), model.weight_decay.or(Some(0.1)));
+        let device = self.device(
+            &key("device"),
+            model.device.or_else(|| Some("cpu".to_owned())),
+        );
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.within(&key("threads"), model.threads.or(Some(cores)), 1..=1024, "1 to 1024");
+        let threads = self.within(
+            &key("threads"),
+            model.threads.or(Some(cores)),
+            1..=1024,
+            "1 to 1024",
+        );
         if let Some(shares) = &model.shares {
             self.shares(&key("shares"), shares, domains);
         }
@@ -359,30 +424,47 @@ impl Checker<'_> {
 
     fn shares(&mut self, key: &str, shares: &BTreeMap<String, f64>, domains: &[String]) {
         let sum: f64 = shares.values().sum();
-        if shares.values().any(|share| !(share.is_finite() && *share >= 0.0)) || sum <= 0.0 {
-            self.problem(key, format!("`{key}` holds {shares:?}, expected numbers of 0 or more, not all 0"));
+        if shares
+            .values()
+            .any(|share| !(share.is_finite() && *share >= 0.0))
+            || sum <= 0.0
+        {
+            self.problem(
+                key,
+                format!("`{key}` holds {shares:?}, expected numbers of 0 or more, not all 0"),
+            );
         }
         for name in shares.keys().filter(|name| !domains.contains(name)) {
             let known = domains.join(", ");
-            self.problem(&format!("{key}.{name}"), format!("`{key}` names the domain \"{name}\", which there is not (there are: {known})"));
+            self.problem(
+                &format!("{key}.{name}"),
+                format!(
+                    "`{key}` names the domain \"{name}\", which there is not (there are: {known})"
+                ),
+            );
         }
     }
 
     fn shape(&mut self, table: &str, shape: crate::options::ShapeOptions) -> Option<Shape> {
-        let mut size = |field: &str, value| {
-            self.within(&format!("{table}.{field}"), value, 1.., "1 or more")
-        };
+        let mut size =
+            |field: &str, value| self.within(&format!("{table}.{field}"), value, 1.., "1 or more");
         let hidden_size = size("hidden_size", shape.hidden_size);
         let intermediate_size = size("intermediate_size", shape.intermediate_size);
         let layers = size("layers", shape.layers);
         let heads = size("heads", shape.heads)?;
         let kv_heads = size("kv_heads", shape.kv_heads.or(Some(heads)))?;
-        let rope_theta = self.positive(&format!("{table}.rope_theta"), shape.rope_theta.or(Some(10_000.0)));
+        let rope_theta = self.positive(
+            &format!("{table}.rope_theta"),
+            shape.rope_theta.or(Some(10_000.0)),
+        );
         let hidden_size = hidden_size?;
         if heads < 1 || kv_heads < 1 || hidden_size % heads != 0 || (hidden_size / heads) % 2 != 0 {
             self.problem(&format!("{table}.heads"), format!("`{table}.heads` is {heads}: hidden_size {hidden_size} must be an even multiple of it"));
         } else if heads % kv_heads != 0 {
-            self.problem(&format!("{table}.kv_heads"), format!("`{table}.kv_heads` is {kv_heads}, expected a divisor of heads = {heads}"));
+            self.problem(
+                &format!("{table}.kv_heads"),
+                format!("`{table}.kv_heads` is {kv_heads}, expected a divisor of heads = {heads}"),
+            );
         }
         Some(Shape {
             hidden_size,

@@ -1,6 +1,9 @@
 //! Layers, origins, and the ready configurations.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use ddk_settings::{FirstInterval, Loaded, Origin, load, reference, schema};
 
@@ -16,40 +19,88 @@ fn file(folder: &Path, name: &str, text: &str) -> PathBuf {
 
 fn with(files: &[PathBuf], sets: &[&str], environment: &[(&str, &str)]) -> Loaded {
     let sets: Vec<String> = sets.iter().map(|text| (*text).to_owned()).collect();
-    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     load(files, &sets, environment).unwrap()
 }
 
 #[test]
 fn later_layers_win_key_by_key_and_each_value_knows_its_origin() {
     let folder = tempfile::tempdir().unwrap();
-    let base = file(folder.path(), "base.toml", "[student]\nlr = 1e-3\nwarmup_steps = 5\n[domains.math]\nfiles = [\"a\", \"b\"]\n");
-    let over = file(folder.path(), "over.toml", "[student]\nlr = 2e-3\n[domains.math]\nfiles = [\"c\"]\n[domains.code]\nfiles = [\"d\"]\n");
+    let base = file(
+        folder.path(),
+        "base.toml",
+        "[student]\nlr = 1e-3\nwarmup_steps = 5\n[domains.math]\nfiles = [\"a\", \"b\"]\n",
+    );
+    let over = file(
+        folder.path(),
+        "over.toml",
+        "[student]\nlr = 2e-3\n[domains.math]\nfiles = [\"c\"]\n[domains.code]\nfiles = [\"d\"]\n",
+    );
     let loaded = with(
         &[base.clone(), over.clone()],
         &["student.beta1=0.8", "run.name=from-the-line"],
-        &[("DDK__STUDENT__BETA1", "0.7"), ("DDK__QUEUES__DEPTH", "5"), ("HOME", "/")],
+        &[
+            ("DDK__STUDENT__BETA1", "0.7"),
+            ("DDK__QUEUES__DEPTH", "5"),
+            ("HOME", "/"),
+        ],
     );
     let settings = &loaded.settings;
-    assert_eq!((settings.student.lr, settings.student.warmup_steps, settings.student.beta1), (2e-3, 5, 0.8));
+    assert_eq!(
+        (
+            settings.student.lr,
+            settings.student.warmup_steps,
+            settings.student.beta1
+        ),
+        (2e-3, 5, 0.8)
+    );
     assert_eq!(settings.queues.depth, 5);
     assert_eq!(settings.run.name.as_deref(), Some("from-the-line"));
-    assert_eq!(settings.domains["math"].files, ["c"], "arrays replace each other");
+    assert_eq!(
+        settings.domains["math"].files,
+        ["c"],
+        "arrays replace each other"
+    );
     assert_eq!(settings.domains.len(), 2, "tables merge");
     let origin = |key: &str| loaded.origins.of(key);
     assert_eq!(origin("student.lr"), Origin::File(over, 2));
     assert_eq!(origin("student.warmup_steps"), Origin::File(base, 3));
-    assert_eq!(origin("student.beta1"), Origin::Set("student.beta1=0.8".to_owned()));
-    assert_eq!(origin("queues.depth"), Origin::Environment("DDK__QUEUES__DEPTH".to_owned()));
+    assert_eq!(
+        origin("student.beta1"),
+        Origin::Set("student.beta1=0.8".to_owned())
+    );
+    assert_eq!(
+        origin("queues.depth"),
+        Origin::Environment("DDK__QUEUES__DEPTH".to_owned())
+    );
     assert_eq!(origin("student.beta2"), Origin::Default);
 }
 
 #[test]
 fn defaults_are_the_papers_settings() {
     let settings = with(&[], &[], &[]).settings;
-    assert_eq!((settings.mixture.alpha, settings.mixture.interval, settings.mixture.first), (0.5, 1000, FirstInterval::Natural));
-    assert_eq!((settings.objective.gamma, settings.objective.temperature), (0.2, 1.0));
-    assert_eq!((settings.student.lr, settings.student.lr_end, settings.student.warmup_steps), (3e-5, 3e-6, 1000));
+    assert_eq!(
+        (
+            settings.mixture.alpha,
+            settings.mixture.interval,
+            settings.mixture.first
+        ),
+        (0.5, 1000, FirstInterval::Natural)
+    );
+    assert_eq!(
+        (settings.objective.gamma, settings.objective.temperature),
+        (0.2, 1.0)
+    );
+    assert_eq!(
+        (
+            settings.student.lr,
+            settings.student.lr_end,
+            settings.student.warmup_steps
+        ),
+        (3e-5, 3e-6, 1000)
+    );
     assert_eq!(settings.corpus.validation_documents, 500);
 }
 
@@ -65,7 +116,12 @@ fn every_ready_configuration_loads_and_reads_back_from_a_runs_folder() {
         count += 1;
         let settings = with(std::slice::from_ref(&path), &[], &[]).settings;
         let resolved = file(folder.path(), "config.toml", &settings.to_toml());
-        assert_eq!(with(&[resolved], &[], &[]).settings, settings, "{}", path.display());
+        assert_eq!(
+            with(&[resolved], &[], &[]).settings,
+            settings,
+            "{}",
+            path.display()
+        );
     }
     assert_eq!(count, 6);
 }
@@ -74,24 +130,41 @@ fn every_ready_configuration_loads_and_reads_back_from_a_runs_folder() {
 #[test]
 fn reference_and_schema_are_current() {
     let schema = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
-    for (name, text) in [("docs/settings.md", reference()), ("config/schema.json", schema)] {
+    for (name, text) in [
+        ("docs/settings.md", reference()),
+        ("config/schema.json", schema),
+    ] {
         let path = repository().join(name);
         if std::env::var_os("UPDATE").is_some() {
             fs::write(&path, &text).unwrap();
         }
         let committed = fs::read_to_string(&path).unwrap_or_default();
-        assert!(committed == text, "{name} is not current: run UPDATE=1 cargo test -p ddk-settings");
+        assert!(
+            committed == text,
+            "{name} is not current: run UPDATE=1 cargo test -p ddk-settings"
+        );
     }
 }
 
 #[test]
 fn every_key_is_documented() {
     let schema = schema();
-    let tables = schema["$defs"].as_object().unwrap().values().chain([&schema]);
+    let tables = schema["$defs"]
+        .as_object()
+        .unwrap()
+        .values()
+        .chain([&schema]);
     for table in tables {
-        let Some(properties) = table["properties"].as_object() else { continue };
+        let Some(properties) = table["properties"].as_object() else {
+            continue;
+        };
         for (key, value) in properties {
-            assert!(value["description"].as_str().is_some_and(|text| text.len() > 8), "{key} has no description");
+            assert!(
+                value["description"]
+                    .as_str()
+                    .is_some_and(|text| text.len() > 8),
+                "{key} has no description"
+            );
         }
     }
 }

@@ -11,7 +11,9 @@ fn said(text: &str, sets: &[&str], environment: &[(&str, &str)]) -> String {
     let path = folder.path().join("my.toml");
     fs::write(&path, text).unwrap();
     let sets: Vec<String> = sets.iter().map(|text| (*text).to_owned()).collect();
-    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let error = load(&[path], &sets, environment).unwrap_err().to_string();
     error.replace(&format!("{}/", folder.path().display()), "")
 }
@@ -63,11 +65,17 @@ fn an_address_that_others_reach_is_refused() {
 
 #[test]
 fn a_pretrained_model_needs_a_shape_or_a_start() {
-    assert_snapshot!(said("[pretrain.teacher]\nout = \"models/teacher\"\nsteps = 10\nshares = { math = 1.0 }\n", &[], &[]));
+    assert_snapshot!(said(
+        "[pretrain.teacher]\nout = \"models/teacher\"\nsteps = 10\nshares = { math = 1.0 }\n",
+        &[],
+        &[]
+    ));
 }
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let error = load(&[PathBuf::from("absent.toml")], &[], []).unwrap_err().to_string();
+    let error = load(&[PathBuf::from("absent.toml")], &[], [])
+        .unwrap_err()
+        .to_string();
     assert_snapshot!(error);
 }

@@ -31,7 +31,10 @@ pub struct Board {
 
 impl fmt::Debug for Board {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Board").field("ready", &self.ready).finish_non_exhaustive()
+        formatter
+            .debug_struct("Board")
+            .field("ready", &self.ready)
+            .finish_non_exhaustive()
     }
 }
 
@@ -43,7 +46,12 @@ pub struct Worker {
 
 impl fmt::Debug for Worker {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Worker({}, {:?})", self.inner.name, self.totals())
+        write!(
+            formatter,
+            "Worker({}, {:?})",
+            self.inner.name,
+            self.totals()
+        )
     }
 }
 
@@ -138,7 +146,10 @@ impl Board {
     }
 
     fn workers(&self) -> Vec<Worker> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.workers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -214,7 +225,14 @@ mod tests {
         advance(5);
         worker.waiting_for_output();
         advance(3);
-        assert_eq!(worker.totals(), Totals { busy: 5.0, starved: 2.0, blocked: 3.0 });
+        assert_eq!(
+            worker.totals(),
+            Totals {
+                busy: 5.0,
+                starved: 2.0,
+                blocked: 3.0
+            }
+        );
         // A restarted worker goes on with the line of its name.
         board.worker("teacher-0").computing();
         advance(1);
@@ -230,7 +248,10 @@ mod tests {
         seconds.store(10, Ordering::Relaxed);
         assert!(board.unhealthy().is_empty());
         seconds.store(11, Ordering::Relaxed);
-        assert_eq!(board.unhealthy(), [("teacher-0".to_owned(), Duration::from_secs(11))]);
+        assert_eq!(
+            board.unhealthy(),
+            [("teacher-0".to_owned(), Duration::from_secs(11))]
+        );
         computing.waiting_for_output();
         seconds.store(500, Ordering::Relaxed);
         assert!(board.unhealthy().is_empty());

@@ -38,8 +38,18 @@ pub struct GaugeOf(Metric);
 pub struct HistogramOf(Metric);
 
 fn labels(metric: &Metric, values: &[&str]) -> Vec<Label> {
-    debug_assert_eq!(metric.labels.len(), values.len(), "labels of {}", metric.name);
-    metric.labels.iter().zip(values).map(|(name, value)| Label::new(*name, (*value).to_owned())).collect()
+    debug_assert_eq!(
+        metric.labels.len(),
+        values.len(),
+        "labels of {}",
+        metric.name
+    );
+    metric
+        .labels
+        .iter()
+        .zip(values)
+        .map(|(name, value)| Label::new(*name, (*value).to_owned()))
+        .collect()
 }
 
 impl CounterOf {
@@ -125,10 +135,27 @@ mod tests {
         assert_eq!(names.len(), count, "a name twice");
         for metric in ALL {
             let plain = |character: char| character.is_ascii_lowercase() || character == '_';
-            assert!(metric.name.starts_with("ddk_") && metric.name.chars().all(plain), "{}", metric.name);
-            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
-            assert!(metric.kind != Kind::Histogram || metric.name.ends_with("_seconds"), "{}", metric.name);
-            assert!(metric.help.ends_with('.') && !metric.labels.contains(&"step"), "{}", metric.name);
+            assert!(
+                metric.name.starts_with("ddk_") && metric.name.chars().all(plain),
+                "{}",
+                metric.name
+            );
+            assert_eq!(
+                metric.name.ends_with("_total"),
+                metric.kind == Kind::Counter,
+                "{}",
+                metric.name
+            );
+            assert!(
+                metric.kind != Kind::Histogram || metric.name.ends_with("_seconds"),
+                "{}",
+                metric.name
+            );
+            assert!(
+                metric.help.ends_with('.') && !metric.labels.contains(&"step"),
+                "{}",
+                metric.name
+            );
         }
     }
 }

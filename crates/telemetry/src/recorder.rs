@@ -10,8 +10,9 @@ use crate::{
 };
 
 /// Bounds of the histograms' buckets, in seconds: from a queue's hop to a long evaluation.
-const BUCKETS: [f64; 15] =
-    [1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+const BUCKETS: [f64; 15] = [
+    1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
+];
 
 /// Why no recorder could be installed.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,9 @@ impl Recorder {
         for metric in ALL {
             describe(metric);
         }
-        metrics::BUILD_INFO.with(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        metrics::BUILD_INFO
+            .with(&[env!("CARGO_PKG_VERSION")])
+            .set(1.0);
         Ok(Self { handle, board })
     }
 

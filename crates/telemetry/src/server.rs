@@ -54,11 +54,15 @@ impl Drop for Server {
 /// Serves `/metrics` (Prometheus' text format), `/livez` (503 where a worker has computed beyond its limit) and `/readyz` (503
 /// until training goes on).
 pub async fn serve(address: SocketAddr, recorder: Recorder) -> Result<Server, ServeError> {
-    let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ServeError::PortInUse(address),
-        _ => ServeError::Bind { address, source },
-    })?;
-    let address = listener.local_addr().map_err(|source| ServeError::Bind { address, source })?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => ServeError::PortInUse(address),
+            _ => ServeError::Bind { address, source },
+        })?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| ServeError::Bind { address, source })?;
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(live))
@@ -77,7 +81,13 @@ pub async fn serve(address: SocketAddr, recorder: Recorder) -> Result<Server, Se
 }
 
 async fn metrics(State(recorder): State<Recorder>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], recorder.render())
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        recorder.render(),
+    )
 }
 
 async fn live(State(recorder): State<Recorder>) -> impl IntoResponse {
@@ -85,10 +95,16 @@ async fn live(State(recorder): State<Recorder>) -> impl IntoResponse {
     if unhealthy.is_empty() {
         return (StatusCode::OK, "live\n".to_owned());
     }
-    let text = unhealthy.iter().fold(String::new(), |mut text, (worker, computing)| {
-        let _ = writeln!(text, "{worker} has computed for {:.0} s", computing.as_secs_f64());
-        text
-    });
+    let text = unhealthy
+        .iter()
+        .fold(String::new(), |mut text, (worker, computing)| {
+            let _ = writeln!(
+                text,
+                "{worker} has computed for {:.0} s",
+                computing.as_secs_f64()
+            );
+            text
+        });
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 

@@ -23,7 +23,9 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
     let board = Board::new(Duration::from_secs(3600));
     let recorder = Recorder::install(Arc::clone(&board)).unwrap();
     assert!(Recorder::install(Board::new(Duration::ZERO)).is_err());
-    let server = serve("127.0.0.1:0".parse().unwrap(), recorder.clone()).await.unwrap();
+    let server = serve("127.0.0.1:0".parse().unwrap(), recorder.clone())
+        .await
+        .unwrap();
     let address = server.address();
 
     assert_eq!(get(address, "/readyz").await.0, 503);
@@ -49,7 +51,10 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
     ] {
         assert!(page.contains(expected), "{expected} is not in\n{page}");
     }
-    let resident = page.lines().find(|line| line.starts_with("ddk_resident_memory_bytes ")).unwrap();
+    let resident = page
+        .lines()
+        .find(|line| line.starts_with("ddk_resident_memory_bytes "))
+        .unwrap();
     assert!(resident.split_once(' ').unwrap().1.parse::<f64>().unwrap() > 1e6);
 
     let error = serve(address, recorder).await.unwrap_err();
@@ -64,16 +69,33 @@ fn dashboards_only_use_metrics_that_there_are() {
         serde_json::from_str(&fs::read_to_string(folder.join("ddk.json")).unwrap()).unwrap();
     let mut used = BTreeSet::new();
     for panel in dashboard["panels"].as_array().unwrap() {
-        assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{}", panel["title"]);
+        assert!(
+            panel["description"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
+            "{}",
+            panel["title"]
+        );
         for target in panel["targets"].as_array().unwrap() {
             let expression = target["expr"].as_str().unwrap();
-            let words = expression.split(|character: char| !(character.is_alphanumeric() || character == '_'));
-            used.extend(words.filter(|word| word.starts_with("ddk_")).map(str::to_owned));
+            let words = expression
+                .split(|character: char| !(character.is_alphanumeric() || character == '_'));
+            used.extend(
+                words
+                    .filter(|word| word.starts_with("ddk_"))
+                    .map(str::to_owned),
+            );
         }
     }
     assert!(used.len() > 10);
     for name in used {
-        let plain = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(&name);
-        assert!(metrics::ALL.iter().any(|metric| metric.name == plain), "{name} is not in the registry");
+        let plain = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .unwrap_or(&name);
+        assert!(
+            metrics::ALL.iter().any(|metric| metric.name == plain),
+            "{name} is not in the registry"
+        );
     }
 }

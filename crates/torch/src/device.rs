@@ -85,7 +85,10 @@ fn libtorch_folder() -> PathBuf {
     maps.lines()
         .filter_map(|line| line.split_whitespace().nth(5))
         .map(PathBuf::from)
-        .find(|path| path.file_name().is_some_and(|name| name == "libtorch_cpu.so"))
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name == "libtorch_cpu.so")
+        })
         .and_then(|path| Some(path.parent()?.to_owned()))
         .unwrap_or_default()
 }
@@ -98,7 +101,10 @@ mod tests {
     fn names_are_checked() {
         assert_eq!(parse_device("cpu").unwrap(), Device::Cpu);
         for bad in ["gpu", "cuda", "cuda:", "cuda:x", "CPU", ""] {
-            assert!(matches!(parse_device(bad), Err(DeviceError::Unknown(_))), "{bad}");
+            assert!(
+                matches!(parse_device(bad), Err(DeviceError::Unknown(_))),
+                "{bad}"
+            );
         }
     }
 
@@ -107,6 +113,9 @@ mod tests {
         // A link to libtorch, so that it is loaded even if this is the only test that runs.
         let _ = tch::Tensor::from_slice(&[0.0_f32]);
         let error = parse_device("cuda:97").unwrap_err().to_string();
-        assert!(error.contains("libtorch_cuda.so") || error.contains("libtorch sees"), "{error}");
+        assert!(
+            error.contains("libtorch_cuda.so") || error.contains("libtorch sees"),
+            "{error}"
+        );
     }
 }

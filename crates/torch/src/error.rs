@@ -43,7 +43,10 @@ mod tests {
     fn running_out_of_memory_can_be_told_from_a_wrong_shape() {
         let huge = Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu)).unwrap_err();
         assert!(TorchError::from(huge).is_out_of_memory());
-        let (a, b) = (Tensor::from_slice(&[1.0, 2.0]), Tensor::from_slice(&[1.0, 2.0, 3.0]));
+        let (a, b) = (
+            Tensor::from_slice(&[1.0, 2.0]),
+            Tensor::from_slice(&[1.0, 2.0, 3.0]),
+        );
         let error = TorchError::from(a.f_add(&b).unwrap_err());
         assert!(!error.is_out_of_memory());
         assert_eq!(error.to_string().lines().count(), 1, "{error}");

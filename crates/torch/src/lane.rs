@@ -66,7 +66,10 @@ mod tests {
             while started.elapsed().as_secs_f64() < 0.4 {
                 let _ = a.matmul(&a);
             }
-            (started.elapsed().as_secs_f64(), lane.busy_seconds() - before)
+            (
+                started.elapsed().as_secs_f64(),
+                lane.busy_seconds() - before,
+            )
         });
         handle.unwrap().join().unwrap()
     }
@@ -77,24 +80,29 @@ mod tests {
             let other = thread::spawn(|| work("lane-other", 1));
             let (wall, busy) = work(&format!("lane-{threads}"), threads);
             other.join().unwrap();
-            assert!(busy > 0.05 * wall && busy < 1.2 * wall, "{threads} threads: {busy} of {wall}");
+            assert!(
+                busy > 0.05 * wall && busy < 1.2 * wall,
+                "{threads} threads: {busy} of {wall}"
+            );
         }
     }
 
     #[test]
     fn a_lane_that_waits_is_not_busy() {
-        let handle = thread::Builder::new().name("lane-idle".to_owned()).spawn(|| {
-            let lane = Lane::enter(1);
-            let (sender, receiver) = std::sync::mpsc::channel::<()>();
-            let other = thread::spawn(move || {
-                work("lane-busy", 1);
-                drop(sender);
+        let handle = thread::Builder::new()
+            .name("lane-idle".to_owned())
+            .spawn(|| {
+                let lane = Lane::enter(1);
+                let (sender, receiver) = std::sync::mpsc::channel::<()>();
+                let other = thread::spawn(move || {
+                    work("lane-busy", 1);
+                    drop(sender);
+                });
+                let before = lane.busy_seconds();
+                assert!(receiver.recv().is_err());
+                other.join().unwrap();
+                lane.busy_seconds() - before
             });
-            let before = lane.busy_seconds();
-            assert!(receiver.recv().is_err());
-            other.join().unwrap();
-            lane.busy_seconds() - before
-        });
         assert!(handle.unwrap().join().unwrap() < 0.1);
     }
 }

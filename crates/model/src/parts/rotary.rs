@@ -29,7 +29,9 @@ impl Rotary {
     /// Cosines and sines of positions `0..time`, each `[T, E]`.
     pub(crate) fn tables(&self, time: i64) -> Result<(Tensor, Tensor), TchError> {
         let mut tables = self.tables.borrow_mut();
-        let long_enough = tables.as_ref().is_some_and(|(cos, _)| cos.size()[0] >= time);
+        let long_enough = tables
+            .as_ref()
+            .is_some_and(|(cos, _)| cos.size()[0] >= time);
         if !long_enough {
             *tables = Some(self.compute(time)?);
         }

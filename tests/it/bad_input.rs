@@ -1,0 +1,272 @@
+//! Bad input gets a clear error and loses nothing.
+
+use std::{fs, net::TcpListener};
+
+use crate::world::{World, stderr};
+
+/// The message has each of these.
+fn says(message: &str, expected: &[&str]) {
+    for part in expected {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+    assert!(!message.contains("panicked"), "{message}");
+}
+
+fn edit(world: &World, from: &str, to: &str) {
+    let path = world.path().join("config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from));
+    fs::write(path, text.replacen(from, to, 1)).unwrap();
+}
+
+#[test]
+fn an_unknown_key_names_file_line_and_the_nearest_valid_one() {
+    let world = World::new();
+    edit(&world, "micro_rows = 4", "micro_row = 4");
+    let said = world.fail(2, &["train", "config.toml"]);
+    says(
+        &said,
+        &["config.toml:", "micro_row", "did you mean `micro_rows`?"],
+    );
+    assert!(!world.path().join("runs").exists());
+}
+
+#[test]
+fn a_mistyped_value_and_one_out_of_range_name_the_key() {
+    let world = World::new();
+    says(
+        &world.fail(2, &["train", "config.toml", "--set", "mixture.alpha=7"]),
+        &["--set mixture.alpha=7", "`mixture.alpha` is 7", "0 to 1"],
+    );
+    edit(&world, "interval = 4", "interval = \"4\"");
+    says(
+        &world.fail(2, &["train", "config.toml"]),
+        &["config.toml:", "interval = \"4\"", "expected u64"],
+    );
+}
+
+#[test]
+fn what_training_needs_is_named_where_it_is_missing() {
+    let world = World::new();
+    edit(
+        &world,
+        "name = \"small\"\nmax_steps = 12",
+        "name = \"small\"",
+    );
+    says(
+        &world.fail(2, &["train", "config.toml"]),
+        &["run.max_steps", "run.max_tokens"],
+    );
+    edit(&world, "model = \"models/teacher\"", "");
+    says(
+        &world.fail(2, &["train", "config.toml", "--set", "run.max_steps=3"]),
+        &["`teacher.model` is missing"],
+    );
+}
+
+#[test]
+fn an_empty_and_a_missing_domain_are_named() {
+    let world = World::new();
+    fs::write(world.path().join("sources/rivers.jsonl"), "").unwrap();
+    says(
+        &world.fail(1, &["train", "config.toml"]),
+        &["domain `rivers` is empty", "hint:"],
+    );
+    fs::remove_file(world.path().join("sources/rivers.jsonl")).unwrap();
+    says(
+        &world.fail(1, &["train", "config.toml"]),
+        &["domain `rivers`: `sources/rivers.jsonl` matches no file"],
+    );
+}
+
+#[test]
+fn bad_records_are_skipped_counted_and_listed_up_to_a_share() {
+    let world = World::new();
+    let path = world.path().join("sources/rivers.jsonl");
+    let mut text = fs::read(&path).unwrap();
+    text.extend_from_slice(b"not json\n\xff\xff\n");
+    fs::write(&path, text).unwrap();
+    let said = world.fail(1, &["train", "config.toml"]);
+    says(
+        &said,
+        &[
+            "2 of 152 records",
+            "max_bad_share",
+            "sources/rivers.jsonl",
+            "line 151",
+            "not JSON",
+        ],
+    );
+    let output = world.succeed(&["train", "config.toml", "--set", "corpus.max_bad_share=0.05"]);
+    says(
+        &stderr(&output),
+        &["rivers: 2 records could not be used", "quarantine.jsonl"],
+    );
+    let listed = world.lines("quarantine.jsonl");
+    assert_eq!(listed.len(), 2);
+    assert_eq!(
+        (&listed[1]["domain"], &listed[1]["line"]),
+        (&"rivers".into(), &152.into())
+    );
+}
+
+#[test]
+fn a_teacher_with_another_tokenizer_is_refused_before_the_run() {
+    let world = World::new();
+    let path = world.path().join("models/teacher/tokenizer.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
+    let names: Vec<String> = vocabulary
+        .iter()
+        .filter(|(_, id)| [60, 61].contains(&id.as_u64().unwrap()))
+        .map(|(name, _)| name.clone())
+        .collect();
+    let ids = [vocabulary[&names[0]].clone(), vocabulary[&names[1]].clone()];
+    vocabulary.insert(names[0].clone(), ids[1].clone());
+    vocabulary.insert(names[1].clone(), ids[0].clone());
+    fs::write(&path, json.to_string()).unwrap();
+    let said = world.fail(1, &["train", "config.toml"]);
+    says(
+        &said,
+        &["models/teacher", "models/student", "id 60", "hint:"],
+    );
+    assert!(!world.path().join("runs").exists());
+}
+
+#[test]
+fn a_teacher_that_is_the_student_is_refused() {
+    let world = World::new();
+    let said = world.fail(
+        2,
+        &[
+            "train",
+            "config.toml",
+            "--set",
+            "teacher.model=models/student",
+        ],
+    );
+    says(
+        &said,
+        &["teacher and student are the same weights", "models/student"],
+    );
+    assert!(!world.path().join("runs").exists());
+}
+
+#[test]
+fn a_damaged_model_is_an_error_of_the_start() {
+    let world = World::new();
+    let path = world.path().join("models/student/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    says(
+        &world.fail(1, &["train", "config.toml"]),
+        &[
+            "models/student/model.safetensors",
+            "not a whole safetensors file",
+        ],
+    );
+    fs::remove_file(&path).unwrap();
+    says(
+        &world.fail(1, &["train", "config.toml"]),
+        &["models/student holds no model.safetensors"],
+    );
+}
+
+#[test]
+fn a_folder_that_holds_another_run_is_not_touched() {
+    let world = World::new();
+    world.succeed(&["train", "config.toml", "--set", "run.max_steps=4"]);
+    let before = world.trajectory();
+    let said = world.fail(2, &["train", "config.toml"]);
+    says(
+        &said,
+        &[
+            "runs/small holds another run",
+            "`run.max_steps` was 4, and is 12 now",
+            "choose another run.name",
+        ],
+    );
+    says(
+        &world.fail(1, &["train", "config.toml", "--new"]),
+        &["holds a run already", "--new"],
+    );
+    // Another teacher is another run too.
+    world.succeed(&[
+        "pretrain",
+        "config.toml",
+        "--model",
+        "teacher",
+        "--set",
+        "pretrain.teacher.steps=3",
+    ]);
+    let said = world.fail(2, &["train", "config.toml", "--set", "run.max_steps=4"]);
+    says(&said, &["the teacher's weights changed"]);
+    assert_eq!(world.trajectory(), before);
+
+    fs::create_dir_all(world.path().join("runs/thesis")).unwrap();
+    fs::write(world.path().join("runs/thesis/chapter-1.tex"), "").unwrap();
+    says(
+        &world.fail(1, &["train", "config.toml", "--set", "run.name=thesis"]),
+        &["runs/thesis is not empty and does not hold a run"],
+    );
+}
+
+#[test]
+fn a_port_in_use_is_named_and_stops_the_run_only_where_it_must() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("telemetry.address={}", taken.local_addr().unwrap());
+    let world = World::new();
+    let on = ["--set", "telemetry.enabled=true", "--set", &address];
+    let required = [
+        &["train", "config.toml", "--set", "telemetry.required=true"][..],
+        &on,
+    ]
+    .concat();
+    says(
+        &world.fail(1, &required),
+        &[&taken.local_addr().unwrap().to_string(), "in use", "hint:"],
+    );
+    let output = world.succeed(&[&["train", "config.toml"][..], &on].concat());
+    says(
+        &stderr(&output),
+        &[
+            "warning: the port of",
+            &taken.local_addr().unwrap().to_string(),
+            "going on without metrics",
+        ],
+    );
+}
+
+#[test]
+fn an_unsupported_model_is_refused_by_name() {
+    let world = World::new();
+    let path = world.path().join("models/teacher/config.json");
+    let text = fs::read_to_string(&path)
+        .unwrap()
+        .replace("LlamaForCausalLM", "MambaForCausalLM");
+    fs::write(&path, text).unwrap();
+    says(
+        &world.fail(1, &["train", "config.toml"]),
+        &[
+            "models/teacher/config.json",
+            "MambaForCausalLM",
+            "LlamaForCausalLM",
+        ],
+    );
+}
+
+#[test]
+fn the_demo_names_the_source_that_is_not_there() {
+    let world = World::new();
+    let said = world.fail(1, &["demo", "--config", "config.toml"]);
+    says(
+        &said,
+        &[
+            "cargo metadata",
+            "hint: run `ddk demo` in a clone of the repository",
+        ],
+    );
+    let said = world.fail(2, &["demo"]);
+    says(&said, &["config/demo.toml", "hint:"]);
+}
