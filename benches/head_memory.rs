@@ -3,6 +3,14 @@
 //! `cargo bench --profile dev -p ddk-objective --bench head_memory`: bytes above inputs and gradients for 1,000, 8,000 and
 //! 32,000 positions; fails where they differ by more than 10 %. With `-- --speed`: positions a second by size of the chunk.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 use std::{fs, process::Command, time::Instant};
 
 use ddk_objective::{

@@ -1,5 +1,13 @@
 //! Whole-program tests: they start `ddk` as a user does and look at what it leaves behind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 mod bad_input;
 mod commands;
 mod interrupted;

@@ -97,7 +97,7 @@ fn every_row_is_drawn_by_the_mixture_of_its_step_and_the_counts_add_up() {
 
 #[test]
 fn queue_depths_and_teacher_lanes_change_nothing_but_speed() {
-    let mut reference: Option<(BTreeMap<&str, Vec<Value>>, Vec<u8>)> = None;
+    let mut reference = None;
     for setting in [
         &["--set", "queues.depth=0"][..],
         &["--set", "queues.depth=2"],

@@ -114,7 +114,7 @@ impl<S: Student> Core<S> {
     }
 
     pub(crate) fn save_is_due(&self) -> bool {
-        self.step() % self.plan.checkpoint_every == 0 && !self.is_saved()
+        self.step().is_multiple_of(self.plan.checkpoint_every) && !self.is_saved()
     }
 
     pub(crate) fn is_saved(&self) -> bool {

@@ -1,5 +1,13 @@
 //! The whole pipeline with fakes: models that hash what they see. No test waits on a clock.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
 mod fakes;
 mod faults;
 mod order;

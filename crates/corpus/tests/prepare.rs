@@ -1,5 +1,7 @@
 //! Corpora from files on a disk to rows, and all that can be wrong with them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

@@ -1,5 +1,7 @@
 //! The policy `ddk` against golden values computed in float64 from the paper's formulas.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use ddk_mixture::{Ddk, FirstInterval, Perplexities, Policy};
 use serde::Deserialize;
 

@@ -1,5 +1,7 @@
 //! Properties of weights, quotas and orders.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use ddk_mixture::{
     Ddk, FirstInterval, Perplexities, Policy, Quota, interval_order, limit, smooth_update,
 };

@@ -1,5 +1,7 @@
 //! Models against Hugging Face transformers: logits and gradients of tiny models that transformers made (make_fixtures.py).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

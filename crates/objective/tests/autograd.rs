@@ -1,5 +1,7 @@
 //! The head's gradients against autograd on dense logits, and the traps that well-known code falls into.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use ddk_objective::{
     HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
     cross_entropy_sum,

@@ -1,5 +1,7 @@
 //! The head against golden values computed in float64 from the formulas.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use ddk_objective::{
     HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
 };
@@ -14,12 +16,7 @@ impl Goldens {
     }
 
     fn matrix(&self, key: &str) -> Tensor {
-        let rows: Vec<Tensor> = self.0[key]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|row| vector(row))
-            .collect();
+        let rows: Vec<Tensor> = self.0[key].as_array().unwrap().iter().map(vector).collect();
         Tensor::stack(&rows, 0)
     }
 

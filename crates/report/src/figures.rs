@@ -59,7 +59,8 @@ pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) 
 pub(crate) fn losses(steps: &[StepLine]) -> String {
     let mut plot = chart("nats a prediction");
     let every = steps.len().div_ceil(2000).max(1);
-    let terms: [(&str, fn(&StepLine) -> f64); 3] = [
+    type Term = (&'static str, fn(&StepLine) -> f64);
+    let terms: [Term; 3] = [
         ("loss", |line| line.loss),
         ("cross-entropy", |line| line.ce),
         ("KL", |line| line.kl),

@@ -1,5 +1,7 @@
 //! Table and page from a small run's files.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use ddk_report::{html, table};

@@ -18,12 +18,15 @@ use crate::{
 /// The file of a checkpoint that holds the loop's state (mixture, quotas, cursors, totals).
 const STATE: &str = "state.json";
 
+/// Writes the contents of a file.
+pub type FileWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
+
 /// A file of a checkpoint: a name and what writes it, to be called on the writer's thread.
 pub struct NamedFile {
     /// The name within the checkpoint's folder.
     pub name: String,
     /// Writes the contents.
-    pub write: Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>,
+    pub write: FileWriter,
 }
 
 impl std::fmt::Debug for NamedFile {
@@ -286,10 +289,7 @@ fn folder_name(step: u64) -> String {
 }
 
 /// Writes, hashes and fsyncs a file.
-fn write_hashed(
-    path: &Path,
-    write: Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>,
-) -> io::Result<FileEntry> {
+fn write_hashed(path: &Path, write: FileWriter) -> io::Result<FileEntry> {
     let mut out = Hashing {
         out: BufWriter::new(File::create(path)?),
         hasher: blake3::Hasher::new(),

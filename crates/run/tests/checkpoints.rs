@@ -1,5 +1,7 @@
 //! Saves that fail and checkpoints that are damaged.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{fs, io, path::Path};
 
 use ddk_run::{CheckpointStore, NamedFile};

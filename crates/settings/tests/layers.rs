@@ -1,5 +1,7 @@
 //! Layers, origins, and the ready configurations.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,5 +1,7 @@
 //! What a user sees who made a mistake.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{fs, path::PathBuf};
 
 use ddk_settings::load;

@@ -1,5 +1,7 @@
 //! The server over a real socket, and the dashboards' names. One test function a process-wide recorder: one in all.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 use ddk_telemetry::{Board, Recorder, ServeError, metrics, serve};
