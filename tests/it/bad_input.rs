@@ -259,11 +259,12 @@ fn an_unsupported_model_is_refused_by_name() {
 #[test]
 fn the_demo_names_the_source_that_is_not_there() {
     let world = World::new();
-    let said = world.fail(1, &["demo", "--config", "config.toml"]);
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let said = world.fail(1, &["demo", "--config", demo]);
     says(
         &said,
         &[
-            "cargo metadata",
+            "the sources of the domains rust, prose and data were not found",
             "hint: run `ddk demo` in a clone of the repository",
         ],
     );
