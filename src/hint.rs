@@ -43,23 +43,29 @@ pub trait Hint<T> {
 
 impl<T, E: Into<anyhow::Error>> Hint<T> for Result<T, E> {
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
-        self.map_err(|error| {
-            let error = error.into();
-            let message = error.to_string();
-            error.context(Advice {
-                message,
-                hint: hint.into(),
-            })
-        })
+        self.map_err(|error| with_hint(error, hint))
     }
 
     fn usage(self) -> anyhow::Result<T> {
-        self.map_err(|error| {
-            let error = error.into();
-            let message = error.to_string();
-            error.context(Usage(message))
-        })
+        self.map_err(usage)
     }
+}
+
+/// The error with what to do about it.
+pub fn with_hint(error: impl Into<anyhow::Error>, hint: impl Into<String>) -> anyhow::Error {
+    let error = error.into();
+    let message = error.to_string();
+    error.context(Advice {
+        message,
+        hint: hint.into(),
+    })
+}
+
+/// The error marked as one of usage or configuration.
+pub fn usage(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    let error = error.into();
+    let message = error.to_string();
+    error.context(Usage(message))
 }
 
 /// The error's text for the terminal: what failed, why, and what to do.

@@ -2,45 +2,37 @@
 
 mod inputs;
 mod result;
+mod workers;
 
 use std::{
     fs,
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU8, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::{End, LoopState, Outcome, Parts, RunError, RunPlan, StopReason, Totals};
+use ddk_actors::{End, LoopState, RunPlan, StopReason, Totals};
 use ddk_engine::{AdamWOptions, Schedule, StudentOptions};
-use ddk_mixture::{Ddk, FirstInterval, Policy};
 use ddk_objective::{Objective, default_chunk};
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, RunFolder};
 use ddk_settings::Settings;
-use ddk_telemetry::{Board, Recorder, ServeError, Server, metrics};
 use ddk_torch::parse_device;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
 
-pub use self::inputs::Inputs;
+use self::{
+    inputs::Inputs,
+    workers::{Work, work},
+};
 use crate::{
     cli, config,
     hint::Hint,
     prepare::{self, Corpus},
     progress::{Printer, say},
     serial,
-    wiring::{self, Evaluation, ModelFolders},
+    wiring::{Evaluation, ModelFolders},
 };
-
-/// Nothing computes longer than this at a stretch; `/livez` says so where something does.
-const COMPUTE_LIMIT: Duration = Duration::from_secs(900);
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
     let settings = config::load(&args.config)?.settings;
@@ -147,7 +139,7 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     result::print(&ddk_run::read::summary(&path)?, flags.json, out)
 }
 
-fn stopped(signal: u8, when: &str, path: &std::path::Path) -> ExitCode {
+fn stopped(signal: u8, when: &str, path: &Path) -> ExitCode {
     say(&format!(
         "stopped {when}, saved; the same command goes on from there ({})",
         path.display()
@@ -161,7 +153,7 @@ fn required<T>(value: Option<T>, key: &str) -> Result<T> {
         .usage()
 }
 
-fn open_folder(path: &std::path::Path, new: bool) -> Result<RunFolder> {
+fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
     if new {
         RunFolder::create(path)
             .hint("leave --new out to go on with that run, or choose another run.name")
@@ -324,7 +316,7 @@ fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
 /// Says where the run goes on, and loudly what was passed over.
 fn announce(
     opened: Option<Opened<LoopState>>,
-    path: &std::path::Path,
+    path: &Path,
 ) -> (Option<LoopState>, Option<PathBuf>) {
     let Some(opened) = opened else {
         return (None, None);
@@ -348,148 +340,6 @@ fn announce(
         path.display()
     ));
     (Some(opened.state), Some(opened.path))
-}
-
-/// What the workers work with.
-struct Work {
-    checkpoints: CheckpointStore,
-    journal: Arc<Journal>,
-    printer: Arc<Printer>,
-    resume: Option<LoopState>,
-    checkpoint: Option<PathBuf>,
-}
-
-/// Runs the actors to the end; the outcome, and the number of the signal that stopped it.
-fn work(prepared: &Prepared<'_>, work: Work) -> Result<(Option<Outcome>, u8)> {
-    let settings = prepared.settings;
-    let policy: Box<dyn Policy> = Box::new(match &work.resume {
-        Some(state) => Ddk::restore(state.interval.policy.clone()),
-        None => Ddk::new(
-            settings.mixture.alpha,
-            settings.mixture.interval,
-            match settings.mixture.first {
-                ddk_settings::FirstInterval::Natural => FirstInterval::Natural,
-                ddk_settings::FirstInterval::Equal => FirstInterval::Equal,
-                ddk_settings::FirstInterval::Discrepancy => FirstInterval::Discrepancy,
-            },
-        ),
-    });
-    let known = match &work.resume {
-        Some(state) => Some(state.at_start.teacher.clone()),
-        None => prepared.inputs.cached_perplexities(settings),
-    };
-    let board = Board::new(COMPUTE_LIMIT);
-    let parts = Parts {
-        teacher: wiring::teachers(
-            settings,
-            prepared.folders.teacher.clone(),
-            prepared.evaluation.clone(),
-        ),
-        student: wiring::student(
-            settings,
-            prepared.folders.clone(),
-            prepared.options.clone(),
-            prepared.evaluation.clone(),
-            work.checkpoint,
-        ),
-        rows: wiring::rows(prepared.corpus.domains.clone(), settings.run.seed),
-        checkpoints: work.checkpoints,
-        journal: Arc::clone(&work.journal),
-        board: Arc::clone(&board),
-        observer: work.printer,
-    };
-    let step = work.resume.as_ref().map_or(0, |state| state.step);
-    let kind = if step == 0 { "started" } else { "resumed" };
-    work.journal
-        .event(step, kind, &format!("process {}", std::process::id()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let recorder = Recorder::install(Arc::clone(&board)).ok();
-        for report in &prepared.corpus.reports {
-            metrics::QUARANTINED.with(&[&report.domain]).set(report.quarantined as f64);
-        }
-        let _server = serve(settings, recorder).await?;
-        let signal = Arc::new(AtomicU8::new(0));
-        let stop = signals(Arc::clone(&signal), Arc::clone(&work.journal))?;
-        let ended = ddk_actors::run(prepared.plan.clone(), parts, policy, work.resume, known, stop).await;
-        if let Err(error) = &ended {
-            work.journal.event(step, "failed", &error.to_string())?;
-        }
-        let outcome = ended.map_err(|error| match error {
-            RunError::Start { .. } => Err::<(), _>(error).usage().unwrap_err_or_lost(),
-            other => Err::<(), _>(other)
-                .hint("the same command goes on from the last checkpoint; events.jsonl and run.log in the run's folder say more")
-                .unwrap_err_or_lost(),
-        })?;
-        if let Some(outcome) = &outcome {
-            prepared.inputs.keep_perplexities(settings, &outcome.at_start.teacher);
-        }
-        Ok((outcome, signal.load(Ordering::SeqCst)))
-    })
-}
-
-/// The error of a result that is known to be one.
-trait UnwrapErr {
-    fn unwrap_err_or_lost(self) -> anyhow::Error;
-}
-
-impl UnwrapErr for Result<()> {
-    fn unwrap_err_or_lost(self) -> anyhow::Error {
-        match self {
-            Err(error) => error,
-            Ok(()) => anyhow!("the run ended without a result"),
-        }
-    }
-}
-
-/// The metrics server; a port that is taken is said, and stops the run only where it is required.
-async fn serve(settings: &Settings, recorder: Option<Recorder>) -> Result<Option<Server>> {
-    let telemetry = &settings.telemetry;
-    let (true, Some(recorder)) = (telemetry.enabled, recorder) else {
-        return Ok(None);
-    };
-    let address = telemetry.address.parse().context("telemetry.address")?;
-    match ddk_telemetry::serve(address, recorder).await {
-        Ok(server) => {
-            say(&format!("metrics: http://{}/metrics", server.address()));
-            Ok(Some(server))
-        }
-        Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
-            say(&format!(
-                "warning: {error}; going on without metrics (telemetry.address chooses another port)"
-            ));
-            Ok(None)
-        }
-        Err(error) => {
-            Err(error).hint("choose another telemetry.address, or set telemetry.enabled = false")
-        }
-    }
-}
-
-/// The first SIGINT or SIGTERM stops the run cleanly, the second ends the process at once.
-fn signals(seen: Arc<AtomicU8>, journal: Arc<Journal>) -> Result<mpsc::Receiver<()>> {
-    let (sender, receiver) = mpsc::channel(1);
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        loop {
-            let (number, name) = tokio::select! {
-                _ = interrupt.recv() => (2_u8, "SIGINT"),
-                _ = terminate.recv() => (15, "SIGTERM"),
-            };
-            if seen.swap(number, Ordering::SeqCst) != 0 {
-                std::process::exit(128 + i32::from(number));
-            }
-            say(&format!(
-                "{name}: finishing the step and saving; once more ends at once"
-            ));
-            let _ = journal.event(0, "signal", name);
-            let _ = sender.send(()).await;
-        }
-    });
-    Ok(receiver)
 }
 
 /// Steps one part after the other, for comparison, on the run's own rows.
