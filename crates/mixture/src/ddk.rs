@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Decision, Perplexities, Policy, PolicyState, Refused,
-    equations::{discrepancy, smooth_update},
+    equations::{check_weights, discrepancy, smooth_update},
 };
 
 /// What the first interval draws by, before any update.
@@ -71,7 +71,8 @@ impl Policy for Ddk {
     }
 
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
-        let ratio = at_start.ratios();
+        let ratio = at_start.checked_ratios()?;
+        check_weights(natural, ratio.len())?;
         let factor = discrepancy(&ratio)?;
         let weights = match self.first {
             FirstInterval::Natural => natural.to_vec(),
@@ -88,7 +89,7 @@ impl Policy for Ddk {
     }
 
     fn next(&mut self, perplexities: &Perplexities) -> Result<Decision, Refused> {
-        let ratio = perplexities.ratios();
+        let ratio = perplexities.checked_ratios()?;
         let previous = match &self.factor {
             Some(factor) => factor.clone(),
             None => discrepancy(&ratio)?,

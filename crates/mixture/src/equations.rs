@@ -13,6 +13,31 @@ pub enum Refused {
         /// The offending ratio.
         ratio: f64,
     },
+    /// A perplexity that is NaN, infinite or not positive.
+    #[error(
+        "the {model}'s perplexity of domain {domain} is {value}, which is not a positive finite number"
+    )]
+    Perplexity {
+        /// "student" or "teacher".
+        model: &'static str,
+        /// Index of the domain, in the order of names.
+        domain: usize,
+        /// The offending perplexity.
+        value: f64,
+    },
+    /// A weight to start from that is NaN, infinite or negative.
+    #[error(
+        "the previous weight of domain {domain} is {weight}, which is not a finite number of at least 0"
+    )]
+    Previous {
+        /// Index of the domain, in the order of names.
+        domain: usize,
+        /// The offending weight.
+        weight: f64,
+    },
+    /// An alpha that is NaN or outside 0 to 1.
+    #[error("alpha is {0}, which is not a number from 0 to 1")]
+    Alpha(f64),
     /// Lists of different lengths, or empty ones.
     #[error("expected {expected} values, one for each domain, but got {got}")]
     Length {
@@ -39,6 +64,10 @@ pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
 /// In log space; a previous weight of 0 stays 0 before the floor is added.
 pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec<f64>, Refused> {
     check(ratios, previous.len())?;
+    check_weights(previous, previous.len())?;
+    if !(0.0..=1.0).contains(&alpha) {
+        return Err(Refused::Alpha(alpha));
+    }
     let logits: Vec<f64> = previous
         .iter()
         .zip(ratios)
@@ -66,6 +95,26 @@ fn check(ratios: &[f64], expected: usize) -> Result<(), Refused> {
         Some(domain) => Err(Refused::Ratio {
             domain,
             ratio: ratios[domain],
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Weights to start from: one for each of `expected` domains, finite and not negative.
+pub(crate) fn check_weights(weights: &[f64], expected: usize) -> Result<(), Refused> {
+    if weights.len() != expected {
+        return Err(Refused::Length {
+            expected,
+            got: weights.len(),
+        });
+    }
+    match weights
+        .iter()
+        .position(|weight| !(weight.is_finite() && *weight >= 0.0))
+    {
+        Some(domain) => Err(Refused::Previous {
+            domain,
+            weight: weights[domain],
         }),
         None => Ok(()),
     }

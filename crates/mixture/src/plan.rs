@@ -1,43 +1,49 @@
 //! The rows of an interval: how many may be drawn, and in which order.
 
 /// The weights after the limit on passes: no domain is given more rows than it has left; the share that this frees goes to
-/// the others in proportion to their weights. `rows_left` is `None` where a domain has no limit.
+/// the others in proportion to their weights (equally, where those are all 0). `rows_left` is `None` where a domain has no
+/// limit.
 ///
-/// Where all domains together have too few rows, the weights are kept as they are for those that have any left: the caller
-/// ends the run when the data is used up.
+/// Where all domains together have fewer than `rows` rows, no mixture keeps the limits and the weights are returned as they
+/// are: the caller ends the run when the data is used up.
 pub fn limit(weights: &[f64], rows_left: &[Option<u64>], rows: u64) -> Vec<f64> {
-    let cap = |domain: usize| rows_left[domain].map(|left| left as f64 / rows.max(1) as f64);
+    let all_left = rows_left
+        .iter()
+        .try_fold(0_u64, |sum, left| Some(sum.saturating_add((*left)?)));
+    if rows == 0 || all_left.is_some_and(|all_left| all_left < rows) {
+        return weights.to_vec();
+    }
+    let cap = |domain: usize| rows_left[domain].map(|left| left as f64 / rows as f64);
     let mut target = weights.to_vec();
     let mut capped = vec![false; weights.len()];
+    // Each round caps at least one more domain, or is the last.
     loop {
-        let mut newly_capped = false;
-        for domain in 0..weights.len() {
-            if let Some(cap) = cap(domain)
-                && !capped[domain]
-                && target[domain] > cap
-            {
-                capped[domain] = true;
-                newly_capped = true;
-            }
-        }
-        if !newly_capped {
+        let past: Vec<usize> = (0..weights.len())
+            .filter(|&domain| {
+                !capped[domain] && cap(domain).is_some_and(|cap| target[domain] > cap)
+            })
+            .collect();
+        if past.is_empty() {
             return target;
+        }
+        for domain in past {
+            capped[domain] = true;
         }
         let fixed: f64 = (0..weights.len())
             .filter(|&domain| capped[domain])
             .filter_map(cap)
             .sum();
-        let free: f64 = (0..weights.len())
+        let free: Vec<usize> = (0..weights.len())
             .filter(|&domain| !capped[domain])
-            .map(|domain| weights[domain])
-            .sum();
-        if free <= 0.0 || fixed > 1.0 {
-            return weights.to_vec();
-        }
+            .collect();
+        let mass: f64 = free.iter().map(|&domain| weights[domain]).sum();
+        // Every domain may be at its limit when the data is used up exactly; then rounding alone is left to share out.
+        let freed = (1.0 - fixed).max(0.0);
         for domain in 0..weights.len() {
             target[domain] = match cap(domain) {
                 Some(cap) if capped[domain] => cap,
-                _ => weights[domain] * (1.0 - fixed) / free,
+                _ if mass > 0.0 => weights[domain] * freed / mass,
+                _ => freed / free.len() as f64,
             };
         }
     }

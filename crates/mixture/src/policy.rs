@@ -22,6 +22,29 @@ impl Perplexities {
             .map(|(student, teacher)| student / teacher)
             .collect()
     }
+
+    /// The ratios, where both models have a positive finite perplexity on the same domains: two infinite or two negative
+    /// perplexities would otherwise pass for a ratio.
+    pub(crate) fn checked_ratios(&self) -> Result<Vec<f64>, Refused> {
+        if self.student.len() != self.teacher.len() {
+            return Err(Refused::Length {
+                expected: self.teacher.len(),
+                got: self.student.len(),
+            });
+        }
+        for (model, perplexities) in [("student", &self.student), ("teacher", &self.teacher)] {
+            for (domain, &value) in perplexities.iter().enumerate() {
+                if !(value.is_finite() && value > 0.0) {
+                    return Err(Refused::Perplexity {
+                        model,
+                        domain,
+                        value,
+                    });
+                }
+            }
+        }
+        Ok(self.ratios())
+    }
 }
 
 /// The mixture of an interval, and what it was made from.

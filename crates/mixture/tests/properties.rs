@@ -130,3 +130,25 @@ fn a_limit_keeps_the_proportions_of_the_others() {
 fn equal_claims_go_by_name() {
     assert_eq!(Quota::new(3).draw(&[1.0 / 3.0; 3], 4), [2, 1, 1]);
 }
+
+#[test]
+fn a_corpus_can_be_used_up_to_its_last_row() {
+    let left = [Some(7), Some(31), Some(62)];
+    let target = limit(&[0.6, 0.3, 0.1], &left, 100);
+    assert_eq!(Quota::new(3).draw(&target, 100), [7, 31, 62]);
+}
+
+#[test]
+fn what_no_model_can_have_is_named() {
+    let mut policy = Ddk::new(0.5, 1, FirstInterval::Natural);
+    let of = |student: f64| Perplexities {
+        student: vec![4.0, student],
+        teacher: vec![2.0, student],
+    };
+    for bad in [f64::INFINITY, -3.0, 0.0] {
+        let said = policy.next(&of(bad)).unwrap_err().to_string();
+        assert!(said.contains("student's perplexity of domain 1"), "{said}");
+    }
+    let said = smooth_update(&[0.5, 0.5], &[1.0, 2.0], 1.5).unwrap_err();
+    assert!(said.to_string().contains("alpha is 1.5"), "{said}");
+}
