@@ -33,6 +33,10 @@ pub enum Command {
     Train(Train),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
+    /// Write a run's student as a Hugging Face folder, from any of its checkpoints
+    Export(Export),
+    /// Let a model write on after a prompt, to look at what it says
+    Generate(Generate),
     /// Show the settings in use, or their schema
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -115,12 +119,58 @@ pub struct Eval {
     /// The model's folder, in the Hugging Face format
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// A second model, printed beside the first with the ratio of the two
+    #[arg(long, value_name = "DIR")]
+    pub against: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
     /// Also write the validation documents' token ids to this JSON file, to check against another program
     #[arg(long, value_name = "FILE")]
     pub documents: Option<PathBuf>,
+}
+
+/// A run's student.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The run's folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// The folder to write; replaced as a whole where it exists
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The checkpoint's step; the newest that verifies where absent
+    #[arg(long, value_name = "N")]
+    pub step: Option<u64>,
+    /// Dtype of the tensors in the files: fp32, bf16 or fp16
+    #[arg(long, value_name = "DTYPE", default_value = "fp32", value_parser = ["fp32", "bf16", "fp16"])]
+    pub dtype: String,
+}
+
+/// A model and how it samples.
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// The model's folder, in the Hugging Face format
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The text to go on from
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Tokens to write at the most
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_tokens: usize,
+    /// 0: always the likeliest token; higher: bolder
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample from the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// The same seed writes the same text
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// `cpu`, or `cuda:0`, `cuda:1`, …
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,26 +1,36 @@
 //! `ddk eval`: a model's perplexity on each domain.
 
-use std::{collections::BTreeMap, fs, io::Write, sync::Arc};
+use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible};
-use ddk_model::Model;
+use ddk_model::{Model, Placement};
 use ddk_objective::default_chunk;
 use ddk_torch::{Lane, parse_device};
 use serde::Serialize;
 use tch::Kind;
 
-use crate::{cli, config, hint::Hint, prepare, wiring::Evaluation};
+use crate::{
+    cli, config,
+    hint::Hint,
+    prepare,
+    wiring::{self, Evaluation},
+};
 
 #[derive(Serialize)]
 struct Evaluated {
     model: String,
+    /// The model beside it, with `--against`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<String>,
     domains: BTreeMap<String, Domain>,
 }
 
 #[derive(Serialize)]
 struct Domain {
     perplexity: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<f64>,
     documents: usize,
     predictions: usize,
 }
@@ -28,11 +38,13 @@ struct Domain {
 pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let corpus = prepare::open(&settings)?;
-    let own = TokenizerFolder::open(&args.model, settings.corpus.end_token.as_deref())
-        .hint("a model's folder needs its tokenizer.json")?;
-    compatible(&own, &corpus.tokenizer).hint(
-        "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
-    )?;
+    for folder in std::iter::once(&args.model).chain(&args.against) {
+        let own = TokenizerFolder::open(folder, settings.corpus.end_token.as_deref())
+            .hint("a model's folder needs its tokenizer.json")?;
+        compatible(&own, &corpus.tokenizer).hint(
+            "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
+        )?;
+    }
     let validation = Arc::new(prepare::validation(&corpus)?);
     let names: Vec<String> = corpus
         .domains
@@ -58,27 +70,36 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
             .chunk
             .unwrap_or_else(|| default_chunk(vocabulary, device)),
     };
-    let model = Model::load(&args.model, device, Kind::Float)?;
-    let perplexities = evaluation
-        .perplexities(&model, &|| false)?
-        .ok_or_else(|| anyhow!("the evaluation was cut off"))?;
-    let domains = names.into_iter().zip(perplexities).zip(validation.iter());
+    let measure = |folder: &Path| -> Result<Vec<f64>> {
+        let mut placement = Placement::on(device, Kind::Float);
+        placement.compute = wiring::kind(settings.student.dtype);
+        let model = Model::load(folder, &placement)?;
+        evaluation
+            .perplexities(&model, &|| false)?
+            .ok_or_else(|| anyhow!("the evaluation was cut off"))
+    };
+    let perplexities = measure(&args.model)?;
+    let against = args.against.as_deref().map(measure).transpose()?;
+    let domains = names.into_iter().enumerate();
     let evaluated = Evaluated {
         model: args.model.display().to_string(),
+        against: args
+            .against
+            .as_ref()
+            .map(|folder| folder.display().to_string()),
         domains: domains
-            .map(|((name, perplexity), documents)| {
-                let predictions = documents
-                    .iter()
-                    .map(|document| document.len().saturating_sub(1))
-                    .sum();
-                (
-                    name,
-                    Domain {
-                        perplexity,
-                        documents: documents.len(),
-                        predictions,
-                    },
-                )
+            .map(|(index, name)| {
+                let documents = &validation[index];
+                let domain = Domain {
+                    perplexity: perplexities[index],
+                    against: against.as_ref().map(|other| other[index]),
+                    documents: documents.len(),
+                    predictions: documents
+                        .iter()
+                        .map(|document| document.len().saturating_sub(1))
+                        .sum(),
+                };
+                (name, domain)
             })
             .collect(),
     };
@@ -86,27 +107,42 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&evaluated)?)?;
         return Ok(());
     }
-    let width = evaluated
-        .domains
-        .keys()
-        .map(String::len)
-        .max()
-        .unwrap_or(0)
-        .max(6);
+    print(&evaluated, out)?;
+    Ok(())
+}
+
+fn print(evaluated: &Evaluated, out: &mut dyn Write) -> std::io::Result<()> {
+    let names = evaluated.domains.keys().map(String::len);
+    let width = names.max().unwrap_or(0).max(6);
+    let other = match &evaluated.against {
+        Some(other) => {
+            writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
+            format!("  {:>10}  {:>6}", "second", "ratio")
+        }
+        None => String::new(),
+    };
+    let first = match evaluated.against {
+        Some(_) => "first",
+        None => "perplexity",
+    };
     writeln!(
         out,
-        "{:width$}  {:>10}  {:>9}  {:>11}",
-        "domain", "perplexity", "documents", "predictions"
+        "{:width$}  {first:>10}{other}  {:>9}  {:>11}",
+        "domain", "documents", "predictions"
     )?;
     for (name, domain) in &evaluated.domains {
         let Domain {
             perplexity,
+            against,
             documents,
             predictions,
         } = domain;
+        let other = against.map_or_else(String::new, |other| {
+            format!("  {other:>10.3}  {:>6.3}", perplexity / other)
+        });
         writeln!(
             out,
-            "{name:width$}  {perplexity:>10.3}  {documents:>9}  {predictions:>11}"
+            "{name:width$}  {perplexity:>10.3}{other}  {documents:>9}  {predictions:>11}"
         )?;
     }
     Ok(())

@@ -5,6 +5,8 @@ mod config;
 mod demo;
 mod demo_sources;
 mod eval;
+mod export;
+mod generate;
 mod hint;
 mod mixture;
 mod prepare;
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args, &mut out),
         Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Generate(args) => generate::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Mixture(args) => mixture::run(args, &mut out).map(|()| ExitCode::SUCCESS),
     };

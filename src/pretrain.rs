@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions};
-use ddk_model::{Architecture, Model, ModelConfig};
+use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Objective, default_chunk};
 use ddk_settings::{Pretrain, Settings};
 use ddk_torch::{Lane, parse_device};
@@ -73,7 +73,7 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
     let device = parse_device(&model.device)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     let start = match (&model.init, &model.architecture) {
-        (Some(folder), _) => Model::load(folder, device, Kind::Float)?,
+        (Some(folder), _) => Model::load(folder, &Placement::on(device, Kind::Float))?,
         (None, Some(shape)) => {
             let architecture = Architecture {
                 vocab_size: vocabulary,
@@ -102,6 +102,7 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
         },
         vocabulary,
         chunk: default_chunk(vocabulary, device),
+        recompute: false,
         adamw: AdamWOptions {
             weight_decay: model.weight_decay,
             ..AdamWOptions::default()
@@ -154,7 +155,7 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
     ));
     student
         .model()
-        .save(&model.out, corpus.tokenizer.folder())?;
+        .save(&model.out, &Export::new(corpus.tokenizer.folder()))?;
     Ok(())
 }
 

@@ -8,7 +8,6 @@ use ddk_model::Model;
 use ddk_run::records::Serial;
 use ddk_settings::Settings;
 use ddk_torch::{Lane, parse_device};
-use tch::Kind;
 
 use crate::{
     prepare::{self, Corpus},
@@ -31,13 +30,14 @@ pub fn measure(
     let work = || -> Result<f64> {
         let _lane = Lane::enter(threads);
         let student_device = parse_device(&settings.student.device)?;
-        let teacher_device = parse_device(&settings.teacher.device)?;
         let teacher = Teacher::new(
-            Model::load(&folders.teacher, teacher_device, Kind::Float)?,
+            Model::load(
+                &folders.teacher,
+                &wiring::teacher_placement(&settings.teacher)?,
+            )?,
             student_device,
         );
-        let mut student =
-            wiring::build_student(&settings.student.device, folders, options.clone(), None)?;
+        let mut student = wiring::build_student(settings, folders, options.clone(), None)?;
         let shares = prepare::natural_shares(corpus);
         let mut rows = MixedRows::new(
             &corpus.domains,

@@ -210,6 +210,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         objective,
         vocabulary,
         chunk,
+        recompute: student.recompute,
         adamw: AdamWOptions {
             beta1: student.beta1,
             beta2: student.beta2,

@@ -8,9 +8,9 @@ use ddk_actors::{
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{EngineError, Signal, Student, StudentOptions, Teacher, domain_perplexities};
-use ddk_model::{Model, ModelError};
+use ddk_model::{Model, ModelError, Placement};
 use ddk_run::NamedFile;
-use ddk_settings::Settings;
+use ddk_settings::{Dtype, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
 use tch::Kind;
 
@@ -66,9 +66,9 @@ pub fn teachers(
     let (teacher, student_device) = (settings.teacher.clone(), settings.student.device.clone());
     Arc::new(move |_lane| {
         let lane = Lane::enter(teacher.threads);
-        let device = parse_device(&teacher.device).map_err(device_error)?;
         let student_device = parse_device(&student_device).map_err(device_error)?;
-        let model = Model::load(&folder, device, Kind::Float).map_err(model_error)?;
+        let placement = teacher_placement(&teacher).map_err(device_error)?;
+        let model = Model::load(&folder, &placement).map_err(model_error)?;
         Ok(TeacherPort {
             lane,
             teacher: Teacher::new(model, student_device),
@@ -85,10 +85,10 @@ pub fn student(
     evaluation: Evaluation,
     checkpoint: Option<PathBuf>,
 ) -> StudentFactory<StudentPort> {
-    let student = settings.student.clone();
+    let settings = settings.clone();
     Box::new(move || {
-        let lane = Lane::enter(student.threads);
-        let student = build_student(&student.device, &folders, options, checkpoint)?;
+        let lane = Lane::enter(settings.student.threads);
+        let student = build_student(&settings, &folders, options, checkpoint)?;
         Ok(StudentPort {
             lane,
             student,
@@ -106,19 +106,47 @@ pub struct ModelFolders {
 
 /// A student with its teacher's output matrix beside it.
 pub fn build_student(
-    device: &str,
+    settings: &Settings,
     folders: &ModelFolders,
     options: StudentOptions,
     checkpoint: Option<PathBuf>,
 ) -> Result<Student, PortError> {
-    let device = parse_device(device).map_err(device_error)?;
-    let model = Model::load(&folders.student, device, Kind::Float).map_err(model_error)?;
-    let head = Model::load_head(&folders.teacher, device, Kind::Float).map_err(model_error)?;
+    let placement = student_placement(&settings.student).map_err(device_error)?;
+    let model = Model::load(&folders.student, &placement).map_err(model_error)?;
+    let kind = kind(settings.teacher.dtype);
+    let head = Model::load_head(&folders.teacher, model.device(), kind).map_err(model_error)?;
     match checkpoint {
         Some(checkpoint) => Student::restore(model, options, Some(head), &checkpoint),
         None => Student::new(model, options, Some(head)),
     }
     .map_err(engine_error)
+}
+
+/// A teacher's weights are in the dtype of its products: they never change.
+pub fn teacher_placement(teacher: &ddk_settings::Teacher) -> Result<Placement, DeviceError> {
+    let devices = teacher.devices.iter().map(|device| parse_device(device));
+    Ok(Placement {
+        devices: devices.collect::<Result<_, _>>()?,
+        weights: kind(teacher.dtype),
+        compute: kind(teacher.dtype),
+    })
+}
+
+/// A student's weights are the optimizer's: in fp32, whatever its products are in.
+pub fn student_placement(student: &ddk_settings::Student) -> Result<Placement, DeviceError> {
+    Ok(Placement {
+        devices: vec![parse_device(&student.device)?],
+        weights: Kind::Float,
+        compute: kind(student.dtype),
+    })
+}
+
+/// libtorch's name for a dtype.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Fp32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+    }
 }
 
 /// Opens domains at a cursor.

@@ -76,21 +76,21 @@ impl Inputs {
             .usage();
         }
         for (role, folder) in [("teacher", &folders.teacher), ("student", &folders.student)] {
-            let shape = ModelConfig::read(folder)?.architecture;
-            if shape.vocab_size < vocabulary {
+            let config = ModelConfig::read(folder)?;
+            if config.vocab_size() < vocabulary {
                 return Err(anyhow!(
                     "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
                     vocabulary - 1,
                     folder.display(),
-                    shape.vocab_size
+                    config.vocab_size()
                 ))
                 .usage();
             }
-            if shape.max_position_embeddings < sequence_length as i64 {
+            if config.max_positions() < sequence_length as i64 {
                 return Err(anyhow!(
                     "`corpus.sequence_length` is {sequence_length}, but the {role} in {} was made for at most {} positions",
                     folder.display(),
-                    shape.max_position_embeddings
+                    config.max_positions()
                 ))
                 .usage();
             }

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, fs, io::Write, process::ExitCode, time::Instant
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, LoopState, Outcome};
+use ddk_model::Export;
 use ddk_run::{
     CheckpointStore, RunFolder,
     records::{DomainSummary, Summary},
 };
-use tch::Device;
 
 use super::{Prepared, measure_serial};
-use crate::{progress::say, wiring};
+use crate::{export, progress::say};
 
 /// Exports the student, then writes `report.html` and, last, `summary.json`: a folder that has it holds a run that is done.
 pub(super) fn finish(
@@ -50,16 +50,9 @@ fn export(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
     let newest = store
         .newest::<LoopState>()?
         .ok_or_else(|| anyhow!("the run left no checkpoint"))?;
-    let student = wiring::build_student(
-        "cpu",
-        &prepared.folders,
-        prepared.options.clone(),
-        Some(newest.path),
-    )?;
-    debug_assert_eq!(student.model().device(), Device::Cpu);
-    student
-        .model()
-        .save(&folder.student(), &prepared.folders.student)?;
+    let student = &prepared.folders.student;
+    let model = export::of_checkpoint(student, &newest.path)?;
+    model.save(&folder.student(), &Export::new(student))?;
     say(&format!(
         "student exported to {}",
         folder.student().display()

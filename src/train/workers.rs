@@ -126,9 +126,7 @@ pub(super) fn work(prepared: &Prepared<'_>, work: Work) -> Result<(Option<Outcom
 /// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32.
 fn queue_bytes(prepared: &Prepared<'_>) -> Result<u64> {
     let settings = prepared.settings;
-    let width = ModelConfig::read(&prepared.folders.teacher)?
-        .architecture
-        .hidden_size as u64;
+    let width = ModelConfig::read(&prepared.folders.teacher)?.hidden_size() as u64;
     let positions = settings.batch.micro_rows * settings.corpus.sequence_length as u64;
     let batches = (settings.queues.depth * settings.teacher.lanes) as u64;
     Ok(batches * positions * (4 + 4 * (width + 1)))

@@ -111,6 +111,25 @@ impl TokenizerFolder {
             .collect())
     }
 
+    /// The tokens of a text to go on from, without an end token.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
+        let encoding = self.tokenizer.encode(text, true);
+        let mut tokens = encoding
+            .map_err(|error| self.failed(&error))?
+            .get_ids()
+            .to_vec();
+        if tokens.last() == Some(&self.end_token) {
+            tokens.pop();
+        }
+        Ok(tokens)
+    }
+
+    /// The text of tokens, special tokens left out. Bytes that are no whole character yet become U+FFFD.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, CorpusError> {
+        let text = self.tokenizer.decode(tokens, true);
+        text.map_err(|error| self.failed(&error))
+    }
+
     fn failed(&self, error: &dyn std::fmt::Display) -> CorpusError {
         CorpusError::Tokenizer {
             path: self.folder.clone(),

@@ -1,5 +1,5 @@
 //! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`]), measure perplexity
-//! ([`domain_perplexities`]), copy the state for a checkpoint ([`Snapshot`]).
+//! ([`domain_perplexities`]), write a text ([`Generator`]), copy the state for a checkpoint ([`Snapshot`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
 //! thread, is decided in `ddk-actors`. A model is built on the thread that uses it, because libtorch keeps grad mode
@@ -8,6 +8,7 @@
 mod adamw;
 mod batch;
 mod error;
+mod generate;
 mod perplexity;
 mod schedule;
 mod snapshot;
@@ -17,6 +18,7 @@ mod teacher;
 pub use adamw::{AdamW, AdamWOptions, global_norm};
 pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
 pub use error::EngineError;
+pub use generate::{Generator, Sampling};
 pub use perplexity::domain_perplexities;
 pub use schedule::Schedule;
 pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};

@@ -22,6 +22,7 @@ pub fn domain_perplexities(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<Vec<f64>>, EngineError> {
     let _no_grad = tch::no_grad_guard();
+    let head = model.head_for_products()?;
     let mut perplexities = Vec::with_capacity(domains.len());
     for documents in domains {
         let mut by_length: Vec<&[u32]> = documents
@@ -40,7 +41,7 @@ pub fn domain_perplexities(
             let width = hidden.size().last().copied().unwrap_or(0);
             let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
             let (sum, count) = cross_entropy_sum(
-                &HeadInput::new(&hidden, model.head().weight),
+                &HeadInput::new(&hidden, &head),
                 &batch.labels,
                 vocabulary,
                 chunk,

@@ -87,7 +87,7 @@ impl Student {
         checkpoint: &Path,
     ) -> Result<Self, EngineError> {
         model.set_trainable(true);
-        let weights = read_tensors(&checkpoint.join(WEIGHTS_FILE))?;
+        model.replace_weights(&read_tensors(&checkpoint.join(WEIGHTS_FILE))?)?;
         let moments_file = checkpoint.join(MOMENTS_FILE);
         let moments = read_tensors(&moments_file)?;
         let updates = moments
@@ -101,11 +101,7 @@ impl Student {
         {
             let _no_grad = tch::no_grad_guard();
             for (name, parameter) in model.parameters() {
-                let mut parameter = parameter.shallow_clone();
                 let shape = parameter.size();
-                parameter
-                    .f_copy_(&weights.tensor(name, &shape)?)
-                    .map_err(TorchError::from)?;
                 let device = parameter.device();
                 for (prefix, list) in [("first", &mut first), ("second", &mut second)] {
                     let moment = moments.tensor(&format!("{prefix}.{name}"), &shape)?;

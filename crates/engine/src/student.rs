@@ -5,7 +5,7 @@ use std::time::Instant;
 use ddk_model::Model;
 use ddk_objective::{HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head};
 use ddk_torch::TorchError;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::{
     EngineError,
@@ -27,6 +27,9 @@ pub struct StudentOptions {
     pub chunk: i64,
     /// The optimizer's constants.
     pub adamw: AdamWOptions,
+    /// Whether the activations inside a layer are computed again in the backward instead of kept: the same result, less
+    /// memory, one more forward.
+    pub recompute: bool,
     /// Gradients are scaled down to this global L2 norm.
     pub clip_norm: f64,
     /// The learning rate by step.
@@ -131,21 +134,26 @@ impl Student {
     ) -> Result<MicroStep, EngineError> {
         let started = Instant::now();
         let batch = batch_tensors(rows, self.model.device())?;
-        let hidden = self.model.hidden(&batch.tokens)?;
-        let width = hidden.size().last().copied().unwrap_or(0);
-        let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
+        let trace = self.model.trace(&batch.tokens, self.options.recompute)?;
+        let shape = trace.hidden().size();
+        let width = shape.last().copied().unwrap_or(0);
+        let detached = trace
+            .hidden()
+            .detach()
+            .f_reshape([-1, width])
+            .map_err(TorchError::from)?;
         let forward_seconds = started.elapsed().as_secs_f64();
 
         let started = Instant::now();
-        let detached = hidden.detach();
-        let student_head = self.model.head();
+        // Master weights are cast once a micro-batch where the products are in another dtype.
+        let student_head = self.model.head_for_products()?;
         let teacher = match (signal, &self.teacher_head) {
             (Some(Signal::Hidden { last }), Some(weight)) => Some(HeadInput::new(last, weight)),
             (Some(_), None) => return Err(EngineError::NoTeacherHead),
             (None, _) => None,
         };
         let output = chunked_head(
-            &HeadInput::new(&detached, student_head.weight),
+            &HeadInput::new(&detached, &student_head),
             teacher.as_ref(),
             &Positions {
                 labels: &batch.labels,
@@ -169,12 +177,11 @@ impl Student {
 
         let started = Instant::now();
         if finite {
-            // The backward of sum(hidden * constant) is exactly the given gradient.
-            hidden
-                .f_mul(&output.hidden_gradient)
-                .and_then(|product| product.f_sum(Kind::Float))
-                .and_then(|sum| sum.f_backward())
+            let gradient = output
+                .hidden_gradient
+                .f_reshape(shape)
                 .map_err(TorchError::from)?;
+            trace.backward(&gradient)?;
         }
         Ok(MicroStep {
             ce_sum: output.ce_sum,

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::ModelError;
+use crate::{Model, ModelError, design::Design, families, fields::Fields};
 
 /// The shape of a model that is made anew; field names as in a Hugging Face configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,14 +33,7 @@ pub struct Architecture {
 /// A model's configuration, as read from (or to be written to) `config.json`.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// The shape.
-    pub architecture: Architecture,
-    /// Size of a head; usually `hidden_size / num_attention_heads`.
-    pub head_dim: i64,
-    /// Added to the mean square in a norm.
-    pub rms_norm_eps: f64,
-    /// Standard deviation of new weights.
-    pub initializer_range: f64,
+    design: Design,
     /// The whole file: keys that this program does not use are carried over when the model is saved.
     raw: Map<String, Value>,
 }
@@ -94,65 +87,77 @@ impl ModelConfig {
     }
 
     fn parse(raw: Value, path: &Path) -> Result<Self, ModelError> {
-        let malformed = |reason: String| ModelError::Malformed {
-            path: path.to_owned(),
-            reason,
-        };
         let Value::Object(raw) = raw else {
-            return Err(malformed("not a JSON object".to_owned()));
+            return Err(ModelError::Malformed {
+                path: path.to_owned(),
+                reason: "not a JSON object".to_owned(),
+            });
         };
-        let fields: Fields = serde_json::from_value(Value::Object(raw.clone()))
-            .map_err(|error| malformed(error.to_string()))?;
-        fields.check(path)?;
-        let heads = fields.num_attention_heads;
-        let architecture = Architecture {
-            vocab_size: fields.vocab_size,
-            hidden_size: fields.hidden_size,
-            intermediate_size: fields.intermediate_size,
-            num_hidden_layers: fields.num_hidden_layers,
-            num_attention_heads: heads,
-            num_key_value_heads: fields.num_key_value_heads.unwrap_or(heads),
-            max_position_embeddings: fields.max_position_embeddings,
-            rope_theta: fields
-                .rope_parameters
-                .as_ref()
-                .and_then(|rope| rope.rope_theta)
-                .or(fields.rope_theta)
-                .unwrap_or(10_000.0),
-            tie_word_embeddings: fields.tie_word_embeddings,
-        };
-        for (name, value) in [
-            ("vocab_size", architecture.vocab_size),
-            ("hidden_size", architecture.hidden_size),
-            ("intermediate_size", architecture.intermediate_size),
-            ("num_hidden_layers", architecture.num_hidden_layers),
-            ("num_attention_heads", heads),
-            ("num_key_value_heads", architecture.num_key_value_heads),
-        ] {
-            if value < 1 {
-                return Err(malformed(format!("{name} is {value}: expected at least 1")));
-            }
-        }
-        let head_dim = fields.head_dim.unwrap_or(architecture.hidden_size / heads);
-        if fields.head_dim.is_none() && architecture.hidden_size % heads != 0 {
-            return Err(malformed(format!(
-                "hidden_size {} is not a multiple of num_attention_heads {heads}",
-                architecture.hidden_size
-            )));
-        }
-        if heads % architecture.num_key_value_heads != 0 || head_dim < 2 || head_dim % 2 != 0 {
-            return Err(malformed(format!(
-                "num_attention_heads {heads} must be a multiple of num_key_value_heads {}, and the head size {head_dim} even",
-                architecture.num_key_value_heads
-            )));
-        }
-        Ok(Self {
-            architecture,
-            head_dim,
-            rms_norm_eps: fields.rms_norm_eps,
-            initializer_range: fields.initializer_range,
-            raw,
+        let design = families::design(Fields { raw: &raw, path })?;
+        Ok(Self { design, raw })
+    }
+
+    pub(crate) fn design(&self) -> &Design {
+        &self.design
+    }
+
+    /// Columns of the output matrix, padding included.
+    pub fn vocab_size(&self) -> i64 {
+        self.design.vocab_size
+    }
+
+    /// Width of the hidden states, d_model.
+    pub fn hidden_size(&self) -> i64 {
+        self.design.hidden_size
+    }
+
+    /// Width of the MLP.
+    pub fn intermediate_size(&self) -> i64 {
+        self.design.mlp.width
+    }
+
+    /// Layers.
+    pub fn layers(&self) -> i64 {
+        self.design.layers
+    }
+
+    /// Heads of the queries, heads of keys and values, and the size of a head.
+    pub fn heads(&self) -> (i64, i64, i64) {
+        let attention = &self.design.attention;
+        (attention.heads, attention.kv_heads, attention.head_dim)
+    }
+
+    /// Longest sequence.
+    pub fn max_positions(&self) -> i64 {
+        self.design.max_positions
+    }
+
+    /// Whether the output matrix is the embedding.
+    pub fn tied(&self) -> bool {
+        self.design.tied
+    }
+
+    /// Numbers in all parameters, and of these the ones in the embedding and in an output matrix of its own.
+    pub fn parameter_counts(&self) -> Result<ParameterCounts, ModelError> {
+        let total = Model::needed(self)?
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<i64>())
+            .sum();
+        let table = self.vocab_size() * self.hidden_size();
+        Ok(ParameterCounts {
+            total,
+            embedding: table,
+            head: if self.tied() { 0 } else { table },
         })
+    }
+
+    /// The dtype that the file names for the weights, such as `bfloat16`.
+    pub fn dtype(&self) -> Option<&str> {
+        let named = self
+            .raw
+            .get("dtype")
+            .or_else(|| self.raw.get("torch_dtype"));
+        named.and_then(Value::as_str)
     }
 
     /// The file to be written beside weights of the dtype named.
@@ -164,104 +169,21 @@ impl ModelConfig {
     }
 }
 
-const ARCHITECTURES: &str = "LlamaForCausalLM";
-
-#[derive(Deserialize)]
-struct Fields {
-    #[serde(default)]
-    architectures: Vec<String>,
-    vocab_size: i64,
-    hidden_size: i64,
-    intermediate_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    #[serde(default = "default_positions")]
-    max_position_embeddings: i64,
-    #[serde(default = "default_eps")]
-    rms_norm_eps: f64,
-    #[serde(default = "default_range")]
-    initializer_range: f64,
-    rope_theta: Option<f64>,
-    rope_parameters: Option<Rope>,
-    rope_scaling: Option<Rope>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default = "default_activation")]
-    hidden_act: String,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    quantization_config: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Rope {
-    rope_theta: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-}
-
-fn default_positions() -> i64 {
-    2048
-}
-
-fn default_eps() -> f64 {
-    1e-6
-}
-
-fn default_range() -> f64 {
-    0.02
-}
-
-fn default_activation() -> String {
-    "silu".to_owned()
-}
-
-impl Fields {
-    fn check(&self, path: &Path) -> Result<(), ModelError> {
-        let unsupported = |what, value: String, supported| {
-            Err(ModelError::Unsupported {
-                path: path.to_owned(),
-                what,
-                value,
-                supported,
-            })
-        };
-        if self.architectures.first().map(String::as_str) != Some(ARCHITECTURES) {
-            return unsupported("architecture", self.architectures.join(", "), ARCHITECTURES);
-        }
-        if self.hidden_act != "silu" {
-            return unsupported("activation", self.hidden_act.clone(), "silu");
-        }
-        for rope in [&self.rope_parameters, &self.rope_scaling]
-            .into_iter()
-            .flatten()
-        {
-            if let Some(kind) = &rope.rope_type
-                && kind != "default"
-            {
-                return unsupported("rope type", kind.clone(), "default");
-            }
-        }
-        if self.attention_bias || self.mlp_bias {
-            return unsupported("attention_bias or mlp_bias", "true".to_owned(), "false");
-        }
-        if let Some(quantization) = &self.quantization_config {
-            let method = quantization
-                .get("quant_method")
-                .map_or_else(|| quantization.to_string(), ToString::to_string);
-            return unsupported("quantisation", method, "weights in f32, f16 or bf16");
-        }
-        Ok(())
-    }
+/// How many numbers a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParameterCounts {
+    /// All.
+    pub total: i64,
+    /// In the embedding.
+    pub embedding: i64,
+    /// In the output matrix, where it is not the embedding.
+    pub head: i64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::design::{Positions, RotaryDesign, RotaryScaling};
 
     fn parse(change: impl FnOnce(&mut Map<String, Value>)) -> Result<ModelConfig, ModelError> {
         let mut raw = json!({
@@ -275,10 +197,23 @@ mod tests {
     #[test]
     fn what_is_left_out_has_transformers_defaults() {
         let config = parse(|_| ()).unwrap();
-        assert_eq!((config.head_dim, config.rms_norm_eps), (8, 1e-6));
-        assert_eq!(config.architecture.num_key_value_heads, 4);
-        assert_eq!(config.architecture.rope_theta, 5e5);
-        assert!(!config.architecture.tie_word_embeddings);
+        assert_eq!(config.heads(), (4, 4, 8));
+        assert!(!config.tied());
+        let of = |theta| RotaryDesign {
+            theta,
+            scaling: RotaryScaling::None,
+        };
+        assert_eq!(config.design().positions, Positions::Rotary(of(5e5)));
+        let newer = parse(|raw| {
+            raw.insert(
+                "rope_parameters".to_owned(),
+                json!({"rope_type": "default", "rope_theta": 1e6}),
+            );
+        });
+        assert_eq!(
+            newer.unwrap().design().positions,
+            Positions::Rotary(of(1e6))
+        );
     }
 
     #[test]
@@ -296,9 +231,15 @@ mod tests {
                 json!({"quant_method": "gptq"}),
                 "gptq",
             ),
-            ("hidden_size", json!(30), "hidden_size 30"),
+            ("hidden_size", json!(30), "hidden size 30"),
+            (
+                "rope_scaling",
+                json!({"rope_type": "llama3", "factor": 8}),
+                "low_freq_factor",
+            ),
             ("num_key_value_heads", json!(3), "num_key_value_heads 3"),
-            ("vocab_size", json!("many"), "invalid type"),
+            ("vocab_size", json!("many"), "`vocab_size` is \"many\""),
+            ("vocab_size", json!(null), "`vocab_size` is missing"),
         ] {
             let error = parse(|raw| drop(raw.insert(key.to_owned(), value)))
                 .unwrap_err()
@@ -308,5 +249,22 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_window_limits_the_length() {
+        let of = |architecture: &str, in_use: Option<bool>| {
+            let config = parse(|raw| {
+                raw.insert("architectures".to_owned(), json!([architecture]));
+                raw.insert("sliding_window".to_owned(), json!(64));
+                if let Some(in_use) = in_use {
+                    raw.insert("use_sliding_window".to_owned(), json!(in_use));
+                }
+            });
+            config.unwrap().max_positions()
+        };
+        assert_eq!(of("MistralForCausalLM", None), 64);
+        assert_eq!(of("Qwen2ForCausalLM", None), 2048);
+        assert_eq!(of("Qwen3ForCausalLM", Some(true)), 64);
     }
 }

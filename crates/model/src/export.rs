@@ -6,9 +6,10 @@ use std::{
     path::Path,
 };
 
-use tch::{Device, Kind};
+use serde_json::{Map, Value, json};
+use tch::{Device, Kind, Tensor};
 
-use crate::{Model, ModelError, safetensors::write_tensors};
+use crate::{Model, ModelError, safetensors::write_tensors, weights::INDEX};
 
 /// Files that are carried over from the folder of the tokenizer, where they are there.
 pub const TOKENIZER_FILES: [&str; 8] = [
@@ -22,11 +23,32 @@ pub const TOKENIZER_FILES: [&str; 8] = [
     "chat_template.jinja",
 ];
 
+/// How a model is written.
+#[derive(Debug, Clone)]
+pub struct Export<'a> {
+    /// The folder of the model it began as, or of the tokenizer: its tokenizer files and `generation_config.json` are copied.
+    pub carry_from: &'a Path,
+    /// Dtype of the tensors in the file; as in memory where absent.
+    pub dtype: Option<Kind>,
+    /// No file of weights grows past this, unless a single tensor does.
+    pub shard_bytes: usize,
+}
+
+impl<'a> Export<'a> {
+    /// In the dtype that the model has in memory, in shards of at most 5 GB.
+    pub fn new(carry_from: &'a Path) -> Self {
+        Self {
+            carry_from,
+            dtype: None,
+            shard_bytes: 5_000_000_000,
+        }
+    }
+}
+
 impl Model {
-    /// Writes `config.json`, `model.safetensors`, and what `carry_from` (the folder of the model it began as, or of the
-    /// tokenizer) has of tokenizer files and `generation_config.json`. The folder is complete or not there: it is written
-    /// beside its place and renamed.
-    pub fn save(&self, folder: &Path, carry_from: &Path) -> Result<(), ModelError> {
+    /// Writes `config.json`, the weights, and what is carried over. The folder is complete or not there: it is written beside
+    /// its place and renamed.
+    pub fn save(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let beside = |suffix: &str| folder.with_file_name(format!(".{name}.{suffix}"));
         let (temporary, old) = (beside("tmp"), beside("old"));
@@ -36,7 +58,7 @@ impl Model {
             }
         }
         fs::create_dir_all(&temporary).map_err(ModelError::io("create", &temporary))?;
-        let written = self.write(&temporary, carry_from);
+        let written = self.write(&temporary, export);
         if let Err(error) = written {
             let _ = fs::remove_dir_all(&temporary);
             return Err(error);
@@ -51,37 +73,74 @@ impl Model {
         Ok(())
     }
 
-    fn write(&self, folder: &Path, carry_from: &Path) -> Result<(), ModelError> {
-        let dtype = match self.parameters().first().map(|(_, tensor)| tensor.kind()) {
-            Some(Kind::BFloat16) => "bfloat16",
-            Some(Kind::Half) => "float16",
+    fn write(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
+        let in_memory = self.parameters().first().map(|(_, tensor)| tensor.kind());
+        let kind = export.dtype.or(in_memory).unwrap_or(Kind::Float);
+        let dtype = match kind {
+            Kind::BFloat16 => "bfloat16",
+            Kind::Half => "float16",
             _ => "float32",
         };
-        let config = self.config().to_json(dtype);
-        let text = serde_json::to_string_pretty(&config).unwrap_or_default();
-        write(&folder.join("config.json"), |out| {
-            out.write_all(text.as_bytes())
-        })?;
+        write_json(&folder.join("config.json"), &self.config().to_json(dtype))?;
         let _no_grad = tch::no_grad_guard();
-        let tensors = self
-            .parameters()
-            .iter()
-            .map(|(name, tensor)| Ok((name.clone(), tensor.detach().f_to_device(Device::Cpu)?)))
-            .collect::<Result<Vec<_>, ModelError>>()?;
-        write(&folder.join("model.safetensors"), |out| {
-            write_tensors(&tensors, &[], out)
-        })?;
+        let shards = shards(self.parameters(), kind, export.shard_bytes);
+        let mut files = Map::new();
+        for (index, shard) in shards.iter().enumerate() {
+            let file = match shards.len() {
+                1 => "model.safetensors".to_owned(),
+                count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+            };
+            // One shard at a time is copied and cast.
+            let tensors = shard
+                .iter()
+                .map(|(name, tensor)| {
+                    let copy = tensor.detach().f_to_kind(kind)?.f_to_device(Device::Cpu)?;
+                    Ok((name.clone(), copy))
+                })
+                .collect::<Result<Vec<_>, ModelError>>()?;
+            write(&folder.join(&file), |out| write_tensors(&tensors, &[], out))?;
+            files.extend(tensors.into_iter().map(|(name, _)| (name, json!(file))));
+        }
+        if shards.len() > 1 {
+            let total: usize = self.parameters().iter().map(|one| bytes(one, kind)).sum();
+            let index = json!({ "metadata": { "total_size": total }, "weight_map": files });
+            write_json(&folder.join(INDEX), &index)?;
+        }
         for name in TOKENIZER_FILES
             .into_iter()
             .chain(["generation_config.json"])
         {
-            let from = carry_from.join(name);
+            let from = export.carry_from.join(name);
             if from.exists() {
                 fs::copy(&from, folder.join(name)).map_err(ModelError::io("copy", &from))?;
             }
         }
         Ok(())
     }
+}
+
+/// Parameters in their order, cut where a file would grow past `limit` bytes.
+fn shards(parameters: &[(String, Tensor)], kind: Kind, limit: usize) -> Vec<&[(String, Tensor)]> {
+    let (mut shards, mut start, mut size) = (Vec::new(), 0, 0);
+    for (index, parameter) in parameters.iter().enumerate() {
+        let more = bytes(parameter, kind);
+        if size + more > limit && index > start {
+            shards.push(&parameters[start..index]);
+            (start, size) = (index, 0);
+        }
+        size += more;
+    }
+    shards.push(&parameters[start..]);
+    shards
+}
+
+fn bytes((_, tensor): &(String, Tensor), kind: Kind) -> usize {
+    tensor.numel() * kind.elt_size_in_bytes()
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    write(path, |out| out.write_all(text.as_bytes()))
 }
 
 fn write(

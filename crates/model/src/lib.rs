@@ -1,21 +1,28 @@
 //! Decoder-only transformers on libtorch, in and out of Hugging Face folders.
 //!
-//! [`Model`] is what the rest of the program sees: load, hidden states, output matrix, save. A family reads like its paper
-//! in a file of its own (`llama`), put together from shared parts (`parts`). [`ModelConfig`] is `config.json`;
+//! [`Model`] is what the rest of the program sees: load, hidden states, output matrix, save. `families` has a small file for
+//! each family, which turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder` is put together from shared `parts`
+//! as the design says. [`Trace`] is a forward whose backward is called by hand; [`Cache`] is for writing token by token.
 //! [`safetensors`] reads and writes tensors by name; [`Weights`] are the tensors of a folder, sharded or not.
 
 mod config;
+mod decoder;
+mod design;
 mod error;
 mod export;
-mod llama;
+mod families;
+mod fields;
 mod model;
 mod parameters;
 mod parts;
 pub mod safetensors;
+mod trace;
 mod weights;
 
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, ModelConfig, ParameterCounts};
+pub use decoder::Cache;
 pub use error::ModelError;
-pub use export::TOKENIZER_FILES;
-pub use model::{Head, Model};
+pub use export::{Export, TOKENIZER_FILES};
+pub use model::{Head, Model, Placement};
+pub use trace::Trace;
 pub use weights::Weights;

@@ -4,15 +4,42 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{ModelConfig, ModelError, Weights, llama::Llama, parameters::Parameters};
+use crate::{
+    Cache, ModelConfig, ModelError, Weights,
+    decoder::{Decoder, Spread},
+    parameters::Parameters,
+    safetensors::TensorFile,
+};
 
-/// A decoder-only transformer on one device.
+/// A decoder-only transformer, on one device or with its layers spread over several.
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
-    decoder: Llama,
+    decoder: Decoder,
     parameters: Vec<(String, Tensor)>,
-    device: Device,
+    spread: Spread,
+}
+
+/// Where a model is put, and its dtypes.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// At least one. Layers are spread over them in equal shares, in order.
+    pub devices: Vec<Device>,
+    /// Dtype of the parameters in memory.
+    pub weights: Kind,
+    /// Dtype of the hidden states and of the matrix products: weights of another dtype are cast for each product.
+    pub compute: Kind,
+}
+
+impl Placement {
+    /// All on one device, in one dtype.
+    pub fn on(device: Device, kind: Kind) -> Self {
+        Self {
+            devices: vec![device],
+            weights: kind,
+            compute: kind,
+        }
+    }
 }
 
 /// The output matrix.
@@ -25,78 +52,100 @@ pub struct Head<'a> {
 }
 
 impl Model {
-    /// Loads a Hugging Face folder: tensor by tensor to `device`, in dtype `kind`.
-    pub fn load(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
+    /// Loads a Hugging Face folder, tensor by tensor to its device in its dtype.
+    pub fn load(folder: &Path, placement: &Placement) -> Result<Self, ModelError> {
         let config = ModelConfig::read(folder)?;
         let weights = Weights::open(folder)?;
-        let needed: Vec<(String, Vec<i64>)> = {
-            let mut shapes = Parameters::of_shapes();
-            Llama::new(&config, &mut shapes, Device::Cpu, Kind::Float)?;
-            shapes
-                .into_list()
-                .into_iter()
-                .map(|(name, tensor)| (name, tensor.size()))
-                .collect()
-        };
-        let tied = config.architecture.tie_word_embeddings;
-        weights.check(&needed, |name| {
-            name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
-        })?;
+        Self::check(&config, &weights)?;
         Self::build(
             config,
-            Parameters::of_folder(&weights, device, kind),
-            device,
-            kind,
+            Parameters::of_folder(&weights, placement.weights),
+            placement,
         )
+    }
+
+    /// Compares a folder's tensors with what its configuration needs, reading no more than their headers.
+    pub fn check(config: &ModelConfig, weights: &Weights) -> Result<(), ModelError> {
+        weights.check(&Self::needed(config)?, |name| {
+            name.ends_with("rotary_emb.inv_freq")
+                || name.ends_with("attn.bias")
+                || name.ends_with("attn.masked_bias")
+                || (config.tied() && name == "lm_head.weight")
+        })
+    }
+
+    /// Names and shapes of all parameters, sorted by name.
+    pub(crate) fn needed(config: &ModelConfig) -> Result<Vec<(String, Vec<i64>)>, ModelError> {
+        let mut shapes = Parameters::of_shapes();
+        let nowhere = Placement::on(Device::Cpu, Kind::Float);
+        Decoder::new(config.design(), &mut shapes, &spread(&nowhere))?;
+        let list = shapes.into_list().into_iter();
+        Ok(list.map(|(name, tensor)| (name, tensor.size())).collect())
     }
 
     /// The output matrix of a folder's model alone, `[vocab_size, hidden_size]`: what a student needs of its teacher.
     pub fn load_head(folder: &Path, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
-        let tied = ModelConfig::read(folder)?.architecture.tie_word_embeddings;
-        let name = if tied {
-            "model.embed_tokens.weight"
-        } else {
-            "lm_head.weight"
-        };
-        Weights::open(folder)?.tensor(name, device, kind)
+        let name = ModelConfig::read(folder)?.design().head_name();
+        Weights::open(folder)?.tensor(&name, device, kind)
     }
 
     /// A new model in fp32 with weights drawn from the seed.
     pub fn random(config: ModelConfig, seed: u64, device: Device) -> Result<Self, ModelError> {
-        Self::build(
-            config,
-            Parameters::of_seed(seed, device),
-            device,
-            Kind::Float,
-        )
+        let placement = Placement::on(device, Kind::Float);
+        Self::build(config, Parameters::of_seed(seed), &placement)
     }
 
     fn build(
         config: ModelConfig,
         mut parameters: Parameters<'_>,
-        device: Device,
-        kind: Kind,
+        placement: &Placement,
     ) -> Result<Self, ModelError> {
-        let decoder = Llama::new(&config, &mut parameters, device, kind)?;
+        let spread = spread(placement);
+        let decoder = Decoder::new(config.design(), &mut parameters, &spread)?;
         Ok(Self {
             config,
             decoder,
             parameters: parameters.into_list(),
-            device,
+            spread,
         })
     }
 
     /// Token ids `[batch, time]` (i64) to hidden states `[batch, time, hidden_size]`, after the final norm.
     pub fn hidden(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.decoder.hidden(tokens)?)
+        Ok(self.decoder.hidden(tokens, None)?)
+    }
+
+    /// A cache for [`Self::hidden_after`] that has read nothing yet.
+    pub fn cache(&self) -> Cache {
+        Cache::new(self.decoder.layers())
+    }
+
+    /// Hidden states of tokens `[batch, time]` that go on after what the cache has read; the cache reads them as well.
+    pub fn hidden_after(&self, cache: &mut Cache, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.decoder.hidden(tokens, Some(cache))?)
     }
 
     /// The output matrix: logits are hidden states times its transpose.
     pub fn head(&self) -> Head<'_> {
         Head {
-            weight: &self.decoder.lm_head,
-            tied: self.config.architecture.tie_word_embeddings,
+            weight: &self.decoder.head,
+            tied: self.config.tied(),
         }
+    }
+
+    /// The output matrix in the dtype of the products, without a graph.
+    pub fn head_for_products(&self) -> Result<Tensor, ModelError> {
+        let weight = self.decoder.head.detach();
+        Ok(weight.f_to_kind(self.spread.compute)?)
+    }
+
+    /// Replaces all weights by those of a file that names them alike, such as a checkpoint's.
+    pub fn replace_weights(&mut self, file: &TensorFile) -> Result<(), ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        for (name, parameter) in &mut self.parameters {
+            parameter.f_copy_(&file.tensor(name, &parameter.size())?)?;
+        }
+        Ok(())
     }
 
     /// All parameters, sorted by name; a tied output matrix appears once, as the embedding.
@@ -116,8 +165,19 @@ impl Model {
         &self.config
     }
 
-    /// Where it is.
+    /// Where its hidden states come out.
     pub fn device(&self) -> Device {
-        self.device
+        self.spread.last()
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+}
+
+fn spread(placement: &Placement) -> Spread {
+    Spread {
+        devices: placement.devices.clone(),
+        compute: placement.compute,
     }
 }

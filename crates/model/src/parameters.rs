@@ -11,6 +11,8 @@ pub(crate) enum Initial {
     Normal(f64),
     /// All ones (norms).
     Ones,
+    /// All zeros (biases).
+    Zeros,
 }
 
 /// Gives a family its parameters as it asks for them, and remembers their names.
@@ -29,26 +31,33 @@ enum Source<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    pub(crate) fn of_folder(weights: &'a Weights, device: Device, kind: Kind) -> Self {
-        Self::new(Source::Folder(weights), device, kind)
+    pub(crate) fn of_folder(weights: &'a Weights, kind: Kind) -> Self {
+        Self::new(Source::Folder(weights), kind)
     }
 
     /// New parameters in fp32, drawn from (seed, name): the same whatever else the model has.
-    pub(crate) fn of_seed(seed: u64, device: Device) -> Self {
-        Self::new(Source::Seed(seed), device, Kind::Float)
+    pub(crate) fn of_seed(seed: u64) -> Self {
+        Self::new(Source::Seed(seed), Kind::Float)
     }
 
     /// Parameters without memory, to learn their names and shapes.
     pub(crate) fn of_shapes() -> Self {
-        Self::new(Source::Shapes, Device::Cpu, Kind::Float)
+        Self::new(Source::Shapes, Kind::Float)
     }
 
-    fn new(source: Source<'a>, device: Device, kind: Kind) -> Self {
+    fn new(source: Source<'a>, kind: Kind) -> Self {
         Self {
             source,
-            device,
+            device: Device::Cpu,
             kind,
             list: Vec::new(),
+        }
+    }
+
+    /// Where the parameters asked for from now on are put. Names and shapes alone are always on the CPU.
+    pub(crate) fn place_on(&mut self, device: Device) {
+        if !matches!(self.source, Source::Shapes) {
+            self.device = device;
         }
     }
 
@@ -63,6 +72,7 @@ impl<'a> Parameters<'a> {
             Source::Folder(weights) => weights.tensor(&name, self.device, self.kind)?,
             Source::Seed(seed) => match initial {
                 Initial::Ones => Tensor::f_ones(shape, (self.kind, self.device))?,
+                Initial::Zeros => Tensor::f_zeros(shape, (self.kind, self.device))?,
                 Initial::Normal(deviation) => {
                     let mut rng = ddk_order::stream(*seed, &name, &[]);
                     let count: i64 = shape.iter().product();

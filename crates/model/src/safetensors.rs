@@ -12,7 +12,7 @@ use safetensors::{
     tensor::{Dtype, Metadata},
 };
 use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 
@@ -81,8 +81,36 @@ impl TensorFile {
         ))
     }
 
+    /// A copy of a tensor on `device` in dtype `kind`, straight from the mapped file: no other copy is made on the way.
+    pub fn tensor_on(
+        &self,
+        name: &str,
+        shape: &[i64],
+        device: Device,
+        kind: Kind,
+    ) -> Result<Tensor, ModelError> {
+        let (bytes, found) = self.find(name, shape)?;
+        let size = found.elt_size_in_bytes();
+        if !(bytes.as_ptr() as usize).is_multiple_of(size) {
+            let copy = Tensor::f_from_data_size(bytes, shape, found)?;
+            return Ok(copy.f_to_device(device)?.f_to_kind(kind)?);
+        }
+        // SAFETY: `find` checked that the bytes are as many as shape and dtype say, and they are aligned. The view is only read,
+        // and it is dropped before this function returns, while `self` keeps the file mapped.
+        let view = unsafe {
+            Tensor::f_from_blob(bytes.as_ptr(), shape, &strides(shape), found, Device::Cpu)
+        }?;
+        Ok(view.f_to_device_(device, kind, false, true)?)
+    }
+
     /// A copy of a tensor on the CPU, in the file's dtype; its shape must be `shape`.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, ModelError> {
+        let (bytes, kind) = self.find(name, shape)?;
+        Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
+    }
+
+    /// Bytes and dtype of a tensor that must have the shape `shape`.
+    fn find(&self, name: &str, shape: &[i64]) -> Result<(&[u8], Kind), ModelError> {
         let malformed = |reason| ModelError::Malformed {
             path: self.path.clone(),
             reason,
@@ -101,8 +129,17 @@ impl TensorFile {
                 "the tensor `{name}` has the dtype {dtype:?} (supported: F32, F16, BF16, F64)"
             ))
         })?;
-        Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
+        Ok((bytes, kind))
     }
+}
+
+/// Numbers between neighbours along each dimension of a tensor without gaps.
+fn strides(shape: &[i64]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for index in (1..shape.len()).rev() {
+        strides[index - 1] = strides[index] * shape[index];
+    }
+    strides
 }
 
 fn kind(dtype: Dtype) -> Option<Kind> {
@@ -171,7 +208,6 @@ pub fn write_tensors(
 mod tests {
     use super::*;
     use std::fs;
-    use tch::Device;
 
     #[test]
     fn tensors_of_each_dtype_come_back_bit_for_bit_and_the_public_reader_agrees() {

@@ -15,7 +15,8 @@ use crate::{
 };
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Which shard holds which tensor.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a folder by name, mapped, not yet copied.
 #[derive(Debug)]
@@ -79,10 +80,7 @@ impl Weights {
             folder: self.folder.clone(),
             problems: vec![format!("  missing: {name}")],
         })?;
-        Ok(file
-            .tensor(name, &shape)?
-            .f_to_device(device)?
-            .f_to_kind(kind)?)
+        file.tensor_on(name, &shape, device, kind)
     }
 
     /// Compares the names and shapes with those a model needs; every problem is in the error. `may_be_there` says which

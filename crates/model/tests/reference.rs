@@ -7,13 +7,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ddk_model::{Architecture, Model, ModelConfig, Weights, safetensors::read_tensors};
+use ddk_model::{
+    Architecture, Export, Model, ModelConfig, Placement, Weights, safetensors::read_tensors,
+};
 use tch::{Device, Kind, Tensor};
 
-const CASES: [&str; 3] = [
+const CASES: [&str; 20] = [
     "llama-multi-head-tied",
     "llama-grouped-odd-vocabulary",
     "llama-multi-query-wide-heads",
+    "llama-rope-llama3-biases",
+    "llama-rope-linear",
+    "mistral-grouped",
+    "mistral-multi-query-wide-heads",
+    "mistral-tied-within-its-window",
+    "qwen2-multi-head-odd-vocabulary",
+    "qwen2-grouped-tied",
+    "qwen2-multi-query",
+    "qwen3-grouped-wide-heads",
+    "qwen3-multi-head-tied",
+    "qwen3-multi-query-biases",
+    "gemma-multi-head-wide-heads",
+    "gemma-multi-query",
+    "gemma-grouped-untied",
+    "gpt-bigcode-multi-query-tied",
+    "gpt-bigcode-multi-head",
+    "gpt-bigcode-multi-query-narrow-mlp",
 ];
 
 fn folder(case: &str) -> PathBuf {
@@ -29,7 +48,7 @@ fn tensor(case: &str, name: &str) -> Tensor {
 }
 
 fn load(case: &str) -> Model {
-    Model::load(&folder(case), Device::Cpu, Kind::Float).unwrap()
+    Model::load(&folder(case), &Placement::on(Device::Cpu, Kind::Float)).unwrap()
 }
 
 fn logits(model: &Model, tokens: &Tensor) -> Tensor {
@@ -79,6 +98,104 @@ fn gradients_are_those_of_transformers() {
     }
 }
 
+/// The next token after what the cache has read, the largest logit's.
+fn most_likely(model: &Model, hidden: &Tensor) -> i64 {
+    let last = hidden.narrow(1, hidden.size()[1] - 1, 1);
+    let logits = last.linear(model.head().weight, None::<&Tensor>);
+    logits.argmax(-1, false).int64_value(&[0, 0])
+}
+
+#[test]
+fn greedy_generation_with_a_cache_is_that_of_transformers_token_for_token() {
+    for case in CASES {
+        let (model, mut written) = (load(case), Vec::new());
+        let expected = Vec::<i64>::try_from(tensor(case, "greedy").reshape([-1])).unwrap();
+        let mut cache = model.cache();
+        let mut next = tensor(case, "tokens").narrow(0, 0, 1).narrow(1, 0, 5);
+        while written.len() < expected.len() {
+            let hidden = model.hidden_after(&mut cache, &next).unwrap();
+            let token = most_likely(&model, &hidden);
+            written.push(token);
+            next = Tensor::from_slice(&[token]).reshape([1, 1]);
+        }
+        assert_eq!(written, expected, "{case}");
+    }
+}
+
+#[test]
+fn a_cache_may_be_fed_in_pieces_of_any_length() {
+    for case in CASES {
+        let (model, tokens) = (load(case), tensor(case, "tokens"));
+        let mut cache = model.cache();
+        let pieces: Vec<Tensor> = [(0, 1), (1, 6), (7, 10)]
+            .into_iter()
+            .map(|(start, length)| {
+                let piece = tokens.narrow(1, start, length);
+                model.hidden_after(&mut cache, &piece).unwrap()
+            })
+            .collect();
+        let hidden = Tensor::cat(&pieces, 1);
+        assert_eq!(cache.len(), 17);
+        let logits = hidden.linear(model.head().weight, None::<&Tensor>);
+        let difference = largest_difference(&logits, &tensor(case, "logits"));
+        assert!(difference < 1e-4, "{case}: {difference}");
+    }
+}
+
+#[test]
+fn recomputed_activations_give_the_same_gradients_bit_for_bit() {
+    for case in CASES {
+        let gradients = |recompute| {
+            let mut model = load(case);
+            model.set_trainable(true);
+            for _ in 0..2 {
+                let trace = model.trace(&tensor(case, "tokens"), recompute).unwrap();
+                let gradient = trace.hidden().detach().tanh();
+                trace.backward(&gradient).unwrap();
+            }
+            let of = |(name, parameter): &(String, Tensor)| (name.clone(), parameter.grad());
+            model.parameters().iter().map(of).collect::<Vec<_>>()
+        };
+        for ((name, kept), (_, recomputed)) in gradients(false).iter().zip(&gradients(true)) {
+            // An output matrix of its own is the objective's business.
+            if name == "lm_head.weight" {
+                assert!(!kept.defined() && !recomputed.defined());
+            } else {
+                assert!(kept.equal(recomputed), "{case}: {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_spread_over_devices_are_the_same_model() {
+    for case in CASES {
+        let mut placement = Placement::on(Device::Cpu, Kind::Float);
+        placement.devices = vec![Device::Cpu, Device::Cpu];
+        let model = Model::load(&folder(case), &placement).unwrap();
+        let difference = largest_difference(
+            &logits(&model, &tensor(case, "tokens")),
+            &tensor(case, "logits"),
+        );
+        assert!(difference < 1e-4, "{case}: {difference}");
+    }
+}
+
+#[test]
+fn bf16_products_on_fp32_weights_stay_near() {
+    for case in CASES {
+        let mut placement = Placement::on(Device::Cpu, Kind::Float);
+        placement.compute = Kind::BFloat16;
+        let model = Model::load(&folder(case), &placement).unwrap();
+        let hidden = model.hidden(&tensor(case, "tokens")).unwrap();
+        assert_eq!(hidden.kind(), Kind::BFloat16, "{case}");
+        let expected = load(case).hidden(&tensor(case, "tokens")).unwrap();
+        let error = (hidden.to_kind(Kind::Float) - &expected).norm() / expected.norm();
+        let error = error.double_value(&[]);
+        assert!(error > 1e-6 && error < 0.05, "{case}: {error}");
+    }
+}
+
 #[test]
 fn padding_on_the_right_changes_nothing_before_it() {
     let (case, model) = (CASES[1], load(CASES[1]));
@@ -97,11 +214,11 @@ fn a_saved_model_is_the_same_model() {
         let scratch = tempfile::tempdir().unwrap();
         let target = scratch.path().join("model");
         let model = load(case);
-        model.save(&target, &folder(case)).unwrap();
+        model.save(&target, &Export::new(&folder(case))).unwrap();
         // Saved over an older one as well.
-        model.save(&target, &folder(case)).unwrap();
+        model.save(&target, &Export::new(&folder(case))).unwrap();
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
-        let back = Model::load(&target, Device::Cpu, Kind::Float).unwrap();
+        let back = Model::load(&target, &Placement::on(Device::Cpu, Kind::Float)).unwrap();
         let tokens = tensor(case, "tokens");
         assert!(logits(&back, &tokens).equal(&logits(&model, &tokens)));
         assert_eq!(
@@ -139,7 +256,7 @@ fn shards_are_one_model() {
         scratch.path().join("config.json"),
     )
     .unwrap();
-    let model = Model::load(scratch.path(), Device::Cpu, Kind::Float).unwrap();
+    let model = Model::load(scratch.path(), &Placement::on(Device::Cpu, Kind::Float)).unwrap();
     assert!(
         largest_difference(
             &logits(&model, &tensor(case, "tokens")),
@@ -151,6 +268,45 @@ fn shards_are_one_model() {
         Weights::open(&folder(case)).unwrap(),
     );
     assert_eq!(sharded.hash(), single.hash());
+}
+
+#[test]
+fn a_model_is_exported_in_shards_that_any_reader_puts_together() {
+    let (case, scratch) = (CASES[1], tempfile::tempdir().unwrap());
+    let carry_from = folder(case);
+    let mut export = Export::new(&carry_from);
+    export.shard_bytes = 10_000;
+    let target = scratch.path().join("sharded");
+    load(case).save(&target, &export).unwrap();
+    let index = fs::read_to_string(target.join("model.safetensors.index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+    let files: std::collections::BTreeSet<&str> = index["weight_map"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|file| file.as_str().unwrap())
+        .collect();
+    assert!(files.len() > 2 && files.first().unwrap().starts_with("model-00001-of-0000"));
+    for file in &files {
+        assert!(
+            fs::metadata(target.join(file)).unwrap().len() < 12_000,
+            "{file}"
+        );
+    }
+    let back = Weights::open(&target).unwrap();
+    assert_eq!(back.hash(), Weights::open(&folder(case)).unwrap().hash());
+
+    export.dtype = Some(Kind::BFloat16);
+    load(case).save(&target, &export).unwrap();
+    let config = ModelConfig::read(&target).unwrap();
+    assert_eq!(config.dtype(), Some("bfloat16"));
+    let half = Model::load(&target, &Placement::on(Device::Cpu, Kind::Float)).unwrap();
+    for ((_, half), (name, whole)) in half.parameters().iter().zip(load(case).parameters()) {
+        assert!(
+            half.equal(&whole.to_kind(Kind::BFloat16).to_kind(Kind::Float)),
+            "{name}"
+        );
+    }
 }
 
 #[test]
@@ -166,7 +322,7 @@ fn every_tensor_that_does_not_fit_is_listed() {
         scratch.path().join("model.safetensors"),
     )
     .unwrap();
-    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float)
+    let error = Model::load(scratch.path(), &Placement::on(Device::Cpu, Kind::Float))
         .unwrap_err()
         .to_string();
     for expected in [
@@ -177,12 +333,12 @@ fn every_tensor_that_does_not_fit_is_listed() {
         assert!(error.contains(expected), "{error}");
     }
     fs::remove_file(scratch.path().join("model.safetensors")).unwrap();
-    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float)
+    let error = Model::load(scratch.path(), &Placement::on(Device::Cpu, Kind::Float))
         .unwrap_err()
         .to_string();
     assert!(error.contains("holds no model.safetensors"), "{error}");
     fs::write(scratch.path().join("pytorch_model.bin"), b"").unwrap();
-    let error = Model::load(scratch.path(), Device::Cpu, Kind::Float)
+    let error = Model::load(scratch.path(), &Placement::on(Device::Cpu, Kind::Float))
         .unwrap_err()
         .to_string();
     assert!(

@@ -99,8 +99,11 @@ pub struct DomainOptions {
 pub struct TeacherOptions {
     /// Its folder, in the Hugging Face format. Needed to train.
     pub model: Option<PathBuf>,
-    /// `cpu`, or `cuda:0`, `cuda:1`, …
-    pub device: Option<String>,
+    /// `["cpu"]`, or GPUs such as `["cuda:0"]`; the layers of a teacher that is too large for one are spread over several, in
+    /// order.
+    pub devices: Option<Vec<String>>,
+    /// Dtype of its weights and of its products: `fp32`, or `bf16` (GPUs).
+    pub dtype: Option<Dtype>,
     /// libtorch's threads of each lane on the CPU.
     pub threads: Option<usize>,
     /// Teachers side by side; micro-batch i goes to lane i modulo lanes.
@@ -115,6 +118,11 @@ pub struct StudentOptions {
     pub model: Option<PathBuf>,
     /// `cpu`, or `cuda:0`, `cuda:1`, …
     pub device: Option<String>,
+    /// Dtype of its products: `fp32`, or `bf16` (GPUs). Weights, gradients and moments are always fp32.
+    pub dtype: Option<Dtype>,
+    /// Compute the activations inside a layer again in the backward instead of keeping them: the same result, less memory, one
+    /// more forward.
+    pub recompute: Option<bool>,
     /// libtorch's threads of its lane on the CPU.
     pub threads: Option<usize>,
     /// The highest learning rate.
@@ -169,6 +177,16 @@ pub enum FirstInterval {
     Equal,
     /// The discrepancy of Eq. 1.
     Discrepancy,
+}
+
+/// Dtype of a model's matrix products; softmaxes and losses are always in fp32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dtype {
+    /// 32-bit floats.
+    Fp32,
+    /// bfloat16.
+    Bf16,
 }
 
 /// What the student minimises: CE + gamma KL.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::FirstInterval;
+use crate::{Dtype, FirstInterval};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,7 +79,8 @@ pub struct Domain {
 pub struct Teacher {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
-    pub device: String,
+    pub devices: Vec<String>,
+    pub dtype: Dtype,
     pub threads: usize,
     pub lanes: usize,
 }
@@ -91,6 +92,8 @@ pub struct Student {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
     pub device: String,
+    pub dtype: Dtype,
+    pub recompute: bool,
     pub threads: usize,
     pub lr: f64,
     pub lr_end: f64,

@@ -256,12 +256,22 @@ impl Checker<'_> {
     }
 
     fn teacher(&mut self, teacher: crate::options::TeacherOptions) -> Option<Teacher> {
-        let device = self.device("teacher.device", teacher.device);
+        let devices = self.need("teacher.devices", teacher.devices);
+        for device in devices.iter().flatten() {
+            self.device("teacher.devices", Some(device.clone()));
+        }
+        if devices.as_ref().is_some_and(Vec::is_empty) {
+            self.problem(
+                "teacher.devices",
+                "`teacher.devices` is empty, expected at least one device".to_owned(),
+            );
+        }
         let threads = self.within("teacher.threads", teacher.threads, 1..=1024, "1 to 1024");
         let lanes = self.within("teacher.lanes", teacher.lanes, 1..=64, "1 to 64");
         Some(Teacher {
             model: teacher.model,
-            device: device?,
+            devices: devices?,
+            dtype: self.need("teacher.dtype", teacher.dtype)?,
             threads: threads?,
             lanes: lanes?,
         })
@@ -290,6 +300,8 @@ impl Checker<'_> {
         Some(Student {
             model: student.model,
             device: device?,
+            dtype: self.need("student.dtype", student.dtype)?,
+            recompute: self.need("student.recompute", student.recompute)?,
             threads: threads?,
             lr: lr?,
             lr_end: lr_end?,

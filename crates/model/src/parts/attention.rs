@@ -1,91 +1,175 @@
-//! Causal self-attention with grouped queries (Ainslie et al., "GQA") and rotary positions.
+//! Causal self-attention: multi-head, grouped queries (Ainslie et al., "GQA") or one key and value for all (Shazeer, "Fast
+//! transformer decoding").
 
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
-use super::{linear, rotary::rotate};
+use super::{Linear, Norm, Tables, rotary::rotate};
 use crate::{
     ModelError,
+    design::{AttentionDesign, Design, Projections},
     parameters::{Initial, Parameters},
 };
 
-/// Sizes of an attention.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AttentionShape {
-    pub(crate) hidden_size: i64,
-    pub(crate) heads: i64,
-    pub(crate) kv_heads: i64,
-    pub(crate) head_dim: i64,
+#[derive(Debug)]
+pub(crate) struct Attention {
+    design: AttentionDesign,
+    inputs: Inputs,
+    qk_norm: Option<(Norm, Norm)>,
+    output: Linear,
 }
 
 #[derive(Debug)]
-pub(crate) struct Attention {
-    shape: AttentionShape,
-    q_proj: Tensor,
-    k_proj: Tensor,
-    v_proj: Tensor,
-    o_proj: Tensor,
+enum Inputs {
+    Separate { q: Linear, k: Linear, v: Linear },
+    Fused(Linear),
 }
+
+/// Keys and values of the positions seen so far, `[B, K, S, E]`; empty at first.
+#[derive(Debug, Default)]
+pub(crate) struct LayerCache(Option<(Tensor, Tensor)>);
 
 impl Attention {
     pub(crate) fn new(
         parameters: &mut Parameters<'_>,
         name: &str,
-        shape: AttentionShape,
-        initial: Initial,
+        design: &Design,
     ) -> Result<Self, ModelError> {
-        let AttentionShape {
-            hidden_size,
-            heads,
-            kv_heads,
-            head_dim,
-        } = shape;
-        let mut get = |part: &str, rows, columns| {
-            parameters.get(format!("{name}.{part}.weight"), &[rows, columns], initial)
+        let (attention, width) = (design.attention.clone(), design.hidden_size);
+        let initial = Initial::Normal(design.initializer_range);
+        let (q, kv) = (
+            attention.heads * attention.head_dim,
+            attention.kv_heads * attention.head_dim,
+        );
+        let mut linear = |part: &str, shape, bias| {
+            Linear::new(parameters, &format!("{name}.{part}"), shape, bias, initial)
+        };
+        let inputs = match attention.projections {
+            Projections::Separate { bias } => Inputs::Separate {
+                q: linear("q_proj", [q, width], bias)?,
+                k: linear("k_proj", [kv, width], bias)?,
+                v: linear("v_proj", [kv, width], bias)?,
+            },
+            Projections::Fused => Inputs::Fused(linear("c_attn", [q + 2 * kv, width], true)?),
+        };
+        let output = linear(
+            design.names.attention_output,
+            [width, q],
+            attention.output_bias,
+        )?;
+        let qk_norm = match attention.qk_norm {
+            Some(norm) => {
+                let mut of = |part: &str| {
+                    Norm::new(
+                        parameters,
+                        &format!("{name}.{part}"),
+                        attention.head_dim,
+                        norm,
+                    )
+                };
+                Some((of("q_norm")?, of("k_norm")?))
+            }
+            None => None,
         };
         Ok(Self {
-            shape,
-            q_proj: get("q_proj", heads * head_dim, hidden_size)?,
-            k_proj: get("k_proj", kv_heads * head_dim, hidden_size)?,
-            v_proj: get("v_proj", kv_heads * head_dim, hidden_size)?,
-            o_proj: get("o_proj", hidden_size, heads * head_dim)?,
+            design: attention,
+            inputs,
+            qk_norm,
+            output,
         })
     }
 
-    /// `[B, T, D]` to `[B, T, D]`; `rotary` holds cosines and sines `[T, E]`. No mask is made: attention is causal.
+    /// `[B, T, D]` to `[B, T, D]`. With a cache, `x_btd` goes on after what is cached. No mask is made where the whole
+    /// sequence is there: attention is causal.
     pub(crate) fn forward(
         &self,
         x_btd: &Tensor,
-        rotary: &(Tensor, Tensor),
+        rotary: Option<&Tables>,
+        cache: Option<&mut LayerCache>,
     ) -> Result<Tensor, TchError> {
-        let AttentionShape {
+        let AttentionDesign {
             heads,
             kv_heads,
             head_dim,
             ..
-        } = self.shape;
+        } = self.design;
         let (batch, time) = (x_btd.size()[0], x_btd.size()[1]);
-        let split = |weight: &Tensor, heads: i64| {
-            linear(x_btd, weight)?
-                .f_view([batch, time, heads, head_dim])?
-                .f_transpose(1, 2)
+        let [mut q_bhte, mut k_bkte, mut v_bkte] = self.project(x_btd)?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q_bhte = q_norm.forward(&q_bhte)?;
+            k_bkte = k_norm.forward(&k_bkte)?;
+        }
+        if let Some(tables) = rotary {
+            q_bhte = rotate(&q_bhte, tables)?;
+            k_bkte = rotate(&k_bkte, tables)?;
+        }
+        if let Some(cache) = cache {
+            if let Some((keys, values)) = cache.0.take() {
+                k_bkte = Tensor::f_cat(&[&keys, &k_bkte], 2)?;
+                v_bkte = Tensor::f_cat(&[&values, &v_bkte], 2)?;
+            }
+            cache.0 = Some((k_bkte.shallow_clone(), v_bkte.shallow_clone()));
+        }
+        let before = k_bkte.size()[2] - time;
+        // "Causal" pairs the first query with the first key, which is right only where nothing is cached.
+        let mask = match before > 0 && time > 1 {
+            true => Some(
+                Tensor::f_ones([time, before + time], (Kind::Bool, x_btd.device()))?
+                    .f_tril(before)?,
+            ),
+            false => None,
         };
-        let (cos, sin) = rotary;
-        let q_bhte = rotate(&split(&self.q_proj, heads)?, cos, sin)?;
-        let k_bkte = rotate(&split(&self.k_proj, kv_heads)?, cos, sin)?;
-        let v_bkte = split(&self.v_proj, kv_heads)?;
         let mixed_bhte = Tensor::f_scaled_dot_product_attention(
             &q_bhte,
             &k_bkte,
             &v_bkte,
-            None::<&Tensor>,
+            mask.as_ref(),
             0.0,
-            true,
-            None,
+            before == 0,
+            self.design.scale,
             heads != kv_heads,
         )?;
         let mixed_btd = mixed_bhte
             .f_transpose(1, 2)?
             .f_reshape([batch, time, heads * head_dim])?;
-        linear(&mixed_btd, &self.o_proj)
+        self.output.forward(&mixed_btd)
+    }
+
+    /// Queries `[B, H, T, E]`, keys and values `[B, K, T, E]`.
+    fn project(&self, x_btd: &Tensor) -> Result<[Tensor; 3], TchError> {
+        let AttentionDesign {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.design;
+        let (batch, time) = (x_btd.size()[0], x_btd.size()[1]);
+        let split = |x: &Tensor, heads: i64| {
+            x.f_reshape([batch, time, heads, head_dim])?
+                .f_transpose(1, 2)
+        };
+        match &self.inputs {
+            Inputs::Separate { q, k, v } => Ok([
+                split(&q.forward(x_btd)?, heads)?,
+                split(&k.forward(x_btd)?, kv_heads)?,
+                split(&v.forward(x_btd)?, kv_heads)?,
+            ]),
+            Inputs::Fused(c_attn) => {
+                // Groups of heads after one another, each with its queries, then its key, then its value.
+                let queries = heads / kv_heads;
+                let all = c_attn.forward(x_btd)?.f_reshape([
+                    batch,
+                    time,
+                    kv_heads,
+                    queries + 2,
+                    head_dim,
+                ])?;
+                let part = |start, count| all.f_narrow(3, start, count);
+                Ok([
+                    split(&part(0, queries)?, heads)?,
+                    split(&part(queries, 1)?, kv_heads)?,
+                    split(&part(queries + 1, 1)?, kv_heads)?,
+                ])
+            }
+        }
     }
 }

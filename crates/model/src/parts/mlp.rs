@@ -1,42 +1,65 @@
-//! Gated MLP (Shazeer, "GLU variants improve transformer"): SwiGLU.
+//! The MLP of a block, gated (Shazeer, "GLU variants improve transformer") or plain.
 
 use tch::{TchError, Tensor};
 
-use super::linear;
+use super::Linear;
 use crate::{
     ModelError,
+    design::{Activation, Design},
     parameters::{Initial, Parameters},
 };
 
 #[derive(Debug)]
-pub(crate) struct GatedMlp {
-    gate_proj: Tensor,
-    up_proj: Tensor,
-    down_proj: Tensor,
+pub(crate) struct Mlp {
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
 }
 
-impl GatedMlp {
+impl Mlp {
     pub(crate) fn new(
         parameters: &mut Parameters<'_>,
         name: &str,
-        hidden_size: i64,
-        intermediate_size: i64,
-        initial: Initial,
+        design: &Design,
     ) -> Result<Self, ModelError> {
-        let mut get = |part: &str, rows, columns| {
-            parameters.get(format!("{name}.{part}.weight"), &[rows, columns], initial)
+        let (mlp, names) = (design.mlp, design.names);
+        let initial = Initial::Normal(design.initializer_range);
+        let mut linear = |part: &str, shape| {
+            Linear::new(
+                parameters,
+                &format!("{name}.{part}"),
+                shape,
+                mlp.bias,
+                initial,
+            )
         };
+        let wide = [mlp.width, design.hidden_size];
         Ok(Self {
-            gate_proj: get("gate_proj", intermediate_size, hidden_size)?,
-            up_proj: get("up_proj", intermediate_size, hidden_size)?,
-            down_proj: get("down_proj", hidden_size, intermediate_size)?,
+            gate: match mlp.gated {
+                true => Some(linear("gate_proj", wide)?),
+                false => None,
+            },
+            up: linear(names.mlp_up, wide)?,
+            down: linear(names.mlp_down, [design.hidden_size, mlp.width])?,
+            activation: mlp.activation,
         })
     }
 
     /// `[B, T, D]` to `[B, T, D]`.
     pub(crate) fn forward(&self, x_btd: &Tensor) -> Result<Tensor, TchError> {
-        let gate_btf = linear(x_btd, &self.gate_proj)?.f_silu()?;
-        let up_btf = linear(x_btd, &self.up_proj)?;
-        linear(&gate_btf.f_mul(&up_btf)?, &self.down_proj)
+        let up_btf = self.up.forward(x_btd)?;
+        let inner_btf = match &self.gate {
+            Some(gate) => self.activate(&gate.forward(x_btd)?)?.f_mul(&up_btf)?,
+            None => self.activate(&up_btf)?,
+        };
+        self.down.forward(&inner_btf)
+    }
+
+    fn activate(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        match self.activation {
+            Activation::Silu => x.f_silu(),
+            Activation::GeluTanh => x.f_gelu("tanh"),
+        }
     }
 }

@@ -1,19 +1,25 @@
 //! What families are put together from. In names, the letters after the underscore are the shape: B batch, T time,
-//! D d_model, H heads, K heads of keys and values, E size of a head, F width of the MLP.
+//! S time with what is cached, D d_model, H heads, K heads of keys and values, E size of a head, F width of the MLP.
 
 mod attention;
+mod linear;
 mod mlp;
 mod norm;
 mod rotary;
 
-pub(crate) use attention::{Attention, AttentionShape};
-pub(crate) use mlp::GatedMlp;
-pub(crate) use norm::RmsNorm;
-pub(crate) use rotary::Rotary;
+pub(crate) use attention::{Attention, LayerCache};
+pub(crate) use linear::Linear;
+pub(crate) use mlp::Mlp;
+pub(crate) use norm::Norm;
+pub(crate) use rotary::{Rotary, Tables};
 
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
-/// `x W^T`, the weight as `[out, in]`.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
-    x.f_linear(weight, None::<&Tensor>)
+/// The tensor in dtype `kind`: itself where it has that dtype already.
+pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
+    if tensor.kind() == kind {
+        Ok(tensor.shallow_clone())
+    } else {
+        tensor.f_to_kind(kind)
+    }
 }

@@ -1,31 +1,78 @@
-//! Root-mean-square norm (Zhang and Sennrich, 2019).
+//! Norms: root mean square (Zhang and Sennrich, 2019) and LayerNorm (Ba et al., 2016).
 
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
+use super::cast;
 use crate::{
     ModelError,
+    design::NormDesign,
     parameters::{Initial, Parameters},
 };
 
 #[derive(Debug)]
-pub(crate) struct RmsNorm {
+pub(crate) struct Norm {
+    design: NormDesign,
+    /// `[D]`.
     weight: Tensor,
-    eps: f64,
+    bias: Option<Tensor>,
 }
 
-impl RmsNorm {
+impl Norm {
     pub(crate) fn new(
         parameters: &mut Parameters<'_>,
         name: &str,
         width: i64,
-        eps: f64,
+        design: NormDesign,
     ) -> Result<Self, ModelError> {
-        let weight = parameters.get(format!("{name}.weight"), &[width], Initial::Ones)?;
-        Ok(Self { weight, eps })
+        let initial = match design {
+            NormDesign::Rms { plus_one: true, .. } => Initial::Zeros,
+            _ => Initial::Ones,
+        };
+        let weight = parameters.get(format!("{name}.weight"), &[width], initial)?;
+        let bias = match design {
+            NormDesign::Layer { .. } => {
+                Some(parameters.get(format!("{name}.bias"), &[width], Initial::Zeros)?)
+            }
+            NormDesign::Rms { .. } => None,
+        };
+        Ok(Self {
+            design,
+            weight,
+            bias,
+        })
     }
 
     /// `[.., D]` to `[.., D]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)
+        let width = self.weight.size();
+        match self.design {
+            NormDesign::Rms {
+                eps,
+                plus_one: false,
+            } => x.f_rms_norm(width, Some(&cast(&self.weight, x.kind())?), eps),
+            // 1 + w is rounded once, at the end, as the reference does.
+            NormDesign::Rms {
+                eps,
+                plus_one: true,
+            } => {
+                let weight = cast(&self.weight, Kind::Float)?.f_add_scalar(1.0)?;
+                let normed = cast(x, Kind::Float)?.f_rms_norm(width, Some(&weight), eps)?;
+                cast(&normed, x.kind())
+            }
+            NormDesign::Layer { eps } => {
+                let bias = self
+                    .bias
+                    .as_ref()
+                    .map(|bias| cast(bias, x.kind()))
+                    .transpose()?;
+                x.f_layer_norm(
+                    width,
+                    Some(&cast(&self.weight, x.kind())?),
+                    bias.as_ref(),
+                    eps,
+                    true,
+                )
+            }
+        }
     }
 }

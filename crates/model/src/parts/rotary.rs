@@ -1,57 +1,53 @@
 //! Rotary position embedding (Su et al., "RoFormer"), in the convention of Hugging Face checkpoints: the first half of a
 //! head is paired with the second half.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, f32::consts::PI};
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::design::{RotaryDesign, RotaryScaling};
+
+/// Cosines and sines of some positions, each `[T, E]`.
+pub(crate) type Tables = (Tensor, Tensor);
+
 #[derive(Debug)]
 pub(crate) struct Rotary {
-    theta: f64,
-    head_dim: i64,
+    /// Radians a position, `[E / 2]`.
+    frequencies: Vec<f32>,
     device: Device,
     kind: Kind,
-    /// Cosines and sines `[T, E]` of the longest sequence seen. A model stays on the thread that built it.
-    tables: RefCell<Option<(Tensor, Tensor)>>,
+    /// Tables of the longest sequence seen. A model stays on the thread that built it.
+    tables: RefCell<Option<Tables>>,
 }
 
 impl Rotary {
-    pub(crate) fn new(theta: f64, head_dim: i64, device: Device, kind: Kind) -> Self {
+    pub(crate) fn new(design: &RotaryDesign, head_dim: i64, device: Device, kind: Kind) -> Self {
         Self {
-            theta,
-            head_dim,
+            frequencies: frequencies(design, head_dim),
             device,
             kind,
             tables: RefCell::new(None),
         }
     }
 
-    /// Cosines and sines of positions `0..time`, each `[T, E]`.
-    pub(crate) fn tables(&self, time: i64) -> Result<(Tensor, Tensor), TchError> {
+    /// Tables of the positions from `start` on.
+    pub(crate) fn tables(&self, start: i64, time: i64) -> Result<Tables, TchError> {
+        let end = start + time;
         let mut tables = self.tables.borrow_mut();
-        let long_enough = tables
-            .as_ref()
-            .is_some_and(|(cos, _)| cos.size()[0] >= time);
-        if !long_enough {
-            *tables = Some(self.compute(time)?);
-        }
-        match &*tables {
-            Some((cos, sin)) => Ok((cos.f_narrow(0, 0, time)?, sin.f_narrow(0, 0, time)?)),
-            None => self.compute(time),
-        }
+        let (cos, sin) = match tables.take() {
+            Some(tables) if tables.0.size()[0] >= end => tables,
+            // Room to grow, so that a sequence that is written token by token does not compute its table each time.
+            old => self.compute(if old.is_some() { 2 * end } else { end })?,
+        };
+        let wanted = (cos.f_narrow(0, start, time)?, sin.f_narrow(0, start, time)?);
+        *tables = Some((cos, sin));
+        Ok(wanted)
     }
 
     /// In fp32, as the reference does, then in the model's dtype.
-    fn compute(&self, time: i64) -> Result<(Tensor, Tensor), TchError> {
+    fn compute(&self, time: i64) -> Result<Tables, TchError> {
         let _no_grad = tch::no_grad_guard();
-        let half = self.head_dim / 2;
-        let frequencies: Vec<f32> = (0..half)
-            .map(|index| {
-                let exponent = 2.0 * index as f32 / self.head_dim as f32;
-                1.0 / (self.theta as f32).powf(exponent)
-            })
-            .collect();
-        let frequencies = Tensor::f_from_slice(&frequencies)?;
+        let frequencies = Tensor::f_from_slice(&self.frequencies)?;
         let positions = Tensor::f_arange(time, (Kind::Float, Device::Cpu))?;
         let angles = positions.f_outer(&frequencies)?;
         let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
@@ -60,8 +56,34 @@ impl Rotary {
     }
 }
 
+fn frequencies(design: &RotaryDesign, head_dim: i64) -> Vec<f32> {
+    (0..head_dim / 2)
+        .map(|index| {
+            let exponent = 2.0 * index as f32 / head_dim as f32;
+            let frequency = 1.0 / (design.theta as f32).powf(exponent);
+            match design.scaling {
+                RotaryScaling::None => frequency,
+                RotaryScaling::Linear { factor } => frequency / factor as f32,
+                RotaryScaling::Llama3 {
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_positions,
+                } => {
+                    // How often the frequency turns in the length that the model was first trained for.
+                    let turns = original_max_positions as f32 * frequency / (2.0 * PI);
+                    let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
+                    // 0: stretched by the factor; 1: kept.
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    (1.0 - kept) * frequency / factor as f32 + kept * frequency
+                }
+            }
+        })
+        .collect()
+}
+
 /// Rotates `x` `[B, H, T, E]` by the tables `[T, E]`.
-pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
+pub(crate) fn rotate(x: &Tensor, (cos, sin): &Tables) -> Result<Tensor, TchError> {
     let halves = x.f_chunk(2, -1)?;
     let turned = Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?;
     x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)

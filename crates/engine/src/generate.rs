@@ -1,0 +1,129 @@
+//! Writing on after a prompt, a token at a time, with a cache of keys and values.
+
+use ddk_model::{Cache, Model, ModelError};
+use tch::{Kind, Tensor};
+
+use crate::EngineError;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Only the likeliest tokens that together have this probability are drawn from; 1: all.
+    pub top_p: f64,
+    /// The same seed draws the same tokens.
+    pub seed: u64,
+}
+
+/// A text in the making.
+#[derive(Debug)]
+pub struct Generator<'a> {
+    model: &'a Model,
+    head: Tensor,
+    cache: Cache,
+    sampling: Sampling,
+    vocabulary: i64,
+    /// What the model reads next.
+    unread: Vec<i64>,
+    written: u64,
+}
+
+impl<'a> Generator<'a> {
+    /// Goes on after `prompt` (at least one token); tokens are drawn from the first `vocabulary` columns.
+    pub fn new(
+        model: &'a Model,
+        prompt: &[u32],
+        vocabulary: i64,
+        sampling: Sampling,
+    ) -> Result<Self, EngineError> {
+        Ok(Self {
+            model,
+            head: model.head_for_products()?,
+            cache: model.cache(),
+            sampling,
+            vocabulary,
+            unread: prompt.iter().map(|&token| i64::from(token)).collect(),
+            written: 0,
+        })
+    }
+
+    /// The next token; `None` where the model was made for no more positions.
+    pub fn next_token(&mut self) -> Result<Option<u32>, EngineError> {
+        let length = self.cache.len() + self.unread.len() as i64;
+        if self.unread.is_empty() || length > self.model.config().max_positions() {
+            return Ok(None);
+        }
+        let _no_grad = tch::no_grad_guard();
+        let logits = self.logits()?;
+        let token = if self.sampling.temperature > 0.0 {
+            self.draw(&logits)
+        } else {
+            likeliest(&logits)
+        };
+        self.unread = vec![i64::from(token)];
+        self.written += 1;
+        Ok(Some(token))
+    }
+
+    /// Logits of the next token, after reading what is unread.
+    fn logits(&mut self) -> Result<Vec<f32>, ModelError> {
+        let tokens = Tensor::f_from_slice(&self.unread)?
+            .f_unsqueeze(0)?
+            .f_to_device(self.model.device())?;
+        let hidden = self.model.hidden_after(&mut self.cache, &tokens)?;
+        let last = hidden.f_select(1, -1)?;
+        let head = self.head.f_narrow(0, 0, self.vocabulary)?;
+        let logits = last.f_mm(&head.f_tr()?)?.f_to_kind(Kind::Float)?;
+        let logits = logits.f_to_device(tch::Device::Cpu)?.f_view([-1])?;
+        Ok(Vec::try_from(&logits)?)
+    }
+
+    /// Draws by (seed, number of the token), in f64.
+    fn draw(&self, logits: &[f32]) -> u32 {
+        let Sampling {
+            temperature,
+            top_p,
+            seed,
+        } = self.sampling;
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut weights: Vec<(u32, f64)> = logits
+            .iter()
+            .map(|&logit| (f64::from(logit - largest) / temperature).exp())
+            .zip(0_u32..)
+            .map(|(weight, id)| (id, weight))
+            .collect();
+        weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+        let mut kept = 0.0;
+        let count = weights
+            .iter()
+            .position(|(_, weight)| {
+                kept += weight;
+                kept >= top_p * total
+            })
+            .map_or(weights.len(), |last| last + 1);
+        let weights = &weights[..count];
+        let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+        let mut rng = ddk_order::stream(seed, "generate", &[self.written]);
+        let mut left = ddk_order::unit(&mut rng) * total;
+        for &(id, weight) in weights {
+            left -= weight;
+            if left < 0.0 {
+                return id;
+            }
+        }
+        weights.last().map_or(0, |&(id, _)| id)
+    }
+}
+
+/// The first of the largest.
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}

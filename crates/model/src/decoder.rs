@@ -1,0 +1,232 @@
+//! A decoder put together from parts, as a [`Design`] says.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::{
+    ModelError,
+    design::{Design, Positions},
+    parameters::{Initial, Parameters},
+    parts::{Attention, LayerCache, Mlp, Norm, Rotary, Tables, cast},
+};
+
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    /// `[V, D]`.
+    embedding: Tensor,
+    embedding_scale: Option<f64>,
+    positions: PositionTable,
+    layers: Vec<Layer>,
+    norm: Norm,
+    /// `[V, D]`; the embedding itself where the two are tied.
+    pub(crate) head: Tensor,
+    /// Dtype of the hidden states.
+    compute: Kind,
+}
+
+#[derive(Debug)]
+enum PositionTable {
+    /// One for each device that has layers.
+    Rotary(Vec<(Device, Rotary)>),
+    /// `[positions, D]`.
+    Learned(Tensor),
+}
+
+#[derive(Debug)]
+struct Layer {
+    device: Device,
+    attention_norm: Norm,
+    attention: Attention,
+    mlp_norm: Norm,
+    mlp: Mlp,
+}
+
+/// Where a decoder is, and in which dtype it computes.
+#[derive(Debug, Clone)]
+pub(crate) struct Spread {
+    /// The layers are spread over these in equal shares; the embedding is on the first, the final norm and the output matrix
+    /// on the last.
+    pub(crate) devices: Vec<Device>,
+    pub(crate) compute: Kind,
+}
+
+impl Spread {
+    fn first(&self) -> Device {
+        self.devices.first().copied().unwrap_or(Device::Cpu)
+    }
+
+    pub(crate) fn last(&self) -> Device {
+        self.devices.last().copied().unwrap_or(Device::Cpu)
+    }
+
+    fn of_layer(&self, index: i64, layers: i64) -> Device {
+        let share = index as usize * self.devices.len() / layers.max(1) as usize;
+        self.devices.get(share).copied().unwrap_or(Device::Cpu)
+    }
+}
+
+impl Decoder {
+    pub(crate) fn new(
+        design: &Design,
+        parameters: &mut Parameters<'_>,
+        spread: &Spread,
+    ) -> Result<Self, ModelError> {
+        let (names, width) = (design.names, design.hidden_size);
+        let initial = Initial::Normal(design.initializer_range);
+        let table = [design.vocab_size, width];
+        parameters.place_on(spread.first());
+        let embedding = parameters.get(format!("{}.weight", names.embedding), &table, initial)?;
+        let positions = match &design.positions {
+            Positions::Learned => PositionTable::Learned(parameters.get(
+                format!("{}.weight", names.positions),
+                &[design.max_positions, width],
+                initial,
+            )?),
+            Positions::Rotary(rotary) => {
+                let mut devices = spread.devices.clone();
+                devices.dedup();
+                let head_dim = design.attention.head_dim;
+                let of = |device| Rotary::new(rotary, head_dim, device, spread.compute);
+                PositionTable::Rotary(
+                    devices
+                        .into_iter()
+                        .map(|device| (device, of(device)))
+                        .collect(),
+                )
+            }
+        };
+        let mut layers = Vec::new();
+        for index in 0..design.layers {
+            let device = spread.of_layer(index, design.layers);
+            parameters.place_on(device);
+            let name = |part: &str| format!("{}.{index}.{part}", names.layers);
+            layers.push(Layer {
+                device,
+                attention_norm: Norm::new(
+                    parameters,
+                    &name(names.attention_norm),
+                    width,
+                    design.norm,
+                )?,
+                attention: Attention::new(parameters, &name(names.attention), design)?,
+                mlp_norm: Norm::new(parameters, &name(names.mlp_norm), width, design.norm)?,
+                mlp: Mlp::new(parameters, &name(names.mlp), design)?,
+            });
+        }
+        parameters.place_on(spread.last());
+        let norm = Norm::new(parameters, names.final_norm, width, design.norm)?;
+        let head = match design.tied {
+            true => embedding.f_to_device(spread.last())?,
+            false => parameters.get(design.head_name(), &table, initial)?,
+        };
+        Ok(Self {
+            embedding,
+            embedding_scale: design.embedding_scale,
+            positions,
+            layers,
+            norm,
+            head,
+            compute: spread.compute,
+        })
+    }
+
+    pub(crate) fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens go on after it.
+    pub(crate) fn hidden(
+        &self,
+        tokens_bt: &Tensor,
+        mut cache: Option<&mut Cache>,
+    ) -> Result<Tensor, TchError> {
+        let start = cache.as_ref().map_or(0, |cache| cache.length);
+        let time = tokens_bt.size()[1];
+        let mut x_btd = self.embed(tokens_bt, start)?;
+        for index in 0..self.layers.len() {
+            let cache = cache.as_mut().map(|cache| &mut cache.layers[index]);
+            x_btd = self.layer(index, &x_btd, start, cache)?;
+        }
+        if let Some(cache) = cache {
+            cache.length += time;
+        }
+        self.norm(&x_btd)
+    }
+
+    /// What goes into the first layer.
+    pub(crate) fn embed(&self, tokens_bt: &Tensor, start: i64) -> Result<Tensor, TchError> {
+        let tokens_bt = tokens_bt.f_to_device(self.embedding.device())?;
+        let mut x_btd = cast(
+            &Tensor::f_embedding(&self.embedding, &tokens_bt, -1, false, false)?,
+            self.compute,
+        )?;
+        if let Some(scale) = self.embedding_scale {
+            // The scale is rounded to the dtype first, as the reference does.
+            let scale = Tensor::from(scale).f_to_kind(self.compute)?;
+            x_btd = x_btd.f_mul(&scale.f_to_device(x_btd.device())?)?;
+        }
+        if let PositionTable::Learned(table) = &self.positions {
+            let table = table.f_narrow(0, start, tokens_bt.size()[1])?;
+            x_btd = x_btd.f_add(&cast(&table, self.compute)?)?;
+        }
+        Ok(x_btd)
+    }
+
+    /// One block.
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        x_btd: &Tensor,
+        start: i64,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Tensor, TchError> {
+        let layer = &self.layers[index];
+        let x_btd = x_btd.f_to_device(layer.device)?;
+        let rotary = self.rotary(layer.device, start, x_btd.size()[1])?;
+        let normed = layer.attention_norm.forward(&x_btd)?;
+        let x_btd = x_btd.f_add(&layer.attention.forward(&normed, rotary.as_ref(), cache)?)?;
+        let normed = layer.mlp_norm.forward(&x_btd)?;
+        x_btd.f_add(&layer.mlp.forward(&normed)?)
+    }
+
+    /// The final norm.
+    pub(crate) fn norm(&self, x_btd: &Tensor) -> Result<Tensor, TchError> {
+        self.norm.forward(&x_btd.f_to_device(self.head.device())?)
+    }
+
+    fn rotary(&self, device: Device, start: i64, time: i64) -> Result<Option<Tables>, TchError> {
+        let PositionTable::Rotary(tables) = &self.positions else {
+            return Ok(None);
+        };
+        tables
+            .iter()
+            .find(|(of, _)| *of == device)
+            .map(|(_, rotary)| rotary.tables(start, time))
+            .transpose()
+    }
+}
+
+/// Keys and values of what a model has read so far, so that each new token costs one position.
+#[derive(Debug)]
+pub struct Cache {
+    layers: Vec<LayerCache>,
+    length: i64,
+}
+
+impl Cache {
+    pub(crate) fn new(layers: usize) -> Self {
+        Self {
+            layers: (0..layers).map(|_| LayerCache::default()).collect(),
+            length: 0,
+        }
+    }
+
+    /// Positions read.
+    pub fn len(&self) -> i64 {
+        self.length
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}

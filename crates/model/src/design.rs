@@ -1,0 +1,172 @@
+//! A decoder as a family describes it: sizes, kinds of parts, and the names of the parameters.
+
+use crate::ModelError;
+
+/// All that tells one family's decoder from another's.
+#[derive(Debug, Clone)]
+pub(crate) struct Design {
+    pub(crate) vocab_size: i64,
+    pub(crate) hidden_size: i64,
+    pub(crate) layers: i64,
+    /// Longest sequence.
+    pub(crate) max_positions: i64,
+    /// Whether the output matrix is the embedding.
+    pub(crate) tied: bool,
+    /// Standard deviation of new weights.
+    pub(crate) initializer_range: f64,
+    /// Embeddings are multiplied by this.
+    pub(crate) embedding_scale: Option<f64>,
+    pub(crate) positions: Positions,
+    pub(crate) norm: NormDesign,
+    pub(crate) attention: AttentionDesign,
+    pub(crate) mlp: MlpDesign,
+    pub(crate) names: &'static Names,
+}
+
+/// Where the decoder's parts are in a checkpoint.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) embedding: &'static str,
+    /// Only read where positions are learned.
+    pub(crate) positions: &'static str,
+    /// Followed by the layer's number.
+    pub(crate) layers: &'static str,
+    pub(crate) attention_norm: &'static str,
+    pub(crate) attention: &'static str,
+    pub(crate) attention_output: &'static str,
+    pub(crate) mlp_norm: &'static str,
+    pub(crate) mlp: &'static str,
+    pub(crate) mlp_up: &'static str,
+    pub(crate) mlp_down: &'static str,
+    pub(crate) final_norm: &'static str,
+    pub(crate) head: &'static str,
+}
+
+/// How a position is told from another.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Positions {
+    /// Queries and keys are rotated.
+    Rotary(RotaryDesign),
+    /// An embedding of its own for each position.
+    Learned,
+}
+
+/// Frequencies of a rotary embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RotaryDesign {
+    pub(crate) theta: f64,
+    pub(crate) scaling: RotaryScaling,
+}
+
+/// What was done to the frequencies to reach longer sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum RotaryScaling {
+    None,
+    /// All divided by the factor.
+    Linear {
+        factor: f64,
+    },
+    /// Llama 3: long wavelengths divided by the factor, short ones kept, those between interpolated.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_positions: f64,
+    },
+}
+
+/// Kind of a norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum NormDesign {
+    /// Root mean square; `plus_one`: the weight in the file is the distance from 1 (Gemma).
+    Rms { eps: f64, plus_one: bool },
+    /// Mean and variance, with a bias.
+    Layer { eps: f64 },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct AttentionDesign {
+    pub(crate) heads: i64,
+    /// Heads of keys and values: divides `heads`.
+    pub(crate) kv_heads: i64,
+    pub(crate) head_dim: i64,
+    pub(crate) projections: Projections,
+    pub(crate) output_bias: bool,
+    /// A norm over each head of queries and keys (Qwen3).
+    pub(crate) qk_norm: Option<NormDesign>,
+    /// Logits of the attention are multiplied by this; `1 / sqrt(head_dim)` where absent.
+    pub(crate) scale: Option<f64>,
+}
+
+/// How queries, keys and values come out of the hidden states.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Projections {
+    /// `q_proj`, `k_proj`, `v_proj`.
+    Separate { bias: bool },
+    /// One matrix `c_attn` with a bias. Multi-query: all queries, one key, one value. Multi-head: query, key and value of
+    /// each head after one another.
+    Fused,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MlpDesign {
+    pub(crate) width: i64,
+    pub(crate) activation: Activation,
+    /// `down(activation(gate x) * up x)` instead of `down(activation(up x))`.
+    pub(crate) gated: bool,
+    pub(crate) bias: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Activation {
+    Silu,
+    /// The approximation of GELU by tanh.
+    GeluTanh,
+}
+
+impl Design {
+    /// What sizes must fulfil whatever the family.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let AttentionDesign {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.attention;
+        if heads % kv_heads != 0 {
+            return Err(format!(
+                "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            ));
+        }
+        if matches!(self.positions, Positions::Rotary(_)) && head_dim % 2 != 0 {
+            return Err(format!(
+                "the head size {head_dim} is odd: a rotary embedding needs an even one"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The output matrix's name in a checkpoint.
+    pub(crate) fn head_name(&self) -> String {
+        let part = match self.tied {
+            true => self.names.embedding,
+            false => self.names.head,
+        };
+        format!("{part}.weight")
+    }
+}
+
+/// The size of a head where a configuration has none of its own.
+pub(crate) fn even_share(
+    hidden_size: i64,
+    heads: i64,
+    malformed: impl FnOnce(String) -> ModelError,
+) -> Result<i64, ModelError> {
+    if hidden_size % heads == 0 {
+        Ok(hidden_size / heads)
+    } else {
+        Err(malformed(format!(
+            "the hidden size {hidden_size} is not a multiple of the {heads} heads"
+        )))
+    }
+}

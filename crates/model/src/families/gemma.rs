@@ -1,0 +1,34 @@
+//! Gemma (Gemma Team, 2024): a Llama with GELU, embeddings scaled by sqrt(d_model) and tied to the output, and norms that
+//! store their distance from 1.
+
+use serde_json::Value;
+
+use super::llama;
+use crate::{
+    ModelError,
+    design::{Activation, Design, NormDesign},
+    fields::Fields,
+};
+
+pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+    // The first releases said "gelu" and meant its approximation by tanh.
+    let activation = fields.text("hidden_act", "gelu_pytorch_tanh")?;
+    if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
+        return Err(fields.unsupported("activation", activation, "gelu_pytorch_tanh"));
+    }
+    let mut rest = fields.raw.clone();
+    rest.insert("hidden_act".to_owned(), Value::from("silu"));
+    let mut design = llama::design(Fields {
+        raw: &rest,
+        path: fields.path,
+    })?;
+    design.tied = fields.flag("tie_word_embeddings", true)?;
+    design.attention.head_dim = fields.optional_size("head_dim")?.unwrap_or(256);
+    design.embedding_scale = Some((design.hidden_size as f64).sqrt());
+    design.norm = NormDesign::Rms {
+        eps: fields.number("rms_norm_eps", 1e-6)?,
+        plus_one: true,
+    };
+    design.mlp.activation = Activation::GeluTanh;
+    Ok(design)
+}

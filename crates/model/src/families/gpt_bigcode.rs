@@ -1,0 +1,70 @@
+//! GPTBigCode (StarCoder; Li et al., 2023): a GPT-2 with multi-query attention: learned positions, LayerNorm, GELU.
+
+use super::expect_activation;
+use crate::{
+    ModelError,
+    design::{
+        Activation, AttentionDesign, Design, MlpDesign, Names, NormDesign, Positions, Projections,
+        even_share,
+    },
+    fields::Fields,
+};
+
+const NAMES: Names = Names {
+    embedding: "transformer.wte",
+    positions: "transformer.wpe",
+    layers: "transformer.h",
+    attention_norm: "ln_1",
+    attention: "attn",
+    attention_output: "c_proj",
+    mlp_norm: "ln_2",
+    mlp: "mlp",
+    mlp_up: "c_fc",
+    mlp_down: "c_proj",
+    final_norm: "transformer.ln_f",
+    head: "lm_head",
+};
+
+pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+    expect_activation(fields, "activation_function", "gelu_pytorch_tanh")?;
+    if fields.flag("add_cross_attention", false)? {
+        return Err(fields.unsupported("add_cross_attention", "true", "false"));
+    }
+    let hidden_size = fields.size("n_embd")?;
+    let heads = fields.size("n_head")?;
+    Ok(Design {
+        vocab_size: fields.size("vocab_size")?,
+        hidden_size,
+        layers: fields.size("n_layer")?,
+        max_positions: fields.optional_size("n_positions")?.unwrap_or(1024),
+        tied: fields.flag("tie_word_embeddings", true)?,
+        initializer_range: fields.number("initializer_range", 0.02)?,
+        embedding_scale: None,
+        positions: Positions::Learned,
+        norm: NormDesign::Layer {
+            eps: fields.number("layer_norm_epsilon", 1e-5)?,
+        },
+        attention: AttentionDesign {
+            heads,
+            kv_heads: match fields.flag("multi_query", true)? {
+                true => 1,
+                false => heads,
+            },
+            head_dim: even_share(hidden_size, heads, |reason| fields.malformed(reason))?,
+            projections: Projections::Fused,
+            output_bias: true,
+            qk_norm: None,
+            scale: match fields.flag("scale_attn_weights", true)? {
+                true => None,
+                false => Some(1.0),
+            },
+        },
+        mlp: MlpDesign {
+            width: fields.optional_size("n_inner")?.unwrap_or(4 * hidden_size),
+            activation: Activation::GeluTanh,
+            gated: false,
+            bias: true,
+        },
+        names: &NAMES,
+    })
+}

@@ -1,0 +1,136 @@
+//! Which model a `config.json` describes: one small file a family, each from its configuration to a [`Design`].
+
+mod gemma;
+mod gpt_bigcode;
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+use crate::{
+    ModelError,
+    design::{Design, Names, RotaryDesign, RotaryScaling},
+    fields::Fields,
+};
+
+/// Architectures by the name in `config.json`.
+const FAMILIES: [(&str, fn(Fields<'_>) -> Result<Design, ModelError>); 6] = [
+    ("LlamaForCausalLM", llama::design),
+    ("MistralForCausalLM", mistral::design),
+    ("Qwen2ForCausalLM", qwen2::design),
+    ("Qwen3ForCausalLM", qwen3::design),
+    ("GemmaForCausalLM", gemma::design),
+    ("GPTBigCodeForCausalLM", gpt_bigcode::design),
+];
+
+const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, GPTBigCodeForCausalLM";
+
+/// The design of the model that a configuration describes; what is not supported is refused by name.
+pub(crate) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+    let architectures = fields
+        .get("architectures")
+        .and_then(|list| list.as_array())
+        .map(|list| list.iter().filter_map(|name| name.as_str()).collect())
+        .unwrap_or_else(Vec::new);
+    let family = FAMILIES
+        .iter()
+        .find(|(name, _)| architectures.first() == Some(name));
+    let Some((_, of_family)) = family else {
+        return Err(fields.unsupported("architecture", architectures.join(", "), SUPPORTED));
+    };
+    if let Some(quantization) = fields.get("quantization_config") {
+        let method = quantization.get("quant_method").unwrap_or(quantization);
+        let method = method
+            .as_str()
+            .map_or_else(|| method.to_string(), ToOwned::to_owned);
+        return Err(fields.unsupported("quantisation", method, "weights in f32, f16 or bf16"));
+    }
+    let design = of_family(fields)?;
+    design.check().map_err(|reason| fields.malformed(reason))?;
+    Ok(design)
+}
+
+/// Names that Llama gave the parts, and that most families kept.
+const LLAMA_NAMES: Names = Names {
+    embedding: "model.embed_tokens",
+    positions: "",
+    layers: "model.layers",
+    attention_norm: "input_layernorm",
+    attention: "self_attn",
+    attention_output: "o_proj",
+    mlp_norm: "post_attention_layernorm",
+    mlp: "mlp",
+    mlp_up: "up_proj",
+    mlp_down: "down_proj",
+    final_norm: "model.norm",
+    head: "lm_head",
+};
+
+/// Refuses an activation other than `expected`.
+fn expect_activation(
+    fields: Fields<'_>,
+    key: &'static str,
+    expected: &'static str,
+) -> Result<(), ModelError> {
+    let found = fields.text(key, expected)?;
+    if found == expected {
+        Ok(())
+    } else {
+        Err(fields.unsupported("activation", found, expected))
+    }
+}
+
+/// `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (older).
+fn rotary(fields: Fields<'_>) -> Result<RotaryDesign, ModelError> {
+    let theta = fields.number("rope_theta", 10_000.0)?;
+    let parameters = match fields.inner("rope_parameters")? {
+        Some(parameters) => Some(parameters),
+        None => fields.inner("rope_scaling")?,
+    };
+    let Some(parameters) = parameters else {
+        return Ok(RotaryDesign {
+            theta,
+            scaling: RotaryScaling::None,
+        });
+    };
+    let required = |key: &'static str| {
+        let value = parameters.number(key, f64::NAN)?;
+        if value > 0.0 {
+            Ok(value)
+        } else {
+            Err(fields.malformed(format!(
+                "`{key}` of the rotary embedding is missing or not positive"
+            )))
+        }
+    };
+    if parameters.number("partial_rotary_factor", 1.0)? != 1.0 {
+        return Err(fields.unsupported("rope with partial_rotary_factor", "below 1", "1"));
+    }
+    let kind = parameters.text("rope_type", parameters.text("type", "default")?)?;
+    let scaling = match kind {
+        "default" => RotaryScaling::None,
+        "linear" => RotaryScaling::Linear {
+            factor: required("factor")?,
+        },
+        "llama3" => RotaryScaling::Llama3 {
+            factor: required("factor")?,
+            low_freq_factor: required("low_freq_factor")?,
+            high_freq_factor: required("high_freq_factor")?,
+            original_max_positions: required("original_max_position_embeddings")?,
+        },
+        other => return Err(fields.unsupported("rope type", other, "default, linear, llama3")),
+    };
+    Ok(RotaryDesign {
+        theta: parameters.number("rope_theta", theta)?,
+        scaling,
+    })
+}
+
+/// Attention over a window equals full attention on sequences that fit into it: longer ones are not allowed for.
+fn within_window(fields: Fields<'_>, max_positions: i64, in_use: bool) -> Result<i64, ModelError> {
+    let window = fields.optional_size("sliding_window")?;
+    Ok(match window {
+        Some(window) if in_use => max_positions.min(window),
+        _ => max_positions,
+    })
+}

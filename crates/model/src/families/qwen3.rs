@@ -1,0 +1,13 @@
+//! Qwen3 (Yang et al., 2025): a Llama with norms over each head of queries and keys, and a head size of its own.
+
+use super::{llama, within_window};
+use crate::{ModelError, design::Design, fields::Fields};
+
+pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+    let mut design = llama::design(fields)?;
+    design.attention.head_dim = fields.optional_size("head_dim")?.unwrap_or(128);
+    design.attention.qk_norm = Some(design.norm);
+    let window = fields.flag("use_sliding_window", false)?;
+    design.max_positions = within_window(fields, design.max_positions, window)?;
+    Ok(design)
+}

@@ -1,0 +1,45 @@
+//! `x W^T + b`.
+
+use tch::{TchError, Tensor};
+
+use super::cast;
+use crate::{
+    ModelError,
+    parameters::{Initial, Parameters},
+};
+
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `[out, in]`.
+    weight: Tensor,
+    /// `[out]`.
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(crate) fn new(
+        parameters: &mut Parameters<'_>,
+        name: &str,
+        [out, input]: [i64; 2],
+        bias: bool,
+        initial: Initial,
+    ) -> Result<Self, ModelError> {
+        let weight = parameters.get(format!("{name}.weight"), &[out, input], initial)?;
+        let bias = match bias {
+            true => Some(parameters.get(format!("{name}.bias"), &[out], Initial::Zeros)?),
+            false => None,
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// `[.., in]` to `[.., out]`, in the dtype of `x`: master weights of another dtype are cast for the product.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let kind = x.kind();
+        let bias = self
+            .bias
+            .as_ref()
+            .map(|bias| cast(bias, kind))
+            .transpose()?;
+        x.f_linear(&cast(&self.weight, kind)?, bias.as_ref())
+    }
+}

@@ -1,0 +1,72 @@
+//! `ddk export`: a run's student as a Hugging Face folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_actors::LoopState;
+use ddk_engine::WEIGHTS_FILE;
+use ddk_model::{Export, Model, Placement, safetensors::read_tensors};
+use ddk_run::CheckpointStore;
+use tch::{Device, Kind};
+
+use crate::{cli, hint::Hint, progress::say};
+
+pub fn run(args: &cli::Export) -> Result<()> {
+    let config = args.run.join("config.toml");
+    if !config.exists() {
+        return Err(anyhow!("{} holds no run", args.run.display()))
+            .hint("name the folder of a run, such as runs/demo")
+            .usage();
+    }
+    let settings = ddk_settings::load(&[config], &[], [])?.settings;
+    let student = settings
+        .student
+        .model
+        .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
+    let store = CheckpointStore::open(&args.run.join("checkpoints"), settings.checkpoint.keep)?;
+    let (step, checkpoint) = find(&store, args.step)?;
+    let model = of_checkpoint(&student, &checkpoint)?;
+    let mut export = Export::new(&student);
+    export.dtype = Some(match args.dtype.as_str() {
+        "bf16" => Kind::BFloat16,
+        "fp16" => Kind::Half,
+        _ => Kind::Float,
+    });
+    model.save(&args.out, &export)?;
+    say(&format!(
+        "the student of step {step} is in {}",
+        args.out.display()
+    ));
+    Ok(())
+}
+
+/// The model in `student` with the weights of a checkpoint, on the CPU.
+pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
+    let placement = Placement::on(Device::Cpu, Kind::Float);
+    let mut model = Model::load(student, &placement)
+        .context("the folder that the student began as is needed to export it")?;
+    model.replace_weights(&read_tensors(&checkpoint.join(WEIGHTS_FILE))?)?;
+    Ok(model)
+}
+
+/// The newest checkpoint that verifies, or that of a step.
+fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)> {
+    let Some(step) = step else {
+        let newest = store
+            .newest::<LoopState>()?
+            .ok_or_else(|| anyhow!("the run has no checkpoint yet"))?;
+        return Ok((newest.step, newest.path));
+    };
+    let entries = store.list()?;
+    let found = entries.iter().find(|entry| entry.step == step);
+    let Some(entry) = found else {
+        let steps: Vec<String> = entries.iter().map(|entry| entry.step.to_string()).collect();
+        return Err(anyhow!("the run has no checkpoint of step {step}"))
+            .hint(format!("there are: {}", steps.join(", ")))
+            .usage();
+    };
+    match &entry.status {
+        Ok(_) => Ok((step, entry.path.clone())),
+        Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
+    }
+}

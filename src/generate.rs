@@ -1,0 +1,80 @@
+//! `ddk generate`: what a model says.
+
+use std::{io::Write, time::Instant};
+
+use anyhow::{Result, anyhow};
+use ddk_corpus::TokenizerFolder;
+use ddk_engine::{Generator, Sampling};
+use ddk_model::{Model, Placement};
+use ddk_torch::{Lane, parse_device};
+use tch::Kind;
+
+use crate::{cli, hint::Hint, progress::say};
+
+/// Prints the prompt and what follows, as it comes.
+pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
+    let sampling = sampling(args)?;
+    let tokenizer = TokenizerFolder::open(&args.model, None)
+        .hint("a model's folder needs its tokenizer.json")?;
+    let device = parse_device(&args.device).usage()?;
+    let _lane = Lane::enter(std::thread::available_parallelism().map_or(1, usize::from));
+    let model = Model::load(&args.model, &Placement::on(device, Kind::Float))?;
+    let vocabulary = (tokenizer.vocabulary() as i64).min(model.config().vocab_size());
+    let mut prompt = tokenizer.encode(&args.prompt)?;
+    if prompt.is_empty() {
+        // A document begins after the end of another.
+        prompt.push(tokenizer.end_token());
+    }
+    let (mut tokens, mut printed) = (Vec::new(), String::new());
+    let mut generator = Generator::new(&model, &prompt, vocabulary, sampling)?;
+    write!(out, "{}", args.prompt)?;
+    let began = Instant::now();
+    while tokens.len() < args.max_tokens {
+        let Some(token) = generator.next_token()? else {
+            say("\nthe model was made for no more positions");
+            break;
+        };
+        if token == tokenizer.end_token() {
+            break;
+        }
+        tokens.push(token);
+        // Only whole characters: what the last bytes become is known with the next token.
+        let text = tokenizer.decode(&tokens)?;
+        let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        if let Some(more) = whole.strip_prefix(printed.as_str()) {
+            write!(out, "{more}")?;
+            out.flush()?;
+            printed = whole.to_owned();
+        }
+    }
+    writeln!(out)?;
+    let rate = tokens.len() as f64 / began.elapsed().as_secs_f64();
+    say(&format!(
+        "{} tokens after {}, {rate:.1} tokens/s",
+        tokens.len(),
+        prompt.len()
+    ));
+    Ok(())
+}
+
+fn sampling(args: &cli::Generate) -> Result<Sampling> {
+    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
+        return Err(anyhow!(
+            "--temperature is {}, expected 0 or more",
+            args.temperature
+        ))
+        .usage();
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        return Err(anyhow!(
+            "--top-p is {}, expected over 0 and at most 1",
+            args.top_p
+        ))
+        .usage();
+    }
+    Ok(Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+    })
+}
