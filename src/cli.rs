@@ -25,6 +25,10 @@ pub enum Command {
     /// Collects five domains of text that set-up has put on this disk, trains a tokenizer, a teacher and a student that
     /// lags behind it, then distils. Every part is cached under data/demo and reused; delete that folder to start over.
     Demo(Demo),
+    /// Write a commented configuration for two model folders and a folder of text
+    Init(Init),
+    /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule, one forward of both models
+    Check(Check),
     /// Tokenize the sources of a configuration into memory-mapped token files, once
     Prepare(Prepare),
     /// Train a model with cross-entropy alone, as a [pretrain.NAME] section says
@@ -74,6 +78,35 @@ pub struct Demo {
     /// Print the run's summary as JSON on standard output instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a new configuration is made from.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// The teacher's folder, in the Hugging Face format
+    #[arg(long, value_name = "DIR")]
+    pub teacher: PathBuf,
+    /// The folder of the model that the student starts as
+    #[arg(long, value_name = "DIR")]
+    pub student: PathBuf,
+    /// A folder of text: each subfolder and each file in it becomes a domain
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Make a domain of each value that this field has in the records, for example meta.source
+    #[arg(long, value_name = "FIELD")]
+    pub domain_field: Option<String>,
+    /// The field of a record that holds its text
+    #[arg(long, value_name = "FIELD", default_value = "text")]
+    pub text_field: String,
+    /// Where to write the configuration; an existing file is not overwritten
+    #[arg(long, value_name = "FILE", default_value = "ddk.toml")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 #[derive(Debug, Args)]

@@ -92,6 +92,14 @@ pub fn render(error: &anyhow::Error) -> String {
     text
 }
 
+/// The error's text as an entry of a list.
+pub fn render_line(error: &anyhow::Error) -> String {
+    let text = render(error);
+    text.strip_prefix("error: ")
+        .unwrap_or(&text)
+        .replace("\n  caused by: ", ": ")
+}
+
 /// The exit code for an error: 2 where the user's command line or configuration is wrong, otherwise 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let usage = error.downcast_ref::<Usage>().is_some()

@@ -1,5 +1,6 @@
 //! `ddk`: the program. It reads the command line, joins the parts, and prints; algorithms live in the crates.
 
+mod check;
 mod cli;
 mod config;
 mod demo;
@@ -8,6 +9,7 @@ mod eval;
 mod export;
 mod generate;
 mod hint;
+mod init;
 mod mixture;
 mod prepare;
 mod pretrain;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
     let mut out = std::io::stdout().lock();
     let done = match &cli.command {
         Command::Demo(args) => demo::run(args, &mut out),
+        Command::Init(args) => init::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => check::run(args, &mut out),
         Command::Prepare(args) => prepare::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args, &mut out),

@@ -93,7 +93,8 @@ fn quarantine(options: &PrepareOptions, domain: &str) -> PathBuf {
         .join(ddk_corpus::QUARANTINE_FILE)
 }
 
-fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
+/// What the corpus is made from, without making it.
+pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
     if settings.domains.is_empty() {
         return Err(anyhow!("the configuration has no domain"))
             .hint("add a table for each, for example:\n  [domains.math]\n  files = [\"data/math/*.jsonl\"]")
@@ -116,6 +117,7 @@ fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
         name: name.clone(),
         files: domain.files.clone(),
         text_field: domain.text_field.clone(),
+        only: domain.domain_field.clone().zip(domain.domain_value.clone()),
         max_bytes: domain.max_bytes,
     });
     let options = PrepareOptions {

@@ -201,11 +201,6 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         temperature_squared: settings.objective.temperature_squared,
     };
     let student = &settings.student;
-    let step_tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
-    let from_tokens = settings
-        .run
-        .max_tokens
-        .map(|tokens| tokens.div_ceil(step_tokens));
     let options = StudentOptions {
         objective,
         vocabulary,
@@ -222,12 +217,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
             peak: student.lr,
             end: student.lr_end,
             warmup_steps: student.warmup_steps,
-            total_steps: plan
-                .max_steps
-                .into_iter()
-                .chain(from_tokens)
-                .min()
-                .unwrap_or(u64::MAX),
+            total_steps: most_steps(settings).unwrap_or(u64::MAX),
         },
     };
     let evaluation = Evaluation {
@@ -245,6 +235,19 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         options,
         plan,
     })
+}
+
+/// The steps that a run has at the most, by the nearest of its limits, where all its rows are full.
+pub fn most_steps(settings: &Settings) -> Option<u64> {
+    let run = &settings.run;
+    let step_tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
+    let limits = [
+        run.max_steps,
+        run.max_intervals
+            .map(|intervals| intervals * settings.mixture.interval),
+        run.max_tokens.map(|tokens| tokens.div_ceil(step_tokens)),
+    ];
+    limits.into_iter().flatten().min()
 }
 
 fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {

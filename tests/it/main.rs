@@ -9,6 +9,7 @@
 )]
 
 mod bad_input;
+mod checkpoints;
 mod commands;
 mod interrupted;
 mod training;

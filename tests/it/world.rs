@@ -49,7 +49,7 @@ fn base() -> &'static Path {
 }
 
 /// Sentences from a small grammar with a vocabulary of the domain's own; deterministic.
-fn write_sources(folder: &Path) {
+pub fn write_sources(folder: &Path) {
     fs::create_dir_all(folder.join("sources")).unwrap();
     let domains: [(&str, &[&str]); 3] = [
         (
@@ -213,6 +213,13 @@ impl World {
         Self { folder }
     }
 
+    /// A folder with nothing in it.
+    pub fn empty() -> Self {
+        Self {
+            folder: TempDir::new().unwrap(),
+        }
+    }
+
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -348,7 +355,7 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -44,10 +44,16 @@ pub(crate) fn read(
         if bytes.is_empty() {
             continue;
         }
+        let record = text(std::mem::take(&mut bytes)).and_then(|line| parse(&line));
+        if let (Ok(record), Some((path, value))) = (&record, &source.only)
+            && field(record, path).as_ref() != Ok(value)
+        {
+            continue;
+        }
         each(Record {
             line,
-            text: text(std::mem::take(&mut bytes))
-                .and_then(|line| field(&line, &source.text_field))
+            text: record
+                .and_then(|record| field(&record, &source.text_field))
                 .and_then(not_empty),
         })?;
     }
@@ -59,9 +65,12 @@ fn text(bytes: Vec<u8>) -> Result<String, String> {
         .map_err(|error| format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
 }
 
-fn field(line: &str, path: &str) -> Result<String, String> {
-    let record: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
-    let mut value = &record;
+fn parse(line: &str) -> Result<Value, String> {
+    serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))
+}
+
+fn field(record: &Value, path: &str) -> Result<String, String> {
+    let mut value = record;
     for key in path.split('.') {
         value = value.get(key).ok_or_else(|| format!("no field `{path}`"))?;
     }
@@ -69,6 +78,42 @@ fn field(line: &str, path: &str) -> Result<String, String> {
         Value::String(text) => Ok(text.clone()),
         _ => Err(format!("the field `{path}` is not a string")),
     }
+}
+
+/// The text of a source's first record that has one.
+pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusError> {
+    let mut found = None;
+    for file in source.expand()? {
+        // Reading ends at the first text by way of an error that means no harm.
+        let done = read(&file, source, |record| match record.text {
+            Ok(text) => {
+                found = Some(text);
+                Err(CorpusError::damaged(&file.path, "read enough"))
+            }
+            Err(_) => Ok(()),
+        });
+        match found {
+            Some(text) => return Ok(Some(text)),
+            None => done?,
+        }
+    }
+    Ok(None)
+}
+
+/// The values that a field has in the records of a source, sorted.
+pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, CorpusError> {
+    let by_field = DomainSource {
+        text_field: path.to_owned(),
+        ..source.clone()
+    };
+    let mut values = std::collections::BTreeSet::new();
+    for file in by_field.expand()?.iter().filter(|file| file.is_jsonl()) {
+        read(file, &by_field, |record| {
+            values.extend(record.text.ok());
+            Ok(())
+        })?;
+    }
+    Ok(values.into_iter().collect())
 }
 
 fn not_empty(text: String) -> Result<String, String> {

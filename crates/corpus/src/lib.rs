@@ -18,6 +18,7 @@ mod store;
 mod tokenizer;
 mod train_tokenizer;
 
+pub use documents::{field_values, first_document};
 pub use domain::PreparedDomain;
 pub use error::CorpusError;
 pub use prepare::{DomainReport, PrepareOptions, Progress, prepare, stale};

@@ -40,6 +40,8 @@ pub(crate) struct Manifest {
 pub(crate) struct MadeFrom {
     pub(crate) sources: Vec<SourceFile>,
     pub(crate) text_field: String,
+    #[serde(default)]
+    pub(crate) only: Option<(String, String)>,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) seed: u64,
     pub(crate) validation_share: f64,
@@ -71,6 +73,7 @@ impl MadeFrom {
         }
         let settings = [
             ("text_field", self.text_field != now.text_field),
+            ("domain_field", self.only != now.only),
             ("max_bytes", self.max_bytes != now.max_bytes),
             ("run.seed", self.seed != now.seed),
             (

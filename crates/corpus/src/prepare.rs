@@ -125,6 +125,7 @@ fn made_from(
     Ok(MadeFrom {
         sources: domain.expand()?,
         text_field: domain.text_field.clone(),
+        only: domain.only.clone(),
         max_bytes: domain.max_bytes,
         seed: options.seed,
         validation_share: options.validation_share,

@@ -19,6 +19,8 @@ pub struct DomainSource {
     pub files: Vec<String>,
     /// The field of a record that holds its text; a dot goes into an object.
     pub text_field: String,
+    /// Only records whose field has this value are of the domain: field and value.
+    pub only: Option<(String, String)>,
     /// Bytes of text to train on at the most.
     pub max_bytes: Option<u64>,
 }

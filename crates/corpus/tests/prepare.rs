@@ -72,6 +72,7 @@ impl Place {
             name: name.to_owned(),
             files: vec![self.path(file).to_string_lossy().into_owned()],
             text_field: "text".to_owned(),
+            only: None,
             max_bytes: None,
         }
     }

@@ -7,6 +7,7 @@
 
 mod adamw;
 mod batch;
+mod budget;
 mod error;
 mod generate;
 mod perplexity;
@@ -17,6 +18,7 @@ mod teacher;
 
 pub use adamw::{AdamW, AdamWOptions, global_norm};
 pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
+pub use budget::{Part, StepShape, queue_memory, snapshot_memory, student_memory, teacher_memory};
 pub use error::EngineError;
 pub use generate::{Generator, Sampling};
 pub use perplexity::domain_perplexities;

@@ -101,6 +101,12 @@ impl ModelConfig {
         &self.design
     }
 
+    /// The name of the model's class in transformers, such as `LlamaForCausalLM`.
+    pub fn architecture(&self) -> &str {
+        let names = self.raw.get("architectures").and_then(|list| list.get(0));
+        names.and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// Columns of the output matrix, padding included.
     pub fn vocab_size(&self) -> i64 {
         self.design.vocab_size

@@ -89,6 +89,11 @@ pub struct DomainOptions {
     pub files: Option<Vec<String>>,
     /// The field of a record that holds its text; `a.b` goes into an object. Default: "text".
     pub text_field: Option<String>,
+    /// Take only the records that name the domain in this field; `a.b` goes into an object (RedPajama:
+    /// "meta.redpajama_set_name").
+    pub domain_field: Option<String>,
+    /// What that field has to say. Default: the domain's name.
+    pub domain_value: Option<String>,
     /// Bytes of text to train on at the most.
     pub max_bytes: Option<u64>,
 }

@@ -70,6 +70,10 @@ pub struct Domain {
     pub files: Vec<String>,
     pub text_field: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_field: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
 }
 

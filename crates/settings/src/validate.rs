@@ -243,7 +243,17 @@ impl Checker<'_> {
                 format!("`{key}.files` is empty, expected at least one file, folder or glob"),
             );
         }
+        if domain.domain_value.is_some() && domain.domain_field.is_none() {
+            self.problem(
+                &format!("{key}.domain_value"),
+                format!("`{key}.domain_value` is set without `{key}.domain_field`"),
+            );
+        }
         Some(Domain {
+            domain_value: domain
+                .domain_value
+                .or_else(|| domain.domain_field.as_ref().map(|_| name.to_owned())),
+            domain_field: domain.domain_field,
             files,
             text_field: domain.text_field.unwrap_or_else(|| "text".to_owned()),
             max_bytes: self.optional(

@@ -1,0 +1,181 @@
+//! What a run needs of memory, computed from sizes alone.
+//!
+//! The formulas count what libtorch keeps: the tensors that autograd saves of each layer, the buffers of a chunk of logits, the
+//! gradient of the embedding that exists beside the one it is added to. docs/performance.md compares them with measurements.
+
+use ddk_model::{ModelConfig, ModelError};
+
+/// A use of memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What it is for.
+    pub name: &'static str,
+    /// How much.
+    pub bytes: u64,
+    /// The setting that makes it smaller.
+    pub setting: &'static str,
+}
+
+/// What the sizes of a step's tensors depend on beside the models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepShape {
+    /// Rows of a micro-batch.
+    pub micro_rows: u64,
+    /// Tokens of a row.
+    pub sequence_length: u64,
+    /// Positions whose logits exist at a time.
+    pub chunk: u64,
+    /// Columns of the logits that count.
+    pub vocabulary: u64,
+    /// Whether the student computes activations again.
+    pub recompute: bool,
+    /// Bytes of a number in the student's products.
+    pub student_bytes: u64,
+    /// Bytes of a number in the teacher's weights and products.
+    pub teacher_bytes: u64,
+}
+
+impl StepShape {
+    fn positions(&self) -> u64 {
+        self.micro_rows * self.sequence_length
+    }
+}
+
+/// Sizes of a model as unsigned numbers.
+struct Sizes {
+    parameters: u64,
+    table: u64,
+    head: u64,
+    width: u64,
+    layers: u64,
+    heads: u64,
+    query: u64,
+    key_value: u64,
+    mlp: u64,
+}
+
+impl Sizes {
+    fn of(config: &ModelConfig) -> Result<Self, ModelError> {
+        let counts = config.parameter_counts()?;
+        let (heads, kv_heads, head_dim) = config.heads();
+        let size = |number: i64| number.unsigned_abs();
+        Ok(Self {
+            parameters: size(counts.total),
+            table: size(counts.embedding),
+            head: size(counts.head),
+            width: size(config.hidden_size()),
+            layers: size(config.layers()),
+            heads: size(heads),
+            query: size(heads * head_dim),
+            key_value: size(kv_heads * head_dim),
+            mlp: size(config.intermediate_size()),
+        })
+    }
+
+    /// Numbers that autograd keeps of a layer, for each position: its input, the input and output of both norms, queries, keys,
+    /// values, the mixed values with their log-sum-exps, and four tensors of the MLP's width.
+    fn kept_by_layer(&self) -> u64 {
+        4 * self.width + 2 * self.query + 2 * self.key_value + self.heads + 4 * self.mlp
+    }
+}
+
+/// The student's device: what is there all the time, and the most that a micro-batch or an update adds.
+pub fn student_memory(
+    student: &ModelConfig,
+    teacher: &ModelConfig,
+    shape: &StepShape,
+) -> Result<Vec<Part>, ModelError> {
+    let (sizes, teacher) = (Sizes::of(student)?, Sizes::of(teacher)?);
+    let positions = shape.positions();
+    let layer = sizes.kept_by_layer() * positions * shape.student_bytes;
+    let between = sizes.width * positions * shape.student_bytes;
+    let activations = match shape.recompute {
+        true => sizes.layers * between + layer,
+        false => sizes.layers * layer,
+    };
+    // Input and output of the final norm, and the gradient of the hidden states.
+    let activations = activations + 3 * between;
+    // Logits, log-probabilities and probabilities of both models; four of these exist at a time.
+    let chunk = 4 * 4 * shape.chunk.min(positions) * shape.vocabulary;
+    // While the embedding's gradient is computed, or the tied one is added to the head's.
+    let embedding = 4 * sizes.table;
+    let compute_copy = match shape.student_bytes {
+        4 => 0,
+        bytes => bytes * sizes.table,
+    };
+    Ok(vec![
+        part("weights, fp32", 4 * sizes.parameters, "student.model"),
+        part(
+            "moments of AdamW, fp32",
+            8 * sizes.parameters,
+            "student.model",
+        ),
+        part(
+            "gradients, fp32",
+            4 * (sizes.parameters - sizes.head) + 4 * sizes.table,
+            "student.model",
+        ),
+        part(
+            "the teacher's output matrix",
+            shape.teacher_bytes * teacher.table,
+            "teacher.dtype",
+        ),
+        part(
+            "activations, or the update's copies",
+            (activations + chunk).max(embedding) + compute_copy,
+            "batch.micro_rows, student.recompute or objective.chunk",
+        ),
+    ])
+}
+
+/// A teacher's devices together.
+pub fn teacher_memory(
+    teacher: &ModelConfig,
+    shape: &StepShape,
+    lanes: u64,
+) -> Result<Vec<Part>, ModelError> {
+    let sizes = Sizes::of(teacher)?;
+    // Without gradients only what one layer is working on exists.
+    let working = (3 * sizes.width + 2 * sizes.query + 2 * sizes.key_value)
+        .max(2 * sizes.width + 3 * sizes.mlp);
+    Ok(vec![
+        part(
+            "weights",
+            lanes * shape.teacher_bytes * sizes.parameters,
+            "teacher.dtype, teacher.devices or teacher.lanes",
+        ),
+        part(
+            "a forward",
+            lanes * working * shape.positions() * shape.teacher_bytes,
+            "batch.micro_rows or teacher.lanes",
+        ),
+    ])
+}
+
+/// The host: batches in the queues with their hidden states (on the student's device where that is a GPU), and the copy of
+/// weights and moments that is being saved.
+pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes: u64) -> Part {
+    let width = teacher.hidden_size().unsigned_abs();
+    // One more is in the hands of the teacher, one more in the student's.
+    let batches = lanes * (depth + 1) + 1;
+    let bytes = batches * shape.positions() * width * shape.teacher_bytes;
+    part("hidden states in queues", bytes, "queues.depth")
+}
+
+/// See [`queue_memory`].
+pub fn snapshot_memory(student: &ModelConfig) -> Result<Part, ModelError> {
+    let bytes = 12 * Sizes::of(student)?.parameters;
+    Ok(part(
+        "a snapshot that is being saved",
+        bytes,
+        "student.model",
+    ))
+}
+
+fn part(name: &'static str, bytes: u64, setting: &'static str) -> Part {
+    Part {
+        name,
+        bytes,
+        setting,
+    }
+}

@@ -1,0 +1,191 @@
+//! `ddk init`: a commented configuration from two model folders and a folder of text.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_corpus::{DomainSource, field_values};
+use ddk_model::ModelConfig;
+
+use crate::{cli, hint::Hint, progress::say};
+
+/// A domain of the configuration to be written.
+struct Found {
+    name: String,
+    file: PathBuf,
+    /// The value of `--domain-field`.
+    value: Option<String>,
+}
+
+pub fn run(args: &cli::Init) -> Result<()> {
+    if args.out.exists() {
+        return Err(anyhow!("{} is there already", args.out.display()))
+            .hint("name another file with --out")
+            .usage();
+    }
+    let teacher = ModelConfig::read(&args.teacher).usage()?;
+    let student = ModelConfig::read(&args.student).usage()?;
+    let domains = find_domains(args)?;
+    let text = render(args, &teacher, &student, &domains);
+    fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
+    let (count, out) = (domains.len(), args.out.display());
+    say(&format!("{count} domains in {out}; next: ddk check {out}"));
+    Ok(())
+}
+
+fn find_domains(args: &cli::Init) -> Result<Vec<Found>> {
+    let mut entries = Vec::new();
+    let failed = || format!("cannot read {}", args.data.display());
+    for entry in fs::read_dir(&args.data).with_context(failed).usage()? {
+        let path = entry.with_context(failed)?.path();
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden {
+            entries.push(path);
+        }
+    }
+    entries.sort();
+    let domains = match &args.domain_field {
+        Some(field) => by_field(args, field)?,
+        None => entries
+            .into_iter()
+            .map(|file| Found {
+                name: domain_name(&file.file_stem().unwrap_or_default().to_string_lossy()),
+                file,
+                value: None,
+            })
+            .collect(),
+    };
+    if domains.is_empty() {
+        return Err(anyhow!("{} holds no text", args.data.display())).usage();
+    }
+    for (index, domain) in domains.iter().enumerate() {
+        let twin = domains[..index]
+            .iter()
+            .find(|other| other.name == domain.name);
+        if let Some(twin) = twin {
+            return Err(anyhow!(
+                "{} and {} would both be the domain `{}`: rename one",
+                twin.file.display(),
+                domain.file.display(),
+                domain.name
+            ))
+            .usage();
+        }
+    }
+    Ok(domains)
+}
+
+fn by_field(args: &cli::Init, field: &str) -> Result<Vec<Found>> {
+    let source = DomainSource {
+        name: "data".to_owned(),
+        files: vec![args.data.display().to_string()],
+        text_field: args.text_field.clone(),
+        only: None,
+        max_bytes: None,
+    };
+    let values = field_values(&source, field)?;
+    if values.is_empty() {
+        return Err(anyhow!(
+            "no record in {} has the field `{field}`",
+            args.data.display()
+        ))
+        .usage();
+    }
+    let found = values.into_iter().map(|value| Found {
+        name: domain_name(&value),
+        file: args.data.clone(),
+        value: Some(value),
+    });
+    Ok(found.collect())
+}
+
+/// A name that can be a folder and a bare key.
+fn domain_name(text: &str) -> String {
+    let plain = |character: char| match character {
+        _ if character.is_alphanumeric() || character == '-' => character,
+        _ => '_',
+    };
+    text.chars().map(plain).collect()
+}
+
+fn render(
+    args: &cli::Init,
+    teacher: &ModelConfig,
+    student: &ModelConfig,
+    domains: &[Found],
+) -> String {
+    let name = |folder: &Path| {
+        let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        domain_name(&name.file_name().unwrap_or_default().to_string_lossy())
+    };
+    let length = teacher
+        .max_positions()
+        .min(student.max_positions())
+        .min(2048);
+    let (of_teacher, of_student) = (quoted(&args.teacher), quoted(&args.student));
+    let mut text = format!(
+        "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
+         # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
+         [run]\nname = \"{student}-from-{teacher}\"\n\
+         max_steps = 5000          # an end; or max_tokens, or max_intervals\n\n\
+         [corpus]\nfolder = \"prepared/{student}-from-{teacher}\"   # tokens are kept here\n\
+         sequence_length = {length}    # tokens of a row\n\
+         validation_share = 0.05   # documents set aside, by a hash of their content\n\
+         validation_documents = 500\n\n\
+         [teacher]\nmodel = {of_teacher}\n\
+         # devices = [\"cuda:0\"]    # several spread the layers of a large teacher\n\
+         # dtype = \"bf16\"\n\n\
+         [student]\nmodel = {of_student}\n\
+         # device = \"cuda:1\"\n# dtype = \"bf16\"\n\
+         lr = 3e-5                 # from 0 in warmup_steps, then a cosine to lr_end\n\
+         lr_end = 3e-6\nwarmup_steps = 100\n\n\
+         [batch]\nrows = 16                 # of an optimizer step\n\
+         micro_rows = 4            # at a time: smaller needs less memory\n\n\
+         [mixture]\nalpha = 0.5               # 0: all domains alike; 1: no floor\n\
+         interval = 500            # steps between two updates of the mixture\n\n\
+         [objective]\ngamma = 0.2               # loss = CE + gamma KL(teacher, student)\n\n\
+         [checkpoint]\nevery = 500\n",
+        out = args.out.display(),
+        teacher = name(&args.teacher),
+        student = name(&args.student),
+    );
+    for domain in domains {
+        text.push_str(&format!(
+            "\n[domains.{}]\nfiles = [{}]\n",
+            toml_key(&domain.name),
+            quoted(&domain.file)
+        ));
+        if args.text_field != "text" {
+            let field = toml::Value::from(args.text_field.as_str());
+            text.push_str(&format!("text_field = {field}\n"));
+        }
+        if let (Some(field), Some(value)) = (&args.domain_field, &domain.value) {
+            let (field, quoted) = (
+                toml::Value::from(field.as_str()),
+                toml::Value::from(value.as_str()),
+            );
+            text.push_str(&format!("domain_field = {field}\n"));
+            if *value != domain.name {
+                text.push_str(&format!("domain_value = {quoted}\n"));
+            }
+        }
+    }
+    text
+}
+
+fn quoted(path: &Path) -> String {
+    toml::Value::from(path.display().to_string()).to_string()
+}
+
+/// Bare where TOML allows it.
+fn toml_key(name: &str) -> String {
+    let bare = |character: char| character.is_ascii_alphanumeric() || "_-".contains(character);
+    match name.chars().all(bare) {
+        true => name.to_owned(),
+        false => toml::Value::from(name).to_string(),
+    }
+}
