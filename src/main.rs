@@ -25,6 +25,7 @@ use clap::Parser;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    ddk_torch::keep_freed_memory();
     let cli = Cli::parse();
     let mut out = std::io::stdout().lock();
     let done = match &cli.command {

@@ -41,6 +41,7 @@ fn options() -> StudentOptions {
         },
         vocabulary: VOCABULARY,
         chunk: 7,
+        recompute: false,
         adamw: AdamWOptions::default(),
         clip_norm: 0.05,
         schedule: Schedule {

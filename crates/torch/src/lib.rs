@@ -1,10 +1,13 @@
-//! What sits between DDK and libtorch: devices ([`parse_device`]), the thread of a lane ([`Lane`]), and errors that can be
+//! What sits between DDK and libtorch: devices ([`parse_device`]), the thread of a lane ([`Lane`]), the allocator
+//! ([`keep_freed_memory`]), and errors that can be
 //! told apart ([`TorchError`]).
 
+mod allocator;
 mod device;
 mod error;
 mod lane;
 
+pub use allocator::keep_freed_memory;
 pub use device::{DeviceError, parse_device};
 pub use error::TorchError;
 pub use lane::Lane;

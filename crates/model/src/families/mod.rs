@@ -13,8 +13,11 @@ use crate::{
     fields::Fields,
 };
 
+/// From a configuration to the decoder that it describes.
+type Family = fn(Fields<'_>) -> Result<Design, ModelError>;
+
 /// Architectures by the name in `config.json`.
-const FAMILIES: [(&str, fn(Fields<'_>) -> Result<Design, ModelError>); 6] = [
+const FAMILIES: [(&str, Family); 6] = [
     ("LlamaForCausalLM", llama::design),
     ("MistralForCausalLM", mistral::design),
     ("Qwen2ForCausalLM", qwen2::design),
@@ -27,11 +30,11 @@ const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 
 /// The design of the model that a configuration describes; what is not supported is refused by name.
 pub(crate) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
-    let architectures = fields
+    let architectures: Vec<&str> = fields
         .get("architectures")
         .and_then(|list| list.as_array())
         .map(|list| list.iter().filter_map(|name| name.as_str()).collect())
-        .unwrap_or_else(Vec::new);
+        .unwrap_or_default();
     let family = FAMILIES
         .iter()
         .find(|(name, _)| architectures.first() == Some(name));

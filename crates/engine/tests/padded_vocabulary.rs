@@ -1,0 +1,83 @@
+//! A teacher with 152,064 columns and a student with 151,936 over one tokenizer of 151,646 ids (as Qwen1.5 14B and 1.8B), against
+//! PyTorch on sliced logits: tests/reference/padded_vocabulary.py prints the numbers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher};
+use ddk_model::{Architecture, Model, ModelConfig};
+use ddk_objective::Objective;
+use tch::{Device, Kind, Tensor};
+
+const VOCABULARY: i64 = 151_646;
+
+/// A model whose weights are a formula of name and place.
+fn model(vocab_size: i64, hidden_size: i64, phase: f64) -> Model {
+    let architecture = Architecture {
+        vocab_size,
+        hidden_size,
+        intermediate_size: 2 * hidden_size,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        max_position_embeddings: 64,
+        rope_theta: 1e4,
+        tie_word_embeddings: false,
+    };
+    let config = ModelConfig::llama(architecture, None).unwrap();
+    let model = Model::random(config, 0, Device::Cpu).unwrap();
+    for (index, (_, parameter)) in model.parameters().iter().enumerate() {
+        let mut parameter = parameter.shallow_clone();
+        if parameter.dim() == 2 {
+            let place = Tensor::arange(parameter.numel() as i64, (Kind::Double, Device::Cpu));
+            let place = place.remainder(9973.0);
+            let values = (place * 0.7 + (1.3 * index as f64 + phase)).sin() * 0.4;
+            parameter.copy_(&values.reshape(parameter.size()));
+        } else {
+            let _ = parameter.fill_(1.0);
+        }
+    }
+    model
+}
+
+#[test]
+fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
+    let rows: Vec<Vec<u32>> = (0..2)
+        .map(|row| {
+            (0..12)
+                .map(|place| ((row * 12 + place) * 7919 + 151_000) % VOCABULARY as u32)
+                .collect()
+        })
+        .collect();
+    let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    let teacher = model(152_064, 8, 0.1);
+    let teacher_head = teacher.head_for_products().unwrap();
+    let teacher = Teacher::new(teacher, Device::Cpu);
+    let options = StudentOptions {
+        objective: Objective {
+            gamma: 0.2,
+            ..Objective::default()
+        },
+        vocabulary: VOCABULARY,
+        chunk: 5,
+        recompute: false,
+        adamw: AdamWOptions::default(),
+        clip_norm: 1e9,
+        schedule: Schedule {
+            peak: 1e-3,
+            end: 1e-4,
+            warmup_steps: 1,
+            total_steps: 10,
+        },
+    };
+    let mut student = Student::new(model(151_936, 4, 0.5), options, Some(teacher_head)).unwrap();
+    let signal = teacher.label(&rows).unwrap();
+    let losses = student.accumulate(&rows, Some(&signal), 22.0).unwrap();
+    let norm = student.update(1).unwrap().grad_norm;
+    for (name, value, expected) in [
+        ("ce", losses.ce_sum / 22.0, 12.616_684_9),
+        ("kl", losses.kl_sum / 22.0, 0.794_346_0),
+        ("gradient norm", norm, 1.767_475_2),
+    ] {
+        assert!((value - expected).abs() < 1e-5, "{name}: {value}");
+    }
+}
