@@ -395,13 +395,10 @@ fn forward(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Res
     let Some(text) = first_document(source)? else {
         return report.problem(&format!("the domain {} is empty", source.name));
     };
-    let mut tokens = tokenizer
-        .encode_documents(vec![text])?
-        .pop()
-        .unwrap_or_default();
+    let mut tokens = tokenizer.encode_document(&text)?;
     tokens.truncate(settings.corpus.sequence_length);
     let _lane = Lane::enter(std::thread::available_parallelism().map_or(1, usize::from));
-    let document = vec![vec![tokens]];
+    let document = vec![vec![tokens.into()]];
     let sides: [(&str, &Path, Result<Placement, _>); 2] = [
         (
             "teacher",

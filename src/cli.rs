@@ -31,6 +31,9 @@ pub enum Command {
     Check(Check),
     /// Tokenize the sources of a configuration into memory-mapped token files, once
     Prepare(Prepare),
+    /// Look at prepared data, and at what a run was trained on
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Train a model with cross-entropy alone, as a [pretrain.NAME] section says
     Pretrain(Pretrain),
     /// Distil the teacher into the student; on an existing run's folder, go on from its last checkpoint
@@ -116,6 +119,9 @@ pub struct Prepare {
     /// Prepare again even where the prepared folder is current
     #[arg(long)]
     pub force: bool,
+    /// Compare every prepared file with its manifest instead
+    #[arg(long, conflicts_with = "force")]
+    pub verify: bool,
 }
 
 #[derive(Debug, Args)]
@@ -161,6 +167,30 @@ pub struct Eval {
     /// Also write the validation documents' token ids to this JSON file, to check against another program
     #[arg(long, value_name = "FILE")]
     pub documents: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Print each domain's counts, the lengths of its documents, and some of its rows as text
+    Inspect {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Only this domain
+        #[arg(long, value_name = "NAME")]
+        domain: Option<String>,
+        /// Rows to print
+        #[arg(long, value_name = "N", default_value_t = 2)]
+        rows: u64,
+    },
+    /// Print the rows that a step of a run was trained on (needs run.trace = true)
+    Trace {
+        /// The run's folder
+        #[arg(value_name = "RUN")]
+        run: PathBuf,
+        /// The step
+        #[arg(long, value_name = "N")]
+        step: u64,
+    },
 }
 
 /// A run's student.

@@ -123,7 +123,7 @@ fn tokenizer(settings: &Settings) -> Result<()> {
                 let record: serde_json::Value =
                     serde_json::from_str(line).with_context(|| file.clone())?;
                 let text = record
-                    .get(&domain.text_field)
+                    .get("text")
                     .and_then(serde_json::Value::as_str)
                     .unwrap_or_default();
                 bytes += text.len();

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible};
+use ddk_engine::Document;
 use ddk_model::{Model, Placement};
 use ddk_objective::default_chunk;
 use ddk_torch::{Lane, parse_device};
@@ -52,7 +53,13 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
         .map(|domain| domain.name().to_owned())
         .collect();
     if let Some(path) = &args.documents {
-        let documents: BTreeMap<&String, _> = names.iter().zip(validation.iter()).collect();
+        let tokens = validation.iter().map(|documents| -> Vec<&[u32]> {
+            documents
+                .iter()
+                .map(|document| &document.tokens[..])
+                .collect()
+        });
+        let documents: BTreeMap<&String, _> = names.iter().zip(tokens).collect();
         let text = serde_json::json!({ "vocabulary": corpus.tokenizer.vocabulary(), "domains": documents });
         fs::write(path, text.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -94,10 +101,7 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
                     perplexity: perplexities[index],
                     against: against.as_ref().map(|other| other[index]),
                     documents: documents.len(),
-                    predictions: documents
-                        .iter()
-                        .map(|document| document.len().saturating_sub(1))
-                        .sum(),
+                    predictions: documents.iter().map(Document::predictions).sum(),
                 };
                 (name, domain)
             })

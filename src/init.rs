@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_corpus::{DomainSource, field_values};
+use ddk_corpus::{DomainSource, Limits, Template, field_values};
 use ddk_model::ModelConfig;
 
 use crate::{cli, hint::Hint, progress::say};
@@ -83,9 +83,11 @@ fn by_field(args: &cli::Init, field: &str) -> Result<Vec<Found>> {
     let source = DomainSource {
         name: "data".to_owned(),
         files: vec![args.data.display().to_string()],
-        text_field: args.text_field.clone(),
+        validation_files: Vec::new(),
+        text: Template::field(&args.text_field),
+        prompt: None,
         only: None,
-        max_bytes: None,
+        limits: Limits::default(),
     };
     let values = field_values(&source, field)?;
     if values.is_empty() {

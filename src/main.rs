@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod config;
+mod data;
 mod demo;
 mod demo_sources;
 mod eval;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Init(args) => init::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args, &mut out),
         Command::Prepare(args) => prepare::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Data(args) => data::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args, &mut out),
         Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),

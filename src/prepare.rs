@@ -1,12 +1,14 @@
 //! `ddk prepare`, and the prepared corpus that other commands open.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::{
-    DomainReport, DomainSource, PrepareOptions, PreparedDomain, TokenizerFolder, prepare, stale,
+    DomainReport, DomainSource, Limits, Packing, PrepareOptions, PreparedDomain, RowOptions,
+    Template, TokenizerFolder, ValidationBy, as_prepared, prepare, stale, verify,
 };
-use ddk_settings::Settings;
+use ddk_engine::Document;
+use ddk_settings::{Settings, WhenStale};
 
 use crate::{
     cli, config,
@@ -25,9 +27,32 @@ pub struct Corpus {
 pub fn run(args: &cli::Prepare) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let (options, tokenizer) = options(&settings)?;
+    if args.verify {
+        for (domain, bytes) in verify(&options)? {
+            say(&format!(
+                "{domain}: {:.1} MB as they were written",
+                bytes as f64 / 1e6
+            ));
+        }
+        return Ok(());
+    }
+    let began = Instant::now();
     let reports = make(&options, &tokenizer, args.force)?;
+    let seconds = began.elapsed().as_secs_f64();
     for report in &reports {
         say(&describe(report));
+    }
+    let made = reports.iter().filter(|report| report.prepared);
+    let (bytes, tokens) = made.fold((0, 0), |(bytes, tokens), report| {
+        (bytes + report.text_bytes, tokens + report.tokens)
+    });
+    if bytes > 0 {
+        say(&format!(
+            "{:.1} MB in {seconds:.1} s: {:.2} MB/s, {:.0} tokens/s",
+            bytes as f64 / 1e6,
+            bytes as f64 / 1e6 / seconds,
+            tokens as f64 / seconds
+        ));
     }
     Ok(())
 }
@@ -35,15 +60,31 @@ pub fn run(args: &cli::Prepare) -> Result<()> {
 /// Opens the corpus; prepares first what is missing or stale, and says why.
 pub fn open(settings: &Settings) -> Result<Corpus> {
     let (options, tokenizer) = options(settings)?;
-    for (domain, reason) in stale(&options, &tokenizer).hint(ADVICE)? {
-        say(&format!("preparing {domain}: {reason}"));
-    }
-    let reports = make(&options, &tokenizer, false)?;
+    let reports = match settings.corpus.when_stale {
+        WhenStale::Use => as_prepared(&options).hint(ADVICE)?,
+        when_stale => {
+            for (domain, reason) in stale(&options, &tokenizer).hint(ADVICE)? {
+                if when_stale == WhenStale::Refuse {
+                    return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
+                        .hint("run `ddk prepare` on this configuration, or set corpus.when_stale = \"use\" to take it as it is");
+                }
+                say(&format!("preparing {domain}: {reason}"));
+            }
+            make(&options, &tokenizer, false)?
+        }
+    };
+    let row_options = row_options(settings);
     let domains = reports
         .iter()
         .map(|report| {
-            let domain =
-                PreparedDomain::open(&options.folder, &report.domain, options.sequence_length)?;
+            let domain = PreparedDomain::open(&options.folder, &report.domain, row_options)?;
+            if domain.tokenizer_hash() != tokenizer.hash() {
+                return Err(anyhow!(
+                    "the domain `{}` was prepared with another tokenizer",
+                    report.domain
+                ))
+                .hint("run `ddk prepare` on this configuration");
+            }
             Ok(Arc::new(domain))
         })
         .collect::<Result<_>>()?;
@@ -113,18 +154,19 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let tokenizer = TokenizerFolder::open(folder, corpus.end_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)",
     )?;
-    let domains = settings.domains.iter().map(|(name, domain)| DomainSource {
-        name: name.clone(),
-        files: domain.files.clone(),
-        text_field: domain.text_field.clone(),
-        only: domain.domain_field.clone().zip(domain.domain_value.clone()),
-        max_bytes: domain.max_bytes,
-    });
+    let domains = settings.domains.iter();
+    let domains = domains.map(|(name, domain)| source(name, domain));
     let options = PrepareOptions {
         folder: corpus.folder.clone(),
-        domains: domains.collect(),
+        domains: domains.collect::<Result<_>>()?,
+        packing: packing(corpus.packing),
         sequence_length: corpus.sequence_length,
         seed: settings.run.seed,
+        validation_by: match corpus.validation_by {
+            ddk_settings::ValidationBy::Share => ValidationBy::Share,
+            ddk_settings::ValidationBy::Count => ValidationBy::Count,
+        },
+        batch_bytes: 4 << 20,
         validation_share: corpus.validation_share,
         validation_documents: corpus.validation_documents,
         max_bad_share: corpus.max_bad_share,
@@ -132,9 +174,53 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     Ok((options, tokenizer))
 }
 
-fn describe(report: &DomainReport) -> String {
+fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
+    let template = |key: &str, source: &str| {
+        Template::parse(source)
+            .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
+            .usage()
+    };
+    let prompt = domain.prompt.as_ref();
+    Ok(DomainSource {
+        name: name.to_owned(),
+        files: domain.files.clone(),
+        validation_files: domain.validation_files.clone(),
+        text: template("text", &domain.text)?,
+        prompt: prompt
+            .map(|prompt| template("prompt", prompt))
+            .transpose()?,
+        only: domain.domain_field.clone().zip(domain.domain_value.clone()),
+        limits: Limits {
+            bytes: domain.max_bytes,
+            documents: domain.max_documents,
+            tokens: domain.max_tokens,
+            shortest: domain.min_document_bytes,
+            longest: domain.max_document_bytes,
+        },
+    })
+}
+
+fn packing(packing: ddk_settings::Packing) -> Packing {
+    match packing {
+        ddk_settings::Packing::Concat => Packing::Concat,
+        ddk_settings::Packing::Document => Packing::Document,
+        ddk_settings::Packing::BestFit => Packing::BestFit,
+    }
+}
+
+/// How rows of the corpus are read.
+pub fn row_options(settings: &Settings) -> RowOptions {
+    RowOptions {
+        packing: packing(settings.corpus.packing),
+        sequence_length: settings.corpus.sequence_length,
+        mask_prompt: settings.objective.mask_prompt,
+    }
+}
+
+/// What a domain holds, on a line.
+pub fn describe(report: &DomainReport) -> String {
     format!(
-        "{}: {} documents, {} tokens ({:.2} bytes each), {} rows; {} validation documents, {} duplicates left out{}",
+        "{}: {} documents, {} tokens ({:.2} bytes each), {} rows; {} validation documents, {} duplicates and {} short ones left out{}",
         report.domain,
         report.documents,
         report.tokens,
@@ -142,6 +228,7 @@ fn describe(report: &DomainReport) -> String {
         report.rows,
         report.validation_documents,
         report.duplicates,
+        report.short,
         if report.prepared {
             ""
         } else {
@@ -151,12 +238,16 @@ fn describe(report: &DomainReport) -> String {
 }
 
 /// The validation documents of all domains.
-pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Vec<u32>>>> {
-    corpus
-        .domains
-        .iter()
-        .map(|domain| Ok(domain.validation()?))
-        .collect()
+pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Document>>> {
+    let of = |domain: &Arc<PreparedDomain>| {
+        let documents = domain.validation()?.into_iter();
+        let documents = documents.map(|document| Document {
+            tokens: document.tokens,
+            skipped: document.skipped,
+        });
+        Ok(documents.collect())
+    };
+    corpus.domains.iter().map(of).collect()
 }
 
 /// Each domain's share of the corpus' tokens.

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions};
+use ddk_engine::{AdamWOptions, Schedule, Sequence, Student, StudentOptions};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Objective, default_chunk};
 use ddk_settings::{Pretrain, Settings};
@@ -15,7 +15,7 @@ use crate::{
     hint::Hint,
     prepare::{self, Corpus},
     progress::{bar, say},
-    rows::{MixedRows, predictions},
+    rows::{MixedRows, predictions, sequence},
 };
 
 /// Beside the model: what it was made from, so that it is made once.
@@ -131,7 +131,7 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
     for step in 1..=model.steps {
         let batch = rows.step()?;
         let denominator = predictions(&batch);
-        let views: Vec<&[u32]> = batch.iter().map(Vec::as_slice).collect();
+        let views: Vec<Sequence<'_>> = batch.iter().map(sequence).collect();
         let mut sum = 0.0;
         for micro in views.chunks(model.micro_rows as usize) {
             sum += student.accumulate(micro, None, denominator)?.ce_sum;
@@ -142,7 +142,7 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
                 .hint(format!("lower pretrain.{name}.lr"));
         }
         loss = sum / denominator;
-        tokens += batch.iter().map(Vec::len).sum::<usize>();
+        tokens += batch.iter().map(|row| row.tokens.len()).sum::<usize>();
         bar.set_position(step);
     }
     bar.finish_and_clear();

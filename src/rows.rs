@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use ddk_corpus::{Cursor, PreparedDomain, RowReader};
+use ddk_corpus::{Cursor, PreparedDomain, Row, RowReader};
+use ddk_engine::Sequence;
 use ddk_mixture::{Quota, interval_order};
 
 /// `steps` batches of `rows` rows, drawn by `shares` and shuffled by the seed.
@@ -34,20 +35,27 @@ impl MixedRows {
         }
     }
 
-    /// The token ids of the next step's rows.
-    pub fn step(&mut self) -> Result<Vec<Vec<u32>>> {
+    /// The next step's rows.
+    pub fn step(&mut self) -> Result<Vec<Row>> {
         let order = &self.order[self.next..(self.next + self.rows).min(self.order.len())];
         self.next += self.rows;
         order
             .iter()
-            .map(|&domain| Ok(self.readers[usize::from(domain)].read()?.row.tokens))
+            .map(|&domain| Ok(self.readers[usize::from(domain)].read()?.row))
             .collect()
     }
 }
 
 /// Predictions of a step.
-pub fn predictions(rows: &[Vec<u32>]) -> f64 {
-    rows.iter()
-        .map(|row| row.len().saturating_sub(1))
-        .sum::<usize>() as f64
+pub fn predictions(rows: &[Row]) -> f64 {
+    rows.iter().map(Row::predictions).sum::<u64>() as f64
+}
+
+/// A row as a model takes it.
+pub fn sequence(row: &Row) -> Sequence<'_> {
+    Sequence {
+        tokens: &row.tokens,
+        parts: &row.parts,
+        skipped: &row.skipped,
+    }
 }

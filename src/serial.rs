@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use ddk_engine::{StudentOptions, Teacher};
+use ddk_engine::{Sequence, StudentOptions, Teacher};
 use ddk_model::Model;
 use ddk_run::records::Serial;
 use ddk_settings::Settings;
@@ -11,7 +11,7 @@ use ddk_torch::{Lane, parse_device};
 
 use crate::{
     prepare::{self, Corpus},
-    rows::{MixedRows, predictions},
+    rows::{MixedRows, predictions, sequence},
     wiring::{self, ModelFolders},
 };
 
@@ -53,13 +53,13 @@ pub fn measure(
             }
             let batch = rows.step()?;
             let denominator = predictions(&batch);
-            let views: Vec<&[u32]> = batch.iter().map(Vec::as_slice).collect();
+            let views: Vec<Sequence<'_>> = batch.iter().map(sequence).collect();
             for micro in views.chunks(settings.batch.micro_rows as usize) {
                 let signal = teacher.label(micro)?;
                 student.accumulate(micro, Some(&signal), denominator)?;
             }
             student.update(step)?;
-            tokens += batch.iter().map(Vec::len).sum::<usize>();
+            tokens += batch.iter().map(|row| row.tokens.len()).sum::<usize>();
         }
         Ok(tokens as f64 / began.elapsed().as_secs_f64())
     };

@@ -7,15 +7,19 @@ use ddk_actors::{
     ports::{RowsFactory, StudentFactory, TeacherFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
-use ddk_engine::{EngineError, Signal, Student, StudentOptions, Teacher, domain_perplexities};
+use ddk_engine::{
+    Document, EngineError, Sequence, Signal, Student, StudentOptions, Teacher, domain_perplexities,
+};
 use ddk_model::{Model, ModelError, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
 use tch::Kind;
 
+use crate::rows::sequence;
+
 /// The validation documents of all domains, shared by the lanes.
-pub type Validation = Arc<Vec<Vec<Vec<u32>>>>;
+pub type Validation = Arc<Vec<Vec<Document>>>;
 
 /// How perplexities are measured.
 #[derive(Clone)]
@@ -167,19 +171,16 @@ impl Rows for RowsPort {
     }
 }
 
-fn row_views(batch: &MicroBatch) -> Vec<&[u32]> {
-    batch
-        .rows
-        .iter()
-        .map(|row| row.drawn.row.tokens.as_slice())
-        .collect()
+fn sequences(batch: &MicroBatch) -> Vec<Sequence<'_>> {
+    let rows = batch.rows.iter();
+    rows.map(|row| sequence(&row.drawn.row)).collect()
 }
 
 impl ddk_actors::Teacher for TeacherPort {
     type Signal = Signal;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
-        self.teacher.label(&row_views(batch)).map_err(engine_error)
+        self.teacher.label(&sequences(batch)).map_err(engine_error)
     }
 
     fn perplexities(
@@ -203,7 +204,7 @@ impl ddk_actors::Student for StudentPort {
         let done = self
             .student
             .accumulate(
-                &row_views(batch),
+                &sequences(batch),
                 Some(&signal),
                 batch.step_predictions as f64,
             )

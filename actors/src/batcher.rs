@@ -85,8 +85,9 @@ impl Batcher {
                 .iter()
                 .map(|&domain| self.next_row(domain))
                 .collect::<Result<Vec<BatchRow>, Stopped>>()?;
-            let predictions = |row: &BatchRow| row.drawn.row.tokens.len().saturating_sub(1) as u64;
-            let step_predictions = rows.iter().map(predictions).sum();
+            let predictions = |row: &BatchRow| row.drawn.row.predictions();
+            // At least one, so that a step of prompts alone is a step without a gradient.
+            let step_predictions = rows.iter().map(predictions).sum::<u64>().max(1);
             while !rows.is_empty() {
                 let rest = rows.split_off(self.micro_rows.min(rows.len()));
                 let batch = MicroBatch {

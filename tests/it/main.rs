@@ -11,6 +11,7 @@
 mod bad_input;
 mod checkpoints;
 mod commands;
+mod corpora;
 mod interrupted;
 mod training;
 mod world;

@@ -295,6 +295,8 @@ impl Rows for FakeRows {
                 row,
                 tokens: vec![7; length as usize],
                 spans,
+                parts: Vec::new(),
+                skipped: Vec::new(),
             },
         })
     }

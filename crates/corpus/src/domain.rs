@@ -3,11 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    CorpusError, Row,
+    CorpusError, Packing, Row,
     manifest::{MANIFEST, Manifest},
     rows::{RowIndex, index_file},
     store::Tokens,
 };
+
+/// A document that is never trained on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidationDocument {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// For each token whether its prediction is left out (prompts); empty where none is.
+    pub skipped: Vec<bool>,
+}
 
 /// A prepared domain: its rows in constant time, its validation documents. Opening reads the manifest and the sizes of the
 /// files, nothing else.
@@ -19,12 +28,23 @@ pub struct PreparedDomain {
     tokens: Tokens,
     validation: Tokens,
     index: RowIndex,
-    sequence_length: usize,
+    options: RowOptions,
+}
+
+/// How the rows of a domain are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowOptions {
+    /// How documents are put into rows.
+    pub packing: Packing,
+    /// Tokens of a row.
+    pub sequence_length: usize,
+    /// Whether the predictions of prompts are left out.
+    pub mask_prompt: bool,
 }
 
 impl PreparedDomain {
-    /// Opens `corpus/name` for rows of `sequence_length` tokens.
-    pub fn open(corpus: &Path, name: &str, sequence_length: usize) -> Result<Self, CorpusError> {
+    /// Opens `corpus/name` for rows of a packing and a length.
+    pub fn open(corpus: &Path, name: &str, options: RowOptions) -> Result<Self, CorpusError> {
         let folder = corpus.join(name);
         let not_prepared = || CorpusError::NotPrepared {
             domain: name.to_owned(),
@@ -39,24 +59,18 @@ impl PreparedDomain {
                 format!("token_bytes is {width}"),
             ));
         }
-        let index = index_file(&folder, sequence_length);
+        let index = index_file(&folder, options.packing, options.sequence_length);
         if !index.exists() {
             return Err(not_prepared());
         }
         Ok(Self {
             name: name.to_owned(),
-            tokens: Tokens::open(&folder, "", width, manifest.tokens, manifest.documents)?,
-            validation: Tokens::open(
-                &folder,
-                "validation-",
-                width,
-                manifest.validation_tokens,
-                manifest.validation_documents,
-            )?,
+            tokens: Tokens::open(&folder, "", &manifest)?,
+            validation: Tokens::open(&folder, "validation-", &manifest)?,
             index: RowIndex::open(&index)?,
             folder,
             manifest,
-            sequence_length,
+            options,
         })
     }
 
@@ -88,21 +102,53 @@ impl PreparedDomain {
     /// A row by its number.
     pub fn row(&self, row: u64) -> Result<Row, CorpusError> {
         let damaged = || {
-            let path = index_file(&self.folder, self.sequence_length);
+            let RowOptions {
+                packing,
+                sequence_length,
+                ..
+            } = self.options;
+            let path = index_file(&self.folder, packing, sequence_length);
             CorpusError::damaged(&path, format!("row {row} does not fit the token file"))
         };
         let spans = self.index.spans(row).ok_or_else(damaged)?;
-        let mut tokens = Vec::with_capacity(self.sequence_length);
+        let mut tokens = Vec::with_capacity(self.options.sequence_length);
+        let mut skipped = Vec::new();
         for span in &spans {
             let (start, _) = self.tokens.bounds(span.document).ok_or_else(damaged)?;
             let part = self.tokens.slice(start + span.offset, span.tokens);
             tokens.extend(part.ok_or_else(damaged)?);
+            let prompt = self.masked(&self.tokens, span.document);
+            let places = span.offset..span.offset + span.tokens;
+            skipped.extend(places.map(|place| place < prompt));
         }
-        Ok(Row { row, tokens, spans })
+        let mut row = Row::new(row, tokens, spans, self.options.packing);
+        if skipped.contains(&true) {
+            row.skipped = skipped;
+        }
+        Ok(row)
+    }
+
+    /// Tokens at a document's beginning that are not predicted.
+    fn masked(&self, documents: &Tokens, document: u64) -> u64 {
+        match self.options.mask_prompt {
+            true => documents.prompt(document),
+            false => 0,
+        }
+    }
+
+    /// Documents to train on.
+    pub fn documents(&self) -> u64 {
+        self.manifest.documents
+    }
+
+    /// Tokens of a document, its end token included.
+    pub fn document_length(&self, document: u64) -> Option<u64> {
+        let (start, end) = self.tokens.bounds(document)?;
+        Some(end - start)
     }
 
     /// The validation documents, each cut at the sequence length.
-    pub fn validation(&self) -> Result<Vec<Vec<u32>>, CorpusError> {
+    pub fn validation(&self) -> Result<Vec<ValidationDocument>, CorpusError> {
         let damaged = || {
             let path = self.folder.join("validation-documents.bin");
             CorpusError::damaged(&path, "does not fit validation-tokens.bin")
@@ -110,8 +156,15 @@ impl PreparedDomain {
         (0..self.manifest.validation_documents)
             .map(|document| {
                 let (start, end) = self.validation.bounds(document).ok_or_else(damaged)?;
-                let count = (end - start).min(self.sequence_length as u64);
-                self.validation.slice(start, count).ok_or_else(damaged)
+                let count = (end - start).min(self.options.sequence_length as u64);
+                let masked = self.masked(&self.validation, document);
+                Ok(ValidationDocument {
+                    tokens: self.validation.slice(start, count).ok_or_else(damaged)?,
+                    skipped: match masked {
+                        0 => Vec::new(),
+                        _ => (0..count).map(|place| place < masked).collect(),
+                    },
+                })
             })
             .collect()
     }

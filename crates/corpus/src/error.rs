@@ -70,6 +70,9 @@ pub enum CorpusError {
         /// The corpus' folder.
         folder: PathBuf,
     },
+    /// The receiving side of a preparation ended first; its own error is the one that is told.
+    #[error("the preparation was given up")]
+    Interrupted,
     /// A prepared file that is not as its manifest says.
     #[error("{}: {reason}", path.display())]
     Damaged {

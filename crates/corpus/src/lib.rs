@@ -9,22 +9,29 @@ mod documents;
 mod domain;
 mod error;
 mod manifest;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod prepare;
 mod quarantine;
 mod reader;
 mod rows;
 mod source;
 mod store;
+mod survey;
+mod template;
 mod tokenizer;
 mod train_tokenizer;
 
 pub use documents::{field_values, first_document};
-pub use domain::PreparedDomain;
+pub use domain::{PreparedDomain, RowOptions, ValidationDocument};
 pub use error::CorpusError;
-pub use prepare::{DomainReport, PrepareOptions, Progress, prepare, stale};
+pub use prepare::{
+    DomainReport, PrepareOptions, Progress, ValidationBy, as_prepared, prepare, stale, verify,
+};
 pub use quarantine::{QUARANTINE_FILE, Quarantined};
 pub use reader::{Cursor, Drawn, RowReader};
-pub use rows::{Row, Span};
-pub use source::DomainSource;
+pub use rows::{Packing, Row, Span};
+pub use source::{DomainSource, Limits};
+pub use template::Template;
 pub use tokenizer::{TokenizerFolder, compatible};
 pub use train_tokenizer::{END_TOKEN, train_tokenizer};

@@ -1,20 +1,30 @@
 //! What a prepared domain was made from, and what it holds.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::BufReader,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CorpusError, source::SourceFile};
+use crate::{
+    CorpusError, DomainSource, Limits, PrepareOptions, Template, TokenizerFolder, ValidationBy,
+    source::SourceFile, survey::Use,
+};
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// Raised when the format, or what it is made by, changes.
-pub(crate) const FORMAT: u32 = 1;
-/// The files whose bytes make the content hash.
-pub(crate) const DATA_FILES: [&str; 4] = [
+pub(crate) const FORMAT: u32 = 2;
+/// The files that hold a domain's documents.
+pub(crate) const DATA_FILES: [&str; 6] = [
     "tokens.bin",
     "documents.bin",
+    "prompts.bin",
     "validation-tokens.bin",
     "validation-documents.bin",
+    "validation-prompts.bin",
 ];
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,8 +40,12 @@ pub(crate) struct Manifest {
     pub(crate) validation_documents: u64,
     /// Exact duplicates that were left out.
     pub(crate) duplicates: u64,
+    /// Documents that were left out because they are too short.
+    pub(crate) short: u64,
     pub(crate) quarantined: u64,
-    /// Of the data files.
+    /// BLAKE3 of each data file.
+    pub(crate) hashes: BTreeMap<String, String>,
+    /// BLAKE3 of the names and hashes above.
     pub(crate) content_hash: String,
 }
 
@@ -39,43 +53,70 @@ pub(crate) struct Manifest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MadeFrom {
     pub(crate) sources: Vec<SourceFile>,
-    pub(crate) text_field: String,
-    #[serde(default)]
+    pub(crate) validation_sources: Vec<SourceFile>,
+    pub(crate) text: String,
+    pub(crate) prompt: Option<String>,
     pub(crate) only: Option<(String, String)>,
-    pub(crate) max_bytes: Option<u64>,
+    pub(crate) limits: Limits,
     pub(crate) seed: u64,
+    pub(crate) validation_by: ValidationBy,
     pub(crate) validation_share: f64,
     pub(crate) validation_documents: usize,
     pub(crate) tokenizer_hash: String,
 }
 
 impl MadeFrom {
+    /// What a domain would be made from now.
+    pub(crate) fn now(
+        options: &PrepareOptions,
+        domain: &DomainSource,
+        tokenizer: &TokenizerFolder,
+    ) -> Result<Self, CorpusError> {
+        let source = |template: &Template| template.source().to_owned();
+        Ok(Self {
+            sources: domain.expand()?,
+            validation_sources: domain.expand_validation()?,
+            text: source(&domain.text),
+            prompt: domain.prompt.as_ref().map(source),
+            only: domain.only.clone(),
+            limits: domain.limits,
+            seed: options.seed,
+            validation_by: options.validation_by,
+            validation_share: options.validation_share,
+            validation_documents: options.validation_documents,
+            tokenizer_hash: tokenizer.hash().to_owned(),
+        })
+    }
+
+    /// All files in the order in which they are read, with what their documents are for at first.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&SourceFile, Use)> {
+        let validation = self.validation_sources.iter();
+        let train = self.sources.iter();
+        validation
+            .map(|file| (file, Use::Validation))
+            .chain(train.map(|file| (file, Use::Train)))
+    }
+
     /// The first difference, in words.
     pub(crate) fn difference(&self, now: &Self) -> Option<String> {
         if self.tokenizer_hash != now.tokenizer_hash {
             return Some("the tokenizer has changed".to_owned());
         }
-        for source in &now.sources {
-            match self.sources.iter().find(|old| old.path == source.path) {
-                None => return Some(format!("{} is new", source.path.display())),
-                Some(old) if old != source => {
-                    return Some(format!("{} has changed", source.path.display()));
-                }
-                Some(_) => {}
-            }
-        }
-        if let Some(gone) = self
-            .sources
-            .iter()
-            .find(|old| !now.sources.iter().any(|source| source.path == old.path))
-        {
-            return Some(format!("{} is gone", gone.path.display()));
+        let of_files = files_differ(&self.sources, &now.sources)
+            .or_else(|| files_differ(&self.validation_sources, &now.validation_sources));
+        if of_files.is_some() {
+            return of_files;
         }
         let settings = [
-            ("text_field", self.text_field != now.text_field),
-            ("domain_field", self.only != now.only),
-            ("max_bytes", self.max_bytes != now.max_bytes),
+            ("text or text_field", self.text != now.text),
+            ("prompt", self.prompt != now.prompt),
+            ("domain_field or domain_value", self.only != now.only),
+            (
+                "max_bytes, max_documents, max_tokens, min_document_bytes or max_document_bytes",
+                self.limits != now.limits,
+            ),
             ("run.seed", self.seed != now.seed),
+            ("validation_by", self.validation_by != now.validation_by),
             (
                 "validation_share",
                 self.validation_share != now.validation_share,
@@ -92,6 +133,34 @@ impl MadeFrom {
     }
 }
 
+fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
+    for source in now {
+        match then.iter().find(|old| old.path == source.path) {
+            None => return Some(format!("{} is new", source.path.display())),
+            Some(old) if old != source => {
+                return Some(format!("{} has changed", source.path.display()));
+            }
+            Some(_) => {}
+        }
+    }
+    then.iter()
+        .find(|old| !now.iter().any(|source| source.path == old.path))
+        .map(|gone| format!("{} is gone", gone.path.display()))
+}
+
+/// BLAKE3 of a file.
+pub(crate) fn file_hash(path: &Path) -> Result<String, CorpusError> {
+    let mut hasher = blake3::Hasher::new();
+    File::open(path)
+        .and_then(|file| {
+            hasher
+                .update_reader(BufReader::with_capacity(1 << 20, file))
+                .map(|_| ())
+        })
+        .map_err(CorpusError::io("read", path))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 impl Manifest {
     /// The manifest of a prepared domain; `None` where there is none.
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>, CorpusError> {
@@ -100,8 +169,16 @@ impl Manifest {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).map_err(CorpusError::io("read", &path))?;
-        let manifest = serde_json::from_str(&text)
-            .map_err(|error| CorpusError::damaged(&path, error.to_string()))?;
-        Ok(Some(manifest))
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let damaged = |error: serde_json::Error| CorpusError::damaged(&path, error.to_string());
+        let version: Version = serde_json::from_str(&text).map_err(damaged)?;
+        // What another version wrote cannot be read, and is prepared again.
+        if version.format != FORMAT {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_str(&text).map_err(damaged)?))
     }
 }

@@ -1,22 +1,24 @@
 //! Sources into prepared folders.
 
 use std::{
-    collections::HashSet,
-    fs::{self, File},
-    io::BufReader,
+    collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    CorpusError, DomainSource, TokenizerFolder, documents,
-    manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest},
-    quarantine::{QUARANTINE_FILE, Quarantine, Quarantined},
-    rows::{index_file, write_concat},
-    store::{TokenWriter, Tokens},
+    CorpusError, DomainSource, Packing, TokenizerFolder,
+    documents::{self, Document},
+    manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest, file_hash},
+    quarantine::QUARANTINE_FILE,
+    rows::{RowIndex, index_file, write_index},
+    store::{TokenWriter, Tokens, Written},
+    survey::{Seen, Survey, Use, survey},
 };
-
-/// Text that is tokenized at a time: enough for all cores, little memory.
-const BATCH_BYTES: usize = 4 << 20;
 
 /// What is to be prepared, and how.
 #[derive(Debug, Clone)]
@@ -25,16 +27,31 @@ pub struct PrepareOptions {
     pub folder: PathBuf,
     /// The domains.
     pub domains: Vec<DomainSource>,
+    /// How documents are put into rows.
+    pub packing: Packing,
     /// Tokens of a row.
     pub sequence_length: usize,
     /// Chooses the documents where a limit leaves some out.
     pub seed: u64,
-    /// Share of the documents that is set aside for validation, by a hash of their content.
+    /// How documents are set aside for validation, where a domain has no files of its own for it.
+    pub validation_by: ValidationBy,
+    /// Share of the documents that is set aside, by a hash of their content.
     pub validation_share: f64,
-    /// Validation documents of a domain at the most; those over it are used for nothing.
+    /// Validation documents of a domain at the most; by share, those over it are used for nothing.
     pub validation_documents: usize,
     /// Share of records that may be unusable.
     pub max_bad_share: f64,
+    /// Bytes of text that are tokenized at a time: enough for all cores, little memory.
+    pub batch_bytes: u64,
+}
+
+/// How documents are set aside for validation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ValidationBy {
+    /// Those whose hash falls into a share.
+    Share,
+    /// A number of them, those with the smallest hashes.
+    Count,
 }
 
 /// How far it is.
@@ -67,6 +84,8 @@ pub struct DomainReport {
     pub validation_documents: u64,
     /// Exact duplicates left out.
     pub duplicates: u64,
+    /// Documents left out because they are too short.
+    pub short: u64,
     /// Records that could not be used.
     pub quarantined: u64,
 }
@@ -78,7 +97,7 @@ pub fn stale(
 ) -> Result<Vec<(String, String)>, CorpusError> {
     let mut stale = Vec::new();
     for domain in &options.domains {
-        let now = made_from(options, domain, tokenizer)?;
+        let now = MadeFrom::now(options, domain, tokenizer)?;
         let folder = options.folder.join(&domain.name);
         let reason = match Manifest::read(&folder)? {
             None => Some("it is not prepared yet".to_owned()),
@@ -93,8 +112,8 @@ pub fn stale(
                 options.sequence_length
             )
         };
-        let reason = reason
-            .or_else(|| (!index_file(&folder, options.sequence_length).exists()).then(no_rows));
+        let index = index_file(&folder, options.packing, options.sequence_length);
+        let reason = reason.or_else(|| (!index.exists()).then(no_rows));
         stale.extend(reason.map(|reason| (domain.name.clone(), reason)));
     }
     Ok(stale)
@@ -102,7 +121,8 @@ pub fn stale(
 
 /// Prepares what is missing or stale (`force`: everything), and reports on each domain.
 ///
-/// A domain's folder is written beside its place and renamed when it is whole.
+/// A domain's folder is written beside its place and renamed when it is whole; stopped in between, the next call goes on with
+/// what was written.
 pub fn prepare(
     options: &PrepareOptions,
     tokenizer: &TokenizerFolder,
@@ -117,21 +137,17 @@ pub fn prepare(
         .collect()
 }
 
-fn made_from(
-    options: &PrepareOptions,
-    domain: &DomainSource,
-    tokenizer: &TokenizerFolder,
-) -> Result<MadeFrom, CorpusError> {
-    Ok(MadeFrom {
-        sources: domain.expand()?,
-        text_field: domain.text_field.clone(),
-        only: domain.only.clone(),
-        max_bytes: domain.max_bytes,
-        seed: options.seed,
-        validation_share: options.validation_share,
-        validation_documents: options.validation_documents,
-        tokenizer_hash: tokenizer.hash().to_owned(),
-    })
+/// Reports on domains as they were prepared, whatever their sources are now.
+pub fn as_prepared(options: &PrepareOptions) -> Result<Vec<DomainReport>, CorpusError> {
+    let of = |domain: &DomainSource| {
+        let folder = options.folder.join(&domain.name);
+        let manifest = Manifest::read(&folder)?.ok_or_else(|| CorpusError::NotPrepared {
+            domain: domain.name.clone(),
+            folder: options.folder.clone(),
+        })?;
+        report(options, domain, &folder, &manifest, false)
+    };
+    options.domains.iter().map(of).collect()
 }
 
 fn prepare_domain(
@@ -141,7 +157,7 @@ fn prepare_domain(
     force: bool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<DomainReport, CorpusError> {
-    let now = made_from(options, domain, tokenizer)?;
+    let now = MadeFrom::now(options, domain, tokenizer)?;
     let folder = options.folder.join(&domain.name);
     let current = Manifest::read(&folder)?
         .filter(|manifest| !force && manifest.format == FORMAT && manifest.made_from == now);
@@ -150,23 +166,24 @@ fn prepare_domain(
         Some(manifest) => manifest,
         None => tokenize(options, domain, tokenizer, now, &folder, progress)?,
     };
-    let index = index_file(&folder, options.sequence_length);
+    report(options, domain, &folder, &manifest, prepared)
+}
+
+/// What a prepared domain holds; its row index is made where it is missing.
+fn report(
+    options: &PrepareOptions,
+    domain: &DomainSource,
+    folder: &Path,
+    manifest: &Manifest,
+    prepared: bool,
+) -> Result<DomainReport, CorpusError> {
+    let index = index_file(folder, options.packing, options.sequence_length);
     let rows = if index.exists() {
-        crate::rows::RowIndex::open(&index)?.rows
+        RowIndex::open(&index)?.rows
     } else {
-        let tokens = Tokens::open(
-            &folder,
-            "",
-            manifest.token_bytes,
-            manifest.tokens,
-            manifest.documents,
-        )?;
-        write_concat(
-            index,
-            &tokens,
-            manifest.documents,
-            options.sequence_length as u64,
-        )?
+        let tokens = Tokens::open(folder, "", manifest)?;
+        let length = options.sequence_length as u64;
+        write_index(index, options.packing, &tokens, manifest.documents, length)?
     };
     if rows == 0 {
         return Err(CorpusError::TooLittle {
@@ -184,143 +201,31 @@ fn prepare_domain(
         rows,
         validation_documents: manifest.validation_documents,
         duplicates: manifest.duplicates,
+        short: manifest.short,
         quarantined: manifest.quarantined,
     })
 }
 
-/// What becomes of a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Train,
-    Validation,
-    Nothing,
+/// How far a domain's files are, so that a stopped preparation goes on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Saved {
+    made_from: MadeFrom,
+    /// Documents (used or not) whose tokens are in the files.
+    documents: usize,
+    train: Written,
+    validation: Written,
+    text_bytes: u64,
+    /// Whether a document did not fit into the limit on tokens: that ends the domain.
+    full: bool,
 }
 
-/// A document as the first reading sees it.
-struct Seen {
-    hash: [u8; 32],
-    bytes: u64,
-    usage: Use,
-}
+const SAVED: &str = "progress.json";
 
-/// The first reading of a domain: which documents there are, and what becomes of each.
-struct Survey {
-    documents: Vec<Seen>,
-    duplicates: u64,
-    quarantine: Quarantine,
-}
-
-fn survey(
-    options: &PrepareOptions,
-    domain: &DomainSource,
-    sources: &MadeFrom,
-) -> Result<Survey, CorpusError> {
-    let mut survey = Survey {
-        documents: Vec::new(),
-        duplicates: 0,
-        quarantine: Quarantine::default(),
-    };
-    let mut known = HashSet::new();
-    for file in &sources.sources {
-        documents::read(file, domain, |record| {
-            survey.quarantine.records += 1;
-            match record.text {
-                Ok(text) => {
-                    let hash = *blake3::hash(text.as_bytes()).as_bytes();
-                    let new = known.insert(hash);
-                    survey.duplicates += u64::from(!new);
-                    survey.documents.push(Seen {
-                        hash,
-                        bytes: text.len() as u64,
-                        usage: if new { Use::Train } else { Use::Nothing },
-                    });
-                }
-                Err(reason) => survey.quarantine.list.push(Quarantined {
-                    domain: domain.name.clone(),
-                    file: file.path.clone(),
-                    line: record.line,
-                    reason,
-                }),
-            }
-            Ok(())
-        })?;
-    }
-    survey
-        .quarantine
-        .check(&domain.name, options.max_bad_share)?;
-    if survey.documents.is_empty() {
-        return Err(CorpusError::TooLittle {
-            domain: domain.name.clone(),
-            what: "is empty: none of its files holds text".to_owned(),
-        });
-    }
-    choose(options, domain, &mut survey.documents);
-    for (usage, what) in [
-        (
-            Use::Train,
-            "has no document to train on: add files, or lower corpus.validation_share",
-        ),
-        (
-            Use::Validation,
-            "has no validation document: add files, or raise corpus.validation_share",
-        ),
-    ] {
-        if !survey
-            .documents
-            .iter()
-            .any(|document| document.usage == usage)
-        {
-            return Err(CorpusError::TooLittle {
-                domain: domain.name.clone(),
-                what: what.to_owned(),
-            });
-        }
-    }
-    Ok(survey)
-}
-
-/// Sets documents aside for validation by their content's hash alone, so that the same text is never on both sides; then, in
-/// an order drawn from the seed and the content, takes documents to train on until the limit on bytes is reached.
-fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen]) {
-    let place = |hash: &[u8; 32]| {
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash[..8]);
-        u64::from_be_bytes(first) as f64 / 2_f64.powi(64)
-    };
-    let mut aside: Vec<usize> = Vec::new();
-    let mut rest: Vec<(blake3::Hash, usize)> = Vec::new();
-    for (index, document) in documents.iter().enumerate() {
-        if document.usage == Use::Nothing {
-            continue;
-        }
-        if place(&document.hash) < options.validation_share {
-            aside.push(index);
-        } else {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&options.seed.to_le_bytes());
-            hasher.update(&document.hash);
-            rest.push((hasher.finalize(), index));
-        }
-    }
-    aside.sort_by_key(|&index| documents[index].hash);
-    for (rank, index) in aside.into_iter().enumerate() {
-        documents[index].usage = match rank < options.validation_documents {
-            true => Use::Validation,
-            false => Use::Nothing,
-        };
-    }
-    let Some(limit) = domain.max_bytes else {
-        return;
-    };
-    rest.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
-    let mut taken = 0;
-    for (_, index) in rest {
-        if taken + documents[index].bytes <= limit {
-            taken += documents[index].bytes;
-        } else {
-            documents[index].usage = Use::Nothing;
-        }
-    }
+/// Documents that are tokenized together, in their order.
+struct Batch {
+    documents: Vec<(Document, Use)>,
+    /// Documents read so far, used or not.
+    read: usize,
 }
 
 fn tokenize(
@@ -333,140 +238,259 @@ fn tokenize(
 ) -> Result<Manifest, CorpusError> {
     let survey = survey(options, domain, &made_from)?;
     let temporary = options.folder.join(format!(".{}.tmp", domain.name));
-    if temporary.exists() {
-        fs::remove_dir_all(&temporary).map_err(CorpusError::io("remove", &temporary))?;
-    }
-    fs::create_dir_all(&temporary).map_err(CorpusError::io("create", &temporary))?;
-    let token_bytes = if tokenizer.vocabulary() <= 1 << 16 {
-        2
-    } else {
-        4
-    };
-    let mut writing = Writing {
-        tokenizer,
-        train: TokenWriter::create(&temporary, "", token_bytes)?,
-        validation: TokenWriter::create(&temporary, "validation-", token_bytes)?,
-        batch: Vec::new(),
-        batch_bytes: 0,
-        text_bytes: 0,
-    };
-    let used = |document: &&Seen| document.usage != Use::Nothing;
-    let total_bytes = survey
-        .documents
+    let mut writing = Writing::begin(&temporary, domain, tokenizer, &made_from)?;
+    let used = survey.documents.iter();
+    let used = used.filter(|document| document.usage != Use::Nothing);
+    let total_bytes = used.map(|document| u64::from(document.bytes)).sum();
+    let already = &survey.documents[..writing.saved.documents.min(survey.documents.len())];
+    let mut bytes: u64 = already
         .iter()
-        .filter(used)
-        .map(|document| document.bytes)
+        .filter(|document| document.usage != Use::Nothing)
+        .map(|document| u64::from(document.bytes))
         .sum();
-    let (mut next, mut bytes) = (0, 0);
-    for file in &made_from.sources {
-        documents::read(file, domain, |record| {
-            let Ok(text) = record.text else {
+    let start = already.len();
+    // One batch is tokenized on all cores while the next is read.
+    let (sender, batches) = mpsc::sync_channel(1);
+    thread::scope(|scope| {
+        let (made_from, documents) = (&made_from, &survey.documents);
+        scope.spawn(move || {
+            let read = read_batches(
+                options.batch_bytes,
+                domain,
+                made_from,
+                documents,
+                start,
+                &sender,
+            );
+            // Whoever went away has an error of their own to tell.
+            if let Err(error) = read {
+                let _ = sender.send(Err(error));
+            }
+        });
+        for batch in batches {
+            let batch: Batch = batch?;
+            bytes += batch
+                .documents
+                .iter()
+                .map(|(document, _)| document.bytes())
+                .sum::<u64>();
+            writing.write(batch)?;
+            progress(Progress {
+                domain: domain.name.clone(),
+                bytes,
+                total_bytes,
+            });
+        }
+        Ok::<(), CorpusError>(())
+    })?;
+    writing.finish(&survey, folder)
+}
+
+/// Reads the sources again and sends what is used on, `batch_bytes` at a time, from document `start` on.
+fn read_batches(
+    batch_bytes: u64,
+    domain: &DomainSource,
+    made_from: &MadeFrom,
+    documents: &[Seen],
+    start: usize,
+    sender: &mpsc::SyncSender<Result<Batch, CorpusError>>,
+) -> Result<(), CorpusError> {
+    let (mut batch, mut bytes, mut next) = (Vec::new(), 0, 0);
+    let send = |batch: &mut Vec<(Document, Use)>, read: usize| {
+        let documents = std::mem::take(batch);
+        // The receiver ends early only with an error of its own.
+        sender
+            .send(Ok(Batch { documents, read }))
+            .map_err(|_| CorpusError::Interrupted)
+    };
+    for (file, _) in made_from.files() {
+        documents::read(file, domain, &mut |record| {
+            let Ok(document) = record.document else {
                 return Ok(());
             };
-            let seen = survey.documents.get(next);
-            next += 1;
             let changed =
                 || CorpusError::damaged(&file.path, "changed while it was read: prepare again");
-            let seen = seen
-                .filter(|seen| seen.hash == *blake3::hash(text.as_bytes()).as_bytes())
-                .ok_or_else(changed)?;
+            let seen = documents.get(next).ok_or_else(changed)?;
+            next += 1;
+            if next <= start {
+                return Ok(());
+            }
+            if seen.hash != document.hash() {
+                return Err(changed());
+            }
             if seen.usage != Use::Nothing {
-                bytes += seen.bytes;
-                writing.add(text, seen.usage)?;
-                progress(Progress {
-                    domain: domain.name.clone(),
-                    bytes,
-                    total_bytes,
-                });
+                bytes += document.bytes();
+                batch.push((document, seen.usage));
+            }
+            if bytes >= batch_bytes {
+                bytes = 0;
+                send(&mut batch, next)?;
             }
             Ok(())
         })?;
     }
-    writing.flush()?;
-    let Writing {
-        train,
-        validation,
-        text_bytes,
-        ..
-    } = writing;
-    let mut manifest = Manifest {
-        format: FORMAT,
-        made_from,
-        token_bytes,
-        tokens: train.token_count,
-        documents: train.document_count,
-        text_bytes,
-        validation_tokens: validation.token_count,
-        validation_documents: validation.document_count,
-        duplicates: survey.duplicates,
-        quarantined: survey.quarantine.list.len() as u64,
-        content_hash: String::new(),
-    };
-    train.finish()?;
-    validation.finish()?;
-    manifest.content_hash = content_hash(&temporary)?;
-    let mut quarantine = Vec::new();
-    for entry in &survey.quarantine.list {
-        quarantine.extend(serde_json::to_vec(entry).unwrap_or_default());
-        quarantine.push(b'\n');
-    }
-    let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
-    for (name, contents) in [(QUARANTINE_FILE, quarantine), (MANIFEST, text)] {
-        let path = temporary.join(name);
-        fs::write(&path, contents).map_err(CorpusError::io("write", &path))?;
-    }
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(CorpusError::io("replace", folder))?;
-    }
-    fs::rename(&temporary, folder).map_err(CorpusError::io("create", folder))?;
-    Ok(manifest)
+    send(&mut batch, next)
 }
 
-/// Documents on their way into the token files, tokenized in batches, written in their order.
+/// Documents on their way into the token files.
 struct Writing<'a> {
+    folder: PathBuf,
     tokenizer: &'a TokenizerFolder,
     train: TokenWriter,
     validation: TokenWriter,
-    batch: Vec<(String, Use)>,
-    batch_bytes: usize,
-    text_bytes: u64,
+    most_tokens: u64,
+    /// What is durable.
+    saved: Saved,
 }
 
-impl Writing<'_> {
-    fn add(&mut self, text: String, usage: Use) -> Result<(), CorpusError> {
-        self.batch_bytes += text.len();
-        self.batch.push((text, usage));
-        if self.batch_bytes >= BATCH_BYTES {
-            self.flush()?;
+impl<'a> Writing<'a> {
+    /// Goes on with what is in `folder` where that was made from the same, otherwise begins anew.
+    fn begin(
+        folder: &Path,
+        domain: &DomainSource,
+        tokenizer: &'a TokenizerFolder,
+        made_from: &MadeFrom,
+    ) -> Result<Self, CorpusError> {
+        let nothing = Saved {
+            made_from: made_from.clone(),
+            documents: 0,
+            train: Written::default(),
+            validation: Written::default(),
+            text_bytes: 0,
+            full: false,
+        };
+        let found = fs::read(folder.join(SAVED))
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Saved>(&text).ok())
+            .filter(|saved| saved.made_from == *made_from);
+        if found.is_none() {
+            if folder.exists() {
+                fs::remove_dir_all(folder).map_err(CorpusError::io("remove", folder))?;
+            }
+            fs::create_dir_all(folder).map_err(CorpusError::io("create", folder))?;
         }
-        Ok(())
+        let saved = found.unwrap_or(nothing);
+        let (width, prompts) = (tokenizer.token_bytes(), domain.prompt.is_some());
+        Ok(Self {
+            train: TokenWriter::open(folder, "", width, prompts, saved.train)?,
+            validation: TokenWriter::open(folder, "validation-", width, prompts, saved.validation)?,
+            folder: folder.to_owned(),
+            tokenizer,
+            most_tokens: domain.limits.tokens.unwrap_or(u64::MAX),
+            saved,
+        })
     }
 
-    fn flush(&mut self) -> Result<(), CorpusError> {
-        let (texts, usages): (Vec<String>, Vec<Use>) = self.batch.drain(..).unzip();
-        self.batch_bytes = 0;
-        let lengths: Vec<u64> = texts.iter().map(|text| text.len() as u64).collect();
-        let encoded = self.tokenizer.encode_documents(texts)?;
-        for ((tokens, usage), bytes) in encoded.iter().zip(usages).zip(lengths) {
+    fn write(&mut self, batch: Batch) -> Result<(), CorpusError> {
+        let (documents, usages): (Vec<Document>, Vec<Use>) = batch.documents.into_iter().unzip();
+        let bytes: Vec<u64> = documents.iter().map(Document::bytes).collect();
+        let encoded = self.tokenizer.encode_documents(documents)?;
+        for ((document, usage), bytes) in encoded.iter().zip(usages).zip(bytes) {
             if usage == Use::Validation {
-                self.validation.append(tokens)?;
-            } else {
-                self.train.append(tokens)?;
-                self.text_bytes += bytes;
+                self.validation.append(document)?;
+                continue;
+            }
+            let more = self.train.written.tokens + document.tokens.len() as u64;
+            self.saved.full |= more > self.most_tokens;
+            if !self.saved.full {
+                self.train.append(document)?;
+                self.saved.text_bytes += bytes;
             }
         }
-        Ok(())
+        self.train.sync()?;
+        self.validation.sync()?;
+        self.saved.documents = batch.read;
+        self.saved.train = self.train.written;
+        self.saved.validation = self.validation.written;
+        // Renamed only when the tokens are durable: what it says is in the files is.
+        let (path, partial) = (
+            self.folder.join(SAVED),
+            self.folder.join("progress.partial"),
+        );
+        let text = serde_json::to_vec(&self.saved).unwrap_or_default();
+        fs::write(&partial, text).map_err(CorpusError::io("write", &partial))?;
+        fs::rename(&partial, &path).map_err(CorpusError::io("write", &path))
+    }
+
+    fn finish(self, survey: &Survey, folder: &Path) -> Result<Manifest, CorpusError> {
+        let temporary = self.folder;
+        let hashes = DATA_FILES
+            .iter()
+            .filter(|name| temporary.join(name).exists())
+            .map(|name| Ok(((*name).to_owned(), file_hash(&temporary.join(name))?)))
+            .collect::<Result<BTreeMap<_, _>, CorpusError>>()?;
+        let mut content = blake3::Hasher::new();
+        for (name, hash) in &hashes {
+            content.update(name.as_bytes()).update(hash.as_bytes());
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            made_from: self.saved.made_from,
+            token_bytes: self.tokenizer.token_bytes(),
+            tokens: self.train.written.tokens,
+            documents: self.train.written.documents,
+            text_bytes: self.saved.text_bytes,
+            validation_tokens: self.validation.written.tokens,
+            validation_documents: self.validation.written.documents,
+            duplicates: survey.duplicates,
+            short: survey.short,
+            quarantined: survey.quarantine.list.len() as u64,
+            hashes,
+            content_hash: content.finalize().to_hex().to_string(),
+        };
+        let mut quarantine = Vec::new();
+        for entry in &survey.quarantine.list {
+            quarantine.extend(serde_json::to_vec(entry).unwrap_or_default());
+            quarantine.push(b'\n');
+        }
+        let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+        for (name, contents) in [(QUARANTINE_FILE, quarantine), (MANIFEST, text)] {
+            let path = temporary.join(name);
+            fs::write(&path, contents).map_err(CorpusError::io("write", &path))?;
+        }
+        let saved = temporary.join(SAVED);
+        if saved.exists() {
+            fs::remove_file(&saved).map_err(CorpusError::io("remove", &saved))?;
+        }
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(CorpusError::io("replace", folder))?;
+        }
+        fs::rename(&temporary, folder).map_err(CorpusError::io("create", folder))?;
+        Ok(manifest)
     }
 }
 
-fn content_hash(folder: &Path) -> Result<String, CorpusError> {
-    let mut hasher = blake3::Hasher::new();
-    for name in DATA_FILES {
-        let path = folder.join(name);
-        hasher.update(name.as_bytes());
-        File::open(&path)
-            .and_then(|file| hasher.update_reader(BufReader::new(file)).map(|_| ()))
-            .map_err(CorpusError::io("read", &path))?;
-    }
-    Ok(hasher.finalize().to_hex().to_string())
+/// Compares every prepared file with its manifest: the names of the domains and how many bytes were read.
+pub fn verify(options: &PrepareOptions) -> Result<Vec<(String, u64)>, CorpusError> {
+    let of = |domain: &DomainSource| {
+        let folder = options.folder.join(&domain.name);
+        let manifest = Manifest::read(&folder)?.ok_or_else(|| CorpusError::NotPrepared {
+            domain: domain.name.clone(),
+            folder: options.folder.clone(),
+        })?;
+        let mut bytes = 0;
+        for (name, expected) in &manifest.hashes {
+            let path = folder.join(name);
+            if file_hash(&path)? != *expected {
+                return Err(CorpusError::damaged(
+                    &path,
+                    "does not have the content that its manifest.json says: prepare it again (--force)",
+                ));
+            }
+            bytes += fs::metadata(&path)
+                .map_err(CorpusError::io("read", &path))?
+                .len();
+        }
+        for entry in fs::read_dir(&folder).map_err(CorpusError::io("read", &folder))? {
+            let path = entry.map_err(CorpusError::io("read", &folder))?.path();
+            if RowIndex::is_one(&path) {
+                RowIndex::verify(&path)?;
+                bytes += fs::metadata(&path)
+                    .map_err(CorpusError::io("read", &path))?
+                    .len();
+            }
+        }
+        Ok((domain.name.clone(), bytes))
+    };
+    options.domains.iter().map(of).collect()
 }

@@ -1,6 +1,9 @@
 //! Rows: how documents are packed into sequences of a fixed length.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +23,34 @@ pub struct Span {
     pub tokens: u64,
 }
 
-/// A row of a domain: `sequence_length` tokens, or fewer in a domain's last row.
+/// How documents become rows of a fixed length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// Documents joined by their end tokens and cut at the length; a row is one text.
+    Concat,
+    /// The same rows, but the documents in a row see nothing of each other.
+    Document,
+    /// Whole documents put together with little padding, long ones split; they see nothing of each other.
+    BestFit,
+}
+
+impl Packing {
+    /// As in the configuration, and in the names of files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Concat => "concat",
+            Self::Document => "document",
+            Self::BestFit => "best_fit",
+        }
+    }
+
+    fn separates(self) -> bool {
+        self != Self::Concat
+    }
+}
+
+/// A row of a domain: at most `sequence_length` tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// Its number in the row index.
@@ -29,41 +59,119 @@ pub struct Row {
     pub tokens: Vec<u32>,
     /// The documents in it, in their order.
     pub spans: Vec<Span>,
+    /// Lengths of the parts that see nothing of each other; empty where the row is one text.
+    pub parts: Vec<u32>,
+    /// For each token whether its prediction is left out of every loss (prompts); empty where none is.
+    pub skipped: Vec<bool>,
+}
+
+impl Row {
+    pub(crate) fn new(row: u64, tokens: Vec<u32>, spans: Vec<Span>, packing: Packing) -> Self {
+        let parts = match packing.separates() {
+            true => spans.iter().map(|span| span.tokens as u32).collect(),
+            false => Vec::new(),
+        };
+        Self {
+            row,
+            tokens,
+            spans,
+            parts,
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Tokens that are predicted: all but the first of the row, or of each part, and what is skipped.
+    pub fn predictions(&self) -> u64 {
+        let mut firsts = vec![0];
+        let mut start = 0;
+        for length in &self.parts {
+            start += *length as usize;
+            firsts.push(start);
+        }
+        let skipped = |place: usize| self.skipped.get(place).copied().unwrap_or(false);
+        let mut next_first = 0;
+        let mut count = 0;
+        for place in 0..self.tokens.len() {
+            let first = firsts.get(next_first) == Some(&place);
+            next_first += usize::from(first);
+            count += u64::from(!first && !skipped(place));
+        }
+        count
+    }
 }
 
 /// The row index: for each row its spans, so that any packing is read alike. The file holds, as little-endian u64, the number
-/// of rows, for each row the number of spans before it (and the total), then three numbers a span.
+/// of rows, for each row the number of spans before it (and the total), then three numbers a span; then its own BLAKE3 hash.
 #[derive(Debug)]
 pub(crate) struct RowIndex {
     numbers: Numbers,
     pub(crate) rows: u64,
 }
 
-/// The row index's file for documents joined and cut at `sequence_length`.
-pub(crate) fn index_file(folder: &Path, sequence_length: usize) -> PathBuf {
-    folder.join(format!("rows-concat-{sequence_length}.bin"))
+const HASH_BYTES: u64 = 32;
+
+/// The file of a row index.
+pub(crate) fn index_file(folder: &Path, packing: Packing, sequence_length: usize) -> PathBuf {
+    folder.join(format!("rows-{}-{sequence_length}.bin", packing.name()))
 }
 
-/// Writes the index of packing `concat`: all documents one after the other (each with its end token), cut every
-/// `sequence_length` tokens. A last row of a single token predicts nothing and is left out.
-pub(crate) fn write_concat(
+/// Writes a row index; returns the number of rows.
+pub(crate) fn write_index(
     path: PathBuf,
+    packing: Packing,
     tokens: &Tokens,
     documents: u64,
     sequence_length: u64,
 ) -> Result<u64, CorpusError> {
+    let bounds = (0..documents).map(|document| {
+        let (start, end) = tokens.bounds(document).ok_or_else(|| {
+            CorpusError::damaged(&path, format!("document {document} has no end"))
+        })?;
+        Ok((document, end - start))
+    });
+    let (rows, spans) = match packing {
+        Packing::Concat | Packing::Document => concat(bounds, sequence_length)?,
+        Packing::BestFit => best_fit(bounds, sequence_length)?,
+    };
+    let count = rows.len() as u64 - 1;
+    let partial = path.with_extension("partial");
+    let mut out = NumberWriter::create(partial.clone())?;
+    let mut hasher = blake3::Hasher::new();
+    let mut write = |number: u64| {
+        hasher.update(&number.to_le_bytes());
+        out.write(&number.to_le_bytes())
+    };
+    write(count)?;
+    for first in rows {
+        write(first)?;
+    }
+    for span in spans {
+        for number in [span.document, span.offset, span.tokens] {
+            write(number)?;
+        }
+    }
+    out.write(hasher.finalize().as_bytes())?;
+    out.sync()?;
+    std::fs::rename(&partial, &path).map_err(CorpusError::io("write", &path))?;
+    Ok(count)
+}
+
+/// For each row the number of spans before it, and the total; then all spans.
+type Packed = (Vec<u64>, Vec<Span>);
+
+/// All documents one after the other (each with its end token), cut every `length` tokens. A last row of a single token predicts
+/// nothing and is left out.
+fn concat(
+    documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
+    length: u64,
+) -> Result<Packed, CorpusError> {
     let (mut rows, mut row_length) = (vec![0_u64], 0);
     let mut spans: Vec<Span> = Vec::new();
-    for document in 0..documents {
-        let Some((start, end)) = tokens.bounds(document) else {
-            return Err(CorpusError::damaged(
-                &path,
-                format!("document {document} has no end"),
-            ));
-        };
+    for document in documents {
+        let (document, tokens) = document?;
         let mut offset = 0;
-        while start + offset < end {
-            let count = (end - start - offset).min(sequence_length - row_length);
+        while offset < tokens {
+            let count = (tokens - offset).min(length - row_length);
             spans.push(Span {
                 document,
                 offset,
@@ -71,7 +179,7 @@ pub(crate) fn write_concat(
             });
             offset += count;
             row_length += count;
-            if row_length == sequence_length {
+            if row_length == length {
                 rows.push(spans.len() as u64);
                 row_length = 0;
             }
@@ -79,25 +187,95 @@ pub(crate) fn write_concat(
     }
     if row_length > 1 {
         rows.push(spans.len() as u64);
+    } else if row_length == 1 {
+        spans.pop();
     }
-    let count = rows.len() as u64 - 1;
-    let partial = path.with_extension("partial");
-    let mut out = NumberWriter::create(partial.clone())?;
-    out.write(&count.to_le_bytes())?;
-    for first in rows {
-        out.write(&first.to_le_bytes())?;
-    }
-    for span in spans {
-        for number in [span.document, span.offset, span.tokens] {
-            out.write(&number.to_le_bytes())?;
+    Ok((rows, spans))
+}
+
+/// Documents (long ones cut every `length` tokens) by falling length, each into the row where it leaves the least room, or a new
+/// one. A rest of one token is dropped where it stays alone in a row: it predicts nothing.
+fn best_fit(
+    documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
+    length: u64,
+) -> Result<Packed, CorpusError> {
+    let mut pieces: Vec<Span> = Vec::new();
+    for document in documents {
+        let (document, tokens) = document?;
+        let mut offset = 0;
+        while offset < tokens {
+            let count = (tokens - offset).min(length);
+            pieces.push(Span {
+                document,
+                offset,
+                tokens: count,
+            });
+            offset += count;
         }
     }
-    out.finish()?;
-    std::fs::rename(&partial, &path).map_err(CorpusError::io("write", &path))?;
-    Ok(count)
+    pieces.sort_by_key(|piece| {
+        (
+            std::cmp::Reverse(piece.tokens),
+            piece.document,
+            piece.offset,
+        )
+    });
+    // Rows by the room that they have left, the oldest first.
+    let mut open: BTreeMap<u64, VecDeque<usize>> = BTreeMap::new();
+    let mut packed: Vec<Vec<Span>> = Vec::new();
+    for piece in pieces {
+        let room = open.range(piece.tokens..).next().map(|(room, _)| *room);
+        let row = match room {
+            Some(room) => {
+                let rows = open.entry(room).or_default();
+                let row = rows.pop_front();
+                if rows.is_empty() {
+                    open.remove(&room);
+                }
+                row.map(|row| (row, room))
+            }
+            None => None,
+        };
+        let (row, room) = row.unwrap_or_else(|| {
+            packed.push(Vec::new());
+            (packed.len() - 1, length)
+        });
+        packed[row].push(piece);
+        if room > piece.tokens {
+            open.entry(room - piece.tokens).or_default().push_back(row);
+        }
+    }
+    packed.retain(|row| row.iter().any(|span| span.tokens > 1));
+    let mut rows = vec![0_u64];
+    let mut spans = Vec::new();
+    for row in packed {
+        spans.extend(row);
+        rows.push(spans.len() as u64);
+    }
+    Ok((rows, spans))
 }
 
 impl RowIndex {
+    /// Whether a file is a row index, by its name.
+    pub(crate) fn is_one(path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("rows-") && name.ends_with(".bin")
+    }
+
+    /// Compares a row index with the hash at its end.
+    pub(crate) fn verify(path: &Path) -> Result<(), CorpusError> {
+        let index = Self::open(path)?;
+        let bytes = index.numbers.bytes();
+        let (contents, hash) = bytes.split_at(bytes.len() - HASH_BYTES as usize);
+        if blake3::hash(contents).as_bytes() != hash {
+            return Err(CorpusError::damaged(
+                path,
+                "does not have the content that it was written with: delete it and prepare again",
+            ));
+        }
+        Ok(())
+    }
+
     pub(crate) fn open(path: &Path) -> Result<Self, CorpusError> {
         let bytes = path
             .metadata()
@@ -117,9 +295,8 @@ impl RowIndex {
             .ok_or_else(damaged)?;
         let expected = spans
             .checked_mul(24)
-            .and_then(|spans| spans.checked_add(8 * (rows + 2)));
-        // A last row of one token leaves its span behind, unnamed.
-        if expected.is_none_or(|expected| bytes < expected) {
+            .and_then(|spans| spans.checked_add(8 * (rows + 2) + HASH_BYTES));
+        if expected != Some(bytes) {
             return Err(damaged());
         }
         Ok(Self { numbers, rows })

@@ -8,21 +8,53 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::CorpusError;
+use crate::{CorpusError, Template};
 
 /// Where a domain's text comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DomainSource {
     /// The domain's name.
     pub name: String,
-    /// Files, folders (walked) or globs. `.jsonl` files hold a record a line; any other file is one document.
+    /// Files, folders (walked) or globs. `.jsonl` files hold a record a line, `.parquet` files a record a row; any other file is
+    /// one document. All but Parquet may be compressed: `.gz`, `.zst`.
     pub files: Vec<String>,
-    /// The field of a record that holds its text; a dot goes into an object.
-    pub text_field: String,
+    /// Files of validation documents. Where there are none, documents are set aside by a hash of their content.
+    pub validation_files: Vec<String>,
+    /// The text of a record.
+    pub text: Template,
+    /// The part of a record that comes before the text, and need not be learnt.
+    pub prompt: Option<Template>,
     /// Only records whose field has this value are of the domain: field and value.
     pub only: Option<(String, String)>,
+    /// What is taken of it.
+    pub limits: Limits,
+}
+
+/// What is taken of a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
     /// Bytes of text to train on at the most.
-    pub max_bytes: Option<u64>,
+    pub bytes: Option<u64>,
+    /// Documents to train on at the most.
+    pub documents: Option<u64>,
+    /// Tokens to train on at the most: the first ones in the order of the files.
+    pub tokens: Option<u64>,
+    /// Shorter documents, in bytes, are left out.
+    pub shortest: u64,
+    /// Longer documents, in bytes, are quarantined.
+    pub longest: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            bytes: None,
+            documents: None,
+            tokens: None,
+            shortest: 1,
+            longest: 64 << 20,
+        }
+    }
 }
 
 /// A file as it was when it was read.
@@ -35,10 +67,19 @@ pub(crate) struct SourceFile {
 }
 
 impl DomainSource {
-    /// The files that the patterns match, sorted by path, each once.
+    /// The files to train on, sorted by path, each once.
     pub(crate) fn expand(&self) -> Result<Vec<SourceFile>, CorpusError> {
+        self.matches(&self.files)
+    }
+
+    /// The files of validation documents.
+    pub(crate) fn expand_validation(&self) -> Result<Vec<SourceFile>, CorpusError> {
+        self.matches(&self.validation_files)
+    }
+
+    fn matches(&self, patterns: &[String]) -> Result<Vec<SourceFile>, CorpusError> {
         let mut paths = Vec::new();
-        for pattern in &self.files {
+        for pattern in patterns {
             let before = paths.len();
             let path = Path::new(pattern);
             if path.exists() {
@@ -86,11 +127,46 @@ impl SourceFile {
         })
     }
 
-    pub(crate) fn is_jsonl(&self) -> bool {
-        self.path
-            .extension()
-            .is_some_and(|extension| extension == "jsonl")
+    pub(crate) fn format(&self) -> Format {
+        let name = self.path.to_string_lossy();
+        let (name, compression) = match name.rsplit_once('.') {
+            Some((rest, "gz")) => (rest, Compression::Gzip),
+            Some((rest, "zst")) => (rest, Compression::Zstd),
+            _ => (&*name, Compression::None),
+        };
+        let records = match name.rsplit_once('.') {
+            Some((_, "jsonl")) => Records::Lines,
+            Some((_, "parquet")) => Records::Parquet,
+            _ => Records::WholeFile,
+        };
+        Format {
+            records,
+            compression,
+        }
     }
+}
+
+/// How records are in a file, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Format {
+    pub(crate) records: Records,
+    pub(crate) compression: Compression,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Records {
+    /// JSON Lines.
+    Lines,
+    Parquet,
+    /// The file is one document.
+    WholeFile,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
 }
 
 /// A file itself, or all files below a folder; hidden ones are left out.

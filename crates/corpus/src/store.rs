@@ -2,13 +2,14 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, Write},
+    io::{BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
 
-use crate::CorpusError;
+use crate::{CorpusError, manifest::Manifest};
 
 /// A file of little-endian numbers being written.
 pub(crate) struct NumberWriter {
@@ -18,7 +19,26 @@ pub(crate) struct NumberWriter {
 
 impl NumberWriter {
     pub(crate) fn create(path: PathBuf) -> Result<Self, CorpusError> {
-        let file = File::create(&path).map_err(CorpusError::io("create", &path))?;
+        Self::open_at(path, 0)
+    }
+
+    /// Goes on after the first `length` bytes of a file; what is behind them is cut off.
+    pub(crate) fn open_at(path: PathBuf, length: u64) -> Result<Self, CorpusError> {
+        let failed = || CorpusError::io("write", &path);
+        let mut file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed())?;
+        if file.metadata().map_err(failed())?.len() < length {
+            return Err(CorpusError::damaged(
+                &path,
+                "is shorter than its progress.json says: prepare it again (--force)",
+            ));
+        }
+        file.set_len(length).map_err(failed())?;
+        file.seek(SeekFrom::End(0)).map_err(failed())?;
         Ok(Self {
             out: BufWriter::with_capacity(1 << 18, file),
             path,
@@ -31,8 +51,8 @@ impl NumberWriter {
             .map_err(CorpusError::io("write", &self.path))
     }
 
-    /// Makes the file durable.
-    pub(crate) fn finish(mut self) -> Result<(), CorpusError> {
+    /// Makes what was written durable.
+    pub(crate) fn sync(&mut self) -> Result<(), CorpusError> {
         self.out
             .flush()
             .and_then(|()| self.out.get_ref().sync_all())
@@ -40,43 +60,82 @@ impl NumberWriter {
     }
 }
 
-/// A sequence of documents' tokens, with the place where each ends: `NAMEtokens.bin` and `NAMEdocuments.bin`.
+/// A document's tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EncodedDocument {
+    pub(crate) tokens: Vec<u32>,
+    /// How many of them are the prompt's.
+    pub(crate) prompt: u64,
+}
+
+/// What a [`TokenWriter`] has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Written {
+    pub(crate) tokens: u64,
+    pub(crate) documents: u64,
+}
+
+/// A sequence of documents' tokens, with the place where each ends, and the tokens of each prompt where there are any:
+/// `NAMEtokens.bin`, `NAMEdocuments.bin`, `NAMEprompts.bin`.
 pub(crate) struct TokenWriter {
     tokens: NumberWriter,
     documents: NumberWriter,
+    prompts: Option<NumberWriter>,
     width: usize,
-    pub(crate) token_count: u64,
-    pub(crate) document_count: u64,
+    pub(crate) written: Written,
 }
 
 impl TokenWriter {
-    /// `width`: bytes of a token, 2 or 4.
-    pub(crate) fn create(folder: &Path, prefix: &str, width: usize) -> Result<Self, CorpusError> {
-        let mut documents = NumberWriter::create(folder.join(format!("{prefix}documents.bin")))?;
-        documents.write(&0_u64.to_le_bytes())?;
+    /// Goes on after what was written. `width`: bytes of a token, 2 or 4.
+    pub(crate) fn open(
+        folder: &Path,
+        prefix: &str,
+        width: usize,
+        prompts: bool,
+        written: Written,
+    ) -> Result<Self, CorpusError> {
+        let open = |name: &str, length| {
+            NumberWriter::open_at(folder.join(format!("{prefix}{name}.bin")), length)
+        };
+        let ends = match written.documents {
+            0 => 0,
+            count => 8 * (count + 1),
+        };
+        let mut documents = open("documents", ends)?;
+        if ends == 0 {
+            documents.write(&0_u64.to_le_bytes())?;
+        }
         Ok(Self {
-            tokens: NumberWriter::create(folder.join(format!("{prefix}tokens.bin")))?,
+            tokens: open("tokens", written.tokens * width as u64)?,
             documents,
+            prompts: match prompts {
+                true => Some(open("prompts", 8 * written.documents)?),
+                false => None,
+            },
             width,
-            token_count: 0,
-            document_count: 0,
+            written,
         })
     }
 
-    pub(crate) fn append(&mut self, tokens: &[u32]) -> Result<(), CorpusError> {
-        let mut bytes = Vec::with_capacity(tokens.len() * self.width);
-        for token in tokens {
+    pub(crate) fn append(&mut self, document: &EncodedDocument) -> Result<(), CorpusError> {
+        let mut bytes = Vec::with_capacity(document.tokens.len() * self.width);
+        for token in &document.tokens {
             bytes.extend_from_slice(&token.to_le_bytes()[..self.width]);
         }
         self.tokens.write(&bytes)?;
-        self.token_count += tokens.len() as u64;
-        self.document_count += 1;
-        self.documents.write(&self.token_count.to_le_bytes())
+        self.written.tokens += document.tokens.len() as u64;
+        self.written.documents += 1;
+        if let Some(prompts) = &mut self.prompts {
+            prompts.write(&document.prompt.to_le_bytes())?;
+        }
+        self.documents.write(&self.written.tokens.to_le_bytes())
     }
 
-    pub(crate) fn finish(self) -> Result<(), CorpusError> {
-        self.tokens.finish()?;
-        self.documents.finish()
+    /// Makes all files durable.
+    pub(crate) fn sync(&mut self) -> Result<(), CorpusError> {
+        self.tokens.sync()?;
+        self.documents.sync()?;
+        self.prompts.as_mut().map_or(Ok(()), NumberWriter::sync)
     }
 }
 
@@ -125,23 +184,41 @@ impl Numbers {
 pub(crate) struct Tokens {
     tokens: Numbers,
     ends: Numbers,
+    prompts: Option<Numbers>,
     width: usize,
 }
 
 impl Tokens {
+    /// `prefix`: "" for what is trained on, "validation-" for what is not.
     pub(crate) fn open(
         folder: &Path,
         prefix: &str,
-        width: usize,
-        token_count: u64,
-        document_count: u64,
+        manifest: &Manifest,
     ) -> Result<Self, CorpusError> {
-        let path = |name: &str| folder.join(format!("{prefix}{name}"));
+        let (tokens, documents) = match prefix {
+            "" => (manifest.tokens, manifest.documents),
+            _ => (manifest.validation_tokens, manifest.validation_documents),
+        };
+        let width = manifest.token_bytes;
+        let path = |name: &str| folder.join(format!("{prefix}{name}.bin"));
+        let prompts = manifest.made_from.prompt.is_some();
         Ok(Self {
-            tokens: Numbers::open(&path("tokens.bin"), token_count * width as u64)?,
-            ends: Numbers::open(&path("documents.bin"), (document_count + 1) * 8)?,
+            tokens: Numbers::open(&path("tokens"), tokens * width as u64)?,
+            ends: Numbers::open(&path("documents"), (documents + 1) * 8)?,
+            prompts: match prompts {
+                true => Some(Numbers::open(&path("prompts"), documents * 8)?),
+                false => None,
+            },
             width,
         })
+    }
+
+    /// Tokens of a document's prompt.
+    pub(crate) fn prompt(&self, document: u64) -> u64 {
+        let prompts = self.prompts.as_ref();
+        prompts
+            .and_then(|prompts| prompts.u64(document))
+            .unwrap_or(0)
     }
 
     /// Where a document starts and ends, in tokens.

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::CorpusError;
+use crate::{CorpusError, documents::Document, store::EncodedDocument};
 
 /// Texts that tokenizers of one family encode alike: letters, digits, white space, code, scripts, emoji.
 const PROBES: [&str; 8] = [
@@ -92,23 +92,66 @@ impl TokenizerFolder {
         &self.hash
     }
 
+    /// Bytes of a token in a file: 2 where every id fits, otherwise 4.
+    pub(crate) fn token_bytes(&self) -> usize {
+        if self.vocabulary <= 1 << 16 { 2 } else { 4 }
+    }
+
     /// The tokens of documents: with the special tokens that the tokenizer's post-processor adds (a beginning token, where
-    /// the model has one), and the end token last. On all cores.
-    pub fn encode_documents(&self, texts: Vec<String>) -> Result<Vec<Vec<u32>>, CorpusError> {
-        let encodings = self
-            .tokenizer
-            .encode_batch_fast(texts, true)
-            .map_err(|error| self.failed(&error))?;
-        Ok(encodings
+    /// the model has one), and the end token last. A prompt is encoded apart from what follows it. On all cores.
+    pub(crate) fn encode_documents(
+        &self,
+        documents: Vec<Document>,
+    ) -> Result<Vec<EncodedDocument>, CorpusError> {
+        let prompts: Vec<String> = documents
+            .iter()
+            .filter_map(|document| document.prompt.clone())
+            .collect();
+        let texts = documents
             .into_iter()
-            .map(|encoding| {
-                let mut tokens = encoding.get_ids().to_vec();
-                if tokens.last() != Some(&self.end_token) {
-                    tokens.push(self.end_token);
-                }
-                tokens
-            })
-            .collect())
+            .map(|document| document.text)
+            .collect();
+        let mut prompts = self.encode_batch(prompts, true)?.into_iter();
+        let with_prompts = prompts.len() > 0;
+        let texts = self.encode_batch(texts, !with_prompts)?;
+        let join = |text: Vec<u32>| {
+            let mut tokens = prompts.next().unwrap_or_default();
+            if tokens.last() == Some(&self.end_token) {
+                tokens.pop();
+            }
+            let prompt = tokens.len() as u64;
+            tokens.extend(text);
+            if tokens.last() != Some(&self.end_token) {
+                tokens.push(self.end_token);
+            }
+            EncodedDocument { tokens, prompt }
+        };
+        Ok(texts.into_iter().map(join).collect())
+    }
+
+    fn encode_batch(
+        &self,
+        texts: Vec<String>,
+        special: bool,
+    ) -> Result<Vec<Vec<u32>>, CorpusError> {
+        let encodings = self.tokenizer.encode_batch_fast(texts, special);
+        let encodings = encodings.map_err(|error| self.failed(&error))?;
+        let ids = encodings.iter().map(|encoding| encoding.get_ids().to_vec());
+        Ok(ids.collect())
+    }
+
+    /// The tokens of one document, with its end token.
+    pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
+        let document = Document {
+            prompt: None,
+            text: text.to_owned(),
+        };
+        let encoded = self.encode_documents(vec![document])?;
+        Ok(encoded
+            .into_iter()
+            .next()
+            .map(|document| document.tokens)
+            .unwrap_or_default())
     }
 
     /// The tokens of a text to go on from, without an end token.

@@ -2,114 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
+use common::{Place, all_rows, rows_of, sentence};
 use ddk_corpus::{
-    CorpusError, Cursor, DomainReport, DomainSource, PrepareOptions, PreparedDomain, RowReader,
-    TokenizerFolder, compatible, prepare, stale, train_tokenizer,
+    Cursor, PreparedDomain, RowReader, TokenizerFolder, compatible, stale, train_tokenizer,
 };
-
-struct Place {
-    folder: tempfile::TempDir,
-}
-
-fn sentence(number: u64) -> String {
-    let words = [
-        "river", "stone", "cloud", "ember", "forest", "signal", "harbour", "lantern",
-    ];
-    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
-    let mut text = format!("{number}:");
-    for _ in 0..5 + number % 23 {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        text.push(' ');
-        text.push_str(words[(state >> 61) as usize]);
-    }
-    text
-}
-
-impl Place {
-    fn new() -> Self {
-        let place = Self {
-            folder: tempfile::tempdir().unwrap(),
-        };
-        let records: String = (0..200)
-            .map(|number| format!("{}\n", serde_json::json!({ "text": sentence(number) })))
-            .collect();
-        place.write("records.jsonl", records.as_bytes());
-        for number in 200..260 {
-            place.write(
-                &format!("files/{}/{number}.md", number % 3),
-                sentence(number).as_bytes(),
-            );
-        }
-        train_tokenizer((0..260).map(sentence), 320, &place.path("tokenizer")).unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    }
-
-    fn tokenizer(&self) -> TokenizerFolder {
-        TokenizerFolder::open(&self.path("tokenizer"), None).unwrap()
-    }
-
-    fn source(&self, name: &str, file: &str) -> DomainSource {
-        DomainSource {
-            name: name.to_owned(),
-            files: vec![self.path(file).to_string_lossy().into_owned()],
-            text_field: "text".to_owned(),
-            only: None,
-            max_bytes: None,
-        }
-    }
-
-    fn options(&self, domains: Vec<DomainSource>) -> PrepareOptions {
-        PrepareOptions {
-            folder: self.path("prepared"),
-            domains,
-            sequence_length: 16,
-            seed: 3,
-            validation_share: 0.1,
-            validation_documents: 10,
-            max_bad_share: 0.01,
-        }
-    }
-
-    fn both(&self) -> PrepareOptions {
-        self.options(vec![
-            self.source("files", "files"),
-            self.source("records", "records.jsonl"),
-        ])
-    }
-
-    fn prepare(&self, options: &PrepareOptions) -> Result<Vec<DomainReport>, CorpusError> {
-        prepare(options, &self.tokenizer(), false, &mut |_| ())
-    }
-
-    fn open(&self, name: &str) -> PreparedDomain {
-        PreparedDomain::open(&self.path("prepared"), name, 16).unwrap()
-    }
-}
-
-fn all_rows(domain: &PreparedDomain) -> Vec<Vec<u32>> {
-    (0..domain.rows())
-        .map(|row| domain.row(row).unwrap().tokens)
-        .collect()
-}
 
 fn data_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     fs::read_dir(folder)
@@ -141,12 +46,7 @@ fn rows_are_the_documents_joined_by_the_end_token() {
     let documents: Vec<&[u32]> = joined
         .split_inclusive(|token| *token == tokenizer.end_token())
         .collect();
-    let mut expected = (0..200).map(|number| {
-        tokenizer
-            .encode_documents(vec![sentence(number)])
-            .unwrap()
-            .remove(0)
-    });
+    let mut expected = (0..200).map(|number| tokenizer.encode_document(&sentence(number)).unwrap());
     for document in &documents {
         assert!(expected.any(|tokens| tokens == *document));
     }
@@ -218,7 +118,7 @@ fn training_and_validation_share_no_text_and_duplicates_are_left_out() {
     assert_eq!((reports[0].duplicates, reports[1].duplicates), (0, 200));
     let (once, twice) = (place.open("records"), place.open("twice"));
     assert_eq!(all_rows(&once), all_rows(&twice));
-    let validation: Vec<Vec<u32>> = once.validation().unwrap();
+    let validation = once.validation().unwrap();
     assert_eq!(validation, twice.validation().unwrap());
     assert!(!validation.is_empty() && validation.len() <= 10);
     let stream = all_rows(&once).concat();
@@ -228,6 +128,7 @@ fn training_and_validation_share_no_text_and_duplicates_are_left_out() {
         .map(|document| document[..document.len().min(16)].to_vec())
         .collect();
     for document in validation {
+        let document = document.tokens;
         assert!(document.len() <= 16 && !documents.contains(&document));
     }
 }
@@ -238,7 +139,7 @@ fn the_same_seed_gives_the_same_bytes_and_a_limit_is_kept() {
     for (place, seed) in [(&one, 3), (&two, 3), (&other, 4)] {
         let mut options = place.both();
         options.seed = seed;
-        options.domains[1].max_bytes = Some(4000);
+        options.domains[1].limits.bytes = Some(4000);
         let reports = place.prepare(&options).unwrap();
         assert!(
             reports[1].text_bytes <= 4000 && reports[1].text_bytes > 3500,
@@ -406,14 +307,14 @@ fn empty_and_missing_domains_are_named() {
 fn damage_is_found_before_it_is_mapped() {
     let place = Place::new();
     place.prepare(&place.both()).unwrap();
-    let error = PreparedDomain::open(&place.path("prepared"), "records", 99)
+    let error = PreparedDomain::open(&place.path("prepared"), "records", rows_of(99))
         .unwrap_err()
         .to_string();
     assert!(error.contains("not prepared"), "{error}");
     let tokens = place.path("prepared/records/tokens.bin");
     let bytes = fs::read(&tokens).unwrap();
     fs::write(&tokens, &bytes[..bytes.len() - 2]).unwrap();
-    let error = PreparedDomain::open(&place.path("prepared"), "records", 16)
+    let error = PreparedDomain::open(&place.path("prepared"), "records", rows_of(16))
         .unwrap_err()
         .to_string();
     assert!(

@@ -3,8 +3,29 @@
 use ddk_torch::TorchError;
 use tch::{Device, Tensor};
 
-/// A label that is not scored: the last position of a row, and padding.
+/// A label that is not scored: the last position of a row, the last of a part, what is skipped, and padding.
 pub const NOT_SCORED: i64 = -100;
+
+/// A row as a model takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequence<'a> {
+    /// Token ids.
+    pub tokens: &'a [u32],
+    /// Lengths of documents that see nothing of each other; empty where the row is one text.
+    pub parts: &'a [u32],
+    /// For each token whether its prediction is left out of every loss; empty where none is.
+    pub skipped: &'a [bool],
+}
+
+impl<'a> From<&'a [u32]> for Sequence<'a> {
+    fn from(tokens: &'a [u32]) -> Self {
+        Self {
+            tokens,
+            parts: &[],
+            skipped: &[],
+        }
+    }
+}
 
 /// Rows padded on the right to the longest of them.
 ///
@@ -18,24 +39,37 @@ pub struct BatchTensors {
     pub labels: Tensor,
     /// Labels that are scored.
     pub predictions: i64,
+    /// Lengths of the parts of each row, padding as a part of its own; absent where no row has parts.
+    pub parts: Option<Vec<Vec<i64>>>,
 }
 
 /// Builds the tensors of `rows` on `device`. Rows may differ in length; at least one must not be empty.
-pub fn batch_tensors(rows: &[&[u32]], device: Device) -> Result<BatchTensors, TorchError> {
-    let time = rows.iter().map(|row| row.len()).max().unwrap_or(0).max(1);
+pub fn batch_tensors(rows: &[Sequence<'_>], device: Device) -> Result<BatchTensors, TorchError> {
+    let time = rows.iter().map(|row| row.tokens.len()).max();
+    let time = time.unwrap_or(0).max(1);
     let mut tokens = vec![0_i64; rows.len() * time];
     let mut labels = vec![NOT_SCORED; rows.len() * time];
     let mut predictions = 0;
     for (index, row) in rows.iter().enumerate() {
         let start = index * time;
-        for (position, &token) in row.iter().enumerate() {
+        let mut first_of_part = vec![false; row.tokens.len()];
+        let mut part_start = 0;
+        for &length in row.parts {
+            if let Some(first) = first_of_part.get_mut(part_start) {
+                *first = true;
+            }
+            part_start += length as usize;
+        }
+        for (position, &token) in row.tokens.iter().enumerate() {
             tokens[start + position] = i64::from(token);
-            if position > 0 {
+            let skipped = row.skipped.get(position).copied().unwrap_or(false);
+            if position > 0 && !first_of_part[position] && !skipped {
                 labels[start + position - 1] = i64::from(token);
                 predictions += 1;
             }
         }
     }
+    let has_parts = rows.iter().any(|row| !row.parts.is_empty());
     let shape = [rows.len() as i64, time as i64];
     Ok(BatchTensors {
         tokens: Tensor::f_from_slice(&tokens)?
@@ -43,25 +77,57 @@ pub fn batch_tensors(rows: &[&[u32]], device: Device) -> Result<BatchTensors, To
             .f_to_device(device)?,
         labels: Tensor::f_from_slice(&labels)?.f_to_device(device)?,
         predictions,
+        parts: has_parts.then(|| rows.iter().map(|row| parts(row, time)).collect()),
     })
+}
+
+/// Lengths that add up to `time`.
+fn parts(row: &Sequence<'_>, time: usize) -> Vec<i64> {
+    let mut parts: Vec<i64> = match row.parts {
+        [] if row.tokens.is_empty() => Vec::new(),
+        [] => vec![row.tokens.len() as i64],
+        parts => parts.iter().map(|&length| i64::from(length)).collect(),
+    };
+    let padding = time as i64 - parts.iter().sum::<i64>();
+    if padding > 0 {
+        parts.push(padding);
+    }
+    parts
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn values(tensor: &Tensor) -> Vec<i64> {
+        Vec::try_from(&tensor.reshape([-1])).unwrap()
+    }
+
     #[test]
     fn labels_are_the_next_tokens_and_padding_is_not_scored() {
-        let batch = batch_tensors(&[&[5, 6, 7], &[8, 9]], Device::Cpu).unwrap();
+        let rows: [&[u32]; 2] = [&[5, 6, 7], &[8, 9]];
+        let batch = batch_tensors(&rows.map(Sequence::from), Device::Cpu).unwrap();
         assert_eq!(batch.tokens.size(), [2, 3]);
-        assert_eq!(
-            Vec::<i64>::try_from(&batch.tokens.reshape([-1])).unwrap(),
-            [5, 6, 7, 8, 9, 0]
-        );
-        assert_eq!(
-            Vec::<i64>::try_from(&batch.labels).unwrap(),
-            [6, 7, -100, 9, -100, -100]
-        );
+        assert_eq!(values(&batch.tokens), [5, 6, 7, 8, 9, 0]);
+        assert_eq!(values(&batch.labels), [6, 7, -100, 9, -100, -100]);
         assert_eq!(batch.predictions, 3);
+        assert_eq!(batch.parts, None);
+    }
+
+    #[test]
+    fn the_first_token_of_a_part_and_skipped_ones_are_not_predicted() {
+        let packed = Sequence {
+            tokens: &[5, 6, 7, 8],
+            parts: &[1, 3],
+            skipped: &[false, false, true, false],
+        };
+        let longer: &[u32] = &[1, 2, 3, 4, 5];
+        let batch = batch_tensors(&[packed, longer.into()], Device::Cpu).unwrap();
+        assert_eq!(
+            values(&batch.labels),
+            [-100, -100, 8, -100, -100, 2, 3, 4, 5, -100]
+        );
+        assert_eq!(batch.predictions, 5);
+        assert_eq!(batch.parts, Some(vec![vec![1, 3, 1], vec![5]]));
     }
 }

@@ -17,11 +17,11 @@ mod student;
 mod teacher;
 
 pub use adamw::{AdamW, AdamWOptions, global_norm};
-pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
+pub use batch::{BatchTensors, NOT_SCORED, Sequence, batch_tensors};
 pub use budget::{Part, StepShape, queue_memory, snapshot_memory, student_memory, teacher_memory};
 pub use error::EngineError;
 pub use generate::{Generator, Sampling};
-pub use perplexity::domain_perplexities;
+pub use perplexity::{Document, domain_perplexities};
 pub use schedule::Schedule;
 pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
 pub use student::{MicroStep, Student, StudentOptions, UpdateReport};

@@ -4,7 +4,44 @@ use ddk_model::Model;
 use ddk_objective::{HeadInput, cross_entropy_sum};
 use ddk_torch::TorchError;
 
-use crate::{EngineError, batch::batch_tensors};
+use crate::{
+    EngineError,
+    batch::{Sequence, batch_tensors},
+};
+
+/// A validation document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// For each token whether its prediction is left out; empty where none is.
+    pub skipped: Vec<bool>,
+}
+
+impl Document {
+    fn sequence(&self) -> Sequence<'_> {
+        Sequence {
+            tokens: &self.tokens,
+            parts: &[],
+            skipped: &self.skipped,
+        }
+    }
+
+    /// Tokens that are predicted.
+    pub fn predictions(&self) -> usize {
+        let skipped = self.skipped.iter().skip(1).filter(|skipped| **skipped);
+        self.tokens.len().saturating_sub(1) - skipped.count()
+    }
+}
+
+impl From<Vec<u32>> for Document {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self {
+            tokens,
+            skipped: Vec::new(),
+        }
+    }
+}
 
 /// Perplexity of `model` on each domain's documents: `exp` of the mean cross-entropy over all predicted tokens of the
 /// domain (token-weighted), each document on its own.
@@ -15,7 +52,7 @@ use crate::{EngineError, batch::batch_tensors};
 /// Returns `None` where `cancelled` said so between two batches.
 pub fn domain_perplexities(
     model: &Model,
-    domains: &[Vec<Vec<u32>>],
+    domains: &[Vec<Document>],
     batch_rows: usize,
     vocabulary: i64,
     chunk: i64,
@@ -25,19 +62,19 @@ pub fn domain_perplexities(
     let head = model.head_for_products()?;
     let mut perplexities = Vec::with_capacity(domains.len());
     for documents in domains {
-        let mut by_length: Vec<&[u32]> = documents
+        let mut by_length: Vec<Sequence<'_>> = documents
             .iter()
-            .map(Vec::as_slice)
-            .filter(|document| document.len() > 1)
+            .map(Document::sequence)
+            .filter(|document| document.tokens.len() > 1)
             .collect();
-        by_length.sort_by_key(|document| std::cmp::Reverse(document.len()));
+        by_length.sort_by_key(|document| std::cmp::Reverse(document.tokens.len()));
         let (mut total, mut predictions) = (0.0, 0);
         for rows in by_length.chunks(batch_rows.max(1)) {
             if cancelled() {
                 return Ok(None);
             }
             let batch = batch_tensors(rows, model.device())?;
-            let hidden = model.hidden(&batch.tokens)?;
+            let hidden = model.hidden(&batch.tokens, None)?;
             let width = hidden.size().last().copied().unwrap_or(0);
             let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
             let (sum, count) = cross_entropy_sum(

@@ -10,7 +10,7 @@ use tch::Tensor;
 use crate::{
     EngineError,
     adamw::{AdamW, AdamWOptions, global_norm},
-    batch::batch_tensors,
+    batch::{Sequence, batch_tensors},
     schedule::Schedule,
     snapshot::Snapshot,
     teacher::Signal,
@@ -128,13 +128,17 @@ impl Student {
     /// so that micro-batches of any size add up to the mean over the step.
     pub fn accumulate(
         &mut self,
-        rows: &[&[u32]],
+        rows: &[Sequence<'_>],
         signal: Option<&Signal>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {
         let started = Instant::now();
         let batch = batch_tensors(rows, self.model.device())?;
-        let trace = self.model.trace(&batch.tokens, self.options.recompute)?;
+        let trace = self.model.trace(
+            &batch.tokens,
+            batch.parts.as_deref(),
+            self.options.recompute,
+        )?;
         let shape = trace.hidden().size();
         let width = shape.last().copied().unwrap_or(0);
         let detached = trace

@@ -3,7 +3,10 @@
 use ddk_model::Model;
 use tch::{Device, Tensor};
 
-use crate::{EngineError, batch::batch_tensors};
+use crate::{
+    EngineError,
+    batch::{Sequence, batch_tensors},
+};
 
 /// What a teacher says about a batch.
 ///
@@ -43,10 +46,10 @@ impl Teacher {
     }
 
     /// Hidden states of every position of `rows` (padded on the right to the longest).
-    pub fn label(&self, rows: &[&[u32]]) -> Result<Signal, EngineError> {
+    pub fn label(&self, rows: &[Sequence<'_>]) -> Result<Signal, EngineError> {
         let _no_grad = tch::no_grad_guard();
         let batch = batch_tensors(rows, self.model.device())?;
-        let hidden = self.model.hidden(&batch.tokens)?;
+        let hidden = self.model.hidden(&batch.tokens, batch.parts.as_deref())?;
         let width = hidden.size().last().copied().unwrap_or(0);
         let last = hidden
             .f_reshape([-1, width])

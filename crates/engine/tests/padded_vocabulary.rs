@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher};
+use ddk_engine::{AdamWOptions, Schedule, Sequence, Student, StudentOptions, Teacher};
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
 use tch::{Device, Kind, Tensor};
@@ -48,7 +48,7 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
                 .collect()
         })
         .collect();
-    let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    let rows: Vec<Sequence<'_>> = rows.iter().map(|row| row.as_slice().into()).collect();
     let teacher = model(152_064, 8, 0.1);
     let teacher_head = teacher.head_for_products().unwrap();
     let teacher = Teacher::new(teacher, Device::Cpu);

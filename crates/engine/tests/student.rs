@@ -5,7 +5,8 @@
 use std::fs;
 
 use ddk_engine::{
-    AdamWOptions, Schedule, Signal, Student, StudentOptions, Teacher, domain_perplexities,
+    AdamWOptions, Document, Schedule, Sequence, Signal, Student, StudentOptions, Teacher,
+    domain_perplexities,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -71,8 +72,12 @@ fn token_ids() -> impl FnMut() -> u32 {
     }
 }
 
-fn views(rows: &[Vec<u32>]) -> Vec<&[u32]> {
-    rows.iter().map(Vec::as_slice).collect()
+fn views(rows: &[Vec<u32>]) -> Vec<Sequence<'_>> {
+    rows.iter().map(|row| row.as_slice().into()).collect()
+}
+
+fn documents(rows: &[Vec<u32>]) -> Vec<Document> {
+    rows.iter().cloned().map(Document::from).collect()
 }
 
 fn predictions(rows: &[Vec<u32>]) -> f64 {
@@ -133,7 +138,7 @@ fn dense(tie: bool, rows: &[Vec<u32>]) -> (f64, f64) {
         let ids: Vec<i64> = row.iter().map(|&id| i64::from(id)).collect();
         let (tokens, length) = (Tensor::from_slice(&ids).unsqueeze(0), row.len() as i64);
         let logits = |model: &Model| {
-            let hidden = model.hidden(&tokens).unwrap();
+            let hidden = model.hidden(&tokens, None).unwrap();
             hidden
                 .matmul(&model.head().weight.tr())
                 .narrow(2, 0, VOCABULARY)
@@ -259,8 +264,8 @@ fn what_is_not_finite_never_reaches_the_weights() {
 #[test]
 fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     let model = model(3, 16, false);
-    let documents = rows();
-    let domains = vec![documents.clone(), documents[2..].to_vec()];
+    let rows = rows();
+    let domains = vec![documents(&rows), documents(&rows[2..])];
     let never = || false;
     let one = domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &never)
         .unwrap()
@@ -273,16 +278,41 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     }
     // By hand: exp of the mean over all predictions of the domain.
     let mut total = 0.0;
-    for document in &documents {
-        let single =
-            domain_perplexities(&model, &[vec![document.clone()]], 1, VOCABULARY, 64, &never)
-                .unwrap()
-                .unwrap();
-        total += single[0].ln() * (document.len() - 1) as f64;
+    for row in &rows {
+        let single = vec![Document::from(row.clone())];
+        let single = domain_perplexities(&model, &[single], 1, VOCABULARY, 64, &never)
+            .unwrap()
+            .unwrap();
+        total += single[0].ln() * (row.len() - 1) as f64;
     }
-    assert!((one[0] - (total / predictions(&documents)).exp()).abs() < 1e-4);
+    assert!((one[0] - (total / predictions(&rows)).exp()).abs() < 1e-4);
     assert_eq!(
         domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &|| true).unwrap(),
         None
     );
+}
+
+#[test]
+fn documents_packed_into_a_row_learn_as_rows_of_their_own() {
+    let rows = rows();
+    let (mut packed, mut alone) = (Pair::new(true), Pair::new(true));
+    let tokens: Vec<u32> = rows.concat();
+    let parts: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
+    let row = Sequence {
+        tokens: &tokens,
+        parts: &parts,
+        skipped: &[],
+    };
+    let denominator = predictions(&rows);
+    let signal = packed.teacher.label(&[row]).unwrap();
+    let done = packed
+        .student
+        .accumulate(&[row], Some(&signal), denominator)
+        .unwrap();
+    assert_eq!(done.predictions as f64, denominator);
+    assert_eq!(packed.student.update(1).unwrap().skipped, None);
+    let loss = (done.ce_sum + 0.5 * done.kl_sum) / denominator;
+    let expected = alone.step(1, &rows, 1);
+    assert!((loss - expected).abs() < 1e-5, "{loss} {expected}");
+    assert!(largest_difference(&packed.weights(), &alone.weights()) < 1e-5);
 }

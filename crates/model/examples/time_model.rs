@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let _no_grad = tch::no_grad_guard();
                 let began = Instant::now();
                 for _ in 0..repetitions.parse::<u32>()? {
-                    let _hidden = model.hidden(&tokens)?;
+                    let _hidden = model.hidden(&tokens, None)?;
                 }
                 writeln!(stdout(), "{}", began.elapsed().as_secs_f64())?;
             }

@@ -40,6 +40,34 @@ struct Layer {
     mlp: Mlp,
 }
 
+/// For each row of a batch the lengths of its parts, which see nothing of each other and whose positions start at 0. The
+/// lengths of a row add up to the batch's time.
+pub type Parts = [Vec<i64>];
+
+/// Where in their sequences the tokens of a batch are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Position of the first token, where rows have no parts.
+    pub(crate) start: i64,
+    pub(crate) parts: Option<&'a Parts>,
+}
+
+impl<'a> Place<'a> {
+    /// At the beginning.
+    pub(crate) fn first(parts: Option<&'a Parts>) -> Self {
+        Self { start: 0, parts }
+    }
+}
+
+/// Positions within the parts, `[B, T]`.
+fn positions(parts: &Parts) -> Result<Tensor, TchError> {
+    let rows: Vec<i64> = parts
+        .iter()
+        .flat_map(|row| row.iter().flat_map(|&length| 0..length))
+        .collect();
+    Tensor::f_from_slice(&rows)?.f_view([parts.len() as i64, -1])
+}
+
 /// Where a decoder is, and in which dtype it computes.
 #[derive(Debug, Clone)]
 pub(crate) struct Spread {
@@ -137,14 +165,18 @@ impl Decoder {
     pub(crate) fn hidden(
         &self,
         tokens_bt: &Tensor,
+        parts: Option<&Parts>,
         mut cache: Option<&mut Cache>,
     ) -> Result<Tensor, TchError> {
-        let start = cache.as_ref().map_or(0, |cache| cache.length);
         let time = tokens_bt.size()[1];
-        let mut x_btd = self.embed(tokens_bt, start)?;
+        let place = Place {
+            start: cache.as_ref().map_or(0, |cache| cache.length),
+            parts,
+        };
+        let mut x_btd = self.embed(tokens_bt, place)?;
         for index in 0..self.layers.len() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[index]);
-            x_btd = self.layer(index, &x_btd, start, cache)?;
+            x_btd = self.layer(index, &x_btd, place, cache)?;
         }
         if let Some(cache) = cache {
             cache.length += time;
@@ -153,7 +185,7 @@ impl Decoder {
     }
 
     /// What goes into the first layer.
-    pub(crate) fn embed(&self, tokens_bt: &Tensor, start: i64) -> Result<Tensor, TchError> {
+    pub(crate) fn embed(&self, tokens_bt: &Tensor, place: Place<'_>) -> Result<Tensor, TchError> {
         let tokens_bt = tokens_bt.f_to_device(self.embedding.device())?;
         let mut x_btd = cast(
             &Tensor::f_embedding(&self.embedding, &tokens_bt, -1, false, false)?,
@@ -165,7 +197,12 @@ impl Decoder {
             x_btd = x_btd.f_mul(&scale.f_to_device(x_btd.device())?)?;
         }
         if let PositionTable::Learned(table) = &self.positions {
-            let table = table.f_narrow(0, start, tokens_bt.size()[1])?;
+            let table = match place.parts {
+                Some(parts) => positions(parts)?
+                    .f_to_device(table.device())
+                    .and_then(|positions| table.f_index(&[Some(positions)]))?,
+                None => table.f_narrow(0, place.start, tokens_bt.size()[1])?,
+            };
             x_btd = x_btd.f_add(&cast(&table, self.compute)?)?;
         }
         Ok(x_btd)
@@ -176,14 +213,17 @@ impl Decoder {
         &self,
         index: usize,
         x_btd: &Tensor,
-        start: i64,
+        place: Place<'_>,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor, TchError> {
         let layer = &self.layers[index];
         let x_btd = x_btd.f_to_device(layer.device)?;
-        let rotary = self.rotary(layer.device, start, x_btd.size()[1])?;
+        let rotary = self.rotary(layer.device, place, x_btd.size()[1])?;
         let normed = layer.attention_norm.forward(&x_btd)?;
-        let x_btd = x_btd.f_add(&layer.attention.forward(&normed, rotary.as_ref(), cache)?)?;
+        let mixed = layer
+            .attention
+            .forward(&normed, rotary.as_ref(), place.parts, cache)?;
+        let x_btd = x_btd.f_add(&mixed)?;
         let normed = layer.mlp_norm.forward(&x_btd)?;
         x_btd.f_add(&layer.mlp.forward(&normed)?)
     }
@@ -193,15 +233,26 @@ impl Decoder {
         self.norm.forward(&x_btd.f_to_device(self.head.device())?)
     }
 
-    fn rotary(&self, device: Device, start: i64, time: i64) -> Result<Option<Tables>, TchError> {
+    fn rotary(
+        &self,
+        device: Device,
+        place: Place<'_>,
+        time: i64,
+    ) -> Result<Option<Tables>, TchError> {
         let PositionTable::Rotary(tables) = &self.positions else {
             return Ok(None);
         };
-        tables
-            .iter()
-            .find(|(of, _)| *of == device)
-            .map(|(_, rotary)| rotary.tables(start, time))
-            .transpose()
+        let Some((_, rotary)) = tables.iter().find(|(of, _)| *of == device) else {
+            return Ok(None);
+        };
+        let (cos, sin) = rotary.tables(place.start, time)?;
+        let Some(parts) = place.parts else {
+            return Ok(Some((cos, sin)));
+        };
+        // Each row has positions of its own, the same for all heads: [B, 1, T, E].
+        let positions = positions(parts)?.f_to_device(device)?;
+        let of_rows = |table: &Tensor| table.f_index(&[Some(&positions)])?.f_unsqueeze(1);
+        Ok(Some((of_rows(&cos)?, of_rows(&sin)?)))
     }
 }
 

@@ -20,7 +20,7 @@ mod trace;
 mod weights;
 
 pub use config::{Architecture, ModelConfig, ParameterCounts};
-pub use decoder::Cache;
+pub use decoder::{Cache, Parts};
 pub use error::ModelError;
 pub use export::{Export, TOKENIZER_FILES};
 pub use model::{Head, Model, Placement};

@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    Cache, ModelConfig, ModelError, Weights,
+    Cache, ModelConfig, ModelError, Parts, Weights,
     decoder::{Decoder, Spread},
     parameters::Parameters,
     safetensors::TensorFile,
@@ -111,8 +111,10 @@ impl Model {
     }
 
     /// Token ids `[batch, time]` (i64) to hidden states `[batch, time, hidden_size]`, after the final norm.
-    pub fn hidden(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.decoder.hidden(tokens, None)?)
+    ///
+    /// With `parts`, each row is several documents that see nothing of each other, as if each were a row of its own.
+    pub fn hidden(&self, tokens: &Tensor, parts: Option<&Parts>) -> Result<Tensor, ModelError> {
+        Ok(self.decoder.hidden(tokens, parts, None)?)
     }
 
     /// A cache for [`Self::hidden_after`] that has read nothing yet.
@@ -122,7 +124,7 @@ impl Model {
 
     /// Hidden states of tokens `[batch, time]` that go on after what the cache has read; the cache reads them as well.
     pub fn hidden_after(&self, cache: &mut Cache, tokens: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.decoder.hidden(tokens, Some(cache))?)
+        Ok(self.decoder.hidden(tokens, None, Some(cache))?)
     }
 
     /// The output matrix: logits are hidden states times its transpose.

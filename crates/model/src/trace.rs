@@ -2,7 +2,10 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::{Model, ModelError, decoder::Decoder};
+use crate::{
+    Model, ModelError, Parts,
+    decoder::{Decoder, Place},
+};
 
 /// Hidden states, and what is needed to go back from them.
 ///
@@ -17,6 +20,7 @@ pub struct Trace<'a> {
 #[derive(Debug)]
 struct Recomputed<'a> {
     decoder: &'a Decoder,
+    place: Place<'a>,
     /// Input of the first layer, with the graph of the embedding.
     embedded: Tensor,
     /// Inputs of all layers, without graphs.
@@ -27,21 +31,27 @@ struct Recomputed<'a> {
 
 impl Model {
     /// Token ids `[batch, time]` to hidden states, to be followed by [`Trace::backward`].
-    pub fn trace(&self, tokens: &Tensor, recompute: bool) -> Result<Trace<'_>, ModelError> {
+    pub fn trace<'a>(
+        &'a self,
+        tokens: &Tensor,
+        parts: Option<&'a Parts>,
+        recompute: bool,
+    ) -> Result<Trace<'a>, ModelError> {
         if !recompute {
             return Ok(Trace {
-                hidden: self.hidden(tokens)?,
+                hidden: self.hidden(tokens, parts)?,
                 recomputed: None,
             });
         }
         let decoder = self.decoder();
-        let embedded = decoder.embed(tokens, 0)?;
+        let place = Place::first(parts);
+        let embedded = decoder.embed(tokens, place)?;
         let mut inputs = Vec::with_capacity(decoder.layers());
         let mut x_btd = embedded.detach();
         {
             let _no_grad = tch::no_grad_guard();
             for index in 0..decoder.layers() {
-                let output = decoder.layer(index, &x_btd, 0, None)?;
+                let output = decoder.layer(index, &x_btd, place, None)?;
                 inputs.push(std::mem::replace(&mut x_btd, output));
             }
         }
@@ -50,6 +60,7 @@ impl Model {
             hidden: decoder.norm(&last)?,
             recomputed: Some(Recomputed {
                 decoder,
+                place,
                 embedded,
                 inputs,
                 last,
@@ -73,7 +84,9 @@ impl Trace<'_> {
         let mut gradient = recomputed.last.f_grad()?;
         for (index, input) in recomputed.inputs.into_iter().enumerate().rev() {
             let input = input.set_requires_grad(true);
-            let output = recomputed.decoder.layer(index, &input, 0, None)?;
+            let output = recomputed
+                .decoder
+                .layer(index, &input, recomputed.place, None)?;
             back(&output, &gradient)?;
             gradient = input.f_grad()?;
         }

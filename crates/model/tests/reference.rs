@@ -53,7 +53,7 @@ fn load(case: &str) -> Model {
 
 fn logits(model: &Model, tokens: &Tensor) -> Tensor {
     model
-        .hidden(tokens)
+        .hidden(tokens, None)
         .unwrap()
         .linear(model.head().weight, None::<&Tensor>)
 }
@@ -149,7 +149,9 @@ fn recomputed_activations_give_the_same_gradients_bit_for_bit() {
             let mut model = load(case);
             model.set_trainable(true);
             for _ in 0..2 {
-                let trace = model.trace(&tensor(case, "tokens"), recompute).unwrap();
+                let trace = model
+                    .trace(&tensor(case, "tokens"), None, recompute)
+                    .unwrap();
                 let gradient = trace.hidden().detach().tanh();
                 trace.backward(&gradient).unwrap();
             }
@@ -164,6 +166,40 @@ fn recomputed_activations_give_the_same_gradients_bit_for_bit() {
                 assert!(kept.equal(recomputed), "{case}: {name}");
             }
         }
+    }
+}
+
+#[test]
+fn parts_of_a_row_are_as_rows_of_their_own() {
+    for case in CASES {
+        let mut model = load(case);
+        let tokens = tensor(case, "tokens");
+        let parts = [vec![5, 1, 11], vec![17]];
+        let packed = model.hidden(&tokens, Some(&parts)).unwrap();
+        let mut start = 0;
+        for length in &parts[0] {
+            let alone = tokens.narrow(0, 0, 1).narrow(1, start, *length);
+            let expected = model.hidden(&alone, None).unwrap();
+            let found = packed.narrow(0, 0, 1).narrow(1, start, *length);
+            let difference = largest_difference(&found, &expected);
+            assert!(difference < 1e-5, "{case}: {difference}");
+            start += length;
+        }
+        let alone = model.hidden(&tokens.narrow(0, 1, 1), None).unwrap();
+        assert!(largest_difference(&packed.narrow(0, 1, 1), &alone) < 1e-5);
+
+        // Recomputed in the backward, parts are still parts.
+        model.set_trainable(true);
+        let mut gradients = Vec::new();
+        for recompute in [false, true] {
+            let trace = model.trace(&tokens, Some(&parts), recompute).unwrap();
+            let gradient = trace.hidden().detach().tanh();
+            trace.backward(&gradient).unwrap();
+            let (_, parameter) = &model.parameters()[0];
+            gradients.push(parameter.grad().copy());
+            let _ = parameter.grad().zero_();
+        }
+        assert!(gradients[0].equal(&gradients[1]), "{case}");
     }
 }
 
@@ -187,9 +223,9 @@ fn bf16_products_on_fp32_weights_stay_near() {
         let mut placement = Placement::on(Device::Cpu, Kind::Float);
         placement.compute = Kind::BFloat16;
         let model = Model::load(&folder(case), &placement).unwrap();
-        let hidden = model.hidden(&tensor(case, "tokens")).unwrap();
+        let hidden = model.hidden(&tensor(case, "tokens"), None).unwrap();
         assert_eq!(hidden.kind(), Kind::BFloat16, "{case}");
-        let expected = load(case).hidden(&tensor(case, "tokens")).unwrap();
+        let expected = load(case).hidden(&tensor(case, "tokens"), None).unwrap();
         let error = (hidden.to_kind(Kind::Float) - &expected).norm() / expected.norm();
         let error = error.double_value(&[]);
         assert!(error > 1e-6 && error < 0.05, "{case}: {error}");

@@ -16,7 +16,7 @@ mod validate;
 
 pub use error::{Error, Problem};
 pub use load::{Loaded, load};
-pub use options::{Dtype, FirstInterval, Options};
+pub use options::{Dtype, FirstInterval, Options, Packing, ValidationBy, WhenStale};
 pub use origin::{Origin, Origins};
 pub use reference::{reference, schema};
 pub use settings::{

@@ -73,7 +73,15 @@ pub struct CorpusOptions {
     pub end_token: Option<String>,
     /// Tokens of a row; one prediction fewer.
     pub sequence_length: Option<usize>,
-    /// Share of the documents set aside for validation, by a hash of their content.
+    /// How documents become rows: joined and cut (`concat`), the same but seeing nothing of each other (`document`), or whole
+    /// ones put together with little padding (`best_fit`).
+    pub packing: Option<Packing>,
+    /// What to do where the prepared corpus is not what the sources, the tokenizer and the settings would give: `prepare` it
+    /// again, `refuse` to start, or `use` it as it is.
+    pub when_stale: Option<WhenStale>,
+    /// How documents are set aside for validation: a `share` of them, or a `count`, by a hash of their content.
+    pub validation_by: Option<ValidationBy>,
+    /// Share of the documents set aside for validation.
     pub validation_share: Option<f64>,
     /// Validation documents of a domain at the most, each cut at sequence_length.
     pub validation_documents: Option<usize>,
@@ -81,14 +89,55 @@ pub struct CorpusOptions {
     pub max_bad_share: Option<f64>,
 }
 
+/// How documents become rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// Joined by their end tokens and cut at sequence_length.
+    Concat,
+    /// The same rows, but documents see nothing of each other.
+    Document,
+    /// Whole documents with little padding; they see nothing of each other.
+    BestFit,
+}
+
+/// What to do with a prepared corpus that is not current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenStale {
+    /// Prepare what changed.
+    Prepare,
+    /// Stop with an error.
+    Refuse,
+    /// Take it as it is.
+    Use,
+}
+
+/// How documents are set aside for validation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValidationBy {
+    /// validation_share of them, validation_documents at the most.
+    Share,
+    /// validation_documents of them.
+    Count,
+}
+
 /// A domain's text.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DomainOptions {
-    /// Files, folders or globs: `.jsonl` holds a record a line, any other file is one document. Needed.
+    /// Files, folders or globs: `.jsonl` holds a record a line, `.parquet` a record a row, any other file is one document; all
+    /// but Parquet may end in `.gz` or `.zst`. Needed.
     pub files: Option<Vec<String>>,
+    /// Files of validation documents; where there are none, documents are set aside as `[corpus]` says.
+    pub validation_files: Option<Vec<String>>,
     /// The field of a record that holds its text; `a.b` goes into an object. Default: "text".
     pub text_field: Option<String>,
+    /// A text made of several fields, instead of text_field: "{question}\n{answer}".
+    pub text: Option<String>,
+    /// What comes before the text and, with objective.mask_prompt, is not learnt: "{question}\n".
+    pub prompt: Option<String>,
     /// Take only the records that name the domain in this field; `a.b` goes into an object (RedPajama:
     /// "meta.redpajama_set_name").
     pub domain_field: Option<String>,
@@ -96,6 +145,14 @@ pub struct DomainOptions {
     pub domain_value: Option<String>,
     /// Bytes of text to train on at the most.
     pub max_bytes: Option<u64>,
+    /// Documents to train on at the most.
+    pub max_documents: Option<u64>,
+    /// Tokens to train on at the most, the first ones in the order of the files.
+    pub max_tokens: Option<u64>,
+    /// Shorter documents, in bytes, are left out. Default: 1.
+    pub min_document_bytes: Option<u64>,
+    /// Longer documents, in bytes, are quarantined. Default: 67108864.
+    pub max_document_bytes: Option<u64>,
 }
 
 /// The frozen teacher.
@@ -204,6 +261,8 @@ pub struct ObjectiveOptions {
     pub temperature: Option<f64>,
     /// Multiply the KL by the temperature's square, in value and gradient.
     pub temperature_squared: Option<bool>,
+    /// Leave the prompts of the domains that have some out of every term of the loss, and of perplexities.
+    pub mask_prompt: Option<bool>,
     /// Positions whose logits are formed at a time; chosen by vocabulary and device where absent.
     pub chunk: Option<i64>,
 }

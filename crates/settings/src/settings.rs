@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{Dtype, FirstInterval};
+use crate::{Dtype, FirstInterval, Packing, ValidationBy, WhenStale};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -58,6 +58,9 @@ pub struct Corpus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_token: Option<String>,
     pub sequence_length: usize,
+    pub packing: Packing,
+    pub when_stale: WhenStale,
+    pub validation_by: ValidationBy,
     pub validation_share: f64,
     pub validation_documents: usize,
     pub max_bad_share: f64,
@@ -68,13 +71,24 @@ pub struct Corpus {
 #[allow(missing_docs)]
 pub struct Domain {
     pub files: Vec<String>,
-    pub text_field: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub validation_files: Vec<String>,
+    /// A template: `text_field` is one of a single field.
+    pub text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain_field: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain_value: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_documents: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+    pub min_document_bytes: u64,
+    pub max_document_bytes: u64,
 }
 
 /// `[teacher]`.
@@ -135,6 +149,7 @@ pub struct Objective {
     pub gamma: f64,
     pub temperature: f64,
     pub temperature_squared: bool,
+    pub mask_prompt: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunk: Option<i64>,
 }

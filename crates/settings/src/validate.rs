@@ -225,6 +225,9 @@ impl Checker<'_> {
             tokenizer: corpus.tokenizer,
             end_token: corpus.end_token,
             sequence_length: length?,
+            packing: self.need("corpus.packing", corpus.packing)?,
+            when_stale: self.need("corpus.when_stale", corpus.when_stale)?,
+            validation_by: self.need("corpus.validation_by", corpus.validation_by)?,
             validation_share: share?,
             validation_documents: documents?,
             max_bad_share: bad?,
@@ -243,25 +246,41 @@ impl Checker<'_> {
                 format!("`{key}.files` is empty, expected at least one file, folder or glob"),
             );
         }
+        let text = match (domain.text, domain.text_field) {
+            (Some(_), Some(_)) => {
+                self.problem(
+                    &format!("{key}.text"),
+                    format!("`{key}.text` and `{key}.text_field` are both set: one is enough"),
+                );
+                None
+            }
+            (Some(template), None) => Some(template),
+            (None, field) => Some(format!("{{{}}}", field.as_deref().unwrap_or("text"))),
+        };
         if domain.domain_value.is_some() && domain.domain_field.is_none() {
             self.problem(
                 &format!("{key}.domain_value"),
                 format!("`{key}.domain_value` is set without `{key}.domain_field`"),
             );
         }
+        let mut at_least_one =
+            |field: &str, value| self.optional(&format!("{key}.{field}"), value, 1.., "1 or more");
         Some(Domain {
             domain_value: domain
                 .domain_value
                 .or_else(|| domain.domain_field.as_ref().map(|_| name.to_owned())),
             domain_field: domain.domain_field,
             files,
-            text_field: domain.text_field.unwrap_or_else(|| "text".to_owned()),
-            max_bytes: self.optional(
-                &format!("{key}.max_bytes"),
-                domain.max_bytes,
-                1..,
-                "1 or more",
-            ),
+            validation_files: domain.validation_files.unwrap_or_default(),
+            text: text?,
+            prompt: domain.prompt,
+            max_bytes: at_least_one("max_bytes", domain.max_bytes),
+            max_documents: at_least_one("max_documents", domain.max_documents),
+            max_tokens: at_least_one("max_tokens", domain.max_tokens),
+            min_document_bytes: at_least_one("min_document_bytes", domain.min_document_bytes)
+                .unwrap_or(1),
+            max_document_bytes: at_least_one("max_document_bytes", domain.max_document_bytes)
+                .unwrap_or(64 << 20),
         })
     }
 
@@ -356,6 +375,7 @@ impl Checker<'_> {
             chunk: self.optional("objective.chunk", objective.chunk, 1.., "1 or more"),
             gamma: gamma?,
             temperature: temperature?,
+            mask_prompt: self.need("objective.mask_prompt", objective.mask_prompt)?,
             temperature_squared: self.need(
                 "objective.temperature_squared",
                 objective.temperature_squared,

@@ -1,0 +1,24 @@
+//! Rows of Parquet files as JSON records.
+
+use parquet::record::{Field, Row};
+use serde_json::{Map, Value};
+
+/// A row as a JSON object; what is neither text, number, truth value nor a group of such is null.
+pub(crate) fn record(row: &Row) -> Value {
+    let fields = row.get_column_iter();
+    let fields = fields.map(|(name, field)| (name.clone(), value(field)));
+    Value::Object(fields.collect::<Map<_, _>>())
+}
+
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Str(text) => Value::from(text.as_str()),
+        Field::Bytes(bytes) => bytes.as_utf8().map_or(Value::Null, Value::from),
+        Field::Bool(truth) => Value::from(*truth),
+        Field::Int(number) => Value::from(*number),
+        Field::Long(number) => Value::from(*number),
+        Field::Double(number) => Value::from(*number),
+        Field::Group(row) => record(row),
+        _ => Value::Null,
+    }
+}

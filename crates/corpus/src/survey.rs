@@ -1,0 +1,163 @@
+//! The first reading of a domain: which documents there are, and what becomes of each.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CorpusError, DomainSource, PrepareOptions, ValidationBy, documents,
+    manifest::MadeFrom,
+    quarantine::{Quarantine, Quarantined},
+};
+
+/// What becomes of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Use {
+    Train,
+    Validation,
+    Nothing,
+}
+
+/// A document as the first reading sees it: 24 bytes, so that a hundred million of them fit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) hash: [u8; 16],
+    pub(crate) bytes: u32,
+    pub(crate) usage: Use,
+}
+
+pub(crate) struct Survey {
+    /// In the order in which they are read: the files of validation documents first.
+    pub(crate) documents: Vec<Seen>,
+    pub(crate) duplicates: u64,
+    /// Left out because they are shorter than the limit.
+    pub(crate) short: u64,
+    pub(crate) quarantine: Quarantine,
+}
+
+pub(crate) fn survey(
+    options: &PrepareOptions,
+    domain: &DomainSource,
+    sources: &MadeFrom,
+) -> Result<Survey, CorpusError> {
+    let mut survey = Survey {
+        documents: Vec::new(),
+        duplicates: 0,
+        short: 0,
+        quarantine: Quarantine::default(),
+    };
+    let mut known = HashSet::new();
+    for (file, usage) in sources.files() {
+        documents::read(file, domain, &mut |record| {
+            survey.quarantine.records += 1;
+            match record.document {
+                Ok(document) => {
+                    let (hash, bytes) = (document.hash(), document.bytes());
+                    let short = bytes < domain.limits.shortest;
+                    // What validation holds is never trained on, for its files are read first.
+                    let new = !short && known.insert(hash);
+                    survey.short += u64::from(short);
+                    survey.duplicates += u64::from(!short && !new);
+                    survey.documents.push(Seen {
+                        hash,
+                        bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+                        usage: if new { usage } else { Use::Nothing },
+                    });
+                }
+                Err(reason) => survey.quarantine.list.push(Quarantined {
+                    domain: domain.name.clone(),
+                    file: file.path.clone(),
+                    line: record.line,
+                    reason,
+                }),
+            }
+            Ok(())
+        })?;
+    }
+    drop(known);
+    survey
+        .quarantine
+        .check(&domain.name, options.max_bad_share)?;
+    let lacking = |what: &str| {
+        Err(CorpusError::TooLittle {
+            domain: domain.name.clone(),
+            what: what.to_owned(),
+        })
+    };
+    if survey.documents.is_empty() {
+        return lacking("is empty: none of its files holds text");
+    }
+    choose(options, domain, &mut survey.documents);
+    let has = |usage| {
+        survey
+            .documents
+            .iter()
+            .any(|document| document.usage == usage)
+    };
+    if !has(Use::Train) {
+        return lacking("has no document to train on: add files, or lower corpus.validation_share");
+    }
+    if !has(Use::Validation) {
+        return lacking("has no validation document: add files, or raise corpus.validation_share");
+    }
+    Ok(survey)
+}
+
+/// Sets documents aside for validation by their content's hash alone, so that the same text is never on both sides; then, in
+/// an order drawn from the seed and the content, takes documents to train on until a limit is reached.
+fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen]) {
+    let place = |hash: &[u8; 16]| {
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        u64::from_be_bytes(first) as f64 / 2_f64.powi(64)
+    };
+    let mut candidates: Vec<usize> = (0..documents.len())
+        .filter(|&index| match domain.validation_files.is_empty() {
+            true => {
+                let hash = &documents[index].hash;
+                documents[index].usage == Use::Train
+                    && match options.validation_by {
+                        ValidationBy::Share => place(hash) < options.validation_share,
+                        ValidationBy::Count => true,
+                    }
+            }
+            false => documents[index].usage == Use::Validation,
+        })
+        .collect();
+    candidates.sort_unstable_by_key(|&index| documents[index].hash);
+    for (rank, index) in candidates.into_iter().enumerate() {
+        let own =
+            !domain.validation_files.is_empty() || options.validation_by == ValidationBy::Share;
+        match (rank < options.validation_documents, own) {
+            (true, _) => documents[index].usage = Use::Validation,
+            (false, true) => documents[index].usage = Use::Nothing,
+            // By count, what is not needed for validation is trained on.
+            (false, false) => {}
+        }
+    }
+    let (most_bytes, most_documents) = (domain.limits.bytes, domain.limits.documents);
+    if most_bytes.is_none() && most_documents.is_none() {
+        return;
+    }
+    let mut rest: Vec<(blake3::Hash, usize)> = (0..documents.len())
+        .filter(|&index| documents[index].usage == Use::Train)
+        .map(|index| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&options.seed.to_le_bytes());
+            hasher.update(&documents[index].hash);
+            (hasher.finalize(), index)
+        })
+        .collect();
+    rest.sort_unstable_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()).then(a.1.cmp(&b.1)));
+    let (mut bytes, mut count) = (0, 0);
+    for (_, index) in rest {
+        let more = bytes + u64::from(documents[index].bytes);
+        let fits = most_bytes.is_none_or(|most| more <= most)
+            && most_documents.is_none_or(|most| count < most);
+        if fits {
+            (bytes, count) = (more, count + 1);
+        } else {
+            documents[index].usage = Use::Nothing;
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! How a record becomes text: a template of its fields.
+
+use serde_json::Value;
+
+/// A text with fields in it: `{question}\n{answer}`. A dot goes into an object; `{{` and `}}` are braces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    pieces: Vec<Piece>,
+    source: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Field(String),
+}
+
+impl Template {
+    /// The template that is one field.
+    pub fn field(path: &str) -> Self {
+        Self {
+            pieces: vec![Piece::Field(path.to_owned())],
+            source: format!("{{{path}}}"),
+        }
+    }
+
+    /// Reads a template; says what is wrong with it.
+    pub fn parse(source: &str) -> Result<Self, String> {
+        let (mut pieces, mut text) = (Vec::new(), String::new());
+        let mut characters = source.chars().peekable();
+        while let Some(character) = characters.next() {
+            let doubled = characters.peek() == Some(&character);
+            match character {
+                '{' | '}' if doubled => {
+                    characters.next();
+                    text.push(character);
+                }
+                '{' => {
+                    let mut field = String::new();
+                    loop {
+                        match characters.next() {
+                            Some('}') => break,
+                            Some(other) => field.push(other),
+                            None => return Err(format!("`{{{field}` is not closed")),
+                        }
+                    }
+                    if field.is_empty() {
+                        return Err("`{}` names no field".to_owned());
+                    }
+                    if !text.is_empty() {
+                        pieces.push(Piece::Text(std::mem::take(&mut text)));
+                    }
+                    pieces.push(Piece::Field(field));
+                }
+                '}' => return Err("`}` closes nothing (write `}}` for a brace)".to_owned()),
+                other => text.push(other),
+            }
+        }
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text));
+        }
+        if !pieces.iter().any(|piece| matches!(piece, Piece::Field(_))) {
+            return Err("it has no field, such as {text}".to_owned());
+        }
+        Ok(Self {
+            pieces,
+            source: source.to_owned(),
+        })
+    }
+
+    /// As it was written.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The text of a record, or why it has none.
+    pub(crate) fn fill(&self, record: &Value) -> Result<String, String> {
+        let mut filled = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => filled.push_str(text),
+                Piece::Field(path) => filled.push_str(field(record, path)?),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+/// A string in a record.
+pub(crate) fn field<'a>(record: &'a Value, path: &str) -> Result<&'a str, String> {
+    let mut value = record;
+    for key in path.split('.') {
+        value = value.get(key).ok_or_else(|| format!("no field `{path}`"))?;
+    }
+    value
+        .as_str()
+        .ok_or_else(|| format!("the field `{path}` is not a string"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_filled_in_and_what_is_wrong_is_said() {
+        let record = serde_json::json!({ "q": "why?", "a": { "b": "so" }, "n": 3 });
+        let template = Template::parse("Q: {q}\n{{A}}: {a.b}").unwrap();
+        assert_eq!(template.fill(&record).unwrap(), "Q: why?\n{A}: so");
+        assert_eq!(Template::field("a.b").fill(&record).unwrap(), "so");
+        for (source, wrong) in [
+            ("{q", "not closed"),
+            ("q}", "closes nothing"),
+            ("{}", "no field"),
+            ("q", "no field"),
+        ] {
+            assert!(
+                Template::parse(source).unwrap_err().contains(wrong),
+                "{source}"
+            );
+        }
+        assert_eq!(
+            Template::field("n").fill(&record).unwrap_err(),
+            "the field `n` is not a string"
+        );
+        assert_eq!(
+            Template::field("z").fill(&record).unwrap_err(),
+            "no field `z`"
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! What the tests of the corpus share.
+
+#![allow(dead_code)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ddk_corpus::{
+    CorpusError, DomainReport, DomainSource, Limits, Packing, PrepareOptions, PreparedDomain,
+    RowOptions, Template, TokenizerFolder, ValidationBy, prepare, train_tokenizer,
+};
+
+/// Rows of documents joined and cut.
+pub fn rows_of(sequence_length: usize) -> RowOptions {
+    RowOptions {
+        packing: Packing::Concat,
+        sequence_length,
+        mask_prompt: false,
+    }
+}
+
+/// A folder with sources of two kinds and a tokenizer.
+pub struct Place {
+    /// Removed when the place is dropped, where it is this one's own.
+    own: Option<tempfile::TempDir>,
+    path: PathBuf,
+}
+
+pub fn sentence(number: u64) -> String {
+    let words = [
+        "river", "stone", "cloud", "ember", "forest", "signal", "harbour", "lantern",
+    ];
+    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+    let mut text = format!("{number}:");
+    for _ in 0..5 + number % 23 {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        text.push(' ');
+        text.push_str(words[(state >> 61) as usize]);
+    }
+    text
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let place = Self {
+            path: own.path().to_owned(),
+            own: Some(own),
+        };
+        let records: String = (0..200)
+            .map(|number| format!("{}\n", serde_json::json!({ "text": sentence(number) })))
+            .collect();
+        place.write("records.jsonl", records.as_bytes());
+        for number in 200..260 {
+            place.write(
+                &format!("files/{}/{number}.md", number % 3),
+                sentence(number).as_bytes(),
+            );
+        }
+        train_tokenizer((0..260).map(sentence), 320, &place.path("tokenizer")).unwrap();
+        place
+    }
+
+    /// A place that another process made.
+    pub fn at(folder: &Path) -> Self {
+        Self {
+            own: None,
+            path: folder.to_owned(),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    pub fn tokenizer(&self) -> TokenizerFolder {
+        TokenizerFolder::open(&self.path("tokenizer"), None).unwrap()
+    }
+
+    pub fn source(&self, name: &str, file: &str) -> DomainSource {
+        DomainSource {
+            name: name.to_owned(),
+            files: vec![self.path(file).to_string_lossy().into_owned()],
+            validation_files: Vec::new(),
+            text: Template::field("text"),
+            prompt: None,
+            only: None,
+            limits: Limits::default(),
+        }
+    }
+
+    pub fn options(&self, domains: Vec<DomainSource>) -> PrepareOptions {
+        PrepareOptions {
+            folder: self.path("prepared"),
+            domains,
+            packing: Packing::Concat,
+            sequence_length: 16,
+            seed: 3,
+            validation_by: ValidationBy::Share,
+            validation_share: 0.1,
+            validation_documents: 10,
+            max_bad_share: 0.01,
+            batch_bytes: 1000,
+        }
+    }
+
+    pub fn both(&self) -> PrepareOptions {
+        self.options(vec![
+            self.source("files", "files"),
+            self.source("records", "records.jsonl"),
+        ])
+    }
+
+    pub fn prepare(&self, options: &PrepareOptions) -> Result<Vec<DomainReport>, CorpusError> {
+        prepare(options, &self.tokenizer(), false, &mut |_| ())
+    }
+
+    pub fn open(&self, name: &str) -> PreparedDomain {
+        PreparedDomain::open(&self.path("prepared"), name, rows_of(16)).unwrap()
+    }
+}
+
+pub fn all_rows(domain: &PreparedDomain) -> Vec<Vec<u32>> {
+    (0..domain.rows())
+        .map(|row| domain.row(row).unwrap().tokens)
+        .collect()
+}

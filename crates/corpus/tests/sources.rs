@@ -1,0 +1,493 @@
+//! Every format gives the same tokens, damage is quarantined where it is, limits are kept, rows hold each token once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use common::{Place, sentence};
+use ddk_corpus::{
+    DomainSource, Packing, PreparedDomain, Quarantined, RowOptions, Template, ValidationBy,
+    prepare, stale, verify,
+};
+use parquet::{
+    data_type::{ByteArray, ByteArrayType},
+    file::{properties::WriterProperties, writer::SerializedFileWriter},
+    schema::parser::parse_message_type,
+};
+use proptest::prelude::*;
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    out.write_all(bytes).unwrap();
+    out.finish().unwrap()
+}
+
+fn write_parquet(path: &Path, texts: &[String]) {
+    let schema = "message m { required binary text (UTF8); optional group meta { required binary source (UTF8); } }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = Arc::new(WriterProperties::builder().build());
+    let file = fs::File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
+    for part in texts.chunks(70) {
+        let mut group = writer.next_row_group().unwrap();
+        let values: Vec<ByteArray> = part.iter().map(|text| text.as_str().into()).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<ByteArrayType>()
+            .write_batch(&values, None, None)
+            .unwrap();
+        column.close().unwrap();
+        let sources: Vec<ByteArray> = part.iter().map(|_| "wiki".into()).collect();
+        let present = vec![1; part.len()];
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<ByteArrayType>()
+            .write_batch(&sources, Some(&present), None)
+            .unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+fn data_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name() != "manifest.json")
+        .map(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            (name, fs::read(entry.path()).unwrap())
+        })
+        .collect()
+}
+
+fn quarantine(place: &Place, domain: &str) -> Vec<Quarantined> {
+    fs::read_to_string(place.path("prepared").join(domain).join("quarantine.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn every_format_prepares_to_the_same_tokens() {
+    let place = Place::new();
+    let lines = fs::read(place.path("records.jsonl")).unwrap();
+    place.write("g/records.jsonl.gz", &gzip(&lines));
+    place.write(
+        "z/records.jsonl.zst",
+        &zstd::encode_all(&lines[..], 3).unwrap(),
+    );
+    let texts: Vec<String> = (0..200).map(sentence).collect();
+    fs::create_dir_all(place.path("p")).unwrap();
+    write_parquet(&place.path("p/records.parquet"), &texts);
+    let mut split = String::new();
+    for text in &texts {
+        let (first, rest) = text.split_once(' ').unwrap();
+        split.push_str(&format!(
+            "{}\n",
+            serde_json::json!({ "q": first, "more": { "a": rest } })
+        ));
+    }
+    place.write("t/records.jsonl", split.as_bytes());
+    for (index, text) in texts.iter().enumerate() {
+        // Sorted by path, as the records are by line; each file a document, compressed or not.
+        let name = format!("w/{index:03}.md");
+        match index % 3 {
+            0 => place.write(&name, text.as_bytes()),
+            1 => place.write(&format!("{name}.gz"), &gzip(text.as_bytes())),
+            _ => place.write(
+                &format!("{name}.zst"),
+                &zstd::encode_all(text.as_bytes(), 3).unwrap(),
+            ),
+        }
+    }
+    let mut templated = place.source("t", "t");
+    templated.text = Template::parse("{q} {more.a}").unwrap();
+    let options = place.options(vec![
+        place.source("records", "records.jsonl"),
+        place.source("g", "g"),
+        place.source("z", "z"),
+        place.source("p", "p"),
+        templated,
+        place.source("w", "w"),
+    ]);
+    place.prepare(&options).unwrap();
+    let files = |name: &str| data_files(&place.path("prepared").join(name));
+    for name in ["g", "z", "p", "t", "w"] {
+        assert!(files(name) == files("records"), "{name}");
+    }
+}
+
+#[test]
+fn domains_are_told_apart_by_a_field() {
+    let place = Place::new();
+    let mut mixed = String::new();
+    for number in 0..120 {
+        let name = ["RedPajamaC4", "RedPajamaBook", "RedPajamaGithub"][number as usize % 3];
+        let record =
+            serde_json::json!({ "text": sentence(number), "meta": { "redpajama_set_name": name } });
+        mixed.push_str(&format!("{record}\n"));
+    }
+    place.write("mixed.jsonl", mixed.as_bytes());
+    let of = |name: &str| DomainSource {
+        only: Some(("meta.redpajama_set_name".to_owned(), name.to_owned())),
+        ..place.source(name, "mixed.jsonl")
+    };
+    let reports = place
+        .prepare(&place.options(vec![
+            of("RedPajamaBook"),
+            of("RedPajamaC4"),
+            of("RedPajamaGithub"),
+        ]))
+        .unwrap();
+    for report in &reports {
+        assert_eq!(
+            report.documents + report.validation_documents,
+            40,
+            "{report:?}"
+        );
+        assert_eq!(report.quarantined, 0);
+    }
+}
+
+#[test]
+fn cut_and_damaged_files_are_reported_and_the_rest_is_used() {
+    let place = Place::new();
+    let lines = fs::read(place.path("records.jsonl")).unwrap();
+    let (gz, zst) = (gzip(&lines), zstd::encode_all(&lines[..], 3).unwrap());
+    place.write("d/a.jsonl.gz", &gz[..gz.len() - 30]);
+    place.write("d/b.jsonl.zst", &zst[..zst.len() - 30]);
+    write_parquet(
+        &place.path("d/c.parquet"),
+        &(300..330).map(sentence).collect::<Vec<_>>(),
+    );
+    let whole = fs::read(place.path("d/c.parquet")).unwrap();
+    place.write("d/c.parquet", &whole[..whole.len() - 9]);
+    for number in 400..450 {
+        place.write(&format!("d/{number}.md"), sentence(number).as_bytes());
+    }
+    let mut options = place.options(vec![place.source("d", "d")]);
+    options.max_bad_share = 0.5;
+    let report = &place.prepare(&options).unwrap()[0];
+    let found = quarantine(&place, "d");
+    assert_eq!(found.len(), 3, "{found:?}");
+    for (entry, name) in found.iter().zip(["a.jsonl.gz", "b.jsonl.zst", "c.parquet"]) {
+        assert!(
+            entry.file.ends_with(name) && entry.reason.contains("cut or damaged"),
+            "{entry:?}"
+        );
+    }
+    assert!(
+        report.documents + report.validation_documents >= 50,
+        "{report:?}"
+    );
+}
+
+#[test]
+fn limits_on_documents_tokens_and_lengths_are_kept() {
+    let place = Place::new();
+    let mut long = fs::read(place.path("records.jsonl")).unwrap();
+    let giant = "x".repeat(300_000);
+    for text in [giant.as_str(), "tiny"] {
+        long.extend(format!("{}\n", serde_json::json!({ "text": text })).into_bytes());
+    }
+    place.write("records.jsonl", &long);
+    let mut source = place.source("records", "records.jsonl");
+    source.limits.longest = 1000;
+    source.limits.shortest = 10;
+    source.limits.documents = Some(50);
+    let mut options = place.options(vec![source]);
+    let report = place.prepare(&options).unwrap().remove(0);
+    assert_eq!(
+        (report.documents, report.short, report.quarantined),
+        (50, 1, 1)
+    );
+    let found = &quarantine(&place, "records")[0];
+    assert_eq!(found.line, 201);
+    assert!(found.reason.contains("limit of 1000 bytes"), "{found:?}");
+    options.domains[0].limits.tokens = Some(700);
+    let report = place.prepare(&options).unwrap().remove(0);
+    assert!(report.tokens <= 700 && report.tokens > 600, "{report:?}");
+}
+
+#[test]
+fn validation_comes_by_count_or_from_files_of_its_own() {
+    let place = Place::new();
+    let mut options = place.options(vec![place.source("records", "records.jsonl")]);
+    options.validation_by = ValidationBy::Count;
+    options.validation_documents = 7;
+    let report = place.prepare(&options).unwrap().remove(0);
+    assert_eq!((report.validation_documents, report.documents), (7, 193));
+
+    // Texts 190 to 204 are set aside; those of them in the records are not trained on.
+    let aside: String = (190..205)
+        .map(|number| format!("{}\n", serde_json::json!({ "text": sentence(number) })))
+        .collect();
+    place.write("aside.jsonl", aside.as_bytes());
+    options.validation_documents = 100;
+    options.domains[0].validation_files = vec![place.path("aside.jsonl").display().to_string()];
+    let report = place.prepare(&options).unwrap().remove(0);
+    assert_eq!(
+        (
+            report.validation_documents,
+            report.documents,
+            report.duplicates
+        ),
+        (15, 190, 10)
+    );
+}
+
+fn open(place: &Place, packing: Packing, length: usize, mask_prompt: bool) -> PreparedDomain {
+    let options = RowOptions {
+        packing,
+        sequence_length: length,
+        mask_prompt,
+    };
+    PreparedDomain::open(&place.path("prepared"), "records", options).unwrap()
+}
+
+#[test]
+fn prompts_are_not_predicted_where_they_are_masked() {
+    let place = Place::new();
+    let records: String = (0..100)
+        .map(|number| {
+            let record =
+                serde_json::json!({ "q": format!("question {number}"), "a": sentence(number) });
+            format!("{record}\n")
+        })
+        .collect();
+    place.write("records.jsonl", records.as_bytes());
+    let mut source = place.source("records", "records.jsonl");
+    source.prompt = Some(Template::parse("{q}: ").unwrap());
+    source.text = Template::parse("{a}").unwrap();
+    let mut options = place.options(vec![source]);
+    options.packing = Packing::BestFit;
+    options.sequence_length = 64;
+    place.prepare(&options).unwrap();
+    let (masked, plain) = (
+        open(&place, Packing::BestFit, 64, true),
+        open(&place, Packing::BestFit, 64, false),
+    );
+    let tokenizer = place.tokenizer();
+    let mut seen = 0;
+    for number in 0..masked.rows() {
+        let (row, all) = (masked.row(number).unwrap(), plain.row(number).unwrap());
+        assert_eq!(row.tokens, all.tokens);
+        assert!(all.skipped.is_empty());
+        let skipped: Vec<u32> = row
+            .tokens
+            .iter()
+            .zip(&row.skipped)
+            .filter(|(_, skipped)| **skipped)
+            .map(|(token, _)| *token)
+            .collect();
+        let text = tokenizer.decode(&skipped).unwrap();
+        let questions = text.matches("question").count();
+        seen += questions;
+        assert_eq!(questions, row.spans.len(), "{text}");
+        // The first token of a part is a prompt's, and is not predicted anyway.
+        let masked_predictions = skipped.len() - row.spans.len();
+        assert_eq!(
+            row.predictions() + masked_predictions as u64,
+            all.predictions()
+        );
+    }
+    assert_eq!(seen as u64, masked.documents());
+    assert!(
+        masked
+            .validation()
+            .unwrap()
+            .iter()
+            .all(|document| document.skipped.contains(&true))
+    );
+}
+
+#[test]
+fn a_flipped_byte_is_found() {
+    let place = Place::new();
+    let options = place.options(vec![place.source("records", "records.jsonl")]);
+    place.prepare(&options).unwrap();
+    assert_eq!(verify(&options).unwrap()[0].0, "records");
+    for file in [
+        "tokens.bin",
+        "validation-documents.bin",
+        "rows-concat-16.bin",
+    ] {
+        let path = place.path("prepared/records").join(file);
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let error = verify(&options).unwrap_err().to_string();
+        assert!(error.contains(file), "{error}");
+        fs::write(&path, whole).unwrap();
+    }
+    verify(&options).unwrap();
+}
+
+/// Run as a child by the tests below: prepares what the environment says and prints a line for each batch.
+#[test]
+fn child_that_prepares() {
+    let Ok(folder) = std::env::var("DDK_TEST_CHILD") else {
+        return;
+    };
+    let place = Place::at(Path::new(&folder));
+    let options = place.options(vec![place.source("records", "records.jsonl")]);
+    prepare(&options, &place.tokenizer(), false, &mut |progress| {
+        println!("batch {}", progress.bytes);
+    })
+    .unwrap();
+    println!("done");
+}
+
+fn child(place: &Place, threads: usize) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "child_that_prepares", "--nocapture"])
+        .env("DDK_TEST_CHILD", place.path(""))
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
+}
+
+fn many_records(place: &Place) {
+    let records: String = (0..2000)
+        .map(|number| format!("{}\n", serde_json::json!({ "text": sentence(number) })))
+        .collect();
+    place.write("records.jsonl", records.as_bytes());
+}
+
+#[test]
+fn any_number_of_threads_writes_the_same_bytes() {
+    let mut all = Vec::new();
+    for threads in 1..=4 {
+        let place = Place::new();
+        many_records(&place);
+        assert!(child(&place, threads).output().unwrap().status.success());
+        all.push(data_files(&place.path("prepared/records")));
+    }
+    assert!(all.iter().all(|files| *files == all[0]));
+}
+
+#[test]
+fn a_preparation_that_was_killed_goes_on_to_the_same_bytes() {
+    let scale: usize = std::env::var("DDK_TEST_SCALE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    let whole = Place::new();
+    many_records(&whole);
+    assert!(child(&whole, 2).output().unwrap().status.success());
+    let expected = data_files(&whole.path("prepared/records"));
+    // Ten points at full scale, spread over the batches; some runs are killed twice.
+    for point in 0..scale.min(10) + 1 {
+        let place = Place::new();
+        many_records(&place);
+        let mut went_on = false;
+        for kill_after in [1 + 9 * point, 3] {
+            let mut child = child(&place, 2).spawn().unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let mut batches = 0;
+            for line in lines {
+                batches += usize::from(line.unwrap().starts_with("batch"));
+                if batches == kill_after {
+                    child.kill().unwrap();
+                    break;
+                }
+            }
+            child.wait().unwrap();
+            went_on |= place.path("prepared/.records.tmp/progress.json").exists();
+        }
+        assert!(went_on, "killed before anything was saved");
+        assert!(child(&place, 2).output().unwrap().status.success());
+        assert!(
+            data_files(&place.path("prepared/records")) == expected,
+            "point {point}"
+        );
+        // A source that changes afterwards is noticed.
+        place.write(
+            "records.jsonl",
+            format!("{}\n", serde_json::json!({ "text": "new" })).as_bytes(),
+        );
+        let options = place.options(vec![place.source("records", "records.jsonl")]);
+        let stale = stale(&options, &place.tokenizer()).unwrap();
+        assert!(
+            stale[0].1.ends_with("records.jsonl has changed"),
+            "{stale:?}"
+        );
+    }
+}
+
+fn cases() -> ProptestConfig {
+    let scale: u32 = std::env::var("DDK_TEST_SCALE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    ProptestConfig::with_cases(8 * scale)
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn every_token_is_in_a_pass_once_however_it_is_packed(lengths in prop::collection::vec(1_u64..60, 30..80), row_length in 2_usize..50) {
+        let place = Place::new();
+        let records: String = lengths
+            .iter()
+            .enumerate()
+            .map(|(index, words)| {
+                let text: Vec<String> = (0..*words).map(|word| sentence(word + index as u64)).collect();
+                format!("{}\n", serde_json::json!({ "text": format!("{index} {}", text.join(" ")) }))
+            })
+            .collect();
+        place.write("records.jsonl", records.as_bytes());
+        let mut options = place.options(vec![place.source("records", "records.jsonl")]);
+        options.sequence_length = row_length;
+        options.validation_by = ValidationBy::Count;
+        options.validation_documents = 3;
+        for packing in [Packing::Concat, Packing::Document, Packing::BestFit] {
+            options.packing = packing;
+            let report = place.prepare(&options).unwrap().remove(0);
+            let domain = open(&place, packing, row_length, false);
+            let mut seen: BTreeMap<(u64, u64), u32> = BTreeMap::new();
+            for row in 0..domain.rows() {
+                let row = domain.row(row).unwrap();
+                prop_assert!(row.tokens.len() <= row_length && row.tokens.len() > 1);
+                let tokens: u64 = row.spans.iter().map(|span| span.tokens).sum();
+                prop_assert_eq!(tokens, row.tokens.len() as u64);
+                let expected = match packing {
+                    Packing::Concat => tokens - 1,
+                    _ => tokens - row.spans.len() as u64,
+                };
+                prop_assert_eq!(row.predictions(), expected);
+                let mut place = 0;
+                for span in &row.spans {
+                    for offset in span.offset..span.offset + span.tokens {
+                        prop_assert!(seen.insert((span.document, offset), row.tokens[place]).is_none());
+                        place += 1;
+                    }
+                }
+            }
+            // Only a token that would be a row of its own is left out.
+            let left_out = report.tokens - seen.len() as u64;
+            let most = match packing {
+                Packing::BestFit => lengths.len() as u64,
+                _ => 1,
+            };
+            prop_assert!(left_out <= most);
+        }
+    }
+}

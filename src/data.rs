@@ -1,0 +1,157 @@
+//! `ddk data`: what is in a prepared corpus, and what a run has seen of it.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_corpus::{PreparedDomain, Row, TokenizerFolder};
+use ddk_run::records::SampleLine;
+
+use crate::{
+    cli::{self, DataCommand},
+    config,
+    hint::Hint,
+    prepare,
+};
+
+pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
+    match command {
+        DataCommand::Inspect {
+            config,
+            domain,
+            rows,
+        } => inspect(config, domain.as_deref(), *rows, out),
+        DataCommand::Trace { run, step } => trace(run, *step, out),
+    }
+}
+
+fn inspect(
+    args: &cli::ConfigArgs,
+    only: Option<&str>,
+    rows: u64,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let settings = config::load(args)?.settings;
+    let corpus = prepare::open(&settings)?;
+    let names: Vec<&str> = corpus.domains.iter().map(|domain| domain.name()).collect();
+    if let Some(only) = only.filter(|only| !names.contains(only)) {
+        return Err(anyhow!("there is no domain `{only}`"))
+            .hint(format!("there are: {}", names.join(", ")))
+            .usage();
+    }
+    let wanted = corpus
+        .domains
+        .iter()
+        .zip(&corpus.reports)
+        .filter(|(domain, _)| only.is_none_or(|only| domain.name() == only));
+    for (domain, report) in wanted {
+        writeln!(out, "{}", prepare::describe(report))?;
+        histogram(domain, out)?;
+        for row in spread(domain.rows(), rows) {
+            let row = domain.row(row)?;
+            writeln!(
+                out,
+                "  row {} of {}: {} tokens",
+                row.row,
+                domain.rows(),
+                row.tokens.len()
+            )?;
+            print_row(&row, &corpus.tokenizer, out)?;
+        }
+    }
+    Ok(())
+}
+
+/// `count` numbers below `all`, evenly spread.
+fn spread(all: u64, count: u64) -> impl Iterator<Item = u64> {
+    let count = count.min(all);
+    (0..count).map(move |index| index * all / count)
+}
+
+/// How many documents have how many tokens, in powers of two.
+fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
+    let mut counts = [0_u64; 64];
+    for document in 0..domain.documents() {
+        let length = domain.document_length(document).unwrap_or(0).max(1);
+        counts[length.ilog2() as usize] += 1;
+    }
+    let largest = counts.iter().copied().max().unwrap_or(0).max(1);
+    writeln!(out, "  tokens of a document")?;
+    for (power, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        let bar = "#".repeat((count * 40).div_ceil(largest) as usize);
+        writeln!(
+            out,
+            "  {:>9} to {:<9} {count:>9} {bar}",
+            1_u64 << power,
+            (2_u64 << power) - 1
+        )?;
+    }
+    Ok(())
+}
+
+/// The documents of a row as text, each on lines of its own.
+fn print_row(row: &Row, tokenizer: &TokenizerFolder, out: &mut dyn Write) -> Result<()> {
+    let mut start = 0;
+    for span in &row.spans {
+        let end = (start + span.tokens as usize).min(row.tokens.len());
+        let text = tokenizer.decode(&row.tokens[start..end])?;
+        writeln!(
+            out,
+            "  | document {}, tokens {} to {}",
+            span.document,
+            span.offset,
+            span.offset + span.tokens
+        )?;
+        for line in text.lines() {
+            writeln!(out, "  |   {line}")?;
+        }
+        start = end;
+    }
+    Ok(())
+}
+
+fn trace(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
+    let path = run.join("samples.jsonl");
+    let file = std::fs::File::open(&path)
+        .with_context(|| format!("cannot read {}", path.display()))
+        .hint("samples.jsonl is written by runs with run.trace = true")?;
+    let settings = ddk_settings::load(&[run.join("config.toml")], &[], [])?.settings;
+    let (options, tokenizer) = prepare::options(&settings)?;
+    let row_options = prepare::row_options(&settings);
+    let mut found = 0;
+    for line in BufReader::new(file).lines() {
+        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
+        let sample: SampleLine =
+            serde_json::from_str(&line).with_context(|| path.display().to_string())?;
+        if sample.step != step {
+            continue;
+        }
+        let domain = PreparedDomain::open(&options.folder, &sample.domain, row_options)?;
+        let row = domain.row(sample.row)?;
+        let spans = row.spans.iter().zip(&sample.spans);
+        let same = spans.into_iter().all(|(now, then)| {
+            (now.document, now.offset, now.tokens) == (then.document, then.offset, then.tokens)
+        });
+        if !same || row.spans.len() != sample.spans.len() {
+            return Err(anyhow!(
+                "row {} of `{}` is not the one that the run saw: the corpus was prepared again since",
+                sample.row,
+                sample.domain
+            ));
+        }
+        writeln!(
+            out,
+            "{}: row {} of pass {}, drawn by mixture {}",
+            sample.domain, sample.row, sample.pass, sample.mixture_version
+        )?;
+        print_row(&row, &tokenizer, out)?;
+        found += 1;
+    }
+    if found == 0 {
+        return Err(anyhow!("{} has no step {step}", path.display())).usage();
+    }
+    Ok(())
+}
