@@ -2,6 +2,8 @@
 //!
 //! usage: cargo bench --profile dev -p ddk-corpus --bench prepare -- TOKENIZER_FOLDER FILE.jsonl…
 
+#![allow(clippy::print_stdout)]
+
 use std::{error::Error, fs, path::PathBuf, time::Instant};
 
 use ddk_corpus::{

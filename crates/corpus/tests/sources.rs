@@ -1,6 +1,11 @@
 //! Every format gives the same tokens, damage is quarantined where it is, limits are kept, rows hold each token once.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 mod common;
 

@@ -10,8 +10,6 @@ pub fn keep_freed_memory() {
     {
         // SAFETY: mallopt only changes parameters of the allocator; it may be called at any time.
         unsafe {
-            // One arena for all threads: what one lane frees, another can use, and no arena is bounded.
-            libc::mallopt(libc::M_ARENA_MAX, 1);
             libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
             libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
         }
