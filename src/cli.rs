@@ -40,6 +40,8 @@ pub enum Command {
     Train(Train),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
+    /// List a run's checkpoints: step, size, whether each verifies
+    Checkpoints(Checkpoints),
     /// Write a run's student as a Hugging Face folder, from any of its checkpoints
     Export(Export),
     /// Let a model write on after a prompt, to look at what it says
@@ -143,6 +145,9 @@ pub struct Train {
     /// Insist on a new run: refuse a run folder that exists
     #[arg(long)]
     pub new: bool,
+    /// Go on from the checkpoint of this step; those after it are set aside
+    #[arg(long, value_name = "STEP", conflicts_with = "new")]
+    pub from: Option<u64>,
     /// Once the run is done, also time this many steps one part after the other, for comparison
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub serial: u64,
@@ -191,6 +196,13 @@ pub enum DataCommand {
         #[arg(long, value_name = "N")]
         step: u64,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct Checkpoints {
+    /// The run's folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
 }
 
 /// A run's student.

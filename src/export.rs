@@ -23,7 +23,7 @@ pub fn run(args: &cli::Export) -> Result<()> {
         .student
         .model
         .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
-    let store = CheckpointStore::open(&args.run.join("checkpoints"), settings.checkpoint.keep)?;
+    let store = CheckpointStore::look(&args.run.join("checkpoints"));
     let (step, checkpoint) = find(&store, args.step)?;
     let model = of_checkpoint(&student, &checkpoint)?;
     let mut export = Export::new(&student);

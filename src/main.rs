@@ -1,6 +1,7 @@
 //! `ddk`: the program. It reads the command line, joins the parts, and prints; algorithms live in the crates.
 
 mod check;
+mod checkpoints;
 mod cli;
 mod config;
 mod data;
@@ -8,6 +9,7 @@ mod demo;
 mod demo_sources;
 mod eval;
 mod export;
+mod faults;
 mod generate;
 mod hint;
 mod init;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args, &mut out),
         Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Checkpoints(args) => checkpoints::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config::run(args, &mut out).map(|()| ExitCode::SUCCESS),

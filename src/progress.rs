@@ -42,8 +42,8 @@ struct Last {
 }
 
 impl Printer {
-    /// A line every `seconds` (0: each step). `limit`: the run's last step; `totals`: sums before this process.
-    pub fn new(seconds: f64, limit: Option<u64>, totals: Totals) -> Self {
+    /// A line every `seconds` (0: each step). `limit`: the run's last step.
+    pub fn new(seconds: f64, limit: Option<u64>) -> Self {
         let bar = bar(
             limit.unwrap_or(0),
             "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left",
@@ -51,8 +51,17 @@ impl Printer {
         Self {
             bar,
             every: Duration::from_secs_f64(seconds),
-            last: Mutex::new(Last { time: None, totals }),
+            last: Mutex::new(Last {
+                time: None,
+                totals: Totals::default(),
+            }),
         }
+    }
+
+    /// The run goes on from these sums, perhaps smaller ones than before.
+    pub fn begin(&self, totals: Totals) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Last { time: None, totals };
     }
 
     /// Takes the bar away.

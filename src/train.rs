@@ -1,35 +1,35 @@
 //! `ddk train`: a distillation from configuration to exported student.
 
+mod healing;
 mod inputs;
 mod result;
 mod workers;
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::{Arc, Mutex},
     time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::{End, LoopState, RunPlan, StopReason, Totals};
+use ddk_actors::{End, Guard, RunPlan, SpikeAction, StopReason};
 use ddk_engine::{AdamWOptions, Schedule, StudentOptions};
 use ddk_objective::{Objective, default_chunk};
-use ddk_run::{CheckpointStore, Journal, Lengths, Opened, RunFolder};
+use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
-use self::{
-    inputs::Inputs,
-    workers::{Work, work},
-};
+use self::{inputs::Inputs, workers::work};
 use crate::{
     cli, config,
+    faults::Faults,
     hint::Hint,
     prepare::{self, Corpus},
-    progress::{Printer, say},
+    progress::say,
     serial,
     wiring::{Evaluation, ModelFolders},
 };
@@ -40,6 +40,7 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
         &settings,
         &Flags {
             new: args.new,
+            from: args.from,
             json: args.json,
             serial_steps: args.serial,
         },
@@ -51,6 +52,8 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
 pub struct Flags {
     /// Refuse a run folder that exists.
     pub new: bool,
+    /// Go on from this checkpoint instead of the newest.
+    pub from: Option<u64>,
     /// Print the summary as JSON.
     pub json: bool,
     /// Steps to measure one part after the other once the run is done.
@@ -66,6 +69,7 @@ struct Prepared<'a> {
     evaluation: Evaluation,
     options: StudentOptions,
     plan: RunPlan,
+    faults: Arc<Faults>,
 }
 
 /// Distils as the settings say; goes on where the run's folder holds a checkpoint.
@@ -86,38 +90,11 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     prepared.inputs.bind(&folder, settings)?;
     start_log(&folder)?;
     copy_quarantine(&prepared, &folder)?;
-    let checkpoints = CheckpointStore::open(&folder.checkpoints(), settings.checkpoint.keep)?;
-    let opened = checkpoints.newest::<LoopState>().hint(
-        "the run will not begin again at its first step by itself: restore a checkpoint, or give the run another run.name",
-    )?;
-    let (resume, checkpoint) = announce(opened, &path);
-    let lengths = resume
-        .as_ref()
-        .map_or(Lengths::default(), |state| state.lengths);
-    let journal = Arc::new(Journal::open(folder.path(), lengths, settings.run.trace)?);
-    let printer = Arc::new(Printer::new(
-        settings.log.line_seconds,
-        prepared.plan.max_steps,
-        resume.as_ref().map_or_else(
-            || Totals::new(prepared.plan.domains.len()),
-            |state| state.totals.clone(),
-        ),
-    ));
-    let seconds_before = resume
-        .as_ref()
-        .map_or(0.0, |state| state.totals.run_seconds);
-    let ended = work(
-        &prepared,
-        Work {
-            checkpoints,
-            journal,
-            printer: Arc::clone(&printer),
-            resume,
-            checkpoint,
-        },
-    );
-    printer.finish();
-    let (outcome, signal) = ended?;
+    if let Some(step) = flags.from {
+        go_back(&folder, step)?;
+    }
+    let ended = work(&prepared, &folder)?;
+    let (outcome, signal) = (ended.outcome, ended.signal);
     let Some(outcome) = outcome else {
         return Ok(stopped(signal, "before its first step", &path));
     };
@@ -132,7 +109,7 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         &prepared,
         &folder,
         &outcome,
-        seconds_before,
+        ended.seconds_before,
         began,
         flags.serial_steps,
     )?;
@@ -151,6 +128,32 @@ fn required<T>(value: Option<T>, key: &str) -> Result<T> {
     value
         .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))
         .usage()
+}
+
+/// Sets the checkpoints after `step` aside, so that the run goes on from there.
+fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
+    let store = CheckpointStore::look(&folder.checkpoints());
+    let entries = store.list()?;
+    let found = entries.iter().find(|entry| entry.step == step);
+    match found.map(|entry| &entry.status) {
+        Some(Ok(_)) => {}
+        Some(Err(reason)) => {
+            return Err(anyhow!(
+                "the checkpoint of step {step} is damaged: {reason}"
+            ))
+            .usage();
+        }
+        None => {
+            let steps: Vec<String> = entries.iter().map(|entry| entry.step.to_string()).collect();
+            return Err(anyhow!("the run has no checkpoint of step {step}"))
+                .hint(format!("there are: {}", steps.join(", ")))
+                .usage();
+        }
+    }
+    for newer in store.set_aside_after(step)? {
+        say(&format!("the checkpoint of step {newer} is set aside"));
+    }
+    Ok(())
 }
 
 fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
@@ -234,6 +237,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         evaluation,
         options,
         plan,
+        faults: Faults::parse(&settings.faults.plan)?,
     })
 }
 
@@ -282,6 +286,23 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         teacher_lanes: settings.teacher.lanes,
         checkpoint_every: settings.checkpoint.every,
         gamma: settings.objective.gamma,
+        skip: BTreeSet::new(),
+        guard: guard(&settings.guard),
+    }
+}
+
+fn guard(guard: &ddk_settings::Guard) -> Guard {
+    Guard {
+        max_skipped: guard.max_skipped,
+        spike: match guard.spike {
+            ddk_settings::Spike::Ignore => SpikeAction::Ignore,
+            ddk_settings::Spike::Warn => SpikeAction::Warn,
+            ddk_settings::Spike::Skip => SpikeAction::Skip,
+            ddk_settings::Spike::RollBack => SpikeAction::RollBack,
+        },
+        spike_sigmas: guard.spike_sigmas,
+        spike_window: guard.spike_window,
+        spike_from: guard.spike_from,
     }
 }
 
@@ -315,35 +336,6 @@ fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
     }
     ddk_run::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
     Ok(())
-}
-
-/// Says where the run goes on, and loudly what was passed over.
-fn announce(
-    opened: Option<Opened<LoopState>>,
-    path: &Path,
-) -> (Option<LoopState>, Option<PathBuf>) {
-    let Some(opened) = opened else {
-        return (None, None);
-    };
-    for entry in &opened.passed_over {
-        if let Err(reason) = &entry.status {
-            say(&format!(
-                "warning: {} is damaged and passed over: {reason}",
-                entry.path.display()
-            ));
-            tracing::warn!(
-                step = entry.step,
-                reason,
-                "a damaged checkpoint is passed over"
-            );
-        }
-    }
-    say(&format!(
-        "going on from step {} of the run in {}",
-        opened.step,
-        path.display()
-    ));
-    (Some(opened.state), Some(opened.path))
 }
 
 /// Steps one part after the other, for comparison, on the run's own rows.

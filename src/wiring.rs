@@ -8,7 +8,8 @@ use ddk_actors::{
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
-    Document, EngineError, Sequence, Signal, Student, StudentOptions, Teacher, domain_perplexities,
+    Document, EngineError, Sequence, Signal, Student, StudentOptions, Teacher, UpdateReport,
+    domain_perplexities,
 };
 use ddk_model::{Model, ModelError, Placement};
 use ddk_run::NamedFile;
@@ -16,7 +17,10 @@ use ddk_settings::{Dtype, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
 use tch::Kind;
 
-use crate::rows::sequence;
+use crate::{
+    faults::{Faults, Place},
+    rows::sequence,
+};
 
 /// The validation documents of all domains, shared by the lanes.
 pub type Validation = Arc<Vec<Vec<Document>>>;
@@ -49,6 +53,7 @@ impl Evaluation {
 
 /// A teacher on its lane.
 pub struct TeacherPort {
+    faults: Arc<Faults>,
     lane: Lane,
     teacher: Teacher,
     evaluation: Evaluation,
@@ -56,6 +61,7 @@ pub struct TeacherPort {
 
 /// The student on its lane.
 pub struct StudentPort {
+    faults: Arc<Faults>,
     lane: Lane,
     student: Student,
     evaluation: Evaluation,
@@ -66,6 +72,7 @@ pub fn teachers(
     settings: &Settings,
     folder: PathBuf,
     evaluation: Evaluation,
+    faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
     let (teacher, student_device) = (settings.teacher.clone(), settings.student.device.clone());
     Arc::new(move |_lane| {
@@ -74,6 +81,7 @@ pub fn teachers(
         let placement = teacher_placement(&teacher).map_err(device_error)?;
         let model = Model::load(&folder, &placement).map_err(model_error)?;
         Ok(TeacherPort {
+            faults: Arc::clone(&faults),
             lane,
             teacher: Teacher::new(model, student_device),
             evaluation: evaluation.clone(),
@@ -88,12 +96,14 @@ pub fn student(
     options: StudentOptions,
     evaluation: Evaluation,
     checkpoint: Option<PathBuf>,
+    faults: Arc<Faults>,
 ) -> StudentFactory<StudentPort> {
     let settings = settings.clone();
     Box::new(move || {
         let lane = Lane::enter(settings.student.threads);
         let student = build_student(&settings, &folders, options, checkpoint)?;
         Ok(StudentPort {
+            faults,
             lane,
             student,
             evaluation,
@@ -154,18 +164,27 @@ pub fn kind(dtype: Dtype) -> Kind {
 }
 
 /// Opens domains at a cursor.
-pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64) -> RowsFactory {
+pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64, faults: Arc<Faults>) -> RowsFactory {
     Arc::new(move |domain, cursor| {
-        let reader = RowReader::new(Arc::clone(&domains[domain]), seed, cursor);
-        Ok(Box::new(RowsPort(reader)))
+        Ok(Box::new(RowsPort {
+            reader: RowReader::new(Arc::clone(&domains[domain]), seed, cursor),
+            read: 0,
+            faults: Arc::clone(&faults),
+        }))
     })
 }
 
-struct RowsPort(RowReader);
+struct RowsPort {
+    reader: RowReader,
+    read: u64,
+    faults: Arc<Faults>,
+}
 
 impl Rows for RowsPort {
     fn read(&mut self) -> Result<Drawn, PortError> {
-        self.0
+        self.read += 1;
+        self.faults.worker(Place::Loader, self.read)?;
+        self.reader
             .read()
             .map_err(|error| PortError::Data(error.to_string()))
     }
@@ -180,6 +199,7 @@ impl ddk_actors::Teacher for TeacherPort {
     type Signal = Signal;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
+        self.faults.worker(Place::Teacher, batch.step)?;
         self.teacher.label(&sequences(batch)).map_err(engine_error)
     }
 
@@ -209,8 +229,13 @@ impl ddk_actors::Student for StudentPort {
                 batch.step_predictions as f64,
             )
             .map_err(engine_error)?;
+        // What is not a number has to come out of the engine to be skipped there.
+        let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
+            true => self.student.poison(),
+            false => done.ce_sum,
+        };
         Ok(MicroLoss {
-            ce_sum: done.ce_sum,
+            ce_sum,
             kl_sum: done.kl_sum,
             seconds: [
                 ("forward", done.forward_seconds),
@@ -222,12 +247,12 @@ impl ddk_actors::Student for StudentPort {
 
     fn update(&mut self, step: u64) -> Result<Update, PortError> {
         let report = self.student.update(step).map_err(engine_error)?;
-        Ok(Update {
-            learning_rate: report.learning_rate,
-            grad_norm: report.grad_norm,
-            skipped: report.skipped,
-            seconds: report.optimizer_seconds,
-        })
+        Ok(updated(report))
+    }
+
+    fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError> {
+        let report = self.student.discard(step, reason).map_err(engine_error)?;
+        Ok(updated(report))
     }
 
     fn perplexities(
@@ -252,6 +277,15 @@ impl ddk_actors::Student for StudentPort {
 
     fn busy_seconds(&self) -> f64 {
         self.lane.busy_seconds()
+    }
+}
+
+fn updated(report: UpdateReport) -> Update {
+    Update {
+        learning_rate: report.learning_rate,
+        grad_norm: report.grad_norm,
+        skipped: report.skipped,
+        seconds: report.optimizer_seconds,
     }
 }
 

@@ -32,9 +32,9 @@ pub mod worker;
 pub use batch::{Labelled, MicroBatch};
 pub use error::RunError;
 pub use interval::Interval;
-pub use plan::RunPlan;
+pub use plan::{Guard, RunPlan, SpikeAction};
 pub use ports::{
     MicroLoss, Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Update,
 };
-pub use state::{LoopState, Totals};
+pub use state::{LoopState, LossWindow, Totals};
 pub use supervisor::{End, Outcome, StopReason, run};

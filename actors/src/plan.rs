@@ -1,6 +1,6 @@
 //! What a run is to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ddk_run::records::ByDomain;
 
@@ -37,6 +37,38 @@ pub struct RunPlan {
     pub checkpoint_every: u64,
     /// Weight of the divergence, for the lines.
     pub gamma: f64,
+    /// Steps whose data is passed over, because training went wrong on it.
+    pub skip: BTreeSet<u64>,
+    /// What is done when numbers go wrong.
+    pub guard: Guard,
+}
+
+/// What is done when numbers go wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Guard {
+    /// After so many skipped updates in a row the last checkpoint is restored.
+    pub max_skipped: u64,
+    /// What is done at a spike of the loss.
+    pub spike: SpikeAction,
+    /// A spike is over the mean by so many standard deviations.
+    pub spike_sigmas: f64,
+    /// Of so many losses before it.
+    pub spike_window: usize,
+    /// From so many losses on.
+    pub spike_from: usize,
+}
+
+/// What is done at a spike of the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpikeAction {
+    /// Nothing.
+    Ignore,
+    /// An event.
+    Warn,
+    /// The update is not made.
+    Skip,
+    /// The last checkpoint is restored, the step's data passed over.
+    RollBack,
 }
 
 impl RunPlan {

@@ -24,6 +24,16 @@ pub enum PortError {
     /// A device has no memory left.
     #[error("{0}")]
     OutOfMemory(String),
+    /// Training went wrong: the last checkpoint has to be restored, and the data of these steps passed over.
+    #[error("steps {first} to {last}: {reason}")]
+    RollBack {
+        /// The first step to pass over.
+        first: u64,
+        /// The last one.
+        last: u64,
+        /// What went wrong.
+        reason: String,
+    },
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -59,6 +69,9 @@ pub trait Student {
 
     /// Updates the weights as step `step`.
     fn update(&mut self, step: u64) -> Result<Update, PortError>;
+
+    /// Drops the step's gradients: weights and moments stay as they are.
+    fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError>;
 
     /// Perplexity on each domain's validation documents; `None` where `cancelled` said so.
     fn perplexities(&mut self, cancelled: &dyn Fn() -> bool)

@@ -1,10 +1,12 @@
 //! What the loop has to remember: the part of a checkpoint that is not the student's.
 
+use std::collections::VecDeque;
+
 use ddk_mixture::Perplexities;
 use ddk_run::Lengths;
 use serde::{Deserialize, Serialize};
 
-use crate::Interval;
+use crate::{Guard, Interval};
 
 /// The loop at a step boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,38 @@ pub struct LoopState {
     pub totals: Totals,
     /// Bytes of the run's files.
     pub lengths: Lengths,
+    /// The losses that a spike is told by.
+    pub losses: LossWindow,
+    /// Skipped updates since the last one that was made.
+    pub skipped_in_row: u64,
+}
+
+/// The last losses of a run, those that are finite.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LossWindow(VecDeque<f64>);
+
+impl LossWindow {
+    /// Whether `loss` is a spike by what came before it.
+    pub fn is_spike(&self, loss: f64, guard: &Guard) -> bool {
+        let count = self.0.len();
+        if !loss.is_finite() || count < guard.spike_from.max(2) {
+            return false;
+        }
+        let mean = self.0.iter().sum::<f64>() / count as f64;
+        let squares: f64 = self.0.iter().map(|loss| (loss - mean).powi(2)).sum();
+        let deviation = (squares / (count - 1) as f64).sqrt();
+        loss > mean + guard.spike_sigmas * deviation
+    }
+
+    /// Remembers a loss that was trained on.
+    pub fn push(&mut self, loss: f64, guard: &Guard) {
+        if loss.is_finite() {
+            self.0.push_back(loss);
+            while self.0.len() > guard.spike_window {
+                self.0.pop_front();
+            }
+        }
+    }
 }
 
 impl LoopState {

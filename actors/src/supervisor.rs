@@ -90,7 +90,7 @@ pub async fn run<T, S>(
     policy: Box<dyn Policy>,
     resume: Option<LoopState>,
     teacher_perplexities: Option<Vec<f64>>,
-    mut stop: mpsc::Receiver<()>,
+    stop: &mut mpsc::Receiver<()>,
 ) -> Result<Option<Outcome>, RunError>
 where
     T: Teacher + 'static,

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
-const MAY_CHANGE: [&str; 6] = [
+const MAY_CHANGE: [&str; 7] = [
+    "faults.",
     "telemetry.",
     "log.",
     "checkpoint.",

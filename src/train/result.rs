@@ -46,7 +46,7 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
 
 /// The student of the last checkpoint, as a Hugging Face folder.
 fn export(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
-    let store = CheckpointStore::open(&folder.checkpoints(), prepared.settings.checkpoint.keep)?;
+    let store = CheckpointStore::look(&folder.checkpoints());
     let newest = store
         .newest::<LoopState>()?
         .ok_or_else(|| anyhow!("the run left no checkpoint"))?;

@@ -1,7 +1,7 @@
 //! The run itself: the actors with their parts, the metrics server, the signals.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -10,10 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ddk_actors::{LoopState, Outcome, Parts, RunError};
+use ddk_actors::{LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals};
+use ddk_engine::StudentOptions;
 use ddk_mixture::{Ddk, FirstInterval, Policy};
 use ddk_model::ModelConfig;
-use ddk_run::{CheckpointStore, Journal};
+use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::Settings;
 use ddk_telemetry::{Board, Recorder, ServeError, Server, metrics};
 use tokio::{
@@ -21,29 +22,146 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::Prepared;
+use super::{
+    Prepared,
+    healing::{Healing, Learnt},
+};
 use crate::{
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
-    wiring,
+    wiring::{self, Evaluation},
 };
 
 /// Nothing computes longer than this at a stretch; `/livez` says so where something does.
 const COMPUTE_LIMIT: Duration = Duration::from_secs(900);
 
-/// What the workers work with.
-pub(super) struct Work {
-    pub(super) checkpoints: CheckpointStore,
-    pub(super) journal: Arc<Journal>,
-    pub(super) printer: Arc<Printer>,
-    pub(super) resume: Option<LoopState>,
-    pub(super) checkpoint: Option<PathBuf>,
+/// How the run ended, and what is needed to sum it up.
+pub(super) struct Ended {
+    /// Absent where it was stopped before its first step.
+    pub(super) outcome: Option<Outcome>,
+    /// The number of the signal that stopped it.
+    pub(super) signal: u8,
+    /// Seconds of the processes before this one.
+    pub(super) seconds_before: f64,
 }
 
-/// Runs the actors to the end; the outcome, and the number of the signal that stopped it.
-pub(super) fn work(prepared: &Prepared<'_>, work: Work) -> Result<(Option<Outcome>, u8)> {
+/// Runs the actors to the end; after what heals, again from the last checkpoint.
+pub(super) fn work(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<Ended> {
     let settings = prepared.settings;
-    let policy: Box<dyn Policy> = Box::new(match &work.resume {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let board = Board::new(COMPUTE_LIMIT);
+        let recorder = Recorder::install(Arc::clone(&board)).ok();
+        for report in &prepared.corpus.reports {
+            metrics::QUARANTINED
+                .with(&[&report.domain])
+                .set(report.quarantined as f64);
+        }
+        let _server = serve(settings, recorder).await?;
+        let signal = Arc::new(AtomicU8::new(0));
+        let mut stop = signals(Arc::clone(&signal))?;
+        let mut healing = Healing::open(folder, settings.guard.max_rollbacks)?;
+        let limit = prepared.plan.max_steps;
+        let printer = Arc::new(Printer::new(settings.log.line_seconds, limit));
+        let mut seconds_before = None;
+        loop {
+            let begin = Begin::new(prepared, folder, &healing.learnt)?;
+            let totals = begin.resume.as_ref().map_or_else(
+                || Totals::new(begin.plan.domains.len()),
+                |state| state.totals.clone(),
+            );
+            let seconds_before = *seconds_before.get_or_insert(totals.run_seconds);
+            printer.begin(totals);
+            let (plan, chunk) = (begin.plan.clone(), begin.options.chunk);
+            let (journal, step) = (Arc::clone(&begin.journal), begin.step());
+            let ended = attempt(prepared, begin, &board, &printer, &mut stop).await;
+            match ended {
+                Ok(outcome) => {
+                    printer.finish();
+                    return Ok(Ended {
+                        outcome,
+                        signal: signal.load(Ordering::SeqCst),
+                        seconds_before,
+                    });
+                }
+                Err(error) if healing.heals(&error, &plan, chunk, &journal)? => {}
+                Err(error) => {
+                    printer.finish();
+                    journal.event(step, "failed", &error.to_string())?;
+                    return Err(explain(error));
+                }
+            }
+        }
+    })
+}
+
+/// What one attempt begins with.
+struct Begin {
+    checkpoints: CheckpointStore,
+    journal: Arc<Journal>,
+    resume: Option<LoopState>,
+    checkpoint: Option<PathBuf>,
+    plan: RunPlan,
+    options: StudentOptions,
+    evaluation: Evaluation,
+}
+
+impl Begin {
+    /// Opens the newest checkpoint that verifies, and cuts the run's lines back to it.
+    fn new(prepared: &Prepared<'_>, folder: &RunFolder, learnt: &Learnt) -> Result<Self> {
+        let settings = prepared.settings;
+        let retention = Retention {
+            last: settings.checkpoint.keep,
+            every: settings.checkpoint.keep_every,
+            best_by: settings
+                .checkpoint
+                .keep_best
+                .then(|| folder.path().join("mixture.jsonl")),
+        };
+        let checkpoints = CheckpointStore::open(&folder.checkpoints(), retention)?
+            .with_hook(prepared.faults.save_hook());
+        let opened = checkpoints.newest::<LoopState>().hint(
+            "the run will not begin again at its first step by itself: restore a checkpoint, or give the run another run.name",
+        )?;
+        let (resume, checkpoint) = announce(opened, folder.path());
+        let lengths = resume
+            .as_ref()
+            .map_or(Lengths::default(), |state| state.lengths);
+        let journal = Arc::new(Journal::open(folder.path(), lengths, settings.run.trace)?);
+        let (mut plan, mut options) = (prepared.plan.clone(), prepared.options.clone());
+        let mut evaluation = prepared.evaluation.clone();
+        plan.skip.clone_from(&learnt.skip);
+        plan.micro_rows = learnt.micro_rows.unwrap_or(plan.micro_rows);
+        options.chunk = learnt.chunk.unwrap_or(options.chunk);
+        evaluation.chunk = options.chunk;
+        Ok(Self {
+            checkpoints,
+            journal,
+            resume,
+            checkpoint,
+            plan,
+            options,
+            evaluation,
+        })
+    }
+
+    fn step(&self) -> u64 {
+        self.resume.as_ref().map_or(0, |state| state.step)
+    }
+}
+
+/// Runs the actors until they end, one way or another.
+async fn attempt(
+    prepared: &Prepared<'_>,
+    begin: Begin,
+    board: &Arc<Board>,
+    printer: &Arc<Printer>,
+    stop: &mut mpsc::Receiver<()>,
+) -> Result<Option<Outcome>, RunError> {
+    let settings = prepared.settings;
+    let policy: Box<dyn Policy> = Box::new(match &begin.resume {
         Some(state) => Ddk::restore(state.interval.policy.clone()),
         None => Ddk::new(
             settings.mixture.alpha,
@@ -55,72 +173,80 @@ pub(super) fn work(prepared: &Prepared<'_>, work: Work) -> Result<(Option<Outcom
             },
         ),
     });
-    let known = match &work.resume {
+    let known = match &begin.resume {
         Some(state) => Some(state.at_start.teacher.clone()),
         None => prepared.inputs.cached_perplexities(settings),
     };
-    let board = Board::new(COMPUTE_LIMIT);
+    let step = begin.step();
+    let kind = if step == 0 { "started" } else { "resumed" };
+    let lost = |error: &dyn std::fmt::Display| RunError::Lost(error.to_string());
+    begin
+        .journal
+        .event(step, kind, &format!("process {}", std::process::id()))
+        .map_err(|error| lost(&error))?;
+    tracing::info!(
+        bytes = queue_bytes(prepared).map_err(|error| lost(&error))?,
+        depth = settings.queues.depth,
+        "the queues of micro-batches hold at most this much"
+    );
+    let faults = || Arc::clone(&prepared.faults);
     let parts = Parts {
         teacher: wiring::teachers(
             settings,
             prepared.folders.teacher.clone(),
-            prepared.evaluation.clone(),
+            begin.evaluation.clone(),
+            faults(),
         ),
         student: wiring::student(
             settings,
             prepared.folders.clone(),
-            prepared.options.clone(),
-            prepared.evaluation.clone(),
-            work.checkpoint,
+            begin.options,
+            begin.evaluation,
+            begin.checkpoint,
+            faults(),
         ),
-        rows: wiring::rows(prepared.corpus.domains.clone(), settings.run.seed),
-        checkpoints: work.checkpoints,
-        journal: Arc::clone(&work.journal),
-        board: Arc::clone(&board),
-        observer: work.printer,
+        rows: wiring::rows(prepared.corpus.domains.clone(), settings.run.seed, faults()),
+        checkpoints: begin.checkpoints,
+        journal: begin.journal,
+        board: Arc::clone(board),
+        observer: Arc::clone(printer) as Arc<dyn Observer>,
     };
-    let step = work.resume.as_ref().map_or(0, |state| state.step);
-    let kind = if step == 0 { "started" } else { "resumed" };
-    work.journal
-        .event(step, kind, &format!("process {}", std::process::id()))?;
-    tracing::info!(
-        bytes = queue_bytes(prepared)?,
-        depth = settings.queues.depth,
-        "the queues of micro-batches hold at most this much"
-    );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let recorder = Recorder::install(Arc::clone(&board)).ok();
-        for report in &prepared.corpus.reports {
-            metrics::QUARANTINED
-                .with(&[&report.domain])
-                .set(report.quarantined as f64);
+    let outcome = ddk_actors::run(begin.plan, parts, policy, begin.resume, known, stop).await?;
+    if let Some(outcome) = &outcome {
+        prepared
+            .inputs
+            .keep_perplexities(settings, &outcome.at_start.teacher);
+    }
+    Ok(outcome)
+}
+
+/// Says where the run goes on, and loudly what was passed over.
+fn announce(
+    opened: Option<Opened<LoopState>>,
+    path: &Path,
+) -> (Option<LoopState>, Option<PathBuf>) {
+    let Some(opened) = opened else {
+        return (None, None);
+    };
+    for entry in &opened.passed_over {
+        if let Err(reason) = &entry.status {
+            say(&format!(
+                "warning: {} is damaged and passed over: {reason}",
+                entry.path.display()
+            ));
+            tracing::warn!(
+                step = entry.step,
+                reason,
+                "a damaged checkpoint is passed over"
+            );
         }
-        let _server = serve(settings, recorder).await?;
-        let signal = Arc::new(AtomicU8::new(0));
-        let stop = signals(Arc::clone(&signal), Arc::clone(&work.journal))?;
-        let ended = ddk_actors::run(
-            prepared.plan.clone(),
-            parts,
-            policy,
-            work.resume,
-            known,
-            stop,
-        )
-        .await;
-        if let Err(error) = &ended {
-            work.journal.event(step, "failed", &error.to_string())?;
-        }
-        let outcome = ended.map_err(explain)?;
-        if let Some(outcome) = &outcome {
-            prepared
-                .inputs
-                .keep_perplexities(settings, &outcome.at_start.teacher);
-        }
-        Ok((outcome, signal.load(Ordering::SeqCst)))
-    })
+    }
+    say(&format!(
+        "going on from step {} of the run in {}",
+        opened.step,
+        path.display()
+    ));
+    (Some(opened.state), Some(opened.path))
 }
 
 /// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32.
@@ -168,7 +294,7 @@ async fn serve(settings: &Settings, recorder: Option<Recorder>) -> Result<Option
 }
 
 /// The first SIGINT or SIGTERM stops the run cleanly, the second ends the process at once.
-fn signals(seen: Arc<AtomicU8>, journal: Arc<Journal>) -> Result<mpsc::Receiver<()>> {
+fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(1);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -184,7 +310,7 @@ fn signals(seen: Arc<AtomicU8>, journal: Arc<Journal>) -> Result<mpsc::Receiver<
             say(&format!(
                 "{name}: finishing the step and saving; once more ends at once"
             ));
-            let _ = journal.event(0, "signal", name);
+            tracing::info!(name, "told to stop");
             let _ = sender.send(()).await;
         }
     });

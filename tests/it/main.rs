@@ -12,6 +12,7 @@ mod bad_input;
 mod checkpoints;
 mod commands;
 mod corpora;
+mod faults;
 mod interrupted;
 mod training;
 mod world;

@@ -15,8 +15,8 @@ use indexmap::IndexMap;
 
 use super::StudentLane;
 use crate::{
-    End, Interval, Labelled, LoopState, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    StepReport, StopReason, Student, Totals, teacher::BusySum,
+    End, Interval, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError,
+    RunPlan, SpikeAction, StepReport, StopReason, Student, Totals, Update, teacher::BusySum,
 };
 
 /// What a step has gathered so far.
@@ -50,6 +50,8 @@ pub(crate) struct Core<S: Student> {
     gathered: Option<Gathered>,
     student_at_start: Vec<f64>,
     saved_step: Option<u64>,
+    losses: LossWindow,
+    skipped_in_row: u64,
     /// The port's busy seconds, as read last.
     busy: f64,
     last_update: Option<Instant>,
@@ -80,6 +82,10 @@ impl<S: Student> Core<S> {
                 .as_ref()
                 .map_or_else(Vec::new, |state| state.at_start.student.clone()),
             saved_step: resume.as_ref().map(|state| state.step),
+            losses: resume
+                .as_ref()
+                .map_or_else(LossWindow::default, |state| state.losses.clone()),
+            skipped_in_row: resume.as_ref().map_or(0, |state| state.skipped_in_row),
             state: resume,
             last_update: None,
         }
@@ -182,12 +188,16 @@ impl<S: Student> Core<S> {
         };
         add("data", data_wait);
         add("teacher_wait", (waited - data_wait).max(0.0));
-        let loss = self.student.accumulate(&batch, signal)?;
-        for (phase, seconds) in loss.seconds {
-            add(phase, seconds);
+        if self.plan.skip.contains(&batch.step) {
+            gathered.ce_sum = f64::NAN;
+        } else {
+            let loss = self.student.accumulate(&batch, signal)?;
+            for (phase, seconds) in loss.seconds {
+                add(phase, seconds);
+            }
+            gathered.ce_sum += loss.ce_sum;
+            gathered.kl_sum += loss.kl_sum;
         }
-        gathered.ce_sum += loss.ce_sum;
-        gathered.kl_sum += loss.kl_sum;
         for row in &batch.rows {
             gathered.tokens[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
             gathered.samples.push(self.sample(&batch, row));
@@ -232,7 +242,10 @@ impl<S: Student> Core<S> {
 
     fn end_step(&mut self, batch: &MicroBatch) -> Result<(), PortError> {
         let mut gathered = self.gathered.take().unwrap_or_default();
-        let update = self.student.update(batch.step)?;
+        let predictions = batch.step_predictions as f64;
+        let (ce, kl) = (gathered.ce_sum / predictions, gathered.kl_sum / predictions);
+        let loss = ce + self.plan.gamma * kl;
+        let update = self.update(batch.step, loss)?;
         gathered
             .seconds
             .insert("optimizer".to_owned(), update.seconds);
@@ -251,11 +264,9 @@ impl<S: Student> Core<S> {
         }
         self.last_update = Some(Instant::now());
 
-        let predictions = batch.step_predictions as f64;
-        let (ce, kl) = (gathered.ce_sum / predictions, gathered.kl_sum / predictions);
         let line = StepLine {
             step: batch.step,
-            loss: ce + self.plan.gamma * kl,
+            loss,
             ce,
             kl,
             gamma: self.plan.gamma,
@@ -269,6 +280,52 @@ impl<S: Student> Core<S> {
         self.write(&line, &gathered.samples, &gathered.tokens, &batch.interval)
             .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
         self.publish(&line, &gathered.tokens, step_seconds, &batch.interval);
+        Ok(())
+    }
+
+    /// Updates the weights, unless the step's data is passed over or its loss is a spike; asks to be rolled back where that is
+    /// the only way on.
+    fn update(&mut self, step: u64, loss: f64) -> Result<Update, PortError> {
+        let guard = &self.plan.guard;
+        if self.plan.skip.contains(&step) {
+            return self.student.discard(step, "its data is on the skip list");
+        }
+        let spike = self.losses.is_spike(loss, guard);
+        let roll_back = |first, reason| {
+            Err(PortError::RollBack {
+                first,
+                last: step,
+                reason,
+            })
+        };
+        let told = format!("the loss of step {step} is a spike: {loss:.4}");
+        let update = match guard.spike {
+            SpikeAction::RollBack if spike => return roll_back(step, told),
+            SpikeAction::Skip if spike => self.student.discard(step, "the loss is a spike")?,
+            SpikeAction::Warn if spike => {
+                self.event(step, "spike", &told)?;
+                self.student.update(step)?
+            }
+            _ => self.student.update(step)?,
+        };
+        if update.skipped.is_none() {
+            self.skipped_in_row = 0;
+            self.losses.push(loss, &self.plan.guard);
+            return Ok(update);
+        }
+        self.skipped_in_row += 1;
+        if self.skipped_in_row >= self.plan.guard.max_skipped {
+            let first = step + 1 - self.skipped_in_row;
+            return roll_back(first, "no update could be made".to_owned());
+        }
+        Ok(update)
+    }
+
+    fn event(&self, step: u64, kind: &str, message: &str) -> Result<(), PortError> {
+        let event = self.journal.event(step, kind, message);
+        let event = event
+            .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
+        self.observer.on_event(&event);
         Ok(())
     }
 
@@ -308,6 +365,8 @@ impl<S: Student> Core<S> {
             interval_tokens,
             totals: self.totals.clone(),
             lengths: self.journal.lengths(),
+            losses: self.losses.clone(),
+            skipped_in_row: self.skipped_in_row,
         });
         Ok(())
     }

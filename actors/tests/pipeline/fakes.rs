@@ -17,7 +17,7 @@ use ddk_actors::{
 use ddk_corpus::{Cursor, Drawn, Row, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy};
 use ddk_run::{
-    CheckpointStore, Journal, Lengths, NamedFile,
+    CheckpointStore, Journal, Lengths, NamedFile, Retention,
     records::{EventLine, MixtureLine},
 };
 use ddk_telemetry::Board;
@@ -61,6 +61,14 @@ impl World {
                 teacher_lanes: 1,
                 checkpoint_every: 3,
                 gamma: 0.2,
+                skip: std::collections::BTreeSet::new(),
+                guard: ddk_actors::Guard {
+                    max_skipped: 3,
+                    spike: ddk_actors::SpikeAction::Ignore,
+                    spike_sigmas: 6.0,
+                    spike_window: 128,
+                    spike_from: 64,
+                },
             },
             hook: Arc::new(|_, _| Ok(())),
             observer: Arc::new(Watcher::default()),
@@ -71,7 +79,9 @@ impl World {
 
     /// Runs, from the last checkpoint where there is one.
     pub async fn run(&self) -> Result<Option<Outcome>, RunError> {
-        let store = CheckpointStore::open(&self.folder.path().join("checkpoints"), 2).unwrap();
+        let store =
+            CheckpointStore::open(&self.folder.path().join("checkpoints"), Retention::last(2))
+                .unwrap();
         let opened = store.newest::<LoopState>().unwrap();
         let (resume, checkpoint) = match opened {
             Some(opened) => (Some(opened.state), Some(opened.path)),
@@ -84,7 +94,7 @@ impl World {
             Some(state) => Ddk::restore(state.interval.policy.clone()),
             None => Ddk::new(0.5, 5, FirstInterval::Natural),
         });
-        let (sender, stop) = mpsc::channel(1);
+        let (sender, mut stop) = mpsc::channel(1);
         *self.observer.stop.lock().unwrap() = self.stop_after.map(|step| (step, sender.clone()));
         let (hook, full_disk) = (self.hook.clone(), self.full_disk.clone());
         let student_hook = hook.clone();
@@ -124,7 +134,8 @@ impl World {
             observer: self.observer.clone(),
         };
         let teacher = resume.as_ref().map(|state| state.at_start.teacher.clone());
-        let ended = ddk_actors::run(self.plan.clone(), parts, policy, resume, teacher, stop).await;
+        let ended =
+            ddk_actors::run(self.plan.clone(), parts, policy, resume, teacher, &mut stop).await;
         drop(sender);
         ended
     }
@@ -149,7 +160,9 @@ impl World {
     }
 
     pub fn weight(&self) -> u64 {
-        let store = CheckpointStore::open(&self.folder.path().join("checkpoints"), 2).unwrap();
+        let store =
+            CheckpointStore::open(&self.folder.path().join("checkpoints"), Retention::last(2))
+                .unwrap();
         read_weight(&store.newest::<LoopState>().unwrap().unwrap().path)
     }
 }
@@ -232,6 +245,17 @@ impl Student for FakeStudent {
             learning_rate: 1e-3,
             grad_norm: 1.0,
             skipped: None,
+            seconds: 0.0,
+        })
+    }
+
+    fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError> {
+        self.pending = 0;
+        self.step = step;
+        Ok(Update {
+            learning_rate: 1e-3,
+            grad_norm: f64::NAN,
+            skipped: Some(reason.to_owned()),
             seconds: 0.0,
         })
     }

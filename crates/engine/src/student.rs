@@ -232,6 +232,24 @@ impl Student {
         })
     }
 
+    /// Takes this step's loss for not finite, for faults on purpose.
+    pub fn poison(&mut self) -> f64 {
+        self.finite = false;
+        f64::NAN
+    }
+
+    /// Drops the gradients gathered since the last update: weights and moments stay as they are, the schedule goes on.
+    pub fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
+        let started = Instant::now();
+        self.clear_gradients()?;
+        Ok(UpdateReport {
+            learning_rate: self.options.schedule.learning_rate(step),
+            grad_norm: f64::NAN,
+            skipped: Some(reason.to_owned()),
+            optimizer_seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
     /// A copy of weights and moments, which a writer thread can save while training goes on.
     pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
         Snapshot::take(self.model.parameters(), &self.optimizer)

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -39,10 +40,67 @@ impl std::fmt::Debug for NamedFile {
 ///
 /// A save writes a hidden temporary folder, each file fsynced, the manifest with sizes and checksums last, and renames it;
 /// then the file `latest` is replaced by rename. So a save that is cut off at any instant leaves the ones before it.
-#[derive(Debug)]
 pub struct CheckpointStore {
     folder: PathBuf,
-    keep: usize,
+    retention: Retention,
+    hook: Option<SaveHook>,
+}
+
+impl std::fmt::Debug for CheckpointStore {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "CheckpointStore({})", self.folder.display())
+    }
+}
+
+/// Called with the step before each of a save's system calls that change something; its error is the call's. For faults on
+/// purpose: a process may also be ended in it.
+pub type SaveHook = Arc<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
+
+/// Which checkpoints stay. The newest, just written whole, always does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// So many of the newest, at least one.
+    pub last: usize,
+    /// Those of steps that are multiples of this, for ever.
+    pub every: Option<u64>,
+    /// The one at which the mean ratio to the teacher was the smallest, by the lines of this `mixture.jsonl`.
+    pub best_by: Option<PathBuf>,
+}
+
+impl Retention {
+    /// Only the newest.
+    pub fn last(last: usize) -> Self {
+        Self {
+            last,
+            ..Self::default()
+        }
+    }
+
+    /// The steps to remove, of all there are in their order.
+    fn surplus(&self, steps: &[u64]) -> Vec<u64> {
+        let best = self
+            .best_by
+            .as_deref()
+            .and_then(|path| best_step(path, steps));
+        let older = &steps[..steps.len().saturating_sub(self.last.max(1))];
+        older
+            .iter()
+            .copied()
+            .filter(|step| self.every.is_none_or(|every| !step.is_multiple_of(every)))
+            .filter(|step| Some(*step) != best)
+            .collect()
+    }
+}
+
+/// The step among `steps` whose mean ratio, measured when the next mixture was set, is the smallest.
+fn best_step(mixture: &Path, steps: &[u64]) -> Option<u64> {
+    let (lines, _) = crate::read::mixtures(mixture.parent()?).ok()?;
+    let measured = lines.iter().filter(|line| steps.contains(&line.step));
+    let mean = |line: &crate::records::MixtureLine| {
+        line.ratio.values().sum::<f64>() / line.ratio.len().max(1) as f64
+    };
+    let best = measured.min_by(|a, b| mean(a).total_cmp(&mean(b)))?;
+    Some(best.step)
 }
 
 /// A checkpoint in a list.
@@ -79,9 +137,8 @@ pub struct SaveReport {
 }
 
 impl CheckpointStore {
-    /// Opens (or makes) the folder of checkpoints and removes what an interrupted save left. `keep`: how many of the newest
-    /// stay, at least one.
-    pub fn open(folder: &Path, keep: usize) -> Result<Self, RunFileError> {
+    /// Opens (or makes) the folder of checkpoints and removes what an interrupted save left.
+    pub fn open(folder: &Path, retention: Retention) -> Result<Self, RunFileError> {
         fs::create_dir_all(folder).map_err(RunFileError::io("create", folder))?;
         for entry in fs::read_dir(folder).map_err(RunFileError::io("read", folder))? {
             let entry = entry.map_err(RunFileError::io("read", folder))?;
@@ -97,8 +154,34 @@ impl CheckpointStore {
         }
         Ok(Self {
             folder: folder.to_owned(),
-            keep: keep.max(1),
+            retention,
+            hook: None,
         })
+    }
+
+    /// With a hook before each system call of a save.
+    pub fn with_hook(self, hook: SaveHook) -> Self {
+        Self {
+            hook: Some(hook),
+            ..self
+        }
+    }
+
+    /// Looks at the checkpoints of a folder without touching anything.
+    pub fn look(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            retention: Retention::last(1),
+            hook: None,
+        }
+    }
+
+    /// Before a system call of the save of `step`.
+    fn call(&self, step: u64, path: &Path) -> Result<(), RunFileError> {
+        match &self.hook {
+            Some(hook) => hook(step).map_err(RunFileError::io("write", path)),
+            None => Ok(()),
+        }
     }
 
     /// Saves a checkpoint. `before_manifest` makes durable what the state refers to (the journal's lines).
@@ -124,12 +207,17 @@ impl CheckpointStore {
         let path = self.folder.join(&name);
         if path.exists() {
             // An older run of the same step (saved before a rewind); the new one replaces it.
+            self.call(step, &path)?;
             fs::remove_dir_all(&path).map_err(RunFileError::io("replace", &path))?;
         }
+        self.call(step, &path)?;
         fs::rename(&temporary, &path).map_err(RunFileError::io("rename", &temporary))?;
+        self.call(step, &self.folder)?;
         sync_folder(&self.folder)?;
-        write_atomically(&self.folder.join("latest"), name.as_bytes())?;
-        self.retain()?;
+        let latest = self.folder.join("latest");
+        self.call(step, &latest)?;
+        write_atomically(&latest, name.as_bytes())?;
+        self.retain(step)?;
         Ok(report)
     }
 
@@ -144,6 +232,7 @@ impl CheckpointStore {
         if folder.exists() {
             fs::remove_dir_all(folder).map_err(RunFileError::io("remove", folder))?;
         }
+        self.call(step, folder)?;
         fs::create_dir(folder).map_err(RunFileError::io("create", folder))?;
         let state = serde_json::to_vec_pretty(state)
             .map_err(io::Error::from)
@@ -154,8 +243,7 @@ impl CheckpointStore {
             write: Box::new(move |out| out.write_all(&state)),
         }]) {
             let path = folder.join(&file.name);
-            let entry =
-                write_hashed(&path, file.write).map_err(RunFileError::io("write", &path))?;
+            let entry = self.write_hashed(step, &path, file.write)?;
             entries.insert(file.name, entry);
         }
         before_manifest()?;
@@ -169,8 +257,8 @@ impl CheckpointStore {
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(io::Error::from)
             .map_err(RunFileError::io("write", &path))?;
-        write_hashed(&path, Box::new(move |out| out.write_all(&text)))
-            .map_err(RunFileError::io("write", &path))?;
+        self.write_hashed(step, &path, Box::new(move |out| out.write_all(&text)))?;
+        self.call(step, folder)?;
         sync_folder(folder)?;
         Ok(SaveReport {
             step,
@@ -246,14 +334,58 @@ impl CheckpointStore {
         Ok(steps)
     }
 
-    /// Removes all but the newest `keep`. Only called after a save, so the newest has just been written whole.
-    fn retain(&self) -> Result<(), RunFileError> {
-        let steps = self.steps()?;
-        for step in &steps[..steps.len().saturating_sub(self.keep)] {
-            let path = self.folder.join(folder_name(*step));
+    /// Removes what need not stay. Only called after a save, so the newest has just been written whole.
+    fn retain(&self, saved: u64) -> Result<(), RunFileError> {
+        for step in self.retention.surplus(&self.steps()?) {
+            let path = self.folder.join(folder_name(step));
+            self.call(saved, &path)?;
             fs::remove_dir_all(&path).map_err(RunFileError::io("remove", &path))?;
         }
         Ok(())
+    }
+
+    /// Writes, hashes and fsyncs a file.
+    fn write_hashed(
+        &self,
+        step: u64,
+        path: &Path,
+        write: FileWriter,
+    ) -> Result<FileEntry, RunFileError> {
+        let failed = || RunFileError::io("write", path);
+        self.call(step, path)?;
+        let file = File::create(path).map_err(failed())?;
+        let mut out = Hashing {
+            out: BufWriter::new(file),
+            hasher: blake3::Hasher::new(),
+            bytes: 0,
+        };
+        self.call(step, path)?;
+        write(&mut out).map_err(failed())?;
+        out.flush().map_err(failed())?;
+        self.call(step, path)?;
+        out.out.get_ref().sync_all().map_err(failed())?;
+        Ok(FileEntry {
+            bytes: out.bytes,
+            blake3: out.hasher.finalize().to_hex().to_string(),
+        })
+    }
+
+    /// Sets aside the checkpoints after `step`, so that a run goes on from there: they are renamed, not deleted.
+    pub fn set_aside_after(&self, step: u64) -> Result<Vec<u64>, RunFileError> {
+        let newer: Vec<u64> = self
+            .steps()?
+            .into_iter()
+            .filter(|other| *other > step)
+            .collect();
+        for newer in &newer {
+            let path = self.folder.join(folder_name(*newer));
+            let aside = self.folder.join(format!("aside-{}", folder_name(*newer)));
+            if aside.exists() {
+                fs::remove_dir_all(&aside).map_err(RunFileError::io("replace", &aside))?;
+            }
+            fs::rename(&path, &aside).map_err(RunFileError::io("rename", &path))?;
+        }
+        Ok(newer)
     }
 }
 
@@ -286,22 +418,6 @@ fn describe(entries: &[Entry]) -> String {
 
 fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
-}
-
-/// Writes, hashes and fsyncs a file.
-fn write_hashed(path: &Path, write: FileWriter) -> io::Result<FileEntry> {
-    let mut out = Hashing {
-        out: BufWriter::new(File::create(path)?),
-        hasher: blake3::Hasher::new(),
-        bytes: 0,
-    };
-    write(&mut out)?;
-    out.flush()?;
-    out.out.get_ref().sync_all()?;
-    Ok(FileEntry {
-        bytes: out.bytes,
-        blake3: out.hasher.finalize().to_hex().to_string(),
-    })
 }
 
 struct Hashing {

@@ -13,7 +13,9 @@ mod manifest;
 pub mod read;
 pub mod records;
 
-pub use checkpoint::{CheckpointStore, Entry, NamedFile, NoneVerifies, Opened, SaveReport};
+pub use checkpoint::{
+    CheckpointStore, Entry, NamedFile, NoneVerifies, Opened, Retention, SaveHook, SaveReport,
+};
 pub use error::RunFileError;
 pub use files::write_atomically;
 pub use folder::RunFolder;

@@ -4,7 +4,7 @@
 
 use std::{fs, io, path::Path};
 
-use ddk_run::{CheckpointStore, NamedFile};
+use ddk_run::{CheckpointStore, NamedFile, Retention};
 
 fn file(name: &str, contents: &'static [u8]) -> NamedFile {
     NamedFile {
@@ -32,7 +32,7 @@ fn newest(store: &CheckpointStore) -> (u64, String, Vec<u64>) {
 #[test]
 fn the_newest_is_opened_and_old_ones_go() {
     let folder = tempfile::tempdir().unwrap();
-    let store = CheckpointStore::open(folder.path(), 2).unwrap();
+    let store = CheckpointStore::open(folder.path(), Retention::last(2)).unwrap();
     assert!(store.newest::<String>().unwrap().is_none());
     for step in [10, 20, 30] {
         save(&store, step);
@@ -76,7 +76,7 @@ fn any_damage_to_the_newest_falls_back_to_the_one_before_and_says_why() {
     ];
     for (said, damage) in damages {
         let folder = tempfile::tempdir().unwrap();
-        let store = CheckpointStore::open(folder.path(), 3).unwrap();
+        let store = CheckpointStore::open(folder.path(), Retention::last(3)).unwrap();
         save(&store, 10);
         save(&store, 20);
         damage(&folder.path().join("step-00000020"));
@@ -90,7 +90,7 @@ fn any_damage_to_the_newest_falls_back_to_the_one_before_and_says_why() {
 #[test]
 fn where_none_verifies_the_run_does_not_begin_again_silently() {
     let folder = tempfile::tempdir().unwrap();
-    let store = CheckpointStore::open(folder.path(), 3).unwrap();
+    let store = CheckpointStore::open(folder.path(), Retention::last(3)).unwrap();
     save(&store, 10);
     fs::remove_file(folder.path().join("step-00000010/weights.safetensors")).unwrap();
     let error = store.newest::<String>().unwrap_err().to_string();
@@ -103,7 +103,7 @@ fn where_none_verifies_the_run_does_not_begin_again_silently() {
 #[test]
 fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
     let folder = tempfile::tempdir().unwrap();
-    let store = CheckpointStore::open(folder.path(), 1).unwrap();
+    let store = CheckpointStore::open(folder.path(), Retention::last(1)).unwrap();
     save(&store, 10);
     let full = NamedFile {
         name: "weights.safetensors".to_owned(),
@@ -132,12 +132,12 @@ fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
 #[test]
 fn what_a_killed_save_left_is_removed_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
-    let store = CheckpointStore::open(folder.path(), 1).unwrap();
+    let store = CheckpointStore::open(folder.path(), Retention::last(1)).unwrap();
     save(&store, 10);
     let left = folder.path().join(".step-00000020.tmp");
     fs::create_dir(&left).unwrap();
     fs::write(left.join("weights.safetensors"), b"half").unwrap();
-    let store = CheckpointStore::open(folder.path(), 1).unwrap();
+    let store = CheckpointStore::open(folder.path(), Retention::last(1)).unwrap();
     assert!(!left.exists());
     assert_eq!(newest(&store).0, 10);
 }

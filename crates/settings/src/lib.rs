@@ -16,10 +16,10 @@ mod validate;
 
 pub use error::{Error, Problem};
 pub use load::{Loaded, load};
-pub use options::{Dtype, FirstInterval, Options, Packing, ValidationBy, WhenStale};
+pub use options::{Dtype, FirstInterval, Options, Packing, Spike, ValidationBy, WhenStale};
 pub use origin::{Origin, Origins};
 pub use reference::{reference, schema};
 pub use settings::{
-    Batch, Checkpoint, Corpus, Domain, Evaluation, Log, Mixture, Objective, Pretrain, Queues, Run,
-    Settings, Shape, Student, Teacher, Telemetry,
+    Batch, Checkpoint, Corpus, Domain, Evaluation, Faults, Guard, Log, Mixture, Objective,
+    Pretrain, Queues, Run, Settings, Shape, Student, Teacher, Telemetry,
 };

@@ -31,6 +31,10 @@ pub struct Options {
     pub evaluation: Option<EvaluationOptions>,
     /// When the run is saved.
     pub checkpoint: Option<CheckpointOptions>,
+    /// What is done when numbers go wrong.
+    pub guard: Option<GuardOptions>,
+    /// Faults on purpose, for tests; refused unless DDK_ALLOW_FAULTS=1 is in the environment.
+    pub faults: Option<FaultOptions>,
     /// The server of metrics and health.
     pub telemetry: Option<TelemetryOptions>,
     /// What is said while running.
@@ -291,6 +295,51 @@ pub struct CheckpointOptions {
     pub every: Option<u64>,
     /// How many of the newest checkpoints stay.
     pub keep: Option<usize>,
+    /// Checkpoints of steps that are multiples of this stay for ever.
+    pub keep_every: Option<u64>,
+    /// Keep the checkpoint at which the student was nearest to the teacher, too.
+    pub keep_best: Option<bool>,
+}
+
+/// What is done when numbers go wrong. An update whose loss or gradient is not finite is never made.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GuardOptions {
+    /// After so many skipped updates in a row the last checkpoint is restored and their data passed over.
+    pub max_skipped: Option<u64>,
+    /// After so many such restorations the run stops.
+    pub max_rollbacks: Option<u64>,
+    /// What is done at a spike of the loss.
+    pub spike: Option<Spike>,
+    /// A spike is over the mean of the last losses by so many standard deviations.
+    pub spike_sigmas: Option<f64>,
+    /// How many losses that is.
+    pub spike_window: Option<usize>,
+    /// Nothing is a spike before so many losses.
+    pub spike_from: Option<usize>,
+}
+
+/// What is done at a spike of the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spike {
+    /// Nothing.
+    Ignore,
+    /// An event in events.jsonl.
+    Warn,
+    /// The update is not made.
+    Skip,
+    /// The last checkpoint is restored and the step's data passed over.
+    RollBack,
+}
+
+/// Faults on purpose.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FaultOptions {
+    /// Such as "panic student 5", "nan student 7", "oom student 3", "stall teacher 4", "unreadable loader 6", "enospc save 8", "eio
+    /// save 8", "kill save 8 3" (at its third system call). Each strikes once.
+    pub plan: Option<Vec<String>>,
 }
 
 /// The server of metrics and health.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{Dtype, FirstInterval, Packing, ValidationBy, WhenStale};
+use crate::{Dtype, FirstInterval, Packing, Spike, ValidationBy, WhenStale};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub queues: Queues,
     pub evaluation: Evaluation,
     pub checkpoint: Checkpoint,
+    pub guard: Guard,
+    pub faults: Faults,
     pub telemetry: Telemetry,
     pub log: Log,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -174,6 +176,28 @@ pub struct Evaluation {
 pub struct Checkpoint {
     pub every: u64,
     pub keep: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
+    pub keep_best: bool,
+}
+
+/// `[guard]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Guard {
+    pub max_skipped: u64,
+    pub max_rollbacks: u64,
+    pub spike: Spike,
+    pub spike_sigmas: f64,
+    pub spike_window: usize,
+    pub spike_from: usize,
+}
+
+/// `[faults]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Faults {
+    pub plan: Vec<String>,
 }
 
 /// `[telemetry]`.

@@ -8,8 +8,8 @@ use crate::{
     options::{DomainOptions, PretrainOptions},
     origin::Origins,
     settings::{
-        Batch, Checkpoint, Corpus, Domain, Evaluation, Log, Mixture, Objective, Pretrain, Queues,
-        Run, Settings, Shape, Student, Teacher, Telemetry,
+        Batch, Checkpoint, Corpus, Domain, Evaluation, Faults, Guard, Log, Mixture, Objective,
+        Pretrain, Queues, Run, Settings, Shape, Student, Teacher, Telemetry,
     },
 };
 
@@ -130,6 +130,15 @@ impl Checker<'_> {
         );
         let every = self.within("checkpoint.every", checkpoint.every, 1.., "1 or more");
         let keep = self.within("checkpoint.keep", checkpoint.keep, 1.., "1 or more");
+        let keep_every = self.optional(
+            "checkpoint.keep_every",
+            checkpoint.keep_every,
+            1..,
+            "1 or more",
+        );
+        let keep_best = self.need("checkpoint.keep_best", checkpoint.keep_best);
+        let guard = self.guard(options.guard.unwrap_or_default());
+        let faults = options.faults.unwrap_or_default().plan.unwrap_or_default();
         let line_seconds = self.not_negative("log.line_seconds", log.line_seconds);
         let run = run?;
         let seed = run.seed;
@@ -159,7 +168,11 @@ impl Checker<'_> {
             checkpoint: Checkpoint {
                 every: every?,
                 keep: keep?,
+                keep_every,
+                keep_best: keep_best?,
             },
+            guard: guard?,
+            faults: Faults { plan: faults },
             telemetry: telemetry?,
             log: Log {
                 line_seconds: line_seconds?,
@@ -380,6 +393,21 @@ impl Checker<'_> {
                 "objective.temperature_squared",
                 objective.temperature_squared,
             )?,
+        })
+    }
+
+    fn guard(&mut self, guard: crate::options::GuardOptions) -> Option<Guard> {
+        let max_skipped = self.within("guard.max_skipped", guard.max_skipped, 1.., "1 or more");
+        let sigmas = self.positive("guard.spike_sigmas", guard.spike_sigmas);
+        let window = self.within("guard.spike_window", guard.spike_window, 2.., "2 or more");
+        let from = self.within("guard.spike_from", guard.spike_from, 2.., "2 or more");
+        Some(Guard {
+            max_skipped: max_skipped?,
+            max_rollbacks: self.need("guard.max_rollbacks", guard.max_rollbacks)?,
+            spike: self.need("guard.spike", guard.spike)?,
+            spike_sigmas: sigmas?,
+            spike_window: window?,
+            spike_from: from?,
         })
     }
 

@@ -1,0 +1,145 @@
+//! What heals by going back to the last checkpoint: a student that panicked, numbers that went wrong, a device without memory.
+//!
+//! The whole pipeline is built again from the checkpoint, so nothing of the old one is left. What has to outlast the process (steps
+//! to pass over, smaller sizes) is in `healing.json`, written before the run goes on.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use ddk_actors::{PortError, RunError, RunPlan, worker::Exit};
+use ddk_run::{Journal, RunFolder};
+use serde::{Deserialize, Serialize};
+
+use crate::progress::say;
+
+/// So many times within the window a student is built again; once more ends the run.
+const RESTARTS: usize = 3;
+const WINDOW: Duration = Duration::from_secs(600);
+/// No chunk of positions is made smaller.
+const SMALLEST_CHUNK: i64 = 64;
+
+/// What a run has learnt about itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Learnt {
+    /// Steps whose data is passed over.
+    pub(super) skip: BTreeSet<u64>,
+    /// How often the last checkpoint was restored because numbers went wrong.
+    rollbacks: u64,
+    /// Positions of a chunk, where the set number did not fit.
+    pub(super) chunk: Option<i64>,
+    /// Rows of a micro-batch, where the set number did not fit.
+    pub(super) micro_rows: Option<u64>,
+}
+
+pub(super) struct Healing {
+    file: PathBuf,
+    max_rollbacks: u64,
+    pub(super) learnt: Learnt,
+    restarts: VecDeque<Instant>,
+}
+
+impl Healing {
+    pub(super) fn open(folder: &RunFolder, max_rollbacks: u64) -> Result<Self> {
+        let file = folder.path().join("healing.json");
+        let learnt = match fs::read(&file) {
+            Ok(text) => {
+                serde_json::from_slice(&text).with_context(|| file.display().to_string())?
+            }
+            Err(_) if !file.exists() => Learnt::default(),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", file.display()));
+            }
+        };
+        Ok(Self {
+            file,
+            max_rollbacks,
+            learnt,
+            restarts: VecDeque::new(),
+        })
+    }
+
+    /// Whether the run may go on from its last checkpoint after this error; writes down what is different then.
+    pub(super) fn heals(
+        &mut self,
+        error: &RunError,
+        plan: &RunPlan,
+        chunk: i64,
+        journal: &Journal,
+    ) -> Result<bool> {
+        let RunError::Part { part, cause } = error else {
+            return Ok(false);
+        };
+        let (kind, message) = match cause {
+            Exit::Panicked(text) if part == "student" && self.may_restart() => {
+                ("rewound", format!("the student panicked: {text}"))
+            }
+            Exit::Failed(PortError::RollBack {
+                first,
+                last,
+                reason,
+            }) if self.learnt.rollbacks < self.max_rollbacks => {
+                self.learnt.rollbacks += 1;
+                self.learnt.skip.extend(*first..=*last);
+                (
+                    "rolled_back",
+                    format!("steps {first} to {last} are passed over: {reason}"),
+                )
+            }
+            Exit::Failed(PortError::OutOfMemory(text)) => match self.shrink(plan.micro_rows, chunk)
+            {
+                Some(what) => (
+                    "shrunk",
+                    format!("{part} ran out of memory ({text}): {what}"),
+                ),
+                None => return Ok(false),
+            },
+            _ => return Ok(false),
+        };
+        ddk_run::write_atomically(&self.file, &serde_json::to_vec_pretty(&self.learnt)?)?;
+        journal.event(0, kind, &message)?;
+        tracing::warn!(kind, message, "going on from the last checkpoint");
+        say(&format!(
+            "warning: {message}; going on from the last checkpoint"
+        ));
+        Ok(true)
+    }
+
+    fn may_restart(&mut self) -> bool {
+        let now = Instant::now();
+        while self
+            .restarts
+            .front()
+            .is_some_and(|time| now.duration_since(*time) > WINDOW)
+        {
+            self.restarts.pop_front();
+        }
+        self.restarts.push_back(now);
+        self.restarts.len() <= RESTARTS
+    }
+
+    /// Half the chunk, or half the micro-batch; `None` where nothing can be made smaller.
+    fn shrink(&mut self, micro_rows: u64, chunk: i64) -> Option<String> {
+        if chunk >= 2 * SMALLEST_CHUNK {
+            self.learnt.chunk = Some(chunk / 2);
+            return Some(format!(
+                "the head takes {} positions at a time now",
+                chunk / 2
+            ));
+        }
+        if micro_rows > 1 {
+            let rows = if micro_rows.is_multiple_of(2) {
+                micro_rows / 2
+            } else {
+                1
+            };
+            self.learnt.micro_rows = Some(rows);
+            return Some(format!("a micro-batch has {rows} rows now"));
+        }
+        None
+    }
+}
