@@ -145,6 +145,9 @@ pub struct Train {
     /// Insist on a new run: refuse a run folder that exists
     #[arg(long)]
     pub new: bool,
+    /// Start a new run of this name from a checkpoint of the configuration's run, whose domains may differ
+    #[arg(long, value_name = "NAME", conflicts_with = "new")]
+    pub fork: Option<String>,
     /// Go on from the checkpoint of this step; those after it are set aside
     #[arg(long, value_name = "STEP", conflicts_with = "new")]
     pub from: Option<u64>,

@@ -9,7 +9,7 @@ use ddk_model::{Export, Model, Placement, safetensors::read_tensors};
 use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
-use crate::{cli, hint::Hint, progress::say};
+use crate::{cli, hint::Hint, progress::say, train::checkpoint_of};
 
 pub fn run(args: &cli::Export) -> Result<()> {
     let config = args.run.join("config.toml");
@@ -51,22 +51,13 @@ pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
 
 /// The newest checkpoint that verifies, or that of a step.
 fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)> {
-    let Some(step) = step else {
-        let newest = store
-            .newest::<LoopState>()?
-            .ok_or_else(|| anyhow!("the run has no checkpoint yet"))?;
-        return Ok((newest.step, newest.path));
-    };
-    let entries = store.list()?;
-    let found = entries.iter().find(|entry| entry.step == step);
-    let Some(entry) = found else {
-        let steps: Vec<String> = entries.iter().map(|entry| entry.step.to_string()).collect();
-        return Err(anyhow!("the run has no checkpoint of step {step}"))
-            .hint(format!("there are: {}", steps.join(", ")))
-            .usage();
-    };
-    match &entry.status {
-        Ok(_) => Ok((step, entry.path.clone())),
-        Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
+    match step {
+        Some(step) => Ok((step, checkpoint_of(store, step)?)),
+        None => {
+            let newest = store
+                .newest::<LoopState>()?
+                .ok_or_else(|| anyhow!("the run has no checkpoint yet"))?;
+            Ok((newest.step, newest.path))
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! `ddk train`: a distillation from configuration to exported student.
 
+mod fork;
 mod healing;
 mod inputs;
 mod result;
@@ -9,7 +10,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Mutex},
     time::Instant,
@@ -35,11 +36,19 @@ use crate::{
 };
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
-    let settings = config::load(&args.config)?.settings;
+    let mut settings = config::load(&args.config)?.settings;
+    let fork_of = match &args.fork {
+        Some(name) => {
+            let old = required(settings.run.name.replace(name.clone()), "run.name")?;
+            Some(settings.run.folder.join(old))
+        }
+        None => None,
+    };
     distil(
         &settings,
         &Flags {
             new: args.new,
+            fork_of,
             from: args.from,
             json: args.json,
             serial_steps: args.serial,
@@ -52,6 +61,8 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
 pub struct Flags {
     /// Refuse a run folder that exists.
     pub new: bool,
+    /// The folder of the run to fork, where the run is new.
+    pub fork_of: Option<PathBuf>,
     /// Go on from this checkpoint instead of the newest.
     pub from: Option<u64>,
     /// Print the summary as JSON.
@@ -79,6 +90,13 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     let path = settings.run.folder.join(&name);
     let prepared = prepare_run(settings)?;
     let folder = open_folder(&path, flags.new)?;
+    let forks = flags
+        .fork_of
+        .as_deref()
+        .filter(|_| !RunFolder::holds_a_run(&path));
+    if let Some(source) = forks {
+        fork::fork(&prepared, source, flags.from, &folder)?;
+    }
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         say(&format!(
@@ -90,7 +108,7 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     prepared.inputs.bind(&folder, settings)?;
     start_log(&folder)?;
     copy_quarantine(&prepared, &folder)?;
-    if let Some(step) = flags.from {
+    if let Some(step) = flags.from.filter(|_| forks.is_none()) {
         go_back(&folder, step)?;
     }
     let ended = work(&prepared, &folder)?;
@@ -133,27 +151,28 @@ fn required<T>(value: Option<T>, key: &str) -> Result<T> {
 /// Sets the checkpoints after `step` aside, so that the run goes on from there.
 fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
     let store = CheckpointStore::look(&folder.checkpoints());
-    let entries = store.list()?;
-    let found = entries.iter().find(|entry| entry.step == step);
-    match found.map(|entry| &entry.status) {
-        Some(Ok(_)) => {}
-        Some(Err(reason)) => {
-            return Err(anyhow!(
-                "the checkpoint of step {step} is damaged: {reason}"
-            ))
-            .usage();
-        }
-        None => {
-            let steps: Vec<String> = entries.iter().map(|entry| entry.step.to_string()).collect();
-            return Err(anyhow!("the run has no checkpoint of step {step}"))
-                .hint(format!("there are: {}", steps.join(", ")))
-                .usage();
-        }
-    }
+    checkpoint_of(&store, step)?;
     for newer in store.set_aside_after(step)? {
         say(&format!("the checkpoint of step {newer} is set aside"));
     }
     Ok(())
+}
+
+/// The checkpoint of a step, verified.
+pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
+    let entries = store.list()?;
+    match entries.iter().find(|entry| entry.step == step) {
+        Some(entry) => match &entry.status {
+            Ok(_) => Ok(entry.path.clone()),
+            Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
+        },
+        None => {
+            let steps: Vec<String> = entries.iter().map(|entry| entry.step.to_string()).collect();
+            Err(anyhow!("the run has no checkpoint of step {step}"))
+                .hint(format!("there are: {}", steps.join(", ")))
+                .usage()
+        }
+    }
 }
 
 fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {

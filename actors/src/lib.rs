@@ -36,5 +36,5 @@ pub use plan::{Guard, RunPlan, SpikeAction};
 pub use ports::{
     MicroLoss, Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Update,
 };
-pub use state::{LoopState, LossWindow, Totals};
+pub use state::{Fork, LoopState, LossWindow, Totals};
 pub use supervisor::{End, Outcome, StopReason, run};

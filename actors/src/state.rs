@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use ddk_mixture::Perplexities;
+use ddk_corpus::Cursor;
+use ddk_mixture::{Perplexities, shares_of_domains};
 use ddk_run::Lengths;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,69 @@ pub struct LoopState {
     pub losses: LossWindow,
     /// Skipped updates since the last one that was made.
     pub skipped_in_row: u64,
+}
+
+/// How the domains of a forked run follow from those of the run that it is forked from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fork<'a> {
+    /// Where each new domain was in the old list, where its content is the same.
+    pub kept: &'a [Option<usize>],
+    /// Rows of a pass over each old domain.
+    pub old_rows: &'a [u64],
+    /// Rows of an optimizer step, and the seed, of the old run.
+    pub rows_per_step: u64,
+    /// See above.
+    pub seed: u64,
+}
+
+impl LoopState {
+    /// The state that a forked run starts with, its files empty. Where the domains are the same it goes on within the interval;
+    /// otherwise the interval ends here, and the first thing that the new run does is to measure and set a mixture.
+    pub fn fork(&self, fork: &Fork<'_>) -> Self {
+        let mut state = self.clone();
+        state.lengths = Lengths::default();
+        let count = fork.kept.len();
+        let same = fork.old_rows.len() == count
+            && fork
+                .kept
+                .iter()
+                .enumerate()
+                .all(|(new, old)| *old == Some(new));
+        if same {
+            return state;
+        }
+        let old = &self.interval;
+        let order = old.order(fork.seed);
+        let done = (self.step + 1 - old.first_step) * fork.rows_per_step;
+        let cursors = old.cursors_after(&order, done as usize, fork.old_rows);
+        state.interval = Interval {
+            index: old.index,
+            first_step: old.first_step,
+            steps: self.step + 1 - old.first_step,
+            weights: shares_of_domains(&old.weights, fork.kept),
+            target: shares_of_domains(&old.target, fork.kept),
+            counts: vec![0; count],
+            policy: old.policy.of_domains(fork.kept),
+            quota: old.quota.of_domains(fork.kept),
+            cursors: fork
+                .kept
+                .iter()
+                .map(|old| old.map_or_else(Cursor::default, |old| cursors[old]))
+                .collect(),
+        };
+        // Measured again on the new list: what a forked run begins with is what it is compared with.
+        state.at_start = Perplexities {
+            student: Vec::new(),
+            teacher: Vec::new(),
+        };
+        state.interval_tokens = vec![0; count];
+        state.totals.tokens = fork
+            .kept
+            .iter()
+            .map(|old| old.map_or(0, |old| self.totals.tokens[old]))
+            .collect();
+        state
+    }
 }
 
 /// The last losses of a run, those that are finite.

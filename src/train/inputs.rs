@@ -1,6 +1,9 @@
 //! What a run is made from: checked before it starts, bound to its folder, and checked again when it goes on.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible};
@@ -107,6 +110,41 @@ impl Inputs {
             vocabulary,
             sequence_length,
         })
+    }
+
+    /// What a run was made from.
+    pub fn of_run(folder: &Path) -> Result<Self> {
+        let path = folder.join("inputs.json");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Refuses another teacher, student or tokenizer than the other run's; the data may differ.
+    pub fn same_models(&self, other: &Self) -> Result<()> {
+        let differ = [
+            ("teacher", self.teacher != other.teacher),
+            ("student", self.student != other.student),
+            ("tokenizer", self.tokenizer != other.tokenizer),
+        ];
+        match differ.iter().find(|(_, differs)| *differs) {
+            Some((what, _)) => Err(anyhow!(
+                "a fork keeps weights and moments, so the {what} must be that of the run it is forked from"
+            ))
+            .usage(),
+            None => Ok(()),
+        }
+    }
+
+    /// Where each of these domains was in the other run, with the same content.
+    pub fn kept(&self, other: &Self) -> Vec<Option<usize>> {
+        let find = |domain| other.corpus.iter().position(|old| old == domain);
+        self.corpus.iter().map(find).collect()
+    }
+
+    /// Names of the domains.
+    pub fn domains(&self) -> impl Iterator<Item = &str> {
+        self.corpus.iter().map(|(name, _)| name.as_str())
     }
 
     /// Writes settings and inputs into a new run's folder; compares them where it holds a run.

@@ -174,8 +174,8 @@ async fn attempt(
         ),
     });
     let known = match &begin.resume {
-        Some(state) => Some(state.at_start.teacher.clone()),
-        None => prepared.inputs.cached_perplexities(settings),
+        Some(state) if !state.at_start.teacher.is_empty() => Some(state.at_start.teacher.clone()),
+        _ => prepared.inputs.cached_perplexities(settings),
     };
     let step = begin.step();
     let kind = if step == 0 { "started" } else { "resumed" };

@@ -351,3 +351,88 @@ fn checkpoints_that_are_to_stay_for_ever_stay() {
         "{listed}"
     );
 }
+
+#[test]
+fn a_run_is_forked_with_its_domains_or_others() {
+    let whole = whole();
+    let world = World::new();
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    let lines = |name: &str, file: &str| {
+        crate::world::read_lines(&world.path().join("runs").join(name).join(file))
+    };
+
+    // The same domains: the same steps as the run itself would have made.
+    let fork = ["train", "config.toml", "--fork", "same", "--from", "6"];
+    let output = world.succeed(&fork);
+    assert!(
+        stderr(&output).contains("forked from step 6"),
+        "{}",
+        stderr(&output)
+    );
+    let expected = whole.lines("run.jsonl");
+    assert!(lines("same", "run.jsonl") == expected[6..]);
+    let weights = fs::read(world.path().join("runs/same/student/model.safetensors")).unwrap();
+    assert!(weights == whole.student_weights());
+
+    // A domain dropped and one added: the mixture is set anew at once, from what stays.
+    let records: String = (0..80)
+        .map(|number| format!("{}\n", serde_json::json!({ "text": format!("field {number}: the gravel hides a purse and hail") })))
+        .collect();
+    fs::write(world.path().join("sources/fields.jsonl"), records).unwrap();
+    let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
+    let config = config.replace(
+        "[domains.coins]\nfiles = [\"sources/coins.jsonl\"]",
+        "[domains.fields]\nfiles = [\"sources/fields.jsonl\"]",
+    );
+    let config = config.replace("coins = 0.8, ", "");
+    fs::write(world.path().join("other.toml"), config).unwrap();
+    let output = world.succeed(&["train", "other.toml", "--fork", "other", "--from", "6"]);
+    assert!(
+        stderr(&output).contains("2 of 3 domains go on, 1 are new"),
+        "{}",
+        stderr(&output)
+    );
+    let steps = lines("other", "run.jsonl");
+    assert_eq!(steps[0]["step"], 7);
+    assert_eq!(steps.len() as u64, STEPS - 6);
+    let mixtures = lines("other", "mixture.jsonl");
+    let weights = mixtures[0]["weights"].as_object().unwrap();
+    assert_eq!(
+        weights.keys().collect::<Vec<_>>(),
+        ["fields", "rivers", "storms"]
+    );
+    assert_eq!(mixtures[0]["step"], 6);
+    // Rows of a domain that stays go on where they were.
+    let (old, new) = (
+        world.lines("samples.jsonl"),
+        lines("other", "samples.jsonl"),
+    );
+    let rows = |samples: &[Value], domain: &str, first: u64, last: u64| -> Vec<String> {
+        let wanted = |sample: &&Value| {
+            let step = sample["step"].as_u64().unwrap();
+            sample["domain"] == domain && (first..=last).contains(&step)
+        };
+        let place = |sample: &Value| format!("{} {}", sample["pass"], sample["row"]);
+        samples.iter().filter(wanted).map(place).collect()
+    };
+    let seen = rows(&old, "storms", 1, 6);
+    let next = rows(&new, "storms", 7, STEPS);
+    let all: Vec<String> = rows(&old, "storms", 1, STEPS);
+    let common = all.len().min(seen.len() + next.len());
+    assert!([seen, next].concat()[..common] == all[..common]);
+
+    let said = world.fail(
+        2,
+        &[
+            "train",
+            "config.toml",
+            "--fork",
+            "x",
+            "--set",
+            "teacher.model=models/student",
+            "--set",
+            "student.model=models/teacher",
+        ],
+    );
+    assert!(said.contains("fork keeps weights"), "{said}");
+}

@@ -153,7 +153,8 @@ impl<S: Student> Core<S> {
         metrics::STEP_SECONDS
             .with(&["evaluation"])
             .record(began.elapsed().as_secs_f64());
-        if self.state.is_none()
+        // Before the first step of a run, or of a fork whose domains are others.
+        if self.student_at_start.is_empty()
             && let Some(perplexities) = &perplexities
         {
             self.student_at_start = perplexities.clone();

@@ -13,5 +13,5 @@ mod quota;
 pub use ddk::{Ddk, FirstInterval};
 pub use equations::{Refused, discrepancy, smooth_update};
 pub use plan::{interval_order, limit};
-pub use policy::{Decision, Perplexities, Policy, PolicyState};
+pub use policy::{Decision, Perplexities, Policy, PolicyState, shares_of_domains};
 pub use quota::Quota;

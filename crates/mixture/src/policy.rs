@@ -97,3 +97,36 @@ pub enum PolicyState {
         factor: Option<Vec<f64>>,
     },
 }
+
+impl PolicyState {
+    /// The state for another list of domains: `kept[i]` is where the new domain i was in the old list. Those that stay keep their
+    /// proportions; a new one starts with an equal share.
+    pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
+        let Self::Ddk {
+            alpha,
+            update_every,
+            first,
+            factor,
+        } = self;
+        Self::Ddk {
+            alpha: *alpha,
+            update_every: *update_every,
+            first: *first,
+            factor: factor
+                .as_ref()
+                .map(|factor| shares_of_domains(factor, kept)),
+        }
+    }
+}
+
+/// Shares for another list of domains; they sum to 1.
+pub fn shares_of_domains(shares: &[f64], kept: &[Option<usize>]) -> Vec<f64> {
+    let equal = 1.0 / kept.len().max(1) as f64;
+    let of = |old: &Option<usize>| {
+        old.and_then(|old| shares.get(old).copied())
+            .unwrap_or(equal)
+    };
+    let new: Vec<f64> = kept.iter().map(of).collect();
+    let sum: f64 = new.iter().sum();
+    new.iter().map(|share| share / sum).collect()
+}

@@ -30,6 +30,17 @@ impl Quota {
         &self.carry
     }
 
+    /// The quota for another list of domains: `kept[i]` is where the new domain i was in the old list. What is owed to those that
+    /// stay is kept, less its mean, so that it still sums to 0.
+    pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
+        let of = |old: &Option<usize>| old.and_then(|old| self.carry.get(old).copied());
+        let carry: Vec<f64> = kept.iter().map(|old| of(old).unwrap_or(0.0)).collect();
+        let mean = carry.iter().sum::<f64>() / carry.len().max(1) as f64;
+        Self {
+            carry: carry.iter().map(|owed| owed - mean).collect(),
+        }
+    }
+
     /// Draws the rows of an interval: `target` sums to 1, the result sums to `rows`.
     ///
     /// The rows left over after every floor go to the domains with the largest carry + fraction; ties go by the order of

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, FirstInterval, Perplexities, Policy, Quota, interval_order, limit, smooth_update,
+    Ddk, FirstInterval, Perplexities, Policy, Quota, interval_order, limit, shares_of_domains,
+    smooth_update,
 };
 use proptest::prelude::*;
 
@@ -129,6 +130,22 @@ fn a_limit_keeps_the_proportions_of_the_others() {
 #[test]
 fn equal_claims_go_by_name() {
     assert_eq!(Quota::new(3).draw(&[1.0 / 3.0; 3], 4), [2, 1, 1]);
+}
+
+#[test]
+fn domains_that_stay_keep_their_proportions_and_what_they_are_owed() {
+    // b stays, a goes, d is new, c stays.
+    let kept = [Some(1), Some(2), None];
+    let shares = shares_of_domains(&[0.5, 0.2, 0.3], &kept);
+    assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    assert!((shares[1] / shares[0] - 1.5).abs() < 1e-12 && shares[2] > shares[1]);
+    let mut quota = Quota::new(3);
+    quota.draw(&[0.5, 0.2, 0.3], 7);
+    let carry = quota.carry().to_vec();
+    let forked = quota.of_domains(&kept);
+    assert!(forked.carry().iter().sum::<f64>().abs() < 1e-12);
+    let difference = carry[1] - carry[2];
+    assert!((forked.carry()[0] - forked.carry()[1] - difference).abs() < 1e-12);
 }
 
 #[test]

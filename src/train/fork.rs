@@ -1,0 +1,83 @@
+//! `ddk train --fork`: a new run from a checkpoint of another, perhaps with other domains.
+
+use std::{fs, io, path::Path};
+
+use anyhow::{Result, anyhow};
+use ddk_actors::{Fork, LoopState};
+use ddk_corpus::PreparedDomain;
+use ddk_run::{CheckpointStore, Lengths, NamedFile, Retention, RunFolder};
+
+use super::{Prepared, inputs::Inputs};
+use crate::{hint::Hint, prepare, progress::say};
+
+/// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of the domains that stay.
+pub(super) fn fork(
+    prepared: &Prepared<'_>,
+    source: &Path,
+    from: Option<u64>,
+    folder: &RunFolder,
+) -> Result<()> {
+    if !RunFolder::holds_a_run(source) {
+        return Err(anyhow!("{} holds no run to fork", source.display()))
+            .hint("run.name of the configuration is the run that is forked")
+            .usage();
+    }
+    let old = Inputs::of_run(source)?;
+    prepared.inputs.same_models(&old)?;
+    let store = CheckpointStore::look(&source.join("checkpoints"));
+    let (step, path, state) = match from {
+        Some(step) => {
+            let path = super::checkpoint_of(&store, step)?;
+            let text = fs::read_to_string(path.join("state.json"))?;
+            (step, path, serde_json::from_str::<LoopState>(&text)?)
+        }
+        None => {
+            let newest = store
+                .newest::<LoopState>()?
+                .ok_or_else(|| anyhow!("the run in {} has no checkpoint yet", source.display()))?;
+            (newest.step, newest.path, newest.state)
+        }
+    };
+    let settings = ddk_settings::load(&[source.join("config.toml")], &[], [])?.settings;
+    let kept = prepared.inputs.kept(&old);
+    // Cursors of domains that went are of no use: only those that stay have to be there still.
+    let old_rows: Vec<u64> = old
+        .domains()
+        .enumerate()
+        .map(|(index, name)| match kept.contains(&Some(index)) {
+            true => {
+                let options = prepare::row_options(&settings);
+                let domain = PreparedDomain::open(&settings.corpus.folder, name, options)?;
+                Ok(domain.rows())
+            }
+            false => Ok(1),
+        })
+        .collect::<Result<_>>()?;
+    let state = state.fork(&Fork {
+        kept: &kept,
+        old_rows: &old_rows,
+        rows_per_step: settings.batch.rows,
+        seed: settings.run.seed,
+    });
+    debug_assert_eq!(state.lengths, Lengths::default());
+    let files = [ddk_engine::WEIGHTS_FILE, ddk_engine::MOMENTS_FILE].map(|name| {
+        let from = path.join(name);
+        NamedFile {
+            name: name.to_owned(),
+            write: Box::new(move |out| {
+                let mut file = fs::File::open(&from)?;
+                io::copy(&mut file, out).map(|_| ())
+            }),
+        }
+    });
+    let new = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
+    new.save(step, &state, files.into(), || Ok(()))?;
+    let stay = kept.iter().flatten().count();
+    say(&format!(
+        "forked from step {step} of {}: {stay} of {} domains go on, {} are new",
+        source.display(),
+        kept.len(),
+        kept.len() - stay
+    ));
+    Ok(())
+}
