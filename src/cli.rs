@@ -57,7 +57,7 @@ pub enum Command {
 }
 
 /// Which settings: files in order, then the environment, then --set.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
     /// Configuration files (TOML); later ones override earlier ones
     #[arg(value_name = "CONFIG", required = true)]
@@ -66,7 +66,7 @@ pub struct ConfigArgs {
     pub set: SetArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct SetArgs {
     /// Override one setting, for example --set run.seed=1 (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -51,6 +51,7 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
     );
     let flags = Flags {
         new: false,
+        reload: None,
         fork_of: None,
         from: None,
         json: args.json,

@@ -31,7 +31,7 @@ pub fn bar(total: u64, template: &str) -> ProgressBar {
 /// Watches a distillation.
 pub struct Printer {
     bar: ProgressBar,
-    every: Duration,
+    every: Mutex<Duration>,
     last: Mutex<Last>,
 }
 
@@ -50,7 +50,7 @@ impl Printer {
         );
         Self {
             bar,
-            every: Duration::from_secs_f64(seconds),
+            every: Mutex::new(Duration::from_secs_f64(seconds)),
             last: Mutex::new(Last {
                 time: None,
                 totals: Totals::default(),
@@ -62,6 +62,11 @@ impl Printer {
     pub fn begin(&self, totals: Totals) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Last { time: None, totals };
+    }
+
+    /// Says a line so often from now on.
+    pub fn set_every(&self, every: Duration) {
+        *self.every.lock().unwrap_or_else(PoisonError::into_inner) = every;
     }
 
     /// Takes the bar away.
@@ -79,7 +84,8 @@ impl Observer for Printer {
         let line = report.line;
         self.bar.set_position(line.step);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.time.is_none_or(|time| time.elapsed() >= self.every);
+        let every = *self.every.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.time.is_none_or(|time| time.elapsed() >= every);
         if !due && report.limit != Some(line.step) {
             return;
         }

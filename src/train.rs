@@ -3,7 +3,9 @@
 mod fork;
 mod healing;
 mod inputs;
+mod reload;
 mod result;
+mod systemd;
 mod workers;
 
 use std::{
@@ -17,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::{End, Guard, RunPlan, SpikeAction, StopReason};
+use ddk_actors::{End, Guard, Live, RunPlan, SpikeAction, StopReason};
 use ddk_engine::{AdamWOptions, Schedule, StudentOptions};
 use ddk_objective::{Objective, default_chunk};
 use ddk_run::{CheckpointStore, RunFolder};
@@ -48,6 +50,7 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
         &settings,
         &Flags {
             new: args.new,
+            reload: Some(args.config.clone()),
             fork_of,
             from: args.from,
             json: args.json,
@@ -61,6 +64,8 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
 pub struct Flags {
     /// Refuse a run folder that exists.
     pub new: bool,
+    /// Where settings are read again from at SIGHUP.
+    pub reload: Option<cli::ConfigArgs>,
     /// The folder of the run to fork, where the run is new.
     pub fork_of: Option<PathBuf>,
     /// Go on from this checkpoint instead of the newest.
@@ -111,7 +116,7 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     if let Some(step) = flags.from.filter(|_| forks.is_none()) {
         go_back(&folder, step)?;
     }
-    let ended = work(&prepared, &folder)?;
+    let ended = work(&prepared, &folder, flags.reload.as_ref())?;
     let (outcome, signal) = (ended.outcome, ended.signal);
     let Some(outcome) = outcome else {
         return Ok(stopped(signal, "before its first step", &path));
@@ -303,11 +308,17 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         max_passes: settings.mixture.max_passes,
         queue_depth: settings.queues.depth,
         teacher_lanes: settings.teacher.lanes,
-        checkpoint_every: settings.checkpoint.every,
+        live: live(settings),
         gamma: settings.objective.gamma,
         skip: BTreeSet::new(),
         guard: guard(&settings.guard),
     }
+}
+
+/// What may change while the run goes on, as it is set.
+fn live(settings: &Settings) -> Arc<Live> {
+    let checkpoint = &settings.checkpoint;
+    Live::new(checkpoint.every, checkpoint.keep, settings.student.lr_end)
 }
 
 fn guard(guard: &ddk_settings::Guard) -> Guard {

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ddk_actors::{
-    MicroBatch, MicroLoss, PortError, Rows, Update,
+    Live, MicroBatch, MicroLoss, PortError, Rows, Update,
     ports::{RowsFactory, StudentFactory, TeacherFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
@@ -61,6 +61,7 @@ pub struct TeacherPort {
 
 /// The student on its lane.
 pub struct StudentPort {
+    live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
     student: Student,
@@ -96,6 +97,7 @@ pub fn student(
     options: StudentOptions,
     evaluation: Evaluation,
     checkpoint: Option<PathBuf>,
+    live: Arc<Live>,
     faults: Arc<Faults>,
 ) -> StudentFactory<StudentPort> {
     let settings = settings.clone();
@@ -103,6 +105,7 @@ pub fn student(
         let lane = Lane::enter(settings.student.threads);
         let student = build_student(&settings, &folders, options, checkpoint)?;
         Ok(StudentPort {
+            live,
             faults,
             lane,
             student,
@@ -246,6 +249,7 @@ impl ddk_actors::Student for StudentPort {
     }
 
     fn update(&mut self, step: u64) -> Result<Update, PortError> {
+        self.student.set_lr_end(self.live.lr_end());
         let report = self.student.update(step).map_err(engine_error)?;
         Ok(updated(report))
     }

@@ -10,7 +10,7 @@ use ddk_run::{CheckpointStore, Journal, NamedFile};
 use ddk_telemetry::{Worker, metrics};
 
 use crate::{
-    LoopState, Observer, PortError,
+    Live, LoopState, Observer, PortError,
     worker::{Body, Ready},
 };
 
@@ -31,6 +31,8 @@ pub struct Checkpointer {
     pub input: Receiver<SaveRequest>,
     /// Where they go.
     pub store: CheckpointStore,
+    /// How many of the newest stay, as it is set now.
+    pub live: Arc<Live>,
     /// Whose lines have to be durable before a checkpoint names their lengths.
     pub journal: Arc<Journal>,
     /// Who watches.
@@ -45,12 +47,14 @@ impl Checkpointer {
         Box::new(move |ready: Ready| {
             ready.say();
             self.status.waiting_for_input();
-            while let Ok(request) = self.input.recv() {
-                self.status.computing();
-                self.save(request)?;
-                self.status.waiting_for_input();
+            let mut this = self;
+            while let Ok(request) = this.input.recv() {
+                this.status.computing();
+                this.store.keep_last(this.live.keep());
+                this.save(request)?;
+                this.status.waiting_for_input();
             }
-            self.status.stopped();
+            this.status.stopped();
             Ok(())
         })
     }

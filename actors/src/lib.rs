@@ -32,7 +32,7 @@ pub mod worker;
 pub use batch::{Labelled, MicroBatch};
 pub use error::RunError;
 pub use interval::Interval;
-pub use plan::{Guard, RunPlan, SpikeAction};
+pub use plan::{Guard, Live, RunPlan, SpikeAction};
 pub use ports::{
     MicroLoss, Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Update,
 };

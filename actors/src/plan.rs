@@ -1,11 +1,17 @@
 //! What a run is to do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
 
 use ddk_run::records::ByDomain;
 
 /// The plan of a run; fixed before its first step.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct RunPlan {
     /// Names of the domains, sorted.
     pub domains: Vec<String>,
@@ -33,14 +39,57 @@ pub struct RunPlan {
     pub queue_depth: usize,
     /// Teachers side by side.
     pub teacher_lanes: usize,
-    /// Steps between two checkpoints.
-    pub checkpoint_every: u64,
+    /// What may change while the run goes on.
+    pub live: Arc<Live>,
     /// Weight of the divergence, for the lines.
     pub gamma: f64,
     /// Steps whose data is passed over, because training went wrong on it.
     pub skip: BTreeSet<u64>,
     /// What is done when numbers go wrong.
     pub guard: Guard,
+}
+
+/// Settings that may change while a run goes on; shared with whoever changes them.
+#[derive(Debug)]
+pub struct Live {
+    checkpoint_every: AtomicU64,
+    keep: AtomicUsize,
+    /// The bits of an f64.
+    lr_end: AtomicU64,
+}
+
+impl Live {
+    /// What a run starts with: steps between two checkpoints, how many of the newest stay, the learning rate at the end.
+    pub fn new(checkpoint_every: u64, keep: usize, lr_end: f64) -> Arc<Self> {
+        Arc::new(Self {
+            checkpoint_every: AtomicU64::new(checkpoint_every),
+            keep: AtomicUsize::new(keep),
+            lr_end: AtomicU64::new(lr_end.to_bits()),
+        })
+    }
+
+    /// Changes all of them.
+    pub fn set(&self, checkpoint_every: u64, keep: usize, lr_end: f64) {
+        self.checkpoint_every
+            .store(checkpoint_every, Ordering::Relaxed);
+        self.keep.store(keep, Ordering::Relaxed);
+        self.lr_end.store(lr_end.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Steps between two checkpoints, at least one.
+    pub fn checkpoint_every(&self) -> u64 {
+        self.checkpoint_every.load(Ordering::Relaxed).max(1)
+    }
+
+    /// How many of the newest checkpoints stay.
+    pub fn keep(&self) -> usize {
+        self.keep.load(Ordering::Relaxed)
+    }
+
+    /// The learning rate of the last step.
+    pub fn lr_end(&self) -> f64 {
+        f64::from_bits(self.lr_end.load(Ordering::Relaxed))
+    }
 }
 
 /// What is done when numbers go wrong.

@@ -1,6 +1,7 @@
 //! What a run is made from: checked before it starts, bound to its folder, and checked again when it goes on.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -15,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
-const MAY_CHANGE: [&str; 7] = [
+const MAY_CHANGE: [&str; 9] = [
     "faults.",
+    "student.lr_end",
+    "corpus.when_stale",
     "telemetry.",
     "log.",
     "checkpoint.",
@@ -150,7 +153,10 @@ impl Inputs {
     /// Writes settings and inputs into a new run's folder; compares them where it holds a run.
     pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         if RunFolder::holds_a_run(folder.path()) {
-            return self.check(folder, settings);
+            self.check(folder, settings)?;
+            // What may change is written down as it is now.
+            ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+            return Ok(());
         }
         let text = serde_json::to_vec_pretty(self)?;
         ddk_run::write_atomically(&inputs_file(folder), &text)?;
@@ -232,6 +238,14 @@ fn inputs_file(folder: &RunFolder) -> PathBuf {
 
 /// The first setting that differs and may not: key, old value, new value.
 fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String, String)>> {
+    let all = differences(then, now)?.into_iter();
+    let mut of_results =
+        all.filter(|(key, ..)| !MAY_CHANGE.iter().any(|start| key.starts_with(start)));
+    Ok(of_results.next())
+}
+
+/// All settings that differ: key, old value, new value.
+pub fn differences(then: &Settings, now: &Settings) -> Result<Vec<(String, String, String)>> {
     let values = |settings: &Settings| -> Result<Vec<(String, String)>> {
         let mut values = Vec::new();
         flatten(
@@ -239,7 +253,6 @@ fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String,
             "",
             &mut values,
         );
-        values.retain(|(key, _)| !MAY_CHANGE.iter().any(|start| key.starts_with(start)));
         Ok(values)
     };
     let (then, now) = (values(then)?, values(now)?);
@@ -248,13 +261,11 @@ fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String,
             .find(|(other, _)| other == key)
             .map(|(_, value)| value.clone())
     };
-    let keys = then.iter().chain(&now).map(|(key, _)| key);
-    for key in keys {
+    let shown = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
+    let keys: BTreeSet<&String> = then.iter().chain(&now).map(|(key, _)| key).collect();
+    let differences = keys.into_iter().filter_map(|key| {
         let (old, new) = (find(&then, key), find(&now, key));
-        if old != new {
-            let shown = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
-            return Ok(Some((key.clone(), shown(old), shown(new))));
-        }
-    }
-    Ok(None)
+        (old != new).then(|| (key.clone(), shown(old), shown(new)))
+    });
+    Ok(differences.collect())
 }

@@ -25,8 +25,10 @@ use tokio::{
 use super::{
     Prepared,
     healing::{Healing, Learnt},
+    reload, systemd,
 };
 use crate::{
+    cli,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
     wiring::{self, Evaluation},
@@ -46,7 +48,11 @@ pub(super) struct Ended {
 }
 
 /// Runs the actors to the end; after what heals, again from the last checkpoint.
-pub(super) fn work(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<Ended> {
+pub(super) fn work(
+    prepared: &Prepared<'_>,
+    folder: &RunFolder,
+    reload: Option<&cli::ConfigArgs>,
+) -> Result<Ended> {
     let settings = prepared.settings;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -60,11 +66,16 @@ pub(super) fn work(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<Ended>
                 .set(report.quarantined as f64);
         }
         let _server = serve(settings, recorder).await?;
+        systemd::watch(Arc::clone(&board));
         let signal = Arc::new(AtomicU8::new(0));
         let mut stop = signals(Arc::clone(&signal))?;
         let mut healing = Healing::open(folder, settings.guard.max_rollbacks)?;
         let limit = prepared.plan.max_steps;
         let printer = Arc::new(Printer::new(settings.log.line_seconds, limit));
+        if let Some(source) = reload {
+            let live = Arc::clone(&prepared.plan.live);
+            reload::on_hangup(source.clone(), settings.clone(), live, Arc::clone(&printer))?;
+        }
         let mut seconds_before = None;
         loop {
             let begin = Begin::new(prepared, folder, &healing.learnt)?;
@@ -203,6 +214,7 @@ async fn attempt(
             begin.options,
             begin.evaluation,
             begin.checkpoint,
+            Arc::clone(&begin.plan.live),
             faults(),
         ),
         rows: wiring::rows(prepared.corpus.domains.clone(), settings.run.seed, faults()),
@@ -311,6 +323,7 @@ fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
                 "{name}: finishing the step and saving; once more ends at once"
             ));
             tracing::info!(name, "told to stop");
+            systemd::stopping();
             let _ = sender.send(()).await;
         }
     });

@@ -294,6 +294,15 @@ impl World {
         read_lines(&self.run_folder().join(file))
     }
 
+    /// The lines as they are.
+    pub fn lines_with_seconds(&self, file: &str) -> Vec<Value> {
+        fs::read_to_string(self.run_folder().join(file))
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
     pub fn student_weights(&self) -> Vec<u8> {
         fs::read(self.run_folder().join("student/model.safetensors")).unwrap()
     }

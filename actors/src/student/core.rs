@@ -120,7 +120,8 @@ impl<S: Student> Core<S> {
     }
 
     pub(crate) fn save_is_due(&self) -> bool {
-        self.step().is_multiple_of(self.plan.checkpoint_every) && !self.is_saved()
+        let every = self.plan.live.checkpoint_every();
+        self.step().is_multiple_of(every) && !self.is_saved()
     }
 
     pub(crate) fn is_saved(&self) -> bool {

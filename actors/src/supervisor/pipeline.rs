@@ -177,6 +177,7 @@ where
         store: checkpoints,
         journal: Arc::clone(&journal),
         observer: Arc::clone(&observer),
+        live: Arc::clone(&plan.live),
         status: board.worker("checkpointer"),
     };
     let pipeline = Pipeline {

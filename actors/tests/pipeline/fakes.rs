@@ -59,7 +59,7 @@ impl World {
                 max_passes: None,
                 queue_depth: 2,
                 teacher_lanes: 1,
-                checkpoint_every: 3,
+                live: ddk_actors::Live::new(3, 2, 0.0),
                 gamma: 0.2,
                 skip: std::collections::BTreeSet::new(),
                 guard: ddk_actors::Guard {

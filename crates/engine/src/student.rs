@@ -232,6 +232,11 @@ impl Student {
         })
     }
 
+    /// Changes the learning rate that the schedule ends at.
+    pub fn set_lr_end(&mut self, lr_end: f64) {
+        self.options.schedule.end = lr_end;
+    }
+
     /// Takes this step's loss for not finite, for faults on purpose.
     pub fn poison(&mut self) -> f64 {
         self.finite = false;

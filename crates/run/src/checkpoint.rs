@@ -167,6 +167,11 @@ impl CheckpointStore {
         }
     }
 
+    /// Changes how many of the newest stay, from the next save on.
+    pub fn keep_last(&mut self, last: usize) {
+        self.retention.last = last;
+    }
+
     /// Looks at the checkpoints of a folder without touching anything.
     pub fn look(folder: &Path) -> Self {
         Self {
