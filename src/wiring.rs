@@ -61,6 +61,8 @@ pub struct TeacherPort {
 
 /// The student on its lane.
 pub struct StudentPort {
+    /// The settings as resolved, for the checkpoints.
+    config: Arc<str>,
     live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
@@ -105,6 +107,7 @@ pub fn student(
         let lane = Lane::enter(settings.student.threads);
         let student = build_student(&settings, &folders, options, checkpoint)?;
         Ok(StudentPort {
+            config: settings.to_toml().into(),
             live,
             faults,
             lane,
@@ -270,13 +273,17 @@ impl ddk_actors::Student for StudentPort {
 
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
         let snapshot = self.student.snapshot().map_err(engine_error)?;
+        let config = self.config.clone();
+        let config = NamedFile {
+            name: "config.toml".to_owned(),
+            write: Box::new(move |out| out.write_all(config.as_bytes())),
+        };
         let files = snapshot.into_files().into_iter();
-        Ok(files
-            .map(|(name, write)| NamedFile {
-                name: name.to_owned(),
-                write,
-            })
-            .collect())
+        let files = files.map(|(name, write)| NamedFile {
+            name: name.to_owned(),
+            write,
+        });
+        Ok(files.chain([config]).collect())
     }
 
     fn busy_seconds(&self) -> f64 {

@@ -282,6 +282,39 @@ fn sigterm_is_heard_in_every_phase_within_its_grace() {
 }
 
 #[test]
+fn a_second_signal_ends_at_once_and_harms_nothing() {
+    let whole = World::new();
+    whole.succeed(&["train", "config.toml"]);
+    let world = World::new();
+    let mut child = world
+        .command(&[
+            "train",
+            "config.toml",
+            "--set",
+            "faults.plan=[\"stall student 6\"]",
+        ])
+        .env("DDK_ALLOW_FAULTS", "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    assert!(lines.any(|line| is_step(&line, 5)));
+    let id = child.id().to_string();
+    let kill = || assert!(Command::new("kill").arg(&id).status().unwrap().success());
+    kill();
+    assert!(lines.any(|line| line.contains("once more ends at once")));
+    kill();
+    for _ in lines {}
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    world.succeed(&["train", "config.toml"]);
+    assert!(whole.trajectory() == world.trajectory());
+    assert!(whole.student_weights() == world.student_weights());
+}
+
+#[test]
 fn settings_are_read_again_at_sighup() {
     let world = World::new();
     // Steps enough to be told something while they last.

@@ -13,9 +13,9 @@ pub enum Refused {
         /// The offending ratio.
         ratio: f64,
     },
-    /// A perplexity that is NaN, infinite or not positive.
+    /// A perplexity that is NaN, infinite, not positive or absurdly large.
     #[error(
-        "the {model}'s perplexity of domain {domain} is {value}, which is not a positive finite number"
+        "the {model}'s perplexity of domain {domain} is {value}, which is no perplexity of a working model"
     )]
     Perplexity {
         /// "student" or "teacher".

@@ -13,6 +13,9 @@ pub struct Perplexities {
     pub teacher: Vec<f64>,
 }
 
+/// No model is as bad as this on text, whatever its vocabulary: something is broken.
+const ABSURD: f64 = 1e12;
+
 impl Perplexities {
     /// Student's over teacher's, by domain: 1 where the student has caught up.
     pub fn ratios(&self) -> Vec<f64> {
@@ -34,7 +37,7 @@ impl Perplexities {
         }
         for (model, perplexities) in [("student", &self.student), ("teacher", &self.teacher)] {
             for (domain, &value) in perplexities.iter().enumerate() {
-                if !(value.is_finite() && value > 0.0) {
+                if !(value > 0.0 && value < ABSURD) {
                     return Err(Refused::Perplexity {
                         model,
                         domain,
