@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use ddk_actors::{
     Live, MicroBatch, MicroLoss, PortError, Rows, Update,
-    ports::{RowsFactory, StudentFactory, TeacherFactory},
+    ports::{BatcherHook, RowsFactory, StudentFactory, TeacherFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
@@ -59,15 +59,19 @@ pub struct TeacherPort {
     evaluation: Evaluation,
 }
 
+/// A file that every checkpoint holds beside the student's own: what the run is made from, and what wrote it.
+pub type Record = (&'static str, Arc<[u8]>);
+
 /// The student on its lane.
 pub struct StudentPort {
-    /// The settings as resolved, for the checkpoints.
-    config: Arc<str>,
+    records: Vec<Record>,
     live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
     student: Student,
     evaluation: Evaluation,
+    /// Evaluations made so far.
+    evaluations: u64,
 }
 
 /// Builds teachers on their threads.
@@ -99,6 +103,7 @@ pub fn student(
     options: StudentOptions,
     evaluation: Evaluation,
     checkpoint: Option<PathBuf>,
+    records: Vec<Record>,
     live: Arc<Live>,
     faults: Arc<Faults>,
 ) -> StudentFactory<StudentPort> {
@@ -107,12 +112,13 @@ pub fn student(
         let lane = Lane::enter(settings.student.threads);
         let student = build_student(&settings, &folders, options, checkpoint)?;
         Ok(StudentPort {
-            config: settings.to_toml().into(),
+            records,
             live,
             faults,
             lane,
             student,
             evaluation,
+            evaluations: 0,
         })
     })
 }
@@ -169,6 +175,11 @@ pub fn kind(dtype: Dtype) -> Kind {
     }
 }
 
+/// What the batcher calls before each step.
+pub fn batcher(faults: Arc<Faults>) -> BatcherHook {
+    Arc::new(move |step| faults.worker(Place::Batcher, step).map(drop))
+}
+
 /// Opens domains at a cursor.
 pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64, faults: Arc<Faults>) -> RowsFactory {
     Arc::new(move |domain, cursor| {
@@ -205,8 +216,15 @@ impl ddk_actors::Teacher for TeacherPort {
     type Signal = Signal;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
-        self.faults.worker(Place::Teacher, batch.step)?;
-        self.teacher.label(&sequences(batch)).map_err(engine_error)
+        let nan = self.faults.worker(Place::Teacher, batch.step)?;
+        let mut signal = self
+            .teacher
+            .label(&sequences(batch))
+            .map_err(engine_error)?;
+        if nan {
+            signal.poison().map_err(engine_error)?;
+        }
+        Ok(signal)
     }
 
     fn perplexities(
@@ -266,24 +284,31 @@ impl ddk_actors::Student for StudentPort {
         &mut self,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.evaluation
+        self.evaluations += 1;
+        let nan = self.faults.worker(Place::Evaluation, self.evaluations)?;
+        let measured = self
+            .evaluation
             .perplexities(self.student.model(), cancelled)
-            .map_err(engine_error)
+            .map_err(engine_error)?;
+        Ok(match nan {
+            true => measured.map(|perplexities| vec![f64::NAN; perplexities.len()]),
+            false => measured,
+        })
     }
 
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
         let snapshot = self.student.snapshot().map_err(engine_error)?;
-        let config = self.config.clone();
-        let config = NamedFile {
-            name: "config.toml".to_owned(),
-            write: Box::new(move |out| out.write_all(config.as_bytes())),
-        };
+        let records = self.records.clone().into_iter();
+        let records = records.map(|(name, text)| NamedFile {
+            name: name.to_owned(),
+            write: Box::new(move |out| out.write_all(&text)),
+        });
         let files = snapshot.into_files().into_iter();
         let files = files.map(|(name, write)| NamedFile {
             name: name.to_owned(),
             write,
         });
-        Ok(files.chain([config]).collect())
+        Ok(files.chain(records).collect())
     }
 
     fn busy_seconds(&self) -> f64 {

@@ -31,11 +31,8 @@ use crate::{
     cli,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
-    wiring::{self, Evaluation},
+    wiring::{self, Evaluation, Record},
 };
-
-/// Nothing computes longer than this at a stretch; `/livez` says so where something does.
-const COMPUTE_LIMIT: Duration = Duration::from_secs(900);
 
 /// How the run ended, and what is needed to sum it up.
 pub(super) struct Ended {
@@ -58,7 +55,9 @@ pub(super) fn work(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let board = Board::new(COMPUTE_LIMIT);
+        let board = Board::new(Duration::from_secs_f64(
+            settings.guard.compute_limit_seconds,
+        ));
         let recorder = Recorder::install(Arc::clone(&board)).ok();
         for report in &prepared.corpus.reports {
             metrics::QUARANTINED
@@ -68,7 +67,10 @@ pub(super) fn work(
         let _server = serve(settings, recorder).await?;
         systemd::watch(Arc::clone(&board));
         let signal = Arc::new(AtomicU8::new(0));
-        let mut stop = signals(Arc::clone(&signal))?;
+        let mut stop = signals(
+            Arc::clone(&signal),
+            Duration::from_secs_f64(settings.guard.grace_seconds),
+        )?;
         let mut healing = Healing::open(folder, settings.guard.max_rollbacks)?;
         let limit = prepared.plan.max_steps;
         let printer = Arc::new(Printer::new(settings.log.line_seconds, limit));
@@ -214,10 +216,12 @@ async fn attempt(
             begin.options,
             begin.evaluation,
             begin.checkpoint,
+            records(prepared).map_err(|error| lost(&error))?,
             Arc::clone(&begin.plan.live),
             faults(),
         ),
         rows: wiring::rows(prepared.corpus.domains.clone(), settings.run.seed, faults()),
+        batcher: wiring::batcher(faults()),
         checkpoints: begin.checkpoints,
         journal: begin.journal,
         board: Arc::clone(board),
@@ -230,6 +234,30 @@ async fn attempt(
             .keep_perplexities(settings, &outcome.at_start.teacher);
     }
     Ok(outcome)
+}
+
+/// What a checkpoint says about itself: the settings, the hashes of what the run is made from (the teacher's perplexities belong
+/// to these), the versions of what wrote it.
+fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
+    let versions = serde_json::json!({
+        "ddk": env!("CARGO_PKG_VERSION"),
+        "libtorch": ddk_torch::VERSION,
+        "checkpoint": ddk_run::CHECKPOINT_FORMAT,
+    });
+    Ok(vec![
+        (
+            "config.toml",
+            prepared.settings.to_toml().into_bytes().into(),
+        ),
+        (
+            "inputs.json",
+            serde_json::to_vec_pretty(&prepared.inputs)?.into(),
+        ),
+        (
+            "versions.json",
+            serde_json::to_vec_pretty(&versions)?.into(),
+        ),
+    ])
 }
 
 /// Says where the run goes on, and loudly what was passed over.
@@ -305,8 +333,8 @@ async fn serve(settings: &Settings, recorder: Option<Recorder>) -> Result<Option
     }
 }
 
-/// The first SIGINT or SIGTERM stops the run cleanly, the second ends the process at once.
-fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
+/// The first SIGINT or SIGTERM stops the run cleanly; the second, or the end of the grace, ends the process at once.
+fn signals(seen: Arc<AtomicU8>, grace: Duration) -> Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(1);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -316,9 +344,18 @@ fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
                 _ = interrupt.recv() => (2_u8, "SIGINT"),
                 _ = terminate.recv() => (15, "SIGTERM"),
             };
+            let end = move || std::process::exit(128 + i32::from(number));
             if seen.swap(number, Ordering::SeqCst) != 0 {
-                std::process::exit(128 + i32::from(number));
+                end();
             }
+            tokio::spawn(async move {
+                tokio::time::sleep(grace).await;
+                say(&format!(
+                    "not done {} s after {name} (guard.grace_seconds): ending at once; the run goes on from the checkpoint before",
+                    grace.as_secs_f64()
+                ));
+                end();
+            });
             say(&format!(
                 "{name}: finishing the step and saving; once more ends at once"
             ));
