@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use ddk_model::Model;
-use ddk_objective::{HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head};
+use ddk_objective::{
+    Detail, HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
+};
 use ddk_torch::TorchError;
 use tch::Tensor;
 
@@ -168,7 +170,7 @@ impl Student {
                 objective: self.options.objective,
                 vocabulary: self.options.vocabulary,
                 chunk: self.options.chunk,
-                per_position: false,
+                detail: Detail::Sums,
             },
             &mut HeadGradients {
                 weight: &mut self.head_gradient,
