@@ -173,7 +173,7 @@ impl Student {
                 detail: Detail::Sums,
             },
             &mut HeadGradients {
-                weight: &mut self.head_gradient,
+                weight: Some(&mut self.head_gradient),
                 bias: None,
             },
         )?;
