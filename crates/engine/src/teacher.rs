@@ -15,6 +15,8 @@ use crate::{
 /// disk) can only send their top tokens.
 #[derive(Debug)]
 pub enum Signal {
+    /// Nothing: the loss leaves the teacher out, so that no forward was made.
+    Nothing,
     /// Hidden states after the final norm.
     Hidden {
         /// `[positions, d_model]` in the teacher's dtype, on the student's device.
@@ -25,10 +27,11 @@ pub enum Signal {
 impl Signal {
     /// Makes it not a number, for faults on purpose.
     pub fn poison(&mut self) -> Result<(), EngineError> {
-        let Self::Hidden { last } = self;
-        *last = last
-            .f_full_like(f64::NAN)
-            .map_err(ddk_torch::TorchError::from)?;
+        if let Self::Hidden { last } = self {
+            *last = last
+                .f_full_like(f64::NAN)
+                .map_err(ddk_torch::TorchError::from)?;
+        }
         Ok(())
     }
 }
