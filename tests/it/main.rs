@@ -14,5 +14,6 @@ mod commands;
 mod corpora;
 mod faults;
 mod interrupted;
+mod mixtures;
 mod training;
 mod world;
