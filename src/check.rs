@@ -17,7 +17,7 @@ use crate::{
     cli, config,
     hint::render_line,
     prepare,
-    train::most_steps,
+    train::{layer_pairs, most_steps},
     wiring::{self, ModelFolders},
 };
 
@@ -208,6 +208,8 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         _ => tch::Device::Cuda(0),
     };
     let chunk = default_chunk(models.vocabulary as i64, device);
+    let pairs = layer_pairs(&settings.objective, &models.student, &models.teacher);
+    let pairs = report.take(pairs)?;
     let shape = StepShape {
         micro_rows: settings.batch.micro_rows,
         sequence_length: settings.corpus.sequence_length as u64,
@@ -216,6 +218,7 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         recompute: student.recompute,
         student_bytes: bytes(student.dtype),
         teacher_bytes: bytes(teacher.dtype),
+        pairs: pairs.map_or(0, |pairs| pairs.len() as u64),
     };
     let lanes = teacher.lanes as u64;
     let mut devices: BTreeMap<&str, Vec<(String, Part)>> = BTreeMap::new();

@@ -14,6 +14,7 @@ mod generate;
 mod hint;
 mod init;
 mod mixture;
+mod objective;
 mod prepare;
 mod pretrain;
 mod progress;

@@ -96,10 +96,7 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
         }
     };
     let options = StudentOptions {
-        objective: Objective {
-            gamma: 0.0,
-            ..Objective::default()
-        },
+        objective: Objective::cross_entropy(),
         vocabulary,
         chunk: default_chunk(vocabulary, device),
         recompute: false,
@@ -114,6 +111,7 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
             warmup_steps: model.warmup_steps,
             total_steps: model.steps,
         },
+        filters: None,
     };
     let shares = shares(model, corpus);
     let mut rows = MixedRows::new(

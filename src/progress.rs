@@ -101,11 +101,13 @@ impl Observer for Printer {
             .map(|(name, weight)| format!("{name} {weight:.3}"))
             .collect();
         let text = format!(
-            "step {}/{limit}  loss {:.4}  ce {:.4}  kl {:.4}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  student {:.0} %  {}{}",
+            "step {}/{limit}  loss {:.4}  ce {:.4}  kl {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  student {:.0} %  {}{}",
             line.step,
             line.loss,
             line.ce,
             line.kl,
+            line.layer
+                .map_or(String::new(), |layer| format!("  layer {layer:.4}")),
             line.learning_rate,
             (now.all_tokens() - before.all_tokens()) as f64 / seconds,
             share(now.teacher_busy_seconds, before.teacher_busy_seconds),

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use ddk_engine::{Sequence, StudentOptions, Teacher};
+use ddk_engine::{Sequence, StudentOptions};
 use ddk_model::Model;
 use ddk_run::records::Serial;
 use ddk_settings::Settings;
@@ -32,10 +32,11 @@ pub fn measure(
         let student_device = parse_device(&settings.student.device)?;
         let placement = wiring::teacher_placement(&settings.teacher)?;
         let teacher = match wiring::labels(settings) {
-            true => Some(Teacher::new(
+            true => Some(wiring::build_teacher(
                 Model::load(&folders.teacher, &placement)?,
                 student_device,
-            )),
+                options.filters.as_ref(),
+            )?),
             false => None,
         };
         let mut student = wiring::build_student(settings, folders, options.clone(), None)?;

@@ -8,6 +8,7 @@ mod policy;
 mod reload;
 mod result;
 mod systemd;
+mod ted;
 mod workers;
 
 use std::{
@@ -24,11 +25,12 @@ use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, Guard, Live, RunPlan, SpikeAction, StopReason};
 use ddk_engine::{AdamWOptions, Schedule, StudentOptions};
 use ddk_mixture::Policy;
-use ddk_objective::{Objective, default_chunk};
+use ddk_objective::default_chunk;
 use ddk_run::{CheckpointStore, RunFolder};
-use ddk_settings::{MixturePolicy, Settings};
+use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 use ddk_torch::parse_device;
 
+pub use self::ted::layer_pairs;
 use self::{
     doremi::Phases,
     inputs::Inputs,
@@ -38,6 +40,7 @@ use crate::{
     cli, config,
     faults::Faults,
     hint::Hint,
+    objective,
     prepare::{self, Corpus},
     progress::say,
     serial,
@@ -146,14 +149,19 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         go_back(&folder, step)?;
     }
     let mut session = Session::start(settings)?;
-    let is_new = CheckpointStore::look(&folder.checkpoints())
-        .list()?
-        .is_empty();
+    let checkpoints = folder.checkpoints();
+    let is_new = !checkpoints.exists() || CheckpointStore::look(&checkpoints).list()?.is_empty();
     if settings.mixture.policy == MixturePolicy::Doremi && is_new {
         let reloads = flags.reload.is_some();
         match doremi::phases(settings, &prepared.plan.domains, reloads, &mut session)? {
             Phases::Done(weights) => prepared.doremi = Some(weights),
             Phases::Stopped(code) => return Ok(code),
+        }
+    }
+    if settings.objective.name == ObjectiveName::Ted {
+        let reloads = flags.reload.is_some();
+        if let Some(code) = ted::first_stage(settings, &folder, reloads, &mut session)? {
+            return Ok(code);
         }
     }
     match run_to_end(&prepared, &folder, &mut session, flags)? {
@@ -280,6 +288,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
     }
     // The models first: what is wrong with them is said before minutes of tokenizing.
     inputs::check_tokenizers(settings, &folders)?;
+    let filters = ted::filters(settings, &folders)?;
     let corpus = prepare::open(settings)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     let inputs = Inputs::of(
@@ -294,14 +303,9 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         .objective
         .chunk
         .unwrap_or_else(|| default_chunk(vocabulary, device));
-    let objective = Objective {
-        gamma: settings.objective.gamma,
-        temperature: settings.objective.temperature,
-        temperature_squared: settings.objective.temperature_squared,
-    };
     let student = &settings.student;
     let options = StudentOptions {
-        objective,
+        objective: objective::of_settings(&settings.objective),
         vocabulary,
         chunk,
         recompute: student.recompute,
@@ -318,6 +322,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
             warmup_steps: student.warmup_steps,
             total_steps: most_steps(settings).unwrap_or(u64::MAX),
         },
+        filters,
     };
     let evaluation = Evaluation {
         validation: Arc::new(prepare::validation(&corpus)?),
@@ -363,6 +368,7 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         (None, Some(of_intervals)) => (Some(of_intervals), StopReason::MaxIntervals),
         (steps, _) => (steps, StopReason::MaxSteps),
     };
+    let objective = objective::of_settings(&settings.objective);
     RunPlan {
         domains: corpus
             .domains
@@ -383,7 +389,9 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         queue_depth: settings.queues.depth,
         teacher_lanes: settings.teacher.lanes,
         live: live(settings),
-        gamma: settings.objective.gamma,
+        gamma: objective.divergence_weight(),
+        layer_weight: (settings.objective.name == ObjectiveName::Ted)
+            .then_some(objective.layer_weight),
         skip: BTreeSet::new(),
         guard: guard(&settings.guard),
     }

@@ -8,17 +8,18 @@ use ddk_actors::{
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
-    Document, EngineError, RowLosses, RowSums, Sequence, Signal, Student, StudentOptions, Teacher,
-    UpdateReport, domain_perplexities,
+    Document, EngineError, FilterStage, Filters, Learner, RowLosses, RowSums, Sequence, Signal,
+    Student, StudentOptions, Teacher, UpdateReport, domain_perplexities,
 };
-use ddk_model::{Model, ModelError, Placement};
+use ddk_model::{Model, ModelError, Output, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::{
     faults::{Faults, Place},
+    objective,
     rows::sequence,
 };
 
@@ -64,7 +65,8 @@ pub struct TeacherPort {
 
 /// Whether the teacher says something about each batch. Where neither the loss nor the mixture asks for it, no forward is made.
 pub fn labels(settings: &Settings) -> bool {
-    settings.objective.gamma != 0.0 || settings.mixture.policy == MixturePolicy::DoremiProxy
+    objective::of_settings(&settings.objective).needs_teacher()
+        || settings.mixture.policy == MixturePolicy::DoremiProxy
 }
 
 /// A file that every checkpoint holds beside the student's own: what the run is made from, and what wrote it.
@@ -76,7 +78,7 @@ pub struct StudentPort {
     live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
-    student: Student,
+    student: Box<dyn Learner>,
     evaluation: Evaluation,
     /// Evaluations made so far.
     evaluations: u64,
@@ -88,6 +90,7 @@ pub fn teachers(
     folder: PathBuf,
     evaluation: Evaluation,
     known: bool,
+    filters: Option<Filters>,
     faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
     let (teacher, student_device) = (settings.teacher.clone(), settings.student.device.clone());
@@ -98,7 +101,7 @@ pub fn teachers(
             let student_device = parse_device(&student_device).map_err(device_error)?;
             let placement = teacher_placement(&teacher).map_err(device_error)?;
             let model = Model::load(&folder, &placement).map_err(model_error)?;
-            Ok(Teacher::new(model, student_device))
+            build_teacher(model, student_device, filters.as_ref())
         };
         let measures = number == 0 && !known;
         Ok(TeacherPort {
@@ -132,8 +135,18 @@ pub fn student(
     let settings = settings.clone();
     Box::new(move || {
         let lane = Lane::enter(settings.student.threads);
-        let mut student = build_student(&settings, &folders, start.options, start.checkpoint)?;
-        student.set_row_losses(start.row_losses);
+        let learns_filters = |filters: &Filters| filters.learnt.is_none();
+        let student: Box<dyn Learner> = match start.options.filters.clone() {
+            Some(filters) if learns_filters(&filters) => {
+                Box::new(build_filters(&settings, &folders, filters, start)?)
+            }
+            _ => {
+                let (options, checkpoint) = (start.options, start.checkpoint);
+                let mut student = build_student(&settings, &folders, options, checkpoint)?;
+                student.set_row_losses(start.row_losses);
+                Box::new(student)
+            }
+        };
         Ok(StudentPort {
             records,
             live,
@@ -170,6 +183,39 @@ pub fn build_student(
     match checkpoint {
         Some(checkpoint) => Student::restore(model, options, head, &checkpoint),
         None => Student::new(model, options, head),
+    }
+    .map_err(engine_error)
+}
+
+/// A teacher that sends what the student's loss asks for.
+pub fn build_teacher(
+    model: Model,
+    student_device: Device,
+    filters: Option<&Filters>,
+) -> Result<Teacher, PortError> {
+    let teacher = Teacher::new(model, student_device);
+    match filters {
+        Some(filters) => teacher.with_filters(filters).map_err(engine_error),
+        None => Ok(teacher),
+    }
+}
+
+/// TED's first stage: the frozen student, and the end of the teacher beside it.
+fn build_filters(
+    settings: &Settings,
+    folders: &ModelFolders,
+    filters: Filters,
+    start: StudentStart,
+) -> Result<FilterStage, PortError> {
+    let placement = student_placement(&settings.student).map_err(device_error)?;
+    let model = Model::load(&folders.student, &placement).map_err(model_error)?;
+    let kind = kind(settings.teacher.dtype);
+    let output = Output::load(&folders.teacher, model.device(), kind).map_err(model_error)?;
+    match start.checkpoint {
+        Some(checkpoint) => {
+            FilterStage::restore(model, start.options, filters, output, &checkpoint)
+        }
+        None => FilterStage::new(model, start.options, filters, output),
     }
     .map_err(engine_error)
 }
@@ -298,6 +344,7 @@ impl ddk_actors::Student for StudentPort {
         Ok(MicroLoss {
             ce_sum,
             kl_sum: done.kl_sum,
+            layer_sum: done.layer_sum,
             rows: done.rows.iter().map(row_loss).collect(),
             seconds: [
                 ("forward", done.forward_seconds),

@@ -45,6 +45,8 @@ pub struct RunPlan {
     pub live: Arc<Live>,
     /// Weight of the divergence, for the lines.
     pub gamma: f64,
+    /// Weight of the distance between layers, where the loss has one.
+    pub layer_weight: Option<f64>,
     /// Steps whose data is passed over, because training went wrong on it.
     pub skip: BTreeSet<u64>,
     /// What is done when numbers go wrong.

@@ -93,6 +93,8 @@ pub struct MicroLoss {
     pub kl_sum: f64,
     /// Those of each row, where the mixture is moved by them; otherwise empty.
     pub rows: Vec<RowLoss>,
+    /// Sum of the distance between layers; 0 where the loss has none.
+    pub layer_sum: f64,
     /// Seconds by phase.
     pub seconds: [(&'static str, f64); 3],
 }

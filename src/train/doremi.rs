@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, PolicyState};
 use ddk_run::CheckpointStore;
-use ddk_settings::{FirstInterval, Mixture, MixturePolicy, Settings};
+use ddk_settings::{FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings};
 
 use super::{Ran, most_steps, phase, required, workers::Session};
 use crate::progress::say;
@@ -89,7 +89,7 @@ fn common(settings: &Settings, folder: PathBuf, name: &str, steps: u64) -> Setti
     if let Some(model) = &settings.mixture.doremi_model {
         phase.student.model = Some(model.clone());
     }
-    phase.objective.gamma = 0.0;
+    phase.objective.name = ObjectiveName::Ce;
     phase.evaluation.every = None;
     phase.checkpoint.keep_best = false;
     phase.mixture = Mixture {

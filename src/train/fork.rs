@@ -8,7 +8,7 @@ use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, NamedFile, Retention, RunFolder};
 use ddk_settings::MixturePolicy;
 
-use super::{Prepared, inputs::Inputs};
+use super::{Prepared, inputs::Inputs, ted};
 use crate::{hint::Hint, prepare, progress::say};
 
 /// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of the domains that stay.
@@ -83,6 +83,7 @@ pub(super) fn fork(
             }),
         }
     });
+    ted::fork(source, folder)?;
     let new = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
     new.save(step, &state, files.into(), || Ok(()))?;
     let stay = kept.iter().flatten().count();

@@ -57,7 +57,9 @@ pub(super) fn not_yet() -> Result<NotYet> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(NotYet(tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            say("SIGHUP: nothing changed: settings are read again in DoReMi's third phase");
+            say(
+                "SIGHUP: nothing changed: settings are read again when the phases before the run are done",
+            );
         }
     })))
 }

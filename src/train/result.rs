@@ -9,8 +9,9 @@ use ddk_run::{
     CheckpointStore, RunFolder,
     records::{DomainSummary, Summary},
 };
+use ddk_settings::ObjectiveName;
 
-use super::{Prepared, measure_serial};
+use super::{Prepared, measure_serial, ted};
 use crate::{export, progress::say};
 
 /// Exports the student, then writes `report.html` and, last, `summary.json`: a folder that has it holds a run that is done.
@@ -44,12 +45,15 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// The student of the last checkpoint, as a Hugging Face folder.
+/// The student of the last checkpoint, as a Hugging Face folder; of TED's first stage the filters.
 fn export(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
     let store = CheckpointStore::look(&folder.checkpoints());
     let newest = store
         .newest::<LoopState>()?
         .ok_or_else(|| anyhow!("the run left no checkpoint"))?;
+    if prepared.settings.objective.name == ObjectiveName::TedFilters {
+        return ted::export(folder, &newest.path);
+    }
     let student = &prepared.folders.student;
     let model = export::of_checkpoint(student, &newest.path)?;
     model.save(&folder.student(), &Export::new(student))?;
@@ -106,7 +110,10 @@ fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> 
         data_wait_share: totals.data_wait_seconds / distill / prepared.plan.teacher_lanes as f64,
         peak_rss_bytes: peak_resident_bytes()?,
         stop_reason: reason.to_string(),
-        exported: format!("last, in {}", folder.student().display()),
+        exported: match prepared.settings.objective.name {
+            ObjectiveName::TedFilters => "no student: the filters alone".to_owned(),
+            _ => format!("last, in {}", folder.student().display()),
+        },
         serial: None,
     })
 }

@@ -61,9 +61,8 @@ impl Session {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let board = Board::new(Duration::from_secs_f64(
-            settings.guard.compute_limit_seconds,
-        ));
+        let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
+        let board = Board::new(limit);
         let recorder = Recorder::install(Arc::clone(&board)).ok();
         let signal = Arc::new(AtomicU8::new(0));
         let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
@@ -242,6 +241,7 @@ async fn attempt(
             prepared.folders.teacher.clone(),
             begin.evaluation.clone(),
             known.is_some(),
+            begin.options.filters.clone(),
             faults(),
         ),
         student: wiring::student(
@@ -326,13 +326,19 @@ fn announce(
     (Some(opened.state), Some(opened.path))
 }
 
-/// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32.
+/// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32, those of TED's layers
+/// included.
 fn queue_bytes(prepared: &Prepared<'_>) -> Result<u64> {
     let settings = prepared.settings;
     let width = ModelConfig::read(&prepared.folders.teacher)?.hidden_size() as u64;
     let positions = settings.batch.micro_rows * settings.corpus.sequence_length as u64;
     let batches = (settings.queues.depth * settings.teacher.lanes) as u64;
-    Ok(batches * positions * (4 + 4 * (width + 1)))
+    let filters = prepared.options.filters.as_ref();
+    let signals = match wiring::labels(settings) {
+        true => 1 + filters.map_or(0, |filters| filters.pairs.len() as u64),
+        false => 0,
+    };
+    Ok(batches * positions * (8 + 4 * width * signals))
 }
 
 /// A part that cannot be started is a matter of configuration; after any other failure the run can go on.

@@ -14,5 +14,7 @@ mod commands;
 mod corpora;
 mod faults;
 mod interrupted;
+mod mixtures;
+mod objectives;
 mod training;
 mod world;

@@ -24,6 +24,7 @@ use crate::{
 struct Gathered {
     ce_sum: f64,
     kl_sum: f64,
+    layer_sum: f64,
     tokens: Vec<u64>,
     seconds: IndexMap<String, f64>,
     samples: Vec<SampleLine>,
@@ -229,6 +230,7 @@ impl<S: Student> Core<S> {
                     .losses
                     .add_row(domain, of_row.ce, of_row.excess, predictions);
             }
+            gathered.layer_sum += loss.layer_sum;
         }
         for row in &batch.rows {
             gathered.tokens[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
@@ -277,7 +279,10 @@ impl<S: Student> Core<S> {
         let mut gathered = self.gathered.take().unwrap_or_default();
         let predictions = batch.step_predictions as f64;
         let (ce, kl) = (gathered.ce_sum / predictions, gathered.kl_sum / predictions);
-        let loss = ce + self.plan.gamma * kl;
+        let layer_weight = self.plan.layer_weight;
+        let layer = layer_weight.map(|_| gathered.layer_sum / predictions);
+        let of_layers = layer_weight.unwrap_or(0.0) * layer.unwrap_or(0.0);
+        let loss = ce + self.plan.gamma * kl + of_layers;
         let update = self.update(batch.step, loss)?;
         gathered
             .seconds
@@ -303,6 +308,8 @@ impl<S: Student> Core<S> {
             ce,
             kl,
             gamma: self.plan.gamma,
+            layer,
+            layer_weight,
             learning_rate: update.learning_rate,
             grad_norm: update.grad_norm,
             tokens: gathered.tokens.iter().sum(),
@@ -440,8 +447,16 @@ impl<S: Student> Core<S> {
         metrics::TOKENS_PER_SECOND
             .with(&[])
             .set(line.tokens as f64 / step_seconds.max(1e-9));
-        for (term, value) in [("total", line.loss), ("ce", line.ce), ("kl", line.kl)] {
-            metrics::LOSS.with(&[term]).set(value);
+        let terms = [
+            ("total", Some(line.loss)),
+            ("ce", Some(line.ce)),
+            ("kl", Some(line.kl)),
+            ("layer", line.layer),
+        ];
+        for (term, value) in terms {
+            if let Some(value) = value {
+                metrics::LOSS.with(&[term]).set(value);
+            }
         }
         metrics::GRADIENT_NORM.with(&[]).set(line.grad_norm);
         metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);

@@ -64,6 +64,7 @@ impl World {
                 teacher_lanes: 1,
                 live: ddk_actors::Live::new(3, 2, 0.0),
                 gamma: 0.2,
+                layer_weight: None,
                 skip: std::collections::BTreeSet::new(),
                 guard: ddk_actors::Guard {
                     max_skipped: 3,
@@ -245,6 +246,7 @@ impl Student for FakeStudent {
             ce_sum: loss,
             kl_sum: loss / 3.0,
             rows: losses.collect(),
+            layer_sum: 0.0,
             seconds: [("forward", 0.0), ("head", 0.0), ("backward", 0.0)],
         })
     }

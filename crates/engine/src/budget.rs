@@ -33,6 +33,8 @@ pub struct StepShape {
     pub student_bytes: u64,
     /// Bytes of a number in the teacher's weights and products.
     pub teacher_bytes: u64,
+    /// Pairs of layers that TED compares.
+    pub pairs: u64,
 }
 
 impl StepShape {
@@ -86,6 +88,7 @@ pub fn student_memory(
     shape: &StepShape,
 ) -> Result<Vec<Part>, ModelError> {
     let (sizes, teacher) = (Sizes::of(student)?, Sizes::of(teacher)?);
+    let filters = shape.pairs * sizes.width * teacher.width;
     let positions = shape.positions();
     let layer = sizes.kept_by_layer() * positions * shape.student_bytes;
     let between = sizes.width * positions * shape.student_bytes;
@@ -95,6 +98,12 @@ pub fn student_memory(
     };
     // Input and output of the final norm, and the gradient of the hidden states.
     let activations = activations + 3 * between;
+    // Of each pair of layers the gradient; of one the difference and its square.
+    let of_layers = match shape.pairs {
+        0 => 0,
+        pairs => pairs * between + 2 * 4 * teacher.width * positions,
+    };
+    let activations = activations + of_layers;
     // Logits, log-probabilities and probabilities of both models; four of these exist at a time.
     let chunk = 4 * 4 * shape.chunk.min(positions) * shape.vocabulary;
     // While the embedding's gradient is computed, or the tied one is added to the head's.
@@ -104,15 +113,19 @@ pub fn student_memory(
         bytes => bytes * sizes.table,
     };
     Ok(vec![
-        part("weights, fp32", 4 * sizes.parameters, "student.model"),
+        part(
+            "weights, fp32",
+            4 * (sizes.parameters + filters),
+            "student.model",
+        ),
         part(
             "moments of AdamW, fp32",
-            8 * sizes.parameters,
+            8 * (sizes.parameters + filters),
             "student.model",
         ),
         part(
             "gradients, fp32",
-            4 * (sizes.parameters - sizes.head) + 4 * sizes.table,
+            4 * (sizes.parameters + filters - sizes.head) + 4 * sizes.table,
             "student.model",
         ),
         part(
@@ -158,7 +171,7 @@ pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes:
     let width = teacher.hidden_size().unsigned_abs();
     // One more is in the hands of the teacher, one more in the student's.
     let batches = lanes * (depth + 1) + 1;
-    let bytes = batches * shape.positions() * width * shape.teacher_bytes;
+    let bytes = batches * shape.positions() * (1 + shape.pairs) * width * shape.teacher_bytes;
     part("hidden states in queues", bytes, "queues.depth")
 }
 

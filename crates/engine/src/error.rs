@@ -22,6 +22,9 @@ pub enum EngineError {
         "the excess over the teacher's loss is wanted, but the batch carries no hidden states of it"
     )]
     NoTeacherSignal,
+    /// A batch came without the layers that filters need.
+    #[error("the batch does not carry the teacher's layers that the filters are for")]
+    NoLayers,
     /// A checkpoint's file that verified but does not hold what it should.
     #[error("{file}: {reason}")]
     BadCheckpoint {
@@ -39,7 +42,10 @@ impl EngineError {
             Self::Torch(error) => error.is_out_of_memory(),
             Self::Model(error) => error.is_out_of_memory(),
             Self::Objective(error) => error.is_out_of_memory(),
-            Self::NoTeacherHead | Self::NoTeacherSignal | Self::BadCheckpoint { .. } => false,
+            Self::NoTeacherHead
+            | Self::NoTeacherSignal
+            | Self::NoLayers
+            | Self::BadCheckpoint { .. } => false,
         }
     }
 }

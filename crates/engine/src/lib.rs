@@ -1,4 +1,4 @@
-//! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`]), measure perplexity
+//! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`], or TED's [`FilterStage`]), measure perplexity
 //! ([`domain_perplexities`]), write a text ([`Generator`]), copy the state for a checkpoint ([`Snapshot`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
@@ -9,20 +9,28 @@ mod adamw;
 mod batch;
 mod budget;
 mod error;
+mod filter_stage;
+mod filters;
 mod generate;
+mod learner;
 mod perplexity;
 mod schedule;
 mod snapshot;
 mod student;
 mod teacher;
+mod update;
 
 pub use adamw::{AdamW, AdamWOptions, global_norm};
 pub use batch::{BatchTensors, NOT_SCORED, Sequence, batch_tensors};
 pub use budget::{Part, StepShape, queue_memory, snapshot_memory, student_memory, teacher_memory};
 pub use error::EngineError;
+pub use filter_stage::FilterStage;
+pub use filters::{Filters, LayerPair};
 pub use generate::{Generator, Sampling};
+pub use learner::Learner;
 pub use perplexity::{Document, domain_perplexities};
 pub use schedule::Schedule;
 pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
-pub use student::{MicroStep, RowLosses, RowSums, Student, StudentOptions, UpdateReport};
+pub use student::{MicroStep, RowLosses, RowSums, Student, StudentOptions};
 pub use teacher::{Signal, Teacher};
+pub use update::UpdateReport;

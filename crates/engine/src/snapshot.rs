@@ -14,11 +14,12 @@ use tch::Tensor;
 
 use crate::{
     EngineError,
-    adamw::AdamW,
+    adamw::{AdamW, AdamWOptions},
+    filters::{read_filters, trained},
     student::{Student, StudentOptions},
 };
 
-/// The student's weights in a checkpoint, by parameter name.
+/// The student's weights in a checkpoint, by parameter name; with TED also its filters, which no export takes.
 pub const WEIGHTS_FILE: &str = "weights.safetensors";
 /// AdamW's moments in a checkpoint: `first.NAME` and `second.NAME`; the metadata's `updates` counts the updates made.
 pub const MOMENTS_FILE: &str = "moments.safetensors";
@@ -87,31 +88,43 @@ impl Student {
         checkpoint: &Path,
     ) -> Result<Self, EngineError> {
         model.set_trainable(true);
-        model.replace_weights(&read_tensors(&checkpoint.join(WEIGHTS_FILE))?)?;
-        let moments_file = checkpoint.join(MOMENTS_FILE);
-        let moments = read_tensors(&moments_file)?;
-        let updates = moments
-            .metadata("updates")
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(|| EngineError::BadCheckpoint {
-                file: moments_file.clone(),
-                reason: "its metadata has no number `updates`".to_owned(),
-            })?;
-        let (mut first, mut second) = (Vec::new(), Vec::new());
-        {
-            let _no_grad = tch::no_grad_guard();
-            for (name, parameter) in model.parameters() {
-                let shape = parameter.size();
-                let device = parameter.device();
-                for (prefix, list) in [("first", &mut first), ("second", &mut second)] {
-                    let moment = moments.tensor(&format!("{prefix}.{name}"), &shape)?;
-                    list.push(moment.f_to_device(device).map_err(TorchError::from)?);
-                }
+        let weights = read_tensors(&checkpoint.join(WEIGHTS_FILE))?;
+        model.replace_weights(&weights)?;
+        let filters = read_filters(&model, &options, &weights)?;
+        let parameters = trained(&model, &filters);
+        let moments = checkpoint.join(MOMENTS_FILE);
+        let optimizer = read_moments(&moments, options.adamw, &parameters)?;
+        Self::with_optimizer(model, optimizer, options, teacher_head, filters)
+    }
+}
+
+/// AdamW as it was, for these parameters.
+pub(crate) fn read_moments(
+    path: &Path,
+    options: AdamWOptions,
+    parameters: &[(String, Tensor)],
+) -> Result<AdamW, EngineError> {
+    let moments = read_tensors(path)?;
+    let updates = moments
+        .metadata("updates")
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| EngineError::BadCheckpoint {
+            file: path.to_owned(),
+            reason: "its metadata has no number `updates`".to_owned(),
+        })?;
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    {
+        let _no_grad = tch::no_grad_guard();
+        for (name, parameter) in parameters {
+            let shape = parameter.size();
+            let device = parameter.device();
+            for (prefix, list) in [("first", &mut first), ("second", &mut second)] {
+                let moment = moments.tensor(&format!("{prefix}.{name}"), &shape)?;
+                list.push(moment.f_to_device(device).map_err(TorchError::from)?);
             }
         }
-        let optimizer = AdamW::restore(options.adamw, first, second, updates);
-        Self::with_optimizer(model, optimizer, options, teacher_head)
     }
+    Ok(AdamW::restore(options, first, second, updates))
 }
 
 /// A deep copy on the CPU, so that a snapshot never holds device memory.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use ddk_model::Model;
+use ddk_model::{Model, safetensors::read_tensors};
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, Objective, PerPosition, Positions, chunked_head,
 };
@@ -11,11 +11,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     EngineError,
-    adamw::{AdamW, AdamWOptions, global_norm},
+    adamw::{AdamW, AdamWOptions},
     batch::{Sequence, batch_tensors},
+    filters::{Filter, Filters, distance_of_layers, read_filters, trained},
     schedule::Schedule,
     snapshot::Snapshot,
     teacher::Signal,
+    update::{UpdateReport, Updates},
 };
 
 /// How a student learns.
@@ -36,6 +38,8 @@ pub struct StudentOptions {
     pub clip_norm: f64,
     /// The learning rate by step.
     pub schedule: Schedule,
+    /// TED's filters, where the loss has a distance between layers.
+    pub filters: Option<Filters>,
 }
 
 /// Which sums of single rows are wanted beside those of the micro-batch. They change no loss and no gradient.
@@ -67,6 +71,8 @@ pub struct MicroStep {
     pub kl_sum: f64,
     /// Those of each row, where asked for; otherwise empty.
     pub rows: Vec<RowSums>,
+    /// Sum of the distance between filtered layers, mean over the layers; 0 without filters.
+    pub layer_sum: f64,
     /// Scored positions.
     pub predictions: i64,
     /// The model's forward.
@@ -77,44 +83,39 @@ pub struct MicroStep {
     pub backward_seconds: f64,
 }
 
-/// What an update did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct UpdateReport {
-    /// Learning rate of this step.
-    pub learning_rate: f64,
-    /// Global gradient norm before clipping; not finite where the update was skipped for it.
-    pub grad_norm: f64,
-    /// Why weights and moments were left as they were.
-    pub skipped: Option<String>,
-    /// Clipping and AdamW.
-    pub optimizer_seconds: f64,
-}
-
 /// A model in training on the lane that built it.
 #[derive(Debug)]
 pub struct Student {
     model: Model,
-    optimizer: AdamW,
+    /// The model's parameters, then the filters.
+    trained: Vec<(String, Tensor)>,
+    updates: Updates,
     options: StudentOptions,
     /// The teacher's output matrix on the student's device: `[teacher's columns, teacher's d_model]`.
     teacher_head: Option<Tensor>,
     row_losses: RowLosses,
     /// Gradient of the student's output matrix, accumulated by the head over the step's micro-batches.
     head_gradient: Tensor,
-    /// Whether every loss of this step was finite so far.
-    finite: bool,
+    /// TED's filters, with the gradients accumulated over the step's micro-batches.
+    filters: Vec<Filter>,
 }
 
 impl Student {
-    /// Starts from `model` with zero moments.
+    /// Starts from `model` with zero moments; filters are read from the file that their first stage made.
     pub fn new(
         mut model: Model,
         options: StudentOptions,
         teacher_head: Option<Tensor>,
     ) -> Result<Self, EngineError> {
         model.set_trainable(true);
-        let optimizer = AdamW::new(options.adamw, model.parameters())?;
-        Self::with_optimizer(model, optimizer, options, teacher_head)
+        let learnt = options.filters.as_ref().map(|filters| &filters.learnt);
+        let filters = match learnt {
+            None => Vec::new(),
+            Some(None) => return Err(EngineError::NoLayers),
+            Some(Some(path)) => read_filters(&model, &options, &read_tensors(path)?)?,
+        };
+        let optimizer = AdamW::new(options.adamw, &trained(&model, &filters))?;
+        Self::with_optimizer(model, optimizer, options, teacher_head, filters)
     }
 
     pub(crate) fn with_optimizer(
@@ -122,6 +123,7 @@ impl Student {
         optimizer: AdamW,
         options: StudentOptions,
         teacher_head: Option<Tensor>,
+        filters: Vec<Filter>,
     ) -> Result<Self, EngineError> {
         let head_gradient = model
             .head()
@@ -130,13 +132,14 @@ impl Student {
             .f_zeros_like()
             .map_err(TorchError::from)?;
         Ok(Self {
+            trained: trained(&model, &filters),
             model,
-            optimizer,
+            updates: Updates::new(optimizer, &options),
             options,
             teacher_head,
             row_losses: RowLosses::None,
             head_gradient,
-            finite: true,
+            filters,
         })
     }
 
@@ -165,10 +168,13 @@ impl Student {
     ) -> Result<MicroStep, EngineError> {
         let started = Instant::now();
         let batch = batch_tensors(rows, self.model.device())?;
+        let layers = self.options.filters.as_ref();
+        let layers = layers.map_or_else(Vec::new, Filters::student_layers);
         let trace = self.model.trace(
             &batch.tokens,
             batch.parts.as_deref(),
             self.options.recompute,
+            &layers,
         )?;
         let shape = trace.hidden().size();
         let width = shape.last().copied().unwrap_or(0);
@@ -183,18 +189,19 @@ impl Student {
         // Master weights are cast once a micro-batch where the products are in another dtype.
         let student_head = self.model.head_for_products()?;
         let teacher = match (signal, &self.teacher_head) {
-            (Some(Signal::Hidden { last }), Some(weight)) => Some(HeadInput::new(last, weight)),
+            (Some(Signal::Hidden { last, .. }), Some(weight)) => Some(HeadInput::new(last, weight)),
             (Some(Signal::Nothing) | None, _) => None,
             (Some(_), None) => return Err(EngineError::NoTeacherHead),
+        };
+        let positions = Positions {
+            labels: &batch.labels,
+            weights: None,
+            denominator,
         };
         let output = chunked_head(
             &HeadInput::new(&detached, &student_head),
             teacher.as_ref(),
-            &Positions {
-                labels: &batch.labels,
-                weights: None,
-                denominator,
-            },
+            &positions,
             &HeadOptions {
                 objective: self.options.objective,
                 vocabulary: self.options.vocabulary,
@@ -214,9 +221,17 @@ impl Student {
             Some(values) => row_sums(values, self.row_losses, rows.len())?,
             None => Vec::new(),
         };
+        let (layer_sum, layer_gradients) = distance_of_layers(
+            &mut self.filters,
+            trace.layers(),
+            signal,
+            &positions,
+            self.options.objective.layer_weight,
+        )?;
         let head_seconds = started.elapsed().as_secs_f64();
-        let finite = output.ce_sum.is_finite() && output.kl_sum.is_finite();
-        self.finite &= finite;
+        let sums = [output.ce_sum, output.kl_sum, layer_sum];
+        let finite = sums.iter().all(|sum| sum.is_finite());
+        self.updates.see(finite);
 
         let started = Instant::now();
         if finite {
@@ -224,12 +239,13 @@ impl Student {
                 .hidden_gradient
                 .f_reshape(shape)
                 .map_err(TorchError::from)?;
-            trace.backward(&gradient)?;
+            trace.backward(&gradient, &layer_gradients)?;
         }
         Ok(MicroStep {
             ce_sum: output.ce_sum,
             kl_sum: output.kl_sum,
             rows: row_sums,
+            layer_sum,
             predictions: batch.predictions,
             forward_seconds,
             head_seconds,
@@ -242,82 +258,51 @@ impl Student {
     /// A loss or gradient that is not finite reaches neither weights nor moments: the update is skipped, which still
     /// counts as a step of the schedule.
     pub fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
-        let started = Instant::now();
-        let learning_rate = self.options.schedule.learning_rate(step);
         let gradients = self.gradients()?;
-        let grad_norm = global_norm(&gradients)?;
-        let skipped = if !self.finite {
-            Some("the loss is not finite".to_owned())
-        } else if !grad_norm.is_finite() {
-            Some("the gradient is not finite".to_owned())
-        } else {
-            None
-        };
-        if skipped.is_none() {
-            let clip_norm = self.options.clip_norm;
-            let scale = if grad_norm > clip_norm {
-                clip_norm / grad_norm
-            } else {
-                1.0
-            };
-            self.optimizer
-                .update(self.model.parameters(), &gradients, learning_rate, scale)?;
-        }
+        let report = self.updates.make(step, &self.trained, &gradients)?;
         self.clear_gradients()?;
-        Ok(UpdateReport {
-            learning_rate,
-            grad_norm,
-            skipped,
-            optimizer_seconds: started.elapsed().as_secs_f64(),
-        })
+        Ok(report)
     }
 
     /// Changes the learning rate that the schedule ends at.
     pub fn set_lr_end(&mut self, lr_end: f64) {
-        self.options.schedule.end = lr_end;
+        self.updates.set_lr_end(lr_end);
     }
 
     /// Takes this step's loss for not finite, for faults on purpose.
     pub fn poison(&mut self) -> f64 {
-        self.finite = false;
+        self.updates.see(false);
         f64::NAN
     }
 
     /// Drops the gradients gathered since the last update: weights and moments stay as they are, the schedule goes on.
     pub fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
-        let started = Instant::now();
         self.clear_gradients()?;
-        Ok(UpdateReport {
-            learning_rate: self.options.schedule.learning_rate(step),
-            grad_norm: f64::NAN,
-            skipped: Some(reason.to_owned()),
-            optimizer_seconds: started.elapsed().as_secs_f64(),
-        })
+        Ok(self.updates.discard(step, reason))
     }
 
     /// A copy of weights and moments, which a writer thread can save while training goes on.
     pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
-        Snapshot::take(self.model.parameters(), &self.optimizer)
+        Snapshot::take(&self.trained, self.updates.optimizer())
     }
 
-    /// The gradient of each parameter, in their order; the output matrix's includes what the head gathered (which is
+    /// The gradient of each parameter, then of each filter; the output matrix's includes what the head gathered (which is
     /// added to the embedding's where both are one).
     fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
         let _no_grad = tch::no_grad_guard();
         let head = self.model.head().weight.data_ptr();
-        self.model
-            .parameters()
-            .iter()
-            .map(|(_, parameter)| {
-                let gradient = parameter.f_grad()?;
-                Ok(match (gradient.defined(), parameter.data_ptr() == head) {
-                    (true, true) => gradient.f_add(&self.head_gradient)?,
-                    (true, false) => gradient,
-                    (false, true) => self.head_gradient.shallow_clone(),
-                    (false, false) => parameter.detach().f_zeros_like()?,
-                })
+        let of_filters = self.filters.iter();
+        let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
+        let of_model = self.model.parameters().iter().map(|(_, parameter)| {
+            let gradient = parameter.f_grad()?;
+            Ok(match (gradient.defined(), parameter.data_ptr() == head) {
+                (true, true) => gradient.f_add(&self.head_gradient)?,
+                (true, false) => gradient,
+                (false, true) => self.head_gradient.shallow_clone(),
+                (false, false) => parameter.detach().f_zeros_like()?,
             })
-            .collect()
+        });
+        of_model.chain(of_filters).collect()
     }
 
     fn clear_gradients(&mut self) -> Result<(), TorchError> {
@@ -329,7 +314,9 @@ impl Student {
             }
         }
         let _ = self.head_gradient.f_zero_()?;
-        self.finite = true;
+        for filter in &mut self.filters {
+            let _ = filter.gradient.f_zero_()?;
+        }
         Ok(())
     }
 }

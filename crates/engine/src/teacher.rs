@@ -1,11 +1,13 @@
 //! The frozen teacher: labels batches with what the student's lane needs to rebuild its logits.
 
-use ddk_model::Model;
+use ddk_model::{Model, safetensors::read_tensors};
+use ddk_torch::TorchError;
 use tch::{Device, Tensor};
 
 use crate::{
     EngineError,
     batch::{Sequence, batch_tensors},
+    filters::{Filters, read_filter},
 };
 
 /// What a teacher says about a batch.
@@ -17,20 +19,23 @@ use crate::{
 pub enum Signal {
     /// Nothing: the loss leaves the teacher out, so that no forward was made.
     Nothing,
-    /// Hidden states after the final norm.
+    /// Hidden states, each `[positions, d_model]` in the teacher's dtype, on the student's device.
     Hidden {
-        /// `[positions, d_model]` in the teacher's dtype, on the student's device.
+        /// After the final norm.
         last: Tensor,
+        /// What comes out of the layers that the student's are compared with: behind the teacher's filters where those have been
+        /// learnt (the same size, and one product less on the student's lane). Empty without TED.
+        layers: Vec<Tensor>,
     },
 }
 
 impl Signal {
     /// Makes it not a number, for faults on purpose.
     pub fn poison(&mut self) -> Result<(), EngineError> {
-        if let Self::Hidden { last } = self {
-            *last = last
-                .f_full_like(f64::NAN)
-                .map_err(ddk_torch::TorchError::from)?;
+        if let Self::Hidden { last, layers } = self {
+            for hidden in [last].into_iter().chain(layers) {
+                *hidden = hidden.f_full_like(f64::NAN).map_err(TorchError::from)?;
+            }
         }
         Ok(())
     }
@@ -42,6 +47,10 @@ pub struct Teacher {
     model: Model,
     /// Where signals are used.
     student_device: Device,
+    /// Layers whose outputs are sent as well, from 1.
+    layers: Vec<usize>,
+    /// What they are sent through, `[d_model, d_model]` in the teacher's dtype; empty where they are sent as they are.
+    filters: Vec<Tensor>,
 }
 
 impl Teacher {
@@ -51,7 +60,24 @@ impl Teacher {
         Self {
             model,
             student_device,
+            layers: Vec::new(),
+            filters: Vec::new(),
         }
+    }
+
+    /// Sends the layers of these filters as well.
+    pub fn with_filters(mut self, filters: &Filters) -> Result<Self, EngineError> {
+        self.layers = filters.teacher_layers();
+        if let Some(path) = &filters.learnt {
+            let file = read_tensors(path)?;
+            let (device, kind) = (self.model.device(), self.model.head().weight.kind());
+            for pair in &filters.pairs {
+                let filter = read_filter(&file, &pair.of_teacher(), device)?;
+                self.filters
+                    .push(filter.f_to_kind(kind).map_err(TorchError::from)?);
+            }
+        }
+        Ok(self)
     }
 
     /// The model itself.
@@ -63,12 +89,26 @@ impl Teacher {
     pub fn label(&self, rows: &[Sequence<'_>]) -> Result<Signal, EngineError> {
         let _no_grad = tch::no_grad_guard();
         let batch = batch_tensors(rows, self.model.device())?;
-        let hidden = self.model.hidden(&batch.tokens, batch.parts.as_deref())?;
+        let parts = batch.parts.as_deref();
+        let (hidden, layers) = self
+            .model
+            .hidden_and_layers(&batch.tokens, parts, &self.layers)?;
+        let layers = layers.into_iter().enumerate();
+        Ok(Signal::Hidden {
+            last: self.send(hidden, None)?,
+            layers: layers
+                .map(|(index, layer)| self.send(layer, self.filters.get(index)))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// `[batch, time, d_model]` as the student's lane takes it.
+    fn send(&self, hidden: Tensor, filter: Option<&Tensor>) -> Result<Tensor, TorchError> {
         let width = hidden.size().last().copied().unwrap_or(0);
-        let last = hidden
-            .f_reshape([-1, width])
-            .and_then(|hidden| hidden.f_to_device(self.student_device))
-            .map_err(ddk_torch::TorchError::from)?;
-        Ok(Signal::Hidden { last })
+        let mut hidden = hidden.f_reshape([-1, width])?;
+        if let Some(filter) = filter {
+            hidden = hidden.f_to_device(filter.device())?.f_mm(&filter.f_tr()?)?;
+        }
+        Ok(hidden.f_to_device(self.student_device)?)
     }
 }

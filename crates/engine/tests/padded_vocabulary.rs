@@ -68,6 +68,7 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
             warmup_steps: 1,
             total_steps: 10,
         },
+        filters: None,
     };
     let mut student = Student::new(model(151_936, 4, 0.5), options, Some(teacher_head)).unwrap();
     let signal = teacher.label(&rows).unwrap();

@@ -51,6 +51,7 @@ fn options() -> StudentOptions {
             warmup_steps: 2,
             total_steps: 10,
         },
+        filters: None,
     }
 }
 
@@ -240,11 +241,12 @@ fn what_is_not_finite_never_reaches_the_weights() {
     let mut pair = Pair::new(false);
     let mut untouched = Pair::new(false);
     let micro = views(&rows);
-    let Signal::Hidden { last } = pair.teacher.label(&micro).unwrap() else {
+    let Signal::Hidden { last, layers } = pair.teacher.label(&micro).unwrap() else {
         panic!("a teacher always has something to say");
     };
     let broken = Signal::Hidden {
         last: last * f64::NAN,
+        layers,
     };
     let done = pair
         .student

@@ -161,12 +161,14 @@ impl Decoder {
         self.layers.len()
     }
 
-    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens go on after it.
+    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens go on after it. What comes
+    /// out of each layer is shown to `seen`, with the layer's number from 1.
     pub(crate) fn hidden(
         &self,
         tokens_bt: &Tensor,
         parts: Option<&Parts>,
         mut cache: Option<&mut Cache>,
+        mut seen: impl FnMut(usize, &Tensor),
     ) -> Result<Tensor, TchError> {
         let time = tokens_bt.size()[1];
         let place = Place {
@@ -177,6 +179,7 @@ impl Decoder {
         for index in 0..self.layers.len() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[index]);
             x_btd = self.layer(index, &x_btd, place, cache)?;
+            seen(index + 1, &x_btd);
         }
         if let Some(cache) = cache {
             cache.length += time;

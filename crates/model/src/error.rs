@@ -56,6 +56,14 @@ pub enum ModelError {
         /// One line for each.
         problems: Vec<String>,
     },
+    /// A layer that the model has not.
+    #[error("the model has no layer {number}: it has {count}, counted from 1")]
+    NoLayer {
+        /// What was asked for.
+        number: usize,
+        /// Layers of the model.
+        count: usize,
+    },
     /// A libtorch call.
     #[error(transparent)]
     Torch(#[from] TorchError),

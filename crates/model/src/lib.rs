@@ -2,7 +2,8 @@
 //!
 //! [`Model`] is what the rest of the program sees: load, hidden states, output matrix, save. `families` has a small file for
 //! each family, which turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder` is put together from shared `parts`
-//! as the design says. [`Trace`] is a forward whose backward is called by hand; [`Cache`] is for writing token by token.
+//! as the design says. [`Trace`] is a forward whose backward is called by hand, from the hidden states and from the outputs of
+//! chosen layers; [`Output`] is the end of a model alone; [`Cache`] is for writing token by token.
 //! [`safetensors`] reads and writes tensors by name; [`Weights`] are the tensors of a folder, sharded or not.
 
 mod config;
@@ -13,6 +14,7 @@ mod export;
 mod families;
 mod fields;
 mod model;
+mod output;
 mod parameters;
 mod parts;
 pub mod safetensors;
@@ -24,5 +26,6 @@ pub use decoder::{Cache, Parts};
 pub use error::ModelError;
 pub use export::{Export, TOKENIZER_FILES};
 pub use model::{Head, Model, Placement};
+pub use output::Output;
 pub use trace::Trace;
 pub use weights::Weights;

@@ -114,7 +114,30 @@ impl Model {
     ///
     /// With `parts`, each row is several documents that see nothing of each other, as if each were a row of its own.
     pub fn hidden(&self, tokens: &Tensor, parts: Option<&Parts>) -> Result<Tensor, ModelError> {
-        Ok(self.decoder.hidden(tokens, parts, None)?)
+        Ok(self.decoder.hidden(tokens, parts, None, |_, _| {})?)
+    }
+
+    /// As [`Self::hidden`], and what comes out of these layers (counted from 1), before any final norm, in their order.
+    pub fn hidden_and_layers(
+        &self,
+        tokens: &Tensor,
+        parts: Option<&Parts>,
+        layers: &[usize],
+    ) -> Result<(Tensor, Vec<Tensor>), ModelError> {
+        self.check_layers(layers)?;
+        let mut taken = Taken::new(layers);
+        let seen = |number, output: &Tensor| taken.see(number, output);
+        let hidden = self.decoder.hidden(tokens, parts, None, seen)?;
+        Ok((hidden, taken.into_outputs()))
+    }
+
+    /// Refuses numbers of layers that there are not.
+    pub(crate) fn check_layers(&self, layers: &[usize]) -> Result<(), ModelError> {
+        let count = self.decoder.layers();
+        match layers.iter().find(|number| !(1..=count).contains(*number)) {
+            Some(&number) => Err(ModelError::NoLayer { number, count }),
+            None => Ok(()),
+        }
     }
 
     /// A cache for [`Self::hidden_after`] that has read nothing yet.
@@ -124,7 +147,7 @@ impl Model {
 
     /// Hidden states of tokens `[batch, time]` that go on after what the cache has read; the cache reads them as well.
     pub fn hidden_after(&self, cache: &mut Cache, tokens: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.decoder.hidden(tokens, None, Some(cache))?)
+        Ok(self.decoder.hidden(tokens, None, Some(cache), |_, _| {})?)
     }
 
     /// The output matrix: logits are hidden states times its transpose.
@@ -174,6 +197,36 @@ impl Model {
 
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+}
+
+/// The outputs of chosen layers, taken as they come by.
+pub(crate) struct Taken<'a> {
+    layers: &'a [usize],
+    /// With the place in `layers`.
+    outputs: Vec<(usize, Tensor)>,
+}
+
+impl<'a> Taken<'a> {
+    pub(crate) fn new(layers: &'a [usize]) -> Self {
+        Self {
+            layers,
+            outputs: Vec::with_capacity(layers.len()),
+        }
+    }
+
+    pub(crate) fn see(&mut self, number: usize, output: &Tensor) {
+        for (place, wanted) in self.layers.iter().enumerate() {
+            if *wanted == number {
+                self.outputs.push((place, output.shallow_clone()));
+            }
+        }
+    }
+
+    /// In the order in which the layers were chosen.
+    pub(crate) fn into_outputs(mut self) -> Vec<Tensor> {
+        self.outputs.sort_by_key(|(place, _)| *place);
+        self.outputs.into_iter().map(|(_, output)| output).collect()
     }
 }
 

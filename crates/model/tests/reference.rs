@@ -150,10 +150,10 @@ fn recomputed_activations_give_the_same_gradients_bit_for_bit() {
             model.set_trainable(true);
             for _ in 0..2 {
                 let trace = model
-                    .trace(&tensor(case, "tokens"), None, recompute)
+                    .trace(&tensor(case, "tokens"), None, recompute, &[])
                     .unwrap();
                 let gradient = trace.hidden().detach().tanh();
-                trace.backward(&gradient).unwrap();
+                trace.backward(&gradient, &[]).unwrap();
             }
             let of = |(name, parameter): &(String, Tensor)| (name.clone(), parameter.grad());
             model.parameters().iter().map(of).collect::<Vec<_>>()
@@ -166,6 +166,57 @@ fn recomputed_activations_give_the_same_gradients_bit_for_bit() {
                 assert!(kept.equal(recomputed), "{case}: {name}");
             }
         }
+    }
+}
+
+/// The gradient of a loss on the hidden states and on the outputs of layers, one of them the last, recomputed or not.
+#[test]
+fn layers_that_are_asked_for_learn_too() {
+    for case in CASES {
+        let mut model = load(case);
+        model.set_trainable(true);
+        let tokens = tensor(case, "tokens");
+        let count = model.config().layers() as usize;
+        let chosen = [count, 1];
+        let take_gradients = |model: &Model| -> Vec<Tensor> {
+            let mut gradients = Vec::new();
+            for (_, parameter) in model.parameters() {
+                let mut gradient = parameter.grad();
+                if gradient.defined() {
+                    gradients.push(gradient.copy());
+                    let _ = gradient.zero_();
+                }
+            }
+            gradients
+        };
+        let (hidden, layers) = model.hidden_and_layers(&tokens, None, &chosen).unwrap();
+        let mut loss = hidden.tanh().sum(Kind::Float);
+        for layer in &layers {
+            loss += layer.sin().sum(Kind::Float);
+        }
+        loss.backward();
+        let expected = take_gradients(&model);
+        for recompute in [false, true] {
+            let trace = model.trace(&tokens, None, recompute, &chosen).unwrap();
+            let hidden = trace.hidden().detach();
+            let gradient: Tensor = 1.0 - hidden.tanh().square();
+            let of_layers: Vec<Tensor> = trace
+                .layers()
+                .iter()
+                .map(|layer| layer.detach().cos())
+                .collect();
+            trace.backward(&gradient, &of_layers).unwrap();
+            for (got, expected) in take_gradients(&model).iter().zip(&expected) {
+                let scale = expected.abs().max().double_value(&[]).max(1.0);
+                let difference = largest_difference(got, expected) / scale;
+                assert!(difference < 1e-5, "{case}, {recompute}: {difference}");
+            }
+        }
+        let error = model.hidden_and_layers(&tokens, None, &[count + 1]);
+        assert!(
+            error.unwrap_err().to_string().contains("no layer"),
+            "{case}"
+        );
     }
 }
 
@@ -192,9 +243,9 @@ fn parts_of_a_row_are_as_rows_of_their_own() {
         model.set_trainable(true);
         let mut gradients = Vec::new();
         for recompute in [false, true] {
-            let trace = model.trace(&tokens, Some(&parts), recompute).unwrap();
+            let trace = model.trace(&tokens, Some(&parts), recompute, &[]).unwrap();
             let gradient = trace.hidden().detach().tanh();
-            trace.backward(&gradient).unwrap();
+            trace.backward(&gradient, &[]).unwrap();
             // An output matrix of its own has no gradient here.
             let mut parameters = model.parameters().iter();
             let (_, parameter) = parameters

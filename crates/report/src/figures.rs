@@ -34,8 +34,14 @@ pub(crate) fn weights(mixtures: &[MixtureLine], last_step: u64) -> String {
 /// Student's over teacher's perplexity over the steps; 1 is caught up.
 pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) -> String {
     let mut plot = chart("student's over teacher's perplexity");
+    // A line may hold an evaluation of before.
+    let measured: Vec<MixtureLine> = mixtures
+        .iter()
+        .filter(|line| line.evaluated_at_step == line.step)
+        .cloned()
+        .collect();
     for domain in domains(mixtures) {
-        let (mut x, mut y) = series(mixtures, &domain, |line| &line.ratio);
+        let (mut x, mut y) = series(&measured, &domain, |line| &line.ratio);
         if let Some((step, values)) = after
             && let Some(value) = values.get(&domain)
         {

@@ -79,6 +79,8 @@ fn write_run(folder: &Path) {
             ce: 3.0 / step as f64,
             kl: 5.0 / step as f64,
             gamma: 0.2,
+            layer: None,
+            layer_weight: None,
             learning_rate: 1e-3,
             grad_norm: 1.0,
             tokens: 4096,

@@ -16,17 +16,23 @@ pub type ByDomain = BTreeMap<String, f64>;
 pub struct StepLine {
     /// The step, from 1.
     pub step: u64,
-    /// `ce + gamma * kl`, nats a prediction.
+    /// `ce + gamma * kl`, and with TED `+ layer_weight * layer`, a prediction.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// Mean cross-entropy over the step's predictions.
     #[serde(deserialize_with = "number_or_null")]
     pub ce: f64,
-    /// Mean divergence from the teacher over the step's predictions.
+    /// Mean divergence from the teacher over the step's predictions, nats: the one that `objective.name` chooses.
     #[serde(deserialize_with = "number_or_null")]
     pub kl: f64,
-    /// Weight of the divergence.
+    /// Weight of the divergence; 0 where there is none.
     pub gamma: f64,
+    /// TED: mean squared difference between the filtered layers, over the step's predictions, the filters' width and the layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<f64>,
+    /// TED: weight of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_weight: Option<f64>,
     /// Learning rate of the update.
     pub learning_rate: f64,
     /// Global gradient norm before clipping.
@@ -241,6 +247,8 @@ mod tests {
             ce: f64::MIN_POSITIVE,
             kl: f64::NAN,
             gamma: 0.2,
+            layer: None,
+            layer_weight: None,
             learning_rate: 3e-5,
             grad_norm: 1.0 / 3.0,
             tokens: 4096,
@@ -254,5 +262,6 @@ mod tests {
         assert_eq!(back.loss.to_bits(), line.loss.to_bits());
         assert_eq!(back.ce.to_bits(), line.ce.to_bits());
         assert!(back.kl.is_nan() && text.contains(r#""kl":null"#) && !text.contains("skipped"));
+        assert!(!text.contains("layer"), "only TED has layers");
     }
 }

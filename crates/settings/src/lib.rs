@@ -17,7 +17,8 @@ mod validate;
 pub use error::{Error, Problem};
 pub use load::{Loaded, load};
 pub use options::{
-    Dtype, FirstInterval, MixturePolicy, Options, Packing, Spike, ValidationBy, WhenStale,
+    Dtype, FirstInterval, MixturePolicy, ObjectiveName, Options, Packing, Spike, ValidationBy,
+    WhenStale,
 };
 pub use origin::{Origin, Origins};
 pub use reference::{reference, schema};

@@ -320,20 +320,61 @@ pub enum Dtype {
     Bf16,
 }
 
-/// What the student minimises: CE + gamma KL.
+/// What the student minimises: CE + gamma D, where D is a divergence from the teacher, and with `ted` a distance between layers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveOptions {
-    /// Weight of the KL from the teacher.
+    /// The divergence: `ce` (none), `forward_kl`, `reverse_kl`, `jsd`, `skew_kl`, `skew_reverse_kl`, `tvd`, or `ted` (forward_kl and
+    /// layers; its first stage alone is `ted_filters`). See docs/methods.md.
+    pub name: Option<ObjectiveName>,
+    /// Weight of the divergence; 0 leaves it out.
     pub gamma: Option<f64>,
-    /// Temperature of both softmaxes in the KL.
+    /// Temperature of both softmaxes in the divergence.
     pub temperature: Option<f64>,
-    /// Multiply the KL by the temperature's square, in value and gradient.
+    /// Multiply the divergence by the temperature's square, in value and gradient.
     pub temperature_squared: Option<bool>,
+    /// Weight of the teacher in the mixture that `jsd` compares both models with.
+    pub beta: Option<f64>,
+    /// Share of the first distribution in the mixture that `skew_kl` and `skew_reverse_kl` compare it with.
+    pub skew: Option<f64>,
     /// Leave the prompts of the domains that have some out of every term of the loss, and of perplexities.
     pub mask_prompt: Option<bool>,
     /// Positions whose logits are formed at a time; chosen by vocabulary and device where absent.
     pub chunk: Option<i64>,
+    /// `ted`: weight of the distance between layers.
+    pub ted_weight: Option<f64>,
+    /// `ted`: steps of the first stage, in which the filters learn the task and both models are frozen.
+    pub ted_steps: Option<u64>,
+    /// `ted`: the highest learning rate of the first stage; a warm-up of a twentieth of the steps leads to it, a cosine to a tenth
+    /// of it.
+    pub ted_lr: Option<f64>,
+    /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Four of them, evenly spread, the last one with the last
+    /// one, where absent.
+    pub ted_layers: Option<Vec<[u64; 2]>>,
+}
+
+/// What the student minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveName {
+    /// Cross-entropy alone; the teacher is left out.
+    Ce,
+    /// KL(teacher ‖ student).
+    ForwardKl,
+    /// KL(student ‖ teacher).
+    ReverseKl,
+    /// Generalised Jensen-Shannon divergence.
+    Jsd,
+    /// KL(teacher ‖ mixture).
+    SkewKl,
+    /// KL(student ‖ mixture).
+    SkewReverseKl,
+    /// Total variation distance.
+    Tvd,
+    /// Forward KL, and the distance between filtered layers.
+    Ted,
+    /// The first stage of `ted`: filters learn, both models are frozen.
+    TedFilters,
 }
 
 /// The queues between workers.

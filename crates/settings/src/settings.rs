@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{Dtype, FirstInterval, MixturePolicy, Packing, Spike, ValidationBy, WhenStale};
+use crate::{
+    Dtype, FirstInterval, MixturePolicy, ObjectiveName, Packing, Spike, ValidationBy, WhenStale,
+};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -160,12 +162,20 @@ pub struct Mixture {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Objective {
+    pub name: ObjectiveName,
     pub gamma: f64,
     pub temperature: f64,
     pub temperature_squared: bool,
+    pub beta: f64,
+    pub skew: f64,
     pub mask_prompt: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunk: Option<i64>,
+    pub ted_weight: f64,
+    pub ted_steps: u64,
+    pub ted_lr: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ted_layers: Option<Vec<[u64; 2]>>,
 }
 
 /// `[queues]`.

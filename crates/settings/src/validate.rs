@@ -448,15 +448,48 @@ impl Checker<'_> {
     fn objective(&mut self, objective: crate::options::ObjectiveOptions) -> Option<Objective> {
         let gamma = self.not_negative("objective.gamma", objective.gamma);
         let temperature = self.positive("objective.temperature", objective.temperature);
+        let (beta, skew) = (objective.beta, objective.skew);
+        if beta.is_some_and(|beta| !(beta > 0.0 && beta < 1.0)) {
+            let text = format!(
+                "`objective.beta` is {}, expected over 0 and under 1 (at both ends the divergence is 0 everywhere)",
+                beta.unwrap_or_default()
+            );
+            self.problem("objective.beta", text);
+        }
+        let skew = self.within("objective.skew", skew, 0.0..1.0, "0 or more and under 1");
+        let ted_weight = self.positive("objective.ted_weight", objective.ted_weight);
+        let ted_steps = self.within("objective.ted_steps", objective.ted_steps, 1.., "1 or more");
+        let ted_lr = self.positive("objective.ted_lr", objective.ted_lr);
+        if let Some(pairs) = &objective.ted_layers {
+            let twice = |index: usize| pairs[..index].contains(&pairs[index]);
+            if pairs.is_empty() || pairs.iter().flatten().any(|layer| *layer == 0) {
+                self.problem(
+                    "objective.ted_layers",
+                    format!("`objective.ted_layers` is {pairs:?}, expected at least one pair of layers counted from 1, such as [[2, 4]]"),
+                );
+            } else if let Some(index) = (0..pairs.len()).find(|index| twice(*index)) {
+                self.problem(
+                    "objective.ted_layers",
+                    format!("`objective.ted_layers` holds {:?} twice", pairs[index]),
+                );
+            }
+        }
         Some(Objective {
+            name: self.need("objective.name", objective.name)?,
             chunk: self.optional("objective.chunk", objective.chunk, 1.., "1 or more"),
             gamma: gamma?,
             temperature: temperature?,
+            beta: self.need("objective.beta", beta)?,
+            skew: skew?,
             mask_prompt: self.need("objective.mask_prompt", objective.mask_prompt)?,
             temperature_squared: self.need(
                 "objective.temperature_squared",
                 objective.temperature_squared,
             )?,
+            ted_weight: ted_weight?,
+            ted_steps: ted_steps?,
+            ted_lr: ted_lr?,
+            ted_layers: objective.ted_layers,
         })
     }
 

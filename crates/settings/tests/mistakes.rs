@@ -52,6 +52,16 @@ fn all_values_out_of_range_are_named_at_once() {
 }
 
 #[test]
+fn an_objectives_numbers_are_checked() {
+    assert_snapshot!(said(
+        "[objective]\nbeta = 1.0\nskew = 1.0\nted_weight = 0\nted_layers = [[1, 2], [0, 3]]\n",
+        &[],
+        &[],
+    ));
+    assert_snapshot!(said("", &["objective.ted_layers=[[1, 2], [1, 2]]"], &[]));
+}
+
+#[test]
 fn the_environment_and_set_are_checked_as_files_are() {
     assert_snapshot!(said("", &["student.lrr=1"], &[]));
     assert_snapshot!(said("", &["student.lr=fast"], &[]));

@@ -95,7 +95,7 @@ declare! {
     STEP_LIMIT: GaugeOf Gauge "ddk_step_limit" [] "The step at which the run ends, where it has one.";
     TOKENS: CounterOf Counter "ddk_tokens_total" ["domain"] "Tokens trained on, without padding.";
     TOKENS_PER_SECOND: GaugeOf Gauge "ddk_tokens_per_second" [] "Tokens trained on in a second, over the last step.";
-    LOSS: GaugeOf Gauge "ddk_loss" ["term"] "The last step's loss by term (total, ce, kl), nats a prediction.";
+    LOSS: GaugeOf Gauge "ddk_loss" ["term"] "The last step's loss by term (total, ce, kl, and layer with TED), a prediction.";
     GRADIENT_NORM: GaugeOf Gauge "ddk_gradient_norm" [] "The last step's global gradient norm before clipping.";
     LEARNING_RATE: GaugeOf Gauge "ddk_learning_rate" [] "The last step's learning rate.";
     SKIPPED_UPDATES: CounterOf Counter "ddk_skipped_updates_total" [] "Updates that were not made because a loss or gradient was not finite.";

@@ -1,0 +1,181 @@
+//! TED's filters: linear maps through which a layer of the student is compared with one of the teacher.
+//!
+//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML 2023. A pair of layers has
+//! a student's filter `[d_teacher, d_student]` and a teacher's `[d_teacher, d_teacher]`. In a first stage ([`crate::FilterStage`]) both
+//! models are frozen and each filter learns the task on its own: what comes out of it goes through the teacher's final norm and
+//! output matrix into the cross-entropy, so that a filter keeps what matters for the task and drops the rest. In the second stage
+//! the teacher's filters are frozen on the teacher's lane, and the student's go on learning together with the student
+//! ([`crate::Student`]).
+
+use std::path::PathBuf;
+
+use ddk_model::{Model, safetensors::TensorFile};
+use ddk_objective::{LayerInput, Positions, layer_loss};
+use ddk_torch::TorchError;
+use tch::{Device, Kind, Tensor};
+
+use crate::{EngineError, student::StudentOptions, teacher::Signal};
+
+/// No more pairs are chosen where none are named: each costs the teacher's width for every position in the queues.
+const PAIRS: usize = 4;
+
+/// A layer of the student, and the layer of the teacher that it is to be like; both counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerPair {
+    /// The student's.
+    pub student: usize,
+    /// The teacher's.
+    pub teacher: usize,
+}
+
+impl LayerPair {
+    /// Four pairs at the most, evenly spread over both models, the last layer with the last one.
+    pub fn spread(student_layers: usize, teacher_layers: usize) -> Vec<Self> {
+        let count = PAIRS.min(student_layers).min(teacher_layers);
+        (1..=count)
+            .map(|index| Self {
+                student: (index * student_layers).div_ceil(count),
+                teacher: (index * teacher_layers).div_ceil(count),
+            })
+            .collect()
+    }
+
+    /// Name of the student's filter in a file.
+    pub fn of_student(&self) -> String {
+        format!("filters.student.{}-{}", self.student, self.teacher)
+    }
+
+    /// Name of the teacher's filter in a file.
+    pub fn of_teacher(&self) -> String {
+        format!("filters.teacher.{}-{}", self.student, self.teacher)
+    }
+}
+
+/// What a run does with filters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filters {
+    /// The pairs of layers.
+    pub pairs: Vec<LayerPair>,
+    /// The file of the filters that the first stage made; none in the first stage itself.
+    pub learnt: Option<PathBuf>,
+}
+
+impl Filters {
+    /// The student's layers.
+    pub(crate) fn student_layers(&self) -> Vec<usize> {
+        self.pairs.iter().map(|pair| pair.student).collect()
+    }
+
+    /// The teacher's layers.
+    pub(crate) fn teacher_layers(&self) -> Vec<usize> {
+        self.pairs.iter().map(|pair| pair.teacher).collect()
+    }
+}
+
+/// A filter of a file, on `device` in fp32.
+pub(crate) fn read_filter(
+    file: &TensorFile,
+    name: &str,
+    device: Device,
+) -> Result<Tensor, EngineError> {
+    let shape = file.shape(name).ok_or_else(|| EngineError::BadCheckpoint {
+        file: file.path().to_owned(),
+        reason: format!("it holds no `{name}`: is it of a run with the same layers?"),
+    })?;
+    Ok(file.tensor_on(name, &shape, device, Kind::Float)?)
+}
+
+/// A filter that learns together with the student.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    name: String,
+    /// `[d_teacher, d_student]`.
+    weight: Tensor,
+    /// Accumulated over the step's micro-batches.
+    pub(crate) gradient: Tensor,
+}
+
+/// The student's filters of a file; none where the options name none.
+pub(crate) fn read_filters(
+    model: &Model,
+    options: &StudentOptions,
+    file: &TensorFile,
+) -> Result<Vec<Filter>, EngineError> {
+    let pairs = options.filters.iter().flat_map(|filters| &filters.pairs);
+    pairs
+        .map(|pair| {
+            let weight = read_filter(file, &pair.of_student(), model.device())?;
+            Ok(Filter {
+                name: pair.of_student(),
+                gradient: weight.f_zeros_like().map_err(TorchError::from)?,
+                weight,
+            })
+        })
+        .collect()
+}
+
+/// All that learns, in the optimizer's order.
+pub(crate) fn trained(model: &Model, filters: &[Filter]) -> Vec<(String, Tensor)> {
+    let of_model = model.parameters().iter();
+    let of_filters = filters.iter().map(|filter| (&filter.name, &filter.weight));
+    of_model
+        .map(|(name, parameter)| (name, parameter))
+        .chain(of_filters)
+        .map(|(name, parameter)| (name.clone(), parameter.shallow_clone()))
+        .collect()
+}
+
+/// The distance of the student's layers from the teacher's behind the filters, mean over the layers, and its gradients
+/// (those of the filters are added in place).
+pub(crate) fn distance_of_layers(
+    filters: &mut [Filter],
+    layers: &[Tensor],
+    signal: Option<&Signal>,
+    positions: &Positions<'_>,
+    weight: f64,
+) -> Result<(f64, Vec<Tensor>), EngineError> {
+    if filters.is_empty() {
+        return Ok((0.0, Vec::new()));
+    }
+    let targets = match signal {
+        Some(Signal::Hidden { layers: of, .. }) if of.len() == layers.len() => of,
+        _ => return Err(EngineError::NoLayers),
+    };
+    let count = layers.len() as f64;
+    let weight = weight / count;
+    let (mut sum, mut gradients) = (0.0, Vec::with_capacity(layers.len()));
+    for ((layer, target), filter) in layers.iter().zip(targets).zip(filters) {
+        let (shape, hidden) = (layer.size(), layer.detach());
+        let width = shape.last().copied().unwrap_or(0);
+        let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
+        let input = LayerInput {
+            hidden: &hidden,
+            filter: &filter.weight,
+            target,
+        };
+        let done = layer_loss(&input, positions, weight, &mut filter.gradient)?;
+        sum += done.sum / count;
+        let gradient = done.hidden_gradient.f_reshape(shape);
+        gradients.push(gradient.map_err(TorchError::from)?);
+    }
+    Ok((sum, gradients))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_spread_evenly_and_end_with_both_last_layers() {
+        let spread = |student, teacher| -> Vec<(usize, usize)> {
+            let pairs = LayerPair::spread(student, teacher);
+            pairs
+                .iter()
+                .map(|pair| (pair.student, pair.teacher))
+                .collect()
+        };
+        assert_eq!(spread(24, 40), [(6, 10), (12, 20), (18, 30), (24, 40)]);
+        assert_eq!(spread(1, 2), [(1, 2)]);
+        assert_eq!(spread(3, 4), [(1, 2), (2, 3), (3, 4)]);
+    }
+}

@@ -1,0 +1,78 @@
+//! What learns on the student's lane: a [`Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
+
+use ddk_model::Model;
+
+use crate::{
+    EngineError,
+    batch::Sequence,
+    snapshot::Snapshot,
+    student::{MicroStep, Student},
+    teacher::Signal,
+    update::UpdateReport,
+};
+
+/// Steps of micro-batches, and snapshots in between.
+pub trait Learner {
+    /// The model whose perplexity is measured.
+    fn model(&self) -> &Model;
+
+    /// Adds the gradients of one micro-batch. `denominator` is the number of predictions of the whole optimizer step, so that
+    /// micro-batches of any size add up to the mean over the step.
+    fn accumulate(
+        &mut self,
+        rows: &[Sequence<'_>],
+        signal: Option<&Signal>,
+        denominator: f64,
+    ) -> Result<MicroStep, EngineError>;
+
+    /// Clips and applies the gradients gathered since the last update, as step `step` (from 1); skips the update where a loss or a
+    /// gradient is not finite.
+    fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError>;
+
+    /// Drops the gradients gathered since the last update.
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError>;
+
+    /// A copy of what learns and of its moments, which a writer thread can save while training goes on.
+    fn snapshot(&self) -> Result<Snapshot, EngineError>;
+
+    /// Changes the learning rate that the schedule ends at.
+    fn set_lr_end(&mut self, lr_end: f64);
+
+    /// Takes this step's loss for not finite, for faults on purpose.
+    fn poison(&mut self) -> f64;
+}
+
+impl Learner for Student {
+    fn model(&self) -> &Model {
+        Student::model(self)
+    }
+
+    fn accumulate(
+        &mut self,
+        rows: &[Sequence<'_>],
+        signal: Option<&Signal>,
+        denominator: f64,
+    ) -> Result<MicroStep, EngineError> {
+        Student::accumulate(self, rows, signal, denominator)
+    }
+
+    fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
+        Student::update(self, step)
+    }
+
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
+        Student::discard(self, step, reason)
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, EngineError> {
+        Student::snapshot(self)
+    }
+
+    fn set_lr_end(&mut self, lr_end: f64) {
+        Student::set_lr_end(self, lr_end);
+    }
+
+    fn poison(&mut self) -> f64 {
+        Student::poison(self)
+    }
+}

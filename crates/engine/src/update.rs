@@ -1,0 +1,107 @@
+//! One update from a step's gradients: the guard against what is not finite, clipping, AdamW, the schedule.
+
+use std::time::Instant;
+
+use tch::Tensor;
+
+use crate::{
+    EngineError,
+    adamw::{AdamW, global_norm},
+    schedule::Schedule,
+    student::StudentOptions,
+};
+
+/// What an update did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpdateReport {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping; not finite where the update was skipped for it.
+    pub grad_norm: f64,
+    /// Why weights and moments were left as they were.
+    pub skipped: Option<String>,
+    /// Clipping and AdamW.
+    pub optimizer_seconds: f64,
+}
+
+/// The optimizer of a list of parameters, and whether this step's losses allow an update.
+#[derive(Debug)]
+pub(crate) struct Updates {
+    optimizer: AdamW,
+    clip_norm: f64,
+    schedule: Schedule,
+    /// Whether every loss of this step was finite so far.
+    finite: bool,
+}
+
+impl Updates {
+    pub(crate) fn new(optimizer: AdamW, options: &StudentOptions) -> Self {
+        Self {
+            optimizer,
+            clip_norm: options.clip_norm,
+            schedule: options.schedule,
+            finite: true,
+        }
+    }
+
+    pub(crate) fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// Takes note of whether a loss is finite.
+    pub(crate) fn see(&mut self, finite: bool) {
+        self.finite &= finite;
+    }
+
+    /// Changes the learning rate that the schedule ends at.
+    pub(crate) fn set_lr_end(&mut self, lr_end: f64) {
+        self.schedule.end = lr_end;
+    }
+
+    /// Updates `parameters` as step `step` (from 1). A loss or gradient that is not finite reaches neither them nor the moments:
+    /// the update is skipped, which still counts as a step of the schedule.
+    pub(crate) fn make(
+        &mut self,
+        step: u64,
+        parameters: &[(String, Tensor)],
+        gradients: &[Tensor],
+    ) -> Result<UpdateReport, EngineError> {
+        let started = Instant::now();
+        let learning_rate = self.schedule.learning_rate(step);
+        let grad_norm = global_norm(gradients)?;
+        let skipped = if !self.finite {
+            Some("the loss is not finite".to_owned())
+        } else if !grad_norm.is_finite() {
+            Some("the gradient is not finite".to_owned())
+        } else {
+            None
+        };
+        if skipped.is_none() {
+            let scale = if grad_norm > self.clip_norm {
+                self.clip_norm / grad_norm
+            } else {
+                1.0
+            };
+            self.optimizer
+                .update(parameters, gradients, learning_rate, scale)?;
+        }
+        self.finite = true;
+        Ok(UpdateReport {
+            learning_rate,
+            grad_norm,
+            skipped,
+            optimizer_seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Makes no update: weights and moments stay as they are, the schedule goes on.
+    pub(crate) fn discard(&mut self, step: u64, reason: &str) -> UpdateReport {
+        self.finite = true;
+        UpdateReport {
+            learning_rate: self.schedule.learning_rate(step),
+            grad_norm: f64::NAN,
+            skipped: Some(reason.to_owned()),
+            optimizer_seconds: 0.0,
+        }
+    }
+}

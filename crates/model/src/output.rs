@@ -1,0 +1,39 @@
+//! The end of a model alone: what a student's lane needs of a frozen model to go on from hidden states.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{ModelConfig, ModelError, Weights, parameters::Parameters, parts::Norm};
+
+/// The final norm and the output matrix of a folder's model, frozen.
+#[derive(Debug)]
+pub struct Output {
+    norm: Norm,
+    head: Tensor,
+}
+
+impl Output {
+    /// Reads no other tensor of the folder.
+    pub fn load(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(folder)?;
+        let (design, weights) = (config.design(), Weights::open(folder)?);
+        let mut parameters = Parameters::of_folder(&weights, kind);
+        parameters.place_on(device);
+        let (name, width) = (design.names.final_norm, design.hidden_size);
+        Ok(Self {
+            norm: Norm::new(&mut parameters, name, width, design.norm)?,
+            head: weights.tensor(&design.head_name(), device, kind)?,
+        })
+    }
+
+    /// What comes out of a layer `[.., hidden_size]`, after the final norm; gradients flow through.
+    pub fn normed(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.norm.forward(&x.f_to_kind(self.head.kind())?)?)
+    }
+
+    /// The output matrix `[vocab_size, hidden_size]`.
+    pub fn head(&self) -> &Tensor {
+        &self.head
+    }
+}
