@@ -34,7 +34,7 @@ use crate::{
     prepare::{self, Corpus},
     progress::say,
     serial,
-    wiring::{Evaluation, ModelFolders},
+    wiring::{self, Evaluation, ModelFolders},
 };
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
@@ -216,7 +216,6 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         vocabulary,
         settings.corpus.sequence_length,
     )?;
-    let plan = plan(settings, &corpus);
     let device = parse_device(&settings.student.device)?;
     let chunk = settings
         .objective
@@ -252,6 +251,12 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         batch_rows: settings.evaluation.batch_rows,
         vocabulary,
         chunk,
+    };
+    let flops = wiring::flop_counter(&folders, &options)?;
+    let plan = RunPlan {
+        evaluation_flops: flops.student_evaluation(&evaluation.validation),
+        teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
+        ..plan(settings, &corpus)
     };
     Ok(Prepared {
         settings,
@@ -312,6 +317,8 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         gamma: settings.objective.gamma,
         skip: BTreeSet::new(),
         guard: guard(&settings.guard),
+        evaluation_flops: 0.0,
+        teacher_evaluation_flops: 0.0,
     }
 }
 

@@ -8,10 +8,10 @@ use ddk_actors::{
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
-    Document, EngineError, Sequence, Signal, Student, StudentOptions, Teacher, UpdateReport,
+    Document, EngineError, FlopCounter, Sequence, Signal, Student, StudentOptions, Teacher, UpdateReport,
     domain_perplexities,
 };
-use ddk_model::{Model, ModelError, Placement};
+use ddk_model::{Model, ModelConfig, ModelError, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
@@ -68,6 +68,7 @@ pub struct StudentPort {
     lane: Lane,
     student: Student,
     evaluation: Evaluation,
+    flops: FlopCounter,
 }
 
 /// Builds teachers on their threads.
@@ -105,6 +106,7 @@ pub fn student(
     let settings = settings.clone();
     Box::new(move || {
         let lane = Lane::enter(settings.student.threads);
+        let flops = flop_counter(&folders, &options).map_err(model_error)?;
         let student = build_student(&settings, &folders, options, checkpoint)?;
         Ok(StudentPort {
             config: settings.to_toml().into(),
@@ -113,6 +115,7 @@ pub fn student(
             lane,
             student,
             evaluation,
+            flops,
         })
     })
 }
@@ -122,6 +125,19 @@ pub fn student(
 pub struct ModelFolders {
     pub teacher: PathBuf,
     pub student: PathBuf,
+}
+
+/// Counts what these models compute.
+pub fn flop_counter(
+    folders: &ModelFolders,
+    options: &StudentOptions,
+) -> Result<FlopCounter, ModelError> {
+    Ok(FlopCounter::new(
+        &ModelConfig::read(&folders.teacher)?,
+        &ModelConfig::read(&folders.student)?,
+        options.vocabulary.unsigned_abs(),
+        options.recompute,
+    ))
 }
 
 /// A student with its teacher's output matrix beside it.
@@ -227,13 +243,10 @@ impl ddk_actors::Student for StudentPort {
     type Signal = Signal;
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
+        let rows = sequences(batch);
         let done = self
             .student
-            .accumulate(
-                &sequences(batch),
-                Some(&signal),
-                batch.step_predictions as f64,
-            )
+            .accumulate(&rows, Some(&signal), batch.step_predictions as f64)
             .map_err(engine_error)?;
         // What is not a number has to come out of the engine to be skipped there.
         let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
@@ -248,6 +261,8 @@ impl ddk_actors::Student for StudentPort {
                 ("head", done.head_seconds),
                 ("backward", done.backward_seconds),
             ],
+            teacher_flops: self.flops.teacher(&rows),
+            student_flops: self.flops.student(&rows),
         })
     }
 

@@ -93,6 +93,10 @@ pub struct MicroLoss {
     pub kl_sum: f64,
     /// Seconds by phase.
     pub seconds: [(&'static str, f64); 3],
+    /// Floating-point operations of the teacher that labelled it, the products beside the student included.
+    pub teacher_flops: f64,
+    /// The student's, forward and backward.
+    pub student_flops: f64,
 }
 
 /// What an update did.

@@ -223,7 +223,11 @@ async fn attempt(
         board: Arc::clone(board),
         observer: Arc::clone(printer) as Arc<dyn Observer>,
     };
-    let outcome = ddk_actors::run(begin.plan, parts, policy, begin.resume, known, stop).await?;
+    let mut plan = begin.plan;
+    if known.is_some() {
+        plan.teacher_evaluation_flops = 0.0;
+    }
+    let outcome = ddk_actors::run(plan, parts, policy, begin.resume, known, stop).await?;
     if let Some(outcome) = &outcome {
         prepared
             .inputs
