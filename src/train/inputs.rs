@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
-const MAY_CHANGE: [&str; 9] = [
+const MAY_CHANGE: [&str; 10] = [
+    // A name for two settings that are compared themselves.
+    "method",
     "faults.",
     "student.lr_end",
     "corpus.when_stale",

@@ -153,6 +153,7 @@ impl Checker<'_> {
             })
             .collect();
         Some(Settings {
+            method: options.method,
             run,
             corpus: corpus?,
             domains,

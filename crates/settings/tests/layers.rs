@@ -125,7 +125,7 @@ fn every_ready_configuration_loads_and_reads_back_from_a_runs_folder() {
             path.display()
         );
     }
-    assert_eq!(count, 6);
+    assert_eq!(count, 7);
 }
 
 /// `UPDATE=1 cargo test -p ddk-settings` writes them anew.
