@@ -14,7 +14,8 @@
 use std::{fs, process::Command, time::Instant};
 
 use ddk_objective::{
-    HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head, default_chunk,
+    Detail, HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
+    default_chunk,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -62,7 +63,7 @@ impl Inputs {
                 objective: Objective::default(),
                 vocabulary,
                 chunk,
-                per_position: false,
+                detail: Detail::Sums,
             },
             &mut HeadGradients {
                 weight: &mut self.weight_gradient,

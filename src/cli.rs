@@ -273,10 +273,13 @@ pub struct Mixture {
     /// The teacher's perplexity on each domain, in the same order
     #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
     pub teacher_ppl: Vec<f64>,
-    /// The previous weights; without them, the discrepancy of the same perplexities (as at the first update)
+    /// The previous weights; without them, the discrepancy of the same perplexities (as at the first update of ddk)
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub previous: Option<Vec<f64>>,
-    /// Weight of the discrepancy against the uniform floor, 0 to 1
+    /// How it moves: ddk, ddk-no-smoothing or sheared, the policies that follow perplexities
+    #[arg(long, value_name = "POLICY", default_value = "ddk", value_parser = ["ddk", "ddk-no-smoothing", "sheared"])]
+    pub policy: String,
+    /// Weight of the discrepancy against the uniform floor, 0 to 1 (ddk)
     #[arg(long, default_value_t = 0.5)]
     pub alpha: f64,
     /// Names of the domains, in the same order

@@ -3,17 +3,17 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ddk_actors::{
-    Live, MicroBatch, MicroLoss, PortError, Rows, Update,
+    Live, MicroBatch, MicroLoss, PortError, RowLoss, Rows, Update,
     ports::{RowsFactory, StudentFactory, TeacherFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
-    Document, EngineError, FlopCounter, Sequence, Signal, Student, StudentOptions, Teacher, UpdateReport,
-    domain_perplexities,
+    Document, EngineError, FlopCounter, RowLosses, RowSums, Sequence, Signal, Student,
+    StudentOptions, Teacher, UpdateReport, domain_perplexities,
 };
 use ddk_model::{Model, ModelConfig, ModelError, Placement};
 use ddk_run::NamedFile;
-use ddk_settings::{Dtype, Settings};
+use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
 use tch::Kind;
 
@@ -55,8 +55,16 @@ impl Evaluation {
 pub struct TeacherPort {
     faults: Arc<Faults>,
     lane: Lane,
-    teacher: Teacher,
+    /// Absent where nothing is asked of it.
+    teacher: Option<Teacher>,
+    /// Whether batches are labelled.
+    labels: bool,
     evaluation: Evaluation,
+}
+
+/// Whether the teacher says something about each batch. Where neither the loss nor the mixture asks for it, no forward is made.
+pub fn labels(settings: &Settings) -> bool {
+    settings.objective.gamma != 0.0 || settings.mixture.policy == MixturePolicy::DoremiProxy
 }
 
 /// The student on its lane.
@@ -71,43 +79,58 @@ pub struct StudentPort {
     flops: FlopCounter,
 }
 
-/// Builds teachers on their threads.
+/// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures holds no model.
 pub fn teachers(
     settings: &Settings,
     folder: PathBuf,
     evaluation: Evaluation,
+    known: bool,
     faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
     let (teacher, student_device) = (settings.teacher.clone(), settings.student.device.clone());
-    Arc::new(move |_lane| {
+    let labels = labels(settings);
+    Arc::new(move |number| {
         let lane = Lane::enter(teacher.threads);
-        let student_device = parse_device(&student_device).map_err(device_error)?;
-        let placement = teacher_placement(&teacher).map_err(device_error)?;
-        let model = Model::load(&folder, &placement).map_err(model_error)?;
+        let build = || -> Result<Teacher, PortError> {
+            let student_device = parse_device(&student_device).map_err(device_error)?;
+            let placement = teacher_placement(&teacher).map_err(device_error)?;
+            let model = Model::load(&folder, &placement).map_err(model_error)?;
+            Ok(Teacher::new(model, student_device))
+        };
+        let measures = number == 0 && !known;
         Ok(TeacherPort {
             faults: Arc::clone(&faults),
             lane,
-            teacher: Teacher::new(model, student_device),
+            teacher: (labels || measures).then(build).transpose()?,
+            labels,
             evaluation: evaluation.clone(),
         })
     })
 }
 
-/// Builds the student on its thread, from its folder or from a checkpoint.
+/// How a student begins.
+pub struct StudentStart {
+    pub options: StudentOptions,
+    pub row_losses: RowLosses,
+    /// The checkpoint that it goes on from; its folder where absent.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// Builds the student on its thread.
 pub fn student(
     settings: &Settings,
     folders: ModelFolders,
-    options: StudentOptions,
+    start: StudentStart,
     evaluation: Evaluation,
-    checkpoint: Option<PathBuf>,
     live: Arc<Live>,
     faults: Arc<Faults>,
 ) -> StudentFactory<StudentPort> {
     let settings = settings.clone();
     Box::new(move || {
         let lane = Lane::enter(settings.student.threads);
-        let flops = flop_counter(&folders, &options).map_err(model_error)?;
-        let student = build_student(&settings, &folders, options, checkpoint)?;
+        let flops = flop_counter(&folders, &start.options).map_err(model_error)?;
+        let mut student = build_student(&settings, &folders, start.options, start.checkpoint)?;
+        student.set_row_losses(start.row_losses);
         Ok(StudentPort {
             config: settings.to_toml().into(),
             live,
@@ -140,7 +163,7 @@ pub fn flop_counter(
     ))
 }
 
-/// A student with its teacher's output matrix beside it.
+/// A student, with its teacher's output matrix beside it where that is used.
 pub fn build_student(
     settings: &Settings,
     folders: &ModelFolders,
@@ -150,10 +173,13 @@ pub fn build_student(
     let placement = student_placement(&settings.student).map_err(device_error)?;
     let model = Model::load(&folders.student, &placement).map_err(model_error)?;
     let kind = kind(settings.teacher.dtype);
-    let head = Model::load_head(&folders.teacher, model.device(), kind).map_err(model_error)?;
+    let head = labels(settings)
+        .then(|| Model::load_head(&folders.teacher, model.device(), kind))
+        .transpose()
+        .map_err(model_error)?;
     match checkpoint {
-        Some(checkpoint) => Student::restore(model, options, Some(head), &checkpoint),
-        None => Student::new(model, options, Some(head)),
+        Some(checkpoint) => Student::restore(model, options, head, &checkpoint),
+        None => Student::new(model, options, head),
     }
     .map_err(engine_error)
 }
@@ -222,16 +248,28 @@ impl ddk_actors::Teacher for TeacherPort {
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
         self.faults.worker(Place::Teacher, batch.step)?;
-        self.teacher.label(&sequences(batch)).map_err(engine_error)
+        match &self.teacher {
+            Some(teacher) if self.labels => teacher.label(&sequences(batch)).map_err(engine_error),
+            _ => Ok(Signal::Nothing),
+        }
     }
 
     fn perplexities(
         &mut self,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.evaluation
-            .perplexities(self.teacher.model(), cancelled)
-            .map_err(engine_error)
+        let teacher = self.teacher.as_ref().ok_or_else(|| {
+            PortError::Other("perplexities are asked of a lane without a teacher".to_owned())
+        })?;
+        let perplexities = self
+            .evaluation
+            .perplexities(teacher.model(), cancelled)
+            .map_err(engine_error)?;
+        if !self.labels {
+            // It has said all that it is asked for.
+            self.teacher = None;
+        }
+        Ok(perplexities)
     }
 
     fn busy_seconds(&self) -> f64 {
@@ -256,12 +294,16 @@ impl ddk_actors::Student for StudentPort {
         Ok(MicroLoss {
             ce_sum,
             kl_sum: done.kl_sum,
+            rows: done.rows.iter().map(row_loss).collect(),
             seconds: [
                 ("forward", done.forward_seconds),
                 ("head", done.head_seconds),
                 ("backward", done.backward_seconds),
             ],
-            teacher_flops: self.flops.teacher(&rows),
+            teacher_flops: match signal {
+                Signal::Nothing => 0.0,
+                Signal::Hidden { .. } => self.flops.teacher(&rows),
+            },
             student_flops: self.flops.student(&rows),
         })
     }
@@ -303,6 +345,13 @@ impl ddk_actors::Student for StudentPort {
 
     fn busy_seconds(&self) -> f64 {
         self.lane.busy_seconds()
+    }
+}
+
+fn row_loss(sums: &RowSums) -> RowLoss {
+    RowLoss {
+        ce: sums.ce,
+        excess: sums.excess,
     }
 }
 

@@ -31,8 +31,10 @@ pub struct RunPlan {
     pub max_steps_reason: crate::StopReason,
     /// Ends the run at the end of the step in which so many tokens have been trained on.
     pub max_tokens: Option<u64>,
-    /// Ends the run at an interval's end where no ratio is larger.
+    /// Ends the run where perplexities are measured and no ratio is larger.
     pub stop_ratio: Option<f64>,
+    /// Perplexities are measured so often, in steps, where the mixture's policy does without.
+    pub evaluation_every: Option<u64>,
     /// Passes over a domain at the most.
     pub max_passes: Option<f64>,
     /// Micro-batches that may wait in a queue; 0: handed over directly.

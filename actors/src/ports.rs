@@ -85,18 +85,29 @@ pub trait Student {
 }
 
 /// The sums of a micro-batch, and where its time went.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MicroLoss {
     /// Sum of the cross-entropy over its predictions.
     pub ce_sum: f64,
     /// Sum of the divergence from the teacher.
     pub kl_sum: f64,
+    /// Those of each row, where the mixture is moved by them; otherwise empty.
+    pub rows: Vec<RowLoss>,
     /// Seconds by phase.
     pub seconds: [(&'static str, f64); 3],
     /// Floating-point operations of the teacher that labelled it, the products beside the student included.
     pub teacher_flops: f64,
     /// The student's, forward and backward.
     pub student_flops: f64,
+}
+
+/// The sums of a row over its predictions, nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowLoss {
+    /// Of the cross-entropy.
+    pub ce: f64,
+    /// Of what it exceeds the teacher's by, each prediction clipped at 0; 0 where that is not asked for.
+    pub excess: f64,
 }
 
 /// What an update did.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use ddk_actors::{LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals};
 use ddk_engine::StudentOptions;
-use ddk_mixture::{Ddk, FirstInterval, Policy};
+use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::Settings;
@@ -25,13 +25,13 @@ use tokio::{
 use super::{
     Prepared,
     healing::{Healing, Learnt},
-    reload, systemd,
+    policy, reload, systemd,
 };
 use crate::{
     cli,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
-    wiring::{self, Evaluation},
+    wiring::{self, Evaluation, StudentStart},
 };
 
 /// Nothing computes longer than this at a stretch; `/livez` says so where something does.
@@ -47,28 +47,68 @@ pub(super) struct Ended {
     pub(super) seconds_before: f64,
 }
 
+/// What the runs of a process share: DoReMi has three of them.
+pub(super) struct Session {
+    runtime: tokio::runtime::Runtime,
+    board: Arc<Board>,
+    _server: Option<Server>,
+    /// The number of the signal that came.
+    signal: Arc<AtomicU8>,
+    /// Told when one has come.
+    stop: mpsc::Receiver<()>,
+}
+
+impl Session {
+    /// Starts the metrics server and listens to signals.
+    pub(super) fn start(settings: &Settings) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let board = Board::new(COMPUTE_LIMIT);
+        let recorder = Recorder::install(Arc::clone(&board)).ok();
+        let signal = Arc::new(AtomicU8::new(0));
+        let (server, stop) = runtime.block_on(async {
+            let server = serve(settings, recorder).await?;
+            systemd::watch(Arc::clone(&board));
+            anyhow::Ok((server, signals(Arc::clone(&signal))?))
+        })?;
+        Ok(Self {
+            runtime,
+            board,
+            _server: server,
+            signal,
+            stop,
+        })
+    }
+
+    /// While the result is held, SIGHUP is answered with a word.
+    pub(super) fn answer_hangup(&self) -> Result<reload::NotYet> {
+        let _context = self.runtime.enter();
+        reload::not_yet()
+    }
+}
+
 /// Runs the actors to the end; after what heals, again from the last checkpoint.
 pub(super) fn work(
+    session: &mut Session,
     prepared: &Prepared<'_>,
     folder: &RunFolder,
     reload: Option<&cli::ConfigArgs>,
 ) -> Result<Ended> {
     let settings = prepared.settings;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let Session {
+        runtime,
+        board,
+        signal,
+        stop,
+        ..
+    } = session;
     runtime.block_on(async {
-        let board = Board::new(COMPUTE_LIMIT);
-        let recorder = Recorder::install(Arc::clone(&board)).ok();
         for report in &prepared.corpus.reports {
             metrics::QUARANTINED
                 .with(&[&report.domain])
                 .set(report.quarantined as f64);
         }
-        let _server = serve(settings, recorder).await?;
-        systemd::watch(Arc::clone(&board));
-        let signal = Arc::new(AtomicU8::new(0));
-        let mut stop = signals(Arc::clone(&signal))?;
         let mut healing = Healing::open(folder, settings.guard.max_rollbacks)?;
         let limit = prepared.plan.max_steps;
         let printer = Arc::new(Printer::new(settings.log.line_seconds, limit));
@@ -87,7 +127,7 @@ pub(super) fn work(
             printer.begin(totals);
             let (plan, chunk) = (begin.plan.clone(), begin.options.chunk);
             let (journal, step) = (Arc::clone(&begin.journal), begin.step());
-            let ended = attempt(prepared, begin, &board, &printer, &mut stop).await;
+            let ended = attempt(prepared, begin, board, &printer, stop).await;
             match ended {
                 Ok(outcome) => {
                     printer.finish();
@@ -172,18 +212,6 @@ async fn attempt(
     stop: &mut mpsc::Receiver<()>,
 ) -> Result<Option<Outcome>, RunError> {
     let settings = prepared.settings;
-    let policy: Box<dyn Policy> = Box::new(match &begin.resume {
-        Some(state) => Ddk::restore(state.interval.policy.clone()),
-        None => Ddk::new(
-            settings.mixture.alpha,
-            settings.mixture.interval,
-            match settings.mixture.first {
-                ddk_settings::FirstInterval::Natural => FirstInterval::Natural,
-                ddk_settings::FirstInterval::Equal => FirstInterval::Equal,
-                ddk_settings::FirstInterval::Discrepancy => FirstInterval::Discrepancy,
-            },
-        ),
-    });
     let known = match &begin.resume {
         Some(state) if !state.at_start.teacher.is_empty() => Some(state.at_start.teacher.clone()),
         _ => prepared.inputs.cached_perplexities(settings),
@@ -191,6 +219,13 @@ async fn attempt(
     let step = begin.step();
     let kind = if step == 0 { "started" } else { "resumed" };
     let lost = |error: &dyn std::fmt::Display| RunError::Lost(error.to_string());
+    let policy = match &begin.resume {
+        Some(state) => Ok(state.interval.policy.clone()),
+        None => prepared.policy().map(|policy| policy.state()),
+    };
+    let policy = policy
+        .map(PolicyState::into_policy)
+        .map_err(|error| lost(&error))?;
     begin
         .journal
         .event(step, kind, &format!("process {}", std::process::id()))
@@ -206,14 +241,18 @@ async fn attempt(
             settings,
             prepared.folders.teacher.clone(),
             begin.evaluation.clone(),
+            known.is_some(),
             faults(),
         ),
         student: wiring::student(
             settings,
             prepared.folders.clone(),
-            begin.options,
+            StudentStart {
+                options: begin.options,
+                row_losses: policy::row_losses(policy.needs()),
+                checkpoint: begin.checkpoint,
+            },
             begin.evaluation,
-            begin.checkpoint,
             Arc::clone(&begin.plan.live),
             faults(),
         ),

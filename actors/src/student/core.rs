@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use ddk_mixture::Perplexities;
+use ddk_mixture::{Needs, Perplexities, TrainingSums};
 use ddk_run::{
     Journal,
     records::{Drawn, DrawnLine, SampleLine, SampleSpan, StepLine},
@@ -27,6 +27,7 @@ struct Gathered {
     tokens: Vec<u64>,
     seconds: IndexMap<String, f64>,
     samples: Vec<SampleLine>,
+    losses: TrainingSums,
 }
 
 /// The student with its books.
@@ -37,6 +38,7 @@ pub(crate) struct Core<S: Student> {
     /// The micro-batch that is due.
     pub(crate) next_sequence: u64,
     plan: Arc<RunPlan>,
+    needs: Needs,
     journal: Arc<Journal>,
     observer: Arc<dyn Observer>,
     teacher_busy: Arc<BusySum>,
@@ -69,6 +71,7 @@ impl<S: Student> Core<S> {
             student,
             next_sequence: 0,
             plan: Arc::clone(&lane.plan),
+            needs: lane.needs,
             journal: Arc::clone(&lane.journal),
             observer: Arc::clone(&lane.observer),
             teacher_busy: Arc::clone(&lane.teacher_busy),
@@ -103,6 +106,26 @@ impl<S: Student> Core<S> {
     /// Whether there is no interval to go on in.
     pub(crate) fn needs_mixture(&self) -> bool {
         self.state.as_ref().is_none_or(LoopState::at_interval_end)
+    }
+
+    /// Whether perplexities are measured now that an interval has ended: always before the first one.
+    pub(crate) fn evaluation_is_due(&self) -> bool {
+        if self.needs == Needs::Perplexities || self.student_at_start.is_empty() {
+            return true;
+        }
+        let (Some(state), Some(every)) = (&self.state, self.plan.evaluation_every) else {
+            return false;
+        };
+        // Once for each multiple, at the end of the interval that it lies in.
+        state.step / every > (state.interval.first_step - 1) / every
+    }
+
+    /// What the updates of the interval that has ended were made from.
+    pub(crate) fn training(&self) -> TrainingSums {
+        match &self.state {
+            Some(state) => state.interval_losses.clone(),
+            None => TrainingSums::new(self.plan.domains.len()),
+        }
     }
 
     /// The limit that the last step has reached.
@@ -164,7 +187,9 @@ impl<S: Student> Core<S> {
             flops += self.plan.teacher_evaluation_flops;
         }
         self.totals.evaluation_flops += flops;
-        self.totals.mixture_flops += flops;
+        if self.needs == Needs::Perplexities {
+            self.totals.mixture_flops += flops;
+        }
         Ok(Some(perplexities))
     }
 
@@ -213,6 +238,13 @@ impl<S: Student> Core<S> {
             self.totals.student_flops += loss.student_flops;
             gathered.ce_sum += loss.ce_sum;
             gathered.kl_sum += loss.kl_sum;
+            for (row, of_row) in batch.rows.iter().zip(&loss.rows) {
+                let predictions = row.drawn.row.predictions();
+                let domain = usize::from(row.domain);
+                gathered
+                    .losses
+                    .add_row(domain, of_row.ce, of_row.excess, predictions);
+            }
         }
         for row in &batch.rows {
             gathered.tokens[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
@@ -236,6 +268,7 @@ impl<S: Student> Core<S> {
         }
         Gathered {
             tokens: vec![0; self.plan.domains.len()],
+            losses: TrainingSums::new(self.plan.domains.len()),
             ..Gathered::default()
         }
     }
@@ -291,9 +324,9 @@ impl<S: Student> Core<S> {
             tokens: gathered.tokens.iter().sum(),
             mixture_version: batch.interval.index,
             skipped: update.skipped,
-            seconds: gathered.seconds,
+            seconds: std::mem::take(&mut gathered.seconds),
         };
-        self.write(&line, &gathered.samples, &gathered.tokens, &batch.interval)
+        self.write(&line, &gathered, &batch.interval)
             .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
         self.publish(&line, &gathered.tokens, step_seconds, &batch.interval);
         Ok(())
@@ -349,8 +382,7 @@ impl<S: Student> Core<S> {
     fn write(
         &mut self,
         line: &StepLine,
-        samples: &[SampleLine],
-        tokens: &[u64],
+        gathered: &Gathered,
         interval: &Interval,
     ) -> Result<(), ddk_run::RunFileError> {
         if let Some(reason) = &line.skipped {
@@ -360,13 +392,22 @@ impl<S: Student> Core<S> {
                 .on_event(&self.journal.event(line.step, "skipped", &message)?);
         }
         self.journal.step(line)?;
-        self.journal.samples(samples)?;
-        let mut interval_tokens = match &self.state {
-            Some(state) if state.interval.index == interval.index => state.interval_tokens.clone(),
-            _ => vec![0; tokens.len()],
+        self.journal.samples(&gathered.samples)?;
+        let domains = self.plan.domains.len();
+        let same_interval = self
+            .state
+            .as_ref()
+            .filter(|state| state.interval.index == interval.index);
+        let (mut interval_tokens, mut interval_losses) = match same_interval {
+            Some(state) => (state.interval_tokens.clone(), state.interval_losses.clone()),
+            None => (vec![0; domains], TrainingSums::new(domains)),
         };
-        for (sum, tokens) in interval_tokens.iter_mut().zip(tokens) {
+        for (sum, tokens) in interval_tokens.iter_mut().zip(&gathered.tokens) {
             *sum += tokens;
+        }
+        // What was not learnt from moves no mixture.
+        if line.skipped.is_none() {
+            interval_losses.add(&gathered.losses);
         }
         if line.step == interval.last_step() {
             self.journal
@@ -379,6 +420,7 @@ impl<S: Student> Core<S> {
             interval: interval.clone(),
             at_start: Perplexities { student, teacher },
             interval_tokens,
+            interval_losses,
             totals: self.totals.clone(),
             lengths: self.journal.lengths(),
             losses: self.losses.clone(),

@@ -89,6 +89,7 @@ where
         metrics::STEP_LIMIT.with(&[]).set(last as f64);
     }
 
+    let needs = policy.needs();
     let scheduler = WeightSchedulerState {
         scheduler: Scheduler::new(Arc::clone(&plan), policy, resume.as_ref()),
         intervals: intervals.clone(),
@@ -146,6 +147,7 @@ where
         .collect();
     let student = StudentLane {
         plan: Arc::clone(&plan),
+        needs,
         factory: student,
         input: labelled.iter().map(|queue| queue.1.clone()).collect(),
         control: control_receiver,

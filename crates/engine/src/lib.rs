@@ -27,5 +27,5 @@ pub use generate::{Generator, Sampling};
 pub use perplexity::{Document, domain_perplexities};
 pub use schedule::Schedule;
 pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
-pub use student::{MicroStep, Student, StudentOptions, UpdateReport};
+pub use student::{MicroStep, RowLosses, RowSums, Student, StudentOptions, UpdateReport};
 pub use teacher::{Signal, Teacher};

@@ -15,6 +15,8 @@ use crate::{
 /// disk) can only send their top tokens.
 #[derive(Debug)]
 pub enum Signal {
+    /// Nothing: the loss leaves the teacher out, so that no forward was made.
+    Nothing,
     /// Hidden states after the final norm.
     Hidden {
         /// `[positions, d_model]` in the teacher's dtype, on the student's device.

@@ -16,31 +16,39 @@ pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
     (numbers / vocabulary.max(1)).max(least)
 }
 
-/// The values of a chunk, each `[count]`, and the gradient `[count, vocabulary]` of `ce + gamma * kl` for each position.
+/// The values of a chunk, each `[count]`, and the gradient `[count, vocabulary]` of `ce + gamma * divergence` for each position.
 pub(crate) struct ChunkLoss {
     pub(crate) ce: Tensor,
-    pub(crate) kl: Option<Tensor>,
+    pub(crate) divergence: Option<Tensor>,
+    pub(crate) teacher_ce: Option<Tensor>,
     pub(crate) gradient: Tensor,
 }
 
-/// Losses of a chunk. `student` and `teacher` are logits `[count, vocabulary]`; `labels` `[count, 1]`.
+/// Losses of a chunk. `student` and `teacher` are logits `[count, vocabulary]`; `labels` `[count, 1]`. `teacher_ce`: whether the
+/// teacher's own cross-entropy is wanted.
 pub(crate) fn loss(
     student: &Tensor,
     teacher: Option<Tensor>,
     labels: &Tensor,
     objective: &Objective,
+    teacher_ce: bool,
 ) -> Result<ChunkLoss, TchError> {
+    let of_labels = |values: &Tensor| values.f_gather(1, labels, false)?.f_squeeze_dim(1);
+    let teacher_ce = match &teacher {
+        Some(logits) if teacher_ce => {
+            Some(logits.f_logsumexp(1, false)?.f_sub(&of_labels(logits)?)?)
+        }
+        _ => None,
+    };
     let log_student = student.f_log_softmax(-1, None)?;
-    let ce = log_student
-        .f_gather(1, labels, false)?
-        .f_squeeze_dim(1)?
-        .f_neg()?;
-    let Some(teacher) = teacher else {
+    let ce = of_labels(&log_student)?.f_neg()?;
+    let Some(teacher) = teacher.filter(|_| objective.gamma != 0.0) else {
         let mut gradient = into_exp(log_student)?;
         subtract_label(&mut gradient, labels)?;
         return Ok(ChunkLoss {
             ce,
-            kl: None,
+            divergence: None,
+            teacher_ce,
             gradient,
         });
     };
@@ -52,7 +60,8 @@ pub(crate) fn loss(
         subtract_label(&mut gradient, labels)?;
         return Ok(ChunkLoss {
             ce,
-            kl: Some(kl),
+            divergence: Some(kl),
+            teacher_ce,
             gradient,
         });
     }
@@ -71,7 +80,8 @@ pub(crate) fn loss(
     };
     Ok(ChunkLoss {
         ce,
-        kl: Some(kl),
+        divergence: Some(kl),
+        teacher_ce,
         gradient,
     })
 }

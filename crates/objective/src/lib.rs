@@ -14,7 +14,8 @@ mod objective;
 pub use chunk::default_chunk;
 pub use error::ObjectiveError;
 pub use head::{
-    HeadGradients, HeadOptions, HeadOutput, Positions, chunked_head, cross_entropy_sum,
+    Detail, HeadGradients, HeadOptions, HeadOutput, PerPosition, Positions, chunked_head,
+    cross_entropy_sum,
 };
 pub use logits::HeadInput;
 pub use objective::Objective;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_objective::{
-    HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
+    Detail, HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
     cross_entropy_sum,
 };
 use tch::{Device, Kind, Tensor};
@@ -66,6 +66,15 @@ impl Case {
     }
 
     fn head(&self, objective: Objective, chunk: i64) -> (HeadOutput, Tensor, Tensor) {
+        self.head_with(objective, chunk, Detail::Sums)
+    }
+
+    fn head_with(
+        &self,
+        objective: Objective,
+        chunk: i64,
+        detail: Detail,
+    ) -> (HeadOutput, Tensor, Tensor) {
         let mut weight = self.student[1].zeros_like();
         let mut bias = self.student[2].zeros_like();
         let output = chunked_head(
@@ -80,7 +89,7 @@ impl Case {
                 objective,
                 vocabulary: VOCABULARY,
                 chunk,
-                per_position: false,
+                detail,
             },
             &mut HeadGradients {
                 weight: &mut weight,
@@ -184,6 +193,50 @@ fn gradients_of_states_matrix_and_bias_are_autograds() {
     }
 }
 
+/// The teacher's own cross-entropy comes where it is asked for, whatever the loss makes of the teacher, and changes nothing else.
+#[test]
+fn values_of_positions_come_where_they_are_asked_for() {
+    let mut case = Case::new(13);
+    case.weights = Some(Tensor::rand([POSITIONS], (Kind::Double, Device::Cpu)));
+    let mask = case.labels.ge(0).to_kind(Kind::Double);
+    let weights = &mask * case.weights.as_ref().unwrap();
+    let expected = |side| {
+        let log = case.dense_logits(side).log_softmax(-1, Kind::Double);
+        let labels = case.labels.clamp_min(0).unsqueeze(1);
+        -log.gather(1, &labels, false).squeeze_dim(1) * &mask
+    };
+    for gamma in [0.0, 0.3] {
+        let objective = Objective {
+            gamma,
+            ..Objective::default()
+        };
+        let (sums, sums_weight, _) = case.head(objective, 5);
+        assert!(sums.per_position.is_none());
+        for detail in [Detail::Positions, Detail::PositionsAndTeacher] {
+            let (output, weight, _) = case.head_with(objective, 5, detail);
+            assert_eq!(
+                (output.ce_sum, output.kl_sum),
+                (sums.ce_sum, sums.kl_sum),
+                "{detail:?}"
+            );
+            assert!(weight.equal(&sums_weight));
+            assert!(output.hidden_gradient.equal(&sums.hidden_gradient));
+            let values = output.per_position.unwrap();
+            assert_close(&values.ce, &expected(&case.student), "the student's");
+            let sum = (&values.divergence * &weights).sum(Kind::Double);
+            assert!((sum.double_value(&[]) - sums.kl_sum).abs() < 1e-12);
+            assert_eq!(gamma == 0.0, sums.kl_sum == 0.0);
+            match values.teacher_ce {
+                Some(of_teacher) => {
+                    assert_close(&of_teacher, &expected(&case.teacher), "the teacher's");
+                    assert_eq!(detail, Detail::PositionsAndTeacher);
+                }
+                None => assert_eq!(detail, Detail::Positions),
+            }
+        }
+    }
+}
+
 #[test]
 fn columns_past_the_vocabulary_count_for_nothing() {
     let case = Case::new(5);
@@ -232,7 +285,7 @@ fn a_teacher_that_is_the_student_costs_nothing() {
             objective: Objective::default(),
             vocabulary: VOCABULARY,
             chunk: 8,
-            per_position: false,
+            detail: Detail::Sums,
         },
         &mut HeadGradients {
             weight: &mut weight,
@@ -270,7 +323,7 @@ fn micro_batches_add_up_to_the_step() {
                 objective: Objective::default(),
                 vocabulary: VOCABULARY,
                 chunk: 6,
-                per_position: false,
+                detail: Detail::Sums,
             },
             &mut HeadGradients {
                 weight: &mut weight,
@@ -313,7 +366,7 @@ fn extreme_logits_stay_finite_and_right_in_fp32() {
             objective: Objective::default(),
             vocabulary: VOCABULARY,
             chunk: 5,
-            per_position: false,
+            detail: Detail::Sums,
         },
         &mut HeadGradients {
             weight: &mut weight,
@@ -362,7 +415,7 @@ fn the_softmax_of_bf16_models_is_in_fp32() {
             objective: Objective::default(),
             vocabulary: VOCABULARY,
             chunk: 5,
-            per_position: false,
+            detail: Detail::Sums,
         },
         &mut HeadGradients {
             weight: &mut weight,
@@ -430,7 +483,7 @@ fn inputs_that_do_not_belong_together_are_named() {
             objective: Objective::default(),
             vocabulary: VOCABULARY,
             chunk: 4,
-            per_position: false,
+            detail: Detail::Sums,
         },
         &mut HeadGradients {
             weight: &mut case.student[1].zeros_like(),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_objective::{
-    HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
+    Detail, HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -60,7 +60,7 @@ fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> Head
             objective,
             vocabulary,
             chunk,
-            per_position: true,
+            detail: Detail::PositionsAndTeacher,
         },
         &mut HeadGradients {
             weight: &mut weight,
@@ -94,9 +94,9 @@ fn values_and_gradient_are_met_in_f64_and_f32() {
             let difference =
                 output.hidden_gradient.to_kind(Kind::Double) - goldens.matrix("gradient");
             close(difference.abs().max().double_value(&[]), 0.0, "gradient");
-            let (ce, kl) = output.per_position.unwrap();
+            let values = output.per_position.unwrap();
             let scored = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
-            for (got, key) in [(ce, "ce"), (kl, "fkl_T1")] {
+            for (got, key) in [(values.ce, "ce"), (values.divergence, "fkl_T1")] {
                 let expected = vector(&goldens.0[key]["per_token"]) * &scored;
                 close((got - expected).abs().max().double_value(&[]), 0.0, key);
             }

@@ -18,7 +18,9 @@ mod validate;
 pub use error::{Error, Problem};
 pub use load::{Loaded, load};
 pub use method::Method;
-pub use options::{Dtype, FirstInterval, Options, Packing, Spike, ValidationBy, WhenStale};
+pub use options::{
+    Dtype, FirstInterval, MixturePolicy, Options, Packing, Spike, ValidationBy, WhenStale,
+};
 pub use origin::{Origin, Origins};
 pub use reference::{reference, schema};
 pub use settings::{

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{Dtype, FirstInterval, Method, Packing, Spike, ValidationBy, WhenStale};
+use crate::{
+    Dtype, FirstInterval, Method, MixturePolicy, Packing, Spike, ValidationBy, WhenStale,
+};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -139,11 +141,23 @@ pub struct Batch {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Mixture {
+    pub policy: MixturePolicy,
     pub alpha: f64,
     pub interval: u64,
     pub first: FirstInterval,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_passes: Option<f64>,
+    pub odm_smoothing: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doremi_model: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doremi_steps: Option<u64>,
+    pub doremi_eta: f64,
+    pub doremi_smoothing: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<BTreeMap<String, f64>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub reference_loss: BTreeMap<String, f64>,
 }
 
 /// `[objective]`.
@@ -169,6 +183,8 @@ pub struct Queues {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Evaluation {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
     pub batch_rows: usize,
 }
 

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ddk_settings::{FirstInterval, Loaded, Origin, load, reference, schema};
+use ddk_settings::{FirstInterval, Loaded, MixturePolicy, Origin, load, reference, schema};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -90,6 +90,15 @@ fn defaults_are_the_papers_settings() {
             settings.mixture.first
         ),
         (0.5, 1000, FirstInterval::Natural)
+    );
+    assert_eq!(
+        (
+            settings.mixture.policy,
+            settings.mixture.odm_smoothing,
+            settings.mixture.doremi_eta,
+            settings.mixture.doremi_smoothing
+        ),
+        (MixturePolicy::Ddk, 0.9, 1.0, 1e-3)
     );
     assert_eq!(
         (settings.objective.gamma, settings.objective.temperature),
