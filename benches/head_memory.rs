@@ -66,7 +66,7 @@ impl Inputs {
                 detail: Detail::Sums,
             },
             &mut HeadGradients {
-                weight: &mut self.weight_gradient,
+                weight: Some(&mut self.weight_gradient),
                 bias: None,
             },
         )

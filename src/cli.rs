@@ -29,7 +29,7 @@ pub enum Command {
     Init(Init),
     /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule, one forward of both models
     Check(Check),
-    /// Tokenize the sources of a configuration into memory-mapped token files, once
+    /// Tokenize the sources of a configuration into token files, once
     Prepare(Prepare),
     /// Look at prepared data, and at what a run was trained on
     #[command(subcommand)]

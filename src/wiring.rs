@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use ddk_actors::{
     Live, MicroBatch, MicroLoss, PortError, RowLoss, Rows, Update,
-    ports::{RowsFactory, StudentFactory, TeacherFactory},
+    ports::{BatcherHook, RowsFactory, StudentFactory, TeacherFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
@@ -67,16 +67,20 @@ pub fn labels(settings: &Settings) -> bool {
     settings.objective.gamma != 0.0 || settings.mixture.policy == MixturePolicy::DoremiProxy
 }
 
+/// A file that every checkpoint holds beside the student's own: what the run is made from, and what wrote it.
+pub type Record = (&'static str, Arc<[u8]>);
+
 /// The student on its lane.
 pub struct StudentPort {
-    /// The settings as resolved, for the checkpoints.
-    config: Arc<str>,
+    records: Vec<Record>,
     live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
     student: Student,
     evaluation: Evaluation,
     flops: FlopCounter,
+    /// Evaluations made so far.
+    evaluations: u64,
 }
 
 /// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures holds no model.
@@ -122,6 +126,7 @@ pub fn student(
     folders: ModelFolders,
     start: StudentStart,
     evaluation: Evaluation,
+    records: Vec<Record>,
     live: Arc<Live>,
     faults: Arc<Faults>,
 ) -> StudentFactory<StudentPort> {
@@ -132,13 +137,14 @@ pub fn student(
         let mut student = build_student(&settings, &folders, start.options, start.checkpoint)?;
         student.set_row_losses(start.row_losses);
         Ok(StudentPort {
-            config: settings.to_toml().into(),
+            records,
             live,
             faults,
             lane,
             student,
             evaluation,
             flops,
+            evaluations: 0,
         })
     })
 }
@@ -211,6 +217,11 @@ pub fn kind(dtype: Dtype) -> Kind {
     }
 }
 
+/// What the batcher calls before each step.
+pub fn batcher(faults: Arc<Faults>) -> BatcherHook {
+    Arc::new(move |step| faults.worker(Place::Batcher, step).map(drop))
+}
+
 /// Opens domains at a cursor.
 pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64, faults: Arc<Faults>) -> RowsFactory {
     Arc::new(move |domain, cursor| {
@@ -247,11 +258,17 @@ impl ddk_actors::Teacher for TeacherPort {
     type Signal = Signal;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
-        self.faults.worker(Place::Teacher, batch.step)?;
-        match &self.teacher {
-            Some(teacher) if self.labels => teacher.label(&sequences(batch)).map_err(engine_error),
-            _ => Ok(Signal::Nothing),
+        let nan = self.faults.worker(Place::Teacher, batch.step)?;
+        let mut signal = match &self.teacher {
+            Some(teacher) if self.labels => {
+                teacher.label(&sequences(batch)).map_err(engine_error)?
+            }
+            _ => Signal::Nothing,
+        };
+        if nan {
+            signal.poison().map_err(engine_error)?;
         }
+        Ok(signal)
     }
 
     fn perplexities(
@@ -323,24 +340,31 @@ impl ddk_actors::Student for StudentPort {
         &mut self,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.evaluation
+        self.evaluations += 1;
+        let nan = self.faults.worker(Place::Evaluation, self.evaluations)?;
+        let measured = self
+            .evaluation
             .perplexities(self.student.model(), cancelled)
-            .map_err(engine_error)
+            .map_err(engine_error)?;
+        Ok(match nan {
+            true => measured.map(|perplexities| vec![f64::NAN; perplexities.len()]),
+            false => measured,
+        })
     }
 
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
         let snapshot = self.student.snapshot().map_err(engine_error)?;
-        let config = self.config.clone();
-        let config = NamedFile {
-            name: "config.toml".to_owned(),
-            write: Box::new(move |out| out.write_all(config.as_bytes())),
-        };
+        let records = self.records.clone().into_iter();
+        let records = records.map(|(name, text)| NamedFile {
+            name: name.to_owned(),
+            write: Box::new(move |out| out.write_all(&text)),
+        });
         let files = snapshot.into_files().into_iter();
         let files = files.map(|(name, write)| NamedFile {
             name: name.to_owned(),
             write,
         });
-        Ok(files.chain([config]).collect())
+        Ok(files.chain(records).collect())
     }
 
     fn busy_seconds(&self) -> f64 {

@@ -159,6 +159,9 @@ pub type StudentFactory<S> = Box<dyn FnOnce() -> Result<S, PortError> + Send>;
 /// Opens a domain's rows at a cursor; again after a failure.
 pub type RowsFactory = Arc<dyn Fn(usize, Cursor) -> Result<Box<dyn Rows>, PortError> + Send + Sync>;
 
+/// Called by the batcher before it draws a step's rows, with the step; for faults on purpose.
+pub type BatcherHook = Arc<dyn Fn(u64) -> Result<(), PortError> + Send + Sync>;
+
 /// All that a run is put together from.
 pub struct Parts<T, S> {
     /// Builds teachers.
@@ -167,6 +170,8 @@ pub struct Parts<T, S> {
     pub student: StudentFactory<S>,
     /// Opens domains.
     pub rows: RowsFactory,
+    /// See [`BatcherHook`].
+    pub batcher: BatcherHook,
     /// Where checkpoints go.
     pub checkpoints: CheckpointStore,
     /// Where lines go.

@@ -101,6 +101,7 @@ fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> 
         student_busy_seconds: totals.student_busy_seconds,
         evaluation_seconds: totals.evaluation_seconds,
         boundary_seconds: totals.boundary_seconds,
+        save_stall_seconds: totals.save_stall_seconds,
         overlap: busy / distill,
         data_wait_share: totals.data_wait_seconds / distill / prepared.plan.teacher_lanes as f64,
         teacher_flops: totals.teacher_flops,

@@ -31,11 +31,8 @@ use crate::{
     cli,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
-    wiring::{self, Evaluation, StudentStart},
+    wiring::{self, Evaluation, Record, StudentStart},
 };
-
-/// Nothing computes longer than this at a stretch; `/livez` says so where something does.
-const COMPUTE_LIMIT: Duration = Duration::from_secs(900);
 
 /// How the run ended, and what is needed to sum it up.
 pub(super) struct Ended {
@@ -64,13 +61,16 @@ impl Session {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let board = Board::new(COMPUTE_LIMIT);
+        let board = Board::new(Duration::from_secs_f64(
+            settings.guard.compute_limit_seconds,
+        ));
         let recorder = Recorder::install(Arc::clone(&board)).ok();
         let signal = Arc::new(AtomicU8::new(0));
+        let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
         let (server, stop) = runtime.block_on(async {
             let server = serve(settings, recorder).await?;
             systemd::watch(Arc::clone(&board));
-            anyhow::Ok((server, signals(Arc::clone(&signal))?))
+            anyhow::Ok((server, signals(Arc::clone(&signal), grace)?))
         })?;
         Ok(Self {
             runtime,
@@ -253,10 +253,12 @@ async fn attempt(
                 checkpoint: begin.checkpoint,
             },
             begin.evaluation,
+            records(prepared).map_err(|error| lost(&error))?,
             Arc::clone(&begin.plan.live),
             faults(),
         ),
         rows: wiring::rows(prepared.corpus.domains.clone(), settings.run.seed, faults()),
+        batcher: wiring::batcher(faults()),
         checkpoints: begin.checkpoints,
         journal: begin.journal,
         board: Arc::clone(board),
@@ -273,6 +275,30 @@ async fn attempt(
             .keep_perplexities(settings, &outcome.at_start.teacher);
     }
     Ok(outcome)
+}
+
+/// What a checkpoint says about itself: the settings, the hashes of what the run is made from (the teacher's perplexities belong
+/// to these), the versions of what wrote it.
+fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
+    let versions = serde_json::json!({
+        "ddk": env!("CARGO_PKG_VERSION"),
+        "libtorch": ddk_torch::VERSION,
+        "checkpoint": ddk_run::CHECKPOINT_FORMAT,
+    });
+    Ok(vec![
+        (
+            "config.toml",
+            prepared.settings.to_toml().into_bytes().into(),
+        ),
+        (
+            "inputs.json",
+            serde_json::to_vec_pretty(&prepared.inputs)?.into(),
+        ),
+        (
+            "versions.json",
+            serde_json::to_vec_pretty(&versions)?.into(),
+        ),
+    ])
 }
 
 /// Says where the run goes on, and loudly what was passed over.
@@ -348,8 +374,8 @@ async fn serve(settings: &Settings, recorder: Option<Recorder>) -> Result<Option
     }
 }
 
-/// The first SIGINT or SIGTERM stops the run cleanly, the second ends the process at once.
-fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
+/// The first SIGINT or SIGTERM stops the run cleanly; the second, or the end of the grace, ends the process at once.
+fn signals(seen: Arc<AtomicU8>, grace: Duration) -> Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(1);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -359,9 +385,18 @@ fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
                 _ = interrupt.recv() => (2_u8, "SIGINT"),
                 _ = terminate.recv() => (15, "SIGTERM"),
             };
+            let end = move || std::process::exit(128 + i32::from(number));
             if seen.swap(number, Ordering::SeqCst) != 0 {
-                std::process::exit(128 + i32::from(number));
+                end();
             }
+            tokio::spawn(async move {
+                tokio::time::sleep(grace).await;
+                say(&format!(
+                    "not done {} s after {name} (guard.grace_seconds): ending at once; the run goes on from the checkpoint before",
+                    grace.as_secs_f64()
+                ));
+                end();
+            });
             say(&format!(
                 "{name}: finishing the step and saving; once more ends at once"
             ));

@@ -64,6 +64,7 @@ where
         teacher,
         student,
         rows,
+        batcher: batcher_hook,
         checkpoints,
         journal,
         board,
@@ -170,6 +171,7 @@ where
         intervals: intervals_receiver,
         rows: row_queues.iter().map(|queue| queue.1.clone()).collect(),
         out: micro.iter().map(|queue| queue.0.clone()).collect(),
+        hook: batcher_hook,
         stop,
         first_sent,
         status: board.worker("batcher"),
@@ -273,10 +275,10 @@ impl<T: Teacher + 'static> Pipeline<T> {
     }
 
     /// Tells of a restart.
-    pub(super) fn restarted(&self, part: &str, text: &str) {
+    pub(super) fn restarted(&self, part: &str, cause: &Exit) {
         metrics::WORKER_RESTARTS.with(&[part]).increment(1);
-        tracing::warn!(part, panic = text, "built again after a panic");
-        let message = format!("{part} is built again: it panicked: {text}");
+        tracing::warn!(part, %cause, "built again after a failure");
+        let message = format!("{part} is built again: {cause}");
         match self.journal.event(0, "restarted", &message) {
             Ok(event) => self.observer.on_event(&event),
             Err(error) => tracing::error!(%error, "an event could not be written"),

@@ -105,7 +105,7 @@ impl World {
         *self.observer.stop.lock().unwrap() = self.stop_after.map(|step| (step, sender.clone()));
         let (hook, full_disk) = (self.hook.clone(), self.full_disk.clone());
         let student_hook = hook.clone();
-        let teacher_hook = hook.clone();
+        let (teacher_hook, batcher_hook) = (hook.clone(), hook.clone());
         let parts = Parts {
             teacher: Arc::new(move |lane| {
                 teacher_hook("build teacher", lane as u64)?;
@@ -135,6 +135,7 @@ impl World {
                     hook: hook.clone(),
                 }))
             }),
+            batcher: Arc::new(move |step| batcher_hook("draw", step)),
             checkpoints: store,
             journal: Arc::new(Journal::open(self.folder.path(), lengths, true).unwrap()),
             board: Board::new(std::time::Duration::from_secs(3600)),

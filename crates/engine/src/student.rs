@@ -206,7 +206,7 @@ impl Student {
                 },
             },
             &mut HeadGradients {
-                weight: &mut self.head_gradient,
+                weight: Some(&mut self.head_gradient),
                 bias: None,
             },
         )?;

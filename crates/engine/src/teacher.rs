@@ -24,6 +24,18 @@ pub enum Signal {
     },
 }
 
+impl Signal {
+    /// Makes it not a number, for faults on purpose.
+    pub fn poison(&mut self) -> Result<(), EngineError> {
+        if let Self::Hidden { last } = self {
+            *last = last
+                .f_full_like(f64::NAN)
+                .map_err(ddk_torch::TorchError::from)?;
+        }
+        Ok(())
+    }
+}
+
 /// A frozen model on the lane that built it.
 #[derive(Debug)]
 pub struct Teacher {

@@ -41,11 +41,11 @@ pub enum Detail {
 }
 
 /// Where gradients of the student's head are added, in place.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct HeadGradients<'a> {
-    /// Shape of the student's matrix; rows past the vocabulary stay as they are.
-    pub weight: &'a mut Tensor,
-    /// Shape of the student's bias, where it has one.
+    /// Shape of the student's matrix; rows past the vocabulary stay as they are. Absent where the matrix is frozen.
+    pub weight: Option<&'a mut Tensor>,
+    /// Shape of the student's bias, where it has one that learns.
     pub bias: Option<&'a mut Tensor>,
 }
 
@@ -54,9 +54,9 @@ pub struct HeadGradients<'a> {
 pub struct HeadOutput {
     /// Sum of weight x cross-entropy, nats.
     pub ce_sum: f64,
-    /// Sum of weight x KL, nats (times T² where that is switched on); 0 without a teacher.
+    /// Sum of weight x divergence, nats (times T² where that is switched on); 0 without a teacher.
     pub kl_sum: f64,
-    /// `[positions, d_model]`, of (ce + gamma kl) / denominator, in the hidden states' dtype.
+    /// `[positions, d_model]`, of (ce + gamma divergence) / denominator, in the hidden states' dtype.
     pub hidden_gradient: Tensor,
     /// Where asked for.
     pub per_position: Option<PerPosition>,
@@ -89,7 +89,7 @@ pub fn chunked_head(
     check(student, teacher, positions, options)?;
     let _no_grad = tch::no_grad_guard();
     let teacher_ce = options.detail == Detail::PositionsAndTeacher;
-    let teacher = teacher.filter(|_| options.objective.gamma != 0.0 || teacher_ce);
+    let teacher = teacher.filter(|_| options.objective.divergence_weight() != 0.0 || teacher_ce);
     let count = positions.labels.size()[0];
     let kind = student.softmax_kind();
     let scored = positions.labels.f_ge(0)?.f_to_kind(kind)?;
@@ -102,7 +102,10 @@ pub fn chunked_head(
         .f_mul_scalar(1.0 / positions.denominator)?
         .f_unsqueeze(1)?;
     let hidden_gradient = student.hidden.f_empty_like()?;
-    let mut weight_gradient = gradients.weight.f_narrow(0, 0, options.vocabulary)?;
+    let mut weight_gradient = match &gradients.weight {
+        Some(weight) => Some(weight.f_narrow(0, 0, options.vocabulary)?),
+        None => None,
+    };
     let weight = student.weight.f_narrow(0, 0, options.vocabulary)?;
     let mut values = Values::new(
         options.detail,
@@ -142,9 +145,11 @@ pub fn chunked_head(
 
         // The scale of each position goes onto the narrow side of both products.
         let scale = row_scale.f_narrow(0, start, size)?;
-        let hidden = student.hidden.f_narrow(0, start, size)?;
-        let scaled_hidden = hidden.f_mul(&scale)?.f_to_kind(student.weight.kind())?;
-        accumulate(&mut weight_gradient, &gradient.f_tr()?, &scaled_hidden)?;
+        if let Some(weight_gradient) = &mut weight_gradient {
+            let hidden = student.hidden.f_narrow(0, start, size)?;
+            let scaled_hidden = hidden.f_mul(&scale)?.f_to_kind(student.weight.kind())?;
+            accumulate(weight_gradient, &gradient.f_tr()?, &scaled_hidden)?;
+        }
         if let Some(bias) = &mut gradients.bias {
             let mut bias = bias.f_narrow(0, 0, options.vocabulary)?;
             let column_sums = gradient

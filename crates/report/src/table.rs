@@ -73,6 +73,12 @@ pub fn table(summary: &Summary) -> String {
         100.0 * summary.evaluation_seconds / summary.distill_seconds.max(1e-9),
         100.0 * summary.data_wait_share
     );
+    let _ = writeln!(
+        text,
+        "saves held training up for {:.2} s ({:.2} %)",
+        summary.save_stall_seconds,
+        100.0 * summary.save_stall_seconds / summary.distill_seconds.max(1e-9)
+    );
     if let Some(serial) = &summary.serial {
         let ratio = summary.tokens_per_second / serial.tokens_per_second;
         let _ = writeln!(

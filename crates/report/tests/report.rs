@@ -33,6 +33,7 @@ fn summary() -> Summary {
         student_busy_seconds: 17.0,
         evaluation_seconds: 1.0,
         boundary_seconds: 0.8,
+        save_stall_seconds: 0.05,
         overlap: 1.8,
         data_wait_share: 0.001,
         peak_rss_bytes: 900_000_000,

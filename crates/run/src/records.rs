@@ -179,6 +179,9 @@ pub struct Summary {
     pub evaluation_seconds: f64,
     /// Time from an interval's last update to the first micro-batch of the next.
     pub boundary_seconds: f64,
+    /// Time that training waited for snapshots; saves are written beside it.
+    #[serde(default)]
+    pub save_stall_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
     /// Share of `distill_seconds` in which the student waited while a teacher lane waited for data.

@@ -37,7 +37,7 @@ pub struct Options {
     pub evaluation: Option<EvaluationOptions>,
     /// When the run is saved.
     pub checkpoint: Option<CheckpointOptions>,
-    /// What is done when numbers go wrong.
+    /// What is done when something goes wrong.
     pub guard: Option<GuardOptions>,
     /// Faults on purpose, for tests; refused unless DDK_ALLOW_FAULTS=1 is in the environment.
     pub faults: Option<FaultOptions>,
@@ -375,7 +375,7 @@ pub struct CheckpointOptions {
     pub keep_best: Option<bool>,
 }
 
-/// What is done when numbers go wrong. An update whose loss or gradient is not finite is never made.
+/// What is done when something goes wrong. An update whose loss or gradient is not finite is never made.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GuardOptions {
@@ -391,6 +391,12 @@ pub struct GuardOptions {
     pub spike_window: Option<usize>,
     /// Nothing is a spike before so many losses.
     pub spike_from: Option<usize>,
+    /// Seconds that finishing the step and saving may take after a signal; then the process ends as it is, and the run goes on
+    /// from the checkpoint before.
+    pub grace_seconds: Option<f64>,
+    /// Seconds that a worker may compute at a stretch before /livez calls it sick and a watchdog is no longer fed. Waiting is
+    /// never sick.
+    pub compute_limit_seconds: Option<f64>,
 }
 
 /// What is done at a spike of the loss.
@@ -411,8 +417,8 @@ pub enum Spike {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FaultOptions {
-    /// Such as "panic student 5", "nan student 7", "oom student 3", "stall teacher 4", "unreadable loader 6", "enospc save 8", "eio
-    /// save 8", "kill save 8 3" (at its third system call). Each strikes once.
+    /// Each entry strikes once: KIND PLACE NUMBER [CALL], such as "panic student 5" or "kill save 8 3" (at its third system call).
+    /// docs/running.md lists kinds and places.
     pub plan: Option<Vec<String>>,
 }
 

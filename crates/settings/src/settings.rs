@@ -209,6 +209,8 @@ pub struct Guard {
     pub spike_sigmas: f64,
     pub spike_window: usize,
     pub spike_from: usize,
+    pub grace_seconds: f64,
+    pub compute_limit_seconds: f64,
 }
 
 /// `[faults]`.

@@ -466,6 +466,9 @@ impl Checker<'_> {
         let sigmas = self.positive("guard.spike_sigmas", guard.spike_sigmas);
         let window = self.within("guard.spike_window", guard.spike_window, 2.., "2 or more");
         let from = self.within("guard.spike_from", guard.spike_from, 2.., "2 or more");
+        let grace = self.positive("guard.grace_seconds", guard.grace_seconds);
+        let compute_limit =
+            self.positive("guard.compute_limit_seconds", guard.compute_limit_seconds);
         Some(Guard {
             max_skipped: max_skipped?,
             max_rollbacks: self.need("guard.max_rollbacks", guard.max_rollbacks)?,
@@ -473,6 +476,8 @@ impl Checker<'_> {
             spike_sigmas: sigmas?,
             spike_window: window?,
             spike_from: from?,
+            grace_seconds: grace?,
+            compute_limit_seconds: compute_limit?,
         })
     }
 
