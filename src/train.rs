@@ -29,9 +29,9 @@ use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, Settings};
 use ddk_torch::parse_device;
 
+pub use self::inputs::Inputs;
 use self::{
     doremi::Phases,
-    inputs::Inputs,
     workers::{Session, work},
 };
 use crate::{
@@ -160,6 +160,17 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
         Ran::Stopped(code) => Ok(code),
     }
+}
+
+/// Whether the run of these settings is done; a folder whose run had other settings is refused.
+pub fn is_done(settings: &Settings) -> Result<bool> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    let path = settings.run.folder.join(&name);
+    if !path.join("summary.json").exists() {
+        return Ok(false);
+    }
+    inputs::same_settings(&path, settings)?;
+    Ok(true)
 }
 
 /// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.

@@ -36,7 +36,11 @@ impl FlopCounter {
 
     /// The teacher labels rows: one forward with the output matrix.
     pub fn teacher(&self, rows: &[Sequence<'_>]) -> f64 {
-        forward(&self.teacher, rows.iter().flat_map(lengths), self.vocabulary)
+        forward(
+            &self.teacher,
+            rows.iter().flat_map(lengths),
+            self.vocabulary,
+        )
     }
 
     /// The student learns from rows: forward and backward.

@@ -87,7 +87,8 @@ fn at_the_papers_proportions_ddk_costs_less_than_the_papers_0_69_percent() {
     // 30,000 steps of 256 rows of 2,048 tokens; K = 1,000; 10 domains of 500 documents, none shorter than a row.
     let (steps, interval, rows) = (30_000_u64, 1_000, 256);
     let rows = (steps * rows) as usize;
-    let training = counter.teacher_of(repeat_n(2048, rows)) + counter.student_of(repeat_n(2048, rows));
+    let training =
+        counter.teacher_of(repeat_n(2048, rows)) + counter.student_of(repeat_n(2048, rows));
     let documents = || repeat_n(2048_u64, 10 * 500);
     let evaluations = steps / interval;
     let extra = evaluations as f64 * counter.student_evaluation_of(documents())

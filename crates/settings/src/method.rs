@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::origin::Origin;
 
 /// A row of the paper's tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// Continued pre-training: cross-entropy alone, the corpus as it is.

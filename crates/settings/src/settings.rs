@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{
-    Dtype, FirstInterval, Method, MixturePolicy, Packing, Spike, ValidationBy, WhenStale,
-};
+use crate::{Dtype, FirstInterval, Method, MixturePolicy, Packing, Spike, ValidationBy, WhenStale};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
