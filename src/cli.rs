@@ -310,7 +310,7 @@ pub struct Mixture {
     /// The teacher's perplexity on each domain, in the same order
     #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
     pub teacher_ppl: Vec<f64>,
-    /// The previous weights; without them, the discrepancy of the same perplexities (as at the first update of ddk)
+    /// The previous weights; without them, the discrepancy of the same perplexities (as at the first update)
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub previous: Option<Vec<f64>>,
     /// How it moves: ddk, ddk-no-smoothing or sheared, the policies that follow perplexities

@@ -79,7 +79,7 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
         if args.previous.is_some() {
             "the weights given by --previous"
         } else {
-            "the discrepancy, as at the first update of ddk (no --previous given)"
+            "the discrepancy, as at the first update (no --previous given)"
         },
     )?;
     Ok(())

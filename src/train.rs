@@ -308,6 +308,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         gamma: settings.objective.gamma,
         temperature: settings.objective.temperature,
         temperature_squared: settings.objective.temperature_squared,
+        ..Objective::default()
     };
     let student = &settings.student;
     let options = StudentOptions {

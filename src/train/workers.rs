@@ -61,15 +61,14 @@ impl Session {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let board = Board::new(Duration::from_secs_f64(
-            settings.guard.compute_limit_seconds,
-        ));
+        let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
+        let board = Board::new(limit);
         let recorder = Recorder::install(Arc::clone(&board)).ok();
         let signal = Arc::new(AtomicU8::new(0));
-        let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
         let (server, stop) = runtime.block_on(async {
             let server = serve(settings, recorder).await?;
             systemd::watch(Arc::clone(&board));
+            let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
             anyhow::Ok((server, signals(Arc::clone(&signal), grace)?))
         })?;
         Ok(Self {

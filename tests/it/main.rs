@@ -15,5 +15,6 @@ mod compare;
 mod corpora;
 mod faults;
 mod interrupted;
+mod mixtures;
 mod training;
 mod world;

@@ -31,8 +31,14 @@ pub(crate) fn weights(mixtures: &[MixtureLine], last_step: u64) -> Chart {
 
 /// Student's over teacher's perplexity over the steps; 1 is caught up.
 pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) -> Chart {
+    // A line may hold an evaluation of before.
+    let measured: Vec<MixtureLine> = mixtures
+        .iter()
+        .filter(|line| line.evaluated_at_step == line.step)
+        .cloned()
+        .collect();
     let lines = domains(mixtures).into_iter().map(|domain| {
-        let mut points = series(mixtures, &domain, |line| &line.ratio);
+        let mut points = series(&measured, &domain, |line| &line.ratio);
         if let Some((step, values)) = after
             && let Some(value) = values.get(&domain)
         {

@@ -59,7 +59,7 @@ fn write_run(folder: &Path) {
         step: interval * 10,
         version: interval,
         policy: "ddk".to_owned(),
-        alpha: 0.5,
+        alpha: Some(0.5),
         weights: by_domain(math, 1.0 - math),
         target: by_domain(math, 1.0 - math),
         previous_weights: None,
@@ -68,6 +68,10 @@ fn write_run(folder: &Path) {
         ratio: by_domain(1.5, 1.4),
         evaluated_at_step: interval * 10,
         discrepancy: None,
+        losses: None,
+        reference: None,
+        excess: None,
+        mean_weights: None,
         refused: None,
     };
     let lines = |values: Vec<String>| values.join("\n") + "\n";
