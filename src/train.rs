@@ -30,10 +30,10 @@ use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 use ddk_torch::parse_device;
 
+pub use self::inputs::Inputs;
 pub use self::ted::layer_pairs;
 use self::{
     doremi::Phases,
-    inputs::Inputs,
     workers::{Session, work},
 };
 use crate::{
@@ -44,7 +44,7 @@ use crate::{
     prepare::{self, Corpus},
     progress::say,
     serial,
-    wiring::{Evaluation, ModelFolders},
+    wiring::{self, Evaluation, ModelFolders},
 };
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
@@ -168,6 +168,17 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
         Ran::Stopped(code) => Ok(code),
     }
+}
+
+/// Whether the run of these settings is done; a folder whose run had other settings is refused.
+pub fn is_done(settings: &Settings) -> Result<bool> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    let path = settings.run.folder.join(&name);
+    if !path.join("summary.json").exists() {
+        return Ok(false);
+    }
+    inputs::same_settings(&path, settings)?;
+    Ok(true)
 }
 
 /// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.
@@ -297,7 +308,6 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         vocabulary,
         settings.corpus.sequence_length,
     )?;
-    let plan = plan(settings, &corpus);
     let device = parse_device(&settings.student.device)?;
     let chunk = settings
         .objective
@@ -329,6 +339,12 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         batch_rows: settings.evaluation.batch_rows,
         vocabulary,
         chunk,
+    };
+    let flops = wiring::flop_counter(&folders, &options)?;
+    let plan = RunPlan {
+        evaluation_flops: flops.student_evaluation(&evaluation.validation),
+        teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
+        ..plan(settings, &corpus)
     };
     Ok(Prepared {
         settings,
@@ -394,6 +410,8 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
             .then_some(objective.layer_weight),
         skip: BTreeSet::new(),
         guard: guard(&settings.guard),
+        evaluation_flops: 0.0,
+        teacher_evaluation_flops: 0.0,
     }
 }
 

@@ -98,7 +98,7 @@ impl<S: Student + 'static> StudentLane<S> {
         if let Some(end) = end {
             self.save_last(&mut core)?;
             let after = match end {
-                End::Finished(_) => core.student.perplexities(&|| false)?,
+                End::Finished(_) => core.evaluate_last()?,
                 End::Stopped => None,
             };
             *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = core.outcome(end, after);

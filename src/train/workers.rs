@@ -65,7 +65,6 @@ impl Session {
         let board = Board::new(limit);
         let recorder = Recorder::install(Arc::clone(&board)).ok();
         let signal = Arc::new(AtomicU8::new(0));
-        let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
         let (server, stop) = runtime.block_on(async {
             let server = serve(settings, recorder).await?;
             systemd::watch(Arc::clone(&board));
@@ -264,7 +263,11 @@ async fn attempt(
         board: Arc::clone(board),
         observer: Arc::clone(printer) as Arc<dyn Observer>,
     };
-    let outcome = ddk_actors::run(begin.plan, parts, policy, begin.resume, known, stop).await?;
+    let mut plan = begin.plan;
+    if known.is_some() {
+        plan.teacher_evaluation_flops = 0.0;
+    }
+    let outcome = ddk_actors::run(plan, parts, policy, begin.resume, known, stop).await?;
     if let Some(outcome) = &outcome {
         prepared
             .inputs

@@ -11,6 +11,7 @@
 mod bad_input;
 mod checkpoints;
 mod commands;
+mod compare;
 mod corpora;
 mod faults;
 mod interrupted;

@@ -178,12 +178,26 @@ impl<S: Student> Core<S> {
         metrics::STEP_SECONDS
             .with(&["evaluation"])
             .record(began.elapsed().as_secs_f64());
+        let Some(perplexities) = perplexities else {
+            return Ok(None);
+        };
+        let mut flops = self.plan.evaluation_flops;
         // Before the first step of a run, or of a fork whose domains are others.
-        if self.student_at_start.is_empty()
-            && let Some(perplexities) = &perplexities
-        {
+        if self.student_at_start.is_empty() {
             self.student_at_start = perplexities.clone();
+            flops += self.plan.teacher_evaluation_flops;
         }
+        self.totals.evaluation_flops += flops;
+        if self.needs == Needs::Perplexities {
+            self.totals.mixture_flops += flops;
+        }
+        Ok(Some(perplexities))
+    }
+
+    /// Perplexities at the run's end: for its result, not for a mixture.
+    pub(crate) fn evaluate_last(&mut self) -> Result<Option<Vec<f64>>, PortError> {
+        let perplexities = self.student.perplexities(&|| false)?;
+        self.totals.evaluation_flops += self.plan.evaluation_flops;
         Ok(perplexities)
     }
 
@@ -221,6 +235,8 @@ impl<S: Student> Core<S> {
             for (phase, seconds) in loss.seconds {
                 add(phase, seconds);
             }
+            self.totals.teacher_flops += loss.teacher_flops;
+            self.totals.student_flops += loss.student_flops;
             gathered.ce_sum += loss.ce_sum;
             gathered.kl_sum += loss.kl_sum;
             for (row, of_row) in batch.rows.iter().zip(&loss.rows) {

@@ -5,10 +5,16 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Method;
+
 /// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
+    /// What `mixture.policy` and `objective.name` are where they are not written, by the names of the paper's rows: `cpt` (natural,
+    /// ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural, ted), `minillm` (natural, reverse_kl), `ddk`
+    /// (ddk, forward_kl), `ddk-no-smoothing`, `ddk-equal` (equal, forward_kl). Must come before the first table of a file.
+    pub method: Option<Method>,
     /// The run: its name, its end, its seed.
     pub run: Option<RunOptions>,
     /// How text becomes rows of tokens.

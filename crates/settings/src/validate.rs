@@ -160,6 +160,7 @@ impl Checker<'_> {
             })
             .collect();
         Some(Settings {
+            method: options.method,
             run,
             corpus: corpus?,
             domains,
