@@ -65,6 +65,7 @@ impl Session {
         let board = Board::new(limit);
         let recorder = Recorder::install(Arc::clone(&board)).ok();
         let signal = Arc::new(AtomicU8::new(0));
+        let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
         let (server, stop) = runtime.block_on(async {
             let server = serve(settings, recorder).await?;
             systemd::watch(Arc::clone(&board));
