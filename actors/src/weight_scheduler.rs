@@ -8,7 +8,7 @@ use crossbeam::channel::Sender;
 use ddk_corpus::Cursor;
 use ddk_mixture::{Decision, Perplexities, Policy, Quota, limit};
 use ddk_run::{Journal, records::MixtureLine};
-use ddk_telemetry::metrics;
+use ddk_telemetry::{metrics, seconds_since_1970};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
@@ -215,6 +215,11 @@ impl WeightSchedulerState {
 /// Sets the gauges of a mixture.
 pub fn publish(line: &MixtureLine) {
     metrics::MIXTURE_VERSION.with(&[]).set(line.version as f64);
+    metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
+    let floor = (1.0 - line.alpha) / line.weights.len() as f64;
+    for (limit, weight) in [("floor", floor), ("cap", line.alpha + floor)] {
+        metrics::WEIGHT_LIMIT.with(&[limit]).set(weight);
+    }
     let sets = [
         (&metrics::WEIGHT, &line.weights),
         (&metrics::TARGET, &line.target),

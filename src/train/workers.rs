@@ -16,7 +16,7 @@ use ddk_mixture::{Ddk, FirstInterval, Policy};
 use ddk_model::ModelConfig;
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::Settings;
-use ddk_telemetry::{Board, Recorder, ServeError, Server, metrics};
+use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, metrics};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -59,12 +59,10 @@ pub(super) fn work(
         .build()?;
     runtime.block_on(async {
         let board = Board::new(COMPUTE_LIMIT);
-        let recorder = Recorder::install(Arc::clone(&board)).ok();
-        for report in &prepared.corpus.reports {
-            metrics::QUARANTINED
-                .with(&[&report.domain])
-                .set(report.quarantined as f64);
-        }
+        let recorder = record(prepared, folder, &board)?;
+        let file = settings.telemetry.file.clone();
+        let _keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
+            .hint("choose another telemetry.file, in a folder that is there")?;
         let _server = serve(settings, recorder).await?;
         systemd::watch(Arc::clone(&board));
         let signal = Arc::new(AtomicU8::new(0));
@@ -79,6 +77,9 @@ pub(super) fn work(
         let mut seconds_before = None;
         loop {
             let begin = Begin::new(prepared, folder, &healing.learnt)?;
+            metrics::ROLLED_BACK_UPDATES
+                .with(&[])
+                .increment(printer.rewind(begin.step()));
             let totals = begin.resume.as_ref().map_or_else(
                 || Totals::new(begin.plan.domains.len()),
                 |state| state.totals.clone(),
@@ -281,12 +282,24 @@ fn explain(error: RunError) -> anyhow::Error {
     }
 }
 
+/// Records the run from now on, beginning with what is known already.
+fn record(prepared: &Prepared<'_>, folder: &RunFolder, board: &Arc<Board>) -> Result<Recorder> {
+    let run = prepared.settings.run.name.as_deref().unwrap_or_default();
+    let recorder = Recorder::install(Arc::clone(board), run, folder.path())?;
+    for report in &prepared.corpus.reports {
+        metrics::QUARANTINED
+            .with(&[&report.domain])
+            .set(report.quarantined as f64);
+    }
+    Ok(recorder)
+}
+
 /// The metrics server; a port that is taken is said, and stops the run only where it is required.
-async fn serve(settings: &Settings, recorder: Option<Recorder>) -> Result<Option<Server>> {
+async fn serve(settings: &Settings, recorder: Recorder) -> Result<Option<Server>> {
     let telemetry = &settings.telemetry;
-    let (true, Some(recorder)) = (telemetry.enabled, recorder) else {
+    if !telemetry.enabled {
         return Ok(None);
-    };
+    }
     let address = telemetry.address.parse().context("telemetry.address")?;
     match ddk_telemetry::serve(address, recorder).await {
         Ok(server) => {
