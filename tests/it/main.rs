@@ -14,5 +14,6 @@ mod commands;
 mod corpora;
 mod faults;
 mod interrupted;
+mod monitoring;
 mod training;
 mod world;

@@ -252,9 +252,16 @@ impl World {
     }
 
     /// Starts `ddk` and calls `seen` with each line of its standard error until that returns true; the process goes on.
-    pub fn start_until(&self, arguments: &[&str], mut seen: impl FnMut(&str) -> bool) -> Started {
-        let mut child = self
-            .command(arguments)
+    pub fn start_until(&self, arguments: &[&str], seen: impl FnMut(&str) -> bool) -> Started {
+        Self::start_command_until(self.command(arguments), seen)
+    }
+
+    /// The same with a command that has been made already.
+    pub fn start_command_until(
+        mut command: Command,
+        mut seen: impl FnMut(&str) -> bool,
+    ) -> Started {
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
