@@ -3,7 +3,12 @@
 //! `make bench-telemetry`. It fails where a scrape takes 5 ms or more, or where both together take a thousandth of a run's time or more:
 //! one scrape every ten seconds, and steps of a tenth of a second.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs
+)]
 
 use std::{
     io::{Read, Write},
@@ -29,9 +34,13 @@ fn main() {
     for lane in 0..TEACHERS {
         board.worker(&format!("teacher-{lane}")).computing();
     }
-    let domains: Vec<String> = (0..DOMAINS).map(|domain| format!("domain-{domain}")).collect();
+    let domains: Vec<String> = (0..DOMAINS)
+        .map(|domain| format!("domain-{domain}"))
+        .collect();
     for domain in &domains {
-        board.worker(&format!("loader-{domain}")).waiting_for_output();
+        board
+            .worker(&format!("loader-{domain}"))
+            .waiting_for_output();
         for gauge in [
             &metrics::RATIO,
             &metrics::WEIGHT,
@@ -77,14 +86,21 @@ fn main() {
     times.sort_by(f64::total_cmp);
     let (half, most) = (times[SCRAPES / 2], times[SCRAPES * 99 / 100]);
     let share = half / SECONDS_BETWEEN_SCRAPES + of_step / STEP_SECONDS;
-    println!("a scrape of {bytes} bytes: half of them under {:.2} ms, 99 of 100 under {:.2} ms", half * 1e3, most * 1e3);
+    println!(
+        "a scrape of {bytes} bytes: half of them under {:.2} ms, 99 of 100 under {:.2} ms",
+        half * 1e3,
+        most * 1e3
+    );
     println!("the records of a step: {:.1} us", of_step * 1e6);
     println!(
         "share of a run's time, a scrape every {SECONDS_BETWEEN_SCRAPES} s and steps of {STEP_SECONDS} s: {:.4} %",
         100.0 * share
     );
     assert!(half < 5e-3, "a scrape takes 5 ms or more");
-    assert!(share < 1e-3, "being watched takes a thousandth of the time or more");
+    assert!(
+        share < 1e-3,
+        "being watched takes a thousandth of the time or more"
+    );
 }
 
 /// What the workers record for a step, all of it on one thread here.
@@ -121,7 +137,15 @@ fn record_step(step: usize, domains: &[String], queues: &Queues) {
         metrics::MODEL_UTILISATION.with(&[model]).set(0.9);
     }
     metrics::WHOLE_STEP_SECONDS.with(&[]).record(STEP_SECONDS);
-    for phase in ["data", "teacher_wait", "teacher", "forward", "head", "backward", "optimizer"] {
+    for phase in [
+        "data",
+        "teacher_wait",
+        "teacher",
+        "forward",
+        "head",
+        "backward",
+        "optimizer",
+    ] {
         metrics::STEP_SECONDS.with(&[phase]).record(0.01);
     }
 }

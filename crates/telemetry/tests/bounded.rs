@@ -25,7 +25,9 @@ fn record_steps(count: usize, mut after_each: impl FnMut(usize)) {
     ];
     for step in 0..count {
         for phase in phases {
-            metrics::STEP_SECONDS.with(&[phase]).record(step as f64 * 1e-6);
+            metrics::STEP_SECONDS
+                .with(&[phase])
+                .record(step as f64 * 1e-6);
         }
         metrics::WHOLE_STEP_SECONDS.with(&[]).record(0.01);
         after_each(step);
@@ -34,7 +36,10 @@ fn record_steps(count: usize, mut after_each: impl FnMut(usize)) {
 
 fn resident_bytes() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     let kibibytes: usize = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     1024 * kibibytes
 }
@@ -87,5 +92,8 @@ fn memory_is_flat_over_100_000_steps_without_a_scrape() {
 
     let nowhere = folder.path().join("nowhere/ddk.prom");
     let error = Keeper::start(recorder, Duration::from_secs(1), Some(nowhere.clone())).unwrap_err();
-    assert!(error.to_string().contains(nowhere.to_str().unwrap()), "{error}");
+    assert!(
+        error.to_string().contains(nowhere.to_str().unwrap()),
+        "{error}"
+    );
 }
