@@ -144,18 +144,13 @@ impl Board {
             .iter()
             .map(|worker| (worker.inner.name.as_str(), worker.totals()))
             .collect();
-        let seconds: [(_, fn(&Totals) -> f64); 3] = [
-            (&metrics::WORKER_BUSY, |totals| totals.busy),
-            (&metrics::WORKER_STARVED, |totals| totals.starved),
-            (&metrics::WORKER_BLOCKED, |totals| totals.blocked),
-        ];
-        for (metric, of) in seconds {
-            let values = totals.iter();
-            samples.add(
-                metric,
-                values.map(|(name, totals)| (vec![*name], of(totals))),
-            );
-        }
+        let each = |of: fn(&Totals) -> f64| {
+            let workers = totals.iter();
+            workers.map(move |(name, spent)| (vec![*name], of(spent)))
+        };
+        samples.add(&metrics::WORKER_BUSY, each(|spent| spent.busy));
+        samples.add(&metrics::WORKER_STARVED, each(|spent| spent.starved));
+        samples.add(&metrics::WORKER_BLOCKED, each(|spent| spent.blocked));
         let states = [
             ("computing", COMPUTING),
             ("starved", STARVED),
