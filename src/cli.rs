@@ -160,6 +160,9 @@ pub struct Train {
     /// Once the run is done, also time this many steps one part after the other, for comparison
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub serial: u64,
+    /// Also write the metrics to this file now and then, for the node exporter (the same as --set telemetry.file=FILE)
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
     /// Print the run's summary as JSON on standard output instead of the table
     #[arg(long)]
     pub json: bool,

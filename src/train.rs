@@ -48,7 +48,12 @@ use crate::{
 };
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
-    let mut settings = config::load(&args.config)?.settings;
+    let mut source = args.config.clone();
+    if let Some(file) = &args.metrics_file {
+        let file = toml::Value::String(file.display().to_string());
+        source.set.set.push(format!("telemetry.file={file}"));
+    }
+    let mut settings = config::load(&source)?.settings;
     let fork_of = match &args.fork {
         Some(name) => {
             let old = required(settings.run.name.replace(name.clone()), "run.name")?;
@@ -60,7 +65,7 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
         &settings,
         &Flags {
             new: args.new,
-            reload: Some(args.config.clone()),
+            reload: Some(source),
             fork_of,
             from: args.from,
             json: args.json,
@@ -148,7 +153,7 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     if let Some(step) = flags.from.filter(|_| forks.is_none()) {
         go_back(&folder, step)?;
     }
-    let mut session = Session::start(settings)?;
+    let mut session = Session::start(settings, &folder)?;
     let checkpoints = folder.checkpoints();
     let is_new = !checkpoints.exists() || CheckpointStore::look(&checkpoints).list()?.is_empty();
     if settings.mixture.policy == MixturePolicy::Doremi && is_new {

@@ -16,6 +16,7 @@ mod corpora;
 mod faults;
 mod interrupted;
 mod mixtures;
+mod monitoring;
 mod objectives;
 mod training;
 mod world;

@@ -473,6 +473,9 @@ pub struct TelemetryOptions {
     pub address: Option<String>,
     /// Stop where the port is taken, instead of going on without the server.
     pub required: Option<bool>,
+    /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile collector; its name ends in
+    /// `.prom`.
+    pub file: Option<PathBuf>,
 }
 
 /// What is said while running.

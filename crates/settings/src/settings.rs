@@ -236,6 +236,8 @@ pub struct Telemetry {
     pub enabled: bool,
     pub address: String,
     pub required: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 /// `[log]`.
