@@ -154,9 +154,7 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         go_back(&folder, step)?;
     }
     let mut session = Session::start(settings, &folder)?;
-    let checkpoints = folder.checkpoints();
-    let is_new = !checkpoints.exists() || CheckpointStore::look(&checkpoints).list()?.is_empty();
-    if settings.mixture.policy == MixturePolicy::Doremi && is_new {
+    if settings.mixture.policy == MixturePolicy::Doremi && !has_checkpoints(&folder)? {
         let reloads = flags.reload.is_some();
         match doremi::phases(settings, &prepared.plan.domains, reloads, &mut session)? {
             Phases::Done(weights) => prepared.doremi = Some(weights),
@@ -184,6 +182,12 @@ pub fn is_done(settings: &Settings) -> Result<bool> {
     }
     inputs::same_settings(&path, settings)?;
     Ok(true)
+}
+
+/// Whether there is something to go on from, sound or not.
+fn has_checkpoints(folder: &RunFolder) -> Result<bool> {
+    let checkpoints = folder.checkpoints();
+    Ok(checkpoints.exists() && !CheckpointStore::look(&checkpoints).list()?.is_empty())
 }
 
 /// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.
