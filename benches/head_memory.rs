@@ -14,7 +14,8 @@
 use std::{fs, process::Command, time::Instant};
 
 use ddk_objective::{
-    HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head, default_chunk,
+    Detail, HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
+    default_chunk,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -62,10 +63,10 @@ impl Inputs {
                 objective: Objective::default(),
                 vocabulary,
                 chunk,
-                per_position: false,
+                detail: Detail::Sums,
             },
             &mut HeadGradients {
-                weight: &mut self.weight_gradient,
+                weight: Some(&mut self.weight_gradient),
                 bias: None,
             },
         )

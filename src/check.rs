@@ -10,7 +10,7 @@ use ddk_engine::{
 };
 use ddk_model::{Model, ModelConfig, Placement, Weights};
 use ddk_objective::default_chunk;
-use ddk_settings::{Dtype, Settings};
+use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{Lane, parse_device};
 
 use crate::{
@@ -358,11 +358,28 @@ fn schedule(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
         );
     };
     let tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
+    let policy = settings.mixture.policy;
+    let interval = match policy {
+        MixturePolicy::Odm | MixturePolicy::DoremiProxy => 1,
+        _ => settings.mixture.interval,
+    };
+    let mixture = match policy {
+        MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => {
+            format!("the mixture stays as it is ({})", policy.name())
+        }
+        MixturePolicy::Doremi => format!(
+            "before them two runs of {} steps find the mixture (doremi)",
+            settings.mixture.doremi_steps.unwrap_or(steps)
+        ),
+        _ => format!(
+            "the mixture ({}) moves every {interval} steps, {} times",
+            policy.name(),
+            steps.saturating_sub(1) / interval
+        ),
+    };
     report.line(&format!(
-        "{steps} steps of {tokens} tokens, {} in all; the mixture moves every {} steps, {} times",
+        "{steps} steps of {tokens} tokens, {} in all; {mixture}",
         count((steps * tokens) as i64),
-        settings.mixture.interval,
-        steps.saturating_sub(1) / settings.mixture.interval
     ))?;
     let student = &settings.student;
     let schedule = Schedule {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ddk_settings::Method;
 
 /// Distils a large language model (the teacher) into a small one (the student), and steers the training data, domain
 /// by domain, toward where the student is furthest behind.
@@ -29,7 +30,7 @@ pub enum Command {
     Init(Init),
     /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule, one forward of both models
     Check(Check),
-    /// Tokenize the sources of a configuration into memory-mapped token files, once
+    /// Tokenize the sources of a configuration into token files, once
     Prepare(Prepare),
     /// Look at prepared data, and at what a run was trained on
     #[command(subcommand)]
@@ -38,6 +39,11 @@ pub enum Command {
     Pretrain(Pretrain),
     /// Distil the teacher into the student; on an existing run's folder, go on from its last checkpoint
     Train(Train),
+    /// Train the paper's methods side by side, over seeds, and write what came out as tables and figures
+    ///
+    /// The same initial student, token budget, validation sets and evaluation for all; seeds vary the data's order alone. Runs that
+    /// are done are skipped, interrupted ones go on.
+    Compare(Compare),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
     /// List a run's checkpoints: step, size, whether each verifies
@@ -162,6 +168,37 @@ pub struct Train {
     pub json: bool,
 }
 
+/// What is compared.
+#[derive(Debug, Args)]
+pub struct Compare {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Methods, by the names of the paper's rows, separated by commas
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "cpt,cpt-doremi,kd,ted,minillm,ddk,ddk-no-smoothing,ddk-equal",
+        value_parser = Method::ALL.map(Method::name)
+    )]
+    pub methods: Vec<String>,
+    /// Seeds, from run.seed on
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// Do it for each of these values of a setting, for example objective.gamma=0,0.1,0.2
+    #[arg(long, value_name = "KEY=LIST")]
+    pub sweep: Option<String>,
+    /// A quarter of the steps; runs in a folder of their own
+    #[arg(long)]
+    pub quick: bool,
+    /// Add the scores in a file of lm-evaluation-harness as columns (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub import_scores: Vec<PathBuf>,
+    /// Where compare.md, compare.json, compare.html and figures/ go; the folder of the runs where absent
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct Eval {
     #[command(flatten)]
@@ -279,7 +316,10 @@ pub struct Mixture {
     /// The previous weights; without them, the discrepancy of the same perplexities (as at the first update)
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub previous: Option<Vec<f64>>,
-    /// Weight of the discrepancy against the uniform floor, 0 to 1
+    /// How it moves: ddk, ddk-no-smoothing or sheared, the policies that follow perplexities
+    #[arg(long, value_name = "POLICY", default_value = "ddk", value_parser = ["ddk", "ddk-no-smoothing", "sheared"])]
+    pub policy: String,
+    /// Weight of the discrepancy against the uniform floor, 0 to 1 (ddk)
     #[arg(long, default_value_t = 0.5)]
     pub alpha: f64,
     /// Names of the domains, in the same order

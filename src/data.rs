@@ -74,9 +74,8 @@ fn spread(all: u64, count: u64) -> impl Iterator<Item = u64> {
 /// How many documents have how many tokens, in powers of two.
 fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
     let mut counts = [0_u64; 64];
-    for document in 0..domain.documents() {
-        let length = domain.document_length(document).unwrap_or(0).max(1);
-        counts[length.ilog2() as usize] += 1;
+    for length in domain.document_lengths() {
+        counts[length?.max(1).ilog2() as usize] += 1;
     }
     let largest = counts.iter().copied().max().unwrap_or(0).max(1);
     writeln!(out, "  tokens of a document")?;

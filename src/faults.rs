@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow};
 use ddk_actors::PortError;
 use ddk_run::SaveHook;
 
-use crate::hint::Hint;
+use crate::{hint::Hint, progress::say};
 
 /// How long a stall lasts.
 const STALL: Duration = Duration::from_millis(400);
@@ -51,23 +51,45 @@ const KINDS: [(&str, Kind); 8] = [
 pub enum Place {
     /// A loader, at the n-th row that it reads.
     Loader,
+    /// The batcher, at a step.
+    Batcher,
     /// A teacher, at a step.
     Teacher,
     /// The student, at a step.
     Student,
+    /// The student, at the n-th evaluation of this process.
+    Evaluation,
     /// The save of a step, at its n-th system call.
     Save,
 }
 
-const PLACES: [(&str, Place); 4] = [
+const PLACES: [(&str, Place); 6] = [
     ("loader", Place::Loader),
+    ("batcher", Place::Batcher),
     ("teacher", Place::Teacher),
     ("student", Place::Student),
+    ("evaluation", Place::Evaluation),
     ("save", Place::Save),
 ];
 
+impl Kind {
+    /// Whether this can go wrong there.
+    fn happens_at(self, place: Place) -> bool {
+        match self {
+            Self::Panic | Self::Stall | Self::Kill => true,
+            Self::NotANumber | Self::OutOfMemory => {
+                matches!(place, Place::Teacher | Place::Student | Place::Evaluation)
+            }
+            Self::Unreadable => place == Place::Loader,
+            Self::NoSpace | Self::InputOutput => place == Place::Save,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Fault {
+    /// As it was written.
+    entry: String,
     kind: Kind,
     place: Place,
     at: u64,
@@ -108,26 +130,33 @@ impl Faults {
                         .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down);
                 before == Ok(1)
             })
-            .map(|fault| fault.kind)
+            .map(|fault| {
+                say(&format!("fault on purpose: {}", fault.entry));
+                fault.kind
+            })
     }
 
     /// Strikes in a worker. True where the number that the worker computes is to be none.
     pub fn worker(&self, place: Place, at: u64) -> Result<bool, PortError> {
-        match self.strike(place, at) {
-            None => Ok(false),
-            Some(Kind::NotANumber) => Ok(true),
-            Some(Kind::Stall) => {
-                std::thread::sleep(STALL);
-                Ok(false)
+        let Some(kind) = self.strike(place, at) else {
+            return Ok(false);
+        };
+        match kind {
+            Kind::NotANumber => return Ok(true),
+            Kind::OutOfMemory => return Err(PortError::OutOfMemory("on purpose".to_owned())),
+            Kind::Unreadable => {
+                return Err(PortError::Data(
+                    "on purpose: a row cannot be read".to_owned(),
+                ));
             }
-            Some(Kind::OutOfMemory) => Err(PortError::OutOfMemory("on purpose".to_owned())),
-            Some(Kind::Unreadable) => Err(PortError::Data(
-                "on purpose: row 0 cannot be read".to_owned(),
-            )),
-            Some(Kind::Kill) => kill(),
-            #[allow(clippy::panic)] // on purpose
-            Some(Kind::Panic | Kind::NoSpace | Kind::InputOutput) => panic!("on purpose"),
+            Kind::Kill => kill(),
+            // A stall is what a sleep is.
+            Kind::Stall => std::thread::sleep(STALL),
+            Kind::Panic => panic(),
+            // Refused by `happens_at`.
+            Kind::NoSpace | Kind::InputOutput => {}
         }
+        Ok(false)
     }
 
     /// Strikes in the saves.
@@ -141,8 +170,7 @@ impl Faults {
                 std::thread::sleep(STALL);
                 Ok(())
             }
-            #[allow(clippy::panic)] // on purpose
-            Some(Kind::Panic) => panic!("on purpose"),
+            Some(Kind::Panic) => panic(),
             Some(_) => Err(io::Error::from_raw_os_error(EIO)),
         })
     }
@@ -157,12 +185,19 @@ fn parse(entry: &str) -> Option<Fault> {
     };
     let kind = KINDS.iter().find(|(name, _)| *name == kind)?.1;
     let place = PLACES.iter().find(|(name, _)| *name == place)?.1;
+    kind.happens_at(place).then_some(())?;
     Some(Fault {
+        entry: entry.to_owned(),
         kind,
         place,
         at: at.parse().ok()?,
         calls_left: AtomicU64::new(call.parse().ok().filter(|call| *call > 0)?),
     })
+}
+
+#[allow(clippy::panic)]
+fn panic() -> ! {
+    panic!("on purpose")
 }
 
 /// Ends the process between two instructions: nothing is flushed, nothing is dropped.
@@ -192,6 +227,8 @@ mod tests {
             "panic student x",
             "melt student 3",
             "panic moon 3",
+            "nan loader 3",
+            "enospc student 3",
             "panic save 1 0",
         ] {
             assert!(parse(bad).is_none(), "{bad}");

@@ -3,7 +3,10 @@
 use std::io::Write;
 
 use anyhow::{Result, anyhow};
-use ddk_mixture::{discrepancy, smooth_update};
+use ddk_mixture::{
+    Ddk, DdkNoSmoothing, Feedback, FirstInterval, Perplexities, Policy, Sheared, TrainingSums,
+    discrepancy,
+};
 
 use crate::{cli, hint::Hint};
 
@@ -15,12 +18,14 @@ struct Explanation {
     discrepancy: Vec<f64>,
     previous: Vec<f64>,
     weights: Vec<f64>,
-    alpha: f64,
+    policy: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alpha: Option<f64>,
     floor: f64,
     cap: f64,
 }
 
-/// Computes Eq. 1 and Eq. 2 for the given perplexities and prints them.
+/// Computes the next mixture for the given perplexities and prints it.
 pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
     let explanation = explain(args).usage()?;
     if args.json {
@@ -33,10 +38,20 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
         discrepancy,
         previous,
         weights,
+        policy,
         alpha,
         floor,
         cap,
     } = explanation;
+    let weight = match (policy.as_str(), alpha) {
+        (_, Some(alpha)) => format!(
+            "{alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} and {cap:.4}",
+            1.0 - alpha,
+            domains.len()
+        ),
+        ("sheared", _) => "previous x student's over teacher's perplexity where that is over 1, normalised (dynamic batch loading)".to_owned(),
+        _ => "the discrepancy, whatever the previous weights were".to_owned(),
+    };
     let width = domains.iter().map(String::len).max().unwrap_or(0).max(6);
     writeln!(
         out,
@@ -60,14 +75,12 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
         "\nratio        student's perplexity over the teacher's: how far behind the student is\n\
          discrepancy  softmax of the ratios (Eq. 1)\n\
          previous     {}\n\
-         weight       {alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} and {cap:.4}",
+         weight       {weight}",
         if args.previous.is_some() {
             "the weights given by --previous"
         } else {
             "the discrepancy, as at the first update (no --previous given)"
         },
-        1.0 - alpha,
-        domains.len(),
     )?;
     Ok(())
 }
@@ -132,16 +145,31 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
         }
         None => discrepancy.clone(),
     };
-    let weights = smooth_update(&previous, &ratio, args.alpha)?;
-    let floor = (1.0 - args.alpha) / count as f64;
+    let perplexities = Perplexities {
+        student: args.student_ppl.clone(),
+        teacher: args.teacher_ppl.clone(),
+    };
+    let first = FirstInterval::Natural;
+    let policy: &mut dyn Policy = match args.policy.as_str() {
+        "ddk" => &mut Ddk::going_on(args.alpha, 1, previous.clone()),
+        "sheared" => &mut Sheared::new(1, first, vec![None; count]),
+        _ => &mut DdkNoSmoothing::new(1, first),
+    };
+    let feedback = Feedback {
+        perplexities: Some(&perplexities),
+        training: &TrainingSums::new(count),
+    };
+    let weights = policy.next(&previous, &feedback)?.weights;
+    let (alpha, floor) = (policy.alpha(), policy.floor(count));
     Ok(Explanation {
         domains,
         ratio,
         discrepancy,
         previous,
         weights,
-        alpha: args.alpha,
+        policy: args.policy.clone(),
+        alpha,
         floor,
-        cap: args.alpha + floor,
+        cap: alpha.unwrap_or(1.0) + floor,
     })
 }

@@ -30,13 +30,14 @@ pub fn measure(
     let work = || -> Result<f64> {
         let _lane = Lane::enter(threads);
         let student_device = parse_device(&settings.student.device)?;
-        let teacher = Teacher::new(
-            Model::load(
-                &folders.teacher,
-                &wiring::teacher_placement(&settings.teacher)?,
-            )?,
-            student_device,
-        );
+        let placement = wiring::teacher_placement(&settings.teacher)?;
+        let teacher = match wiring::labels(settings) {
+            true => Some(Teacher::new(
+                Model::load(&folders.teacher, &placement)?,
+                student_device,
+            )),
+            false => None,
+        };
         let mut student = wiring::build_student(settings, folders, options.clone(), None)?;
         let shares = prepare::natural_shares(corpus);
         let mut rows = MixedRows::new(
@@ -55,8 +56,8 @@ pub fn measure(
             let denominator = predictions(&batch);
             let views: Vec<Sequence<'_>> = batch.iter().map(sequence).collect();
             for micro in views.chunks(settings.batch.micro_rows as usize) {
-                let signal = teacher.label(micro)?;
-                student.accumulate(micro, Some(&signal), denominator)?;
+                let signal = teacher.as_ref().map(|teacher| teacher.label(micro));
+                student.accumulate(micro, signal.transpose()?.as_ref(), denominator)?;
             }
             student.update(step)?;
             tokens += batch.iter().map(|row| row.tokens.len()).sum::<usize>();

@@ -1,8 +1,10 @@
 //! `ddk train`: a distillation from configuration to exported student.
 
+mod doremi;
 mod fork;
 mod healing;
 mod inputs;
+mod policy;
 mod reload;
 mod result;
 mod systemd;
@@ -21,12 +23,17 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, Guard, Live, RunPlan, SpikeAction, StopReason};
 use ddk_engine::{AdamWOptions, Schedule, StudentOptions};
+use ddk_mixture::Policy;
 use ddk_objective::{Objective, default_chunk};
 use ddk_run::{CheckpointStore, RunFolder};
-use ddk_settings::Settings;
+use ddk_settings::{MixturePolicy, Settings};
 use ddk_torch::parse_device;
 
-use self::{inputs::Inputs, workers::work};
+pub use self::inputs::Inputs;
+use self::{
+    doremi::Phases,
+    workers::{Session, work},
+};
 use crate::{
     cli, config,
     faults::Faults,
@@ -34,7 +41,7 @@ use crate::{
     prepare::{self, Corpus},
     progress::say,
     serial,
-    wiring::{Evaluation, ModelFolders},
+    wiring::{self, Evaluation, ModelFolders},
 };
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
@@ -90,15 +97,37 @@ struct Prepared<'a> {
     evaluation: Evaluation,
     options: StudentOptions,
     plan: RunPlan,
+    /// The mean weights of DoReMi's proxy, where this run is DoReMi's third phase and its proxy has run.
+    doremi: Option<Vec<f64>>,
     faults: Arc<Faults>,
+}
+
+impl Prepared<'_> {
+    /// The policy that a new run begins with.
+    fn policy(&self) -> Result<Box<dyn Policy>> {
+        let ground = policy::Ground {
+            domains: &self.plan.domains,
+            natural: &self.plan.natural,
+            vocabulary: self.options.vocabulary,
+            doremi: self.doremi.as_deref(),
+        };
+        policy::of_settings(&self.settings.mixture, &ground)
+    }
+}
+
+/// How a run ended that could not fail.
+enum Ran {
+    /// It is done and summed up.
+    Finished,
+    /// By a signal; the program's exit code.
+    Stopped(ExitCode),
 }
 
 /// Distils as the settings say; goes on where the run's folder holds a checkpoint.
 pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result<ExitCode> {
-    let began = Instant::now();
     let name = required(settings.run.name.clone(), "run.name")?;
     let path = settings.run.folder.join(&name);
-    let prepared = prepare_run(settings)?;
+    let mut prepared = prepare_run(settings)?;
     let folder = open_folder(&path, flags.new)?;
     let forks = flags
         .fork_of
@@ -121,27 +150,81 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     if let Some(step) = flags.from.filter(|_| forks.is_none()) {
         go_back(&folder, step)?;
     }
-    let ended = work(&prepared, &folder, flags.reload.as_ref())?;
-    let (outcome, signal) = (ended.outcome, ended.signal);
-    let Some(outcome) = outcome else {
-        return Ok(stopped(signal, "before its first step", &path));
+    let mut session = Session::start(settings, &folder)?;
+    let is_new = CheckpointStore::look(&folder.checkpoints())
+        .list()?
+        .is_empty();
+    if settings.mixture.policy == MixturePolicy::Doremi && is_new {
+        let reloads = flags.reload.is_some();
+        match doremi::phases(settings, &prepared.plan.domains, reloads, &mut session)? {
+            Phases::Done(weights) => prepared.doremi = Some(weights),
+            Phases::Stopped(code) => return Ok(code),
+        }
+    }
+    match run_to_end(&prepared, &folder, &mut session, flags)? {
+        Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
+        Ran::Stopped(code) => Ok(code),
+    }
+}
+
+/// Whether the run of these settings is done; a folder whose run had other settings is refused.
+pub fn is_done(settings: &Settings) -> Result<bool> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    let path = settings.run.folder.join(&name);
+    if !path.join("summary.json").exists() {
+        return Ok(false);
+    }
+    inputs::same_settings(&path, settings)?;
+    Ok(true)
+}
+
+/// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.
+fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    let path = settings.run.folder.join(&name);
+    if path.join("summary.json").exists() {
+        say(&format!("the run in {} is done already", path.display()));
+        return Ok(Ran::Finished);
+    }
+    let prepared = prepare_run(settings)?;
+    let folder = open_folder(&path, false)?;
+    prepared.inputs.bind(&folder, settings)?;
+    copy_quarantine(&prepared, &folder)?;
+    let flags = Flags {
+        new: false,
+        reload: None,
+        fork_of: None,
+        from: None,
+        json: false,
+        serial_steps: 0,
+    };
+    run_to_end(&prepared, &folder, session, &flags)
+}
+
+fn run_to_end(
+    prepared: &Prepared<'_>,
+    folder: &RunFolder,
+    session: &mut Session,
+    flags: &Flags,
+) -> Result<Ran> {
+    let began = Instant::now();
+    let ended = work(session, prepared, folder, flags.reload.as_ref())?;
+    let stopped = |when: &str| Ran::Stopped(stopped(ended.signal, when, folder.path()));
+    let Some(outcome) = &ended.outcome else {
+        return Ok(stopped("before its first step"));
     };
     if outcome.end == End::Stopped {
-        return Ok(stopped(
-            signal,
-            &format!("after step {}", outcome.step),
-            &path,
-        ));
+        return Ok(stopped(&format!("after step {}", outcome.step)));
     }
     result::finish(
-        &prepared,
-        &folder,
-        &outcome,
+        prepared,
+        folder,
+        outcome,
         ended.seconds_before,
         began,
         flags.serial_steps,
     )?;
-    result::print(&ddk_run::read::summary(&path)?, flags.json, out)
+    Ok(Ran::Finished)
 }
 
 fn stopped(signal: u8, when: &str, path: &Path) -> ExitCode {
@@ -221,7 +304,6 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         vocabulary,
         settings.corpus.sequence_length,
     )?;
-    let plan = plan(settings, &corpus);
     let device = parse_device(&settings.student.device)?;
     let chunk = settings
         .objective
@@ -231,6 +313,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         gamma: settings.objective.gamma,
         temperature: settings.objective.temperature,
         temperature_squared: settings.objective.temperature_squared,
+        ..Objective::default()
     };
     let student = &settings.student;
     let options = StudentOptions {
@@ -258,6 +341,12 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         vocabulary,
         chunk,
     };
+    let flops = wiring::flop_counter(&folders, &options)?;
+    let plan = RunPlan {
+        evaluation_flops: flops.student_evaluation(&evaluation.validation),
+        teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
+        ..plan(settings, &corpus)
+    };
     Ok(Prepared {
         settings,
         folders,
@@ -266,6 +355,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         evaluation,
         options,
         plan,
+        doremi: None,
         faults: Faults::parse(&settings.faults.plan)?,
     })
 }
@@ -310,6 +400,7 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         max_steps_reason,
         max_tokens: run.max_tokens,
         stop_ratio: run.stop_ratio,
+        evaluation_every: settings.evaluation.every,
         max_passes: settings.mixture.max_passes,
         queue_depth: settings.queues.depth,
         teacher_lanes: settings.teacher.lanes,
@@ -317,6 +408,8 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         gamma: settings.objective.gamma,
         skip: BTreeSet::new(),
         guard: guard(&settings.guard),
+        evaluation_flops: 0.0,
+        teacher_evaluation_flops: 0.0,
     }
 }
 

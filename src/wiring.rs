@@ -3,17 +3,17 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ddk_actors::{
-    Live, MicroBatch, MicroLoss, PortError, Rows, Update,
-    ports::{RowsFactory, StudentFactory, TeacherFactory},
+    Live, MicroBatch, MicroLoss, PortError, RowLoss, Rows, Update,
+    ports::{BatcherHook, RowsFactory, StudentFactory, TeacherFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
-    Document, EngineError, Sequence, Signal, Student, StudentOptions, Teacher, UpdateReport,
-    domain_perplexities,
+    Document, EngineError, FlopCounter, RowLosses, RowSums, Sequence, Signal, Student,
+    StudentOptions, Teacher, UpdateReport, domain_perplexities,
 };
-use ddk_model::{Model, ModelError, Placement};
+use ddk_model::{Model, ModelConfig, ModelError, Placement};
 use ddk_run::NamedFile;
-use ddk_settings::{Dtype, Settings};
+use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
 use tch::Kind;
 
@@ -55,64 +55,96 @@ impl Evaluation {
 pub struct TeacherPort {
     faults: Arc<Faults>,
     lane: Lane,
-    teacher: Teacher,
+    /// Absent where nothing is asked of it.
+    teacher: Option<Teacher>,
+    /// Whether batches are labelled.
+    labels: bool,
     evaluation: Evaluation,
 }
 
+/// Whether the teacher says something about each batch. Where neither the loss nor the mixture asks for it, no forward is made.
+pub fn labels(settings: &Settings) -> bool {
+    settings.objective.gamma != 0.0 || settings.mixture.policy == MixturePolicy::DoremiProxy
+}
+
+/// A file that every checkpoint holds beside the student's own: what the run is made from, and what wrote it.
+pub type Record = (&'static str, Arc<[u8]>);
+
 /// The student on its lane.
 pub struct StudentPort {
-    /// The settings as resolved, for the checkpoints.
-    config: Arc<str>,
+    records: Vec<Record>,
     live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
     student: Student,
     evaluation: Evaluation,
+    flops: FlopCounter,
+    /// Evaluations made so far.
+    evaluations: u64,
 }
 
-/// Builds teachers on their threads.
+/// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures holds no model.
 pub fn teachers(
     settings: &Settings,
     folder: PathBuf,
     evaluation: Evaluation,
+    known: bool,
     faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
     let (teacher, student_device) = (settings.teacher.clone(), settings.student.device.clone());
-    Arc::new(move |_lane| {
+    let labels = labels(settings);
+    Arc::new(move |number| {
         let lane = Lane::enter(teacher.threads);
-        let student_device = parse_device(&student_device).map_err(device_error)?;
-        let placement = teacher_placement(&teacher).map_err(device_error)?;
-        let model = Model::load(&folder, &placement).map_err(model_error)?;
+        let build = || -> Result<Teacher, PortError> {
+            let student_device = parse_device(&student_device).map_err(device_error)?;
+            let placement = teacher_placement(&teacher).map_err(device_error)?;
+            let model = Model::load(&folder, &placement).map_err(model_error)?;
+            Ok(Teacher::new(model, student_device))
+        };
+        let measures = number == 0 && !known;
         Ok(TeacherPort {
             faults: Arc::clone(&faults),
             lane,
-            teacher: Teacher::new(model, student_device),
+            teacher: (labels || measures).then(build).transpose()?,
+            labels,
             evaluation: evaluation.clone(),
         })
     })
 }
 
-/// Builds the student on its thread, from its folder or from a checkpoint.
+/// How a student begins.
+pub struct StudentStart {
+    pub options: StudentOptions,
+    pub row_losses: RowLosses,
+    /// The checkpoint that it goes on from; its folder where absent.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// Builds the student on its thread.
 pub fn student(
     settings: &Settings,
     folders: ModelFolders,
-    options: StudentOptions,
+    start: StudentStart,
     evaluation: Evaluation,
-    checkpoint: Option<PathBuf>,
+    records: Vec<Record>,
     live: Arc<Live>,
     faults: Arc<Faults>,
 ) -> StudentFactory<StudentPort> {
     let settings = settings.clone();
     Box::new(move || {
         let lane = Lane::enter(settings.student.threads);
-        let student = build_student(&settings, &folders, options, checkpoint)?;
+        let flops = flop_counter(&folders, &start.options).map_err(model_error)?;
+        let mut student = build_student(&settings, &folders, start.options, start.checkpoint)?;
+        student.set_row_losses(start.row_losses);
         Ok(StudentPort {
-            config: settings.to_toml().into(),
+            records,
             live,
             faults,
             lane,
             student,
             evaluation,
+            flops,
+            evaluations: 0,
         })
     })
 }
@@ -124,7 +156,20 @@ pub struct ModelFolders {
     pub student: PathBuf,
 }
 
-/// A student with its teacher's output matrix beside it.
+/// Counts what these models compute.
+pub fn flop_counter(
+    folders: &ModelFolders,
+    options: &StudentOptions,
+) -> Result<FlopCounter, ModelError> {
+    Ok(FlopCounter::new(
+        &ModelConfig::read(&folders.teacher)?,
+        &ModelConfig::read(&folders.student)?,
+        options.vocabulary.unsigned_abs(),
+        options.recompute,
+    ))
+}
+
+/// A student, with its teacher's output matrix beside it where that is used.
 pub fn build_student(
     settings: &Settings,
     folders: &ModelFolders,
@@ -134,10 +179,13 @@ pub fn build_student(
     let placement = student_placement(&settings.student).map_err(device_error)?;
     let model = Model::load(&folders.student, &placement).map_err(model_error)?;
     let kind = kind(settings.teacher.dtype);
-    let head = Model::load_head(&folders.teacher, model.device(), kind).map_err(model_error)?;
+    let head = labels(settings)
+        .then(|| Model::load_head(&folders.teacher, model.device(), kind))
+        .transpose()
+        .map_err(model_error)?;
     match checkpoint {
-        Some(checkpoint) => Student::restore(model, options, Some(head), &checkpoint),
-        None => Student::new(model, options, Some(head)),
+        Some(checkpoint) => Student::restore(model, options, head, &checkpoint),
+        None => Student::new(model, options, head),
     }
     .map_err(engine_error)
 }
@@ -167,6 +215,11 @@ pub fn kind(dtype: Dtype) -> Kind {
         Dtype::Fp32 => Kind::Float,
         Dtype::Bf16 => Kind::BFloat16,
     }
+}
+
+/// What the batcher calls before each step.
+pub fn batcher(faults: Arc<Faults>) -> BatcherHook {
+    Arc::new(move |step| faults.worker(Place::Batcher, step).map(drop))
 }
 
 /// Opens domains at a cursor.
@@ -205,17 +258,35 @@ impl ddk_actors::Teacher for TeacherPort {
     type Signal = Signal;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
-        self.faults.worker(Place::Teacher, batch.step)?;
-        self.teacher.label(&sequences(batch)).map_err(engine_error)
+        let nan = self.faults.worker(Place::Teacher, batch.step)?;
+        let mut signal = match &self.teacher {
+            Some(teacher) if self.labels => {
+                teacher.label(&sequences(batch)).map_err(engine_error)?
+            }
+            _ => Signal::Nothing,
+        };
+        if nan {
+            signal.poison().map_err(engine_error)?;
+        }
+        Ok(signal)
     }
 
     fn perplexities(
         &mut self,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.evaluation
-            .perplexities(self.teacher.model(), cancelled)
-            .map_err(engine_error)
+        let teacher = self.teacher.as_ref().ok_or_else(|| {
+            PortError::Other("perplexities are asked of a lane without a teacher".to_owned())
+        })?;
+        let perplexities = self
+            .evaluation
+            .perplexities(teacher.model(), cancelled)
+            .map_err(engine_error)?;
+        if !self.labels {
+            // It has said all that it is asked for.
+            self.teacher = None;
+        }
+        Ok(perplexities)
     }
 
     fn busy_seconds(&self) -> f64 {
@@ -227,13 +298,10 @@ impl ddk_actors::Student for StudentPort {
     type Signal = Signal;
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
+        let rows = sequences(batch);
         let done = self
             .student
-            .accumulate(
-                &sequences(batch),
-                Some(&signal),
-                batch.step_predictions as f64,
-            )
+            .accumulate(&rows, Some(&signal), batch.step_predictions as f64)
             .map_err(engine_error)?;
         // What is not a number has to come out of the engine to be skipped there.
         let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
@@ -243,11 +311,17 @@ impl ddk_actors::Student for StudentPort {
         Ok(MicroLoss {
             ce_sum,
             kl_sum: done.kl_sum,
+            rows: done.rows.iter().map(row_loss).collect(),
             seconds: [
                 ("forward", done.forward_seconds),
                 ("head", done.head_seconds),
                 ("backward", done.backward_seconds),
             ],
+            teacher_flops: match signal {
+                Signal::Nothing => 0.0,
+                Signal::Hidden { .. } => self.flops.teacher(&rows),
+            },
+            student_flops: self.flops.student(&rows),
         })
     }
 
@@ -266,28 +340,42 @@ impl ddk_actors::Student for StudentPort {
         &mut self,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.evaluation
+        self.evaluations += 1;
+        let nan = self.faults.worker(Place::Evaluation, self.evaluations)?;
+        let measured = self
+            .evaluation
             .perplexities(self.student.model(), cancelled)
-            .map_err(engine_error)
+            .map_err(engine_error)?;
+        Ok(match nan {
+            true => measured.map(|perplexities| vec![f64::NAN; perplexities.len()]),
+            false => measured,
+        })
     }
 
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
         let snapshot = self.student.snapshot().map_err(engine_error)?;
-        let config = self.config.clone();
-        let config = NamedFile {
-            name: "config.toml".to_owned(),
-            write: Box::new(move |out| out.write_all(config.as_bytes())),
-        };
+        let records = self.records.clone().into_iter();
+        let records = records.map(|(name, text)| NamedFile {
+            name: name.to_owned(),
+            write: Box::new(move |out| out.write_all(&text)),
+        });
         let files = snapshot.into_files().into_iter();
         let files = files.map(|(name, write)| NamedFile {
             name: name.to_owned(),
             write,
         });
-        Ok(files.chain([config]).collect())
+        Ok(files.chain(records).collect())
     }
 
     fn busy_seconds(&self) -> f64 {
         self.lane.busy_seconds()
+    }
+}
+
+fn row_loss(sums: &RowSums) -> RowLoss {
+    RowLoss {
+        ce: sums.ce,
+        excess: sums.excess,
     }
 }
 

@@ -11,6 +11,7 @@ use ddk_telemetry::{Queues, Worker};
 use crate::{
     Interval, MicroBatch, PortError,
     batch::BatchRow,
+    ports::BatcherHook,
     supervisor::Never,
     worker::{Body, Ready},
 };
@@ -40,6 +41,8 @@ pub struct Batcher {
     pub out: Vec<Sender<Arc<MicroBatch>>>,
     /// Closed when the run ends.
     pub stop: Receiver<Never>,
+    /// Called before each step.
+    pub hook: BatcherHook,
     /// When the first micro-batch was sent.
     pub first_sent: Arc<OnceLock<Instant>>,
     /// Counts what goes in and out.
@@ -48,45 +51,62 @@ pub struct Batcher {
     pub status: Worker,
 }
 
-/// The run is ending.
-struct Stopped;
+/// Why nothing more is drawn.
+enum Ended {
+    /// The run is ending.
+    Stopped,
+    /// A step cannot be drawn.
+    Failed(PortError),
+}
 
 impl Batcher {
     /// The worker's thread.
     pub fn body(self) -> Body {
         Box::new(move |ready: Ready| {
             ready.say();
-            let mut sequence = 0;
-            // The run's end is the only way out of the loop.
-            while let Ok(set) = self.next_interval() {
-                if self.send_interval(&set, &mut sequence).is_err() {
-                    break;
-                }
-            }
+            let ended = self.draw();
             self.status.stopped();
-            Ok::<(), PortError>(())
+            match ended {
+                Ended::Stopped => Ok(()),
+                Ended::Failed(error) => Err(error),
+            }
         })
     }
 
-    fn next_interval(&self) -> Result<SetInterval, Stopped> {
-        self.status.waiting_for_input();
-        select_biased! {
-            recv(self.stop) -> _ => Err(Stopped),
-            recv(self.intervals) -> set => set.map_err(|_| Stopped),
+    /// Interval after interval, to the run's end.
+    fn draw(&self) -> Ended {
+        let mut sequence = 0;
+        loop {
+            let sent = self
+                .next_interval()
+                .and_then(|set| self.send_interval(&set, &mut sequence));
+            if let Err(ended) = sent {
+                return ended;
+            }
         }
     }
 
-    fn send_interval(&self, set: &SetInterval, sequence: &mut u64) -> Result<(), Stopped> {
+    fn next_interval(&self) -> Result<SetInterval, Ended> {
+        self.status.waiting_for_input();
+        select_biased! {
+            recv(self.stop) -> _ => Err(Ended::Stopped),
+            recv(self.intervals) -> set => set.map_err(|_| Ended::Stopped),
+        }
+    }
+
+    fn send_interval(&self, set: &SetInterval, sequence: &mut u64) -> Result<(), Ended> {
         let interval_set = Instant::now();
         let order = set.interval.order(self.seed);
         let steps = order
             .chunks(self.rows_per_step)
             .zip(set.interval.first_step..);
         for (domains, step) in steps.skip(set.steps_done as usize) {
+            self.status.computing();
+            (self.hook)(step).map_err(Ended::Failed)?;
             let mut rows = domains
                 .iter()
                 .map(|&domain| self.next_row(domain))
-                .collect::<Result<Vec<BatchRow>, Stopped>>()?;
+                .collect::<Result<Vec<BatchRow>, Ended>>()?;
             let predictions = |row: &BatchRow| row.drawn.row.predictions();
             // At least one, so that a step of prompts alone is a step without a gradient.
             let step_predictions = rows.iter().map(predictions).sum::<u64>().max(1);
@@ -108,24 +128,24 @@ impl Batcher {
         Ok(())
     }
 
-    fn next_row(&self, domain: u16) -> Result<BatchRow, Stopped> {
+    fn next_row(&self, domain: u16) -> Result<BatchRow, Ended> {
         self.status.waiting_for_input();
         let row = select_biased! {
-            recv(self.stop) -> _ => Err(Stopped),
-            recv(self.rows[usize::from(domain)]) -> row => row.map_err(|_| Stopped),
+            recv(self.stop) -> _ => Err(Ended::Stopped),
+            recv(self.rows[usize::from(domain)]) -> row => row.map_err(|_| Ended::Stopped),
         }?;
         self.status.computing();
         self.queues.rows.received();
         Ok(row)
     }
 
-    fn send(&self, batch: MicroBatch) -> Result<(), Stopped> {
+    fn send(&self, batch: MicroBatch) -> Result<(), Ended> {
         let lane = (batch.sequence % self.out.len() as u64) as usize;
         self.first_sent.get_or_init(Instant::now);
         self.status.waiting_for_output();
         select_biased! {
-            recv(self.stop) -> _ => Err(Stopped),
-            send(self.out[lane], Arc::new(batch)) -> sent => sent.map_err(|_| Stopped),
+            recv(self.stop) -> _ => Err(Ended::Stopped),
+            send(self.out[lane], Arc::new(batch)) -> sent => sent.map_err(|_| Ended::Stopped),
         }?;
         self.queues.batches.sent();
         Ok(())

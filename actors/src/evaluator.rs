@@ -1,26 +1,32 @@
 //! The evaluator: brings both models' perplexities together.
 //!
-//! The models' own lanes compute them (the teacher's once, the student's at every interval's end). This actor knows what is
-//! still missing, and hands complete pairs to the weight scheduler.
+//! The models' own lanes compute them (the teacher's once; the student's at an interval's end, where the mixture or a setting asks
+//! for them). This actor knows what is still missing, and tells the weight scheduler when an interval has ended with all that
+//! is known about it.
 
-use ddk_mixture::Perplexities;
+use ddk_mixture::{Perplexities, TrainingSums};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::weight_scheduler::WeightSchedulerMessage;
+use crate::weight_scheduler::{Ended, WeightSchedulerMessage};
 
 /// What the evaluator is told.
 #[derive(Debug)]
 pub enum EvaluatorMessage {
     /// The teacher's perplexities, once a run.
     Teacher(Vec<f64>),
-    /// The student's, after `step` steps.
+    /// The student has made an interval's last step.
     Student {
-        /// The step after which they were measured.
+        /// That step; 0 before the first interval.
         step: u64,
-        /// By domain.
-        perplexities: Vec<f64>,
+        /// Its perplexities by domain, where they were measured.
+        perplexities: Option<Vec<f64>>,
+        /// What the interval's updates were made from.
+        training: TrainingSums,
     },
 }
+
+/// An interval's end as the student tells it.
+type StudentEnded = (u64, Option<Vec<f64>>, TrainingSums);
 
 /// The actor.
 pub struct Evaluator;
@@ -33,20 +39,26 @@ pub struct EvaluatorState {
     /// The teacher's, once known.
     pub teacher: Option<Vec<f64>>,
     /// The student's, where the teacher's are still missing.
-    pub student: Option<(u64, Vec<f64>)>,
+    pub student: Option<StudentEnded>,
 }
 
 impl EvaluatorState {
-    fn add(&mut self, message: EvaluatorMessage) -> Option<(u64, Perplexities)> {
+    fn add(&mut self, message: EvaluatorMessage) -> Option<Ended> {
         match message {
             EvaluatorMessage::Teacher(perplexities) => self.teacher = Some(perplexities),
-            EvaluatorMessage::Student { step, perplexities } => {
-                self.student = Some((step, perplexities));
-            }
+            EvaluatorMessage::Student {
+                step,
+                perplexities,
+                training,
+            } => self.student = Some((step, perplexities, training)),
         }
         let teacher = self.teacher.clone()?;
-        let (step, student) = self.student.take()?;
-        Some((step, Perplexities { student, teacher }))
+        let (step, student, training) = self.student.take()?;
+        Some(Ended {
+            step,
+            measured: student.map(|student| Perplexities { student, teacher }),
+            training,
+        })
     }
 }
 
@@ -69,10 +81,10 @@ impl Actor for Evaluator {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if let Some((step, perplexities)) = state.add(message) {
+        if let Some(ended) = state.add(message) {
             state
                 .scheduler
-                .cast(WeightSchedulerMessage::Evaluated { step, perplexities })?;
+                .cast(WeightSchedulerMessage::IntervalEnded(Box::new(ended)))?;
         }
         Ok(())
     }

@@ -26,6 +26,18 @@ pub struct Interval {
     pub quota: Quota,
     /// Where each domain stood before it.
     pub cursors: Vec<Cursor>,
+    /// The last evaluation before it.
+    #[serde(default)]
+    pub evaluated: Evaluated,
+}
+
+/// An evaluation of the student, as an interval remembers it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// The step after which it was made.
+    pub step: u64,
+    /// Perplexities by domain; none where one is not finite.
+    pub student: Vec<Option<f64>>,
 }
 
 impl Interval {

@@ -34,7 +34,7 @@ pub use error::RunError;
 pub use interval::Interval;
 pub use plan::{Guard, Live, RunPlan, SpikeAction};
 pub use ports::{
-    MicroLoss, Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Update,
+    MicroLoss, Observer, Parts, PortError, RowLoss, Rows, StepReport, Student, Teacher, Update,
 };
 pub use state::{Fork, LoopState, LossWindow, Totals};
 pub use supervisor::{End, Outcome, StopReason, run};

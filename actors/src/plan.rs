@@ -31,8 +31,10 @@ pub struct RunPlan {
     pub max_steps_reason: crate::StopReason,
     /// Ends the run at the end of the step in which so many tokens have been trained on.
     pub max_tokens: Option<u64>,
-    /// Ends the run at an interval's end where no ratio is larger.
+    /// Ends the run where perplexities are measured and no ratio is larger.
     pub stop_ratio: Option<f64>,
+    /// Perplexities are measured so often, in steps, where the mixture's policy does without.
+    pub evaluation_every: Option<u64>,
     /// Passes over a domain at the most.
     pub max_passes: Option<f64>,
     /// Micro-batches that may wait in a queue; 0: handed over directly.
@@ -47,6 +49,10 @@ pub struct RunPlan {
     pub skip: BTreeSet<u64>,
     /// What is done when numbers go wrong.
     pub guard: Guard,
+    /// Floating-point operations of one evaluation of the student.
+    pub evaluation_flops: f64,
+    /// Of the teacher's, where it is still to be made: 0 where its perplexities are known.
+    pub teacher_evaluation_flops: f64,
 }
 
 /// Settings that may change while a run goes on; shared with whoever changes them.

@@ -85,14 +85,29 @@ pub trait Student {
 }
 
 /// The sums of a micro-batch, and where its time went.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MicroLoss {
     /// Sum of the cross-entropy over its predictions.
     pub ce_sum: f64,
     /// Sum of the divergence from the teacher.
     pub kl_sum: f64,
+    /// Those of each row, where the mixture is moved by them; otherwise empty.
+    pub rows: Vec<RowLoss>,
     /// Seconds by phase.
     pub seconds: [(&'static str, f64); 3],
+    /// Floating-point operations of the teacher that labelled it, the products beside the student included.
+    pub teacher_flops: f64,
+    /// The student's, forward and backward.
+    pub student_flops: f64,
+}
+
+/// The sums of a row over its predictions, nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowLoss {
+    /// Of the cross-entropy.
+    pub ce: f64,
+    /// Of what it exceeds the teacher's by, each prediction clipped at 0; 0 where that is not asked for.
+    pub excess: f64,
 }
 
 /// What an update did.
@@ -144,6 +159,9 @@ pub type StudentFactory<S> = Box<dyn FnOnce() -> Result<S, PortError> + Send>;
 /// Opens a domain's rows at a cursor; again after a failure.
 pub type RowsFactory = Arc<dyn Fn(usize, Cursor) -> Result<Box<dyn Rows>, PortError> + Send + Sync>;
 
+/// Called by the batcher before it draws a step's rows, with the step; for faults on purpose.
+pub type BatcherHook = Arc<dyn Fn(u64) -> Result<(), PortError> + Send + Sync>;
+
 /// All that a run is put together from.
 pub struct Parts<T, S> {
     /// Builds teachers.
@@ -152,6 +170,8 @@ pub struct Parts<T, S> {
     pub student: StudentFactory<S>,
     /// Opens domains.
     pub rows: RowsFactory,
+    /// See [`BatcherHook`].
+    pub batcher: BatcherHook,
     /// Where checkpoints go.
     pub checkpoints: CheckpointStore,
     /// Where lines go.

@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use ddk_corpus::Cursor;
-use ddk_mixture::{Perplexities, shares_of_domains};
+use ddk_mixture::{Perplexities, TrainingSums, shares_of_domains};
 use ddk_run::Lengths;
 use serde::{Deserialize, Serialize};
 
-use crate::{Guard, Interval};
+use crate::{Guard, Interval, interval::Evaluated};
 
 /// The loop at a step boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct LoopState {
     pub at_start: Perplexities,
     /// Tokens drawn from each domain in this interval so far.
     pub interval_tokens: Vec<u64>,
+    /// Losses by domain of this interval's updates so far, where the mixture is moved by them.
+    #[serde(default)]
+    pub interval_losses: TrainingSums,
     /// Sums over the run.
     pub totals: Totals,
     /// Bytes of the run's files.
@@ -77,6 +80,8 @@ impl LoopState {
                 .iter()
                 .map(|old| old.map_or_else(Cursor::default, |old| cursors[old]))
                 .collect(),
+            // As for the perplexities at the start.
+            evaluated: Evaluated::default(),
         };
         // Measured again on the new list: what a forked run begins with is what it is compared with.
         state.at_start = Perplexities {
@@ -84,6 +89,7 @@ impl LoopState {
             teacher: Vec::new(),
         };
         state.interval_tokens = vec![0; count];
+        state.interval_losses = TrainingSums::new(count);
         state.totals.tokens = fork
             .kept
             .iter()
@@ -149,6 +155,18 @@ pub struct Totals {
     pub data_wait_seconds: f64,
     /// Time that training waited for snapshots.
     pub save_stall_seconds: f64,
+    /// Floating-point operations of the teacher's labelling.
+    #[serde(default)]
+    pub teacher_flops: f64,
+    /// Of the student's training.
+    #[serde(default)]
+    pub student_flops: f64,
+    /// Of all evaluations, the teacher's included.
+    #[serde(default)]
+    pub evaluation_flops: f64,
+    /// Of those that the mixture was decided by.
+    #[serde(default)]
+    pub mixture_flops: f64,
 }
 
 impl Totals {

@@ -1,4 +1,4 @@
-//! The student's lane: takes the steps, writes their lines, evaluates at the interval's end, hands snapshots on.
+//! The student's lane: takes the steps, writes their lines, tells how an interval ended, hands snapshots on.
 
 mod core;
 
@@ -8,6 +8,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
+use ddk_mixture::Needs;
 use ddk_run::Journal;
 use ddk_telemetry::{Queues, Worker, metrics};
 use ractor::ActorRef;
@@ -38,6 +39,8 @@ pub enum StudentControl {
 pub struct StudentLane<S: Student> {
     /// What is to be done.
     pub plan: Arc<RunPlan>,
+    /// What the mixture's policy has to know at an interval's end.
+    pub needs: Needs,
     /// Builds the student.
     pub factory: StudentFactory<S>,
     /// Labelled micro-batches, by teacher lane.
@@ -97,7 +100,7 @@ impl<S: Student + 'static> StudentLane<S> {
         if let Some(end) = end {
             self.save_last(&mut core)?;
             let after = match end {
-                End::Finished(_) => core.student.perplexities(&|| false)?,
+                End::Finished(_) => core.evaluate_last()?,
                 End::Stopped => None,
             };
             *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = core.outcome(end, after);
@@ -112,7 +115,7 @@ impl<S: Student + 'static> StudentLane<S> {
         if let Some(reason) = core.limit_reached() {
             return Ok(Some(End::Finished(reason)));
         }
-        if core.needs_mixture() && !self.evaluate(core)? {
+        if core.needs_mixture() && !self.end_interval(core)? {
             return Ok(Some(End::Stopped));
         }
         let mut stopping = false;
@@ -150,7 +153,7 @@ impl<S: Student + 'static> StudentLane<S> {
             if core.save_is_due() {
                 self.save(core, None)?;
             }
-            if core.needs_mixture() && !self.evaluate(core)? {
+            if core.needs_mixture() && !self.end_interval(core)? {
                 return Ok(Some(End::Stopped));
             }
         }
@@ -168,8 +171,8 @@ impl<S: Student + 'static> StudentLane<S> {
         }
     }
 
-    /// Measures perplexities for the next mixture; false where the run is told to stop meanwhile.
-    fn evaluate(&self, core: &mut Core<S>) -> Result<bool, PortError> {
+    /// Tells what the next mixture follows from, perplexities where they are due; false where the run is told to stop meanwhile.
+    fn end_interval(&self, core: &mut Core<S>) -> Result<bool, PortError> {
         self.status.computing();
         let told_to_stop = || {
             matches!(
@@ -177,12 +180,19 @@ impl<S: Student + 'static> StudentLane<S> {
                 Ok(_) | Err(TryRecvError::Disconnected)
             ) || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
         };
-        let Some(perplexities) = core.evaluate(&told_to_stop)? else {
-            return Ok(false);
+        let perplexities = match core.evaluation_is_due() {
+            true => match core.evaluate(&told_to_stop)? {
+                None => return Ok(false),
+                measured => measured,
+            },
+            false => None,
         };
-        let step = core.step();
         self.evaluator
-            .cast(EvaluatorMessage::Student { step, perplexities })
+            .cast(EvaluatorMessage::Student {
+                step: core.step(),
+                perplexities,
+                training: core.training(),
+            })
             .map_err(|error| PortError::Other(format!("the evaluator has ended: {error}")))?;
         Ok(true)
     }

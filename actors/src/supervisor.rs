@@ -132,9 +132,11 @@ fn start_error(error: SpawnErr) -> RunError {
 
 /// What the supervisor is told.
 #[derive(Debug)]
-pub enum SupervisorMessage {
+enum SupervisorMessage {
     /// Finish the step, save, end.
     Stop,
+    /// A part's time to be built again has come.
+    Rebuild(Part),
 }
 
 /// The actor.
@@ -215,13 +217,14 @@ where
 
     async fn handle(
         &self,
-        _myself: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
             // A full channel holds a word that ends the run already.
             SupervisorMessage::Stop => drop(state.pipeline.control.try_send(StudentControl::Stop)),
+            SupervisorMessage::Rebuild(part) => state.rebuild(part, &myself).await,
         }
         Ok(())
     }
@@ -244,7 +247,7 @@ where
             _ => return Ok(()),
         };
         if let Some((part, _)) = state.alive.remove(&cell.get_id()) {
-            state.ended(part, exit, myself.get_cell()).await;
+            state.ended(part, exit, &myself);
         }
         if !state.alive.values().any(|(part, _)| part.is_worker()) {
             state.finish();
@@ -256,7 +259,7 @@ where
 
 impl<T: Teacher + 'static> State<T> {
     /// Decides what follows when a part has ended.
-    async fn ended(&mut self, part: Part, exit: Exit, myself: ActorCell) {
+    fn ended(&mut self, part: Part, exit: Exit, myself: &ActorRef<SupervisorMessage>) {
         let name = self.pipeline.name(&part);
         match (part, exit) {
             // The student's end is the run's, however it came.
@@ -267,17 +270,25 @@ impl<T: Teacher + 'static> State<T> {
                 self.stop = None;
             }
             (_, Exit::Done) => {}
-            // Read-only parts that panicked are built again and do what was in hand once more.
-            (part @ (Part::Loader(_) | Part::Teacher(_)), Exit::Panicked(text))
-                if self.stop.is_some() && self.restarts.allow(&name) =>
-            {
-                self.pipeline.restarted(&name, &text);
-                match self.pipeline.rebuild(&part, myself).await {
-                    Ok(cell) => drop(self.alive.insert(cell.get_id(), (part, cell))),
-                    Err(cause) => self.give_up(name, cause),
-                }
+            (part, exit) if self.stop.is_some() && heals(&part, &exit) => {
+                let Some(delay) = self.restarts.allow(&name) else {
+                    return self.give_up(name, exit);
+                };
+                self.pipeline.restarted(&name, &exit);
+                myself.send_after(delay, move || SupervisorMessage::Rebuild(part));
             }
             (_, exit) => self.give_up(name, exit),
+        }
+    }
+
+    /// Builds a part again, unless the run is ending.
+    async fn rebuild(&mut self, part: Part, myself: &ActorRef<SupervisorMessage>) {
+        if self.stop.is_none() {
+            return;
+        }
+        match self.pipeline.rebuild(&part, myself.get_cell()).await {
+            Ok(cell) => drop(self.alive.insert(cell.get_id(), (part, cell))),
+            Err(cause) => self.ended(part, cause, myself),
         }
     }
 
@@ -314,6 +325,16 @@ impl<T: Teacher + 'static> State<T> {
         if let Some(sender) = self.result.take() {
             let _ = sender.send(result);
         }
+    }
+}
+
+/// Whether a part is built again and does what was in hand once more: one that changes nothing and panicked, and rows that could
+/// not be read, which may pass.
+fn heals(part: &Part, exit: &Exit) -> bool {
+    match part {
+        Part::Loader(_) => matches!(exit, Exit::Panicked(_) | Exit::Failed(PortError::Data(_))),
+        Part::Teacher(_) => matches!(exit, Exit::Panicked(_)),
+        _ => false,
     }
 }
 

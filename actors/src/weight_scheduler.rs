@@ -6,29 +6,38 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use ddk_corpus::Cursor;
-use ddk_mixture::{Decision, Perplexities, Policy, Quota, limit};
-use ddk_run::{Journal, records::MixtureLine};
+use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
+use ddk_run::{
+    Journal,
+    records::{ByDomain, MixtureLine},
+};
 use ddk_telemetry::{metrics, seconds_since_1970};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Interval, LoopState, Observer, RunPlan, StopReason, batcher::SetInterval,
+    Interval, LoopState, Observer, RunPlan, StopReason, batcher::SetInterval, interval::Evaluated,
     student::StudentControl,
 };
 
 /// What the weight scheduler is told.
 #[derive(Debug)]
 pub enum WeightSchedulerMessage {
-    /// Both models' perplexities after `step` steps: the next interval is due.
-    Evaluated {
-        /// The last step of the interval that has ended; 0 before the first.
-        step: u64,
-        /// On each domain.
-        perplexities: Perplexities,
-    },
+    /// The next interval is due.
+    IntervalEnded(Box<Ended>),
 }
 
-/// The state machine: from perplexities to intervals.
+/// How an interval ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// Its last step; 0 before the first interval.
+    pub step: u64,
+    /// Both models' perplexities after it, where they were measured. They always are before the first interval.
+    pub measured: Option<Perplexities>,
+    /// What its updates were made from.
+    pub training: TrainingSums,
+}
+
+/// The state machine: from the ends of intervals to intervals.
 pub struct Scheduler {
     plan: Arc<RunPlan>,
     policy: Box<dyn Policy>,
@@ -39,9 +48,11 @@ pub struct Scheduler {
     next_first_step: u64,
     /// The mixture in use, kept where an update is refused.
     weights: Vec<f64>,
+    /// The last evaluation: the step after which it was made, and what it gave.
+    evaluated: (u64, Perplexities),
 }
 
-/// What follows from an evaluation.
+/// What follows from an interval's end.
 #[derive(Debug)]
 pub enum Verdict {
     /// Draw the next interval; with its line.
@@ -62,28 +73,52 @@ impl Scheduler {
                 next_index: 0,
                 next_first_step: 1,
                 weights: plan.natural.clone(),
+                evaluated: (
+                    0,
+                    Perplexities {
+                        student: Vec::new(),
+                        teacher: Vec::new(),
+                    },
+                ),
                 plan,
             },
-            Some(LoopState { interval, .. }) => Self {
+            Some(LoopState {
+                interval, at_start, ..
+            }) => Self {
                 policy,
                 quota: interval.quota.clone(),
                 cursors: interval.cursors_at_end(&plan.domain_rows),
                 next_index: interval.index + 1,
                 next_first_step: interval.last_step() + 1,
                 weights: interval.weights.clone(),
+                evaluated: (
+                    interval.evaluated.step,
+                    Perplexities {
+                        student: interval
+                            .evaluated
+                            .student
+                            .iter()
+                            .map(|student| student.unwrap_or(f64::NAN))
+                            .collect(),
+                        teacher: at_start.teacher.clone(),
+                    },
+                ),
                 plan,
             },
         }
     }
 
-    /// Decides what follows from the perplexities after `step` steps.
-    pub fn evaluated(&mut self, step: u64, perplexities: &Perplexities) -> Verdict {
-        let ratios = perplexities.ratios();
-        let caught_up = |limit: f64| ratios.iter().all(|ratio| *ratio <= limit);
-        if self.next_index > 0 && self.plan.stop_ratio.is_some_and(caught_up) {
-            return Verdict::Finish(StopReason::StopRatio);
+    /// Decides what follows from how an interval ended.
+    pub fn ended(&mut self, ended: &Ended) -> Verdict {
+        if let Some(perplexities) = &ended.measured {
+            let ratios = perplexities.ratios();
+            let caught_up = |limit: f64| ratios.iter().all(|ratio| *ratio <= limit);
+            if self.next_index > 0 && self.plan.stop_ratio.is_some_and(caught_up) {
+                return Verdict::Finish(StopReason::StopRatio);
+            }
+            self.evaluated = (ended.step, perplexities.clone());
         }
-        let (decision, refused) = self.decide(perplexities, ratios);
+        let (decision, refused) = self.decide(ended);
         let steps = self.policy.update_every();
         let steps = match self.plan.max_steps {
             Some(last) => steps.min((last + 1).saturating_sub(self.next_first_step)),
@@ -107,8 +142,11 @@ impl Scheduler {
             policy: self.policy.state(),
             quota: self.quota.clone(),
             cursors,
+            evaluated: self.remembered(),
         };
         let plan = &self.plan;
+        let (evaluated_at_step, perplexities) = &self.evaluated;
+        let by_name = |values: Option<Vec<f64>>| values.map(|values| plan.by_name(&values));
         let line = MixtureLine {
             interval: interval.index,
             step: interval.first_step - 1,
@@ -117,12 +155,16 @@ impl Scheduler {
             alpha: self.policy.alpha(),
             weights: plan.by_name(&decision.weights),
             target: plan.by_name(&target),
-            previous_weights: decision.previous.map(|previous| plan.by_name(&previous)),
+            previous_weights: by_name(decision.previous),
             student_perplexity: plan.finite_by_name(&perplexities.student),
             teacher_perplexity: plan.finite_by_name(&perplexities.teacher),
-            ratio: plan.finite_by_name(&decision.ratio),
-            evaluated_at_step: step,
-            discrepancy: decision.discrepancy.map(|factor| plan.by_name(&factor)),
+            ratio: plan.finite_by_name(&perplexities.ratios()),
+            evaluated_at_step: *evaluated_at_step,
+            discrepancy: by_name(decision.discrepancy),
+            losses: decision.losses.map(|losses| known(plan, &losses)),
+            reference: by_name(decision.reference),
+            excess: by_name(decision.excess),
+            mean_weights: by_name(decision.mean_weights),
             refused,
         };
         self.cursors = interval.cursors_at_end(&self.plan.domain_rows);
@@ -132,26 +174,36 @@ impl Scheduler {
         Verdict::Next(Box::new(line), interval)
     }
 
-    fn decide(
-        &mut self,
-        perplexities: &Perplexities,
-        ratio: Vec<f64>,
-    ) -> (Decision, Option<String>) {
+    fn decide(&mut self, ended: &Ended) -> (Decision, Option<String>) {
         let decision = match self.next_index {
-            0 => self.policy.first(&self.plan.natural, perplexities),
-            _ => self.policy.next(perplexities),
+            0 => self.policy.first(&self.plan.natural, &self.evaluated.1),
+            _ => {
+                let feedback = Feedback {
+                    perplexities: ended.measured.as_ref(),
+                    training: &ended.training,
+                };
+                self.policy.next(&self.weights, &feedback)
+            }
         };
         match decision {
             Ok(decision) => (decision, None),
             Err(refused) => {
                 let kept = Decision {
                     weights: self.weights.clone(),
-                    previous: None,
-                    ratio,
-                    discrepancy: None,
+                    ..Decision::default()
                 };
                 (kept, Some(refused.to_string()))
             }
+        }
+    }
+
+    /// The last evaluation, for a checkpoint.
+    fn remembered(&self) -> Evaluated {
+        let (step, perplexities) = &self.evaluated;
+        let finite = |value: &f64| value.is_finite().then_some(*value);
+        Evaluated {
+            step: *step,
+            student: perplexities.student.iter().map(finite).collect(),
         }
     }
 
@@ -166,6 +218,14 @@ impl Scheduler {
             })
             .collect()
     }
+}
+
+/// Those that there are, by name.
+fn known(plan: &RunPlan, values: &[Option<f64>]) -> ByDomain {
+    let named = plan.domains.iter().zip(values);
+    named
+        .filter_map(|(name, value)| Some((name.clone(), (*value)?)))
+        .collect()
 }
 
 /// The actor.
@@ -216,10 +276,10 @@ impl WeightSchedulerState {
 pub fn publish(line: &MixtureLine) {
     metrics::MIXTURE_VERSION.with(&[]).set(line.version as f64);
     metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
-    // Where alpha is 0, weights never move: they are at no limit.
-    if line.alpha > 0.0 {
-        let floor = (1.0 - line.alpha) / line.weights.len() as f64;
-        for (limit, weight) in [("floor", floor), ("cap", line.alpha + floor)] {
+    // Where alpha is 0, weights never move: they are at no limit. Other policies have none.
+    if let Some(alpha) = line.alpha.filter(|alpha| *alpha > 0.0) {
+        let floor = (1.0 - alpha) / line.weights.len() as f64;
+        for (limit, weight) in [("floor", floor), ("cap", alpha + floor)] {
             metrics::WEIGHT_LIMIT.with(&[limit]).set(weight);
         }
     }
@@ -262,8 +322,8 @@ impl Actor for WeightScheduler {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let WeightSchedulerMessage::Evaluated { step, perplexities } = message;
-        match state.scheduler.evaluated(step, &perplexities) {
+        let WeightSchedulerMessage::IntervalEnded(ended) = message;
+        match state.scheduler.ended(&ended) {
             Verdict::Next(line, interval) => state.set(&line, interval),
             Verdict::Finish(reason) => {
                 Ok(state

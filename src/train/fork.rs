@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, NamedFile, Retention, RunFolder};
+use ddk_settings::MixturePolicy;
 
 use super::{Prepared, inputs::Inputs};
 use crate::{hint::Hint, prepare, progress::say};
@@ -53,13 +54,25 @@ pub(super) fn fork(
             false => Ok(1),
         })
         .collect::<Result<_>>()?;
-    let state = state.fork(&Fork {
+    let mut state = state.fork(&Fork {
         kept: &kept,
         old_rows: &old_rows,
         rows_per_step: settings.batch.rows,
         seed: settings.run.seed,
     });
     debug_assert_eq!(state.lengths, Lengths::default());
+    // What a policy has learnt goes on; another one, or one that only holds shares, begins with the mixture in use.
+    let wanted = prepared.settings.mixture.policy;
+    let goes_on = match wanted {
+        MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => false,
+        _ => wanted.name() == state.interval.policy.clone().into_policy().name(),
+    };
+    if !goes_on {
+        let policy = prepared
+            .policy()
+            .hint("a fork has no phases before it: run DoReMi anew, or fork a run of it");
+        state.interval.policy = policy.usage()?.state();
+    }
     let files = [ddk_engine::WEIGHTS_FILE, ddk_engine::MOMENTS_FILE].map(|name| {
         let from = path.join(name);
         NamedFile {

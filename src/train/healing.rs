@@ -1,4 +1,4 @@
-//! What heals by going back to the last checkpoint: a student that panicked, numbers that went wrong, a device without memory.
+//! What heals by going back to the last checkpoint: a student or batcher that panicked, numbers that went wrong, a device without memory.
 //!
 //! The whole pipeline is built again from the checkpoint, so nothing of the old one is left. What has to outlast the process (steps
 //! to pass over, smaller sizes) is in `healing.json`, written before the run goes on.
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::progress::say;
 
-/// So many times within the window a student is built again; once more ends the run.
+/// So many times within the window the pipeline is rewound; once more ends the run.
 const RESTARTS: usize = 3;
 const WINDOW: Duration = Duration::from_secs(600);
 /// No chunk of positions is made smaller.
@@ -76,9 +76,12 @@ impl Healing {
             return Ok(false);
         };
         let (kind, reason, message) = match cause {
-            Exit::Panicked(text) if part == "student" && self.may_restart() => {
+            // Weights that may be half updated; rows in hand that nobody else has.
+            Exit::Panicked(text)
+                if matches!(part.as_str(), "student" | "batcher") && self.may_restart() =>
+            {
                 metrics::WORKER_RESTARTS.with(&[part]).increment(1);
-                let message = format!("the student panicked: {text}");
+                let message = format!("the {part} panicked: {text}");
                 ("rewound", "panic", message)
             }
             Exit::Failed(PortError::RollBack {

@@ -43,6 +43,25 @@ pub(super) fn on_hangup(
     Ok(())
 }
 
+/// While it is held, SIGHUP is answered, but nothing is read: the settings of a run within a run are derived ones.
+pub(super) struct NotYet(tokio::task::JoinHandle<()>);
+
+impl Drop for NotYet {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Answers SIGHUP with a word.
+pub(super) fn not_yet() -> Result<NotYet> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(NotYet(tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            say("SIGHUP: nothing changed: settings are read again in DoReMi's third phase");
+        }
+    })))
+}
+
 fn take(current: &mut Settings, new: &Settings, live: &Live, printer: &Printer) -> Result<()> {
     let differences = differences(current, new)?;
     if differences.is_empty() {

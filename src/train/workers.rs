@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use ddk_actors::{LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals};
 use ddk_engine::StudentOptions;
-use ddk_mixture::{Ddk, FirstInterval, Policy};
+use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::Settings;
@@ -25,17 +25,14 @@ use tokio::{
 use super::{
     Prepared,
     healing::{Healing, Learnt},
-    reload, systemd,
+    policy, reload, systemd,
 };
 use crate::{
     cli,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
-    wiring::{self, Evaluation},
+    wiring::{self, Evaluation, Record, StudentStart},
 };
-
-/// Nothing computes longer than this at a stretch; `/livez` says so where something does.
-const COMPUTE_LIMIT: Duration = Duration::from_secs(900);
 
 /// How the run ended, and what is needed to sum it up.
 pub(super) struct Ended {
@@ -47,26 +44,77 @@ pub(super) struct Ended {
     pub(super) seconds_before: f64,
 }
 
+/// What the runs of a process share: DoReMi has three of them.
+pub(super) struct Session {
+    runtime: tokio::runtime::Runtime,
+    board: Arc<Board>,
+    _server: Option<Server>,
+    /// Writes the metrics to their file a last time when all is done.
+    _keeper: Keeper,
+    /// The number of the signal that came.
+    signal: Arc<AtomicU8>,
+    /// Told when one has come.
+    stop: mpsc::Receiver<()>,
+}
+
+impl Session {
+    /// Starts the metrics server and listens to signals.
+    pub(super) fn start(settings: &Settings, folder: &RunFolder) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
+        let board = Board::new(limit);
+        let run = settings.run.name.as_deref().unwrap_or_default();
+        let recorder = Recorder::install(Arc::clone(&board), run, folder.path())?;
+        let file = settings.telemetry.file.clone();
+        let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
+            .hint("choose another telemetry.file, in a folder that is there")?;
+        let signal = Arc::new(AtomicU8::new(0));
+        let (server, stop) = runtime.block_on(async {
+            let server = serve(settings, recorder).await?;
+            systemd::watch(Arc::clone(&board));
+            let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
+            anyhow::Ok((server, signals(Arc::clone(&signal), grace)?))
+        })?;
+        Ok(Self {
+            runtime,
+            board,
+            _server: server,
+            _keeper: keeper,
+            signal,
+            stop,
+        })
+    }
+
+    /// While the result is held, SIGHUP is answered with a word.
+    pub(super) fn answer_hangup(&self) -> Result<reload::NotYet> {
+        let _context = self.runtime.enter();
+        reload::not_yet()
+    }
+}
+
 /// Runs the actors to the end; after what heals, again from the last checkpoint.
 pub(super) fn work(
+    session: &mut Session,
     prepared: &Prepared<'_>,
     folder: &RunFolder,
     reload: Option<&cli::ConfigArgs>,
 ) -> Result<Ended> {
     let settings = prepared.settings;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let Session {
+        runtime,
+        board,
+        signal,
+        stop,
+        ..
+    } = session;
     runtime.block_on(async {
-        let board = Board::new(COMPUTE_LIMIT);
-        let recorder = record(prepared, folder, &board)?;
-        let file = settings.telemetry.file.clone();
-        let _keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
-            .hint("choose another telemetry.file, in a folder that is there")?;
-        let _server = serve(settings, recorder).await?;
-        systemd::watch(Arc::clone(&board));
-        let signal = Arc::new(AtomicU8::new(0));
-        let mut stop = signals(Arc::clone(&signal))?;
+        for report in &prepared.corpus.reports {
+            metrics::QUARANTINED
+                .with(&[&report.domain])
+                .set(report.quarantined as f64);
+        }
         let mut healing = Healing::open(folder, settings.guard.max_rollbacks)?;
         let limit = prepared.plan.max_steps;
         let printer = Arc::new(Printer::new(settings.log.line_seconds, limit));
@@ -88,7 +136,7 @@ pub(super) fn work(
             printer.begin(totals);
             let (plan, chunk) = (begin.plan.clone(), begin.options.chunk);
             let (journal, step) = (Arc::clone(&begin.journal), begin.step());
-            let ended = attempt(prepared, begin, &board, &printer, &mut stop).await;
+            let ended = attempt(prepared, begin, board, &printer, stop).await;
             match ended {
                 Ok(outcome) => {
                     printer.finish();
@@ -173,18 +221,6 @@ async fn attempt(
     stop: &mut mpsc::Receiver<()>,
 ) -> Result<Option<Outcome>, RunError> {
     let settings = prepared.settings;
-    let policy: Box<dyn Policy> = Box::new(match &begin.resume {
-        Some(state) => Ddk::restore(state.interval.policy.clone()),
-        None => Ddk::new(
-            settings.mixture.alpha,
-            settings.mixture.interval,
-            match settings.mixture.first {
-                ddk_settings::FirstInterval::Natural => FirstInterval::Natural,
-                ddk_settings::FirstInterval::Equal => FirstInterval::Equal,
-                ddk_settings::FirstInterval::Discrepancy => FirstInterval::Discrepancy,
-            },
-        ),
-    });
     let known = match &begin.resume {
         Some(state) if !state.at_start.teacher.is_empty() => Some(state.at_start.teacher.clone()),
         _ => prepared.inputs.cached_perplexities(settings),
@@ -192,6 +228,13 @@ async fn attempt(
     let step = begin.step();
     let kind = if step == 0 { "started" } else { "resumed" };
     let lost = |error: &dyn std::fmt::Display| RunError::Lost(error.to_string());
+    let policy = match &begin.resume {
+        Some(state) => Ok(state.interval.policy.clone()),
+        None => prepared.policy().map(|policy| policy.state()),
+    };
+    let policy = policy
+        .map(PolicyState::into_policy)
+        .map_err(|error| lost(&error))?;
     begin
         .journal
         .event(step, kind, &format!("process {}", std::process::id()))
@@ -207,30 +250,64 @@ async fn attempt(
             settings,
             prepared.folders.teacher.clone(),
             begin.evaluation.clone(),
+            known.is_some(),
             faults(),
         ),
         student: wiring::student(
             settings,
             prepared.folders.clone(),
-            begin.options,
+            StudentStart {
+                options: begin.options,
+                row_losses: policy::row_losses(policy.needs()),
+                checkpoint: begin.checkpoint,
+            },
             begin.evaluation,
-            begin.checkpoint,
+            records(prepared).map_err(|error| lost(&error))?,
             Arc::clone(&begin.plan.live),
             faults(),
         ),
         rows: wiring::rows(prepared.corpus.domains.clone(), settings.run.seed, faults()),
+        batcher: wiring::batcher(faults()),
         checkpoints: begin.checkpoints,
         journal: begin.journal,
         board: Arc::clone(board),
         observer: Arc::clone(printer) as Arc<dyn Observer>,
     };
-    let outcome = ddk_actors::run(begin.plan, parts, policy, begin.resume, known, stop).await?;
+    let mut plan = begin.plan;
+    if known.is_some() {
+        plan.teacher_evaluation_flops = 0.0;
+    }
+    let outcome = ddk_actors::run(plan, parts, policy, begin.resume, known, stop).await?;
     if let Some(outcome) = &outcome {
         prepared
             .inputs
             .keep_perplexities(settings, &outcome.at_start.teacher);
     }
     Ok(outcome)
+}
+
+/// What a checkpoint says about itself: the settings, the hashes of what the run is made from (the teacher's perplexities belong
+/// to these), the versions of what wrote it.
+fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
+    let versions = serde_json::json!({
+        "ddk": env!("CARGO_PKG_VERSION"),
+        "libtorch": ddk_torch::VERSION,
+        "checkpoint": ddk_run::CHECKPOINT_FORMAT,
+    });
+    Ok(vec![
+        (
+            "config.toml",
+            prepared.settings.to_toml().into_bytes().into(),
+        ),
+        (
+            "inputs.json",
+            serde_json::to_vec_pretty(&prepared.inputs)?.into(),
+        ),
+        (
+            "versions.json",
+            serde_json::to_vec_pretty(&versions)?.into(),
+        ),
+    ])
 }
 
 /// Says where the run goes on, and loudly what was passed over.
@@ -282,18 +359,6 @@ fn explain(error: RunError) -> anyhow::Error {
     }
 }
 
-/// Records the run from now on, beginning with what is known already.
-fn record(prepared: &Prepared<'_>, folder: &RunFolder, board: &Arc<Board>) -> Result<Recorder> {
-    let run = prepared.settings.run.name.as_deref().unwrap_or_default();
-    let recorder = Recorder::install(Arc::clone(board), run, folder.path())?;
-    for report in &prepared.corpus.reports {
-        metrics::QUARANTINED
-            .with(&[&report.domain])
-            .set(report.quarantined as f64);
-    }
-    Ok(recorder)
-}
-
 /// The metrics server; a port that is taken is said, and stops the run only where it is required.
 async fn serve(settings: &Settings, recorder: Recorder) -> Result<Option<Server>> {
     let telemetry = &settings.telemetry;
@@ -318,8 +383,8 @@ async fn serve(settings: &Settings, recorder: Recorder) -> Result<Option<Server>
     }
 }
 
-/// The first SIGINT or SIGTERM stops the run cleanly, the second ends the process at once.
-fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
+/// The first SIGINT or SIGTERM stops the run cleanly; the second, or the end of the grace, ends the process at once.
+fn signals(seen: Arc<AtomicU8>, grace: Duration) -> Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(1);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -329,9 +394,18 @@ fn signals(seen: Arc<AtomicU8>) -> Result<mpsc::Receiver<()>> {
                 _ = interrupt.recv() => (2_u8, "SIGINT"),
                 _ = terminate.recv() => (15, "SIGTERM"),
             };
+            let end = move || std::process::exit(128 + i32::from(number));
             if seen.swap(number, Ordering::SeqCst) != 0 {
-                std::process::exit(128 + i32::from(number));
+                end();
             }
+            tokio::spawn(async move {
+                tokio::time::sleep(grace).await;
+                say(&format!(
+                    "not done {} s after {name} (guard.grace_seconds): ending at once; the run goes on from the checkpoint before",
+                    grace.as_secs_f64()
+                ));
+                end();
+            });
             say(&format!(
                 "{name}: finishing the step and saving; once more ends at once"
             ));

@@ -76,6 +76,9 @@ fn what_heals_ends_as_if_nothing_had_been() {
     for (faults, kind) in [
         (&["panic student 5"][..], "rewound"),
         (&["panic student 1"], "rewound"),
+        (&["panic batcher 6"], "rewound"),
+        (&["panic evaluation 2"], "rewound"),
+        (&["unreadable loader 5"], "restarted"),
         (&["panic teacher 7", "panic loader 3"], "restarted"),
         (
             &["panic student 4", "panic student 9", "panic teacher 9"],
@@ -89,6 +92,8 @@ fn what_heals_ends_as_if_nothing_had_been() {
                 "stall teacher 4",
                 "stall student 8",
                 "stall loader 5",
+                "stall batcher 6",
+                "stall evaluation 2",
                 "stall save 3 2",
             ],
             "started",
@@ -106,8 +111,7 @@ fn what_heals_ends_as_if_nothing_had_been() {
 fn what_does_not_heal_stops_with_its_cause_and_can_be_gone_on_with() {
     let whole = whole();
     for (faults, named) in [
-        (&["unreadable loader 5"][..], "row 0 cannot be read"),
-        (&["panic save 6"], "checkpointer"),
+        (&["panic save 6"][..], "checkpointer"),
         (
             &[
                 "panic student 4",
@@ -135,6 +139,57 @@ fn what_does_not_heal_stops_with_its_cause_and_can_be_gone_on_with() {
         world.succeed(&["train", "config.toml"]);
         assert_same(&world, &whole, &format!("{faults:?}"));
     }
+}
+
+#[test]
+fn a_token_file_that_cannot_be_read_stops_the_run_with_file_and_place() {
+    // Many more rows than a loader reads ahead.
+    let train = ["train", "config.toml", "--set", "run.max_steps=100"];
+    let whole = World::new();
+    whole.succeed(&train);
+    let world = World::new();
+    let file = world.path().join("prepared/rivers/tokens.bin");
+    let tokens = fs::read(&file).unwrap();
+    let stalled = [&train[..], &["--set", "faults.plan=[\"stall student 1\"]"]].concat();
+    let started = world.start_until_with(&stalled, &[("DDK_ALLOW_FAULTS", "1")], |line| {
+        line.contains("fault on purpose: stall student 1")
+    });
+    let open = fs::File::options().write(true).open(&file).unwrap();
+    open.set_len(0).unwrap();
+    let (status, said) = started.wait();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("loader-rivers failed: cannot read prepared/rivers/tokens.bin at byte "),
+        "{said}"
+    );
+    assert_eq!(events(&world, "restarted").len(), 3);
+    fs::write(&file, tokens).unwrap();
+    world.succeed(&train);
+    assert!(world.trajectory() == whole.trajectory());
+    assert!(world.student_weights() == whole.student_weights());
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_written_is_named() {
+    let world = World::new();
+    fs::create_dir_all(world.path().join("runs/small")).unwrap();
+    let command = format!(
+        "chmod 555 runs/small && exec {} {} train config.toml",
+        // Root may write everywhere unless it gives that up.
+        "$([ $(id -u) = 0 ] && echo setpriv --bounding-set=-dac_override --inh-caps=-dac_override)",
+        env!("CARGO_BIN_EXE_ddk")
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-c", &command])
+        .current_dir(world.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("runs/small/lock: Permission denied"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -182,6 +237,20 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
         .collect();
     assert_eq!(skipped, [6]);
     assert!(events(&world, "skipped")[0].contains("step 6"));
+
+    // The same where the teacher's word is none; an evaluation that is none leaves the mixture.
+    let world = World::new();
+    let output = train_with(&world, &["nan teacher 6", "nan evaluation 2"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(events(&world, "skipped")[0].contains("step 6"));
+    assert!(events(&world, "refused")[0].contains("interval 1 stays"));
+    let mixtures = world.lines("mixture.jsonl");
+    let set: Vec<&Value> = mixtures
+        .iter()
+        .filter(|line| line["weights"].is_object())
+        .collect();
+    assert_eq!(set[1]["weights"], set[0]["weights"]);
+    assert_ne!(set[2]["weights"], set[1]["weights"]);
 
     // Twice in a row: back to the last checkpoint (step 3), and past the data of both steps.
     let world = World::new();
@@ -267,6 +336,10 @@ fn random_faults_end_as_without_them_or_with_a_cause_to_go_on_from() {
         "kill save",
         "unreadable loader",
         "panic save",
+        "panic batcher",
+        "kill batcher",
+        "stall evaluation",
+        "kill evaluation",
     ];
     for seed in 0..20 * scale() {
         let mut rng = ddk_order::stream(seed, "fault plans", &[]);

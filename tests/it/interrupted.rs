@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     os::unix::{net::UnixDatagram, process::ExitStatusExt},
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -239,46 +240,150 @@ fn runs_killed_at_any_instant_twice_in_a_row_go_on_bit_for_bit() {
 }
 
 #[test]
+fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
+    // A domain so small that it is passed over several times.
+    let small = ["--set", "domains.coins.max_documents=4"];
+    let train = |world: &World, faults: &str| {
+        let plan = format!("faults.plan=[{faults}]");
+        let arguments = [&["train", "config.toml", "--set", &plan][..], &small].concat();
+        let mut command = world.command(&arguments);
+        command.env("DDK_ALLOW_FAULTS", "1").output().unwrap()
+    };
+    let whole = World::new();
+    assert!(train(&whole, "").status.success());
+    let passes = |interval: usize| {
+        let lines = whole.lines("mixture.jsonl");
+        let drawn: Vec<_> = lines
+            .iter()
+            .filter(|line| line["drawn"].is_object())
+            .collect();
+        drawn[interval]["drawn"]["coins"]["passes"]
+            .as_f64()
+            .unwrap()
+    };
+    assert!(passes(0) > 1.0, "{} passes", passes(0));
+    for kills in [
+        // In a step of a second pass; in an evaluation; in a save; just after an update of the mixture.
+        &["\"kill student 7\""][..],
+        &["\"kill evaluation 2\""],
+        &["\"kill save 6 9\""],
+        &["\"kill batcher 5\""],
+        // In the first step of all and again in the first one after going on; while a teacher computes.
+        &["\"kill student 1\"", "\"kill student 1\""],
+        &["\"kill teacher 9\"", "\"kill evaluation 1\""],
+    ] {
+        let world = World::new();
+        for kill in kills {
+            assert!(!train(&world, kill).status.success(), "{kills:?}");
+        }
+        assert!(train(&world, "").status.success(), "{kills:?}");
+        assert!(whole.trajectory() == world.trajectory(), "{kills:?}");
+        assert!(
+            whole.student_weights() == world.student_weights(),
+            "{kills:?}"
+        );
+    }
+}
+
+#[test]
 fn sigterm_is_heard_in_every_phase_within_its_grace() {
     let whole = World::new();
     whole.succeed(&["train", "config.toml"]);
-    // A stall holds the run in the phase: in a step, in a teacher's forward, in a save.
-    for faults in ["stall student 5", "stall teacher 6", "stall save 3 4"] {
+    // A stall holds the run in the phase: in a step, in a teacher's forward, in an evaluation, in a save.
+    for stall in [
+        "stall student 5",
+        "stall teacher 6",
+        "stall evaluation 2",
+        "stall save 3 4",
+    ] {
         let world = World::new();
-        let plan = format!("faults.plan=[\"{faults}\"]");
-        let train = ["train", "config.toml", "--set", &plan];
-        let mut child = world
-            .command(&train)
-            .env("DDK_ALLOW_FAULTS", "1")
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let awaited = |line: &str| is_step(line, if faults.contains("save") { 3 } else { 4 });
-        assert!(
-            lines.by_ref().any(|line| awaited(&line.unwrap())),
-            "{faults}"
-        );
+        let started = stalled(&world, stall, &[]);
         let told = Instant::now();
-        let killed = Command::new("kill")
-            .arg(child.id().to_string())
-            .status()
-            .unwrap();
-        assert!(killed.success());
-        let rest = lines.map_while(Result::ok).collect::<Vec<_>>().join("\n");
-        let status = child.wait().unwrap();
-        assert_eq!(status.code(), Some(143), "{faults}: {rest}");
-        assert!(
-            told.elapsed() < Duration::from_secs(10),
-            "{faults}: {:?}",
-            told.elapsed()
-        );
+        started.signal("TERM");
+        let (status, said) = started.wait();
+        assert_eq!(status.code(), Some(143), "{stall}: {said}");
+        assert!(told.elapsed() < Duration::from_secs(10), "{stall}");
         let steps = world.lines("run.jsonl").len();
-        assert_eq!(newest_checkpoint(&world), Some(steps), "{faults}");
+        assert_eq!(newest_checkpoint(&world), Some(steps), "{stall}");
         world.succeed(&["train", "config.toml"]);
-        assert!(whole.trajectory() == world.trajectory(), "{faults}");
+        assert!(whole.trajectory() == world.trajectory(), "{stall}");
     }
+}
+
+/// A run that is in this stall now.
+fn stalled(world: &World, stall: &str, more: &[&str]) -> crate::world::Started {
+    let plan = format!("faults.plan=[\"{stall}\"]");
+    let train = [&["train", "config.toml", "--set", &plan][..], more].concat();
+    let struck = format!("fault on purpose: {stall}");
+    world.start_until_with(&train, &[("DDK_ALLOW_FAULTS", "1")], |line| line == struck)
+}
+
+#[test]
+fn a_grace_that_is_over_ends_the_run_at_once() {
+    let whole = World::new();
+    whole.succeed(&["train", "config.toml"]);
+    let world = World::new();
+    let started = stalled(
+        &world,
+        "stall student 5",
+        &["--set", "guard.grace_seconds=0.05"],
+    );
+    started.signal("TERM");
+    let (status, said) = started.wait();
+    assert_eq!(status.code(), Some(143), "{said}");
+    assert!(said.contains("guard.grace_seconds"), "{said}");
+    assert_eq!(
+        newest_checkpoint(&world),
+        Some(3),
+        "nothing was saved in the stall"
+    );
+    world.succeed(&["train", "config.toml"]);
+    assert!(whole.trajectory() == world.trajectory());
+}
+
+#[test]
+fn a_worker_that_computes_past_its_limit_is_sick_until_it_is_done() {
+    let world = World::new();
+    let mut address = None;
+    let plan = "faults.plan=[\"stall student 5\"]";
+    let train = [
+        "train",
+        "config.toml",
+        "--set",
+        plan,
+        "--set",
+        "guard.compute_limit_seconds=0.2",
+        "--set",
+        "telemetry.enabled=true",
+        "--set",
+        "telemetry.address=127.0.0.1:0",
+        "--set",
+        "run.max_steps=4000",
+    ];
+    let started = world.start_until_with(&train, &[("DDK_ALLOW_FAULTS", "1")], |line| {
+        if let Some(rest) = line.strip_prefix("metrics: http://") {
+            address = rest.strip_suffix("/metrics").map(str::to_owned);
+        }
+        line.contains("fault on purpose")
+    });
+    let address = address.unwrap();
+    let health = || {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        write!(
+            stream,
+            "GET /livez HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    // The stall lasts longer than the limit; both answers have to come.
+    let sick = std::iter::repeat_with(health).find(|answer| answer.contains(" 503 "));
+    assert!(sick.unwrap().contains("student has computed for"));
+    assert!(std::iter::repeat_with(health).any(|answer| answer.contains(" 200 ")));
+    started.signal("TERM");
+    assert_eq!(started.wait().0.code(), Some(143));
 }
 
 #[test]

@@ -11,9 +11,11 @@
 mod bad_input;
 mod checkpoints;
 mod commands;
+mod compare;
 mod corpora;
 mod faults;
 mod interrupted;
+mod mixtures;
 mod monitoring;
 mod training;
 mod world;

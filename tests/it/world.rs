@@ -253,15 +253,19 @@ impl World {
 
     /// Starts `ddk` and calls `seen` with each line of its standard error until that returns true; the process goes on.
     pub fn start_until(&self, arguments: &[&str], seen: impl FnMut(&str) -> bool) -> Started {
-        Self::start_command_until(self.command(arguments), seen)
+        self.start_until_with(arguments, &[], seen)
     }
 
-    /// The same with a command that has been made already.
-    pub fn start_command_until(
-        mut command: Command,
+    /// The same with variables in its environment.
+    pub fn start_until_with(
+        &self,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
         mut seen: impl FnMut(&str) -> bool,
     ) -> Started {
-        let mut child = command
+        let mut child = self
+            .command(arguments)
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use ddk_mixture::Perplexities;
+use ddk_mixture::{Needs, Perplexities, TrainingSums};
 use ddk_run::{
     Journal,
     records::{Drawn, DrawnLine, SampleLine, SampleSpan, StepLine},
@@ -28,7 +28,11 @@ struct Gathered {
     seconds: IndexMap<String, f64>,
     /// The teachers' own, beside the student's: no part of the step's time, and so not among its phases in `run.jsonl`.
     teacher_seconds: f64,
+    /// Floating-point operations, as in [`Totals`].
+    teacher_flops: f64,
+    student_flops: f64,
     samples: Vec<SampleLine>,
+    losses: TrainingSums,
 }
 
 /// The student with its books.
@@ -39,6 +43,7 @@ pub(crate) struct Core<S: Student> {
     /// The micro-batch that is due.
     pub(crate) next_sequence: u64,
     plan: Arc<RunPlan>,
+    needs: Needs,
     journal: Arc<Journal>,
     observer: Arc<dyn Observer>,
     teacher_busy: Arc<BusySum>,
@@ -71,6 +76,7 @@ impl<S: Student> Core<S> {
             student,
             next_sequence: 0,
             plan: Arc::clone(&lane.plan),
+            needs: lane.needs,
             journal: Arc::clone(&lane.journal),
             observer: Arc::clone(&lane.observer),
             teacher_busy: Arc::clone(&lane.teacher_busy),
@@ -105,6 +111,26 @@ impl<S: Student> Core<S> {
     /// Whether there is no interval to go on in.
     pub(crate) fn needs_mixture(&self) -> bool {
         self.state.as_ref().is_none_or(LoopState::at_interval_end)
+    }
+
+    /// Whether perplexities are measured now that an interval has ended: always before the first one.
+    pub(crate) fn evaluation_is_due(&self) -> bool {
+        if self.needs == Needs::Perplexities || self.student_at_start.is_empty() {
+            return true;
+        }
+        let (Some(state), Some(every)) = (&self.state, self.plan.evaluation_every) else {
+            return false;
+        };
+        // Once for each multiple, at the end of the interval that it lies in.
+        state.step / every > (state.interval.first_step - 1) / every
+    }
+
+    /// What the updates of the interval that has ended were made from.
+    pub(crate) fn training(&self) -> TrainingSums {
+        match &self.state {
+            Some(state) => state.interval_losses.clone(),
+            None => TrainingSums::new(self.plan.domains.len()),
+        }
     }
 
     /// The limit that the last step has reached.
@@ -156,12 +182,26 @@ impl<S: Student> Core<S> {
         metrics::STEP_SECONDS
             .with(&["evaluation"])
             .record(began.elapsed().as_secs_f64());
+        let Some(perplexities) = perplexities else {
+            return Ok(None);
+        };
+        let mut flops = self.plan.evaluation_flops;
         // Before the first step of a run, or of a fork whose domains are others.
-        if self.student_at_start.is_empty()
-            && let Some(perplexities) = &perplexities
-        {
+        if self.student_at_start.is_empty() {
             self.student_at_start = perplexities.clone();
+            flops += self.plan.teacher_evaluation_flops;
         }
+        self.totals.evaluation_flops += flops;
+        if self.needs == Needs::Perplexities {
+            self.totals.mixture_flops += flops;
+        }
+        Ok(Some(perplexities))
+    }
+
+    /// Perplexities at the run's end: for its result, not for a mixture.
+    pub(crate) fn evaluate_last(&mut self) -> Result<Option<Vec<f64>>, PortError> {
+        let perplexities = self.student.perplexities(&|| false)?;
+        self.totals.evaluation_flops += self.plan.evaluation_flops;
         Ok(perplexities)
     }
 
@@ -201,8 +241,19 @@ impl<S: Student> Core<S> {
             for (phase, seconds) in loss.seconds {
                 add(phase, seconds);
             }
+            self.totals.teacher_flops += loss.teacher_flops;
+            self.totals.student_flops += loss.student_flops;
+            gathered.teacher_flops += loss.teacher_flops;
+            gathered.student_flops += loss.student_flops;
             gathered.ce_sum += loss.ce_sum;
             gathered.kl_sum += loss.kl_sum;
+            for (row, of_row) in batch.rows.iter().zip(&loss.rows) {
+                let predictions = row.drawn.row.predictions();
+                let domain = usize::from(row.domain);
+                gathered
+                    .losses
+                    .add_row(domain, of_row.ce, of_row.excess, predictions);
+            }
         }
         for row in &batch.rows {
             gathered.tokens[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
@@ -226,6 +277,7 @@ impl<S: Student> Core<S> {
         }
         Gathered {
             tokens: vec![0; self.plan.domains.len()],
+            losses: TrainingSums::new(self.plan.domains.len()),
             ..Gathered::default()
         }
     }
@@ -284,21 +336,23 @@ impl<S: Student> Core<S> {
             tokens: gathered.tokens.iter().sum(),
             mixture_version: batch.interval.index,
             skipped: update.skipped,
-            seconds: gathered.seconds,
+            seconds: std::mem::take(&mut gathered.seconds),
         };
-        self.write(&line, &gathered.samples, &gathered.tokens, &batch.interval)
+        self.write(&line, &gathered, &batch.interval)
             .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
         self.publish(&line, &gathered.tokens, step_seconds, &batch.interval);
         metrics::STEP_SECONDS
             .with(&["teacher"])
             .record(gathered.teacher_seconds);
-        let share_of_step = |seconds: f64| seconds / step_seconds.max(1e-9);
+        let in_a_second = |amount: f64| amount / step_seconds.max(1e-9);
         let lanes = self.plan.teacher_lanes as f64;
-        for (model, share) in [
-            ("student", share_of_step(student_busy)),
-            ("teacher", share_of_step(teacher_busy) / lanes),
+        for (model, busy, flops) in [
+            ("student", student_busy, gathered.student_flops),
+            ("teacher", teacher_busy / lanes, gathered.teacher_flops),
         ] {
-            metrics::MODEL_UTILISATION.with(&[model]).set(share);
+            let (busy, flops) = (in_a_second(busy), in_a_second(flops));
+            metrics::MODEL_UTILISATION.with(&[model]).set(busy);
+            metrics::MODEL_FLOPS.with(&[model]).set(flops);
         }
         Ok(())
     }
@@ -360,8 +414,7 @@ impl<S: Student> Core<S> {
     fn write(
         &mut self,
         line: &StepLine,
-        samples: &[SampleLine],
-        tokens: &[u64],
+        gathered: &Gathered,
         interval: &Interval,
     ) -> Result<(), ddk_run::RunFileError> {
         if let Some(reason) = &line.skipped {
@@ -370,13 +423,22 @@ impl<S: Student> Core<S> {
                 .on_event(&self.journal.event(line.step, "skipped", &message)?);
         }
         self.journal.step(line)?;
-        self.journal.samples(samples)?;
-        let mut interval_tokens = match &self.state {
-            Some(state) if state.interval.index == interval.index => state.interval_tokens.clone(),
-            _ => vec![0; tokens.len()],
+        self.journal.samples(&gathered.samples)?;
+        let domains = self.plan.domains.len();
+        let same_interval = self
+            .state
+            .as_ref()
+            .filter(|state| state.interval.index == interval.index);
+        let (mut interval_tokens, mut interval_losses) = match same_interval {
+            Some(state) => (state.interval_tokens.clone(), state.interval_losses.clone()),
+            None => (vec![0; domains], TrainingSums::new(domains)),
         };
-        for (sum, tokens) in interval_tokens.iter_mut().zip(tokens) {
+        for (sum, tokens) in interval_tokens.iter_mut().zip(&gathered.tokens) {
             *sum += tokens;
+        }
+        // What was not learnt from moves no mixture.
+        if line.skipped.is_none() {
+            interval_losses.add(&gathered.losses);
         }
         if line.step == interval.last_step() {
             self.journal
@@ -389,6 +451,7 @@ impl<S: Student> Core<S> {
             interval: interval.clone(),
             at_start: Perplexities { student, teacher },
             interval_tokens,
+            interval_losses,
             totals: self.totals.clone(),
             lengths: self.journal.lengths(),
             losses: self.losses.clone(),

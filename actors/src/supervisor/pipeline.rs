@@ -64,6 +64,7 @@ where
         teacher,
         student,
         rows,
+        batcher: batcher_hook,
         checkpoints,
         journal,
         board,
@@ -92,6 +93,7 @@ where
     metrics::CHECKPOINT_STEP.with(&[]).set(saved as f64);
     let queues_meter = Queues::empty();
 
+    let needs = policy.needs();
     let scheduler = WeightSchedulerState {
         scheduler: Scheduler::new(Arc::clone(&plan), policy, resume.as_ref()),
         intervals: intervals.clone(),
@@ -151,6 +153,7 @@ where
         .collect();
     let student = StudentLane {
         plan: Arc::clone(&plan),
+        needs,
         factory: student,
         input: labelled.iter().map(|queue| queue.1.clone()).collect(),
         control: control_receiver,
@@ -174,6 +177,7 @@ where
         intervals: intervals_receiver,
         rows: row_queues.iter().map(|queue| queue.1.clone()).collect(),
         out: micro.iter().map(|queue| queue.0.clone()).collect(),
+        hook: batcher_hook,
         stop,
         first_sent,
         queues: queues_meter.clone(),
@@ -279,10 +283,10 @@ impl<T: Teacher + 'static> Pipeline<T> {
     }
 
     /// Tells of a restart.
-    pub(super) fn restarted(&self, part: &str, text: &str) {
+    pub(super) fn restarted(&self, part: &str, cause: &Exit) {
         metrics::WORKER_RESTARTS.with(&[part]).increment(1);
-        tracing::warn!(part, panic = text, "built again after a panic");
-        let message = format!("{part} is built again: it panicked: {text}");
+        tracing::warn!(part, %cause, "built again after a failure");
+        let message = format!("{part} is built again: {cause}");
         match self.journal.event(0, "restarted", &message) {
             Ok(event) => self.observer.on_event(&event),
             Err(error) => tracing::error!(%error, "an event could not be written"),

@@ -1,4 +1,4 @@
-//! How often a part may be built again.
+//! How often a part may be built again, and after how long.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,6 +10,9 @@ use tokio::time::Instant;
 /// Restarts of a part within the window; one more is given up on.
 const LIMIT: usize = 3;
 const WINDOW: Duration = Duration::from_secs(600);
+/// Before the first restart in a window; before each further one four times as long. What passes by itself (a disk that is
+/// busy, a network folder that comes back) has time to.
+const BACKOFF: Duration = Duration::from_millis(50);
 
 /// Counts restarts by part.
 #[derive(Debug, Default)]
@@ -18,8 +21,8 @@ pub(super) struct Restarts {
 }
 
 impl Restarts {
-    /// Whether the part may be built again now; counts it.
-    pub(super) fn allow(&mut self, part: &str) -> bool {
+    /// After how long the part may be built again, if at all; counts it.
+    pub(super) fn allow(&mut self, part: &str) -> Option<Duration> {
         let now = Instant::now();
         let times = self.by_part.entry(part.to_owned()).or_default();
         while times
@@ -29,10 +32,11 @@ impl Restarts {
             times.pop_front();
         }
         if times.len() >= LIMIT {
-            return false;
+            return None;
         }
+        let delay = BACKOFF * 4_u32.pow(times.len() as u32);
         times.push_back(now);
-        true
+        Some(delay)
     }
 }
 
@@ -43,12 +47,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn restarts_are_limited_in_a_window_of_time() {
         let mut restarts = Restarts::default();
-        for _ in 0..LIMIT {
-            assert!(restarts.allow("teacher-0"));
-        }
-        assert!(!restarts.allow("teacher-0"));
-        assert!(restarts.allow("teacher-1"));
+        let mut allow = |part| restarts.allow(part).map(|delay| delay.as_millis());
+        let delays: Vec<_> = (0..=LIMIT).map(|_| allow("teacher-0")).collect();
+        assert_eq!(delays, [Some(50), Some(200), Some(800), None]);
+        assert_eq!(allow("teacher-1"), Some(50));
         tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
-        assert!(restarts.allow("teacher-0"));
+        assert_eq!(allow("teacher-0"), Some(50));
     }
 }

@@ -11,11 +11,11 @@ use std::{
 };
 
 use ddk_actors::{
-    LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan,
-    StepReport, StopReason, Student, Teacher, Update,
+    LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, RowLoss, Rows, RunError,
+    RunPlan, StepReport, StopReason, Student, Teacher, Update,
 };
 use ddk_corpus::{Cursor, Drawn, Row, Span};
-use ddk_mixture::{Ddk, FirstInterval, Policy};
+use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
 use ddk_run::{
     CheckpointStore, Journal, Lengths, NamedFile, Retention,
     records::{EventLine, MixtureLine},
@@ -37,6 +37,8 @@ pub struct World {
     pub stop_after: Option<u64>,
     /// Every save of these steps fails.
     pub full_disk: Vec<u64>,
+    /// How the mixture of a new run moves.
+    pub policy: PolicyState,
 }
 
 pub const ROWS: [u64; 3] = [7, 40, 23];
@@ -56,6 +58,7 @@ impl World {
                 max_steps_reason: StopReason::MaxSteps,
                 max_tokens: None,
                 stop_ratio: None,
+                evaluation_every: None,
                 max_passes: None,
                 queue_depth: 2,
                 teacher_lanes: 1,
@@ -69,11 +72,14 @@ impl World {
                     spike_window: 128,
                     spike_from: 64,
                 },
+                evaluation_flops: 1e6,
+                teacher_evaluation_flops: 1e7,
             },
             hook: Arc::new(|_, _| Ok(())),
             observer: Arc::new(Watcher::default()),
             stop_after: None,
             full_disk: Vec::new(),
+            policy: Ddk::new(0.5, 5, FirstInterval::Natural).state(),
         }
     }
 
@@ -90,15 +96,16 @@ impl World {
         let lengths = resume
             .as_ref()
             .map_or(Lengths::default(), |state| state.lengths);
-        let policy: Box<dyn Policy> = Box::new(match &resume {
-            Some(state) => Ddk::restore(state.interval.policy.clone()),
-            None => Ddk::new(0.5, 5, FirstInterval::Natural),
-        });
+        let policy = match &resume {
+            Some(state) => state.interval.policy.clone(),
+            None => self.policy.clone(),
+        };
+        let policy = policy.into_policy();
         let (sender, mut stop) = mpsc::channel(1);
         *self.observer.stop.lock().unwrap() = self.stop_after.map(|step| (step, sender.clone()));
         let (hook, full_disk) = (self.hook.clone(), self.full_disk.clone());
         let student_hook = hook.clone();
-        let teacher_hook = hook.clone();
+        let (teacher_hook, batcher_hook) = (hook.clone(), hook.clone());
         let parts = Parts {
             teacher: Arc::new(move |lane| {
                 teacher_hook("build teacher", lane as u64)?;
@@ -128,6 +135,7 @@ impl World {
                     hook: hook.clone(),
                 }))
             }),
+            batcher: Arc::new(move |step| batcher_hook("draw", step)),
             checkpoints: store,
             journal: Arc::new(Journal::open(self.folder.path(), lengths, true).unwrap()),
             board: Board::new(std::time::Duration::from_secs(3600)),
@@ -230,10 +238,18 @@ impl Student for FakeStudent {
         assert!((batch.interval.first_step..=batch.interval.last_step()).contains(&batch.step));
         self.pending = mix(self.pending, mix(signal, batch.step_predictions));
         let loss = (self.pending % 1000) as f64;
+        let shade = |index: usize| (mix(self.pending, index as u64) % 1000) as f64 / 100.0;
+        let losses = (0..batch.rows.len()).map(|index| RowLoss {
+            ce: shade(index),
+            excess: shade(index) / 2.0,
+        });
         Ok(MicroLoss {
             ce_sum: loss,
             kl_sum: loss / 3.0,
+            rows: losses.collect(),
             seconds: [("forward", 0.0), ("head", 0.0), ("backward", 0.0)],
+            teacher_flops: 30.0 * batch.rows.len() as f64,
+            student_flops: 10.0 * batch.rows.len() as f64,
         })
     }
 

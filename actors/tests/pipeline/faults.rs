@@ -82,20 +82,64 @@ async fn a_part_that_cannot_be_healed_is_named_and_the_last_step_is_saved() {
     assert!(world.trajectory() == whole.trajectory());
 }
 
-#[tokio::test]
-async fn rows_that_cannot_be_read_end_the_run_with_their_place() {
+/// Row 5 of domain c cannot be read, so many times.
+fn unreadable(times: u64) -> crate::fakes::Hook {
+    let left = Arc::new(AtomicU64::new(times));
+    let count_down = |left: u64| left.checked_sub(1);
+    Arc::new(move |place, number| {
+        let here = (place, number) == ("read", 2005);
+        match here
+            && left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down)
+                .is_ok()
+        {
+            true => Err(PortError::Data(
+                "cannot read c/tokens.bin at byte 5: input/output error".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_cannot_be_read_are_tried_again_and_then_end_the_run_with_their_place() {
+    let whole = World::new();
+    whole.run().await.unwrap();
     let mut world = World::new();
-    world.hook = Arc::new(|place, number| match (place, number) {
-        ("read", 2005) => Err(PortError::Data(
-            "c/tokens.bin at row 5: input/output error".to_owned(),
-        )),
-        _ => Ok(()),
-    });
+    world.hook = unreadable(3);
+    world.run().await.unwrap();
+    assert!(world.trajectory() == whole.trajectory());
+    let restarts = |world: &World| {
+        let events = world.observer.events.lock().unwrap();
+        let of_kind = events.iter().filter(|event| event.kind == "restarted");
+        of_kind.count()
+    };
+    assert_eq!(restarts(&world), 3);
+
+    let mut world = World::new();
+    world.hook = unreadable(u64::MAX);
     let error = world.run().await.unwrap_err().to_string();
     assert_eq!(
         error,
-        "loader-c failed: c/tokens.bin at row 5: input/output error"
+        "loader-c failed: cannot read c/tokens.bin at byte 5: input/output error"
     );
+    assert_eq!(restarts(&world), 3);
+    world.hook = unreadable(0);
+    world.run().await.unwrap();
+    assert!(world.trajectory() == whole.trajectory());
+}
+
+#[tokio::test]
+async fn a_batcher_that_fails_is_named_and_the_last_step_is_saved() {
+    let whole = World::new();
+    whole.run().await.unwrap();
+    let mut world = World::new();
+    world.hook = panics("draw", 7, 1);
+    let error = world.run().await.unwrap_err().to_string();
+    assert!(error.contains("batcher failed: it panicked"), "{error}");
+    world.hook = Arc::new(|_, _| Ok(()));
+    world.run().await.unwrap();
+    assert!(world.trajectory() == whole.trajectory());
 }
 
 #[tokio::test]

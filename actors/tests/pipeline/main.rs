@@ -11,4 +11,5 @@
 mod fakes;
 mod faults;
 mod order;
+mod policies;
 mod resume;

@@ -1,6 +1,6 @@
-//! A prepared domain, mapped for reading.
+//! A prepared domain, open for reading.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::{
     CorpusError, Packing, Row,
@@ -23,7 +23,6 @@ pub struct ValidationDocument {
 #[derive(Debug)]
 pub struct PreparedDomain {
     name: String,
-    folder: PathBuf,
     manifest: Manifest,
     tokens: Tokens,
     validation: Tokens,
@@ -68,7 +67,6 @@ impl PreparedDomain {
             tokens: Tokens::open(&folder, "", &manifest)?,
             validation: Tokens::open(&folder, "validation-", &manifest)?,
             index: RowIndex::open(&index)?,
-            folder,
             manifest,
             options,
         })
@@ -101,23 +99,13 @@ impl PreparedDomain {
 
     /// A row by its number.
     pub fn row(&self, row: u64) -> Result<Row, CorpusError> {
-        let damaged = || {
-            let RowOptions {
-                packing,
-                sequence_length,
-                ..
-            } = self.options;
-            let path = index_file(&self.folder, packing, sequence_length);
-            CorpusError::damaged(&path, format!("row {row} does not fit the token file"))
-        };
-        let spans = self.index.spans(row).ok_or_else(damaged)?;
+        let spans = self.index.spans(row)?;
         let mut tokens = Vec::with_capacity(self.options.sequence_length);
         let mut skipped = Vec::new();
         for span in &spans {
-            let (start, _) = self.tokens.bounds(span.document).ok_or_else(damaged)?;
-            let part = self.tokens.slice(start + span.offset, span.tokens);
-            tokens.extend(part.ok_or_else(damaged)?);
-            let prompt = self.masked(&self.tokens, span.document);
+            let (start, _) = self.tokens.bounds(span.document)?;
+            tokens.extend(self.tokens.slice(start + span.offset, span.tokens)?);
+            let prompt = self.masked(&self.tokens, span.document)?;
             let places = span.offset..span.offset + span.tokens;
             skipped.extend(places.map(|place| place < prompt));
         }
@@ -129,10 +117,10 @@ impl PreparedDomain {
     }
 
     /// Tokens at a document's beginning that are not predicted.
-    fn masked(&self, documents: &Tokens, document: u64) -> u64 {
+    fn masked(&self, documents: &Tokens, document: u64) -> Result<u64, CorpusError> {
         match self.options.mask_prompt {
             true => documents.prompt(document),
-            false => 0,
+            false => Ok(0),
         }
     }
 
@@ -141,25 +129,21 @@ impl PreparedDomain {
         self.manifest.documents
     }
 
-    /// Tokens of a document, its end token included.
-    pub fn document_length(&self, document: u64) -> Option<u64> {
-        let (start, end) = self.tokens.bounds(document)?;
-        Some(end - start)
+    /// Tokens of each document in order, its end token included.
+    pub fn document_lengths(&self) -> impl Iterator<Item = Result<u64, CorpusError>> + '_ {
+        self.tokens.lengths(self.manifest.documents)
     }
 
     /// The validation documents, each cut at the sequence length.
     pub fn validation(&self) -> Result<Vec<ValidationDocument>, CorpusError> {
-        let damaged = || {
-            let path = self.folder.join("validation-documents.bin");
-            CorpusError::damaged(&path, "does not fit validation-tokens.bin")
-        };
         (0..self.manifest.validation_documents)
             .map(|document| {
-                let (start, end) = self.validation.bounds(document).ok_or_else(damaged)?;
-                let count = (end - start).min(self.options.sequence_length as u64);
-                let masked = self.masked(&self.validation, document);
+                let (start, end) = self.validation.bounds(document)?;
+                let length = end.saturating_sub(start);
+                let count = length.min(self.options.sequence_length as u64);
+                let masked = self.masked(&self.validation, document)?;
                 Ok(ValidationDocument {
-                    tokens: self.validation.slice(start, count).ok_or_else(damaged)?,
+                    tokens: self.validation.slice(start, count)?,
                     skipped: match masked {
                         0 => Vec::new(),
                         _ => (0..count).map(|place| place < masked).collect(),

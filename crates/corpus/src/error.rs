@@ -18,6 +18,16 @@ pub enum CorpusError {
         /// What the system said.
         source: io::Error,
     },
+    /// A place of a prepared file that cannot be read.
+    #[error("cannot read {} at byte {offset}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Where, in bytes.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A pattern that matches nothing.
     #[error("domain `{domain}`: `{pattern}` matches no file")]
     NoFiles {

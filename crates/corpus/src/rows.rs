@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -123,12 +125,9 @@ pub(crate) fn write_index(
     documents: u64,
     sequence_length: u64,
 ) -> Result<u64, CorpusError> {
-    let bounds = (0..documents).map(|document| {
-        let (start, end) = tokens.bounds(document).ok_or_else(|| {
-            CorpusError::damaged(&path, format!("document {document} has no end"))
-        })?;
-        Ok((document, end - start))
-    });
+    let bounds = (0..)
+        .zip(tokens.lengths(documents))
+        .map(|(document, length)| Ok((document, length?)));
     let (rows, spans) = match packing {
         Packing::Concat | Packing::Document => concat(bounds, sequence_length)?,
         Packing::BestFit => best_fit(bounds, sequence_length)?,
@@ -265,9 +264,15 @@ impl RowIndex {
     /// Compares a row index with the hash at its end.
     pub(crate) fn verify(path: &Path) -> Result<(), CorpusError> {
         let index = Self::open(path)?;
-        let bytes = index.numbers.bytes();
-        let (contents, hash) = bytes.split_at(bytes.len() - HASH_BYTES as usize);
-        if blake3::hash(contents).as_bytes() != hash {
+        let failed = || CorpusError::io("read", path);
+        let contents = index.numbers.length - HASH_BYTES;
+        let file = File::open(path).map_err(failed())?;
+        let mut hasher = blake3::Hasher::new();
+        hasher
+            .update_reader(file.take(contents))
+            .map_err(failed())?;
+        let hash = index.numbers.bytes(contents, HASH_BYTES as usize)?;
+        if hasher.finalize().as_bytes() != hash.as_slice() {
             return Err(CorpusError::damaged(
                 path,
                 "does not have the content that it was written with: delete it and prepare again",
@@ -288,11 +293,13 @@ impl RowIndex {
                 "is not a whole row index: delete it and prepare again",
             )
         };
-        let rows = numbers.u64(0).ok_or_else(damaged)?;
-        let spans = rows
-            .checked_add(1)
-            .and_then(|last| numbers.u64(last))
-            .ok_or_else(damaged)?;
+        let within = |index: &u64| *index < bytes / 8;
+        let number = |index: Option<u64>| match index.filter(within) {
+            Some(index) => numbers.u64(index),
+            None => Err(damaged()),
+        };
+        let rows = number(Some(0))?;
+        let spans = number(rows.checked_add(1))?;
         let expected = spans
             .checked_mul(24)
             .and_then(|spans| spans.checked_add(8 * (rows + 2) + HASH_BYTES));
@@ -303,18 +310,21 @@ impl RowIndex {
     }
 
     /// The spans of a row, in constant time.
-    pub(crate) fn spans(&self, row: u64) -> Option<Vec<Span>> {
-        let (first, last) = (self.numbers.u64(1 + row)?, self.numbers.u64(2 + row)?);
-        let base = self.rows + 2;
-        (first..last)
-            .map(|span| {
-                let number = |index| self.numbers.u64(base + 3 * span + index);
-                Some(Span {
-                    document: number(0)?,
-                    offset: number(1)?,
-                    tokens: number(2)?,
-                })
-            })
-            .collect()
+    pub(crate) fn spans(&self, row: u64) -> Result<Vec<Span>, CorpusError> {
+        let ends = self.numbers.u64s(1 + row, 2)?;
+        let count = ends[1].checked_sub(ends[0]).filter(|_| row < self.rows);
+        let Some(count) = count else {
+            let reason = format!("has no row {row}: delete it and prepare again");
+            return Err(CorpusError::damaged(self.numbers.path(), reason));
+        };
+        let first = self.rows + 2 + 3 * ends[0];
+        let numbers = self.numbers.u64s(first, 3 * count as usize)?;
+        let (spans, _) = numbers.as_chunks::<3>();
+        let span = |&[document, offset, tokens]: &[u64; 3]| Span {
+            document,
+            offset,
+            tokens,
+        };
+        Ok(spans.iter().map(span).collect())
     }
 }

@@ -1,12 +1,12 @@
-//! Tokens and document ends in files: written in a stream, read through a map.
+//! Tokens and document ends in files: written in a stream, read piece by piece.
 
 use std::{
     fs::File,
     io::{BufWriter, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use crate::{CorpusError, manifest::Manifest};
@@ -139,14 +139,18 @@ impl TokenWriter {
     }
 }
 
-/// A mapped file of little-endian numbers.
+/// A file of little-endian numbers that stays open. It is read, not mapped: a disk that cannot be read is an error that names
+/// file and offset, where a map would kill the process. What is read often is in the system's cache either way.
 #[derive(Debug)]
 pub(crate) struct Numbers {
-    map: Option<Mmap>,
+    path: PathBuf,
+    file: File,
+    /// Its length.
+    pub(crate) length: u64,
 }
 
 impl Numbers {
-    /// Maps a file that must have `bytes` bytes: reading past the end of a cut file would kill the process.
+    /// Opens a file that must have `bytes` bytes.
     pub(crate) fn open(path: &Path, bytes: u64) -> Result<Self, CorpusError> {
         let file = File::open(path).map_err(CorpusError::io("read", path))?;
         let found = file
@@ -159,25 +163,57 @@ impl Numbers {
                 format!("has {found} bytes, expected {bytes}: prepare the corpus again"),
             ));
         }
-        if bytes == 0 {
-            return Ok(Self { map: None });
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            length: bytes,
+        })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `count` bytes from `offset` on.
+    pub(crate) fn bytes(&self, offset: u64, count: usize) -> Result<Vec<u8>, CorpusError> {
+        // Before anything is allocated: a number that was read may be anything.
+        if offset
+            .checked_add(count as u64)
+            .is_none_or(|end| end > self.length)
+        {
+            let reason = format!("has no {count} bytes at byte {offset}: prepare the corpus again");
+            return Err(CorpusError::damaged(&self.path, reason));
         }
-        // SAFETY: the map is read-only, and prepared files are replaced by rename, never changed in place.
-        let map = unsafe { Mmap::map(&file) }.map_err(CorpusError::io("read", path))?;
-        Ok(Self { map: Some(map) })
+        let mut bytes = vec![0; count];
+        match self.file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(bytes),
+            Err(source) => Err(CorpusError::Unreadable {
+                path: self.path.clone(),
+                offset,
+                source,
+            }),
+        }
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
+    /// `count` numbers from the `index`th on.
+    pub(crate) fn u64s(&self, index: u64, count: usize) -> Result<Vec<u64>, CorpusError> {
+        let bytes = self.bytes(8 * index, 8 * count)?;
+        let (numbers, _) = bytes.as_chunks::<8>();
+        Ok(numbers
+            .iter()
+            .map(|number| u64::from_le_bytes(*number))
+            .collect())
     }
 
-    /// The `index`th u64.
-    pub(crate) fn u64(&self, index: u64) -> Option<u64> {
-        let start = usize::try_from(index).ok()?.checked_mul(8)?;
-        let bytes = self.bytes().get(start..start + 8)?;
-        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    /// The `index`th number.
+    pub(crate) fn u64(&self, index: u64) -> Result<u64, CorpusError> {
+        Ok(self.u64s(index, 1)?[0])
     }
 }
+
+/// Document ends that are read at a time, where all are gone through.
+const ENDS_AT_A_TIME: u64 = 1 << 14;
 
 /// Documents as [`TokenWriter`] wrote them.
 #[derive(Debug)]
@@ -214,32 +250,52 @@ impl Tokens {
     }
 
     /// Tokens of a document's prompt.
-    pub(crate) fn prompt(&self, document: u64) -> u64 {
+    pub(crate) fn prompt(&self, document: u64) -> Result<u64, CorpusError> {
         let prompts = self.prompts.as_ref();
-        prompts
-            .and_then(|prompts| prompts.u64(document))
-            .unwrap_or(0)
+        prompts.map_or(Ok(0), |prompts| prompts.u64(document))
     }
 
     /// Where a document starts and ends, in tokens.
-    pub(crate) fn bounds(&self, document: u64) -> Option<(u64, u64)> {
-        Some((self.ends.u64(document)?, self.ends.u64(document + 1)?))
+    pub(crate) fn bounds(&self, document: u64) -> Result<(u64, u64), CorpusError> {
+        let ends = self.ends.u64s(document, 2)?;
+        Ok((ends[0], ends[1]))
+    }
+
+    /// The length of each document, in order.
+    pub(crate) fn lengths(
+        &self,
+        documents: u64,
+    ) -> impl Iterator<Item = Result<u64, CorpusError>> + '_ {
+        let starts = (0..documents).step_by(ENDS_AT_A_TIME as usize);
+        starts.flat_map(move |start| {
+            let count = ENDS_AT_A_TIME.min(documents - start) as usize;
+            match self.ends.u64s(start, count + 1) {
+                Ok(ends) => ends
+                    .windows(2)
+                    .map(|pair| match pair[1].checked_sub(pair[0]) {
+                        Some(length) => Ok(length),
+                        None => Err(CorpusError::damaged(
+                            self.ends.path(),
+                            "has documents that end before they start: prepare the corpus again",
+                        )),
+                    })
+                    .collect(),
+                Err(error) => vec![Err(error)],
+            }
+        })
     }
 
     /// The tokens `start..start + count`.
-    pub(crate) fn slice(&self, start: u64, count: u64) -> Option<Vec<u32>> {
-        let start = usize::try_from(start).ok()? * self.width;
-        let end = start + usize::try_from(count).ok()? * self.width;
-        let bytes = self.tokens.bytes().get(start..end)?;
-        Some(
-            bytes
-                .chunks_exact(self.width)
-                .map(|token| {
-                    let mut number = [0; 4];
-                    number[..self.width].copy_from_slice(token);
-                    u32::from_le_bytes(number)
-                })
-                .collect(),
-        )
+    pub(crate) fn slice(&self, start: u64, count: u64) -> Result<Vec<u32>, CorpusError> {
+        let width = self.width;
+        let bytes = self
+            .tokens
+            .bytes(start * width as u64, count as usize * width)?;
+        let token = |token: &[u8]| {
+            let mut number = [0; 4];
+            number[..width].copy_from_slice(token);
+            u32::from_le_bytes(number)
+        };
+        Ok(bytes.chunks_exact(width).map(token).collect())
     }
 }

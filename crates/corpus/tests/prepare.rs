@@ -304,7 +304,7 @@ fn empty_and_missing_domains_are_named() {
 }
 
 #[test]
-fn damage_is_found_before_it_is_mapped() {
+fn damage_is_found_at_opening() {
     let place = Place::new();
     place.prepare(&place.both()).unwrap();
     let error = PreparedDomain::open(&place.path("prepared"), "records", rows_of(99))
@@ -321,6 +321,23 @@ fn damage_is_found_before_it_is_mapped() {
         error.contains("tokens.bin") && error.contains("prepare the corpus again"),
         "{error}"
     );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_any_more_is_named_with_the_place() {
+    let place = Place::new();
+    place.prepare(&place.both()).unwrap();
+    let domain = PreparedDomain::open(&place.path("prepared"), "records", rows_of(16)).unwrap();
+    let row = domain.row(1).unwrap();
+    let tokens = place.path("prepared/records/tokens.bin");
+    let whole = fs::read(&tokens).unwrap();
+    // Cut under the eyes of who has it open.
+    let file = fs::File::options().write(true).open(&tokens).unwrap();
+    file.set_len(20).unwrap();
+    let error = domain.row(1).unwrap_err().to_string();
+    assert!(error.contains("records/tokens.bin at byte 32"), "{error}");
+    fs::write(&tokens, whole).unwrap();
+    assert_eq!(domain.row(1).unwrap(), row);
 }
 
 #[test]

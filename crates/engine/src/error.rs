@@ -17,6 +17,11 @@ pub enum EngineError {
     /// A labelled batch came to a student that was built without the teacher's output matrix.
     #[error("the batch carries a teacher's hidden states, but the student has no teacher head")]
     NoTeacherHead,
+    /// The excess over the teacher was asked for, and the batch carries nothing of a teacher's.
+    #[error(
+        "the excess over the teacher's loss is wanted, but the batch carries no hidden states of it"
+    )]
+    NoTeacherSignal,
     /// A checkpoint's file that verified but does not hold what it should.
     #[error("{file}: {reason}")]
     BadCheckpoint {
@@ -34,7 +39,7 @@ impl EngineError {
             Self::Torch(error) => error.is_out_of_memory(),
             Self::Model(error) => error.is_out_of_memory(),
             Self::Objective(error) => error.is_out_of_memory(),
-            Self::NoTeacherHead | Self::BadCheckpoint { .. } => false,
+            Self::NoTeacherHead | Self::NoTeacherSignal | Self::BadCheckpoint { .. } => false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`]), measure perplexity
-//! ([`domain_perplexities`]), write a text ([`Generator`]), copy the state for a checkpoint ([`Snapshot`]).
+//! ([`domain_perplexities`]), write a text ([`Generator`]), copy the state for a checkpoint ([`Snapshot`]); and what all of it
+//! costs ([`FlopCounter`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
 //! thread, is decided in `ddk-actors`. A model is built on the thread that uses it, because libtorch keeps grad mode
@@ -9,6 +10,7 @@ mod adamw;
 mod batch;
 mod budget;
 mod error;
+mod flops;
 mod generate;
 mod perplexity;
 mod schedule;
@@ -20,9 +22,10 @@ pub use adamw::{AdamW, AdamWOptions, global_norm};
 pub use batch::{BatchTensors, NOT_SCORED, Sequence, batch_tensors};
 pub use budget::{Part, StepShape, queue_memory, snapshot_memory, student_memory, teacher_memory};
 pub use error::EngineError;
+pub use flops::FlopCounter;
 pub use generate::{Generator, Sampling};
 pub use perplexity::{Document, domain_perplexities};
 pub use schedule::Schedule;
 pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
-pub use student::{MicroStep, Student, StudentOptions, UpdateReport};
+pub use student::{MicroStep, RowLosses, RowSums, Student, StudentOptions, UpdateReport};
 pub use teacher::{Signal, Teacher};

@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use ddk_model::Model;
-use ddk_objective::{HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head};
+use ddk_objective::{
+    Detail, HeadGradients, HeadInput, HeadOptions, Objective, PerPosition, Positions, chunked_head,
+};
 use ddk_torch::TorchError;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     EngineError,
@@ -36,13 +38,35 @@ pub struct StudentOptions {
     pub schedule: Schedule,
 }
 
-/// The sums of a micro-batch (over its predictions, not divided) and the seconds of each phase.
+/// Which sums of single rows are wanted beside those of the micro-batch. They change no loss and no gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowLosses {
+    /// None.
+    None,
+    /// The cross-entropy.
+    CrossEntropy,
+    /// And what it exceeds the teacher's by; the teacher's head is applied for it even at gamma 0.
+    Excess,
+}
+
+/// The sums of a row over its predictions, nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowSums {
+    /// Of the cross-entropy.
+    pub ce: f64,
+    /// Of `max(student's - teacher's, 0)` of each prediction; 0 where it was not asked for.
+    pub excess: f64,
+}
+
+/// The sums of a micro-batch (over its predictions, not divided) and the seconds of each phase.
+#[derive(Debug, Clone, PartialEq)]
 pub struct MicroStep {
     /// Sum of the cross-entropy, nats.
     pub ce_sum: f64,
     /// Sum of the divergence from the teacher, nats (times T² where that is switched on).
     pub kl_sum: f64,
+    /// Those of each row, where asked for; otherwise empty.
+    pub rows: Vec<RowSums>,
     /// Scored positions.
     pub predictions: i64,
     /// The model's forward.
@@ -74,6 +98,7 @@ pub struct Student {
     options: StudentOptions,
     /// The teacher's output matrix on the student's device: `[teacher's columns, teacher's d_model]`.
     teacher_head: Option<Tensor>,
+    row_losses: RowLosses,
     /// Gradient of the student's output matrix, accumulated by the head over the step's micro-batches.
     head_gradient: Tensor,
     /// Whether every loss of this step was finite so far.
@@ -109,6 +134,7 @@ impl Student {
             optimizer,
             options,
             teacher_head,
+            row_losses: RowLosses::None,
             head_gradient,
             finite: true,
         })
@@ -122,6 +148,11 @@ impl Student {
     /// How it learns.
     pub fn options(&self) -> &StudentOptions {
         &self.options
+    }
+
+    /// Asks for sums of single rows from now on.
+    pub fn set_row_losses(&mut self, row_losses: RowLosses) {
+        self.row_losses = row_losses;
     }
 
     /// Adds the gradients of one micro-batch. `denominator` is the number of predictions of the whole optimizer step,
@@ -153,8 +184,8 @@ impl Student {
         let student_head = self.model.head_for_products()?;
         let teacher = match (signal, &self.teacher_head) {
             (Some(Signal::Hidden { last }), Some(weight)) => Some(HeadInput::new(last, weight)),
+            (Some(Signal::Nothing) | None, _) => None,
             (Some(_), None) => return Err(EngineError::NoTeacherHead),
-            (None, _) => None,
         };
         let output = chunked_head(
             &HeadInput::new(&detached, &student_head),
@@ -168,13 +199,21 @@ impl Student {
                 objective: self.options.objective,
                 vocabulary: self.options.vocabulary,
                 chunk: self.options.chunk,
-                per_position: false,
+                detail: match self.row_losses {
+                    RowLosses::None => Detail::Sums,
+                    RowLosses::CrossEntropy => Detail::Positions,
+                    RowLosses::Excess => Detail::PositionsAndTeacher,
+                },
             },
             &mut HeadGradients {
-                weight: &mut self.head_gradient,
+                weight: Some(&mut self.head_gradient),
                 bias: None,
             },
         )?;
+        let row_sums = match &output.per_position {
+            Some(values) => row_sums(values, self.row_losses, rows.len())?,
+            None => Vec::new(),
+        };
         let head_seconds = started.elapsed().as_secs_f64();
         let finite = output.ce_sum.is_finite() && output.kl_sum.is_finite();
         self.finite &= finite;
@@ -190,6 +229,7 @@ impl Student {
         Ok(MicroStep {
             ce_sum: output.ce_sum,
             kl_sum: output.kl_sum,
+            rows: row_sums,
             predictions: batch.predictions,
             forward_seconds,
             head_seconds,
@@ -292,4 +332,33 @@ impl Student {
         self.finite = true;
         Ok(())
     }
+}
+
+/// Sums the positions of each row, in f64.
+fn row_sums(
+    values: &PerPosition,
+    wanted: RowLosses,
+    rows: usize,
+) -> Result<Vec<RowSums>, EngineError> {
+    let sums = |positions: &Tensor| -> Result<Vec<f64>, TorchError> {
+        let by_row = positions.f_reshape([rows as i64, -1])?;
+        let sums = by_row.f_sum_dim_intlist(1, false, Kind::Double)?;
+        Ok(Vec::try_from(&sums.f_to_device(Device::Cpu)?)?)
+    };
+    let ce = sums(&values.ce)?;
+    let excess = match wanted {
+        RowLosses::None | RowLosses::CrossEntropy => vec![0.0; rows],
+        RowLosses::Excess => {
+            let teacher = values.teacher_ce.as_ref();
+            let teacher = teacher.ok_or(EngineError::NoTeacherSignal)?;
+            let behind = values
+                .ce
+                .f_sub(teacher)
+                .and_then(|behind| behind.f_clamp_min(0.0))
+                .map_err(TorchError::from)?;
+            sums(&behind)?
+        }
+    };
+    let both = ce.into_iter().zip(excess);
+    Ok(both.map(|(ce, excess)| RowSums { ce, excess }).collect())
 }

@@ -15,11 +15,25 @@ use crate::{
 /// disk) can only send their top tokens.
 #[derive(Debug)]
 pub enum Signal {
+    /// Nothing: the loss leaves the teacher out, so that no forward was made.
+    Nothing,
     /// Hidden states after the final norm.
     Hidden {
         /// `[positions, d_model]` in the teacher's dtype, on the student's device.
         last: Tensor,
     },
+}
+
+impl Signal {
+    /// Makes it not a number, for faults on purpose.
+    pub fn poison(&mut self) -> Result<(), EngineError> {
+        if let Self::Hidden { last } = self {
+            *last = last
+                .f_full_like(f64::NAN)
+                .map_err(ddk_torch::TorchError::from)?;
+        }
+        Ok(())
+    }
 }
 
 /// A frozen model on the lane that built it.

@@ -5,8 +5,8 @@
 use std::fs;
 
 use ddk_engine::{
-    AdamWOptions, Document, Schedule, Sequence, Signal, Student, StudentOptions, Teacher,
-    domain_perplexities,
+    AdamWOptions, Document, EngineError, RowLosses, Schedule, Sequence, Signal, Student,
+    StudentOptions, Teacher, domain_perplexities,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -240,7 +240,9 @@ fn what_is_not_finite_never_reaches_the_weights() {
     let mut pair = Pair::new(false);
     let mut untouched = Pair::new(false);
     let micro = views(&rows);
-    let Signal::Hidden { last } = pair.teacher.label(&micro).unwrap();
+    let Signal::Hidden { last } = pair.teacher.label(&micro).unwrap() else {
+        panic!("a teacher always has something to say");
+    };
     let broken = Signal::Hidden {
         last: last * f64::NAN,
     };
@@ -315,4 +317,87 @@ fn documents_packed_into_a_row_learn_as_rows_of_their_own() {
     let expected = alone.step(1, &rows, 1);
     assert!((loss - expected).abs() < 1e-5, "{loss} {expected}");
     assert!(largest_difference(&packed.weights(), &alone.weights()) < 1e-5);
+}
+
+/// The cross-entropy of each prediction of a row, from dense logits in f64.
+fn losses(model: &Model, row: &[u32]) -> Vec<f64> {
+    let _no_grad = tch::no_grad_guard();
+    let tokens: Vec<i64> = row.iter().map(|&token| i64::from(token)).collect();
+    let hidden = model
+        .hidden(&Tensor::from_slice(&tokens).unsqueeze(0), None)
+        .unwrap()
+        .squeeze_dim(0);
+    let logits = hidden
+        .matmul(&model.head().weight.tr())
+        .narrow(1, 0, VOCABULARY);
+    let log = logits.to_kind(Kind::Double).log_softmax(-1, None);
+    let next = tokens[1..].iter().enumerate();
+    next.map(|(at, &token)| -log.double_value(&[at as i64, token]))
+        .collect()
+}
+
+#[test]
+fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
+    let rows = rows();
+    let denominator = predictions(&rows);
+    for (gamma, wanted) in [
+        (0.5, RowLosses::CrossEntropy),
+        (0.5, RowLosses::Excess),
+        (0.0, RowLosses::Excess),
+    ] {
+        let mut plain = Pair::new(false);
+        plain.student = student(gamma, &plain.teacher);
+        let mut asked = Pair::new(false);
+        asked.student = student(gamma, &asked.teacher);
+        asked.student.set_row_losses(wanted);
+        let signal = || plain.teacher.label(&views(&rows)).unwrap();
+        let without = plain
+            .student
+            .accumulate(&views(&rows), Some(&signal()), denominator)
+            .unwrap();
+        let with = asked
+            .student
+            .accumulate(&views(&rows), Some(&signal()), denominator)
+            .unwrap();
+        assert!(without.rows.is_empty());
+        assert_eq!((without.ce_sum, without.kl_sum), (with.ce_sum, with.kl_sum));
+        assert_eq!(with.rows.len(), rows.len());
+        for (row, sums) in rows.iter().zip(&with.rows) {
+            let of_student = losses(plain.student.model(), row);
+            let of_teacher = losses(plain.teacher.model(), row);
+            let ce: f64 = of_student.iter().sum();
+            let each = of_student.iter().zip(&of_teacher);
+            let excess: f64 = each
+                .map(|(student, teacher)| (student - teacher).max(0.0))
+                .sum();
+            assert!((sums.ce - ce).abs() < 1e-5 * ce, "{} and {ce}", sums.ce);
+            match wanted {
+                RowLosses::Excess => assert!((sums.excess - excess).abs() < 1e-5 * excess),
+                _ => assert_eq!(sums.excess, 0.0),
+            }
+        }
+        plain.student.update(1).unwrap();
+        asked.student.update(1).unwrap();
+        for (plain, asked) in plain.weights().iter().zip(asked.weights()) {
+            assert!(plain.equal(&asked));
+        }
+    }
+}
+
+fn student(gamma: f64, teacher: &Teacher) -> Student {
+    let mut options = options();
+    options.objective.gamma = gamma;
+    let head = teacher.model().head().weight.shallow_clone();
+    Student::new(model(2, 16, false), options, Some(head)).unwrap()
+}
+
+#[test]
+fn the_excess_over_a_teacher_that_said_nothing_is_an_error() {
+    let rows = rows();
+    let mut pair = Pair::new(false);
+    pair.student.set_row_losses(RowLosses::Excess);
+    let done = pair
+        .student
+        .accumulate(&views(&rows), Some(&Signal::Nothing), predictions(&rows));
+    assert!(matches!(done, Err(EngineError::NoTeacherSignal)));
 }

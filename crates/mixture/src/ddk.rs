@@ -3,29 +3,19 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Perplexities, Policy, PolicyState, Refused,
+    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
     equations::{check_weights, discrepancy, smooth_update},
+    policy::shares_of_domains,
 };
-
-/// What the first interval draws by, before any update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FirstInterval {
-    /// Each domain's share of the corpus' tokens: the corpus as it is (Algorithm 1).
-    Natural,
-    /// The same weight for each domain.
-    Equal,
-    /// The discrepancy factor r_0 of Eq. 1.
-    Discrepancy,
-}
 
 /// Equations 1 and 2: r_0 is the discrepancy at the start; each later interval draws by
 /// `r_{t+1} = alpha * normalised(r_t * exp(ratio)) + (1 - alpha) / N`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ddk {
     alpha: f64,
     update_every: u64,
     first: FirstInterval,
+    /// r_t of Eq. 2; none before the first interval.
     factor: Option<Vec<f64>>,
 }
 
@@ -40,19 +30,19 @@ impl Ddk {
         }
     }
 
-    /// Goes on from a checkpoint.
-    pub fn restore(state: PolicyState) -> Self {
-        let PolicyState::Ddk {
-            alpha,
-            update_every,
-            first,
-            factor,
-        } = state;
+    /// As after an interval that was drawn by `factor`.
+    pub fn going_on(alpha: f64, update_every: u64, factor: Vec<f64>) -> Self {
         Self {
-            alpha,
-            update_every,
-            first,
-            factor,
+            factor: Some(factor),
+            ..Self::new(alpha, update_every, FirstInterval::Natural)
+        }
+    }
+
+    pub(crate) fn of_domains(&self, kept: &[Option<usize>]) -> Self {
+        let factor = self.factor.as_ref();
+        Self {
+            factor: factor.map(|factor| shares_of_domains(factor, kept)),
+            ..self.clone()
         }
     }
 }
@@ -62,34 +52,37 @@ impl Policy for Ddk {
         "ddk"
     }
 
+    fn needs(&self) -> Needs {
+        Needs::Perplexities
+    }
+
     fn update_every(&self) -> u64 {
         self.update_every
     }
 
-    fn alpha(&self) -> f64 {
-        self.alpha
+    fn alpha(&self) -> Option<f64> {
+        Some(self.alpha)
+    }
+
+    fn floor(&self, domains: usize) -> f64 {
+        (1.0 - self.alpha) / domains as f64
     }
 
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
         let ratio = at_start.checked_ratios()?;
         check_weights(natural, ratio.len())?;
         let factor = discrepancy(&ratio)?;
-        let weights = match self.first {
-            FirstInterval::Natural => natural.to_vec(),
-            FirstInterval::Equal => vec![1.0 / natural.len() as f64; natural.len()],
-            FirstInterval::Discrepancy => factor.clone(),
-        };
+        let weights = self.first.weights(natural, at_start)?;
         self.factor = Some(factor.clone());
         Ok(Decision {
             weights,
-            previous: None,
-            ratio,
             discrepancy: Some(factor),
+            ..Decision::default()
         })
     }
 
-    fn next(&mut self, perplexities: &Perplexities) -> Result<Decision, Refused> {
-        let ratio = perplexities.checked_ratios()?;
+    fn next(&mut self, _weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+        let ratio = feedback.ratios()?;
         let previous = match &self.factor {
             Some(factor) => factor.clone(),
             None => discrepancy(&ratio)?,
@@ -99,17 +92,11 @@ impl Policy for Ddk {
         Ok(Decision {
             weights,
             previous: Some(previous),
-            ratio,
-            discrepancy: None,
+            ..Decision::default()
         })
     }
 
     fn state(&self) -> PolicyState {
-        PolicyState::Ddk {
-            alpha: self.alpha,
-            update_every: self.update_every,
-            first: self.first,
-            factor: self.factor.clone(),
-        }
+        PolicyState::Ddk(self.clone())
     }
 }

@@ -1,6 +1,7 @@
-//! Equations 1 and 2 of "DDK: Distilling Domain Knowledge for Efficient Large Language Models" (NeurIPS 2024).
+//! Equations 1 and 2 of "DDK: Distilling Domain Knowledge for Efficient Large Language Models" (NeurIPS 2024), and what the
+//! other policies share with them.
 
-/// Why perplexities give no new mixture; its text is what `mixture.jsonl` holds as `refused`.
+/// Why an interval's feedback gives no new mixture; its text is what `mixture.jsonl` holds as `refused`.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refused {
     /// A perplexity ratio that is NaN, infinite or not positive.
@@ -25,6 +26,19 @@ pub enum Refused {
         /// The offending perplexity.
         value: f64,
     },
+    /// A training loss, or what it exceeds the reference by, that is NaN, infinite, negative or absurdly large.
+    #[error("the {what} of domain {domain} is {value}, which is not a loss of a working model")]
+    Training {
+        /// "loss" or "excess".
+        what: &'static str,
+        /// Index of the domain, in the order of names.
+        domain: usize,
+        /// The offending value.
+        value: f64,
+    },
+    /// The policy needs perplexities, and none were measured.
+    #[error("no perplexities were measured")]
+    NotMeasured,
     /// A weight to start from that is NaN, infinite or negative.
     #[error(
         "the previous weight of domain {domain} is {weight}, which is not a finite number of at least 0"
@@ -64,21 +78,31 @@ pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
 /// In log space; a previous weight of 0 stays 0 before the floor is added.
 pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec<f64>, Refused> {
     check(ratios, previous.len())?;
-    check_weights(previous, previous.len())?;
     if !(0.0..=1.0).contains(&alpha) {
         return Err(Refused::Alpha(alpha));
     }
+    let mut weights = tilted(previous, ratios)?;
+    lift(&mut weights, alpha);
+    Ok(weights)
+}
+
+/// `previous * exp(by)`, normalised: a step of exponentiated gradient. In log space; a weight of 0 stays 0.
+pub(crate) fn tilted(previous: &[f64], by: &[f64]) -> Result<Vec<f64>, Refused> {
+    check_weights(previous, by.len())?;
     let logits: Vec<f64> = previous
         .iter()
-        .zip(ratios)
-        .map(|(weight, ratio)| weight.ln() + ratio)
+        .zip(by)
+        .map(|(weight, by)| weight.ln() + by)
         .collect();
-    let floor = (1.0 - alpha) / ratios.len() as f64;
-    let mut weights = softmax(&logits)?;
-    for weight in &mut weights {
-        *weight = alpha * *weight + floor;
+    softmax(&logits)
+}
+
+/// `share * weights + (1 - share) / N`: no weight stays under `(1 - share) / N`.
+pub(crate) fn lift(weights: &mut [f64], share: f64) {
+    let floor = (1.0 - share) / weights.len() as f64;
+    for weight in weights {
+        *weight = share * *weight + floor;
     }
-    Ok(weights)
 }
 
 fn check(ratios: &[f64], expected: usize) -> Result<(), Refused> {
@@ -120,7 +144,7 @@ pub(crate) fn check_weights(weights: &[f64], expected: usize) -> Result<(), Refu
     }
 }
 
-fn softmax(logits: &[f64]) -> Result<Vec<f64>, Refused> {
+pub(crate) fn softmax(logits: &[f64]) -> Result<Vec<f64>, Refused> {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if !largest.is_finite() {
         return Err(Refused::NoMass);

@@ -2,65 +2,28 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FirstInterval, Refused};
-
-/// Perplexities of both models on every domain's validation documents.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Perplexities {
-    /// The student's.
-    pub student: Vec<f64>,
-    /// The teacher's.
-    pub teacher: Vec<f64>,
-}
-
-/// No model is as bad as this on text, whatever its vocabulary: something is broken.
-const ABSURD: f64 = 1e12;
-
-impl Perplexities {
-    /// Student's over teacher's, by domain: 1 where the student has caught up.
-    pub fn ratios(&self) -> Vec<f64> {
-        self.student
-            .iter()
-            .zip(&self.teacher)
-            .map(|(student, teacher)| student / teacher)
-            .collect()
-    }
-
-    /// The ratios, where both models have a positive finite perplexity on the same domains: two infinite or two negative
-    /// perplexities would otherwise pass for a ratio.
-    pub(crate) fn checked_ratios(&self) -> Result<Vec<f64>, Refused> {
-        if self.student.len() != self.teacher.len() {
-            return Err(Refused::Length {
-                expected: self.teacher.len(),
-                got: self.student.len(),
-            });
-        }
-        for (model, perplexities) in [("student", &self.student), ("teacher", &self.teacher)] {
-            for (domain, &value) in perplexities.iter().enumerate() {
-                if !(value > 0.0 && value < ABSURD) {
-                    return Err(Refused::Perplexity {
-                        model,
-                        domain,
-                        value,
-                    });
-                }
-            }
-        }
-        Ok(self.ratios())
-    }
-}
+use crate::{
+    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, Fixed, Needs, Odm, Perplexities, Refused, Sheared,
+    equations::{check_weights, discrepancy},
+};
 
 /// The mixture of an interval, and what it was made from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Decision {
     /// Weight of each domain; they sum to 1.
     pub weights: Vec<f64>,
     /// The weights that the update started from; none where there was no update.
     pub previous: Option<Vec<f64>>,
-    /// Student's over teacher's perplexity.
-    pub ratio: Vec<f64>,
     /// Eq. 1 of the perplexities at the start (first interval only).
     pub discrepancy: Option<Vec<f64>>,
+    /// The losses that it was made from, nats; none for a domain that was not drawn.
+    pub losses: Option<Vec<Option<f64>>>,
+    /// The losses that those were held against.
+    pub reference: Option<Vec<f64>>,
+    /// The excess over the reference that it was made from, nats.
+    pub excess: Option<Vec<f64>>,
+    /// Mean of the weights over the updates so far.
+    pub mean_weights: Option<Vec<f64>>,
 }
 
 /// Moves the mixture from interval to interval.
@@ -68,56 +31,93 @@ pub trait Policy: Send {
     /// Its name in configurations and in `mixture.jsonl`.
     fn name(&self) -> &'static str;
 
-    /// Steps between two updates: the length of an interval.
+    /// What it has to know at an interval's end.
+    fn needs(&self) -> Needs;
+
+    /// Steps between two updates: the length of an interval. A policy that updates every step cannot run ahead.
     fn update_every(&self) -> u64;
 
     /// Weight of the discrepancy against the uniform floor, where the policy has one.
-    fn alpha(&self) -> f64;
+    fn alpha(&self) -> Option<f64> {
+        None
+    }
+
+    /// No weight of an update is under this, of `domains` domains.
+    fn floor(&self, domains: usize) -> f64;
 
     /// The mixture of interval 0. `natural`: each domain's share of the corpus' tokens.
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;
 
-    /// The mixture of the next interval. Refused perplexities change nothing.
-    fn next(&mut self, perplexities: &Perplexities) -> Result<Decision, Refused>;
+    /// The mixture of the next interval; `weights` are those of the one that has ended. Refused feedback changes nothing.
+    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused>;
 
     /// All it has to remember, for a checkpoint.
     fn state(&self) -> PolicyState;
 }
 
+/// What the first interval draws by, before any update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstInterval {
+    /// Each domain's share of the corpus' tokens: the corpus as it is (Algorithm 1).
+    Natural,
+    /// The same weight for each domain.
+    Equal,
+    /// The discrepancy factor r_0 of Eq. 1.
+    Discrepancy,
+}
+
+impl FirstInterval {
+    pub(crate) fn weights(
+        self,
+        natural: &[f64],
+        at_start: &Perplexities,
+    ) -> Result<Vec<f64>, Refused> {
+        check_weights(natural, at_start.student.len())?;
+        match self {
+            Self::Natural => Ok(natural.to_vec()),
+            Self::Equal => Ok(vec![1.0 / natural.len() as f64; natural.len()]),
+            Self::Discrepancy => discrepancy(&at_start.checked_ratios()?),
+        }
+    }
+}
+
 /// A policy in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "policy", rename_all = "kebab-case")]
+#[allow(missing_docs)] // Each is the policy of its name.
 pub enum PolicyState {
-    /// See [`crate::Ddk`].
-    Ddk {
-        /// Settings: weight of the discrepancy.
-        alpha: f64,
-        /// Settings: steps of an interval.
-        update_every: u64,
-        /// Settings: what interval 0 draws by.
-        first: FirstInterval,
-        /// r_t of Eq. 2; none before the first interval.
-        factor: Option<Vec<f64>>,
-    },
+    Ddk(Ddk),
+    DdkNoSmoothing(DdkNoSmoothing),
+    Fixed(Fixed),
+    Sheared(Sheared),
+    Odm(Odm),
+    DoremiProxy(DoremiProxy),
 }
 
 impl PolicyState {
+    /// The policy, to go on with.
+    pub fn into_policy(self) -> Box<dyn Policy> {
+        match self {
+            Self::Ddk(policy) => Box::new(policy),
+            Self::DdkNoSmoothing(policy) => Box::new(policy),
+            Self::Fixed(policy) => Box::new(policy),
+            Self::Sheared(policy) => Box::new(policy),
+            Self::Odm(policy) => Box::new(policy),
+            Self::DoremiProxy(policy) => Box::new(policy),
+        }
+    }
+
     /// The state for another list of domains: `kept[i]` is where the new domain i was in the old list. Those that stay keep their
     /// proportions; a new one starts with an equal share.
     pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
-        let Self::Ddk {
-            alpha,
-            update_every,
-            first,
-            factor,
-        } = self;
-        Self::Ddk {
-            alpha: *alpha,
-            update_every: *update_every,
-            first: *first,
-            factor: factor
-                .as_ref()
-                .map(|factor| shares_of_domains(factor, kept)),
+        match self {
+            Self::Ddk(policy) => Self::Ddk(policy.of_domains(kept)),
+            Self::DdkNoSmoothing(policy) => Self::DdkNoSmoothing(policy.clone()),
+            Self::Fixed(policy) => Self::Fixed(policy.of_domains(kept)),
+            Self::Sheared(policy) => Self::Sheared(policy.of_domains(kept)),
+            Self::Odm(policy) => Self::Odm(policy.of_domains(kept)),
+            Self::DoremiProxy(policy) => Self::DoremiProxy(policy.of_domains(kept)),
         }
     }
 }
@@ -125,11 +125,15 @@ impl PolicyState {
 /// Shares for another list of domains; they sum to 1.
 pub fn shares_of_domains(shares: &[f64], kept: &[Option<usize>]) -> Vec<f64> {
     let equal = 1.0 / kept.len().max(1) as f64;
-    let of = |old: &Option<usize>| {
-        old.and_then(|old| shares.get(old).copied())
-            .unwrap_or(equal)
-    };
-    let new: Vec<f64> = kept.iter().map(of).collect();
+    let new = of_domains(shares, kept, equal);
     let sum: f64 = new.iter().sum();
     new.iter().map(|share| share / sum).collect()
+}
+
+/// Values for another list of domains; a new one gets `otherwise`.
+pub(crate) fn of_domains<T: Copy>(values: &[T], kept: &[Option<usize>], otherwise: T) -> Vec<T> {
+    let of = |old: &Option<usize>| old.and_then(|old| values.get(old).copied());
+    kept.iter()
+        .map(|old| of(old).unwrap_or(otherwise))
+        .collect()
 }

@@ -1,9 +1,44 @@
-//! The policy `ddk` against golden values computed in float64 from the paper's formulas.
+//! Every policy against golden values computed in float64 from the papers' formulas.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use ddk_mixture::{Ddk, FirstInterval, Perplexities, Policy};
+use ddk_mixture::{
+    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, FirstInterval, Odm, Perplexities, Policy, Sheared,
+    TrainingSums,
+};
 use serde::Deserialize;
+use serde_json::Value;
+
+/// A restart: through a checkpoint's text and back.
+fn restarted(policy: &dyn Policy) -> Box<dyn Policy> {
+    let text = serde_json::to_string(&policy.state()).unwrap();
+    serde_json::from_str::<ddk_mixture::PolicyState>(&text)
+        .unwrap()
+        .into_policy()
+}
+
+fn assert_near(got: &[f64], expected: &[f64], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (got, expected) in got.iter().zip(expected) {
+        assert!(
+            (got - expected).abs() < 1e-9,
+            "{what}: {got} instead of {expected}"
+        );
+    }
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// The next weights from perplexities.
+fn next(policy: &mut dyn Policy, weights: &[f64], perplexities: &Perplexities) -> Vec<f64> {
+    let feedback = Feedback {
+        perplexities: Some(perplexities),
+        training: &TrainingSums::new(weights.len()),
+    };
+    policy.next(weights, &feedback).unwrap().weights
+}
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -19,34 +54,216 @@ struct Case {
 }
 
 #[test]
-fn every_golden_value_is_met_to_1e_9() {
+fn ddk_is_the_papers_equations() {
     let goldens: Goldens = serde_json::from_str(include_str!("ddk-goldens.json")).unwrap();
     assert_eq!(goldens.cases.len(), 6);
     for case in goldens.cases {
-        let natural = vec![1.0 / case.ratios[0].len() as f64; case.ratios[0].len()];
-        let mut policy = Ddk::new(case.alpha, 1000, FirstInterval::Discrepancy);
+        let mut weights = vec![1.0 / case.ratios[0].len() as f64; case.ratios[0].len()];
+        let mut policy: Box<dyn Policy> =
+            Box::new(Ddk::new(case.alpha, 1000, FirstInterval::Discrepancy));
         for (interval, (ratios, expected)) in case.ratios.iter().zip(&case.r).enumerate() {
             // A teacher at perplexity 1, so that the student's perplexity is the ratio itself.
             let perplexities = Perplexities {
                 student: ratios.clone(),
                 teacher: vec![1.0; ratios.len()],
             };
-            let decision = if interval == 0 {
-                policy.first(&natural, &perplexities)
-            } else {
-                // A restart between any two intervals changes nothing.
-                let text = serde_json::to_string(&policy.state()).unwrap();
-                policy = Ddk::restore(serde_json::from_str(&text).unwrap());
-                policy.next(&perplexities)
+            weights = match interval {
+                0 => policy.first(&weights, &perplexities).unwrap().weights,
+                _ => {
+                    policy = restarted(policy.as_ref());
+                    next(policy.as_mut(), &weights, &perplexities)
+                }
+            };
+            assert_near(
+                &weights,
+                expected,
+                &format!("{}, interval {interval}", case.name),
+            );
+        }
+    }
+}
+
+fn given() -> Value {
+    serde_json::from_str(include_str!("doremi-sheared-goldens.json")).unwrap()
+}
+
+#[test]
+fn the_proxy_of_doremi_is_the_papers_algorithm() {
+    let goldens = &given()["doremi"];
+    let number = |key: &str| goldens[key].as_f64().unwrap();
+    let mut weights = numbers(&goldens["initial"]);
+    let mut policy: Box<dyn Policy> = Box::new(DoremiProxy::new(
+        number("eta"),
+        number("c"),
+        number("vocab").ln(),
+        FirstInterval::Natural,
+    ));
+    let nowhere = Perplexities {
+        student: vec![1.0; 3],
+        teacher: vec![1.0; 3],
+    };
+    policy.first(&weights, &nowhere).unwrap();
+    let updates = goldens["updates"].as_array().unwrap();
+    assert_eq!(updates.len(), 3);
+    for update in updates {
+        let mut training = TrainingSums::new(3);
+        for (domain, tokens) in update["excess"].as_array().unwrap().iter().enumerate() {
+            // The clipping of each prediction is the head's; here it is a sum already.
+            let clipped: f64 = numbers(tokens).iter().map(|excess| excess.max(0.0)).sum();
+            training.add_row(domain, 0.0, clipped, numbers(tokens).len() as u64);
+        }
+        policy = restarted(policy.as_ref());
+        let feedback = Feedback {
+            perplexities: None,
+            training: &training,
+        };
+        let decision = policy.next(&weights, &feedback).unwrap();
+        weights = decision.weights;
+        assert_near(&weights, &numbers(&update["weights"]), "weights");
+        assert_near(
+            &decision.excess.unwrap(),
+            &numbers(&update["score"]),
+            "scores",
+        );
+        assert_near(
+            &decision.mean_weights.unwrap(),
+            &numbers(&update["mean_weights"]),
+            "mean weights",
+        );
+    }
+}
+
+#[test]
+fn a_domain_that_was_never_drawn_has_the_score_of_knowing_nothing() {
+    let mut policy = DoremiProxy::new(1.0, 1e-3, 8192_f64.ln(), FirstInterval::Equal);
+    let nowhere = Perplexities {
+        student: vec![1.0; 2],
+        teacher: vec![1.0; 2],
+    };
+    policy.first(&[0.5, 0.5], &nowhere).unwrap();
+    let mut training = TrainingSums::new(2);
+    training.add_row(0, 6.0, 0.4, 2);
+    let feedback = Feedback {
+        perplexities: None,
+        training: &training,
+    };
+    let decision = policy.next(&[0.5, 0.5], &feedback).unwrap();
+    assert_eq!(decision.excess.unwrap(), [0.2, 8192_f64.ln()]);
+}
+
+#[test]
+fn sheared_is_the_papers_clipped_form() {
+    let goldens = &given()["sheared"];
+    let exp = |key: &str| -> Vec<f64> {
+        let losses = numbers(&goldens[key]);
+        losses.iter().map(|loss| loss.exp()).collect()
+    };
+    let perplexities = Perplexities {
+        student: exp("loss"),
+        teacher: exp("reference"),
+    };
+    let weights = numbers(&goldens["weights"]);
+    let expected = numbers(&goldens["paper_clip_c0"]);
+    // By the teacher's losses, and by the same ones given.
+    for reference in [vec![None; 3], numbers_given(&goldens["reference"])] {
+        let mut policy = Sheared::new(10, FirstInterval::Natural, reference);
+        assert_near(
+            &next(&mut policy, &weights, &perplexities),
+            &expected,
+            "weights",
+        );
+    }
+}
+
+fn numbers_given(value: &Value) -> Vec<Option<f64>> {
+    numbers(value).into_iter().map(Some).collect()
+}
+
+fn trajectories() -> Value {
+    serde_json::from_str(include_str!("trajectories.json")).unwrap()
+}
+
+/// Perplexities of each interval of a trajectory.
+fn perplexities(trajectory: &Value) -> Vec<Perplexities> {
+    let students = trajectory["student"].as_array().unwrap();
+    let of = |student: &Value| Perplexities {
+        student: numbers(student),
+        teacher: numbers(&trajectory["teacher"]),
+    };
+    students.iter().map(of).collect()
+}
+
+#[test]
+fn sheared_follows_its_trajectory() {
+    for trajectory in trajectories()["sheared"].as_array().unwrap() {
+        let reference = numbers_given(&trajectory["reference"]);
+        let mut policy: Box<dyn Policy> =
+            Box::new(Sheared::new(10, FirstInterval::Natural, reference));
+        let measured = perplexities(trajectory);
+        let natural = numbers(&trajectory["natural"]);
+        let mut weights = policy.first(&natural, &measured[0]).unwrap().weights;
+        assert_eq!(weights, natural);
+        let expected = trajectory["weights"].as_array().unwrap();
+        assert_eq!(expected.len(), 3);
+        for (perplexities, expected) in measured[1..].iter().zip(expected) {
+            policy = restarted(policy.as_ref());
+            weights = next(policy.as_mut(), &weights, perplexities);
+            assert_near(&weights, &numbers(expected), "sheared");
+        }
+    }
+}
+
+#[test]
+fn ddk_without_smoothing_is_eq_1_each_time() {
+    let trajectory = &trajectories()["no_smoothing"];
+    let mut policy: Box<dyn Policy> = Box::new(DdkNoSmoothing::new(10, FirstInterval::Discrepancy));
+    let expected = trajectory["weights"].as_array().unwrap();
+    let measured = perplexities(trajectory);
+    let first = policy.first(&[0.25; 4], &measured[0]).unwrap();
+    assert_near(&first.weights, &numbers(&expected[0]), "interval 0");
+    for (perplexities, expected) in measured[1..].iter().zip(&expected[1..]) {
+        policy = restarted(policy.as_ref());
+        let weights = next(policy.as_mut(), &first.weights, perplexities);
+        assert_near(&weights, &numbers(expected), "without smoothing");
+    }
+}
+
+#[test]
+fn odm_follows_its_trajectory() {
+    for trajectory in trajectories()["odm"].as_array().unwrap() {
+        let smoothing = trajectory["smoothing"].as_f64().unwrap();
+        let mut policy: Box<dyn Policy> = Box::new(Odm::new(smoothing));
+        let nowhere = Perplexities {
+            student: vec![1.0; 4],
+            teacher: vec![1.0; 4],
+        };
+        let mut weights = policy
+            .first(&[0.7, 0.1, 0.1, 0.1], &nowhere)
+            .unwrap()
+            .weights;
+        let expected = trajectory["weights"].as_array().unwrap();
+        assert_near(&weights, &numbers(&expected[0]), "turn 1");
+        let losses = trajectory["losses"].as_array().unwrap();
+        assert_eq!(losses.len(), 10);
+        for (step, (losses, expected)) in losses.iter().zip(&expected[1..]).enumerate() {
+            let losses: Vec<Option<f64>> = serde_json::from_value(losses.clone()).unwrap();
+            let mut training = TrainingSums::new(4);
+            for (domain, loss) in losses.iter().enumerate() {
+                if let Some(loss) = loss {
+                    training.add_row(domain, 7.0 * loss, 0.0, 7);
+                }
             }
-            .unwrap();
-            for (weight, expected) in decision.weights.iter().zip(expected) {
-                assert!(
-                    (weight - expected).abs() < 1e-9,
-                    "{}, interval {interval}: {weight} instead of {expected}",
-                    case.name
-                );
-            }
+            policy = restarted(policy.as_ref());
+            let feedback = Feedback {
+                perplexities: None,
+                training: &training,
+            };
+            weights = policy.next(&weights, &feedback).unwrap().weights;
+            assert_near(
+                &weights,
+                &numbers(expected),
+                &format!("smoothing {smoothing}, turn {}", step + 2),
+            );
         }
     }
 }

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, FirstInterval, Perplexities, Policy, Quota, interval_order, limit, shares_of_domains,
-    smooth_update,
+    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, FirstInterval, Fixed, Needs, Odm, Origin,
+    Perplexities, Policy, PolicyState, Quota, Sheared, TrainingSums, interval_order, limit,
+    shares_of_domains, smooth_update,
 };
 use proptest::prelude::*;
 
@@ -35,6 +36,35 @@ fn of_ratios(ratios: &[f64]) -> Perplexities {
     }
 }
 
+/// Each policy there is.
+fn policies(natural: &[f64], alpha: f64) -> Vec<Box<dyn Policy>> {
+    let reference = (0..natural.len())
+        .map(|domain| (domain % 2 == 0).then_some(1.0))
+        .collect();
+    vec![
+        Box::new(Ddk::new(alpha, 10, FirstInterval::Natural)),
+        Box::new(DdkNoSmoothing::new(10, FirstInterval::Equal)),
+        Box::new(Fixed::new(Origin::Static, natural, 10)),
+        Box::new(Sheared::new(10, FirstInterval::Discrepancy, reference)),
+        Box::new(Odm::new(alpha * 0.99)),
+        Box::new(DoremiProxy::new(1.0, alpha, 5.0, FirstInterval::Natural)),
+    ]
+}
+
+/// Perplexities and training losses of `10^exponent`; so many predictions, and the excess with or without.
+fn feedback_of(values: &[(f64, u64, bool)]) -> (Perplexities, TrainingSums) {
+    let ratios: Vec<f64> = values
+        .iter()
+        .map(|(exponent, ..)| 10_f64.powf(*exponent))
+        .collect();
+    let mut training = TrainingSums::new(values.len());
+    for (domain, (exponent, predictions, behind)) in values.iter().enumerate() {
+        let loss = 10_f64.powf(*exponent) * *predictions as f64;
+        training.add_row(domain, loss, if *behind { loss } else { 0.0 }, *predictions);
+    }
+    (of_ratios(&ratios), training)
+}
+
 proptest! {
     #![proptest_config(cases())]
 
@@ -52,18 +82,65 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_finite_changes_nothing(
-        ratios in prop::collection::vec(0.5..5.0_f64, 2..6), bad in prop::sample::select(vec![f64::NAN, f64::INFINITY, -1.0, 0.0]), at in 0_usize..6
+    fn every_policy_stays_on_the_simplex_over_its_floor_and_goes_on_from_its_state(
+        natural in simplex(), alpha in 0.0..=1.0_f64,
+        intervals in prop::collection::vec(prop::collection::vec((-3.0..8.0_f64, 0_u64..3, prop::bool::ANY), 12), 1..8)
     ) {
-        let mut policy = Ddk::new(0.5, 10, FirstInterval::Natural);
-        let natural = vec![1.0 / ratios.len() as f64; ratios.len()];
-        policy.first(&natural, &of_ratios(&ratios)).unwrap();
-        let before = policy.state();
-        let mut broken = ratios.clone();
-        let at = at % broken.len();
-        broken[at] = bad;
-        prop_assert!(policy.next(&of_ratios(&broken)).is_err());
-        prop_assert_eq!(policy.state(), before);
+        for mut policy in policies(&natural, alpha) {
+            let count = natural.len();
+            let name = policy.name();
+            let at_start = of_ratios(&vec![1.5; count]);
+            let mut weights = policy.first(&natural, &at_start).unwrap().weights;
+            for values in &intervals {
+                let (measured, training) = feedback_of(&values[..count]);
+                let feedback = Feedback { perplexities: Some(&measured), training: &training };
+                let text = serde_json::to_string(&policy.state()).unwrap();
+                let mut other = serde_json::from_str::<PolicyState>(&text).unwrap().into_policy();
+                let decision = policy.next(&weights, &feedback).unwrap();
+                prop_assert_eq!(&decision, &other.next(&weights, &feedback).unwrap(), "{} restored", name);
+                prop_assert_eq!(policy.state(), other.state());
+                weights = decision.weights;
+                prop_assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{name}: {weights:?}");
+                let floor = policy.floor(count);
+                for weight in &weights {
+                    prop_assert!(weight.is_finite() && *weight >= floor - 1e-15, "{name}: {weight} under {floor}");
+                }
+            }
+            // For other domains: the first one goes, two new ones come.
+            let kept: Vec<Option<usize>> = (1..count).map(Some).chain([None, None]).collect();
+            let mut forked = policy.state().of_domains(&kept).into_policy();
+            let weights = shares_of_domains(&weights, &kept);
+            let ones = vec![(0.0, 1, true); kept.len()];
+            let (measured, training) = feedback_of(&ones);
+            let feedback = Feedback { perplexities: Some(&measured), training: &training };
+            let decision = forked.next(&weights, &feedback).unwrap();
+            prop_assert_eq!(decision.weights.len(), kept.len(), "{}", name);
+            prop_assert!((decision.weights.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{name} forked");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_changes_no_policy(
+        natural in simplex(), bad in prop::sample::select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 1e300]), at in 0_usize..12
+    ) {
+        let count = natural.len();
+        let at = at % count;
+        for mut policy in policies(&natural, 0.5) {
+            let weights = policy.first(&natural, &of_ratios(&vec![1.5; count])).unwrap().weights;
+            let before = policy.state();
+            let mut ratios = vec![1.5; count];
+            ratios[at] = bad;
+            let mut training = TrainingSums::new(count);
+            for domain in 0..count {
+                let value = if domain == at { bad } else { 2.0 };
+                training.add_row(domain, value, value, 1);
+            }
+            let perplexities = of_ratios(&ratios);
+            let feedback = Feedback { perplexities: Some(&perplexities), training: &training };
+            let decision = policy.next(&weights, &feedback);
+            prop_assert_eq!(decision.is_err(), policy.needs() != Needs::Nothing, "{}", policy.name());
+            prop_assert_eq!(policy.state(), before, "{}", policy.name());
+        }
     }
 
     #[test]
@@ -163,7 +240,11 @@ fn what_no_model_can_have_is_named() {
         teacher: vec![2.0, student],
     };
     for bad in [f64::INFINITY, -3.0, 0.0, 1e13] {
-        let said = policy.next(&of(bad)).unwrap_err().to_string();
+        let feedback = Feedback {
+            perplexities: Some(&of(bad)),
+            training: &TrainingSums::new(2),
+        };
+        let said = policy.next(&[0.5, 0.5], &feedback).unwrap_err().to_string();
         assert!(said.contains("student's perplexity of domain 1"), "{said}");
     }
     let said = smooth_update(&[0.5, 0.5], &[1.0, 2.0], 1.5).unwrap_err();

@@ -1,6 +1,6 @@
 //! The chunked head: from hidden states to losses and gradients.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{HeadInput, Objective, ObjectiveError, chunk};
 
@@ -24,16 +24,28 @@ pub struct HeadOptions {
     pub vocabulary: i64,
     /// Positions at a time.
     pub chunk: i64,
-    /// Whether the values of each position are wanted.
-    pub per_position: bool,
+    /// What is wanted beside sums and gradients.
+    pub detail: Detail,
+}
+
+/// Which values of single positions are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// None: the sums are enough.
+    Sums,
+    /// Those that the loss is made of.
+    Positions,
+    /// And the teacher's own cross-entropy, where there is a teacher; its logits are formed for it even where the loss leaves
+    /// the teacher out.
+    PositionsAndTeacher,
 }
 
 /// Where gradients of the student's head are added, in place.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct HeadGradients<'a> {
-    /// Shape of the student's matrix; rows past the vocabulary stay as they are.
-    pub weight: &'a mut Tensor,
-    /// Shape of the student's bias, where it has one.
+    /// Shape of the student's matrix; rows past the vocabulary stay as they are. Absent where the matrix is frozen.
+    pub weight: Option<&'a mut Tensor>,
+    /// Shape of the student's bias, where it has one that learns.
     pub bias: Option<&'a mut Tensor>,
 }
 
@@ -42,15 +54,26 @@ pub struct HeadGradients<'a> {
 pub struct HeadOutput {
     /// Sum of weight x cross-entropy, nats.
     pub ce_sum: f64,
-    /// Sum of weight x KL, nats (times T² where that is switched on); 0 without a teacher.
+    /// Sum of weight x divergence, nats (times T² where that is switched on); 0 without a teacher.
     pub kl_sum: f64,
-    /// `[positions, d_model]`, of (ce + gamma kl) / denominator, in the hidden states' dtype.
+    /// `[positions, d_model]`, of (ce + gamma divergence) / denominator, in the hidden states' dtype.
     pub hidden_gradient: Tensor,
-    /// Cross-entropy and KL of each position, 0 where it is not scored, before weights.
-    pub per_position: Option<(Tensor, Tensor)>,
+    /// Where asked for.
+    pub per_position: Option<PerPosition>,
 }
 
-/// Losses and gradients of all positions, chunk by chunk. Without a teacher, or at gamma 0, the teacher is left out.
+/// Values of each position, each `[positions]` in the dtype of softmaxes: nats, before weights, 0 where nothing is scored.
+#[derive(Debug)]
+pub struct PerPosition {
+    /// The student's cross-entropy.
+    pub ce: Tensor,
+    /// The divergence from the teacher (times T² where that is switched on); 0 where the loss leaves the teacher out.
+    pub divergence: Tensor,
+    /// The teacher's own cross-entropy of the label; only with a teacher, and only where asked for.
+    pub teacher_ce: Option<Tensor>,
+}
+
+/// Losses and gradients of all positions, chunk by chunk. Without a teacher, or at gamma 0, the teacher is left out of the loss.
 ///
 /// Results depend on the inputs and the chunk alone; they are the same bits each time.
 ///
@@ -65,7 +88,8 @@ pub fn chunked_head(
 ) -> Result<HeadOutput, ObjectiveError> {
     check(student, teacher, positions, options)?;
     let _no_grad = tch::no_grad_guard();
-    let teacher = teacher.filter(|_| options.objective.gamma != 0.0);
+    let teacher_ce = options.detail == Detail::PositionsAndTeacher;
+    let teacher = teacher.filter(|_| options.objective.divergence_weight() != 0.0 || teacher_ce);
     let count = positions.labels.size()[0];
     let kind = student.softmax_kind();
     let scored = positions.labels.f_ge(0)?.f_to_kind(kind)?;
@@ -78,9 +102,16 @@ pub fn chunked_head(
         .f_mul_scalar(1.0 / positions.denominator)?
         .f_unsqueeze(1)?;
     let hidden_gradient = student.hidden.f_empty_like()?;
-    let mut weight_gradient = gradients.weight.f_narrow(0, 0, options.vocabulary)?;
+    let mut weight_gradient = match &gradients.weight {
+        Some(weight) => Some(weight.f_narrow(0, 0, options.vocabulary)?),
+        None => None,
+    };
     let weight = student.weight.f_narrow(0, 0, options.vocabulary)?;
-    let mut values = Values::new(options.per_position, count, kind, student.hidden)?;
+    let mut values = Values::new(
+        options.detail,
+        teacher.is_some(),
+        (count, kind, student.hidden.device()),
+    )?;
 
     let mut start = 0;
     while start < count {
@@ -94,7 +125,13 @@ pub fn chunked_head(
             })
             .transpose()?;
         let labels = labels.f_narrow(0, start, size)?;
-        let loss = chunk::loss(&logits, teacher_logits, &labels, &options.objective)?;
+        let loss = chunk::loss(
+            &logits,
+            teacher_logits,
+            &labels,
+            &options.objective,
+            teacher_ce,
+        )?;
         values.add(
             start,
             &loss,
@@ -108,9 +145,11 @@ pub fn chunked_head(
 
         // The scale of each position goes onto the narrow side of both products.
         let scale = row_scale.f_narrow(0, start, size)?;
-        let hidden = student.hidden.f_narrow(0, start, size)?;
-        let scaled_hidden = hidden.f_mul(&scale)?.f_to_kind(student.weight.kind())?;
-        accumulate(&mut weight_gradient, &gradient.f_tr()?, &scaled_hidden)?;
+        if let Some(weight_gradient) = &mut weight_gradient {
+            let hidden = student.hidden.f_narrow(0, start, size)?;
+            let scaled_hidden = hidden.f_mul(&scale)?.f_to_kind(student.weight.kind())?;
+            accumulate(weight_gradient, &gradient.f_tr()?, &scaled_hidden)?;
+        }
         if let Some(bias) = &mut gradients.bias {
             let mut bias = bias.f_narrow(0, 0, options.vocabulary)?;
             let column_sums = gradient
@@ -168,17 +207,26 @@ fn accumulate(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<(), 
 /// Sums of the values, in f64 on the device: nothing is waited for until the end.
 struct Values {
     sums: Tensor,
-    per_position: Option<(Tensor, Tensor)>,
+    per_position: Option<PerPosition>,
 }
 
 impl Values {
-    fn new(per_position: bool, count: i64, kind: Kind, like: &Tensor) -> Result<Self, TchError> {
-        let zeros = || Tensor::f_zeros([count], (kind, like.device()));
+    fn new(
+        detail: Detail,
+        with_teacher: bool,
+        (count, kind, device): (i64, Kind, Device),
+    ) -> Result<Self, TchError> {
+        let zeros = || Tensor::f_zeros([count], (kind, device));
+        let teacher_ce = detail == Detail::PositionsAndTeacher && with_teacher;
         Ok(Self {
-            sums: Tensor::f_zeros([2], (Kind::Double, like.device()))?,
-            per_position: match per_position {
-                true => Some((zeros()?, zeros()?)),
-                false => None,
+            sums: Tensor::f_zeros([2], (Kind::Double, device))?,
+            per_position: match detail {
+                Detail::Sums => None,
+                Detail::Positions | Detail::PositionsAndTeacher => Some(PerPosition {
+                    ce: zeros()?,
+                    divergence: zeros()?,
+                    teacher_ce: teacher_ce.then(zeros).transpose()?,
+                }),
             },
         })
     }
@@ -192,25 +240,29 @@ impl Values {
     ) -> Result<(), TchError> {
         let sum = |values: &Tensor| values.f_mul(weights)?.f_sum(Kind::Double);
         let ce = sum(&loss.ce)?;
-        let kl = match &loss.kl {
-            Some(kl) => sum(kl)?,
+        let divergence = match &loss.divergence {
+            Some(divergence) => sum(divergence)?,
             None => ce.f_zeros_like()?,
         };
-        self.sums = self.sums.f_add_(&Tensor::f_stack(&[ce, kl], 0)?)?;
-        if let Some((all_ce, all_kl)) = &self.per_position {
-            for (all, values) in [(all_ce, Some(&loss.ce)), (all_kl, loss.kl.as_ref())] {
-                if let Some(values) = values {
-                    let size = values.size()[0];
-                    all.f_narrow(0, start, size)?
-                        .f_copy_(&values.f_mul(scored)?)?;
-                }
+        self.sums = self.sums.f_add_(&Tensor::f_stack(&[ce, divergence], 0)?)?;
+        let Some(all) = &self.per_position else {
+            return Ok(());
+        };
+        for (all, values) in [
+            (Some(&all.ce), Some(&loss.ce)),
+            (Some(&all.divergence), loss.divergence.as_ref()),
+            (all.teacher_ce.as_ref(), loss.teacher_ce.as_ref()),
+        ] {
+            if let (Some(all), Some(values)) = (all, values) {
+                all.f_narrow(0, start, values.size()[0])?
+                    .f_copy_(&values.f_mul(scored)?)?;
             }
         }
         Ok(())
     }
 
     fn finish(self, hidden_gradient: Tensor) -> Result<HeadOutput, ObjectiveError> {
-        let sums = self.sums.f_to_device(tch::Device::Cpu)?;
+        let sums = self.sums.f_to_device(Device::Cpu)?;
         Ok(HeadOutput {
             ce_sum: sums.f_double_value(&[0])?,
             kl_sum: sums.f_double_value(&[1])?,

@@ -1,33 +1,88 @@
 //! What the student minimises.
 
-/// `CE(student, labels) + gamma * KL(teacher || student)`, Eq. 3 of the DDK paper.
+/// `CE(student, labels) + gamma * D(teacher, student) + layer_weight * L(teacher, student)`: Eq. 3 of the DDK paper, with other
+/// divergences in the place of its KL, and TED's distance between layers (see [`crate::layer_loss`]).
 ///
-/// The cross-entropy is always at temperature 1; the KL is the forward one, with both softmaxes at `temperature`.
+/// The cross-entropy is always at temperature 1; the divergence takes both softmaxes at `temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
-    /// Weight of the KL; 0 leaves the teacher out.
+    /// How far the student's distribution is from the teacher's; none: cross-entropy alone.
+    pub divergence: Option<Divergence>,
+    /// Weight of the divergence; 0 leaves it out.
     pub gamma: f64,
-    /// Temperature of both softmaxes in the KL.
+    /// Temperature of both softmaxes in the divergence.
     pub temperature: f64,
-    /// Multiplies the KL by the temperature's square, in its value and its gradient alike (Hinton et al., 2015). The paper
-    /// does not.
+    /// Multiplies the divergence by the temperature's square, in its value and its gradient alike (Hinton et al., 2015). The
+    /// paper does not.
     pub temperature_squared: bool,
+    /// Weight of the distance between layers; 0 leaves it out.
+    pub layer_weight: f64,
+}
+
+/// A divergence between the teacher's distribution T and the student's S over the next token, nats. Values and gradients are in
+/// `divergence.rs`, with the source of each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Divergence {
+    /// `KL(T || S)`.
+    ForwardKl,
+    /// `KL(S || T)`.
+    ReverseKl,
+    /// `beta KL(T || M) + (1 - beta) KL(S || M)` with `M = beta T + (1 - beta) S`.
+    Jsd {
+        /// 0 to 1; at both ends it is 0 everywhere.
+        beta: f64,
+    },
+    /// `KL(T || skew T + (1 - skew) S)`.
+    SkewKl {
+        /// 0 (the forward KL) to 1 (0 everywhere).
+        skew: f64,
+    },
+    /// `KL(S || skew S + (1 - skew) T)`.
+    SkewReverseKl {
+        /// 0 (the reverse KL) to 1 (0 everywhere).
+        skew: f64,
+    },
+    /// Total variation: `1/2 sum |S - T|`.
+    TotalVariation,
 }
 
 impl Default for Objective {
     /// The paper's settings.
     fn default() -> Self {
         Self {
+            divergence: Some(Divergence::ForwardKl),
             gamma: 0.2,
             temperature: 1.0,
             temperature_squared: false,
+            layer_weight: 0.0,
         }
     }
 }
 
 impl Objective {
-    /// What the KL at temperature T is multiplied by.
-    pub(crate) fn kl_factor(&self) -> f64 {
+    /// Cross-entropy alone: continued pre-training.
+    pub fn cross_entropy() -> Self {
+        Self {
+            divergence: None,
+            ..Self::default()
+        }
+    }
+
+    /// Whether anything of the teacher's is needed for the loss. Where it is not, no teacher has to look at the data.
+    pub fn needs_teacher(&self) -> bool {
+        self.divergence_weight() != 0.0 || self.layer_weight != 0.0
+    }
+
+    /// What the divergence counts in the loss: gamma, or 0 where there is no divergence.
+    pub fn divergence_weight(&self) -> f64 {
+        match self.divergence {
+            Some(_) => self.gamma,
+            None => 0.0,
+        }
+    }
+
+    /// What the divergence at temperature T is multiplied by.
+    pub(crate) fn temperature_factor(&self) -> f64 {
         if self.temperature_squared {
             self.temperature * self.temperature
         } else {

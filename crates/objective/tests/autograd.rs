@@ -3,13 +3,51 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_objective::{
-    HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
-    cross_entropy_sum,
+    Detail, Divergence, HeadGradients, HeadInput, HeadOptions, HeadOutput, LayerInput, Objective,
+    Positions, chunked_head, cross_entropy_sum, layer_loss,
 };
 use tch::{Device, Kind, Tensor};
 
 const POSITIONS: i64 = 23;
 const VOCABULARY: i64 = 37;
+
+/// Every divergence, at settings where nothing cancels.
+const DIVERGENCES: [Divergence; 8] = [
+    Divergence::ForwardKl,
+    Divergence::ReverseKl,
+    Divergence::Jsd { beta: 0.1 },
+    Divergence::Jsd { beta: 0.5 },
+    Divergence::Jsd { beta: 0.9 },
+    Divergence::SkewKl { skew: 0.1 },
+    Divergence::SkewReverseKl { skew: 0.1 },
+    Divergence::TotalVariation,
+];
+
+/// A divergence by its definition, from log-probabilities `[positions, vocabulary]` in f64: `[positions]`.
+fn by_definition(divergence: Divergence, s: &Tensor, t: &Tensor) -> Tensor {
+    let kl = |one: &Tensor, other: &Tensor| {
+        (one.exp() * (one - other)).sum_dim_intlist(1, false, Kind::Double)
+    };
+    let mix = |one: &Tensor, share: f64, other: &Tensor| {
+        (one + share.ln()).logaddexp(&(other + (1.0 - share).ln()))
+    };
+    match divergence {
+        Divergence::ForwardKl => kl(t, s),
+        Divergence::ReverseKl => kl(s, t),
+        Divergence::Jsd { beta } => {
+            let m = mix(t, beta, s);
+            kl(t, &m) * beta + kl(s, &m) * (1.0 - beta)
+        }
+        Divergence::SkewKl { skew } => kl(t, &mix(t, skew, s)),
+        Divergence::SkewReverseKl { skew } => kl(s, &mix(s, skew, t)),
+        Divergence::TotalVariation => {
+            (s.exp() - t.exp())
+                .abs()
+                .sum_dim_intlist(1, false, Kind::Double)
+                * 0.5
+        }
+    }
+}
 
 /// A student of width 6 and a teacher of width 9, with padded output matrices of different heights.
 struct Case {
@@ -66,6 +104,15 @@ impl Case {
     }
 
     fn head(&self, objective: Objective, chunk: i64) -> (HeadOutput, Tensor, Tensor) {
+        self.head_with(objective, chunk, Detail::Sums)
+    }
+
+    fn head_with(
+        &self,
+        objective: Objective,
+        chunk: i64,
+        detail: Detail,
+    ) -> (HeadOutput, Tensor, Tensor) {
         let mut weight = self.student[1].zeros_like();
         let mut bias = self.student[2].zeros_like();
         let output = chunked_head(
@@ -80,10 +127,10 @@ impl Case {
                 objective,
                 vocabulary: VOCABULARY,
                 chunk,
-                per_position: false,
+                detail,
             },
             &mut HeadGradients {
-                weight: &mut weight,
+                weight: Some(&mut weight),
                 bias: Some(&mut bias),
             },
         )
@@ -100,7 +147,7 @@ impl Case {
         logits.narrow(1, 0, VOCABULARY)
     }
 
-    /// CE sum, KL sum, and autograd's gradients of (CE + gamma KL) / 50, from dense logits by the definitions.
+    /// CE sum, divergence sum, and autograd's gradients of (CE + gamma divergence) / 50, from dense logits by the definitions.
     fn dense(&self, objective: Objective) -> (f64, f64, Vec<Tensor>) {
         let leaves: Vec<Tensor> = self
             .student
@@ -123,7 +170,8 @@ impl Case {
         let t = objective.temperature;
         let s = (student / t).log_softmax(-1, Kind::Double);
         let log_teacher = (teacher / t).log_softmax(-1, Kind::Double);
-        let kl = (log_teacher.exp() * (&log_teacher - s)).sum_dim_intlist(1, false, Kind::Double);
+        let divergence = objective.divergence.unwrap();
+        let kl = by_definition(divergence, &s, &log_teacher.detach());
         let factor = if objective.temperature_squared {
             t * t
         } else {
@@ -158,27 +206,74 @@ fn gradients_of_states_matrix_and_bias_are_autograds() {
         let mut case = Case::new(seed as u64);
         (case.scale, case.soft_cap) = (scale, soft_cap);
         case.weights = weighted.then(|| Tensor::rand([POSITIONS], (Kind::Double, Device::Cpu)));
-        for (temperature, temperature_squared) in
-            [(1.0, false), (2.0, false), (2.0, true), (0.5, true)]
-        {
-            let objective = Objective {
-                gamma: 0.3,
-                temperature,
-                temperature_squared,
-            };
-            let (ce, kl, gradients) = case.dense(objective);
-            for chunk in [1, 2, 5, 23, 64] {
-                let (output, weight, bias) = case.head(objective, chunk);
-                let what = format!(
-                    "case {seed}, T {temperature}, squared {temperature_squared}, chunk {chunk}"
-                );
-                assert!(
-                    (output.ce_sum - ce).abs() < 1e-9 && (output.kl_sum - kl).abs() < 1e-9,
-                    "{what}"
-                );
-                assert_close(&output.hidden_gradient, &gradients[0], &what);
-                assert_close(&weight, &gradients[1], &what);
-                assert_close(&bias, &gradients[2], &what);
+        for divergence in DIVERGENCES {
+            for (temperature, temperature_squared) in
+                [(1.0, false), (2.0, false), (2.0, true), (0.5, true)]
+            {
+                let objective = Objective {
+                    divergence: Some(divergence),
+                    gamma: 0.3,
+                    temperature,
+                    temperature_squared,
+                    ..Objective::default()
+                };
+                let (ce, kl, gradients) = case.dense(objective);
+                let chunks: &[i64] = if seed == 0 { &[1, 2, 5, 23, 64] } else { &[5] };
+                for &chunk in chunks {
+                    let (output, weight, bias) = case.head(objective, chunk);
+                    let what = format!("case {seed}, {objective:?}, chunk {chunk}");
+                    assert!(
+                        (output.ce_sum - ce).abs() < 1e-9 && (output.kl_sum - kl).abs() < 1e-9,
+                        "{what}"
+                    );
+                    assert_close(&output.hidden_gradient, &gradients[0], &what);
+                    assert_close(&weight, &gradients[1], &what);
+                    assert_close(&bias, &gradients[2], &what);
+                }
+            }
+        }
+    }
+}
+
+/// The teacher's own cross-entropy comes where it is asked for, whatever the loss makes of the teacher, and changes nothing else.
+#[test]
+fn values_of_positions_come_where_they_are_asked_for() {
+    let mut case = Case::new(13);
+    case.weights = Some(Tensor::rand([POSITIONS], (Kind::Double, Device::Cpu)));
+    let mask = case.labels.ge(0).to_kind(Kind::Double);
+    let weights = &mask * case.weights.as_ref().unwrap();
+    let expected = |side| {
+        let log = case.dense_logits(side).log_softmax(-1, Kind::Double);
+        let labels = case.labels.clamp_min(0).unsqueeze(1);
+        -log.gather(1, &labels, false).squeeze_dim(1) * &mask
+    };
+    for gamma in [0.0, 0.3] {
+        let objective = Objective {
+            gamma,
+            ..Objective::default()
+        };
+        let (sums, sums_weight, _) = case.head(objective, 5);
+        assert!(sums.per_position.is_none());
+        for detail in [Detail::Positions, Detail::PositionsAndTeacher] {
+            let (output, weight, _) = case.head_with(objective, 5, detail);
+            assert_eq!(
+                (output.ce_sum, output.kl_sum),
+                (sums.ce_sum, sums.kl_sum),
+                "{detail:?}"
+            );
+            assert!(weight.equal(&sums_weight));
+            assert!(output.hidden_gradient.equal(&sums.hidden_gradient));
+            let values = output.per_position.unwrap();
+            assert_close(&values.ce, &expected(&case.student), "the student's");
+            let sum = (&values.divergence * &weights).sum(Kind::Double);
+            assert!((sum.double_value(&[]) - sums.kl_sum).abs() < 1e-12);
+            assert_eq!(gamma == 0.0, sums.kl_sum == 0.0);
+            match values.teacher_ce {
+                Some(of_teacher) => {
+                    assert_close(&of_teacher, &expected(&case.teacher), "the teacher's");
+                    assert_eq!(detail, Detail::PositionsAndTeacher);
+                }
+                None => assert_eq!(detail, Detail::Positions),
             }
         }
     }
@@ -217,30 +312,44 @@ fn columns_past_the_vocabulary_count_for_nothing() {
 
 #[test]
 fn a_teacher_that_is_the_student_costs_nothing() {
-    let case = Case::new(6);
-    let mut weight = case.student[1].zeros_like();
-    let input = HeadInput::new(&case.student[0], &case.student[1]);
-    let output = chunked_head(
-        &input,
-        Some(&input),
-        &Positions {
-            labels: &case.labels,
-            weights: None,
-            denominator: 1.0,
-        },
-        &HeadOptions {
-            objective: Objective::default(),
-            vocabulary: VOCABULARY,
-            chunk: 8,
-            per_position: false,
-        },
-        &mut HeadGradients {
-            weight: &mut weight,
-            bias: None,
-        },
-    )
-    .unwrap();
-    assert!(output.kl_sum.abs() < 1e-12, "{}", output.kl_sum);
+    for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 2e-5)] {
+        let case = Case::new(6);
+        let [hidden, matrix] = [0, 1].map(|index| case.student[index].to_kind(kind));
+        let input = HeadInput::new(&hidden, &matrix);
+        for divergence in DIVERGENCES {
+            let gradient_at = |gamma| {
+                let output = chunked_head(
+                    &input,
+                    Some(&input),
+                    &Positions {
+                        labels: &case.labels,
+                        weights: None,
+                        denominator: 1.0,
+                    },
+                    &HeadOptions {
+                        objective: Objective {
+                            divergence: Some(divergence),
+                            gamma,
+                            ..Objective::default()
+                        },
+                        vocabulary: VOCABULARY,
+                        chunk: 8,
+                        detail: Detail::Sums,
+                    },
+                    &mut HeadGradients::default(),
+                )
+                .unwrap();
+                assert!(
+                    output.kl_sum.abs() < tolerance,
+                    "{divergence:?}, {kind:?}: {}",
+                    output.kl_sum
+                );
+                output.hidden_gradient
+            };
+            let difference = (gradient_at(1.0) - gradient_at(0.0)).abs().max();
+            assert!(difference.double_value(&[]) < tolerance, "{divergence:?}");
+        }
+    }
 }
 
 #[test]
@@ -270,10 +379,10 @@ fn micro_batches_add_up_to_the_step() {
                 objective: Objective::default(),
                 vocabulary: VOCABULARY,
                 chunk: 6,
-                per_position: false,
+                detail: Detail::Sums,
             },
             &mut HeadGradients {
-                weight: &mut weight,
+                weight: Some(&mut weight),
                 bias: None,
             },
         )
@@ -290,58 +399,163 @@ fn micro_batches_add_up_to_the_step() {
     assert_close(&weight, &whole_weight, "matrix");
 }
 
-/// Logits of ±1e4, where a naive softmax overflows.
-#[test]
-fn extreme_logits_stay_finite_and_right_in_fp32() {
-    let case = Case::new(8);
-    let hidden = (&case.student[0] * 5e3).to_kind(Kind::Float);
-    let (matrix, teacher, teacher_matrix) = (
-        case.student[1].to_kind(Kind::Float),
-        (&case.teacher[0] * -5e3).to_kind(Kind::Float),
-        case.teacher[1].to_kind(Kind::Float),
-    );
-    let mut weight = matrix.zeros_like();
-    let output = chunked_head(
-        &HeadInput::new(&hidden, &matrix),
-        Some(&HeadInput::new(&teacher, &teacher_matrix)),
+/// The head on logits of their own: the hidden states are the logits, the output matrix is the identity. Values of each
+/// position, and the gradient of the logits.
+fn on_logits(
+    [student, teacher]: [&Tensor; 2],
+    labels: &Tensor,
+    objective: Objective,
+) -> (HeadOutput, Tensor) {
+    let vocabulary = student.size()[1];
+    let identity = Tensor::eye(vocabulary, (student.kind(), Device::Cpu));
+    let mut output = chunked_head(
+        &HeadInput::new(student, &identity),
+        Some(&HeadInput::new(teacher, &identity)),
         &Positions {
-            labels: &case.labels,
+            labels,
             weights: None,
-            denominator: 50.0,
+            denominator: 1.0,
         },
         &HeadOptions {
-            objective: Objective::default(),
-            vocabulary: VOCABULARY,
-            chunk: 5,
-            per_position: false,
+            objective,
+            vocabulary,
+            chunk: 7,
+            detail: Detail::Positions,
         },
-        &mut HeadGradients {
-            weight: &mut weight,
-            bias: None,
-        },
+        &mut HeadGradients::default(),
     )
     .unwrap();
-    // The reference in f64 starts from the same fp32 logits.
-    let logits = |hidden: &Tensor, matrix: &Tensor| {
-        hidden
-            .mm(&matrix.tr())
-            .narrow(1, 0, VOCABULARY)
-            .to_kind(Kind::Double)
-            .log_softmax(-1, Kind::Double)
+    let values = output.per_position.take().unwrap().divergence;
+    (output, values)
+}
+
+/// Against f64 from the same fp32 logits: values within 1e-6 max(1, |value|), gradients within 1e-6 of the row's largest; logits of
+/// an ordinary size, late in training (almost the same), large, and ±1e4, where a naive softmax overflows.
+#[test]
+fn fp32_is_within_its_tolerance_at_ordinary_and_extreme_logits() {
+    let case = Case::new(8);
+    let vocabulary = 150;
+    let mut rng = ddk_order::stream(8, "logits", &[]);
+    let mut normal = |scale: f64| {
+        let values: Vec<f32> = (0..POSITIONS * vocabulary)
+            .map(|_| (scale * ddk_order::standard_normal(&mut rng)) as f32)
+            .collect();
+        Tensor::from_slice(&values).reshape([POSITIONS, vocabulary])
     };
-    let (s, t) = (logits(&hidden, &matrix), logits(&teacher, &teacher_matrix));
+    let extreme = |logits: Tensor| logits.clamp(-1.0, 1.0) * 1e4;
+    let late = normal(4.0);
+    let pairs = [
+        (normal(3.0), normal(3.0)),
+        (&late + normal(0.05), late),
+        (normal(30.0), normal(30.0)),
+        (extreme(normal(2.0)), extreme(normal(2.0))),
+        (extreme(normal(1e3)), extreme(normal(1e3))),
+    ];
     let mask = case.labels.ge(0).to_kind(Kind::Double);
-    let kl = ((t.exp() * (&t - &s)).sum_dim_intlist(1, false, Kind::Double) * &mask)
-        .sum(Kind::Double)
-        .double_value(&[]);
-    assert!(
-        (output.kl_sum - kl).abs() < 1e-6 * kl.abs(),
-        "{} instead of {kl}",
-        output.kl_sum
-    );
-    assert!(
-        output.ce_sum.is_finite() && output.hidden_gradient.isfinite().all().int64_value(&[]) == 1
-    );
+    for divergence in DIVERGENCES {
+        for (index, (student, teacher)) in pairs.iter().enumerate() {
+            for temperature in [1.0, 2.0] {
+                let objective = Objective {
+                    divergence: Some(divergence),
+                    gamma: 0.3,
+                    temperature,
+                    ..Objective::default()
+                };
+                let what = format!("{divergence:?}, pair {index}, T {temperature}");
+                let (output, values) = on_logits([student, teacher], &case.labels, objective);
+                let leaf = student.to_kind(Kind::Double).set_requires_grad(true);
+                let log = |logits: &Tensor, t: f64| (logits / t).log_softmax(-1, Kind::Double);
+                let t = log(&teacher.to_kind(Kind::Double), temperature);
+                let expected = by_definition(divergence, &log(&leaf, temperature), &t) * &mask;
+                let error = (values.to_kind(Kind::Double) - &expected).abs();
+                let relative = error / expected.abs().clamp_min(1.0);
+                let worst = relative.max().double_value(&[]);
+                assert!(worst < 1e-6, "{what}: value off by {worst:e}");
+                let labels = case.labels.clamp_min(0).unsqueeze(1);
+                let ce = -log(&leaf, 1.0).gather(1, &labels, false).squeeze_dim(1) * &mask;
+                (ce + expected * 0.3).sum(Kind::Double).backward();
+                let expected = leaf.grad();
+                let error = (output.hidden_gradient.to_kind(Kind::Double) - &expected).abs();
+                // Where the student is sure and right, p - 1 is known to fp32's own resolution only.
+                let largest = expected.abs().amax([1], true).clamp_min(0.2);
+                let worst = (error / largest).max().double_value(&[]);
+                assert!(worst < 1e-6, "{what}: gradient off by {worst:e}");
+            }
+        }
+    }
+}
+
+/// Whatever stands at a position that is not scored changes nothing.
+#[test]
+fn positions_that_are_not_scored_count_for_nothing() {
+    for divergence in DIVERGENCES {
+        let objective = Objective {
+            divergence: Some(divergence),
+            ..Objective::default()
+        };
+        let case = Case::new(14);
+        let (output, weight, _) = case.head(objective, 4);
+        let other = Case::new(14);
+        let unscored = other.labels.lt(0).unsqueeze(1);
+        for side in [&other.student, &other.teacher] {
+            let _ = side[0].shallow_clone().masked_fill_(&unscored, 37.0);
+        }
+        let (changed, changed_weight, _) = other.head(objective, 4);
+        assert_eq!(
+            (output.ce_sum, output.kl_sum),
+            (changed.ce_sum, changed.kl_sum)
+        );
+        assert!(weight.equal(&changed_weight), "{divergence:?}");
+        assert!(output.hidden_gradient.equal(&changed.hidden_gradient));
+    }
+}
+
+#[test]
+fn a_layers_distance_and_its_gradients_are_autograds() {
+    let mut case = Case::new(15);
+    case.weights = Some(Tensor::rand([POSITIONS], (Kind::Double, Device::Cpu)));
+    let hidden = case.student[0].copy().set_requires_grad(true);
+    let filter = case.teacher[0]
+        .narrow(0, 0, 6)
+        .tr()
+        .contiguous()
+        .set_requires_grad(true);
+    let target = &case.teacher[0];
+    let weights = case.labels.ge(0).to_kind(Kind::Double) * case.weights.as_ref().unwrap();
+    let squares = (hidden.matmul(&filter.tr()) - target).square();
+    let of_positions = squares.mean_dim(1, false, Kind::Double) * &weights;
+    let sum = of_positions.sum(Kind::Double);
+    (&sum * 0.7 / 50.0).backward();
+
+    let mut filter_gradient = filter.zeros_like();
+    let input = LayerInput {
+        hidden: &hidden,
+        filter: &filter,
+        target,
+    };
+    let positions = Positions {
+        labels: &case.labels,
+        weights: case.weights.as_ref(),
+        denominator: 50.0,
+    };
+    let output = layer_loss(&input, &positions, 0.7, &mut filter_gradient).unwrap();
+    assert!((output.sum - sum.double_value(&[])).abs() < 1e-9);
+    assert_close(&output.hidden_gradient, &hidden.grad(), "hidden states");
+    assert_close(&filter_gradient, &filter.grad(), "filter");
+
+    let narrow = target.narrow(1, 0, 5);
+    let error = layer_loss(
+        &LayerInput {
+            target: &narrow,
+            ..input
+        },
+        &positions,
+        0.7,
+        &mut filter_gradient,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(error.contains("a teacher's layer"), "{error}");
 }
 
 #[test]
@@ -362,10 +576,10 @@ fn the_softmax_of_bf16_models_is_in_fp32() {
             objective: Objective::default(),
             vocabulary: VOCABULARY,
             chunk: 5,
-            per_position: false,
+            detail: Detail::Sums,
         },
         &mut HeadGradients {
-            weight: &mut weight,
+            weight: Some(&mut weight),
             bias: None,
         },
     )
@@ -430,10 +644,10 @@ fn inputs_that_do_not_belong_together_are_named() {
             objective: Objective::default(),
             vocabulary: VOCABULARY,
             chunk: 4,
-            per_position: false,
+            detail: Detail::Sums,
         },
         &mut HeadGradients {
-            weight: &mut case.student[1].zeros_like(),
+            weight: Some(&mut case.student[1].zeros_like()),
             bias: None,
         },
     )

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_objective::{
-    HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
+    Detail, Divergence, HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions,
+    chunked_head,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -60,10 +61,10 @@ fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> Head
             objective,
             vocabulary,
             chunk,
-            per_position: true,
+            detail: Detail::PositionsAndTeacher,
         },
         &mut HeadGradients {
-            weight: &mut weight,
+            weight: Some(&mut weight),
             bias: None,
         },
     )
@@ -94,9 +95,9 @@ fn values_and_gradient_are_met_in_f64_and_f32() {
             let difference =
                 output.hidden_gradient.to_kind(Kind::Double) - goldens.matrix("gradient");
             close(difference.abs().max().double_value(&[]), 0.0, "gradient");
-            let (ce, kl) = output.per_position.unwrap();
+            let values = output.per_position.unwrap();
             let scored = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
-            for (got, key) in [(ce, "ce"), (kl, "fkl_T1")] {
+            for (got, key) in [(values.ce, "ce"), (values.divergence, "fkl_T1")] {
                 let expected = vector(&goldens.0[key]["per_token"]) * &scored;
                 close((got - expected).abs().max().double_value(&[]), 0.0, key);
             }
@@ -112,12 +113,47 @@ fn temperature_two_is_met_with_and_without_its_square() {
             gamma: 0.2,
             temperature: 2.0,
             temperature_squared,
+            ..Objective::default()
         };
         for chunk in CHUNKS {
             let output = head(&goldens, objective, chunk, Kind::Double);
             let expected = factor * goldens.mean("fkl_T2_unscaled");
             assert!((output.kl_sum / 5.0 - expected).abs() < 1e-9);
             assert!((output.ce_sum / 5.0 - goldens.mean("ce")).abs() < 1e-9);
+        }
+    }
+}
+
+#[test]
+fn every_divergence_is_met_in_f64_and_f32() {
+    let goldens = Goldens::read();
+    let scored = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
+    for (key, divergence) in [
+        ("fkl_T1", Divergence::ForwardKl),
+        ("rkl_T1", Divergence::ReverseKl),
+        ("gjsd_0.1", Divergence::Jsd { beta: 0.1 }),
+        ("gjsd_0.5", Divergence::Jsd { beta: 0.5 }),
+        ("gjsd_0.9", Divergence::Jsd { beta: 0.9 }),
+        ("skl_0.1", Divergence::SkewKl { skew: 0.1 }),
+        ("srkl_0.1", Divergence::SkewReverseKl { skew: 0.1 }),
+        ("tvd", Divergence::TotalVariation),
+    ] {
+        let objective = Objective {
+            divergence: Some(divergence),
+            ..Objective::default()
+        };
+        for (kind, tolerance) in [(Kind::Double, 1e-9), (Kind::Float, 2e-6)] {
+            for chunk in CHUNKS {
+                let output = head(&goldens, objective, chunk, kind);
+                let mean = output.kl_sum / 5.0;
+                let values = output.per_position.unwrap().divergence;
+                let expected = vector(&goldens.0[key]["per_token"]) * &scored;
+                let worst = (values - expected).abs().max().double_value(&[]);
+                assert!(
+                    (mean - goldens.mean(key)).abs() < tolerance && worst < tolerance,
+                    "{key}, {kind:?}, chunk {chunk}: mean {mean}, a token off by {worst:e}"
+                );
+            }
         }
     }
 }

@@ -95,7 +95,9 @@ impl Retention {
 /// The step among `steps` whose mean ratio, measured when the next mixture was set, is the smallest.
 fn best_step(mixture: &Path, steps: &[u64]) -> Option<u64> {
     let (lines, _) = crate::read::mixtures(mixture.parent()?).ok()?;
-    let measured = lines.iter().filter(|line| steps.contains(&line.step));
+    let measured = lines
+        .iter()
+        .filter(|line| steps.contains(&line.step) && line.evaluated_at_step == line.step);
     let mean = |line: &crate::records::MixtureLine| {
         line.ratio.values().sum::<f64>() / line.ratio.len().max(1) as f64
     };

@@ -20,3 +20,4 @@ pub use error::RunFileError;
 pub use files::write_atomically;
 pub use folder::RunFolder;
 pub use journal::{Journal, Lengths};
+pub use manifest::FORMAT as CHECKPOINT_FORMAT;

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// The manifest's file name; it is written last, so a folder without one is no checkpoint.
 pub(crate) const MANIFEST: &str = "manifest.json";
-/// Raised when the format changes.
-pub(crate) const FORMAT: u32 = 1;
+/// The format of checkpoints; raised when it changes.
+pub const FORMAT: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {

@@ -54,8 +54,9 @@ pub struct MixtureLine {
     pub version: u64,
     /// Name of the policy.
     pub policy: String,
-    /// Weight of the discrepancy against the floor.
-    pub alpha: f64,
+    /// Weight of the discrepancy against the floor, where the policy has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
     /// What the policy decided.
     pub weights: ByDomain,
     /// The weights after limits, by which rows are drawn.
@@ -63,17 +64,30 @@ pub struct MixtureLine {
     /// The weights that the update started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_weights: Option<ByDomain>,
-    /// The student's perplexities.
+    /// The student's perplexities, as they were measured last.
     pub student_perplexity: ByDomain,
     /// The teacher's perplexities.
     pub teacher_perplexity: ByDomain,
     /// Student's over teacher's.
     pub ratio: ByDomain,
-    /// The step at which the student was evaluated.
+    /// The step at which the student was evaluated; before `step` where nothing was measured since.
     pub evaluated_at_step: u64,
     /// Eq. 1 (interval 0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discrepancy: Option<ByDomain>,
+    /// The losses that the update was made from, nats: `odm`'s are those of training, of the domains that were drawn; `sheared`'s
+    /// the logarithms of the perplexities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub losses: Option<ByDomain>,
+    /// The losses that those were held against (`sheared`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<ByDomain>,
+    /// Each domain's excess over the reference model's loss, nats, each prediction clipped at 0 (`doremi-proxy`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excess: Option<ByDomain>,
+    /// Mean of the weights over the updates so far (`doremi-proxy`): what it is run for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_weights: Option<ByDomain>,
     /// Why the update was refused; the weights stayed, and values that are not finite are left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -165,10 +179,31 @@ pub struct Summary {
     pub evaluation_seconds: f64,
     /// Time from an interval's last update to the first micro-batch of the next.
     pub boundary_seconds: f64,
+    /// Time that training waited for snapshots; saves are written beside it.
+    #[serde(default)]
+    pub save_stall_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
     /// Share of `distill_seconds` in which the student waited while a teacher lane waited for data.
     pub data_wait_share: f64,
+    /// Floating-point operations of the teacher's labelling, from the models' shapes and the tokens that went through them.
+    #[serde(default)]
+    pub teacher_flops: f64,
+    /// Of the student's training, forward and backward.
+    #[serde(default)]
+    pub student_flops: f64,
+    /// Of all evaluations: at the start, for each mixture, at the end; the teacher's where they were not known.
+    #[serde(default)]
+    pub evaluation_flops: f64,
+    /// Of those evaluations that mixtures were decided by: all but the last one, where the policy goes by perplexities.
+    #[serde(default)]
+    pub mixture_flops: f64,
+    /// `mixture_flops / (teacher_flops + student_flops)`: what steering costs beside plain distillation.
+    #[serde(default)]
+    pub mixture_flops_share: f64,
+    /// `boundary_seconds / distill_seconds`: the same as time, with the draining and filling of the queues.
+    #[serde(default)]
+    pub mixture_seconds_share: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,
     /// `max_steps`, `max_intervals`, `max_tokens` or `stop_ratio`.

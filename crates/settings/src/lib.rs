@@ -8,6 +8,7 @@
 mod document;
 mod error;
 mod load;
+mod method;
 mod options;
 mod origin;
 mod reference;
@@ -16,7 +17,10 @@ mod validate;
 
 pub use error::{Error, Problem};
 pub use load::{Loaded, load};
-pub use options::{Dtype, FirstInterval, Options, Packing, Spike, ValidationBy, WhenStale};
+pub use method::Method;
+pub use options::{
+    Dtype, FirstInterval, MixturePolicy, Options, Packing, Spike, ValidationBy, WhenStale,
+};
 pub use origin::{Origin, Origins};
 pub use reference::{reference, schema};
 pub use settings::{

@@ -5,10 +5,16 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Method;
+
 /// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
+    /// What `mixture.policy` and `objective.name` are where they are not written, by the names of the paper's rows: `cpt` (natural,
+    /// ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural, ted), `minillm` (natural, reverse_kl), `ddk`
+    /// (ddk, forward_kl), `ddk-no-smoothing`, `ddk-equal` (equal, forward_kl). Must come before the first table of a file.
+    pub method: Option<Method>,
     /// The run: its name, its end, its seed.
     pub run: Option<RunOptions>,
     /// How text becomes rows of tokens.
@@ -31,7 +37,7 @@ pub struct Options {
     pub evaluation: Option<EvaluationOptions>,
     /// When the run is saved.
     pub checkpoint: Option<CheckpointOptions>,
-    /// What is done when numbers go wrong.
+    /// What is done when something goes wrong.
     pub guard: Option<GuardOptions>,
     /// Faults on purpose, for tests; refused unless DDK_ALLOW_FAULTS=1 is in the environment.
     pub faults: Option<FaultOptions>,
@@ -55,7 +61,7 @@ pub struct RunOptions {
     pub seed: Option<u64>,
     /// Stop after this many optimizer steps. One of max_steps, max_intervals and max_tokens is needed to train.
     pub max_steps: Option<u64>,
-    /// Stop after this many intervals of the mixture.
+    /// Stop after this many times mixture.interval steps.
     pub max_intervals: Option<u64>,
     /// Stop at the end of the step in which this many tokens have been trained on.
     pub max_tokens: Option<u64>,
@@ -223,14 +229,79 @@ pub struct BatchOptions {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MixtureOptions {
-    /// Weight of the discrepancy against the uniform floor, 0 to 1 (alpha of Eq. 2).
+    /// How it moves: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` follow the models; `equal`, `natural` and `static` stay as they
+    /// are; `doremi` finds a fixed mixture in two runs before this one; `doremi-proxy` is the second of these alone.
+    pub policy: Option<MixturePolicy>,
+    /// ddk: weight of the discrepancy against the uniform floor, 0 to 1 (alpha of Eq. 2).
     pub alpha: Option<f64>,
-    /// Steps between two updates (K).
+    /// Steps between two updates (K), and the unit of run.max_intervals; odm and doremi-proxy move after every step whatever this
+    /// is.
     pub interval: Option<u64>,
-    /// What the first interval draws by: the corpus' own proportions, equal weights, or the discrepancy of Eq. 1.
+    /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights, or the discrepancy of
+    /// Eq. 1. (odm begins with equal weights, as its formula says.)
     pub first: Option<FirstInterval>,
     /// Passes over a domain at the most; its freed share goes to the others.
     pub max_passes: Option<f64>,
+    /// static: the share of each domain; those left out get nothing. They need not sum to 1.
+    pub shares: Option<BTreeMap<String, f64>>,
+    /// sheared: the loss of each domain, in nats, that the student's is held against; the teacher's for those left out.
+    pub reference_loss: Option<BTreeMap<String, f64>>,
+    /// odm: how much of a domain's estimated reward stays at an update, 0 or more and under 1.
+    pub odm_smoothing: Option<f64>,
+    /// doremi: folder of the model that reference and proxy start as; the student's where absent.
+    pub doremi_model: Option<PathBuf>,
+    /// doremi: steps of the reference and of the proxy; as many as the run has where absent.
+    pub doremi_steps: Option<u64>,
+    /// doremi and doremi-proxy: step size of the weights' update.
+    pub doremi_eta: Option<f64>,
+    /// doremi and doremi-proxy: how much of the weights is uniform after each update, 0 to 1 (c).
+    pub doremi_smoothing: Option<f64>,
+}
+
+/// How the mixture moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MixturePolicy {
+    /// Eq. 1 and 2 of the DDK paper.
+    Ddk,
+    /// Eq. 1 at each interval.
+    DdkNoSmoothing,
+    /// The same share for each domain.
+    Equal,
+    /// Each domain's share of the corpus' tokens.
+    Natural,
+    /// The given shares.
+    Static,
+    /// Dynamic batch loading of Sheared LLaMA.
+    Sheared,
+    /// Online Data Mixing.
+    Odm,
+    /// DoReMi: reference, proxy, and this run on the proxy's mean weights.
+    Doremi,
+    /// DoReMi's proxy: the teacher is the reference.
+    DoremiProxy,
+}
+
+impl MixturePolicy {
+    /// Whether it needs perplexities at each interval's end, so that they are measured.
+    pub fn measures_perplexities(self) -> bool {
+        matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
+    }
+
+    /// The name that is written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ddk => "ddk",
+            Self::DdkNoSmoothing => "ddk-no-smoothing",
+            Self::Equal => "equal",
+            Self::Natural => "natural",
+            Self::Static => "static",
+            Self::Sheared => "sheared",
+            Self::Odm => "odm",
+            Self::Doremi => "doremi",
+            Self::DoremiProxy => "doremi-proxy",
+        }
+    }
 }
 
 /// What the first interval draws by.
@@ -283,6 +354,9 @@ pub struct QueueOptions {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationOptions {
+    /// Measure perplexities so often, in steps (at the next interval's end), where the mixture's policy does without. They are
+    /// always measured at the start and at the end.
+    pub every: Option<u64>,
     /// Validation documents in a batch.
     pub batch_rows: Option<usize>,
 }
@@ -301,7 +375,7 @@ pub struct CheckpointOptions {
     pub keep_best: Option<bool>,
 }
 
-/// What is done when numbers go wrong. An update whose loss or gradient is not finite is never made.
+/// What is done when something goes wrong. An update whose loss or gradient is not finite is never made.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GuardOptions {
@@ -317,6 +391,12 @@ pub struct GuardOptions {
     pub spike_window: Option<usize>,
     /// Nothing is a spike before so many losses.
     pub spike_from: Option<usize>,
+    /// Seconds that finishing the step and saving may take after a signal; then the process ends as it is, and the run goes on
+    /// from the checkpoint before.
+    pub grace_seconds: Option<f64>,
+    /// Seconds that a worker may compute at a stretch before /livez calls it sick and a watchdog is no longer fed. Waiting is
+    /// never sick.
+    pub compute_limit_seconds: Option<f64>,
 }
 
 /// What is done at a spike of the loss.
@@ -337,8 +417,8 @@ pub enum Spike {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FaultOptions {
-    /// Such as "panic student 5", "nan student 7", "oom student 3", "stall teacher 4", "unreadable loader 6", "enospc save 8", "eio
-    /// save 8", "kill save 8 3" (at its third system call). Each strikes once.
+    /// Each entry strikes once: KIND PLACE NUMBER [CALL], such as "panic student 5" or "kill save 8 3" (at its third system call).
+    /// docs/running.md lists kinds and places.
     pub plan: Option<Vec<String>>,
 }
 

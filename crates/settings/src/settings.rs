@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{Dtype, FirstInterval, Packing, Spike, ValidationBy, WhenStale};
+use crate::{Dtype, FirstInterval, Method, MixturePolicy, Packing, Spike, ValidationBy, WhenStale};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Settings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
     pub run: Run,
     pub corpus: Corpus,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -137,11 +139,23 @@ pub struct Batch {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Mixture {
+    pub policy: MixturePolicy,
     pub alpha: f64,
     pub interval: u64,
     pub first: FirstInterval,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_passes: Option<f64>,
+    pub odm_smoothing: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doremi_model: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doremi_steps: Option<u64>,
+    pub doremi_eta: f64,
+    pub doremi_smoothing: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<BTreeMap<String, f64>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub reference_loss: BTreeMap<String, f64>,
 }
 
 /// `[objective]`.
@@ -167,6 +181,8 @@ pub struct Queues {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Evaluation {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<u64>,
     pub batch_rows: usize,
 }
 
@@ -191,6 +207,8 @@ pub struct Guard {
     pub spike_sigmas: f64,
     pub spike_window: usize,
     pub spike_from: usize,
+    pub grace_seconds: f64,
+    pub compute_limit_seconds: f64,
 }
 
 /// `[faults]`.

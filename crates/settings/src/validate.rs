@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Display, net::SocketAddr, ops::RangeBounds
 use crate::{
     Options,
     error::{Error, Problem},
-    options::{DomainOptions, PretrainOptions},
+    options::{DomainOptions, MixturePolicy, PretrainOptions},
     origin::Origins,
     settings::{
         Batch, Checkpoint, Corpus, Domain, Evaluation, Faults, Guard, Log, Mixture, Objective,
@@ -114,7 +114,8 @@ impl Checker<'_> {
         let teacher = self.teacher(options.teacher.unwrap_or_default());
         let student = self.student(options.student.unwrap_or_default());
         let batch = self.batch("batch", options.batch.unwrap_or_default());
-        let mixture = self.mixture(options.mixture.unwrap_or_default());
+        let names: Vec<String> = domains.keys().cloned().collect();
+        let mixture = self.mixture(options.mixture.unwrap_or_default(), &names);
         let objective = self.objective(options.objective.unwrap_or_default());
         let queues = options.queues.unwrap_or_default();
         let evaluation = options.evaluation.unwrap_or_default();
@@ -128,6 +129,8 @@ impl Checker<'_> {
             1..,
             "1 or more",
         );
+        let evaluation_every =
+            self.optional("evaluation.every", evaluation.every, 1.., "1 or more");
         let every = self.within("checkpoint.every", checkpoint.every, 1.., "1 or more");
         let keep = self.within("checkpoint.keep", checkpoint.keep, 1.., "1 or more");
         let keep_every = self.optional(
@@ -141,8 +144,12 @@ impl Checker<'_> {
         let faults = options.faults.unwrap_or_default().plan.unwrap_or_default();
         let line_seconds = self.not_negative("log.line_seconds", log.line_seconds);
         let run = run?;
+        let mixture = mixture?;
+        if !mixture.policy.measures_perplexities() && evaluation_every.is_none() {
+            self.nothing_measured("run.stop_ratio", run.stop_ratio.is_some(), &mixture);
+            self.nothing_measured("checkpoint.keep_best", keep_best == Some(true), &mixture);
+        }
         let seed = run.seed;
-        let names: Vec<String> = domains.keys().cloned().collect();
         let pretrain = options
             .pretrain
             .unwrap_or_default()
@@ -153,16 +160,18 @@ impl Checker<'_> {
             })
             .collect();
         Some(Settings {
+            method: options.method,
             run,
             corpus: corpus?,
             domains,
             teacher: teacher?,
             student: student?,
             batch: batch?,
-            mixture: mixture?,
+            mixture,
             objective: objective?,
             queues: Queues { depth: queues? },
             evaluation: Evaluation {
+                every: evaluation_every,
                 batch_rows: batch_rows?,
             },
             checkpoint: Checkpoint {
@@ -370,14 +379,70 @@ impl Checker<'_> {
         Some(Batch { rows, micro_rows })
     }
 
-    fn mixture(&mut self, mixture: crate::options::MixtureOptions) -> Option<Mixture> {
+    /// What goes by perplexities over the run needs a mixture that has them measured.
+    fn nothing_measured(&mut self, key: &str, is_set: bool, mixture: &Mixture) {
+        if is_set {
+            let policy = mixture.policy.name();
+            self.problem(
+                key,
+                format!("`{key}` goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has none measured: set `evaluation.every`"),
+            );
+        }
+    }
+
+    fn mixture(
+        &mut self,
+        mixture: crate::options::MixtureOptions,
+        domains: &[String],
+    ) -> Option<Mixture> {
+        let policy = self.need("mixture.policy", mixture.policy);
         let alpha = self.within("mixture.alpha", mixture.alpha, 0.0..=1.0, "0 to 1");
         let interval = self.within("mixture.interval", mixture.interval, 1.., "1 or more");
+        let odm_smoothing = self.within(
+            "mixture.odm_smoothing",
+            mixture.odm_smoothing,
+            0.0..1.0,
+            "0 or more and under 1",
+        );
+        let doremi_eta = self.positive("mixture.doremi_eta", mixture.doremi_eta);
+        let doremi_smoothing = self.within(
+            "mixture.doremi_smoothing",
+            mixture.doremi_smoothing,
+            0.0..=1.0,
+            "0 to 1",
+        );
+        if let Some(shares) = &mixture.shares {
+            self.shares("mixture.shares", shares, domains);
+        } else if policy == Some(MixturePolicy::Static) {
+            self.problem(
+                "mixture.policy",
+                "`mixture.policy` is \"static\", and `mixture.shares` is missing: it says what to draw by".to_owned(),
+            );
+        }
+        let reference_loss = mixture.reference_loss.unwrap_or_default();
+        for (name, loss) in &reference_loss {
+            let key = format!("mixture.reference_loss.{name}");
+            self.not_negative(&key, Some(*loss));
+            self.known_domain("mixture.reference_loss", name, domains);
+        }
         Some(Mixture {
+            policy: policy?,
             max_passes: self.optional("mixture.max_passes", mixture.max_passes, 1.0.., "1 or more"),
             alpha: alpha?,
             interval: interval?,
             first: self.need("mixture.first", mixture.first)?,
+            odm_smoothing: odm_smoothing?,
+            doremi_model: mixture.doremi_model,
+            doremi_steps: self.optional(
+                "mixture.doremi_steps",
+                mixture.doremi_steps,
+                1..,
+                "1 or more",
+            ),
+            doremi_eta: doremi_eta?,
+            doremi_smoothing: doremi_smoothing?,
+            shares: mixture.shares,
+            reference_loss,
         })
     }
 
@@ -401,6 +466,9 @@ impl Checker<'_> {
         let sigmas = self.positive("guard.spike_sigmas", guard.spike_sigmas);
         let window = self.within("guard.spike_window", guard.spike_window, 2.., "2 or more");
         let from = self.within("guard.spike_from", guard.spike_from, 2.., "2 or more");
+        let grace = self.positive("guard.grace_seconds", guard.grace_seconds);
+        let compute_limit =
+            self.positive("guard.compute_limit_seconds", guard.compute_limit_seconds);
         Some(Guard {
             max_skipped: max_skipped?,
             max_rollbacks: self.need("guard.max_rollbacks", guard.max_rollbacks)?,
@@ -408,6 +476,8 @@ impl Checker<'_> {
             spike_sigmas: sigmas?,
             spike_window: window?,
             spike_from: from?,
+            grace_seconds: grace?,
+            compute_limit_seconds: compute_limit?,
         })
     }
 
@@ -515,12 +585,19 @@ impl Checker<'_> {
                 format!("`{key}` holds {shares:?}, expected numbers of 0 or more, not all 0"),
             );
         }
-        for name in shares.keys().filter(|name| !domains.contains(name)) {
+        for name in shares.keys() {
+            self.known_domain(key, name, domains);
+        }
+    }
+
+    /// A domain that a table names has to be there.
+    fn known_domain(&mut self, table: &str, name: &String, domains: &[String]) {
+        if !domains.contains(name) {
             let known = domains.join(", ");
             self.problem(
-                &format!("{key}.{name}"),
+                &format!("{table}.{name}"),
                 format!(
-                    "`{key}` names the domain \"{name}\", which there is not (there are: {known})"
+                    "`{table}` names the domain \"{name}\", which there is not (there are: {known})"
                 ),
             );
         }

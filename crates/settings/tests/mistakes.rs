@@ -75,6 +75,33 @@ fn a_pretrained_model_needs_a_shape_or_a_start() {
 }
 
 #[test]
+fn a_mixture_that_cannot_be_is_named() {
+    let domains = "[domains.a]\nfiles = [\"a\"]\n";
+    assert_snapshot!(said(domains, &["mixture.policy=equall"], &[]));
+    assert_snapshot!(said(domains, &["mixture.policy=static"], &[]));
+    assert_snapshot!(said(
+        &format!(
+            "{domains}[mixture]\npolicy = \"static\"\nshares = {{ a = 1.0, b = 1.0 }}\n[mixture.reference_loss]\nc = -1.0\n"
+        ),
+        &[
+            "mixture.odm_smoothing=1.0",
+            "mixture.doremi_eta=0.0",
+            "mixture.doremi_smoothing=2.0"
+        ],
+        &[]
+    ));
+    assert_snapshot!(said(
+        domains,
+        &[
+            "mixture.policy=odm",
+            "run.stop_ratio=1.1",
+            "checkpoint.keep_best=true"
+        ],
+        &[]
+    ));
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
     let error = load(&[PathBuf::from("absent.toml")], &[], [])
         .unwrap_err()

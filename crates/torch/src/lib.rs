@@ -11,3 +11,6 @@ pub use allocator::keep_freed_memory;
 pub use device::{DeviceError, parse_device};
 pub use error::TorchError;
 pub use lane::Lane;
+
+/// The release of libtorch that tch and torch-sys are made for.
+pub const VERSION: &str = "2.11.0";

@@ -1,0 +1,113 @@
+//! Every policy through the pipeline: what is measured for it, and that nothing of its feedback is lost where a run ends and goes on.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use ddk_mixture::{
+    DdkNoSmoothing, DoremiProxy, FirstInterval, Fixed, Odm, Origin, Policy, PolicyState, Sheared,
+};
+use serde_json::Value;
+
+use crate::fakes::World;
+
+fn world(policy: &PolicyState) -> World {
+    let mut world = World::new();
+    world.policy = policy.clone();
+    world
+}
+
+/// Each with the lines that set its mixtures in 17 steps, and the evaluations that it needs (the one after the last step included).
+fn policies() -> Vec<(PolicyState, usize, u64)> {
+    let first = FirstInterval::Natural;
+    vec![
+        (DdkNoSmoothing::new(5, first).state(), 4, 5),
+        (Sheared::new(5, first, vec![None; 3]).state(), 4, 5),
+        (
+            Fixed::new(Origin::Static, &[3.0, 1.0, 0.0], 5).state(),
+            4,
+            2,
+        ),
+        (Odm::new(0.9).state(), 17, 2),
+        (DoremiProxy::new(1.0, 1e-3, 6.0, first).state(), 17, 2),
+    ]
+}
+
+fn mixtures(world: &World) -> Vec<Value> {
+    let lines = world.lines("mixture.jsonl").into_iter();
+    lines.filter(|line| line.get("weights").is_some()).collect()
+}
+
+#[tokio::test]
+async fn only_what_a_policy_needs_is_measured() {
+    for (policy, intervals, evaluations) in policies() {
+        let mut world = world(&policy);
+        let measured = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&measured);
+        world.hook = Arc::new(move |place, _| {
+            if place == "evaluate student" {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        world.run().await.unwrap();
+        let name = policy.into_policy().name();
+        assert_eq!(measured.load(Ordering::Relaxed), evaluations, "{name}");
+        let lines = mixtures(&world);
+        assert_eq!(lines.len(), intervals, "{name}");
+        for line in &lines {
+            assert_eq!(line["policy"], name);
+            assert!(line.get("refused").is_none(), "{name}: {line}");
+            let expected = if evaluations > 2 {
+                &line["step"]
+            } else {
+                &Value::from(0)
+            };
+            assert_eq!(&line["evaluated_at_step"], expected, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn evaluations_on_the_way_come_where_they_are_asked_for() {
+    let mut world = world(&Odm::new(0.9).state());
+    world.plan.evaluation_every = Some(6);
+    world.run().await.unwrap();
+    let seen: Vec<u64> = mixtures(&world)
+        .iter()
+        .map(|line| line["evaluated_at_step"].as_u64().unwrap())
+        .collect();
+    let expected: Vec<u64> = (0..17).map(|step| step / 6 * 6).collect();
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn a_run_that_ends_anywhere_goes_on_with_the_same_feedback() {
+    for (policy, ..) in policies() {
+        let whole = world(&policy);
+        whole.run().await.unwrap();
+        let whole = whole.trajectory();
+        for step in [1, 4, 5, 8, 16] {
+            let mut stopped = world(&policy);
+            stopped.stop_after = Some(step);
+            stopped.run().await.unwrap();
+            stopped.stop_after = None;
+            stopped.run().await.unwrap();
+            assert!(stopped.trajectory() == whole, "stopped after step {step}");
+
+            let mut dead = world(&policy);
+            dead.hook = Arc::new(move |place, number| {
+                assert!(
+                    !(place == "update" && number == step),
+                    "the student dies in step {step}"
+                );
+                Ok(())
+            });
+            dead.run().await.unwrap_err();
+            dead.hook = Arc::new(|_, _| Ok(()));
+            dead.run().await.unwrap();
+            assert!(dead.trajectory() == whole, "died in step {step}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The paper's ablation: Eq. 1 at every interval, nothing carried over.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
+    equations::discrepancy,
+};
+
+/// Each interval draws by the discrepancy of the perplexities at its start: the softmax of the ratios.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DdkNoSmoothing {
+    update_every: u64,
+    first: FirstInterval,
+}
+
+impl DdkNoSmoothing {
+    /// `update_every` is K, in steps.
+    pub fn new(update_every: u64, first: FirstInterval) -> Self {
+        Self {
+            update_every,
+            first,
+        }
+    }
+}
+
+impl Policy for DdkNoSmoothing {
+    fn name(&self) -> &'static str {
+        "ddk-no-smoothing"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Perplexities
+    }
+
+    fn update_every(&self) -> u64 {
+        self.update_every
+    }
+
+    fn floor(&self, _domains: usize) -> f64 {
+        0.0
+    }
+
+    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
+        Ok(Decision {
+            discrepancy: Some(discrepancy(&at_start.checked_ratios()?)?),
+            weights: self.first.weights(natural, at_start)?,
+            ..Decision::default()
+        })
+    }
+
+    fn next(&mut self, _weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+        Ok(Decision {
+            weights: discrepancy(&feedback.ratios()?)?,
+            ..Decision::default()
+        })
+    }
+
+    fn state(&self) -> PolicyState {
+        PolicyState::DdkNoSmoothing(self.clone())
+    }
+}

@@ -1,0 +1,122 @@
+//! The proxy of "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining" (NeurIPS 2023, arXiv 2305.10429).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
+    equations::{lift, tilted},
+    policy::{of_domains, shares_of_domains},
+};
+
+/// Algorithm 1 of the paper, in each step: a domain's score is the mean over its predictions of `max(loss - reference, 0)`, and
+/// `w_t = (1 - c) normalised(w_{t-1} * exp(eta * score)) + c / N`. The result is the mean of w over the steps.
+///
+/// A domain of which nothing was drawn keeps its last score; before it was ever drawn that is the loss of knowing nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DoremiProxy {
+    eta: f64,
+    /// c.
+    smoothing: f64,
+    first: FirstInterval,
+    /// What a domain's score is before it was drawn: the logarithm of the vocabulary.
+    initial_score: f64,
+    scores: Vec<f64>,
+    /// Sum of the weights over the updates.
+    sum: Vec<f64>,
+    updates: u64,
+}
+
+impl DoremiProxy {
+    /// `eta` is the step size, `smoothing` the c of the paper, `initial_score` the logarithm of the vocabulary.
+    pub fn new(eta: f64, smoothing: f64, initial_score: f64, first: FirstInterval) -> Self {
+        Self {
+            eta,
+            smoothing,
+            first,
+            initial_score,
+            scores: Vec::new(),
+            sum: Vec::new(),
+            updates: 0,
+        }
+    }
+
+    /// Mean of the weights over the updates; none before the first.
+    pub fn mean_weights(&self) -> Option<Vec<f64>> {
+        let updates = self.updates as f64;
+        (self.updates > 0).then(|| self.sum.iter().map(|sum| sum / updates).collect())
+    }
+
+    pub(crate) fn of_domains(&self, kept: &[Option<usize>]) -> Self {
+        let mean = self.mean_weights().unwrap_or_default();
+        let updates = self.updates as f64;
+        Self {
+            scores: of_domains(&self.scores, kept, self.initial_score),
+            sum: shares_of_domains(&mean, kept)
+                .iter()
+                .map(|mean| mean * updates)
+                .collect(),
+            ..self.clone()
+        }
+    }
+}
+
+impl Policy for DoremiProxy {
+    fn name(&self) -> &'static str {
+        "doremi-proxy"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Excess
+    }
+
+    fn update_every(&self) -> u64 {
+        1
+    }
+
+    fn floor(&self, domains: usize) -> f64 {
+        self.smoothing / domains as f64
+    }
+
+    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
+        let weights = self.first.weights(natural, at_start)?;
+        self.scores = vec![self.initial_score; weights.len()];
+        self.sum = vec![0.0; weights.len()];
+        self.updates = 0;
+        Ok(Decision {
+            weights,
+            ..Decision::default()
+        })
+    }
+
+    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+        let measured = feedback.training.excesses()?;
+        let scores: Vec<f64> = measured
+            .iter()
+            .enumerate()
+            .map(|(domain, score)| {
+                let last = self.scores.get(domain).copied();
+                score.or(last).unwrap_or(self.initial_score)
+            })
+            .collect();
+        let tilt: Vec<f64> = scores.iter().map(|score| self.eta * score).collect();
+        let mut new = tilted(weights, &tilt)?;
+        lift(&mut new, 1.0 - self.smoothing);
+        self.sum.resize(new.len(), 0.0);
+        for (sum, weight) in self.sum.iter_mut().zip(&new) {
+            *sum += weight;
+        }
+        self.updates += 1;
+        self.scores.clone_from(&scores);
+        Ok(Decision {
+            weights: new,
+            previous: Some(weights.to_vec()),
+            excess: Some(scores),
+            mean_weights: self.mean_weights(),
+            ..Decision::default()
+        })
+    }
+
+    fn state(&self) -> PolicyState {
+        PolicyState::DoremiProxy(self.clone())
+    }
+}

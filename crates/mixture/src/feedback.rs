@@ -1,0 +1,157 @@
+//! What a policy is told at an interval's end.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Refused;
+
+/// What a policy has to know at an interval's end. Only that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing: its mixture does not depend on the models.
+    Nothing,
+    /// Both models' perplexities on the validation documents.
+    Perplexities,
+    /// The student's loss on each domain's rows of the interval.
+    Losses,
+    /// By how much the student's loss exceeds the teacher's on those rows, each prediction clipped at 0.
+    Excess,
+}
+
+/// What an interval came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Feedback<'a> {
+    /// Perplexities after the interval's last step, where they were measured.
+    pub perplexities: Option<&'a Perplexities>,
+    /// Sums over what was trained on.
+    pub training: &'a TrainingSums,
+}
+
+impl Feedback<'_> {
+    /// The perplexities' ratios, for a policy that cannot do without.
+    pub(crate) fn ratios(&self) -> Result<Vec<f64>, Refused> {
+        self.perplexities
+            .ok_or(Refused::NotMeasured)?
+            .checked_ratios()
+    }
+}
+
+/// Perplexities of both models on every domain's validation documents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Perplexities {
+    /// The student's.
+    pub student: Vec<f64>,
+    /// The teacher's.
+    pub teacher: Vec<f64>,
+}
+
+/// No model is as bad as this on text, whatever its vocabulary: something is broken.
+const ABSURD: f64 = 1e12;
+
+impl Perplexities {
+    /// Student's over teacher's, by domain: 1 where the student has caught up.
+    pub fn ratios(&self) -> Vec<f64> {
+        self.student
+            .iter()
+            .zip(&self.teacher)
+            .map(|(student, teacher)| student / teacher)
+            .collect()
+    }
+
+    /// The ratios, where both models have a positive finite perplexity on the same domains: two infinite or two negative
+    /// perplexities would otherwise pass for a ratio.
+    pub(crate) fn checked_ratios(&self) -> Result<Vec<f64>, Refused> {
+        if self.student.len() != self.teacher.len() {
+            return Err(Refused::Length {
+                expected: self.teacher.len(),
+                got: self.student.len(),
+            });
+        }
+        for (model, perplexities) in [("student", &self.student), ("teacher", &self.teacher)] {
+            for (domain, &value) in perplexities.iter().enumerate() {
+                if !(value > 0.0 && value < ABSURD) {
+                    return Err(Refused::Perplexity {
+                        model,
+                        domain,
+                        value,
+                    });
+                }
+            }
+        }
+        Ok(self.ratios())
+    }
+}
+
+/// Sums over an interval's updates, by domain.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainingSums {
+    /// Cross-entropy, nats.
+    ce: Vec<f64>,
+    /// What it exceeds the teacher's by, each prediction clipped at 0; 0 where that is not measured.
+    excess: Vec<f64>,
+    /// Predictions.
+    predictions: Vec<u64>,
+}
+
+impl TrainingSums {
+    /// Nothing yet, over `domains` domains.
+    pub fn new(domains: usize) -> Self {
+        Self {
+            ce: vec![0.0; domains],
+            excess: vec![0.0; domains],
+            predictions: vec![0; domains],
+        }
+    }
+
+    /// Domains that it is over.
+    pub fn domains(&self) -> usize {
+        self.predictions.len()
+    }
+
+    /// Adds a row of `domain`.
+    pub fn add_row(&mut self, domain: usize, ce: f64, excess: f64, predictions: u64) {
+        self.ce[domain] += ce;
+        self.excess[domain] += excess;
+        self.predictions[domain] += predictions;
+    }
+
+    /// Adds all of `other`; sums over another list of domains begin anew.
+    pub fn add(&mut self, other: &Self) {
+        if self.domains() != other.domains() {
+            *self = Self::new(other.domains());
+        }
+        for domain in 0..other.domains() {
+            let (ce, excess) = (other.ce[domain], other.excess[domain]);
+            self.add_row(domain, ce, excess, other.predictions[domain]);
+        }
+    }
+
+    /// Mean loss a prediction of each domain, nats; none where nothing of it was trained on.
+    pub(crate) fn losses(&self) -> Result<Vec<Option<f64>>, Refused> {
+        self.means(&self.ce, "loss")
+    }
+
+    /// Mean excess a prediction of each domain, nats.
+    pub(crate) fn excesses(&self) -> Result<Vec<Option<f64>>, Refused> {
+        self.means(&self.excess, "excess")
+    }
+
+    fn means(&self, sums: &[f64], what: &'static str) -> Result<Vec<Option<f64>>, Refused> {
+        let means = sums.iter().zip(&self.predictions).enumerate();
+        means
+            .map(|(domain, (sum, &predictions))| {
+                if predictions == 0 {
+                    return Ok(None);
+                }
+                let value = sum / predictions as f64;
+                if !(0.0..ABSURD).contains(&value) {
+                    return Err(Refused::Training {
+                        what,
+                        domain,
+                        value,
+                    });
+                }
+                Ok(Some(value))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,93 @@
+//! Mixtures that never move: equal, natural, given, or found by DoReMi's proxy.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Decision, Feedback, Needs, Perplexities, Policy, PolicyState, Refused,
+    equations::check_weights, policy::shares_of_domains,
+};
+
+/// Where fixed shares come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// The same share for each domain.
+    Equal,
+    /// Each domain's share of the corpus' tokens.
+    Natural,
+    /// As they were given.
+    Static,
+    /// The mean weights of DoReMi's proxy: the last of its three phases.
+    Doremi,
+}
+
+/// The same shares in every interval.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fixed {
+    origin: Origin,
+    update_every: u64,
+    /// They sum to 1.
+    shares: Vec<f64>,
+}
+
+impl Fixed {
+    /// `shares` of 0 or more, of any sum over 0; `update_every` is the length of the intervals that rows are drawn in.
+    pub fn new(origin: Origin, shares: &[f64], update_every: u64) -> Self {
+        let sum: f64 = shares.iter().sum();
+        Self {
+            origin,
+            update_every,
+            shares: shares.iter().map(|share| share / sum).collect(),
+        }
+    }
+
+    pub(crate) fn of_domains(&self, kept: &[Option<usize>]) -> Self {
+        Self {
+            shares: shares_of_domains(&self.shares, kept),
+            ..self.clone()
+        }
+    }
+
+    fn decision(&self) -> Result<Decision, Refused> {
+        check_weights(&self.shares, self.shares.len())?;
+        Ok(Decision {
+            weights: self.shares.clone(),
+            ..Decision::default()
+        })
+    }
+}
+
+impl Policy for Fixed {
+    fn name(&self) -> &'static str {
+        match self.origin {
+            Origin::Equal => "equal",
+            Origin::Natural => "natural",
+            Origin::Static => "static",
+            Origin::Doremi => "doremi",
+        }
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    fn update_every(&self) -> u64 {
+        self.update_every
+    }
+
+    fn floor(&self, _domains: usize) -> f64 {
+        self.shares.iter().copied().fold(1.0, f64::min)
+    }
+
+    fn first(&mut self, _natural: &[f64], _at_start: &Perplexities) -> Result<Decision, Refused> {
+        self.decision()
+    }
+
+    fn next(&mut self, _weights: &[f64], _feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+        self.decision()
+    }
+
+    fn state(&self) -> PolicyState {
+        PolicyState::Fixed(self.clone())
+    }
+}

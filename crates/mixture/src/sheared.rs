@@ -1,0 +1,94 @@
+//! Dynamic batch loading of "Sheared LLaMA: Accelerating Language Model Pre-training via Structured Pruning" (ICLR 2024,
+//! arXiv 2310.06694).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
+    equations::tilted, policy::of_domains,
+};
+
+/// Algorithm 1 of the paper: `w_t ∝ w_{t-1} * exp(max(loss - reference, 0))`, losses on the validation documents.
+///
+/// The authors' program leaves the clipping out and adds a floor; this is the paper's form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sheared {
+    update_every: u64,
+    first: FirstInterval,
+    /// Reference losses in nats, by domain; the teacher's where there is none.
+    reference: Vec<Option<f64>>,
+}
+
+impl Sheared {
+    /// `update_every` in steps; `reference` losses in nats by domain, the teacher's where there is none.
+    pub fn new(update_every: u64, first: FirstInterval, reference: Vec<Option<f64>>) -> Self {
+        Self {
+            update_every,
+            first,
+            reference,
+        }
+    }
+
+    pub(crate) fn of_domains(&self, kept: &[Option<usize>]) -> Self {
+        Self {
+            reference: of_domains(&self.reference, kept, None),
+            ..self.clone()
+        }
+    }
+}
+
+impl Policy for Sheared {
+    fn name(&self) -> &'static str {
+        "sheared"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Perplexities
+    }
+
+    fn update_every(&self) -> u64 {
+        self.update_every
+    }
+
+    fn floor(&self, _domains: usize) -> f64 {
+        0.0
+    }
+
+    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
+        Ok(Decision {
+            weights: self.first.weights(natural, at_start)?,
+            ..Decision::default()
+        })
+    }
+
+    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+        let perplexities = feedback.perplexities.ok_or(Refused::NotMeasured)?;
+        perplexities.checked_ratios()?;
+        let losses: Vec<f64> = perplexities.student.iter().map(|ppl| ppl.ln()).collect();
+        let reference: Vec<f64> = perplexities
+            .teacher
+            .iter()
+            .enumerate()
+            .map(|(domain, teacher)| {
+                let given = self.reference.get(domain).copied().flatten();
+                given.unwrap_or_else(|| teacher.ln())
+            })
+            .collect();
+        let behind: Vec<f64> = losses
+            .iter()
+            .zip(&reference)
+            .map(|(loss, reference)| (loss - reference).max(0.0))
+            .collect();
+        Ok(Decision {
+            weights: tilted(weights, &behind)?,
+            previous: Some(weights.to_vec()),
+            losses: Some(losses.into_iter().map(Some).collect()),
+            reference: Some(reference),
+            ..Decision::default()
+        })
+    }
+
+    fn state(&self) -> PolicyState {
+        PolicyState::Sheared(self.clone())
+    }
+}

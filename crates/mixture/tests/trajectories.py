@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Writes trajectories.json beside itself: trajectories of the policies, from their papers' formulas as they stand there.
+
+Independent of the Rust code: plain Python floats, exp and log without any rearrangement for stability. Standard library only.
+"""
+import json
+import math
+import pathlib
+
+PPL_STUDENT = [[9.1, 6.4, 12.7, 4.9], [8.0, 6.3, 10.9, 4.6], [7.2, 6.1, 9.6, 4.4], [6.9, 5.9, 9.0, 3.4]]
+PPL_TEACHER = [6.1, 5.2, 7.9, 3.6]
+NATURAL = [0.4, 0.3, 0.2, 0.1]
+
+
+def normalised(values):
+    total = math.fsum(values)
+    return [value / total for value in values]
+
+
+def no_smoothing():
+    """Eq. 1 of DDK at each interval's start."""
+    return {
+        "student": PPL_STUDENT,
+        "teacher": PPL_TEACHER,
+        "weights": [
+            normalised([math.exp(s / t) for s, t in zip(student, PPL_TEACHER)]) for student in PPL_STUDENT
+        ],
+    }
+
+
+def sheared(reference):
+    """Algorithm 1 of Sheared LLaMA (arXiv 2310.06694); the first interval draws by NATURAL."""
+    weights, all_weights = NATURAL, []
+    for student in PPL_STUDENT[1:]:
+        behind = [max(math.log(s) - r, 0.0) for s, r in zip(student, reference)]
+        weights = normalised([w * math.exp(b) for w, b in zip(weights, behind)])
+        all_weights.append(weights)
+    return {
+        "natural": NATURAL,
+        "student": PPL_STUDENT,
+        "teacher": PPL_TEACHER,
+        "reference": reference,
+        "weights": all_weights,
+    }
+
+
+def odm(smoothing):
+    """Online Data Mixing (arXiv 2312.02406): EXP3 with the moving average of the importance-weighted loss as reward.
+
+    A loss of None: nothing of the domain was drawn in that step.
+    """
+    losses = [[3.1, 2.4, 4.0, 1.9], [3.0, None, 3.8, 1.8], [2.9, 2.2, None, None], [2.7, 2.1, 3.5, 1.6], [2.6, None, 3.1, 1.5]]
+    # Exploration alone rules the first N ln N turns.
+    losses += [[2.5, 2.0, 3.0, None], [2.5, 1.9, 2.8, 1.5], [None, 1.8, 2.7, 1.4], [2.4, 1.8, 2.7, 1.4], [2.3, 1.7, None, 1.3]]
+    count = 4
+    epsilon = lambda turn: min(1 / count, math.sqrt(math.log(count) / (count * turn)))
+    reward = [0.0] * count
+    weights = [1 / count] * count
+    all_weights = [weights]
+    for turn, step in enumerate(losses, start=2):
+        reward = [
+            r if loss is None else smoothing * r + (1 - smoothing) * loss / w for r, loss, w in zip(reward, step, weights)
+        ]
+        soft = normalised([math.exp(epsilon(turn - 1) * r) for r in reward])
+        weights = [(1 - count * epsilon(turn)) * p + epsilon(turn) for p in soft]
+        all_weights.append(weights)
+    return {"smoothing": smoothing, "losses": losses, "weights": all_weights}
+
+
+folder = pathlib.Path(__file__).parent
+given = [2.0, 1.9, 2.1, 1.7]
+trajectories = {
+    "no_smoothing": no_smoothing(),
+    "sheared": [sheared([math.log(t) for t in PPL_TEACHER]), sheared(given)],
+    "odm": [odm(0.9), odm(0.0)],
+}
+(folder / "trajectories.json").write_text(json.dumps(trajectories, indent=1) + "\n")

@@ -1,0 +1,104 @@
+//! The distance between a layer of the student and one of the teacher, behind filters: TED.
+//!
+//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML 2023: the mean squared
+//! difference between the student's hidden states behind a filter of its own and the teacher's behind theirs. The filters are
+//! linear maps here; how they come to be is told in `ddk-engine`.
+
+use tch::{Kind, Tensor};
+
+use crate::{ObjectiveError, Positions};
+
+/// A layer of the student, and what it is to be like.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerInput<'a> {
+    /// The student's hidden states `[positions, d_student]`.
+    pub hidden: &'a Tensor,
+    /// The student's filter `[d_teacher, d_student]`, in the dtype of the master weights.
+    pub filter: &'a Tensor,
+    /// The teacher's hidden states behind its filter `[positions, d_teacher]`.
+    pub target: &'a Tensor,
+}
+
+/// The distance of a layer, and its gradient.
+#[derive(Debug)]
+pub struct LayerOutput {
+    /// Sum over the scored positions of weight x the mean of the squared differences over d_teacher; not divided.
+    pub sum: f64,
+    /// `[positions, d_student]`, of `weight * distance / denominator`, in the hidden states' dtype.
+    pub hidden_gradient: Tensor,
+}
+
+/// The distance at the positions that are scored (the same as for every other term: padding and skipped tokens count for
+/// nothing). `weight` is what the layer's distance counts in the loss; the filter's gradient is added to `filter_gradient`.
+///
+/// Differences and their squares are in fp32 (f64 for f64 inputs).
+///
+/// # Errors
+/// Shapes that do not belong together, memory.
+pub fn layer_loss(
+    input: &LayerInput<'_>,
+    positions: &Positions<'_>,
+    weight: f64,
+    filter_gradient: &mut Tensor,
+) -> Result<LayerOutput, ObjectiveError> {
+    check(input, positions)?;
+    let _no_grad = tch::no_grad_guard();
+    let kind = match input.hidden.kind() {
+        Kind::Double => Kind::Double,
+        _ => Kind::Float,
+    };
+    let filter = input.filter.f_to_kind(input.hidden.kind())?;
+    let width = input.target.size()[1] as f64;
+    let scored = positions.labels.f_ge(0)?.f_to_kind(kind)?;
+    let weights = match positions.weights {
+        Some(weights) => scored.f_mul(&weights.f_to_kind(kind)?)?,
+        None => scored,
+    };
+    let mut difference = input
+        .hidden
+        .f_mm(&filter.f_tr()?)?
+        .f_to_kind(kind)?
+        .f_sub_(&input.target.f_to_kind(kind)?)?;
+    let sum = difference
+        .f_square()?
+        .f_sum_dim_intlist(1, false, kind)?
+        .f_mul(&weights)?
+        .f_sum(Kind::Double)?;
+    let scale = weights.f_mul_scalar(2.0 * weight / (width * positions.denominator))?;
+    let gradient = difference
+        .f_mul_(&scale.f_unsqueeze(1)?)?
+        .f_to_kind(input.hidden.kind())?;
+    let of_filter = gradient.f_tr()?.f_mm(input.hidden)?;
+    let _ = filter_gradient.f_add_(&of_filter.f_to_kind(filter_gradient.kind())?)?;
+    Ok(LayerOutput {
+        sum: sum.f_double_value(&[])? / width,
+        hidden_gradient: gradient.f_mm(&filter)?,
+    })
+}
+
+fn check(input: &LayerInput<'_>, positions: &Positions<'_>) -> Result<(), ObjectiveError> {
+    let count = positions.labels.size()[0];
+    let (hidden, filter) = (input.hidden.size(), input.filter.size());
+    let wrong = |what, got: Vec<i64>, expected: String| {
+        Err(ObjectiveError::Shape {
+            what,
+            got,
+            expected,
+        })
+    };
+    if hidden.len() != 2 || hidden[0] != count {
+        return wrong("a student's layer", hidden, format!("[{count}, d_student]"));
+    }
+    if filter.len() != 2 || filter[1] != hidden[1] {
+        return wrong(
+            "a student's filter",
+            filter,
+            format!("[d_teacher, {}]", hidden[1]),
+        );
+    }
+    let (target, expected) = (input.target.size(), [count, filter[0]]);
+    if target != expected {
+        return wrong("a teacher's layer", target, format!("{expected:?}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! How the mixture moves, as `[mixture]` says.
+
+use anyhow::{Result, anyhow};
+use ddk_engine::RowLosses;
+use ddk_mixture::{
+    Ddk, DdkNoSmoothing, DoremiProxy, FirstInterval, Fixed, Needs, Odm, Origin, Policy, Sheared,
+};
+use ddk_settings::{Mixture, MixturePolicy};
+
+/// What a policy is made from beside its settings.
+pub(super) struct Ground<'a> {
+    /// Names of the domains, sorted.
+    pub(super) domains: &'a [String],
+    /// Each domain's share of the corpus' tokens.
+    pub(super) natural: &'a [f64],
+    /// Columns of the logits that count.
+    pub(super) vocabulary: i64,
+    /// The mean weights of DoReMi's proxy, once it has run.
+    pub(super) doremi: Option<&'a [f64]>,
+}
+
+/// The policy of a new run.
+pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<dyn Policy>> {
+    let interval = mixture.interval;
+    let first = match mixture.first {
+        ddk_settings::FirstInterval::Natural => FirstInterval::Natural,
+        ddk_settings::FirstInterval::Equal => FirstInterval::Equal,
+        ddk_settings::FirstInterval::Discrepancy => FirstInterval::Discrepancy,
+    };
+    let fixed = |origin: Origin, shares: &[f64]| Box::new(Fixed::new(origin, shares, interval));
+    Ok(match mixture.policy {
+        MixturePolicy::Ddk => Box::new(Ddk::new(mixture.alpha, interval, first)),
+        MixturePolicy::DdkNoSmoothing => Box::new(DdkNoSmoothing::new(interval, first)),
+        MixturePolicy::Equal => fixed(Origin::Equal, &vec![1.0; ground.domains.len()]),
+        MixturePolicy::Natural => fixed(Origin::Natural, ground.natural),
+        MixturePolicy::Static => {
+            let shares = mixture.shares.as_ref();
+            let of = |name: &String| shares.and_then(|shares| shares.get(name).copied());
+            let given: Vec<f64> = ground
+                .domains
+                .iter()
+                .map(|name| of(name).unwrap_or(0.0))
+                .collect();
+            fixed(Origin::Static, &given)
+        }
+        MixturePolicy::Sheared => {
+            let reference = ground.domains.iter();
+            let reference = reference.map(|name| mixture.reference_loss.get(name).copied());
+            Box::new(Sheared::new(interval, first, reference.collect()))
+        }
+        MixturePolicy::Odm => Box::new(Odm::new(mixture.odm_smoothing)),
+        MixturePolicy::Doremi => {
+            let shares = ground
+                .doremi
+                .ok_or_else(|| anyhow!("the phases of DoReMi have not run yet"))?;
+            fixed(Origin::Doremi, shares)
+        }
+        MixturePolicy::DoremiProxy => Box::new(DoremiProxy::new(
+            mixture.doremi_eta,
+            mixture.doremi_smoothing,
+            (ground.vocabulary as f64).ln(),
+            first,
+        )),
+    })
+}
+
+/// Which sums of single rows a policy is moved by.
+pub(super) fn row_losses(needs: Needs) -> RowLosses {
+    match needs {
+        Needs::Nothing | Needs::Perplexities => RowLosses::None,
+        Needs::Losses => RowLosses::CrossEntropy,
+        Needs::Excess => RowLosses::Excess,
+    }
+}
