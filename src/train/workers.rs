@@ -48,8 +48,9 @@ pub(super) struct Ended {
 pub(super) struct Session {
     runtime: tokio::runtime::Runtime,
     board: Arc<Board>,
-    _keeper: Keeper,
     _server: Option<Server>,
+    /// Writes the metrics to their file a last time when all is done.
+    _keeper: Keeper,
     /// The number of the signal that came.
     signal: Arc<AtomicU8>,
     /// Told when one has come.
@@ -79,8 +80,8 @@ impl Session {
         Ok(Self {
             runtime,
             board,
-            _keeper: keeper,
             _server: server,
+            _keeper: keeper,
             signal,
             stop,
         })
