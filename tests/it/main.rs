@@ -14,5 +14,6 @@ mod commands;
 mod corpora;
 mod faults;
 mod interrupted;
+mod pages;
 mod training;
 mod world;

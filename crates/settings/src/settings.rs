@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{Dtype, FirstInterval, Packing, Spike, ValidationBy, WhenStale};
+use crate::{Dtype, FirstInterval, Packing, Spike, Token, ValidationBy, WhenStale};
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -206,6 +206,8 @@ pub struct Faults {
 pub struct Telemetry {
     pub enabled: bool,
     pub address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
     pub required: bool,
 }
 

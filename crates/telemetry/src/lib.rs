@@ -1,14 +1,26 @@
-//! What can be seen from outside while a run goes on.
+//! What can be seen from outside while a run goes on, and after.
 //!
 //! [`metrics`] declares every metric once: name, help, labels. [`Recorder`] gathers them and renders the page that Prometheus
 //! scrapes. [`Board`] is where workers say what they do, so that health and busy times can be read without asking a busy
-//! thread. [`serve`] answers `/metrics`, `/livez` and `/readyz`.
+//! thread. [`History`] reads a run's folder on while it grows. [`serve`] answers over HTTP, from these: the pages of
+//! `dashboards/page/`, the API of [`api`], `/metrics`, `/livez` and `/readyz`; `access.rs` has the rules of who may ask.
 
+mod access;
+pub mod api;
 mod board;
+mod history;
 pub mod metrics;
+mod pages;
 mod recorder;
+mod series;
 mod server;
+mod site;
+mod stream;
+mod tail;
+mod timeline;
 
-pub use board::{Board, Totals, Worker};
+pub use board::{Board, Queue, Totals, Worker};
+pub use history::History;
 pub use recorder::{Recorder, RecorderError};
 pub use server::{ServeError, Server, serve};
+pub use site::{Limits, Site};

@@ -25,9 +25,7 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
     let board = Board::new(Duration::from_secs(3600));
     let recorder = Recorder::install(Arc::clone(&board)).unwrap();
     assert!(Recorder::install(Board::new(Duration::ZERO)).is_err());
-    let server = serve("127.0.0.1:0".parse().unwrap(), recorder.clone())
-        .await
-        .unwrap();
+    let server = serve("127.0.0.1:0".parse().unwrap(), recorder.clone()).unwrap();
     let address = server.address();
 
     assert_eq!(get(address, "/readyz").await.0, 503);
@@ -59,7 +57,7 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
         .unwrap();
     assert!(resident.split_once(' ').unwrap().1.parse::<f64>().unwrap() > 1e6);
 
-    let error = serve(address, recorder).await.unwrap_err();
+    let error = serve(address, recorder).unwrap_err();
     assert!(matches!(&error, ServeError::PortInUse(taken) if *taken == address));
     assert!(error.to_string().contains(&address.to_string()));
 }
