@@ -79,7 +79,7 @@ export function draw(node, traces, axes = {}) {
     hoverlabel: { bgcolor: named('card'), bordercolor: named('line'), font: { color: named('text') } },
     hovermode: 'x unified',
     dragmode: false,
-    legend: { orientation: 'h', x: 0, y: -0.16, yanchor: 'top' },
+    legend: { orientation: 'h', x: 0, y: -0.16, yanchor: 'top', traceorder: 'normal' },
     ...axes,
     xaxis: { ...grid, rangemode: 'tozero', ...axes.xaxis },
     yaxis: { ...grid, ...axes.yaxis },

@@ -77,7 +77,7 @@ function showPhases(status) {
   const phases = Object.entries(status.phases).sort(([a], [b]) => order(a) - order(b));
   const sum = phases.reduce((all, [, seconds]) => all + seconds, 0);
   byId('phases-figure').hidden = sum === 0;
-  write(byId('phases-text'), `of the student takes ${number(sum, 3)} s, the mean of the last 50.`);
+  write(byId('phases-text'), `Takes the student ${number(sum, 3)} s, in the mean of the last 50.`);
   byId('phases').replaceChildren(...phases.map(([, seconds], index) => {
     const part = element('i');
     part.style.width = `${(100 * seconds) / sum}%`;
@@ -125,8 +125,17 @@ function showMixture() {
     const values = run.mixture.domains[name].teacher_perplexity;
     return line(`${name}, teacher`, [0, last], Array(2).fill(values.at(-1)), colour(index), { showlegend: false, hoverinfo: 'skip', line: { color: colour(index), width: 1.5, dash: 'dot' } });
   });
-  draw(byId('perplexity-chart'), [...students, ...teachers], { yaxis: { type: 'log', dtick: 'D2' } });
+  const ticks = decades([...students, ...teachers].flatMap((trace) => trace.y));
+  draw(byId('perplexity-chart'), [...students, ...teachers], { yaxis: { type: 'log', tickvals: ticks, ticktext: ticks.map(whole) } });
   showWeights();
+}
+
+/** 1, 2, 5, 10, … as far as these values go. */
+function decades(values) {
+  const [low, high] = [Math.min(...values.filter(Boolean)), Math.max(...values.filter(Boolean))];
+  const ticks = [];
+  for (let power = 1; power < high * 2; power *= 10) ticks.push(...[1, 2, 5].map((digit) => digit * power));
+  return ticks.filter((tick) => tick > low / 3 && tick < high * 3);
 }
 
 /** A mixture holds until the next one, or until now. */
@@ -156,19 +165,20 @@ function showLanes() {
     const busy = Math.round(minute.reduce((sum, value) => sum + value, 0) / Math.max(1, minute.length));
     write(share, `${busy} %`);
     canvas.setAttribute('aria-label', `${name}: busy ${busy} % of the last minute`);
-    paint(canvas, samples.map((sample) => sample[index]), name === 'checkpointer' ? 'saving' : 'busy');
+    // The checkpointer that waits is idle, and nobody's loss.
+    const shades = name === 'checkpointer' ? ['saving', 'page', 'page'] : ['busy', 'blocked', 'starved'];
+    paint(canvas, samples.map((sample) => sample[index]), shades.map(named));
   });
 }
 
 const rank = (name) => ['teacher', 'student', 'checkpointer', 'batcher', 'loader'].findIndex((kind) => name.startsWith(kind));
 
 /** A column a second, from the right: busy from below, then what it waited for. */
-function paint(canvas, samples, busy) {
+function paint(canvas, samples, shades) {
   const height = 22;
   canvas.width = LANE_SAMPLES;
   canvas.height = height;
   const brush = canvas.getContext('2d');
-  const shades = [busy, 'blocked', 'starved'].map(named);
   brush.fillStyle = named('page');
   brush.fillRect(0, 0, LANE_SAMPLES, height);
   samples.forEach((sample, index) => {
