@@ -257,6 +257,7 @@ fn no_path_leads_out_of_the_folder() {
         "",
         "small/",
         "small%00",
+        "%ff",
         "compare",
         absolute.to_str().unwrap(),
     ] {
@@ -271,7 +272,6 @@ fn no_path_leads_out_of_the_folder() {
     ] {
         assert_eq!(get(&server, path, "").status, 404, "{path}");
     }
-    assert_eq!(get(&server, "/api/run?name=%ff", "").status, 400);
 }
 
 #[test]
