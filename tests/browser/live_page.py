@@ -29,7 +29,7 @@ return {
 };
 """
 
-FOCUSED = "const at = document.activeElement; return at.getAttribute('href') || at.getAttribute('aria-labelledby') || at.name || at.tagName;"
+FOCUSED = "const at = document.activeElement; return at.hash || at.pathname || at.getAttribute('aria-labelledby') || at.tagName;"
 
 
 def check(holds, message):
