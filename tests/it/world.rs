@@ -261,39 +261,11 @@ impl World {
         &self,
         arguments: &[&str],
         environment: &[(&str, &str)],
-        mut seen: impl FnMut(&str) -> bool,
+        seen: impl FnMut(&str) -> bool,
     ) -> Started {
-        let mut child = self
-            .command(arguments)
-            .envs(environment.iter().copied())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
-        for line in lines.by_ref() {
-            let line = line.unwrap();
-            said.push_str(&line);
-            said.push('\n');
-            if seen(&line) {
-                // Somebody has to read on, so that the child never blocks on a full pipe.
-                let reader = std::thread::spawn(move || {
-                    lines
-                        .map_while(Result::ok)
-                        .fold(String::new(), |all, line| all + &line + "\n")
-                });
-                return Started {
-                    child,
-                    said,
-                    reader,
-                };
-            }
-        }
-        panic!(
-            "ddk ended ({:?}) before the awaited line: {said}",
-            child.wait()
-        );
+        let mut command = self.command(arguments);
+        command.envs(environment.iter().copied());
+        Started::of(command, seen)
     }
 
     pub fn run_folder(&self) -> PathBuf {
@@ -335,6 +307,39 @@ pub struct Started {
 }
 
 impl Started {
+    /// See [`World::start_until`].
+    pub fn of(mut command: Command, mut seen: impl FnMut(&str) -> bool) -> Self {
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            said.push_str(&line);
+            said.push('\n');
+            if seen(&line) {
+                // Somebody has to read on, so that the child never blocks on a full pipe.
+                let reader = std::thread::spawn(move || {
+                    lines
+                        .map_while(Result::ok)
+                        .fold(String::new(), |all, line| all + &line + "\n")
+                });
+                return Self {
+                    child,
+                    said,
+                    reader,
+                };
+            }
+        }
+        panic!(
+            "ddk ended ({:?}) before the awaited line: {said}",
+            child.wait()
+        );
+    }
+
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([&format!("-{name}"), &self.child.id().to_string()])

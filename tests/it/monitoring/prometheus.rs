@@ -185,8 +185,8 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
     let mut target = String::new();
     let run = world.start_until_with(&arguments, &[("DDK_ALLOW_FAULTS", "1")], |line| {
         let address = line
-            .strip_prefix("metrics: http://")
-            .and_then(|rest| rest.strip_suffix("/metrics"));
+            .split_once("metrics: http://")
+            .and_then(|(_, rest)| rest.strip_suffix("/metrics"));
         target = address.unwrap_or_default().to_owned();
         address.is_some()
     });
