@@ -14,7 +14,7 @@ use crate::world::{Started, World, stderr};
 const PICTURES: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/pages");
 
 /// A run that goes on until it is stopped, with its page.
-const FOR_EVER: [&str; 13] = [
+const FOR_EVER: [&str; 14] = [
     "train",
     "config.toml",
     "--set",
@@ -28,6 +28,7 @@ const FOR_EVER: [&str; 13] = [
     "--set",
     "telemetry.address=127.0.0.1:0",
     "--set=mixture.interval=20",
+    "--set=checkpoint.every=100",
 ];
 
 /// Starts a `ddk` that serves; with the address it says.
@@ -71,7 +72,9 @@ fn a_browser_sees_a_run_live_and_ended_runs_side_by_side() {
         stderr(&output)
     );
     for picture in ["live-light", "live-dark", "live-narrow", "runs-light"] {
-        let length = fs::metadata(format!("{PICTURES}/{picture}.png")).unwrap().len();
+        let length = fs::metadata(format!("{PICTURES}/{picture}.png"))
+            .unwrap()
+            .len();
         assert!(length > 20_000, "{picture} is empty: {length} bytes");
     }
 }
@@ -82,7 +85,12 @@ fn watch_tells_of_a_folder_and_of_a_server() {
     world.succeed(&["train", "config.toml"]);
     let output = world.succeed(&["watch", "runs/small"]);
     let text = String::from_utf8(output.stdout).unwrap();
-    for expected in ["small: finished, step 12 of 12", "done by max_steps", "coins", "mean ratio"] {
+    for expected in [
+        "small: finished, step 12 of 12",
+        "done by max_steps",
+        "coins",
+        "mean ratio",
+    ] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
     }
 
@@ -102,7 +110,10 @@ fn watch_tells_of_a_folder_and_of_a_server() {
     };
     let url = format!("http://{address}/run?name=small");
     let said = world.fail(1, &["watch", &url]);
-    assert!(said.contains("asks for its token") && said.contains("DDK__TELEMETRY__TOKEN"), "{said}");
+    assert!(
+        said.contains("asks for its token") && said.contains("DDK__TELEMETRY__TOKEN"),
+        "{said}"
+    );
     let output = world
         .command(&["watch", &url])
         .env("DDK__TELEMETRY__TOKEN", token)
@@ -131,7 +142,10 @@ fn a_run_that_others_reach_needs_a_token_and_its_folder_does_not_hold_it() {
         "telemetry.address=0.0.0.0:0",
     ];
     let said = world.fail(2, &reached);
-    assert!(said.contains("`telemetry.address`") && said.contains("`telemetry.token`"), "{said}");
+    assert!(
+        said.contains("`telemetry.address`") && said.contains("`telemetry.token`"),
+        "{said}"
+    );
 
     let secret = "0123456789-secret-of-this-test";
     let output = world
@@ -143,7 +157,9 @@ fn a_run_that_others_reach_needs_a_token_and_its_folder_does_not_hold_it() {
     assert!(!stderr(&output).contains(secret));
     for entry in walk(&world.run_folder()) {
         let bytes = fs::read(&entry).unwrap();
-        let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+        let found = bytes
+            .windows(secret.len())
+            .any(|window| window == secret.as_bytes());
         assert!(!found, "the token is in {}", entry.display());
     }
     // Without it, what the folder says is not enough to start again.
@@ -151,8 +167,12 @@ fn a_run_that_others_reach_needs_a_token_and_its_folder_does_not_hold_it() {
     let said = world.fail(2, &["train", "runs/small/config.toml"]);
     assert!(said.contains("DDK__TELEMETRY__TOKEN"), "{said}");
     let said = world.fail(2, &["serve", "runs", "--address", "0.0.0.0:0"]);
-    assert!(said.contains("there is no token") && said.contains("hint:"), "{said}");
-    let summary: Value = serde_json::from_slice(&world.succeed(&["train", "config.toml", "--json"]).stdout).unwrap();
+    assert!(
+        said.contains("there is no token") && said.contains("hint:"),
+        "{said}"
+    );
+    let summary: Value =
+        serde_json::from_slice(&world.succeed(&["train", "config.toml", "--json"]).stdout).unwrap();
     assert_eq!(summary["steps"], 12);
 }
 

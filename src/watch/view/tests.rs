@@ -34,12 +34,18 @@ fn snapshot(live: bool) -> Snapshot {
         false => Vec::new(),
     };
     let step: Vec<u64> = (1..=200).collect();
-    let loss = step.iter().map(|&step| Some(4.0 - (step as f64).ln() / 2.0));
+    let loss = step
+        .iter()
+        .map(|&step| Some(4.0 - (step as f64).ln() / 2.0));
     Snapshot {
         run: RunReply {
             status: Status {
                 name: "warmer".to_owned(),
-                state: if live { State::Running } else { State::Finished },
+                state: if live {
+                    State::Running
+                } else {
+                    State::Finished
+                },
                 stop_reason: (!live).then(|| "max_steps".to_owned()),
                 step: 200,
                 step_limit: Some(if live { 800 } else { 200 }),
