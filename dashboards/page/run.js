@@ -103,7 +103,6 @@ function showWorkers(status) {
 function showSteps() {
   const { step, loss, ce, kl } = run.steps;
   draw(byId('loss-chart'), [line('loss', step, loss, colour(0)), line('cross-entropy', step, ce, colour(1)), line('KL', step, kl, colour(2))], { yaxis: { rangemode: 'tozero' } });
-  if (run.mixture) showWeights();
 }
 
 /** A domain's values by step, with the last evaluation of a finished run. */
@@ -127,7 +126,6 @@ function showMixture() {
   });
   const ticks = decades([...students, ...teachers].flatMap((trace) => trace.y));
   draw(byId('perplexity-chart'), [...students, ...teachers], { yaxis: { type: 'log', tickvals: ticks, ticktext: ticks.map(whole) } });
-  showWeights();
 }
 
 /** 1, 2, 5, 10, … as far as these values go. */
@@ -140,6 +138,7 @@ function decades(values) {
 
 /** A mixture holds until the next one, or until now. */
 function showWeights() {
+  if (!run.mixture) return;
   const { step, domains } = run.mixture;
   const now = Math.max(run.status?.step ?? 0, step.at(-1) ?? 0);
   const areas = Object.keys(domains).map((name, index) => {
@@ -221,12 +220,27 @@ function takeLanes(news) {
   run.lanes = { from: news.from + news.samples.length - kept.length, workers: news.workers, samples: kept };
 }
 
+const due = { charts: new Set(), timer: null, pause: 0 };
+
+/** Draws soon, each chart once, and on a slow machine less often: most of its time has to stay with whoever reads. */
+function soon(...charts) {
+  charts.forEach((chart) => due.charts.add(chart));
+  due.timer ??= setTimeout(() => {
+    const began = performance.now();
+    const now = [...due.charts];
+    due.charts.clear();
+    now.forEach((chart) => chart());
+    due.pause = Math.min(20000, 4 * (performance.now() - began));
+    due.timer = null;
+  }, due.pause);
+}
+
 const TAKE = {
   status: (news) => { run.status = news; showStatus(); },
-  steps: (news) => { takeSteps(news); showSteps(); },
-  mixture: (news) => { run.mixture = news; showMixture(); },
+  steps: (news) => { takeSteps(news); soon(showSteps, showWeights); },
+  mixture: (news) => { run.mixture = news; soon(showMixture, showWeights); },
   events: (news) => { run.events = news.events; showEvents(); },
-  lanes: (news) => { takeLanes(news); showLanes(); },
+  lanes: (news) => { takeLanes(news); soon(showLanes); },
 };
 
 let source = null;
@@ -243,7 +257,7 @@ function connect() {
 
 function redraw() {
   if (run.steps) showSteps();
-  if (run.mixture) showMixture();
+  if (run.mixture) soon(showMixture, showWeights);
   if (run.lanes.samples.length > 0) showLanes();
 }
 

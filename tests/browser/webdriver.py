@@ -59,6 +59,9 @@ class Browser:
         }
         answer = self._send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.session = f"/session/{answer['sessionId']}"
+        # What the browser's own first tab asks for is none of the page's doing.
+        self.open("about:blank")
+        self.log("performance")
         return self
 
     def __exit__(self, *_):

@@ -14,7 +14,7 @@ use crate::world::{Started, World, stderr};
 const PICTURES: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/pages");
 
 /// A run that goes on until it is stopped, with its page.
-const FOR_EVER: [&str; 13] = [
+const FOR_EVER: [&str; 14] = [
     "train",
     "config.toml",
     "--set",
@@ -28,6 +28,7 @@ const FOR_EVER: [&str; 13] = [
     "--set",
     "telemetry.address=127.0.0.1:0",
     "--set=mixture.interval=20",
+    "--set=checkpoint.every=100",
 ];
 
 /// Starts a `ddk` that serves; with the address it says.
