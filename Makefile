@@ -1,5 +1,5 @@
 # What a user and a developer type. Each target does all the set-up it needs (tools/setup).
-.PHONY: help setup build demo test test-full check bench python-env
+.PHONY: help setup build demo test test-full check deny bench bench-telemetry python-env
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,7 +13,7 @@ build: setup ## build ddk
 demo: build ## run the main job on real text: about ten minutes after the build
 	@cargo run --locked --quiet -- demo
 
-test: setup ## every test, at scale 1
+test: setup ## every test, at scale 1 (some need Debian's prometheus: tools/prometheus)
 	DDK_TEST_SCALE=$${DDK_TEST_SCALE:-1} cargo test --locked --workspace
 
 test-full: ## every test, with the full counts
@@ -23,6 +23,12 @@ check: setup ## formatting, clippy and docs, warnings as errors
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+
+deny: ## licences, bans and sources of all dependencies; advisories where they can be reached
+	@tools/deny
+
+bench-telemetry: setup ## what being watched costs: a scrape, and the records of a step
+	cargo bench --locked --profile dev -p ddk-telemetry --bench scrape
 
 bench: setup ## the head's memory by number of positions
 	cargo bench --locked --profile dev -p ddk-objective --bench head_memory

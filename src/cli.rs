@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ddk_settings::Method;
 
 /// Distils a large language model (the teacher) into a small one (the student), and steers the training data, domain
 /// by domain, toward where the student is furthest behind.
@@ -38,6 +39,11 @@ pub enum Command {
     Pretrain(Pretrain),
     /// Distil the teacher into the student; on an existing run's folder, go on from its last checkpoint
     Train(Train),
+    /// Train the paper's methods side by side, over seeds, and write what came out as tables and figures
+    ///
+    /// The same initial student, token budget, validation sets and evaluation for all; seeds vary the data's order alone. Runs that
+    /// are done are skipped, interrupted ones go on.
+    Compare(Compare),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
     /// List a run's checkpoints: step, size, whether each verifies
@@ -154,9 +160,43 @@ pub struct Train {
     /// Once the run is done, also time this many steps one part after the other, for comparison
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub serial: u64,
+    /// Also write the metrics to this file now and then, for the node exporter (the same as --set telemetry.file=FILE)
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
     /// Print the run's summary as JSON on standard output instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+/// What is compared.
+#[derive(Debug, Args)]
+pub struct Compare {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Methods, by the names of the paper's rows, separated by commas
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "cpt,cpt-doremi,kd,ted,minillm,ddk,ddk-no-smoothing,ddk-equal",
+        value_parser = Method::ALL.map(Method::name)
+    )]
+    pub methods: Vec<String>,
+    /// Seeds, from run.seed on
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// Do it for each of these values of a setting, for example objective.gamma=0,0.1,0.2
+    #[arg(long, value_name = "KEY=LIST")]
+    pub sweep: Option<String>,
+    /// A quarter of the steps; runs in a folder of their own
+    #[arg(long)]
+    pub quick: bool,
+    /// Add the scores in a file of lm-evaluation-harness as columns (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    pub import_scores: Vec<PathBuf>,
+    /// Where compare.md, compare.json, compare.html and figures/ go; the folder of the runs where absent
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -69,6 +69,27 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// Whether a configuration's text and tokenizer are the demo's: `FOLDER/sources/NAME.jsonl` and `FOLDER/tokenizer`.
+pub fn is_demo(settings: &Settings) -> bool {
+    let folder = settings
+        .corpus
+        .tokenizer
+        .as_deref()
+        .filter(|tokenizer| tokenizer.ends_with("tokenizer"))
+        .and_then(Path::parent);
+    settings.domains.iter().all(|(name, domain)| {
+        let file = folder.map(|folder| folder.join("sources").join(format!("{name}.jsonl")));
+        let files = domain.files.iter().map(Path::new);
+        demo_sources::NAMES.contains(&name.as_str()) && files.eq(file.as_deref())
+    })
+}
+
+/// What the demo's models are trained on, where it is missing.
+pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
+    collect(settings)?;
+    tokenizer(settings)
+}
+
 /// Writes each domain's JSONL file where the configuration expects it, once.
 fn collect(settings: &Settings) -> Result<()> {
     let mut limits = BTreeMap::new();

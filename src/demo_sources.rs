@@ -34,6 +34,9 @@ struct Places {
     python: PathBuf,
 }
 
+/// The domains that there are sources for.
+pub const NAMES: [&str; 5] = ["cpp", "data", "prose", "python", "rust"];
+
 /// Writes `folder/<domain>.jsonl` for each of the demo's domains named in `limits` (name to bytes at most).
 ///
 /// The choice of documents within the limit depends on the seed and the documents' names alone.

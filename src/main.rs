@@ -3,6 +3,7 @@
 mod check;
 mod checkpoints;
 mod cli;
+mod compare;
 mod config;
 mod data;
 mod demo;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Data(args) => data::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args, &mut out),
+        Command::Compare(args) => compare::run(args, &mut out),
         Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Checkpoints(args) => checkpoints::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),

@@ -64,6 +64,13 @@ impl Printer {
         *last = Last { time: None, totals };
     }
 
+    /// The run goes on after this step; how many steps after it had been made.
+    pub fn rewind(&self, step: u64) -> u64 {
+        let undone = self.bar.position().saturating_sub(step);
+        self.bar.set_position(step);
+        undone
+    }
+
     /// Says a line so often from now on.
     pub fn set_every(&self, every: Duration) {
         *self.every.lock().unwrap_or_else(PoisonError::into_inner) = every;

@@ -30,10 +30,10 @@ use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 use ddk_torch::parse_device;
 
+pub use self::inputs::Inputs;
 pub use self::ted::layer_pairs;
 use self::{
     doremi::Phases,
-    inputs::Inputs,
     workers::{Session, work},
 };
 use crate::{
@@ -44,11 +44,16 @@ use crate::{
     prepare::{self, Corpus},
     progress::say,
     serial,
-    wiring::{Evaluation, ModelFolders},
+    wiring::{self, Evaluation, ModelFolders},
 };
 
 pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
-    let mut settings = config::load(&args.config)?.settings;
+    let mut source = args.config.clone();
+    if let Some(file) = &args.metrics_file {
+        let file = toml::Value::String(file.display().to_string());
+        source.set.set.push(format!("telemetry.file={file}"));
+    }
+    let mut settings = config::load(&source)?.settings;
     let fork_of = match &args.fork {
         Some(name) => {
             let old = required(settings.run.name.replace(name.clone()), "run.name")?;
@@ -60,7 +65,7 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
         &settings,
         &Flags {
             new: args.new,
-            reload: Some(args.config.clone()),
+            reload: Some(source),
             fork_of,
             from: args.from,
             json: args.json,
@@ -148,10 +153,8 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     if let Some(step) = flags.from.filter(|_| forks.is_none()) {
         go_back(&folder, step)?;
     }
-    let mut session = Session::start(settings)?;
-    let checkpoints = folder.checkpoints();
-    let is_new = !checkpoints.exists() || CheckpointStore::look(&checkpoints).list()?.is_empty();
-    if settings.mixture.policy == MixturePolicy::Doremi && is_new {
+    let mut session = Session::start(settings, &folder)?;
+    if settings.mixture.policy == MixturePolicy::Doremi && !has_checkpoints(&folder)? {
         let reloads = flags.reload.is_some();
         match doremi::phases(settings, &prepared.plan.domains, reloads, &mut session)? {
             Phases::Done(weights) => prepared.doremi = Some(weights),
@@ -168,6 +171,23 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
         Ran::Stopped(code) => Ok(code),
     }
+}
+
+/// Whether the run of these settings is done; a folder whose run had other settings is refused.
+pub fn is_done(settings: &Settings) -> Result<bool> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    let path = settings.run.folder.join(&name);
+    if !path.join("summary.json").exists() {
+        return Ok(false);
+    }
+    inputs::same_settings(&path, settings)?;
+    Ok(true)
+}
+
+/// Whether there is something to go on from, sound or not.
+fn has_checkpoints(folder: &RunFolder) -> Result<bool> {
+    let checkpoints = folder.checkpoints();
+    Ok(checkpoints.exists() && !CheckpointStore::look(&checkpoints).list()?.is_empty())
 }
 
 /// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.
@@ -297,7 +317,6 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         vocabulary,
         settings.corpus.sequence_length,
     )?;
-    let plan = plan(settings, &corpus);
     let device = parse_device(&settings.student.device)?;
     let chunk = settings
         .objective
@@ -329,6 +348,12 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         batch_rows: settings.evaluation.batch_rows,
         vocabulary,
         chunk,
+    };
+    let flops = wiring::flop_counter(&folders, &options)?;
+    let plan = RunPlan {
+        evaluation_flops: flops.student_evaluation(&evaluation.validation),
+        teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
+        ..plan(settings, &corpus)
     };
     Ok(Prepared {
         settings,
@@ -394,6 +419,8 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
             .then_some(objective.layer_weight),
         skip: BTreeSet::new(),
         guard: guard(&settings.guard),
+        evaluation_flops: 0.0,
+        teacher_evaluation_flops: 0.0,
     }
 }
 

@@ -8,10 +8,10 @@ use ddk_actors::{
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{
-    Document, EngineError, FilterStage, Filters, Learner, RowLosses, RowSums, Sequence, Signal,
-    Student, StudentOptions, Teacher, UpdateReport, domain_perplexities,
+    Document, EngineError, FilterStage, Filters, FlopCounter, Learner, RowLosses, RowSums,
+    Sequence, Signal, Student, StudentOptions, Teacher, UpdateReport, domain_perplexities,
 };
-use ddk_model::{Model, ModelError, Output, Placement};
+use ddk_model::{Model, ModelConfig, ModelError, Output, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
@@ -80,6 +80,7 @@ pub struct StudentPort {
     lane: Lane,
     student: Box<dyn Learner>,
     evaluation: Evaluation,
+    flops: FlopCounter,
     /// Evaluations made so far.
     evaluations: u64,
 }
@@ -135,6 +136,7 @@ pub fn student(
     let settings = settings.clone();
     Box::new(move || {
         let lane = Lane::enter(settings.student.threads);
+        let flops = flop_counter(&folders, &start.options).map_err(model_error)?;
         let learns_filters = |filters: &Filters| filters.learnt.is_none();
         let student: Box<dyn Learner> = match start.options.filters.clone() {
             Some(filters) if learns_filters(&filters) => {
@@ -154,6 +156,7 @@ pub fn student(
             lane,
             student,
             evaluation,
+            flops,
             evaluations: 0,
         })
     })
@@ -164,6 +167,19 @@ pub fn student(
 pub struct ModelFolders {
     pub teacher: PathBuf,
     pub student: PathBuf,
+}
+
+/// Counts what these models compute.
+pub fn flop_counter(
+    folders: &ModelFolders,
+    options: &StudentOptions,
+) -> Result<FlopCounter, ModelError> {
+    Ok(FlopCounter::new(
+        &ModelConfig::read(&folders.teacher)?,
+        &ModelConfig::read(&folders.student)?,
+        options.vocabulary.unsigned_abs(),
+        options.recompute,
+    ))
 }
 
 /// A student, with its teacher's output matrix beside it where that is used.
@@ -328,13 +344,10 @@ impl ddk_actors::Student for StudentPort {
     type Signal = Signal;
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
+        let rows = sequences(batch);
         let done = self
             .student
-            .accumulate(
-                &sequences(batch),
-                Some(&signal),
-                batch.step_predictions as f64,
-            )
+            .accumulate(&rows, Some(&signal), batch.step_predictions as f64)
             .map_err(engine_error)?;
         // What is not a number has to come out of the engine to be skipped there.
         let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
@@ -351,6 +364,11 @@ impl ddk_actors::Student for StudentPort {
                 ("head", done.head_seconds),
                 ("backward", done.backward_seconds),
             ],
+            teacher_flops: match signal {
+                Signal::Nothing => 0.0,
+                Signal::Hidden { .. } => self.flops.teacher(&rows),
+            },
+            student_flops: self.flops.student(&rows),
         })
     }
 

@@ -34,6 +34,14 @@ pub struct MicroBatch {
     pub interval_set: Instant,
 }
 
+impl MicroBatch {
+    /// Its tokens, without padding.
+    pub fn tokens(&self) -> u64 {
+        let rows = self.rows.iter();
+        rows.map(|row| row.drawn.row.tokens.len() as u64).sum()
+    }
+}
+
 /// A micro-batch with what the teacher says about it.
 #[derive(Debug)]
 pub struct Labelled<Signal> {
@@ -43,4 +51,6 @@ pub struct Labelled<Signal> {
     pub signal: Signal,
     /// Seconds that the teacher's lane waited for the rows.
     pub data_wait: f64,
+    /// Seconds that it took to label them.
+    pub teacher_seconds: f64,
 }

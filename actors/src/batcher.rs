@@ -6,7 +6,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
-use ddk_telemetry::Worker;
+use ddk_telemetry::{Queues, Worker};
 
 use crate::{
     Interval, MicroBatch, PortError,
@@ -45,6 +45,8 @@ pub struct Batcher {
     pub hook: BatcherHook,
     /// When the first micro-batch was sent.
     pub first_sent: Arc<OnceLock<Instant>>,
+    /// Counts what goes in and out.
+    pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
 }
@@ -131,9 +133,10 @@ impl Batcher {
         let row = select_biased! {
             recv(self.stop) -> _ => Err(Ended::Stopped),
             recv(self.rows[usize::from(domain)]) -> row => row.map_err(|_| Ended::Stopped),
-        };
+        }?;
         self.status.computing();
-        row
+        self.queues.rows.received();
+        Ok(row)
     }
 
     fn send(&self, batch: MicroBatch) -> Result<(), Ended> {
@@ -143,6 +146,8 @@ impl Batcher {
         select_biased! {
             recv(self.stop) -> _ => Err(Ended::Stopped),
             send(self.out[lane], Arc::new(batch)) -> sent => sent.map_err(|_| Ended::Stopped),
-        }
+        }?;
+        self.queues.batches.sent();
+        Ok(())
     }
 }

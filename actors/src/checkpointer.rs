@@ -1,13 +1,10 @@
 //! The checkpointer: writes snapshots beside training, one at a time.
 
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use ddk_run::{CheckpointStore, Journal, NamedFile};
-use ddk_telemetry::{Worker, metrics};
+use ddk_telemetry::{Queues, Worker, metrics, seconds_since_1970};
 
 use crate::{
     Live, LoopState, Observer, PortError,
@@ -37,6 +34,8 @@ pub struct Checkpointer {
     pub journal: Arc<Journal>,
     /// Who watches.
     pub observer: Arc<dyn Observer>,
+    /// Counts what comes in.
+    pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
 }
@@ -49,6 +48,7 @@ impl Checkpointer {
             self.status.waiting_for_input();
             let mut this = self;
             while let Ok(request) = this.input.recv() {
+                this.queues.saves.received();
                 this.status.computing();
                 this.store.keep_last(this.live.keep());
                 this.save(request)?;
@@ -70,10 +70,7 @@ impl Checkpointer {
                 metrics::CHECKPOINT_SECONDS.with(&[]).record(seconds);
                 metrics::CHECKPOINT_BYTES.with(&[]).set(report.bytes as f64);
                 metrics::CHECKPOINT_STEP.with(&[]).set(step as f64);
-                let now = SystemTime::now().duration_since(UNIX_EPOCH);
-                metrics::CHECKPOINT_TIME
-                    .with(&[])
-                    .set(now.map_or(0.0, |elapsed| elapsed.as_secs_f64()));
+                metrics::CHECKPOINT_TIME.with(&[]).set(seconds_since_1970());
                 tracing::info!(step, seconds, bytes = report.bytes, "saved");
                 ("saved", format!("{} bytes in {seconds:.2} s", report.bytes))
             }

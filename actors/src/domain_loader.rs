@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
 use ddk_corpus::Cursor;
-use ddk_telemetry::Worker;
+use ddk_telemetry::{Queues, Worker};
 
 use crate::{
     PortError,
@@ -33,6 +33,8 @@ pub struct DomainLoader {
     pub out: Sender<BatchRow>,
     /// Closed when the run ends.
     pub stop: Receiver<Never>,
+    /// Counts what goes out.
+    pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
 }
@@ -58,6 +60,7 @@ impl DomainLoader {
                 recv(self.stop) -> _ => break,
                 send(self.out, row) -> sent => if sent.is_err() { break },
             }
+            self.queues.rows.sent();
             cursor = cursor.advance(self.domain_rows, 1);
             *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = cursor;
         }

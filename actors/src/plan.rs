@@ -51,6 +51,10 @@ pub struct RunPlan {
     pub skip: BTreeSet<u64>,
     /// What is done when numbers go wrong.
     pub guard: Guard,
+    /// Floating-point operations of one evaluation of the student.
+    pub evaluation_flops: f64,
+    /// Of the teacher's, where it is still to be made: 0 where its perplexities are known.
+    pub teacher_evaluation_flops: f64,
 }
 
 /// Settings that may change while a run goes on; shared with whoever changes them.

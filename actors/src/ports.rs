@@ -97,6 +97,10 @@ pub struct MicroLoss {
     pub layer_sum: f64,
     /// Seconds by phase.
     pub seconds: [(&'static str, f64); 3],
+    /// Floating-point operations of the teacher that labelled it, the products beside the student included.
+    pub teacher_flops: f64,
+    /// The student's, forward and backward.
+    pub student_flops: f64,
 }
 
 /// The sums of a row over its predictions, nats.

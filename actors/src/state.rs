@@ -155,6 +155,18 @@ pub struct Totals {
     pub data_wait_seconds: f64,
     /// Time that training waited for snapshots.
     pub save_stall_seconds: f64,
+    /// Floating-point operations of the teacher's labelling.
+    #[serde(default)]
+    pub teacher_flops: f64,
+    /// Of the student's training.
+    #[serde(default)]
+    pub student_flops: f64,
+    /// Of all evaluations, the teacher's included.
+    #[serde(default)]
+    pub evaluation_flops: f64,
+    /// Of those that the mixture was decided by.
+    #[serde(default)]
+    pub mixture_flops: f64,
 }
 
 impl Totals {

@@ -10,7 +10,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
 use ddk_mixture::Needs;
 use ddk_run::Journal;
-use ddk_telemetry::{Worker, metrics};
+use ddk_telemetry::{Queues, Worker, metrics};
 use ractor::ActorRef;
 
 pub(crate) use self::core::Core;
@@ -67,6 +67,8 @@ pub struct StudentLane<S: Student> {
     pub outcome: Arc<Mutex<Option<Outcome>>>,
     /// Closed when the run has failed elsewhere.
     pub stop: Receiver<Never>,
+    /// Counts what goes in and out.
+    pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
 }
@@ -98,7 +100,7 @@ impl<S: Student + 'static> StudentLane<S> {
         if let Some(end) = end {
             self.save_last(&mut core)?;
             let after = match end {
-                End::Finished(_) => core.student.perplexities(&|| false)?,
+                End::Finished(_) => core.evaluate_last()?,
                 End::Stopped => None,
             };
             *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = core.outcome(end, after);
@@ -122,6 +124,7 @@ impl<S: Student + 'static> StudentLane<S> {
             let began = Instant::now();
             match self.next(core.next_sequence) {
                 Next::Batch(labelled) => {
+                    self.queues.labelled.received();
                     self.status.computing();
                     if !core.take(*labelled, began)? {
                         continue;
@@ -215,8 +218,9 @@ impl<S: Student + 'static> StudentLane<S> {
                 reply,
             })
             .map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
+        self.queues.saves.sent();
         let stall = began.elapsed().as_secs_f64();
-        metrics::CHECKPOINT_STALL.with(&[]).record(stall);
+        metrics::STEP_SECONDS.with(&["save"]).record(stall);
         core.saved(step, stall);
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, select_biased};
-use ddk_telemetry::Worker;
+use ddk_telemetry::{Queues, Worker, metrics};
 use ractor::ActorRef;
 
 use crate::{
@@ -56,6 +56,8 @@ pub struct TeacherLane<T: Teacher> {
     pub busy: Arc<BusySum>,
     /// Closed when the run ends.
     pub stop: Receiver<Never>,
+    /// Counts what goes in and out.
+    pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
 }
@@ -72,6 +74,7 @@ impl<T: Teacher> Clone for TeacherLane<T> {
             evaluator: self.evaluator.clone(),
             busy: Arc::clone(&self.busy),
             stop: self.stop.clone(),
+            queues: self.queues.clone(),
             status: self.status.clone(),
         }
     }
@@ -90,10 +93,14 @@ impl<T: Teacher + 'static> TeacherLane<T> {
         if self.lane == 0 && self.perplexities.get().is_none() && !self.evaluate(&mut teacher)? {
             return Ok(());
         }
+        let tokens = metrics::MODEL_TOKENS.with(&["teacher"]);
         let mut busy = teacher.busy_seconds();
         while let Some((batch, data_wait)) = self.next() {
             self.status.computing();
+            let began = Instant::now();
             let signal = teacher.label(&batch)?;
+            let teacher_seconds = began.elapsed().as_secs_f64();
+            tokens.increment(batch.tokens());
             let now = teacher.busy_seconds();
             self.busy.add(now - busy);
             busy = now;
@@ -101,12 +108,14 @@ impl<T: Teacher + 'static> TeacherLane<T> {
                 batch,
                 signal,
                 data_wait,
+                teacher_seconds,
             };
             self.status.waiting_for_output();
             select_biased! {
                 recv(self.stop) -> _ => break,
                 send(self.out, labelled) -> sent => if sent.is_err() { break },
             }
+            self.queues.labelled.sent();
             self.set_in_flight(None);
         }
         self.status.stopped();
@@ -140,6 +149,7 @@ impl<T: Teacher + 'static> TeacherLane<T> {
             recv(self.stop) -> _ => None,
             recv(self.input) -> batch => batch.ok(),
         }?;
+        self.queues.batches.received();
         self.set_in_flight(Some(Arc::clone(&batch)));
         // Before the interval was set there was nothing to wait for but the mixture.
         let waited = Instant::now().saturating_duration_since(began.max(batch.interval_set));

@@ -11,7 +11,7 @@ use ddk_run::{
     Journal,
     records::{ByDomain, MixtureLine},
 };
-use ddk_telemetry::metrics;
+use ddk_telemetry::{metrics, seconds_since_1970};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
@@ -275,6 +275,14 @@ impl WeightSchedulerState {
 /// Sets the gauges of a mixture.
 pub fn publish(line: &MixtureLine) {
     metrics::MIXTURE_VERSION.with(&[]).set(line.version as f64);
+    metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
+    // Where alpha is 0, weights never move: they are at no limit.
+    if line.alpha > 0.0 {
+        let floor = (1.0 - line.alpha) / line.weights.len() as f64;
+        for (limit, weight) in [("floor", floor), ("cap", line.alpha + floor)] {
+            metrics::WEIGHT_LIMIT.with(&[limit]).set(weight);
+        }
+    }
     let sets = [
         (&metrics::WEIGHT, &line.weights),
         (&metrics::TARGET, &line.target),

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use ddk_actors::{PortError, RunError, RunPlan, worker::Exit};
 use ddk_run::{Journal, RunFolder};
+use ddk_telemetry::metrics;
 use serde::{Deserialize, Serialize};
 
 use crate::progress::say;
@@ -74,12 +75,13 @@ impl Healing {
         let RunError::Part { part, cause } = error else {
             return Ok(false);
         };
-        let (kind, message) = match cause {
+        let (kind, reason, message) = match cause {
             // Weights that may be half updated; rows in hand that nobody else has.
             Exit::Panicked(text)
                 if matches!(part.as_str(), "student" | "batcher") && self.may_restart() =>
             {
-                ("rewound", format!("the {part} panicked: {text}"))
+                metrics::WORKER_RESTARTS.with(&[part]).increment(1);
+                ("rewound", "panic", format!("the {part} panicked: {text}"))
             }
             Exit::Failed(PortError::RollBack {
                 first,
@@ -90,6 +92,7 @@ impl Healing {
                 self.learnt.skip.extend(*first..=*last);
                 (
                     "rolled_back",
+                    "numbers",
                     format!("steps {first} to {last} are passed over: {reason}"),
                 )
             }
@@ -97,6 +100,7 @@ impl Healing {
             {
                 Some(what) => (
                     "shrunk",
+                    "memory",
                     format!("{part} ran out of memory ({text}): {what}"),
                 ),
                 None => return Ok(false),
@@ -105,6 +109,7 @@ impl Healing {
         };
         ddk_run::write_atomically(&self.file, &serde_json::to_vec_pretty(&self.learnt)?)?;
         journal.event(0, kind, &message)?;
+        metrics::RESTORATIONS.with(&[reason]).increment(1);
         tracing::warn!(kind, message, "going on from the last checkpoint");
         say(&format!(
             "warning: {message}; going on from the last checkpoint"

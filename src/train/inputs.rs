@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
-const MAY_CHANGE: [&str; 11] = [
+const MAY_CHANGE: [&str; 12] = [
+    // A name for two settings that are compared themselves.
+    "method",
     "guard.compute_limit_seconds",
     "guard.grace_seconds",
     "faults.",
@@ -169,20 +171,8 @@ impl Inputs {
 
     /// Refuses to go on with other settings or inputs than the run was started with.
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
-        let config = folder.config();
-        let advice = format!(
-            "to go on, use the settings in {}; to start another run, choose another run.name",
-            config.display()
-        );
-        let then = ddk_settings::load(std::slice::from_ref(&config), &[], [])?.settings;
-        if let Some((key, then, now)) = difference(&then, settings)? {
-            return Err(anyhow!(
-                "{} holds another run: `{key}` was {then}, and is {now} now",
-                folder.path().display()
-            ))
-            .hint(advice)
-            .usage();
-        }
+        same_settings(folder.path(), settings)?;
+        let advice = advice(&folder.config());
         let path = inputs_file(folder);
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -254,6 +244,28 @@ fn shortened(hash: &str) -> &str {
 
 fn inputs_file(folder: &RunFolder) -> PathBuf {
     folder.path().join("inputs.json")
+}
+
+/// Refuses to go on in a run's folder with settings that lead to other results.
+pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
+    let config = folder.join("config.toml");
+    let then = ddk_settings::load(std::slice::from_ref(&config), &[], [])?.settings;
+    match difference(&then, settings)? {
+        Some((key, then, now)) => Err(anyhow!(
+            "{} holds another run: `{key}` was {then}, and is {now} now",
+            folder.display()
+        ))
+        .hint(advice(&config))
+        .usage(),
+        None => Ok(()),
+    }
+}
+
+fn advice(config: &Path) -> String {
+    format!(
+        "to go on, use the settings in {}; to start another run, choose another run.name",
+        config.display()
+    )
 }
 
 /// The first setting that differs and may not: key, old value, new value.

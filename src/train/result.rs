@@ -108,6 +108,13 @@ fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> 
         save_stall_seconds: totals.save_stall_seconds,
         overlap: busy / distill,
         data_wait_share: totals.data_wait_seconds / distill / prepared.plan.teacher_lanes as f64,
+        teacher_flops: totals.teacher_flops,
+        student_flops: totals.student_flops,
+        evaluation_flops: totals.evaluation_flops,
+        mixture_flops: totals.mixture_flops,
+        mixture_flops_share: totals.mixture_flops
+            / (totals.teacher_flops + totals.student_flops).max(1.0),
+        mixture_seconds_share: totals.boundary_seconds / distill,
         peak_rss_bytes: peak_resident_bytes()?,
         stop_reason: reason.to_string(),
         exported: match prepared.settings.objective.name {

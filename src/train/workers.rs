@@ -16,7 +16,7 @@ use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::Settings;
-use ddk_telemetry::{Board, Recorder, ServeError, Server, metrics};
+use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, metrics};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -48,6 +48,7 @@ pub(super) struct Ended {
 pub(super) struct Session {
     runtime: tokio::runtime::Runtime,
     board: Arc<Board>,
+    _keeper: Keeper,
     _server: Option<Server>,
     /// The number of the signal that came.
     signal: Arc<AtomicU8>,
@@ -57,23 +58,28 @@ pub(super) struct Session {
 
 impl Session {
     /// Starts the metrics server and listens to signals.
-    pub(super) fn start(settings: &Settings) -> Result<Self> {
+    pub(super) fn start(settings: &Settings, folder: &RunFolder) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
         let board = Board::new(limit);
-        let recorder = Recorder::install(Arc::clone(&board)).ok();
+        let run = settings.run.name.as_deref().unwrap_or_default();
+        let recorder = Recorder::install(Arc::clone(&board), run, folder.path())?;
         let signal = Arc::new(AtomicU8::new(0));
         let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
-        let (server, stop) = runtime.block_on(async {
+        let (keeper, server, stop) = runtime.block_on(async {
+            let file = settings.telemetry.file.clone();
+            let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
+                .hint("choose another telemetry.file, in a folder that is there")?;
             let server = serve(settings, recorder).await?;
             systemd::watch(Arc::clone(&board));
-            anyhow::Ok((server, signals(Arc::clone(&signal), grace)?))
+            anyhow::Ok((keeper, server, signals(Arc::clone(&signal), grace)?))
         })?;
         Ok(Self {
             runtime,
             board,
+            _keeper: keeper,
             _server: server,
             signal,
             stop,
@@ -118,6 +124,9 @@ pub(super) fn work(
         let mut seconds_before = None;
         loop {
             let begin = Begin::new(prepared, folder, &healing.learnt)?;
+            metrics::ROLLED_BACK_UPDATES
+                .with(&[])
+                .increment(printer.rewind(begin.step()));
             let totals = begin.resume.as_ref().map_or_else(
                 || Totals::new(begin.plan.domains.len()),
                 |state| state.totals.clone(),
@@ -264,7 +273,11 @@ async fn attempt(
         board: Arc::clone(board),
         observer: Arc::clone(printer) as Arc<dyn Observer>,
     };
-    let outcome = ddk_actors::run(begin.plan, parts, policy, begin.resume, known, stop).await?;
+    let mut plan = begin.plan;
+    if known.is_some() {
+        plan.teacher_evaluation_flops = 0.0;
+    }
+    let outcome = ddk_actors::run(plan, parts, policy, begin.resume, known, stop).await?;
     if let Some(outcome) = &outcome {
         prepared
             .inputs
@@ -353,11 +366,11 @@ fn explain(error: RunError) -> anyhow::Error {
 }
 
 /// The metrics server; a port that is taken is said, and stops the run only where it is required.
-async fn serve(settings: &Settings, recorder: Option<Recorder>) -> Result<Option<Server>> {
+async fn serve(settings: &Settings, recorder: Recorder) -> Result<Option<Server>> {
     let telemetry = &settings.telemetry;
-    let (true, Some(recorder)) = (telemetry.enabled, recorder) else {
+    if !telemetry.enabled {
         return Ok(None);
-    };
+    }
     let address = telemetry.address.parse().context("telemetry.address")?;
     match ddk_telemetry::serve(address, recorder).await {
         Ok(server) => {

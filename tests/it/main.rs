@@ -11,10 +11,12 @@
 mod bad_input;
 mod checkpoints;
 mod commands;
+mod compare;
 mod corpora;
 mod faults;
 mod interrupted;
 mod mixtures;
+mod monitoring;
 mod objectives;
 mod training;
 mod world;

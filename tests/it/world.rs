@@ -261,11 +261,19 @@ impl World {
         &self,
         arguments: &[&str],
         environment: &[(&str, &str)],
+        seen: impl FnMut(&str) -> bool,
+    ) -> Started {
+        let mut command = self.command(arguments);
+        command.envs(environment.iter().copied());
+        Self::start_command_until(command, seen)
+    }
+
+    /// The same with a command that has been made already.
+    pub fn start_command_until(
+        mut command: Command,
         mut seen: impl FnMut(&str) -> bool,
     ) -> Started {
-        let mut child = self
-            .command(arguments)
-            .envs(environment.iter().copied())
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

@@ -27,6 +27,8 @@ struct Gathered {
     layer_sum: f64,
     tokens: Vec<u64>,
     seconds: IndexMap<String, f64>,
+    /// The teachers' own, beside the student's: no part of the step's time, and so not among its phases in `run.jsonl`.
+    teacher_seconds: f64,
     samples: Vec<SampleLine>,
     losses: TrainingSums,
 }
@@ -178,12 +180,26 @@ impl<S: Student> Core<S> {
         metrics::STEP_SECONDS
             .with(&["evaluation"])
             .record(began.elapsed().as_secs_f64());
+        let Some(perplexities) = perplexities else {
+            return Ok(None);
+        };
+        let mut flops = self.plan.evaluation_flops;
         // Before the first step of a run, or of a fork whose domains are others.
-        if self.student_at_start.is_empty()
-            && let Some(perplexities) = &perplexities
-        {
+        if self.student_at_start.is_empty() {
             self.student_at_start = perplexities.clone();
+            flops += self.plan.teacher_evaluation_flops;
         }
+        self.totals.evaluation_flops += flops;
+        if self.needs == Needs::Perplexities {
+            self.totals.mixture_flops += flops;
+        }
+        Ok(Some(perplexities))
+    }
+
+    /// Perplexities at the run's end: for its result, not for a mixture.
+    pub(crate) fn evaluate_last(&mut self) -> Result<Option<Vec<f64>>, PortError> {
+        let perplexities = self.student.perplexities(&|| false)?;
+        self.totals.evaluation_flops += self.plan.evaluation_flops;
         Ok(perplexities)
     }
 
@@ -197,6 +213,7 @@ impl<S: Student> Core<S> {
             batch,
             signal,
             data_wait,
+            teacher_seconds,
         } = labelled;
         debug_assert_eq!(batch.sequence, self.next_sequence);
         self.next_sequence += 1;
@@ -214,6 +231,7 @@ impl<S: Student> Core<S> {
         };
         add("data", data_wait);
         add("teacher_wait", (waited - data_wait).max(0.0));
+        gathered.teacher_seconds += teacher_seconds;
         if self.plan.skip.contains(&batch.step) {
             gathered.ce_sum = f64::NAN;
         } else {
@@ -221,6 +239,8 @@ impl<S: Student> Core<S> {
             for (phase, seconds) in loss.seconds {
                 add(phase, seconds);
             }
+            self.totals.teacher_flops += loss.teacher_flops;
+            self.totals.student_flops += loss.student_flops;
             gathered.ce_sum += loss.ce_sum;
             gathered.kl_sum += loss.kl_sum;
             for (row, of_row) in batch.rows.iter().zip(&loss.rows) {
@@ -287,9 +307,12 @@ impl<S: Student> Core<S> {
         gathered
             .seconds
             .insert("optimizer".to_owned(), update.seconds);
-        self.totals.student_busy_seconds += self.newly_busy();
+        let student_busy = self.newly_busy();
+        self.totals.student_busy_seconds += student_busy;
+        let teacher_busy_before = self.totals.teacher_busy_seconds;
         self.totals.teacher_busy_seconds =
             self.before.teacher_busy_seconds + self.teacher_busy.get();
+        let teacher_busy = self.totals.teacher_busy_seconds - teacher_busy_before;
         let elapsed = self
             .first_sent
             .get()
@@ -320,6 +343,17 @@ impl<S: Student> Core<S> {
         self.write(&line, &gathered, &batch.interval)
             .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
         self.publish(&line, &gathered.tokens, step_seconds, &batch.interval);
+        metrics::STEP_SECONDS
+            .with(&["teacher"])
+            .record(gathered.teacher_seconds);
+        let share_of_step = |seconds: f64| seconds / step_seconds.max(1e-9);
+        let lanes = self.plan.teacher_lanes as f64;
+        for (model, share) in [
+            ("student", share_of_step(student_busy)),
+            ("teacher", share_of_step(teacher_busy) / lanes),
+        ] {
+            metrics::MODEL_UTILISATION.with(&[model]).set(share);
+        }
         Ok(())
     }
 
@@ -328,9 +362,15 @@ impl<S: Student> Core<S> {
     fn update(&mut self, step: u64, loss: f64) -> Result<Update, PortError> {
         let guard = &self.plan.guard;
         if self.plan.skip.contains(&step) {
+            metrics::SKIPPED_UPDATES.with(&["skip_list"]).increment(1);
             return self.student.discard(step, "its data is on the skip list");
         }
         let spike = self.losses.is_spike(loss, guard);
+        metrics::SPIKES.with(&[]).increment(u64::from(spike));
+        let reason = match guard.spike {
+            SpikeAction::Skip if spike => "spike",
+            _ => "not_finite",
+        };
         let roll_back = |first, reason| {
             Err(PortError::RollBack {
                 first,
@@ -353,6 +393,7 @@ impl<S: Student> Core<S> {
             self.losses.push(loss, &self.plan.guard);
             return Ok(update);
         }
+        metrics::SKIPPED_UPDATES.with(&[reason]).increment(1);
         self.skipped_in_row += 1;
         if self.skipped_in_row >= self.plan.guard.max_skipped {
             let first = step + 1 - self.skipped_in_row;
@@ -377,7 +418,6 @@ impl<S: Student> Core<S> {
         interval: &Interval,
     ) -> Result<(), ddk_run::RunFileError> {
         if let Some(reason) = &line.skipped {
-            metrics::SKIPPED_UPDATES.with(&[]).increment(1);
             let message = format!("the update of step {} was not made: {reason}", line.step);
             self.observer
                 .on_event(&self.journal.event(line.step, "skipped", &message)?);
@@ -444,9 +484,22 @@ impl<S: Student> Core<S> {
         for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
             metrics::TOKENS.with(&[domain]).increment(*tokens);
         }
+        metrics::MODEL_TOKENS
+            .with(&["student"])
+            .increment(line.tokens);
         metrics::TOKENS_PER_SECOND
             .with(&[])
             .set(line.tokens as f64 / step_seconds.max(1e-9));
+        metrics::WHOLE_STEP_SECONDS.with(&[]).record(step_seconds);
+        if let Some(state) = &self.state {
+            let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
+            for (domain, tokens) in self.plan.domains.iter().zip(&state.interval_tokens) {
+                metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
+            }
+        }
+        metrics::CHECKPOINT_EVERY
+            .with(&[])
+            .set(self.plan.live.checkpoint_every() as f64);
         let terms = [
             ("total", Some(line.loss)),
             ("ce", Some(line.ce)),

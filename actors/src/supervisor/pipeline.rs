@@ -9,7 +9,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use ddk_corpus::Cursor;
 use ddk_mixture::Policy;
 use ddk_run::Journal;
-use ddk_telemetry::{Board, metrics};
+use ddk_telemetry::{Board, Queues, metrics};
 use ractor::{Actor, ActorCell, ActorId};
 
 use super::{Never, Outcome, Part, spawn};
@@ -89,6 +89,9 @@ where
     if let Some(last) = plan.max_steps {
         metrics::STEP_LIMIT.with(&[]).set(last as f64);
     }
+    let saved = resume.as_ref().map_or(0, |state| state.step);
+    metrics::CHECKPOINT_STEP.with(&[]).set(saved as f64);
+    let queues_meter = Queues::empty();
 
     let needs = policy.needs();
     let scheduler = WeightSchedulerState {
@@ -129,6 +132,7 @@ where
             slot: Arc::new(Mutex::new(cursors[domain])),
             out: row_queues[domain].0.clone(),
             stop: stop.clone(),
+            queues: queues_meter.clone(),
             status: board.worker(&format!("loader-{name}")),
         })
         .collect();
@@ -143,6 +147,7 @@ where
             evaluator: evaluator.clone(),
             busy: Arc::clone(&busy),
             stop: stop.clone(),
+            queues: queues_meter.clone(),
             status: board.worker(&format!("teacher-{lane}")),
         })
         .collect();
@@ -162,6 +167,7 @@ where
         resume: resume.clone(),
         outcome: Arc::clone(&outcome),
         stop: stop.clone(),
+        queues: queues_meter.clone(),
         status: board.worker("student"),
     };
     let batcher = Batcher {
@@ -174,6 +180,7 @@ where
         hook: batcher_hook,
         stop,
         first_sent,
+        queues: queues_meter.clone(),
         status: board.worker("batcher"),
     };
     let checkpointer = Checkpointer {
@@ -182,6 +189,7 @@ where
         journal: Arc::clone(&journal),
         observer: Arc::clone(&observer),
         live: Arc::clone(&plan.live),
+        queues: queues_meter,
         status: board.worker("checkpointer"),
     };
     let pipeline = Pipeline {

@@ -73,6 +73,8 @@ impl World {
                     spike_window: 128,
                     spike_from: 64,
                 },
+                evaluation_flops: 1e6,
+                teacher_evaluation_flops: 1e7,
             },
             hook: Arc::new(|_, _| Ok(())),
             observer: Arc::new(Watcher::default()),
@@ -248,6 +250,8 @@ impl Student for FakeStudent {
             rows: losses.collect(),
             layer_sum: 0.0,
             seconds: [("forward", 0.0), ("head", 0.0), ("backward", 0.0)],
+            teacher_flops: 30.0 * batch.rows.len() as f64,
+            student_flops: 10.0 * batch.rows.len() as f64,
         })
     }
 

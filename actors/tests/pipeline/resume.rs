@@ -2,14 +2,26 @@
 
 use std::sync::Arc;
 
-use ddk_actors::{End, PortError};
+use ddk_actors::{End, Outcome, PortError};
 
 use crate::fakes::World;
+
+fn flops(outcome: &Outcome) -> [f64; 4] {
+    let totals = &outcome.totals;
+    [
+        totals.teacher_flops,
+        totals.student_flops,
+        totals.evaluation_flops,
+        totals.mixture_flops,
+    ]
+}
 
 #[tokio::test]
 async fn a_stop_at_any_step_saves_that_step_and_goes_on_from_it() {
     let whole = World::new();
-    whole.run().await.unwrap();
+    let computed = flops(&whole.run().await.unwrap().unwrap());
+    // 17 steps of 6 rows; evaluated at the start, after steps 5, 10 and 15, and at the end.
+    assert_eq!(computed, [3060.0, 1020.0, 15e6, 14e6]);
     let whole = whole.trajectory();
     let mut stopped = 0;
     for step in 1..17 {
@@ -23,6 +35,7 @@ async fn a_stop_at_any_step_saves_that_step_and_goes_on_from_it() {
         let resumed = world.run().await.unwrap().unwrap();
         assert!(matches!(resumed.end, End::Finished(_)));
         assert!(world.trajectory() == whole, "stopped after step {step}");
+        assert_eq!(flops(&resumed), computed, "stopped after step {step}");
         assert_eq!(resumed.totals.tokens.iter().sum::<u64>(), {
             let lines = world.lines("run.jsonl");
             lines

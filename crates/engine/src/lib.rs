@@ -1,5 +1,6 @@
 //! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`], or TED's [`FilterStage`]), measure perplexity
-//! ([`domain_perplexities`]), write a text ([`Generator`]), copy the state for a checkpoint ([`Snapshot`]).
+//! ([`domain_perplexities`]), write a text ([`Generator`]), copy the state for a checkpoint ([`Snapshot`]); and what all of it
+//! costs ([`FlopCounter`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
 //! thread, is decided in `ddk-actors`. A model is built on the thread that uses it, because libtorch keeps grad mode
@@ -11,6 +12,7 @@ mod budget;
 mod error;
 mod filter_stage;
 mod filters;
+mod flops;
 mod generate;
 mod learner;
 mod perplexity;
@@ -26,6 +28,7 @@ pub use budget::{Part, StepShape, queue_memory, snapshot_memory, student_memory,
 pub use error::EngineError;
 pub use filter_stage::FilterStage;
 pub use filters::{Filters, LayerPair};
+pub use flops::FlopCounter;
 pub use generate::{Generator, Sampling};
 pub use learner::Learner;
 pub use perplexity::{Document, domain_perplexities};

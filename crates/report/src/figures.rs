@@ -1,69 +1,77 @@
-//! The figures, as plotly charts.
+//! The figures of a run.
 
 use std::collections::BTreeSet;
 
 use ddk_run::records::{ByDomain, MixtureLine, StepLine};
-use plotly::{
-    Layout, Plot, Scatter,
-    common::{DashType, Line, Mode},
-    layout::{Axis, Legend, Margin},
-};
+
+use crate::chart::{Chart, Content, Level, Line, Panel};
 
 /// Weight of each domain over the steps, stacked.
-pub(crate) fn weights(mixtures: &[MixtureLine], last_step: u64) -> String {
-    let mut plot = chart("weight in the mixture");
-    for domain in domains(mixtures) {
-        let (mut x, mut y) = series(mixtures, &domain, |line| &line.weights);
+pub(crate) fn weights(mixtures: &[MixtureLine], last_step: u64) -> Chart {
+    let lines = domains(mixtures).into_iter().map(|domain| {
+        let mut points = series(mixtures, &domain, |line| &line.weights);
         // A mixture holds until the next one, or the run's end.
-        if let Some(&last) = y.last() {
-            x.push(last_step);
-            y.push(last);
+        if let Some(&(_, last)) = points.last() {
+            points.push((last_step as f64, last));
         }
-        let line = Line::new().width(1.0).shape(plotly::common::LineShape::Hv);
-        plot.add_trace(
-            Scatter::new(x, y)
-                .name(domain)
-                .mode(Mode::Lines)
-                .stack_group("weights")
-                .line(line),
-        );
-    }
-    plot.to_inline_html(Some("weights"))
+        Line {
+            name: domain,
+            points,
+        }
+    });
+    chart(
+        "weights",
+        "Mixture",
+        "How much of the data is drawn from each domain. Before the first update the corpus is drawn as it is; then weight moves to \
+         the domains in which the student is furthest behind.",
+        "weight in the mixture",
+        Content::Areas(lines.collect()),
+    )
 }
 
 /// Student's over teacher's perplexity over the steps; 1 is caught up.
-pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) -> String {
-    let mut plot = chart("student's over teacher's perplexity");
+pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) -> Chart {
     // A line may hold an evaluation of before.
     let measured: Vec<MixtureLine> = mixtures
         .iter()
         .filter(|line| line.evaluated_at_step == line.step)
         .cloned()
         .collect();
-    for domain in domains(mixtures) {
-        let (mut x, mut y) = series(&measured, &domain, |line| &line.ratio);
+    let lines = domains(mixtures).into_iter().map(|domain| {
+        let mut points = series(&measured, &domain, |line| &line.ratio);
         if let Some((step, values)) = after
             && let Some(value) = values.get(&domain)
         {
-            x.push(step);
-            y.push(*value);
+            points.push((step as f64, *value));
         }
-        plot.add_trace(Scatter::new(x, y).name(domain).mode(Mode::LinesMarkers));
-    }
-    let end = after.map_or(1, |(step, _)| step);
-    let caught_up = Line::new().dash(DashType::Dash).color("gray").width(1.0);
-    plot.add_trace(
-        Scatter::new(vec![0, end], vec![1.0, 1.0])
-            .name("caught up")
-            .mode(Mode::Lines)
-            .line(caught_up),
+        Line {
+            name: domain,
+            points,
+        }
+    });
+    let mut chart = chart(
+        "ratios",
+        "How far behind the student is",
+        "The student's perplexity on each domain's validation documents, divided by the teacher's.",
+        "student's over teacher's perplexity",
+        Content::Lines(lines.collect()),
     );
-    plot.to_inline_html(Some("ratios"))
+    for panel in &mut chart.panels {
+        panel.level = Some(caught_up());
+    }
+    chart
+}
+
+/// A ratio of 1.
+pub(crate) fn caught_up() -> Level {
+    Level {
+        name: "caught up".to_owned(),
+        value: 1.0,
+    }
 }
 
 /// Loss by term over the steps; at most 2,000 points.
-pub(crate) fn losses(steps: &[StepLine]) -> String {
-    let mut plot = chart("nats a prediction");
+pub(crate) fn losses(steps: &[StepLine]) -> Chart {
     let every = steps.len().div_ceil(2000).max(1);
     type Term = (&'static str, fn(&StepLine) -> f64);
     let terms: [Term; 3] = [
@@ -71,49 +79,37 @@ pub(crate) fn losses(steps: &[StepLine]) -> String {
         ("cross-entropy", |line| line.ce),
         ("KL", |line| line.kl),
     ];
-    for (name, value) in terms {
-        let (x, y): (Vec<u64>, Vec<f64>) = steps
+    let lines = terms.map(|(name, value)| Line {
+        name: name.to_owned(),
+        points: steps
             .iter()
             .step_by(every)
-            .map(|line| (line.step, value(line)))
-            .unzip();
-        plot.add_trace(Scatter::new(x, y).name(name).mode(Mode::Lines));
-    }
-    plot.to_inline_html(Some("losses"))
+            .map(|line| (line.step as f64, value(line)))
+            .collect(),
+    });
+    chart(
+        "losses",
+        "Loss",
+        "Means over each step's predictions: loss = cross-entropy + gamma KL(teacher || student).",
+        "nats a prediction",
+        Content::Lines(lines.to_vec()),
+    )
 }
 
-fn chart(y: &str) -> Plot {
-    let grid = "rgba(128,128,128,0.25)";
-    let axis = |title: &str| {
-        Axis::new()
-            .title(title.to_owned())
-            .grid_color(grid)
-            .zero_line_color(grid)
-    };
-    let mut plot = Plot::new();
-    // Colours that can be read on a light and on a dark page.
-    plot.set_layout(
-        Layout::new()
-            .auto_size(true)
-            .height(380)
-            .margin(Margin::new().top(10).right(10).left(60).bottom(45))
-            .paper_background_color("rgba(0,0,0,0)")
-            .plot_background_color("rgba(0,0,0,0)")
-            .font(plotly::common::Font::new().color("gray"))
-            .legend(
-                Legend::new()
-                    .orientation(plotly::common::Orientation::Horizontal)
-                    .y(1.15),
-            )
-            .x_axis(axis("step"))
-            .y_axis(axis(y)),
-    );
-    plot.set_configuration(
-        plotly::Configuration::new()
-            .responsive(true)
-            .display_logo(false),
-    );
-    plot
+fn chart(name: &str, title: &str, about: &str, y_label: &str, content: Content) -> Chart {
+    Chart {
+        name: name.to_owned(),
+        title: title.to_owned(),
+        about: about.to_owned(),
+        x_label: "step".to_owned(),
+        y_label: y_label.to_owned(),
+        same_scale: false,
+        panels: vec![Panel {
+            title: String::new(),
+            content,
+            level: None,
+        }],
+    }
 }
 
 fn domains(mixtures: &[MixtureLine]) -> BTreeSet<String> {
@@ -127,9 +123,9 @@ fn series(
     mixtures: &[MixtureLine],
     domain: &str,
     of: impl Fn(&MixtureLine) -> &ByDomain,
-) -> (Vec<u64>, Vec<f64>) {
+) -> Vec<(f64, f64)> {
     mixtures
         .iter()
-        .filter_map(|line| Some((line.step, *of(line).get(domain)?)))
-        .unzip()
+        .filter_map(|line| Some((line.step as f64, *of(line).get(domain)?)))
+        .collect()
 }

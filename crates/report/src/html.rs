@@ -8,7 +8,7 @@ use ddk_run::{
 };
 use plotly::Plot;
 
-use crate::{figures, table};
+use crate::{document::STYLE, figures, plot::plot, table};
 
 /// `report.html` of a run's folder. A run that has not ended yet has no summary; its figures are shown as far as they go.
 pub fn html(folder: &Path) -> Result<String, RunFileError> {
@@ -30,28 +30,20 @@ pub fn html(folder: &Path) -> Result<String, RunFileError> {
         Some(summary) => format!("<h2>Result</h2><pre>{}</pre>", escape(&table(summary))),
         None => "<p>This run has not ended yet.</p>".to_owned(),
     };
-    let sections = [
-        (
-            "Mixture",
-            "How much of the data is drawn from each domain. Before the first update the corpus is drawn as it is; then \
-             weight moves to the domains in which the student is furthest behind.",
-            figures::weights(&mixtures, last_step),
-        ),
-        (
-            "How far behind the student is",
-            "The student's perplexity on each domain's validation documents, divided by the teacher's.",
-            figures::ratios(&mixtures, after),
-        ),
-        (
-            "Loss",
-            "Means over each step's predictions: loss = cross-entropy + gamma KL(teacher || student).",
-            figures::losses(&steps),
-        ),
+    let figures = [
+        figures::weights(&mixtures, last_step),
+        figures::ratios(&mixtures, after),
+        figures::losses(&steps),
     ];
-    let figures: String = sections
+    let figures: String = figures
         .iter()
-        .map(|(title, about, plot)| {
-            format!("<section><h2>{title}</h2><p>{about}</p><div class=\"figure\">{plot}</div></section>\n")
+        .map(|chart| {
+            format!(
+                "<section><h2>{}</h2><p>{}</p>{}</section>\n",
+                chart.title,
+                escape(&chart.about),
+                plot(chart)
+            )
         })
         .collect();
     Ok(format!(
@@ -66,12 +58,6 @@ pub fn html(folder: &Path) -> Result<String, RunFileError> {
     ))
 }
 
-const STYLE: &str = "\
-:root { color-scheme: light dark; } \
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; } \
-h1, h2 { font-weight: 600; } pre { overflow-x: auto; font-size: 13px; line-height: 1.4; } \
-.figure { min-height: 380px; }";
-
 fn ratios_after(summary: &Summary) -> ByDomain {
     summary
         .domains
@@ -80,7 +66,7 @@ fn ratios_after(summary: &Summary) -> ByDomain {
         .collect()
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -79,6 +79,20 @@ pub fn table(summary: &Summary) -> String {
         summary.save_stall_seconds,
         100.0 * summary.save_stall_seconds / summary.distill_seconds.max(1e-9)
     );
+    let _ = writeln!(
+        text,
+        "computed {:.3e} FLOPs: teacher {:.3e}, student {:.3e}, evaluation {:.3e}",
+        summary.teacher_flops + summary.student_flops + summary.evaluation_flops,
+        summary.teacher_flops,
+        summary.student_flops,
+        summary.evaluation_flops,
+    );
+    let _ = writeln!(
+        text,
+        "DDK's own cost: evaluation and mixture {:.2} % of the FLOPs, {:.2} % of the time",
+        100.0 * summary.mixture_flops_share,
+        100.0 * summary.mixture_seconds_share
+    );
     if let Some(serial) = &summary.serial {
         let ratio = summary.tokens_per_second / serial.tokens_per_second;
         let _ = writeln!(

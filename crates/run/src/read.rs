@@ -36,9 +36,13 @@ pub fn mixtures(folder: &Path) -> Result<(Vec<MixtureLine>, Vec<DrawnLine>), Run
 
 /// `summary.json`.
 pub fn summary(folder: &Path) -> Result<Summary, RunFileError> {
-    let path = folder.join("summary.json");
-    let text = fs::read_to_string(&path).map_err(RunFileError::io("read", &path))?;
-    serde_json::from_str(&text).map_err(|error| bad(&path, error.line(), &error))
+    record(&folder.join("summary.json"))
+}
+
+/// A file that holds one record.
+pub fn record<T: DeserializeOwned>(path: &Path) -> Result<T, RunFileError> {
+    let text = fs::read_to_string(path).map_err(RunFileError::io("read", path))?;
+    serde_json::from_str(&text).map_err(|error| bad(path, error.line(), &error))
 }
 
 /// Every line of a file. A last line without a line break was being written when its writer ended; it is left out.

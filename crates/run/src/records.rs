@@ -196,6 +196,24 @@ pub struct Summary {
     pub overlap: f64,
     /// Share of `distill_seconds` in which the student waited while a teacher lane waited for data.
     pub data_wait_share: f64,
+    /// Floating-point operations of the teacher's labelling, from the models' shapes and the tokens that went through them.
+    #[serde(default)]
+    pub teacher_flops: f64,
+    /// Of the student's training, forward and backward.
+    #[serde(default)]
+    pub student_flops: f64,
+    /// Of all evaluations: at the start, for each mixture, at the end; the teacher's where they were not known.
+    #[serde(default)]
+    pub evaluation_flops: f64,
+    /// Of those evaluations that mixtures were decided by: all but the last one, where the policy goes by perplexities.
+    #[serde(default)]
+    pub mixture_flops: f64,
+    /// `mixture_flops / (teacher_flops + student_flops)`: what steering costs beside plain distillation.
+    #[serde(default)]
+    pub mixture_flops_share: f64,
+    /// `boundary_seconds / distill_seconds`: the same as time, with the draining and filling of the queues.
+    #[serde(default)]
+    pub mixture_seconds_share: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,
     /// `max_steps`, `max_intervals`, `max_tokens` or `stop_ratio`.

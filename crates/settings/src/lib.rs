@@ -8,6 +8,7 @@
 mod document;
 mod error;
 mod load;
+mod method;
 mod options;
 mod origin;
 mod reference;
@@ -16,6 +17,7 @@ mod validate;
 
 pub use error::{Error, Problem};
 pub use load::{Loaded, load};
+pub use method::Method;
 pub use options::{
     Dtype, FirstInterval, MixturePolicy, ObjectiveName, Options, Packing, Spike, ValidationBy,
     WhenStale,

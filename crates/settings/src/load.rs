@@ -1,4 +1,4 @@
-//! The layers: defaults, files in order, the environment, `--set`.
+//! The layers: defaults, what the method stands for, files in order, the environment, `--set`.
 
 use std::{fs, path::PathBuf};
 
@@ -86,7 +86,13 @@ pub fn load(
     if !problems.is_empty() {
         return Err(Error(problems));
     }
-    let settings = validate(merge(&layers)?, &origins)?;
+    let mut options = merge(&layers)?;
+    if let Some(method) = options.method {
+        layers.insert(1, method.layer());
+        options = merge(&layers)?;
+        origins.record_method(method);
+    }
+    let settings = validate(options, &origins)?;
     Ok(Loaded { settings, origins })
 }
 

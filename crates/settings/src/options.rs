@@ -5,10 +5,16 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Method;
+
 /// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
+    /// What `mixture.policy` and `objective.name` are where they are not written, by the names of the paper's rows: `cpt` (natural,
+    /// ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural, ted), `minillm` (natural, reverse_kl), `ddk`
+    /// (ddk, forward_kl), `ddk-no-smoothing`, `ddk-equal` (equal, forward_kl). Must come before the first table of a file.
+    pub method: Option<Method>,
     /// The run: its name, its end, its seed.
     pub run: Option<RunOptions>,
     /// How text becomes rows of tokens.
@@ -467,6 +473,9 @@ pub struct TelemetryOptions {
     pub address: Option<String>,
     /// Stop where the port is taken, instead of going on without the server.
     pub required: Option<bool>,
+    /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile collector; its name ends in
+    /// `.prom`.
+    pub file: Option<PathBuf>,
 }
 
 /// What is said while running.

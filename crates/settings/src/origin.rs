@@ -2,11 +2,15 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use crate::Method;
+
 /// The layer, and the place in it, that a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// A built-in default.
     Default,
+    /// What the method in use stands for.
+    Method(Method),
     /// A file, and the line in it.
     File(PathBuf, usize),
     /// A variable of the environment.
@@ -19,6 +23,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => formatter.write_str("default"),
+            Self::Method(method) => write!(formatter, "method {}", method.name()),
             Self::File(path, line) => write!(formatter, "{}:{line}", path.display()),
             Self::Environment(name) => write!(formatter, "environment {name}"),
             Self::Set(text) => write!(formatter, "--set {text}"),
@@ -46,6 +51,15 @@ impl Origins {
             })
             .cloned()
             .unwrap_or(Origin::Default)
+    }
+
+    /// What a method stands for is the origin of its choices, unless they were written.
+    pub(crate) fn record_method(&mut self, method: Method) {
+        for (key, _) in method.choices() {
+            self.0
+                .entry(key.to_owned())
+                .or_insert_with(|| method.origin());
+        }
     }
 
     pub(crate) fn record(&mut self, key: String, origin: Origin) {

@@ -17,10 +17,16 @@ pub fn reference() -> String {
         "# Settings\n\n\
          Made from `crates/settings/src/options.rs`; `ddk config schema` prints the JSON schema, `ddk config show --origin CONFIG` \
          the values in use and where each comes from.\n\n\
-         Layers: built-in defaults, then files in order, then the environment (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. \
+         Layers: built-in defaults, then what `method` stands for, then files in order, then the environment (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. \
          Tables merge key by key; arrays replace each other. Paths are relative to the folder in which `ddk` is started.\n",
     );
-    for (name, section) in properties(&schema) {
+    text.push_str("\n## Before the first table\n\n| key | what |\n|---|---|\n");
+    for (key, value) in properties(&schema) {
+        if is_plain(&schema, value) {
+            text.push_str(&format!("| `{key}` | {} |\n", description(value)));
+        }
+    }
+    for (name, section) in properties(&schema).filter(|(_, value)| !is_plain(&schema, value)) {
         let (path, table) = match resolve(&schema, section) {
             Some(table) => (name.clone(), table),
             // A map of tables.
@@ -99,6 +105,12 @@ fn resolve<'a>(schema: &'a Value, value: &'a Value) -> Option<&'a Value> {
             .find_map(|choice| choice.get("$ref"))
     })?;
     schema.pointer(reference.as_str()?.strip_prefix('#')?)
+}
+
+/// A key of its own, no table.
+fn is_plain(schema: &Value, value: &Value) -> bool {
+    let table = resolve(schema, value).is_some_and(|table| table.get("properties").is_some());
+    !table && entries(value).is_none()
 }
 
 fn entries(value: &Value) -> Option<&Value> {

@@ -6,13 +6,16 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    Dtype, FirstInterval, MixturePolicy, ObjectiveName, Packing, Spike, ValidationBy, WhenStale,
+    Dtype, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike, ValidationBy,
+    WhenStale,
 };
 
 /// All settings of a run. See [`crate::Options`] for what each means.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Settings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
     pub run: Run,
     pub corpus: Corpus,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -233,6 +236,8 @@ pub struct Telemetry {
     pub enabled: bool,
     pub address: String,
     pub required: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 /// `[log]`.

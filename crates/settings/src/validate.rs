@@ -160,6 +160,7 @@ impl Checker<'_> {
             })
             .collect();
         Some(Settings {
+            method: options.method,
             run,
             corpus: corpus?,
             domains,
@@ -526,7 +527,18 @@ impl Checker<'_> {
                 format!("`telemetry.address` is \"{address}\", expected an address and a port such as \"127.0.0.1:9469\""),
             ),
         }
+        let prom = |file: &std::path::PathBuf| file.extension().is_some_and(|end| end == "prom");
+        if let Some(file) = telemetry.file.as_ref().filter(|file| !prom(file)) {
+            self.problem(
+                "telemetry.file",
+                format!(
+                    "`telemetry.file` is \"{}\", expected a name that ends in `.prom`: the node exporter reads no other",
+                    file.display()
+                ),
+            );
+        }
         Some(Telemetry {
+            file: telemetry.file,
             enabled: self.need("telemetry.enabled", telemetry.enabled)?,
             address,
             required: self.need("telemetry.required", telemetry.required)?,

@@ -7,7 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ddk_settings::{FirstInterval, Loaded, MixturePolicy, Origin, load, reference, schema};
+use ddk_settings::{
+    FirstInterval, Loaded, Method, MixturePolicy, ObjectiveName, Origin, load, reference, schema,
+};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -134,7 +136,7 @@ fn every_ready_configuration_loads_and_reads_back_from_a_runs_folder() {
             path.display()
         );
     }
-    assert_eq!(count, 6);
+    assert_eq!(count, 7);
 }
 
 /// `UPDATE=1 cargo test -p ddk-settings` writes them anew.
@@ -178,4 +180,36 @@ fn every_key_is_documented() {
             );
         }
     }
+}
+
+#[test]
+fn a_method_stands_for_two_choices_directly_above_the_defaults() {
+    for method in Method::ALL {
+        let loaded = with(&[], &[&format!("method={}", method.name())], &[]);
+        let written: toml::Table = toml::from_str(&loaded.settings.to_toml()).unwrap();
+        for (key, value) in method.choices() {
+            let (table, key_in_table) = key.split_once('.').unwrap();
+            assert_eq!(written[table][key_in_table].as_str(), Some(value), "{key}");
+            assert_eq!(loaded.origins.of(key), Origin::Method(method));
+        }
+        assert_eq!(
+            loaded.origins.of("mixture.policy").to_string(),
+            format!("method {}", method.name())
+        );
+    }
+    // What is written wins, wherever it stands; the last word on the method counts.
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(
+        folder.path(),
+        "own.toml",
+        "method = \"cpt\"\n[objective]\nname = \"tvd\"\n",
+    );
+    let loaded = with(
+        std::slice::from_ref(&path),
+        &[],
+        &[("DDK__METHOD", "ddk-equal")],
+    );
+    assert_eq!(loaded.settings.mixture.policy, MixturePolicy::Equal);
+    assert_eq!(loaded.settings.objective.name, ObjectiveName::Tvd);
+    assert_eq!(loaded.origins.of("objective.name"), Origin::File(path, 3));
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::metrics;
+use crate::{metrics, samples::Samples};
 
 const STOPPED: u8 = 0;
 const COMPUTING: u8 = 1;
@@ -108,6 +108,8 @@ impl Board {
             }),
         };
         workers.push(worker.clone());
+        // From 0, so that the first restart is an increase.
+        metrics::WORKER_RESTARTS.with(&[name]).increment(0);
         worker
     }
 
@@ -135,14 +137,42 @@ impl Board {
             .collect()
     }
 
-    /// Sets the gauges of all workers; called when somebody looks.
-    pub fn publish(&self) {
-        for worker in self.workers() {
-            let (name, totals) = (worker.inner.name.as_str(), worker.totals());
-            metrics::WORKER_BUSY.with(&[name]).set(totals.busy);
-            metrics::WORKER_STARVED.with(&[name]).set(totals.starved);
-            metrics::WORKER_BLOCKED.with(&[name]).set(totals.blocked);
-        }
+    /// How all workers have spent their time and what they do now.
+    pub(crate) fn sample(&self, samples: &mut Samples<'_>) {
+        let workers = self.workers();
+        let totals: Vec<(&str, Totals)> = workers
+            .iter()
+            .map(|worker| (worker.inner.name.as_str(), worker.totals()))
+            .collect();
+        let each = |of: fn(&Totals) -> f64| {
+            let workers = totals.iter();
+            workers.map(move |(name, spent)| (vec![*name], of(spent)))
+        };
+        samples.add(&metrics::WORKER_BUSY, each(|spent| spent.busy));
+        samples.add(&metrics::WORKER_STARVED, each(|spent| spent.starved));
+        samples.add(&metrics::WORKER_BLOCKED, each(|spent| spent.blocked));
+        let states = [
+            ("computing", COMPUTING),
+            ("starved", STARVED),
+            ("blocked", BLOCKED),
+            ("stopped", STOPPED),
+        ];
+        let of_worker = |worker: &Worker| {
+            let now = worker.inner.state.load(Ordering::Acquire);
+            states.map(|(state, number)| (state, f64::from(u8::from(number == now))))
+        };
+        let values = workers.iter().flat_map(|worker| {
+            let name = worker.inner.name.as_str();
+            of_worker(worker).map(|(state, is)| (vec![name, state], is))
+        });
+        samples.add(&metrics::WORKER_STATE, values);
+        let now = (self.clock)();
+        let ages = workers.iter().map(|worker| {
+            let since = Duration::from_nanos(worker.inner.since.load(Ordering::Acquire));
+            let age = now.saturating_sub(since).as_secs_f64();
+            (vec![worker.inner.name.as_str()], age)
+        });
+        samples.add(&metrics::WORKER_HEARTBEAT, ages);
     }
 
     fn workers(&self) -> Vec<Worker> {
@@ -237,6 +267,25 @@ mod tests {
         board.worker("teacher-0").computing();
         advance(1);
         assert_eq!(worker.totals().busy, 6.0);
+    }
+
+    #[test]
+    fn what_is_published_is_monotonic_and_names_the_state() {
+        let (board, seconds) = board();
+        board.worker("student").computing();
+        seconds.store(4, Ordering::Relaxed);
+        let mut samples = Samples::new(String::new(), "small");
+        board.sample(&mut samples);
+        let page = samples.into_page();
+        for line in [
+            "ddk_worker_busy_seconds_total{run=\"small\",worker=\"student\"} 4\n",
+            "ddk_worker_starved_seconds_total{run=\"small\",worker=\"student\"} 0\n",
+            "ddk_worker_state{run=\"small\",worker=\"student\",state=\"computing\"} 1\n",
+            "ddk_worker_state{run=\"small\",worker=\"student\",state=\"blocked\"} 0\n",
+            "ddk_worker_heartbeat_age_seconds{run=\"small\",worker=\"student\"} 4\n",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
     }
 
     #[test]

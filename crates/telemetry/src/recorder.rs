@@ -1,12 +1,19 @@
 //! The recorder behind the handles, and the page that Prometheus reads.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::{
     Board,
-    metrics::{self, ALL, Kind},
+    machine::Machine,
+    metrics::{self, ALL, describe},
+    samples::Samples,
 };
 
 /// Bounds of the histograms' buckets, in seconds: from a queue's hop to a long evaluation.
@@ -14,53 +21,79 @@ const BUCKETS: [f64; 15] = [
     1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
 ];
 
+/// The recorder of the run that goes on.
+static CURRENT: RwLock<Option<Arc<PrometheusRecorder>>> = RwLock::new(None);
+
 /// Why no recorder could be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
-    /// The process has one already.
-    #[error("a metrics recorder is installed already")]
+    /// The process has one of another kind.
+    #[error("another metrics recorder is installed already")]
     Installed,
     /// The recorder could not be built.
     #[error("the metrics recorder cannot be built: {0}")]
     Build(String),
 }
 
-/// The process's recorder. Cheap to clone.
+/// The recorder of a run. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
     handle: PrometheusHandle,
     board: Arc<Board>,
+    run: Arc<str>,
+    machine: Arc<Machine>,
+    /// Seconds since 1970.
+    started: f64,
 }
 
 impl std::fmt::Debug for Recorder {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Recorder")
+        write!(formatter, "Recorder({})", self.run)
     }
 }
 
 impl Recorder {
-    /// Installs the process's recorder; once.
-    pub fn install(board: Arc<Board>) -> Result<Self, RecorderError> {
+    /// Records what the process does from now on as the run's. A process may make several runs, one after the other: each begins
+    /// with a recorder of its own, so that no number of one is told of another. `folder`: the run's, whose disk is watched.
+    pub fn install(board: Arc<Board>, run: &str, folder: &Path) -> Result<Self, RecorderError> {
         let recorder = PrometheusBuilder::new()
+            .with_recommended_naming(true)
+            .add_global_label("run", run)
             .set_buckets(&BUCKETS)
             .map_err(|error| RecorderError::Build(error.to_string()))?
             .build_recorder();
         let handle = recorder.handle();
-        ::metrics::set_global_recorder(recorder).map_err(|_| RecorderError::Installed)?;
+        let first = {
+            let mut current = CURRENT.write().unwrap_or_else(PoisonError::into_inner);
+            current.replace(Arc::new(recorder)).is_none()
+        };
+        if first {
+            ::metrics::set_global_recorder(Switch).map_err(|_| RecorderError::Installed)?;
+        }
         for metric in ALL {
             describe(metric);
         }
         metrics::BUILD_INFO
             .with(&[env!("CARGO_PKG_VERSION")])
             .set(1.0);
-        Ok(Self { handle, board })
+        Ok(Self {
+            handle,
+            board,
+            run: run.into(),
+            machine: Arc::new(Machine::new(folder.to_owned())),
+            started: seconds_since_1970(),
+        })
     }
 
     /// The page of all metrics, with what is read at the moment that somebody looks.
     pub fn render(&self) -> String {
-        self.board.publish();
-        metrics::RESIDENT.with(&[]).set(resident_bytes() as f64);
-        self.handle.render()
+        let mut samples = Samples::new(self.handle.render(), &self.run);
+        let ready = f64::from(u8::from(self.board.is_ready()));
+        samples.add_one(&metrics::READY, Some(ready));
+        samples.add_one(&metrics::START_TIME, Some(self.started));
+        self.board.sample(&mut samples);
+        self.machine.sample(&mut samples);
+        samples.into_page()
     }
 
     /// Health, for the server.
@@ -68,30 +101,60 @@ impl Recorder {
         &self.board
     }
 
-    /// Keeps histograms bounded while nobody scrapes; runs until it is dropped.
-    pub async fn upkeep(&self) {
-        let mut ticks = tokio::time::interval(Duration::from_secs(5));
-        loop {
-            ticks.tick().await;
-            self.handle.run_upkeep();
-        }
+    /// The run that is recorded.
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// Moves what histograms have gathered into their buckets. Without it, or a scrape, they grow with every record.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
     }
 }
 
-#[allow(clippy::disallowed_macros)]
-fn describe(metric: &'static metrics::Metric) {
-    match metric.kind {
-        Kind::Counter => ::metrics::describe_counter!(metric.name, metric.help),
-        Kind::Gauge => ::metrics::describe_gauge!(metric.name, metric.help),
-        Kind::Histogram => ::metrics::describe_histogram!(metric.name, metric.help),
+/// Now, as Prometheus has it.
+pub fn seconds_since_1970() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs_f64()
+}
+
+/// The process's recorder: hands on to the current run's.
+struct Switch;
+
+impl Switch {
+    fn current<T>(&self, ask: impl FnOnce(&PrometheusRecorder) -> T) -> Option<T> {
+        let current = CURRENT.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_deref().map(ask)
     }
 }
 
-fn resident_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
+impl ::metrics::Recorder for Switch {
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.current(|recorder| recorder.describe_counter(name, unit, help));
+    }
+
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.current(|recorder| recorder.describe_gauge(name, unit, help));
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.current(|recorder| recorder.describe_histogram(name, unit, help));
+    }
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        self.current(|recorder| recorder.register_counter(key, metadata))
+            .unwrap_or_else(Counter::noop)
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        self.current(|recorder| recorder.register_gauge(key, metadata))
+            .unwrap_or_else(Gauge::noop)
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        self.current(|recorder| recorder.register_histogram(key, metadata))
+            .unwrap_or_else(Histogram::noop)
+    }
 }

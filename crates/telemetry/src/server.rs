@@ -33,7 +33,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    tasks: [JoinHandle<()>; 2],
+    task: JoinHandle<()>,
 }
 
 impl Server {
@@ -45,9 +45,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 
@@ -67,17 +65,13 @@ pub async fn serve(address: SocketAddr, recorder: Recorder) -> Result<Server, Se
         .route("/metrics", get(metrics))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
-        .with_state(recorder.clone());
-    let serving = tokio::spawn(async move {
+        .with_state(recorder);
+    let task = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the metrics server ended");
         }
     });
-    let upkeep = tokio::spawn(async move { recorder.upkeep().await });
-    Ok(Server {
-        address,
-        tasks: [serving, upkeep],
-    })
+    Ok(Server { address, task })
 }
 
 async fn metrics(State(recorder): State<Recorder>) -> impl IntoResponse {

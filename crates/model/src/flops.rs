@@ -1,0 +1,89 @@
+//! What a forward costs, from a model's shape alone.
+
+use crate::{ModelConfig, design::Design};
+
+/// Floating-point operations of a model's matrix products; a multiplication with its addition is two.
+///
+/// Norms, activations, rotations and softmaxes are left out, as is usual: they are under a percent of the products. Attention is
+/// causal, so a text of T tokens has T (T + 1) / 2 pairs of a query and a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flops {
+    /// A token's way through the projections and MLPs of all layers.
+    per_token: u64,
+    /// A pair of a query and a key in all layers: their product, and the value's share.
+    per_pair: u64,
+    /// A number of the logits.
+    per_logit: u64,
+}
+
+impl ModelConfig {
+    /// What this model's forward costs.
+    pub fn flops(&self) -> Flops {
+        Flops::of(self.design())
+    }
+}
+
+impl Flops {
+    fn of(design: &Design) -> Self {
+        let size = |number: i64| number.unsigned_abs();
+        let (width, layers, mlp) = (
+            size(design.hidden_size),
+            size(design.layers),
+            size(design.mlp.width),
+        );
+        let attention = &design.attention;
+        let query = size(attention.heads * attention.head_dim);
+        let key_value = size(attention.kv_heads * attention.head_dim);
+        let mlp_matrices = if design.mlp.gated { 3 } else { 2 };
+        let weights = width * (2 * query + 2 * key_value) + mlp_matrices * width * mlp;
+        Self {
+            per_token: 2 * layers * weights,
+            per_pair: 4 * layers * query,
+            per_logit: 2 * width,
+        }
+    }
+
+    /// Texts of these lengths, each on its own, from token ids to hidden states.
+    pub fn hidden(&self, lengths: impl IntoIterator<Item = u64>) -> f64 {
+        let of_text = |length: u64| {
+            let (tokens, pairs) = (length as f64, (length * (length + 1) / 2) as f64);
+            tokens * self.per_token as f64 + pairs * self.per_pair as f64
+        };
+        lengths.into_iter().map(of_text).sum()
+    }
+
+    /// Hidden states of so many positions to logits of so many columns.
+    pub fn head(&self, positions: u64, columns: u64) -> f64 {
+        (positions * columns) as f64 * self.per_logit as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Architecture;
+
+    #[test]
+    fn the_products_of_a_small_model_are_counted_by_hand() {
+        let config = ModelConfig::llama(
+            Architecture {
+                vocab_size: 100,
+                hidden_size: 8,
+                intermediate_size: 12,
+                num_hidden_layers: 2,
+                num_attention_heads: 2,
+                num_key_value_heads: 1,
+                max_position_embeddings: 32,
+                rope_theta: 1e4,
+                tie_word_embeddings: true,
+            },
+            None,
+        );
+        let flops = config.unwrap().flops();
+        // A layer: q 8 x 8, k and v 8 x 4 each, o 8 x 8, three matrices of 8 x 12: 480 weights.
+        assert_eq!(flops.hidden([1]), 2.0 * 2.0 * 480.0 + 64.0);
+        // A pair: 2 heads of 4 numbers, once for the logit and once for the value, in 2 layers.
+        assert_eq!(flops.hidden([3, 2]), 5.0 * 1920.0 + (6.0 + 3.0) * 64.0);
+        assert_eq!(flops.head(5, 10), 5.0 * 10.0 * 16.0);
+    }
+}

@@ -1,0 +1,456 @@
+//! Many runs beside each other: methods by seeds, in groups where a setting is swept.
+//!
+//! [`ComparedRun`] is what a run's folder says; a [`Comparison`] is made from these and from nothing else, and becomes Markdown, a
+//! page, JSON and SVG files.
+
+mod figures;
+mod text;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ddk_run::{
+    RunFileError, read,
+    records::{ByDomain, DrawnLine, MixtureLine, Summary},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    chart::Chart,
+    document,
+    scores::Scores,
+    statistics::{Paired, Spread},
+    svg,
+};
+
+/// A run that is done.
+#[derive(Debug, Clone)]
+pub struct ComparedRun {
+    /// Its method.
+    pub method: String,
+    /// Its seed.
+    pub seed: u64,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its `summary.json`.
+    pub summary: Summary,
+    /// What its phases cost before it (DoReMi's reference and proxy, TED's filters): their sums.
+    pub phases: Costs,
+    /// Its `mixture.jsonl`.
+    pub mixtures: Vec<MixtureLine>,
+    /// What its intervals drew.
+    pub drawn: Vec<DrawnLine>,
+    /// Its student's scores on other tasks.
+    pub scores: Scores,
+}
+
+/// What a run, or a phase of one, took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Costs {
+    /// FLOPs of the teacher.
+    pub teacher_flops: f64,
+    /// Of the student's training.
+    pub student_flops: f64,
+    /// Of evaluations.
+    pub evaluation_flops: f64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+impl Costs {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            teacher_flops: self.teacher_flops + other.teacher_flops,
+            student_flops: self.student_flops + other.student_flops,
+            evaluation_flops: self.evaluation_flops + other.evaluation_flops,
+            seconds: self.seconds + other.seconds,
+        }
+    }
+}
+
+impl ComparedRun {
+    /// Reads a run's folder.
+    pub fn read(folder: &Path, method: &str, seed: u64) -> Result<Self, RunFileError> {
+        let (mixtures, drawn) = read::mixtures(folder)?;
+        Ok(Self {
+            method: method.to_owned(),
+            seed,
+            folder: folder.to_owned(),
+            summary: read::summary(folder)?,
+            phases: phases(folder)?,
+            mixtures,
+            drawn,
+            scores: Scores::new(),
+        })
+    }
+
+    /// Of the run and its phases.
+    fn costs(&self) -> Costs {
+        let summary = &self.summary;
+        self.phases.plus(Costs {
+            teacher_flops: summary.teacher_flops,
+            student_flops: summary.student_flops,
+            evaluation_flops: summary.evaluation_flops,
+            seconds: summary.seconds,
+        })
+    }
+}
+
+/// Sums of the runs in `phases/`.
+fn phases(folder: &Path) -> Result<Costs, RunFileError> {
+    let Ok(entries) = fs::read_dir(folder.join("phases")) else {
+        return Ok(Costs::default());
+    };
+    let mut sum = Costs::default();
+    for entry in entries.filter_map(Result::ok) {
+        let path = entry.path().join("summary.json");
+        if !path.exists() {
+            continue;
+        }
+        sum = sum.plus(read::record(&path)?);
+    }
+    Ok(sum)
+}
+
+/// What is compared.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Its name.
+    pub name: String,
+    /// The command that made it.
+    pub command: String,
+    /// The method that the others are held against, where it is among them.
+    pub reference: Option<String>,
+    /// The seeds.
+    pub seeds: Vec<u64>,
+    /// One a swept value; one where nothing is swept.
+    pub groups: Vec<Group>,
+}
+
+/// Methods under the same settings.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Group {
+    /// `key = value` of the sweep.
+    pub swept: Option<String>,
+    /// The student before the first step.
+    pub start: Model,
+    /// The teacher.
+    pub teacher: Model,
+    /// One a method.
+    pub methods: Vec<MethodResult>,
+    /// Its figures.
+    #[serde(skip)]
+    pub charts: Vec<Chart>,
+}
+
+/// A model that is the same for all.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Model {
+    /// By domain.
+    pub perplexity: ByDomain,
+    /// On other tasks.
+    pub scores: Scores,
+}
+
+/// What a method led to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MethodResult {
+    /// Its name.
+    pub method: String,
+    /// The runs' folders, one a seed.
+    pub folders: Vec<PathBuf>,
+    /// The student's perplexity after the last step, by domain.
+    pub perplexity: BTreeMap<String, Spread>,
+    /// The mean over the domains.
+    pub mean_perplexity: Spread,
+    /// Student's over teacher's, by domain.
+    pub ratio: BTreeMap<String, Spread>,
+    /// The mean over the domains.
+    pub mean_ratio: Spread,
+    /// The domain with the largest ratio.
+    pub worst_domain: String,
+    /// Against the reference, seed by seed; none for the reference itself.
+    pub difference: Option<Difference>,
+    /// Tokens trained on.
+    pub tokens: Spread,
+    /// Each domain's share of them.
+    pub token_share: BTreeMap<String, Spread>,
+    /// FLOPs of the teacher, phases included.
+    pub teacher_flops: Spread,
+    /// Of the student's training.
+    pub student_flops: Spread,
+    /// Of evaluations.
+    pub evaluation_flops: Spread,
+    /// Evaluation and mixture during the run as a share of the training's FLOPs.
+    pub mixture_flops_share: Spread,
+    /// The same of the time.
+    pub mixture_seconds_share: Spread,
+    /// Wall time, phases included.
+    pub seconds: Spread,
+    /// On other tasks, over the seeds that have them.
+    pub scores: BTreeMap<String, BTreeMap<String, Spread>>,
+    /// The columns (`perplexity.DOMAIN`, `mean_perplexity`, `mean_ratio`) in which it is the lowest, and the interval of the
+    /// difference excludes zero.
+    pub best_in: Vec<String>,
+}
+
+/// Differences from the reference.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Of the perplexity, by domain.
+    pub perplexity: BTreeMap<String, Paired>,
+    /// Of the mean over the domains.
+    pub mean_perplexity: Paired,
+    /// Of the mean ratio.
+    pub mean_ratio: Paired,
+}
+
+impl Group {
+    /// A group of runs: every method with the same seeds, in the order in which methods come.
+    pub fn new(
+        swept: Option<String>,
+        runs: &[ComparedRun],
+        reference: Option<&str>,
+        start_scores: Scores,
+        teacher_scores: Scores,
+    ) -> Self {
+        let mut names: Vec<&str> = Vec::new();
+        for run in runs {
+            if !names.contains(&run.method.as_str()) {
+                names.push(&run.method);
+            }
+        }
+        let of = |name: &str| -> Vec<&ComparedRun> {
+            let mut own: Vec<&ComparedRun> = runs.iter().filter(|run| run.method == name).collect();
+            own.sort_by_key(|run| run.seed);
+            own
+        };
+        let mut methods: Vec<MethodResult> = names
+            .iter()
+            .map(|name| MethodResult::of(name, &of(name)))
+            .collect();
+        let against = methods
+            .iter()
+            .find(|method| Some(method.method.as_str()) == reference)
+            .cloned();
+        if let Some(against) = &against {
+            for method in &mut methods {
+                if method.method != against.method {
+                    method.difference = Some(Difference::of(method, against));
+                }
+            }
+            mark(&mut methods, &against.method);
+        }
+        let domains = runs.iter().take(1).flat_map(|run| &run.summary.domains);
+        let (start, teacher) = domains
+            .map(|(name, domain)| {
+                let of = |value| (name.clone(), value);
+                (
+                    of(domain.student_perplexity_before),
+                    of(domain.teacher_perplexity),
+                )
+            })
+            .unzip();
+        let mut group = Self {
+            swept,
+            start: Model {
+                perplexity: start,
+                scores: start_scores,
+            },
+            teacher: Model {
+                perplexity: teacher,
+                scores: teacher_scores,
+            },
+            methods,
+            charts: Vec::new(),
+        };
+        group.charts = figures::charts(&group, runs);
+        group
+    }
+
+    /// A part of a file's name.
+    fn slug(&self) -> String {
+        let plain = |character: char| match character.is_ascii_alphanumeric() || character == '.' {
+            true => character,
+            false => '-',
+        };
+        let swept = self.swept.iter();
+        swept
+            .map(|text| {
+                format!(
+                    "-{}",
+                    text.replace(" = ", "-")
+                        .chars()
+                        .map(plain)
+                        .collect::<String>()
+                )
+            })
+            .collect()
+    }
+}
+
+impl MethodResult {
+    fn of(name: &str, runs: &[&ComparedRun]) -> Self {
+        let spread = |value: &dyn Fn(&ComparedRun) -> f64| {
+            Spread::of(runs.iter().map(|run| value(run)).collect())
+        };
+        let domains: Vec<&String> = runs
+            .first()
+            .map_or_else(Vec::new, |run| run.summary.domains.keys().collect());
+        let by_domain = |value: &dyn Fn(&ddk_run::records::DomainSummary) -> f64| {
+            let of_domain = |domain: &&String| {
+                let of_run =
+                    |run: &ComparedRun| run.summary.domains.get(*domain).map_or(f64::NAN, value);
+                ((*domain).clone(), spread(&of_run))
+            };
+            domains.iter().map(of_domain).collect::<BTreeMap<_, _>>()
+        };
+        let mean_of = |value: fn(&ddk_run::records::DomainSummary) -> f64| {
+            spread(&move |run: &ComparedRun| {
+                let values = run.summary.domains.values();
+                values.map(value).sum::<f64>() / run.summary.domains.len() as f64
+            })
+        };
+        let ratio = by_domain(&|domain| domain.ratio_after);
+        let worst = ratio
+            .iter()
+            .max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean));
+        Self {
+            method: name.to_owned(),
+            folders: runs.iter().map(|run| run.folder.clone()).collect(),
+            perplexity: by_domain(&|domain| domain.student_perplexity_after),
+            mean_perplexity: mean_of(|domain| domain.student_perplexity_after),
+            worst_domain: worst.map_or_else(String::new, |(domain, _)| domain.clone()),
+            ratio,
+            mean_ratio: mean_of(|domain| domain.ratio_after),
+            difference: None,
+            tokens: spread(&|run| run.summary.tokens as f64),
+            token_share: by_domain(&|domain| domain.token_share),
+            teacher_flops: spread(&|run| run.costs().teacher_flops),
+            student_flops: spread(&|run| run.costs().student_flops),
+            evaluation_flops: spread(&|run| run.costs().evaluation_flops),
+            mixture_flops_share: spread(&|run| run.summary.mixture_flops_share),
+            mixture_seconds_share: spread(&|run| run.summary.mixture_seconds_share),
+            seconds: spread(&|run| run.costs().seconds),
+            scores: scores(runs),
+            best_in: Vec::new(),
+        }
+    }
+
+    /// FLOPs of everything.
+    fn all_flops(&self) -> f64 {
+        self.teacher_flops.mean + self.student_flops.mean + self.evaluation_flops.mean
+    }
+
+    /// The columns in which lower is better, by name.
+    fn columns(&self) -> impl Iterator<Item = (String, &Spread)> {
+        let domains = self.perplexity.iter();
+        domains
+            .map(|(domain, spread)| (format!("perplexity.{domain}"), spread))
+            .chain([
+                ("mean_perplexity".to_owned(), &self.mean_perplexity),
+                ("mean_ratio".to_owned(), &self.mean_ratio),
+            ])
+    }
+
+    fn column(&self, name: &str) -> Option<&Spread> {
+        self.columns()
+            .find(|(other, _)| other == name)
+            .map(|(_, spread)| spread)
+    }
+}
+
+impl Difference {
+    fn of(method: &MethodResult, reference: &MethodResult) -> Self {
+        let paired = |a: &Spread, b: &Spread| Paired::of(&a.values, &b.values);
+        let domains = method.perplexity.iter().zip(reference.perplexity.values());
+        Self {
+            perplexity: domains
+                .map(|((domain, own), other)| (domain.clone(), paired(own, other)))
+                .collect(),
+            mean_perplexity: paired(&method.mean_perplexity, &reference.mean_perplexity),
+            mean_ratio: paired(&method.mean_ratio, &reference.mean_ratio),
+        }
+    }
+}
+
+/// Marks the lowest of each column, where its paired difference from the reference excludes zero; the reference itself where that
+/// of the next lowest does.
+fn mark(methods: &mut [MethodResult], reference: &str) {
+    let columns: Vec<String> = methods.first().map_or_else(Vec::new, |method| {
+        method.columns().map(|(name, _)| name).collect()
+    });
+    for column in columns {
+        let mut order: Vec<(usize, f64)> = methods
+            .iter()
+            .enumerate()
+            .filter_map(|(index, method)| Some((index, method.column(&column)?.mean)))
+            .collect();
+        order.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let [best, next, ..] = order[..] else {
+            continue;
+        };
+        let told_apart = match methods[best.0].method == reference {
+            true => next.0,
+            false => best.0,
+        };
+        let against = methods
+            .iter()
+            .find(|method| method.method == reference)
+            .and_then(|method| method.column(&column));
+        let is_clear = methods[told_apart]
+            .column(&column)
+            .zip(against)
+            .is_some_and(|(own, other)| Paired::of(&own.values, &other.values).excludes_zero());
+        if is_clear {
+            methods[best.0].best_in.push(column);
+        }
+    }
+}
+
+/// Scores over the seeds that have them.
+fn scores(runs: &[&ComparedRun]) -> BTreeMap<String, BTreeMap<String, Spread>> {
+    let mut values: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+    for run in runs {
+        for (task, metrics) in &run.scores {
+            for (metric, value) in metrics {
+                let of_task = values.entry(task.clone()).or_default();
+                of_task.entry(metric.clone()).or_default().push(*value);
+            }
+        }
+    }
+    let spreads = |metrics: BTreeMap<String, Vec<f64>>| {
+        let spreads = metrics
+            .into_iter()
+            .map(|(metric, values)| (metric, Spread::of(values)));
+        spreads.collect()
+    };
+    values
+        .into_iter()
+        .map(|(task, metrics)| (task, spreads(metrics)))
+        .collect()
+}
+
+impl Comparison {
+    /// As Markdown, with figures as files beside it (see [`Self::svgs`]).
+    pub fn markdown(&self) -> String {
+        document::markdown(&text::blocks(self))
+    }
+
+    /// As a page that works without a network.
+    pub fn html(&self) -> String {
+        document::page(&self.name, &text::blocks(self))
+    }
+
+    /// The figures that the Markdown refers to: name and content.
+    pub fn svgs(&self) -> Vec<(String, String)> {
+        let charts = self.groups.iter().flat_map(|group| &group.charts);
+        charts
+            .map(|chart| (format!("{}.svg", chart.name), svg(chart)))
+            .collect()
+    }
+}

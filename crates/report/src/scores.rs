@@ -1,0 +1,138 @@
+//! Scores of lm-evaluation-harness on runs' students, from the files that it writes.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// The scores of one model: task to metric to value.
+pub type Scores = BTreeMap<String, BTreeMap<String, f64>>;
+
+/// A file of the harness.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Harness {
+    /// The model's folder, as `pretrained=` was given.
+    pub model: String,
+    /// Its scores.
+    pub scores: Scores,
+}
+
+/// Why a file is none of the harness.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScoresError {
+    /// Not JSON at all.
+    #[error("not JSON: {0}")]
+    NotJson(String),
+    /// No scores in it.
+    #[error("no object `results` with a task's numbers")]
+    NoResults,
+    /// No model named.
+    #[error("`config.model_args` names no model (`pretrained=FOLDER`)")]
+    NoModel,
+}
+
+/// Reads the text of a file: `results` (task to `"metric,filter"` to number) and `config.model_args`, which names the model.
+/// Standard errors and other words are left out, and so are the parts of a group whose whole is there (the subjects of MMLU).
+pub fn harness(text: &str) -> Result<Harness, ScoresError> {
+    let value: Value =
+        serde_json::from_str(text).map_err(|error| ScoresError::NotJson(error.to_string()))?;
+    let results = value
+        .get("results")
+        .and_then(Value::as_object)
+        .ok_or(ScoresError::NoResults)?;
+    let mut scores = Scores::new();
+    let groups = value.get("group_subtasks").and_then(Value::as_object);
+    let is_part = |task: &String| {
+        groups.into_iter().flatten().any(|(group, parts)| {
+            let mut parts = parts.as_array().into_iter().flatten();
+            group != task && results.contains_key(group) && parts.any(|part| part == task)
+        })
+    };
+    for (task, metrics) in results.iter().filter(|(task, _)| !is_part(task)) {
+        let numbers = metrics.as_object().into_iter().flatten();
+        let numbers: BTreeMap<String, f64> = numbers
+            .filter(|(name, _)| !name.contains("_stderr"))
+            .filter_map(|(name, value)| {
+                Some((name.trim_end_matches(",none").to_owned(), value.as_f64()?))
+            })
+            .collect();
+        if !numbers.is_empty() {
+            scores.insert(task.clone(), numbers);
+        }
+    }
+    if scores.is_empty() {
+        return Err(ScoresError::NoResults);
+    }
+    let model = model(&value).ok_or(ScoresError::NoModel)?;
+    Ok(Harness { model, scores })
+}
+
+/// `model_args` is a text in older versions of the harness, an object in newer ones.
+fn model(value: &Value) -> Option<String> {
+    let arguments = value.pointer("/config/model_args")?;
+    let model = match arguments {
+        Value::String(text) => text
+            .split(',')
+            .find_map(|argument| argument.trim().strip_prefix("pretrained="))?,
+        other => other.get("pretrained")?.as_str()?,
+    };
+    Some(model.trim_end_matches('/').to_owned())
+}
+
+/// The one number of a task that a table shows: the first of these that there is, otherwise the first by name.
+pub fn shown(metrics: &BTreeMap<String, f64>) -> Option<(&str, f64)> {
+    const FIRST: [&str; 5] = [
+        "exact_match,strict-match",
+        "exact_match",
+        "pass@1,create_test",
+        "acc_norm",
+        "acc",
+    ];
+    let named = FIRST
+        .into_iter()
+        .find_map(|name| Some((name, *metrics.get(name)?)));
+    named.or_else(|| {
+        let (name, value) = metrics.first_key_value()?;
+        Some((name, *value))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_model_are_taken_from_either_form_of_the_file() {
+        for arguments in [
+            r#""pretrained=runs/a/kd/seed-0/student/,dtype=float32""#,
+            r#"{"pretrained": "runs/a/kd/seed-0/student", "dtype": "float32"}"#,
+        ] {
+            let text = format!(
+                r#"{{"results": {{"arc_easy": {{"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.25}}}},
+                    "config": {{"model_args": {arguments}}}}}"#
+            );
+            let harness = harness(&text).unwrap();
+            assert_eq!(harness.model, "runs/a/kd/seed-0/student");
+            let metrics = &harness.scores["arc_easy"];
+            assert_eq!(metrics.len(), 2);
+            assert_eq!(shown(metrics), Some(("acc_norm", 0.25)));
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_group_are_left_out() {
+        let text = r#"{"results": {"mmlu": {"acc,none": 0.3}, "mmlu_law": {"acc,none": 0.2}, "arc_easy": {"acc,none": 0.4}},
+            "group_subtasks": {"mmlu": ["mmlu_law"], "arc_easy": []}, "config": {"model_args": "pretrained=m"}}"#;
+        let scores = harness(text).unwrap().scores;
+        assert_eq!(scores.keys().collect::<Vec<_>>(), ["arc_easy", "mmlu"]);
+    }
+
+    #[test]
+    fn other_files_are_refused_by_what_they_lack() {
+        assert!(matches!(harness("runs"), Err(ScoresError::NotJson(_))));
+        assert_eq!(harness(r#"{"a": 1}"#), Err(ScoresError::NoResults));
+        assert_eq!(
+            harness(r#"{"results": {"t": {"acc,none": 1.0}}}"#),
+            Err(ScoresError::NoModel)
+        );
+    }
+}

@@ -1,0 +1,165 @@
+//! What a few runs with different seeds say: spread, and paired differences with their confidence interval.
+
+use serde::Serialize;
+
+/// Values of the same thing over seeds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Spread {
+    /// One a seed.
+    pub values: Vec<f64>,
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation (divided by n - 1); none of a single value.
+    pub deviation: Option<f64>,
+}
+
+impl Spread {
+    /// Mean and deviation of `values`.
+    pub fn of(values: Vec<f64>) -> Self {
+        let mean = mean(&values);
+        Self {
+            deviation: deviation(&values, mean),
+            mean,
+            values,
+        }
+    }
+}
+
+/// Differences between two methods on the same seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Paired {
+    /// Pairs.
+    pub n: usize,
+    /// Mean difference: negative where the first is smaller.
+    pub mean: f64,
+    /// The 95 % confidence interval of the mean (Student's t, n - 1 degrees of freedom); none of a single pair.
+    pub interval: Option<(f64, f64)>,
+}
+
+impl Paired {
+    /// `values - reference`, pair by pair.
+    pub fn of(values: &[f64], reference: &[f64]) -> Self {
+        let differences: Vec<f64> = values
+            .iter()
+            .zip(reference)
+            .map(|(value, reference)| value - reference)
+            .collect();
+        let (n, mean) = (differences.len(), mean(&differences));
+        let interval = deviation(&differences, mean).map(|deviation| {
+            let half = t_quantile_975(n as u64 - 1) * deviation / (n as f64).sqrt();
+            (mean - half, mean + half)
+        });
+        Self { n, mean, interval }
+    }
+
+    /// Whether zero is outside the interval; without one nothing can be said.
+    pub fn excludes_zero(&self) -> bool {
+        self.interval
+            .is_some_and(|(low, high)| low > 0.0 || high < 0.0)
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn deviation(values: &[f64], mean: f64) -> Option<f64> {
+    if values.len() < 2 {
+        return None;
+    }
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    Some((squares / (values.len() - 1) as f64).sqrt())
+}
+
+/// The t that 97.5 % of Student's distribution with `freedom` degrees (at least 1) lie below, by bisection.
+pub fn t_quantile_975(freedom: u64) -> f64 {
+    // 12.706 at one degree is the largest.
+    let (mut low, mut high) = (0.0, 13.0);
+    for _ in 0..100 {
+        let middle = f64::midpoint(low, high);
+        if within(middle, freedom) < 0.95 {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    f64::midpoint(low, high)
+}
+
+/// The probability between -t and t, in closed form for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+fn within(t: f64, freedom: u64) -> f64 {
+    let theta = (t / (freedom as f64).sqrt()).atan();
+    let cosine_squared = theta.cos().powi(2);
+    let odd = freedom % 2 == 1;
+    // Odd: cos + 2/3 cos^3 + ... up to cos^(freedom - 2); even: 1 + 1/2 cos^2 + ... up to the same.
+    let (mut term, mut power) = if odd { (theta.cos(), 1) } else { (1.0, 0) };
+    let mut sum = 0.0;
+    while power + 2 <= freedom {
+        sum += term;
+        power += 2;
+        term *= cosine_squared * (power - 1) as f64 / power as f64;
+    }
+    match odd {
+        true => (theta + theta.sin() * sum) * std::f64::consts::FRAC_2_PI,
+        false => theta.sin() * sum,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `scipy.stats.t.ppf(0.975, freedom)`.
+    const QUANTILES: [(u64, f64); 9] = [
+        (1, 12.706_204_736_432_095),
+        (2, 4.302_652_729_696_142),
+        (3, 3.182_446_305_284_263),
+        (4, 2.776_445_105_197_799),
+        (5, 2.570_581_835_636_314),
+        (9, 2.262_157_162_740_991),
+        (10, 2.228_138_851_964_939),
+        (29, 2.045_229_642_132_703),
+        (100, 1.983_971_518_449_633),
+    ];
+
+    #[test]
+    fn quantiles_are_scipys() {
+        for (freedom, expected) in QUANTILES {
+            let quantile = t_quantile_975(freedom);
+            assert!(
+                (quantile / expected - 1.0).abs() < 1e-9,
+                "{freedom}: {quantile}"
+            );
+        }
+    }
+
+    #[test]
+    fn spread_divides_by_n_minus_one() {
+        let spread = Spread::of(vec![2.0, 4.0, 9.0]);
+        // Mean 5; squares 9 + 1 + 16 = 26; 26 / 2 = 13.
+        assert_eq!((spread.mean, spread.deviation), (5.0, Some(13_f64.sqrt())));
+        assert_eq!(Spread::of(vec![2.0]).deviation, None);
+    }
+
+    #[test]
+    fn a_paired_interval_is_that_of_a_one_sample_t_test() {
+        // Differences -1, -2, -3: mean -2, deviation 1, half-width 4.302652729696142 / sqrt(3).
+        let paired = Paired::of(&[9.0, 18.0, 27.0], &[10.0, 20.0, 30.0]);
+        let (low, high) = paired.interval.unwrap();
+        assert_eq!((paired.n, paired.mean), (3, -2.0));
+        assert!((low - -4.484_137_712_006_158).abs() < 1e-9, "{low}");
+        assert!((high - 0.484_137_712_006_158).abs() < 1e-9, "{high}");
+        assert!(!paired.excludes_zero());
+        let clear = Paired::of(&[9.0, 19.1, 29.2], &[10.0, 20.0, 30.0]);
+        // Differences -1, -0.9, -0.8: half-width 0.1 x 2.4841377.
+        assert!(clear.excludes_zero());
+        assert!((clear.interval.unwrap().1 - -0.651_586_228_799_384).abs() < 1e-9);
+    }
+
+    #[test]
+    fn one_seed_has_no_interval_and_excludes_nothing() {
+        let paired = Paired::of(&[1.0], &[5.0]);
+        assert_eq!((paired.mean, paired.interval), (-4.0, None));
+        assert!(!paired.excludes_zero());
+    }
+}

@@ -1,0 +1,195 @@
+//! A comparison from fixed inputs: its text, its page, its figures.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use ddk_report::{
+    ComparedRun, Comparison,
+    comparison::{Costs, Group},
+    scores::Scores,
+};
+use ddk_run::records::{ByDomain, DomainSummary, Drawn, DrawnLine, MixtureLine, Summary};
+use insta::assert_snapshot;
+
+fn by_domain(math: f64, prose: f64) -> ByDomain {
+    BTreeMap::from([("math".to_owned(), math), ("prose".to_owned(), prose)])
+}
+
+fn summary(math: f64, prose: f64, mixture_flops: f64) -> Summary {
+    let domain = |before: f64, after: f64, teacher: f64, token_share| DomainSummary {
+        student_perplexity_before: before,
+        student_perplexity_after: after,
+        teacher_perplexity: teacher,
+        ratio_before: before / teacher,
+        ratio_after: after / teacher,
+        token_share,
+    };
+    let value = serde_json::json!({
+        "domains": BTreeMap::from([
+            ("math", domain(30.0, math, 5.0, 0.6)),
+            ("prose", domain(120.0, prose, 80.0, 0.4)),
+        ]),
+        "steps": 20, "intervals": 2, "tokens": 81_920, "seconds": 25.0, "distill_seconds": 20.0, "tokens_per_second": 4096.0,
+        "teacher_busy_seconds": 18.0, "student_busy_seconds": 17.0, "evaluation_seconds": 1.0, "boundary_seconds": 0.8,
+        "save_stall_seconds": 0.0, "overlap": 1.8, "data_wait_share": 0.001, "teacher_flops": 2.5e13, "student_flops": 1.4e13,
+        "evaluation_flops": 1e11 + mixture_flops, "mixture_flops": mixture_flops,
+        "mixture_flops_share": mixture_flops / 3.9e13, "mixture_seconds_share": 0.04, "peak_rss_bytes": 900_000_000,
+        "stop_reason": "max_steps", "exported": "last"
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+fn run(method: &str, seed: u64, math: f64, prose: f64) -> ComparedRun {
+    let steers = method.starts_with("ddk");
+    let mixture = |interval: u64, weight: f64| -> MixtureLine {
+        let value = serde_json::json!({
+            "interval": interval, "step": interval * 10, "version": interval, "policy": method, "alpha": 0.5,
+            "weights": by_domain(weight, 1.0 - weight), "target": by_domain(weight, 1.0 - weight),
+            "student_perplexity": by_domain(30.0, 120.0), "teacher_perplexity": by_domain(5.0, 80.0),
+            "ratio": by_domain(6.0 / (interval + 1) as f64, 1.5),
+            "evaluated_at_step": if steers { interval * 10 } else { 0 },
+        });
+        serde_json::from_value(value).unwrap()
+    };
+    let drawn = |interval| DrawnLine {
+        interval,
+        drawn: BTreeMap::from(["math", "prose"].map(|name| {
+            let drawn = Drawn {
+                rows: 100,
+                tokens: 12_800,
+                passes: 0.5,
+            };
+            (name.to_owned(), drawn)
+        })),
+    };
+    let moves = if steers { 0.1 } else { 0.0 };
+    let mixtures = (0..3).map(|interval| mixture(interval, 0.4 + moves * interval as f64));
+    ComparedRun {
+        method: method.to_owned(),
+        seed,
+        folder: PathBuf::from(format!("runs/small/{method}/seed-{seed}")),
+        summary: summary(math, prose, if steers { 2e11 } else { 0.0 }),
+        phases: Costs::default(),
+        mixtures: mixtures.collect(),
+        drawn: (0..3).map(drawn).collect(),
+        scores: Scores::new(),
+    }
+}
+
+/// Three seeds of three methods: `ddk` is clearly better on math and not to be told apart on prose, `cpt` is worse everywhere.
+fn runs() -> Vec<ComparedRun> {
+    let mut runs = Vec::new();
+    for (seed, wobble) in [(0, 0.0), (1, 0.1), (2, -0.1)] {
+        runs.extend([
+            run("cpt", seed, 9.0 + wobble, 100.0),
+            run("kd", seed, 7.0 + wobble, 90.0 + wobble),
+            run("ddk", seed, 6.0 + 1.2 * wobble, 89.5 + 20.0 * wobble),
+        ]);
+    }
+    let doremi = &mut runs[0];
+    doremi.phases = Costs {
+        student_flops: 6e12,
+        seconds: 9.0,
+        ..Costs::default()
+    };
+    let scores = BTreeMap::from([("acc".to_owned(), 0.25), ("acc_norm".to_owned(), 0.5)]);
+    runs[1].scores.insert("arc_easy".to_owned(), scores);
+    runs
+}
+
+fn comparison(runs: &[ComparedRun], swept: Option<&str>) -> Comparison {
+    let mut seeds: Vec<u64> = runs.iter().map(|run| run.seed).collect();
+    seeds.dedup();
+    seeds.sort_unstable();
+    seeds.dedup();
+    let swept = swept.map(str::to_owned);
+    let group = Group::new(swept, runs, Some("kd"), Scores::new(), Scores::new());
+    Comparison {
+        name: "small: 3 methods".to_owned(),
+        command: "ddk compare small.toml".to_owned(),
+        reference: Some("kd".to_owned()),
+        seeds,
+        groups: vec![group],
+    }
+}
+
+#[test]
+fn what_is_worse_is_said_as_plainly_as_what_is_better() {
+    assert_snapshot!(comparison(&runs(), None).markdown());
+}
+
+#[test]
+fn one_seed_marks_nothing() {
+    let one: Vec<ComparedRun> = runs().into_iter().filter(|run| run.seed == 0).collect();
+    let text = comparison(&one, Some("objective.gamma = 0.1")).markdown();
+    assert!(text.contains("One seed") && !text.contains("**") && !text.contains('±'));
+    assert!(text.contains("## `objective.gamma = 0.1`"));
+    assert!(text.contains("figures/perplexity-objective.gamma-0.1.svg"));
+    assert!(text.contains("-1.000"), "the difference itself is there");
+}
+
+#[test]
+fn the_best_is_marked_only_where_the_interval_excludes_zero() {
+    let comparison = comparison(&runs(), None);
+    let [_, kd, ddk] = &comparison.groups[0].methods[..] else {
+        panic!("three methods");
+    };
+    // Math: differences -1, -0.98, -1.02. Prose: -0.5, 1.4, -2.4.
+    assert_eq!(ddk.best_in, ["perplexity.math", "mean_ratio"]);
+    let difference = ddk.difference.as_ref().unwrap();
+    assert!(!difference.perplexity["prose"].excludes_zero());
+    assert!(kd.best_in.is_empty() && kd.difference.is_none());
+    assert_eq!(ddk.worst_domain, "math");
+}
+
+#[test]
+fn figures_are_well_formed_and_show_what_they_are_of() {
+    let comparison = comparison(&runs(), None);
+    let svgs = comparison.svgs();
+    let names: Vec<&str> = svgs.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["perplexity.svg", "ratios.svg", "weights.svg"]);
+    for (name, text) in &svgs {
+        for tag in ["svg", "text", "title"] {
+            let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
+            assert_eq!(
+                text.matches(&open).count(),
+                text.matches(&close).count(),
+                "{name}: {tag}"
+            );
+        }
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{name}");
+    }
+    // A bar for the student before and for each method, in each of two domains.
+    assert_eq!(svgs[0].1.matches("<rect").count(), 2 * 4);
+    assert!(svgs[0].1.contains("<title>teacher: 80</title>"));
+    // Only the method that measures its ratios on the way, and whose mixture moves, has a panel.
+    for (_, text) in &svgs[1..] {
+        assert!(text.contains(">ddk</text>") && !text.contains(">kd</text>"));
+    }
+}
+
+#[test]
+fn the_page_needs_nobody_and_the_json_reads_back() {
+    let comparison = comparison(&runs(), None);
+    let page = comparison.html();
+    for expected in [
+        "Plotly.newPlot(\"perplexity-0\"",
+        "Plotly.newPlot(\"ratios\"",
+        "Plotly.newPlot(\"weights\"",
+        "<strong>6.000 ± 0.120</strong>",
+        "<code>ddk compare small.toml</code>",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+    for attribute in ["<script src=\"http", "<link href=", "<img src="] {
+        assert!(!page.contains(attribute), "{attribute}");
+    }
+    let value = serde_json::to_value(&comparison).unwrap();
+    let difference = &value["groups"][0]["methods"][2]["difference"]["perplexity"]["math"];
+    assert_eq!(difference["n"], 3);
+    assert!((difference["mean"].as_f64().unwrap() + 1.0).abs() < 1e-12);
+    // Sample deviation of -1, -0.98, -1.02 is 0.02; half-width 4.302652729696142 x 0.02 / sqrt(3).
+    let high = difference["interval"][1].as_f64().unwrap();
+    assert!((high - -0.950_317_245_759_877).abs() < 1e-9, "{high}");
+}

@@ -1,0 +1,100 @@
+//! What has to be done now and then whether anybody looks or not: histograms kept small, and the page as a file.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::Recorder;
+
+/// How often a run's recorder is looked after.
+pub const KEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Why a recorder is not looked after.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// The file cannot be written.
+    #[error("cannot write the metrics to {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No thread can be started.
+    #[error("cannot start the thread that looks after the metrics")]
+    Thread(#[source] io::Error),
+}
+
+/// Looks after a recorder on a thread of its own until it is dropped; then writes the file a last time.
+#[derive(Debug)]
+pub struct Keeper {
+    /// Dropped to end the thread.
+    running: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Does it at once, so that a file that cannot be written is said at the start, and then every so often. `file`: for the
+    /// node exporter's textfile collector; its folder has to be there.
+    pub fn start(
+        recorder: Recorder,
+        every: Duration,
+        file: Option<PathBuf>,
+    ) -> Result<Self, KeepError> {
+        if let Some(path) = &file {
+            write(path, &recorder.render()).map_err(|source| KeepError::Write {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        let (running, ended) = mpsc::channel();
+        let work = move || {
+            let mut failed = false;
+            loop {
+                let last = ended.recv_timeout(every) != Err(RecvTimeoutError::Timeout);
+                recorder.upkeep();
+                if let Some(path) = &file {
+                    let written = write(path, &recorder.render());
+                    // A disk that stays full is said once.
+                    if let Err(error) = &written
+                        && !failed
+                    {
+                        tracing::warn!(path = %path.display(), %error, "the metrics could not be written");
+                    }
+                    failed = written.is_err();
+                }
+                if last {
+                    break;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("telemetry".to_owned());
+        Ok(Self {
+            running: Some(running),
+            thread: Some(thread.spawn(work).map_err(KeepError::Thread)?),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.running = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Whole or not at all: whoever reads it never sees half a page. The name in between does not end in `.prom`, which is all that
+/// the node exporter reads.
+fn write(path: &Path, page: &str) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    fs::write(&temporary, page)?;
+    fs::rename(&temporary, path)
+}

@@ -1,0 +1,163 @@
+//! What a metric is, and the handles through which it is set.
+
+use metrics::{Counter, Gauge, Histogram, Label};
+
+/// What a metric is, for its description and for checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// The name that Prometheus sees.
+    pub name: &'static str,
+    /// What its numbers are in.
+    pub unit: Unit,
+    /// What it counts or measures.
+    pub help: &'static str,
+    /// Its labels, besides `run`, which every metric has.
+    pub labels: &'static [LabelOf],
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// Whether it is read when somebody looks, instead of being recorded when something happens.
+    pub sampled: bool,
+}
+
+/// A label of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LabelOf {
+    /// Its name.
+    pub name: &'static str,
+    /// The values that it can have; empty where they depend on the run.
+    pub values: &'static [&'static str],
+}
+
+/// Kinds of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// A value that goes up and down.
+    Gauge,
+    /// Seconds in buckets.
+    Histogram,
+}
+
+/// What a metric's numbers are in; base units, as Prometheus has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Things that are counted.
+    Count,
+    /// Seconds, also since 1970.
+    Seconds,
+    /// Bytes.
+    Bytes,
+    /// A share of 1, or one number over another.
+    Ratio,
+    /// A number without a unit of its own.
+    Plain,
+}
+
+impl Unit {
+    /// The exporter's name for it. It would add this to a name that lacks it; the names here have theirs (a test checks).
+    pub(crate) fn exported(self) -> Option<metrics::Unit> {
+        match self {
+            Self::Count => Some(metrics::Unit::Count),
+            Self::Seconds => Some(metrics::Unit::Seconds),
+            Self::Bytes => Some(metrics::Unit::Bytes),
+            Self::Ratio | Self::Plain => None,
+        }
+    }
+}
+
+/// A counter; give a value for each of its labels.
+#[derive(Debug)]
+pub struct CounterOf(pub(super) Metric);
+/// A gauge; give a value for each of its labels.
+#[derive(Debug)]
+pub struct GaugeOf(pub(super) Metric);
+/// A histogram; give a value for each of its labels.
+#[derive(Debug)]
+pub struct HistogramOf(pub(super) Metric);
+/// A metric that is read when somebody looks, such as memory. Unlike the exporter's counters it may count in fractions.
+#[derive(Debug)]
+pub struct SampledOf(pub(super) Metric);
+
+fn labels(metric: &Metric, values: &[&str]) -> Vec<Label> {
+    debug_assert_eq!(
+        metric.labels.len(),
+        values.len(),
+        "labels of {}",
+        metric.name
+    );
+    metric
+        .labels
+        .iter()
+        .zip(values)
+        .map(|(label, value)| Label::new(label.name, (*value).to_owned()))
+        .collect()
+}
+
+impl CounterOf {
+    pub(super) const SAMPLED: bool = false;
+
+    /// The counter with these values of its labels.
+    #[allow(clippy::disallowed_macros)]
+    pub fn with(&self, values: &[&str]) -> Counter {
+        metrics::counter!(self.0.name, labels(&self.0, values))
+    }
+}
+
+impl GaugeOf {
+    pub(super) const SAMPLED: bool = false;
+
+    /// The gauge with these values of its labels.
+    #[allow(clippy::disallowed_macros)]
+    pub fn with(&self, values: &[&str]) -> Gauge {
+        metrics::gauge!(self.0.name, labels(&self.0, values))
+    }
+}
+
+impl HistogramOf {
+    pub(super) const SAMPLED: bool = false;
+
+    /// The histogram with these values of its labels.
+    #[allow(clippy::disallowed_macros)]
+    pub fn with(&self, values: &[&str]) -> Histogram {
+        metrics::histogram!(self.0.name, labels(&self.0, values))
+    }
+}
+
+impl SampledOf {
+    pub(super) const SAMPLED: bool = true;
+
+    /// What it is.
+    pub(crate) fn metric(&self) -> &Metric {
+        &self.0
+    }
+}
+
+/// Tells the installed recorder what a metric is. A counter whose labels are known begins at 0, so that its first increment is one that
+/// `increase` can see.
+#[allow(clippy::disallowed_macros)]
+pub(crate) fn describe(metric: &'static Metric) {
+    if metric.sampled {
+        return;
+    }
+    let (name, help) = (metric.name, metric.help);
+    match (metric.kind, metric.unit.exported()) {
+        (Kind::Counter, Some(unit)) => metrics::describe_counter!(name, unit, help),
+        (Kind::Counter, None) => metrics::describe_counter!(name, help),
+        (Kind::Gauge, Some(unit)) => metrics::describe_gauge!(name, unit, help),
+        (Kind::Gauge, None) => metrics::describe_gauge!(name, help),
+        (Kind::Histogram, Some(unit)) => metrics::describe_histogram!(name, unit, help),
+        (Kind::Histogram, None) => metrics::describe_histogram!(name, help),
+    }
+    if metric.kind == Kind::Counter {
+        match metric.labels {
+            [] => metrics::counter!(name).increment(0),
+            [label] => {
+                for value in label.values {
+                    metrics::counter!(name, label.name => *value).increment(0);
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Metrics that are read when somebody looks, in Prometheus' text format.
+
+use std::fmt::Write;
+
+use crate::metrics::{Kind, SampledOf};
+
+/// A page of samples; every line has the label `run`.
+pub(crate) struct Samples<'a> {
+    page: String,
+    run: &'a str,
+}
+
+impl<'a> Samples<'a> {
+    /// Goes on at the end of `page`.
+    pub(crate) fn new(page: String, run: &'a str) -> Self {
+        Self { page, run }
+    }
+
+    /// All samples of a metric: the values of its labels, and its value. Nothing where there are none.
+    pub(crate) fn add<'b>(
+        &mut self,
+        metric: &SampledOf,
+        samples: impl IntoIterator<Item = (Vec<&'b str>, f64)>,
+    ) {
+        let metric = metric.metric();
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge | Kind::Histogram => "gauge",
+        };
+        let mut begun = false;
+        for (values, value) in samples {
+            debug_assert_eq!(metric.labels.len(), values.len(), "{}", metric.name);
+            if !std::mem::replace(&mut begun, true) {
+                let (name, help) = (metric.name, metric.help);
+                let _ = write!(self.page, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+            }
+            let _ = write!(self.page, "{}{{run=\"{}\"", metric.name, escape(self.run));
+            for (label, value) in metric.labels.iter().zip(values) {
+                let _ = write!(self.page, ",{}=\"{}\"", label.name, escape(value));
+            }
+            let _ = writeln!(self.page, "}} {value}");
+        }
+        if begun {
+            self.page.push('\n');
+        }
+    }
+
+    /// The sample of a metric without labels, where it is known.
+    pub(crate) fn add_one(&mut self, metric: &SampledOf, value: Option<f64>) {
+        self.add(metric, value.map(|value| (Vec::new(), value)));
+    }
+
+    /// The whole page.
+    pub(crate) fn into_page(self) -> String {
+        self.page
+    }
+}
+
+/// A label's value as the text format wants it.
+fn escape(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics;
+
+    #[test]
+    fn labels_are_escaped_and_nothing_is_nothing() {
+        let mut samples = Samples::new(String::new(), "a\"b\\c");
+        samples.add_one(&metrics::DISK_FREE, None);
+        samples.add(
+            &metrics::WORKER_BUSY,
+            [(vec!["loader-x\ny"], 1.5), (vec!["student"], 2.0)],
+        );
+        assert_eq!(
+            samples.into_page(),
+            "# HELP ddk_worker_busy_seconds_total Seconds that the worker has computed.\n\
+             # TYPE ddk_worker_busy_seconds_total counter\n\
+             ddk_worker_busy_seconds_total{run=\"a\\\"b\\\\c\",worker=\"loader-x\\ny\"} 1.5\n\
+             ddk_worker_busy_seconds_total{run=\"a\\\"b\\\\c\",worker=\"student\"} 2\n\n"
+        );
+    }
+}

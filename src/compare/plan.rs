@@ -1,0 +1,207 @@
+//! Which runs a comparison is made of.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use ddk_run::RunFolder;
+use ddk_settings::{Loaded, Method, Settings};
+
+use crate::{
+    cli,
+    config::{flatten, load},
+    hint::Hint,
+};
+
+/// A swept key with one of its values.
+pub(super) type Swept = Option<(String, String)>;
+
+/// All runs.
+pub(super) struct Plan {
+    /// Of the comparison: `run.name`, with `-quick` where it is.
+    pub(super) name: String,
+    /// Where its runs are.
+    pub(super) folder: PathBuf,
+    /// The settings that all have in common.
+    pub(super) base: Settings,
+    pub(super) methods: Vec<Method>,
+    pub(super) seeds: Vec<u64>,
+    /// One a swept value; one of nothing where nothing is swept.
+    pub(super) sweep: Vec<Swept>,
+    /// In the order in which they are trained: all methods of a seed, so that a comparison that is stopped has whole seeds.
+    pub(super) runs: Vec<Planned>,
+}
+
+/// One run.
+pub(super) struct Planned {
+    pub(super) method: Method,
+    pub(super) seed: u64,
+    pub(super) swept: Swept,
+    /// Method and swept value, as its folder is called.
+    pub(super) label: String,
+    /// What is set beside the configuration.
+    pub(super) sets: Vec<String>,
+    pub(super) settings: Settings,
+    pub(super) folder: PathBuf,
+}
+
+impl Plan {
+    pub(super) fn new(args: &cli::Compare) -> Result<Self> {
+        let base = load(&args.config)?.settings;
+        let name = base
+            .run
+            .name
+            .clone()
+            .ok_or_else(|| anyhow!("`run.name` is missing: the folder of the runs is named by it"))
+            .usage()?;
+        let name = format!("{name}{}", if args.quick { "-quick" } else { "" });
+        let folder = base.run.folder.join(&name);
+        if RunFolder::holds_a_run(&folder) {
+            return Err(anyhow!("{} holds a run", folder.display()))
+                .hint("choose another name for the comparison: --set run.name=NAME")
+                .usage();
+        }
+        let mut methods = Vec::new();
+        for name in &args.methods {
+            let method = Method::named(name)
+                .ok_or_else(|| anyhow!("there is no method \"{name}\""))
+                .usage()?;
+            if !methods.contains(&method) {
+                methods.push(method);
+            }
+        }
+        let sweep = match &args.sweep {
+            Some(text) => swept(text)?,
+            None => vec![None],
+        };
+        let seeds: Vec<u64> = (0..args.seeds).map(|index| base.run.seed + index).collect();
+        let mut plan = Self {
+            name,
+            folder,
+            base,
+            methods,
+            seeds,
+            sweep,
+            runs: Vec::new(),
+        };
+        for &seed in &plan.seeds {
+            for swept in &plan.sweep {
+                for &method in &plan.methods {
+                    plan.runs.push(plan.planned(args, method, seed, swept)?);
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    fn planned(
+        &self,
+        args: &cli::Compare,
+        method: Method,
+        seed: u64,
+        swept: &Swept,
+    ) -> Result<Planned> {
+        let mut label = method.name().to_owned();
+        let mut sets = match args.quick {
+            true => quarter(&self.base)?,
+            false => Vec::new(),
+        };
+        if let Some((key, value)) = swept {
+            label.push_str(&format!("-{key}-{}", plain(value)));
+            sets.push(format!("{key}={value}"));
+        }
+        let folder = self.folder.join(&label);
+        sets.extend([
+            format!("method={}", method.name()),
+            format!("run.seed={seed}"),
+            format!("run.name=seed-{seed}"),
+            format!(
+                "run.folder={}",
+                toml::Value::from(folder.display().to_string())
+            ),
+        ]);
+        let mut config = args.config.clone();
+        config.set.set.extend(sets.iter().cloned());
+        let loaded = load(&config)?;
+        is_method(method, &loaded)?;
+        Ok(Planned {
+            method,
+            seed,
+            swept: swept.clone(),
+            label,
+            sets,
+            settings: loaded.settings,
+            folder: folder.join(format!("seed-{seed}")),
+        })
+    }
+}
+
+/// What is written wins over a method: a comparison whose configuration writes one of the choices would compare it with itself.
+fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
+    let values = values(&loaded.settings)?;
+    for (key, expected) in method.choices() {
+        let expected = toml::Value::from(expected).to_string();
+        let found = values.iter().find(|(other, _)| other == key);
+        if let Some((_, found)) = found.filter(|(_, found)| *found != expected) {
+            return Err(anyhow!(
+                "{}: `{key}` is {found}, so that no run can be {} ({expected})",
+                loaded.origins.of(key),
+                method.name()
+            ))
+            .hint(format!(
+                "leave `{key}` out of the configuration: the methods set it"
+            ))
+            .usage();
+        }
+    }
+    Ok(())
+}
+
+/// `KEY=VALUE,VALUE,…`
+fn swept(text: &str) -> Result<Vec<Swept>> {
+    let (key, values) = text
+        .split_once('=')
+        .filter(|(key, values)| !key.trim().is_empty() && !values.trim().is_empty())
+        .ok_or_else(|| {
+            anyhow!("--sweep {text}: expected a key and its values, for example objective.gamma=0,0.1,0.2")
+        })
+        .usage()?;
+    let one = |value: &str| Some((key.trim().to_owned(), value.trim().to_owned()));
+    Ok(values.split(',').map(one).collect())
+}
+
+/// A value as a part of a folder's name.
+fn plain(value: &str) -> String {
+    let keep = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    value
+        .chars()
+        .map(|character| if keep(character) { character } else { '-' })
+        .collect()
+}
+
+/// A quarter of the steps: the interval, the warm-up, what comes before a run and its end shrink alike, so that the mixture moves
+/// as often.
+fn quarter(settings: &Settings) -> Result<Vec<String>> {
+    const SHRINK: [&str; 6] = [
+        "run.max_steps",
+        "run.max_tokens",
+        "mixture.interval",
+        "mixture.doremi_steps",
+        "objective.ted_steps",
+        "student.warmup_steps",
+    ];
+    let values = values(settings)?.into_iter();
+    let shrunk = values
+        .filter(|(key, _)| SHRINK.contains(&key.as_str()))
+        .filter_map(|(key, value)| {
+            Some(format!("{key}={}", value.parse::<u64>().ok()?.div_ceil(4)))
+        });
+    Ok(shrunk.collect())
+}
+
+/// All settings: key and value, as in a configuration.
+fn values(settings: &Settings) -> Result<Vec<(String, String)>> {
+    let mut values = Vec::new();
+    let table = toml::Value::Table(toml::from_str(&settings.to_toml())?);
+    flatten(&table, "", &mut values);
+    Ok(values)
+}

@@ -1,0 +1,160 @@
+//! `ddk compare`: a table of methods from runs that are trained, skipped, and gone on with.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::world::{World, stderr};
+
+const COMPARE: [&str; 6] = [
+    "compare",
+    "config.toml",
+    "--methods",
+    "kd,ddk",
+    "--seeds",
+    "2",
+];
+
+fn json(world: &World, path: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(world.path().join(path)).unwrap()).unwrap()
+}
+
+#[test]
+fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
+    let world = World::new();
+    let output = world.succeed(&COMPARE);
+    let said = stderr(&output);
+    assert!(
+        said.contains("4 runs in runs/small, of which 0 are done"),
+        "{said}"
+    );
+    assert!(said.contains("[4/4] ddk, seed 1, about "), "{said}");
+    let compared = json(&world, "runs/small/compare.json");
+    assert_eq!(compared["seeds"], serde_json::json!([0, 1]));
+    for method in compared["groups"][0]["methods"].as_array().unwrap() {
+        let name = method["method"].as_str().unwrap();
+        for seed in 0..2 {
+            let folder = format!("runs/small/{name}/seed-{seed}");
+            let summary = json(&world, &format!("{folder}/summary.json"));
+            let domain = &summary["domains"]["coins"]["student_perplexity_after"];
+            assert_eq!(method["perplexity"]["coins"]["values"][seed], *domain);
+            assert!(
+                summary["teacher_flops"].as_f64().unwrap()
+                    > summary["student_flops"].as_f64().unwrap()
+            );
+            let mixture = summary["mixture_flops"].as_f64().unwrap();
+            assert_eq!(mixture > 0.0, name == "ddk", "{name}: {mixture}");
+            let inputs = json(&world, &format!("{folder}/inputs.json"));
+            assert_eq!(inputs, json(&world, "runs/small/kd/seed-0/inputs.json"));
+        }
+    }
+    for file in [
+        "compare.md",
+        "compare.html",
+        "figures/perplexity.svg",
+        "figures/ratios.svg",
+    ] {
+        assert!(
+            world.path().join("runs/small").join(file).exists(),
+            "{file} is missing"
+        );
+    }
+    let text = fs::read(world.path().join("runs/small/compare.md")).unwrap();
+    assert_eq!(output.stdout, text, "what is printed is what is written");
+
+    let again = world.succeed(&COMPARE);
+    assert!(
+        stderr(&again).contains("of which 4 are done"),
+        "{}",
+        stderr(&again)
+    );
+    assert_eq!(again.stdout, output.stdout);
+}
+
+#[test]
+fn an_interrupted_comparison_goes_on_where_it_was() {
+    let world = World::new();
+    let whole = World::new();
+    whole.succeed(&COMPARE);
+    let mut in_second = false;
+    let started = world.start_until(&COMPARE, |line| {
+        in_second |= line.starts_with("[2/4]");
+        in_second && line.contains("step 5/")
+    });
+    started.signal("TERM");
+    let (status, said) = started.wait();
+    assert_eq!(status.code(), Some(143), "{said}");
+    assert!(
+        said.contains("the same command goes on from there"),
+        "{said}"
+    );
+    let output = world.succeed(&COMPARE);
+    let said = stderr(&output);
+    assert!(
+        said.contains("of which 1 are done") || said.contains("of which 2 are done"),
+        "{said}"
+    );
+    for run in ["kd/seed-0", "kd/seed-1", "ddk/seed-0", "ddk/seed-1"] {
+        let student = format!("runs/small/{run}/student/model.safetensors");
+        assert!(
+            fs::read(world.path().join(&student)).unwrap()
+                == fs::read(whole.path().join(&student)).unwrap(),
+            "{run}"
+        );
+    }
+}
+
+#[test]
+fn what_would_compare_a_method_with_itself_is_refused() {
+    let world = World::new();
+    let said = world.fail(
+        2,
+        &["compare", "config.toml", "--set", "mixture.policy=equal"],
+    );
+    assert!(
+        said.contains("mixture.policy=equal") && said.contains("leave `mixture.policy` out"),
+        "{said}"
+    );
+    let said = world.fail(2, &["compare", "config.toml", "--methods", "kd,distill"]);
+    assert!(said.contains("ddk-no-smoothing"), "{said}");
+}
+
+#[test]
+fn a_sweep_is_a_table_a_value_and_scores_are_columns() {
+    let world = World::new();
+    let scores = serde_json::json!({
+        "results": { "arc_easy": { "acc,none": 0.25, "acc_stderr,none": 0.01 } },
+        "config": { "model_args": "pretrained=runs/small-quick/kd-objective.gamma-0.5/seed-0/student" }
+    });
+    fs::write(world.path().join("scores.json"), scores.to_string()).unwrap();
+    let output = world.succeed(&[
+        "compare",
+        "config.toml",
+        "--methods",
+        "kd",
+        "--seeds",
+        "1",
+        "--quick",
+        "--sweep",
+        "objective.gamma=0,0.5",
+        "--import-scores",
+        "scores.json",
+        "--out",
+        "written",
+    ]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("## `objective.gamma = 0`") && text.contains("## `objective.gamma = 0.5`"),
+        "{text}"
+    );
+    assert!(
+        text.contains("arc_easy (acc, %)") && text.contains("25.00"),
+        "{text}"
+    );
+    assert!(world.path().join("written/compare.html").exists());
+    let summary = json(
+        &world,
+        "runs/small-quick/kd-objective.gamma-0/seed-0/summary.json",
+    );
+    assert_eq!(summary["steps"], 3, "a quarter of twelve");
+}

@@ -1,0 +1,287 @@
+//! A real Prometheus scrapes a real run in which things go wrong, and answers everything that the dashboard and the rules ask.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use ddk_telemetry::metrics::{self, Kind, SOMETIMES};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{dashboard, expressions, repository, selectors};
+use crate::world::World;
+
+pub const MISSING: &str = "prometheus and promtool are needed: apt-get install prometheus";
+
+/// Nothing takes longer; what does has failed.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Counters that these faults cannot move, and what would.
+const UNMOVED: &[(&str, &str)] = &[(
+    "ddk_mixture_refused_total",
+    "a perplexity that is not finite: actors/tests/pipeline/faults.rs",
+)];
+
+struct Prometheus {
+    child: Child,
+    address: String,
+    /// Its configuration and its data.
+    _folder: TempDir,
+}
+
+impl Prometheus {
+    /// Scrapes the run at `target`.
+    fn start(target: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let config = folder.path().join("prometheus.yml");
+        let rules = repository("dashboards/alerts.yml");
+        let text = format!(
+            "global: {{scrape_interval: 250ms, scrape_timeout: 250ms, evaluation_interval: 500ms}}\n\
+             rule_files: ['{}']\n\
+             scrape_configs:\n  - {{job_name: ddk, static_configs: [{{targets: ['{target}']}}]}}\n",
+            rules.display()
+        );
+        fs::write(&config, text).unwrap();
+        let mut child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                folder.path().join("data").display()
+            ))
+            .arg("--web.listen-address=127.0.0.1:0")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect(MISSING);
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            said.push_str(&line);
+            said.push('\n');
+            let (_, rest) = line.split_once("msg=\"Listening on\" address=")?;
+            Some(rest.trim().to_owned())
+        });
+        let address = address.unwrap_or_else(|| panic!("prometheus ended: {said}"));
+        // Somebody has to read on, so that it never blocks on a full pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Self {
+            child,
+            address,
+            _folder: folder,
+        }
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let (status, body) = get(&self.address, path);
+        let answer: Value = serde_json::from_str(&body).unwrap_or(Value::Null);
+        // Until it is ready, it answers with 503.
+        match status {
+            200 => answer["data"].clone(),
+            503 => Value::Null,
+            _ => panic!("{path}: {body}"),
+        }
+    }
+
+    /// The value of each series that the expression gives now.
+    fn query(&self, expression: &str) -> Vec<f64> {
+        let data = self.get(&format!("/api/v1/query?query={}", encode(expression)));
+        let series = data["result"].as_array().cloned().unwrap_or_default();
+        let value = |series: &Value| series["value"][1].as_str().unwrap().parse().unwrap();
+        series.iter().map(value).collect()
+    }
+
+    /// Asks until what comes back is good.
+    fn wait(&self, expression: &str, good: impl Fn(&[f64]) -> bool) {
+        let began = Instant::now();
+        loop {
+            let values = self.query(expression);
+            if good(&values) {
+                return;
+            }
+            assert!(
+                began.elapsed() < DEADLINE,
+                "{expression} is still {values:?}"
+            );
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Status and body of a plain GET.
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split_whitespace().nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+/// What `promtool check metrics` says about a page; nothing is good.
+fn lint(page: &str) -> String {
+    let mut child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect(MISSING);
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(page.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8(said).unwrap();
+    assert_eq!(output.status.success(), said.is_empty(), "{said}");
+    said
+}
+
+#[test]
+fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults() {
+    let world = World::new();
+    let file = world.path().join("small.prom");
+    let mut command = world.command(&["train", "config.toml", "--metrics-file", "small.prom"]);
+    for set in [
+        "telemetry.enabled=true",
+        "telemetry.address=127.0.0.1:0",
+        "telemetry.required=true",
+        "run.max_steps=1000000",
+        "run.trace=false",
+        "mixture.interval=20",
+        "checkpoint.every=50",
+        // A loss above the mean is a spike.
+        "guard.spike_sigmas=0.5",
+        "guard.spike_from=20",
+        "log.line_seconds=3600",
+        // Late enough for Prometheus to have seen the counters before.
+        "faults.plan=[\"nan student 400\", \"panic teacher 410\", \"eio save 450 4\", \"panic student 460\"]",
+    ] {
+        command.args(["--set", set]);
+    }
+    command.env("DDK_ALLOW_FAULTS", "1");
+    let mut target = String::new();
+    let run = World::start_command_until(command, |line| {
+        let address = line
+            .strip_prefix("metrics: http://")
+            .and_then(|rest| rest.strip_suffix("/metrics"));
+        target = address.unwrap_or_default().to_owned();
+        address.is_some()
+    });
+    let prometheus = Prometheus::start(&target);
+
+    // The run survives its faults, and the alerts about them fire.
+    let known = |values: &[f64]| !values.is_empty();
+    for alert in [
+        "DdkWorkerRestarting",
+        "DdkNonFiniteUpdates",
+        "DdkSpike",
+        "DdkRestored",
+        "DdkSaveFailing",
+    ] {
+        let firing = format!("ALERTS{{alertname=\"{alert}\", alertstate=\"firing\"}}");
+        prometheus.wait(&firing, known);
+    }
+    prometheus.wait("ddk_checkpoint_step >= 500", known);
+
+    // The dashboard.
+    let runs = "run=~\"small|another\"";
+    let sometimes = |expression: &str| SOMETIMES.iter().any(|(name, _)| expression.contains(name));
+    let asked = expressions(&dashboard(), runs, "5s");
+    assert!(asked.len() > 40);
+    for (title, expression) in &asked {
+        let of_marks = title == "Restorations";
+        if !sometimes(expression) {
+            // A mark is there when something happened: without the comparison it always is.
+            let expression = match of_marks {
+                true => expression.trim_end_matches(" > 0"),
+                false => expression,
+            };
+            prometheus.wait(expression, known);
+        }
+    }
+
+    // The rules: each is evaluated without an error, and finds the series that it compares. (The comparison itself is empty while
+    // all is well; alerts_test.yml has a case for each.)
+    let groups = prometheus.get("/api/v1/rules?type=alert");
+    let rules = groups["groups"][0]["rules"].as_array().unwrap();
+    assert!(rules.len() > 10);
+    for rule in rules {
+        assert_eq!(rule["health"], "ok", "{}", rule["name"]);
+        for selector in selectors(rule["query"].as_str().unwrap()) {
+            prometheus.wait(&format!("last_over_time({selector}[10m])"), known);
+        }
+    }
+
+    // The registry: everything declared is set somewhere, and everything that counts has counted.
+    for metric in metrics::ALL.iter().filter(|metric| !sometimes(metric.name)) {
+        let name = match metric.kind {
+            Kind::Histogram => format!("{}_count", metric.name),
+            _ => metric.name.to_owned(),
+        };
+        prometheus.wait(&format!("{name}{{run=\"small\"}}"), known);
+        let counts = metric.kind != Kind::Gauge;
+        if counts && !UNMOVED.iter().any(|(unmoved, _)| *unmoved == name) {
+            prometheus.wait(&format!("max_over_time({name}[10m]) > 0"), known);
+        }
+        // Of the values that a label can have, each is seen.
+        for label in metric.labels {
+            for value in label.values {
+                prometheus.wait(&format!("{name}{{{}=\"{value}\"}}", label.name), known);
+            }
+        }
+    }
+
+    let (status, page) = get(&target, "/metrics");
+    assert_eq!((status, lint(&page)), (200, String::new()));
+    run.signal("TERM");
+    let (status, said) = run.wait();
+    assert_eq!(status.code(), Some(143), "{said}");
+
+    // The file was written a last time when all was done.
+    let page = fs::read_to_string(&file).unwrap();
+    assert_eq!(lint(&page), "");
+    let last = world.lines("run.jsonl").last().unwrap()["step"].clone();
+    assert!(page.contains(&format!("ddk_step{{run=\"small\"}} {last}\n")));
+    assert!(
+        page.contains("ddk_worker_state{run=\"small\",worker=\"student\",state=\"stopped\"} 1\n")
+    );
+}
+
+#[test]
+fn a_metrics_file_that_cannot_be_is_said_at_the_start() {
+    let world = World::new();
+    let said = world.fail(
+        1,
+        &["train", "config.toml", "--metrics-file", "nowhere/ddk.prom"],
+    );
+    assert!(
+        said.contains("nowhere/ddk.prom") && said.contains("telemetry.file"),
+        "{said}"
+    );
+    let said = world.fail(2, &["train", "config.toml", "--metrics-file", "ddk.txt"]);
+    assert!(said.contains("`telemetry.file` is \"ddk.txt\""), "{said}");
+}
