@@ -151,10 +151,12 @@ pub fn teacher_memory(
     // Without gradients only what one layer is working on exists.
     let working = (3 * sizes.width + 2 * sizes.query + 2 * sizes.key_value)
         .max(2 * sizes.width + 3 * sizes.mlp);
+    // TED's filters are square here.
+    let weights = sizes.parameters + shape.pairs * sizes.width * sizes.width;
     Ok(vec![
         part(
             "weights",
-            lanes * shape.teacher_bytes * sizes.parameters,
+            lanes * shape.teacher_bytes * weights,
             "teacher.dtype, teacher.devices or teacher.lanes",
         ),
         part(

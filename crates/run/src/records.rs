@@ -28,7 +28,11 @@ pub struct StepLine {
     /// Weight of the divergence; 0 where there is none.
     pub gamma: f64,
     /// TED: mean squared difference between the filtered layers, over the step's predictions, the filters' width and the layers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present_number_or_null"
+    )]
     pub layer: Option<f64>,
     /// TED: weight of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -254,6 +258,12 @@ pub struct Serial {
     pub tokens_per_second: f64,
 }
 
+fn present_number_or_null<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<f64>, D::Error> {
+    number_or_null(deserializer).map(Some)
+}
+
 fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
@@ -286,5 +296,13 @@ mod tests {
         assert_eq!(back.ce.to_bits(), line.ce.to_bits());
         assert!(back.kl.is_nan() && text.contains(r#""kl":null"#) && !text.contains("skipped"));
         assert!(!text.contains("layer"), "only TED has layers");
+        let with_layers = StepLine {
+            layer: Some(f64::NAN),
+            layer_weight: Some(1.0),
+            ..line
+        };
+        let text = serde_json::to_string(&with_layers).unwrap();
+        let back: StepLine = serde_json::from_str(&text).unwrap();
+        assert!(back.layer.is_some_and(f64::is_nan) && back.layer_weight == Some(1.0));
     }
 }
