@@ -229,9 +229,9 @@ function soon(...charts) {
     const began = performance.now();
     const now = [...due.charts];
     due.charts.clear();
+    due.timer = null;
     now.forEach((chart) => chart());
     due.pause = Math.min(20000, 4 * (performance.now() - began));
-    due.timer = null;
   }, due.pause);
 }
 

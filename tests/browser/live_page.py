@@ -116,6 +116,9 @@ def live(browser, address, out):
     browser.open(address)
     wait_for("charts after a reload", lambda: is_drawn(browser))
     browser.picture(os.path.join(out, "live-light.png"))
+    # The README's picture.
+    browser.look_like(1280, 1180, "light")
+    browser.picture(os.path.join(out, "live-page.png"), whole=False)
     background = "return getComputedStyle(document.body).backgroundColor"
     light = browser.run(background)
     browser.look_like(1280, 900, "dark")
