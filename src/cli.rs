@@ -44,6 +44,14 @@ pub enum Command {
     /// The same initial student, token budget, validation sets and evaluation for all; seeds vary the data's order alone. Runs that
     /// are done are skipped, interrupted ones go on.
     Compare(Compare),
+    /// Watch a run in the terminal: one that goes on, here or elsewhere, or one that has ended
+    ///
+    /// Where standard output is no terminal, says once how it stands. A server's token is taken from DDK__TELEMETRY__TOKEN.
+    Watch(Watch),
+    /// Serve the pages of all runs below a folder, several side by side
+    ///
+    /// Another address than a loopback one needs a token in DDK__TELEMETRY__TOKEN. Ctrl-C ends it.
+    Serve(Serve),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
     /// List a run's checkpoints: step, size, whether each verifies
@@ -197,6 +205,23 @@ pub struct Compare {
     /// Where compare.md, compare.json, compare.html and figures/ go; the folder of the runs where absent
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// The run's folder, or the address of its live page: runs/my, or http://127.0.0.1:9469
+    #[arg(value_name = "RUN_OR_URL")]
+    pub run: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// The folder of runs
+    #[arg(value_name = "RUNS_DIR", default_value = "runs")]
+    pub runs: PathBuf,
+    /// Address and port
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9470")]
+    pub address: std::net::SocketAddr,
 }
 
 #[derive(Debug, Args)]

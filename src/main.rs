@@ -21,7 +21,9 @@ mod pretrain;
 mod progress;
 mod rows;
 mod serial;
+mod serve;
 mod train;
+mod watch;
 mod wiring;
 
 use std::{io::Write, process::ExitCode};
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
         Command::Train(args) => train::run(args, &mut out),
         Command::Compare(args) => compare::run(args, &mut out),
+        Command::Watch(args) => watch::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
         Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Checkpoints(args) => checkpoints::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),

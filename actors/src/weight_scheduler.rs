@@ -276,10 +276,10 @@ impl WeightSchedulerState {
 pub fn publish(line: &MixtureLine) {
     metrics::MIXTURE_VERSION.with(&[]).set(line.version as f64);
     metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
-    // Where alpha is 0, weights never move: they are at no limit.
-    if line.alpha > 0.0 {
-        let floor = (1.0 - line.alpha) / line.weights.len() as f64;
-        for (limit, weight) in [("floor", floor), ("cap", line.alpha + floor)] {
+    // Where alpha is 0, weights never move: they are at no limit. Other policies have none.
+    if let Some(alpha) = line.alpha.filter(|alpha| *alpha > 0.0) {
+        let floor = (1.0 - alpha) / line.weights.len() as f64;
+        for (limit, weight) in [("floor", floor), ("cap", alpha + floor)] {
             metrics::WEIGHT_LIMIT.with(&[limit]).set(weight);
         }
     }

@@ -1,4 +1,4 @@
-//! The run itself: the actors with their parts, the metrics server, the signals.
+//! The run itself: the actors with their parts, the HTTP server, the signals.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ddk_actors::{LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals};
 use ddk_engine::StudentOptions;
 use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
-use ddk_settings::Settings;
-use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, metrics};
+use ddk_settings::{Settings, Token};
+use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, metrics};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -48,8 +48,9 @@ pub(super) struct Ended {
 pub(super) struct Session {
     runtime: tokio::runtime::Runtime,
     board: Arc<Board>,
-    _keeper: Keeper,
     _server: Option<Server>,
+    /// Writes the metrics to their file a last time when all is done.
+    _keeper: Keeper,
     /// The number of the signal that came.
     signal: Arc<AtomicU8>,
     /// Told when one has come.
@@ -72,15 +73,15 @@ impl Session {
             let file = settings.telemetry.file.clone();
             let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
                 .hint("choose another telemetry.file, in a folder that is there")?;
-            let server = serve(settings, recorder).await?;
+            let server = serve(settings, recorder, folder.path())?;
             systemd::watch(Arc::clone(&board));
             anyhow::Ok((keeper, server, signals(Arc::clone(&signal), grace)?))
         })?;
         Ok(Self {
             runtime,
             board,
-            _keeper: keeper,
             _server: server,
+            _keeper: keeper,
             signal,
             stop,
         })
@@ -365,27 +366,45 @@ fn explain(error: RunError) -> anyhow::Error {
     }
 }
 
-/// The metrics server; a port that is taken is said, and stops the run only where it is required.
-async fn serve(settings: &Settings, recorder: Recorder) -> Result<Option<Server>> {
+/// The server of the live page and the metrics; a port that is taken is said, and stops the run only where it is required.
+fn serve(settings: &Settings, recorder: Recorder, folder: &Path) -> Result<Option<Server>> {
     let telemetry = &settings.telemetry;
     if !telemetry.enabled {
         return Ok(None);
     }
     let address = telemetry.address.parse().context("telemetry.address")?;
-    match ddk_telemetry::serve(address, recorder).await {
+    let token = secret(telemetry.token.as_ref())?;
+    let site = Site::of_run(recorder, folder).with_token(token);
+    match ddk_telemetry::serve(address, site) {
         Ok(server) => {
-            say(&format!("metrics: http://{}/metrics", server.address()));
+            let address = server.address();
+            say(&format!(
+                "live page: http://{address}/, metrics: http://{address}/metrics"
+            ));
             Ok(Some(server))
         }
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
             say(&format!(
-                "warning: {error}; going on without metrics (telemetry.address chooses another port)"
+                "warning: {error}; going on without the live page and metrics (telemetry.address chooses another port)"
             ));
             Ok(None)
         }
         Err(error) => {
             Err(error).hint("choose another telemetry.address, or set telemetry.enabled = false")
         }
+    }
+}
+
+/// The token that the server asks for. A configuration out of a run's folder says only that there was one.
+fn secret(token: Option<&Token>) -> Result<Option<&str>> {
+    match token.map(Token::secret) {
+        None => Ok(None),
+        Some(Some(secret)) => Ok(Some(secret)),
+        Some(None) => Err(anyhow!(
+            "`telemetry.token` was left out of this configuration when it was written"
+        ))
+        .hint("give it as DDK__TELEMETRY__TOKEN in the environment")
+        .usage(),
     }
 }
 

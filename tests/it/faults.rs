@@ -252,6 +252,13 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     assert_eq!(set[1]["weights"], set[0]["weights"]);
     assert_ne!(set[2]["weights"], set[1]["weights"]);
 
+    // Even the first evaluation of all: a checkpoint holds it, and the run goes on from there.
+    let world = World::new();
+    let output = train_with(&world, &["nan evaluation 1", "kill student 5"], &[]);
+    assert!(output.status.code().is_none(), "{}", stderr(&output));
+    world.succeed(&["train", "config.toml"]);
+    assert!(events(&world, "refused")[0].contains("interval 0 stays"));
+
     // Twice in a row: back to the last checkpoint (step 3), and past the data of both steps.
     let world = World::new();
     let set = ["guard.max_skipped=2"];

@@ -361,7 +361,7 @@ fn a_worker_that_computes_past_its_limit_is_sick_until_it_is_done() {
         "run.max_steps=4000",
     ];
     let started = world.start_until_with(&train, &[("DDK_ALLOW_FAULTS", "1")], |line| {
-        if let Some(rest) = line.strip_prefix("metrics: http://") {
+        if let Some((_, rest)) = line.split_once("metrics: http://") {
             address = rest.strip_suffix("/metrics").map(str::to_owned);
         }
         line.contains("fault on purpose")

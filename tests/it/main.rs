@@ -18,5 +18,6 @@ mod interrupted;
 mod mixtures;
 mod monitoring;
 mod objectives;
+mod pages;
 mod training;
 mod world;

@@ -265,43 +265,7 @@ impl World {
     ) -> Started {
         let mut command = self.command(arguments);
         command.envs(environment.iter().copied());
-        Self::start_command_until(command, seen)
-    }
-
-    /// The same with a command that has been made already.
-    pub fn start_command_until(
-        mut command: Command,
-        mut seen: impl FnMut(&str) -> bool,
-    ) -> Started {
-        let mut child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
-        for line in lines.by_ref() {
-            let line = line.unwrap();
-            said.push_str(&line);
-            said.push('\n');
-            if seen(&line) {
-                // Somebody has to read on, so that the child never blocks on a full pipe.
-                let reader = std::thread::spawn(move || {
-                    lines
-                        .map_while(Result::ok)
-                        .fold(String::new(), |all, line| all + &line + "\n")
-                });
-                return Started {
-                    child,
-                    said,
-                    reader,
-                };
-            }
-        }
-        panic!(
-            "ddk ended ({:?}) before the awaited line: {said}",
-            child.wait()
-        );
+        Started::of(command, seen)
     }
 
     pub fn run_folder(&self) -> PathBuf {
@@ -343,6 +307,39 @@ pub struct Started {
 }
 
 impl Started {
+    /// See [`World::start_until`].
+    pub fn of(mut command: Command, mut seen: impl FnMut(&str) -> bool) -> Self {
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            said.push_str(&line);
+            said.push('\n');
+            if seen(&line) {
+                // Somebody has to read on, so that the child never blocks on a full pipe.
+                let reader = std::thread::spawn(move || {
+                    lines
+                        .map_while(Result::ok)
+                        .fold(String::new(), |all, line| all + &line + "\n")
+                });
+                return Self {
+                    child,
+                    said,
+                    reader,
+                };
+            }
+        }
+        panic!(
+            "ddk ended ({:?}) before the awaited line: {said}",
+            child.wait()
+        );
+    }
+
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([&format!("-{name}"), &self.child.id().to_string()])

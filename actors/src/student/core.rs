@@ -29,6 +29,9 @@ struct Gathered {
     seconds: IndexMap<String, f64>,
     /// The teachers' own, beside the student's: no part of the step's time, and so not among its phases in `run.jsonl`.
     teacher_seconds: f64,
+    /// Floating-point operations, as in [`Totals`].
+    teacher_flops: f64,
+    student_flops: f64,
     samples: Vec<SampleLine>,
     losses: TrainingSums,
 }
@@ -241,6 +244,8 @@ impl<S: Student> Core<S> {
             }
             self.totals.teacher_flops += loss.teacher_flops;
             self.totals.student_flops += loss.student_flops;
+            gathered.teacher_flops += loss.teacher_flops;
+            gathered.student_flops += loss.student_flops;
             gathered.ce_sum += loss.ce_sum;
             gathered.kl_sum += loss.kl_sum;
             for (row, of_row) in batch.rows.iter().zip(&loss.rows) {
@@ -346,13 +351,15 @@ impl<S: Student> Core<S> {
         metrics::STEP_SECONDS
             .with(&["teacher"])
             .record(gathered.teacher_seconds);
-        let share_of_step = |seconds: f64| seconds / step_seconds.max(1e-9);
+        let in_a_second = |amount: f64| amount / step_seconds.max(1e-9);
         let lanes = self.plan.teacher_lanes as f64;
-        for (model, share) in [
-            ("student", share_of_step(student_busy)),
-            ("teacher", share_of_step(teacher_busy) / lanes),
+        for (model, busy, flops) in [
+            ("student", student_busy, gathered.student_flops),
+            ("teacher", teacher_busy / lanes, gathered.teacher_flops),
         ] {
-            metrics::MODEL_UTILISATION.with(&[model]).set(share);
+            let (busy, flops) = (in_a_second(busy), in_a_second(flops));
+            metrics::MODEL_UTILISATION.with(&[model]).set(busy);
+            metrics::MODEL_FLOPS.with(&[model]).set(flops);
         }
         Ok(())
     }

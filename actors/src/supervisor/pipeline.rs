@@ -9,7 +9,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use ddk_corpus::Cursor;
 use ddk_mixture::Policy;
 use ddk_run::Journal;
-use ddk_telemetry::{Board, Queues, metrics};
+use ddk_telemetry::{Board, Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorId};
 
 use super::{Never, Outcome, Part, spawn};
@@ -37,6 +37,8 @@ pub(super) struct Pipeline<T: Teacher> {
     outcome: Arc<Mutex<Option<Outcome>>>,
     journal: Arc<Journal>,
     observer: Arc<dyn Observer>,
+    /// The queues' lines on the board.
+    _queues: Vec<ShownQueue>,
 }
 
 pub(super) struct Started<T: Teacher> {
@@ -79,6 +81,20 @@ where
     let micro = queues(plan.teacher_lanes, plan.queue_depth);
     let labelled = queues(plan.teacher_lanes, plan.queue_depth);
     let row_queues = queues(plan.domains.len(), ROWS_AHEAD);
+    let on_board = (0..plan.teacher_lanes)
+        .flat_map(|lane| {
+            let (rows, signals) = (micro[lane].1.clone(), labelled[lane].1.clone());
+            let depth = plan.queue_depth;
+            [
+                board.queue(format!("batcher to teacher-{lane}"), depth, move || {
+                    rows.len()
+                }),
+                board.queue(format!("teacher-{lane} to student"), depth, move || {
+                    signals.len()
+                }),
+            ]
+        })
+        .collect();
     let known = Arc::new(OnceLock::new());
     if let Some(perplexities) = teacher_perplexities.clone() {
         let _ = known.set(perplexities);
@@ -201,6 +217,7 @@ where
         observer,
         loaders,
         teachers,
+        _queues: on_board,
     };
     let mut bodies = vec![(Part::Checkpointer, checkpointer.body())];
     for (lane, teacher) in pipeline.teachers.iter().enumerate() {
@@ -285,6 +302,7 @@ impl<T: Teacher + 'static> Pipeline<T> {
     /// Tells of a restart.
     pub(super) fn restarted(&self, part: &str, cause: &Exit) {
         metrics::WORKER_RESTARTS.with(&[part]).increment(1);
+        self.board.worker(part).restarted();
         tracing::warn!(part, %cause, "built again after a failure");
         let message = format!("{part} is built again: {cause}");
         match self.journal.event(0, "restarted", &message) {

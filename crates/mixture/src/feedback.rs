@@ -1,6 +1,6 @@
 //! What a policy is told at an interval's end.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Refused;
 
@@ -39,9 +39,18 @@ impl Feedback<'_> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Perplexities {
     /// The student's.
+    #[serde(deserialize_with = "numbers_or_null")]
     pub student: Vec<f64>,
     /// The teacher's.
+    #[serde(deserialize_with = "numbers_or_null")]
     pub teacher: Vec<f64>,
+}
+
+/// JSON has no number for what is not finite: it is written as `null` and read back as NaN.
+fn numbers_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let numbers = Vec::<Option<f64>>::deserialize(deserializer)?;
+    let number = |number: Option<f64>| number.unwrap_or(f64::NAN);
+    Ok(numbers.into_iter().map(number).collect())
 }
 
 /// No model is as bad as this on text, whatever its vocabulary: something is broken.

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -48,6 +49,26 @@ impl RunFolder {
     /// Whether a run was started in this folder.
     pub fn holds_a_run(path: &Path) -> bool {
         path.join("config.toml").exists()
+    }
+
+    /// The process that works on the run in this folder, without touching its lock: a lock taken only to look could keep a
+    /// run from starting.
+    pub fn holder(path: &Path) -> Option<u32> {
+        let lock = path.join("lock");
+        let pid: u32 = fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
+        let inode = fs::metadata(&lock).ok()?.ino();
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        // `1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF`
+        let is_held = locks.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.get(1) == Some(&"FLOCK")
+                && words.get(4).and_then(|word| word.parse().ok()) == Some(pid)
+                && words
+                    .get(5)
+                    .and_then(|word| word.rsplit(':').next()?.parse().ok())
+                    == Some(inode)
+        });
+        is_held.then_some(pid)
     }
 
     fn lock(folder: &Path) -> Result<File, RunFileError> {
@@ -122,7 +143,9 @@ mod tests {
         assert!(
             matches!(&error, RunFileError::Locked { holder, .. } if *holder == std::process::id().to_string())
         );
+        assert_eq!(RunFolder::holder(&path), Some(std::process::id()));
         drop(first);
+        assert_eq!(RunFolder::holder(&path), None);
         RunFolder::open(&path).unwrap();
     }
 

@@ -59,9 +59,11 @@ impl Journal {
         })
     }
 
-    /// Appends a step.
+    /// Appends a step, on its way to the disk at once too: the live page and `tail -f` read the file.
     pub fn step(&self, line: &StepLine) -> Result<(), RunFileError> {
-        self.files().run.append(line)
+        let mut files = self.files();
+        files.run.append(line)?;
+        files.run.flush()
     }
 
     /// Appends a mixture; it is on its way to the disk at once, so that a person who looks sees it.

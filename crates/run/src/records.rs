@@ -229,14 +229,19 @@ pub struct Summary {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DomainSummary {
     /// The student's perplexity before the first step.
+    #[serde(deserialize_with = "number_or_null")]
     pub student_perplexity_before: f64,
     /// And after the last.
+    #[serde(deserialize_with = "number_or_null")]
     pub student_perplexity_after: f64,
     /// The teacher's.
+    #[serde(deserialize_with = "number_or_null")]
     pub teacher_perplexity: f64,
     /// Student's over teacher's, before.
+    #[serde(deserialize_with = "number_or_null")]
     pub ratio_before: f64,
     /// And after.
+    #[serde(deserialize_with = "number_or_null")]
     pub ratio_after: f64,
     /// The domain's share of all tokens trained on.
     pub token_share: f64,

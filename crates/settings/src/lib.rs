@@ -13,6 +13,7 @@ mod options;
 mod origin;
 mod reference;
 mod settings;
+mod token;
 mod validate;
 
 pub use error::{Error, Problem};
@@ -28,3 +29,4 @@ pub use settings::{
     Batch, Checkpoint, Corpus, Domain, Evaluation, Faults, Guard, Log, Mixture, Objective,
     Pretrain, Queues, Run, Settings, Shape, Student, Teacher, Telemetry,
 };
+pub use token::Token;

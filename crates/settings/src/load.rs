@@ -105,10 +105,10 @@ fn read(path: &PathBuf) -> Result<String, Error> {
     })
 }
 
-/// A line of TOML. A value that is not one (`run.name=demo`) is a string.
+/// A line of TOML. A value that is not one (`run.name=demo`) is a string, and a token is, even if it is all digits.
 fn assignment(key: &str, value: &str) -> String {
     let as_is = format!("{key} = {value}");
-    if toml::from_str::<toml::Table>(&as_is).is_ok() {
+    if key != "telemetry.token" && toml::from_str::<toml::Table>(&as_is).is_ok() {
         return as_is;
     }
     format!("{key} = {}", toml::Value::String(value.to_owned()))

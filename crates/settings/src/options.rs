@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Method;
+use crate::{Method, Token};
 
 /// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
@@ -41,7 +41,7 @@ pub struct Options {
     pub guard: Option<GuardOptions>,
     /// Faults on purpose, for tests; refused unless DDK_ALLOW_FAULTS=1 is in the environment.
     pub faults: Option<FaultOptions>,
-    /// The server of metrics and health.
+    /// The server of the live page, metrics and health.
     pub telemetry: Option<TelemetryOptions>,
     /// What is said while running.
     pub log: Option<LogOptions>,
@@ -463,14 +463,17 @@ pub struct FaultOptions {
     pub plan: Option<Vec<String>>,
 }
 
-/// The server of metrics and health.
+/// The server of the live page, metrics and health.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryOptions {
-    /// Whether /metrics, /livez and /readyz are served.
+    /// Whether the live page, /api, /metrics, /livez and /readyz are served.
     pub enabled: Option<bool>,
-    /// Address and port; a loopback address.
+    /// Address and port; one that is not a loopback address needs a token.
     pub address: Option<String>,
+    /// What everybody who asks has to know, 16 characters or more; best given as DDK__TELEMETRY__TOKEN in the environment. It is
+    /// left out of what the program writes.
+    pub token: Option<Token>,
     /// Stop where the port is taken, instead of going on without the server.
     pub required: Option<bool>,
     /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile collector; its name ends in

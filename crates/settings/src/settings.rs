@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    Dtype, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike, ValidationBy,
-    WhenStale,
+    Dtype, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike, Token,
+    ValidationBy, WhenStale,
 };
 
 /// All settings of a run. See [`crate::Options`] for what each means.
@@ -235,6 +235,8 @@ pub struct Faults {
 pub struct Telemetry {
     pub enabled: bool,
     pub address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
     pub required: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,

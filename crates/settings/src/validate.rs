@@ -517,10 +517,10 @@ impl Checker<'_> {
     fn telemetry(&mut self, telemetry: crate::options::TelemetryOptions) -> Option<Telemetry> {
         let address = self.need("telemetry.address", telemetry.address)?;
         match address.parse::<SocketAddr>() {
-            Ok(parsed) if parsed.ip().is_loopback() => {}
+            Ok(parsed) if parsed.ip().is_loopback() || telemetry.token.is_some() => {}
             Ok(_) => self.problem(
                 "telemetry.address",
-                format!("`telemetry.address` is \"{address}\": only loopback addresses (127.0.0.1, [::1]) are served, because the server knows no password"),
+                format!("`telemetry.address` is \"{address}\", which other machines reach: that needs a `telemetry.token` (best DDK__TELEMETRY__TOKEN in the environment)"),
             ),
             Err(_) => self.problem(
                 "telemetry.address",
@@ -537,10 +537,21 @@ impl Checker<'_> {
                 ),
             );
         }
+        if telemetry
+            .token
+            .as_ref()
+            .is_some_and(|token| !token.is_usable())
+        {
+            self.problem(
+                "telemetry.token",
+                "`telemetry.token` is not usable, expected 16 characters or more, of letters, digits, `-`, `.`, `_` and `~`".to_owned(),
+            );
+        }
         Some(Telemetry {
             file: telemetry.file,
             enabled: self.need("telemetry.enabled", telemetry.enabled)?,
             address,
+            token: telemetry.token,
             required: self.need("telemetry.required", telemetry.required)?,
         })
     }

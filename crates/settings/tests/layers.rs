@@ -139,6 +139,29 @@ fn every_ready_configuration_loads_and_reads_back_from_a_runs_folder() {
     assert_eq!(count, 7);
 }
 
+#[test]
+fn a_token_is_used_but_never_written_down() {
+    let secret = "12345678901234567890";
+    let address = "telemetry.address=0.0.0.0:9469";
+    let from_environment = with(&[], &[address], &[("DDK__TELEMETRY__TOKEN", secret)]);
+    let set = format!("telemetry.token={secret}");
+    let from_line = with(&[], &[address, &set], &[]);
+    for loaded in [from_environment, from_line] {
+        let token = loaded.settings.telemetry.token.clone().unwrap();
+        assert_eq!(token.secret(), Some(secret));
+        let written = loaded.settings.to_toml();
+        let origin = loaded.origins.of("telemetry.token").to_string();
+        for text in [&written, &origin, &format!("{:?}", loaded.settings)] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        // What a run's folder holds reads back, but there is nothing in it to serve with.
+        let folder = tempfile::tempdir().unwrap();
+        let resolved = file(folder.path(), "config.toml", &written);
+        let again = with(&[resolved], &[], &[]).settings.telemetry.token;
+        assert_eq!(again.unwrap().secret(), None);
+    }
+}
+
 /// `UPDATE=1 cargo test -p ddk-settings` writes them anew.
 #[test]
 fn reference_and_schema_are_current() {

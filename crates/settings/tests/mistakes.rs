@@ -71,8 +71,13 @@ fn the_environment_and_set_are_checked_as_files_are() {
 }
 
 #[test]
-fn an_address_that_others_reach_is_refused() {
+fn an_address_that_others_reach_needs_a_token() {
     assert_snapshot!(said("[telemetry]\naddress = \"0.0.0.0:9469\"\n", &[], &[]));
+    assert_snapshot!(said(
+        "[telemetry]\naddress = \"0.0.0.0:9469\"\n",
+        &[],
+        &[("DDK__TELEMETRY__TOKEN", "guess me")]
+    ));
 }
 
 #[test]

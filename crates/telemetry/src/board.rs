@@ -3,13 +3,17 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use crate::{metrics, samples::Samples};
+use crate::{
+    api::{QueueStatus, WorkerStatus},
+    metrics,
+    samples::Samples,
+};
 
 const STOPPED: u8 = 0;
 const COMPUTING: u8 = 1;
@@ -26,7 +30,37 @@ pub struct Board {
     clock: Clock,
     compute_limit: Duration,
     workers: Mutex<Vec<Worker>>,
+    queues: Mutex<Vec<Arc<Probe>>>,
     ready: AtomicBool,
+    /// Whether it has ever been ready.
+    begun: AtomicBool,
+}
+
+/// A queue that can be looked at.
+struct Probe {
+    name: String,
+    capacity: usize,
+    length: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+/// A queue's line on the board; it is taken off with this, so that the board keeps no queue alive.
+pub struct ShownQueue {
+    board: Arc<Board>,
+    probe: Arc<Probe>,
+}
+
+impl fmt::Debug for ShownQueue {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ShownQueue({})", self.probe.name)
+    }
+}
+
+impl Drop for ShownQueue {
+    fn drop(&mut self) {
+        self.board
+            .queue_list()
+            .retain(|probe| !Arc::ptr_eq(probe, &self.probe));
+    }
 }
 
 impl fmt::Debug for Board {
@@ -63,6 +97,7 @@ struct Inner {
     since: AtomicU64,
     /// Nanoseconds in each state, by its number.
     spent: [AtomicU64; 4],
+    restarts: AtomicU64,
 }
 
 /// How a worker has spent its time, in seconds; the state that it is in included.
@@ -88,7 +123,9 @@ impl Board {
             clock,
             compute_limit,
             workers: Mutex::new(Vec::new()),
+            queues: Mutex::new(Vec::new()),
             ready: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
         })
     }
 
@@ -105,6 +142,7 @@ impl Board {
                 clock: self.clock.clone(),
                 state: AtomicU8::new(STOPPED),
                 spent: Default::default(),
+                restarts: AtomicU64::new(0),
             }),
         };
         workers.push(worker.clone());
@@ -113,9 +151,54 @@ impl Board {
         worker
     }
 
+    /// Puts a queue on the board: `length` is asked whenever somebody looks.
+    pub fn queue(
+        self: &Arc<Self>,
+        name: String,
+        capacity: usize,
+        length: impl Fn() -> usize + Send + Sync + 'static,
+    ) -> ShownQueue {
+        let probe = Arc::new(Probe {
+            name,
+            capacity,
+            length: Box::new(length),
+        });
+        self.queue_list().push(Arc::clone(&probe));
+        ShownQueue {
+            board: Arc::clone(self),
+            probe,
+        }
+    }
+
+    fn queue_list(&self) -> MutexGuard<'_, Vec<Arc<Probe>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every worker, as it is now.
+    pub(crate) fn worker_statuses(&self) -> Vec<WorkerStatus> {
+        self.workers().iter().map(Worker::status).collect()
+    }
+
+    /// Every queue, as it is now.
+    pub(crate) fn queue_statuses(&self) -> Vec<QueueStatus> {
+        let queues = self.queue_list();
+        let look = |probe: &Arc<Probe>| QueueStatus {
+            name: probe.name.clone(),
+            length: (probe.length)(),
+            capacity: probe.capacity,
+        };
+        queues.iter().map(look).collect()
+    }
+
     /// Whether training goes on: models are loaded, workers up.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Relaxed);
+        self.begun.fetch_or(ready, Ordering::Relaxed);
+    }
+
+    /// Whether training has gone on at any time.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// See [`Self::set_ready`].
@@ -175,7 +258,7 @@ impl Board {
         samples.add(&metrics::WORKER_HEARTBEAT, ages);
     }
 
-    fn workers(&self) -> Vec<Worker> {
+    pub(crate) fn workers(&self) -> Vec<Worker> {
         self.workers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -211,6 +294,37 @@ impl Worker {
         self.inner.spent[usize::from(old)].fetch_add(now.saturating_sub(since), Ordering::Relaxed);
     }
 
+    /// It is built again after a failure.
+    pub fn restarted(&self) {
+        self.inner.restarts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    fn status(&self) -> WorkerStatus {
+        let now = (self.inner.clock)().as_nanos() as u64;
+        let since = self.inner.since.load(Ordering::Acquire);
+        let state = match self.inner.state.load(Ordering::Acquire) {
+            COMPUTING => "busy",
+            STARVED => "waiting_for_input",
+            BLOCKED => "waiting_for_output",
+            _ => "stopped",
+        };
+        let totals = self.totals();
+        WorkerStatus {
+            name: self.inner.name.clone(),
+            state: state.to_owned(),
+            state_seconds: now.saturating_sub(since) as f64 / 1e9,
+            busy_seconds: totals.busy,
+            starved_seconds: totals.starved,
+            blocked_seconds: totals.blocked,
+            restarts: self.inner.restarts.load(Ordering::Relaxed),
+        }
+    }
+
     /// How it has spent its time.
     pub fn totals(&self) -> Totals {
         let now = (self.inner.clock)().as_nanos() as u64;
@@ -229,10 +343,10 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn board() -> (Arc<Board>, Arc<AtomicU64>) {
+    pub(crate) fn board() -> (Arc<Board>, Arc<AtomicU64>) {
         let seconds = Arc::new(AtomicU64::new(0));
         let clock = seconds.clone();
         let board = Board::with_clock(
@@ -304,5 +418,20 @@ mod tests {
         computing.waiting_for_output();
         seconds.store(500, Ordering::Relaxed);
         assert!(board.unhealthy().is_empty());
+    }
+
+    #[test]
+    fn a_queue_is_on_the_board_as_long_as_its_line() {
+        let (board, _) = board();
+        let length = Arc::new(AtomicU64::new(3));
+        let seen = Arc::clone(&length);
+        let line = board.queue("batcher to teacher-0".to_owned(), 4, move || {
+            seen.load(Ordering::Relaxed) as usize
+        });
+        let [queue] = board.queue_statuses().try_into().unwrap();
+        assert_eq!((queue.length, queue.capacity), (3, 4));
+        drop(line);
+        assert!(board.queue_statuses().is_empty());
+        assert_eq!(Arc::strong_count(&length), 1);
     }
 }

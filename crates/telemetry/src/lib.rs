@@ -1,20 +1,33 @@
-//! What can be seen from outside while a run goes on.
+//! What can be seen from outside while a run goes on, and after.
 //!
 //! [`metrics`] declares every metric once: name, unit, labels, help. [`Recorder`] gathers them and renders the page that Prometheus
 //! scrapes; a [`Keeper`] looks after it, and writes the page to a file where it is asked to. [`Board`] is where workers say what they
-//! do, so that health and busy times can be read without asking a busy thread. [`serve`] answers `/metrics`, `/livez` and `/readyz`.
+//! do, so that health and busy times can be read without asking a busy thread. [`History`] reads a run's folder on while it grows.
+//! [`serve`] answers over HTTP, from these: the pages of `dashboards/page/`, the API of [`api`], `/metrics`, `/livez` and `/readyz`;
+//! `access.rs` has the rules of who may ask.
 
+mod access;
+pub mod api;
 mod board;
+mod history;
 mod keeper;
 mod machine;
 pub mod metrics;
+mod pages;
 mod queue;
 mod recorder;
 mod samples;
+mod series;
 mod server;
+mod site;
+mod stream;
+mod tail;
+mod timeline;
 
-pub use board::{Board, Totals, Worker};
+pub use board::{Board, ShownQueue, Totals, Worker};
+pub use history::History;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};
 pub use queue::{Queue, Queues};
 pub use recorder::{Recorder, RecorderError, seconds_since_1970};
 pub use server::{ServeError, Server, serve};
+pub use site::{Limits, Site};

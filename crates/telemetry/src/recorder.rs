@@ -97,7 +97,7 @@ impl Recorder {
     }
 
     /// Health, for the server.
-    pub(crate) fn board(&self) -> &Board {
+    pub(crate) fn board(&self) -> &Arc<Board> {
         &self.board
     }
 

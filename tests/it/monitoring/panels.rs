@@ -225,6 +225,13 @@ const THROUGHPUT: &[Spec] = &[
         queries: &[("rate(ddk_model_tokens_total{@}[$w])", "{{run}} {{model}}")],
     },
     Spec {
+        title: "FLOP/s by model",
+        look_for: "Floating-point operations of the matrix products. Held against what the device can do, it says how well it is used; a fall with full utilisation is a slower device: heat, or a neighbour.",
+        kind: Lines,
+        unit: "flops",
+        queries: &[("ddk_model_flops_per_second{@}", "{{run}} {{model}}")],
+    },
+    Spec {
         title: "Utilisation by model",
         look_for: "Share of the time that the model's lanes compute. The slower one should be near 100 %; where neither is, look at the waits below.",
         kind: Lines,

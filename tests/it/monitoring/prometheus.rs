@@ -164,7 +164,7 @@ fn lint(page: &str) -> String {
 fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults() {
     let world = World::new();
     let file = world.path().join("small.prom");
-    let mut command = world.command(&["train", "config.toml", "--metrics-file", "small.prom"]);
+    let mut arguments = vec!["train", "config.toml", "--metrics-file", "small.prom"];
     for set in [
         "telemetry.enabled=true",
         "telemetry.address=127.0.0.1:0",
@@ -180,14 +180,13 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         // Late enough for Prometheus to have seen the counters before.
         "faults.plan=[\"nan student 400\", \"panic teacher 410\", \"eio save 450 4\", \"panic student 460\"]",
     ] {
-        command.args(["--set", set]);
+        arguments.extend(["--set", set]);
     }
-    command.env("DDK_ALLOW_FAULTS", "1");
     let mut target = String::new();
-    let run = World::start_command_until(command, |line| {
+    let run = world.start_until_with(&arguments, &[("DDK_ALLOW_FAULTS", "1")], |line| {
         let address = line
-            .strip_prefix("metrics: http://")
-            .and_then(|rest| rest.strip_suffix("/metrics"));
+            .split_once("metrics: http://")
+            .and_then(|(_, rest)| rest.strip_suffix("/metrics"));
         target = address.unwrap_or_default().to_owned();
         address.is_some()
     });

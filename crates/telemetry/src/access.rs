@@ -1,0 +1,221 @@
+//! Who may ask, and what: checked before any answer is made.
+//!
+//! On a loopback address without a token, whoever is on this machine may ask, but not a page of another site whose name was
+//! made to mean this machine (DNS rebinding): the `Host` has to be a name of this machine. With a token, only who knows it
+//! gets more than health: as `Authorization: Bearer`, or, for browsers, once as `/?token=…`, which becomes a cookie.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+/// Answered to everybody: what a health check asks, and nothing of the run.
+const OPEN: [&str; 2] = ["/livez", "/readyz"];
+
+/// Only our own files, nothing inline but styles (plotly.js sets some), no frames, no forms.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The rules of a server.
+#[derive(Debug)]
+pub(crate) struct Access {
+    /// Hashes are compared in constant time, and are of the same length whatever was sent.
+    token: Option<blake3::Hash>,
+    /// Browsers send cookies to every port of a host, so each server has one of its own.
+    cookie: String,
+    answer_timeout: Duration,
+}
+
+impl Access {
+    pub(crate) fn new(address: SocketAddr, token: Option<&str>, answer_timeout: Duration) -> Self {
+        Self {
+            token: token.map(|token| blake3::hash(token.as_bytes())),
+            cookie: format!("ddk_token_{}", address.port()),
+            answer_timeout,
+        }
+    }
+
+    fn refusal(&self, request: &Request) -> Option<Response> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let allow = [(header::ALLOW, "GET, HEAD")];
+            return Some(
+                (StatusCode::METHOD_NOT_ALLOWED, allow, "only GET and HEAD\n").into_response(),
+            );
+        }
+        let headers = request.headers();
+        let length = headers.get(header::CONTENT_LENGTH);
+        if headers.contains_key(header::TRANSFER_ENCODING)
+            || length.is_some_and(|length| length != "0")
+        {
+            let close = [(header::CONNECTION, "close")];
+            return Some(
+                (StatusCode::PAYLOAD_TOO_LARGE, close, "no body is taken\n").into_response(),
+            );
+        }
+        let Some(token) = self.token else {
+            return (!is_this_machine(headers)).then(|| {
+                let text = "this address is not a name of this machine: ask for http://127.0.0.1 or http://localhost\n";
+                (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+            });
+        };
+        if OPEN.contains(&request.uri().path()) {
+            return None;
+        }
+        let knows = |sent: &str| blake3::hash(sent.as_bytes()) == token;
+        if let Some(sent) = sent_in_query(request) {
+            return Some(match knows(sent) {
+                true => self.sign_in(sent),
+                false => unauthorized(),
+            });
+        }
+        let is_known = bearer(headers).is_some_and(knows) || self.cookies(headers).any(knows);
+        (!is_known).then(unauthorized)
+    }
+
+    /// A cookie that scripts cannot read and other sites cannot send; then the page, without the token in its address.
+    fn sign_in(&self, token: &str) -> Response {
+        let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict", self.cookie);
+        let headers = [
+            (header::LOCATION, "/".to_owned()),
+            (header::SET_COOKIE, cookie),
+        ];
+        (StatusCode::SEE_OTHER, headers).into_response()
+    }
+
+    fn cookies<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
+        let lines = headers.get_all(header::COOKIE).into_iter();
+        lines
+            .filter_map(|line| line.to_str().ok())
+            .flat_map(|line| line.split(';'))
+            .filter_map(|cookie| cookie.trim().split_once('='))
+            .filter(|(name, _)| *name == self.cookie)
+            .map(|(_, value)| value)
+    }
+}
+
+/// The rules, before and after whatever answers.
+pub(crate) async fn guard(
+    State(access): State<Arc<Access>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = match access.refusal(&request) {
+        Some(refusal) => refusal,
+        None => match tokio::time::timeout(access.answer_timeout, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the answer took too long\n",
+            )
+                .into_response(),
+        },
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+fn unauthorized() -> Response {
+    let headers = [(header::WWW_AUTHENTICATE, "Bearer")];
+    let text = "a token is needed: Authorization: Bearer …, or in a browser once /?token=…\n";
+    (StatusCode::UNAUTHORIZED, headers, text).into_response()
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// `/?token=…`; a token holds only characters that an address carries as they are.
+fn sent_in_query(request: &Request) -> Option<&str> {
+    let uri = request.uri();
+    let query = uri.query().filter(|_| uri.path() == "/")?;
+    query
+        .split('&')
+        .find_map(|part| part.strip_prefix("token="))
+}
+
+/// Whether the name that the client believes to speak to is one of this machine, whatever the port (it may be a tunnel's).
+fn is_this_machine(headers: &HeaderMap) -> bool {
+    let Some(host) = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok())
+    else {
+        return false;
+    };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_taken() {
+        let is_ours = |host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+            is_this_machine(&headers)
+        };
+        for host in [
+            "localhost",
+            "localhost:1234",
+            "127.0.0.1:9469",
+            "127.0.0.2",
+            "[::1]:9469",
+            "[::1]",
+        ] {
+            assert!(is_ours(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:9469",
+            "localhost.evil.example",
+            "10.0.0.1:9469",
+            "127.0.0.1.evil.example",
+            "[::2]:80",
+        ] {
+            assert!(!is_ours(host), "{host}");
+        }
+        assert!(!is_this_machine(&HeaderMap::new()));
+    }
+}

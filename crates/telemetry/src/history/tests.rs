@@ -1,0 +1,175 @@
+use std::{collections::BTreeMap, fs};
+
+use ddk_run::{
+    Journal, Lengths, RunFolder,
+    records::{ByDomain, Drawn, DrawnLine, MixtureLine},
+};
+use indexmap::IndexMap;
+
+use super::*;
+
+fn by_domain(coins: f64, rivers: f64) -> ByDomain {
+    BTreeMap::from([("coins".to_owned(), coins), ("rivers".to_owned(), rivers)])
+}
+
+fn step(step: u64, ce: f64) -> StepLine {
+    StepLine {
+        step,
+        loss: ce + 0.2,
+        ce,
+        kl: 1.0,
+        gamma: 0.2,
+        learning_rate: 1e-3,
+        grad_norm: 2.0,
+        tokens: 100,
+        mixture_version: 0,
+        skipped: None,
+        seconds: IndexMap::from([("forward".to_owned(), 0.5), ("head".to_owned(), 1.5)]),
+    }
+}
+
+fn mixture(interval: u64, ratio: ByDomain) -> MixtureLine {
+    MixtureLine {
+        interval,
+        step: 4 * interval,
+        version: interval,
+        policy: "ddk".to_owned(),
+        alpha: 0.5,
+        weights: by_domain(0.75, 0.25),
+        target: by_domain(0.75, 0.25),
+        previous_weights: None,
+        student_perplexity: by_domain(12.0, 6.0),
+        teacher_perplexity: by_domain(4.0, 4.0),
+        ratio,
+        evaluated_at_step: 4 * interval,
+        discrepancy: None,
+        refused: None,
+    }
+}
+
+/// A run of 8 steps in two intervals, whose limit is 20.
+fn run() -> (tempfile::TempDir, Journal) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "[run]\nname = \"small\"\nmax_intervals = 5\n[mixture]\ninterval = 4\n";
+    fs::write(folder.path().join("config.toml"), config).unwrap();
+    let journal = Journal::open(folder.path(), Lengths::default(), false).unwrap();
+    journal.event(0, "started", "process 1").unwrap();
+    for interval in 0..2 {
+        journal
+            .mixture(&mixture(interval, by_domain(3.0 - interval as f64, 1.5)))
+            .unwrap();
+        for number in 1..=4 {
+            journal.step(&step(4 * interval + number, 2.0)).unwrap();
+        }
+        let drawn = |tokens| Drawn {
+            rows: 1,
+            tokens,
+            passes: 0.5,
+        };
+        let drawn = BTreeMap::from([
+            ("coins".to_owned(), drawn(300)),
+            ("rivers".to_owned(), drawn(100)),
+        ]);
+        journal.drawn(&DrawnLine { interval, drawn }).unwrap();
+    }
+    journal.event(8, "saved", "10 bytes").unwrap();
+    journal.event(8, "skipped", "not finite").unwrap();
+    (folder, journal)
+}
+
+#[test]
+fn a_runs_folder_tells_how_it_stands() {
+    let (folder, _journal) = run();
+    let mut history = History::new(folder.path());
+    history.refresh();
+    let status = history.status(None);
+    assert_eq!(status.problems, Vec::<String>::new());
+    assert_eq!((status.step, status.step_limit), (8, Some(20)));
+    assert_eq!((status.tokens, status.interval), (800, Some(1)));
+    assert_eq!(status.state, State::Stopped);
+    assert_eq!(
+        (status.ratio_at_start, status.ratio),
+        (Some(2.25), Some(1.75))
+    );
+    assert_eq!(status.tokens_per_second, Some(50.0));
+    assert_eq!((status.losses.ce, status.losses.kl), (Some(2.0), Some(1.0)));
+    let coins = &status.domains[0];
+    assert_eq!(
+        (coins.ratio, coins.weight, coins.token_share, coins.passes),
+        (Some(2.0), Some(0.75), Some(0.75), Some(0.5))
+    );
+    assert_eq!(status.events["skipped"], 1);
+    assert_eq!(status.saved.map(|saved| saved.step), Some(8));
+    let mixture = history.mixture();
+    assert_eq!(mixture.step, [0, 4]);
+    assert_eq!(mixture.domains["coins"].ratio, [Some(3.0), Some(2.0)]);
+    assert_eq!(mixture.domains["rivers"].tokens, [Some(100), Some(100)]);
+    let kinds: Vec<String> = history
+        .events()
+        .events
+        .into_iter()
+        .map(|event| event.kind)
+        .collect();
+    assert_eq!(kinds, ["started", "saved", "skipped"]);
+
+    // Twelve steps are left, of two seconds each; a process that works on it holds its lock.
+    let _held = RunFolder::open(folder.path()).unwrap();
+    let status = history.status(None);
+    assert_eq!(status.state, State::Running);
+    assert_eq!(status.seconds_left, Some(24.0));
+}
+
+#[test]
+fn a_run_that_goes_back_is_told_anew() {
+    let (folder, journal) = run();
+    let mut history = History::new(folder.path());
+    history.refresh();
+    let saved = journal.lengths();
+    journal.step(&step(9, f64::NAN)).unwrap();
+    history.refresh();
+    assert_eq!(history.status(None).step, 9);
+    assert_eq!(history.reply(None).steps.ce.last(), Some(&None));
+    // The lines after the checkpoint are cut; the same step is made again, otherwise.
+    drop(journal);
+    let journal = Journal::open(folder.path(), saved, false).unwrap();
+    journal.step(&step(9, 7.0)).unwrap();
+    journal.step(&step(10, 7.0)).unwrap();
+    history.refresh();
+    let reply = history.reply(None);
+    assert_eq!((reply.status.step, reply.status.tokens), (10, 1000));
+    assert_eq!(reply.steps.step, (1..=10).collect::<Vec<u64>>());
+    assert_eq!(reply.steps.ce[8..], [Some(7.0), Some(7.0)]);
+}
+
+#[test]
+fn many_intervals_stay_a_bounded_number_and_the_last_is_among_them() {
+    let (folder, journal) = run();
+    for interval in 2..5000 {
+        journal
+            .mixture(&mixture(interval, by_domain(1.5, 1.5)))
+            .unwrap();
+    }
+    let mut history = History::new(folder.path());
+    history.refresh();
+    let mixture = history.mixture();
+    assert!(mixture.interval.len() <= 1025, "{}", mixture.interval.len());
+    assert_eq!(mixture.interval[..3], [0, 8, 16]);
+    assert_eq!(mixture.interval.last(), Some(&4999));
+    assert_eq!(mixture.domains["coins"].ratio.len(), mixture.interval.len());
+}
+
+#[test]
+fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
+    let (folder, _journal) = run();
+    let path = folder.path().join("run.jsonl");
+    let text = fs::read_to_string(&path).unwrap() + "nonsense\n";
+    fs::write(&path, text).unwrap();
+    fs::write(folder.path().join("summary.json"), "{").unwrap();
+    let mut history = History::new(folder.path());
+    history.refresh();
+    let status = history.status(None);
+    assert_eq!(status.step, 8);
+    let problems = status.problems.join("\n");
+    assert!(problems.contains("run.jsonl: a line is not the record"));
+    assert!(problems.contains("summary.json: "), "{problems}");
+}

@@ -1,0 +1,269 @@
+//! What is served: the run that this process trains, or the runs in a folder.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ddk_run::RunFolder;
+
+use crate::{
+    Board, History, Recorder,
+    access::Access,
+    api::{Lanes, RunReply, State, Status},
+    timeline::Timeline,
+};
+
+/// Files are read again when they were read longer ago than this.
+const FRESH: Duration = Duration::from_millis(300);
+/// Runs whose files stay read.
+const OPEN_RUNS: usize = 64;
+/// Folders that runs may lie deep.
+const DEPTH: usize = 4;
+
+/// What a server serves, and to whom. A [`Recorder`] alone is a site of metrics and health.
+#[derive(Debug)]
+pub struct Site {
+    pub(crate) recorder: Option<Recorder>,
+    pub(crate) runs: Runs,
+    pub(crate) token: Option<String>,
+    pub(crate) limits: Limits,
+}
+
+/// What a client may take up.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; further ones wait.
+    pub connections: usize,
+    /// For a whole request to arrive, and between two of them.
+    pub header_timeout: Duration,
+    /// For an answer to begin.
+    pub answer_timeout: Duration,
+    /// Bytes of a request.
+    pub request_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            header_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(30),
+            request_bytes: 16 << 10,
+        }
+    }
+}
+
+impl From<Recorder> for Site {
+    fn from(recorder: Recorder) -> Self {
+        Self {
+            recorder: Some(recorder),
+            runs: Runs::None,
+            token: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Site {
+    /// The run that this process trains in `folder`, with its metrics.
+    pub fn of_run(recorder: Recorder, folder: &Path) -> Self {
+        let board = Arc::clone(recorder.board());
+        let source = Source::new(folder, Some(board));
+        Self {
+            runs: Runs::One(Arc::new(source)),
+            ..Self::from(recorder)
+        }
+    }
+
+    /// All runs below `folder`, whoever trains them.
+    pub fn of_runs(folder: &Path) -> Self {
+        Self {
+            recorder: None,
+            runs: Runs::Many(Folder {
+                root: folder.to_owned(),
+                open: Mutex::default(),
+            }),
+            token: None,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Asks everybody for this token.
+    pub fn with_token(mut self, token: Option<&str>) -> Self {
+        self.token = token.map(str::to_owned);
+        self
+    }
+
+    /// With other limits.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    pub(crate) fn access(&self, address: std::net::SocketAddr) -> Access {
+        Access::new(address, self.token.as_deref(), self.limits.answer_timeout)
+    }
+}
+
+/// The runs of a site.
+#[derive(Debug)]
+pub(crate) enum Runs {
+    None,
+    One(Arc<Source>),
+    Many(Folder),
+}
+
+impl Runs {
+    /// The run of this name; a site of one run has only that.
+    pub(crate) fn find(&self, name: Option<&str>) -> Option<Arc<Source>> {
+        match self {
+            Self::None => None,
+            Self::One(source) => name.is_none().then(|| Arc::clone(source)),
+            Self::Many(folder) => folder.find(name?),
+        }
+    }
+}
+
+/// A folder of runs.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    root: PathBuf,
+    open: Mutex<HashMap<PathBuf, Arc<Source>>>,
+}
+
+impl Folder {
+    /// Every run by its name: the path below the root. A name that is asked for is looked up here and never made into a path,
+    /// and links are not followed, so nothing outside of the root is ever read.
+    fn list(&self) -> BTreeMap<String, PathBuf> {
+        let mut runs = BTreeMap::new();
+        gather(&self.root, "", DEPTH, &mut runs);
+        runs
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Source>> {
+        self.list().remove(name).map(|path| self.source(path))
+    }
+
+    /// Every run with its source.
+    pub(crate) fn all(&self) -> Vec<(String, Arc<Source>)> {
+        let runs = self.list().into_iter();
+        runs.map(|(name, path)| (name, self.source(path))).collect()
+    }
+
+    fn source(&self, path: PathBuf) -> Arc<Source> {
+        let mut open = lock(&self.open);
+        if open.len() >= OPEN_RUNS && !open.contains_key(&path) {
+            open.clear();
+        }
+        let source = open
+            .entry(path.clone())
+            .or_insert_with(|| Arc::new(Source::new(&path, None)));
+        Arc::clone(source)
+    }
+}
+
+fn gather(folder: &Path, prefix: &str, depth: usize, runs: &mut BTreeMap<String, PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+            continue;
+        };
+        if !is_folder || name.starts_with('.') {
+            continue;
+        }
+        let (path, name) = (entry.path(), format!("{prefix}{name}"));
+        if RunFolder::holds_a_run(&path) {
+            runs.insert(name, path);
+        } else if depth > 1 {
+            gather(&path, &format!("{name}/"), depth - 1, runs);
+        }
+    }
+}
+
+/// A run that can be asked.
+#[derive(Debug)]
+pub(crate) struct Source {
+    history: Mutex<(History, Option<Instant>)>,
+    board: Option<Arc<Board>>,
+    timeline: Option<Mutex<Timeline>>,
+}
+
+impl Source {
+    fn new(folder: &Path, board: Option<Arc<Board>>) -> Self {
+        Self {
+            history: Mutex::new((History::new(folder), None)),
+            timeline: board.clone().map(Timeline::new).map(Mutex::new),
+            board,
+        }
+    }
+
+    /// What its files say. Reads what is new, so never to be called where a wait matters.
+    pub(crate) fn look<T>(&self, ask: impl FnOnce(&History, Option<State>) -> T) -> T {
+        let mut guard = lock(&self.history);
+        let (history, read) = &mut *guard;
+        if read.is_none_or(|read| read.elapsed() >= FRESH) {
+            history.refresh();
+            *read = Some(Instant::now());
+        }
+        ask(history, self.process())
+    }
+
+    fn process(&self) -> Option<State> {
+        let board = self.board.as_ref()?;
+        Some(match (board.is_ready(), board.has_begun()) {
+            (true, _) => State::Running,
+            (false, false) => State::Starting,
+            (false, true) => State::Recovering,
+        })
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.with_board(self.look(History::status))
+    }
+
+    pub(crate) fn reply(&self) -> RunReply {
+        let mut reply = self.look(History::reply);
+        reply.status = self.with_board(reply.status);
+        reply.lanes = self.lanes(0);
+        reply
+    }
+
+    fn with_board(&self, mut status: Status) -> Status {
+        if let Some(board) = &self.board {
+            status.workers = board.worker_statuses();
+            status.queues = board.queue_statuses();
+        }
+        status
+    }
+
+    /// The samples from this number on.
+    pub(crate) fn lanes(&self, from: u64) -> Option<Lanes> {
+        let timeline = lock(self.timeline.as_ref()?);
+        Some(timeline.from(from))
+    }
+
+    pub(crate) fn next_sample(&self) -> u64 {
+        self.timeline
+            .as_ref()
+            .map_or(0, |timeline| lock(timeline).next())
+    }
+
+    /// To be called once a [`crate::timeline::SAMPLE`].
+    pub(crate) fn sample(&self) {
+        if let Some(timeline) = &self.timeline {
+            lock(timeline).sample();
+        }
+    }
+}
+
+/// What is behind these locks is whole between any two statements; a thread that panicked has left at worst old values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,146 @@
+//! Reading a file that somebody else appends to: only what is new, and from the start again where it was cut back.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
+    path::PathBuf,
+};
+
+/// Bytes before the place reached that have to be as they were.
+const REMEMBERED: usize = 256;
+
+/// A JSON Lines file and how far it has been read.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    path: PathBuf,
+    offset: u64,
+    /// The last bytes before `offset`: a run that goes on from a checkpoint cuts its files back, and may have written past
+    /// the old end before anybody looks.
+    before: Vec<u8>,
+}
+
+/// What reading on finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found<'a> {
+    /// The file is another one than before: what was read of it no longer counts.
+    Anew,
+    /// The next line, without its line break.
+    Line(&'a [u8]),
+}
+
+impl Tail {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            offset: 0,
+            before: Vec::new(),
+        }
+    }
+
+    /// Gives each whole line that is new to `each`, in order. A file that is not there yet is empty; a last line without its
+    /// line break is left for the next time.
+    pub(crate) fn read(&mut self, mut each: impl FnMut(Found<'_>)) -> io::Result<()> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let follows_on = match &mut file {
+            Some(file) => self.follows_on(file)?,
+            None => self.offset == 0,
+        };
+        if !follows_on {
+            (self.offset, self.before) = (0, Vec::new());
+            each(Found::Anew);
+        }
+        let Some(mut file) = file else {
+            return Ok(());
+        };
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut reader = BufReader::with_capacity(1 << 18, file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if reader.read_until(b'\n', &mut line)? == 0 || line.last() != Some(&b'\n') {
+                return Ok(());
+            }
+            self.offset += line.len() as u64;
+            self.remember(&line);
+            line.pop();
+            if !line.is_empty() {
+                each(Found::Line(&line));
+            }
+        }
+    }
+
+    fn follows_on(&self, file: &mut File) -> io::Result<bool> {
+        if file.metadata()?.len() < self.offset {
+            return Ok(false);
+        }
+        let mut there = vec![0; self.before.len()];
+        file.seek(SeekFrom::Start(self.offset - there.len() as u64))?;
+        file.read_exact(&mut there)?;
+        Ok(there == self.before)
+    }
+
+    fn remember(&mut self, line: &[u8]) {
+        self.before.extend_from_slice(line);
+        let extra = self.before.len().saturating_sub(REMEMBERED);
+        self.before.drain(..extra);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// What is found, as text.
+    fn found(tail: &mut Tail) -> Vec<String> {
+        let mut all = Vec::new();
+        let each = |found: Found<'_>| {
+            all.push(match found {
+                Found::Anew => "(anew)".to_owned(),
+                Found::Line(line) => String::from_utf8_lossy(line).into_owned(),
+            });
+        };
+        tail.read(each).unwrap();
+        all
+    }
+
+    #[test]
+    fn only_new_whole_lines_are_given_and_a_cut_file_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.jsonl");
+        let mut tail = Tail::new(path.clone());
+        assert!(found(&mut tail).is_empty());
+        fs::write(&path, "one\ntwo\nthr").unwrap();
+        assert_eq!(found(&mut tail), ["one", "two"]);
+        fs::write(&path, "one\ntwo\nthree\n").unwrap();
+        assert_eq!(found(&mut tail), ["three"]);
+        assert!(found(&mut tail).is_empty());
+        // Cut back.
+        fs::write(&path, "one\n").unwrap();
+        assert_eq!(found(&mut tail), ["(anew)", "one"]);
+        // Cut back, and longer than before when somebody looks again.
+        fs::write(&path, "uno\ndos\ntres\n").unwrap();
+        assert_eq!(found(&mut tail), ["(anew)", "uno", "dos", "tres"]);
+        // Gone.
+        fs::remove_file(&path).unwrap();
+        assert_eq!(found(&mut tail), ["(anew)"]);
+        assert!(found(&mut tail).is_empty());
+    }
+
+    #[test]
+    fn a_file_that_stays_as_it_was_up_to_the_place_reached_is_read_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.jsonl");
+        let mut text: String = (0..500).map(|step| format!("step {step}\n")).collect();
+        fs::write(&path, &text).unwrap();
+        let mut tail = Tail::new(path.clone());
+        assert_eq!(found(&mut tail).len(), 500);
+        text.push_str("step 500\n");
+        fs::write(&path, &text).unwrap();
+        assert_eq!(found(&mut tail), ["step 500"]);
+    }
+}

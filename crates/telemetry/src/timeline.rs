@@ -1,0 +1,112 @@
+//! What each worker did in the last minutes, sampled from the sums on the board: it costs the workers nothing.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use crate::{Board, Totals, api::Lanes};
+
+/// How long a sample is.
+pub(crate) const SAMPLE: Duration = Duration::from_secs(1);
+/// Samples that are kept: five minutes.
+const SAMPLES: usize = 300;
+
+/// The last samples of every worker.
+#[derive(Debug)]
+pub(crate) struct Timeline {
+    board: Arc<Board>,
+    workers: Vec<(String, Totals)>,
+    first: u64,
+    samples: VecDeque<Vec<[u8; 3]>>,
+}
+
+impl Timeline {
+    pub(crate) fn new(board: Arc<Board>) -> Self {
+        Self {
+            board,
+            workers: Vec::new(),
+            first: 0,
+            samples: VecDeque::new(),
+        }
+    }
+
+    /// Adds the share of each worker's time since the last sample; called once a [`SAMPLE`]. Workers keep their places on the
+    /// board, and new ones come last.
+    pub(crate) fn sample(&mut self) {
+        let mut sample = Vec::new();
+        for (index, worker) in self.board.workers().iter().enumerate() {
+            let now = worker.totals();
+            let before = match self.workers.get_mut(index) {
+                Some((_, totals)) => std::mem::replace(totals, now),
+                None => {
+                    self.workers.push((worker.name().to_owned(), now));
+                    Totals::default()
+                }
+            };
+            let share = |now: f64, before: f64| {
+                let share = (now - before) / SAMPLE.as_secs_f64();
+                (100.0 * share).round().clamp(0.0, 100.0) as u8
+            };
+            sample.push([
+                share(now.busy, before.busy),
+                share(now.starved, before.starved),
+                share(now.blocked, before.blocked),
+            ]);
+        }
+        if self.samples.len() >= SAMPLES {
+            self.samples.pop_front();
+            self.first += 1;
+        }
+        self.samples.push_back(sample);
+    }
+
+    /// The number of the sample that comes next.
+    pub(crate) fn next(&self) -> u64 {
+        self.first + self.samples.len() as u64
+    }
+
+    /// The samples from this number on.
+    pub(crate) fn from(&self, from: u64) -> Lanes {
+        let from = from.max(self.first);
+        let skipped = (from - self.first) as usize;
+        Lanes {
+            from,
+            seconds: SAMPLE.as_secs_f64(),
+            workers: self.workers.iter().map(|(name, _)| name.clone()).collect(),
+            samples: self.samples.iter().skip(skipped).cloned().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::board::tests::board;
+
+    #[test]
+    fn samples_are_shares_of_a_second_and_the_oldest_go() {
+        let (board, seconds) = board();
+        let mut timeline = Timeline::new(Arc::clone(&board));
+        let tick = |timeline: &mut Timeline| {
+            seconds.fetch_add(1, Ordering::Relaxed);
+            timeline.sample();
+        };
+        board.worker("student").computing();
+        tick(&mut timeline);
+        board.worker("student").waiting_for_input();
+        board.worker("teacher-0").computing();
+        tick(&mut timeline);
+        let lanes = timeline.from(0);
+        assert_eq!(lanes.workers, ["student", "teacher-0"]);
+        let expected = [vec![[100, 0, 0]], vec![[0, 100, 0], [100, 0, 0]]];
+        assert_eq!(lanes.samples, expected);
+        assert_eq!(timeline.from(1).samples, expected[1..]);
+        for _ in 0..SAMPLES {
+            tick(&mut timeline);
+        }
+        let lanes = timeline.from(0);
+        assert_eq!((lanes.from, lanes.samples.len()), (2, SAMPLES));
+        assert_eq!(timeline.next(), 2 + SAMPLES as u64);
+        assert!(timeline.from(timeline.next()).samples.is_empty());
+    }
+}

@@ -1,0 +1,62 @@
+//! `ddk serve`: the pages of all runs below a folder, until it is told to stop.
+
+use anyhow::{Result, anyhow};
+use ddk_telemetry::{ServeError, Site};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    cli,
+    hint::{Hint, usage, with_hint},
+    progress::say,
+};
+
+/// What the server asks for, as `ddk train` has it; never a flag, which everybody on the machine could read.
+pub const TOKEN: &str = "DDK__TELEMETRY__TOKEN";
+
+/// Characters that keep a token from being guessed.
+const TOKEN_LENGTH: usize = 16;
+
+pub fn run(args: &cli::Serve) -> Result<()> {
+    if !args.runs.is_dir() {
+        return Err(anyhow!("{} is no folder", args.runs.display()))
+            .hint("name the folder that holds the runs' folders; it is run.folder of their configurations")
+            .usage();
+    }
+    let token = token()?;
+    let site = Site::of_runs(&args.runs).with_token(token.as_deref());
+    let server = ddk_telemetry::serve(args.address, site).map_err(|error| match error {
+        ServeError::NeedsToken(_) => usage(with_hint(
+            error,
+            format!("put a token of {TOKEN_LENGTH} characters or more into {TOKEN}: for example that of `openssl rand -hex 16`"),
+        )),
+        other => with_hint(other, "--address chooses another address and port"),
+    })?;
+    say(&format!(
+        "the runs in {}: http://{}/",
+        args.runs.display(),
+        server.address()
+    ));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Ok(())
+    })
+}
+
+/// The token of the environment, where there is one.
+pub fn token() -> Result<Option<String>> {
+    match std::env::var(TOKEN) {
+        Ok(token) if token.len() < TOKEN_LENGTH => {
+            Err(anyhow!("{TOKEN} is shorter than {TOKEN_LENGTH} characters")).usage()
+        }
+        Ok(token) => Ok(Some(token)),
+        Err(_) => Ok(None),
+    }
+}

@@ -1,0 +1,142 @@
+//! `ddk watch`: the essentials of a run in the terminal.
+//!
+//! Asking for the run and drawing it are two threads: a server that answers slowly never keeps a key from being heard.
+
+mod client;
+mod view;
+
+use std::{
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_run::{RunFolder, records::EventLine};
+use ddk_telemetry::{
+    History,
+    api::{Events, RunReply},
+};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+
+use self::client::Client;
+use crate::{cli, hint::Hint, serve};
+
+/// How often keys are looked for and the picture is drawn.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the run is asked.
+const ASK: Duration = Duration::from_secs(1);
+
+/// What is shown.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub run: RunReply,
+    pub events: Vec<EventLine>,
+}
+
+pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
+    let mut source = Source::open(&args.run)?;
+    let first = source.look()?;
+    if !std::io::stdout().is_terminal() {
+        return Ok(out.write_all(view::text(&first).as_bytes())?);
+    }
+    let (sender, news) = mpsc::channel();
+    let (stop, stopped) = mpsc::channel();
+    let asking = thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(move || ask(source, &sender, &stopped))?;
+    let mut terminal = ratatui::try_init().context("the terminal cannot be drawn on")?;
+    let drawn = show(first, &news, |snapshot, problem| {
+        terminal.draw(|frame| view::draw(frame, snapshot, problem))?;
+        Ok(())
+    });
+    ratatui::restore();
+    drop(stop);
+    let _ = asking.join();
+    drawn
+}
+
+/// Looks once a second until the other end of `stopped` is gone.
+fn ask(mut source: Source, sender: &Sender<Result<Snapshot>>, stopped: &Receiver<()>) {
+    while stopped.recv_timeout(ASK) == Err(RecvTimeoutError::Timeout) {
+        if sender.send(source.look()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Draws until somebody leaves. A run that cannot be asked any more stays as it was seen last, and the reason is shown.
+fn show(
+    mut snapshot: Snapshot,
+    news: &Receiver<Result<Snapshot>>,
+    mut draw: impl FnMut(&Snapshot, Option<&str>) -> Result<()>,
+) -> Result<()> {
+    let mut problem = None;
+    loop {
+        for looked in news.try_iter() {
+            match looked {
+                Ok(new) => (snapshot, problem) = (new, None),
+                Err(error) => problem = Some(format!("{error:#}")),
+            }
+        }
+        draw(&snapshot, problem.as_deref())?;
+        if event::poll(TICK)? && leaves(&event::read()?) {
+            return Ok(());
+        }
+    }
+}
+
+/// `q`, Esc, or Ctrl-C, which the terminal hands on as a key.
+fn leaves(event: &Event) -> bool {
+    let Event::Key(key) = event else {
+        return false;
+    };
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    key.kind == KeyEventKind::Press
+        && match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => true,
+            KeyCode::Char('c') => control,
+            _ => false,
+        }
+}
+
+/// Where the run is looked at.
+enum Source {
+    Folder(Box<History>),
+    Server(Client),
+}
+
+impl Source {
+    fn open(run: &str) -> Result<Self> {
+        if run.contains("://") {
+            return Ok(Self::Server(Client::new(run, serve::token()?)?));
+        }
+        let folder = PathBuf::from(run);
+        if !RunFolder::holds_a_run(&folder) {
+            return Err(no_run(&folder)).usage();
+        }
+        Ok(Self::Folder(Box::new(History::new(&folder))))
+    }
+
+    fn look(&mut self) -> Result<Snapshot> {
+        match self {
+            Self::Folder(history) => {
+                history.refresh();
+                Ok(Snapshot {
+                    run: history.reply(None),
+                    events: history.events().events,
+                })
+            }
+            Self::Server(client) => Ok(Snapshot {
+                run: client.get("/api/run")?,
+                events: client.get::<Events>("/api/events")?.events,
+            }),
+        }
+    }
+}
+
+fn no_run(folder: &Path) -> anyhow::Error {
+    anyhow!("there is no run in {}", folder.display())
+}

@@ -1,0 +1,126 @@
+use std::collections::BTreeMap;
+
+use ddk_telemetry::api::{Domain, Losses, RunReply, State, Steps};
+use ratatui::{Terminal, backend::TestBackend};
+
+use super::*;
+
+fn snapshot(live: bool) -> Snapshot {
+    let domain = |name: &str, student: f64, teacher: f64, weight: f64| Domain {
+        name: name.to_owned(),
+        student_perplexity: Some(student),
+        teacher_perplexity: Some(teacher),
+        ratio: Some(student / teacher),
+        ratio_at_start: Some(2.5),
+        weight: Some(weight),
+        target: Some(weight),
+        token_share: None,
+        passes: Some(0.5),
+    };
+    let worker = |name: &str, state: &str, busy: f64| WorkerStatus {
+        name: name.to_owned(),
+        state: state.to_owned(),
+        state_seconds: 0.5,
+        busy_seconds: busy,
+        starved_seconds: 100.0 - busy,
+        blocked_seconds: 0.0,
+        restarts: 0,
+    };
+    let workers = match live {
+        true => vec![
+            worker("teacher-0", "busy", 84.0),
+            worker("student", "waiting_for_input", 96.0),
+        ],
+        false => Vec::new(),
+    };
+    let step: Vec<u64> = (1..=200).collect();
+    let loss = step
+        .iter()
+        .map(|&step| Some(4.0 - (step as f64).ln() / 2.0));
+    Snapshot {
+        run: RunReply {
+            status: Status {
+                name: "warmer".to_owned(),
+                state: if live {
+                    State::Running
+                } else {
+                    State::Finished
+                },
+                stop_reason: (!live).then(|| "max_steps".to_owned()),
+                step: 200,
+                step_limit: Some(if live { 800 } else { 200 }),
+                interval: Some(3),
+                tokens: 409_600,
+                token_limit: None,
+                seconds: Some(300.0),
+                seconds_left: live.then_some(4_321.0),
+                tokens_per_second: Some(11_150.4),
+                losses: Losses {
+                    loss: Some(1.375),
+                    ce: Some(1.25),
+                    kl: Some(0.625),
+                    gradient_norm: Some(0.5),
+                    learning_rate: Some(1e-4),
+                },
+                phases: BTreeMap::new(),
+                ratio: Some(1.4),
+                ratio_at_start: Some(2.5),
+                evaluated_at_step: Some(200),
+                domains: vec![
+                    domain("code", 8.0, 5.0, 0.625),
+                    domain("prose", 120.0, 100.0, 0.375),
+                ],
+                events: BTreeMap::new(),
+                saved: None,
+                workers,
+                queues: Vec::new(),
+                problems: Vec::new(),
+            },
+            steps: Steps {
+                stride: 1,
+                loss: loss.collect(),
+                step,
+                ..Steps::default()
+            },
+            lanes: None,
+        },
+        events: [("started", 0), ("saved", 100), ("restarted", 150)]
+            .map(|(kind, step)| EventLine {
+                time: 0.0,
+                step,
+                kind: kind.to_owned(),
+                message: "in words".to_owned(),
+            })
+            .to_vec(),
+    }
+}
+
+fn drawn(snapshot: &Snapshot, width: u16, height: u16, problem: Option<&str>) -> String {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal
+        .draw(|frame| draw(frame, snapshot, problem))
+        .unwrap();
+    terminal.backend().to_string()
+}
+
+#[test]
+fn a_live_run_in_a_terminal() {
+    insta::assert_snapshot!(drawn(&snapshot(true), 100, 28, None));
+}
+
+#[test]
+fn an_ended_run_whose_server_is_gone_stays_with_the_reason() {
+    insta::assert_snapshot!(drawn(&snapshot(false), 80, 24, Some("no answer")));
+}
+
+#[test]
+fn a_tiny_terminal_is_no_reason_to_panic() {
+    for (width, height) in [(1, 1), (20, 5), (200, 60)] {
+        drawn(&snapshot(true), width, height, None);
+    }
+}
+
+#[test]
+fn a_run_as_text() {
+    insta::assert_snapshot!(text(&snapshot(true)));
+}
