@@ -179,7 +179,8 @@ pub fn flop_counter(
         &ModelConfig::read(&folders.student)?,
         options.vocabulary.unsigned_abs(),
         options.recompute,
-    ))
+    )
+    .with_filters(options.filters.as_ref()))
 }
 
 /// A student, with its teacher's output matrix beside it where that is used.

@@ -2,7 +2,7 @@
 
 use ddk_model::{Flops, ModelConfig};
 
-use crate::{Document, Sequence};
+use crate::{Document, Filters, Sequence};
 
 /// Counts a run's floating-point operations from the models' shapes and the tokens that go through them, padding left out.
 ///
@@ -16,6 +16,14 @@ pub struct FlopCounter {
     vocabulary: u64,
     /// Whether the student's layers go forward once more in the backward.
     recompute: bool,
+    filters: Option<FilterPairs>,
+}
+
+/// TED's filters: how many pairs of layers have some, and whether they are learnt already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FilterPairs {
+    pairs: u64,
+    learnt: bool,
 }
 
 impl FlopCounter {
@@ -31,16 +39,22 @@ impl FlopCounter {
             student: student.flops(),
             vocabulary,
             recompute,
+            filters: None,
         }
+    }
+
+    /// With TED's filters between the two models.
+    pub fn with_filters(self, filters: Option<&Filters>) -> Self {
+        let filters = filters.map(|filters| FilterPairs {
+            pairs: filters.pairs.len() as u64,
+            learnt: filters.learnt.is_some(),
+        });
+        Self { filters, ..self }
     }
 
     /// The teacher labels rows: one forward with the output matrix.
     pub fn teacher(&self, rows: &[Sequence<'_>]) -> f64 {
-        forward(
-            &self.teacher,
-            rows.iter().flat_map(lengths),
-            self.vocabulary,
-        )
+        self.teacher_of(rows.iter().flat_map(lengths))
     }
 
     /// The student learns from rows: forward and backward.
@@ -50,14 +64,43 @@ impl FlopCounter {
 
     /// As [`Self::student`], of texts of these lengths.
     pub fn student_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
-        let positions = lengths.clone().sum();
+        let positions: u64 = lengths.clone().sum();
+        let (own, of_teacher) = (self.student.width(), self.teacher.width());
+        let forward = self.student.hidden(lengths);
         let times = if self.recompute { 4.0 } else { 3.0 };
-        times * self.student.hidden(lengths) + 3.0 * self.student.head(positions, self.vocabulary)
+        let learning = times * forward + 3.0 * self.student.head(positions, self.vocabulary);
+        match self.filters {
+            None => learning,
+            // The student's filters go forward and backward with it.
+            Some(FilterPairs {
+                pairs,
+                learnt: true,
+            }) => learning + (positions * pairs * 6 * own * of_teacher) as f64,
+            // Both models are frozen: a forward, then each filter, forward and its own gradient, and the teacher's output matrix
+            // behind it, forward and back to the filter.
+            Some(FilterPairs { pairs, .. }) => {
+                forward
+                    + (positions * pairs * 4 * (own + of_teacher) * of_teacher) as f64
+                    + 4.0 * pairs as f64 * self.teacher.head(positions, self.vocabulary)
+            }
+        }
     }
 
     /// As [`Self::teacher`], of texts of these lengths.
     pub fn teacher_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
-        forward(&self.teacher, lengths, self.vocabulary)
+        match self.filters {
+            None => forward(&self.teacher, lengths, self.vocabulary),
+            Some(FilterPairs {
+                pairs,
+                learnt: true,
+            }) => {
+                let positions: u64 = lengths.clone().sum();
+                let filters = positions * pairs * 2 * self.teacher.width().pow(2);
+                forward(&self.teacher, lengths, self.vocabulary) + filters as f64
+            }
+            // Nothing is learnt from its logits yet.
+            Some(_) => self.teacher.hidden(lengths),
+        }
     }
 
     /// The student's perplexities on all documents, once.

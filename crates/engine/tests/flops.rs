@@ -9,7 +9,7 @@
 
 use std::{fs, iter::repeat_n};
 
-use ddk_engine::{Document, FlopCounter, Sequence};
+use ddk_engine::{Document, Filters, FlopCounter, LayerPair, Sequence};
 use ddk_model::{Architecture, ModelConfig};
 
 fn llama(hidden_size: i64) -> ModelConfig {
@@ -49,6 +49,23 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
     // Teacher: a layer has 16 x 16 + 2 x 16 x 8 + 16 x 16 + 3 x 16 x 12 = 1344 weights, a pair costs 128.
     let teacher = 9.0 * 5376.0 + 19.0 * 128.0 + 9.0 * 10.0 * 32.0;
     assert_eq!(counter.teacher(&[packed, whole]), teacher);
+
+    // TED, one pair: filters of 16 x 8 and 16 x 16; learnt already, then being learnt behind the teacher's output matrix.
+    let of = |learnt| {
+        let (student, teacher) = (2, 2);
+        let filters = Filters {
+            pairs: vec![LayerPair { student, teacher }],
+            learnt,
+        };
+        let counter = counter.with_filters(Some(&filters));
+        let rows = [packed, whole];
+        (counter.teacher(&rows), counter.student(&rows))
+    };
+    let second_stage = 3.0 * (layers + head) + 9.0 * 6.0 * 128.0;
+    let filtered = teacher + 9.0 * 2.0 * 256.0;
+    assert_eq!(of(Some("filters".into())), (filtered, second_stage));
+    let first_stage = layers + 9.0 * 4.0 * (128.0 + 256.0) + 4.0 * 9.0 * 10.0 * 32.0;
+    assert_eq!(of(None), (9.0 * 5376.0 + 19.0 * 128.0, first_stage));
 
     // A document of one token has nothing to predict and is not computed.
     let documents = [vec![vec![1, 2, 3].into(), Document::from(vec![7])], vec![]];

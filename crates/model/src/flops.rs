@@ -52,6 +52,11 @@ impl Flops {
         lengths.into_iter().map(of_text).sum()
     }
 
+    /// Width of the hidden states.
+    pub fn width(&self) -> u64 {
+        self.per_logit / 2
+    }
+
     /// Hidden states of so many positions to logits of so many columns.
     pub fn head(&self, positions: u64, columns: u64) -> f64 {
         (positions * columns) as f64 * self.per_logit as f64
