@@ -358,7 +358,7 @@ fn a_worker_that_computes_past_its_limit_is_sick_until_it_is_done() {
         "--set",
         plan,
         "--set",
-        "guard.compute_limit_seconds=0.2",
+        "guard.compute_limit_seconds=0.05",
         "--set",
         "telemetry.enabled=true",
         "--set",
@@ -385,9 +385,14 @@ fn a_worker_that_computes_past_its_limit_is_sick_until_it_is_done() {
         answer
     };
     // The stall lasts longer than the limit; both answers have to come.
-    let sick = std::iter::repeat_with(health).find(|answer| answer.contains(" 503 "));
-    assert!(sick.unwrap().contains("student has computed for"));
-    assert!(std::iter::repeat_with(health).any(|answer| answer.contains(" 200 ")));
+    let answers = |what: &str| {
+        let began = Instant::now();
+        let in_time = |_: &String| began.elapsed() < Duration::from_secs(60);
+        let mut answers = std::iter::repeat_with(health).take_while(in_time);
+        answers.any(|answer| answer.contains(what))
+    };
+    assert!(answers("student has computed for"), "never sick");
+    assert!(answers(" 200 "), "never well again");
     started.signal("TERM");
     assert_eq!(started.wait().0.code(), Some(143));
 }
