@@ -9,6 +9,9 @@ use std::{
 
 use crate::RunFileError;
 
+/// The first file that is made in a run's folder.
+const LOCK: &str = "lock";
+
 /// A run's folder, locked for this process until it is dropped.
 ///
 /// The lock is the kernel's (`flock`): it goes with the process, however that ends, so it is never stale.
@@ -23,10 +26,11 @@ impl RunFolder {
     ///
     /// A folder that holds other things than a run is refused, and so is one that another process has open.
     pub fn open(path: &Path) -> Result<Self, RunFileError> {
-        if path.exists() && !Self::holds_a_run(path) {
+        // A crash may have come before the configuration was written; what is there then came after the lock.
+        let is_ours = Self::holds_a_run(path) || path.join(LOCK).exists();
+        if path.exists() && !is_ours {
             let mut entries = fs::read_dir(path).map_err(RunFileError::io("read", path))?;
-            // A crash may have come between the lock and the configuration.
-            if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "lock")) {
+            if entries.next().is_some() {
                 return Err(RunFileError::NotARun(path.to_owned()));
             }
         }
@@ -54,7 +58,7 @@ impl RunFolder {
     /// The process that works on the run in this folder, without touching its lock: a lock taken only to look could keep a
     /// run from starting.
     pub fn holder(path: &Path) -> Option<u32> {
-        let lock = path.join("lock");
+        let lock = path.join(LOCK);
         let pid: u32 = fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
         let inode = fs::metadata(&lock).ok()?.ino();
         let locks = fs::read_to_string("/proc/locks").ok()?;
@@ -72,7 +76,7 @@ impl RunFolder {
     }
 
     fn lock(folder: &Path) -> Result<File, RunFileError> {
-        let path = folder.join("lock");
+        let path = folder.join(LOCK);
         let mut file = File::options()
             .create(true)
             .truncate(false)
@@ -157,6 +161,11 @@ mod tests {
             RunFolder::open(folder.path()),
             Err(RunFileError::NotARun(_))
         ));
+        // What a crash leaves before there is a configuration is no other people's.
+        let begun = folder.path().join("begun");
+        drop(RunFolder::create(&begun).unwrap());
+        fs::write(begun.join("inputs.json"), "{}").unwrap();
+        RunFolder::open(&begun).unwrap();
         fs::write(folder.path().join("config.toml"), "").unwrap();
         assert!(matches!(
             RunFolder::create(folder.path()),
