@@ -56,6 +56,11 @@ pub enum Command {
     Eval(Eval),
     /// List a run's checkpoints: step, size, whether each verifies
     Checkpoints(Checkpoints),
+    /// Write a run's report: one page that works without a network, Markdown, or its figures
+    ///
+    /// What came out, how it came about, incidents, where the time went, settings that differ from the defaults, how to have it
+    /// again. `ddk train` writes the page when a run is done.
+    Report(Report),
     /// Write a run's student as a Hugging Face folder, from any of its checkpoints
     Export(Export),
     /// Let a model write on after a prompt, to look at what it says
@@ -205,6 +210,32 @@ pub struct Compare {
     /// Where compare.md, compare.json, compare.html and figures/ go; the folder of the runs where absent
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Report {
+    /// The run's folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// report.html, report.md, figures/*.svg (the Markdown shows these); separated by commas
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "html"
+    )]
+    pub format: Vec<ReportFormat>,
+    /// Where to write them; the run's folder where absent
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// What a report can be written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportFormat {
+    Html,
+    Md,
+    Svg,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ mod objective;
 mod prepare;
 mod pretrain;
 mod progress;
+mod report;
 mod rows;
 mod serial;
 mod serve;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
         Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Checkpoints(args) => checkpoints::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config::run(args, &mut out).map(|()| ExitCode::SUCCESS),

@@ -30,7 +30,7 @@ use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 use ddk_torch::parse_device;
 
-pub use self::inputs::Inputs;
+pub use self::inputs::{Inputs, differences};
 pub use self::ted::layer_pairs;
 use self::{
     doremi::Phases,

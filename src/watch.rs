@@ -8,7 +8,7 @@ mod view;
 use std::{
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::mpsc::{self, Receiver, Sender},
     thread,
     time::Duration,
 };
@@ -43,24 +43,23 @@ pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
         return Ok(out.write_all(view::text(&first).as_bytes())?);
     }
     let (sender, news) = mpsc::channel();
-    let (stop, stopped) = mpsc::channel();
-    let asking = thread::Builder::new()
+    // Not waited for at the end: whoever leaves a server that does not answer leaves at once.
+    thread::Builder::new()
         .name("watch".to_owned())
-        .spawn(move || ask(source, &sender, &stopped))?;
+        .spawn(move || ask(source, &sender))?;
     let mut terminal = ratatui::try_init().context("the terminal cannot be drawn on")?;
     let drawn = show(first, &news, |snapshot, problem| {
         terminal.draw(|frame| view::draw(frame, snapshot, problem))?;
         Ok(())
     });
     ratatui::restore();
-    drop(stop);
-    let _ = asking.join();
     drawn
 }
 
-/// Looks once a second until the other end of `stopped` is gone.
-fn ask(mut source: Source, sender: &Sender<Result<Snapshot>>, stopped: &Receiver<()>) {
-    while stopped.recv_timeout(ASK) == Err(RecvTimeoutError::Timeout) {
+/// Looks once a second until nobody listens.
+fn ask(mut source: Source, sender: &Sender<Result<Snapshot>>) {
+    loop {
+        thread::sleep(ASK);
         if sender.send(source.look()).is_err() {
             return;
         }

@@ -56,7 +56,7 @@ pub struct Scheduler {
 #[derive(Debug)]
 pub enum Verdict {
     /// Draw the next interval; with its line.
-    Next(Box<MixtureLine>, Interval),
+    Next(Box<(MixtureLine, Interval)>),
     /// The run is done.
     Finish(StopReason),
 }
@@ -171,7 +171,7 @@ impl Scheduler {
         self.weights = decision.weights;
         self.next_index += 1;
         self.next_first_step += steps;
-        Verdict::Next(Box::new(line), interval)
+        Verdict::Next(Box::new((line, interval)))
     }
 
     fn decide(&mut self, ended: &Ended) -> (Decision, Option<String>) {
@@ -324,7 +324,10 @@ impl Actor for WeightScheduler {
     ) -> Result<(), ActorProcessingErr> {
         let WeightSchedulerMessage::IntervalEnded(ended) = message;
         match state.scheduler.ended(&ended) {
-            Verdict::Next(line, interval) => state.set(&line, interval),
+            Verdict::Next(next) => {
+                let (line, interval) = *next;
+                state.set(&line, interval)
+            }
             Verdict::Finish(reason) => {
                 Ok(state
                     .student

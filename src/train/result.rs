@@ -12,7 +12,7 @@ use ddk_run::{
 use ddk_settings::ObjectiveName;
 
 use super::{Prepared, measure_serial, ted};
-use crate::{export, progress::say};
+use crate::{export, progress::say, report};
 
 /// Exports the student, then writes `report.html` and, last, `summary.json`: a folder that has it holds a run that is done.
 pub(super) fn finish(
@@ -30,7 +30,7 @@ pub(super) fn finish(
     summary.seconds = seconds_before + began.elapsed().as_secs_f64();
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_run::write_atomically(&folder.summary(), &text)?;
-    let report = ddk_report::html(folder.path())?;
+    let report = report::of_run(folder.path())?.html();
     ddk_run::write_atomically(&folder.path().join("report.html"), report.as_bytes())?;
     Ok(())
 }

@@ -419,7 +419,9 @@ fn signals(seen: Arc<AtomicU8>, grace: Duration) -> Result<mpsc::Receiver<()>> {
                 _ = interrupt.recv() => (2_u8, "SIGINT"),
                 _ = terminate.recv() => (15, "SIGTERM"),
             };
-            let end = move || std::process::exit(128 + i32::from(number));
+            // Nothing of libtorch is taken down while its threads compute; what is saved is saved.
+            // SAFETY: `_exit` takes a number and ends the process.
+            let end = move || unsafe { libc::_exit(128 + i32::from(number)) };
             if seen.swap(number, Ordering::SeqCst) != 0 {
                 end();
             }

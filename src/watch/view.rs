@@ -141,7 +141,7 @@ fn draw_loss(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
 
 fn draw_workers(frame: &mut Frame<'_>, area: Rect, workers: &[WorkerStatus]) {
     let rows = workers.iter().map(|worker| {
-        let state = worker.state.replace('_', " ");
+        let state = worker.state.replace('_', " ").replace("waiting", "waits");
         let state = match worker.state.as_str() {
             "busy" => Span::from(state).green(),
             _ => Span::from(state).dim(),

@@ -186,7 +186,8 @@ fn a_run_folder_that_cannot_be_written_is_named() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(
-        stderr(&output).contains("runs/small/lock: Permission denied"),
+        stderr(&output).contains("cannot open runs/small/lock")
+            && stderr(&output).contains("Permission denied"),
         "{}",
         stderr(&output)
     );

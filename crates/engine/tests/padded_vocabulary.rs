@@ -79,6 +79,10 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
         ("kl", losses.kl_sum / 22.0, 0.794_346_0),
         ("gradient norm", norm, 1.767_475_2),
     ] {
-        assert!((value - expected).abs() < 1e-5, "{name}: {value}");
+        // Of fp32's rounding on processors other than the reference's: 6e-6 was seen.
+        assert!(
+            (value - expected).abs() < 1e-5 * expected.max(1.0),
+            "{name}: {value}"
+        );
     }
 }

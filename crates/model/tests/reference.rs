@@ -233,7 +233,8 @@ fn parts_of_a_row_are_as_rows_of_their_own() {
             let expected = model.hidden(&alone, None).unwrap();
             let found = packed.narrow(0, 0, 1).narrow(1, start, *length);
             let difference = largest_difference(&found, &expected);
-            assert!(difference < 1e-5, "{case}: {difference}");
+            // Products of other shapes round differently, by processor: 1.0e-5 was seen.
+            assert!(difference < 2e-5, "{case}: {difference}");
             start += length;
         }
         let alone = model.hidden(&tokens.narrow(0, 1, 1), None).unwrap();

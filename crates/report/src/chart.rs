@@ -1,4 +1,4 @@
-//! A figure as data: panels of bars or lines. [`crate::svg`] draws it into a file, [`crate::plot`] into a page.
+//! A figure as data: panels of bars or lines. [`crate::svg`] draws it into a file, `plot.rs` into a page.
 
 /// A figure.
 #[derive(Debug, Clone, PartialEq)]

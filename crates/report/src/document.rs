@@ -2,7 +2,7 @@
 
 use plotly::Plot;
 
-use crate::{chart::Chart, html::escape, plot::plot};
+use crate::{chart::Chart, plot::plot};
 
 /// A part of a text. Where text is marked, it is with `**` (strong) and `` ` `` (code), as Markdown has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,8 @@ pub enum Block {
     Table(Table),
     /// A figure.
     Figure(Chart),
+    /// A file's name and its text, folded away in a page.
+    Code(String, String),
 }
 
 /// A table.
@@ -38,6 +40,7 @@ pub fn markdown(blocks: &[Block]) -> String {
             name = chart.name,
             about = chart.about
         ),
+        Block::Code(name, text) => format!("`{name}`:\n\n```\n{}\n```\n", text.trim_end()),
     });
     blocks.collect::<Vec<_>>().join("\n")
 }
@@ -56,6 +59,11 @@ pub fn page(title: &str, blocks: &[Block]) -> String {
                 inline(&chart.about),
                 plot(chart)
             ),
+            Block::Code(name, text) => format!(
+                "<details><summary>{}</summary><pre>{}</pre></details>\n",
+                escape(name),
+                escape(text)
+            ),
         })
         .collect();
     format!(
@@ -67,7 +75,7 @@ pub fn page(title: &str, blocks: &[Block]) -> String {
     )
 }
 
-pub(crate) const STYLE: &str = "\
+const STYLE: &str = "\
 :root { color-scheme: light dark; } \
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; } \
 h1, h2, h3 { font-weight: 600; } pre { overflow-x: auto; font-size: 13px; line-height: 1.4; } \
@@ -104,6 +112,14 @@ impl Table {
             row(&self.header, "th")
         )
     }
+}
+
+/// Text as HTML shows it.
+pub(crate) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 /// Marked text as HTML.

@@ -11,7 +11,7 @@ use plotly::{
 
 use crate::{
     chart::{Chart, Content, Level, Line, Panel},
-    html::escape,
+    document::escape,
 };
 
 /// The chart as HTML; the page has to hold plotly's script.

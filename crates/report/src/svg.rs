@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     chart::{Bar, Chart, Content, Line, Panel},
-    html::escape,
+    document::escape,
 };
 
 const WIDTH: f64 = 960.0;

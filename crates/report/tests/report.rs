@@ -4,8 +4,10 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use ddk_report::{html, table};
-use ddk_run::records::{ByDomain, DomainSummary, MixtureLine, Serial, StepLine, Summary};
+use ddk_report::{RunReport, svg, table};
+use ddk_run::records::{
+    ByDomain, DomainSummary, EventLine, MixtureLine, Serial, StepLine, Summary,
+};
 use insta::assert_snapshot;
 
 fn by_domain(math: f64, prose: f64) -> ByDomain {
@@ -97,6 +99,18 @@ fn write_run(folder: &Path) {
         serde_json::to_string(&line).unwrap()
     });
     fs::write(folder.join("run.jsonl"), lines(steps.collect())).unwrap();
+    let event = |kind: &str, message: &str| EventLine {
+        time: 100.5,
+        step: 3,
+        kind: kind.to_owned(),
+        message: message.to_owned(),
+    };
+    let events = [
+        event("saved", "12 bytes in 0.01 s"),
+        event("restarted", "loader-math is built again: it panicked"),
+    ]
+    .map(|event| serde_json::to_string(&event).unwrap());
+    fs::write(folder.join("events.jsonl"), lines(events.to_vec())).unwrap();
     fs::write(
         folder.join("config.toml"),
         "[run]\nname = \"a <small> run\"\n",
@@ -113,13 +127,15 @@ fn the_table_says_it_all() {
 fn the_page_holds_the_figures_and_asks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());
-    assert!(html(folder.path()).unwrap().contains("has not ended yet"));
+    let changed = [("run.seed".to_owned(), "0".to_owned(), "7".to_owned())];
+    let report = || RunReport::of(folder.path(), &changed).unwrap().html();
+    assert!(report().contains("has not ended yet"));
     fs::write(
         folder.path().join("summary.json"),
         serde_json::to_string(&summary()).unwrap(),
     )
     .unwrap();
-    let page = html(folder.path()).unwrap();
+    let page = report();
     let own = |part: &str| {
         !part.starts_with("https://") && !part.starts_with("http://") && !part.starts_with("//")
     };
@@ -138,8 +154,31 @@ fn the_page_holds_the_figures_and_asks_nobody() {
         "0.6125",
         "1.125",
         "a &lt;small&gt; run",
-        "overlap 1.80",
+        "Overlap 1.80",
+        "<code>run.seed</code>",
+        "1970-01-01T00:01:40Z",
+        "loader-math is built again",
     ] {
         assert!(page.contains(expected), "{expected}");
     }
+}
+
+#[test]
+fn the_markdown_says_the_same_and_names_its_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    fs::write(
+        folder.path().join("summary.json"),
+        serde_json::to_string(&summary()).unwrap(),
+    )
+    .unwrap();
+    let report = RunReport::of(folder.path(), &[]).unwrap();
+    let text = report.markdown();
+    for chart in report.charts() {
+        assert!(text.contains(&format!("](figures/{}.svg)", chart.name)));
+        assert!(svg(chart).starts_with("<svg "));
+    }
+    assert_eq!(report.charts().count(), 3);
+    let name = folder.path().file_name().unwrap().to_str().unwrap();
+    assert_snapshot!(text.replace(name, "RUN"));
 }

@@ -69,13 +69,8 @@ fn main() {
     }
     let of_step = began.elapsed().as_secs_f64() / STEPS as f64;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
     let address = "127.0.0.1:0".parse().unwrap();
-    let server = runtime.block_on(serve(address, recorder)).unwrap();
+    let server = serve(address, recorder).unwrap();
     let mut times: Vec<f64> = Vec::new();
     let mut bytes = 0;
     for _ in 0..SCRAPES {

@@ -193,6 +193,8 @@ mod tests {
             ce,
             kl: 0.0,
             gamma: 0.2,
+            layer: None,
+            layer_weight: None,
             learning_rate: 1e-3,
             grad_norm: 1.0,
             tokens: 100,

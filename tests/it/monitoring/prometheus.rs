@@ -178,7 +178,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         "guard.spike_from=20",
         "log.line_seconds=3600",
         // Late enough for Prometheus to have seen the counters before.
-        "faults.plan=[\"nan student 400\", \"panic teacher 410\", \"eio save 450 4\", \"panic student 460\"]",
+        "faults.plan=[\"nan student 1000\", \"panic teacher 1010\", \"eio save 1050 4\", \"panic student 1060\"]",
     ] {
         arguments.extend(["--set", set]);
     }
@@ -190,7 +190,10 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         target = address.unwrap_or_default().to_owned();
         address.is_some()
     });
+    // Held until somebody scrapes, so that the counters are seen before the faults move them.
+    run.signal("STOP");
     let prometheus = Prometheus::start(&target);
+    run.signal("CONT");
 
     // The run survives its faults, and the alerts about them fire.
     let known = |values: &[f64]| !values.is_empty();
@@ -204,7 +207,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         let firing = format!("ALERTS{{alertname=\"{alert}\", alertstate=\"firing\"}}");
         prometheus.wait(&firing, known);
     }
-    prometheus.wait("ddk_checkpoint_step >= 500", known);
+    prometheus.wait("ddk_checkpoint_step >= 1100", known);
 
     // The dashboard.
     let runs = "run=~\"small|another\"";

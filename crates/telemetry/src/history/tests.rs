@@ -19,6 +19,8 @@ fn step(step: u64, ce: f64) -> StepLine {
         ce,
         kl: 1.0,
         gamma: 0.2,
+        layer: None,
+        layer_weight: None,
         learning_rate: 1e-3,
         grad_norm: 2.0,
         tokens: 100,
@@ -34,7 +36,7 @@ fn mixture(interval: u64, ratio: ByDomain) -> MixtureLine {
         step: 4 * interval,
         version: interval,
         policy: "ddk".to_owned(),
-        alpha: 0.5,
+        alpha: Some(0.5),
         weights: by_domain(0.75, 0.25),
         target: by_domain(0.75, 0.25),
         previous_weights: None,
@@ -43,6 +45,10 @@ fn mixture(interval: u64, ratio: ByDomain) -> MixtureLine {
         ratio,
         evaluated_at_step: 4 * interval,
         discrepancy: None,
+        losses: None,
+        reference: None,
+        excess: None,
+        mean_weights: None,
         refused: None,
     }
 }
