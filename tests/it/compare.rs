@@ -87,7 +87,10 @@ fn all_eight_methods_stand_in_one_table() {
     let (kd, cpt, doremi, ted) = (flops("kd"), flops("cpt"), flops("cpt-doremi"), flops("ted"));
     assert_eq!(cpt[0], 0.0, "no teacher is run for cross-entropy alone");
     // Reference and proxy train as the student does; the proxy's teacher is the reference. TED's filters come before it, and with it.
-    assert!(doremi[0] > 0.0 && doremi[1] > 1.5 * cpt[1], "{doremi:?} {cpt:?}");
+    assert!(
+        doremi[0] > 0.0 && doremi[1] > 1.5 * cpt[1],
+        "{doremi:?} {cpt:?}"
+    );
     assert!(ted[0] > kd[0] && ted[1] > kd[1], "{ted:?} {kd:?}");
     for name in ["ddk", "ddk-no-smoothing", "ddk-equal", "minillm"] {
         assert!((flops(name)[0] / kd[0] - 1.0).abs() < 0.05, "{name}");
