@@ -36,23 +36,23 @@ pub(super) fn run(arguments: &[String], what: &str) -> Result<Option<ExitCode>> 
         };
         anyhow::Ok((status, told))
     })?;
-    match (status.code(), told) {
-        (Some(0), None) => Ok(None),
-        (Some(code), Some(number)) if code == 128 + number => {
-            say("the comparison is stopped; the same command goes on from there");
-            Ok(Some(ExitCode::from(code as u8)))
-        }
-        // The run came to its end before the signal came to it.
-        (Some(0), Some(number)) => Ok(Some(ExitCode::from((128 + number) as u8))),
-        _ => {
-            let end = match status.signal() {
-                Some(number) => format!("it was ended by signal {number}"),
-                None => format!("exit code {}", status.code().unwrap_or_default()),
-            };
-            Err(anyhow!("{what}: {end}"))
-                .hint("what went wrong is said above; the same command goes on from there")
-        }
+    // Saved, ended by the signal itself (a model in the making), or done before it came.
+    let stopped = |number: i32| {
+        [Some(128 + number), Some(0)].contains(&status.code()) || status.signal() == Some(number)
+    };
+    if let Some(number) = told.filter(|number| stopped(*number)) {
+        say("the comparison is stopped; the same command goes on from there");
+        return Ok(Some(ExitCode::from((128 + number) as u8)));
     }
+    if status.success() {
+        return Ok(None);
+    }
+    let end = match status.signal() {
+        Some(number) => format!("it was ended by signal {number}"),
+        None => format!("exit code {}", status.code().unwrap_or_default()),
+    };
+    Err(anyhow!("{what}: {end}"))
+        .hint("what went wrong is said above; the same command goes on from there")
 }
 
 fn start(arguments: &[String]) -> Result<Child> {

@@ -72,6 +72,34 @@ fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
 }
 
 #[test]
+fn all_eight_methods_stand_in_one_table() {
+    let world = World::new();
+    let short = ["objective.ted_steps=4", "mixture.doremi_steps=4"];
+    let short = short.map(|set| ["--set", set]).concat();
+    world.succeed(&[&["compare", "config.toml", "--seeds", "1"], &short[..]].concat());
+    let compared = json(&world, "runs/small/compare.json");
+    let methods = compared["groups"][0]["methods"].as_array().unwrap();
+    let flops = |name: &str| -> [f64; 2] {
+        let method = methods.iter().find(|method| method["method"] == name);
+        ["teacher_flops", "student_flops"].map(|key| method.unwrap()[key]["mean"].as_f64().unwrap())
+    };
+    assert_eq!(methods.len(), 8);
+    let (kd, cpt, doremi, ted) = (flops("kd"), flops("cpt"), flops("cpt-doremi"), flops("ted"));
+    assert_eq!(cpt[0], 0.0, "no teacher is run for cross-entropy alone");
+    // Reference and proxy train as the student does; the proxy's teacher is the reference. TED's filters come before it, and with it.
+    assert!(
+        doremi[0] > 0.0 && doremi[1] > 1.5 * cpt[1],
+        "{doremi:?} {cpt:?}"
+    );
+    assert!(ted[0] > kd[0] && ted[1] > kd[1], "{ted:?} {kd:?}");
+    for name in ["ddk", "ddk-no-smoothing", "ddk-equal", "minillm"] {
+        assert!((flops(name)[0] / kd[0] - 1.0).abs() < 0.05, "{name}");
+    }
+    let weights = fs::read_to_string(world.path().join("runs/small/figures/weights.svg")).unwrap();
+    assert!(weights.contains(">ddk</text>") && weights.contains(">ddk-no-smoothing</text>"));
+}
+
+#[test]
 fn an_interrupted_comparison_goes_on_where_it_was() {
     let world = World::new();
     let whole = World::new();
