@@ -2,7 +2,10 @@
 import { byId, colour, draw, duration, element, line, number, onTheme, swatch, tokens, whole, write } from '/charts.js';
 
 const EVERY = 5000;
-const page = { runs: [], chosen: new Set(location.hash.slice(1).split('&').filter(Boolean).map(decodeURIComponent)), data: new Map() };
+const page = {
+  runs: [], rows: new Map(), data: new Map(),
+  chosen: new Set(location.hash.slice(1).split('&').filter(Boolean).map(decodeURIComponent)),
+};
 
 const query = (name) => `?name=${encodeURIComponent(name)}`;
 
@@ -12,28 +15,40 @@ async function ask(path) {
   return answer.json();
 }
 
+/** The row of a run, made once: whoever is at its box, or in the middle of a press, is not disturbed by news. */
+function rowOf(name) {
+  if (!page.rows.has(name)) {
+    const box = element('input', { type: 'checkbox', name, 'aria-label': `compare ${name}` });
+    box.addEventListener('change', () => choose(name, box.checked));
+    const mark = element('span');
+    const cells = Array.from({ length: 7 }, () => element('td'));
+    const link = element('a', { href: `/run${query(name)}` }, name);
+    const row = element('tr', {}, element('td', {}, box), element('th', { scope: 'row', class: 'text' }, mark, link), ...cells);
+    page.rows.set(name, { row, box, mark, cells });
+  }
+  return page.rows.get(name);
+}
+
 function showList() {
   const names = [...page.chosen];
-  const focused = document.activeElement?.name;
-  byId('run-rows').replaceChildren(...page.runs.map(({ name, status }) => {
-    const box = element('input', { type: 'checkbox', name, 'aria-label': `compare ${name}` });
+  const rows = page.runs.map(({ name, status }) => {
+    const { row, box, mark, cells } = rowOf(name);
     box.checked = page.chosen.has(name);
-    box.addEventListener('change', () => choose(name, box.checked));
-    const mark = box.checked ? swatch(colour(names.indexOf(name))) : '';
-    const cells = [
+    mark.replaceChildren(...(box.checked ? [swatch(colour(names.indexOf(name)))] : []));
+    const texts = [
       status.state,
       `${whole(status.step)}${status.step_limit ? ` of ${whole(status.step_limit)}` : ''}`,
       number(status.losses.loss), number(status.ratio), number(status.ratio_at_start), tokens(status.tokens), duration(status.seconds),
     ];
-    return element(
-      'tr', {},
-      element('td', {}, box),
-      element('th', { scope: 'row', class: 'text' }, mark, element('a', { href: `/run${query(name)}` }, name)),
-      ...cells.map((text) => element('td', {}, text)),
-    );
-  }));
-  // Rows are new; whoever was at a box still is.
-  byId('run-rows').querySelector(`input[name="${CSS.escape(focused ?? '')}"]`)?.focus();
+    texts.forEach((text, index) => write(cells[index], text));
+    return row;
+  });
+  const shown = [...byId('run-rows').children];
+  if (rows.length !== shown.length || rows.some((row, index) => row !== shown[index])) {
+    const focused = document.activeElement;
+    byId('run-rows').replaceChildren(...rows);
+    if (byId('run-rows').contains(focused)) focused.focus();
+  }
   write(byId('state'), `${page.runs.length} ${page.runs.length === 1 ? 'run' : 'runs'}`);
 }
 
@@ -65,10 +80,12 @@ async function compare() {
     const [run, mixture] = await Promise.all([ask(`/api/run${query(name)}`), ask(`/api/mixture${query(name)}`)]);
     page.data.set(name, { state: run.status.state, steps: run.steps, mixture });
   }));
-  showCharts(names);
+  showCharts();
 }
 
-function showCharts(names) {
+/** What is chosen now and known: an answer that comes late never shows an earlier choice. */
+function showCharts() {
+  const names = [...page.chosen].filter((name) => page.data.has(name));
   byId('compare').hidden = names.length === 0;
   byId('hint').hidden = names.length > 0;
   if (names.length === 0) return;
@@ -94,7 +111,7 @@ async function refresh() {
   }
 }
 
-onTheme(() => showCharts([...page.chosen].filter((name) => page.data.has(name))));
+onTheme(showCharts);
 window.addEventListener('load', () => {
   refresh();
   setInterval(() => { if (!document.hidden) refresh(); }, EVERY);

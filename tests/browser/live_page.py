@@ -140,7 +140,7 @@ def ended(browser, address, out):
     for index in range(2):
         browser.run("document.querySelectorAll('#run-rows input')[arguments[0]].focus()", index)
         browser.press(SPACE)
-    lines = "return ['ratio-chart', 'loss-chart'].map((id) => document.querySelectorAll(`#${id} .js-line`).length)"
+    lines = "return ['ratio-chart', 'loss-chart'].map((id) => document.querySelectorAll(`#${id} .scatterlayer .js-line`).length)"
     wait_for("two runs side by side", lambda: browser.run(lines) == [2, 2])
     browser.picture(os.path.join(out, "runs-light.png"))
     browser.look_like(390, 844, "dark")
