@@ -409,6 +409,7 @@ fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
         max_steps_reason,
         max_tokens: run.max_tokens,
         stop_ratio: run.stop_ratio,
+        lag: settings.mixture.lag,
         evaluation_every: settings.evaluation.every,
         max_passes: settings.mixture.max_passes,
         queue_depth: settings.queues.depth,

@@ -15,7 +15,7 @@ use ddk_model::{Model, ModelConfig, ModelError, Output, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     faults::{Faults, Place},
@@ -61,6 +61,17 @@ pub struct TeacherPort {
     /// Whether batches are labelled.
     labels: bool,
     evaluation: Evaluation,
+    copies: Copies,
+}
+
+/// Evaluates copies of the student on a teacher's lane.
+struct Copies {
+    folder: PathBuf,
+    placement: Placement,
+    /// Built for the first copy.
+    model: Option<Model>,
+    /// Evaluations made so far.
+    made: u64,
 }
 
 /// Whether the teacher says something about each batch. Where neither the loss nor the mixture asks for it, no forward is made.
@@ -88,20 +99,20 @@ pub struct StudentPort {
 /// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures holds no model.
 pub fn teachers(
     settings: &Settings,
-    folder: PathBuf,
+    folders: ModelFolders,
     evaluation: Evaluation,
     known: bool,
     filters: Option<Filters>,
     faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
-    let (teacher, student_device) = (settings.teacher.clone(), settings.student.device.clone());
+    let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
     let labels = labels(settings);
     Arc::new(move |number| {
         let lane = Lane::enter(teacher.threads);
         let build = || -> Result<Teacher, PortError> {
-            let student_device = parse_device(&student_device).map_err(device_error)?;
+            let student_device = parse_device(&student.device).map_err(device_error)?;
             let placement = teacher_placement(&teacher).map_err(device_error)?;
-            let model = Model::load(&folder, &placement).map_err(model_error)?;
+            let model = Model::load(&folders.teacher, &placement).map_err(model_error)?;
             build_teacher(model, student_device, filters.as_ref())
         };
         let measures = number == 0 && !known;
@@ -111,6 +122,12 @@ pub fn teachers(
             teacher: (labels || measures).then(build).transpose()?,
             labels,
             evaluation: evaluation.clone(),
+            copies: Copies {
+                folder: folders.student.clone(),
+                placement: student_placement(&student).map_err(device_error)?,
+                model: None,
+                made: 0,
+            },
         })
     })
 }
@@ -303,6 +320,7 @@ fn sequences(batch: &MicroBatch) -> Vec<Sequence<'_>> {
 
 impl ddk_actors::Teacher for TeacherPort {
     type Signal = Signal;
+    type Weights = Vec<Tensor>;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
         let nan = self.faults.worker(Place::Teacher, batch.step)?;
@@ -336,6 +354,25 @@ impl ddk_actors::Teacher for TeacherPort {
         Ok(perplexities)
     }
 
+    fn perplexities_of(
+        &mut self,
+        weights: &Vec<Tensor>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let copies = &mut self.copies;
+        copies.made += 1;
+        let nan = self.faults.worker(Place::Evaluation, copies.made)?;
+        let model = match &mut copies.model {
+            Some(model) => model,
+            none => {
+                none.insert(Model::load(&copies.folder, &copies.placement).map_err(model_error)?)
+            }
+        };
+        model.set_parameters(weights).map_err(model_error)?;
+        let measured = self.evaluation.perplexities(model, cancelled);
+        Ok(broken_by(nan, measured.map_err(engine_error)?))
+    }
+
     fn busy_seconds(&self) -> f64 {
         self.lane.busy_seconds()
     }
@@ -343,6 +380,7 @@ impl ddk_actors::Teacher for TeacherPort {
 
 impl ddk_actors::Student for StudentPort {
     type Signal = Signal;
+    type Weights = Vec<Tensor>;
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
         let rows = sequences(batch);
@@ -394,10 +432,11 @@ impl ddk_actors::Student for StudentPort {
             .evaluation
             .perplexities(self.student.model(), cancelled)
             .map_err(engine_error)?;
-        Ok(match nan {
-            true => measured.map(|perplexities| vec![f64::NAN; perplexities.len()]),
-            false => measured,
-        })
+        Ok(broken_by(nan, measured))
+    }
+
+    fn weights(&mut self) -> Result<Vec<Tensor>, PortError> {
+        self.student.model().copy_parameters().map_err(model_error)
     }
 
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
@@ -417,6 +456,14 @@ impl ddk_actors::Student for StudentPort {
 
     fn busy_seconds(&self) -> f64 {
         self.lane.busy_seconds()
+    }
+}
+
+/// What is measured, or numbers that are none where a fault asks for them.
+fn broken_by(nan: bool, measured: Option<Vec<f64>>) -> Option<Vec<f64>> {
+    match nan {
+        true => measured.map(|perplexities| vec![f64::NAN; perplexities.len()]),
+        false => measured,
     }
 }
 

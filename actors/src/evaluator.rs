@@ -20,13 +20,15 @@ pub enum EvaluatorMessage {
         step: u64,
         /// Its perplexities by domain, where they were measured.
         perplexities: Option<Vec<f64>>,
+        /// Intervals that follow from this.
+        intervals: u64,
         /// What the interval's updates were made from.
         training: TrainingSums,
     },
 }
 
 /// An interval's end as the student tells it.
-type StudentEnded = (u64, Option<Vec<f64>>, TrainingSums);
+type StudentEnded = (u64, Option<Vec<f64>>, u64, TrainingSums);
 
 /// The actor.
 pub struct Evaluator;
@@ -49,14 +51,16 @@ impl EvaluatorState {
             EvaluatorMessage::Student {
                 step,
                 perplexities,
+                intervals,
                 training,
-            } => self.student = Some((step, perplexities, training)),
+            } => self.student = Some((step, perplexities, intervals, training)),
         }
         let teacher = self.teacher.clone()?;
-        let (step, student, training) = self.student.take()?;
+        let (step, student, intervals, training) = self.student.take()?;
         Some(Ended {
             step,
             measured: student.map(|student| Perplexities { student, teacher }),
+            intervals,
             training,
         })
     }

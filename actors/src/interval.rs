@@ -1,7 +1,10 @@
 //! An interval: a mixture, the rows that it draws, and all that is needed to draw them again.
 
+use std::sync::Arc;
+
 use ddk_corpus::Cursor;
-use ddk_mixture::{PolicyState, Quota, interval_order};
+use ddk_mixture::{Perplexities, PolicyState, Quota, interval_order};
+use ddk_run::records::MixtureLine;
 use serde::{Deserialize, Serialize};
 
 /// An interval as the weight scheduler sets it. It travels with every micro-batch, so that any step's checkpoint can hold it;
@@ -29,6 +32,9 @@ pub struct Interval {
     /// The last evaluation before it.
     #[serde(default)]
     pub evaluated: Evaluated,
+    /// Its line in `mixture.jsonl`, which the student writes before its first step; none where that has been done.
+    #[serde(skip)]
+    pub line: Option<Arc<MixtureLine>>,
 }
 
 /// An evaluation of the student, as an interval remembers it.
@@ -38,6 +44,26 @@ pub struct Evaluated {
     pub step: u64,
     /// Perplexities by domain; none where one is not finite.
     pub student: Vec<Option<f64>>,
+}
+
+impl Evaluated {
+    /// What the student's perplexities after `step` are remembered as.
+    pub fn new(step: u64, student: &[f64]) -> Self {
+        let finite = |value: &f64| value.is_finite().then_some(*value);
+        Self {
+            step,
+            student: student.iter().map(finite).collect(),
+        }
+    }
+
+    /// Both models' perplexities; what was not finite is NaN.
+    pub fn perplexities(&self, teacher: &[f64]) -> Perplexities {
+        let number = |value: &Option<f64>| value.unwrap_or(f64::NAN);
+        Perplexities {
+            student: self.student.iter().map(number).collect(),
+            teacher: teacher.to_vec(),
+        }
+    }
 }
 
 impl Interval {

@@ -33,6 +33,8 @@ pub struct RunPlan {
     pub max_tokens: Option<u64>,
     /// Ends the run where perplexities are measured and no ratio is larger.
     pub stop_ratio: Option<f64>,
+    /// Intervals between an evaluation and the mixture that follows from it: 0 (the pipeline waits at each interval's end) or 1.
+    pub lag: u64,
     /// Perplexities are measured so often, in steps, where the mixture's policy does without.
     pub evaluation_every: Option<u64>,
     /// Passes over a domain at the most.

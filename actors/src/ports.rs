@@ -43,6 +43,8 @@ pub enum PortError {
 pub trait Teacher {
     /// What it says about a batch.
     type Signal: Send + 'static;
+    /// A copy of a student's weights.
+    type Weights: Send + 'static;
 
     /// Labels a micro-batch. Must be the same for the same batch, on any lane.
     fn label(&mut self, batch: &MicroBatch) -> Result<Self::Signal, PortError>;
@@ -50,6 +52,13 @@ pub trait Teacher {
     /// Perplexity on each domain's validation documents; `None` where `cancelled` said so.
     fn perplexities(&mut self, cancelled: &dyn Fn() -> bool)
     -> Result<Option<Vec<f64>>, PortError>;
+
+    /// As [`Self::perplexities`], of a student as it was when it gave these weights.
+    fn perplexities_of(
+        &mut self,
+        weights: &Self::Weights,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError>;
 
     /// Seconds that this lane has been busy since it was built.
     fn busy_seconds(&self) -> f64;
@@ -59,6 +68,8 @@ pub trait Teacher {
 pub trait Student {
     /// What the teacher says about a batch.
     type Signal: Send + 'static;
+    /// A copy of its weights.
+    type Weights: Send + 'static;
 
     /// Adds a micro-batch's gradients, divided by the predictions of its whole step.
     fn accumulate(
@@ -76,6 +87,9 @@ pub trait Student {
     /// Perplexity on each domain's validation documents; `None` where `cancelled` said so.
     fn perplexities(&mut self, cancelled: &dyn Fn() -> bool)
     -> Result<Option<Vec<f64>>, PortError>;
+
+    /// A copy of its weights, for an evaluation elsewhere while it learns on.
+    fn weights(&mut self) -> Result<Self::Weights, PortError>;
 
     /// A copy of all that its next steps depend on, as files of a checkpoint that another thread writes.
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError>;

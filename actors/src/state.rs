@@ -18,6 +18,10 @@ pub struct LoopState {
     pub interval: Interval,
     /// Perplexities before the first step.
     pub at_start: Perplexities,
+    /// What the next interval is decided by, where mixtures lag: the evaluation made when this interval began, empty where none was
+    /// due then.
+    #[serde(default)]
+    pub ahead: Option<Evaluated>,
     /// Tokens drawn from each domain in this interval so far.
     pub interval_tokens: Vec<u64>,
     /// Losses by domain of this interval's updates so far, where the mixture is moved by them.
@@ -82,12 +86,14 @@ impl LoopState {
                 .collect(),
             // As for the perplexities at the start.
             evaluated: Evaluated::default(),
+            line: None,
         };
         // Measured again on the new list: what a forked run begins with is what it is compared with.
         state.at_start = Perplexities {
             student: Vec::new(),
             teacher: Vec::new(),
         };
+        state.ahead = None;
         state.interval_tokens = vec![0; count];
         state.interval_losses = TrainingSums::new(count);
         state.totals.tokens = fork

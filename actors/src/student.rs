@@ -20,14 +20,14 @@ use crate::{
     evaluator::EvaluatorMessage,
     ports::StudentFactory,
     supervisor::Never,
-    teacher::BusySum,
+    teacher::{BusySum, Evaluate, EvaluatedCopy},
     worker::{Body, Ready},
 };
 
 /// What the student is told; it looks whenever it waits and between two batches of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StudentControl {
-    /// The run is done; said at an interval's end.
+    /// The run is done at the end of the interval in hand.
     Finish(StopReason),
     /// Finish the step, save, end.
     Stop,
@@ -47,6 +47,10 @@ pub struct StudentLane<S: Student> {
     pub input: Vec<Receiver<Labelled<S::Signal>>>,
     /// What it is told.
     pub control: Receiver<StudentControl>,
+    /// Copies of it that lane 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
+    pub copies: Sender<Evaluate<S::Weights>>,
+    /// What they came to.
+    pub evaluated: Receiver<EvaluatedCopy>,
     /// Who takes its perplexities.
     pub evaluator: ActorRef<EvaluatorMessage>,
     /// Who writes its snapshots.
@@ -71,6 +75,13 @@ pub struct StudentLane<S: Student> {
     pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
+}
+
+/// What it has been told and has still to do.
+#[derive(Debug, Default)]
+struct Told {
+    stop: bool,
+    finish: Option<StopReason>,
 }
 
 /// What comes next.
@@ -98,6 +109,10 @@ impl<S: Student + 'static> StudentLane<S> {
         let end = self.train(&mut core)?;
         self.status.computing();
         if let Some(end) = end {
+            let mut told = Told::default();
+            if !self.settle(&mut core, &mut told)? {
+                return Ok(());
+            }
             self.save_last(&mut core)?;
             let after = match end {
                 End::Finished(_) => core.evaluate_last()?,
@@ -118,8 +133,11 @@ impl<S: Student + 'static> StudentLane<S> {
         if core.needs_mixture() && !self.end_interval(core)? {
             return Ok(Some(End::Stopped));
         }
-        let mut stopping = false;
+        let mut told = Told::default();
         loop {
+            if told.stop && !core.within_step() {
+                return Ok(Some(End::Stopped));
+            }
             self.status.waiting_for_input();
             let began = Instant::now();
             match self.next(core.next_sequence) {
@@ -130,16 +148,25 @@ impl<S: Student + 'static> StudentLane<S> {
                         continue;
                     }
                 }
-                Next::Control(StudentControl::Finish(reason)) => {
+                Next::Control(StudentControl::Finish(reason)) if core.needs_mixture() => {
                     return Ok(Some(End::Finished(reason)));
                 }
-                Next::Control(StudentControl::Stop) if core.within_step() => {
-                    stopping = true;
+                Next::Control(StudentControl::Finish(reason)) => {
+                    told.finish = Some(reason);
                     continue;
                 }
-                Next::Control(StudentControl::Stop) => return Ok(Some(End::Stopped)),
+                Next::Control(StudentControl::Stop) => {
+                    told.stop = true;
+                    continue;
+                }
                 Next::Control(StudentControl::Abandon) => {
-                    self.save_last(core)?;
+                    if let Ok(copy) = self.evaluated.try_recv() {
+                        core.evaluated(copy);
+                    }
+                    // Without the evaluation that the interval began with, the checkpoint before is what the run goes on from.
+                    if core.is_whole() {
+                        self.save_last(core)?;
+                    }
                     return Ok(None);
                 }
                 Next::Closed => return Ok(None),
@@ -147,16 +174,49 @@ impl<S: Student + 'static> StudentLane<S> {
             if let Some(reason) = core.limit_reached() {
                 return Ok(Some(End::Finished(reason)));
             }
-            if stopping {
+            if told.stop {
                 return Ok(Some(End::Stopped));
             }
             if core.save_is_due() {
+                if !core.is_whole() && !self.settle(core, &mut told)? {
+                    return Ok(None);
+                }
                 self.save(core, None)?;
             }
-            if core.needs_mixture() && !self.end_interval(core)? {
+            if !core.needs_mixture() {
+                continue;
+            }
+            if let Some(reason) = told.finish {
+                return Ok(Some(End::Finished(reason)));
+            }
+            if !self.settle(core, &mut told)? {
+                return Ok(None);
+            }
+            if !self.end_interval(core)? {
                 return Ok(Some(End::Stopped));
             }
         }
+    }
+
+    /// Waits for the evaluation that the interval began with, where one is on its way; false where the run is abandoned.
+    fn settle(&self, core: &mut Core<S>, told: &mut Told) -> Result<bool, PortError> {
+        while core.awaits_evaluation() {
+            self.status.waiting_for_input();
+            select_biased! {
+                recv(self.stop) -> _ => return Ok(false),
+                recv(self.evaluated) -> copy => match copy {
+                    Ok(copy) => core.evaluated(copy),
+                    Err(_) => return Ok(false),
+                },
+                recv(self.control) -> message => match message {
+                    Ok(StudentControl::Stop) => told.stop = true,
+                    Ok(StudentControl::Finish(reason)) => told.finish = Some(reason),
+                    Ok(StudentControl::Abandon) | Err(_) => return Ok(false),
+                },
+            }
+        }
+        self.status.computing();
+        Ok(true)
     }
 
     fn next(&self, sequence: u64) -> Next<S::Signal> {
@@ -174,6 +234,10 @@ impl<S: Student + 'static> StudentLane<S> {
     /// Tells what the next mixture follows from, perplexities where they are due; false where the run is told to stop meanwhile.
     fn end_interval(&self, core: &mut Core<S>) -> Result<bool, PortError> {
         self.status.computing();
+        if core.is_ahead() && core.evaluation_is_due() {
+            let (step, weights) = (core.step(), core.copy()?);
+            return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
+        }
         let told_to_stop = || {
             matches!(
                 self.control.try_recv(),
@@ -187,10 +251,16 @@ impl<S: Student + 'static> StudentLane<S> {
             },
             false => None,
         };
+        let intervals = match core.is_ahead() {
+            true => 1,
+            false => core.intervals_due(),
+        };
+        core.remember(perplexities.as_deref());
         self.evaluator
             .cast(EvaluatorMessage::Student {
                 step: core.step(),
                 perplexities,
+                intervals,
                 training: core.training(),
             })
             .map_err(|error| PortError::Other(format!("the evaluator has ended: {error}")))?;

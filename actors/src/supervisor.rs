@@ -94,7 +94,7 @@ pub async fn run<T, S>(
 ) -> Result<Option<Outcome>, RunError>
 where
     T: Teacher + 'static,
-    S: Student<Signal = T::Signal> + 'static,
+    S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
 {
     let (result, mut is_done) = oneshot::channel();
     let arguments = Arguments {
@@ -182,7 +182,7 @@ struct State<T: Teacher> {
 impl<T, S> Actor for Supervisor<T, S>
 where
     T: Teacher + 'static,
-    S: Student<Signal = T::Signal> + 'static,
+    S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
 {
     type Msg = SupervisorMessage;
     type State = State<T>;

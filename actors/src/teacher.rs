@@ -1,4 +1,5 @@
-//! A teacher's lane: labels micro-batches in their order.
+//! A teacher's lane: labels micro-batches in their order. Where mixtures lag, lane 0 also evaluates copies of the student, as soon as
+//! it is asked: between two batches, or while a batch waits for room, so that nobody who waits for the evaluation waits in vain.
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -6,6 +7,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, select_biased};
+use ddk_mixture::TrainingSums;
 use ddk_telemetry::{Queues, Worker, metrics};
 use ractor::ActorRef;
 
@@ -20,6 +22,46 @@ use crate::{
 /// The micro-batch in hand. It belongs to the supervisor, so that a teacher that is built again after a panic labels it once
 /// more, and its place in the order is kept.
 pub type InFlight = Arc<Mutex<Option<Arc<MicroBatch>>>>;
+
+/// A copy of the student to evaluate.
+pub struct Evaluate<Weights> {
+    /// The step after which it was made.
+    pub step: u64,
+    /// The copy.
+    pub weights: Weights,
+}
+
+/// What an evaluation came to, for the student's books.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvaluatedCopy {
+    /// The step after which the copy was made.
+    pub step: u64,
+    /// Its perplexities by domain.
+    pub perplexities: Vec<f64>,
+    /// Seconds that the lane was busy with it.
+    pub busy_seconds: f64,
+}
+
+/// Evaluations on lane 0.
+pub struct Evaluations<Weights> {
+    /// Copies to evaluate; never more than one is on its way.
+    pub asked: Receiver<Evaluate<Weights>>,
+    /// The one in hand; as [`InFlight`].
+    pub in_hand: Arc<Mutex<Option<Evaluate<Weights>>>>,
+    /// What they came to.
+    pub done: Sender<EvaluatedCopy>,
+}
+
+impl<Weights> Clone for Evaluations<Weights> {
+    // Not derived: weights themselves are not cloned.
+    fn clone(&self) -> Self {
+        Self {
+            asked: self.asked.clone(),
+            in_hand: Arc::clone(&self.in_hand),
+            done: self.done.clone(),
+        }
+    }
+}
 
 /// Seconds that all lanes have been busy with labelling in this process.
 #[derive(Debug, Default)]
@@ -50,7 +92,9 @@ pub struct TeacherLane<T: Teacher> {
     pub in_flight: InFlight,
     /// The teacher's perplexities, once known; lane 0 finds them out.
     pub perplexities: Arc<OnceLock<Vec<f64>>>,
-    /// Who waits for them.
+    /// Copies of the student to evaluate; on lane 0 alone anybody asks.
+    pub evaluations: Evaluations<T::Weights>,
+    /// Who waits for perplexities.
     pub evaluator: ActorRef<EvaluatorMessage>,
     /// Sum of all lanes.
     pub busy: Arc<BusySum>,
@@ -71,6 +115,7 @@ impl<T: Teacher> Clone for TeacherLane<T> {
             out: self.out.clone(),
             in_flight: Arc::clone(&self.in_flight),
             perplexities: Arc::clone(&self.perplexities),
+            evaluations: self.evaluations.clone(),
             evaluator: self.evaluator.clone(),
             busy: Arc::clone(&self.busy),
             stop: self.stop.clone(),
@@ -94,26 +139,21 @@ impl<T: Teacher + 'static> TeacherLane<T> {
             return Ok(());
         }
         let tokens = metrics::MODEL_TOKENS.with(&["teacher"]);
-        let mut busy = teacher.busy_seconds();
-        while let Some((batch, data_wait)) = self.next() {
+        while let Some((batch, data_wait)) = self.next(&mut teacher)? {
             self.status.computing();
-            let began = Instant::now();
+            let (began, busy) = (Instant::now(), teacher.busy_seconds());
             let signal = teacher.label(&batch)?;
             let teacher_seconds = began.elapsed().as_secs_f64();
             tokens.increment(batch.tokens());
-            let now = teacher.busy_seconds();
-            self.busy.add(now - busy);
-            busy = now;
+            self.busy.add(teacher.busy_seconds() - busy);
             let labelled = Labelled {
                 batch,
                 signal,
                 data_wait,
                 teacher_seconds,
             };
-            self.status.waiting_for_output();
-            select_biased! {
-                recv(self.stop) -> _ => break,
-                send(self.out, labelled) -> sent => if sent.is_err() { break },
+            if !self.send(&mut teacher, labelled)? {
+                break;
             }
             self.queues.labelled.sent();
             self.set_in_flight(None);
@@ -122,10 +162,68 @@ impl<T: Teacher + 'static> TeacherLane<T> {
         Ok(())
     }
 
+    /// Hands a labelled batch on; evaluates while there is no room for it. False where the run ends.
+    fn send(&self, teacher: &mut T, labelled: Labelled<T::Signal>) -> Result<bool, PortError> {
+        loop {
+            self.status.waiting_for_output();
+            select_biased! {
+                recv(self.stop) -> _ => return Ok(false),
+                recv(self.evaluations.asked) -> asked => {
+                    if !self.evaluate_copy(teacher, asked.ok())? {
+                        return Ok(false);
+                    }
+                }
+                send(self.out, labelled) -> sent => return Ok(sent.is_ok()),
+            }
+        }
+    }
+
+    /// Evaluates what was asked for, or what was in hand when this lane failed. False where the run ends.
+    fn evaluate_copy(
+        &self,
+        teacher: &mut T,
+        asked: Option<Evaluate<T::Weights>>,
+    ) -> Result<bool, PortError> {
+        let Some(asked) = asked else {
+            return Ok(false);
+        };
+        self.status.computing();
+        let mut in_hand = self
+            .evaluations
+            .in_hand
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let copy = &*in_hand.insert(asked);
+        let busy = teacher.busy_seconds();
+        let Some(perplexities) = teacher.perplexities_of(&copy.weights, &self.ended())? else {
+            return Ok(false);
+        };
+        let done = EvaluatedCopy {
+            step: copy.step,
+            perplexities: perplexities.clone(),
+            busy_seconds: teacher.busy_seconds() - busy,
+        };
+        let told = EvaluatorMessage::Student {
+            step: copy.step,
+            intervals: 1,
+            training: TrainingSums::new(perplexities.len()),
+            perplexities: Some(perplexities),
+        };
+        // The student first: its books hold what a mixture follows from before anything is drawn by it.
+        let sent = self.evaluations.done.send(done).is_ok();
+        let told = self.evaluator.cast(told).is_ok();
+        *in_hand = None;
+        Ok(sent && told)
+    }
+
+    /// Whether the run has ended.
+    fn ended(&self) -> impl Fn() -> bool {
+        || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
+    }
+
     /// False where the run ended meanwhile.
     fn evaluate(&self, teacher: &mut T) -> Result<bool, PortError> {
-        let ended = || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected));
-        let Some(perplexities) = teacher.perplexities(&ended)? else {
+        let Some(perplexities) = teacher.perplexities(&self.ended())? else {
             return Ok(false);
         };
         let _ = self.perplexities.set(perplexities.clone());
@@ -134,26 +232,46 @@ impl<T: Teacher + 'static> TeacherLane<T> {
     }
 
     /// The next micro-batch and the seconds waited for its rows; `None` where the run ends.
-    fn next(&self) -> Option<(Arc<MicroBatch>, f64)> {
+    fn next(&self, teacher: &mut T) -> Result<Option<(Arc<MicroBatch>, f64)>, PortError> {
+        let copy = self
+            .evaluations
+            .in_hand
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if copy.is_some() && !self.evaluate_copy(teacher, copy)? {
+            return Ok(None);
+        }
         let in_hand = self
             .in_flight
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         if let Some(batch) = in_hand {
-            return Some((batch, 0.0));
+            return Ok(Some((batch, 0.0)));
         }
-        self.status.waiting_for_input();
-        let began = Instant::now();
-        let batch = select_biased! {
-            recv(self.stop) -> _ => None,
-            recv(self.input) -> batch => batch.ok(),
-        }?;
-        self.queues.batches.received();
-        self.set_in_flight(Some(Arc::clone(&batch)));
-        // Before the interval was set there was nothing to wait for but the mixture.
-        let waited = Instant::now().saturating_duration_since(began.max(batch.interval_set));
-        Some((batch, waited.as_secs_f64()))
+        loop {
+            self.status.waiting_for_input();
+            let began = Instant::now();
+            let batch = select_biased! {
+                recv(self.stop) -> _ => return Ok(None),
+                recv(self.evaluations.asked) -> asked => {
+                    if !self.evaluate_copy(teacher, asked.ok())? {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                recv(self.input) -> batch => match batch {
+                    Ok(batch) => batch,
+                    Err(_) => return Ok(None),
+                },
+            };
+            self.queues.batches.received();
+            self.set_in_flight(Some(Arc::clone(&batch)));
+            // Before the interval was set there was nothing to wait for but the mixture.
+            let waited = Instant::now().saturating_duration_since(began.max(batch.interval_set));
+            return Ok(Some((batch, waited.as_secs_f64())));
+        }
     }
 
     fn set_in_flight(&self, batch: Option<Arc<MicroBatch>>) {

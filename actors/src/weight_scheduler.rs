@@ -1,6 +1,7 @@
 //! The weight scheduler: decides each interval's mixture and how many rows it draws from each domain.
 //!
-//! A pure state machine ([`Scheduler`]) behind a mailbox. It writes the mixture's line before anybody can draw by it.
+//! A pure state machine ([`Scheduler`]) behind a mailbox. A mixture's line travels with its interval: the student writes it before
+//! the first step that was drawn by it, so that the run's files follow from the steps alone, however far ahead this is.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use crossbeam::channel::Sender;
 use ddk_corpus::Cursor;
 use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
 use ddk_run::{
-    Journal,
+    Journal, RunFileError,
     records::{ByDomain, MixtureLine},
 };
 use ddk_telemetry::{metrics, seconds_since_1970};
@@ -33,6 +34,8 @@ pub struct Ended {
     pub step: u64,
     /// Both models' perplexities after it, where they were measured. They always are before the first interval.
     pub measured: Option<Perplexities>,
+    /// Intervals that follow from this: two where mixtures lag and nothing earlier has been measured, otherwise one.
+    pub intervals: u64,
     /// What its updates were made from.
     pub training: TrainingSums,
 }
@@ -55,10 +58,12 @@ pub struct Scheduler {
 /// What follows from an interval's end.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Draw the next interval; with its line.
-    Next(Box<(MixtureLine, Interval)>),
-    /// The run is done.
+    /// Draw the next interval.
+    Next(Box<Interval>),
+    /// The run is done when the interval before has been trained on.
     Finish(StopReason),
+    /// The run ends before another interval would begin.
+    Nothing,
 }
 
 impl Scheduler {
@@ -93,15 +98,7 @@ impl Scheduler {
                 weights: interval.weights.clone(),
                 evaluated: (
                     interval.evaluated.step,
-                    Perplexities {
-                        student: interval
-                            .evaluated
-                            .student
-                            .iter()
-                            .map(|student| student.unwrap_or(f64::NAN))
-                            .collect(),
-                        teacher: at_start.teacher.clone(),
-                    },
+                    interval.evaluated.perplexities(&at_start.teacher),
                 ),
                 plan,
             },
@@ -113,7 +110,7 @@ impl Scheduler {
         if let Some(perplexities) = &ended.measured {
             let ratios = perplexities.ratios();
             let caught_up = |limit: f64| ratios.iter().all(|ratio| *ratio <= limit);
-            if self.next_index > 0 && self.plan.stop_ratio.is_some_and(caught_up) {
+            if ended.step > 0 && self.plan.stop_ratio.is_some_and(caught_up) {
                 return Verdict::Finish(StopReason::StopRatio);
             }
             self.evaluated = (ended.step, perplexities.clone());
@@ -124,6 +121,9 @@ impl Scheduler {
             Some(last) => steps.min((last + 1).saturating_sub(self.next_first_step)),
             None => steps,
         };
+        if steps == 0 {
+            return Verdict::Nothing;
+        }
         let rows = steps * self.plan.rows_per_step;
         let left = self.rows_left();
         if left.iter().all(Option::is_some) && left.iter().flatten().sum::<u64>() < rows {
@@ -132,7 +132,7 @@ impl Scheduler {
         let target = limit(&decision.weights, &left, rows);
         let cursors = self.cursors.clone();
         let counts = self.quota.draw(&target, rows);
-        let interval = Interval {
+        let mut interval = Interval {
             index: self.next_index,
             first_step: self.next_first_step,
             steps,
@@ -142,7 +142,8 @@ impl Scheduler {
             policy: self.policy.state(),
             quota: self.quota.clone(),
             cursors,
-            evaluated: self.remembered(),
+            evaluated: Evaluated::new(self.evaluated.0, &self.evaluated.1.student),
+            line: None,
         };
         let plan = &self.plan;
         let (evaluated_at_step, perplexities) = &self.evaluated;
@@ -171,7 +172,8 @@ impl Scheduler {
         self.weights = decision.weights;
         self.next_index += 1;
         self.next_first_step += steps;
-        Verdict::Next(Box::new((line, interval)))
+        interval.line = Some(Arc::new(line));
+        Verdict::Next(Box::new(interval))
     }
 
     fn decide(&mut self, ended: &Ended) -> (Decision, Option<String>) {
@@ -194,16 +196,6 @@ impl Scheduler {
                 };
                 (kept, Some(refused.to_string()))
             }
-        }
-    }
-
-    /// The last evaluation, for a checkpoint.
-    fn remembered(&self) -> Evaluated {
-        let (step, perplexities) = &self.evaluated;
-        let finite = |value: &f64| value.is_finite().then_some(*value);
-        Evaluated {
-            step: *step,
-            student: perplexities.student.iter().map(finite).collect(),
         }
     }
 
@@ -235,41 +227,63 @@ pub struct WeightScheduler;
 pub struct WeightSchedulerState {
     /// The state machine.
     pub scheduler: Scheduler,
-    /// To the batcher. It has room: an interval is only set when the one before has been drawn.
+    /// To the batcher. It has room for two: no interval is decided before the one but last has been trained on.
     pub intervals: Sender<SetInterval>,
     /// To the student, where the run is done.
     pub student: Sender<StudentControl>,
-    /// Where the line goes.
-    pub journal: Arc<Journal>,
-    /// Who watches.
-    pub observer: Arc<dyn Observer>,
+    /// Whether the run's end has been said.
+    pub finished: bool,
 }
 
 impl WeightSchedulerState {
-    fn set(&self, line: &MixtureLine, interval: Interval) -> Result<(), ActorProcessingErr> {
-        if let Some(reason) = &line.refused {
-            metrics::REFUSED_UPDATES.with(&[]).increment(1);
-            tracing::warn!(
-                step = line.step,
-                reason,
-                "the mixture stays: an update was refused"
-            );
-            let message = format!("the mixture of interval {} stays: {reason}", line.interval);
-            let event = self.journal.event(line.step, "refused", &message)?;
-            self.observer.on_event(&event);
+    fn ended(&mut self, ended: &Ended) -> Result<(), ActorProcessingErr> {
+        for _ in 0..ended.intervals {
+            // An evaluation may still come in when the run's end is known.
+            if self.finished {
+                break;
+            }
+            match self.scheduler.ended(ended) {
+                Verdict::Next(interval) => {
+                    let set = SetInterval {
+                        interval: Arc::new(*interval),
+                        steps_done: 0,
+                    };
+                    let sent = self.intervals.try_send(set);
+                    sent.map_err(|_| "the batcher does not take the next interval")?;
+                }
+                Verdict::Finish(reason) => {
+                    self.finished = true;
+                    let sent = self.student.try_send(StudentControl::Finish(reason));
+                    sent.map_err(|_| "the student does not take the run's end")?;
+                }
+                Verdict::Nothing => {}
+            }
         }
-        publish(line);
-        self.journal.mixture(line)?;
-        self.observer.on_mixture(line);
-        let interval = Arc::new(interval);
-        self.intervals
-            .try_send(SetInterval {
-                interval,
-                steps_done: 0,
-            })
-            .map_err(|_| "the batcher does not take the next interval")?;
         Ok(())
     }
+}
+
+/// Tells of a mixture that the next step is drawn by: its line, its gauges, and an event where an update was refused.
+pub(crate) fn announce(
+    line: &MixtureLine,
+    journal: &Journal,
+    observer: &dyn Observer,
+) -> Result<(), RunFileError> {
+    if let Some(reason) = &line.refused {
+        metrics::REFUSED_UPDATES.with(&[]).increment(1);
+        tracing::warn!(
+            step = line.step,
+            reason,
+            "the mixture stays: an update was refused"
+        );
+        let message = format!("the mixture of interval {} stays: {reason}", line.interval);
+        let event = journal.event(line.step, "refused", &message)?;
+        observer.on_event(&event);
+    }
+    publish(line);
+    journal.mixture(line)?;
+    observer.on_mixture(line);
+    Ok(())
 }
 
 /// Sets the gauges of a mixture.
@@ -323,17 +337,6 @@ impl Actor for WeightScheduler {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         let WeightSchedulerMessage::IntervalEnded(ended) = message;
-        match state.scheduler.ended(&ended) {
-            Verdict::Next(next) => {
-                let (line, interval) = *next;
-                state.set(&line, interval)
-            }
-            Verdict::Finish(reason) => {
-                Ok(state
-                    .student
-                    .try_send(StudentControl::Finish(reason))
-                    .map_err(|_| "the student does not take the run's end")?)
-            }
-        }
+        state.ended(&ended)
     }
 }

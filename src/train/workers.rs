@@ -248,7 +248,7 @@ async fn attempt(
     let parts = Parts {
         teacher: wiring::teachers(
             settings,
-            prepared.folders.teacher.clone(),
+            prepared.folders.clone(),
             begin.evaluation.clone(),
             known.is_some(),
             begin.options.filters.clone(),

@@ -118,6 +118,32 @@ fn mixtures_that_follow_perplexities_are_their_formulas() {
 }
 
 #[test]
+fn a_mixture_that_lags_follows_the_evaluation_an_interval_earlier() {
+    let exact = run(&["mixture.policy=ddk"]);
+    let lines = run(&["mixture.policy=ddk", "mixture.lag=1"]);
+    let at = |line: &Value| line["evaluated_at_step"].as_u64().unwrap();
+    assert_eq!(lines.iter().map(at).collect::<Vec<u64>>(), [0, 0, 4]);
+    // The first interval is the same in both, and so is what is measured after it.
+    assert_eq!(lines[0], exact[0]);
+    assert_eq!(
+        lines[1]["student_perplexity"],
+        lines[0]["student_perplexity"]
+    );
+    assert_near(
+        by_domain(&lines[2]["student_perplexity"]),
+        by_domain(&exact[1]["student_perplexity"]),
+        "measured on the other lane",
+    );
+
+    let world = World::new();
+    let said = world.fail(2, &arguments(&["mixture.policy=odm", "mixture.lag=1"]));
+    assert!(
+        said.contains("mixture.lag") && said.contains("\"odm\" updates every step"),
+        "{said}"
+    );
+}
+
+#[test]
 fn odm_moves_after_every_step_by_the_losses_of_training() {
     let lines = run(&["mixture.policy=odm", "mixture.odm_smoothing=0.5"]);
     assert_eq!(lines.len() as u64, STEPS);

@@ -7,7 +7,7 @@ use std::{
 
 use ddk_mixture::{Needs, Perplexities, TrainingSums};
 use ddk_run::{
-    Journal,
+    Journal, RunFileError,
     records::{Drawn, DrawnLine, SampleLine, SampleSpan, StepLine},
 };
 use ddk_telemetry::metrics;
@@ -16,7 +16,10 @@ use indexmap::IndexMap;
 use super::StudentLane;
 use crate::{
     End, Interval, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError,
-    RunPlan, SpikeAction, StepReport, StopReason, Student, Totals, Update, teacher::BusySum,
+    RunPlan, SpikeAction, StepReport, StopReason, Student, Totals, Update,
+    interval::Evaluated,
+    teacher::{BusySum, EvaluatedCopy},
+    weight_scheduler::announce,
 };
 
 /// What a step has gathered so far.
@@ -36,6 +39,17 @@ struct Gathered {
     losses: TrainingSums,
 }
 
+/// The evaluation that the interval in hand began with, where mixtures lag: the next one follows from it.
+#[derive(Debug, Clone, PartialEq)]
+enum Ahead {
+    /// Mixtures do not lag, or nothing has been measured yet.
+    None,
+    /// A copy of the student is being evaluated.
+    Awaited,
+    /// It is known; empty where none was due.
+    Known(Evaluated),
+}
+
 /// The student with its books.
 pub(crate) struct Core<S: Student> {
     pub(crate) student: S,
@@ -43,6 +57,7 @@ pub(crate) struct Core<S: Student> {
     pub(crate) state: Option<LoopState>,
     /// The micro-batch that is due.
     pub(crate) next_sequence: u64,
+    ahead: Ahead,
     plan: Arc<RunPlan>,
     needs: Needs,
     journal: Arc<Journal>,
@@ -76,6 +91,11 @@ impl<S: Student> Core<S> {
             busy: student.busy_seconds(),
             student,
             next_sequence: 0,
+            ahead: resume
+                .as_ref()
+                .and_then(|state| state.ahead.clone())
+                .filter(|_| lane.plan.lag > 0)
+                .map_or(Ahead::None, Ahead::Known),
             plan: Arc::clone(&lane.plan),
             needs: lane.needs,
             journal: Arc::clone(&lane.journal),
@@ -192,11 +212,68 @@ impl<S: Student> Core<S> {
             self.student_at_start = perplexities.clone();
             flops += self.plan.teacher_evaluation_flops;
         }
+        self.count_evaluation(flops);
+        Ok(Some(perplexities))
+    }
+
+    /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the one that is due now.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.ahead != Ahead::None
+    }
+
+    /// Whether the evaluation that this interval began with has not come yet.
+    pub(crate) fn awaits_evaluation(&self) -> bool {
+        self.ahead == Ahead::Awaited
+    }
+
+    /// Whether the state of the last step is whole: a checkpoint holds what the next mixture follows from.
+    pub(crate) fn is_whole(&self) -> bool {
+        let lacks = |state: &LoopState| self.is_ahead() && state.ahead.is_none();
+        !self.state.as_ref().is_some_and(lacks)
+    }
+
+    /// Intervals that follow from an evaluation on this lane.
+    pub(crate) fn intervals_due(&self) -> u64 {
+        1 + self.plan.lag
+    }
+
+    /// Remembers what was measured, or that nothing was, after the last step.
+    pub(crate) fn remember(&mut self, perplexities: Option<&[f64]>) {
+        if self.plan.lag > 0 {
+            let evaluated = Evaluated::new(self.step(), perplexities.unwrap_or_default());
+            self.ahead = Ahead::Known(evaluated);
+        }
+    }
+
+    /// A copy to evaluate elsewhere.
+    pub(crate) fn copy(&mut self) -> Result<S::Weights, PortError> {
+        self.newly_busy();
+        let weights = self.student.weights()?;
+        self.totals.evaluation_seconds += self.newly_busy();
+        self.count_evaluation(self.plan.evaluation_flops);
+        self.ahead = Ahead::Awaited;
+        Ok(weights)
+    }
+
+    /// Takes down what the copy's evaluation came to.
+    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
+        self.totals.evaluation_seconds += copy.busy_seconds;
+        metrics::STEP_SECONDS
+            .with(&["evaluation"])
+            .record(copy.busy_seconds);
+        let evaluated = Evaluated::new(copy.step, &copy.perplexities);
+        // Before the interval's first step the state is that of the interval before.
+        if let Some(state) = self.state.as_mut().filter(|state| state.step > copy.step) {
+            state.ahead = Some(evaluated.clone());
+        }
+        self.ahead = Ahead::Known(evaluated);
+    }
+
+    fn count_evaluation(&mut self, flops: f64) {
         self.totals.evaluation_flops += flops;
         if self.needs == Needs::Perplexities {
             self.totals.mixture_flops += flops;
         }
-        Ok(Some(perplexities))
     }
 
     /// Perplexities at the run's end: for its result, not for a mixture.
@@ -222,7 +299,7 @@ impl<S: Student> Core<S> {
         self.next_sequence += 1;
         let mut gathered = match self.gathered.take() {
             Some(gathered) => gathered,
-            None => self.begin_step(&batch),
+            None => self.begin_step(&batch)?,
         };
         // Until the interval was set, the wait was for the mixture (counted as the boundary's).
         let waited = Instant::now()
@@ -269,7 +346,12 @@ impl<S: Student> Core<S> {
         Ok(last)
     }
 
-    fn begin_step(&mut self, batch: &MicroBatch) -> Gathered {
+    fn begin_step(&mut self, batch: &MicroBatch) -> Result<Gathered, PortError> {
+        if batch.step == batch.interval.first_step
+            && let Some(line) = &batch.interval.line
+        {
+            announce(line, &self.journal, &*self.observer).map_err(unwritten)?;
+        }
         if batch.step == batch.interval.first_step
             && let Some(update) = self.last_update
         {
@@ -277,11 +359,11 @@ impl<S: Student> Core<S> {
             self.totals.boundary_seconds += seconds;
             metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
         }
-        Gathered {
+        Ok(Gathered {
             tokens: vec![0; self.plan.domains.len()],
             losses: TrainingSums::new(self.plan.domains.len()),
             ..Gathered::default()
-        }
+        })
     }
 
     fn sample(&self, batch: &MicroBatch, row: &crate::batch::BatchRow) -> SampleLine {
@@ -346,7 +428,7 @@ impl<S: Student> Core<S> {
             seconds: std::mem::take(&mut gathered.seconds),
         };
         self.write(&line, &gathered, &batch.interval)
-            .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
+            .map_err(unwritten)?;
         self.publish(&line, &gathered.tokens, step_seconds, &batch.interval);
         metrics::STEP_SECONDS
             .with(&["teacher"])
@@ -411,8 +493,7 @@ impl<S: Student> Core<S> {
 
     fn event(&self, step: u64, kind: &str, message: &str) -> Result<(), PortError> {
         let event = self.journal.event(step, kind, message);
-        let event = event
-            .map_err(|error| PortError::Other(format!("a line cannot be written: {error}")))?;
+        let event = event.map_err(unwritten)?;
         self.observer.on_event(&event);
         Ok(())
     }
@@ -423,7 +504,7 @@ impl<S: Student> Core<S> {
         line: &StepLine,
         gathered: &Gathered,
         interval: &Interval,
-    ) -> Result<(), ddk_run::RunFileError> {
+    ) -> Result<(), RunFileError> {
         if let Some(reason) = &line.skipped {
             let message = format!("the update of step {} was not made: {reason}", line.step);
             self.observer
@@ -457,6 +538,10 @@ impl<S: Student> Core<S> {
             step: line.step,
             interval: interval.clone(),
             at_start: Perplexities { student, teacher },
+            ahead: match &self.ahead {
+                Ahead::Known(evaluated) => Some(evaluated.clone()),
+                Ahead::None | Ahead::Awaited => None,
+            },
             interval_tokens,
             interval_losses,
             totals: self.totals.clone(),
@@ -544,4 +629,8 @@ impl<S: Student> Core<S> {
             totals: self.totals.clone(),
         })
     }
+}
+
+fn unwritten(error: RunFileError) -> PortError {
+    PortError::Other(format!("a line cannot be written: {error}"))
 }

@@ -5,9 +5,9 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded, never};
 use ddk_corpus::Cursor;
-use ddk_mixture::Policy;
+use ddk_mixture::{Policy, TrainingSums};
 use ddk_run::Journal;
 use ddk_telemetry::{Board, Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorId};
@@ -20,8 +20,10 @@ use crate::{
     domain_loader::DomainLoader,
     evaluator::{Evaluator, EvaluatorState},
     student::{StudentControl, StudentLane},
-    teacher::{BusySum, TeacherLane},
-    weight_scheduler::{Scheduler, WeightScheduler, WeightSchedulerState},
+    teacher::{BusySum, Evaluations, TeacherLane},
+    weight_scheduler::{
+        Ended, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState,
+    },
     worker::Exit,
 };
 
@@ -59,7 +61,7 @@ pub(super) async fn start<T, S>(
 ) -> Result<Started<T>, RunError>
 where
     T: Teacher + 'static,
-    S: Student<Signal = T::Signal> + 'static,
+    S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
 {
     let plan = Arc::new(plan);
     let Parts {
@@ -75,7 +77,14 @@ where
     let (stop_sender, stop) = bounded::<Never>(0);
     // Three words at most: a stop, a failure, the run's end.
     let (control, control_receiver) = bounded(4);
-    let (intervals, intervals_receiver) = bounded(1);
+    let (intervals, intervals_receiver) = bounded(2);
+    let (copies, copies_receiver) = bounded(1);
+    let (evaluated, evaluated_receiver) = bounded(1);
+    let evaluations = Evaluations {
+        asked: copies_receiver,
+        in_hand: Arc::default(),
+        done: evaluated,
+    };
     // No snapshot waits in the channel: it would be one more copy of the student in memory.
     let (saves, saves_receiver) = bounded(0);
     let micro = queues(plan.teacher_lanes, plan.queue_depth);
@@ -114,12 +123,26 @@ where
         scheduler: Scheduler::new(Arc::clone(&plan), policy, resume.as_ref()),
         intervals: intervals.clone(),
         student: control.clone(),
-        journal: Arc::clone(&journal),
-        observer: Arc::clone(&observer),
+        finished: false,
     };
     let (scheduler, _) = Actor::spawn_linked(None, WeightScheduler, scheduler, above.clone())
         .await
         .map_err(|error| RunError::Lost(error.to_string()))?;
+    // Within an interval the run goes on with it; at its end the student evaluates first. Where mixtures lag, the one after it follows
+    // from what is known.
+    if let Some(state) = resume.as_ref().filter(|state| !state.at_interval_end()) {
+        let set = SetInterval {
+            interval: Arc::new(state.interval.clone()),
+            steps_done: state.step + 1 - state.interval.first_step,
+        };
+        let sent = intervals.try_send(set);
+        sent.map_err(|error| RunError::Lost(error.to_string()))?;
+    }
+    if let Some(ended) = resume.as_ref().and_then(|state| known_ahead(&plan, state)) {
+        scheduler
+            .cast(WeightSchedulerMessage::IntervalEnded(Box::new(ended)))
+            .map_err(|error| RunError::Lost(error.to_string()))?;
+    }
     let evaluator = EvaluatorState {
         scheduler: scheduler.clone(),
         teacher: teacher_perplexities,
@@ -160,6 +183,13 @@ where
             out: labelled[lane].0.clone(),
             in_flight: Arc::new(Mutex::new(None)),
             perplexities: Arc::clone(&known),
+            evaluations: match lane {
+                0 => evaluations.clone(),
+                _ => Evaluations {
+                    asked: never(),
+                    ..evaluations.clone()
+                },
+            },
             evaluator: evaluator.clone(),
             busy: Arc::clone(&busy),
             stop: stop.clone(),
@@ -173,6 +203,8 @@ where
         factory: student,
         input: labelled.iter().map(|queue| queue.1.clone()).collect(),
         control: control_receiver,
+        copies,
+        evaluated: evaluated_receiver,
         evaluator,
         saves,
         journal: Arc::clone(&journal),
@@ -238,18 +270,6 @@ where
             })?;
         alive.insert(cell.get_id(), (part, cell));
     }
-    // Within an interval the run goes on with it; at its end the student evaluates first.
-    if let Some(state) = resume.filter(|state| !state.at_interval_end()) {
-        let steps_done = state.step + 1 - state.interval.first_step;
-        let interval = Arc::new(state.interval);
-        let set = SetInterval {
-            interval,
-            steps_done,
-        };
-        intervals
-            .try_send(set)
-            .map_err(|error| RunError::Lost(error.to_string()))?;
-    }
     Ok(Started {
         pipeline,
         alive,
@@ -260,6 +280,18 @@ where
 /// Both ends of one bounded queue for each lane or domain.
 fn queues<Item>(count: usize, depth: usize) -> Vec<(Sender<Item>, Receiver<Item>)> {
     (0..count).map(|_| bounded(depth)).collect()
+}
+
+/// What the interval after that of `state` follows from, where mixtures lag.
+fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<Ended> {
+    let ahead = state.ahead.as_ref().filter(|_| plan.lag > 0)?;
+    let measured = !ahead.student.is_empty();
+    Some(Ended {
+        step: ahead.step,
+        measured: measured.then(|| ahead.perplexities(&state.at_start.teacher)),
+        intervals: 1,
+        training: TrainingSums::new(plan.domains.len()),
+    })
 }
 
 /// Where each domain's loader begins: after the rows of all steps made.

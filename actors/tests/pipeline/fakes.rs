@@ -58,6 +58,7 @@ impl World {
                 max_steps_reason: StopReason::MaxSteps,
                 max_tokens: None,
                 stop_ratio: None,
+                lag: 0,
                 evaluation_every: None,
                 max_passes: None,
                 queue_depth: 2,
@@ -205,6 +206,7 @@ pub struct FakeTeacher {
 
 impl Teacher for FakeTeacher {
     type Signal = u64;
+    type Weights = FakeCopy;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<u64, PortError> {
         (self.hook)("label", batch.sequence)?;
@@ -217,9 +219,29 @@ impl Teacher for FakeTeacher {
         Ok(Some(vec![2.0, 3.0, 4.0]))
     }
 
+    fn perplexities_of(
+        &mut self,
+        copy: &FakeCopy,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        (self.hook)("evaluate copy", copy.step)?;
+        Ok((!cancelled()).then(|| perplexities(copy.weight)))
+    }
+
     fn busy_seconds(&self) -> f64 {
         self.labelled as f64
     }
+}
+
+/// The weights of a fake student after a step.
+pub struct FakeCopy {
+    step: u64,
+    weight: u64,
+}
+
+fn perplexities(weight: u64) -> Vec<f64> {
+    let shade = |index: u64| (mix(weight, index) % 1000) as f64 / 1000.0;
+    vec![2.2 + shade(0), 3.3 + shade(1), 4.4 + shade(2)]
 }
 
 pub struct FakeStudent {
@@ -232,6 +254,7 @@ pub struct FakeStudent {
 
 impl Student for FakeStudent {
     type Signal = u64;
+    type Weights = FakeCopy;
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: u64) -> Result<MicroLoss, PortError> {
         (self.hook)("accumulate", batch.sequence)?;
@@ -286,11 +309,17 @@ impl Student for FakeStudent {
         if cancelled() {
             return Ok(None);
         }
-        let shade = |index: u64| (mix(self.weight, index) % 1000) as f64 / 1000.0;
         if (self.hook)("not finite", self.step).is_err() {
             return Ok(Some(vec![f64::NAN, 3.0, 4.0]));
         }
-        Ok(Some(vec![2.2 + shade(0), 3.3 + shade(1), 4.4 + shade(2)]))
+        Ok(Some(perplexities(self.weight)))
+    }
+
+    fn weights(&mut self) -> Result<FakeCopy, PortError> {
+        Ok(FakeCopy {
+            step: self.step,
+            weight: self.weight,
+        })
     }
 
     fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {

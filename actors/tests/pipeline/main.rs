@@ -10,6 +10,7 @@
 
 mod fakes;
 mod faults;
+mod lag;
 mod order;
 mod policies;
 mod resume;

@@ -173,6 +173,26 @@ impl Model {
         Ok(())
     }
 
+    /// Copies of all parameters in their order, without a graph.
+    pub fn copy_parameters(&self) -> Result<Vec<Tensor>, ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        let copy = |(_, parameter): &(String, Tensor)| {
+            let mut copy = parameter.f_empty_like()?;
+            copy.f_copy_(parameter)?;
+            Ok(copy)
+        };
+        self.parameters.iter().map(copy).collect()
+    }
+
+    /// Replaces all weights by copies that a model of the same configuration gave.
+    pub fn set_parameters(&mut self, copies: &[Tensor]) -> Result<(), ModelError> {
+        let _no_grad = tch::no_grad_guard();
+        for ((_, parameter), copy) in self.parameters.iter_mut().zip(copies) {
+            parameter.f_copy_(copy)?;
+        }
+        Ok(())
+    }
+
     /// All parameters, sorted by name; a tied output matrix appears once, as the embedding.
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.parameters

@@ -237,6 +237,9 @@ pub struct MixtureOptions {
     /// Steps between two updates (K), and the unit of run.max_intervals; odm and doremi-proxy move after every step whatever this
     /// is.
     pub interval: Option<u64>,
+    /// Intervals between an evaluation and the mixture that follows from it, 0 or 1. 0 (the paper): the pipeline waits at each
+    /// interval's end for the evaluation. 1: a copy of the student is evaluated on the teacher's first lane while training goes on.
+    pub lag: Option<u64>,
     /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights, or the discrepancy of
     /// Eq. 1. (odm begins with equal weights, as its formula says.)
     pub first: Option<FirstInterval>,
@@ -286,6 +289,11 @@ impl MixturePolicy {
     /// Whether it needs perplexities at each interval's end, so that they are measured.
     pub fn measures_perplexities(self) -> bool {
         matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
+    }
+
+    /// Whether it, or a phase of it, updates every step by what that step trained on.
+    pub fn moves_every_step(self) -> bool {
+        matches!(self, Self::Odm | Self::Doremi | Self::DoremiProxy)
     }
 
     /// The name that is written in a configuration.

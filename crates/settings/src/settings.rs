@@ -145,6 +145,7 @@ pub struct Mixture {
     pub policy: MixturePolicy,
     pub alpha: f64,
     pub interval: u64,
+    pub lag: u64,
     pub first: FirstInterval,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_passes: Option<f64>,

@@ -398,6 +398,14 @@ impl Checker<'_> {
         let policy = self.need("mixture.policy", mixture.policy);
         let alpha = self.within("mixture.alpha", mixture.alpha, 0.0..=1.0, "0 to 1");
         let interval = self.within("mixture.interval", mixture.interval, 1.., "1 or more");
+        let lag = self.within("mixture.lag", mixture.lag, 0..=1, "0 or 1");
+        if let (Some(1), Some(policy)) = (lag, policy.filter(|policy| policy.moves_every_step())) {
+            let policy = policy.name();
+            self.problem(
+                "mixture.lag",
+                format!("`mixture.lag` is 1, and `mixture.policy` = \"{policy}\" updates every step: it cannot run ahead of what it follows; set `mixture.lag` = 0"),
+            );
+        }
         let odm_smoothing = self.within(
             "mixture.odm_smoothing",
             mixture.odm_smoothing,
@@ -430,6 +438,7 @@ impl Checker<'_> {
             max_passes: self.optional("mixture.max_passes", mixture.max_passes, 1.0.., "1 or more"),
             alpha: alpha?,
             interval: interval?,
+            lag: lag?,
             first: self.need("mixture.first", mixture.first)?,
             odm_smoothing: odm_smoothing?,
             doremi_model: mixture.doremi_model,
