@@ -27,8 +27,8 @@ use crate::{
 /// What the student is told; it looks whenever it waits and between two batches of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StudentControl {
-    /// The run is done at the end of the interval in hand.
-    Finish(StopReason),
+    /// The run is done after this step, an interval's last.
+    Finish(StopReason, u64),
     /// Finish the step, save, end.
     Stop,
     /// Another part has failed: save the last step made, end.
@@ -81,7 +81,7 @@ pub struct StudentLane<S: Student> {
 #[derive(Debug, Default)]
 struct Told {
     stop: bool,
-    finish: Option<StopReason>,
+    finish: Option<(StopReason, u64)>,
 }
 
 /// What comes next.
@@ -148,11 +148,11 @@ impl<S: Student + 'static> StudentLane<S> {
                         continue;
                     }
                 }
-                Next::Control(StudentControl::Finish(reason)) if core.needs_mixture() => {
+                Next::Control(StudentControl::Finish(reason, after)) if core.step() >= after => {
                     return Ok(Some(End::Finished(reason)));
                 }
-                Next::Control(StudentControl::Finish(reason)) => {
-                    told.finish = Some(reason);
+                Next::Control(StudentControl::Finish(reason, after)) => {
+                    told.finish = Some((reason, after));
                     continue;
                 }
                 Next::Control(StudentControl::Stop) => {
@@ -186,11 +186,13 @@ impl<S: Student + 'static> StudentLane<S> {
             if !core.needs_mixture() {
                 continue;
             }
-            if let Some(reason) = told.finish {
-                return Ok(Some(End::Finished(reason)));
-            }
             if !self.settle(core, &mut told)? {
                 return Ok(None);
+            }
+            if let Some((reason, after)) = told.finish
+                && core.step() >= after
+            {
+                return Ok(Some(End::Finished(reason)));
             }
             if !self.end_interval(core)? {
                 return Ok(Some(End::Stopped));
@@ -210,7 +212,7 @@ impl<S: Student + 'static> StudentLane<S> {
                 },
                 recv(self.control) -> message => match message {
                     Ok(StudentControl::Stop) => told.stop = true,
-                    Ok(StudentControl::Finish(reason)) => told.finish = Some(reason),
+                    Ok(StudentControl::Finish(reason, after)) => told.finish = Some((reason, after)),
                     Ok(StudentControl::Abandon) | Err(_) => return Ok(false),
                 },
             }

@@ -253,7 +253,10 @@ impl WeightSchedulerState {
                 }
                 Verdict::Finish(reason) => {
                     self.finished = true;
-                    let sent = self.student.try_send(StudentControl::Finish(reason));
+                    let sent = self.student.try_send(StudentControl::Finish(
+                        reason,
+                        self.scheduler.next_first_step - 1,
+                    ));
                     sent.map_err(|_| "the student does not take the run's end")?;
                 }
                 Verdict::Nothing => {}
