@@ -109,8 +109,7 @@ impl<S: Student + 'static> StudentLane<S> {
         let end = self.train(&mut core)?;
         self.status.computing();
         if let Some(end) = end {
-            let mut told = Told::default();
-            if !self.settle(&mut core, &mut told)? {
+            if !core.is_whole() && !self.settle(&mut core, &mut Told::default())? {
                 return Ok(());
             }
             self.save_last(&mut core)?;

@@ -1,5 +1,7 @@
 //! The student's bookkeeping: what a step adds up to, its lines, and the state that a checkpoint holds.
 
+mod ahead;
+
 use std::{
     sync::{Arc, OnceLock},
     time::Instant,
@@ -13,12 +15,11 @@ use ddk_run::{
 use ddk_telemetry::metrics;
 use indexmap::IndexMap;
 
+use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
     End, Interval, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError,
-    RunPlan, SpikeAction, StepReport, StopReason, Student, Totals, Update,
-    interval::Evaluated,
-    teacher::{BusySum, EvaluatedCopy},
+    RunPlan, SpikeAction, StepReport, StopReason, Student, Totals, Update, teacher::BusySum,
     weight_scheduler::announce,
 };
 
@@ -37,17 +38,6 @@ struct Gathered {
     student_flops: f64,
     samples: Vec<SampleLine>,
     losses: TrainingSums,
-}
-
-/// The evaluation that the interval in hand began with, where mixtures lag: the next one follows from it.
-#[derive(Debug, Clone, PartialEq)]
-enum Ahead {
-    /// Mixtures do not lag, or nothing has been measured yet.
-    None,
-    /// A copy of the student is being evaluated.
-    Awaited,
-    /// It is known; empty where none was due.
-    Known(Evaluated),
 }
 
 /// The student with its books.
@@ -91,11 +81,7 @@ impl<S: Student> Core<S> {
             busy: student.busy_seconds(),
             student,
             next_sequence: 0,
-            ahead: resume
-                .as_ref()
-                .and_then(|state| state.ahead.clone())
-                .filter(|_| lane.plan.lag > 0)
-                .map_or(Ahead::None, Ahead::Known),
+            ahead: Ahead::new(&lane.plan, resume.as_ref()),
             plan: Arc::clone(&lane.plan),
             needs: lane.needs,
             journal: Arc::clone(&lane.journal),
@@ -214,59 +200,6 @@ impl<S: Student> Core<S> {
         }
         self.count_evaluation(flops);
         Ok(Some(perplexities))
-    }
-
-    /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the one that is due now.
-    pub(crate) fn is_ahead(&self) -> bool {
-        self.ahead != Ahead::None
-    }
-
-    /// Whether the evaluation that this interval began with has not come yet.
-    pub(crate) fn awaits_evaluation(&self) -> bool {
-        self.ahead == Ahead::Awaited
-    }
-
-    /// Whether the state of the last step is whole: a checkpoint holds what the next mixture follows from.
-    pub(crate) fn is_whole(&self) -> bool {
-        let lacks = |state: &LoopState| self.is_ahead() && state.ahead.is_none();
-        !self.state.as_ref().is_some_and(lacks)
-    }
-
-    /// Intervals that follow from an evaluation on this lane.
-    pub(crate) fn intervals_due(&self) -> u64 {
-        1 + self.plan.lag
-    }
-
-    /// Remembers what was measured, or that nothing was, after the last step.
-    pub(crate) fn remember(&mut self, perplexities: Option<&[f64]>) {
-        if self.plan.lag > 0 {
-            let evaluated = Evaluated::new(self.step(), perplexities.unwrap_or_default());
-            self.ahead = Ahead::Known(evaluated);
-        }
-    }
-
-    /// A copy to evaluate elsewhere.
-    pub(crate) fn copy(&mut self) -> Result<S::Weights, PortError> {
-        self.newly_busy();
-        let weights = self.student.weights()?;
-        self.totals.evaluation_seconds += self.newly_busy();
-        self.count_evaluation(self.plan.evaluation_flops);
-        self.ahead = Ahead::Awaited;
-        Ok(weights)
-    }
-
-    /// Takes down what the copy's evaluation came to.
-    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
-        self.totals.evaluation_seconds += copy.busy_seconds;
-        metrics::STEP_SECONDS
-            .with(&["evaluation"])
-            .record(copy.busy_seconds);
-        let evaluated = Evaluated::new(copy.step, &copy.perplexities);
-        // Before the interval's first step the state is that of the interval before.
-        if let Some(state) = self.state.as_mut().filter(|state| state.step > copy.step) {
-            state.ahead = Some(evaluated.clone());
-        }
-        self.ahead = Ahead::Known(evaluated);
     }
 
     fn count_evaluation(&mut self, flops: f64) {
@@ -538,10 +471,7 @@ impl<S: Student> Core<S> {
             step: line.step,
             interval: interval.clone(),
             at_start: Perplexities { student, teacher },
-            ahead: match &self.ahead {
-                Ahead::Known(evaluated) => Some(evaluated.clone()),
-                Ahead::None | Ahead::Awaited => None,
-            },
+            ahead: self.ahead.known(),
             interval_tokens,
             interval_losses,
             totals: self.totals.clone(),

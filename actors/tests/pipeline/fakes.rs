@@ -150,6 +150,18 @@ impl World {
         ended
     }
 
+    /// Its student dies in that step.
+    pub fn dying_in(mut self, step: u64) -> Self {
+        self.hook = Arc::new(move |place, number| {
+            assert!(
+                !(place == "update" && number == step),
+                "the student dies in step {step}"
+            );
+            Ok(())
+        });
+        self
+    }
+
     /// All that has to be equal for equal runs: lines without their seconds, and the student's weight.
     pub fn trajectory(&self) -> (BTreeMap<&'static str, Vec<Value>>, u64) {
         let files = ["run.jsonl", "mixture.jsonl", "samples.jsonl"];

@@ -87,14 +87,7 @@ async fn a_lagging_run_goes_on_exactly_wherever_it_ends() {
         assert!(stopped.trajectory() == whole, "stopped after step {step}");
         assert_eq!(outcome.totals.evaluation_flops, computed.evaluation_flops);
 
-        let mut dead = world();
-        dead.hook = Arc::new(move |place, number| {
-            assert!(
-                !(place == "update" && number == step),
-                "the student dies in step {step}"
-            );
-            Ok(())
-        });
+        let mut dead = world().dying_in(step);
         dead.run().await.unwrap_err();
         dead.hook = Arc::new(|_, _| Ok(()));
         dead.run().await.unwrap();

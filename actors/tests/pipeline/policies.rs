@@ -96,14 +96,7 @@ async fn a_run_that_ends_anywhere_goes_on_with_the_same_feedback() {
             stopped.run().await.unwrap();
             assert!(stopped.trajectory() == whole, "stopped after step {step}");
 
-            let mut dead = world(&policy);
-            dead.hook = Arc::new(move |place, number| {
-                assert!(
-                    !(place == "update" && number == step),
-                    "the student dies in step {step}"
-                );
-                Ok(())
-            });
+            let mut dead = world(&policy).dying_in(step);
             dead.run().await.unwrap_err();
             dead.hook = Arc::new(|_, _| Ok(()));
             dead.run().await.unwrap();

@@ -56,14 +56,7 @@ async fn a_student_that_dies_at_any_step_costs_only_the_steps_since_the_last_sav
     whole.run().await.unwrap();
     let whole = whole.trajectory();
     for step in 1..=17 {
-        let mut world = World::new();
-        world.hook = Arc::new(move |place, number| {
-            assert!(
-                !(place == "update" && number == step),
-                "the student dies in step {step}"
-            );
-            Ok(())
-        });
+        let mut world = World::new().dying_in(step);
         let error = world.run().await.unwrap_err().to_string();
         assert!(
             error.contains("student failed: it panicked: the student dies"),

@@ -1,0 +1,90 @@
+//! What the student's books hold where mixtures lag: the evaluation that the interval in hand began with.
+
+use ddk_telemetry::metrics;
+
+use super::Core;
+use crate::{LoopState, PortError, RunPlan, Student, interval::Evaluated, teacher::EvaluatedCopy};
+
+/// The evaluation that the interval in hand began with, where mixtures lag: the next one follows from it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Ahead {
+    /// Mixtures do not lag, or nothing has been measured yet.
+    None,
+    /// A copy of the student is being evaluated.
+    Awaited,
+    /// It is known; empty where none was due.
+    Known(Evaluated),
+}
+
+impl Ahead {
+    /// At a run's start, or where it goes on.
+    pub(super) fn new(plan: &RunPlan, resume: Option<&LoopState>) -> Self {
+        resume
+            .and_then(|state| state.ahead.clone())
+            .filter(|_| plan.lag > 0)
+            .map_or(Self::None, Self::Known)
+    }
+
+    /// As a checkpoint holds it; none where it has not come yet.
+    pub(super) fn known(&self) -> Option<Evaluated> {
+        match self {
+            Self::Known(evaluated) => Some(evaluated.clone()),
+            Self::None | Self::Awaited => None,
+        }
+    }
+}
+
+impl<S: Student> Core<S> {
+    /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the one that is due now.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.ahead != Ahead::None
+    }
+
+    /// Whether the evaluation that this interval began with has not come yet.
+    pub(crate) fn awaits_evaluation(&self) -> bool {
+        self.ahead == Ahead::Awaited
+    }
+
+    /// Whether the state of the last step is whole: a checkpoint holds what the next mixture follows from.
+    pub(crate) fn is_whole(&self) -> bool {
+        let lacks = |state: &LoopState| self.is_ahead() && state.ahead.is_none();
+        !self.state.as_ref().is_some_and(lacks)
+    }
+
+    /// Intervals that follow from an evaluation on this lane.
+    pub(crate) fn intervals_due(&self) -> u64 {
+        1 + self.plan.lag
+    }
+
+    /// Remembers what was measured, or that nothing was, after the last step.
+    pub(crate) fn remember(&mut self, perplexities: Option<&[f64]>) {
+        if self.plan.lag > 0 {
+            let evaluated = Evaluated::new(self.step(), perplexities.unwrap_or_default());
+            self.ahead = Ahead::Known(evaluated);
+        }
+    }
+
+    /// A copy to evaluate elsewhere.
+    pub(crate) fn copy(&mut self) -> Result<S::Weights, PortError> {
+        self.newly_busy();
+        let weights = self.student.weights()?;
+        self.totals.evaluation_seconds += self.newly_busy();
+        self.count_evaluation(self.plan.evaluation_flops);
+        self.ahead = Ahead::Awaited;
+        Ok(weights)
+    }
+
+    /// Takes down what the copy's evaluation came to.
+    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
+        self.totals.evaluation_seconds += copy.busy_seconds;
+        metrics::STEP_SECONDS
+            .with(&["evaluation"])
+            .record(copy.busy_seconds);
+        let evaluated = Evaluated::new(copy.step, &copy.perplexities);
+        // Before the interval's first step the state is that of the interval before.
+        if let Some(state) = self.state.as_mut().filter(|state| state.step > copy.step) {
+            state.ahead = Some(evaluated.clone());
+        }
+        self.ahead = Ahead::Known(evaluated);
+    }
+}
