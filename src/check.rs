@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode};
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible, first_document, stale};
 use ddk_engine::{
-    Part, Schedule, StepShape, domain_perplexities, queue_memory, snapshot_memory, student_memory,
-    teacher_memory,
+    Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, queue_memory,
+    snapshot_memory, student_memory, teacher_memory,
 };
 use ddk_model::{Model, ModelConfig, Placement, Weights};
 use ddk_objective::default_chunk;
@@ -239,6 +239,10 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
             of_teacher.clone(),
             teacher.devices.len() as u64,
         );
+    }
+    if let (1, Some(first)) = (settings.mixture.lag, teacher.devices.first()) {
+        let copy = evaluated_copy_memory(&models.student)?;
+        add(first, "teacher", vec![copy], 1);
     }
     let depth = settings.queues.depth as u64;
     let queue = queue_memory(&models.teacher, &shape, depth, lanes);

@@ -10,6 +10,7 @@ use crate::{
     cli,
     config::{flatten, load},
     hint::Hint,
+    train::most_steps,
 };
 
 /// A swept key with one of its values.
@@ -90,6 +91,7 @@ impl Plan {
                 }
             }
         }
+        same_budget(&plan.runs)?;
         Ok(plan)
     }
 
@@ -133,6 +135,40 @@ impl Plan {
             folder: folder.join(format!("seed-{seed}")),
         })
     }
+}
+
+/// All runs of a comparison have one budget of tokens: a longer interval would make a run longer whose end is counted in intervals,
+/// and would look better for it. Who sweeps a limit itself (`run.*`) asks for just that.
+fn same_budget(runs: &[Planned]) -> Result<()> {
+    let step_tokens =
+        |run: &Planned| run.settings.batch.rows * run.settings.corpus.sequence_length as u64;
+    let tokens = |run: &Planned| Some(most_steps(&run.settings)? * step_tokens(run));
+    let Some((first, budget)) = runs.first().and_then(|run| Some((run, tokens(run)?))) else {
+        return Ok(());
+    };
+    for run in runs {
+        let Some((key, value)) = run
+            .swept
+            .as_ref()
+            .filter(|(key, _)| !key.starts_with("run."))
+        else {
+            continue;
+        };
+        // A limit in tokens is reached in whole steps.
+        let slack = step_tokens(run).max(step_tokens(first));
+        match tokens(run) {
+            Some(own) if own.abs_diff(budget) >= slack => {
+                return Err(anyhow!(
+                    "--sweep {key}: with {value} a run is {own} tokens long, with {} {budget}",
+                    first.swept.as_ref().map_or("", |(_, value)| value)
+                ))
+                .hint("all runs of a comparison are to train on as much: --set run.max_tokens=N, and where run.max_intervals is set, one that is never reached")
+                .usage();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// What is written wins over a method: a comparison whose configuration writes one of the choices would compare it with itself.

@@ -148,6 +148,22 @@ fn what_would_compare_a_method_with_itself_is_refused() {
 }
 
 #[test]
+fn a_sweep_that_makes_some_runs_longer_is_refused() {
+    let world = World::new();
+    let longer = ["compare", "config.toml", "--set", "run.max_intervals=2"];
+    let intervals = ["--sweep", "mixture.interval=2,4"];
+    let said = world.fail(2, &[&longer[..], &intervals].concat());
+    // 4 and 8 steps of 8 rows of 32 tokens.
+    assert!(
+        said.contains("mixture.interval: with 4 a run is 2048 tokens long, with 2 1024")
+            && said.contains("run.max_tokens"),
+        "{said}"
+    );
+    let rows = ["compare", "config.toml", "--sweep", "batch.rows=4,8"];
+    assert!(world.fail(2, &rows).contains("batch.rows: with 8"));
+}
+
+#[test]
 fn a_sweep_is_a_table_a_value_and_scores_are_columns() {
     let world = World::new();
     let scores = serde_json::json!({

@@ -4,14 +4,7 @@ use std::{collections::BTreeSet, fs, process::Output};
 
 use serde_json::Value;
 
-use crate::world::{STEPS, World, stderr};
-
-fn scale() -> u64 {
-    std::env::var("DDK_TEST_SCALE")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1)
-}
+use crate::world::{STEPS, World, scale, stderr};
 
 /// Trains with these faults.
 fn train_with(world: &World, faults: &[&str], more: &[&str]) -> Output {

@@ -9,17 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::world::{World, stderr};
+use crate::world::{World, scale, stderr};
 
 /// Steps at which a run is killed: a tenth of the full count at scale 1.
 fn kill_steps() -> Vec<u64> {
-    let scale: u64 = std::env::var("DDK_TEST_SCALE")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1);
     // Before the first save, just after one, at an interval's end, in a later interval.
     let all = [1, 8, 10, 7, 4, 2, 5, 6, 9, 3, 11];
-    all[..(3 * scale as usize).min(all.len())].to_vec()
+    all[..(3 * scale() as usize).min(all.len())].to_vec()
 }
 
 fn is_step(line: &str, step: u64) -> bool {
@@ -196,13 +192,6 @@ fn a_second_process_is_kept_out_of_a_run() {
     );
     started.signal("CONT");
     assert!(started.wait().0.success());
-}
-
-fn scale() -> u64 {
-    std::env::var("DDK_TEST_SCALE")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1)
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod checkpoints;
 mod commands;
 mod compare;
 mod corpora;
+mod demo_corpora;
 mod faults;
 mod interrupted;
 mod mixtures;

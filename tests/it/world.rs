@@ -16,6 +16,12 @@ use tempfile::TempDir;
 /// Steps of a full run in this world: three intervals of four steps.
 pub const STEPS: u64 = 12;
 
+/// The counts of long tests are multiplied by this: 1 in CI, 10 under `make test-full`.
+pub fn scale() -> u64 {
+    let set = std::env::var("DDK_TEST_SCALE").ok();
+    set.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// What the tests share: the corpus and the two models.
 fn base() -> &'static Path {
     static BASE: OnceLock<TempDir> = OnceLock::new();

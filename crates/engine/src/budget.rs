@@ -167,6 +167,12 @@ pub fn teacher_memory(
     ])
 }
 
+/// The first teacher's device where mixtures lag (`mixture.lag = 1`): the student that is evaluated there, and the copy on its way.
+pub fn evaluated_copy_memory(student: &ModelConfig) -> Result<Part, ModelError> {
+    let bytes = 2 * 4 * Sizes::of(student)?.parameters;
+    Ok(part("the student's copy to evaluate", bytes, "mixture.lag"))
+}
+
 /// The host: batches in the queues with their hidden states (on the student's device where that is a GPU), and the copy of
 /// weights and moments that is being saved.
 pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes: u64) -> Part {
