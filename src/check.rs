@@ -95,7 +95,7 @@ fn models(settings: &Settings, report: &mut Report<'_>) -> Result<Option<Models>
     let (Some(teacher), Some(student)) = (teacher, student) else {
         return Ok(None);
     };
-    let folders = ModelFolders { teacher, student };
+    let folders = ModelFolders::new(teacher, student);
     let teacher = one_model("teacher", &folders.teacher, report)?;
     let student = one_model("student", &folders.student, report)?;
     let vocabulary = tokenizers(settings, &folders, report)?;

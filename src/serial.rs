@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use ddk_engine::{Sequence, StudentOptions};
-use ddk_model::Model;
 use ddk_run::records::Serial;
 use ddk_settings::Settings;
 use ddk_torch::{Lane, parse_device};
@@ -33,7 +32,7 @@ pub fn measure(
         let placement = wiring::teacher_placement(&settings.teacher)?;
         let teacher = match wiring::labels(settings) {
             true => Some(wiring::build_teacher(
-                Model::load(&folders.teacher, &placement)?,
+                folders.frozen.model(&placement)?,
                 student_device,
                 options.filters.as_ref(),
             )?),

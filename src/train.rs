@@ -291,10 +291,10 @@ fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
 
 /// Loads what is small and checks what belongs together, before anything is written.
 fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
-    let folders = ModelFolders {
-        teacher: required(settings.teacher.model.clone(), "teacher.model")?,
-        student: required(settings.student.model.clone(), "student.model")?,
-    };
+    let folders = ModelFolders::new(
+        required(settings.teacher.model.clone(), "teacher.model")?,
+        required(settings.student.model.clone(), "student.model")?,
+    );
     let limits = (
         settings.run.max_steps,
         settings.run.max_intervals,

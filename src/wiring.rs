@@ -11,7 +11,7 @@ use ddk_engine::{
     Document, EngineError, FilterStage, Filters, FlopCounter, Learner, RowLosses, RowSums,
     Sequence, Signal, Student, StudentOptions, Teacher, UpdateReport, domain_perplexities,
 };
-use ddk_model::{Model, ModelConfig, ModelError, Output, Placement};
+use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
@@ -112,7 +112,7 @@ pub fn teachers(
         let build = || -> Result<Teacher, PortError> {
             let student_device = parse_device(&student.device).map_err(device_error)?;
             let placement = teacher_placement(&teacher).map_err(device_error)?;
-            let model = Model::load(&folders.teacher, &placement).map_err(model_error)?;
+            let model = folders.frozen.model(&placement).map_err(model_error)?;
             build_teacher(model, student_device, filters.as_ref())
         };
         let measures = number == 0 && !known;
@@ -184,6 +184,18 @@ pub fn student(
 pub struct ModelFolders {
     pub teacher: PathBuf,
     pub student: PathBuf,
+    /// The teacher's weights: lanes and the student's side have them in memory once a device.
+    pub frozen: Arc<Frozen>,
+}
+
+impl ModelFolders {
+    pub fn new(teacher: PathBuf, student: PathBuf) -> Self {
+        Self {
+            frozen: Arc::new(Frozen::of(&teacher)),
+            teacher,
+            student,
+        }
+    }
 }
 
 /// Counts what these models compute.
@@ -211,7 +223,7 @@ pub fn build_student(
     let model = Model::load(&folders.student, &placement).map_err(model_error)?;
     let kind = kind(settings.teacher.dtype);
     let head = labels(settings)
-        .then(|| Model::load_head(&folders.teacher, model.device(), kind))
+        .then(|| folders.frozen.head(model.device(), kind))
         .transpose()
         .map_err(model_error)?;
     match checkpoint {

@@ -1,6 +1,7 @@
 //! AdamW with moments that can be seen, saved and restored.
 
-use ddk_torch::TorchError;
+use ddk_kernel::{AdamWStep, adamw};
+use ddk_torch::{TorchError, numbers, numbers_mut};
 use tch::{Kind, Tensor};
 
 /// The constants of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
@@ -98,25 +99,69 @@ impl AdamW {
         let correction2 = 1.0 - beta2.powf(self.updates as f64);
         let _no_grad = tch::no_grad_guard();
         for (index, (_, parameter)) in parameters.iter().enumerate() {
-            let mut parameter = parameter.shallow_clone();
-            let gradient = gradients[index].f_mul_scalar(gradient_scale)?;
-            if weight_decay != 0.0 && parameter.dim() >= 2 {
-                let _ = parameter.f_mul_scalar_(1.0 - learning_rate * weight_decay)?;
-            }
-            let first = self.first[index].f_lerp_(&gradient, 1.0 - beta1)?;
-            let squared = gradient.f_square()?.f_mul_scalar(1.0 - beta2)?;
-            let second = self.second[index].f_mul_scalar_(beta2)?.f_add_(&squared)?;
-            let denominator = second
-                .f_sqrt()?
-                .f_mul_scalar_(1.0 / correction2.sqrt())?
-                .f_add_scalar_(epsilon)?;
-            let change = first
-                .f_div(&denominator)?
-                .f_mul_scalar_(-learning_rate / correction1)?;
-            let _ = parameter.f_add_(&change)?;
+            let mut parameter = parameter.detach();
+            let decay = match parameter.dim() >= 2 {
+                true => learning_rate * weight_decay,
+                false => 0.0,
+            };
+            let step = AdamWStep {
+                gradient_scale: gradient_scale as f32,
+                first_rate: (1.0 - beta1) as f32,
+                second_decay: beta2 as f32,
+                second_rate: (1.0 - beta2) as f32,
+                root_scale: (1.0 / correction2.sqrt()) as f32,
+                epsilon: epsilon as f32,
+                rate: (learning_rate / correction1) as f32,
+                keep: (1.0 - decay) as f32,
+            };
+            let (first, second) = (&mut self.first[index], &mut self.second[index]);
+            update(&mut parameter, &gradients[index], first, second, &step)?;
         }
         Ok(())
     }
+}
+
+/// In one pass where the numbers are at hand (fp32 on the CPU), by libtorch's operations otherwise.
+fn update(
+    parameter: &mut Tensor,
+    gradient: &Tensor,
+    first: &mut Tensor,
+    second: &mut Tensor,
+    step: &AdamWStep,
+) -> Result<(), TorchError> {
+    // SAFETY: four tensors with storages of their own, which only this thread uses; autograd's handle of the parameter rests.
+    let slices = unsafe {
+        (
+            numbers_mut(parameter),
+            numbers(gradient),
+            numbers_mut(first),
+            numbers_mut(second),
+        )
+    };
+    if let (Some(parameter), Some(gradient), Some(first), Some(second)) = slices {
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        adamw(parameter, gradient, first, second, step, threads);
+        return Ok(());
+    }
+    let scalar = f64::from;
+    let gradient = gradient.f_mul_scalar(scalar(step.gradient_scale))?;
+    let first = first.f_lerp_(&gradient, scalar(step.first_rate))?;
+    let squared = gradient
+        .f_square()?
+        .f_mul_scalar(scalar(step.second_rate))?;
+    let second = second.f_mul_scalar_(scalar(step.second_decay))?;
+    let denominator = { second }
+        .f_add_(&squared)?
+        .f_sqrt()?
+        .f_mul_scalar_(scalar(step.root_scale))?
+        .f_add_scalar_(scalar(step.epsilon))?;
+    let change = first
+        .f_div(&denominator)?
+        .f_mul_scalar_(-scalar(step.rate))?;
+    let _ = parameter
+        .f_mul_scalar_(scalar(step.keep))?
+        .f_add_(&change)?;
+    Ok(())
 }
 
 /// The L2 norm over all gradients together, in fp32 accumulated per tensor and in f64 over tensors; one wait for the device.

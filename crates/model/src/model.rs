@@ -83,19 +83,13 @@ impl Model {
         Ok(list.map(|(name, tensor)| (name, tensor.size())).collect())
     }
 
-    /// The output matrix of a folder's model alone, `[vocab_size, hidden_size]`: what a student needs of its teacher.
-    pub fn load_head(folder: &Path, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
-        let name = ModelConfig::read(folder)?.design().head_name();
-        Weights::open(folder)?.tensor(&name, device, kind)
-    }
-
     /// A new model in fp32 with weights drawn from the seed.
     pub fn random(config: ModelConfig, seed: u64, device: Device) -> Result<Self, ModelError> {
         let placement = Placement::on(device, Kind::Float);
         Self::build(config, Parameters::of_seed(seed), &placement)
     }
 
-    fn build(
+    pub(crate) fn build(
         config: ModelConfig,
         mut parameters: Parameters<'_>,
         placement: &Placement,

@@ -1,9 +1,11 @@
 //! One chunk of positions: values and the gradient with respect to the student's logits.
 
-use tch::{Device, TchError, Tensor};
+use ddk_kernel::Divergence;
+use ddk_torch::{numbers, numbers_mut};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
-    Divergence, Objective,
+    Objective,
     divergence::{diverge, forward_kl, into_exp},
 };
 
@@ -19,7 +21,22 @@ pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
     (numbers / vocabulary.max(1)).max(least)
 }
 
-/// The values of a chunk, each `[count]`, and the gradient `[count, vocabulary]` of `ce + gamma * divergence` for each position.
+/// What is known of a chunk of positions.
+pub(crate) struct Chunk<'a> {
+    /// Logits `[count, vocabulary]`.
+    pub(crate) student: Tensor,
+    /// The same shape.
+    pub(crate) teacher: Option<Tensor>,
+    /// `[count]`; negative where nothing is scored.
+    pub(crate) labels: &'a Tensor,
+    /// `[count]`: what each position's gradient is multiplied by; 0 where nothing is scored.
+    pub(crate) scale: &'a Tensor,
+    /// Whether the teacher's own cross-entropy is wanted.
+    pub(crate) teacher_ce: bool,
+}
+
+/// The values of a chunk, each `[count]`, and the gradient `[count, vocabulary]` of `scale (ce + gamma * divergence)`. Where nothing
+/// is scored values are of no meaning.
 pub(crate) struct ChunkLoss {
     pub(crate) ce: Tensor,
     pub(crate) divergence: Option<Tensor>,
@@ -27,15 +44,79 @@ pub(crate) struct ChunkLoss {
     pub(crate) gradient: Tensor,
 }
 
-/// Losses of a chunk. `student` and `teacher` are logits `[count, vocabulary]`; `labels` `[count, 1]`. `teacher_ce`: whether the
-/// teacher's own cross-entropy is wanted.
-pub(crate) fn loss(
-    student: &Tensor,
-    teacher: Option<Tensor>,
-    labels: &Tensor,
-    objective: &Objective,
-    teacher_ce: bool,
-) -> Result<ChunkLoss, TchError> {
+/// Losses of a chunk: by the kernel where it can (fp32 on the CPU), by libtorch otherwise.
+pub(crate) fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
+    match chunk.student.device() == Device::Cpu && chunk.student.kind() == Kind::Float {
+        true => by_kernel(chunk, objective),
+        false => by_tensors(chunk, objective),
+    }
+}
+
+/// Each row in one go, on the threads of the lane; the gradient takes the logits' place.
+fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
+    let Chunk {
+        student,
+        teacher,
+        labels,
+        scale,
+        teacher_ce,
+    } = chunk;
+    // Only of what is not so already a copy is made.
+    let mut student = student.f_contiguous()?;
+    let teacher = teacher.map(|teacher| teacher.f_contiguous()).transpose()?;
+    let labels = Vec::<i64>::try_from(labels)?;
+    let scales = Vec::<f32>::try_from(scale)?;
+    let weight = objective.divergence_weight();
+    let loss = ddk_kernel::Loss {
+        divergence: objective.divergence,
+        weight,
+        temperature: objective.temperature,
+        factor: objective.temperature_factor(),
+    };
+    let mut values = vec![ddk_kernel::Values::default(); labels.len()];
+    // SAFETY: logits are of this chunk alone; nobody else has a handle of either tensor.
+    let slices = unsafe {
+        let teacher = teacher.as_ref().map(|teacher| numbers(teacher));
+        numbers_mut(&mut student).zip(Some(teacher.flatten()))
+    };
+    if let Some((student, teacher)) = slices {
+        let chunk = ddk_kernel::Chunk {
+            student,
+            teacher,
+            labels: &labels,
+            scales: &scales,
+            teacher_ce,
+        };
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        ddk_kernel::losses(chunk, &loss, threads, &mut values);
+    }
+    let column = |of: fn(&ddk_kernel::Values) -> f64| {
+        let column: Vec<f64> = values.iter().map(of).collect();
+        Tensor::f_from_slice(&column)
+    };
+    let diverged = teacher.is_some() && weight != 0.0;
+    Ok(ChunkLoss {
+        ce: column(|values| values.ce)?,
+        divergence: diverged
+            .then(|| column(|values| values.divergence))
+            .transpose()?,
+        teacher_ce: (teacher.is_some() && teacher_ce)
+            .then(|| column(|values| values.teacher_ce))
+            .transpose()?,
+        gradient: student,
+    })
+}
+
+/// By one operation after the other, on any device and in f64 too.
+fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
+    let Chunk {
+        student,
+        teacher,
+        labels,
+        scale,
+        teacher_ce,
+    } = chunk;
+    let labels = &labels.f_clamp_min(0)?.f_unsqueeze(1)?;
     let of_labels = |values: &Tensor| values.f_gather(1, labels, false)?.f_squeeze_dim(1);
     let teacher_ce = match &teacher {
         Some(logits) if teacher_ce => {
@@ -45,11 +126,13 @@ pub(crate) fn loss(
     };
     let log_student = student.f_log_softmax(-1, None)?;
     let ce = of_labels(&log_student)?.f_neg()?;
-    let loss = |divergence, gradient| ChunkLoss {
-        ce,
-        divergence,
-        teacher_ce,
-        gradient,
+    let loss = |divergence, gradient: Tensor| {
+        Ok(ChunkLoss {
+            ce,
+            divergence,
+            teacher_ce,
+            gradient: { gradient }.f_mul_(&scale.f_unsqueeze(1)?)?,
+        })
     };
     let weight = objective.divergence_weight();
     let (Some(mut teacher), Some(divergence)) = (
@@ -57,7 +140,7 @@ pub(crate) fn loss(
         objective.divergence.as_ref(),
     ) else {
         let gradient = without_label(into_exp(log_student)?, labels)?;
-        return Ok(loss(None, gradient));
+        return loss(None, gradient);
     };
     let temperature = objective.temperature;
     if temperature == 1.0 {
@@ -75,10 +158,11 @@ pub(crate) fn loss(
                 (diverged.value, gradient)
             }
         };
-        return Ok(loss(Some(value), without_label(gradient, labels)?));
+        return loss(Some(value), without_label(gradient, labels)?);
     }
     let mut gradient = without_label(into_exp(log_student)?, labels)?;
     let log_student = student.f_div_scalar(temperature)?.f_log_softmax(-1, None)?;
+    drop(student);
     let teacher = teacher.f_div_scalar_(temperature)?;
     let mut diverged = diverge(*divergence, log_student, teacher)?;
     drop(diverged.probabilities);
@@ -88,7 +172,7 @@ pub(crate) fn loss(
         .f_mul_scalar_(weight * factor / temperature)?;
     let gradient = gradient.f_add_(&of_divergence)?;
     let value = diverged.value.f_mul_scalar_(factor)?;
-    Ok(loss(Some(value), gradient))
+    loss(Some(value), gradient)
 }
 
 /// The gradient of the cross-entropy from the probabilities, in their place.

@@ -2,7 +2,10 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{HeadInput, Objective, ObjectiveError, chunk};
+use crate::{
+    HeadInput, Objective, ObjectiveError,
+    chunk::{self, Chunk},
+};
 
 /// Which positions are scored, and what their sum is divided by.
 #[derive(Debug, Clone, Copy)]
@@ -93,14 +96,11 @@ pub fn chunked_head(
     let count = positions.labels.size()[0];
     let kind = student.softmax_kind();
     let scored = positions.labels.f_ge(0)?.f_to_kind(kind)?;
-    let labels = positions.labels.f_clamp_min(0)?.f_unsqueeze(1)?;
     let weights = match positions.weights {
         Some(weights) => scored.f_mul(&weights.f_to_kind(kind)?)?,
         None => scored.shallow_clone(),
     };
-    let row_scale = weights
-        .f_mul_scalar(1.0 / positions.denominator)?
-        .f_unsqueeze(1)?;
+    let scale = weights.f_mul_scalar(1.0 / positions.denominator)?;
     let hidden_gradient = student.hidden.f_empty_like()?;
     let mut weight_gradient = match &gradients.weight {
         Some(weight) => Some(weight.f_narrow(0, 0, options.vocabulary)?),
@@ -124,43 +124,41 @@ pub fn chunked_head(
                     .f_to_kind(kind)
             })
             .transpose()?;
-        let labels = labels.f_narrow(0, start, size)?;
-        let loss = chunk::loss(
-            &logits,
-            teacher_logits,
-            &labels,
-            &options.objective,
+        // The logits give their place to the gradient; the cap's slope still needs them.
+        let capped = student
+            .soft_cap
+            .map(|_| logits.f_detach_copy())
+            .transpose()?;
+        let chunk = Chunk {
+            student: logits,
+            teacher: teacher_logits,
+            labels: &positions.labels.f_narrow(0, start, size)?,
+            scale: &scale.f_narrow(0, start, size)?,
             teacher_ce,
-        )?;
+        };
+        let loss = chunk::loss(chunk, &options.objective)?;
         values.add(
             start,
             &loss,
             &scored.f_narrow(0, start, size)?,
             &weights.f_narrow(0, start, size)?,
         )?;
-        let capped = student.soft_cap.map(|_| logits);
         let gradient = student
             .through(loss.gradient, capped.as_ref())?
             .f_to_kind(student.weight.kind())?;
-
-        // The scale of each position goes onto the narrow side of both products.
-        let scale = row_scale.f_narrow(0, start, size)?;
         if let Some(weight_gradient) = &mut weight_gradient {
             let hidden = student.hidden.f_narrow(0, start, size)?;
-            let scaled_hidden = hidden.f_mul(&scale)?.f_to_kind(student.weight.kind())?;
-            accumulate(weight_gradient, &gradient.f_tr()?, &scaled_hidden)?;
+            let hidden = hidden.f_to_kind(student.weight.kind())?;
+            accumulate(weight_gradient, &gradient.f_tr()?, &hidden)?;
         }
         if let Some(bias) = &mut gradients.bias {
             let mut bias = bias.f_narrow(0, 0, options.vocabulary)?;
-            let column_sums = gradient
-                .f_mul(&scale)?
-                .f_sum_dim_intlist(0, false, bias.kind())?;
+            let column_sums = gradient.f_sum_dim_intlist(0, false, bias.kind())?;
             let _ = bias.f_add_(&column_sums)?;
         }
-        let of_hidden = gradient.f_mm(&weight)?.f_mul(&scale)?;
         hidden_gradient
             .f_narrow(0, start, size)?
-            .f_copy_(&of_hidden)?;
+            .f_copy_(&gradient.f_mm(&weight)?)?;
         start += size;
     }
     values.finish(hidden_gradient)

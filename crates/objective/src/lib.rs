@@ -15,6 +15,7 @@ mod logits;
 mod objective;
 
 pub use chunk::default_chunk;
+pub use ddk_kernel::Divergence;
 pub use error::ObjectiveError;
 pub use head::{
     Detail, HeadGradients, HeadOptions, HeadOutput, PerPosition, Positions, chunked_head,
@@ -22,4 +23,4 @@ pub use head::{
 };
 pub use layers::{LayerInput, LayerOutput, layer_loss};
 pub use logits::HeadInput;
-pub use objective::{Divergence, Objective};
+pub use objective::Objective;

@@ -1,5 +1,7 @@
 //! What the student minimises.
 
+use ddk_kernel::Divergence;
+
 /// `CE(student, labels) + gamma * D(teacher, student) + layer_weight * L(teacher, student)`: Eq. 3 of the DDK paper, with other
 /// divergences in the place of its KL, and TED's distance between layers (see [`crate::layer_loss`]).
 ///
@@ -17,33 +19,6 @@ pub struct Objective {
     pub temperature_squared: bool,
     /// Weight of the distance between layers; 0 leaves it out.
     pub layer_weight: f64,
-}
-
-/// A divergence between the teacher's distribution T and the student's S over the next token, nats. Values and gradients are in
-/// `divergence.rs`, with the source of each.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Divergence {
-    /// `KL(T || S)`.
-    ForwardKl,
-    /// `KL(S || T)`.
-    ReverseKl,
-    /// `beta KL(T || M) + (1 - beta) KL(S || M)` with `M = beta T + (1 - beta) S`.
-    Jsd {
-        /// 0 to 1; at both ends it is 0 everywhere.
-        beta: f64,
-    },
-    /// `KL(T || skew T + (1 - skew) S)`.
-    SkewKl {
-        /// 0 (the forward KL) to 1 (0 everywhere).
-        skew: f64,
-    },
-    /// `KL(S || skew S + (1 - skew) T)`.
-    SkewReverseKl {
-        /// 0 (the reverse KL) to 1 (0 everywhere).
-        skew: f64,
-    },
-    /// Total variation: `1/2 sum |S - T|`.
-    TotalVariation,
 }
 
 impl Default for Objective {

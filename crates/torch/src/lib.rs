@@ -1,16 +1,19 @@
 //! What sits between DDK and libtorch: devices ([`parse_device`]), the thread of a lane ([`Lane`]), the allocator
-//! ([`keep_freed_memory`]), and errors that can be
-//! told apart ([`TorchError`]).
+//! ([`keep_freed_memory`]), a tensor's numbers as a slice ([`numbers_mut`]), which kernels MKL takes ([`mkl_kernels`]), and errors that can be told apart ([`TorchError`]).
 
 mod allocator;
 mod device;
 mod error;
 mod lane;
+mod mkl;
+mod numbers;
 
 pub use allocator::keep_freed_memory;
 pub use device::{DeviceError, parse_device};
 pub use error::TorchError;
 pub use lane::Lane;
+pub use mkl::mkl_kernels;
+pub use numbers::{numbers, numbers_mut};
 
 /// The release of libtorch that tch and torch-sys are made for.
 pub const VERSION: &str = "2.11.0";

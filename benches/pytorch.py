@@ -1,0 +1,207 @@
+"""DDK against PyTorch at the same step: equal shapes, random weights, two cores, fp32; alternating in one run.
+
+usage: make build; tools/python-env FOLDER
+       FOLDER/bin/python benches/pytorch.py [--cases ABCE] [--rounds 5] [--steps 6] [--set KEY=VALUE …] [--json FILE]
+
+The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole step compiled, and
+that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues, files and saves, and takes
+its steps but the first eight. Printed are tokens a second as medians over the rounds, the ratio to the best peer of each round with its spread, and the working
+memory: the peak above the idle process and above weights, gradients and moments.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parent.parent
+DDK = ROOT / "target/debug/ddk"
+WARM_UP = 8
+MODES = ["eager", "compile", "compile-step"]
+# The best of them once more, its MKL led to the kernels for AVX-512 as DDK leads its own (crates/torch/src/mkl.rs).
+LED = "compile-step, led"
+A = dict(method="kd", vocabulary=8192, teacher=[512, 8, 8, 1408], student=[256, 4, 4, 704], rows=8, length=256)
+CASES = {
+    "A": A,
+    "B": {**A, "vocabulary": 32768},
+    "C": dict(method="kd", vocabulary=151936, teacher=[256, 4, 4, 704], student=[128, 2, 2, 352], rows=4, length=128),
+    "E": {**A, "method": "cpt"},
+}
+# Tokens a second at least this many times the peer's; working memory at most this share of its.
+WANTED = {"A": (1.2, 0.45), "B": (1.35, 0.25), "C": (1.6, 0.20), "E": (1.1, 0.6)}
+
+
+class Peer:
+    def __init__(self, mode, shape, environment):
+        command = [sys.executable, pathlib.Path(__file__).parent / "pytorch_peer.py", mode, json.dumps(shape)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+        assert self.process.stdout.readline() == "warm\n", f"{mode} did not start"
+
+    def steps(self, count):
+        print(count, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def write_world(folder, shape):
+    """Models in the Hugging Face format, a tokenizer of as many words, and two domains of random words in long documents."""
+    import transformers
+
+    vocabulary, length = shape["vocabulary"], shape["length"]
+    words = {"<end>": 0, **{f"w{word}": word for word in range(1, vocabulary)}}
+    end = dict(id=0, content="<end>", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    tokenizer = dict(version="1.0", added_tokens=[end], pre_tokenizer=dict(type="WhitespaceSplit"), model=dict(type="WordLevel", vocab=words, unk_token="<end>"))
+    sizes = {"teacher": shape["teacher"], "student": shape["student"]}
+    for name, (hidden, layers, heads, inner) in sizes.items():
+        config = transformers.LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=length, tie_word_embeddings=False, bos_token_id=None, eos_token_id=0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
+    for name in [*sizes, "tokenizer"]:
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+        (folder / name / "tokenizer_config.json").write_text(json.dumps(dict(eos_token="<end>")))
+    numbers = random.Random(0)
+    for domain in ["one", "two"]:
+        documents = (" ".join(f"w{numbers.randrange(1, vocabulary)}" for _ in range(16 * length)) for _ in range(24))
+        lines = [json.dumps(dict(text=text)) for text in documents]
+        (folder / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "config.toml").write_text(f"""
+method = "{shape['method']}"
+[run]
+name = "run"
+[corpus]
+folder = "prepared"
+tokenizer = "tokenizer"
+sequence_length = {length}
+validation_share = 0.1
+validation_documents = 1
+[domains.one]
+files = ["one.jsonl"]
+[domains.two]
+files = ["two.jsonl"]
+[teacher]
+model = "teacher"
+[student]
+model = "student"
+lr = 1e-4
+[batch]
+rows = {shape['rows']}
+micro_rows = {shape['rows'] // 2}
+[checkpoint]
+every = 1000
+[telemetry]
+enabled = false
+""")
+
+
+def run_ddk(folder, arguments):
+    """Runs `ddk` to its end; its peak resident memory."""
+    with open(folder / "said", "w") as said:
+        process = subprocess.Popen([DDK, *arguments], cwd=folder, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, (folder / "said").read_text()
+    return usage.ru_maxrss * 1024
+
+
+def leading(folder):
+    """A library that leads MKL to AVX-512 on any maker's processor."""
+    library = folder / "leading.so"
+    source = "int mkl_serv_intel_cpu_true(void) { return 1; }"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=source, text=True, check=True)
+    return str(library)
+
+
+def ddk_steps(folder, shape, count, number, sets):
+    name = f"round-{number}"
+    more = [word for set_ in [f"run.name={name}", f"run.max_steps={WARM_UP + count}", *sets] for word in ["--set", set_]]
+    peak = run_ddk(folder, ["train", "config.toml", *more])
+    lines = (folder / "runs" / name / "run.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
+    assert len(steps) == count
+    # The tokens of a row are `length`; the peer predicts one fewer of each.
+    seconds = sum(sum(step.values()) for step in steps) / count
+    parts = {part: sum(step[part] for step in steps) / count for part in steps[0]}
+    return dict(seconds=seconds, peak=peak, parts=parts)
+
+
+def weights(sizes, vocabulary):
+    hidden, layers, _, inner = sizes
+    return 2 * vocabulary * hidden + layers * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden) + hidden
+
+
+def compare(case, shape, rounds, count, sets):
+    tokens = shape["rows"] * shape["length"]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        # In a process of its own: a child's peak begins with what its parent holds, and this one stays small.
+        subprocess.run([sys.executable, __file__, "--write-world", folder, "--cases", case], check=True, stderr=subprocess.DEVNULL)
+        run_ddk(folder, ["prepare", "config.toml"])
+        idle = run_ddk(folder, ["config", "show", "config.toml"])
+        peers = {mode: Peer(mode, shape, {}) for mode in MODES}
+        peers[LED] = Peer("compile-step", shape, {"LD_PRELOAD": leading(folder)})
+        results = []
+        for number in range(rounds):
+            result = {mode: peer.steps(count) for mode, peer in peers.items()}
+            result["ddk"] = ddk_steps(folder, shape, count, number, sets)
+            results.append(result)
+            shown = ", ".join(f"{name} {tokens / of['seconds']:.0f}" for name, of in result.items())
+            print(f"  round {number + 1}: {shown} tokens/s", file=sys.stderr)
+        for peer in peers.values():
+            peer.end()
+    ours = 4 * 4 * weights(shape["student"], shape["vocabulary"])
+    if shape["method"] == "kd":
+        ours += 4 * weights(shape["teacher"], shape["vocabulary"])
+    rate = lambda name: statistics.median(tokens / result[name]["seconds"] for result in results)
+
+    def ratio(names):
+        ratios = sorted(min(result[name]["seconds"] for name in names) / result["ddk"]["seconds"] for result in results)
+        return [statistics.median(ratios), ratios[0], ratios[-1]]
+
+    best = max(MODES, key=rate)
+    of_peer = max(result[best]["peak"] - result[best]["idle"] - result[best]["static"] for result in results)
+    of_ddk = max(result["ddk"]["peak"] for result in results) - idle - ours
+    peaks = [max(result[name]["peak"] for result in results) for name in [best, "ddk"]]
+    parts = {part: statistics.median(result["ddk"]["parts"][part] for result in results) for part in results[0]["ddk"]["parts"]}
+    return dict(case=case, rates={name: rate(name) for name in [*MODES, LED, "ddk"]}, ratio=ratio(MODES), led=ratio([*MODES, LED]), working=[of_peer, of_ddk], peaks=peaks, parts=parts)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", default="ABCE")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--set", action="append", default=[], dest="sets", help="a setting of ddk's")
+    parser.add_argument("--json")
+    parser.add_argument("--write-world", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write_world:
+        return write_world(pathlib.Path(options.write_world), CASES[options.cases])
+    results = []
+    for case in options.cases:
+        print(f"case {case}: the peers warm up", file=sys.stderr)
+        results.append(compare(case, CASES[case], options.rounds, options.steps, options.sets))
+    print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share | wanted | peaks, MB |")
+    print("|---|" + "---:|" * 12)
+    for result in results:
+        rates = " | ".join(f"{result['rates'][name]:.0f}" for name in [*MODES, LED, "ddk"])
+        ratio, led = ("{:.2f} ({:.2f} to {:.2f})".format(*result[name]) for name in ["ratio", "led"])
+        peer, ours = (number / 1e6 for number in result["working"])
+        peaks = ", ".join(f"{number / 1e6:.0f}" for number in result["peaks"])
+        fast, small = WANTED[result["case"]]
+        print(f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours:.0f} | {ours / peer:.2f} | {small} | {peaks} |")
+    for result in results:
+        parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in result["parts"].items())
+        print(f"\ncase {result['case']}, ddk, seconds of a step: {parts}")
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
+
+
+main()

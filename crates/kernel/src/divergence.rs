@@ -1,0 +1,241 @@
+//! What the student's distribution is held against the teacher's by: at one column, from both probabilities and their logarithms.
+//!
+//! With `s` and `t` the log-probabilities of student and teacher at a position, `p = exp(s)`, `q = exp(t)` and `u` the student's
+//! logits, all at the same temperature, `ds_k / du_j = [k = j] - p_j`. A divergence with the partial derivatives `g_j = dD / ds_j`
+//! has the gradient `dD / du_j = g_j - p_j sum g`. Here a column gives its part of the value, and `g` in one of two forms: as a
+//! slope, `g = p h` (then the gradient is `p (h - sum p h)`), or as a share, `g = -c` (then it is `p sum c - c`):
+//!
+//! | divergence | value | gradient |
+//! |---|---|---|
+//! | forward KL | `sum q (t - s)` | `c = q` |
+//! | reverse KL | `sum p (s - t)` | `h = s - t` |
+//! | JSD, beta | `beta sum q (t - m) + (1 - beta) sum p (s - m)`, `m = log(beta q + (1 - beta) p)` | `h = (1 - beta) (s - m)` |
+//! | skew KL, a | `sum q (t - m)`, `m = log(a q + (1 - a) p)` | `c = (1 - a) p q / exp(m)` |
+//! | skew reverse KL, a | `sum p (s - m)`, `m = log(a p + (1 - a) q)` | `h = s - m - a p / exp(m)` |
+//! | total variation | `1/2 sum abs(p - q)` | `h = sign(p - q) / 2` |
+//!
+//! Every quotient by a mixture is the exponential of a difference that is bounded above by 0.
+//!
+//! Sources: forward KL: Hinton et al., 2015; reverse KL: Gu et al., "MiniLLM", 2024; JSD: Agarwal et al., "On-Policy Distillation of
+//! Language Models" (GKD), 2024, in the convention of TRL, in which beta weighs the teacher; skew KLs: Ko et al., "DistiLLM", 2024;
+//! total variation: Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", 2023.
+
+use crate::math::{exp, ln_1p, log_add};
+
+/// A divergence between the teacher's distribution T and the student's S over the next token, nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Divergence {
+    /// `KL(T || S)`.
+    ForwardKl,
+    /// `KL(S || T)`.
+    ReverseKl,
+    /// `beta KL(T || M) + (1 - beta) KL(S || M)` with `M = beta T + (1 - beta) S`.
+    Jsd {
+        /// 0 to 1; at both ends it is 0 everywhere.
+        beta: f64,
+    },
+    /// `KL(T || skew T + (1 - skew) S)`.
+    SkewKl {
+        /// 0 (the forward KL) to 1 (0 everywhere).
+        skew: f64,
+    },
+    /// `KL(S || skew S + (1 - skew) T)`.
+    SkewReverseKl {
+        /// 0 (the reverse KL) to 1 (0 everywhere).
+        skew: f64,
+    },
+    /// Total variation: `1/2 sum |S - T|`.
+    TotalVariation,
+}
+
+/// Both models at one column of one position.
+#[derive(Clone, Copy)]
+pub(crate) struct Column {
+    /// The student's probability.
+    pub(crate) p: f32,
+    /// The teacher's.
+    pub(crate) q: f32,
+    /// `s - t`, formed from differences: fp32 would round it like the two.
+    pub(crate) ahead: f32,
+    /// `t - s` but for a constant of the position, which is added in f64.
+    pub(crate) gap: f32,
+    /// The same in f64 and with another constant: logits of 1e4 leave fp32 three digits for what they differ by.
+    pub(crate) wide_gap: f64,
+}
+
+/// What a column adds.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Part {
+    /// To the value; that of a KL but for the constant of the gap.
+    pub(crate) value: f32,
+    /// h, but for a constant of the position.
+    pub(crate) slope: f64,
+    /// c.
+    pub(crate) share: f32,
+}
+
+/// A divergence with its constants, as the loops over columns are made for it.
+pub(crate) trait OfColumn: Copy {
+    /// What the value has of the gap's constant: 1 where it is `sum q gap`, -1 where it is `-sum p gap`, 0 elsewhere.
+    const GAP: f64 = 0.0;
+    /// Whether the gradient has slopes; otherwise it has shares.
+    const SLOPES: bool = true;
+
+    fn part(self, column: Column) -> Part;
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct ForwardKl;
+
+impl OfColumn for ForwardKl {
+    const GAP: f64 = 1.0;
+    const SLOPES: bool = false;
+
+    #[inline(always)]
+    fn part(self, Column { q, gap, .. }: Column) -> Part {
+        Part {
+            value: q * gap,
+            share: q,
+            ..Part::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct ReverseKl;
+
+impl OfColumn for ReverseKl {
+    const GAP: f64 = -1.0;
+
+    #[inline(always)]
+    fn part(
+        self,
+        Column {
+            p, gap, wide_gap, ..
+        }: Column,
+    ) -> Part {
+        Part {
+            value: -p * gap,
+            slope: -wide_gap,
+            ..Part::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Jsd {
+    beta: f32,
+    one_less: f32,
+    log_beta: f32,
+    log_one_less: f32,
+}
+
+impl Jsd {
+    pub(crate) fn new(beta: f64) -> Self {
+        Self {
+            beta: beta as f32,
+            one_less: (1.0 - beta) as f32,
+            log_beta: beta.ln() as f32,
+            log_one_less: (1.0 - beta).ln() as f32,
+        }
+    }
+}
+
+impl OfColumn for Jsd {
+    #[inline(always)]
+    fn part(self, Column { ahead, p, q, .. }: Column) -> Part {
+        // m - t and m - s, each from the larger of the two that are mixed: their difference may be far larger than either.
+        let (of_teacher, of_student) = (self.log_beta, ahead + self.log_one_less);
+        let more = ln_1p(exp(-(of_teacher - of_student).abs()));
+        let (less_t, less_s) = match of_teacher > of_student {
+            true => (of_teacher + more, (of_teacher - ahead) + more),
+            false => (of_student + more, self.log_one_less + more),
+        };
+        let slope = -self.one_less * less_s;
+        Part {
+            value: (self.beta * q).mul_add(-less_t, p * slope),
+            slope: slope.into(),
+            ..Part::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct SkewKl {
+    log_skew: f32,
+    log_one_less: f32,
+}
+
+impl SkewKl {
+    pub(crate) fn new(skew: f64) -> Self {
+        Self {
+            log_skew: skew.ln() as f32,
+            log_one_less: (1.0 - skew).ln() as f32,
+        }
+    }
+}
+
+impl OfColumn for SkewKl {
+    const SLOPES: bool = false;
+
+    #[inline(always)]
+    fn part(self, Column { ahead, q, .. }: Column) -> Part {
+        // Everything less t.
+        let of_student = ahead + self.log_one_less;
+        let mixed = log_add(self.log_skew, of_student);
+        Part {
+            value: -q * mixed,
+            share: q * exp(of_student - mixed),
+            ..Part::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct SkewReverseKl {
+    log_skew: f32,
+    log_one_less: f32,
+}
+
+impl SkewReverseKl {
+    pub(crate) fn new(skew: f64) -> Self {
+        let SkewKl {
+            log_skew,
+            log_one_less,
+        } = SkewKl::new(skew);
+        Self {
+            log_skew,
+            log_one_less,
+        }
+    }
+}
+
+impl OfColumn for SkewReverseKl {
+    #[inline(always)]
+    fn part(self, Column { ahead, p, .. }: Column) -> Part {
+        // Everything less s.
+        let mixed = log_add(self.log_skew, self.log_one_less - ahead);
+        Part {
+            value: -p * mixed,
+            slope: (-mixed - exp(self.log_skew - mixed)).into(),
+            ..Part::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct TotalVariation;
+
+impl OfColumn for TotalVariation {
+    #[inline(always)]
+    fn part(self, Column { p, q, .. }: Column) -> Part {
+        let difference = p - q;
+        // Equal logits give equal bits, and the sign of their difference is 0.
+        let sign = f32::from(u8::from(difference > 0.0)) - f32::from(u8::from(difference < 0.0));
+        Part {
+            value: 0.5 * difference.abs(),
+            slope: (0.5 * sign).into(),
+            ..Part::default()
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What is faster in Rust than as a chain of libtorch's operations, on the CPU in fp32: the loss of a chunk of positions
+//! ([`losses`]: from logits of student and teacher to values and the gradient, each row in one go) and the optimizer's update ([`adamw`]).
+//!
+//! A chain of tensor operations reads and writes all logits at every link. Here a row is finished while it is in the cache, and its
+//! gradient takes its place. Sums are in f64, exponentials are within 1e-7.
+//!
+//! Rows do not depend on each other: values and gradients are the same bits for any number of threads, and, since every
+//! operation is rounded as IEEE 754 says and the number of partial sums is fixed, on every processor.
+
+mod adamw;
+mod divergence;
+mod math;
+mod processor;
+mod row;
+
+pub use adamw::{AdamWStep, adamw};
+pub use divergence::Divergence;
+
+use processor::for_this_processor;
+
+/// What is computed at each position: `ce + weight * factor * D`, where D takes both softmaxes at `temperature`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Loss {
+    /// D; none: the cross-entropy alone.
+    pub divergence: Option<Divergence>,
+    /// Its weight; 0 leaves it out.
+    pub weight: f64,
+    /// Over 0.
+    pub temperature: f64,
+    /// 1, or the temperature's square.
+    pub factor: f64,
+}
+
+/// Of a position, nats; all 0 where nothing is scored.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Values {
+    /// The student's cross-entropy of the label.
+    pub ce: f64,
+    /// `factor * D`; 0 without a teacher or at weight 0.
+    pub divergence: f64,
+    /// The teacher's own cross-entropy of the label, where asked for; otherwise it may be 0.
+    pub teacher_ce: f64,
+}
+
+/// Logits and labels of a chunk of positions.
+pub struct Chunk<'a> {
+    /// `[positions x vocabulary]`: logits, which become the gradient of `scale (ce + weight * factor * D)`.
+    pub student: &'a mut [f32],
+    /// The same shape; left as they are.
+    pub teacher: Option<&'a [f32]>,
+    /// The next token of each position, under the vocabulary; negative where nothing is scored: then values and gradient are 0.
+    pub labels: &'a [i64],
+    /// What each position's gradient is multiplied by.
+    pub scales: &'a [f32],
+    /// Whether the teacher's cross-entropy is wanted.
+    pub teacher_ce: bool,
+}
+
+/// Values of each position into `values`, the gradient into the student's logits, on so many threads.
+///
+/// # Panics
+/// Where the lengths do not belong together, or a label is past the vocabulary.
+pub fn losses(chunk: Chunk<'_>, loss: &Loss, threads: usize, values: &mut [Values]) {
+    let count = values.len();
+    if count == 0 {
+        return;
+    }
+    let columns = chunk.student.len() / count;
+    assert_eq!(chunk.student.len(), count * columns, "the student's logits");
+    assert!(
+        chunk
+            .teacher
+            .is_none_or(|teacher| teacher.len() == count * columns)
+    );
+    assert_eq!((chunk.labels.len(), chunk.scales.len()), (count, count));
+    // As many rows for each, the last one fewer.
+    let rows = count.div_ceil(threads.clamp(1, count));
+    if rows == count {
+        return some_rows(chunk, columns, loss, values);
+    }
+    std::thread::scope(|scope| {
+        let mut teachers = chunk.teacher.map(|teacher| teacher.chunks(rows * columns));
+        for (((student, labels), scales), values) in chunk
+            .student
+            .chunks_mut(rows * columns)
+            .zip(chunk.labels.chunks(rows))
+            .zip(chunk.scales.chunks(rows))
+            .zip(values.chunks_mut(rows))
+        {
+            let part = Chunk {
+                student,
+                teacher: teachers.as_mut().and_then(Iterator::next),
+                labels,
+                scales,
+                teacher_ce: chunk.teacher_ce,
+            };
+            scope.spawn(move || some_rows(part, columns, loss, values));
+        }
+    });
+}
+
+for_this_processor! {
+    fn some_rows(chunk: Chunk<'_>, columns: usize, loss: &Loss, values: &mut [Values]) = rows
+}
+
+#[inline(always)]
+fn rows(chunk: Chunk<'_>, columns: usize, loss: &Loss, values: &mut [Values]) {
+    let mut teachers = chunk.teacher.map(|teacher| teacher.chunks_exact(columns));
+    for (((student, label), scale), values) in chunk
+        .student
+        .chunks_exact_mut(columns)
+        .zip(chunk.labels)
+        .zip(chunk.scales)
+        .zip(values)
+    {
+        let teacher = teachers.as_mut().and_then(Iterator::next);
+        *values = match usize::try_from(*label) {
+            Ok(label) => {
+                assert!(label < columns, "a label past the vocabulary");
+                row::position(
+                    row::Position {
+                        student,
+                        teacher,
+                        label,
+                        scale: *scale,
+                        teacher_ce: chunk.teacher_ce,
+                    },
+                    loss,
+                )
+            }
+            Err(_) => {
+                student.fill(0.0);
+                Values::default()
+            }
+        };
+    }
+}

@@ -1,0 +1,33 @@
+//! One loop, compiled for each kind of processor and chosen when it runs.
+
+/// Defines a function that calls `$body` (which is to be inlined) with the widest vectors that the processor has.
+macro_rules! for_this_processor {
+    (fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:path) => {
+        fn $name($($argument: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512dq,fma")]
+                fn with_avx512($($argument: $type),*) {
+                    $body($($argument),*);
+                }
+
+                #[target_feature(enable = "avx2,fma")]
+                fn with_avx2($($argument: $type),*) {
+                    $body($($argument),*);
+                }
+
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+                    // SAFETY: the processor has what the function is compiled for.
+                    return unsafe { with_avx512($($argument),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: as above.
+                    return unsafe { with_avx2($($argument),*) };
+                }
+            }
+            $body($($argument),*);
+        }
+    };
+}
+
+pub(crate) use for_this_processor;

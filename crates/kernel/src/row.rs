@@ -1,0 +1,318 @@
+//! One position: everything about a row of logits, in passes over the row while it is in the cache.
+
+use crate::{
+    Loss, Values,
+    divergence::{
+        Column, Divergence, ForwardKl, Jsd, OfColumn, ReverseKl, SkewKl, SkewReverseKl,
+        TotalVariation,
+    },
+    math::exp,
+};
+
+/// Numbers that are worked on at a time: a few arrays of that many stay in the innermost cache.
+const BLOCK: usize = 512;
+
+/// Partial sums: as many whatever the processor, so that the bits are the same everywhere.
+const LANES: usize = 16;
+
+/// What is asked for at a position.
+pub(crate) struct Position<'a> {
+    pub(crate) student: &'a mut [f32],
+    pub(crate) teacher: Option<&'a [f32]>,
+    pub(crate) label: usize,
+    /// The gradient is multiplied by this.
+    pub(crate) scale: f32,
+    /// Whether the teacher's own cross-entropy is wanted.
+    pub(crate) teacher_ce: bool,
+}
+
+/// A softmax over a row: `p_j = exp((x_j - max) / T) / sum`.
+#[derive(Clone, Copy)]
+struct Softmax {
+    max: f32,
+    /// 1 / T.
+    sharpness: f32,
+    sum: f64,
+}
+
+impl Softmax {
+    #[inline(always)]
+    fn of(row: &[f32], sharpness: f32) -> Self {
+        let max = max(row);
+        let sum = sum_of(row, |block, out| {
+            for (out, x) in out.iter_mut().zip(block) {
+                *out = exp((x - max) * sharpness);
+            }
+        });
+        Self {
+            max,
+            sharpness,
+            sum,
+        }
+    }
+
+    /// The negative logarithm of the probability of a number of the row, at T = 1, nats.
+    fn cross_entropy(&self, number: f32) -> f64 {
+        self.sum.ln() + (f64::from(self.max) - f64::from(number))
+    }
+
+    /// 1 / sum.
+    fn inverse(&self) -> f32 {
+        (1.0 / self.sum) as f32
+    }
+}
+
+#[inline(always)]
+pub(crate) fn position(position: Position<'_>, loss: &Loss) -> Values {
+    let Position {
+        student,
+        teacher,
+        label,
+        scale,
+        teacher_ce,
+    } = position;
+    let own = Softmax::of(student, 1.0);
+    let mut values = Values {
+        ce: own.cross_entropy(student[label]),
+        ..Values::default()
+    };
+    let mut of_teacher = None;
+    if let Some(teacher) = teacher.filter(|_| teacher_ce || loss.temperature == 1.0) {
+        let softmax = Softmax::of(teacher, 1.0);
+        values.teacher_ce = softmax.cross_entropy(teacher[label]);
+        of_teacher = Some(softmax);
+    }
+    match (teacher, loss.divergence) {
+        (Some(teacher), Some(divergence)) if loss.weight != 0.0 => {
+            let sharpness = (1.0 / loss.temperature) as f32;
+            let pair = match (of_teacher, loss.temperature == 1.0) {
+                (Some(of_teacher), true) => (own, of_teacher),
+                _ => (
+                    Softmax::of(student, sharpness),
+                    Softmax::of(teacher, sharpness),
+                ),
+            };
+            let rows = Rows {
+                student,
+                teacher,
+                label,
+                own,
+                pair,
+                scale,
+                loss,
+            };
+            values.divergence = match divergence {
+                Divergence::ForwardKl => rows.diverge(ForwardKl),
+                Divergence::ReverseKl => rows.diverge(ReverseKl),
+                Divergence::Jsd { beta } => rows.diverge(Jsd::new(beta)),
+                Divergence::SkewKl { skew } => rows.diverge(SkewKl::new(skew)),
+                Divergence::SkewReverseKl { skew } => rows.diverge(SkewReverseKl::new(skew)),
+                Divergence::TotalVariation => rows.diverge(TotalVariation),
+            };
+        }
+        _ => {
+            let inverse = own.inverse();
+            let of_label = scale * (exp(student[label] - own.max) * inverse - 1.0);
+            for x in student.iter_mut() {
+                *x = scale * (exp(*x - own.max) * inverse);
+            }
+            student[label] = of_label;
+        }
+    }
+    values
+}
+
+/// Both rows, with what is known of them.
+struct Rows<'a> {
+    student: &'a mut [f32],
+    teacher: &'a [f32],
+    label: usize,
+    /// The student at T = 1.
+    own: Softmax,
+    /// Student and teacher at the divergence's temperature.
+    pair: (Softmax, Softmax),
+    scale: f32,
+    loss: &'a Loss,
+}
+
+impl Rows<'_> {
+    /// The divergence; the gradient of `ce + weight * divergence` in the student's place.
+    #[inline(always)]
+    fn diverge<D: OfColumn>(self, divergence: D) -> f64 {
+        let (of_student, of_teacher) = self.pair;
+        let constant = of_student.sum.ln() - of_teacher.sum.ln();
+        let columns = Columns {
+            max: (of_student.max, of_teacher.max),
+            inverse: (of_student.inverse(), of_teacher.inverse()),
+            sharpness: of_student.sharpness,
+            log_ratio: constant as f32,
+        };
+        let sums = Sums::of(self.student, self.teacher, columns, divergence);
+        let loss = self.loss;
+        let gradient = Gradient {
+            columns,
+            divergence,
+            sums,
+            own: (loss.temperature != 1.0).then(|| (self.own.max, self.own.inverse())),
+            weight: (loss.weight * loss.factor / loss.temperature) as f32,
+            scale: self.scale,
+        };
+        let label = self.label;
+        let of_label = gradient.at(self.student[label], self.teacher[label], 1.0);
+        for (x, y) in self.student.iter_mut().zip(self.teacher) {
+            *x = gradient.at(*x, *y, 0.0);
+        }
+        self.student[label] = of_label;
+        // What the sums leave out of the value: the probabilities of a row sum to 1.
+        loss.factor * (sums.value + D::GAP * constant)
+    }
+}
+
+/// From the logits of both models at a column to their probabilities. Pairs are of student and teacher.
+#[derive(Clone, Copy)]
+struct Columns {
+    max: (f32, f32),
+    /// 1 / sum.
+    inverse: (f32, f32),
+    /// 1 / T.
+    sharpness: f32,
+    /// The logarithm of the student's sum over the teacher's.
+    log_ratio: f32,
+}
+
+impl Columns {
+    // Called twice, and compiled for the processor's vectors only where it is inlined; so with all that loops call.
+    #[inline(always)]
+    fn at(self, own: f32, other: f32) -> Column {
+        let x = (own - self.max.0) * self.sharpness;
+        let y = (other - self.max.1) * self.sharpness;
+        Column {
+            p: exp(x) * self.inverse.0,
+            q: exp(y) * self.inverse.1,
+            ahead: (x - y) - self.log_ratio,
+            gap: y - x,
+            wide_gap: (f64::from(other) - f64::from(own)) * f64::from(self.sharpness),
+        }
+    }
+}
+
+/// What the gradient of a column needs of all columns.
+#[derive(Clone, Copy)]
+struct Sums {
+    /// Of the parts of the value.
+    value: f64,
+    /// The mean of the slopes by the student's probabilities.
+    slope: f64,
+    /// Of the shares.
+    share: f32,
+}
+
+impl Sums {
+    #[inline(always)]
+    fn of<D: OfColumn>(student: &[f32], teacher: &[f32], columns: Columns, divergence: D) -> Self {
+        let (mut value, mut slope, mut share) = (0.0_f64, 0.0_f64, 0.0_f64);
+        let mut values = [0.0_f32; BLOCK];
+        let mut of_slopes = [0.0_f64; BLOCK];
+        // Of the student's probabilities where there are slopes.
+        let mut of_shares = [0.0_f32; BLOCK];
+        for (student, teacher) in student.chunks(BLOCK).zip(teacher.chunks(BLOCK)) {
+            let count = student.len().min(teacher.len()).min(BLOCK);
+            for index in 0..count {
+                let column = columns.at(student[index], teacher[index]);
+                let part = divergence.part(column);
+                values[index] = part.value;
+                if D::SLOPES {
+                    of_slopes[index] = f64::from(column.p) * part.slope;
+                    of_shares[index] = column.p;
+                } else {
+                    of_shares[index] = part.share;
+                }
+            }
+            value += sum(&values[..count]);
+            if D::SLOPES {
+                slope += sum(&of_slopes[..count]);
+            }
+            share += sum(&of_shares[..count]);
+        }
+        Self {
+            value,
+            // Slopes of 1e4 show that rounded probabilities do not sum to 1: the mean is over what they do sum to.
+            slope: slope / share,
+            share: share as f32,
+        }
+    }
+}
+
+/// The gradient of a column.
+#[derive(Clone, Copy)]
+struct Gradient<D> {
+    columns: Columns,
+    divergence: D,
+    sums: Sums,
+    /// Largest logit and 1 / sum of the student at T = 1, where that is not the divergence's temperature.
+    own: Option<(f32, f32)>,
+    /// Of the divergence.
+    weight: f32,
+    scale: f32,
+}
+
+impl<D: OfColumn> Gradient<D> {
+    /// `one`: 1 at the label, 0 elsewhere. It is taken from the probability first, of which it may leave little.
+    #[inline(always)]
+    fn at(&self, x: f32, y: f32, one: f32) -> f32 {
+        let column = self.columns.at(x, y);
+        let part = self.divergence.part(column);
+        let gradient = match D::SLOPES {
+            true => column.p * (part.slope - self.sums.slope) as f32,
+            false => column.p.mul_add(self.sums.share, -part.share),
+        };
+        let own = match self.own {
+            Some((max, inverse)) => exp(x - max) * inverse,
+            None => column.p,
+        };
+        self.scale * self.weight.mul_add(gradient, own - one)
+    }
+}
+
+/// NaN is passed over here, and comes back with the differences from the largest.
+#[inline(always)]
+fn max(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *x);
+        }
+    }
+    let largest = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
+    rest.iter().copied().fold(largest, larger)
+}
+
+/// The sum of what `fill` makes of a row, block by block.
+#[inline(always)]
+fn sum_of(row: &[f32], fill: impl Fn(&[f32], &mut [f32])) -> f64 {
+    let mut out = [0.0_f32; BLOCK];
+    let mut total = 0.0;
+    for block in row.chunks(BLOCK) {
+        let out = &mut out[..block.len()];
+        fill(block, out);
+        total += sum(out);
+    }
+    total
+}
+
+/// The sum of a block, in f64.
+#[inline(always)]
+fn sum<T: Copy + Into<f64>>(block: &[T]) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let chunks = block.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += (*x).into();
+        }
+    }
+    lanes.into_iter().sum::<f64>() + rest.iter().map(|x| (*x).into()).sum::<f64>()
+}
