@@ -30,6 +30,10 @@ pub enum Command {
     Init(Init),
     /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule, one forward of both models
     Check(Check),
+    /// Measure how fast this machine distils a configuration's models: where the time goes, and what to change
+    ///
+    /// Random tokens of the configuration's shape; no corpus is needed, and nothing is written.
+    Bench(Bench),
     /// Tokenize the sources of a configuration into token files, once
     Prepare(Prepare),
     /// Look at prepared data, and at what a run was trained on
@@ -131,6 +135,15 @@ pub struct Init {
 pub struct Check {
     #[command(flatten)]
     pub config: ConfigArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Seconds of each of the three measurements
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub seconds: f64,
 }
 
 #[derive(Debug, Args)]

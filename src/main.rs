@@ -1,5 +1,6 @@
 //! `ddk`: the program. It reads the command line, joins the parts, and prints; algorithms live in the crates.
 
+mod bench;
 mod check;
 mod checkpoints;
 mod cli;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args, &mut out),
         Command::Init(args) => init::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args, &mut out),
+        Command::Bench(args) => bench::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Prepare(args) => prepare::run(args).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),

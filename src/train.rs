@@ -4,6 +4,7 @@ mod doremi;
 mod fork;
 mod healing;
 mod inputs;
+mod options;
 mod policy;
 mod reload;
 mod result;
@@ -23,14 +24,13 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, Guard, Live, RunPlan, SpikeAction, StopReason};
-use ddk_engine::{AdamWOptions, Schedule, StudentOptions};
+use ddk_engine::StudentOptions;
 use ddk_mixture::Policy;
-use ddk_objective::default_chunk;
 use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
-use ddk_torch::parse_device;
 
 pub use self::inputs::{Inputs, differences};
+pub use self::options::{most_steps, of_student as student_options};
 pub use self::ted::layer_pairs;
 use self::{
     doremi::Phases,
@@ -247,7 +247,7 @@ fn stopped(signal: u8, when: &str, path: &Path) -> ExitCode {
     ExitCode::from(128 + signal)
 }
 
-fn required<T>(value: Option<T>, key: &str) -> Result<T> {
+pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {
     value
         .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))
         .usage()
@@ -317,37 +317,12 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         vocabulary,
         settings.corpus.sequence_length,
     )?;
-    let device = parse_device(&settings.student.device)?;
-    let chunk = settings
-        .objective
-        .chunk
-        .unwrap_or_else(|| default_chunk(vocabulary, device));
-    let student = &settings.student;
-    let options = StudentOptions {
-        objective: objective::of_settings(&settings.objective),
-        vocabulary,
-        chunk,
-        recompute: student.recompute,
-        adamw: AdamWOptions {
-            beta1: student.beta1,
-            beta2: student.beta2,
-            epsilon: student.epsilon,
-            weight_decay: student.weight_decay,
-        },
-        clip_norm: student.clip_norm,
-        schedule: Schedule {
-            peak: student.lr,
-            end: student.lr_end,
-            warmup_steps: student.warmup_steps,
-            total_steps: most_steps(settings).unwrap_or(u64::MAX),
-        },
-        filters,
-    };
+    let options = student_options(settings, vocabulary, filters)?;
     let evaluation = Evaluation {
         validation: Arc::new(prepare::validation(&corpus)?),
         batch_rows: settings.evaluation.batch_rows,
         vocabulary,
-        chunk,
+        chunk: options.chunk,
     };
     let flops = wiring::flop_counter(&folders, &options)?;
     let plan = RunPlan {
@@ -366,19 +341,6 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         doremi: None,
         faults: Faults::parse(&settings.faults.plan)?,
     })
-}
-
-/// The steps that a run has at the most, by the nearest of its limits, where all its rows are full.
-pub fn most_steps(settings: &Settings) -> Option<u64> {
-    let run = &settings.run;
-    let step_tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
-    let limits = [
-        run.max_steps,
-        run.max_intervals
-            .map(|intervals| intervals * settings.mixture.interval),
-        run.max_tokens.map(|tokens| tokens.div_ceil(step_tokens)),
-    ];
-    limits.into_iter().flatten().min()
 }
 
 fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {

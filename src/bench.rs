@@ -1,0 +1,416 @@
+//! `ddk bench`: how fast this machine distils these models, where the time goes, and what to change.
+//!
+//! Both models work on rows of random tokens of the configuration's shape; nothing is read from a corpus and nothing is written.
+
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+use crossbeam::channel::bounded;
+use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
+use ddk_model::ModelConfig;
+use ddk_settings::Settings;
+use ddk_torch::{Lane, mkl_kernels, parse_device};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    cli, config,
+    progress::say,
+    train::{self, required},
+    wiring::{self, ModelFolders},
+};
+
+/// What is timed before the clock starts: libtorch chooses algorithms, memory is got from the system.
+const WARM_UP: usize = 2;
+
+/// Tokens do not matter to speed, as long as a head is asked for all kinds of columns.
+const SEED: u64 = 0;
+
+/// A side that is slower than the other by more than this is worth a change.
+const IMBALANCE: f64 = 1.15;
+
+/// What a step is made of, with the seconds it takes.
+#[derive(Debug, Default, Clone, Copy)]
+struct StudentSeconds {
+    forward: f64,
+    head: f64,
+    backward: f64,
+    optimizer: f64,
+}
+
+impl StudentSeconds {
+    fn sum(self) -> f64 {
+        self.forward + self.head + self.backward + self.optimizer
+    }
+}
+
+/// The rows of a step, as micro-batches.
+struct Rows {
+    rows: Vec<Vec<u32>>,
+    micro_rows: usize,
+}
+
+impl Rows {
+    fn random(settings: &Settings, vocabulary: i64) -> Self {
+        let mut rng = ddk_order::stream(SEED, "bench", &[]);
+        let row = |_| -> Vec<u32> {
+            let tokens = 0..settings.corpus.sequence_length;
+            let token = |_| ddk_order::below(&mut rng, vocabulary.unsigned_abs()) as u32;
+            tokens.map(token).collect()
+        };
+        Self {
+            rows: (0..settings.batch.rows).map(row).collect(),
+            micro_rows: settings.batch.micro_rows as usize,
+        }
+    }
+
+    fn micro_batches(&self) -> impl Iterator<Item = Vec<Sequence<'_>>> + Clone {
+        let chunks = self.rows.chunks(self.micro_rows);
+        chunks.map(|rows| rows.iter().map(|row| row.as_slice().into()).collect())
+    }
+
+    fn tokens(&self) -> f64 {
+        self.rows.iter().map(Vec::len).sum::<usize>() as f64
+    }
+
+    fn predictions(&self) -> f64 {
+        self.tokens() - self.rows.len() as f64
+    }
+}
+
+/// Everything that is measured.
+struct Bench<'a> {
+    settings: &'a Settings,
+    folders: ModelFolders,
+    options: StudentOptions,
+    rows: Rows,
+    /// Of each measurement.
+    time: Duration,
+}
+
+pub fn run(args: &cli::Bench, out: &mut dyn Write) -> Result<()> {
+    let settings = config::load(&args.config)?.settings;
+    let folders = ModelFolders::new(
+        required(settings.teacher.model.clone(), "teacher.model")?,
+        required(settings.student.model.clone(), "student.model")?,
+    );
+    let sizes = [&folders.teacher, &folders.student].map(|folder| ModelConfig::read(folder));
+    let [teacher, student] = sizes;
+    let vocabulary = teacher?.vocab_size().min(student?.vocab_size());
+    let options = train::student_options(&settings, vocabulary, None)?;
+    let bench = Bench {
+        rows: Rows::random(&settings, vocabulary),
+        settings: &settings,
+        folders,
+        options,
+        time: Duration::from_secs_f64(args.seconds),
+    };
+    bench.report(out)
+}
+
+impl Bench<'_> {
+    fn report(&self, out: &mut dyn Write) -> Result<()> {
+        let settings = self.settings;
+        let labels = wiring::labels(settings);
+        say("matrix products");
+        let lanes = [
+            ("teacher", settings.teacher.threads),
+            ("student", settings.student.threads),
+        ];
+        let rates = lanes.map(|(lane, threads)| alone(lane, || matrix_rate(threads)));
+        let [teacher_rate, student_rate] = rates;
+        let (teacher_rate, student_rate) = (teacher_rate?, student_rate?);
+        say("the teacher alone");
+        let teacher = match labels {
+            true => alone("teacher", || self.teacher())?,
+            false => 0.0,
+        };
+        say("the student alone");
+        let student = alone("student", || self.student())?;
+        say("both, overlapped");
+        let (overlapped, waited) = self.overlapped(labels)?;
+
+        let (of_teacher, of_student) = self.operations(labels)?;
+        let tokens = self.rows.tokens();
+        writeln!(
+            out,
+            "a step: {} rows of {} tokens; the CPU's matrix kernels: {}",
+            self.rows.rows.len(),
+            settings.corpus.sequence_length,
+            mkl_kernels()
+        )?;
+        writeln!(
+            out,
+            "{:20} {:>9} {:>9} {:>9}  of the lane's rate in matrix products on the CPU",
+            "", "seconds", "GFLOP/s", "share"
+        )?;
+        let mut whole = |name: &str, seconds: f64, operations: f64, rate: f64| {
+            let speed = operations / seconds / 1e9;
+            let share = 100.0 * speed / rate;
+            writeln!(
+                out,
+                "{name:20} {seconds:>9.4} {speed:>9.0} {share:>7.0} %  {rate:.0} GFLOP/s"
+            )
+        };
+        if labels {
+            whole("teacher", teacher, of_teacher, teacher_rate)?;
+        }
+        whole("student", student.sum(), of_student, student_rate)?;
+        for (name, seconds) in [
+            ("forward", student.forward),
+            ("heads and losses", student.head),
+            ("backward", student.backward),
+            ("optimizer", student.optimizer),
+        ] {
+            writeln!(out, "  {name:18} {seconds:>9.4}")?;
+        }
+        let apart = teacher + student.sum();
+        writeln!(
+            out,
+            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % of the time",
+            tokens / apart,
+            tokens / overlapped,
+            apart / overlapped,
+            100.0 * waited
+        )?;
+        writeln!(out, "{}", self.advice(teacher, student))?;
+        Ok(())
+    }
+
+    /// Operations of a step's matrix products: on the teacher's lane, and on the student's, where the teacher's head is applied too.
+    fn operations(&self, labels: bool) -> Result<(f64, f64)> {
+        let teacher = ModelConfig::read(&self.folders.teacher)?.flops();
+        let student = ModelConfig::read(&self.folders.student)?.flops();
+        let lengths = || self.rows.rows.iter().map(|row| row.len() as u64);
+        let columns = self.options.vocabulary.unsigned_abs();
+        let positions = lengths().sum();
+        let passes = if self.options.recompute { 4.0 } else { 3.0 };
+        let own = passes * student.hidden(lengths()) + 3.0 * student.head(positions, columns);
+        Ok(match labels {
+            true => (
+                teacher.hidden(lengths()),
+                own + teacher.head(positions, columns),
+            ),
+            false => (0.0, own),
+        })
+    }
+
+    /// In one sentence.
+    fn advice(&self, teacher: f64, student: StudentSeconds) -> String {
+        let lanes = self.settings.teacher.lanes as f64;
+        let ratio = teacher / lanes / student.sum();
+        let parts = [
+            (student.forward, "forward"),
+            (
+                student.head,
+                "heads: a smaller vocabulary, or fewer tokens that are scored",
+            ),
+            (student.backward, "backward"),
+        ];
+        let largest = parts
+            .into_iter()
+            .max_by(|one, other| one.0.total_cmp(&other.0));
+        let part = largest.map_or("", |(_, name)| name);
+        if teacher == 0.0 {
+            return format!("the student works alone; most of its time goes into its {part}");
+        }
+        match ratio {
+            ratio if ratio > IMBALANCE => format!(
+                "the teacher is slower by {ratio:.1} x: give it a lane more (teacher.lanes = {}), another device, or more threads",
+                self.settings.teacher.lanes + 1
+            ),
+            ratio if ratio < 1.0 / IMBALANCE => format!(
+                "the student is slower by {:.1} x: give it more threads (student.threads), or the faster device; most of its time goes into its {part}",
+                1.0 / ratio
+            ),
+            _ => "teacher and student are balanced".to_owned(),
+        }
+    }
+
+    fn build_teacher(&self) -> Result<Teacher> {
+        let student = parse_device(&self.settings.student.device)?;
+        let placement = wiring::teacher_placement(&self.settings.teacher)?;
+        let model = self.folders.frozen.model(&placement)?;
+        Ok(wiring::build_teacher(model, student, None)?)
+    }
+
+    fn build_student(&self) -> Result<Student> {
+        let options = self.options.clone();
+        Ok(wiring::build_student(
+            self.settings,
+            &self.folders,
+            options,
+            None,
+        )?)
+    }
+
+    /// Seconds of the forwards of a step.
+    fn teacher(&self) -> Result<f64> {
+        let _lane = Lane::enter(self.settings.teacher.threads);
+        let teacher = self.build_teacher()?;
+        let mut times = Vec::new();
+        while !self.is_enough(&times) {
+            let began = Instant::now();
+            for micro in self.rows.micro_batches() {
+                teacher.label(&micro)?;
+            }
+            wait_for(teacher.model().device());
+            times.push(began.elapsed());
+        }
+        Ok(median(times.split_off(WARM_UP)))
+    }
+
+    fn is_enough(&self, times: &[Duration]) -> bool {
+        times.len() > WARM_UP + 2 && times.iter().sum::<Duration>() > self.time
+    }
+
+    fn student(&self) -> Result<StudentSeconds> {
+        let teacher = match wiring::labels(self.settings) {
+            true => Some(self.build_teacher()?),
+            false => None,
+        };
+        let _lane = Lane::enter(self.settings.student.threads);
+        let mut student = self.build_student()?;
+        let signals = match &teacher {
+            Some(teacher) => {
+                let all = self.rows.micro_batches();
+                all.map(|micro| Ok(Some(teacher.label(&micro)?)))
+                    .collect::<Result<Vec<_>>>()?
+            }
+            None => self.rows.micro_batches().map(|_| None).collect(),
+        };
+        drop(teacher);
+        let (mut times, mut all) = (Vec::new(), Vec::new());
+        while !self.is_enough(&times) {
+            let began = Instant::now();
+            let mut seconds = StudentSeconds::default();
+            for (micro, signal) in self.rows.micro_batches().zip(&signals) {
+                let done = student.accumulate(&micro, signal.as_ref(), self.rows.predictions())?;
+                seconds.forward += done.forward_seconds;
+                seconds.head += done.head_seconds;
+                seconds.backward += done.backward_seconds;
+            }
+            let update = Instant::now();
+            student.update(times.len() as u64 + 1)?;
+            wait_for(student.model().device());
+            seconds.optimizer = update.elapsed().as_secs_f64();
+            times.push(began.elapsed());
+            all.push(seconds);
+        }
+        let all = all.split_off(WARM_UP);
+        let of = |part: fn(&StudentSeconds) -> f64| {
+            median(
+                all.iter()
+                    .map(|seconds| Duration::from_secs_f64(part(seconds)))
+                    .collect(),
+            )
+        };
+        Ok(StudentSeconds {
+            forward: of(|seconds| seconds.forward),
+            head: of(|seconds| seconds.head),
+            backward: of(|seconds| seconds.backward),
+            optimizer: of(|seconds| seconds.optimizer),
+        })
+    }
+
+    /// Seconds of a step while teachers and student work side by side, and the share of them in which the student waits.
+    fn overlapped(&self, labels: bool) -> Result<(f64, f64)> {
+        let settings = self.settings;
+        let lanes = settings.teacher.lanes;
+        let depth = settings.queues.depth;
+        let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
+        std::thread::scope(|scope| {
+            let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();
+            for (lane, sender) in senders.into_iter().enumerate().filter(|_| labels) {
+                let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
+                thread.spawn_scoped(scope, move || -> Result<()> {
+                    let _lane = Lane::enter(settings.teacher.threads);
+                    let teacher = self.build_teacher()?;
+                    // Micro-batch i is lane i mod lanes', step after step.
+                    let all: Vec<_> = self.rows.micro_batches().collect();
+                    let mut number = lane;
+                    // The student hangs up when it has seen enough.
+                    while sender
+                        .send(teacher.label(&all[number % all.len()])?)
+                        .is_ok()
+                    {
+                        number += lanes;
+                    }
+                    Ok(())
+                })?;
+            }
+            let thread = std::thread::Builder::new().name("student".to_owned());
+            let work = move || -> Result<(f64, f64)> {
+                let _lane = Lane::enter(settings.student.threads);
+                let mut student = self.build_student()?;
+                let (mut times, mut waits, mut number) = (Vec::new(), Vec::new(), 0);
+                // The queues were filled while nobody took from them: that many batches come for nothing.
+                let free = WARM_UP + (depth * lanes).div_ceil(self.rows.micro_batches().count());
+                while times.len() < free + 3 || times[free..].iter().sum::<Duration>() < self.time {
+                    let began = Instant::now();
+                    let mut waited = Duration::ZERO;
+                    for micro in self.rows.micro_batches() {
+                        let asked = Instant::now();
+                        let signal = match labels {
+                            true => Some(receivers[number % lanes].recv()?),
+                            false => None,
+                        };
+                        waited += asked.elapsed();
+                        number += 1;
+                        student.accumulate(&micro, signal.as_ref(), self.rows.predictions())?;
+                    }
+                    student.update(times.len() as u64 + 1)?;
+                    times.push(began.elapsed());
+                    waits.push(waited);
+                }
+                let mean = |all: &[Duration]| {
+                    all[free..].iter().sum::<Duration>().as_secs_f64() / (all.len() - free) as f64
+                };
+                let step = mean(&times);
+                Ok((step, mean(&waits) / step))
+            };
+            let done = thread.spawn_scoped(scope, work)?.join();
+            done.map_err(|_| anyhow!("the student's lane panicked"))?
+        })
+    }
+}
+
+/// Does the work on a thread of that name: a lane's.
+fn alone<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let done = thread.spawn_scoped(scope, work)?.join();
+        done.map_err(|_| anyhow!("{name}: the measurement panicked"))?
+    })
+}
+
+/// Waits until a GPU has done what it was given.
+fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
+/// GFLOP/s in products of square matrices, on the CPU.
+fn matrix_rate(threads: usize) -> Result<f64> {
+    const SIDE: i64 = 1024;
+    let _lane = Lane::enter(threads);
+    let _no_grad = tch::no_grad_guard();
+    let matrix = Tensor::f_rand([SIDE, SIDE], (Kind::Float, Device::Cpu))?;
+    let mut best = f64::INFINITY;
+    for _ in 0..20 {
+        let began = Instant::now();
+        let _product = matrix.f_mm(&matrix)?;
+        best = best.min(began.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (SIDE as f64).powi(3) / best / 1e9)
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times
+        .get(times.len() / 2)
+        .map_or(0.0, Duration::as_secs_f64)
+}
