@@ -68,6 +68,7 @@ impl Inputs {
             &mut HeadGradients {
                 weight: Some(&mut self.weight_gradient),
                 bias: None,
+                buffers: None,
             },
         )
         .expect("the head runs")

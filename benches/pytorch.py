@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 DDK = ROOT / "target/debug/ddk"
@@ -101,14 +102,32 @@ enabled = false
 """)
 
 
-def run_ddk(folder, arguments):
-    """Runs `ddk` to its end; its peak resident memory."""
+def write_world_apart(folder, shape):
+    """In a process of its own, which ends with all that it has imported."""
+    subprocess.run([sys.executable, __file__, "--write-world", folder, json.dumps(shape)], check=True, stderr=subprocess.DEVNULL)
+
+
+def peak(process):
+    """The peak of resident memory so far, in bytes; 0 where the process is gone."""
+    try:
+        lines = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return 1024 * int(found[0]) if found else 0
+
+
+def run_ddk(folder, arguments, is_over=lambda: False):
+    """Runs `ddk` to its end; its peak resident memory until `is_over`, and in all."""
+    until, whole = 0, 0
     with open(folder / "said", "w") as said:
         process = subprocess.Popen([DDK, *arguments], cwd=folder, stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+        while process.poll() is None:
+            whole = max(whole, peak(process))
+            until = until if is_over() else whole
+            time.sleep(0.005)
     assert process.returncode == 0, (folder / "said").read_text()
-    return usage.ru_maxrss * 1024
+    return until, whole
 
 
 def leading(folder):
@@ -122,14 +141,16 @@ def leading(folder):
 def ddk_steps(folder, shape, count, number, sets):
     name = f"round-{number}"
     more = [word for set_ in [f"run.name={name}", f"run.max_steps={WARM_UP + count}", *sets] for word in ["--set", set_]]
-    peak = run_ddk(folder, ["train", "config.toml", *more])
-    lines = (folder / "runs" / name / "run.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["seconds"] for line in lines[WARM_UP:]]
+    file = folder / "runs" / name / "run.jsonl"
+    lines = lambda: file.read_text().splitlines() if file.exists() else []
+    # The peer saves nothing: the copy that DDK saves at the end is in its peak, but not in what a step needs.
+    of_steps, whole = run_ddk(folder, ["train", "config.toml", *more], lambda: len(lines()) >= WARM_UP + count)
+    steps = [json.loads(line)["seconds"] for line in lines()[WARM_UP:]]
     assert len(steps) == count
     # The tokens of a row are `length`; the peer predicts one fewer of each.
     seconds = sum(sum(step.values()) for step in steps) / count
     parts = {part: sum(step[part] for step in steps) / count for part in steps[0]}
-    return dict(seconds=seconds, peak=peak, parts=parts)
+    return dict(seconds=seconds, of_steps=of_steps, peak=whole, parts=parts)
 
 
 def weights(sizes, vocabulary):
@@ -141,10 +162,9 @@ def compare(case, shape, rounds, count, sets):
     tokens = shape["rows"] * shape["length"]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        # In a process of its own: a child's peak begins with what its parent holds, and this one stays small.
-        subprocess.run([sys.executable, __file__, "--write-world", folder, "--cases", case], check=True, stderr=subprocess.DEVNULL)
+        write_world_apart(folder, shape)
         run_ddk(folder, ["prepare", "config.toml"])
-        idle = run_ddk(folder, ["config", "show", "config.toml"])
+        idle, _ = run_ddk(folder, ["config", "show", "config.toml"])
         peers = {mode: Peer(mode, shape, {}) for mode in MODES}
         peers[LED] = Peer("compile-step", shape, {"LD_PRELOAD": leading(folder)})
         results = []
@@ -167,7 +187,7 @@ def compare(case, shape, rounds, count, sets):
 
     best = max(MODES, key=rate)
     of_peer = max(result[best]["peak"] - result[best]["idle"] - result[best]["static"] for result in results)
-    of_ddk = max(result["ddk"]["peak"] for result in results) - idle - ours
+    of_ddk = max(result["ddk"]["of_steps"] for result in results) - idle - ours
     peaks = [max(result[name]["peak"] for result in results) for name in [best, "ddk"]]
     parts = {part: statistics.median(result["ddk"]["parts"][part] for result in results) for part in results[0]["ddk"]["parts"]}
     return dict(case=case, rates={name: rate(name) for name in [*MODES, LED, "ddk"]}, ratio=ratio(MODES), led=ratio([*MODES, LED]), working=[of_peer, of_ddk], peaks=peaks, parts=parts)
@@ -180,10 +200,11 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--set", action="append", default=[], dest="sets", help="a setting of ddk's")
     parser.add_argument("--json")
-    parser.add_argument("--write-world", help=argparse.SUPPRESS)
+    parser.add_argument("--write-world", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write_world:
-        return write_world(pathlib.Path(options.write_world), CASES[options.cases])
+        folder, shape = options.write_world
+        return write_world(pathlib.Path(folder), json.loads(shape))
     results = []
     for case in options.cases:
         print(f"case {case}: the peers warm up", file=sys.stderr)
@@ -204,4 +225,5 @@ def main():
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
 
 
-main()
+if __name__ == "__main__":
+    main()

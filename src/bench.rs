@@ -12,7 +12,7 @@ use crossbeam::channel::bounded;
 use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
 use ddk_model::ModelConfig;
 use ddk_settings::Settings;
-use ddk_torch::{Lane, mkl_kernels, parse_device};
+use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -80,8 +80,8 @@ impl Rows {
     }
 }
 
-/// Everything that is measured.
-struct Bench<'a> {
+/// Both models of a configuration, and what they work on.
+pub struct Bench<'a> {
     settings: &'a Settings,
     folders: ModelFolders,
     options: StudentOptions,
@@ -92,22 +92,38 @@ struct Bench<'a> {
 
 pub fn run(args: &cli::Bench, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
-    let folders = ModelFolders::new(
-        required(settings.teacher.model.clone(), "teacher.model")?,
-        required(settings.student.model.clone(), "student.model")?,
-    );
-    let sizes = [&folders.teacher, &folders.student].map(|folder| ModelConfig::read(folder));
-    let [teacher, student] = sizes;
-    let vocabulary = teacher?.vocab_size().min(student?.vocab_size());
-    let options = train::student_options(&settings, vocabulary, None)?;
-    let bench = Bench {
-        rows: Rows::random(&settings, vocabulary),
-        settings: &settings,
-        folders,
-        options,
-        time: Duration::from_secs_f64(args.seconds),
-    };
-    bench.report(out)
+    Bench::new(&settings, args.seconds)?.report(out)
+}
+
+impl<'a> Bench<'a> {
+    /// Each measurement takes about so many seconds, and the loading of a model.
+    pub fn new(settings: &'a Settings, seconds: f64) -> Result<Self> {
+        let folders = ModelFolders::new(
+            required(settings.teacher.model.clone(), "teacher.model")?,
+            required(settings.student.model.clone(), "student.model")?,
+        );
+        let (teacher, student) = (
+            ModelConfig::read(&folders.teacher)?,
+            ModelConfig::read(&folders.student)?,
+        );
+        let vocabulary = teacher.vocab_size().min(student.vocab_size());
+        Ok(Self {
+            rows: Rows::random(settings, vocabulary),
+            options: train::student_options(settings, vocabulary, None)?,
+            settings,
+            folders,
+            time: Duration::from_secs_f64(seconds),
+        })
+    }
+
+    /// Seconds of a step: the teacher's (0 where it is not asked), and the student's.
+    pub fn seconds(&self) -> Result<(f64, f64)> {
+        let teacher = match wiring::labels(self.settings) {
+            true => alone("teacher", || self.teacher())?,
+            false => 0.0,
+        };
+        Ok((teacher, alone("student", || self.student())?.sum()))
+    }
 }
 
 impl Bench<'_> {
@@ -320,11 +336,16 @@ impl Bench<'_> {
         let settings = self.settings;
         let lanes = settings.teacher.lanes;
         let depth = settings.queues.depth;
+        let turns = match settings.run.take_turns {
+            true => Turns::taken(),
+            false => Turns::free(),
+        };
         let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
         std::thread::scope(|scope| {
             let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();
             for (lane, sender) in senders.into_iter().enumerate().filter(|_| labels) {
                 let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
+                let turns = turns.clone();
                 thread.spawn_scoped(scope, move || -> Result<()> {
                     let _lane = Lane::enter(settings.teacher.threads);
                     let teacher = self.build_teacher()?;
@@ -332,10 +353,11 @@ impl Bench<'_> {
                     let all: Vec<_> = self.rows.micro_batches().collect();
                     let mut number = lane;
                     // The student hangs up when it has seen enough.
-                    while sender
-                        .send(teacher.label(&all[number % all.len()])?)
-                        .is_ok()
-                    {
+                    let label = |number: usize| {
+                        let _turn = turns.wait();
+                        teacher.label(&all[number % all.len()])
+                    };
+                    while sender.send(label(number)?).is_ok() {
                         number += lanes;
                     }
                     Ok(())
@@ -357,6 +379,7 @@ impl Bench<'_> {
                             true => Some(receivers[number % lanes].recv()?),
                             false => None,
                         };
+                        let _turn = turns.wait();
                         waited += asked.elapsed();
                         number += 1;
                         student.accumulate(&micro, signal.as_ref(), self.rows.predictions())?;

@@ -10,6 +10,7 @@ mod reload;
 mod result;
 mod systemd;
 mod ted;
+mod threads;
 mod workers;
 
 use std::{
@@ -130,6 +131,7 @@ enum Ran {
 pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result<ExitCode> {
     let name = required(settings.run.name.clone(), "run.name")?;
     let path = settings.run.folder.join(&name);
+    let settings = &threads::chosen(settings, &path)?;
     let mut prepared = prepare_run(settings)?;
     let folder = open_folder(&path, flags.new)?;
     let forks = flags

@@ -1,6 +1,6 @@
 //! Joins the ports of `ddk-actors` to the engine and the corpus.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use ddk_actors::{
     Live, MicroBatch, MicroLoss, PortError, RowLoss, Rows, Update,
@@ -14,7 +14,7 @@ use ddk_engine::{
 use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, MixturePolicy, Settings};
-use ddk_torch::{DeviceError, Lane, TorchError, parse_device};
+use ddk_torch::{DeviceError, Lane, TorchError, Turns, parse_device};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -60,6 +60,7 @@ pub struct TeacherPort {
     teacher: Option<Teacher>,
     /// Whether batches are labelled.
     labels: bool,
+    turns: Turns,
     evaluation: Evaluation,
     copies: Copies,
 }
@@ -89,6 +90,7 @@ pub struct StudentPort {
     live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
+    turns: Turns,
     student: Box<dyn Learner>,
     evaluation: Evaluation,
     flops: FlopCounter,
@@ -103,6 +105,7 @@ pub fn teachers(
     evaluation: Evaluation,
     known: bool,
     filters: Option<Filters>,
+    turns: Turns,
     faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
     let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
@@ -121,6 +124,7 @@ pub fn teachers(
             lane,
             teacher: (labels || measures).then(build).transpose()?,
             labels,
+            turns: turns.clone(),
             evaluation: evaluation.clone(),
             copies: Copies {
                 folder: folders.student.clone(),
@@ -138,6 +142,7 @@ pub struct StudentStart {
     pub row_losses: RowLosses,
     /// The checkpoint that it goes on from; its folder where absent.
     pub checkpoint: Option<PathBuf>,
+    pub turns: Turns,
 }
 
 /// Builds the student on its thread.
@@ -154,6 +159,7 @@ pub fn student(
     Box::new(move || {
         let lane = Lane::enter(settings.student.threads);
         let flops = flop_counter(&folders, &start.options).map_err(model_error)?;
+        let turns = start.turns.clone();
         let learns_filters = |filters: &Filters| filters.learnt.is_none();
         let student: Box<dyn Learner> = match start.options.filters.clone() {
             Some(filters) if learns_filters(&filters) => {
@@ -171,6 +177,7 @@ pub fn student(
             live,
             faults,
             lane,
+            turns,
             student,
             evaluation,
             flops,
@@ -338,6 +345,7 @@ impl ddk_actors::Teacher for TeacherPort {
         let nan = self.faults.worker(Place::Teacher, batch.step)?;
         let mut signal = match &self.teacher {
             Some(teacher) if self.labels => {
+                let _turn = self.turns.wait();
                 teacher.label(&sequences(batch)).map_err(engine_error)?
             }
             _ => Signal::Nothing,
@@ -396,10 +404,14 @@ impl ddk_actors::Student for StudentPort {
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
         let rows = sequences(batch);
+        let asked = Instant::now();
+        let turn = self.turns.wait();
+        let waited = asked.elapsed().as_secs_f64();
         let done = self
             .student
             .accumulate(&rows, Some(&signal), batch.step_predictions as f64)
             .map_err(engine_error)?;
+        drop(turn);
         // What is not a number has to come out of the engine to be skipped there.
         let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
             true => self.student.poison(),
@@ -411,6 +423,7 @@ impl ddk_actors::Student for StudentPort {
             layer_sum: done.layer_sum,
             rows: done.rows.iter().map(row_loss).collect(),
             seconds: [
+                ("teacher_wait", waited),
                 ("forward", done.forward_seconds),
                 ("head", done.head_seconds),
                 ("backward", done.backward_seconds),

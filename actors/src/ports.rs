@@ -110,7 +110,7 @@ pub struct MicroLoss {
     /// Sum of the distance between layers; 0 where the loss has none.
     pub layer_sum: f64,
     /// Seconds by phase.
-    pub seconds: [(&'static str, f64); 3],
+    pub seconds: [(&'static str, f64); 4],
     /// Floating-point operations of the teacher that labelled it, the products beside the student included.
     pub teacher_flops: f64,
     /// The student's, forward and backward.

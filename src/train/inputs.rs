@@ -13,6 +13,7 @@ use ddk_run::RunFolder;
 use ddk_settings::Settings;
 use serde::{Deserialize, Serialize};
 
+use super::threads;
 use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
@@ -250,7 +251,9 @@ fn inputs_file(folder: &RunFolder) -> PathBuf {
 pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let config = folder.join("config.toml");
     let then = ddk_settings::load(std::slice::from_ref(&config), &[], [])?.settings;
-    match difference(&then, settings)? {
+    let mut now = settings.clone();
+    threads::adopt(&mut now, &then);
+    match difference(&then, &now)? {
         Some((key, then, now)) => Err(anyhow!(
             "{} holds another run: `{key}` was {then}, and is {now} now",
             folder.display()

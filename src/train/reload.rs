@@ -7,7 +7,7 @@ use ddk_actors::Live;
 use ddk_settings::Settings;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::inputs::differences;
+use super::{inputs::differences, threads};
 use crate::{
     cli, config,
     progress::{Printer, say},
@@ -32,8 +32,11 @@ pub(super) fn on_hangup(
     let mut current = settings;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            let read = config::load(&source)
-                .and_then(|loaded| take(&mut current, &loaded.settings, &live, &printer));
+            let read = config::load(&source).and_then(|loaded| {
+                let mut new = loaded.settings;
+                threads::adopt(&mut new, &current);
+                take(&mut current, &new, &live, &printer)
+            });
             if let Err(error) = read {
                 tracing::warn!(%error, "the settings were not read again");
                 say(&format!("SIGHUP: nothing changed: {error}"));

@@ -17,6 +17,7 @@ use ddk_model::ModelConfig;
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, metrics};
+use ddk_torch::Turns;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -245,6 +246,10 @@ async fn attempt(
         "the queues of micro-batches hold at most this much"
     );
     let faults = || Arc::clone(&prepared.faults);
+    let turns = match settings.run.take_turns {
+        true => Turns::taken(),
+        false => Turns::free(),
+    };
     let parts = Parts {
         teacher: wiring::teachers(
             settings,
@@ -252,6 +257,7 @@ async fn attempt(
             begin.evaluation.clone(),
             known.is_some(),
             begin.options.filters.clone(),
+            turns.clone(),
             faults(),
         ),
         student: wiring::student(
@@ -261,6 +267,7 @@ async fn attempt(
                 options: begin.options,
                 row_losses: policy::row_losses(policy.needs()),
                 checkpoint: begin.checkpoint,
+                turns,
             },
             begin.evaluation,
             records(prepared).map_err(|error| lost(&error))?,

@@ -284,7 +284,12 @@ impl Student for FakeStudent {
             kl_sum: loss / 3.0,
             rows: losses.collect(),
             layer_sum: 0.0,
-            seconds: [("forward", 0.0), ("head", 0.0), ("backward", 0.0)],
+            seconds: [
+                ("teacher_wait", 0.0),
+                ("forward", 0.0),
+                ("head", 0.0),
+                ("backward", 0.0),
+            ],
             teacher_flops: 30.0 * batch.rows.len() as f64,
             student_flops: 10.0 * batch.rows.len() as f64,
         })

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use ddk_model::{Model, safetensors::read_tensors};
 use ddk_objective::{
-    Detail, HeadGradients, HeadInput, HeadOptions, Objective, PerPosition, Positions, chunked_head,
+    Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, Objective, PerPosition, Positions,
+    chunked_head,
 };
 use ddk_torch::TorchError;
 use tch::{Device, Kind, Tensor};
@@ -98,6 +99,7 @@ pub struct Student {
     head_gradient: Tensor,
     /// TED's filters, with the gradients accumulated over the step's micro-batches.
     filters: Vec<Filter>,
+    buffers: LogitBuffers,
 }
 
 impl Student {
@@ -140,6 +142,7 @@ impl Student {
             row_losses: RowLosses::None,
             head_gradient,
             filters,
+            buffers: LogitBuffers::default(),
         })
     }
 
@@ -215,6 +218,7 @@ impl Student {
             &mut HeadGradients {
                 weight: Some(&mut self.head_gradient),
                 bias: None,
+                buffers: Some(&mut self.buffers),
             },
         )?;
         let row_sums = match &output.per_position {

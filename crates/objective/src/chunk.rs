@@ -11,14 +11,15 @@ use crate::{
 
 /// Positions whose logits are formed at a time, for a vocabulary.
 ///
-/// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 4 MiB, but no chunk is smaller than 64
-/// positions, below which the matrix products slow down: measured with `head_memory --speed` (see docs/performance.md). On a GPU larger matrices are worth their memory.
+/// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 32 MiB: fewer positions make products that read the
+/// output matrix more often, more of them gain little over 256 (docs/performance.md). On a GPU larger matrices are worth their
+/// memory.
 pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
-    let (numbers, least) = match device {
-        Device::Cpu => (1 << 20, 64),
-        _ => (1 << 27, 512),
+    let (numbers, range) = match device {
+        Device::Cpu => (1 << 23, (128, 256)),
+        _ => (1 << 27, (512, i64::MAX)),
     };
-    (numbers / vocabulary.max(1)).max(least)
+    (numbers / vocabulary.max(1)).clamp(range.0, range.1)
 }
 
 /// What is known of a chunk of positions.

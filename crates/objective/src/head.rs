@@ -3,7 +3,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
-    HeadInput, Objective, ObjectiveError,
+    HeadInput, LogitBuffers, Objective, ObjectiveError,
     chunk::{self, Chunk},
 };
 
@@ -43,13 +43,15 @@ pub enum Detail {
     PositionsAndTeacher,
 }
 
-/// Where gradients of the student's head are added, in place.
+/// Where gradients of the student's head are added, in place, and what the head works in.
 #[derive(Debug, Default)]
 pub struct HeadGradients<'a> {
     /// Shape of the student's matrix; rows past the vocabulary stay as they are. Absent where the matrix is frozen.
     pub weight: Option<&'a mut Tensor>,
     /// Shape of the student's bias, where it has one that learns.
     pub bias: Option<&'a mut Tensor>,
+    /// Kept for the next call; memory of its own where absent.
+    pub buffers: Option<&'a mut LogitBuffers>,
 }
 
 /// Sums over the scored positions (not divided), and the gradient of the hidden states.
@@ -113,14 +115,19 @@ pub fn chunked_head(
         (count, kind, student.hidden.device()),
     )?;
 
+    let mut own = LogitBuffers::default();
+    let buffers = match &mut gradients.buffers {
+        Some(buffers) => buffers,
+        None => &mut own,
+    };
     let mut start = 0;
     while start < count {
         let size = options.chunk.max(1).min(count - start);
-        let logits = student.logits(start, size, options.vocabulary)?;
+        let logits = student.logits(start, size, options.vocabulary, &mut buffers.student)?;
         let teacher_logits = teacher
             .map(|teacher| {
                 teacher
-                    .logits(start, size, options.vocabulary)?
+                    .logits(start, size, options.vocabulary, &mut buffers.teacher)?
                     .f_to_kind(kind)
             })
             .transpose()?;
@@ -176,10 +183,11 @@ pub fn cross_entropy_sum(
     let scored = labels.f_ge(0)?;
     let labels = labels.f_clamp_min(0)?.f_unsqueeze(1)?;
     let mut sum = Tensor::f_zeros([1], (Kind::Double, labels.device()))?;
+    let mut buffers = LogitBuffers::default();
     let mut start = 0;
     while start < count {
         let size = chunk.max(1).min(count - start);
-        let logits = input.logits(start, size, vocabulary)?;
+        let logits = input.logits(start, size, vocabulary, &mut buffers.student)?;
         let of_label = logits
             .f_gather(1, &labels.f_narrow(0, start, size)?, false)?
             .f_squeeze_dim(1)?;

@@ -22,5 +22,5 @@ pub use head::{
     cross_entropy_sum,
 };
 pub use layers::{LayerInput, LayerOutput, layer_loss};
-pub use logits::HeadInput;
+pub use logits::{HeadInput, LogitBuffers};
 pub use objective::Objective;

@@ -1,6 +1,6 @@
 //! From hidden states to logits, and gradients back.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Hidden states and the output matrix of a model.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +15,40 @@ pub struct HeadInput<'a> {
     pub scale: f64,
     /// Logits z become `cap * tanh(z / cap)` (Gemma 2), after the scale.
     pub soft_cap: Option<f64>,
+}
+
+/// Memory for the logits of a chunk, student's and teacher's. Kept from call to call it is got from the system once: buffers of such a
+/// size would be given back and faulted in again for every chunk.
+#[derive(Debug, Default)]
+pub struct LogitBuffers {
+    pub(crate) student: Buffer,
+    pub(crate) teacher: Buffer,
+}
+
+/// Memory for a matrix; grows to the largest that was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer(Option<Tensor>);
+
+impl Buffer {
+    /// A matrix without values in this memory. What it was before is overwritten.
+    fn matrix(
+        &mut self,
+        [rows, columns]: [i64; 2],
+        kind: Kind,
+        device: Device,
+    ) -> Result<Tensor, TchError> {
+        let numbers = rows * columns;
+        let fits = |tensor: &Tensor| {
+            (tensor.kind(), tensor.device()) == (kind, device) && tensor.numel() >= numbers as usize
+        };
+        let kept = match self.0.take().filter(fits) {
+            Some(kept) => kept,
+            None => Tensor::f_empty([numbers], (kind, device))?,
+        };
+        let matrix = kept.f_narrow(0, 0, numbers)?.f_view([rows, columns])?;
+        self.0 = Some(kept);
+        Ok(matrix)
+    }
 }
 
 impl<'a> HeadInput<'a> {
@@ -37,18 +71,25 @@ impl<'a> HeadInput<'a> {
         }
     }
 
-    /// Logits `[count, vocabulary]` of the positions `start..start + count`, in the dtype of softmaxes.
+    /// Logits `[count, vocabulary]` of the positions `start..start + count`, in the dtype of softmaxes; in the buffer where they are
+    /// formed in that dtype.
     pub(crate) fn logits(
         &self,
         start: i64,
         count: i64,
         vocabulary: i64,
+        buffer: &mut Buffer,
     ) -> Result<Tensor, TchError> {
         let hidden = self.hidden.f_narrow(0, start, count)?;
-        let weight = self.weight.f_narrow(0, 0, vocabulary)?;
-        let mut logits = hidden
-            .f_mm(&weight.f_tr()?)?
-            .f_to_kind(self.softmax_kind())?;
+        let weight = self.weight.f_narrow(0, 0, vocabulary)?.f_tr()?;
+        let kind = self.softmax_kind();
+        let mut logits = match hidden.kind() == kind {
+            true => {
+                let out = buffer.matrix([count, vocabulary], kind, hidden.device())?;
+                hidden.f_mm_out(&out, &weight)?
+            }
+            false => hidden.f_mm(&weight)?.f_to_kind(kind)?,
+        };
         if let Some(bias) = self.bias {
             logits = logits.f_add_(&bias.f_narrow(0, 0, vocabulary)?)?;
         }

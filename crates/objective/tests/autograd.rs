@@ -132,6 +132,7 @@ impl Case {
             &mut HeadGradients {
                 weight: Some(&mut weight),
                 bias: Some(&mut bias),
+                buffers: None,
             },
         )
         .unwrap();
@@ -384,6 +385,7 @@ fn micro_batches_add_up_to_the_step() {
             &mut HeadGradients {
                 weight: Some(&mut weight),
                 bias: None,
+                buffers: None,
             },
         )
         .unwrap();
@@ -581,6 +583,7 @@ fn the_softmax_of_bf16_models_is_in_fp32() {
         &mut HeadGradients {
             weight: Some(&mut weight),
             bias: None,
+            buffers: None,
         },
     )
     .unwrap();
@@ -649,6 +652,7 @@ fn inputs_that_do_not_belong_together_are_named() {
         &mut HeadGradients {
             weight: Some(&mut case.student[1].zeros_like()),
             bias: None,
+            buffers: None,
         },
     )
     .unwrap_err()

@@ -66,6 +66,7 @@ fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> Head
         &mut HeadGradients {
             weight: Some(&mut weight),
             bias: None,
+            buffers: None,
         },
     )
     .unwrap()

@@ -69,6 +69,22 @@ pub struct RunOptions {
     pub stop_ratio: Option<f64>,
     /// Write samples.jsonl: for each step, which rows of which documents it was trained on.
     pub trace: Option<bool>,
+    /// Teachers and student compute one at a time, each on all its threads: on the CPU the faster way where the student is the slower
+    /// side and both have a thread for each core.
+    pub take_turns: Option<bool>,
+    /// Who chooses `run.take_turns`, `teacher.lanes`, `teacher.threads` and `student.threads` on the CPU: `given`, or `auto`, a measurement before step
+    /// 1, whose choice the run keeps.
+    pub threads: Option<ThreadChoice>,
+}
+
+/// Who shares the CPU's cores between teacher and student.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ThreadChoice {
+    /// The settings of teacher and student.
+    Given,
+    /// A measurement of both.
+    Auto,
 }
 
 /// How text becomes rows of tokens.

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    Dtype, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike, Token,
-    ValidationBy, WhenStale,
+    Dtype, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike, ThreadChoice,
+    Token, ValidationBy, WhenStale,
 };
 
 /// All settings of a run. See [`crate::Options`] for what each means.
@@ -53,6 +53,8 @@ pub struct Run {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_ratio: Option<f64>,
     pub trace: bool,
+    pub take_turns: bool,
+    pub threads: ThreadChoice,
 }
 
 /// `[corpus]`.

@@ -214,6 +214,8 @@ impl Checker<'_> {
             max_tokens,
             stop_ratio,
             trace: self.need("run.trace", run.trace)?,
+            take_turns: self.need("run.take_turns", run.take_turns)?,
+            threads: self.need("run.threads", run.threads)?,
         })
     }
 

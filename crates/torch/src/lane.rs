@@ -1,6 +1,9 @@
-//! A lane: a named thread with its own libtorch threads, and its busy time.
+//! A lane: a named thread with its own libtorch threads, and its busy time; lanes that take turns.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// The calling thread as a lane: it has a number of libtorch threads of its own, and its processor time can be read.
 ///
@@ -47,6 +50,32 @@ impl Lane {
             })
             .sum();
         nanoseconds as f64 / 1e9 / self.threads as f64
+    }
+}
+
+/// Lanes that compute one at a time, each on all its threads. Where a lane has as many threads as there are cores, another one beside
+/// it would keep each of its products waiting for the thread that has lost its core.
+///
+/// What a lane computes does not depend on whose turn it was before.
+#[derive(Debug, Clone, Default)]
+pub struct Turns(Option<Arc<Mutex<()>>>);
+
+impl Turns {
+    /// For lanes that share their cores.
+    pub fn taken() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// For lanes that compute whenever they want.
+    pub fn free() -> Self {
+        Self(None)
+    }
+
+    /// Waits until no other lane computes; it is this one's turn until the guard is dropped.
+    pub fn wait(&self) -> Option<MutexGuard<'_, ()>> {
+        // A lane that panicked in its turn left nothing behind that another one could see.
+        let turn = self.0.as_ref()?.lock();
+        Some(turn.unwrap_or_else(PoisonError::into_inner))
     }
 }
 

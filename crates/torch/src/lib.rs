@@ -11,7 +11,7 @@ mod numbers;
 pub use allocator::keep_freed_memory;
 pub use device::{DeviceError, parse_device};
 pub use error::TorchError;
-pub use lane::Lane;
+pub use lane::{Lane, Turns};
 pub use mkl::mkl_kernels;
 pub use numbers::{numbers, numbers_mut};
 

@@ -1,0 +1,51 @@
+"""What balancing lanes on the CPU is worth: `run.threads = "auto"` against one thread a lane, alternating in one run.
+
+usage: make build; FOLDER/bin/python benches/lanes.py [--rounds 5] [--steps 12]          FOLDER: from tools/python-env
+
+Two pairs of models: one whose teacher takes about four times as long as the student's whole step, and one whose student does. Printed
+are the medians of tokens a second, and the ratio of each round with its spread.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import tempfile
+
+from pytorch import ddk_steps, run_ddk, write_world_apart
+
+COMMON = dict(method="kd", vocabulary=4096, rows=8, length=256)
+PAIRS = {
+    "teacher slower": {**COMMON, "teacher": [512, 8, 8, 1408], "student": [128, 4, 4, 352]},
+    "student slower": {**COMMON, "teacher": [512, 4, 8, 1408], "student": [512, 4, 8, 1408]},
+}
+SETTINGS = {"fixed": [], "auto": ["run.threads=auto"]}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args()
+    print("| pair | one thread each, tokens/s | auto, tokens/s | ratio (spread) |")
+    print("|---|---:|---:|---:|")
+    for name, shape in PAIRS.items():
+        tokens = shape["rows"] * shape["length"]
+        rates = {kind: [] for kind in SETTINGS}
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            write_world_apart(folder, shape)
+            run_ddk(folder, ["prepare", "config.toml"])
+            for number in range(options.rounds):
+                for kind, sets in SETTINGS.items():
+                    result = ddk_steps(folder, shape, options.steps, f"{kind}-{number}", sets)
+                    rates[kind].append(tokens / result["seconds"])
+            said = [line for line in (folder / "said").read_text().splitlines() if "run.threads" in line]
+            print(f"{name}: {said}", file=sys.stderr)
+        ratios = sorted(auto / fixed for fixed, auto in zip(rates["fixed"], rates["auto"]))
+        medians = " | ".join(f"{statistics.median(rates[kind]):.0f}" for kind in SETTINGS)
+        print(f"| {name} | {medians} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+
+
+if __name__ == "__main__":
+    main()

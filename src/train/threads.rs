@@ -1,0 +1,134 @@
+//! `run.threads = "auto"`: lanes and threads from a measurement before step 1, kept in the run's `config.toml`.
+
+use std::{path::Path, thread::available_parallelism};
+
+use anyhow::Result;
+use ddk_settings::{Settings, ThreadChoice};
+
+use crate::{bench::Bench, progress::say};
+
+/// Seconds of each of the two measurements.
+const SECONDS: f64 = 0.5;
+
+/// A part of a core that is not worth a thread of its own.
+const SLACK: f64 = 0.15;
+
+/// The settings with what the run in this folder has chosen, or, where there is none yet, with what a measurement says.
+pub(super) fn chosen(settings: &Settings, run: &Path) -> Result<Settings> {
+    let config = run.join("config.toml");
+    let mut chosen = settings.clone();
+    if settings.run.threads == ThreadChoice::Given {
+        return Ok(chosen);
+    }
+    if config.exists() {
+        let then = ddk_settings::load(&[config], &[], [])?.settings;
+        adopt(&mut chosen, &then);
+        return Ok(chosen);
+    }
+    let on_cpu = |device: &String| device == "cpu";
+    if !(on_cpu(&settings.student.device) && settings.teacher.devices.iter().all(on_cpu)) {
+        say(
+            "run.threads = \"auto\": there is nothing to choose beside a GPU; the settings' lanes and threads are taken",
+        );
+        return Ok(chosen);
+    }
+    let cores = available_parallelism()?.get();
+    let mut alone = settings.clone();
+    (alone.teacher.threads, alone.student.threads) = (1, 1);
+    let (teacher, student) = Bench::new(&alone, SECONDS)?.seconds()?;
+    let choice = Choice::of(teacher, student, cores);
+    choice.set(&mut chosen);
+    let turns = if choice.take_turns { ", in turns" } else { "" };
+    say(&format!(
+        "run.threads = \"auto\": a step takes the teacher {teacher:.3} s and the student {student:.3} s on one of {cores} cores, \
+         so teacher.lanes = {}, teacher.threads = {}, student.threads = {}{turns}",
+        choice.lanes, choice.teacher_threads, choice.student_threads
+    ));
+    Ok(chosen)
+}
+
+/// Takes the choice of a run over, where both leave it to a measurement.
+pub(super) fn adopt(settings: &mut Settings, run: &Settings) {
+    if (settings.run.threads, run.run.threads) == (ThreadChoice::Auto, ThreadChoice::Auto) {
+        settings.run.take_turns = run.run.take_turns;
+        settings.teacher.lanes = run.teacher.lanes;
+        settings.teacher.threads = run.teacher.threads;
+        settings.student.threads = run.student.threads;
+    }
+}
+
+/// How cores are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Choice {
+    lanes: usize,
+    teacher_threads: usize,
+    student_threads: usize,
+    take_turns: bool,
+}
+
+impl Choice {
+    /// From the seconds that a step takes each on one core; 0 for a teacher that is not asked.
+    fn of(teacher: f64, student: f64, cores: usize) -> Self {
+        // The cores that keep the student as fast as its teachers.
+        let wanted = cores as f64 * student / (teacher + student);
+        let whole = |cores: f64| (cores - SLACK).ceil().max(1.0) as usize;
+        let student_threads = whole(wanted).min(cores);
+        let of_teachers = cores as f64 - wanted;
+        // Several lanes of one thread use cores better than one of several threads. A core that the student leaves in part can be
+        // shared, as long as the student has no other: threads of a team wait for the one of them that has lost its core.
+        let lanes = match student_threads {
+            1 => whole(of_teachers).min(cores),
+            _ => cores - student_threads,
+        };
+        if teacher == 0.0 || lanes as f64 >= of_teachers - SLACK {
+            return Self {
+                lanes: lanes.max(1),
+                teacher_threads: 1,
+                student_threads,
+                take_turns: false,
+            };
+        }
+        Self {
+            lanes: 1,
+            teacher_threads: cores,
+            student_threads: cores,
+            take_turns: true,
+        }
+    }
+
+    fn set(self, settings: &mut Settings) {
+        settings.run.take_turns = self.take_turns;
+        settings.teacher.lanes = self.lanes;
+        settings.teacher.threads = self.teacher_threads;
+        settings.student.threads = self.student_threads;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_shared_as_the_work_is() {
+        let of = |teacher, student, cores| {
+            let choice = Choice::of(teacher, student, cores);
+            assert!(!choice.take_turns && choice.teacher_threads == 1);
+            (choice.lanes, choice.student_threads)
+        };
+        assert_eq!(of(1.0, 1.0, 2), (1, 1));
+        assert_eq!(of(1.1, 1.0, 2), (1, 1));
+        assert_eq!(of(4.0, 1.0, 2), (2, 1));
+        assert_eq!(of(3.0, 1.0, 16), (12, 4));
+        assert_eq!(of(1.0, 0.0, 8), (8, 1));
+        assert_eq!(of(0.0, 1.0, 8), (1, 8));
+        assert_eq!(of(1.0, 1.0, 1), (1, 1));
+        for (teacher, student, cores) in [(1.0, 4.0, 2), (1.5, 2.5, 4)] {
+            let choice = Choice::of(teacher, student, cores);
+            assert!(choice.take_turns, "{choice:?}");
+            assert_eq!(
+                (choice.lanes, choice.teacher_threads, choice.student_threads),
+                (1, cores, cores)
+            );
+        }
+    }
+}
