@@ -21,7 +21,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-DDK = ROOT / "target/debug/ddk"
+DDK = pathlib.Path(os.environ.get("DDK", ROOT / "target/debug/ddk"))
 WARM_UP = 8
 MODES = ["eager", "compile", "compile-step"]
 # The best of them once more, its MKL led to the kernels for AVX-512 as DDK leads its own (crates/torch/src/mkl.rs).

@@ -16,6 +16,7 @@ mod corpora;
 mod demo_corpora;
 mod faults;
 mod interrupted;
+mod lanes;
 mod mixtures;
 mod monitoring;
 mod objectives;

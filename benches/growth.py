@@ -1,0 +1,184 @@
+"""Whether speed stays the same as jobs grow: more domains, a larger corpus, more steps; and what start-up and evaluation take.
+
+usage: make build; python3 benches/growth.py [domains] [corpus] [steps] [evaluation]          (all, where none is named)
+
+Small models on random words, so that what is around them is seen. The large corpus is a prepared one whose files are repeated; nothing
+in it is verified, as in every start of a run.
+"""
+
+import json
+import os
+import pathlib
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+DDK = pathlib.Path(os.environ.get("DDK", pathlib.Path(__file__).parent.parent / "target/debug/ddk"))
+WORDS = 512
+
+
+def run(folder, *arguments):
+    began = time.perf_counter()
+    done = subprocess.run([DDK, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return time.perf_counter() - began
+
+
+def world(folder, domains, length, rows, validation=1):
+    """Text, tokenizer, corpus and two small models."""
+    words = {"<end>": 0, **{f"w{word}": word for word in range(1, WORDS)}}
+    end = dict(id=0, content="<end>", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    tokenizer = dict(version="1.0", added_tokens=[end], pre_tokenizer=dict(type="WhitespaceSplit"), model=dict(type="WordLevel", vocab=words, unk_token="<end>"))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps(dict(eos_token="<end>")))
+    numbers = random.Random(0)
+    names = [f"d{number:03}" for number in range(domains)]
+    for name in names:
+        documents = (" ".join(f"w{numbers.randrange(1, WORDS)}" for _ in range(400)) for _ in range(200))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in documents))
+    shape = lambda hidden, layers: f"hidden_size = {hidden}\nintermediate_size = {3 * hidden}\nlayers = {layers}\nheads = 2\nkv_heads = 2\n"
+    models = "".join(f"""
+[pretrain.{name}]
+out = "{name}"
+steps = 1
+rows = 2
+micro_rows = 2
+lr = 1e-3
+[pretrain.{name}.architecture]
+{shape(hidden, layers)}""" for name, hidden, layers in [("teacher", 64, 2), ("student", 32, 1)])
+    sources = "".join(f'[domains.{name}]\nfiles = ["{name}.jsonl"]\n' for name in names)
+    (folder / "config.toml").write_text(f"""
+method = "kd"
+[run]
+name = "run"
+[corpus]
+folder = "prepared"
+tokenizer = "tokenizer"
+sequence_length = {length}
+validation_share = 0.2
+validation_documents = {validation}
+{sources}
+[teacher]
+model = "teacher"
+[student]
+model = "student"
+[batch]
+rows = {rows}
+micro_rows = {rows}
+[mixture]
+interval = 500
+[checkpoint]
+every = 1000000
+[telemetry]
+enabled = false
+{models}""")
+    run(folder, "prepare", "config.toml")
+    for name in ["teacher", "student"]:
+        run(folder, "pretrain", "config.toml", "--model", name)
+    return names
+
+
+def train(folder, name, steps, *sets):
+    """Trains; tokens a second of each step, and the seconds of the whole program."""
+    sets = [f"run.name={name}", f"run.max_steps={steps}", *sets]
+    seconds = run(folder, "train", "config.toml", *[word for set_ in sets for word in ["--set", set_]])
+    lines = [json.loads(line) for line in (folder / "runs" / name / "run.jsonl").read_text().splitlines()]
+    return [line["tokens"] / sum(line["seconds"].values()) for line in lines], seconds
+
+
+def middle(rates):
+    return sorted(rates)[len(rates) // 2]
+
+
+def compare(what, measured):
+    (first, base), *others = measured.items()
+    print(f"{what}: {first}: {base:.0f} tokens/s; " + "; ".join(f"{name}: {rate:.0f} ({100 * (rate / base - 1):+.1f} %)" for name, rate in others), flush=True)
+
+
+def by_turns(worlds, steps):
+    """The median over three rounds, the worlds taking turns, so that a change of the machine's pace hits all."""
+    rates = {name: [] for name in worlds}
+    for round_ in range(3):
+        for name, folder in worlds.items():
+            rates[name].append(middle(train(folder, f"round-{round_}", steps)[0][steps // 5 :]))
+    return {name: middle(of) for name, of in rates.items()}
+
+
+def domains(folder):
+    worlds = {}
+    for count in [3, 30, 100]:
+        path = folder / f"domains-{count}"
+        path.mkdir()
+        world(path, count, 128, 8)
+        worlds[f"{count} domains"] = path
+    compare("domains", by_turns(worlds, 600))
+
+
+def repeat(path, times):
+    """A prepared domain's documents, so many times."""
+    tokens = (path / "tokens.bin").read_bytes()
+    starts = (path / "documents.bin").read_bytes()
+    starts = struct.unpack(f"<{len(starts) // 8}Q", starts)
+    manifest = json.loads((path / "manifest.json").read_text())
+    total = manifest["tokens"]
+    assert starts[0] == 0 and starts[-1] == total, "documents.bin holds where documents start, and the end"
+    with open(path / "tokens.bin", "wb") as file:
+        for _ in range(times):
+            file.write(tokens)
+    with open(path / "documents.bin", "wb") as file:
+        for turn in range(times):
+            file.write(struct.pack(f"<{len(starts) - 1}Q", *(start + turn * total for start in starts[:-1])))
+        file.write(struct.pack("<Q", times * total))
+    for key in ["tokens", "documents", "text_bytes"]:
+        manifest[key] *= times
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    for index in path.glob("rows-*.bin"):
+        index.unlink()
+
+
+def corpus(folder):
+    worlds, starts = {}, {}
+    for name, times in [("1 MB", 3), ("10 GB", 31_000)]:
+        path = folder / name.replace(" ", "-")
+        path.mkdir()
+        names = world(path, 2, 1024, 1)
+        for domain in names:
+            repeat(path / "prepared" / domain, times)
+        size = sum(file.stat().st_size for domain in names for file in (path / "prepared" / domain).iterdir())
+        indexed = train(path, "index", 1)[1]
+        starts[name] = min(train(path, f"start-{turn}", 1)[1] for turn in range(3))
+        print(f"corpus of {size / 1e6:.0f} MB: the first start, which writes the index of rows, {indexed:.1f} s; later ones {starts[name]:.2f} s with their one step, evaluation and export", flush=True)
+        worlds[name] = path
+    compare("corpus", by_turns(worlds, 300))
+
+
+def steps(folder):
+    world(folder, 3, 16, 4)
+    rates, seconds = train(folder, "long", 100_000)
+    compare(f"steps (100,000 in {seconds:.0f} s)", {f"around step {step}": middle(rates[step - 100 : step + 900]) for step in [100, 1000, 10_000, 50_000, 99_000]})
+
+
+def evaluation(folder):
+    world(folder, 3, 256, 4, validation=64)
+    for documents in [8, 16, 32, 64]:
+        name = f"documents-{documents}"
+        more = [f"corpus.validation_documents={documents}", f'corpus.folder="prepared-{documents}"', "method=ddk", "mixture.interval=2"]
+        train(folder, name, 40, *more)
+        summary = json.loads((folder / "runs" / name / "summary.json").read_text())
+        prepared = (folder / f"prepared-{documents}").glob("*/manifest.json")
+        tokens = sum(json.loads(file.read_text())["validation_tokens"] for file in prepared)
+        print(f"evaluation: {tokens} validation tokens: {1000 * summary['evaluation_seconds'] / 20:.2f} ms each, {1e9 * summary['evaluation_seconds'] / 20 / tokens:.0f} ns a token", flush=True)
+
+
+def main():
+    parts = dict(domains=domains, corpus=corpus, steps=steps, evaluation=evaluation)
+    for name in sys.argv[1:] or parts:
+        with tempfile.TemporaryDirectory() as folder:
+            parts[name](pathlib.Path(folder))
+
+
+main()
