@@ -81,7 +81,7 @@ name = "run"
 folder = "prepared"
 tokenizer = "tokenizer"
 sequence_length = {length}
-validation_share = 0.1
+validation_share = 0.3
 validation_documents = 1
 [domains.one]
 files = ["one.jsonl"]

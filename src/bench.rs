@@ -13,6 +13,7 @@ use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
 use ddk_model::ModelConfig;
 use ddk_settings::Settings;
 use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
+use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -92,7 +93,15 @@ pub struct Bench<'a> {
 
 pub fn run(args: &cli::Bench, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
-    Bench::new(&settings, args.seconds)?.report(out)
+    let measured = Bench::new(&settings, args.seconds)?.measure()?;
+    match args.json {
+        true => Ok(writeln!(
+            out,
+            "{}",
+            serde_json::to_string_pretty(&measured)?
+        )?),
+        false => measured.write(out),
+    }
 }
 
 impl<'a> Bench<'a> {
@@ -126,18 +135,100 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// A part of a step.
+#[derive(Debug, Serialize)]
+struct Part {
+    name: &'static str,
+    /// Of a step.
+    seconds: f64,
+    /// Floating-point operations of its matrix products.
+    operations: f64,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Measured {
+    rows: u64,
+    sequence_length: usize,
+    vocabulary: i64,
+    /// MKL's.
+    kernels: &'static str,
+    /// Operations a second in large products on the CPU, on the teacher's threads and on the student's.
+    teacher_rate: f64,
+    student_rate: f64,
+    /// Absent where the teacher is not asked.
+    teacher: Option<Part>,
+    student: Vec<Part>,
+    /// Of a step while both compute side by side.
+    overlapped_seconds: f64,
+    /// The share of them in which the student waits.
+    student_waits: f64,
+    tokens_per_second: f64,
+    advice: String,
+}
+
+impl Measured {
+    fn write(&self, out: &mut dyn Write) -> Result<()> {
+        writeln!(
+            out,
+            "a step: {} rows of {} tokens, {} ids; the CPU's matrix kernels: {}",
+            self.rows, self.sequence_length, self.vocabulary, self.kernels
+        )?;
+        writeln!(
+            out,
+            "{:20} {:>9} {:>9} {:>9}",
+            "", "seconds", "GFLOP/s", "of rate"
+        )?;
+        let mut line = |name: &str, seconds: f64, operations: f64, rate: f64| {
+            if operations == 0.0 {
+                return writeln!(out, "{name:20} {seconds:>9.4}");
+            }
+            let speed = operations / seconds;
+            let (giga, share) = (speed / 1e9, 100.0 * speed / rate);
+            writeln!(out, "{name:20} {seconds:>9.4} {giga:>9.0} {share:>7.0} %")
+        };
+        if let Some(part) = &self.teacher {
+            line(part.name, part.seconds, part.operations, self.teacher_rate)?;
+        }
+        let sum = |of: fn(&Part) -> f64| self.student.iter().map(of).sum::<f64>();
+        let student = sum(|part| part.seconds);
+        line(
+            "student",
+            student,
+            sum(|part| part.operations),
+            self.student_rate,
+        )?;
+        for part in &self.student {
+            let name = format!("  {}", part.name);
+            line(&name, part.seconds, part.operations, self.student_rate)?;
+        }
+        writeln!(
+            out,
+            "rate: large matrix products on the CPU, {:.0} GFLOP/s on the teacher's threads, {:.0} on the student's",
+            self.teacher_rate / 1e9,
+            self.student_rate / 1e9
+        )?;
+        let apart = student + self.teacher.as_ref().map_or(0.0, |part| part.seconds);
+        writeln!(
+            out,
+            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % of the time",
+            self.tokens_per_second * self.overlapped_seconds / apart,
+            self.tokens_per_second,
+            apart / self.overlapped_seconds,
+            100.0 * self.student_waits
+        )?;
+        Ok(writeln!(out, "{}", self.advice)?)
+    }
+}
+
 impl Bench<'_> {
-    fn report(&self, out: &mut dyn Write) -> Result<()> {
+    fn measure(&self) -> Result<Measured> {
         let settings = self.settings;
         let labels = wiring::labels(settings);
         say("matrix products");
-        let lanes = [
-            ("teacher", settings.teacher.threads),
-            ("student", settings.student.threads),
-        ];
-        let rates = lanes.map(|(lane, threads)| alone(lane, || matrix_rate(threads)));
-        let [teacher_rate, student_rate] = rates;
-        let (teacher_rate, student_rate) = (teacher_rate?, student_rate?);
+        let rate = |lane, threads| alone(lane, || matrix_rate(threads));
+        let teacher_rate = rate("teacher", settings.teacher.threads)?;
+        let student_rate = rate("student", settings.student.threads)?;
         say("the teacher alone");
         let teacher = match labels {
             true => alone("teacher", || self.teacher())?,
@@ -146,70 +237,47 @@ impl Bench<'_> {
         say("the student alone");
         let student = alone("student", || self.student())?;
         say("both, overlapped");
-        let (overlapped, waited) = self.overlapped(labels)?;
+        let (overlapped_seconds, student_waits) = self.overlapped(labels)?;
 
-        let (of_teacher, of_student) = self.operations(labels)?;
-        let tokens = self.rows.tokens();
-        writeln!(
-            out,
-            "a step: {} rows of {} tokens; the CPU's matrix kernels: {}",
-            self.rows.rows.len(),
-            settings.corpus.sequence_length,
-            mkl_kernels()
-        )?;
-        writeln!(
-            out,
-            "{:20} {:>9} {:>9} {:>9}  of the lane's rate in matrix products on the CPU",
-            "", "seconds", "GFLOP/s", "share"
-        )?;
-        let mut whole = |name: &str, seconds: f64, operations: f64, rate: f64| {
-            let speed = operations / seconds / 1e9;
-            let share = 100.0 * speed / rate;
-            writeln!(
-                out,
-                "{name:20} {seconds:>9.4} {speed:>9.0} {share:>7.0} %  {rate:.0} GFLOP/s"
-            )
-        };
-        if labels {
-            whole("teacher", teacher, of_teacher, teacher_rate)?;
-        }
-        whole("student", student.sum(), of_student, student_rate)?;
-        for (name, seconds) in [
-            ("forward", student.forward),
-            ("heads and losses", student.head),
-            ("backward", student.backward),
-            ("optimizer", student.optimizer),
-        ] {
-            writeln!(out, "  {name:18} {seconds:>9.4}")?;
-        }
-        let apart = teacher + student.sum();
-        writeln!(
-            out,
-            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % of the time",
-            tokens / apart,
-            tokens / overlapped,
-            apart / overlapped,
-            100.0 * waited
-        )?;
-        writeln!(out, "{}", self.advice(teacher, student))?;
-        Ok(())
-    }
-
-    /// Operations of a step's matrix products: on the teacher's lane, and on the student's, where the teacher's head is applied too.
-    fn operations(&self, labels: bool) -> Result<(f64, f64)> {
-        let teacher = ModelConfig::read(&self.folders.teacher)?.flops();
-        let student = ModelConfig::read(&self.folders.student)?.flops();
+        let of_teacher = ModelConfig::read(&self.folders.teacher)?.flops();
+        let of_student = ModelConfig::read(&self.folders.student)?.flops();
         let lengths = || self.rows.rows.iter().map(|row| row.len() as u64);
-        let columns = self.options.vocabulary.unsigned_abs();
-        let positions = lengths().sum();
-        let passes = if self.options.recompute { 4.0 } else { 3.0 };
-        let own = passes * student.hidden(lengths()) + 3.0 * student.head(positions, columns);
-        Ok(match labels {
-            true => (
-                teacher.hidden(lengths()),
-                own + teacher.head(positions, columns),
-            ),
-            false => (0.0, own),
+        let (positions, columns) = (lengths().sum(), self.options.vocabulary.unsigned_abs());
+        let forward = of_student.hidden(lengths());
+        // The teacher's head is applied beside the student's.
+        let head = if labels {
+            of_teacher.head(positions, columns)
+        } else {
+            0.0
+        };
+        let again = if self.options.recompute { 1.0 } else { 0.0 };
+        let part = |name, seconds, operations| Part {
+            name,
+            seconds,
+            operations,
+        };
+        Ok(Measured {
+            rows: settings.batch.rows,
+            sequence_length: settings.corpus.sequence_length,
+            vocabulary: self.options.vocabulary,
+            kernels: mkl_kernels(),
+            teacher_rate,
+            student_rate,
+            teacher: labels.then(|| part("teacher", teacher, of_teacher.hidden(lengths()))),
+            student: vec![
+                part("forward", student.forward, forward),
+                part(
+                    "heads and losses",
+                    student.head,
+                    head + 3.0 * of_student.head(positions, columns),
+                ),
+                part("backward", student.backward, (2.0 + again) * forward),
+                part("optimizer", student.optimizer, 0.0),
+            ],
+            overlapped_seconds,
+            student_waits,
+            tokens_per_second: self.rows.tokens() / overlapped_seconds,
+            advice: self.advice(teacher, student),
         })
     }
 
@@ -416,7 +484,7 @@ fn wait_for(device: Device) {
     }
 }
 
-/// GFLOP/s in products of square matrices, on the CPU.
+/// Operations a second in products of square matrices, on the CPU.
 fn matrix_rate(threads: usize) -> Result<f64> {
     const SIDE: i64 = 1024;
     let _lane = Lane::enter(threads);
@@ -428,7 +496,7 @@ fn matrix_rate(threads: usize) -> Result<f64> {
         let _product = matrix.f_mm(&matrix)?;
         best = best.min(began.elapsed().as_secs_f64());
     }
-    Ok(2.0 * (SIDE as f64).powi(3) / best / 1e9)
+    Ok(2.0 * (SIDE as f64).powi(3) / best)
 }
 
 fn median(mut times: Vec<Duration>) -> f64 {

@@ -219,6 +219,11 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         student_bytes: bytes(student.dtype),
         teacher_bytes: bytes(teacher.dtype),
         pairs: pairs.map_or(0, |pairs| pairs.len() as u64),
+        logits: match (student.device.as_str(), student.dtype) {
+            ("cpu", Dtype::Fp32) => 2,
+            _ => 4,
+        },
+        shared_head: teacher.devices.last() == Some(&student.device),
     };
     let lanes = teacher.lanes as u64;
     let mut devices: BTreeMap<&str, Vec<(String, Part)>> = BTreeMap::new();

@@ -144,6 +144,9 @@ pub struct Bench {
     /// Seconds of each of the three measurements
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     pub seconds: f64,
+    /// Print what was measured as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -385,7 +385,11 @@ impl ddk_actors::Teacher for TeacherPort {
         let model = match &mut copies.model {
             Some(model) => model,
             none => {
-                none.insert(Model::load(&copies.folder, &copies.placement).map_err(model_error)?)
+                let mut model =
+                    Model::load(&copies.folder, &copies.placement).map_err(model_error)?;
+                // As the student is: a frozen model's layers are computed otherwise, with other last bits.
+                model.set_trainable(true);
+                none.insert(model)
             }
         };
         model.set_parameters(weights).map_err(model_error)?;

@@ -35,6 +35,10 @@ pub struct StepShape {
     pub teacher_bytes: u64,
     /// Pairs of layers that TED compares.
     pub pairs: u64,
+    /// Matrices of a chunk's logits that exist at a time: 2 where the kernel on the CPU works in them, 4 elsewhere.
+    pub logits: u64,
+    /// Whether the student's side has the teacher's output matrix from the teacher, on the same device.
+    pub shared_head: bool,
 }
 
 impl StepShape {
@@ -104,8 +108,8 @@ pub fn student_memory(
         pairs => pairs * between + 2 * 4 * teacher.width * positions,
     };
     let activations = activations + of_layers;
-    // Logits, log-probabilities and probabilities of both models; four of these exist at a time.
-    let chunk = 4 * 4 * shape.chunk.min(positions) * shape.vocabulary;
+    // Logits of both models, which become the gradient; or log-probabilities and probabilities beside them.
+    let chunk = 4 * shape.logits * shape.chunk.min(positions) * shape.vocabulary;
     // While the embedding's gradient is computed, or the tied one is added to the head's.
     let embedding = 4 * sizes.table;
     let compute_copy = match shape.student_bytes {
@@ -130,7 +134,10 @@ pub fn student_memory(
         ),
         part(
             "the teacher's output matrix",
-            shape.teacher_bytes * teacher.table,
+            match shape.shared_head {
+                true => 0,
+                false => shape.teacher_bytes * teacher.table,
+            },
             "teacher.dtype",
         ),
         part(
@@ -141,7 +148,7 @@ pub fn student_memory(
     ])
 }
 
-/// A teacher's devices together.
+/// A teacher's devices together; lanes share its weights.
 pub fn teacher_memory(
     teacher: &ModelConfig,
     shape: &StepShape,
@@ -156,8 +163,8 @@ pub fn teacher_memory(
     Ok(vec![
         part(
             "weights",
-            lanes * shape.teacher_bytes * weights,
-            "teacher.dtype, teacher.devices or teacher.lanes",
+            shape.teacher_bytes * weights,
+            "teacher.dtype or teacher.devices",
         ),
         part(
             "a forward",

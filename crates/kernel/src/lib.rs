@@ -1,5 +1,6 @@
 //! What is faster in Rust than as a chain of libtorch's operations, on the CPU in fp32: the loss of a chunk of positions
-//! ([`losses`]: from logits of student and teacher to values and the gradient, each row in one go) and the optimizer's update ([`adamw`]).
+//! ([`losses`]: from logits of student and teacher to values and the gradient, each row in one go), the optimizer's update ([`adamw`]), and
+//! what a frozen layer does between its products ([`rms_norm`], [`rotate`], [`silu_mul`]).
 //!
 //! A chain of tensor operations reads and writes all logits at every link. Here a row is finished while it is in the cache, and its
 //! gradient takes its place. Sums are in f64, exponentials are within 1e-7.
@@ -9,12 +10,15 @@
 
 mod adamw;
 mod divergence;
+mod layers;
 mod math;
 mod processor;
 mod row;
+mod sum;
 
 pub use adamw::{AdamWStep, adamw};
 pub use divergence::Divergence;
+pub use layers::{rms_norm, rotate, silu_mul};
 
 use processor::for_this_processor;
 

@@ -7,13 +7,11 @@ use crate::{
         TotalVariation,
     },
     math::exp,
+    sum::{LANES, sum},
 };
 
 /// Numbers that are worked on at a time: a few arrays of that many stay in the innermost cache.
 const BLOCK: usize = 512;
-
-/// Partial sums: as many whatever the processor, so that the bits are the same everywhere.
-const LANES: usize = 16;
 
 /// What is asked for at a position.
 pub(crate) struct Position<'a> {
@@ -301,18 +299,4 @@ fn sum_of(row: &[f32], fill: impl Fn(&[f32], &mut [f32])) -> f64 {
         total += sum(out);
     }
     total
-}
-
-/// The sum of a block, in f64.
-#[inline(always)]
-fn sum<T: Copy + Into<f64>>(block: &[T]) -> f64 {
-    let mut lanes = [0.0_f64; LANES];
-    let chunks = block.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += (*x).into();
-        }
-    }
-    lanes.into_iter().sum::<f64>() + rest.iter().map(|x| (*x).into()).sum::<f64>()
 }

@@ -178,7 +178,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         "guard.spike_from=20",
         "log.line_seconds=3600",
         // Late enough for Prometheus to have seen the counters before.
-        "faults.plan=[\"nan student 1000\", \"panic teacher 1010\", \"eio save 1050 4\", \"panic student 1060\"]",
+        "faults.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student 4060\"]",
     ] {
         arguments.extend(["--set", set]);
     }
@@ -207,7 +207,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         let firing = format!("ALERTS{{alertname=\"{alert}\", alertstate=\"firing\"}}");
         prometheus.wait(&firing, known);
     }
-    prometheus.wait("ddk_checkpoint_step >= 1100", known);
+    prometheus.wait("ddk_checkpoint_step >= 4100", known);
 
     // The dashboard.
     let runs = "run=~\"small|another\"";

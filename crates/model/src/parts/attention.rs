@@ -3,7 +3,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use super::{Linear, Norm, Tables, rotary::rotate};
+use super::{Linear, Norm, Tables, fused, rotary::rotate};
 use crate::{
     ModelError, Parts,
     design::{AttentionDesign, Design, Projections},
@@ -100,8 +100,12 @@ impl Attention {
             k_bkte = k_norm.forward(&k_bkte)?;
         }
         if let Some(tables) = rotary {
-            q_bhte = rotate(&q_bhte, tables)?;
-            k_bkte = rotate(&k_bkte, tables)?;
+            let frozen = self.output.is_frozen();
+            for x in [&mut q_bhte, &mut k_bkte] {
+                if !(frozen && fused::rotate(x, tables)?) {
+                    *x = rotate(x, tables)?;
+                }
+            }
         }
         if let Some(cache) = cache {
             if let Some((keys, values)) = cache.0.take() {

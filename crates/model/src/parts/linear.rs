@@ -32,6 +32,11 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// Whether it gathers no gradient, in any mode: what is computed a second time for a backward has to be the same bits.
+    pub(crate) fn is_frozen(&self) -> bool {
+        !self.weight.requires_grad()
+    }
+
     /// `[.., in]` to `[.., out]`, in the dtype of `x`: master weights of another dtype are cast for the product.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let kind = x.kind();

@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::Linear;
+use super::{Linear, fused};
 use crate::{
     ModelError,
     design::{Activation, Design},
@@ -50,7 +50,14 @@ impl Mlp {
     pub(crate) fn forward(&self, x_btd: &Tensor) -> Result<Tensor, TchError> {
         let up_btf = self.up.forward(x_btd)?;
         let inner_btf = match &self.gate {
-            Some(gate) => self.activate(&gate.forward(x_btd)?)?.f_mul(&up_btf)?,
+            Some(gate) => {
+                let mut gate_btf = gate.forward(x_btd)?;
+                let can = matches!(self.activation, Activation::Silu) && self.down.is_frozen();
+                match can && fused::silu_mul(&mut gate_btf, &up_btf) {
+                    true => gate_btf,
+                    false => self.activate(&gate_btf)?.f_mul(&up_btf)?,
+                }
+            }
             None => self.activate(&up_btf)?,
         };
         self.down.forward(&inner_btf)

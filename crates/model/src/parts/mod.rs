@@ -2,6 +2,7 @@
 //! S time with what is cached, D d_model, H heads, K heads of keys and values, E size of a head, F width of the MLP.
 
 mod attention;
+mod fused;
 mod linear;
 mod mlp;
 mod norm;

@@ -2,7 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use super::cast;
+use super::{cast, fused};
 use crate::{
     ModelError,
     design::NormDesign,
@@ -49,7 +49,13 @@ impl Norm {
             NormDesign::Rms {
                 eps,
                 plus_one: false,
-            } => x.f_rms_norm(width, Some(&cast(&self.weight, x.kind())?), eps),
+            } => {
+                let weight = cast(&self.weight, x.kind())?;
+                match fused::rms_norm(x, &weight, eps)? {
+                    Some(normed) => Ok(normed),
+                    None => x.f_rms_norm(width, Some(&weight), eps),
+                }
+            }
             // 1 + w is rounded once, at the end, as the reference does.
             NormDesign::Rms {
                 eps,

@@ -1,0 +1,191 @@
+//! What a layer does between its matrix products, where no gradient is wanted: each in one pass instead of up to six.
+
+use crate::{math::exp, processor::for_this_processor, sum::sum};
+
+/// Numbers of a thread's part: fewer are not worth a thread.
+const PART: usize = 1 << 18;
+
+/// `x / sqrt(mean(x²) + eps) * weight` for each row of `x`, into `out` (Zhang and Sennrich, "Root mean square layer normalization").
+///
+/// # Panics
+/// Where the lengths do not belong together.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], threads: usize) {
+    let width = weight.len();
+    assert!(width > 0 && x.len() == out.len() && x.len().is_multiple_of(width));
+    let part = part_of(x.len(), width, threads);
+    in_parts(x.chunks(part).zip(out.chunks_mut(part)), |(x, out)| {
+        normed_rows(x, weight, eps, out);
+    });
+}
+
+/// `gate / (1 + exp(-gate)) * up`, in the gate's place.
+///
+/// # Panics
+/// Where the lengths differ.
+pub fn silu_mul(gate: &mut [f32], up: &[f32], threads: usize) {
+    assert_eq!(gate.len(), up.len());
+    let part = part_of(gate.len(), 1, threads);
+    in_parts(gate.chunks_mut(part).zip(up.chunks(part)), |(gate, up)| {
+        gated(gate, up);
+    });
+}
+
+/// Rotates each head of each position in place (Su et al., "RoFormer", the halves of a head paired): `x` is `[positions, heads, width]`,
+/// `cos` and `sin` `[time, width]`; positions go through the times again and again.
+///
+/// # Panics
+/// Where the lengths do not belong together.
+pub fn rotate(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usize, threads: usize) {
+    let (position, sequence) = (heads * width, heads * cos.len());
+    assert!(width.is_multiple_of(2) && position > 0 && cos.len() == sin.len());
+    assert!(cos.len().is_multiple_of(width) && sequence > 0 && x.len().is_multiple_of(sequence));
+    let part = part_of(x.len(), sequence, threads);
+    in_parts(x.chunks_mut(part), |x| rotated(x, heads, cos, sin, width));
+}
+
+/// The size of a part: whole rows of `row` numbers, no more parts than threads.
+fn part_of(count: usize, row: usize, threads: usize) -> usize {
+    let numbers = count.div_ceil(threads.max(1)).max(PART);
+    numbers.div_ceil(row).max(1) * row
+}
+
+/// Each part on a thread of its own; a single one on this.
+fn in_parts<T: Send>(mut parts: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
+    let (Some(first), second) = (parts.next(), parts.next()) else {
+        return;
+    };
+    std::thread::scope(|scope| {
+        for part in second.into_iter().chain(parts) {
+            let work = &work;
+            scope.spawn(move || work(part));
+        }
+        work(first);
+    });
+}
+
+for_this_processor! {
+    fn normed_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_each
+}
+
+for_this_processor! {
+    fn gated(gate: &mut [f32], up: &[f32]) = gate_each
+}
+
+for_this_processor! {
+    fn rotated(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usize) = rotate_each
+}
+
+#[inline(always)]
+fn norm_each(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x * x;
+        }
+        let mean = (sum(out) / width as f64) as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * weight;
+        }
+    }
+}
+
+#[inline(always)]
+fn gate_each(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        // The exponential of a number up to 0 is all that there is; a large one never overflows.
+        let small = exp(-gate.abs());
+        let share = if *gate < 0.0 { small } else { 1.0 };
+        *gate = *gate * (share / (1.0 + small)) * up;
+    }
+}
+
+#[inline(always)]
+fn rotate_each(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usize) {
+    let half = width / 2;
+    for sequence in x.chunks_exact_mut(heads * cos.len()) {
+        let times = cos.chunks_exact(width).zip(sin.chunks_exact(width));
+        for (position, (cos, sin)) in sequence.chunks_exact_mut(heads * width).zip(times) {
+            for head in position.chunks_exact_mut(width) {
+                let (first, second) = head.split_at_mut(half);
+                for index in 0..half {
+                    let (a, b) = (first[index], second[index]);
+                    first[index] = a * cos[index] - b * sin[index];
+                    second[index] = b * cos[half + index] + a * sin[half + index];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, by: usize, spread: f32) -> Vec<f32> {
+        let numbers = (0..count).map(|at| ((at * by + 3) % 1009) as f32 / 1009.0 - 0.5);
+        numbers.map(|x| spread * x).collect()
+    }
+
+    /// More than a part, so that threads have something to share.
+    const COUNT: usize = 3 * PART;
+
+    #[test]
+    fn a_norm_is_its_formula_for_any_number_of_threads() {
+        let (x, weight) = (numbers(COUNT, 7, 9.0), numbers(48, 11, 2.0));
+        let run = |threads| {
+            let mut out = vec![0.0; COUNT];
+            rms_norm(&x, &weight, 1e-6, &mut out, threads);
+            out
+        };
+        let out = run(1);
+        assert!(out == run(3));
+        for (x, out) in x.chunks(48).zip(out.chunks(48)) {
+            let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 48.0;
+            for ((x, weight), out) in x.iter().zip(&weight).zip(out) {
+                let expected = f64::from(*x) / (mean + 1e-6).sqrt() * f64::from(*weight);
+                assert!((f64::from(*out) - expected).abs() < 3e-7 * expected.abs().max(1.0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_gate_is_its_formula_at_any_size() {
+        let mut gate = numbers(COUNT, 7, 60.0);
+        gate[..4].copy_from_slice(&[0.0, 1e4, -1e4, 100.0]);
+        let up = numbers(COUNT, 13, 2.0);
+        let (mut one, mut several) = (gate.clone(), gate.clone());
+        silu_mul(&mut one, &up, 1);
+        silu_mul(&mut several, &up, 4);
+        assert!(one == several);
+        for ((gate, up), got) in gate.iter().zip(&up).zip(&one) {
+            let gate = f64::from(*gate);
+            let expected = gate / (1.0 + (-gate).exp()) * f64::from(*up);
+            assert!((f64::from(*got) - expected).abs() < 4e-7 * expected.abs().max(1.0));
+        }
+    }
+
+    #[test]
+    fn rotations_are_their_formula_and_start_again_with_each_row() {
+        let (time, heads, width) = (5, 3, 8);
+        let angles = numbers(time * width / 2, 5, 6.0);
+        let table = |of: fn(f32) -> f32| -> Vec<f32> {
+            let rows = angles.chunks(width / 2);
+            rows.flat_map(|row| row.iter().chain(row).map(|angle| of(*angle)))
+                .collect()
+        };
+        let (cos, sin) = (table(f32::cos), table(f32::sin));
+        let x = numbers(2 * time * heads * width, 7, 3.0);
+        let mut out = x.clone();
+        rotate(&mut out, heads, &cos, &sin, width, 2);
+        for (at, (x, out)) in x.chunks(width).zip(out.chunks(width)).enumerate() {
+            let angles = &angles[(at / heads % time) * width / 2..][..width / 2];
+            for (index, angle) in angles.iter().enumerate() {
+                let (a, b) = (x[index], x[width / 2 + index]);
+                let (cos, sin) = (angle.cos(), angle.sin());
+                assert!((out[index] - (a * cos - b * sin)).abs() < 1e-6);
+                assert!((out[width / 2 + index] - (b * cos + a * sin)).abs() < 1e-6);
+            }
+        }
+    }
+}
