@@ -1,5 +1,5 @@
 # What a user and a developer type. Each target does all the set-up it needs (tools/setup).
-.PHONY: help setup build demo test test-full check deny bench bench-telemetry python-env
+.PHONY: help setup build demo test test-full gpu-check check deny bench bench-telemetry
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ test: setup ## every test, at scale 1 (some need Debian's prometheus: tools/prom
 
 test-full: ## every test, with the full counts
 	$(MAKE) test DDK_TEST_SCALE=10
+
+gpu-check: setup ## goldens of the objectives and the models' parity with transformers, on cuda:0
+	DDK_TEST_DEVICE=cuda:0 cargo test --locked --workspace --test goldens --test reference
 
 check: setup ## formatting, clippy and docs, warnings as errors
 	cargo fmt --all --check

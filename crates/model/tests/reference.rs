@@ -35,6 +35,12 @@ const CASES: [&str; 20] = [
     "gpt-bigcode-multi-query-narrow-mlp",
 ];
 
+/// The CPU, or what `make gpu-check` asks for.
+fn device() -> Device {
+    let name = std::env::var("DDK_TEST_DEVICE");
+    ddk_torch::parse_device(name.as_deref().unwrap_or("cpu")).unwrap()
+}
+
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures")
@@ -44,11 +50,11 @@ fn folder(case: &str) -> PathBuf {
 fn tensor(case: &str, name: &str) -> Tensor {
     let file = read_tensors(&folder(case).join("reference.safetensors")).unwrap();
     let shape = file.shape(name).unwrap();
-    file.tensor(name, &shape).unwrap()
+    file.tensor(name, &shape).unwrap().to_device(device())
 }
 
 fn load(case: &str) -> Model {
-    Model::load(&folder(case), &Placement::on(Device::Cpu, Kind::Float)).unwrap()
+    Model::load(&folder(case), &Placement::on(device(), Kind::Float)).unwrap()
 }
 
 fn logits(model: &Model, tokens: &Tensor) -> Tensor {
@@ -116,7 +122,9 @@ fn greedy_generation_with_a_cache_is_that_of_transformers_token_for_token() {
             let hidden = model.hidden_after(&mut cache, &next).unwrap();
             let token = most_likely(&model, &hidden);
             written.push(token);
-            next = Tensor::from_slice(&[token]).reshape([1, 1]);
+            next = Tensor::from_slice(&[token])
+                .reshape([1, 1])
+                .to_device(device());
         }
         assert_eq!(written, expected, "{case}");
     }

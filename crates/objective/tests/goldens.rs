@@ -9,6 +9,12 @@ use ddk_objective::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+/// The CPU, or what `make gpu-check` asks for.
+fn device() -> Device {
+    let name = std::env::var("DDK_TEST_DEVICE");
+    ddk_torch::parse_device(name.as_deref().unwrap_or("cpu")).unwrap()
+}
+
 struct Goldens(Value);
 
 impl Goldens {
@@ -33,14 +39,19 @@ fn vector(value: &Value) -> Tensor {
         .iter()
         .map(|value| value.as_f64().unwrap())
         .collect();
-    Tensor::from_slice(&values)
+    Tensor::from_slice(&values).to_device(device())
+}
+
+/// Which positions of the goldens are scored.
+fn scored() -> Tensor {
+    Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]).to_device(device())
 }
 
 /// Runs the head on logits: the hidden states are the logits, the output matrix is the identity.
 fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> HeadOutput {
     let [student, teacher] = ["S", "T"].map(|key| goldens.matrix(key).to_kind(kind));
     let vocabulary = student.size()[1];
-    let identity = Tensor::eye(vocabulary, (kind, Device::Cpu));
+    let identity = Tensor::eye(vocabulary, (kind, device()));
     let labels: Vec<i64> = goldens.0["labels"]
         .as_array()
         .unwrap()
@@ -53,7 +64,7 @@ fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> Head
         &HeadInput::new(&student, &identity),
         Some(&HeadInput::new(&teacher, &identity)),
         &Positions {
-            labels: &Tensor::from_slice(&labels),
+            labels: &Tensor::from_slice(&labels).to_device(device()),
             weights: None,
             denominator: scored as f64,
         },
@@ -97,7 +108,7 @@ fn values_and_gradient_are_met_in_f64_and_f32() {
                 output.hidden_gradient.to_kind(Kind::Double) - goldens.matrix("gradient");
             close(difference.abs().max().double_value(&[]), 0.0, "gradient");
             let values = output.per_position.unwrap();
-            let scored = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
+            let scored = scored();
             for (got, key) in [(values.ce, "ce"), (values.divergence, "fkl_T1")] {
                 let expected = vector(&goldens.0[key]["per_token"]) * &scored;
                 close((got - expected).abs().max().double_value(&[]), 0.0, key);
@@ -128,7 +139,7 @@ fn temperature_two_is_met_with_and_without_its_square() {
 #[test]
 fn every_divergence_is_met_in_f64_and_f32() {
     let goldens = Goldens::read();
-    let scored = Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
+    let scored = scored();
     for (key, divergence) in [
         ("fkl_T1", Divergence::ForwardKl),
         ("rkl_T1", Divergence::ReverseKl),
