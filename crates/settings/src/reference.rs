@@ -23,7 +23,8 @@ pub fn reference() -> String {
     text.push_str("\n## Before the first table\n\n| key | what |\n|---|---|\n");
     for (key, value) in properties(&schema) {
         if is_plain(&schema, value) {
-            text.push_str(&format!("| `{key}` | {} |\n", description(value)));
+            let about = one_line(description(value));
+            text.push_str(&format!("| `{key}` | {about} |\n"));
         }
     }
     for (name, section) in properties(&schema).filter(|(_, value)| !is_plain(&schema, value)) {
@@ -69,10 +70,8 @@ fn write_table(
         let default = defaults
             .and_then(|defaults| defaults.get(key))
             .map_or(String::new(), |value| format!("`{value}`"));
-        text.push_str(&format!(
-            "| `{key}` | {default} | {} |\n",
-            description(value)
-        ));
+        let about = one_line(description(value));
+        text.push_str(&format!("| `{key}` | {default} | {about} |\n"));
     }
     for (path, about, nested) in inner {
         write_table(text, schema, &path, about, nested, None);
@@ -93,6 +92,11 @@ fn description(value: &Value) -> &str {
         .get("description")
         .and_then(Value::as_str)
         .unwrap_or_default()
+}
+
+/// A cell of a table has no line breaks.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The definition that an optional value refers to.
