@@ -43,7 +43,7 @@ def terms(of):
         moved[name] = positions * layers * (14 * hidden + 4 * inner)
     head = lambda name: 2 * positions * vocabulary * of[name][0]
     # The matrix, its gradient: both are gone through for each chunk of the head.
-    chunk = min(max((1 << 23) // vocabulary, 128), 256)
+    chunk = min(max((1 << 22) // vocabulary, 64), 128)
     streams = positions / chunk * vocabulary * (3 * of["student"][0] + of["teacher"][0])
     return dict(
         teacher=[flops["teacher"], moved["teacher"]],

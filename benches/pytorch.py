@@ -94,7 +94,7 @@ model = "student"
 lr = 1e-4
 [batch]
 rows = {shape['rows']}
-micro_rows = {shape['rows'] // 2}
+micro_rows = {shape['rows'] // 4}
 [checkpoint]
 every = 1000
 [telemetry]

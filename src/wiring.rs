@@ -14,7 +14,7 @@ use ddk_engine::{
 use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
 use ddk_run::NamedFile;
 use ddk_settings::{Dtype, MixturePolicy, Settings};
-use ddk_torch::{DeviceError, Lane, TorchError, Turns, parse_device};
+use ddk_torch::{DeviceError, Lane, TorchError, Turns, give_freed_memory_back, parse_device};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -370,6 +370,7 @@ impl ddk_actors::Teacher for TeacherPort {
         if !self.labels {
             // It has said all that it is asked for.
             self.teacher = None;
+            give_freed_memory_back();
         }
         Ok(perplexities)
     }

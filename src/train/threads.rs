@@ -4,6 +4,7 @@ use std::{path::Path, thread::available_parallelism};
 
 use anyhow::Result;
 use ddk_settings::{Settings, ThreadChoice};
+use ddk_torch::give_freed_memory_back;
 
 use crate::{bench::Bench, progress::say};
 
@@ -36,6 +37,8 @@ pub(super) fn chosen(settings: &Settings, run: &Path) -> Result<Settings> {
     let mut alone = settings.clone();
     (alone.teacher.threads, alone.student.threads) = (1, 1);
     let (teacher, student) = Bench::new(&alone, SECONDS)?.seconds()?;
+    // The models of the measurement are gone; so is their memory, before the run gets its own.
+    give_freed_memory_back();
     let choice = Choice::of(teacher, student, cores);
     choice.set(&mut chosen);
     let turns = if choice.take_turns { ", in turns" } else { "" };

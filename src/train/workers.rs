@@ -17,7 +17,7 @@ use ddk_model::ModelConfig;
 use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, metrics};
-use ddk_torch::Turns;
+use ddk_torch::{Turns, give_freed_memory_back};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -103,6 +103,8 @@ pub(super) fn work(
     reload: Option<&cli::ConfigArgs>,
 ) -> Result<Ended> {
     let settings = prepared.settings;
+    // Tokenizers were compared, a corpus perhaps prepared: none of that is needed any more.
+    give_freed_memory_back();
     let Session {
         runtime,
         board,

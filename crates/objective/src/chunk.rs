@@ -11,12 +11,12 @@ use crate::{
 
 /// Positions whose logits are formed at a time, for a vocabulary.
 ///
-/// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 32 MiB: fewer positions make products that read the
-/// output matrix more often, more of them gain little over 256 (docs/performance.md). On a GPU larger matrices are worth their
-/// memory.
+/// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 16 MiB, two of which exist: fewer positions make products
+/// that read the output matrix more often, more of them gain a few percent (docs/performance.md). On a GPU larger matrices are worth
+/// their memory.
 pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
     let (numbers, range) = match device {
-        Device::Cpu => (1 << 23, (128, 256)),
+        Device::Cpu => (1 << 22, (64, 128)),
         _ => (1 << 27, (512, i64::MAX)),
     };
     (numbers / vocabulary.max(1)).clamp(range.0, range.1)

@@ -15,3 +15,12 @@ pub fn keep_freed_memory() {
         }
     }
 }
+
+/// Gives what was freed back to the system, once: after work of another kind than what follows.
+pub fn give_freed_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a plain call into the C library, which any thread may make.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

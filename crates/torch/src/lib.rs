@@ -8,7 +8,7 @@ mod lane;
 mod mkl;
 mod numbers;
 
-pub use allocator::keep_freed_memory;
+pub use allocator::{give_freed_memory_back, keep_freed_memory};
 pub use device::{DeviceError, parse_device};
 pub use error::TorchError;
 pub use lane::{Lane, Turns};
