@@ -93,7 +93,8 @@ fn what_heals_ends_as_if_nothing_had_been() {
         ),
     ] {
         let world = World::new();
-        let output = train_with(&world, faults, &[]);
+        // What is out of memory goes on with half of this, which still is a whole micro-batch here: other chunks give other last bits.
+        let output = train_with(&world, faults, &["objective.chunk=256"]);
         assert!(output.status.success(), "{faults:?}: {}", stderr(&output));
         assert!(!events(&world, kind).is_empty(), "{faults:?}");
         assert_same(&world, &whole, &format!("{faults:?}"));
