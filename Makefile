@@ -10,7 +10,7 @@ setup: ## fetch libtorch into the cache folder and write .cargo/config.toml
 build: setup ## build ddk
 	cargo build --locked
 
-demo: build ## run the main job on real text: about ten minutes after the build
+demo: build ## run the main job on real text: about five minutes after the build
 	@cargo run --locked --quiet -- demo
 
 test: setup ## every test, at scale 1 (some need Debian's prometheus: tools/prometheus)

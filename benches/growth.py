@@ -9,12 +9,13 @@ in it is verified, as in every start of a run.
 import json
 import os
 import pathlib
-import random
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+
+from worlds import write_text, write_tokenizer
 
 DDK = pathlib.Path(os.environ.get("DDK", pathlib.Path(__file__).parent.parent / "target/debug/ddk"))
 WORDS = 512
@@ -29,17 +30,9 @@ def run(folder, *arguments):
 
 def world(folder, domains, length, rows, validation=1):
     """Text, tokenizer, corpus and two small models."""
-    words = {"<end>": 0, **{f"w{word}": word for word in range(1, WORDS)}}
-    end = dict(id=0, content="<end>", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    tokenizer = dict(version="1.0", added_tokens=[end], pre_tokenizer=dict(type="WhitespaceSplit"), model=dict(type="WordLevel", vocab=words, unk_token="<end>"))
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps(dict(eos_token="<end>")))
-    numbers = random.Random(0)
+    write_tokenizer(folder / "tokenizer", WORDS)
     names = [f"d{number:03}" for number in range(domains)]
-    for name in names:
-        documents = (" ".join(f"w{numbers.randrange(1, WORDS)}" for _ in range(400)) for _ in range(200))
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in documents))
+    write_text([folder / f"{name}.jsonl" for name in names], WORDS, 200, 400)
     shape = lambda hidden, layers: f"hidden_size = {hidden}\nintermediate_size = {3 * hidden}\nlayers = {layers}\nheads = 2\nkv_heads = 2\n"
     models = "".join(f"""
 [pretrain.{name}]

@@ -13,12 +13,13 @@ import argparse
 import json
 import os
 import pathlib
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from worlds import write_text, write_tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 DDK = pathlib.Path(os.environ.get("DDK", ROOT / "target/debug/ddk"))
@@ -57,22 +58,13 @@ def write_world(folder, shape):
     import transformers
 
     vocabulary, length = shape["vocabulary"], shape["length"]
-    words = {"<end>": 0, **{f"w{word}": word for word in range(1, vocabulary)}}
-    end = dict(id=0, content="<end>", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    tokenizer = dict(version="1.0", added_tokens=[end], pre_tokenizer=dict(type="WhitespaceSplit"), model=dict(type="WordLevel", vocab=words, unk_token="<end>"))
     sizes = {"teacher": shape["teacher"], "student": shape["student"]}
     for name, (hidden, layers, heads, inner) in sizes.items():
         config = transformers.LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=length, tie_word_embeddings=False, bos_token_id=None, eos_token_id=0)
         transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
     for name in [*sizes, "tokenizer"]:
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
-        (folder / name / "tokenizer_config.json").write_text(json.dumps(dict(eos_token="<end>")))
-    numbers = random.Random(0)
-    for domain in ["one", "two"]:
-        documents = (" ".join(f"w{numbers.randrange(1, vocabulary)}" for _ in range(16 * length)) for _ in range(24))
-        lines = [json.dumps(dict(text=text)) for text in documents]
-        (folder / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
+        write_tokenizer(folder / name, vocabulary)
+    write_text([folder / "one.jsonl", folder / "two.jsonl"], vocabulary, 24, 16 * length)
     (folder / "config.toml").write_text(f"""
 method = "{shape['method']}"
 [run]

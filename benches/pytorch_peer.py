@@ -2,6 +2,8 @@
 
 usage: PYTHON benches/pytorch_peer.py MODE SHAPE_AS_JSON          MODE: eager, compile or compile-step
 
+SHAPE may name a `device` (the CPU otherwise) and a `dtype`: of the teacher, and of the student's products over fp32 weights.
+
 Builds both models with random weights and warms up until three steps in a row agree within 10 % (at least 8, at most 40), so that
 compilation is in no figure. Then, for each line on its standard input (a number of steps), it makes them and prints the mean seconds of
 a step, and the process's idle, static and peak memory in bytes. Static: weights, and for the student gradients and moments too.
@@ -18,6 +20,7 @@ import transformers
 
 MODE, SHAPE = sys.argv[1], json.loads(sys.argv[2])
 VOCABULARY, ROWS, LENGTH = SHAPE["vocabulary"], SHAPE["rows"], SHAPE["length"]
+DEVICE, DTYPE = SHAPE.get("device", "cpu"), getattr(torch, SHAPE.get("dtype", "float32"))
 GAMMA, LEARNING_RATE = 0.2, 1e-4
 
 
@@ -26,11 +29,17 @@ def resident():
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def model(sizes):
+def model(sizes, dtype):
     hidden, layers, heads, inner = sizes
     config = transformers.LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=LENGTH, tie_word_embeddings=False)
     config._attn_implementation = "sdpa"
-    return transformers.LlamaForCausalLM(config)
+    # Drawn where it stays, in its dtype: a large model would not fit otherwise.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    with torch.device(DEVICE):
+        made = transformers.LlamaForCausalLM(config)
+    torch.set_default_dtype(before)
+    return made
 
 
 def weight_bytes(module):
@@ -39,8 +48,8 @@ def weight_bytes(module):
 
 torch.manual_seed(0)
 idle = resident()
-teacher = model(SHAPE["teacher"]).eval().requires_grad_(False) if SHAPE["method"] == "kd" else None
-student = model(SHAPE["student"]).train()
+teacher = model(SHAPE["teacher"], DTYPE).eval().requires_grad_(False) if SHAPE["method"] == "kd" else None
+student = model(SHAPE["student"], torch.float32).train()
 static = 4 * weight_bytes(student) + (weight_bytes(teacher) if teacher else 0)
 optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
@@ -50,8 +59,10 @@ def step(tokens):
     of_teacher = None
     if teacher:
         with torch.no_grad():
-            of_teacher = teacher(input_ids=tokens).logits[:, :-1].reshape(-1, VOCABULARY)
-    logits = student(input_ids=tokens).logits[:, :-1].reshape(-1, VOCABULARY)
+            of_teacher = teacher(input_ids=tokens).logits[:, :-1].reshape(-1, VOCABULARY).float()
+    with torch.autocast(torch.device(DEVICE).type, dtype=torch.bfloat16, enabled=DTYPE == torch.bfloat16):
+        logits = student(input_ids=tokens).logits
+    logits = logits[:, :-1].reshape(-1, VOCABULARY).float()
     loss = F.cross_entropy(logits, targets)
     if of_teacher is not None:
         divergence = F.kl_div(F.log_softmax(logits, -1), F.log_softmax(of_teacher, -1), log_target=True, reduction="batchmean")
@@ -71,7 +82,7 @@ run = torch.compile(step) if MODE == "compile-step" else step
 
 
 def timed():
-    tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
+    tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH), device=DEVICE)
     began = time.perf_counter()
     float(run(tokens))
     return time.perf_counter() - began

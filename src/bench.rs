@@ -2,20 +2,26 @@
 //!
 //! Both models work on rows of random tokens of the configuration's shape; nothing is read from a corpus and nothing is written.
 
+mod overlap;
+mod products;
+mod report;
+
 use std::{
     io::Write,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
-use crossbeam::channel::bounded;
 use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
 use ddk_model::ModelConfig;
 use ddk_settings::Settings;
-use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
-use serde::Serialize;
+use ddk_torch::{Lane, mkl_kernels, parse_device};
 use tch::{Device, Kind, Tensor};
 
+use self::{
+    products::Products,
+    report::{Measured, Part},
+};
 use crate::{
     cli, config,
     progress::say,
@@ -28,9 +34,6 @@ const WARM_UP: usize = 2;
 
 /// Tokens do not matter to speed, as long as a head is asked for all kinds of columns.
 const SEED: u64 = 0;
-
-/// A side that is slower than the other by more than this is worth a change.
-const IMBALANCE: f64 = 1.15;
 
 /// What a step is made of, with the seconds it takes.
 #[derive(Debug, Default, Clone, Copy)]
@@ -135,92 +138,6 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A part of a step.
-#[derive(Debug, Serialize)]
-struct Part {
-    name: &'static str,
-    /// Of a step.
-    seconds: f64,
-    /// Floating-point operations of its matrix products.
-    operations: f64,
-}
-
-/// What was measured.
-#[derive(Debug, Serialize)]
-struct Measured {
-    rows: u64,
-    sequence_length: usize,
-    vocabulary: i64,
-    /// MKL's.
-    kernels: &'static str,
-    /// Operations a second in large products on the CPU, on the teacher's threads and on the student's.
-    teacher_rate: f64,
-    student_rate: f64,
-    /// Absent where the teacher is not asked.
-    teacher: Option<Part>,
-    student: Vec<Part>,
-    /// Of a step while both compute side by side.
-    overlapped_seconds: f64,
-    /// The share of them in which the student waits.
-    student_waits: f64,
-    tokens_per_second: f64,
-    advice: String,
-}
-
-impl Measured {
-    fn write(&self, out: &mut dyn Write) -> Result<()> {
-        writeln!(
-            out,
-            "a step: {} rows of {} tokens, {} ids; the CPU's matrix kernels: {}",
-            self.rows, self.sequence_length, self.vocabulary, self.kernels
-        )?;
-        writeln!(
-            out,
-            "{:20} {:>9} {:>9} {:>9}",
-            "", "seconds", "GFLOP/s", "of rate"
-        )?;
-        let mut line = |name: &str, seconds: f64, operations: f64, rate: f64| {
-            if operations == 0.0 {
-                return writeln!(out, "{name:20} {seconds:>9.4}");
-            }
-            let speed = operations / seconds;
-            let (giga, share) = (speed / 1e9, 100.0 * speed / rate);
-            writeln!(out, "{name:20} {seconds:>9.4} {giga:>9.0} {share:>7.0} %")
-        };
-        if let Some(part) = &self.teacher {
-            line(part.name, part.seconds, part.operations, self.teacher_rate)?;
-        }
-        let sum = |of: fn(&Part) -> f64| self.student.iter().map(of).sum::<f64>();
-        let student = sum(|part| part.seconds);
-        line(
-            "student",
-            student,
-            sum(|part| part.operations),
-            self.student_rate,
-        )?;
-        for part in &self.student {
-            let name = format!("  {}", part.name);
-            line(&name, part.seconds, part.operations, self.student_rate)?;
-        }
-        writeln!(
-            out,
-            "rate: large matrix products on the CPU, {:.0} GFLOP/s on the teacher's threads, {:.0} on the student's",
-            self.teacher_rate / 1e9,
-            self.student_rate / 1e9
-        )?;
-        let apart = student + self.teacher.as_ref().map_or(0.0, |part| part.seconds);
-        writeln!(
-            out,
-            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % of the time",
-            self.tokens_per_second * self.overlapped_seconds / apart,
-            self.tokens_per_second,
-            apart / self.overlapped_seconds,
-            100.0 * self.student_waits
-        )?;
-        Ok(writeln!(out, "{}", self.advice)?)
-    }
-}
-
 impl Bench<'_> {
     fn measure(&self) -> Result<Measured> {
         let settings = self.settings;
@@ -229,6 +146,11 @@ impl Bench<'_> {
         let rate = |lane, threads| alone(lane, || matrix_rate(threads));
         let teacher_rate = rate("teacher", settings.teacher.threads)?;
         let student_rate = rate("student", settings.student.threads)?;
+        let products_of_teacher = match labels {
+            true => alone("teacher", || self.products_of_teacher())?,
+            false => 0.0,
+        };
+        let products = alone("student", || self.products_of_student(labels))?;
         say("the teacher alone");
         let teacher = match labels {
             true => alone("teacher", || self.teacher())?,
@@ -250,11 +172,11 @@ impl Bench<'_> {
         } else {
             0.0
         };
-        let again = if self.options.recompute { 1.0 } else { 0.0 };
-        let part = |name, seconds, operations| Part {
+        let part = |name, seconds, operations, products| Part {
             name,
             seconds,
             operations,
+            products,
         };
         Ok(Measured {
             rows: settings.batch.rows,
@@ -263,54 +185,96 @@ impl Bench<'_> {
             kernels: mkl_kernels(),
             teacher_rate,
             student_rate,
-            teacher: labels.then(|| part("teacher", teacher, of_teacher.hidden(lengths()))),
+            teacher: labels.then(|| {
+                let operations = of_teacher.hidden(lengths());
+                part("teacher", teacher, operations, products_of_teacher)
+            }),
             student: vec![
-                part("forward", student.forward, forward),
+                part("forward", student.forward, forward, products.forward),
                 part(
                     "heads and losses",
                     student.head,
                     head + 3.0 * of_student.head(positions, columns),
+                    products.head,
                 ),
-                part("backward", student.backward, (2.0 + again) * forward),
-                part("optimizer", student.optimizer, 0.0),
+                part(
+                    "backward",
+                    student.backward,
+                    (2.0 + self.recomputed()) * forward,
+                    products.backward,
+                ),
+                part("optimizer", student.optimizer, 0.0, 0.0),
             ],
             overlapped_seconds,
             student_waits,
             tokens_per_second: self.rows.tokens() / overlapped_seconds,
-            advice: self.advice(teacher, student),
+            advice: report::advice(settings.teacher.lanes, teacher, student),
         })
     }
 
-    /// In one sentence.
-    fn advice(&self, teacher: f64, student: StudentSeconds) -> String {
-        let lanes = self.settings.teacher.lanes as f64;
-        let ratio = teacher / lanes / student.sum();
-        let parts = [
-            (student.forward, "forward"),
-            (
-                student.head,
-                "heads: a smaller vocabulary, or fewer tokens that are scored",
-            ),
-            (student.backward, "backward"),
-        ];
-        let largest = parts
-            .into_iter()
-            .max_by(|one, other| one.0.total_cmp(&other.0));
-        let part = largest.map_or("", |(_, name)| name);
-        if teacher == 0.0 {
-            return format!("the student works alone; most of its time goes into its {part}");
+    /// Forwards that a backward makes once more.
+    fn recomputed(&self) -> f64 {
+        f64::from(u8::from(self.options.recompute))
+    }
+
+    /// The products that a model's part of a step is made of.
+    fn products<'b>(&self, model: &'b ModelConfig, kind: Kind, device: Device) -> Products<'b> {
+        let length = self.settings.corpus.sequence_length as i64;
+        let positions = self.rows.micro_rows as i64 * length;
+        Products {
+            model,
+            positions,
+            micro_batches: self.rows.micro_batches().count() as f64,
+            chunk: self.options.chunk.min(positions),
+            columns: self.options.vocabulary,
+            kind,
+            device,
         }
-        match ratio {
-            ratio if ratio > IMBALANCE => format!(
-                "the teacher is slower by {ratio:.1} x: give it a lane more (teacher.lanes = {}), another device, or more threads",
-                self.settings.teacher.lanes + 1
-            ),
-            ratio if ratio < 1.0 / IMBALANCE => format!(
-                "the student is slower by {:.1} x: give it more threads (student.threads), or the faster device; most of its time goes into its {part}",
-                1.0 / ratio
-            ),
-            _ => "teacher and student are balanced".to_owned(),
-        }
+    }
+
+    /// Seconds of a step's products in the teacher's layers.
+    fn products_of_teacher(&self) -> Result<f64> {
+        let _lane = Lane::enter(self.settings.teacher.threads);
+        let placement = wiring::teacher_placement(&self.settings.teacher)?;
+        let device = placement.devices.first().copied().unwrap_or(Device::Cpu);
+        let model = ModelConfig::read(&self.folders.teacher)?;
+        let products = self.products(&model, placement.compute, device);
+        Ok(products.forward()?)
+    }
+
+    /// Seconds of a step's products on the student's lane, where the teacher's output matrix is applied too.
+    fn products_of_student(&self, labels: bool) -> Result<StudentSeconds> {
+        let _lane = Lane::enter(self.settings.student.threads);
+        let placement = wiring::student_placement(&self.settings.student)?;
+        let device = placement.devices.first().copied().unwrap_or(Device::Cpu);
+        let model = ModelConfig::read(&self.folders.student)?;
+        let products = self.products(&model, placement.compute, device);
+        let forward = products.forward()?;
+        let of_teacher = match labels {
+            true => {
+                let model = ModelConfig::read(&self.folders.teacher)?;
+                let kind = wiring::kind(self.settings.teacher.dtype);
+                self.products(&model, kind, device).logits()?
+            }
+            false => 0.0,
+        };
+        Ok(StudentSeconds {
+            forward,
+            head: of_teacher + products.logits()? + products.logits_backward()?,
+            backward: products.backward()? + self.recomputed() * forward,
+            optimizer: 0.0,
+        })
+    }
+
+    fn teacher_lane(&self) -> Result<Lane> {
+        let mut devices = wiring::teacher_placement(&self.settings.teacher)?.devices;
+        devices.push(parse_device(&self.settings.student.device)?);
+        Ok(Lane::on(self.settings.teacher.threads, &devices)?)
+    }
+
+    fn student_lane(&self) -> Result<Lane> {
+        let device = parse_device(&self.settings.student.device)?;
+        Ok(Lane::on(self.settings.student.threads, &[device])?)
     }
 
     fn build_teacher(&self) -> Result<Teacher> {
@@ -332,15 +296,14 @@ impl Bench<'_> {
 
     /// Seconds of the forwards of a step.
     fn teacher(&self) -> Result<f64> {
-        let _lane = Lane::enter(self.settings.teacher.threads);
+        let lane = self.teacher_lane()?;
         let teacher = self.build_teacher()?;
         let mut times = Vec::new();
         while !self.is_enough(&times) {
             let began = Instant::now();
             for micro in self.rows.micro_batches() {
-                teacher.label(&micro)?;
+                lane.work(|| teacher.label(&micro))??;
             }
-            wait_for(teacher.model().device());
             times.push(began.elapsed());
         }
         Ok(median(times.split_off(WARM_UP)))
@@ -355,7 +318,7 @@ impl Bench<'_> {
             true => Some(self.build_teacher()?),
             false => None,
         };
-        let _lane = Lane::enter(self.settings.student.threads);
+        let lane = self.student_lane()?;
         let mut student = self.build_student()?;
         let signals = match &teacher {
             Some(teacher) => {
@@ -371,14 +334,15 @@ impl Bench<'_> {
             let began = Instant::now();
             let mut seconds = StudentSeconds::default();
             for (micro, signal) in self.rows.micro_batches().zip(&signals) {
-                let done = student.accumulate(&micro, signal.as_ref(), self.rows.predictions())?;
+                let predictions = self.rows.predictions();
+                let done =
+                    lane.work(|| student.accumulate(&micro, signal.as_ref(), predictions))??;
                 seconds.forward += done.forward_seconds;
                 seconds.head += done.head_seconds;
                 seconds.backward += done.backward_seconds;
             }
             let update = Instant::now();
-            student.update(times.len() as u64 + 1)?;
-            wait_for(student.model().device());
+            lane.work(|| student.update(times.len() as u64 + 1))??;
             seconds.optimizer = update.elapsed().as_secs_f64();
             times.push(began.elapsed());
             all.push(seconds);
@@ -398,74 +362,6 @@ impl Bench<'_> {
             optimizer: of(|seconds| seconds.optimizer),
         })
     }
-
-    /// Seconds of a step while teachers and student work side by side, and the share of them in which the student waits.
-    fn overlapped(&self, labels: bool) -> Result<(f64, f64)> {
-        let settings = self.settings;
-        let lanes = settings.teacher.lanes;
-        let depth = settings.queues.depth;
-        let turns = match settings.run.take_turns {
-            true => Turns::taken(),
-            false => Turns::free(),
-        };
-        let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
-        std::thread::scope(|scope| {
-            let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();
-            for (lane, sender) in senders.into_iter().enumerate().filter(|_| labels) {
-                let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
-                let turns = turns.clone();
-                thread.spawn_scoped(scope, move || -> Result<()> {
-                    let _lane = Lane::enter(settings.teacher.threads);
-                    let teacher = self.build_teacher()?;
-                    // Micro-batch i is lane i mod lanes', step after step.
-                    let all: Vec<_> = self.rows.micro_batches().collect();
-                    let mut number = lane;
-                    // The student hangs up when it has seen enough.
-                    let label = |number: usize| {
-                        let _turn = turns.wait();
-                        teacher.label(&all[number % all.len()])
-                    };
-                    while sender.send(label(number)?).is_ok() {
-                        number += lanes;
-                    }
-                    Ok(())
-                })?;
-            }
-            let thread = std::thread::Builder::new().name("student".to_owned());
-            let work = move || -> Result<(f64, f64)> {
-                let _lane = Lane::enter(settings.student.threads);
-                let mut student = self.build_student()?;
-                let (mut times, mut waits, mut number) = (Vec::new(), Vec::new(), 0);
-                // The queues were filled while nobody took from them: that many batches come for nothing.
-                let free = WARM_UP + (depth * lanes).div_ceil(self.rows.micro_batches().count());
-                while times.len() < free + 3 || times[free..].iter().sum::<Duration>() < self.time {
-                    let began = Instant::now();
-                    let mut waited = Duration::ZERO;
-                    for micro in self.rows.micro_batches() {
-                        let asked = Instant::now();
-                        let signal = match labels {
-                            true => Some(receivers[number % lanes].recv()?),
-                            false => None,
-                        };
-                        let _turn = turns.wait();
-                        waited += asked.elapsed();
-                        number += 1;
-                        student.accumulate(&micro, signal.as_ref(), self.rows.predictions())?;
-                    }
-                    student.update(times.len() as u64 + 1)?;
-                    times.push(began.elapsed());
-                    waits.push(waited);
-                }
-                let mean = |all: &[Duration]| {
-                    all[free..].iter().sum::<Duration>().as_secs_f64() / (all.len() - free) as f64
-                };
-                let step = mean(&times);
-                Ok((step, mean(&waits) / step))
-            };
-            let done = thread.spawn_scoped(scope, work)?.join();
-            done.map_err(|_| anyhow!("the student's lane panicked"))?
-        })
-    }
 }
 
 /// Does the work on a thread of that name: a lane's.
@@ -475,13 +371,6 @@ fn alone<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result
         let done = thread.spawn_scoped(scope, work)?.join();
         done.map_err(|_| anyhow!("{name}: the measurement panicked"))?
     })
-}
-
-/// Waits until a GPU has done what it was given.
-fn wait_for(device: Device) {
-    if let Device::Cuda(index) = device {
-        tch::Cuda::synchronize(index as i64);
-    }
 }
 
 /// Operations a second in products of square matrices, on the CPU.

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode};
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible, first_document, stale};
 use ddk_engine::{
-    Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, queue_memory,
-    snapshot_memory, student_memory, teacher_memory,
+    Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, program_memory,
+    queue_memory, snapshot_memory, student_memory, teacher_memory,
 };
 use ddk_model::{Model, ModelConfig, Placement, Weights};
 use ddk_objective::default_chunk;
@@ -219,10 +219,8 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         student_bytes: bytes(student.dtype),
         teacher_bytes: bytes(teacher.dtype),
         pairs: pairs.map_or(0, |pairs| pairs.len() as u64),
-        logits: match (student.device.as_str(), student.dtype) {
-            ("cpu", Dtype::Fp32) => 2,
-            _ => 4,
-        },
+        kernel: (student.device.as_str(), student.dtype) == ("cpu", Dtype::Fp32),
+        labels: wiring::labels(settings),
         shared_head: teacher.devices.last() == Some(&student.device),
     };
     let lanes = teacher.lanes as u64;
@@ -235,16 +233,15 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         }));
     };
     let of_student = student_memory(&models.student, &models.teacher, &shape)?;
-    add(&student.device, "student", of_student, 1);
-    let of_teacher = teacher_memory(&models.teacher, &shape, lanes)?;
     for device in &teacher.devices {
-        add(
-            device,
-            "teacher",
-            of_teacher.clone(),
-            teacher.devices.len() as u64,
-        );
+        let beside: &[Part] = match *device == student.device {
+            true => &of_student,
+            false => &[],
+        };
+        let of_teacher = teacher_memory(&models.teacher, &shape, lanes, beside)?;
+        add(device, "teacher", of_teacher, teacher.devices.len() as u64);
     }
+    add(&student.device, "student", of_student, 1);
     if let (1, Some(first)) = (settings.mixture.lag, teacher.devices.first()) {
         let copy = evaluated_copy_memory(&models.student)?;
         add(first, "teacher", vec![copy], 1);
@@ -252,7 +249,8 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
     let depth = settings.queues.depth as u64;
     let queue = queue_memory(&models.teacher, &shape, depth, lanes);
     add(&student.device, "run", vec![queue], 1);
-    add("cpu", "run", vec![snapshot_memory(&models.student)?], 1);
+    let of_run = vec![program_memory(), snapshot_memory(&models.student)?];
+    add("cpu", "run", of_run, 1);
     let mut fits = true;
     for (device, parts) in devices {
         fits &= one_device(device, &parts, report)?;
@@ -268,18 +266,20 @@ fn one_device(device: &str, parts: &[(String, Part)], report: &mut Report<'_>) -
         "memory of {device}: needs {}, free {of}",
         size(needed)
     ))?;
-    for (name, part) in parts {
+    for (name, part) in parts.iter().filter(|(_, part)| part.bytes > 0) {
         report.line(&format!("{:>10}  {name}", size(part.bytes)))?;
     }
     let Some(free) = free.filter(|free| needed > *free) else {
         return Ok(true);
     };
-    let largest = parts.iter().max_by_key(|(_, part)| part.bytes);
-    if let Some((name, part)) = largest {
+    let largest = parts
+        .iter()
+        .filter_map(|(name, part)| Some((name, part.bytes, part.setting?)))
+        .max_by_key(|(_, bytes, _)| *bytes);
+    if let Some((name, _, setting)) = largest {
         report.problem(&format!(
-            "{device} lacks {}; the largest part is {name}: change {}",
+            "{device} lacks {}; the largest part is {name}: change {setting}",
             size(needed - free),
-            part.setting
         ))?;
     }
     Ok(false)

@@ -33,13 +33,13 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
     };
     say_step(1, "text from this machine");
     collect(&settings)?;
-    say_step(2, "tokenizer and corpus (cached)");
+    say_step(2, "tokenizer and corpus");
     tokenizer(&settings)?;
     for (number, name) in [(3, "teacher"), (4, "student")] {
         say_step(
             number,
             &format!(
-                "{name}: ddk pretrain {} --model {name} (cached)",
+                "{name}: ddk pretrain {} --model {name}",
                 args.config.display()
             ),
         );

@@ -248,10 +248,7 @@ async fn attempt(
         "the queues of micro-batches hold at most this much"
     );
     let faults = || Arc::clone(&prepared.faults);
-    let turns = match settings.run.take_turns {
-        true => Turns::taken(),
-        false => Turns::free(),
-    };
+    let turns = Turns::new(settings.run.take_turns);
     let parts = Parts {
         teacher: wiring::teachers(
             settings,

@@ -1,6 +1,6 @@
 //! Rows of token ids as the tensors that the models take.
 
-use ddk_torch::TorchError;
+use ddk_torch::{TorchError, upload};
 use tch::{Device, Tensor};
 
 /// A label that is not scored: the last position of a row, the last of a part, what is skipped, and padding.
@@ -72,10 +72,8 @@ pub fn batch_tensors(rows: &[Sequence<'_>], device: Device) -> Result<BatchTenso
     let has_parts = rows.iter().any(|row| !row.parts.is_empty());
     let shape = [rows.len() as i64, time as i64];
     Ok(BatchTensors {
-        tokens: Tensor::f_from_slice(&tokens)?
-            .f_reshape(shape)?
-            .f_to_device(device)?,
-        labels: Tensor::f_from_slice(&labels)?.f_to_device(device)?,
+        tokens: upload(Tensor::f_from_slice(&tokens)?.f_reshape(shape)?, device)?,
+        labels: upload(Tensor::f_from_slice(&labels)?, device)?,
         predictions,
         parts: has_parts.then(|| rows.iter().map(|row| parts(row, time)).collect()),
     })

@@ -1,7 +1,7 @@
 //! What a run needs of memory, computed from sizes alone.
 //!
-//! The formulas count what libtorch keeps: the tensors that autograd saves of each layer, the buffers of a chunk of logits, the
-//! gradient of the embedding that exists beside the one it is added to. docs/performance.md compares them with measurements.
+//! The formulas count what libtorch keeps: the tensors that autograd saves of each layer, the buffers of a chunk of logits.
+//! docs/performance.md compares them with measurements.
 
 use ddk_model::{ModelConfig, ModelError};
 
@@ -12,8 +12,8 @@ pub struct Part {
     pub name: &'static str,
     /// How much.
     pub bytes: u64,
-    /// The setting that makes it smaller.
-    pub setting: &'static str,
+    /// The setting that makes it smaller, where one does.
+    pub setting: Option<&'static str>,
 }
 
 /// What the sizes of a step's tensors depend on beside the models.
@@ -35,8 +35,10 @@ pub struct StepShape {
     pub teacher_bytes: u64,
     /// Pairs of layers that TED compares.
     pub pairs: u64,
-    /// Matrices of a chunk's logits that exist at a time: 2 where the kernel on the CPU works in them, 4 elsewhere.
-    pub logits: u64,
+    /// Whether the kernel on the CPU computes losses, in the logits' own memory; elsewhere as much is needed beside them.
+    pub kernel: bool,
+    /// Whether the teacher labels each batch; otherwise its perplexities are all that is asked of it, before the first step.
+    pub labels: bool,
     /// Whether the student's side has the teacher's output matrix from the teacher, on the same device.
     pub shared_head: bool,
 }
@@ -46,6 +48,13 @@ impl StepShape {
         self.micro_rows * self.sequence_length
     }
 }
+
+/// Name of what exists only while a step is computed.
+const STEP: &str = "activations and logits of a step";
+
+/// What a process has on the CPU before and beside all tensors: libtorch's libraries, a tokenizer, threads, and what the allocator cannot
+/// use again. Measured (docs/performance.md).
+const PROGRAM: u64 = 190_000_000;
 
 /// Sizes of a model as unsigned numbers.
 struct Sizes {
@@ -109,9 +118,8 @@ pub fn student_memory(
     };
     let activations = activations + of_layers;
     // Logits of both models, which become the gradient; or log-probabilities and probabilities beside them.
-    let chunk = 4 * shape.logits * shape.chunk.min(positions) * shape.vocabulary;
-    // While the embedding's gradient is computed, or the tied one is added to the head's.
-    let embedding = 4 * sizes.table;
+    let matrices = if shape.labels { 2 } else { 1 } * if shape.kernel { 1 } else { 2 };
+    let chunk = 4 * matrices * shape.chunk.min(positions) * shape.vocabulary;
     let compute_copy = match shape.student_bytes {
         4 => 0,
         bytes => bytes * sizes.table,
@@ -134,25 +142,36 @@ pub fn student_memory(
         ),
         part(
             "the teacher's output matrix",
-            match shape.shared_head {
-                true => 0,
-                false => shape.teacher_bytes * teacher.table,
+            match shape.labels && !shape.shared_head {
+                true => shape.teacher_bytes * teacher.table,
+                false => 0,
             },
             "teacher.dtype",
         ),
         part(
-            "activations, or the update's copies",
-            (activations + chunk).max(embedding) + compute_copy,
+            STEP,
+            activations + chunk + compute_copy,
             "batch.micro_rows, student.recompute or objective.chunk",
         ),
     ])
 }
 
-/// A teacher's devices together; lanes share its weights.
+/// The program itself, on the CPU.
+pub fn program_memory() -> Part {
+    Part {
+        name: "the program itself",
+        bytes: PROGRAM,
+        setting: None,
+    }
+}
+
+/// A teacher's devices together; lanes share its weights. One that does not label is gone before the student's first step: there it counts
+/// only by what it needs more than that step, `student` being what [`student_memory`] said of the same device.
 pub fn teacher_memory(
     teacher: &ModelConfig,
     shape: &StepShape,
     lanes: u64,
+    student: &[Part],
 ) -> Result<Vec<Part>, ModelError> {
     let sizes = Sizes::of(teacher)?;
     // Without gradients only what one layer is working on exists.
@@ -160,6 +179,16 @@ pub fn teacher_memory(
         .max(2 * sizes.width + 3 * sizes.mlp);
     // TED's filters are square here.
     let weights = sizes.parameters + shape.pairs * sizes.width * sizes.width;
+    if !shape.labels {
+        let bytes = shape.teacher_bytes * (weights + working * shape.positions());
+        let step = student.iter().filter(|part| part.name == STEP);
+        let step: u64 = step.map(|part| part.bytes).sum();
+        return Ok(vec![part(
+            "weights until it is measured, over a step of the student",
+            bytes.saturating_sub(step),
+            "teacher.dtype or teacher.devices",
+        )]);
+    }
     Ok(vec![
         part(
             "weights",
@@ -185,7 +214,11 @@ pub fn evaluated_copy_memory(student: &ModelConfig) -> Result<Part, ModelError> 
 pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes: u64) -> Part {
     let width = teacher.hidden_size().unsigned_abs();
     // One more is in the hands of the teacher, one more in the student's.
-    let batches = lanes * (depth + 1) + 1;
+    let batches = if shape.labels {
+        lanes * (depth + 1) + 1
+    } else {
+        0
+    };
     let bytes = batches * shape.positions() * (1 + shape.pairs) * width * shape.teacher_bytes;
     part("hidden states in queues", bytes, "queues.depth")
 }
@@ -204,6 +237,6 @@ fn part(name: &'static str, bytes: u64, setting: &'static str) -> Part {
     Part {
         name,
         bytes,
-        setting,
+        setting: Some(setting),
     }
 }

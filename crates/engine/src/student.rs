@@ -97,6 +97,8 @@ pub struct Student {
     row_losses: RowLosses,
     /// Gradient of the student's output matrix, accumulated by the head over the step's micro-batches.
     head_gradient: Tensor,
+    /// Gradient of the embedding, likewise; where the output matrix is the embedding, that one holds both.
+    embedding_gradient: Option<Tensor>,
     /// TED's filters, with the gradients accumulated over the step's micro-batches.
     filters: Vec<Filter>,
     buffers: LogitBuffers,
@@ -127,12 +129,12 @@ impl Student {
         teacher_head: Option<Tensor>,
         filters: Vec<Filter>,
     ) -> Result<Self, EngineError> {
-        let head_gradient = model
-            .head()
-            .weight
-            .detach()
-            .f_zeros_like()
-            .map_err(TorchError::from)?;
+        let zeros = |like: &Tensor| like.detach().f_zeros_like().map_err(TorchError::from);
+        let head_gradient = zeros(model.head().weight)?;
+        let embedding_gradient = match model.head().tied {
+            true => None,
+            false => Some(zeros(model.embedding())?),
+        };
         Ok(Self {
             trained: trained(&model, &filters),
             model,
@@ -141,6 +143,7 @@ impl Student {
             teacher_head,
             row_losses: RowLosses::None,
             head_gradient,
+            embedding_gradient,
             filters,
             buffers: LogitBuffers::default(),
         })
@@ -243,7 +246,9 @@ impl Student {
                 .hidden_gradient
                 .f_reshape(shape)
                 .map_err(TorchError::from)?;
-            trace.backward(&gradient, &layer_gradients)?;
+            let of_embedding = self.embedding_gradient.as_mut();
+            let of_embedding = of_embedding.unwrap_or(&mut self.head_gradient);
+            trace.backward(&gradient, &layer_gradients, of_embedding)?;
         }
         Ok(MicroStep {
             ce_sum: output.ce_sum,
@@ -290,20 +295,20 @@ impl Student {
         Snapshot::take(&self.trained, self.updates.optimizer())
     }
 
-    /// The gradient of each parameter, then of each filter; the output matrix's includes what the head gathered (which is
-    /// added to the embedding's where both are one).
+    /// The gradient of each parameter, then of each filter.
     fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
         let _no_grad = tch::no_grad_guard();
         let head = self.model.head().weight.data_ptr();
+        let embedding = self.model.embedding().data_ptr();
         let of_filters = self.filters.iter();
         let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
         let of_model = self.model.parameters().iter().map(|(_, parameter)| {
-            let gradient = parameter.f_grad()?;
-            Ok(match (gradient.defined(), parameter.data_ptr() == head) {
-                (true, true) => gradient.f_add(&self.head_gradient)?,
-                (true, false) => gradient,
-                (false, true) => self.head_gradient.shallow_clone(),
-                (false, false) => parameter.detach().f_zeros_like()?,
+            let (gradient, at) = (parameter.f_grad()?, parameter.data_ptr());
+            Ok(match &self.embedding_gradient {
+                _ if at == head => self.head_gradient.shallow_clone(),
+                Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
+                _ if gradient.defined() => gradient,
+                _ => parameter.detach().f_zeros_like()?,
             })
         });
         of_model.chain(of_filters).collect()
@@ -317,7 +322,12 @@ impl Student {
                 let _ = gradient.f_zero_()?;
             }
         }
-        let _ = self.head_gradient.f_zero_()?;
+        for gradient in [&mut self.head_gradient]
+            .into_iter()
+            .chain(&mut self.embedding_gradient)
+        {
+            let _ = gradient.f_zero_()?;
+        }
         for filter in &mut self.filters {
             let _ = filter.gradient.f_zero_()?;
         }

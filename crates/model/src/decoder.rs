@@ -167,15 +167,26 @@ impl Decoder {
         &self,
         tokens_bt: &Tensor,
         parts: Option<&Parts>,
+        cache: Option<&mut Cache>,
+        seen: impl FnMut(usize, &Tensor),
+    ) -> Result<Tensor, TchError> {
+        self.hidden_of(&self.look_up(tokens_bt)?, parts, cache, seen)
+    }
+
+    /// As [`Self::hidden`], from the rows of the embedding that the tokens choose.
+    pub(crate) fn hidden_of(
+        &self,
+        rows_btd: &Tensor,
+        parts: Option<&Parts>,
         mut cache: Option<&mut Cache>,
         mut seen: impl FnMut(usize, &Tensor),
     ) -> Result<Tensor, TchError> {
-        let time = tokens_bt.size()[1];
+        let time = rows_btd.size()[1];
         let place = Place {
             start: cache.as_ref().map_or(0, |cache| cache.length),
             parts,
         };
-        let mut x_btd = self.embed(tokens_bt, place)?;
+        let mut x_btd = self.embed(rows_btd, place)?;
         for index in 0..self.layers.len() {
             let cache = cache.as_mut().map(|cache| &mut cache.layers[index]);
             x_btd = self.layer(index, &x_btd, place, cache)?;
@@ -187,13 +198,20 @@ impl Decoder {
         self.norm(&x_btd)
     }
 
-    /// What goes into the first layer.
-    pub(crate) fn embed(&self, tokens_bt: &Tensor, place: Place<'_>) -> Result<Tensor, TchError> {
+    /// The embedding, `[V, D]`.
+    pub(crate) fn embedding(&self) -> &Tensor {
+        &self.embedding
+    }
+
+    /// The rows of the embedding that the tokens `[B, T]` choose, `[B, T, D]` in its dtype.
+    pub(crate) fn look_up(&self, tokens_bt: &Tensor) -> Result<Tensor, TchError> {
         let tokens_bt = tokens_bt.f_to_device(self.embedding.device())?;
-        let mut x_btd = cast(
-            &Tensor::f_embedding(&self.embedding, &tokens_bt, -1, false, false)?,
-            self.compute,
-        )?;
+        Tensor::f_embedding(&self.embedding, &tokens_bt, -1, false, false)
+    }
+
+    /// What goes into the first layer, from what [`Self::look_up`] gave.
+    pub(crate) fn embed(&self, rows_btd: &Tensor, place: Place<'_>) -> Result<Tensor, TchError> {
+        let mut x_btd = cast(rows_btd, self.compute)?;
         if let Some(scale) = self.embedding_scale {
             // The scale is rounded to the dtype first, as the reference does.
             let scale = Tensor::from(scale).f_to_kind(self.compute)?;
@@ -204,7 +222,7 @@ impl Decoder {
                 Some(parts) => positions(parts)?
                     .f_to_device(table.device())
                     .and_then(|positions| table.f_index(&[Some(positions)]))?,
-                None => table.f_narrow(0, place.start, tokens_bt.size()[1])?,
+                None => table.f_narrow(0, place.start, rows_btd.size()[1])?,
             };
             x_btd = x_btd.f_add(&cast(&table, self.compute)?)?;
         }

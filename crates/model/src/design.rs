@@ -125,6 +125,23 @@ pub(crate) enum Activation {
 }
 
 impl Design {
+    /// See [`crate::ModelConfig::matrices`].
+    pub(crate) fn matrices(&self) -> Vec<[i64; 2]> {
+        let (attention, width, inner) = (&self.attention, self.hidden_size, self.mlp.width);
+        let query = attention.heads * attention.head_dim;
+        let key = attention.kv_heads * attention.head_dim;
+        let mut matrices = match attention.projections {
+            Projections::Separate { .. } => vec![[query, width], [key, width], [key, width]],
+            Projections::Fused => vec![[query + 2 * key, width]],
+        };
+        matrices.extend([[width, query], [inner, width]]);
+        if self.mlp.gated {
+            matrices.push([inner, width]);
+        }
+        matrices.push([width, inner]);
+        matrices
+    }
+
     /// What sizes must fulfil whatever the family.
     pub(crate) fn check(&self) -> Result<(), String> {
         let AttentionDesign {

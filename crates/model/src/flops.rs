@@ -21,25 +21,22 @@ impl ModelConfig {
     pub fn flops(&self) -> Flops {
         Flops::of(self.design())
     }
+
+    /// Shapes of the matrices of one layer, each `[out, in]`, in the order in which a forward multiplies with them.
+    pub fn matrices(&self) -> Vec<[i64; 2]> {
+        self.design().matrices()
+    }
 }
 
 impl Flops {
     fn of(design: &Design) -> Self {
         let size = |number: i64| number.unsigned_abs();
-        let (width, layers, mlp) = (
-            size(design.hidden_size),
-            size(design.layers),
-            size(design.mlp.width),
-        );
-        let attention = &design.attention;
-        let query = size(attention.heads * attention.head_dim);
-        let key_value = size(attention.kv_heads * attention.head_dim);
-        let mlp_matrices = if design.mlp.gated { 3 } else { 2 };
-        let weights = width * (2 * query + 2 * key_value) + mlp_matrices * width * mlp;
+        let (layers, attention) = (size(design.layers), &design.attention);
+        let weights: i64 = design.matrices().iter().map(|[out, of]| out * of).sum();
         Self {
-            per_token: 2 * layers * weights,
-            per_pair: 4 * layers * query,
-            per_logit: 2 * width,
+            per_token: 2 * layers * size(weights),
+            per_pair: 4 * layers * size(attention.heads * attention.head_dim),
+            per_logit: 2 * size(design.hidden_size),
         }
     }
 

@@ -44,6 +44,12 @@ impl Frozen {
         self.get(&Weights::open(&self.folder)?, &name, device, kind)
     }
 
+    /// Forgets what was loaded: memory is free again once nobody else has it.
+    pub fn forget(&self) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.clear();
+    }
+
     fn get(
         &self,
         weights: &Weights,

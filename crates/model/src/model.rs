@@ -144,6 +144,11 @@ impl Model {
         Ok(self.decoder.hidden(tokens, None, Some(cache), |_, _| {})?)
     }
 
+    /// The embedding, `[vocab_size, hidden_size]`.
+    pub fn embedding(&self) -> &Tensor {
+        self.decoder.embedding()
+    }
+
     /// The output matrix: logits are hidden states times its transpose.
     pub fn head(&self) -> Head<'_> {
         Head {

@@ -93,7 +93,7 @@ impl TensorFile {
         let size = found.elt_size_in_bytes();
         if !(bytes.as_ptr() as usize).is_multiple_of(size) {
             let copy = Tensor::f_from_data_size(bytes, shape, found)?;
-            return Ok(copy.f_to_device(device)?.f_to_kind(kind)?);
+            return Ok(copy.f_to_kind(kind)?.f_to_device(device)?);
         }
         // SAFETY: `find` checked that the bytes are as many as shape and dtype say, and they are aligned. The view is only read,
         // and it is dropped before this function returns, while `self` keeps the file mapped.

@@ -12,21 +12,28 @@ use crate::{
 ///
 /// Kept activations cost memory in proportion to the layers. Recomputed ones cost one more forward: only the input of each
 /// layer is kept, and a layer's inside exists while its own gradient is computed. Both give the same gradients.
+///
+/// The embedding is left out of the graph: what a micro-batch adds to its gradient is as many rows as it has different tokens, for
+/// which autograd would make a matrix of the whole vocabulary.
 #[derive(Debug)]
 pub struct Trace<'a> {
+    decoder: &'a Decoder,
+    place: Place<'a>,
+    /// `[batch, time]`.
+    tokens: Tensor,
+    /// The rows of the embedding that they choose: where the graph begins.
+    rows: Tensor,
     hidden: Tensor,
     /// Numbers of the layers whose outputs are wanted, from 1.
     numbers: Vec<usize>,
     /// Their outputs: with a graph where nothing is recomputed.
     layers: Vec<Tensor>,
-    recomputed: Option<Recomputed<'a>>,
+    recomputed: Option<Recomputed>,
 }
 
 #[derive(Debug)]
-struct Recomputed<'a> {
-    decoder: &'a Decoder,
-    place: Place<'a>,
-    /// Input of the first layer, with the graph of the embedding.
+struct Recomputed {
+    /// Input of the first layer, with the graph back to the rows.
     embedded: Tensor,
     /// Inputs of all layers, without graphs.
     inputs: Vec<Tensor>,
@@ -44,21 +51,30 @@ impl Model {
         recompute: bool,
         layers: &[usize],
     ) -> Result<Trace<'a>, ModelError> {
-        let numbers = layers.to_vec();
-        if !recompute {
-            let (hidden, layers) = self.hidden_and_layers(tokens, parts, layers)?;
-            return Ok(Trace {
-                hidden,
-                numbers,
-                layers,
-                recomputed: None,
-            });
-        }
         self.check_layers(layers)?;
         let mut taken = Taken::new(layers);
-        let decoder = self.decoder();
-        let place = Place::first(parts);
-        let embedded = decoder.embed(tokens, place)?;
+        let (decoder, place) = (self.decoder(), Place::first(parts));
+        let rows = {
+            let _no_grad = tch::no_grad_guard();
+            decoder.look_up(tokens)?
+        };
+        let rows = rows.set_requires_grad(true);
+        let trace = |hidden, taken: Taken<'_>, rows, recomputed| Trace {
+            decoder,
+            place,
+            tokens: tokens.shallow_clone(),
+            rows,
+            hidden,
+            numbers: layers.to_vec(),
+            layers: taken.into_outputs(),
+            recomputed,
+        };
+        if !recompute {
+            let seen = |number, output: &Tensor| taken.see(number, output);
+            let hidden = decoder.hidden_of(&rows, parts, None, seen)?;
+            return Ok(trace(hidden, taken, rows, None));
+        }
+        let embedded = decoder.embed(&rows, place)?;
         let mut inputs = Vec::with_capacity(decoder.layers());
         let mut x_btd = embedded.detach();
         {
@@ -70,18 +86,13 @@ impl Model {
             }
         }
         let last = x_btd.set_requires_grad(true);
-        Ok(Trace {
-            hidden: decoder.norm(&last)?,
-            numbers,
-            layers: taken.into_outputs(),
-            recomputed: Some(Recomputed {
-                decoder,
-                place,
-                embedded,
-                inputs,
-                last,
-            }),
-        })
+        let hidden = decoder.norm(&last)?;
+        let recomputed = Recomputed {
+            embedded,
+            inputs,
+            last,
+        };
+        Ok(trace(hidden, taken, rows, Some(recomputed)))
     }
 }
 
@@ -96,13 +107,28 @@ impl Trace<'_> {
         &self.layers
     }
 
-    /// Adds to the gradient of every parameter, from the gradient of the hidden states (of their shape) and those of the layers.
-    pub fn backward(self, gradient: &Tensor, layers: &[Tensor]) -> Result<(), ModelError> {
-        let Some(recomputed) = self.recomputed else {
-            let outputs = self.layers.iter().zip(layers);
-            back(&self.hidden, gradient, outputs)?;
-            return Ok(());
-        };
+    /// Adds to the gradient of every parameter, from the gradient of the hidden states (of their shape) and those of the layers;
+    /// the embedding's is added to `embedding`, of its shape.
+    pub fn backward(
+        mut self,
+        gradient: &Tensor,
+        layers: &[Tensor],
+        embedding: &mut Tensor,
+    ) -> Result<(), ModelError> {
+        match self.recomputed.take() {
+            None => back(&self.hidden, gradient, self.layers.iter().zip(layers))?,
+            Some(recomputed) => self.back_through_layers(recomputed, gradient, layers)?,
+        }
+        Ok(add_rows(embedding, &self.tokens, &self.rows.f_grad()?)?)
+    }
+
+    /// From the last layer to the first, each computed again.
+    fn back_through_layers(
+        &self,
+        recomputed: Recomputed,
+        gradient: &Tensor,
+        layers: &[Tensor],
+    ) -> Result<(), TchError> {
         let with_layer = |number: usize, mut gradient: Tensor| -> Result<Tensor, TchError> {
             for (_, of_layer) in self
                 .numbers
@@ -118,15 +144,29 @@ impl Trace<'_> {
         let mut gradient = with_layer(recomputed.inputs.len(), recomputed.last.f_grad()?)?;
         for (index, input) in recomputed.inputs.into_iter().enumerate().rev() {
             let input = input.set_requires_grad(true);
-            let output = recomputed
-                .decoder
-                .layer(index, &input, recomputed.place, None)?;
+            let output = self.decoder.layer(index, &input, self.place, None)?;
             back(&output, &gradient, [])?;
             gradient = with_layer(index, input.f_grad()?)?;
         }
-        back(&recomputed.embedded, &gradient, [])?;
-        Ok(())
+        back(&recomputed.embedded, &gradient, [])
     }
+}
+
+/// Adds the rows `[B, T, D]` of the tokens `[B, T]` to their rows of a table `[V, D]`: first up for each token, then once, so that no
+/// device adds to one place from two sides and the sums are the same bits each time.
+fn add_rows(table: &mut Tensor, tokens: &Tensor, rows: &Tensor) -> Result<(), TchError> {
+    let _no_grad = tch::no_grad_guard();
+    let tokens = tokens.f_to_device(table.device())?.f_flatten(0, -1)?;
+    let (different, which, _) = tokens.f_internal_unique2(true, true, false)?;
+    let sums = Tensor::f_embedding_dense_backward(
+        &rows.f_flatten(0, 1)?,
+        &which,
+        different.size1()?,
+        -1,
+        false,
+    )?;
+    let _ = table.f_index_add_(0, &different, &sums)?;
+    Ok(())
 }
 
 /// The backward of sum(output * constant) is exactly the given gradient; the sum over several outputs goes back from all at once.

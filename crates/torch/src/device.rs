@@ -2,7 +2,7 @@
 
 use std::{ffi::CStr, path::PathBuf, sync::OnceLock};
 
-use tch::Device;
+use tch::{Device, TchError, Tensor};
 
 /// Why a device cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -50,6 +50,17 @@ pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     } else {
         Err(DeviceError::Absent { index, found })
     }
+}
+
+/// A tensor of the CPU on a device. To a GPU it is copied from pinned memory, so that the calling thread need not wait for what the
+/// GPU was given before.
+pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
+    if device == Device::Cpu {
+        return Ok(tensor);
+    }
+    // libtorch keeps pinned memory until its copies are done.
+    let pinned = tensor.f_pin_memory(device)?;
+    pinned.f_to_device_(device, tensor.kind(), true, false)
 }
 
 fn load_cuda() -> Result<(), DeviceError> {

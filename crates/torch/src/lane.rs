@@ -1,11 +1,18 @@
 //! A lane: a named thread with its own libtorch threads, and its busy time; lanes that take turns.
 
 use std::{
+    cell::Cell,
     fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
-/// The calling thread as a lane: it has a number of libtorch threads of its own, and its processor time can be read.
+use tch::Device;
+
+use crate::{TorchError, stream::Stream};
+
+/// The calling thread as a lane: it has a number of libtorch threads of its own and streams of its own on its GPUs, and the time for
+/// which it was busy can be read.
 ///
 /// libtorch's threads on the CPU are OpenMP's: each thread that calls libtorch has a team of its own, and the team's
 /// threads inherit the caller's name. So a lane's thread must have a name of its own.
@@ -13,10 +20,14 @@ use std::{
 pub struct Lane {
     name: String,
     threads: usize,
+    /// One for each of its GPUs.
+    streams: Vec<Stream>,
+    /// Seconds in [`Self::work`].
+    worked: Cell<f64>,
 }
 
 impl Lane {
-    /// Makes the calling thread a lane of `threads` libtorch threads (at least one).
+    /// Makes the calling thread a lane of `threads` libtorch threads (at least one) that works on the CPU, or alone.
     pub fn enter(threads: usize) -> Self {
         let threads = threads.max(1);
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
@@ -24,7 +35,21 @@ impl Lane {
         Self {
             name: name.trim().to_owned(),
             threads,
+            streams: Vec::new(),
+            worked: Cell::new(0.0),
         }
+    }
+
+    /// As [`Self::enter`], for a lane that works on these devices (its own, and those where its results go to) beside others: on each
+    /// GPU it has a stream of its own, so that the lanes' kernels run side by side.
+    pub fn on(threads: usize, devices: &[Device]) -> Result<Self, TorchError> {
+        let mut lane = Self::enter(threads);
+        for (index, device) in devices.iter().enumerate() {
+            if !devices[..index].contains(device) {
+                lane.streams.extend(Stream::take(*device)?);
+            }
+        }
+        Ok(lane)
     }
 
     /// Libtorch threads of this lane.
@@ -32,9 +57,25 @@ impl Lane {
         self.threads
     }
 
-    /// Processor time of the lane's threads so far, in seconds, divided by how many they are: the time for which the lane
-    /// was busy.
+    /// Does a piece of the lane's work. When it returns, the lane's GPUs have done it: what comes out may be read by other lanes, and
+    /// what went in may be dropped, without events between their streams.
+    pub fn work<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
+        let began = Instant::now();
+        let done = work();
+        for stream in &self.streams {
+            stream.wait()?;
+        }
+        self.worked
+            .set(self.worked.get() + began.elapsed().as_secs_f64());
+        Ok(done)
+    }
+
+    /// Seconds for which the lane was busy so far: on the CPU its threads' processor time divided by how many they are, on GPUs the
+    /// time in [`Self::work`].
     pub fn busy_seconds(&self) -> f64 {
+        if !self.streams.is_empty() {
+            return self.worked.get();
+        }
         let Ok(tasks) = fs::read_dir("/proc/self/task") else {
             return 0.0;
         };
@@ -61,14 +102,9 @@ impl Lane {
 pub struct Turns(Option<Arc<Mutex<()>>>);
 
 impl Turns {
-    /// For lanes that share their cores.
-    pub fn taken() -> Self {
-        Self(Some(Arc::default()))
-    }
-
-    /// For lanes that compute whenever they want.
-    pub fn free() -> Self {
-        Self(None)
+    /// Whether they take turns, or compute whenever they want.
+    pub fn new(taken: bool) -> Self {
+        Self(taken.then(Arc::default))
     }
 
     /// Waits until no other lane computes; it is this one's turn until the guard is dropped.
@@ -83,7 +119,7 @@ impl Turns {
 mod tests {
     use super::*;
     use std::{thread, time::Instant};
-    use tch::{Device, Kind, Tensor};
+    use tch::{Kind, Tensor};
 
     /// Multiplies for a while; wall time and the lane's busy time of it.
     fn work(name: &str, threads: usize) -> (f64, f64) {

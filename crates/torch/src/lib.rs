@@ -1,4 +1,4 @@
-//! What sits between DDK and libtorch: devices ([`parse_device`]), the thread of a lane ([`Lane`]), the allocator
+//! What sits between DDK and libtorch: devices ([`parse_device`], [`upload`]), the thread of a lane ([`Lane`]), the allocator
 //! ([`keep_freed_memory`]), a tensor's numbers as a slice ([`numbers_mut`]), which kernels MKL takes ([`mkl_kernels`]), and errors that can be told apart ([`TorchError`]).
 
 mod allocator;
@@ -7,9 +7,10 @@ mod error;
 mod lane;
 mod mkl;
 mod numbers;
+mod stream;
 
 pub use allocator::{give_freed_memory_back, keep_freed_memory};
-pub use device::{DeviceError, parse_device};
+pub use device::{DeviceError, parse_device, upload};
 pub use error::TorchError;
 pub use lane::{Lane, Turns};
 pub use mkl::mkl_kernels;

@@ -1,0 +1,108 @@
+"""The cost model of docs/performance.md against measurements: its constants from three configurations, its predictions for seven others.
+
+usage: make build; FOLDER/bin/python benches/cost_model.py [--seconds 4]          FOLDER: from tools/python-env
+
+For each configuration `ddk bench --json` measures the parts of a step on one thread each, and `ddk train` the peak of memory, beside what
+`ddk check` says.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import numpy
+
+from pytorch import DDK, ddk_steps, run_ddk, weights, write_world_apart
+
+SMALL, MIDDLE, LARGE = [128, 4, 4, 352], [256, 4, 4, 704], [512, 8, 8, 1408]
+shape = lambda vocabulary, teacher, student, rows, length: dict(method="kd", vocabulary=vocabulary, teacher=teacher, student=student, rows=rows, length=length)
+CALIBRATED = [shape(8192, LARGE, MIDDLE, 8, 256), shape(32768, MIDDLE, SMALL, 8, 128), shape(4096, MIDDLE, MIDDLE, 8, 512)]
+PREDICTED = [
+    shape(32768, LARGE, MIDDLE, 8, 256),
+    shape(151936, MIDDLE, SMALL, 4, 128),
+    shape(16384, [384, 6, 6, 1056], MIDDLE, 8, 256),
+    shape(8192, LARGE, LARGE, 4, 256),
+    shape(65536, LARGE, SMALL, 4, 256),
+    shape(4096, LARGE, SMALL, 16, 128),
+    shape(8192, [512, 12, 8, 1408], MIDDLE, 4, 1024),
+]
+
+
+def terms(of):
+    """What the seconds of a step are proportional to: for the teacher, then for the student. FLOPs over the machine's rate, and numbers
+    that are read and written."""
+    positions, vocabulary = of["rows"] * of["length"], of["vocabulary"]
+    flops, moved = {}, {}
+    for name in ["teacher", "student"]:
+        hidden, layers, _, inner = of[name]
+        # Attention is causal: half of the square of the length.
+        flops[name] = positions * layers * (2 * (4 * hidden * hidden + 3 * hidden * inner) + 2 * of["length"] * hidden)
+        moved[name] = positions * layers * (14 * hidden + 4 * inner)
+    head = lambda name: 2 * positions * vocabulary * of[name][0]
+    # The matrix, its gradient: both are gone through for each chunk of the head.
+    chunk = min(max((1 << 22) // vocabulary, 64), 128)
+    streams = positions / chunk * vocabulary * (3 * of["student"][0] + of["teacher"][0])
+    return dict(
+        teacher=[flops["teacher"], moved["teacher"]],
+        layers=[3 * flops["student"], 3 * moved["student"]],
+        head=[head("teacher") + 3 * head("student"), positions * vocabulary, streams],
+        optimizer=[weights(of["student"], vocabulary)],
+    )
+
+
+def measure(of, seconds):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        write_world_apart(folder, of)
+        run_ddk(folder, ["prepare", "config.toml"])
+        done = subprocess.run([DDK, "bench", "config.toml", "--json", "--seconds", str(seconds)], cwd=folder, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        checked = subprocess.run([DDK, "check", "config.toml", "--set", "run.max_steps=12"], cwd=folder, capture_output=True, text=True).stdout
+        # A step's peak: the copy that is being saved comes later.
+        parts = re.findall(r"^ +([\d.]+) (kB|MB|GB)  (?!run: a snapshot)", checked, re.M)
+        said = sum(float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit] for number, unit in parts)
+        peak = ddk_steps(folder, of, 4, "memory", [])["of_steps"]
+    student = {part["name"]: part["seconds"] for part in found["student"]}
+    parts = dict(teacher=found["teacher"]["seconds"], layers=student["forward"] + student["backward"], head=student["heads and losses"], optimizer=student["optimizer"])
+    return dict(parts=parts, overlapped=found["overlapped_seconds"], rate=found["teacher_rate"], said=said, peak=peak)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=4)
+    options = parser.parse_args()
+    measured = [(of, measure(of, options.seconds)) for of in CALIBRATED + PREDICTED]
+    constants = {}
+    for part in ["teacher", "layers", "head", "optimizer"]:
+        # Relative errors count, so that a large configuration does not rule.
+        rows = [(numpy.array(terms(of)[part]) / found["parts"][part]) for of, found in measured[: len(CALIBRATED)]]
+        # No negative constant: a term that would need one is left out.
+        keep = list(range(len(rows[0])))
+        while True:
+            solved, *_ = numpy.linalg.lstsq(numpy.array(rows)[:, keep], numpy.ones(len(rows)), rcond=None)
+            if (solved >= 0).all():
+                break
+            keep.pop(int(numpy.argmin(solved)))
+        constants[part] = [float(solved[keep.index(index)]) if index in keep else 0.0 for index in range(len(rows[0]))]
+    rate = measured[0][1]["rate"]
+    print(f"rate {rate / 1e9:.0f} GFLOP/s a core")
+    for part, of_part in constants.items():
+        print(f"{part}: " + ", ".join(f"{constant:.3g} s" for constant in of_part) + (f" (products at {1 / of_part[0] / rate:.0%} of the rate)" if part != "optimizer" else ""))
+    print("| vocabulary | teacher | student | batch | teacher, s: predicted, measured | student, s: predicted, measured | overlapped tokens/s: predicted, measured | error | memory, MB: ddk check, measured | error |")
+    print("|---:|---|---|---|---:|---:|---:|---:|---:|---:|")
+    for number, (of, found) in enumerate(measured):
+        predicted = {part: sum(constant * term for constant, term in zip(constants[part], terms(of)[part])) for part in constants}
+        teacher, student = predicted["teacher"], sum(predicted[part] for part in ["layers", "head", "optimizer"])
+        real = sum(found["parts"][part] for part in ["layers", "head", "optimizer"])
+        tokens = of["rows"] * of["length"]
+        speed, was = tokens / max(teacher, student), tokens / found["overlapped"]
+        mark = " (calibrated on)" if number < len(CALIBRATED) else ""
+        size = lambda name: "x".join(map(str, [of[name][0], of[name][1], of[name][3]]))
+        print(f"| {of['vocabulary']}{mark} | {size('teacher')} | {size('student')} | {of['rows']} x {of['length']} | {teacher:.3f}, {found['parts']['teacher']:.3f} | {student:.3f}, {real:.3f} | {speed:.0f}, {was:.0f} | {100 * (speed / was - 1):+.0f} % | {found['said'] / 1e6:.0f}, {found['peak'] / 1e6:.0f} | {100 * (found['said'] / found['peak'] - 1):+.0f} % |")
+
+
+if __name__ == "__main__":
+    main()

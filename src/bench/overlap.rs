@@ -1,0 +1,77 @@
+//! Teachers and student side by side.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use crossbeam::channel::bounded;
+use ddk_torch::Turns;
+
+use super::{Bench, WARM_UP};
+
+impl Bench<'_> {
+    /// Seconds of a step while teachers and student work side by side, and the share of them in which the student waits.
+    pub(super) fn overlapped(&self, labels: bool) -> Result<(f64, f64)> {
+        let settings = self.settings;
+        let lanes = settings.teacher.lanes;
+        let depth = settings.queues.depth;
+        let turns = Turns::new(settings.run.take_turns);
+        let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
+        std::thread::scope(|scope| {
+            let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();
+            for (lane, sender) in senders.into_iter().enumerate().filter(|_| labels) {
+                let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
+                let turns = turns.clone();
+                thread.spawn_scoped(scope, move || -> Result<()> {
+                    let on = self.teacher_lane()?;
+                    let teacher = self.build_teacher()?;
+                    // Micro-batch i is lane i mod lanes', step after step.
+                    let all: Vec<_> = self.rows.micro_batches().collect();
+                    let mut number = lane;
+                    // The student hangs up when it has seen enough.
+                    let label = |number: usize| {
+                        let _turn = turns.wait();
+                        on.work(|| teacher.label(&all[number % all.len()]))
+                    };
+                    while sender.send(label(number)??).is_ok() {
+                        number += lanes;
+                    }
+                    Ok(())
+                })?;
+            }
+            let thread = std::thread::Builder::new().name("student".to_owned());
+            let work = move || -> Result<(f64, f64)> {
+                let on = self.student_lane()?;
+                let mut student = self.build_student()?;
+                let (mut times, mut waits, mut number) = (Vec::new(), Vec::new(), 0);
+                // The queues were filled while nobody took from them: that many batches come for nothing.
+                let free = WARM_UP + (depth * lanes).div_ceil(self.rows.micro_batches().count());
+                while times.len() < free + 3 || times[free..].iter().sum::<Duration>() < self.time {
+                    let began = Instant::now();
+                    let mut waited = Duration::ZERO;
+                    for micro in self.rows.micro_batches() {
+                        let asked = Instant::now();
+                        let signal = match labels {
+                            true => Some(receivers[number % lanes].recv()?),
+                            false => None,
+                        };
+                        let _turn = turns.wait();
+                        waited += asked.elapsed();
+                        number += 1;
+                        let predictions = self.rows.predictions();
+                        on.work(|| student.accumulate(&micro, signal.as_ref(), predictions))??;
+                    }
+                    on.work(|| student.update(times.len() as u64 + 1))??;
+                    times.push(began.elapsed());
+                    waits.push(waited);
+                }
+                let mean = |all: &[Duration]| {
+                    all[free..].iter().sum::<Duration>().as_secs_f64() / (all.len() - free) as f64
+                };
+                let step = mean(&times);
+                Ok((step, mean(&waits) / step))
+            };
+            let done = thread.spawn_scoped(scope, work)?.join();
+            done.map_err(|_| anyhow!("the student's lane panicked"))?
+        })
+    }
+}

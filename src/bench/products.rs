@@ -1,0 +1,82 @@
+//! The matrix products of a step alone: what no arrangement of the rest could be faster than.
+
+use std::time::Instant;
+
+use ddk_model::ModelConfig;
+use tch::{Device, Kind, TchError, Tensor};
+
+/// Times each product this often, beside a first time that does not count; the median counts.
+const ROUNDS: usize = 5;
+
+/// The products that one model's part of a step is made of.
+pub(super) struct Products<'a> {
+    pub(super) model: &'a ModelConfig,
+    /// Positions of a micro-batch, and micro-batches of a step.
+    pub(super) positions: i64,
+    pub(super) micro_batches: f64,
+    /// Positions whose logits are formed at a time, and columns of these.
+    pub(super) chunk: i64,
+    pub(super) columns: i64,
+    pub(super) kind: Kind,
+    pub(super) device: Device,
+}
+
+impl Products<'_> {
+    /// Seconds of a step's forward through all layers, on the threads of the calling lane. Attention's own products are left out: they
+    /// are few beside the projections unless texts are long.
+    pub(super) fn forward(&self) -> Result<f64, TchError> {
+        let of_layer = self.model.matrices().into_iter();
+        let seconds = of_layer
+            .map(|[out, input]| self.time([self.positions, input, out]))
+            .sum::<Result<f64, TchError>>()?;
+        Ok(seconds * self.model.layers() as f64 * self.micro_batches)
+    }
+
+    /// Of the backward: for each product of the forward that of the gradient of what went in, and that of the matrix.
+    pub(super) fn backward(&self) -> Result<f64, TchError> {
+        let of_layer = self.model.matrices().into_iter();
+        let seconds = of_layer
+            .map(|[out, input]| {
+                let of_input = self.time([self.positions, out, input])?;
+                Ok(of_input + self.time([out, self.positions, input])?)
+            })
+            .sum::<Result<f64, TchError>>()?;
+        Ok(seconds * self.model.layers() as f64 * self.micro_batches)
+    }
+
+    /// Of the logits of a step.
+    pub(super) fn logits(&self) -> Result<f64, TchError> {
+        let width = self.model.hidden_size();
+        Ok(self.chunks() * self.time([self.chunk, width, self.columns])?)
+    }
+
+    /// Of their gradients.
+    pub(super) fn logits_backward(&self) -> Result<f64, TchError> {
+        let width = self.model.hidden_size();
+        let of_hidden = self.time([self.chunk, self.columns, width])?;
+        Ok(self.chunks() * (of_hidden + self.time([self.columns, self.chunk, width])?))
+    }
+
+    fn chunks(&self) -> f64 {
+        self.positions as f64 / self.chunk as f64 * self.micro_batches
+    }
+
+    /// Seconds of `[rows, inner] [inner, columns]`, into memory that is there.
+    fn time(&self, [rows, inner, columns]: [i64; 3]) -> Result<f64, TchError> {
+        let _no_grad = tch::no_grad_guard();
+        let options = (self.kind, self.device);
+        let left = Tensor::f_rand([rows, inner], options)?;
+        let right = Tensor::f_rand([columns, inner], options)?.f_tr()?;
+        let out = Tensor::f_zeros([rows, columns], options)?;
+        let mut times = Vec::with_capacity(ROUNDS);
+        for _ in 0..=ROUNDS {
+            let began = Instant::now();
+            let _ = left.f_mm_out(&out, &right)?;
+            if let Device::Cuda(index) = self.device {
+                tch::Cuda::synchronize(index as i64);
+            }
+            times.push(began.elapsed());
+        }
+        Ok(super::median(times.split_off(1)))
+    }
+}

@@ -1,0 +1,147 @@
+//! What was measured, as a table or as JSON, and what to change.
+
+use std::io::Write;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::StudentSeconds;
+
+/// A side that is slower than the other by more than this is worth a change.
+const IMBALANCE: f64 = 1.15;
+
+/// A part of a step.
+#[derive(Debug, Serialize)]
+pub(super) struct Part {
+    pub(super) name: &'static str,
+    /// Of a step.
+    pub(super) seconds: f64,
+    /// Floating-point operations of its matrix products.
+    pub(super) operations: f64,
+    /// Seconds of its matrix products alone, in their shapes.
+    pub(super) products: f64,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub(super) struct Measured {
+    pub(super) rows: u64,
+    pub(super) sequence_length: usize,
+    pub(super) vocabulary: i64,
+    /// MKL's.
+    pub(super) kernels: &'static str,
+    /// Operations a second in large products on the CPU, on the teacher's threads and on the student's.
+    pub(super) teacher_rate: f64,
+    pub(super) student_rate: f64,
+    /// Absent where the teacher is not asked.
+    pub(super) teacher: Option<Part>,
+    pub(super) student: Vec<Part>,
+    /// Of a step while both compute side by side.
+    pub(super) overlapped_seconds: f64,
+    /// The share of them in which the student waits.
+    pub(super) student_waits: f64,
+    pub(super) tokens_per_second: f64,
+    pub(super) advice: String,
+}
+
+impl Measured {
+    /// All parts of the student together.
+    fn student(&self) -> Part {
+        let sum = |of: fn(&Part) -> f64| self.student.iter().map(of).sum::<f64>();
+        Part {
+            name: "student",
+            seconds: sum(|part| part.seconds),
+            operations: sum(|part| part.operations),
+            products: sum(|part| part.products),
+        }
+    }
+
+    pub(super) fn write(&self, out: &mut dyn Write) -> Result<()> {
+        writeln!(
+            out,
+            "a step: {} rows of {} tokens, {} ids; the CPU's matrix kernels: {}",
+            self.rows, self.sequence_length, self.vocabulary, self.kernels
+        )?;
+        writeln!(
+            out,
+            "{:20} {:>9} {:>9} {:>9} {:>9}",
+            "", "seconds", "GFLOP/s", "of rate", "products"
+        )?;
+        let mut line = |name: &str, part: &Part, rate: f64| {
+            if part.operations == 0.0 {
+                return writeln!(out, "{name:20} {:>9.4}", part.seconds);
+            }
+            let speed = part.operations / part.seconds;
+            writeln!(
+                out,
+                "{name:20} {:>9.4} {:>9.0} {:>7.0} % {:>7.0} %",
+                part.seconds,
+                speed / 1e9,
+                100.0 * speed / rate,
+                100.0 * part.products / part.seconds
+            )
+        };
+        if let Some(part) = &self.teacher {
+            line(part.name, part, self.teacher_rate)?;
+        }
+        let student = self.student();
+        line(student.name, &student, self.student_rate)?;
+        for part in &self.student {
+            line(&format!("  {}", part.name), part, self.student_rate)?;
+        }
+        let both = || self.teacher.iter().chain([&student]);
+        let seconds: f64 = both().map(|part| part.seconds).sum();
+        let products: f64 = both().map(|part| part.products).sum();
+        writeln!(
+            out,
+            "products: matrix products of these shapes alone, {products:.4} s of {seconds:.4} s: {:.0} %",
+            100.0 * products / seconds
+        )?;
+        writeln!(
+            out,
+            "rate: large matrix products on the CPU, {:.0} GFLOP/s on the teacher's threads, {:.0} on the student's",
+            self.teacher_rate / 1e9,
+            self.student_rate / 1e9
+        )?;
+        writeln!(
+            out,
+            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % of the time",
+            self.tokens_per_second * self.overlapped_seconds / seconds,
+            self.tokens_per_second,
+            seconds / self.overlapped_seconds,
+            100.0 * self.student_waits
+        )?;
+        Ok(writeln!(out, "{}", self.advice)?)
+    }
+}
+
+/// What to change, in one sentence.
+pub(super) fn advice(lanes: usize, teacher: f64, student: StudentSeconds) -> String {
+    let ratio = teacher / lanes as f64 / student.sum();
+    let parts = [
+        (student.forward, "forward"),
+        (
+            student.head,
+            "heads: a smaller vocabulary, or fewer tokens that are scored",
+        ),
+        (student.backward, "backward"),
+    ];
+    let largest = parts
+        .into_iter()
+        .max_by(|one, other| one.0.total_cmp(&other.0));
+    let part = largest.map_or("", |(_, name)| name);
+    if teacher == 0.0 {
+        return format!("the student works alone; most of its time goes into its {part}");
+    }
+    match ratio {
+        ratio if ratio > IMBALANCE => format!(
+            "the teacher is slower by {ratio:.1} x: give it a lane more (teacher.lanes = {}), another device, or more threads",
+            lanes + 1
+        ),
+        ratio if ratio < 1.0 / IMBALANCE => format!(
+            "the student is slower by {:.1} x: give it more threads (student.threads), or the faster device; most of its time goes into its {part}",
+            1.0 / ratio
+        ),
+        _ => "teacher and student are balanced".to_owned(),
+    }
+}

@@ -1,0 +1,130 @@
+//! Models from their folders, where and how the settings say.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ddk_actors::PortError;
+use ddk_engine::{FilterStage, Filters, FlopCounter, Student, StudentOptions, Teacher};
+use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
+use ddk_settings::{Dtype, Settings};
+use ddk_torch::{DeviceError, parse_device};
+use tch::{Device, Kind};
+
+use super::{
+    StudentStart,
+    errors::{device_error, engine_error, model_error},
+    labels,
+};
+
+/// Where both models come from.
+#[derive(Debug, Clone)]
+pub struct ModelFolders {
+    pub teacher: PathBuf,
+    pub student: PathBuf,
+    /// The teacher's weights: lanes and the student's side have them in memory once a device.
+    pub frozen: Arc<Frozen>,
+}
+
+impl ModelFolders {
+    pub fn new(teacher: PathBuf, student: PathBuf) -> Self {
+        Self {
+            frozen: Arc::new(Frozen::of(&teacher)),
+            teacher,
+            student,
+        }
+    }
+}
+
+/// Counts what these models compute.
+pub fn flop_counter(
+    folders: &ModelFolders,
+    options: &StudentOptions,
+) -> Result<FlopCounter, ModelError> {
+    Ok(FlopCounter::new(
+        &ModelConfig::read(&folders.teacher)?,
+        &ModelConfig::read(&folders.student)?,
+        options.vocabulary.unsigned_abs(),
+        options.recompute,
+    )
+    .with_filters(options.filters.as_ref()))
+}
+
+/// A student, with its teacher's output matrix beside it where that is used.
+pub fn build_student(
+    settings: &Settings,
+    folders: &ModelFolders,
+    options: StudentOptions,
+    checkpoint: Option<PathBuf>,
+) -> Result<Student, PortError> {
+    let placement = student_placement(&settings.student).map_err(device_error)?;
+    let model = Model::load(&folders.student, &placement).map_err(model_error)?;
+    let kind = kind(settings.teacher.dtype);
+    let head = labels(settings)
+        .then(|| folders.frozen.head(model.device(), kind))
+        .transpose()
+        .map_err(model_error)?;
+    match checkpoint {
+        Some(checkpoint) => Student::restore(model, options, head, &checkpoint),
+        None => Student::new(model, options, head),
+    }
+    .map_err(engine_error)
+}
+
+/// A teacher that sends what the student's loss asks for.
+pub fn build_teacher(
+    model: Model,
+    student_device: Device,
+    filters: Option<&Filters>,
+) -> Result<Teacher, PortError> {
+    let teacher = Teacher::new(model, student_device);
+    match filters {
+        Some(filters) => teacher.with_filters(filters).map_err(engine_error),
+        None => Ok(teacher),
+    }
+}
+
+/// TED's first stage: the frozen student, and the end of the teacher beside it.
+pub(super) fn build_filters(
+    settings: &Settings,
+    folders: &ModelFolders,
+    filters: Filters,
+    start: StudentStart,
+) -> Result<FilterStage, PortError> {
+    let placement = student_placement(&settings.student).map_err(device_error)?;
+    let model = Model::load(&folders.student, &placement).map_err(model_error)?;
+    let kind = kind(settings.teacher.dtype);
+    let output = Output::load(&folders.teacher, model.device(), kind).map_err(model_error)?;
+    match start.checkpoint {
+        Some(checkpoint) => {
+            FilterStage::restore(model, start.options, filters, output, &checkpoint)
+        }
+        None => FilterStage::new(model, start.options, filters, output),
+    }
+    .map_err(engine_error)
+}
+
+/// A teacher's weights are in the dtype of its products: they never change.
+pub fn teacher_placement(teacher: &ddk_settings::Teacher) -> Result<Placement, DeviceError> {
+    let devices = teacher.devices.iter().map(|device| parse_device(device));
+    Ok(Placement {
+        devices: devices.collect::<Result<_, _>>()?,
+        weights: kind(teacher.dtype),
+        compute: kind(teacher.dtype),
+    })
+}
+
+/// A student's weights are the optimizer's: in fp32, whatever its products are in.
+pub fn student_placement(student: &ddk_settings::Student) -> Result<Placement, DeviceError> {
+    Ok(Placement {
+        devices: vec![parse_device(&student.device)?],
+        weights: Kind::Float,
+        compute: kind(student.dtype),
+    })
+}
+
+/// libtorch's name for a dtype.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Fp32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+    }
+}

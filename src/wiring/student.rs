@@ -1,0 +1,193 @@
+//! The student on its lane.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use ddk_actors::{Live, MicroBatch, MicroLoss, PortError, RowLoss, Update, ports::StudentFactory};
+use ddk_engine::{
+    Filters, FlopCounter, Learner, RowLosses, RowSums, Signal, StudentOptions, UpdateReport,
+};
+use ddk_run::NamedFile;
+use ddk_settings::Settings;
+use ddk_torch::{Lane, Turns, parse_device};
+use tch::Tensor;
+
+use super::{
+    Evaluation, ModelFolders, Record, broken_by, build_filters, build_student,
+    errors::{device_error, engine_error, model_error, torch_error},
+    flop_counter, sequences, work,
+};
+use crate::faults::{Faults, Place};
+
+/// The student on its lane.
+pub struct StudentPort {
+    records: Vec<Record>,
+    live: Arc<Live>,
+    faults: Arc<Faults>,
+    lane: Lane,
+    turns: Turns,
+    student: Box<dyn Learner>,
+    evaluation: Evaluation,
+    flops: FlopCounter,
+    /// Evaluations made so far.
+    evaluations: u64,
+}
+
+/// How a student begins.
+pub struct StudentStart {
+    pub options: StudentOptions,
+    pub row_losses: RowLosses,
+    /// The checkpoint that it goes on from; its folder where absent.
+    pub checkpoint: Option<PathBuf>,
+    pub turns: Turns,
+}
+
+/// Builds the student on its thread.
+pub fn student(
+    settings: &Settings,
+    folders: ModelFolders,
+    start: StudentStart,
+    evaluation: Evaluation,
+    records: Vec<Record>,
+    live: Arc<Live>,
+    faults: Arc<Faults>,
+) -> StudentFactory<StudentPort> {
+    let settings = settings.clone();
+    Box::new(move || {
+        let device = parse_device(&settings.student.device).map_err(device_error)?;
+        let lane = Lane::on(settings.student.threads, &[device]).map_err(torch_error)?;
+        let flops = flop_counter(&folders, &start.options).map_err(model_error)?;
+        let turns = start.turns.clone();
+        let learns_filters = |filters: &Filters| filters.learnt.is_none();
+        let build = || -> Result<Box<dyn Learner>, PortError> {
+            match start.options.filters.clone() {
+                Some(filters) if learns_filters(&filters) => Ok(Box::new(build_filters(
+                    &settings, &folders, filters, start,
+                )?)),
+                _ => {
+                    let (options, checkpoint) = (start.options, start.checkpoint);
+                    let mut student = build_student(&settings, &folders, options, checkpoint)?;
+                    student.set_row_losses(start.row_losses);
+                    Ok(Box::new(student))
+                }
+            }
+        };
+        let student = work(&lane, build)?;
+        Ok(StudentPort {
+            records,
+            live,
+            faults,
+            lane,
+            turns,
+            student,
+            evaluation,
+            flops,
+            evaluations: 0,
+        })
+    })
+}
+
+impl ddk_actors::Student for StudentPort {
+    type Signal = Signal;
+    type Weights = Vec<Tensor>;
+
+    fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
+        let rows = sequences(batch);
+        let asked = Instant::now();
+        let turn = self.turns.wait();
+        let waited = asked.elapsed().as_secs_f64();
+        let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
+        let done = work(&self.lane, || {
+            let done = student.accumulate(&rows, Some(&signal), predictions);
+            done.map_err(engine_error)
+        })?;
+        drop(turn);
+        // What is not a number has to come out of the engine to be skipped there.
+        let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
+            true => self.student.poison(),
+            false => done.ce_sum,
+        };
+        Ok(MicroLoss {
+            ce_sum,
+            kl_sum: done.kl_sum,
+            layer_sum: done.layer_sum,
+            rows: done.rows.iter().map(row_loss).collect(),
+            seconds: [
+                ("teacher_wait", waited),
+                ("forward", done.forward_seconds),
+                ("head", done.head_seconds),
+                ("backward", done.backward_seconds),
+            ],
+            teacher_flops: match signal {
+                Signal::Nothing => 0.0,
+                Signal::Hidden { .. } => self.flops.teacher(&rows),
+            },
+            student_flops: self.flops.student(&rows),
+        })
+    }
+
+    fn update(&mut self, step: u64) -> Result<Update, PortError> {
+        self.student.set_lr_end(self.live.lr_end());
+        let student = &mut self.student;
+        let report = work(&self.lane, || student.update(step).map_err(engine_error))?;
+        Ok(updated(report))
+    }
+
+    fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError> {
+        let report = self.student.discard(step, reason).map_err(engine_error)?;
+        Ok(updated(report))
+    }
+
+    fn perplexities(
+        &mut self,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        self.evaluations += 1;
+        let nan = self.faults.worker(Place::Evaluation, self.evaluations)?;
+        let measured = work(&self.lane, || {
+            let model = self.student.model();
+            let measured = self.evaluation.perplexities(model, cancelled);
+            measured.map_err(engine_error)
+        })?;
+        Ok(broken_by(nan, measured))
+    }
+
+    fn weights(&mut self) -> Result<Vec<Tensor>, PortError> {
+        let copy = || self.student.model().copy_parameters();
+        work(&self.lane, || copy().map_err(model_error))
+    }
+
+    fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
+        let snapshot = self.student.snapshot().map_err(engine_error)?;
+        let records = self.records.clone().into_iter();
+        let records = records.map(|(name, text)| NamedFile {
+            name: name.to_owned(),
+            write: Box::new(move |out| out.write_all(&text)),
+        });
+        let files = snapshot.into_files().into_iter();
+        let files = files.map(|(name, write)| NamedFile {
+            name: name.to_owned(),
+            write,
+        });
+        Ok(files.chain(records).collect())
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.lane.busy_seconds()
+    }
+}
+
+fn row_loss(sums: &RowSums) -> RowLoss {
+    RowLoss {
+        ce: sums.ce,
+        excess: sums.excess,
+    }
+}
+
+fn updated(report: UpdateReport) -> Update {
+    Update {
+        learning_rate: report.learning_rate,
+        grad_norm: report.grad_norm,
+        skipped: report.skipped,
+        seconds: report.optimizer_seconds,
+    }
+}

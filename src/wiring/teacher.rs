@@ -1,0 +1,156 @@
+//! A teacher on its lane.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ddk_actors::{MicroBatch, PortError, ports::TeacherFactory};
+use ddk_engine::{Filters, Signal, Teacher};
+use ddk_model::{Model, Placement};
+use ddk_settings::Settings;
+use ddk_torch::{Lane, Turns, give_freed_memory_back, parse_device};
+use tch::Tensor;
+
+use super::{
+    Evaluation, ModelFolders, broken_by, build_teacher,
+    errors::{device_error, engine_error, model_error, torch_error},
+    labels, sequences, student_placement, teacher_placement, work,
+};
+use crate::faults::{Faults, Place};
+
+/// A teacher on its lane.
+pub struct TeacherPort {
+    faults: Arc<Faults>,
+    lane: Lane,
+    /// Absent where nothing is asked of it.
+    teacher: Option<Teacher>,
+    /// Whether batches are labelled.
+    labels: bool,
+    turns: Turns,
+    evaluation: Evaluation,
+    folders: ModelFolders,
+    copies: Copies,
+}
+
+/// Evaluates copies of the student on a teacher's lane.
+struct Copies {
+    folder: PathBuf,
+    placement: Placement,
+    /// Built for the first copy.
+    model: Option<Model>,
+    /// Evaluations made so far.
+    made: u64,
+}
+
+/// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures holds no model.
+pub fn teachers(
+    settings: &Settings,
+    folders: ModelFolders,
+    evaluation: Evaluation,
+    known: bool,
+    filters: Option<Filters>,
+    turns: Turns,
+    faults: Arc<Faults>,
+) -> TeacherFactory<TeacherPort> {
+    let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
+    let labels = labels(settings);
+    Arc::new(move |number| {
+        let placement = teacher_placement(&teacher).map_err(device_error)?;
+        let student_device = parse_device(&student.device).map_err(device_error)?;
+        let devices = [&placement.devices[..], &[student_device]].concat();
+        let lane = Lane::on(teacher.threads, &devices).map_err(torch_error)?;
+        let build = || -> Result<Teacher, PortError> {
+            let model = folders.frozen.model(&placement).map_err(model_error)?;
+            build_teacher(model, student_device, filters.as_ref())
+        };
+        let measures = number == 0 && !known;
+        let built = (labels || measures).then(|| work(&lane, build));
+        Ok(TeacherPort {
+            faults: Arc::clone(&faults),
+            lane,
+            teacher: built.transpose()?,
+            labels,
+            turns: turns.clone(),
+            evaluation: evaluation.clone(),
+            folders: folders.clone(),
+            copies: Copies {
+                folder: folders.student.clone(),
+                placement: student_placement(&student).map_err(device_error)?,
+                model: None,
+                made: 0,
+            },
+        })
+    })
+}
+
+impl ddk_actors::Teacher for TeacherPort {
+    type Signal = Signal;
+    type Weights = Vec<Tensor>;
+
+    fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
+        let nan = self.faults.worker(Place::Teacher, batch.step)?;
+        let mut signal = match &self.teacher {
+            Some(teacher) if self.labels => {
+                let _turn = self.turns.wait();
+                let label = || teacher.label(&sequences(batch)).map_err(engine_error);
+                work(&self.lane, label)?
+            }
+            _ => Signal::Nothing,
+        };
+        if nan {
+            signal.poison().map_err(engine_error)?;
+        }
+        Ok(signal)
+    }
+
+    fn perplexities(
+        &mut self,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let teacher = self.teacher.as_ref().ok_or_else(|| {
+            PortError::Other("perplexities are asked of a lane without a teacher".to_owned())
+        })?;
+        let perplexities = work(&self.lane, || {
+            let model = teacher.model();
+            let measured = self.evaluation.perplexities(model, cancelled);
+            measured.map_err(engine_error)
+        })?;
+        if !self.labels {
+            // It has said all that it is asked for.
+            self.teacher = None;
+            self.folders.frozen.forget();
+        }
+        // Batches of the evaluation are larger than those that follow.
+        give_freed_memory_back();
+        Ok(perplexities)
+    }
+
+    fn perplexities_of(
+        &mut self,
+        weights: &Vec<Tensor>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let copies = &mut self.copies;
+        copies.made += 1;
+        let nan = self.faults.worker(Place::Evaluation, copies.made)?;
+        let evaluation = &self.evaluation;
+        let measured = work(&self.lane, || {
+            let model = match &mut copies.model {
+                Some(model) => model,
+                none => {
+                    let mut model =
+                        Model::load(&copies.folder, &copies.placement).map_err(model_error)?;
+                    // As the student is: a frozen model's layers are computed otherwise, with other last bits.
+                    model.set_trainable(true);
+                    none.insert(model)
+                }
+            };
+            model.set_parameters(weights).map_err(model_error)?;
+            let measured = evaluation.perplexities(model, cancelled);
+            measured.map_err(engine_error)
+        })?;
+        Ok(broken_by(nan, measured))
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.lane.busy_seconds()
+    }
+}
