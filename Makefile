@@ -19,8 +19,9 @@ test: setup ## every test, at scale 1 (some need Debian's prometheus: tools/prom
 test-full: ## every test, with the full counts
 	$(MAKE) test DDK_TEST_SCALE=10
 
-gpu-check: setup ## goldens of the objectives and the models' parity with transformers, on cuda:0
+gpu-check: setup ## goldens of the objectives, the models' parity with transformers and whole runs, on cuda:0
 	DDK_TEST_DEVICE=cuda:0 cargo test --locked --workspace --test goldens --test reference
+	DDK_TEST_DEVICE=cuda:0 cargo test --locked --workspace --test it device::
 
 check: setup ## formatting, clippy and docs, warnings as errors
 	cargo fmt --all --check

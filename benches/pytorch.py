@@ -132,12 +132,12 @@ def leading(folder):
 
 def ddk_steps(folder, shape, count, number, sets):
     name = f"round-{number}"
-    more = [word for set_ in [f"run.name={name}", f"run.max_steps={WARM_UP + count}", *sets] for word in ["--set", set_]]
+    more = [word for set_ in [f"run.name={name}", f"run.max_steps={WARM_UP + count + 1}", *sets] for word in ["--set", set_]]
     file = folder / "runs" / name / "run.jsonl"
     lines = lambda: file.read_text().splitlines() if file.exists() else []
-    # The peer saves nothing: the copy that DDK saves at the end is in its peak, but not in what a step needs.
+    # The peer saves nothing: the copy that DDK saves at the end, with the step more, is in its peak, but not in what a step needs.
     of_steps, whole = run_ddk(folder, ["train", "config.toml", *more], lambda: len(lines()) >= WARM_UP + count)
-    steps = [json.loads(line)["seconds"] for line in lines()[WARM_UP:]]
+    steps = [json.loads(line)["seconds"] for line in lines()[WARM_UP : WARM_UP + count]]
     assert len(steps) == count
     # The tokens of a row are `length`; the peer predicts one fewer of each.
     seconds = sum(sum(step.values()) for step in steps) / count

@@ -15,7 +15,7 @@ use anyhow::{Result, anyhow};
 use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
 use ddk_model::ModelConfig;
 use ddk_settings::Settings;
-use ddk_torch::{Lane, mkl_kernels, parse_device};
+use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
 use tch::{Device, Kind, Tensor};
 
 use self::{
@@ -266,15 +266,17 @@ impl Bench<'_> {
         })
     }
 
-    fn teacher_lane(&self) -> Result<Lane> {
-        let mut devices = wiring::teacher_placement(&self.settings.teacher)?.devices;
+    fn teacher_lane(&self, turns: &Turns) -> Result<Lane> {
+        let teacher = &self.settings.teacher;
+        let mut devices = wiring::teacher_placement(teacher)?.devices;
         devices.push(parse_device(&self.settings.student.device)?);
-        Ok(Lane::on(self.settings.teacher.threads, &devices)?)
+        Ok(Lane::beside_others(teacher.threads, &devices, turns)?)
     }
 
-    fn student_lane(&self) -> Result<Lane> {
-        let device = parse_device(&self.settings.student.device)?;
-        Ok(Lane::on(self.settings.student.threads, &[device])?)
+    fn student_lane(&self, turns: &Turns) -> Result<Lane> {
+        let student = &self.settings.student;
+        let device = parse_device(&student.device)?;
+        Ok(Lane::beside_others(student.threads, &[device], turns)?)
     }
 
     fn build_teacher(&self) -> Result<Teacher> {
@@ -296,7 +298,7 @@ impl Bench<'_> {
 
     /// Seconds of the forwards of a step.
     fn teacher(&self) -> Result<f64> {
-        let lane = self.teacher_lane()?;
+        let lane = self.teacher_lane(&Turns::new(false))?;
         let teacher = self.build_teacher()?;
         let mut times = Vec::new();
         while !self.is_enough(&times) {
@@ -318,7 +320,7 @@ impl Bench<'_> {
             true => Some(self.build_teacher()?),
             false => None,
         };
-        let lane = self.student_lane()?;
+        let lane = self.student_lane(&Turns::new(false))?;
         let mut student = self.build_student()?;
         let signals = match &teacher {
             Some(teacher) => {

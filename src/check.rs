@@ -219,6 +219,7 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         student_bytes: bytes(student.dtype),
         teacher_bytes: bytes(teacher.dtype),
         pairs: pairs.map_or(0, |pairs| pairs.len() as u64),
+        on_cpu: student.device == "cpu",
         kernel: (student.device.as_str(), student.dtype) == ("cpu", Dtype::Fp32),
         labels: wiring::labels(settings),
         shared_head: teacher.devices.last() == Some(&student.device),

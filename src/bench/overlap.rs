@@ -22,17 +22,14 @@ impl Bench<'_> {
                 let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
                 let turns = turns.clone();
                 thread.spawn_scoped(scope, move || -> Result<()> {
-                    let on = self.teacher_lane()?;
+                    let on = self.teacher_lane(&turns)?;
                     let teacher = self.build_teacher()?;
                     // Micro-batch i is lane i mod lanes', step after step.
                     let all: Vec<_> = self.rows.micro_batches().collect();
                     let mut number = lane;
                     // The student hangs up when it has seen enough.
-                    let label = |number: usize| {
-                        let _turn = turns.wait();
-                        on.work(|| teacher.label(&all[number % all.len()]))
-                    };
-                    while sender.send(label(number)??).is_ok() {
+                    let label = |number: usize| teacher.label(&all[number % all.len()]);
+                    while sender.send(on.work(|| label(number))??).is_ok() {
                         number += lanes;
                     }
                     Ok(())
@@ -40,35 +37,32 @@ impl Bench<'_> {
             }
             let thread = std::thread::Builder::new().name("student".to_owned());
             let work = move || -> Result<(f64, f64)> {
-                let on = self.student_lane()?;
+                let on = self.student_lane(&turns)?;
                 let mut student = self.build_student()?;
                 let (mut times, mut waits, mut number) = (Vec::new(), Vec::new(), 0);
                 // The queues were filled while nobody took from them: that many batches come for nothing.
                 let free = WARM_UP + (depth * lanes).div_ceil(self.rows.micro_batches().count());
                 while times.len() < free + 3 || times[free..].iter().sum::<Duration>() < self.time {
                     let began = Instant::now();
-                    let mut waited = Duration::ZERO;
+                    let (mut waited, turns_before) = (0.0, on.waited_seconds());
                     for micro in self.rows.micro_batches() {
                         let asked = Instant::now();
                         let signal = match labels {
                             true => Some(receivers[number % lanes].recv()?),
                             false => None,
                         };
-                        let _turn = turns.wait();
-                        waited += asked.elapsed();
+                        waited += asked.elapsed().as_secs_f64();
                         number += 1;
                         let predictions = self.rows.predictions();
                         on.work(|| student.accumulate(&micro, signal.as_ref(), predictions))??;
                     }
                     on.work(|| student.update(times.len() as u64 + 1))??;
                     times.push(began.elapsed());
-                    waits.push(waited);
+                    waits.push(waited + on.waited_seconds() - turns_before);
                 }
-                let mean = |all: &[Duration]| {
-                    all[free..].iter().sum::<Duration>().as_secs_f64() / (all.len() - free) as f64
-                };
-                let step = mean(&times);
-                Ok((step, mean(&waits) / step))
+                let all: f64 = times[free..].iter().map(Duration::as_secs_f64).sum();
+                let step = all / (times.len() - free) as f64;
+                Ok((step, waits[free..].iter().sum::<f64>() / all))
             };
             let done = thread.spawn_scoped(scope, work)?.join();
             done.map_err(|_| anyhow!("the student's lane panicked"))?

@@ -1,6 +1,6 @@
 //! The student on its lane.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc};
 
 use ddk_actors::{Live, MicroBatch, MicroLoss, PortError, RowLoss, Update, ports::StudentFactory};
 use ddk_engine::{
@@ -24,7 +24,6 @@ pub struct StudentPort {
     live: Arc<Live>,
     faults: Arc<Faults>,
     lane: Lane,
-    turns: Turns,
     student: Box<dyn Learner>,
     evaluation: Evaluation,
     flops: FlopCounter,
@@ -54,9 +53,9 @@ pub fn student(
     let settings = settings.clone();
     Box::new(move || {
         let device = parse_device(&settings.student.device).map_err(device_error)?;
-        let lane = Lane::on(settings.student.threads, &[device]).map_err(torch_error)?;
+        let threads = settings.student.threads;
+        let lane = Lane::beside_others(threads, &[device], &start.turns).map_err(torch_error)?;
         let flops = flop_counter(&folders, &start.options).map_err(model_error)?;
-        let turns = start.turns.clone();
         let learns_filters = |filters: &Filters| filters.learnt.is_none();
         let build = || -> Result<Box<dyn Learner>, PortError> {
             match start.options.filters.clone() {
@@ -77,7 +76,6 @@ pub fn student(
             live,
             faults,
             lane,
-            turns,
             student,
             evaluation,
             flops,
@@ -92,15 +90,13 @@ impl ddk_actors::Student for StudentPort {
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
         let rows = sequences(batch);
-        let asked = Instant::now();
-        let turn = self.turns.wait();
-        let waited = asked.elapsed().as_secs_f64();
+        let waited = self.lane.waited_seconds();
         let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
         let done = work(&self.lane, || {
             let done = student.accumulate(&rows, Some(&signal), predictions);
             done.map_err(engine_error)
         })?;
-        drop(turn);
+        let waited = self.lane.waited_seconds() - waited;
         // What is not a number has to come out of the engine to be skipped there.
         let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
             true => self.student.poison(),

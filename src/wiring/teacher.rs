@@ -24,7 +24,6 @@ pub struct TeacherPort {
     teacher: Option<Teacher>,
     /// Whether batches are labelled.
     labels: bool,
-    turns: Turns,
     evaluation: Evaluation,
     folders: ModelFolders,
     copies: Copies,
@@ -56,7 +55,7 @@ pub fn teachers(
         let placement = teacher_placement(&teacher).map_err(device_error)?;
         let student_device = parse_device(&student.device).map_err(device_error)?;
         let devices = [&placement.devices[..], &[student_device]].concat();
-        let lane = Lane::on(teacher.threads, &devices).map_err(torch_error)?;
+        let lane = Lane::beside_others(teacher.threads, &devices, &turns).map_err(torch_error)?;
         let build = || -> Result<Teacher, PortError> {
             let model = folders.frozen.model(&placement).map_err(model_error)?;
             build_teacher(model, student_device, filters.as_ref())
@@ -68,7 +67,6 @@ pub fn teachers(
             lane,
             teacher: built.transpose()?,
             labels,
-            turns: turns.clone(),
             evaluation: evaluation.clone(),
             folders: folders.clone(),
             copies: Copies {
@@ -89,7 +87,6 @@ impl ddk_actors::Teacher for TeacherPort {
         let nan = self.faults.worker(Place::Teacher, batch.step)?;
         let mut signal = match &self.teacher {
             Some(teacher) if self.labels => {
-                let _turn = self.turns.wait();
                 let label = || teacher.label(&sequences(batch)).map_err(engine_error);
                 work(&self.lane, label)?
             }

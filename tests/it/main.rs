@@ -14,6 +14,7 @@ mod commands;
 mod compare;
 mod corpora;
 mod demo_corpora;
+mod device;
 mod faults;
 mod interrupted;
 mod lanes;

@@ -22,8 +22,12 @@ pub struct Lane {
     threads: usize,
     /// One for each of its GPUs.
     streams: Vec<Stream>,
-    /// Seconds in [`Self::work`].
+    turns: Turns,
+    /// Seconds in [`Self::work`], turns waited for apart.
     worked: Cell<f64>,
+    waited: Cell<f64>,
+    /// Processor seconds of threads of its that are no more.
+    ended: Cell<f64>,
 }
 
 impl Lane {
@@ -36,14 +40,22 @@ impl Lane {
             name: name.trim().to_owned(),
             threads,
             streams: Vec::new(),
-            worked: Cell::new(0.0),
+            turns: Turns::new(false),
+            worked: Cell::default(),
+            waited: Cell::default(),
+            ended: Cell::default(),
         }
     }
 
-    /// As [`Self::enter`], for a lane that works on these devices (its own, and those where its results go to) beside others: on each
-    /// GPU it has a stream of its own, so that the lanes' kernels run side by side.
-    pub fn on(threads: usize, devices: &[Device]) -> Result<Self, TorchError> {
+    /// As [`Self::enter`], for a lane that works beside others on these devices (its own, and those where its results go to): on each
+    /// GPU it has a stream of its own, so that the lanes' kernels run side by side; on the CPU lanes may take turns.
+    pub fn beside_others(
+        threads: usize,
+        devices: &[Device],
+        turns: &Turns,
+    ) -> Result<Self, TorchError> {
         let mut lane = Self::enter(threads);
+        lane.turns = turns.clone();
         for (index, device) in devices.iter().enumerate() {
             if !devices[..index].contains(device) {
                 lane.streams.extend(Stream::take(*device)?);
@@ -57,25 +69,42 @@ impl Lane {
         self.threads
     }
 
-    /// Does a piece of the lane's work. When it returns, the lane's GPUs have done it: what comes out may be read by other lanes, and
-    /// what went in may be dropped, without events between their streams.
+    /// Does a piece of the lane's work, once it is its turn. When it returns, the lane's GPUs have done it: what comes out may be read by
+    /// other lanes, and what went in may be dropped, without events between their streams.
     pub fn work<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
+        let asked = Instant::now();
+        let turn = self.turns.wait();
         let began = Instant::now();
+        add(&self.waited, (began - asked).as_secs_f64());
         let done = work();
         for stream in &self.streams {
             stream.wait()?;
         }
-        self.worked
-            .set(self.worked.get() + began.elapsed().as_secs_f64());
+        add(&self.worked, began.elapsed().as_secs_f64());
+        if turn.is_some() && self.threads > 1 {
+            let before = self.processor_seconds();
+            let_go_of_threads();
+            add(&self.ended, (before - self.processor_seconds()).max(0.0));
+        }
         Ok(done)
     }
 
     /// Seconds for which the lane was busy so far: on the CPU its threads' processor time divided by how many they are, on GPUs the
     /// time in [`Self::work`].
     pub fn busy_seconds(&self) -> f64 {
-        if !self.streams.is_empty() {
-            return self.worked.get();
+        match self.streams.is_empty() {
+            true => (self.ended.get() + self.processor_seconds()) / self.threads as f64,
+            false => self.worked.get(),
         }
+    }
+
+    /// Seconds for which the lane has waited for its turn so far.
+    pub fn waited_seconds(&self) -> f64 {
+        self.waited.get()
+    }
+
+    /// Processor time of the threads that it has now.
+    fn processor_seconds(&self) -> f64 {
         let Ok(tasks) = fs::read_dir("/proc/self/task") else {
             return 0.0;
         };
@@ -90,7 +119,27 @@ impl Lane {
                 times.split_whitespace().next()?.parse::<u64>().ok()
             })
             .sum();
-        nanoseconds as f64 / 1e9 / self.threads as f64
+        nanoseconds as f64 / 1e9
+    }
+}
+
+fn add(sum: &Cell<f64>, seconds: f64) {
+    sum.set(sum.get() + seconds);
+}
+
+/// Ends the calling thread's team of OpenMP, which is made again when it is next needed. While it lasted, the runtime would see more
+/// threads than cores and let every thread sleep between two products instead of waiting for the next; that costs more than
+/// making one team a turn.
+fn let_go_of_threads() {
+    type Pause = unsafe extern "C" fn(i32) -> i32;
+    /// `omp_pause_soft` of OpenMP 5.
+    const SOFT: i32 = 1;
+    // SAFETY: the name ends with its NUL; the type is the standard's.
+    unsafe {
+        let found = libc::dlsym(libc::RTLD_DEFAULT, c"omp_pause_resource_all".as_ptr());
+        if !found.is_null() {
+            std::mem::transmute::<*mut libc::c_void, Pause>(found)(SOFT);
+        }
     }
 }
 
@@ -108,7 +157,7 @@ impl Turns {
     }
 
     /// Waits until no other lane computes; it is this one's turn until the guard is dropped.
-    pub fn wait(&self) -> Option<MutexGuard<'_, ()>> {
+    fn wait(&self) -> Option<MutexGuard<'_, ()>> {
         // A lane that panicked in its turn left nothing behind that another one could see.
         let turn = self.0.as_ref()?.lock();
         Some(turn.unwrap_or_else(PoisonError::into_inner))

@@ -1,0 +1,100 @@
+"""What the paper's pairs need: memory as `ddk check` computes it, and the time of a step from its operations and a stated rate.
+
+usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400]          FOLDER: from tools/python-env
+
+Nothing is measured here. Each model is a folder with its real configuration and a weights file that has a header and a hole; `ddk check`
+reads no more. `--tflops` is what a GPU does in these products: 400 is 40 % of an H100's dense bf16 peak.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import struct
+import subprocess
+import tempfile
+
+import torch
+import transformers
+
+from pytorch import DDK, ROOT
+from worlds import write_tokenizer
+
+QWEN = lambda hidden, layers, heads, inner, vocabulary=151936: transformers.Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=32768, tie_word_embeddings=False)
+LLAMA = lambda hidden, layers, heads, keys, inner: transformers.LlamaConfig(vocab_size=32000, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=keys, intermediate_size=inner, max_position_embeddings=4096, tie_word_embeddings=False)
+STARCODER = lambda hidden, layers, heads: transformers.GPTBigCodeConfig(vocab_size=49152, n_embd=hidden, n_layer=layers, n_head=heads, n_inner=4 * hidden, n_positions=8192, multi_query=True)
+PAIRS = {
+    "qwen1.5-14b-1.8b": (QWEN(5120, 40, 40, 13696, 152064), QWEN(2048, 24, 16, 5504)),
+    "qwen1.5-14b-4b": (QWEN(5120, 40, 40, 13696, 152064), QWEN(2560, 40, 20, 6912)),
+    "qwen1.5-7b-1.8b": (QWEN(4096, 32, 32, 11008), QWEN(2048, 24, 16, 5504)),
+    "llama2-13b-tinyllama-1.1b": (LLAMA(5120, 40, 40, 40, 13824), LLAMA(2048, 22, 32, 4, 5632)),
+    "starcoder-15.5b-3b": (STARCODER(6144, 40, 48), STARCODER(2816, 36, 22)),
+}
+# Rows of a step and tokens of a row in all of these configurations; ids the tokenizers have.
+ROWS, LENGTH = 256, 2048
+WORDS = {"qwen": 151646, "llama": 32000, "starc": 49152}
+
+
+def write_hollow(folder, config, words):
+    """The model's folder, its weights a hole of the right size."""
+    write_tokenizer(folder, words)
+    config.architectures = [type(config).__name__.removesuffix("Config") + "ForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    header, end = {}, 0
+    for name, parameter in model.named_parameters():
+        header[name] = dict(dtype="BF16", shape=list(parameter.shape), data_offsets=[end, end + 2 * parameter.numel()])
+        end += 2 * parameter.numel()
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return model
+
+
+def operations(model, words):
+    """Of a token: in the layers' matrices, in attention over half of the length, and in the head."""
+    config = model.config
+    matrices = sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2 and ".layers." in name or ".h." in name and weight.dim() == 2)
+    attention = config.num_hidden_layers * 2 * LENGTH * config.hidden_size
+    return 2 * matrices + attention, 2 * words * config.hidden_size
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tflops", type=float, default=400)
+    options = parser.parse_args()
+    rate = options.tflops * 1e12
+    print(f"| pair | teacher's GPU, GB | student's GPU, GB; with `student.recompute` | both on one, GB, with it | a step at {options.tflops:.0f} TFLOP/s a GPU, s: teacher, student | tokens/s on two GPUs, on one |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for pair, (of_teacher, of_student) in PAIRS.items():
+        words = WORDS[next(name for name in WORDS if pair.startswith(name))]
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            teacher = write_hollow(folder / "teacher", of_teacher, words)
+            student = write_hollow(folder / "student", of_student, words)
+
+            def check(*devices):
+                sets = [f"teacher.model={folder}/teacher", f"student.model={folder}/student", *devices]
+                command = [DDK, "check", ROOT / f"config/{pair}.toml", *[word for set_ in sets for word in ["--set", set_]]]
+                said = subprocess.run(command, capture_output=True, text=True).stdout
+                found = dict(re.findall(r"memory of (cuda:\d): needs ([\d.]+ \w+)", said))
+                assert found, said
+                return found
+
+            two = check()
+            again = check("student.recompute=true")
+            one = check("student.recompute=true", 'teacher.devices=["cuda:0"]', "student.device=cuda:0")
+        tokens = ROWS * LENGTH
+        layers_of_teacher, head_of_teacher = operations(teacher, words)
+        layers_of_student, head_of_student = operations(student, words)
+        of_teacher = tokens * layers_of_teacher / rate
+        # Without recomputation, which costs one more forward of the student's layers.
+        of_student = tokens * (3 * layers_of_student + 3 * head_of_student + head_of_teacher) / rate
+        gigabytes = lambda text: text.removesuffix(" GB")
+        print(f"| {pair} | {gigabytes(two['cuda:0'])} | {gigabytes(two['cuda:1'])}; {gigabytes(again['cuda:1'])} | {gigabytes(one['cuda:0'])} | {of_teacher:.1f}, {of_student:.1f} | {tokens / max(of_teacher, of_student):.0f}, {tokens / (of_teacher + of_student):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
