@@ -1,9 +1,10 @@
 """What the paper's pairs need: memory as `ddk check` computes it, and the time of a step from its operations and a stated rate.
 
-usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400]          FOLDER: from tools/python-env
+usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400] [--gigabytes 80]          FOLDER: from tools/python-env
 
 Nothing is measured here. Each model is a folder with its real configuration and a weights file that has a header and a hole; `ddk check`
-reads no more. `--tflops` is what a GPU does in these products: 400 is 40 % of an H100's dense bf16 peak.
+reads no more. `--tflops` is what a GPU does in these products: 400 is 40 % of an H100's dense bf16 peak. A
+student recomputes its activations where the memory of a GPU (`--gigabytes`) asks for it.
 """
 
 import argparse
@@ -64,9 +65,10 @@ def operations(model, words):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--tflops", type=float, default=400)
+    parser.add_argument("--gigabytes", type=float, default=80)
     options = parser.parse_args()
     rate = options.tflops * 1e12
-    print(f"| pair | teacher's GPU, GB | student's GPU, GB; with `student.recompute` | both on one, GB, with it | a step at {options.tflops:.0f} TFLOP/s a GPU, s: teacher, student | tokens/s on two GPUs, on one |")
+    print("| pair | a step, s: teacher; student, recomputing | two GPUs, GB: teacher; student, recomputing | tokens/s | one GPU, GB; recomputing | tokens/s |")
     print("|---|---:|---:|---:|---:|---:|")
     for pair, (of_teacher, of_student) in PAIRS.items():
         words = WORDS[next(name for name in WORDS if pair.startswith(name))]
@@ -83,17 +85,27 @@ def main():
                 assert found, said
                 return found
 
-            two = check()
-            again = check("student.recompute=true")
-            one = check("student.recompute=true", 'teacher.devices=["cuda:0"]', "student.device=cuda:0")
+            two, two_again = check(), check("student.recompute=true")
+            on_one = ['teacher.devices=["cuda:0"]', "student.device=cuda:0"]
+            one, one_again = check(*on_one), check(*on_one, "student.recompute=true")
         tokens = ROWS * LENGTH
         layers_of_teacher, head_of_teacher = operations(teacher, words)
         layers_of_student, head_of_student = operations(student, words)
         of_teacher = tokens * layers_of_teacher / rate
-        # Without recomputation, which costs one more forward of the student's layers.
         of_student = tokens * (3 * layers_of_student + 3 * head_of_student + head_of_teacher) / rate
-        gigabytes = lambda text: text.removesuffix(" GB")
-        print(f"| {pair} | {gigabytes(two['cuda:0'])} | {gigabytes(two['cuda:1'])}; {gigabytes(again['cuda:1'])} | {gigabytes(one['cuda:0'])} | {of_teacher:.1f}, {of_student:.1f} | {tokens / max(of_teacher, of_student):.0f}, {tokens / (of_teacher + of_student):.0f} |")
+        again = of_student + tokens * layers_of_student / rate
+        number = lambda text: float(text.removesuffix(" GB"))
+
+        def speed(plain, recomputing, seconds):
+            """Where it fits, without recomputation if it can do without."""
+            for memory, of_student in [(plain, seconds[0]), (recomputing, seconds[1])]:
+                if number(memory) <= options.gigabytes:
+                    return f"{tokens / of_student:.0f}"
+            return "does not fit"
+
+        on_two = speed(two["cuda:1"], two_again["cuda:1"], [max(of_teacher, of_student), max(of_teacher, again)])
+        on_one = speed(one["cuda:0"], one_again["cuda:0"], [of_teacher + of_student, of_teacher + again])
+        print(f"| {pair} | {of_teacher:.1f}; {of_student:.1f}, {again:.1f} | {number(two['cuda:0'])}; {number(two['cuda:1'])}, {number(two_again['cuda:1'])} | {on_two} | {number(one['cuda:0'])}, {number(one_again['cuda:0'])} | {on_one} |")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """DDK against PyTorch at the same step: equal shapes, random weights, two cores, fp32; alternating in one run.
 
 usage: make build; tools/python-env FOLDER
-       FOLDER/bin/python benches/pytorch.py [--cases ABCE] [--rounds 5] [--steps 6] [--set KEY=VALUE …] [--json FILE]
+       FOLDER/bin/python benches/pytorch.py [--cases ABCDE] [--rounds 5] [--steps 6] [--set KEY=VALUE …] [--json FILE]
 
 The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole step compiled, and
 that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues, files and saves, and takes
 its steps but the first eight. Printed are tokens a second as medians over the rounds, the ratio to the best peer of each round with its spread, and the working
-memory: the peak above the idle process and above weights, gradients and moments.
+memory: the peak above the idle process and above weights, gradients and moments. Case D has no peer: `benches/lanes.py`.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def compare(case, shape, rounds, count, sets):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", default="ABCE")
+    parser.add_argument("--cases", default="ABCDE")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--set", action="append", default=[], dest="sets", help="a setting of ddk's")
@@ -198,7 +198,7 @@ def main():
         folder, shape = options.write_world
         return write_world(pathlib.Path(folder), json.loads(shape))
     results = []
-    for case in options.cases:
+    for case in options.cases.replace("D", ""):
         print(f"case {case}: the peers warm up", file=sys.stderr)
         results.append(compare(case, CASES[case], options.rounds, options.steps, options.sets))
     print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share | wanted | peaks, MB |")
@@ -215,6 +215,11 @@ def main():
         print(f"\ncase {result['case']}, ddk, seconds of a step: {parts}")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
+    if "D" in options.cases:
+        import lanes  # which imports this file
+
+        print()
+        lanes.compare(options.rounds, 2 * options.steps)
 
 
 if __name__ == "__main__":

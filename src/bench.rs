@@ -13,9 +13,9 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
-use ddk_model::ModelConfig;
+use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
-use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
+use ddk_torch::{Lane, Turns, finish, mkl_kernels, parse_device};
 use tch::{Device, Kind, Tensor};
 
 use self::{
@@ -143,9 +143,16 @@ impl Bench<'_> {
         let settings = self.settings;
         let labels = wiring::labels(settings);
         say("matrix products");
-        let rate = |lane, threads| alone(lane, || matrix_rate(threads));
-        let teacher_rate = rate("teacher", settings.teacher.threads)?;
-        let student_rate = rate("student", settings.student.threads)?;
+        let rate = |lane, threads, placement: Placement| {
+            alone(lane, || {
+                matrix_rate(threads, placement.compute, first(&placement))
+            })
+        };
+        let (teacher, student) = (&settings.teacher, &settings.student);
+        let of_teacher = wiring::teacher_placement(teacher)?;
+        let teacher_rate = rate("teacher", teacher.threads, of_teacher)?;
+        let of_student = wiring::student_placement(student)?;
+        let student_rate = rate("student", student.threads, of_student)?;
         let products_of_teacher = match labels {
             true => alone("teacher", || self.products_of_teacher())?,
             false => 0.0,
@@ -236,7 +243,7 @@ impl Bench<'_> {
     fn products_of_teacher(&self) -> Result<f64> {
         let _lane = Lane::enter(self.settings.teacher.threads);
         let placement = wiring::teacher_placement(&self.settings.teacher)?;
-        let device = placement.devices.first().copied().unwrap_or(Device::Cpu);
+        let device = first(&placement);
         let model = ModelConfig::read(&self.folders.teacher)?;
         let products = self.products(&model, placement.compute, device);
         Ok(products.forward()?)
@@ -246,7 +253,7 @@ impl Bench<'_> {
     fn products_of_student(&self, labels: bool) -> Result<StudentSeconds> {
         let _lane = Lane::enter(self.settings.student.threads);
         let placement = wiring::student_placement(&self.settings.student)?;
-        let device = placement.devices.first().copied().unwrap_or(Device::Cpu);
+        let device = first(&placement);
         let model = ModelConfig::read(&self.folders.student)?;
         let products = self.products(&model, placement.compute, device);
         let forward = products.forward()?;
@@ -375,19 +382,25 @@ fn alone<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result
     })
 }
 
-/// Operations a second in products of square matrices, on the CPU.
-fn matrix_rate(threads: usize) -> Result<f64> {
-    const SIDE: i64 = 1024;
+/// Where a model's first layers are.
+fn first(placement: &Placement) -> Device {
+    placement.devices.first().copied().unwrap_or(Device::Cpu)
+}
+
+/// Operations a second in products of large square matrices.
+fn matrix_rate(threads: usize, kind: Kind, device: Device) -> Result<f64> {
+    let side = if device == Device::Cpu { 1024 } else { 8192 };
     let _lane = Lane::enter(threads);
     let _no_grad = tch::no_grad_guard();
-    let matrix = Tensor::f_rand([SIDE, SIDE], (Kind::Float, Device::Cpu))?;
+    let matrix = Tensor::f_rand([side, side], (kind, device))?;
     let mut best = f64::INFINITY;
     for _ in 0..20 {
         let began = Instant::now();
         let _product = matrix.f_mm(&matrix)?;
+        finish(device)?;
         best = best.min(began.elapsed().as_secs_f64());
     }
-    Ok(2.0 * (SIDE as f64).powi(3) / best)
+    Ok(2.0 * (side as f64).powi(3) / best)
 }
 
 fn median(mut times: Vec<Duration>) -> f64 {

@@ -112,6 +112,14 @@ fn work<T>(lane: &Lane, work: impl FnOnce() -> Result<T, PortError>) -> Result<T
     lane.work(work).map_err(torch_error)?
 }
 
+/// Does a piece of it in its turn ([`Lane::work_in_turn`]).
+fn work_in_turn<T>(
+    lane: &Lane,
+    work: impl FnOnce() -> Result<T, PortError>,
+) -> Result<T, PortError> {
+    lane.work_in_turn(work).map_err(torch_error)?
+}
+
 /// What is measured, or numbers that are none where a fault asks for them.
 fn broken_by(nan: bool, measured: Option<Vec<f64>>) -> Option<Vec<f64>> {
     match nan {

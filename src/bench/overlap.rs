@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use crossbeam::channel::bounded;
 use ddk_torch::Turns;
 
@@ -18,10 +18,11 @@ impl Bench<'_> {
         let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
         std::thread::scope(|scope| {
             let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();
+            let mut teachers = Vec::new();
             for (lane, sender) in senders.into_iter().enumerate().filter(|_| labels) {
                 let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
                 let turns = turns.clone();
-                thread.spawn_scoped(scope, move || -> Result<()> {
+                teachers.push(thread.spawn_scoped(scope, move || -> Result<()> {
                     let on = self.teacher_lane(&turns)?;
                     let teacher = self.build_teacher()?;
                     // Micro-batch i is lane i mod lanes', step after step.
@@ -29,11 +30,11 @@ impl Bench<'_> {
                     let mut number = lane;
                     // The student hangs up when it has seen enough.
                     let label = |number: usize| teacher.label(&all[number % all.len()]);
-                    while sender.send(on.work(|| label(number))??).is_ok() {
+                    while sender.send(on.work_in_turn(|| label(number))??).is_ok() {
                         number += lanes;
                     }
                     Ok(())
-                })?;
+                })?);
             }
             let thread = std::thread::Builder::new().name("student".to_owned());
             let work = move || -> Result<(f64, f64)> {
@@ -54,9 +55,11 @@ impl Bench<'_> {
                         waited += asked.elapsed().as_secs_f64();
                         number += 1;
                         let predictions = self.rows.predictions();
-                        on.work(|| student.accumulate(&micro, signal.as_ref(), predictions))??;
+                        on.work_in_turn(|| {
+                            student.accumulate(&micro, signal.as_ref(), predictions)
+                        })??;
                     }
-                    on.work(|| student.update(times.len() as u64 + 1))??;
+                    on.work_in_turn(|| student.update(times.len() as u64 + 1))??;
                     times.push(began.elapsed());
                     waits.push(waited + on.waited_seconds() - turns_before);
                 }
@@ -65,6 +68,13 @@ impl Bench<'_> {
                 Ok((step, waits[free..].iter().sum::<f64>() / all))
             };
             let done = thread.spawn_scoped(scope, work)?.join();
+            // A teacher that failed is why a student waits in vain.
+            for (lane, teacher) in teachers.into_iter().enumerate() {
+                let ended = teacher.join();
+                ended
+                    .map_err(|_| anyhow!("teacher's lane {lane} panicked"))?
+                    .with_context(|| format!("teacher's lane {lane}"))?;
+            }
             done.map_err(|_| anyhow!("the student's lane panicked"))?
         })
     }

@@ -3,10 +3,22 @@
 use std::time::Instant;
 
 use ddk_model::ModelConfig;
-use tch::{Device, Kind, TchError, Tensor};
+use ddk_torch::{TorchError, finish};
+use tch::{Device, Kind, Tensor};
 
 /// Times each product this often, beside a first time that does not count; the median counts.
 const ROUNDS: usize = 5;
+
+/// Which factor of a product lies in memory transposed.
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    /// `X W^T`.
+    Forward,
+    /// `G W`.
+    OfInput,
+    /// `G^T X`.
+    OfMatrix,
+}
 
 /// The products that one model's part of a step is made of.
 pub(super) struct Products<'a> {
@@ -24,37 +36,39 @@ pub(super) struct Products<'a> {
 impl Products<'_> {
     /// Seconds of a step's forward through all layers, on the threads of the calling lane. Attention's own products are left out: they
     /// are few beside the projections unless texts are long.
-    pub(super) fn forward(&self) -> Result<f64, TchError> {
+    pub(super) fn forward(&self) -> Result<f64, TorchError> {
         let of_layer = self.model.matrices().into_iter();
         let seconds = of_layer
-            .map(|[out, input]| self.time([self.positions, input, out]))
-            .sum::<Result<f64, TchError>>()?;
+            .map(|[out, input]| self.time([self.positions, input, out], Layout::Forward))
+            .sum::<Result<f64, TorchError>>()?;
         Ok(seconds * self.model.layers() as f64 * self.micro_batches)
     }
 
     /// Of the backward: for each product of the forward that of the gradient of what went in, and that of the matrix.
-    pub(super) fn backward(&self) -> Result<f64, TchError> {
+    pub(super) fn backward(&self) -> Result<f64, TorchError> {
         let of_layer = self.model.matrices().into_iter();
         let seconds = of_layer
             .map(|[out, input]| {
-                let of_input = self.time([self.positions, out, input])?;
-                Ok(of_input + self.time([out, self.positions, input])?)
+                let of_input = self.time([self.positions, out, input], Layout::OfInput)?;
+                Ok(of_input + self.time([out, self.positions, input], Layout::OfMatrix)?)
             })
-            .sum::<Result<f64, TchError>>()?;
+            .sum::<Result<f64, TorchError>>()?;
         Ok(seconds * self.model.layers() as f64 * self.micro_batches)
     }
 
     /// Of the logits of a step.
-    pub(super) fn logits(&self) -> Result<f64, TchError> {
+    pub(super) fn logits(&self) -> Result<f64, TorchError> {
         let width = self.model.hidden_size();
-        Ok(self.chunks() * self.time([self.chunk, width, self.columns])?)
+        let shape = [self.chunk, width, self.columns];
+        Ok(self.chunks() * self.time(shape, Layout::Forward)?)
     }
 
     /// Of their gradients.
-    pub(super) fn logits_backward(&self) -> Result<f64, TchError> {
+    pub(super) fn logits_backward(&self) -> Result<f64, TorchError> {
         let width = self.model.hidden_size();
-        let of_hidden = self.time([self.chunk, self.columns, width])?;
-        Ok(self.chunks() * (of_hidden + self.time([self.columns, self.chunk, width])?))
+        let of_hidden = self.time([self.chunk, self.columns, width], Layout::OfInput)?;
+        let of_matrix = self.time([self.columns, self.chunk, width], Layout::OfMatrix)?;
+        Ok(self.chunks() * (of_hidden + of_matrix))
     }
 
     fn chunks(&self) -> f64 {
@@ -62,19 +76,22 @@ impl Products<'_> {
     }
 
     /// Seconds of `[rows, inner] [inner, columns]`, into memory that is there.
-    fn time(&self, [rows, inner, columns]: [i64; 3]) -> Result<f64, TchError> {
+    fn time(&self, [rows, inner, columns]: [i64; 3], layout: Layout) -> Result<f64, TorchError> {
         let _no_grad = tch::no_grad_guard();
         let options = (self.kind, self.device);
-        let left = Tensor::f_rand([rows, inner], options)?;
-        let right = Tensor::f_rand([columns, inner], options)?.f_tr()?;
+        let plain = |rows, columns| Tensor::f_rand([rows, columns], options);
+        let transposed = |rows, columns| Tensor::f_rand([columns, rows], options)?.f_tr();
+        let (left, right) = match layout {
+            Layout::Forward => (plain(rows, inner)?, transposed(inner, columns)?),
+            Layout::OfInput => (plain(rows, inner)?, plain(inner, columns)?),
+            Layout::OfMatrix => (transposed(rows, inner)?, plain(inner, columns)?),
+        };
         let out = Tensor::f_zeros([rows, columns], options)?;
         let mut times = Vec::with_capacity(ROUNDS);
         for _ in 0..=ROUNDS {
             let began = Instant::now();
             let _ = left.f_mm_out(&out, &right)?;
-            if let Device::Cuda(index) = self.device {
-                tch::Cuda::synchronize(index as i64);
-            }
+            finish(self.device)?;
             times.push(began.elapsed());
         }
         Ok(super::median(times.split_off(1)))

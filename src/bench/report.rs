@@ -30,7 +30,7 @@ pub(super) struct Measured {
     pub(super) vocabulary: i64,
     /// MKL's.
     pub(super) kernels: &'static str,
-    /// Operations a second in large products on the CPU, on the teacher's threads and on the student's.
+    /// Operations a second in large square products, on the teacher's device and threads and on the student's.
     pub(super) teacher_rate: f64,
     pub(super) student_rate: f64,
     /// Absent where the teacher is not asked.
@@ -99,7 +99,7 @@ impl Measured {
         )?;
         writeln!(
             out,
-            "rate: large matrix products on the CPU, {:.0} GFLOP/s on the teacher's threads, {:.0} on the student's",
+            "rate: large square products, {:.0} GFLOP/s on the teacher's threads, {:.0} on the student's",
             self.teacher_rate / 1e9,
             self.student_rate / 1e9
         )?;

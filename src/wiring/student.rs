@@ -1,6 +1,6 @@
 //! The student on its lane.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use ddk_actors::{Live, MicroBatch, MicroLoss, PortError, RowLoss, Update, ports::StudentFactory};
 use ddk_engine::{
@@ -14,7 +14,7 @@ use tch::Tensor;
 use super::{
     Evaluation, ModelFolders, Record, broken_by, build_filters, build_student,
     errors::{device_error, engine_error, model_error, torch_error},
-    flop_counter, sequences, work,
+    flop_counter, sequences, work, work_in_turn,
 };
 use crate::faults::{Faults, Place};
 
@@ -92,7 +92,7 @@ impl ddk_actors::Student for StudentPort {
         let rows = sequences(batch);
         let waited = self.lane.waited_seconds();
         let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
-        let done = work(&self.lane, || {
+        let done = work_in_turn(&self.lane, || {
             let done = student.accumulate(&rows, Some(&signal), predictions);
             done.map_err(engine_error)
         })?;
@@ -123,9 +123,14 @@ impl ddk_actors::Student for StudentPort {
 
     fn update(&mut self, step: u64) -> Result<Update, PortError> {
         self.student.set_lr_end(self.live.lr_end());
-        let student = &mut self.student;
-        let report = work(&self.lane, || student.update(step).map_err(engine_error))?;
-        Ok(updated(report))
+        let (student, began) = (&mut self.student, Instant::now());
+        let update = || student.update(step).map_err(engine_error);
+        let report = work_in_turn(&self.lane, update)?;
+        Ok(Update {
+            // With what a GPU does of it, and a turn waited for: the parts of a step add up to its time.
+            seconds: began.elapsed().as_secs_f64(),
+            ..updated(report)
+        })
     }
 
     fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError> {

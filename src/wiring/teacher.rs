@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::{
     Evaluation, ModelFolders, broken_by, build_teacher,
     errors::{device_error, engine_error, model_error, torch_error},
-    labels, sequences, student_placement, teacher_placement, work,
+    labels, sequences, student_placement, teacher_placement, work, work_in_turn,
 };
 use crate::faults::{Faults, Place};
 
@@ -85,17 +85,16 @@ impl ddk_actors::Teacher for TeacherPort {
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
         let nan = self.faults.worker(Place::Teacher, batch.step)?;
-        let mut signal = match &self.teacher {
-            Some(teacher) if self.labels => {
-                let label = || teacher.label(&sequences(batch)).map_err(engine_error);
-                work(&self.lane, label)?
-            }
-            _ => Signal::Nothing,
+        let Some(teacher) = self.teacher.as_ref().filter(|_| self.labels) else {
+            return Ok(Signal::Nothing);
         };
-        if nan {
-            signal.poison().map_err(engine_error)?;
-        }
-        Ok(signal)
+        work_in_turn(&self.lane, || {
+            let mut signal = teacher.label(&sequences(batch)).map_err(engine_error)?;
+            if nan {
+                signal.poison().map_err(engine_error)?;
+            }
+            Ok(signal)
+        })
     }
 
     fn perplexities(

@@ -72,7 +72,4 @@ fn a_run_on_the_device_is_the_cpus_and_goes_on_after_a_kill() {
             );
         }
     }
-    let overlap = summary(&whole)["overlap"].as_f64().unwrap();
-    // Of models this small only a little; that both lanes were busy at once is what a GPU's streams are for.
-    assert!(overlap > 0.0, "{overlap}");
 }

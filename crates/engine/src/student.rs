@@ -7,7 +7,7 @@ use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, Objective, PerPosition, Positions,
     chunked_head,
 };
-use ddk_torch::TorchError;
+use ddk_torch::{TorchError, finish};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -189,6 +189,7 @@ impl Student {
             .detach()
             .f_reshape([-1, width])
             .map_err(TorchError::from)?;
+        finish(self.model.device())?;
         let forward_seconds = started.elapsed().as_secs_f64();
 
         let started = Instant::now();

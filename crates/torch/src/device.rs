@@ -59,7 +59,7 @@ pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
         return Ok(tensor);
     }
     // libtorch keeps pinned memory until its copies are done.
-    let pinned = tensor.f_pin_memory(device)?;
+    let pinned = tensor.f_internal_pin_memory(device)?;
     pinned.f_to_device_(device, tensor.kind(), true, false)
 }
 

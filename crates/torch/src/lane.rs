@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     fs,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -69,22 +70,28 @@ impl Lane {
         self.threads
     }
 
-    /// Does a piece of the lane's work, once it is its turn. When it returns, the lane's GPUs have done it: what comes out may be read by
-    /// other lanes, and what went in may be dropped, without events between their streams.
+    /// Does a piece of the lane's work. When it returns, the lane's GPUs have done it: what comes out may be read by other lanes, and
+    /// what went in may be dropped, without events between their streams.
     pub fn work<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
-        let asked = Instant::now();
-        let turn = self.turns.wait();
         let began = Instant::now();
-        add(&self.waited, (began - asked).as_secs_f64());
         let done = work();
         for stream in &self.streams {
             stream.wait()?;
         }
         add(&self.worked, began.elapsed().as_secs_f64());
+        Ok(done)
+    }
+
+    /// As [`Self::work`], once it is the lane's turn: for what is done for every batch.
+    pub fn work_in_turn<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
+        let asked = Instant::now();
+        let turn = self.turns.wait();
+        add(&self.waited, asked.elapsed().as_secs_f64());
+        let done = self.work(work)?;
         if turn.is_some() && self.threads > 1 {
-            let before = self.processor_seconds();
+            let of_all = self.processor_seconds();
             let_go_of_threads();
-            add(&self.ended, (before - self.processor_seconds()).max(0.0));
+            add(&self.ended, (of_all - own_processor_seconds()).max(0.0));
         }
         Ok(done)
     }
@@ -114,13 +121,22 @@ impl Lane {
                 fs::read_to_string(task.path().join("comm"))
                     .is_ok_and(|name| name.trim() == self.name)
             })
-            .filter_map(|task| {
-                let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
-                times.split_whitespace().next()?.parse::<u64>().ok()
-            })
+            .filter_map(|task| processor_nanoseconds(&task.path()))
             .sum();
         nanoseconds as f64 / 1e9
     }
+}
+
+/// Of the thread with this folder.
+fn processor_nanoseconds(task: &Path) -> Option<u64> {
+    let times = fs::read_to_string(task.join("schedstat")).ok()?;
+    times.split_whitespace().next()?.parse().ok()
+}
+
+/// Processor time of the calling thread alone.
+fn own_processor_seconds() -> f64 {
+    let nanoseconds = processor_nanoseconds(Path::new("/proc/thread-self"));
+    nanoseconds.unwrap_or(0) as f64 / 1e9
 }
 
 fn add(sum: &Cell<f64>, seconds: f64) {
@@ -199,6 +215,32 @@ mod tests {
                 "{threads} threads: {busy} of {wall}"
             );
         }
+    }
+
+    #[test]
+    fn a_lane_that_lets_its_threads_go_keeps_their_time() {
+        let handle = thread::Builder::new()
+            .name("lane-turns".to_owned())
+            .spawn(|| {
+                let lane = Lane::beside_others(2, &[Device::Cpu], &Turns::new(true)).unwrap();
+                let a = Tensor::rand([512, 512], (Kind::Float, Device::Cpu));
+                let (started, mut last) = (Instant::now(), 0.0);
+                for turn in 0..6 {
+                    let until = started.elapsed().as_secs_f64() + 0.05;
+                    let multiply = || {
+                        while started.elapsed().as_secs_f64() < until {
+                            let _ = a.matmul(&a);
+                        }
+                    };
+                    lane.work_in_turn(multiply).unwrap();
+                    let busy = lane.busy_seconds();
+                    assert!(busy > last, "turn {turn}: {busy} after {last}");
+                    last = busy;
+                }
+                (last, started.elapsed().as_secs_f64())
+            });
+        let (busy, wall) = handle.unwrap().join().unwrap();
+        assert!(busy > 0.05 * wall && busy < 1.2 * wall, "{busy} of {wall}");
     }
 
     #[test]

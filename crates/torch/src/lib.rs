@@ -15,6 +15,7 @@ pub use error::TorchError;
 pub use lane::{Lane, Turns};
 pub use mkl::mkl_kernels;
 pub use numbers::{numbers, numbers_mut};
+pub use stream::finish;
 
 /// The release of libtorch that tch and torch-sys are made for.
 pub const VERSION: &str = "2.11.0";

@@ -12,6 +12,7 @@ use crate::TorchError;
 
 /// 0 where it worked. The last argument is written to.
 type FromPool = unsafe extern "C" fn(bool, i32, *mut *mut c_void) -> i32;
+type Current = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
 type OfStream = unsafe extern "C" fn(*mut c_void, i32) -> i32;
 
 /// A stream that the thread which took it gives its work on a GPU to. Not `Send`: what is current belongs to a thread.
@@ -62,6 +63,25 @@ impl Stream {
             unsafe { (self.synchronize)(self.handle, self.device) },
             self.device,
         )
+    }
+}
+
+/// Waits until a GPU has done what the calling thread gave it; on the CPU there is nothing to wait for.
+pub fn finish(device: Device) -> Result<(), TorchError> {
+    let Device::Cuda(index) = device else {
+        return Ok(());
+    };
+    let device = i32::try_from(index).unwrap_or(i32::MAX);
+    let mut handle = ptr::null_mut();
+    // SAFETY: the types are those of torch/csrc/inductor/aoti_torch/c/shim.h and of torch/csrc/stable/c/shim.h; the pointer is to a place for
+    // a pointer.
+    unsafe {
+        let current = symbol(c"aoti_torch_get_current_cuda_stream")?;
+        let current = std::mem::transmute::<*mut c_void, Current>(current);
+        let synchronize = symbol(c"torch_cuda_stream_synchronize")?;
+        let synchronize = std::mem::transmute::<*mut c_void, OfStream>(synchronize);
+        done(current(device, &raw mut handle), device)?;
+        done(synchronize(handle, device), device)
     }
 }
 
