@@ -201,8 +201,9 @@ def main():
     for case in options.cases.replace("D", ""):
         print(f"case {case}: the peers warm up", file=sys.stderr)
         results.append(compare(case, CASES[case], options.rounds, options.steps, options.sets))
-    print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share | wanted | peaks, MB |")
-    print("|---|" + "---:|" * 12)
+    if results:
+        print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share | wanted | peaks, MB |")
+        print("|---|" + "---:|" * 12)
     for result in results:
         rates = " | ".join(f"{result['rates'][name]:.0f}" for name in [*MODES, LED, "ddk"])
         ratio, led = ("{:.2f} ({:.2f} to {:.2f})".format(*result[name]) for name in ["ratio", "led"])
