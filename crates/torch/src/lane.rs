@@ -10,7 +10,7 @@ use std::{
 
 use tch::Device;
 
-use crate::{TorchError, stream::Stream};
+use crate::{TorchError, finish, stream::take_stream};
 
 /// The calling thread as a lane: it has a number of libtorch threads of its own and streams of its own on its GPUs, and the time for
 /// which it was busy can be read.
@@ -21,8 +21,8 @@ use crate::{TorchError, stream::Stream};
 pub struct Lane {
     name: String,
     threads: usize,
-    /// One for each of its GPUs.
-    streams: Vec<Stream>,
+    /// GPUs on which it has a stream of its own.
+    gpus: Vec<Device>,
     turns: Turns,
     /// Seconds in [`Self::work`], turns waited for apart.
     worked: Cell<f64>,
@@ -40,7 +40,7 @@ impl Lane {
         Self {
             name: name.trim().to_owned(),
             threads,
-            streams: Vec::new(),
+            gpus: Vec::new(),
             turns: Turns::new(false),
             worked: Cell::default(),
             waited: Cell::default(),
@@ -57,9 +57,9 @@ impl Lane {
     ) -> Result<Self, TorchError> {
         let mut lane = Self::enter(threads);
         lane.turns = turns.clone();
-        for (index, device) in devices.iter().enumerate() {
-            if !devices[..index].contains(device) {
-                lane.streams.extend(Stream::take(*device)?);
+        for device in devices {
+            if !lane.gpus.contains(device) && take_stream(*device)? {
+                lane.gpus.push(*device);
             }
         }
         Ok(lane)
@@ -75,8 +75,8 @@ impl Lane {
     pub fn work<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
         let began = Instant::now();
         let done = work();
-        for stream in &self.streams {
-            stream.wait()?;
+        for gpu in &self.gpus {
+            finish(*gpu)?;
         }
         add(&self.worked, began.elapsed().as_secs_f64());
         Ok(done)
@@ -99,7 +99,7 @@ impl Lane {
     /// Seconds for which the lane was busy so far: on the CPU its threads' processor time divided by how many they are, on GPUs the
     /// time in [`Self::work`].
     pub fn busy_seconds(&self) -> f64 {
-        match self.streams.is_empty() {
+        match self.gpus.is_empty() {
             true => (self.ended.get() + self.processor_seconds()) / self.threads as f64,
             false => self.worked.get(),
         }
