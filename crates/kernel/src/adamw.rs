@@ -1,6 +1,9 @@
 //! An update of AdamW in one pass over weights, gradient and both moments.
 
-use crate::processor::for_this_processor;
+use crate::{
+    processor::for_this_processor,
+    team::{in_parts, part_of},
+};
 
 /// The constants of an update of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,9 +26,6 @@ pub struct AdamWStep {
     pub keep: f32,
 }
 
-/// Numbers of a thread's part: fewer are not worth a thread.
-const PART: usize = 1 << 18;
-
 /// Updates `weights` and both moments in place, on so many threads; every number by itself, so that threads change no bit.
 ///
 /// # Panics
@@ -43,19 +43,14 @@ pub fn adamw(
         (gradient.len(), first.len(), second.len()),
         (count, count, count)
     );
-    let part = count.div_ceil(threads.max(1)).max(PART);
-    if count <= part {
-        return update(weights, gradient, first, second, step);
-    }
-    std::thread::scope(|scope| {
-        for (((weights, gradient), first), second) in weights
-            .chunks_mut(part)
-            .zip(gradient.chunks(part))
-            .zip(first.chunks_mut(part))
-            .zip(second.chunks_mut(part))
-        {
-            scope.spawn(move || update(weights, gradient, first, second, step));
-        }
+    let part = part_of(count, 1, threads);
+    let parts = weights
+        .chunks_mut(part)
+        .zip(gradient.chunks(part))
+        .zip(first.chunks_mut(part))
+        .zip(second.chunks_mut(part));
+    in_parts(parts, |(((weights, gradient), first), second)| {
+        update(weights, gradient, first, second, step);
     });
 }
 
@@ -91,6 +86,7 @@ fn each(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::team::PART;
 
     #[test]
     fn threads_change_no_bit() {

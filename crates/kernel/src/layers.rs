@@ -1,9 +1,11 @@
 //! What a layer does between its matrix products, where no gradient is wanted: each in one pass instead of up to six.
 
-use crate::{math::exp, processor::for_this_processor, sum::sum};
-
-/// Numbers of a thread's part: fewer are not worth a thread.
-const PART: usize = 1 << 18;
+use crate::{
+    math::exp,
+    processor::for_this_processor,
+    sum::sum,
+    team::{in_parts, part_of},
+};
 
 /// `x / sqrt(mean(x²) + eps) * weight` for each row of `x`, into `out` (Zhang and Sennrich, "Root mean square layer normalization").
 ///
@@ -41,26 +43,6 @@ pub fn rotate(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usiz
     assert!(cos.len().is_multiple_of(width) && sequence > 0 && x.len().is_multiple_of(sequence));
     let part = part_of(x.len(), sequence, threads);
     in_parts(x.chunks_mut(part), |x| rotated(x, heads, cos, sin, width));
-}
-
-/// The size of a part: whole rows of `row` numbers, no more parts than threads.
-fn part_of(count: usize, row: usize, threads: usize) -> usize {
-    let numbers = count.div_ceil(threads.max(1)).max(PART);
-    numbers.div_ceil(row).max(1) * row
-}
-
-/// Each part on a thread of its own; a single one on this.
-fn in_parts<T: Send>(mut parts: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
-    let (Some(first), second) = (parts.next(), parts.next()) else {
-        return;
-    };
-    std::thread::scope(|scope| {
-        for part in second.into_iter().chain(parts) {
-            let work = &work;
-            scope.spawn(move || work(part));
-        }
-        work(first);
-    });
 }
 
 for_this_processor! {
@@ -121,6 +103,7 @@ fn rotate_each(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::team::PART;
 
     fn numbers(count: usize, by: usize, spread: f32) -> Vec<f32> {
         let numbers = (0..count).map(|at| ((at * by + 3) % 1009) as f32 / 1009.0 - 0.5);

@@ -15,12 +15,14 @@ mod math;
 mod processor;
 mod row;
 mod sum;
+mod team;
 
 pub use adamw::{AdamWStep, adamw};
 pub use divergence::Divergence;
 pub use layers::{rms_norm, rotate, silu_mul};
 
 use processor::for_this_processor;
+use team::in_parts;
 
 /// What is computed at each position: `ce + weight * factor * D`, where D takes both softmaxes at `temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,18 +81,14 @@ pub fn losses(chunk: Chunk<'_>, loss: &Loss, threads: usize, values: &mut [Value
     assert_eq!((chunk.labels.len(), chunk.scales.len()), (count, count));
     // As many rows for each, the last one fewer.
     let rows = count.div_ceil(threads.clamp(1, count));
-    if rows == count {
-        return some_rows(chunk, columns, loss, values);
-    }
-    std::thread::scope(|scope| {
-        let mut teachers = chunk.teacher.map(|teacher| teacher.chunks(rows * columns));
-        for (((student, labels), scales), values) in chunk
-            .student
-            .chunks_mut(rows * columns)
-            .zip(chunk.labels.chunks(rows))
-            .zip(chunk.scales.chunks(rows))
-            .zip(values.chunks_mut(rows))
-        {
+    let mut teachers = chunk.teacher.map(|teacher| teacher.chunks(rows * columns));
+    let parts = chunk
+        .student
+        .chunks_mut(rows * columns)
+        .zip(chunk.labels.chunks(rows))
+        .zip(chunk.scales.chunks(rows))
+        .zip(values.chunks_mut(rows))
+        .map(|(((student, labels), scales), values)| {
             let part = Chunk {
                 student,
                 teacher: teachers.as_mut().and_then(Iterator::next),
@@ -98,8 +96,10 @@ pub fn losses(chunk: Chunk<'_>, loss: &Loss, threads: usize, values: &mut [Value
                 scales,
                 teacher_ce: chunk.teacher_ce,
             };
-            scope.spawn(move || some_rows(part, columns, loss, values));
-        }
+            (part, values)
+        });
+    in_parts(parts, |(part, values)| {
+        some_rows(part, columns, loss, values);
     });
 }
 
