@@ -135,8 +135,8 @@ pub struct Update {
     pub grad_norm: f64,
     /// Why the weights were left as they were.
     pub skipped: Option<String>,
-    /// Its seconds.
-    pub seconds: f64,
+    /// Seconds by phase.
+    pub seconds: [(&'static str, f64); 2],
 }
 
 /// A domain's rows, one after the other, for ever.

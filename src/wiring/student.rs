@@ -123,19 +123,19 @@ impl ddk_actors::Student for StudentPort {
 
     fn update(&mut self, step: u64) -> Result<Update, PortError> {
         self.student.set_lr_end(self.live.lr_end());
+        let waited = self.lane.waited_seconds();
         let (student, began) = (&mut self.student, Instant::now());
         let update = || student.update(step).map_err(engine_error);
         let report = work_in_turn(&self.lane, update)?;
-        Ok(Update {
-            // With what a GPU does of it, and a turn waited for: the parts of a step add up to its time.
-            seconds: began.elapsed().as_secs_f64(),
-            ..updated(report)
-        })
+        let waited = self.lane.waited_seconds() - waited;
+        // With what a GPU does of it: the parts of a step add up to its time.
+        let seconds = began.elapsed().as_secs_f64() - waited;
+        Ok(updated(report, waited, seconds))
     }
 
     fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError> {
         let report = self.student.discard(step, reason).map_err(engine_error)?;
-        Ok(updated(report))
+        Ok(updated(report, 0.0, 0.0))
     }
 
     fn perplexities(
@@ -184,11 +184,11 @@ fn row_loss(sums: &RowSums) -> RowLoss {
     }
 }
 
-fn updated(report: UpdateReport) -> Update {
+fn updated(report: UpdateReport, waited: f64, seconds: f64) -> Update {
     Update {
         learning_rate: report.learning_rate,
         grad_norm: report.grad_norm,
         skipped: report.skipped,
-        seconds: report.optimizer_seconds,
+        seconds: [("teacher_wait", waited), ("optimizer", seconds)],
     }
 }

@@ -40,6 +40,14 @@ struct Gathered {
     losses: TrainingSums,
 }
 
+impl Gathered {
+    fn add_seconds(&mut self, by_phase: &[(&str, f64)]) {
+        for (phase, seconds) in by_phase {
+            *self.seconds.entry((*phase).to_owned()).or_default() += seconds;
+        }
+    }
+}
+
 /// The student with its books.
 pub(crate) struct Core<S: Student> {
     pub(crate) student: S,
@@ -239,19 +247,14 @@ impl<S: Student> Core<S> {
             .saturating_duration_since(began.max(batch.interval_set))
             .as_secs_f64();
         self.totals.data_wait_seconds += data_wait;
-        let mut add = |phase: &str, seconds: f64| {
-            *gathered.seconds.entry(phase.to_owned()).or_default() += seconds
-        };
-        add("data", data_wait);
-        add("teacher_wait", (waited - data_wait).max(0.0));
+        let wait = (waited - data_wait).max(0.0);
+        gathered.add_seconds(&[("data", data_wait), ("teacher_wait", wait)]);
         gathered.teacher_seconds += teacher_seconds;
         if self.plan.skip.contains(&batch.step) {
             gathered.ce_sum = f64::NAN;
         } else {
             let loss = self.student.accumulate(&batch, signal)?;
-            for (phase, seconds) in loss.seconds {
-                add(phase, seconds);
-            }
+            gathered.add_seconds(&loss.seconds);
             self.totals.teacher_flops += loss.teacher_flops;
             self.totals.student_flops += loss.student_flops;
             gathered.teacher_flops += loss.teacher_flops;
@@ -324,9 +327,7 @@ impl<S: Student> Core<S> {
         let of_layers = layer_weight.unwrap_or(0.0) * layer.unwrap_or(0.0);
         let loss = ce + self.plan.gamma * kl + of_layers;
         let update = self.update(batch.step, loss)?;
-        gathered
-            .seconds
-            .insert("optimizer".to_owned(), update.seconds);
+        gathered.add_seconds(&update.seconds);
         let student_busy = self.newly_busy();
         self.totals.student_busy_seconds += student_busy;
         let teacher_busy_before = self.totals.teacher_busy_seconds;

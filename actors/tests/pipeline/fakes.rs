@@ -303,7 +303,7 @@ impl Student for FakeStudent {
             learning_rate: 1e-3,
             grad_norm: 1.0,
             skipped: None,
-            seconds: 0.0,
+            seconds: [("teacher_wait", 0.0), ("optimizer", 0.0)],
         })
     }
 
@@ -314,7 +314,7 @@ impl Student for FakeStudent {
             learning_rate: 1e-3,
             grad_norm: f64::NAN,
             skipped: Some(reason.to_owned()),
-            seconds: 0.0,
+            seconds: [("teacher_wait", 0.0), ("optimizer", 0.0)],
         })
     }
 

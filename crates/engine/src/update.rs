@@ -1,7 +1,5 @@
 //! One update from a step's gradients: the guard against what is not finite, clipping, AdamW, the schedule.
 
-use std::time::Instant;
-
 use tch::Tensor;
 
 use crate::{
@@ -20,8 +18,6 @@ pub struct UpdateReport {
     pub grad_norm: f64,
     /// Why weights and moments were left as they were.
     pub skipped: Option<String>,
-    /// Clipping and AdamW.
-    pub optimizer_seconds: f64,
 }
 
 /// The optimizer of a list of parameters, and whether this step's losses allow an update.
@@ -66,7 +62,6 @@ impl Updates {
         parameters: &[(String, Tensor)],
         gradients: &[Tensor],
     ) -> Result<UpdateReport, EngineError> {
-        let started = Instant::now();
         let learning_rate = self.schedule.learning_rate(step);
         let grad_norm = global_norm(gradients)?;
         let skipped = if !self.finite {
@@ -90,7 +85,6 @@ impl Updates {
             learning_rate,
             grad_norm,
             skipped,
-            optimizer_seconds: started.elapsed().as_secs_f64(),
         })
     }
 
@@ -101,7 +95,6 @@ impl Updates {
             learning_rate: self.schedule.learning_rate(step),
             grad_norm: f64::NAN,
             skipped: Some(reason.to_owned()),
-            optimizer_seconds: 0.0,
         }
     }
 }
