@@ -1,339 +1,152 @@
-//! Model folders as users bring them: init, check, train, generate, export.
+//! Checkpoints by choice: which of them stay, going on from one, forking a run.
 
-use std::{fs, path::Path};
+use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::world::{World, copy, stderr, write_sources};
+use crate::{
+    faults::{assert_same, train_with, whole},
+    world::{STEPS, World, stderr},
+};
 
-const PAIRS: [&str; 3] = ["qwen2", "llama", "gpt-bigcode"];
-
-/// A folder with a pair of models that transformers made (tests/reference/make_pairs.py) in `models/`, three domains of text in
-/// `text/`, and the configuration that `ddk init` writes for them.
-fn world_of(pair: &str) -> World {
-    let world = World::empty();
-    let pairs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pairs");
-    copy(&pairs.join(pair), &world.path().join("models"));
-    write_sources(world.path());
-    fs::create_dir(world.path().join("text")).unwrap();
-    for domain in ["coins", "rivers", "storms"] {
-        let from = format!("sources/{domain}.jsonl");
-        let to = format!("text/{domain}.jsonl");
-        fs::rename(world.path().join(from), world.path().join(to)).unwrap();
-    }
-    let output = world.succeed(&[
-        "init",
-        "--teacher",
-        "models/teacher",
-        "--student",
-        "models/student",
-        "--data",
-        "text",
-        "--out",
-        "my.toml",
-    ]);
-    assert!(stderr(&output).contains("ddk check my.toml"));
-    world
+#[test]
+fn a_run_goes_on_from_a_checkpoint_of_choice() {
+    let whole = whole();
+    let world = World::new();
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    fs::remove_file(world.run_folder().join("summary.json")).unwrap();
+    let said = world.fail(2, &["train", "config.toml", "--from", "5"]);
+    assert!(
+        said.contains("no checkpoint of step 5") && said.contains("3, 6, 9, 12"),
+        "{said}"
+    );
+    let output = world.succeed(&["train", "config.toml", "--from", "6"]);
+    assert!(
+        stderr(&output).contains("going on from step 6 "),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        world
+            .run_folder()
+            .join("checkpoints/aside-step-00000009")
+            .exists()
+    );
+    assert_same(&world, &whole, "from step 6");
 }
 
-fn check(world: &World, more: &[&str]) -> (bool, String) {
-    let output = world.run(&[&["check", "my.toml"], more].concat());
-    let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
-    (output.status.success(), said)
-}
-
-/// The check must fail and name the problem in these words.
-fn finds(world: &World, more: &[&str], words: &[&str]) {
-    let (ready, said) = check(world, more);
-    assert!(!ready, "{said}");
-    let problems: String = said
+#[test]
+fn checkpoints_that_are_to_stay_for_ever_stay() {
+    let world = World::new();
+    let set = [
+        "checkpoint.every=2",
+        "checkpoint.keep=1",
+        "checkpoint.keep_every=4",
+        "checkpoint.keep_best=true",
+    ];
+    assert!(train_with(&world, &[], &set).status.success());
+    let listed = String::from_utf8(world.succeed(&["checkpoints", "runs/small"]).stdout).unwrap();
+    let steps: Vec<u64> = listed
         .lines()
-        .filter(|line| line.contains("PROBLEM"))
+        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
         .collect();
-    for word in words {
-        assert!(problems.contains(word), "no {word:?} in: {said}");
-    }
+    assert_eq!(steps, [4, 8, 12], "{listed}");
+    let set = [
+        "checkpoint.every=2",
+        "checkpoint.keep=1",
+        "checkpoint.keep_best=true",
+        "run.name=best",
+    ];
+    assert!(train_with(&world, &[], &set).status.success());
+    let listed = String::from_utf8(world.succeed(&["checkpoints", "runs/best"]).stdout).unwrap();
+    // The student learns: the best of what was measured is the last interval's beginning.
+    assert!(
+        listed.contains("         8 ") && listed.contains("        12 "),
+        "{listed}"
+    );
 }
 
 #[test]
-fn two_folders_and_a_folder_of_text_become_a_run() {
-    for pair in PAIRS {
-        let world = world_of(pair);
-        let (ready, said) = check(&world, &[]);
-        assert!(ready, "{pair}: {said}");
-        world.succeed(&[
-            "train",
-            "my.toml",
-            "--set",
-            "run.max_steps=20",
-            "--set",
-            "run.name=small",
-            "--set",
-            "telemetry.enabled=false",
-        ]);
-        assert_eq!(world.lines("run.jsonl").len(), 20, "{pair}");
-        let (ready, said) = check(&world, &[]);
-        assert!(
-            ready && said.contains("passes at the floor"),
-            "{pair}: {said}"
-        );
+fn a_run_is_forked_with_its_domains_or_others() {
+    let whole = whole();
+    let world = World::new();
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    let lines = |name: &str, file: &str| {
+        crate::world::read_lines(&world.path().join("runs").join(name).join(file))
+    };
 
-        let says = || {
-            let arguments = [
-                "generate",
-                "--model",
-                "runs/small/student",
-                "--prompt",
-                "the coin",
-                "--max-tokens",
-                "12",
-                "--temperature",
-                "0.8",
-                "--top-p",
-                "0.9",
-                "--seed",
-                "3",
-            ];
-            String::from_utf8(world.succeed(&arguments).stdout).unwrap()
+    // The same domains: the same steps as the run itself would have made.
+    let fork = ["train", "config.toml", "--fork", "same", "--from", "6"];
+    let output = world.succeed(&fork);
+    assert!(
+        stderr(&output).contains("forked from step 6"),
+        "{}",
+        stderr(&output)
+    );
+    let expected = whole.lines("run.jsonl");
+    assert!(lines("same", "run.jsonl") == expected[6..]);
+    let weights = fs::read(world.path().join("runs/same/student/model.safetensors")).unwrap();
+    assert!(weights == whole.student_weights());
+
+    // A domain dropped and one added: the mixture is set anew at once, from what stays.
+    let records: String = (0..80)
+        .map(|number| format!("{}\n", serde_json::json!({ "text": format!("field {number}: the gravel hides a purse and hail") })))
+        .collect();
+    fs::write(world.path().join("sources/fields.jsonl"), records).unwrap();
+    let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
+    let config = config.replace(
+        "[domains.coins]\nfiles = [\"sources/coins.jsonl\"]",
+        "[domains.fields]\nfiles = [\"sources/fields.jsonl\"]",
+    );
+    let config = config.replace("coins = 0.8, ", "");
+    fs::write(world.path().join("other.toml"), config).unwrap();
+    let output = world.succeed(&["train", "other.toml", "--fork", "other", "--from", "6"]);
+    assert!(
+        stderr(&output).contains("2 of 3 domains go on, 1 are new"),
+        "{}",
+        stderr(&output)
+    );
+    let steps = lines("other", "run.jsonl");
+    assert_eq!(steps[0]["step"], 7);
+    assert_eq!(steps.len() as u64, STEPS - 6);
+    let mixtures = lines("other", "mixture.jsonl");
+    let weights = mixtures[0]["weights"].as_object().unwrap();
+    assert_eq!(
+        weights.keys().collect::<Vec<_>>(),
+        ["fields", "rivers", "storms"]
+    );
+    assert_eq!(mixtures[0]["step"], 6);
+    // Rows of a domain that stays go on where they were.
+    let (old, new) = (
+        world.lines("samples.jsonl"),
+        lines("other", "samples.jsonl"),
+    );
+    let rows = |samples: &[Value], domain: &str, first: u64, last: u64| -> Vec<String> {
+        let wanted = |sample: &&Value| {
+            let step = sample["step"].as_u64().unwrap();
+            sample["domain"] == domain && (first..=last).contains(&step)
         };
-        let text = says();
-        assert!(text.starts_with("the coin") && text.trim().len() > "the coin".len());
-        assert_eq!(text, says(), "{pair}: the same seed writes the same text");
-
-        world.succeed(&["export", "runs/small", "--out", "exported"]);
-        for file in [
-            "model.safetensors",
-            "tokenizer.json",
-            "generation_config.json",
-        ] {
-            let read = |folder: &str| fs::read(world.path().join(folder).join(file)).unwrap();
-            assert!(
-                read("exported") == read("runs/small/student"),
-                "{pair}: {file}"
-            );
-        }
-        let output = world.succeed(&[
-            "eval",
-            "my.toml",
-            "--model",
-            "exported",
-            "--against",
-            "models/teacher",
-            "--json",
-        ]);
-        let evaluated: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let coins = &evaluated["domains"]["coins"];
-        assert!(coins["perplexity"].as_f64().unwrap() > 1.0);
-        assert!(coins["against"].as_f64().unwrap() > 1.0);
-        assert_ne!(coins["against"], coins["perplexity"]);
-    }
-}
-
-#[test]
-fn a_student_keeps_its_own_padding() {
-    let world = world_of("qwen2");
-    world.succeed(&[
-        "train",
-        "my.toml",
-        "--set",
-        "run.max_steps=2",
-        "--set",
-        "run.name=small",
-        "--set",
-        "telemetry.enabled=false",
-    ]);
-    let config = fs::read_to_string(world.run_folder().join("student/config.json")).unwrap();
-    let config: Value = serde_json::from_str(&config).unwrap();
-    assert_eq!(config["vocab_size"], 320);
-}
-
-#[test]
-fn dtypes_recomputation_and_spread_layers_train_as_well() {
-    let world = world_of("qwen2");
-    let train = |name: &str, settings: &[&str]| {
-        let name = format!("run.name={name}");
-        let mut arguments = vec![
-            "train",
-            "my.toml",
-            "--set",
-            "run.max_steps=3",
-            "--set",
-            "telemetry.enabled=false",
-            "--set",
-            &name,
-        ];
-        for setting in settings {
-            arguments.extend(["--set", setting]);
-        }
-        world.succeed(&arguments);
+        let place = |sample: &Value| format!("{} {}", sample["pass"], sample["row"]);
+        samples.iter().filter(wanted).map(place).collect()
     };
-    train("plain", &[]);
-    train("recomputed", &["student.recompute=true"]);
-    train("spread", &["teacher.devices=[\"cpu\", \"cpu\"]"]);
-    train("bf16", &["student.dtype=bf16", "teacher.dtype=bf16"]);
-    let weights = |name: &str| {
-        fs::read(
-            world
-                .path()
-                .join(format!("runs/{name}/student/model.safetensors")),
-        )
-        .unwrap()
-    };
-    assert!(weights("plain") == weights("recomputed"));
-    assert!(weights("plain") == weights("spread"));
-    assert!(weights("plain") != weights("bf16"));
-}
+    let seen = rows(&old, "storms", 1, 6);
+    let next = rows(&new, "storms", 7, STEPS);
+    let all: Vec<String> = rows(&old, "storms", 1, STEPS);
+    let common = all.len().min(seen.len() + next.len());
+    assert!([seen, next].concat()[..common] == all[..common]);
 
-#[test]
-fn check_catches_models_that_do_not_belong_together() {
-    let world = world_of("qwen2");
-    finds(
-        &world,
+    let said = world.fail(
+        2,
         &[
+            "train",
+            "config.toml",
+            "--fork",
+            "x",
             "--set",
             "teacher.model=models/student",
             "--set",
             "student.model=models/teacher",
         ],
-        &["swapped"],
     );
-    // A tokenizer that differs in one id.
-    let path = world.path().join("models/student/tokenizer.json");
-    let text = fs::read_to_string(&path).unwrap();
-    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
-    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
-    let (first, second) = (vocabulary["a"].clone(), vocabulary["b"].clone());
-    vocabulary.insert("a".to_owned(), second);
-    vocabulary.insert("b".to_owned(), first.clone());
-    fs::write(&path, tokenizer.to_string()).unwrap();
-    finds(
-        &world,
-        &[],
-        &[&format!("id {first} is \"a\" for the teacher and \"b\"")],
-    );
-}
-
-#[test]
-fn check_catches_a_cut_shard_and_a_missing_tensor() {
-    let world = world_of("llama");
-    let path = world.path().join("models/teacher/model.safetensors");
-    let bytes = fs::read(&path).unwrap();
-    fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
-    finds(&world, &[], &["models/teacher/model.safetensors"]);
-    fs::write(&path, bytes).unwrap();
-    let config = world.path().join("models/teacher/config.json");
-    let text = fs::read_to_string(&config).unwrap();
-    let mut changed: Value = serde_json::from_str(&text).unwrap();
-    changed["num_hidden_layers"] = json!(3);
-    fs::write(&config, changed.to_string()).unwrap();
-    let (ready, said) = check(&world, &[]);
-    assert!(
-        !ready && said.contains("missing: model.layers.2.mlp.up_proj.weight"),
-        "{said}"
-    );
-}
-
-#[test]
-fn check_catches_too_little_memory_and_says_what_to_change() {
-    let world = world_of("gpt-bigcode");
-    finds(
-        &world,
-        &[
-            "--set",
-            "batch.micro_rows=100000000",
-            "--set",
-            "batch.rows=100000000",
-        ],
-        &["cpu lacks", "batch.micro_rows"],
-    );
-}
-
-#[test]
-fn check_catches_an_absent_domain() {
-    let world = world_of("llama");
-    finds(
-        &world,
-        &["--set", "domains.rivers.files=[\"text/lakes.jsonl\"]"],
-        &["rivers", "text/lakes.jsonl"],
-    );
-}
-
-#[test]
-fn domains_come_from_a_field_of_the_records() {
-    let world = world_of("llama");
-    let mut all = String::new();
-    for domain in ["coins", "rivers", "storms"] {
-        let path = world.path().join(format!("text/{domain}.jsonl"));
-        for line in fs::read_to_string(&path).unwrap().lines() {
-            let mut record: Value = serde_json::from_str(line).unwrap();
-            record["meta"] = json!({ "set name": format!("Set/{domain}") });
-            all.push_str(&format!("{record}\n"));
-        }
-        fs::remove_file(path).unwrap();
-    }
-    fs::write(world.path().join("text/all.jsonl"), all).unwrap();
-    world.succeed(&[
-        "init",
-        "--teacher",
-        "models/teacher",
-        "--student",
-        "models/student",
-        "--data",
-        "text",
-        "--domain-field",
-        "meta.set name",
-        "--out",
-        "by-field.toml",
-    ]);
-    let prepared = |config: &str| -> Vec<Vec<u8>> {
-        world.succeed(&[
-            "prepare",
-            config,
-            "--set",
-            &format!("corpus.folder={config}.d"),
-        ]);
-        let mut domains: Vec<_> = fs::read_dir(world.path().join(format!("{config}.d")))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
-        domains.sort();
-        domains
-            .iter()
-            .map(|domain| fs::read(domain.join("tokens.bin")).unwrap())
-            .collect()
-    };
-    let by_field = prepared("by-field.toml");
-    assert_eq!(by_field.len(), 3);
-    // The same records in a file for each domain give the same tokens.
-    write_sources(world.path());
-    let own = fs::read_to_string(world.path().join("my.toml")).unwrap();
-    fs::write(
-        world.path().join("own.toml"),
-        own.replace("text/", "sources/"),
-    )
-    .unwrap();
-    assert!(prepared("own.toml") == by_field);
-}
-
-#[test]
-fn init_does_not_overwrite() {
-    let world = world_of("llama");
-    let said = world.fail(
-        2,
-        &[
-            "init",
-            "--teacher",
-            "models/teacher",
-            "--student",
-            "models/student",
-            "--data",
-            "text",
-            "--out",
-            "my.toml",
-        ],
-    );
-    assert!(
-        said.contains("my.toml is there already") && said.contains("--out"),
-        "{said}"
-    );
+    assert!(said.contains("fork keeps weights"), "{said}");
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::world::{STEPS, World, scale, stderr};
 
 /// Trains with these faults.
-fn train_with(world: &World, faults: &[&str], more: &[&str]) -> Output {
+pub(crate) fn train_with(world: &World, faults: &[&str], more: &[&str]) -> Output {
     let plan = format!("faults.plan={}", serde_json::to_string(faults).unwrap());
     let mut arguments = vec!["train", "config.toml", "--set", &plan];
     for set in more {
@@ -25,13 +25,13 @@ fn events(world: &World, kind: &str) -> Vec<String> {
         .collect()
 }
 
-fn whole() -> World {
+pub(crate) fn whole() -> World {
     let world = World::new();
     world.succeed(&["train", "config.toml"]);
     world
 }
 
-fn assert_same(world: &World, whole: &World, what: &str) {
+pub(crate) fn assert_same(world: &World, whole: &World, what: &str) {
     assert!(world.trajectory() == whole.trajectory(), "{what}");
     assert!(world.student_weights() == whole.student_weights(), "{what}");
     // No row lost or doubled: every step has its rows, and no row of a pass comes twice.
@@ -368,146 +368,4 @@ fn random_faults_end_as_without_them_or_with_a_cause_to_go_on_from() {
         }
         assert_same(&world, &whole, &format!("seed {seed}: {plan:?}"));
     }
-}
-
-#[test]
-fn a_run_goes_on_from_a_checkpoint_of_choice() {
-    let whole = whole();
-    let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
-    fs::remove_file(world.run_folder().join("summary.json")).unwrap();
-    let said = world.fail(2, &["train", "config.toml", "--from", "5"]);
-    assert!(
-        said.contains("no checkpoint of step 5") && said.contains("3, 6, 9, 12"),
-        "{said}"
-    );
-    let output = world.succeed(&["train", "config.toml", "--from", "6"]);
-    assert!(
-        stderr(&output).contains("going on from step 6 "),
-        "{}",
-        stderr(&output)
-    );
-    assert!(
-        world
-            .run_folder()
-            .join("checkpoints/aside-step-00000009")
-            .exists()
-    );
-    assert_same(&world, &whole, "from step 6");
-}
-
-#[test]
-fn checkpoints_that_are_to_stay_for_ever_stay() {
-    let world = World::new();
-    let set = [
-        "checkpoint.every=2",
-        "checkpoint.keep=1",
-        "checkpoint.keep_every=4",
-        "checkpoint.keep_best=true",
-    ];
-    assert!(train_with(&world, &[], &set).status.success());
-    let listed = String::from_utf8(world.succeed(&["checkpoints", "runs/small"]).stdout).unwrap();
-    let steps: Vec<u64> = listed
-        .lines()
-        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
-        .collect();
-    assert_eq!(steps, [4, 8, 12], "{listed}");
-    let set = [
-        "checkpoint.every=2",
-        "checkpoint.keep=1",
-        "checkpoint.keep_best=true",
-        "run.name=best",
-    ];
-    assert!(train_with(&world, &[], &set).status.success());
-    let listed = String::from_utf8(world.succeed(&["checkpoints", "runs/best"]).stdout).unwrap();
-    // The student learns: the best of what was measured is the last interval's beginning.
-    assert!(
-        listed.contains("         8 ") && listed.contains("        12 "),
-        "{listed}"
-    );
-}
-
-#[test]
-fn a_run_is_forked_with_its_domains_or_others() {
-    let whole = whole();
-    let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
-    let lines = |name: &str, file: &str| {
-        crate::world::read_lines(&world.path().join("runs").join(name).join(file))
-    };
-
-    // The same domains: the same steps as the run itself would have made.
-    let fork = ["train", "config.toml", "--fork", "same", "--from", "6"];
-    let output = world.succeed(&fork);
-    assert!(
-        stderr(&output).contains("forked from step 6"),
-        "{}",
-        stderr(&output)
-    );
-    let expected = whole.lines("run.jsonl");
-    assert!(lines("same", "run.jsonl") == expected[6..]);
-    let weights = fs::read(world.path().join("runs/same/student/model.safetensors")).unwrap();
-    assert!(weights == whole.student_weights());
-
-    // A domain dropped and one added: the mixture is set anew at once, from what stays.
-    let records: String = (0..80)
-        .map(|number| format!("{}\n", serde_json::json!({ "text": format!("field {number}: the gravel hides a purse and hail") })))
-        .collect();
-    fs::write(world.path().join("sources/fields.jsonl"), records).unwrap();
-    let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
-    let config = config.replace(
-        "[domains.coins]\nfiles = [\"sources/coins.jsonl\"]",
-        "[domains.fields]\nfiles = [\"sources/fields.jsonl\"]",
-    );
-    let config = config.replace("coins = 0.8, ", "");
-    fs::write(world.path().join("other.toml"), config).unwrap();
-    let output = world.succeed(&["train", "other.toml", "--fork", "other", "--from", "6"]);
-    assert!(
-        stderr(&output).contains("2 of 3 domains go on, 1 are new"),
-        "{}",
-        stderr(&output)
-    );
-    let steps = lines("other", "run.jsonl");
-    assert_eq!(steps[0]["step"], 7);
-    assert_eq!(steps.len() as u64, STEPS - 6);
-    let mixtures = lines("other", "mixture.jsonl");
-    let weights = mixtures[0]["weights"].as_object().unwrap();
-    assert_eq!(
-        weights.keys().collect::<Vec<_>>(),
-        ["fields", "rivers", "storms"]
-    );
-    assert_eq!(mixtures[0]["step"], 6);
-    // Rows of a domain that stays go on where they were.
-    let (old, new) = (
-        world.lines("samples.jsonl"),
-        lines("other", "samples.jsonl"),
-    );
-    let rows = |samples: &[Value], domain: &str, first: u64, last: u64| -> Vec<String> {
-        let wanted = |sample: &&Value| {
-            let step = sample["step"].as_u64().unwrap();
-            sample["domain"] == domain && (first..=last).contains(&step)
-        };
-        let place = |sample: &Value| format!("{} {}", sample["pass"], sample["row"]);
-        samples.iter().filter(wanted).map(place).collect()
-    };
-    let seen = rows(&old, "storms", 1, 6);
-    let next = rows(&new, "storms", 7, STEPS);
-    let all: Vec<String> = rows(&old, "storms", 1, STEPS);
-    let common = all.len().min(seen.len() + next.len());
-    assert!([seen, next].concat()[..common] == all[..common]);
-
-    let said = world.fail(
-        2,
-        &[
-            "train",
-            "config.toml",
-            "--fork",
-            "x",
-            "--set",
-            "teacher.model=models/student",
-            "--set",
-            "student.model=models/teacher",
-        ],
-    );
-    assert!(said.contains("fork keeps weights"), "{said}");
 }

@@ -1,10 +1,16 @@
 //! What can be written in a configuration. The comments are the user's documentation.
 
+mod choices;
+
 use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+pub use self::choices::{
+    Dtype, FirstInterval, MixturePolicy, ObjectiveName, Packing, Spike, ThreadChoice, ValidationBy,
+    WhenStale,
+};
 use crate::{Method, Token};
 
 /// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
@@ -77,16 +83,6 @@ pub struct RunOptions {
     pub threads: Option<ThreadChoice>,
 }
 
-/// Who shares the CPU's cores between teacher and student.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ThreadChoice {
-    /// The settings of teacher and student.
-    Given,
-    /// A measurement of both.
-    Auto,
-}
-
 /// How text becomes rows of tokens.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -113,40 +109,6 @@ pub struct CorpusOptions {
     pub validation_documents: Option<usize>,
     /// Share of records that may be unusable before it is an error.
     pub max_bad_share: Option<f64>,
-}
-
-/// How documents become rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Joined by their end tokens and cut at sequence_length.
-    Concat,
-    /// The same rows, but documents see nothing of each other.
-    Document,
-    /// Whole documents with little padding; they see nothing of each other.
-    BestFit,
-}
-
-/// What to do with a prepared corpus that is not current.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum WhenStale {
-    /// Prepare what changed.
-    Prepare,
-    /// Stop with an error.
-    Refuse,
-    /// Take it as it is.
-    Use,
-}
-
-/// How documents are set aside for validation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ValidationBy {
-    /// validation_share of them, validation_documents at the most.
-    Share,
-    /// validation_documents of them.
-    Count,
 }
 
 /// A domain's text.
@@ -277,79 +239,6 @@ pub struct MixtureOptions {
     pub doremi_smoothing: Option<f64>,
 }
 
-/// How the mixture moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum MixturePolicy {
-    /// Eq. 1 and 2 of the DDK paper.
-    Ddk,
-    /// Eq. 1 at each interval.
-    DdkNoSmoothing,
-    /// The same share for each domain.
-    Equal,
-    /// Each domain's share of the corpus' tokens.
-    Natural,
-    /// The given shares.
-    Static,
-    /// Dynamic batch loading of Sheared LLaMA.
-    Sheared,
-    /// Online Data Mixing.
-    Odm,
-    /// DoReMi: reference, proxy, and this run on the proxy's mean weights.
-    Doremi,
-    /// DoReMi's proxy: the teacher is the reference.
-    DoremiProxy,
-}
-
-impl MixturePolicy {
-    /// Whether it needs perplexities at each interval's end, so that they are measured.
-    pub fn measures_perplexities(self) -> bool {
-        matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
-    }
-
-    /// Whether it, or a phase of it, updates every step by what that step trained on.
-    pub fn moves_every_step(self) -> bool {
-        matches!(self, Self::Odm | Self::Doremi | Self::DoremiProxy)
-    }
-
-    /// The name that is written in a configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ddk => "ddk",
-            Self::DdkNoSmoothing => "ddk-no-smoothing",
-            Self::Equal => "equal",
-            Self::Natural => "natural",
-            Self::Static => "static",
-            Self::Sheared => "sheared",
-            Self::Odm => "odm",
-            Self::Doremi => "doremi",
-            Self::DoremiProxy => "doremi-proxy",
-        }
-    }
-}
-
-/// What the first interval draws by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum FirstInterval {
-    /// Each domain's share of the corpus' tokens.
-    Natural,
-    /// The same weight for each domain.
-    Equal,
-    /// The discrepancy of Eq. 1.
-    Discrepancy,
-}
-
-/// Dtype of a model's matrix products; softmaxes and losses are always in fp32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Dtype {
-    /// 32-bit floats.
-    Fp32,
-    /// bfloat16.
-    Bf16,
-}
-
 /// What the student minimises: CE + gamma D, where D is a divergence from the teacher, and with `ted` a distance between layers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -381,30 +270,6 @@ pub struct ObjectiveOptions {
     /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Four of them, evenly spread, the last one with the last
     /// one, where absent.
     pub ted_layers: Option<Vec<[u64; 2]>>,
-}
-
-/// What the student minimises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ObjectiveName {
-    /// Cross-entropy alone; the teacher is left out.
-    Ce,
-    /// KL(teacher ‖ student).
-    ForwardKl,
-    /// KL(student ‖ teacher).
-    ReverseKl,
-    /// Generalised Jensen-Shannon divergence.
-    Jsd,
-    /// KL(teacher ‖ mixture).
-    SkewKl,
-    /// KL(student ‖ mixture).
-    SkewReverseKl,
-    /// Total variation distance.
-    Tvd,
-    /// Forward KL, and the distance between filtered layers.
-    Ted,
-    /// The first stage of `ted`: filters learn, both models are frozen.
-    TedFilters,
 }
 
 /// The queues between workers.
@@ -462,20 +327,6 @@ pub struct GuardOptions {
     /// Seconds that a worker may compute at a stretch before /livez calls it sick and a watchdog is no longer fed. Waiting is
     /// never sick.
     pub compute_limit_seconds: Option<f64>,
-}
-
-/// What is done at a spike of the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Spike {
-    /// Nothing.
-    Ignore,
-    /// An event in events.jsonl.
-    Warn,
-    /// The update is not made.
-    Skip,
-    /// The last checkpoint is restored and the step's data passed over.
-    RollBack,
 }
 
 /// Faults on purpose.

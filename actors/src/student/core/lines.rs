@@ -1,0 +1,158 @@
+//! What a step leaves behind: its lines in the run's files, its metrics, what is told to the observer.
+
+use ddk_mixture::{Perplexities, TrainingSums};
+use ddk_run::{
+    RunFileError,
+    records::{Drawn, DrawnLine, SampleLine, SampleSpan, StepLine},
+};
+use ddk_telemetry::metrics;
+
+use super::{Core, Gathered, unwritten};
+use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student, batch::BatchRow};
+
+impl<S: Student> Core<S> {
+    pub(super) fn sample(&self, batch: &MicroBatch, row: &BatchRow) -> SampleLine {
+        let spans = row.drawn.row.spans.iter().map(|span| SampleSpan {
+            document: span.document,
+            offset: span.offset,
+            tokens: span.tokens,
+        });
+        SampleLine {
+            step: batch.step,
+            row: row.drawn.row.row,
+            domain: self.plan.domains[usize::from(row.domain)].clone(),
+            mixture_version: batch.interval.index,
+            pass: row.drawn.pass,
+            spans: spans.collect(),
+        }
+    }
+
+    pub(super) fn event(&self, step: u64, kind: &str, message: &str) -> Result<(), PortError> {
+        let event = self.journal.event(step, kind, message);
+        let event = event.map_err(unwritten)?;
+        self.observer.on_event(&event);
+        Ok(())
+    }
+
+    /// Writes the step's lines, then takes down the state that a checkpoint of this step holds.
+    pub(super) fn write(
+        &mut self,
+        line: &StepLine,
+        gathered: &Gathered,
+        interval: &Interval,
+    ) -> Result<(), RunFileError> {
+        if let Some(reason) = &line.skipped {
+            let message = format!("the update of step {} was not made: {reason}", line.step);
+            self.observer
+                .on_event(&self.journal.event(line.step, "skipped", &message)?);
+        }
+        self.journal.step(line)?;
+        self.journal.samples(&gathered.samples)?;
+        let domains = self.plan.domains.len();
+        let same_interval = self
+            .state
+            .as_ref()
+            .filter(|state| state.interval.index == interval.index);
+        let (mut interval_tokens, mut interval_losses) = match same_interval {
+            Some(state) => (state.interval_tokens.clone(), state.interval_losses.clone()),
+            None => (vec![0; domains], TrainingSums::new(domains)),
+        };
+        for (sum, tokens) in interval_tokens.iter_mut().zip(&gathered.tokens) {
+            *sum += tokens;
+        }
+        // What was not learnt from moves no mixture.
+        if line.skipped.is_none() {
+            interval_losses.add(&gathered.losses);
+        }
+        if line.step == interval.last_step() {
+            self.journal
+                .drawn(&self.drawn(interval, &interval_tokens))?;
+        }
+        let student = self.student_at_start.clone();
+        let teacher = self.teacher_perplexities.get().cloned().unwrap_or_default();
+        self.state = Some(LoopState {
+            step: line.step,
+            interval: interval.clone(),
+            at_start: Perplexities { student, teacher },
+            ahead: self.ahead.known(),
+            interval_tokens,
+            interval_losses,
+            totals: self.totals.clone(),
+            lengths: self.journal.lengths(),
+            losses: self.losses.clone(),
+            skipped_in_row: self.skipped_in_row,
+        });
+        Ok(())
+    }
+
+    pub(super) fn drawn(&self, interval: &Interval, tokens: &[u64]) -> DrawnLine {
+        let ends = interval.cursors_at_end(&self.plan.domain_rows);
+        let drawn = self.plan.domains.iter().enumerate().map(|(domain, name)| {
+            let passes = ends[domain].passes(self.plan.domain_rows[domain]);
+            metrics::PASSES.with(&[name]).set(passes);
+            let drawn = Drawn {
+                rows: interval.counts[domain],
+                tokens: tokens[domain],
+                passes,
+            };
+            (name.clone(), drawn)
+        });
+        DrawnLine {
+            interval: interval.index,
+            drawn: drawn.collect(),
+        }
+    }
+
+    pub(super) fn publish(
+        &self,
+        line: &StepLine,
+        tokens: &[u64],
+        step_seconds: f64,
+        interval: &Interval,
+    ) {
+        metrics::STEPS.with(&[]).increment(1);
+        metrics::STEP.with(&[]).set(line.step as f64);
+        for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
+            metrics::TOKENS.with(&[domain]).increment(*tokens);
+        }
+        metrics::MODEL_TOKENS
+            .with(&["student"])
+            .increment(line.tokens);
+        metrics::TOKENS_PER_SECOND
+            .with(&[])
+            .set(line.tokens as f64 / step_seconds.max(1e-9));
+        metrics::WHOLE_STEP_SECONDS.with(&[]).record(step_seconds);
+        if let Some(state) = &self.state {
+            let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
+            for (domain, tokens) in self.plan.domains.iter().zip(&state.interval_tokens) {
+                metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
+            }
+        }
+        metrics::CHECKPOINT_EVERY
+            .with(&[])
+            .set(self.plan.live.checkpoint_every() as f64);
+        let terms = [
+            ("total", Some(line.loss)),
+            ("ce", Some(line.ce)),
+            ("kl", Some(line.kl)),
+            ("layer", line.layer),
+        ];
+        for (term, value) in terms {
+            if let Some(value) = value {
+                metrics::LOSS.with(&[term]).set(value);
+            }
+        }
+        metrics::GRADIENT_NORM.with(&[]).set(line.grad_norm);
+        metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);
+        for (phase, seconds) in &line.seconds {
+            metrics::STEP_SECONDS.with(&[phase]).record(*seconds);
+        }
+        let names = self.plan.domains.iter().map(String::as_str);
+        self.observer.on_step(&StepReport {
+            line,
+            limit: self.plan.max_steps,
+            weights: names.zip(interval.weights.iter().copied()).collect(),
+            totals: &self.totals,
+        });
+    }
+}
