@@ -74,11 +74,11 @@ extern "C" fn enter(region: *mut c_void) {
     // SAFETY: `on_threads` passes a region that lives until all have left.
     let region = unsafe { &*region.cast::<Region<'_>>() };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(region.work)) {
-        let mut panicked = region.panicked.lock();
-        let panicked = panicked.as_deref_mut();
-        if let Ok(panicked) = panicked {
-            *panicked = Some(panic);
-        }
+        let mut panicked = region
+            .panicked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *panicked = Some(panic);
     }
 }
 
