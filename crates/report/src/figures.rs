@@ -73,26 +73,30 @@ pub(crate) fn caught_up() -> Level {
 /// Loss by term over the steps; at most 2,000 points.
 pub(crate) fn losses(steps: &[StepLine]) -> Chart {
     let every = steps.len().div_ceil(2000).max(1);
-    type Term = (&'static str, fn(&StepLine) -> f64);
-    let terms: [Term; 3] = [
-        ("loss", |line| line.loss),
-        ("cross-entropy", |line| line.ce),
-        ("KL", |line| line.kl),
+    type Term = (&'static str, fn(&StepLine) -> Option<f64>);
+    let terms: [Term; 4] = [
+        ("loss", |line| Some(line.loss)),
+        ("cross-entropy", |line| Some(line.ce)),
+        ("KL", |line| Some(line.kl)),
+        ("layers", |line| line.layer),
     ];
     let lines = terms.map(|(name, value)| Line {
         name: name.to_owned(),
         points: steps
             .iter()
             .step_by(every)
-            .map(|line| (line.step as f64, value(line)))
+            .filter_map(|line| Some((line.step as f64, value(line)?)))
             .collect(),
     });
+    // Only TED has layers.
+    let lines = lines.into_iter().filter(|line| !line.points.is_empty());
     chart(
         "losses",
         "Loss",
-        "Means over each step's predictions: loss = cross-entropy + gamma KL(teacher || student).",
+        "Means over each step's predictions: loss = cross-entropy + gamma KL, which is KL(teacher || student) or the divergence that \
+         `objective.name` says; with TED also a weight times the distance of layers.",
         "nats a prediction",
-        Content::Lines(lines.to_vec()),
+        Content::Lines(lines.collect()),
     )
 }
 

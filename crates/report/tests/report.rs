@@ -182,3 +182,21 @@ fn the_markdown_says_the_same_and_names_its_figures() {
     let name = folder.path().file_name().unwrap().to_str().unwrap();
     assert_snapshot!(text.replace(name, "RUN"));
 }
+
+#[test]
+fn the_distance_of_layers_is_drawn_where_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    let drawn = || {
+        let report = RunReport::of(folder.path(), &[]).unwrap();
+        let losses = report.charts().find(|chart| chart.name == "losses");
+        svg(losses.unwrap()).contains("layers")
+    };
+    assert!(!drawn());
+    let file = folder.path().join("run.jsonl");
+    let steps = fs::read_to_string(&file).unwrap();
+    let with_layers = steps.replace("\"learning_rate\"", "\"layer\":0.25,\"learning_rate\"");
+    assert!(with_layers != steps);
+    fs::write(&file, with_layers).unwrap();
+    assert!(drawn());
+}
