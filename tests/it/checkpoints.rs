@@ -4,10 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::{
-    faults::{assert_same, train_with, whole},
-    world::{STEPS, World, stderr},
-};
+use crate::world::{STEPS, World, assert_same, read_lines, stderr, train_with, whole};
 
 #[test]
 fn a_run_goes_on_from_a_checkpoint_of_choice() {
@@ -71,9 +68,8 @@ fn a_run_is_forked_with_its_domains_or_others() {
     let whole = whole();
     let world = World::new();
     world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
-    let lines = |name: &str, file: &str| {
-        crate::world::read_lines(&world.path().join("runs").join(name).join(file))
-    };
+    let lines =
+        |name: &str, file: &str| read_lines(&world.path().join("runs").join(name).join(file));
 
     // The same domains: the same steps as the run itself would have made.
     let fork = ["train", "config.toml", "--fork", "same", "--from", "6"];

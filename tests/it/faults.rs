@@ -1,21 +1,10 @@
 //! Faults on purpose: what heals ends as if nothing had been, what does not stops with its cause and can be gone on with.
 
-use std::{collections::BTreeSet, fs, process::Output};
+use std::fs;
 
 use serde_json::Value;
 
-use crate::world::{STEPS, World, scale, stderr};
-
-/// Trains with these faults.
-pub(crate) fn train_with(world: &World, faults: &[&str], more: &[&str]) -> Output {
-    let plan = format!("faults.plan={}", serde_json::to_string(faults).unwrap());
-    let mut arguments = vec!["train", "config.toml", "--set", &plan];
-    for set in more {
-        arguments.extend(["--set", set]);
-    }
-    let mut command = world.command(&arguments);
-    command.env("DDK_ALLOW_FAULTS", "1").output().unwrap()
-}
+use crate::world::{STEPS, World, assert_same, scale, stderr, train_with, whole};
 
 fn events(world: &World, kind: &str) -> Vec<String> {
     let lines = world.lines("events.jsonl");
@@ -23,25 +12,6 @@ fn events(world: &World, kind: &str) -> Vec<String> {
     of_kind
         .map(|event| event["message"].as_str().unwrap().to_owned())
         .collect()
-}
-
-pub(crate) fn whole() -> World {
-    let world = World::new();
-    world.succeed(&["train", "config.toml"]);
-    world
-}
-
-pub(crate) fn assert_same(world: &World, whole: &World, what: &str) {
-    assert!(world.trajectory() == whole.trajectory(), "{what}");
-    assert!(world.student_weights() == whole.student_weights(), "{what}");
-    // No row lost or doubled: every step has its rows, and no row of a pass comes twice.
-    let samples = world.lines("samples.jsonl");
-    assert_eq!(samples.len() as u64, 8 * STEPS, "{what}");
-    let places: BTreeSet<String> = samples
-        .iter()
-        .map(|sample| format!("{} {} {}", sample["domain"], sample["pass"], sample["row"]))
-        .collect();
-    assert_eq!(places.len(), samples.len(), "{what}");
 }
 
 #[test]

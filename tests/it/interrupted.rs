@@ -9,17 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::world::{World, scale, stderr};
+use crate::world::{World, is_step, scale, stderr};
 
 /// Steps at which a run is killed: a tenth of the full count at scale 1.
 fn kill_steps() -> Vec<u64> {
     // Before the first save, just after one, at an interval's end, in a later interval.
     let all = [1, 8, 10, 7, 4, 2, 5, 6, 9, 3, 11];
     all[..(3 * scale() as usize).min(all.len())].to_vec()
-}
-
-pub(crate) fn is_step(line: &str, step: u64) -> bool {
-    line.contains(&format!("step {step}/"))
 }
 
 /// A run that was sent a signal when it had said that it made `step`; its end, and all that it said.

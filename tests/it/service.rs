@@ -8,10 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    interrupted::is_step,
-    world::{World, scale},
-};
+use crate::world::{World, is_step, scale};
 
 #[test]
 fn settings_are_read_again_at_sighup() {

@@ -2,7 +2,7 @@
 //! by `ddk` itself and shared by the tests; each test has a folder and a run of its own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -406,4 +406,41 @@ pub fn copy(from: &Path, to: &Path) {
                 .unwrap();
         }
     }
+}
+
+/// Whether a line of a run's output tells of this step.
+pub fn is_step(line: &str, step: u64) -> bool {
+    line.contains(&format!("step {step}/"))
+}
+
+/// Trains with these faults.
+pub fn train_with(world: &World, faults: &[&str], more: &[&str]) -> Output {
+    let plan = format!("faults.plan={}", serde_json::to_string(faults).unwrap());
+    let mut arguments = vec!["train", "config.toml", "--set", &plan];
+    for set in more {
+        arguments.extend(["--set", set]);
+    }
+    let mut command = world.command(&arguments);
+    command.env("DDK_ALLOW_FAULTS", "1").output().unwrap()
+}
+
+/// A run that nothing disturbed.
+pub fn whole() -> World {
+    let world = World::new();
+    world.succeed(&["train", "config.toml"]);
+    world
+}
+
+/// That a run ended as the undisturbed one, bit for bit.
+pub fn assert_same(world: &World, whole: &World, what: &str) {
+    assert!(world.trajectory() == whole.trajectory(), "{what}");
+    assert!(world.student_weights() == whole.student_weights(), "{what}");
+    // No row lost or doubled: every step has its rows, and no row of a pass comes twice.
+    let samples = world.lines("samples.jsonl");
+    assert_eq!(samples.len() as u64, 8 * STEPS, "{what}");
+    let places: BTreeSet<String> = samples
+        .iter()
+        .map(|sample| format!("{} {} {}", sample["domain"], sample["pass"], sample["row"]))
+        .collect();
+    assert_eq!(places.len(), samples.len(), "{what}");
 }

@@ -1,4 +1,4 @@
-//! The student's bookkeeping: what a step adds up to, its lines, and the state that a checkpoint holds.
+//! The student's bookkeeping: what a step adds up to, whether its update is made, what is due after it.
 
 mod ahead;
 mod lines;

@@ -158,9 +158,12 @@ mod tests {
                 .collect()
         };
         let (cos, sin) = (table(f32::cos), table(f32::sin));
-        let x = numbers(2 * time * heads * width, 7, 3.0);
-        let mut out = x.clone();
+        let sequence = time * heads * width;
+        let x = numbers((2 * PART).div_ceil(sequence) * sequence, 7, 3.0);
+        let (mut out, mut of_one) = (x.clone(), x.clone());
         rotate(&mut out, heads, &cos, &sin, width, 2);
+        rotate(&mut of_one, heads, &cos, &sin, width, 1);
+        assert!(out == of_one);
         for (at, (x, out)) in x.chunks(width).zip(out.chunks(width)).enumerate() {
             let angles = &angles[(at / heads % time) * width / 2..][..width / 2];
             for (index, angle) in angles.iter().enumerate() {

@@ -2,14 +2,13 @@
 //! beside it would meet those of the team, which wait for the next matrix product on the same cores.
 
 use std::{
-    any::Any,
     ffi::{c_uint, c_void},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Mutex, OnceLock, PoisonError},
     thread,
 };
 
-/// Numbers of a part: fewer are not worth a thread.
+/// Numbers of a part: fewer are not worth waking a thread of a team.
 pub(crate) const PART: usize = 1 << 16;
 
 /// The size of a part of `count` numbers: whole rows of `row` numbers, no more parts than threads.
@@ -18,7 +17,7 @@ pub(crate) fn part_of(count: usize, row: usize, threads: usize) -> usize {
     numbers.div_ceil(row).max(1) * row
 }
 
-/// Does `work` for each of `parts`, which are as many as the threads that are wanted; a single one on this thread.
+/// Does `work` for each of `parts`, which are no more than the caller's threads; a single one on this thread.
 pub(crate) fn in_parts<T: Send>(
     parts: impl ExactSizeIterator<Item = T> + Send,
     work: impl Fn(T) + Sync,
@@ -37,53 +36,50 @@ pub(crate) fn in_parts<T: Send>(
     });
 }
 
-/// Calls `work` on up to so many threads at once, this one among them, and waits for all.
+/// Calls `work` on several threads, this one among them, and waits for all: on the caller's team, which has the size that the caller
+/// has set for OpenMP, or where there is none on `threads`.
 fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
-    let Some(parallel) = openmp() else {
-        return thread::scope(|scope| {
+    // A panic must not leave Rust: it goes on in the caller.
+    let panicked = Mutex::new(None);
+    let caught = || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            let mut panicked = panicked.lock().unwrap_or_else(PoisonError::into_inner);
+            panicked.get_or_insert(panic);
+        }
+    };
+    match openmp() {
+        Some(parallel) => {
+            let caught: Work<'_> = &caught;
+            // The whole team even for fewer parts: libgomp would end the threads that are not asked for, and libtorch's next
+            // operation would have to start them again.
+            const WHOLE_TEAM: c_uint = 0;
+            // SAFETY: what is passed outlives the call, which returns when the last thread has done its work.
+            unsafe { parallel(enter, (&raw const caught).cast_mut().cast(), WHOLE_TEAM, 0) }
+        }
+        None => thread::scope(|scope| {
             for _ in 1..threads {
-                scope.spawn(work);
+                scope.spawn(caught);
             }
-            work();
-        });
-    };
-    let region = Region {
-        work,
-        panicked: Mutex::default(),
-    };
-    // SAFETY: the region outlives the call, which returns when the last thread has done its work.
-    unsafe {
-        let threads = c_uint::try_from(threads).unwrap_or(c_uint::MAX);
-        parallel(enter, (&raw const region).cast_mut().cast(), threads, 0);
+            caught();
+        }),
     }
-    let panicked = region.panicked.into_inner();
+    let panicked = panicked.into_inner();
     if let Some(panic) = panicked.unwrap_or_else(PoisonError::into_inner) {
         resume_unwind(panic);
     }
 }
 
-/// What the threads of a team share.
-struct Region<'a> {
-    work: &'a (dyn Fn() + Sync),
-    /// What a panic said: it must not leave Rust, and goes on in the caller.
-    panicked: Mutex<Option<Box<dyn Any + Send>>>,
-}
+type Work<'a> = &'a (dyn Fn() + Sync);
 
 /// Each thread of a team comes in here.
-extern "C" fn enter(region: *mut c_void) {
-    // SAFETY: `on_threads` passes a region that lives until all have left.
-    let region = unsafe { &*region.cast::<Region<'_>>() };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(region.work)) {
-        let mut panicked = region
-            .panicked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *panicked = Some(panic);
-    }
+extern "C" fn enter(work: *mut c_void) {
+    // SAFETY: `on_threads` passes a reference to what lives until all have left; nothing unwinds out of it.
+    let work = unsafe { *work.cast::<Work<'_>>() };
+    work();
 }
 
 /// What a compiler calls for `#pragma omp parallel` (libgomp's interface, which LLVM's runtime has as well): a function, its argument, the
-/// number of threads, flags.
+/// number of threads (0: as the caller has set), flags.
 type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
 fn openmp() -> Option<Parallel> {
@@ -114,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_the_caller_after_the_other_parts() {
+    fn a_panic_reaches_the_caller_and_the_other_parts_are_done() {
         let done = AtomicUsize::new(0);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             in_parts([1, 2, 3].into_iter(), |part| {

@@ -1,8 +1,14 @@
 //! The kernel beside libtorch, whose OpenMP team it takes.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used)]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::{self, DirEntry},
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
 
 use ddk_kernel::{Chunk, Divergence, Loss, Values, losses};
 use tch::Tensor;
@@ -36,15 +42,39 @@ fn computed(labels: &[i64; ROWS], threads: usize) -> (Vec<f32>, Vec<Values>) {
     (student, values)
 }
 
+/// The threads of a lane of this name: its own and its team's, which inherit the name.
+fn threads_of(name: &str) -> BTreeSet<OsString> {
+    let of_name = |task: &DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let tasks = tasks.filter_map(Result::ok).filter(of_name);
+    tasks.map(|task| task.file_name()).collect()
+}
+
 #[test]
-fn a_team_of_any_size_gives_the_same_bits() {
-    // A product first: the team is there, and its threads wait for more.
-    let square = Tensor::rand([300, 300], tch::kind::FLOAT_CPU);
-    let _ = square.matmul(&square);
+fn a_team_of_any_size_gives_the_same_bits_and_stays() {
     let one = computed(&[7; ROWS], 1);
     for threads in [2, 3, 8, 64] {
-        for _ in 0..20 {
-            assert!(computed(&[7; ROWS], threads) == one, "{threads} threads");
+        let name = format!("lane-of-{threads}");
+        let lane = thread::Builder::new().name(name.clone()).spawn(move || {
+            tch::set_num_threads(i32::try_from(threads).unwrap());
+            let before = threads_of(&name);
+            // The kernel first: it makes the team, which libtorch goes on with.
+            let first = computed(&[7; ROWS], threads);
+            let team = &threads_of(&name) - &before;
+            assert_eq!(team.len(), threads - 1);
+            let square = Tensor::rand([300, 300], tch::kind::FLOAT_CPU);
+            let mut all = vec![first];
+            for fewer in [threads, 2, threads] {
+                let _ = &square + 1.0;
+                all.push(computed(&[7; ROWS], fewer));
+            }
+            assert!(team.is_subset(&threads_of(&name)), "{threads} threads");
+            all
+        });
+        for computed in lane.unwrap().join().unwrap() {
+            assert!(computed == one, "{threads} threads");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The schema of a configuration file, and its reference for people; both from the comments in `options.rs`.
+//! The schema of a configuration file, and its reference for people; both from the comments in `options.rs` and `options/`.
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ pub fn reference() -> String {
     let defaults: Value = toml::from_str(include_str!("defaults.toml")).unwrap_or_default();
     let mut text = String::from(
         "# Settings\n\n\
-         Made from `crates/settings/src/options.rs`; `ddk config schema` prints the JSON schema, `ddk config show --origin CONFIG` \
+         Made from `crates/settings/src/options.rs` and `options/`; `ddk config schema` prints the JSON schema, `ddk config show --origin CONFIG` \
          the values in use and where each comes from.\n\n\
          Layers: built-in defaults, then what `method` stands for, then files in order, then the environment (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. \
          Tables merge key by key; arrays replace each other. Paths are relative to the folder in which `ddk` is started.\n",

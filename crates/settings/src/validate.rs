@@ -10,7 +10,7 @@ use crate::{
     Options,
     error::{Error, Problem},
     origin::Origins,
-    settings::{Checkpoint, Domain, Evaluation, Faults, Log, Queues, Settings},
+    settings::{Checkpoint, Domain, Evaluation, Faults, Log, Mixture, Queues, Settings},
 };
 
 /// Gathers mistakes while values are taken out of the options.
@@ -188,5 +188,16 @@ impl Checker<'_> {
             },
             pretrain,
         })
+    }
+
+    /// What goes by perplexities over the run needs a mixture that has them measured.
+    fn nothing_measured(&mut self, key: &str, is_set: bool, mixture: &Mixture) {
+        if is_set {
+            let policy = mixture.policy.name();
+            self.problem(
+                key,
+                format!("`{key}` goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has none measured: set `evaluation.every`"),
+            );
+        }
     }
 }

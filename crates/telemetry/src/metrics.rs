@@ -70,7 +70,7 @@ declare! {
     QUEUE_WAITING: GaugeOf Gauge "ddk_queue_waiting" Count [queue = rows | batches | labelled | saves] "Items waiting in the queues of this kind, lanes and domains together.";
 
     WHOLE_STEP_SECONDS: HistogramOf Histogram "ddk_step_seconds" Seconds [] "Seconds from an update to the next, evaluations and saves between them included.";
-    STEP_SECONDS: HistogramOf Histogram "ddk_step_phase_seconds" Seconds [phase = data | teacher_wait | teacher | forward | head | backward | optimizer | evaluation | save] "Seconds of a step by phase. teacher is the teachers' own time, beside the student's; evaluation and save are only counted where there was one.";
+    STEP_SECONDS: HistogramOf Histogram "ddk_step_phase_seconds" Seconds [phase = data | teacher_wait | teacher | forward | head | backward | optimizer | evaluation | save] "Seconds of a step by phase. teacher_wait is for labels and, with run.take_turns, for a turn; teacher is the teachers' own time, beside the student's; evaluation and save are only counted where there was one.";
     BOUNDARY_SECONDS: HistogramOf Histogram "ddk_boundary_seconds" Seconds [] "Seconds from an interval's last update to the first micro-batch of the next.";
     MODEL_TOKENS: CounterOf Counter "ddk_model_tokens_total" Count [model = student | teacher] "Tokens that the model has processed, without padding and evaluations.";
     MODEL_FLOPS: GaugeOf Gauge "ddk_model_flops_per_second" Plain [model = student | teacher] "Floating-point operations of the model's matrix products in a second, over the last step, evaluations left out.";

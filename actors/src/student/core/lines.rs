@@ -1,4 +1,5 @@
-//! What a step leaves behind: its lines in the run's files, its metrics, what is told to the observer.
+//! What a step leaves behind: its lines in the run's files, the state that a checkpoint of it holds, its metrics, what is told to the
+//! observer.
 
 use ddk_mixture::{Perplexities, TrainingSums};
 use ddk_run::{
@@ -85,7 +86,7 @@ impl<S: Student> Core<S> {
         Ok(())
     }
 
-    pub(super) fn drawn(&self, interval: &Interval, tokens: &[u64]) -> DrawnLine {
+    fn drawn(&self, interval: &Interval, tokens: &[u64]) -> DrawnLine {
         let ends = interval.cursors_at_end(&self.plan.domain_rows);
         let drawn = self.plan.domains.iter().enumerate().map(|(domain, name)| {
             let passes = ends[domain].passes(self.plan.domain_rows[domain]);

@@ -1,4 +1,4 @@
-//! Values and gradients against autograd on dense logits.
+//! Values and gradients against autograd on dense logits; that they repeat; inputs that do not belong together.
 
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, LayerInput, Objective, Positions, chunked_head,

@@ -112,17 +112,6 @@ impl Checker<'_> {
         Some(Batch { rows, micro_rows })
     }
 
-    /// What goes by perplexities over the run needs a mixture that has them measured.
-    pub(super) fn nothing_measured(&mut self, key: &str, is_set: bool, mixture: &Mixture) {
-        if is_set {
-            let policy = mixture.policy.name();
-            self.problem(
-                key,
-                format!("`{key}` goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has none measured: set `evaluation.every`"),
-            );
-        }
-    }
-
     pub(super) fn mixture(
         &mut self,
         mixture: MixtureOptions,
@@ -206,7 +195,7 @@ impl Checker<'_> {
     }
 
     /// A domain that a table names has to be there.
-    pub(super) fn known_domain(&mut self, table: &str, name: &String, domains: &[String]) {
+    fn known_domain(&mut self, table: &str, name: &String, domains: &[String]) {
         if !domains.contains(name) {
             let known = domains.join(", ");
             self.problem(

@@ -178,7 +178,7 @@ impl Checker<'_> {
         })
     }
 
-    pub(super) fn shape(&mut self, table: &str, shape: ShapeOptions) -> Option<Shape> {
+    fn shape(&mut self, table: &str, shape: ShapeOptions) -> Option<Shape> {
         let mut size =
             |field: &str, value| self.within(&format!("{table}.{field}"), value, 1.., "1 or more");
         let hidden_size = size("hidden_size", shape.hidden_size);
