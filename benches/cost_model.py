@@ -9,14 +9,13 @@ beside what `ddk check` says. `--json` keeps what was measured, `--from` takes i
 import argparse
 import json
 import pathlib
-import re
 import statistics
 import subprocess
 import tempfile
 
 import numpy
 
-from pytorch import DDK, ddk_steps, run_ddk, weights, write_world_apart
+from pytorch import DDK, ddk_steps, predicted_peak, run_ddk, weights, write_world_apart
 
 SMALL, MIDDLE, LARGE = [128, 4, 4, 352], [256, 4, 4, 704], [512, 8, 8, 1408]
 shape = lambda vocabulary, teacher, student, rows, length: dict(method="kd", vocabulary=vocabulary, teacher=teacher, student=student, rows=rows, length=length)
@@ -71,14 +70,11 @@ def measure(of, seconds):
         run_ddk(folder, ["prepare", "config.toml"])
         done = subprocess.run([DDK, "bench", "config.toml", "--json", "--seconds", str(seconds)], cwd=folder, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)
-        checked = subprocess.run([DDK, "check", "config.toml", "--set", "run.max_steps=12"], cwd=folder, capture_output=True, text=True).stdout
-        # A step's peak: the copy that is being saved comes later.
-        parts = re.findall(r"^ +([\d.]+) (kB|MB|GB)  (?!run: a snapshot)", checked, re.M)
-        said = sum(float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit] for number, unit in parts)
+        said = predicted_peak(folder, [])
         peak = ddk_steps(folder, of, 4, "memory", [])["of_steps"]
     student = {part["name"]: part["seconds"] for part in found["student"]}
     parts = dict(teacher=found["teacher"]["seconds"], layers=student["forward"] + student["backward"], head=student["heads and losses"], optimizer=student["optimizer"])
-    return dict(parts=parts, overlapped=found["overlapped_seconds"], rate=found["teacher_rate"], said=said, peak=peak)
+    return dict(parts=parts, overlapped=found["overlapped_seconds"], rate=found["student_rate"], said=said, peak=peak)
 
 
 def main():

@@ -5,14 +5,16 @@ usage: make build; tools/python-env FOLDER
 
 The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole step compiled, and
 that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues, files and saves, and takes
-its steps but the first eight. Printed are tokens a second as medians over the rounds, the ratio to the best peer of each round with its spread, and the working
-memory: the peak above the idle process and above weights, gradients and moments. Case D has no peer: `benches/lanes.py`.
+its steps but the first eight. Printed are tokens a second as medians over the rounds, the ratio to the best peer of each round with its spread, the working
+memory (the peak above the idle process and above weights, gradients and moments), and the peak of a step that `ddk check` predicts beside the one measured;
+then where the time of case A goes, by `ddk bench`. Case D has no peer: `benches/lanes.py`.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -145,6 +147,14 @@ def ddk_steps(folder, shape, count, number, sets):
     return dict(seconds=seconds, of_steps=of_steps, peak=whole, parts=parts)
 
 
+def predicted_peak(folder, sets):
+    """What `ddk check` says of a step's memory, in bytes; the copy that is being saved comes later."""
+    more = [word for set_ in ["run.max_steps=12", *sets] for word in ["--set", set_]]
+    said = subprocess.run([DDK, "check", "config.toml", *more], cwd=folder, capture_output=True, text=True).stdout
+    parts = re.findall(r"^ +([\d.]+) (kB|MB|GB)  (?!run: a snapshot)", said, re.M)
+    return sum(float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit] for number, unit in parts)
+
+
 def weights(sizes, vocabulary):
     hidden, layers, _, inner = sizes
     return 2 * vocabulary * hidden + layers * (4 * hidden * hidden + 3 * hidden * inner + 2 * hidden) + hidden
@@ -168,6 +178,10 @@ def compare(case, shape, rounds, count, sets):
             print(f"  round {number + 1}: {shown} tokens/s", file=sys.stderr)
         for peer in peers.values():
             peer.end()
+        predicted = predicted_peak(folder, sets)
+        limit = ""
+        if case == "A":
+            limit = subprocess.run([DDK, "bench", "config.toml"], cwd=folder, capture_output=True, text=True, check=True).stdout
     ours = 4 * 4 * weights(shape["student"], shape["vocabulary"])
     if shape["method"] == "kd":
         ours += 4 * weights(shape["teacher"], shape["vocabulary"])
@@ -179,10 +193,11 @@ def compare(case, shape, rounds, count, sets):
 
     best = max(MODES, key=rate)
     of_peer = max(result[best]["peak"] - result[best]["idle"] - result[best]["static"] for result in results)
-    of_ddk = max(result["ddk"]["of_steps"] for result in results) - idle - ours
+    of_steps = max(result["ddk"]["of_steps"] for result in results)
+    of_ddk = of_steps - idle - ours
     peaks = [max(result[name]["peak"] for result in results) for name in [best, "ddk"]]
     parts = {part: statistics.median(result["ddk"]["parts"][part] for result in results) for part in results[0]["ddk"]["parts"]}
-    return dict(case=case, rates={name: rate(name) for name in [*MODES, LED, "ddk"]}, ratio=ratio(MODES), led=ratio([*MODES, LED]), working=[of_peer, of_ddk], peaks=peaks, parts=parts)
+    return dict(case=case, rates={name: rate(name) for name in [*MODES, LED, "ddk"]}, ratio=ratio(MODES), led=ratio([*MODES, LED]), working=[of_peer, of_ddk], peaks=peaks, predicted=[predicted, of_steps], parts=parts, limit=limit)
 
 
 def main():
@@ -202,18 +217,20 @@ def main():
         print(f"case {case}: the peers warm up", file=sys.stderr)
         results.append(compare(case, CASES[case], options.rounds, options.steps, options.sets))
     if results:
-        print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share | wanted | peaks, MB |")
-        print("|---|" + "---:|" * 12)
+        print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share | wanted | peaks, MB | a step's peak: ddk check, measured, MB |")
+        print("|---|" + "---:|" * 13)
     for result in results:
         rates = " | ".join(f"{result['rates'][name]:.0f}" for name in [*MODES, LED, "ddk"])
         ratio, led = ("{:.2f} ({:.2f} to {:.2f})".format(*result[name]) for name in ["ratio", "led"])
         peer, ours = (number / 1e6 for number in result["working"])
-        peaks = ", ".join(f"{number / 1e6:.0f}" for number in result["peaks"])
+        megabytes = lambda numbers: ", ".join(f"{number / 1e6:.0f}" for number in numbers)
+        predicted, measured = result["predicted"]
         fast, small = WANTED[result["case"]]
-        print(f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours:.0f} | {ours / peer:.2f} | {small} | {peaks} |")
+        print(f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours:.0f} | {ours / peer:.2f} | {small} | {megabytes(result['peaks'])} | {megabytes(result['predicted'])}: {100 * (predicted / measured - 1):+.0f} % |")
     for result in results:
         parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in result["parts"].items())
         print(f"\ncase {result['case']}, ddk, seconds of a step: {parts}")
+        print(result["limit"], end="")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
     if "D" in options.cases:

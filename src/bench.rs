@@ -15,7 +15,7 @@ use anyhow::{Result, anyhow};
 use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
-use ddk_torch::{Lane, Turns, finish, mkl_kernels, parse_device};
+use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
 use tch::{Device, Kind, Tensor};
 
 use self::{
@@ -32,22 +32,46 @@ use crate::{
 /// What is timed before the clock starts: libtorch chooses algorithms, memory is got from the system.
 const WARM_UP: usize = 2;
 
+/// So often steps and their products alone take turns, so that a machine that is slower for a while is so for both.
+const TURNS: u32 = 5;
+
 /// Tokens do not matter to speed, as long as a head is asked for all kinds of columns.
 const SEED: u64 = 0;
 
-/// What a step is made of, with the seconds it takes.
+/// What a step is made of, with the seconds it takes; the teacher's has a forward alone.
 #[derive(Debug, Default, Clone, Copy)]
-struct StudentSeconds {
+struct Seconds {
     forward: f64,
     head: f64,
     backward: f64,
     optimizer: f64,
 }
 
-impl StudentSeconds {
+impl Seconds {
     fn sum(self) -> f64 {
         self.forward + self.head + self.backward + self.optimizer
     }
+
+    /// Of each part.
+    fn medians(all: &[Self]) -> Self {
+        let of = |part: fn(&Self) -> f64| median(all.iter().map(part).collect());
+        Self {
+            forward: of(|seconds| seconds.forward),
+            head: of(|seconds| seconds.head),
+            backward: of(|seconds| seconds.backward),
+            optimizer: of(|seconds| seconds.optimizer),
+        }
+    }
+}
+
+/// One lane's steps and what they could be at best.
+#[derive(Debug, Default)]
+struct Measurement {
+    step: Seconds,
+    /// The matrix products of a step alone.
+    products: Seconds,
+    /// Operations a second in large square products.
+    rate: f64,
 }
 
 /// The rows of a step, as micro-batches.
@@ -131,10 +155,10 @@ impl<'a> Bench<'a> {
     /// Seconds of a step: the teacher's (0 where it is not asked), and the student's.
     pub fn seconds(&self) -> Result<(f64, f64)> {
         let teacher = match wiring::labels(self.settings) {
-            true => alone("teacher", || self.teacher())?,
+            true => alone("teacher", || self.teacher(|| Ok(())))?.sum(),
             false => 0.0,
         };
-        Ok((teacher, alone("student", || self.student())?.sum()))
+        Ok((teacher, alone("student", || self.student(|| Ok(())))?.sum()))
     }
 }
 
@@ -142,29 +166,13 @@ impl Bench<'_> {
     fn measure(&self) -> Result<Measured> {
         let settings = self.settings;
         let labels = wiring::labels(settings);
-        say("matrix products");
-        let rate = |lane, threads, placement: Placement| {
-            alone(lane, || {
-                matrix_rate(threads, placement.compute, first(&placement))
-            })
-        };
-        let (teacher, student) = (&settings.teacher, &settings.student);
-        let of_teacher = wiring::teacher_placement(teacher)?;
-        let teacher_rate = rate("teacher", teacher.threads, of_teacher)?;
-        let of_student = wiring::student_placement(student)?;
-        let student_rate = rate("student", student.threads, of_student)?;
-        let products_of_teacher = match labels {
-            true => alone("teacher", || self.products_of_teacher())?,
-            false => 0.0,
-        };
-        let products = alone("student", || self.products_of_student(labels))?;
         say("the teacher alone");
         let teacher = match labels {
-            true => alone("teacher", || self.teacher())?,
-            false => 0.0,
+            true => alone("teacher", || self.measure_teacher())?,
+            false => Measurement::default(),
         };
         say("the student alone");
-        let student = alone("student", || self.student())?;
+        let student = alone("student", || self.measure_student(labels))?;
         say("both, overlapped");
         let (overlapped_seconds, student_waits) = self.overlapped(labels)?;
 
@@ -185,37 +193,43 @@ impl Bench<'_> {
             operations,
             products,
         };
+        let Measurement { step, products, .. } = student;
         Ok(Measured {
             rows: settings.batch.rows,
             sequence_length: settings.corpus.sequence_length,
             vocabulary: self.options.vocabulary,
             kernels: mkl_kernels(),
-            teacher_rate,
-            student_rate,
+            teacher_rate: labels.then_some(teacher.rate),
+            student_rate: student.rate,
             teacher: labels.then(|| {
                 let operations = of_teacher.hidden(lengths());
-                part("teacher", teacher, operations, products_of_teacher)
+                part(
+                    "teacher",
+                    teacher.step.sum(),
+                    operations,
+                    teacher.products.sum(),
+                )
             }),
             student: vec![
-                part("forward", student.forward, forward, products.forward),
+                part("forward", step.forward, forward, products.forward),
                 part(
                     "heads and losses",
-                    student.head,
+                    step.head,
                     head + 3.0 * of_student.head(positions, columns),
                     products.head,
                 ),
                 part(
                     "backward",
-                    student.backward,
+                    step.backward,
                     (2.0 + self.recomputed()) * forward,
                     products.backward,
                 ),
-                part("optimizer", student.optimizer, 0.0, 0.0),
+                part("optimizer", step.optimizer, 0.0, 0.0),
             ],
             overlapped_seconds,
             student_waits,
             tokens_per_second: self.rows.tokens() / overlapped_seconds,
-            advice: report::advice(settings.teacher.lanes, teacher, student),
+            advice: report::advice(settings.teacher.lanes, teacher.step.sum(), step),
         })
     }
 
@@ -230,6 +244,7 @@ impl Bench<'_> {
         let positions = self.rows.micro_rows as i64 * length;
         Products {
             model,
+            length,
             positions,
             micro_batches: self.rows.micro_batches().count() as f64,
             chunk: self.options.chunk.min(positions),
@@ -239,37 +254,57 @@ impl Bench<'_> {
         }
     }
 
-    /// Seconds of a step's products in the teacher's layers.
-    fn products_of_teacher(&self) -> Result<f64> {
-        let _lane = Lane::enter(self.settings.teacher.threads);
+    /// The teacher's steps, and their products in its layers.
+    fn measure_teacher(&self) -> Result<Measurement> {
         let placement = wiring::teacher_placement(&self.settings.teacher)?;
         let device = first(&placement);
         let model = ModelConfig::read(&self.folders.teacher)?;
         let products = self.products(&model, placement.compute, device);
-        Ok(products.forward()?)
+        let (mut rates, mut of_products) = (Vec::new(), Vec::new());
+        let step = self.teacher(|| {
+            rates.push(matrix_rate(placement.compute, device)?);
+            of_products.push(Seconds {
+                forward: products.forward()?,
+                ..Seconds::default()
+            });
+            Ok(())
+        })?;
+        Ok(Measurement {
+            step,
+            products: Seconds::medians(&of_products),
+            rate: median(rates),
+        })
     }
 
-    /// Seconds of a step's products on the student's lane, where the teacher's output matrix is applied too.
-    fn products_of_student(&self, labels: bool) -> Result<StudentSeconds> {
-        let _lane = Lane::enter(self.settings.student.threads);
+    /// The student's steps, and the products on its lane, where the teacher's output matrix is applied too.
+    fn measure_student(&self, labels: bool) -> Result<Measurement> {
         let placement = wiring::student_placement(&self.settings.student)?;
         let device = first(&placement);
         let model = ModelConfig::read(&self.folders.student)?;
         let products = self.products(&model, placement.compute, device);
-        let forward = products.forward()?;
-        let of_teacher = match labels {
-            true => {
-                let model = ModelConfig::read(&self.folders.teacher)?;
-                let kind = wiring::kind(self.settings.teacher.dtype);
-                self.products(&model, kind, device).logits()?
-            }
-            false => 0.0,
-        };
-        Ok(StudentSeconds {
-            forward,
-            head: of_teacher + products.logits()? + products.logits_backward()?,
-            backward: products.backward()? + self.recomputed() * forward,
-            optimizer: 0.0,
+        let of_teacher = ModelConfig::read(&self.folders.teacher)?;
+        let kind = wiring::kind(self.settings.teacher.dtype);
+        let of_teacher = labels.then(|| self.products(&of_teacher, kind, device));
+        let (mut rates, mut of_products) = (Vec::new(), Vec::new());
+        let step = self.student(|| {
+            rates.push(matrix_rate(placement.compute, device)?);
+            let forward = products.forward()?;
+            let logits_of_teacher = match &of_teacher {
+                Some(products) => products.logits()?,
+                None => 0.0,
+            };
+            of_products.push(Seconds {
+                forward,
+                head: logits_of_teacher + products.logits()? + products.logits_backward()?,
+                backward: products.backward()? + self.recomputed() * forward,
+                optimizer: 0.0,
+            });
+            Ok(())
+        })?;
+        Ok(Measurement {
+            step,
+            products: Seconds::medians(&of_products),
+            rate: median(rates),
         })
     }
 
@@ -303,26 +338,25 @@ impl Bench<'_> {
         )?)
     }
 
-    /// Seconds of the forwards of a step.
-    fn teacher(&self) -> Result<f64> {
+    /// Of the forwards of a step; `between` is called now and then.
+    fn teacher(&self, between: impl FnMut() -> Result<()>) -> Result<Seconds> {
         let lane = self.teacher_lane(&Turns::new(false))?;
         let teacher = self.build_teacher()?;
-        let mut times = Vec::new();
-        while !self.is_enough(&times) {
+        let step = || {
             let began = Instant::now();
             for micro in self.rows.micro_batches() {
                 lane.work(|| teacher.label(&micro))??;
             }
-            times.push(began.elapsed());
-        }
-        Ok(median(times.split_off(WARM_UP)))
+            Ok(Seconds {
+                forward: began.elapsed().as_secs_f64(),
+                ..Seconds::default()
+            })
+        };
+        self.timed(step, between)
     }
 
-    fn is_enough(&self, times: &[Duration]) -> bool {
-        times.len() > WARM_UP + 2 && times.iter().sum::<Duration>() > self.time
-    }
-
-    fn student(&self) -> Result<StudentSeconds> {
+    /// As [`Self::teacher`], of the student's step.
+    fn student(&self, between: impl FnMut() -> Result<()>) -> Result<Seconds> {
         let teacher = match wiring::labels(self.settings) {
             true => Some(self.build_teacher()?),
             false => None,
@@ -338,10 +372,9 @@ impl Bench<'_> {
             None => self.rows.micro_batches().map(|_| None).collect(),
         };
         drop(teacher);
-        let (mut times, mut all) = (Vec::new(), Vec::new());
-        while !self.is_enough(&times) {
-            let began = Instant::now();
-            let mut seconds = StudentSeconds::default();
+        let mut number = 0;
+        let step = || {
+            let mut seconds = Seconds::default();
             for (micro, signal) in self.rows.micro_batches().zip(&signals) {
                 let predictions = self.rows.predictions();
                 let done =
@@ -350,26 +383,34 @@ impl Bench<'_> {
                 seconds.head += done.head_seconds;
                 seconds.backward += done.backward_seconds;
             }
+            number += 1;
             let update = Instant::now();
-            lane.work(|| student.update(times.len() as u64 + 1))??;
+            lane.work(|| student.update(number))??;
             seconds.optimizer = update.elapsed().as_secs_f64();
-            times.push(began.elapsed());
-            all.push(seconds);
-        }
-        let all = all.split_off(WARM_UP);
-        let of = |part: fn(&StudentSeconds) -> f64| {
-            median(
-                all.iter()
-                    .map(|seconds| Duration::from_secs_f64(part(seconds)))
-                    .collect(),
-            )
+            Ok(seconds)
         };
-        Ok(StudentSeconds {
-            forward: of(|seconds| seconds.forward),
-            head: of(|seconds| seconds.head),
-            backward: of(|seconds| seconds.backward),
-            optimizer: of(|seconds| seconds.optimizer),
-        })
+        self.timed(step, between)
+    }
+
+    /// Medians of steps, in turns with `between`.
+    fn timed(
+        &self,
+        mut step: impl FnMut() -> Result<Seconds>,
+        mut between: impl FnMut() -> Result<()>,
+    ) -> Result<Seconds> {
+        for _ in 0..WARM_UP {
+            step()?;
+        }
+        let mut steps = Vec::new();
+        for _ in 0..TURNS {
+            between()?;
+            let began = Instant::now();
+            steps.push(step()?);
+            while began.elapsed() < self.time / TURNS {
+                steps.push(step()?);
+            }
+        }
+        Ok(Seconds::medians(&steps))
     }
 }
 
@@ -387,25 +428,16 @@ fn first(placement: &Placement) -> Device {
     placement.devices.first().copied().unwrap_or(Device::Cpu)
 }
 
-/// Operations a second in products of large square matrices.
-fn matrix_rate(threads: usize, kind: Kind, device: Device) -> Result<f64> {
+/// Operations a second in products of large square matrices, on the threads of the calling lane.
+fn matrix_rate(kind: Kind, device: Device) -> Result<f64> {
     let side = if device == Device::Cpu { 1024 } else { 8192 };
-    let _lane = Lane::enter(threads);
     let _no_grad = tch::no_grad_guard();
     let matrix = Tensor::f_rand([side, side], (kind, device))?;
-    let mut best = f64::INFINITY;
-    for _ in 0..20 {
-        let began = Instant::now();
-        let _product = matrix.f_mm(&matrix)?;
-        finish(device)?;
-        best = best.min(began.elapsed().as_secs_f64());
-    }
-    Ok(2.0 * (side as f64).powi(3) / best)
+    let seconds = products::seconds_of(device, || matrix.f_mm(&matrix).map(drop))?;
+    Ok(2.0 * (side as f64).powi(3) / seconds)
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times
-        .get(times.len() / 2)
-        .map_or(0.0, Duration::as_secs_f64)
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use ddk_model::ModelConfig;
 use ddk_torch::{TorchError, finish};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-/// Times each product this often, beside a first time that does not count; the median counts.
+/// Each product is timed so often.
 const ROUNDS: usize = 5;
 
 /// Which factor of a product lies in memory transposed.
@@ -23,6 +23,8 @@ enum Layout {
 /// The products that one model's part of a step is made of.
 pub(super) struct Products<'a> {
     pub(super) model: &'a ModelConfig,
+    /// Tokens of a row.
+    pub(super) length: i64,
     /// Positions of a micro-batch, and micro-batches of a step.
     pub(super) positions: i64,
     pub(super) micro_batches: f64,
@@ -34,13 +36,13 @@ pub(super) struct Products<'a> {
 }
 
 impl Products<'_> {
-    /// Seconds of a step's forward through all layers, on the threads of the calling lane. Attention's own products are left out: they
-    /// are few beside the projections unless texts are long.
+    /// Seconds of a step's forward through all layers, on the threads of the calling lane.
     pub(super) fn forward(&self) -> Result<f64, TorchError> {
         let of_layer = self.model.matrices().into_iter();
         let seconds = of_layer
             .map(|[out, input]| self.time([self.positions, input, out], Layout::Forward))
-            .sum::<Result<f64, TorchError>>()?;
+            .sum::<Result<f64, TorchError>>()?
+            + self.attention()?;
         Ok(seconds * self.model.layers() as f64 * self.micro_batches)
     }
 
@@ -52,7 +54,8 @@ impl Products<'_> {
                 let of_input = self.time([self.positions, out, input], Layout::OfInput)?;
                 Ok(of_input + self.time([out, self.positions, input], Layout::OfMatrix)?)
             })
-            .sum::<Result<f64, TorchError>>()?;
+            .sum::<Result<f64, TorchError>>()?
+            + 2.0 * self.attention()?;
         Ok(seconds * self.model.layers() as f64 * self.micro_batches)
     }
 
@@ -75,6 +78,22 @@ impl Products<'_> {
         self.positions as f64 / self.chunk as f64 * self.micro_batches
     }
 
+    /// Of one layer's products of queries with keys and of their weights with the values. They are causal: half of those of whole squares.
+    fn attention(&self) -> Result<f64, TorchError> {
+        let _no_grad = tch::no_grad_guard();
+        let (heads, _, width) = self.model.heads();
+        let (count, length) = (self.positions / self.length * heads, self.length);
+        let new = |shape: [i64; 3]| Tensor::f_rand(shape, (self.kind, self.device));
+        let [queries, keys, values] = [(); 3].map(|()| new([count, length, width]));
+        let (queries, keys, values) = (queries?, keys?.f_transpose(1, 2)?, values?);
+        let (weights, mixed) = (new([count, length, length])?, new([count, length, width])?);
+        let whole = seconds_of(self.device, || {
+            let _ = queries.f_bmm_out(&weights, &keys)?;
+            weights.f_bmm_out(&mixed, &values).map(drop)
+        })?;
+        Ok(whole / 2.0)
+    }
+
     /// Seconds of `[rows, inner] [inner, columns]`, into memory that is there.
     fn time(&self, [rows, inner, columns]: [i64; 3], layout: Layout) -> Result<f64, TorchError> {
         let _no_grad = tch::no_grad_guard();
@@ -87,13 +106,21 @@ impl Products<'_> {
             Layout::OfMatrix => (transposed(rows, inner)?, plain(inner, columns)?),
         };
         let out = Tensor::f_zeros([rows, columns], options)?;
-        let mut times = Vec::with_capacity(ROUNDS);
-        for _ in 0..=ROUNDS {
-            let began = Instant::now();
-            let _ = left.f_mm_out(&out, &right)?;
-            finish(self.device)?;
-            times.push(began.elapsed());
-        }
-        Ok(super::median(times.split_off(1)))
+        seconds_of(self.device, || left.f_mm_out(&out, &right).map(drop))
     }
+}
+
+/// The median of the seconds that some work takes, after a first time that does not count.
+pub(super) fn seconds_of(
+    device: Device,
+    work: impl Fn() -> Result<(), TchError>,
+) -> Result<f64, TorchError> {
+    let mut times = Vec::with_capacity(ROUNDS);
+    for _ in 0..=ROUNDS {
+        let began = Instant::now();
+        work()?;
+        finish(device)?;
+        times.push(began.elapsed().as_secs_f64());
+    }
+    Ok(super::median(times.split_off(1)))
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::StudentSeconds;
+use super::Seconds;
 
 /// A side that is slower than the other by more than this is worth a change.
 const IMBALANCE: f64 = 1.15;
@@ -30,8 +30,8 @@ pub(super) struct Measured {
     pub(super) vocabulary: i64,
     /// MKL's.
     pub(super) kernels: &'static str,
-    /// Operations a second in large square products, on the teacher's device and threads and on the student's.
-    pub(super) teacher_rate: f64,
+    /// Operations a second in large square products, on the teacher's device and threads (where it is asked) and on the student's.
+    pub(super) teacher_rate: Option<f64>,
     pub(super) student_rate: f64,
     /// Absent where the teacher is not asked.
     pub(super) teacher: Option<Part>,
@@ -81,8 +81,8 @@ impl Measured {
                 100.0 * part.products / part.seconds
             )
         };
-        if let Some(part) = &self.teacher {
-            line(part.name, part, self.teacher_rate)?;
+        if let (Some(part), Some(rate)) = (&self.teacher, self.teacher_rate) {
+            line(part.name, part, rate)?;
         }
         let student = self.student();
         line(student.name, &student, self.student_rate)?;
@@ -97,10 +97,12 @@ impl Measured {
             "products: matrix products of these shapes alone, {products:.4} s of {seconds:.4} s: {:.0} %",
             100.0 * products / seconds
         )?;
+        let of_teacher = self.teacher_rate.map_or(String::new(), |rate| {
+            format!("{:.0} on the teacher's threads, ", rate / 1e9)
+        });
         writeln!(
             out,
-            "rate: large square products, {:.0} GFLOP/s on the teacher's threads, {:.0} on the student's",
-            self.teacher_rate / 1e9,
+            "rate, GFLOP/s of large square products: {of_teacher}{:.0} on the student's threads",
             self.student_rate / 1e9
         )?;
         writeln!(
@@ -116,7 +118,7 @@ impl Measured {
 }
 
 /// What to change, in one sentence.
-pub(super) fn advice(lanes: usize, teacher: f64, student: StudentSeconds) -> String {
+pub(super) fn advice(lanes: usize, teacher: f64, student: Seconds) -> String {
     let ratio = teacher / lanes as f64 / student.sum();
     let parts = [
         (student.forward, "forward"),
