@@ -6,7 +6,7 @@ usage: make build; tools/python-env FOLDER
 The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole step compiled, and
 that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues, files and saves, and takes
 its steps but the first eight. Printed are tokens a second as medians over the rounds, the ratio to the best peer of each round with its spread, the working
-memory (the peak above the idle process and above weights, gradients and moments), and the peak of a step that `ddk check` predicts beside the one measured;
+memory (the peak above the idle process and above weights, gradients and moments; ddk's as medians) and the highest peak of a step beside what `ddk check` predicts;
 then where the time of case A goes, by `ddk bench`. Case D has no peer: `benches/lanes.py`.
 """
 
@@ -193,11 +193,12 @@ def compare(case, shape, rounds, count, sets):
 
     best = max(MODES, key=rate)
     of_peer = max(result[best]["peak"] - result[best]["idle"] - result[best]["static"] for result in results)
-    of_steps = max(result["ddk"]["of_steps"] for result in results)
-    of_ddk = of_steps - idle - ours
+    # The peer is one process for all rounds, ddk one for each.
+    of_steps = sorted(result["ddk"]["of_steps"] for result in results)
+    of_ddk = [peak - idle - ours for peak in [statistics.median(of_steps), of_steps[0], of_steps[-1]]]
     peaks = [max(result[name]["peak"] for result in results) for name in [best, "ddk"]]
     parts = {part: statistics.median(result["ddk"]["parts"][part] for result in results) for part in results[0]["ddk"]["parts"]}
-    return dict(case=case, rates={name: rate(name) for name in [*MODES, LED, "ddk"]}, ratio=ratio(MODES), led=ratio([*MODES, LED]), working=[of_peer, of_ddk], peaks=peaks, predicted=[predicted, of_steps], parts=parts, limit=limit)
+    return dict(case=case, rates={name: rate(name) for name in [*MODES, LED, "ddk"]}, ratio=ratio(MODES), led=ratio([*MODES, LED]), working=[of_peer, *of_ddk], peaks=peaks, predicted=[predicted, of_steps[-1]], parts=parts, limit=limit)
 
 
 def main():
@@ -217,16 +218,17 @@ def main():
         print(f"case {case}: the peers warm up", file=sys.stderr)
         results.append(compare(case, CASES[case], options.rounds, options.steps, options.sets))
     if results:
-        print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share | wanted | peaks, MB | a step's peak: ddk check, measured, MB |")
+        print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share (spread) | wanted | peaks, MB | a step's peak: ddk check, measured, MB |")
         print("|---|" + "---:|" * 13)
     for result in results:
         rates = " | ".join(f"{result['rates'][name]:.0f}" for name in [*MODES, LED, "ddk"])
         ratio, led = ("{:.2f} ({:.2f} to {:.2f})".format(*result[name]) for name in ["ratio", "led"])
-        peer, ours = (number / 1e6 for number in result["working"])
+        peer, *ours = (number / 1e6 for number in result["working"])
+        share = "{:.2f} ({:.2f} to {:.2f})".format(*(number / peer for number in ours))
         megabytes = lambda numbers: ", ".join(f"{number / 1e6:.0f}" for number in numbers)
         predicted, measured = result["predicted"]
         fast, small = WANTED[result["case"]]
-        print(f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours:.0f} | {ours / peer:.2f} | {small} | {megabytes(result['peaks'])} | {megabytes(result['predicted'])}: {100 * (predicted / measured - 1):+.0f} % |")
+        print(f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours[0]:.0f} | {share} | {small} | {megabytes(result['peaks'])} | {megabytes(result['predicted'])}: {100 * (predicted / measured - 1):+.0f} % |")
     for result in results:
         parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in result["parts"].items())
         print(f"\ncase {result['case']}, ddk, seconds of a step: {parts}")
