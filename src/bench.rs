@@ -74,6 +74,27 @@ struct Measurement {
     rate: f64,
 }
 
+impl Measurement {
+    /// Of `steps`, which calls what it is given between steps; the products come from `alone`.
+    fn of(
+        placement: &Placement,
+        alone: impl Fn() -> Result<Seconds>,
+        steps: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<Seconds>,
+    ) -> Result<Self> {
+        let (mut rates, mut products) = (Vec::new(), Vec::new());
+        let step = steps(&mut || {
+            rates.push(matrix_rate(placement.compute, first(placement))?);
+            products.push(alone()?);
+            Ok(())
+        })?;
+        Ok(Self {
+            step,
+            products: Seconds::medians(&products),
+            rate: median(rates),
+        })
+    }
+}
+
 /// The rows of a step, as micro-batches.
 struct Rows {
     rows: Vec<Vec<u32>>,
@@ -257,23 +278,15 @@ impl Bench<'_> {
     /// The teacher's steps, and their products in its layers.
     fn measure_teacher(&self) -> Result<Measurement> {
         let placement = wiring::teacher_placement(&self.settings.teacher)?;
-        let device = first(&placement);
         let model = ModelConfig::read(&self.folders.teacher)?;
-        let products = self.products(&model, placement.compute, device);
-        let (mut rates, mut of_products) = (Vec::new(), Vec::new());
-        let step = self.teacher(|| {
-            rates.push(matrix_rate(placement.compute, device)?);
-            of_products.push(Seconds {
+        let products = self.products(&model, placement.compute, first(&placement));
+        let alone = || {
+            Ok(Seconds {
                 forward: products.forward()?,
                 ..Seconds::default()
-            });
-            Ok(())
-        })?;
-        Ok(Measurement {
-            step,
-            products: Seconds::medians(&of_products),
-            rate: median(rates),
-        })
+            })
+        };
+        Measurement::of(&placement, alone, |between| self.teacher(between))
     }
 
     /// The student's steps, and the products on its lane, where the teacher's output matrix is applied too.
@@ -285,27 +298,20 @@ impl Bench<'_> {
         let of_teacher = ModelConfig::read(&self.folders.teacher)?;
         let kind = wiring::kind(self.settings.teacher.dtype);
         let of_teacher = labels.then(|| self.products(&of_teacher, kind, device));
-        let (mut rates, mut of_products) = (Vec::new(), Vec::new());
-        let step = self.student(|| {
-            rates.push(matrix_rate(placement.compute, device)?);
+        let alone = || {
             let forward = products.forward()?;
             let logits_of_teacher = match &of_teacher {
                 Some(products) => products.logits()?,
                 None => 0.0,
             };
-            of_products.push(Seconds {
+            Ok(Seconds {
                 forward,
                 head: logits_of_teacher + products.logits()? + products.logits_backward()?,
                 backward: products.backward()? + self.recomputed() * forward,
                 optimizer: 0.0,
-            });
-            Ok(())
-        })?;
-        Ok(Measurement {
-            step,
-            products: Seconds::medians(&of_products),
-            rate: median(rates),
-        })
+            })
+        };
+        Measurement::of(&placement, alone, |between| self.student(between))
     }
 
     fn teacher_lane(&self, turns: &Turns) -> Result<Lane> {
