@@ -87,18 +87,20 @@ def middle(rates):
     return sorted(rates)[len(rates) // 2]
 
 
-def compare(what, measured):
-    (first, base), *others = measured.items()
-    print(f"{what}: {first}: {base:.0f} tokens/s; " + "; ".join(f"{name}: {rate:.0f} ({100 * (rate / base - 1):+.1f} %)" for name, rate in others), flush=True)
-
-
-def by_turns(worlds, steps):
-    """The median over three rounds, the worlds taking turns, so that a change of the machine's pace hits all."""
-    rates = {name: [] for name in worlds}
-    for round_ in range(3):
-        for name, folder in worlds.items():
-            rates[name].append(middle(train(folder, f"round-{round_}", steps)[0][steps // 5 :]))
-    return {name: middle(of) for name, of in rates.items()}
+def by_turns(what, worlds, steps):
+    """Nine rounds, in each of which the worlds take turns, the first of them another one each time, so that a change of the machine's pace hits all.
+    Printed are medians, and the ratios to the first world of each round, in the middle and from the lowest to the highest."""
+    names, rates = list(worlds), {name: [] for name in worlds}
+    for round_ in range(9):
+        turn = round_ % len(names)
+        for name in names[turn:] + names[:turn]:
+            rates[name].append(middle(train(worlds[name], f"round-{round_}", steps)[0][steps // 5 :]))
+    base = rates[names[0]]
+    shown = [f"{names[0]}: {middle(base):.0f} tokens/s"]
+    for name in names[1:]:
+        changes = sorted(100 * (rate / of_base - 1) for rate, of_base in zip(rates[name], base))
+        shown.append(f"{name}: {middle(rates[name]):.0f} ({middle(changes):+.1f} %, {changes[0]:+.1f} to {changes[-1]:+.1f})")
+    print(f"{what}: " + "; ".join(shown), flush=True)
 
 
 def domains(folder):
@@ -108,7 +110,7 @@ def domains(folder):
         path.mkdir()
         world(path, count, 128, 8)
         worlds[f"{count} domains"] = path
-    compare("domains", by_turns(worlds, 600))
+    by_turns("domains", worlds, 600)
 
 
 def repeat(path, times):
@@ -146,13 +148,15 @@ def corpus(folder):
         starts[name] = min(train(path, f"start-{turn}", 1)[1] for turn in range(3))
         print(f"corpus of {size / 1e6:.0f} MB: the first start, which writes the index of rows, {indexed:.1f} s; later ones {starts[name]:.2f} s with their one step, evaluation and export", flush=True)
         worlds[name] = path
-    compare("corpus", by_turns(worlds, 300))
+    by_turns("corpus", worlds, 300)
 
 
 def steps(folder):
     world(folder, 3, 16, 4)
     rates, seconds = train(folder, "long", 100_000)
-    compare(f"steps (100,000 in {seconds:.0f} s)", {f"around step {step}": middle(rates[step - 100 : step + 900]) for step in [100, 1000, 10_000, 50_000, 99_000]})
+    base, *later = [(step, middle(rates[step - 100 : step + 900])) for step in [100, 1000, 10_000, 50_000, 99_000]]
+    shown = [f"around step {base[0]}: {base[1]:.0f} tokens/s", *(f"around step {step}: {rate:.0f} ({100 * (rate / base[1] - 1):+.1f} %)" for step, rate in later)]
+    print(f"steps (100,000 in {seconds:.0f} s): " + "; ".join(shown), flush=True)
 
 
 def evaluation(folder):
