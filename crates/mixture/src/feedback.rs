@@ -94,8 +94,10 @@ impl Perplexities {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainingSums {
     /// Cross-entropy, nats.
+    #[serde(deserialize_with = "numbers_or_null")]
     ce: Vec<f64>,
     /// What it exceeds the teacher's by, each prediction clipped at 0; 0 where that is not measured.
+    #[serde(deserialize_with = "numbers_or_null")]
     excess: Vec<f64>,
     /// Predictions.
     predictions: Vec<u64>,

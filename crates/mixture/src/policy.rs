@@ -122,11 +122,14 @@ impl PolicyState {
     }
 }
 
-/// Shares for another list of domains; they sum to 1.
+/// Shares for another list of domains; they sum to 1, and are equal where none of those that stay had one.
 pub fn shares_of_domains(shares: &[f64], kept: &[Option<usize>]) -> Vec<f64> {
     let equal = 1.0 / kept.len().max(1) as f64;
     let new = of_domains(shares, kept, equal);
     let sum: f64 = new.iter().sum();
+    if sum <= 0.0 {
+        return vec![equal; kept.len()];
+    }
     new.iter().map(|share| share / sum).collect()
 }
 

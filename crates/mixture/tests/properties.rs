@@ -226,6 +226,33 @@ fn domains_that_stay_keep_their_proportions_and_what_they_are_owed() {
 }
 
 #[test]
+fn domains_that_stay_without_a_share_get_equal_ones() {
+    assert_eq!(
+        shares_of_domains(&[1.0, 0.0, 0.0], &[Some(1), Some(2)]),
+        [0.5, 0.5]
+    );
+}
+
+#[test]
+fn what_was_not_finite_is_still_that_in_a_checkpoint() {
+    let mut training = TrainingSums::new(2);
+    training.add_row(0, 3.0, f64::NAN, 2);
+    training.add_row(1, f64::INFINITY, 1.0, 2);
+    let text = serde_json::to_string(&training).unwrap();
+    let read: TrainingSums = serde_json::from_str(&text).unwrap();
+    let feedback = Feedback {
+        perplexities: None,
+        training: &read,
+    };
+    for mut policy in policies(&[0.5, 0.5], 0.5) {
+        if matches!(policy.needs(), Needs::Losses | Needs::Excess) {
+            let decision = policy.next(&[0.5, 0.5], &feedback);
+            assert!(decision.is_err(), "{}", policy.name());
+        }
+    }
+}
+
+#[test]
 fn a_corpus_can_be_used_up_to_its_last_row() {
     let left = [Some(7), Some(31), Some(62)];
     let target = limit(&[0.6, 0.3, 0.1], &left, 100);
