@@ -37,33 +37,50 @@ pub struct LoopState {
     pub skipped_in_row: u64,
 }
 
-/// How the domains of a forked run follow from those of the run that it is forked from.
+/// How a forked run follows from the run that it is forked from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fork<'a> {
     /// Where each new domain was in the old list, where its content is the same.
     pub kept: &'a [Option<usize>],
     /// Rows of a pass over each old domain.
     pub old_rows: &'a [u64],
+    /// Rows of a pass over each new domain.
+    pub new_rows: &'a [u64],
     /// Rows of an optimizer step, and the seed, of the old run.
     pub rows_per_step: u64,
     /// See above.
     pub seed: u64,
+    /// Whether the new run draws and measures as the old one did: the same seed, rows of a step, and settings of perplexities.
+    pub alike: bool,
+}
+
+impl Fork<'_> {
+    /// Whether the new run can go on within the old one's interval.
+    fn within_interval(&self) -> bool {
+        let in_place = |(new, old): (usize, &Option<usize>)| *old == Some(new);
+        self.alike && self.old_rows == self.new_rows && self.kept.iter().enumerate().all(in_place)
+    }
+
+    /// Where a new domain stands, after where the old one it was stood. Where its rows are others now (another length, another
+    /// packing), as far through the pass as it was.
+    fn cursor(&self, new: usize, old: usize, cursor: Cursor) -> Cursor {
+        let (then, now) = (self.old_rows[old].max(1), self.new_rows[new]);
+        Cursor {
+            pass: cursor.pass,
+            index: (u128::from(cursor.index) * u128::from(now) / u128::from(then)) as u64,
+        }
+    }
 }
 
 impl LoopState {
-    /// The state that a forked run starts with, its files empty. Where the domains are the same it goes on within the interval;
-    /// otherwise the interval ends here, and the first thing that the new run does is to measure and set a mixture.
+    /// The state that a forked run starts with, its files empty. Where nothing that an interval depends on differs, it goes on
+    /// within the interval; otherwise the interval ends here, and the first thing that the new run does is to measure and set a
+    /// mixture.
     pub fn fork(&self, fork: &Fork<'_>) -> Self {
         let mut state = self.clone();
         state.lengths = Lengths::default();
         let count = fork.kept.len();
-        let same = fork.old_rows.len() == count
-            && fork
-                .kept
-                .iter()
-                .enumerate()
-                .all(|(new, old)| *old == Some(new));
-        if same {
+        if fork.within_interval() {
             return state;
         }
         let old = &self.interval;
@@ -82,7 +99,10 @@ impl LoopState {
             cursors: fork
                 .kept
                 .iter()
-                .map(|old| old.map_or_else(Cursor::default, |old| cursors[old]))
+                .enumerate()
+                .map(|(new, old)| {
+                    old.map_or_else(Cursor::default, |old| fork.cursor(new, old, cursors[old]))
+                })
                 .collect(),
             // As for the perplexities at the start.
             evaluated: Evaluated::default(),

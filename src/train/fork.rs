@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, NamedFile, Retention, RunFolder};
-use ddk_settings::MixturePolicy;
+use ddk_settings::{Dtype, MixturePolicy, Settings};
 
 use super::{Prepared, inputs::Inputs, ted};
 use crate::{hint::Hint, prepare, progress::say};
@@ -54,15 +54,18 @@ pub(super) fn fork(
             false => Ok(1),
         })
         .collect::<Result<_>>()?;
+    let new = prepared.settings;
     let mut state = state.fork(&Fork {
         kept: &kept,
         old_rows: &old_rows,
+        new_rows: &prepared.plan.domain_rows,
         rows_per_step: settings.batch.rows,
         seed: settings.run.seed,
+        alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
     });
     debug_assert_eq!(state.lengths, Lengths::default());
     // What a policy has learnt goes on; another one, or one that only holds shares, begins with the mixture in use.
-    let wanted = prepared.settings.mixture.policy;
+    let wanted = new.mixture.policy;
     let goes_on = match wanted {
         MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => false,
         _ => wanted.name() == state.interval.policy.clone().into_policy().name(),
@@ -84,8 +87,8 @@ pub(super) fn fork(
         }
     });
     ted::fork(source, folder)?;
-    let new = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
-    new.save(step, &state, files.into(), || Ok(()))?;
+    let store = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
+    store.save(step, &state, files.into(), || Ok(()))?;
     let stay = kept.iter().flatten().count();
     say(&format!(
         "forked from step {step} of {}: {stay} of {} domains go on, {} are new",
@@ -94,4 +97,15 @@ pub(super) fn fork(
         kept.len() - stay
     ));
     Ok(())
+}
+
+/// Settings without which an interval's draws and perplexities do not go on.
+fn draws_and_measures_by(settings: &Settings) -> (u64, u64, bool, Dtype, Dtype) {
+    (
+        settings.run.seed,
+        settings.batch.rows,
+        settings.objective.mask_prompt,
+        settings.teacher.dtype,
+        settings.student.dtype,
+    )
 }

@@ -38,8 +38,12 @@ const MAY_CHANGE: [&str; 12] = [
 pub struct Inputs {
     /// The teacher's tensors.
     teacher: String,
+    /// What its config.json says of how they are computed with.
+    teacher_config: String,
     /// The student's tensors at the start.
     student: String,
+    /// See above.
+    student_config: String,
     /// The tokenizer.
     tokenizer: String,
     /// The prepared domains, validation documents included.
@@ -87,8 +91,14 @@ impl Inputs {
             .hint("set teacher.model to the larger model's folder")
             .usage();
         }
-        for (role, folder) in [("teacher", &folders.teacher), ("student", &folders.student)] {
-            let config = ModelConfig::read(folder)?;
+        let configs = (
+            ModelConfig::read(&folders.teacher)?,
+            ModelConfig::read(&folders.student)?,
+        );
+        for (role, folder, config) in [
+            ("teacher", &folders.teacher, &configs.0),
+            ("student", &folders.student, &configs.1),
+        ] {
             if config.vocab_size() < vocabulary {
                 return Err(anyhow!(
                     "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
@@ -110,7 +120,9 @@ impl Inputs {
         let domains = corpus.domains.iter();
         Ok(Self {
             teacher,
+            teacher_config: configs.0.hash(),
             student,
+            student_config: configs.1.hash(),
             tokenizer: corpus.tokenizer.hash().to_owned(),
             corpus: domains
                 .map(|domain| (domain.name().to_owned(), domain.content_hash().to_owned()))
@@ -132,7 +144,15 @@ impl Inputs {
     pub fn same_models(&self, other: &Self) -> Result<()> {
         let differ = [
             ("teacher", self.teacher != other.teacher),
+            (
+                "teacher's config.json",
+                self.teacher_config != other.teacher_config,
+            ),
             ("student", self.student != other.student),
+            (
+                "student's config.json",
+                self.student_config != other.student_config,
+            ),
             ("tokenizer", self.tokenizer != other.tokenizer),
         ];
         match differ.iter().find(|(_, differs)| *differs) {
@@ -185,9 +205,19 @@ impl Inputs {
                 &self.teacher,
             ),
             (
+                "the teacher's config.json".to_owned(),
+                &then.teacher_config,
+                &self.teacher_config,
+            ),
+            (
                 "the student's weights".to_owned(),
                 &then.student,
                 &self.student,
+            ),
+            (
+                "the student's config.json".to_owned(),
+                &then.student_config,
+                &self.student_config,
             ),
             ("the tokenizer".to_owned(), &then.tokenizer, &self.tokenizer),
         ];
@@ -227,9 +257,19 @@ impl Inputs {
     fn perplexities_file(&self, settings: &Settings) -> PathBuf {
         let of_teacher = Self {
             student: String::new(),
+            student_config: String::new(),
             ..self.clone()
         };
-        let text = serde_json::to_vec(&of_teacher).unwrap_or_default();
+        // What they depend on to the last bit.
+        let by = (
+            settings.objective.mask_prompt,
+            settings.objective.chunk,
+            settings.evaluation.batch_rows,
+            settings.teacher.dtype,
+            &settings.teacher.devices,
+            settings.teacher.threads,
+        );
+        let text = serde_json::to_vec(&(of_teacher, by)).unwrap_or_default();
         let key = blake3::hash(&text).to_hex();
         settings
             .corpus

@@ -2,6 +2,8 @@
 
 use std::{fs, net::TcpListener};
 
+use serde_json::{Value, json};
+
 use crate::world::{World, stderr};
 
 /// The message has each of these.
@@ -191,6 +193,18 @@ fn a_folder_that_holds_another_run_is_not_touched() {
         &world.fail(1, &["train", "config.toml", "--new"]),
         &["holds a run already", "--new"],
     );
+    // The same weights, computed with otherwise.
+    let path = world.path().join("models/teacher/config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["rms_norm_eps"] = json!(1e-3);
+    fs::write(&path, config.to_string()).unwrap();
+    let said = world.fail(2, &["train", "config.toml", "--set", "run.max_steps=4"]);
+    says(
+        &said,
+        &["holds another run", "the teacher's config.json changed"],
+    );
+    fs::write(&path, text).unwrap();
     // Another teacher is another run too.
     world.succeed(&[
         "pretrain",

@@ -146,3 +146,40 @@ fn a_run_is_forked_with_its_domains_or_others() {
     );
     assert!(said.contains("fork keeps weights"), "{said}");
 }
+
+/// Within an interval of four steps: what is drawn by other settings begins with a mixture of its own.
+#[test]
+fn a_fork_that_draws_or_measures_otherwise_ends_the_interval() {
+    let world = World::new();
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    let others = [
+        ("more-rows", "batch.rows=16"),
+        ("fewer-rows", "batch.rows=4"),
+        ("shorter", "corpus.sequence_length=24"),
+        ("seed", "run.seed=9"),
+        ("bf16", "teacher.dtype=bf16"),
+    ];
+    for (name, set) in others {
+        let fork = ["train", "config.toml", "--fork", name, "--from", "6"];
+        world.succeed(&[&fork[..], &["--set", set]].concat());
+        let lines = |file: &str| read_lines(&world.path().join("runs").join(name).join(file));
+        let steps: Vec<u64> = lines("run.jsonl")
+            .iter()
+            .map(|line| line["step"].as_u64().unwrap())
+            .collect();
+        let whole: Vec<u64> = (7..=STEPS).collect();
+        assert_eq!(steps, whole, "{set}");
+        assert_eq!(lines("mixture.jsonl")[0]["step"], 6, "{set}");
+    }
+}
+
+/// The teacher's perplexities are kept beside the corpus: only for what gives the same.
+#[test]
+fn kept_perplexities_are_those_of_the_same_settings() {
+    let (world, alone) = (World::new(), World::new());
+    let bf16 = ["train", "config.toml", "--set", "teacher.dtype=bf16"];
+    world.succeed(&["train", "config.toml", "--set", "run.name=before"]);
+    world.succeed(&bf16);
+    alone.succeed(&bf16);
+    assert_same(&world, &alone, "after a run with another dtype");
+}

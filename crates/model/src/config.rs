@@ -69,6 +69,12 @@ impl ModelConfig {
         Self::parse(raw, Path::new("config.json"))
     }
 
+    /// A hash of what the model computes by: sizes, kinds of parts, constants. What else the file says is left out.
+    pub fn hash(&self) -> String {
+        let text = format!("{:?}", self.design);
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+
     /// Reads `config.json` of a model's folder; what cannot be built is refused by name.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
