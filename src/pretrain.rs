@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use ddk_engine::{AdamWOptions, Schedule, Sequence, Student, StudentOptions};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Objective, default_chunk};
@@ -55,20 +55,24 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
         ));
     }
     // A thread of its own: libtorch's number of threads is the calling thread's.
-    let trained = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("pretrain".to_owned());
-        let work = || train(settings, model, name, &corpus);
+        let work = || train(settings, model, name, &corpus, &record);
         thread
             .spawn_scoped(scope, work)?
             .join()
             .map_err(|_| anyhow!("training panicked"))?
-    });
-    trained?;
-    fs::write(model.out.join(RECORD), record)
-        .with_context(|| format!("cannot write {}", model.out.join(RECORD).display()))
+    })
 }
 
-fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> Result<()> {
+/// Trains, and saves the model together with its `record`: the one is never there without the other.
+fn train(
+    settings: &Settings,
+    model: &Pretrain,
+    name: &str,
+    corpus: &Corpus,
+    record: &str,
+) -> Result<()> {
     let _lane = Lane::enter(model.threads);
     let device = parse_device(&model.device)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
@@ -145,15 +149,19 @@ fn train(settings: &Settings, model: &Pretrain, name: &str, corpus: &Corpus) -> 
     }
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
+    student.model().save(
+        &model.out,
+        &Export {
+            beside: &[(RECORD, record)],
+            ..Export::new(corpus.tokenizer.folder())
+        },
+    )?;
     say(&format!(
         "{name}: {} steps, last loss {loss:.3}, {seconds:.0} s at {:.0} tokens/s, saved in {}",
         model.steps,
         tokens as f64 / seconds,
         model.out.display()
     ));
-    student
-        .model()
-        .save(&model.out, &Export::new(corpus.tokenizer.folder()))?;
     Ok(())
 }
 

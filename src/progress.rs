@@ -1,7 +1,7 @@
 //! What a user sees while something runs: a bar on a terminal, and now and then a dense line, on standard error.
 
 use std::{
-    io::IsTerminal,
+    io::{self, IsTerminal, Write},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,10 +10,9 @@ use ddk_actors::{Observer, StepReport, Totals};
 use ddk_run::records::{EventLine, MixtureLine};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Says a line on standard error.
-#[allow(clippy::print_stderr)]
+/// Says a line on standard error. Where nobody listens any more (a closed terminal or pipe, a full disk), work goes on.
 pub fn say(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A bar that is hidden where standard error is no terminal.

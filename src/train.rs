@@ -141,8 +141,20 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     if let Some(source) = forks {
         fork::fork(&prepared, source, flags.from, &folder)?;
     }
+    // The step to fork from is one of the other run's.
+    let from = flags.from.filter(|_| flags.fork_of.is_none());
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
+        if let Some(step) = from {
+            return Err(anyhow!(
+                "the run in {} is done: it does not go on from step {step}",
+                path.display()
+            ))
+            .hint(format!(
+                "for a new run from there: --fork NAME --from {step}"
+            ))
+            .usage();
+        }
         say(&format!(
             "the run in {} is done already; its summary:",
             path.display()
@@ -152,7 +164,7 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     prepared.inputs.bind(&folder, settings)?;
     start_log(&folder)?;
     copy_quarantine(&prepared, &folder)?;
-    if let Some(step) = flags.from.filter(|_| forks.is_none()) {
+    if let Some(step) = from {
         go_back(&folder, step)?;
     }
     let mut session = Session::start(settings, &folder)?;
@@ -223,13 +235,18 @@ fn run_to_end(
 ) -> Result<Ran> {
     let began = Instant::now();
     let ended = work(session, prepared, folder, flags.reload.as_ref())?;
-    let stopped = |when: &str| Ran::Stopped(stopped(ended.signal, when, folder.path()));
-    let Some(outcome) = &ended.outcome else {
-        return Ok(stopped("before its first step"));
+    let step = match &ended.outcome {
+        Some(outcome) if outcome.end != End::Stopped => None,
+        Some(outcome) => Some(outcome.step),
+        None => Some(last_checkpoint(folder)?),
     };
-    if outcome.end == End::Stopped {
-        return Ok(stopped(&format!("after step {}", outcome.step)));
+    if let Some(step) = step {
+        let code = stopped(ended.signal, step, folder.path(), flags.from.is_some());
+        return Ok(Ran::Stopped(code));
     }
+    let Some(outcome) = &ended.outcome else {
+        return Err(anyhow!("the run ended without a result"));
+    };
     result::finish(
         prepared,
         folder,
@@ -241,12 +258,29 @@ fn run_to_end(
     Ok(Ran::Finished)
 }
 
-fn stopped(signal: u8, when: &str, path: &Path) -> ExitCode {
+/// Says where a run was stopped. `from`: whether `--from` chose where it went on.
+fn stopped(signal: u8, step: u64, path: &Path, from: bool) -> ExitCode {
+    let when = match step {
+        0 => "before its first step".to_owned(),
+        step => format!("after step {step}"),
+    };
+    let without = if from { " without --from" } else { "" };
     say(&format!(
-        "stopped {when}, saved; the same command goes on from there ({})",
+        "stopped {when}, saved; the same command{without} goes on from there ({})",
         path.display()
     ));
     ExitCode::from(128 + signal)
+}
+
+/// The step of the newest checkpoint; 0 where there is none.
+fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
+    let path = folder.checkpoints();
+    if !path.exists() {
+        return Ok(0);
+    }
+    let entries = CheckpointStore::look(&path).list()?;
+    let sound = entries.iter().filter(|entry| entry.status.is_ok());
+    Ok(sound.map(|entry| entry.step).max().unwrap_or(0))
 }
 
 pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {

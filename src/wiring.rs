@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ddk_actors::{
     MicroBatch, PortError, Rows,
+    error::with_causes,
     ports::{BatcherHook, RowsFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
@@ -98,7 +99,7 @@ impl Rows for RowsPort {
         self.faults.worker(Place::Loader, self.read)?;
         self.reader
             .read()
-            .map_err(|error| PortError::Data(error.to_string()))
+            .map_err(|error| PortError::Data(with_causes(&error)))
     }
 }
 

@@ -8,6 +8,7 @@ use ddk_telemetry::{Queues, Worker, metrics, seconds_since_1970};
 
 use crate::{
     Live, LoopState, Observer, PortError,
+    error::with_causes,
     worker::{Body, Ready},
 };
 
@@ -18,8 +19,8 @@ pub struct SaveRequest {
     pub state: LoopState,
     /// The student's files.
     pub files: Vec<NamedFile>,
-    /// Who waits for the result; nobody while training goes on.
-    pub reply: Option<Sender<Result<(), String>>>,
+    /// Where the result goes; whoever needs it waits there.
+    pub reply: Sender<Result<(), String>>,
 }
 
 /// What the checkpointer works with. It ends when the student, the only sender, has ended.
@@ -76,7 +77,7 @@ impl Checkpointer {
             }
             Err(error) => {
                 metrics::CHECKPOINT_FAILURES.with(&[]).increment(1);
-                let message = chain(error);
+                let message = with_causes(error);
                 tracing::error!(
                     step,
                     error = message,
@@ -89,20 +90,10 @@ impl Checkpointer {
         if let Ok(event) = self.journal.event(step, kind, &message) {
             self.observer.on_event(&event);
         }
-        if let Some(reply) = request.reply {
-            let _ = reply.send(saved.map(|_| ()).map_err(|error| chain(&error)));
-        }
+        // Nobody asks any more where another save has taken its place.
+        let _ = request
+            .reply
+            .send(saved.map(|_| ()).map_err(|error| with_causes(&error)));
         Ok(())
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -25,3 +25,14 @@ pub enum RunError {
     #[error("the run ended without a result: {0}")]
     Lost(String),
 }
+
+/// An error with its causes on one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

@@ -180,7 +180,7 @@ impl<S: Student + 'static> StudentLane<S> {
                 if !core.is_whole() && !self.settle(core, &mut told)? {
                     return Ok(None);
                 }
-                self.save(core, None)?;
+                self.save(core)?;
             }
             if !core.needs_mixture() {
                 continue;
@@ -269,11 +269,7 @@ impl<S: Student + 'static> StudentLane<S> {
     }
 
     /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
-    fn save(
-        &self,
-        core: &mut Core<S>,
-        reply: Option<Sender<Result<(), String>>>,
-    ) -> Result<(), PortError> {
+    fn save(&self, core: &mut Core<S>) -> Result<(), PortError> {
         let Some(state) = core.state.clone() else {
             return Ok(());
         };
@@ -282,6 +278,7 @@ impl<S: Student + 'static> StudentLane<S> {
         let step = state.step;
         let files = core.student.snapshot()?;
         self.status.waiting_for_output();
+        let (reply, result) = bounded(1);
         self.saves
             .send(SaveRequest {
                 state,
@@ -292,23 +289,21 @@ impl<S: Student + 'static> StudentLane<S> {
         self.queues.saves.sent();
         let stall = began.elapsed().as_secs_f64();
         metrics::STEP_SECONDS.with(&["save"]).record(stall);
-        core.saved(step, stall);
+        core.saved(step, result, stall);
         Ok(())
     }
 
-    /// Saves the last step made and waits until it is on the disk. A run that ends must not end without it.
+    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. Where the save that was made
+    /// of it while training went on has failed, it is made again.
     fn save_last(&self, core: &mut Core<S>) -> Result<(), PortError> {
-        let (reply, result) = bounded(1);
-        if core.state.is_none() || core.is_saved() {
+        if core.is_saved() && core.await_save().is_ok() {
             return Ok(());
         }
-        self.save(core, Some(reply))?;
-        match result.recv() {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(PortError::Other(format!(
+        self.save(core)?;
+        core.await_save().map_err(|error| {
+            PortError::Other(format!(
                 "the last checkpoint could not be saved (the ones before it stay): {error}"
-            ))),
-            Err(_) => Err(PortError::Other("the checkpointer has ended".to_owned())),
-        }
+            ))
+        })
     }
 }

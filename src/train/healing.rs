@@ -107,8 +107,9 @@ impl Healing {
             },
             _ => return Ok(false),
         };
-        ddk_run::write_atomically(&self.file, &serde_json::to_vec_pretty(&self.learnt)?)?;
-        journal.event(0, kind, &message)?;
+        ddk_run::write_atomically(&self.file, &serde_json::to_vec_pretty(&self.learnt)?)
+            .and_then(|()| journal.event_now(kind, &message))
+            .with_context(|| message.clone())?;
         metrics::RESTORATIONS.with(&[reason]).increment(1);
         tracing::warn!(kind, message, "going on from the last checkpoint");
         say(&format!(

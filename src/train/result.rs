@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, io::Write, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::{End, LoopState, Outcome};
+use ddk_actors::{End, Outcome};
 use ddk_model::Export;
 use ddk_run::{
     CheckpointStore, RunFolder,
@@ -23,7 +23,7 @@ pub(super) fn finish(
     began: Instant,
     serial_steps: u64,
 ) -> Result<()> {
-    export(prepared, folder)?;
+    export(prepared, folder, outcome.step)?;
     let serial = measure_serial(prepared, serial_steps)?;
     let mut summary = summarise(prepared, folder, outcome)?;
     summary.serial = serial;
@@ -45,17 +45,15 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// The student of the last checkpoint, as a Hugging Face folder; of TED's first stage the filters.
-fn export(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
+/// The student after the last step, `step`, as a Hugging Face folder; of TED's first stage the filters.
+fn export(prepared: &Prepared<'_>, folder: &RunFolder, step: u64) -> Result<()> {
     let store = CheckpointStore::look(&folder.checkpoints());
-    let newest = store
-        .newest::<LoopState>()?
-        .ok_or_else(|| anyhow!("the run left no checkpoint"))?;
+    let checkpoint = super::checkpoint_of(&store, step)?;
     if prepared.settings.objective.name == ObjectiveName::TedFilters {
-        return ted::export(folder, &newest.path);
+        return ted::export(folder, &checkpoint);
     }
     let student = &prepared.folders.student;
-    let model = export::of_checkpoint(student, &newest.path)?;
+    let model = export::of_checkpoint(student, &checkpoint)?;
     model.save(&folder.student(), &Export::new(student))?;
     say(&format!(
         "student exported to {}",

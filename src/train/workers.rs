@@ -37,7 +37,7 @@ use crate::{
 
 /// How the run ended, and what is needed to sum it up.
 pub(super) struct Ended {
-    /// Absent where it was stopped before its first step.
+    /// Absent where it was stopped before it made a step.
     pub(super) outcome: Option<Outcome>,
     /// The number of the signal that stopped it.
     pub(super) signal: u8,
@@ -61,7 +61,9 @@ pub(super) struct Session {
 impl Session {
     /// Starts the metrics server and listens to signals.
     pub(super) fn start(settings: &Settings, folder: &RunFolder) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        // On a thread of its own: signals, the watchdog and the server go on while this one loads, hashes or exports.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
             .enable_all()
             .build()?;
         let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
@@ -127,6 +129,15 @@ pub(super) fn work(
         }
         let mut seconds_before = None;
         loop {
+            // The signal came while something else was at work: a phase that has ended, an attempt that is made again.
+            let came = signal.load(Ordering::SeqCst);
+            if came != 0 {
+                return Ok(Ended {
+                    outcome: None,
+                    signal: came,
+                    seconds_before: 0.0,
+                });
+            }
             let begin = Begin::new(prepared, folder, &healing.learnt)?;
             metrics::ROLLED_BACK_UPDATES
                 .with(&[])
@@ -138,7 +149,7 @@ pub(super) fn work(
             let seconds_before = *seconds_before.get_or_insert(totals.run_seconds);
             printer.begin(totals);
             let (plan, chunk) = (begin.plan.clone(), begin.options.chunk);
-            let (journal, step) = (Arc::clone(&begin.journal), begin.step());
+            let journal = Arc::clone(&begin.journal);
             let ended = attempt(prepared, begin, board, &printer, stop).await;
             match ended {
                 Ok(outcome) => {
@@ -152,7 +163,10 @@ pub(super) fn work(
                 Err(error) if healing.heals(&error, &plan, chunk, &journal)? => {}
                 Err(error) => {
                     printer.finish();
-                    journal.event(step, "failed", &error.to_string())?;
+                    // Where the disk is full this cannot be written either: what failed is still said.
+                    if let Err(unwritten) = journal.event_now("failed", &error.to_string()) {
+                        tracing::error!(%error, %unwritten, "the run failed");
+                    }
                     return Err(explain(error));
                 }
             }
@@ -188,7 +202,7 @@ impl Begin {
         let opened = checkpoints.newest::<LoopState>().hint(
             "the run will not begin again at its first step by itself: restore a checkpoint, or give the run another run.name",
         )?;
-        let (resume, checkpoint) = announce(opened, folder.path());
+        let (resume, checkpoint) = announce(opened, &checkpoints, folder.path())?;
         let lengths = resume
             .as_ref()
             .map_or(Lengths::default(), |state| state.lengths);
@@ -317,14 +331,16 @@ fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
     ])
 }
 
-/// Says where the run goes on, and loudly what was passed over.
+/// Says where the run goes on, and loudly what was passed over, which is set aside: it must not count among those that are kept.
 fn announce(
     opened: Option<Opened<LoopState>>,
+    checkpoints: &CheckpointStore,
     path: &Path,
-) -> (Option<LoopState>, Option<PathBuf>) {
+) -> Result<(Option<LoopState>, Option<PathBuf>)> {
     let Some(opened) = opened else {
-        return (None, None);
+        return Ok((None, None));
     };
+    checkpoints.set_aside_after(opened.step)?;
     for entry in &opened.passed_over {
         if let Err(reason) = &entry.status {
             say(&format!(
@@ -343,7 +359,7 @@ fn announce(
         opened.step,
         path.display()
     ));
-    (Some(opened.state), Some(opened.path))
+    Ok((Some(opened.state), Some(opened.path)))
 }
 
 /// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32, those of TED's layers

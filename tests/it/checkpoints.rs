@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::world::{STEPS, World, assert_same, read_lines, stderr, train_with, whole};
+use crate::world::{STEPS, World, assert_same, is_step, read_lines, stderr, train_with, whole};
 
 #[test]
 fn a_run_goes_on_from_a_checkpoint_of_choice() {
@@ -61,6 +61,75 @@ fn checkpoints_that_are_to_stay_for_ever_stay() {
         listed.contains("         8 ") && listed.contains("        12 "),
         "{listed}"
     );
+}
+
+#[test]
+fn the_best_checkpoint_stays_where_mixtures_lag() {
+    let world = World::new();
+    let set = [
+        "checkpoint.every=1",
+        "checkpoint.keep=1",
+        "checkpoint.keep_best=true",
+        "mixture.lag=1",
+    ];
+    assert!(train_with(&world, &[], &set).status.success());
+    let measured = world.lines("mixture.jsonl");
+    let mean = |line: &Value| -> f64 {
+        let ratios = line["ratio"].as_object().unwrap();
+        ratios.values().map(|ratio| ratio.as_f64().unwrap()).sum()
+    };
+    let best = measured
+        .iter()
+        .filter(|line| line["ratio"].is_object() && line["evaluated_at_step"] != 0)
+        .min_by(|a, b| mean(a).total_cmp(&mean(b)))
+        .unwrap()["evaluated_at_step"]
+        .as_u64()
+        .unwrap();
+    let folder = world.run_folder().join("checkpoints");
+    assert!(
+        folder.join(format!("step-{best:08}")).exists(),
+        "step {best}"
+    );
+    assert!(folder.join("step-00000012").exists());
+    assert!(!folder.join("step-00000011").exists());
+}
+
+/// A damaged checkpoint of a later step neither stays in the way nor takes a sound one's place.
+#[test]
+fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
+    let world = World::new();
+    let keep = ["train", "config.toml", "--set", "checkpoint.keep=1"];
+    world.succeed(&[&keep[..], &["--set", "checkpoint.keep_every=6"]].concat());
+    let checkpoints = world.run_folder().join("checkpoints");
+    fs::remove_file(world.run_folder().join("summary.json")).unwrap();
+    fs::write(checkpoints.join("step-00000012/state.json"), "{}").unwrap();
+    let started = world.start_until(&keep, |line| is_step(line, 9));
+    started.signal("KILL");
+    started.wait();
+    assert!(checkpoints.join("aside-step-00000012").exists());
+    let output = world.succeed(&keep);
+    let said = stderr(&output);
+    assert!(!said.contains("damaged"), "{said}");
+    assert_same(&world, &whole(), "after a damaged checkpoint");
+}
+
+#[test]
+fn where_a_run_goes_on_from_is_never_left_unsaid() {
+    let world = World::new();
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    let said = world.fail(2, &["train", "config.toml", "--from", "6"]);
+    assert!(
+        said.contains("is done: it does not go on from step 6") && said.contains("--fork"),
+        "{said}"
+    );
+    // The same command again goes on with the fork.
+    let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
+    let plan = "faults.plan=[\"kill save 12 1\"]";
+    let mut killed = world.command(&[&fork[..], &["--set", plan]].concat());
+    let output = killed.env("DDK_ALLOW_FAULTS", "1").output().unwrap();
+    assert!(!output.status.success(), "{}", stderr(&output));
+    let said = stderr(&world.succeed(&fork));
+    assert!(said.contains("going on from step 9 "), "{said}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::world::{World, is_step, scale, stderr};
+use crate::world::{World, is_step, scale, stderr, train_with};
 
 /// Steps at which a run is killed: a tenth of the full count at scale 1.
 fn kill_steps() -> Vec<u64> {
@@ -413,4 +413,63 @@ fn a_second_signal_ends_at_once_and_harms_nothing() {
     world.succeed(&["train", "config.toml"]);
     assert!(whole.trajectory() == world.trajectory());
     assert!(whole.student_weights() == world.student_weights());
+}
+
+#[test]
+fn a_terminal_that_goes_away_ends_nothing() {
+    let whole = World::new();
+    whole.succeed(&["train", "config.toml"]);
+    let world = World::new();
+    let mut child = world
+        .command(&["train", "config.toml"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| is_step(&line.unwrap(), 2)));
+    drop(lines);
+    assert!(child.wait().unwrap().success());
+    assert!(whole.trajectory() == world.trajectory());
+    assert!(whole.student_weights() == world.student_weights());
+}
+
+/// The save of an interval's end fails, and then the run ends there: what it leaves is the last step all the same.
+#[test]
+fn a_save_that_failed_is_made_again_before_the_run_ends() {
+    let set = ["run.stop_ratio=1000", "checkpoint.every=4"];
+    let whole = World::new();
+    assert!(train_with(&whole, &[], &set).status.success());
+    let world = World::new();
+    let output = train_with(&world, &["enospc save 4 2"], &set);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("save_failed"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(newest_checkpoint(&world), Some(4));
+    assert!(whole.trajectory() == world.trajectory());
+    assert!(whole.student_weights() == world.student_weights());
+}
+
+/// A signal, and then the attempt that was told of it is lost: no other one is made.
+#[test]
+fn a_signal_is_not_forgotten_when_a_run_heals() {
+    let world = World::new();
+    let train = [
+        "train",
+        "config.toml",
+        "--set",
+        "faults.plan=[\"stall student 5\", \"panic student 5\"]",
+    ];
+    let environment = [("DDK_ALLOW_FAULTS", "1")];
+    let started = world.start_until_with(&train, &environment, |line| {
+        line == "fault on purpose: stall student 5"
+    });
+    started.signal("INT");
+    let (status, said) = started.wait();
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("the student panicked"), "{said}");
+    assert!(said.contains("stopped after step 3"), "{said}");
 }

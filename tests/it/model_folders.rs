@@ -240,9 +240,9 @@ fn check_catches_too_little_memory_and_says_what_to_change() {
         &world,
         &[
             "--set",
-            "batch.micro_rows=100000000",
+            "batch.micro_rows=1000000",
             "--set",
-            "batch.rows=100000000",
+            "batch.rows=1000000",
         ],
         &["cpu lacks", "batch.micro_rows"],
     );

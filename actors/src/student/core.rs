@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use crossbeam::channel::Receiver;
 use ddk_mixture::{Needs, TrainingSums};
 use ddk_run::{
     Journal, RunFileError,
@@ -20,7 +21,8 @@ use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
     End, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    SpikeAction, StopReason, Student, Totals, Update, teacher::BusySum, weight_scheduler::announce,
+    SpikeAction, StopReason, Student, Totals, Update, error::with_causes, teacher::BusySum,
+    weight_scheduler::announce,
 };
 
 /// What a step has gathered so far.
@@ -70,7 +72,9 @@ pub(crate) struct Core<S: Student> {
     totals: Totals,
     gathered: Option<Gathered>,
     student_at_start: Vec<f64>,
+    /// The step whose snapshot was handed on last, and where the result of that comes.
     saved_step: Option<u64>,
+    save_result: Option<Receiver<Result<(), String>>>,
     losses: LossWindow,
     skipped_in_row: u64,
     /// The port's busy seconds, as read last.
@@ -105,6 +109,7 @@ impl<S: Student> Core<S> {
                 .as_ref()
                 .map_or_else(Vec::new, |state| state.at_start.student.clone()),
             saved_step: resume.as_ref().map(|state| state.step),
+            save_result: None,
             losses: resume
                 .as_ref()
                 .map_or_else(LossWindow::default, |state| state.losses.clone()),
@@ -167,12 +172,24 @@ impl<S: Student> Core<S> {
         self.step().is_multiple_of(every) && !self.is_saved()
     }
 
+    /// Whether the last step's snapshot was handed on.
     pub(crate) fn is_saved(&self) -> bool {
         self.saved_step == Some(self.step())
     }
 
-    pub(crate) fn saved(&mut self, step: u64, stall: f64) {
+    /// Waits until the snapshot that was handed on last is on the disk, or could not be written.
+    pub(crate) fn await_save(&mut self) -> Result<(), String> {
+        match self.save_result.take() {
+            None => Ok(()),
+            Some(result) => result
+                .recv()
+                .unwrap_or_else(|_| Err("the checkpointer has ended".to_owned())),
+        }
+    }
+
+    pub(crate) fn saved(&mut self, step: u64, result: Receiver<Result<(), String>>, stall: f64) {
         self.saved_step = Some(step);
+        self.save_result = Some(result);
         self.totals.save_stall_seconds += stall;
     }
 
@@ -424,5 +441,5 @@ impl<S: Student> Core<S> {
 }
 
 fn unwritten(error: RunFileError) -> PortError {
-    PortError::Other(format!("a line cannot be written: {error}"))
+    PortError::Other(format!("a line cannot be written: {}", with_causes(&error)))
 }

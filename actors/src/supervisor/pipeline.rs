@@ -337,7 +337,7 @@ impl<T: Teacher + 'static> Pipeline<T> {
         self.board.worker(part).restarted();
         tracing::warn!(part, %cause, "built again after a failure");
         let message = format!("{part} is built again: {cause}");
-        match self.journal.event(0, "restarted", &message) {
+        match self.journal.event_now("restarted", &message) {
             Ok(event) => self.observer.on_event(&event),
             Err(error) => tracing::error!(%error, "an event could not be written"),
         }

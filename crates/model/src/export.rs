@@ -32,6 +32,8 @@ pub struct Export<'a> {
     pub dtype: Option<Kind>,
     /// No file of weights grows past this, unless a single tensor does.
     pub shard_bytes: usize,
+    /// Other files that belong to it: name and text.
+    pub beside: &'a [(&'a str, &'a str)],
 }
 
 impl<'a> Export<'a> {
@@ -41,13 +43,14 @@ impl<'a> Export<'a> {
             carry_from,
             dtype: None,
             shard_bytes: 5_000_000_000,
+            beside: &[],
         }
     }
 }
 
 impl Model {
     /// Writes `config.json`, the weights, and what is carried over. The folder is complete or not there: it is written beside
-    /// its place and renamed.
+    /// its place, down to the disk, and renamed.
     pub fn save(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let beside = |suffix: &str| folder.with_file_name(format!(".{name}.{suffix}"));
@@ -58,7 +61,9 @@ impl Model {
             }
         }
         fs::create_dir_all(&temporary).map_err(ModelError::io("create", &temporary))?;
-        let written = self.write(&temporary, export);
+        let written = self
+            .write(&temporary, export)
+            .and_then(|()| sync(&temporary));
         if let Err(error) = written {
             let _ = fs::remove_dir_all(&temporary);
             return Err(error);
@@ -70,7 +75,10 @@ impl Model {
         if old.exists() {
             fs::remove_dir_all(&old).map_err(ModelError::io("remove", &old))?;
         }
-        Ok(())
+        match folder.parent() {
+            Some(parent) if parent != Path::new("") => sync(parent),
+            _ => sync(Path::new(".")),
+        }
     }
 
     fn write(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
@@ -112,8 +120,13 @@ impl Model {
         {
             let from = export.carry_from.join(name);
             if from.exists() {
-                fs::copy(&from, folder.join(name)).map_err(ModelError::io("copy", &from))?;
+                let to = folder.join(name);
+                fs::copy(&from, &to).map_err(ModelError::io("copy", &from))?;
+                sync(&to)?;
             }
+        }
+        for (name, text) in export.beside {
+            write(&folder.join(name), |out| out.write_all(text.as_bytes()))?;
         }
         Ok(())
     }
@@ -136,6 +149,13 @@ fn shards(parameters: &[(String, Tensor)], kind: Kind, limit: usize) -> Vec<&[(S
 
 fn bytes((_, tensor): &(String, Tensor), kind: Kind) -> usize {
     tensor.numel() * kind.elt_size_in_bytes()
+}
+
+/// Makes a file's contents, or a folder's names, durable.
+fn sync(path: &Path) -> Result<(), ModelError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(ModelError::io("write", path))
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {

@@ -31,12 +31,15 @@ pub(crate) fn weights(mixtures: &[MixtureLine], last_step: u64) -> Chart {
 
 /// Student's over teacher's perplexity over the steps; 1 is caught up.
 pub(crate) fn ratios(mixtures: &[MixtureLine], after: Option<(u64, &ByDomain)>) -> Chart {
-    // A line may hold an evaluation of before.
-    let measured: Vec<MixtureLine> = mixtures
+    // Several lines may hold one evaluation; it belongs to the step at which it was made.
+    let mut measured: Vec<MixtureLine> = mixtures
         .iter()
-        .filter(|line| line.evaluated_at_step == line.step)
-        .cloned()
+        .map(|line| MixtureLine {
+            step: line.evaluated_at_step,
+            ..line.clone()
+        })
         .collect();
+    measured.dedup_by_key(|line| line.step);
     let lines = domains(mixtures).into_iter().map(|domain| {
         let mut points = series(&measured, &domain, |line| &line.ratio);
         if let Some((step, values)) = after

@@ -63,7 +63,8 @@ pub struct Retention {
     pub last: usize,
     /// Those of steps that are multiples of this, for ever.
     pub every: Option<u64>,
-    /// The one at which the mean ratio to the teacher was the smallest, by the lines of this `mixture.jsonl`.
+    /// The one at which the mean ratio to the teacher was the smallest, by the lines of this `mixture.jsonl`; and the last one
+    /// that began an interval and is not measured yet, which mixtures that lag are.
     pub best_by: Option<PathBuf>,
 }
 
@@ -81,28 +82,36 @@ impl Retention {
         let best = self
             .best_by
             .as_deref()
-            .and_then(|path| best_step(path, steps));
+            .map_or([None; 2], |path| best_steps(path, steps));
         let older = &steps[..steps.len().saturating_sub(self.last.max(1))];
         older
             .iter()
             .copied()
             .filter(|step| self.every.is_none_or(|every| !step.is_multiple_of(every)))
-            .filter(|step| Some(*step) != best)
+            .filter(|step| !best.contains(&Some(*step)))
             .collect()
     }
 }
 
-/// The step among `steps` whose mean ratio, measured when the next mixture was set, is the smallest.
-fn best_step(mixture: &Path, steps: &[u64]) -> Option<u64> {
-    let (lines, _) = crate::read::mixtures(mixture.parent()?).ok()?;
-    let measured = lines
-        .iter()
-        .filter(|line| steps.contains(&line.step) && line.evaluated_at_step == line.step);
+/// Of `steps` the one whose mean ratio, as it was measured there, is the smallest, and the last one at which an interval began
+/// after everything that was measured.
+fn best_steps(mixture: &Path, steps: &[u64]) -> [Option<u64>; 2] {
+    let folder = mixture.parent().unwrap_or(mixture);
+    let Ok((lines, _)) = crate::read::mixtures(folder) else {
+        return [None; 2];
+    };
     let mean = |line: &crate::records::MixtureLine| {
         line.ratio.values().sum::<f64>() / line.ratio.len().max(1) as f64
     };
-    let best = measured.min_by(|a, b| mean(a).total_cmp(&mean(b)))?;
-    Some(best.step)
+    let best = lines
+        .iter()
+        .filter(|line| steps.contains(&line.evaluated_at_step))
+        .min_by(|a, b| mean(a).total_cmp(&mean(b)))
+        .map(|line| line.evaluated_at_step);
+    let measured = lines.iter().map(|line| line.evaluated_at_step).max();
+    let began = lines.iter().map(|line| line.step);
+    let unmeasured = began.filter(|step| Some(*step) > measured && steps.contains(step));
+    [best, unmeasured.max()]
 }
 
 /// A checkpoint in a list.
@@ -341,9 +350,12 @@ impl CheckpointStore {
         Ok(steps)
     }
 
-    /// Removes what need not stay. Only called after a save, so the newest has just been written whole.
+    /// Removes what need not stay. Only called after a save, so that of step `saved` has just been written whole; what else may
+    /// lie there of later steps is not touched, and does not count.
     fn retain(&self, saved: u64) -> Result<(), RunFileError> {
-        for step in self.retention.surplus(&self.steps()?) {
+        let mut steps = self.steps()?;
+        steps.retain(|step| *step <= saved);
+        for step in self.retention.surplus(&steps) {
             let path = self.folder.join(folder_name(step));
             self.call(saved, &path)?;
             fs::remove_dir_all(&path).map_err(RunFileError::io("remove", &path))?;

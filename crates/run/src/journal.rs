@@ -38,6 +38,8 @@ struct Files {
     mixture: Appended,
     samples: Option<Appended>,
     events: Appended,
+    /// The last step that a line or an event told of.
+    last_step: u64,
 }
 
 impl Journal {
@@ -53,6 +55,7 @@ impl Journal {
                 false => None,
             },
             events: Appended::open(folder.join("events.jsonl"), None)?,
+            last_step: 0,
         };
         Ok(Self {
             files: Mutex::new(files),
@@ -62,6 +65,7 @@ impl Journal {
     /// Appends a step, on its way to the disk at once too: the live page and `tail -f` read the file.
     pub fn step(&self, line: &StepLine) -> Result<(), RunFileError> {
         let mut files = self.files();
+        files.last_step = line.step;
         files.run.append(line)?;
         files.run.flush()
     }
@@ -101,9 +105,16 @@ impl Journal {
             message: message.to_owned(),
         };
         let mut files = self.files();
+        files.last_step = files.last_step.max(step);
         files.events.append(&line)?;
         files.events.flush()?;
         Ok(line)
+    }
+
+    /// Appends something that happened after the last step that was told of.
+    pub fn event_now(&self, kind: &str, message: &str) -> Result<EventLine, RunFileError> {
+        let step = self.files().last_step;
+        self.event(step, kind, message)
     }
 
     /// The files' lengths, lines still in memory included.

@@ -13,6 +13,13 @@ use crate::{
     settings::{Checkpoint, Domain, Evaluation, Faults, Log, Mixture, Queues, Settings},
 };
 
+/// Steps, intervals: more than any run has, and few enough to be multiplied.
+const MANY: u64 = 1_000_000_000;
+/// Rows, positions, passes, steps of an interval.
+const LARGE: u64 = 1_000_000;
+/// Three years.
+const LONGEST_SECONDS: f64 = 1e8;
+
 /// Gathers mistakes while values are taken out of the options.
 struct Checker<'a> {
     origins: &'a Origins,
@@ -90,6 +97,28 @@ impl Checker<'_> {
         Some(value)
     }
 
+    /// A count of 1 to `most`.
+    fn count(&mut self, key: &str, value: Option<u64>, most: u64) -> Option<u64> {
+        self.within(key, value, 1..=most, &format!("1 to {most}"))
+    }
+
+    /// A count that may be absent.
+    fn optional_count(&mut self, key: &str, value: Option<u64>, most: u64) -> Option<u64> {
+        value.and_then(|value| self.count(key, Some(value), most))
+    }
+
+    /// A span of time.
+    fn seconds(&mut self, key: &str, value: Option<f64>) -> Option<f64> {
+        let value = self.not_negative(key, value)?;
+        if value > LONGEST_SECONDS {
+            self.problem(
+                key,
+                format!("`{key}` is {value}, expected {LONGEST_SECONDS} at most"),
+            );
+        }
+        Some(value)
+    }
+
     fn device(&mut self, key: &str, value: Option<String>) -> Option<String> {
         let value = self.need(key, value)?;
         let number = value.strip_prefix("cuda:").map(str::parse::<usize>);
@@ -129,8 +158,7 @@ impl Checker<'_> {
             1..,
             "1 or more",
         );
-        let evaluation_every =
-            self.optional("evaluation.every", evaluation.every, 1.., "1 or more");
+        let evaluation_every = self.optional_count("evaluation.every", evaluation.every, MANY);
         let every = self.within("checkpoint.every", checkpoint.every, 1.., "1 or more");
         let keep = self.within("checkpoint.keep", checkpoint.keep, 1.., "1 or more");
         let keep_every = self.optional(
@@ -142,9 +170,17 @@ impl Checker<'_> {
         let keep_best = self.need("checkpoint.keep_best", checkpoint.keep_best);
         let guard = self.guard(options.guard.unwrap_or_default());
         let faults = options.faults.unwrap_or_default().plan.unwrap_or_default();
-        let line_seconds = self.not_negative("log.line_seconds", log.line_seconds);
+        let line_seconds = self.seconds("log.line_seconds", log.line_seconds);
         let run = run?;
         let mixture = mixture?;
+        let step_rows = batch.as_ref().map_or(1, |batch| batch.rows);
+        let rows = mixture.interval.saturating_mul(step_rows);
+        if rows > MANY && step_rows <= LARGE && mixture.interval <= LARGE {
+            self.problem(
+                "mixture.interval",
+                format!("`mixture.interval` times `batch.rows` is {rows}, expected {MANY} at most: an interval's order is held in memory"),
+            );
+        }
         if !mixture.policy.measures_perplexities() && evaluation_every.is_none() {
             self.nothing_measured("run.stop_ratio", run.stop_ratio.is_some(), &mixture);
             self.nothing_measured("checkpoint.keep_best", keep_best == Some(true), &mixture);

@@ -52,6 +52,20 @@ fn all_values_out_of_range_are_named_at_once() {
 }
 
 #[test]
+fn numbers_that_no_run_has_are_named_before_they_overflow() {
+    assert_snapshot!(said(
+        "[run]\nmax_intervals = 18446744073709551\n[guard]\ngrace_seconds = 1e30\nspike_window = 32\n[batch]\nrows = 10000000000\nmicro_rows = 1\n[log]\nline_seconds = 1e20\n",
+        &["mixture.max_passes=1e7"],
+        &[],
+    ));
+    assert_snapshot!(said(
+        "",
+        &["mixture.interval=1000000", "batch.rows=8000"],
+        &[]
+    ));
+}
+
+#[test]
 fn an_objectives_numbers_are_checked() {
     assert_snapshot!(said(
         "[objective]\nbeta = 1.0\nskew = 1.0\nted_weight = 0\nted_layers = [[1, 2], [0, 3]]\n",

@@ -1,5 +1,7 @@
 //! The figures of a comparison: the paper's figures 1 and 3, and the weights.
 
+use std::collections::BTreeMap;
+
 use ddk_run::records::MixtureLine;
 
 use super::{ComparedRun, Group};
@@ -60,9 +62,14 @@ fn perplexity(group: &Group) -> Chart {
 /// Figure 3: how the ratios move, for the methods that measure them on the way.
 fn ratios(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
     let panels = runs.iter().filter_map(|run| {
-        let measured: Vec<(f64, &MixtureLine)> = lines_by_tokens(run)
-            .filter(|(_, line)| line.evaluated_at_step == line.step)
+        // Several lines may hold one evaluation; it belongs to where the run was when it was made.
+        let at: BTreeMap<u64, f64> = lines_by_tokens(run)
+            .map(|(tokens, line)| (line.step, tokens))
             .collect();
+        let mut measured: Vec<(f64, &MixtureLine)> = lines_by_tokens(run)
+            .filter_map(|(_, line)| Some((*at.get(&line.evaluated_at_step)?, line)))
+            .collect();
+        measured.dedup_by_key(|(_, line)| line.evaluated_at_step);
         if measured.len() < 3 {
             return None;
         }

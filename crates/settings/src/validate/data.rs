@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Checker;
+use super::{Checker, LARGE, MANY};
 use crate::{
     options::{BatchOptions, CorpusOptions, DomainOptions, MixtureOptions, MixturePolicy},
     settings::{Batch, Corpus, Domain, Mixture},
@@ -13,8 +13,8 @@ impl Checker<'_> {
         let length = self.within(
             "corpus.sequence_length",
             corpus.sequence_length,
-            2..,
-            "2 or more",
+            2..=LARGE as usize,
+            &format!("2 to {LARGE}"),
         );
         let share = self.within(
             "corpus.validation_share",
@@ -100,9 +100,9 @@ impl Checker<'_> {
 
     /// `rows` and `micro_rows` of a table.
     pub(super) fn batch(&mut self, table: &str, batch: BatchOptions) -> Option<Batch> {
-        let rows = self.within(&format!("{table}.rows"), batch.rows, 1.., "1 or more")?;
+        let rows = self.count(&format!("{table}.rows"), batch.rows, LARGE)?;
         let key = format!("{table}.micro_rows");
-        let micro_rows = self.within(&key, batch.micro_rows, 1.., "1 or more")?;
+        let micro_rows = self.count(&key, batch.micro_rows, LARGE)?;
         if micro_rows > 0 && rows % micro_rows != 0 {
             self.problem(
                 &key,
@@ -119,7 +119,7 @@ impl Checker<'_> {
     ) -> Option<Mixture> {
         let policy = self.need("mixture.policy", mixture.policy);
         let alpha = self.within("mixture.alpha", mixture.alpha, 0.0..=1.0, "0 to 1");
-        let interval = self.within("mixture.interval", mixture.interval, 1.., "1 or more");
+        let interval = self.count("mixture.interval", mixture.interval, LARGE);
         let lag = self.within("mixture.lag", mixture.lag, 0..=1, "0 or 1");
         if let (Some(1), Some(policy)) = (lag, policy.filter(|policy| policy.moves_every_step())) {
             let policy = policy.name();
@@ -157,19 +157,19 @@ impl Checker<'_> {
         }
         Some(Mixture {
             policy: policy?,
-            max_passes: self.optional("mixture.max_passes", mixture.max_passes, 1.0.., "1 or more"),
+            max_passes: self.optional(
+                "mixture.max_passes",
+                mixture.max_passes,
+                1.0..=LARGE as f64,
+                &format!("1 to {LARGE}"),
+            ),
             alpha: alpha?,
             interval: interval?,
             lag: lag?,
             first: self.need("mixture.first", mixture.first)?,
             odm_smoothing: odm_smoothing?,
             doremi_model: mixture.doremi_model,
-            doremi_steps: self.optional(
-                "mixture.doremi_steps",
-                mixture.doremi_steps,
-                1..,
-                "1 or more",
-            ),
+            doremi_steps: self.optional_count("mixture.doremi_steps", mixture.doremi_steps, MANY),
             doremi_eta: doremi_eta?,
             doremi_smoothing: doremi_smoothing?,
             shares: mixture.shares,

@@ -1,6 +1,6 @@
 //! The models: teacher, student, what is minimised, models that are pretrained.
 
-use super::Checker;
+use super::{Checker, MANY};
 use crate::{
     options::{
         BatchOptions, ObjectiveOptions, PretrainOptions, ShapeOptions, StudentOptions,
@@ -126,7 +126,7 @@ impl Checker<'_> {
     ) -> Option<Pretrain> {
         let table = format!("pretrain.{name}");
         let key = |field: &str| format!("{table}.{field}");
-        let steps = self.within(&key("steps"), model.steps, 1.., "1 or more");
+        let steps = self.count(&key("steps"), model.steps, MANY);
         let batch = self.batch(
             &table,
             BatchOptions {

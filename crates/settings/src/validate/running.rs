@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::Checker;
+use super::{Checker, MANY};
 use crate::{
     options::{GuardOptions, RunOptions, TelemetryOptions},
     settings::{Guard, Run, Telemetry},
@@ -20,8 +20,8 @@ impl Checker<'_> {
                 );
             }
         }
-        let max_steps = self.optional("run.max_steps", run.max_steps, 1.., "1 or more");
-        let max_intervals = self.optional("run.max_intervals", run.max_intervals, 1.., "1 or more");
+        let max_steps = self.optional_count("run.max_steps", run.max_steps, MANY);
+        let max_intervals = self.optional_count("run.max_intervals", run.max_intervals, MANY);
         let max_tokens = self.optional("run.max_tokens", run.max_tokens, 1.., "1 or more");
         let stop_ratio = self.optional("run.stop_ratio", run.stop_ratio, 1.0.., "1 or more");
         Some(Run {
@@ -43,9 +43,21 @@ impl Checker<'_> {
         let sigmas = self.positive("guard.spike_sigmas", guard.spike_sigmas);
         let window = self.within("guard.spike_window", guard.spike_window, 2.., "2 or more");
         let from = self.within("guard.spike_from", guard.spike_from, 2.., "2 or more");
+        if let (Some(window), Some(from)) = (window, from)
+            && window < from
+        {
+            self.problem(
+                "guard.spike_window",
+                format!(
+                    "`guard.spike_window` is {window}, expected at least `guard.spike_from`, {from}: nothing would ever be a spike"
+                ),
+            );
+        }
         let grace = self.positive("guard.grace_seconds", guard.grace_seconds);
         let compute_limit =
             self.positive("guard.compute_limit_seconds", guard.compute_limit_seconds);
+        self.seconds("guard.grace_seconds", grace);
+        self.seconds("guard.compute_limit_seconds", compute_limit);
         Some(Guard {
             max_skipped: max_skipped?,
             max_rollbacks: self.need("guard.max_rollbacks", guard.max_rollbacks)?,
