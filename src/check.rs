@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, anyhow};
-use ddk_corpus::{TokenizerFolder, compatible, first_document, stale};
+use ddk_corpus::{Stale, TokenizerFolder, compatible, first_document, stale};
 use ddk_engine::{
     Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, program_memory,
     queue_memory, snapshot_memory, student_memory, teacher_memory,
@@ -16,7 +16,7 @@ use ddk_torch::{Lane, parse_device};
 use crate::{
     cli, config,
     hint::render_line,
-    prepare,
+    prepare::{self, Outdated},
     train::{layer_pairs, most_steps},
     wiring::{self, ModelFolders},
 };
@@ -322,13 +322,13 @@ fn data(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
         return Ok(());
     };
     if !stale.is_empty() {
-        for (domain, reason) in &stale {
+        for Stale { domain, reason, .. } in &stale {
             report.line(&format!("{domain}: {reason}"))?;
         }
         return report
             .line("rows and passes are known after `ddk prepare`; `ddk train` does that first");
     }
-    let Some(corpus) = report.take(prepare::open(settings))? else {
+    let Some(corpus) = report.take(prepare::open(settings, Outdated::AsSet))? else {
         return Ok(());
     };
     let steps = most_steps(settings);

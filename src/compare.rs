@@ -38,13 +38,13 @@ pub fn run(args: &cli::Compare, out: &mut dyn Write) -> Result<ExitCode> {
     let plan = Plan::new(args)?;
     // Files that cannot be used are said before hours of training.
     let imported = import(&args.import_scores)?;
+    same_inputs(&plan)?;
     if let Some(code) = models(args, &plan.base)? {
         return Ok(code);
     }
     if let Some(code) = train_all(args, &plan)? {
         return Ok(code);
     }
-    same_inputs(&plan)?;
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
     write(&comparison, &folder)?;
@@ -131,6 +131,8 @@ fn train_all(args: &cli::Compare, plan: &Plan) -> Result<Option<ExitCode>> {
         if let Some(code) = child::run(&command("train", args, &more), &what)? {
             return Ok(Some(code));
         }
+        // Not only after the last: hours of training would be for nothing.
+        same_inputs(plan)?;
         trained += 1;
         took += began.elapsed();
     }
@@ -144,10 +146,10 @@ fn minutes(time: Duration) -> String {
     }
 }
 
-/// A comparison of runs that began with other models or other data would say nothing.
+/// A comparison of runs that began with other models or other data would say nothing. Those that have not begun are passed over.
 fn same_inputs(plan: &Plan) -> Result<()> {
     let mut first: Option<(&Planned, Inputs)> = None;
-    for run in &plan.runs {
+    for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {
         let inputs = Inputs::of_run(&run.folder)?;
         match &first {
             None => first = Some((run, inputs)),
@@ -181,11 +183,11 @@ fn import(paths: &[PathBuf]) -> Result<Vec<(PathBuf, scores::Harness)>> {
 /// Whether the harness's model is this folder, perhaps seen from elsewhere.
 fn is_folder(model: &str, folder: &Path) -> bool {
     let model = Path::new(model);
-    let same = model.canonicalize().ok().zip(folder.canonicalize().ok());
-    // Method, seed and `student` are enough where the files came from another machine.
-    let tail: PathBuf = folder.iter().rev().take(3).collect();
-    let end: PathBuf = model.iter().rev().take(3).collect();
-    same.is_some_and(|(one, other)| one == other) || tail == end
+    match model.canonicalize() {
+        Ok(model) => folder.canonicalize().is_ok_and(|folder| folder == model),
+        // From another machine: the comparison's name, method, seed and `student` say which it is.
+        Err(_) => folder.iter().rev().take(4).eq(model.iter().rev().take(4)),
+    }
 }
 
 fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Comparison> {

@@ -14,7 +14,7 @@ use crate::{
     cli::{self, DataCommand},
     config,
     hint::Hint,
-    prepare,
+    prepare::{self, Outdated},
 };
 
 pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
@@ -35,7 +35,7 @@ fn inspect(
     out: &mut dyn Write,
 ) -> Result<()> {
     let settings = config::load(args)?.settings;
-    let corpus = prepare::open(&settings)?;
+    let corpus = prepare::open(&settings, Outdated::Kept)?;
     let names: Vec<&str> = corpus.domains.iter().map(|domain| domain.name()).collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
         return Err(anyhow!("there is no domain `{only}`"))

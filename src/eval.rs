@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible};
 use ddk_engine::Document;
-use ddk_model::{Model, Placement};
+use ddk_model::{Model, ModelConfig, Placement};
 use ddk_objective::default_chunk;
 use ddk_torch::{Lane, parse_device};
 use serde::Serialize;
@@ -14,7 +14,8 @@ use tch::Kind;
 use crate::{
     cli, config,
     hint::Hint,
-    prepare,
+    prepare::{self, Outdated},
+    train::fits,
     wiring::{self, Evaluation},
 };
 
@@ -38,13 +39,18 @@ struct Domain {
 
 pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
-    let corpus = prepare::open(&settings)?;
+    let corpus = prepare::open(&settings, Outdated::Kept)?;
     for folder in std::iter::once(&args.model).chain(&args.against) {
         let own = TokenizerFolder::open(folder, settings.corpus.end_token.as_deref())
             .hint("a model's folder needs its tokenizer.json")?;
         compatible(&own, &corpus.tokenizer).hint(
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
         )?;
+    }
+    let vocabulary = corpus.tokenizer.vocabulary() as i64;
+    for folder in std::iter::once(&args.model).chain(&args.against) {
+        let size = (vocabulary, settings.corpus.sequence_length);
+        fits("model", folder, &ModelConfig::read(folder)?, size)?;
     }
     let validation = Arc::new(prepare::validation(&corpus)?);
     let names: Vec<String> = corpus
@@ -64,7 +70,6 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
         fs::write(path, text.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
     let device = parse_device(&settings.student.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let _lane = Lane::enter(cores);

@@ -1,10 +1,14 @@
 //! `ddk prepare`, and the prepared corpus that other commands open.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::{
-    DomainReport, DomainSource, Limits, Packing, PrepareOptions, PreparedDomain, RowOptions,
+    DomainReport, DomainSource, Limits, Packing, PrepareOptions, PreparedDomain, RowOptions, Stale,
     Template, TokenizerFolder, ValidationBy, as_prepared, prepare, stale, verify,
 };
 use ddk_engine::Document;
@@ -57,20 +61,57 @@ pub fn run(args: &cli::Prepare) -> Result<()> {
     Ok(())
 }
 
+/// What becomes of a domain that is prepared, but not as its sources and settings are now.
+#[derive(Debug, Clone, Copy)]
+pub enum Outdated<'a> {
+    /// What `corpus.when_stale` says.
+    AsSet,
+    /// It is taken as it is, with a warning: whoever only looks replaces nothing that a run may need.
+    Kept,
+    /// It is an error: the run in this folder was made from it.
+    NeededBy(&'a Path),
+}
+
 /// Opens the corpus; prepares first what is missing or stale, and says why.
-pub fn open(settings: &Settings) -> Result<Corpus> {
+pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let (options, tokenizer) = options(settings)?;
     let reports = match settings.corpus.when_stale {
         WhenStale::Use => as_prepared(&options).hint(ADVICE)?,
         when_stale => {
-            for (domain, reason) in stale(&options, &tokenizer).hint(ADVICE)? {
+            let mut others = options.clone();
+            for stale in stale(&options, &tokenizer).hint(ADVICE)? {
+                let Stale {
+                    domain,
+                    reason,
+                    replaces,
+                } = stale;
                 if when_stale == WhenStale::Refuse {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
                         .hint("run `ddk prepare` on this configuration, or set corpus.when_stale = \"use\" to take it as it is");
                 }
-                say(&format!("preparing {domain}: {reason}"));
+                match outdated {
+                    Outdated::NeededBy(run) if replaces => {
+                        return Err(anyhow!(
+                            "{} was made from the domain `{domain}` as it is prepared, and {reason}",
+                            run.display()
+                        ))
+                        .hint("to go on with it as it is prepared: --set corpus.when_stale=use; to start another run, choose another run.name and another corpus.folder")
+                        .usage();
+                    }
+                    Outdated::Kept if replaces => {
+                        say(&format!(
+                            "warning: {domain} is taken as it is prepared, though {reason}; `ddk prepare` takes that in"
+                        ));
+                        others.domains.retain(|other| other.name != domain);
+                    }
+                    _ => say(&format!("preparing {domain}: {reason}")),
+                }
             }
-            make(&options, &tokenizer, false)?
+            let reports = make(&others, &tokenizer, false)?;
+            match others.domains.len() == options.domains.len() {
+                true => reports,
+                false => as_prepared(&options).hint(ADVICE)?,
+            }
         }
     };
     let row_options = row_options(settings);
@@ -161,7 +202,7 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
         domains: domains.collect::<Result<_>>()?,
         packing: packing(corpus.packing),
         sequence_length: corpus.sequence_length,
-        seed: settings.run.seed,
+        seed: corpus.seed.unwrap_or(settings.run.seed),
         validation_by: match corpus.validation_by {
             ddk_settings::ValidationBy::Share => ValidationBy::Share,
             ddk_settings::ValidationBy::Count => ValidationBy::Count,

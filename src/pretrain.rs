@@ -13,9 +13,10 @@ use tch::Kind;
 use crate::{
     cli, config,
     hint::Hint,
-    prepare::{self, Corpus},
+    prepare::{self, Corpus, Outdated},
     progress::{bar, say},
     rows::{MixedRows, predictions, sequence},
+    train::fits,
 };
 
 /// Beside the model: what it was made from, so that it is made once.
@@ -39,7 +40,7 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
             )
         })
         .usage()?;
-    let corpus = prepare::open(settings)?;
+    let corpus = prepare::open(settings, Outdated::AsSet)?;
     let record = record(settings, model, &corpus)?;
     if !force && fs::read_to_string(model.out.join(RECORD)).is_ok_and(|made| made == record) {
         say(&format!("{name}: {} is there already", model.out.display()));
@@ -77,7 +78,11 @@ fn train(
     let device = parse_device(&model.device)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     let start = match (&model.init, &model.architecture) {
-        (Some(folder), _) => Model::load(folder, &Placement::on(device, Kind::Float))?,
+        (Some(folder), _) => {
+            let size = (vocabulary, settings.corpus.sequence_length);
+            fits("model", folder, &ModelConfig::read(folder)?, size)?;
+            Model::load(folder, &Placement::on(device, Kind::Float))?
+        }
         (None, Some(shape)) => {
             let architecture = Architecture {
                 vocab_size: vocabulary,

@@ -30,7 +30,7 @@ use ddk_mixture::Policy;
 use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
-pub use self::inputs::{Inputs, differences};
+pub use self::inputs::{Inputs, differences, fits};
 pub use self::options::{most_steps, of_student as student_options};
 pub use self::ted::layer_pairs;
 use self::{
@@ -42,7 +42,7 @@ use crate::{
     faults::Faults,
     hint::Hint,
     objective,
-    prepare::{self, Corpus},
+    prepare::{self, Corpus, Outdated},
     progress::say,
     serial,
     wiring::{self, Evaluation, ModelFolders},
@@ -238,6 +238,13 @@ fn run_to_end(
     let step = match &ended.outcome {
         Some(outcome) if outcome.end != End::Stopped => None,
         Some(outcome) => Some(outcome.step),
+        None if ended.signal == 0 => {
+            return Err(anyhow!(
+                "no step could be made: `mixture.max_passes` leaves fewer rows than a step's `batch.rows`"
+            ))
+            .hint("add text, or lower batch.rows or corpus.sequence_length")
+            .usage();
+        }
         None => Some(last_checkpoint(folder)?),
     };
     if let Some(step) = step {
@@ -345,7 +352,15 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
     // The models first: what is wrong with them is said before minutes of tokenizing.
     inputs::check_tokenizers(settings, &folders)?;
     let filters = ted::filters(settings, &folders)?;
-    let corpus = prepare::open(settings)?;
+    let name = required(settings.run.name.as_ref(), "run.name")?;
+    let path = settings.run.folder.join(name);
+    let outdated = match RunFolder::holds_a_run(&path) {
+        // Nothing is made from it any more.
+        true if path.join("summary.json").exists() => Outdated::Kept,
+        true => Outdated::NeededBy(&path),
+        false => Outdated::AsSet,
+    };
+    let corpus = prepare::open(settings, outdated)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     let inputs = Inputs::of(
         &folders,

@@ -124,11 +124,15 @@ impl Scheduler {
         if steps == 0 {
             return Verdict::Nothing;
         }
-        let rows = steps * self.plan.rows_per_step;
+        // Where passes are limited, the last interval is as long as what is left.
         let left = self.rows_left();
-        if left.iter().all(Option::is_some) && left.iter().flatten().sum::<u64>() < rows {
+        let whole: Option<Vec<u64>> = left.iter().copied().collect();
+        let steps_left = whole.map(|rows| rows.iter().sum::<u64>() / self.plan.rows_per_step);
+        let steps = steps_left.map_or(steps, |left| steps.min(left));
+        if steps == 0 {
             return Verdict::Finish(StopReason::MaxPasses);
         }
+        let rows = steps * self.plan.rows_per_step;
         let target = limit(&decision.weights, &left, rows);
         let cursors = self.cursors.clone();
         let counts = self.quota.draw(&target, rows);

@@ -115,6 +115,11 @@ impl Plan {
         sets.extend([
             format!("method={}", method.name()),
             format!("run.seed={seed}"),
+            // Seeds are of what is drawn from a corpus: it is the same for all.
+            format!(
+                "corpus.seed={}",
+                self.base.corpus.seed.unwrap_or(self.base.run.seed)
+            ),
             format!("run.name=seed-{seed}"),
             format!(
                 "run.folder={}",
@@ -192,6 +197,15 @@ fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
+/// What a run of a comparison is named and made by.
+const OWN: [&str; 5] = [
+    "method",
+    "run.seed",
+    "run.name",
+    "run.folder",
+    "corpus.seed",
+];
+
 /// `KEY=VALUE,VALUE,…`
 fn swept(text: &str) -> Result<Vec<Swept>> {
     let (key, values) = text
@@ -201,8 +215,21 @@ fn swept(text: &str) -> Result<Vec<Swept>> {
             anyhow!("--sweep {text}: expected a key and its values, for example objective.gamma=0,0.1,0.2")
         })
         .usage()?;
-    let one = |value: &str| Some((key.trim().to_owned(), value.trim().to_owned()));
-    Ok(values.split(',').map(one).collect())
+    let key = key.trim();
+    if OWN.contains(&key) {
+        return Err(anyhow!("--sweep {key}: a comparison sets that itself"))
+            .hint("--methods and --seeds say what is compared; --set run.name=NAME names it")
+            .usage();
+    }
+    let mut swept: Vec<Swept> = Vec::new();
+    for value in values.split(',') {
+        let one = Some((key.to_owned(), value.trim().to_owned()));
+        if swept.contains(&one) {
+            return Err(anyhow!("--sweep {key}: {} is there twice", value.trim())).usage();
+        }
+        swept.push(one);
+    }
+    Ok(swept)
 }
 
 /// A value as a part of a folder's name.

@@ -72,6 +72,33 @@ pub fn check_tokenizers(settings: &Settings, folders: &ModelFolders) -> Result<(
     Ok(())
 }
 
+/// Refuses a model that is too small for the tokenizer's ids and the documents' length.
+pub fn fits(
+    role: &str,
+    folder: &Path,
+    config: &ModelConfig,
+    (vocabulary, sequence_length): (i64, usize),
+) -> Result<()> {
+    if config.vocab_size() < vocabulary {
+        return Err(anyhow!(
+            "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
+            vocabulary - 1,
+            folder.display(),
+            config.vocab_size()
+        ))
+        .usage();
+    }
+    if config.max_positions() < sequence_length as i64 {
+        return Err(anyhow!(
+            "`corpus.sequence_length` is {sequence_length}, but the {role} in {} was made for at most {} positions",
+            folder.display(),
+            config.max_positions()
+        ))
+        .usage();
+    }
+    Ok(())
+}
+
 impl Inputs {
     /// Hashes the inputs; refuses a teacher that is the student, and a tokenizer that the models are too small for.
     pub fn of(
@@ -99,23 +126,7 @@ impl Inputs {
             ("teacher", &folders.teacher, &configs.0),
             ("student", &folders.student, &configs.1),
         ] {
-            if config.vocab_size() < vocabulary {
-                return Err(anyhow!(
-                    "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
-                    vocabulary - 1,
-                    folder.display(),
-                    config.vocab_size()
-                ))
-                .usage();
-            }
-            if config.max_positions() < sequence_length as i64 {
-                return Err(anyhow!(
-                    "`corpus.sequence_length` is {sequence_length}, but the {role} in {} was made for at most {} positions",
-                    folder.display(),
-                    config.max_positions()
-                ))
-                .usage();
-            }
+            fits(role, folder, config, (vocabulary, sequence_length))?;
         }
         let domains = corpus.domains.iter();
         Ok(Self {
@@ -130,6 +141,11 @@ impl Inputs {
             vocabulary,
             sequence_length,
         })
+    }
+
+    /// Whether a run's folder says what it was made from: it has begun.
+    pub fn are_in(folder: &Path) -> bool {
+        folder.join("inputs.json").exists()
     }
 
     /// What a run was made from.

@@ -22,6 +22,14 @@ fn json(world: &World, path: &str) -> Value {
 #[test]
 fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
     let world = World::new();
+    // Seeds vary the order of the data, never which documents there are.
+    let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
+    let limited = config.replace(
+        "[domains.coins]\n",
+        "[domains.coins]\nmax_documents = 100\n",
+    );
+    assert!(limited != config);
+    fs::write(world.path().join("config.toml"), limited).unwrap();
     let output = world.succeed(&COMPARE);
     let said = stderr(&output);
     assert!(
@@ -159,6 +167,15 @@ fn a_sweep_that_makes_some_runs_longer_is_refused() {
             && said.contains("run.max_tokens"),
         "{said}"
     );
+    let said = world.fail(2, &["compare", "config.toml", "--sweep", "run.seed=1,2"]);
+    assert!(said.contains("a comparison sets that itself"), "{said}");
+    let twice = [
+        "compare",
+        "config.toml",
+        "--sweep",
+        "objective.gamma=0.1,0.1",
+    ];
+    assert!(world.fail(2, &twice).contains("0.1 is there twice"));
     let rows = ["compare", "config.toml", "--sweep", "batch.rows=4,8"];
     assert!(world.fail(2, &rows).contains("batch.rows: with 8"));
 }

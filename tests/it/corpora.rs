@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::world::World;
+use crate::world::{World, assert_same, is_step, stderr, whole};
 
 #[test]
 fn every_packing_trains_and_goes_on_after_a_stop() {
@@ -119,6 +119,60 @@ fn a_stale_corpus_is_refused_or_used_where_that_is_asked_for() {
         "{said}"
     );
     world.succeed(&["train", "config.toml", "--set", "corpus.when_stale=use"]);
+}
+
+/// The corpus that a run needs is not replaced because a source has grown.
+#[test]
+fn a_run_keeps_the_corpus_that_it_was_made_from() {
+    let whole = whole();
+    let world = World::new();
+    let started = world.start_until(&["train", "config.toml"], |line| is_step(line, 5));
+    started.signal("KILL");
+    started.wait();
+    let path = world.path().join("sources/coins.jsonl");
+    let more = fs::read_to_string(&path).unwrap() + "{\"text\": \"one more coin, quite new\"}\n";
+    fs::write(path, more).unwrap();
+    let eval = ["eval", "config.toml", "--model", "models/student"];
+    let said = stderr(&world.succeed(&eval));
+    assert!(
+        said.contains("warning: coins is taken as it is prepared"),
+        "{said}"
+    );
+    let said = world.fail(2, &["train", "config.toml"]);
+    assert!(
+        said.contains("was made from the domain `coins` as it is prepared")
+            && said.contains("coins.jsonl has changed"),
+        "{said}"
+    );
+    world.succeed(&["train", "config.toml", "--set", "corpus.when_stale=use"]);
+    assert_same(&world, &whole, "with a source that has grown");
+    // It is done: nothing is made from the corpus any more.
+    world.succeed(&["train", "config.toml"]);
+}
+
+#[test]
+fn passes_end_a_run_with_what_is_left() {
+    let world = World::new();
+    let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
+    let endless = config.replace("max_steps = 12", "max_tokens = 100000000");
+    assert!(endless != config);
+    fs::write(world.path().join("config.toml"), endless).unwrap();
+    let passes = ["train", "config.toml", "--set", "mixture.max_passes=1"];
+    world.succeed(&[&passes[..], &["--set", "mixture.interval=1000"]].concat());
+    let summary: serde_json::Value =
+        serde_json::from_slice(&fs::read(world.run_folder().join("summary.json")).unwrap())
+            .unwrap();
+    assert_eq!(summary["stop_reason"], "max_passes");
+    let samples = world.lines("samples.jsonl");
+    let places: std::collections::BTreeSet<String> = samples
+        .iter()
+        .map(|sample| format!("{} {}", sample["domain"], sample["row"]))
+        .collect();
+    assert_eq!(places.len(), samples.len(), "no row twice");
+    assert!(samples.len() > 100, "{} rows", samples.len());
+    let none = ["--set", "run.name=none", "--set", "batch.rows=4000"];
+    let said = world.fail(2, &[&passes[..], &none].concat());
+    assert!(said.contains("mixture.max_passes"), "{said}");
 }
 
 #[test]

@@ -295,6 +295,7 @@ fn domains_come_from_a_field_of_the_records() {
         let mut domains: Vec<_> = fs::read_dir(world.path().join(format!("{config}.d")))
             .unwrap()
             .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_dir())
             .collect();
         domains.sort();
         domains

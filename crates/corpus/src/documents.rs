@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     CorpusError, DomainSource, Template,
     source::{Compression, Records, SourceFile},
-    template::field,
+    template::says,
 };
 
 /// A record: its text, or why it has none.
@@ -18,6 +18,26 @@ pub(crate) struct Record {
     /// The line or row, from 1.
     pub(crate) line: u64,
     pub(crate) document: Result<Document, String>,
+    /// Whether nothing of the file can be read from here on.
+    pub(crate) ends_file: bool,
+}
+
+impl Record {
+    fn new(line: u64, document: Result<Document, String>) -> Self {
+        Self {
+            line,
+            document,
+            ends_file: false,
+        }
+    }
+
+    fn damage(line: u64, reason: String) -> Self {
+        Self {
+            line,
+            document: Err(reason),
+            ends_file: true,
+        }
+    }
 }
 
 /// A document's text, in two parts where the first is a prompt.
@@ -70,7 +90,12 @@ fn open(file: &SourceFile, compression: Compression) -> Result<Box<dyn Read>, Co
     Ok(match compression {
         Compression::None => Box::new(opened),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(opened))),
-        Compression::Zstd => Box::new(zstd::Decoder::new(opened).map_err(failed())?),
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::new(opened).map_err(failed())?;
+            // As large as `zstd --long` makes them.
+            decoder.window_log_max(31).map_err(failed())?;
+            Box::new(decoder)
+        }
     })
 }
 
@@ -92,13 +117,17 @@ fn read_whole(
     compression: Compression,
     each: Each<'_>,
 ) -> Result<(), CorpusError> {
+    // A file has no field to tell a domain by.
+    if source.only.is_some() {
+        return Ok(());
+    }
     let mut bytes = Vec::new();
     let mut reader = open(file, compression)?.take(source.limits.longest + 1);
     let document = match reader.read_to_end(&mut bytes) {
         Ok(_) => text(bytes).and_then(|text| usable(Document { prompt: None, text }, source)),
-        Err(error) => Err(broken(file, compression, error)?),
+        Err(error) => return each(Record::damage(1, broken(file, compression, error)?)),
     };
-    each(Record { line: 1, document })
+    each(Record::new(1, document))
 }
 
 fn read_lines(
@@ -123,13 +152,12 @@ fn read_lines(
             Ok(count) if count as u64 == longest && bytes.last() != Some(&b'\n') => {
                 skip_line(&mut reader).map_err(CorpusError::io("read", &file.path))?;
                 let document = Err(over_the_limit(source));
-                each(Record { line, document })?;
+                each(Record::new(line, document))?;
                 continue;
             }
             Ok(_) => {}
             Err(error) => {
-                let document = Err(broken(file, compression, error)?);
-                return each(Record { line, document });
+                return each(Record::damage(line, broken(file, compression, error)?));
             }
         }
         while bytes.last().is_some_and(u8::is_ascii_whitespace) {
@@ -172,23 +200,20 @@ fn read_parquet(
     let reader = match SerializedFileReader::new(opened) {
         Ok(reader) => reader,
         Err(error) => {
-            let document = Err(damaged(&error));
-            return each(Record { line: 1, document });
+            return each(Record::damage(1, damaged(&error)));
         }
     };
     let rows = match reader.get_row_iter(None) {
         Ok(rows) => rows,
         Err(error) => {
-            let document = Err(damaged(&error));
-            return each(Record { line: 1, document });
+            return each(Record::damage(1, damaged(&error)));
         }
     };
     for (line, row) in (1..).zip(rows) {
         match row {
             Ok(row) => give(line, Ok(crate::parquet::record(&row)), source, each)?,
             Err(error) => {
-                let document = Err(damaged(&error));
-                return each(Record { line, document });
+                return each(Record::damage(line, damaged(&error)));
             }
         }
     }
@@ -215,7 +240,7 @@ fn give(
     each: Each<'_>,
 ) -> Result<(), CorpusError> {
     if let (Ok(record), Some((path, value))) = (&record, &source.only)
-        && field(record, path) != Ok(value.as_str())
+        && !says(record, path, value)
     {
         return Ok(());
     }
@@ -227,7 +252,7 @@ fn give(
         };
         usable(document, source)
     });
-    each(Record { line, document })
+    each(Record::new(line, document))
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, String> {

@@ -72,6 +72,22 @@ pub enum CorpusError {
         /// What is wrong there.
         reason: String,
     },
+    /// Files that cannot be read to their end hold more than is allowed.
+    #[error("domain `{domain}`: {:.1} % of its files' bytes are in files that cannot be read to their end, more than corpus.max_bad_share = {limit} allows; the first is {} at line {line}: {reason}", share * 100.0, path.display())]
+    TooMuchDamaged {
+        /// The domain.
+        domain: String,
+        /// Share of the bytes.
+        share: f64,
+        /// The share allowed.
+        limit: f64,
+        /// The first such file.
+        path: PathBuf,
+        /// The line, or row, that could not be read.
+        line: u64,
+        /// What is wrong there.
+        reason: String,
+    },
     /// A domain that has not been prepared.
     #[error("domain `{domain}` is not prepared in {}", folder.display())]
     NotPrepared {

@@ -26,7 +26,8 @@ pub use documents::{field_values, first_document};
 pub use domain::{PreparedDomain, RowOptions, ValidationDocument};
 pub use error::CorpusError;
 pub use prepare::{
-    DomainReport, PrepareOptions, Progress, ValidationBy, as_prepared, prepare, stale, verify,
+    DomainReport, PrepareOptions, Progress, Stale, ValidationBy, as_prepared, prepare, stale,
+    verify,
 };
 pub use quarantine::{QUARANTINE_FILE, Quarantined};
 pub use reader::{Cursor, Drawn, RowReader};

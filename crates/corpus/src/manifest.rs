@@ -16,7 +16,7 @@ use crate::{
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// Raised when the format, or what it is made by, changes.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 /// The files that hold a domain's documents.
 pub(crate) const DATA_FILES: [&str; 6] = [
     "tokens.bin",
@@ -58,7 +58,8 @@ pub(crate) struct MadeFrom {
     pub(crate) prompt: Option<String>,
     pub(crate) only: Option<(String, String)>,
     pub(crate) limits: Limits,
-    pub(crate) seed: u64,
+    /// Where a limit leaves documents out: it chooses them.
+    pub(crate) seed: Option<u64>,
     pub(crate) validation_by: ValidationBy,
     pub(crate) validation_share: f64,
     pub(crate) validation_documents: usize,
@@ -80,7 +81,7 @@ impl MadeFrom {
             prompt: domain.prompt.as_ref().map(source),
             only: domain.only.clone(),
             limits: domain.limits,
-            seed: options.seed,
+            seed: domain.limits.chooses().then_some(options.seed),
             validation_by: options.validation_by,
             validation_share: options.validation_share,
             validation_documents: options.validation_documents,
@@ -115,7 +116,10 @@ impl MadeFrom {
                 "max_bytes, max_documents, max_tokens, min_document_bytes or max_document_bytes",
                 self.limits != now.limits,
             ),
-            ("run.seed", self.seed != now.seed),
+            (
+                "corpus.seed, or run.seed where that is not set,",
+                self.seed != now.seed,
+            ),
             ("validation_by", self.validation_by != now.validation_by),
             (
                 "validation_share",

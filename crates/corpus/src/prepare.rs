@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -90,31 +90,49 @@ pub struct DomainReport {
     pub quarantined: u64,
 }
 
-/// The domains that are not prepared as the options ask, each with the reason.
+/// A domain that is not prepared as the options ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stale {
+    /// Its name.
+    pub domain: String,
+    /// What is missing, or has changed.
+    pub reason: String,
+    /// Whether it is prepared in another way: that would be gone.
+    pub replaces: bool,
+}
+
+/// The domains that are not prepared as the options ask.
 pub fn stale(
     options: &PrepareOptions,
     tokenizer: &TokenizerFolder,
-) -> Result<Vec<(String, String)>, CorpusError> {
+) -> Result<Vec<Stale>, CorpusError> {
     let mut stale = Vec::new();
     for domain in &options.domains {
         let now = MadeFrom::now(options, domain, tokenizer)?;
         let folder = options.folder.join(&domain.name);
-        let reason = match Manifest::read(&folder)? {
-            None => Some("it is not prepared yet".to_owned()),
-            Some(manifest) if manifest.format != FORMAT => {
-                Some("it was prepared by another version of this program".to_owned())
+        let manifest = Manifest::read(&folder)?;
+        let index = index_file(&folder, options.packing, options.sequence_length);
+        let difference = manifest
+            .as_ref()
+            .and_then(|manifest| manifest.made_from.difference(&now));
+        let replaces = difference.is_some();
+        let reason = match (manifest, difference) {
+            (None, _) if folder.join(MANIFEST).exists() => {
+                "it was prepared by another version of this program".to_owned()
             }
-            Some(manifest) => manifest.made_from.difference(&now),
-        };
-        let no_rows = || {
-            format!(
+            (None, _) => "it is not prepared yet".to_owned(),
+            (Some(_), Some(difference)) => difference,
+            (Some(_), None) if !index.exists() => format!(
                 "there are no rows of {} tokens yet",
                 options.sequence_length
-            )
+            ),
+            (Some(_), None) => continue,
         };
-        let index = index_file(&folder, options.packing, options.sequence_length);
-        let reason = reason.or_else(|| (!index.exists()).then(no_rows));
-        stale.extend(reason.map(|reason| (domain.name.clone(), reason)));
+        stale.push(Stale {
+            domain: domain.name.clone(),
+            reason,
+            replaces,
+        });
     }
     Ok(stale)
 }
@@ -122,19 +140,40 @@ pub fn stale(
 /// Prepares what is missing or stale (`force`: everything), and reports on each domain.
 ///
 /// A domain's folder is written beside its place and renamed when it is whole; stopped in between, the next call goes on with
-/// what was written.
+/// what was written. While another process prepares in the same folder, it waits for that.
 pub fn prepare(
     options: &PrepareOptions,
     tokenizer: &TokenizerFolder,
     force: bool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<DomainReport>, CorpusError> {
+    // What is prepared may lie where nobody may write.
+    if !force && stale(options, tokenizer)?.is_empty() {
+        return as_prepared(options);
+    }
     fs::create_dir_all(&options.folder).map_err(CorpusError::io("create", &options.folder))?;
+    let _lock = lock(&options.folder, progress)?;
     options
         .domains
         .iter()
         .map(|domain| prepare_domain(options, domain, tokenizer, force, progress))
         .collect()
+}
+
+/// Keeps other processes from preparing in the same folder until it is dropped; it goes with the process.
+fn lock(folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, CorpusError> {
+    let path = folder.join(".lock");
+    let failed = || CorpusError::io("lock", &path);
+    let file = File::create(&path).map_err(failed())?;
+    if file.try_lock().is_err() {
+        progress(Progress {
+            domain: "waiting for another process that prepares".to_owned(),
+            bytes: 0,
+            total_bytes: 0,
+        });
+        file.lock().map_err(failed())?;
+    }
+    Ok(file)
 }
 
 /// Reports on domains as they were prepared, whatever their sources are now.

@@ -133,7 +133,8 @@ pub(crate) fn write_index(
         Packing::BestFit => best_fit(bounds, sequence_length)?,
     };
     let count = rows.len() as u64 - 1;
-    let partial = path.with_extension("partial");
+    // Another process may write the same.
+    let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let mut out = NumberWriter::create(partial.clone())?;
     let mut hasher = blake3::Hasher::new();
     let mut write = |number: u64| {

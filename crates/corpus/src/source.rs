@@ -45,6 +45,13 @@ pub struct Limits {
     pub longest: u64,
 }
 
+impl Limits {
+    /// Whether documents are chosen from, by the seed. (The first tokens are taken in order.)
+    pub(crate) fn chooses(&self) -> bool {
+        self.bytes.is_some() || self.documents.is_some()
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

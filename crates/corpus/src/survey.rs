@@ -48,6 +48,7 @@ pub(crate) fn survey(
     };
     let mut known = HashSet::new();
     for (file, usage) in sources.files() {
+        survey.quarantine.bytes += file.bytes;
         documents::read(file, domain, &mut |record| {
             survey.quarantine.records += 1;
             match record.document {
@@ -64,12 +65,19 @@ pub(crate) fn survey(
                         usage: if new { usage } else { Use::Nothing },
                     });
                 }
-                Err(reason) => survey.quarantine.list.push(Quarantined {
-                    domain: domain.name.clone(),
-                    file: file.path.clone(),
-                    line: record.line,
-                    reason,
-                }),
+                Err(reason) => {
+                    let quarantine = &mut survey.quarantine;
+                    if record.ends_file {
+                        quarantine.damaged_bytes += file.bytes;
+                        quarantine.damaged.get_or_insert(quarantine.list.len());
+                    }
+                    quarantine.list.push(Quarantined {
+                        domain: domain.name.clone(),
+                        file: file.path.clone(),
+                        line: record.line,
+                        reason,
+                    });
+                }
             }
             Ok(())
         })?;

@@ -88,13 +88,25 @@ impl Template {
 
 /// A string in a record.
 pub(crate) fn field<'a>(record: &'a Value, path: &str) -> Result<&'a str, String> {
-    let mut value = record;
-    for key in path.split('.') {
-        value = value.get(key).ok_or_else(|| format!("no field `{path}`"))?;
-    }
-    value
+    value(record, path)
+        .ok_or_else(|| format!("no field `{path}`"))?
         .as_str()
         .ok_or_else(|| format!("the field `{path}` is not a string"))
+}
+
+/// Whether a field says `expected`, as a string, a number or a truth value.
+pub(crate) fn says(record: &Value, path: &str, expected: &str) -> bool {
+    match value(record, path) {
+        Some(Value::String(text)) => text == expected,
+        Some(Value::Number(number)) => number.to_string() == expected,
+        Some(Value::Bool(truth)) => expected == if *truth { "true" } else { "false" },
+        _ => false,
+    }
+}
+
+fn value<'a>(record: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.')
+        .try_fold(record, |value, key| value.get(key))
 }
 
 #[cfg(test)]
@@ -126,5 +138,7 @@ mod tests {
             Template::field("z").fill(&record).unwrap_err(),
             "no field `z`"
         );
+        assert!(says(&record, "a.b", "so") && says(&record, "n", "3"));
+        assert!(!says(&record, "n", "4") && !says(&record, "a", "so"));
     }
 }

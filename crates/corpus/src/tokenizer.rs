@@ -48,8 +48,13 @@ impl TokenizerFolder {
             ));
         }
         let bytes = fs::read(&path).map_err(CorpusError::io("read", &path))?;
-        let tokenizer = Tokenizer::from_bytes(&bytes)
+        let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|error| wrong(format!("tokenizer.json cannot be used: {error}")))?;
+        // What somebody once truncated or padded by is saved along with a tokenizer; documents are taken whole.
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| wrong(error.to_string()))?
+            .with_padding(None);
         let end_token = match end_token {
             Some(token) => tokenizer.token_to_id(token).ok_or_else(|| {
                 wrong(format!("corpus.end_token is `{token}`, which is no token of it"))
@@ -60,6 +65,12 @@ impl TokenizerFolder {
         };
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocabulary = largest.map_or(0, |id| id as usize + 1);
+        if end_token as usize >= vocabulary {
+            return Err(wrong(format!(
+                "the end token is id {end_token} (eos_token_id of generation_config.json or config.json), and its ids end at {}: set corpus.end_token",
+                vocabulary.saturating_sub(1)
+            )));
+        }
         let mut hasher = blake3::Hasher::new();
         hasher.update(&bytes);
         hasher.update(&end_token.to_le_bytes());
@@ -103,30 +114,40 @@ impl TokenizerFolder {
         &self,
         documents: Vec<Document>,
     ) -> Result<Vec<EncodedDocument>, CorpusError> {
-        let prompts: Vec<String> = documents
+        let has_prompt: Vec<bool> = documents
             .iter()
-            .filter_map(|document| document.prompt.clone())
+            .map(|document| document.prompt.is_some())
             .collect();
-        let texts = documents
-            .into_iter()
-            .map(|document| document.text)
-            .collect();
+        let (mut alone, mut prompts, mut after) = (Vec::new(), Vec::new(), Vec::new());
+        for document in documents {
+            match document.prompt {
+                None => alone.push(document.text),
+                Some(prompt) => {
+                    prompts.push(prompt);
+                    after.push(document.text);
+                }
+            }
+        }
+        let mut alone = self.encode_batch(alone, true)?.into_iter();
         let mut prompts = self.encode_batch(prompts, true)?.into_iter();
-        let with_prompts = prompts.len() > 0;
-        let texts = self.encode_batch(texts, !with_prompts)?;
-        let join = |text: Vec<u32>| {
-            let mut tokens = prompts.next().unwrap_or_default();
+        let mut after = self.encode_batch(after, false)?.into_iter();
+        let join = |has_prompt: bool| {
+            let (prompt, text) = match has_prompt {
+                true => (prompts.next(), after.next()),
+                false => (None, alone.next()),
+            };
+            let mut tokens = prompt.unwrap_or_default();
             if tokens.last() == Some(&self.end_token) {
                 tokens.pop();
             }
             let prompt = tokens.len() as u64;
-            tokens.extend(text);
+            tokens.extend(text.unwrap_or_default());
             if tokens.last() != Some(&self.end_token) {
                 tokens.push(self.end_token);
             }
             EncodedDocument { tokens, prompt }
         };
-        Ok(texts.into_iter().map(join).collect())
+        Ok(has_prompt.into_iter().map(join).collect())
     }
 
     fn encode_batch(

@@ -163,7 +163,7 @@ fn what_is_prepared_is_kept_until_something_changes() {
         stale(&options, &tokenizer)
             .unwrap()
             .into_iter()
-            .map(|(domain, reason)| format!("{domain}: {reason}"))
+            .map(|stale| format!("{}: {}", stale.domain, stale.reason))
             .collect()
     };
     assert_eq!(
@@ -202,7 +202,7 @@ fn what_is_prepared_is_kept_until_something_changes() {
     let mut longer = options.clone();
     longer.sequence_length = 24;
     assert_eq!(
-        stale(&longer, &tokenizer).unwrap()[0].1,
+        stale(&longer, &tokenizer).unwrap()[0].reason,
         "there are no rows of 24 tokens yet"
     );
     assert!(
@@ -213,15 +213,21 @@ fn what_is_prepared_is_kept_until_something_changes() {
             .all(|report| !report.prepared),
         "rows alone are cut anew"
     );
+    // The seed chooses documents where a limit leaves some out, and nothing else.
     let mut seeded = options.clone();
     seeded.seed = 9;
-    assert_eq!(
-        stale(&seeded, &tokenizer).unwrap()[0].1,
-        "the setting run.seed has changed"
-    );
+    assert_eq!(stale(&seeded, &tokenizer).unwrap(), []);
+    let mut limited = options.clone();
+    limited.domains[0].limits.documents = Some(20);
+    place.prepare(&limited).unwrap();
+    limited.seed = 9;
+    let found = stale(&limited, &tokenizer).unwrap();
+    assert!(found[0].reason.contains("corpus.seed"), "{found:?}");
+    assert!(found[0].replaces);
+    place.prepare(&options).unwrap();
     train_tokenizer((0..260).map(sentence), 300, &place.path("tokenizer")).unwrap();
     assert_eq!(
-        stale(&options, &place.tokenizer()).unwrap()[0].1,
+        stale(&options, &place.tokenizer()).unwrap()[0].reason,
         "the tokenizer has changed"
     );
 }
@@ -396,4 +402,45 @@ fn a_tokenizer_is_the_same_each_time_it_is_learnt() {
         assert!(fs::read(place.path("again/tokenizer.json")).unwrap() == first);
     }
     assert_eq!(place.tokenizer().end_token(), 0);
+}
+
+/// transformers saves with a tokenizer what it was last asked to truncate or pad by.
+#[test]
+fn documents_are_whole_whatever_a_tokenizer_was_saved_with() {
+    let (plain, saved) = (Place::new(), Place::new());
+    let path = saved.path("tokenizer/tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    tokenizer["truncation"] = serde_json::json!({
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
+    });
+    tokenizer["padding"] = serde_json::json!({
+        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"
+    });
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    for place in [&plain, &saved] {
+        place.prepare(&place.both()).unwrap();
+    }
+    for domain in ["files", "records"] {
+        let files = |place: &Place| data_files(&place.path("prepared").join(domain));
+        assert_eq!(files(&plain), files(&saved), "{domain}");
+    }
+}
+
+#[test]
+fn an_end_token_that_no_text_can_have_is_refused() {
+    let place = Place::new();
+    let folder = place.path("tokenizer");
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let _ = fs::remove_file(folder.join(name));
+    }
+    place.write("tokenizer/config.json", b"{\"eos_token_id\": 4100}");
+    let said = TokenizerFolder::open(&folder, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("id 4100") && said.contains("corpus.end_token"),
+        "{said}"
+    );
 }

@@ -183,7 +183,14 @@ fn cut_and_damaged_files_are_reported_and_the_rest_is_used() {
         place.write(&format!("d/{number}.md"), sentence(number).as_bytes());
     }
     let mut options = place.options(vec![place.source("d", "d")]);
-    options.max_bad_share = 0.5;
+    // Three records of sixty, but most of the bytes: what is lost with them nobody can count.
+    options.max_bad_share = 0.4;
+    let said = place.prepare(&options).unwrap_err().to_string();
+    assert!(
+        said.contains("cannot be read to their end") && said.contains("a.jsonl.gz"),
+        "{said}"
+    );
+    options.max_bad_share = 1.0;
     let report = &place.prepare(&options).unwrap()[0];
     let found = quarantine(&place, "d");
     assert_eq!(found.len(), 3, "{found:?}");
@@ -318,6 +325,58 @@ fn prompts_are_not_predicted_where_they_are_masked() {
     );
 }
 
+/// A file that is one document stands between records with prompts: it has none, and takes nobody's.
+#[test]
+fn a_prompt_stays_with_its_text() {
+    let place = Place::new();
+    let records: String = (0..60)
+        .map(|number| {
+            let record = serde_json::json!({ "q": format!("question {number}"), "a": format!("answer {number}") });
+            format!("{record}\n")
+        })
+        .collect();
+    place.write("mixed/b.jsonl", records.as_bytes());
+    for (number, name) in ["a.md", "c.md"].iter().enumerate() {
+        place.write(&format!("mixed/{name}"), sentence(number as u64).as_bytes());
+    }
+    let mut source = place.source("records", "mixed");
+    source.prompt = Some(Template::parse("{q}: ").unwrap());
+    source.text = Template::parse("{a}").unwrap();
+    let mut options = place.options(vec![source]);
+    (options.packing, options.sequence_length) = (Packing::BestFit, 64);
+    place.prepare(&options).unwrap();
+    let (domain, tokenizer) = (open(&place, Packing::BestFit, 64, true), place.tokenizer());
+    let mut pairs = 0;
+    for number in 0..domain.rows() {
+        let row = domain.row(number).unwrap();
+        let parts = row.tokens.split(|token| *token == tokenizer.end_token());
+        for part in parts.map(|part| tokenizer.decode(part).unwrap()) {
+            if let Some((question, answer)) = part.split_once(": answer ") {
+                assert_eq!(question, format!("question {answer}"), "{part}");
+                pairs += 1;
+            } else {
+                assert!(!part.contains("question"), "{part}");
+            }
+        }
+    }
+    assert!(pairs >= 40, "{pairs} pairs");
+}
+
+#[test]
+fn two_processes_that_prepare_the_same_wait_for_each_other() {
+    let (alone, both) = (Place::new(), Place::new());
+    for place in [&alone, &both] {
+        many_records(place);
+    }
+    assert!(child(&alone, 1).output().unwrap().status.success());
+    let children: Vec<_> = (0..3).map(|_| child(&both, 1).spawn().unwrap()).collect();
+    for child in children {
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+    let files = |place: &Place| data_files(&place.path("prepared/records"));
+    assert_eq!(files(&alone), files(&both));
+}
+
 #[test]
 fn a_flipped_byte_is_found() {
     let place = Place::new();
@@ -430,7 +489,7 @@ fn a_preparation_that_was_killed_goes_on_to_the_same_bytes() {
         let options = place.options(vec![place.source("records", "records.jsonl")]);
         let stale = stale(&options, &place.tokenizer()).unwrap();
         assert!(
-            stale[0].1.ends_with("records.jsonl has changed"),
+            stale[0].reason.ends_with("records.jsonl has changed"),
             "{stale:?}"
         );
     }

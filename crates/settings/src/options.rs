@@ -93,6 +93,8 @@ pub struct CorpusOptions {
     pub tokenizer: Option<PathBuf>,
     /// The token that ends a document; where absent, the end-of-text token that the tokenizer's folder names.
     pub end_token: Option<String>,
+    /// Chooses the documents where `max_bytes` or `max_documents` leaves some out; run.seed where absent.
+    pub seed: Option<u64>,
     /// Tokens of a row; one prediction fewer.
     pub sequence_length: Option<usize>,
     /// How documents become rows: joined and cut (`concat`), the same but seeing nothing of each other (`document`), or whole
@@ -105,9 +107,9 @@ pub struct CorpusOptions {
     pub validation_by: Option<ValidationBy>,
     /// Share of the documents set aside for validation.
     pub validation_share: Option<f64>,
-    /// Validation documents of a domain at the most, each cut at sequence_length.
+    /// Validation documents of a domain at the most, each cut at sequence_length; what a share has over it is used for nothing.
     pub validation_documents: Option<usize>,
-    /// Share of records that may be unusable before it is an error.
+    /// Share of records, and of the bytes in files that cannot be read to their end, that may be lost before it is an error.
     pub max_bad_share: Option<f64>,
 }
 

@@ -66,6 +66,8 @@ pub struct Corpus {
     pub tokenizer: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     pub sequence_length: usize,
     pub packing: Packing,
     pub when_stale: WhenStale,

@@ -38,6 +38,7 @@ impl Checker<'_> {
             folder: self.need("corpus.folder", corpus.folder)?,
             tokenizer: corpus.tokenizer,
             end_token: corpus.end_token,
+            seed: corpus.seed,
             sequence_length: length?,
             packing: self.need("corpus.packing", corpus.packing)?,
             when_stale: self.need("corpus.when_stale", corpus.when_stale)?,
