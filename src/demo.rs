@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode, t
 
 use anyhow::{Context, Result, anyhow};
 use ddk_settings::Settings;
+use ddk_torch::parse_device;
 
 use crate::{
     cli, demo_sources,
@@ -25,6 +26,16 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
     let settings = loaded.settings;
+    // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first backward, and would not
+    // see those of a library that is loaded later.
+    for device in settings
+        .teacher
+        .devices
+        .iter()
+        .chain([&settings.student.device])
+    {
+        parse_device(device)?;
+    }
     let say_step = |number: u8, what: &str| {
         say(&format!(
             "[{number}/5, {:.0} s] {what}",

@@ -20,6 +20,7 @@ mod team;
 pub use adamw::{AdamWStep, adamw};
 pub use divergence::Divergence;
 pub use layers::{rms_norm, rotate, silu_mul};
+pub use sum::sum_of_squares;
 
 use processor::for_this_processor;
 use team::in_parts;

@@ -66,6 +66,12 @@ fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchEr
     let mut student = student.f_contiguous()?;
     let teacher = teacher.map(|teacher| teacher.f_contiguous()).transpose()?;
     let labels = Vec::<i64>::try_from(labels)?;
+    let columns = student.size()[1];
+    if let Some(label) = labels.iter().find(|label| **label >= columns) {
+        return Err(TchError::Torch(format!(
+            "label {label} is past the vocabulary of {columns}"
+        )));
+    }
     let scales = Vec::<f32>::try_from(scale)?;
     let weight = objective.divergence_weight();
     let loss = ddk_kernel::Loss {

@@ -34,7 +34,8 @@ pub enum DeviceError {
 /// The device of a name such as `cpu` or `cuda:0`.
 ///
 /// The program is linked with libtorch's CPU part alone. The first CUDA device asked for loads `libtorch_cuda.so` from the
-/// folder of the libtorch in use, which registers the CUDA backend.
+/// folder of the libtorch in use, which registers the CUDA backend. That has to be before the first backward of the process: autograd
+/// asks for the GPUs then, and never again.
 pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     if text == "cpu" {
         return Ok(Device::Cpu);

@@ -215,14 +215,13 @@ fn the_evaluations_sum_is_the_heads() {
     }
 }
 
-#[test]
-fn inputs_that_do_not_belong_together_are_named() {
-    let case = Case::new(12);
-    let error = chunked_head(
-        &HeadInput::new(&case.teacher[0], &case.student[1]),
+/// What the head says of a student's hidden states and labels that it cannot use.
+fn said_of(hidden: &Tensor, case: &Case, labels: &Tensor) -> String {
+    chunked_head(
+        &HeadInput::new(hidden, &case.student[1]),
         None,
         &Positions {
-            labels: &case.labels,
+            labels,
             weights: None,
             denominator: 1.0,
         },
@@ -239,9 +238,20 @@ fn inputs_that_do_not_belong_together_are_named() {
         },
     )
     .unwrap_err()
-    .to_string();
+    .to_string()
+}
+
+#[test]
+fn inputs_that_do_not_belong_together_are_named() {
+    let case = Case::new(12);
+    let error = said_of(&case.teacher[0], &case, &case.labels);
     assert!(
         error.contains("the student's output matrix") && error.contains("9]"),
         "{error}"
     );
+    let mut case = case;
+    case.student = case.student.map(|tensor| tensor.to_kind(Kind::Float));
+    let labels = case.labels.full_like(VOCABULARY);
+    let error = said_of(&case.student[0], &case, &labels);
+    assert!(error.contains("past the vocabulary"), "{error}");
 }
