@@ -1,6 +1,7 @@
 //! `ddk serve`: the pages of all runs below a folder, until it is told to stop.
 
 use anyhow::{Result, anyhow};
+use ddk_settings::Token;
 use ddk_telemetry::{ServeError, Site};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -53,9 +54,10 @@ pub fn run(args: &cli::Serve) -> Result<()> {
 /// The token of the environment, where there is one.
 pub fn token() -> Result<Option<String>> {
     match std::env::var(TOKEN) {
-        Ok(token) if token.len() < TOKEN_LENGTH => {
-            Err(anyhow!("{TOKEN} is shorter than {TOKEN_LENGTH} characters")).usage()
-        }
+        Ok(token) if !Token::new(token.clone()).is_usable() => Err(anyhow!(
+            "{TOKEN} is not usable, expected {TOKEN_LENGTH} characters or more, of letters, digits, `-`, `.`, `_` and `~`"
+        ))
+        .usage(),
         Ok(token) => Ok(Some(token)),
         Err(_) => Ok(None),
     }

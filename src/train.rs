@@ -155,6 +155,9 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
             ))
             .usage();
         }
+        if result::lacks_report(&folder) {
+            result::write_report(&folder)?;
+        }
         say(&format!(
             "the run in {} is done already; its summary:",
             path.display()

@@ -114,7 +114,11 @@ impl<S: Student + 'static> StudentLane<S> {
             }
             self.save_last(&mut core)?;
             let after = match end {
-                End::Finished(_) => core.evaluate_last()?,
+                End::Finished(_) => {
+                    // Whatever ended it: nothing is missing any more.
+                    metrics::STEP_LIMIT.with(&[]).set(core.step() as f64);
+                    core.evaluate_last()?
+                }
                 End::Stopped => None,
             };
             *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = core.outcome(end, after);

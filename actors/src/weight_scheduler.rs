@@ -150,27 +150,16 @@ impl Scheduler {
             line: None,
         };
         let plan = &self.plan;
-        let (evaluated_at_step, perplexities) = &self.evaluated;
         let by_name = |values: Option<Vec<f64>>| values.map(|values| plan.by_name(&values));
         let line = MixtureLine {
-            interval: interval.index,
-            step: interval.first_step - 1,
-            version: interval.index,
-            policy: self.policy.name().to_owned(),
-            alpha: self.policy.alpha(),
-            weights: plan.by_name(&decision.weights),
-            target: plan.by_name(&target),
             previous_weights: by_name(decision.previous),
-            student_perplexity: plan.finite_by_name(&perplexities.student),
-            teacher_perplexity: plan.finite_by_name(&perplexities.teacher),
-            ratio: plan.finite_by_name(&perplexities.ratios()),
-            evaluated_at_step: *evaluated_at_step,
             discrepancy: by_name(decision.discrepancy),
             losses: decision.losses.map(|losses| known(plan, &losses)),
             reference: by_name(decision.reference),
             excess: by_name(decision.excess),
             mean_weights: by_name(decision.mean_weights),
             refused,
+            ..self.line(&interval)
         };
         self.cursors = interval.cursors_at_end(&self.plan.domain_rows);
         self.weights = decision.weights;
@@ -178,6 +167,32 @@ impl Scheduler {
         self.next_first_step += steps;
         interval.line = Some(Arc::new(line));
         Verdict::Next(Box::new(interval))
+    }
+
+    /// What is known of an interval that is drawn by: its mixture, and the perplexities measured last.
+    pub fn line(&self, interval: &Interval) -> MixtureLine {
+        let plan = &self.plan;
+        let (evaluated_at_step, perplexities) = &self.evaluated;
+        MixtureLine {
+            interval: interval.index,
+            step: interval.first_step - 1,
+            version: interval.index,
+            policy: self.policy.name().to_owned(),
+            alpha: self.policy.alpha(),
+            weights: plan.by_name(&interval.weights),
+            target: plan.by_name(&interval.target),
+            previous_weights: None,
+            student_perplexity: plan.finite_by_name(&perplexities.student),
+            teacher_perplexity: plan.finite_by_name(&perplexities.teacher),
+            ratio: plan.finite_by_name(&perplexities.ratios()),
+            evaluated_at_step: *evaluated_at_step,
+            discrepancy: None,
+            losses: None,
+            reference: None,
+            excess: None,
+            mean_weights: None,
+            refused: None,
+        }
     }
 
     fn decide(&mut self, ended: &Ended) -> (Decision, Option<String>) {
@@ -288,6 +303,7 @@ pub(crate) fn announce(
         observer.on_event(&event);
     }
     publish(line);
+    metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
     journal.mixture(line)?;
     observer.on_mixture(line);
     Ok(())
@@ -296,9 +312,9 @@ pub(crate) fn announce(
 /// Sets the gauges of a mixture.
 pub fn publish(line: &MixtureLine) {
     metrics::MIXTURE_VERSION.with(&[]).set(line.version as f64);
-    metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
-    // Where alpha is 0, weights never move: they are at no limit. Other policies have none.
-    if let Some(alpha) = line.alpha.filter(|alpha| *alpha > 0.0) {
+    // Where alpha is 0, or there is one domain, weights never move: they are at no limit. Other policies have none.
+    let moves = line.weights.len() > 1;
+    if let Some(alpha) = line.alpha.filter(|alpha| moves && *alpha > 0.0) {
         let floor = (1.0 - alpha) / line.weights.len() as f64;
         for (limit, weight) in [("floor", floor), ("cap", alpha + floor)] {
             metrics::WEIGHT_LIMIT.with(&[limit]).set(weight);

@@ -14,7 +14,9 @@ use ddk_settings::ObjectiveName;
 use super::{Prepared, measure_serial, ted};
 use crate::{export, progress::say, report};
 
-/// Exports the student, then writes `report.html` and, last, `summary.json`: a folder that has it holds a run that is done.
+const REPORT: &str = "report.html";
+
+/// Exports the student, then writes `summary.json`: a folder that has it holds a run that is done. The report is made from that.
 pub(super) fn finish(
     prepared: &Prepared<'_>,
     folder: &RunFolder,
@@ -30,9 +32,18 @@ pub(super) fn finish(
     summary.seconds = seconds_before + began.elapsed().as_secs_f64();
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_run::write_atomically(&folder.summary(), &text)?;
+    write_report(folder)
+}
+
+pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
     let report = report::of_run(folder.path())?.html();
-    ddk_run::write_atomically(&folder.path().join("report.html"), report.as_bytes())?;
+    ddk_run::write_atomically(&folder.path().join(REPORT), report.as_bytes())?;
     Ok(())
+}
+
+/// Whether what comes after the summary is missing: the process ended in between.
+pub(super) fn lacks_report(folder: &RunFolder) -> bool {
+    !folder.path().join(REPORT).exists()
 }
 
 /// Prints the table, or the summary as JSON.

@@ -10,7 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::{LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals};
+use ddk_actors::{
+    End, LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals, worker::Exit,
+};
 use ddk_engine::StudentOptions;
 use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
@@ -154,13 +156,29 @@ pub(super) fn work(
             match ended {
                 Ok(outcome) => {
                     printer.finish();
+                    board.set_ending();
+                    let signal = signal.load(Ordering::SeqCst);
+                    if outcome
+                        .as_ref()
+                        .is_none_or(|outcome| outcome.end == End::Stopped)
+                    {
+                        journal.event_now("stopped", &format!("told by signal {signal}"))?;
+                    }
                     return Ok(Ended {
                         outcome,
-                        signal: signal.load(Ordering::SeqCst),
+                        signal,
                         seconds_before,
                     });
                 }
-                Err(error) if healing.heals(&error, &plan, chunk, &journal)? => {}
+                Err(error) if healing.heals(&error, &plan, chunk, &journal)? => {
+                    if let RunError::Part {
+                        part,
+                        cause: Exit::Panicked(_),
+                    } = &error
+                    {
+                        board.worker(part).restarted();
+                    }
+                }
                 Err(error) => {
                     printer.finish();
                     // Where the disk is full this cannot be written either: what failed is still said.

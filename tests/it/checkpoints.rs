@@ -122,6 +122,11 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
         said.contains("is done: it does not go on from step 6") && said.contains("--fork"),
         "{said}"
     );
+    // What the end of a run was interrupted in is made up for.
+    let report = world.run_folder().join("report.html");
+    fs::remove_file(&report).unwrap();
+    world.succeed(&["train", "config.toml"]);
+    assert!(report.exists());
     // The same command again goes on with the fork.
     let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
     let plan = "faults.plan=[\"kill save 12 1\"]";

@@ -22,11 +22,31 @@ pub fn scale() -> u64 {
     set.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// A folder for what the tests of this process share. Nothing drops what is static: those of processes that are gone are removed.
+fn shared_folder() -> TempDir {
+    const PREFIX: &str = "world-of-";
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in fs::read_dir(place).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let process = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
+        if process.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(place)
+        .unwrap()
+}
+
 /// What the tests share: the corpus and the two models.
 fn base() -> &'static Path {
     static BASE: OnceLock<TempDir> = OnceLock::new();
     BASE.get_or_init(|| {
-        let folder = TempDir::new().unwrap();
+        let folder = shared_folder();
         write_sources(folder.path());
         fs::write(folder.path().join("config.toml"), CONFIG).unwrap();
         let texts: Vec<String> = ["coins", "rivers", "storms"]
@@ -283,15 +303,6 @@ impl World {
         read_lines(&self.run_folder().join(file))
     }
 
-    /// The lines as they are.
-    pub fn lines_with_seconds(&self, file: &str) -> Vec<Value> {
-        fs::read_to_string(self.run_folder().join(file))
-            .unwrap()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    }
-
     pub fn student_weights(&self) -> Vec<u8> {
         fs::read(self.run_folder().join("student/model.safetensors")).unwrap()
     }
@@ -309,7 +320,7 @@ impl World {
 pub struct Started {
     child: Child,
     said: String,
-    reader: std::thread::JoinHandle<String>,
+    reader: Option<std::thread::JoinHandle<String>>,
 }
 
 impl Started {
@@ -336,7 +347,7 @@ impl Started {
                 return Self {
                     child,
                     said,
-                    reader,
+                    reader: Some(reader),
                 };
             }
         }
@@ -357,7 +368,17 @@ impl Started {
     /// Waits for the end; the exit status and all that was said.
     pub fn wait(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().unwrap();
-        (status, self.said + &self.reader.join().unwrap())
+        let reader = self.reader.take().unwrap();
+        let said = std::mem::take(&mut self.said);
+        (status, said + &reader.join().unwrap())
+    }
+}
+
+/// A test that fails leaves no process behind.
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

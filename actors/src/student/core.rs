@@ -264,8 +264,9 @@ impl<S: Student> Core<S> {
             .saturating_duration_since(began.max(batch.interval_set))
             .as_secs_f64();
         self.totals.data_wait_seconds += data_wait;
-        let wait = (waited - data_wait).max(0.0);
-        gathered.add_seconds(&[("data", data_wait), ("teacher_wait", wait)]);
+        // What of it was for rows; teachers that waited for them while others were at work held nobody up.
+        let data = data_wait.min(waited);
+        gathered.add_seconds(&[("data", data), ("teacher_wait", waited - data)]);
         gathered.teacher_seconds += teacher_seconds;
         if self.plan.skip.contains(&batch.step) {
             gathered.ce_sum = f64::NAN;

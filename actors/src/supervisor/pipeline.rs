@@ -22,7 +22,7 @@ use crate::{
     student::{StudentControl, StudentLane},
     teacher::{BusySum, Evaluations, TeacherLane},
     weight_scheduler::{
-        Ended, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState,
+        Ended, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState, publish,
     },
     worker::Exit,
 };
@@ -119,8 +119,17 @@ where
     let queues_meter = Queues::empty();
 
     let needs = policy.needs();
+    let scheduler = Scheduler::new(Arc::clone(&plan), policy, resume.as_ref());
+    // What a run that goes on is drawn by is seen at once, not with the next mixture.
+    if let Some(state) = &resume {
+        publish(&scheduler.line(&state.interval));
+        let cursors = state.interval.cursors.iter().zip(&plan.domain_rows);
+        for (domain, (cursor, rows)) in plan.domains.iter().zip(cursors) {
+            metrics::PASSES.with(&[domain]).set(cursor.passes(*rows));
+        }
+    }
     let scheduler = WeightSchedulerState {
-        scheduler: Scheduler::new(Arc::clone(&plan), policy, resume.as_ref()),
+        scheduler,
         intervals: intervals.clone(),
         student: control.clone(),
         finished: false,

@@ -15,13 +15,18 @@ const WITHHELD: &str = "(given to the process, not written down)";
 pub struct Token(String);
 
 impl Token {
+    /// What was given as a token, usable or not.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The secret, where it is known.
     pub fn secret(&self) -> Option<&str> {
         (self.0 != WITHHELD).then_some(&self.0)
     }
 
     /// Long enough not to be guessed, and of characters that headers and addresses carry as they are.
-    pub(crate) fn is_usable(&self) -> bool {
+    pub fn is_usable(&self) -> bool {
         let plain =
             |character: char| character.is_ascii_alphanumeric() || "-._~".contains(character);
         self.0 == WITHHELD || (self.0.len() >= 16 && self.0.chars().all(plain))

@@ -74,8 +74,10 @@ pub enum State {
     Starting,
     /// It trains.
     Running,
-    /// Its process goes back to the last checkpoint, or ends.
+    /// Its process goes back to the last checkpoint.
     Recovering,
+    /// The last step is made: the student is exported, the report written.
+    Ending,
     /// It is done and has a summary.
     Finished,
     /// It is not done, and no process works on it.
@@ -89,6 +91,7 @@ impl State {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Recovering => "recovering",
+            Self::Ending => "ending",
             Self::Finished => "finished",
             Self::Stopped => "stopped",
         }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -31,9 +31,20 @@ pub struct Board {
     compute_limit: Duration,
     workers: Mutex<Vec<Worker>>,
     queues: Mutex<Vec<Arc<Probe>>>,
-    ready: AtomicBool,
-    /// Whether it has ever been ready.
-    begun: AtomicBool,
+    stage: Mutex<Stage>,
+}
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Models and workers are built.
+    Starting,
+    /// It trains.
+    Ready,
+    /// It goes back to its last checkpoint.
+    Recovering,
+    /// Its last step is made.
+    Ending,
 }
 
 /// A queue that can be looked at.
@@ -67,7 +78,7 @@ impl fmt::Debug for Board {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Board")
-            .field("ready", &self.ready)
+            .field("stage", &self.stage())
             .finish_non_exhaustive()
     }
 }
@@ -124,8 +135,7 @@ impl Board {
             compute_limit,
             workers: Mutex::new(Vec::new()),
             queues: Mutex::new(Vec::new()),
-            ready: AtomicBool::new(false),
-            begun: AtomicBool::new(false),
+            stage: Mutex::new(Stage::Starting),
         })
     }
 
@@ -190,20 +200,29 @@ impl Board {
         queues.iter().map(look).collect()
     }
 
-    /// Whether training goes on: models are loaded, workers up.
+    /// Training goes on (models are loaded, workers up), or does so no more: until it is said that the run has ended, it recovers.
     pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Relaxed);
-        self.begun.fetch_or(ready, Ordering::Relaxed);
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        *stage = match (ready, *stage) {
+            (true, _) => Stage::Ready,
+            (false, Stage::Starting) => Stage::Starting,
+            (false, _) => Stage::Recovering,
+        };
     }
 
-    /// Whether training has gone on at any time.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
+    /// The last step is made: what is left is to sum it up.
+    pub fn set_ending(&self) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Ending;
     }
 
-    /// See [`Self::set_ready`].
+    /// Where the run is.
+    pub fn stage(&self) -> Stage {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether training goes on.
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        self.stage() == Stage::Ready
     }
 
     /// Workers that have computed beyond the limit, each with for how long; none: all is well.

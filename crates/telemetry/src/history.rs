@@ -54,6 +54,7 @@ pub struct History {
     /// When somebody looked, and the step then.
     looks: VecDeque<(Instant, u64)>,
     problems: BTreeMap<String, String>,
+    bad_lines: BTreeMap<&'static str, String>,
 }
 
 impl History {
@@ -78,6 +79,7 @@ impl History {
             summary: None,
             looks: VecDeque::new(),
             problems: BTreeMap::new(),
+            bad_lines: BTreeMap::new(),
         }
     }
 
@@ -119,9 +121,13 @@ impl History {
 
     fn read_steps(&mut self) {
         let (series, recent, tokens) = (&mut self.series, &mut self.recent, &mut self.tokens);
-        let mut bad = None;
+        let mut bad = Bad::default();
         let read = self.run.read(|found| match found {
             Found::Anew => {
+                bad = Bad {
+                    anew: true,
+                    line: None,
+                };
                 series.clear();
                 recent.clear();
                 *tokens = 0;
@@ -139,11 +145,17 @@ impl History {
 
     fn read_mixtures(&mut self) {
         let (mixtures, revision) = (&mut self.mixtures, &mut self.mixture_revision);
-        let mut bad = None;
+        let mut bad = Bad::default();
         let read = self.mixture.read(|found| {
             *revision += 1;
             match found {
-                Found::Anew => *mixtures = Mixtures::default(),
+                Found::Anew => {
+                    bad = Bad {
+                        anew: true,
+                        line: None,
+                    };
+                    *mixtures = Mixtures::default();
+                }
                 Found::Line(line) => mixtures.push(line, &mut bad),
             }
         });
@@ -157,9 +169,13 @@ impl History {
             &mut self.first_event,
             &mut self.last_event,
         );
-        let mut bad = None;
+        let mut bad = Bad::default();
         let read = self.events.read(|found| match found {
             Found::Anew => {
+                bad = Bad {
+                    anew: true,
+                    line: None,
+                };
                 incidents.clear();
                 saves.clear();
                 counts.clear();
@@ -180,8 +196,16 @@ impl History {
         self.note("events.jsonl", read, bad);
     }
 
-    fn note(&mut self, file: &str, read: std::io::Result<()>, bad: Option<String>) {
-        if let Some(problem) = read.err().map(|error| error.to_string()).or(bad) {
+    /// A line that is bad is read once, and stays a problem until the file is read anew.
+    fn note(&mut self, file: &'static str, read: std::io::Result<()>, bad: Bad) {
+        if bad.anew {
+            self.bad_lines.remove(file);
+        }
+        if let Some(line) = bad.line {
+            self.bad_lines.entry(file).or_insert(line);
+        }
+        let problem = read.err().map(|error| error.to_string());
+        if let Some(problem) = problem.or_else(|| self.bad_lines.get(file).cloned()) {
             self.problem(file, problem);
         }
     }
@@ -400,11 +424,21 @@ fn keep<T>(list: &mut VecDeque<T>, item: T, at_most: usize) {
 }
 
 /// A line's record; the first that is none is remembered.
-fn parsed<T: DeserializeOwned>(line: &[u8], bad: &mut Option<String>) -> Option<T> {
+/// What was wrong with a file's new lines.
+#[derive(Default)]
+struct Bad {
+    /// They are all of the file.
+    anew: bool,
+    /// The first line that is not what it should be.
+    line: Option<String>,
+}
+
+fn parsed<T: DeserializeOwned>(line: &[u8], bad: &mut Bad) -> Option<T> {
     match serde_json::from_slice(line) {
         Ok(record) => Some(record),
         Err(error) => {
-            bad.get_or_insert_with(|| format!("a line is not the record it should be: {error}"));
+            bad.line
+                .get_or_insert_with(|| format!("a line is not the record it should be: {error}"));
             None
         }
     }

@@ -24,7 +24,7 @@ mod stream;
 mod tail;
 mod timeline;
 
-pub use board::{Board, ShownQueue, Totals, Worker};
+pub use board::{Board, ShownQueue, Stage, Totals, Worker};
 pub use history::History;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};
 pub use queue::{Queue, Queues};

@@ -1,7 +1,7 @@
 //! What is served: the run that this process trains, or the runs in a folder.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 use ddk_run::RunFolder;
 
 use crate::{
-    Board, History, Recorder,
+    Board, History, Recorder, Stage,
     access::Access,
     api::{Lanes, RunReply, State, Status},
     timeline::Timeline,
@@ -19,8 +19,6 @@ use crate::{
 
 /// Files are read again when they were read longer ago than this.
 const FRESH: Duration = Duration::from_millis(300);
-/// Runs whose files stay read.
-const OPEN_RUNS: usize = 64;
 /// Folders that runs may lie deep.
 const DEPTH: usize = 4;
 
@@ -150,15 +148,17 @@ impl Folder {
 
     /// Every run with its source.
     pub(crate) fn all(&self) -> Vec<(String, Arc<Source>)> {
-        let runs = self.list().into_iter();
-        runs.map(|(name, path)| (name, self.source(path))).collect()
+        let runs = self.list();
+        // What was read of those that are gone is forgotten; of the others it stays, some hundred kilobytes a run.
+        let paths: HashSet<&PathBuf> = runs.values().collect();
+        lock(&self.open).retain(|path, _| paths.contains(path));
+        runs.iter()
+            .map(|(name, path)| (name.clone(), self.source(path.clone())))
+            .collect()
     }
 
     fn source(&self, path: PathBuf) -> Arc<Source> {
         let mut open = lock(&self.open);
-        if open.len() >= OPEN_RUNS && !open.contains_key(&path) {
-            open.clear();
-        }
         let source = open
             .entry(path.clone())
             .or_insert_with(|| Arc::new(Source::new(&path, None)));
@@ -217,10 +217,11 @@ impl Source {
 
     fn process(&self) -> Option<State> {
         let board = self.board.as_ref()?;
-        Some(match (board.is_ready(), board.has_begun()) {
-            (true, _) => State::Running,
-            (false, false) => State::Starting,
-            (false, true) => State::Recovering,
+        Some(match board.stage() {
+            Stage::Starting => State::Starting,
+            Stage::Ready => State::Running,
+            Stage::Recovering => State::Recovering,
+            Stage::Ending => State::Ending,
         })
     }
 

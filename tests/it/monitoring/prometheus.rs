@@ -20,12 +20,6 @@ pub const MISSING: &str = "prometheus and promtool are needed: apt-get install p
 /// Nothing takes longer; what does has failed.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Counters that these faults cannot move, and what would.
-const UNMOVED: &[(&str, &str)] = &[(
-    "ddk_mixture_refused_total",
-    "a perplexity that is not finite: actors/tests/pipeline/faults.rs",
-)];
-
 struct Prometheus {
     child: Child,
     address: String,
@@ -178,7 +172,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         "guard.spike_from=20",
         "log.line_seconds=3600",
         // Late enough for Prometheus to have seen the counters before.
-        "faults.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student 4060\"]",
+        "faults.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student 4060\", \"nan evaluation 220\"]",
     ] {
         arguments.extend(["--set", set]);
     }
@@ -245,8 +239,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
             _ => metric.name.to_owned(),
         };
         prometheus.wait(&format!("{name}{{run=\"small\"}}"), known);
-        let counts = metric.kind != Kind::Gauge;
-        if counts && !UNMOVED.iter().any(|(unmoved, _)| *unmoved == name) {
+        if metric.kind != Kind::Gauge {
             prometheus.wait(&format!("max_over_time({name}[10m]) > 0"), known);
         }
         // Of the values that a label can have, each is seen.
@@ -259,6 +252,12 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
 
     let (status, page) = get(&target, "/metrics");
     assert_eq!((status, lint(&page)), (200, String::new()));
+    // The page says the same.
+    let (_, page) = get(&target, "/api/run");
+    let reply: Value = serde_json::from_str(&page).unwrap();
+    let workers = reply["status"]["workers"].as_array().unwrap();
+    let student = workers.iter().find(|worker| worker["name"] == "student");
+    assert_eq!(student.unwrap()["restarts"], 1, "{workers:?}");
     run.signal("TERM");
     let (status, said) = run.wait();
     assert_eq!(status.code(), Some(143), "{said}");

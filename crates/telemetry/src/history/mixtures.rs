@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ddk_run::records::{Drawn, DrawnLine, MixtureLine, Summary};
 
-use super::parsed;
+use super::{Bad, parsed};
 use crate::api::{After, Domain, Mixture, MixtureDomain, finite};
 
 /// Intervals at the most: of more, every second, fourth, … is kept.
@@ -38,7 +38,7 @@ impl Default for Mixtures {
 
 impl Mixtures {
     /// Takes a line of either kind.
-    pub(super) fn push(&mut self, line: &[u8], bad: &mut Option<String>) {
+    pub(super) fn push(&mut self, line: &[u8], bad: &mut Bad) {
         let Some(value) = parsed::<serde_json::Value>(line, bad) else {
             return;
         };
