@@ -24,6 +24,7 @@ use self::{
 };
 use crate::{
     cli, config,
+    hint::Hint,
     progress::say,
     train::{self, required},
     wiring::{self, ModelFolders},
@@ -37,6 +38,9 @@ const TURNS: u32 = 5;
 
 /// Tokens do not matter to speed, as long as a head is asked for all kinds of columns.
 const SEED: u64 = 0;
+
+/// A day for one measurement is too long for anybody.
+const MOST_SECONDS: f64 = 86_400.0;
 
 /// What a step is made of, with the seconds it takes; the teacher's has a forward alone.
 #[derive(Debug, Default, Clone, Copy)]
@@ -141,6 +145,13 @@ pub struct Bench<'a> {
 
 pub fn run(args: &cli::Bench, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
+    if !(args.seconds.is_finite() && (0.0..=MOST_SECONDS).contains(&args.seconds)) {
+        return Err(anyhow!(
+            "--seconds is {}, expected 0 to {MOST_SECONDS}",
+            args.seconds
+        ))
+        .usage();
+    }
     let measured = Bench::new(&settings, args.seconds)?.measure()?;
     match args.json {
         true => Ok(writeln!(

@@ -25,6 +25,18 @@ pub fn run(args: &cli::Export) -> Result<()> {
         .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
     let (step, checkpoint) = find(&store, args.step)?;
+    let is_other = |folder: &Path| {
+        let mut entries = folder.read_dir().into_iter().flatten();
+        entries.next().is_some() && !folder.join("config.json").exists()
+    };
+    if is_other(&args.out) {
+        return Err(anyhow!(
+            "{} holds something that is no model, and would be replaced",
+            args.out.display()
+        ))
+        .hint("--out names a new folder, or that of a model")
+        .usage();
+    }
     let model = of_checkpoint(&student, &checkpoint)?;
     let mut export = Export::new(&student);
     export.dtype = Some(match args.dtype.as_str() {

@@ -25,11 +25,13 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         // A document begins after the end of another.
         prompt.push(tokenizer.end_token());
     }
-    let (mut tokens, mut printed) = (Vec::new(), String::new());
+    // Decoded together with the prompt: some decoders leave out the space before a text's first word.
+    let mut tokens = prompt.clone();
+    let mut printed = whole(tokenizer.decode(&tokens)?);
     let mut generator = Generator::new(&model, &prompt, vocabulary, sampling)?;
     write!(out, "{}", args.prompt)?;
     let began = Instant::now();
-    while tokens.len() < args.max_tokens {
+    while tokens.len() - prompt.len() < args.max_tokens {
         let Some(token) = generator.next_token()? else {
             say("\nthe model was made for no more positions");
             break;
@@ -38,23 +40,27 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
             break;
         }
         tokens.push(token);
-        // Only whole characters: what the last bytes become is known with the next token.
-        let text = tokenizer.decode(&tokens)?;
-        let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        if let Some(more) = whole.strip_prefix(printed.as_str()) {
+        let text = whole(tokenizer.decode(&tokens)?);
+        if let Some(more) = text.strip_prefix(printed.as_str()) {
             write!(out, "{more}")?;
             out.flush()?;
-            printed = whole.to_owned();
+            printed = text;
         }
     }
     writeln!(out)?;
-    let rate = tokens.len() as f64 / began.elapsed().as_secs_f64();
+    let count = tokens.len() - prompt.len();
+    let rate = count as f64 / began.elapsed().as_secs_f64();
     say(&format!(
-        "{} tokens after {}, {rate:.1} tokens/s",
-        tokens.len(),
+        "{count} tokens after {}, {rate:.1} tokens/s",
         prompt.len()
     ));
     Ok(())
+}
+
+/// Only the whole characters: what the last bytes become is known with the next token.
+fn whole(text: String) -> String {
+    text.trim_end_matches(char::REPLACEMENT_CHARACTER)
+        .to_owned()
 }
 
 fn sampling(args: &cli::Generate) -> Result<Sampling> {

@@ -101,6 +101,11 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
         assert_eq!(text, says(), "{pair}: the same seed writes the same text");
 
         world.succeed(&["export", "runs/small", "--out", "exported"]);
+        let said = world.fail(2, &["export", "runs/small", "--out", "text"]);
+        assert!(
+            said.contains("text holds something that is no model"),
+            "{said}"
+        );
         for file in [
             "model.safetensors",
             "tokenizer.json",
