@@ -282,11 +282,21 @@ pub fn describe(report: &DomainReport) -> String {
 pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Document>>> {
     let of = |domain: &Arc<PreparedDomain>| {
         let documents = domain.validation()?.into_iter();
-        let documents = documents.map(|document| Document {
-            tokens: document.tokens,
-            skipped: document.skipped,
-        });
-        Ok(documents.collect())
+        let documents: Vec<Document> = documents
+            .map(|document| Document {
+                tokens: document.tokens,
+                skipped: document.skipped,
+            })
+            .collect();
+        if documents.iter().all(|document| document.predictions() == 0) {
+            return Err(anyhow!(
+                "domain `{}` has no token to predict in its validation documents",
+                domain.name()
+            ))
+            .hint("with objective.mask_prompt its prompts fill corpus.sequence_length: make that longer, or the prompts shorter")
+            .usage();
+        }
+        Ok(documents)
     };
     corpus.domains.iter().map(of).collect()
 }

@@ -69,6 +69,22 @@ fn masked_prompts_change_the_loss() {
 }
 
 #[test]
+fn prompts_that_leave_nothing_to_measure_are_named_at_the_start() {
+    let world = World::new();
+    let prompt = format!(
+        "domains.rivers.prompt=\"{}\"",
+        "so long a prompt ".repeat(20) + "{text}"
+    );
+    let masked = ["--set", &prompt, "--set", "objective.mask_prompt=true"];
+    let said = world.fail(2, &[&["train", "config.toml"][..], &masked].concat());
+    assert!(
+        said.contains("domain `rivers` has no token to predict")
+            && said.contains("sequence_length"),
+        "{said}"
+    );
+}
+
+#[test]
 fn prepared_files_are_verified_and_looked_at() {
     let world = World::new();
     world.succeed(&["prepare", "config.toml", "--verify"]);
