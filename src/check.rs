@@ -331,6 +331,9 @@ fn data(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
     let Some(corpus) = report.take(prepare::open(settings, Outdated::AsSet))? else {
         return Ok(());
     };
+    if report.take(prepare::validation(&corpus))?.is_none() {
+        return Ok(());
+    }
     let steps = most_steps(settings);
     let rows = steps.map(|steps| steps * settings.batch.rows);
     let natural = prepare::natural_shares(&corpus);

@@ -27,6 +27,7 @@ use self::plan::{Plan, Planned};
 use crate::{
     cli, demo,
     hint::Hint,
+    prepare,
     progress::say,
     train::{self, Inputs},
 };
@@ -122,6 +123,10 @@ fn train_all(args: &cli::Compare, plan: &Plan) -> Result<Option<ExitCode>> {
             run.label,
             run.seed
         ));
+        // A source that has changed would cost the others their corpus.
+        if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(&run.folder)) {
+            prepare::keep_for(&begun.folder, &run.settings)?;
+        }
         let began = Instant::now();
         let sets = run.sets.iter();
         let more: Vec<String> = sets

@@ -18,6 +18,7 @@ use crate::{
     cli, config,
     hint::Hint,
     progress::{bar, say},
+    train::Inputs,
 };
 
 /// A prepared corpus: the domains sorted by name, and the tokenizer that made them.
@@ -68,8 +69,46 @@ pub enum Outdated<'a> {
     AsSet,
     /// It is taken as it is, with a warning: whoever only looks replaces nothing that a run may need.
     Kept,
-    /// It is an error: the run in this folder was made from it.
+    /// The same where the run in this folder was made from it as it is prepared; that run is done.
+    KeptFor(&'a Path),
+    /// An error where the run in this folder was made from it as it is prepared.
     NeededBy(&'a Path),
+}
+
+impl Outdated<'_> {
+    /// Whether a domain is to be taken as it is prepared.
+    fn keeps(self, stale: &Stale) -> Result<bool> {
+        let Some(prepared) = &stale.replaces else {
+            return Ok(false);
+        };
+        let made = |run: &Path| Ok(Inputs::of_run(run)?.has(&stale.domain, prepared));
+        match self {
+            Self::AsSet => Ok(false),
+            Self::Kept => Ok(true),
+            Self::KeptFor(run) => made(run),
+            Self::NeededBy(run) if !made(run)? => Ok(false),
+            Self::NeededBy(run) => Err(anyhow!(
+                "{} was made from the domain `{}` as it is prepared, and {}",
+                run.display(),
+                stale.domain,
+                stale.reason
+            ))
+            .hint("to go on with it as it is prepared: --set corpus.when_stale=use (a tokenizer that has changed has to be put back); for a run on what is there now: another corpus.folder")
+            .usage(),
+        }
+    }
+}
+
+/// Refuses where preparing would replace what the run in this folder was made from.
+pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
+    if settings.corpus.when_stale != WhenStale::Prepare {
+        return Ok(());
+    }
+    let (options, tokenizer) = options(settings)?;
+    for stale in stale(&options, &tokenizer).hint(ADVICE)? {
+        Outdated::NeededBy(run).keeps(&stale)?;
+    }
+    Ok(())
 }
 
 /// Opens the corpus; prepares first what is missing or stale, and says why.
@@ -78,37 +117,26 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let reports = match settings.corpus.when_stale {
         WhenStale::Use => as_prepared(&options).hint(ADVICE)?,
         when_stale => {
-            let mut others = options.clone();
+            let mut kept = Vec::new();
             for stale in stale(&options, &tokenizer).hint(ADVICE)? {
-                let Stale {
-                    domain,
-                    reason,
-                    replaces,
-                } = stale;
+                let (domain, reason) = (&stale.domain, &stale.reason);
                 if when_stale == WhenStale::Refuse {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
                         .hint("run `ddk prepare` on this configuration, or set corpus.when_stale = \"use\" to take it as it is");
                 }
-                match outdated {
-                    Outdated::NeededBy(run) if replaces => {
-                        return Err(anyhow!(
-                            "{} was made from the domain `{domain}` as it is prepared, and {reason}",
-                            run.display()
-                        ))
-                        .hint("to go on with it as it is prepared: --set corpus.when_stale=use; to start another run, choose another run.name and another corpus.folder")
-                        .usage();
-                    }
-                    Outdated::Kept if replaces => {
-                        say(&format!(
-                            "warning: {domain} is taken as it is prepared, though {reason}; `ddk prepare` takes that in"
-                        ));
-                        others.domains.retain(|other| other.name != domain);
-                    }
-                    _ => say(&format!("preparing {domain}: {reason}")),
+                if outdated.keeps(&stale)? {
+                    say(&format!(
+                        "warning: {domain} is taken as it is prepared, though {reason}; `ddk prepare` takes that in"
+                    ));
+                    kept.push(stale.domain);
+                } else {
+                    say(&format!("preparing {domain}: {reason}"));
                 }
             }
+            let mut others = options.clone();
+            others.domains.retain(|domain| !kept.contains(&domain.name));
             let reports = make(&others, &tokenizer, false)?;
-            match others.domains.len() == options.domains.len() {
+            match kept.is_empty() {
                 true => reports,
                 false => as_prepared(&options).hint(ADVICE)?,
             }
@@ -148,6 +176,15 @@ fn make(
         "{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
     );
     let reports = prepare(options, tokenizer, force, &mut |progress| {
+        if progress.waiting {
+            let folder = options.folder.display();
+            bar.suspend(|| {
+                say(&format!(
+                    "another process prepares in {folder}: waiting for it"
+                ))
+            });
+            return;
+        }
         bar.set_message(progress.domain);
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.bytes);

@@ -40,7 +40,12 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
             )
         })
         .usage()?;
-    let corpus = prepare::open(settings, Outdated::AsSet)?;
+    // A model that is there is not made again because a source has grown.
+    let outdated = match model.out.join(RECORD).exists() && !force {
+        true => Outdated::Kept,
+        false => Outdated::AsSet,
+    };
+    let corpus = prepare::open(settings, outdated)?;
     let record = record(settings, model, &corpus)?;
     if !force && fs::read_to_string(model.out.join(RECORD)).is_ok_and(|made| made == record) {
         say(&format!("{name}: {} is there already", model.out.display()));

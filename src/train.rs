@@ -132,7 +132,15 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     let name = required(settings.run.name.clone(), "run.name")?;
     let path = settings.run.folder.join(&name);
     let settings = &threads::chosen(settings, &path)?;
-    let mut prepared = prepare_run(settings)?;
+    // What a run was made from is not replaced: this one, or the one that it is forked from.
+    let begun = RunFolder::holds_a_run(&path);
+    let outdated = match &flags.fork_of {
+        _ if begun && path.join("summary.json").exists() => Outdated::KeptFor(&path),
+        _ if begun => Outdated::NeededBy(&path),
+        Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
+        _ => Outdated::AsSet,
+    };
+    let mut prepared = prepare_run(settings, outdated)?;
     let folder = open_folder(&path, flags.new)?;
     let forks = flags
         .fork_of
@@ -215,7 +223,13 @@ fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
         say(&format!("the run in {} is done already", path.display()));
         return Ok(Ran::Finished);
     }
-    let prepared = prepare_run(settings)?;
+    // The run that it is for reads the same corpus.
+    let outdated = match settings.run.folder.parent() {
+        Some(parent) => Outdated::NeededBy(parent),
+        None => Outdated::AsSet,
+    };
+    session.begin_phase();
+    let prepared = prepare_run(settings, outdated)?;
     let folder = open_folder(&path, false)?;
     prepared.inputs.bind(&folder, settings)?;
     copy_quarantine(&prepared, &folder)?;
@@ -241,13 +255,6 @@ fn run_to_end(
     let step = match &ended.outcome {
         Some(outcome) if outcome.end != End::Stopped => None,
         Some(outcome) => Some(outcome.step),
-        None if ended.signal == 0 => {
-            return Err(anyhow!(
-                "no step could be made: `mixture.max_passes` leaves fewer rows than a step's `batch.rows`"
-            ))
-            .hint("add text, or lower batch.rows or corpus.sequence_length")
-            .usage();
-        }
         None => Some(last_checkpoint(folder)?),
     };
     if let Some(step) = step {
@@ -288,9 +295,10 @@ fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
     if !path.exists() {
         return Ok(0);
     }
-    let entries = CheckpointStore::look(&path).list()?;
-    let sound = entries.iter().filter(|entry| entry.status.is_ok());
-    Ok(sound.map(|entry| entry.step).max().unwrap_or(0))
+    let store = CheckpointStore::look(&path);
+    let steps = store.steps()?.into_iter().rev();
+    let mut sound = steps.filter(|step| store.entry(*step).status.is_ok());
+    Ok(sound.next().unwrap_or(0))
 }
 
 pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {
@@ -311,18 +319,17 @@ fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
 
 /// The checkpoint of a step, verified.
 pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
-    let entries = store.list()?;
-    match entries.iter().find(|entry| entry.step == step) {
-        Some(entry) => match &entry.status {
-            Ok(_) => Ok(entry.path.clone()),
-            Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
-        },
-        None => {
-            let steps: Vec<String> = entries.iter().map(|entry| entry.step.to_string()).collect();
-            Err(anyhow!("the run has no checkpoint of step {step}"))
-                .hint(format!("there are: {}", steps.join(", ")))
-                .usage()
-        }
+    let steps = store.steps()?;
+    if !steps.contains(&step) {
+        let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
+        return Err(anyhow!("the run has no checkpoint of step {step}"))
+            .hint(format!("there are: {}", steps.join(", ")))
+            .usage();
+    }
+    let entry = store.entry(step);
+    match entry.status {
+        Ok(_) => Ok(entry.path),
+        Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
     }
 }
 
@@ -336,7 +343,7 @@ fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
 }
 
 /// Loads what is small and checks what belongs together, before anything is written.
-fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
+fn prepare_run<'a>(settings: &'a Settings, outdated: Outdated<'_>) -> Result<Prepared<'a>> {
     let folders = ModelFolders::new(
         required(settings.teacher.model.clone(), "teacher.model")?,
         required(settings.student.model.clone(), "student.model")?,
@@ -355,14 +362,6 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
     // The models first: what is wrong with them is said before minutes of tokenizing.
     inputs::check_tokenizers(settings, &folders)?;
     let filters = ted::filters(settings, &folders)?;
-    let name = required(settings.run.name.as_ref(), "run.name")?;
-    let path = settings.run.folder.join(name);
-    let outdated = match RunFolder::holds_a_run(&path) {
-        // Nothing is made from it any more.
-        true if path.join("summary.json").exists() => Outdated::Kept,
-        true => Outdated::NeededBy(&path),
-        false => Outdated::AsSet,
-    };
     let corpus = prepare::open(settings, outdated)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     let inputs = Inputs::of(
@@ -371,6 +370,7 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         vocabulary,
         settings.corpus.sequence_length,
     )?;
+    room_for_a_step(settings, &corpus)?;
     let options = student_options(settings, vocabulary, filters)?;
     let evaluation = Evaluation {
         validation: Arc::new(prepare::validation(&corpus)?),
@@ -395,6 +395,26 @@ fn prepare_run(settings: &Settings) -> Result<Prepared<'_>> {
         doremi: None,
         faults: Faults::parse(&settings.faults.plan)?,
     })
+}
+
+/// Refuses a limit on passes that leaves no rows for a single step.
+fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
+    let Some(passes) = settings.mixture.max_passes else {
+        return Ok(());
+    };
+    let rows = corpus.domains.iter();
+    let rows: u64 = rows
+        .map(|domain| (passes * domain.rows() as f64) as u64)
+        .sum();
+    if rows >= settings.batch.rows {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "`mixture.max_passes` = {passes} allows {rows} rows, and a step has `batch.rows` = {}",
+        settings.batch.rows
+    ))
+    .hint("add text, or lower batch.rows or corpus.sequence_length")
+    .usage()
 }
 
 fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {

@@ -300,14 +300,18 @@ impl<S: Student + 'static> StudentLane<S> {
     /// Waits until the last step made is saved on the disk: a run that ends must not end without it. Where the save that was made
     /// of it while training went on has failed, it is made again.
     fn save_last(&self, core: &mut Core<S>) -> Result<(), PortError> {
+        self.status.waiting_for_output();
         if core.is_saved() && core.await_save().is_ok() {
+            self.status.computing();
             return Ok(());
         }
         self.save(core)?;
-        core.await_save().map_err(|error| {
+        let saved = core.await_save().map_err(|error| {
             PortError::Other(format!(
                 "the last checkpoint could not be saved (the ones before it stay): {error}"
             ))
-        })
+        });
+        self.status.computing();
+        saved
     }
 }

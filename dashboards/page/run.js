@@ -250,7 +250,7 @@ function connect() {
   for (const [name, take] of Object.entries(TAKE)) source.addEventListener(name, (event) => take(JSON.parse(event.data)));
   source.addEventListener('error', () => {
     // A run that is done has no server of its own any more.
-    if (run.status?.state === 'ending') showState('ended', 'finished');
+    if (run.status?.state === 'ending') showState('ended', '');
     else if (run.status?.state !== 'finished') showState('no connection', 'lost');
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 5000);
   });

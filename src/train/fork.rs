@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, NamedFile, Retention, RunFolder};
-use ddk_settings::{Dtype, MixturePolicy, Settings};
+use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
 
 use super::{Prepared, inputs::Inputs, ted};
 use crate::{hint::Hint, prepare, progress::say};
@@ -100,10 +100,12 @@ pub(super) fn fork(
 }
 
 /// Settings without which an interval's draws and perplexities do not go on.
-fn draws_and_measures_by(settings: &Settings) -> (u64, u64, bool, Dtype, Dtype) {
+fn draws_and_measures_by(settings: &Settings) -> (u64, u64, usize, Packing, bool, Dtype, Dtype) {
     (
         settings.run.seed,
         settings.batch.rows,
+        settings.corpus.sequence_length,
+        settings.corpus.packing,
         settings.objective.mask_prompt,
         settings.teacher.dtype,
         settings.student.dtype,

@@ -186,6 +186,12 @@ impl Inputs {
         self.corpus.iter().map(find).collect()
     }
 
+    /// Whether a domain with this content is among them.
+    pub fn has(&self, domain: &str, content: &str) -> bool {
+        let mut all = self.corpus.iter();
+        all.any(|(name, hash)| name == domain && hash == content)
+    }
+
     /// Names of the domains.
     pub fn domains(&self) -> impl Iterator<Item = &str> {
         self.corpus.iter().map(|(name, _)| name.as_str())

@@ -16,7 +16,7 @@ use ddk_actors::{
 use ddk_engine::StudentOptions;
 use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
-use ddk_run::{CheckpointStore, Journal, Lengths, Opened, Retention, RunFolder};
+use ddk_run::{CheckpointStore, Entry, Journal, Lengths, Opened, Retention, RunFolder};
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, metrics};
 use ddk_torch::{Turns, give_freed_memory_back};
@@ -92,6 +92,11 @@ impl Session {
         })
     }
 
+    /// Another run of this process begins.
+    pub(super) fn begin_phase(&self) {
+        self.board.set_starting();
+    }
+
     /// While the result is held, SIGHUP is answered with a word.
     pub(super) fn answer_hangup(&self) -> Result<reload::NotYet> {
         let _context = self.runtime.enter();
@@ -107,6 +112,7 @@ pub(super) fn work(
     reload: Option<&cli::ConfigArgs>,
 ) -> Result<Ended> {
     let settings = prepared.settings;
+    session.begin_phase();
     // Tokenizers were compared, a corpus perhaps prepared: none of that is needed any more.
     give_freed_memory_back();
     let Session {
@@ -162,7 +168,10 @@ pub(super) fn work(
                         .as_ref()
                         .is_none_or(|outcome| outcome.end == End::Stopped)
                     {
-                        journal.event_now("stopped", &format!("told by signal {signal}"))?;
+                        let message = format!("told by signal {signal}");
+                        if let Err(error) = journal.event_now("stopped", &message) {
+                            tracing::error!(%error, "an event could not be written");
+                        }
                     }
                     return Ok(Ended {
                         outcome,
@@ -220,11 +229,20 @@ impl Begin {
         let opened = checkpoints.newest::<LoopState>().hint(
             "the run will not begin again at its first step by itself: restore a checkpoint, or give the run another run.name",
         )?;
+        let damaged = opened.as_ref().map_or(Vec::new(), passed_over);
         let (resume, checkpoint) = announce(opened, &checkpoints, folder.path())?;
         let lengths = resume
             .as_ref()
             .map_or(Lengths::default(), |state| state.lengths);
         let journal = Arc::new(Journal::open(folder.path(), lengths, settings.run.trace)?);
+        for text in damaged {
+            say(&format!("warning: {text}"));
+            journal.event(
+                resume.as_ref().map_or(0, |state| state.step),
+                "set_aside",
+                &text,
+            )?;
+        }
         let (mut plan, mut options) = (prepared.plan.clone(), prepared.options.clone());
         let mut evaluation = prepared.evaluation.clone();
         plan.skip.clone_from(&learnt.skip);
@@ -349,7 +367,20 @@ fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
     ])
 }
 
-/// Says where the run goes on, and loudly what was passed over, which is set aside: it must not count among those that are kept.
+/// What was passed over, and why.
+fn passed_over(opened: &Opened<LoopState>) -> Vec<String> {
+    let entries = opened.passed_over.iter();
+    let damaged = entries.filter_map(|entry| Some((entry, entry.status.as_ref().err()?)));
+    let text = |(entry, reason): (&Entry, &String)| {
+        format!(
+            "{} is damaged, passed over and set aside: {reason}",
+            entry.path.display()
+        )
+    };
+    damaged.map(text).collect()
+}
+
+/// Says where the run goes on. What was passed over is set aside: it must not count among those that are kept.
 fn announce(
     opened: Option<Opened<LoopState>>,
     checkpoints: &CheckpointStore,
@@ -359,19 +390,6 @@ fn announce(
         return Ok((None, None));
     };
     checkpoints.set_aside_after(opened.step)?;
-    for entry in &opened.passed_over {
-        if let Err(reason) = &entry.status {
-            say(&format!(
-                "warning: {} is damaged and passed over: {reason}",
-                entry.path.display()
-            ));
-            tracing::warn!(
-                step = entry.step,
-                reason,
-                "a damaged checkpoint is passed over"
-            );
-        }
-    }
     say(&format!(
         "going on from step {} of the run in {}",
         opened.step,

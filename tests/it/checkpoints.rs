@@ -98,8 +98,15 @@ fn the_best_checkpoint_stays_where_mixtures_lag() {
 #[test]
 fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
     let world = World::new();
-    let keep = ["train", "config.toml", "--set", "checkpoint.keep=1"];
-    world.succeed(&[&keep[..], &["--set", "checkpoint.keep_every=6"]].concat());
+    let keep = [
+        "train",
+        "config.toml",
+        "--set",
+        "checkpoint.keep=1",
+        "--set",
+        "checkpoint.keep_every=6",
+    ];
+    world.succeed(&keep);
     let checkpoints = world.run_folder().join("checkpoints");
     fs::remove_file(world.run_folder().join("summary.json")).unwrap();
     fs::write(checkpoints.join("step-00000012/state.json"), "{}").unwrap();
@@ -107,9 +114,15 @@ fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
     started.signal("KILL");
     started.wait();
     assert!(checkpoints.join("aside-step-00000012").exists());
+    let events = world.lines("events.jsonl");
+    assert!(events.iter().any(|event| event["kind"] == "set_aside"));
     let output = world.succeed(&keep);
     let said = stderr(&output);
     assert!(!said.contains("damaged"), "{said}");
+    // What is set aside is never replaced.
+    fs::remove_file(world.run_folder().join("summary.json")).unwrap();
+    world.succeed(&[&keep[..], &["--from", "6"]].concat());
+    assert!(checkpoints.join("aside-step-00000012-2").exists());
     assert_same(&world, &whole(), "after a damaged checkpoint");
 }
 
@@ -230,6 +243,7 @@ fn a_fork_that_draws_or_measures_otherwise_ends_the_interval() {
         ("more-rows", "batch.rows=16"),
         ("fewer-rows", "batch.rows=4"),
         ("shorter", "corpus.sequence_length=24"),
+        ("packed", "corpus.packing=document"),
         ("seed", "run.seed=9"),
         ("bf16", "teacher.dtype=bf16"),
     ];

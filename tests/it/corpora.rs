@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::world::{World, assert_same, is_step, stderr, whole};
+use crate::world::{World, assert_same, copy, is_step, stderr, whole};
 
 #[test]
 fn every_packing_trains_and_goes_on_after_a_stop() {
@@ -145,7 +145,9 @@ fn a_run_keeps_the_corpus_that_it_was_made_from() {
     let started = world.start_until(&["train", "config.toml"], |line| is_step(line, 5));
     started.signal("KILL");
     started.wait();
-    let path = world.path().join("sources/coins.jsonl");
+    let (sources, before) = (world.path().join("sources"), world.path().join("before"));
+    copy(&sources, &before);
+    let path = sources.join("coins.jsonl");
     let more = fs::read_to_string(&path).unwrap() + "{\"text\": \"one more coin, quite new\"}\n";
     fs::write(path, more).unwrap();
     let eval = ["eval", "config.toml", "--model", "models/student"];
@@ -162,8 +164,16 @@ fn a_run_keeps_the_corpus_that_it_was_made_from() {
     );
     world.succeed(&["train", "config.toml", "--set", "corpus.when_stale=use"]);
     assert_same(&world, &whole, "with a source that has grown");
-    // It is done: nothing is made from the corpus any more.
+    // It is done, and can still be looked at, though not forked without saying so.
     world.succeed(&["train", "config.toml"]);
+    let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
+    let said = world.fail(2, &fork);
+    assert!(said.contains("runs/small was made from"), "{said}");
+    // Replaced all the same, and its source put back: nothing is left to keep, and the corpus is made as it was.
+    world.succeed(&["prepare", "config.toml"]);
+    copy(&before, &sources);
+    world.succeed(&["train", "config.toml"]);
+    world.succeed(&fork);
 }
 
 #[test]

@@ -76,12 +76,20 @@ pub(crate) fn read(
     source: &DomainSource,
     each: Each<'_>,
 ) -> Result<(), CorpusError> {
+    if !is_of(file, source) {
+        return Ok(());
+    }
     let format = file.format();
     match format.records {
         Records::Parquet => read_parquet(file, source, each),
         Records::Lines => read_lines(file, source, format.compression, each),
         Records::WholeFile => read_whole(file, source, format.compression, each),
     }
+}
+
+/// Whether a file is read for a source at all: one that is a single document has no field to tell a domain by.
+pub(crate) fn is_of(file: &SourceFile, source: &DomainSource) -> bool {
+    source.only.is_none() || file.format().records != Records::WholeFile
 }
 
 fn open(file: &SourceFile, compression: Compression) -> Result<Box<dyn Read>, CorpusError> {
@@ -117,10 +125,6 @@ fn read_whole(
     compression: Compression,
     each: Each<'_>,
 ) -> Result<(), CorpusError> {
-    // A file has no field to tell a domain by.
-    if source.only.is_some() {
-        return Ok(());
-    }
     let mut bytes = Vec::new();
     let mut reader = open(file, compression)?.take(source.limits.longest + 1);
     let document = match reader.read_to_end(&mut bytes) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -55,8 +55,10 @@ pub enum ValidationBy {
 }
 
 /// How far it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
+    /// Whether nothing is done yet, because another process prepares in the same folder.
+    pub waiting: bool,
     /// The domain.
     pub domain: String,
     /// Bytes of text tokenized.
@@ -97,8 +99,8 @@ pub struct Stale {
     pub domain: String,
     /// What is missing, or has changed.
     pub reason: String,
-    /// Whether it is prepared in another way: that would be gone.
-    pub replaces: bool,
+    /// The content's hash of what is prepared in its place, and would be gone.
+    pub replaces: Option<String>,
 }
 
 /// The domains that are not prepared as the options ask.
@@ -115,7 +117,8 @@ pub fn stale(
         let difference = manifest
             .as_ref()
             .and_then(|manifest| manifest.made_from.difference(&now));
-        let replaces = difference.is_some();
+        let replaced = manifest.as_ref().filter(|_| difference.is_some());
+        let replaces = replaced.map(|manifest| manifest.content_hash.clone());
         let reason = match (manifest, difference) {
             (None, _) if folder.join(MANIFEST).exists() => {
                 "it was prepared by another version of this program".to_owned()
@@ -164,12 +167,16 @@ pub fn prepare(
 fn lock(folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, CorpusError> {
     let path = folder.join(".lock");
     let failed = || CorpusError::io("lock", &path);
-    let file = File::create(&path).map_err(failed())?;
-    if file.try_lock().is_err() {
+    // Another user's need not be writable.
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(_) => File::create(&path).map_err(failed())?,
+    };
+    // Where a file system has no locks, there is nothing to wait for.
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
         progress(Progress {
-            domain: "waiting for another process that prepares".to_owned(),
-            bytes: 0,
-            total_bytes: 0,
+            waiting: true,
+            ..Progress::default()
         });
         file.lock().map_err(failed())?;
     }
@@ -315,6 +322,7 @@ fn tokenize(
                 .sum::<u64>();
             writing.write(batch)?;
             progress(Progress {
+                waiting: false,
                 domain: domain.name.clone(),
                 bytes,
                 total_bytes,

@@ -133,8 +133,7 @@ pub(crate) fn write_index(
         Packing::BestFit => best_fit(bounds, sequence_length)?,
     };
     let count = rows.len() as u64 - 1;
-    // Another process may write the same.
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
+    let partial = path.with_extension("partial");
     let mut out = NumberWriter::create(partial.clone())?;
     let mut hasher = blake3::Hasher::new();
     let mut write = |number: u64| {

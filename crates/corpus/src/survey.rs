@@ -48,7 +48,9 @@ pub(crate) fn survey(
     };
     let mut known = HashSet::new();
     for (file, usage) in sources.files() {
-        survey.quarantine.bytes += file.bytes;
+        if documents::is_of(file, domain) {
+            survey.quarantine.bytes += file.bytes;
+        }
         documents::read(file, domain, &mut |record| {
             survey.quarantine.records += 1;
             match record.document {

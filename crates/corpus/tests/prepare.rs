@@ -223,7 +223,7 @@ fn what_is_prepared_is_kept_until_something_changes() {
     limited.seed = 9;
     let found = stale(&limited, &tokenizer).unwrap();
     assert!(found[0].reason.contains("corpus.seed"), "{found:?}");
-    assert!(found[0].replaces);
+    assert!(found[0].replaces.is_some());
     place.prepare(&options).unwrap();
     train_tokenizer((0..260).map(sentence), 300, &place.path("tokenizer")).unwrap();
     assert_eq!(

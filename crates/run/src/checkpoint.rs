@@ -106,6 +106,8 @@ fn best_steps(mixture: &Path, steps: &[u64]) -> [Option<u64>; 2] {
     let best = lines
         .iter()
         .filter(|line| steps.contains(&line.evaluated_at_step))
+        // What is not finite has no ratio.
+        .filter(|line| line.ratio.len() == line.weights.len())
         .min_by(|a, b| mean(a).total_cmp(&mean(b)))
         .map(|line| line.evaluated_at_step);
     let measured = lines.iter().map(|line| line.evaluated_at_step).max();
@@ -284,15 +286,15 @@ impl CheckpointStore {
 
     /// All checkpoints by step, each verified.
     pub fn list(&self) -> Result<Vec<Entry>, RunFileError> {
-        Ok(self
-            .steps()?
-            .into_iter()
-            .map(|step| {
-                let path = self.folder.join(folder_name(step));
-                let status = Manifest::verify(&path).map(|manifest| manifest.bytes());
-                Entry { step, path, status }
-            })
-            .collect())
+        let steps = self.steps()?.into_iter();
+        Ok(steps.map(|step| self.entry(step)).collect())
+    }
+
+    /// The checkpoint of a step, verified, whether it is there or not.
+    pub fn entry(&self, step: u64) -> Entry {
+        let path = self.folder.join(folder_name(step));
+        let status = Manifest::verify(&path).map(|manifest| manifest.bytes());
+        Entry { step, path, status }
     }
 
     /// The newest checkpoint that verifies and whose state can be read, and the newer ones that do not.
@@ -334,7 +336,8 @@ impl CheckpointStore {
         })
     }
 
-    fn steps(&self) -> Result<Vec<u64>, RunFileError> {
+    /// The steps of all checkpoints, in order; none of them is read.
+    pub fn steps(&self) -> Result<Vec<u64>, RunFileError> {
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(RunFileError::io("read", &self.folder))? {
             let entry = entry.map_err(RunFileError::io("read", &self.folder))?;
@@ -398,10 +401,15 @@ impl CheckpointStore {
             .collect();
         for newer in &newer {
             let path = self.folder.join(folder_name(*newer));
-            let aside = self.folder.join(format!("aside-{}", folder_name(*newer)));
-            if aside.exists() {
-                fs::remove_dir_all(&aside).map_err(RunFileError::io("replace", &aside))?;
-            }
+            // One of this step may have been set aside before, and stays.
+            let name = format!("aside-{}", folder_name(*newer));
+            let aside = (1..)
+                .map(|number| match number {
+                    1 => self.folder.join(&name),
+                    _ => self.folder.join(format!("{name}-{number}")),
+                })
+                .find(|aside| !aside.exists())
+                .unwrap_or_else(|| self.folder.join(&name));
             fs::rename(&path, &aside).map_err(RunFileError::io("rename", &path))?;
         }
         Ok(newer)

@@ -175,7 +175,8 @@ impl Checker<'_> {
         let mixture = mixture?;
         let step_rows = batch.as_ref().map_or(1, |batch| batch.rows);
         let rows = mixture.interval.saturating_mul(step_rows);
-        if rows > MANY && step_rows <= LARGE && mixture.interval <= LARGE {
+        let held = !mixture.policy.moves_every_step();
+        if held && rows > MANY && step_rows <= LARGE && mixture.interval <= LARGE {
             self.problem(
                 "mixture.interval",
                 format!("`mixture.interval` times `batch.rows` is {rows}, expected {MANY} at most: an interval's order is held in memory"),

@@ -76,7 +76,7 @@ pub enum State {
     Running,
     /// Its process goes back to the last checkpoint.
     Recovering,
-    /// The last step is made: the student is exported, the report written.
+    /// The last step is made, or it was told to stop: the student is exported, the report written.
     Ending,
     /// It is done and has a summary.
     Finished,

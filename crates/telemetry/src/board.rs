@@ -43,7 +43,7 @@ pub enum Stage {
     Ready,
     /// It goes back to its last checkpoint.
     Recovering,
-    /// Its last step is made.
+    /// Its last step is made, or it was told to stop.
     Ending,
 }
 
@@ -210,7 +210,12 @@ impl Board {
         };
     }
 
-    /// The last step is made: what is left is to sum it up.
+    /// Models and workers are to be built.
+    pub fn set_starting(&self) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Starting;
+    }
+
+    /// No step is made any more: what is left is to sum it up.
     pub fn set_ending(&self) {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Ending;
     }

@@ -423,7 +423,6 @@ fn keep<T>(list: &mut VecDeque<T>, item: T, at_most: usize) {
     list.push_back(item);
 }
 
-/// A line's record; the first that is none is remembered.
 /// What was wrong with a file's new lines.
 #[derive(Default)]
 struct Bad {
@@ -433,6 +432,7 @@ struct Bad {
     line: Option<String>,
 }
 
+/// A line's record; the first that is none is remembered.
 fn parsed<T: DeserializeOwned>(line: &[u8], bad: &mut Bad) -> Option<T> {
     match serde_json::from_slice(line) {
         Ok(record) => Some(record),

@@ -1,6 +1,6 @@
 //! The models: teacher, student, what is minimised, models that are pretrained.
 
-use super::{Checker, MANY};
+use super::{Checker, LARGE, MANY};
 use crate::{
     options::{
         BatchOptions, ObjectiveOptions, PretrainOptions, ShapeOptions, StudentOptions,
@@ -82,7 +82,7 @@ impl Checker<'_> {
         }
         let skew = self.within("objective.skew", skew, 0.0..1.0, "0 or more and under 1");
         let ted_weight = self.positive("objective.ted_weight", objective.ted_weight);
-        let ted_steps = self.within("objective.ted_steps", objective.ted_steps, 1.., "1 or more");
+        let ted_steps = self.count("objective.ted_steps", objective.ted_steps, LARGE);
         let ted_lr = self.positive("objective.ted_lr", objective.ted_lr);
         if let Some(pairs) = &objective.ted_layers {
             let twice = |index: usize| pairs[..index].contains(&pairs[index]);
