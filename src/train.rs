@@ -5,16 +5,17 @@ mod fork;
 mod healing;
 mod inputs;
 mod options;
+mod plan;
 mod policy;
 mod reload;
 mod result;
+mod session;
 mod systemd;
 mod ted;
 mod threads;
 mod workers;
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -24,7 +25,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::{End, Guard, Live, RunPlan, SpikeAction, StopReason};
+use ddk_actors::{End, RunPlan};
 use ddk_engine::StudentOptions;
 use ddk_mixture::Policy;
 use ddk_run::{CheckpointStore, RunFolder};
@@ -33,15 +34,11 @@ use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 pub use self::inputs::{Inputs, differences, fits};
 pub use self::options::{most_steps, of_student as student_options};
 pub use self::ted::layer_pairs;
-use self::{
-    doremi::Phases,
-    workers::{Session, work},
-};
+use self::{doremi::Phases, session::Session, workers::work};
 use crate::{
     cli, config,
     faults::Faults,
     hint::Hint,
-    objective,
     prepare::{self, Corpus, Outdated},
     progress::say,
     serial,
@@ -370,7 +367,7 @@ fn prepare_run<'a>(settings: &'a Settings, outdated: Outdated<'_>) -> Result<Pre
         vocabulary,
         settings.corpus.sequence_length,
     )?;
-    room_for_a_step(settings, &corpus)?;
+    plan::room_for_a_step(settings, &corpus)?;
     let options = student_options(settings, vocabulary, filters)?;
     let evaluation = Evaluation {
         validation: Arc::new(prepare::validation(&corpus)?),
@@ -382,7 +379,7 @@ fn prepare_run<'a>(settings: &'a Settings, outdated: Outdated<'_>) -> Result<Pre
     let plan = RunPlan {
         evaluation_flops: flops.student_evaluation(&evaluation.validation),
         teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
-        ..plan(settings, &corpus)
+        ..plan::of_settings(settings, &corpus)
     };
     Ok(Prepared {
         settings,
@@ -395,91 +392,6 @@ fn prepare_run<'a>(settings: &'a Settings, outdated: Outdated<'_>) -> Result<Pre
         doremi: None,
         faults: Faults::parse(&settings.faults.plan)?,
     })
-}
-
-/// Refuses a limit on passes that leaves no rows for a single step.
-fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
-    let Some(passes) = settings.mixture.max_passes else {
-        return Ok(());
-    };
-    let rows = corpus.domains.iter();
-    let rows: u64 = rows
-        .map(|domain| (passes * domain.rows() as f64) as u64)
-        .sum();
-    if rows >= settings.batch.rows {
-        return Ok(());
-    }
-    Err(anyhow!(
-        "`mixture.max_passes` = {passes} allows {rows} rows, and a step has `batch.rows` = {}",
-        settings.batch.rows
-    ))
-    .hint("add text, or lower batch.rows or corpus.sequence_length")
-    .usage()
-}
-
-fn plan(settings: &Settings, corpus: &Corpus) -> RunPlan {
-    let run = &settings.run;
-    let of_intervals = run
-        .max_intervals
-        .map(|intervals| intervals * settings.mixture.interval);
-    let (max_steps, max_steps_reason) = match (run.max_steps, of_intervals) {
-        (Some(steps), Some(of_intervals)) if of_intervals < steps => {
-            (Some(of_intervals), StopReason::MaxIntervals)
-        }
-        (None, Some(of_intervals)) => (Some(of_intervals), StopReason::MaxIntervals),
-        (steps, _) => (steps, StopReason::MaxSteps),
-    };
-    let objective = objective::of_settings(&settings.objective);
-    RunPlan {
-        domains: corpus
-            .domains
-            .iter()
-            .map(|domain| domain.name().to_owned())
-            .collect(),
-        domain_rows: corpus.domains.iter().map(|domain| domain.rows()).collect(),
-        natural: prepare::natural_shares(corpus),
-        seed: run.seed,
-        rows_per_step: settings.batch.rows,
-        micro_rows: settings.batch.micro_rows,
-        max_steps,
-        max_steps_reason,
-        max_tokens: run.max_tokens,
-        stop_ratio: run.stop_ratio,
-        lag: settings.mixture.lag,
-        evaluation_every: settings.evaluation.every,
-        max_passes: settings.mixture.max_passes,
-        queue_depth: settings.queues.depth,
-        teacher_lanes: settings.teacher.lanes,
-        live: live(settings),
-        gamma: objective.divergence_weight(),
-        layer_weight: (settings.objective.name == ObjectiveName::Ted)
-            .then_some(objective.layer_weight),
-        skip: BTreeSet::new(),
-        guard: guard(&settings.guard),
-        evaluation_flops: 0.0,
-        teacher_evaluation_flops: 0.0,
-    }
-}
-
-/// What may change while the run goes on, as it is set.
-fn live(settings: &Settings) -> Arc<Live> {
-    let checkpoint = &settings.checkpoint;
-    Live::new(checkpoint.every, checkpoint.keep, settings.student.lr_end)
-}
-
-fn guard(guard: &ddk_settings::Guard) -> Guard {
-    Guard {
-        max_skipped: guard.max_skipped,
-        spike: match guard.spike {
-            ddk_settings::Spike::Ignore => SpikeAction::Ignore,
-            ddk_settings::Spike::Warn => SpikeAction::Warn,
-            ddk_settings::Spike::Skip => SpikeAction::Skip,
-            ddk_settings::Spike::RollBack => SpikeAction::RollBack,
-        },
-        spike_sigmas: guard.spike_sigmas,
-        spike_window: guard.spike_window,
-        spike_from: guard.spike_from,
-    }
 }
 
 /// Everything that `tracing` is told goes to the run's own log.

@@ -10,7 +10,7 @@ use ddk_mixture::{Feedback, PolicyState};
 use ddk_run::CheckpointStore;
 use ddk_settings::{FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings};
 
-use super::{Ran, most_steps, phase, required, workers::Session};
+use super::{Ran, most_steps, phase, required, session::Session};
 use crate::progress::say;
 
 /// How the phases ended.

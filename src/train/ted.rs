@@ -12,7 +12,7 @@ use ddk_model::ModelConfig;
 use ddk_run::RunFolder;
 use ddk_settings::{Mixture, MixturePolicy, ObjectiveName, Settings};
 
-use super::{Ran, phase, required, workers::Session};
+use super::{Ran, phase, required, session::Session};
 use crate::{hint::Hint, progress::say, wiring::ModelFolders};
 
 /// The folder of the first stage within a run's.

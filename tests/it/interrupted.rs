@@ -415,46 +415,6 @@ fn a_second_signal_ends_at_once_and_harms_nothing() {
     assert!(whole.student_weights() == world.student_weights());
 }
 
-/// What a run that goes on in the middle of an interval is drawn by is on its page of metrics at once.
-#[test]
-fn a_run_that_goes_on_shows_its_mixture() {
-    let world = World::new();
-    let train = [
-        "train",
-        "config.toml",
-        "--set",
-        "mixture.interval=100000",
-        "--set",
-        "run.max_steps=100000",
-        "--set",
-        "run.trace=false",
-        "--metrics-file",
-        "run.prom",
-    ];
-    let started = world.start_until(&train, |line| line.starts_with("step 12/"));
-    started.signal("KILL");
-    started.wait();
-    fs::remove_file(world.path().join("run.prom")).unwrap();
-    let started = world.start_until(&train, |line| line.starts_with("step 20/"));
-    started.signal("TERM");
-    let (status, said) = started.wait();
-    assert_eq!(status.code(), Some(143), "{said}");
-    let page = fs::read_to_string(world.path().join("run.prom")).unwrap();
-    for gauge in [
-        "ddk_mixture_weight{",
-        "ddk_mixture_target{",
-        "ddk_mixture_version{",
-        "ddk_mixture_weight_limit{",
-        "ddk_perplexity{",
-        "ddk_perplexity_ratio{",
-        "ddk_domain_passes{",
-    ] {
-        assert!(page.contains(gauge), "no {gauge} in {page}");
-    }
-    let last = world.lines("events.jsonl").pop().unwrap();
-    assert_eq!(last["kind"], "stopped");
-}
-
 #[test]
 fn a_terminal_that_goes_away_ends_nothing() {
     let whole = World::new();

@@ -208,3 +208,43 @@ fn memory_files_and_step_time_do_not_grow_with_steps() {
     assert!(most - least <= 3, "{least} to {most} open files");
     assert!(last < 1.5 * first, "{first} s of CPU, {last} s");
 }
+
+/// What a run that goes on in the middle of an interval is drawn by is on its page of metrics at once.
+#[test]
+fn a_run_that_goes_on_shows_its_mixture() {
+    let world = World::new();
+    let train = [
+        "train",
+        "config.toml",
+        "--set",
+        "mixture.interval=100000",
+        "--set",
+        "run.max_steps=100000",
+        "--set",
+        "run.trace=false",
+        "--metrics-file",
+        "run.prom",
+    ];
+    let started = world.start_until(&train, |line| line.starts_with("step 12/"));
+    started.signal("KILL");
+    started.wait();
+    fs::remove_file(world.path().join("run.prom")).unwrap();
+    let started = world.start_until(&train, |line| line.starts_with("step 20/"));
+    started.signal("TERM");
+    let (status, said) = started.wait();
+    assert_eq!(status.code(), Some(143), "{said}");
+    let page = fs::read_to_string(world.path().join("run.prom")).unwrap();
+    for gauge in [
+        "ddk_mixture_weight{",
+        "ddk_mixture_target{",
+        "ddk_mixture_version{",
+        "ddk_mixture_weight_limit{",
+        "ddk_perplexity{",
+        "ddk_perplexity_ratio{",
+        "ddk_domain_passes{",
+    ] {
+        assert!(page.contains(gauge), "no {gauge} in {page}");
+    }
+    let last = world.lines("events.jsonl").pop().unwrap();
+    assert_eq!(last["kind"], "stopped");
+}

@@ -8,6 +8,7 @@
 mod documents;
 mod domain;
 mod error;
+mod lock;
 mod manifest;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -16,6 +17,7 @@ mod quarantine;
 mod reader;
 mod rows;
 mod source;
+mod stale;
 mod store;
 mod survey;
 mod template;
@@ -26,13 +28,13 @@ pub use documents::{field_values, first_document};
 pub use domain::{PreparedDomain, RowOptions, ValidationDocument};
 pub use error::CorpusError;
 pub use prepare::{
-    DomainReport, PrepareOptions, Progress, Stale, ValidationBy, as_prepared, prepare, stale,
-    verify,
+    DomainReport, PrepareOptions, Progress, ValidationBy, as_prepared, prepare, verify,
 };
 pub use quarantine::{QUARANTINE_FILE, Quarantined};
 pub use reader::{Cursor, Drawn, RowReader};
 pub use rows::{Packing, Row, Span};
 pub use source::{DomainSource, Limits};
+pub use stale::{Stale, stale};
 pub use template::Template;
 pub use tokenizer::{TokenizerFolder, compatible};
 pub use train_tokenizer::{END_TOKEN, train_tokenizer};

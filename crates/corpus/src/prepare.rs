@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, TryLockError},
+    fs,
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CorpusError, DomainSource, Packing, TokenizerFolder,
     documents::{self, Document},
+    lock::lock,
     manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest, file_hash},
     quarantine::QUARANTINE_FILE,
     rows::{RowIndex, index_file, write_index},
+    stale::stale,
     store::{TokenWriter, Tokens, Written},
     survey::{Seen, Survey, Use, survey},
 };
@@ -92,54 +94,6 @@ pub struct DomainReport {
     pub quarantined: u64,
 }
 
-/// A domain that is not prepared as the options ask.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stale {
-    /// Its name.
-    pub domain: String,
-    /// What is missing, or has changed.
-    pub reason: String,
-    /// The content's hash of what is prepared in its place, and would be gone.
-    pub replaces: Option<String>,
-}
-
-/// The domains that are not prepared as the options ask.
-pub fn stale(
-    options: &PrepareOptions,
-    tokenizer: &TokenizerFolder,
-) -> Result<Vec<Stale>, CorpusError> {
-    let mut stale = Vec::new();
-    for domain in &options.domains {
-        let now = MadeFrom::now(options, domain, tokenizer)?;
-        let folder = options.folder.join(&domain.name);
-        let manifest = Manifest::read(&folder)?;
-        let index = index_file(&folder, options.packing, options.sequence_length);
-        let difference = manifest
-            .as_ref()
-            .and_then(|manifest| manifest.made_from.difference(&now));
-        let replaced = manifest.as_ref().filter(|_| difference.is_some());
-        let replaces = replaced.map(|manifest| manifest.content_hash.clone());
-        let reason = match (manifest, difference) {
-            (None, _) if folder.join(MANIFEST).exists() => {
-                "it was prepared by another version of this program".to_owned()
-            }
-            (None, _) => "it is not prepared yet".to_owned(),
-            (Some(_), Some(difference)) => difference,
-            (Some(_), None) if !index.exists() => format!(
-                "there are no rows of {} tokens yet",
-                options.sequence_length
-            ),
-            (Some(_), None) => continue,
-        };
-        stale.push(Stale {
-            domain: domain.name.clone(),
-            reason,
-            replaces,
-        });
-    }
-    Ok(stale)
-}
-
 /// Prepares what is missing or stale (`force`: everything), and reports on each domain.
 ///
 /// A domain's folder is written beside its place and renamed when it is whole; stopped in between, the next call goes on with
@@ -161,26 +115,6 @@ pub fn prepare(
         .iter()
         .map(|domain| prepare_domain(options, domain, tokenizer, force, progress))
         .collect()
-}
-
-/// Keeps other processes from preparing in the same folder until it is dropped; it goes with the process.
-fn lock(folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, CorpusError> {
-    let path = folder.join(".lock");
-    let failed = || CorpusError::io("lock", &path);
-    // Another user's need not be writable.
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(_) => File::create(&path).map_err(failed())?,
-    };
-    // Where a file system has no locks, there is nothing to wait for.
-    if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        progress(Progress {
-            waiting: true,
-            ..Progress::default()
-        });
-        file.lock().map_err(failed())?;
-    }
-    Ok(file)
 }
 
 /// Reports on domains as they were prepared, whatever their sources are now.

@@ -4,31 +4,12 @@
 
 mod common;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fs, sync::Arc};
 
-use common::{Place, all_rows, rows_of, sentence};
+use common::{Place, all_rows, data_files, rows_of, sentence};
 use ddk_corpus::{
     Cursor, PreparedDomain, RowReader, TokenizerFolder, compatible, stale, train_tokenizer,
 };
-
-fn data_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.file_name() != "manifest.json")
-        .map(|entry| {
-            (
-                entry.file_name().into_string().unwrap(),
-                fs::read(entry.path()).unwrap(),
-            )
-        })
-        .collect()
-}
 
 #[test]
 fn rows_are_the_documents_joined_by_the_end_token() {

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -133,5 +134,20 @@ impl Place {
 pub fn all_rows(domain: &PreparedDomain) -> Vec<Vec<u32>> {
     (0..domain.rows())
         .map(|row| domain.row(row).unwrap().tokens)
+        .collect()
+}
+
+/// A prepared domain's files by name, without what tells of times.
+pub fn data_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name() != "manifest.json")
+        .map(|entry| {
+            (
+                entry.file_name().into_string().unwrap(),
+                fs::read(entry.path()).unwrap(),
+            )
+        })
         .collect()
 }

@@ -1,0 +1,98 @@
+//! What the actors are to do, by the settings and the corpus.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use anyhow::{Result, anyhow};
+use ddk_actors::{Guard, Live, RunPlan, SpikeAction, StopReason};
+use ddk_settings::{ObjectiveName, Settings};
+
+use crate::{
+    hint::Hint,
+    objective,
+    prepare::{self, Corpus},
+};
+
+/// Refuses a limit on passes that leaves no rows for a single step.
+pub(super) fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
+    let Some(passes) = settings.mixture.max_passes else {
+        return Ok(());
+    };
+    let rows = corpus.domains.iter();
+    let rows: u64 = rows
+        .map(|domain| (passes * domain.rows() as f64) as u64)
+        .sum();
+    if rows >= settings.batch.rows {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "`mixture.max_passes` = {passes} allows {rows} rows, and a step has `batch.rows` = {}",
+        settings.batch.rows
+    ))
+    .hint("add text, or lower batch.rows or corpus.sequence_length")
+    .usage()
+}
+
+pub(super) fn of_settings(settings: &Settings, corpus: &Corpus) -> RunPlan {
+    let run = &settings.run;
+    let of_intervals = run
+        .max_intervals
+        .map(|intervals| intervals * settings.mixture.interval);
+    let (max_steps, max_steps_reason) = match (run.max_steps, of_intervals) {
+        (Some(steps), Some(of_intervals)) if of_intervals < steps => {
+            (Some(of_intervals), StopReason::MaxIntervals)
+        }
+        (None, Some(of_intervals)) => (Some(of_intervals), StopReason::MaxIntervals),
+        (steps, _) => (steps, StopReason::MaxSteps),
+    };
+    let objective = objective::of_settings(&settings.objective);
+    RunPlan {
+        domains: corpus
+            .domains
+            .iter()
+            .map(|domain| domain.name().to_owned())
+            .collect(),
+        domain_rows: corpus.domains.iter().map(|domain| domain.rows()).collect(),
+        natural: prepare::natural_shares(corpus),
+        seed: run.seed,
+        rows_per_step: settings.batch.rows,
+        micro_rows: settings.batch.micro_rows,
+        max_steps,
+        max_steps_reason,
+        max_tokens: run.max_tokens,
+        stop_ratio: run.stop_ratio,
+        lag: settings.mixture.lag,
+        evaluation_every: settings.evaluation.every,
+        max_passes: settings.mixture.max_passes,
+        queue_depth: settings.queues.depth,
+        teacher_lanes: settings.teacher.lanes,
+        live: live(settings),
+        gamma: objective.divergence_weight(),
+        layer_weight: (settings.objective.name == ObjectiveName::Ted)
+            .then_some(objective.layer_weight),
+        skip: BTreeSet::new(),
+        guard: guard(&settings.guard),
+        evaluation_flops: 0.0,
+        teacher_evaluation_flops: 0.0,
+    }
+}
+
+/// What may change while the run goes on, as it is set.
+fn live(settings: &Settings) -> Arc<Live> {
+    let checkpoint = &settings.checkpoint;
+    Live::new(checkpoint.every, checkpoint.keep, settings.student.lr_end)
+}
+
+fn guard(guard: &ddk_settings::Guard) -> Guard {
+    Guard {
+        max_skipped: guard.max_skipped,
+        spike: match guard.spike {
+            ddk_settings::Spike::Ignore => SpikeAction::Ignore,
+            ddk_settings::Spike::Warn => SpikeAction::Warn,
+            ddk_settings::Spike::Skip => SpikeAction::Skip,
+            ddk_settings::Spike::RollBack => SpikeAction::RollBack,
+        },
+        spike_sigmas: guard.spike_sigmas,
+        spike_window: guard.spike_window,
+        spike_from: guard.spike_from,
+    }
+}
