@@ -25,11 +25,12 @@ pub fn run(args: &cli::Export) -> Result<()> {
         .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
     let (step, checkpoint) = find(&store, args.step)?;
-    let is_other = |folder: &Path| {
-        let mut entries = folder.read_dir().into_iter().flatten();
-        entries.next().is_some() && !folder.join("config.json").exists()
+    let out = &args.out;
+    let is_empty = || {
+        out.read_dir()
+            .is_ok_and(|mut entries| entries.next().is_none())
     };
-    if is_other(&args.out) {
+    if out.exists() && !is_empty() && !out.join("config.json").is_file() {
         return Err(anyhow!(
             "{} holds something that is no model, and would be replaced",
             args.out.display()

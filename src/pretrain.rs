@@ -1,6 +1,10 @@
 //! `ddk pretrain`: a model from nothing, or further from a folder, with cross-entropy alone.
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, anyhow};
 use ddk_engine::{AdamWOptions, Schedule, Sequence, Student, StudentOptions};
@@ -21,6 +25,8 @@ use crate::{
 
 /// Beside the model: what it was made from, so that it is made once.
 const RECORD: &str = "pretrain.json";
+/// Where there is no terminal to draw a bar on, a line so often.
+const SAY_EVERY: Duration = Duration::from_secs(15);
 
 pub fn run(args: &cli::Pretrain) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
@@ -58,6 +64,12 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
         ))
         .hint(format!(
             "choose another folder for pretrain.{name}.out, or move that one away"
+        ));
+    }
+    if model.out.exists() && !force {
+        say(&format!(
+            "{name}: {} was made by other settings or from other data, and is made anew",
+            model.out.display()
         ));
     }
     // A thread of its own: libtorch's number of threads is the calling thread's.
@@ -139,7 +151,7 @@ fn train(
     let (began, mut tokens) = (Instant::now(), 0);
     let bar = bar(model.steps, "{msg} {bar:30} step {pos}/{len}, {eta} left");
     bar.set_message(name.to_owned());
-    let mut loss = f64::NAN;
+    let (mut loss, mut said) = (f64::NAN, Instant::now());
     for step in 1..=model.steps {
         let batch = rows.step()?;
         let denominator = predictions(&batch);
@@ -156,6 +168,13 @@ fn train(
         loss = sum / denominator;
         tokens += batch.iter().map(|row| row.tokens.len()).sum::<usize>();
         bar.set_position(step);
+        if bar.is_hidden() && said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            say(&format!(
+                "{name}: step {step}/{}, loss {loss:.3}",
+                model.steps
+            ));
+        }
     }
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();

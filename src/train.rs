@@ -54,7 +54,11 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
     let mut settings = config::load(&source)?.settings;
     let fork_of = match &args.fork {
         Some(name) => {
-            let old = required(settings.run.name.replace(name.clone()), "run.name")?;
+            let old = required(settings.run.name, "run.name")?;
+            // As if it had been set, so that it is checked as any name.
+            let name = toml::Value::String(name.clone());
+            source.set.set.push(format!("run.name={name}"));
+            settings = config::load(&source)?.settings;
             Some(settings.run.folder.join(old))
         }
         None => None,
@@ -129,8 +133,16 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     let name = required(settings.run.name.clone(), "run.name")?;
     let path = settings.run.folder.join(&name);
     let settings = &threads::chosen(settings, &path)?;
-    // What a run was made from is not replaced: this one, or the one that it is forked from.
     let begun = RunFolder::holds_a_run(&path);
+    // Said before minutes of tokenizing.
+    if begun && !flags.new {
+        inputs::same_settings(&path, settings)?;
+    } else if !begun && flags.from.is_some() && flags.fork_of.is_none() {
+        return Err(anyhow!("there is no run in {} to go on from", path.display()))
+            .hint("leave --from out to start one; --fork NAME --from STEP starts one from another's checkpoint")
+            .usage();
+    }
+    // What a run was made from is not replaced: this one, or the one that it is forked from.
     let outdated = match &flags.fork_of {
         _ if begun && path.join("summary.json").exists() => Outdated::KeptFor(&path),
         _ if begun => Outdated::NeededBy(&path),

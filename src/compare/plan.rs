@@ -54,6 +54,14 @@ impl Plan {
             .clone()
             .ok_or_else(|| anyhow!("`run.name` is missing: the folder of the runs is named by it"))
             .usage()?;
+        if let Some(method) = base.method {
+            return Err(anyhow!(
+                "`method` is \"{}\": a comparison sets it for each of its runs",
+                method.name()
+            ))
+            .hint("leave it out, and choose with --methods")
+            .usage();
+        }
         let name = format!("{name}{}", if args.quick { "-quick" } else { "" });
         let folder = base.run.folder.join(&name);
         if RunFolder::holds_a_run(&folder) {

@@ -135,6 +135,22 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
         said.contains("is done: it does not go on from step 6") && said.contains("--fork"),
         "{said}"
     );
+    let none = [
+        "train",
+        "config.toml",
+        "--set",
+        "run.name=none",
+        "--from",
+        "6",
+    ];
+    assert!(
+        world
+            .fail(2, &none)
+            .contains("there is no run in runs/none")
+    );
+    assert!(!world.path().join("runs/none").exists());
+    let said = world.fail(2, &["train", "config.toml", "--fork", "../elsewhere"]);
+    assert!(said.contains("`run.name` is \"../elsewhere\""), "{said}");
     // What the end of a run was interrupted in is made up for.
     let report = world.run_folder().join("report.html");
     fs::remove_file(&report).unwrap();

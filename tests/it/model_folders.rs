@@ -106,6 +106,9 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
             said.contains("text holds something that is no model"),
             "{said}"
         );
+        for other in ["my.toml", "runs/small"] {
+            world.fail(2, &["export", "runs/small", "--out", other]);
+        }
         for file in [
             "model.safetensors",
             "tokenizer.json",

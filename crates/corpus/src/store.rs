@@ -160,7 +160,9 @@ impl Numbers {
         if found != bytes {
             return Err(CorpusError::damaged(
                 path,
-                format!("has {found} bytes, expected {bytes}: prepare the corpus again"),
+                format!(
+                    "has {found} bytes, expected {bytes}: prepare the corpus again (ddk prepare CONFIG --force)"
+                ),
             ));
         }
         Ok(Self {
@@ -182,7 +184,9 @@ impl Numbers {
             .checked_add(count as u64)
             .is_none_or(|end| end > self.length)
         {
-            let reason = format!("has no {count} bytes at byte {offset}: prepare the corpus again");
+            let reason = format!(
+                "has no {count} bytes at byte {offset}: prepare the corpus again (ddk prepare CONFIG --force)"
+            );
             return Err(CorpusError::damaged(&self.path, reason));
         }
         let mut bytes = vec![0; count];
@@ -276,7 +280,7 @@ impl Tokens {
                         Some(length) => Ok(length),
                         None => Err(CorpusError::damaged(
                             self.ends.path(),
-                            "has documents that end before they start: prepare the corpus again",
+                            "has documents that end before they start: prepare the corpus again (ddk prepare CONFIG --force)",
                         )),
                     })
                     .collect(),

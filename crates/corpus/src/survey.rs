@@ -108,7 +108,12 @@ pub(crate) fn survey(
         return lacking("has no document to train on: add files, or lower corpus.validation_share");
     }
     if !has(Use::Validation) {
-        return lacking("has no validation document: add files, or raise corpus.validation_share");
+        return lacking(match survey.documents.len() {
+            1 => {
+                "is a single document, and one more is needed for validation (files of records end in .jsonl or .parquet)"
+            }
+            _ => "has no validation document: add files, or raise corpus.validation_share",
+        });
     }
     Ok(survey)
 }

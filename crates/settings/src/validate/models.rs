@@ -21,7 +21,7 @@ impl Checker<'_> {
                 "`teacher.devices` is empty, expected at least one device".to_owned(),
             );
         }
-        let threads = self.within("teacher.threads", teacher.threads, 1..=1024, "1 to 1024");
+        let threads = self.within("teacher.threads", teacher.threads, 1..=256, "1 to 256");
         let lanes = self.within("teacher.lanes", teacher.lanes, 1..=64, "1 to 64");
         Some(Teacher {
             model: teacher.model,
@@ -34,7 +34,7 @@ impl Checker<'_> {
 
     pub(super) fn student(&mut self, student: StudentOptions) -> Option<Student> {
         let device = self.device("student.device", student.device);
-        let threads = self.within("student.threads", student.threads, 1..=1024, "1 to 1024");
+        let threads = self.within("student.threads", student.threads, 1..=256, "1 to 256");
         let lr = self.positive("student.lr", student.lr);
         let lr_end = self.not_negative("student.lr_end", student.lr_end);
         let weight_decay = self.not_negative("student.weight_decay", student.weight_decay);
@@ -146,8 +146,8 @@ impl Checker<'_> {
         let threads = self.within(
             &key("threads"),
             model.threads.or(Some(cores)),
-            1..=1024,
-            "1 to 1024",
+            1..=256,
+            "1 to 256",
         );
         if let Some(shares) = &model.shares {
             self.shares(&key("shares"), shares, domains);
