@@ -285,7 +285,7 @@ fn empty_and_missing_domains_are_named() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("domain `short`") && error.contains("corpus.validation_share"),
+        error.contains("domain `short` is a single document") && error.contains(".jsonl"),
         "{error}"
     );
 }
