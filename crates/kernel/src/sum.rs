@@ -11,15 +11,21 @@ pub(crate) const LANES: usize = 16;
 /// The sum in f64.
 #[inline(always)]
 pub(crate) fn sum<T: Copy + Into<f64>>(block: &[T]) -> f64 {
+    sum_by(block, Into::into)
+}
+
+/// The sum in f64 of what `of` makes of each.
+#[inline(always)]
+fn sum_by<T: Copy>(block: &[T], of: impl Fn(T) -> f64) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let chunks = block.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += (*x).into();
+            *lane += of(*x);
         }
     }
-    lanes.into_iter().sum::<f64>() + rest.iter().map(|x| (*x).into()).sum::<f64>()
+    lanes.into_iter().sum::<f64>() + rest.iter().map(|x| of(*x)).sum::<f64>()
 }
 
 /// The sum of all squares, in f64: the same bits on any number of threads.
@@ -38,18 +44,7 @@ for_this_processor! {
 #[inline(always)]
 fn each_part(numbers: &[f32], sums: &mut [f64]) {
     for (sum, part) in sums.iter_mut().zip(numbers.chunks(PART)) {
-        let mut lanes = [0.0_f64; LANES];
-        let chunks = part.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane += f64::from(*x) * f64::from(*x);
-            }
-        }
-        for x in rest {
-            lanes[0] += f64::from(*x) * f64::from(*x);
-        }
-        *sum = lanes.into_iter().sum();
+        *sum = sum_by(part, |x| f64::from(x) * f64::from(x));
     }
 }
 

@@ -319,7 +319,7 @@ pub struct GuardOptions {
     pub spike: Option<Spike>,
     /// A spike is over the mean of the last losses by so many standard deviations.
     pub spike_sigmas: Option<f64>,
-    /// How many losses that is.
+    /// How many losses that is; at least spike_from.
     pub spike_window: Option<usize>,
     /// Nothing is a spike before so many losses.
     pub spike_from: Option<usize>,

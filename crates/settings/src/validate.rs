@@ -107,16 +107,14 @@ impl Checker<'_> {
         value.and_then(|value| self.count(key, Some(value), most))
     }
 
-    /// A span of time.
-    fn seconds(&mut self, key: &str, value: Option<f64>) -> Option<f64> {
-        let value = self.not_negative(key, value)?;
-        if value > LONGEST_SECONDS {
+    /// A span of time, which was checked from below.
+    fn not_too_long(&mut self, key: &str, seconds: Option<f64>) {
+        if let Some(value) = seconds.filter(|value| *value > LONGEST_SECONDS) {
             self.problem(
                 key,
                 format!("`{key}` is {value}, expected {LONGEST_SECONDS} at most"),
             );
         }
-        Some(value)
     }
 
     fn device(&mut self, key: &str, value: Option<String>) -> Option<String> {
@@ -170,7 +168,8 @@ impl Checker<'_> {
         let keep_best = self.need("checkpoint.keep_best", checkpoint.keep_best);
         let guard = self.guard(options.guard.unwrap_or_default());
         let faults = options.faults.unwrap_or_default().plan.unwrap_or_default();
-        let line_seconds = self.seconds("log.line_seconds", log.line_seconds);
+        let line_seconds = self.not_negative("log.line_seconds", log.line_seconds);
+        self.not_too_long("log.line_seconds", line_seconds);
         let run = run?;
         let mixture = mixture?;
         let step_rows = batch.as_ref().map_or(1, |batch| batch.rows);

@@ -124,10 +124,7 @@ impl History {
         let mut bad = Bad::default();
         let read = self.run.read(|found| match found {
             Found::Anew => {
-                bad = Bad {
-                    anew: true,
-                    line: None,
-                };
+                bad = Bad::anew();
                 series.clear();
                 recent.clear();
                 *tokens = 0;
@@ -150,10 +147,7 @@ impl History {
             *revision += 1;
             match found {
                 Found::Anew => {
-                    bad = Bad {
-                        anew: true,
-                        line: None,
-                    };
+                    bad = Bad::anew();
                     *mixtures = Mixtures::default();
                 }
                 Found::Line(line) => mixtures.push(line, &mut bad),
@@ -172,10 +166,7 @@ impl History {
         let mut bad = Bad::default();
         let read = self.events.read(|found| match found {
             Found::Anew => {
-                bad = Bad {
-                    anew: true,
-                    line: None,
-                };
+                bad = Bad::anew();
                 incidents.clear();
                 saves.clear();
                 counts.clear();
@@ -430,6 +421,16 @@ struct Bad {
     anew: bool,
     /// The first line that is not what it should be.
     line: Option<String>,
+}
+
+impl Bad {
+    /// Nothing yet, of a file that is read from its start.
+    fn anew() -> Self {
+        Self {
+            anew: true,
+            line: None,
+        }
+    }
 }
 
 /// A line's record; the first that is none is remembered.

@@ -56,8 +56,8 @@ impl Checker<'_> {
         let grace = self.positive("guard.grace_seconds", guard.grace_seconds);
         let compute_limit =
             self.positive("guard.compute_limit_seconds", guard.compute_limit_seconds);
-        self.seconds("guard.grace_seconds", grace);
-        self.seconds("guard.compute_limit_seconds", compute_limit);
+        self.not_too_long("guard.grace_seconds", grace);
+        self.not_too_long("guard.compute_limit_seconds", compute_limit);
         Some(Guard {
             max_skipped: max_skipped?,
             max_rollbacks: self.need("guard.max_rollbacks", guard.max_rollbacks)?,
