@@ -243,9 +243,9 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         add(device, "teacher", of_teacher, teacher.devices.len() as u64);
     }
     add(&student.device, "student", of_student, 1);
-    if let (1, Some(first)) = (settings.mixture.lag, teacher.devices.first()) {
+    if settings.mixture.lag == 1 {
         let copy = evaluated_copy_memory(&models.student)?;
-        add(first, "teacher", vec![copy], 1);
+        add(&student.device, "student", vec![copy], 1);
     }
     let depth = settings.queues.depth as u64;
     let queue = queue_memory(&models.teacher, &shape, depth, lanes);

@@ -326,3 +326,23 @@ fn a_fork_may_have_another_policy() {
     );
     assert!(said.contains("a fork has no phases before it"), "{said}");
 }
+
+/// Teacher lane 0 evaluates the copy, but the copy is in the student's memory.
+#[test]
+fn check_counts_the_evaluated_copy_on_the_students_device() {
+    let world = World::new();
+    let check = |lag: &str| {
+        let devices = ["--set", "teacher.devices=[\"cuda:0\"]", "--set", lag];
+        let output = world.run(&[&["check", "config.toml"][..], &devices].concat());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let lagged = check("mixture.lag=1");
+    let mut devices = lagged.split("memory of ").skip(1);
+    let of = |device: &str, text: Option<&str>| text.is_some_and(|text| text.starts_with(device));
+    let (cpu, gpu) = (devices.next(), devices.next());
+    assert!(of("cpu", cpu) && of("cuda:0", gpu), "{lagged}");
+    let copy = "student: a copy to evaluate";
+    assert!(cpu.is_some_and(|text| text.contains(copy)), "{lagged}");
+    assert_eq!(lagged.matches("a copy to evaluate").count(), 1, "{lagged}");
+    assert!(!check("mixture.lag=0").contains("a copy to evaluate"));
+}

@@ -209,10 +209,10 @@ pub fn teacher_memory(
     ])
 }
 
-/// The first teacher's device where mixtures lag (`mixture.lag = 1`): the student that is evaluated there, and the copy on its way.
+/// The student's device with `mixture.lag = 1`: the model that teacher lane 0 evaluates, and the weights on their way to it.
 pub fn evaluated_copy_memory(student: &ModelConfig) -> Result<Part, ModelError> {
     let bytes = 2 * 4 * Sizes::of(student)?.parameters;
-    Ok(part("the student's copy to evaluate", bytes, "mixture.lag"))
+    Ok(part("a copy to evaluate", bytes, "mixture.lag"))
 }
 
 /// The host: batches in the queues with their hidden states (on the student's device where that is a GPU), and the copy of

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 /// carried into the next interval. So the error of an interval stays under one row, and a domain whose share is less than
 /// a row gets its row when it has saved up for it.
 ///
-/// Over a run the carries of real mixtures stay about one row. They have no fixed bound, and no rule that gives floors and
-/// ceilings without knowing the targets to come has one: targets that always favour the domains not yet given a row leave
-/// the last of N domains `1/2 + 1/3 + … + 1/N` rows behind (past two from 11 domains on).
+/// Over a run a domain stays within `1/2 + 1/3 + … + 1/N` rows of its share, for N domains. Targets that always favor the
+/// domains without a row attain that bound, which passes two rows at 11 domains. No rule that gives floors and ceilings
+/// without knowing the targets to come does better. Carries of real mixtures stay about one row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quota {
     /// Rows that each domain is owed (negative: was given ahead). They sum to 0 up to rounding.

@@ -218,7 +218,8 @@ pub struct MixtureOptions {
     /// is.
     pub interval: Option<u64>,
     /// Intervals between an evaluation and the mixture that follows from it, 0 or 1. 0 (the paper): the pipeline waits at each
-    /// interval's end for the evaluation. 1: a copy of the student is evaluated on the teacher's first lane while training goes on.
+    /// interval's end for the evaluation. 1: teacher lane 0 evaluates a copy of the student on the student's device while
+    /// training continues.
     pub lag: Option<u64>,
     /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights, or the discrepancy of
     /// Eq. 1. (odm begins with equal weights, as its formula says.)
