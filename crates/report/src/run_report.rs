@@ -181,7 +181,7 @@ fn time(steps: &[StepLine], summary: Option<&Summary>) -> Vec<Block> {
     if let Some(summary) = summary {
         blocks.push(Block::Text(format!(
             "Overlap {:.2}: the teacher was busy for {}, the student for {}, evaluations took {}; between intervals training stood \
-             still for {}, for saves {}. Waiting for data: {:.2} % of the time. Steering (evaluation and mixture) cost {:.2} % of \
+             still for {}, for saves {}. Teacher lanes waited for data {:.2} % of the time. Steering (evaluation and mixture) cost {:.2} % of \
              the training's FLOPs and {:.2} % of the time.",
             summary.overlap,
             duration(summary.teacher_busy_seconds),

@@ -194,7 +194,7 @@ pub struct Summary {
     pub save_stall_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
-    /// Share of `distill_seconds` in which the student waited while a teacher lane waited for data.
+    /// Share of `distill_seconds` that a teacher lane waited for rows on average, although a mixture to draw them by was set.
     pub data_wait_share: f64,
     /// Floating-point operations of the teacher's labelling, from the models' shapes and the tokens that went through them.
     #[serde(default)]
