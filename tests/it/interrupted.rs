@@ -5,9 +5,12 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
+
+use serde_json::Value;
 
 use crate::world::{World, is_step, scale, stderr, train_with};
 
@@ -35,13 +38,48 @@ fn signalled(signal: &str, step: u64) -> (World, ExitStatus, String) {
     panic!("20 runs were over before SIG{signal} came");
 }
 
-/// The step of the newest complete checkpoint.
+/// The step of the newest complete checkpoint, found without DDK's own reader. No save that the run recorded may be newer.
 fn newest_checkpoint(world: &World) -> Option<usize> {
-    let entries = fs::read_dir(world.run_folder().join("checkpoints")).ok()?;
-    entries
-        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
-        .filter_map(|name| name.strip_prefix("step-")?.parse().ok())
-        .max()
+    let folder = world.run_folder().join("checkpoints");
+    let names = fs::read_dir(folder).into_iter().flatten();
+    let complete = names
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| is_complete(path));
+    let step = |path: PathBuf| {
+        path.file_name()?
+            .to_str()?
+            .strip_prefix("step-")?
+            .parse()
+            .ok()
+    };
+    let newest = complete.filter_map(step).max();
+    let events = fs::read_to_string(world.run_folder().join("events.jsonl")).unwrap_or_default();
+    let recorded = events
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|event| event["kind"] == "saved")
+        .filter_map(|event| event["step"].as_u64())
+        .max();
+    assert!(
+        newest.map(|step| step as u64) >= recorded,
+        "{newest:?} of {recorded:?}"
+    );
+    newest
+}
+
+/// Whether each file that the manifest in this folder names has its size and its hash.
+fn is_complete(folder: &Path) -> bool {
+    let Ok(manifest) = fs::read(folder.join("manifest.json")) else {
+        return false;
+    };
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let files = manifest["files"].as_object().unwrap();
+    assert!(files.contains_key("weights.safetensors") && files.contains_key("state.json"));
+    files.iter().all(|(name, entry)| {
+        let bytes = fs::read(folder.join(name)).unwrap();
+        let hash = blake3::hash(&bytes).to_hex();
+        entry["bytes"] == bytes.len() && entry["blake3"] == hash.as_str()
+    })
 }
 
 #[test]
