@@ -32,8 +32,18 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Whether a shard's name is that of a file in the folder, so that an index never reads files of others.
+fn is_file_name(shard: &str) -> bool {
+    Path::new(shard)
+        .file_name()
+        .is_some_and(|name| name == shard)
+}
+
 impl Weights {
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// A folder without weights, weights that cannot be read, and an index that names a shard outside the folder.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let index = folder.join(INDEX);
         let files = if folder.join(SINGLE).exists() {
@@ -48,6 +58,14 @@ impl Weights {
             let mut shards: Vec<String> = parsed.weight_map.into_values().collect();
             shards.sort();
             shards.dedup();
+            if let Some(shard) = shards.iter().find(|shard| !is_file_name(shard)) {
+                return Err(ModelError::Malformed {
+                    reason: format!(
+                        "the shard {shard:?} is not in the model's folder: expected a file name without a path"
+                    ),
+                    path: index,
+                });
+            }
             shards
                 .iter()
                 .map(|shard| read_tensors(&folder.join(shard)))
@@ -134,5 +152,31 @@ impl Weights {
     fn find(&self, name: &str) -> Option<(&TensorFile, Vec<i64>)> {
         let file = &self.files[*self.names.get(name)?];
         Some((file, file.shape(name)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_never_leads_out_of_its_folder() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("model");
+        fs::create_dir_all(folder.join("inside")).unwrap();
+        for outside in [
+            "../x.safetensors",
+            "/etc/passwd",
+            "inside/x.safetensors",
+            "..",
+            ".",
+            "",
+        ] {
+            let index = serde_json::json!({ "weight_map": { "a": outside } });
+            fs::write(folder.join(INDEX), index.to_string()).unwrap();
+            let error = Weights::open(&folder).unwrap_err().to_string();
+            let named = error.contains(&format!("{outside:?}")) && error.contains(INDEX);
+            assert!(named && error.contains("expected a file name"), "{error}");
+        }
     }
 }

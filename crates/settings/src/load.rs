@@ -14,6 +14,9 @@ use crate::{
 const DEFAULTS: &str = include_str!("defaults.toml");
 /// Variables of the environment that are settings begin so: `DDK__STUDENT__LR=1e-4`.
 const PREFIX: &str = "DDK__";
+/// Why a token is no argument, and where it goes.
+const TOKEN_IN_ARGUMENTS: &str = "a token on the command line is visible to every user of the machine (ps): set \
+     DDK__TELEMETRY__TOKEN in the environment, or write `telemetry.token` into a configuration file";
 
 /// Settings, and where each came from.
 #[derive(Debug, Clone)]
@@ -78,6 +81,12 @@ pub fn load(
             continue;
         }
         let text = assignment(&key, &value);
+        if matches!(origin, Origin::Set(_)) && sets_the_token(&text) {
+            // Without the origin: that holds the secret.
+            let place = "--set telemetry.token".to_owned();
+            problems.extend(Error::one(place, TOKEN_IN_ARGUMENTS).0);
+            continue;
+        }
         match document::check(&text, &place, &mut origins) {
             Ok(()) => layers.push(text),
             Err(error) => problems.extend(error.0),
@@ -112,6 +121,15 @@ fn assignment(key: &str, value: &str) -> String {
         return as_is;
     }
     format!("{key} = {}", toml::Value::String(value.to_owned()))
+}
+
+/// Whether a layer sets `telemetry.token`, in whatever spelling.
+fn sets_the_token(text: &str) -> bool {
+    let table: Option<toml::Table> = toml::from_str(text).ok();
+    table.is_some_and(|table| {
+        let telemetry = table.get("telemetry");
+        telemetry.is_some_and(|telemetry| telemetry.get("token").is_some())
+    })
 }
 
 /// Later layers override earlier ones, key by key; arrays replace each other.

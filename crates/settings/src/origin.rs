@@ -26,12 +26,7 @@ impl fmt::Display for Origin {
             Self::Method(method) => write!(formatter, "method {}", method.name()),
             Self::File(path, line) => write!(formatter, "{}:{line}", path.display()),
             Self::Environment(name) => write!(formatter, "environment {name}"),
-            Self::Set(text) => match text.split_once('=') {
-                Some((key, _)) if key.trim() == "telemetry.token" => {
-                    write!(formatter, "--set {}=…", key.trim())
-                }
-                _ => write!(formatter, "--set {text}"),
-            },
+            Self::Set(text) => write!(formatter, "--set {text}"),
         }
     }
 }

@@ -144,9 +144,11 @@ fn a_token_is_used_but_never_written_down() {
     let secret = "12345678901234567890";
     let address = "telemetry.address=0.0.0.0:9469";
     let from_environment = with(&[], &[address], &[("DDK__TELEMETRY__TOKEN", secret)]);
-    let set = format!("telemetry.token={secret}");
-    let from_line = with(&[], &[address, &set], &[]);
-    for loaded in [from_environment, from_line] {
+    let source = tempfile::tempdir().unwrap();
+    let text = format!("[telemetry]\ntoken = \"{secret}\"\n");
+    let from_file = file(source.path(), "secret.toml", &text);
+    let from_file = with(&[from_file], &[address], &[]);
+    for loaded in [from_environment, from_file] {
         let token = loaded.settings.telemetry.token.clone().unwrap();
         assert_eq!(token.secret(), Some(secret));
         let written = loaded.settings.to_toml();

@@ -137,3 +137,18 @@ fn a_file_that_is_not_there_is_named() {
         .to_string();
     assert_snapshot!(error);
 }
+
+#[test]
+fn a_token_in_the_arguments_is_refused_and_not_repeated() {
+    let secret = "12345678901234567890";
+    for set in [
+        format!("telemetry.token={secret}"),
+        format!("telemetry.token = \"{secret}\""),
+        format!("telemetry={{ token = \"{secret}\" }}"),
+        format!("\"telemetry\".token=\"{secret}\""),
+    ] {
+        let said = said("", &[&set], &[]);
+        assert!(said.contains("DDK__TELEMETRY__TOKEN"), "{said}");
+        assert!(!said.contains(secret), "{said}");
+    }
+}
