@@ -24,8 +24,11 @@ use self::{
 };
 use crate::{
     cli, config,
+    faults::Faults,
     hint::Hint,
+    phase::Phase,
     progress::say,
+    signals::Signals,
     train::{self, required},
     wiring::{self, ModelFolders},
 };
@@ -143,8 +146,9 @@ pub struct Bench<'a> {
     time: Duration,
 }
 
-pub fn run(args: &cli::Bench, out: &mut dyn Write) -> Result<()> {
+pub fn run(args: &cli::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
+    signals.begin(Phase::Bench, &*Faults::parse(&settings.faults.plan)?)?;
     if !(args.seconds.is_finite() && (0.0..=MOST_SECONDS).contains(&args.seconds)) {
         return Err(anyhow!(
             "--seconds is {}, expected 0 to {MOST_SECONDS}",

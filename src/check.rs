@@ -449,7 +449,8 @@ fn forward(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Res
             let model = Model::load(folder, &placement?)?;
             let vocabulary = models.vocabulary as i64;
             let chunk = default_chunk(vocabulary, parse_device(&settings.student.device)?);
-            let measured = domain_perplexities(&model, &document, 1, vocabulary, chunk, &|| false)?;
+            let measured =
+                domain_perplexities(&model, &document, 1, vocabulary, chunk, &|_, _| false)?;
             let perplexity = measured.and_then(|all| all.first().copied());
             perplexity.context("the text has no token to predict")
         };

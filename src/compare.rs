@@ -26,24 +26,28 @@ use ddk_settings::{Method, Settings};
 use self::plan::{Plan, Planned};
 use crate::{
     cli, demo,
+    faults::Faults,
     hint::Hint,
+    phase::Phase,
     prepare,
     progress::say,
+    signals::Signals,
     train::{self, Inputs},
 };
 
 /// What the others are held against.
 const REFERENCE: Method = Method::Kd;
 
-pub fn run(args: &cli::Compare, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(args: &cli::Compare, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+    signals.begin(Phase::Compare, &Faults::default())?;
     let plan = Plan::new(args)?;
     // Files that cannot be used are said before hours of training.
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
-    if let Some(code) = models(args, &plan.base)? {
+    if let Some(code) = models(args, &plan.base, signals)? {
         return Ok(code);
     }
-    if let Some(code) = train_all(args, &plan)? {
+    if let Some(code) = train_all(args, &plan, signals)? {
         return Ok(code);
     }
     let comparison = read(&plan, imported)?;
@@ -59,7 +63,7 @@ pub fn run(args: &cli::Compare, out: &mut dyn Write) -> Result<ExitCode> {
 }
 
 /// Makes teacher and student where they are missing and the configuration says how; the exit code where a signal came.
-fn models(args: &cli::Compare, settings: &Settings) -> Result<Option<ExitCode>> {
+fn models(args: &cli::Compare, settings: &Settings, signals: &Signals) -> Result<Option<ExitCode>> {
     let wanted = [&settings.teacher.model, &settings.student.model];
     let missing = |out: &Path| !out.join("config.json").exists();
     let made: Vec<&String> = settings
@@ -77,7 +81,9 @@ fn models(args: &cli::Compare, settings: &Settings) -> Result<Option<ExitCode>> 
     for name in made {
         say(&format!("{name} is missing: ddk pretrain --model {name}"));
         let arguments = command("pretrain", args, &["--model".to_owned(), name.clone()]);
-        if let Some(code) = child::run(&arguments, &format!("ddk pretrain --model {name}"))? {
+        if let Some(code) =
+            child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?
+        {
             return Ok(Some(code));
         }
     }
@@ -97,7 +103,7 @@ fn command(name: &str, args: &cli::Compare, more: &[String]) -> Vec<String> {
 }
 
 /// Trains what is not done yet; the exit code where a signal came.
-fn train_all(args: &cli::Compare, plan: &Plan) -> Result<Option<ExitCode>> {
+fn train_all(args: &cli::Compare, plan: &Plan, signals: &Signals) -> Result<Option<ExitCode>> {
     let (mut trained, mut took) = (0_u32, Duration::ZERO);
     let mut left = Vec::new();
     for run in &plan.runs {
@@ -133,7 +139,7 @@ fn train_all(args: &cli::Compare, plan: &Plan) -> Result<Option<ExitCode>> {
             .flat_map(|set| ["--set".to_owned(), set.clone()])
             .collect();
         let what = format!("{}, seed {}", run.label, run.seed);
-        if let Some(code) = child::run(&command("train", args, &more), &what)? {
+        if let Some(code) = child::run(&command("train", args, &more), &what, signals)? {
             return Ok(Some(code));
         }
         // Not only after the last: hours of training would be for nothing.

@@ -8,9 +8,12 @@ use ddk_torch::parse_device;
 
 use crate::{
     cli, demo_sources,
+    faults::Faults,
     hint::Hint,
+    phase::Phase,
     pretrain,
     progress::say,
+    signals::Signals,
     train::{self, Flags},
 };
 
@@ -21,7 +24,7 @@ const TOKENIZER_BYTES: usize = 1_500_000;
 /// Steps of the serial comparison.
 const SERIAL_STEPS: u64 = 12;
 
-pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(args: &cli::Demo, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
     let began = Instant::now();
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
@@ -42,6 +45,8 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
             began.elapsed().as_secs_f64()
         ));
     };
+    let faults = Faults::parse(&settings.faults.plan)?;
+    signals.begin(Phase::Text, &faults)?;
     say_step(1, "text from this machine");
     collect(&settings)?;
     say_step(2, "tokenizer and corpus");
@@ -54,7 +59,7 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
                 args.config.display()
             ),
         );
-        pretrain::model(&settings, name, false)?;
+        pretrain::model(&settings, name, false, signals, &faults)?;
     }
     say_step(
         5,
@@ -68,7 +73,7 @@ pub fn run(args: &cli::Demo, out: &mut dyn Write) -> Result<ExitCode> {
         json: args.json,
         serial_steps: SERIAL_STEPS,
     };
-    let code = train::distil(&settings, &flags, out)?;
+    let code = train::distil(&settings, &flags, signals, out)?;
     if let Some(name) = &settings.run.name {
         let folder = settings.run.folder.join(name);
         say(&format!(

@@ -7,14 +7,19 @@ use ddk_corpus::{TokenizerFolder, compatible};
 use ddk_engine::Document;
 use ddk_model::{Model, ModelConfig, Placement};
 use ddk_objective::default_chunk;
+use ddk_telemetry::{Clock, Meter};
 use ddk_torch::{Lane, parse_device};
 use serde::Serialize;
 use tch::Kind;
 
 use crate::{
     cli, config,
+    faults::Faults,
     hint::Hint,
+    phase::Phase,
     prepare::{self, Outdated},
+    progress::{Pace, say},
+    signals::Signals,
     train::fits,
     wiring::{self, Evaluation},
 };
@@ -37,8 +42,10 @@ struct Domain {
     predictions: usize,
 }
 
-pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
+pub fn run(args: &cli::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
+    let faults = Faults::parse(&settings.faults.plan)?;
+    signals.begin(Phase::Prepare, &faults)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     for folder in std::iter::once(&args.model).chain(&args.against) {
         let own = TokenizerFolder::open(folder, settings.corpus.end_token.as_deref())
@@ -70,6 +77,7 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
         fs::write(path, text.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
+    signals.begin(Phase::Evaluate, &faults)?;
     let device = parse_device(&settings.student.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let _lane = Lane::enter(cores);
@@ -82,12 +90,23 @@ pub fn run(args: &cli::Eval, out: &mut dyn Write) -> Result<()> {
             .chunk
             .unwrap_or_else(|| default_chunk(vocabulary, device)),
     };
+    let clock = Clock::system();
+    let pace = Pace::new(settings.log.line_seconds, &clock);
     let measure = |folder: &Path| -> Result<Vec<f64>> {
         let mut placement = Placement::on(device, Kind::Float);
         placement.compute = wiring::kind(settings.student.dtype);
         let model = Model::load(folder, &placement)?;
+        let phase = format!("evaluation of {}", folder.display());
+        let meter = Meter::start(&phase, "documents", &clock);
+        let tell = |done, total| {
+            let progress = meter.at(done, total);
+            if pace.is_due(&progress) {
+                say(&progress.to_string());
+            }
+            false
+        };
         evaluation
-            .perplexities(&model, &|| false)?
+            .perplexities(&model, &tell)?
             .ok_or_else(|| anyhow!("the evaluation was cut off"))
     };
     let perplexities = measure(&args.model)?;

@@ -9,9 +9,13 @@ use ddk_model::{Export, Model, Placement, safetensors::read_tensors};
 use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
-use crate::{cli, hint::Hint, progress::say, train::checkpoint_of};
+use crate::{
+    cli, faults::Faults, hint::Hint, phase::Phase, progress::say, signals::Signals,
+    train::checkpoint_of,
+};
 
-pub fn run(args: &cli::Export) -> Result<()> {
+pub fn run(args: &cli::Export, signals: &Signals) -> Result<()> {
+    signals.begin(Phase::ExportModel, &Faults::default())?;
     let config = args.run.join("config.toml");
     if !config.exists() {
         return Err(anyhow!("{} holds no run", args.run.display()))

@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,10 +14,17 @@ use anyhow::{Result, anyhow};
 use ddk_actors::PortError;
 use ddk_run::SaveHook;
 
-use crate::{hint::Hint, progress::say};
+use crate::{
+    hint::Hint,
+    phase::{self, Phase},
+    progress::say,
+};
 
 /// How long a stall lasts.
 const STALL: Duration = Duration::from_millis(400);
+
+/// How often a hang looks whether it is over.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The system's number of an input or output error.
 const EIO: i32 = 5;
@@ -27,6 +34,8 @@ const EIO: i32 = 5;
 pub enum Kind {
     Panic,
     Stall,
+    /// Waits until the process is told to stop: for tests of what happens then.
+    Hang,
     NotANumber,
     OutOfMemory,
     Unreadable,
@@ -35,9 +44,10 @@ pub enum Kind {
     Kill,
 }
 
-const KINDS: [(&str, Kind); 8] = [
+const KINDS: [(&str, Kind); 9] = [
     ("panic", Kind::Panic),
     ("stall", Kind::Stall),
+    ("hang", Kind::Hang),
     ("nan", Kind::NotANumber),
     ("oom", Kind::OutOfMemory),
     ("unreadable", Kind::Unreadable),
@@ -61,6 +71,8 @@ pub enum Place {
     Evaluation,
     /// The save of a step, at its n-th system call.
     Save,
+    /// The n-th time that this process begins a phase.
+    Phase(Phase),
 }
 
 const PLACES: [(&str, Place); 6] = [
@@ -77,6 +89,7 @@ impl Kind {
     fn happens_at(self, place: Place) -> bool {
         match self {
             Self::Panic | Self::Stall | Self::Kill => true,
+            Self::Hang => matches!(place, Place::Phase(_) | Place::Evaluation),
             Self::NotANumber | Self::OutOfMemory => {
                 matches!(place, Place::Teacher | Place::Student | Place::Evaluation)
             }
@@ -99,7 +112,11 @@ struct Fault {
 
 /// The faults of a run; each strikes once.
 #[derive(Debug, Default)]
-pub struct Faults(Vec<Fault>);
+pub struct Faults {
+    faults: Vec<Fault>,
+    /// Phases begun so far.
+    begun: Mutex<Vec<Phase>>,
+}
 
 impl Faults {
     /// Reads a plan such as `["panic student 5", "kill save 8 3"]`.
@@ -114,12 +131,15 @@ impl Faults {
                 .ok_or_else(|| anyhow!("`faults.plan` holds \"{entry}\", expected KIND PLACE NUMBER [CALL], such as \"panic student 5\""))
                 .usage()
         });
-        Ok(Arc::new(Self(faults.collect::<Result<_>>()?)))
+        Ok(Arc::new(Self {
+            faults: faults.collect::<Result<_>>()?,
+            begun: Mutex::default(),
+        }))
     }
 
     /// What goes wrong at this place now, if anything.
     fn strike(&self, place: Place, at: u64) -> Option<Kind> {
-        self.0
+        self.faults
             .iter()
             .filter(|fault| fault.place == place && fault.at == at)
             .find(|fault| {
@@ -136,8 +156,28 @@ impl Faults {
             })
     }
 
+    /// Strikes where a phase begins.
+    pub fn phase(&self, phase: Phase) -> Result<(), PortError> {
+        let begun = {
+            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.push(phase);
+            begun.iter().filter(|other| **other == phase).count()
+        };
+        self.worker(Place::Phase(phase), begun as u64).map(drop)
+    }
+
     /// Strikes in a worker. True where the number that the worker computes is to be none.
     pub fn worker(&self, place: Place, at: u64) -> Result<bool, PortError> {
+        self.worker_until(place, at, &|| false)
+    }
+
+    /// As [`Self::worker`]; a hang ends when the worker is `told` to stop.
+    pub fn worker_until(
+        &self,
+        place: Place,
+        at: u64,
+        told: &dyn Fn() -> bool,
+    ) -> Result<bool, PortError> {
         let Some(kind) = self.strike(place, at) else {
             return Ok(false);
         };
@@ -152,6 +192,11 @@ impl Faults {
             Kind::Kill => kill(),
             // A stall is what a sleep is.
             Kind::Stall => std::thread::sleep(STALL),
+            Kind::Hang => {
+                while !told() {
+                    std::thread::sleep(LOOK);
+                }
+            }
             Kind::Panic => panic(),
             // Refused by `happens_at`.
             Kind::NoSpace | Kind::InputOutput => {}
@@ -184,7 +229,12 @@ fn parse(entry: &str) -> Option<Fault> {
         _ => return None,
     };
     let kind = KINDS.iter().find(|(name, _)| *name == kind)?.1;
-    let place = PLACES.iter().find(|(name, _)| *name == place)?.1;
+    let phases = phase::NAMES.map(|(name, phase)| (name, Place::Phase(phase)));
+    let place = PLACES
+        .iter()
+        .chain(&phases)
+        .find(|(name, _)| *name == place)?
+        .1;
     kind.happens_at(place).then_some(())?;
     Some(Fault {
         entry: entry.to_owned(),
@@ -211,10 +261,13 @@ mod tests {
 
     #[test]
     fn each_fault_strikes_once_at_its_call() {
-        let faults = Faults(vec![
-            parse("eio save 8 3").unwrap(),
-            parse("nan student 2").unwrap(),
-        ]);
+        let faults = Faults {
+            faults: vec![
+                parse("eio save 8 3").unwrap(),
+                parse("nan student 2").unwrap(),
+            ],
+            begun: Mutex::default(),
+        };
         assert_eq!(faults.worker(Place::Student, 1), Ok(false));
         assert_eq!(faults.worker(Place::Student, 2), Ok(true));
         assert_eq!(faults.worker(Place::Student, 2), Ok(false));
@@ -230,8 +283,11 @@ mod tests {
             "nan loader 3",
             "enospc student 3",
             "panic save 1 0",
+            "hang student 1",
+            "nan export 1",
         ] {
             assert!(parse(bad).is_none(), "{bad}");
         }
+        assert!(parse("hang export 1").is_some() && parse("hang evaluation 2").is_some());
     }
 }

@@ -17,6 +17,7 @@ mod hint;
 mod init;
 mod mixture;
 mod objective;
+mod phase;
 mod prepare;
 mod pretrain;
 mod progress;
@@ -24,6 +25,8 @@ mod report;
 mod rows;
 mod serial;
 mod serve;
+mod signals;
+mod systemd;
 mod train;
 mod watch;
 mod wiring;
@@ -32,27 +35,41 @@ use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use cli::{Cli, Command};
+use signals::Signals;
 
 fn main() -> ExitCode {
     ddk_torch::keep_freed_memory();
     let cli = Cli::parse();
     let mut out = std::io::stdout().lock();
+    let signals = Signals::listen;
     let done = match &cli.command {
-        Command::Demo(args) => demo::run(args, &mut out),
+        Command::Demo(args) => signals().and_then(|signals| demo::run(args, &signals, &mut out)),
         Command::Init(args) => init::run(args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(args, &mut out),
-        Command::Bench(args) => bench::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Prepare(args) => prepare::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => signals()
+            .and_then(|signals| bench::run(args, &signals, &mut out))
+            .map(|()| ExitCode::SUCCESS),
+        Command::Prepare(args) => signals()
+            .and_then(|signals| prepare::run(args, &signals))
+            .map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Pretrain(args) => pretrain::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Train(args) => train::run(args, &mut out),
-        Command::Compare(args) => compare::run(args, &mut out),
+        Command::Pretrain(args) => signals()
+            .and_then(|signals| pretrain::run(args, &signals))
+            .map(|()| ExitCode::SUCCESS),
+        Command::Train(args) => signals().and_then(|signals| train::run(args, &signals, &mut out)),
+        Command::Compare(args) => {
+            signals().and_then(|signals| compare::run(args, &signals, &mut out))
+        }
         Command::Watch(args) => watch::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Eval(args) => eval::run(args, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Eval(args) => signals()
+            .and_then(|signals| eval::run(args, &signals, &mut out))
+            .map(|()| ExitCode::SUCCESS),
         Command::Checkpoints(args) => checkpoints::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Export(args) => signals()
+            .and_then(|signals| export::run(args, &signals))
+            .map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Config(args) => config::run(args, &mut out).map(|()| ExitCode::SUCCESS),
         Command::Mixture(args) => mixture::run(args, &mut out).map(|()| ExitCode::SUCCESS),

@@ -16,8 +16,11 @@ use ddk_settings::{Settings, WhenStale};
 
 use crate::{
     cli, config,
+    faults::Faults,
     hint::Hint,
+    phase::Phase,
     progress::{bar, say},
+    signals::Signals,
     train::Inputs,
 };
 
@@ -29,9 +32,17 @@ pub struct Corpus {
     pub reports: Vec<DomainReport>,
 }
 
-pub fn run(args: &cli::Prepare) -> Result<()> {
+pub fn run(args: &cli::Prepare, signals: &Signals) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
+    let faults = Faults::parse(&settings.faults.plan)?;
     let (options, tokenizer) = options(&settings)?;
+    signals.begin(
+        match args.verify {
+            true => Phase::Verify,
+            false => Phase::Prepare,
+        },
+        &faults,
+    )?;
     if args.verify {
         for (domain, bytes) in verify(&options)? {
             say(&format!(

@@ -16,10 +16,13 @@ use tch::Kind;
 
 use crate::{
     cli, config,
+    faults::Faults,
     hint::Hint,
+    phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::{bar, say},
     rows::{MixedRows, predictions, sequence},
+    signals::Signals,
     train::fits,
 };
 
@@ -28,13 +31,20 @@ const RECORD: &str = "pretrain.json";
 /// Where there is no terminal to draw a bar on, a line so often.
 const SAY_EVERY: Duration = Duration::from_secs(15);
 
-pub fn run(args: &cli::Pretrain) -> Result<()> {
+pub fn run(args: &cli::Pretrain, signals: &Signals) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
-    model(&settings, &args.model, args.force)
+    let faults = Faults::parse(&settings.faults.plan)?;
+    model(&settings, &args.model, args.force, signals, &faults)
 }
 
 /// Makes the model of `[pretrain.NAME]`, unless it is there already.
-pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
+pub fn model(
+    settings: &Settings,
+    name: &str,
+    force: bool,
+    signals: &Signals,
+    faults: &Faults,
+) -> Result<()> {
     let known: Vec<&str> = settings.pretrain.keys().map(String::as_str).collect();
     let model = settings
         .pretrain
@@ -51,7 +61,9 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
         true => Outdated::Kept,
         false => Outdated::AsSet,
     };
+    signals.begin(Phase::Prepare, faults)?;
     let corpus = prepare::open(settings, outdated)?;
+    signals.begin(Phase::Hash, faults)?;
     let record = record(settings, model, &corpus)?;
     if !force && fs::read_to_string(model.out.join(RECORD)).is_ok_and(|made| made == record) {
         say(&format!("{name}: {} is there already", model.out.display()));
@@ -72,6 +84,7 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
             model.out.display()
         ));
     }
+    signals.begin(Phase::Pretrain, faults)?;
     // A thread of its own: libtorch's number of threads is the calling thread's.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("pretrain".to_owned());
@@ -80,7 +93,8 @@ pub fn model(settings: &Settings, name: &str, force: bool) -> Result<()> {
             .spawn_scoped(scope, work)?
             .join()
             .map_err(|_| anyhow!("training panicked"))?
-    })
+    })?;
+    signals.begin(Phase::Leave, faults)
 }
 
 /// Trains, and saves the model together with its `record`: the one is never there without the other.

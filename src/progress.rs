@@ -1,13 +1,15 @@
 //! What a user sees while something runs: a bar on a terminal, and now and then a dense line, on standard error.
 
 use std::{
+    collections::VecDeque,
     io::{self, IsTerminal, Write},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use ddk_actors::{Observer, StepReport, Totals};
 use ddk_run::records::{EventLine, MixtureLine};
+use ddk_telemetry::{Clock, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Says a line on standard error. Where nobody listens any more (a closed terminal or pipe, a full disk), work goes on.
@@ -27,9 +29,67 @@ pub fn bar(total: u64, template: &str) -> ProgressBar {
     bar
 }
 
+/// Long phases are told of at least so often.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+/// Phases whose last line is remembered; no more go on at a time.
+const PHASES: usize = 8;
+
+/// Says when a long phase is to be told of again: each phase on its own, the first time after a while.
+pub struct Pace {
+    every: Mutex<Duration>,
+    clock: Clock,
+    /// When each phase was told of last, or began.
+    told: Mutex<VecDeque<(String, Duration)>>,
+}
+
+impl Pace {
+    /// As often as steps are told of (`log.line_seconds`), but every 5 seconds at the least.
+    pub fn new(line_seconds: f64, clock: &Clock) -> Self {
+        let pace = Self {
+            every: Mutex::default(),
+            clock: clock.clone(),
+            told: Mutex::default(),
+        };
+        pace.set_every(Duration::from_secs_f64(line_seconds));
+        pace
+    }
+
+    fn set_every(&self, every: Duration) {
+        *lock(&self.every) = every.min(LONGEST_SILENCE);
+    }
+
+    /// Whether it is to be told of now.
+    pub fn is_due(&self, progress: &Progress) -> bool {
+        let (now, every) = (self.clock.now(), *lock(&self.every));
+        let mut told = lock(&self.told);
+        let at = match told.iter().position(|(phase, _)| *phase == progress.phase) {
+            Some(at) => at,
+            None => {
+                if told.len() == PHASES {
+                    told.pop_front();
+                }
+                told.push_back((progress.phase.clone(), now));
+                told.len() - 1
+            }
+        };
+        let last = &mut told[at].1;
+        let is_due = now.saturating_sub(*last) >= every;
+        if is_due {
+            *last = now;
+        }
+        is_due
+    }
+}
+
+/// What is behind these locks is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Watches a distillation.
 pub struct Printer {
     bar: ProgressBar,
+    pace: Pace,
     every: Mutex<Duration>,
     last: Mutex<Last>,
 }
@@ -49,6 +109,7 @@ impl Printer {
         );
         Self {
             bar,
+            pace: Pace::new(seconds, &Clock::system()),
             every: Mutex::new(Duration::from_secs_f64(seconds)),
             last: Mutex::new(Last {
                 time: None,
@@ -59,8 +120,7 @@ impl Printer {
 
     /// The run goes on from these sums, perhaps smaller ones than before.
     pub fn begin(&self, totals: Totals) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Last { time: None, totals };
+        *lock(&self.last) = Last { time: None, totals };
     }
 
     /// The run goes on after this step; how many steps after it had been made.
@@ -72,7 +132,8 @@ impl Printer {
 
     /// Says a line so often from now on.
     pub fn set_every(&self, every: Duration) {
-        *self.every.lock().unwrap_or_else(PoisonError::into_inner) = every;
+        *lock(&self.every) = every;
+        self.pace.set_every(every);
     }
 
     /// Takes the bar away.
@@ -89,8 +150,8 @@ impl Observer for Printer {
     fn on_step(&self, report: &StepReport<'_>) {
         let line = report.line;
         self.bar.set_position(line.step);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let every = *self.every.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
+        let every = *lock(&self.every);
         let due = last.time.is_none_or(|time| time.elapsed() >= every);
         if !due && report.limit != Some(line.step) {
             return;
@@ -139,10 +200,63 @@ impl Observer for Printer {
         tracing::info!(interval = line.interval, step = line.step, weights = ?line.weights, ratio = ?line.ratio, "mixture");
     }
 
+    fn on_progress(&self, progress: &Progress) {
+        if self.pace.is_due(progress) {
+            let text = progress.to_string();
+            tracing::info!("{text}");
+            self.line(&text);
+        }
+    }
+
     fn on_event(&self, event: &EventLine) {
         // Saves are routine; everything else deserves a line.
         if event.kind != "saved" {
             self.line(&format!("{}: {}", event.kind, event.message));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use ddk_telemetry::Meter;
+
+    use super::*;
+
+    #[test]
+    fn a_long_phase_is_told_of_every_five_seconds_and_a_short_one_never() {
+        let seconds = Arc::new(AtomicU64::new(0));
+        let read = Arc::clone(&seconds);
+        let clock = Clock::new(move || Duration::from_secs(read.load(Ordering::Relaxed)));
+        let told = |line_seconds: f64| -> Vec<u64> {
+            seconds.store(100, Ordering::Relaxed);
+            let pace = Pace::new(line_seconds, &clock);
+            let student = Meter::start("evaluation of the student", "documents", &clock);
+            let teacher = Meter::start("evaluation of the teacher", "documents", &clock);
+            let mut told = Vec::new();
+            for batch in 0..20 {
+                seconds.store(100 + batch, Ordering::Relaxed);
+                if pace.is_due(&student.at(batch, 20)) {
+                    told.push(batch);
+                }
+                // The other phase is short, and keeps no line from this one.
+                assert!(line_seconds == 0.0 || batch >= 4 || !pace.is_due(&teacher.at(batch, 20)));
+            }
+            told
+        };
+        assert_eq!(told(15.0), [5, 10, 15]);
+        assert_eq!(told(2.0), [2, 4, 6, 8, 10, 12, 14, 16, 18]);
+        assert_eq!(told(0.0).len(), 20);
+        // However many phases there were, the last ones are remembered.
+        let pace = Pace::new(15.0, &clock);
+        for step in 0..100 {
+            let phase = format!("evaluation of the student after step {step}");
+            let _ = pace.is_due(&Meter::start(&phase, "documents", &clock).at(0, 20));
+        }
+        assert_eq!(pace.told.lock().unwrap().len(), PHASES);
     }
 }

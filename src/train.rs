@@ -10,7 +10,6 @@ mod policy;
 mod reload;
 mod result;
 mod session;
-mod systemd;
 mod ted;
 mod threads;
 mod workers;
@@ -30,6 +29,7 @@ use ddk_engine::StudentOptions;
 use ddk_mixture::Policy;
 use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
+use ddk_telemetry::Stage;
 
 pub use self::inputs::{Inputs, differences, fits};
 pub use self::options::{most_steps, of_student as student_options};
@@ -39,13 +39,15 @@ use crate::{
     cli, config,
     faults::Faults,
     hint::Hint,
+    phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::say,
     serial,
+    signals::{Signal, Signals},
     wiring::{self, Evaluation, ModelFolders},
 };
 
-pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(args: &cli::Train, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
     let mut source = args.config.clone();
     if let Some(file) = &args.metrics_file {
         let file = toml::Value::String(file.display().to_string());
@@ -73,6 +75,7 @@ pub fn run(args: &cli::Train, out: &mut dyn Write) -> Result<ExitCode> {
             json: args.json,
             serial_steps: args.serial,
         },
+        signals,
         out,
     )
 }
@@ -129,10 +132,16 @@ enum Ran {
 }
 
 /// Distils as the settings say; goes on where the run's folder holds a checkpoint.
-pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn distil(
+    settings: &Settings,
+    flags: &Flags,
+    signals: &Signals,
+    out: &mut dyn Write,
+) -> Result<ExitCode> {
     let name = required(settings.run.name.clone(), "run.name")?;
     let path = settings.run.folder.join(&name);
-    let settings = &threads::chosen(settings, &path)?;
+    let faults = Faults::parse(&settings.faults.plan)?;
+    let settings = &threads::chosen(settings, &path, signals, &faults)?;
     let begun = RunFolder::holds_a_run(&path);
     // Said before minutes of tokenizing.
     if begun && !flags.new {
@@ -149,13 +158,15 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
-    let mut prepared = prepare_run(settings, outdated)?;
+    let mut prepared = prepare_run(settings, outdated, signals, &faults)?;
     let folder = open_folder(&path, flags.new)?;
+    signals.in_run(folder.path());
     let forks = flags
         .fork_of
         .as_deref()
         .filter(|_| !RunFolder::holds_a_run(&path));
     if let Some(source) = forks {
+        signals.begin(Phase::Fork, &faults)?;
         fork::fork(&prepared, source, flags.from, &folder)?;
     }
     // The step to fork from is one of the other run's.
@@ -172,6 +183,8 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
             ))
             .usage();
         }
+        signals.run_is_done();
+        signals.begin(Phase::Report, &faults)?;
         if result::lacks_report(&folder) {
             result::write_report(&folder)?;
         }
@@ -187,24 +200,42 @@ pub fn distil(settings: &Settings, flags: &Flags, out: &mut dyn Write) -> Result
     if let Some(step) = from {
         go_back(&folder, step)?;
     }
-    let mut session = Session::start(settings, &folder)?;
-    if settings.mixture.policy == MixturePolicy::Doremi && !has_checkpoints(&folder)? {
+    let mut session = Session::start(settings, &folder, signals)?;
+    let ran = in_session(&mut prepared, &folder, &mut session, flags);
+    session.end(match &ran {
+        Ok(Ran::Finished) => Stage::Finished,
+        Ok(Ran::Stopped(_)) => Stage::Stopped,
+        Err(_) => Stage::Failed,
+    });
+    match ran? {
+        Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
+        Ran::Stopped(code) => Ok(code),
+    }
+}
+
+/// The phases before the run, where its method has some, and the run itself.
+fn in_session(
+    prepared: &mut Prepared<'_>,
+    folder: &RunFolder,
+    session: &mut Session,
+    flags: &Flags,
+) -> Result<Ran> {
+    let settings = prepared.settings;
+    if settings.mixture.policy == MixturePolicy::Doremi && !has_checkpoints(folder)? {
         let reloads = flags.reload.is_some();
-        match doremi::phases(settings, &prepared.plan.domains, reloads, &mut session)? {
+        match doremi::phases(settings, &prepared.plan.domains, reloads, session)? {
             Phases::Done(weights) => prepared.doremi = Some(weights),
-            Phases::Stopped(code) => return Ok(code),
+            Phases::Stopped(code) => return Ok(Ran::Stopped(code)),
         }
     }
     if settings.objective.name == ObjectiveName::Ted {
         let reloads = flags.reload.is_some();
-        if let Some(code) = ted::first_stage(settings, &folder, reloads, &mut session)? {
-            return Ok(code);
+        if let Some(code) = ted::first_stage(settings, folder, reloads, session)? {
+            return Ok(Ran::Stopped(code));
         }
     }
-    match run_to_end(&prepared, &folder, &mut session, flags)? {
-        Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
-        Ran::Stopped(code) => Ok(code),
-    }
+    session.signals.in_run(folder.path());
+    run_to_end(prepared, folder, session, flags)
 }
 
 /// Whether the run of these settings is done; a folder whose run had other settings is refused.
@@ -238,8 +269,10 @@ fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
         None => Outdated::AsSet,
     };
     session.begin_phase();
-    let prepared = prepare_run(settings, outdated)?;
+    let faults = Faults::parse(&settings.faults.plan)?;
+    let prepared = prepare_run(settings, outdated, &session.signals, &faults)?;
     let folder = open_folder(&path, false)?;
+    session.signals.in_run(folder.path());
     prepared.inputs.bind(&folder, settings)?;
     copy_quarantine(&prepared, &folder)?;
     let flags = Flags {
@@ -250,7 +283,12 @@ fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
         json: false,
         serial_steps: 0,
     };
-    run_to_end(&prepared, &folder, session, &flags)
+    let ran = run_to_end(&prepared, &folder, session, &flags)?;
+    if matches!(ran, Ran::Finished) {
+        // What follows is not this run's.
+        session.signals.begin(Phase::Between, &faults)?;
+    }
+    Ok(ran)
 }
 
 fn run_to_end(
@@ -267,25 +305,33 @@ fn run_to_end(
         None => Some(last_checkpoint(folder)?),
     };
     if let Some(step) = step {
-        let code = stopped(ended.signal, step, folder.path(), flags.from.is_some());
+        let signal = ended.signal.unwrap_or(Signal::Terminate);
+        let code = stopped(signal, step, folder.path(), flags.from.is_some());
         return Ok(Ran::Stopped(code));
     }
     let Some(outcome) = &ended.outcome else {
         return Err(anyhow!("the run ended without a result"));
     };
-    result::finish(
+    let finished = result::finish(
         prepared,
         folder,
+        &session.signals,
         outcome,
         ended.seconds_before,
         began,
         flags.serial_steps,
-    )?;
+    );
+    if let Err(error) = &finished
+        && let Err(unwritten) = ddk_run::append_event(folder.path(), "failed", &error.to_string())
+    {
+        tracing::error!(%error, %unwritten, "the run failed");
+    }
+    finished?;
     Ok(Ran::Finished)
 }
 
 /// Says where a run was stopped. `from`: whether `--from` chose where it went on.
-fn stopped(signal: u8, step: u64, path: &Path, from: bool) -> ExitCode {
+fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> ExitCode {
     let when = match step {
         0 => "before its first step".to_owned(),
         step => format!("after step {step}"),
@@ -295,7 +341,7 @@ fn stopped(signal: u8, step: u64, path: &Path, from: bool) -> ExitCode {
         "stopped {when}, saved; the same command{without} goes on from there ({})",
         path.display()
     ));
-    ExitCode::from(128 + signal)
+    ExitCode::from(signal.exit_code())
 }
 
 /// The step of the newest checkpoint; 0 where there is none.
@@ -352,7 +398,12 @@ fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
 }
 
 /// Loads what is small and checks what belongs together, before anything is written.
-fn prepare_run<'a>(settings: &'a Settings, outdated: Outdated<'_>) -> Result<Prepared<'a>> {
+fn prepare_run<'a>(
+    settings: &'a Settings,
+    outdated: Outdated<'_>,
+    signals: &Signals,
+    faults: &Arc<Faults>,
+) -> Result<Prepared<'a>> {
     let folders = ModelFolders::new(
         required(settings.teacher.model.clone(), "teacher.model")?,
         required(settings.student.model.clone(), "student.model")?,
@@ -368,11 +419,13 @@ fn prepare_run<'a>(settings: &'a Settings, outdated: Outdated<'_>) -> Result<Pre
         ))
         .usage();
     }
+    signals.begin(Phase::Prepare, faults)?;
     // The models first: what is wrong with them is said before minutes of tokenizing.
     inputs::check_tokenizers(settings, &folders)?;
     let filters = ted::filters(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
+    signals.begin(Phase::Hash, faults)?;
     let inputs = Inputs::of(
         &folders,
         &corpus,
@@ -402,7 +455,7 @@ fn prepare_run<'a>(settings: &'a Settings, outdated: Outdated<'_>) -> Result<Pre
         options,
         plan,
         doremi: None,
-        faults: Faults::parse(&settings.faults.plan)?,
+        faults: Arc::clone(faults),
     })
 }
 

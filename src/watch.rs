@@ -77,6 +77,8 @@ fn show(
         for looked in news.try_iter() {
             match looked {
                 Ok(new) => (snapshot, problem) = (new, None),
+                // Its process has said how it ended, and is gone.
+                Err(_) if snapshot.run.status.state.is_ended() => {}
                 Err(error) => problem = Some(format!("{error:#}")),
             }
         }
@@ -128,10 +130,12 @@ impl Source {
                     events: history.events().events,
                 })
             }
-            Self::Server(client) => Ok(Snapshot {
-                run: client.get("/api/run")?,
-                events: client.get::<Events>("/api/events")?.events,
-            }),
+            Self::Server(client) => {
+                // The run last: a process that ends waits until it has said how.
+                let events = client.get::<Events>("/api/events")?.events;
+                let run = client.get("/api/run")?;
+                Ok(Snapshot { run, events })
+            }
         }
     }
 }

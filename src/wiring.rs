@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ddk_actors::{
     MicroBatch, PortError, Rows,
     error::with_causes,
-    ports::{BatcherHook, RowsFactory},
+    ports::{BatcherHook, Between, RowsFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader};
 use ddk_engine::{Document, EngineError, Sequence, domain_perplexities};
@@ -46,10 +46,15 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Documents of all domains.
+    fn documents(&self) -> u64 {
+        self.validation.iter().map(Vec::len).sum::<usize>() as u64
+    }
+
     pub fn perplexities(
         &self,
         model: &Model,
-        cancelled: &dyn Fn() -> bool,
+        between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, EngineError> {
         domain_perplexities(
             model,
@@ -57,7 +62,7 @@ impl Evaluation {
             self.batch_rows,
             self.vocabulary,
             self.chunk,
-            cancelled,
+            between,
         )
     }
 }

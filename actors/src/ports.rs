@@ -8,7 +8,7 @@ use ddk_run::{
     CheckpointStore, Journal, NamedFile,
     records::{EventLine, MixtureLine, StepLine},
 };
-use ddk_telemetry::Board;
+use ddk_telemetry::{Board, Progress};
 
 use crate::{MicroBatch, Totals};
 
@@ -39,6 +39,9 @@ pub enum PortError {
     Other(String),
 }
 
+/// Called before each batch of an evaluation with the documents done and those there are; true cuts it off.
+pub type Between<'a> = &'a dyn Fn(u64, u64) -> bool;
+
 /// The frozen teacher, on the thread that built it.
 pub trait Teacher {
     /// What it says about a batch.
@@ -49,15 +52,14 @@ pub trait Teacher {
     /// Labels a micro-batch. Must be the same for the same batch, on any lane.
     fn label(&mut self, batch: &MicroBatch) -> Result<Self::Signal, PortError>;
 
-    /// Perplexity on each domain's validation documents; `None` where `cancelled` said so.
-    fn perplexities(&mut self, cancelled: &dyn Fn() -> bool)
-    -> Result<Option<Vec<f64>>, PortError>;
+    /// Perplexity on each domain's validation documents; `None` where `between` cut it off.
+    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
 
     /// As [`Self::perplexities`], of a student as it was when it gave these weights.
     fn perplexities_of(
         &mut self,
         weights: &Self::Weights,
-        cancelled: &dyn Fn() -> bool,
+        between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError>;
 
     /// Seconds that this lane has been busy since it was built.
@@ -84,9 +86,8 @@ pub trait Student {
     /// Drops the step's gradients: weights and moments stay as they are.
     fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError>;
 
-    /// Perplexity on each domain's validation documents; `None` where `cancelled` said so.
-    fn perplexities(&mut self, cancelled: &dyn Fn() -> bool)
-    -> Result<Option<Vec<f64>>, PortError>;
+    /// Perplexity on each domain's validation documents; `None` where `between` cut it off.
+    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
 
     /// A copy of its weights, for an evaluation elsewhere while it learns on.
     fn weights(&mut self) -> Result<Self::Weights, PortError>;
@@ -153,6 +154,8 @@ pub trait Observer: Send + Sync {
     fn on_mixture(&self, line: &MixtureLine);
     /// Something happened.
     fn on_event(&self, event: &EventLine);
+    /// A long phase is so far; told before each batch of an evaluation.
+    fn on_progress(&self, progress: &Progress);
 }
 
 /// A step, for who watches.

@@ -3,6 +3,7 @@
 mod core;
 
 use std::{
+    cell::Cell,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Instant,
 };
@@ -117,9 +118,14 @@ impl<S: Student + 'static> StudentLane<S> {
                 End::Finished(_) => {
                     // Whatever ended it: nothing is missing any more.
                     metrics::STEP_LIMIT.with(&[]).set(core.step() as f64);
-                    core.evaluate_last()?
+                    core.evaluate_last(&self.status, &self.told_to_stop(true))?
                 }
                 End::Stopped => None,
+            };
+            // All steps are saved: the run is summed up when it is started again.
+            let end = match after {
+                Some(_) => end,
+                None => End::Stopped,
             };
             *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = core.outcome(end, after);
         }
@@ -243,14 +249,8 @@ impl<S: Student + 'static> StudentLane<S> {
             let (step, weights) = (core.step(), core.copy()?);
             return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
         }
-        let told_to_stop = || {
-            matches!(
-                self.control.try_recv(),
-                Ok(_) | Err(TryRecvError::Disconnected)
-            ) || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
-        };
         let perplexities = match core.evaluation_is_due() {
-            true => match core.evaluate(&told_to_stop)? {
+            true => match core.evaluate(&self.status, &self.told_to_stop(false))? {
                 None => return Ok(false),
                 measured => measured,
             },
@@ -270,6 +270,22 @@ impl<S: Student + 'static> StudentLane<S> {
             })
             .map_err(|error| PortError::Other(format!("the evaluator has ended: {error}")))?;
         Ok(true)
+    }
+
+    /// Whether the student has been told to end since this was called; asked between two batches of an evaluation. `is_last`: the
+    /// run's end is no news any more.
+    fn told_to_stop(&self, is_last: bool) -> impl Fn() -> bool {
+        let told = Cell::new(false);
+        move || {
+            let heard = match self.control.try_recv() {
+                Ok(StudentControl::Finish(..)) => !is_last,
+                Ok(StudentControl::Stop | StudentControl::Abandon) => true,
+                Err(error) => error == TryRecvError::Disconnected,
+            };
+            let is_over = matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected));
+            told.set(told.get() || heard || is_over);
+            told.get()
+        }
     }
 
     /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.

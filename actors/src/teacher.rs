@@ -12,7 +12,7 @@ use ddk_telemetry::{Queues, Worker, metrics};
 use ractor::ActorRef;
 
 use crate::{
-    Labelled, MicroBatch, PortError, Teacher,
+    Labelled, MicroBatch, Observer, PortError, Teacher,
     evaluator::EvaluatorMessage,
     ports::TeacherFactory,
     supervisor::Never,
@@ -104,6 +104,8 @@ pub struct TeacherLane<T: Teacher> {
     pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
+    /// Who watches.
+    pub observer: Arc<dyn Observer>,
 }
 
 impl<T: Teacher> Clone for TeacherLane<T> {
@@ -121,6 +123,7 @@ impl<T: Teacher> Clone for TeacherLane<T> {
             stop: self.stop.clone(),
             queues: self.queues.clone(),
             status: self.status.clone(),
+            observer: Arc::clone(&self.observer),
         }
     }
 }
@@ -195,7 +198,9 @@ impl<T: Teacher + 'static> TeacherLane<T> {
             .unwrap_or_else(PoisonError::into_inner);
         let copy = &*in_hand.insert(asked);
         let busy = teacher.busy_seconds();
-        let Some(perplexities) = teacher.perplexities_of(&copy.weights, &self.ended())? else {
+        let phase = format!("evaluation of the student after step {}", copy.step);
+        let between = self.between(&phase);
+        let Some(perplexities) = teacher.perplexities_of(&copy.weights, &between)? else {
             return Ok(false);
         };
         let done = EvaluatedCopy {
@@ -216,14 +221,19 @@ impl<T: Teacher + 'static> TeacherLane<T> {
         Ok(sent && told)
     }
 
-    /// Whether the run has ended.
-    fn ended(&self) -> impl Fn() -> bool {
-        || matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
+    /// Called between two batches of an evaluation: tells how far it is, and cuts it off where the run has ended.
+    fn between(&self, phase: &str) -> impl Fn(u64, u64) -> bool {
+        let meter = self.status.meter(phase, "documents");
+        move |done, total| {
+            self.observer.on_progress(&meter.at(done, total));
+            matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
+        }
     }
 
     /// False where the run ended meanwhile.
     fn evaluate(&self, teacher: &mut T) -> Result<bool, PortError> {
-        let Some(perplexities) = teacher.perplexities(&self.ended())? else {
+        let between = self.between("evaluation of the teacher");
+        let Some(perplexities) = teacher.perplexities(&between)? else {
             return Ok(false);
         };
         let _ = self.perplexities.set(perplexities.clone());

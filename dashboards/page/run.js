@@ -3,6 +3,7 @@ import { byId, colour, draw, duration, element, line, named, number, onTheme, pe
 
 const LANE_SAMPLES = 300;
 const QUIET = new Set(['saved', 'started', 'resumed', 'stopped', 'signal']);
+const ENDED = new Set(['finished', 'stopped', 'failed']);
 const COLUMNS = ['step', 'loss', 'ce', 'kl', 'gradient_norm', 'learning_rate', 'tokens_per_second'];
 const PHASES = ['data', 'teacher_wait', 'forward', 'head', 'backward', 'optimizer'];
 
@@ -249,9 +250,8 @@ function connect() {
   source = new EventSource(`/api/stream${location.search}`);
   for (const [name, take] of Object.entries(TAKE)) source.addEventListener(name, (event) => take(JSON.parse(event.data)));
   source.addEventListener('error', () => {
-    // A run that is done has no server of its own any more.
-    if (run.status?.state === 'ending') showState('ended', '');
-    else if (run.status?.state !== 'finished') showState('no connection', 'lost');
+    // A process that ends says how before its server goes; one that was killed says nothing.
+    if (!ENDED.has(run.status?.state)) showState('no connection', 'lost');
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 5000);
   });
 }

@@ -76,7 +76,7 @@ async function compare() {
   const names = [...page.chosen].filter((name) => states.has(name));
   await Promise.all(names.map(async (name) => {
     const known = page.data.get(name);
-    if (known && known.state === states.get(name) && ['finished', 'stopped'].includes(known.state)) return;
+    if (known && known.state === states.get(name) && ['finished', 'stopped', 'failed'].includes(known.state)) return;
     const [run, mixture] = await Promise.all([ask(`/api/run${query(name)}`), ask(`/api/mixture${query(name)}`)]);
     page.data.set(name, { state: run.status.state, steps: run.steps, mixture });
   }));

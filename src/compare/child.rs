@@ -2,47 +2,45 @@
 
 use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
-    process::{Child, Command, ExitCode, ExitStatus, Stdio},
+    process::{self, Child, Command, ExitCode, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, WaitId, WaitIdOptions, waitid},
+};
 
-use crate::{hint::Hint, progress::say};
+use crate::{
+    hint::Hint,
+    progress::say,
+    signals::{self, Signals},
+};
 
-/// Runs `ddk` with these arguments to its end, standard error shared. `what`: its name in messages. The exit code where it was
-/// stopped by a signal that came to this program.
-pub(super) fn run(arguments: &[String], what: &str) -> Result<Option<ExitCode>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let (status, told) = runtime.block_on(async {
-        // Listened to before the child is there: from now on a signal cannot end this program alone.
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut child = start(arguments)?;
-        let id = child.id();
-        let mut waited = tokio::task::spawn_blocking(move || child.wait());
-        let mut told = None;
-        let status: ExitStatus = loop {
-            let number = tokio::select! {
-                status = &mut waited => break status.context("the wait for a run broke off")??,
-                _ = interrupt.recv() => libc::SIGINT,
-                _ = terminate.recv() => libc::SIGTERM,
-            };
-            told = Some(number);
-            // SAFETY: a plain system call. The child is not reaped before `waited` is done, so the number is still its own.
-            let _ = unsafe { libc::kill(id.cast_signed(), number) };
-        };
-        anyhow::Ok((status, told))
-    })?;
-    // Saved, ended by the signal itself (a model in the making), or done before it came.
-    let stopped = |number: i32| {
-        [Some(128 + number), Some(0)].contains(&status.code()) || status.signal() == Some(number)
+/// Runs `ddk` with these arguments to its end, standard error shared. `what`: its name in messages. The exit code if it was stopped by
+/// a signal that came to this program.
+pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result<Option<ExitCode>> {
+    let slot = signals::Child::default();
+    // From now on a signal cannot end this program alone.
+    if let Some(signal) = signals.forward(&slot) {
+        return Ok(Some(stopped(signal)));
+    }
+    let mut child = {
+        // A signal that comes meanwhile waits for the child to be there.
+        let mut id = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = start(arguments)?;
+        *id = Some(Pid::from_child(&child));
+        child
     };
-    if let Some(number) = told.filter(|number| stopped(*number)) {
-        say("the comparison is stopped; the same command goes on from there");
-        return Ok(Some(ExitCode::from((128 + number) as u8)));
+    let status = wait(&mut child, &slot)?;
+    // Saved, ended by the signal itself, or done before it came.
+    let is_stop = |signal: &signals::Signal| {
+        let code = i32::from(signal.exit_code());
+        [Some(code), Some(0)].contains(&status.code()) || status.signal() == Some(code - 128)
+    };
+    if let Some(signal) = signals.came().filter(is_stop) {
+        return Ok(Some(stopped(signal)));
     }
     if status.success() {
         return Ok(None);
@@ -55,6 +53,25 @@ pub(super) fn run(arguments: &[String], what: &str) -> Result<Option<ExitCode>> 
         .hint("what went wrong is said above; the same command goes on from there")
 }
 
+fn stopped(signal: signals::Signal) -> ExitCode {
+    say("the comparison is stopped; the same command goes on from there");
+    ExitCode::from(signal.exit_code())
+}
+
+/// Waits for the child's end. Its id stays its own until it is reaped, and nobody signals it any more then.
+fn wait(child: &mut Child, slot: &Arc<Mutex<Option<Pid>>>) -> Result<ExitStatus> {
+    let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    loop {
+        match waitid(WaitId::Pid(Pid::from_child(child)), seen) {
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for a run"),
+        }
+    }
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    child.wait().context("cannot wait for a run")
+}
+
 fn start(arguments: &[String]) -> Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     // Its own group, so that a Ctrl-C comes to it once, through us.
@@ -63,16 +80,45 @@ fn start(arguments: &[String]) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .process_group(0);
-    // SAFETY: only one system call that is safe between fork and exec; it asks for SIGTERM when this program is gone, so that a
-    // run is saved and ends with its comparison, however that ends.
+    let parent = process::id();
+    // SAFETY: between fork and exec these are two system calls, which allocate nothing and take no lock.
     unsafe {
-        command.pre_exec(|| {
-            let done = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-            match done {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
+        command.pre_exec(move || {
+            // A run is saved and ends with its comparison, however that ends.
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+            // The comparison may have ended before it was asked for.
+            let is_here = rustix::process::getppid()
+                .is_some_and(|id| id.as_raw_nonzero().get().unsigned_abs() == parent);
+            is_here.then_some(()).ok_or_else(|| Errno::SRCH.into())
         });
     }
     command.spawn().context("cannot start ddk once more")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The id is taken away between the end and the reaping: whoever signals meanwhile signals a child that has ended, never another
+    /// process with its number.
+    #[test]
+    fn the_id_is_gone_before_the_child_is_reaped() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let id = Pid::from_child(&child);
+        let slot = Arc::new(Mutex::new(Some(id)));
+        let guard = slot.lock().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| wait(&mut child, &slot));
+            let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(id), seen).unwrap();
+            // It has ended, and as long as the slot is held its number is its own.
+            assert!(std::path::Path::new(&format!("/proc/{}", id.as_raw_nonzero())).exists());
+            assert!(!waiting.is_finished());
+            rustix::process::test_kill_process(id).unwrap();
+            drop(guard);
+            assert!(waiting.join().unwrap().unwrap().success());
+        });
+        assert_eq!(*slot.lock().unwrap(), None);
+        assert!(rustix::process::test_kill_process(id).is_err());
+    }
 }

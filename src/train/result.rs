@@ -12,7 +12,7 @@ use ddk_run::{
 use ddk_settings::ObjectiveName;
 
 use super::{Prepared, measure_serial, ted};
-use crate::{export, progress::say, report};
+use crate::{export, phase::Phase, progress::say, report, signals::Signals};
 
 const REPORT: &str = "report.html";
 
@@ -20,18 +20,25 @@ const REPORT: &str = "report.html";
 pub(super) fn finish(
     prepared: &Prepared<'_>,
     folder: &RunFolder,
+    signals: &Signals,
     outcome: &Outcome,
     seconds_before: f64,
     began: Instant,
     serial_steps: u64,
 ) -> Result<()> {
+    signals.begin(Phase::Export, &prepared.faults)?;
     export(prepared, folder, outcome.step)?;
+    if serial_steps > 0 {
+        signals.begin(Phase::Serial, &prepared.faults)?;
+    }
     let serial = measure_serial(prepared, serial_steps)?;
     let mut summary = summarise(prepared, folder, outcome)?;
     summary.serial = serial;
     summary.seconds = seconds_before + began.elapsed().as_secs_f64();
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_run::write_atomically(&folder.summary(), &text)?;
+    signals.run_is_done();
+    signals.begin(Phase::Report, &prepared.faults)?;
     write_report(folder)
 }
 

@@ -1,43 +1,41 @@
-//! What surrounds a process's runs: the HTTP server, the metrics file, signals, the watchdog.
+//! What surrounds a process's runs: the HTTP server, the metrics file, the watchdog, the word to those who watch when it ends.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{Settings, Token};
-use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, Stage};
+use tokio::sync::mpsc;
 
-use super::{reload, systemd};
-use crate::{hint::Hint, progress::say};
+use super::reload;
+use crate::{hint::Hint, progress::say, signals::Signals, systemd};
+
+/// Those who watch a run have this long to hear how it ended.
+const FAREWELL: Duration = Duration::from_millis(1500);
 
 /// What the runs of a process share: DoReMi has three of them.
 pub(super) struct Session {
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) board: Arc<Board>,
-    _server: Option<Server>,
+    pub(super) signals: Signals,
+    server: Option<Arc<Server>>,
     /// Writes the metrics to their file a last time when all is done.
     _keeper: Keeper,
-    /// The number of the signal that came.
-    pub(super) signal: Arc<AtomicU8>,
-    /// Told when one has come.
+    /// Tells the workers that a signal has come.
+    pub(super) told: mpsc::Sender<()>,
+    /// Where they hear it.
     pub(super) stop: mpsc::Receiver<()>,
 }
 
 impl Session {
-    /// Starts the metrics server and listens to signals.
-    pub(super) fn start(settings: &Settings, folder: &RunFolder) -> Result<Self> {
-        // On a thread of its own: signals, the watchdog and the server go on while this one loads, hashes or exports.
+    /// Starts the metrics server; from now on who watches the run hears how it ends.
+    pub(super) fn start(
+        settings: &Settings,
+        folder: &RunFolder,
+        signals: &Signals,
+    ) -> Result<Self> {
+        // On a thread of its own: the watchdog goes on while this one loads, hashes or exports.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -46,24 +44,38 @@ impl Session {
         let board = Board::new(limit);
         let run = settings.run.name.as_deref().unwrap_or_default();
         let recorder = Recorder::install(Arc::clone(&board), run, folder.path())?;
-        let signal = Arc::new(AtomicU8::new(0));
+        let file = settings.telemetry.file.clone();
+        let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
+            .hint("choose another telemetry.file, in a folder that is there")?;
+        let server = serve(settings, recorder, folder.path())?.map(Arc::new);
+        runtime.block_on(async { systemd::watch(Arc::clone(&board)) });
+        let (watched, of_server) = (Arc::clone(&board), server.clone());
         let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
-        let (keeper, server, stop) = runtime.block_on(async {
-            let file = settings.telemetry.file.clone();
-            let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
-                .hint("choose another telemetry.file, in a folder that is there")?;
-            let server = serve(settings, recorder, folder.path())?;
-            systemd::watch(Arc::clone(&board));
-            anyhow::Ok((keeper, server, signals(Arc::clone(&signal), grace)?))
-        })?;
+        signals.watched(grace, move || {
+            watched.set_ended(Stage::Stopped);
+            if let Some(server) = &of_server {
+                server.finish(FAREWELL);
+            }
+        });
+        let (told, stop) = mpsc::channel(1);
         Ok(Self {
             runtime,
             board,
-            _server: server,
+            signals: signals.clone(),
+            server,
             _keeper: keeper,
-            signal,
+            told,
             stop,
         })
+    }
+
+    /// Leaves the run; who watches it hears that it ended so.
+    pub(super) fn end(self, how: Stage) {
+        self.signals.left();
+        self.board.set_ended(how);
+        if let Some(server) = &self.server {
+            server.finish(FAREWELL);
+        }
     }
 
     /// Another run of this process begins.
@@ -118,40 +130,4 @@ fn secret(token: Option<&Token>) -> Result<Option<&str>> {
         .hint("give it as DDK__TELEMETRY__TOKEN in the environment")
         .usage(),
     }
-}
-
-/// The first SIGINT or SIGTERM stops the run cleanly; the second, or the end of the grace, ends the process at once.
-fn signals(seen: Arc<AtomicU8>, grace: Duration) -> Result<mpsc::Receiver<()>> {
-    let (sender, receiver) = mpsc::channel(1);
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        loop {
-            let (number, name) = tokio::select! {
-                _ = interrupt.recv() => (2_u8, "SIGINT"),
-                _ = terminate.recv() => (15, "SIGTERM"),
-            };
-            // Nothing of libtorch is taken down while its threads compute; what is saved is saved.
-            // SAFETY: `_exit` takes a number and ends the process.
-            let end = move || unsafe { libc::_exit(128 + i32::from(number)) };
-            if seen.swap(number, Ordering::SeqCst) != 0 {
-                end();
-            }
-            tokio::spawn(async move {
-                tokio::time::sleep(grace).await;
-                say(&format!(
-                    "not done {} s after {name} (guard.grace_seconds): ending at once; the run goes on from the checkpoint before",
-                    grace.as_secs_f64()
-                ));
-                end();
-            });
-            say(&format!(
-                "{name}: finishing the step and saving; once more ends at once"
-            ));
-            tracing::info!(name, "told to stop");
-            systemd::stopping();
-            let _ = sender.send(()).await;
-        }
-    });
-    Ok(receiver)
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use ddk_settings::{Settings, ThreadChoice};
 use ddk_torch::give_freed_memory_back;
 
-use crate::{bench::Bench, progress::say};
+use crate::{bench::Bench, faults::Faults, phase::Phase, progress::say, signals::Signals};
 
 /// Seconds of each of the two measurements.
 const SECONDS: f64 = 0.5;
@@ -15,7 +15,12 @@ const SECONDS: f64 = 0.5;
 const SLACK: f64 = 0.15;
 
 /// The settings with what the run in this folder has chosen, or, where there is none yet, with what a measurement says.
-pub(super) fn chosen(settings: &Settings, run: &Path) -> Result<Settings> {
+pub(super) fn chosen(
+    settings: &Settings,
+    run: &Path,
+    signals: &Signals,
+    faults: &Faults,
+) -> Result<Settings> {
     let config = run.join("config.toml");
     let mut chosen = settings.clone();
     if settings.run.threads == ThreadChoice::Given {
@@ -33,6 +38,7 @@ pub(super) fn chosen(settings: &Settings, run: &Path) -> Result<Settings> {
         );
         return Ok(chosen);
     }
+    signals.begin(Phase::Threads, faults)?;
     let cores = available_parallelism()?.get();
     let mut alone = settings.clone();
     (alone.teacher.threads, alone.student.threads) = (1, 1);

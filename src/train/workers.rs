@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use anyhow::Result;
@@ -27,6 +27,7 @@ use crate::{
     cli,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
+    signals::Signal,
     wiring::{self, Evaluation, Record, StudentStart},
 };
 
@@ -34,8 +35,8 @@ use crate::{
 pub(super) struct Ended {
     /// Absent where it was stopped before it made a step.
     pub(super) outcome: Option<Outcome>,
-    /// The number of the signal that stopped it.
-    pub(super) signal: u8,
+    /// The signal that came while it ran.
+    pub(super) signal: Option<Signal>,
     /// Seconds of the processes before this one.
     pub(super) seconds_before: f64,
 }
@@ -54,7 +55,8 @@ pub(super) fn work(
     let Session {
         runtime,
         board,
-        signal,
+        signals,
+        told,
         stop,
         ..
     } = session;
@@ -74,11 +76,10 @@ pub(super) fn work(
         let mut seconds_before = None;
         loop {
             // The signal came while something else was at work: a phase that has ended, an attempt that is made again.
-            let came = signal.load(Ordering::SeqCst);
-            if came != 0 {
+            if let Some(came) = signals.train(board, told) {
                 return Ok(Ended {
                     outcome: None,
-                    signal: came,
+                    signal: Some(came),
                     seconds_before: 0.0,
                 });
             }
@@ -99,12 +100,15 @@ pub(super) fn work(
                 Ok(outcome) => {
                     printer.finish();
                     board.set_ending();
-                    let signal = signal.load(Ordering::SeqCst);
+                    let signal = signals.came();
                     if outcome
                         .as_ref()
                         .is_none_or(|outcome| outcome.end == End::Stopped)
                     {
-                        let message = format!("told by signal {signal}");
+                        let message = match signal {
+                            Some(signal) => format!("told by {}", signal.name()),
+                            None => "told to stop".to_owned(),
+                        };
                         if let Err(error) = journal.event_now("stopped", &message) {
                             tracing::error!(%error, "an event could not be written");
                         }

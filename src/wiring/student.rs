@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use ddk_actors::{Live, MicroBatch, MicroLoss, PortError, RowLoss, Update, ports::StudentFactory};
+use ddk_actors::{
+    Live, MicroBatch, MicroLoss, PortError, RowLoss, Update,
+    ports::{Between, StudentFactory},
+};
 use ddk_engine::{
     Filters, FlopCounter, Learner, RowLosses, RowSums, Signal, StudentOptions, UpdateReport,
 };
@@ -16,7 +19,10 @@ use super::{
     errors::{device_error, engine_error, model_error, torch_error},
     flop_counter, sequences, work, work_in_turn,
 };
-use crate::faults::{Faults, Place};
+use crate::{
+    faults::{Faults, Place},
+    phase::Phase,
+};
 
 /// The student on its lane.
 pub struct StudentPort {
@@ -52,6 +58,7 @@ pub fn student(
 ) -> StudentFactory<StudentPort> {
     let settings = settings.clone();
     Box::new(move || {
+        faults.phase(Phase::Load)?;
         let device = parse_device(&settings.student.device).map_err(device_error)?;
         let threads = settings.student.threads;
         let lane = Lane::beside_others(threads, &[device], &start.turns).map_err(torch_error)?;
@@ -138,15 +145,16 @@ impl ddk_actors::Student for StudentPort {
         Ok(updated(report, 0.0, 0.0))
     }
 
-    fn perplexities(
-        &mut self,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<f64>>, PortError> {
+    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
         self.evaluations += 1;
-        let nan = self.faults.worker(Place::Evaluation, self.evaluations)?;
+        let documents = self.evaluation.documents();
+        let told = || between(0, documents);
+        let nan = self
+            .faults
+            .worker_until(Place::Evaluation, self.evaluations, &told)?;
         let measured = work(&self.lane, || {
             let model = self.student.model();
-            let measured = self.evaluation.perplexities(model, cancelled);
+            let measured = self.evaluation.perplexities(model, between);
             measured.map_err(engine_error)
         })?;
         Ok(broken_by(nan, measured))

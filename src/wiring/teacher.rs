@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use ddk_actors::{MicroBatch, PortError, ports::TeacherFactory};
+use ddk_actors::{
+    MicroBatch, PortError,
+    ports::{Between, TeacherFactory},
+};
 use ddk_engine::{Filters, Signal, Teacher};
 use ddk_model::{Model, Placement};
 use ddk_settings::Settings;
@@ -97,16 +100,13 @@ impl ddk_actors::Teacher for TeacherPort {
         })
     }
 
-    fn perplexities(
-        &mut self,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<f64>>, PortError> {
+    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
         let teacher = self.teacher.as_ref().ok_or_else(|| {
             PortError::Other("perplexities are asked of a lane without a teacher".to_owned())
         })?;
         let perplexities = work(&self.lane, || {
             let model = teacher.model();
-            let measured = self.evaluation.perplexities(model, cancelled);
+            let measured = self.evaluation.perplexities(model, between);
             measured.map_err(engine_error)
         })?;
         if !self.labels {
@@ -122,11 +122,15 @@ impl ddk_actors::Teacher for TeacherPort {
     fn perplexities_of(
         &mut self,
         weights: &Vec<Tensor>,
-        cancelled: &dyn Fn() -> bool,
+        between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError> {
         let copies = &mut self.copies;
         copies.made += 1;
-        let nan = self.faults.worker(Place::Evaluation, copies.made)?;
+        let documents = self.evaluation.documents();
+        let told = || between(0, documents);
+        let nan = self
+            .faults
+            .worker_until(Place::Evaluation, copies.made, &told)?;
         let evaluation = &self.evaluation;
         let measured = work(&self.lane, || {
             let model = match &mut copies.model {
@@ -140,7 +144,7 @@ impl ddk_actors::Teacher for TeacherPort {
                 }
             };
             model.set_parameters(weights).map_err(model_error)?;
-            let measured = evaluation.perplexities(model, cancelled);
+            let measured = evaluation.perplexities(model, between);
             measured.map_err(engine_error)
         })?;
         Ok(broken_by(nan, measured))

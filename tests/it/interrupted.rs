@@ -444,7 +444,7 @@ fn a_second_signal_ends_at_once_and_harms_nothing() {
     let id = child.id().to_string();
     let kill = || assert!(Command::new("kill").arg(&id).status().unwrap().success());
     kill();
-    assert!(lines.any(|line| line.contains("once more ends at once")));
+    assert!(lines.any(|line| line.contains("a second signal ends the process at once")));
     kill();
     for _ in lines {}
     assert_eq!(child.wait().unwrap().code(), Some(143));

@@ -24,5 +24,6 @@ mod monitoring;
 mod objectives;
 mod pages;
 mod service;
+mod signals;
 mod training;
 mod world;

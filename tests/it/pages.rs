@@ -2,8 +2,10 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::Path,
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::Value;
@@ -49,17 +51,14 @@ fn a_browser_sees_a_run_live_and_ended_runs_side_by_side() {
     world.succeed(&["train", "config.toml"]);
     let (run, live) = serving(&world, &FOR_EVER);
     let (server, runs) = serving(&world, &["serve", "runs", "--address", "127.0.0.1:0"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser/live_page.py");
-    let output = Command::new("python3")
-        .arg(script)
-        .args([
+    let output = browse(
+        "live_page.py",
+        &[
             &format!("http://{live}/"),
             &format!("http://{runs}/"),
             PICTURES,
-        ])
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .unwrap();
+        ],
+    );
     run.signal("INT");
     server.signal("INT");
     let (status, said) = run.wait();
@@ -76,6 +75,192 @@ fn a_browser_sees_a_run_live_and_ended_runs_side_by_side() {
             .unwrap()
             .len();
         assert!(length > 20_000, "{picture} is empty: {length} bytes");
+    }
+}
+
+/// How a run that is watched ends: what is done to it (a signal, or nothing), its exit code where it has one, its settings, what is seen
+/// last.
+const ENDS: [(Option<&str>, Option<i32>, &[&str], &str); 5] = [
+    (Some("TERM"), Some(143), &[], "stopped"),
+    (
+        None,
+        Some(0),
+        &["--set", "run.max_steps=600", "--set", "run.name=short"],
+        "finished",
+    ),
+    (
+        None,
+        Some(1),
+        &[
+            "--set",
+            "faults.plan=[\"panic save 500\"]",
+            "--set",
+            "run.name=broken",
+        ],
+        "failed",
+    ),
+    (
+        Some("INT"),
+        Some(130),
+        &[
+            "--set",
+            "run.max_steps=600",
+            "--set",
+            "run.name=held",
+            "--set",
+            "faults.plan=[\"hang export 1\"]",
+        ],
+        "stopped",
+    ),
+    // Killed: it has not said a word.
+    (Some("KILL"), None, &["--set", "run.name=killed"], "running"),
+];
+
+/// A run with its page that allows faults.
+fn watched(world: &World, more: &[&str]) -> (Started, String) {
+    let mut command = world.command(&[&FOR_EVER[..], more].concat());
+    command.env("DDK_ALLOW_FAULTS", "1");
+    let mut address = None;
+    let started = Started::of(command, |line| {
+        address = line
+            .split_once("http://")
+            .map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_owned());
+        address.is_some()
+    });
+    (started, address.unwrap())
+}
+
+/// An open page: the states that its stream tells of.
+struct Page(BufReader<TcpStream>);
+
+impl Page {
+    fn open(address: &str) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // The older protocol has no chunks between the lines.
+        write!(
+            stream,
+            "GET /api/stream HTTP/1.0\r\nHost: localhost\r\n\r\n"
+        )
+        .unwrap();
+        Self(BufReader::new(stream))
+    }
+}
+
+impl Iterator for Page {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        let mut is_status = false;
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line).unwrap_or(0) == 0 {
+                return None;
+            }
+            match line.trim_end().split_once(": ") {
+                Some(("event", name)) => is_status = name == "status",
+                Some(("data", data)) if is_status => return Some(state(data)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn state(status: &str) -> String {
+    let status: Value = serde_json::from_str(status).unwrap();
+    status["state"].as_str().unwrap().to_owned()
+}
+
+/// The state that somebody sees last who asks again and again, and never hears of an answer that was cut off.
+fn polled(address: &str) -> String {
+    let mut last = String::new();
+    loop {
+        let Ok(mut stream) = TcpStream::connect(address) else {
+            return last;
+        };
+        let mut answer = String::new();
+        let asked = write!(stream, "GET /api/run HTTP/1.0\r\nHost: localhost\r\n\r\n");
+        if asked.is_err() || stream.read_to_string(&mut answer).is_err() {
+            return last;
+        }
+        let Some((_, body)) = answer.split_once("\r\n\r\n") else {
+            return last;
+        };
+        let reply: Value = serde_json::from_str(body).unwrap();
+        last = state(&reply["status"].to_string());
+    }
+}
+
+#[test]
+fn whoever_watches_a_run_hears_how_it_ended() {
+    for (signal, code, more, expected) in ENDS {
+        let world = World::new();
+        let (run, address) = watched(&world, more);
+        let mut page = Page::open(&address);
+        let poller = std::thread::spawn(move || polled(&address));
+        assert!(page.any(|state| state == "running"), "{expected}");
+        if more.iter().any(|set| set.contains("hang export")) {
+            assert!(page.any(|state| state == "ending"), "{expected}");
+        }
+        if let Some(signal) = signal {
+            run.signal(signal);
+        }
+        let last = page.last().unwrap_or_else(|| "running".to_owned());
+        let (status, said) = run.wait();
+        assert_eq!(status.code(), code, "{said}");
+        assert_eq!(last, expected, "{said}");
+        assert_eq!(poller.join().unwrap(), expected, "{said}");
+        // From the folder alone, the same; a process that was killed is no process.
+        let name = more.iter().find_map(|set| set.strip_prefix("run.name="));
+        let name = name.unwrap_or("long");
+        let output = world.succeed(&["watch", &format!("runs/{name}")]);
+        let seen = match expected {
+            "running" => "stopped",
+            known => known,
+        };
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with(&format!("{name}: {seen}, ")), "{text}");
+    }
+}
+
+/// A script of `tests/browser`.
+fn browse(script: &str, arguments: &[&str]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/browser")
+        .join(script);
+    Command::new("python3")
+        .arg(script)
+        .args(arguments)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_browser_sees_how_a_run_ended_and_keeps_that() {
+    for (signal, code, more, expected) in ENDS {
+        let world = World::new();
+        let (run, address) = watched(&world, more);
+        let expected = match expected {
+            "running" => "no connection",
+            known => known,
+        };
+        let output = browse(
+            "ended_page.py",
+            &[
+                &format!("http://{address}/"),
+                &run.id().to_string(),
+                signal.unwrap_or("-"),
+                expected,
+            ],
+        );
+        let (status, said) = run.wait();
+        assert_eq!(status.code(), code, "{said}");
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            stderr(&output)
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::world::{World, is_step, scale};
+use crate::world::{World, is_step, scale, stderr};
 
 #[test]
 fn settings_are_read_again_at_sighup() {
@@ -248,4 +248,58 @@ fn a_run_that_goes_on_shows_its_mixture() {
     }
     let last = world.lines("events.jsonl").pop().unwrap();
     assert_eq!(last["kind"], "stopped");
+}
+
+/// Lines that tell how far an evaluation is, as (documents done, all).
+fn progress(said: &str, phase: &str) -> Vec<(u64, u64)> {
+    let start = format!("{phase}: ");
+    let told = said.lines().filter_map(|line| line.strip_prefix(&start));
+    told.map(|rest| {
+        let words: Vec<&str> = rest.split([' ', ',']).collect();
+        assert_eq!((words[1], words[3]), ("of", "documents"), "{rest}");
+        (words[0].parse().unwrap(), words[2].parse().unwrap())
+    })
+    .collect()
+}
+
+/// Each batch has a line where each step has one (`log.line_seconds = 0`); otherwise the short evaluations of this world have none.
+#[test]
+fn evaluations_say_how_far_they_are() {
+    let world = World::new();
+    let train = ["train", "config.toml", "--set", "evaluation.batch_rows=4"];
+    let said = stderr(&world.succeed(&train));
+    let log = fs::read_to_string(world.run_folder().join("run.log")).unwrap();
+    let mut all = Vec::new();
+    for phase in [
+        "first evaluation of the student",
+        "evaluation of the teacher",
+        "evaluation of the student after step 4",
+        "evaluation of the student after step 8",
+        "last evaluation of the student",
+    ] {
+        all.push(progress(&said, phase));
+        assert!(log.contains(&format!("{phase}: 4 of ")), "{phase}: {log}");
+    }
+    let documents = all[0][0].1;
+    let batches: Vec<(u64, u64)> = (0..documents)
+        .step_by(4)
+        .map(|done| (done, documents))
+        .collect();
+    assert!(batches.len() > 3 && documents % 3 == 0);
+    // A domain has 8 documents, which two batches hold.
+    assert!(all.iter().all(|told| *told == batches), "{all:?}");
+    let eval = [
+        "eval",
+        "config.toml",
+        "--model",
+        "models/teacher",
+        "--set",
+        "evaluation.batch_rows=4",
+    ];
+    let said = stderr(&world.succeed(&eval));
+    assert_eq!(progress(&said, "evaluation of models/teacher"), batches);
+    let quiet = World::new();
+    let train = [&train[..], &["--set", "log.line_seconds=60"]].concat();
+    let said = stderr(&quiet.succeed(&train));
+    assert!(!said.contains(" documents"), "{said}");
 }

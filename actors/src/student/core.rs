@@ -14,7 +14,7 @@ use ddk_run::{
     Journal, RunFileError,
     records::{SampleLine, StepLine},
 };
-use ddk_telemetry::metrics;
+use ddk_telemetry::{Worker, metrics};
 use indexmap::IndexMap;
 
 use self::ahead::Ahead;
@@ -201,11 +201,16 @@ impl<S: Student> Core<S> {
 
     pub(crate) fn evaluate(
         &mut self,
-        cancelled: &dyn Fn() -> bool,
+        status: &Worker,
+        told_to_stop: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f64>>, PortError> {
         let began = Instant::now();
         self.newly_busy();
-        let perplexities = self.student.perplexities(cancelled)?;
+        let phase = match self.student_at_start.is_empty() {
+            true => "first evaluation of the student".to_owned(),
+            false => format!("evaluation of the student after step {}", self.step()),
+        };
+        let perplexities = self.measure(&phase, status, told_to_stop)?;
         let busy = self.newly_busy();
         // The first evaluation of a process comes before its first batch.
         if self.first_sent.get().is_some() {
@@ -227,6 +232,21 @@ impl<S: Student> Core<S> {
         Ok(Some(perplexities))
     }
 
+    /// The perplexities as they are now; who watches sees how far that is.
+    fn measure(
+        &mut self,
+        phase: &str,
+        status: &Worker,
+        told_to_stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let meter = status.meter(phase, "documents");
+        let observer = &self.observer;
+        self.student.perplexities(&|done, total| {
+            observer.on_progress(&meter.at(done, total));
+            told_to_stop()
+        })
+    }
+
     fn count_evaluation(&mut self, flops: f64) {
         self.totals.evaluation_flops += flops;
         if self.needs == Needs::Perplexities {
@@ -235,8 +255,12 @@ impl<S: Student> Core<S> {
     }
 
     /// Perplexities at the run's end: for its result, not for a mixture.
-    pub(crate) fn evaluate_last(&mut self) -> Result<Option<Vec<f64>>, PortError> {
-        let perplexities = self.student.perplexities(&|| false)?;
+    pub(crate) fn evaluate_last(
+        &mut self,
+        status: &Worker,
+        told_to_stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let perplexities = self.measure("last evaluation of the student", status, told_to_stop)?;
         self.totals.evaluation_flops += self.plan.evaluation_flops;
         Ok(perplexities)
     }

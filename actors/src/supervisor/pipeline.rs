@@ -204,6 +204,7 @@ where
             stop: stop.clone(),
             queues: queues_meter.clone(),
             status: board.worker(&format!("teacher-{lane}")),
+            observer: Arc::clone(&observer),
         })
         .collect();
     let student = StudentLane {

@@ -12,7 +12,7 @@ use std::{
 
 use ddk_actors::{
     LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, RowLoss, Rows, RunError,
-    RunPlan, StepReport, StopReason, Student, Teacher, Update,
+    RunPlan, StepReport, StopReason, Student, Teacher, Update, ports::Between,
 };
 use ddk_corpus::{Cursor, Drawn, Row, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
@@ -20,7 +20,7 @@ use ddk_run::{
     CheckpointStore, Journal, Lengths, NamedFile, Retention,
     records::{EventLine, MixtureLine},
 };
-use ddk_telemetry::Board;
+use ddk_telemetry::{Board, Progress};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -226,7 +226,7 @@ impl Teacher for FakeTeacher {
         Ok(hash_rows(batch))
     }
 
-    fn perplexities(&mut self, _: &dyn Fn() -> bool) -> Result<Option<Vec<f64>>, PortError> {
+    fn perplexities(&mut self, _: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
         (self.hook)("evaluate teacher", 0)?;
         Ok(Some(vec![2.0, 3.0, 4.0]))
     }
@@ -234,10 +234,10 @@ impl Teacher for FakeTeacher {
     fn perplexities_of(
         &mut self,
         copy: &FakeCopy,
-        cancelled: &dyn Fn() -> bool,
+        between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError> {
         (self.hook)("evaluate copy", copy.step)?;
-        Ok((!cancelled()).then(|| perplexities(copy.weight)))
+        Ok((!between(0, 1)).then(|| perplexities(copy.weight)))
     }
 
     fn busy_seconds(&self) -> f64 {
@@ -318,12 +318,15 @@ impl Student for FakeStudent {
         })
     }
 
-    fn perplexities(
-        &mut self,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<f64>>, PortError> {
+    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
         (self.hook)("evaluate student", self.step)?;
-        if cancelled() {
+        if (self.hook)("evaluate until told", self.step).is_err() {
+            while !between(0, 1) {
+                std::thread::yield_now();
+            }
+            return Ok(None);
+        }
+        if between(0, 1) {
             return Ok(None);
         }
         if (self.hook)("not finite", self.step).is_err() {
@@ -414,6 +417,8 @@ impl Observer for Watcher {
     }
 
     fn on_mixture(&self, _: &MixtureLine) {}
+
+    fn on_progress(&self, _: &Progress) {}
 
     fn on_event(&self, event: &EventLine) {
         self.events.lock().unwrap().push(event.clone());

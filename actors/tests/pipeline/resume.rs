@@ -68,6 +68,37 @@ async fn a_student_that_dies_at_any_step_costs_only_the_steps_since_the_last_sav
     }
 }
 
+/// The last evaluation hears the word too: every step is saved before it begins, and the next start sums up.
+#[tokio::test]
+async fn a_stop_in_the_last_evaluation_loses_nothing() {
+    let whole = World::new();
+    let finished = whole.run().await.unwrap().unwrap();
+    let mut world = World::new();
+    world.stop_after = Some(17);
+    world.hook = Arc::new(|place, step| match (place, step) {
+        ("evaluate until told", 17) => Err(PortError::Other("held".to_owned())),
+        _ => Ok(()),
+    });
+    let outcome = world.run().await.unwrap().unwrap();
+    assert_eq!(
+        (outcome.end, outcome.step, outcome.after),
+        (End::Stopped, 17, None)
+    );
+    assert_eq!(world.weight(), whole.weight());
+    world.stop_after = None;
+    world.hook = Arc::new(|place, _| match place {
+        "accumulate" => Err(PortError::Other("no more steps".to_owned())),
+        _ => Ok(()),
+    });
+    let resumed = world.run().await.unwrap().unwrap();
+    assert_eq!(
+        (resumed.end, &resumed.after),
+        (finished.end, &finished.after)
+    );
+    assert_eq!(flops(&resumed), flops(&finished));
+    assert!(world.trajectory() == whole.trajectory());
+}
+
 #[tokio::test]
 async fn a_run_interrupted_after_its_last_step_only_sums_up() {
     let mut world = World::new();

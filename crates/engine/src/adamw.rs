@@ -1,7 +1,7 @@
 //! AdamW with moments that can be seen, saved and restored.
 
 use ddk_kernel::{AdamWStep, adamw, sum_of_squares};
-use ddk_torch::{TorchError, numbers, numbers_mut};
+use ddk_torch::{TorchError, are_apart, numbers, numbers_mut};
 use tch::{Kind, Tensor};
 
 /// The constants of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
@@ -81,7 +81,14 @@ impl AdamW {
     }
 
     /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor).
-    pub fn update(
+    ///
+    /// # Errors
+    /// There are not as many gradients and moments as parameters, their shapes differ, or two of a parameter's four tensors share memory:
+    /// nothing is updated. And what libtorch says.
+    ///
+    /// # Safety
+    /// No other thread uses the storage of the parameters, gradients or moments meanwhile.
+    pub unsafe fn update(
         &mut self,
         parameters: &[(String, Tensor)],
         gradients: &[Tensor],
@@ -94,6 +101,7 @@ impl AdamW {
             epsilon,
             weight_decay,
         } = self.options;
+        self.check(parameters, gradients)?;
         self.updates += 1;
         let correction1 = 1.0 - beta1.powf(self.updates as f64);
         let correction2 = 1.0 - beta2.powf(self.updates as f64);
@@ -115,21 +123,62 @@ impl AdamW {
                 keep: (1.0 - decay) as f32,
             };
             let (first, second) = (&mut self.first[index], &mut self.second[index]);
-            update(&mut parameter, &gradients[index], first, second, &step)?;
+            // SAFETY: the four have been found apart and alike; that no other thread uses them the caller promises.
+            unsafe { update(&mut parameter, &gradients[index], first, second, &step)? };
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        parameters: &[(String, Tensor)],
+        gradients: &[Tensor],
+    ) -> Result<(), TorchError> {
+        let counts = [gradients.len(), self.first.len(), self.second.len()];
+        if counts != [parameters.len(); 3] {
+            return Err(TorchError::Other(format!(
+                "{} parameters have {} gradients, {} first and {} second moments",
+                parameters.len(),
+                counts[0],
+                counts[1],
+                counts[2]
+            )));
+        }
+        for (index, (name, parameter)) in parameters.iter().enumerate() {
+            let others = [&gradients[index], &self.first[index], &self.second[index]];
+            let (size, device) = (parameter.size(), parameter.device());
+            if let Some(other) = others
+                .iter()
+                .find(|other| other.size() != size || other.device() != device)
+            {
+                return Err(TorchError::Other(format!(
+                    "{name} is {size:?} on {device:?}, and its gradient or moment is {:?} on {:?}",
+                    other.size(),
+                    other.device()
+                )));
+            }
+            if !are_apart(&[parameter, others[0], others[1], others[2]]) {
+                return Err(TorchError::Other(format!(
+                    "{name} shares memory with its gradient or moments, or these with each other"
+                )));
+            }
         }
         Ok(())
     }
 }
 
 /// In one pass where the numbers are at hand (fp32 on the CPU), by libtorch's operations otherwise.
-fn update(
+///
+/// # Safety
+/// The four tensors have one shape and share no memory, and no other thread uses their storages meanwhile.
+unsafe fn update(
     parameter: &mut Tensor,
     gradient: &Tensor,
     first: &mut Tensor,
     second: &mut Tensor,
     step: &AdamWStep,
 ) -> Result<(), TorchError> {
-    // SAFETY: four tensors with storages of their own, which only this thread uses; autograd's handle of the parameter rests.
+    // SAFETY: as the caller promises; this thread uses no other handle of them (the model's, autograd's) before the slices are gone.
     let slices = unsafe {
         (
             numbers_mut(parameter),
@@ -165,13 +214,19 @@ fn update(
 }
 
 /// The L2 norm over all gradients together, summed in f64 (of a GPU's tensor in fp32, by its tree of sums); one wait for the device.
-pub fn global_norm(gradients: &[Tensor]) -> Result<f64, TorchError> {
+///
+/// # Errors
+/// What libtorch says.
+///
+/// # Safety
+/// No thread writes to the storage of the gradients meanwhile.
+pub unsafe fn global_norm(gradients: &[Tensor]) -> Result<f64, TorchError> {
     let _no_grad = tch::no_grad_guard();
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     // libtorch's own sum on the CPU is in fp32, and in a hundred million numbers a percent too small.
     let (mut total, mut on_device) = (0.0, Vec::new());
     for gradient in gradients {
-        // SAFETY: only this thread uses the gradients, and nothing writes to them meanwhile.
+        // SAFETY: nobody writes to it: no other thread, which the caller promises, and nothing here.
         match unsafe { numbers(gradient) } {
             Some(numbers) => total += sum_of_squares(numbers, threads),
             None => {
@@ -206,9 +261,8 @@ mod tests {
         let (mut weight, mut first, mut second) = (0.5_f64, 0.0_f64, 0.0_f64);
         for (update, gradient) in [0.3_f64, -0.2, 0.05].into_iter().enumerate() {
             let gradients = [Tensor::from_slice(&[gradient as f32]).reshape([1, 1])];
-            optimizer
-                .update(&parameters, &gradients, 1e-2, 0.5)
-                .unwrap();
+            // SAFETY: this thread alone has them.
+            unsafe { optimizer.update(&parameters, &gradients, 1e-2, 0.5) }.unwrap();
             let g = gradient * 0.5;
             first = 0.9 * first + 0.1 * g;
             second = 0.95 * second + 0.05 * g * g;
@@ -228,11 +282,37 @@ mod tests {
         let parameters = vec![("norm".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))];
         let mut optimizer = AdamW::new(AdamWOptions::default(), &parameters).unwrap();
         let gradients = [Tensor::zeros([2], (Kind::Float, tch::Device::Cpu))];
-        optimizer.update(&parameters, &gradients, 0.1, 1.0).unwrap();
+        // SAFETY: this thread alone has them.
+        unsafe { optimizer.update(&parameters, &gradients, 0.1, 1.0) }.unwrap();
         assert_eq!(
             Vec::<f32>::try_from(&parameters[0].1).unwrap(),
             vec![1.0, 2.0]
         );
+    }
+
+    /// Slices of tensors that share memory, or have other lengths, would be undefined behavior: they are refused before anything is
+    /// written.
+    #[test]
+    fn tensors_that_do_not_belong_together_are_refused() {
+        let parameters = vec![("w".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))];
+        let mut optimizer = AdamW::new(AdamWOptions::default(), &parameters).unwrap();
+        for (gradients, expected) in [
+            (vec![], "1 parameters have 0 gradients"),
+            (vec![Tensor::from_slice(&[1.0_f32])], "w is [2]"),
+            (vec![parameters[0].1.shallow_clone()], "w shares memory"),
+            (
+                vec![optimizer.moments().0[0].shallow_clone()],
+                "w shares memory",
+            ),
+        ] {
+            // SAFETY: this thread alone has them.
+            let refused = unsafe { optimizer.update(&parameters, &gradients, 0.1, 1.0) };
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert_eq!(optimizer.updates(), 0);
+        let weights = Vec::<f32>::try_from(&parameters[0].1).unwrap();
+        assert_eq!(weights, [1.0, 2.0]);
     }
 
     #[test]
@@ -241,6 +321,8 @@ mod tests {
             Tensor::from_slice(&[3.0_f32]),
             Tensor::from_slice(&[0.0_f32, 4.0]),
         ];
+        // SAFETY: this thread alone has them, here and below.
+        let global_norm = |gradients: &[Tensor]| unsafe { global_norm(gradients) };
         assert_eq!(global_norm(&gradients).unwrap(), 5.0);
         let broken = [
             Tensor::from_slice(&[f32::NAN]),

@@ -63,7 +63,8 @@ impl Updates {
         gradients: &[Tensor],
     ) -> Result<UpdateReport, EngineError> {
         let learning_rate = self.schedule.learning_rate(step);
-        let grad_norm = global_norm(gradients)?;
+        // SAFETY: gradients are written by the backward of the thread that makes the update, which is done.
+        let grad_norm = unsafe { global_norm(gradients)? };
         let skipped = if !self.finite {
             Some("the loss is not finite".to_owned())
         } else if !grad_norm.is_finite() {
@@ -77,8 +78,12 @@ impl Updates {
             } else {
                 1.0
             };
-            self.optimizer
-                .update(parameters, gradients, learning_rate, scale)?;
+            // SAFETY: a learner's parameters, gradients and moments are used by the thread of its lane alone: what other lanes get are
+            // copies (`Model::copy_parameters`, `Snapshot`).
+            unsafe {
+                self.optimizer
+                    .update(parameters, gradients, learning_rate, scale)?;
+            }
         }
         self.finite = true;
         Ok(UpdateReport {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::fs;
+use std::{cell::RefCell, fs};
 
 use ddk_engine::{
     AdamWOptions, Document, EngineError, RowLosses, Schedule, Sequence, Signal, Student,
@@ -270,7 +270,7 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     let model = model(3, 16, false);
     let rows = rows();
     let domains = vec![documents(&rows), documents(&rows[2..])];
-    let never = || false;
+    let never = |_, _| false;
     let one = domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &never)
         .unwrap()
         .unwrap();
@@ -290,9 +290,21 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
         total += single[0].ln() * (row.len() - 1) as f64;
     }
     assert!((one[0] - (total / predictions(&rows)).exp()).abs() < 1e-4);
+    // Documents done before each batch, of those that have something to predict; cut off before the third.
+    let mut domains = domains;
+    domains[0].push(Document::from(vec![1]));
+    let told = RefCell::new(Vec::new());
+    let tell = |done, all| {
+        told.borrow_mut().push((done, all));
+        told.borrow().len() == 3
+    };
+    let cut = domain_perplexities(&model, &domains, 3, VOCABULARY, 5, &tell).unwrap();
+    assert_eq!(cut, None);
+    let (first, all) = (rows.len() as u64, 2 * rows.len() as u64 - 2);
     assert_eq!(
-        domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &|| true).unwrap(),
-        None
+        told.into_inner(),
+        [(0, all), (3, all), (first, all)],
+        "{first} documents in the first domain"
     );
 }
 

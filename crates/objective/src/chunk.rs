@@ -1,7 +1,7 @@
 //! One chunk of positions: values and the gradient with respect to the student's logits.
 
 use ddk_kernel::Divergence;
-use ddk_torch::{numbers, numbers_mut};
+use ddk_torch::{are_apart, numbers, numbers_mut};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
@@ -46,15 +46,35 @@ pub(crate) struct ChunkLoss {
 }
 
 /// Losses of a chunk: by the kernel where it can (fp32 on the CPU), by libtorch otherwise.
-pub(crate) fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
+///
+/// # Errors
+/// The teacher's logits have another shape, dtype or device than the student's, or share memory with them; a label is past the
+/// vocabulary. And what libtorch says.
+///
+/// # Safety
+/// Nobody else uses the storage of the student's logits meanwhile, and no thread writes to that of the teacher's.
+pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
+    if let Some(teacher) = &chunk.teacher {
+        let of = |logits: &Tensor| (logits.size(), logits.kind(), logits.device());
+        let (own, others) = (of(&chunk.student), of(teacher));
+        if own != others {
+            return Err(TchError::Torch(format!(
+                "the teacher's logits are {others:?}, and the student's {own:?}"
+            )));
+        }
+    }
     match chunk.student.device() == Device::Cpu && chunk.student.kind() == Kind::Float {
-        true => by_kernel(chunk, objective),
+        // SAFETY: as the caller promises.
+        true => unsafe { by_kernel(chunk, objective) },
         false => by_tensors(chunk, objective),
     }
 }
 
 /// Each row in one go, on the threads of the lane; the gradient takes the logits' place.
-fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
+///
+/// # Safety
+/// As [`loss`].
+unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
     let Chunk {
         student,
         teacher,
@@ -81,7 +101,15 @@ fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchEr
         factor: objective.temperature_factor(),
     };
     let mut values = vec![ddk_kernel::Values::default(); labels.len()];
-    // SAFETY: logits are of this chunk alone; nobody else has a handle of either tensor.
+    if let Some(teacher) = &teacher
+        && !are_apart(&[&student, teacher])
+    {
+        return Err(TchError::Torch(
+            "the teacher's logits share memory with the student's".to_owned(),
+        ));
+    }
+    // SAFETY: logits may lie in buffers that have other handles, but nobody uses those meanwhile, which the caller promises; the two are
+    // apart.
     let slices = unsafe {
         let teacher = teacher.as_ref().map(|teacher| numbers(teacher));
         numbers_mut(&mut student).zip(Some(teacher.flatten()))

@@ -5,7 +5,6 @@ use std::{
     io::{BufRead, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -96,14 +95,7 @@ impl Journal {
 
     /// Appends something that happened, now.
     pub fn event(&self, step: u64, kind: &str, message: &str) -> Result<EventLine, RunFileError> {
-        let line = EventLine {
-            time: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0.0, |elapsed| elapsed.as_secs_f64()),
-            step,
-            kind: kind.to_owned(),
-            message: message.to_owned(),
-        };
+        let line = EventLine::now(step, kind, message);
         let mut files = self.files();
         files.last_step = files.last_step.max(step);
         files.events.append(&line)?;
@@ -141,6 +133,25 @@ impl Journal {
     fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Appends to the events of a run whose journal is not open, with the step of the event before. The line is on the disk when this
+/// returns.
+///
+/// # Errors
+/// The file cannot be read or written.
+pub fn append_event(folder: &Path, kind: &str, message: &str) -> Result<(), RunFileError> {
+    let path = folder.join("events.jsonl");
+    let mut events = Appended::open(path.clone(), None)?;
+    let before = std::fs::read_to_string(&path).map_err(RunFileError::io("read", &path))?;
+    let last = before.lines().last();
+    let last = last.and_then(|line| serde_json::from_str::<EventLine>(line).ok());
+    events.append(&EventLine::now(
+        last.map_or(0, |line| line.step),
+        kind,
+        message,
+    ))?;
+    events.sync()
 }
 
 impl Files {
@@ -188,8 +199,10 @@ impl Appended {
             Some(length) => length,
             None => whole_lines(&file, &path)?,
         };
-        file.set_len(length)
-            .map_err(RunFileError::io("cut", &path))?;
+        if length != found {
+            file.set_len(length)
+                .map_err(RunFileError::io("cut", &path))?;
+        }
         Ok(Self {
             path,
             out: BufWriter::new(file),
@@ -302,6 +315,31 @@ mod tests {
             .map(|line| serde_json::from_str::<EventLine>(line).unwrap().kind)
             .collect();
         assert_eq!(kinds, ["saved", "resumed"]);
+    }
+
+    #[test]
+    fn an_event_without_a_journal_follows_the_last_one() {
+        let folder = tempfile::tempdir().unwrap();
+        append_event(folder.path(), "stopped", "before the first step").unwrap();
+        let journal = Journal::open(folder.path(), Lengths::default(), false).unwrap();
+        journal.event(8, "saved", "step 8").unwrap();
+        drop(journal);
+        let events = folder.path().join("events.jsonl");
+        let torn = fs::read_to_string(&events).unwrap() + r#"{"time":1"#;
+        fs::write(&events, torn).unwrap();
+        append_event(folder.path(), "stopped", "at the end").unwrap();
+        let steps: Vec<(u64, String)> = fs::read_to_string(&events)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<EventLine>(line).unwrap())
+            .map(|line| (line.step, line.message))
+            .collect();
+        let expected = [
+            (0, "before the first step"),
+            (8, "step 8"),
+            (8, "at the end"),
+        ];
+        assert_eq!(steps, expected.map(|(step, text)| (step, text.to_owned())));
     }
 
     #[test]

@@ -19,5 +19,5 @@ pub use checkpoint::{
 pub use error::RunFileError;
 pub use files::write_atomically;
 pub use folder::RunFolder;
-pub use journal::{Journal, Lengths};
+pub use journal::{Journal, Lengths, append_event};
 pub use manifest::FORMAT as CHECKPOINT_FORMAT;

@@ -3,7 +3,10 @@
 //! Numbers are written as the shortest decimal that reads back to the same bits. A number that is not finite is written as
 //! `null` and read back as NaN.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -162,6 +165,19 @@ pub struct EventLine {
     pub kind: String,
     /// In words.
     pub message: String,
+}
+
+impl EventLine {
+    /// Something that happens now, after this step.
+    pub(crate) fn now(step: u64, kind: &str, message: &str) -> Self {
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            time: elapsed.map_or(0.0, |elapsed| elapsed.as_secs_f64()),
+            step,
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+        }
+    }
 }
 
 /// `summary.json`.

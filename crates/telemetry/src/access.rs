@@ -11,11 +11,15 @@ use std::{
 };
 
 use axum::{
+    Extension,
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use tokio::time::timeout;
+
+use crate::places::Place;
 
 /// Answered to everybody: what a health check asks, and nothing of the run.
 const OPEN: [&str; 2] = ["/livez", "/readyz"];
@@ -43,6 +47,14 @@ impl Access {
         }
     }
 
+    fn judge(&self, request: &Request) -> Verdict {
+        match self.refusal(request) {
+            Some(refusal) => Verdict::Refused(refusal),
+            None if self.token.is_some() && is_open(request) => Verdict::Open,
+            None => Verdict::Known,
+        }
+    }
+
     fn refusal(&self, request: &Request) -> Option<Response> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let allow = [(header::ALLOW, "GET, HEAD")];
@@ -55,10 +67,7 @@ impl Access {
         if headers.contains_key(header::TRANSFER_ENCODING)
             || length.is_some_and(|length| length != "0")
         {
-            let close = [(header::CONNECTION, "close")];
-            return Some(
-                (StatusCode::PAYLOAD_TOO_LARGE, close, "no body is taken\n").into_response(),
-            );
+            return Some((StatusCode::PAYLOAD_TOO_LARGE, "no body is taken\n").into_response());
         }
         let Some(token) = self.token else {
             return (!is_this_machine(headers)).then(|| {
@@ -66,7 +75,7 @@ impl Access {
                 (StatusCode::MISDIRECTED_REQUEST, text).into_response()
             });
         };
-        if OPEN.contains(&request.uri().path()) {
+        if is_open(request) {
             return None;
         }
         let knows = |sent: &str| blake3::hash(sent.as_bytes()) == token;
@@ -101,21 +110,38 @@ impl Access {
     }
 }
 
+/// What becomes of a request.
+enum Verdict {
+    /// The answer to somebody who may not ask so.
+    Refused(Response),
+    /// Anybody may ask that.
+    Open,
+    /// Whoever asks has shown that they may.
+    Known,
+}
+
 /// The rules, before and after whatever answers.
 pub(crate) async fn guard(
     State(access): State<Arc<Access>>,
+    Extension(place): Extension<Arc<Place>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let mut response = match access.refusal(&request) {
-        Some(refusal) => refusal,
-        None => match tokio::time::timeout(access.answer_timeout, next.run(request)).await {
+    let patience = access.answer_timeout;
+    let unavailable = |text: &'static str| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    let mut response = match access.judge(&request) {
+        // Whoever may not ask has nothing to keep a connection for.
+        Verdict::Refused(mut refusal) => {
+            let close = HeaderValue::from_static("close");
+            refusal.headers_mut().insert(header::CONNECTION, close);
+            refusal
+        }
+        Verdict::Known if !place.is_known(patience).await => {
+            unavailable("there are too many connections\n")
+        }
+        Verdict::Open | Verdict::Known => match timeout(patience, next.run(request)).await {
             Ok(response) => response,
-            Err(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the answer took too long\n",
-            )
-                .into_response(),
+            Err(_) => unavailable("the answer took too long\n"),
         },
     };
     let headers = response.headers_mut();
@@ -139,6 +165,11 @@ pub(crate) async fn guard(
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// Whether everybody may ask for that.
+fn is_open(request: &Request) -> bool {
+    OPEN.contains(&request.uri().path())
 }
 
 fn unauthorized() -> Response {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use ddk_run::records::EventLine;
 use serde::{Deserialize, Serialize};
 
+pub use crate::progress::Progress;
+
 /// `/api/run`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunReply {
@@ -80,8 +82,10 @@ pub enum State {
     Ending,
     /// It is done and has a summary.
     Finished,
-    /// It is not done, and no process works on it.
+    /// It is not done, and no process works on it; its last process was told to stop, or was killed.
     Stopped,
+    /// It is not done, and its last process ended with an error.
+    Failed,
 }
 
 impl State {
@@ -94,7 +98,13 @@ impl State {
             Self::Ending => "ending",
             Self::Finished => "finished",
             Self::Stopped => "stopped",
+            Self::Failed => "failed",
         }
+    }
+
+    /// Whether no process works on it.
+    pub fn is_ended(self) -> bool {
+        matches!(self, Self::Finished | Self::Stopped | Self::Failed)
     }
 }
 
@@ -162,6 +172,9 @@ pub struct WorkerStatus {
     pub blocked_seconds: f64,
     /// Times that it was built again.
     pub restarts: u64,
+    /// How far it is with what takes long: an evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
 }
 
 /// A queue, now.

@@ -12,6 +12,7 @@ use std::{
 use crate::{
     api::{QueueStatus, WorkerStatus},
     metrics,
+    progress::{Meter, Progress},
     samples::Samples,
 };
 
@@ -20,8 +21,33 @@ const COMPUTING: u8 = 1;
 const STARVED: u8 = 2;
 const BLOCKED: u8 = 3;
 
-/// The time since some fixed moment; injected, so that tests need not wait.
-pub(crate) type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+/// The time since some fixed moment; injected, so that tests need not wait. Cheap to clone.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Clock {
+    /// The system's monotonic clock, from now on.
+    pub fn system() -> Self {
+        let start = Instant::now();
+        Self::new(move || start.elapsed())
+    }
+
+    /// One that says what it is told to.
+    pub fn new(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Duration {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Clock({:?})", self.now())
+    }
+}
 
 /// What workers publish. Reading it never asks a worker anything.
 ///
@@ -45,6 +71,12 @@ pub enum Stage {
     Recovering,
     /// Its last step is made, or it was told to stop.
     Ending,
+    /// It is done.
+    Finished,
+    /// It was told to stop, and has stopped.
+    Stopped,
+    /// It has ended with an error.
+    Failed,
 }
 
 /// A queue that can be looked at.
@@ -109,6 +141,8 @@ struct Inner {
     /// Nanoseconds in each state, by its number.
     spent: [AtomicU64; 4],
     restarts: AtomicU64,
+    /// How far it is with what takes long.
+    progress: Mutex<Option<Progress>>,
 }
 
 /// How a worker has spent its time, in seconds; the state that it is in included.
@@ -125,8 +159,7 @@ pub struct Totals {
 impl Board {
     /// A board by the system's monotonic clock. `compute_limit`: longer than this, nothing computes at a stretch.
     pub fn new(compute_limit: Duration) -> Arc<Self> {
-        let start = Instant::now();
-        Self::with_clock(compute_limit, Arc::new(move || start.elapsed()))
+        Self::with_clock(compute_limit, Clock::system())
     }
 
     pub(crate) fn with_clock(compute_limit: Duration, clock: Clock) -> Arc<Self> {
@@ -148,11 +181,12 @@ impl Board {
         let worker = Worker {
             inner: Arc::new(Inner {
                 name: name.to_owned(),
-                since: AtomicU64::new((self.clock)().as_nanos() as u64),
+                since: AtomicU64::new(self.clock.now().as_nanos() as u64),
                 clock: self.clock.clone(),
                 state: AtomicU8::new(STOPPED),
                 spent: Default::default(),
                 restarts: AtomicU64::new(0),
+                progress: Mutex::default(),
             }),
         };
         workers.push(worker.clone());
@@ -220,6 +254,11 @@ impl Board {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Ending;
     }
 
+    /// It has ended so; nothing of this process changes that any more.
+    pub fn set_ended(&self, how: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = how;
+    }
+
     /// Where the run is.
     pub fn stage(&self) -> Stage {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
@@ -232,7 +271,7 @@ impl Board {
 
     /// Workers that have computed beyond the limit, each with for how long; none: all is well.
     pub fn unhealthy(&self) -> Vec<(String, Duration)> {
-        let now = (self.clock)();
+        let now = self.clock.now();
         self.workers()
             .iter()
             .filter(|worker| worker.inner.state.load(Ordering::Acquire) == COMPUTING)
@@ -273,7 +312,7 @@ impl Board {
             of_worker(worker).map(|(state, is)| (vec![name, state], is))
         });
         samples.add(&metrics::WORKER_STATE, values);
-        let now = (self.clock)();
+        let now = self.clock.now();
         let ages = workers.iter().map(|worker| {
             let since = Duration::from_nanos(worker.inner.since.load(Ordering::Acquire));
             let age = now.saturating_sub(since).as_secs_f64();
@@ -312,10 +351,24 @@ impl Worker {
     }
 
     fn enter(&self, state: u8) {
-        let now = (self.inner.clock)().as_nanos() as u64;
+        let now = self.inner.clock.now().as_nanos() as u64;
         let since = self.inner.since.swap(now, Ordering::AcqRel);
         let old = self.inner.state.swap(state, Ordering::AcqRel);
         self.inner.spent[usize::from(old)].fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+    }
+
+    /// It begins something long. `unit`: what is counted, in the plural.
+    pub fn meter(&self, phase: &str, unit: &'static str) -> Meter {
+        Meter::start(phase, unit, &self.inner.clock).of(self)
+    }
+
+    pub(crate) fn set_progress(&self, progress: Option<Progress>) {
+        let mut shown = self
+            .inner
+            .progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *shown = progress;
     }
 
     /// It is built again after a failure.
@@ -329,7 +382,7 @@ impl Worker {
     }
 
     fn status(&self) -> WorkerStatus {
-        let now = (self.inner.clock)().as_nanos() as u64;
+        let now = self.inner.clock.now().as_nanos() as u64;
         let since = self.inner.since.load(Ordering::Acquire);
         let state = match self.inner.state.load(Ordering::Acquire) {
             COMPUTING => "busy",
@@ -346,12 +399,18 @@ impl Worker {
             starved_seconds: totals.starved,
             blocked_seconds: totals.blocked,
             restarts: self.inner.restarts.load(Ordering::Relaxed),
+            progress: self
+                .inner
+                .progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 
     /// How it has spent its time.
     pub fn totals(&self) -> Totals {
-        let now = (self.inner.clock)().as_nanos() as u64;
+        let now = self.inner.clock.now().as_nanos() as u64;
         let state = self.inner.state.load(Ordering::Acquire);
         let current = now.saturating_sub(self.inner.since.load(Ordering::Acquire));
         let seconds = |of: u8| {
@@ -375,7 +434,7 @@ pub(crate) mod tests {
         let clock = seconds.clone();
         let board = Board::with_clock(
             Duration::from_secs(10),
-            Arc::new(move || Duration::from_secs(clock.load(Ordering::Relaxed))),
+            Clock::new(move || Duration::from_secs(clock.load(Ordering::Relaxed))),
         );
         (board, seconds)
     }

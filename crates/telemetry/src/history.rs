@@ -49,6 +49,8 @@ pub struct History {
     counts: BTreeMap<String, u64>,
     first_event: Option<f64>,
     last_event: Option<f64>,
+    /// Whether the process that worked on it last said that it failed.
+    has_failed: bool,
     limits: Option<Limits>,
     summary: Option<Summary>,
     /// When somebody looked, and the step then.
@@ -75,6 +77,7 @@ impl History {
             counts: BTreeMap::new(),
             first_event: None,
             last_event: None,
+            has_failed: false,
             limits: None,
             summary: None,
             looks: VecDeque::new(),
@@ -158,10 +161,11 @@ impl History {
 
     fn read_events(&mut self) {
         let (incidents, saves) = (&mut self.incidents, &mut self.saves);
-        let (counts, first, last) = (
+        let (counts, first, last, has_failed) = (
             &mut self.counts,
             &mut self.first_event,
             &mut self.last_event,
+            &mut self.has_failed,
         );
         let mut bad = Bad::default();
         let read = self.events.read(|found| match found {
@@ -170,13 +174,18 @@ impl History {
                 incidents.clear();
                 saves.clear();
                 counts.clear();
-                (*first, *last) = (None, None);
+                (*first, *last, *has_failed) = (None, None, false);
             }
             Found::Line(line) => {
                 if let Some(line) = parsed::<EventLine>(line, &mut bad) {
                     *counts.entry(line.kind.clone()).or_default() += 1;
                     first.get_or_insert(line.time);
                     *last = Some(line.time);
+                    match line.kind.as_str() {
+                        "failed" => *has_failed = true,
+                        "started" | "resumed" | "stopped" => *has_failed = false,
+                        _ => {}
+                    }
                     match line.kind.as_str() {
                         "saved" => keep(saves, line, SAVES),
                         _ => keep(incidents, line, EVENTS),
@@ -212,6 +221,7 @@ impl History {
             (None, Some(state)) => state,
             (None, None) => match RunFolder::holder(&self.folder) {
                 Some(_) => State::Running,
+                None if self.has_failed => State::Failed,
                 None => State::Stopped,
             },
         };
@@ -244,7 +254,7 @@ impl History {
             token_limit: limits.tokens,
             seconds: self.seconds(state),
             seconds_left: match state {
-                State::Finished | State::Stopped => None,
+                _ if state.is_ended() => None,
                 _ => self.seconds_left(&limits),
             },
             tokens_per_second: self.recent_rate(),
@@ -315,7 +325,7 @@ impl History {
             return Some(summary.seconds);
         }
         let until = match state {
-            State::Stopped => self.last_event?,
+            State::Stopped | State::Failed => self.last_event?,
             _ => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .ok()?

@@ -4,6 +4,7 @@ use std::{
     fmt::Write,
     io,
     net::{SocketAddr, TcpListener},
+    pin::pin,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -17,15 +18,20 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
 use serde::Deserialize;
 use tokio::{
-    sync::{Semaphore, oneshot},
-    time::MissedTickBehavior,
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, timeout_at},
 };
 
 use crate::{
@@ -33,10 +39,14 @@ use crate::{
     access::guard,
     api::RunEntry,
     pages,
+    places::Places,
     site::{Runs, Source},
     stream::stream,
     timeline::SAMPLE,
 };
+
+/// What was answered may take so long to reach a client.
+const FLUSH: Duration = Duration::from_millis(250);
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +71,18 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    stop: Option<oneshot::Sender<()>>,
+    orders: mpsc::UnboundedSender<Finish>,
+    /// Dropped to end it at once.
+    running: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// To be finished with.
+#[derive(Debug)]
+struct Finish {
+    patience: Duration,
+    /// Dropped when it is done.
+    done: std::sync::mpsc::Sender<()>,
 }
 
 impl Server {
@@ -70,11 +90,21 @@ impl Server {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// Tells everybody who watches how the run has ended, which the board has to say by now, and ends. Open streams get a last status,
+    /// and whoever asks now and then one more answer, all within `patience`; where nobody watches, this returns at once.
+    pub fn finish(&self, patience: Duration) {
+        let (done, finished) = std::sync::mpsc::channel();
+        if self.orders.send(Finish { patience, done }).is_ok() {
+            // Nothing is ever sent: the other end goes.
+            let _ = finished.recv_timeout(patience + FLUSH);
+        }
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop = None;
+        self.running = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -100,7 +130,8 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
         .max_blocking_threads(4)
         .build()
         .map_err(bind)?;
-    let (stop, stopped) = oneshot::channel();
+    let (running, stopped) = oneshot::channel();
+    let (orders, finish) = mpsc::unbounded_channel();
     let thread = thread::Builder::new()
         .name("http".to_owned())
         .spawn(move || {
@@ -108,7 +139,7 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
                 tokio::select! {
                     // Also where the other end is gone.
                     _ = stopped => Ok(()),
-                    ended = work(listener, bound, site) => ended,
+                    ended = work(listener, bound, site, finish) => ended,
                 }
             });
             if let Err(error) = ended {
@@ -120,19 +151,43 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
         .map_err(bind)?;
     Ok(Server {
         address: bound,
-        stop: Some(stop),
+        orders,
+        running: Some(running),
         thread: Some(thread),
     })
 }
 
-async fn work(listener: TcpListener, address: SocketAddr, site: Site) -> io::Result<()> {
+async fn work(
+    listener: TcpListener,
+    address: SocketAddr,
+    site: Site,
+    mut orders: mpsc::UnboundedReceiver<Finish>,
+) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let limits = site.limits;
     let access = Arc::new(site.access(address));
     let site = Arc::new(site);
     let router = router(Arc::clone(&site)).layer(middleware::from_fn_with_state(access, guard));
-    tokio::spawn(sampling(site));
-    accept(listener, router, limits).await
+    tokio::spawn(sampling(Arc::clone(&site)));
+    let (places, connections) = (Places::new(&limits), GracefulShutdown::new());
+    let (until, done) = {
+        let mut accepting = pin!(accept(listener, router, limits, &places, &connections));
+        let Finish { patience, done } = tokio::select! {
+            ended = &mut accepting => return ended,
+            Some(order) = orders.recv() => order,
+        };
+        let until = Instant::now() + patience;
+        tokio::select! {
+            ended = &mut accepting => return ended,
+            _ = timeout_at(until, site.farewell()) => {}
+        }
+        (until, done)
+    };
+    // Silent clients have nothing to wait for; the others still read their answers.
+    places.send_strangers_away();
+    let _ = timeout_at(until + FLUSH, connections.shutdown()).await;
+    drop(done);
+    Ok(())
 }
 
 /// Takes down what the workers do, whether or not somebody looks.
@@ -152,18 +207,17 @@ async fn accept(
     listener: tokio::net::TcpListener,
     router: Router,
     limits: Limits,
+    places: &Arc<Places>,
+    connections: &GracefulShutdown,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(limits.connections));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_headers(64)
         .max_buf_size(limits.request_bytes.max(8 << 10));
     loop {
-        let place = Arc::clone(&places).acquire_owned().await;
-        let place = place.map_err(io::Error::other)?;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, or a client that was gone already.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -171,12 +225,21 @@ async fn accept(
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let place = places.enter(peer.ip());
+        let (service, of_request) = (router.clone(), Arc::clone(&place));
+        let service = TowerToHyperService::new(service);
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(Arc::clone(&of_request));
+            service.call(request)
+        });
         let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = connections.watcher().watch(connection);
         tokio::spawn(async move {
-            // How a client ends its connection is its own matter.
-            let _ = connection.await;
-            drop(place);
+            tokio::select! {
+                // How a client ends its connection is its own matter.
+                _ = connection => {}
+                () = place.has_to_leave() => {}
+            }
         });
     }
 }
@@ -213,7 +276,7 @@ struct Which {
 }
 
 async fn run(site: State<Arc<Site>>, which: Query<Which>) -> Response {
-    answer(site, which, |source| source.reply()).await
+    answer(site, which, Source::asked_for_reply).await
 }
 
 async fn mixture(site: State<Arc<Site>>, which: Query<Which>) -> Response {
@@ -231,8 +294,9 @@ async fn events(site: State<Arc<Site>>, which: Query<Which>) -> Response {
 }
 
 async fn news(State(site): State<Arc<Site>>, Query(which): Query<Which>) -> Response {
+    let ended = site.ended.subscribe();
     match blocking(move || site.runs.find(which.name.as_deref())).await {
-        Some(source) => stream(source).into_response(),
+        Some(source) => stream(source, ended).into_response(),
         None => no_such_run(),
     }
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ddk_run::RunFolder;
+use tokio::sync::watch;
 
 use crate::{
     Board, History, Recorder, Stage,
@@ -19,6 +20,8 @@ use crate::{
 
 /// Files are read again when they were read longer ago than this.
 const FRESH: Duration = Duration::from_millis(300);
+/// Whoever asked within this time is about to ask again.
+const POLLED: Duration = Duration::from_secs(3);
 /// Folders that runs may lie deep.
 const DEPTH: usize = 4;
 
@@ -29,13 +32,18 @@ pub struct Site {
     pub(crate) runs: Runs,
     pub(crate) token: Option<String>,
     pub(crate) limits: Limits,
+    /// Set when the run has ended, so that streams say it and end.
+    pub(crate) ended: watch::Sender<bool>,
 }
 
 /// What a client may take up.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at a time; further ones wait.
+    /// Connections at a time that may ask; further ones wait.
     pub connections: usize,
+    /// Connections at a time that have not shown yet that they may, on this machine and from elsewhere each; the oldest makes room
+    /// for the next.
+    pub strangers: usize,
     /// For a whole request to arrive, and between two of them.
     pub header_timeout: Duration,
     /// For an answer to begin.
@@ -48,6 +56,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 64,
+            strangers: 64,
             header_timeout: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(30),
             request_bytes: 16 << 10,
@@ -62,6 +71,7 @@ impl From<Recorder> for Site {
             runs: Runs::None,
             token: None,
             limits: Limits::default(),
+            ended: watch::Sender::new(false),
         }
     }
 }
@@ -87,6 +97,7 @@ impl Site {
             }),
             token: None,
             limits: Limits::default(),
+            ended: watch::Sender::new(false),
         }
     }
 
@@ -100,6 +111,21 @@ impl Site {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// Tells those who watch that the run has ended; done when whoever asks now and then has asked once more. Streams end by
+    /// themselves.
+    pub(crate) async fn farewell(&self) {
+        let Runs::One(source) = &self.runs else {
+            return;
+        };
+        source.read_anew();
+        let is_recent = |at: &Instant| at.elapsed() < POLLED;
+        let polled = lock(&source.asked).as_ref().is_some_and(is_recent);
+        self.ended.send_replace(true);
+        if polled {
+            let _ = source.told.subscribe().wait_for(|told| *told).await;
+        }
     }
 
     pub(crate) fn access(&self, address: std::net::SocketAddr) -> Access {
@@ -190,6 +216,10 @@ fn gather(folder: &Path, prefix: &str, depth: usize, runs: &mut BTreeMap<String,
 /// A run that can be asked.
 #[derive(Debug)]
 pub(crate) struct Source {
+    /// When somebody asked for it without a stream.
+    asked: Mutex<Option<Instant>>,
+    /// Whether somebody who asked so has been told that it has ended.
+    told: watch::Sender<bool>,
     history: Mutex<(History, Option<Instant>)>,
     board: Option<Arc<Board>>,
     timeline: Option<Mutex<Timeline>>,
@@ -198,6 +228,8 @@ pub(crate) struct Source {
 impl Source {
     fn new(folder: &Path, board: Option<Arc<Board>>) -> Self {
         Self {
+            asked: Mutex::default(),
+            told: watch::Sender::new(false),
             history: Mutex::new((History::new(folder), None)),
             timeline: board.clone().map(Timeline::new).map(Mutex::new),
             board,
@@ -222,11 +254,29 @@ impl Source {
             Stage::Ready => State::Running,
             Stage::Recovering => State::Recovering,
             Stage::Ending => State::Ending,
+            Stage::Finished => State::Finished,
+            Stage::Stopped => State::Stopped,
+            Stage::Failed => State::Failed,
         })
     }
 
     pub(crate) fn status(&self) -> Status {
         self.with_board(self.look(History::status))
+    }
+
+    /// The next who looks sees the files as they are then.
+    fn read_anew(&self) {
+        lock(&self.history).1 = None;
+    }
+
+    /// The answer to somebody who asks now and then.
+    pub(crate) fn asked_for_reply(&self) -> RunReply {
+        *lock(&self.asked) = Some(Instant::now());
+        let reply = self.reply();
+        if reply.status.state.is_ended() {
+            self.told.send_replace(true);
+        }
+        reply
     }
 
     pub(crate) fn reply(&self) -> RunReply {

@@ -5,7 +5,10 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::response::sse::{Event, Sse};
 use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use crate::{series::Told, site::Source};
 
@@ -14,16 +17,25 @@ const EVERY: Duration = Duration::from_secs(1);
 /// What a client has been told.
 struct Client {
     source: Arc<Source>,
+    /// Whether the run has ended.
+    ended: watch::Receiver<bool>,
+    /// The end has been told.
+    is_done: bool,
     steps: Told,
     next_sample: u64,
     mixture: Option<u64>,
     events: Option<u64>,
 }
 
-/// Everything at first, then what is new, until the client goes.
-pub(crate) fn stream(source: Arc<Source>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+/// Everything at first, then what is new, until the client goes or the run has ended: that is the last news.
+pub(crate) fn stream(
+    source: Arc<Source>,
+    ended: watch::Receiver<bool>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let client = Client {
         source,
+        ended,
+        is_done: false,
         steps: Told::default(),
         next_sample: 0,
         mixture: None,
@@ -37,7 +49,14 @@ pub(crate) fn stream(source: Arc<Source>) -> Sse<impl Stream<Item = Result<Event
 
 /// Files are read on a thread that may wait for the disk.
 async fn next(mut client: Client, mut ticks: Interval) -> Option<(Vec<Event>, (Client, Interval))> {
-    ticks.tick().await;
+    if client.is_done {
+        return None;
+    }
+    tokio::select! {
+        _ = ticks.tick() => {}
+        // A site that is gone has nothing more to tell.
+        _ = client.ended.wait_for(|ended| *ended) => client.is_done = true,
+    }
     let looked = tokio::task::spawn_blocking(move || {
         let news = client.news();
         (news, client)

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
     time::Duration,
@@ -289,29 +289,128 @@ fn requests_that_are_too_long_are_cut() {
     assert_eq!(get(&server, "/", "").status, 200);
 }
 
+/// Connections that hold all places of strangers and more: some silent, some with half a request, some that send a byte now and then.
+fn strangers(server: &Server, count: usize) -> Vec<TcpStream> {
+    let stranger = |number| {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        // A server that needs the place has closed it by now.
+        let _ = match number % 3 {
+            0 => Ok(()),
+            1 => stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: loc"),
+            _ => stream.write_all(b"G"),
+        };
+        stream
+    };
+    (0..count).map(stranger).collect()
+}
+
+/// Patience that no test outlasts: a place that becomes free has been made free.
+fn patient() -> Limits {
+    Limits {
+        header_timeout: Duration::from_secs(3600),
+        answer_timeout: Duration::from_secs(3600),
+        ..Limits::default()
+    }
+}
+
 #[test]
-fn who_says_nothing_loses_the_connection_and_the_next_gets_the_place() {
+fn strangers_never_keep_away_who_knows_the_token() {
+    let world = world();
+    let server = start(site(&world).with_token(Some(TOKEN)).with_limits(patient()));
+    let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
+    let mut held = strangers(&server, 200);
+    for _ in 0..100 {
+        assert_eq!(get(&server, "/api/runs", &bearer).status, 200);
+        // Slow ones go on, and others come: those that are still there are the newest.
+        for stream in held
+            .iter_mut()
+            .filter(|stream| stream.write_all(b"E").is_err())
+        {
+            *stream = strangers(&server, 1).remove(0);
+        }
+    }
+    // Whoever may ask keeps the place, however many come.
+    let mut known = TcpStream::connect(server.address()).unwrap();
+    let request = format!("GET /api/runs HTTP/1.1\r\nHost: localhost\r\n{bearer}\r\n");
+    for _ in 0..3 {
+        known.write_all(request.as_bytes()).unwrap();
+        let mut bytes = [0; 12];
+        known.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"HTTP/1.1 200");
+        let mut rest = [0; 1 << 16];
+        while !String::from_utf8_lossy(&rest).contains("}]") {
+            assert!(known.read(&mut rest).unwrap() > 0);
+        }
+        held.extend(strangers(&server, 100));
+    }
+    // Who is refused has no connection any more.
+    let answer = send(
+        server.address(),
+        "GET /api/runs HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    );
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (401, Some("close"))
+    );
+}
+
+#[test]
+fn the_oldest_stranger_makes_room_and_the_silent_are_sent_away() {
     let world = world();
     let limits = Limits {
-        connections: 2,
+        strangers: 2,
+        ..patient()
+    };
+    let server = start(site(&world).with_limits(limits));
+    let held = strangers(&server, 3);
+    // A reset is an end too: of a connection whose last bytes nobody has read.
+    let ends = |stream: &TcpStream| {
+        let mut stream = stream;
+        match stream.read_to_end(&mut Vec::new()) {
+            Ok(_) => true,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        }
+    };
+    assert!(ends(&held[0]));
+    assert_eq!(get(&server, "/livez", "").status, 200);
+    assert!(ends(&held[1]));
+    held[2].set_nonblocking(true).unwrap();
+    assert!(!ends(&held[2]), "it was sent away for nobody");
+
+    let limits = Limits {
         header_timeout: Duration::from_millis(200),
         ..Limits::default()
     };
     let server = start(site(&world).with_limits(limits));
-    let mut silent: Vec<TcpStream> = (0..2)
-        .map(|_| TcpStream::connect(server.address()).unwrap())
-        .collect();
-    silent[0].write_all(b"GET / HTTP/1.1\r\nHost: loc").unwrap();
-    // Both places are taken until the two have been silent for too long.
-    assert_eq!(get(&server, "/livez", "").status, 200);
-    for stream in &mut silent {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        let mut rest = Vec::new();
-        let ended = stream.read_to_end(&mut rest);
-        assert!(ended.is_ok(), "{ended:?}");
+    for stream in &strangers(&server, 3) {
+        assert!(ends(stream));
     }
+}
+
+#[test]
+fn who_may_ask_waits_for_a_place_and_is_told_where_there_is_none() {
+    let world = world();
+    let limits = Limits {
+        connections: 1,
+        answer_timeout: Duration::from_millis(200),
+        ..patient()
+    };
+    let server = start(site(&world).with_limits(limits));
+    let mut first = TcpStream::connect(server.address()).unwrap();
+    first
+        .write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    first.read_exact(&mut [0; 12]).unwrap();
+    let answer = get(&server, "/livez", "");
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("too many connections"));
+    drop(first);
+    // Its place is free as soon as the server has seen that.
+    let mut statuses = std::iter::repeat_with(|| get(&server, "/livez", "").status).take(50);
+    assert!(statuses.any(|status| status == 200));
 }
 
 #[test]

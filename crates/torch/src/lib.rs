@@ -14,7 +14,7 @@ pub use device::{DeviceError, parse_device, upload};
 pub use error::TorchError;
 pub use lane::{Lane, Turns};
 pub use mkl::mkl_kernels;
-pub use numbers::{numbers, numbers_mut};
+pub use numbers::{are_apart, numbers, numbers_mut};
 pub use stream::finish;
 
 /// The release of libtorch that tch and torch-sys are made for.

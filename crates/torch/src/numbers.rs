@@ -22,6 +22,21 @@ pub unsafe fn numbers_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
     Some(unsafe { std::slice::from_raw_parts_mut(pointer, tensor.numel()) })
 }
 
+/// Whether no two of these contiguous tensors have a byte of memory in common, so that slices of them may be used together.
+pub fn are_apart(tensors: &[&Tensor]) -> bool {
+    let range = |tensor: &&Tensor| {
+        let start = tensor.data_ptr().addr();
+        start..start + tensor.numel() * tensor.kind().elt_size_in_bytes()
+    };
+    let ranges: Vec<_> = tensors.iter().map(range).collect();
+    ranges.iter().enumerate().all(|(at, range)| {
+        let others = &ranges[at + 1..];
+        others
+            .iter()
+            .all(|other| range.end <= other.start || other.end <= range.start)
+    })
+}
+
 fn pointer(tensor: &Tensor) -> Option<*mut f32> {
     let plain = tensor.device() == Device::Cpu
         && tensor.kind() == Kind::Float
@@ -33,6 +48,17 @@ fn pointer(tensor: &Tensor) -> Option<*mut f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tensors_are_apart_unless_they_share_memory() {
+        let whole = Tensor::zeros([4, 3], (Kind::Float, Device::Cpu));
+        let other = whole.copy();
+        let (first, second) = (whole.narrow(0, 0, 2), whole.narrow(0, 2, 2));
+        assert!(are_apart(&[&whole, &other]));
+        assert!(are_apart(&[&other, &first, &second]));
+        assert!(!are_apart(&[&whole, &whole.shallow_clone()]));
+        assert!(!are_apart(&[&first, &other, &whole.narrow(0, 1, 2)]));
+    }
 
     #[test]
     fn a_tensor_is_written_through_its_slice() {

@@ -25,6 +25,7 @@ fn snapshot(live: bool) -> Snapshot {
         starved_seconds: 100.0 - busy,
         blocked_seconds: 0.0,
         restarts: 0,
+        progress: None,
     };
     let workers = match live {
         true => vec![

@@ -102,7 +102,8 @@ impl Attention {
         if let Some(tables) = rotary {
             let frozen = self.output.is_frozen();
             for x in [&mut q_bhte, &mut k_bkte] {
-                if !(frozen && fused::rotate(x, tables)?) {
+                // SAFETY: the projection just made `x`, and its caller alone has it; tables are written once, when they are made.
+                if !(frozen && unsafe { fused::rotate(x, tables)? }) {
                     *x = rotate(x, tables)?;
                 }
             }

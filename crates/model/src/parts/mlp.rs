@@ -53,7 +53,8 @@ impl Mlp {
             Some(gate) => {
                 let mut gate_btf = gate.forward(x_btd)?;
                 let can = matches!(self.activation, Activation::Silu) && self.down.is_frozen();
-                match can && fused::silu_mul(&mut gate_btf, &up_btf) {
+                // SAFETY: the products just made both, and nobody else has them.
+                match can && unsafe { fused::silu_mul(&mut gate_btf, &up_btf) } {
                     true => gate_btf,
                     false => self.activate(&gate_btf)?.f_mul(&up_btf)?,
                 }

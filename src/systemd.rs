@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Tells systemd when training goes on, and that no worker computes past its limit. Does nothing outside of systemd.
-pub(super) fn watch(board: Arc<Board>) {
+pub fn watch(board: Arc<Board>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -33,7 +33,7 @@ pub(super) fn watch(board: Arc<Board>) {
 }
 
 /// The run is saving and ends.
-pub(super) fn stopping() {
+pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 

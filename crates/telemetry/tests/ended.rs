@@ -1,0 +1,104 @@
+//! A server whose run ends: who watches hears how. The recorder is the process's: one test function in all.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ddk_telemetry::{Board, Recorder, Server, Site, Stage, serve};
+use serde_json::Value;
+
+/// Far longer than any of these takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn start(board: &Arc<Board>, folder: &Path) -> Server {
+    let recorder = Recorder::install(Arc::clone(board), "small", folder).unwrap();
+    let site = Site::of_run(recorder, folder);
+    serve("127.0.0.1:0".parse().unwrap(), site).unwrap()
+}
+
+/// Asks by the older protocol, which has no chunks.
+fn ask(address: SocketAddr, path: &str) -> BufReader<TcpStream> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    BufReader::new(stream)
+}
+
+/// The next state that a stream tells of.
+fn state(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut line = String::new();
+    while !line.starts_with("data: {\"name\"") {
+        line.clear();
+        if stream.read_line(&mut line).unwrap() == 0 {
+            return None;
+        }
+    }
+    let status: Value = serde_json::from_str(line.trim_start_matches("data: ")).unwrap();
+    Some(status["state"].as_str().unwrap().to_owned())
+}
+
+fn polled(address: SocketAddr) -> String {
+    let mut answer = String::new();
+    ask(address, "/api/run")
+        .read_to_string(&mut answer)
+        .unwrap();
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    let reply: Value = serde_json::from_str(body).unwrap();
+    reply["status"]["state"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn who_watches_hears_how_the_run_ended_and_nobody_else_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.toml"), "[run]\nmax_steps = 12\n").unwrap();
+    for (stage, expected) in [
+        (Stage::Stopped, "stopped"),
+        (Stage::Failed, "failed"),
+        (Stage::Finished, "finished"),
+    ] {
+        // Nobody watches: nobody is waited for, not even a client that has said nothing yet.
+        let board = Board::new(PATIENCE);
+        let server = start(&board, folder.path());
+        let silent = TcpStream::connect(server.address()).unwrap();
+        board.set_ended(stage);
+        let began = Instant::now();
+        server.finish(PATIENCE);
+        assert!(began.elapsed() < PATIENCE / 2);
+        drop(silent);
+
+        let board = Board::new(PATIENCE);
+        let server = start(&board, folder.path());
+        let address = server.address();
+        board.set_ready(true);
+        let mut streams = [(); 2].map(|()| ask(address, "/api/stream"));
+        for stream in &mut streams {
+            assert_eq!(state(stream).unwrap(), "running");
+        }
+        // Somebody who asks now and then asks once more, and then no connection is taken any more.
+        assert_eq!(polled(address), "running");
+        board.set_ended(stage);
+        std::thread::scope(|scope| {
+            let finishing = scope.spawn(|| server.finish(PATIENCE));
+            // The streams end by themselves, each with the last word.
+            for stream in &mut streams {
+                let mut last = None;
+                while let Some(next) = state(stream) {
+                    last = Some(next);
+                }
+                assert_eq!(last.unwrap(), expected);
+            }
+            assert!(!finishing.is_finished());
+            assert_eq!(polled(address), expected);
+            finishing.join().unwrap();
+        });
+        assert!(TcpStream::connect(address).is_err());
+        // Once more does nothing.
+        server.finish(PATIENCE);
+    }
+}
