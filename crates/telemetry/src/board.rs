@@ -6,11 +6,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::{
     api::{QueueStatus, WorkerStatus},
+    clock::Clock,
     metrics,
     progress::{Meter, Progress},
     samples::Samples,
@@ -20,34 +21,6 @@ const STOPPED: u8 = 0;
 const COMPUTING: u8 = 1;
 const STARVED: u8 = 2;
 const BLOCKED: u8 = 3;
-
-/// The time since some fixed moment; injected, so that tests need not wait. Cheap to clone.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
-
-impl Clock {
-    /// The system's monotonic clock, from now on.
-    pub fn system() -> Self {
-        let start = Instant::now();
-        Self::new(move || start.elapsed())
-    }
-
-    /// One that says what it is told to.
-    pub fn new(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// The time now.
-    pub fn now(&self) -> Duration {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Clock({:?})", self.now())
-    }
-}
 
 /// What workers publish. Reading it never asks a worker anything.
 ///

@@ -9,6 +9,7 @@
 mod access;
 pub mod api;
 mod board;
+mod clock;
 mod history;
 mod keeper;
 mod machine;
@@ -26,7 +27,8 @@ mod stream;
 mod tail;
 mod timeline;
 
-pub use board::{Board, Clock, ShownQueue, Stage, Totals, Worker};
+pub use board::{Board, ShownQueue, Stage, Totals, Worker};
+pub use clock::Clock;
 pub use history::History;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};
 pub use progress::{Meter, Progress};

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::board::{Clock, Worker};
+use crate::{Clock, Worker};
 
 /// How far a long phase is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ mod grafana;
 mod layout;
 mod panels;
 mod prometheus;
+mod schema;
 
 use std::path::PathBuf;
 
