@@ -268,6 +268,61 @@ mod tests {
         }
     }
 
+    /// A size is an i64 in the file, and would be allocated, looped over or multiplied.
+    #[test]
+    fn sizes_that_no_model_has_are_refused_before_anything_is_made_of_them() {
+        for (key, name, most) in [
+            ("vocab_size", "vocabulary size", 1_i64 << 24),
+            ("intermediate_size", "MLP width", 1 << 20),
+            ("num_hidden_layers", "number of layers", 1 << 12),
+            ("max_position_embeddings", "longest sequence", 1 << 30),
+            ("head_dim", "head size", 1 << 12),
+        ] {
+            let with = |size: i64| parse(|raw| drop(raw.insert(key.to_owned(), json!(size))));
+            with(most).unwrap();
+            for size in [most + 2, i64::MAX - 1] {
+                let error = with(size).unwrap_err().to_string();
+                assert!(
+                    error.contains(&format!("the {name} is {size}, expected at most {most}"))
+                        && error.contains("m/config.json"),
+                    "{error}"
+                );
+            }
+        }
+        for (hidden, heads, said) in [
+            (1_i64 << 32, 4, "the hidden size is 4294967296"),
+            (
+                1 << 20,
+                1_i64 << 16,
+                "the number of attention heads is 65536",
+            ),
+        ] {
+            let error = parse(|raw| {
+                raw.insert("hidden_size".to_owned(), json!(hidden));
+                raw.insert("num_attention_heads".to_owned(), json!(heads));
+            });
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        // The largest of all together can still be counted.
+        let largest = parse(|raw| {
+            for (key, size) in [
+                ("vocab_size", 1 << 24),
+                ("hidden_size", 1 << 20),
+                ("intermediate_size", 1 << 20),
+                ("num_attention_heads", 1 << 12),
+                ("head_dim", 1 << 12),
+            ] {
+                raw.insert(key.to_owned(), json!(size));
+            }
+        })
+        .unwrap();
+        let (a_layer, layers) = (5 * (1_i64 << 44), 1 << 12);
+        assert!(a_layer.checked_mul(layers).is_some());
+        assert_eq!(largest.layers(), 2);
+        assert!(largest.parameter_counts().unwrap().total > 2 * (1 << 44));
+    }
+
     #[test]
     fn a_window_limits_the_length() {
         let of = |architecture: &str, in_use: Option<bool>| {

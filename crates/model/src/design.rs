@@ -124,6 +124,15 @@ pub(crate) enum Activation {
     GeluTanh,
 }
 
+// Each is at least ten times what the largest published models have. The parameters of a model within all of them can be
+// counted in an i64.
+const LARGEST_VOCABULARY: i64 = 1 << 24;
+const LARGEST_WIDTH: i64 = 1 << 20;
+const MOST_LAYERS: i64 = 1 << 12;
+const MOST_POSITIONS: i64 = 1 << 30;
+const MOST_HEADS: i64 = 1 << 12;
+const LARGEST_HEAD: i64 = 1 << 12;
+
 impl Design {
     /// See [`crate::ModelConfig::matrices`].
     pub(crate) fn matrices(&self) -> Vec<[i64; 2]> {
@@ -144,6 +153,7 @@ impl Design {
 
     /// What sizes must fulfil whatever the family.
     pub(crate) fn check(&self) -> Result<(), String> {
+        self.check_bounds()?;
         let AttentionDesign {
             heads,
             kv_heads,
@@ -161,6 +171,27 @@ impl Design {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses sizes that no model has, before anything is allocated or multiplied by them.
+    fn check_bounds(&self) -> Result<(), String> {
+        let attention = &self.attention;
+        let sizes = [
+            ("vocabulary size", self.vocab_size, LARGEST_VOCABULARY),
+            ("hidden size", self.hidden_size, LARGEST_WIDTH),
+            ("MLP width", self.mlp.width, LARGEST_WIDTH),
+            ("number of layers", self.layers, MOST_LAYERS),
+            ("longest sequence", self.max_positions, MOST_POSITIONS),
+            ("number of attention heads", attention.heads, MOST_HEADS),
+            ("number of key-value heads", attention.kv_heads, MOST_HEADS),
+            ("head size", attention.head_dim, LARGEST_HEAD),
+        ];
+        match sizes.iter().find(|(_, size, most)| size > most) {
+            None => Ok(()),
+            Some((name, size, most)) => Err(format!(
+                "the {name} is {size}, expected at most {most}: is the file damaged?"
+            )),
+        }
     }
 
     /// The output matrix's name in a checkpoint.

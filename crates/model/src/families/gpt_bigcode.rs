@@ -60,7 +60,9 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
             },
         },
         mlp: MlpDesign {
-            width: fields.optional_size("n_inner")?.unwrap_or(4 * hidden_size),
+            width: fields
+                .optional_size("n_inner")?
+                .unwrap_or(hidden_size.saturating_mul(4)),
             activation: Activation::GeluTanh,
             gated: false,
             bias: true,
