@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, anyhow};
-use ddk_corpus::{Stale, TokenizerFolder, compatible, first_document, stale};
+use ddk_corpus::{Stale, TokenizerFolder, compatible, first_document, sample, stale};
 use ddk_engine::{
     Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, program_memory,
     queue_memory, snapshot_memory, student_memory, teacher_memory,
@@ -316,14 +316,37 @@ fn free_bytes(device: &str) -> Option<u64> {
 /// Rows and passes of each domain.
 fn data(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
     report.title("data")?;
-    let stale = prepare::options(settings)
-        .and_then(|(options, tokenizer)| Ok((stale(&options, &tokenizer)?, options)));
-    let Some((stale, _)) = report.take(stale)? else {
+    let before = report.problems;
+    let Some((options, tokenizer)) = report.take(prepare::options(settings))? else {
         return Ok(());
     };
-    if !stale.is_empty() {
-        for Stale { domain, reason, .. } in &stale {
+    let mut outdated = Vec::new();
+    for domain in &options.domains {
+        // One by one, so that the problems of all domains are named.
+        let mut alone = options.clone();
+        alone.domains = vec![domain.clone()];
+        let stale = stale(&alone, &tokenizer).map_err(prepare::advise);
+        outdated.extend(report.take(stale)?.unwrap_or_default());
+    }
+    if report.problems > before {
+        return Ok(());
+    }
+    if !outdated.is_empty() {
+        for Stale { domain, reason, .. } in &outdated {
             report.line(&format!("{domain}: {reason}"))?;
+        }
+        let is_outdated = |name: &str| outdated.iter().any(|stale| stale.domain == name);
+        for source in options
+            .domains
+            .iter()
+            .filter(|domain| is_outdated(&domain.name))
+        {
+            let Some(sample) = report.take(sample(source).map_err(prepare::advise))? else {
+                continue;
+            };
+            if let Some(problem) = sample.problem(&source.name) {
+                report.problem(&problem)?;
+            }
         }
         return report
             .line("rows and passes are known after `ddk prepare`; `ddk train` does that first");

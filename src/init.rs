@@ -6,10 +6,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_corpus::{DomainSource, Limits, Template, field_values};
+use ddk_corpus::{CorpusError, DomainSource, Limits, Template, field_values, sample};
 use ddk_model::ModelConfig;
 
-use crate::{cli, hint::Hint, progress::say};
+use crate::{
+    cli,
+    hint::{Hint, usage, with_hint},
+    prepare::{advise, fields_hint},
+    progress::say,
+};
 
 /// A domain of the configuration to be written.
 struct Found {
@@ -28,6 +33,7 @@ pub fn run(args: &cli::Init) -> Result<()> {
     let teacher = ModelConfig::read(&args.teacher).usage()?;
     let student = ModelConfig::read(&args.student).usage()?;
     let domains = find_domains(args)?;
+    look_into(args, &domains)?;
     let text = render(args, &teacher, &student, &domains);
     fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
     let (count, out) = (domains.len(), args.out.display());
@@ -80,16 +86,7 @@ fn find_domains(args: &cli::Init) -> Result<Vec<Found>> {
 }
 
 fn by_field(args: &cli::Init, field: &str) -> Result<Vec<Found>> {
-    let source = DomainSource {
-        name: "data".to_owned(),
-        files: vec![args.data.display().to_string()],
-        validation_files: Vec::new(),
-        text: Template::field(&args.text_field),
-        prompt: None,
-        only: None,
-        limits: Limits::default(),
-    };
-    let values = field_values(&source, field)?;
+    let values = field_values(&source(args, "data", &args.data), field).map_err(not_known)?;
     if values.is_empty() {
         return Err(anyhow!(
             "no record in {} has the field `{field}`",
@@ -103,6 +100,62 @@ fn by_field(args: &cli::Init, field: &str) -> Result<Vec<Found>> {
         value: Some(value),
     });
     Ok(found.collect())
+}
+
+fn source(args: &cli::Init, name: &str, file: &Path) -> DomainSource {
+    DomainSource {
+        name: name.to_owned(),
+        files: vec![file.display().to_string()],
+        validation_files: Vec::new(),
+        format: None,
+        text: Template::field(&args.text_field),
+        prompt: None,
+        only: None,
+        limits: Limits::default(),
+    }
+}
+
+/// Refuses files of unknown formats, and warns of domains of which no record can be used as it is.
+fn look_into(args: &cli::Init, domains: &[Found]) -> Result<()> {
+    let (mut refused, mut warnings) = (Vec::new(), Vec::new());
+    for domain in domains {
+        let mut source = source(args, &domain.name, &domain.file);
+        source.only = args.domain_field.clone().zip(domain.value.clone());
+        match sample(&source) {
+            Ok(sample) => {
+                if let Some(problem) = sample.problem(&domain.name) {
+                    let hint = match &*sample.fields {
+                        [] => String::new(),
+                        fields => format!("; {}", fields_hint(&domain.name, fields)),
+                    };
+                    warnings.push(format!("warning: {problem}{hint}"));
+                }
+            }
+            Err(error @ CorpusError::UnknownFormat { .. }) => refused.push(error.to_string()),
+            Err(CorpusError::NoFiles { .. }) => warnings.push(format!(
+                "warning: domain `{}`: {} holds no file",
+                domain.name,
+                domain.file.display()
+            )),
+            Err(error) => return Err(advise(error)),
+        }
+    }
+    if !refused.is_empty() {
+        return Err(anyhow!(refused.join("\n"))).hint(NOT_KNOWN).usage();
+    }
+    for warning in warnings {
+        say(&warning);
+    }
+    Ok(())
+}
+
+const NOT_KNOWN: &str = "convert these files or move them out of the data folder; see docs/corpora.md. To read them as they are, write the configuration by hand and set `format` in the domain's table";
+
+fn not_known(error: CorpusError) -> anyhow::Error {
+    match error {
+        CorpusError::UnknownFormat { .. } => usage(with_hint(error, NOT_KNOWN)),
+        _ => advise(error),
+    }
 }
 
 /// A name that can be a folder and a bare key.

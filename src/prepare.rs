@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::{
-    DomainReport, DomainSource, Limits, Packing, PrepareOptions, PreparedDomain, RowOptions, Stale,
-    Template, TokenizerFolder, ValidationBy, as_prepared, prepare, stale, verify,
+    CorpusError, DomainReport, DomainSource, FileFormat, Limits, Packing, PrepareOptions,
+    PreparedDomain, Progress, QUARANTINED_PER_FILE, RowOptions, Stale, Template, TokenizerFolder,
+    ValidationBy, as_prepared, prepare, stale, verify,
 };
 use ddk_engine::Document;
 use ddk_settings::{Settings, WhenStale};
@@ -17,7 +18,7 @@ use ddk_settings::{Settings, WhenStale};
 use crate::{
     cli, config,
     faults::Faults,
-    hint::Hint,
+    hint::{Hint, usage, with_hint},
     phase::Phase,
     progress::{bar, say},
     signals::Signals,
@@ -116,7 +117,7 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     let (options, tokenizer) = options(settings)?;
-    for stale in stale(&options, &tokenizer).hint(ADVICE)? {
+    for stale in stale(&options, &tokenizer).map_err(advise)? {
         Outdated::NeededBy(run).keeps(&stale)?;
     }
     Ok(())
@@ -126,10 +127,10 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
 pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let (options, tokenizer) = options(settings)?;
     let reports = match settings.corpus.when_stale {
-        WhenStale::Use => as_prepared(&options).hint(ADVICE)?,
+        WhenStale::Use => take(&options)?,
         when_stale => {
             let mut kept = Vec::new();
-            for stale in stale(&options, &tokenizer).hint(ADVICE)? {
+            for stale in stale(&options, &tokenizer).map_err(advise)? {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if when_stale == WhenStale::Refuse {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
@@ -149,7 +150,7 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
             let reports = make(&others, &tokenizer, false)?;
             match kept.is_empty() {
                 true => reports,
-                false => as_prepared(&options).hint(ADVICE)?,
+                false => take(&options)?,
             }
         }
     };
@@ -177,6 +178,50 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
 
 const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says where each value comes from";
 
+/// A corpus error with what to do about it.
+pub fn advise(error: CorpusError) -> anyhow::Error {
+    match &error {
+        CorpusError::UnknownFormat { domain, .. } => {
+            let hint = format!(
+                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set domains.{domain}.format to \"jsonl\", \"parquet\" or \"text\" (each file is one document); see docs/corpora.md"
+            );
+            usage(with_hint(error, hint))
+        }
+        CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
+            let hint = fields_hint(domain, fields);
+            with_hint(error, hint)
+        }
+        _ => with_hint(error, ADVICE),
+    }
+}
+
+/// What to set if the records lack the field that is asked for.
+pub fn fields_hint(domain: &str, fields: &[String]) -> String {
+    let field = fields.last().map_or("text", String::as_str);
+    let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
+    format!(
+        "name the field that holds the text, such as domains.{domain}.text_field = \"{field}\", or make the text of several, such as domains.{domain}.text = \"{}\"",
+        template.join("\\n")
+    )
+}
+
+/// Takes the corpus as it is prepared.
+fn take(options: &PrepareOptions) -> Result<Vec<DomainReport>> {
+    as_prepared(options, &mut |progress| {
+        if progress.waiting {
+            say_waiting(options);
+        }
+    })
+    .map_err(advise)
+}
+
+fn say_waiting(options: &PrepareOptions) {
+    say(&format!(
+        "another process is preparing {}: waiting for it",
+        options.folder.display()
+    ));
+}
+
 fn make(
     options: &PrepareOptions,
     tokenizer: &TokenizerFolder,
@@ -186,14 +231,9 @@ fn make(
         0,
         "{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
     );
-    let reports = prepare(options, tokenizer, force, &mut |progress| {
+    let reports = prepare(options, tokenizer, force, &mut |progress: Progress| {
         if progress.waiting {
-            let folder = options.folder.display();
-            bar.suspend(|| {
-                say(&format!(
-                    "another process prepares in {folder}: waiting for it"
-                ))
-            });
+            bar.suspend(|| say_waiting(options));
             return;
         }
         bar.set_message(progress.domain);
@@ -201,13 +241,13 @@ fn make(
         bar.set_position(progress.bytes);
     });
     bar.finish_and_clear();
-    let reports = reports.hint(ADVICE)?;
+    let reports = reports.map_err(advise)?;
     for report in reports
         .iter()
         .filter(|report| report.prepared && report.quarantined > 0)
     {
         say(&format!(
-            "{}: {} records could not be used; they are listed in {}",
+            "{}: {} records could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
             report.domain,
             report.quarantined,
             quarantine(options, &report.domain).display()
@@ -274,6 +314,11 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
         name: name.to_owned(),
         files: domain.files.clone(),
         validation_files: domain.validation_files.clone(),
+        format: domain.format.map(|format| match format {
+            ddk_settings::FileFormat::Jsonl => FileFormat::Jsonl,
+            ddk_settings::FileFormat::Parquet => FileFormat::Parquet,
+            ddk_settings::FileFormat::Text => FileFormat::Text,
+        }),
         text: template("text", &domain.text)?,
         prompt: prompt
             .map(|prompt| template("prompt", prompt))

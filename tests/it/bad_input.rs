@@ -81,6 +81,128 @@ fn an_empty_and_a_missing_domain_are_named() {
     );
 }
 
+/// What a file's name does not say is not guessed.
+#[test]
+fn files_of_unknown_formats_are_refused_by_init_check_and_prepare() {
+    let world = World::new();
+    let lines = fs::read(world.path().join("sources/rivers.jsonl")).unwrap();
+    let init = |out: &str| {
+        let models = [
+            "init",
+            "--teacher",
+            "models/teacher",
+            "--student",
+            "models/student",
+        ];
+        [&models[..], &["--data", "data", "--out", out]]
+            .concat()
+            .into_iter()
+            .map(ToOwned::to_owned)
+            .collect::<Vec<String>>()
+    };
+    edit(
+        &world,
+        "files = [\"sources/rivers.jsonl\"]",
+        "files = [\"data\"]",
+    );
+    for (name, said) in [
+        ("records.json", "convert it to JSON Lines"),
+        ("records.ndjson", "rename it to `.jsonl`"),
+        ("table.csv", "convert its rows"),
+        ("table.tsv.gz", "convert its rows"),
+        ("RECORDS.JSONL", "rename it to end in `.jsonl`"),
+        ("rows.Parquet", "rename it to end in `.parquet`"),
+        ("photo.png", "`.png` is not a known extension"),
+    ] {
+        let _ = fs::remove_dir_all(world.path().join("data"));
+        fs::create_dir_all(world.path().join("data")).unwrap();
+        fs::write(world.path().join("data/good.jsonl"), &lines).unwrap();
+        fs::write(world.path().join("data").join(name), &lines).unwrap();
+        let expected = [&format!("data/{name}: ")[..], said];
+        let arguments = init("new.toml");
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let refused = world.fail(2, &arguments);
+        says(&refused, &[&expected[..], &["hint: convert"]].concat());
+        assert!(!world.path().join("new.toml").exists());
+        let checked = world.run(&["check", "config.toml"]);
+        assert_eq!(checked.status.code(), Some(1));
+        let checked = String::from_utf8(checked.stdout).unwrap();
+        says(
+            &checked,
+            &[&expected[..], &["PROBLEM: domain `rivers`"]].concat(),
+        );
+        for command in ["prepare", "train"] {
+            let refused = world.fail(2, &[command, "config.toml"]);
+            says(
+                &refused,
+                &[&expected[..], &["domains.rivers.format"]].concat(),
+            );
+        }
+    }
+    // The same lines under a name that says nothing, with a format that is given.
+    fs::remove_dir_all(world.path().join("data")).unwrap();
+    fs::create_dir_all(world.path().join("data")).unwrap();
+    fs::write(world.path().join("data/records.json"), &lines).unwrap();
+    let given = [
+        "prepare",
+        "config.toml",
+        "--set",
+        "domains.rivers.format=jsonl",
+    ];
+    let tokens = || fs::read(world.path().join("prepared/rivers/tokens.bin")).unwrap();
+    let before = tokens();
+    world.succeed(&given);
+    assert!(tokens() == before);
+}
+
+#[test]
+fn records_without_the_field_are_told_with_those_that_they_have() {
+    let world = World::new();
+    let records: String = (0..150)
+        .map(|number| {
+            format!(
+                "{}\n",
+                json!({ "question": format!("{number}?"), "answer": "yes" })
+            )
+        })
+        .collect();
+    fs::write(world.path().join("sources/rivers.jsonl"), &records).unwrap();
+    let expected = [
+        "sources/rivers.jsonl",
+        "line 1: no field `text`; its records have the fields `question`, `answer`",
+    ];
+    let checked = world.run(&["check", "config.toml"]);
+    assert_eq!(checked.status.code(), Some(1));
+    let checked = String::from_utf8(checked.stdout).unwrap();
+    says(
+        &checked,
+        &[&expected[..], &["PROBLEM: domain `rivers`"]].concat(),
+    );
+    let hint = "domains.rivers.text = \"{question}\\n{answer}\"";
+    let said = world.fail(1, &["prepare", "config.toml"]);
+    says(
+        &said,
+        &[&expected[..], &["150 of 150 records", hint]].concat(),
+    );
+    fs::create_dir_all(world.path().join("data")).unwrap();
+    fs::write(world.path().join("data/rivers.jsonl"), &records).unwrap();
+    let init = [
+        "init",
+        "--teacher",
+        "models/teacher",
+        "--student",
+        "models/student",
+    ];
+    let said = world.succeed(&[&init[..], &["--data", "data", "--out", "new.toml"]].concat());
+    says(
+        &stderr(&said),
+        &["warning: domain `rivers`", expected[1], hint],
+    );
+    // The hint, taken.
+    let set = "domains.rivers.text={question}\n{answer}";
+    world.succeed(&["prepare", "config.toml", "--set", set]);
+}
+
 #[test]
 fn bad_records_are_skipped_counted_and_listed_up_to_a_share() {
     let world = World::new();

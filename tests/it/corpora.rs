@@ -120,6 +120,29 @@ fn prepared_files_are_verified_and_looked_at() {
     assert!(said.contains("prepared/storms/tokens.bin"), "{said}");
 }
 
+/// A run stops at a block that changed on the disk, and trains on nothing of it.
+#[test]
+fn a_byte_that_changed_after_preparation_stops_the_run_with_its_place() {
+    let world = World::new();
+    let path = world.path().join("prepared/storms/tokens.bin");
+    let whole = fs::read(&path).unwrap();
+    let mut bytes = whole.clone();
+    bytes[100] ^= 4;
+    fs::write(&path, bytes).unwrap();
+    let said = world.fail(1, &["train", "config.toml"]);
+    assert!(
+        said.contains("loader-storms failed: prepared/storms/tokens.bin is damaged")
+            && said.contains("at byte 0 "),
+        "{said}"
+    );
+    let steps = fs::read_to_string(world.run_folder().join("run.jsonl")).unwrap_or_default();
+    assert_eq!(steps, "", "no step without rows of storms");
+    // Put right, the run is the one that nothing happened to.
+    fs::write(&path, whole).unwrap();
+    world.succeed(&["train", "config.toml"]);
+    assert_same(&world, &crate::world::whole(), "after damage to its corpus");
+}
+
 #[test]
 fn a_stale_corpus_is_refused_or_used_where_that_is_asked_for() {
     let world = World::new();

@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             name: "all".to_owned(),
             files: files.to_vec(),
             validation_files: Vec::new(),
+            format: None,
             text: Template::field("text"),
             prompt: None,
             only: None,

@@ -3,39 +3,34 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
+    ops::ControlFlow,
 };
 
 use serde_json::Value;
 
 use crate::{
-    CorpusError, DomainSource, Template,
-    source::{Compression, Records, SourceFile},
-    template::says,
+    CorpusError, DomainSource, FileFormat, format::Compression, quarantine::Unusable,
+    source::SourceFile, template::says,
 };
 
 /// A record: its text, or why it has none.
 pub(crate) struct Record {
     /// The line or row, from 1.
     pub(crate) line: u64,
-    pub(crate) document: Result<Document, String>,
+    pub(crate) document: Result<Document, Unusable>,
     /// Whether nothing of the file can be read from here on.
     pub(crate) ends_file: bool,
+    /// At most so many usable records follow in the file; `None` if nobody knows.
+    pub(crate) more: Option<u64>,
 }
 
 impl Record {
-    fn new(line: u64, document: Result<Document, String>) -> Self {
-        Self {
-            line,
-            document,
-            ends_file: false,
-        }
-    }
-
     fn damage(line: u64, reason: String) -> Self {
         Self {
             line,
-            document: Err(reason),
+            document: Err(reason.into()),
             ends_file: true,
+            more: Some(0),
         }
     }
 }
@@ -66,81 +61,121 @@ impl Document {
     }
 }
 
-/// What is done with each record; an error ends the reading.
-type Each<'a> = &'a mut dyn FnMut(Record) -> Result<(), CorpusError>;
+/// What is done with each record. A break or an error ends the reading.
+type Each<'a> = &'a mut dyn FnMut(Record) -> Flow;
+/// Whether the reading was ended by a break.
+type Flow = Result<ControlFlow<()>, CorpusError>;
+
+/// The largest zstd window that is read, as a power of two: 128 MiB, the most that the zstd tool reads by default. What a file
+/// asks for is allocated, so that a larger one could take all memory.
+const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// Calls `each` with every record of a file. Damage inside a compressed or Parquet file is a record that cannot be used, the
 /// file's last.
-pub(crate) fn read(
-    file: &SourceFile,
-    source: &DomainSource,
-    each: Each<'_>,
-) -> Result<(), CorpusError> {
+pub(crate) fn read(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
     if !is_of(file, source) {
-        return Ok(());
+        return Ok(ControlFlow::Continue(()));
     }
-    let format = file.format();
-    match format.records {
-        Records::Parquet => read_parquet(file, source, each),
-        Records::Lines => read_lines(file, source, format.compression, each),
-        Records::WholeFile => read_whole(file, source, format.compression, each),
+    match file.format.records {
+        FileFormat::Parquet => read_parquet(file, source, each),
+        FileFormat::Jsonl => read_lines(file, source, each),
+        FileFormat::Text => read_whole(file, source, each),
     }
 }
 
 /// Whether a file is read for a source at all: one that is a single document has no field to tell a domain by.
 pub(crate) fn is_of(file: &SourceFile, source: &DomainSource) -> bool {
-    source.only.is_none() || file.format().records != Records::WholeFile
+    source.only.is_none() || file.format.records != FileFormat::Text
 }
 
-fn open(file: &SourceFile, compression: Compression) -> Result<Box<dyn Read>, CorpusError> {
+/// At most so many usable records are in a file, without reading it; `None` if nobody knows.
+pub(crate) fn most_records(file: &SourceFile, source: &DomainSource) -> Option<u64> {
+    match (file.format.records, file.format.compression) {
+        _ if !is_of(file, source) => Some(0),
+        (FileFormat::Text, _) => Some(1),
+        (FileFormat::Jsonl, Compression::None) => {
+            Some(file.bytes.div_ceil(source.text.shortest_line()))
+        }
+        (FileFormat::Jsonl, _) => None,
+        (FileFormat::Parquet, _) => parquet_rows(file),
+    }
+}
+
+fn open(file: &SourceFile) -> Result<Box<dyn Read>, CorpusError> {
     let failed = || CorpusError::io("read", &file.path);
     let opened = File::open(&file.path).map_err(failed())?;
-    Ok(match compression {
+    Ok(match file.format.compression {
         Compression::None => Box::new(opened),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(opened))),
         Compression::Zstd => {
             let mut decoder = zstd::Decoder::new(opened).map_err(failed())?;
-            // As large as `zstd --long` makes them.
-            decoder.window_log_max(31).map_err(failed())?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(failed())?;
             Box::new(decoder)
         }
     })
 }
 
 /// An error of reading: of the disk, or of what is compressed.
-fn broken(
-    file: &SourceFile,
-    compression: Compression,
-    error: io::Error,
-) -> Result<String, CorpusError> {
-    match compression {
+fn broken(file: &SourceFile, error: io::Error) -> Result<String, CorpusError> {
+    match file.format.compression {
         Compression::None => Err(CorpusError::io("read", &file.path)(error)),
+        // What zstd calls a window over the limit (ZSTD_error_frameParameter_windowTooLarge).
+        Compression::Zstd if error.to_string().contains("too much memory") => Ok(format!(
+            "its zstd window is over {} MiB: compress it again without --long and --ultra",
+            (1_u64 << ZSTD_WINDOW_LOG) >> 20
+        )),
         _ => Ok(format!("the file is cut or damaged here: {error}")),
     }
 }
 
-fn read_whole(
-    file: &SourceFile,
-    source: &DomainSource,
-    compression: Compression,
-    each: Each<'_>,
-) -> Result<(), CorpusError> {
+fn read_whole(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
     let mut bytes = Vec::new();
-    let mut reader = open(file, compression)?.take(source.limits.longest + 1);
-    let document = match reader.read_to_end(&mut bytes) {
-        Ok(_) => text(bytes).and_then(|text| usable(Document { prompt: None, text }, source)),
-        Err(error) => return each(Record::damage(1, broken(file, compression, error)?)),
+    let longest = source.limits.longest;
+    let room = longest.saturating_add(1 + UTF8_MARK.len() as u64);
+    let document = match open(file)?.take(room).read_to_end(&mut bytes) {
+        Ok(_) => whole_text(bytes, source),
+        Err(error) => return each(Record::damage(1, broken(file, error)?)),
     };
-    each(Record::new(1, document))
+    each(Record {
+        line: 1,
+        document: document.map_err(Unusable::from),
+        ends_file: false,
+        more: Some(0),
+    })
 }
 
-fn read_lines(
-    file: &SourceFile,
-    source: &DomainSource,
-    compression: Compression,
-    each: Each<'_>,
-) -> Result<(), CorpusError> {
-    let mut reader = BufReader::with_capacity(1 << 16, open(file, compression)?);
+/// A file's bytes as one document, or why they are none.
+fn whole_text(mut bytes: Vec<u8>, source: &DomainSource) -> Result<Document, String> {
+    strip_mark(&mut bytes)?;
+    if let Some(place) = bytes.iter().position(|&byte| byte == 0) {
+        return Err(format!("a binary file, not text: byte {place} is zero"));
+    }
+    if bytes.len() as u64 > source.limits.longest {
+        return Err(over_the_limit(source));
+    }
+    let text = text(bytes)?;
+    usable(Document { prompt: None, text }, source)
+}
+
+/// What programs on Windows put in front of UTF-8.
+const UTF8_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+/// Removes the byte-order mark of UTF-8 from a file's beginning; refuses the marks of other encodings.
+fn strip_mark(bytes: &mut Vec<u8>) -> Result<(), String> {
+    if bytes.starts_with(&UTF8_MARK) {
+        bytes.drain(..UTF8_MARK.len());
+    }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(
+            "UTF-16 by its byte-order mark: convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8`"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+fn read_lines(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
+    let mut reader = BufReader::with_capacity(1 << 16, open(file)?);
     let mut bytes = Vec::new();
     // A record is longer than its text; past this the line is not even kept.
     let longest = source
@@ -148,20 +183,31 @@ fn read_lines(
         .longest
         .saturating_mul(2)
         .saturating_add(1 << 16);
+    let shortest = source.text.shortest_line();
+    let mut consumed: u64 = 0;
     for line in 1.. {
         bytes.clear();
         let read = (&mut reader).take(longest).read_until(b'\n', &mut bytes);
+        let mut too_long = false;
         match read {
             Ok(0) => break,
-            Ok(count) if count as u64 == longest && bytes.last() != Some(&b'\n') => {
-                skip_line(&mut reader).map_err(CorpusError::io("read", &file.path))?;
-                let document = Err(over_the_limit(source));
-                each(Record::new(line, document))?;
-                continue;
+            Ok(count) => {
+                consumed += count as u64;
+                too_long |= count as u64 == longest && bytes.last() != Some(&b'\n');
             }
-            Ok(_) => {}
             Err(error) => {
-                return each(Record::damage(line, broken(file, compression, error)?));
+                return each(Record::damage(line, broken(file, error)?));
+            }
+        }
+        if line == 1
+            && let Err(reason) = strip_mark(&mut bytes)
+        {
+            return each(Record::damage(line, reason));
+        }
+        if too_long {
+            match skip_line(&mut reader) {
+                Ok(skipped) => consumed += skipped,
+                Err(error) => return each(Record::damage(line, broken(file, error)?)),
             }
         }
         while bytes.last().is_some_and(u8::is_ascii_whitespace) {
@@ -171,13 +217,24 @@ fn read_lines(
         if bytes.is_empty() {
             continue;
         }
-        let record = text(std::mem::take(&mut bytes)).and_then(|line| parse(&line));
-        give(line, record, source, each)?;
+        let record = match too_long {
+            true => Err(over_the_limit(source)),
+            false => text(std::mem::take(&mut bytes)).and_then(|line| parse(&line)),
+        };
+        let more = match file.format.compression {
+            Compression::None => Some(file.bytes.saturating_sub(consumed).div_ceil(shortest)),
+            _ => None,
+        };
+        if give(line, record, more, source, each)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
-fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
+/// Passes over the rest of a line; returns its bytes.
+fn skip_line(reader: &mut impl BufRead) -> io::Result<u64> {
+    let mut skipped = 0;
     loop {
         let buffer = reader.fill_buf()?;
         let (end, found) = match buffer.iter().position(|&byte| byte == b'\n') {
@@ -185,18 +242,15 @@ fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
             None => (buffer.len(), buffer.is_empty()),
         };
         reader.consume(end);
+        skipped += end as u64;
         if found {
-            return Ok(());
+            return Ok(skipped);
         }
     }
 }
 
 #[cfg(feature = "parquet")]
-fn read_parquet(
-    file: &SourceFile,
-    source: &DomainSource,
-    each: Each<'_>,
-) -> Result<(), CorpusError> {
+fn read_parquet(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
     use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
 
     let opened = File::open(&file.path).map_err(CorpusError::io("read", &file.path))?;
@@ -207,6 +261,7 @@ fn read_parquet(
             return each(Record::damage(1, damaged(&error)));
         }
     };
+    let count = reader.metadata().file_metadata().num_rows().unsigned_abs();
     let rows = match reader.get_row_iter(None) {
         Ok(rows) => rows,
         Err(error) => {
@@ -214,49 +269,83 @@ fn read_parquet(
         }
     };
     for (line, row) in (1..).zip(rows) {
-        match row {
-            Ok(row) => give(line, Ok(crate::parquet::record(&row)), source, each)?,
+        let flow = match row {
+            Ok(row) => {
+                let more = Some(count.saturating_sub(line));
+                give(line, Ok(crate::parquet::record(&row)), more, source, each)?
+            }
             Err(error) => {
                 return each(Record::damage(line, damaged(&error)));
             }
+        };
+        if flow.is_break() {
+            return Ok(flow);
         }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Rows of a Parquet file, as its footer says. A file without a footer is one record that cannot be used.
+#[cfg(feature = "parquet")]
+fn parquet_rows(file: &SourceFile) -> Option<u64> {
+    use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
+
+    let reader = SerializedFileReader::new(File::open(&file.path).ok()?);
+    Some(reader.map_or(1, |reader| {
+        reader.metadata().file_metadata().num_rows().unsigned_abs()
+    }))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn read_parquet(
-    file: &SourceFile,
-    _source: &DomainSource,
-    _each: Each<'_>,
-) -> Result<(), CorpusError> {
+fn read_parquet(file: &SourceFile, _source: &DomainSource, _each: Each<'_>) -> Flow {
     Err(CorpusError::damaged(
         &file.path,
         "is Parquet, which this program was built without (feature `parquet`)",
     ))
 }
 
+#[cfg(not(feature = "parquet"))]
+fn parquet_rows(_file: &SourceFile) -> Option<u64> {
+    None
+}
+
 /// Gives a record of the domain to `each`; those of other domains are passed over.
 fn give(
     line: u64,
     record: Result<Value, String>,
+    more: Option<u64>,
     source: &DomainSource,
     each: Each<'_>,
-) -> Result<(), CorpusError> {
+) -> Flow {
     if let (Ok(record), Some((path, value))) = (&record, &source.only)
         && !says(record, path, value)
     {
-        return Ok(());
+        return Ok(ControlFlow::Continue(()));
     }
-    let document = record.and_then(|record| {
-        let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(&record));
-        let document = Document {
-            prompt: prompt.transpose()?,
-            text: source.text.fill(&record)?,
-        };
-        usable(document, source)
-    });
-    each(Record::new(line, document))
+    each(Record {
+        line,
+        document: record
+            .map_err(Unusable::from)
+            .and_then(|record| document(&record, source)),
+        ends_file: false,
+        more,
+    })
+}
+
+/// The document of a record, or why it has none.
+fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable> {
+    let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(record));
+    let filled = prompt
+        .transpose()
+        .and_then(|prompt| Ok((prompt, source.text.fill(record)?)));
+    let (prompt, text) = filled.map_err(|reason| Unusable {
+        reason,
+        fields: record
+            .as_object()
+            .map(|fields| fields.keys().cloned().collect())
+            .unwrap_or_default(),
+    })?;
+    Ok(usable(Document { prompt, text }, source)?)
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, String> {
@@ -280,43 +369,4 @@ fn usable(document: Document, source: &DomainSource) -> Result<Document, String>
 
 fn over_the_limit(source: &DomainSource) -> String {
     format!("longer than the limit of {} bytes", source.limits.longest)
-}
-
-/// The text of a source's first record that has one.
-pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusError> {
-    let mut found = None;
-    for file in source.expand()? {
-        // Reading ends at the first text by way of an error that means no harm.
-        let done = read(&file, source, &mut |record| match record.document {
-            Ok(document) => {
-                found = Some(document.prompt.unwrap_or_default() + &document.text);
-                Err(CorpusError::damaged(&file.path, "read enough"))
-            }
-            Err(_) => Ok(()),
-        });
-        match found {
-            Some(text) => return Ok(Some(text)),
-            None => done?,
-        }
-    }
-    Ok(None)
-}
-
-/// The values that a field has in the records of a source, sorted.
-pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, CorpusError> {
-    let by_field = DomainSource {
-        text: Template::field(path),
-        prompt: None,
-        ..source.clone()
-    };
-    let mut values = std::collections::BTreeSet::new();
-    for file in by_field.expand()? {
-        if file.format().records != Records::WholeFile {
-            read(&file, &by_field, &mut |record| {
-                values.extend(record.document.ok().map(|document| document.text));
-                Ok(())
-            })?;
-        }
-    }
-    Ok(values.into_iter().collect())
 }

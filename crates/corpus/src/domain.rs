@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::{
     CorpusError, Packing, Row,
+    checksums::Checksums,
     manifest::{MANIFEST, Manifest},
     rows::{RowIndex, index_file},
     store::Tokens,
@@ -18,8 +19,8 @@ pub struct ValidationDocument {
     pub skipped: Vec<bool>,
 }
 
-/// A prepared domain: its rows in constant time, its validation documents. Opening reads the manifest and the sizes of the
-/// files, nothing else.
+/// A prepared domain: its rows in constant time, its validation documents. Opening reads the manifest, the checksums and the
+/// sizes of the files, nothing else. A block of a file is compared with its checksum when this process first reads it.
 #[derive(Debug)]
 pub struct PreparedDomain {
     name: String,
@@ -62,10 +63,11 @@ impl PreparedDomain {
         if !index.exists() {
             return Err(not_prepared());
         }
+        let checksums = Checksums::read(&folder, &manifest)?;
         Ok(Self {
             name: name.to_owned(),
-            tokens: Tokens::open(&folder, "", &manifest)?,
-            validation: Tokens::open(&folder, "validation-", &manifest)?,
+            tokens: Tokens::open(&folder, "", &manifest, &checksums)?,
+            validation: Tokens::open(&folder, "validation-", &manifest, &checksums)?,
             index: RowIndex::open(&index)?,
             manifest,
             options,

@@ -46,6 +46,16 @@ pub enum CorpusError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Files whose format is not known.
+    #[error("domain `{domain}`: {}", refused(*count, files))]
+    UnknownFormat {
+        /// The domain.
+        domain: String,
+        /// How many files are refused.
+        count: usize,
+        /// The first of them.
+        files: Vec<RefusedFile>,
+    },
     /// A domain without enough text.
     #[error("domain `{domain}` {what}")]
     TooLittle {
@@ -55,14 +65,16 @@ pub enum CorpusError {
         what: String,
     },
     /// More records than allowed could not be used.
-    #[error("domain `{domain}`: {bad} of {records} records cannot be used, more than corpus.max_bad_share = {limit} allows; most are in {}, the first at line {line}: {reason}", path.display())]
+    #[error("domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_share = {limit} allows; most are in {}, the first at line {line}: {reason}{}", if *whole { "" } else { "the first " }, path.display(), having(fields))]
     TooManyBad {
         /// The domain.
         domain: String,
         /// Records that cannot be used.
         bad: u64,
-        /// All records.
+        /// Records read.
         records: u64,
+        /// Whether these are all records. Reading stops when the share cannot be met any more.
+        whole: bool,
         /// The share allowed.
         limit: f64,
         /// The source with most of them.
@@ -71,9 +83,11 @@ pub enum CorpusError {
         line: u64,
         /// What is wrong there.
         reason: String,
+        /// The fields of records that lack the one asked for; empty if none lacks it.
+        fields: Vec<String>,
     },
     /// Files that cannot be read to their end hold more than is allowed.
-    #[error("domain `{domain}`: {:.1} % of its files' bytes are in files that cannot be read to their end, more than corpus.max_bad_share = {limit} allows; the first is {} at line {line}: {reason}", share * 100.0, path.display())]
+    #[error("domain `{domain}`: at least {:.1} % of its files' bytes are in files that cannot be read to their end, more than corpus.max_bad_share = {limit} allows; the first is {} at line {line}: {reason}", share * 100.0, path.display())]
     TooMuchDamaged {
         /// The domain.
         domain: String,
@@ -99,6 +113,16 @@ pub enum CorpusError {
     /// The receiving side of a preparation ended first; its own error is the one that is told.
     #[error("the preparation was given up")]
     Interrupted,
+    /// A block of a prepared file that changed after it was written.
+    #[error("{} is damaged: the {bytes} bytes at byte {offset} do not have the checksum that they were written with: prepare the corpus again (ddk prepare CONFIG --force)", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where the block starts, in bytes.
+        offset: u64,
+        /// Bytes of the block.
+        bytes: u64,
+    },
     /// A prepared file that is not as its manifest says.
     #[error("{}: {reason}", path.display())]
     Damaged {
@@ -125,6 +149,38 @@ pub enum CorpusError {
         /// The first difference.
         difference: String,
     },
+}
+
+/// A file whose format is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Why it is refused, and what to do.
+    pub reason: String,
+}
+
+fn refused(count: usize, files: &[RefusedFile]) -> String {
+    let mut text = match count {
+        1 => "the format of 1 file is not known".to_owned(),
+        _ => format!("the formats of {count} files are not known"),
+    };
+    for file in files {
+        text.push_str(&format!("\n{}: {}", file.path.display(), file.reason));
+    }
+    if count > files.len() {
+        text.push_str(&format!("\nand {} more", count - files.len()));
+    }
+    text
+}
+
+/// What a message adds about the fields that records do have.
+pub(crate) fn having(fields: &[String]) -> String {
+    match fields {
+        [] => String::new(),
+        [one] => format!("; its records have the field `{one}`"),
+        _ => format!("; its records have the fields `{}`", fields.join("`, `")),
+    }
 }
 
 impl CorpusError {

@@ -5,9 +5,14 @@
 //! constant time; [`RowReader`] gives the rows of each pass in an order drawn from (seed, domain, pass), so a cursor is two
 //! numbers. No libtorch in here.
 
+mod checksums;
+#[cfg(test)]
+mod crash_tests;
 mod documents;
 mod domain;
 mod error;
+mod files;
+mod format;
 mod lock;
 mod manifest;
 #[cfg(feature = "parquet")]
@@ -16,23 +21,27 @@ mod prepare;
 mod quarantine;
 mod reader;
 mod rows;
+mod sample;
 mod source;
 mod stale;
 mod store;
 mod survey;
 mod template;
+mod tokenize;
 mod tokenizer;
 mod train_tokenizer;
+mod writing;
 
-pub use documents::{field_values, first_document};
 pub use domain::{PreparedDomain, RowOptions, ValidationDocument};
-pub use error::CorpusError;
+pub use error::{CorpusError, RefusedFile};
+pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
 pub use prepare::{
     DomainReport, PrepareOptions, Progress, ValidationBy, as_prepared, prepare, verify,
 };
-pub use quarantine::{QUARANTINE_FILE, Quarantined};
+pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
 pub use reader::{Cursor, Drawn, RowReader};
 pub use rows::{Packing, Row, Span};
+pub use sample::{Sample, field_values, first_document, sample};
 pub use source::{DomainSource, Limits};
 pub use stale::{Stale, stale};
 pub use template::Template;

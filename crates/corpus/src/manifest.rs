@@ -1,22 +1,17 @@
 //! What a prepared domain was made from, and what it holds.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::BufReader,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CorpusError, DomainSource, Limits, PrepareOptions, Template, TokenizerFolder, ValidationBy,
-    source::SourceFile, survey::Use,
+    CorpusError, DomainSource, FileFormat, Limits, PrepareOptions, Template, TokenizerFolder,
+    ValidationBy, checksums::FileRecord, source::SourceFile, survey::Use,
 };
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// Raised when the format, or what it is made by, changes.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 /// The files that hold a domain's documents.
 pub(crate) const DATA_FILES: [&str; 6] = [
     "tokens.bin",
@@ -43,9 +38,13 @@ pub(crate) struct Manifest {
     /// Documents that were left out because they are too short.
     pub(crate) short: u64,
     pub(crate) quarantined: u64,
-    /// BLAKE3 of each data file.
-    pub(crate) hashes: BTreeMap<String, String>,
-    /// BLAKE3 of the names and hashes above.
+    /// The data files. A file that a later format adds gets its blocks' checksums by being listed here.
+    pub(crate) files: BTreeMap<String, FileRecord>,
+    /// Bytes of the blocks that have a checksum each.
+    pub(crate) block_bytes: u64,
+    /// BLAKE3 of the file with the blocks' checksums.
+    pub(crate) checksums_hash: String,
+    /// BLAKE3 of the names and hashes of the data files.
     pub(crate) content_hash: String,
 }
 
@@ -54,6 +53,8 @@ pub(crate) struct Manifest {
 pub(crate) struct MadeFrom {
     pub(crate) sources: Vec<SourceFile>,
     pub(crate) validation_sources: Vec<SourceFile>,
+    /// The format that overrides the files' extensions.
+    pub(crate) format: Option<FileFormat>,
     pub(crate) text: String,
     pub(crate) prompt: Option<String>,
     pub(crate) only: Option<(String, String)>,
@@ -77,6 +78,7 @@ impl MadeFrom {
         Ok(Self {
             sources: domain.expand()?,
             validation_sources: domain.expand_validation()?,
+            format: domain.format,
             text: source(&domain.text),
             prompt: domain.prompt.as_ref().map(source),
             only: domain.only.clone(),
@@ -102,6 +104,9 @@ impl MadeFrom {
     pub(crate) fn difference(&self, now: &Self) -> Option<String> {
         if self.tokenizer_hash != now.tokenizer_hash {
             return Some("the tokenizer has changed".to_owned());
+        }
+        if self.format != now.format {
+            return Some("the setting format has changed".to_owned());
         }
         let of_files = files_differ(&self.sources, &now.sources)
             .or_else(|| files_differ(&self.validation_sources, &now.validation_sources));
@@ -150,19 +155,6 @@ fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
     then.iter()
         .find(|old| !now.iter().any(|source| source.path == old.path))
         .map(|gone| format!("{} is gone", gone.path.display()))
-}
-
-/// BLAKE3 of a file.
-pub(crate) fn file_hash(path: &Path) -> Result<String, CorpusError> {
-    let mut hasher = blake3::Hasher::new();
-    File::open(path)
-        .and_then(|file| {
-            hasher
-                .update_reader(BufReader::with_capacity(1 << 20, file))
-                .map(|_| ())
-        })
-        .map_err(CorpusError::io("read", path))?;
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 impl Manifest {

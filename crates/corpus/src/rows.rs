@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    io::Read,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CorpusError,
+    checksums::{BlockSums, Blocks, SUM_BYTES, blocks_of, sums},
+    files,
     store::{NumberWriter, Numbers, Tokens},
 };
 
@@ -103,14 +105,13 @@ impl Row {
 }
 
 /// The row index: for each row its spans, so that any packing is read alike. The file holds, as little-endian u64, the number
-/// of rows, for each row the number of spans before it (and the total), then three numbers a span; then its own BLAKE3 hash.
+/// of rows, for each row the number of spans before it (and the total), then three numbers a span; then the checksum of each
+/// block of these numbers, and the BLAKE3 hash of the checksums.
 #[derive(Debug)]
 pub(crate) struct RowIndex {
     numbers: Numbers,
     pub(crate) rows: u64,
 }
-
-const HASH_BYTES: u64 = 32;
 
 /// The file of a row index.
 pub(crate) fn index_file(folder: &Path, packing: Packing, sequence_length: usize) -> PathBuf {
@@ -135,9 +136,9 @@ pub(crate) fn write_index(
     let count = rows.len() as u64 - 1;
     let partial = path.with_extension("partial");
     let mut out = NumberWriter::create(partial.clone())?;
-    let mut hasher = blake3::Hasher::new();
+    let mut blocks = BlockSums::default();
     let mut write = |number: u64| {
-        hasher.update(&number.to_le_bytes());
+        blocks.update(&number.to_le_bytes());
         out.write(&number.to_le_bytes())
     };
     write(count)?;
@@ -149,9 +150,12 @@ pub(crate) fn write_index(
             write(number)?;
         }
     }
-    out.write(hasher.finalize().as_bytes())?;
+    let sums = blocks.finish();
+    out.write(&sums)?;
+    out.write(blake3::hash(&sums).as_bytes())?;
     out.sync()?;
-    std::fs::rename(&partial, &path).map_err(CorpusError::io("write", &path))?;
+    files::rename(&partial, &path)?;
+    files::sync_folder(path.parent().unwrap_or(Path::new(".")))?;
     Ok(count)
 }
 
@@ -261,52 +265,61 @@ impl RowIndex {
         name.starts_with("rows-") && name.ends_with(".bin")
     }
 
-    /// Compares a row index with the hash at its end.
+    /// Compares a row index with the checksums at its end.
     pub(crate) fn verify(path: &Path) -> Result<(), CorpusError> {
-        let index = Self::open(path)?;
-        let failed = || CorpusError::io("read", path);
-        let contents = index.numbers.length - HASH_BYTES;
-        let file = File::open(path).map_err(failed())?;
-        let mut hasher = blake3::Hasher::new();
-        hasher
-            .update_reader(file.take(contents))
-            .map_err(failed())?;
-        let hash = index.numbers.bytes(contents, HASH_BYTES as usize)?;
-        if hasher.finalize().as_bytes() != hash.as_slice() {
-            return Err(CorpusError::damaged(
-                path,
-                "does not have the content that it was written with: delete it and prepare again",
-            ));
-        }
-        Ok(())
+        Self::open(path)?.numbers.verify()
     }
 
     pub(crate) fn open(path: &Path) -> Result<Self, CorpusError> {
-        let bytes = path
-            .metadata()
-            .map_err(CorpusError::io("read", path))?
-            .len();
-        let numbers = Numbers::open(path, bytes)?;
+        let failed = || CorpusError::io("read", path);
+        let file = File::open(path).map_err(failed())?;
+        let bytes = file.metadata().map_err(failed())?.len();
         let damaged = || {
             CorpusError::damaged(
                 path,
                 "is not a whole row index: delete it and prepare again",
             )
         };
-        let within = |index: &u64| *index < bytes / 8;
-        let number = |index: Option<u64>| match index.filter(within) {
-            Some(index) => numbers.u64(index),
-            None => Err(damaged()),
+        let read = |offset: u64, count: u64| {
+            let end = offset.checked_add(count).filter(|end| *end <= bytes);
+            end.ok_or_else(damaged)?;
+            let mut read = vec![0; count as usize];
+            file.read_exact_at(&mut read, offset).map_err(failed())?;
+            Ok::<_, CorpusError>(read)
         };
+        let number = |index: Option<u64>| {
+            let offset = index.and_then(|index| index.checked_mul(8));
+            let bytes = read(offset.ok_or_else(damaged)?, 8)?;
+            Ok::<_, CorpusError>(
+                bytes
+                    .as_chunks()
+                    .0
+                    .first()
+                    .map_or(0, |n| u64::from_le_bytes(*n)),
+            )
+        };
+        // These two are compared with the rest of the file only after they say how long it is.
         let rows = number(Some(0))?;
         let spans = number(rows.checked_add(1))?;
-        let expected = spans
+        let length = spans
             .checked_mul(24)
-            .and_then(|spans| spans.checked_add(8 * (rows + 2) + HASH_BYTES));
-        if expected != Some(bytes) {
+            .zip(rows.checked_add(2).and_then(|rows| rows.checked_mul(8)))
+            .and_then(|(spans, rows)| spans.checked_add(rows))
+            .filter(|length| *length <= bytes)
+            .ok_or_else(damaged)?;
+        let sum_bytes = blocks_of(length) * SUM_BYTES as u64;
+        if length + sum_bytes + SUM_BYTES as u64 != bytes {
             return Err(damaged());
         }
-        Ok(Self { numbers, rows })
+        let written = read(length, sum_bytes)?;
+        if read(length + sum_bytes, SUM_BYTES as u64)? != blake3::hash(&written).as_bytes() {
+            return Err(damaged());
+        }
+        let blocks = Blocks::new(sums(&written));
+        Ok(Self {
+            numbers: Numbers::of_file(path, file, length, blocks),
+            rows,
+        })
     }
 
     /// The spans of a row, in constant time.

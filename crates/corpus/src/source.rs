@@ -8,18 +8,24 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CorpusError, Template};
+use crate::{
+    CorpusError, FileFormat, RefusedFile, Template,
+    format::{Format, decide},
+};
 
 /// Where a domain's text comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DomainSource {
     /// The domain's name.
     pub name: String,
-    /// Files, folders (walked) or globs. `.jsonl` files hold a record a line, `.parquet` files a record a row; any other file is
-    /// one document. All but Parquet may be compressed: `.gz`, `.zst`.
+    /// Files, folders (walked) or globs. Each `.jsonl` line and each `.parquet` row is a record; a file with an extension of
+    /// text or source code is one document. All but Parquet may be compressed: `.gz`, `.zst`. Other files are refused.
+    /// Hidden files are skipped unless they are named.
     pub files: Vec<String>,
     /// Files of validation documents. Where there are none, documents are set aside by a hash of their content.
     pub validation_files: Vec<String>,
+    /// The format of all files, whatever their names say; `None`: each file's extension decides.
+    pub format: Option<FileFormat>,
     /// The text of a record.
     pub text: Template,
     /// The part of a record that comes before the text, and need not be learnt.
@@ -71,7 +77,12 @@ pub(crate) struct SourceFile {
     pub(crate) bytes: u64,
     /// Nanoseconds since 1970.
     pub(crate) modified: u64,
+    /// How it is read.
+    pub(crate) format: Format,
 }
+
+/// Refused files that an error lists by name.
+const LISTED: usize = 5;
 
 impl DomainSource {
     /// The files to train on, sorted by path, each once.
@@ -92,7 +103,13 @@ impl DomainSource {
             if path.exists() {
                 walk(path, &mut paths)?;
             } else {
-                let matches = glob::glob(pattern).map_err(|error| CorpusError::BadPattern {
+                // As in a walk, hidden files are skipped.
+                let options = glob::MatchOptions {
+                    require_literal_leading_dot: true,
+                    ..glob::MatchOptions::new()
+                };
+                let matches = glob::glob_with(pattern, options);
+                let matches = matches.map_err(|error| CorpusError::BadPattern {
                     domain: self.name.clone(),
                     pattern: pattern.clone(),
                     reason: error.to_string(),
@@ -115,12 +132,36 @@ impl DomainSource {
         }
         paths.sort();
         paths.dedup();
-        paths.into_iter().map(SourceFile::of).collect()
+        self.with_formats(paths)
+    }
+
+    /// Each file with its format. All are judged before any is read, so that one error lists what is refused.
+    fn with_formats(&self, paths: Vec<PathBuf>) -> Result<Vec<SourceFile>, CorpusError> {
+        let (mut files, mut refused, mut count) = (Vec::with_capacity(paths.len()), Vec::new(), 0);
+        for path in paths {
+            match decide(&path, self.format) {
+                Ok(format) => files.push(SourceFile::of(path, format)?),
+                Err(reason) => {
+                    count += 1;
+                    if refused.len() < LISTED {
+                        refused.push(RefusedFile { path, reason });
+                    }
+                }
+            }
+        }
+        match count {
+            0 => Ok(files),
+            _ => Err(CorpusError::UnknownFormat {
+                domain: self.name.clone(),
+                count,
+                files: refused,
+            }),
+        }
     }
 }
 
 impl SourceFile {
-    fn of(path: PathBuf) -> Result<Self, CorpusError> {
+    fn of(path: PathBuf, format: Format) -> Result<Self, CorpusError> {
         let metadata = fs::metadata(&path).map_err(CorpusError::io("read", &path))?;
         let modified = metadata
             .modified()
@@ -131,49 +172,9 @@ impl SourceFile {
             bytes: metadata.len(),
             modified,
             path,
+            format,
         })
     }
-
-    pub(crate) fn format(&self) -> Format {
-        let name = self.path.to_string_lossy();
-        let (name, compression) = match name.rsplit_once('.') {
-            Some((rest, "gz")) => (rest, Compression::Gzip),
-            Some((rest, "zst")) => (rest, Compression::Zstd),
-            _ => (&*name, Compression::None),
-        };
-        let records = match name.rsplit_once('.') {
-            Some((_, "jsonl")) => Records::Lines,
-            Some((_, "parquet")) => Records::Parquet,
-            _ => Records::WholeFile,
-        };
-        Format {
-            records,
-            compression,
-        }
-    }
-}
-
-/// How records are in a file, by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Format {
-    pub(crate) records: Records,
-    pub(crate) compression: Compression,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Records {
-    /// JSON Lines.
-    Lines,
-    Parquet,
-    /// The file is one document.
-    WholeFile,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
-    None,
-    Gzip,
-    Zstd,
 }
 
 /// A file itself, or all files below a folder; hidden ones are left out.

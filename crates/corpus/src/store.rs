@@ -9,7 +9,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CorpusError, manifest::Manifest};
+use crate::{
+    CorpusError,
+    checksums::{BLOCK_BYTES, Blocks, Checksums},
+    files,
+    manifest::Manifest,
+};
 
 /// A file of little-endian numbers being written.
 pub(crate) struct NumberWriter {
@@ -24,6 +29,7 @@ impl NumberWriter {
 
     /// Goes on after the first `length` bytes of a file; what is behind them is cut off.
     pub(crate) fn open_at(path: PathBuf, length: u64) -> Result<Self, CorpusError> {
+        files::step("open", &path);
         let failed = || CorpusError::io("write", &path);
         let mut file = File::options()
             .create(true)
@@ -46,6 +52,7 @@ impl NumberWriter {
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), CorpusError> {
+        files::step("append", &self.path);
         self.out
             .write_all(bytes)
             .map_err(CorpusError::io("write", &self.path))
@@ -55,8 +62,8 @@ impl NumberWriter {
     pub(crate) fn sync(&mut self) -> Result<(), CorpusError> {
         self.out
             .flush()
-            .and_then(|()| self.out.get_ref().sync_all())
-            .map_err(CorpusError::io("write", &self.path))
+            .map_err(CorpusError::io("write", &self.path))?;
+        files::sync(self.out.get_ref(), &self.path)
     }
 }
 
@@ -140,18 +147,20 @@ impl TokenWriter {
 }
 
 /// A file of little-endian numbers that stays open. It is read, not mapped: a disk that cannot be read is an error that names
-/// file and offset, where a map would kill the process. What is read often is in the system's cache either way.
+/// file and offset, where a map would kill the process. What is read often is in the system's cache either way. The first time
+/// that a block is read, it is compared with its checksum.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     path: PathBuf,
     file: File,
-    /// Its length.
+    /// Bytes of the numbers: the file's length, but for a row index, whose checksums follow.
     pub(crate) length: u64,
+    blocks: Blocks,
 }
 
 impl Numbers {
     /// Opens a file that must have `bytes` bytes.
-    pub(crate) fn open(path: &Path, bytes: u64) -> Result<Self, CorpusError> {
+    pub(crate) fn open(path: &Path, bytes: u64, blocks: Blocks) -> Result<Self, CorpusError> {
         let file = File::open(path).map_err(CorpusError::io("read", path))?;
         let found = file
             .metadata()
@@ -165,11 +174,17 @@ impl Numbers {
                 ),
             ));
         }
-        Ok(Self {
+        Ok(Self::of_file(path, file, bytes, blocks))
+    }
+
+    /// The first `length` bytes of an open file.
+    pub(crate) fn of_file(path: &Path, file: File, length: u64, blocks: Blocks) -> Self {
+        Self {
             path: path.to_owned(),
             file,
-            length: bytes,
-        })
+            length,
+            blocks,
+        }
     }
 
     /// The file.
@@ -180,15 +195,52 @@ impl Numbers {
     /// `count` bytes from `offset` on.
     pub(crate) fn bytes(&self, offset: u64, count: usize) -> Result<Vec<u8>, CorpusError> {
         // Before anything is allocated: a number that was read may be anything.
-        if offset
+        let end = offset
             .checked_add(count as u64)
-            .is_none_or(|end| end > self.length)
-        {
+            .filter(|end| *end <= self.length);
+        let Some(end) = end else {
             let reason = format!(
                 "has no {count} bytes at byte {offset}: prepare the corpus again (ddk prepare CONFIG --force)"
             );
             return Err(CorpusError::damaged(&self.path, reason));
+        };
+        let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
+        if blocks.clone().all(|block| self.blocks.is_verified(block)) {
+            return self.raw(offset, count);
         }
+        // What is returned comes from the very bytes that were compared.
+        let mut bytes = Vec::with_capacity(count);
+        for block in blocks {
+            let start = block * BLOCK_BYTES;
+            let whole = self.block(block)?;
+            let from = offset.saturating_sub(start) as usize;
+            let to = (end - start).min(whole.len() as u64) as usize;
+            bytes.extend_from_slice(&whole[from..to]);
+        }
+        Ok(bytes)
+    }
+
+    /// A block that is as it was written.
+    fn block(&self, block: u64) -> Result<Vec<u8>, CorpusError> {
+        let offset = block * BLOCK_BYTES;
+        let count = BLOCK_BYTES.min(self.length - offset);
+        let bytes = self.raw(offset, count as usize)?;
+        match self.blocks.verify(block, &bytes) {
+            true => Ok(bytes),
+            false => Err(CorpusError::Corrupt {
+                path: self.path.clone(),
+                offset,
+                bytes: count,
+            }),
+        }
+    }
+
+    /// Compares all blocks with their checksums.
+    pub(crate) fn verify(&self) -> Result<(), CorpusError> {
+        (0..self.length.div_ceil(BLOCK_BYTES)).try_for_each(|block| self.block(block).map(drop))
+    }
+
+    fn raw(&self, offset: u64, count: usize) -> Result<Vec<u8>, CorpusError> {
         let mut bytes = vec![0; count];
         match self.file.read_exact_at(&mut bytes, offset) {
             Ok(()) => Ok(bytes),
@@ -234,19 +286,23 @@ impl Tokens {
         folder: &Path,
         prefix: &str,
         manifest: &Manifest,
+        checksums: &Checksums,
     ) -> Result<Self, CorpusError> {
         let (tokens, documents) = match prefix {
             "" => (manifest.tokens, manifest.documents),
             _ => (manifest.validation_tokens, manifest.validation_documents),
         };
         let width = manifest.token_bytes;
-        let path = |name: &str| folder.join(format!("{prefix}{name}.bin"));
+        let open = |name: &str, bytes| {
+            let name = format!("{prefix}{name}.bin");
+            Numbers::open(&folder.join(&name), bytes, checksums.of(&name)?)
+        };
         let prompts = manifest.made_from.prompt.is_some();
         Ok(Self {
-            tokens: Numbers::open(&path("tokens"), tokens * width as u64)?,
-            ends: Numbers::open(&path("documents"), (documents + 1) * 8)?,
+            tokens: open("tokens", tokens * width as u64)?,
+            ends: open("documents", (documents + 1) * 8)?,
             prompts: match prompts {
-                true => Some(Numbers::open(&path("prompts"), documents * 8)?),
+                true => Some(open("prompts", documents * 8)?),
                 false => None,
             },
             width,

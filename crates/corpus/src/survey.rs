@@ -1,13 +1,12 @@
 //! The first reading of a domain: which documents there are, and what becomes of each.
 
-use std::collections::HashSet;
+use std::{cell::OnceCell, collections::HashSet, ops::ControlFlow};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CorpusError, DomainSource, PrepareOptions, ValidationBy, documents,
-    manifest::MadeFrom,
-    quarantine::{Quarantine, Quarantined},
+    CorpusError, DomainSource, PrepareOptions, ValidationBy, documents, manifest::MadeFrom,
+    quarantine::Quarantine, source::SourceFile,
 };
 
 /// What becomes of a document.
@@ -47,11 +46,15 @@ pub(crate) fn survey(
         quarantine: Quarantine::default(),
     };
     let mut known = HashSet::new();
-    for (file, usage) in sources.files() {
-        if documents::is_of(file, domain) {
-            survey.quarantine.bytes += file.bytes;
-        }
-        documents::read(file, domain, &mut |record| {
+    let files: Vec<(&SourceFile, Use)> = sources.files().collect();
+    let read_files = files
+        .iter()
+        .filter(|(file, _)| documents::is_of(file, domain));
+    survey.quarantine.bytes = read_files.map(|(file, _)| file.bytes).sum();
+    let following = Following::new(&files, domain);
+    for (number, &(file, usage)) in files.iter().enumerate() {
+        survey.quarantine.begin_file();
+        let flow = documents::read(file, domain, &mut |record| {
             survey.quarantine.records += 1;
             match record.document {
                 Ok(document) => {
@@ -67,27 +70,31 @@ pub(crate) fn survey(
                         usage: if new { usage } else { Use::Nothing },
                     });
                 }
-                Err(reason) => {
+                Err(unusable) => {
+                    let lost = record.ends_file.then_some(file.bytes);
                     let quarantine = &mut survey.quarantine;
-                    if record.ends_file {
-                        quarantine.damaged_bytes += file.bytes;
-                        quarantine.damaged.get_or_insert(quarantine.list.len());
-                    }
-                    quarantine.list.push(Quarantined {
-                        domain: domain.name.clone(),
-                        file: file.path.clone(),
-                        line: record.line,
-                        reason,
-                    });
+                    quarantine.add(&domain.name, &file.path, record.line, unusable, lost);
                 }
             }
-            Ok(())
+            let quarantine = &survey.quarantine;
+            let due = record.ends_file || quarantine.records.is_multiple_of(CHECKED_EVERY);
+            let more = || Some(record.more?.saturating_add(following.after(number)?));
+            Ok(
+                match due && quarantine.is_hopeless(options.max_bad_share, more) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                },
+            )
         })?;
+        if flow.is_break() {
+            let quarantine = &survey.quarantine;
+            quarantine.check(&domain.name, options.max_bad_share, false)?;
+        }
     }
     drop(known);
     survey
         .quarantine
-        .check(&domain.name, options.max_bad_share)?;
+        .check(&domain.name, options.max_bad_share, true)?;
     let lacking = |what: &str| {
         Err(CorpusError::TooLittle {
             domain: domain.name.clone(),
@@ -116,6 +123,41 @@ pub(crate) fn survey(
         });
     }
     Ok(survey)
+}
+
+/// After so many records it is asked whether too many are bad already. A domain of fewer is read whole, and the error counts all.
+const CHECKED_EVERY: u64 = 1000;
+
+/// How many usable records can follow a file.
+struct Following<'a> {
+    files: &'a [(&'a SourceFile, Use)],
+    domain: &'a DomainSource,
+    /// After each file, at most; counted when it is first asked for.
+    after: OnceCell<Vec<Option<u64>>>,
+}
+
+impl<'a> Following<'a> {
+    fn new(files: &'a [(&'a SourceFile, Use)], domain: &'a DomainSource) -> Self {
+        Self {
+            files,
+            domain,
+            after: OnceCell::new(),
+        }
+    }
+
+    /// After the file of a number; `None` if nobody knows.
+    fn after(&self, number: usize) -> Option<u64> {
+        let after = self.after.get_or_init(|| {
+            let mut counts = vec![Some(0); self.files.len()];
+            for number in (1..self.files.len()).rev() {
+                let of_file = documents::most_records(self.files[number].0, self.domain);
+                let later = counts[number];
+                counts[number - 1] = of_file.zip(later).map(|(a, b)| a.saturating_add(b));
+            }
+            counts
+        });
+        after.get(number).copied().flatten()
+    }
 }
 
 /// Sets documents aside for validation by their content's hash alone, so that the same text is never on both sides; then, in

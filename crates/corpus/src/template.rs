@@ -1,5 +1,7 @@
 //! How a record becomes text: a template of its fields.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 /// A text with fields in it: `{question}\n{answer}`. A dot goes into an object; `{{` and `}}` are braces.
@@ -66,6 +68,21 @@ impl Template {
             pieces,
             source: source.to_owned(),
         })
+    }
+
+    /// The fewest bytes of a line that holds a record with all of its fields, the line's end included.
+    pub(crate) fn shortest_line(&self) -> u64 {
+        let keys: BTreeSet<&str> = self
+            .pieces
+            .iter()
+            .filter_map(|piece| match piece {
+                Piece::Field(path) => path.split('.').next(),
+                Piece::Text(_) => None,
+            })
+            .collect();
+        // `{"a":"","b":""}` and the line's end.
+        let pairs: usize = keys.iter().map(|key| key.len() + 5).sum();
+        (2 + pairs + keys.len().saturating_sub(1) + 1) as u64
     }
 
     /// As it was written.
@@ -137,6 +154,10 @@ mod tests {
         assert_eq!(
             Template::field("z").fill(&record).unwrap_err(),
             "no field `z`"
+        );
+        assert_eq!(
+            template.shortest_line(),
+            "{\"q\":\"\",\"a\":\"\"}\n".len() as u64
         );
         assert!(says(&record, "a.b", "so") && says(&record, "n", "3"));
         assert!(!says(&record, "n", "4") && !says(&record, "a", "so"));

@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use self::choices::{
-    Dtype, FirstInterval, MixturePolicy, ObjectiveName, Packing, Spike, ThreadChoice, ValidationBy,
-    WhenStale,
+    Dtype, FileFormat, FirstInterval, MixturePolicy, ObjectiveName, Packing, Spike, ThreadChoice,
+    ValidationBy, WhenStale,
 };
 use crate::{Method, Token};
 
@@ -117,9 +117,13 @@ pub struct CorpusOptions {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DomainOptions {
-    /// Files, folders or globs: `.jsonl` holds a record a line, `.parquet` a record a row, any other file is one document; all
-    /// but Parquet may end in `.gz` or `.zst`. Needed.
+    /// Files, folders or globs. Each line of a `.jsonl` file and each row of a `.parquet` file is a record; a file with an
+    /// extension of text or source code is one document. All but Parquet may end in `.gz` or `.zst`. Other files are refused.
+    /// Needed.
     pub files: Option<Vec<String>>,
+    /// The format of all files of the domain, whatever their extensions are: `jsonl`, `parquet`, or `text` (each file is one
+    /// document). Default: each file's extension decides.
+    pub format: Option<FileFormat>,
     /// Files of validation documents; where there are none, documents are set aside as `[corpus]` says.
     pub validation_files: Option<Vec<String>>,
     /// The field of a record that holds its text; `a.b` goes into an object. Default: "text".

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    Dtype, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike, ThreadChoice,
-    Token, ValidationBy, WhenStale,
+    Dtype, FileFormat, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike,
+    ThreadChoice, Token, ValidationBy, WhenStale,
 };
 
 /// All settings of a run. See [`crate::Options`] for what each means.
@@ -84,6 +84,8 @@ pub struct Domain {
     pub files: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub validation_files: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<FileFormat>,
     /// A template: `text_field` is one of a single field.
     pub text: String,
     #[serde(skip_serializing_if = "Option::is_none")]

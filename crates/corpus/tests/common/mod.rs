@@ -93,6 +93,7 @@ impl Place {
             name: name.to_owned(),
             files: vec![self.path(file).to_string_lossy().into_owned()],
             validation_files: Vec::new(),
+            format: None,
             text: Template::field("text"),
             prompt: None,
             only: None,

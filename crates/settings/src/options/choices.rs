@@ -25,6 +25,18 @@ pub enum Packing {
     BestFit,
 }
 
+/// How a domain's files hold its documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileFormat {
+    /// Each line is a record in JSON.
+    Jsonl,
+    /// Each row is a record.
+    Parquet,
+    /// Each file is one document.
+    Text,
+}
+
 /// What to do with a prepared corpus that is not current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -87,6 +87,7 @@ impl Checker<'_> {
             domain_field: domain.domain_field,
             files,
             validation_files: domain.validation_files.unwrap_or_default(),
+            format: domain.format,
             text: text?,
             prompt: domain.prompt,
             max_bytes: at_least_one("max_bytes", domain.max_bytes),

@@ -1,0 +1,126 @@
+//! A look at a source's records, without reading all of them.
+
+use std::{collections::BTreeSet, ops::ControlFlow};
+
+use crate::{
+    CorpusError, DomainSource, FileFormat, Quarantined, Template, documents::read, error::having,
+};
+
+/// Records that a sample has at most.
+const RECORDS: u64 = 100;
+/// Bytes of text after which a sample ends.
+const BYTES: u64 = 16 << 20;
+
+/// The first records of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// How many were read.
+    pub records: u64,
+    /// How many of these cannot be used.
+    pub bad: u64,
+    /// The first of these.
+    pub first_bad: Option<Quarantined>,
+    /// The fields of the first record that lacks the one asked for.
+    pub fields: Vec<String>,
+}
+
+impl Sample {
+    /// What is wrong with a source of which no record can be used; `None` if some can.
+    pub fn problem(&self, domain: &str) -> Option<String> {
+        match &self.first_bad {
+            _ if self.records == 0 => Some(format!(
+                "domain `{domain}` is empty: none of its files holds text"
+            )),
+            Some(first) if self.bad == self.records => Some(format!(
+                "domain `{domain}`: no record can be used; the first is in {} at line {}: {}{}",
+                first.file.display(),
+                first.line,
+                first.reason,
+                having(&self.fields)
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Reads the first records of a source.
+///
+/// # Errors
+/// As for [`crate::prepare`]: a file that is missing, cannot be read, or has an unknown format.
+pub fn sample(source: &DomainSource) -> Result<Sample, CorpusError> {
+    let (mut sample, mut bytes) = (Sample::default(), 0);
+    for file in source.expand()? {
+        let flow = read(&file, source, &mut |record| {
+            sample.records += 1;
+            match record.document {
+                Ok(document) => bytes += document.bytes(),
+                Err(unusable) => {
+                    sample.bad += 1;
+                    if sample.fields.is_empty() {
+                        sample.fields = unusable.fields;
+                    }
+                    sample.first_bad.get_or_insert_with(|| Quarantined {
+                        domain: source.name.clone(),
+                        file: file.path.clone(),
+                        line: record.line,
+                        reason: unusable.reason,
+                    });
+                }
+            }
+            Ok(match sample.records >= RECORDS || bytes >= BYTES {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })?;
+        if flow.is_break() {
+            break;
+        }
+    }
+    Ok(sample)
+}
+
+/// The text of a source's first record that has one.
+///
+/// # Errors
+/// As for [`sample`].
+pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusError> {
+    let mut found = None;
+    for file in source.expand()? {
+        let flow = read(&file, source, &mut |record| {
+            found = record
+                .document
+                .ok()
+                .map(|document| document.prompt.unwrap_or_default() + &document.text);
+            Ok(match found {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            })
+        })?;
+        if flow.is_break() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The values that a field has in the records of a source, sorted.
+///
+/// # Errors
+/// As for [`sample`].
+pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, CorpusError> {
+    let by_field = DomainSource {
+        text: Template::field(path),
+        prompt: None,
+        ..source.clone()
+    };
+    let mut values = BTreeSet::new();
+    for file in by_field.expand()? {
+        if file.format.records != FileFormat::Text {
+            let _ = read(&file, &by_field, &mut |record| {
+                values.extend(record.document.ok().map(|document| document.text));
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+    }
+    Ok(values.into_iter().collect())
+}

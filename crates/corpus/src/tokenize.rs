@@ -1,0 +1,152 @@
+//! The second reading of a domain: its documents into token files.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use crate::{
+    CorpusError, DomainSource, PrepareOptions, Progress, TokenizerFolder, documents,
+    manifest::{MadeFrom, Manifest},
+    survey::{Seen, Use, survey},
+    writing::{Batch, Places, Writing},
+};
+
+/// Tokenizes a domain and puts it into its place.
+pub(crate) fn tokenize(
+    options: &PrepareOptions,
+    domain: &DomainSource,
+    tokenizer: &TokenizerFolder,
+    made_from: MadeFrom,
+    places: &Places,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Manifest, CorpusError> {
+    let survey = survey(options, domain, &made_from)?;
+    let mut writing = Writing::begin(&places.temporary, domain, tokenizer, &made_from)?;
+    let bytes_of = |documents: &[Seen]| -> u64 {
+        let used = documents.iter();
+        let used = used.filter(|document| document.usage != Use::Nothing);
+        used.map(|document| u64::from(document.bytes)).sum()
+    };
+    let start = writing.documents().min(survey.documents.len());
+    let total_bytes = bytes_of(&survey.documents);
+    let mut bytes = bytes_of(&survey.documents[..start]);
+    let reading = Reading {
+        batch_bytes: options.batch_bytes,
+        domain,
+        made_from: &made_from,
+        documents: &survey.documents,
+        start,
+        full: AtomicBool::new(writing.is_full()),
+    };
+    // One batch is tokenized on all cores while the next is read.
+    let (sender, batches) = mpsc::sync_channel(1);
+    thread::scope(|scope| {
+        let reading = &reading;
+        scope.spawn(move || {
+            // Whoever went away has an error of their own to tell.
+            if let Err(error) = reading.send_batches(&sender) {
+                let _ = sender.send(Err(error));
+            }
+        });
+        for batch in batches {
+            let batch: Batch = batch?;
+            bytes += batch.bytes;
+            writing.write(batch)?;
+            reading.full.store(writing.is_full(), Ordering::Relaxed);
+            progress(Progress {
+                waiting: false,
+                domain: domain.name.clone(),
+                bytes,
+                total_bytes,
+            });
+        }
+        Ok::<(), CorpusError>(())
+    })?;
+    let manifest = writing.finish(&survey)?;
+    places.publish()?;
+    Ok(manifest)
+}
+
+/// Text that is passed over before a batch is sent all the same, in batches: it shows how far the reading is.
+const PASSED_OVER: u64 = 64;
+
+/// What the reading thread works with.
+struct Reading<'a> {
+    batch_bytes: u64,
+    domain: &'a DomainSource,
+    made_from: &'a MadeFrom,
+    documents: &'a [Seen],
+    /// The document to begin at.
+    start: usize,
+    /// Whether the limit on tokens is reached: what is left to train on is passed over, and only validation is read.
+    full: AtomicBool,
+}
+
+impl Reading<'_> {
+    /// Reads the sources again and sends what is used on, `batch_bytes` at a time.
+    fn send_batches(
+        &self,
+        sender: &mpsc::SyncSender<Result<Batch, CorpusError>>,
+    ) -> Result<(), CorpusError> {
+        let end_of = |wanted: &dyn Fn(Use) -> bool| {
+            let last = self.documents.iter().rposition(|seen| wanted(seen.usage));
+            last.map_or(0, |last| last + 1)
+        };
+        let end = end_of(&|usage| usage != Use::Nothing);
+        let end_of_validation = end_of(&|usage| usage == Use::Validation);
+        let (mut batch, mut size, mut next) = (Batch::default(), 0, 0);
+        let send = |batch: &mut Batch, read: usize| {
+            let batch = Batch {
+                read,
+                ..std::mem::take(batch)
+            };
+            // The receiver ends early only with an error of its own.
+            sender.send(Ok(batch)).map_err(|_| CorpusError::Interrupted)
+        };
+        for (file, _) in self.made_from.files() {
+            let flow = documents::read(file, self.domain, &mut |record| {
+                let Ok(document) = record.document else {
+                    return Ok(ControlFlow::Continue(()));
+                };
+                let changed =
+                    || CorpusError::damaged(&file.path, "changed while it was read: prepare again");
+                let seen: &Seen = self.documents.get(next).ok_or_else(changed)?;
+                next += 1;
+                let full = self.full.load(Ordering::Relaxed);
+                let flow = match next < if full { end_of_validation } else { end } {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                };
+                if next <= self.start {
+                    return Ok(flow);
+                }
+                if seen.hash != document.hash() {
+                    return Err(changed());
+                }
+                if seen.usage != Use::Nothing {
+                    batch.bytes += document.bytes();
+                }
+                if seen.usage == Use::Validation || (seen.usage == Use::Train && !full) {
+                    size += document.bytes();
+                    batch.documents.push((document, seen.usage));
+                }
+                if size >= self.batch_bytes
+                    || batch.bytes >= self.batch_bytes.saturating_mul(PASSED_OVER)
+                {
+                    size = 0;
+                    send(&mut batch, next)?;
+                }
+                Ok(flow)
+            })?;
+            if flow.is_break() {
+                break;
+            }
+        }
+        send(&mut batch, next)
+    }
+}
