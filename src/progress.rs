@@ -244,7 +244,7 @@ mod tests {
                     told.push(batch);
                 }
                 // The other phase is short, and keeps no line from this one.
-                assert!(line_seconds == 0.0 || batch >= 4 || !pace.is_due(&teacher.at(batch, 20)));
+                assert!(line_seconds == 0.0 || batch >= 2 || !pace.is_due(&teacher.at(batch, 20)));
             }
             told
         };

@@ -325,11 +325,10 @@ fn strangers_never_keep_away_who_knows_the_token() {
     for _ in 0..100 {
         assert_eq!(get(&server, "/api/runs", &bearer).status, 200);
         // Slow ones go on, and others come: those that are still there are the newest.
-        for stream in held
-            .iter_mut()
-            .filter(|stream| stream.write_all(b"E").is_err())
-        {
-            *stream = strangers(&server, 1).remove(0);
+        for stream in &mut held {
+            if stream.write_all(b"E").is_err() {
+                *stream = strangers(&server, 1).remove(0);
+            }
         }
     }
     // Whoever may ask keeps the place, however many come.

@@ -182,3 +182,28 @@ fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
         assert!(problems.contains("summary.json: "), "{problems}");
     }
 }
+
+/// From the files alone: a run that no process works on has failed if its last process said so, and has not if a later one began.
+#[test]
+fn a_run_without_a_process_is_told_apart_by_its_last_word() {
+    let (folder, journal) = run();
+    let mut history = History::new(folder.path());
+    let state = |history: &mut History| {
+        history.refresh();
+        history.status(None).state
+    };
+    assert_eq!(state(&mut history), State::Stopped);
+    journal
+        .event(8, "failed", "a part of the run failed")
+        .unwrap();
+    assert_eq!(state(&mut history), State::Failed);
+    assert_eq!(history.status(None).seconds_left, None);
+    journal.event(8, "saved", "step 8").unwrap();
+    assert_eq!(state(&mut history), State::Failed);
+    journal.event(8, "resumed", "process 2").unwrap();
+    assert_eq!(state(&mut history), State::Stopped);
+    journal.event(9, "stopped", "told by SIGTERM").unwrap();
+    assert_eq!(state(&mut history), State::Stopped);
+    // What is known of its process comes first.
+    assert_eq!(history.status(Some(State::Failed)).state, State::Failed);
+}
