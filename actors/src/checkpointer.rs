@@ -60,7 +60,8 @@ impl Checkpointer {
         })
     }
 
-    /// A save that fails is an event: the checkpoints before it stay, and training goes on.
+    /// A save that fails is an event: the checkpoints before it stay, and training goes on. Old checkpoints that could not be
+    /// removed are an event of their own: the save has succeeded.
     fn save(&self, request: SaveRequest) -> Result<(), PortError> {
         let (step, began) = (request.state.step, Instant::now());
         let sync = || self.journal.sync();
@@ -86,14 +87,27 @@ impl Checkpointer {
                 ("save_failed", message)
             }
         };
-        // An event that cannot be written (the disk that is full may be its own) has been logged.
-        if let Ok(event) = self.journal.event(step, kind, &message) {
-            self.observer.on_event(&event);
+        self.tell(step, kind, &message);
+        if let Ok(Some(error)) = saved.as_ref().map(|report| &report.not_removed) {
+            let message = with_causes(error);
+            tracing::warn!(
+                step,
+                error = message,
+                "saved, but checkpoints that need not stay could not be removed"
+            );
+            self.tell(step, "retention_failed", &message);
         }
         // Nobody asks any more where another save has taken its place.
         let _ = request
             .reply
             .send(saved.map(|_| ()).map_err(|error| with_causes(&error)));
         Ok(())
+    }
+
+    /// An event that cannot be written (the disk that is full may be its own) has been logged.
+    fn tell(&self, step: u64, kind: &str, message: &str) {
+        if let Ok(event) = self.journal.event(step, kind, message) {
+            self.observer.on_event(&event);
+        }
     }
 }

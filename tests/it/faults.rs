@@ -1,6 +1,6 @@
 //! Faults on purpose: what heals ends as if nothing had been, what does not stops with its cause and can be gone on with.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
@@ -157,36 +157,84 @@ fn a_run_folder_that_cannot_be_written_is_named() {
     );
 }
 
+/// Calls that remove a checkpoint: its name, the fsync of that, seven files, its folder.
+const REMOVE: u64 = 2 + 7 + 1;
+
+/// Where a process that dies in a save goes on is known by the order of its calls, not read from the folder: from the second
+/// last call that is no removal, which gives the checkpoint its name, the one before or none is what is left.
 #[test]
-fn a_process_that_dies_at_any_call_of_a_save_leaves_a_checkpoint_that_loads() {
+fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_must_be_there() {
     let whole = whole();
-    let every = if scale() > 1 { 1 } else { 4 };
-    let (mut call, mut died) = (1, 0);
-    loop {
-        let world = World::new();
-        let output = train_with(&world, &[&format!("kill save 6 {call}")], &[]);
-        if output.status.success() {
-            break;
+    for (step, keep, before, removals) in [(3, 3, None, 0), (6, 3, Some(3), 0), (6, 1, Some(3), 1)]
+    {
+        let keep = format!("checkpoint.keep={keep}");
+        let dies = |world: &World, call: u64| {
+            let plan = format!("kill save {step} {call}");
+            !train_with(world, &[&plan], &[&keep]).status.success()
+        };
+        // How often files are written to is not known here: the first call that the save does not have ends the search.
+        let has = last_call(|call| dies(&World::new(), call));
+        let named = has - removals * REMOVE - 1;
+        let ends = [1, 2, named - 1, named, named + 1, has];
+        let share = has.div_ceil(4 * scale()).max(1);
+        let calls: BTreeSet<u64> = (1..=has).step_by(share as usize).chain(ends).collect();
+        for call in calls {
+            let what = format!("call {call} of {has} in the save of step {step}, {keep}");
+            let world = World::new();
+            assert!(dies(&world, call), "{what}");
+            let expected = if call > named { Some(step) } else { before };
+            let output = world.succeed(&["train", "config.toml", "--set", &keep]);
+            let said = stderr(&output);
+            match expected {
+                Some(step) => assert!(
+                    said.contains(&format!("going on from step {step} ")),
+                    "{what}: {said}"
+                ),
+                None => assert!(!said.contains("going on from"), "{what}: {said}"),
+            }
+            assert_same(&world, &whole, &what);
+            let left = fs::read_dir(world.run_folder().join("checkpoints")).unwrap();
+            let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let left: Vec<String> = left.filter(|name| !name.starts_with("step-")).collect();
+            assert!(left.is_empty(), "{what}: {left:?}");
         }
-        died += 1;
-        let listed = world.succeed(&["checkpoints", "runs/small"]);
-        let listed = String::from_utf8(listed.stdout).unwrap();
-        assert!(
-            listed.contains("verified") && !listed.contains("damaged"),
-            "call {call}: {listed}"
-        );
-        let newest = if listed.contains("         6 ") { 6 } else { 3 };
-        let output = world.succeed(&["train", "config.toml"]);
-        let went_on = format!("going on from step {newest} ");
-        assert!(
-            stderr(&output).contains(&went_on),
-            "call {call}: {}",
-            stderr(&output)
-        );
-        assert_same(&world, &whole, &format!("call {call}"));
-        call += every;
     }
-    assert!(died >= 16 / every, "only {died} calls");
+}
+
+/// The checkpoint is whole: what could not be removed is a warning, and the run's end is a success.
+#[test]
+fn a_retention_that_fails_is_a_warning_and_the_save_counts() {
+    let whole = whole();
+    let failing = |call: u64| {
+        let world = World::new();
+        let output = train_with(
+            &world,
+            &[&format!("eio save 9 {call}")],
+            &["checkpoint.keep=1"],
+        );
+        assert!(output.status.success(), "{}", stderr(&output));
+        (world, stderr(&output))
+    };
+    // The call after the last one that makes the save fail is the first of those that remove the checkpoint before.
+    let last = last_call(|call| !events(&failing(call).0, "save_failed").is_empty());
+    let (world, said) = failing(last + 1);
+    assert!(said.contains("retention_failed: cannot rename"), "{said}");
+    assert_eq!(events(&world, "retention_failed").len(), 1);
+    assert!(events(&world, "save_failed").is_empty());
+    assert_same(&world, &whole, "a retention that failed");
+}
+
+/// The last call of a save of which this is true, as it is of all before.
+fn last_call(mut holds: impl FnMut(u64) -> bool) -> u64 {
+    let (mut last, mut beyond) = (16, 256);
+    while beyond - last > 1 {
+        let middle = (last + beyond) / 2;
+        match holds(middle) {
+            true => last = middle,
+            false => beyond = middle,
+        }
+    }
+    last
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Events that somebody who reads of a run wants to know of; the others are its normal course.
-const INCIDENTS: [&str; 9] = [
+const INCIDENTS: [&str; 10] = [
     "restarted",
     "rewound",
     "rolled_back",
@@ -24,6 +24,7 @@ const INCIDENTS: [&str; 9] = [
     "spike",
     "refused",
     "save_failed",
+    "retention_failed",
     "failed",
 ];
 /// More incidents than this are counted, not listed.

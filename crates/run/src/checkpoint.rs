@@ -1,19 +1,25 @@
 //! Checkpoints: whole or absent, verified before they are loaded.
 
+mod aside;
+mod disk;
+mod names;
+mod retention;
+
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, BufWriter, Write},
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use self::disk::{Disk, TEMPORARY};
+pub use self::retention::Retention;
 use crate::{
     RunFileError,
-    files::{sync_folder, write_atomically},
-    manifest::{FORMAT, FileEntry, MANIFEST, Manifest},
+    manifest::{FORMAT, MANIFEST, Manifest},
 };
 
 /// The file of a checkpoint that holds the loop's state (mixture, quotas, cursors, totals).
@@ -38,8 +44,9 @@ impl std::fmt::Debug for NamedFile {
 
 /// The checkpoints of a run, in folders `step-00001000`.
 ///
-/// A save writes a hidden temporary folder, each file fsynced, the manifest with sizes and checksums last, and renames it;
-/// then the file `latest` is replaced by rename. So a save that is cut off at any instant leaves the ones before it.
+/// A save writes a hidden temporary folder, each file fsynced, the manifest with sizes and checksums last, and renames it.
+/// A checkpoint of the same step is renamed aside first and removed last. A save that is cut off at any instant leaves the
+/// ones before it, and either the old or the new one of its own step.
 pub struct CheckpointStore {
     folder: PathBuf,
     retention: Retention,
@@ -55,66 +62,6 @@ impl std::fmt::Debug for CheckpointStore {
 /// Called with the step before each of a save's system calls that change something; its error is the call's. For faults on
 /// purpose: a process may also be ended in it.
 pub type SaveHook = Arc<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
-
-/// Which checkpoints stay. The newest, just written whole, always does.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Retention {
-    /// So many of the newest, at least one.
-    pub last: usize,
-    /// Those of steps that are multiples of this, for ever.
-    pub every: Option<u64>,
-    /// The one at which the mean ratio to the teacher was the smallest, by the lines of this `mixture.jsonl`; and the last one
-    /// that began an interval and is not measured yet, which mixtures that lag are.
-    pub best_by: Option<PathBuf>,
-}
-
-impl Retention {
-    /// Only the newest.
-    pub fn last(last: usize) -> Self {
-        Self {
-            last,
-            ..Self::default()
-        }
-    }
-
-    /// The steps to remove, of all there are in their order.
-    fn surplus(&self, steps: &[u64]) -> Vec<u64> {
-        let best = self
-            .best_by
-            .as_deref()
-            .map_or([None; 2], |path| best_steps(path, steps));
-        let older = &steps[..steps.len().saturating_sub(self.last.max(1))];
-        older
-            .iter()
-            .copied()
-            .filter(|step| self.every.is_none_or(|every| !step.is_multiple_of(every)))
-            .filter(|step| !best.contains(&Some(*step)))
-            .collect()
-    }
-}
-
-/// Of `steps` the one whose mean ratio, as it was measured there, is the smallest, and the last one at which an interval began
-/// after everything that was measured.
-fn best_steps(mixture: &Path, steps: &[u64]) -> [Option<u64>; 2] {
-    let folder = mixture.parent().unwrap_or(mixture);
-    let Ok((lines, _)) = crate::read::mixtures(folder) else {
-        return [None; 2];
-    };
-    let mean = |line: &crate::records::MixtureLine| {
-        line.ratio.values().sum::<f64>() / line.ratio.len().max(1) as f64
-    };
-    let best = lines
-        .iter()
-        .filter(|line| steps.contains(&line.evaluated_at_step))
-        // What is not finite has no ratio.
-        .filter(|line| line.ratio.len() == line.weights.len())
-        .min_by(|a, b| mean(a).total_cmp(&mean(b)))
-        .map(|line| line.evaluated_at_step);
-    let measured = lines.iter().map(|line| line.evaluated_at_step).max();
-    let began = lines.iter().map(|line| line.step);
-    let unmeasured = began.filter(|step| Some(*step) > measured && steps.contains(step));
-    [best, unmeasured.max()]
-}
 
 /// A checkpoint in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,35 +88,36 @@ pub struct Opened<T> {
 }
 
 /// What a save wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct SaveReport {
     /// The step.
     pub step: u64,
     /// Bytes of all files.
     pub bytes: u64,
+    /// Why checkpoints that should be gone are still there. The one that was saved is whole all the same.
+    pub not_removed: Option<RunFileError>,
 }
 
 impl CheckpointStore {
-    /// Opens (or makes) the folder of checkpoints and removes what an interrupted save left.
+    /// Opens (or makes) the folder of checkpoints and cleans up after an interrupted save: what is half written or half
+    /// removed goes, and a checkpoint whose successor never came gets its name back.
     pub fn open(folder: &Path, retention: Retention) -> Result<Self, RunFileError> {
         fs::create_dir_all(folder).map_err(RunFileError::io("create", folder))?;
-        for entry in fs::read_dir(folder).map_err(RunFileError::io("read", folder))? {
-            let entry = entry.map_err(RunFileError::io("read", folder))?;
-            if entry.file_name().to_string_lossy().ends_with(".tmp") {
-                let path = entry.path();
-                let removed = if path.is_dir() {
-                    fs::remove_dir_all(&path)
-                } else {
-                    fs::remove_file(&path)
-                };
-                removed.map_err(RunFileError::io("remove", &path))?;
-            }
-        }
-        Ok(Self {
+        let store = Self {
             folder: folder.to_owned(),
             retention,
             hook: None,
-        })
+        };
+        let disk = Disk::unhooked();
+        for name in store.names()? {
+            // Earlier versions kept the name of the newest in `latest`.
+            if name.ends_with(TEMPORARY) || name == "latest" {
+                disk.remove(&folder.join(name))?;
+            } else if let Some(step) = names::replaced_step(&name) {
+                store.end_replacement(&disk, step)?;
+            }
+        }
+        Ok(store)
     }
 
     /// With a hook before each system call of a save.
@@ -194,17 +142,10 @@ impl CheckpointStore {
         }
     }
 
-    /// Before a system call of the save of `step`.
-    fn call(&self, step: u64, path: &Path) -> Result<(), RunFileError> {
-        match &self.hook {
-            Some(hook) => hook(step).map_err(RunFileError::io("write", path)),
-            None => Ok(()),
-        }
-    }
-
     /// Saves a checkpoint. `before_manifest` makes durable what the state refers to (the journal's lines).
     ///
-    /// Where anything fails, the temporary folder is removed and the checkpoints before it are untouched.
+    /// Where anything fails, what was written is removed and the checkpoints before it are untouched. What fails once the
+    /// checkpoint is in its place is no failure of the save: the report says so.
     pub fn save<T: Serialize>(
         &self,
         step: u64,
@@ -212,46 +153,46 @@ impl CheckpointStore {
         files: Vec<NamedFile>,
         before_manifest: impl FnOnce() -> Result<(), RunFileError>,
     ) -> Result<SaveReport, RunFileError> {
-        let name = folder_name(step);
-        let temporary = self.folder.join(format!(".{name}.tmp"));
-        let written = self.write(&temporary, step, state, files, before_manifest);
-        let report = match written {
-            Ok(report) => report,
+        let disk = Disk::new(self.hook.clone(), step);
+        let temporary = self
+            .folder
+            .join(format!(".{}{TEMPORARY}", names::of_step(step)));
+        let written = self
+            .write(&disk, &temporary, step, state, files, before_manifest)
+            .and_then(|bytes| self.put_in_place(&disk, &temporary, step).map(|()| bytes));
+        let bytes = match written {
+            Ok(bytes) => bytes,
             Err(error) => {
-                let _ = fs::remove_dir_all(&temporary);
+                if temporary.exists() {
+                    let _ = disk.remove(&temporary);
+                }
                 return Err(error);
             }
         };
-        let path = self.folder.join(&name);
-        if path.exists() {
-            // An older run of the same step (saved before a rewind); the new one replaces it.
-            self.call(step, &path)?;
-            fs::remove_dir_all(&path).map_err(RunFileError::io("replace", &path))?;
-        }
-        self.call(step, &path)?;
-        fs::rename(&temporary, &path).map_err(RunFileError::io("rename", &temporary))?;
-        self.call(step, &self.folder)?;
-        sync_folder(&self.folder)?;
-        let latest = self.folder.join("latest");
-        self.call(step, &latest)?;
-        write_atomically(&latest, name.as_bytes())?;
-        self.retain(step)?;
-        Ok(report)
+        let removed = self
+            .end_replacement(&disk, step)
+            .and(self.retain(&disk, step));
+        Ok(SaveReport {
+            step,
+            bytes,
+            not_removed: removed.err(),
+        })
     }
 
+    /// Writes all files of a checkpoint into `folder`; returns their bytes.
     fn write<T: Serialize>(
         &self,
+        disk: &Disk,
         folder: &Path,
         step: u64,
         state: &T,
         files: Vec<NamedFile>,
         before_manifest: impl FnOnce() -> Result<(), RunFileError>,
-    ) -> Result<SaveReport, RunFileError> {
+    ) -> Result<u64, RunFileError> {
         if folder.exists() {
-            fs::remove_dir_all(folder).map_err(RunFileError::io("remove", folder))?;
+            disk.remove(folder)?;
         }
-        self.call(step, folder)?;
-        fs::create_dir(folder).map_err(RunFileError::io("create", folder))?;
+        disk.create_folder(folder)?;
         let state = serde_json::to_vec_pretty(state)
             .map_err(io::Error::from)
             .map_err(RunFileError::io("write", &folder.join(STATE)))?;
@@ -260,10 +201,11 @@ impl CheckpointStore {
             name: STATE.to_owned(),
             write: Box::new(move |out| out.write_all(&state)),
         }]) {
-            let path = folder.join(&file.name);
-            let entry = self.write_hashed(step, &path, file.write)?;
+            let entry = disk.write(&folder.join(&file.name), file.write)?;
             entries.insert(file.name, entry);
         }
+        disk.call()
+            .map_err(RunFileError::io("sync", &self.folder))?;
         before_manifest()?;
         let manifest = Manifest {
             format: FORMAT,
@@ -275,13 +217,41 @@ impl CheckpointStore {
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(io::Error::from)
             .map_err(RunFileError::io("write", &path))?;
-        self.write_hashed(step, &path, Box::new(move |out| out.write_all(&text)))?;
-        self.call(step, folder)?;
-        sync_folder(folder)?;
-        Ok(SaveReport {
-            step,
-            bytes: manifest.bytes(),
-        })
+        disk.write(&path, Box::new(move |out| out.write_all(&text)))?;
+        disk.sync(folder)?;
+        Ok(manifest.bytes())
+    }
+
+    /// Renames a checkpoint that is written whole to its name. One that has the name already stays beside it until the new
+    /// one is durable.
+    fn put_in_place(&self, disk: &Disk, temporary: &Path, step: u64) -> Result<(), RunFileError> {
+        let path = self.folder.join(names::of_step(step));
+        let replaced = self.folder.join(names::of_replaced(step));
+        // From a save of this step that failed.
+        self.end_replacement(disk, step)?;
+        if path.exists() {
+            disk.rename(&path, &replaced)?;
+        }
+        if let Err(error) = disk.rename(temporary, &path) {
+            // Where this fails too, the old one is still found under its other name.
+            let _ = self.end_replacement(disk, step);
+            return Err(error);
+        }
+        disk.sync(&self.folder)
+    }
+
+    /// Removes the old checkpoint of a step once the new one has its name; gives it its name back where there is no new one.
+    fn end_replacement(&self, disk: &Disk, step: u64) -> Result<(), RunFileError> {
+        let path = self.folder.join(names::of_step(step));
+        let replaced = self.folder.join(names::of_replaced(step));
+        if !replaced.exists() {
+            return Ok(());
+        }
+        if path.exists() {
+            return disk.retire(&replaced);
+        }
+        disk.rename(&replaced, &path)?;
+        disk.sync(&self.folder)
     }
 
     /// All checkpoints by step, each verified.
@@ -292,7 +262,7 @@ impl CheckpointStore {
 
     /// The checkpoint of a step, verified, whether it is there or not.
     pub fn entry(&self, step: u64) -> Entry {
-        let path = self.folder.join(folder_name(step));
+        let path = self.path(step);
         let status = Manifest::verify(&path).map(|manifest| manifest.bytes());
         Entry { step, path, status }
     }
@@ -308,7 +278,7 @@ impl CheckpointStore {
         }
         let mut passed_over = Vec::new();
         for step in steps.into_iter().rev() {
-            let path = self.folder.join(folder_name(step));
+            let path = self.path(step);
             let state = Manifest::verify(&path).and_then(|_| {
                 let text = fs::read_to_string(path.join(STATE))
                     .map_err(|error| format!("{STATE}: {error}"))?;
@@ -338,81 +308,44 @@ impl CheckpointStore {
 
     /// The steps of all checkpoints, in order; none of them is read.
     pub fn steps(&self) -> Result<Vec<u64>, RunFileError> {
-        let mut steps = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(RunFileError::io("read", &self.folder))? {
-            let entry = entry.map_err(RunFileError::io("read", &self.folder))?;
-            let name = entry.file_name();
-            if let Some(step) = name
-                .to_str()
-                .and_then(|name| name.strip_prefix("step-")?.parse().ok())
-            {
-                steps.push(step);
-            }
+        let names = self.names()?;
+        let step = |name: &String| names::step(name).or(names::replaced_step(name));
+        let steps: BTreeSet<u64> = names.iter().filter_map(step).collect();
+        Ok(steps.into_iter().collect())
+    }
+
+    /// Where the checkpoint of a step is: the old one, while a new one is taking its place.
+    fn path(&self, step: u64) -> PathBuf {
+        let path = self.folder.join(names::of_step(step));
+        let replaced = self.folder.join(names::of_replaced(step));
+        match !path.exists() && replaced.exists() {
+            true => replaced,
+            false => path,
         }
-        steps.sort_unstable();
-        Ok(steps)
+    }
+
+    fn names(&self) -> Result<Vec<String>, RunFileError> {
+        let failed = || RunFileError::io("read", &self.folder);
+        let entries = fs::read_dir(&self.folder).map_err(failed())?;
+        let name = |entry: io::Result<fs::DirEntry>| {
+            let name = entry.map_err(failed())?.file_name();
+            Ok(name.to_string_lossy().into_owned())
+        };
+        entries.map(name).collect()
     }
 
     /// Removes what need not stay. Only called after a save, so that of step `saved` has just been written whole; what else may
-    /// lie there of later steps is not touched, and does not count.
-    fn retain(&self, saved: u64) -> Result<(), RunFileError> {
+    /// lie there of later steps is not touched, and does not count. One that cannot be removed keeps no other from going.
+    fn retain(&self, disk: &Disk, saved: u64) -> Result<(), RunFileError> {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= saved);
-        for step in self.retention.surplus(&steps) {
-            let path = self.folder.join(folder_name(step));
-            self.call(saved, &path)?;
-            fs::remove_dir_all(&path).map_err(RunFileError::io("remove", &path))?;
-        }
-        Ok(())
-    }
-
-    /// Writes, hashes and fsyncs a file.
-    fn write_hashed(
-        &self,
-        step: u64,
-        path: &Path,
-        write: FileWriter,
-    ) -> Result<FileEntry, RunFileError> {
-        let failed = || RunFileError::io("write", path);
-        self.call(step, path)?;
-        let file = File::create(path).map_err(failed())?;
-        let mut out = Hashing {
-            out: BufWriter::new(file),
-            hasher: blake3::Hasher::new(),
-            bytes: 0,
-        };
-        self.call(step, path)?;
-        write(&mut out).map_err(failed())?;
-        out.flush().map_err(failed())?;
-        self.call(step, path)?;
-        out.out.get_ref().sync_all().map_err(failed())?;
-        Ok(FileEntry {
-            bytes: out.bytes,
-            blake3: out.hasher.finalize().to_hex().to_string(),
-        })
-    }
-
-    /// Sets aside the checkpoints after `step`, so that a run goes on from there: they are renamed, not deleted.
-    pub fn set_aside_after(&self, step: u64) -> Result<Vec<u64>, RunFileError> {
-        let newer: Vec<u64> = self
-            .steps()?
-            .into_iter()
-            .filter(|other| *other > step)
-            .collect();
-        for newer in &newer {
-            let path = self.folder.join(folder_name(*newer));
-            // One of this step may have been set aside before, and stays.
-            let name = format!("aside-{}", folder_name(*newer));
-            let aside = (1..)
-                .map(|number| match number {
-                    1 => self.folder.join(&name),
-                    _ => self.folder.join(format!("{name}-{number}")),
-                })
-                .find(|aside| !aside.exists())
-                .unwrap_or_else(|| self.folder.join(&name));
-            fs::rename(&path, &aside).map_err(RunFileError::io("rename", &path))?;
-        }
-        Ok(newer)
+        let surplus = self.retention.surplus(&steps).into_iter();
+        let mut surplus: Vec<PathBuf> = surplus.map(|step| self.path(step)).collect();
+        let aside = self.set_aside()?;
+        let too_many = aside.len().saturating_sub(self.retention.last.max(1));
+        surplus.extend(aside.into_iter().take(too_many));
+        let removed: Vec<_> = surplus.iter().map(|path| disk.retire(path)).collect();
+        removed.into_iter().collect()
     }
 }
 
@@ -436,32 +369,9 @@ fn describe(entries: &[Entry]) -> String {
     let parts: Vec<String> = entries
         .iter()
         .map(|entry| match &entry.status {
-            Ok(_) => folder_name(entry.step),
-            Err(reason) => format!("{}: {reason}", folder_name(entry.step)),
+            Ok(_) => names::of_step(entry.step),
+            Err(reason) => format!("{}: {reason}", names::of_step(entry.step)),
         })
         .collect();
     parts.join("; ")
-}
-
-fn folder_name(step: u64) -> String {
-    format!("step-{step:08}")
-}
-
-struct Hashing {
-    out: BufWriter<File>,
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl Write for Hashing {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(buffer)?;
-        self.hasher.update(&buffer[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }

@@ -161,7 +161,8 @@ pub struct EventLine {
     pub time: f64,
     /// The step after which it happened.
     pub step: u64,
-    /// What kind: `started`, `resumed`, `saved`, `save_failed`, `restarted`, `skipped`, `refused`, `signal`, `stopped`.
+    /// What kind: `started`, `resumed`, `saved`, `save_failed`, `retention_failed`, `set_aside`, `restarted`,
+    /// `skipped`, `refused`, `signal`, `stopped`, ….
     pub kind: String,
     /// In words.
     pub message: String,

@@ -45,10 +45,8 @@ fn the_newest_is_opened_and_old_ones_go() {
         .map(|entry| entry.step)
         .collect();
     assert_eq!(steps, [20, 30]);
-    assert_eq!(
-        fs::read_to_string(folder.path().join("latest")).unwrap(),
-        "step-00000030"
-    );
+    let names = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(names, 2, "nothing but the checkpoints");
 }
 
 #[test]
@@ -126,7 +124,7 @@ fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
     store.save(20, &"state", vec![], unsynced).unwrap_err();
     assert_eq!(newest(&store).0, 10);
     let names = fs::read_dir(folder.path()).unwrap().count();
-    assert_eq!(names, 2, "step-00000010 and latest, nothing temporary");
+    assert_eq!(names, 1, "step-00000010, nothing temporary");
 }
 
 #[test]
@@ -140,4 +138,58 @@ fn what_a_killed_save_left_is_removed_at_the_next_start() {
     let store = CheckpointStore::open(folder.path(), Retention::last(1)).unwrap();
     assert!(!left.exists());
     assert_eq!(newest(&store).0, 10);
+}
+
+/// A folder of an earlier version, and what a kill between two renames leaves.
+#[test]
+fn opening_a_folder_puts_back_what_was_replaced_and_removes_what_is_no_longer_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::open(folder.path(), Retention::last(3)).unwrap();
+    save(&store, 10);
+    save(&store, 20);
+    fs::write(folder.path().join("latest"), "step-00000020").unwrap();
+    let replaced = folder.path().join(".step-00000020.old");
+    fs::rename(folder.path().join("step-00000020"), &replaced).unwrap();
+    // Somebody who only looks finds it, and touches nothing.
+    let seen = CheckpointStore::look(folder.path());
+    assert_eq!(newest(&seen).0, 20);
+    assert_eq!(seen.entry(20).path, replaced);
+    let store = CheckpointStore::open(folder.path(), Retention::last(3)).unwrap();
+    assert_eq!(newest(&store), (20, "state of 20".to_owned(), vec![]));
+    let mut names: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["step-00000010", "step-00000020"]);
+}
+
+/// Of the folders that were set aside as many stay as of the others; those written last.
+#[test]
+fn what_is_set_aside_does_not_pile_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = |last| CheckpointStore::open(folder.path(), Retention::last(last)).unwrap();
+    for round in 0..4 {
+        let store = keep(9);
+        save(&store, 10);
+        save(&store, 20 + round);
+        save(&store, 30);
+        store.set_aside_after(10).unwrap();
+    }
+    let aside = || {
+        let names = fs::read_dir(folder.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut aside: Vec<_> = names.filter(|name| name.starts_with("aside-")).collect();
+        aside.sort();
+        aside
+    };
+    assert_eq!(aside().len(), 8);
+    let report = keep(3).save(11, &"state", vec![], || Ok(())).unwrap();
+    assert!(report.not_removed.is_none());
+    let expected = [
+        "aside-step-00000023",
+        "aside-step-00000030-3",
+        "aside-step-00000030-4",
+    ];
+    assert_eq!(aside(), expected);
 }

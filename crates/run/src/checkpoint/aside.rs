@@ -1,0 +1,44 @@
+//! Checkpoints that were set aside: a run no longer goes on from them.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use super::{CheckpointStore, disk::Disk, names};
+use crate::RunFileError;
+
+impl CheckpointStore {
+    /// The folders that were set aside, the one that was written first at the front.
+    pub(super) fn set_aside(&self) -> Result<Vec<PathBuf>, RunFileError> {
+        let names = self.names()?;
+        let mut found: Vec<(SystemTime, (u64, u64), PathBuf)> = names
+            .iter()
+            .filter_map(|name| Some((names::set_aside(name)?, self.folder.join(name))))
+            .map(|(number, path)| {
+                let written = path.metadata().and_then(|metadata| metadata.modified());
+                let written = written.map_err(RunFileError::io("read", &path))?;
+                Ok((written, number, path))
+            })
+            .collect::<Result<_, RunFileError>>()?;
+        found.sort();
+        Ok(found.into_iter().map(|(.., path)| path).collect())
+    }
+
+    /// Sets aside the checkpoints after `step`, so that a run goes on from there: they are renamed, not deleted.
+    pub fn set_aside_after(&self, step: u64) -> Result<Vec<u64>, RunFileError> {
+        let steps = self.steps()?.into_iter();
+        let newer: Vec<u64> = steps.filter(|other| *other > step).collect();
+        let disk = Disk::unhooked();
+        for newer in &newer {
+            // One of this step may have been set aside before, and stays.
+            let aside = (1..)
+                .map(|number| self.folder.join(names::of_set_aside(*newer, number)))
+                .find(|aside| !aside.exists());
+            if let Some(aside) = aside {
+                disk.rename(&self.path(*newer), &aside)?;
+            }
+        }
+        if !newer.is_empty() {
+            disk.sync(&self.folder)?;
+        }
+        Ok(newer)
+    }
+}

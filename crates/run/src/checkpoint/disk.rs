@@ -1,0 +1,139 @@
+//! The system calls of a save that change something on the disk. Each one goes past the hook first, so that a test can
+//! interrupt a save at any of them.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use super::{FileWriter, SaveHook};
+use crate::{RunFileError, manifest::FileEntry};
+
+/// Ends the names of what is only half there; whoever opens the folder removes it.
+pub(super) const TEMPORARY: &str = ".tmp";
+
+/// The disk as the save of a step sees it.
+pub(super) struct Disk {
+    hook: Option<SaveHook>,
+    step: u64,
+}
+
+impl Disk {
+    pub(super) fn new(hook: Option<SaveHook>, step: u64) -> Self {
+        Self { hook, step }
+    }
+
+    /// Without a hook: outside of a save.
+    pub(super) fn unhooked() -> Self {
+        Self::new(None, 0)
+    }
+
+    /// Before a system call.
+    pub(super) fn call(&self) -> io::Result<()> {
+        self.hook.as_ref().map_or(Ok(()), |hook| hook(self.step))
+    }
+
+    pub(super) fn create_folder(&self, path: &Path) -> Result<(), RunFileError> {
+        let created = self.call().and_then(|()| fs::create_dir(path));
+        created.map_err(RunFileError::io("create", path))
+    }
+
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<(), RunFileError> {
+        let renamed = self.call().and_then(|()| fs::rename(from, to));
+        renamed.map_err(RunFileError::io("rename", from))
+    }
+
+    /// Makes the names in a folder durable.
+    pub(super) fn sync(&self, folder: &Path) -> Result<(), RunFileError> {
+        let synced = self.call().and_then(|()| File::open(folder)?.sync_all());
+        synced.map_err(RunFileError::io("sync", folder))
+    }
+
+    /// Writes, hashes and fsyncs a new file.
+    pub(super) fn write(&self, path: &Path, write: FileWriter) -> Result<FileEntry, RunFileError> {
+        let written = self.call().and_then(|()| {
+            let file = File::create(path)?;
+            let mut out = Hashing {
+                out: BufWriter::new(Hooked { disk: self, file }),
+                hasher: blake3::Hasher::new(),
+                bytes: 0,
+            };
+            write(&mut out)?;
+            out.flush()?;
+            self.call()?;
+            out.out.get_ref().file.sync_all()?;
+            Ok(FileEntry {
+                bytes: out.bytes,
+                blake3: out.hasher.finalize().to_hex().to_string(),
+            })
+        });
+        written.map_err(RunFileError::io("write", path))
+    }
+
+    /// Removes a folder and all that is in it, so that no half of it is ever seen under its name: the name goes first.
+    pub(super) fn retire(&self, path: &Path) -> Result<(), RunFileError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let hidden = format!(".{}.removed{TEMPORARY}", name.trim_start_matches('.'));
+        let hidden = path.with_file_name(hidden);
+        // What an earlier attempt could not remove.
+        if hidden.exists() {
+            self.remove(&hidden)?;
+        }
+        self.rename(path, &hidden)?;
+        self.sync(path.parent().unwrap_or(Path::new(".")))?;
+        self.remove(&hidden)
+    }
+
+    /// Removes a file, or a folder and all that is in it, one by one.
+    pub(super) fn remove(&self, path: &Path) -> Result<(), RunFileError> {
+        let failed = || RunFileError::io("remove", path);
+        let is_folder = fs::symlink_metadata(path).map_err(failed())?.is_dir();
+        if is_folder {
+            for entry in fs::read_dir(path).map_err(RunFileError::io("read", path))? {
+                self.remove(&entry.map_err(RunFileError::io("read", path))?.path())?;
+            }
+        }
+        let removed = self.call().and_then(|()| match is_folder {
+            true => fs::remove_dir(path),
+            false => fs::remove_file(path),
+        });
+        removed.map_err(failed())
+    }
+}
+
+/// A file whose writes go past the hook.
+struct Hooked<'a> {
+    disk: &'a Disk,
+    file: File,
+}
+
+impl Write for Hooked<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.disk.call()?;
+        self.file.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+struct Hashing<'a> {
+    out: BufWriter<Hooked<'a>>,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(buffer)?;
+        self.hasher.update(&buffer[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,302 @@
+//! A walk through every system call of a save: at each one the save fails, or its process dies. What the next start loads is
+//! held against a list that is made here, by the order of the calls, and not read from the folder under test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    collections::BTreeSet,
+    env, fs, io,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ddk_run::{CheckpointStore, NamedFile, Retention, SaveHook, SaveReport};
+
+/// Calls that write a checkpoint of two files beside its place: its folder; create, write and fsync of weights, moments and
+/// state; the journal's fsync; create, write and fsync of the manifest; the folder's fsync.
+const WRITE: u64 = 1 + 3 * 3 + 1 + 3 + 1;
+/// Calls that rename it to its name: the rename, the fsync of the checkpoints' folder.
+const PLACE: u64 = 2;
+/// Calls that remove a checkpoint: rename, fsync, four files, its folder.
+const REMOVE: u64 = 7;
+
+/// A checkpoint as the list holds it: its step and what its state says.
+type Listed = (u64, &'static str);
+
+/// A save, and what has to be there where it is interrupted at a call.
+struct Case {
+    name: &'static str,
+    /// What is saved before, keeping all of it.
+    before: &'static [Listed],
+    /// Set aside before: all after this step.
+    aside_after: Option<u64>,
+    /// Saved while it is interrupted.
+    saved: Listed,
+    /// How many stay.
+    keep: usize,
+    calls: u64,
+    /// The checkpoints after an interruption at this call, from 1.
+    expected: fn(u64) -> Vec<Listed>,
+    /// Folders that stay set aside.
+    aside: fn(u64) -> Vec<&'static str>,
+}
+
+/// Whether the call that is interrupted comes after this one.
+fn done(interrupted: u64, call: u64) -> bool {
+    interrupted > call
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "the first save of all",
+        before: &[],
+        aside_after: None,
+        saved: (10, "first"),
+        keep: 3,
+        calls: WRITE + PLACE,
+        expected: |call| match done(call, WRITE + 1) {
+            true => vec![(10, "first")],
+            false => vec![],
+        },
+        aside: |_| vec![],
+    },
+    Case {
+        name: "a save after others",
+        before: &[(10, "a"), (20, "b")],
+        aside_after: None,
+        saved: (30, "c"),
+        keep: 3,
+        calls: WRITE + PLACE,
+        expected: |call| match done(call, WRITE + 1) {
+            true => vec![(10, "a"), (20, "b"), (30, "c")],
+            false => vec![(10, "a"), (20, "b")],
+        },
+        aside: |_| vec![],
+    },
+    Case {
+        name: "a save that replaces one",
+        before: &[(10, "a"), (20, "old")],
+        aside_after: None,
+        saved: (20, "new"),
+        keep: 3,
+        calls: WRITE + 1 + PLACE + REMOVE,
+        // The old one is renamed aside at WRITE + 1, the new one renamed in at WRITE + 2.
+        expected: |call| match done(call, WRITE + 2) {
+            true => vec![(10, "a"), (20, "new")],
+            false => vec![(10, "a"), (20, "old")],
+        },
+        aside: |_| vec![],
+    },
+    Case {
+        name: "a save after which others go",
+        before: &[(10, "a"), (20, "b"), (40, "x"), (50, "y")],
+        aside_after: Some(20),
+        saved: (30, "c"),
+        keep: 1,
+        calls: WRITE + PLACE + 3 * REMOVE,
+        expected: |call| {
+            let mut all = vec![(10, "a"), (20, "b"), (30, "c")];
+            all.retain(|(step, _)| match step {
+                10 => !done(call, WRITE + PLACE + 1),
+                20 => !done(call, WRITE + PLACE + REMOVE + 1),
+                _ => done(call, WRITE + 1),
+            });
+            all
+        },
+        aside: |call| match done(call, WRITE + PLACE + 2 * REMOVE + 1) {
+            true => vec!["aside-step-00000050"],
+            false => vec!["aside-step-00000040", "aside-step-00000050"],
+        },
+    },
+];
+
+fn save(store: &CheckpointStore, (step, state): Listed) -> Result<SaveReport, String> {
+    let file = |name: &str| NamedFile {
+        name: name.to_owned(),
+        write: Box::new(move |out| out.write_all(state.as_bytes())),
+    };
+    let files = vec![file("weights.safetensors"), file("moments.safetensors")];
+    let saved = store.save(step, &state, files, || Ok(()));
+    saved.map_err(|error| error.to_string())
+}
+
+fn open(folder: &Path, keep: usize) -> CheckpointStore {
+    CheckpointStore::open(folder, Retention::last(keep)).unwrap()
+}
+
+impl Case {
+    /// A folder as it is before the save.
+    fn prepare(&self, folder: &Path) {
+        let store = open(folder, 9);
+        for listed in self.before {
+            save(&store, *listed).unwrap();
+        }
+        if let Some(step) = self.aside_after {
+            store.set_aside_after(step).unwrap();
+        }
+    }
+
+    /// The save, with this done at its n-th call.
+    fn save_with(
+        &self,
+        folder: &Path,
+        at: u64,
+        done: fn() -> io::Error,
+    ) -> Result<SaveReport, String> {
+        let calls = AtomicU64::new(0);
+        let hook: SaveHook =
+            Arc::new(
+                move |_| match calls.fetch_add(1, Ordering::SeqCst) + 1 == at {
+                    true => Err(done()),
+                    false => Ok(()),
+                },
+            );
+        save(&open(folder, self.keep).with_hook(hook), self.saved)
+    }
+
+    /// That the next start finds exactly this, and can save.
+    fn holds(&self, folder: &Path, expected: &[Listed], aside: &[&str], what: &str) {
+        let store = open(folder, 9);
+        let names: BTreeSet<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let steps = expected.iter().map(|(step, _)| format!("step-{step:08}"));
+        let aside = aside.iter().map(|name| (*name).to_owned());
+        assert_eq!(names, steps.chain(aside).collect(), "{what}");
+        for (step, state) in expected {
+            let text = fs::read_to_string(folder.join(format!("step-{step:08}/state.json")));
+            assert_eq!(text.unwrap(), format!("\"{state}\""), "{what}");
+        }
+        let opened = store.newest::<String>().unwrap();
+        let opened = opened.map(|opened| (opened.step, opened.state, opened.passed_over.len()));
+        let newest = expected.last();
+        let newest = newest.map(|(step, state)| (*step, (*state).to_owned(), 0));
+        assert_eq!(opened, newest, "{what}");
+        save(&store, (60, "next")).unwrap();
+        let opened = store.newest::<String>().unwrap().unwrap();
+        assert_eq!((opened.step, opened.state.as_str()), (60, "next"), "{what}");
+    }
+}
+
+#[test]
+fn a_save_that_fails_at_any_call_leaves_what_the_list_says() {
+    for case in CASES {
+        for call in 1..=case.calls {
+            let what = format!("{}, call {call} of {}", case.name, case.calls);
+            let folder = tempfile::tempdir().unwrap();
+            case.prepare(folder.path());
+            let full = || io::Error::from(io::ErrorKind::StorageFull);
+            let report = case.save_with(folder.path(), call, full);
+            let replaces = u64::from(case.name == "a save that replaces one");
+            // From here on the checkpoint is durable: the save has succeeded, and what could not be removed is said beside it.
+            // What the failed removal keeps is another test's.
+            if call > WRITE + replaces + PLACE {
+                assert!(report.unwrap().not_removed.is_some(), "{what}");
+                continue;
+            }
+            report.unwrap_err();
+            case.holds(
+                folder.path(),
+                &(case.expected)(call),
+                &(case.aside)(call),
+                &what,
+            );
+        }
+        let folder = tempfile::tempdir().unwrap();
+        case.prepare(folder.path());
+        let counted = AtomicU64::new(0);
+        let counter = Arc::new(counted);
+        let hook = Arc::clone(&counter);
+        let store = open(folder.path(), case.keep).with_hook(Arc::new(move |_| {
+            hook.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }));
+        let report = save(&store, case.saved).unwrap();
+        assert!(report.not_removed.is_none(), "{}", case.name);
+        assert_eq!(counter.load(Ordering::SeqCst), case.calls, "{}", case.name);
+        let end = case.calls + 1;
+        case.holds(
+            folder.path(),
+            &(case.expected)(end),
+            &(case.aside)(end),
+            case.name,
+        );
+    }
+}
+
+/// One that cannot be removed stays whole under its name, or goes at the next start; the others go at once.
+#[test]
+fn a_removal_that_fails_keeps_no_other_from_going() {
+    let case = &CASES[3];
+    let first = WRITE + PLACE + 1;
+    let full = || io::Error::from(io::ErrorKind::PermissionDenied);
+    for call in first..first + REMOVE {
+        let folder = tempfile::tempdir().unwrap();
+        case.prepare(folder.path());
+        let report = case.save_with(folder.path(), call, full).unwrap();
+        let error = report.not_removed.unwrap().to_string();
+        // What fails at the second call is the fsync of the folder.
+        let named = ["step-00000010", "cannot sync"][usize::from(call == first + 1)];
+        assert!(error.contains(named), "call {call}: {error}");
+        let mut expected = vec![(30, "c")];
+        if call == first {
+            expected.insert(0, (10, "a"));
+        }
+        case.holds(
+            folder.path(),
+            &expected,
+            &["aside-step-00000050"],
+            "removal",
+        );
+    }
+}
+
+const CHILD: &str = "DDK_TEST_INTERRUPTED_SAVE";
+
+/// The process that dies: this test binary again, told by the environment which save and at which call.
+#[test]
+#[ignore = "the child of the test below"]
+fn dies_in_a_save() {
+    let told = env::var(CHILD).expect("only run by the test below");
+    let words: Vec<&str> = told.splitn(3, ' ').collect();
+    let [case, call, folder] = words[..] else {
+        panic!("{told}");
+    };
+    let case = &CASES[case.parse::<usize>().unwrap()];
+    let die = || std::process::abort();
+    let saved = case.save_with(Path::new(folder), call.parse().unwrap(), die);
+    panic!("it did not die: {saved:?}");
+}
+
+#[test]
+fn a_process_that_dies_at_any_call_of_a_save_leaves_what_the_list_says() {
+    for (index, case) in CASES.iter().enumerate() {
+        for call in 1..=case.calls {
+            let what = format!("{}, killed at call {call} of {}", case.name, case.calls);
+            let folder = tempfile::tempdir().unwrap();
+            case.prepare(folder.path());
+            let output = Command::new(env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "dies_in_a_save"])
+                .env(CHILD, format!("{index} {call} {}", folder.path().display()))
+                .output()
+                .unwrap();
+            let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+            assert_eq!(signal, Some(6), "{what}: {output:?}");
+            // Whoever only looks sees the same before anything is cleaned up.
+            let looked = CheckpointStore::look(folder.path())
+                .newest::<String>()
+                .unwrap();
+            let looked = looked.map(|opened| (opened.step, opened.state));
+            let expected = (case.expected)(call);
+            let newest = expected.last();
+            let newest = newest.map(|(step, state)| (*step, (*state).to_owned()));
+            assert_eq!(looked, newest, "{what}");
+            case.holds(folder.path(), &expected, &(case.aside)(call), &what);
+        }
+    }
+}
