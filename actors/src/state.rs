@@ -33,8 +33,9 @@ pub struct LoopState {
     pub lengths: Lengths,
     /// The losses that a spike is told by.
     pub losses: LossWindow,
-    /// Skipped updates since the last one that was made.
-    pub skipped_in_row: u64,
+    /// The steps since the last update that was made whose own was skipped. A step whose data is passed over is none of them.
+    #[serde(default)]
+    pub skipped_steps: Vec<u64>,
 }
 
 /// How a forked run follows from the run that it is forked from.
@@ -125,12 +126,16 @@ impl LoopState {
     }
 }
 
+/// Losses are sums of fp32 numbers: a relative spread below this is rounding.
+const LOSS_RESOLUTION: f64 = 1e-6;
+
 /// The last losses of a run, those that are finite.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossWindow(VecDeque<f64>);
 
 impl LossWindow {
-    /// Whether `loss` is a spike by what came before it.
+    /// Whether `loss` is a spike: more than `guard.spike_sigmas` standard deviations above the mean of the losses before it. The
+    /// deviation counts as at least the rounding of a loss.
     pub fn is_spike(&self, loss: f64, guard: &Guard) -> bool {
         let count = self.0.len();
         if !loss.is_finite() || count < guard.spike_from.max(2) {
@@ -139,6 +144,7 @@ impl LossWindow {
         let mean = self.0.iter().sum::<f64>() / count as f64;
         let squares: f64 = self.0.iter().map(|loss| (loss - mean).powi(2)).sum();
         let deviation = (squares / (count - 1) as f64).sqrt();
+        let deviation = deviation.max(LOSS_RESOLUTION * mean.abs());
         loss > mean + guard.spike_sigmas * deviation
     }
 
@@ -207,5 +213,39 @@ impl Totals {
     /// Tokens of all domains.
     pub fn all_tokens(&self) -> u64 {
         self.tokens.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SpikeAction;
+
+    #[test]
+    fn a_spike_is_measured_by_the_spread_of_losses_and_never_by_rounding() {
+        let guard = Guard {
+            max_skipped: 3,
+            spike: SpikeAction::Skip,
+            spike_sigmas: 3.0,
+            spike_window: 4,
+            spike_from: 4,
+        };
+        let window = |losses: [f64; 4]| {
+            let mut window = LossWindow::default();
+            losses.iter().for_each(|loss| window.push(*loss, &guard));
+            window
+        };
+        // Mean 2, standard deviation sqrt(2 / 3).
+        let varied = window([1.0, 2.0, 2.0, 3.0]);
+        assert!(!varied.is_spike(4.4, &guard) && varied.is_spike(4.5, &guard));
+        // Equal losses: rounding is no spike, a rise is.
+        for equal in [5.0, 0.1, 1.0 / 3.0] {
+            let equal_ones = window([equal; 4]);
+            assert!(!equal_ones.is_spike(equal * (1.0 + f64::from(f32::EPSILON)), &guard));
+            assert!(equal_ones.is_spike(1.01 * equal, &guard));
+        }
+        let mut few = LossWindow::default();
+        few.push(1.0, &guard);
+        assert!(!few.is_spike(100.0, &guard));
     }
 }

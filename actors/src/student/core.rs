@@ -21,8 +21,8 @@ use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
     End, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    SpikeAction, StopReason, Student, Totals, Update, error::with_causes, teacher::BusySum,
-    weight_scheduler::announce,
+    SpikeAction, StopReason, Student, Totals, Update, batch::BatchRow, error::with_causes,
+    teacher::BusySum, weight_scheduler::announce,
 };
 
 /// What a step has gathered so far.
@@ -31,7 +31,10 @@ struct Gathered {
     ce_sum: f64,
     kl_sum: f64,
     layer_sum: f64,
-    tokens: Vec<u64>,
+    /// Tokens of the step's rows, by domain.
+    drawn: Vec<u64>,
+    /// Tokens that went through the student.
+    processed: u64,
     seconds: IndexMap<String, f64>,
     /// The teachers' own, beside the student's: no part of the step's time, and so not among its phases in `run.jsonl`.
     teacher_seconds: f64,
@@ -76,7 +79,8 @@ pub(crate) struct Core<S: Student> {
     saved_step: Option<u64>,
     save_result: Option<Receiver<Result<(), String>>>,
     losses: LossWindow,
-    skipped_in_row: u64,
+    /// See [`LoopState::skipped_steps`].
+    skipped_steps: Vec<u64>,
     /// The port's busy seconds, as read last.
     busy: f64,
     last_update: Option<Instant>,
@@ -113,7 +117,11 @@ impl<S: Student> Core<S> {
             losses: resume
                 .as_ref()
                 .map_or_else(LossWindow::default, |state| state.losses.clone()),
-            skipped_in_row: resume.as_ref().map_or(0, |state| state.skipped_in_row),
+            skipped_steps: resume.as_ref().map_or_else(Vec::new, |state| {
+                // A step that was rolled back since has been answered.
+                let counts = |step: &&u64| !lane.plan.skip.contains(step);
+                state.skipped_steps.iter().filter(counts).copied().collect()
+            }),
             state: resume,
             last_update: None,
         }
@@ -311,9 +319,11 @@ impl<S: Student> Core<S> {
                     .add_row(domain, of_row.ce, of_row.excess, predictions);
             }
             gathered.layer_sum += loss.layer_sum;
+            let tokens = |row: &BatchRow| row.drawn.row.tokens.len() as u64;
+            gathered.processed += batch.rows.iter().map(tokens).sum::<u64>();
         }
         for row in &batch.rows {
-            gathered.tokens[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
+            gathered.drawn[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
             gathered.samples.push(self.sample(&batch, row));
         }
         let last = batch.last_of_step;
@@ -338,7 +348,7 @@ impl<S: Student> Core<S> {
             metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
         }
         Ok(Gathered {
-            tokens: vec![0; self.plan.domains.len()],
+            drawn: vec![0; self.plan.domains.len()],
             losses: TrainingSums::new(self.plan.domains.len()),
             ..Gathered::default()
         })
@@ -367,7 +377,12 @@ impl<S: Student> Core<S> {
         let step_seconds = self.before.distill_seconds + elapsed - self.totals.distill_seconds;
         self.totals.distill_seconds = self.before.distill_seconds + elapsed;
         self.totals.run_seconds = self.before.run_seconds + self.started.elapsed().as_secs_f64();
-        for (sum, tokens) in self.totals.tokens.iter_mut().zip(&gathered.tokens) {
+        // Nothing is learnt from a step whose update is not made.
+        let trained = match update.skipped {
+            None => gathered.drawn.clone(),
+            Some(_) => vec![0; gathered.drawn.len()],
+        };
+        for (sum, tokens) in self.totals.tokens.iter_mut().zip(&trained) {
             *sum += tokens;
         }
         self.last_update = Some(Instant::now());
@@ -382,14 +397,17 @@ impl<S: Student> Core<S> {
             layer_weight,
             learning_rate: update.learning_rate,
             grad_norm: update.grad_norm,
-            tokens: gathered.tokens.iter().sum(),
+            tokens: trained.iter().sum(),
             mixture_version: batch.interval.index,
             skipped: update.skipped,
             seconds: std::mem::take(&mut gathered.seconds),
         };
         self.write(&line, &gathered, &batch.interval)
             .map_err(unwritten)?;
-        self.publish(&line, &gathered.tokens, step_seconds, &batch.interval);
+        self.publish(&line, &trained, step_seconds, &batch.interval);
+        metrics::MODEL_TOKENS
+            .with(&["student"])
+            .increment(gathered.processed);
         metrics::STEP_SECONDS
             .with(&["teacher"])
             .record(gathered.teacher_seconds);
@@ -438,14 +456,15 @@ impl<S: Student> Core<S> {
             _ => self.student.update(step)?,
         };
         if update.skipped.is_none() {
-            self.skipped_in_row = 0;
+            self.skipped_steps.clear();
             self.losses.push(loss, &self.plan.guard);
             return Ok(update);
         }
         metrics::SKIPPED_UPDATES.with(&[reason]).increment(1);
-        self.skipped_in_row += 1;
-        if self.skipped_in_row >= self.plan.guard.max_skipped {
-            let first = step + 1 - self.skipped_in_row;
+        self.skipped_steps.push(step);
+        if self.skipped_steps.len() as u64 >= self.plan.guard.max_skipped {
+            // Steps on the skip list may lie in between.
+            let first = self.skipped_steps[0];
             return roll_back(first, "no update could be made".to_owned());
         }
         Ok(update)

@@ -297,6 +297,9 @@ impl Student for FakeStudent {
 
     fn update(&mut self, step: u64) -> Result<Update, PortError> {
         (self.hook)("update", step)?;
+        if (self.hook)("no update", step).is_err() {
+            return self.discard(step, "on purpose");
+        }
         self.weight = mix(self.weight, std::mem::take(&mut self.pending));
         self.step = step;
         Ok(Update {

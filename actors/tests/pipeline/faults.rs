@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use ddk_actors::PortError;
+use ddk_actors::{PortError, RunError, worker::Exit};
 
 use crate::fakes::World;
 
@@ -200,4 +200,76 @@ async fn a_save_that_fails_is_an_event_and_only_the_last_one_an_error() {
     world.full_disk.clear();
     world.run().await.unwrap();
     assert!(world.trajectory() == whole.trajectory());
+}
+
+/// No update can be made in these steps.
+fn no_updates(steps: &'static [u64]) -> crate::fakes::Hook {
+    Arc::new(
+        move |place, step| match place == "no update" && steps.contains(&step) {
+            true => Err(PortError::Other("on purpose".to_owned())),
+            false => Ok(()),
+        },
+    )
+}
+
+fn rolled_back(error: &RunError) -> Option<(u64, u64)> {
+    match error {
+        RunError::Part {
+            cause: Exit::Failed(PortError::RollBack { first, last, .. }),
+            ..
+        } => Some((*first, *last)),
+        _ => None,
+    }
+}
+
+/// A step on the skip list neither counts nor ends the row.
+#[tokio::test]
+async fn a_roll_back_begins_with_the_first_step_without_an_update() {
+    let mut world = World::new();
+    world.plan.guard.max_skipped = 2;
+    world.plan.skip = [6].into();
+    world.hook = no_updates(&[5, 7]);
+    let error = world.run().await.unwrap_err();
+    assert_eq!(rolled_back(&error), Some((5, 7)), "{error}");
+}
+
+/// A checkpoint within such a row holds the steps that were skipped before it; once they are on the skip list they no longer count.
+#[tokio::test]
+async fn steps_that_were_rolled_back_do_not_count_again() {
+    let mut world = World::new();
+    world.plan.guard.max_skipped = 2;
+    world.plan.live = ddk_actors::Live::new(1, 2, 0.0);
+    world.hook = no_updates(&[5, 6, 7]);
+    let error = world.run().await.unwrap_err();
+    assert_eq!(rolled_back(&error), Some((5, 6)), "{error}");
+    world.plan.skip = [5, 6].into();
+    world.run().await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn tokens_of_steps_without_an_update_are_not_trained_on() {
+    let mut world = World::new();
+    world.plan.skip = [6].into();
+    world.hook = no_updates(&[5, 9]);
+    let outcome = world.run().await.unwrap().unwrap();
+    let mut expected = vec![0; 3];
+    for sample in world.lines("samples.jsonl") {
+        if [5, 6, 9].contains(&sample["step"].as_u64().unwrap()) {
+            continue;
+        }
+        let domain = ["a", "b", "c"]
+            .iter()
+            .position(|name| sample["domain"] == *name);
+        expected[domain.unwrap()] += sample["spans"][0]["tokens"].as_u64().unwrap();
+    }
+    assert_eq!(outcome.totals.tokens, expected);
+    let lines = world.lines("run.jsonl");
+    let tokens = |line: &serde_json::Value| line["tokens"].as_u64().unwrap();
+    assert_eq!(
+        lines.iter().map(tokens).sum::<u64>(),
+        outcome.totals.all_tokens()
+    );
+    for step in [5, 6, 9] {
+        assert_eq!(tokens(&lines[step - 1]), 0, "step {step}");
+    }
 }

@@ -45,7 +45,7 @@ pub struct StepLine {
     /// Global gradient norm before clipping.
     #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
-    /// Tokens of the step's rows, without padding.
+    /// Tokens that the step trained on, without padding: 0 if its update was skipped.
     pub tokens: u64,
     /// The mixture that the rows were drawn by.
     pub mixture_version: u64,

@@ -58,7 +58,7 @@ impl<S: Student> Core<S> {
             Some(state) => (state.interval_tokens.clone(), state.interval_losses.clone()),
             None => (vec![0; domains], TrainingSums::new(domains)),
         };
-        for (sum, tokens) in interval_tokens.iter_mut().zip(&gathered.tokens) {
+        for (sum, tokens) in interval_tokens.iter_mut().zip(&gathered.drawn) {
             *sum += tokens;
         }
         // What was not learnt from moves no mixture.
@@ -81,7 +81,7 @@ impl<S: Student> Core<S> {
             totals: self.totals.clone(),
             lengths: self.journal.lengths(),
             losses: self.losses.clone(),
-            skipped_in_row: self.skipped_in_row,
+            skipped_steps: self.skipped_steps.clone(),
         });
         Ok(())
     }
@@ -116,9 +116,6 @@ impl<S: Student> Core<S> {
         for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
             metrics::TOKENS.with(&[domain]).increment(*tokens);
         }
-        metrics::MODEL_TOKENS
-            .with(&["student"])
-            .increment(line.tokens);
         metrics::TOKENS_PER_SECOND
             .with(&[])
             .set(line.tokens as f64 / step_seconds.max(1e-9));
