@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
 use ddk_engine::WEIGHTS_FILE;
-use ddk_model::{Export, Model, Placement, safetensors::read_tensors};
+use ddk_model::{Export, Model, Placement, may_replace, safetensors::read_tensors, same_folder};
 use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
@@ -29,19 +29,21 @@ pub fn run(args: &cli::Export, signals: &Signals) -> Result<()> {
         .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
     let (step, checkpoint) = find(&store, args.step)?;
-    let out = &args.out;
-    let is_empty = || {
-        out.read_dir()
-            .is_ok_and(|mut entries| entries.next().is_none())
-    };
-    if out.exists() && !is_empty() && !out.join("config.json").is_file() {
-        return Err(anyhow!(
-            "{} holds something that is no model, and would be replaced",
-            args.out.display()
-        ))
-        .hint("--out names a new folder, or that of a model")
-        .usage();
+    let advice = "--out names a new folder, or one that ddk exported to before";
+    for (role, folder) in [
+        ("student", Some(&student)),
+        ("teacher", settings.teacher.model.as_ref()),
+    ] {
+        if folder.is_some_and(|folder| same_folder(folder, &args.out)) {
+            return Err(anyhow!(
+                "{} is the {role} that the run began with, and would be replaced",
+                args.out.display()
+            ))
+            .hint(advice)
+            .usage();
+        }
     }
+    may_replace(&args.out, None).hint(advice).usage()?;
     let model = of_checkpoint(&student, &checkpoint)?;
     let mut export = Export::new(&student);
     export.dtype = Some(match args.dtype.as_str() {

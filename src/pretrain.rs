@@ -78,6 +78,8 @@ pub fn model(
             "choose another folder for pretrain.{name}.out, or move that one away"
         ));
     }
+    let advice = "move what is your own out of that folder";
+    ddk_model::may_replace(&model.out, Some(RECORD)).hint(advice)?;
     if model.out.exists() && !force {
         say(&format!(
             "{name}: {} was made by other settings or from other data, and is made anew",

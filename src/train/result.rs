@@ -12,7 +12,7 @@ use ddk_run::{
 use ddk_settings::ObjectiveName;
 
 use super::{Prepared, measure_serial, ted};
-use crate::{export, phase::Phase, progress::say, report, signals::Signals};
+use crate::{export, hint::Hint, phase::Phase, progress::say, report, signals::Signals};
 
 const REPORT: &str = "report.html";
 
@@ -72,7 +72,8 @@ fn export(prepared: &Prepared<'_>, folder: &RunFolder, step: u64) -> Result<()> 
     }
     let student = &prepared.folders.student;
     let model = export::of_checkpoint(student, &checkpoint)?;
-    model.save(&folder.student(), &Export::new(student))?;
+    let saved = model.save(&folder.student(), &Export::new(student));
+    saved.hint("move what is in the way; the same command ends the run")?;
     say(&format!(
         "student exported to {}",
         folder.student().display()

@@ -103,11 +103,15 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
         world.succeed(&["export", "runs/small", "--out", "exported"]);
         let said = world.fail(2, &["export", "runs/small", "--out", "text"]);
         assert!(
-            said.contains("text holds something that is no model"),
+            said.contains("text holds `coins.jsonl`") && said.contains("is not replaced"),
             "{said}"
         );
-        for other in ["my.toml", "runs/small"] {
-            world.fail(2, &["export", "runs/small", "--out", other]);
+        for other in ["my.toml", "runs/small", "models/student", "models/teacher"] {
+            let said = world.fail(2, &["export", "runs/small", "--out", other]);
+            assert!(
+                said.contains(&format!("{other} ")) && said.contains("replaced"),
+                "{said}"
+            );
         }
         for file in [
             "model.safetensors",
@@ -135,6 +139,44 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
         assert!(coins["against"].as_f64().unwrap() > 1.0);
         assert_ne!(coins["against"], coins["perplexity"]);
     }
+}
+
+/// Of a model that ddk wrote nothing but what it wrote is replaced; one that somebody else wrote is not.
+#[test]
+fn an_export_replaces_what_an_export_wrote_and_nothing_else() {
+    let world = world_of("llama");
+    let train = [
+        "train",
+        "my.toml",
+        "--set",
+        "run.max_steps=2",
+        "--set",
+        "run.name=small",
+    ];
+    world.succeed(&[&train[..], &["--set", "telemetry.enabled=false"]].concat());
+    let export = ["export", "runs/small", "--out", "exported"];
+    world.succeed(&export);
+    world.succeed(&[&export[..], &["--dtype", "bf16"]].concat());
+    let exported = world.path().join("exported");
+    fs::write(exported.join("notes.md"), "what I found").unwrap();
+    let said = world.fail(2, &export);
+    assert!(said.contains("exported holds `notes.md`"), "{said}");
+    assert_eq!(
+        fs::read_to_string(exported.join("notes.md")).unwrap(),
+        "what I found"
+    );
+    fs::remove_file(exported.join("notes.md")).unwrap();
+    world.succeed(&export);
+    // A model of another program, with the same names of files.
+    copy(
+        &world.path().join("models/teacher"),
+        &world.path().join("theirs"),
+    );
+    let said = world.fail(2, &["export", "runs/small", "--out", "theirs"]);
+    assert!(said.contains("theirs holds `config.json`"), "{said}");
+    let weights =
+        |folder: &str| fs::read(world.path().join(folder).join("model.safetensors")).unwrap();
+    assert!(weights("theirs") == weights("models/teacher"));
 }
 
 #[test]

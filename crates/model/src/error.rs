@@ -36,6 +36,17 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// A folder that would be lost if a model were written there.
+    #[error("{} holds {found}, which is no part of a model that ddk wrote: it is not replaced", folder.display())]
+    NotReplaced {
+        /// The folder.
+        folder: PathBuf,
+        /// What is in it.
+        found: String,
+    },
+    /// A model that would be written over the one that it is made from.
+    #[error("{} is the folder that the model or its tokenizer comes from: it is not replaced", .0.display())]
+    Source(PathBuf),
     /// A model that this program does not build.
     #[error("{}: {what} `{value}` is not supported (supported: {supported})", path.display())]
     Unsupported {

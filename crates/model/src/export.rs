@@ -9,7 +9,12 @@ use std::{
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
-use crate::{Model, ModelError, safetensors::write_tensors, weights::INDEX};
+use crate::{
+    Model, ModelError,
+    replace::{MARKER, Place, marker, may_replace, sync},
+    safetensors::write_tensors,
+    weights::INDEX,
+};
 
 /// Files that are carried over from the folder of the tokenizer, where they are there.
 pub const TOKENIZER_FILES: [&str; 8] = [
@@ -50,35 +55,29 @@ impl<'a> Export<'a> {
 
 impl Model {
     /// Writes `config.json`, the weights, and what is carried over. The folder is complete or not there: it is written beside
-    /// its place, down to the disk, and renamed.
+    /// its place, down to the disk, and takes the place of an older model at once.
+    ///
+    /// # Errors
+    /// Also where the folder holds anything but a model that this program wrote, or is the one that files are carried over
+    /// from: it is left as it is.
     pub fn save(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let beside = |suffix: &str| folder.with_file_name(format!(".{name}.{suffix}"));
-        let (temporary, old) = (beside("tmp"), beside("old"));
-        for left in [&temporary, &old] {
-            if left.exists() {
-                fs::remove_dir_all(left).map_err(ModelError::io("remove", left))?;
-            }
+        if same_folder(folder, export.carry_from) {
+            return Err(ModelError::Source(folder.to_owned()));
         }
-        fs::create_dir_all(&temporary).map_err(ModelError::io("create", &temporary))?;
+        let place = Place::of(folder)?;
+        let record = export.beside.first().map(|(name, _)| *name);
+        may_replace(folder, record)?;
+        let temporary = &place.temporary;
+        fs::create_dir_all(temporary).map_err(ModelError::io("create", temporary))?;
         let written = self
-            .write(&temporary, export)
-            .and_then(|()| sync(&temporary));
-        if let Err(error) = written {
-            let _ = fs::remove_dir_all(&temporary);
-            return Err(error);
+            .write(temporary, export)
+            .and_then(|()| sync(temporary))
+            .and_then(|()| place.fill(true));
+        // After a failure in the last of these it holds the old model, where the new one is in place.
+        if written.is_err() && temporary.exists() {
+            let _ = fs::remove_dir_all(temporary);
         }
-        if folder.exists() {
-            fs::rename(folder, &old).map_err(ModelError::io("replace", folder))?;
-        }
-        fs::rename(&temporary, folder).map_err(ModelError::io("create", folder))?;
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(ModelError::io("remove", &old))?;
-        }
-        match folder.parent() {
-            Some(parent) if parent != Path::new("") => sync(parent),
-            _ => sync(Path::new(".")),
-        }
+        written
     }
 
     fn write(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
@@ -128,7 +127,16 @@ impl Model {
         for (name, text) in export.beside {
             write(&folder.join(name), |out| out.write_all(text.as_bytes()))?;
         }
-        Ok(())
+        let marker = marker(folder)?;
+        write(&folder.join(MARKER), |out| out.write_all(marker.as_bytes()))
+    }
+}
+
+/// Whether two paths lead to one folder.
+pub fn same_folder(one: &Path, other: &Path) -> bool {
+    match (fs::canonicalize(one), fs::canonicalize(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
     }
 }
 
@@ -149,13 +157,6 @@ fn shards(parameters: &[(String, Tensor)], kind: Kind, limit: usize) -> Vec<&[(S
 
 fn bytes((_, tensor): &(String, Tensor), kind: Kind) -> usize {
     tensor.numel() * kind.elt_size_in_bytes()
-}
-
-/// Makes a file's contents, or a folder's names, durable.
-fn sync(path: &Path) -> Result<(), ModelError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(ModelError::io("write", path))
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
