@@ -180,6 +180,9 @@ pub struct Train {
     /// Insist on a new run: refuse a run folder that exists
     #[arg(long)]
     pub new: bool,
+    /// Start over at step 0: what the run has made is set aside within its folder, not deleted
+    #[arg(long, conflicts_with_all = ["new", "fork", "from"])]
+    pub restart: bool,
     /// Start a new run of this name from a checkpoint of the configuration's run, whose domains may differ
     #[arg(long, value_name = "NAME", conflicts_with = "new")]
     pub fork: Option<String>,

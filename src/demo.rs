@@ -67,6 +67,7 @@ pub fn run(args: &cli::Demo, signals: &Signals, out: &mut dyn Write) -> Result<E
     );
     let flags = Flags {
         new: false,
+        restart: false,
         reload: None,
         fork_of: None,
         from: None,

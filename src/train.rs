@@ -4,6 +4,7 @@ mod doremi;
 mod fork;
 mod healing;
 mod inputs;
+mod lost;
 mod options;
 mod plan;
 mod policy;
@@ -69,6 +70,7 @@ pub fn run(args: &cli::Train, signals: &Signals, out: &mut dyn Write) -> Result<
         &settings,
         &Flags {
             new: args.new,
+            restart: args.restart,
             reload: Some(source),
             fork_of,
             from: args.from,
@@ -84,6 +86,8 @@ pub fn run(args: &cli::Train, signals: &Signals, out: &mut dyn Write) -> Result<
 pub struct Flags {
     /// Refuse a run folder that exists.
     pub new: bool,
+    /// Set aside what the run has made, and start over.
+    pub restart: bool,
     /// Where settings are read again from at SIGHUP.
     pub reload: Option<cli::ConfigArgs>,
     /// The folder of the run to fork, where the run is new.
@@ -144,7 +148,15 @@ pub fn distil(
     let settings = &threads::chosen(settings, &path, signals, &faults)?;
     let begun = RunFolder::holds_a_run(&path);
     // Said before minutes of tokenizing.
-    if begun && !flags.new {
+    if flags.restart && !begun {
+        return Err(anyhow!(
+            "there is no run in {} to start over",
+            path.display()
+        ))
+        .hint("leave --restart out to start one")
+        .usage();
+    }
+    if begun && !flags.new && !flags.restart {
         inputs::same_settings(&path, settings)?;
     } else if !begun && flags.from.is_some() && flags.fork_of.is_none() {
         return Err(anyhow!("there is no run in {} to go on from", path.display()))
@@ -153,6 +165,7 @@ pub fn distil(
     }
     // What a run was made from is not replaced: this one, or the one that it is forked from.
     let outdated = match &flags.fork_of {
+        _ if flags.restart => Outdated::AsSet,
         _ if begun && path.join("summary.json").exists() => Outdated::KeptFor(&path),
         _ if begun => Outdated::NeededBy(&path),
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
@@ -161,6 +174,9 @@ pub fn distil(
     let mut prepared = prepare_run(settings, outdated, signals, &faults)?;
     let folder = open_folder(&path, flags.new)?;
     signals.in_run(folder.path());
+    if flags.restart {
+        lost::start_over(&folder)?;
+    }
     let forks = flags
         .fork_of
         .as_deref()
@@ -194,6 +210,10 @@ pub fn distil(
         ));
         return result::print(&ddk_run::read::summary(&path)?, flags.json, out);
     }
+    // Said before the phases of a run that has some.
+    if !lost::has_checkpoints(&folder)? {
+        lost::refuse_if_saved(&folder)?;
+    }
     prepared.inputs.bind(&folder, settings)?;
     start_log(&folder)?;
     copy_quarantine(&prepared, &folder)?;
@@ -221,7 +241,7 @@ fn in_session(
     flags: &Flags,
 ) -> Result<Ran> {
     let settings = prepared.settings;
-    if settings.mixture.policy == MixturePolicy::Doremi && !has_checkpoints(folder)? {
+    if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
         let reloads = flags.reload.is_some();
         match doremi::phases(settings, &prepared.plan.domains, reloads, session)? {
             Phases::Done(weights) => prepared.doremi = Some(weights),
@@ -249,12 +269,6 @@ pub fn is_done(settings: &Settings) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether there is something to go on from, sound or not.
-fn has_checkpoints(folder: &RunFolder) -> Result<bool> {
-    let checkpoints = folder.checkpoints();
-    Ok(checkpoints.exists() && !CheckpointStore::look(&checkpoints).list()?.is_empty())
-}
-
 /// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.
 fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
     let name = required(settings.run.name.clone(), "run.name")?;
@@ -277,6 +291,7 @@ fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
     copy_quarantine(&prepared, &folder)?;
     let flags = Flags {
         new: false,
+        restart: false,
         reload: None,
         fork_of: None,
         from: None,

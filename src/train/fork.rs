@@ -89,6 +89,9 @@ pub(super) fn fork(
     ted::fork(source, folder)?;
     let store = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
     store.save(step, &state, files.into(), || Ok(()))?;
+    // From here on the new run has something to lose.
+    let message = format!("forked from {}", source.display());
+    ddk_run::record_event(folder.path(), step, "saved", &message)?;
     let stay = kept.iter().flatten().count();
     say(&format!(
         "forked from step {step} of {}: {stay} of {} domains go on, {} are new",

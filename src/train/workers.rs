@@ -1,6 +1,7 @@
 //! The run itself: the actors with their parts, from checkpoint to checkpoint.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 use super::{
     Prepared,
     healing::{Healing, Learnt},
-    policy, reload,
+    lost, policy, reload,
     session::Session,
 };
 use crate::{
@@ -166,15 +167,20 @@ impl Begin {
         };
         let checkpoints = CheckpointStore::open(&folder.checkpoints(), retention)?
             .with_hook(prepared.faults.save_hook());
-        let opened = checkpoints.newest::<LoopState>().hint(
-            "the run will not begin again at its first step by itself: restore a checkpoint, or give the run another run.name",
-        )?;
+        let opened = checkpoints.newest::<LoopState>().hint(lost::ADVICE)?;
+        if opened.is_none() {
+            lost::refuse_if_saved(folder)?;
+            if fs::metadata(folder.path().join("run.jsonl")).is_ok_and(|file| file.len() > 0) {
+                say("no checkpoint was saved yet: the run begins again at its first step");
+            }
+        }
         let damaged = opened.as_ref().map_or(Vec::new(), passed_over);
         let (resume, checkpoint) = announce(opened, &checkpoints, folder.path())?;
         let lengths = resume
             .as_ref()
             .map_or(Lengths::default(), |state| state.lengths);
-        let journal = Arc::new(Journal::open(folder.path(), lengths, settings.run.trace)?);
+        let journal = Journal::open(folder.path(), lengths, settings.run.trace);
+        let journal = Arc::new(journal.hint(lost::ADVICE)?);
         for text in damaged {
             say(&format!("warning: {text}"));
             journal.event(

@@ -1,6 +1,6 @@
 //! Checkpoints by choice: which of them stay, going on from one, forking a run.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use serde_json::Value;
 
@@ -286,4 +286,103 @@ fn kept_perplexities_are_those_of_the_same_settings() {
     world.succeed(&bf16);
     alone.succeed(&bf16);
     assert_same(&world, &alone, "after a run with another dtype");
+}
+
+/// Whatever became of the checkpoints: a run that had some does not begin again by itself, and nothing of it is cut.
+#[test]
+fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
+    let whole = whole();
+    let losses: [(&str, fn(&Path)); 4] = [
+        ("holds none", |checkpoints| {
+            fs::remove_dir_all(checkpoints).unwrap()
+        }),
+        ("holds none", |checkpoints| {
+            fs::remove_dir_all(checkpoints).unwrap();
+            fs::create_dir(checkpoints).unwrap();
+        }),
+        ("holds none", |checkpoints| {
+            for step in [6, 9, 12] {
+                let aside = checkpoints.join(format!("aside-step-{step:08}"));
+                fs::rename(checkpoints.join(format!("step-{step:08}")), aside).unwrap();
+            }
+        }),
+        ("step-00000012: state.json", |checkpoints| {
+            for step in [6, 9, 12] {
+                let state = checkpoints.join(format!("step-{step:08}/state.json"));
+                fs::write(state, "{}").unwrap();
+            }
+        }),
+    ];
+    for (named, lose) in losses {
+        let world = World::new();
+        world.succeed(&["train", "config.toml"]);
+        let folder = world.run_folder();
+        fs::remove_file(folder.join("summary.json")).unwrap();
+        lose(&folder.join("checkpoints"));
+        let before = world.trajectory();
+        let said = world.fail(1, &["train", "config.toml"]);
+        assert!(said.contains(named) && said.contains("--restart"), "{said}");
+        assert!(said.contains("runs/small/checkpoints"), "{said}");
+        if named == "holds none" {
+            assert!(said.contains("a checkpoint of step 12"), "{said}");
+        }
+        assert!(world.trajectory() == before, "nothing is cut");
+
+        // Told to start over, and killed before the first save: the saves before it no longer count.
+        let restart = [
+            "train",
+            "config.toml",
+            "--restart",
+            "--set",
+            "faults.plan=[\"kill student 2\"]",
+        ];
+        let output = world
+            .command(&restart)
+            .env("DDK_ALLOW_FAULTS", "1")
+            .output()
+            .unwrap();
+        assert!(
+            stderr(&output).contains("starting over at step 0"),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(output.status.code(), None);
+        let said = stderr(&world.succeed(&["train", "config.toml"]));
+        assert!(said.contains("no checkpoint was saved yet"), "{said}");
+        assert_same(&world, &whole, named);
+        // What was there is set aside, and what happened is still told.
+        let aside = read_lines(&folder.join("aside-1/run.jsonl"));
+        assert!(aside == before["run.jsonl"]);
+        let events = world.lines("events.jsonl");
+        let of = |kind: &str| events.iter().filter(|event| event["kind"] == kind).count();
+        assert_eq!((of("started_over"), of("started"), of("saved")), (1, 3, 8));
+    }
+    let world = World::new();
+    let said = world.fail(2, &["train", "config.toml", "--restart"]);
+    assert!(
+        said.contains("there is no run in runs/small to start over"),
+        "{said}"
+    );
+    assert!(!world.run_folder().exists());
+}
+
+/// The checkpoint that a fork begins with is its only one.
+#[test]
+fn a_fork_that_lost_its_checkpoint_does_not_begin_with_the_student() {
+    let world = World::new();
+    world.succeed(&["train", "config.toml"]);
+    let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
+    let plan = "faults.plan=[\"kill student 7\"]";
+    let mut killed = world.command(&[&fork[..], &["--set", plan]].concat());
+    assert!(
+        !killed
+            .env("DDK_ALLOW_FAULTS", "1")
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
+    fs::remove_dir_all(world.path().join("runs/other/checkpoints")).unwrap();
+    let said = world.fail(1, &fork);
+    assert!(said.contains("a checkpoint of step 6"), "{said}");
 }

@@ -28,7 +28,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), RunFileError> {
 }
 
 /// Makes the names in a folder durable.
-fn sync_folder(folder: &Path) -> Result<(), RunFileError> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), RunFileError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(RunFileError::io("sync", folder))

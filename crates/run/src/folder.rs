@@ -10,7 +10,7 @@ use std::{
 use crate::RunFileError;
 
 /// The first file that is made in a run's folder.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 
 /// A run's folder, locked for this process until it is dropped.
 ///

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{BufRead, BufReader, BufWriter, Write},
+    io::{self, BufRead, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -13,6 +13,9 @@ use crate::{
     RunFileError,
     records::{DrawnLine, EventLine, MixtureLine, SampleLine, StepLine},
 };
+
+/// Where events are appended.
+pub(crate) const EVENTS: &str = "events.jsonl";
 
 /// Bytes of each file at a step boundary; part of a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +56,7 @@ impl Journal {
                 true => Some(open("samples.jsonl", lengths.samples)?),
                 false => None,
             },
-            events: Appended::open(folder.join("events.jsonl"), None)?,
+            events: Appended::open(folder.join(EVENTS), None)?,
             last_step: 0,
         };
         Ok(Self {
@@ -135,22 +138,33 @@ impl Journal {
     }
 }
 
-/// Appends to the events of a run whose journal is not open, with the step of the event before. The line is on the disk when this
-/// returns.
+/// As [`record_event`], with the step of the event before.
 ///
 /// # Errors
 /// The file cannot be read or written.
 pub fn append_event(folder: &Path, kind: &str, message: &str) -> Result<(), RunFileError> {
-    let path = folder.join("events.jsonl");
-    let mut events = Appended::open(path.clone(), None)?;
-    let before = std::fs::read_to_string(&path).map_err(RunFileError::io("read", &path))?;
-    let last = before.lines().last();
-    let last = last.and_then(|line| serde_json::from_str::<EventLine>(line).ok());
-    events.append(&EventLine::now(
-        last.map_or(0, |line| line.step),
-        kind,
-        message,
-    ))?;
+    let path = folder.join(EVENTS);
+    let before = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        read => read.map_err(RunFileError::io("read", &path))?,
+    };
+    let whole = |line| serde_json::from_str::<EventLine>(line).ok();
+    let last = before.lines().rev().find_map(whole);
+    record_event(folder, last.map_or(0, |line| line.step), kind, message)
+}
+
+/// Appends an event of `step` to a run whose journal is not open. The line is on the disk when this returns.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn record_event(
+    folder: &Path,
+    step: u64,
+    kind: &str,
+    message: &str,
+) -> Result<(), RunFileError> {
+    let mut events = Appended::open(folder.join(EVENTS), None)?;
+    events.append(&EventLine::now(step, kind, message))?;
     events.sync()
 }
 

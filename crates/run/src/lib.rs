@@ -12,6 +12,7 @@ mod journal;
 mod manifest;
 pub mod read;
 pub mod records;
+mod restart;
 
 pub use checkpoint::{
     CheckpointStore, Entry, NamedFile, NoneVerifies, Opened, Retention, SaveHook, SaveReport,
@@ -19,5 +20,6 @@ pub use checkpoint::{
 pub use error::RunFileError;
 pub use files::write_atomically;
 pub use folder::RunFolder;
-pub use journal::{Journal, Lengths, append_event};
+pub use journal::{Journal, Lengths, append_event, record_event};
 pub use manifest::FORMAT as CHECKPOINT_FORMAT;
+pub use restart::{STARTED_OVER, recorded_save};

@@ -1,0 +1,149 @@
+//! Starting over: what a run's files say of checkpoints that should be there, and setting all of it aside.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    RunFileError, RunFolder,
+    files::sync_folder,
+    folder::LOCK,
+    journal::{EVENTS, record_event},
+    read,
+};
+
+/// The kind of the event after which the saves before it no longer count.
+pub const STARTED_OVER: &str = "started_over";
+
+/// What stays when all else is set aside: the lock, what has happened, the log.
+const KEPT: [&str; 3] = [LOCK, EVENTS, "run.log"];
+/// What is set aside last, in this order: without `config.toml` the folder holds no run.
+const LAST: [&str; 3] = ["checkpoints", "config.toml", "inputs.json"];
+
+/// The last step whose checkpoint was saved, by `events.jsonl`, since the run was last started over.
+///
+/// # Errors
+/// An `events.jsonl` that cannot be read, and one that is not there beside the lines of steps.
+pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
+    let (events, steps) = (folder.join(EVENTS), folder.join("run.jsonl"));
+    if !events.exists() {
+        let has_steps = fs::metadata(&steps).is_ok_and(|metadata| metadata.len() > 0);
+        return match has_steps {
+            true => Err(RunFileError::io("read", &events)(io::Error::from(
+                io::ErrorKind::NotFound,
+            ))),
+            false => Ok(None),
+        };
+    }
+    let events = read::events(folder)?;
+    let since = events.iter().rposition(|event| event.kind == STARTED_OVER);
+    let counts = &events[since.map_or(0, |index| index + 1)..];
+    let last = counts.iter().rfind(|event| event.kind == "saved");
+    Ok(last.map(|event| event.step))
+}
+
+impl RunFolder {
+    /// Sets aside all that the run has made, into a folder `aside-1`, `aside-2`, … within its own, so that it starts over at step
+    /// 0. `events.jsonl` keeps its lines and says so. Interrupted, it may be asked for again.
+    pub fn start_over(&self) -> Result<PathBuf, RunFileError> {
+        let path = self.path();
+        let aside = (1..)
+            .map(|number| path.join(format!("aside-{number}")))
+            .find(|aside| !aside.exists())
+            .unwrap_or_else(|| path.join("aside"));
+        let is_aside = |name: &str| {
+            let number = name.strip_prefix("aside-");
+            number.is_some_and(|number| number.parse::<u64>().is_ok())
+        };
+        let names = fs::read_dir(path)
+            .map_err(RunFileError::io("read", path))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<String>>>()
+            .map_err(RunFileError::io("read", path))?;
+        let first = names.iter().map(String::as_str);
+        let first =
+            first.filter(|name| !KEPT.contains(name) && !LAST.contains(name) && !is_aside(name));
+        let last = LAST.into_iter().filter(|name| path.join(name).exists());
+        let all: Vec<&str> = first.chain(last).collect();
+        fs::create_dir(&aside).map_err(RunFileError::io("create", &aside))?;
+        // Said first: without it, a run whose checkpoints are set aside would be taken for one that has lost them.
+        let message = format!("at step 0; what was there is in {}", aside.display());
+        record_event(path, 0, STARTED_OVER, &message)?;
+        for name in all {
+            let from = path.join(name);
+            fs::rename(&from, aside.join(name)).map_err(RunFileError::io("rename", &from))?;
+        }
+        sync_folder(&aside)?;
+        sync_folder(path)?;
+        Ok(aside)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(files: &[&str]) -> (tempfile::TempDir, RunFolder) {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(&scratch.path().join("run")).unwrap();
+        for file in files {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        (scratch, folder)
+    }
+
+    #[test]
+    fn the_last_save_since_the_last_start_over_is_recorded() {
+        let (_scratch, folder) = run(&[]);
+        let (path, saved) = (folder.path(), || recorded_save(folder.path()).unwrap());
+        assert_eq!(saved(), None);
+        record_event(path, 0, "started", "process 1").unwrap();
+        assert_eq!(saved(), None);
+        record_event(path, 3, "saved", "9 bytes").unwrap();
+        record_event(path, 6, "saved", "9 bytes").unwrap();
+        record_event(path, 9, "save_failed", "disk full").unwrap();
+        assert_eq!(saved(), Some(6));
+        folder.start_over().unwrap();
+        assert_eq!(saved(), None);
+        record_event(path, 3, "saved", "9 bytes").unwrap();
+        assert_eq!(saved(), Some(3));
+    }
+
+    #[test]
+    fn steps_without_events_are_no_new_run() {
+        let (_scratch, folder) = run(&["run.jsonl"]);
+        assert_eq!(
+            recorded_save(folder.path()).unwrap(),
+            None,
+            "no step was made"
+        );
+        fs::write(folder.path().join("run.jsonl"), "{}\n").unwrap();
+        let error = recorded_save(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("events.jsonl"), "{error}");
+    }
+
+    #[test]
+    fn all_that_a_run_has_made_is_set_aside_and_nothing_is_lost() {
+        let (_scratch, folder) = run(&["config.toml", "inputs.json", "run.jsonl", "run.log"]);
+        fs::create_dir_all(folder.path().join("checkpoints/step-00000003")).unwrap();
+        let names = |path: &Path| {
+            let names = fs::read_dir(path).unwrap();
+            let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let aside = folder.start_over().unwrap();
+        assert_eq!(names(folder.path()), ["aside-1", EVENTS, LOCK, "run.log"]);
+        assert_eq!(
+            names(&aside),
+            ["checkpoints", "config.toml", "inputs.json", "run.jsonl"]
+        );
+        assert!(aside.join("checkpoints/step-00000003").exists());
+        fs::write(folder.path().join("run.jsonl"), "").unwrap();
+        let second = folder.start_over().unwrap();
+        assert_eq!(names(&second), ["run.jsonl"]);
+        assert_eq!(read::events(folder.path()).unwrap().len(), 2);
+        assert!(!RunFolder::holds_a_run(folder.path()));
+    }
+}
