@@ -1,5 +1,5 @@
-# What a user and a developer type. Each target does all the set-up it needs (tools/setup).
-.PHONY: help setup build demo test test-full gpu-check check deny bench bench-telemetry
+# What a user and a developer type. Each target does all the set-up it needs.
+.PHONY: help setup demo-text build demo test test-full full gpu-check check deny bench bench-telemetry
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -7,17 +7,23 @@ help: ## show this list
 setup: ## fetch libtorch into the cache folder and write .cargo/config.toml
 	@tools/setup
 
+demo-text: setup ## fetch the documents that the demo's text is chosen from into the cache folder
+	@tools/demo-text/fetch
+
 build: setup ## build ddk
 	cargo build --locked
 
-demo: build ## run the main job on real text: about five minutes after the build
+demo: build demo-text ## distill on real text: about five minutes after the build
 	@cargo run --locked --quiet -- demo
 
-test: setup ## every test, at scale 1 (some need Debian's prometheus: tools/prometheus)
-	DDK_TEST_SCALE=$${DDK_TEST_SCALE:-1} cargo test --locked --workspace
+test: ## run every test at scale 1; SKIP=browser,prometheus,text leaves out those that need one of these
+	@SKIP='$(SKIP)' tools/test
 
-test-full: ## every test, with the full counts
-	$(MAKE) test DDK_TEST_SCALE=10
+test-full: ## run every test with the full counts; SKIP as above
+	@DDK_TEST_SCALE=10 SKIP='$(SKIP)' tools/test
+
+full: ## run test-full and the demo from its start, and keep the last lines in docs/full-run.txt
+	@tools/full-run
 
 gpu-check: setup ## goldens of the objectives, the models' parity with transformers and whole runs, on cuda:0
 	DDK_TEST_DEVICE=cuda:0 cargo test --locked --workspace --test goldens --test reference
