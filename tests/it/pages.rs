@@ -78,47 +78,62 @@ fn a_browser_sees_a_run_live_and_ended_runs_side_by_side() {
     }
 }
 
-/// How a run that is watched ends: what is done to it (a signal, or nothing), its exit code where it has one, its settings, what is seen
-/// last.
-const ENDS: [(Option<&str>, Option<i32>, &[&str], &str); 5] = [
-    (Some("TERM"), Some(143), &[], "stopped"),
-    (
-        None,
-        Some(0),
-        &["--set", "run.max_steps=600", "--set", "run.name=short"],
-        "finished",
-    ),
-    (
-        None,
-        Some(1),
-        &[
-            "--set",
-            "faults.plan=[\"panic save 500\"]",
-            "--set",
-            "run.name=broken",
-        ],
-        "failed",
-    ),
-    (
-        Some("INT"),
-        Some(130),
-        &[
-            "--set",
-            "run.max_steps=600",
-            "--set",
+/// How a run that is watched ends.
+struct Ended {
+    /// What is sent to it, where it does not end by itself.
+    signal: Option<&'static str>,
+    /// Its exit code, where it has one.
+    code: Option<i32>,
+    /// Its settings.
+    sets: &'static [&'static str],
+    /// What is seen last.
+    last: &'static str,
+}
+
+const ENDS: [Ended; 5] = [
+    Ended {
+        signal: Some("TERM"),
+        code: Some(143),
+        sets: &["run.name=told"],
+        last: "stopped",
+    },
+    Ended {
+        signal: None,
+        code: Some(0),
+        sets: &["run.name=short", "run.max_steps=600"],
+        last: "finished",
+    },
+    Ended {
+        signal: None,
+        code: Some(1),
+        sets: &["run.name=broken", "faults.plan=[\"panic save 500\"]"],
+        last: "failed",
+    },
+    // In a phase in which it stops at once.
+    Ended {
+        signal: Some("INT"),
+        code: Some(130),
+        sets: &[
             "run.name=held",
-            "--set",
+            "run.max_steps=600",
             "faults.plan=[\"hang export 1\"]",
         ],
-        "stopped",
-    ),
-    // Killed: it has not said a word.
-    (Some("KILL"), None, &["--set", "run.name=killed"], "running"),
+        last: "stopped",
+    },
+    // It has not said a word.
+    Ended {
+        signal: Some("KILL"),
+        code: None,
+        sets: &["run.name=killed"],
+        last: "running",
+    },
 ];
 
 /// A run with its page that allows faults.
-fn watched(world: &World, more: &[&str]) -> (Started, String) {
-    let mut command = world.command(&[&FOR_EVER[..], more].concat());
+fn watched(world: &World, sets: &[&str]) -> (Started, String) {
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let arguments: Vec<&str> = FOR_EVER.into_iter().chain(sets).collect();
+    let mut command = world.command(&arguments);
     command.env("DDK_ALLOW_FAULTS", "1");
     let mut address = None;
     let started = Started::of(command, |line| {
@@ -192,26 +207,25 @@ fn polled(address: &str) -> String {
 
 #[test]
 fn whoever_watches_a_run_hears_how_it_ended() {
-    for (signal, code, more, expected) in ENDS {
-        let world = World::new();
-        let (run, address) = watched(&world, more);
+    for ended in ENDS {
+        let (world, expected) = (World::new(), ended.last);
+        let (run, address) = watched(&world, ended.sets);
         let mut page = Page::open(&address);
         let poller = std::thread::spawn(move || polled(&address));
         assert!(page.any(|state| state == "running"), "{expected}");
-        if more.iter().any(|set| set.contains("hang export")) {
+        if ended.sets.iter().any(|set| set.contains("hang export")) {
             assert!(page.any(|state| state == "ending"), "{expected}");
         }
-        if let Some(signal) = signal {
+        if let Some(signal) = ended.signal {
             run.signal(signal);
         }
         let last = page.last().unwrap_or_else(|| "running".to_owned());
         let (status, said) = run.wait();
-        assert_eq!(status.code(), code, "{said}");
+        assert_eq!(status.code(), ended.code, "{said}");
         assert_eq!(last, expected, "{said}");
         assert_eq!(poller.join().unwrap(), expected, "{said}");
         // From the folder alone, the same; a process that was killed is no process.
-        let name = more.iter().find_map(|set| set.strip_prefix("run.name="));
-        let name = name.unwrap_or("long");
+        let name = ended.sets[0].strip_prefix("run.name=").unwrap();
         let output = world.succeed(&["watch", &format!("runs/{name}")]);
         let seen = match expected {
             "running" => "stopped",
@@ -237,10 +251,10 @@ fn browse(script: &str, arguments: &[&str]) -> Output {
 
 #[test]
 fn a_browser_sees_how_a_run_ended_and_keeps_that() {
-    for (signal, code, more, expected) in ENDS {
+    for ended in ENDS {
         let world = World::new();
-        let (run, address) = watched(&world, more);
-        let expected = match expected {
+        let (run, address) = watched(&world, ended.sets);
+        let expected = match ended.last {
             "running" => "no connection",
             known => known,
         };
@@ -249,12 +263,12 @@ fn a_browser_sees_how_a_run_ended_and_keeps_that() {
             &[
                 &format!("http://{address}/"),
                 &run.id().to_string(),
-                signal.unwrap_or("-"),
+                ended.signal.unwrap_or("-"),
                 expected,
             ],
         );
         let (status, said) = run.wait();
-        assert_eq!(status.code(), code, "{said}");
+        assert_eq!(status.code(), ended.code, "{said}");
         assert!(
             output.status.success(),
             "{}{}",

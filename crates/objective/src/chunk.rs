@@ -218,3 +218,53 @@ fn without_label(mut probabilities: Tensor, labels: &Tensor) -> Result<Tensor, T
         .f_to_kind(probabilities.kind())?;
     probabilities.f_scatter_add_(1, labels, &minus_one)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A teacher whose logits do not fit would be left out of the loss, or read as if they did.
+    #[test]
+    fn logits_that_do_not_belong_together_are_refused() {
+        let objective = Objective {
+            divergence: Some(Divergence::ForwardKl),
+            gamma: 0.5,
+            ..Objective::cross_entropy()
+        };
+        let logits = Tensor::from_slice(&[1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0]).reshape([2, 3]);
+        let (labels, scale) = (
+            Tensor::from_slice(&[0_i64, 1]),
+            Tensor::ones([2], (Kind::Float, Device::Cpu)),
+        );
+        let of_teacher = |teacher: Tensor| {
+            let chunk = Chunk {
+                student: logits.copy(),
+                teacher: Some(teacher),
+                labels: &labels,
+                scale: &scale,
+                teacher_ce: false,
+            };
+            // SAFETY: this thread alone has them.
+            unsafe { loss(chunk, &objective) }
+        };
+        assert!(of_teacher(logits.flip([0])).unwrap().divergence.is_some());
+        for (teacher, what) in [
+            (logits.reshape([3, 2]), "the teacher's logits are ([3, 2]"),
+            (logits.to_kind(Kind::Double), "Double"),
+        ] {
+            let error = of_teacher(teacher).err().unwrap().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        let chunk = Chunk {
+            student: logits.shallow_clone(),
+            teacher: Some(logits.shallow_clone()),
+            labels: &labels,
+            scale: &scale,
+            teacher_ce: false,
+        };
+        // SAFETY: this thread alone has them.
+        let error = unsafe { loss(chunk, &objective) }.err().unwrap();
+        assert!(error.to_string().contains("share memory"), "{error}");
+        assert_eq!(logits.double_value(&[1, 2]), 6.0, "nothing is written");
+    }
+}
