@@ -12,7 +12,7 @@ use ddk_settings::Method;
     name = "ddk",
     version,
     max_term_width = 100,
-    after_help = "Start here:\n  ddk demo                       the whole job on text that is on this machine, in about five minutes\n  ddk train config/demo.toml     distil with a configuration of your own\n\nExit codes: 0 done, 1 error, 2 usage or configuration, 130 or 143 stopped by SIGINT or SIGTERM; the same command resumes."
+    after_help = "Start here:\n  ddk demo                       the whole job on real text, in about five minutes\n  ddk train config/demo.toml     distil with a configuration of your own\n\nExit codes: 0 done, 1 error, 2 usage or configuration, 130 or 143 stopped by SIGINT or SIGTERM; the same command resumes."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -21,10 +21,11 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the whole job on real text from this machine: corpus, tokenizer, teacher, student, distillation
+    /// Run the whole job on real text: corpus, tokenizer, teacher, student, distillation
     ///
-    /// Collects five domains of text that set-up has put on this disk, trains a tokenizer, a teacher and a student that
-    /// lags behind it, then distils. Every part is cached under data/demo and reused; delete that folder to start over.
+    /// Writes five domains of text that `make demo-text` has fetched, the same on every machine. Then trains a tokenizer, a teacher
+    /// and a student that lags behind it, and distills. Every part is kept under data/demo and reused; delete that folder to
+    /// start over.
     Demo(Demo),
     /// Write a commented configuration for two model folders and a folder of text
     Init(Init),

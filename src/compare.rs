@@ -64,6 +64,10 @@ pub fn run(args: &cli::Compare, signals: &Signals, out: &mut dyn Write) -> Resul
 
 /// Makes teacher and student where they are missing and the configuration says how; the exit code where a signal came.
 fn models(args: &cli::Compare, settings: &Settings, signals: &Signals) -> Result<Option<ExitCode>> {
+    let is_demo = demo::is_demo(settings);
+    if is_demo {
+        demo::verify_text(settings)?;
+    }
     let wanted = [&settings.teacher.model, &settings.student.model];
     let missing = |out: &Path| !out.join("config.json").exists();
     let made: Vec<&String> = settings
@@ -75,7 +79,7 @@ fn models(args: &cli::Compare, settings: &Settings, signals: &Signals) -> Result
     if made.is_empty() {
         return Ok(None);
     }
-    if demo::is_demo(settings) {
+    if is_demo {
         demo::text_and_tokenizer(settings)?;
     }
     for name in made {

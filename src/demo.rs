@@ -1,6 +1,6 @@
-//! `ddk demo`: the whole job on text that is on this machine, by the same steps that a user takes.
+//! `ddk demo`: the whole job on text that is the same on every machine, by the same steps that a user takes.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode, time::Instant};
+use std::{fs, io::Write, path::Path, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_settings::Settings;
@@ -9,7 +9,7 @@ use ddk_torch::parse_device;
 use crate::{
     cli, demo_sources,
     faults::Faults,
-    hint::Hint,
+    hint::{Hint, with_hint},
     phase::Phase,
     pretrain,
     progress::say,
@@ -47,7 +47,7 @@ pub fn run(args: &cli::Demo, signals: &Signals, out: &mut dyn Write) -> Result<E
     };
     let faults = Faults::parse(&settings.faults.plan)?;
     signals.begin(Phase::Text, &faults)?;
-    say_step(1, "text from this machine");
+    say_step(1, "text");
     collect(&settings)?;
     say_step(2, "tokenizer and corpus");
     tokenizer(&settings)?;
@@ -101,44 +101,118 @@ pub fn is_demo(settings: &Settings) -> bool {
     })
 }
 
-/// What the demo's models are trained on, where it is missing.
+/// Makes what the demo's models are trained on, where it is missing.
 pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
     collect(settings)?;
     tokenizer(settings)
 }
 
-/// Writes each domain's JSONL file where the configuration expects it, once.
-fn collect(settings: &Settings) -> Result<()> {
-    let mut limits = BTreeMap::new();
-    let mut folder = None;
+/// A domain's one file of text, and the most bytes of text in it.
+struct Place<'settings> {
+    domain: &'settings str,
+    file: &'settings Path,
+    max_bytes: u64,
+}
+
+/// Where the configuration expects each domain's text.
+fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
+    let mut places = Vec::new();
     for (name, domain) in &settings.domains {
-        let file = domain.files.first().map(Path::new);
-        let parent = file.and_then(Path::parent);
-        let is_ours = domain.files.len() == 1
-            && file
-                .and_then(Path::file_name)
-                .is_some_and(|file| *file == *format!("{name}.jsonl"));
-        let (true, Some(parent)) = (is_ours, parent) else {
-            return Err(anyhow!(
-                "domain `{name}`: the demo writes its own text to one file FOLDER/{name}.jsonl"
-            ))
-            .hint("for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`");
+        let expected = format!("{name}.jsonl");
+        let [file] = &domain.files[..] else {
+            return Err(not_ours(name));
         };
-        folder = Some(parent);
-        if file.is_some_and(Path::exists) {
+        let file = Path::new(file);
+        if file.file_name() != Some(expected.as_ref()) {
+            return Err(not_ours(name));
+        }
+        places.push(Place {
+            domain: name,
+            file,
+            max_bytes: domain.max_bytes.unwrap_or(4_000_000),
+        });
+    }
+    Ok(places)
+}
+
+fn not_ours(domain: &str) -> anyhow::Error {
+    with_hint(
+        anyhow!(
+            "domain `{domain}`: the demo writes its own text to one file FOLDER/{domain}.jsonl"
+        ),
+        "for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`",
+    )
+}
+
+/// Refuses text that is there and is not this version's.
+///
+/// The tokenizer, the models and the runs beside it were made from that text. Their figures would look like the published ones and
+/// mean something else, so this is an error and not a warning.
+///
+/// # Errors
+///
+/// A file cannot be read, or its limit is the shipped one and its text is not.
+pub fn verify_text(settings: &Settings) -> Result<()> {
+    for place in places(settings)? {
+        let file = place.file;
+        if !file.exists() {
             continue;
         }
-        limits.insert(name.clone(), domain.max_bytes.unwrap_or(4_000_000));
+        let Some(expected) = demo_sources::expected_hash(place.domain, place.max_bytes)? else {
+            continue;
+        };
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let found = demo_sources::hash(&text);
+        if found != expected {
+            let folder = file.parent().and_then(Path::parent);
+            let folder = folder.unwrap_or(Path::new(".")).display();
+            return Err(anyhow!(
+                "{} is not the demo's text of this version (blake3 {found}, expected {expected})",
+                file.display()
+            ))
+            .hint(format!(
+                "an earlier version wrote it, or it was changed: move {folder} away, and the runs that were made from it, then run \
+                 this again"
+            ));
+        }
     }
-    let (Some(folder), false) = (folder, limits.is_empty()) else {
+    Ok(())
+}
+
+/// Writes each domain's text where the configuration expects it, and verifies what is there.
+fn collect(settings: &Settings) -> Result<()> {
+    verify_text(settings)?;
+    let mut missing = places(settings)?;
+    missing.retain(|place| !place.file.exists());
+    if missing.is_empty() {
         say("the text is there already");
-        return Ok(());
-    };
-    for (domain, collected) in demo_sources::collect(folder, &limits, settings.run.seed)? {
+    }
+    let limits: Vec<_> = missing
+        .iter()
+        .map(|place| (place.domain, place.max_bytes))
+        .collect();
+    let texts = demo_sources::collect(&limits)?;
+    for (place, collected) in missing.iter().zip(texts) {
+        let &Place {
+            domain,
+            file,
+            max_bytes,
+        } = place;
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        ddk_run::write_atomically(file, &collected.jsonl)?;
+        let is_known = demo_sources::expected_hash(domain, max_bytes)?.is_some();
         say(&format!(
-            "{domain}: {} documents, {:.1} MB",
+            "{domain}: {} documents, {:.1} MB{}",
             collected.documents,
-            collected.bytes as f64 / 1e6
+            collected.bytes as f64 / 1e6,
+            if is_known {
+                ""
+            } else {
+                " (max_bytes is not the shipped one: figures differ from the published ones)"
+            }
         ));
     }
     Ok(())

@@ -1,230 +1,216 @@
-//! The demo's text: what set-up itself has put on this disk, collected into one JSONL file a domain.
+//! The demo's text: one JSON Lines file per domain, the same on every machine.
 //!
-//! Only files of the packages that this workspace's Cargo.lock names (found through `cargo metadata`), the headers of
-//! the libtorch in use and the standard library of Python are read; nothing is downloaded and nothing is shipped.
+//! `tools/demo-text/fetch` has put the documents to choose from into the cache folder. A fixed shuffle of their names decides which
+//! of them fit into a domain's limit, and `tools/demo-text/expected.toml` says what the shipped limits have to give, to the byte.
 
 use std::{
     collections::BTreeMap,
+    env,
+    ffi::OsString,
     fs,
-    io::{BufWriter, Write},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use flate2::read::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
 
 use crate::hint::Hint;
 
-/// A document shorter than this says little; one longer is mostly a generated table.
-const DOCUMENT_BYTES: std::ops::RangeInclusive<u64> = 256..=49_152;
+/// The domains that there are documents for.
+pub const NAMES: [&str; 5] = ["cpp", "data", "prose", "python", "rust"];
 
-/// What was collected for a domain.
+/// Of the choice of documents. Not the run's seed: runs with different seeds are compared on the same text.
+const SEED: u64 = 0;
+
+/// What to do about documents that are missing or wrong.
+const FETCH: &str = "run `make demo-text` in a clone of the repository: it fetches the documents that the demo's text is chosen \
+                     from into the cache folder (DDK_CACHE, by default $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
+
+/// A line of the documents to choose from, and of the text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+struct Document {
+    source: String,
+    text: String,
+}
+
+/// As the text's files have it.
+#[derive(Serialize)]
+struct Line<'document> {
+    text: &'document str,
+    source: &'document str,
+}
+
+/// What a domain's text has to be, by `tools/demo-text/expected.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    max_bytes: u64,
+    blake3: String,
+}
+
+/// A domain's text.
 pub struct Collected {
-    /// Documents written.
+    /// Its file's content.
+    pub jsonl: Vec<u8>,
+    /// Documents in it.
     pub documents: usize,
     /// Bytes of their text.
     pub bytes: u64,
 }
 
-/// The places to read from. Each is looked up once, and says what to do where it is absent.
-struct Places {
-    /// Root folders of the registry's packages, with their `name-version`.
-    packages: Vec<(String, PathBuf)>,
-    headers: PathBuf,
-    python: PathBuf,
+/// The expected hash of a domain's text, if this limit is the shipped one.
+pub fn expected_hash(domain: &str, max_bytes: u64) -> Result<Option<String>> {
+    let all: BTreeMap<String, Expected> =
+        toml::from_str(include_str!("../tools/demo-text/expected.toml"))
+            .context("tools/demo-text/expected.toml")?;
+    let of_limit = all
+        .into_iter()
+        .find(|(name, expected)| name == domain && expected.max_bytes == max_bytes);
+    Ok(of_limit.map(|(_, expected)| expected.blake3))
 }
 
-/// The domains that there are sources for.
-pub const NAMES: [&str; 5] = ["cpp", "data", "prose", "python", "rust"];
+/// The hash of a text as `tools/demo-text/expected.toml` writes it.
+pub fn hash(jsonl: &[u8]) -> String {
+    blake3::hash(jsonl).to_hex().to_string()
+}
 
-/// Writes `folder/<domain>.jsonl` for each of the demo's domains named in `limits` (name to bytes at most).
+/// Chooses the text of each domain, at most so many bytes of it, from its documents in the cache folder.
 ///
-/// The choice of documents within the limit depends on the seed and the documents' names alone.
-pub fn collect(
-    folder: &Path,
-    limits: &BTreeMap<String, u64>,
-    seed: u64,
-) -> Result<BTreeMap<String, Collected>> {
-    let places = Places {
-        packages: cargo_packages()?,
-        headers: libtorch_headers()?,
-        python: python_standard_library()?,
-    };
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let mut collected = BTreeMap::new();
-    for (domain, &limit) in limits {
-        let documents = documents(domain, &places)?;
-        let written = write_domain(folder, domain, documents, limit, seed)?;
-        collected.insert(domain.clone(), written);
-    }
-    Ok(collected)
-}
-
-/// All candidate files of a domain: a name that is the same on every machine, and the path.
-fn documents(domain: &str, places: &Places) -> Result<Vec<(String, PathBuf)>> {
-    let of_packages = |extensions: &[&str]| -> Result<Vec<(String, PathBuf)>> {
-        let mut found = Vec::new();
-        for (name, root) in &places.packages {
-            walk(root, name, extensions, &[], &mut found)?;
+/// # Errors
+///
+/// There are no documents for a domain, they cannot be read, or a text is not the expected one. All texts that are not are named with
+/// their hashes.
+pub fn collect(limits: &[(&str, u64)]) -> Result<Vec<Collected>> {
+    let folder = cache_folder()?.join("demo-text");
+    let mut texts = Vec::new();
+    let mut wrong = Vec::new();
+    for &(domain, max_bytes) in limits {
+        if !NAMES.contains(&domain) {
+            return Err(anyhow!(
+                "the demo has no text for the domain `{domain}` (it has {})",
+                NAMES.join(", ")
+            ))
+            .hint("give the domain `files` of your own and run `ddk prepare`, `ddk pretrain` and `ddk train` instead");
         }
-        Ok(found)
-    };
-    let of_folder = |root: &Path, name: &str, extensions: &[&str], without: &[&str]| {
-        let mut found = Vec::new();
-        walk(root, name, extensions, without, &mut found).map(|()| found)
-    };
-    match domain {
-        "rust" => of_packages(&["rs"]),
-        "prose" => of_packages(&["md", "txt"]),
-        "data" => of_packages(&["toml", "json", "yml", "yaml"]),
-        "cpp" => of_folder(&places.headers, "include", &["h", "hpp", "cuh"], &[]),
-        "python" => of_folder(
-            &places.python,
-            "python",
-            &["py"],
-            &["site-packages", "dist-packages", "__pycache__"],
-        ),
-        other => Err(anyhow::anyhow!(
-            "the demo has no source for the domain `{other}` (it has cpp, data, prose, python and rust)"
-        ))
-        .hint("give the domain `files` of your own and run `ddk prepare`, `ddk pretrain` and `ddk train` instead"),
-    }
-}
-
-fn walk(
-    folder: &Path,
-    name: &str,
-    extensions: &[&str],
-    without: &[&str],
-    found: &mut Vec<(String, PathBuf)>,
-) -> Result<()> {
-    let entries =
-        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    for entry in entries {
-        let entry = entry.with_context(|| format!("cannot read {}", folder.display()))?;
-        let file_name = entry.file_name().to_string_lossy().into_owned();
-        let (path, name) = (entry.path(), format!("{name}/{file_name}"));
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            if !without.contains(&file_name.as_str()) {
-                walk(&path, &name, extensions, without, found)?;
-            }
-        } else if kind.is_file()
-            && path
-                .extension()
-                .and_then(|extension| extension.to_str())
-                .is_some_and(|extension| extensions.contains(&extension))
-            && DOCUMENT_BYTES.contains(&entry.metadata()?.len())
+        let documents = read(&folder.join(format!("{domain}.jsonl.gz")))
+            .with_context(|| format!("cannot read the documents for the domain `{domain}`"))
+            .hint(FETCH)?;
+        let text = choose(domain, documents, max_bytes)?;
+        let found = hash(&text.jsonl);
+        if let Some(expected) = expected_hash(domain, max_bytes)?
+            && expected != found
         {
-            found.push((name, path));
+            wrong.push(format!("{domain}: {found}, expected {expected}"));
         }
+        texts.push(text);
     }
-    Ok(())
+    if wrong.is_empty() {
+        return Ok(texts);
+    }
+    Err(anyhow!(
+        "the documents in {} do not give the demo's text of this version (blake3)\n{}",
+        folder.display(),
+        wrong.join("\n")
+    ))
+    .hint(format!("remove {} and {FETCH}", folder.display()))
 }
 
-fn write_domain(
-    folder: &Path,
-    domain: &str,
-    mut documents: Vec<(String, PathBuf)>,
-    limit: u64,
-    seed: u64,
-) -> Result<Collected> {
+/// Where the tools in `tools/` keep what they download; the same rule as theirs.
+fn cache_folder() -> Result<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty());
+    set("DDK_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| set("XDG_CACHE_HOME").map(|folder| Path::new(&folder).join("ddk")))
+        .or_else(|| set("HOME").map(|folder| Path::new(&folder).join(".cache/ddk")))
+        .context("the cache folder is unknown: none of DDK_CACHE, XDG_CACHE_HOME and HOME is set")
+        .hint("set DDK_CACHE to the folder that `make demo-text` was run with")
+}
+
+fn read(path: &Path) -> Result<Vec<Document>> {
+    let of_file = || path.display().to_string();
+    let file = fs::File::open(path).with_context(of_file)?;
+    let lines = BufReader::new(MultiGzDecoder::new(file)).lines();
+    lines
+        .map(|line| Ok(serde_json::from_str(&line?)?))
+        .collect::<Result<_>>()
+        .with_context(of_file)
+}
+
+/// The text of a domain, whatever order its documents are in.
+fn choose(domain: &str, mut documents: Vec<Document>, max_bytes: u64) -> Result<Collected> {
     documents.sort();
     ddk_order::shuffle(
         &mut documents,
-        &mut ddk_order::stream(seed, &format!("demo sources {domain}"), &[]),
+        &mut ddk_order::stream(SEED, &format!("demo sources {domain}"), &[]),
     );
-    let path = folder.join(format!("{domain}.jsonl"));
-    let partial = folder.join(format!("{domain}.jsonl.partial"));
-    let failed = || format!("cannot write {}", partial.display());
-    let mut out = BufWriter::new(fs::File::create(&partial).with_context(failed)?);
     let mut collected = Collected {
+        jsonl: Vec::new(),
         documents: 0,
         bytes: 0,
     };
-    for (name, path) in documents {
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let Ok(text) = String::from_utf8(bytes) else {
-            continue;
-        };
-        if collected.bytes + text.len() as u64 > limit {
+    for Document { source, text } in &documents {
+        let length = text.len() as u64;
+        // A shorter one may still fit.
+        if collected.bytes + length > max_bytes {
             continue;
         }
         collected.documents += 1;
-        collected.bytes += text.len() as u64;
-        let record = serde_json::json!({ "text": text, "source": name });
-        writeln!(out, "{record}").with_context(failed)?;
+        collected.bytes += length;
+        serde_json::to_writer(&mut collected.jsonl, &Line { text, source })?;
+        collected.jsonl.push(b'\n');
     }
-    out.flush().with_context(failed)?;
-    fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(collected)
 }
 
-/// The registry's packages of this workspace's Cargo.lock, never other things in the registry's cache.
-fn cargo_packages() -> Result<Vec<(String, PathBuf)>> {
-    let advice = "run `ddk demo` in a clone of the repository, with Rust's `cargo` on the PATH: the demo reads the sources of the packages that the clone's Cargo.lock names";
-    let metadata = cargo_metadata::MetadataCommand::new()
-        .other_options(vec![
-            "--locked".to_owned(),
-            "--filter-platform".to_owned(),
-            format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
-        ])
-        .exec()
-        .context("the sources of the domains rust, prose and data were not found: `cargo metadata` failed")
-        .hint(advice)?;
-    let mut packages: Vec<_> = metadata
-        .packages
-        .iter()
-        .filter(|package| package.source.is_some())
-        .filter_map(|package| {
-            let root = package.manifest_path.parent()?;
-            Some((
-                format!("{}-{}", package.name, package.version),
-                root.as_std_path().to_owned(),
-            ))
-        })
-        .collect();
-    if packages.is_empty() {
-        return Err(anyhow::anyhow!(
-            "the sources of the domains rust, prose and data were not found: this workspace has no packages"
-        ))
-        .hint(advice);
-    }
-    packages.sort();
-    Ok(packages)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The `include` folder beside the libtorch that this program has loaded.
-fn libtorch_headers() -> Result<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").context("cannot read /proc/self/maps")?;
-    maps.lines()
-        .filter_map(|line| line.split_whitespace().nth(5))
-        .map(Path::new)
-        .filter(|path| path.file_name().is_some_and(|name| name == "libtorch_cpu.so"))
-        .filter_map(|path| Some(path.parent()?.parent()?.join("include")))
-        .find(|folder| folder.is_dir())
-        .context("the source of the domain cpp was not found: there is no `include` folder beside the libtorch in use")
-        .hint("run `make setup`, or set LIBTORCH to a libtorch folder that has its headers, and build again")
-}
-
-fn python_standard_library() -> Result<PathBuf> {
-    let advice =
-        "install Python 3 (`apt-get install python3`): the demo reads its standard library";
-    let output = Command::new("python3")
-        .args([
-            "-c",
-            "import sysconfig; print(sysconfig.get_path('stdlib'))",
-        ])
-        .output()
-        .context("the source of the domain python was not found: `python3` does not start")
-        .hint(advice)?;
-    let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    if !output.status.success() || !folder.is_dir() {
-        return Err(anyhow::anyhow!(
-            "the source of the domain python was not found: python3 names {} as its standard library",
-            folder.display()
-        ))
-        .hint(advice);
+    fn documents() -> Vec<Document> {
+        let document = |index: usize| Document {
+            source: format!("package-1.0.0/{index}.rs"),
+            text: "fn main() {}\n".repeat(index),
+        };
+        (1..200).map(document).collect()
     }
-    Ok(folder)
+
+    #[test]
+    fn the_text_does_not_depend_on_the_order_of_the_documents() {
+        let text = |documents| choose("rust", documents, 20_000).unwrap();
+        let sorted = text(documents());
+        let mut reversed = documents();
+        reversed.reverse();
+        let mut rotated = documents();
+        rotated.rotate_left(77);
+        assert!(sorted.jsonl == text(reversed).jsonl);
+        assert!(sorted.jsonl == text(rotated).jsonl);
+
+        assert!(sorted.bytes <= 20_000 && sorted.bytes > 19_000);
+        let lines: Vec<Document> = sorted
+            .jsonl
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), sorted.documents);
+        assert!(lines.iter().all(|line| documents().contains(line)));
+        // Chosen, not the first ones.
+        assert!(!lines.is_sorted());
+    }
+
+    #[test]
+    fn each_domain_has_its_expected_text_at_the_shipped_limit_alone() {
+        let shipped = include_str!("../config/demo.toml");
+        let shipped: toml::Table = toml::from_str(shipped).unwrap();
+        for name in NAMES {
+            let limit = shipped["domains"][name]["max_bytes"].as_integer().unwrap() as u64;
+            assert_eq!(
+                expected_hash(name, limit).unwrap().map(|hash| hash.len()),
+                Some(64)
+            );
+            assert_eq!(expected_hash(name, limit + 1).unwrap(), None);
+        }
+    }
 }

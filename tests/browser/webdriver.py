@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 
-INSTALL = "the browser test needs chromium and its driver: apt-get install chromium chromium-driver"
+INSTALL = "the browser test needs chromium and its driver: tools/test-tools installs them, SKIP=browser leaves the test out"
 
 FLAGS = [
     "--headless=new",

@@ -393,17 +393,8 @@ fn an_unsupported_model_is_refused_by_name() {
 }
 
 #[test]
-fn the_demo_names_the_source_that_is_not_there() {
+fn the_demo_without_its_configuration_says_where_to_run_it() {
     let world = World::new();
-    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
-    let said = world.fail(1, &["demo", "--config", demo]);
-    says(
-        &said,
-        &[
-            "the sources of the domains rust, prose and data were not found",
-            "hint: run `ddk demo` in a clone of the repository",
-        ],
-    );
     let said = world.fail(2, &["demo"]);
     says(&said, &["config/demo.toml", "hint:"]);
 }

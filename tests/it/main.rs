@@ -1,4 +1,6 @@
 //! Whole-program tests: they start `ddk` as a user does and look at what it leaves behind.
+//!
+//! A test whose path contains `needs_WORD` needs what not every machine has; `make test SKIP=WORD` leaves it out (docs/testing.md).
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +15,7 @@ mod checkpoints;
 mod commands;
 mod compare;
 mod corpora;
-mod demo_corpora;
+mod demo_text;
 mod device;
 mod faults;
 mod interrupted;
@@ -21,6 +23,7 @@ mod lanes;
 mod mixtures;
 mod model_folders;
 mod monitoring;
+mod needs_text;
 mod objectives;
 mod pages;
 mod service;

@@ -46,7 +46,7 @@ fn serving(world: &World, arguments: &[&str]) -> (Started, String) {
 }
 
 #[test]
-fn a_browser_sees_a_run_live_and_ended_runs_side_by_side() {
+fn a_browser_sees_a_run_live_and_ended_runs_side_by_side_needs_browser() {
     let world = World::new();
     world.succeed(&["train", "config.toml"]);
     let (run, live) = serving(&world, &FOR_EVER);

@@ -3,8 +3,8 @@
 mod files;
 mod grafana;
 mod layout;
+mod needs_prometheus;
 mod panels;
-mod prometheus;
 mod schema;
 
 use std::path::PathBuf;

@@ -97,7 +97,7 @@ struct Demo(TempDir);
 impl Demo {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let shipped = include_str!("../../config/compare-demo.toml");
+        let shipped = include_str!("../../../config/compare-demo.toml");
         let data = format!("\"{}/data/demo/", folder.path().display());
         let own = shipped.replace("\"data/demo/", &data);
         fs::write(folder.path().join("demo.toml"), own).unwrap();
