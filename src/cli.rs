@@ -333,12 +333,33 @@ pub struct Export {
     /// The folder to write; replaced as a whole where it exists
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The checkpoint's step; the newest that verifies where absent
-    #[arg(long, value_name = "N")]
-    pub step: Option<u64>,
+    /// The checkpoint's step, or `best` for the one nearest to the teacher; the newest that verifies where absent
+    #[arg(long, value_name = "N|best")]
+    pub step: Option<ExportStep>,
     /// Dtype of the tensors in the files: fp32, bf16 or fp16
     #[arg(long, value_name = "DTYPE", default_value = "fp32", value_parser = ["fp32", "bf16", "fp16"])]
     pub dtype: String,
+}
+
+/// Which checkpoint is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportStep {
+    Best,
+    Number(u64),
+}
+
+impl std::str::FromStr for ExportStep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "best" => Ok(Self::Best),
+            _ => text
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| "expected a step, or `best`".to_owned()),
+        }
+    }
 }
 
 /// A model and how it samples.

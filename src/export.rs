@@ -10,7 +10,7 @@ use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
 use crate::{
-    cli, faults::Faults, hint::Hint, phase::Phase, progress::say, signals::Signals,
+    checkpoints, cli, faults::Faults, hint::Hint, phase::Phase, progress::say, signals::Signals,
     train::checkpoint_of,
 };
 
@@ -28,7 +28,7 @@ pub fn run(args: &cli::Export, signals: &Signals) -> Result<()> {
         .model
         .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
-    let (step, checkpoint) = find(&store, args.step)?;
+    let (step, checkpoint) = find(&args.run, &store, args.step)?;
     let advice = "--out names a new folder, or one that ddk exported to before";
     for (role, folder) in [
         ("student", Some(&student)),
@@ -68,10 +68,23 @@ pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
     Ok(model)
 }
 
-/// The newest checkpoint that verifies, or that of a step.
-fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)> {
+/// The newest checkpoint that verifies, that of a step, or the best of those that were measured.
+fn find(
+    run: &Path,
+    store: &CheckpointStore,
+    step: Option<cli::ExportStep>,
+) -> Result<(u64, PathBuf)> {
     match step {
-        Some(step) => Ok((step, checkpoint_of(store, step)?)),
+        Some(cli::ExportStep::Number(step)) => Ok((step, checkpoint_of(store, step)?)),
+        Some(cli::ExportStep::Best) => {
+            let best = checkpoints::best(store, &checkpoints::measured(run, store)?)?;
+            let best = best.ok_or_else(|| {
+                anyhow!("no checkpoint of the run in {} was measured", run.display())
+            });
+            let hint = "perplexities are measured at ends of intervals: with checkpoint.keep_best one is saved wherever the student is nearest";
+            let step = best.hint(hint)?.step;
+            Ok((step, checkpoint_of(store, step)?))
+        }
         None => {
             let newest = store
                 .newest::<LoopState>()?

@@ -52,6 +52,7 @@ impl Checkpointer {
                 this.queues.saves.received();
                 this.status.computing();
                 this.store.keep_last(this.live.keep());
+                this.store.measured(&request.state.measured);
                 this.save(request)?;
                 this.status.waiting_for_input();
             }

@@ -37,6 +37,8 @@ pub struct RunPlan {
     pub lag: u64,
     /// Perplexities are measured so often, in steps, where the mixture's policy does without.
     pub evaluation_every: Option<u64>,
+    /// Whether the student is saved where it is nearer to the teacher than ever, wherever the other saves fall.
+    pub keep_best: bool,
     /// Passes over a domain at the most.
     pub max_passes: Option<f64>,
     /// Micro-batches that may wait in a queue; 0: handed over directly.

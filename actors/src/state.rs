@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use ddk_corpus::Cursor;
 use ddk_mixture::{Perplexities, TrainingSums, shares_of_domains};
-use ddk_run::Lengths;
+use ddk_run::{Lengths, Measured};
 use serde::{Deserialize, Serialize};
 
 use crate::{Guard, Interval, interval::Evaluated};
@@ -27,6 +27,9 @@ pub struct LoopState {
     /// Losses by domain of this interval's updates so far, where the mixture is moved by them.
     #[serde(default)]
     pub interval_losses: TrainingSums,
+    /// How near the student was to the teacher, wherever that was measured so far.
+    #[serde(default)]
+    pub measured: Vec<Measured>,
     /// Sums over the run.
     pub totals: Totals,
     /// Bytes of the run's files.
@@ -80,6 +83,8 @@ impl LoopState {
     pub fn fork(&self, fork: &Fork<'_>) -> Self {
         let mut state = self.clone();
         state.lengths = Lengths::default();
+        // The checkpoints that were measured are the old run's.
+        state.measured = Vec::new();
         let count = fork.kept.len();
         if fork.within_interval() {
             return state;

@@ -246,6 +246,10 @@ impl<S: Student + 'static> StudentLane<S> {
     fn end_interval(&self, core: &mut Core<S>) -> Result<bool, PortError> {
         self.status.computing();
         if core.is_ahead() && core.evaluation_is_due() {
+            // What it comes to is known when the student is another one.
+            if core.is_candidate() {
+                self.save(core)?;
+            }
             let (step, weights) = (core.step(), core.copy()?);
             return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
         }
@@ -261,6 +265,9 @@ impl<S: Student + 'static> StudentLane<S> {
             false => core.intervals_due(),
         };
         core.remember(perplexities.as_deref());
+        let is_best = perplexities
+            .as_ref()
+            .is_some_and(|perplexities| core.measured(core.step(), perplexities));
         self.evaluator
             .cast(EvaluatorMessage::Student {
                 step: core.step(),
@@ -269,6 +276,9 @@ impl<S: Student + 'static> StudentLane<S> {
                 training: core.training(),
             })
             .map_err(|error| PortError::Other(format!("the evaluator has ended: {error}")))?;
+        if is_best {
+            self.save(core)?;
+        }
         Ok(true)
     }
 

@@ -11,6 +11,7 @@ use std::{collections::HashMap, fmt, marker::PhantomData};
 
 use crossbeam::channel::Sender;
 use ddk_mixture::{Perplexities, Policy};
+use ddk_run::Measured;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -76,6 +77,8 @@ pub struct Outcome {
     pub at_start: Perplexities,
     /// The student's after the last, where the run is done.
     pub after: Option<Vec<f64>>,
+    /// How near the student was to the teacher, wherever that was measured, at the end too.
+    pub measured: Vec<Measured>,
     /// Sums over the run.
     pub totals: Totals,
 }

@@ -8,7 +8,9 @@ use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, PolicyState};
 use ddk_run::CheckpointStore;
-use ddk_settings::{FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings};
+use ddk_settings::{
+    ExportedStudent, FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings,
+};
 
 use super::{Ran, most_steps, phase, required, session::Session};
 use crate::progress::say;
@@ -92,6 +94,7 @@ fn common(settings: &Settings, folder: PathBuf, name: &str, steps: u64) -> Setti
     phase.objective.name = ObjectiveName::Ce;
     phase.evaluation.every = None;
     phase.checkpoint.keep_best = false;
+    phase.run.export = ExportedStudent::Last;
     phase.mixture = Mixture {
         doremi_model: None,
         doremi_steps: None,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::{Result, anyhow};
 use ddk_actors::{Guard, Live, RunPlan, SpikeAction, StopReason};
-use ddk_settings::{ObjectiveName, Settings};
+use ddk_settings::{ExportedStudent, ObjectiveName, Settings};
 
 use crate::{
     hint::Hint,
@@ -62,6 +62,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus) -> RunPlan {
         stop_ratio: run.stop_ratio,
         lag: settings.mixture.lag,
         evaluation_every: settings.evaluation.every,
+        keep_best: keeps_best(settings),
         max_passes: settings.mixture.max_passes,
         queue_depth: settings.queues.depth,
         teacher_lanes: settings.teacher.lanes,
@@ -74,6 +75,11 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus) -> RunPlan {
         evaluation_flops: 0.0,
         teacher_evaluation_flops: 0.0,
     }
+}
+
+/// Whether the checkpoint of the best student stays: where that is asked for, and where it is to be exported.
+pub(super) fn keeps_best(settings: &Settings) -> bool {
+    settings.checkpoint.keep_best || settings.run.export == ExportedStudent::Best
 }
 
 /// What may change while the run goes on, as it is set.

@@ -9,10 +9,12 @@ use ddk_run::{
     CheckpointStore, RunFolder,
     records::{DomainSummary, Summary},
 };
-use ddk_settings::ObjectiveName;
+use ddk_settings::{ExportedStudent, ObjectiveName};
 
 use super::{Prepared, measure_serial, ted};
-use crate::{export, hint::Hint, phase::Phase, progress::say, report, signals::Signals};
+use crate::{
+    checkpoints, export, hint::Hint, phase::Phase, progress::say, report, signals::Signals,
+};
 
 const REPORT: &str = "report.html";
 
@@ -27,12 +29,14 @@ pub(super) fn finish(
     serial_steps: u64,
 ) -> Result<()> {
     signals.begin(Phase::Export, &prepared.faults)?;
-    export(prepared, folder, outcome.step)?;
+    let exported = export(prepared, folder, outcome)?;
     if serial_steps > 0 {
         signals.begin(Phase::Serial, &prepared.faults)?;
     }
     let serial = measure_serial(prepared, serial_steps)?;
-    let mut summary = summarise(prepared, folder, outcome)?;
+    let mut summary = summarise(prepared, outcome)?;
+    summary.exported = exported.text;
+    summary.exported_step = exported.step;
     summary.serial = serial;
     summary.seconds = seconds_before + began.elapsed().as_secs_f64();
     let text = serde_json::to_vec_pretty(&summary)?;
@@ -63,13 +67,37 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// The student after the last step, `step`, as a Hugging Face folder; of TED's first stage the filters.
-fn export(prepared: &Prepared<'_>, folder: &RunFolder, step: u64) -> Result<()> {
+/// What was exported, as the summary holds it.
+struct Exported {
+    text: String,
+    step: Option<u64>,
+}
+
+/// The last student, or the best, as a Hugging Face folder; of TED's first stage the filters.
+fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Result<Exported> {
     let store = CheckpointStore::look(&folder.checkpoints());
-    let checkpoint = super::checkpoint_of(&store, step)?;
     if prepared.settings.objective.name == ObjectiveName::TedFilters {
-        return ted::export(folder, &checkpoint);
+        ted::export(folder, &super::checkpoint_of(&store, outcome.step)?)?;
+        return Ok(Exported {
+            text: "no student: the filters alone".to_owned(),
+            step: None,
+        });
     }
+    let best = match prepared.settings.run.export {
+        ExportedStudent::Last => None,
+        ExportedStudent::Best => checkpoints::best(&store, &outcome.measured)?,
+    };
+    if best.is_none() && prepared.settings.run.export == ExportedStudent::Best {
+        say("warning: no checkpoint was measured, so the last student is exported");
+    }
+    let (which, step) = match best {
+        Some(best) => (
+            format!("best (step {}, mean ratio {:.3})", best.step, best.ratio),
+            best.step,
+        ),
+        None => ("last".to_owned(), outcome.step),
+    };
+    let checkpoint = super::checkpoint_of(&store, step)?;
     let student = &prepared.folders.student;
     let model = export::of_checkpoint(student, &checkpoint)?;
     let saved = model.save(&folder.student(), &Export::new(student));
@@ -78,10 +106,13 @@ fn export(prepared: &Prepared<'_>, folder: &RunFolder, step: u64) -> Result<()> 
         "student exported to {}",
         folder.student().display()
     ));
-    Ok(())
+    Ok(Exported {
+        text: format!("{which}, in {}", folder.student().display()),
+        step: Some(step),
+    })
 }
 
-fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Result<Summary> {
+fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
     let End::Finished(reason) = outcome.end else {
         return Err(anyhow!("the run was stopped and has no summary"));
     };
@@ -134,10 +165,8 @@ fn summarise(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> 
         mixture_seconds_share: totals.boundary_seconds / distill,
         peak_rss_bytes: peak_resident_bytes()?,
         stop_reason: reason.to_string(),
-        exported: match prepared.settings.objective.name {
-            ObjectiveName::TedFilters => "no student: the filters alone".to_owned(),
-            _ => format!("last, in {}", folder.student().display()),
-        },
+        exported: String::new(),
+        exported_step: None,
         serial: None,
     })
 }

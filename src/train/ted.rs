@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use ddk_engine::{Filters, LayerPair, WEIGHTS_FILE};
 use ddk_model::ModelConfig;
 use ddk_run::RunFolder;
-use ddk_settings::{Mixture, MixturePolicy, ObjectiveName, Settings};
+use ddk_settings::{ExportedStudent, Mixture, MixturePolicy, ObjectiveName, Settings};
 
 use super::{Ran, phase, required, session::Session};
 use crate::{hint::Hint, progress::say, wiring::ModelFolders};
@@ -110,6 +110,7 @@ fn stage(settings: &Settings, folder: &Path) -> Settings {
     stage.student.warmup_steps = steps / 20;
     stage.evaluation.every = None;
     stage.checkpoint.keep_best = false;
+    stage.run.export = ExportedStudent::Last;
     stage.mixture = Mixture {
         policy: MixturePolicy::Natural,
         interval: steps,

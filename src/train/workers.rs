@@ -21,7 +21,9 @@ use tokio::sync::mpsc;
 use super::{
     Prepared,
     healing::{Healing, Learnt},
-    lost, policy, reload,
+    lost,
+    plan::keeps_best,
+    policy, reload,
     session::Session,
 };
 use crate::{
@@ -160,10 +162,7 @@ impl Begin {
         let retention = Retention {
             last: settings.checkpoint.keep,
             every: settings.checkpoint.keep_every,
-            best_by: settings
-                .checkpoint
-                .keep_best
-                .then(|| folder.path().join("mixture.jsonl")),
+            best: keeps_best(settings),
         };
         let checkpoints = CheckpointStore::open(&folder.checkpoints(), retention)?
             .with_hook(prepared.faults.save_hook());

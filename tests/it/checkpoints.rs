@@ -63,37 +63,6 @@ fn checkpoints_that_are_to_stay_for_ever_stay() {
     );
 }
 
-#[test]
-fn the_best_checkpoint_stays_where_mixtures_lag() {
-    let world = World::new();
-    let set = [
-        "checkpoint.every=1",
-        "checkpoint.keep=1",
-        "checkpoint.keep_best=true",
-        "mixture.lag=1",
-    ];
-    assert!(train_with(&world, &[], &set).status.success());
-    let measured = world.lines("mixture.jsonl");
-    let mean = |line: &Value| -> f64 {
-        let ratios = line["ratio"].as_object().unwrap();
-        ratios.values().map(|ratio| ratio.as_f64().unwrap()).sum()
-    };
-    let best = measured
-        .iter()
-        .filter(|line| line["ratio"].is_object() && line["evaluated_at_step"] != 0)
-        .min_by(|a, b| mean(a).total_cmp(&mean(b)))
-        .unwrap()["evaluated_at_step"]
-        .as_u64()
-        .unwrap();
-    let folder = world.run_folder().join("checkpoints");
-    assert!(
-        folder.join(format!("step-{best:08}")).exists(),
-        "step {best}"
-    );
-    assert!(folder.join("step-00000012").exists());
-    assert!(!folder.join("step-00000011").exists());
-}
-
 /// A damaged checkpoint of a later step neither stays in the way nor takes a sound one's place.
 #[test]
 fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {

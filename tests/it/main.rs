@@ -11,6 +11,7 @@
 )]
 
 mod bad_input;
+mod best;
 mod checkpoints;
 mod commands;
 mod compare;

@@ -11,7 +11,7 @@ use std::{
 use crossbeam::channel::Receiver;
 use ddk_mixture::{Needs, TrainingSums};
 use ddk_run::{
-    Journal, RunFileError,
+    Journal, Measured, RunFileError,
     records::{SampleLine, StepLine},
 };
 use ddk_telemetry::{Worker, metrics};
@@ -78,6 +78,8 @@ pub(crate) struct Core<S: Student> {
     /// The step whose snapshot was handed on last, and where the result of that comes.
     saved_step: Option<u64>,
     save_result: Option<Receiver<Result<(), String>>>,
+    /// See [`LoopState::measured`].
+    measured: Vec<Measured>,
     losses: LossWindow,
     /// See [`LoopState::skipped_steps`].
     skipped_steps: Vec<u64>,
@@ -114,6 +116,9 @@ impl<S: Student> Core<S> {
                 .map_or_else(Vec::new, |state| state.at_start.student.clone()),
             saved_step: resume.as_ref().map(|state| state.step),
             save_result: None,
+            measured: resume
+                .as_ref()
+                .map_or_else(Vec::new, |state| state.measured.clone()),
             losses: resume
                 .as_ref()
                 .map_or_else(LossWindow::default, |state| state.losses.clone()),
@@ -183,6 +188,33 @@ impl<S: Student> Core<S> {
     /// Whether the last step's snapshot was handed on.
     pub(crate) fn is_saved(&self) -> bool {
         self.saved_step == Some(self.step())
+    }
+
+    /// Whether the student is to be saved as it is, because an evaluation of it is on its way that may be the best so far.
+    pub(crate) fn is_candidate(&self) -> bool {
+        self.plan.keep_best && !self.is_saved()
+    }
+
+    /// Takes down what was measured after `step`; true where no student so far was nearer to the teacher, and a checkpoint is to
+    /// be kept of this one that there is not yet.
+    pub(crate) fn measured(&mut self, step: u64, student: &[f64]) -> bool {
+        let Some(teacher) = self.teacher_perplexities.get().filter(|_| step > 0) else {
+            return false;
+        };
+        let ratios = student.iter().zip(teacher);
+        let sum: f64 = ratios.map(|(student, teacher)| student / teacher).sum();
+        let ratio = sum / student.len() as f64;
+        // A run that goes on from here has measured it before.
+        self.measured.retain(|other| other.step != step);
+        if !ratio.is_finite() {
+            return false;
+        }
+        let is_best = self.measured.iter().all(|other| ratio < other.ratio);
+        self.measured.push(Measured { step, ratio });
+        if let Some(state) = &mut self.state {
+            state.measured.clone_from(&self.measured);
+        }
+        is_best && self.is_candidate()
     }
 
     /// Waits until the snapshot that was handed on last is on the disk, or could not be written.
@@ -270,6 +302,9 @@ impl<S: Student> Core<S> {
     ) -> Result<Option<Vec<f64>>, PortError> {
         let perplexities = self.measure("last evaluation of the student", status, told_to_stop)?;
         self.totals.evaluation_flops += self.plan.evaluation_flops;
+        if let Some(perplexities) = &perplexities {
+            self.measured(self.step(), perplexities);
+        }
         Ok(perplexities)
     }
 
@@ -479,6 +514,7 @@ impl<S: Student> Core<S> {
             intervals: state.interval.index + 1,
             at_start: state.at_start,
             after,
+            measured: self.measured.clone(),
             totals: self.totals.clone(),
         })
     }

@@ -60,6 +60,7 @@ impl World {
                 stop_ratio: None,
                 lag: 0,
                 evaluation_every: None,
+                keep_best: false,
                 max_passes: None,
                 queue_depth: 2,
                 teacher_lanes: 1,

@@ -47,6 +47,7 @@ fn summary() -> Summary {
         peak_rss_bytes: 900_000_000,
         stop_reason: "max_steps".to_owned(),
         exported: "last, in runs/small/student".to_owned(),
+        exported_step: Some(12),
         serial: Some(Serial {
             threads: 2,
             steps: 5,

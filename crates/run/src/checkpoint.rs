@@ -16,7 +16,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::disk::{Disk, TEMPORARY};
-pub use self::retention::Retention;
+pub use self::retention::{Measured, Retention};
 use crate::{
     RunFileError,
     manifest::{FORMAT, MANIFEST, Manifest},
@@ -50,6 +50,8 @@ impl std::fmt::Debug for NamedFile {
 pub struct CheckpointStore {
     folder: PathBuf,
     retention: Retention,
+    /// By which the best is known.
+    measured: Vec<Measured>,
     hook: Option<SaveHook>,
 }
 
@@ -106,6 +108,7 @@ impl CheckpointStore {
         let store = Self {
             folder: folder.to_owned(),
             retention,
+            measured: Vec::new(),
             hook: None,
         };
         let disk = Disk::unhooked();
@@ -133,11 +136,17 @@ impl CheckpointStore {
         self.retention.last = last;
     }
 
+    /// Says what was measured so far, so that the best may stay, from the next save on.
+    pub fn measured(&mut self, measured: &[Measured]) {
+        self.measured = measured.to_vec();
+    }
+
     /// Looks at the checkpoints of a folder without touching anything.
     pub fn look(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
             retention: Retention::last(1),
+            measured: Vec::new(),
             hook: None,
         }
     }
@@ -267,6 +276,13 @@ impl CheckpointStore {
         Entry { step, path, status }
     }
 
+    /// The loop's state in the checkpoint of a step, whether the other files verify or not; or why it cannot be read.
+    pub fn state<T: DeserializeOwned>(&self, step: u64) -> Result<T, String> {
+        let text = fs::read_to_string(self.path(step).join(STATE));
+        let text = text.map_err(|error| format!("{STATE}: {error}"))?;
+        serde_json::from_str(&text).map_err(|error| format!("{STATE}: {error}"))
+    }
+
     /// The newest checkpoint that verifies and whose state can be read, and the newer ones that do not.
     ///
     /// `None` where there is no checkpoint at all. Where there are some but none verifies, `passed_over` of the error says
@@ -279,11 +295,7 @@ impl CheckpointStore {
         let mut passed_over = Vec::new();
         for step in steps.into_iter().rev() {
             let path = self.path(step);
-            let state = Manifest::verify(&path).and_then(|_| {
-                let text = fs::read_to_string(path.join(STATE))
-                    .map_err(|error| format!("{STATE}: {error}"))?;
-                serde_json::from_str(&text).map_err(|error| format!("{STATE}: {error}"))
-            });
+            let state = Manifest::verify(&path).and_then(|_| self.state(step));
             match state {
                 Ok(state) => {
                     return Ok(Some(Opened {
@@ -339,7 +351,7 @@ impl CheckpointStore {
     fn retain(&self, disk: &Disk, saved: u64) -> Result<(), RunFileError> {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= saved);
-        let surplus = self.retention.surplus(&steps).into_iter();
+        let surplus = self.retention.surplus(&steps, &self.measured).into_iter();
         let mut surplus: Vec<PathBuf> = surplus.map(|step| self.path(step)).collect();
         let aside = self.set_aside()?;
         let too_many = aside.len().saturating_sub(self.retention.last.max(1));

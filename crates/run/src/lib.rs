@@ -15,7 +15,8 @@ pub mod records;
 mod restart;
 
 pub use checkpoint::{
-    CheckpointStore, Entry, NamedFile, NoneVerifies, Opened, Retention, SaveHook, SaveReport,
+    CheckpointStore, Entry, Measured, NamedFile, NoneVerifies, Opened, Retention, SaveHook,
+    SaveReport,
 };
 pub use error::RunFileError;
 pub use files::write_atomically;

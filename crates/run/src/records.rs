@@ -237,6 +237,9 @@ pub struct Summary {
     pub stop_reason: String,
     /// Which student was exported, and where.
     pub exported: String,
+    /// The step of that student's checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exported_step: Option<u64>,
     /// The same work done one part after the other, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,

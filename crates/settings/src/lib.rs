@@ -20,8 +20,8 @@ pub use error::{Error, Problem};
 pub use load::{Loaded, load};
 pub use method::Method;
 pub use options::{
-    Dtype, FileFormat, FirstInterval, MixturePolicy, ObjectiveName, Options, Packing, Spike,
-    ThreadChoice, ValidationBy, WhenStale,
+    Dtype, ExportedStudent, FileFormat, FirstInterval, MixturePolicy, ObjectiveName, Options,
+    Packing, Spike, ThreadChoice, ValidationBy, WhenStale,
 };
 pub use origin::{Origin, Origins};
 pub use reference::{reference, schema};

@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use self::choices::{
-    Dtype, FileFormat, FirstInterval, MixturePolicy, ObjectiveName, Packing, Spike, ThreadChoice,
-    ValidationBy, WhenStale,
+    Dtype, ExportedStudent, FileFormat, FirstInterval, MixturePolicy, ObjectiveName, Packing,
+    Spike, ThreadChoice, ValidationBy, WhenStale,
 };
 use crate::{Method, Token};
 
@@ -73,6 +73,9 @@ pub struct RunOptions {
     pub max_tokens: Option<u64>,
     /// Stop at an interval's end where the student's perplexity is at most this many times the teacher's in every domain.
     pub stop_ratio: Option<f64>,
+    /// Which student is exported when the run is done: the `last`, or the `best`, which has the smallest mean ratio to the teacher of
+    /// all that were measured.
+    pub export: Option<ExportedStudent>,
     /// Write samples.jsonl: for each step, which rows of which documents it was trained on.
     pub trace: Option<bool>,
     /// Teachers and student compute one at a time, each on all its threads: on the CPU the faster way where the student is the slower
@@ -308,7 +311,8 @@ pub struct CheckpointOptions {
     pub keep: Option<usize>,
     /// Checkpoints of steps that are multiples of this stay for ever.
     pub keep_every: Option<u64>,
-    /// Keep the checkpoint at which the student was nearest to the teacher, too.
+    /// Also keep the checkpoint at which the student was nearest to the teacher, and save one wherever it is nearer than ever. With
+    /// mixture.lag = 1 one is saved at each evaluation, because what that comes to is known later.
     pub keep_best: Option<bool>,
 }
 

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::Serialize;
 
 use crate::{
-    Dtype, FileFormat, FirstInterval, Method, MixturePolicy, ObjectiveName, Packing, Spike,
-    ThreadChoice, Token, ValidationBy, WhenStale,
+    Dtype, ExportedStudent, FileFormat, FirstInterval, Method, MixturePolicy, ObjectiveName,
+    Packing, Spike, ThreadChoice, Token, ValidationBy, WhenStale,
 };
 
 /// All settings of a run. See [`crate::Options`] for what each means.
@@ -52,6 +52,7 @@ pub struct Run {
     pub max_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_ratio: Option<f64>,
+    pub export: ExportedStudent,
     pub trace: bool,
     pub take_turns: bool,
     pub threads: ThreadChoice,

@@ -7,7 +7,7 @@ mod running;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeBounds};
 
 use crate::{
-    Options,
+    ExportedStudent, Options,
     error::{Error, Problem},
     origin::Origins,
     settings::{Checkpoint, Domain, Evaluation, Faults, Log, Mixture, Queues, Settings},
@@ -184,6 +184,7 @@ impl Checker<'_> {
         if !mixture.policy.measures_perplexities() && evaluation_every.is_none() {
             self.nothing_measured("run.stop_ratio", run.stop_ratio.is_some(), &mixture);
             self.nothing_measured("checkpoint.keep_best", keep_best == Some(true), &mixture);
+            self.nothing_measured("run.export", run.export == ExportedStudent::Best, &mixture);
         }
         let seed = run.seed;
         let pretrain = options

@@ -80,6 +80,8 @@ impl<S: Student> Core<S> {
         metrics::STEP_SECONDS
             .with(&["evaluation"])
             .record(copy.busy_seconds);
+        // Its checkpoint was saved when it was copied.
+        self.measured(copy.step, &copy.perplexities);
         let evaluated = Evaluated::new(copy.step, &copy.perplexities);
         // Before the interval's first step the state is that of the interval before.
         if let Some(state) = self.state.as_mut().filter(|state| state.step > copy.step) {

@@ -78,6 +78,7 @@ impl<S: Student> Core<S> {
             ahead: self.ahead.known(),
             interval_tokens,
             interval_losses,
+            measured: self.measured.clone(),
             totals: self.totals.clone(),
             lengths: self.journal.lengths(),
             losses: self.losses.clone(),

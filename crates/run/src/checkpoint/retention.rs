@@ -1,17 +1,33 @@
 //! Which checkpoints stay.
 
-use std::path::{Path, PathBuf};
+use serde::{Deserialize, Serialize};
 
 /// Which checkpoints stay. The newest, just written whole, always does.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Retention {
     /// So many of the newest, at least one; and so many of those that were set aside.
     pub last: usize,
     /// Those of steps that are multiples of this, for ever.
     pub every: Option<u64>,
-    /// The one at which the mean ratio to the teacher was the smallest, by the lines of this `mixture.jsonl`; and the last one
-    /// that began an interval and is not measured yet, which mixtures that lag are.
-    pub best_by: Option<PathBuf>,
+    /// Whether the best of those that were measured stays.
+    pub best: bool,
+}
+
+/// How near the student was to the teacher after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The step.
+    pub step: u64,
+    /// Mean over the domains of the student's perplexity over the teacher's; finite.
+    pub ratio: f64,
+}
+
+impl Measured {
+    /// The one with the smallest ratio, the first of several, of those at whose step there is a checkpoint.
+    pub fn best(measured: &[Self], is_there: impl Fn(u64) -> bool) -> Option<Self> {
+        let there = measured.iter().filter(|one| is_there(one.step));
+        there.min_by(|a, b| a.ratio.total_cmp(&b.ratio)).copied()
+    }
 }
 
 impl Retention {
@@ -24,40 +40,42 @@ impl Retention {
     }
 
     /// The steps to remove, of all there are in their order.
-    pub(super) fn surplus(&self, steps: &[u64]) -> Vec<u64> {
-        let best = self
-            .best_by
-            .as_deref()
-            .map_or([None; 2], |path| best_steps(path, steps));
+    pub(super) fn surplus(&self, steps: &[u64], measured: &[Measured]) -> Vec<u64> {
+        let best = match self.best {
+            true => Measured::best(measured, |step| steps.contains(&step)),
+            false => None,
+        };
         let older = &steps[..steps.len().saturating_sub(self.last.max(1))];
         older
             .iter()
             .copied()
             .filter(|step| self.every.is_none_or(|every| !step.is_multiple_of(every)))
-            .filter(|step| !best.contains(&Some(*step)))
+            .filter(|step| best.is_none_or(|best| best.step != *step))
             .collect()
     }
 }
 
-/// Of `steps` the one whose mean ratio, as it was measured there, is the smallest, and the last one at which an interval began
-/// after everything that was measured.
-fn best_steps(mixture: &Path, steps: &[u64]) -> [Option<u64>; 2] {
-    let folder = mixture.parent().unwrap_or(mixture);
-    let Ok((lines, _)) = crate::read::mixtures(folder) else {
-        return [None; 2];
-    };
-    let mean = |line: &crate::records::MixtureLine| {
-        line.ratio.values().sum::<f64>() / line.ratio.len().max(1) as f64
-    };
-    let best = lines
-        .iter()
-        .filter(|line| steps.contains(&line.evaluated_at_step))
-        // What is not finite has no ratio.
-        .filter(|line| line.ratio.len() == line.weights.len())
-        .min_by(|a, b| mean(a).total_cmp(&mean(b)))
-        .map(|line| line.evaluated_at_step);
-    let measured = lines.iter().map(|line| line.evaluated_at_step).max();
-    let began = lines.iter().map(|line| line.step);
-    let unmeasured = began.filter(|step| Some(*step) > measured && steps.contains(step));
-    [best, unmeasured.max()]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_the_multiples_and_the_best_that_is_there_stay() {
+        let steps = [10, 20, 30, 40, 50];
+        let measured = [(10, 1.5), (20, 1.2), (35, 1.0), (40, 1.2)];
+        let measured = measured.map(|(step, ratio)| Measured { step, ratio });
+        let surplus =
+            |last, every, best| Retention { last, every, best }.surplus(&steps, &measured);
+        assert_eq!(surplus(2, None, false), [10, 20, 30]);
+        assert_eq!(
+            surplus(0, None, false),
+            [10, 20, 30, 40],
+            "one always stays"
+        );
+        assert_eq!(surplus(9, None, false), []);
+        assert_eq!(surplus(1, Some(20), false), [10, 30]);
+        // There is no checkpoint of step 35; of equal ones the first is the best.
+        assert_eq!(surplus(1, None, true), [10, 30, 40]);
+        assert_eq!(Measured::best(&measured, |_| false), None);
+    }
 }

@@ -156,6 +156,16 @@ pub enum ObjectiveName {
     TedFilters,
 }
 
+/// Which student a run exports when it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportedStudent {
+    /// The one after the last step.
+    Last,
+    /// The one that was nearest to the teacher, by the mean ratio of perplexities.
+    Best,
+}
+
 /// What is done at a spike of the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

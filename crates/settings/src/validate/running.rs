@@ -32,6 +32,7 @@ impl Checker<'_> {
             max_intervals,
             max_tokens,
             stop_ratio,
+            export: self.need("run.export", run.export)?,
             trace: self.need("run.trace", run.trace)?,
             take_turns: self.need("run.take_turns", run.take_turns)?,
             threads: self.need("run.threads", run.threads)?,
