@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::Quarantined;
+
 /// An error of the corpus; each says what it is about.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
@@ -65,7 +67,7 @@ pub enum CorpusError {
         what: String,
     },
     /// More records than allowed could not be used.
-    #[error("domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_share = {limit} allows; most are in {}, the first at line {line}: {reason}{}", if *whole { "" } else { "the first " }, path.display(), having(fields))]
+    #[error("domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_share = {limit} allows; most are in {}, the first at line {}: {}{}", if *whole { "" } else { "the first " }, worst.file.display(), worst.line, worst.reason, having(fields))]
     TooManyBad {
         /// The domain.
         domain: String,
@@ -77,12 +79,8 @@ pub enum CorpusError {
         whole: bool,
         /// The share allowed.
         limit: f64,
-        /// The source with most of them.
-        path: PathBuf,
-        /// Its first bad line.
-        line: u64,
-        /// What is wrong there.
-        reason: String,
+        /// The first of them in the source with the most.
+        worst: Box<Quarantined>,
         /// The fields of records that lack the one asked for; empty if none lacks it.
         fields: Vec<String>,
     },
