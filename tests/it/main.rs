@@ -29,5 +29,6 @@ mod objectives;
 mod pages;
 mod service;
 mod signals;
+mod tools;
 mod training;
 mod world;
