@@ -425,7 +425,7 @@ fn schedule(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
         peak: student.lr,
         end: student.lr_end,
         warmup_steps: student.warmup_steps,
-        total_steps: steps,
+        total_steps: student.schedule_steps.unwrap_or(steps),
     };
     report.line(&format!(
         "learning rate {:.1e} at step 1, {:.1e} half-way, {:.1e} at the end; saved every {} steps",
@@ -434,7 +434,7 @@ fn schedule(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
         schedule.learning_rate(steps),
         settings.checkpoint.every
     ))?;
-    if student.warmup_steps >= steps {
+    if student.warmup_steps >= schedule.total_steps.min(steps) {
         report.line(&format!(
             "warning: student.warmup_steps is {}, but the run has only {steps} steps: the learning rate never reaches student.lr",
             student.warmup_steps

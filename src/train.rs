@@ -10,6 +10,7 @@ mod plan;
 mod policy;
 mod reload;
 mod result;
+mod schedule;
 mod session;
 mod ted;
 mod threads;
@@ -35,7 +36,7 @@ use ddk_telemetry::Stage;
 pub use self::inputs::{Inputs, differences, fits};
 pub use self::options::{most_steps, of_student as student_options};
 pub use self::ted::layer_pairs;
-use self::{doremi::Phases, session::Session, workers::work};
+use self::{doremi::Phases, schedule::Length, session::Session, workers::work};
 use crate::{
     cli, config,
     faults::Faults,
@@ -106,6 +107,7 @@ struct Prepared<'a> {
     folders: ModelFolders,
     corpus: Corpus,
     inputs: Inputs,
+    length: Length,
     evaluation: Evaluation,
     options: StudentOptions,
     plan: RunPlan,
@@ -164,14 +166,20 @@ pub fn distil(
             .usage();
     }
     // What a run was made from is not replaced: this one, or the one that it is forked from.
+    let goes_on = begun && !flags.new && !flags.restart;
+    let extends = goes_on && inputs::extends(&path, settings)?;
+    let length = match flags.restart {
+        true => Length::of(settings),
+        false => Length::of_run(&path, settings)?,
+    };
     let outdated = match &flags.fork_of {
         _ if flags.restart => Outdated::AsSet,
-        _ if begun && path.join("summary.json").exists() => Outdated::KeptFor(&path),
+        _ if begun && !extends && path.join("summary.json").exists() => Outdated::KeptFor(&path),
         _ if begun => Outdated::NeededBy(&path),
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
-    let mut prepared = prepare_run(settings, outdated, signals, &faults)?;
+    let mut prepared = prepare_run(settings, outdated, length, signals, &faults)?;
     let folder = open_folder(&path, flags.new)?;
     signals.in_run(folder.path());
     if flags.restart {
@@ -199,21 +207,25 @@ pub fn distil(
             ))
             .usage();
         }
-        signals.run_is_done();
-        signals.begin(Phase::Report, &faults)?;
-        if result::lacks_report(&folder) {
-            result::write_report(&folder)?;
+        if !extends {
+            signals.run_is_done();
+            signals.begin(Phase::Report, &faults)?;
+            if result::lacks_report(&folder) {
+                result::write_report(&folder)?;
+            }
+            say(&format!(
+                "the run in {} is done already; its summary:",
+                path.display()
+            ));
+            return result::print(&ddk_run::read::summary(&path)?, flags.json, out);
         }
-        say(&format!(
-            "the run in {} is done already; its summary:",
-            path.display()
-        ));
-        return result::print(&ddk_run::read::summary(&path)?, flags.json, out);
+        result::reopen(&folder)?;
     }
     // Said before the phases of a run that has some.
     if !lost::has_checkpoints(&folder)? {
         lost::refuse_if_saved(&folder)?;
     }
+    prepared.length.record(&folder)?;
     prepared.inputs.bind(&folder, settings)?;
     start_log(&folder)?;
     copy_quarantine(&prepared, &folder)?;
@@ -243,7 +255,8 @@ fn in_session(
     let settings = prepared.settings;
     if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
         let reloads = flags.reload.is_some();
-        match doremi::phases(settings, &prepared.plan.domains, reloads, session)? {
+        let (domains, steps) = (&prepared.plan.domains, prepared.length.steps);
+        match doremi::phases(settings, domains, steps, reloads, session)? {
             Phases::Done(weights) => prepared.doremi = Some(weights),
             Phases::Stopped(code) => return Ok(Ran::Stopped(code)),
         }
@@ -266,7 +279,7 @@ pub fn is_done(settings: &Settings) -> Result<bool> {
         return Ok(false);
     }
     inputs::same_settings(&path, settings)?;
-    Ok(true)
+    Ok(!inputs::extends(&path, settings)?)
 }
 
 /// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.
@@ -284,9 +297,11 @@ fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
     };
     session.begin_phase();
     let faults = Faults::parse(&settings.faults.plan)?;
-    let prepared = prepare_run(settings, outdated, &session.signals, &faults)?;
+    let length = Length::of_run(&path, settings)?;
+    let prepared = prepare_run(settings, outdated, length, &session.signals, &faults)?;
     let folder = open_folder(&path, false)?;
     session.signals.in_run(folder.path());
+    prepared.length.record(&folder)?;
     prepared.inputs.bind(&folder, settings)?;
     copy_quarantine(&prepared, &folder)?;
     let flags = Flags {
@@ -416,6 +431,7 @@ fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
 fn prepare_run<'a>(
     settings: &'a Settings,
     outdated: Outdated<'_>,
+    length: Length,
     signals: &Signals,
     faults: &Arc<Faults>,
 ) -> Result<Prepared<'a>> {
@@ -448,7 +464,8 @@ fn prepare_run<'a>(
         settings.corpus.sequence_length,
     )?;
     plan::room_for_a_step(settings, &corpus)?;
-    let options = student_options(settings, vocabulary, filters)?;
+    let mut options = student_options(settings, vocabulary, filters)?;
+    options.schedule.total_steps = length.steps;
     let evaluation = Evaluation {
         validation: Arc::new(prepare::validation(&corpus)?),
         batch_rows: settings.evaluation.batch_rows,
@@ -459,13 +476,14 @@ fn prepare_run<'a>(
     let plan = RunPlan {
         evaluation_flops: flops.student_evaluation(&evaluation.validation),
         teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
-        ..plan::of_settings(settings, &corpus)
+        ..plan::of_settings(settings, &corpus, &length)
     };
     Ok(Prepared {
         settings,
         folders,
         corpus,
         inputs,
+        length,
         evaluation,
         options,
         plan,

@@ -27,6 +27,9 @@ pub struct RunPlan {
     pub micro_rows: u64,
     /// The last step, where there is one (the smaller of both limits).
     pub max_steps: Option<u64>,
+    /// A step with which an interval ends, whatever its length: where the schedule of the learning rate does. So a run whose last
+    /// interval was cut short by its limit goes on from there as one whose limit lay further on.
+    pub interval_end: Option<u64>,
     /// The name of the limit that `max_steps` comes from.
     pub max_steps_reason: crate::StopReason,
     /// Ends the run at the end of the step in which so many tokens have been trained on.

@@ -117,10 +117,13 @@ impl Scheduler {
         }
         let (decision, refused) = self.decide(ended);
         let steps = self.policy.update_every();
-        let steps = match self.plan.max_steps {
-            Some(last) => steps.min((last + 1).saturating_sub(self.next_first_step)),
-            None => steps,
-        };
+        let until = |last: u64| (last + 1).saturating_sub(self.next_first_step);
+        let steps = self
+            .plan
+            .max_steps
+            .map_or(steps, |last| steps.min(until(last)));
+        let end = self.plan.interval_end.map(until).filter(|left| *left > 0);
+        let steps = end.map_or(steps, |left| steps.min(left));
         if steps == 0 {
             return Verdict::Nothing;
         }

@@ -252,13 +252,14 @@ fn plain(value: &str) -> String {
 /// A quarter of the steps: the interval, the warm-up, what comes before a run and its end shrink alike, so that the mixture moves
 /// as often.
 fn quarter(settings: &Settings) -> Result<Vec<String>> {
-    const SHRINK: [&str; 6] = [
+    const SHRINK: [&str; 7] = [
         "run.max_steps",
         "run.max_tokens",
         "mixture.interval",
         "mixture.doremi_steps",
         "objective.ted_steps",
         "student.warmup_steps",
+        "student.schedule_steps",
     ];
     let values = values(settings)?.into_iter();
     let shrunk = values

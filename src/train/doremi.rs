@@ -12,7 +12,7 @@ use ddk_settings::{
     ExportedStudent, FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings,
 };
 
-use super::{Ran, most_steps, phase, required, session::Session};
+use super::{Ran, phase, required, session::Session};
 use crate::progress::say;
 
 /// How the phases ended.
@@ -23,17 +23,17 @@ pub(super) enum Phases {
     Stopped(ExitCode),
 }
 
-/// Runs what is left of the phases. `reloads`: whether SIGHUP is meant for this program.
+/// Runs what is left of the phases. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is meant for this program.
 pub(super) fn phases(
     settings: &Settings,
     domains: &[String],
+    run_steps: u64,
     reloads: bool,
     session: &mut Session,
 ) -> Result<Phases> {
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
     let folder = folder(settings)?;
-    let steps = settings.mixture.doremi_steps.or(most_steps(settings));
-    let steps = steps.ok_or_else(|| anyhow!("the run has no end"))?;
+    let steps = settings.mixture.doremi_steps.unwrap_or(run_steps);
     let reference = reference(settings, folder.clone(), steps);
     let proxy = proxy(settings, folder.clone(), steps);
     for (number, settings, what) in [
@@ -85,6 +85,7 @@ fn common(settings: &Settings, folder: PathBuf, name: &str, steps: u64) -> Setti
     phase.run.max_intervals = None;
     phase.run.max_tokens = None;
     phase.run.stop_ratio = None;
+    phase.student.schedule_steps = None;
     // The corpus is the run's, whatever the model's own tokenizer folder is.
     let tokenizer = settings.corpus.tokenizer.as_ref();
     phase.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();

@@ -17,7 +17,7 @@ use super::threads;
 use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
-const MAY_CHANGE: [&str; 12] = [
+const MAY_CHANGE: [&str; 13] = [
     // A name for two settings that are compared themselves.
     "method",
     "guard.compute_limit_seconds",
@@ -31,7 +31,11 @@ const MAY_CHANGE: [&str; 12] = [
     "queues.",
     "pretrain.",
     "run.folder",
+    "run.export",
 ];
+
+/// Limits that may grow, which extends the run. They may not shrink.
+const MAY_GROW: [&str; 3] = ["run.max_steps", "run.max_intervals", "run.max_tokens"];
 
 /// Hashes of all that a run's results depend on beside its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -336,9 +340,23 @@ fn advice(config: &Path) -> String {
 /// The first setting that differs and may not: key, old value, new value.
 fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String, String)>> {
     let all = differences(then, now)?.into_iter();
+    let may_change = |key: &str| MAY_CHANGE.iter().any(|start| key.starts_with(start));
     let mut of_results =
-        all.filter(|(key, ..)| !MAY_CHANGE.iter().any(|start| key.starts_with(start)));
+        all.filter(|difference| !may_change(&difference.0) && !is_larger_limit(difference));
     Ok(of_results.next())
+}
+
+/// Whether a setting that differs is a limit that has grown.
+fn is_larger_limit((key, then, now): &(String, String, String)) -> bool {
+    let grown = || Some(now.parse::<u64>().ok()? > then.parse().ok()?);
+    MAY_GROW.contains(&key.as_str()) && grown() == Some(true)
+}
+
+/// Whether these settings make the run in a folder longer than it was to be.
+pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
+    let config = folder.join("config.toml");
+    let then = ddk_settings::load(&[config], &[], [])?.settings;
+    Ok(differences(&then, settings)?.iter().any(is_larger_limit))
 }
 
 /// All settings that differ: key, old value, new value.
@@ -365,4 +383,68 @@ pub fn differences(then: &Settings, now: &Settings) -> Result<Vec<(String, Strin
         (old != new).then(|| (key.clone(), shown(old), shown(new)))
     });
     Ok(differences.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The paragraph of the documentation that begins so, its code words alone.
+    fn listed(beginning: &str) -> BTreeSet<&'static str> {
+        let text = include_str!("../../docs/running.md");
+        let paragraph = &text[text.find(beginning).unwrap()..];
+        let paragraph = paragraph.split("\n\n").next().unwrap();
+        paragraph.split('`').skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn the_documentation_lists_what_may_differ() {
+        let sections = MAY_CHANGE.iter().map(|start| start.trim_end_matches('.'));
+        assert_eq!(listed("These settings may differ"), sections.collect());
+        let limits: BTreeSet<&str> = MAY_GROW.into();
+        assert!(listed("A larger").is_superset(&limits));
+    }
+
+    #[test]
+    fn limits_may_grow_and_not_shrink_come_or_go() {
+        let with = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            ddk_settings::load(&[], &sets, []).unwrap().settings
+        };
+        let then = with(&["run.max_steps=100", "run.max_tokens=1000"]);
+        let refused = |sets: &[&str]| {
+            let difference = difference(&then, &with(sets)).unwrap();
+            difference.map(|(key, ..)| key)
+        };
+        assert_eq!(
+            refused(&[
+                "run.max_steps=150",
+                "run.max_tokens=1000",
+                "run.export=best"
+            ]),
+            None
+        );
+        assert_eq!(refused(&["run.max_steps=100", "run.max_tokens=9000"]), None);
+        for (sets, key) in [
+            (
+                &["run.max_steps=99", "run.max_tokens=1000"][..],
+                "run.max_steps",
+            ),
+            (&["run.max_tokens=1000"], "run.max_steps"),
+            (
+                &[
+                    "run.max_steps=100",
+                    "run.max_tokens=1000",
+                    "run.max_intervals=9",
+                ],
+                "run.max_intervals",
+            ),
+            (
+                &["run.max_steps=150", "run.max_tokens=1000", "student.lr=1.0"],
+                "student.lr",
+            ),
+        ] {
+            assert_eq!(refused(sets).as_deref(), Some(key));
+        }
+    }
 }

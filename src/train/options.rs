@@ -6,6 +6,7 @@ use ddk_objective::default_chunk;
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
+use super::schedule::Length;
 use crate::objective;
 
 /// How the student learns; `vocabulary`: the tokenizer's ids.
@@ -33,7 +34,7 @@ pub fn of_student(
             peak: student.lr,
             end: student.lr_end,
             warmup_steps: student.warmup_steps,
-            total_steps: most_steps(settings).unwrap_or(u64::MAX),
+            total_steps: Length::of(settings).steps,
         },
         filters,
     })

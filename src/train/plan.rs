@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 use ddk_actors::{Guard, Live, RunPlan, SpikeAction, StopReason};
 use ddk_settings::{ExportedStudent, ObjectiveName, Settings};
 
+use super::schedule::Length;
 use crate::{
     hint::Hint,
     objective,
@@ -32,7 +33,7 @@ pub(super) fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()
     .usage()
 }
 
-pub(super) fn of_settings(settings: &Settings, corpus: &Corpus) -> RunPlan {
+pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
     let run = &settings.run;
     let of_intervals = run
         .max_intervals
@@ -57,6 +58,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus) -> RunPlan {
         rows_per_step: settings.batch.rows,
         micro_rows: settings.batch.micro_rows,
         max_steps,
+        interval_end: length.interval_end(),
         max_steps_reason,
         max_tokens: run.max_tokens,
         stop_ratio: run.stop_ratio,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, io::Write, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::{End, Outcome};
+use ddk_actors::{End, LoopState, Outcome};
 use ddk_model::Export;
 use ddk_run::{
     CheckpointStore, RunFolder,
@@ -11,7 +11,7 @@ use ddk_run::{
 };
 use ddk_settings::{ExportedStudent, ObjectiveName};
 
-use super::{Prepared, measure_serial, ted};
+use super::{Prepared, lost, measure_serial, ted};
 use crate::{
     checkpoints, export, hint::Hint, phase::Phase, progress::say, report, signals::Signals,
 };
@@ -44,6 +44,26 @@ pub(super) fn finish(
     signals.run_is_done();
     signals.begin(Phase::Report, &prepared.faults)?;
     write_report(folder)
+}
+
+/// Makes a run that is done one that goes on: its summary is put aside once it is known that there is a checkpoint to go on from. The
+/// exported student stays until the next one takes its place.
+pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
+    if !lost::has_checkpoints(folder)? {
+        lost::refuse_if_saved(folder)?;
+    }
+    let store = CheckpointStore::look(&folder.checkpoints());
+    store.newest::<LoopState>().hint(lost::ADVICE)?;
+    let steps = ddk_run::read::summary(folder.path())?.steps;
+    let kept = format!("summary-{steps}.json");
+    let message = format!(
+        "the run, which was done after step {steps}, goes on; {kept} is its summary until then"
+    );
+    ddk_run::record_event(folder.path(), steps, "extended", &message)?;
+    let (from, to) = (folder.summary(), folder.path().join(kept));
+    fs::rename(&from, &to).with_context(|| format!("cannot rename {}", from.display()))?;
+    say(&message);
+    Ok(())
 }
 
 pub(super) fn write_report(folder: &RunFolder) -> Result<()> {

@@ -104,6 +104,7 @@ fn stage(settings: &Settings, folder: &Path) -> Settings {
     stage.run.max_intervals = None;
     stage.run.max_tokens = None;
     stage.run.stop_ratio = None;
+    stage.student.schedule_steps = None;
     stage.objective.name = ObjectiveName::TedFilters;
     stage.student.lr = lr;
     stage.student.lr_end = lr / 10.0;

@@ -18,6 +18,7 @@ mod compare;
 mod corpora;
 mod demo_text;
 mod device;
+mod extended;
 mod faults;
 mod interrupted;
 mod lanes;

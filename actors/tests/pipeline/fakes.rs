@@ -55,6 +55,7 @@ impl World {
                 rows_per_step: 6,
                 micro_rows: 2,
                 max_steps: Some(17),
+                interval_end: None,
                 max_steps_reason: StopReason::MaxSteps,
                 max_tokens: None,
                 stop_ratio: None,

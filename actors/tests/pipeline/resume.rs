@@ -115,3 +115,46 @@ async fn a_run_interrupted_after_its_last_step_only_sums_up() {
     assert_eq!(outcome.step, 17);
     assert!(outcome.after.is_some());
 }
+
+/// A run to step 12, or killed on its way there, that is then extended to 17, equals one to 17 whose schedule ends with step 12; with
+/// 12 in the middle of an interval and, as the schedule ends intervals, at the end of one.
+#[tokio::test]
+async fn an_extended_run_equals_one_whose_limit_lay_further_on() {
+    for (lag, limit) in [(0, 12), (0, 10), (1, 12), (1, 10)] {
+        let to = |steps: u64| {
+            let mut world = World::new();
+            world.plan.lag = lag;
+            world.plan.max_steps = Some(steps);
+            world.plan.interval_end = Some(limit);
+            world
+        };
+        let whole = to(17);
+        whole.run().await.unwrap().unwrap();
+        // The schedule's end changes nothing of a run that ends there.
+        let (mut plain, short) = (to(limit), to(limit));
+        plain.plan.interval_end = None;
+        plain.run().await.unwrap().unwrap();
+        short.run().await.unwrap().unwrap();
+        assert!(
+            plain.trajectory() == short.trajectory(),
+            "lag {lag}, {limit}"
+        );
+        for killed in [None, Some(3), Some(11)] {
+            let mut world = to(limit);
+            if let Some(step) = killed.filter(|step| *step <= limit) {
+                world = world.dying_in(step);
+                world.run().await.unwrap_err();
+                world.hook = Arc::new(|_, _| Ok(()));
+            } else {
+                world.run().await.unwrap().unwrap();
+            }
+            world.plan.max_steps = Some(17);
+            let outcome = world.run().await.unwrap().unwrap();
+            assert_eq!(outcome.step, 17);
+            assert!(
+                world.trajectory() == whole.trajectory(),
+                "lag {lag}, limit {limit}, killed in {killed:?}"
+            );
+        }
+    }
+}

@@ -65,7 +65,8 @@ pub struct RunOptions {
     pub folder: Option<PathBuf>,
     /// Every random choice is drawn from it.
     pub seed: Option<u64>,
-    /// Stop after this many optimizer steps. One of max_steps, max_intervals and max_tokens is needed to train.
+    /// Stop after this many optimizer steps. One of max_steps, max_intervals and max_tokens is needed to train; a larger one extends
+    /// a run, finished or not.
     pub max_steps: Option<u64>,
     /// Stop after this many times mixture.interval steps.
     pub max_intervals: Option<u64>,
@@ -186,10 +187,13 @@ pub struct StudentOptions {
     pub threads: Option<usize>,
     /// The highest learning rate.
     pub lr: Option<f64>,
-    /// The learning rate of the last step; a cosine leads to it.
+    /// The learning rate at the schedule's end; a cosine leads to it.
     pub lr_end: Option<f64>,
     /// Steps of the linear warm-up from 0.
     pub warmup_steps: Option<u64>,
+    /// Steps of the schedule, which ends at lr_end; steps after it keep that rate, and an interval ends with it. As many as the run
+    /// has when it is first started where absent, however many it is given later.
+    pub schedule_steps: Option<u64>,
     /// AdamW's decoupled weight decay; matrices only.
     pub weight_decay: Option<f64>,
     /// AdamW's decay of the first moment.

@@ -130,6 +130,8 @@ pub struct Student {
     pub lr: f64,
     pub lr_end: f64,
     pub warmup_steps: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule_steps: Option<u64>,
     pub weight_decay: f64,
     pub beta1: f64,
     pub beta2: f64,

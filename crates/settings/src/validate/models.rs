@@ -52,6 +52,8 @@ impl Checker<'_> {
         );
         let epsilon = self.positive("student.epsilon", student.epsilon);
         let clip_norm = self.positive("student.clip_norm", student.clip_norm);
+        let schedule_steps =
+            self.optional_count("student.schedule_steps", student.schedule_steps, MANY);
         Some(Student {
             model: student.model,
             device: device?,
@@ -61,6 +63,7 @@ impl Checker<'_> {
             lr: lr?,
             lr_end: lr_end?,
             warmup_steps: self.need("student.warmup_steps", student.warmup_steps)?,
+            schedule_steps,
             weight_decay: weight_decay?,
             beta1: beta1?,
             beta2: beta2?,

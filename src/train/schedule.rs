@@ -1,0 +1,116 @@
+//! How long the schedule of a run is: as long as the run was to be when it was first started, however long it is made later.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use ddk_run::RunFolder;
+use ddk_settings::Settings;
+use serde::{Deserialize, Serialize};
+
+use super::options::most_steps;
+
+const FILE: &str = "schedule.json";
+
+/// The length of a run's schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Length {
+    /// Steps until the learning rate is at its end.
+    pub(super) steps: u64,
+    /// Whether an interval ends with the schedule: where `run.max_steps` may have cut one short there, and where the schedule's length
+    /// is set, so that both give the same.
+    ends_interval: bool,
+}
+
+impl Length {
+    /// Of a run that these settings start.
+    pub(super) fn of(settings: &Settings) -> Self {
+        let steps = settings.student.schedule_steps.or(most_steps(settings));
+        let steps = steps.unwrap_or(u64::MAX);
+        Self {
+            steps,
+            ends_interval: settings.student.schedule_steps.is_some()
+                || settings.run.max_steps == Some(steps),
+        }
+    }
+
+    /// Of the run in this folder, where there is one.
+    pub(super) fn of_run(folder: &Path, settings: &Settings) -> Result<Self> {
+        if !RunFolder::holds_a_run(folder) {
+            return Ok(Self::of(settings));
+        }
+        let path = folder.join(FILE);
+        if !path.exists() {
+            // Earlier versions did not write it down: no limit could change since.
+            let config = folder.join("config.toml");
+            return Ok(Self::of(&ddk_settings::load(&[config], &[], [])?.settings));
+        }
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Writes it into the run's folder; before `config.toml` is written, which may hold other limits.
+    pub(super) fn record(&self, folder: &RunFolder) -> Result<()> {
+        let path = folder.path().join(FILE);
+        Ok(ddk_run::write_atomically(
+            &path,
+            &serde_json::to_vec_pretty(self)?,
+        )?)
+    }
+
+    /// The step with which an interval ends, whatever its length.
+    pub(super) fn interval_end(&self) -> Option<u64> {
+        self.ends_interval.then_some(self.steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(sets: &[&str]) -> Settings {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        ddk_settings::load(&[], &sets, []).unwrap().settings
+    }
+
+    #[test]
+    fn a_schedule_is_as_long_as_its_run_at_first_unless_it_is_set() {
+        let of = |sets: &[&str]| {
+            let length = Length::of(&settings(sets));
+            (length.steps, length.interval_end())
+        };
+        assert_eq!(of(&["run.max_steps=100"]), (100, Some(100)));
+        let set = ["run.max_steps=150", "student.schedule_steps=100"];
+        assert_eq!(of(&set), (100, Some(100)));
+        // A budget of tokens ends a run in the middle of an interval, which goes on where the budget grows.
+        let tokens = [
+            "run.max_tokens=1000",
+            "batch.rows=8",
+            "batch.micro_rows=8",
+            "corpus.sequence_length=32",
+        ];
+        assert_eq!(of(&tokens), (4, None));
+    }
+
+    #[test]
+    fn what_was_recorded_stays_and_earlier_versions_had_it_in_their_settings() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(&scratch.path().join("run")).unwrap();
+        let (first, longer) = (
+            settings(&["run.max_steps=100"]),
+            settings(&["run.max_steps=150"]),
+        );
+        let steps = || Length::of_run(folder.path(), &longer).unwrap().steps;
+        // Left by a start that was interrupted before it was one.
+        Length::of(&settings(&["run.max_steps=7"]))
+            .record(&folder)
+            .unwrap();
+        assert_eq!(steps(), 150);
+        fs::remove_file(folder.path().join(FILE)).unwrap();
+        fs::write(folder.path().join("config.toml"), first.to_toml()).unwrap();
+        assert_eq!(steps(), 100);
+        Length::of(&first).record(&folder).unwrap();
+        fs::write(folder.path().join("config.toml"), longer.to_toml()).unwrap();
+        assert_eq!(steps(), 100);
+    }
+}

@@ -1,0 +1,200 @@
+//! Runs that are made longer: by a larger limit, finished or not, bit for bit.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::world::{World, is_step, stderr, train_with};
+
+fn train(world: &World, faults: &[&str], more: &[&str]) -> String {
+    let output = train_with(world, faults, more);
+    assert_eq!(
+        output.status.success(),
+        faults.is_empty(),
+        "{}",
+        stderr(&output)
+    );
+    stderr(&output)
+}
+
+fn summary(world: &World, name: &str) -> Value {
+    let text = fs::read_to_string(world.run_folder().join(name)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// What it was limited to, what it is extended to, and a run that has the second limit from the start and the first one's schedule;
+/// limits at the end of an interval, within one, and within the first one; intervals of four steps and of one.
+#[test]
+fn a_run_that_is_extended_equals_one_that_was_to_be_so_long_with_the_same_schedule() {
+    let schedule = |steps: u64| format!("student.schedule_steps={steps}");
+    for (limit, longer, steps, more) in [
+        ("run.max_steps=8", "run.max_steps=14", 8, "mixture.lag=0"),
+        ("run.max_steps=10", "run.max_steps=15", 10, "mixture.lag=0"),
+        ("run.max_steps=3", "run.max_steps=9", 3, "mixture.lag=0"),
+        ("run.max_steps=8", "run.max_steps=14", 8, "mixture.lag=1"),
+        ("run.max_steps=10", "run.max_steps=15", 10, "mixture.lag=1"),
+        (
+            "run.max_steps=7",
+            "run.max_steps=12",
+            7,
+            "mixture.policy=odm",
+        ),
+        (
+            "run.max_steps=10",
+            "run.max_steps=15",
+            10,
+            "mixture.policy=equal",
+        ),
+    ] {
+        let what = format!("{limit} to {longer}, {more}");
+        let whole = World::new();
+        train(&whole, &[], &[longer, &schedule(steps), more]);
+        let rates = whole.lines("run.jsonl");
+        let added = &rates[steps as usize..];
+        assert!(
+            added.iter().all(|line| line["learning_rate"] == 5e-4),
+            "{what}"
+        );
+
+        // Finished, and killed on the way.
+        let finished = World::new();
+        train(&finished, &[], &[limit, more]);
+        let short = finished.student_weights();
+        let said = train(&finished, &[], &[longer, more]);
+        assert!(said.contains(&format!("summary-{steps}.json")), "{said}");
+        let killed = World::new();
+        train(&killed, &[&format!("kill student {steps}")], &[limit, more]);
+        train(&killed, &[], &[longer, more]);
+        for world in [&finished, &killed] {
+            assert!(world.trajectory() == whole.trajectory(), "{what}");
+            assert!(world.student_weights() == whole.student_weights(), "{what}");
+            assert_eq!(
+                summary(world, "summary.json")["tokens"],
+                summary(&whole, "summary.json")["tokens"],
+                "{what}"
+            );
+        }
+        assert_eq!(
+            summary(&finished, &format!("summary-{steps}.json"))["steps"],
+            steps
+        );
+        assert!(short != finished.student_weights());
+    }
+}
+
+/// Intervals and tokens as limits: the schedule stays as long as it was.
+#[test]
+fn other_limits_extend_a_run_too() {
+    for (first, longer, set) in [
+        (
+            &["run.max_intervals=2"][..],
+            &["run.max_intervals=3"][..],
+            "student.schedule_steps=8",
+        ),
+        // Rows are full: 256 tokens a step, so 8 steps.
+        (
+            &["run.max_tokens=2000"],
+            &["run.max_tokens=3000"],
+            "student.schedule_steps=8",
+        ),
+        (
+            &["run.max_tokens=2000", "run.max_steps=90"],
+            &["run.max_tokens=3000", "run.max_steps=95"],
+            "student.schedule_steps=8",
+        ),
+    ] {
+        // In this world's configuration max_steps is set.
+        let world = |sets: &[&str]| {
+            let world = World::new();
+            let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
+            fs::write(
+                world.path().join("config.toml"),
+                config.replace("max_steps = 12\n", ""),
+            )
+            .unwrap();
+            train(&world, &[], sets);
+            world
+        };
+        let whole = world(&[longer, &[set]].concat());
+        let extended = world(first);
+        assert_eq!(extended.lines("run.jsonl").len(), 8, "{first:?}");
+        train(&extended, &[], longer);
+        assert_eq!(extended.lines("run.jsonl").len(), 12, "{longer:?}");
+        assert!(extended.trajectory() == whole.trajectory(), "{longer:?}");
+        assert!(
+            extended.student_weights() == whole.student_weights(),
+            "{longer:?}"
+        );
+    }
+}
+
+/// A run that is done is never without a student, and the same command ends what it was killed in.
+#[test]
+fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
+    let whole = World::new();
+    train(
+        &whole,
+        &[],
+        &["run.max_steps=16", "student.schedule_steps=12"],
+    );
+    let world = World::new();
+    train(&world, &[], &[]);
+    let short = world.student_weights();
+    let longer = ["run.max_steps=16"];
+    for kill in ["kill evaluation 1", "kill student 14", "kill save 16 4"] {
+        train(&world, &[kill], &longer);
+        assert!(world.student_weights() == short, "{kill}");
+        assert!(!world.run_folder().join("summary.json").exists(), "{kill}");
+        assert_eq!(summary(&world, "summary-12.json")["steps"], 12, "{kill}");
+    }
+    train(&world, &[], &longer);
+    assert!(world.trajectory() == whole.trajectory());
+    assert!(world.student_weights() == whole.student_weights());
+    // Done again, with the new limit; a smaller one is refused, whatever was made.
+    let said = train(&world, &[], &longer);
+    assert!(said.contains("is done already"), "{said}");
+    let said = world.fail(2, &["train", "config.toml"]);
+    assert!(
+        said.contains("`run.max_steps` was 16, and is 12 now"),
+        "{said}"
+    );
+    let events = world.lines("events.jsonl");
+    let extended = events.iter().filter(|event| event["kind"] == "extended");
+    assert_eq!(extended.count(), 1);
+    // One more time: the schedule is still the first.
+    train(&world, &[], &["run.max_steps=20"]);
+    let lines = world.lines("run.jsonl");
+    assert!(lines.len() == 20 && lines[11..].iter().all(|line| line["learning_rate"] == 5e-4));
+}
+
+/// Nothing of a finished run is touched where there is nothing to go on from.
+#[test]
+fn a_run_without_checkpoints_is_not_extended() {
+    let world = World::new();
+    train(&world, &[], &[]);
+    fs::remove_dir_all(world.run_folder().join("checkpoints")).unwrap();
+    let said = world.fail(1, &["train", "config.toml", "--set", "run.max_steps=16"]);
+    assert!(
+        said.contains("a checkpoint of step 12") && said.contains("--restart"),
+        "{said}"
+    );
+    assert!(world.run_folder().join("summary.json").exists());
+    world.succeed(&["train", "config.toml"]);
+    // Started over, it is a new run with a schedule of its own.
+    let restart = [
+        "train",
+        "config.toml",
+        "--restart",
+        "--set",
+        "run.max_steps=16",
+    ];
+    let mut seen = false;
+    let started = world.start_until(&restart, |line| {
+        seen |= is_step(line, 12);
+        seen
+    });
+    assert!(started.wait().0.success());
+    let lines = world.lines("run.jsonl");
+    assert!(lines.len() == 16 && lines[11]["learning_rate"] != 5e-4);
+    assert_eq!(lines[15]["learning_rate"], 5e-4);
+}
