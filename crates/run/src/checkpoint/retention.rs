@@ -72,7 +72,7 @@ mod tests {
             [10, 20, 30, 40],
             "one always stays"
         );
-        assert_eq!(surplus(9, None, false), []);
+        assert_eq!(surplus(9, None, false), Vec::<u64>::new());
         assert_eq!(surplus(1, Some(20), false), [10, 30]);
         // There is no checkpoint of step 35; of equal ones the first is the best.
         assert_eq!(surplus(1, None, true), [10, 30, 40]);
