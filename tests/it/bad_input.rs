@@ -393,6 +393,21 @@ fn an_unsupported_model_is_refused_by_name() {
 }
 
 #[test]
+fn a_metrics_file_that_cannot_be_is_said_at_the_start() {
+    let world = World::new();
+    let said = world.fail(
+        1,
+        &["train", "config.toml", "--metrics-file", "nowhere/ddk.prom"],
+    );
+    assert!(
+        said.contains("nowhere/ddk.prom") && said.contains("telemetry.file"),
+        "{said}"
+    );
+    let said = world.fail(2, &["train", "config.toml", "--metrics-file", "ddk.txt"]);
+    assert!(said.contains("`telemetry.file` is \"ddk.txt\""), "{said}");
+}
+
+#[test]
 fn the_demo_without_its_configuration_says_where_to_run_it() {
     let world = World::new();
     let said = world.fail(2, &["demo"]);

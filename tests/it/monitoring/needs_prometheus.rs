@@ -289,18 +289,3 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         page.contains("ddk_worker_state{run=\"small\",worker=\"student\",state=\"stopped\"} 1\n")
     );
 }
-
-#[test]
-fn a_metrics_file_that_cannot_be_is_said_at_the_start() {
-    let world = World::new();
-    let said = world.fail(
-        1,
-        &["train", "config.toml", "--metrics-file", "nowhere/ddk.prom"],
-    );
-    assert!(
-        said.contains("nowhere/ddk.prom") && said.contains("telemetry.file"),
-        "{said}"
-    );
-    let said = world.fail(2, &["train", "config.toml", "--metrics-file", "ddk.txt"]);
-    assert!(said.contains("`telemetry.file` is \"ddk.txt\""), "{said}");
-}
