@@ -302,12 +302,12 @@ fn a_folder_that_holds_another_run_is_not_touched() {
     let world = World::new();
     world.succeed(&["train", "config.toml", "--set", "run.max_steps=4"]);
     let before = world.trajectory();
-    let said = world.fail(2, &["train", "config.toml"]);
+    let said = world.fail(2, &["train", "config.toml", "--set", "run.max_steps=3"]);
     says(
         &said,
         &[
             "runs/small holds another run",
-            "`run.max_steps` was 4, and is 12 now",
+            "`run.max_steps` was 4, and is 3 now",
             "choose another run.name",
         ],
     );
