@@ -261,7 +261,8 @@ fn kept_perplexities_are_those_of_the_same_settings() {
 #[test]
 fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
     let whole = whole();
-    let losses: [(&str, fn(&Path)); 4] = [
+    type Loss = fn(&Path);
+    let losses: [(&str, Loss); 4] = [
         ("holds none", |checkpoints| {
             fs::remove_dir_all(checkpoints).unwrap()
         }),

@@ -1,5 +1,5 @@
 //! A teacher with 152,064 columns and a student with 151,936 over one tokenizer of 151,646 ids (as Qwen1.5 14B and 1.8B), against
-//! PyTorch on sliced logits: tests/reference/padded_vocabulary.py prints the numbers.
+//! PyTorch in f64 on sliced logits: tests/reference/padded_vocabulary.py prints the numbers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -75,13 +75,13 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
     let losses = student.accumulate(&rows, Some(&signal), 22.0).unwrap();
     let norm = student.update(1).unwrap().grad_norm;
     for (name, value, expected) in [
-        ("ce", losses.ce_sum / 22.0, 12.616_684_9),
-        ("kl", losses.kl_sum / 22.0, 0.794_346_0),
+        ("ce", losses.ce_sum / 22.0, 12.616_685_7),
+        ("kl", losses.kl_sum / 22.0, 0.794_346_5),
         ("gradient norm", norm, 1.767_475_2),
     ] {
-        // Of fp32's rounding on processors other than the reference's: 6e-6 was seen.
+        // The reference is in f64. In fp32 PyTorch's own gradient norm is 1.1e-5 off on a processor with AVX2 alone.
         assert!(
-            (value - expected).abs() < 1e-5 * expected.max(1.0),
+            (value - expected).abs() < 2e-5 * expected.max(1.0),
             "{name}: {value}"
         );
     }

@@ -258,11 +258,8 @@ fn a_removal_that_fails_keeps_no_other_from_going() {
 
 const CHILD: &str = "DDK_TEST_INTERRUPTED_SAVE";
 
-/// The process that dies: this test binary again, told by the environment which save and at which call.
-#[test]
-#[ignore = "the child of the test below"]
-fn dies_in_a_save() {
-    let told = env::var(CHILD).expect("only run by the test below");
+/// The process that dies: the test below again, told by the environment which save and at which call.
+fn die_in_a_save(told: &str) -> ! {
     let words: Vec<&str> = told.splitn(3, ' ').collect();
     let [case, call, folder] = words[..] else {
         panic!("{told}");
@@ -275,13 +272,17 @@ fn dies_in_a_save() {
 
 #[test]
 fn a_process_that_dies_at_any_call_of_a_save_leaves_what_the_list_says() {
+    const NAME: &str = "a_process_that_dies_at_any_call_of_a_save_leaves_what_the_list_says";
+    if let Ok(told) = env::var(CHILD) {
+        die_in_a_save(&told);
+    }
     for (index, case) in CASES.iter().enumerate() {
         for call in 1..=case.calls {
             let what = format!("{}, killed at call {call} of {}", case.name, case.calls);
             let folder = tempfile::tempdir().unwrap();
             case.prepare(folder.path());
             let output = Command::new(env::current_exe().unwrap())
-                .args(["--ignored", "--exact", "dies_in_a_save"])
+                .args(["--exact", NAME])
                 .env(CHILD, format!("{index} {call} {}", folder.path().display()))
                 .output()
                 .unwrap();
