@@ -264,7 +264,8 @@ mod tests {
     /// What a kill leaves: before the exchange or after it, between the two renames or after both.
     #[test]
     fn a_kill_at_any_call_leaves_a_model_that_is_found_again() {
-        let left: [(&str, &[(&str, &str)], &str); 4] = [
+        type Folders = &'static [(&'static str, &'static str)];
+        let left: [(&str, Folders, &str); 4] = [
             (
                 "before",
                 &[("model", "old"), (".model.ddk-new", "new")],
