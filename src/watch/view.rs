@@ -167,7 +167,7 @@ fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[EventLine]) {
         .map(|event| {
             let is_bad = !matches!(
                 event.kind.as_str(),
-                "saved" | "started" | "resumed" | "stopped"
+                "saved" | "started" | "resumed" | "stopped" | "extended" | "started_over"
             );
             let kind = Span::from(format!("{:12}", event.kind));
             Line::from(vec![
