@@ -115,7 +115,7 @@ fn source(args: &cli::Init, name: &str, file: &Path) -> DomainSource {
     }
 }
 
-/// Refuses files of unknown formats, and warns of domains of which no record can be used as it is.
+/// Refuses files of unknown formats, and warns about domains without a usable record.
 fn look_into(args: &cli::Init, domains: &[Found]) -> Result<()> {
     let (mut refused, mut warnings) = (Vec::new(), Vec::new());
     for domain in domains {

@@ -40,7 +40,7 @@ pub struct RunPlan {
     pub lag: u64,
     /// Perplexities are measured so often, in steps, where the mixture's policy does without.
     pub evaluation_every: Option<u64>,
-    /// Whether the student is saved where it is nearer to the teacher than ever, wherever the other saves fall.
+    /// Whether a checkpoint is saved at each evaluation that is the best so far, beside the scheduled ones.
     pub keep_best: bool,
     /// Passes over a domain at the most.
     pub max_passes: Option<f64>,

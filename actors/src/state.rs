@@ -27,7 +27,7 @@ pub struct LoopState {
     /// Losses by domain of this interval's updates so far, where the mixture is moved by them.
     #[serde(default)]
     pub interval_losses: TrainingSums,
-    /// How near the student was to the teacher, wherever that was measured so far.
+    /// Gap to the teacher at each evaluation so far.
     #[serde(default)]
     pub measured: Vec<Measured>,
     /// Sums over the run.
@@ -36,7 +36,7 @@ pub struct LoopState {
     pub lengths: Lengths,
     /// The losses that a spike is told by.
     pub losses: LossWindow,
-    /// The steps since the last update that was made whose own was skipped. A step whose data is passed over is none of them.
+    /// Steps whose update was skipped since the last update. Steps on the skip list do not count.
     #[serde(default)]
     pub skipped_steps: Vec<u64>,
 }

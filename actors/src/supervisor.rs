@@ -77,7 +77,7 @@ pub struct Outcome {
     pub at_start: Perplexities,
     /// The student's after the last, where the run is done.
     pub after: Option<Vec<f64>>,
-    /// How near the student was to the teacher, wherever that was measured, at the end too.
+    /// Gap to the teacher at each evaluation, the last one included.
     pub measured: Vec<Measured>,
     /// Sums over the run.
     pub totals: Totals,

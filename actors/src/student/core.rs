@@ -204,7 +204,7 @@ impl<S: Student> Core<S> {
         let ratios = student.iter().zip(teacher);
         let sum: f64 = ratios.map(|(student, teacher)| student / teacher).sum();
         let ratio = sum / student.len() as f64;
-        // A run that goes on from here has measured it before.
+        // A run that resumes here has measured it before.
         self.measured.retain(|other| other.step != step);
         if !ratio.is_finite() {
             return false;

@@ -164,7 +164,7 @@ impl Blocks {
         }
     }
 
-    /// Whether a block has been compared and is as it was written.
+    /// Whether this process has compared the block and found it intact.
     pub(crate) fn is_verified(&self, block: u64) -> bool {
         let word = self.verified.get((block / 64) as usize);
         word.is_some_and(|word| word.load(Ordering::Relaxed) >> (block % 64) & 1 == 1)

@@ -25,7 +25,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// What is wrong with a source of which no record can be used; `None` if some can.
+    /// Why none of a source's first records can be used; `None` if some can.
     pub fn problem(&self, domain: &str) -> Option<String> {
         match &self.first_bad {
             _ if self.records == 0 => Some(format!(

@@ -220,7 +220,7 @@ impl Numbers {
         Ok(bytes)
     }
 
-    /// A block that is as it was written.
+    /// An intact block.
     fn block(&self, block: u64) -> Result<Vec<u8>, CorpusError> {
         let offset = block * BLOCK_BYTES;
         let count = BLOCK_BYTES.min(self.length - offset);

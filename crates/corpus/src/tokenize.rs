@@ -48,7 +48,7 @@ pub(crate) fn tokenize(
     thread::scope(|scope| {
         let reading = &reading;
         scope.spawn(move || {
-            // Whoever went away has an error of their own to tell.
+            // If the receiver is gone, it reports its own error.
             if let Err(error) = reading.send_batches(&sender) {
                 let _ = sender.send(Err(error));
             }
@@ -72,7 +72,7 @@ pub(crate) fn tokenize(
     Ok(manifest)
 }
 
-/// Text that is passed over before a batch is sent all the same, in batches: it shows how far the reading is.
+/// Skipped text after which an empty batch is sent, in multiples of a batch: it reports the progress of the reading.
 const PASSED_OVER: u64 = 64;
 
 /// What the reading thread works with.
