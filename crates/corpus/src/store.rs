@@ -220,7 +220,7 @@ impl Numbers {
         Ok(bytes)
     }
 
-    /// An intact block.
+    /// Reads a block and compares it with its checksum.
     fn block(&self, block: u64) -> Result<Vec<u8>, CorpusError> {
         let offset = block * BLOCK_BYTES;
         let count = BLOCK_BYTES.min(self.length - offset);
