@@ -61,7 +61,7 @@ impl Checkpointer {
         })
     }
 
-    /// A save that fails is an event: the checkpoints before it stay, and training goes on. Old checkpoints that could not be
+    /// A save that fails is an event: the checkpoints before it stay, and training continues. Old checkpoints that could not be
     /// removed are an event of their own: the save has succeeded.
     fn save(&self, request: SaveRequest) -> Result<(), PortError> {
         let (step, began) = (request.state.step, Instant::now());

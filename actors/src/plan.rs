@@ -28,7 +28,7 @@ pub struct RunPlan {
     /// The last step, where there is one (the smaller of both limits).
     pub max_steps: Option<u64>,
     /// A step with which an interval ends, whatever its length: where the schedule of the learning rate does. So a run whose last
-    /// interval was cut short by its limit goes on from there as one whose limit lay further on.
+    /// interval was cut short by its limit resumes like a run with a larger limit.
     pub interval_end: Option<u64>,
     /// The name of the limit that `max_steps` comes from.
     pub max_steps_reason: crate::StopReason,

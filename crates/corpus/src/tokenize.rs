@@ -83,7 +83,7 @@ struct Reading<'a> {
     documents: &'a [Seen],
     /// The document to begin at.
     start: usize,
-    /// Whether the limit on tokens is reached: what is left to train on is passed over, and only validation is read.
+    /// Whether the limit on tokens is reached: from here on only validation documents are read.
     full: AtomicBool,
 }
 

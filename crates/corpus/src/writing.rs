@@ -87,7 +87,7 @@ pub(crate) struct Batch {
     pub(crate) documents: Vec<(Document, Use)>,
     /// Documents read so far, used or not.
     pub(crate) read: usize,
-    /// Bytes of text since the batch before, what was passed over included.
+    /// Bytes of text since the previous batch, skipped text included.
     pub(crate) bytes: u64,
 }
 

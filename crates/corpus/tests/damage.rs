@@ -65,7 +65,7 @@ fn a_block_that_changed_is_refused_and_the_others_are_read() {
     for row in [0, row_at(BLOCK) - 1, row_at(2 * BLOCK) + 1] {
         assert_eq!(damaged.row(row).unwrap(), whole.row(row).unwrap());
     }
-    // The changed byte, and all others of its block, whoever asks and however often.
+    // Every byte of the damaged block is refused, on each read.
     for row in [
         row_at(BLOCK) + 1,
         row_at(BLOCK + 1000),
@@ -163,7 +163,7 @@ fn verification_covers_the_checksums() {
     assert!(said.contains("checksums.bin"), "{said}");
 }
 
-/// A row index that is missing is written by whoever comes first; others wait, even if they take the corpus as it is.
+/// The first process writes a missing row index; others wait, even if they take the corpus as it is.
 #[test]
 fn a_row_index_is_written_by_one_process_at_a_time() {
     let place = Place::new();

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ModelError, export::TOKENIZER_FILES, weights::INDEX};
 
-/// Says that this program wrote a folder, and which files: what else is in it is somebody's own.
+/// Lists the files that this program wrote into a folder. Any other file there is the user's.
 pub(crate) const MARKER: &str = "ddk_model.json";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(found(None), None, "empty");
         model(&folder, "{}");
         assert_eq!(found(None), None, "as it was written");
-        // A file of somebody's own, a file that was changed, a link and a folder instead of a file.
+        // A file of the user's, a changed file, a link, and a folder in place of a file.
         fs::write(folder.join("notes.md"), "mine").unwrap();
         assert!(found(None).unwrap().contains("`notes.md`"));
         fs::remove_file(folder.join("notes.md")).unwrap();

@@ -1,4 +1,4 @@
-//! Checkpoints that were set aside: a run no longer goes on from them.
+//! Checkpoints that were set aside: a run no longer resumes from them.
 
 use std::{path::PathBuf, time::SystemTime};
 
