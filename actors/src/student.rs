@@ -11,7 +11,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
 use ddk_mixture::Needs;
 use ddk_run::Journal;
-use ddk_telemetry::{Queues, Worker, metrics};
+use ddk_telemetry::{Board, Queues, Worker, metrics};
 use ractor::ActorRef;
 
 pub(crate) use self::core::Core;
@@ -76,6 +76,8 @@ pub struct StudentLane<S: Student> {
     pub queues: Queues,
     /// Its line on the board.
     pub status: Worker,
+    /// Where it says that training begins.
+    pub board: Arc<Board>,
 }
 
 /// What it has been told and has still to do.
@@ -105,6 +107,8 @@ impl<S: Student + 'static> StudentLane<S> {
             Box::new(|| Err(PortError::Other("built twice".to_owned()))),
         );
         let student = factory()?;
+        // Before its first evaluation: from here on, a stop lets the student save.
+        self.board.set_ready(true);
         ready.say();
         let mut core = Core::new(&self, student);
         let end = self.train(&mut core)?;

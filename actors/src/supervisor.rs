@@ -197,7 +197,6 @@ where
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let result = arguments.result;
-        let board = arguments.parts.board.clone();
         let started = pipeline::start(
             arguments.plan,
             arguments.parts,
@@ -207,7 +206,6 @@ where
             myself.get_cell(),
         )
         .await?;
-        board.set_ready(true);
         Ok(State {
             pipeline: started.pipeline,
             alive: started.alive,

@@ -227,6 +227,7 @@ where
         stop: stop.clone(),
         queues: queues_meter.clone(),
         status: board.worker("student"),
+        board: Arc::clone(&board),
     };
     let batcher = Batcher {
         seed: plan.seed,
