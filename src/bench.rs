@@ -292,7 +292,7 @@ impl Bench<'_> {
 
     /// The teacher's steps, and their products in its layers.
     fn measure_teacher(&self) -> Result<Measurement> {
-        let placement = wiring::teacher_placement(&self.settings.teacher)?;
+        let placement = wiring::teacher_placement(&self.settings.teacher, 0)?;
         let model = ModelConfig::read(&self.folders.teacher)?;
         let products = self.products(&model, placement.compute, first(&placement));
         let alone = || {
@@ -329,9 +329,9 @@ impl Bench<'_> {
         Measurement::of(&placement, alone, |between| self.student(between))
     }
 
-    fn teacher_lane(&self, turns: &Turns) -> Result<Lane> {
+    fn teacher_lane(&self, number: usize, turns: &Turns) -> Result<Lane> {
         let teacher = &self.settings.teacher;
-        let mut devices = wiring::teacher_placement(teacher)?.devices;
+        let mut devices = wiring::teacher_placement(teacher, number)?.devices;
         devices.push(parse_device(&self.settings.student.device)?);
         Ok(Lane::beside_others(teacher.threads, &devices, turns)?)
     }
@@ -342,9 +342,9 @@ impl Bench<'_> {
         Ok(Lane::beside_others(student.threads, &[device], turns)?)
     }
 
-    fn build_teacher(&self) -> Result<Teacher> {
+    fn build_teacher(&self, lane: usize) -> Result<Teacher> {
         let student = parse_device(&self.settings.student.device)?;
-        let placement = wiring::teacher_placement(&self.settings.teacher)?;
+        let placement = wiring::teacher_placement(&self.settings.teacher, lane)?;
         let model = self.folders.frozen.model(&placement)?;
         Ok(wiring::build_teacher(model, student, None)?)
     }
@@ -361,8 +361,8 @@ impl Bench<'_> {
 
     /// Of the forwards of a step; `between` is called now and then.
     fn teacher(&self, between: impl FnMut() -> Result<()>) -> Result<Seconds> {
-        let lane = self.teacher_lane(&Turns::new(false))?;
-        let teacher = self.build_teacher()?;
+        let lane = self.teacher_lane(0, &Turns::new(false))?;
+        let teacher = self.build_teacher(0)?;
         let step = || {
             let began = Instant::now();
             for micro in self.rows.micro_batches() {
@@ -379,7 +379,7 @@ impl Bench<'_> {
     /// As [`Self::teacher`], of the student's step.
     fn student(&self, between: impl FnMut() -> Result<()>) -> Result<Seconds> {
         let teacher = match wiring::labels(self.settings) {
-            true => Some(self.build_teacher()?),
+            true => Some(self.build_teacher(0)?),
             false => None,
         };
         let lane = self.student_lane(&Turns::new(false))?;

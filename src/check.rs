@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode};
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{Stale, TokenizerFolder, compatible, first_document, sample, stale};
 use ddk_engine::{
-    Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, program_memory,
-    queue_memory, snapshot_memory, student_memory, teacher_memory,
+    Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, gpu_memory,
+    program_memory, queue_memory, snapshot_memory, student_memory, teacher_memory,
 };
 use ddk_model::{Model, ModelConfig, Placement, Weights};
 use ddk_objective::default_chunk;
@@ -15,6 +15,7 @@ use ddk_torch::{Lane, parse_device};
 
 use crate::{
     cli, config,
+    gpus::gpu,
     hint::render_line,
     prepare::{self, Outdated},
     train::{layer_pairs, most_steps},
@@ -63,7 +64,7 @@ pub fn run(args: &cli::Check, out: &mut dyn Write) -> Result<ExitCode> {
     }
     data(&settings, &mut report)?;
     schedule(&settings, &mut report)?;
-    if let (Some(models), true) = (&models, fits && report.problems == 0) {
+    if let (Some(models), true) = (&models, args.forward && fits && report.problems == 0) {
         forward(&settings, models, &mut report)?;
     }
     let problems = report.problems;
@@ -222,9 +223,10 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         on_cpu: student.device == "cpu",
         kernel: (student.device.as_str(), student.dtype) == ("cpu", Dtype::Fp32),
         labels: wiring::labels(settings),
-        shared_head: teacher.devices.last() == Some(&student.device),
+        // The student's side takes the teacher's from a replica that ends on its device.
+        shared_head: (0..teacher.devices.len())
+            .any(|lane| teacher.devices_of_lane(lane).last() == Some(&student.device.as_str())),
     };
-    let lanes = teacher.lanes as u64;
     let mut devices: BTreeMap<&str, Vec<(String, Part)>> = BTreeMap::new();
     let mut add = |device, role: &str, parts: Vec<Part>, share: u64| {
         let list: &mut Vec<(String, Part)> = devices.entry(device).or_default();
@@ -234,24 +236,36 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         }));
     };
     let of_student = student_memory(&models.student, &models.teacher, &shape)?;
-    for device in &teacher.devices {
-        let beside: &[Part] = match *device == student.device {
-            true => &of_student,
-            false => &[],
-        };
-        let of_teacher = teacher_memory(&models.teacher, &shape, lanes, beside)?;
-        add(device, "teacher", of_teacher, teacher.devices.len() as u64);
+    // Replicas on the same devices share their weights.
+    let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
+    for lane in 0..teacher.all_lanes() {
+        *replicas.entry(teacher.devices_of_lane(lane)).or_default() += 1;
+    }
+    for (spread, lanes) in &replicas {
+        for device in spread {
+            let beside: &[Part] = match *device == student.device {
+                true => &of_student,
+                false => &[],
+            };
+            let of_teacher = teacher_memory(&models.teacher, &shape, *lanes, beside)?;
+            add(device, "teacher", of_teacher, spread.len() as u64);
+        }
     }
     add(&student.device, "student", of_student, 1);
     if settings.mixture.lag == 1 {
-        let copy = evaluated_copy_memory(&models.student)?;
+        let copy = evaluated_copy_memory(&models.student, shape.student_bytes)?;
         add(&student.device, "student", vec![copy], 1);
     }
     let depth = settings.queues.depth as u64;
-    let queue = queue_memory(&models.teacher, &shape, depth, lanes);
+    let queue = queue_memory(&models.teacher, &shape, depth, teacher.all_lanes() as u64);
     add(&student.device, "run", vec![queue], 1);
     let of_run = vec![program_memory(), snapshot_memory(&models.student)?];
     add("cpu", "run", of_run, 1);
+    for (_, parts) in devices.iter_mut().filter(|(device, _)| **device != "cpu") {
+        let tensors = parts.iter().map(|(_, part)| part.bytes).sum();
+        let of_process = gpu_memory(tensors).into_iter();
+        parts.extend(of_process.map(|part| (format!("run: {}", part.name), part)));
+    }
     let mut fits = true;
     for (device, parts) in devices {
         fits &= one_device(device, &parts, report)?;
@@ -288,18 +302,8 @@ fn one_device(device: &str, parts: &[(String, Part)], report: &mut Report<'_>) -
 
 /// Memory that a device could give; `None` where that cannot be learnt.
 fn free_bytes(device: &str) -> Option<u64> {
-    if let Some(index) = device.strip_prefix("cuda:") {
-        let query = [
-            "--query-gpu=memory.free",
-            "--format=csv,noheader,nounits",
-            "-i",
-            index,
-        ];
-        let output = std::process::Command::new("nvidia-smi")
-            .args(query)
-            .output();
-        let text = String::from_utf8(output.ok()?.stdout).ok()?;
-        return Some(text.trim().parse::<u64>().ok()? << 20);
+    if device != "cpu" {
+        return gpu(device)?.free_bytes();
     }
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemAvailable"))?;
@@ -459,7 +463,7 @@ fn forward(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Res
         (
             "teacher",
             &models.folders.teacher,
-            wiring::teacher_placement(&settings.teacher),
+            wiring::teacher_placement(&settings.teacher, 0),
         ),
         (
             "student",

@@ -136,6 +136,9 @@ pub struct Init {
 pub struct Check {
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// Load both models too, and run each on one text: a broken checkpoint shows there
+    #[arg(long)]
+    pub forward: bool,
 }
 
 #[derive(Debug, Args)]

@@ -31,12 +31,8 @@ pub fn run(args: &cli::Demo, signals: &Signals, out: &mut dyn Write) -> Result<E
     let settings = loaded.settings;
     // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first backward, and would not
     // see those of a library that is loaded later.
-    for device in settings
-        .teacher
-        .devices
-        .iter()
-        .chain([&settings.student.device])
-    {
+    let devices = settings.teacher.every_device();
+    for device in devices.chain([settings.student.device.as_str()]) {
         parse_device(device)?;
     }
     let say_step = |number: u8, what: &str| {

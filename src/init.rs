@@ -192,7 +192,7 @@ fn render(
          validation_share = 0.05   # documents set aside, by a hash of their content\n\
          validation_documents = 500\n\n\
          [teacher]\nmodel = {of_teacher}\n\
-         # devices = [\"cuda:0\"]    # several spread the layers of a large teacher\n\
+         # devices = [\"cuda:0\"]    # one entry per replica; \"cuda:0+cuda:1\" spreads one over two GPUs\n\
          # dtype = \"bf16\"\n\n\
          [student]\nmodel = {of_student}\n\
          # device = \"cuda:1\"\n# dtype = \"bf16\"\n\

@@ -13,6 +13,7 @@ mod eval;
 mod export;
 mod faults;
 mod generate;
+mod gpus;
 mod hint;
 mod init;
 mod mixture;
@@ -39,6 +40,7 @@ use signals::Signals;
 
 fn main() -> ExitCode {
     ddk_torch::keep_freed_memory();
+    ddk_torch::prepare_cublas();
     let cli = Cli::parse();
     let mut out = std::io::stdout().lock();
     let signals = Signals::listen;

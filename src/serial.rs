@@ -25,11 +25,12 @@ pub fn measure(
     corpus: &Corpus,
     steps: u64,
 ) -> Result<Serial> {
-    let threads = settings.teacher.threads * settings.teacher.lanes + settings.student.threads;
+    let threads =
+        settings.teacher.threads * settings.teacher.all_lanes() + settings.student.threads;
     let work = || -> Result<f64> {
         let _lane = Lane::enter(threads);
         let student_device = parse_device(&settings.student.device)?;
-        let placement = wiring::teacher_placement(&settings.teacher)?;
+        let placement = wiring::teacher_placement(&settings.teacher, 0)?;
         let teacher = match wiring::labels(settings) {
             true => Some(wiring::build_teacher(
                 folders.frozen.model(&placement)?,

@@ -12,7 +12,7 @@ impl Bench<'_> {
     /// Seconds of a step while teachers and student work side by side, and the share of them in which the student waits.
     pub(super) fn overlapped(&self, labels: bool) -> Result<(f64, f64)> {
         let settings = self.settings;
-        let lanes = settings.teacher.lanes;
+        let lanes = settings.teacher.all_lanes();
         let depth = settings.queues.depth;
         let turns = Turns::new(settings.run.take_turns);
         let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
@@ -23,8 +23,8 @@ impl Bench<'_> {
                 let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
                 let turns = turns.clone();
                 teachers.push(thread.spawn_scoped(scope, move || -> Result<()> {
-                    let on = self.teacher_lane(&turns)?;
-                    let teacher = self.build_teacher()?;
+                    let on = self.teacher_lane(lane, &turns)?;
+                    let teacher = self.build_teacher(lane)?;
                     // Micro-batch i is lane i mod lanes', step after step.
                     let all: Vec<_> = self.rows.micro_batches().collect();
                     let mut number = lane;

@@ -116,7 +116,10 @@ fn proxy(settings: &Settings, folder: PathBuf, steps: u64) -> Settings {
     phase.mixture.policy = MixturePolicy::DoremiProxy;
     phase.mixture.first = FirstInterval::Equal;
     phase.teacher.model = Some(folder.join(REFERENCE).join("student"));
-    phase.teacher.devices.truncate(1);
+    // Each replica fits one device: it is as small as the student.
+    for replica in &mut phase.teacher.devices {
+        replica.truncate(replica.find('+').unwrap_or(replica.len()));
+    }
     phase.teacher.dtype = settings.student.dtype;
     phase
 }

@@ -292,7 +292,8 @@ impl Inputs {
             settings.objective.chunk,
             settings.evaluation.batch_rows,
             settings.teacher.dtype,
-            &settings.teacher.devices,
+            // Lane 0 measures them.
+            &settings.teacher.devices[..1],
             settings.teacher.threads,
         );
         let text = serde_json::to_vec(&(of_teacher, by)).unwrap_or_default();

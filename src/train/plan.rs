@@ -67,7 +67,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
         keep_best: keeps_best(settings),
         max_passes: settings.mixture.max_passes,
         queue_depth: settings.queues.depth,
-        teacher_lanes: settings.teacher.lanes,
+        teacher_lanes: settings.teacher.all_lanes(),
         live: live(settings),
         gamma: objective.divergence_weight(),
         layer_weight: (settings.objective.name == ObjectiveName::Ted)

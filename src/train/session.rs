@@ -6,10 +6,11 @@ use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, Stage};
+use ddk_torch::make_deterministic;
 use tokio::sync::mpsc;
 
 use super::reload;
-use crate::{hint::Hint, progress::say, signals::Signals, systemd};
+use crate::{gpus, hint::Hint, progress::say, signals::Signals, systemd};
 
 /// Those who watch a run have this long to hear how it ended.
 const FAREWELL: Duration = Duration::from_millis(1500);
@@ -35,6 +36,9 @@ impl Session {
         folder: &RunFolder,
         signals: &Signals,
     ) -> Result<Self> {
+        if settings.run.deterministic {
+            make_deterministic()?;
+        }
         // On a thread of its own: the watchdog goes on while this one loads, hashes or exports.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -43,7 +47,12 @@ impl Session {
         let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
         let board = Board::new(limit);
         let run = settings.run.name.as_deref().unwrap_or_default();
-        let recorder = Recorder::install(Arc::clone(&board), run, folder.path())?;
+        let recorder = Recorder::install(
+            Arc::clone(&board),
+            run,
+            folder.path(),
+            gpus::of_run(settings),
+        )?;
         let file = settings.telemetry.file.clone();
         let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
             .hint("choose another telemetry.file, in a folder that is there")?;

@@ -31,8 +31,11 @@ pub(super) fn chosen(
         adopt(&mut chosen, &then);
         return Ok(chosen);
     }
-    let on_cpu = |device: &String| device == "cpu";
-    if !(on_cpu(&settings.student.device) && settings.teacher.devices.iter().all(on_cpu)) {
+    let mut devices = settings
+        .teacher
+        .every_device()
+        .chain([settings.student.device.as_str()]);
+    if devices.any(|device| device != "cpu") {
         say(
             "run.threads = \"auto\": there is nothing to choose beside a GPU; the settings' lanes and threads are taken",
         );

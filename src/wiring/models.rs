@@ -102,11 +102,14 @@ pub(super) fn build_filters(
     .map_err(engine_error)
 }
 
-/// A teacher's weights are in the dtype of its products: they never change.
-pub fn teacher_placement(teacher: &ddk_settings::Teacher) -> Result<Placement, DeviceError> {
-    let devices = teacher.devices.iter().map(|device| parse_device(device));
+/// The teacher of a lane. Its weights are in the dtype of its products: they never change.
+pub fn teacher_placement(
+    teacher: &ddk_settings::Teacher,
+    lane: usize,
+) -> Result<Placement, DeviceError> {
+    let devices = teacher.devices_of_lane(lane).into_iter();
     Ok(Placement {
-        devices: devices.collect::<Result<_, _>>()?,
+        devices: devices.map(parse_device).collect::<Result<_, _>>()?,
         weights: kind(teacher.dtype),
         compute: kind(teacher.dtype),
     })

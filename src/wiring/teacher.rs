@@ -55,7 +55,7 @@ pub fn teachers(
     let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
     let labels = labels(settings);
     Arc::new(move |number| {
-        let placement = teacher_placement(&teacher).map_err(device_error)?;
+        let placement = teacher_placement(&teacher, number).map_err(device_error)?;
         let student_device = parse_device(&student.device).map_err(device_error)?;
         let devices = [&placement.devices[..], &[student_device]].concat();
         let lane = Lane::beside_others(teacher.threads, &devices, &turns).map_err(torch_error)?;

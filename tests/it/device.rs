@@ -1,35 +1,67 @@
-//! A run on the device that `DDK_TEST_DEVICE` names (the CPU where it is not set): it learns what the CPU's run learns, and a run that is
-//! killed goes on. On the CPU the bits are the same; on a GPU, whose attention adds in any order, values are near.
+//! Runs on the path of GPUs: on the GPUs that `DDK_TEST_DEVICE` and `DDK_TEST_DEVICE_2` name, or on the CPU, which then computes as a
+//! GPU would (`DDK_GPU_PATH=1`). They learn what the CPU's run learns, whatever the method, and a run that is killed goes on.
 
 use serde_json::Value;
 
 use crate::world::{World, stderr};
 
-/// Of a value, on a GPU: twelve steps of fp32 differ by far less from one order of sums to another.
+/// How near values have to be in fp32: twelve steps differ by far less from one order of sums to another.
 const NEAR: f64 = 1e-3;
+/// In bf16, of which a number has eight bits.
+const NEAR_BF16: f64 = 2e-2;
 
-fn device() -> String {
-    std::env::var("DDK_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
+const BF16: [&str; 2] = ["teacher.dtype=bf16", "student.dtype=bf16"];
+
+/// The devices of teacher and student.
+#[derive(Debug, Clone, Copy)]
+enum On {
+    /// The CPU with its kernels.
+    Cpu,
+    /// Both models on the device under test.
+    One,
+    /// The teacher on the device under test, the student on the second one if there is one.
+    Two,
 }
 
-/// `ddk train` with both models on the device: whether it came to its end, and what it said.
-fn train(world: &World, device: &str, sets: &[&str]) -> (bool, String) {
+impl On {
+    fn devices(self) -> [String; 2] {
+        let named = |variable| std::env::var(variable).ok();
+        let first = named("DDK_TEST_DEVICE").unwrap_or_else(|| "cpu".to_owned());
+        match self {
+            Self::Cpu => ["cpu"; 2].map(str::to_owned),
+            Self::One => [first.clone(), first],
+            Self::Two => [first.clone(), named("DDK_TEST_DEVICE_2").unwrap_or(first)],
+        }
+    }
+}
+
+/// `ddk train` on these devices: whether it came to its end, and what it said.
+fn train(world: &World, on: On, sets: &[&str]) -> (bool, String) {
+    let [teacher, student] = on.devices();
     let places = [
-        format!("student.device={device}"),
-        format!("teacher.devices=[\"{device}\"]"),
+        format!("teacher.devices=[\"{teacher}\"]"),
+        format!("student.device={student}"),
     ];
-    let sets = places
-        .iter()
-        .map(String::as_str)
-        .chain(sets.iter().copied());
+    let places = places.iter().map(String::as_str);
+    let sets = places.chain(sets.iter().copied());
     let arguments = ["train", "config.toml"].into_iter();
     let arguments: Vec<&str> = arguments
         .chain(sets.flat_map(|set| ["--set", set]))
         .collect();
     let mut command = world.command(&arguments);
     command.env("DDK_ALLOW_FAULTS", "1");
-    let output = command.output().unwrap();
+    let path = match on {
+        On::Cpu => "0",
+        On::One | On::Two => "1",
+    };
+    let output = command.env("DDK_GPU_PATH", path).output().unwrap();
     (output.status.success(), stderr(&output))
+}
+
+fn succeeds(world: &World, on: On, sets: &[&str]) -> String {
+    let (ended, said) = train(world, on, sets);
+    assert!(ended, "{on:?}, {sets:?}: {said}");
+    said
 }
 
 /// The loss of each step, and what each domain's perplexity is at the end.
@@ -48,28 +80,96 @@ fn summary(world: &World) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
+fn assert_near(found: &World, expected: &World, near: f64, what: &str) {
+    let (found, expected) = (learnt(found), learnt(expected));
+    assert!(expected.len() > 12, "{what}: {expected:?}");
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (found, expected) in found.iter().zip(&expected) {
+        let difference = (found - expected).abs();
+        let most = near * expected.abs();
+        assert!(difference <= most, "{what}: {found}, expected {expected}");
+    }
+}
+
+/// The same run on the CPU and on the device under test.
+fn compare(on: On, sets: &[&str], near: f64) {
+    let [on_cpu, on_device] = [On::Cpu, on].map(|on| {
+        let world = World::new();
+        succeeds(&world, on, sets);
+        world
+    });
+    assert_near(&on_device, &on_cpu, near, &format!("{on:?}, {sets:?}"));
+}
+
 #[test]
-fn a_run_on_the_device_is_the_cpus_and_goes_on_after_a_kill() {
-    let device = device();
-    let [on_cpu, whole, killed] = [(); 3].map(|()| World::new());
-    let (ended, said) = train(&killed, &device, &["faults.plan=[\"kill student 7\"]"]);
+fn every_objective_learns_what_it_learns_on_the_cpu() {
+    for name in [
+        "ce",
+        "forward_kl",
+        "reverse_kl",
+        "jsd",
+        "skew_kl",
+        "skew_reverse_kl",
+        "tvd",
+    ] {
+        compare(On::One, &[&format!("objective.name={name}")], NEAR);
+    }
+    compare(On::One, &["objective.temperature=2"], NEAR);
+}
+
+#[test]
+fn bf16_recomputation_and_both_packings_learn_what_they_learn_on_the_cpu() {
+    compare(On::One, &BF16, NEAR_BF16);
+    compare(On::One, &["student.recompute=true"], NEAR);
+    let documents = [
+        "corpus.packing=document",
+        "corpus.folder=prepared-documents",
+    ];
+    compare(On::One, &documents, NEAR);
+    compare(On::One, &[&BF16[..], &documents].concat(), NEAR_BF16);
+}
+
+#[test]
+fn lag_and_ted_learn_what_they_learn_on_the_cpu() {
+    compare(On::One, &["mixture.lag=1"], NEAR);
+    let ted = ["objective.name=ted", "objective.ted_steps=6"];
+    compare(On::One, &ted, NEAR);
+}
+
+#[test]
+fn replicas_and_a_second_device_change_nothing() {
+    compare(On::Two, &[], NEAR);
+    let [teacher, student] = On::Two.devices();
+    let replicas = format!("teacher.devices=[\"{teacher}\", \"{student}+{teacher}\"]");
+    compare(On::Two, &[&replicas], NEAR);
+}
+
+#[test]
+fn a_run_that_is_killed_or_out_of_memory_goes_on() {
+    let on_cpu = World::new();
+    succeeds(&on_cpu, On::Cpu, &[]);
+    let killed = World::new();
+    let (ended, said) = train(&killed, On::One, &["faults.plan=[\"kill student 7\"]"]);
     assert!(!ended, "it was not killed: {said}");
-    for (world, device) in [(&on_cpu, "cpu"), (&whole, &device), (&killed, &device)] {
-        let (ended, said) = train(world, device, &[]);
-        assert!(ended, "{device}: {said}");
-    }
-    let expected = learnt(&on_cpu);
-    assert!(expected.len() > 12, "{expected:?}");
-    for (name, world) in [("whole", &whole), ("killed", &killed)] {
-        let found = learnt(world);
-        assert_eq!(found.len(), expected.len(), "{name}");
-        let tolerance = if device == "cpu" { 0.0 } else { NEAR };
-        for (found, expected) in found.iter().zip(&expected) {
-            let difference = (found - expected).abs();
-            assert!(
-                difference <= tolerance * expected.abs(),
-                "{name}: {found} for {expected}"
-            );
-        }
-    }
+    let said = succeeds(&killed, On::One, &[]);
+    assert!(said.contains("going on from step "), "{said}");
+    assert_near(&killed, &on_cpu, NEAR, "killed");
+    let short = World::new();
+    succeeds(&short, On::One, &["faults.plan=[\"oom student 7\"]"]);
+    let events = short.lines("events.jsonl");
+    assert!(events.iter().any(|event| event["kind"] == "shrunk"));
+    assert_near(&short, &on_cpu, NEAR, "out of memory");
+}
+
+/// On a GPU this is what the setting is for. On the CPU runs are the same anyway, and the setting leaves them so.
+#[test]
+fn a_deterministic_run_gives_the_same_bits_twice() {
+    let sets = [&BF16[..], &["run.deterministic=true"]].concat();
+    let [one, other] = [(); 2].map(|()| {
+        let world = World::new();
+        succeeds(&world, On::One, &sets);
+        world
+    });
+    assert!(one.trajectory() == other.trajectory());
+    assert!(one.student_weights() == other.student_weights());
 }

@@ -22,11 +22,16 @@ pub fn scale() -> u64 {
     set.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// Where something is that cargo put in its place: elsewhere if a variable says so, on a machine without cargo.
+fn place(variable: &str, of_cargo: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| PathBuf::from(of_cargo), PathBuf::from)
+}
+
 /// A folder for what the tests of this process share. Nothing drops what is static: those of processes that are gone are removed.
 fn shared_folder() -> TempDir {
     const PREFIX: &str = "world-of-";
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    for entry in fs::read_dir(place).unwrap().flatten() {
+    let place = place("DDK_TEST_TMP", env!("CARGO_TARGET_TMPDIR"));
+    for entry in fs::read_dir(&place).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap_or_default();
         let process = name
             .strip_prefix(PREFIX)
@@ -404,7 +409,7 @@ pub fn read_lines(path: &Path) -> Vec<Value> {
 }
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ddk"));
+    let mut command = Command::new(place("DDK_TEST_PROGRAM", env!("CARGO_BIN_EXE_ddk")));
     command
         .args(arguments)
         .current_dir(folder)

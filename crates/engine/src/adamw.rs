@@ -1,7 +1,7 @@
 //! AdamW with moments that can be seen, saved and restored.
 
 use ddk_kernel::{AdamWStep, adamw, sum_of_squares};
-use ddk_torch::{TorchError, are_apart, numbers, numbers_mut};
+use ddk_torch::{FusedAdamW, TorchError, are_apart, fused_adamw, numbers, numbers_mut};
 use tch::{Kind, Tensor};
 
 /// The constants of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
@@ -80,7 +80,8 @@ impl AdamW {
         self.updates
     }
 
-    /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor).
+    /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor). On a GPU the gradients are
+    /// scaled in their own place.
     ///
     /// # Errors
     /// There are not as many gradients and moments as parameters, their shapes differ, or two of a parameter's four tensors share memory:
@@ -106,9 +107,11 @@ impl AdamW {
         let correction1 = 1.0 - beta1.powf(self.updates as f64);
         let correction2 = 1.0 - beta2.powf(self.updates as f64);
         let _no_grad = tch::no_grad_guard();
+        let mut fused = [Fused::default(), Fused::default()];
         for (index, (_, parameter)) in parameters.iter().enumerate() {
             let mut parameter = parameter.detach();
-            let decay = match parameter.dim() >= 2 {
+            let decays = parameter.dim() >= 2;
+            let decay = match decays {
                 true => learning_rate * weight_decay,
                 false => 0.0,
             };
@@ -122,9 +125,37 @@ impl AdamW {
                 rate: (learning_rate / correction1) as f32,
                 keep: (1.0 - decay) as f32,
             };
-            let (first, second) = (&mut self.first[index], &mut self.second[index]);
+            let (gradient, first, second) = (
+                &gradients[index],
+                &mut self.first[index],
+                &mut self.second[index],
+            );
             // SAFETY: the four have been found apart and alike; that no other thread uses them the caller promises.
-            unsafe { update(&mut parameter, &gradients[index], first, second, &step)? };
+            if !unsafe { update(&mut parameter, gradient, first, second, &step) } {
+                let list = &mut fused[usize::from(decays)];
+                list.parameters.push(parameter);
+                list.gradients.push(gradient.shallow_clone());
+                list.first.push(first.shallow_clone());
+                list.second.push(second.shallow_clone());
+            }
+        }
+        for (list, weight_decay) in fused.iter().zip([0.0, weight_decay]) {
+            let step = FusedAdamW {
+                learning_rate,
+                beta1,
+                beta2,
+                weight_decay,
+                epsilon,
+                updates: self.updates,
+                gradient_scale,
+            };
+            fused_adamw(
+                &list.parameters,
+                &list.gradients,
+                &list.first,
+                &list.second,
+                &step,
+            )?;
         }
         Ok(())
     }
@@ -167,7 +198,16 @@ impl AdamW {
     }
 }
 
-/// In one pass where the numbers are at hand (fp32 on the CPU), by libtorch's operations otherwise.
+/// Tensors that libtorch updates in one call.
+#[derive(Default)]
+struct Fused {
+    parameters: Vec<Tensor>,
+    gradients: Vec<Tensor>,
+    first: Vec<Tensor>,
+    second: Vec<Tensor>,
+}
+
+/// In one pass if the numbers are at hand (fp32 on the CPU); false if they are not.
 ///
 /// # Safety
 /// The four tensors have one shape and share no memory, and no other thread uses their storages meanwhile.
@@ -177,7 +217,7 @@ unsafe fn update(
     first: &mut Tensor,
     second: &mut Tensor,
     step: &AdamWStep,
-) -> Result<(), TorchError> {
+) -> bool {
     // SAFETY: as the caller promises; this thread uses no other handle of them (the model's, autograd's) before the slices are gone.
     let slices = unsafe {
         (
@@ -187,30 +227,12 @@ unsafe fn update(
             numbers_mut(second),
         )
     };
-    if let (Some(parameter), Some(gradient), Some(first), Some(second)) = slices {
-        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-        adamw(parameter, gradient, first, second, step, threads);
-        return Ok(());
-    }
-    let scalar = f64::from;
-    let gradient = gradient.f_mul_scalar(scalar(step.gradient_scale))?;
-    let first = first.f_lerp_(&gradient, scalar(step.first_rate))?;
-    let squared = gradient
-        .f_square()?
-        .f_mul_scalar(scalar(step.second_rate))?;
-    let second = second.f_mul_scalar_(scalar(step.second_decay))?;
-    let denominator = { second }
-        .f_add_(&squared)?
-        .f_sqrt()?
-        .f_mul_scalar_(scalar(step.root_scale))?
-        .f_add_scalar_(scalar(step.epsilon))?;
-    let change = first
-        .f_div(&denominator)?
-        .f_mul_scalar_(-scalar(step.rate))?;
-    let _ = parameter
-        .f_mul_scalar_(scalar(step.keep))?
-        .f_add_(&change)?;
-    Ok(())
+    let (Some(parameter), Some(gradient), Some(first), Some(second)) = slices else {
+        return false;
+    };
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    adamw(parameter, gradient, first, second, step, threads);
+    true
 }
 
 /// The L2 norm over all gradients together, summed in f64 (of a GPU's tensor in fp32, by its tree of sums); one wait for the device.

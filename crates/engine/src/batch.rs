@@ -3,6 +3,8 @@
 use ddk_torch::{TorchError, upload};
 use tch::{Device, Tensor};
 
+use crate::EngineError;
+
 /// A label that is not scored: the last position of a row, the last of a part, what is skipped, and padding.
 pub const NOT_SCORED: i64 = -100;
 
@@ -44,7 +46,14 @@ pub struct BatchTensors {
 }
 
 /// Builds the tensors of `rows` on `device`. Rows may differ in length; at least one must not be empty.
-pub fn batch_tensors(rows: &[Sequence<'_>], device: Device) -> Result<BatchTensors, TorchError> {
+///
+/// # Errors
+/// A token id that is not below `vocabulary`: on a GPU it would end the process's use of the device. And what libtorch says.
+pub fn batch_tensors(
+    rows: &[Sequence<'_>],
+    vocabulary: i64,
+    device: Device,
+) -> Result<BatchTensors, EngineError> {
     let time = rows.iter().map(|row| row.tokens.len()).max();
     let time = time.unwrap_or(0).max(1);
     let mut tokens = vec![0_i64; rows.len() * time];
@@ -61,6 +70,9 @@ pub fn batch_tensors(rows: &[Sequence<'_>], device: Device) -> Result<BatchTenso
             part_start += length as usize;
         }
         for (position, &token) in row.tokens.iter().enumerate() {
+            if i64::from(token) >= vocabulary {
+                return Err(EngineError::TokenPastVocabulary { token, vocabulary });
+            }
             tokens[start + position] = i64::from(token);
             let skipped = row.skipped.get(position).copied().unwrap_or(false);
             if position > 0 && !first_of_part[position] && !skipped {
@@ -71,9 +83,15 @@ pub fn batch_tensors(rows: &[Sequence<'_>], device: Device) -> Result<BatchTenso
     }
     let has_parts = rows.iter().any(|row| !row.parts.is_empty());
     let shape = [rows.len() as i64, time as i64];
+    let on_device = |values: &[i64], shape: &[i64]| -> Result<Tensor, TorchError> {
+        Ok(upload(
+            Tensor::f_from_slice(values)?.f_reshape(shape)?,
+            device,
+        )?)
+    };
     Ok(BatchTensors {
-        tokens: upload(Tensor::f_from_slice(&tokens)?.f_reshape(shape)?, device)?,
-        labels: upload(Tensor::f_from_slice(&labels)?, device)?,
+        tokens: on_device(&tokens, &shape)?,
+        labels: on_device(&labels, &[-1])?,
         predictions,
         parts: has_parts.then(|| rows.iter().map(|row| parts(row, time)).collect()),
     })
@@ -104,12 +122,23 @@ mod tests {
     #[test]
     fn labels_are_the_next_tokens_and_padding_is_not_scored() {
         let rows: [&[u32]; 2] = [&[5, 6, 7], &[8, 9]];
-        let batch = batch_tensors(&rows.map(Sequence::from), Device::Cpu).unwrap();
+        let batch = batch_tensors(&rows.map(Sequence::from), 10, Device::Cpu).unwrap();
         assert_eq!(batch.tokens.size(), [2, 3]);
         assert_eq!(values(&batch.tokens), [5, 6, 7, 8, 9, 0]);
         assert_eq!(values(&batch.labels), [6, 7, -100, 9, -100, -100]);
         assert_eq!(batch.predictions, 3);
         assert_eq!(batch.parts, None);
+    }
+
+    #[test]
+    fn a_token_past_the_vocabulary_is_named_before_a_device_sees_it() {
+        let rows: [&[u32]; 1] = [&[5, 9, 7]];
+        let built = batch_tensors(&rows.map(Sequence::from), 9, Device::Cpu);
+        let error = built.unwrap_err().to_string();
+        assert!(
+            error.contains("token id 9") && error.contains('9'),
+            "{error}"
+        );
     }
 
     #[test]
@@ -120,7 +149,7 @@ mod tests {
             skipped: &[false, false, true, false],
         };
         let longer: &[u32] = &[1, 2, 3, 4, 5];
-        let batch = batch_tensors(&[packed, longer.into()], Device::Cpu).unwrap();
+        let batch = batch_tensors(&[packed, longer.into()], 10, Device::Cpu).unwrap();
         assert_eq!(
             values(&batch.labels),
             [-100, -100, 8, -100, -100, 2, 3, 4, 5, -100]

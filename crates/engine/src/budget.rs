@@ -125,10 +125,17 @@ pub fn student_memory(
     let activations = holes * (activations + of_layers);
     // Logits of both models, which become the gradient; or log-probabilities and probabilities beside them.
     let matrices = if shape.labels { 2 } else { 1 } * if shape.kernel { 1 } else { 2 };
-    let chunk = 4 * matrices * shape.chunk.min(positions) * shape.vocabulary;
-    let compute_copy = match shape.student_bytes {
+    let chunk = shape.chunk.min(positions) * shape.vocabulary;
+    // In another dtype than fp32, the product that becomes logits, and the gradient for the products back.
+    let chunk_for_products = match shape.student_bytes {
         4 => 0,
-        bytes => bytes * sizes.table,
+        bytes => 2 * bytes * chunk,
+    };
+    let chunk = 4 * matrices * chunk + chunk_for_products;
+    // A chunk's gradient of the output matrix, which the CPU makes and casts before it is added; GPUs add it as it is made.
+    let of_matrix = match (shape.on_cpu, shape.student_bytes) {
+        (true, bytes @ 1..4) => (4 + bytes) * sizes.table,
+        _ => 0,
     };
     Ok(vec![
         part(
@@ -154,12 +161,43 @@ pub fn student_memory(
             },
             "teacher.dtype",
         ),
+        weight_copies(&sizes, shape.student_bytes),
         part(
             STEP,
-            activations + chunk + compute_copy,
+            activations + chunk + of_matrix,
             "batch.micro_rows, student.recompute or objective.chunk",
         ),
     ])
+}
+
+/// The student's weights in the dtype of its products, kept from one update to the next.
+fn weight_copies(sizes: &Sizes, student_bytes: u64) -> Part {
+    let bytes = match student_bytes {
+        4 => 0,
+        // All but an embedding that is not the output matrix too: its rows are cast as they are looked up.
+        bytes => bytes * (sizes.parameters - sizes.head),
+    };
+    part("weights for products", bytes, "student.dtype")
+}
+
+/// What a process has on a GPU beside its tensors. Estimates, not measured.
+pub fn gpu_memory(tensors: u64) -> Vec<Part> {
+    /// CUDA's context and kernels, and the workspaces of cuBLAS and cuDNN.
+    const CONTEXT: u64 = 1_000_000_000;
+    /// Holes of libtorch's allocator: 2 to 4 GB of 80.
+    const HOLES_PERCENT: u64 = 4;
+    let of_process = |name, bytes| Part {
+        name,
+        bytes,
+        setting: None,
+    };
+    vec![
+        of_process("CUDA's context and workspaces (estimated)", CONTEXT),
+        of_process(
+            "fragments of the allocator (estimated)",
+            tensors * HOLES_PERCENT / 100,
+        ),
+    ]
 }
 
 /// The program itself, on the CPU.
@@ -209,9 +247,14 @@ pub fn teacher_memory(
     ])
 }
 
-/// The student's device with `mixture.lag = 1`: the model that teacher lane 0 evaluates, and the weights on their way to it.
-pub fn evaluated_copy_memory(student: &ModelConfig) -> Result<Part, ModelError> {
-    let bytes = 2 * 4 * Sizes::of(student)?.parameters;
+/// The student's device with `mixture.lag = 1`: the model that teacher lane 0 evaluates there, and the weights on their way to it.
+/// `student_bytes`: of a number in its products.
+pub fn evaluated_copy_memory(
+    student: &ModelConfig,
+    student_bytes: u64,
+) -> Result<Part, ModelError> {
+    let sizes = Sizes::of(student)?;
+    let bytes = 2 * 4 * sizes.parameters + weight_copies(&sizes, student_bytes).bytes;
     Ok(part("a copy to evaluate", bytes, "mixture.lag"))
 }
 

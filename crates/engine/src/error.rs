@@ -25,6 +25,16 @@ pub enum EngineError {
     /// A batch came without the layers that filters need.
     #[error("the batch does not carry the teacher's layers that the filters are for")]
     NoLayers,
+    /// A row was made with another tokenizer.
+    #[error(
+        "token id {token} is past the vocabulary of {vocabulary}: the text was tokenized with another tokenizer"
+    )]
+    TokenPastVocabulary {
+        /// The id.
+        token: u32,
+        /// Ids that there are.
+        vocabulary: i64,
+    },
     /// A checkpoint's file that verified but does not hold what it should.
     #[error("{file}: {reason}")]
     BadCheckpoint {
@@ -45,6 +55,7 @@ impl EngineError {
             Self::NoTeacherHead
             | Self::NoTeacherSignal
             | Self::NoLayers
+            | Self::TokenPastVocabulary { .. }
             | Self::BadCheckpoint { .. } => false,
         }
     }

@@ -172,7 +172,7 @@ impl Learner for FilterStage {
             return Err(EngineError::NoLayers);
         };
         let started = Instant::now();
-        let batch = batch_tensors(rows, self.student.device())?;
+        let batch = batch_tensors(rows, self.options.vocabulary, self.student.device())?;
         let of_student = {
             let _no_grad = tch::no_grad_guard();
             let layers = self.filters.student_layers();

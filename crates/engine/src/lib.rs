@@ -25,8 +25,8 @@ mod update;
 pub use adamw::{AdamW, AdamWOptions, global_norm};
 pub use batch::{BatchTensors, NOT_SCORED, Sequence, batch_tensors};
 pub use budget::{
-    Part, StepShape, evaluated_copy_memory, program_memory, queue_memory, snapshot_memory,
-    student_memory, teacher_memory,
+    Part, StepShape, evaluated_copy_memory, gpu_memory, program_memory, queue_memory,
+    snapshot_memory, student_memory, teacher_memory,
 };
 pub use error::EngineError;
 pub use filter_stage::FilterStage;

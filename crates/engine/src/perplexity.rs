@@ -78,7 +78,7 @@ pub fn domain_perplexities(
                 return Ok(None);
             }
             done += rows.len() as u64;
-            let batch = batch_tensors(rows, model.device())?;
+            let batch = batch_tensors(rows, vocabulary, model.device())?;
             let hidden = model.hidden(&batch.tokens, None)?;
             let width = hidden.size().last().copied().unwrap_or(0);
             let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;

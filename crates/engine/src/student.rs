@@ -173,7 +173,7 @@ impl Student {
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {
         let started = Instant::now();
-        let batch = batch_tensors(rows, self.model.device())?;
+        let batch = batch_tensors(rows, self.options.vocabulary, self.model.device())?;
         let layers = self.options.filters.as_ref();
         let layers = layers.map_or_else(Vec::new, Filters::student_layers);
         let trace = self.model.trace(
@@ -193,7 +193,6 @@ impl Student {
         let forward_seconds = started.elapsed().as_secs_f64();
 
         let started = Instant::now();
-        // Master weights are cast once a micro-batch where the products are in another dtype.
         let student_head = self.model.head_for_products()?;
         let teacher = match (signal, &self.teacher_head) {
             (Some(Signal::Hidden { last, .. }), Some(weight)) => Some(HeadInput::new(last, weight)),
@@ -270,6 +269,7 @@ impl Student {
     pub fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
         let gradients = self.gradients()?;
         let report = self.updates.make(step, &self.trained, &gradients)?;
+        self.model.weights_changed();
         self.clear_gradients()?;
         Ok(report)
     }

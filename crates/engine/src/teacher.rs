@@ -88,7 +88,7 @@ impl Teacher {
     /// Hidden states of every position of `rows` (padded on the right to the longest).
     pub fn label(&self, rows: &[Sequence<'_>]) -> Result<Signal, EngineError> {
         let _no_grad = tch::no_grad_guard();
-        let batch = batch_tensors(rows, self.model.device())?;
+        let batch = batch_tensors(rows, self.model.config().vocab_size(), self.model.device())?;
         let parts = batch.parts.as_deref();
         let (hidden, layers) = self
             .model

@@ -1,10 +1,12 @@
 //! A decoder put together from parts, as a [`Design`] says.
 
+use ddk_torch::padded;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     ModelError,
     design::{Design, Positions},
+    padding::Padded,
     parameters::{Initial, Parameters},
     parts::{Attention, LayerCache, Mlp, Norm, Rotary, Tables, cast},
 };
@@ -159,6 +161,30 @@ impl Decoder {
 
     pub(crate) fn layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// Tokens `[B, T]` as the decoder's device takes them; not for a cache.
+    pub(crate) fn pad(
+        &self,
+        tokens_bt: &Tensor,
+        parts: Option<&Parts>,
+    ) -> Result<Padded, TchError> {
+        let time = tokens_bt.size()[1];
+        let length = padded(time, self.embedding.device());
+        let length = match &self.positions {
+            // There are no positions past the table's.
+            PositionTable::Learned(table) if length > table.size()[0] => time,
+            _ => length,
+        };
+        Padded::new(tokens_bt, parts, length)
+    }
+
+    /// See [`crate::Model::weights_changed`].
+    pub(crate) fn weights_changed(&self) {
+        for layer in &self.layers {
+            layer.attention.weights_changed();
+            layer.mlp.weights_changed();
+        }
     }
 
     /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens go on after it. What comes

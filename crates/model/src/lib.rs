@@ -17,6 +17,7 @@ mod flops;
 mod frozen;
 mod model;
 mod output;
+mod padding;
 mod parameters;
 mod parts;
 mod replace;

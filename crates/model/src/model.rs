@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     Cache, ModelConfig, ModelError, Parts, Weights,
     decoder::{Decoder, Spread},
+    padding::Padded,
     parameters::Parameters,
+    parts::Cast,
     safetensors::TensorFile,
 };
 
@@ -17,6 +19,8 @@ pub struct Model {
     config: ModelConfig,
     decoder: Decoder,
     parameters: Vec<(String, Tensor)>,
+    /// The output matrix for products.
+    head_cast: Cast,
     spread: Spread,
 }
 
@@ -27,7 +31,7 @@ pub struct Placement {
     pub devices: Vec<Device>,
     /// Dtype of the parameters in memory.
     pub weights: Kind,
-    /// Dtype of the hidden states and of the matrix products: weights of another dtype are cast for each product.
+    /// Dtype of the hidden states and of the matrix products: weights of another dtype are cast whenever they have changed.
     pub compute: Kind,
 }
 
@@ -100,6 +104,7 @@ impl Model {
             config,
             decoder,
             parameters: parameters.into_list(),
+            head_cast: Cast::default(),
             spread,
         })
     }
@@ -108,7 +113,11 @@ impl Model {
     ///
     /// With `parts`, each row is several documents that see nothing of each other, as if each were a row of its own.
     pub fn hidden(&self, tokens: &Tensor, parts: Option<&Parts>) -> Result<Tensor, ModelError> {
-        Ok(self.decoder.hidden(tokens, parts, None, |_, _| {})?)
+        let padded = self.decoder.pad(tokens, parts)?;
+        let hidden = self
+            .decoder
+            .hidden(&padded.tokens, padded.parts(), None, |_, _| {})?;
+        Ok(padded.cut(&hidden)?)
     }
 
     /// As [`Self::hidden`], and what comes out of these layers (counted from 1), before any final norm, in their order.
@@ -120,9 +129,12 @@ impl Model {
     ) -> Result<(Tensor, Vec<Tensor>), ModelError> {
         self.check_layers(layers)?;
         let mut taken = Taken::new(layers);
+        let padded = self.decoder.pad(tokens, parts)?;
         let seen = |number, output: &Tensor| taken.see(number, output);
-        let hidden = self.decoder.hidden(tokens, parts, None, seen)?;
-        Ok((hidden, taken.into_outputs()))
+        let hidden = self
+            .decoder
+            .hidden(&padded.tokens, padded.parts(), None, seen)?;
+        Ok((padded.cut(&hidden)?, taken.into_outputs(&padded)?))
     }
 
     /// Refuses numbers of layers that there are not.
@@ -159,8 +171,8 @@ impl Model {
 
     /// The output matrix in the dtype of the products, without a graph.
     pub fn head_for_products(&self) -> Result<Tensor, ModelError> {
-        let weight = self.decoder.head.detach();
-        Ok(weight.f_to_kind(self.spread.compute)?)
+        let head = &self.decoder.head;
+        Ok(self.head_cast.of(head, self.spread.compute)?.detach())
     }
 
     /// Replaces all weights by those of a file that names them alike, such as a checkpoint's.
@@ -169,6 +181,7 @@ impl Model {
         for (name, parameter) in &mut self.parameters {
             parameter.f_copy_(&file.tensor(name, &parameter.size())?)?;
         }
+        self.weights_changed();
         Ok(())
     }
 
@@ -189,7 +202,15 @@ impl Model {
         for ((_, parameter), copy) in self.parameters.iter_mut().zip(copies) {
             parameter.f_copy_(copy)?;
         }
+        self.weights_changed();
         Ok(())
+    }
+
+    /// To be called after weights were changed from outside: forgets what was derived from them. Products in another dtype than the
+    /// weights' take copies that are made once until then.
+    pub fn weights_changed(&self) {
+        self.head_cast.forget();
+        self.decoder.weights_changed();
     }
 
     /// All parameters, sorted by name; a tied output matrix appears once, as the embedding.
@@ -202,6 +223,7 @@ impl Model {
         for (_, parameter) in &self.parameters {
             let _ = parameter.set_requires_grad(trainable);
         }
+        self.weights_changed();
     }
 
     /// The configuration.
@@ -243,9 +265,10 @@ impl<'a> Taken<'a> {
     }
 
     /// In the order in which the layers were chosen.
-    pub(crate) fn into_outputs(mut self) -> Vec<Tensor> {
+    pub(crate) fn into_outputs(mut self, padded: &Padded) -> Result<Vec<Tensor>, TchError> {
         self.outputs.sort_by_key(|(place, _)| *place);
-        self.outputs.into_iter().map(|(_, output)| output).collect()
+        let outputs = self.outputs.iter();
+        outputs.map(|(_, output)| padded.cut(output)).collect()
     }
 }
 

@@ -1,12 +1,9 @@
 //! A forward whose backward is called by hand, with or without the activations of every layer kept.
 
+use ddk_torch::takes_gpu_path;
 use tch::{Kind, TchError, Tensor};
 
-use crate::{
-    Model, ModelError, Parts,
-    decoder::{Decoder, Place},
-    model::Taken,
-};
+use crate::{Model, ModelError, Parts, decoder::Decoder, model::Taken, padding::Padded};
 
 /// Hidden states, and what is needed to go back from them.
 ///
@@ -18,9 +15,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Trace<'a> {
     decoder: &'a Decoder,
-    place: Place<'a>,
-    /// `[batch, time]`.
-    tokens: Tensor,
+    padded: Padded,
     /// The rows of the embedding that they choose: where the graph begins.
     rows: Tensor,
     hidden: Tensor,
@@ -47,52 +42,56 @@ impl Model {
     pub fn trace<'a>(
         &'a self,
         tokens: &Tensor,
-        parts: Option<&'a Parts>,
+        parts: Option<&Parts>,
         recompute: bool,
         layers: &[usize],
     ) -> Result<Trace<'a>, ModelError> {
         self.check_layers(layers)?;
         let mut taken = Taken::new(layers);
-        let (decoder, place) = (self.decoder(), Place::first(parts));
+        let decoder = self.decoder();
+        let padded = decoder.pad(tokens, parts)?;
         let rows = {
             let _no_grad = tch::no_grad_guard();
-            decoder.look_up(tokens)?
+            decoder.look_up(&padded.tokens)?
         };
         let rows = rows.set_requires_grad(true);
-        let trace = |hidden, taken: Taken<'_>, rows, recomputed| Trace {
-            decoder,
-            place,
-            tokens: tokens.shallow_clone(),
-            rows,
-            hidden,
-            numbers: layers.to_vec(),
-            layers: taken.into_outputs(),
-            recomputed,
-        };
-        if !recompute {
-            let seen = |number, output: &Tensor| taken.see(number, output);
-            let hidden = decoder.hidden_of(&rows, parts, None, seen)?;
-            return Ok(trace(hidden, taken, rows, None));
-        }
-        let embedded = decoder.embed(&rows, place)?;
-        let mut inputs = Vec::with_capacity(decoder.layers());
-        let mut x_btd = embedded.detach();
-        {
-            let _no_grad = tch::no_grad_guard();
-            for index in 0..decoder.layers() {
-                let output = decoder.layer(index, &x_btd, place, None)?;
-                taken.see(index + 1, &output);
-                inputs.push(std::mem::replace(&mut x_btd, output));
+        let (hidden, recomputed) = match recompute {
+            false => {
+                let seen = |number, output: &Tensor| taken.see(number, output);
+                (decoder.hidden_of(&rows, padded.parts(), None, seen)?, None)
             }
-        }
-        let last = x_btd.set_requires_grad(true);
-        let hidden = decoder.norm(&last)?;
-        let recomputed = Recomputed {
-            embedded,
-            inputs,
-            last,
+            true => {
+                let place = padded.place();
+                let embedded = decoder.embed(&rows, place)?;
+                let mut inputs = Vec::with_capacity(decoder.layers());
+                let mut x_btd = embedded.detach();
+                {
+                    let _no_grad = tch::no_grad_guard();
+                    for index in 0..decoder.layers() {
+                        let output = decoder.layer(index, &x_btd, place, None)?;
+                        taken.see(index + 1, &output);
+                        inputs.push(std::mem::replace(&mut x_btd, output));
+                    }
+                }
+                let last = x_btd.set_requires_grad(true);
+                let hidden = decoder.norm(&last)?;
+                let recomputed = Recomputed {
+                    embedded,
+                    inputs,
+                    last,
+                };
+                (hidden, Some(recomputed))
+            }
         };
-        Ok(trace(hidden, taken, rows, Some(recomputed)))
+        Ok(Trace {
+            decoder,
+            hidden: padded.cut(&hidden)?,
+            layers: taken.into_outputs(&padded)?,
+            padded,
+            rows,
+            numbers: layers.to_vec(),
+            recomputed,
+        })
     }
 }
 
@@ -119,7 +118,11 @@ impl Trace<'_> {
             None => back(&self.hidden, gradient, self.layers.iter().zip(layers))?,
             Some(recomputed) => self.back_through_layers(recomputed, gradient, layers)?,
         }
-        Ok(add_rows(embedding, &self.tokens, &self.rows.f_grad()?)?)
+        Ok(add_rows(
+            embedding,
+            &self.padded.tokens,
+            &self.rows.f_grad()?,
+        )?)
     }
 
     /// From the last layer to the first, each computed again.
@@ -136,7 +139,7 @@ impl Trace<'_> {
                 .zip(layers)
                 .filter(|(of, _)| **of == number)
             {
-                gradient = gradient.f_add(of_layer)?;
+                gradient = gradient.f_add(&self.padded.uncut(of_layer)?)?;
             }
             Ok(gradient)
         };
@@ -144,7 +147,9 @@ impl Trace<'_> {
         let mut gradient = with_layer(recomputed.inputs.len(), recomputed.last.f_grad()?)?;
         for (index, input) in recomputed.inputs.into_iter().enumerate().rev() {
             let input = input.set_requires_grad(true);
-            let output = self.decoder.layer(index, &input, self.place, None)?;
+            let output = self
+                .decoder
+                .layer(index, &input, self.padded.place(), None)?;
             back(&output, &gradient, [])?;
             gradient = with_layer(index, input.f_grad()?)?;
         }
@@ -152,19 +157,19 @@ impl Trace<'_> {
     }
 }
 
-/// Adds the rows `[B, T, D]` of the tokens `[B, T]` to their rows of a table `[V, D]`: first up for each token, then once, so that no
-/// device adds to one place from two sides and the sums are the same bits each time.
+/// Adds the rows `[B, T, D]` of the tokens `[B, T]` to their rows of a table `[V, D]`, in one order, so that sums are the same bits each
+/// time. On the CPU rows are added up for each token first, then to the table once. On a GPU, whose kernel for that has a race, they are
+/// sorted and added.
 fn add_rows(table: &mut Tensor, tokens: &Tensor, rows: &Tensor) -> Result<(), TchError> {
     let _no_grad = tch::no_grad_guard();
     let tokens = tokens.f_to_device(table.device())?.f_flatten(0, -1)?;
+    let rows = rows.f_flatten(0, 1)?;
+    if takes_gpu_path(table.device()) {
+        let _ = table.f_index_put_(&[Some(tokens)], &rows.f_to_kind(table.kind())?, true)?;
+        return Ok(());
+    }
     let (different, which, _) = tokens.f_internal_unique2(true, true, false)?;
-    let sums = Tensor::f_embedding_dense_backward(
-        &rows.f_flatten(0, 1)?,
-        &which,
-        different.size1()?,
-        -1,
-        false,
-    )?;
+    let sums = Tensor::f_embedding_dense_backward(&rows, &which, different.size1()?, -1, false)?;
     let _ = table.f_index_add_(0, &different, &sums)?;
     Ok(())
 }

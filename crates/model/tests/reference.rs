@@ -42,9 +42,11 @@ fn device() -> Device {
 }
 
 fn folder(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(case)
+    // Elsewhere on a machine without cargo.
+    let fixtures = std::env::var_os("DDK_TEST_FIXTURES").map(PathBuf::from);
+    let fixtures =
+        fixtures.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"));
+    fixtures.join(case)
 }
 
 fn tensor(case: &str, name: &str) -> Tensor {
@@ -286,8 +288,8 @@ fn parts_of_a_row_are_as_rows_of_their_own() {
 #[test]
 fn layers_spread_over_devices_are_the_same_model() {
     for case in CASES {
-        let mut placement = Placement::on(Device::Cpu, Kind::Float);
-        placement.devices = vec![Device::Cpu, Device::Cpu];
+        let mut placement = Placement::on(device(), Kind::Float);
+        placement.devices = vec![device(), device()];
         let model = Model::load(&folder(case), &placement).unwrap();
         let difference = largest_difference(
             &logits(&model, &tensor(case, "tokens")),
@@ -300,7 +302,7 @@ fn layers_spread_over_devices_are_the_same_model() {
 #[test]
 fn bf16_products_on_fp32_weights_stay_near() {
     for case in CASES {
-        let mut placement = Placement::on(Device::Cpu, Kind::Float);
+        let mut placement = Placement::on(device(), Kind::Float);
         placement.compute = Kind::BFloat16;
         let model = Model::load(&folder(case), &placement).unwrap();
         let hidden = model.hidden(&tensor(case, "tokens"), None).unwrap();
@@ -309,6 +311,34 @@ fn bf16_products_on_fp32_weights_stay_near() {
         let error = (hidden.to_kind(Kind::Float) - &expected).norm() / expected.norm();
         let error = error.double_value(&[]);
         assert!(error > 1e-6 && error < 0.05, "{case}: {error}");
+    }
+}
+
+/// Of all gradients together: bf16 has eight bits, and a backward multiplies twice as often as a forward.
+#[test]
+fn gradients_through_bf16_products_stay_near() {
+    for case in CASES {
+        let mut placement = Placement::on(device(), Kind::Float);
+        placement.compute = Kind::BFloat16;
+        let mut model = Model::load(&folder(case), &placement).unwrap();
+        model.set_trainable(true);
+        let tokens = tensor(case, "tokens");
+        let logits = model.hidden(&tokens, None).unwrap().to_kind(Kind::Float);
+        let logits = logits.linear(model.head().weight, None::<&Tensor>);
+        let vocabulary = logits.size()[2];
+        let predicted = logits.narrow(1, 0, 16).reshape([-1, vocabulary]);
+        predicted
+            .cross_entropy_for_logits(&tokens.narrow(1, 1, 16).reshape([-1]))
+            .backward();
+        let (mut off, mut all) = (0.0, 0.0);
+        for (name, parameter) in model.parameters() {
+            let expected = tensor(case, &format!("gradient.{name}"));
+            let square = |of: Tensor| of.square().sum(Kind::Double).double_value(&[]);
+            off += square(parameter.grad() - &expected);
+            all += square(expected);
+        }
+        let error = (off / all).sqrt();
+        assert!(error > 1e-6 && error < 0.1, "{case}: {error}");
     }
 }
 
@@ -334,7 +364,7 @@ fn a_saved_model_is_the_same_model() {
         // Saved over an older one as well.
         model.save(&target, &Export::new(&folder(case))).unwrap();
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
-        let back = Model::load(&target, &Placement::on(Device::Cpu, Kind::Float)).unwrap();
+        let back = Model::load(&target, &Placement::on(device(), Kind::Float)).unwrap();
         let tokens = tensor(case, "tokens");
         assert!(logits(&back, &tokens).equal(&logits(&model, &tokens)));
         assert_eq!(
@@ -372,7 +402,7 @@ fn shards_are_one_model() {
         scratch.path().join("config.json"),
     )
     .unwrap();
-    let model = Model::load(scratch.path(), &Placement::on(Device::Cpu, Kind::Float)).unwrap();
+    let model = Model::load(scratch.path(), &Placement::on(device(), Kind::Float)).unwrap();
     assert!(
         largest_difference(
             &logits(&model, &tensor(case, "tokens")),
@@ -416,7 +446,7 @@ fn a_model_is_exported_in_shards_that_any_reader_puts_together() {
     load(case).save(&target, &export).unwrap();
     let config = ModelConfig::read(&target).unwrap();
     assert_eq!(config.dtype(), Some("bfloat16"));
-    let half = Model::load(&target, &Placement::on(Device::Cpu, Kind::Float)).unwrap();
+    let half = Model::load(&target, &Placement::on(device(), Kind::Float)).unwrap();
     for ((_, half), (name, whole)) in half.parameters().iter().zip(load(case).parameters()) {
         assert!(
             half.equal(&whole.to_kind(Kind::BFloat16).to_kind(Kind::Float)),

@@ -1,7 +1,7 @@
 //! One chunk of positions: values and the gradient with respect to the student's logits.
 
 use ddk_kernel::Divergence;
-use ddk_torch::{are_apart, numbers, numbers_mut};
+use ddk_torch::{are_apart, numbers, numbers_mut, takes_gpu_path};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
@@ -12,12 +12,12 @@ use crate::{
 /// Positions whose logits are formed at a time, for a vocabulary.
 ///
 /// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 16 MiB, two of which exist: fewer positions make products
-/// that read the output matrix more often, more of them gain a few percent (docs/performance.md). On a GPU larger matrices are worth
-/// their memory.
+/// that read the output matrix more often, more of them gain a few percent (docs/performance.md). On a GPU products of fewer than 2,048
+/// positions leave it idle.
 pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
     let (numbers, range) = match device {
         Device::Cpu => (1 << 22, (64, 128)),
-        _ => (1 << 27, (512, i64::MAX)),
+        _ => (1 << 27, (2048, i64::MAX)),
     };
     (numbers / vocabulary.max(1)).clamp(range.0, range.1)
 }
@@ -63,7 +63,7 @@ pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<Chu
             )));
         }
     }
-    match chunk.student.device() == Device::Cpu && chunk.student.kind() == Kind::Float {
+    match !takes_gpu_path(chunk.student.device()) && chunk.student.kind() == Kind::Float {
         // SAFETY: as the caller promises.
         true => unsafe { by_kernel(chunk, objective) },
         false => by_tensors(chunk, objective),

@@ -1,5 +1,6 @@
 //! The chunked head: from hidden states to losses and gradients.
 
+use ddk_torch::{padded, takes_gpu_path};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
@@ -23,7 +24,7 @@ pub struct Positions<'a> {
 pub struct HeadOptions {
     /// The loss.
     pub objective: Objective,
-    /// Logits of both models are cut to this many columns before any softmax.
+    /// Logits of both models are cut to this many columns before any softmax; on a GPU, a few more are formed and left out of it.
     pub vocabulary: i64,
     /// Positions at a time.
     pub chunk: i64,
@@ -104,11 +105,12 @@ pub fn chunked_head(
     };
     let scale = weights.f_mul_scalar(1.0 / positions.denominator)?;
     let hidden_gradient = student.hidden.f_empty_like()?;
+    let columns = columns(options.vocabulary, [Some(student), teacher]);
     let mut weight_gradient = match &gradients.weight {
-        Some(weight) => Some(weight.f_narrow(0, 0, options.vocabulary)?),
+        Some(weight) => Some(weight.f_narrow(0, 0, columns)?),
         None => None,
     };
-    let weight = student.weight.f_narrow(0, 0, options.vocabulary)?;
+    let weight = student.weight.f_narrow(0, 0, columns)?;
     let mut values = Values::new(
         options.detail,
         teacher.is_some(),
@@ -123,12 +125,12 @@ pub fn chunked_head(
     let mut start = 0;
     while start < count {
         let size = options.chunk.max(1).min(count - start);
-        let logits = student.logits(start, size, options.vocabulary, &mut buffers.student)?;
+        let logits = student.logits(start, size, columns, &mut buffers.student)?;
         let teacher_logits = teacher
             .map(|teacher| {
-                teacher
-                    .logits(start, size, options.vocabulary, &mut buffers.teacher)?
-                    .f_to_kind(kind)
+                let logits = teacher.logits(start, size, columns, &mut buffers.teacher)?;
+                hide_past(options.vocabulary, &logits)?;
+                logits.f_to_kind(kind)
             })
             .transpose()?;
         // The logits give their place to the gradient; the cap's slope still needs them.
@@ -136,6 +138,7 @@ pub fn chunked_head(
             .soft_cap
             .map(|_| logits.f_detach_copy())
             .transpose()?;
+        hide_past(options.vocabulary, &logits)?;
         let chunk = Chunk {
             student: logits,
             teacher: teacher_logits,
@@ -160,7 +163,7 @@ pub fn chunked_head(
             accumulate(weight_gradient, &gradient.f_tr()?, &hidden)?;
         }
         if let Some(bias) = &mut gradients.bias {
-            let mut bias = bias.f_narrow(0, 0, options.vocabulary)?;
+            let mut bias = bias.f_narrow(0, 0, columns)?;
             let column_sums = gradient.f_sum_dim_intlist(0, false, bias.kind())?;
             let _ = bias.f_add_(&column_sums)?;
         }
@@ -185,10 +188,12 @@ pub fn cross_entropy_sum(
     let labels = labels.f_clamp_min(0)?.f_unsqueeze(1)?;
     let mut sum = Tensor::f_zeros([1], (Kind::Double, labels.device()))?;
     let mut buffers = LogitBuffers::default();
+    let columns = columns(vocabulary, [Some(input), None]);
     let mut start = 0;
     while start < count {
         let size = chunk.max(1).min(count - start);
-        let logits = input.logits(start, size, vocabulary, &mut buffers.student)?;
+        let logits = input.logits(start, size, columns, &mut buffers.student)?;
+        hide_past(vocabulary, &logits)?;
         let of_label = logits
             .f_gather(1, &labels.f_narrow(0, start, size)?, false)?
             .f_squeeze_dim(1)?;
@@ -201,12 +206,48 @@ pub fn cross_entropy_sum(
     Ok((sum.f_double_value(&[0])?, scored))
 }
 
-/// `target += left x right`; the product is rounded to the target's dtype where they differ.
+/// The columns of logits to form: on a GPU a multiple of [`ddk_torch::TILE`] if the matrices have that many rows, because rows of
+/// other sizes are not aligned for the fast products. Where one of them has fewer, the vocabulary itself.
+fn columns(vocabulary: i64, inputs: [Option<&HeadInput<'_>>; 2]) -> i64 {
+    let inputs = inputs.into_iter().flatten();
+    let fits = |input: &HeadInput<'_>| {
+        let columns = padded(vocabulary, input.weight.device());
+        (input.weight.size()[0] >= columns).then_some(columns)
+    };
+    let columns: Option<Vec<i64>> = inputs.map(fits).collect();
+    columns
+        .and_then(|columns| columns.into_iter().min())
+        .unwrap_or(vocabulary)
+}
+
+/// What padding's logits are: finite, so that no difference of two is undefined, and so low that its probability is 0 whatever the
+/// temperature.
+const HIDDEN_LOGIT: f64 = -1e30;
+
+/// Takes the columns past the vocabulary out of every softmax; their gradients are 0.
+fn hide_past(vocabulary: i64, logits: &Tensor) -> Result<(), TchError> {
+    let padding = logits.size()[1] - vocabulary;
+    if padding > 0 {
+        let _ = logits
+            .f_narrow(1, vocabulary, padding)?
+            .f_fill_(HIDDEN_LOGIT)?;
+    }
+    Ok(())
+}
+
+/// `target += left x right`. Of products in another dtype than the target's, GPUs add the sums to it as they are; the CPU rounds them to
+/// the product's dtype first.
 fn accumulate(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<(), TchError> {
-    let _ = if target.kind() == left.kind() {
+    let kind = target.kind();
+    let _ = if kind == left.kind() {
         target.f_addmm_(left, right)?
+    } else if target.device().is_cuda() {
+        target.f_addmm_dtype_out(target, left, right, kind)?
+    } else if takes_gpu_path(target.device()) {
+        // The CPU has no such product: numbers of 16 bits have exact products in the target's dtype.
+        target.f_addmm_(&left.f_to_kind(kind)?, &right.f_to_kind(kind)?)?
     } else {
-        target.f_add_(&left.f_mm(right)?.f_to_kind(target.kind())?)?
+        target.f_add_(&left.f_mm(right)?.f_to_kind(kind)?)?
     };
     Ok(())
 }

@@ -71,27 +71,27 @@ impl<'a> HeadInput<'a> {
         }
     }
 
-    /// Logits `[count, vocabulary]` of the positions `start..start + count`, in the dtype of softmaxes; in the buffer where they are
+    /// Logits `[count, columns]` of the positions `start..start + count`, in the dtype of softmaxes; in the buffer where they are
     /// formed in that dtype.
     pub(crate) fn logits(
         &self,
         start: i64,
         count: i64,
-        vocabulary: i64,
+        columns: i64,
         buffer: &mut Buffer,
     ) -> Result<Tensor, TchError> {
         let hidden = self.hidden.f_narrow(0, start, count)?;
-        let weight = self.weight.f_narrow(0, 0, vocabulary)?.f_tr()?;
+        let weight = self.weight.f_narrow(0, 0, columns)?.f_tr()?;
         let kind = self.softmax_kind();
         let mut logits = match hidden.kind() == kind {
             true => {
-                let out = buffer.matrix([count, vocabulary], kind, hidden.device())?;
+                let out = buffer.matrix([count, columns], kind, hidden.device())?;
                 hidden.f_mm_out(&out, &weight)?
             }
             false => hidden.f_mm(&weight)?.f_to_kind(kind)?,
         };
         if let Some(bias) = self.bias {
-            logits = logits.f_add_(&bias.f_narrow(0, 0, vocabulary)?)?;
+            logits = logits.f_add_(&bias.f_narrow(0, 0, columns)?)?;
         }
         if self.scale != 1.0 {
             logits = logits.f_mul_scalar_(self.scale)?;

@@ -82,6 +82,9 @@ pub struct RunOptions {
     /// Teachers and student compute one at a time, each on all its threads: on the CPU the faster way where the student is the slower
     /// side and both have a thread for each core.
     pub take_turns: Option<bool>,
+    /// Take only algorithms that give the same bits each time on a GPU, which makes attention's backward slower. On the CPU every run
+    /// gives the same bits anyway.
+    pub deterministic: Option<bool>,
     /// Who chooses `run.take_turns`, `teacher.lanes`, `teacher.threads` and `student.threads` on the CPU: `given`, or `auto`, a measurement before step
     /// 1, whose choice the run keeps.
     pub threads: Option<ThreadChoice>,
@@ -159,8 +162,8 @@ pub struct DomainOptions {
 pub struct TeacherOptions {
     /// Its folder, in the Hugging Face format. Needed to train.
     pub model: Option<PathBuf>,
-    /// `["cpu"]`, or GPUs such as `["cuda:0"]`; the layers of a teacher that is too large for one are spread over several, in
-    /// order.
+    /// One entry per replica of the teacher: `["cpu"]`, or GPUs such as `["cuda:0", "cuda:1"]`. `"cuda:0+cuda:1"` spreads the layers of
+    /// one replica over both GPUs, in order.
     pub devices: Option<Vec<String>>,
     /// Dtype of its weights and of its products: `fp32`, or `bf16` (GPUs).
     pub dtype: Option<Dtype>,

@@ -55,6 +55,7 @@ pub struct Run {
     pub export: ExportedStudent,
     pub trace: bool,
     pub take_turns: bool,
+    pub deterministic: bool,
     pub threads: ThreadChoice,
 }
 
@@ -115,6 +116,24 @@ pub struct Teacher {
     pub dtype: Dtype,
     pub threads: usize,
     pub lanes: usize,
+}
+
+impl Teacher {
+    /// Lanes of all replicas together.
+    pub fn all_lanes(&self) -> usize {
+        self.lanes * self.devices.len()
+    }
+
+    /// The devices that a lane's replica is spread over, in order. Lanes next to each other have different replicas.
+    pub fn devices_of_lane(&self, lane: usize) -> Vec<&str> {
+        let replica = self.devices.get(lane % self.devices.len().max(1));
+        replica.map_or_else(Vec::new, |replica| replica.split('+').collect())
+    }
+
+    /// The devices of all replicas, in order; one that serves twice is there twice.
+    pub fn every_device(&self) -> impl Iterator<Item = &str> {
+        self.devices.iter().flat_map(|replica| replica.split('+'))
+    }
 }
 
 /// `[student]`.

@@ -65,7 +65,8 @@ fn main() {
     for worker in ["student", "batcher", "checkpointer"] {
         board.worker(worker).computing();
     }
-    let recorder = Recorder::install(Arc::clone(&board), "bench", Path::new("/")).unwrap();
+    let recorder =
+        Recorder::install(Arc::clone(&board), "bench", Path::new("/"), Vec::new()).unwrap();
     let queues = Queues::empty();
     let server = serve("127.0.0.1:0".parse().unwrap(), recorder.clone()).unwrap();
     let (mut times, mut bytes) = (Vec::new(), 0);

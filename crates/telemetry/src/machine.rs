@@ -6,20 +6,43 @@ use nvml_wrapper::Nvml;
 
 use crate::{metrics, samples::Samples};
 
+/// A GPU that a run uses. libtorch and NVML number GPUs differently; both know the UUID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// The name in the settings: `cuda:0`.
+    pub name: String,
+    /// As `nvidia-smi -L` prints it: `GPU-…`.
+    pub uuid: String,
+}
+
+impl Gpu {
+    /// Bytes of its memory that no process uses; `None` if the driver does not say.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let nvml = Nvml::init().ok()?;
+        let device = nvml.device_by_uuid(self.uuid.as_str()).ok()?;
+        Some(device.memory_info().ok()?.free)
+    }
+}
+
 /// The machine as far as a run sees it.
 pub(crate) struct Machine {
     /// The run's folder.
     folder: PathBuf,
-    /// Absent where there is no NVIDIA driver.
+    /// Absent where there is no NVIDIA driver, or no GPU to watch.
     nvml: Option<Nvml>,
+    gpus: Vec<Gpu>,
 }
 
 impl Machine {
     /// `folder`: on the disk that is watched.
-    pub(crate) fn new(folder: PathBuf) -> Self {
+    pub(crate) fn new(folder: PathBuf, gpus: Vec<Gpu>) -> Self {
         Self {
             folder,
-            nvml: Nvml::init().ok(),
+            nvml: match gpus.is_empty() {
+                true => None,
+                false => Nvml::init().ok(),
+            },
+            gpus,
         }
     }
 
@@ -46,14 +69,13 @@ impl Machine {
             return;
         };
         let (mut used, mut sizes, mut busy) = (Vec::new(), Vec::new(), Vec::new());
-        for index in 0..nvml.device_count().unwrap_or(0) {
-            let Ok(device) = nvml.device_by_index(index) else {
+        for Gpu { name, uuid } in &self.gpus {
+            let Ok(device) = nvml.device_by_uuid(uuid.as_str()) else {
                 continue;
             };
-            let name = index.to_string();
             if let Ok(memory) = device.memory_info() {
-                used.push((name.clone(), memory.used as f64));
-                sizes.push((name.clone(), memory.total as f64));
+                used.push((name, memory.used as f64));
+                sizes.push((name, memory.total as f64));
             }
             if let Ok(rates) = device.utilization_rates() {
                 busy.push((name, f64::from(rates.gpu) / 100.0));

@@ -90,8 +90,8 @@ declare! {
     OPEN_FILES_LIMIT: SampledOf Gauge "ddk_open_files_limit" Count [] "Files that the process may have open.";
     DISK_FREE: SampledOf Gauge "ddk_disk_free_bytes" Bytes [] "Bytes that the process may still write on the file system of the run's folder.";
     DISK_SIZE: SampledOf Gauge "ddk_disk_size_bytes" Bytes [] "Bytes of the file system of the run's folder.";
-    DEVICE_MEMORY: SampledOf Gauge "ddk_device_memory_used_bytes" Bytes [device] "Memory of the GPU in use, by all processes (NVML).";
-    DEVICE_MEMORY_SIZE: SampledOf Gauge "ddk_device_memory_size_bytes" Bytes [device] "Memory of the GPU (NVML).";
+    DEVICE_MEMORY: SampledOf Gauge "ddk_device_memory_used_bytes" Bytes [device] "Memory of a GPU that the run uses, taken by any process (NVML).";
+    DEVICE_MEMORY_SIZE: SampledOf Gauge "ddk_device_memory_size_bytes" Bytes [device] "Memory of a GPU that the run uses (NVML).";
     DEVICE_UTILISATION: SampledOf Gauge "ddk_device_utilisation_ratio" Ratio [device] "Share of the last moment in which the GPU ran anything (NVML).";
 }
 

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 
 use crate::{
     Board,
-    machine::Machine,
+    machine::{Gpu, Machine},
     metrics::{self, ALL, describe},
     samples::Samples,
 };
@@ -54,8 +54,14 @@ impl std::fmt::Debug for Recorder {
 
 impl Recorder {
     /// Records what the process does from now on as the run's. A process may make several runs, one after the other: each begins
-    /// with a recorder of its own, so that no number of one is told of another. `folder`: the run's, whose disk is watched.
-    pub fn install(board: Arc<Board>, run: &str, folder: &Path) -> Result<Self, RecorderError> {
+    /// with a recorder of its own, so that no number of one is told of another. `folder`: the run's, whose disk is watched; `gpus`:
+    /// those that the run uses.
+    pub fn install(
+        board: Arc<Board>,
+        run: &str,
+        folder: &Path,
+        gpus: Vec<Gpu>,
+    ) -> Result<Self, RecorderError> {
         let recorder = PrometheusBuilder::new()
             .with_recommended_naming(true)
             .add_global_label("run", run)
@@ -80,7 +86,7 @@ impl Recorder {
             handle,
             board,
             run: run.into(),
-            machine: Arc::new(Machine::new(folder.to_owned())),
+            machine: Arc::new(Machine::new(folder.to_owned(), gpus)),
             started: seconds_since_1970(),
         })
     }

@@ -47,7 +47,7 @@ fn resident_bytes() -> usize {
 #[test]
 fn memory_is_flat_over_100_000_steps_without_a_scrape() {
     let board = Board::new(Duration::from_secs(3600));
-    let recorder = Recorder::install(board, "long", Path::new("/")).unwrap();
+    let recorder = Recorder::install(board, "long", Path::new("/"), Vec::new()).unwrap();
     let keep = |step: usize| {
         if step.is_multiple_of(STEPS_OF_AN_UPKEEP) {
             recorder.upkeep();

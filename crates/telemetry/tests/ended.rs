@@ -18,7 +18,7 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn start(board: &Arc<Board>, folder: &Path) -> Server {
-    let recorder = Recorder::install(Arc::clone(board), "small", folder).unwrap();
+    let recorder = Recorder::install(Arc::clone(board), "small", folder, Vec::new()).unwrap();
     let site = Site::of_run(recorder, folder);
     serve("127.0.0.1:0".parse().unwrap(), site).unwrap()
 }

@@ -23,7 +23,7 @@ async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
 #[tokio::test]
 async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
     let board = Board::new(Duration::from_secs(3600));
-    let install = |run| Recorder::install(Arc::clone(&board), run, Path::new("/"));
+    let install = |run| Recorder::install(Arc::clone(&board), run, Path::new("/"), Vec::new());
     let before = install("before").unwrap();
     metrics::STEPS.with(&[]).increment(7);
     // A run's recorder is told nothing of the runs before it.

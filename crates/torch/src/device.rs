@@ -1,6 +1,11 @@
 //! Devices by name.
 
-use std::{ffi::CStr, path::PathBuf, sync::OnceLock};
+use std::{
+    ffi::{CStr, CString},
+    mem::transmute,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use tch::{Device, TchError, Tensor};
 
@@ -21,6 +26,11 @@ pub enum DeviceError {
         /// What the loader said.
         reason: String,
     },
+    /// Autograd asked for GPUs before there was a CUDA backend, and never asks again.
+    #[error(
+        "CUDA was loaded too late: libtorch computed a gradient on the CPU first; name every CUDA device before that, or start another process"
+    )]
+    TooLate,
     /// libtorch sees fewer GPUs.
     #[error("`cuda:{index}` was asked for, but libtorch sees {found} CUDA devices")]
     Absent {
@@ -64,31 +74,90 @@ pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
     pinned.f_to_device_(device, tensor.kind(), true, false)
 }
 
+/// The UUID of GPU `cuda:index`, as `nvidia-smi -L` prints it. libtorch numbers GPUs by `CUDA_VISIBLE_DEVICES` and by speed; NVML and
+/// `nvidia-smi` number them by their place on the bus. `None` without a driver, or without this GPU.
+pub fn gpu_uuid(index: usize) -> Option<String> {
+    type Init = unsafe extern "C" fn(u32) -> i32;
+    type Get = unsafe extern "C" fn(*mut i32, i32) -> i32;
+    type Uuid = unsafe extern "C" fn(*mut [u8; 16], i32) -> i32;
+    let index = i32::try_from(index).ok()?;
+    let (mut device, mut uuid) = (0, [0; 16]);
+    // SAFETY: the functions have these types in cuda.h since CUDA 11.4; both pointers are to places of the size that they fill.
+    unsafe {
+        let driver = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW);
+        if driver.is_null() {
+            return None;
+        }
+        let function = |name: &CStr| {
+            let found = libc::dlsym(driver, name.as_ptr());
+            (!found.is_null()).then_some(found)
+        };
+        let init: Init = transmute(function(c"cuInit")?);
+        let get: Get = transmute(function(c"cuDeviceGet")?);
+        let of_device: Uuid = transmute(function(c"cuDeviceGetUuid_v2")?);
+        let done = init(0) == 0
+            && get(&raw mut device, index) == 0
+            && of_device(&raw mut uuid, device) == 0;
+        done.then(|| uuid_text(&uuid))
+    }
+}
+
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let groups = [0..4, 4..6, 6..8, 8..10, 10..16];
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let groups: Vec<String> = groups.into_iter().map(|group| hex(&uuid[group])).collect();
+    format!("GPU-{}", groups.join("-"))
+}
+
+/// NVIDIA's libraries that `libtorch_cuda.so` or cuDNN open by their bare names, in the order in which they need each other. PyTorch loads
+/// them from its packages at import; a program that does not fails in its first attention.
+const PRELOADED: [&str; 4] = [
+    "libnvrtc-builtins.so.13.0",
+    "libnvrtc.so.13",
+    "libcublasLt.so.13",
+    "libcublas.so.13",
+];
+
 fn load_cuda() -> Result<(), DeviceError> {
     static LOADED: OnceLock<Result<(), DeviceError>> = OnceLock::new();
     LOADED
         .get_or_init(|| {
-            let library = libtorch_folder().join("libtorch_cuda.so");
-            let mut name = library.as_os_str().as_encoded_bytes().to_vec();
-            name.push(0);
-            // SAFETY: `name` ends with its only NUL (paths hold none); the library's initialisers are libtorch's own.
-            let handle =
-                unsafe { libc::dlopen(name.as_ptr().cast(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-            if !handle.is_null() {
-                return Ok(());
-            }
-            // SAFETY: after a failed dlopen on this thread, dlerror gives a string or null.
-            let reason = unsafe {
-                let message = libc::dlerror();
-                if message.is_null() {
-                    "no reason given".to_owned()
-                } else {
-                    CStr::from_ptr(message).to_string_lossy().into_owned()
+            let folder = libtorch_folder();
+            // Beside torch/lib in a Python environment. Where they are not, the system's are found by name.
+            let packages = folder.join("../../nvidia/cu13/lib");
+            for name in PRELOADED {
+                let library = packages.join(name);
+                if library.exists() {
+                    let _ = load(&library);
                 }
-            };
-            Err(DeviceError::NoCudaLibrary { library, reason })
+            }
+            let library = folder.join("libtorch_cuda.so");
+            load(&library).map_err(|reason| DeviceError::NoCudaLibrary { library, reason })?;
+            match tch::utils::has_cudart() {
+                true => Ok(()),
+                false => Err(DeviceError::TooLate),
+            }
         })
         .clone()
+}
+
+/// Loads a library for good, its symbols visible to all; what the loader said where it cannot.
+fn load(library: &Path) -> Result<(), String> {
+    let name = CString::new(library.as_os_str().as_encoded_bytes())
+        .map_err(|_| "its path holds a NUL byte".to_owned())?;
+    // SAFETY: the name ends with its only NUL; the library's initializers are libtorch's or NVIDIA's own.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if !handle.is_null() {
+        return Ok(());
+    }
+    // SAFETY: after a failed dlopen on this thread, dlerror gives a string or null.
+    Err(unsafe {
+        let message = libc::dlerror();
+        match message.is_null() {
+            true => "no reason given".to_owned(),
+            false => CStr::from_ptr(message).to_string_lossy().into_owned(),
+        }
+    })
 }
 
 /// The folder of the libtorch that this process has loaded.
@@ -118,6 +187,12 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn a_uuid_is_written_as_nvidia_smi_does() {
+        let uuid = std::array::from_fn(|index| index as u8 * 16 + 1);
+        assert_eq!(uuid_text(&uuid), "GPU-01112131-4151-6171-8191-a1b1c1d1e1f1");
     }
 
     #[test]

@@ -25,23 +25,65 @@ impl From<TchError> for TorchError {
         let text = error.to_string();
         // The first line says what happened; the rest is libtorch's C++ stack.
         let first = text.lines().next().unwrap_or_default().to_owned();
-        let lower = text.to_lowercase();
-        if lower.contains("out of memory") || lower.contains("can't allocate memory") {
-            Self::OutOfMemory(first)
-        } else {
-            Self::Other(first)
+        match is_out_of_memory(&text) {
+            true => Self::OutOfMemory(first),
+            false => Self::Other(first),
         }
     }
+}
+
+/// What allocators and libraries say where memory runs out: libtorch's for the CPU and for CUDA, the CUDA runtime, and the libraries that
+/// allocate workspaces of their own.
+const OUT_OF_MEMORY: [&str; 6] = [
+    "out of memory",
+    "can't allocate memory",
+    "cudaerrormemoryallocation",
+    // cuBLAS, cuDNN, cuSOLVER, cuSPARSE: CUBLAS_STATUS_ALLOC_FAILED, ….
+    "status_alloc_failed",
+    "status_internal_error_device_allocation_failed",
+    "status_internal_error_host_allocation_failed",
+];
+
+pub(crate) fn is_out_of_memory(text: &str) -> bool {
+    let lower = text.to_lowercase();
+    OUT_OF_MEMORY.iter().any(|form| lower.contains(form))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind, Tensor};
+    use tch::{Kind, Tensor};
+
+    /// The texts are those of PyTorch 2.11's sources.
+    #[test]
+    fn every_form_of_running_out_of_memory_is_known() {
+        for text in [
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        ] {
+            let error = TorchError::from(TchError::Torch(text.to_owned()));
+            assert!(error.is_out_of_memory(), "{text}");
+        }
+        for text in [
+            "CUDA error: device-side assert triggered",
+            "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+            "CUDA error: an illegal memory access was encountered",
+        ] {
+            let error = TorchError::from(TchError::Torch(text.to_owned()));
+            assert!(!error.is_out_of_memory(), "{text}");
+        }
+    }
 
     #[test]
     fn running_out_of_memory_can_be_told_from_a_wrong_shape() {
-        let huge = Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu)).unwrap_err();
+        let name = std::env::var("DDK_TEST_DEVICE");
+        let device = crate::parse_device(name.as_deref().unwrap_or("cpu")).unwrap();
+        let huge = Tensor::f_zeros([1 << 50], (Kind::Float, device)).unwrap_err();
         assert!(TorchError::from(huge).is_out_of_memory());
         let (a, b) = (
             Tensor::from_slice(&[1.0, 2.0]),

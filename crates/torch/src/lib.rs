@@ -2,19 +2,26 @@
 //! ([`keep_freed_memory`]), a tensor's numbers as a slice ([`numbers_mut`]), which kernels MKL takes ([`mkl_kernels`]), and errors that can be told apart ([`TorchError`]).
 
 mod allocator;
+mod determinism;
 mod device;
+mod dispatch;
 mod error;
 mod lane;
 mod mkl;
 mod numbers;
+mod operations;
+mod path;
 mod stream;
 
 pub use allocator::{give_freed_memory_back, keep_freed_memory};
-pub use device::{DeviceError, parse_device, upload};
+pub use determinism::{make_deterministic, prepare_cublas};
+pub use device::{DeviceError, gpu_uuid, parse_device, upload};
 pub use error::TorchError;
 pub use lane::{Lane, Turns};
 pub use mkl::mkl_kernels;
 pub use numbers::{are_apart, numbers, numbers_mut};
+pub use operations::{FusedAdamW, flash_attention_of_sequences, fused_adamw};
+pub use path::{TILE, on_gpu_path, padded, takes_gpu_path};
 pub use stream::finish;
 
 /// The release of libtorch that tch and torch-sys are made for.

@@ -1,8 +1,10 @@
 //! A tensor's memory as a slice, for what is computed in Rust.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-/// The numbers of a contiguous fp32 tensor on the CPU, in order; `None` for any other.
+use crate::takes_gpu_path;
+
+/// The numbers of a contiguous fp32 tensor on the CPU, in order; `None` for any other, and on the path of GPUs.
 ///
 /// # Safety
 /// Nothing may write to the tensor's storage while the slice is in use: no shallow clone or view of it in this thread or another.
@@ -38,7 +40,7 @@ pub fn are_apart(tensors: &[&Tensor]) -> bool {
 }
 
 fn pointer(tensor: &Tensor) -> Option<*mut f32> {
-    let plain = tensor.device() == Device::Cpu
+    let plain = !takes_gpu_path(tensor.device())
         && tensor.kind() == Kind::Float
         && tensor.is_contiguous()
         && tensor.numel() > 0;
@@ -48,6 +50,7 @@ fn pointer(tensor: &Tensor) -> Option<*mut f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
     fn tensors_are_apart_unless_they_share_memory() {

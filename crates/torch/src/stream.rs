@@ -1,15 +1,11 @@
 //! CUDA streams. Their functions are in `libtorch_cuda.so` alone, which is loaded when a GPU is first asked for
 //! ([`parse_device`](crate::parse_device)): they are found by name, never linked.
 
-use std::{
-    ffi::{CStr, c_void},
-    mem::transmute,
-    ptr,
-};
+use std::{ffi::c_void, mem::transmute, ptr};
 
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
-use crate::TorchError;
+use crate::{TorchError, determinism::symbol};
 
 /// Gives the calling thread a stream of its own on a GPU, other than other threads'. False on the CPU, which has none.
 pub(crate) fn take_stream(device: Device) -> Result<bool, TorchError> {
@@ -50,26 +46,18 @@ pub fn finish(device: Device) -> Result<(), TorchError> {
 /// A stream, and the number of its device.
 type OfStream = unsafe extern "C" fn(*mut c_void, i32) -> i32;
 
-fn symbol(name: &CStr) -> Result<*mut c_void, TorchError> {
-    // SAFETY: the name ends with its NUL.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    match found.is_null() {
-        false => Ok(found),
-        true => Err(TorchError::Other(format!(
-            "the libtorch in use has no function {}: build with PyTorch {}",
-            name.to_string_lossy(),
-            crate::VERSION
-        ))),
-    }
-}
-
-/// From a function's code: 0 where it worked.
+/// From a function's code: 0 if it worked. The code says nothing else, so the reason is asked for by another call on the device: CUDA
+/// reports an error of the past at the next call.
 fn done(code: i32, device: i32) -> Result<(), TorchError> {
-    match code {
-        0 => Ok(()),
-        // libtorch prints what happened to stderr.
-        code => Err(TorchError::Other(format!(
-            "a stream of cuda:{device} failed with code {code}"
-        ))),
+    if code == 0 {
+        return Ok(());
     }
+    let gpu = Device::Cuda(usize::try_from(device).unwrap_or(0));
+    let probe = Tensor::f_zeros([1], (Kind::Float, gpu)).and_then(|zero| zero.f_double_value(&[0]));
+    Err(match probe {
+        Err(reason) => reason.into(),
+        Ok(_) => TorchError::Other(format!(
+            "a stream of cuda:{device} failed with code {code}; libtorch printed the reason to stderr"
+        )),
+    })
 }

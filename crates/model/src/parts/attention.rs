@@ -1,6 +1,7 @@
 //! Causal self-attention: multi-head, grouped queries (Ainslie et al., "GQA") or one key and value for all (Shazeer, "Fast
 //! transformer decoding").
 
+use ddk_torch::{flash_attention_of_sequences, padded, takes_gpu_path, upload};
 use tch::{Kind, TchError, Tensor};
 
 use super::{Linear, Norm, Tables, fused, rotary::rotate};
@@ -116,14 +117,21 @@ impl Attention {
             cache.0 = Some((k_bkte.shallow_clone(), v_bkte.shallow_clone()));
         }
         let before = k_bkte.size()[2] - time;
-        // "Causal" pairs the first query with the first key, which is right only where nothing is cached.
-        let mask = match before > 0 && time > 1 {
-            true => Some(
-                Tensor::f_ones([time, before + time], (Kind::Bool, x_btd.device()))?
-                    .f_tril(before)?,
-            ),
-            false => None,
-        };
+        let mut mask = None;
+        if before > 0 {
+            // A plan for each token that is written would take longer than all the rest.
+            let length = padded(before + time, x_btd.device());
+            let padding = [0, 0, 0, length - before - time];
+            // "Causal" pairs the first query with the first key, which is right only where nothing is cached.
+            if time > 1 || padding[3] > 0 {
+                let ones = Tensor::f_ones([time, length], (Kind::Bool, x_btd.device()))?;
+                mask = Some(ones.f_tril(before)?);
+            }
+            if padding[3] > 0 {
+                k_bkte = k_bkte.f_constant_pad_nd(padding)?;
+                v_bkte = v_bkte.f_constant_pad_nd(padding)?;
+            }
+        }
         let attend = |q: &Tensor, k: &Tensor, v: &Tensor| {
             Tensor::f_scaled_dot_product_attention(
                 q,
@@ -137,6 +145,10 @@ impl Attention {
             )
         };
         let mixed_bhte = match parts {
+            Some(parts) if takes_gpu_path(x_btd.device()) => {
+                let scale = self.design.scale;
+                end_to_end(parts, [&q_bhte, &k_bkte, &v_bkte], scale, attend)?
+            }
             Some(parts) => each_part(parts, [&q_bhte, &k_bkte, &v_bkte], attend)?,
             None => attend(&q_bhte, &k_bkte, &v_bkte)?,
         };
@@ -144,6 +156,15 @@ impl Attention {
             .f_transpose(1, 2)?
             .f_reshape([batch, time, heads * head_dim])?;
         self.output.forward(&mixed_btd)
+    }
+
+    /// See [`crate::Model::weights_changed`].
+    pub(crate) fn weights_changed(&self) {
+        match &self.inputs {
+            Inputs::Separate { q, k, v } => [q, k, v].into_iter().for_each(Linear::weights_changed),
+            Inputs::Fused(all) => all.weights_changed(),
+        }
+        self.output.weights_changed();
     }
 
     /// Queries `[B, H, T, E]`, keys and values `[B, K, T, E]`.
@@ -204,4 +225,67 @@ fn each_part(
         rows.push(Tensor::f_cat(&mixed, 2)?);
     }
     Tensor::f_cat(&rows, 0)
+}
+
+/// As [`each_part`] on GPUs: the parts of all rows are laid end to end, so that one call serves all of them, whatever their lengths.
+fn end_to_end(
+    parts: &Parts,
+    [q, k, v]: [&Tensor; 3],
+    scale: Option<f64>,
+    attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, TchError>,
+) -> Result<Tensor, TchError> {
+    let lengths: Vec<i64> = parts
+        .iter()
+        .flatten()
+        .copied()
+        .filter(|&of| of > 0)
+        .collect();
+    let positions_first = |x: &Tensor| x.f_transpose(1, 2)?.f_flatten(0, 1);
+    let (q_nhe, k_nke, v_nke) = (
+        positions_first(q)?,
+        positions_first(k)?,
+        positions_first(v)?,
+    );
+    let mixed_nhe = match has_flash_attention(q) {
+        true => {
+            let ends = lengths.iter().scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            });
+            let starts: Vec<i32> = [0].into_iter().chain(ends).map(|at| at as i32).collect();
+            let starts = upload(Tensor::f_from_slice(&starts)?, q.device())?;
+            let longest = lengths.iter().copied().max().unwrap_or(0);
+            flash_attention_of_sequences([&q_nhe, &k_nke, &v_nke], &starts, longest, scale)?
+        }
+        // One by one: flash attention has no fp32, and none on the CPU.
+        false => {
+            let (mut mixed, mut start) = (Vec::with_capacity(lengths.len()), 0);
+            for length in lengths {
+                let part = |x: &Tensor| {
+                    x.f_narrow(0, start, length)?
+                        .f_transpose(0, 1)?
+                        .f_unsqueeze(0)
+                };
+                let of_part = attend(&part(&q_nhe)?, &part(&k_nke)?, &part(&v_nke)?)?;
+                mixed.push(of_part.f_squeeze_dim(0)?.f_transpose(0, 1)?);
+                start += length;
+            }
+            Tensor::f_cat(&mixed, 0)?
+        }
+    };
+    let &[batch, heads, time, width] = &q.size()[..] else {
+        return Err(TchError::Shape(format!("queries are {:?}", q.size())));
+    };
+    mixed_nhe
+        .f_reshape([batch, time, heads, width])?
+        .f_transpose(1, 2)
+}
+
+/// Whether libtorch's flash attention takes sequences of these queries `[B, H, T, E]`.
+fn has_flash_attention(q: &Tensor) -> bool {
+    let width = q.size().last().copied().unwrap_or(0);
+    q.device().is_cuda()
+        && matches!(q.kind(), Kind::BFloat16 | Kind::Half)
+        && width % 8 == 0
+        && width <= 256
 }

@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::cast;
+use super::{Cast, cast};
 use crate::{
     ModelError,
     parameters::{Initial, Parameters},
@@ -12,6 +12,8 @@ use crate::{
 pub(crate) struct Linear {
     /// `[out, in]`.
     weight: Tensor,
+    /// The weight for products.
+    cast: Cast,
     /// `[out]`.
     bias: Option<Tensor>,
 }
@@ -29,7 +31,11 @@ impl Linear {
             true => Some(parameters.get(format!("{name}.bias"), &[out], Initial::Zeros)?),
             false => None,
         };
-        Ok(Self { weight, bias })
+        Ok(Self {
+            weight,
+            cast: Cast::default(),
+            bias,
+        })
     }
 
     /// Whether it gathers no gradient, in any mode: what is computed a second time for a backward has to be the same bits.
@@ -37,7 +43,7 @@ impl Linear {
         !self.weight.requires_grad()
     }
 
-    /// `[.., in]` to `[.., out]`, in the dtype of `x`: master weights of another dtype are cast for the product.
+    /// `[.., in]` to `[.., out]`, in the dtype of `x`: master weights of another dtype are cast for products.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let kind = x.kind();
         let bias = self
@@ -45,6 +51,11 @@ impl Linear {
             .as_ref()
             .map(|bias| cast(bias, kind))
             .transpose()?;
-        x.f_linear(&cast(&self.weight, kind)?, bias.as_ref())
+        x.f_linear(&self.cast.of(&self.weight, kind)?, bias.as_ref())
+    }
+
+    /// See [`crate::Model::weights_changed`].
+    pub(crate) fn weights_changed(&self) {
+        self.cast.forget();
     }
 }

@@ -64,6 +64,12 @@ impl Mlp {
         self.down.forward(&inner_btf)
     }
 
+    /// See [`crate::Model::weights_changed`].
+    pub(crate) fn weights_changed(&self) {
+        let all = self.gate.iter().chain([&self.up, &self.down]);
+        all.for_each(Linear::weights_changed);
+    }
+
     fn activate(&self, x: &Tensor) -> Result<Tensor, TchError> {
         match self.activation {
             Activation::Silu => x.f_silu(),

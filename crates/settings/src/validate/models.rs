@@ -12,8 +12,12 @@ use crate::{
 impl Checker<'_> {
     pub(super) fn teacher(&mut self, teacher: TeacherOptions) -> Option<Teacher> {
         let devices = self.need("teacher.devices", teacher.devices);
-        for device in devices.iter().flatten() {
-            self.device("teacher.devices", Some(device.clone()));
+        let each = devices
+            .iter()
+            .flatten()
+            .flat_map(|replica| replica.split('+'));
+        for device in each {
+            self.device("teacher.devices", Some(device.to_owned()));
         }
         if devices.as_ref().is_some_and(Vec::is_empty) {
             self.problem(

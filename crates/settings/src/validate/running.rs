@@ -35,6 +35,7 @@ impl Checker<'_> {
             export: self.need("run.export", run.export)?,
             trace: self.need("run.trace", run.trace)?,
             take_turns: self.need("run.take_turns", run.take_turns)?,
+            deterministic: self.need("run.deterministic", run.deterministic)?,
             threads: self.need("run.threads", run.threads)?,
         })
     }

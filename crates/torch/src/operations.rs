@@ -1,0 +1,182 @@
+//! Operations of libtorch for GPUs that tch does not bind.
+
+use tch::{Kind, TchError, Tensor};
+
+use crate::dispatch::{Argument, call};
+
+/// The constants of [`fused_adamw`].
+#[derive(Debug, Clone, Copy)]
+pub struct FusedAdamW {
+    /// Of this update.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Updates made, this one included.
+    pub updates: u64,
+    /// Gradients are multiplied by this, in their own place.
+    pub gradient_scale: f64,
+}
+
+/// AdamW on lists of tensors of one device in a few kernels, without a temporary of a tensor's size.
+///
+/// Parameters must not require a gradient in this mode (wrap the call in a no-grad guard).
+///
+/// # Errors
+/// Lists of different lengths or shapes, and what libtorch says.
+pub fn fused_adamw(
+    parameters: &[Tensor],
+    gradients: &[Tensor],
+    first: &[Tensor],
+    second: &[Tensor],
+    step: &FusedAdamW,
+) -> Result<(), TchError> {
+    let Some(device) = parameters.first().map(Tensor::device) else {
+        return Ok(());
+    };
+    // libtorch corrects the bias by these, one for each parameter.
+    let count = Tensor::f_full([], step.updates as f64, (Kind::Float, device))?;
+    let counts: Vec<Tensor> = parameters.iter().map(|_| count.shallow_clone()).collect();
+    // It divides gradients by this.
+    let divisor = Tensor::f_full([], step.gradient_scale.recip(), (Kind::Float, device))?;
+    // SAFETY: as the schema of _fused_adamw_ has it: six lists, five numbers, two flags, two optional tensors, no result.
+    unsafe {
+        call(
+            c"aten::_fused_adamw_",
+            &[
+                Argument::Tensors(parameters),
+                Argument::Tensors(gradients),
+                Argument::Tensors(first),
+                Argument::Tensors(second),
+                Argument::Tensors(&[]),
+                Argument::Tensors(&counts),
+                Argument::Real(step.learning_rate),
+                Argument::Real(step.beta1),
+                Argument::Real(step.beta2),
+                Argument::Real(step.weight_decay),
+                Argument::Real(step.epsilon),
+                Argument::Flag(false),
+                Argument::Flag(false),
+                Argument::Given(&Argument::Tensor(&divisor)),
+                Argument::Absent,
+            ],
+            0,
+        )?;
+    }
+    Ok(())
+}
+
+/// Causal attention within each of several sequences laid end to end, by flash attention, with its backward. For CUDA in bf16 or fp16.
+///
+/// `query` is `[positions, heads, E]`; `key` and `value` are `[positions, kv heads, E]`; `starts` (i32, on the device) holds where each
+/// sequence begins, and the number of positions at its end. `longest` is the length of the longest sequence. Gives
+/// `[positions, heads, E]`.
+///
+/// # Errors
+/// What libtorch says: a device or dtype that has no flash attention, a head size over 256.
+pub fn flash_attention_of_sequences(
+    [query, key, value]: [&Tensor; 3],
+    starts: &Tensor,
+    longest: i64,
+    scale: Option<f64>,
+) -> Result<Tensor, TchError> {
+    let scale = scale.map(Argument::Real);
+    // SAFETY: as the schema of _flash_attention_forward has it, with its five results, all tensors.
+    let results = unsafe {
+        call(
+            c"aten::_flash_attention_forward",
+            &[
+                Argument::Tensor(query),
+                Argument::Tensor(key),
+                Argument::Tensor(value),
+                Argument::Given(&Argument::Tensor(starts)),
+                Argument::Given(&Argument::Tensor(starts)),
+                Argument::Integer(longest),
+                Argument::Integer(longest),
+                Argument::Real(0.0),
+                Argument::Flag(true),
+                Argument::Flag(false),
+                scale.as_ref().map_or(Argument::Absent, Argument::Given),
+                Argument::Absent,
+                Argument::Absent,
+                Argument::Absent,
+                Argument::Absent,
+            ],
+            5,
+        )
+    };
+    let results = match results {
+        Ok(results) => results,
+        // The call does not say why it failed. If memory has run out, an allocation of the result's size says so.
+        Err(error) => {
+            query.f_zeros_like()?;
+            return Err(error);
+        }
+    };
+    let mut results = results.into_iter();
+    results
+        .next()
+        .ok_or_else(|| TchError::Torch("flash attention gave no result".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// Against the formulas of the paper in f64.
+    #[test]
+    fn three_fused_updates_follow_the_formula() {
+        let shapes: [&[i64]; 2] = [&[3, 2], &[5]];
+        let random = |shape: &&[i64]| Tensor::randn(*shape, (Kind::Float, Device::Cpu));
+        let parameters = shapes.each_ref().map(random);
+        let [first, second] = [(); 2].map(|()| parameters.each_ref().map(Tensor::zeros_like));
+        let double = |tensors: &[Tensor; 2]| tensors.each_ref().map(|of| of.to_kind(Kind::Double));
+        let (mut weights, mut m, mut v) = (double(&parameters), double(&first), double(&second));
+        for updates in 1..=3 {
+            let gradients = shapes.each_ref().map(random);
+            let g = double(&gradients);
+            let step = FusedAdamW {
+                learning_rate: 1e-2,
+                beta1: 0.9,
+                beta2: 0.95,
+                weight_decay: 0.1,
+                epsilon: 1e-8,
+                updates,
+                gradient_scale: 0.5,
+            };
+            fused_adamw(&parameters, &gradients, &first, &second, &step).unwrap();
+            for index in 0..2 {
+                let g = 0.5 * &g[index];
+                m[index] = 0.9 * &m[index] + 0.1 * &g;
+                v[index] = 0.95 * &v[index] + 0.05 * &g * &g;
+                let root = (&v[index] / (1.0 - 0.95_f64.powi(updates as i32))).sqrt() + 1e-8;
+                let change = &m[index] / (1.0 - 0.9_f64.powi(updates as i32)) / root;
+                weights[index] = &weights[index] * (1.0 - 1e-2 * 0.1) - 1e-2 * change;
+                let got = parameters[index].to_kind(Kind::Double);
+                let worst = (got - &weights[index]).abs().max().double_value(&[]);
+                assert!(worst < 1e-6, "update {updates}: off by {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn lists_that_do_not_fit_are_refused() {
+        let one = [Tensor::zeros([2], (Kind::Float, Device::Cpu))];
+        let step = FusedAdamW {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.95,
+            weight_decay: 0.1,
+            epsilon: 1e-8,
+            updates: 1,
+            gradient_scale: 1.0,
+        };
+        assert!(fused_adamw(&one, &[], &one, &one, &step).is_err());
+    }
+}

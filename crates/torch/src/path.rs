@@ -1,0 +1,68 @@
+//! Which code computes: the kernels of `ddk-kernel` on the CPU, libtorch's operations in shapes that suit them on GPUs.
+
+use std::{cell::Cell, sync::OnceLock};
+
+use tch::Device;
+
+/// Set to 1, the CPU computes as a GPU would. For tests on machines without one: it is slower and rounds otherwise.
+const SWITCH: &str = "DDK_GPU_PATH";
+
+/// GPUs multiply fastest if sizes are multiples of this, and cuDNN builds a plan for each new length.
+pub const TILE: i64 = 128;
+
+thread_local! {
+    static FORCED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether work on `device` takes the path of GPUs: losses, norms, AdamW and frozen layers by libtorch's operations, sizes padded to
+/// multiples of [`TILE`].
+pub fn takes_gpu_path(device: Device) -> bool {
+    device != Device::Cpu || FORCED.get() || is_switched_on()
+}
+
+/// Does `work` on the path of GPUs, whatever the device, as long as it stays on this thread.
+pub fn on_gpu_path<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let _restore = Restore(FORCED.replace(true));
+    work()
+}
+
+/// The next multiple of [`TILE`] on the path of GPUs, `size` itself elsewhere.
+pub fn padded(size: i64, device: Device) -> i64 {
+    match takes_gpu_path(device) {
+        true => (size + TILE - 1) / TILE * TILE,
+        false => size,
+    }
+}
+
+fn is_switched_on() -> bool {
+    static ON: OnceLock<bool> = OnceLock::new();
+    *ON.get_or_init(|| std::env::var_os(SWITCH).is_some_and(|value| value == "1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_forced_for_a_piece_of_work_even_if_it_panics() {
+        let plain = takes_gpu_path(Device::Cpu);
+        assert!(on_gpu_path(|| takes_gpu_path(Device::Cpu)));
+        assert_eq!(takes_gpu_path(Device::Cpu), plain);
+        let _ = std::panic::catch_unwind(|| on_gpu_path(|| panic!("on purpose")));
+        assert_eq!(takes_gpu_path(Device::Cpu), plain);
+        assert!(takes_gpu_path(Device::Cuda(0)));
+    }
+
+    #[test]
+    fn sizes_are_padded_to_tiles_on_gpus() {
+        for (size, expected) in [(1, 128), (128, 128), (129, 256), (151_646, 151_680)] {
+            assert_eq!(padded(size, Device::Cuda(0)), expected);
+        }
+    }
+}

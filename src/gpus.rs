@@ -1,0 +1,23 @@
+//! GPUs by the names that the settings give them.
+
+use std::collections::BTreeSet;
+
+use ddk_settings::Settings;
+use ddk_telemetry::Gpu;
+use ddk_torch::gpu_uuid;
+
+/// The GPU of a name such as `cuda:0`, if there is one.
+pub fn gpu(device: &str) -> Option<Gpu> {
+    let index = device.strip_prefix("cuda:")?.parse().ok()?;
+    Some(Gpu {
+        name: device.to_owned(),
+        uuid: gpu_uuid(index)?,
+    })
+}
+
+/// The GPUs that a run uses, each once.
+pub fn of_run(settings: &Settings) -> Vec<Gpu> {
+    let devices = settings.teacher.every_device();
+    let devices: BTreeSet<&str> = devices.chain([settings.student.device.as_str()]).collect();
+    devices.into_iter().filter_map(gpu).collect()
+}
