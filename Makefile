@@ -1,5 +1,5 @@
 # What a user and a developer type. Each target does all the set-up it needs.
-.PHONY: help setup demo-text build demo test test-full full gpu-check check deny bench bench-telemetry
+.PHONY: help setup demo-text build demo test test-full full gpu-check gpu-loading check deny bench bench-telemetry
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,7 +25,13 @@ test-full: ## run every test with the full counts; SKIP as above
 full: ## run test-full and the demo from its start, and keep the last lines in docs/full-run.txt
 	@tools/full-run
 
-gpu-check: setup ## goldens of the objectives, the models' parity with transformers and whole runs, on cuda:0
+gpu-check: ## check all that GPUs compute otherwise on cuda:0 (and cuda:1 if it is there); DEVICE=cpu does so on the CPU
+	@DEVICE='$(DEVICE)' tools/gpu-check
+
+gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downloads 530 MB once)
+	@tools/gpu-loading
+
+check: setup ## goldens of the objectives, the models' parity with transformers and whole runs, on cuda:0
 	DDK_TEST_DEVICE=cuda:0 cargo test --locked --workspace --test goldens --test reference
 	DDK_TEST_DEVICE=cuda:0 cargo test --locked --workspace --test it device::
 

@@ -102,13 +102,18 @@ class GpuMemory:
     """The largest memory in use on a GPU, in bytes, while it is looked at; 0 on the CPU."""
 
     def __init__(self, device):
-        self.index = device.removeprefix("cuda:") if device.startswith("cuda:") else None
+        # nvidia-smi numbers GPUs otherwise than libtorch; both know their UUIDs.
+        self.uuid = None
+        if device.startswith("cuda:"):
+            import torch
+
+            self.uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         self.largest, self.over = 0, threading.Event()
         self.thread = threading.Thread(target=self.look)
 
     def look(self):
-        while self.index is not None and not self.over.wait(0.2):
-            used = subprocess.run(["nvidia-smi", f"--id={self.index}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
+        while self.uuid is not None and not self.over.wait(0.2):
+            used = subprocess.run(["nvidia-smi", f"--id={self.uuid}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
             self.largest = max(self.largest, int(used) * 2**20)
 
     def __enter__(self):
