@@ -102,7 +102,7 @@ class GpuMemory:
     """The largest memory in use on a GPU, in bytes, while it is looked at; 0 on the CPU."""
 
     def __init__(self, device):
-        # nvidia-smi numbers GPUs otherwise than libtorch; both know their UUIDs.
+        # nvidia-smi numbers GPUs differently than libtorch; both know their UUIDs.
         self.uuid = None
         if device.startswith("cuda:"):
             import torch

@@ -11,7 +11,7 @@ use ddk_engine::{
 use ddk_model::{Model, ModelConfig, Placement, Weights};
 use ddk_objective::default_chunk;
 use ddk_settings::{Dtype, MixturePolicy, Settings};
-use ddk_torch::{Lane, parse_device};
+use ddk_torch::{Lane, padded, parse_device};
 
 use crate::{
     cli, config,
@@ -213,7 +213,7 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
     let pairs = report.take(pairs)?;
     let shape = StepShape {
         micro_rows: settings.batch.micro_rows,
-        sequence_length: settings.corpus.sequence_length as u64,
+        sequence_length: padded(settings.corpus.sequence_length as i64, device).unsigned_abs(),
         chunk: settings.objective.chunk.unwrap_or(chunk).unsigned_abs(),
         vocabulary: models.vocabulary,
         recompute: student.recompute,
@@ -238,7 +238,9 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
     let of_student = student_memory(&models.student, &models.teacher, &shape)?;
     // Replicas on the same devices share their weights.
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
-    for lane in 0..teacher.all_lanes() {
+    // One that does not label is only measured, by the first lane.
+    let lanes = if shape.labels { teacher.all_lanes() } else { 1 };
+    for lane in 0..lanes {
         *replicas.entry(teacher.devices_of_lane(lane)).or_default() += 1;
     }
     for (spread, lanes) in &replicas {

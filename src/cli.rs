@@ -136,7 +136,7 @@ pub struct Init {
 pub struct Check {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Load both models too, and run each on one text: a broken checkpoint shows there
+    /// Load both models too and run each on one text: this reveals a broken checkpoint
     #[arg(long)]
     pub forward: bool,
 }

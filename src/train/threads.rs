@@ -110,7 +110,8 @@ impl Choice {
 
     fn set(self, settings: &mut Settings) {
         settings.run.take_turns = self.take_turns;
-        settings.teacher.lanes = self.lanes;
+        // The setting counts lanes per replica.
+        settings.teacher.lanes = self.lanes.div_ceil(settings.teacher.devices.len());
         settings.teacher.threads = self.teacher_threads;
         settings.student.threads = self.student_threads;
     }

@@ -219,7 +219,7 @@ fn dtypes_recomputation_and_spread_layers_train_as_well() {
     };
     train("plain", &[]);
     train("recomputed", &["student.recompute=true"]);
-    train("spread", &["teacher.devices=[\"cpu\", \"cpu\"]"]);
+    train("spread", &["teacher.devices=[\"cpu+cpu\"]"]);
     train("bf16", &["student.dtype=bf16", "teacher.dtype=bf16"]);
     let weights = |name: &str| {
         fs::read(

@@ -13,8 +13,9 @@ DDK = HERE / "bin" / "ddk"
 
 
 def environment(**more):
-    """Programs find libtorch in PyTorch's folder; NVIDIA's libraries are their own business."""
-    return {**os.environ, "LD_LIBRARY_PATH": str(pathlib.Path(torch.__file__).parent / "lib"), **more}
+    """Programs find libtorch in PyTorch's folder; what the machine has set for the driver's library stays."""
+    folders = [str(pathlib.Path(torch.__file__).parent / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(folder for folder in folders if folder), **more}
 
 
 def machine(device):
@@ -32,6 +33,11 @@ def machine(device):
     )
 
 
+def reason(error):
+    """The last line of an error, which says what happened."""
+    return (str(error).strip() or repr(error)).splitlines()[-1][-200:]
+
+
 class Report:
     """Rows, printed as they come, and written as JSON and as a Markdown table."""
 
@@ -45,7 +51,7 @@ class Report:
         return time.time() - self.began
 
     def add(self, **row):
-        self.rows.append(row)
+        self.rows.append({key: str(value).replace("|", "/") for key, value in row.items()})
         print("  ".join(str(row.get(column, "")) for column in self.columns), flush=True)
 
     def write(self):

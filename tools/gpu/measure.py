@@ -13,26 +13,38 @@ import subprocess
 import sys
 import tempfile
 
-from bundle import DDK, HERE, Report, environment
+from bundle import DDK, HERE, Report, environment, reason
 
-# The whole must end after this many seconds; no measurement begins past its share of them.
+# The whole takes about this many seconds; no measurement begins past its share of them.
 LIMIT = 8 * 60
 
 
 def main():
+    """Whatever fails, what was measured is written."""
+    options = parse()
+    os.environ.update(environment(DDK=str(DDK)))
+    report = Report("measure", options.device, ["what", "result", "detail"])
+    try:
+        measure(options, report)
+    finally:
+        report.write()
+
+
+def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--peak-tflops", type=float, default=989, help="of the GPU in dense bf16; an H100's by default")
-    options = parser.parse_args()
-    os.environ.update(environment(DDK=str(DDK)))
+    return parser.parse_args()
+
+
+def measure(options, report):
     sys.path.insert(0, str(HERE / "benches"))
     import gpu
     import pytorch
     import worlds
     from operations import operations
 
-    report = Report("measure", options.device, ["what", "result", "detail"])
     # Qwen1.5 7B to 1.8B: both fit 80 GB without recomputation, which the 14B teacher leaves no room for.
     shape = dict(vocabulary=151_936, teacher=[4096, 32, 32, 11008], student=[2048, 24, 16, 5504], rows=4, length=2048)
     words = 151_646
@@ -53,37 +65,34 @@ def main():
         ("ddk, recomputing", ["student.recompute=true"], {}, True),
         ("ddk, columns not padded", [], {}, False),
     ]
-    # Models in memory: they would not fit a small disk, and reading them is not what is measured.
+    # Models in memory if there is room for them and for a run's files: reading them is not what is measured.
     memory = pathlib.Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        folder = pathlib.Path(folder)
-        worlds_of = {}
-        for padded in (True, False):
-            world = folder / f"padded-{padded}"
-            # Tables of exactly the tokenizer's words have no rows for padding.
-            of = shape if padded else shape | dict(vocabulary=words)
-            worlds_of[padded] = (world, of)
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > (1e9 if options.small else 60e9)
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
+        world = pathlib.Path(folder) / "world"
+        written = None
         for number, (what, sets, variables, padded) in enumerate(variants):
             if report.seconds() > 0.55 * LIMIT:
                 report.add(what=what, result="not measured: no time left")
                 continue
-            world, of = worlds_of[padded]
-            if not world.exists():
-                for other, _ in worlds_of.values():
-                    shutil.rmtree(other, ignore_errors=True)
-                world.mkdir()
-                gpu.write_world(world, of, options.device)
-                for model in ["teacher", "student", "tokenizer"]:
-                    worlds.write_tokenizer(world / model, words)
-                worlds.write_text([world / "text.jsonl"], words, 24, 16 * of["length"])
-                pytorch.run_ddk(world, ["prepare", "config.toml"])
+            # Tables of exactly the tokenizer's words have no rows for padding.
+            of = shape if padded else shape | dict(vocabulary=words)
             os.environ.update(variables)
             try:
+                if written != padded:
+                    shutil.rmtree(world, ignore_errors=True)
+                    world.mkdir()
+                    gpu.write_world(world, of, options.device)
+                    for model in ["teacher", "student", "tokenizer"]:
+                        worlds.write_tokenizer(world / model, words)
+                    worlds.write_text([world / "text.jsonl"], words, 24, 16 * of["length"])
+                    pytorch.run_ddk(world, ["prepare", "config.toml"])
+                    written = padded
                 with gpu.GpuMemory(options.device) as used:
                     got = pytorch.ddk_steps(world, of, steps, number, sets)
                 line(what, got["seconds"], used.largest, ", ".join(f"{part} {seconds:.3f}" for part, seconds in got["parts"].items()))
             except Exception as error:
-                report.add(what=what, result="failed", detail=str(error).strip().splitlines()[-1][-200:])
+                report.add(what=what, result="failed", detail=reason(error))
             for name in variables:
                 os.environ.pop(name)
             shutil.rmtree(world / "runs", ignore_errors=True)
@@ -101,9 +110,8 @@ def main():
                 peer.end()
             line(f"PyTorch, {mode}", seconds, used.largest)
         except Exception as error:
-            report.add(what=f"PyTorch, {mode}", result="failed", detail=str(error)[-200:])
+            report.add(what=f"PyTorch, {mode}", result="failed", detail=reason(error))
     operations(options.device, report, options.small)
-    report.write()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import time
 import torch
 import torch.nn.functional as F
 
+from bundle import reason
+
 VOCABULARY, PADDED, TABLE = 151_646, 151_680, 151_936
 
 
@@ -20,7 +22,7 @@ class Timer:
                 work()
             milliseconds = statistics.median(self.once(work) for _ in range(8 if self.gpu else 2))
         except Exception as error:
-            self.report.add(what=name, result=f"failed: {str(error).splitlines()[0][:120]}")
+            self.report.add(what=name, result=f"failed: {reason(error)}")
             return
         rate = f"{operations / milliseconds / 1e9:.0f} TFLOP/s" if operations else f"{bytes_ / milliseconds / 1e6:.0f} GB/s" if bytes_ else ""
         self.report.add(what=name, result=f"{milliseconds:.3f} ms", detail=rate)

@@ -180,7 +180,7 @@ fn weight_copies(sizes: &Sizes, student_bytes: u64) -> Part {
     part("weights for products", bytes, "student.dtype")
 }
 
-/// What a process has on a GPU beside its tensors. Estimates, not measured.
+/// What a process has on a GPU besides its tensors. Estimates, not measured.
 pub fn gpu_memory(tensors: u64) -> Vec<Part> {
     /// CUDA's context and kernels, and the workspaces of cuBLAS and cuDNN.
     const CONTEXT: u64 = 1_000_000_000;

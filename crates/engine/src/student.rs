@@ -268,8 +268,10 @@ impl Student {
     /// counts as a step of the schedule.
     pub fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
         let gradients = self.gradients()?;
-        let report = self.updates.make(step, &self.trained, &gradients)?;
+        let report = self.updates.make(step, &self.trained, &gradients);
+        // An update that failed half-way has changed some.
         self.model.weights_changed();
+        let report = report?;
         self.clear_gradients()?;
         Ok(report)
     }

@@ -1,4 +1,4 @@
-//! The path of GPUs on the CPU: whole steps with libtorch's operations, padded sizes and the fused AdamW against those with the CPU's
+//! The path of GPUs, on the CPU or on the device that `DDK_TEST_DEVICE` names: whole steps with libtorch's operations, padded sizes and the fused AdamW against those with the CPU's
 //! kernels, for every objective; and weights that are cast once a step against weights that are cast each time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -12,7 +12,13 @@ use tch::{Device, Kind, Tensor};
 const VOCABULARY: i64 = 120;
 const STEPS: u64 = 3;
 
-fn model(seed: u64, hidden_size: i64, tie: bool, compute: Kind) -> Model {
+/// The CPU, or what `make gpu-check` asks for.
+fn device() -> Device {
+    let name = std::env::var("DDK_TEST_DEVICE");
+    ddk_torch::parse_device(name.as_deref().unwrap_or("cpu")).unwrap()
+}
+
+fn model(device: Device, seed: u64, hidden_size: i64, tie: bool, compute: Kind) -> Model {
     let architecture = Architecture {
         // Room for the padded columns of the logits.
         vocab_size: 128,
@@ -26,7 +32,7 @@ fn model(seed: u64, hidden_size: i64, tie: bool, compute: Kind) -> Model {
         tie_word_embeddings: tie,
     };
     let config = ModelConfig::llama(architecture, None).unwrap();
-    let model = Model::random(config, seed, Device::Cpu).unwrap();
+    let model = Model::random(config, seed, device).unwrap();
     match compute {
         Kind::Float => model,
         compute => {
@@ -35,7 +41,7 @@ fn model(seed: u64, hidden_size: i64, tie: bool, compute: Kind) -> Model {
             model.save(&path, &Export::new(folder.path())).unwrap();
             let placement = Placement {
                 compute,
-                ..Placement::on(Device::Cpu, Kind::Float)
+                ..Placement::on(device, Kind::Float)
             };
             Model::load(&path, &placement).unwrap()
         }
@@ -52,8 +58,8 @@ struct Pair {
 const PARTS: [u32; 3] = [4, 9, 7];
 
 impl Pair {
-    fn new(objective: Objective, tie: bool, kind: Kind, recompute: bool) -> Self {
-        let teacher = Teacher::new(model(1, 48, false, kind), Device::Cpu);
+    fn new(device: Device, objective: Objective, tie: bool, kind: Kind, recompute: bool) -> Self {
+        let teacher = Teacher::new(model(device, 1, 48, false, kind), device);
         let head = teacher.model().head_for_products().unwrap();
         let options = StudentOptions {
             objective,
@@ -70,7 +76,7 @@ impl Pair {
             },
             filters: None,
         };
-        let student = Student::new(model(2, 32, tie, kind), options, Some(head)).unwrap();
+        let student = Student::new(model(device, 2, 32, tie, kind), options, Some(head)).unwrap();
         Self { teacher, student }
     }
 
@@ -110,7 +116,7 @@ impl Pair {
         let flat: Vec<Tensor> = parameters
             .map(|(_, of)| of.detach().reshape([-1]))
             .collect();
-        Tensor::cat(&flat, 0).copy()
+        Tensor::cat(&flat, 0).to_device(Device::Cpu).copy()
     }
 }
 
@@ -137,15 +143,17 @@ fn objectives() -> Vec<Objective> {
 
 /// Steps on both paths: numbers within `of_numbers` of each other, and weights within `of_change` of what they changed by.
 fn compare(kind: Kind, of_numbers: f64, of_change: f64) {
+    // A GPU has to be known before the first backward on the CPU.
+    device();
     for (index, objective) in objectives().into_iter().enumerate() {
         // Ties and recomputation alternate: neither depends on the objective.
         let (tie, recompute) = (index % 2 == 1, index % 4 > 1);
         let what = format!("{kind:?}, {objective:?}, tied {tie}, recomputed {recompute}");
-        let mut on_cpu = Pair::new(objective, tie, kind, recompute);
+        let mut on_cpu = Pair::new(Device::Cpu, objective, tie, kind, recompute);
         let before = on_cpu.weights();
         let expected = on_cpu.steps(|_| {});
         let (found, weights) = on_gpu_path(|| {
-            let mut pair = Pair::new(objective, tie, kind, recompute);
+            let mut pair = Pair::new(device(), objective, tie, kind, recompute);
             let found = pair.steps(|_| {});
             (found, pair.weights())
         });
@@ -176,7 +184,15 @@ fn steps_in_bf16_are_near_those_of_the_kernels() {
 #[test]
 fn weights_cast_once_a_step_give_the_bits_of_weights_cast_each_time() {
     for recompute in [false, true] {
-        let pair = || Pair::new(Objective::default(), true, Kind::BFloat16, recompute);
+        let pair = || {
+            Pair::new(
+                device(),
+                Objective::default(),
+                true,
+                Kind::BFloat16,
+                recompute,
+            )
+        };
         let (mut once, mut each_time) = (pair(), pair());
         let expected = each_time.steps(|student| student.model().weights_changed());
         assert_eq!(once.steps(|_| {}), expected);

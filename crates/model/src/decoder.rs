@@ -1,6 +1,6 @@
 //! A decoder put together from parts, as a [`Design`] says.
 
-use ddk_torch::padded;
+use ddk_torch::{padded, upload};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
@@ -245,9 +245,10 @@ impl Decoder {
         }
         if let PositionTable::Learned(table) = &self.positions {
             let table = match place.parts {
-                Some(parts) => positions(parts)?
-                    .f_to_device(table.device())
-                    .and_then(|positions| table.f_index(&[Some(positions)]))?,
+                Some(parts) => {
+                    let positions = upload(positions(parts)?, table.device())?;
+                    table.f_index(&[Some(positions)])?
+                }
                 None => table.f_narrow(0, place.start, rows_btd.size()[1])?,
             };
             x_btd = x_btd.f_add(&cast(&table, self.compute)?)?;
@@ -297,7 +298,7 @@ impl Decoder {
             return Ok(Some((cos, sin)));
         };
         // Each row has positions of its own, the same for all heads: [B, 1, T, E].
-        let positions = positions(parts)?.f_to_device(device)?;
+        let positions = upload(positions(parts)?, device)?;
         let of_rows = |table: &Tensor| table.f_index(&[Some(&positions)])?.f_unsqueeze(1);
         Ok(Some((of_rows(&cos)?, of_rows(&sin)?)))
     }

@@ -158,7 +158,7 @@ impl Trace<'_> {
 }
 
 /// Adds the rows `[B, T, D]` of the tokens `[B, T]` to their rows of a table `[V, D]`, in one order, so that sums are the same bits each
-/// time. On the CPU rows are added up for each token first, then to the table once. On a GPU, whose kernel for that has a race, they are
+/// time. On the CPU rows are added up for each token first, then to the table once. CUDA's kernel for that has a race; there they are
 /// sorted and added.
 fn add_rows(table: &mut Tensor, tokens: &Tensor, rows: &Tensor) -> Result<(), TchError> {
     let _no_grad = tch::no_grad_guard();

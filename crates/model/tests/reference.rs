@@ -285,6 +285,47 @@ fn parts_of_a_row_are_as_rows_of_their_own() {
     }
 }
 
+/// In bf16, in which GPUs attend to all parts in one call: hidden states, and the gradient that goes back into the embedding.
+#[test]
+fn parts_in_bf16_are_as_rows_of_their_own() {
+    for case in CASES {
+        let mut placement = Placement::on(device(), Kind::Float);
+        placement.compute = Kind::BFloat16;
+        let mut model = Model::load(&folder(case), &placement).unwrap();
+        model.set_trainable(true);
+        let row = tensor(case, "tokens").narrow(0, 0, 1);
+        let lengths = [5, 1, 11];
+        let mut of_parts = model.embedding().detach().zeros_like();
+        let packed = model
+            .trace(&row, Some(&[lengths.to_vec()]), false, &[])
+            .unwrap();
+        let packed_hidden = packed.hidden().detach();
+        packed
+            .backward(&packed_hidden.tanh(), &[], &mut of_parts)
+            .unwrap();
+        let mut of_rows = of_parts.zeros_like();
+        let mut start = 0;
+        let near = |found: &Tensor, expected: &Tensor, what: &str| {
+            let [found, expected] = [found, expected].map(|of| of.to_kind(Kind::Float));
+            let error = ((found - &expected).norm() / expected.norm()).double_value(&[]);
+            assert!(error < 0.03, "{case}, {what}: {error}");
+        };
+        for length in lengths {
+            let alone = row.narrow(1, start, length);
+            let trace = model.trace(&alone, None, false, &[]).unwrap();
+            let hidden = trace.hidden().detach();
+            near(
+                &packed_hidden.narrow(1, start, length),
+                &hidden,
+                "hidden states",
+            );
+            trace.backward(&hidden.tanh(), &[], &mut of_rows).unwrap();
+            start += length;
+        }
+        near(&of_parts, &of_rows, "gradient");
+    }
+}
+
 #[test]
 fn layers_spread_over_devices_are_the_same_model() {
     for case in CASES {

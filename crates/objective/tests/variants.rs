@@ -1,4 +1,4 @@
-//! What GPUs compute otherwise (columns padded to a multiple of 128, losses by libtorch's operations, the matrix gradient added in
+//! What GPUs compute differently (columns padded to a multiple of 128, losses by libtorch's operations, the matrix gradient added in
 //! fp32) against float64 on exactly the vocabulary's columns: every divergence, at temperatures 1 and 2, in fp32 and bf16.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

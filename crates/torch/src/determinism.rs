@@ -11,6 +11,9 @@ use crate::TorchError;
 /// anyway, so this costs nothing there.
 const CUBLAS_WORKSPACE: (&CStr, &CStr) = (c"CUBLAS_WORKSPACE_CONFIG", c":4096:8");
 
+/// Those that fix the order of cuBLAS's sums.
+const DETERMINISTIC_WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
+
 /// Sets cuBLAS's workspace unless the environment has one. Call it before the first thread starts.
 pub fn prepare_cublas() {
     let (name, value) = CUBLAS_WORKSPACE;
@@ -21,20 +24,38 @@ pub fn prepare_cublas() {
 }
 
 /// Makes libtorch choose algorithms that give the same bits each time, for the whole process: flash attention's backward adds in one
-/// order, cuDNN's attention is left out.
+/// order, and cuDNN's attention is left out. An operation that has no such algorithm fails from now on.
 ///
 /// # Errors
-/// A libtorch of another release.
+/// A libtorch of another release; a workspace of cuBLAS, set in the environment, that does not fix the order of its sums.
 pub fn make_deterministic() -> Result<(), TorchError> {
     type GlobalContext = unsafe extern "C" fn() -> *mut c_void;
     type SetDeterministic = unsafe extern "C" fn(*mut c_void, bool, bool);
-    // SAFETY: the names are C++'s for `at::globalContext()` and `at::Context::setDeterministicAlgorithms(bool, bool)` in
-    // ATen/Context.h of this release; a method takes its object first. Operations without such an algorithm only warn.
+    type SetFill = unsafe extern "C" fn(*mut c_void, bool);
+    let (name, value) = (
+        CUBLAS_WORKSPACE.0.to_string_lossy(),
+        CUBLAS_WORKSPACE.1.to_string_lossy(),
+    );
+    if let Ok(set) = std::env::var(&*name)
+        && !DETERMINISTIC_WORKSPACES.contains(&&*set)
+    {
+        return Err(TorchError::Other(format!(
+            "{name} is \"{set}\" in the environment, expected \"{value}\" for deterministic runs: remove it, or set it so"
+        )));
+    }
+    // SAFETY: the names are C++'s for `at::globalContext()` and two methods of `at::Context` in ATen/Context.h of this release; a
+    // method takes its object first.
     unsafe {
         let context: GlobalContext = transmute(symbol(c"_ZN2at13globalContextEv")?);
         let set: SetDeterministic =
             transmute(symbol(c"_ZN2at7Context26setDeterministicAlgorithmsEbb")?);
-        set(context(), true, true);
+        let set_fill: SetFill = transmute(symbol(
+            c"_ZN2at7Context39setDeterministicFillUninitializedMemoryEb",
+        )?);
+        // Not "warn only": attention would go on as before.
+        set(context(), true, false);
+        // New memory is written before it is read: filling it first would only cost time.
+        set_fill(context(), false);
     }
     Ok(())
 }
@@ -56,18 +77,22 @@ pub(crate) fn symbol(name: &CStr) -> Result<*mut c_void, TorchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind, Tensor};
 
-    /// The flag has an effect that can be seen on the CPU: new memory is filled.
+    /// Asks libtorch back: attention looks at both flags.
     #[test]
-    fn libtorch_takes_the_flag() {
+    fn libtorch_takes_the_flags() {
+        type GlobalContext = unsafe extern "C" fn() -> *mut c_void;
+        type Get = unsafe extern "C" fn(*const c_void) -> bool;
         make_deterministic().unwrap();
-        let empty = Tensor::f_empty([64], (Kind::Float, Device::Cpu)).unwrap();
-        assert!(
-            Vec::<f32>::try_from(&empty)
-                .unwrap()
-                .iter()
-                .all(|x| x.is_nan())
-        );
+        // SAFETY: as in `make_deterministic`; both getters are const methods without arguments.
+        unsafe {
+            let context: GlobalContext = transmute(symbol(c"_ZN2at13globalContextEv").unwrap());
+            let flag = |name| {
+                let get: Get = transmute(symbol(name).unwrap());
+                get(context())
+            };
+            assert!(flag(c"_ZNK2at7Context23deterministicAlgorithmsEv"));
+            assert!(!flag(c"_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv"));
+        }
     }
 }

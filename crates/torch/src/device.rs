@@ -110,7 +110,7 @@ fn uuid_text(uuid: &[u8; 16]) -> String {
 }
 
 /// NVIDIA's libraries that `libtorch_cuda.so` or cuDNN open by their bare names, in the order in which they need each other. PyTorch loads
-/// them from its packages at import; a program that does not fails in its first attention.
+/// them from its packages at import; a program that does not preload them fails at its first attention call.
 const PRELOADED: [&str; 4] = [
     "libnvrtc-builtins.so.13.0",
     "libnvrtc.so.13",

@@ -4,7 +4,7 @@ use std::{cell::Cell, sync::OnceLock};
 
 use tch::Device;
 
-/// Set to 1, the CPU computes as a GPU would. For tests on machines without one: it is slower and rounds otherwise.
+/// Set to 1, the CPU computes as a GPU would. For tests on machines without one: it is slower and rounds differently.
 const SWITCH: &str = "DDK_GPU_PATH";
 
 /// GPUs multiply fastest if sizes are multiples of this, and cuDNN builds a plan for each new length.
