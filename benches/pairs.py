@@ -1,6 +1,6 @@
 """What the paper's pairs need: memory as `ddk check` computes it, and the time of a step from its operations and a stated rate.
 
-usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400] [--gigabytes 80]          FOLDER: from tools/python-env
+usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400] [--gigabytes 80] [--lines PAIR]          FOLDER: from tools/python-env
 
 Nothing is measured here. Each model is a folder with its real configuration and a weights file that has a header and a hole; `ddk check`
 reads no more. `--tflops` is what a GPU does in these products: 400 is 40 % of an H100's dense bf16 peak. A
@@ -66,10 +66,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--tflops", type=float, default=400)
     parser.add_argument("--gigabytes", type=float, default=80)
+    parser.add_argument("--lines", choices=PAIRS, help="print what `ddk check` says of this pair's memory, line by line, instead of the table")
     options = parser.parse_args()
     rate = options.tflops * 1e12
-    print("| pair | a step, s: teacher; student, recomputing | two GPUs, GB: teacher; student, recomputing | tokens/s | one GPU, GB; recomputing | tokens/s |")
-    print("|---|---:|---:|---:|---:|---:|")
+    if not options.lines:
+        print("| pair | a step, s: teacher; student, recomputing | two GPUs, GB: teacher; student, recomputing | tokens/s | one GPU, GB; recomputing | tokens/s |")
+        print("|---|---:|---:|---:|---:|---:|")
     for pair, (of_teacher, of_student) in PAIRS.items():
         words = WORDS[next(name for name in WORDS if pair.startswith(name))]
         with tempfile.TemporaryDirectory() as folder:
@@ -77,13 +79,20 @@ def main():
             teacher = write_hollow(folder / "teacher", of_teacher, words)
             student = write_hollow(folder / "student", of_student, words)
 
-            def check(*devices):
+            def said(*devices):
                 sets = [f"teacher.model={folder}/teacher", f"student.model={folder}/student", *devices]
                 command = [DDK, "check", ROOT / f"config/{pair}.toml", *[word for set_ in sets for word in ["--set", set_]]]
-                said = subprocess.run(command, capture_output=True, text=True).stdout
-                found = dict(re.findall(r"memory of (cuda:\d): needs ([\d.]+ \w+)", said))
-                assert found, said
+                return subprocess.run(command, capture_output=True, text=True).stdout
+
+            def check(*devices):
+                found = dict(re.findall(r"memory of (cuda:\d): needs ([\d.]+ \w+)", said(*devices)))
+                assert found, said(*devices)
                 return found
+
+            if options.lines == pair:
+                print(*re.findall(r"^memory of cuda.*\n(?:  .*\n)*", said(), re.M), sep="", end="")
+            if options.lines:
+                continue
 
             two, two_again = check(), check("student.recompute=true")
             on_one = ['teacher.devices=["cuda:0"]', "student.device=cuda:0"]
