@@ -1,6 +1,7 @@
 //! `ddk bench`: how fast this machine distils these models, where the time goes, and what to change.
 //!
-//! Both models work on rows of random tokens of the configuration's shape; nothing is read from a corpus and nothing is written.
+//! Both models work on rows of random tokens of the configuration's shape; nothing is read from a corpus and
+//! nothing is written.
 
 mod overlap;
 mod products;

@@ -23,13 +23,14 @@ pub struct Cli {
 pub enum Command {
     /// Run the whole job on real text: corpus, tokenizer, teacher, student, distillation
     ///
-    /// Writes five domains of text that `make demo-text` has fetched, the same on every machine. Then trains a tokenizer, a teacher
-    /// and a student that lags behind it, and distills. Every part is kept under data/demo and reused; delete that folder to
-    /// start over.
+    /// Writes five domains of text that `make demo-text` has fetched, the same on every machine. Then trains
+    /// a tokenizer, a teacher and a student that lags behind it, and distills. Every part is kept under
+    /// data/demo and reused; delete that folder to start over.
     Demo(Demo),
     /// Write a commented configuration for two model folders and a folder of text
     Init(Init),
-    /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule, one forward of both models
+    /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule, one
+    /// forward of both models
     Check(Check),
     /// Measure how fast this machine distils a configuration's models: where the time goes, and what to change
     ///
@@ -46,12 +47,13 @@ pub enum Command {
     Train(Train),
     /// Train the paper's methods side by side, over seeds, and write what came out as tables and figures
     ///
-    /// The same initial student, token budget, validation sets and evaluation for all; seeds vary the data's order alone. Runs that
-    /// are done are skipped, interrupted ones go on.
+    /// The same initial student, token budget, validation sets and evaluation for all; seeds vary the data's
+    /// order alone. Runs that are done are skipped, interrupted ones go on.
     Compare(Compare),
     /// Watch a run in the terminal: one that goes on, here or elsewhere, or one that has ended
     ///
-    /// Where standard output is no terminal, says once how it stands. A server's token is taken from DDK__TELEMETRY__TOKEN.
+    /// Where standard output is no terminal, says once how it stands. A server's token is taken from
+    /// DDK__TELEMETRY__TOKEN.
     Watch(Watch),
     /// Serve the pages of all runs below a folder, several side by side
     ///
@@ -63,8 +65,8 @@ pub enum Command {
     Checkpoints(Checkpoints),
     /// Write a run's report: one page that works without a network, Markdown, or its figures
     ///
-    /// What came out, how it came about, incidents, where the time went, settings that differ from the defaults, how to have it
-    /// again. `ddk train` writes the page when a run is done.
+    /// What came out, how it came about, incidents, where the time went, settings that differ from the
+    /// defaults, how to have it again. `ddk train` writes the page when a run is done.
     Report(Report),
     /// Write a run's student as a Hugging Face folder, from any of its checkpoints
     Export(Export),

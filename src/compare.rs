@@ -1,8 +1,8 @@
 //! `ddk compare`: methods beside each other, each a run of `ddk train` in a process of its own.
 //!
-//! A run has its own log, its own peak memory and its own end; what this program does is to start them one after the other, pass
-//! signals on, and read their folders. A run that is done is skipped, one that was interrupted goes on: the same command always
-//! leads on.
+//! A run has its own log, its own peak memory and its own end; what this program does is to start them one
+//! after the other, pass signals on, and read their folders. A run that is done is skipped, one that was
+//! interrupted goes on: the same command always leads on.
 
 mod child;
 mod plan;
@@ -161,7 +161,8 @@ fn minutes(time: Duration) -> String {
     }
 }
 
-/// A comparison of runs that began with other models or other data would say nothing. Those that have not begun are passed over.
+/// A comparison of runs that began with other models or other data would say nothing. Those that have not
+/// begun are passed over.
 fn same_inputs(plan: &Plan) -> Result<()> {
     let mut first: Option<(&Planned, Inputs)> = None;
     for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {

@@ -29,8 +29,8 @@ pub fn run(args: &cli::Demo, signals: &Signals, out: &mut dyn Write) -> Result<E
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
     let settings = loaded.settings;
-    // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first backward, and would not
-    // see those of a library that is loaded later.
+    // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first
+    // backward, and would not see those of a library that is loaded later.
     let devices = settings.teacher.every_device();
     for device in devices.chain([settings.student.device.as_str()]) {
         parse_device(device)?;
@@ -142,8 +142,8 @@ fn not_ours(domain: &str) -> anyhow::Error {
 
 /// Refuses text that is there and is not this version's.
 ///
-/// The tokenizer, the models and the runs beside it were made from that text. Their figures would look like the published ones and
-/// mean something else, so this is an error and not a warning.
+/// The tokenizer, the models and the runs beside it were made from that text. Their figures would look like
+/// the published ones and mean something else, so this is an error and not a warning.
 ///
 /// # Errors
 ///

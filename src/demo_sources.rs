@@ -1,7 +1,8 @@
 //! The demo's text: one JSON Lines file per domain, the same on every machine.
 //!
-//! `tools/demo-text/fetch` has put the documents to choose from into the cache folder. A fixed shuffle of their names decides which
-//! of them fit into a domain's limit, and `tools/demo-text/expected.toml` says what the shipped limits have to give, to the byte.
+//! `tools/demo-text/fetch` has put the documents to choose from into the cache folder. A fixed shuffle of
+//! their names decides which of them fit into a domain's limit, and `tools/demo-text/expected.toml` says what
+//! the shipped limits have to give, to the byte.
 
 use std::{
     collections::BTreeMap,
@@ -80,8 +81,8 @@ pub fn hash(jsonl: &[u8]) -> String {
 ///
 /// # Errors
 ///
-/// There are no documents for a domain, they cannot be read, or a text is not the expected one. All texts that are not are named with
-/// their hashes.
+/// There are no documents for a domain, they cannot be read, or a text is not the expected one. All texts
+/// that are not are named with their hashes.
 pub fn collect(limits: &[(&str, u64)]) -> Result<Vec<Collected>> {
     let folder = cache_folder()?.join("demo-text");
     let mut texts = Vec::new();

@@ -1,8 +1,8 @@
 //! SIGINT and SIGTERM: every long command listens to them from its start to its end and answers by what it is doing.
 //!
-//! While a run trains, the step is finished and saved. In every other phase nothing has to be saved: what is on the disk is whole
-//! at each instant, so the process says what the same command will do next and ends at once. A change of phases and an answer
-//! exclude each other, so a signal belongs to exactly one phase.
+//! While a run trains, the step is finished and saved. In every other phase nothing has to be saved: what is
+//! on the disk is whole at each instant, so the process says what the same command will do next and ends at
+//! once. A change of phases and an answer exclude each other, so a signal belongs to exactly one phase.
 
 use std::{
     path::{Path, PathBuf},
@@ -169,8 +169,8 @@ impl Signals {
         state.farewell = None;
     }
 
-    /// Workers are at work: a signal goes to them over `stop` once the board says that they train. The signal that came before,
-    /// which no worker has heard.
+    /// Workers are at work: a signal goes to them over `stop` once the board says that they train. The signal
+    /// that came before, which no worker has heard.
     pub fn train(&self, board: &Arc<Board>, stop: &mpsc::Sender<()>) -> Option<Signal> {
         let mut state = self.state();
         state.answer = Answer::Train {

@@ -282,7 +282,8 @@ pub fn is_done(settings: &Settings) -> Result<bool> {
     Ok(!inputs::extends(&path, settings)?)
 }
 
-/// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone once it is done.
+/// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone
+/// once it is done.
 fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
     let name = required(settings.run.name.clone(), "run.name")?;
     let path = settings.run.folder.join(&name);

@@ -67,7 +67,8 @@ impl Evaluation {
     }
 }
 
-/// Whether the teacher says something about each batch. Where neither the loss nor the mixture asks for it, no forward is made.
+/// Whether the teacher says something about each batch. Where neither the loss nor the mixture asks for it,
+/// no forward is made.
 pub fn labels(settings: &Settings) -> bool {
     objective::of_settings(&settings.objective).needs_teacher()
         || settings.mixture.policy == MixturePolicy::DoremiProxy

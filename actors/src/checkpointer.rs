@@ -61,8 +61,8 @@ impl Checkpointer {
         })
     }
 
-    /// A save that fails is an event: the checkpoints before it stay, and training continues. Old checkpoints that could not be
-    /// removed are an event of their own: the save has succeeded.
+    /// A save that fails is an event: the checkpoints before it stay, and training continues. Old checkpoints
+    /// that could not be removed are an event of their own: the save has succeeded.
     fn save(&self, request: SaveRequest) -> Result<(), PortError> {
         let (step, began) = (request.state.step, Instant::now());
         let sync = || self.journal.sync();

@@ -14,8 +14,8 @@ use crate::{
     worker::{Body, Ready},
 };
 
-/// Where a loader stands: the next row to hand on. It belongs to the supervisor, so that a loader that is built again after a
-/// panic reads the row in hand once more, and none twice.
+/// Where a loader stands: the next row to hand on. It belongs to the supervisor, so that a loader that is
+/// built again after a panic reads the row in hand once more, and none twice.
 pub type LoaderSlot = Arc<Mutex<Cursor>>;
 
 /// What a loader works with.

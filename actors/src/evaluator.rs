@@ -1,8 +1,8 @@
 //! The evaluator: brings both models' perplexities together.
 //!
-//! The models' own lanes compute them (the teacher's once; the student's at an interval's end, where the mixture or a setting asks
-//! for them). This actor knows what is still missing, and tells the weight scheduler when an interval has ended with all that
-//! is known about it.
+//! The models' own lanes compute them (the teacher's once; the student's at an interval's end, where the
+//! mixture or a setting asks for them). This actor knows what is still missing, and tells the weight
+//! scheduler when an interval has ended with all that is known about it.
 
 use ddk_mixture::{Perplexities, TrainingSums};
 use ractor::{Actor, ActorProcessingErr, ActorRef};

@@ -7,8 +7,8 @@ use ddk_mixture::{Perplexities, PolicyState, Quota, interval_order};
 use ddk_run::records::MixtureLine;
 use serde::{Deserialize, Serialize};
 
-/// An interval as the weight scheduler sets it. It travels with every micro-batch, so that any step's checkpoint can hold it;
-/// from it and the seed alone, the order of its rows follows.
+/// An interval as the weight scheduler sets it. It travels with every micro-batch, so that any step's
+/// checkpoint can hold it; from it and the seed alone, the order of its rows follows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The interval, from 0; the version of its mixture.

@@ -6,12 +6,13 @@
 //!                             └──interval── WeightScheduler ◀── Evaluator ◀───┘ perplexities
 //! ```
 //!
-//! Data goes over bounded channels between threads; control goes over small messages between ractor actors, whose handlers
-//! never block. A part that computes is a *worker*: a named thread with a loop, owned by an actor ([`worker`]) that tells the
-//! [`supervisor`] how it ended. Parts that only decide ([`evaluator`], [`weight_scheduler`]) are actors without a thread.
+//! Data goes over bounded channels between threads; control goes over small messages between ractor actors,
+//! whose handlers never block. A part that computes is a *worker*: a named thread with a loop, owned by an
+//! actor ([`worker`]) that tells the [`supervisor`] how it ended. Parts that only decide ([`evaluator`],
+//! [`weight_scheduler`]) are actors without a thread.
 //!
-//! What is computed is behind [`ports`], so that this crate never sees libtorch; `src/wiring.rs` of the program joins both.
-//! Start with [`supervisor::run`], which reads like the picture above.
+//! What is computed is behind [`ports`], so that this crate never sees libtorch; `src/wiring.rs` of the
+//! program joins both. Start with [`supervisor::run`], which reads like the picture above.
 
 pub mod batch;
 pub mod batcher;

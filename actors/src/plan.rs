@@ -27,8 +27,8 @@ pub struct RunPlan {
     pub micro_rows: u64,
     /// The last step, where there is one (the smaller of both limits).
     pub max_steps: Option<u64>,
-    /// A step with which an interval ends, whatever its length: where the schedule of the learning rate does. So a run whose last
-    /// interval was cut short by its limit resumes like a run with a larger limit.
+    /// A step with which an interval ends, whatever its length: where the schedule of the learning rate does.
+    /// So a run whose last interval was cut short by its limit resumes like a run with a larger limit.
     pub interval_end: Option<u64>,
     /// The name of the limit that `max_steps` comes from.
     pub max_steps_reason: crate::StopReason,
@@ -36,7 +36,8 @@ pub struct RunPlan {
     pub max_tokens: Option<u64>,
     /// Ends the run where perplexities are measured and no ratio is larger.
     pub stop_ratio: Option<f64>,
-    /// Intervals between an evaluation and the mixture that follows from it: 0 (the pipeline waits at each interval's end) or 1.
+    /// Intervals between an evaluation and the mixture that follows from it: 0 (the pipeline waits at each
+    /// interval's end) or 1.
     pub lag: u64,
     /// Perplexities are measured so often, in steps, where the mixture's policy does without.
     pub evaluation_every: Option<u64>,
@@ -74,7 +75,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// What a run starts with: steps between two checkpoints, how many of the newest stay, the learning rate at the end.
+    /// What a run starts with: steps between two checkpoints, how many of the newest stay, the learning rate
+    /// at the end.
     pub fn new(checkpoint_every: u64, keep: usize, lr_end: f64) -> Arc<Self> {
         Arc::new(Self {
             checkpoint_every: AtomicU64::new(checkpoint_every),

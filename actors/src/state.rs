@@ -18,8 +18,8 @@ pub struct LoopState {
     pub interval: Interval,
     /// Perplexities before the first step.
     pub at_start: Perplexities,
-    /// What the next interval is decided by, where mixtures lag: the evaluation made when this interval began, empty where none was
-    /// due then.
+    /// What the next interval is decided by, where mixtures lag: the evaluation made when this interval
+    /// began, empty where none was due then.
     #[serde(default)]
     pub ahead: Option<Evaluated>,
     /// Tokens drawn from each domain in this interval so far.
@@ -54,7 +54,8 @@ pub struct Fork<'a> {
     pub rows_per_step: u64,
     /// See above.
     pub seed: u64,
-    /// Whether the new run draws and measures as the old one did: the same seed, rows of a step, and settings of perplexities.
+    /// Whether the new run draws and measures as the old one did: the same seed, rows of a step, and settings
+    /// of perplexities.
     pub alike: bool,
 }
 
@@ -65,8 +66,8 @@ impl Fork<'_> {
         self.alike && self.old_rows == self.new_rows && self.kept.iter().enumerate().all(in_place)
     }
 
-    /// Where a new domain stands, after where the old one it was stood. Where its rows are others now (another length, another
-    /// packing), as far through the pass as it was.
+    /// Where a new domain stands, after where the old one it was stood. Where its rows are others now
+    /// (another length, another packing), as far through the pass as it was.
     fn cursor(&self, new: usize, old: usize, cursor: Cursor) -> Cursor {
         let (then, now) = (self.old_rows[old].max(1), self.new_rows[new]);
         Cursor {
@@ -77,9 +78,9 @@ impl Fork<'_> {
 }
 
 impl LoopState {
-    /// The state that a forked run starts with, its files empty. Where nothing that an interval depends on differs, it goes on
-    /// within the interval; otherwise the interval ends here, and the first thing that the new run does is to measure and set a
-    /// mixture.
+    /// The state that a forked run starts with, its files empty. Where nothing that an interval depends on
+    /// differs, it goes on within the interval; otherwise the interval ends here, and the first thing that
+    /// the new run does is to measure and set a mixture.
     pub fn fork(&self, fork: &Fork<'_>) -> Self {
         let mut state = self.clone();
         state.lengths = Lengths::default();
@@ -139,8 +140,8 @@ const LOSS_RESOLUTION: f64 = 1e-6;
 pub struct LossWindow(VecDeque<f64>);
 
 impl LossWindow {
-    /// Whether `loss` is a spike: more than `guard.spike_sigmas` standard deviations above the mean of the losses before it. The
-    /// deviation counts as at least the rounding of a loss.
+    /// Whether `loss` is a spike: more than `guard.spike_sigmas` standard deviations above the mean of the
+    /// losses before it. The deviation counts as at least the rounding of a loss.
     pub fn is_spike(&self, loss: f64, guard: &Guard) -> bool {
         let count = self.0.len();
         if !loss.is_finite() || count < guard.spike_from.max(2) {

@@ -176,7 +176,8 @@ impl<S: Student + 'static> StudentLane<S> {
                     if let Ok(copy) = self.evaluated.try_recv() {
                         core.evaluated(copy);
                     }
-                    // Without the evaluation that the interval began with, the checkpoint before is what the run goes on from.
+                    // Without the evaluation that the interval began with, the checkpoint before is what the
+                    // run goes on from.
                     if core.is_whole() {
                         self.save_last(core)?;
                     }
@@ -213,7 +214,8 @@ impl<S: Student + 'static> StudentLane<S> {
         }
     }
 
-    /// Waits for the evaluation that the interval began with, where one is on its way; false where the run is abandoned.
+    /// Waits for the evaluation that the interval began with, where one is on its way; false where the run is
+    /// abandoned.
     fn settle(&self, core: &mut Core<S>, told: &mut Told) -> Result<bool, PortError> {
         while core.awaits_evaluation() {
             self.status.waiting_for_input();
@@ -246,7 +248,8 @@ impl<S: Student + 'static> StudentLane<S> {
         }
     }
 
-    /// Tells what the next mixture follows from, perplexities where they are due; false where the run is told to stop meanwhile.
+    /// Tells what the next mixture follows from, perplexities where they are due; false where the run is told
+    /// to stop meanwhile.
     fn end_interval(&self, core: &mut Core<S>) -> Result<bool, PortError> {
         self.status.computing();
         if core.is_ahead() && core.evaluation_is_due() {
@@ -286,8 +289,8 @@ impl<S: Student + 'static> StudentLane<S> {
         Ok(true)
     }
 
-    /// Whether the student has been told to end since this was called; asked between two batches of an evaluation. `is_last`: the
-    /// run's end is no news any more.
+    /// Whether the student has been told to end since this was called; asked between two batches of an
+    /// evaluation. `is_last`: the run's end is no news any more.
     fn told_to_stop(&self, is_last: bool) -> impl Fn() -> bool {
         let told = Cell::new(false);
         move || {
@@ -327,8 +330,8 @@ impl<S: Student + 'static> StudentLane<S> {
         Ok(())
     }
 
-    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. Where the save that was made
-    /// of it while training went on has failed, it is made again.
+    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. Where
+    /// the save that was made of it while training went on has failed, it is made again.
     fn save_last(&self, core: &mut Core<S>) -> Result<(), PortError> {
         self.status.waiting_for_output();
         if core.is_saved() && core.await_save().is_ok() {

@@ -1,8 +1,8 @@
 //! The supervisor: puts the pipeline together, starts it in order, heals what can be healed, and takes it down.
 //!
-//! It owns both ends of every data queue and what each worker has in hand, so that a worker that is built again goes on with
-//! the same queue and loses nothing. A run ends at the student: when that has ended, the `stop` channel is closed, which every
-//! blocking call of every other worker also waits on.
+//! It owns both ends of every data queue and what each worker has in hand, so that a worker that is built
+//! again goes on with the same queue and loses nothing. A run ends at the student: when that has ended, the
+//! `stop` channel is closed, which every blocking call of every other worker also waits on.
 
 mod pipeline;
 mod restarts;
@@ -85,8 +85,8 @@ pub struct Outcome {
 
 /// Runs a distillation to its end, or until something comes over `stop`.
 ///
-/// `resume` goes on from a checkpoint, `policy` and the student's factory from the same; `teacher_perplexities`, where known,
-/// are not measured again. `None`: told to stop before the first step.
+/// `resume` goes on from a checkpoint, `policy` and the student's factory from the same;
+/// `teacher_perplexities`, where known, are not measured again. `None`: told to stop before the first step.
 pub async fn run<T, S>(
     plan: RunPlan,
     parts: Parts<T, S>,
@@ -329,8 +329,8 @@ impl<T: Teacher + 'static> State<T> {
     }
 }
 
-/// Whether a part is built again and does what was in hand once more: one that changes nothing and panicked, and rows that could
-/// not be read, which may pass.
+/// Whether a part is built again and does what was in hand once more: one that changes nothing and panicked,
+/// and rows that could not be read, which may pass.
 fn heals(part: &Part, exit: &Exit) -> bool {
     match part {
         Part::Loader(_) => matches!(exit, Exit::Panicked(_) | Exit::Failed(PortError::Data(_))),

@@ -1,5 +1,6 @@
-//! A teacher's lane: labels micro-batches in their order. Where mixtures lag, lane 0 also evaluates copies of the student, as soon as
-//! it is asked: between two batches, or while a batch waits for room, so that nobody who waits for the evaluation waits in vain.
+//! A teacher's lane: labels micro-batches in their order. Where mixtures lag, lane 0 also evaluates copies of
+//! the student, as soon as it is asked: between two batches, or while a batch waits for room, so that nobody
+//! who waits for the evaluation waits in vain.
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -19,8 +20,8 @@ use crate::{
     worker::{Body, Ready},
 };
 
-/// The micro-batch in hand. It belongs to the supervisor, so that a teacher that is built again after a panic labels it once
-/// more, and its place in the order is kept.
+/// The micro-batch in hand. It belongs to the supervisor, so that a teacher that is built again after a panic
+/// labels it once more, and its place in the order is kept.
 pub type InFlight = Arc<Mutex<Option<Arc<MicroBatch>>>>;
 
 /// A copy of the student to evaluate.

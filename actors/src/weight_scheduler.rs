@@ -1,7 +1,8 @@
 //! The weight scheduler: decides each interval's mixture and how many rows it draws from each domain.
 //!
-//! A pure state machine ([`Scheduler`]) behind a mailbox. A mixture's line travels with its interval: the student writes it before
-//! the first step that was drawn by it, so that the run's files follow from the steps alone, however far ahead this is.
+//! A pure state machine ([`Scheduler`]) behind a mailbox. A mixture's line travels with its interval: the
+//! student writes it before the first step that was drawn by it, so that the run's files follow from the
+//! steps alone, however far ahead this is.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! A worker: a named thread that an actor owns. All parts that compute share this.
 //!
-//! The actor starts only when the worker says that it is ready (its model is built), so a part that cannot be built is an
-//! error of the start. However the thread ends, exactly one [`Exit`] reaches the actor, which ends with it; the supervisor
-//! hears of that from ractor.
+//! The actor starts only when the worker says that it is ready (its model is built), so a part that cannot be
+//! built is an error of the start. However the thread ends, exactly one [`Exit`] reaches the actor, which
+//! ends with it; the supervisor hears of that from ractor.
 
 use std::{
     fmt,

@@ -9,7 +9,8 @@ use ddk_torch::Turns;
 use super::{Bench, WARM_UP};
 
 impl Bench<'_> {
-    /// Seconds of a step while teachers and student work side by side, and the share of them in which the student waits.
+    /// Seconds of a step while teachers and student work side by side, and the share of them in which the
+    /// student waits.
     pub(super) fn overlapped(&self, labels: bool) -> Result<(f64, f64)> {
         let settings = self.settings;
         let lanes = settings.teacher.all_lanes();

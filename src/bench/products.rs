@@ -78,7 +78,8 @@ impl Products<'_> {
         self.positions as f64 / self.chunk as f64 * self.micro_batches
     }
 
-    /// Of one layer's products of queries with keys and of their weights with the values. They are causal: half of those of whole squares.
+    /// Of one layer's products of queries with keys and of their weights with the values. They are causal:
+    /// half of those of whole squares.
     fn attention(&self) -> Result<f64, TorchError> {
         let _no_grad = tch::no_grad_guard();
         let (heads, _, width) = self.model.heads();

@@ -30,7 +30,8 @@ pub(super) struct Measured {
     pub(super) vocabulary: i64,
     /// MKL's.
     pub(super) kernels: &'static str,
-    /// Operations a second in large square products, on the teacher's device and threads (where it is asked) and on the student's.
+    /// Operations a second in large square products, on the teacher's device and threads (where it is asked)
+    /// and on the student's.
     pub(super) teacher_rate: Option<f64>,
     pub(super) student_rate: f64,
     /// Absent where the teacher is not asked.

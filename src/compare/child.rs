@@ -18,8 +18,8 @@ use crate::{
     signals::{self, Signals},
 };
 
-/// Runs `ddk` with these arguments to its end, standard error shared. `what`: its name in messages. The exit code if it was stopped by
-/// a signal that came to this program.
+/// Runs `ddk` with these arguments to its end, standard error shared. `what`: its name in messages. The exit
+/// code if it was stopped by a signal that came to this program.
 pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result<Option<ExitCode>> {
     let slot = signals::Child::default();
     // From now on a signal cannot end this program alone.
@@ -99,8 +99,8 @@ fn start(arguments: &[String]) -> Result<Child> {
 mod tests {
     use super::*;
 
-    /// The id is taken away between the end and the reaping: whoever signals meanwhile signals a child that has ended, never another
-    /// process with its number.
+    /// The id is taken away between the end and the reaping: whoever signals meanwhile signals a child that
+    /// has ended, never another process with its number.
     #[test]
     fn the_id_is_gone_before_the_child_is_reaped() {
         let mut child = Command::new("true").spawn().unwrap();

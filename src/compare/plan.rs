@@ -28,7 +28,8 @@ pub(super) struct Plan {
     pub(super) seeds: Vec<u64>,
     /// One a swept value; one of nothing where nothing is swept.
     pub(super) sweep: Vec<Swept>,
-    /// In the order in which they are trained: all methods of a seed, so that a comparison that is stopped has whole seeds.
+    /// In the order in which they are trained: all methods of a seed, so that a comparison that is stopped
+    /// has whole seeds.
     pub(super) runs: Vec<Planned>,
 }
 
@@ -150,8 +151,9 @@ impl Plan {
     }
 }
 
-/// All runs of a comparison have one budget of tokens: a longer interval would make a run longer whose end is counted in intervals,
-/// and would look better for it. Who sweeps a limit itself (`run.*`) asks for just that.
+/// All runs of a comparison have one budget of tokens: a longer interval would make a run longer whose end is
+/// counted in intervals, and would look better for it. Who sweeps a limit itself (`run.*`) asks for just
+/// that.
 fn same_budget(runs: &[Planned]) -> Result<()> {
     let step_tokens =
         |run: &Planned| run.settings.batch.rows * run.settings.corpus.sequence_length as u64;
@@ -184,7 +186,8 @@ fn same_budget(runs: &[Planned]) -> Result<()> {
     Ok(())
 }
 
-/// What is written wins over a method: a comparison whose configuration writes one of the choices would compare it with itself.
+/// What is written wins over a method: a comparison whose configuration writes one of the choices would
+/// compare it with itself.
 fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
     let values = values(&loaded.settings)?;
     for (key, expected) in method.choices() {
@@ -249,8 +252,8 @@ fn plain(value: &str) -> String {
         .collect()
 }
 
-/// A quarter of the steps: the interval, the warm-up, what comes before a run and its end shrink alike, so that the mixture moves
-/// as often.
+/// A quarter of the steps: the interval, the warm-up, what comes before a run and its end shrink alike, so
+/// that the mixture moves as often.
 fn quarter(settings: &Settings) -> Result<Vec<String>> {
     const SHRINK: [&str; 7] = [
         "run.max_steps",

@@ -1,6 +1,7 @@
 //! DoReMi's first two phases: a reference model, then a proxy that finds the mixture. The run itself is the third.
 //!
-//! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left alone once done.
+//! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left
+//! alone once done.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -23,7 +24,8 @@ pub(super) enum Phases {
     Stopped(ExitCode),
 }
 
-/// Runs what is left of the phases. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is meant for this program.
+/// Runs what is left of the phases. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is
+/// meant for this program.
 pub(super) fn phases(
     settings: &Settings,
     domains: &[String],

@@ -11,7 +11,8 @@ use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
 use super::{Prepared, inputs::Inputs, ted};
 use crate::{hint::Hint, prepare, progress::say};
 
-/// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of the domains that stay.
+/// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of
+/// the domains that stay.
 pub(super) fn fork(
     prepared: &Prepared<'_>,
     source: &Path,

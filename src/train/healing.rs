@@ -1,7 +1,9 @@
-//! What heals by going back to the last checkpoint: a student or batcher that panicked, numbers that went wrong, a device without memory.
+//! What heals by going back to the last checkpoint: a student or batcher that panicked, numbers that went
+//! wrong, a device without memory.
 //!
-//! The whole pipeline is built again from the checkpoint, so nothing of the old one is left. What has to outlast the process (steps
-//! to pass over, smaller sizes) is in `healing.json`, written before the run goes on.
+//! The whole pipeline is built again from the checkpoint, so nothing of the old one is left. What has to
+//! outlast the process (steps to pass over, smaller sizes) is in `healing.json`, written before the run goes
+//! on.
 
 use std::{
     collections::{BTreeSet, VecDeque},

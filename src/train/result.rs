@@ -18,7 +18,8 @@ use crate::{
 
 const REPORT: &str = "report.html";
 
-/// Exports the student, then writes `summary.json`: a folder that has it holds a run that is done. The report is made from that.
+/// Exports the student, then writes `summary.json`: a folder that has it holds a run that is done. The report
+/// is made from that.
 pub(super) fn finish(
     prepared: &Prepared<'_>,
     folder: &RunFolder,
@@ -46,8 +47,8 @@ pub(super) fn finish(
     write_report(folder)
 }
 
-/// Makes a run that is done one that goes on: its summary is put aside once it is known that there is a checkpoint to go on from. The
-/// exported student stays until the next one takes its place.
+/// Makes a run that is done one that goes on: its summary is put aside once it is known that there is a
+/// checkpoint to go on from. The exported student stays until the next one takes its place.
 pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
     if !lost::has_checkpoints(folder)? {
         lost::refuse_if_saved(folder)?;

@@ -1,4 +1,5 @@
-//! How long the schedule of a run is: as long as the run was to be when it was first started, however long it is made later.
+//! How long the schedule of a run is: as long as the run was to be when it was first started, however long it
+//! is made later.
 
 use std::{fs, path::Path};
 
@@ -16,8 +17,8 @@ const FILE: &str = "schedule.json";
 pub(super) struct Length {
     /// Steps until the learning rate is at its end.
     pub(super) steps: u64,
-    /// Whether an interval ends with the schedule: where `run.max_steps` may have cut one short there, and where the schedule's length
-    /// is set, so that both give the same.
+    /// Whether an interval ends with the schedule: where `run.max_steps` may have cut one short there, and
+    /// where the schedule's length is set, so that both give the same.
     ends_interval: bool,
 }
 

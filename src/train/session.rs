@@ -1,4 +1,5 @@
-//! What surrounds a process's runs: the HTTP server, the metrics file, the watchdog, the word to those who watch when it ends.
+//! What surrounds a process's runs: the HTTP server, the metrics file, the watchdog, the word to those who
+//! watch when it ends.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -99,7 +100,8 @@ impl Session {
     }
 }
 
-/// The server of the live page and the metrics; a port that is taken is said, and stops the run only where it is required.
+/// The server of the live page and the metrics; a port that is taken is said, and stops the run only where it
+/// is required.
 fn serve(settings: &Settings, recorder: Recorder, folder: &Path) -> Result<Option<Server>> {
     let telemetry = &settings.telemetry;
     if !telemetry.enabled {

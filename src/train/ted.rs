@@ -68,8 +68,8 @@ pub fn layer_pairs(
     }
 }
 
-/// Runs what is left of the first stage; the program's exit code where a signal stopped it. `reloads`: whether SIGHUP is meant for
-/// this program.
+/// Runs what is left of the first stage; the program's exit code where a signal stopped it. `reloads`:
+/// whether SIGHUP is meant for this program.
 pub(super) fn first_stage(
     settings: &Settings,
     folder: &RunFolder,

@@ -86,8 +86,9 @@ impl Choice {
         let whole = |cores: f64| (cores - SLACK).ceil().max(1.0) as usize;
         let student_threads = whole(wanted).min(cores);
         let of_teachers = cores as f64 - wanted;
-        // Several lanes of one thread use cores better than one of several threads. A core that the student leaves in part can be
-        // shared, as long as the student has no other: threads of a team wait for the one of them that has lost its core.
+        // Several lanes of one thread use cores better than one of several threads. A core that the student
+        // leaves in part can be shared, as long as the student has no other: threads of a team wait for the
+        // one of them that has lost its core.
         let lanes = match student_threads {
             1 => whole(of_teachers).min(cores),
             _ => cores - student_threads,

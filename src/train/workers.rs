@@ -288,8 +288,8 @@ async fn attempt(
     Ok(outcome)
 }
 
-/// What a checkpoint says about itself: the settings, the hashes of what the run is made from (the teacher's perplexities belong
-/// to these), the versions of what wrote it.
+/// What a checkpoint says about itself: the settings, the hashes of what the run is made from (the teacher's
+/// perplexities belong to these), the versions of what wrote it.
 fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
     let versions = serde_json::json!({
         "ddk": env!("CARGO_PKG_VERSION"),
@@ -343,8 +343,8 @@ fn announce(
     Ok((Some(opened.state), Some(opened.path)))
 }
 
-/// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32, those of TED's layers
-/// included.
+/// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32,
+/// those of TED's layers included.
 fn queue_bytes(prepared: &Prepared<'_>) -> Result<u64> {
     let settings = prepared.settings;
     let width = ModelConfig::read(&prepared.folders.teacher)?.hidden_size() as u64;

@@ -42,7 +42,8 @@ struct Copies {
     made: u64,
 }
 
-/// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures holds no model.
+/// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures
+/// holds no model.
 pub fn teachers(
     settings: &Settings,
     folders: ModelFolders,

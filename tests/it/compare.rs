@@ -94,7 +94,8 @@ fn all_eight_methods_stand_in_one_table() {
     assert_eq!(methods.len(), 8);
     let (kd, cpt, doremi, ted) = (flops("kd"), flops("cpt"), flops("cpt-doremi"), flops("ted"));
     assert_eq!(cpt[0], 0.0, "no teacher is run for cross-entropy alone");
-    // Reference and proxy train as the student does; the proxy's teacher is the reference. TED's filters come before it, and with it.
+    // Reference and proxy train as the student does; the proxy's teacher is the reference. TED's filters come
+    // before it, and with it.
     assert!(
         doremi[0] > 0.0 && doremi[1] > 1.5 * cpt[1],
         "{doremi:?} {cpt:?}"

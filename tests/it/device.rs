@@ -1,5 +1,6 @@
-//! Runs on the path of GPUs: on the GPUs that `DDK_TEST_DEVICE` and `DDK_TEST_DEVICE_2` name, or on the CPU, which then computes as a
-//! GPU would (`DDK_GPU_PATH=1`). They learn what the CPU's run learns, whatever the method, and a run that is killed goes on.
+//! Runs on the path of GPUs: on the GPUs that `DDK_TEST_DEVICE` and `DDK_TEST_DEVICE_2` name, or on the CPU,
+//! which then computes as a GPU would (`DDK_GPU_PATH=1`). They learn what the CPU's run learns, whatever the
+//! method, and a run that is killed goes on.
 
 use serde_json::Value;
 

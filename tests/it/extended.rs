@@ -22,8 +22,9 @@ fn summary(world: &World, name: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// What it was limited to, what it is extended to, and a run that has the second limit from the start and the first one's schedule;
-/// limits at the end of an interval, within one, and within the first one; intervals of four steps and of one.
+/// What it was limited to, what it is extended to, and a run that has the second limit from the start and the
+/// first one's schedule; limits at the end of an interval, within one, and within the first one; intervals of
+/// four steps and of one.
 #[test]
 fn a_run_that_is_extended_equals_one_that_was_to_be_so_long_with_the_same_schedule() {
     let schedule = |steps: u64| format!("student.schedule_steps={steps}");

@@ -1,4 +1,5 @@
-//! Faults on purpose: what heals ends as if nothing had been, what does not stops with its cause and can be gone on with.
+//! Faults on purpose: what heals ends as if nothing had been, what does not stops with its cause and can be
+//! gone on with.
 
 use std::{collections::BTreeSet, fs};
 
@@ -63,7 +64,8 @@ fn what_heals_ends_as_if_nothing_had_been() {
         ),
     ] {
         let world = World::new();
-        // What is out of memory goes on with half of this, which still is a whole micro-batch here: other chunks give other last bits.
+        // What is out of memory goes on with half of this, which still is a whole micro-batch here: other
+        // chunks give other last bits.
         let output = train_with(&world, faults, &["objective.chunk=256"]);
         assert!(output.status.success(), "{faults:?}: {}", stderr(&output));
         assert!(!events(&world, kind).is_empty(), "{faults:?}");
@@ -160,8 +162,9 @@ fn a_run_folder_that_cannot_be_written_is_named() {
 /// Calls that remove a checkpoint: its name, the fsync of that, seven files, its folder.
 const REMOVE: u64 = 2 + 7 + 1;
 
-/// Where a process that dies in a save goes on is known by the order of its calls, not read from the folder: from the second
-/// last call that is no removal, which gives the checkpoint its name, the one before or none is what is left.
+/// Where a process that dies in a save goes on is known by the order of its calls, not read from the folder:
+/// from the second last call that is no removal, which gives the checkpoint its name, the one before or none
+/// is what is left.
 #[test]
 fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_must_be_there() {
     let whole = whole();

@@ -38,7 +38,8 @@ fn signalled(signal: &str, step: u64) -> (World, ExitStatus, String) {
     panic!("20 runs were over before SIG{signal} came");
 }
 
-/// The step of the newest complete checkpoint, found without DDK's own reader. No save that the run recorded may be newer.
+/// The step of the newest complete checkpoint, found without DDK's own reader. No save that the run recorded
+/// may be newer.
 fn newest_checkpoint(world: &World) -> Option<usize> {
     let folder = world.run_folder().join("checkpoints");
     let names = fs::read_dir(folder).into_iter().flatten();

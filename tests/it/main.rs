@@ -1,6 +1,7 @@
 //! Whole-program tests: they start `ddk` as a user does and look at what it leaves behind.
 //!
-//! A test whose path contains `needs_WORD` needs what not every machine has; `make test SKIP=WORD` leaves it out (docs/testing.md).
+//! A test whose path contains `needs_WORD` needs what not every machine has; `make test SKIP=WORD` leaves it
+//! out (docs/testing.md).
 
 #![allow(
     clippy::unwrap_used,

@@ -228,7 +228,8 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
     assert!(world.student_weights() == whole.student_weights());
     assert!(phases(&world.run_folder()) == phases(&whole.run_folder()));
 
-    // The reference learns from the labels alone, on the corpus as it is; so does the proxy, whose mixture is the formula's.
+    // The reference learns from the labels alone, on the corpus as it is; so does the proxy, whose mixture is
+    // the formula's.
     let phases = phases(&whole.run_folder());
     for phase in ["reference", "proxy"] {
         let steps = &phases[&format!("phases/{phase}/run.jsonl")];

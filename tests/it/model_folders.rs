@@ -8,8 +8,8 @@ use crate::world::{World, copy, stderr, write_sources};
 
 const PAIRS: [&str; 3] = ["qwen2", "llama", "gpt-bigcode"];
 
-/// A folder with a pair of models that transformers made (tests/reference/make_pairs.py) in `models/`, three domains of text in
-/// `text/`, and the configuration that `ddk init` writes for them.
+/// A folder with a pair of models that transformers made (tests/reference/make_pairs.py) in `models/`, three
+/// domains of text in `text/`, and the configuration that `ddk init` writes for them.
 fn world_of(pair: &str) -> World {
     let world = World::empty();
     let pairs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pairs");

@@ -262,7 +262,8 @@ fn progress(said: &str, phase: &str) -> Vec<(u64, u64)> {
     .collect()
 }
 
-/// Each batch has a line where each step has one (`log.line_seconds = 0`); otherwise the short evaluations of this world have none.
+/// Each batch has a line where each step has one (`log.line_seconds = 0`); otherwise the short evaluations of
+/// this world have none.
 #[test]
 fn evaluations_say_how_far_they_are() {
     let world = World::new();

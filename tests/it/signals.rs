@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT in every phase of every long command: the process says what was going on and ends with 143 or 130, and the same
-//! command then leads to the same result.
+//! SIGTERM and SIGINT in every phase of every long command: the process says what was going on and ends with
+//! 143 or 130, and the same command then leads to the same result.
 //!
 //! A fault on purpose holds the process in the phase until the signal has come, so no test waits for a clock.
 
@@ -33,7 +33,8 @@ fn last_event(world: &World) -> (String, u64) {
 #[test]
 fn a_run_stops_in_every_phase_and_goes_on_to_the_same_result() {
     let whole = whole();
-    // The fault that holds the phase, the signal, what is said, and the step of the event where there is a run's folder.
+    // The fault that holds the phase, the signal, what is said, and the step of the event where there is a
+    // run's folder.
     let cases = [
         (
             "hang prepare 1",

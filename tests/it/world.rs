@@ -27,7 +27,8 @@ fn place(variable: &str, of_cargo: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| PathBuf::from(of_cargo), PathBuf::from)
 }
 
-/// A folder for what the tests of this process share. Nothing drops what is static: those of processes that are gone are removed.
+/// A folder for what the tests of this process share. Nothing drops what is static: those of processes that
+/// are gone are removed.
 fn shared_folder() -> TempDir {
     const PREFIX: &str = "world-of-";
     let place = place("DDK_TEST_TMP", env!("CARGO_TARGET_TMPDIR"));

@@ -190,13 +190,14 @@ impl<S: Student> Core<S> {
         self.saved_step == Some(self.step())
     }
 
-    /// Whether the student is to be saved as it is, because an evaluation of it is on its way that may be the best so far.
+    /// Whether the student is to be saved as it is, because an evaluation of it is on its way that may be the
+    /// best so far.
     pub(crate) fn is_candidate(&self) -> bool {
         self.plan.keep_best && !self.is_saved()
     }
 
-    /// Takes down what was measured after `step`; true where no student so far was nearer to the teacher, and a checkpoint is to
-    /// be kept of this one that there is not yet.
+    /// Takes down what was measured after `step`; true where no student so far was nearer to the teacher, and
+    /// a checkpoint is to be kept of this one that there is not yet.
     pub(crate) fn measured(&mut self, step: u64, student: &[f64]) -> bool {
         let Some(teacher) = self.teacher_perplexities.get().filter(|_| step > 0) else {
             return false;
@@ -459,8 +460,8 @@ impl<S: Student> Core<S> {
         Ok(())
     }
 
-    /// Updates the weights, unless the step's data is passed over or its loss is a spike; asks to be rolled back where that is
-    /// the only way on.
+    /// Updates the weights, unless the step's data is passed over or its loss is a spike; asks to be rolled
+    /// back where that is the only way on.
     fn update(&mut self, step: u64, loss: f64) -> Result<Update, PortError> {
         let guard = &self.plan.guard;
         if self.plan.skip.contains(&step) {

@@ -49,8 +49,9 @@ pub(super) struct Started<T: Teacher> {
     pub(super) stop: Sender<Never>,
 }
 
-/// Builds the queues and starts every part, each when the ones that it talks to are ready: deciders, checkpointer, teachers,
-/// student, batcher, loaders. Where one cannot be started, dropping the stop channel ends those that were.
+/// Builds the queues and starts every part, each when the ones that it talks to are ready: deciders,
+/// checkpointer, teachers, student, batcher, loaders. Where one cannot be started, dropping the stop channel
+/// ends those that were.
 pub(super) async fn start<T, S>(
     plan: RunPlan,
     parts: Parts<T, S>,
@@ -137,8 +138,8 @@ where
     let (scheduler, _) = Actor::spawn_linked(None, WeightScheduler, scheduler, above.clone())
         .await
         .map_err(|error| RunError::Lost(error.to_string()))?;
-    // Within an interval the run goes on with it; at its end the student evaluates first. Where mixtures lag, the one after it follows
-    // from what is known.
+    // Within an interval the run goes on with it; at its end the student evaluates first. Where mixtures lag,
+    // the one after it follows from what is known.
     if let Some(state) = resume.as_ref().filter(|state| !state.at_interval_end()) {
         let set = SetInterval {
             interval: Arc::new(state.interval.clone()),

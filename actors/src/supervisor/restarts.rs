@@ -10,8 +10,8 @@ use tokio::time::Instant;
 /// Restarts of a part within the window; one more is given up on.
 const LIMIT: usize = 3;
 const WINDOW: Duration = Duration::from_secs(600);
-/// Before the first restart in a window; before each further one four times as long. What passes by itself (a disk that is
-/// busy, a network folder that comes back) has time to.
+/// Before the first restart in a window; before each further one four times as long. What passes by itself (a
+/// disk that is busy, a network folder that comes back) has time to.
 const BACKOFF: Duration = Duration::from_millis(50);
 
 /// Counts restarts by part.

@@ -233,7 +233,8 @@ async fn a_roll_back_begins_with_the_first_step_without_an_update() {
     assert_eq!(rolled_back(&error), Some((5, 7)), "{error}");
 }
 
-/// A checkpoint within such a row holds the steps that were skipped before it; once they are on the skip list they no longer count.
+/// A checkpoint within such a row holds the steps that were skipped before it; once they are on the skip list
+/// they no longer count.
 #[tokio::test]
 async fn steps_that_were_rolled_back_do_not_count_again() {
     let mut world = World::new();

@@ -1,4 +1,5 @@
-//! Every policy through the pipeline: what is measured for it, and that nothing of its feedback is lost where a run ends and goes on.
+//! Every policy through the pipeline: what is measured for it, and that nothing of its feedback is lost where
+//! a run ends and goes on.
 
 use std::sync::{
     Arc,
@@ -18,7 +19,8 @@ fn world(policy: &PolicyState) -> World {
     world
 }
 
-/// Each with the lines that set its mixtures in 17 steps, and the evaluations that it needs (the one after the last step included).
+/// Each with the lines that set its mixtures in 17 steps, and the evaluations that it needs (the one after
+/// the last step included).
 fn policies() -> Vec<(PolicyState, usize, u64)> {
     let first = FirstInterval::Natural;
     vec![

@@ -116,8 +116,9 @@ async fn a_run_interrupted_after_its_last_step_only_sums_up() {
     assert!(outcome.after.is_some());
 }
 
-/// A run to step 12, or killed on its way there, that is then extended to 17, equals one to 17 whose schedule ends with step 12; with
-/// 12 in the middle of an interval and, as the schedule ends intervals, at the end of one.
+/// A run to step 12, or killed on its way there, that is then extended to 17, equals one to 17 whose schedule
+/// ends with step 12; with 12 in the middle of an interval and, as the schedule ends intervals, at the end of
+/// one.
 #[tokio::test]
 async fn an_extended_run_equals_one_whose_limit_lay_further_on() {
     for (lag, limit) in [(0, 12), (0, 10), (1, 12), (1, 10)] {

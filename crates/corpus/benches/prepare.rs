@@ -1,4 +1,5 @@
-//! The rate of `prepare` against `tokenizers`' own batch encoding of the same text, alternating; and the memory it takes.
+//! The rate of `prepare` against `tokenizers`' own batch encoding of the same text, alternating; and the
+//! memory it takes.
 //!
 //! usage: cargo bench --profile dev -p ddk-corpus --bench prepare -- TOKENIZER_FOLDER FILE.jsonl…
 

@@ -66,12 +66,12 @@ type Each<'a> = &'a mut dyn FnMut(Record) -> Flow;
 /// Whether the reading was ended by a break.
 type Flow = Result<ControlFlow<()>, CorpusError>;
 
-/// The largest zstd window that is read, as a power of two: 128 MiB, the most that the zstd tool reads by default. What a file
-/// asks for is allocated, so that a larger one could take all memory.
+/// The largest zstd window that is read, as a power of two: 128 MiB, the most that the zstd tool reads by
+/// default. What a file asks for is allocated, so that a larger one could take all memory.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Calls `each` with every record of a file. Damage inside a compressed or Parquet file is a record that cannot be used, the
-/// file's last.
+/// Calls `each` with every record of a file. Damage inside a compressed or Parquet file is a record that
+/// cannot be used, the file's last.
 pub(crate) fn read(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
     if !is_of(file, source) {
         return Ok(ControlFlow::Continue(()));

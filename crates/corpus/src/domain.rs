@@ -19,8 +19,9 @@ pub struct ValidationDocument {
     pub skipped: Vec<bool>,
 }
 
-/// A prepared domain: its rows in constant time, its validation documents. Opening reads the manifest, the checksums and the
-/// sizes of the files, nothing else. A block of a file is compared with its checksum when this process first reads it.
+/// A prepared domain: its rows in constant time, its validation documents. Opening reads the manifest, the
+/// checksums and the sizes of the files, nothing else. A block of a file is compared with its checksum when
+/// this process first reads it.
 #[derive(Debug)]
 pub struct PreparedDomain {
     name: String,

@@ -1,7 +1,7 @@
 //! Which format a file has. [`decide`] is the only place where a file's name is judged.
 //!
-//! A file that is read in the wrong format trains a model on the wrong text without an error. Therefore a name that is not
-//! known is refused, and the reason says what to do.
+//! A file that is read in the wrong format trains a model on the wrong text without an error. Therefore a
+//! name that is not known is refused, and the reason says what to do.
 
 use std::path::Path;
 
@@ -55,7 +55,8 @@ pub const TEXT_EXTENSIONS: &[&str] = &[
     "cfg", "conf", "ini", "properties", "toml", "yaml", "yml",
 ];
 
-/// Names without an extension that are one document, in lower case. What follows a hyphen does not count: `LICENSE-MIT`.
+/// Names without an extension that are one document, in lower case. What follows a hyphen does not count:
+/// `LICENSE-MIT`.
 #[rustfmt::skip]
 pub const TEXT_NAMES: &[&str] = &[
     "authors", "build", "changelog", "changes", "containerfile", "contributing", "contributors",
@@ -71,8 +72,8 @@ const OTHER_COMPRESSIONS: &[&str] = &[
     "z", "zip", "zstd",
 ];
 
-/// The format of a file by its name, or why it is refused and what to do. `given` is the domain's `format`: it overrides
-/// the extension, but not the compression.
+/// The format of a file by its name, or why it is refused and what to do. `given` is the domain's `format`:
+/// it overrides the extension, but not the compression.
 pub(crate) fn decide(path: &Path, given: Option<FileFormat>) -> Result<Format, String> {
     let (compression, inner) = match extension(path) {
         Some("gz") => (Compression::Gzip, path.with_extension("")),

@@ -91,8 +91,9 @@ pub struct DomainReport {
 
 /// Prepares what is missing or stale (`force`: everything), and reports on each domain.
 ///
-/// A domain's folder is written beside its place and renamed when it is whole and durable; if it is stopped, the next call
-/// resumes with what was written. While another process prepares in the same folder, it waits for that.
+/// A domain's folder is written beside its place and renamed when it is whole and durable; if it is stopped,
+/// the next call resumes with what was written. While another process prepares in the same folder, it waits
+/// for that.
 pub fn prepare(
     options: &PrepareOptions,
     tokenizer: &TokenizerFolder,
@@ -112,8 +113,8 @@ pub fn prepare(
         .collect()
 }
 
-/// Reports on domains as they were prepared, whatever their sources are now. Only a row index that is missing is written; while
-/// another process prepares in the same folder, it waits for that first.
+/// Reports on domains as they were prepared, whatever their sources are now. Only a row index that is missing
+/// is written; while another process prepares in the same folder, it waits for that first.
 pub fn as_prepared(
     options: &PrepareOptions,
     progress: &mut dyn FnMut(Progress),

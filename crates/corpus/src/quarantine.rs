@@ -109,8 +109,8 @@ impl Quarantine {
         }
     }
 
-    /// Whether too much is lost already, however good all that follows is. `more`: at most so many records follow; `None` if
-    /// nobody knows.
+    /// Whether too much is lost already, however good all that follows is. `more`: at most so many records
+    /// follow; `None` if nobody knows.
     pub(crate) fn is_hopeless(&self, limit: f64, more: impl FnOnce() -> Option<u64>) -> bool {
         if self.too_much_damaged(limit) {
             return true;
@@ -132,8 +132,9 @@ impl Quarantine {
         self.damaged_bytes as f64 > limit * self.bytes as f64
     }
 
-    /// Fails if more than `limit` of the records are bad, and names the source with most of them; and if more than that of the
-    /// files' bytes are in files that are cut or damaged. `whole`: whether all files were read.
+    /// Fails if more than `limit` of the records are bad, and names the source with most of them; and if more
+    /// than that of the files' bytes are in files that are cut or damaged. `whole`: whether all files were
+    /// read.
     pub(crate) fn check(&self, domain: &str, limit: f64, whole: bool) -> Result<(), CorpusError> {
         if let (true, Some(entry)) = (self.too_much_damaged(limit), &self.damaged) {
             return Err(CorpusError::TooMuchDamaged {

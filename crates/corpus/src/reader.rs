@@ -45,8 +45,8 @@ pub struct Drawn {
     pub row: Row,
 }
 
-/// Reads a domain's rows from a cursor on. Each pass has all rows once, in an order of its own drawn from (seed, domain,
-/// pass); a domain that runs out starts its next pass.
+/// Reads a domain's rows from a cursor on. Each pass has all rows once, in an order of its own drawn from
+/// (seed, domain, pass); a domain that runs out starts its next pass.
 #[derive(Debug)]
 pub struct RowReader {
     domain: Arc<PreparedDomain>,

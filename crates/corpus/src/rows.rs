@@ -104,9 +104,9 @@ impl Row {
     }
 }
 
-/// The row index: for each row its spans, so that any packing is read alike. The file holds, as little-endian u64, the number
-/// of rows, for each row the number of spans before it (and the total), then three numbers a span; then the checksum of each
-/// block of these numbers, and the BLAKE3 hash of the checksums.
+/// The row index: for each row its spans, so that any packing is read alike. The file holds, as little-endian
+/// u64, the number of rows, for each row the number of spans before it (and the total), then three numbers a
+/// span; then the checksum of each block of these numbers, and the BLAKE3 hash of the checksums.
 #[derive(Debug)]
 pub(crate) struct RowIndex {
     numbers: Numbers,
@@ -162,8 +162,8 @@ pub(crate) fn write_index(
 /// For each row the number of spans before it, and the total; then all spans.
 type Packed = (Vec<u64>, Vec<Span>);
 
-/// All documents one after the other (each with its end token), cut every `length` tokens. A last row of a single token predicts
-/// nothing and is left out.
+/// All documents one after the other (each with its end token), cut every `length` tokens. A last row of a
+/// single token predicts nothing and is left out.
 fn concat(
     documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
     length: u64,
@@ -196,8 +196,9 @@ fn concat(
     Ok((rows, spans))
 }
 
-/// Documents (long ones cut every `length` tokens) by falling length, each into the row where it leaves the least room, or a new
-/// one. A rest of one token is dropped where it stays alone in a row: it predicts nothing.
+/// Documents (long ones cut every `length` tokens) by falling length, each into the row where it leaves the
+/// least room, or a new one. A rest of one token is dropped where it stays alone in a row: it predicts
+/// nothing.
 fn best_fit(
     documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
     length: u64,

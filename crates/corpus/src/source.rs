@@ -18,9 +18,9 @@ use crate::{
 pub struct DomainSource {
     /// The domain's name.
     pub name: String,
-    /// Files, folders (walked) or globs. Each `.jsonl` line and each `.parquet` row is a record; a file with an extension of
-    /// text or source code is one document. All but Parquet may be compressed: `.gz`, `.zst`. Other files are refused.
-    /// Hidden files are skipped unless they are named.
+    /// Files, folders (walked) or globs. Each `.jsonl` line and each `.parquet` row is a record; a file with
+    /// an extension of text or source code is one document. All but Parquet may be compressed: `.gz`, `.zst`.
+    /// Other files are refused. Hidden files are skipped unless they are named.
     pub files: Vec<String>,
     /// Files of validation documents. Where there are none, documents are set aside by a hash of their content.
     pub validation_files: Vec<String>,

@@ -146,9 +146,9 @@ impl TokenWriter {
     }
 }
 
-/// A file of little-endian numbers that stays open. It is read, not mapped: a disk that cannot be read is an error that names
-/// file and offset, where a map would kill the process. What is read often is in the system's cache either way. The first time
-/// that a block is read, it is compared with its checksum.
+/// A file of little-endian numbers that stays open. It is read, not mapped: a disk that cannot be read is an
+/// error that names file and offset, where a map would kill the process. What is read often is in the
+/// system's cache either way. The first time that a block is read, it is compared with its checksum.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     path: PathBuf,

@@ -125,7 +125,8 @@ pub(crate) fn survey(
     Ok(survey)
 }
 
-/// After so many records it is asked whether too many are bad already. A domain of fewer is read whole, and the error counts all.
+/// After so many records it is asked whether too many are bad already. A domain of fewer is read whole, and
+/// the error counts all.
 const CHECKED_EVERY: u64 = 1000;
 
 /// How many usable records can follow a file.
@@ -160,8 +161,9 @@ impl<'a> Following<'a> {
     }
 }
 
-/// Sets documents aside for validation by their content's hash alone, so that the same text is never on both sides; then, in
-/// an order drawn from the seed and the content, takes documents to train on until a limit is reached.
+/// Sets documents aside for validation by their content's hash alone, so that the same text is never on both
+/// sides; then, in an order drawn from the seed and the content, takes documents to train on until a limit is
+/// reached.
 fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen]) {
     let place = |hash: &[u8; 16]| {
         let mut first = [0; 8];

@@ -108,8 +108,9 @@ impl TokenizerFolder {
         if self.vocabulary <= 1 << 16 { 2 } else { 4 }
     }
 
-    /// The tokens of documents: with the special tokens that the tokenizer's post-processor adds (a beginning token, where
-    /// the model has one), and the end token last. A prompt is encoded apart from what follows it. On all cores.
+    /// The tokens of documents: with the special tokens that the tokenizer's post-processor adds (a beginning
+    /// token, where the model has one), and the end token last. A prompt is encoded apart from what follows
+    /// it. On all cores.
     pub(crate) fn encode_documents(
         &self,
         documents: Vec<Document>,
@@ -226,8 +227,8 @@ fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
     })
 }
 
-/// Whether teacher and student mean the same by every id that both have: the vocabularies are compared, then a few texts are
-/// encoded by both. One may have tokens that the other lacks.
+/// Whether teacher and student mean the same by every id that both have: the vocabularies are compared, then
+/// a few texts are encoded by both. One may have tokens that the other lacks.
 pub fn compatible(teacher: &TokenizerFolder, student: &TokenizerFolder) -> Result<(), CorpusError> {
     let differ = |difference: String| CorpusError::TokenizersDiffer {
         teacher: teacher.folder.clone(),

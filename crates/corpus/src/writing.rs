@@ -50,8 +50,8 @@ impl Places {
         files::remove_folder(&self.aside)
     }
 
-    /// Ends what a process that is gone was about: puts a finished folder that is `wanted` into its place, or what was there
-    /// before back.
+    /// Ends what a process that is gone was about: puts a finished folder that is `wanted` into its place, or
+    /// what was there before back.
     pub(crate) fn recover(&self, wanted: &MadeFrom) -> Result<(), CorpusError> {
         // A manifest is written last, and whole or not at all.
         let finished = Manifest::read(&self.temporary).unwrap_or_default();

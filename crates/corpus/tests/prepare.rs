@@ -20,7 +20,8 @@ fn rows_are_the_documents_joined_by_the_end_token() {
     let domain = place.open("records");
     let rows = all_rows(&domain);
     assert!(rows[..rows.len() - 1].iter().all(|row| row.len() == 16));
-    // Taken apart at the end token and tokenized again, the stream is the records in their order, less the validation ones.
+    // Taken apart at the end token and tokenized again, the stream is the records in their order, less the
+    // validation ones.
     let joined: Vec<u32> = rows.concat();
     assert_eq!(joined.len() as u64, domain.tokens());
     let tokenizer = place.tokenizer();

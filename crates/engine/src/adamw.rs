@@ -80,12 +80,12 @@ impl AdamW {
         self.updates
     }
 
-    /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor). On a GPU the gradients are
-    /// scaled in their own place.
+    /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor). On a
+    /// GPU the gradients are scaled in their own place.
     ///
     /// # Errors
-    /// There are not as many gradients and moments as parameters, their shapes differ, or two of a parameter's four tensors share memory:
-    /// nothing is updated. And what libtorch says.
+    /// There are not as many gradients and moments as parameters, their shapes differ, or two of a
+    /// parameter's four tensors share memory: nothing is updated. And what libtorch says.
     ///
     /// # Safety
     /// No other thread uses the storage of the parameters, gradients or moments meanwhile.
@@ -218,7 +218,8 @@ unsafe fn update(
     second: &mut Tensor,
     step: &AdamWStep,
 ) -> bool {
-    // SAFETY: as the caller promises; this thread uses no other handle of them (the model's, autograd's) before the slices are gone.
+    // SAFETY: as the caller promises; this thread uses no other handle of them (the model's, autograd's)
+    // before the slices are gone.
     let slices = unsafe {
         (
             numbers_mut(parameter),
@@ -235,7 +236,8 @@ unsafe fn update(
     true
 }
 
-/// The L2 norm over all gradients together, summed in f64 (of a GPU's tensor in fp32, by its tree of sums); one wait for the device.
+/// The L2 norm over all gradients together, summed in f64 (of a GPU's tensor in fp32, by its tree of sums);
+/// one wait for the device.
 ///
 /// # Errors
 /// What libtorch says.
@@ -312,8 +314,8 @@ mod tests {
         );
     }
 
-    /// Slices of tensors that share memory, or have other lengths, would be undefined behavior: they are refused before anything is
-    /// written.
+    /// Slices of tensors that share memory, or have other lengths, would be undefined behavior: they are
+    /// refused before anything is written.
     #[test]
     fn tensors_that_do_not_belong_together_are_refused() {
         let parameters = vec![("w".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))];

@@ -48,7 +48,8 @@ pub struct BatchTensors {
 /// Builds the tensors of `rows` on `device`. Rows may differ in length; at least one must not be empty.
 ///
 /// # Errors
-/// A token id that is not below `vocabulary`: on a GPU it would end the process's use of the device. And what libtorch says.
+/// A token id that is not below `vocabulary`: on a GPU it would end the process's use of the device. And what
+/// libtorch says.
 pub fn batch_tensors(
     rows: &[Sequence<'_>],
     vocabulary: i64,

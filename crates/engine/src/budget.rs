@@ -1,7 +1,7 @@
 //! What a run needs of memory, computed from sizes alone.
 //!
-//! The formulas count what libtorch keeps: the tensors that autograd saves of each layer, the buffers of a chunk of logits.
-//! docs/performance.md compares them with measurements.
+//! The formulas count what libtorch keeps: the tensors that autograd saves of each layer, the buffers of a
+//! chunk of logits. docs/performance.md compares them with measurements.
 
 use ddk_model::{ModelConfig, ModelError};
 
@@ -37,9 +37,11 @@ pub struct StepShape {
     pub pairs: u64,
     /// Whether the student is on the CPU.
     pub on_cpu: bool,
-    /// Whether the kernel on the CPU computes losses, in the logits' own memory; elsewhere as much is needed beside them.
+    /// Whether the kernel on the CPU computes losses, in the logits' own memory; elsewhere as much is needed
+    /// beside them.
     pub kernel: bool,
-    /// Whether the teacher labels each batch; otherwise its perplexities are all that is asked of it, before the first step.
+    /// Whether the teacher labels each batch; otherwise its perplexities are all that is asked of it, before
+    /// the first step.
     pub labels: bool,
     /// Whether the student's side has the teacher's output matrix from the teacher, on the same device.
     pub shared_head: bool,
@@ -54,11 +56,12 @@ impl StepShape {
 /// Name of what exists only while a step is computed.
 const STEP: &str = "activations and logits of a step";
 
-/// What a process has on the CPU before and beside all tensors: libtorch's libraries, a tokenizer, threads, and what the allocator cannot
-/// use again. Measured (docs/performance.md).
+/// What a process has on the CPU before and beside all tensors: libtorch's libraries, a tokenizer, threads,
+/// and what the allocator cannot use again. Measured (docs/performance.md).
 const PROGRAM: u64 = 175_000_000;
 
-/// On the CPU activations take twice their size: the C library serves aligned memory of ever other sizes with holes between. Measured.
+/// On the CPU activations take twice their size: the C library serves aligned memory of ever other sizes with
+/// holes between. Measured.
 const HOLES_ON_CPU: u64 = 2;
 
 /// Sizes of a model as unsigned numbers.
@@ -92,8 +95,9 @@ impl Sizes {
         })
     }
 
-    /// Numbers that autograd keeps of a layer, for each position: its input, the input and output of both norms, queries, keys,
-    /// values, the mixed values with their log-sum-exps, and four tensors of the MLP's width.
+    /// Numbers that autograd keeps of a layer, for each position: its input, the input and output of both
+    /// norms, queries, keys, values, the mixed values with their log-sum-exps, and four tensors of the MLP's
+    /// width.
     fn kept_by_layer(&self) -> u64 {
         4 * self.width + 2 * self.query + 2 * self.key_value + self.heads + 4 * self.mlp
     }
@@ -132,7 +136,8 @@ pub fn student_memory(
         bytes => 2 * bytes * chunk,
     };
     let chunk = 4 * matrices * chunk + chunk_for_products;
-    // A chunk's gradient of the output matrix, which the CPU makes and casts before it is added; GPUs add it as it is made.
+    // A chunk's gradient of the output matrix, which the CPU makes and casts before it is added; GPUs add it
+    // as it is made.
     let of_matrix = match (shape.on_cpu, shape.student_bytes) {
         (true, bytes @ 1..4) => (4 + bytes) * sizes.table,
         _ => 0,
@@ -209,8 +214,9 @@ pub fn program_memory() -> Part {
     }
 }
 
-/// A teacher's devices together; lanes share its weights. One that does not label is gone before the student's first step: there it counts
-/// only by what it needs more than that step, `student` being what [`student_memory`] said of the same device.
+/// A teacher's devices together; lanes share its weights. One that does not label is gone before the
+/// student's first step: there it counts only by what it needs more than that step, `student` being what
+/// [`student_memory`] said of the same device.
 pub fn teacher_memory(
     teacher: &ModelConfig,
     shape: &StepShape,
@@ -247,8 +253,8 @@ pub fn teacher_memory(
     ])
 }
 
-/// The student's device with `mixture.lag = 1`: the model that teacher lane 0 evaluates there, and the weights on their way to it.
-/// `student_bytes`: of a number in its products.
+/// The student's device with `mixture.lag = 1`: the model that teacher lane 0 evaluates there, and the
+/// weights on their way to it. `student_bytes`: of a number in its products.
 pub fn evaluated_copy_memory(
     student: &ModelConfig,
     student_bytes: u64,
@@ -258,8 +264,8 @@ pub fn evaluated_copy_memory(
     Ok(part("a copy to evaluate", bytes, "mixture.lag"))
 }
 
-/// The host: batches in the queues with their hidden states (on the student's device where that is a GPU), and the copy of
-/// weights and moments that is being saved.
+/// The host: batches in the queues with their hidden states (on the student's device where that is a GPU),
+/// and the copy of weights and moments that is being saved.
 pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes: u64) -> Part {
     let width = teacher.hidden_size().unsigned_abs();
     // One more is in the hands of the teacher, one more in the student's.

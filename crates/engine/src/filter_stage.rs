@@ -1,7 +1,7 @@
 //! TED's first stage: filters that learn the task while both models are frozen.
 //!
-//! A filter between equal widths starts as the identity; another one from the normal distribution of variance 1 / d_student, drawn
-//! from its name alone, so that runs whose seeds differ start alike.
+//! A filter between equal widths starts as the identity; another one from the normal distribution of variance
+//! 1 / d_student, drawn from its name alone, so that runs whose seeds differ start alike.
 
 use std::{path::Path, time::Instant};
 
@@ -37,8 +37,8 @@ pub struct FilterStage {
 }
 
 impl FilterStage {
-    /// New filters. Of the options the loss and recomputation do not matter here: the loss is the cross-entropy of each filter,
-    /// and nothing goes back through the student.
+    /// New filters. Of the options the loss and recomputation do not matter here: the loss is the
+    /// cross-entropy of each filter, and nothing goes back through the student.
     pub fn new(
         student: Model,
         options: StudentOptions,

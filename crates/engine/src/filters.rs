@@ -1,11 +1,12 @@
 //! TED's filters: linear maps through which a layer of the student is compared with one of the teacher.
 //!
-//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML 2023. A pair of layers has
-//! a student's filter `[d_teacher, d_student]` and a teacher's `[d_teacher, d_teacher]`. In a first stage ([`crate::FilterStage`]) both
-//! models are frozen and each filter learns the task on its own: what comes out of it goes through the teacher's final norm and
-//! output matrix into the cross-entropy, so that a filter keeps what matters for the task and drops the rest. In the second stage
-//! the teacher's filters are frozen on the teacher's lane, and the student's go on learning together with the student
-//! ([`crate::Student`]).
+//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML
+//! 2023. A pair of layers has a student's filter `[d_teacher, d_student]` and a teacher's `[d_teacher,
+//! d_teacher]`. In a first stage ([`crate::FilterStage`]) both models are frozen and each filter learns the
+//! task on its own: what comes out of it goes through the teacher's final norm and output matrix into the
+//! cross-entropy, so that a filter keeps what matters for the task and drops the rest. In the second stage
+//! the teacher's filters are frozen on the teacher's lane, and the student's go on learning together with the
+//! student ([`crate::Student`]).
 
 use std::path::PathBuf;
 

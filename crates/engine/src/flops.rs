@@ -4,10 +4,11 @@ use ddk_model::{Flops, ModelConfig};
 
 use crate::{Document, Filters, Sequence};
 
-/// Counts a run's floating-point operations from the models' shapes and the tokens that go through them, padding left out.
+/// Counts a run's floating-point operations from the models' shapes and the tokens that go through them,
+/// padding left out.
 ///
-/// A backward is twice its forward: the gradient of the inputs, and that of the weights. The teacher's output matrix is applied
-/// beside the student, and counted as the teacher's.
+/// A backward is twice its forward: the gradient of the inputs, and that of the weights. The teacher's output
+/// matrix is applied beside the student, and counted as the teacher's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlopCounter {
     teacher: Flops,
@@ -76,8 +77,8 @@ impl FlopCounter {
                 pairs,
                 learnt: true,
             }) => learning + (positions * pairs * 6 * own * of_teacher) as f64,
-            // Both models are frozen: a forward, then each filter, forward and its own gradient, and the teacher's output matrix
-            // behind it, forward and back to the filter.
+            // Both models are frozen: a forward, then each filter, forward and its own gradient, and the
+            // teacher's output matrix behind it, forward and back to the filter.
             Some(FilterPairs { pairs, .. }) => {
                 forward
                     + (positions * pairs * 4 * (own + of_teacher) * of_teacher) as f64

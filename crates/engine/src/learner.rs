@@ -16,8 +16,8 @@ pub trait Learner {
     /// The model whose perplexity is measured.
     fn model(&self) -> &Model;
 
-    /// Adds the gradients of one micro-batch. `denominator` is the number of predictions of the whole optimizer step, so that
-    /// micro-batches of any size add up to the mean over the step.
+    /// Adds the gradients of one micro-batch. `denominator` is the number of predictions of the whole
+    /// optimizer step, so that micro-batches of any size add up to the mean over the step.
     fn accumulate(
         &mut self,
         rows: &[Sequence<'_>],
@@ -25,8 +25,8 @@ pub trait Learner {
         denominator: f64,
     ) -> Result<MicroStep, EngineError>;
 
-    /// Clips and applies the gradients gathered since the last update, as step `step` (from 1); skips the update where a loss or a
-    /// gradient is not finite.
+    /// Clips and applies the gradients gathered since the last update, as step `step` (from 1); skips the
+    /// update where a loss or a gradient is not finite.
     fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError>;
 
     /// Drops the gradients gathered since the last update.

@@ -1,6 +1,6 @@
-//! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`], or TED's [`FilterStage`]), measure perplexity
-//! ([`domain_perplexities`]), write a text ([`Generator`]), copy the state for a checkpoint ([`Snapshot`]); and what all of it
-//! costs ([`FlopCounter`]).
+//! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`], or TED's
+//! [`FilterStage`]), measure perplexity ([`domain_perplexities`]), write a text ([`Generator`]), copy the
+//! state for a checkpoint ([`Snapshot`]); and what all of it costs ([`FlopCounter`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
 //! thread, is decided in `ddk-actors`. A model is built on the thread that uses it, because libtorch keeps grad mode

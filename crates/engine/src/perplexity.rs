@@ -49,8 +49,8 @@ impl From<Vec<u32>> for Document {
 /// Documents are put into batches of `batch_rows` by length, so that padding is rare; the grouping depends on the
 /// documents alone, so that an evaluation made again gives the same bits. Documents without a prediction are left out.
 ///
-/// `between` is called before each batch with the documents done and those there are, of all domains together; where it says true,
-/// the evaluation is cut off and `None` returned.
+/// `between` is called before each batch with the documents done and those there are, of all domains
+/// together; where it says true, the evaluation is cut off and `None` returned.
 pub fn domain_perplexities(
     model: &Model,
     domains: &[Vec<Document>],

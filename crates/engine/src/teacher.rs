@@ -23,8 +23,9 @@ pub enum Signal {
     Hidden {
         /// After the final norm.
         last: Tensor,
-        /// What comes out of the layers that the student's are compared with: behind the teacher's filters where those have been
-        /// learnt (the same size, and one product less on the student's lane). Empty without TED.
+        /// What comes out of the layers that the student's are compared with: behind the teacher's filters
+        /// where those have been learnt (the same size, and one product less on the student's lane). Empty
+        /// without TED.
         layers: Vec<Tensor>,
     },
 }

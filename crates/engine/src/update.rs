@@ -54,8 +54,8 @@ impl Updates {
         self.schedule.end = lr_end;
     }
 
-    /// Updates `parameters` as step `step` (from 1). A loss or gradient that is not finite reaches neither them nor the moments:
-    /// the update is skipped, which still counts as a step of the schedule.
+    /// Updates `parameters` as step `step` (from 1). A loss or gradient that is not finite reaches neither
+    /// them nor the moments: the update is skipped, which still counts as a step of the schedule.
     pub(crate) fn make(
         &mut self,
         step: u64,
@@ -78,8 +78,8 @@ impl Updates {
             } else {
                 1.0
             };
-            // SAFETY: a learner's parameters, gradients and moments are used by the thread of its lane alone: what other lanes get are
-            // copies (`Model::copy_parameters`, `Snapshot`).
+            // SAFETY: a learner's parameters, gradients and moments are used by the thread of its lane alone:
+            // what other lanes get are copies (`Model::copy_parameters`, `Snapshot`).
             unsafe {
                 self.optimizer
                     .update(parameters, gradients, learning_rate, scale)?;

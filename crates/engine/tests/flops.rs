@@ -37,7 +37,8 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
         skipped: &[],
     };
     let whole: Sequence<'_> = tokens[..4].into();
-    // Student: 2 layers of 480 weights, 64 a pair; 6 + 3 pairs in the parts, 10 in the whole row; 9 positions of 10 columns.
+    // Student: 2 layers of 480 weights, 64 a pair; 6 + 3 pairs in the parts, 10 in the whole row; 9 positions
+    // of 10 columns.
     let (layers, head) = (9.0 * 1920.0 + 19.0 * 64.0, 9.0 * 10.0 * 16.0);
     assert_eq!(counter.student(&[packed, whole]), 3.0 * (layers + head));
     let again = FlopCounter::new(&llama(16), &llama(8), 10, true);
@@ -50,7 +51,8 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
     let teacher = 9.0 * 5376.0 + 19.0 * 128.0 + 9.0 * 10.0 * 32.0;
     assert_eq!(counter.teacher(&[packed, whole]), teacher);
 
-    // TED, one pair: filters of 16 x 8 and 16 x 16; learnt already, then being learnt behind the teacher's output matrix.
+    // TED, one pair: filters of 16 x 8 and 16 x 16; learnt already, then being learnt behind the teacher's
+    // output matrix.
     let of = |learnt| {
         let (student, teacher) = (2, 2);
         let filters = Filters {

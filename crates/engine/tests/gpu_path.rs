@@ -1,5 +1,6 @@
-//! The path of GPUs, on the CPU or on the device that `DDK_TEST_DEVICE` names: whole steps with libtorch's operations, padded sizes and the fused AdamW against those with the CPU's
-//! kernels, for every objective; and weights that are cast once a step against weights that are cast each time.
+//! The path of GPUs, on the CPU or on the device that `DDK_TEST_DEVICE` names: whole steps with libtorch's
+//! operations, padded sizes and the fused AdamW against those with the CPU's kernels, for every objective;
+//! and weights that are cast once a step against weights that are cast each time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -141,7 +142,8 @@ fn objectives() -> Vec<Objective> {
     both.collect()
 }
 
-/// Steps on both paths: numbers within `of_numbers` of each other, and weights within `of_change` of what they changed by.
+/// Steps on both paths: numbers within `of_numbers` of each other, and weights within `of_change` of what
+/// they changed by.
 fn compare(kind: Kind, of_numbers: f64, of_change: f64) {
     // A GPU has to be known before the first backward on the CPU.
     device();

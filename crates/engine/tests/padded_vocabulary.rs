@@ -1,5 +1,6 @@
-//! A teacher with 152,064 columns and a student with 151,936 over one tokenizer of 151,646 ids (as Qwen1.5 14B and 1.8B), against
-//! PyTorch in f64 on sliced logits: tests/reference/padded_vocabulary.py prints the numbers.
+//! A teacher with 152,064 columns and a student with 151,936 over one tokenizer of 151,646 ids (as Qwen1.5
+//! 14B and 1.8B), against PyTorch in f64 on sliced logits: tests/reference/padded_vocabulary.py prints the
+//! numbers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

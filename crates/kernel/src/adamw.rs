@@ -26,7 +26,8 @@ pub struct AdamWStep {
     pub keep: f32,
 }
 
-/// Updates `weights` and both moments in place, on so many threads; every number by itself, so that threads change no bit.
+/// Updates `weights` and both moments in place, on so many threads; every number by itself, so that threads
+/// change no bit.
 ///
 /// # Panics
 /// Where the lengths differ.

@@ -1,9 +1,11 @@
-//! What the student's distribution is held against the teacher's by: at one column, from both probabilities and their logarithms.
+//! What the student's distribution is held against the teacher's by: at one column, from both probabilities
+//! and their logarithms.
 //!
-//! With `s` and `t` the log-probabilities of student and teacher at a position, `p = exp(s)`, `q = exp(t)` and `u` the student's
-//! logits, all at the same temperature, `ds_k / du_j = [k = j] - p_j`. A divergence with the partial derivatives `g_j = dD / ds_j`
-//! has the gradient `dD / du_j = g_j - p_j sum g`. Here a column gives its part of the value, and `g` in one of two forms: as a
-//! slope, `g = p h` (then the gradient is `p (h - sum p h)`), or as a share, `g = -c` (then it is `p sum c - c`):
+//! With `s` and `t` the log-probabilities of student and teacher at a position, `p = exp(s)`, `q = exp(t)`
+//! and `u` the student's logits, all at the same temperature, `ds_k / du_j = [k = j] - p_j`. A divergence
+//! with the partial derivatives `g_j = dD / ds_j` has the gradient `dD / du_j = g_j - p_j sum g`. Here a
+//! column gives its part of the value, and `g` in one of two forms: as a slope, `g = p h` (then the gradient
+//! is `p (h - sum p h)`), or as a share, `g = -c` (then it is `p sum c - c`):
 //!
 //! | divergence | value | gradient |
 //! |---|---|---|
@@ -16,9 +18,10 @@
 //!
 //! Every quotient by a mixture is the exponential of a difference that is bounded above by 0.
 //!
-//! Sources: forward KL: Hinton et al., 2015; reverse KL: Gu et al., "MiniLLM", 2024; JSD: Agarwal et al., "On-Policy Distillation of
-//! Language Models" (GKD), 2024, in the convention of TRL, in which beta weighs the teacher; skew KLs: Ko et al., "DistiLLM", 2024;
-//! total variation: Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", 2023.
+//! Sources: forward KL: Hinton et al., 2015; reverse KL: Gu et al., "MiniLLM", 2024; JSD: Agarwal et al.,
+//! "On-Policy Distillation of Language Models" (GKD), 2024, in the convention of TRL, in which beta weighs
+//! the teacher; skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence
+//! Minimization for Sequence-Level Knowledge Distillation", 2023.
 
 use crate::math::{exp, ln_1p, log_add};
 
@@ -144,7 +147,8 @@ impl Jsd {
 impl OfColumn for Jsd {
     #[inline(always)]
     fn part(self, Column { ahead, p, q, .. }: Column) -> Part {
-        // m - t and m - s, each from the larger of the two that are mixed: their difference may be far larger than either.
+        // m - t and m - s, each from the larger of the two that are mixed: their difference may be far larger
+        // than either.
         let (of_teacher, of_student) = (self.log_beta, ahead + self.log_one_less);
         let more = ln_1p(exp(-(of_teacher - of_student).abs()));
         let (less_t, less_s) = match of_teacher > of_student {

@@ -7,7 +7,8 @@ use crate::{
     team::{in_parts, part_of},
 };
 
-/// `x / sqrt(mean(x²) + eps) * weight` for each row of `x`, into `out` (Zhang and Sennrich, "Root mean square layer normalization").
+/// `x / sqrt(mean(x²) + eps) * weight` for each row of `x`, into `out` (Zhang and Sennrich, "Root mean square
+/// layer normalization").
 ///
 /// # Panics
 /// Where the lengths do not belong together.
@@ -32,8 +33,9 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32], threads: usize) {
     });
 }
 
-/// Rotates each head of each position in place (Su et al., "RoFormer", the halves of a head paired): `x` is `[positions, heads, width]`,
-/// `cos` and `sin` `[time, width]`; positions go through the times again and again.
+/// Rotates each head of each position in place (Su et al., "RoFormer", the halves of a head paired): `x` is
+/// `[positions, heads, width]`, `cos` and `sin` `[time, width]`; positions go through the times again and
+/// again.
 ///
 /// # Panics
 /// Where the lengths do not belong together.

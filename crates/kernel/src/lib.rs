@@ -1,9 +1,10 @@
-//! What is faster in Rust than as a chain of libtorch's operations, on the CPU in fp32: the loss of a chunk of positions
-//! ([`losses`]: from logits of student and teacher to values and the gradient, each row in one go), the optimizer's update ([`adamw`]), and
-//! what a frozen layer does between its products ([`rms_norm`], [`rotate`], [`silu_mul`]).
+//! What is faster in Rust than as a chain of libtorch's operations, on the CPU in fp32: the loss of a chunk
+//! of positions ([`losses`]: from logits of student and teacher to values and the gradient, each row in one
+//! go), the optimizer's update ([`adamw`]), and what a frozen layer does between its products ([`rms_norm`],
+//! [`rotate`], [`silu_mul`]).
 //!
-//! A chain of tensor operations reads and writes all logits at every link. Here a row is finished while it is in the cache, and its
-//! gradient takes its place. Sums are in f64, exponentials are within 1e-7.
+//! A chain of tensor operations reads and writes all logits at every link. Here a row is finished while it is
+//! in the cache, and its gradient takes its place. Sums are in f64, exponentials are within 1e-7.
 //!
 //! Rows do not depend on each other: values and gradients are the same bits for any number of threads, and, since every
 //! operation is rounded as IEEE 754 says and the number of partial sums is fixed, on every processor.
@@ -55,7 +56,8 @@ pub struct Chunk<'a> {
     pub student: &'a mut [f32],
     /// The same shape; left as they are.
     pub teacher: Option<&'a [f32]>,
-    /// The next token of each position, under the vocabulary; negative where nothing is scored: then values and gradient are 0.
+    /// The next token of each position, under the vocabulary; negative where nothing is scored: then values
+    /// and gradient are 0.
     pub labels: &'a [i64],
     /// What each position's gradient is multiplied by.
     pub scales: &'a [f32],

@@ -1,8 +1,10 @@
 //! Exponential and logarithm as straight-line arithmetic, which the compiler turns into vectors in a loop over numbers.
 //!
-//! Every operation is rounded as IEEE 754 says, the fused ones included, so results are the same bits on every processor.
+//! Every operation is rounded as IEEE 754 says, the fused ones included, so results are the same bits on
+//! every processor.
 
-/// `exp(x)` for x up to 0, within 1e-7 of it relatively; 0 under -87.3, where fp32 has no normal numbers; NaN stays NaN.
+/// `exp(x)` for x up to 0, within 1e-7 of it relatively; 0 under -87.3, where fp32 has no normal numbers; NaN
+/// stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to a whole number, which is then in the low bits.

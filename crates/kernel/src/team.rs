@@ -1,5 +1,6 @@
-//! Work that is shared by threads. Where the program has OpenMP (libtorch brings it), it is done by the caller's own team there: threads
-//! beside it would meet those of the team, which wait for the next matrix product on the same cores.
+//! Work that is shared by threads. Where the program has OpenMP (libtorch brings it), it is done by the
+//! caller's own team there: threads beside it would meet those of the team, which wait for the next matrix
+//! product on the same cores.
 
 use std::{
     ffi::{c_uint, c_void},
@@ -36,8 +37,8 @@ pub(crate) fn in_parts<T: Send>(
     });
 }
 
-/// Calls `work` on several threads, this one among them, and waits for all: on the caller's team, which has the size that the caller
-/// has set for OpenMP, or where there is none on `threads`.
+/// Calls `work` on several threads, this one among them, and waits for all: on the caller's team, which has
+/// the size that the caller has set for OpenMP, or where there is none on `threads`.
 fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
     // A panic must not leave Rust: it goes on in the caller.
     let panicked = Mutex::new(None);
@@ -50,8 +51,8 @@ fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
     match openmp() {
         Some(parallel) => {
             let caught: Work<'_> = &caught;
-            // The whole team even for fewer parts: libgomp would end the threads that are not asked for, and libtorch's next
-            // operation would have to start them again.
+            // The whole team even for fewer parts: libgomp would end the threads that are not asked for, and
+            // libtorch's next operation would have to start them again.
             const WHOLE_TEAM: c_uint = 0;
             // SAFETY: what is passed outlives the call, which returns when the last thread has done its work.
             unsafe { parallel(enter, (&raw const caught).cast_mut().cast(), WHOLE_TEAM, 0) }
@@ -78,8 +79,8 @@ extern "C" fn enter(work: *mut c_void) {
     work();
 }
 
-/// What a compiler calls for `#pragma omp parallel` (libgomp's interface, which LLVM's runtime has as well): a function, its argument, the
-/// number of threads (0: as the caller has set), flags.
+/// What a compiler calls for `#pragma omp parallel` (libgomp's interface, which LLVM's runtime has as well):
+/// a function, its argument, the number of threads (0: as the caller has set), flags.
 type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
 fn openmp() -> Option<Parallel> {

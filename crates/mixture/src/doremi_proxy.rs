@@ -1,4 +1,5 @@
-//! The proxy of "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining" (NeurIPS 2023, arXiv 2305.10429).
+//! The proxy of "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining" (NeurIPS 2023, arXiv
+//! 2305.10429).
 
 use serde::{Deserialize, Serialize};
 
@@ -8,10 +9,12 @@ use crate::{
     policy::{of_domains, shares_of_domains},
 };
 
-/// Algorithm 1 of the paper, in each step: a domain's score is the mean over its predictions of `max(loss - reference, 0)`, and
-/// `w_t = (1 - c) normalised(w_{t-1} * exp(eta * score)) + c / N`. The result is the mean of w over the steps.
+/// Algorithm 1 of the paper, in each step: a domain's score is the mean over its predictions of `max(loss -
+/// reference, 0)`, and `w_t = (1 - c) normalised(w_{t-1} * exp(eta * score)) + c / N`. The result is the mean
+/// of w over the steps.
 ///
-/// A domain of which nothing was drawn keeps its last score; before it was ever drawn that is the loss of knowing nothing.
+/// A domain of which nothing was drawn keeps its last score; before it was ever drawn that is the loss of
+/// knowing nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DoremiProxy {
     eta: f64,

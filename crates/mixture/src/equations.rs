@@ -1,5 +1,5 @@
-//! Equations 1 and 2 of "DDK: Distilling Domain Knowledge for Efficient Large Language Models" (NeurIPS 2024), and what the
-//! other policies share with them.
+//! Equations 1 and 2 of "DDK: Distilling Domain Knowledge for Efficient Large Language Models" (NeurIPS
+//! 2024), and what the other policies share with them.
 
 /// Why an interval's feedback gives no new mixture; its text is what `mixture.jsonl` holds as `refused`.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

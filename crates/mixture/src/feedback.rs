@@ -66,8 +66,8 @@ impl Perplexities {
             .collect()
     }
 
-    /// The ratios, where both models have a positive finite perplexity on the same domains: two infinite or two negative
-    /// perplexities would otherwise pass for a ratio.
+    /// The ratios, where both models have a positive finite perplexity on the same domains: two infinite or
+    /// two negative perplexities would otherwise pass for a ratio.
     pub(crate) fn checked_ratios(&self) -> Result<Vec<f64>, Refused> {
         if self.student.len() != self.teacher.len() {
             return Err(Refused::Length {

@@ -1,9 +1,9 @@
 //! Domain weights and quotas: pure f64 state machines, without torch, files or a clock.
 //!
-//! A [`Policy`] turns what an interval came to ([`Feedback`]) into the weights of the next; each has a file of its own, and says
-//! what it [`Needs`] and how often. [`limit`] bounds the weights by the rows that are left, [`Quota`] turns them into whole rows
-//! without losing a fraction over the intervals, and [`interval_order`] shuffles those rows. Vectors are indexed by domain,
-//! domains being sorted by name.
+//! A [`Policy`] turns what an interval came to ([`Feedback`]) into the weights of the next; each has a file
+//! of its own, and says what it [`Needs`] and how often. [`limit`] bounds the weights by the rows that are
+//! left, [`Quota`] turns them into whole rows without losing a fraction over the intervals, and
+//! [`interval_order`] shuffles those rows. Vectors are indexed by domain, domains being sorted by name.
 
 mod ddk;
 mod ddk_no_smoothing;

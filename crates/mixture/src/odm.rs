@@ -1,4 +1,5 @@
-//! Online Data Mixing: "Efficient Online Data Mixing For Language Model Pre-Training" (Albalak et al., 2023, arXiv 2312.02406).
+//! Online Data Mixing: "Efficient Online Data Mixing For Language Model Pre-Training" (Albalak et al., 2023,
+//! arXiv 2312.02406).
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,8 @@ use crate::{
     policy::of_domains,
 };
 
-/// A bandit of the EXP3 kind over the domains, whose reward is the training loss: `R` estimates each domain's reward, and
+/// A bandit of the EXP3 kind over the domains, whose reward is the training loss: `R` estimates each domain's
+/// reward, and
 ///
 /// - `R_i <- a R_i + (1 - a) loss_i / w_i` for the domains that were drawn (importance-weighted; a the smoothing);
 /// - `eps_t = min(1 / N, sqrt(ln N / (N t)))`;

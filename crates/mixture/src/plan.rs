@@ -1,11 +1,11 @@
 //! The rows of an interval: how many may be drawn, and in which order.
 
-/// The weights after the limit on passes: no domain is given more rows than it has left; the share that this frees goes to
-/// the others in proportion to their weights (equally, where those are all 0). `rows_left` is `None` where a domain has no
-/// limit.
+/// The weights after the limit on passes: no domain is given more rows than it has left; the share that this
+/// frees goes to the others in proportion to their weights (equally, where those are all 0). `rows_left` is
+/// `None` where a domain has no limit.
 ///
-/// Where all domains together have fewer than `rows` rows, no mixture keeps the limits and the weights are returned as they
-/// are: the caller ends the run when the data is used up.
+/// Where all domains together have fewer than `rows` rows, no mixture keeps the limits and the weights are
+/// returned as they are: the caller ends the run when the data is used up.
 pub fn limit(weights: &[f64], rows_left: &[Option<u64>], rows: u64) -> Vec<f64> {
     let all_left = rows_left
         .iter()

@@ -48,7 +48,8 @@ pub trait Policy: Send {
     /// The mixture of interval 0. `natural`: each domain's share of the corpus' tokens.
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;
 
-    /// The mixture of the next interval; `weights` are those of the one that has ended. Refused feedback changes nothing.
+    /// The mixture of the next interval; `weights` are those of the one that has ended. Refused feedback
+    /// changes nothing.
     fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused>;
 
     /// All it has to remember, for a checkpoint.
@@ -108,8 +109,8 @@ impl PolicyState {
         }
     }
 
-    /// The state for another list of domains: `kept[i]` is where the new domain i was in the old list. Those that stay keep their
-    /// proportions; a new one starts with an equal share.
+    /// The state for another list of domains: `kept[i]` is where the new domain i was in the old list. Those
+    /// that stay keep their proportions; a new one starts with an equal share.
     pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
         match self {
             Self::Ddk(policy) => Self::Ddk(policy.of_domains(kept)),

@@ -4,13 +4,14 @@ use serde::{Deserialize, Serialize};
 
 /// Turns a target share into rows, interval by interval, without losing a fraction.
 ///
-/// Each domain gets the floor or the ceiling of its share of an interval's rows; what it got too little or too much is
-/// carried into the next interval. So the error of an interval stays under one row, and a domain whose share is less than
-/// a row gets its row when it has saved up for it.
+/// Each domain gets the floor or the ceiling of its share of an interval's rows; what it got too little or
+/// too much is carried into the next interval. So the error of an interval stays under one row, and a domain
+/// whose share is less than a row gets its row when it has saved up for it.
 ///
-/// Over a run a domain stays within `1/2 + 1/3 + … + 1/N` rows of its share, for N domains. Targets that always favor the
-/// domains without a row attain that bound, which passes two rows at 11 domains. No rule that gives floors and ceilings
-/// without knowing the targets to come does better. Carries of real mixtures stay about one row.
+/// Over a run a domain stays within `1/2 + 1/3 + … + 1/N` rows of its share, for N domains. Targets that
+/// always favor the domains without a row attain that bound, which passes two rows at 11 domains. No rule
+/// that gives floors and ceilings without knowing the targets to come does better. Carries of real mixtures
+/// stay about one row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quota {
     /// Rows that each domain is owed (negative: was given ahead). They sum to 0 up to rounding.
@@ -30,8 +31,8 @@ impl Quota {
         &self.carry
     }
 
-    /// The quota for another list of domains: `kept[i]` is where the new domain i was in the old list. What is owed to those that
-    /// stay is kept, less its mean, so that it still sums to 0.
+    /// The quota for another list of domains: `kept[i]` is where the new domain i was in the old list. What
+    /// is owed to those that stay is kept, less its mean, so that it still sums to 0.
     pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
         let of = |old: &Option<usize>| old.and_then(|old| self.carry.get(old).copied());
         let carry: Vec<f64> = kept.iter().map(|old| of(old).unwrap_or(0.0)).collect();
@@ -43,9 +44,9 @@ impl Quota {
 
     /// Draws the rows of an interval: `target` sums to 1, the result sums to `rows`.
     ///
-    /// The rows left over after every floor go to the domains with the largest carry + fraction; ties go by the order of
-    /// names. A share that is whole up to rounding is drawn as that whole number: a share that was set to the rows a domain
-    /// has left never gets one more.
+    /// The rows left over after every floor go to the domains with the largest carry + fraction; ties go by
+    /// the order of names. A share that is whole up to rounding is drawn as that whole number: a share that
+    /// was set to the rows a domain has left never gets one more.
     pub fn draw(&mut self, target: &[f64], rows: u64) -> Vec<u64> {
         debug_assert_eq!(target.len(), self.carry.len());
         let shares: Vec<f64> = target.iter().map(|weight| weight * rows as f64).collect();

@@ -1,5 +1,5 @@
-//! Dynamic batch loading of "Sheared LLaMA: Accelerating Language Model Pre-training via Structured Pruning" (ICLR 2024,
-//! arXiv 2310.06694).
+//! Dynamic batch loading of "Sheared LLaMA: Accelerating Language Model Pre-training via Structured Pruning"
+//! (ICLR 2024, arXiv 2310.06694).
 
 use serde::{Deserialize, Serialize};
 

@@ -42,8 +42,8 @@ struct Layer {
     mlp: Mlp,
 }
 
-/// For each row of a batch the lengths of its parts, which see nothing of each other and whose positions start at 0. The
-/// lengths of a row add up to the batch's time.
+/// For each row of a batch the lengths of its parts, which see nothing of each other and whose positions
+/// start at 0. The lengths of a row add up to the batch's time.
 pub type Parts = [Vec<i64>];
 
 /// Where in their sequences the tokens of a batch are.
@@ -73,8 +73,8 @@ fn positions(parts: &Parts) -> Result<Tensor, TchError> {
 /// Where a decoder is, and in which dtype it computes.
 #[derive(Debug, Clone)]
 pub(crate) struct Spread {
-    /// The layers are spread over these in equal shares; the embedding is on the first, the final norm and the output matrix
-    /// on the last.
+    /// The layers are spread over these in equal shares; the embedding is on the first, the final norm and
+    /// the output matrix on the last.
     pub(crate) devices: Vec<Device>,
     pub(crate) compute: Kind,
 }
@@ -187,8 +187,8 @@ impl Decoder {
         }
     }
 
-    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens go on after it. What comes
-    /// out of each layer is shown to `seen`, with the layer's number from 1.
+    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens go on
+    /// after it. What comes out of each layer is shown to `seen`, with the layer's number from 1.
     pub(crate) fn hidden(
         &self,
         tokens_bt: &Tensor,

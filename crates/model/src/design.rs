@@ -103,8 +103,8 @@ pub(crate) struct AttentionDesign {
 pub(crate) enum Projections {
     /// `q_proj`, `k_proj`, `v_proj`.
     Separate { bias: bool },
-    /// One matrix `c_attn` with a bias. Multi-query: all queries, one key, one value. Multi-head: query, key and value of
-    /// each head after one another.
+    /// One matrix `c_attn` with a bias. Multi-query: all queries, one key, one value. Multi-head: query, key
+    /// and value of each head after one another.
     Fused,
 }
 
@@ -124,8 +124,8 @@ pub(crate) enum Activation {
     GeluTanh,
 }
 
-// Each is at least ten times what the largest published models have. The parameters of a model within all of them can be
-// counted in an i64.
+// Each is at least ten times what the largest published models have. The parameters of a model within all of
+// them can be counted in an i64.
 const LARGEST_VOCABULARY: i64 = 1 << 24;
 const LARGEST_WIDTH: i64 = 1 << 20;
 const MOST_LAYERS: i64 = 1 << 12;

@@ -31,7 +31,8 @@ pub const TOKENIZER_FILES: [&str; 8] = [
 /// How a model is written.
 #[derive(Debug, Clone)]
 pub struct Export<'a> {
-    /// The folder of the model it began as, or of the tokenizer: its tokenizer files and `generation_config.json` are copied.
+    /// The folder of the model it began as, or of the tokenizer: its tokenizer files and
+    /// `generation_config.json` are copied.
     pub carry_from: &'a Path,
     /// Dtype of the tensors in the file; as in memory where absent.
     pub dtype: Option<Kind>,
@@ -54,12 +55,12 @@ impl<'a> Export<'a> {
 }
 
 impl Model {
-    /// Writes `config.json`, the weights, and what is carried over. The folder is complete or not there: it is written beside
-    /// its place, down to the disk, and takes the place of an older model at once.
+    /// Writes `config.json`, the weights, and what is carried over. The folder is complete or not there: it
+    /// is written beside its place, down to the disk, and takes the place of an older model at once.
     ///
     /// # Errors
-    /// Also where the folder holds anything but a model that this program wrote, or is the one that files are carried over
-    /// from: it is left as it is.
+    /// Also where the folder holds anything but a model that this program wrote, or is the one that files are
+    /// carried over from: it is left as it is.
     pub fn save(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
         if same_folder(folder, export.carry_from) {
             return Err(ModelError::Source(folder.to_owned()));

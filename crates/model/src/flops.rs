@@ -4,8 +4,8 @@ use crate::{ModelConfig, design::Design};
 
 /// Floating-point operations of a model's matrix products; a multiplication with its addition is two.
 ///
-/// Norms, activations, rotations and softmaxes are left out, as is usual: they are under a percent of the products. Attention is
-/// causal, so a text of T tokens has T (T + 1) / 2 pairs of a query and a key.
+/// Norms, activations, rotations and softmaxes are left out, as is usual: they are under a percent of the
+/// products. Attention is causal, so a text of T tokens has T (T + 1) / 2 pairs of a query and a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flops {
     /// A token's way through the projections and MLPs of all layers.

@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Model, ModelConfig, ModelError, Placement, Weights, parameters::Parameters};
 
-/// A folder's weights for all who only read them: models on several threads of one device share their tensors, and so does who needs
-/// the output matrix alone. Each tensor is loaded when it is first asked for.
+/// A folder's weights for all who only read them: models on several threads of one device share their
+/// tensors, and so does who needs the output matrix alone. Each tensor is loaded when it is first asked for.
 ///
 /// Models made from it must not be trained, nor their weights replaced: the others would see it.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! Decoder-only transformers on libtorch, in and out of Hugging Face folders.
 //!
-//! [`Model`] is what the rest of the program sees: load, hidden states, output matrix, save. `families` has a small file for
-//! each family, which turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder` is put together from shared `parts`
-//! as the design says. [`Trace`] is a forward whose backward is called by hand, from the hidden states and from the outputs of
-//! chosen layers; [`Output`] is the end of a model alone; [`Cache`] is for writing token by token.
-//! [`safetensors`] reads and writes tensors by name; [`Weights`] are the tensors of a folder, sharded or not.
+//! [`Model`] is what the rest of the program sees: load, hidden states, output matrix, save. `families` has a
+//! small file for each family, which turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder`
+//! is put together from shared `parts` as the design says. [`Trace`] is a forward whose backward is called by
+//! hand, from the hidden states and from the outputs of chosen layers; [`Output`] is the end of a model
+//! alone; [`Cache`] is for writing token by token. [`safetensors`] reads and writes tensors by name;
+//! [`Weights`] are the tensors of a folder, sharded or not.
 
 mod config;
 mod decoder;

@@ -31,7 +31,8 @@ pub struct Placement {
     pub devices: Vec<Device>,
     /// Dtype of the parameters in memory.
     pub weights: Kind,
-    /// Dtype of the hidden states and of the matrix products: weights of another dtype are cast whenever they have changed.
+    /// Dtype of the hidden states and of the matrix products: weights of another dtype are cast whenever they
+    /// have changed.
     pub compute: Kind,
 }
 
@@ -206,8 +207,8 @@ impl Model {
         Ok(())
     }
 
-    /// To be called after weights were changed from outside: forgets what was derived from them. Products in another dtype than the
-    /// weights' take copies that are made once until then.
+    /// To be called after weights were changed from outside: forgets what was derived from them. Products in
+    /// another dtype than the weights' take copies that are made once until then.
     pub fn weights_changed(&self) {
         self.head_cast.forget();
         self.decoder.weights_changed();

@@ -1,5 +1,6 @@
-//! Lengths on GPUs. cuDNN builds a plan for each length that its attention has not seen, which takes half a second, so sequences are
-//! padded on the right up to a multiple of [`ddk_torch::TILE`]. Attention is causal: what comes before the padding does not change.
+//! Lengths on GPUs. cuDNN builds a plan for each length that its attention has not seen, which takes half a
+//! second, so sequences are padded on the right up to a multiple of [`ddk_torch::TILE`]. Attention is causal:
+//! what comes before the padding does not change.
 
 use tch::{TchError, Tensor};
 

@@ -36,8 +36,9 @@ pub(crate) fn marker(folder: &Path) -> Result<String, ModelError> {
         .map_err(ModelError::io("write", &folder.join(MARKER)))
 }
 
-/// Whether a model may be written to `folder`: it is not there, is empty, or holds a model that this program wrote, as it was
-/// written. `record`: a file that only this program puts beside its models, which says the same of models of earlier versions.
+/// Whether a model may be written to `folder`: it is not there, is empty, or holds a model that this program
+/// wrote, as it was written. `record`: a file that only this program puts beside its models, which says the
+/// same of models of earlier versions.
 ///
 /// # Errors
 /// What is in the folder that would be lost.
@@ -142,8 +143,8 @@ impl Place {
         Ok(place)
     }
 
-    /// Puts the new model in its place. At each instant one of the two is there, whole; under its own name where the system can
-    /// exchange two folders.
+    /// Puts the new model in its place. At each instant one of the two is there, whole; under its own name
+    /// where the system can exchange two folders.
     pub(crate) fn fill(&self, exchange: bool) -> Result<(), ModelError> {
         if !self.folder.exists() {
             rename(&self.temporary, &self.folder)?;

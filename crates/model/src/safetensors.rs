@@ -29,8 +29,9 @@ pub struct TensorFile {
 /// Opens a file and checks that its header describes it.
 pub fn read_tensors(path: &Path) -> Result<TensorFile, ModelError> {
     let file = File::open(path).map_err(ModelError::io("read", path))?;
-    // SAFETY: the map is private and read-only. A file that another program cuts while it is mapped ends this process; it
-    // cannot be guarded against short of copying, which is why checkpoints and exports are replaced by rename only.
+    // SAFETY: the map is private and read-only. A file that another program cuts while it is mapped ends this
+    // process; it cannot be guarded against short of copying, which is why checkpoints and exports are
+    // replaced by rename only.
     let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("read", path))?;
     let (length, header) =
         SafeTensors::read_metadata(&map).map_err(|error| ModelError::Malformed {
@@ -95,8 +96,9 @@ impl TensorFile {
             let copy = Tensor::f_from_data_size(bytes, shape, found)?;
             return Ok(copy.f_to_kind(kind)?.f_to_device(device)?);
         }
-        // SAFETY: `find` checked that the bytes are as many as shape and dtype say, and they are aligned. The view is only read,
-        // and it is dropped before this function returns, while `self` keeps the file mapped.
+        // SAFETY: `find` checked that the bytes are as many as shape and dtype say, and they are aligned. The
+        // view is only read, and it is dropped before this function returns, while `self` keeps the file
+        // mapped.
         let view = unsafe {
             Tensor::f_from_blob(bytes.as_ptr(), shape, &strides(shape), found, Device::Cpu)
         }?;

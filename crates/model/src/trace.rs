@@ -7,11 +7,12 @@ use crate::{Model, ModelError, Parts, decoder::Decoder, model::Taken, padding::P
 
 /// Hidden states, and what is needed to go back from them.
 ///
-/// Kept activations cost memory in proportion to the layers. Recomputed ones cost one more forward: only the input of each
-/// layer is kept, and a layer's inside exists while its own gradient is computed. Both give the same gradients.
+/// Kept activations cost memory in proportion to the layers. Recomputed ones cost one more forward: only the
+/// input of each layer is kept, and a layer's inside exists while its own gradient is computed. Both give the
+/// same gradients.
 ///
-/// The embedding is left out of the graph: what a micro-batch adds to its gradient is as many rows as it has different tokens, for
-/// which autograd would make a matrix of the whole vocabulary.
+/// The embedding is left out of the graph: what a micro-batch adds to its gradient is as many rows as it has
+/// different tokens, for which autograd would make a matrix of the whole vocabulary.
 #[derive(Debug)]
 pub struct Trace<'a> {
     decoder: &'a Decoder,
@@ -37,8 +38,8 @@ struct Recomputed {
 }
 
 impl Model {
-    /// Token ids `[batch, time]` to hidden states, to be followed by [`Trace::backward`]. `layers` (counted from 1): those whose
-    /// outputs are wanted as well, because the loss depends on them.
+    /// Token ids `[batch, time]` to hidden states, to be followed by [`Trace::backward`]. `layers` (counted
+    /// from 1): those whose outputs are wanted as well, because the loss depends on them.
     pub fn trace<'a>(
         &'a self,
         tokens: &Tensor,
@@ -106,8 +107,8 @@ impl Trace<'_> {
         &self.layers
     }
 
-    /// Adds to the gradient of every parameter, from the gradient of the hidden states (of their shape) and those of the layers;
-    /// the embedding's is added to `embedding`, of its shape.
+    /// Adds to the gradient of every parameter, from the gradient of the hidden states (of their shape) and
+    /// those of the layers; the embedding's is added to `embedding`, of its shape.
     pub fn backward(
         mut self,
         gradient: &Tensor,
@@ -157,9 +158,9 @@ impl Trace<'_> {
     }
 }
 
-/// Adds the rows `[B, T, D]` of the tokens `[B, T]` to their rows of a table `[V, D]`, in one order, so that sums are the same bits each
-/// time. On the CPU rows are added up for each token first, then to the table once. CUDA's kernel for that has a race; there they are
-/// sorted and added.
+/// Adds the rows `[B, T, D]` of the tokens `[B, T]` to their rows of a table `[V, D]`, in one order, so that
+/// sums are the same bits each time. On the CPU rows are added up for each token first, then to the table
+/// once. CUDA's kernel for that has a race; there they are sorted and added.
 fn add_rows(table: &mut Tensor, tokens: &Tensor, rows: &Tensor) -> Result<(), TchError> {
     let _no_grad = tch::no_grad_guard();
     let tokens = tokens.f_to_device(table.device())?.f_flatten(0, -1)?;
@@ -174,7 +175,8 @@ fn add_rows(table: &mut Tensor, tokens: &Tensor, rows: &Tensor) -> Result<(), Tc
     Ok(())
 }
 
-/// The backward of sum(output * constant) is exactly the given gradient; the sum over several outputs goes back from all at once.
+/// The backward of sum(output * constant) is exactly the given gradient; the sum over several outputs goes
+/// back from all at once.
 fn back<'a>(
     output: &Tensor,
     gradient: &Tensor,

@@ -1,4 +1,5 @@
-//! Models against Hugging Face transformers: logits and gradients of tiny models that transformers made (make_fixtures.py).
+//! Models against Hugging Face transformers: logits and gradients of tiny models that transformers made
+//! (make_fixtures.py).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -165,7 +166,8 @@ fn take_gradients(model: &Model) -> Vec<(String, Tensor)> {
     gradients
 }
 
-/// Takes the gradients of a trace that went back into `embedding`: an output matrix of its own is the objective's business and has none.
+/// Takes the gradients of a trace that went back into `embedding`: an output matrix of its own is the
+/// objective's business and has none.
 fn take_traced(model: &Model, embedding: Tensor) -> Vec<(String, Tensor)> {
     let mut gradients = take_gradients(model);
     let at = model.embedding().data_ptr();
@@ -285,7 +287,8 @@ fn parts_of_a_row_are_as_rows_of_their_own() {
     }
 }
 
-/// In bf16, in which GPUs attend to all parts in one call: hidden states, and the gradient that goes back into the embedding.
+/// In bf16, in which GPUs attend to all parts in one call: hidden states, and the gradient that goes back
+/// into the embedding.
 #[test]
 fn parts_in_bf16_are_as_rows_of_their_own() {
     for case in CASES {

@@ -11,9 +11,9 @@ use crate::{
 
 /// Positions whose logits are formed at a time, for a vocabulary.
 ///
-/// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 16 MiB, two of which exist: fewer positions make products
-/// that read the output matrix more often, more of them gain a few percent (docs/performance.md). On a GPU products of fewer than 2,048
-/// positions leave it idle.
+/// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 16 MiB, two of which exist:
+/// fewer positions make products that read the output matrix more often, more of them gain a few percent
+/// (docs/performance.md). On a GPU products of fewer than 2,048 positions leave it idle.
 pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
     let (numbers, range) = match device {
         Device::Cpu => (1 << 22, (64, 128)),
@@ -36,8 +36,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) teacher_ce: bool,
 }
 
-/// The values of a chunk, each `[count]`, and the gradient `[count, vocabulary]` of `scale (ce + gamma * divergence)`. Where nothing
-/// is scored values are of no meaning.
+/// The values of a chunk, each `[count]`, and the gradient `[count, vocabulary]` of `scale (ce + gamma *
+/// divergence)`. Where nothing is scored values are of no meaning.
 pub(crate) struct ChunkLoss {
     pub(crate) ce: Tensor,
     pub(crate) divergence: Option<Tensor>,
@@ -48,8 +48,8 @@ pub(crate) struct ChunkLoss {
 /// Losses of a chunk: by the kernel where it can (fp32 on the CPU), by libtorch otherwise.
 ///
 /// # Errors
-/// The teacher's logits have another shape, dtype or device than the student's, or share memory with them; a label is past the
-/// vocabulary. And what libtorch says.
+/// The teacher's logits have another shape, dtype or device than the student's, or share memory with them; a
+/// label is past the vocabulary. And what libtorch says.
 ///
 /// # Safety
 /// Nobody else uses the storage of the student's logits meanwhile, and no thread writes to that of the teacher's.
@@ -108,8 +108,8 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
             "the teacher's logits share memory with the student's".to_owned(),
         ));
     }
-    // SAFETY: logits may lie in buffers that have other handles, but nobody uses those meanwhile, which the caller promises; the two are
-    // apart.
+    // SAFETY: logits may lie in buffers that have other handles, but nobody uses those meanwhile, which the
+    // caller promises; the two are apart.
     let slices = unsafe {
         let teacher = teacher.as_ref().map(|teacher| numbers(teacher));
         numbers_mut(&mut student).zip(Some(teacher.flatten()))

@@ -1,8 +1,9 @@
 //! The divergences: values and gradients by hand, in log space.
 //!
-//! For a position, `s` and `t` are the log-probabilities of student and teacher over the vocabulary, `p = exp(s)` and `q = exp(t)`,
-//! and `u` the student's logits, all at the same temperature. Since `ds_k / du_j = [k = j] - p_j`, a divergence with the partial
-//! derivatives `g_j = dD / ds_j` has the gradient `dD / du_j = g_j - p_j sum_k g_k`. That gives:
+//! For a position, `s` and `t` are the log-probabilities of student and teacher over the vocabulary, `p =
+//! exp(s)` and `q = exp(t)`, and `u` the student's logits, all at the same temperature. Since `ds_k / du_j =
+//! [k = j] - p_j`, a divergence with the partial derivatives `g_j = dD / ds_j` has the gradient `dD / du_j =
+//! g_j - p_j sum_k g_k`. That gives:
 //!
 //! | divergence | value | gradient with respect to u |
 //! |---|---|---|
@@ -13,12 +14,13 @@
 //! | skew reverse KL, a | `sum p (s - m)`, `m = log(a p + (1 - a) q)` | `p (h - sum p h)`, `h = s - m - a p / exp(m)` |
 //! | total variation | `1/2 sum abs(p - q)` | `1/2 p (h - sum p h)`, `h = sign(p - q)` |
 //!
-//! Mixtures are formed as `logaddexp` of the two logarithms, so that a probability that underflows leaves a finite logarithm; every
-//! quotient by a mixture is the exponential of a difference that is bounded above.
+//! Mixtures are formed as `logaddexp` of the two logarithms, so that a probability that underflows leaves a
+//! finite logarithm; every quotient by a mixture is the exponential of a difference that is bounded above.
 //!
-//! Sources: forward KL: Hinton et al., 2015; reverse KL: Gu et al., "MiniLLM", 2024; JSD: Agarwal et al., "On-Policy Distillation of
-//! Language Models" (GKD), 2024, in the convention of TRL, in which beta weighs the teacher; skew KLs: Ko et al., "DistiLLM", 2024;
-//! total variation: Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", 2023.
+//! Sources: forward KL: Hinton et al., 2015; reverse KL: Gu et al., "MiniLLM", 2024; JSD: Agarwal et al.,
+//! "On-Policy Distillation of Language Models" (GKD), 2024, in the convention of TRL, in which beta weighs
+//! the teacher; skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence
+//! Minimization for Sequence-Level Knowledge Distillation", 2023.
 
 use tch::{TchError, Tensor};
 
@@ -34,8 +36,8 @@ pub(crate) struct Diverged {
     pub(crate) probabilities: Tensor,
 }
 
-/// `log_student`: log-probabilities; `teacher`: logits; both at the temperature, `[count, vocabulary]`. Both are used up: at most
-/// four matrices of their shape exist at a time.
+/// `log_student`: log-probabilities; `teacher`: logits; both at the temperature, `[count, vocabulary]`. Both
+/// are used up: at most four matrices of their shape exist at a time.
 pub(crate) fn diverge(
     divergence: Divergence,
     log_student: Tensor,

@@ -15,7 +15,8 @@ pub struct Positions<'a> {
     pub labels: &'a Tensor,
     /// `[positions]`: weight of each position, in every term alike; 1 where absent.
     pub weights: Option<&'a Tensor>,
-    /// Predictions of the whole optimizer step (not of this micro-batch): the gradient is that of the sum divided by it.
+    /// Predictions of the whole optimizer step (not of this micro-batch): the gradient is that of the sum
+    /// divided by it.
     pub denominator: f64,
 }
 
@@ -24,7 +25,8 @@ pub struct Positions<'a> {
 pub struct HeadOptions {
     /// The loss.
     pub objective: Objective,
-    /// Logits of both models are cut to this many columns before any softmax; on a GPU, a few more are formed and left out of it.
+    /// Logits of both models are cut to this many columns before any softmax; on a GPU, a few more are formed
+    /// and left out of it.
     pub vocabulary: i64,
     /// Positions at a time.
     pub chunk: i64,
@@ -39,8 +41,8 @@ pub enum Detail {
     Sums,
     /// Those that the loss is made of.
     Positions,
-    /// And the teacher's own cross-entropy, where there is a teacher; its logits are formed for it even where the loss leaves
-    /// the teacher out.
+    /// And the teacher's own cross-entropy, where there is a teacher; its logits are formed for it even where
+    /// the loss leaves the teacher out.
     PositionsAndTeacher,
 }
 
@@ -68,7 +70,8 @@ pub struct HeadOutput {
     pub per_position: Option<PerPosition>,
 }
 
-/// Values of each position, each `[positions]` in the dtype of softmaxes: nats, before weights, 0 where nothing is scored.
+/// Values of each position, each `[positions]` in the dtype of softmaxes: nats, before weights, 0 where
+/// nothing is scored.
 #[derive(Debug)]
 pub struct PerPosition {
     /// The student's cross-entropy.
@@ -79,7 +82,8 @@ pub struct PerPosition {
     pub teacher_ce: Option<Tensor>,
 }
 
-/// Losses and gradients of all positions, chunk by chunk. Without a teacher, or at gamma 0, the teacher is left out of the loss.
+/// Losses and gradients of all positions, chunk by chunk. Without a teacher, or at gamma 0, the teacher is
+/// left out of the loss.
 ///
 /// Results depend on the inputs and the chunk alone; they are the same bits each time.
 ///
@@ -146,7 +150,8 @@ pub fn chunked_head(
             scale: &scale.f_narrow(0, start, size)?,
             teacher_ce,
         };
-        // SAFETY: logits lie in the buffers borrowed here, of which nobody else has a handle, or are new; `capped` is a copy.
+        // SAFETY: logits lie in the buffers borrowed here, of which nobody else has a handle, or are new;
+        // `capped` is a copy.
         let loss = unsafe { chunk::loss(chunk, &options.objective)? };
         values.add(
             start,
@@ -206,8 +211,9 @@ pub fn cross_entropy_sum(
     Ok((sum.f_double_value(&[0])?, scored))
 }
 
-/// The columns of logits to form: on a GPU a multiple of [`ddk_torch::TILE`] if the matrices have that many rows, because rows of
-/// other sizes are not aligned for the fast products. Where one of them has fewer, the vocabulary itself.
+/// The columns of logits to form: on a GPU a multiple of [`ddk_torch::TILE`] if the matrices have that many
+/// rows, because rows of other sizes are not aligned for the fast products. Where one of them has fewer, the
+/// vocabulary itself.
 fn columns(vocabulary: i64, inputs: [Option<&HeadInput<'_>>; 2]) -> i64 {
     let inputs = inputs.into_iter().flatten();
     let fits = |input: &HeadInput<'_>| {
@@ -220,8 +226,8 @@ fn columns(vocabulary: i64, inputs: [Option<&HeadInput<'_>>; 2]) -> i64 {
         .unwrap_or(vocabulary)
 }
 
-/// What padding's logits are: finite, so that no difference of two is undefined, and so low that its probability is 0 whatever the
-/// temperature.
+/// What padding's logits are: finite, so that no difference of two is undefined, and so low that its
+/// probability is 0 whatever the temperature.
 const HIDDEN_LOGIT: f64 = -1e30;
 
 /// Takes the columns past the vocabulary out of every softmax; their gradients are 0.
@@ -235,8 +241,8 @@ fn hide_past(vocabulary: i64, logits: &Tensor) -> Result<(), TchError> {
     Ok(())
 }
 
-/// `target += left x right`. Of products in another dtype than the target's, GPUs add the sums to it as they are; the CPU rounds them to
-/// the product's dtype first.
+/// `target += left x right`. Of products in another dtype than the target's, GPUs add the sums to it as they
+/// are; the CPU rounds them to the product's dtype first.
 fn accumulate(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<(), TchError> {
     let kind = target.kind();
     let _ = if kind == left.kind() {

@@ -1,8 +1,8 @@
 //! The distance between a layer of the student and one of the teacher, behind filters: TED.
 //!
-//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML 2023: the mean squared
-//! difference between the student's hidden states behind a filter of its own and the teacher's behind theirs. The filters are
-//! linear maps here; how they come to be is told in `ddk-engine`.
+//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML
+//! 2023: the mean squared difference between the student's hidden states behind a filter of its own and the
+//! teacher's behind theirs. The filters are linear maps here; how they come to be is told in `ddk-engine`.
 
 use tch::{Kind, Tensor};
 
@@ -28,8 +28,9 @@ pub struct LayerOutput {
     pub hidden_gradient: Tensor,
 }
 
-/// The distance at the positions that are scored (the same as for every other term: padding and skipped tokens count for
-/// nothing). `weight` is what the layer's distance counts in the loss; the filter's gradient is added to `filter_gradient`.
+/// The distance at the positions that are scored (the same as for every other term: padding and skipped
+/// tokens count for nothing). `weight` is what the layer's distance counts in the loss; the filter's gradient
+/// is added to `filter_gradient`.
 ///
 /// Differences and their squares are in fp32 (f64 for f64 inputs).
 ///

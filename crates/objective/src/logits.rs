@@ -17,8 +17,8 @@ pub struct HeadInput<'a> {
     pub soft_cap: Option<f64>,
 }
 
-/// Memory for the logits of a chunk, student's and teacher's. Kept from call to call it is got from the system once: buffers of such a
-/// size would be given back and faulted in again for every chunk.
+/// Memory for the logits of a chunk, student's and teacher's. Kept from call to call it is got from the
+/// system once: buffers of such a size would be given back and faulted in again for every chunk.
 #[derive(Debug, Default)]
 pub struct LogitBuffers {
     pub(crate) student: Buffer,
@@ -71,8 +71,8 @@ impl<'a> HeadInput<'a> {
         }
     }
 
-    /// Logits `[count, columns]` of the positions `start..start + count`, in the dtype of softmaxes; in the buffer where they are
-    /// formed in that dtype.
+    /// Logits `[count, columns]` of the positions `start..start + count`, in the dtype of softmaxes; in the
+    /// buffer where they are formed in that dtype.
     pub(crate) fn logits(
         &self,
         start: i64,

@@ -2,8 +2,9 @@
 
 use ddk_kernel::Divergence;
 
-/// `CE(student, labels) + gamma * D(teacher, student) + layer_weight * L(teacher, student)`: Eq. 3 of the DDK paper, with other
-/// divergences in the place of its KL, and TED's distance between layers (see [`crate::layer_loss`]).
+/// `CE(student, labels) + gamma * D(teacher, student) + layer_weight * L(teacher, student)`: Eq. 3 of the DDK
+/// paper, with other divergences in the place of its KL, and TED's distance between layers (see
+/// [`crate::layer_loss`]).
 ///
 /// The cross-entropy is always at temperature 1; the divergence takes both softmaxes at `temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,8 +15,8 @@ pub struct Objective {
     pub gamma: f64,
     /// Temperature of both softmaxes in the divergence.
     pub temperature: f64,
-    /// Multiplies the divergence by the temperature's square, in its value and its gradient alike (Hinton et al., 2015). The
-    /// paper does not.
+    /// Multiplies the divergence by the temperature's square, in its value and its gradient alike (Hinton et
+    /// al., 2015). The paper does not.
     pub temperature_squared: bool,
     /// Weight of the distance between layers; 0 leaves it out.
     pub layer_weight: f64,

@@ -1,5 +1,6 @@
-//! What GPUs compute differently (columns padded to a multiple of 128, losses by libtorch's operations, the matrix gradient added in
-//! fp32) against float64 on exactly the vocabulary's columns: every divergence, at temperatures 1 and 2, in fp32 and bf16.
+//! What GPUs compute differently (columns padded to a multiple of 128, losses by libtorch's operations, the
+//! matrix gradient added in fp32) against float64 on exactly the vocabulary's columns: every divergence, at
+//! temperatures 1 and 2, in fp32 and bf16.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -34,7 +35,8 @@ fn device() -> Device {
     ddk_torch::parse_device(name.as_deref().unwrap_or("cpu")).unwrap()
 }
 
-/// Multiples of an eighth up to 1: products of two have few enough bits to be added exactly in fp32, and each fits bf16.
+/// Multiples of an eighth up to 1: products of two have few enough bits to be added exactly in fp32, and each
+/// fits bf16.
 fn eighths(shape: [i64; 2], seed: i64) -> Tensor {
     let eighth = |at: i64| ((at + seed) * 7919 % 1009 % 17 - 8) as f32 / 8.0;
     let eighths: Vec<f32> = (0..shape[0] * shape[1]).map(eighth).collect();

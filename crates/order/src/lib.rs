@@ -1,9 +1,10 @@
 //! Randomness from seeds and positions, never from arrival order.
 //!
-//! Every random choice of DDK is a pure function of a seed, a label that says what is being chosen, and the position
-//! of the choice (a domain's pass, an interval, …). So a choice can be made again after a restart, on any thread, in any
-//! order. The streams are ChaCha8, whose output is fixed for ever; shuffles and distributions are our own, because those
-//! of general libraries change between versions. Golden tests pin them all.
+//! Every random choice of DDK is a pure function of a seed, a label that says what is being chosen, and the
+//! position of the choice (a domain's pass, an interval, …). So a choice can be made again after a restart,
+//! on any thread, in any order. The streams are ChaCha8, whose output is fixed for ever; shuffles and
+//! distributions are our own, because those of general libraries change between versions. Golden tests pin
+//! them all.
 
 mod permutation;
 

@@ -6,8 +6,8 @@ use crate::stream;
 
 const ROUNDS: usize = 6;
 
-/// A bijection of `0..len` onto itself, drawn from (seed, label, positions), in constant memory and time: a corpus of any
-/// size has a fresh order of its rows for each pass, and a cursor into it is one number.
+/// A bijection of `0..len` onto itself, drawn from (seed, label, positions), in constant memory and time: a
+/// corpus of any size has a fresh order of its rows for each pass, and a cursor into it is one number.
 ///
 /// A balanced Feistel network over the next even number of bits; values past `len` are walked on until they fall inside
 /// (Black and Rogaway, "Ciphers with arbitrary finite domains"), which takes fewer than four rounds on average.

@@ -1,7 +1,7 @@
 //! Many runs beside each other: methods by seeds, in groups where a setting is swept.
 //!
-//! [`ComparedRun`] is what a run's folder says; a [`Comparison`] is made from these and from nothing else, and becomes Markdown, a
-//! page, JSON and SVG files.
+//! [`ComparedRun`] is what a run's folder says; a [`Comparison`] is made from these and from nothing else,
+//! and becomes Markdown, a page, JSON and SVG files.
 
 mod figures;
 mod text;
@@ -193,8 +193,8 @@ pub struct MethodResult {
     pub seconds: Spread,
     /// On other tasks, over the seeds that have them.
     pub scores: BTreeMap<String, BTreeMap<String, Spread>>,
-    /// The columns (`perplexity.DOMAIN`, `mean_perplexity`, `mean_ratio`) in which it is the lowest, and the interval of the
-    /// difference excludes zero.
+    /// The columns (`perplexity.DOMAIN`, `mean_perplexity`, `mean_ratio`) in which it is the lowest, and the
+    /// interval of the difference excludes zero.
     pub best_in: Vec<String>,
 }
 
@@ -378,8 +378,8 @@ impl Difference {
     }
 }
 
-/// Marks the lowest of each column, where its paired difference from the reference excludes zero; the reference itself where that
-/// of the next lowest does.
+/// Marks the lowest of each column, where its paired difference from the reference excludes zero; the
+/// reference itself where that of the next lowest does.
 fn mark(methods: &mut [MethodResult], reference: &str) {
     let columns: Vec<String> = methods.first().map_or_else(Vec::new, |method| {
         method.columns().map(|(name, _)| name).collect()

@@ -1,8 +1,9 @@
-//! A run's result as people read it: a table for the terminal ([`table`]), and a report with figures ([`RunReport`]), as one
-//! self-contained page or as Markdown; and the comparison of many runs ([`Comparison`]).
+//! A run's result as people read it: a table for the terminal ([`table`]), and a report with figures
+//! ([`RunReport`]), as one self-contained page or as Markdown; and the comparison of many runs
+//! ([`Comparison`]).
 //!
-//! A figure is data ([`chart`]) that is drawn into a page or into an SVG file ([`svg()`]); a text with tables and figures
-//! ([`document`]) becomes Markdown or a page.
+//! A figure is data ([`chart`]) that is drawn into a page or into an SVG file ([`svg()`]); a text with tables
+//! and figures ([`document`]) becomes Markdown or a page.
 
 pub mod chart;
 pub mod comparison;

@@ -41,8 +41,8 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// From a run's folder alone, but for the defaults that its settings are held against. A run that has not ended yet has no
-    /// summary; it is told as far as it goes.
+    /// From a run's folder alone, but for the defaults that its settings are held against. A run that has not
+    /// ended yet has no summary; it is told as far as it goes.
     pub fn of(folder: &Path, changed: &[Changed]) -> Result<Self, RunFileError> {
         let name = folder
             .file_name()

@@ -30,8 +30,9 @@ pub enum ScoresError {
     NoModel,
 }
 
-/// Reads the text of a file: `results` (task to `"metric,filter"` to number) and `config.model_args`, which names the model.
-/// Standard errors and other words are left out, and so are the parts of a group whose whole is there (the subjects of MMLU).
+/// Reads the text of a file: `results` (task to `"metric,filter"` to number) and `config.model_args`, which
+/// names the model. Standard errors and other words are left out, and so are the parts of a group whose whole
+/// is there (the subjects of MMLU).
 pub fn harness(text: &str) -> Result<Harness, ScoresError> {
     let value: Value =
         serde_json::from_str(text).map_err(|error| ScoresError::NotJson(error.to_string()))?;

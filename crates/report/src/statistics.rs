@@ -86,7 +86,8 @@ pub fn t_quantile_975(freedom: u64) -> f64 {
     f64::midpoint(low, high)
 }
 
-/// The probability between -t and t, in closed form for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+/// The probability between -t and t, in closed form for whole degrees of freedom (Abramowitz and Stegun,
+/// 26.7.3 and 26.7.4).
 fn within(t: f64, freedom: u64) -> f64 {
     let theta = (t / (freedom as f64).sqrt()).atan();
     let cosine_squared = theta.cos().powi(2);

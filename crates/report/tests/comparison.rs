@@ -77,7 +77,8 @@ fn run(method: &str, seed: u64, math: f64, prose: f64) -> ComparedRun {
     }
 }
 
-/// Three seeds of three methods: `ddk` is clearly better on math and not to be told apart on prose, `cpt` is worse everywhere.
+/// Three seeds of three methods: `ddk` is clearly better on math and not to be told apart on prose, `cpt` is
+/// worse everywhere.
 fn runs() -> Vec<ComparedRun> {
     let mut runs = Vec::new();
     for (seed, wobble) in [(0, 0.0), (1, 0.1), (2, -0.1)] {

@@ -44,9 +44,9 @@ impl std::fmt::Debug for NamedFile {
 
 /// The checkpoints of a run, in folders `step-00001000`.
 ///
-/// A save writes a hidden temporary folder, each file fsynced, the manifest with sizes and checksums last, and renames it.
-/// A checkpoint of the same step is renamed aside first and removed last. A save that is cut off at any instant leaves the
-/// ones before it, and either the old or the new one of its own step.
+/// A save writes a hidden temporary folder, each file fsynced, the manifest with sizes and checksums last,
+/// and renames it. A checkpoint of the same step is renamed aside first and removed last. A save that is cut
+/// off at any instant leaves the ones before it, and either the old or the new one of its own step.
 pub struct CheckpointStore {
     folder: PathBuf,
     retention: Retention,
@@ -61,8 +61,8 @@ impl std::fmt::Debug for CheckpointStore {
     }
 }
 
-/// Called with the step before each of a save's system calls that change something; its error is the call's. For faults on
-/// purpose: a process may also be ended in it.
+/// Called with the step before each of a save's system calls that change something; its error is the call's.
+/// For faults on purpose: a process may also be ended in it.
 pub type SaveHook = Arc<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 
 /// A checkpoint in a list.
@@ -153,8 +153,8 @@ impl CheckpointStore {
 
     /// Saves a checkpoint. `before_manifest` makes durable what the state refers to (the journal's lines).
     ///
-    /// Where anything fails, what was written is removed and the checkpoints before it are untouched. What fails once the
-    /// checkpoint is in its place is no failure of the save: the report says so.
+    /// Where anything fails, what was written is removed and the checkpoints before it are untouched. What
+    /// fails once the checkpoint is in its place is no failure of the save: the report says so.
     pub fn save<T: Serialize>(
         &self,
         step: u64,
@@ -231,8 +231,8 @@ impl CheckpointStore {
         Ok(manifest.bytes())
     }
 
-    /// Renames a checkpoint that is written whole to its name. One that has the name already stays beside it until the new
-    /// one is durable.
+    /// Renames a checkpoint that is written whole to its name. One that has the name already stays beside it
+    /// until the new one is durable.
     fn put_in_place(&self, disk: &Disk, temporary: &Path, step: u64) -> Result<(), RunFileError> {
         let path = self.folder.join(names::of_step(step));
         let replaced = self.folder.join(names::of_replaced(step));
@@ -249,7 +249,8 @@ impl CheckpointStore {
         disk.sync(&self.folder)
     }
 
-    /// Removes the old checkpoint of a step once the new one has its name; gives it its name back where there is no new one.
+    /// Removes the old checkpoint of a step once the new one has its name; gives it its name back where there
+    /// is no new one.
     fn end_replacement(&self, disk: &Disk, step: u64) -> Result<(), RunFileError> {
         let path = self.folder.join(names::of_step(step));
         let replaced = self.folder.join(names::of_replaced(step));
@@ -285,8 +286,8 @@ impl CheckpointStore {
 
     /// The newest checkpoint that verifies and whose state can be read, and the newer ones that do not.
     ///
-    /// `None` where there is no checkpoint at all. Where there are some but none verifies, `passed_over` of the error says
-    /// why: a run must never begin again at 0 without being told to.
+    /// `None` where there is no checkpoint at all. Where there are some but none verifies, `passed_over` of
+    /// the error says why: a run must never begin again at 0 without being told to.
     pub fn newest<T: DeserializeOwned>(&self) -> Result<Option<Opened<T>>, NoneVerifies> {
         let steps = self.steps()?;
         if steps.is_empty() {
@@ -346,8 +347,9 @@ impl CheckpointStore {
         entries.map(name).collect()
     }
 
-    /// Removes what need not stay. Only called after a save, so that of step `saved` has just been written whole; what else may
-    /// lie there of later steps is not touched, and does not count. One that cannot be removed keeps no other from going.
+    /// Removes what need not stay. Only called after a save, so that of step `saved` has just been written
+    /// whole; what else may lie there of later steps is not touched, and does not count. One that cannot be
+    /// removed keeps no other from going.
     fn retain(&self, disk: &Disk, saved: u64) -> Result<(), RunFileError> {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= saved);

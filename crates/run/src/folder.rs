@@ -55,8 +55,8 @@ impl RunFolder {
         path.join("config.toml").exists()
     }
 
-    /// The process that works on the run in this folder, without touching its lock: a lock taken only to look could keep a
-    /// run from starting.
+    /// The process that works on the run in this folder, without touching its lock: a lock taken only to look
+    /// could keep a run from starting.
     pub fn holder(path: &Path) -> Option<u32> {
         let lock = path.join(LOCK);
         let pid: u32 = fs::read_to_string(&lock).ok()?.trim().parse().ok()?;

@@ -45,8 +45,9 @@ struct Files {
 }
 
 impl Journal {
-    /// Opens the files of a run's folder and cuts them to `lengths`, so that lines written after the checkpoint (the last
-    /// of them perhaps torn) are gone. `events.jsonl` is never cut, only ended with a line break.
+    /// Opens the files of a run's folder and cuts them to `lengths`, so that lines written after the
+    /// checkpoint (the last of them perhaps torn) are gone. `events.jsonl` is never cut, only ended with a
+    /// line break.
     pub fn open(folder: &Path, lengths: Lengths, samples: bool) -> Result<Self, RunFileError> {
         let open = |name: &str, length| Appended::open(folder.join(name), Some(length));
         let files = Files {

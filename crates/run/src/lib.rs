@@ -1,8 +1,9 @@
 //! Every file of a run's folder: written, read, cut on resume.
 //!
-//! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] are the lines of the JSON
-//! Lines files and the summary: a stable format that other programs read. [`Journal`] appends them and cuts them back when
-//! a run goes on from a checkpoint. [`CheckpointStore`] saves whole or not at all, and verifies before it loads.
+//! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] are the
+//! lines of the JSON Lines files and the summary: a stable format that other programs read. [`Journal`]
+//! appends them and cuts them back when a run goes on from a checkpoint. [`CheckpointStore`] saves whole or
+//! not at all, and verifies before it loads.
 
 mod checkpoint;
 mod error;

@@ -1,7 +1,7 @@
 //! The records of a run's files. Keys are stable; maps are by domain name and sorted.
 //!
-//! Numbers are written as the shortest decimal that reads back to the same bits. A number that is not finite is written as
-//! `null` and read back as NaN.
+//! Numbers are written as the shortest decimal that reads back to the same bits. A number that is not finite
+//! is written as `null` and read back as NaN.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,8 @@ pub struct StepLine {
     pub kl: f64,
     /// Weight of the divergence; 0 where there is none.
     pub gamma: f64,
-    /// TED: mean squared difference between the filtered layers, over the step's predictions, the filters' width and the layers.
+    /// TED: mean squared difference between the filtered layers, over the step's predictions, the filters'
+    /// width and the layers.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -88,8 +89,8 @@ pub struct MixtureLine {
     /// Eq. 1 (interval 0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discrepancy: Option<ByDomain>,
-    /// The losses that the update was made from, nats: `odm`'s are those of training, of the domains that were drawn; `sheared`'s
-    /// the logarithms of the perplexities.
+    /// The losses that the update was made from, nats: `odm`'s are those of training, of the domains that
+    /// were drawn; `sheared`'s the logarithms of the perplexities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<ByDomain>,
     /// The losses that those were held against (`sheared`).
@@ -211,9 +212,11 @@ pub struct Summary {
     pub save_stall_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
-    /// Share of `distill_seconds` that a teacher lane waited for rows on average, although a mixture to draw them by was set.
+    /// Share of `distill_seconds` that a teacher lane waited for rows on average, although a mixture to draw
+    /// them by was set.
     pub data_wait_share: f64,
-    /// Floating-point operations of the teacher's labelling, from the models' shapes and the tokens that went through them.
+    /// Floating-point operations of the teacher's labelling, from the models' shapes and the tokens that went
+    /// through them.
     #[serde(default)]
     pub teacher_flops: f64,
     /// Of the student's training, forward and backward.

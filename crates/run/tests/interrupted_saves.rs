@@ -1,5 +1,6 @@
-//! A walk through every system call of a save: at each one the save fails, or its process dies. What the next start loads is
-//! held against a list that is made here, by the order of the calls, and not read from the folder under test.
+//! A walk through every system call of a save: at each one the save fails, or its process dies. What the next
+//! start loads is held against a list that is made here, by the order of the calls, and not read from the
+//! folder under test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -16,8 +17,9 @@ use std::{
 
 use ddk_run::{CheckpointStore, NamedFile, Retention, SaveHook, SaveReport};
 
-/// Calls that write a checkpoint of two files beside its place: its folder; create, write and fsync of weights, moments and
-/// state; the journal's fsync; create, write and fsync of the manifest; the folder's fsync.
+/// Calls that write a checkpoint of two files beside its place: its folder; create, write and fsync of
+/// weights, moments and state; the journal's fsync; create, write and fsync of the manifest; the folder's
+/// fsync.
 const WRITE: u64 = 1 + 3 * 3 + 1 + 3 + 1;
 /// Calls that rename it to its name: the rename, the fsync of the checkpoints' folder.
 const PLACE: u64 = 2;
@@ -193,8 +195,8 @@ fn a_save_that_fails_at_any_call_leaves_what_the_list_says() {
             let full = || io::Error::from(io::ErrorKind::StorageFull);
             let report = case.save_with(folder.path(), call, full);
             let replaces = u64::from(case.name == "a save that replaces one");
-            // From here on the checkpoint is durable: the save has succeeded, and what could not be removed is said beside it.
-            // What the failed removal keeps is another test's.
+            // From here on the checkpoint is durable: the save has succeeded, and what could not be removed
+            // is said beside it. What the failed removal keeps is another test's.
             if call > WRITE + replaces + PLACE {
                 assert!(report.unwrap().not_removed.is_some(), "{what}");
                 continue;

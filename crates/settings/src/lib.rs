@@ -1,9 +1,10 @@
 //! What the user wrote, layered and validated.
 //!
-//! [`Options`] is what can be written: every key optional, unknown keys refused, its comments the documentation that the
-//! schema and the reference are made from. [`load`] layers built-in defaults, files, the environment and `--set`, and
-//! validates the result into [`Settings`], which the program uses and writes into a run's folder. [`Origins`] remembers where
-//! each value came from, so that an error and `ddk config show --origin` can say it.
+//! [`Options`] is what can be written: every key optional, unknown keys refused, its comments the
+//! documentation that the schema and the reference are made from. [`load`] layers built-in defaults, files,
+//! the environment and `--set`, and validates the result into [`Settings`], which the program uses and writes
+//! into a run's folder. [`Origins`] remembers where each value came from, so that an error and `ddk config
+//! show --origin` can say it.
 
 mod document;
 mod error;

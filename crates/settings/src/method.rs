@@ -1,4 +1,5 @@
-//! Methods by the names of the paper's rows: a method is two choices, how the mixture moves and what the student minimises.
+//! Methods by the names of the paper's rows: a method is two choices, how the mixture moves and what the
+//! student minimises.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -17,9 +17,10 @@ use crate::{Method, Token};
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// What `mixture.policy` and `objective.name` are where they are not written, by the names of the paper's rows: `cpt` (natural,
-    /// ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural, ted), `minillm` (natural, reverse_kl), `ddk`
-    /// (ddk, forward_kl), `ddk-no-smoothing`, `ddk-equal` (equal, forward_kl). Must come before the first table of a file.
+    /// What `mixture.policy` and `objective.name` are where they are not written, by the names of the paper's
+    /// rows: `cpt` (natural, ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural,
+    /// ted), `minillm` (natural, reverse_kl), `ddk` (ddk, forward_kl), `ddk-no-smoothing`, `ddk-equal`
+    /// (equal, forward_kl). Must come before the first table of a file.
     pub method: Option<Method>,
     /// The run: its name, its end, its seed.
     pub run: Option<RunOptions>,
@@ -65,28 +66,29 @@ pub struct RunOptions {
     pub folder: Option<PathBuf>,
     /// Every random choice is drawn from it.
     pub seed: Option<u64>,
-    /// Stop after this many optimizer steps. One of max_steps, max_intervals and max_tokens is needed to train; a larger one extends
-    /// a run, finished or not.
+    /// Stop after this many optimizer steps. One of max_steps, max_intervals and max_tokens is needed to
+    /// train; a larger one extends a run, finished or not.
     pub max_steps: Option<u64>,
     /// Stop after this many times mixture.interval steps.
     pub max_intervals: Option<u64>,
     /// Stop at the end of the step in which this many tokens have been trained on.
     pub max_tokens: Option<u64>,
-    /// Stop at an interval's end where the student's perplexity is at most this many times the teacher's in every domain.
+    /// Stop at an interval's end where the student's perplexity is at most this many times the teacher's in
+    /// every domain.
     pub stop_ratio: Option<f64>,
-    /// Which student is exported when the run is done: the `last`, or the `best`, which has the smallest mean ratio to the teacher of
-    /// all that were measured.
+    /// Which student is exported when the run is done: the `last`, or the `best`, which has the smallest mean
+    /// ratio to the teacher of all that were measured.
     pub export: Option<ExportedStudent>,
     /// Write samples.jsonl: for each step, which rows of which documents it was trained on.
     pub trace: Option<bool>,
-    /// Teachers and student compute one at a time, each on all its threads: on the CPU the faster way where the student is the slower
-    /// side and both have a thread for each core.
+    /// Teachers and student compute one at a time, each on all its threads: on the CPU the faster way where
+    /// the student is the slower side and both have a thread for each core.
     pub take_turns: Option<bool>,
-    /// Take only algorithms that give the same bits each time on a GPU, which makes attention's backward slower. On the CPU every run
-    /// gives the same bits anyway.
+    /// Take only algorithms that give the same bits each time on a GPU, which makes attention's backward
+    /// slower. On the CPU every run gives the same bits anyway.
     pub deterministic: Option<bool>,
-    /// Who chooses `run.take_turns`, `teacher.lanes`, `teacher.threads` and `student.threads` on the CPU: `given`, or `auto`, a measurement before step
-    /// 1, whose choice the run keeps.
+    /// Who chooses `run.take_turns`, `teacher.lanes`, `teacher.threads` and `student.threads` on the CPU:
+    /// `given`, or `auto`, a measurement before step 1, whose choice the run keeps.
     pub threads: Option<ThreadChoice>,
 }
 
@@ -104,19 +106,21 @@ pub struct CorpusOptions {
     pub seed: Option<u64>,
     /// Tokens of a row; one prediction fewer.
     pub sequence_length: Option<usize>,
-    /// How documents become rows: joined and cut (`concat`), the same but seeing nothing of each other (`document`), or whole
-    /// ones put together with little padding (`best_fit`).
+    /// How documents become rows: joined and cut (`concat`), the same but seeing nothing of each other
+    /// (`document`), or whole ones put together with little padding (`best_fit`).
     pub packing: Option<Packing>,
-    /// What to do where the prepared corpus is not what the sources, the tokenizer and the settings would give: `prepare` it
-    /// again, `refuse` to start, or `use` it as it is.
+    /// What to do where the prepared corpus is not what the sources, the tokenizer and the settings would
+    /// give: `prepare` it again, `refuse` to start, or `use` it as it is.
     pub when_stale: Option<WhenStale>,
     /// How documents are set aside for validation: a `share` of them, or a `count`, by a hash of their content.
     pub validation_by: Option<ValidationBy>,
     /// Share of the documents set aside for validation.
     pub validation_share: Option<f64>,
-    /// Validation documents of a domain at the most, each cut at sequence_length; what a share has over it is used for nothing.
+    /// Validation documents of a domain at the most, each cut at sequence_length; what a share has over it is
+    /// used for nothing.
     pub validation_documents: Option<usize>,
-    /// Share of records, and of the bytes in files that cannot be read to their end, that may be lost before it is an error.
+    /// Share of records, and of the bytes in files that cannot be read to their end, that may be lost before
+    /// it is an error.
     pub max_bad_share: Option<f64>,
 }
 
@@ -124,12 +128,12 @@ pub struct CorpusOptions {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DomainOptions {
-    /// Files, folders or globs. Each line of a `.jsonl` file and each row of a `.parquet` file is a record; a file with an
-    /// extension of text or source code is one document. All but Parquet may end in `.gz` or `.zst`. Other files are refused.
-    /// Needed.
+    /// Files, folders or globs. Each line of a `.jsonl` file and each row of a `.parquet` file is a record; a
+    /// file with an extension of text or source code is one document. All but Parquet may end in `.gz` or
+    /// `.zst`. Other files are refused. Needed.
     pub files: Option<Vec<String>>,
-    /// The format of all files of the domain, whatever their extensions are: `jsonl`, `parquet`, or `text` (each file is one
-    /// document). Default: each file's extension decides.
+    /// The format of all files of the domain, whatever their extensions are: `jsonl`, `parquet`, or `text`
+    /// (each file is one document). Default: each file's extension decides.
     pub format: Option<FileFormat>,
     /// Files of validation documents; where there are none, documents are set aside as `[corpus]` says.
     pub validation_files: Option<Vec<String>>,
@@ -162,8 +166,8 @@ pub struct DomainOptions {
 pub struct TeacherOptions {
     /// Its folder, in the Hugging Face format. Needed to train.
     pub model: Option<PathBuf>,
-    /// One entry per replica of the teacher: `["cpu"]`, or GPUs such as `["cuda:0", "cuda:1"]`. `"cuda:0+cuda:1"` spreads the layers of
-    /// one replica over both GPUs, in order.
+    /// One entry per replica of the teacher: `["cpu"]`, or GPUs such as `["cuda:0", "cuda:1"]`.
+    /// `"cuda:0+cuda:1"` spreads the layers of one replica over both GPUs, in order.
     pub devices: Option<Vec<String>>,
     /// Dtype of its weights and of its products: `fp32`, or `bf16` (GPUs).
     pub dtype: Option<Dtype>,
@@ -183,8 +187,8 @@ pub struct StudentOptions {
     pub device: Option<String>,
     /// Dtype of its products: `fp32`, or `bf16` (GPUs). Weights, gradients and moments are always fp32.
     pub dtype: Option<Dtype>,
-    /// Compute the activations inside a layer again in the backward instead of keeping them: the same result, less memory, one
-    /// more forward.
+    /// Compute the activations inside a layer again in the backward instead of keeping them: the same result,
+    /// less memory, one more forward.
     pub recompute: Option<bool>,
     /// libtorch's threads of its lane on the CPU.
     pub threads: Option<usize>,
@@ -194,8 +198,8 @@ pub struct StudentOptions {
     pub lr_end: Option<f64>,
     /// Steps of the linear warm-up from 0.
     pub warmup_steps: Option<u64>,
-    /// Steps of the schedule, which ends at lr_end; steps after it keep that rate, and an interval ends with it. As many as the run
-    /// has when it is first started where absent, however many it is given later.
+    /// Steps of the schedule, which ends at lr_end; steps after it keep that rate, and an interval ends with
+    /// it. As many as the run has when it is first started where absent, however many it is given later.
     pub schedule_steps: Option<u64>,
     /// AdamW's decoupled weight decay; matrices only.
     pub weight_decay: Option<f64>,
@@ -223,20 +227,21 @@ pub struct BatchOptions {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MixtureOptions {
-    /// How it moves: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` follow the models; `equal`, `natural` and `static` stay as they
-    /// are; `doremi` finds a fixed mixture in two runs before this one; `doremi-proxy` is the second of these alone.
+    /// How it moves: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` follow the models; `equal`, `natural` and
+    /// `static` stay as they are; `doremi` finds a fixed mixture in two runs before this one; `doremi-proxy`
+    /// is the second of these alone.
     pub policy: Option<MixturePolicy>,
     /// ddk: weight of the discrepancy against the uniform floor, 0 to 1 (alpha of Eq. 2).
     pub alpha: Option<f64>,
-    /// Steps between two updates (K), and the unit of run.max_intervals; odm and doremi-proxy move after every step whatever this
-    /// is.
+    /// Steps between two updates (K), and the unit of run.max_intervals; odm and doremi-proxy move after
+    /// every step whatever this is.
     pub interval: Option<u64>,
-    /// Intervals between an evaluation and the mixture that follows from it, 0 or 1. 0 (the paper): the pipeline waits at each
-    /// interval's end for the evaluation. 1: teacher lane 0 evaluates a copy of the student on the student's device while
-    /// training continues.
+    /// Intervals between an evaluation and the mixture that follows from it, 0 or 1. 0 (the paper): the
+    /// pipeline waits at each interval's end for the evaluation. 1: teacher lane 0 evaluates a copy of the
+    /// student on the student's device while training continues.
     pub lag: Option<u64>,
-    /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights, or the discrepancy of
-    /// Eq. 1. (odm begins with equal weights, as its formula says.)
+    /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights,
+    /// or the discrepancy of Eq. 1. (odm begins with equal weights, as its formula says.)
     pub first: Option<FirstInterval>,
     /// Passes over a domain at the most; its freed share goes to the others.
     pub max_passes: Option<f64>,
@@ -256,12 +261,13 @@ pub struct MixtureOptions {
     pub doremi_smoothing: Option<f64>,
 }
 
-/// What the student minimises: CE + gamma D, where D is a divergence from the teacher, and with `ted` a distance between layers.
+/// What the student minimises: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
+/// distance between layers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectiveOptions {
-    /// The divergence: `ce` (none), `forward_kl`, `reverse_kl`, `jsd`, `skew_kl`, `skew_reverse_kl`, `tvd`, or `ted` (forward_kl and
-    /// layers; its first stage alone is `ted_filters`). See docs/methods.md.
+    /// The divergence: `ce` (none), `forward_kl`, `reverse_kl`, `jsd`, `skew_kl`, `skew_reverse_kl`, `tvd`,
+    /// or `ted` (forward_kl and layers; its first stage alone is `ted_filters`). See docs/methods.md.
     pub name: Option<ObjectiveName>,
     /// Weight of the divergence; 0 leaves it out.
     pub gamma: Option<f64>,
@@ -281,11 +287,11 @@ pub struct ObjectiveOptions {
     pub ted_weight: Option<f64>,
     /// `ted`: steps of the first stage, in which the filters learn the task and both models are frozen.
     pub ted_steps: Option<u64>,
-    /// `ted`: the highest learning rate of the first stage; a warm-up of a twentieth of the steps leads to it, a cosine to a tenth
-    /// of it.
+    /// `ted`: the highest learning rate of the first stage; a warm-up of a twentieth of the steps leads to
+    /// it, a cosine to a tenth of it.
     pub ted_lr: Option<f64>,
-    /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Four of them, evenly spread, the last one with the last
-    /// one, where absent.
+    /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Four of them, evenly spread, the
+    /// last one with the last one, where absent.
     pub ted_layers: Option<Vec<[u64; 2]>>,
 }
 
@@ -301,8 +307,8 @@ pub struct QueueOptions {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationOptions {
-    /// Measure perplexities so often, in steps (at the next interval's end), where the mixture's policy does without. They are
-    /// always measured at the start and at the end.
+    /// Measure perplexities so often, in steps (at the next interval's end), where the mixture's policy does
+    /// without. They are always measured at the start and at the end.
     pub every: Option<u64>,
     /// Validation documents in a batch.
     pub batch_rows: Option<usize>,
@@ -318,8 +324,9 @@ pub struct CheckpointOptions {
     pub keep: Option<usize>,
     /// Checkpoints of steps that are multiples of this stay for ever.
     pub keep_every: Option<u64>,
-    /// Also keep the checkpoint at which the student was nearest to the teacher, and save one wherever it is nearer than ever. With
-    /// mixture.lag = 1 one is saved at each evaluation, because what that comes to is known later.
+    /// Also keep the checkpoint at which the student was nearest to the teacher, and save one wherever it is
+    /// nearer than ever. With mixture.lag = 1 one is saved at each evaluation, because what that comes to is
+    /// known later.
     pub keep_best: Option<bool>,
 }
 
@@ -339,11 +346,11 @@ pub struct GuardOptions {
     pub spike_window: Option<usize>,
     /// Nothing is a spike before so many losses.
     pub spike_from: Option<usize>,
-    /// Seconds that finishing the step and saving may take after a signal; then the process ends as it is, and the run goes on
-    /// from the checkpoint before.
+    /// Seconds that finishing the step and saving may take after a signal; then the process ends as it is,
+    /// and the run goes on from the checkpoint before.
     pub grace_seconds: Option<f64>,
-    /// Seconds that a worker may compute at a stretch before /livez calls it sick and a watchdog is no longer fed. Waiting is
-    /// never sick.
+    /// Seconds that a worker may compute at a stretch before /livez calls it sick and a watchdog is no longer
+    /// fed. Waiting is never sick.
     pub compute_limit_seconds: Option<f64>,
 }
 
@@ -351,8 +358,8 @@ pub struct GuardOptions {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FaultOptions {
-    /// Each entry strikes once: KIND PLACE NUMBER [CALL], such as "panic student 5" or "kill save 8 3" (at its third system call).
-    /// docs/running.md lists kinds and places.
+    /// Each entry strikes once: KIND PLACE NUMBER [CALL], such as "panic student 5" or "kill save 8 3" (at
+    /// its third system call). docs/running.md lists kinds and places.
     pub plan: Option<Vec<String>>,
 }
 
@@ -364,13 +371,13 @@ pub struct TelemetryOptions {
     pub enabled: Option<bool>,
     /// Address and port; one that is not a loopback address needs a token.
     pub address: Option<String>,
-    /// What everybody who asks has to know, 16 characters or more; best given as DDK__TELEMETRY__TOKEN in the environment. It is
-    /// left out of what the program writes.
+    /// What everybody who asks has to know, 16 characters or more; best given as DDK__TELEMETRY__TOKEN in the
+    /// environment. It is left out of what the program writes.
     pub token: Option<Token>,
     /// Stop where the port is taken, instead of going on without the server.
     pub required: Option<bool>,
-    /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile collector; its name ends in
-    /// `.prom`.
+    /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile
+    /// collector; its name ends in `.prom`.
     pub file: Option<PathBuf>,
 }
 

@@ -36,8 +36,8 @@ impl fmt::Display for Origin {
 pub struct Origins(BTreeMap<String, Origin>);
 
 impl Origins {
-    /// Where the value of a key came from; a key that no layer has is a default. A table's key gives the origin of its first
-    /// value.
+    /// Where the value of a key came from; a key that no layer has is a default. A table's key gives the
+    /// origin of its first value.
     pub fn of(&self, key: &str) -> Origin {
         let inside = format!("{key}.");
         self.0

@@ -1,4 +1,5 @@
-//! The schema of a configuration file, and its reference for people; both from the comments in `options.rs` and `options/`.
+//! The schema of a configuration file, and its reference for people; both from the comments in `options.rs`
+//! and `options/`.
 
 use serde_json::{Map, Value};
 

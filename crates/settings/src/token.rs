@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize, Serializer};
 /// What stands for a token in everything that the program writes.
 const WITHHELD: &str = "(given to the process, not written down)";
 
-/// The token that a server asks for. It is shown and written as a remark that it was there; a configuration that holds the
-/// remark (a run's own `config.toml`) reads back, but is no secret to serve with: see [`Token::secret`].
+/// The token that a server asks for. It is shown and written as a remark that it was there; a configuration
+/// that holds the remark (a run's own `config.toml`) reads back, but is no secret to serve with: see
+/// [`Token::secret`].
 #[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Token(String);

@@ -1,12 +1,13 @@
-//! What being watched costs a run with ten domains and four teachers that makes a step every tenth of a second and is scraped every
-//! ten seconds.
+//! What being watched costs a run with ten domains and four teachers that makes a step every tenth of a
+//! second and is scraped every ten seconds.
 //!
-//! The bench does all that such a run does for those who watch it: a thread records the steps, another keeps the histograms, and
-//! meanwhile a client scrapes over HTTP. What it costs is the processor time that the whole process has taken, against the time that the
-//! run would have taken; only the waiting in between is left out.
+//! The bench does all that such a run does for those who watch it: a thread records the steps, another keeps
+//! the histograms, and meanwhile a client scrapes over HTTP. What it costs is the processor time that the
+//! whole process has taken, against the time that the run would have taken; only the waiting in between is
+//! left out.
 //!
-//! `make bench-telemetry`. It fails if half of the scrapes take 5 ms or more, or if being watched takes a thousandth of the run's time or
-//! more.
+//! `make bench-telemetry`. It fails if half of the scrapes take 5 ms or more, or if being watched takes a
+//! thousandth of the run's time or more.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,8 +1,9 @@
 //! Who may ask, and what: checked before any answer is made.
 //!
-//! On a loopback address without a token, whoever is on this machine may ask, but not a page of another site whose name was
-//! made to mean this machine (DNS rebinding): the `Host` has to be a name of this machine. With a token, only who knows it
-//! gets more than health: as `Authorization: Bearer`, or, for browsers, once as `/?token=…`, which becomes a cookie.
+//! On a loopback address without a token, whoever is on this machine may ask, but not a page of another site
+//! whose name was made to mean this machine (DNS rebinding): the `Host` has to be a name of this machine.
+//! With a token, only who knows it gets more than health: as `Authorization: Bearer`, or, for browsers, once
+//! as `/?token=…`, which becomes a cookie.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -196,7 +197,8 @@ fn sent_in_query(request: &Request) -> Option<&str> {
         .find_map(|part| part.strip_prefix("token="))
 }
 
-/// Whether the name that the client believes to speak to is one of this machine, whatever the port (it may be a tunnel's).
+/// Whether the name that the client believes to speak to is one of this machine, whatever the port (it may be
+/// a tunnel's).
 fn is_this_machine(headers: &HeaderMap) -> bool {
     let Some(host) = headers
         .get(header::HOST)

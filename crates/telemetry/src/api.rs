@@ -191,7 +191,8 @@ pub struct QueueStatus {
 /// Steps as columns; each point is the mean of up to `stride` steps, so that there are at most 1,024.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Steps {
-    /// The number of the first point given here, from 0: not 0 only in `/api/stream`, where later points follow earlier ones.
+    /// The number of the first point given here, from 0: not 0 only in `/api/stream`, where later points
+    /// follow earlier ones.
     pub from: usize,
     /// Steps of a whole point.
     pub stride: u64,
@@ -272,8 +273,8 @@ pub struct Lanes {
     pub seconds: f64,
     /// The workers' names.
     pub workers: Vec<String>,
-    /// A sample: for each worker, per cent busy, waiting for input, waiting for output; a worker that came later is not in
-    /// the earlier samples.
+    /// A sample: for each worker, per cent busy, waiting for input, waiting for output; a worker that came
+    /// later is not in the earlier samples.
     pub samples: Vec<Vec<[u8; 3]>>,
 }
 

@@ -207,7 +207,8 @@ impl Board {
         queues.iter().map(look).collect()
     }
 
-    /// Training goes on (models are loaded, workers up), or does so no more: until it is said that the run has ended, it recovers.
+    /// Training goes on (models are loaded, workers up), or does so no more: until it is said that the run
+    /// has ended, it recovers.
     pub fn set_ready(&self, ready: bool) {
         let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         *stage = match (ready, *stage) {

@@ -334,8 +334,8 @@ impl History {
         Some((until - self.first_event?).max(0.0))
     }
 
-    /// By the pace seen while somebody looked, evaluations and saves included; before that was long enough, by the phases of
-    /// the last steps.
+    /// By the pace seen while somebody looked, evaluations and saves included; before that was long enough,
+    /// by the phases of the last steps.
     fn seconds_left(&self, limits: &Limits) -> Option<f64> {
         let tokens = self.recent.iter().map(|line| line.tokens).sum::<u64>() as f64;
         let tokens_a_step = tokens / self.recent.len().max(1) as f64;

@@ -38,8 +38,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Does it at once, so that a file that cannot be written is said at the start, and then every so often. `file`: for the
-    /// node exporter's textfile collector; its folder has to be there.
+    /// Does it at once, so that a file that cannot be written is said at the start, and then every so often.
+    /// `file`: for the node exporter's textfile collector; its folder has to be there.
     pub fn start(
         recorder: Recorder,
         every: Duration,
@@ -89,8 +89,8 @@ impl Drop for Keeper {
     }
 }
 
-/// Whole or not at all: whoever reads it never sees half a page. The name in between does not end in `.prom`, which is all that
-/// the node exporter reads.
+/// Whole or not at all: whoever reads it never sees half a page. The name in between does not end in `.prom`,
+/// which is all that the node exporter reads.
 fn write(path: &Path, page: &str) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");

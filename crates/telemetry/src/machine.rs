@@ -1,4 +1,5 @@
-//! What the process takes of its machine: memory, CPU, files, disk, GPUs. Read when somebody looks; what cannot be read is left out.
+//! What the process takes of its machine: memory, CPU, files, disk, GPUs. Read when somebody looks; what
+//! cannot be read is left out.
 
 use std::{fs, path::PathBuf};
 
@@ -102,7 +103,8 @@ fn kibibytes(status: &str, key: &str) -> Option<f64> {
     Some(1024.0 * kibibytes)
 }
 
-/// User and system time of /proc/self/stat: its fields 14 and 15. The second, the program's name, may hold spaces and brackets.
+/// User and system time of /proc/self/stat: its fields 14 and 15. The second, the program's name, may hold
+/// spaces and brackets.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace().skip(11);

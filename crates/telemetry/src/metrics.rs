@@ -1,8 +1,9 @@
-//! Every metric of DDK, declared once: name, unit, labels (with their values where these are known), help. Each also has the label
-//! `run`. Names follow Prometheus' conventions: base units, `_total` for counters; no label by step.
+//! Every metric of DDK, declared once: name, unit, labels (with their values where these are known), help.
+//! Each also has the label `run`. Names follow Prometheus' conventions: base units, `_total` for counters; no
+//! label by step.
 //!
-//! The process's own metrics are not called `process_…`, because the node exporter, which may read them from a file, has metrics of
-//! these names already.
+//! The process's own metrics are not called `process_…`, because the node exporter, which may read them from
+//! a file, has metrics of these names already.
 
 mod kinds;
 

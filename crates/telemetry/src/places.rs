@@ -1,9 +1,10 @@
 //! Places for connections: those that have shown that they may ask, and those that have not yet.
 //!
-//! A connection begins as a stranger. Strangers have a number of places of their own, so however many of them are silent, they take
-//! none from the others; where their places are full, the one that has been there longest makes room for the next. A client that
-//! knows the token says so with its first bytes, long before its turn to go comes. Strangers on this machine and those from elsewhere
-//! do not take each other's places either.
+//! A connection begins as a stranger. Strangers have a number of places of their own, so however many of them
+//! are silent, they take none from the others; where their places are full, the one that has been there
+//! longest makes room for the next. A client that knows the token says so with its first bytes, long before
+//! its turn to go comes. Strangers on this machine and those from elsewhere do not take each other's places
+//! either.
 
 use std::{
     collections::VecDeque,

@@ -7,7 +7,8 @@ use crate::api::{Steps, finite};
 /// Points at the most.
 const POINTS: usize = 1024;
 
-/// The steps of a run: means of `stride` neighbours each; where there are too many, pairs are joined and the stride doubles.
+/// The steps of a run: means of `stride` neighbours each; where there are too many, pairs are joined and the
+/// stride doubles.
 #[derive(Debug)]
 pub(crate) struct Series {
     stride: u64,

@@ -1,4 +1,5 @@
-//! The HTTP server: a thread of its own, so that neither reading a long run's files nor a slow client is felt by training.
+//! The HTTP server: a thread of its own, so that neither reading a long run's files nor a slow client is felt
+//! by training.
 
 use std::{
     fmt::Write,
@@ -91,8 +92,9 @@ impl Server {
         self.address
     }
 
-    /// Tells everybody who watches how the run has ended, which the board has to say by now, and ends. Open streams get a last status,
-    /// and whoever asks now and then one more answer, all within `patience`; where nobody watches, this returns at once.
+    /// Tells everybody who watches how the run has ended, which the board has to say by now, and ends. Open
+    /// streams get a last status, and whoever asks now and then one more answer, all within `patience`; where
+    /// nobody watches, this returns at once.
     pub fn finish(&self, patience: Duration) {
         let (done, finished) = std::sync::mpsc::channel();
         if self.orders.send(Finish { patience, done }).is_ok() {
@@ -111,8 +113,8 @@ impl Drop for Server {
     }
 }
 
-/// Serves a site: the pages, `/api/…`, `/metrics` (Prometheus' text format), `/livez` (503 where a worker has computed beyond
-/// its limit) and `/readyz` (503 until training goes on). See `docs/api.md`.
+/// Serves a site: the pages, `/api/…`, `/metrics` (Prometheus' text format), `/livez` (503 where a worker has
+/// computed beyond its limit) and `/readyz` (503 until training goes on). See `docs/api.md`.
 pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, ServeError> {
     let site = site.into();
     if !address.ip().is_loopback() && site.token.is_none() {

@@ -41,8 +41,8 @@ pub struct Site {
 pub struct Limits {
     /// Connections at a time that may ask; further ones wait.
     pub connections: usize,
-    /// Connections at a time that have not shown yet that they may, on this machine and from elsewhere each; the oldest makes room
-    /// for the next.
+    /// Connections at a time that have not shown yet that they may, on this machine and from elsewhere each;
+    /// the oldest makes room for the next.
     pub strangers: usize,
     /// For a whole request to arrive, and between two of them.
     pub header_timeout: Duration,
@@ -113,8 +113,8 @@ impl Site {
         self
     }
 
-    /// Tells those who watch that the run has ended; done when whoever asks now and then has asked once more. Streams end by
-    /// themselves.
+    /// Tells those who watch that the run has ended; done when whoever asks now and then has asked once more.
+    /// Streams end by themselves.
     pub(crate) async fn farewell(&self) {
         let Runs::One(source) = &self.runs else {
             return;
@@ -160,8 +160,8 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Every run by its name: the path below the root. A name that is asked for is looked up here and never made into a path,
-    /// and links are not followed, so nothing outside of the root is ever read.
+    /// Every run by its name: the path below the root. A name that is asked for is looked up here and never
+    /// made into a path, and links are not followed, so nothing outside of the root is ever read.
     fn list(&self) -> BTreeMap<String, PathBuf> {
         let mut runs = BTreeMap::new();
         gather(&self.root, "", DEPTH, &mut runs);

@@ -14,8 +14,8 @@ const REMEMBERED: usize = 256;
 pub(crate) struct Tail {
     path: PathBuf,
     offset: u64,
-    /// The last bytes before `offset`: a run that goes on from a checkpoint cuts its files back, and may have written past
-    /// the old end before anybody looks.
+    /// The last bytes before `offset`: a run that goes on from a checkpoint cuts its files back, and may have
+    /// written past the old end before anybody looks.
     before: Vec<u8>,
 }
 
@@ -37,8 +37,8 @@ impl Tail {
         }
     }
 
-    /// Gives each whole line that is new to `each`, in order. A file that is not there yet is empty; a last line without its
-    /// line break is left for the next time.
+    /// Gives each whole line that is new to `each`, in order. A file that is not there yet is empty; a last
+    /// line without its line break is left for the next time.
     pub(crate) fn read(&mut self, mut each: impl FnMut(Found<'_>)) -> io::Result<()> {
         let mut file = match File::open(&self.path) {
             Ok(file) => Some(file),

@@ -28,8 +28,8 @@ impl Timeline {
         }
     }
 
-    /// Adds the share of each worker's time since the last sample; called once a [`SAMPLE`]. Workers keep their places on the
-    /// board, and new ones come last.
+    /// Adds the share of each worker's time since the last sample; called once a [`SAMPLE`]. Workers keep
+    /// their places on the board, and new ones come last.
     pub(crate) fn sample(&mut self) {
         let mut sample = Vec::new();
         for (index, worker) in self.board.workers().iter().enumerate() {

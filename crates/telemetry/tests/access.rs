@@ -289,7 +289,8 @@ fn requests_that_are_too_long_are_cut() {
     assert_eq!(get(&server, "/", "").status, 200);
 }
 
-/// Connections that hold all places of strangers and more: some silent, some with half a request, some that send a byte now and then.
+/// Connections that hold all places of strangers and more: some silent, some with half a request, some that
+/// send a byte now and then.
 fn strangers(server: &Server, count: usize) -> Vec<TcpStream> {
     let stranger = |number| {
         let mut stream = TcpStream::connect(server.address()).unwrap();

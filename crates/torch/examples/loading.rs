@@ -1,4 +1,5 @@
-//! What a process may do before CUDA's part of libtorch is loaded: nothing, a forward on the CPU, or a backward. For `tools/gpu-loading`.
+//! What a process may do before CUDA's part of libtorch is loaded: nothing, a forward on the CPU, or a
+//! backward. For `tools/gpu-loading`.
 //!
 //! usage: loading plain|forward|backward
 

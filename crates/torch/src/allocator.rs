@@ -1,10 +1,11 @@
 //! The C library's allocator, set up for tensors.
 
-/// Keeps freed memory for the next tensor instead of giving it back to the system. Call it before the first thread starts.
+/// Keeps freed memory for the next tensor instead of giving it back to the system. Call it before the first
+/// thread starts.
 ///
-/// A step allocates and frees the same large tensors over and over; glibc gives them back each time, and the page faults of
-/// getting them again cost 5 to 15 % of a forward (docs/performance.md). Tensors of 32 MiB and more are still given back.
-/// Elsewhere than on glibc this does nothing.
+/// A step allocates and frees the same large tensors over and over; glibc gives them back each time, and the
+/// page faults of getting them again cost 5 to 15 % of a forward (docs/performance.md). Tensors of 32 MiB and
+/// more are still given back. Elsewhere than on glibc this does nothing.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     {

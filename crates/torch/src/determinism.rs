@@ -7,8 +7,8 @@ use std::{
 
 use crate::TorchError;
 
-/// cuBLAS adds in the same order each time only if its workspace is set. Eight buffers of 4 MiB are what libtorch takes on a Hopper GPU
-/// anyway, so this costs nothing there.
+/// cuBLAS adds in the same order each time only if its workspace is set. Eight buffers of 4 MiB are what
+/// libtorch takes on a Hopper GPU anyway, so this costs nothing there.
 const CUBLAS_WORKSPACE: (&CStr, &CStr) = (c"CUBLAS_WORKSPACE_CONFIG", c":4096:8");
 
 /// Those that fix the order of cuBLAS's sums.
@@ -23,11 +23,13 @@ pub fn prepare_cublas() {
     }
 }
 
-/// Makes libtorch choose algorithms that give the same bits each time, for the whole process: flash attention's backward adds in one
-/// order, and cuDNN's attention is left out. An operation that has no such algorithm fails from now on.
+/// Makes libtorch choose algorithms that give the same bits each time, for the whole process: flash
+/// attention's backward adds in one order, and cuDNN's attention is left out. An operation that has no such
+/// algorithm fails from now on.
 ///
 /// # Errors
-/// A libtorch of another release; a workspace of cuBLAS, set in the environment, that does not fix the order of its sums.
+/// A libtorch of another release; a workspace of cuBLAS, set in the environment, that does not fix the order
+/// of its sums.
 pub fn make_deterministic() -> Result<(), TorchError> {
     type GlobalContext = unsafe extern "C" fn() -> *mut c_void;
     type SetDeterministic = unsafe extern "C" fn(*mut c_void, bool, bool);
@@ -43,8 +45,8 @@ pub fn make_deterministic() -> Result<(), TorchError> {
             "{name} is \"{set}\" in the environment, expected \"{value}\" for deterministic runs: remove it, or set it so"
         )));
     }
-    // SAFETY: the names are C++'s for `at::globalContext()` and two methods of `at::Context` in ATen/Context.h of this release; a
-    // method takes its object first.
+    // SAFETY: the names are C++'s for `at::globalContext()` and two methods of `at::Context` in
+    // ATen/Context.h of this release; a method takes its object first.
     unsafe {
         let context: GlobalContext = transmute(symbol(c"_ZN2at13globalContextEv")?);
         let set: SetDeterministic =

@@ -43,9 +43,9 @@ pub enum DeviceError {
 
 /// The device of a name such as `cpu` or `cuda:0`.
 ///
-/// The program is linked with libtorch's CPU part alone. The first CUDA device asked for loads `libtorch_cuda.so` from the
-/// folder of the libtorch in use, which registers the CUDA backend. That has to be before the first backward of the process: autograd
-/// asks for the GPUs then, and never again.
+/// The program is linked with libtorch's CPU part alone. The first CUDA device asked for loads
+/// `libtorch_cuda.so` from the folder of the libtorch in use, which registers the CUDA backend. That has to
+/// be before the first backward of the process: autograd asks for the GPUs then, and never again.
 pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     if text == "cpu" {
         return Ok(Device::Cpu);
@@ -63,8 +63,8 @@ pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     }
 }
 
-/// A tensor of the CPU on a device. To a GPU it is copied from pinned memory, so that the calling thread need not wait for what the
-/// GPU was given before.
+/// A tensor of the CPU on a device. To a GPU it is copied from pinned memory, so that the calling thread need
+/// not wait for what the GPU was given before.
 pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
     if device == Device::Cpu {
         return Ok(tensor);
@@ -74,15 +74,17 @@ pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
     pinned.f_to_device_(device, tensor.kind(), true, false)
 }
 
-/// The UUID of GPU `cuda:index`, as `nvidia-smi -L` prints it. libtorch numbers GPUs by `CUDA_VISIBLE_DEVICES` and by speed; NVML and
-/// `nvidia-smi` number them by their place on the bus. `None` without a driver, or without this GPU.
+/// The UUID of GPU `cuda:index`, as `nvidia-smi -L` prints it. libtorch numbers GPUs by
+/// `CUDA_VISIBLE_DEVICES` and by speed; NVML and `nvidia-smi` number them by their place on the bus. `None`
+/// without a driver, or without this GPU.
 pub fn gpu_uuid(index: usize) -> Option<String> {
     type Init = unsafe extern "C" fn(u32) -> i32;
     type Get = unsafe extern "C" fn(*mut i32, i32) -> i32;
     type Uuid = unsafe extern "C" fn(*mut [u8; 16], i32) -> i32;
     let index = i32::try_from(index).ok()?;
     let (mut device, mut uuid) = (0, [0; 16]);
-    // SAFETY: the functions have these types in cuda.h since CUDA 11.4; both pointers are to places of the size that they fill.
+    // SAFETY: the functions have these types in cuda.h since CUDA 11.4; both pointers are to places of the
+    // size that they fill.
     unsafe {
         let driver = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW);
         if driver.is_null() {
@@ -109,8 +111,9 @@ fn uuid_text(uuid: &[u8; 16]) -> String {
     format!("GPU-{}", groups.join("-"))
 }
 
-/// NVIDIA's libraries that `libtorch_cuda.so` or cuDNN open by their bare names, in the order in which they need each other. PyTorch loads
-/// them from its packages at import; a program that does not preload them fails at its first attention call.
+/// NVIDIA's libraries that `libtorch_cuda.so` or cuDNN open by their bare names, in the order in which they
+/// need each other. PyTorch loads them from its packages at import; a program that does not preload them
+/// fails at its first attention call.
 const PRELOADED: [&str; 4] = [
     "libnvrtc-builtins.so.13.0",
     "libnvrtc.so.13",

@@ -1,4 +1,5 @@
-//! Calls operations of libtorch that tch does not bind, through the C interface in `torch/csrc/stable/c/shim.h` of [`crate::VERSION`].
+//! Calls operations of libtorch that tch does not bind, through the C interface in
+//! `torch/csrc/stable/c/shim.h` of [`crate::VERSION`].
 
 use std::{
     ffi::{CStr, c_char, c_void},

@@ -32,8 +32,8 @@ impl From<TchError> for TorchError {
     }
 }
 
-/// What allocators and libraries say where memory runs out: libtorch's for the CPU and for CUDA, the CUDA runtime, and the libraries that
-/// allocate workspaces of their own.
+/// What allocators and libraries say where memory runs out: libtorch's for the CPU and for CUDA, the CUDA
+/// runtime, and the libraries that allocate workspaces of their own.
 const OUT_OF_MEMORY: [&str; 6] = [
     "out of memory",
     "can't allocate memory",

@@ -12,8 +12,8 @@ use tch::Device;
 
 use crate::{TorchError, finish, stream::take_stream};
 
-/// The calling thread as a lane: it has a number of libtorch threads of its own and streams of its own on its GPUs, and the time for
-/// which it was busy can be read.
+/// The calling thread as a lane: it has a number of libtorch threads of its own and streams of its own on its
+/// GPUs, and the time for which it was busy can be read.
 ///
 /// libtorch's threads on the CPU are OpenMP's: each thread that calls libtorch has a team of its own, and the team's
 /// threads inherit the caller's name. So a lane's thread must have a name of its own.
@@ -48,8 +48,9 @@ impl Lane {
         }
     }
 
-    /// As [`Self::enter`], for a lane that works beside others on these devices (its own, and those where its results go to): on each
-    /// GPU it has a stream of its own, so that the lanes' kernels run side by side; on the CPU lanes may take turns.
+    /// As [`Self::enter`], for a lane that works beside others on these devices (its own, and those where its
+    /// results go to): on each GPU it has a stream of its own, so that the lanes' kernels run side by side;
+    /// on the CPU lanes may take turns.
     pub fn beside_others(
         threads: usize,
         devices: &[Device],
@@ -70,8 +71,8 @@ impl Lane {
         self.threads
     }
 
-    /// Does a piece of the lane's work. When it returns, the lane's GPUs have done it: what comes out may be read by other lanes, and
-    /// what went in may be dropped, without events between their streams.
+    /// Does a piece of the lane's work. When it returns, the lane's GPUs have done it: what comes out may be
+    /// read by other lanes, and what went in may be dropped, without events between their streams.
     pub fn work<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
         let began = Instant::now();
         let done = work();
@@ -96,8 +97,8 @@ impl Lane {
         Ok(done)
     }
 
-    /// Seconds for which the lane was busy so far: on the CPU its threads' processor time divided by how many they are, on GPUs the
-    /// time in [`Self::work`].
+    /// Seconds for which the lane was busy so far: on the CPU its threads' processor time divided by how many
+    /// they are, on GPUs the time in [`Self::work`].
     pub fn busy_seconds(&self) -> f64 {
         match self.gpus.is_empty() {
             true => (self.ended.get() + self.processor_seconds()) / self.threads as f64,
@@ -143,9 +144,9 @@ fn add(sum: &Cell<f64>, seconds: f64) {
     sum.set(sum.get() + seconds);
 }
 
-/// Ends the calling thread's team of OpenMP, which is made again when it is next needed. While it lasted, the runtime would see more
-/// threads than cores and let every thread sleep between two products instead of waiting for the next; that costs more than
-/// making one team a turn.
+/// Ends the calling thread's team of OpenMP, which is made again when it is next needed. While it lasted, the
+/// runtime would see more threads than cores and let every thread sleep between two products instead of
+/// waiting for the next; that costs more than making one team a turn.
 fn let_go_of_threads() {
     type Pause = unsafe extern "C" fn(i32) -> i32;
     /// `omp_pause_soft` of OpenMP 5.
@@ -159,8 +160,9 @@ fn let_go_of_threads() {
     }
 }
 
-/// Lanes that compute one at a time, each on all its threads. Where a lane has as many threads as there are cores, another one beside
-/// it would keep each of its products waiting for the thread that has lost its core.
+/// Lanes that compute one at a time, each on all its threads. Where a lane has as many threads as there are
+/// cores, another one beside it would keep each of its products waiting for the thread that has lost its
+/// core.
 ///
 /// What a lane computes does not depend on whose turn it was before.
 #[derive(Debug, Clone, Default)]
@@ -202,8 +204,8 @@ mod tests {
         thread.spawn(work).unwrap().join().unwrap()
     }
 
-    /// What a lane says of its time is held against the processor time of its own thread, which the system counts: neither depends on
-    /// what else the machine does.
+    /// What a lane says of its time is held against the processor time of its own thread, which the system
+    /// counts: neither depends on what else the machine does.
     #[test]
     fn a_lane_is_busy_for_the_processor_time_of_its_threads() {
         named("lane-one", || {

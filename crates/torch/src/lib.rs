@@ -1,5 +1,6 @@
-//! What sits between DDK and libtorch: devices ([`parse_device`], [`upload`]), the thread of a lane ([`Lane`]), the allocator
-//! ([`keep_freed_memory`]), a tensor's numbers as a slice ([`numbers_mut`]), which kernels MKL takes ([`mkl_kernels`]), and errors that can be told apart ([`TorchError`]).
+//! What sits between DDK and libtorch: devices ([`parse_device`], [`upload`]), the thread of a lane
+//! ([`Lane`]), the allocator ([`keep_freed_memory`]), a tensor's numbers as a slice ([`numbers_mut`]), which
+//! kernels MKL takes ([`mkl_kernels`]), and errors that can be told apart ([`TorchError`]).
 
 mod allocator;
 mod determinism;

@@ -1,9 +1,11 @@
-//! Matrix products on the CPU are MKL's, inside libtorch. MKL asks for the processor's maker before it asks what the processor can do:
-//! on one that is not Intel's it takes kernels for AVX2, at half the speed of those for AVX-512 where the processor has full registers
-//! of that (Zen 5; docs/performance.md has the measurement).
+//! Matrix products on the CPU are MKL's, inside libtorch. MKL asks for the processor's maker before it asks
+//! what the processor can do: on one that is not Intel's it takes kernels for AVX2, at half the speed of
+//! those for AVX-512 where the processor has full registers of that (Zen 5; docs/performance.md has the
+//! measurement).
 //!
-//! libtorch exports the function that is asked, so one of the same name in the program is called in its place. It says "Intel" where
-//! AVX-512 is there, and the truth elsewhere; MKL goes on to ask the processor for each instruction set that it uses.
+//! libtorch exports the function that is asked, so one of the same name in the program is called in its
+//! place. It says "Intel" where AVX-512 is there, and the truth elsewhere; MKL goes on to ask the processor
+//! for each instruction set that it uses.
 
 use std::ffi::c_int;
 

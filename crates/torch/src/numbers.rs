@@ -7,7 +7,8 @@ use crate::takes_gpu_path;
 /// The numbers of a contiguous fp32 tensor on the CPU, in order; `None` for any other, and on the path of GPUs.
 ///
 /// # Safety
-/// Nothing may write to the tensor's storage while the slice is in use: no shallow clone or view of it in this thread or another.
+/// Nothing may write to the tensor's storage while the slice is in use: no shallow clone or view of it in
+/// this thread or another.
 pub unsafe fn numbers(tensor: &Tensor) -> Option<&[f32]> {
     let pointer = pointer(tensor)?;
     // SAFETY: contiguous, so that `numel` numbers follow; the tensor keeps its storage alive as long as it is borrowed.
@@ -24,7 +25,8 @@ pub unsafe fn numbers_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
     Some(unsafe { std::slice::from_raw_parts_mut(pointer, tensor.numel()) })
 }
 
-/// Whether no two of these contiguous tensors have a byte of memory in common, so that slices of them may be used together.
+/// Whether no two of these contiguous tensors have a byte of memory in common, so that slices of them may be
+/// used together.
 pub fn are_apart(tensors: &[&Tensor]) -> bool {
     let range = |tensor: &&Tensor| {
         let start = tensor.data_ptr().addr();

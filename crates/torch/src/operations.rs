@@ -44,7 +44,8 @@ pub fn fused_adamw(
     let counts: Vec<Tensor> = parameters.iter().map(|_| count.shallow_clone()).collect();
     // It divides gradients by this.
     let divisor = Tensor::f_full([], step.gradient_scale.recip(), (Kind::Float, device))?;
-    // SAFETY: as the schema of _fused_adamw_ has it: six lists, five numbers, two flags, two optional tensors, no result.
+    // SAFETY: as the schema of _fused_adamw_ has it: six lists, five numbers, two flags, two optional
+    // tensors, no result.
     unsafe {
         call(
             c"aten::_fused_adamw_",
@@ -71,11 +72,12 @@ pub fn fused_adamw(
     Ok(())
 }
 
-/// Causal attention within each of several sequences laid end to end, by flash attention, with its backward. For CUDA in bf16 or fp16.
+/// Causal attention within each of several sequences laid end to end, by flash attention, with its backward.
+/// For CUDA in bf16 or fp16.
 ///
-/// `query` is `[positions, heads, E]`; `key` and `value` are `[positions, kv heads, E]`; `starts` (i32, on the device) holds where each
-/// sequence begins, and the number of positions at its end. `longest` is the length of the longest sequence. Gives
-/// `[positions, heads, E]`.
+/// `query` is `[positions, heads, E]`; `key` and `value` are `[positions, kv heads, E]`; `starts` (i32, on
+/// the device) holds where each sequence begins, and the number of positions at its end. `longest` is the
+/// length of the longest sequence. Gives `[positions, heads, E]`.
 ///
 /// # Errors
 /// What libtorch says: a device or dtype that has no flash attention, a head size over 256.

@@ -14,8 +14,8 @@ thread_local! {
     static FORCED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether work on `device` takes the path of GPUs: losses, norms, AdamW and frozen layers by libtorch's operations, sizes padded to
-/// multiples of [`TILE`].
+/// Whether work on `device` takes the path of GPUs: losses, norms, AdamW and frozen layers by libtorch's
+/// operations, sizes padded to multiples of [`TILE`].
 pub fn takes_gpu_path(device: Device) -> bool {
     device != Device::Cpu || FORCED.get() || is_switched_on()
 }

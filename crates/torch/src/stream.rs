@@ -14,8 +14,9 @@ pub(crate) fn take_stream(device: Device) -> Result<bool, TorchError> {
     };
     let device = i32::try_from(index).unwrap_or(i32::MAX);
     let mut stream = ptr::null_mut();
-    // SAFETY: the types are those that torch/csrc/stable/c/shim.h of this release (`crate::VERSION`) declares; the pointer is to a place for a
-    // pointer; the stream is the device's, and libtorch never destroys those of its pool.
+    // SAFETY: the types are those that torch/csrc/stable/c/shim.h of this release (`crate::VERSION`)
+    // declares; the pointer is to a place for a pointer; the stream is the device's, and libtorch never
+    // destroys those of its pool.
     unsafe {
         type FromPool = unsafe extern "C" fn(bool, i32, *mut *mut c_void) -> i32;
         let from_pool: FromPool = transmute(symbol(c"torch_get_cuda_stream_from_pool")?);
@@ -46,8 +47,8 @@ pub fn finish(device: Device) -> Result<(), TorchError> {
 /// A stream, and the number of its device.
 type OfStream = unsafe extern "C" fn(*mut c_void, i32) -> i32;
 
-/// From a function's code: 0 if it worked. The code says nothing else, so the reason is asked for by another call on the device: CUDA
-/// reports an error of the past at the next call.
+/// From a function's code: 0 if it worked. The code says nothing else, so the reason is asked for by another
+/// call on the device: CUDA reports an error of the past at the next call.
 fn done(code: i32, device: i32) -> Result<(), TorchError> {
     if code == 0 {
         return Ok(());

@@ -1,5 +1,6 @@
-//! What a Grafana dashboard is made of, as far as ours uses it: Grafana's dashboard schema (version 39) as types. What is written by
-//! these types is valid, and what reads back into them has no field that Grafana would ignore.
+//! What a Grafana dashboard is made of, as far as ours uses it: Grafana's dashboard schema (version 39) as
+//! types. What is written by these types is valid, and what reads back into them has no field that Grafana
+//! would ignore.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,5 @@
-//! A real Prometheus scrapes a real run in which things go wrong, and answers everything that the dashboard and the rules ask.
+//! A real Prometheus scrapes a real run in which things go wrong, and answers everything that the dashboard
+//! and the rules ask.
 
 use std::{
     fs,
@@ -238,8 +239,8 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         }
     }
 
-    // The rules: each is evaluated without an error, and finds the series that it compares. (The comparison itself is empty while
-    // all is well; alerts_test.yml has a case for each.)
+    // The rules: each is evaluated without an error, and finds the series that it compares. (The comparison
+    // itself is empty while all is well; alerts_test.yml has a case for each.)
     let groups = prometheus.get("/api/v1/rules?type=alert");
     let rules = groups["groups"][0]["rules"].as_array().unwrap();
     assert!(rules.len() > 10);

@@ -1,5 +1,6 @@
-//! The committed dashboard against what Grafana documents of its dashboards, without the types that wrote it: the keys of each part and the
-//! values that they may have, from Grafana's published schema (`kinds/dashboard` and the panels' `panelcfg`).
+//! The committed dashboard against what Grafana documents of its dashboards, without the types that wrote it:
+//! the keys of each part and the values that they may have, from Grafana's published schema
+//! (`kinds/dashboard` and the panels' `panelcfg`).
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,5 @@
-//! Every method on the demo's own text: each is killed with signal 9 in the middle, in each of its phases, and goes on exactly.
+//! Every method on the demo's own text: each is killed with signal 9 in the middle, in each of its phases,
+//! and goes on exactly.
 //!
 //! Text, tokenizer and models are made as `ddk compare config/compare-demo.toml` makes them, the models in a few steps.
 
@@ -43,7 +44,8 @@ steps = 6
 warmup_steps = 2
 "#;
 
-/// A method's settings, and where its run is killed: after this step, counted once the line that begins a phase was said.
+/// A method's settings, and where its run is killed: after this step, counted once the line that begins a
+/// phase was said.
 struct Case {
     sets: &'static [&'static str],
     kills: &'static [(&'static str, u64)],

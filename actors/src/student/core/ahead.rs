@@ -35,7 +35,8 @@ impl Ahead {
 }
 
 impl<S: Student> Core<S> {
-    /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the one that is due now.
+    /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the
+    /// one that is due now.
     pub(crate) fn is_ahead(&self) -> bool {
         self.ahead != Ahead::None
     }

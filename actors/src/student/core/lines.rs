@@ -1,5 +1,5 @@
-//! What a step leaves behind: its lines in the run's files, the state that a checkpoint of it holds, its metrics, what is told to the
-//! observer.
+//! What a step leaves behind: its lines in the run's files, the state that a checkpoint of it holds, its
+//! metrics, what is told to the observer.
 
 use ddk_mixture::{Perplexities, TrainingSums};
 use ddk_run::{

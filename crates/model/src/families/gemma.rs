@@ -1,5 +1,5 @@
-//! Gemma (Gemma Team, 2024): a Llama with GELU, embeddings scaled by sqrt(d_model) and tied to the output, and norms that
-//! store their distance from 1.
+//! Gemma (Gemma Team, 2024): a Llama with GELU, embeddings scaled by sqrt(d_model) and tied to the output,
+//! and norms that store their distance from 1.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
-//! Causal self-attention: multi-head, grouped queries (Ainslie et al., "GQA") or one key and value for all (Shazeer, "Fast
-//! transformer decoding").
+//! Causal self-attention: multi-head, grouped queries (Ainslie et al., "GQA") or one key and value for all
+//! (Shazeer, "Fast transformer decoding").
 
 use ddk_torch::{flash_attention_of_sequences, padded, takes_gpu_path, upload};
 use tch::{Kind, TchError, Tensor};
@@ -79,8 +79,8 @@ impl Attention {
         })
     }
 
-    /// `[B, T, D]` to `[B, T, D]`. Parts see nothing of each other. With a cache, `x_btd` goes on after what is cached. No mask is made where the whole
-    /// sequence is there: attention is causal.
+    /// `[B, T, D]` to `[B, T, D]`. Parts see nothing of each other. With a cache, `x_btd` goes on after what
+    /// is cached. No mask is made where the whole sequence is there: attention is causal.
     pub(crate) fn forward(
         &self,
         x_btd: &Tensor,
@@ -103,7 +103,8 @@ impl Attention {
         if let Some(tables) = rotary {
             let frozen = self.output.is_frozen();
             for x in [&mut q_bhte, &mut k_bkte] {
-                // SAFETY: the projection just made `x`, and its caller alone has it; tables are written once, when they are made.
+                // SAFETY: the projection just made `x`, and its caller alone has it; tables are written once,
+                // when they are made.
                 if !(frozen && unsafe { fused::rotate(x, tables)? }) {
                     *x = rotate(x, tables)?;
                 }
@@ -207,8 +208,8 @@ impl Attention {
     }
 }
 
-/// Attention within each part of each row: on the CPU faster than a mask over the whole row, because nothing is computed that is
-/// thrown away.
+/// Attention within each part of each row: on the CPU faster than a mask over the whole row, because nothing
+/// is computed that is thrown away.
 fn each_part(
     parts: &Parts,
     qkv: [&Tensor; 3],
@@ -227,7 +228,8 @@ fn each_part(
     Tensor::f_cat(&rows, 0)
 }
 
-/// As [`each_part`] on GPUs: the parts of all rows are laid end to end, so that one call serves all of them, whatever their lengths.
+/// As [`each_part`] on GPUs: the parts of all rows are laid end to end, so that one call serves all of them,
+/// whatever their lengths.
 fn end_to_end(
     parts: &Parts,
     [q, k, v]: [&Tensor; 3],

@@ -1,6 +1,6 @@
-//! What `ddk-kernel` does in one pass where a model is frozen, in fp32 on the CPU. Everything here says `None` or `false` where it cannot
-//! (another device or dtype, shapes that do not fit, tensors that share memory), and the caller takes libtorch's operations, whose
-//! errors say what is wrong.
+//! What `ddk-kernel` does in one pass where a model is frozen, in fp32 on the CPU. Everything here says
+//! `None` or `false` where it cannot (another device or dtype, shapes that do not fit, tensors that share
+//! memory), and the caller takes libtorch's operations, whose errors say what is wrong.
 
 use ddk_torch::{are_apart, numbers, numbers_mut};
 use tch::{TchError, Tensor};
@@ -30,7 +30,8 @@ pub(super) unsafe fn rms_norm(
         return Ok(None);
     }
     let mut out = x.f_empty_like()?;
-    // SAFETY: nobody writes to the inputs, which the caller promises; the output is new, so no other handle of it exists.
+    // SAFETY: nobody writes to the inputs, which the caller promises; the output is new, so no other handle
+    // of it exists.
     let done = unsafe {
         match (numbers(x), numbers(weight), numbers_mut(&mut out)) {
             (Some(x), Some(weight), Some(out)) => {
@@ -82,7 +83,8 @@ pub(super) unsafe fn rotate(x: &Tensor, (cos, sin): &Tables) -> Result<bool, Tch
     if !are_apart(&[&by_position, cos]) || !are_apart(&[&by_position, sin]) {
         return Ok(false);
     }
-    // SAFETY: `x` is not looked at in between, and is apart from the tables, which are only read; the rest the caller promises.
+    // SAFETY: `x` is not looked at in between, and is apart from the tables, which are only read; the rest
+    // the caller promises.
     let done = unsafe {
         match (numbers_mut(&mut by_position), numbers(cos), numbers(sin)) {
             (Some(x), Some(cos), Some(sin)) => {

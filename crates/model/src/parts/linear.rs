@@ -38,7 +38,8 @@ impl Linear {
         })
     }
 
-    /// Whether it gathers no gradient, in any mode: what is computed a second time for a backward has to be the same bits.
+    /// Whether it gathers no gradient, in any mode: what is computed a second time for a backward has to be
+    /// the same bits.
     pub(crate) fn is_frozen(&self) -> bool {
         !self.weight.requires_grad()
     }

@@ -51,8 +51,8 @@ impl Norm {
                 plus_one: false,
             } => {
                 let weight = cast(&self.weight, x.kind())?;
-                // SAFETY: activations are written once, where they are made, and a model's weights by the thread that computes with it
-                // alone (`Frozen` weights by none).
+                // SAFETY: activations are written once, where they are made, and a model's weights by the
+                // thread that computes with it alone (`Frozen` weights by none).
                 match unsafe { fused::rms_norm(x, &weight, eps)? } {
                     Some(normed) => Ok(normed),
                     None => x.f_rms_norm(width, Some(&weight), eps),

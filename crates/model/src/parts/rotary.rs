@@ -1,5 +1,5 @@
-//! Rotary position embedding (Su et al., "RoFormer"), in the convention of Hugging Face checkpoints: the first half of a
-//! head is paired with the second half.
+//! Rotary position embedding (Su et al., "RoFormer"), in the convention of Hugging Face checkpoints: the
+//! first half of a head is paired with the second half.
 
 use std::{cell::RefCell, f32::consts::PI};
 

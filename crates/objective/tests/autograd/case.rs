@@ -146,7 +146,8 @@ impl Case {
         logits.narrow(1, 0, VOCABULARY)
     }
 
-    /// CE sum, divergence sum, and autograd's gradients of (CE + gamma divergence) / 50, from dense logits by the definitions.
+    /// CE sum, divergence sum, and autograd's gradients of (CE + gamma divergence) / 50, from dense logits by
+    /// the definitions.
     pub fn dense(&self, objective: Objective) -> (f64, f64, Vec<Tensor>) {
         let leaves: Vec<Tensor> = self
             .student

@@ -51,7 +51,8 @@ fn gradients_of_states_matrix_and_bias_are_autograds() {
     }
 }
 
-/// The teacher's own cross-entropy comes where it is asked for, whatever the loss makes of the teacher, and changes nothing else.
+/// The teacher's own cross-entropy comes where it is asked for, whatever the loss makes of the teacher, and
+/// changes nothing else.
 #[test]
 fn values_of_positions_come_where_they_are_asked_for() {
     let mut case = Case::new(13);

@@ -37,8 +37,9 @@ fn on_logits(
     (output, values)
 }
 
-/// Against f64 from the same fp32 logits: values within 1e-6 max(1, |value|), gradients within 1e-6 of the row's largest; logits of
-/// an ordinary size, late in training (almost the same), large, and ±1e4, where a naive softmax overflows.
+/// Against f64 from the same fp32 logits: values within 1e-6 max(1, |value|), gradients within 1e-6 of the
+/// row's largest; logits of an ordinary size, late in training (almost the same), large, and ±1e4, where a
+/// naive softmax overflows.
 #[test]
 fn fp32_is_within_its_tolerance_at_ordinary_and_extreme_logits() {
     let case = Case::new(8);
@@ -85,7 +86,8 @@ fn fp32_is_within_its_tolerance_at_ordinary_and_extreme_logits() {
                 let expected = leaf.grad();
                 let error = (output.hidden_gradient.to_kind(Kind::Double) - &expected).abs();
                 let largest = expected.abs().amax([1], true);
-                // If the student is sure and right, p - 1 is a difference of fp32 numbers near 1: half a unit in the last place.
+                // If the student is sure and right, p - 1 is a difference of fp32 numbers near 1: half a unit
+                // in the last place.
                 let tolerance = (largest * 1e-6).clamp_min(f64::from(f32::EPSILON) / 2.0);
                 let worst = (error / tolerance).max().double_value(&[]);
                 assert!(worst < 1.0, "{what}: gradient off by {worst} tolerances");

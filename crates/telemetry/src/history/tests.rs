@@ -183,7 +183,8 @@ fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
     }
 }
 
-/// From the files alone: a run that no process works on has failed if its last process said so, and has not if a later one began.
+/// From the files alone: a run that no process works on has failed if its last process said so, and has not
+/// if a later one began.
 #[test]
 fn a_run_without_a_process_is_told_apart_by_its_last_word() {
     let (folder, journal) = run();

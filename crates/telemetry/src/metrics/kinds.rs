@@ -55,7 +55,8 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// The exporter's name for it. It would add this to a name that lacks it; the names here have theirs (a test checks).
+    /// The exporter's name for it. It would add this to a name that lacks it; the names here have theirs (a
+    /// test checks).
     pub(crate) fn exported(self) -> Option<metrics::Unit> {
         match self {
             Self::Count => Some(metrics::Unit::Count),
@@ -133,8 +134,8 @@ impl SampledOf {
     }
 }
 
-/// Tells the installed recorder what a metric is. A counter whose labels are known begins at 0, so that its first increment is one that
-/// `increase` can see.
+/// Tells the installed recorder what a metric is. A counter whose labels are known begins at 0, so that its
+/// first increment is one that `increase` can see.
 #[allow(clippy::disallowed_macros)]
 pub(crate) fn describe(metric: &'static Metric) {
     if metric.sampled {
