@@ -29,8 +29,7 @@ pub enum Command {
     Demo(Demo),
     /// Write a commented configuration for two model folders and a folder of text
     Init(Init),
-    /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule, one
-    /// forward of both models
+    /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule
     Check(Check),
     /// Measure how fast this machine distils a configuration's models: where the time goes, and what to change
     ///

@@ -328,6 +328,38 @@ fn a_fork_may_have_another_policy() {
     assert!(said.contains("a fork has no phases before it"), "{said}");
 }
 
+/// Each replica's weights are counted on its own devices, those of a replica that is spread over two in halves; a GPU also
+/// holds what is no tensor. Models are only loaded if a forward is asked for.
+#[test]
+fn check_counts_replicas_and_loads_models_only_for_a_forward() {
+    let world = World::new();
+    let check = |more: &[&str]| {
+        let output = world.run(&[&["check", "config.toml"][..], more].concat());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let devices = "teacher.devices=[\"cuda:0+cuda:1\", \"cuda:2\"]";
+    let said = check(&["--set", devices]);
+    let of = |device: &str| {
+        let start = format!("memory of {device}:");
+        let part = said.split(&start).nth(1).unwrap();
+        assert!(part.contains("CUDA's context"), "{said}");
+        let line = part
+            .lines()
+            .find(|line| line.ends_with("teacher: weights"))
+            .unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[1], "kB", "{line}");
+        words[0].parse::<f64>().unwrap()
+    };
+    let (half, other_half, whole) = (of("cuda:0"), of("cuda:1"), of("cuda:2"));
+    assert_eq!(half, other_half);
+    assert!((2.0 * half - whole).abs() <= 2.0, "{half} of {whole}");
+
+    assert!(!check(&[]).contains("one forward"));
+    let forward = check(&["--forward"]);
+    assert!(forward.contains("teacher: perplexity") && forward.contains("student: perplexity"));
+}
+
 /// Teacher lane 0 evaluates the copy, but the copy is in the student's memory.
 #[test]
 fn check_counts_the_evaluated_copy_on_the_students_device() {

@@ -320,3 +320,28 @@ impl Settings {
         toml::to_string_pretty(self).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_take_replicas_in_turn_and_a_replica_may_be_spread() {
+        let teacher = Teacher {
+            model: None,
+            devices: ["cuda:0+cuda:1", "cuda:2"].map(str::to_owned).to_vec(),
+            dtype: Dtype::Bf16,
+            threads: 1,
+            lanes: 2,
+        };
+        assert_eq!(teacher.all_lanes(), 4);
+        let of_lanes: Vec<_> = (0..4).map(|lane| teacher.devices_of_lane(lane)).collect();
+        let (spread, single) = (vec!["cuda:0", "cuda:1"], vec!["cuda:2"]);
+        assert_eq!(
+            of_lanes,
+            [&spread, &single, &spread, &single].map(Clone::clone)
+        );
+        let every: Vec<&str> = teacher.every_device().collect();
+        assert_eq!(every, ["cuda:0", "cuda:1", "cuda:2"]);
+    }
+}
