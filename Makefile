@@ -13,7 +13,7 @@ demo-text: setup ## fetch the documents that the demo's text is chosen from into
 build: setup ## build ddk
 	cargo build --locked
 
-demo: build demo-text ## distill on real text: about five minutes after the build
+demo: build demo-text ## distill on real text: 5 to 13 minutes after the build
 	@cargo run --locked --quiet -- demo
 
 test: ## run every test at scale 1; SKIP=browser,prometheus,text leaves out those that need one of these
