@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -43,17 +43,20 @@ fn signalled(signal: &str, step: u64) -> (World, ExitStatus, String) {
 fn newest_checkpoint(world: &World) -> Option<usize> {
     let folder = world.run_folder().join("checkpoints");
     let names = fs::read_dir(folder).into_iter().flatten();
-    let complete = names
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| is_complete(path));
-    let step = |path: PathBuf| {
+    // Others are hidden: a kill may leave half a manifest there.
+    let step = |path: &Path| {
         path.file_name()?
             .to_str()?
             .strip_prefix("step-")?
             .parse()
             .ok()
     };
-    let newest = complete.filter_map(step).max();
+    let named = names.filter_map(|entry| {
+        let path = entry.unwrap().path();
+        Some((step(&path)?, path))
+    });
+    let complete = named.filter(|(_, path)| is_complete(path));
+    let newest = complete.map(|(step, _)| step).max();
     let events = fs::read_to_string(world.run_folder().join("events.jsonl")).unwrap_or_default();
     let recorded = events
         .lines()
