@@ -328,8 +328,8 @@ fn a_fork_may_have_another_policy() {
     assert!(said.contains("a fork has no phases before it"), "{said}");
 }
 
-/// Each replica's weights are counted on its own devices, those of a replica that is spread over two in halves; a GPU also
-/// holds what is no tensor. Models are only loaded if a forward is asked for.
+/// Each replica's weights count on its own devices; those of a replica that is spread over two count in
+/// halves. A GPU also holds what is no tensor. Only a forward loads models.
 #[test]
 fn check_counts_replicas_and_loads_models_only_for_a_forward() {
     let world = World::new();

@@ -145,7 +145,7 @@ fn objectives() -> Vec<Objective> {
 /// Steps on both paths: numbers within `of_numbers` of each other, and weights within `of_change` of what
 /// they changed by.
 fn compare(kind: Kind, of_numbers: f64, of_change: f64) {
-    // A GPU has to be known before the first backward on the CPU.
+    // Load CUDA before the first backward on the CPU.
     device();
     for (index, objective) in objectives().into_iter().enumerate() {
         // Ties and recomputation alternate: neither depends on the objective.

@@ -201,6 +201,51 @@ fn compare(kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) 
     assert_eq!(largest(&past), 0.0, "{what}: rows past the vocabulary");
 }
 
+/// Gradients of the logits themselves: the identity, with other rows below it for the padding, takes the output
+/// matrix's place on both paths. Within 1e-6 of each row's largest gradient.
+fn compare_logits(objective: Objective) {
+    let [student, teacher] = [1, 2].map(|seed| eighths([POSITIONS, VOCABULARY], seed) * 4.0);
+    let identity = Tensor::eye(VOCABULARY, (Kind::Float, device()));
+    let padding = eighths([TABLE - VOCABULARY, VOCABULARY], 3);
+    let table = Tensor::cat(&[&identity, &padding], 0);
+    let found = on_gpu_path(|| {
+        head(
+            [&student, &teacher]
+                .map(|logits| HeadInput::new(logits, &table))
+                .each_ref(),
+            objective,
+            &mut table.zeros_like(),
+        )
+    });
+    let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+    let (identity, student, teacher) = (double(&identity), double(&student), double(&teacher));
+    let expected = head(
+        [&student, &teacher]
+            .map(|logits| HeadInput::new(logits, &identity))
+            .each_ref(),
+        objective,
+        &mut identity.zeros_like(),
+    );
+    let expected = expected.hidden_gradient;
+    let off = (double(&found.hidden_gradient) - &expected)
+        .abs()
+        .amax([1], false);
+    // Rows that are not scored are 0 in both.
+    let scale = expected.abs().amax([1], false).clamp_min(1e-30);
+    let worst = largest(&(off / scale));
+    assert!(
+        worst < 1e-6,
+        "{objective:?}: off by {worst} of a row's largest gradient"
+    );
+}
+
+#[test]
+fn in_fp32_gradients_of_the_logits_are_those_of_f64() {
+    for objective in objectives() {
+        compare_logits(objective);
+    }
+}
+
 fn objectives() -> impl Iterator<Item = Objective> {
     DIVERGENCES.into_iter().flat_map(|divergence| {
         [(1.0, false), (2.0, false), (2.0, true)].map(|(temperature, temperature_squared)| {
