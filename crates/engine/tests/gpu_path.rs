@@ -15,8 +15,7 @@ const STEPS: u64 = 3;
 
 /// The CPU, or what `make gpu-check` asks for.
 fn device() -> Device {
-    let name = std::env::var("DDK_TEST_DEVICE");
-    ddk_torch::parse_device(name.as_deref().unwrap_or("cpu")).unwrap()
+    ddk_torch::test_device().unwrap()
 }
 
 fn model(device: Device, seed: u64, hidden_size: i64, tie: bool, compute: Kind) -> Model {

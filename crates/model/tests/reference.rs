@@ -38,8 +38,7 @@ const CASES: [&str; 20] = [
 
 /// The CPU, or what `make gpu-check` asks for.
 fn device() -> Device {
-    let name = std::env::var("DDK_TEST_DEVICE");
-    ddk_torch::parse_device(name.as_deref().unwrap_or("cpu")).unwrap()
+    ddk_torch::test_device().unwrap()
 }
 
 fn folder(case: &str) -> PathBuf {

@@ -31,8 +31,7 @@ const DIVERGENCES: [Option<Divergence>; 9] = [
 
 /// The CPU, or what `make gpu-check` asks for.
 fn device() -> Device {
-    let name = std::env::var("DDK_TEST_DEVICE");
-    ddk_torch::parse_device(name.as_deref().unwrap_or("cpu")).unwrap()
+    ddk_torch::test_device().unwrap()
 }
 
 /// Multiples of an eighth up to 1: products of two have few enough bits to be added exactly in fp32, and each

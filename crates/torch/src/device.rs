@@ -63,6 +63,15 @@ pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     }
 }
 
+/// The device that tests compute on: `DDK_TEST_DEVICE` names it; the CPU without it.
+///
+/// # Errors
+/// See [`parse_device`].
+pub fn test_device() -> Result<Device, DeviceError> {
+    let name = std::env::var("DDK_TEST_DEVICE");
+    parse_device(name.as_deref().unwrap_or("cpu"))
+}
+
 /// A tensor of the CPU on a device. To a GPU it is copied from pinned memory, so that the calling thread need
 /// not wait for what the GPU was given before.
 pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {

@@ -81,8 +81,7 @@ mod tests {
 
     #[test]
     fn running_out_of_memory_can_be_told_from_a_wrong_shape() {
-        let name = std::env::var("DDK_TEST_DEVICE");
-        let device = crate::parse_device(name.as_deref().unwrap_or("cpu")).unwrap();
+        let device = crate::test_device().unwrap();
         let huge = Tensor::f_zeros([1 << 50], (Kind::Float, device)).unwrap_err();
         assert!(TorchError::from(huge).is_out_of_memory());
         let (a, b) = (

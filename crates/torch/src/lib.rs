@@ -16,7 +16,7 @@ mod stream;
 
 pub use allocator::{give_freed_memory_back, keep_freed_memory};
 pub use determinism::{make_deterministic, prepare_cublas};
-pub use device::{DeviceError, gpu_uuid, parse_device, upload};
+pub use device::{DeviceError, gpu_uuid, parse_device, test_device, upload};
 pub use error::TorchError;
 pub use lane::{Lane, Turns};
 pub use mkl::mkl_kernels;

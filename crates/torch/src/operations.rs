@@ -131,12 +131,23 @@ mod tests {
     use super::*;
     use tch::Device;
 
+    fn step(updates: u64) -> FusedAdamW {
+        FusedAdamW {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.95,
+            weight_decay: 0.1,
+            epsilon: 1e-8,
+            updates,
+            gradient_scale: 0.5,
+        }
+    }
+
     /// Against the formulas of the paper in f64.
     #[test]
     fn three_fused_updates_follow_the_formula() {
         let shapes: [&[i64]; 2] = [&[3, 2], &[5]];
-        let name = std::env::var("DDK_TEST_DEVICE");
-        let device = crate::parse_device(name.as_deref().unwrap_or("cpu")).unwrap();
+        let device = crate::test_device().unwrap();
         let random = |shape: &&[i64]| Tensor::randn(*shape, (Kind::Float, device));
         let parameters = shapes.each_ref().map(random);
         let [first, second] = [(); 2].map(|()| parameters.each_ref().map(Tensor::zeros_like));
@@ -145,16 +156,7 @@ mod tests {
         for updates in 1..=3 {
             let gradients = shapes.each_ref().map(random);
             let g = double(&gradients);
-            let step = FusedAdamW {
-                learning_rate: 1e-2,
-                beta1: 0.9,
-                beta2: 0.95,
-                weight_decay: 0.1,
-                epsilon: 1e-8,
-                updates,
-                gradient_scale: 0.5,
-            };
-            fused_adamw(&parameters, &gradients, &first, &second, &step).unwrap();
+            fused_adamw(&parameters, &gradients, &first, &second, &step(updates)).unwrap();
             for index in 0..2 {
                 let g = 0.5 * &g[index];
                 m[index] = 0.9 * &m[index] + 0.1 * &g;
@@ -172,15 +174,6 @@ mod tests {
     #[test]
     fn lists_that_do_not_fit_are_refused() {
         let one = [Tensor::zeros([2], (Kind::Float, Device::Cpu))];
-        let step = FusedAdamW {
-            learning_rate: 1e-2,
-            beta1: 0.9,
-            beta2: 0.95,
-            weight_decay: 0.1,
-            epsilon: 1e-8,
-            updates: 1,
-            gradient_scale: 1.0,
-        };
-        assert!(fused_adamw(&one, &[], &one, &one, &step).is_err());
+        assert!(fused_adamw(&one, &[], &one, &one, &step(1)).is_err());
     }
 }
