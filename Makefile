@@ -11,10 +11,10 @@ demo-text: setup ## fetch the documents that the demo's text is chosen from into
 	@tools/demo-text/fetch
 
 build: setup ## build ddk
-	cargo build --locked
+	cargo build --release --locked
 
 demo: build demo-text ## distill on real text: 5 to 13 minutes after the build
-	@cargo run --locked --quiet -- demo
+	@cargo run --release --locked --quiet -- demo
 
 test: ## run every test at scale 1; SKIP=browser,prometheus,text leaves out those that need one of these
 	@SKIP='$(SKIP)' tools/test
@@ -33,14 +33,14 @@ gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downlo
 
 check: setup ## formatting, clippy and docs, warnings as errors
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 
 deny: ## licences, bans and sources of all dependencies; advisories where they can be reached
 	@tools/deny
 
 bench-telemetry: setup ## what being watched costs: a scrape, and the records of a step
-	cargo bench --locked --profile dev -p ddk-telemetry --bench scrape
+	cargo bench --locked -p ddk-telemetry --bench scrape
 
 bench: setup ## the head's memory by number of positions
-	cargo bench --locked --profile dev -p ddk-objective --bench head_memory
+	cargo bench --locked -p ddk-objective --bench head_memory

@@ -17,7 +17,7 @@ import time
 
 from worlds import write_text, write_tokenizer
 
-DDK = pathlib.Path(os.environ.get("DDK", pathlib.Path(__file__).parent.parent / "target/debug/ddk"))
+DDK = pathlib.Path(os.environ.get("DDK", pathlib.Path(__file__).parent.parent / "target/release/ddk"))
 WORDS = 512
 
 

@@ -1,6 +1,6 @@
 //! The head's memory and speed.
 //!
-//! `cargo bench --profile dev -p ddk-objective --bench head_memory`: bytes above inputs and gradients for
+//! `cargo bench -p ddk-objective --bench head_memory`: bytes above inputs and gradients for
 //! 1,000, 8,000 and 32,000 positions; fails where they differ by more than 10 %. With `-- --speed`: positions
 //! a second by size of the chunk.
 

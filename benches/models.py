@@ -1,6 +1,6 @@
 """The forward of each family against Hugging Face transformers, and loading against `cat`; alternating in one run, medians.
 
-usage: cargo build -p ddk-model --example time_model
+usage: cargo build --release -p ddk-model --example time_model
        PYTHON benches/models.py [forward|load]        PYTHON: from tools/python-env
 
 `forward` prints, for hidden sizes 256 and 1024, the seconds of a forward of 4 x 256 tokens on one thread of transformers (eager
@@ -19,7 +19,7 @@ import torch
 import transformers
 
 ROUNDS, BATCH, TIME, THREADS = 5, 4, 256, 1
-BINARY = pathlib.Path(__file__).parent.parent / "target/debug/examples/time_model"
+BINARY = pathlib.Path(__file__).parent.parent / "target/release/examples/time_model"
 torch.set_num_threads(THREADS)
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()

@@ -24,7 +24,7 @@ import time
 from worlds import write_text, write_tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent
-DDK = pathlib.Path(os.environ.get("DDK", ROOT / "target/debug/ddk"))
+DDK = pathlib.Path(os.environ.get("DDK", ROOT / "target/release/ddk"))
 WARM_UP = 8
 MODES = ["eager", "compile", "compile-step"]
 # The best of them once more, its MKL led to the kernels for AVX-512 as DDK leads its own (crates/torch/src/mkl.rs).

@@ -64,7 +64,7 @@ pub(super) fn fork(
         seed: settings.run.seed,
         alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
     });
-    debug_assert_eq!(state.lengths, Lengths::default());
+    assert_eq!(state.lengths, Lengths::default());
     // What a policy has learnt goes on; another one, or one that only holds shares, begins with the mixture in use.
     let wanted = new.mixture.policy;
     let goes_on = match wanted {

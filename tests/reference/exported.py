@@ -1,6 +1,6 @@
 """Whether models that DDK exported give the logits of the originals in Hugging Face transformers.
 
-usage: cargo run -p ddk-model --example export_fixtures -- FOLDER
+usage: cargo run --release -p ddk-model --example export_fixtures -- FOLDER
        PYTHON tests/reference/exported.py FOLDER        PYTHON: from tools/python-env
 
 Exits 1 where a logit differs by more than 1e-5.

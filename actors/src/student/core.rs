@@ -321,7 +321,7 @@ impl<S: Student> Core<S> {
             data_wait,
             teacher_seconds,
         } = labelled;
-        debug_assert_eq!(batch.sequence, self.next_sequence);
+        assert_eq!(batch.sequence, self.next_sequence);
         self.next_sequence += 1;
         let mut gathered = match self.gathered.take() {
             Some(gathered) => gathered,

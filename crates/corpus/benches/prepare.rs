@@ -1,7 +1,7 @@
 //! The rate of `prepare` against `tokenizers`' own batch encoding of the same text, alternating; and the
 //! memory it takes.
 //!
-//! usage: cargo bench --profile dev -p ddk-corpus --bench prepare -- TOKENIZER_FOLDER FILE.jsonl…
+//! usage: cargo bench -p ddk-corpus --bench prepare -- TOKENIZER_FOLDER FILE.jsonl…
 
 #![allow(clippy::print_stdout)]
 

@@ -48,7 +48,7 @@ impl Quota {
     /// the order of names. A share that is whole up to rounding is drawn as that whole number: a share that
     /// was set to the rows a domain has left never gets one more.
     pub fn draw(&mut self, target: &[f64], rows: u64) -> Vec<u64> {
-        debug_assert_eq!(target.len(), self.carry.len());
+        assert_eq!(target.len(), self.carry.len());
         let shares: Vec<f64> = target.iter().map(|weight| weight * rows as f64).collect();
         let rounding = rows as f64 * 16.0 * f64::EPSILON;
         let is_whole = |share: f64| (share - share.round()).abs() <= rounding;

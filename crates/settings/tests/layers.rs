@@ -164,7 +164,7 @@ fn a_token_is_used_but_never_written_down() {
     }
 }
 
-/// `UPDATE=1 cargo test -p ddk-settings` writes them anew.
+/// `UPDATE=1 cargo test --release -p ddk-settings` writes them anew.
 #[test]
 fn reference_and_schema_are_current() {
     let schema = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
@@ -179,7 +179,7 @@ fn reference_and_schema_are_current() {
         let committed = fs::read_to_string(&path).unwrap_or_default();
         assert!(
             committed == text,
-            "{name} is not current: run UPDATE=1 cargo test -p ddk-settings"
+            "{name} is not current: run UPDATE=1 cargo test --release -p ddk-settings"
         );
     }
 }

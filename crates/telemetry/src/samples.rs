@@ -29,7 +29,7 @@ impl<'a> Samples<'a> {
         };
         let mut begun = false;
         for (values, value) in samples {
-            debug_assert_eq!(metric.labels.len(), values.len(), "{}", metric.name);
+            assert_eq!(metric.labels.len(), values.len(), "{}", metric.name);
             if !std::mem::replace(&mut begun, true) {
                 let (name, help) = (metric.name, metric.help);
                 let _ = write!(self.page, "# HELP {name} {help}\n# TYPE {name} {kind}\n");

@@ -12,7 +12,7 @@ use super::{
     dashboard, expressions, grafana::Panel, layout, panels::ROWS, registered, repository, selectors,
 };
 
-/// `UPDATE=1 cargo test --test it monitoring::files` writes what is made from something else anew.
+/// `UPDATE=1 cargo test --release --test it monitoring::files` writes what is made from something else anew.
 fn assert_current(name: &str, text: &str) {
     let path = repository(name);
     if std::env::var_os("UPDATE").is_some() {
@@ -21,7 +21,7 @@ fn assert_current(name: &str, text: &str) {
     let committed = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == text,
-        "{name} is not current: run UPDATE=1 cargo test --test it monitoring::files"
+        "{name} is not current: run UPDATE=1 cargo test --release --test it monitoring::files"
     );
 }
 

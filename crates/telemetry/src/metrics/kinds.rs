@@ -81,7 +81,7 @@ pub struct HistogramOf(pub(super) Metric);
 pub struct SampledOf(pub(super) Metric);
 
 fn labels(metric: &Metric, values: &[&str]) -> Vec<Label> {
-    debug_assert_eq!(
+    assert_eq!(
         metric.labels.len(),
         values.len(),
         "labels of {}",
