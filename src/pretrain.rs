@@ -174,7 +174,7 @@ fn train(
         let views: Vec<Sequence<'_>> = batch.iter().map(sequence).collect();
         let mut sum = 0.0;
         for micro in views.chunks(model.micro_rows as usize) {
-            sum += student.accumulate(micro, None, denominator)?.ce_sum;
+            sum += student.accumulate(micro, None, denominator)?.ce;
         }
         let update = student.update(step)?;
         if let Some(reason) = update.skipped {

@@ -29,7 +29,7 @@ use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, RunPlan};
 use ddk_engine::StudentOptions;
 use ddk_mixture::Policy;
-use ddk_run::{CheckpointStore, RunFolder};
+use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 use ddk_telemetry::Stage;
 
@@ -353,7 +353,8 @@ fn run_to_end(
         flags.serial_steps,
     );
     if let Err(error) = &finished
-        && let Err(unwritten) = ddk_run::append_event(folder.path(), "failed", &error.to_string())
+        && let Err(unwritten) =
+            ddk_run::append_event(folder.path(), EventKind::Failed, &error.to_string())
     {
         tracing::error!(%error, %unwritten, "the run failed");
     }

@@ -13,8 +13,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ddk_actors::{PortError, RunError, RunPlan, worker::Exit};
-use ddk_run::{Journal, RunFolder};
+use ddk_actors::{Exit, PortError, RunError, RunPlan, WorkerId};
+use ddk_run::{Journal, RunFolder, records::EventKind};
 use ddk_telemetry::metrics;
 use serde::{Deserialize, Serialize};
 
@@ -74,16 +74,19 @@ impl Healing {
         chunk: i64,
         journal: &Journal,
     ) -> Result<bool> {
-        let RunError::Part { part, cause } = error else {
+        let RunError::Worker { worker, cause } = error else {
             return Ok(false);
         };
         let (kind, reason, message) = match cause {
             // Weights that may be half updated; rows in hand that nobody else has.
             Exit::Panicked(text)
-                if matches!(part.as_str(), "student" | "batcher") && self.may_restart() =>
+                if matches!(worker, WorkerId::Student | WorkerId::Batcher)
+                    && self.may_restart() =>
             {
-                metrics::WORKER_RESTARTS.with(&[part]).increment(1);
-                ("rewound", "panic", format!("the {part} panicked: {text}"))
+                let restarts = metrics::WORKER_RESTARTS.with(&[&worker.to_string()]);
+                restarts.increment(1);
+                let message = format!("the {worker} panicked: {text}");
+                (EventKind::Rewound, "panic", message)
             }
             Exit::Failed(PortError::RollBack {
                 first,
@@ -93,7 +96,7 @@ impl Healing {
                 self.learnt.rollbacks += 1;
                 self.learnt.skip.extend(*first..=*last);
                 (
-                    "rolled_back",
+                    EventKind::RolledBack,
                     "numbers",
                     format!("steps {first} to {last} are passed over: {reason}"),
                 )
@@ -101,9 +104,9 @@ impl Healing {
             Exit::Failed(PortError::OutOfMemory(text)) => match self.shrink(plan.micro_rows, chunk)
             {
                 Some(what) => (
-                    "shrunk",
+                    EventKind::Shrunk,
                     "memory",
-                    format!("{part} ran out of memory ({text}): {what}"),
+                    format!("{worker} ran out of memory ({text}): {what}"),
                 ),
                 None => return Ok(false),
             },
@@ -113,7 +116,7 @@ impl Healing {
             .and_then(|()| journal.event_now(kind, &message))
             .with_context(|| message.clone())?;
         metrics::RESTORATIONS.with(&[reason]).increment(1);
-        tracing::warn!(kind, message, "going on from the last checkpoint");
+        tracing::warn!(%kind, message, "going on from the last checkpoint");
         say(&format!(
             "warning: {message}; going on from the last checkpoint"
         ));

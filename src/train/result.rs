@@ -7,7 +7,7 @@ use ddk_actors::{End, LoopState, Outcome};
 use ddk_model::Export;
 use ddk_run::{
     CheckpointStore, RunFolder,
-    records::{DomainSummary, Summary},
+    records::{DomainSummary, EventKind, Summary},
 };
 use ddk_settings::{ExportedStudent, ObjectiveName};
 
@@ -60,7 +60,7 @@ pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
     let message = format!(
         "the run, which was done after step {steps}, goes on; {kept} is its summary until then"
     );
-    ddk_run::record_event(folder.path(), steps, "extended", &message)?;
+    ddk_run::record_event(folder.path(), steps, EventKind::Extended, &message)?;
     let (from, to) = (folder.summary(), folder.path().join(kept));
     fs::rename(&from, &to).with_context(|| format!("cannot rename {}", from.display()))?;
     say(&message);
@@ -185,7 +185,7 @@ fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
             / (totals.teacher_flops + totals.student_flops).max(1.0),
         mixture_seconds_share: totals.boundary_seconds / distill,
         peak_rss_bytes: peak_resident_bytes()?,
-        stop_reason: reason.to_string(),
+        stop_reason: reason,
         exported: String::new(),
         exported_step: None,
         serial: None,

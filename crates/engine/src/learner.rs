@@ -1,15 +1,9 @@
 //! What learns on the student's lane: a [`Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
 
 use ddk_model::Model;
+use ddk_run::{MicroBatchSums, UpdateStats};
 
-use crate::{
-    EngineError,
-    batch::Sequence,
-    snapshot::Snapshot,
-    student::{MicroStep, Student},
-    teacher::Signal,
-    update::UpdateReport,
-};
+use crate::{EngineError, batch::Sequence, snapshot::Snapshot, student::Student, teacher::Signal};
 
 /// Steps of micro-batches, and snapshots in between.
 pub trait Learner {
@@ -23,14 +17,14 @@ pub trait Learner {
         rows: &[Sequence<'_>],
         signal: Option<&Signal>,
         denominator: f64,
-    ) -> Result<MicroStep, EngineError>;
+    ) -> Result<MicroBatchSums, EngineError>;
 
     /// Clips and applies the gradients gathered since the last update, as step `step` (from 1); skips the
     /// update where a loss or a gradient is not finite.
-    fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError>;
+    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError>;
 
     /// Drops the gradients gathered since the last update.
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError>;
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError>;
 
     /// A copy of what learns and of its moments, which a writer thread can save while training goes on.
     fn snapshot(&self) -> Result<Snapshot, EngineError>;
@@ -52,15 +46,15 @@ impl Learner for Student {
         rows: &[Sequence<'_>],
         signal: Option<&Signal>,
         denominator: f64,
-    ) -> Result<MicroStep, EngineError> {
+    ) -> Result<MicroBatchSums, EngineError> {
         Student::accumulate(self, rows, signal, denominator)
     }
 
-    fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
+    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         Student::update(self, step)
     }
 
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
         Student::discard(self, step, reason)
     }
 

@@ -7,6 +7,7 @@ use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, Objective, PerPosition, Positions,
     chunked_head,
 };
+use ddk_run::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};
 use ddk_torch::{TorchError, finish};
 use tch::{Device, Kind, Tensor};
 
@@ -18,7 +19,7 @@ use crate::{
     schedule::Schedule,
     snapshot::Snapshot,
     teacher::Signal,
-    update::{UpdateReport, Updates},
+    update::Updates,
 };
 
 /// How a student learns.
@@ -52,36 +53,6 @@ pub enum RowLosses {
     CrossEntropy,
     /// And what it exceeds the teacher's by; the teacher's head is applied for it even at gamma 0.
     Excess,
-}
-
-/// The sums of a row over its predictions, nats.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowSums {
-    /// Of the cross-entropy.
-    pub ce: f64,
-    /// Of `max(student's - teacher's, 0)` of each prediction; 0 where it was not asked for.
-    pub excess: f64,
-}
-
-/// The sums of a micro-batch (over its predictions, not divided) and the seconds of each phase.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MicroStep {
-    /// Sum of the cross-entropy, nats.
-    pub ce_sum: f64,
-    /// Sum of the divergence from the teacher, nats (times T² where that is switched on).
-    pub kl_sum: f64,
-    /// Those of each row, where asked for; otherwise empty.
-    pub rows: Vec<RowSums>,
-    /// Sum of the distance between filtered layers, mean over the layers; 0 without filters.
-    pub layer_sum: f64,
-    /// Scored positions.
-    pub predictions: i64,
-    /// The model's forward.
-    pub forward_seconds: f64,
-    /// Logits of both models, losses and their gradients.
-    pub head_seconds: f64,
-    /// The model's backward.
-    pub backward_seconds: f64,
 }
 
 /// A model in training on the lane that built it.
@@ -171,7 +142,7 @@ impl Student {
         rows: &[Sequence<'_>],
         signal: Option<&Signal>,
         denominator: f64,
-    ) -> Result<MicroStep, EngineError> {
+    ) -> Result<MicroBatchSums, EngineError> {
         let started = Instant::now();
         let batch = batch_tensors(rows, self.options.vocabulary, self.model.device())?;
         let layers = self.options.filters.as_ref();
@@ -224,8 +195,8 @@ impl Student {
                 buffers: Some(&mut self.buffers),
             },
         )?;
-        let row_sums = match &output.per_position {
-            Some(values) => row_sums(values, self.row_losses, rows.len())?,
+        let sequences = match &output.per_position {
+            Some(values) => sequence_losses(values, self.row_losses, rows.len())?,
             None => Vec::new(),
         };
         let (layer_sum, layer_gradients) = distance_of_layers(
@@ -250,15 +221,18 @@ impl Student {
             let of_embedding = of_embedding.unwrap_or(&mut self.head_gradient);
             trace.backward(&gradient, &layer_gradients, of_embedding)?;
         }
-        Ok(MicroStep {
-            ce_sum: output.ce_sum,
-            kl_sum: output.kl_sum,
-            rows: row_sums,
-            layer_sum,
-            predictions: batch.predictions,
-            forward_seconds,
-            head_seconds,
-            backward_seconds: started.elapsed().as_secs_f64(),
+        Ok(MicroBatchSums {
+            ce: output.ce_sum,
+            kl: output.kl_sum,
+            layer: layer_sum,
+            sequences,
+            targets: batch.predictions as u64,
+            seconds: PhaseSeconds::from([
+                (StepPhase::Forward, forward_seconds),
+                (StepPhase::Head, head_seconds),
+                (StepPhase::Backward, started.elapsed().as_secs_f64()),
+            ]),
+            ..MicroBatchSums::default()
         })
     }
 
@@ -266,7 +240,7 @@ impl Student {
     ///
     /// A loss or gradient that is not finite reaches neither weights nor moments: the update is skipped, which still
     /// counts as a step of the schedule.
-    pub fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
+    pub fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         let gradients = self.gradients()?;
         let report = self.updates.make(step, &self.trained, &gradients);
         // An update that failed half-way has changed some.
@@ -288,7 +262,7 @@ impl Student {
     }
 
     /// Drops the gradients gathered since the last update: weights and moments stay as they are, the schedule goes on.
-    pub fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
+    pub fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
         self.clear_gradients()?;
         Ok(self.updates.discard(step, reason))
     }
@@ -339,11 +313,11 @@ impl Student {
 }
 
 /// Sums the positions of each row, in f64.
-fn row_sums(
+fn sequence_losses(
     values: &PerPosition,
     wanted: RowLosses,
     rows: usize,
-) -> Result<Vec<RowSums>, EngineError> {
+) -> Result<Vec<SequenceLoss>, EngineError> {
     let sums = |positions: &Tensor| -> Result<Vec<f64>, TorchError> {
         let by_row = positions.f_reshape([rows as i64, -1])?;
         let sums = by_row.f_sum_dim_intlist(1, false, Kind::Double)?;
@@ -364,5 +338,7 @@ fn row_sums(
         }
     };
     let both = ce.into_iter().zip(excess);
-    Ok(both.map(|(ce, excess)| RowSums { ce, excess }).collect())
+    Ok(both
+        .map(|(ce, excess)| SequenceLoss { ce, excess })
+        .collect())
 }

@@ -101,7 +101,7 @@ impl Pair {
                 let signal = self.teacher.label(micro).unwrap();
                 let done = self.student.accumulate(micro, Some(&signal), predictions);
                 let done = done.unwrap();
-                numbers.extend([done.ce_sum, done.kl_sum]);
+                numbers.extend([done.ce, done.kl]);
                 between(&self.student);
             }
             let report = self.student.update(step).unwrap();

@@ -10,6 +10,7 @@ use ddk_engine::{
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
+use ddk_run::SnapshotFile;
 use tch::{Device, Kind, Tensor};
 
 const VOCABULARY: i64 = 40;
@@ -107,7 +108,7 @@ impl Pair {
                 .student
                 .accumulate(micro, Some(&signal), denominator)
                 .unwrap();
-            loss += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
+            loss += (done.ce + 0.5 * done.kl) / denominator;
         }
         assert_eq!(self.student.update(step).unwrap().skipped, None);
         loss
@@ -176,7 +177,7 @@ fn loss_and_gradient_are_those_of_dense_autograd_tied_or_not() {
                 .student
                 .accumulate(micro, Some(&signal), denominator)
                 .unwrap();
-            got += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
+            got += (done.ce + 0.5 * done.kl) / denominator;
         }
         let report = pair.student.update(1).unwrap();
         assert!(
@@ -216,7 +217,7 @@ fn a_restored_student_goes_on_bit_for_bit() {
         stopped.step(step, &rows, 2);
     }
     let folder = tempfile::tempdir().unwrap();
-    for (name, write) in stopped.student.snapshot().unwrap().into_files() {
+    for SnapshotFile { name, write } in stopped.student.snapshot().unwrap().into_files() {
         let mut file = fs::File::create(folder.path().join(name)).unwrap();
         write(&mut file).unwrap();
     }
@@ -252,7 +253,7 @@ fn what_is_not_finite_never_reaches_the_weights() {
         .student
         .accumulate(&micro, Some(&broken), 10.0)
         .unwrap();
-    assert!(done.kl_sum.is_nan());
+    assert!(done.kl.is_nan());
     let before = pair.weights();
     let report = pair.student.update(1).unwrap();
     assert!(report.skipped.unwrap().contains("loss"));
@@ -325,9 +326,9 @@ fn documents_packed_into_a_row_learn_as_rows_of_their_own() {
         .student
         .accumulate(&[row], Some(&signal), denominator)
         .unwrap();
-    assert_eq!(done.predictions as f64, denominator);
+    assert_eq!(done.targets as f64, denominator);
     assert_eq!(packed.student.update(1).unwrap().skipped, None);
-    let loss = (done.ce_sum + 0.5 * done.kl_sum) / denominator;
+    let loss = (done.ce + 0.5 * done.kl) / denominator;
     let expected = alone.step(1, &rows, 1);
     assert!((loss - expected).abs() < 1e-5, "{loss} {expected}");
     assert!(largest_difference(&packed.weights(), &alone.weights()) < 1e-5);
@@ -373,10 +374,10 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
             .student
             .accumulate(&views(&rows), Some(&signal()), denominator)
             .unwrap();
-        assert!(without.rows.is_empty());
-        assert_eq!((without.ce_sum, without.kl_sum), (with.ce_sum, with.kl_sum));
-        assert_eq!(with.rows.len(), rows.len());
-        for (row, sums) in rows.iter().zip(&with.rows) {
+        assert!(without.sequences.is_empty());
+        assert_eq!((without.ce, without.kl), (with.ce, with.kl));
+        assert_eq!(with.sequences.len(), rows.len());
+        for (row, sums) in rows.iter().zip(&with.sequences) {
             let of_student = losses(plain.student.model(), row);
             let of_teacher = losses(plain.teacher.model(), row);
             let ce: f64 = of_student.iter().sum();

@@ -10,6 +10,7 @@ use ddk_engine::{
 };
 use ddk_model::{Architecture, Export, Model, ModelConfig, Output};
 use ddk_objective::Objective;
+use ddk_run::SnapshotFile;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
@@ -114,7 +115,7 @@ fn first_stage(folder: &Path) -> (FilterStage, Teacher) {
 }
 
 fn write(snapshot: Snapshot, folder: &Path) {
-    for (name, write) in snapshot.into_files() {
+    for SnapshotFile { name, write } in snapshot.into_files() {
         write(&mut fs::File::create(folder.join(name)).unwrap()).unwrap();
     }
 }
@@ -198,8 +199,8 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
         for micro in views(&rows).chunks(3) {
             let signal = teacher.label(micro).unwrap();
             let done = stage.accumulate(micro, Some(&signal), denominator).unwrap();
-            assert_eq!((done.kl_sum, done.layer_sum), (0.0, 0.0));
-            sum += done.ce_sum / denominator;
+            assert_eq!((done.kl, done.layer), (0.0, 0.0));
+            sum += done.ce / denominator;
         }
         let report = stage.update(step).unwrap();
         assert_eq!(report.skipped, None);
@@ -261,10 +262,7 @@ impl SecondStage {
                 .student
                 .accumulate(micro, Some(&signal), denominator)
                 .unwrap();
-            for (sum, part) in sums
-                .iter_mut()
-                .zip([done.ce_sum, done.kl_sum, done.layer_sum])
-            {
+            for (sum, part) in sums.iter_mut().zip([done.ce, done.kl, done.layer]) {
                 *sum += part / denominator;
             }
         }
@@ -325,7 +323,7 @@ fn both_stages_go_on_bit_for_bit() {
         let signal = teacher.label(&views(&rows)).unwrap();
         let done = stage.accumulate(&views(&rows), Some(&signal), predictions(&rows));
         assert_eq!(stage.update(step).unwrap().skipped, None);
-        done.unwrap().ce_sum.to_bits()
+        done.unwrap().ce.to_bits()
     };
     for number in 1..=3 {
         step(&mut whole, number);
