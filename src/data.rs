@@ -8,14 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{PreparedDomain, Row, TokenizerFolder};
-use ddk_run::records::SampleLine;
-
-use crate::{
-    cli::{self, DataCommand},
-    config,
+use ddk_jobs::{
+    args::ConfigArgs,
     hint::Hint,
     prepare::{self, Outdated},
 };
+use ddk_run::records::SampleLine;
+
+use crate::cli::DataCommand;
 
 pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
     match command {
@@ -28,13 +28,8 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
     }
 }
 
-fn inspect(
-    args: &cli::ConfigArgs,
-    only: Option<&str>,
-    rows: u64,
-    out: &mut dyn Write,
-) -> Result<()> {
-    let settings = config::load(args)?.settings;
+fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write) -> Result<()> {
+    let settings = ddk_jobs::config::load(args)?.settings;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     let names: Vec<&str> = corpus.domains.iter().map(|domain| domain.name()).collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {

@@ -25,7 +25,7 @@ use ddk_settings::{Method, Settings};
 
 use self::plan::{Plan, Planned};
 use crate::{
-    cli, demo,
+    args, demo,
     faults::Faults,
     hint::Hint,
     phase::Phase,
@@ -38,7 +38,11 @@ use crate::{
 /// What the others are held against.
 const REFERENCE: Method = Method::Kd;
 
-pub fn run(args: &cli::Compare, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+/// Runs every method with every seed, each in a child process, and writes the comparison.
+///
+/// # Errors
+/// The settings or the arguments are wrong, a run fails, or a file cannot be written.
+pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
     signals.begin(Phase::Compare, &Faults::default())?;
     let plan = Plan::new(args)?;
     // Files that cannot be used are said before hours of training.
@@ -63,7 +67,11 @@ pub fn run(args: &cli::Compare, signals: &Signals, out: &mut dyn Write) -> Resul
 }
 
 /// Makes teacher and student where they are missing and the configuration says how; the exit code where a signal came.
-fn models(args: &cli::Compare, settings: &Settings, signals: &Signals) -> Result<Option<ExitCode>> {
+fn models(
+    args: &args::Compare,
+    settings: &Settings,
+    signals: &Signals,
+) -> Result<Option<ExitCode>> {
     let is_demo = demo::is_demo(settings);
     if is_demo {
         demo::verify_text(settings)?;
@@ -95,7 +103,7 @@ fn models(args: &cli::Compare, settings: &Settings, signals: &Signals) -> Result
 }
 
 /// A command of this program on the same configuration.
-fn command(name: &str, args: &cli::Compare, more: &[String]) -> Vec<String> {
+fn command(name: &str, args: &args::Compare, more: &[String]) -> Vec<String> {
     let files = args.config.files.iter();
     let sets = args.config.set.set.iter();
     [name.to_owned()]
@@ -107,7 +115,7 @@ fn command(name: &str, args: &cli::Compare, more: &[String]) -> Vec<String> {
 }
 
 /// Trains what is not done yet; the exit code where a signal came.
-fn train_all(args: &cli::Compare, plan: &Plan, signals: &Signals) -> Result<Option<ExitCode>> {
+fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<Option<ExitCode>> {
     let (mut trained, mut took) = (0_u32, Duration::ZERO);
     let mut left = Vec::new();
     for run in &plan.runs {

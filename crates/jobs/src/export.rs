@@ -10,11 +10,15 @@ use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
 use crate::{
-    checkpoints, cli, faults::Faults, hint::Hint, phase::Phase, progress::say, signals::Signals,
+    args, checkpoints, faults::Faults, hint::Hint, phase::Phase, progress::say, signals::Signals,
     train::checkpoint_of,
 };
 
-pub fn run(args: &cli::Export, signals: &Signals) -> Result<()> {
+/// Writes the student of a checkpoint as a Hugging Face folder.
+///
+/// # Errors
+/// The folder holds no run, the checkpoint is missing or damaged, or `--out` must not be replaced.
+pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     signals.begin(Phase::ExportModel, &Faults::default())?;
     let config = args.run.join("config.toml");
     if !config.exists() {
@@ -72,11 +76,11 @@ pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
 fn find(
     run: &Path,
     store: &CheckpointStore,
-    step: Option<cli::ExportStep>,
+    step: Option<args::ExportStep>,
 ) -> Result<(u64, PathBuf)> {
     match step {
-        Some(cli::ExportStep::Number(step)) => Ok((step, checkpoint_of(store, step)?)),
-        Some(cli::ExportStep::Best) => {
+        Some(args::ExportStep::Number(step)) => Ok((step, checkpoint_of(store, step)?)),
+        Some(args::ExportStep::Best) => {
             let best = checkpoints::best(store, &checkpoints::measured(run, store)?)?;
             let best = best.ok_or_else(|| {
                 anyhow!("no checkpoint of the run in {} was measured", run.display())

@@ -7,7 +7,7 @@ use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
 use crate::{
-    cli, demo_sources,
+    args, demo_sources,
     faults::Faults,
     hint::{Hint, with_hint},
     phase::Phase,
@@ -24,7 +24,11 @@ const TOKENIZER_BYTES: usize = 1_500_000;
 /// Steps of the serial comparison.
 const SERIAL_STEPS: u64 = 12;
 
-pub fn run(args: &cli::Demo, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+/// Makes text, tokenizer, teacher and student where they are missing, then distills.
+///
+/// # Errors
+/// The text is missing or changed, or a part fails.
+pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
     let began = Instant::now();
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;

@@ -29,7 +29,9 @@ const GRACE: Duration = Duration::from_secs(120);
 /// A signal that asks the process to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
+    /// SIGINT.
     Interrupt,
+    /// SIGTERM.
     Terminate,
 }
 

@@ -64,7 +64,7 @@ pub struct Collected {
 /// The expected hash of a domain's text, if this limit is the shipped one.
 pub fn expected_hash(domain: &str, max_bytes: u64) -> Result<Option<String>> {
     let all: BTreeMap<String, Expected> =
-        toml::from_str(include_str!("../tools/demo-text/expected.toml"))
+        toml::from_str(include_str!("../../../tools/demo-text/expected.toml"))
             .context("tools/demo-text/expected.toml")?;
     let of_limit = all
         .into_iter()
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn each_domain_has_its_expected_text_at_the_shipped_limit_alone() {
-        let shipped = include_str!("../config/demo.toml");
+        let shipped = include_str!("../../../config/demo.toml");
         let shipped: toml::Table = toml::from_str(shipped).unwrap();
         for name in NAMES {
             let limit = shipped["domains"][name]["max_bytes"].as_integer().unwrap() as u64;

@@ -27,7 +27,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    cli,
+    args,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
     signals::Signal,
@@ -49,7 +49,7 @@ pub(super) fn work(
     session: &mut Session,
     prepared: &Prepared<'_>,
     folder: &RunFolder,
-    reload: Option<&cli::ConfigArgs>,
+    reload: Option<&args::ConfigArgs>,
 ) -> Result<Ended> {
     let settings = prepared.settings;
     session.begin_phase();

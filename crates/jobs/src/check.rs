@@ -14,7 +14,7 @@ use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{Lane, padded, parse_device};
 
 use crate::{
-    cli, config,
+    args, config,
     gpus::gpu,
     hint::render_line,
     prepare::{self, Outdated},
@@ -54,7 +54,11 @@ impl Report<'_> {
     }
 }
 
-pub fn run(args: &cli::Check, out: &mut dyn Write) -> Result<ExitCode> {
+/// Prints everything that keeps a configuration from running; exit code 1 if there is something.
+///
+/// # Errors
+/// The settings cannot be read, or `out` cannot be written.
+pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<ExitCode> {
     let settings = config::load(&args.config)?.settings;
     let mut report = Report { out, problems: 0 };
     let models = models(&settings, &mut report)?;

@@ -16,7 +16,7 @@ use ddk_engine::Document;
 use ddk_settings::{Settings, WhenStale};
 
 use crate::{
-    cli, config,
+    args, config,
     faults::Faults,
     hint::{Hint, usage, with_hint},
     phase::Phase,
@@ -27,13 +27,19 @@ use crate::{
 
 /// A prepared corpus: the domains sorted by name, and the tokenizer that made them.
 pub struct Corpus {
+    /// The tokenizer of all domains.
     pub tokenizer: TokenizerFolder,
+    /// The domains, sorted by name.
     pub domains: Vec<Arc<PreparedDomain>>,
     /// Records of each domain that could not be used.
     pub reports: Vec<DomainReport>,
 }
 
-pub fn run(args: &cli::Prepare, signals: &Signals) -> Result<()> {
+/// Prepares the corpus, or verifies what is prepared.
+///
+/// # Errors
+/// A source cannot be read, or a prepared file differs from its manifest.
+pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let faults = Faults::parse(&settings.faults.plan)?;
     let (options, tokenizer) = options(&settings)?;

@@ -392,7 +392,7 @@ mod tests {
 
     /// The paragraph of the documentation that begins so, its code words alone.
     fn listed(beginning: &str) -> BTreeSet<&'static str> {
-        let text = include_str!("../../docs/running.md");
+        let text = include_str!("../../../../docs/running.md");
         let paragraph = &text[text.find(beginning).unwrap()..];
         let paragraph = paragraph.split("\n\n").next().unwrap();
         paragraph.split('`').skip(1).step_by(2).collect()

@@ -7,7 +7,7 @@ use ddk_run::RunFolder;
 use ddk_settings::{Loaded, Method, Settings};
 
 use crate::{
-    cli,
+    args,
     config::{flatten, load},
     hint::Hint,
     train::most_steps,
@@ -47,7 +47,7 @@ pub(super) struct Planned {
 }
 
 impl Plan {
-    pub(super) fn new(args: &cli::Compare) -> Result<Self> {
+    pub(super) fn new(args: &args::Compare) -> Result<Self> {
         let base = load(&args.config)?.settings;
         let name = base
             .run
@@ -106,7 +106,7 @@ impl Plan {
 
     fn planned(
         &self,
-        args: &cli::Compare,
+        args: &args::Compare,
         method: Method,
         seed: u64,
         swept: &Swept,

@@ -15,7 +15,7 @@ use ddk_torch::{Lane, parse_device};
 use tch::Kind;
 
 use crate::{
-    cli, config,
+    args, config,
     faults::Faults,
     hint::Hint,
     phase::Phase,
@@ -31,7 +31,11 @@ const RECORD: &str = "pretrain.json";
 /// Where there is no terminal to draw a bar on, a line so often.
 const SAY_EVERY: Duration = Duration::from_secs(15);
 
-pub fn run(args: &cli::Pretrain, signals: &Signals) -> Result<()> {
+/// Makes the model of `[pretrain.NAME]`, unless it is there already.
+///
+/// # Errors
+/// There is no such section, the folder holds something else, or training fails.
+pub fn run(args: &args::Pretrain, signals: &Signals) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let faults = Faults::parse(&settings.faults.plan)?;
     model(&settings, &args.model, args.force, signals, &faults)

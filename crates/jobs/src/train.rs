@@ -38,7 +38,7 @@ pub use self::options::{most_steps, of_student as student_options};
 pub use self::ted::layer_pairs;
 use self::{doremi::Phases, schedule::Length, session::Session, workers::work};
 use crate::{
-    cli, config,
+    args, config,
     faults::Faults,
     hint::Hint,
     phase::Phase,
@@ -49,7 +49,11 @@ use crate::{
     wiring::{self, Evaluation, ModelFolders},
 };
 
-pub fn run(args: &cli::Train, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+/// Distills as the command line says; resumes if the run folder holds a run.
+///
+/// # Errors
+/// The settings are wrong or not those of the run, or a worker fails for good.
+pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
     let mut source = args.config.clone();
     if let Some(file) = &args.metrics_file {
         let file = toml::Value::String(file.display().to_string());
@@ -90,7 +94,7 @@ pub struct Flags {
     /// Set aside what the run has made, and start over.
     pub restart: bool,
     /// Where settings are read again from at SIGHUP.
-    pub reload: Option<cli::ConfigArgs>,
+    pub reload: Option<args::ConfigArgs>,
     /// The folder of the run to fork, where the run is new.
     pub fork_of: Option<PathBuf>,
     /// Go on from this checkpoint instead of the newest.
@@ -387,6 +391,10 @@ fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
     Ok(sound.next().unwrap_or(0))
 }
 
+/// The value of a key that training needs.
+///
+/// # Errors
+/// The key is not set.
 pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {
     value
         .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))

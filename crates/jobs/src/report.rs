@@ -8,9 +8,13 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_report::{RunReport, run_report::Changed};
 
-use crate::{cli, hint::Hint, progress::say, train::differences};
+use crate::{args, hint::Hint, progress::say, train::differences};
 
-pub fn run(args: &cli::Report) -> Result<()> {
+/// Writes the report of a run in each of the formats asked for.
+///
+/// # Errors
+/// The folder holds no run, or a file cannot be written.
+pub fn run(args: &args::Report) -> Result<()> {
     let folder = &args.run;
     if !folder.join("config.toml").exists() {
         return Err(anyhow!("{} holds no run", folder.display()))
@@ -22,9 +26,9 @@ pub fn run(args: &cli::Report) -> Result<()> {
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     for format in &args.format {
         match format {
-            cli::ReportFormat::Html => write(out.join("report.html"), &report.html())?,
-            cli::ReportFormat::Md => write(out.join("report.md"), &report.markdown())?,
-            cli::ReportFormat::Svg => {
+            args::ReportFormat::Html => write(out.join("report.html"), &report.html())?,
+            args::ReportFormat::Md => write(out.join("report.md"), &report.markdown())?,
+            args::ReportFormat::Svg => {
                 let figures = out.join("figures");
                 fs::create_dir_all(&figures)
                     .with_context(|| format!("cannot create {}", figures.display()))?;

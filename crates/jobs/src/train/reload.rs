@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{inputs::differences, threads};
 use crate::{
-    cli, config,
+    args, config,
     progress::{Printer, say},
 };
 
@@ -23,7 +23,7 @@ const TAKEN: [&str; 4] = [
 
 /// Reads the settings again whenever the process is told to.
 pub(super) fn on_hangup(
-    source: cli::ConfigArgs,
+    source: args::ConfigArgs,
     settings: Settings,
     live: Arc<Live>,
     printer: Arc<Printer>,

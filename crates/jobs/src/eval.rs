@@ -13,7 +13,7 @@ use serde::Serialize;
 use tch::Kind;
 
 use crate::{
-    cli, config,
+    args, config,
     faults::Faults,
     hint::Hint,
     phase::Phase,
@@ -42,7 +42,11 @@ struct Domain {
     predictions: usize,
 }
 
-pub fn run(args: &cli::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
+/// Prints the perplexity of one or two models on each domain.
+///
+/// # Errors
+/// The corpus cannot be opened, or a model does not fit it.
+pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let faults = Faults::parse(&settings.faults.plan)?;
     signals.begin(Phase::Prepare, &faults)?;

@@ -24,7 +24,7 @@ use self::{
     report::{Measured, Part},
 };
 use crate::{
-    cli, config,
+    args, config,
     faults::Faults,
     hint::Hint,
     phase::Phase,
@@ -147,7 +147,11 @@ pub struct Bench<'a> {
     time: Duration,
 }
 
-pub fn run(args: &cli::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
+/// Measures teacher, student and both together, and prints where the time goes.
+///
+/// # Errors
+/// The settings are wrong, or a model cannot be loaded or run.
+pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     signals.begin(Phase::Bench, &*Faults::parse(&settings.faults.plan)?)?;
     if !(args.seconds.is_finite() && (0.0..=MOST_SECONDS).contains(&args.seconds)) {

@@ -32,15 +32,23 @@ const EIO: i32 = 5;
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// The worker panics.
     Panic,
+    /// It pauses for a while.
     Stall,
     /// Waits until the process is told to stop: for tests of what happens then.
     Hang,
+    /// What it computes is NaN.
     NotANumber,
+    /// Its device has no memory left.
     OutOfMemory,
+    /// Its data cannot be read.
     Unreadable,
+    /// The disk is full.
     NoSpace,
+    /// The disk fails.
     InputOutput,
+    /// The process is killed.
     Kill,
 }
 
