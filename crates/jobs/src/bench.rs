@@ -24,13 +24,14 @@ use self::{
     report::{Measured, Part},
 };
 use crate::{
-    args, config,
+    args,
+    config::{self, required},
     faults::Faults,
     hint::Hint,
     phase::Phase,
     progress::say,
     signals::Signals,
-    train::{self, required},
+    train::options,
     wiring::{self, ModelFolders},
 };
 
@@ -186,7 +187,7 @@ impl<'a> Bench<'a> {
         let vocabulary = teacher.vocab_size().min(student.vocab_size());
         Ok(Self {
             rows: Rows::random(settings, vocabulary),
-            options: train::student_options(settings, vocabulary, None)?,
+            options: options::of_student(settings, vocabulary, None)?,
             settings,
             folders,
             time: Duration::from_secs_f64(seconds),

@@ -18,7 +18,7 @@ use crate::{
     gpus::gpu,
     hint::render_line,
     prepare::{self, Outdated},
-    train::{layer_pairs, most_steps},
+    train::{filters::layer_pairs, options::most_steps},
     wiring::{self, ModelFolders},
 };
 

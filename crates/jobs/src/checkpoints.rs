@@ -1,10 +1,12 @@
 //! Which checkpoints of a run were measured, and which of them is the best.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use ddk_actors::LoopState;
-use ddk_run::{CheckpointStore, Measured};
+use ddk_run::{CheckpointStore, Measured, RunFolder};
+
+use crate::{hint::Hint, progress::say};
 
 /// The best of what was measured, where its checkpoint verifies.
 pub fn best(store: &CheckpointStore, measured: &[Measured]) -> Result<Option<Measured>> {
@@ -35,4 +37,30 @@ pub fn measured(run: &Path, store: &CheckpointStore) -> Result<Vec<Measured>> {
         }
     }
     Ok(measured)
+}
+
+/// The checkpoint of a step, verified.
+pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
+    let steps = store.steps()?;
+    if !steps.contains(&step) {
+        let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
+        return Err(anyhow!("the run has no checkpoint of step {step}"))
+            .hint(format!("there are: {}", steps.join(", ")))
+            .usage();
+    }
+    let entry = store.entry(step);
+    match entry.status {
+        Ok(_) => Ok(entry.path),
+        Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
+    }
+}
+
+/// Sets the checkpoints after `step` aside, so that the run goes on from there.
+pub(crate) fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
+    let store = CheckpointStore::look(&folder.checkpoints());
+    checkpoint_of(&store, step)?;
+    for newer in store.set_aside_after(step)? {
+        say(&format!("the checkpoint of step {newer} is set aside"));
+    }
+    Ok(())
 }

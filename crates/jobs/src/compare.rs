@@ -32,7 +32,7 @@ use crate::{
     prepare,
     progress::say,
     signals::Signals,
-    train::{self, Inputs},
+    train::{self, inputs::Inputs},
 };
 
 /// What the others are held against.

@@ -1,9 +1,9 @@
 //! Settings of a command line.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use ddk_settings::Loaded;
 
-use crate::args::ConfigArgs;
+use crate::{args::ConfigArgs, hint::Hint};
 
 /// The settings of a command line.
 pub fn load(args: &ConfigArgs) -> Result<Loaded> {
@@ -29,4 +29,14 @@ pub fn flatten(value: &toml::Value, prefix: &str, values: &mut Vec<(String, Stri
         }
         other => values.push((prefix.to_owned(), other.to_string())),
     }
+}
+
+/// The value of a key that training needs.
+///
+/// # Errors
+/// The key is not set.
+pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {
+    value
+        .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))
+        .usage()
 }

@@ -66,13 +66,9 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
         &format!("distillation: ddk train {}", args.config.display()),
     );
     let flags = Flags {
-        new: false,
-        restart: false,
-        reload: None,
-        fork_of: None,
-        from: None,
         json: args.json,
         serial_steps: SERIAL_STEPS,
+        ..Flags::default()
     };
     let code = train::distil(&settings, &flags, signals, out)?;
     if let Some(name) = &settings.run.name {

@@ -20,7 +20,7 @@ use crate::{
     prepare::{self, Outdated},
     progress::{Pace, say},
     signals::Signals,
-    train::fits,
+    train::inputs::fits,
     wiring::{self, Evaluation},
 };
 

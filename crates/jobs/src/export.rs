@@ -10,8 +10,13 @@ use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
 use crate::{
-    args, checkpoints, faults::Faults, hint::Hint, phase::Phase, progress::say, signals::Signals,
-    train::checkpoint_of,
+    args,
+    checkpoints::{self, checkpoint_of},
+    faults::Faults,
+    hint::Hint,
+    phase::Phase,
+    progress::say,
+    signals::Signals,
 };
 
 /// Writes the student of a checkpoint as a Hugging Face folder.

@@ -22,7 +22,7 @@ use crate::{
     phase::Phase,
     progress::{bar, say},
     signals::Signals,
-    train::Inputs,
+    train::inputs::Inputs,
 };
 
 /// A prepared corpus: the domains sorted by name, and the tokenizer that made them.

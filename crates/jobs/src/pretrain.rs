@@ -23,7 +23,7 @@ use crate::{
     progress::{bar, say},
     rows::{MixedRows, predictions, sequence},
     signals::Signals,
-    train::fits,
+    train::inputs::fits,
 };
 
 /// Beside the model: what it was made from, so that it is made once.

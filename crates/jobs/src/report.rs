@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_report::{RunReport, run_report::Changed};
 
-use crate::{args, hint::Hint, progress::say, train::differences};
+use crate::{args, hint::Hint, progress::say, train::inputs::differences};
 
 /// Writes the report of a run in each of the formats asked for.
 ///

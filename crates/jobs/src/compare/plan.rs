@@ -10,7 +10,7 @@ use crate::{
     args,
     config::{flatten, load},
     hint::Hint,
-    train::most_steps,
+    train::options::most_steps,
 };
 
 /// A swept key with one of its values.

@@ -13,8 +13,11 @@ use ddk_settings::{
     ExportedStudent, FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings,
 };
 
-use super::{Ran, phase, required, session::Session};
-use crate::progress::say;
+use super::{
+    run::{Ran, phase},
+    session::Session,
+};
+use crate::{config::required, progress::say};
 
 /// How the phases ended.
 pub(super) enum Phases {

@@ -8,8 +8,8 @@ use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, NamedFile, Retention, RunFolder};
 use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
 
-use super::{Prepared, inputs::Inputs, ted};
-use crate::{hint::Hint, prepare, progress::say};
+use super::{filters, inputs::Inputs, prepared::Prepared};
+use crate::{checkpoints::checkpoint_of, hint::Hint, prepare, progress::say};
 
 /// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of
 /// the domains that stay.
@@ -29,7 +29,7 @@ pub(super) fn fork(
     let store = CheckpointStore::look(&source.join("checkpoints"));
     let (step, path, state) = match from {
         Some(step) => {
-            let path = super::checkpoint_of(&store, step)?;
+            let path = checkpoint_of(&store, step)?;
             let text = fs::read_to_string(path.join("state.json"))?;
             (step, path, serde_json::from_str::<LoopState>(&text)?)
         }
@@ -87,7 +87,7 @@ pub(super) fn fork(
             }),
         }
     });
-    ted::fork(source, folder)?;
+    filters::fork(source, folder)?;
     let store = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
     store.save(step, &state, files.into(), || Ok(()))?;
     // From here on the new run has something to lose.

@@ -11,9 +11,15 @@ use ddk_run::{
 };
 use ddk_settings::{ExportedStudent, ObjectiveName};
 
-use super::{Prepared, lost, measure_serial, ted};
+use super::{filters, lost, prepared::Prepared};
 use crate::{
-    checkpoints, export, hint::Hint, phase::Phase, progress::say, report, signals::Signals,
+    checkpoints::{self, checkpoint_of},
+    export,
+    hint::Hint,
+    phase::Phase,
+    progress::say,
+    report, serial,
+    signals::Signals,
 };
 
 const REPORT: &str = "report.html";
@@ -34,11 +40,19 @@ pub(super) fn finish(
     if serial_steps > 0 {
         signals.begin(Phase::Serial, &prepared.faults)?;
     }
-    let serial = measure_serial(prepared, serial_steps)?;
+    let serial = (serial_steps > 0).then(|| {
+        serial::measure(
+            prepared.settings,
+            &prepared.folders,
+            &prepared.options,
+            &prepared.corpus,
+            serial_steps,
+        )
+    });
     let mut summary = summarise(prepared, outcome)?;
     summary.exported = exported.text;
     summary.exported_step = exported.step;
-    summary.serial = serial;
+    summary.serial = serial.transpose()?;
     summary.seconds = seconds_before + began.elapsed().as_secs_f64();
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_run::write_atomically(&folder.summary(), &text)?;
@@ -98,7 +112,7 @@ struct Exported {
 fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Result<Exported> {
     let store = CheckpointStore::look(&folder.checkpoints());
     if prepared.settings.objective.name == ObjectiveName::TedFilters {
-        ted::export(folder, &super::checkpoint_of(&store, outcome.step)?)?;
+        filters::export(folder, &checkpoint_of(&store, outcome.step)?)?;
         return Ok(Exported {
             text: "no student: the filters alone".to_owned(),
             step: None,
@@ -118,7 +132,7 @@ fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Res
         ),
         None => ("last".to_owned(), outcome.step),
     };
-    let checkpoint = super::checkpoint_of(&store, step)?;
+    let checkpoint = checkpoint_of(&store, step)?;
     let student = &prepared.folders.student;
     let model = export::of_checkpoint(student, &checkpoint)?;
     let saved = model.save(&folder.student(), &Export::new(student));

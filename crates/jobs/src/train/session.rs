@@ -1,7 +1,12 @@
 //! What surrounds a process's runs: the HTTP server, the metrics file, the watchdog, the word to those who
 //! watch when it ends.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
@@ -141,4 +146,20 @@ fn secret(token: Option<&Token>) -> Result<Option<&str>> {
         .hint("give it as DDK__TELEMETRY__TOKEN in the environment")
         .usage(),
     }
+}
+
+/// Everything that `tracing` is told goes to the run's own log.
+pub(super) fn start_log(folder: &RunFolder) -> Result<()> {
+    let path = folder.log();
+    let file = fs::File::options().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
+    // A second run of one process goes on in the first one's log.
+    let _ = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_env_filter(filter)
+        .with_writer(Mutex::new(file))
+        .try_init();
+    Ok(())
 }

@@ -19,11 +19,12 @@ use ddk_torch::{Turns, give_freed_memory_back};
 use tokio::sync::mpsc;
 
 use super::{
-    Prepared,
     healing::{Healing, Learnt},
     lost,
     plan::keeps_best,
-    policy, reload,
+    policy,
+    prepared::Prepared,
+    reload,
     session::Session,
 };
 use crate::{
