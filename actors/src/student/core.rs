@@ -348,18 +348,18 @@ impl<S: Student> Core<S> {
             gathered.ce_sum += loss.ce_sum;
             gathered.kl_sum += loss.kl_sum;
             for (row, of_row) in batch.rows.iter().zip(&loss.rows) {
-                let predictions = row.drawn.row.predictions();
+                let predictions = row.drawn.sequence.num_targets();
                 let domain = usize::from(row.domain);
                 gathered
                     .losses
                     .add_row(domain, of_row.ce, of_row.excess, predictions);
             }
             gathered.layer_sum += loss.layer_sum;
-            let tokens = |row: &BatchRow| row.drawn.row.tokens.len() as u64;
+            let tokens = |row: &BatchRow| row.drawn.sequence.tokens.len() as u64;
             gathered.processed += batch.rows.iter().map(tokens).sum::<u64>();
         }
         for row in &batch.rows {
-            gathered.drawn[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
+            gathered.drawn[usize::from(row.domain)] += row.drawn.sequence.tokens.len() as u64;
             gathered.samples.push(self.sample(&batch, row));
         }
         let last = batch.last_of_step;

@@ -14,7 +14,7 @@ use ddk_actors::{
     LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, RowLoss, Rows, RunError,
     RunPlan, StepReport, StopReason, Student, Teacher, Update, ports::Between,
 };
-use ddk_corpus::{Cursor, Drawn, Row, Span};
+use ddk_corpus::{Cursor, Drawn, Sequence, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
 use ddk_run::{
     CheckpointStore, Journal, Lengths, NamedFile, Retention,
@@ -208,7 +208,7 @@ fn hash_rows(batch: &MicroBatch) -> u64 {
     batch.rows.iter().fold(batch.interval.index, |hash, row| {
         mix(
             mix(hash, u64::from(row.domain)),
-            mix(row.drawn.pass, row.drawn.row.row),
+            mix(row.drawn.pass, row.drawn.sequence.number),
         )
     })
 }
@@ -387,12 +387,10 @@ impl Rows for FakeRows {
         Ok(Drawn {
             pass,
             index,
-            row: Row {
-                row,
-                tokens: vec![7; length as usize],
+            sequence: Sequence {
+                number: row,
                 spans,
-                parts: Vec::new(),
-                skipped: Vec::new(),
+                ..vec![7; length as usize].into()
             },
         })
     }

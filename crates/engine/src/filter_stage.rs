@@ -5,6 +5,7 @@
 
 use std::{path::Path, time::Instant};
 
+use ddk_corpus::Sequence;
 use ddk_model::{Model, Output, safetensors::read_tensors};
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
@@ -15,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     EngineError, Learner,
     adamw::AdamW,
-    batch::{Sequence, batch_tensors},
+    batch::batch_tensors,
     filters::{Filters, read_filter},
     snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE, read_moments},
     student::{MicroStep, StudentOptions},
@@ -161,7 +162,7 @@ impl Learner for FilterStage {
     /// The loss is the mean over all filters, the teacher's and the student's.
     fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
+        rows: &[&Sequence],
         signal: Option<&Signal>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {

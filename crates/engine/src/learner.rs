@@ -1,10 +1,10 @@
 //! What learns on the student's lane: a [`Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
 
+use ddk_corpus::Sequence;
 use ddk_model::Model;
 
 use crate::{
     EngineError,
-    batch::Sequence,
     snapshot::Snapshot,
     student::{MicroStep, Student},
     teacher::Signal,
@@ -20,7 +20,7 @@ pub trait Learner {
     /// optimizer step, so that micro-batches of any size add up to the mean over the step.
     fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
+        rows: &[&Sequence],
         signal: Option<&Signal>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError>;
@@ -49,7 +49,7 @@ impl Learner for Student {
 
     fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
+        rows: &[&Sequence],
         signal: Option<&Signal>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {

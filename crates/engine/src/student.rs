@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, Objective, PerPosition, Positions,
@@ -13,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     EngineError,
     adamw::{AdamW, AdamWOptions},
-    batch::{Sequence, batch_tensors},
+    batch::batch_tensors,
     filters::{Filter, Filters, distance_of_layers, read_filters, trained},
     schedule::Schedule,
     snapshot::Snapshot,
@@ -168,7 +169,7 @@ impl Student {
     /// so that micro-batches of any size add up to the mean over the step.
     pub fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
+        rows: &[&Sequence],
         signal: Option<&Signal>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {

@@ -1,12 +1,13 @@
 //! The frozen teacher: labels batches with what the student's lane needs to rebuild its logits.
 
+use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
 use ddk_torch::TorchError;
 use tch::{Device, Tensor};
 
 use crate::{
     EngineError,
-    batch::{Sequence, batch_tensors},
+    batch::batch_tensors,
     filters::{Filters, read_filter},
 };
 
@@ -87,7 +88,7 @@ impl Teacher {
     }
 
     /// Hidden states of every position of `rows` (padded on the right to the longest).
-    pub fn label(&self, rows: &[Sequence<'_>]) -> Result<Signal, EngineError> {
+    pub fn label(&self, rows: &[&Sequence]) -> Result<Signal, EngineError> {
         let _no_grad = tch::no_grad_guard();
         let batch = batch_tensors(rows, self.model.config().vocab_size(), self.model.device())?;
         let parts = batch.parts.as_deref();

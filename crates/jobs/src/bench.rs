@@ -13,7 +13,8 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use ddk_engine::{Sequence, Student, StudentOptions, Teacher};
+use ddk_corpus::Sequence;
+use ddk_engine::{Student, StudentOptions, Teacher};
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
 use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
@@ -106,17 +107,17 @@ impl Measurement {
 
 /// The rows of a step, as micro-batches.
 struct Rows {
-    rows: Vec<Vec<u32>>,
+    rows: Vec<Sequence>,
     micro_rows: usize,
 }
 
 impl Rows {
     fn random(settings: &Settings, vocabulary: i64) -> Self {
         let mut rng = ddk_order::stream(SEED, "bench", &[]);
-        let row = |_| -> Vec<u32> {
+        let row = |_| -> Sequence {
             let tokens = 0..settings.corpus.sequence_length;
             let token = |_| ddk_order::below(&mut rng, vocabulary.unsigned_abs()) as u32;
-            tokens.map(token).collect()
+            tokens.map(token).collect::<Vec<u32>>().into()
         };
         Self {
             rows: (0..settings.batch.rows).map(row).collect(),
@@ -124,13 +125,13 @@ impl Rows {
         }
     }
 
-    fn micro_batches(&self) -> impl Iterator<Item = Vec<Sequence<'_>>> + Clone {
+    fn micro_batches(&self) -> impl Iterator<Item = Vec<&Sequence>> + Clone {
         let chunks = self.rows.chunks(self.micro_rows);
-        chunks.map(|rows| rows.iter().map(|row| row.as_slice().into()).collect())
+        chunks.map(|rows| rows.iter().collect())
     }
 
     fn tokens(&self) -> f64 {
-        self.rows.iter().map(Vec::len).sum::<usize>() as f64
+        self.rows.iter().map(|row| row.tokens.len()).sum::<usize>() as f64
     }
 
     fn predictions(&self) -> f64 {
@@ -220,7 +221,7 @@ impl Bench<'_> {
 
         let of_teacher = ModelConfig::read(&self.folders.teacher)?.flops();
         let of_student = ModelConfig::read(&self.folders.student)?.flops();
-        let lengths = || self.rows.rows.iter().map(|row| row.len() as u64);
+        let lengths = || self.rows.rows.iter().map(|row| row.tokens.len() as u64);
         let (positions, columns) = (lengths().sum(), self.options.vocabulary.unsigned_abs());
         let forward = of_student.hidden(lengths());
         // The teacher's head is applied beside the student's.

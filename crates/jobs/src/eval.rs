@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
-use ddk_corpus::{TokenizerFolder, compatible};
-use ddk_engine::Document;
+use ddk_corpus::{Sequence, TokenizerFolder, compatible};
 use ddk_model::{Model, ModelConfig, Placement};
 use ddk_objective::default_chunk;
 use ddk_telemetry::{Clock, Meter};
@@ -39,7 +38,7 @@ struct Domain {
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<f64>,
     documents: usize,
-    predictions: usize,
+    predictions: u64,
 }
 
 /// Prints the perplexity of one or two models on each domain.
@@ -129,7 +128,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
                     perplexity: perplexities[index],
                     against: against.as_ref().map(|other| other[index]),
                     documents: documents.len(),
-                    predictions: documents.iter().map(Document::predictions).sum(),
+                    predictions: documents.iter().map(Sequence::num_targets).sum(),
                 };
                 (name, domain)
             })

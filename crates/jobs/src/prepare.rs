@@ -9,10 +9,9 @@ use std::{
 use anyhow::{Result, anyhow};
 use ddk_corpus::{
     CorpusError, DomainReport, DomainSource, FileFormat, Limits, Packing, PrepareOptions,
-    PreparedDomain, Progress, QUARANTINED_PER_FILE, RowOptions, Stale, Template, TokenizerFolder,
-    ValidationBy, as_prepared, prepare, stale, verify,
+    PreparedDomain, Progress, QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template,
+    TokenizerFolder, ValidationBy, as_prepared, prepare, stale, verify,
 };
-use ddk_engine::Document;
 use ddk_settings::{Settings, WhenStale};
 
 use crate::{
@@ -378,16 +377,10 @@ pub fn describe(report: &DomainReport) -> String {
 }
 
 /// The validation documents of all domains.
-pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Document>>> {
+pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
     let of = |domain: &Arc<PreparedDomain>| {
-        let documents = domain.validation()?.into_iter();
-        let documents: Vec<Document> = documents
-            .map(|document| Document {
-                tokens: document.tokens,
-                skipped: document.skipped,
-            })
-            .collect();
-        if documents.iter().all(|document| document.predictions() == 0) {
+        let documents = domain.validation()?;
+        if documents.iter().all(|document| document.num_targets() == 0) {
             return Err(anyhow!(
                 "domain `{}` has no token to predict in its validation documents",
                 domain.name()

@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use ddk_engine::{AdamWOptions, Schedule, Sequence, Student, StudentOptions};
+use ddk_corpus::Sequence;
+use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Objective, default_chunk};
 use ddk_settings::{Pretrain, Settings};
@@ -21,7 +22,7 @@ use crate::{
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::{bar, say},
-    rows::{MixedRows, predictions, sequence},
+    rows::{MixedRows, predictions},
     signals::Signals,
     train::inputs::fits,
 };
@@ -175,7 +176,7 @@ fn train(
     for step in 1..=model.steps {
         let batch = rows.step()?;
         let denominator = predictions(&batch);
-        let views: Vec<Sequence<'_>> = batch.iter().map(sequence).collect();
+        let views: Vec<&Sequence> = batch.iter().collect();
         let mut sum = 0.0;
         for micro in views.chunks(model.micro_rows as usize) {
             sum += student.accumulate(micro, None, denominator)?.ce_sum;

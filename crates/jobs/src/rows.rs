@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use ddk_corpus::{Cursor, PreparedDomain, Row, RowReader};
-use ddk_engine::Sequence;
+use ddk_corpus::{Cursor, PreparedDomain, RowReader, Sequence};
 use ddk_mixture::{Quota, interval_order};
 
 /// `steps` batches of `rows` rows, drawn by `shares` and shuffled by the seed.
@@ -36,26 +35,17 @@ impl MixedRows {
     }
 
     /// The next step's rows.
-    pub fn step(&mut self) -> Result<Vec<Row>> {
+    pub fn step(&mut self) -> Result<Vec<Sequence>> {
         let order = &self.order[self.next..(self.next + self.rows).min(self.order.len())];
         self.next += self.rows;
         order
             .iter()
-            .map(|&domain| Ok(self.readers[usize::from(domain)].read()?.row))
+            .map(|&domain| Ok(self.readers[usize::from(domain)].read()?.sequence))
             .collect()
     }
 }
 
 /// Predictions of a step.
-pub fn predictions(rows: &[Row]) -> f64 {
-    rows.iter().map(Row::predictions).sum::<u64>() as f64
-}
-
-/// A row as a model takes it.
-pub fn sequence(row: &Row) -> Sequence<'_> {
-    Sequence {
-        tokens: &row.tokens,
-        parts: &row.parts,
-        skipped: &row.skipped,
-    }
+pub fn predictions(rows: &[Sequence]) -> f64 {
+    rows.iter().map(Sequence::num_targets).sum::<u64>() as f64
 }

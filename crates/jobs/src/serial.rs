@@ -3,14 +3,15 @@
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use ddk_engine::{Sequence, StudentOptions};
+use ddk_corpus::Sequence;
+use ddk_engine::StudentOptions;
 use ddk_run::records::Serial;
 use ddk_settings::Settings;
 use ddk_torch::{Lane, parse_device};
 
 use crate::{
     prepare::{self, Corpus},
-    rows::{MixedRows, predictions, sequence},
+    rows::{MixedRows, predictions},
     wiring::{self, ModelFolders},
 };
 
@@ -55,7 +56,7 @@ pub fn measure(
             }
             let batch = rows.step()?;
             let denominator = predictions(&batch);
-            let views: Vec<Sequence<'_>> = batch.iter().map(sequence).collect();
+            let views: Vec<&Sequence> = batch.iter().collect();
             for micro in views.chunks(settings.batch.micro_rows as usize) {
                 let signal = teacher.as_ref().map(|teacher| teacher.label(micro));
                 student.accumulate(micro, signal.transpose()?.as_ref(), denominator)?;

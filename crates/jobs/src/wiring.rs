@@ -12,8 +12,8 @@ use ddk_actors::{
     error::with_causes,
     ports::{BatcherHook, Between, RowsFactory},
 };
-use ddk_corpus::{Drawn, PreparedDomain, RowReader};
-use ddk_engine::{Document, EngineError, Sequence, domain_perplexities};
+use ddk_corpus::{Drawn, PreparedDomain, RowReader, Sequence};
+use ddk_engine::{EngineError, domain_perplexities};
 use ddk_model::Model;
 use ddk_settings::{MixturePolicy, Settings};
 use ddk_torch::Lane;
@@ -30,11 +30,10 @@ pub use self::{
 use crate::{
     faults::{Faults, Place},
     objective,
-    rows::sequence,
 };
 
 /// The validation documents of all domains, shared by the lanes.
-pub type Validation = Arc<Vec<Vec<Document>>>;
+pub type Validation = Arc<Vec<Vec<Sequence>>>;
 
 /// How perplexities are measured.
 #[derive(Clone)]
@@ -109,9 +108,9 @@ impl Rows for RowsPort {
     }
 }
 
-fn sequences(batch: &MicroBatch) -> Vec<Sequence<'_>> {
+fn sequences(batch: &MicroBatch) -> Vec<&Sequence> {
     let rows = batch.rows.iter();
-    rows.map(|row| sequence(&row.drawn.row)).collect()
+    rows.map(|row| &row.drawn.sequence).collect()
 }
 
 /// Does a piece of a lane's work ([`Lane::work`]).
