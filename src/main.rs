@@ -36,9 +36,7 @@ fn main() -> ExitCode {
             .and_then(|signals| prepare::run(args, &signals))
             .map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Pretrain(args) => signals()
-            .and_then(|signals| pretrain::run(args, &signals))
-            .map(|()| ExitCode::SUCCESS),
+        Command::Pretrain(args) => signals().and_then(|signals| pretrain::run(args, &signals)),
         Command::Train(args) => signals().and_then(|signals| train::run(args, &signals, &mut out)),
         Command::Compare(args) => {
             signals().and_then(|signals| compare::run(args, &signals, &mut out))

@@ -199,7 +199,9 @@ impl<S: Student> Core<S> {
     /// Takes down what was measured after `step`; true where no student so far was nearer to the teacher, and
     /// a checkpoint is to be kept of this one that there is not yet.
     pub(crate) fn measured(&mut self, step: u64, student: &[f64]) -> bool {
-        let Some(teacher) = self.teacher_perplexities.get().filter(|_| step > 0) else {
+        let teacher = self.teacher_perplexities.get();
+        // Without a teacher nothing tells which student is the best.
+        let Some(teacher) = teacher.filter(|teacher| step > 0 && !teacher.is_empty()) else {
             return false;
         };
         let ratios = student.iter().zip(teacher);

@@ -59,7 +59,9 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
                 args.config.display()
             ),
         );
-        pretrain::model(&settings, name, false, signals, &faults)?;
+        if let Some(code) = pretrain::model(&settings, name, false, signals, &faults)? {
+            return Ok(code);
+        }
     }
     say_step(
         5,

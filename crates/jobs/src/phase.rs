@@ -31,8 +31,6 @@ pub enum Phase {
     Report,
     /// The process is done with its run.
     Leave,
-    /// `ddk pretrain` trains.
-    Pretrain,
     /// `ddk eval` evaluates.
     Evaluate,
     /// `ddk bench` measures.
@@ -42,7 +40,7 @@ pub enum Phase {
 }
 
 /// Those that faults on purpose may name.
-pub const NAMES: [(&str, Phase); 12] = [
+pub const NAMES: [(&str, Phase); 11] = [
     ("text", Phase::Text),
     ("threads", Phase::Threads),
     ("prepare", Phase::Prepare),
@@ -52,7 +50,6 @@ pub const NAMES: [(&str, Phase); 12] = [
     ("export", Phase::Export),
     ("serial", Phase::Serial),
     ("report", Phase::Report),
-    ("pretrain", Phase::Pretrain),
     ("evaluate", Phase::Evaluate),
     ("bench", Phase::Bench),
 ];
@@ -75,7 +72,6 @@ impl Phase {
             Self::Serial => "measuring the serial baseline",
             Self::Report => "writing the report",
             Self::Leave => "closing",
-            Self::Pretrain => "pretraining",
             Self::Evaluate => "evaluating",
             Self::Bench => "measuring",
             Self::Compare => "comparing",
@@ -96,9 +92,6 @@ impl Phase {
                 "the run is done; the same command writes the report and prints the result"
             }
             Self::Leave => "nothing is lost",
-            Self::Pretrain => {
-                "pretraining has no checkpoints: the same command starts at the first step"
-            }
             Self::Compare => "the same command resumes; finished runs stay",
             Self::Start
             | Self::Text

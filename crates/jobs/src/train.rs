@@ -9,10 +9,10 @@ mod lost;
 pub(crate) mod options;
 mod plan;
 mod policy;
-mod prepared;
+pub(crate) mod prepared;
 mod reload;
 mod result;
-mod run;
+pub(crate) mod run;
 mod schedule;
 mod session;
 mod ted;
@@ -24,13 +24,12 @@ use std::{io::Write, process::ExitCode};
 use anyhow::{Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
-use ddk_telemetry::Stage;
 
 pub use self::run::Flags;
 use self::{
     doremi::Phases,
     prepared::{Prepared, prepare_run},
-    run::{Ran, copy_quarantine, open_folder, run_to_end},
+    run::{Ran, copy_quarantine, open_folder, run_to_end, stage},
     schedule::Length,
     session::{Session, start_log},
 };
@@ -126,7 +125,7 @@ pub fn distil(
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
-    let mut prepared = prepare_run(settings, outdated, length, signals, &faults)?;
+    let mut prepared = prepare_run(settings, None, outdated, length, signals, &faults)?;
     let folder = open_folder(&path, flags.new)?;
     signals.in_run(folder.path());
     if flags.restart {
@@ -181,11 +180,7 @@ pub fn distil(
     }
     let mut session = Session::start(settings, &folder, signals)?;
     let ran = in_session(&mut prepared, &folder, &mut session, flags);
-    session.end(match &ran {
-        Ok(Ran::Finished) => Stage::Finished,
-        Ok(Ran::Stopped(_)) => Stage::Stopped,
-        Err(_) => Stage::Failed,
-    });
+    session.end(stage(&ran));
     match ran? {
         Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
         Ran::Stopped(code) => Ok(code),

@@ -113,7 +113,7 @@ impl Inputs {
     ) -> Result<Self> {
         let teacher = Weights::open(&folders.teacher)?.hash();
         let student = Weights::open(&folders.student)?.hash();
-        if teacher == student {
+        if folders.has_teacher && teacher == student {
             return Err(anyhow!(
                 "teacher and student are the same weights: {} and {}",
                 folders.teacher.display(),

@@ -1,6 +1,6 @@
 //! What is known of a run before its first worker starts.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, anyhow};
 use ddk_actors::RunPlan;
@@ -37,6 +37,17 @@ pub(super) struct Prepared<'a> {
     /// The mean weights of DoReMi's proxy, where this run is DoReMi's third phase and its proxy has run.
     pub(super) doremi: Option<Vec<f64>>,
     pub(super) faults: Arc<Faults>,
+    /// Where the student goes, if not into the run folder.
+    pub(super) destination: Option<Destination>,
+}
+
+/// The model that `ddk pretrain` makes.
+#[derive(Debug, Clone)]
+pub(crate) struct Destination {
+    /// Its folder.
+    pub(crate) folder: PathBuf,
+    /// A file beside its weights: name and text.
+    pub(crate) record: (&'static str, String),
 }
 
 impl Prepared<'_> {
@@ -55,15 +66,21 @@ impl Prepared<'_> {
 /// Loads what is small and checks what belongs together, before anything is written.
 pub(super) fn prepare_run<'a>(
     settings: &'a Settings,
+    destination: Option<Destination>,
     outdated: Outdated<'_>,
     length: Length,
     signals: &Signals,
     faults: &Arc<Faults>,
 ) -> Result<Prepared<'a>> {
-    let folders = ModelFolders::new(
-        required(settings.teacher.model.clone(), "teacher.model")?,
-        required(settings.student.model.clone(), "student.model")?,
-    );
+    let student = required(settings.student.model.clone(), "student.model")?;
+    let folders = if destination.is_some() {
+        ModelFolders::without_teacher(student)
+    } else {
+        ModelFolders::new(
+            required(settings.teacher.model.clone(), "teacher.model")?,
+            student,
+        )
+    };
     let limits = (
         settings.run.max_steps,
         settings.run.max_intervals,
@@ -77,7 +94,9 @@ pub(super) fn prepare_run<'a>(
     }
     signals.begin(Phase::Prepare, faults)?;
     // The models first: what is wrong with them is said before minutes of tokenizing.
-    inputs::check_tokenizers(settings, &folders)?;
+    if folders.has_teacher {
+        inputs::check_tokenizers(settings, &folders)?;
+    }
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
@@ -114,5 +133,6 @@ pub(super) fn prepare_run<'a>(
         plan,
         doremi: None,
         faults: Arc::clone(faults),
+        destination,
     })
 }

@@ -60,9 +60,7 @@ pub(super) fn not_yet() -> Result<NotYet> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(NotYet(tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            say(
-                "SIGHUP: nothing changed: settings are read again when the phases before the run are done",
-            );
+            say("SIGHUP: nothing changed: only the run itself reads its settings again");
         }
     })))
 }

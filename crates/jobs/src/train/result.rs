@@ -11,7 +11,10 @@ use ddk_run::{
 };
 use ddk_settings::{ExportedStudent, ObjectiveName};
 
-use super::{filters, lost, prepared::Prepared};
+use super::{
+    filters, lost,
+    prepared::{Destination, Prepared},
+};
 use crate::{
     checkpoints::{self, checkpoint_of},
     export,
@@ -135,14 +138,26 @@ fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Res
     let checkpoint = checkpoint_of(&store, step)?;
     let student = &prepared.folders.student;
     let model = export::of_checkpoint(student, &checkpoint)?;
-    let saved = model.save(&folder.student(), &Export::new(student));
-    saved.hint("move what is in the way; the same command ends the run")?;
-    say(&format!(
-        "student exported to {}",
-        folder.student().display()
-    ));
+    let out = match &prepared.destination {
+        None => {
+            let out = folder.student();
+            model.save(&out, &Export::new(student)).map(|()| out)
+        }
+        Some(Destination {
+            folder,
+            record: (name, text),
+        }) => {
+            let export = Export {
+                beside: &[(*name, text.as_str())],
+                ..Export::new(prepared.corpus.tokenizer.folder())
+            };
+            model.save(folder, &export).map(|()| folder.clone())
+        }
+    };
+    let out = out.hint("move what is in the way; the same command ends the run")?;
+    say(&format!("student exported to {}", out.display()));
     Ok(Exported {
-        text: format!("{which}, in {}", folder.student().display()),
+        text: format!("{which}, in {}", out.display()),
         step: Some(step),
     })
 }
@@ -161,7 +176,13 @@ fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
     for (index, name) in prepared.plan.domains.iter().enumerate() {
         let (before, teacher) = (
             outcome.at_start.student[index],
-            outcome.at_start.teacher[index],
+            // No number without a teacher.
+            outcome
+                .at_start
+                .teacher
+                .get(index)
+                .copied()
+                .unwrap_or(f64::NAN),
         );
         let domain = DomainSummary {
             student_perplexity_before: before,

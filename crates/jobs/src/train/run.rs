@@ -11,17 +11,25 @@ use anyhow::{Context, Result, anyhow};
 use ddk_actors::End;
 use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::Settings;
+use ddk_telemetry::Stage;
 
 use super::{
-    prepared::{Prepared, prepare_run},
+    lost,
+    prepared::{Destination, Prepared, prepare_run},
     result,
     schedule::Length,
-    session::Session,
+    session::{Session, start_log},
     workers::work,
 };
 use crate::{
-    args::ConfigArgs, config::required, faults::Faults, hint::Hint, phase::Phase,
-    prepare::Outdated, progress::say, signals::Signal,
+    args::ConfigArgs,
+    config::required,
+    faults::Faults,
+    hint::Hint,
+    phase::Phase,
+    prepare::Outdated,
+    progress::say,
+    signals::{Signal, Signals},
 };
 
 /// What the command line adds to the settings.
@@ -44,18 +52,17 @@ pub struct Flags {
 }
 
 /// How a run ended that could not fail.
-pub(super) enum Ran {
+pub(crate) enum Ran {
     /// It is done and summed up.
     Finished,
     /// By a signal; the program's exit code.
     Stopped(ExitCode),
 }
 
-/// A run that another one begins with, in a folder within its own; goes on where it was, and is left alone
-/// once it is done.
+/// A run that another one begins with, in a folder within its own. It resumes where it was, and a finished one is
+/// left alone.
 pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    let path = settings.run.folder.join(&name);
+    let path = path(settings)?;
     if path.join("summary.json").exists() {
         say(&format!("the run in {} is done already", path.display()));
         return Ok(Ran::Finished);
@@ -66,20 +73,76 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
         None => Outdated::AsSet,
     };
     session.begin_phase();
-    let faults = Faults::parse(&settings.faults.plan)?;
-    let length = Length::of_run(&path, settings)?;
-    let prepared = prepare_run(settings, outdated, length, &session.signals, &faults)?;
-    let folder = open_folder(&path, false)?;
-    session.signals.in_run(folder.path());
-    prepared.length.record(&folder)?;
-    prepared.inputs.bind(&folder, settings)?;
-    copy_quarantine(&prepared, &folder)?;
+    let signals = session.signals.clone();
+    let (prepared, folder) = begin(settings, None, outdated, &signals)?;
     let ran = run_to_end(&prepared, &folder, session, &Flags::default())?;
     if matches!(ran, Ran::Finished) {
         // What follows is not this run's.
-        session.signals.begin(Phase::Between, &faults)?;
+        signals.begin(Phase::Between, &prepared.faults)?;
     }
     Ok(ran)
+}
+
+/// A run of its own whose result goes to `destination`.
+pub(crate) fn stand_alone(
+    settings: &Settings,
+    destination: Destination,
+    signals: &Signals,
+) -> Result<Ran> {
+    let outdated = match path(settings)? {
+        path if RunFolder::holds_a_run(&path) => Outdated::NeededBy(&path.clone()),
+        _ => Outdated::AsSet,
+    };
+    let (prepared, folder) = begin(settings, Some(destination), outdated, signals)?;
+    start_log(&folder)?;
+    let mut session = Session::start(settings, &folder, signals)?;
+    let ran = session
+        .answer_hangup()
+        .and_then(|_answers| run_to_end(&prepared, &folder, &mut session, &Flags::default()));
+    session.end(stage(&ran));
+    if matches!(ran, Ok(Ran::Finished)) {
+        signals.begin(Phase::Leave, &prepared.faults)?;
+    }
+    ran
+}
+
+/// How those who watch hear that a run ended.
+pub(super) fn stage(ran: &Result<Ran>) -> Stage {
+    match ran {
+        Ok(Ran::Finished) => Stage::Finished,
+        Ok(Ran::Stopped(_)) => Stage::Stopped,
+        Err(_) => Stage::Failed,
+    }
+}
+
+/// The run folder that the settings name.
+fn path(settings: &Settings) -> Result<PathBuf> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    Ok(settings.run.folder.join(name))
+}
+
+/// Prepares a run and opens its folder.
+fn begin<'a>(
+    settings: &'a Settings,
+    destination: Option<Destination>,
+    outdated: Outdated<'_>,
+    signals: &Signals,
+) -> Result<(Prepared<'a>, RunFolder)> {
+    let path = path(settings)?;
+    let faults = Faults::parse(&settings.faults.plan)?;
+    let length = Length::of_run(&path, settings)?;
+    let prepared = prepare_run(settings, destination, outdated, length, signals, &faults)?;
+    let folder = open_folder(&path, false)?;
+    signals.in_run(folder.path());
+    prepared.length.record(&folder)?;
+    prepared.inputs.bind(&folder, settings)?;
+    copy_quarantine(&prepared, &folder)?;
+    Ok((prepared, folder))
+}
+
+/// Sets aside all that is in a run folder.
+pub(crate) fn restart(path: &Path) -> Result<()> {
+    lost::start_over(&open_folder(path, false)?)
 }
 
 pub(super) fn run_to_end(

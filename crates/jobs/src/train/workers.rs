@@ -221,6 +221,7 @@ async fn attempt(
 ) -> Result<Option<Outcome>, RunError> {
     let settings = prepared.settings;
     let known = match &begin.resume {
+        _ if !prepared.folders.has_teacher => Some(Vec::new()),
         Some(state) if !state.at_start.teacher.is_empty() => Some(state.at_start.teacher.clone()),
         _ => prepared.inputs.cached_perplexities(settings),
     };
@@ -281,7 +282,9 @@ async fn attempt(
         plan.teacher_evaluation_flops = 0.0;
     }
     let outcome = ddk_actors::run(plan, parts, policy, begin.resume, known, stop).await?;
-    if let Some(outcome) = &outcome {
+    if let Some(outcome) = &outcome
+        && prepared.folders.has_teacher
+    {
         prepared
             .inputs
             .keep_perplexities(settings, &outcome.at_start.teacher);

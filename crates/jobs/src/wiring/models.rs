@@ -18,10 +18,13 @@ use super::{
 /// Where both models come from.
 #[derive(Debug, Clone)]
 pub struct ModelFolders {
+    /// The student's own folder if there is no teacher.
     pub teacher: PathBuf,
     pub student: PathBuf,
     /// The teacher's weights: lanes and the student's side have them in memory once a device.
     pub frozen: Arc<Frozen>,
+    /// False for a student that learns from the text alone.
+    pub has_teacher: bool,
 }
 
 impl ModelFolders {
@@ -30,6 +33,15 @@ impl ModelFolders {
             frozen: Arc::new(Frozen::of(&teacher)),
             teacher,
             student,
+            has_teacher: true,
+        }
+    }
+
+    /// A student that learns from the text alone.
+    pub fn without_teacher(student: PathBuf) -> Self {
+        Self {
+            has_teacher: false,
+            ..Self::new(student.clone(), student)
         }
     }
 }
