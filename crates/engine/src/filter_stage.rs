@@ -19,7 +19,7 @@ use crate::{
     filters::{Filters, read_filter},
     snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE, read_moments},
     student::{MicroStep, StudentOptions},
-    teacher::Signal,
+    teacher::TeacherOutput,
     update::{UpdateReport, Updates},
 };
 
@@ -162,15 +162,10 @@ impl Learner for FilterStage {
     fn accumulate(
         &mut self,
         rows: &[Sequence<'_>],
-        signal: Option<&Signal>,
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {
-        let Some(Signal::Hidden {
-            layers: of_teacher, ..
-        }) = signal
-        else {
-            return Err(EngineError::NoLayers);
-        };
+        let of_teacher = teacher.map_or(&[][..], TeacherOutput::layers);
         let started = Instant::now();
         let batch = batch_tensors(rows, self.options.vocabulary, self.student.device())?;
         let of_student = {
