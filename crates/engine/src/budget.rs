@@ -114,9 +114,10 @@ pub fn student_memory(
     let positions = shape.positions();
     let layer = sizes.kept_by_layer() * positions * shape.student_bytes;
     let between = sizes.width * positions * shape.student_bytes;
-    let activations = match shape.recompute {
-        true => sizes.layers * between + layer,
-        false => sizes.layers * layer,
+    let activations = if shape.recompute {
+        sizes.layers * between + layer
+    } else {
+        sizes.layers * layer
     };
     // Input and output of the final norm, and the gradient of the hidden states.
     let activations = activations + 3 * between;
@@ -161,9 +162,10 @@ pub fn student_memory(
         ),
         part(
             "the teacher's output matrix",
-            match shape.needs_teacher_output && !shape.shared_head {
-                true => shape.teacher_bytes * teacher.table,
-                false => 0,
+            if shape.needs_teacher_output && !shape.shared_head {
+                shape.teacher_bytes * teacher.table
+            } else {
+                0
             },
             "teacher.dtype",
         ),

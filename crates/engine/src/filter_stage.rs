@@ -212,9 +212,10 @@ impl Learner for FilterStage {
     fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
         let gradients = self.parameters.iter().map(|(_, parameter)| {
             let gradient = parameter.f_grad()?;
-            match gradient.defined() {
-                true => Ok(gradient),
-                false => Ok(parameter.detach().f_zeros_like()?),
+            if gradient.defined() {
+                Ok(gradient)
+            } else {
+                Ok(parameter.detach().f_zeros_like()?)
             }
         });
         let gradients = gradients.collect::<Result<Vec<_>, TorchError>>()?;

@@ -131,10 +131,9 @@ impl Student {
     ) -> Result<Self, EngineError> {
         let zeros = |like: &Tensor| like.detach().f_zeros_like().map_err(TorchError::from);
         let head_gradient = zeros(model.head().weight)?;
-        let embedding_gradient = match model.head().tied {
-            true => None,
-            false => Some(zeros(model.embedding())?),
-        };
+        let embedding_gradient = (!model.head().tied)
+            .then(|| zeros(model.embedding()))
+            .transpose()?;
         Ok(Self {
             trained: trained(&model, &filters),
             model,

@@ -151,9 +151,10 @@ impl OfColumn for Jsd {
         // than either.
         let (of_teacher, of_student) = (self.log_beta, ahead + self.log_one_less);
         let more = ln_1p(exp(-(of_teacher - of_student).abs()));
-        let (less_t, less_s) = match of_teacher > of_student {
-            true => (of_teacher + more, (of_teacher - ahead) + more),
-            false => (of_student + more, self.log_one_less + more),
+        let (less_t, less_s) = if of_teacher > of_student {
+            (of_teacher + more, (of_teacher - ahead) + more)
+        } else {
+            (of_student + more, self.log_one_less + more)
         };
         let slope = -self.one_less * less_s;
         Part {

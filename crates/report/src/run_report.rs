@@ -47,10 +47,8 @@ impl RunReport {
         let name = folder
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let summary = match folder.join("summary.json").exists() {
-            true => Some(read::summary(folder)?),
-            false => None,
-        };
+        let ended = folder.join("summary.json").exists();
+        let summary = ended.then(|| read::summary(folder)).transpose()?;
         let steps = read::steps(folder)?;
         let mut blocks = vec![Block::Title(1, name.clone())];
         match &summary {

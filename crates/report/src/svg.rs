@@ -288,10 +288,7 @@ fn x_range(content: &Content) -> (f64, f64) {
     let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
         (low.min(x), high.max(x))
     });
-    match low < high {
-        true => (low, high),
-        false => (0.0, 1.0),
-    }
+    if low < high { (low, high) } else { (0.0, 1.0) }
 }
 
 /// Round numbers within a range, with their labels: steps of 1, 2 or 5 times a power of ten, about five of them.
@@ -313,9 +310,10 @@ fn ticks((low, high): (f64, f64)) -> Vec<(f64, String)> {
             _ => (value, "", step),
         };
         let decimals = (-step.log10().floor()).max(0.0) as usize;
-        match scaled == 0.0 {
-            true => "0".to_owned(),
-            false => format!("{scaled:.decimals$}{suffix}"),
+        if scaled == 0.0 {
+            "0".to_owned()
+        } else {
+            format!("{scaled:.decimals$}{suffix}")
         }
     };
     (first..=last)

@@ -75,9 +75,10 @@ fn send(address: SocketAddr, request: &str) -> Answer {
 }
 
 fn ask(server: &Server, method: &str, path: &str, headers: &str) -> Answer {
-    let host = match headers.to_lowercase().contains("host:") {
-        true => String::new(),
-        false => format!("Host: {}\r\n", server.address()),
+    let host = if headers.to_lowercase().contains("host:") {
+        String::new()
+    } else {
+        format!("Host: {}\r\n", server.address())
     };
     let request = format!("{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n");
     send(server.address(), &request)

@@ -66,13 +66,14 @@ pub fn make_deterministic() -> Result<(), TorchError> {
 pub(crate) fn symbol(name: &CStr) -> Result<*mut c_void, TorchError> {
     // SAFETY: the name ends with its NUL.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    match found.is_null() {
-        false => Ok(found),
-        true => Err(TorchError::Other(format!(
+    if found.is_null() {
+        Err(TorchError::Other(format!(
             "the libtorch in use has no function {}: build with PyTorch {}",
             name.to_string_lossy(),
             crate::VERSION
-        ))),
+        )))
+    } else {
+        Ok(found)
     }
 }
 

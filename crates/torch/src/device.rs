@@ -145,9 +145,10 @@ fn load_cuda() -> Result<(), DeviceError> {
             }
             let library = folder.join("libtorch_cuda.so");
             load(&library).map_err(|reason| DeviceError::NoCudaLibrary { library, reason })?;
-            match tch::utils::has_cudart() {
-                true => Ok(()),
-                false => Err(DeviceError::TooLate),
+            if tch::utils::has_cudart() {
+                Ok(())
+            } else {
+                Err(DeviceError::TooLate)
             }
         })
         .clone()
@@ -165,9 +166,10 @@ fn load(library: &Path) -> Result<(), String> {
     // SAFETY: after a failed dlopen on this thread, dlerror gives a string or null.
     Err(unsafe {
         let message = libc::dlerror();
-        match message.is_null() {
-            true => "no reason given".to_owned(),
-            false => CStr::from_ptr(message).to_string_lossy().into_owned(),
+        if message.is_null() {
+            "no reason given".to_owned()
+        } else {
+            CStr::from_ptr(message).to_string_lossy().into_owned()
         }
     })
 }

@@ -25,9 +25,10 @@ impl From<TchError> for TorchError {
         let text = error.to_string();
         // The first line says what happened; the rest is libtorch's C++ stack.
         let first = text.lines().next().unwrap_or_default().to_owned();
-        match is_out_of_memory(&text) {
-            true => Self::OutOfMemory(first),
-            false => Self::Other(first),
+        if is_out_of_memory(&text) {
+            Self::OutOfMemory(first)
+        } else {
+            Self::Other(first)
         }
     }
 }

@@ -314,9 +314,10 @@ fn spread(spread: &Spread) -> String {
 }
 
 fn marked(method: &MethodResult, column: &str, value: &Spread) -> String {
-    match method.best_in.iter().any(|best| best == column) {
-        true => format!("**{}**", spread(value)),
-        false => spread(value),
+    if method.best_in.iter().any(|best| best == column) {
+        format!("**{}**", spread(value))
+    } else {
+        spread(value)
     }
 }
 
