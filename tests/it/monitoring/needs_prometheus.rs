@@ -231,9 +231,10 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         let of_marks = title == "Restorations";
         if !sometimes(expression) {
             // A mark is there when something happened: without the comparison it always is.
-            let expression = match of_marks {
-                true => expression.trim_end_matches(" > 0"),
-                false => expression,
+            let expression = if of_marks {
+                expression.trim_end_matches(" > 0")
+            } else {
+                expression
             };
             prometheus.wait(expression, known);
         }
