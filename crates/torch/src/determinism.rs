@@ -42,7 +42,8 @@ pub fn make_deterministic() -> Result<(), TorchError> {
         && !DETERMINISTIC_WORKSPACES.contains(&&*set)
     {
         return Err(TorchError::Other(format!(
-            "{name} is \"{set}\" in the environment, expected \"{value}\" for deterministic runs: remove it, or set it so"
+            "{name} is \"{set}\" in the environment, expected \"{value}\" for deterministic runs: remove it, or \
+             set it so"
         )));
     }
     // SAFETY: the names are C++'s for `at::globalContext()` and two methods of `at::Context` in

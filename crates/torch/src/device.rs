@@ -17,7 +17,8 @@ pub enum DeviceError {
     Unknown(String),
     /// The libtorch in use is one for the CPU.
     #[error(
-        "CUDA was asked for, but {} could not be loaded: {reason}; build with a PyTorch that has CUDA (LIBTORCH_USE_PYTORCH=1 make build)",
+        "CUDA was asked for, but {} could not be loaded: {reason}; build with a PyTorch that has CUDA \
+         (LIBTORCH_USE_PYTORCH=1 make build)",
         library.display()
     )]
     NoCudaLibrary {
@@ -28,7 +29,8 @@ pub enum DeviceError {
     },
     /// Autograd asked for GPUs before there was a CUDA backend, and never asks again.
     #[error(
-        "CUDA was loaded too late: libtorch computed a gradient on the CPU first; name every CUDA device before that, or start another process"
+        "CUDA was loaded too late: libtorch computed a gradient on the CPU first; name every CUDA device before \
+         that, or start another process"
     )]
     TooLate,
     /// libtorch sees fewer GPUs.
