@@ -220,7 +220,8 @@ fn what_is_prepared_is_kept_until_something_changes() {
 fn bad_records_are_listed_and_too_many_are_an_error() {
     let place = Place::new();
     let mut records = fs::read(place.path("records.jsonl")).unwrap();
-    records.extend_from_slice(b"{\"text\": \"torn\n\xff\xfe\n{\"title\": \"no text\"}\n\n{\"text\": 7}\n{\"text\": \"  \"}\n");
+    records.extend_from_slice(b"{\"text\": \"torn\n\xff\xfe\n{\"title\": \"no text\"}\n\n");
+    records.extend_from_slice(b"{\"text\": 7}\n{\"text\": \"  \"}\n");
     place.write("records.jsonl", &records);
     let mut options = place.options(vec![place.source("records", "records.jsonl")]);
     let error = place.prepare(&options).unwrap_err().to_string();

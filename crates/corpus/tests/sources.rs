@@ -378,7 +378,9 @@ proptest! {
     #![proptest_config(cases())]
 
     #[test]
-    fn every_token_is_in_a_pass_once_however_it_is_packed(lengths in prop::collection::vec(1_u64..60, 30..80), row_length in 2_usize..50) {
+    fn every_token_is_in_a_pass_once_however_it_is_packed(
+        lengths in prop::collection::vec(1_u64..60, 30..80), row_length in 2_usize..50
+    ) {
         let place = Place::new();
         let records: String = lengths
             .iter()

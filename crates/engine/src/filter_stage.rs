@@ -20,7 +20,7 @@ use crate::{
     filters::{Filters, read_filter},
     snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE, read_moments},
     student::{MicroStep, StudentOptions},
-    teacher::Signal,
+    teacher::TeacherOutput,
     update::{UpdateReport, Updates},
 };
 
@@ -163,15 +163,10 @@ impl Learner for FilterStage {
     fn accumulate(
         &mut self,
         rows: &[&Sequence],
-        signal: Option<&Signal>,
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {
-        let Some(Signal::Hidden {
-            layers: of_teacher, ..
-        }) = signal
-        else {
-            return Err(EngineError::NoLayers);
-        };
+        let of_teacher = teacher.map_or(&[][..], TeacherOutput::layers);
         let started = Instant::now();
         let batch = batch_tensors(rows, self.options.vocabulary, self.student.device())?;
         let of_student = {
@@ -218,9 +213,10 @@ impl Learner for FilterStage {
     fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
         let gradients = self.parameters.iter().map(|(_, parameter)| {
             let gradient = parameter.f_grad()?;
-            match gradient.defined() {
-                true => Ok(gradient),
-                false => Ok(parameter.detach().f_zeros_like()?),
+            if gradient.defined() {
+                Ok(gradient)
+            } else {
+                Ok(parameter.detach().f_zeros_like()?)
             }
         });
         let gradients = gradients.collect::<Result<Vec<_>, TorchError>>()?;

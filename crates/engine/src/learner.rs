@@ -7,7 +7,7 @@ use crate::{
     EngineError,
     snapshot::Snapshot,
     student::{MicroStep, Student},
-    teacher::Signal,
+    teacher::TeacherOutput,
     update::UpdateReport,
 };
 
@@ -21,7 +21,7 @@ pub trait Learner {
     fn accumulate(
         &mut self,
         rows: &[&Sequence],
-        signal: Option<&Signal>,
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError>;
 
@@ -50,10 +50,10 @@ impl Learner for Student {
     fn accumulate(
         &mut self,
         rows: &[&Sequence],
-        signal: Option<&Signal>,
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroStep, EngineError> {
-        Student::accumulate(self, rows, signal, denominator)
+        Student::accumulate(self, rows, teacher, denominator)
     }
 
     fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {

@@ -22,7 +22,7 @@ mod student;
 mod teacher;
 mod update;
 
-pub use adamw::{AdamW, AdamWOptions, global_norm};
+pub use adamw::AdamWOptions;
 pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
 pub use budget::{
     Part, StepShape, evaluated_copy_memory, gpu_memory, program_memory, queue_memory,
@@ -38,5 +38,5 @@ pub use perplexity::domain_perplexities;
 pub use schedule::Schedule;
 pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
 pub use student::{MicroStep, RowLosses, RowSums, Student, StudentOptions};
-pub use teacher::{Signal, Teacher};
+pub use teacher::{Teacher, TeacherOutput};
 pub use update::UpdateReport;

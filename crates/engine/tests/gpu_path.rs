@@ -97,8 +97,8 @@ impl Pair {
             };
             let predictions = 19.0 + 12.0 + 17.0;
             for micro in [&plain.each_ref()[..], &[&packed]] {
-                let signal = self.teacher.label(micro).unwrap();
-                let done = self.student.accumulate(micro, Some(&signal), predictions);
+                let output = self.teacher.label(micro).unwrap();
+                let done = self.student.accumulate(micro, Some(&output), predictions);
                 let done = done.unwrap();
                 numbers.extend([done.ce_sum, done.kl_sum]);
                 between(&self.student);

@@ -6,8 +6,8 @@ use std::{cell::RefCell, fs};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, EngineError, RowLosses, Schedule, Signal, Student, StudentOptions, Teacher,
-    domain_perplexities,
+    AdamWOptions, EngineError, RowLosses, Schedule, Student, StudentOptions, Teacher,
+    TeacherOutput, domain_perplexities,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -99,10 +99,10 @@ impl Pair {
         let denominator = predictions(rows);
         let mut loss = 0.0;
         for micro in views(rows).chunks(micro_rows) {
-            let signal = self.teacher.label(micro).unwrap();
+            let output = self.teacher.label(micro).unwrap();
             let done = self
                 .student
-                .accumulate(micro, Some(&signal), denominator)
+                .accumulate(micro, Some(&output), denominator)
                 .unwrap();
             loss += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
         }
@@ -168,10 +168,10 @@ fn loss_and_gradient_are_those_of_dense_autograd_tied_or_not() {
         let denominator = predictions(&rows);
         let mut got = 0.0;
         for micro in views(&rows).chunks(3) {
-            let signal = pair.teacher.label(micro).unwrap();
+            let output = pair.teacher.label(micro).unwrap();
             let done = pair
                 .student
-                .accumulate(micro, Some(&signal), denominator)
+                .accumulate(micro, Some(&output), denominator)
                 .unwrap();
             got += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
         }
@@ -238,13 +238,8 @@ fn what_is_not_finite_never_reaches_the_weights() {
     let mut pair = Pair::new(false);
     let mut untouched = Pair::new(false);
     let micro = views(&rows);
-    let Signal::Hidden { last, layers } = pair.teacher.label(&micro).unwrap() else {
-        panic!("a teacher always has something to say");
-    };
-    let broken = Signal::Hidden {
-        last: last * f64::NAN,
-        layers,
-    };
+    let output = pair.teacher.label(&micro).unwrap();
+    let broken = TeacherOutput::Hidden(output.hidden() * f64::NAN);
     let done = pair
         .student
         .accumulate(&micro, Some(&broken), 10.0)
@@ -316,10 +311,10 @@ fn documents_packed_into_a_row_learn_as_rows_of_their_own() {
         ..tokens.into()
     };
     let denominator = predictions(&rows);
-    let signal = packed.teacher.label(&[&row]).unwrap();
+    let output = packed.teacher.label(&[&row]).unwrap();
     let done = packed
         .student
-        .accumulate(&[&row], Some(&signal), denominator)
+        .accumulate(&[&row], Some(&output), denominator)
         .unwrap();
     assert_eq!(done.predictions as f64, denominator);
     assert_eq!(packed.student.update(1).unwrap().skipped, None);
@@ -360,14 +355,14 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
         let mut asked = Pair::new(false);
         asked.student = student(gamma, &asked.teacher);
         asked.student.set_row_losses(wanted);
-        let signal = || plain.teacher.label(&views(&rows)).unwrap();
+        let output = || plain.teacher.label(&views(&rows)).unwrap();
         let without = plain
             .student
-            .accumulate(&views(&rows), Some(&signal()), denominator)
+            .accumulate(&views(&rows), Some(&output()), denominator)
             .unwrap();
         let with = asked
             .student
-            .accumulate(&views(&rows), Some(&signal()), denominator)
+            .accumulate(&views(&rows), Some(&output()), denominator)
             .unwrap();
         assert!(without.rows.is_empty());
         assert_eq!((without.ce_sum, without.kl_sum), (with.ce_sum, with.kl_sum));
@@ -408,6 +403,6 @@ fn the_excess_over_a_teacher_that_said_nothing_is_an_error() {
     pair.student.set_row_losses(RowLosses::Excess);
     let done = pair
         .student
-        .accumulate(&views(&rows), Some(&Signal::Nothing), predictions(&rows));
-    assert!(matches!(done, Err(EngineError::NoTeacherSignal)));
+        .accumulate(&views(&rows), None, predictions(&rows));
+    assert!(matches!(done, Err(EngineError::NoTeacherOutput)));
 }

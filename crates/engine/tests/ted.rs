@@ -202,8 +202,8 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
     for step in 1..=30 {
         let mut sum = 0.0;
         for micro in views(&rows).chunks(3) {
-            let signal = teacher.label(micro).unwrap();
-            let done = stage.accumulate(micro, Some(&signal), denominator).unwrap();
+            let output = teacher.label(micro).unwrap();
+            let done = stage.accumulate(micro, Some(&output), denominator).unwrap();
             assert_eq!((done.kl_sum, done.layer_sum), (0.0, 0.0));
             sum += done.ce_sum / denominator;
         }
@@ -227,10 +227,10 @@ fn learnt() -> (TempDir, Filters) {
     let (mut stage, teacher) = first_stage(&folder.path().join("teacher"));
     let rows = rows();
     for step in 1..=3 {
-        let signal = teacher.label(&views(&rows)).unwrap();
+        let output = teacher.label(&views(&rows)).unwrap();
         let denominator = predictions(&rows);
         stage
-            .accumulate(&views(&rows), Some(&signal), denominator)
+            .accumulate(&views(&rows), Some(&output), denominator)
             .unwrap();
         stage.update(step).unwrap();
     }
@@ -262,10 +262,10 @@ impl SecondStage {
         let denominator = predictions(rows);
         let mut sums = [0.0; 3];
         for micro in views(rows).chunks(micro_rows) {
-            let signal = self.teacher.label(micro).unwrap();
+            let output = self.teacher.label(micro).unwrap();
             let done = self
                 .student
-                .accumulate(micro, Some(&signal), denominator)
+                .accumulate(micro, Some(&output), denominator)
                 .unwrap();
             for (sum, part) in sums
                 .iter_mut()
@@ -328,8 +328,8 @@ fn both_stages_go_on_bit_for_bit() {
     let model_folder = folder.path().join("teacher");
     let (mut whole, teacher) = first_stage(&model_folder);
     let step = |stage: &mut FilterStage, step| {
-        let signal = teacher.label(&views(&rows)).unwrap();
-        let done = stage.accumulate(&views(&rows), Some(&signal), predictions(&rows));
+        let output = teacher.label(&views(&rows)).unwrap();
+        let done = stage.accumulate(&views(&rows), Some(&output), predictions(&rows));
         assert_eq!(stage.update(step).unwrap().skipped, None);
         done.unwrap().ce_sum.to_bits()
     };

@@ -197,7 +197,7 @@ impl<'a> Bench<'a> {
 
     /// Seconds of a step: the teacher's (0 where it is not asked), and the student's.
     pub fn seconds(&self) -> Result<(f64, f64)> {
-        let teacher = match wiring::labels(self.settings) {
+        let teacher = match wiring::needs_teacher_output(self.settings) {
             true => alone("teacher", || self.teacher(|| Ok(())))?.sum(),
             false => 0.0,
         };
@@ -208,16 +208,16 @@ impl<'a> Bench<'a> {
 impl Bench<'_> {
     fn measure(&self) -> Result<Measured> {
         let settings = self.settings;
-        let labels = wiring::labels(settings);
+        let needs_output = wiring::needs_teacher_output(settings);
         say("the teacher alone");
-        let teacher = match labels {
+        let teacher = match needs_output {
             true => alone("teacher", || self.measure_teacher())?,
             false => Measurement::default(),
         };
         say("the student alone");
-        let student = alone("student", || self.measure_student(labels))?;
+        let student = alone("student", || self.measure_student(needs_output))?;
         say("both, overlapped");
-        let (overlapped_seconds, student_waits) = self.overlapped(labels)?;
+        let (overlapped_seconds, student_waits) = self.overlapped(needs_output)?;
 
         let of_teacher = ModelConfig::read(&self.folders.teacher)?.flops();
         let of_student = ModelConfig::read(&self.folders.student)?.flops();
@@ -225,7 +225,7 @@ impl Bench<'_> {
         let (positions, columns) = (lengths().sum(), self.options.vocabulary.unsigned_abs());
         let forward = of_student.hidden(lengths());
         // The teacher's head is applied beside the student's.
-        let head = if labels {
+        let head = if needs_output {
             of_teacher.head(positions, columns)
         } else {
             0.0
@@ -242,9 +242,9 @@ impl Bench<'_> {
             sequence_length: settings.corpus.sequence_length,
             vocabulary: self.options.vocabulary,
             kernels: mkl_kernels(),
-            teacher_rate: labels.then_some(teacher.rate),
+            teacher_rate: needs_output.then_some(teacher.rate),
             student_rate: student.rate,
-            teacher: labels.then(|| {
+            teacher: needs_output.then(|| {
                 let operations = of_teacher.hidden(lengths());
                 part(
                     "teacher",
@@ -312,14 +312,14 @@ impl Bench<'_> {
     }
 
     /// The student's steps, and the products on its lane, where the teacher's output matrix is applied too.
-    fn measure_student(&self, labels: bool) -> Result<Measurement> {
+    fn measure_student(&self, needs_output: bool) -> Result<Measurement> {
         let placement = wiring::student_placement(&self.settings.student)?;
         let device = first(&placement);
         let model = ModelConfig::read(&self.folders.student)?;
         let products = self.products(&model, placement.compute, device);
         let of_teacher = ModelConfig::read(&self.folders.teacher)?;
         let kind = wiring::kind(self.settings.teacher.dtype);
-        let of_teacher = labels.then(|| self.products(&of_teacher, kind, device));
+        let of_teacher = needs_output.then(|| self.products(&of_teacher, kind, device));
         let alone = || {
             let forward = products.forward()?;
             let logits_of_teacher = match &of_teacher {
@@ -385,7 +385,7 @@ impl Bench<'_> {
 
     /// As [`Self::teacher`], of the student's step.
     fn student(&self, between: impl FnMut() -> Result<()>) -> Result<Seconds> {
-        let teacher = match wiring::labels(self.settings) {
+        let teacher = match wiring::needs_teacher_output(self.settings) {
             true => Some(self.build_teacher(0)?),
             false => None,
         };

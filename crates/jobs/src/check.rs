@@ -226,7 +226,7 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
         pairs: pairs.map_or(0, |pairs| pairs.len() as u64),
         on_cpu: student.device == "cpu",
         kernel: (student.device.as_str(), student.dtype) == ("cpu", Dtype::Fp32),
-        labels: wiring::labels(settings),
+        needs_teacher_output: wiring::needs_teacher_output(settings),
         // The student's side takes the teacher's from a replica that ends on its device.
         shared_head: (0..teacher.devices.len())
             .any(|lane| teacher.devices_of_lane(lane).last() == Some(&student.device.as_str())),
@@ -243,7 +243,11 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
     // Replicas on the same devices share their weights.
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
     // One that does not label is only measured, by the first lane.
-    let lanes = if shape.labels { teacher.all_lanes() } else { 1 };
+    let lanes = if shape.needs_teacher_output {
+        teacher.all_lanes()
+    } else {
+        1
+    };
     for lane in 0..lanes {
         *replicas.entry(teacher.devices_of_lane(lane)).or_default() += 1;
     }

@@ -32,7 +32,7 @@ pub fn measure(
         let _lane = Lane::enter(threads);
         let student_device = parse_device(&settings.student.device)?;
         let placement = wiring::teacher_placement(&settings.teacher, 0)?;
-        let teacher = match wiring::labels(settings) {
+        let teacher = match wiring::needs_teacher_output(settings) {
             true => Some(wiring::build_teacher(
                 folders.frozen.model(&placement)?,
                 student_device,

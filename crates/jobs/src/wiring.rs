@@ -66,10 +66,10 @@ impl Evaluation {
     }
 }
 
-/// Whether the teacher says something about each batch. Where neither the loss nor the mixture asks for it,
-/// no forward is made.
-pub fn labels(settings: &Settings) -> bool {
-    objective::of_settings(&settings.objective).needs_teacher()
+/// Whether the loss or the mixture uses the teacher's output for each batch. If not, the teacher makes no
+/// forward pass.
+pub fn needs_teacher_output(settings: &Settings) -> bool {
+    objective::of_settings(&settings.objective).needs_teacher_output()
         || settings.mixture.policy == MixturePolicy::DoremiProxy
 }
 

@@ -11,7 +11,7 @@ use super::{Bench, WARM_UP};
 impl Bench<'_> {
     /// Seconds of a step while teachers and student work side by side, and the share of them in which the
     /// student waits.
-    pub(super) fn overlapped(&self, labels: bool) -> Result<(f64, f64)> {
+    pub(super) fn overlapped(&self, needs_output: bool) -> Result<(f64, f64)> {
         let settings = self.settings;
         let lanes = settings.teacher.all_lanes();
         let depth = settings.queues.depth;
@@ -20,7 +20,7 @@ impl Bench<'_> {
         std::thread::scope(|scope| {
             let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();
             let mut teachers = Vec::new();
-            for (lane, sender) in senders.into_iter().enumerate().filter(|_| labels) {
+            for (lane, sender) in senders.into_iter().enumerate().filter(|_| needs_output) {
                 let thread = std::thread::Builder::new().name(format!("teacher-{lane}"));
                 let turns = turns.clone();
                 teachers.push(thread.spawn_scoped(scope, move || -> Result<()> {
@@ -49,7 +49,7 @@ impl Bench<'_> {
                     let (mut waited, turns_before) = (0.0, on.waited_seconds());
                     for micro in self.rows.micro_batches() {
                         let asked = Instant::now();
-                        let signal = match labels {
+                        let signal = match needs_output {
                             true => Some(receivers[number % lanes].recv()?),
                             false => None,
                         };

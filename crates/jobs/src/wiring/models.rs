@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 use super::{
     StudentStart,
     errors::{device_error, engine_error, model_error},
-    labels,
+    needs_teacher_output,
 };
 
 /// Where both models come from.
@@ -70,7 +70,7 @@ pub fn build_student(
     let placement = student_placement(&settings.student).map_err(device_error)?;
     let model = Model::load(&folders.student, &placement).map_err(model_error)?;
     let kind = kind(settings.teacher.dtype);
-    let head = labels(settings)
+    let head = needs_teacher_output(settings)
         .then(|| folders.frozen.head(model.device(), kind))
         .transpose()
         .map_err(model_error)?;

@@ -7,7 +7,7 @@ use ddk_actors::{
     ports::{Between, StudentFactory},
 };
 use ddk_engine::{
-    Filters, FlopCounter, Learner, RowLosses, RowSums, Signal, StudentOptions, UpdateReport,
+    Filters, FlopCounter, Learner, RowLosses, RowSums, StudentOptions, TeacherOutput, UpdateReport,
 };
 use ddk_run::NamedFile;
 use ddk_settings::Settings;
@@ -92,15 +92,19 @@ pub fn student(
 }
 
 impl ddk_actors::Student for StudentPort {
-    type Signal = Signal;
+    type Signal = Option<TeacherOutput>;
     type Weights = Vec<Tensor>;
 
-    fn accumulate(&mut self, batch: &MicroBatch, signal: Signal) -> Result<MicroLoss, PortError> {
+    fn accumulate(
+        &mut self,
+        batch: &MicroBatch,
+        teacher: Option<TeacherOutput>,
+    ) -> Result<MicroLoss, PortError> {
         let rows = sequences(batch);
         let waited = self.lane.waited_seconds();
         let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
         let done = work_in_turn(&self.lane, || {
-            let done = student.accumulate(&rows, Some(&signal), predictions);
+            let done = student.accumulate(&rows, teacher.as_ref(), predictions);
             done.map_err(engine_error)
         })?;
         let waited = self.lane.waited_seconds() - waited;
@@ -120,10 +124,7 @@ impl ddk_actors::Student for StudentPort {
                 ("head", done.head_seconds),
                 ("backward", done.backward_seconds),
             ],
-            teacher_flops: match signal {
-                Signal::Nothing => 0.0,
-                Signal::Hidden { .. } => self.flops.teacher(&rows),
-            },
+            teacher_flops: teacher.map_or(0.0, |_| self.flops.teacher(&rows)),
             student_flops: self.flops.student(&rows),
         })
     }

@@ -6,7 +6,7 @@ use ddk_actors::{
     MicroBatch, PortError,
     ports::{Between, TeacherFactory},
 };
-use ddk_engine::{Filters, Signal, Teacher};
+use ddk_engine::{Filters, Teacher, TeacherOutput};
 use ddk_model::{Model, Placement};
 use ddk_settings::Settings;
 use ddk_torch::{Lane, Turns, give_freed_memory_back, parse_device};
@@ -15,7 +15,7 @@ use tch::Tensor;
 use super::{
     Evaluation, ModelFolders, broken_by, build_teacher,
     errors::{device_error, engine_error, model_error, torch_error},
-    labels, sequences, student_placement, teacher_placement, work, work_in_turn,
+    needs_teacher_output, sequences, student_placement, teacher_placement, work, work_in_turn,
 };
 use crate::faults::{Faults, Place};
 
@@ -25,8 +25,8 @@ pub struct TeacherPort {
     lane: Lane,
     /// Absent where nothing is asked of it.
     teacher: Option<Teacher>,
-    /// Whether batches are labelled.
-    labels: bool,
+    /// Whether batches need its output.
+    needs_output: bool,
     evaluation: Evaluation,
     folders: ModelFolders,
     copies: Copies,
@@ -54,7 +54,7 @@ pub fn teachers(
     faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
     let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
-    let labels = labels(settings);
+    let needs_output = needs_teacher_output(settings);
     Arc::new(move |number| {
         let placement = teacher_placement(&teacher, number).map_err(device_error)?;
         let student_device = parse_device(&student.device).map_err(device_error)?;
@@ -65,12 +65,12 @@ pub fn teachers(
             build_teacher(model, student_device, filters.as_ref())
         };
         let measures = number == 0 && !known;
-        let built = (labels || measures).then(|| work(&lane, build));
+        let built = (needs_output || measures).then(|| work(&lane, build));
         Ok(TeacherPort {
             faults: Arc::clone(&faults),
             lane,
             teacher: built.transpose()?,
-            labels,
+            needs_output,
             evaluation: evaluation.clone(),
             folders: folders.clone(),
             copies: Copies {
@@ -84,20 +84,20 @@ pub fn teachers(
 }
 
 impl ddk_actors::Teacher for TeacherPort {
-    type Signal = Signal;
+    type Signal = Option<TeacherOutput>;
     type Weights = Vec<Tensor>;
 
-    fn label(&mut self, batch: &MicroBatch) -> Result<Signal, PortError> {
+    fn label(&mut self, batch: &MicroBatch) -> Result<Option<TeacherOutput>, PortError> {
         let nan = self.faults.worker(Place::Teacher, batch.step)?;
-        let Some(teacher) = self.teacher.as_ref().filter(|_| self.labels) else {
-            return Ok(Signal::Nothing);
+        let Some(teacher) = self.teacher.as_ref().filter(|_| self.needs_output) else {
+            return Ok(None);
         };
         work_in_turn(&self.lane, || {
-            let mut signal = teacher.label(&sequences(batch)).map_err(engine_error)?;
+            let mut output = teacher.label(&sequences(batch)).map_err(engine_error)?;
             if nan {
-                signal.poison().map_err(engine_error)?;
+                output.poison().map_err(engine_error)?;
             }
-            Ok(signal)
+            Ok(Some(output))
         })
     }
 
@@ -110,7 +110,7 @@ impl ddk_actors::Teacher for TeacherPort {
             let measured = self.evaluation.perplexities(model, between);
             measured.map_err(engine_error)
         })?;
-        if !self.labels {
+        if !self.needs_output {
             // It has said all that it is asked for.
             self.teacher = None;
             self.folders.frozen.forget();
