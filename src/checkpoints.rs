@@ -1,12 +1,12 @@
 //! `ddk checkpoints`: which checkpoints a run has, and which of them is the best.
 
-use std::{io::Write, path::Path};
+use std::io::Write;
 
 use anyhow::{Result, anyhow};
-use ddk_actors::LoopState;
+use ddk_jobs::{checkpoints::measured, hint::Hint};
 use ddk_run::{CheckpointStore, Measured, RunFolder};
 
-use crate::{cli, hint::Hint};
+use crate::cli;
 
 pub fn run(args: &cli::Checkpoints, out: &mut dyn Write) -> Result<()> {
     if !RunFolder::holds_a_run(&args.run) {
@@ -43,35 +43,4 @@ pub fn run(args: &cli::Checkpoints, out: &mut dyn Write) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The best of what was measured, where its checkpoint verifies.
-pub fn best(store: &CheckpointStore, measured: &[Measured]) -> Result<Option<Measured>> {
-    let mut steps = store.steps()?;
-    while let Some(best) = Measured::best(measured, |step| steps.contains(&step)) {
-        if store.entry(best.step).status.is_ok() {
-            return Ok(Some(best));
-        }
-        steps.retain(|step| *step != best.step);
-    }
-    Ok(None)
-}
-
-/// What was measured of a run: what its newest checkpoint holds, and the last evaluation of one that is done.
-pub fn measured(run: &Path, store: &CheckpointStore) -> Result<Vec<Measured>> {
-    let newest = store.steps()?.into_iter().rev();
-    let mut states = newest.filter_map(|step| store.state::<LoopState>(step).ok());
-    let mut measured = states.next().map_or_else(Vec::new, |state| state.measured);
-    if let Ok(summary) = ddk_run::read::summary(run) {
-        let ratios = summary.domains.values().map(|domain| domain.ratio_after);
-        let ratio = ratios.sum::<f64>() / summary.domains.len() as f64;
-        let known = measured.iter().any(|one| one.step == summary.steps);
-        if ratio.is_finite() && !known {
-            measured.push(Measured {
-                step: summary.steps,
-                ratio,
-            });
-        }
-    }
-    Ok(measured)
 }

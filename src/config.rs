@@ -1,20 +1,12 @@
-//! `ddk config`, and the loading of settings that all commands share.
+//! `ddk config`: the settings in use, or their schema.
 
 use std::io::Write;
 
 use anyhow::Result;
-use ddk_settings::{Loaded, Origin};
+use ddk_jobs::config::{flatten, load};
+use ddk_settings::Origin;
 
-use crate::cli::{ConfigArgs, ConfigCommand};
-
-/// The settings of a command line.
-pub fn load(args: &ConfigArgs) -> Result<Loaded> {
-    Ok(ddk_settings::load(
-        &args.files,
-        &args.set.set,
-        std::env::vars(),
-    )?)
-}
+use crate::cli::ConfigCommand;
 
 pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
     match command {
@@ -56,21 +48,4 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Every value with its dotted key.
-pub fn flatten(value: &toml::Value, prefix: &str, values: &mut Vec<(String, String)>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let path = if prefix.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{prefix}.{key}")
-                };
-                flatten(value, &path, values);
-            }
-        }
-        other => values.push((prefix.to_owned(), other.to_string())),
-    }
 }

@@ -7,15 +7,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_corpus::{PreparedDomain, Row, TokenizerFolder};
-use ddk_run::records::SampleLine;
-
-use crate::{
-    cli::{self, DataCommand},
-    config,
+use ddk_corpus::{PreparedDomain, Sequence, TokenizerFolder};
+use ddk_jobs::{
+    args::ConfigArgs,
     hint::Hint,
     prepare::{self, Outdated},
 };
+use ddk_run::records::SampleLine;
+
+use crate::cli::DataCommand;
 
 pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
     match command {
@@ -28,13 +28,8 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
     }
 }
 
-fn inspect(
-    args: &cli::ConfigArgs,
-    only: Option<&str>,
-    rows: u64,
-    out: &mut dyn Write,
-) -> Result<()> {
-    let settings = config::load(args)?.settings;
+fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write) -> Result<()> {
+    let settings = ddk_jobs::config::load(args)?.settings;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     let names: Vec<&str> = corpus.domains.iter().map(|domain| domain.name()).collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
@@ -51,11 +46,11 @@ fn inspect(
         writeln!(out, "{}", prepare::describe(report))?;
         histogram(domain, out)?;
         for row in spread(domain.rows(), rows) {
-            let row = domain.row(row)?;
+            let row = domain.sequence(row)?;
             writeln!(
                 out,
                 "  row {} of {}: {} tokens",
-                row.row,
+                row.number,
                 domain.rows(),
                 row.tokens.len()
             )?;
@@ -92,7 +87,7 @@ fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
 }
 
 /// The documents of a row as text, each on lines of its own.
-fn print_row(row: &Row, tokenizer: &TokenizerFolder, out: &mut dyn Write) -> Result<()> {
+fn print_row(row: &Sequence, tokenizer: &TokenizerFolder, out: &mut dyn Write) -> Result<()> {
     let mut start = 0;
     for span in &row.spans {
         let end = (start + span.tokens as usize).min(row.tokens.len());
@@ -129,7 +124,7 @@ fn trace(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
             continue;
         }
         let domain = PreparedDomain::open(&options.folder, &sample.domain, row_options)?;
-        let row = domain.row(sample.row)?;
+        let row = domain.sequence(sample.row)?;
         let spans = row.spans.iter().zip(&sample.spans);
         let same = spans.into_iter().all(|(now, then)| {
             (now.document, now.offset, now.tokens) == (then.document, then.offset, then.tokens)

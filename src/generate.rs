@@ -5,11 +5,12 @@ use std::{io::Write, time::Instant};
 use anyhow::{Result, anyhow};
 use ddk_corpus::TokenizerFolder;
 use ddk_engine::{Generator, Sampling};
+use ddk_jobs::{hint::Hint, progress::say};
 use ddk_model::{Model, Placement};
 use ddk_torch::{Lane, parse_device};
 use tch::Kind;
 
-use crate::{cli, hint::Hint, progress::say};
+use crate::cli;
 
 /// Prints the prompt and what follows, as it comes.
 pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {

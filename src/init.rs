@@ -7,14 +7,14 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{CorpusError, DomainSource, Limits, Template, field_values, sample};
-use ddk_model::ModelConfig;
-
-use crate::{
-    cli,
+use ddk_jobs::{
     hint::{Hint, usage, with_hint},
     prepare::{advise, fields_hint},
     progress::say,
 };
+use ddk_model::ModelConfig;
+
+use crate::cli;
 
 /// A domain of the configuration to be written.
 struct Found {

@@ -1,42 +1,23 @@
 //! `ddk`: the program. It reads the command line, joins the parts, and prints; algorithms live in the crates.
 
-mod bench;
-mod check;
 mod checkpoints;
 mod cli;
-mod compare;
 mod config;
 mod data;
-mod demo;
-mod demo_sources;
-mod eval;
-mod export;
-mod faults;
 mod generate;
-mod gpus;
-mod hint;
 mod init;
 mod mixture;
-mod objective;
-mod phase;
-mod prepare;
-mod pretrain;
-mod progress;
-mod report;
-mod rows;
-mod serial;
 mod serve;
-mod signals;
-mod systemd;
-mod train;
 mod watch;
-mod wiring;
 
 use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use cli::{Cli, Command};
-use signals::Signals;
+use ddk_jobs::{
+    bench, check, compare, demo, eval, export, hint, prepare, pretrain, report, signals::Signals,
+    train,
+};
 
 fn main() -> ExitCode {
     ddk_torch::keep_freed_memory();
@@ -55,9 +36,7 @@ fn main() -> ExitCode {
             .and_then(|signals| prepare::run(args, &signals))
             .map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Pretrain(args) => signals()
-            .and_then(|signals| pretrain::run(args, &signals))
-            .map(|()| ExitCode::SUCCESS),
+        Command::Pretrain(args) => signals().and_then(|signals| pretrain::run(args, &signals)),
         Command::Train(args) => signals().and_then(|signals| train::run(args, &signals, &mut out)),
         Command::Compare(args) => {
             signals().and_then(|signals| compare::run(args, &signals, &mut out))

@@ -3,12 +3,13 @@
 use std::io::Write;
 
 use anyhow::{Result, anyhow};
+use ddk_jobs::hint::Hint;
 use ddk_mixture::{
     Ddk, DdkNoSmoothing, Feedback, FirstInterval, Perplexities, Policy, Sheared, TrainingSums,
     discrepancy,
 };
 
-use crate::{cli, hint::Hint};
+use crate::cli;
 
 /// The columns of the explanation, one entry a domain.
 #[derive(serde::Serialize)]

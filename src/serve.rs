@@ -1,15 +1,15 @@
 //! `ddk serve`: the pages of all runs below a folder, until it is told to stop.
 
 use anyhow::{Result, anyhow};
+use ddk_jobs::{
+    hint::{Hint, usage, with_hint},
+    progress::say,
+};
 use ddk_settings::Token;
 use ddk_telemetry::{ServeError, Site};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{
-    cli,
-    hint::{Hint, usage, with_hint},
-    progress::say,
-};
+use crate::cli;
 
 /// What the server asks for, as `ddk train` has it; never a flag, which everybody on the machine could read.
 pub const TOKEN: &str = "DDK__TELEMETRY__TOKEN";

@@ -22,7 +22,8 @@ use ddk_telemetry::{
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 
 use self::client::Client;
-use crate::{cli, hint::Hint, serve};
+use crate::{cli, serve};
+use ddk_jobs::hint::Hint;
 
 /// How often keys are looked for and the picture is drawn.
 const TICK: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ use crate::Interval;
 pub struct BatchRow {
     /// Index of its domain.
     pub domain: u16,
-    /// The row and its place in the passes.
+    /// The sequence and its place in the passes.
     pub drawn: Drawn,
 }
 
@@ -38,7 +38,7 @@ impl MicroBatch {
     /// Its tokens, without padding.
     pub fn tokens(&self) -> u64 {
         let rows = self.rows.iter();
-        rows.map(|row| row.drawn.row.tokens.len() as u64).sum()
+        rows.map(|row| row.drawn.sequence.tokens.len() as u64).sum()
     }
 }
 

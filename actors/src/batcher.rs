@@ -107,7 +107,7 @@ impl Batcher {
                 .iter()
                 .map(|&domain| self.next_row(domain))
                 .collect::<Result<Vec<BatchRow>, Ended>>()?;
-            let predictions = |row: &BatchRow| row.drawn.row.predictions();
+            let predictions = |row: &BatchRow| row.drawn.sequence.num_targets();
             // At least one, so that a step of prompts alone is a step without a gradient.
             let step_predictions = rows.iter().map(predictions).sum::<u64>().max(1);
             while !rows.is_empty() {

@@ -7,12 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use ddk_jobs::hint::{Hint, usage};
 use serde::de::DeserializeOwned;
 
-use crate::{
-    hint::{Hint, usage},
-    serve::TOKEN,
-};
+use crate::serve::TOKEN;
 
 /// A server that does not answer by then is not there.
 const PATIENCE: Duration = Duration::from_secs(5);

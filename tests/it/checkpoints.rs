@@ -158,7 +158,9 @@ fn a_run_is_forked_with_its_domains_or_others() {
 
     // A domain dropped and one added: the mixture is set anew at once, from what stays.
     let records: String = (0..80)
-        .map(|number| format!("{}\n", serde_json::json!({ "text": format!("field {number}: the gravel hides a purse and hail") })))
+        .map(|number| {
+            format!("{{\"text\":\"field {number}: the gravel hides a purse and hail\"}}\n")
+        })
         .collect();
     fs::write(world.path().join("sources/fields.jsonl"), records).unwrap();
     let config = fs::read_to_string(world.path().join("config.toml")).unwrap();

@@ -232,9 +232,10 @@ fn last_call(mut holds: impl FnMut(u64) -> bool) -> u64 {
     let (mut last, mut beyond) = (16, 256);
     while beyond - last > 1 {
         let middle = (last + beyond) / 2;
-        match holds(middle) {
-            true => last = middle,
-            false => beyond = middle,
+        if holds(middle) {
+            last = middle
+        } else {
+            beyond = middle
         }
     }
     last
@@ -370,9 +371,10 @@ fn random_faults_end_as_without_them_or_with_a_cause_to_go_on_from() {
         let plan: Vec<String> = (0..1 + draw(5))
             .map(|_| {
                 let kind = kinds[draw(kinds.len() as u64) as usize];
-                match kind.ends_with("save") {
-                    true => format!("{kind} {} {}", 3 * (1 + draw(4)), 1 + draw(18)),
-                    false => format!("{kind} {}", 1 + draw(12)),
+                if kind.ends_with("save") {
+                    format!("{kind} {} {}", 3 * (1 + draw(4)), 1 + draw(18))
+                } else {
+                    format!("{kind} {}", 1 + draw(12))
                 }
             })
             .collect();

@@ -197,7 +197,8 @@ fn memory_files_and_step_time_do_not_grow_with_steps() {
     let first = per_step(&samples[..5]);
     let last = per_step(&samples[samples.len() - 5..]);
     eprintln!(
-        "{steps} steps: {slope:.4} kB a step of {memory_mean:.0} kB, {least} to {most} files, {:.2} ms of CPU a step at first, {:.2} ms at last",
+        "{steps} steps: {slope:.4} kB a step of {memory_mean:.0} kB, {least} to {most} files, {:.2} ms of CPU a \
+         step at first, {:.2} ms at last",
         1e3 * first,
         1e3 * last
     );

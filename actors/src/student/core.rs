@@ -184,7 +184,9 @@ impl<S: Student> Core<S> {
     /// Takes down what was measured after `step`; true where no student so far was nearer to the teacher, and
     /// a checkpoint is to be kept of this one that there is not yet.
     pub(crate) fn measured(&mut self, step: u64, student: &[f64]) -> bool {
-        let Some(teacher) = self.teacher_perplexities.get().filter(|_| step > 0) else {
+        let teacher = self.teacher_perplexities.get();
+        // Without a teacher nothing tells which student is the best.
+        let Some(teacher) = teacher.filter(|teacher| step > 0 && !teacher.is_empty()) else {
             return false;
         };
         let ratios = student.iter().zip(teacher);
@@ -333,7 +335,7 @@ impl<S: Student> Core<S> {
             self.totals.teacher_flops += sums.teacher_flops;
             self.totals.student_flops += sums.student_flops;
             for (row, loss) in batch.rows.iter().zip(&sums.sequences) {
-                let predictions = row.drawn.row.predictions();
+                let predictions = row.drawn.sequence.num_targets();
                 let domain = usize::from(row.domain);
                 let losses = &mut accumulator.losses;
                 losses.add_row(domain, loss.ce, loss.excess, predictions);
@@ -342,7 +344,7 @@ impl<S: Student> Core<S> {
             accumulator.processed += batch.tokens();
         }
         for row in &batch.rows {
-            accumulator.drawn[usize::from(row.domain)] += row.drawn.row.tokens.len() as u64;
+            accumulator.drawn[usize::from(row.domain)] += row.drawn.sequence.tokens.len() as u64;
             accumulator.samples.push(self.sample(&batch, row));
         }
         let last = batch.last_of_step;
@@ -513,7 +515,7 @@ impl<S: Student> Core<S> {
 /// wrong number.
 fn check_targets(batch: &MicroBatch, counted: u64) -> Result<(), PortError> {
     let rows = batch.rows.iter();
-    let expected: u64 = rows.map(|row| row.drawn.row.predictions()).sum();
+    let expected: u64 = rows.map(|row| row.drawn.sequence.num_targets()).sum();
     if counted == expected {
         return Ok(());
     }

@@ -14,7 +14,7 @@ use ddk_actors::{
     LoopState, MicroBatch, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan,
     StepReport, StopReason, Student, Teacher, ports::Between,
 };
-use ddk_corpus::{Cursor, Drawn, Row, Span};
+use ddk_corpus::{Cursor, Drawn, Sequence, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
 use ddk_run::{
     CheckpointStore, Journal, Lengths, MicroBatchSums, PhaseSeconds, Retention, SequenceLoss,
@@ -209,7 +209,7 @@ fn hash_rows(batch: &MicroBatch) -> u64 {
     batch.rows.iter().fold(batch.interval.index, |hash, row| {
         mix(
             mix(hash, u64::from(row.domain)),
-            mix(row.drawn.pass, row.drawn.row.row),
+            mix(row.drawn.pass, row.drawn.sequence.number),
         )
     })
 }
@@ -398,12 +398,10 @@ impl Rows for FakeRows {
         Ok(Drawn {
             pass,
             index,
-            row: Row {
-                row,
-                tokens: vec![7; length as usize],
+            sequence: Sequence {
+                number: row,
                 spans,
-                parts: Vec::new(),
-                skipped: Vec::new(),
+                ..vec![7; length as usize].into()
             },
         })
     }

@@ -3,21 +3,12 @@
 use std::path::Path;
 
 use crate::{
-    CorpusError, Packing, Row,
+    CorpusError, Packing, Sequence, Span,
     checksums::Checksums,
     manifest::{MANIFEST, Manifest},
     rows::{RowIndex, index_file},
     store::Tokens,
 };
-
-/// A document that is never trained on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ValidationDocument {
-    /// Token ids.
-    pub tokens: Vec<u32>,
-    /// For each token whether its prediction is left out (prompts); empty where none is.
-    pub skipped: Vec<bool>,
-}
 
 /// A prepared domain: its rows in constant time, its validation documents. Opening reads the manifest, the
 /// checksums and the sizes of the files, nothing else. A block of a file is compared with its checksum when
@@ -100,31 +91,42 @@ impl PreparedDomain {
         &self.manifest.made_from.tokenizer_hash
     }
 
-    /// A row by its number.
-    pub fn row(&self, row: u64) -> Result<Row, CorpusError> {
-        let spans = self.index.spans(row)?;
-        let mut tokens = Vec::with_capacity(self.options.sequence_length);
-        let mut skipped = Vec::new();
-        for span in &spans {
-            let (start, _) = self.tokens.bounds(span.document)?;
-            tokens.extend(self.tokens.slice(start + span.offset, span.tokens)?);
-            let prompt = self.masked(&self.tokens, span.document)?;
-            let places = span.offset..span.offset + span.tokens;
-            skipped.extend(places.map(|place| place < prompt));
+    /// A training sequence by its number.
+    pub fn sequence(&self, number: u64) -> Result<Sequence, CorpusError> {
+        let spans = self.index.spans(number)?;
+        let mut sequence = Sequence {
+            number,
+            tokens: Vec::with_capacity(self.options.sequence_length),
+            ..Sequence::default()
+        };
+        for &span in &spans {
+            self.append(&mut sequence, &self.tokens, span)?;
+            if self.options.packing.separates() {
+                sequence.document_lengths.push(span.tokens as u32);
+            }
         }
-        let mut row = Row::new(row, tokens, spans, self.options.packing);
-        if skipped.contains(&true) {
-            row.skipped = skipped;
-        }
-        Ok(row)
+        Ok(Sequence { spans, ..sequence })
     }
 
-    /// Tokens at a document's beginning that are not predicted.
-    fn masked(&self, documents: &Tokens, document: u64) -> Result<u64, CorpusError> {
-        match self.options.mask_prompt {
-            true => documents.prompt(document),
-            false => Ok(0),
+    /// Puts a stretch of a document behind what a sequence holds.
+    fn append(
+        &self,
+        sequence: &mut Sequence,
+        documents: &Tokens,
+        span: Span,
+    ) -> Result<(), CorpusError> {
+        let (start, _) = documents.bounds(span.document)?;
+        if self.options.mask_prompt {
+            let prompt = documents.prompt(span.document)?;
+            let masked = prompt.saturating_sub(span.offset).min(span.tokens);
+            let place = sequence.tokens.len() as u64;
+            if masked > 0 {
+                sequence.masked.push(place..place + masked);
+            }
         }
+        let tokens = documents.slice(start + span.offset, span.tokens)?;
+        sequence.tokens.extend(tokens);
+        Ok(())
     }
 
     /// Documents to train on.
@@ -138,21 +140,22 @@ impl PreparedDomain {
     }
 
     /// The validation documents, each cut at the sequence length.
-    pub fn validation(&self) -> Result<Vec<ValidationDocument>, CorpusError> {
-        (0..self.manifest.validation_documents)
-            .map(|document| {
-                let (start, end) = self.validation.bounds(document)?;
-                let length = end.saturating_sub(start);
-                let count = length.min(self.options.sequence_length as u64);
-                let masked = self.masked(&self.validation, document)?;
-                Ok(ValidationDocument {
-                    tokens: self.validation.slice(start, count)?,
-                    skipped: match masked {
-                        0 => Vec::new(),
-                        _ => (0..count).map(|place| place < masked).collect(),
-                    },
-                })
-            })
-            .collect()
+    pub fn validation(&self) -> Result<Vec<Sequence>, CorpusError> {
+        let of = |document| {
+            let (start, end) = self.validation.bounds(document)?;
+            let length = end.saturating_sub(start);
+            let span = Span {
+                document,
+                offset: 0,
+                tokens: length.min(self.options.sequence_length as u64),
+            };
+            let mut sequence = Sequence {
+                number: document,
+                ..Sequence::default()
+            };
+            self.append(&mut sequence, &self.validation, span)?;
+            Ok(sequence)
+        };
+        (0..self.manifest.validation_documents).map(of).collect()
     }
 }

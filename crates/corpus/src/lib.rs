@@ -22,6 +22,7 @@ mod quarantine;
 mod reader;
 mod rows;
 mod sample;
+mod sequence;
 mod source;
 mod stale;
 mod store;
@@ -32,7 +33,7 @@ mod tokenizer;
 mod train_tokenizer;
 mod writing;
 
-pub use domain::{PreparedDomain, RowOptions, ValidationDocument};
+pub use domain::{PreparedDomain, RowOptions};
 pub use error::{CorpusError, RefusedFile};
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
 pub use prepare::{
@@ -40,8 +41,9 @@ pub use prepare::{
 };
 pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
 pub use reader::{Cursor, Drawn, RowReader};
-pub use rows::{Packing, Row, Span};
+pub use rows::Packing;
 pub use sample::{Sample, field_values, first_document, sample};
+pub use sequence::{Sequence, Span};
 pub use source::{DomainSource, Limits};
 pub use stale::{Stale, stale};
 pub use template::Template;

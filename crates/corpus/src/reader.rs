@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ddk_order::Permutation;
 use serde::{Deserialize, Serialize};
 
-use crate::{CorpusError, PreparedDomain, Row};
+use crate::{CorpusError, PreparedDomain, Sequence};
 
 /// A place in the endless sequence of a domain's passes. All there is to save about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,15 +34,15 @@ impl Cursor {
     }
 }
 
-/// A row, and where in the sequence of passes it was.
+/// A sequence, and where in the passes over its domain it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drawn {
     /// The pass.
     pub pass: u64,
     /// The position in the pass's order.
     pub index: u64,
-    /// The row.
-    pub row: Row,
+    /// The sequence.
+    pub sequence: Sequence,
 }
 
 /// Reads a domain's rows from a cursor on. Each pass has all rows once, in an order of its own drawn from
@@ -76,15 +76,19 @@ impl RowReader {
         )
     }
 
-    /// The next row.
+    /// The next sequence.
     pub fn read(&mut self) -> Result<Drawn, CorpusError> {
         let Cursor { pass, index } = self.cursor;
-        let row = self.domain.row(self.order.at(index))?;
+        let sequence = self.domain.sequence(self.order.at(index))?;
         self.cursor = self.cursor.advance(self.domain.rows(), 1);
         if self.cursor.pass != pass {
             self.order = Self::order(&self.domain, self.seed, self.cursor.pass);
         }
-        Ok(Drawn { pass, index, row })
+        Ok(Drawn {
+            pass,
+            index,
+            sequence,
+        })
     }
 }
 

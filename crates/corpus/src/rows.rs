@@ -10,22 +10,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CorpusError,
+    CorpusError, Span,
     checksums::{BlockSums, Blocks, SUM_BYTES, blocks_of, sums},
     files,
     store::{NumberWriter, Numbers, Tokens},
 };
-
-/// A stretch of a document in a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Span {
-    /// The document's number in the prepared domain.
-    pub document: u64,
-    /// Its first token in the document.
-    pub offset: u64,
-    /// How many.
-    pub tokens: u64,
-}
 
 /// How documents become rows of a fixed length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,58 +38,9 @@ impl Packing {
         }
     }
 
-    fn separates(self) -> bool {
+    /// Whether the documents in a row see nothing of each other.
+    pub(crate) fn separates(self) -> bool {
         self != Self::Concat
-    }
-}
-
-/// A row of a domain: at most `sequence_length` tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    /// Its number in the row index.
-    pub row: u64,
-    /// Token ids.
-    pub tokens: Vec<u32>,
-    /// The documents in it, in their order.
-    pub spans: Vec<Span>,
-    /// Lengths of the parts that see nothing of each other; empty where the row is one text.
-    pub parts: Vec<u32>,
-    /// For each token whether its prediction is left out of every loss (prompts); empty where none is.
-    pub skipped: Vec<bool>,
-}
-
-impl Row {
-    pub(crate) fn new(row: u64, tokens: Vec<u32>, spans: Vec<Span>, packing: Packing) -> Self {
-        let parts = match packing.separates() {
-            true => spans.iter().map(|span| span.tokens as u32).collect(),
-            false => Vec::new(),
-        };
-        Self {
-            row,
-            tokens,
-            spans,
-            parts,
-            skipped: Vec::new(),
-        }
-    }
-
-    /// Tokens that are predicted: all but the first of the row, or of each part, and what is skipped.
-    pub fn predictions(&self) -> u64 {
-        let mut firsts = vec![0];
-        let mut start = 0;
-        for length in &self.parts {
-            start += *length as usize;
-            firsts.push(start);
-        }
-        let skipped = |place: usize| self.skipped.get(place).copied().unwrap_or(false);
-        let mut next_first = 0;
-        let mut count = 0;
-        for place in 0..self.tokens.len() {
-            let first = firsts.get(next_first) == Some(&place);
-            next_first += usize::from(first);
-            count += u64::from(!first && !skipped(place));
-        }
-        count
     }
 }
 

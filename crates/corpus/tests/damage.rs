@@ -7,7 +7,7 @@ mod common;
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, thread};
 
 use common::{Place, rows_of, sentence};
-use ddk_corpus::{CorpusError, PreparedDomain, Row, ValidationBy, as_prepared, verify};
+use ddk_corpus::{CorpusError, PreparedDomain, Sequence, ValidationBy, as_prepared, verify};
 
 const BLOCK: u64 = 1 << 20;
 
@@ -63,7 +63,7 @@ fn a_block_that_changed_is_refused_and_the_others_are_read() {
     // Rows of 16 tokens of two bytes.
     let row_at = |byte: u64| byte / 32;
     for row in [0, row_at(BLOCK) - 1, row_at(2 * BLOCK) + 1] {
-        assert_eq!(damaged.row(row).unwrap(), whole.row(row).unwrap());
+        assert_eq!(damaged.sequence(row).unwrap(), whole.sequence(row).unwrap());
     }
     // Every byte of the damaged block is refused, on each read.
     for row in [
@@ -73,13 +73,16 @@ fn a_block_that_changed_is_refused_and_the_others_are_read() {
     ] {
         for _ in 0..2 {
             assert_eq!(
-                corrupt(damaged.row(row).unwrap_err(), "records/tokens.bin"),
+                corrupt(damaged.sequence(row).unwrap_err(), "records/tokens.bin"),
                 BLOCK
             );
         }
     }
     flip(&path, BLOCK + 1000);
-    assert_eq!(damaged.row(row_at(BLOCK) + 1).unwrap().tokens.len(), 16);
+    assert_eq!(
+        damaged.sequence(row_at(BLOCK) + 1).unwrap().tokens.len(),
+        16
+    );
 }
 
 #[test]
@@ -87,10 +90,10 @@ fn all_files_that_training_reads_are_compared() {
     let (place, whole) = large();
     // A damaged block is compared at each try: some rows of each block are enough.
     let numbers: Vec<u64> = (0..whole.rows()).step_by(251).collect();
-    let read = |domain: &PreparedDomain| -> Vec<Result<Row, CorpusError>> {
-        numbers.iter().map(|row| domain.row(*row)).collect()
+    let read = |domain: &PreparedDomain| -> Vec<Result<Sequence, CorpusError>> {
+        numbers.iter().map(|row| domain.sequence(*row)).collect()
     };
-    let all: Vec<Row> = read(&whole).into_iter().map(Result::unwrap).collect();
+    let all: Vec<Sequence> = read(&whole).into_iter().map(Result::unwrap).collect();
     for name in ["tokens.bin", "documents.bin", "rows-concat-16.bin"] {
         let path = place.path("prepared/records").join(name);
         let middle = fs::metadata(&path).unwrap().len() / 2;
@@ -145,7 +148,7 @@ fn threads_that_read_the_same_blocks_read_the_same() {
             scope.spawn(move || {
                 for index in 0..rows.len() {
                     let row = rows[(index + thread * rows.len() / 4) % rows.len()];
-                    assert_eq!(fresh.row(row).unwrap(), whole.row(row).unwrap());
+                    assert_eq!(fresh.sequence(row).unwrap(), whole.sequence(row).unwrap());
                 }
             });
         }
@@ -214,7 +217,7 @@ fn no_domain_trains_on_what_another_is_measured_by() {
     for name in ["d0", "d1", "d2"] {
         let domain = PreparedDomain::open(&place.path("prepared"), name, rows_of(512)).unwrap();
         let stream: Vec<u32> = (0..domain.rows())
-            .flat_map(|row| domain.row(row).unwrap().tokens)
+            .flat_map(|row| domain.sequence(row).unwrap().tokens)
             .collect();
         let documents = stream.split_inclusive(|token| *token == end);
         trained.extend(documents.map(<[u32]>::to_vec));

@@ -42,7 +42,7 @@ fn rows_are_the_documents_joined_by_the_end_token() {
     );
     assert_eq!(report.documents + report.validation_documents, 200);
     // Spans say where each token is from.
-    let row = domain.row(5).unwrap();
+    let row = domain.sequence(5).unwrap();
     assert_eq!(row.spans.iter().map(|span| span.tokens).sum::<u64>(), 16);
     let span = row.spans[0];
     assert_eq!(
@@ -63,7 +63,7 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
             .map(|index| {
                 let drawn = reader.read().unwrap();
                 assert_eq!((drawn.pass, drawn.index), (expected, index));
-                drawn.row.row
+                drawn.sequence.number
             })
             .collect()
     };
@@ -74,7 +74,9 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
     // A reader that starts at a cursor gives what the first one gave from there.
     let cursor = Cursor::default().advance(rows, rows - 2);
     let mut late = RowReader::new(domain, 3, cursor);
-    let four: Vec<u64> = (0..4).map(|_| late.read().unwrap().row.row).collect();
+    let four: Vec<u64> = (0..4)
+        .map(|_| late.read().unwrap().sequence.number)
+        .collect();
     assert_eq!(
         four,
         [
@@ -218,7 +220,8 @@ fn what_is_prepared_is_kept_until_something_changes() {
 fn bad_records_are_listed_and_too_many_are_an_error() {
     let place = Place::new();
     let mut records = fs::read(place.path("records.jsonl")).unwrap();
-    records.extend_from_slice(b"{\"text\": \"torn\n\xff\xfe\n{\"title\": \"no text\"}\n\n{\"text\": 7}\n{\"text\": \"  \"}\n");
+    records.extend_from_slice(b"{\"text\": \"torn\n\xff\xfe\n{\"title\": \"no text\"}\n\n");
+    records.extend_from_slice(b"{\"text\": 7}\n{\"text\": \"  \"}\n");
     place.write("records.jsonl", &records);
     let mut options = place.options(vec![place.source("records", "records.jsonl")]);
     let error = place.prepare(&options).unwrap_err().to_string();
@@ -316,16 +319,16 @@ fn a_file_that_cannot_be_read_any_more_is_named_with_the_place() {
     let place = Place::new();
     place.prepare(&place.both()).unwrap();
     let domain = PreparedDomain::open(&place.path("prepared"), "records", rows_of(16)).unwrap();
-    let row = domain.row(1).unwrap();
+    let row = domain.sequence(1).unwrap();
     let tokens = place.path("prepared/records/tokens.bin");
     let whole = fs::read(&tokens).unwrap();
     // Cut under the eyes of who has it open.
     let file = fs::File::options().write(true).open(&tokens).unwrap();
     file.set_len(20).unwrap();
-    let error = domain.row(1).unwrap_err().to_string();
+    let error = domain.sequence(1).unwrap_err().to_string();
     assert!(error.contains("records/tokens.bin at byte 32"), "{error}");
     fs::write(&tokens, whole).unwrap();
-    assert_eq!(domain.row(1).unwrap(), row);
+    assert_eq!(domain.sequence(1).unwrap(), row);
 }
 
 #[test]

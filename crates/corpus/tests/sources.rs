@@ -274,25 +274,25 @@ fn prompts_are_not_predicted_where_they_are_masked() {
     let tokenizer = place.tokenizer();
     let mut seen = 0;
     for number in 0..masked.rows() {
-        let (row, all) = (masked.row(number).unwrap(), plain.row(number).unwrap());
+        let (row, all) = (
+            masked.sequence(number).unwrap(),
+            plain.sequence(number).unwrap(),
+        );
         assert_eq!(row.tokens, all.tokens);
-        assert!(all.skipped.is_empty());
-        let skipped: Vec<u32> = row
-            .tokens
-            .iter()
-            .zip(&row.skipped)
-            .filter(|(_, skipped)| **skipped)
-            .map(|(token, _)| *token)
+        assert!(all.masked.is_empty());
+        let masked_places = row.masked.iter().cloned().flatten();
+        let masked_tokens: Vec<u32> = masked_places
+            .map(|place| row.tokens[place as usize])
             .collect();
-        let text = tokenizer.decode(&skipped).unwrap();
+        let text = tokenizer.decode(&masked_tokens).unwrap();
         let questions = text.matches("question").count();
         seen += questions;
         assert_eq!(questions, row.spans.len(), "{text}");
         // The first token of a part is a prompt's, and is not predicted anyway.
-        let masked_predictions = skipped.len() - row.spans.len();
+        let masked_predictions = masked_tokens.len() - row.spans.len();
         assert_eq!(
-            row.predictions() + masked_predictions as u64,
-            all.predictions()
+            row.num_targets() + masked_predictions as u64,
+            all.num_targets()
         );
     }
     assert_eq!(seen as u64, masked.documents());
@@ -301,7 +301,7 @@ fn prompts_are_not_predicted_where_they_are_masked() {
             .validation()
             .unwrap()
             .iter()
-            .all(|document| document.skipped.contains(&true))
+            .all(|document| !document.masked.is_empty())
     );
 }
 
@@ -328,7 +328,7 @@ fn a_prompt_stays_with_its_text() {
     let (domain, tokenizer) = (open(&place, Packing::BestFit, 64, true), place.tokenizer());
     let mut pairs = 0;
     for number in 0..domain.rows() {
-        let row = domain.row(number).unwrap();
+        let row = domain.sequence(number).unwrap();
         let parts = row.tokens.split(|token| *token == tokenizer.end_token());
         for part in parts.map(|part| tokenizer.decode(part).unwrap()) {
             if let Some((question, answer)) = part.split_once(": answer ") {
@@ -378,7 +378,9 @@ proptest! {
     #![proptest_config(cases())]
 
     #[test]
-    fn every_token_is_in_a_pass_once_however_it_is_packed(lengths in prop::collection::vec(1_u64..60, 30..80), row_length in 2_usize..50) {
+    fn every_token_is_in_a_pass_once_however_it_is_packed(
+        lengths in prop::collection::vec(1_u64..60, 30..80), row_length in 2_usize..50
+    ) {
         let place = Place::new();
         let records: String = lengths
             .iter()
@@ -399,7 +401,7 @@ proptest! {
             let domain = open(&place, packing, row_length, false);
             let mut seen: BTreeMap<(u64, u64), u32> = BTreeMap::new();
             for row in 0..domain.rows() {
-                let row = domain.row(row).unwrap();
+                let row = domain.sequence(row).unwrap();
                 prop_assert!(row.tokens.len() <= row_length && row.tokens.len() > 1);
                 let tokens: u64 = row.spans.iter().map(|span| span.tokens).sum();
                 prop_assert_eq!(tokens, row.tokens.len() as u64);
@@ -407,7 +409,7 @@ proptest! {
                     Packing::Concat => tokens - 1,
                     _ => tokens - row.spans.len() as u64,
                 };
-                prop_assert_eq!(row.predictions(), expected);
+                prop_assert_eq!(row.num_targets(), expected);
                 let mut place = 0;
                 for span in &row.spans {
                     for offset in span.offset..span.offset + span.tokens {

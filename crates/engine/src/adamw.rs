@@ -1,8 +1,8 @@
-//! AdamW with moments that can be seen, saved and restored.
+//! AdamW with flat moments that can be saved and restored.
 
 use ddk_kernel::{AdamWStep, adamw, sum_of_squares};
 use ddk_torch::{FusedAdamW, TorchError, are_apart, fused_adamw, numbers, numbers_mut};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The constants of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,56 +28,116 @@ impl Default for AdamWOptions {
     }
 }
 
-/// AdamW over a fixed list of parameters. Both moments are plain fp32 tensors, one for each parameter, in its order.
+/// A bucket of several parameters holds at most this many numbers: 64 MiB of fp32.
+const BUCKET: i64 = 1 << 24;
+
+/// A moment begins at a multiple of this many numbers, as aligned as an allocation of its own (64 bytes of fp32).
+const ALIGNMENT: i64 = 16;
+
+/// Names of the two moments in a checkpoint.
+pub(crate) const MOMENTS: [&str; 2] = ["first", "second"];
+
+/// AdamW over a fixed list of parameters. Both moments are fp32 and lie in flat buckets.
 #[derive(Debug)]
 pub struct AdamW {
     options: AdamWOptions,
-    first: Vec<Tensor>,
-    second: Vec<Tensor>,
+    pub(crate) buckets: Vec<Bucket>,
     /// Updates made so far; the bias correction depends on it.
-    updates: u64,
+    pub(crate) updates: u64,
+}
+
+/// Moments of parameters that have the dtype, the device and the weight decay in common.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    decays: bool,
+    /// Positions in the list of parameters.
+    pub(crate) members: Vec<usize>,
+    /// The first and the second moments.
+    pub(crate) moments: [Flat; 2],
+}
+
+/// One tensor for each member of a bucket, all in one allocation.
+#[derive(Debug)]
+pub(crate) struct Flat {
+    whole: Tensor,
+    /// Views of `whole`, in the order of the bucket's members.
+    pub(crate) views: Vec<Tensor>,
+}
+
+impl Flat {
+    fn new(whole: Tensor, shapes: impl Iterator<Item = Vec<i64>>) -> Result<Self, TorchError> {
+        let mut start = 0;
+        let views = shapes.map(|shape| {
+            let numbers = shape.iter().product();
+            let view = whole.f_narrow(0, start, numbers)?.f_view(&shape[..])?;
+            start += aligned(numbers);
+            Ok(view)
+        });
+        Ok(Self {
+            views: views.collect::<Result<_, TorchError>>()?,
+            whole,
+        })
+    }
+
+    /// A deep copy on the CPU.
+    pub(crate) fn copy(&self) -> Result<Self, TorchError> {
+        Self::new(copy(&self.whole)?, self.views.iter().map(Tensor::size))
+    }
+}
+
+/// A deep copy on the CPU, so that a snapshot never holds device memory.
+pub(crate) fn copy(tensor: &Tensor) -> Result<Tensor, TorchError> {
+    Ok(tensor
+        .detach()
+        .f_to_device_(Device::Cpu, tensor.kind(), false, true)?)
+}
+
+fn aligned(numbers: i64) -> i64 {
+    numbers + (-numbers).rem_euclid(ALIGNMENT)
+}
+
+/// Buckets of zeros for `parameters`, of at most `limit` numbers unless one parameter alone has more.
+fn buckets(parameters: &[(String, Tensor)], limit: i64) -> Result<Vec<Bucket>, TorchError> {
+    let mut plans: Vec<((bool, Kind, Device), i64, Vec<usize>)> = Vec::new();
+    for (index, (_, parameter)) in parameters.iter().enumerate() {
+        let class = (parameter.dim() >= 2, parameter.kind(), parameter.device());
+        let numbers = aligned(parameter.numel() as i64);
+        let newest = plans.iter_mut().rfind(|plan| plan.0 == class);
+        match newest.filter(|plan| plan.1 + numbers <= limit) {
+            Some((_, size, members)) => {
+                *size += numbers;
+                members.push(index);
+            }
+            None => plans.push((class, numbers, vec![index])),
+        }
+    }
+    let buckets = plans
+        .into_iter()
+        .map(|((decays, kind, device), size, members)| {
+            let zeros = || {
+                let shapes = members.iter().map(|&index| parameters[index].1.size());
+                Flat::new(Tensor::f_zeros([size], (kind, device))?, shapes)
+            };
+            Ok(Bucket {
+                decays,
+                moments: [zeros()?, zeros()?],
+                members,
+            })
+        });
+    buckets.collect()
 }
 
 impl AdamW {
     /// Zero moments for `parameters`.
+    ///
+    /// # Errors
+    /// What libtorch says.
     pub fn new(options: AdamWOptions, parameters: &[(String, Tensor)]) -> Result<Self, TorchError> {
-        let zeros = || -> Result<Vec<Tensor>, TorchError> {
-            parameters
-                .iter()
-                .map(|(_, parameter)| Ok(parameter.detach().f_zeros_like()?))
-                .collect()
-        };
         Ok(Self {
             options,
-            first: zeros()?,
-            second: zeros()?,
+            buckets: buckets(parameters, BUCKET)?,
             updates: 0,
         })
-    }
-
-    /// Goes on from saved moments (in the order of the parameters) after `updates` updates.
-    pub fn restore(
-        options: AdamWOptions,
-        first: Vec<Tensor>,
-        second: Vec<Tensor>,
-        updates: u64,
-    ) -> Self {
-        Self {
-            options,
-            first,
-            second,
-            updates,
-        }
-    }
-
-    /// First and second moments, in the order of the parameters.
-    pub fn moments(&self) -> (&[Tensor], &[Tensor]) {
-        (&self.first, &self.second)
-    }
-
-    /// Updates made so far.
-    pub fn updates(&self) -> u64 {
-        self.updates
     }
 
     /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor). On a
@@ -107,39 +167,36 @@ impl AdamW {
         let correction1 = 1.0 - beta1.powf(self.updates as f64);
         let correction2 = 1.0 - beta2.powf(self.updates as f64);
         let _no_grad = tch::no_grad_guard();
-        let mut fused = [Fused::default(), Fused::default()];
-        for (index, (_, parameter)) in parameters.iter().enumerate() {
-            let mut parameter = parameter.detach();
-            let decays = parameter.dim() >= 2;
-            let decay = match decays {
-                true => learning_rate * weight_decay,
-                false => 0.0,
-            };
+        let step = AdamWStep {
+            gradient_scale: gradient_scale as f32,
+            first_rate: (1.0 - beta1) as f32,
+            second_decay: beta2 as f32,
+            second_rate: (1.0 - beta2) as f32,
+            root_scale: (1.0 / correction2.sqrt()) as f32,
+            epsilon: epsilon as f32,
+            rate: (learning_rate / correction1) as f32,
+            keep: 1.0,
+        };
+        for bucket in &mut self.buckets {
+            let weight_decay = if bucket.decays { weight_decay } else { 0.0 };
             let step = AdamWStep {
-                gradient_scale: gradient_scale as f32,
-                first_rate: (1.0 - beta1) as f32,
-                second_decay: beta2 as f32,
-                second_rate: (1.0 - beta2) as f32,
-                root_scale: (1.0 / correction2.sqrt()) as f32,
-                epsilon: epsilon as f32,
-                rate: (learning_rate / correction1) as f32,
-                keep: (1.0 - decay) as f32,
+                keep: (1.0 - learning_rate * weight_decay) as f32,
+                ..step
             };
-            let (gradient, first, second) = (
-                &gradients[index],
-                &mut self.first[index],
-                &mut self.second[index],
-            );
-            // SAFETY: the four have been found apart and alike; that no other thread uses them the caller promises.
-            if !unsafe { update(&mut parameter, gradient, first, second, &step) } {
-                let list = &mut fused[usize::from(decays)];
-                list.parameters.push(parameter);
-                list.gradients.push(gradient.shallow_clone());
-                list.first.push(first.shallow_clone());
-                list.second.push(second.shallow_clone());
+            // What libtorch updates in one call: parameters, gradients, first and second moments.
+            let mut fused: [Vec<Tensor>; 4] = Default::default();
+            let [first, second] = &mut bucket.moments;
+            let moments = first.views.iter_mut().zip(&mut second.views);
+            for (&index, (first, second)) in bucket.members.iter().zip(moments) {
+                let (mut parameter, gradient) = (parameters[index].1.detach(), &gradients[index]);
+                // SAFETY: `check` found the four apart and alike; the caller promises that no other thread uses them.
+                if !unsafe { update(&mut parameter, gradient, first, second, &step) } {
+                    let four = [&parameter, gradient, first, second].map(Tensor::shallow_clone);
+                    for (list, tensor) in fused.iter_mut().zip(four) {
+                        list.push(tensor);
+                    }
+                }
             }
-        }
-        for (list, weight_decay) in fused.iter().zip([0.0, weight_decay]) {
             let step = FusedAdamW {
                 learning_rate,
                 beta1,
@@ -149,13 +206,8 @@ impl AdamW {
                 updates: self.updates,
                 gradient_scale,
             };
-            fused_adamw(
-                &list.parameters,
-                &list.gradients,
-                &list.first,
-                &list.second,
-                &step,
-            )?;
+            let [parameters, gradients, first, second] = &fused;
+            fused_adamw(parameters, gradients, first, second, &step)?;
         }
         Ok(())
     }
@@ -165,46 +217,41 @@ impl AdamW {
         parameters: &[(String, Tensor)],
         gradients: &[Tensor],
     ) -> Result<(), TorchError> {
-        let counts = [gradients.len(), self.first.len(), self.second.len()];
-        if counts != [parameters.len(); 3] {
+        let moments = self.buckets.iter().map(|bucket| bucket.members.len());
+        let counts = [gradients.len(), moments.sum()];
+        if counts != [parameters.len(); 2] {
             return Err(TorchError::Other(format!(
-                "{} parameters have {} gradients, {} first and {} second moments",
+                "{} parameters have {} gradients and {} pairs of moments",
                 parameters.len(),
                 counts[0],
-                counts[1],
-                counts[2]
+                counts[1]
             )));
         }
-        for (index, (name, parameter)) in parameters.iter().enumerate() {
-            let others = [&gradients[index], &self.first[index], &self.second[index]];
-            let (size, device) = (parameter.size(), parameter.device());
-            if let Some(other) = others
-                .iter()
-                .find(|other| other.size() != size || other.device() != device)
-            {
-                return Err(TorchError::Other(format!(
-                    "{name} is {size:?} on {device:?}, and its gradient or moment is {:?} on {:?}",
-                    other.size(),
-                    other.device()
-                )));
-            }
-            if !are_apart(&[parameter, others[0], others[1], others[2]]) {
-                return Err(TorchError::Other(format!(
-                    "{name} shares memory with its gradient or moments, or these with each other"
-                )));
+        for bucket in &self.buckets {
+            let [first, second] = bucket.moments.each_ref().map(|flat| flat.views.iter());
+            for (&index, (first, second)) in bucket.members.iter().zip(first.zip(second)) {
+                let (name, parameter) = &parameters[index];
+                let others = [&gradients[index], first, second];
+                let (size, device) = (parameter.size(), parameter.device());
+                if let Some(other) = others
+                    .iter()
+                    .find(|other| other.size() != size || other.device() != device)
+                {
+                    return Err(TorchError::Other(format!(
+                        "{name} is {size:?} on {device:?}, and its gradient or moment is {:?} on {:?}",
+                        other.size(),
+                        other.device()
+                    )));
+                }
+                if !are_apart(&[parameter, others[0], first, second]) {
+                    return Err(TorchError::Other(format!(
+                        "{name} shares memory with its gradient or moments, or these with each other"
+                    )));
+                }
             }
         }
         Ok(())
     }
-}
-
-/// Tensors that libtorch updates in one call.
-#[derive(Default)]
-struct Fused {
-    parameters: Vec<Tensor>,
-    gradients: Vec<Tensor>,
-    first: Vec<Tensor>,
-    second: Vec<Tensor>,
 }
 
 /// In one pass if the numbers are at hand (fp32 on the CPU); false if they are not.
@@ -298,7 +345,7 @@ mod tests {
             let got = parameters[0].1.double_value(&[0, 0]);
             assert!((got - weight).abs() < 1e-6, "{got} instead of {weight}");
         }
-        assert_eq!(optimizer.updates(), 3);
+        assert_eq!(optimizer.updates, 3);
     }
 
     #[test]
@@ -325,7 +372,7 @@ mod tests {
             (vec![Tensor::from_slice(&[1.0_f32])], "w is [2]"),
             (vec![parameters[0].1.shallow_clone()], "w shares memory"),
             (
-                vec![optimizer.moments().0[0].shallow_clone()],
+                vec![optimizer.buckets[0].moments[0].views[0].shallow_clone()],
                 "w shares memory",
             ),
         ] {
@@ -334,9 +381,64 @@ mod tests {
             let error = refused.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        assert_eq!(optimizer.updates(), 0);
+        assert_eq!(optimizer.updates, 0);
         let weights = Vec::<f32>::try_from(&parameters[0].1).unwrap();
         assert_eq!(weights, [1.0, 2.0]);
+    }
+
+    /// Buckets of any size, and one optimizer for each parameter, make the same weights.
+    #[test]
+    fn buckets_change_no_bit() {
+        let shapes: [&[i64]; 6] = [&[5, 3], &[7], &[3, 2, 5], &[0], &[17], &[40, 2]];
+        let tensors = |by: i64| -> Vec<(String, Tensor)> {
+            let tensors = shapes.iter().enumerate().map(|(index, shape)| {
+                let numbers =
+                    Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, Device::Cpu));
+                let tensor = ((numbers + index as f64) * by as f64).sin().reshape(*shape);
+                (format!("p{index}"), tensor)
+            });
+            tensors.collect()
+        };
+        let weights = |limit: Option<i64>| -> Vec<Tensor> {
+            let parameters = tensors(3);
+            let lists = match limit {
+                Some(_) => vec![&parameters[..]],
+                None => parameters.chunks(1).collect(),
+            };
+            let mut optimizers: Vec<AdamW> = lists
+                .iter()
+                .map(|list| AdamW {
+                    options: AdamWOptions::default(),
+                    buckets: buckets(list, limit.unwrap_or(BUCKET)).unwrap(),
+                    updates: 0,
+                })
+                .collect();
+            for step in 1..=3 {
+                let gradients: Vec<Tensor> = tensors(step).into_iter().map(|(_, of)| of).collect();
+                let chunks = gradients.chunks(lists[0].len());
+                for ((optimizer, list), gradients) in optimizers.iter_mut().zip(&lists).zip(chunks)
+                {
+                    // SAFETY: this thread alone has them.
+                    unsafe { optimizer.update(list, gradients, 1e-2, 0.5) }.unwrap();
+                }
+            }
+            parameters
+                .into_iter()
+                .map(|(_, parameter)| parameter)
+                .collect()
+        };
+        let expected = weights(None);
+        for limit in [1, 48, 100, BUCKET] {
+            for (found, expected) in weights(Some(limit)).iter().zip(&expected) {
+                assert!(found.equal(expected), "buckets of {limit}");
+            }
+        }
+        let sizes = |limit| -> Vec<Vec<usize>> {
+            let buckets = buckets(&tensors(1), limit).unwrap();
+            buckets.into_iter().map(|bucket| bucket.members).collect()
+        };
+        assert_eq!(sizes(48), [vec![0, 2], vec![1, 3, 4], vec![5]]);
+        assert_eq!(sizes(BUCKET), [vec![0, 2, 5], vec![1, 3, 4]]);
     }
 
     #[test]

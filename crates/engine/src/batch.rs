@@ -1,33 +1,13 @@
 //! Rows of token ids as the tensors that the models take.
 
+use ddk_corpus::Sequence;
 use ddk_torch::{TorchError, upload};
 use tch::{Device, Tensor};
 
 use crate::EngineError;
 
-/// A label that is not scored: the last position of a row, the last of a part, what is skipped, and padding.
+/// The label of a position that predicts no target ([`Sequence::targets`]), and of padding.
 pub const NOT_SCORED: i64 = -100;
-
-/// A row as a model takes it.
-#[derive(Debug, Clone, Copy)]
-pub struct Sequence<'a> {
-    /// Token ids.
-    pub tokens: &'a [u32],
-    /// Lengths of documents that see nothing of each other; empty where the row is one text.
-    pub parts: &'a [u32],
-    /// For each token whether its prediction is left out of every loss; empty where none is.
-    pub skipped: &'a [bool],
-}
-
-impl<'a> From<&'a [u32]> for Sequence<'a> {
-    fn from(tokens: &'a [u32]) -> Self {
-        Self {
-            tokens,
-            parts: &[],
-            skipped: &[],
-        }
-    }
-}
 
 /// Rows padded on the right to the longest of them.
 ///
@@ -51,7 +31,7 @@ pub struct BatchTensors {
 /// A token id that is not below `vocabulary`: on a GPU it would end the process's use of the device. And what
 /// libtorch says.
 pub fn batch_tensors(
-    rows: &[Sequence<'_>],
+    rows: &[&Sequence],
     vocabulary: i64,
     device: Device,
 ) -> Result<BatchTensors, EngineError> {
@@ -62,27 +42,18 @@ pub fn batch_tensors(
     let mut predictions = 0;
     for (index, row) in rows.iter().enumerate() {
         let start = index * time;
-        let mut first_of_part = vec![false; row.tokens.len()];
-        let mut part_start = 0;
-        for &length in row.parts {
-            if let Some(first) = first_of_part.get_mut(part_start) {
-                *first = true;
-            }
-            part_start += length as usize;
-        }
         for (position, &token) in row.tokens.iter().enumerate() {
             if i64::from(token) >= vocabulary {
                 return Err(EngineError::TokenPastVocabulary { token, vocabulary });
             }
             tokens[start + position] = i64::from(token);
-            let skipped = row.skipped.get(position).copied().unwrap_or(false);
-            if position > 0 && !first_of_part[position] && !skipped {
-                labels[start + position - 1] = i64::from(token);
-                predictions += 1;
-            }
+        }
+        for position in row.targets() {
+            labels[start + position - 1] = i64::from(row.tokens[position]);
+            predictions += 1;
         }
     }
-    let has_parts = rows.iter().any(|row| !row.parts.is_empty());
+    let has_parts = rows.iter().any(|row| !row.document_lengths.is_empty());
     let shape = [rows.len() as i64, time as i64];
     let on_device = |values: &[i64], shape: &[i64]| -> Result<Tensor, TorchError> {
         Ok(upload(
@@ -99,11 +70,11 @@ pub fn batch_tensors(
 }
 
 /// Lengths that add up to `time`.
-fn parts(row: &Sequence<'_>, time: usize) -> Vec<i64> {
-    let mut parts: Vec<i64> = match row.parts {
+fn parts(row: &Sequence, time: usize) -> Vec<i64> {
+    let mut parts: Vec<i64> = match &row.document_lengths[..] {
         [] if row.tokens.is_empty() => Vec::new(),
         [] => vec![row.tokens.len() as i64],
-        parts => parts.iter().map(|&length| i64::from(length)).collect(),
+        lengths => lengths.iter().map(|&length| i64::from(length)).collect(),
     };
     let padding = time as i64 - parts.iter().sum::<i64>();
     if padding > 0 {
@@ -122,8 +93,8 @@ mod tests {
 
     #[test]
     fn labels_are_the_next_tokens_and_padding_is_not_scored() {
-        let rows: [&[u32]; 2] = [&[5, 6, 7], &[8, 9]];
-        let batch = batch_tensors(&rows.map(Sequence::from), 10, Device::Cpu).unwrap();
+        let rows = [vec![5, 6, 7], vec![8, 9]].map(Sequence::from);
+        let batch = batch_tensors(&rows.each_ref(), 10, Device::Cpu).unwrap();
         assert_eq!(batch.tokens.size(), [2, 3]);
         assert_eq!(values(&batch.tokens), [5, 6, 7, 8, 9, 0]);
         assert_eq!(values(&batch.labels), [6, 7, -100, 9, -100, -100]);
@@ -133,8 +104,8 @@ mod tests {
 
     #[test]
     fn a_token_past_the_vocabulary_is_named_before_a_device_sees_it() {
-        let rows: [&[u32]; 1] = [&[5, 9, 7]];
-        let built = batch_tensors(&rows.map(Sequence::from), 9, Device::Cpu);
+        let row = vec![5, 9, 7].into();
+        let built = batch_tensors(&[&row], 9, Device::Cpu);
         let error = built.unwrap_err().to_string();
         assert!(
             error.contains("token id 9 is past the vocabulary of 9"),
@@ -143,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_token_of_a_part_and_skipped_ones_are_not_predicted() {
+    fn the_first_token_of_a_document_and_masked_ones_are_not_predicted() {
         let packed = Sequence {
-            tokens: &[5, 6, 7, 8],
-            parts: &[1, 3],
-            skipped: &[false, false, true, false],
+            document_lengths: vec![1, 3],
+            masked: vec![2..3],
+            ..vec![5, 6, 7, 8].into()
         };
-        let longer: &[u32] = &[1, 2, 3, 4, 5];
-        let batch = batch_tensors(&[packed, longer.into()], 10, Device::Cpu).unwrap();
+        let longer = vec![1, 2, 3, 4, 5].into();
+        let batch = batch_tensors(&[&packed, &longer], 10, Device::Cpu).unwrap();
         assert_eq!(
             values(&batch.labels),
             [-100, -100, 8, -100, -100, 2, 3, 4, 5, -100]

@@ -40,9 +40,9 @@ pub struct StepShape {
     /// Whether the kernel on the CPU computes losses, in the logits' own memory; elsewhere as much is needed
     /// beside them.
     pub kernel: bool,
-    /// Whether the teacher labels each batch; otherwise its perplexities are all that is asked of it, before
+    /// Whether each batch needs the teacher's output. If not, the run uses only its perplexities, measured before
     /// the first step.
-    pub labels: bool,
+    pub needs_teacher_output: bool,
     /// Whether the student's side has the teacher's output matrix from the teacher, on the same device.
     pub shared_head: bool,
 }
@@ -114,9 +114,10 @@ pub fn student_memory(
     let positions = shape.positions();
     let layer = sizes.kept_by_layer() * positions * shape.student_bytes;
     let between = sizes.width * positions * shape.student_bytes;
-    let activations = match shape.recompute {
-        true => sizes.layers * between + layer,
-        false => sizes.layers * layer,
+    let activations = if shape.recompute {
+        sizes.layers * between + layer
+    } else {
+        sizes.layers * layer
     };
     // Input and output of the final norm, and the gradient of the hidden states.
     let activations = activations + 3 * between;
@@ -128,7 +129,8 @@ pub fn student_memory(
     let holes = if shape.on_cpu { HOLES_ON_CPU } else { 1 };
     let activations = holes * (activations + of_layers);
     // Logits of both models, which become the gradient; or log-probabilities and probabilities beside them.
-    let matrices = if shape.labels { 2 } else { 1 } * if shape.kernel { 1 } else { 2 };
+    let matrices =
+        if shape.needs_teacher_output { 2 } else { 1 } * if shape.kernel { 1 } else { 2 };
     let chunk = shape.chunk.min(positions) * shape.vocabulary;
     // In another dtype than fp32, the product that becomes logits, and the gradient for the products back.
     let chunk_for_products = match shape.student_bytes {
@@ -160,9 +162,10 @@ pub fn student_memory(
         ),
         part(
             "the teacher's output matrix",
-            match shape.labels && !shape.shared_head {
-                true => shape.teacher_bytes * teacher.table,
-                false => 0,
+            if shape.needs_teacher_output && !shape.shared_head {
+                shape.teacher_bytes * teacher.table
+            } else {
+                0
             },
             "teacher.dtype",
         ),
@@ -229,7 +232,7 @@ pub fn teacher_memory(
         .max(2 * sizes.width + 3 * sizes.mlp);
     // TED's filters are square here.
     let weights = sizes.parameters + shape.pairs * sizes.width * sizes.width;
-    if !shape.labels {
+    if !shape.needs_teacher_output {
         let bytes = shape.teacher_bytes * (weights + working * shape.positions());
         let step = student.iter().filter(|part| part.name == STEP);
         let step: u64 = step.map(|part| part.bytes).sum();
@@ -269,7 +272,7 @@ pub fn evaluated_copy_memory(
 pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes: u64) -> Part {
     let width = teacher.hidden_size().unsigned_abs();
     // One more is in the hands of the teacher, one more in the student's.
-    let batches = if shape.labels {
+    let batches = if shape.needs_teacher_output {
         lanes * (depth + 1) + 1
     } else {
         0

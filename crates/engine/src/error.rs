@@ -21,7 +21,7 @@ pub enum EngineError {
     #[error(
         "the excess over the teacher's loss is wanted, but the batch carries no hidden states of it"
     )]
-    NoTeacherSignal,
+    NoTeacherOutput,
     /// A batch came without the layers that filters need.
     #[error("the batch does not carry the teacher's layers that the filters are for")]
     NoLayers,
@@ -53,7 +53,7 @@ impl EngineError {
             Self::Model(error) => error.is_out_of_memory(),
             Self::Objective(error) => error.is_out_of_memory(),
             Self::NoTeacherHead
-            | Self::NoTeacherSignal
+            | Self::NoTeacherOutput
             | Self::NoLayers
             | Self::TokenPastVocabulary { .. }
             | Self::BadCheckpoint { .. } => false,

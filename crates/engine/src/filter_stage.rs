@@ -5,6 +5,7 @@
 
 use std::{path::Path, time::Instant};
 
+use ddk_corpus::Sequence;
 use ddk_model::{Model, Output, safetensors::read_tensors};
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
@@ -16,11 +17,11 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     EngineError, Learner,
     adamw::AdamW,
-    batch::{Sequence, batch_tensors},
+    batch::batch_tensors,
     filters::{Filters, read_filter},
     snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE, read_moments},
     student::StudentOptions,
-    teacher::Signal,
+    teacher::TeacherOutput,
     update::Updates,
 };
 
@@ -162,16 +163,11 @@ impl Learner for FilterStage {
     /// The loss is the mean over all filters, the teacher's and the student's.
     fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
-        signal: Option<&Signal>,
+        rows: &[&Sequence],
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroBatchSums, EngineError> {
-        let Some(Signal::Hidden {
-            layers: of_teacher, ..
-        }) = signal
-        else {
-            return Err(EngineError::NoLayers);
-        };
+        let of_teacher = teacher.map_or(&[][..], TeacherOutput::layers);
         let started = Instant::now();
         let batch = batch_tensors(rows, self.options.vocabulary, self.student.device())?;
         let of_student = {
@@ -218,9 +214,10 @@ impl Learner for FilterStage {
     fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         let gradients = self.parameters.iter().map(|(_, parameter)| {
             let gradient = parameter.f_grad()?;
-            match gradient.defined() {
-                true => Ok(gradient),
-                false => Ok(parameter.detach().f_zeros_like()?),
+            if gradient.defined() {
+                Ok(gradient)
+            } else {
+                Ok(parameter.detach().f_zeros_like()?)
             }
         });
         let gradients = gradients.collect::<Result<Vec<_>, TorchError>>()?;

@@ -15,7 +15,7 @@ use ddk_objective::{LayerInput, Positions, layer_loss};
 use ddk_torch::TorchError;
 use tch::{Device, Kind, Tensor};
 
-use crate::{EngineError, student::StudentOptions, teacher::Signal};
+use crate::{EngineError, student::StudentOptions, teacher::TeacherOutput};
 
 /// No more pairs are chosen where none are named: each costs the teacher's width for every position in the queues.
 const PAIRS: usize = 4;
@@ -131,17 +131,17 @@ pub(crate) fn trained(model: &Model, filters: &[Filter]) -> Vec<(String, Tensor)
 pub(crate) fn distance_of_layers(
     filters: &mut [Filter],
     layers: &[Tensor],
-    signal: Option<&Signal>,
+    teacher: Option<&TeacherOutput>,
     positions: &Positions<'_>,
     weight: f64,
 ) -> Result<(f64, Vec<Tensor>), EngineError> {
     if filters.is_empty() {
         return Ok((0.0, Vec::new()));
     }
-    let targets = match signal {
-        Some(Signal::Hidden { layers: of, .. }) if of.len() == layers.len() => of,
-        _ => return Err(EngineError::NoLayers),
-    };
+    let targets = teacher.map_or(&[][..], TeacherOutput::layers);
+    if targets.len() != layers.len() {
+        return Err(EngineError::NoLayers);
+    }
     let count = layers.len() as f64;
     let weight = weight / count;
     let (mut sum, mut gradients) = (0.0, Vec::with_capacity(layers.len()));

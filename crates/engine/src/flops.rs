@@ -1,8 +1,9 @@
 //! What a run computes: operations of the matrix products, by teacher, student and evaluation.
 
+use ddk_corpus::Sequence;
 use ddk_model::{Flops, ModelConfig};
 
-use crate::{Document, Filters, Sequence};
+use crate::Filters;
 
 /// Counts a run's floating-point operations from the models' shapes and the tokens that go through them,
 /// padding left out.
@@ -54,12 +55,12 @@ impl FlopCounter {
     }
 
     /// The teacher labels rows: one forward with the output matrix.
-    pub fn teacher(&self, rows: &[Sequence<'_>]) -> f64 {
+    pub fn teacher(&self, rows: &[&Sequence]) -> f64 {
         self.teacher_of(rows.iter().flat_map(lengths))
     }
 
     /// The student learns from rows: forward and backward.
-    pub fn student(&self, rows: &[Sequence<'_>]) -> f64 {
+    pub fn student(&self, rows: &[&Sequence]) -> f64 {
         self.student_of(rows.iter().flat_map(lengths))
     }
 
@@ -105,7 +106,7 @@ impl FlopCounter {
     }
 
     /// The student's perplexities on all documents, once.
-    pub fn student_evaluation(&self, domains: &[Vec<Document>]) -> f64 {
+    pub fn student_evaluation(&self, domains: &[Vec<Sequence>]) -> f64 {
         self.student_evaluation_of(scored(domains))
     }
 
@@ -115,7 +116,7 @@ impl FlopCounter {
     }
 
     /// The teacher's perplexities on all documents, once.
-    pub fn teacher_evaluation(&self, domains: &[Vec<Document>]) -> f64 {
+    pub fn teacher_evaluation(&self, domains: &[Vec<Sequence>]) -> f64 {
         forward(&self.teacher, scored(domains), self.vocabulary)
     }
 }
@@ -125,14 +126,15 @@ fn forward(model: &Flops, lengths: impl Iterator<Item = u64> + Clone, vocabulary
 }
 
 /// Lengths of the texts in a row that see nothing of each other.
-fn lengths<'a>(row: &Sequence<'a>) -> impl Iterator<Item = u64> + Clone + use<'a> {
-    let whole = row.parts.is_empty().then_some(row.tokens.len() as u64);
-    let parts = row.parts.iter().map(|&length| u64::from(length));
+fn lengths<'a>(row: &&'a Sequence) -> impl Iterator<Item = u64> + Clone + use<'a> {
+    let whole = row.document_lengths.is_empty();
+    let whole = whole.then_some(row.tokens.len() as u64);
+    let parts = row.document_lengths.iter().map(|&length| u64::from(length));
     whole.into_iter().chain(parts)
 }
 
 /// Lengths of the documents that have something to predict.
-fn scored(domains: &[Vec<Document>]) -> impl Iterator<Item = u64> + Clone {
+fn scored(domains: &[Vec<Sequence>]) -> impl Iterator<Item = u64> + Clone {
     let lengths = domains
         .iter()
         .flatten()

@@ -1,9 +1,10 @@
 //! What learns on the student's lane: a [`Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
 
+use ddk_corpus::Sequence;
 use ddk_model::Model;
 use ddk_run::{MicroBatchSums, UpdateStats};
 
-use crate::{EngineError, batch::Sequence, snapshot::Snapshot, student::Student, teacher::Signal};
+use crate::{EngineError, snapshot::Snapshot, student::Student, teacher::TeacherOutput};
 
 /// Steps of micro-batches, and snapshots in between.
 pub trait Learner {
@@ -14,8 +15,8 @@ pub trait Learner {
     /// optimizer step, so that micro-batches of any size add up to the mean over the step.
     fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
-        signal: Option<&Signal>,
+        rows: &[&Sequence],
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroBatchSums, EngineError>;
 
@@ -43,11 +44,11 @@ impl Learner for Student {
 
     fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
-        signal: Option<&Signal>,
+        rows: &[&Sequence],
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroBatchSums, EngineError> {
-        Student::accumulate(self, rows, signal, denominator)
+        Student::accumulate(self, rows, teacher, denominator)
     }
 
     fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {

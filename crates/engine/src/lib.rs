@@ -22,8 +22,8 @@ mod student;
 mod teacher;
 mod update;
 
-pub use adamw::{AdamW, AdamWOptions, global_norm};
-pub use batch::{BatchTensors, NOT_SCORED, Sequence, batch_tensors};
+pub use adamw::AdamWOptions;
+pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
 pub use budget::{
     Part, StepShape, evaluated_copy_memory, gpu_memory, program_memory, queue_memory,
     snapshot_memory, student_memory, teacher_memory,
@@ -34,8 +34,8 @@ pub use filters::{Filters, LayerPair};
 pub use flops::FlopCounter;
 pub use generate::{Generator, Sampling};
 pub use learner::Learner;
-pub use perplexity::{Document, domain_perplexities};
+pub use perplexity::domain_perplexities;
 pub use schedule::Schedule;
 pub use snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
 pub use student::{RowLosses, Student, StudentOptions};
-pub use teacher::{Signal, Teacher};
+pub use teacher::{Teacher, TeacherOutput};

@@ -1,47 +1,11 @@
 //! Perplexity of a model on validation documents.
 
+use ddk_corpus::Sequence;
 use ddk_model::Model;
 use ddk_objective::{HeadInput, cross_entropy_sum};
 use ddk_torch::TorchError;
 
-use crate::{
-    EngineError,
-    batch::{Sequence, batch_tensors},
-};
-
-/// A validation document.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
-    /// Token ids.
-    pub tokens: Vec<u32>,
-    /// For each token whether its prediction is left out; empty where none is.
-    pub skipped: Vec<bool>,
-}
-
-impl Document {
-    fn sequence(&self) -> Sequence<'_> {
-        Sequence {
-            tokens: &self.tokens,
-            parts: &[],
-            skipped: &self.skipped,
-        }
-    }
-
-    /// Tokens that are predicted.
-    pub fn predictions(&self) -> usize {
-        let skipped = self.skipped.iter().skip(1).filter(|skipped| **skipped);
-        self.tokens.len().saturating_sub(1) - skipped.count()
-    }
-}
-
-impl From<Vec<u32>> for Document {
-    fn from(tokens: Vec<u32>) -> Self {
-        Self {
-            tokens,
-            skipped: Vec::new(),
-        }
-    }
-}
+use crate::{EngineError, batch::batch_tensors};
 
 /// Perplexity of `model` on each domain's documents: `exp` of the mean cross-entropy over all predicted tokens of the
 /// domain (token-weighted), each document on its own.
@@ -53,7 +17,7 @@ impl From<Vec<u32>> for Document {
 /// together; where it says true, the evaluation is cut off and `None` returned.
 pub fn domain_perplexities(
     model: &Model,
-    domains: &[Vec<Document>],
+    domains: &[Vec<Sequence>],
     batch_rows: usize,
     vocabulary: i64,
     chunk: i64,
@@ -61,16 +25,12 @@ pub fn domain_perplexities(
 ) -> Result<Option<Vec<f64>>, EngineError> {
     let _no_grad = tch::no_grad_guard();
     let head = model.head_for_products()?;
-    let has_predictions = |document: &&Document| document.tokens.len() > 1;
+    let has_predictions = |document: &&Sequence| document.tokens.len() > 1;
     let all = domains.iter().flatten().filter(has_predictions).count() as u64;
     let mut done = 0;
     let mut perplexities = Vec::with_capacity(domains.len());
     for documents in domains {
-        let mut by_length: Vec<Sequence<'_>> = documents
-            .iter()
-            .filter(has_predictions)
-            .map(Document::sequence)
-            .collect();
+        let mut by_length: Vec<&Sequence> = documents.iter().filter(has_predictions).collect();
         by_length.sort_by_key(|document| std::cmp::Reverse(document.tokens.len()));
         let (mut total, mut predictions) = (0.0, 0);
         for rows in by_length.chunks(batch_rows.max(1)) {

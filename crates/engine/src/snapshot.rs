@@ -12,7 +12,7 @@ use tch::Tensor;
 
 use crate::{
     EngineError,
-    adamw::{AdamW, AdamWOptions},
+    adamw::{AdamW, AdamWOptions, MOMENTS, copy},
     filters::{read_filters, trained},
     student::{Student, StudentOptions},
 };
@@ -36,19 +36,23 @@ impl Snapshot {
         optimizer: &AdamW,
     ) -> Result<Self, EngineError> {
         let _no_grad = tch::no_grad_guard();
-        let (first, second) = optimizer.moments();
         let mut weights = Vec::with_capacity(parameters.len());
-        let mut moments = Vec::with_capacity(2 * parameters.len());
-        for (index, (name, parameter)) in parameters.iter().enumerate() {
+        for (name, parameter) in parameters {
             weights.push((name.clone(), copy(parameter)?));
-            moments.push((format!("first.{name}"), copy(&first[index])?));
-            moments.push((format!("second.{name}"), copy(&second[index])?));
+        }
+        let mut moments = Vec::with_capacity(2 * parameters.len());
+        for bucket in &optimizer.buckets {
+            for (moment, flat) in MOMENTS.iter().zip(&bucket.moments) {
+                for (&index, view) in bucket.members.iter().zip(flat.copy()?.views) {
+                    moments.push((format!("{moment}.{}", parameters[index].0), view));
+                }
+            }
         }
         moments.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(Self {
             weights,
             moments,
-            updates: optimizer.updates(),
+            updates: optimizer.updates,
         })
     }
 
@@ -101,24 +105,16 @@ pub(crate) fn read_moments(
             file: path.to_owned(),
             reason: "its metadata has no number `updates`".to_owned(),
         })?;
-    let (mut first, mut second) = (Vec::new(), Vec::new());
-    {
-        let _no_grad = tch::no_grad_guard();
-        for (name, parameter) in parameters {
-            let shape = parameter.size();
-            let device = parameter.device();
-            for (prefix, list) in [("first", &mut first), ("second", &mut second)] {
-                let moment = moments.tensor(&format!("{prefix}.{name}"), &shape)?;
-                list.push(moment.f_to_device(device).map_err(TorchError::from)?);
+    let mut optimizer = AdamW::new(options, parameters)?;
+    optimizer.updates = updates;
+    for bucket in &mut optimizer.buckets {
+        for (moment, flat) in MOMENTS.iter().zip(&mut bucket.moments) {
+            for (&index, view) in bucket.members.iter().zip(&mut flat.views) {
+                let name = format!("{moment}.{}", parameters[index].0);
+                let saved = moments.tensor(&name, &view.size())?;
+                view.f_copy_(&saved).map_err(TorchError::from)?;
             }
         }
     }
-    Ok(AdamW::restore(options, first, second, updates))
-}
-
-/// A deep copy on the CPU, so that a snapshot never holds device memory.
-fn copy(tensor: &Tensor) -> Result<Tensor, TorchError> {
-    Ok(tensor
-        .detach()
-        .f_to_device_(tch::Device::Cpu, tensor.kind(), false, true)?)
+    Ok(optimizer)
 }

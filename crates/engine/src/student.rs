@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, Objective, PerPosition, Positions,
@@ -14,11 +15,11 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     EngineError,
     adamw::{AdamW, AdamWOptions},
-    batch::{Sequence, batch_tensors},
+    batch::batch_tensors,
     filters::{Filter, Filters, distance_of_layers, read_filters, trained},
     schedule::Schedule,
     snapshot::Snapshot,
-    teacher::Signal,
+    teacher::TeacherOutput,
     update::Updates,
 };
 
@@ -102,10 +103,9 @@ impl Student {
     ) -> Result<Self, EngineError> {
         let zeros = |like: &Tensor| like.detach().f_zeros_like().map_err(TorchError::from);
         let head_gradient = zeros(model.head().weight)?;
-        let embedding_gradient = match model.head().tied {
-            true => None,
-            false => Some(zeros(model.embedding())?),
-        };
+        let embedding_gradient = (!model.head().tied)
+            .then(|| zeros(model.embedding()))
+            .transpose()?;
         Ok(Self {
             trained: trained(&model, &filters),
             model,
@@ -139,8 +139,8 @@ impl Student {
     /// so that micro-batches of any size add up to the mean over the step.
     pub fn accumulate(
         &mut self,
-        rows: &[Sequence<'_>],
-        signal: Option<&Signal>,
+        rows: &[&Sequence],
+        teacher: Option<&TeacherOutput>,
         denominator: f64,
     ) -> Result<MicroBatchSums, EngineError> {
         let started = Instant::now();
@@ -165,9 +165,9 @@ impl Student {
 
         let started = Instant::now();
         let student_head = self.model.head_for_products()?;
-        let teacher = match (signal, &self.teacher_head) {
-            (Some(Signal::Hidden { last, .. }), Some(weight)) => Some(HeadInput::new(last, weight)),
-            (Some(Signal::Nothing) | None, _) => None,
+        let teacher_input = match (teacher, &self.teacher_head) {
+            (Some(output), Some(weight)) => Some(HeadInput::new(output.hidden(), weight)),
+            (None, _) => None,
             (Some(_), None) => return Err(EngineError::NoTeacherHead),
         };
         let positions = Positions {
@@ -177,7 +177,7 @@ impl Student {
         };
         let output = chunked_head(
             &HeadInput::new(&detached, &student_head),
-            teacher.as_ref(),
+            teacher_input.as_ref(),
             &positions,
             &HeadOptions {
                 objective: self.options.objective,
@@ -202,7 +202,7 @@ impl Student {
         let (layer_sum, layer_gradients) = distance_of_layers(
             &mut self.filters,
             trace.layers(),
-            signal,
+            teacher,
             &positions,
             self.options.objective.layer_weight,
         )?;
@@ -328,7 +328,7 @@ fn sequence_losses(
         RowLosses::None | RowLosses::CrossEntropy => vec![0.0; rows],
         RowLosses::Excess => {
             let teacher = values.teacher_ce.as_ref();
-            let teacher = teacher.ok_or(EngineError::NoTeacherSignal)?;
+            let teacher = teacher.ok_or(EngineError::NoTeacherOutput)?;
             let behind = values
                 .ce
                 .f_sub(teacher)

@@ -1,42 +1,61 @@
 //! The frozen teacher: labels batches with what the student's lane needs to rebuild its logits.
 
+use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
 use ddk_torch::TorchError;
 use tch::{Device, Tensor};
 
 use crate::{
     EngineError,
-    batch::{Sequence, batch_tensors},
+    batch::batch_tensors,
     filters::{Filters, read_filter},
 };
 
-/// What a teacher says about a batch.
+/// A teacher's output for a batch.
 ///
-/// Hidden states are `d_model` numbers a position instead of a vocabulary of logits; the teacher's head is applied
-/// beside the student, chunk by chunk, so that the KL is exact. An enum, because later teachers (a server, a cache on
-/// disk) can only send their top tokens.
+/// Hidden states have `d_model` numbers per position, where logits have one per vocabulary entry. The student's worker
+/// applies the teacher's head chunk by chunk, so the divergence is exact. An enum, because a served or cached teacher
+/// will send its top logits instead.
 #[derive(Debug)]
-pub enum Signal {
-    /// Nothing: the loss leaves the teacher out, so that no forward was made.
-    Nothing,
-    /// Hidden states, each `[positions, d_model]` in the teacher's dtype, on the student's device.
-    Hidden {
+pub enum TeacherOutput {
+    /// Hidden states after the final norm: `[positions, d_model]` in the teacher's dtype, on the student's device.
+    Hidden(Tensor),
+    /// Hidden states and the outputs of the layers that TED compares, all of the same shape, dtype and device.
+    HiddenAndLayers {
         /// After the final norm.
-        last: Tensor,
-        /// What comes out of the layers that the student's are compared with: behind the teacher's filters
-        /// where those have been learnt (the same size, and one product less on the student's lane). Empty
-        /// without TED.
+        hidden: Tensor,
+        /// Layer outputs, behind the teacher's filters if those were learned.
         layers: Vec<Tensor>,
     },
 }
 
-impl Signal {
-    /// Makes it not a number, for faults on purpose.
+impl TeacherOutput {
+    /// The hidden states after the final norm.
+    pub fn hidden(&self) -> &Tensor {
+        match self {
+            Self::Hidden(hidden) | Self::HiddenAndLayers { hidden, .. } => hidden,
+        }
+    }
+
+    /// The layer outputs; empty without TED.
+    pub fn layers(&self) -> &[Tensor] {
+        match self {
+            Self::Hidden(_) => &[],
+            Self::HiddenAndLayers { layers, .. } => layers,
+        }
+    }
+
+    /// Replaces all numbers with NaN, for fault injection.
+    ///
+    /// # Errors
+    /// What libtorch says.
     pub fn poison(&mut self) -> Result<(), EngineError> {
-        if let Self::Hidden { last, layers } = self {
-            for hidden in [last].into_iter().chain(layers) {
-                *hidden = hidden.f_full_like(f64::NAN).map_err(TorchError::from)?;
-            }
+        let (hidden, layers) = match self {
+            Self::Hidden(hidden) => (hidden, &mut [][..]),
+            Self::HiddenAndLayers { hidden, layers } => (hidden, &mut layers[..]),
+        };
+        for tensor in [hidden].into_iter().chain(layers) {
+            *tensor = tensor.f_full_like(f64::NAN).map_err(TorchError::from)?;
         }
         Ok(())
     }
@@ -46,7 +65,7 @@ impl Signal {
 #[derive(Debug)]
 pub struct Teacher {
     model: Model,
-    /// Where signals are used.
+    /// Where the outputs are used.
     student_device: Device,
     /// Layers whose outputs are sent as well, from 1.
     layers: Vec<usize>,
@@ -55,7 +74,7 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Freezes `model`; its signals are moved to `student_device`.
+    /// Freezes `model`; its outputs are moved to `student_device`.
     pub fn new(mut model: Model, student_device: Device) -> Self {
         model.set_trainable(false);
         Self {
@@ -87,19 +106,22 @@ impl Teacher {
     }
 
     /// Hidden states of every position of `rows` (padded on the right to the longest).
-    pub fn label(&self, rows: &[Sequence<'_>]) -> Result<Signal, EngineError> {
+    pub fn label(&self, rows: &[&Sequence]) -> Result<TeacherOutput, EngineError> {
         let _no_grad = tch::no_grad_guard();
         let batch = batch_tensors(rows, self.model.config().vocab_size(), self.model.device())?;
         let parts = batch.parts.as_deref();
         let (hidden, layers) = self
             .model
             .hidden_and_layers(&batch.tokens, parts, &self.layers)?;
+        let hidden = self.send(hidden, None)?;
+        if layers.is_empty() {
+            return Ok(TeacherOutput::Hidden(hidden));
+        }
         let layers = layers.into_iter().enumerate();
-        Ok(Signal::Hidden {
-            last: self.send(hidden, None)?,
-            layers: layers
-                .map(|(index, layer)| self.send(layer, self.filters.get(index)))
-                .collect::<Result<_, _>>()?,
+        let layers = layers.map(|(index, layer)| self.send(layer, self.filters.get(index)));
+        Ok(TeacherOutput::HiddenAndLayers {
+            hidden,
+            layers: layers.collect::<Result<_, _>>()?,
         })
     }
 

@@ -9,7 +9,8 @@
 
 use std::{fs, iter::repeat_n};
 
-use ddk_engine::{Document, Filters, FlopCounter, LayerPair, Sequence};
+use ddk_corpus::Sequence;
+use ddk_engine::{Filters, FlopCounter, LayerPair};
 use ddk_model::{Architecture, ModelConfig};
 
 fn llama(hidden_size: i64) -> ModelConfig {
@@ -30,13 +31,11 @@ fn llama(hidden_size: i64) -> ModelConfig {
 #[test]
 fn teacher_student_and_evaluation_are_counted_by_hand() {
     let counter = FlopCounter::new(&llama(16), &llama(8), 10, false);
-    let tokens = [1_u32, 2, 3, 4, 5];
-    let packed = Sequence {
-        tokens: &tokens,
-        parts: &[3, 2],
-        skipped: &[],
+    let packed = &Sequence {
+        document_lengths: vec![3, 2],
+        ..vec![1, 2, 3, 4, 5].into()
     };
-    let whole: Sequence<'_> = tokens[..4].into();
+    let whole = &vec![1, 2, 3, 4].into();
     // Student: 2 layers of 480 weights, 64 a pair; 6 + 3 pairs in the parts, 10 in the whole row; 9 positions
     // of 10 columns.
     let (layers, head) = (9.0 * 1920.0 + 19.0 * 64.0, 9.0 * 10.0 * 16.0);
@@ -70,7 +69,7 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
     assert_eq!(of(None), (9.0 * 5376.0 + 19.0 * 128.0, first_stage));
 
     // A document of one token has nothing to predict and is not computed.
-    let documents = [vec![vec![1, 2, 3].into(), Document::from(vec![7])], vec![]];
+    let documents = [vec![vec![1, 2, 3].into(), Sequence::from(vec![7])], vec![]];
     let once = 3.0 * 1920.0 + 6.0 * 64.0 + 3.0 * 10.0 * 16.0;
     assert_eq!(counter.student_evaluation(&documents), once);
     let by_teacher = 3.0 * 5376.0 + 6.0 * 128.0 + 3.0 * 10.0 * 32.0;
@@ -114,7 +113,8 @@ fn at_the_papers_proportions_ddk_costs_less_than_the_papers_0_69_percent() {
         + counter.teacher_of(documents());
     let share = extra / training;
     eprintln!(
-        "training {training:.4e} FLOPs; {evaluations} evaluations of the student and one of the teacher {extra:.4e}: {:.3} % (the paper: 0.69 %)",
+        "training {training:.4e} FLOPs; {evaluations} evaluations of the student and one of the teacher \
+         {extra:.4e}: {:.3} % (the paper: 0.69 %)",
         100.0 * share
     );
     assert!(share < 0.0069, "{share}");

@@ -4,7 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use ddk_engine::{AdamWOptions, Schedule, Sequence, Student, StudentOptions, Teacher};
+use ddk_corpus::Sequence;
+use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Divergence, Objective};
 use ddk_torch::on_gpu_path;
@@ -89,17 +90,15 @@ impl Pair {
                     (0..length).map(|at| (at * 37 + seed * 11 + step * 5) % VOCABULARY as u64);
                 ids.map(|id| id as u32).collect()
             };
-            let (rows, packed) = ([row(20, 1), row(13, 2)], row(20, 3));
-            let plain = [&rows[0][..], &rows[1][..]].map(Sequence::from);
-            let packed = [Sequence {
-                tokens: &packed,
-                parts: &PARTS,
-                skipped: &[],
-            }];
+            let plain = [row(20, 1).into(), row(13, 2).into()];
+            let packed = Sequence {
+                document_lengths: PARTS.to_vec(),
+                ..row(20, 3).into()
+            };
             let predictions = 19.0 + 12.0 + 17.0;
-            for micro in [&plain[..], &packed[..]] {
-                let signal = self.teacher.label(micro).unwrap();
-                let done = self.student.accumulate(micro, Some(&signal), predictions);
+            for micro in [&plain.each_ref()[..], &[&packed]] {
+                let output = self.teacher.label(micro).unwrap();
+                let done = self.student.accumulate(micro, Some(&output), predictions);
                 let done = done.unwrap();
                 numbers.extend([done.ce, done.kl]);
                 between(&self.student);

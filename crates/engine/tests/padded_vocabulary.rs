@@ -4,7 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use ddk_engine::{AdamWOptions, Schedule, Sequence, Student, StudentOptions, Teacher};
+use ddk_corpus::Sequence;
+use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher};
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
 use tch::{Device, Kind, Tensor};
@@ -42,14 +43,12 @@ fn model(vocab_size: i64, hidden_size: i64, phase: f64) -> Model {
 
 #[test]
 fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
-    let rows: Vec<Vec<u32>> = (0..2)
-        .map(|row| {
-            (0..12)
-                .map(|place| ((row * 12 + place) * 7919 + 151_000) % VOCABULARY as u32)
-                .collect()
-        })
-        .collect();
-    let rows: Vec<Sequence<'_>> = rows.iter().map(|row| row.as_slice().into()).collect();
+    let rows = [0, 1].map(|row: u32| {
+        let places = 0..12;
+        let token = |place| ((row * 12 + place) * 7919 + 151_000) % VOCABULARY as u32;
+        Sequence::from(places.map(token).collect::<Vec<u32>>())
+    });
+    let rows = rows.each_ref();
     let teacher = model(152_064, 8, 0.1);
     let teacher_head = teacher.head_for_products().unwrap();
     let teacher = Teacher::new(teacher, Device::Cpu);
@@ -72,8 +71,8 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
         filters: None,
     };
     let mut student = Student::new(model(151_936, 4, 0.5), options, Some(teacher_head)).unwrap();
-    let signal = teacher.label(&rows).unwrap();
-    let losses = student.accumulate(&rows, Some(&signal), 22.0).unwrap();
+    let output = teacher.label(&rows).unwrap();
+    let losses = student.accumulate(&rows, Some(&output), 22.0).unwrap();
     let norm = student.update(1).unwrap().grad_norm;
     for (name, value, expected) in [
         ("ce", losses.ce / 22.0, 12.616_685_7),

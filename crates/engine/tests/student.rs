@@ -4,9 +4,10 @@
 
 use std::{cell::RefCell, fs};
 
+use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, Document, EngineError, RowLosses, Schedule, Sequence, Signal, Student,
-    StudentOptions, Teacher, domain_perplexities,
+    AdamWOptions, EngineError, RowLosses, Schedule, Student, StudentOptions, Teacher,
+    TeacherOutput, domain_perplexities,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -56,10 +57,10 @@ fn options() -> StudentOptions {
     }
 }
 
-fn rows() -> Vec<Vec<u32>> {
+fn rows() -> Vec<Sequence> {
     let mut next = token_ids();
     (0..4)
-        .map(|row| (0..12 - row).map(|_| next()).collect())
+        .map(|row| (0..12 - row).map(|_| next()).collect::<Vec<u32>>().into())
         .collect()
 }
 
@@ -74,16 +75,12 @@ fn token_ids() -> impl FnMut() -> u32 {
     }
 }
 
-fn views(rows: &[Vec<u32>]) -> Vec<Sequence<'_>> {
-    rows.iter().map(|row| row.as_slice().into()).collect()
+fn views(rows: &[Sequence]) -> Vec<&Sequence> {
+    rows.iter().collect()
 }
 
-fn documents(rows: &[Vec<u32>]) -> Vec<Document> {
-    rows.iter().cloned().map(Document::from).collect()
-}
-
-fn predictions(rows: &[Vec<u32>]) -> f64 {
-    rows.iter().map(|row| row.len() - 1).sum::<usize>() as f64
+fn predictions(rows: &[Sequence]) -> f64 {
+    rows.iter().map(|row| row.tokens.len() - 1).sum::<usize>() as f64
 }
 
 struct Pair {
@@ -99,14 +96,14 @@ impl Pair {
         Self { teacher, student }
     }
 
-    fn step(&mut self, step: u64, rows: &[Vec<u32>], micro_rows: usize) -> f64 {
+    fn step(&mut self, step: u64, rows: &[Sequence], micro_rows: usize) -> f64 {
         let denominator = predictions(rows);
         let mut loss = 0.0;
         for micro in views(rows).chunks(micro_rows) {
-            let signal = self.teacher.label(micro).unwrap();
+            let output = self.teacher.label(micro).unwrap();
             let done = self
                 .student
-                .accumulate(micro, Some(&signal), denominator)
+                .accumulate(micro, Some(&output), denominator)
                 .unwrap();
             loss += (done.ce + 0.5 * done.kl) / denominator;
         }
@@ -132,13 +129,13 @@ fn largest_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
 }
 
 /// Loss and gradient norm of the dense computation: whole logits, autograd, both models from the same seeds.
-fn dense(tie: bool, rows: &[Vec<u32>]) -> (f64, f64) {
+fn dense(tie: bool, rows: &[Sequence]) -> (f64, f64) {
     let (teacher, mut student) = (model(1, 24, false), model(2, 16, tie));
     student.set_trainable(true);
     let mut loss = Tensor::zeros([1], (Kind::Float, Device::Cpu));
     for row in rows {
-        let ids: Vec<i64> = row.iter().map(|&id| i64::from(id)).collect();
-        let (tokens, length) = (Tensor::from_slice(&ids).unsqueeze(0), row.len() as i64);
+        let ids: Vec<i64> = row.tokens.iter().map(|&id| i64::from(id)).collect();
+        let (tokens, length) = (Tensor::from_slice(&ids).unsqueeze(0), ids.len() as i64);
         let logits = |model: &Model| {
             let hidden = model.hidden(&tokens, None).unwrap();
             hidden
@@ -172,10 +169,10 @@ fn loss_and_gradient_are_those_of_dense_autograd_tied_or_not() {
         let denominator = predictions(&rows);
         let mut got = 0.0;
         for micro in views(&rows).chunks(3) {
-            let signal = pair.teacher.label(micro).unwrap();
+            let output = pair.teacher.label(micro).unwrap();
             let done = pair
                 .student
-                .accumulate(micro, Some(&signal), denominator)
+                .accumulate(micro, Some(&output), denominator)
                 .unwrap();
             got += (done.ce + 0.5 * done.kl) / denominator;
         }
@@ -242,13 +239,8 @@ fn what_is_not_finite_never_reaches_the_weights() {
     let mut pair = Pair::new(false);
     let mut untouched = Pair::new(false);
     let micro = views(&rows);
-    let Signal::Hidden { last, layers } = pair.teacher.label(&micro).unwrap() else {
-        panic!("a teacher always has something to say");
-    };
-    let broken = Signal::Hidden {
-        last: last * f64::NAN,
-        layers,
-    };
+    let output = pair.teacher.label(&micro).unwrap();
+    let broken = TeacherOutput::Hidden(output.hidden() * f64::NAN);
     let done = pair
         .student
         .accumulate(&micro, Some(&broken), 10.0)
@@ -270,7 +262,7 @@ fn what_is_not_finite_never_reaches_the_weights() {
 fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     let model = model(3, 16, false);
     let rows = rows();
-    let domains = vec![documents(&rows), documents(&rows[2..])];
+    let domains = vec![rows.clone(), rows[2..].to_vec()];
     let never = |_, _| false;
     let one = domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &never)
         .unwrap()
@@ -284,16 +276,16 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     // By hand: exp of the mean over all predictions of the domain.
     let mut total = 0.0;
     for row in &rows {
-        let single = vec![Document::from(row.clone())];
+        let single = vec![row.clone()];
         let single = domain_perplexities(&model, &[single], 1, VOCABULARY, 64, &never)
             .unwrap()
             .unwrap();
-        total += single[0].ln() * (row.len() - 1) as f64;
+        total += single[0].ln() * (row.tokens.len() - 1) as f64;
     }
     assert!((one[0] - (total / predictions(&rows)).exp()).abs() < 1e-4);
     // Documents done before each batch, of those that have something to predict; cut off before the third.
     let mut domains = domains;
-    domains[0].push(Document::from(vec![1]));
+    domains[0].push(Sequence::from(vec![1]));
     let told = RefCell::new(Vec::new());
     let tell = |done, all| {
         told.borrow_mut().push((done, all));
@@ -313,18 +305,17 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
 fn documents_packed_into_a_row_learn_as_rows_of_their_own() {
     let rows = rows();
     let (mut packed, mut alone) = (Pair::new(true), Pair::new(true));
-    let tokens: Vec<u32> = rows.concat();
-    let parts: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
+    let tokens: Vec<u32> = rows.iter().flat_map(|row| row.tokens.clone()).collect();
+    let document_lengths: Vec<u32> = rows.iter().map(|row| row.tokens.len() as u32).collect();
     let row = Sequence {
-        tokens: &tokens,
-        parts: &parts,
-        skipped: &[],
+        document_lengths,
+        ..tokens.into()
     };
     let denominator = predictions(&rows);
-    let signal = packed.teacher.label(&[row]).unwrap();
+    let output = packed.teacher.label(&[&row]).unwrap();
     let done = packed
         .student
-        .accumulate(&[row], Some(&signal), denominator)
+        .accumulate(&[&row], Some(&output), denominator)
         .unwrap();
     assert_eq!(done.targets as f64, denominator);
     assert_eq!(packed.student.update(1).unwrap().skipped, None);
@@ -365,21 +356,21 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
         let mut asked = Pair::new(false);
         asked.student = student(gamma, &asked.teacher);
         asked.student.set_row_losses(wanted);
-        let signal = || plain.teacher.label(&views(&rows)).unwrap();
+        let output = || plain.teacher.label(&views(&rows)).unwrap();
         let without = plain
             .student
-            .accumulate(&views(&rows), Some(&signal()), denominator)
+            .accumulate(&views(&rows), Some(&output()), denominator)
             .unwrap();
         let with = asked
             .student
-            .accumulate(&views(&rows), Some(&signal()), denominator)
+            .accumulate(&views(&rows), Some(&output()), denominator)
             .unwrap();
         assert!(without.sequences.is_empty());
         assert_eq!((without.ce, without.kl), (with.ce, with.kl));
         assert_eq!(with.sequences.len(), rows.len());
         for (row, sums) in rows.iter().zip(&with.sequences) {
-            let of_student = losses(plain.student.model(), row);
-            let of_teacher = losses(plain.teacher.model(), row);
+            let of_student = losses(plain.student.model(), &row.tokens);
+            let of_teacher = losses(plain.teacher.model(), &row.tokens);
             let ce: f64 = of_student.iter().sum();
             let each = of_student.iter().zip(&of_teacher);
             let excess: f64 = each
@@ -413,6 +404,6 @@ fn the_excess_over_a_teacher_that_said_nothing_is_an_error() {
     pair.student.set_row_losses(RowLosses::Excess);
     let done = pair
         .student
-        .accumulate(&views(&rows), Some(&Signal::Nothing), predictions(&rows));
-    assert!(matches!(done, Err(EngineError::NoTeacherSignal)));
+        .accumulate(&views(&rows), None, predictions(&rows));
+    assert!(matches!(done, Err(EngineError::NoTeacherOutput)));
 }

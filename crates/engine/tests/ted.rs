@@ -4,8 +4,9 @@
 
 use std::{fs, path::Path};
 
+use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, FilterStage, Filters, LayerPair, Learner, Schedule, Sequence, Snapshot, Student,
+    AdamWOptions, FilterStage, Filters, LayerPair, Learner, Schedule, Snapshot, Student,
     StudentOptions, Teacher, WEIGHTS_FILE,
 };
 use ddk_model::{Architecture, Export, Model, ModelConfig, Output};
@@ -54,7 +55,7 @@ fn teacher_model() -> Model {
 }
 
 /// Rows of different lengths, so that there is padding.
-fn rows() -> Vec<Vec<u32>> {
+fn rows() -> Vec<Sequence> {
     let mut state = 12_345_u64;
     let mut next = || {
         state = state
@@ -63,16 +64,21 @@ fn rows() -> Vec<Vec<u32>> {
         (state >> 40) as u32 % VOCABULARY as u32
     };
     (0..4)
-        .map(|row| (0..12 - 2 * row).map(|_| next()).collect())
+        .map(|row| {
+            (0..12 - 2 * row)
+                .map(|_| next())
+                .collect::<Vec<u32>>()
+                .into()
+        })
         .collect()
 }
 
-fn views(rows: &[Vec<u32>]) -> Vec<Sequence<'_>> {
-    rows.iter().map(|row| row.as_slice().into()).collect()
+fn views(rows: &[Sequence]) -> Vec<&Sequence> {
+    rows.iter().collect()
 }
 
-fn predictions(rows: &[Vec<u32>]) -> f64 {
-    rows.iter().map(|row| row.len() - 1).sum::<usize>() as f64
+fn predictions(rows: &[Sequence]) -> f64 {
+    rows.iter().map(|row| row.tokens.len() - 1).sum::<usize>() as f64
 }
 
 fn options(filters: Option<Filters>, recompute: bool) -> StudentOptions {
@@ -176,8 +182,8 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
     let output = Output::load(&model_folder, Device::Cpu, Kind::Float).unwrap();
     let mut loss = Tensor::zeros([1], (Kind::Float, Device::Cpu));
     for row in &rows {
-        let (_, student_layers, labels) = of_row(stage.model(), &[1, 2], row);
-        let (_, teacher_layers, _) = of_row(teacher.model(), &[2, 3], row);
+        let (_, student_layers, labels) = of_row(stage.model(), &[1, 2], &row.tokens);
+        let (_, teacher_layers, _) = of_row(teacher.model(), &[2, 3], &row.tokens);
         let sides = [
             (&student_layers, &of_student),
             (&teacher_layers, &of_teacher),
@@ -197,8 +203,8 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
     for step in 1..=30 {
         let mut sum = 0.0;
         for micro in views(&rows).chunks(3) {
-            let signal = teacher.label(micro).unwrap();
-            let done = stage.accumulate(micro, Some(&signal), denominator).unwrap();
+            let output = teacher.label(micro).unwrap();
+            let done = stage.accumulate(micro, Some(&output), denominator).unwrap();
             assert_eq!((done.kl, done.layer), (0.0, 0.0));
             sum += done.ce / denominator;
         }
@@ -222,10 +228,10 @@ fn learnt() -> (TempDir, Filters) {
     let (mut stage, teacher) = first_stage(&folder.path().join("teacher"));
     let rows = rows();
     for step in 1..=3 {
-        let signal = teacher.label(&views(&rows)).unwrap();
+        let output = teacher.label(&views(&rows)).unwrap();
         let denominator = predictions(&rows);
         stage
-            .accumulate(&views(&rows), Some(&signal), denominator)
+            .accumulate(&views(&rows), Some(&output), denominator)
             .unwrap();
         stage.update(step).unwrap();
     }
@@ -253,14 +259,14 @@ impl SecondStage {
     }
 
     /// The sums of the terms, each divided by the predictions: cross-entropy, KL, layers.
-    fn accumulate(&mut self, rows: &[Vec<u32>], micro_rows: usize) -> [f64; 3] {
+    fn accumulate(&mut self, rows: &[Sequence], micro_rows: usize) -> [f64; 3] {
         let denominator = predictions(rows);
         let mut sums = [0.0; 3];
         for micro in views(rows).chunks(micro_rows) {
-            let signal = self.teacher.label(micro).unwrap();
+            let output = self.teacher.label(micro).unwrap();
             let done = self
                 .student
-                .accumulate(micro, Some(&signal), denominator)
+                .accumulate(micro, Some(&output), denominator)
                 .unwrap();
             for (sum, part) in sums.iter_mut().zip([done.ce, done.kl, done.layer]) {
                 *sum += part / denominator;
@@ -281,8 +287,8 @@ fn the_second_stage_is_dense_autograd_however_the_rows_are_padded() {
     let of_teacher = leaves(folder.path(), LayerPair::of_teacher);
     let mut terms = [0; 3].map(|_| Tensor::zeros([1], (Kind::Float, Device::Cpu)));
     for row in &rows {
-        let (hidden, layers, labels) = of_row(&student, &[1, 2], row);
-        let (of_last, targets, _) = of_row(&teacher, &[2, 3], row);
+        let (hidden, layers, labels) = of_row(&student, &[1, 2], &row.tokens);
+        let (of_last, targets, _) = of_row(&teacher, &[2, 3], &row.tokens);
         let s = log_probabilities(&hidden, student.head().weight);
         let t = log_probabilities(&of_last, teacher.head().weight).detach();
         terms[0] -= s.gather(1, &labels, false).sum(Kind::Float) / denominator;
@@ -320,8 +326,8 @@ fn both_stages_go_on_bit_for_bit() {
     let model_folder = folder.path().join("teacher");
     let (mut whole, teacher) = first_stage(&model_folder);
     let step = |stage: &mut FilterStage, step| {
-        let signal = teacher.label(&views(&rows)).unwrap();
-        let done = stage.accumulate(&views(&rows), Some(&signal), predictions(&rows));
+        let output = teacher.label(&views(&rows)).unwrap();
+        let done = stage.accumulate(&views(&rows), Some(&output), predictions(&rows));
         assert_eq!(stage.update(step).unwrap().skipped, None);
         done.unwrap().ce.to_bits()
     };

@@ -11,10 +11,12 @@
 //! |---|---|---|
 //! | forward KL | `sum q (t - s)` | `c = q` |
 //! | reverse KL | `sum p (s - t)` | `h = s - t` |
-//! | JSD, beta | `beta sum q (t - m) + (1 - beta) sum p (s - m)`, `m = log(beta q + (1 - beta) p)` | `h = (1 - beta) (s - m)` |
+//! | JSD, beta | `beta sum q (t - m) + (1 - beta) sum p (s - m)` | `h = (1 - beta) (s - m)` |
 //! | skew KL, a | `sum q (t - m)`, `m = log(a q + (1 - a) p)` | `c = (1 - a) p q / exp(m)` |
 //! | skew reverse KL, a | `sum p (s - m)`, `m = log(a p + (1 - a) q)` | `h = s - m - a p / exp(m)` |
 //! | total variation | `1/2 sum abs(p - q)` | `h = sign(p - q) / 2` |
+//!
+//! where JSD has `m = log(beta q + (1 - beta) p)`.
 //!
 //! Every quotient by a mixture is the exponential of a difference that is bounded above by 0.
 //!
@@ -151,9 +153,10 @@ impl OfColumn for Jsd {
         // than either.
         let (of_teacher, of_student) = (self.log_beta, ahead + self.log_one_less);
         let more = ln_1p(exp(-(of_teacher - of_student).abs()));
-        let (less_t, less_s) = match of_teacher > of_student {
-            true => (of_teacher + more, (of_teacher - ahead) + more),
-            false => (of_student + more, self.log_one_less + more),
+        let (less_t, less_s) = if of_teacher > of_student {
+            (of_teacher + more, (of_teacher - ahead) + more)
+        } else {
+            (of_student + more, self.log_one_less + more)
         };
         let slope = -self.one_less * less_s;
         Part {

@@ -260,9 +260,10 @@ impl<D: OfColumn> Gradient<D> {
     fn at(&self, x: f32, y: f32, one: f32) -> f32 {
         let column = self.columns.at(x, y);
         let part = self.divergence.part(column);
-        let gradient = match D::SLOPES {
-            true => column.p * (part.slope - self.sums.slope) as f32,
-            false => column.p.mul_add(self.sums.share, -part.share),
+        let gradient = if D::SLOPES {
+            column.p * (part.slope - self.sums.slope) as f32
+        } else {
+            column.p.mul_add(self.sums.share, -part.share)
         };
         let own = match self.own {
             Some((max, inverse)) => exp(x - max) * inverse,

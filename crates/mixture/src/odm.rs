@@ -89,9 +89,10 @@ impl Policy for Odm {
         let losses = feedback.training.losses()?;
         let count = losses.len();
         check_weights(weights, count)?;
-        let mut reward = match self.reward.len() == count {
-            true => self.reward.clone(),
-            false => vec![0.0; count],
+        let mut reward = if self.reward.len() == count {
+            self.reward.clone()
+        } else {
+            vec![0.0; count]
         };
         for (domain, loss) in losses.iter().enumerate() {
             // A domain that was drawn has a weight; where it underflowed there is nothing to weight by.

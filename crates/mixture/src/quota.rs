@@ -54,9 +54,12 @@ impl Quota {
         let is_whole = |share: f64| (share - share.round()).abs() <= rounding;
         let mut counts: Vec<u64> = shares
             .iter()
-            .map(|&share| match is_whole(share) {
-                true => share.round() as u64,
-                false => share.floor() as u64,
+            .map(|&share| {
+                if is_whole(share) {
+                    share.round() as u64
+                } else {
+                    share.floor() as u64
+                }
             })
             .collect();
         let left_over = rows.saturating_sub(counts.iter().sum()) as usize;

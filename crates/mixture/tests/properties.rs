@@ -121,7 +121,9 @@ proptest! {
 
     #[test]
     fn what_is_not_finite_changes_no_policy(
-        natural in simplex(), bad in prop::sample::select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 1e300]), at in 0_usize..12
+        natural in simplex(),
+        bad in prop::sample::select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 1e300]),
+        at in 0_usize..12,
     ) {
         let count = natural.len();
         let at = at % count;
@@ -203,7 +205,9 @@ proptest! {
     }
 
     #[test]
-    fn an_order_holds_exactly_the_counts(counts in prop::collection::vec(0_u64..50, 1..8), seed: u64, interval in 0_u64..100) {
+    fn an_order_holds_exactly_the_counts(
+        counts in prop::collection::vec(0_u64..50, 1..8), seed: u64, interval in 0_u64..100
+    ) {
         let order = interval_order(&counts, seed, interval);
         for (domain, count) in counts.iter().enumerate() {
             prop_assert_eq!(order.iter().filter(|&&drawn| usize::from(drawn) == domain).count() as u64, *count);
@@ -212,7 +216,9 @@ proptest! {
     }
 
     #[test]
-    fn a_limit_frees_its_share_to_the_others(weights in simplex(), left in prop::collection::vec(prop::option::of(0_u64..500), 12)) {
+    fn a_limit_frees_its_share_to_the_others(
+        weights in simplex(), left in prop::collection::vec(prop::option::of(0_u64..500), 12)
+    ) {
         let left = &left[..weights.len()];
         let target = limit(&weights, left, 100);
         prop_assert!((target.iter().sum::<f64>() - 1.0).abs() < 1e-9);

@@ -144,9 +144,10 @@ impl Decoder {
         }
         parameters.place_on(spread.last());
         let norm = Norm::new(parameters, names.final_norm, width, design.norm)?;
-        let head = match design.tied {
-            true => embedding.f_to_device(spread.last())?,
-            false => parameters.get(design.head_name(), &table, initial)?,
+        let head = if design.tied {
+            embedding.f_to_device(spread.last())?
+        } else {
+            parameters.get(design.head_name(), &table, initial)?
         };
         Ok(Self {
             embedding,

@@ -196,9 +196,10 @@ impl Design {
 
     /// The output matrix's name in a checkpoint.
     pub(crate) fn head_name(&self) -> String {
-        let part = match self.tied {
-            true => self.names.embedding,
-            false => self.names.head,
+        let part = if self.tied {
+            self.names.embedding
+        } else {
+            self.names.head
         };
         format!("{part}.weight")
     }

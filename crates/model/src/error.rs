@@ -18,7 +18,8 @@ pub enum ModelError {
         source: io::Error,
     },
     /// A folder without a model in it.
-    #[error("{} holds no {missing}: expected a model folder in the Hugging Face format (config.json, model.safetensors, tokenizer.json)", folder.display())]
+    #[error("{} holds no {missing}: expected a model folder in the Hugging Face format (config.json, \
+             model.safetensors, tokenizer.json)", folder.display())]
     NotAModel {
         /// The folder.
         folder: PathBuf,
@@ -26,7 +27,9 @@ pub enum ModelError {
         missing: &'static str,
     },
     /// Only pickled weights.
-    #[error("{} holds pickled weights (pytorch_model.bin), which can run code when they are read; convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)", .0.display())]
+    #[error("{} holds pickled weights (pytorch_model.bin), which can run code when they are read; convert them: \
+             AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, \
+             safe_serialization=True)", .0.display())]
     Pickled(PathBuf),
     /// A file that does not hold what it should.
     #[error("{}: {reason}", path.display())]

@@ -54,10 +54,11 @@ impl Padded {
 
     /// Hidden states `[B, T, D]` without those of the padding.
     pub(crate) fn cut(&self, x_btd: &Tensor) -> Result<Tensor, TchError> {
-        match self.tokens.size()[1] == self.time {
+        if self.tokens.size()[1] == self.time {
             // Not even a view: its backward would copy.
-            true => Ok(x_btd.shallow_clone()),
-            false => x_btd.f_narrow(1, 0, self.time),
+            Ok(x_btd.shallow_clone())
+        } else {
+            x_btd.f_narrow(1, 0, self.time)
         }
     }
 

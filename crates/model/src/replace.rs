@@ -120,9 +120,10 @@ impl Place {
     /// Cleans up after an interrupted save: an old model whose successor never came gets its name back.
     pub(crate) fn of(folder: &Path) -> Result<Self, ModelError> {
         // Of a link the folder that it leads to is replaced.
-        let folder = match folder.is_symlink() {
-            true => fs::canonicalize(folder).map_err(ModelError::io("read", folder))?,
-            false => folder.to_owned(),
+        let folder = if folder.is_symlink() {
+            fs::canonicalize(folder).map_err(ModelError::io("read", folder))?
+        } else {
+            folder.to_owned()
         };
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let beside = |suffix: &str| folder.with_file_name(format!(".{name}.ddk-{suffix}"));
@@ -132,9 +133,10 @@ impl Place {
             folder,
         };
         if place.old.exists() {
-            match place.folder.exists() {
-                true => remove(&place.old)?,
-                false => rename(&place.old, &place.folder)?,
+            if place.folder.exists() {
+                remove(&place.old)?
+            } else {
+                rename(&place.old, &place.folder)?
             }
         }
         if place.temporary.exists() {
@@ -168,9 +170,10 @@ impl Place {
             }
         }
         sync(self.parent())?;
-        remove(match exchanged {
-            true => &self.temporary,
-            false => &self.old,
+        remove(if exchanged {
+            &self.temporary
+        } else {
+            &self.old
         })
     }
 

@@ -56,33 +56,30 @@ impl Model {
             decoder.look_up(&padded.tokens)?
         };
         let rows = rows.set_requires_grad(true);
-        let (hidden, recomputed) = match recompute {
-            false => {
-                let seen = |number, output: &Tensor| taken.see(number, output);
-                (decoder.hidden_of(&rows, padded.parts(), None, seen)?, None)
-            }
-            true => {
-                let place = padded.place();
-                let embedded = decoder.embed(&rows, place)?;
-                let mut inputs = Vec::with_capacity(decoder.layers());
-                let mut x_btd = embedded.detach();
-                {
-                    let _no_grad = tch::no_grad_guard();
-                    for index in 0..decoder.layers() {
-                        let output = decoder.layer(index, &x_btd, place, None)?;
-                        taken.see(index + 1, &output);
-                        inputs.push(std::mem::replace(&mut x_btd, output));
-                    }
+        let (hidden, recomputed) = if recompute {
+            let place = padded.place();
+            let embedded = decoder.embed(&rows, place)?;
+            let mut inputs = Vec::with_capacity(decoder.layers());
+            let mut x_btd = embedded.detach();
+            {
+                let _no_grad = tch::no_grad_guard();
+                for index in 0..decoder.layers() {
+                    let output = decoder.layer(index, &x_btd, place, None)?;
+                    taken.see(index + 1, &output);
+                    inputs.push(std::mem::replace(&mut x_btd, output));
                 }
-                let last = x_btd.set_requires_grad(true);
-                let hidden = decoder.norm(&last)?;
-                let recomputed = Recomputed {
-                    embedded,
-                    inputs,
-                    last,
-                };
-                (hidden, Some(recomputed))
             }
+            let last = x_btd.set_requires_grad(true);
+            let hidden = decoder.norm(&last)?;
+            let recomputed = Recomputed {
+                embedded,
+                inputs,
+                last,
+            };
+            (hidden, Some(recomputed))
+        } else {
+            let seen = |number, output: &Tensor| taken.see(number, output);
+            (decoder.hidden_of(&rows, padded.parts(), None, seen)?, None)
         };
         Ok(Trace {
             decoder,

@@ -63,10 +63,11 @@ pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<Chu
             )));
         }
     }
-    match !takes_gpu_path(chunk.student.device()) && chunk.student.kind() == Kind::Float {
+    if !takes_gpu_path(chunk.student.device()) && chunk.student.kind() == Kind::Float {
         // SAFETY: as the caller promises.
-        true => unsafe { by_kernel(chunk, objective) },
-        false => by_tensors(chunk, objective),
+        unsafe { by_kernel(chunk, objective) }
+    } else {
+        by_tensors(chunk, objective)
     }
 }
 

@@ -9,10 +9,12 @@
 //! |---|---|---|
 //! | forward KL | `sum q (t - s)` | `p - q` |
 //! | reverse KL | `D = sum p (s - t)` | `p (s - t - D)` |
-//! | JSD, beta | `beta sum q (t - m) + (1 - beta) sum p (s - m)`, `m = log(beta q + (1 - beta) p)` | `(1 - beta) p (s - m - sum p (s - m))` |
+//! | JSD, beta | `beta sum q (t - m) + (1 - beta) sum p (s - m)` | `(1 - beta) p (s - m - sum p (s - m))` |
 //! | skew KL, a | `sum q (t - m)`, `m = log(a q + (1 - a) p)` | `p sum c - c`, `c = (1 - a) p q / exp(m)` |
 //! | skew reverse KL, a | `sum p (s - m)`, `m = log(a p + (1 - a) q)` | `p (h - sum p h)`, `h = s - m - a p / exp(m)` |
 //! | total variation | `1/2 sum abs(p - q)` | `1/2 p (h - sum p h)`, `h = sign(p - q)` |
+//!
+//! where JSD has `m = log(beta q + (1 - beta) p)`.
 //!
 //! Mixtures are formed as `logaddexp` of the two logarithms, so that a probability that underflows leaves a
 //! finite logarithm; every quotient by a mixture is the exponential of a difference that is bounded above.

@@ -83,12 +83,11 @@ impl<'a> HeadInput<'a> {
         let hidden = self.hidden.f_narrow(0, start, count)?;
         let weight = self.weight.f_narrow(0, 0, columns)?.f_tr()?;
         let kind = self.softmax_kind();
-        let mut logits = match hidden.kind() == kind {
-            true => {
-                let out = buffer.matrix([count, columns], kind, hidden.device())?;
-                hidden.f_mm_out(&out, &weight)?
-            }
-            false => hidden.f_mm(&weight)?.f_to_kind(kind)?,
+        let mut logits = if hidden.kind() == kind {
+            let out = buffer.matrix([count, columns], kind, hidden.device())?;
+            hidden.f_mm_out(&out, &weight)?
+        } else {
+            hidden.f_mm(&weight)?.f_to_kind(kind)?
         };
         if let Some(bias) = self.bias {
             logits = logits.f_add_(&bias.f_narrow(0, 0, columns)?)?;

@@ -44,8 +44,8 @@ impl Objective {
         }
     }
 
-    /// Whether anything of the teacher's is needed for the loss. Where it is not, no teacher has to look at the data.
-    pub fn needs_teacher(&self) -> bool {
+    /// Whether the loss uses the teacher's output. If not, the teacher makes no forward pass.
+    pub fn needs_teacher_output(&self) -> bool {
         self.divergence_weight() != 0.0 || self.layer_weight != 0.0
     }
 

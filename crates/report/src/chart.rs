@@ -107,9 +107,10 @@ impl Chart {
         let (low, high) = ranges.fold((f64::INFINITY, f64::NEG_INFINITY), |all, range| {
             (all.0.min(range.0), all.1.max(range.1))
         });
-        match low.is_finite() && high.is_finite() {
-            true => (low, if high > low { high } else { low + 1.0 }),
-            false => (0.0, 1.0),
+        if low.is_finite() && high.is_finite() {
+            (low, if high > low { high } else { low + 1.0 })
+        } else {
+            (0.0, 1.0)
         }
     }
 }

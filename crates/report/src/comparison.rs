@@ -274,9 +274,12 @@ impl Group {
 
     /// A part of a file's name.
     fn slug(&self) -> String {
-        let plain = |character: char| match character.is_ascii_alphanumeric() || character == '.' {
-            true => character,
-            false => '-',
+        let plain = |character: char| {
+            if character.is_ascii_alphanumeric() || character == '.' {
+                character
+            } else {
+                '-'
+            }
         };
         let swept = self.swept.iter();
         swept
@@ -394,9 +397,10 @@ fn mark(methods: &mut [MethodResult], reference: &str) {
         let [best, next, ..] = order[..] else {
             continue;
         };
-        let told_apart = match methods[best.0].method == reference {
-            true => next.0,
-            false => best.0,
+        let told_apart = if methods[best.0].method == reference {
+            next.0
+        } else {
+            best.0
         };
         let against = methods
             .iter()

@@ -82,8 +82,8 @@ h1, h2, h3 { font-weight: 600; } pre { overflow-x: auto; font-size: 13px; line-h
 .figure { min-height: 300px; min-width: 0; } .figure h3 { font-size: 14px; margin: 0; text-align: center; } \
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; } \
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; } \
-th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid rgba(128, 128, 128, 0.3); white-space: nowrap; } \
-th:first-child, td:first-child { text-align: left; }";
+th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid rgba(128, 128, 128, 0.3); \
+white-space: nowrap; } th:first-child, td:first-child { text-align: left; }";
 
 impl Table {
     fn markdown(&self) -> String {

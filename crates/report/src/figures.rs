@@ -22,8 +22,8 @@ pub(crate) fn weights(mixtures: &[MixtureLine], last_step: u64) -> Chart {
     chart(
         "weights",
         "Mixture",
-        "How much of the data is drawn from each domain. Before the first update the corpus is drawn as it is; then weight moves to \
-         the domains in which the student is furthest behind.",
+        "How much of the data is drawn from each domain. Before the first update the corpus is drawn as it is; \
+         then weight moves to the domains in which the student is furthest behind.",
         "weight in the mixture",
         Content::Areas(lines.collect()),
     )
@@ -96,8 +96,8 @@ pub(crate) fn losses(steps: &[StepLine]) -> Chart {
     chart(
         "losses",
         "Loss",
-        "Means over each step's predictions: loss = cross-entropy + gamma KL, which is KL(teacher || student) or the divergence that \
-         `objective.name` says; with TED also a weight times the distance of layers.",
+        "Means over each step's predictions: loss = cross-entropy + gamma KL, which is KL(teacher || student) \
+         or the divergence that `objective.name` says; with TED also a weight times the distance of layers.",
         "nats a prediction",
         Content::Lines(lines.collect()),
     )

@@ -18,9 +18,10 @@ use crate::{
 pub(crate) fn plot(chart: &Chart) -> String {
     let several = chart.panels.len() > 1;
     let panels = chart.panels.iter().enumerate().map(|(index, panel)| {
-        let id = match several {
-            true => format!("{}-{index}", chart.name),
-            false => chart.name.clone(),
+        let id = if several {
+            format!("{}-{index}", chart.name)
+        } else {
+            chart.name.clone()
         };
         let title = match panel.title.as_str() {
             "" => String::new(),

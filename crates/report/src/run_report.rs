@@ -34,10 +34,8 @@ impl RunReport {
         let name = folder
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let summary = match folder.join("summary.json").exists() {
-            true => Some(read::summary(folder)?),
-            false => None,
-        };
+        let ended = folder.join("summary.json").exists();
+        let summary = ended.then(|| read::summary(folder)).transpose()?;
         let steps = read::steps(folder)?;
         let mut blocks = vec![Block::Title(1, name.clone())];
         match &summary {
@@ -89,9 +87,9 @@ fn result(summary: &Summary) -> Vec<Block> {
         mean(|domain| domain.ratio_after),
     );
     let text = format!(
-        "In {} steps and {} intervals, on {} tokens, the student's perplexity went from **{before:.3}** to **{after:.3}** times the \
-         teacher's (mean of {} domains). It took {} at {:.0} tokens a second, and at most {:.2} GB of memory. Stopped by `{}`; \
-         exported: {}.",
+        "In {} steps and {} intervals, on {} tokens, the student's perplexity went from **{before:.3}** to \
+         **{after:.3}** times the teacher's (mean of {} domains). It took {} at {:.0} tokens a second, and at \
+         most {:.2} GB of memory. Stopped by `{}`; exported: {}.",
         summary.steps,
         summary.intervals,
         summary.tokens,
@@ -165,9 +163,10 @@ fn time(steps: &[StepLine], summary: Option<&Summary>) -> Vec<Block> {
     ];
     if let Some(summary) = summary {
         blocks.push(Block::Text(format!(
-            "Overlap {:.2}: the teacher was busy for {}, the student for {}, evaluations took {}; between intervals training stood \
-             still for {}, for saves {}. Teacher lanes waited for data {:.2} % of the time. Steering (evaluation and mixture) cost {:.2} % of \
-             the training's FLOPs and {:.2} % of the time.",
+            "Overlap {:.2}: the teacher was busy for {}, the student for {}, evaluations took {}; between \
+             intervals training stood still for {}, for saves {}. Teacher lanes waited for data {:.2} % of the \
+             time. Steering (evaluation and mixture) cost {:.2} % of the training's FLOPs and {:.2} % of the \
+             time.",
             summary.overlap,
             duration(summary.teacher_busy_seconds),
             duration(summary.student_busy_seconds),
@@ -237,8 +236,8 @@ fn again(folder: &Path) -> Vec<Block> {
     vec![
         Block::Title(2, "How to have it again".to_owned()),
         Block::Text(format!(
-            "`ddk train config.toml --set run.name=again` with ddk {}, the settings below as config.toml, and the models and data of \
-             these hashes: the same bits on a CPU with the same number of threads.",
+            "`ddk train config.toml --set run.name=again` with ddk {}, the settings below as config.toml, and \
+             the models and data of these hashes: the same bits on a CPU with the same number of threads.",
             env!("CARGO_PKG_VERSION")
         )),
         Block::Code("config.toml".to_owned(), read("config.toml")),

@@ -108,7 +108,8 @@ mod tests {
             r#"{"pretrained": "runs/a/kd/seed-0/student", "dtype": "float32"}"#,
         ] {
             let text = format!(
-                r#"{{"results": {{"arc_easy": {{"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.25}}}},
+                r#"{{"results": {{"arc_easy": {{"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.01,
+                        "acc_norm,none": 0.25}}}},
                     "config": {{"model_args": {arguments}}}}}"#
             );
             let harness = harness(&text).unwrap();
@@ -121,7 +122,8 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_group_are_left_out() {
-        let text = r#"{"results": {"mmlu": {"acc,none": 0.3}, "mmlu_law": {"acc,none": 0.2}, "arc_easy": {"acc,none": 0.4}},
+        let text = r#"{"results": {"mmlu": {"acc,none": 0.3}, "mmlu_law": {"acc,none": 0.2},
+            "arc_easy": {"acc,none": 0.4}},
             "group_subtasks": {"mmlu": ["mmlu_law"], "arc_easy": []}, "config": {"model_args": "pretrained=m"}}"#;
         let scores = harness(text).unwrap().scores;
         assert_eq!(scores.keys().collect::<Vec<_>>(), ["arc_easy", "mmlu"]);

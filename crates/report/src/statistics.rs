@@ -100,9 +100,10 @@ fn within(t: f64, freedom: u64) -> f64 {
         power += 2;
         term *= cosine_squared * (power - 1) as f64 / power as f64;
     }
-    match odd {
-        true => (theta + theta.sin() * sum) * std::f64::consts::FRAC_2_PI,
-        false => theta.sin() * sum,
+    if odd {
+        (theta + theta.sin() * sum) * std::f64::consts::FRAC_2_PI
+    } else {
+        theta.sin() * sum
     }
 }
 

@@ -32,8 +32,9 @@ pub fn svg(chart: &Chart) -> String {
     let height = top + HEIGHT * count.div_ceil(columns) as f64;
     let width = WIDTH / columns as f64;
     let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"12\" fill=\"{INK}\" role=\"img\">\n<title>{}</title>\n{legend}",
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
+         height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"{INK}\" role=\"img\">\n\
+         <title>{}</title>\n{legend}",
         escape(&chart.title)
     );
     for (index, panel) in chart.panels.iter().enumerate() {
@@ -71,7 +72,8 @@ fn legend(chart: &Chart) -> (String, f64) {
         let (width, middle) = (if dashed { 1.5 } else { 8.0 }, y - 4.0);
         let _ = writeln!(
             text,
-            "<path d=\"M{x} {middle}h16\" stroke=\"{colour}\" stroke-width=\"{width}\"{dash}/><text x=\"{}\" y=\"{y}\">{}</text>",
+            "<path d=\"M{x} {middle}h16\" stroke=\"{colour}\" stroke-width=\"{width}\"{dash}/><text x=\"{}\" \
+             y=\"{y}\">{}</text>",
             x + 21.0,
             escape(name)
         );
@@ -131,7 +133,8 @@ impl Frame {
             let y = self.at_y(level.value);
             let _ = writeln!(
                 text,
-                "<path d=\"M{} {y}H{}\" stroke=\"{INK}\" stroke-width=\"1.5\" stroke-dasharray=\"4 3\"><title>{}: {}</title></path>",
+                "<path d=\"M{} {y}H{}\" stroke=\"{INK}\" stroke-width=\"1.5\" \
+                 stroke-dasharray=\"4 3\"><title>{}: {}</title></path>",
                 self.left,
                 self.right,
                 escape(&level.name),
@@ -146,7 +149,8 @@ impl Frame {
             let y = self.at_y(value);
             let _ = writeln!(
                 text,
-                "<path d=\"M{} {y}H{}\" stroke=\"{INK}\" stroke-opacity=\"0.25\"/><text x=\"{}\" y=\"{}\" text-anchor=\"end\">{label}</text>",
+                "<path d=\"M{} {y}H{}\" stroke=\"{INK}\" stroke-opacity=\"0.25\"/><text x=\"{}\" y=\"{}\" \
+                 text-anchor=\"end\">{label}</text>",
                 self.left,
                 self.right,
                 self.left - 5.0,
@@ -288,10 +292,7 @@ fn x_range(content: &Content) -> (f64, f64) {
     let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
         (low.min(x), high.max(x))
     });
-    match low < high {
-        true => (low, high),
-        false => (0.0, 1.0),
-    }
+    if low < high { (low, high) } else { (0.0, 1.0) }
 }
 
 /// Round numbers within a range, with their labels: steps of 1, 2 or 5 times a power of ten, about five of them.
@@ -313,9 +314,10 @@ fn ticks((low, high): (f64, f64)) -> Vec<(f64, String)> {
             _ => (value, "", step),
         };
         let decimals = (-step.log10().floor()).max(0.0) as usize;
-        match scaled == 0.0 {
-            true => "0".to_owned(),
-            false => format!("{scaled:.decimals$}{suffix}"),
+        if scaled == 0.0 {
+            "0".to_owned()
+        } else {
+            format!("{scaled:.decimals$}{suffix}")
         }
     };
     (first..=last)

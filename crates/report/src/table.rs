@@ -65,7 +65,8 @@ pub fn table(summary: &Summary) -> String {
     );
     let _ = writeln!(
         text,
-        "overlap {:.2}: teacher busy {:.1} s, student {:.1} s, evaluation {:.1} s ({:.1} %); teacher lanes waited for data {:.2} %",
+        "overlap {:.2}: teacher busy {:.1} s, student {:.1} s, evaluation {:.1} s ({:.1} %); teacher lanes \
+         waited for data {:.2} %",
         summary.overlap,
         summary.teacher_busy_seconds,
         summary.student_busy_seconds,

@@ -344,9 +344,10 @@ impl CheckpointStore {
     fn path(&self, step: u64) -> PathBuf {
         let path = self.folder.join(names::of_step(step));
         let replaced = self.folder.join(names::of_replaced(step));
-        match !path.exists() && replaced.exists() {
-            true => replaced,
-            false => path,
+        if !path.exists() && replaced.exists() {
+            replaced
+        } else {
+            path
         }
     }
 

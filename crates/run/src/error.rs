@@ -43,7 +43,8 @@ pub enum RunFileError {
         reason: String,
     },
     /// A file shorter than a checkpoint says: lines that were saved have been lost.
-    #[error("{} has {found} bytes, but the checkpoint was saved when it had {expected}: the file was cut or replaced since", path.display())]
+    #[error("{} has {found} bytes, but the checkpoint was saved when it had {expected}: the file was cut or \
+             replaced since", path.display())]
     Shrunk {
         /// The file.
         path: PathBuf,

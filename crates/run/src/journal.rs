@@ -53,10 +53,9 @@ impl Journal {
         let files = Files {
             run: open("run.jsonl", lengths.run)?,
             mixture: open("mixture.jsonl", lengths.mixture)?,
-            samples: match samples {
-                true => Some(open("samples.jsonl", lengths.samples)?),
-                false => None,
-            },
+            samples: samples
+                .then(|| open("samples.jsonl", lengths.samples))
+                .transpose()?,
             events: Appended::open(folder.join(EVENTS), None)?,
             last_step: 0,
         };

@@ -27,11 +27,12 @@ pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
     let (events, steps) = (folder.join(EVENTS), folder.join("run.jsonl"));
     if !events.exists() {
         let has_steps = fs::metadata(&steps).is_ok_and(|metadata| metadata.len() > 0);
-        return match has_steps {
-            true => Err(RunFileError::io("read", &events)(io::Error::from(
+        return if has_steps {
+            Err(RunFileError::io("read", &events)(io::Error::from(
                 io::ErrorKind::NotFound,
-            ))),
-            false => Ok(None),
+            )))
+        } else {
+            Ok(None)
         };
     }
     let events = read::events(folder)?;

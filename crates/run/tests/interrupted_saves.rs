@@ -60,9 +60,12 @@ const CASES: [Case; 4] = [
         saved: (10, "first"),
         keep: 3,
         calls: WRITE + PLACE,
-        expected: |call| match done(call, WRITE + 1) {
-            true => vec![(10, "first")],
-            false => vec![],
+        expected: |call| {
+            if done(call, WRITE + 1) {
+                vec![(10, "first")]
+            } else {
+                vec![]
+            }
         },
         aside: |_| vec![],
     },
@@ -73,9 +76,12 @@ const CASES: [Case; 4] = [
         saved: (30, "c"),
         keep: 3,
         calls: WRITE + PLACE,
-        expected: |call| match done(call, WRITE + 1) {
-            true => vec![(10, "a"), (20, "b"), (30, "c")],
-            false => vec![(10, "a"), (20, "b")],
+        expected: |call| {
+            if done(call, WRITE + 1) {
+                vec![(10, "a"), (20, "b"), (30, "c")]
+            } else {
+                vec![(10, "a"), (20, "b")]
+            }
         },
         aside: |_| vec![],
     },
@@ -87,9 +93,12 @@ const CASES: [Case; 4] = [
         keep: 3,
         calls: WRITE + 1 + PLACE + REMOVE,
         // The old one is renamed aside at WRITE + 1, the new one renamed in at WRITE + 2.
-        expected: |call| match done(call, WRITE + 2) {
-            true => vec![(10, "a"), (20, "new")],
-            false => vec![(10, "a"), (20, "old")],
+        expected: |call| {
+            if done(call, WRITE + 2) {
+                vec![(10, "a"), (20, "new")]
+            } else {
+                vec![(10, "a"), (20, "old")]
+            }
         },
         aside: |_| vec![],
     },
@@ -109,9 +118,12 @@ const CASES: [Case; 4] = [
             });
             all
         },
-        aside: |call| match done(call, WRITE + PLACE + 2 * REMOVE + 1) {
-            true => vec!["aside-step-00000050"],
-            false => vec!["aside-step-00000040", "aside-step-00000050"],
+        aside: |call| {
+            if done(call, WRITE + PLACE + 2 * REMOVE + 1) {
+                vec!["aside-step-00000050"]
+            } else {
+                vec!["aside-step-00000040", "aside-step-00000050"]
+            }
         },
     },
 ];
@@ -147,13 +159,13 @@ impl Case {
         done: fn() -> io::Error,
     ) -> Result<SaveReport, String> {
         let calls = AtomicU64::new(0);
-        let hook: SaveHook =
-            Arc::new(
-                move |_| match calls.fetch_add(1, Ordering::SeqCst) + 1 == at {
-                    true => Err(done()),
-                    false => Ok(()),
-                },
-            );
+        let hook: SaveHook = Arc::new(move |_| {
+            if calls.fetch_add(1, Ordering::SeqCst) + 1 == at {
+                Err(done())
+            } else {
+                Ok(())
+            }
+        });
         save(&open(folder, self.keep).with_hook(hook), self.saved)
     }
 

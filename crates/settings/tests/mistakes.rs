@@ -45,7 +45,8 @@ fn toml_that_is_none_is_underlined() {
 #[test]
 fn all_values_out_of_range_are_named_at_once() {
     assert_snapshot!(said(
-        "[mixture]\nalpha = 1.5\n[batch]\nrows = 16\nmicro_rows = 5\n[queues]\ndepth = 9\n[student]\ndevice = \"gpu\"\nlr = -1.0\n[domains.a]\nfiles = []\n",
+        "[mixture]\nalpha = 1.5\n[batch]\nrows = 16\nmicro_rows = 5\n[queues]\ndepth = 9\n[student]\ndevice = \
+         \"gpu\"\nlr = -1.0\n[domains.a]\nfiles = []\n",
         &[],
         &[],
     ));
@@ -54,7 +55,8 @@ fn all_values_out_of_range_are_named_at_once() {
 #[test]
 fn numbers_that_no_run_has_are_named_before_they_overflow() {
     assert_snapshot!(said(
-        "[run]\nmax_intervals = 18446744073709551\n[guard]\ngrace_seconds = 1e30\nspike_window = 32\n[batch]\nrows = 10000000000\nmicro_rows = 1\n[log]\nline_seconds = 1e20\n",
+        "[run]\nmax_intervals = 18446744073709551\n[guard]\ngrace_seconds = 1e30\nspike_window = 32\n[batch]\n\
+         rows = 10000000000\nmicro_rows = 1\n[log]\nline_seconds = 1e20\n",
         &["mixture.max_passes=1e7"],
         &[],
     ));
@@ -110,7 +112,8 @@ fn a_mixture_that_cannot_be_is_named() {
     assert_snapshot!(said(domains, &["mixture.policy=static"], &[]));
     assert_snapshot!(said(
         &format!(
-            "{domains}[mixture]\npolicy = \"static\"\nshares = {{ a = 1.0, b = 1.0 }}\n[mixture.reference_loss]\nc = -1.0\n"
+            "{domains}[mixture]\npolicy = \"static\"\nshares = {{ a = 1.0, b = 1.0 }}\n\
+             [mixture.reference_loss]\nc = -1.0\n"
         ),
         &[
             "mixture.odm_smoothing=1.0",

@@ -81,9 +81,10 @@ impl Access {
         }
         let knows = |sent: &str| blake3::hash(sent.as_bytes()) == token;
         if let Some(sent) = sent_in_query(request) {
-            return Some(match knows(sent) {
-                true => self.sign_in(sent),
-                false => unauthorized(),
+            return Some(if knows(sent) {
+                self.sign_in(sent)
+            } else {
+                unauthorized()
             });
         }
         let is_known = bearer(headers).is_some_and(knows) || self.cookies(headers).any(knows);

@@ -98,15 +98,16 @@ impl History {
                 Err(problem) => self.problem("config.toml", problem),
             }
         }
-        self.summary = match self.folder.join("summary.json").exists() {
-            false => None,
-            true => match summary(&self.folder) {
+        self.summary = if self.folder.join("summary.json").exists() {
+            match summary(&self.folder) {
                 Ok(summary) => Some(summary),
                 Err(error) => {
                     self.problem("summary.json", error.to_string());
                     None
                 }
-            },
+            }
+        } else {
+            None
         };
         self.looks.push_back((Instant::now(), self.step()));
         // A run that went back is measured anew.

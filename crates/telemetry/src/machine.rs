@@ -39,9 +39,10 @@ impl Machine {
     pub(crate) fn new(folder: PathBuf, gpus: Vec<Gpu>) -> Self {
         Self {
             folder,
-            nvml: match gpus.is_empty() {
-                true => None,
-                false => Nvml::init().ok(),
+            nvml: if gpus.is_empty() {
+                None
+            } else {
+                Nvml::init().ok()
             },
             gpus,
         }

@@ -81,9 +81,10 @@ async fn plotly(request: HeaderMap) -> Response {
         (header::ETAG, tag.as_str()),
     ];
     let known = request.get(header::IF_NONE_MATCH);
-    match known.is_some_and(|known| known == tag.as_str()) {
-        true => (StatusCode::NOT_MODIFIED, headers).into_response(),
-        false => (headers, script.clone()).into_response(),
+    if known.is_some_and(|known| known == tag.as_str()) {
+        (StatusCode::NOT_MODIFIED, headers).into_response()
+    } else {
+        (headers, script.clone()).into_response()
     }
 }
 

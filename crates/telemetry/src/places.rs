@@ -46,9 +46,10 @@ struct Stranger {
 
 impl Strangers {
     fn of(&mut self, is_local: bool) -> &mut VecDeque<Stranger> {
-        match is_local {
-            true => &mut self.local,
-            false => &mut self.remote,
+        if is_local {
+            &mut self.local
+        } else {
+            &mut self.remote
         }
     }
 }

@@ -126,9 +126,10 @@ impl Series {
         if *told == now {
             return None;
         }
-        let from = match told.generation == self.generation {
-            true => told.points.saturating_sub(1),
-            false => 0,
+        let from = if told.generation == self.generation {
+            told.points.saturating_sub(1)
+        } else {
+            0
         };
         *told = now;
         Some(self.from(from))

@@ -75,9 +75,10 @@ fn send(address: SocketAddr, request: &str) -> Answer {
 }
 
 fn ask(server: &Server, method: &str, path: &str, headers: &str) -> Answer {
-    let host = match headers.to_lowercase().contains("host:") {
-        true => String::new(),
-        false => format!("Host: {}\r\n", server.address()),
+    let host = if headers.to_lowercase().contains("host:") {
+        String::new()
+    } else {
+        format!("Host: {}\r\n", server.address())
     };
     let request = format!("{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n");
     send(server.address(), &request)
@@ -440,7 +441,10 @@ fn the_stream_tells_everything_and_then_what_is_new() {
     let first = until("event: events");
     assert!(first.contains("content-type: text/event-stream"));
     assert!(first.contains("\"state\":\"stopped\"") && first.contains("event: mixture"));
-    let line = r#"{"step":1,"loss":1.5,"ce":1.25,"kl":1.25,"gamma":0.2,"learning_rate":0.001,"grad_norm":1.0,"tokens":64,"mixture_version":0,"seconds":{"forward":0.5}}"#;
+    let line = concat!(
+        r#"{"step":1,"loss":1.5,"ce":1.25,"kl":1.25,"gamma":0.2,"learning_rate":0.001,"grad_norm":1.0,"#,
+        r#""tokens":64,"mixture_version":0,"seconds":{"forward":0.5}}"#
+    );
     append(&run.join("run.jsonl"), line);
     let second = until("event: steps");
     assert!(second.contains("\"step\":1,"), "{second}");

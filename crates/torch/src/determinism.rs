@@ -42,7 +42,8 @@ pub fn make_deterministic() -> Result<(), TorchError> {
         && !DETERMINISTIC_WORKSPACES.contains(&&*set)
     {
         return Err(TorchError::Other(format!(
-            "{name} is \"{set}\" in the environment, expected \"{value}\" for deterministic runs: remove it, or set it so"
+            "{name} is \"{set}\" in the environment, expected \"{value}\" for deterministic runs: remove it, or \
+             set it so"
         )));
     }
     // SAFETY: the names are C++'s for `at::globalContext()` and two methods of `at::Context` in
@@ -66,13 +67,14 @@ pub fn make_deterministic() -> Result<(), TorchError> {
 pub(crate) fn symbol(name: &CStr) -> Result<*mut c_void, TorchError> {
     // SAFETY: the name ends with its NUL.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    match found.is_null() {
-        false => Ok(found),
-        true => Err(TorchError::Other(format!(
+    if found.is_null() {
+        Err(TorchError::Other(format!(
             "the libtorch in use has no function {}: build with PyTorch {}",
             name.to_string_lossy(),
             crate::VERSION
-        ))),
+        )))
+    } else {
+        Ok(found)
     }
 }
 

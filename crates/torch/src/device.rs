@@ -17,7 +17,8 @@ pub enum DeviceError {
     Unknown(String),
     /// The libtorch in use is one for the CPU.
     #[error(
-        "CUDA was asked for, but {} could not be loaded: {reason}; build with a PyTorch that has CUDA (LIBTORCH_USE_PYTORCH=1 make build)",
+        "CUDA was asked for, but {} could not be loaded: {reason}; build with a PyTorch that has CUDA \
+         (LIBTORCH_USE_PYTORCH=1 make build)",
         library.display()
     )]
     NoCudaLibrary {
@@ -28,7 +29,8 @@ pub enum DeviceError {
     },
     /// Autograd asked for GPUs before there was a CUDA backend, and never asks again.
     #[error(
-        "CUDA was loaded too late: libtorch computed a gradient on the CPU first; name every CUDA device before that, or start another process"
+        "CUDA was loaded too late: libtorch computed a gradient on the CPU first; name every CUDA device before \
+         that, or start another process"
     )]
     TooLate,
     /// libtorch sees fewer GPUs.
@@ -145,9 +147,10 @@ fn load_cuda() -> Result<(), DeviceError> {
             }
             let library = folder.join("libtorch_cuda.so");
             load(&library).map_err(|reason| DeviceError::NoCudaLibrary { library, reason })?;
-            match tch::utils::has_cudart() {
-                true => Ok(()),
-                false => Err(DeviceError::TooLate),
+            if tch::utils::has_cudart() {
+                Ok(())
+            } else {
+                Err(DeviceError::TooLate)
             }
         })
         .clone()
@@ -165,9 +168,10 @@ fn load(library: &Path) -> Result<(), String> {
     // SAFETY: after a failed dlopen on this thread, dlerror gives a string or null.
     Err(unsafe {
         let message = libc::dlerror();
-        match message.is_null() {
-            true => "no reason given".to_owned(),
-            false => CStr::from_ptr(message).to_string_lossy().into_owned(),
+        if message.is_null() {
+            "no reason given".to_owned()
+        } else {
+            CStr::from_ptr(message).to_string_lossy().into_owned()
         }
     })
 }

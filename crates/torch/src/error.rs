@@ -25,9 +25,10 @@ impl From<TchError> for TorchError {
         let text = error.to_string();
         // The first line says what happened; the rest is libtorch's C++ stack.
         let first = text.lines().next().unwrap_or_default().to_owned();
-        match is_out_of_memory(&text) {
-            true => Self::OutOfMemory(first),
-            false => Self::Other(first),
+        if is_out_of_memory(&text) {
+            Self::OutOfMemory(first)
+        } else {
+            Self::Other(first)
         }
     }
 }
@@ -59,7 +60,8 @@ mod tests {
     fn every_form_of_running_out_of_memory_is_known() {
         for text in [
             "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
-            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you \
+             tried to allocate 8 bytes",
             "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
             "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
             "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",

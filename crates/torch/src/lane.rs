@@ -100,9 +100,10 @@ impl Lane {
     /// Seconds for which the lane was busy so far: on the CPU its threads' processor time divided by how many
     /// they are, on GPUs the time in [`Self::work`].
     pub fn busy_seconds(&self) -> f64 {
-        match self.gpus.is_empty() {
-            true => (self.ended.get() + self.processor_seconds()) / self.threads as f64,
-            false => self.worked.get(),
+        if self.gpus.is_empty() {
+            (self.ended.get() + self.processor_seconds()) / self.threads as f64
+        } else {
+            self.worked.get()
         }
     }
 

@@ -34,9 +34,10 @@ pub fn on_gpu_path<T>(work: impl FnOnce() -> T) -> T {
 
 /// The next multiple of [`TILE`] on the path of GPUs, `size` itself elsewhere.
 pub fn padded(size: i64, device: Device) -> i64 {
-    match takes_gpu_path(device) {
-        true => (size + TILE - 1) / TILE * TILE,
-        false => size,
+    if takes_gpu_path(device) {
+        (size + TILE - 1) / TILE * TILE
+    } else {
+        size
     }
 }
 

@@ -72,7 +72,8 @@ pub fn dashboard(rows: &[(&str, &[Spec])]) -> Dashboard {
     }
     Dashboard {
         title: "DDK".to_owned(),
-        description: "Distillation runs of DDK: health, learning, the mixture and why it is what it is, where the time goes."
+        description: "Distillation runs of DDK: health, learning, the mixture and why it is what it is, where \
+                      the time goes."
             .to_owned(),
         uid: "ddk".to_owned(),
         schema_version: 39,

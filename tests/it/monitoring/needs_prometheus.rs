@@ -16,7 +16,8 @@ use tempfile::TempDir;
 use super::{dashboard, expressions, repository, selectors};
 use crate::world::World;
 
-const MISSING: &str = "prometheus and promtool are needed: tools/test-tools installs them, SKIP=prometheus leaves these tests out";
+const MISSING: &str = "prometheus and promtool are needed: tools/test-tools installs them, SKIP=prometheus \
+                       leaves these tests out";
 
 /// Nothing takes longer; what does has failed.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -191,7 +192,8 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         "guard.spike_from=20",
         "log.line_seconds=3600",
         // Late enough for Prometheus to have seen the counters before.
-        "faults.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student 4060\", \"nan evaluation 220\"]",
+        "faults.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student \
+         4060\", \"nan evaluation 220\"]",
     ] {
         arguments.extend(["--set", set]);
     }
@@ -231,9 +233,10 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         let of_marks = title == "Restorations";
         if !sometimes(expression) {
             // A mark is there when something happened: without the comparison it always is.
-            let expression = match of_marks {
-                true => expression.trim_end_matches(" > 0"),
-                false => expression,
+            let expression = if of_marks {
+                expression.trim_end_matches(" > 0")
+            } else {
+                expression
             };
             prometheus.wait(expression, known);
         }

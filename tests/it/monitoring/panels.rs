@@ -32,7 +32,8 @@ const HEALTH: &[Spec] = &[
     },
     Spec {
         title: "Time left",
-        look_for: "At the speed of the last ten minutes. Runs that also end by a token budget or a ratio may end earlier.",
+        look_for: "At the speed of the last ten minutes. Runs that also end by a token budget or a ratio may \
+                   end earlier.",
         kind: Plain,
         unit: "s",
         queries: &[(
@@ -42,18 +43,23 @@ const HEALTH: &[Spec] = &[
     },
     Spec {
         title: "Last checkpoint",
-        look_for: "What a crash would cost. It rises to the time between two saves and falls to nothing; where it goes on rising, saves fail or hang.",
+        look_for: "What a crash would cost. It rises to the time between two saves and falls to nothing; where \
+                   it goes on rising, saves fail or hang.",
         kind: Plain,
         unit: "s",
         queries: &[("time() - ddk_checkpoint_timestamp_seconds{@}", "{{run}}")],
     },
     Spec {
         title: "Incidents in an hour",
-        look_for: "Restarts, restorations, refused mixtures, failed saves. 0 is normal; events.jsonl of the run says what each was.",
+        look_for: "Restarts, restorations, refused mixtures, failed saves. 0 is normal; events.jsonl of the run \
+                   says what each was.",
         kind: Number(1.0, 5.0),
         unit: "none",
         queries: &[(
-            "sum by (run) (increase(ddk_worker_restarts_total{@}[1h])) + on (run) sum by (run) (increase(ddk_restorations_total{@}[1h])) + on (run) sum by (run) (increase(ddk_mixture_refused_total{@}[1h])) + on (run) sum by (run) (increase(ddk_checkpoint_failures_total{@}[1h]))",
+            "sum by (run) (increase(ddk_worker_restarts_total{@}[1h])) + on (run) sum by (run) \
+             (increase(ddk_restorations_total{@}[1h])) + on (run) sum by (run) \
+             (increase(ddk_mixture_refused_total{@}[1h])) + on (run) sum by (run) \
+             (increase(ddk_checkpoint_failures_total{@}[1h]))",
             "{{run}}",
         )],
     },
@@ -69,7 +75,8 @@ const HEALTH: &[Spec] = &[
     },
     Spec {
         title: "Progress",
-        look_for: "Steps made, the last one that is saved, and the step at which the run ends. A flat line is a run that stands still.",
+        look_for: "Steps made, the last one that is saved, and the step at which the run ends. A flat line is a \
+                   run that stands still.",
         kind: Lines,
         unit: "none",
         queries: &[
@@ -100,7 +107,8 @@ const HEALTH: &[Spec] = &[
     },
     Spec {
         title: "Seconds since a worker said something",
-        look_for: "Waiting may take long (a checkpointer between two saves); a teacher or student that computes for minutes at a stretch is stuck. /livez says so after 15 minutes.",
+        look_for: "Waiting may take long (a checkpointer between two saves); a teacher or student that computes \
+                   for minutes at a stretch is stuck. /livez says so after 15 minutes.",
         kind: Log,
         unit: "s",
         queries: &[("ddk_worker_heartbeat_age_seconds{@}", "{{run}} {{worker}}")],
@@ -110,14 +118,16 @@ const HEALTH: &[Spec] = &[
 const LEARNING: &[Spec] = &[
     Spec {
         title: "Loss by term",
-        look_for: "Nats a prediction. All terms should fall, fast at first; a jump that stays is a problem, a jump that heals a spike.",
+        look_for: "Nats a prediction. All terms should fall, fast at first; a jump that stays is a problem, a \
+                   jump that heals a spike.",
         kind: Lines,
         unit: "none",
         queries: &[("ddk_loss{@}", "{{run}} {{term}}")],
     },
     Spec {
         title: "Gradient norm",
-        look_for: "Before clipping. Steady, or slowly falling; where it climbs for long, the learning rate is too high.",
+        look_for: "Before clipping. Steady, or slowly falling; where it climbs for long, the learning rate is \
+                   too high.",
         kind: Log,
         unit: "none",
         queries: &[("ddk_gradient_norm{@}", "{{run}}")],
@@ -131,7 +141,8 @@ const LEARNING: &[Spec] = &[
     },
     Spec {
         title: "Updates that were not made",
-        look_for: "Nearly always none. not_finite: overflow, or data that breaks the model; skip_list: data that is passed over after a restoration.",
+        look_for: "Nearly always none. not_finite: overflow, or data that breaks the model; skip_list: data \
+                   that is passed over after a restoration.",
         kind: Lines,
         unit: "none",
         queries: &[(
@@ -148,7 +159,8 @@ const LEARNING: &[Spec] = &[
     },
     Spec {
         title: "Spikes",
-        look_for: "Losses far above those before them. One now and then heals; many in a row ask for a lower learning rate, or for another guard.spike.",
+        look_for: "Losses far above those before them. One now and then heals; many in a row ask for a lower \
+                   learning rate, or for another guard.spike.",
         kind: Lines,
         unit: "none",
         queries: &[("increase(ddk_loss_spikes_total{@}[5m])", "{{run}}")],
@@ -158,7 +170,8 @@ const LEARNING: &[Spec] = &[
 const MIXTURE: &[Spec] = &[
     Spec {
         title: "Weights",
-        look_for: "Each domain's weight. They should move towards the domains with the largest ratio, smoothly, and not stick to a limit.",
+        look_for: "Each domain's weight. They should move towards the domains with the largest ratio, smoothly, \
+                   and not stick to a limit.",
         kind: Stacked,
         unit: "percentunit",
         queries: &[("ddk_mixture_weight{@}", "{{run}} {{domain}}")],
@@ -175,7 +188,8 @@ const MIXTURE: &[Spec] = &[
     },
     Spec {
         title: "Realised less target",
-        look_for: "Near 0 at the end of each interval: the quota is exact in rows. Before that, and by padding, it is off by a little.",
+        look_for: "Near 0 at the end of each interval: the quota is exact in rows. Before that, and by padding, \
+                   it is off by a little.",
         kind: Lines,
         unit: "percentunit",
         queries: &[(
@@ -209,7 +223,8 @@ const MIXTURE: &[Spec] = &[
 const THROUGHPUT: &[Spec] = &[
     Spec {
         title: "Tokens a second",
-        look_for: "Flat. A drop with a busy teacher is a slow teacher; with a starved teacher, slow data. Dips at the intervals' ends are evaluations.",
+        look_for: "Flat. A drop with a busy teacher is a slow teacher; with a starved teacher, slow data. Dips \
+                   at the intervals' ends are evaluations.",
         kind: Lines,
         unit: "none",
         queries: &[
@@ -226,21 +241,25 @@ const THROUGHPUT: &[Spec] = &[
     },
     Spec {
         title: "FLOP/s by model",
-        look_for: "Floating-point operations of the matrix products. Held against what the device can do, it says how well it is used; a fall with full utilisation is a slower device: heat, or a neighbour.",
+        look_for: "Floating-point operations of the matrix products. Held against what the device can do, it \
+                   says how well it is used; a fall with full utilisation is a slower device: heat, or a \
+                   neighbour.",
         kind: Lines,
         unit: "flops",
         queries: &[("ddk_model_flops_per_second{@}", "{{run}} {{model}}")],
     },
     Spec {
         title: "Utilisation by model",
-        look_for: "Share of the time that the model's lanes compute. The slower one should be near 100 %; where neither is, look at the waits below.",
+        look_for: "Share of the time that the model's lanes compute. The slower one should be near 100 %; where \
+                   neither is, look at the waits below.",
         kind: Lines,
         unit: "percentunit",
         queries: &[("ddk_model_utilisation_ratio{@}", "{{run}} {{model}}")],
     },
     Spec {
         title: "Step time",
-        look_for: "Half of the steps, and 95 of 100, take less. A wide gap is unsteady: evaluations, saves, or neighbours on the machine.",
+        look_for: "Half of the steps, and 95 of 100, take less. A wide gap is unsteady: evaluations, saves, or \
+                   neighbours on the machine.",
         kind: Lines,
         unit: "s",
         queries: &[
@@ -256,11 +275,13 @@ const THROUGHPUT: &[Spec] = &[
     },
     Spec {
         title: "Where a step's time goes",
-        look_for: "Share of the student's time by phase. teacher_wait: the teacher is the slower one. data: rows come too slowly. The rest is the student's own work.",
+        look_for: "Share of the student's time by phase. teacher_wait: the teacher is the slower one. data: \
+                   rows come too slowly. The rest is the student's own work.",
         kind: Stacked,
         unit: "percentunit",
         queries: &[(
-            "rate(ddk_step_phase_seconds_sum{@, phase!=\"teacher\"}[$w]) / on (run, instance, job) group_left () rate(ddk_step_seconds_sum{@}[$w])",
+            "rate(ddk_step_phase_seconds_sum{@, phase!=\"teacher\"}[$w]) / on (run, instance, job) group_left \
+             () rate(ddk_step_seconds_sum{@}[$w])",
             "{{run}} {{phase}}",
         )],
     },
@@ -276,7 +297,8 @@ const THROUGHPUT: &[Spec] = &[
     },
     Spec {
         title: "Workers: what they do",
-        look_for: "Green while the worker computes. Teacher and student should be green nearly all the time, side by side.",
+        look_for: "Green while the worker computes. Teacher and student should be green nearly all the time, \
+                   side by side.",
         kind: States,
         unit: "none",
         queries: &[(
@@ -296,7 +318,8 @@ const THROUGHPUT: &[Spec] = &[
     },
     Spec {
         title: "Workers: waiting",
-        look_for: "Starved: waiting for input. Blocked: waiting to hand on. The slowest part is the one that does neither.",
+        look_for: "Starved: waiting for input. Blocked: waiting to hand on. The slowest part is the one that \
+                   does neither.",
         kind: Lines,
         unit: "percentunit",
         queries: &[
@@ -312,7 +335,8 @@ const THROUGHPUT: &[Spec] = &[
     },
     Spec {
         title: "Queues",
-        look_for: "Full before a slow part, empty behind it. batches full and labelled empty: the teacher is slow. labelled full: the student is.",
+        look_for: "Full before a slow part, empty behind it. batches full and labelled empty: the teacher is \
+                   slow. labelled full: the student is.",
         kind: Lines,
         unit: "none",
         queries: &[("ddk_queue_waiting{@}", "{{run}} {{queue}}")],
@@ -332,7 +356,8 @@ const THROUGHPUT: &[Spec] = &[
     },
     Spec {
         title: "At an interval's end",
-        look_for: "Mean seconds from an interval's last update to the first micro-batch of the next: the student's evaluation, and the drained pipeline.",
+        look_for: "Mean seconds from an interval's last update to the first micro-batch of the next: the \
+                   student's evaluation, and the drained pipeline.",
         kind: Lines,
         unit: "s",
         queries: &[(
@@ -345,7 +370,8 @@ const THROUGHPUT: &[Spec] = &[
 const DOMAINS: &[Spec] = &[
     Spec {
         title: "Ratio",
-        look_for: "Student's over teacher's perplexity; 1 is caught up. The mixture follows the largest. A ratio that rises is a domain that is neglected or that others harm.",
+        look_for: "Student's over teacher's perplexity; 1 is caught up. The mixture follows the largest. A \
+                   ratio that rises is a domain that is neglected or that others harm.",
         kind: Lines,
         unit: "none",
         queries: &[("ddk_perplexity_ratio{@}", "{{run}} {{domain}}")],
@@ -376,7 +402,8 @@ const DATA: &[Spec] = &[
     },
     Spec {
         title: "Passes",
-        look_for: "A domain far over the others is small and drawn often; from four passes on a text teaches little. mixture.max_passes limits it.",
+        look_for: "A domain far over the others is small and drawn often; from four passes on a text teaches \
+                   little. mixture.max_passes limits it.",
         kind: Lines,
         unit: "none",
         queries: &[("ddk_domain_passes{@}", "{{run}} {{domain}}")],
@@ -431,7 +458,8 @@ const MACHINE: &[Spec] = &[
     },
     Spec {
         title: "Saves",
-        look_for: "Mean seconds of a save, beside training, and how long training waited for its snapshot. Steps between two saves are checkpoint.every.",
+        look_for: "Mean seconds of a save, beside training, and how long training waited for its snapshot. \
+                   Steps between two saves are checkpoint.every.",
         kind: Log,
         unit: "s",
         queries: &[
@@ -440,7 +468,8 @@ const MACHINE: &[Spec] = &[
                 "{{run}} a save",
             ),
             (
-                "rate(ddk_step_phase_seconds_sum{@, phase=\"save\"}[1h]) / rate(ddk_step_phase_seconds_count{@, phase=\"save\"}[1h])",
+                "rate(ddk_step_phase_seconds_sum{@, phase=\"save\"}[1h]) / rate(ddk_step_phase_seconds_count{@, \
+                 phase=\"save\"}[1h])",
                 "{{run}} wait",
             ),
         ],
@@ -471,7 +500,8 @@ const MACHINE: &[Spec] = &[
         kind: Lines,
         unit: "s",
         queries: &[(
-            "(time() - ddk_start_timestamp_seconds{@}) * on (run, instance, job) group_left (version) ddk_build_info{@}",
+            "(time() - ddk_start_timestamp_seconds{@}) * on (run, instance, job) group_left (version) \
+             ddk_build_info{@}",
             "{{run}} {{version}} up",
         )],
     },

@@ -190,9 +190,10 @@ fn the_dashboard_says_what_grafana_documents() {
         }
         // A logarithmic scale has a base; a scale of another kind has none.
         let scale = &panel["fieldConfig"]["defaults"]["custom"]["scaleDistribution"];
-        match scale["type"] == "log" {
-            true => assert!(scale["log"] == 2 || scale["log"] == 10, "{title}"),
-            false => assert!(scale.get("log").is_none(), "{title}"),
+        if scale["type"] == "log" {
+            assert!(scale["log"] == 2 || scale["log"] == 10, "{title}")
+        } else {
+            assert!(scale.get("log").is_none(), "{title}")
         }
         if panel["fieldConfig"]["defaults"]["color"]["mode"] == "thresholds" {
             let steps = at(panel, "fieldConfig.defaults.thresholds.steps.*.value");

@@ -71,7 +71,8 @@ fn the_documents_depend_on_their_own_lock_file_alone() {
     // A workspace around it whose packages cannot be had.
     fs::write(
         clone.path().join("Cargo.toml"),
-        "[package]\nname = \"other\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[lib]\npath = \"other.rs\"\n[dependencies]\nserde = \"=999\"\n",
+        "[package]\nname = \"other\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[lib]\npath = \"other.rs\"\n\
+         [dependencies]\nserde = \"=999\"\n",
     )
     .unwrap();
     fs::write(clone.path().join("Cargo.lock"), "not a lock file").unwrap();

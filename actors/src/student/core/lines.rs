@@ -13,14 +13,14 @@ use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student, bat
 
 impl<S: Student> Core<S> {
     pub(super) fn sample(&self, batch: &MicroBatch, row: &BatchRow) -> SampleLine {
-        let spans = row.drawn.row.spans.iter().map(|span| SampleSpan {
+        let spans = row.drawn.sequence.spans.iter().map(|span| SampleSpan {
             document: span.document,
             offset: span.offset,
             tokens: span.tokens,
         });
         SampleLine {
             step: batch.step,
-            row: row.drawn.row.row,
+            row: row.drawn.sequence.number,
             domain: self.plan.domains[usize::from(row.domain)].clone(),
             mixture_version: batch.interval.index,
             pass: row.drawn.pass,

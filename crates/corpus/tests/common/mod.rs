@@ -134,7 +134,7 @@ impl Place {
 
 pub fn all_rows(domain: &PreparedDomain) -> Vec<Vec<u32>> {
     (0..domain.rows())
-        .map(|row| domain.row(row).unwrap().tokens)
+        .map(|row| domain.sequence(row).unwrap().tokens)
         .collect()
 }
 

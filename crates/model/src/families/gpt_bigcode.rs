@@ -46,18 +46,16 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
         },
         attention: AttentionDesign {
             heads,
-            kv_heads: match fields.flag("multi_query", true)? {
-                true => 1,
-                false => heads,
+            kv_heads: if fields.flag("multi_query", true)? {
+                1
+            } else {
+                heads
             },
             head_dim: even_share(hidden_size, heads, |reason| fields.malformed(reason))?,
             projections: Projections::Fused,
             output_bias: true,
             qk_norm: None,
-            scale: match fields.flag("scale_attn_weights", true)? {
-                true => None,
-                false => Some(1.0),
-            },
+            scale: (!fields.flag("scale_attn_weights", true)?).then_some(1.0),
         },
         mlp: MlpDesign {
             width: fields

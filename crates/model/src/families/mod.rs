@@ -26,7 +26,8 @@ const FAMILIES: [(&str, Family); 6] = [
     ("GPTBigCodeForCausalLM", gpt_bigcode::design),
 ];
 
-const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, GPTBigCodeForCausalLM";
+const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
+                         GemmaForCausalLM, GPTBigCodeForCausalLM";
 
 /// The design of the model that a configuration describes; what is not supported is refused by name.
 pub(crate) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {

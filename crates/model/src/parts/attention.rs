@@ -248,32 +248,29 @@ fn end_to_end(
         positions_first(k)?,
         positions_first(v)?,
     );
-    let mixed_nhe = match has_flash_attention(q) {
-        true => {
-            let ends = lengths.iter().scan(0, |end, length| {
-                *end += length;
-                Some(*end)
-            });
-            let starts: Vec<i32> = [0].into_iter().chain(ends).map(|at| at as i32).collect();
-            let starts = upload(Tensor::f_from_slice(&starts)?, q.device())?;
-            let longest = lengths.iter().copied().max().unwrap_or(0);
-            flash_attention_of_sequences([&q_nhe, &k_nke, &v_nke], &starts, longest, scale)?
-        }
+    let mixed_nhe = if has_flash_attention(q) {
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        let starts: Vec<i32> = [0].into_iter().chain(ends).map(|at| at as i32).collect();
+        let starts = upload(Tensor::f_from_slice(&starts)?, q.device())?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        flash_attention_of_sequences([&q_nhe, &k_nke, &v_nke], &starts, longest, scale)?
+    } else {
         // One by one: flash attention has no fp32, and none on the CPU.
-        false => {
-            let (mut mixed, mut start) = (Vec::with_capacity(lengths.len()), 0);
-            for length in lengths {
-                let part = |x: &Tensor| {
-                    x.f_narrow(0, start, length)?
-                        .f_transpose(0, 1)?
-                        .f_unsqueeze(0)
-                };
-                let of_part = attend(&part(&q_nhe)?, &part(&k_nke)?, &part(&v_nke)?)?;
-                mixed.push(of_part.f_squeeze_dim(0)?.f_transpose(0, 1)?);
-                start += length;
-            }
-            Tensor::f_cat(&mixed, 0)?
+        let (mut mixed, mut start) = (Vec::with_capacity(lengths.len()), 0);
+        for length in lengths {
+            let part = |x: &Tensor| {
+                x.f_narrow(0, start, length)?
+                    .f_transpose(0, 1)?
+                    .f_unsqueeze(0)
+            };
+            let of_part = attend(&part(&q_nhe)?, &part(&k_nke)?, &part(&v_nke)?)?;
+            mixed.push(of_part.f_squeeze_dim(0)?.f_transpose(0, 1)?);
+            start += length;
         }
+        Tensor::f_cat(&mixed, 0)?
     };
     let &[batch, heads, time, width] = &q.size()[..] else {
         return Err(TchError::Shape(format!("queries are {:?}", q.size())));

@@ -27,10 +27,9 @@ impl Linear {
         initial: Initial,
     ) -> Result<Self, ModelError> {
         let weight = parameters.get(format!("{name}.weight"), &[out, input], initial)?;
-        let bias = match bias {
-            true => Some(parameters.get(format!("{name}.bias"), &[out], Initial::Zeros)?),
-            false => None,
-        };
+        let bias = bias
+            .then(|| parameters.get(format!("{name}.bias"), &[out], Initial::Zeros))
+            .transpose()?;
         Ok(Self {
             weight,
             cast: Cast::default(),

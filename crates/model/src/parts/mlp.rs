@@ -36,10 +36,7 @@ impl Mlp {
         };
         let wide = [mlp.width, design.hidden_size];
         Ok(Self {
-            gate: match mlp.gated {
-                true => Some(linear("gate_proj", wide)?),
-                false => None,
-            },
+            gate: mlp.gated.then(|| linear("gate_proj", wide)).transpose()?,
             up: linear(names.mlp_up, wide)?,
             down: linear(names.mlp_down, [design.hidden_size, mlp.width])?,
             activation: mlp.activation,
@@ -54,9 +51,10 @@ impl Mlp {
                 let mut gate_btf = gate.forward(x_btd)?;
                 let can = matches!(self.activation, Activation::Silu) && self.down.is_frozen();
                 // SAFETY: the products just made both, and nobody else has them.
-                match can && unsafe { fused::silu_mul(&mut gate_btf, &up_btf) } {
-                    true => gate_btf,
-                    false => self.activate(&gate_btf)?.f_mul(&up_btf)?,
+                if can && unsafe { fused::silu_mul(&mut gate_btf, &up_btf) } {
+                    gate_btf
+                } else {
+                    self.activate(&gate_btf)?.f_mul(&up_btf)?
                 }
             }
             None => self.activate(&up_btf)?,

@@ -50,7 +50,8 @@ fn perplexity(group: &Group) -> Chart {
     Chart {
         name: format!("perplexity{}", group.slug()),
         title: "Perplexity of each domain, by method".to_owned(),
-        about: "Lower is better; means over seeds, whiskers of one standard deviation. Each domain has a scale of its own."
+        about: "Lower is better; means over seeds, whiskers of one standard deviation. Each domain has a scale \
+                of its own."
             .to_owned(),
         x_label: String::new(),
         y_label: "perplexity".to_owned(),

@@ -26,11 +26,13 @@ pub(super) fn blocks(comparison: &Comparison) -> Vec<Block> {
 
 fn how_to_read(comparison: &Comparison) -> String {
     let n = comparison.seeds.len();
-    let mut text = "Initial student, token budget, validation sets and evaluation are the same for all methods; seeds vary the order of \
-                    the data alone."
+    let mut text = "Initial student, token budget, validation sets and evaluation are the same for all methods; \
+                    seeds vary the order of the data alone."
         .to_owned();
     if n < 2 {
-        text.push_str(" One seed: there is no spread and no interval, nothing is marked, and small differences mean nothing.");
+        text.push_str(
+            " One seed: there is no spread and no interval, nothing is marked, and small differences mean nothing.",
+        );
         return text;
     }
     text.push_str(&format!(
@@ -38,11 +40,13 @@ fn how_to_read(comparison: &Comparison) -> String {
     ));
     match &comparison.reference {
         Some(reference) => text.push_str(&format!(
-            " The lowest value of a column is **marked** only where the 95 % confidence interval of its paired difference from \
-             `{reference}` (same seed; Student's t, n = {n}) excludes zero, for `{reference}` itself that of the next lowest. Nothing \
-             is corrected for the number of comparisons."
+            " The lowest value of a column is **marked** only where the 95 % confidence interval of its paired \
+             difference from `{reference}` (same seed; Student's t, n = {n}) excludes zero, for `{reference}` \
+             itself that of the next lowest. Nothing is corrected for the number of comparisons."
         )),
-        None => text.push_str(" `kd` is not among the methods: there are no paired differences, and nothing is marked."),
+        None => text.push_str(
+            " `kd` is not among the methods: there are no paired differences, and nothing is marked.",
+        ),
     }
     text
 }
@@ -52,17 +56,23 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
     let title = |text: &str| Block::Title(level, text.to_owned());
     let mut blocks = vec![
         title("Perplexity"),
-        Block::Text("Of the student after the last step, on each domain's validation documents; lower is better.".to_owned()),
+        Block::Text(
+            "Of the student after the last step, on each domain's validation documents; lower is better."
+                .to_owned(),
+        ),
         Block::Table(perplexity(group)),
         title("Ratio to the teacher"),
-        Block::Text("The student's perplexity divided by the teacher's; 1 is caught up.".to_owned()),
+        Block::Text(
+            "The student's perplexity divided by the teacher's; 1 is caught up.".to_owned(),
+        ),
         Block::Table(ratios(group)),
     ];
     if let Some(reference) = reference {
         blocks.extend([
             title(&format!("Difference from `{reference}`")),
             Block::Text(format!(
-                "Of the perplexities, seed by seed: mean and 95 % confidence interval. Below zero: better than `{reference}`."
+                "Of the perplexities, seed by seed: mean and 95 % confidence interval. Below zero: better than \
+                 `{reference}`."
             )),
             Block::Table(differences(group)),
         ]);
@@ -72,9 +82,10 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
         Block::Table(tokens(group)),
         title("Cost"),
         Block::Text(
-            "Floating-point operations of the models' matrix products, what comes before a run (DoReMi's reference and proxy, TED's \
-             filters) included. Evaluation and mixture: what steering takes, as a share of the training's operations and of its time; \
-             methods that do not steer measure at the start and at the end only."
+            "Floating-point operations of the models' matrix products, what comes before a run (DoReMi's \
+             reference and proxy, TED's filters) included. Evaluation and mixture: what steering takes, as a \
+             share of the training's operations and of its time; methods that do not steer measure at the start \
+             and at the end only."
                 .to_owned(),
         ),
         Block::Table(costs(group, reference)),
@@ -314,9 +325,10 @@ fn spread(spread: &Spread) -> String {
 }
 
 fn marked(method: &MethodResult, column: &str, value: &Spread) -> String {
-    match method.best_in.iter().any(|best| best == column) {
-        true => format!("**{}**", spread(value)),
-        false => spread(value),
+    if method.best_in.iter().any(|best| best == column) {
+        format!("**{}**", spread(value))
+    } else {
+        spread(value)
     }
 }
 

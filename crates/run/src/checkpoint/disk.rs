@@ -94,9 +94,12 @@ impl Disk {
                 self.remove(&entry.map_err(RunFileError::io("read", path))?.path())?;
             }
         }
-        let removed = self.call().and_then(|()| match is_folder {
-            true => fs::remove_dir(path),
-            false => fs::remove_file(path),
+        let removed = self.call().and_then(|()| {
+            if is_folder {
+                fs::remove_dir(path)
+            } else {
+                fs::remove_file(path)
+            }
         });
         removed.map_err(failed())
     }

@@ -41,10 +41,10 @@ impl Retention {
 
     /// The steps to remove, of all there are in their order.
     pub(super) fn surplus(&self, steps: &[u64], measured: &[Measured]) -> Vec<u64> {
-        let best = match self.best {
-            true => Measured::best(measured, |step| steps.contains(&step)),
-            false => None,
-        };
+        let best = self
+            .best
+            .then(|| Measured::best(measured, |step| steps.contains(&step)))
+            .flatten();
         let older = &steps[..steps.len().saturating_sub(self.last.max(1))];
         older
             .iter()

@@ -1,0 +1,66 @@
+//! Which checkpoints of a run were measured, and which of them is the best.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow};
+use ddk_actors::LoopState;
+use ddk_run::{CheckpointStore, Measured, RunFolder};
+
+use crate::{hint::Hint, progress::say};
+
+/// The best of what was measured, where its checkpoint verifies.
+pub fn best(store: &CheckpointStore, measured: &[Measured]) -> Result<Option<Measured>> {
+    let mut steps = store.steps()?;
+    while let Some(best) = Measured::best(measured, |step| steps.contains(&step)) {
+        if store.entry(best.step).status.is_ok() {
+            return Ok(Some(best));
+        }
+        steps.retain(|step| *step != best.step);
+    }
+    Ok(None)
+}
+
+/// What was measured of a run: what its newest checkpoint holds, and the last evaluation of one that is done.
+pub fn measured(run: &Path, store: &CheckpointStore) -> Result<Vec<Measured>> {
+    let newest = store.steps()?.into_iter().rev();
+    let mut states = newest.filter_map(|step| store.state::<LoopState>(step).ok());
+    let mut measured = states.next().map_or_else(Vec::new, |state| state.measured);
+    if let Ok(summary) = ddk_run::read::summary(run) {
+        let ratios = summary.domains.values().map(|domain| domain.ratio_after);
+        let ratio = ratios.sum::<f64>() / summary.domains.len() as f64;
+        let known = measured.iter().any(|one| one.step == summary.steps);
+        if ratio.is_finite() && !known {
+            measured.push(Measured {
+                step: summary.steps,
+                ratio,
+            });
+        }
+    }
+    Ok(measured)
+}
+
+/// The checkpoint of a step, verified.
+pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
+    let steps = store.steps()?;
+    if !steps.contains(&step) {
+        let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
+        return Err(anyhow!("the run has no checkpoint of step {step}"))
+            .hint(format!("there are: {}", steps.join(", ")))
+            .usage();
+    }
+    let entry = store.entry(step);
+    match entry.status {
+        Ok(_) => Ok(entry.path),
+        Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
+    }
+}
+
+/// Sets the checkpoints after `step` aside, so that the run goes on from there.
+pub(crate) fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
+    let store = CheckpointStore::look(&folder.checkpoints());
+    checkpoint_of(&store, step)?;
+    for newer in store.set_aside_after(step)? {
+        say(&format!("the checkpoint of step {newer} is set aside"));
+    }
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! `ddk compare`: methods beside each other, each a run of `ddk train` in a process of its own.
+//!
+//! A run has its own log, its own peak memory and its own end; what this program does is to start them one
+//! after the other, pass signals on, and read their folders. A run that is done is skipped, one that was
+//! interrupted goes on: the same command always leads on.
+
+mod child;
+mod plan;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_report::{
+    ComparedRun, Comparison,
+    comparison::Group,
+    scores::{self, Scores},
+};
+use ddk_settings::{Method, Settings};
+
+use self::plan::{Plan, Planned};
+use crate::{
+    args, demo,
+    faults::Faults,
+    hint::Hint,
+    phase::Phase,
+    prepare,
+    progress::say,
+    signals::Signals,
+    train::{self, inputs::Inputs},
+};
+
+/// What the others are held against.
+const REFERENCE: Method = Method::Kd;
+
+/// Runs every method with every seed, each in a child process, and writes the comparison.
+///
+/// # Errors
+/// The settings or the arguments are wrong, a run fails, or a file cannot be written.
+pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+    signals.begin(Phase::Compare, &Faults::default())?;
+    let plan = Plan::new(args)?;
+    // Files that cannot be used are said before hours of training.
+    let imported = import(&args.import_scores)?;
+    same_inputs(&plan)?;
+    if let Some(code) = models(args, &plan.base, signals)? {
+        return Ok(code);
+    }
+    if let Some(code) = train_all(args, &plan, signals)? {
+        return Ok(code);
+    }
+    let comparison = read(&plan, imported)?;
+    let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
+    write(&comparison, &folder)?;
+    write!(out, "{}", comparison.markdown())?;
+    say(&format!(
+        "compare.md, compare.json and figures/ are in {}; open {} in a browser for all of it",
+        folder.display(),
+        folder.join("compare.html").display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes teacher and student where they are missing and the configuration says how; the exit code where a signal came.
+fn models(
+    args: &args::Compare,
+    settings: &Settings,
+    signals: &Signals,
+) -> Result<Option<ExitCode>> {
+    let is_demo = demo::is_demo(settings);
+    if is_demo {
+        demo::verify_text(settings)?;
+    }
+    let wanted = [&settings.teacher.model, &settings.student.model];
+    let missing = |out: &Path| !out.join("config.json").exists();
+    let made: Vec<&String> = settings
+        .pretrain
+        .iter()
+        .filter(|(_, model)| wanted.contains(&&Some(model.out.clone())) && missing(&model.out))
+        .map(|(name, _)| name)
+        .collect();
+    if made.is_empty() {
+        return Ok(None);
+    }
+    if is_demo {
+        demo::text_and_tokenizer(settings)?;
+    }
+    for name in made {
+        say(&format!("{name} is missing: ddk pretrain --model {name}"));
+        let arguments = command("pretrain", args, &["--model".to_owned(), name.clone()]);
+        if let Some(code) =
+            child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?
+        {
+            return Ok(Some(code));
+        }
+    }
+    Ok(None)
+}
+
+/// A command of this program on the same configuration.
+fn command(name: &str, args: &args::Compare, more: &[String]) -> Vec<String> {
+    let files = args.config.files.iter();
+    let sets = args.config.set.set.iter();
+    [name.to_owned()]
+        .into_iter()
+        .chain(files.map(|file| file.display().to_string()))
+        .chain(sets.flat_map(|set| ["--set".to_owned(), set.clone()]))
+        .chain(more.iter().cloned())
+        .collect()
+}
+
+/// Trains what is not done yet; the exit code where a signal came.
+fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<Option<ExitCode>> {
+    let (mut trained, mut took) = (0_u32, Duration::ZERO);
+    let mut left = Vec::new();
+    for run in &plan.runs {
+        if !train::is_done(&run.settings)? {
+            left.push(run);
+        }
+    }
+    let count = plan.runs.len();
+    say(&format!(
+        "{count} runs in {}, of which {} are done",
+        plan.folder.display(),
+        count - left.len()
+    ));
+    for (index, run) in left.iter().enumerate() {
+        let rest = (left.len() - index) as u32;
+        let time = match trained {
+            0 => String::new(),
+            _ => format!(", about {} left", minutes(took / trained * rest)),
+        };
+        say(&format!(
+            "[{}/{count}] {}, seed {}{time}",
+            count - left.len() + index + 1,
+            run.label,
+            run.seed
+        ));
+        // A source that has changed would cost the others their corpus.
+        if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(&run.folder)) {
+            prepare::keep_for(&begun.folder, &run.settings)?;
+        }
+        let began = Instant::now();
+        let sets = run.sets.iter();
+        let more: Vec<String> = sets
+            .flat_map(|set| ["--set".to_owned(), set.clone()])
+            .collect();
+        let what = format!("{}, seed {}", run.label, run.seed);
+        if let Some(code) = child::run(&command("train", args, &more), &what, signals)? {
+            return Ok(Some(code));
+        }
+        // Not only after the last: hours of training would be for nothing.
+        same_inputs(plan)?;
+        trained += 1;
+        took += began.elapsed();
+    }
+    Ok(None)
+}
+
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds if seconds < 100 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    }
+}
+
+/// A comparison of runs that began with other models or other data would say nothing. Those that have not
+/// begun are passed over.
+fn same_inputs(plan: &Plan) -> Result<()> {
+    let mut first: Option<(&Planned, Inputs)> = None;
+    for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {
+        let inputs = Inputs::of_run(&run.folder)?;
+        match &first {
+            None => first = Some((run, inputs)),
+            Some((other, theirs)) if *theirs != inputs => {
+                return Err(anyhow!(
+                    "{} and {} were not made from the same models and data",
+                    other.folder.display(),
+                    run.folder.display()
+                ))
+                .hint("move the older one away, and the same command trains it again");
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Reads the harness's files.
+fn import(paths: &[PathBuf]) -> Result<Vec<(PathBuf, scores::Harness)>> {
+    let read = |path: &PathBuf| {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let harness = scores::harness(&text)
+            .with_context(|| path.display().to_string())
+            .hint("a file that lm-evaluation-harness writes with --output_path is expected (docs/evaluate.md)")?;
+        Ok((path.clone(), harness))
+    };
+    paths.iter().map(read).collect()
+}
+
+/// Whether the harness's model is this folder, perhaps seen from elsewhere.
+fn is_folder(model: &str, folder: &Path) -> bool {
+    let model = Path::new(model);
+    match model.canonicalize() {
+        Ok(model) => folder.canonicalize().is_ok_and(|folder| folder == model),
+        // From another machine: the comparison's name, method, seed and `student` say which it is.
+        Err(_) => folder.iter().rev().take(4).eq(model.iter().rev().take(4)),
+    }
+}
+
+fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Comparison> {
+    let mut runs = Vec::new();
+    for planned in &plan.runs {
+        let method = planned.method.name();
+        runs.push(ComparedRun::read(&planned.folder, method, planned.seed)?);
+    }
+    let (mut of_student, mut of_teacher) = (Scores::new(), Scores::new());
+    let is_model = |model: &str, folder: &Option<PathBuf>| {
+        folder
+            .as_ref()
+            .is_some_and(|folder| is_folder(model, folder))
+    };
+    for (path, harness) in imported {
+        let model = &harness.model;
+        let of_run = runs
+            .iter_mut()
+            .find(|run| is_folder(model, &run.folder.join("student")));
+        let scores = match of_run {
+            Some(run) => &mut run.scores,
+            None if is_model(model, &plan.base.teacher.model) => &mut of_teacher,
+            None if is_model(model, &plan.base.student.model) => &mut of_student,
+            None => {
+                return Err(anyhow!(
+                    "{} has the scores of {model}, which is no student of this comparison, nor its teacher",
+                    path.display()
+                ))
+                .hint(format!(
+                    "evaluate the students in {}/METHOD/seed-N/student",
+                    plan.folder.display()
+                ));
+            }
+        };
+        scores.extend(harness.scores);
+    }
+    let reference = plan.methods.contains(&REFERENCE).then(|| REFERENCE.name());
+    let groups = plan.sweep.iter().map(|swept| {
+        let own: Vec<ComparedRun> = plan
+            .runs
+            .iter()
+            .zip(&runs)
+            .filter(|(planned, _)| planned.swept == *swept)
+            .map(|(_, run)| run.clone())
+            .collect();
+        let title = swept
+            .as_ref()
+            .map(|(key, value)| format!("{key} = {value}"));
+        Group::new(
+            title,
+            &own,
+            reference,
+            of_student.clone(),
+            of_teacher.clone(),
+        )
+    });
+    Ok(Comparison {
+        name: format!(
+            "{}: {} methods, {} seeds",
+            plan.name,
+            plan.methods.len(),
+            plan.seeds.len()
+        ),
+        command: command_line(),
+        reference: reference.map(str::to_owned),
+        seeds: plan.seeds.clone(),
+        groups: groups.collect(),
+    })
+}
+
+/// As it was typed.
+fn command_line() -> String {
+    let arguments = std::env::args().skip(1);
+    ["ddk".to_owned()]
+        .into_iter()
+        .chain(arguments)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn write(comparison: &Comparison, folder: &Path) -> Result<()> {
+    let figures = folder.join("figures");
+    fs::create_dir_all(&figures).with_context(|| format!("cannot create {}", figures.display()))?;
+    for (name, text) in comparison.svgs() {
+        ddk_run::write_atomically(&figures.join(name), text.as_bytes())?;
+    }
+    let json = serde_json::to_vec_pretty(comparison)?;
+    ddk_run::write_atomically(&folder.join("compare.json"), &json)?;
+    ddk_run::write_atomically(&folder.join("compare.html"), comparison.html().as_bytes())?;
+    ddk_run::write_atomically(&folder.join("compare.md"), comparison.markdown().as_bytes())?;
+    Ok(())
+}

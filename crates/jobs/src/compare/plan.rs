@@ -1,0 +1,282 @@
+//! Which runs a comparison is made of.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use ddk_run::RunFolder;
+use ddk_settings::{Loaded, Method, Settings};
+
+use crate::{
+    args,
+    config::{flatten, load},
+    hint::Hint,
+    train::options::most_steps,
+};
+
+/// A swept key with one of its values.
+pub(super) type Swept = Option<(String, String)>;
+
+/// All runs.
+pub(super) struct Plan {
+    /// Of the comparison: `run.name`, with `-quick` where it is.
+    pub(super) name: String,
+    /// Where its runs are.
+    pub(super) folder: PathBuf,
+    /// The settings that all have in common.
+    pub(super) base: Settings,
+    pub(super) methods: Vec<Method>,
+    pub(super) seeds: Vec<u64>,
+    /// One a swept value; one of nothing where nothing is swept.
+    pub(super) sweep: Vec<Swept>,
+    /// In the order in which they are trained: all methods of a seed, so that a comparison that is stopped
+    /// has whole seeds.
+    pub(super) runs: Vec<Planned>,
+}
+
+/// One run.
+pub(super) struct Planned {
+    pub(super) method: Method,
+    pub(super) seed: u64,
+    pub(super) swept: Swept,
+    /// Method and swept value, as its folder is called.
+    pub(super) label: String,
+    /// What is set beside the configuration.
+    pub(super) sets: Vec<String>,
+    pub(super) settings: Settings,
+    pub(super) folder: PathBuf,
+}
+
+impl Plan {
+    pub(super) fn new(args: &args::Compare) -> Result<Self> {
+        let base = load(&args.config)?.settings;
+        let name = base
+            .run
+            .name
+            .clone()
+            .ok_or_else(|| anyhow!("`run.name` is missing: the folder of the runs is named by it"))
+            .usage()?;
+        if let Some(method) = base.method {
+            return Err(anyhow!(
+                "`method` is \"{}\": a comparison sets it for each of its runs",
+                method.name()
+            ))
+            .hint("leave it out, and choose with --methods")
+            .usage();
+        }
+        let name = format!("{name}{}", if args.quick { "-quick" } else { "" });
+        let folder = base.run.folder.join(&name);
+        if RunFolder::holds_a_run(&folder) {
+            return Err(anyhow!("{} holds a run", folder.display()))
+                .hint("choose another name for the comparison: --set run.name=NAME")
+                .usage();
+        }
+        let mut methods = Vec::new();
+        for name in &args.methods {
+            let method = Method::named(name)
+                .ok_or_else(|| anyhow!("there is no method \"{name}\""))
+                .usage()?;
+            if !methods.contains(&method) {
+                methods.push(method);
+            }
+        }
+        let sweep = match &args.sweep {
+            Some(text) => swept(text)?,
+            None => vec![None],
+        };
+        let seeds: Vec<u64> = (0..args.seeds).map(|index| base.run.seed + index).collect();
+        let mut plan = Self {
+            name,
+            folder,
+            base,
+            methods,
+            seeds,
+            sweep,
+            runs: Vec::new(),
+        };
+        for &seed in &plan.seeds {
+            for swept in &plan.sweep {
+                for &method in &plan.methods {
+                    plan.runs.push(plan.planned(args, method, seed, swept)?);
+                }
+            }
+        }
+        same_budget(&plan.runs)?;
+        Ok(plan)
+    }
+
+    fn planned(
+        &self,
+        args: &args::Compare,
+        method: Method,
+        seed: u64,
+        swept: &Swept,
+    ) -> Result<Planned> {
+        let mut label = method.name().to_owned();
+        let mut sets = match args.quick {
+            true => quarter(&self.base)?,
+            false => Vec::new(),
+        };
+        if let Some((key, value)) = swept {
+            label.push_str(&format!("-{key}-{}", plain(value)));
+            sets.push(format!("{key}={value}"));
+        }
+        let folder = self.folder.join(&label);
+        sets.extend([
+            format!("method={}", method.name()),
+            format!("run.seed={seed}"),
+            // Seeds are of what is drawn from a corpus: it is the same for all.
+            format!(
+                "corpus.seed={}",
+                self.base.corpus.seed.unwrap_or(self.base.run.seed)
+            ),
+            format!("run.name=seed-{seed}"),
+            format!(
+                "run.folder={}",
+                toml::Value::from(folder.display().to_string())
+            ),
+        ]);
+        let mut config = args.config.clone();
+        config.set.set.extend(sets.iter().cloned());
+        let loaded = load(&config)?;
+        is_method(method, &loaded)?;
+        Ok(Planned {
+            method,
+            seed,
+            swept: swept.clone(),
+            label,
+            sets,
+            settings: loaded.settings,
+            folder: folder.join(format!("seed-{seed}")),
+        })
+    }
+}
+
+/// All runs of a comparison have one budget of tokens: a longer interval would make a run longer whose end is
+/// counted in intervals, and would look better for it. Who sweeps a limit itself (`run.*`) asks for just
+/// that.
+fn same_budget(runs: &[Planned]) -> Result<()> {
+    let step_tokens =
+        |run: &Planned| run.settings.batch.rows * run.settings.corpus.sequence_length as u64;
+    let tokens = |run: &Planned| Some(most_steps(&run.settings)? * step_tokens(run));
+    let Some((first, budget)) = runs.first().and_then(|run| Some((run, tokens(run)?))) else {
+        return Ok(());
+    };
+    for run in runs {
+        let Some((key, value)) = run
+            .swept
+            .as_ref()
+            .filter(|(key, _)| !key.starts_with("run."))
+        else {
+            continue;
+        };
+        // A limit in tokens is reached in whole steps.
+        let slack = step_tokens(run).max(step_tokens(first));
+        match tokens(run) {
+            Some(own) if own.abs_diff(budget) >= slack => {
+                return Err(anyhow!(
+                    "--sweep {key}: with {value} a run is {own} tokens long, with {} {budget}",
+                    first.swept.as_ref().map_or("", |(_, value)| value)
+                ))
+                .hint("all runs of a comparison are to train on as much: --set run.max_tokens=N, and where run.max_intervals is set, one that is never reached")
+                .usage();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What is written wins over a method: a comparison whose configuration writes one of the choices would
+/// compare it with itself.
+fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
+    let values = values(&loaded.settings)?;
+    for (key, expected) in method.choices() {
+        let expected = toml::Value::from(expected).to_string();
+        let found = values.iter().find(|(other, _)| other == key);
+        if let Some((_, found)) = found.filter(|(_, found)| *found != expected) {
+            return Err(anyhow!(
+                "{}: `{key}` is {found}, so that no run can be {} ({expected})",
+                loaded.origins.of(key),
+                method.name()
+            ))
+            .hint(format!(
+                "leave `{key}` out of the configuration: the methods set it"
+            ))
+            .usage();
+        }
+    }
+    Ok(())
+}
+
+/// What a run of a comparison is named and made by.
+const OWN: [&str; 5] = [
+    "method",
+    "run.seed",
+    "run.name",
+    "run.folder",
+    "corpus.seed",
+];
+
+/// `KEY=VALUE,VALUE,…`
+fn swept(text: &str) -> Result<Vec<Swept>> {
+    let (key, values) = text
+        .split_once('=')
+        .filter(|(key, values)| !key.trim().is_empty() && !values.trim().is_empty())
+        .ok_or_else(|| {
+            anyhow!("--sweep {text}: expected a key and its values, for example objective.gamma=0,0.1,0.2")
+        })
+        .usage()?;
+    let key = key.trim();
+    if OWN.contains(&key) {
+        return Err(anyhow!("--sweep {key}: a comparison sets that itself"))
+            .hint("--methods and --seeds say what is compared; --set run.name=NAME names it")
+            .usage();
+    }
+    let mut swept: Vec<Swept> = Vec::new();
+    for value in values.split(',') {
+        let one = Some((key.to_owned(), value.trim().to_owned()));
+        if swept.contains(&one) {
+            return Err(anyhow!("--sweep {key}: {} is there twice", value.trim())).usage();
+        }
+        swept.push(one);
+    }
+    Ok(swept)
+}
+
+/// A value as a part of a folder's name.
+fn plain(value: &str) -> String {
+    let keep = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    value
+        .chars()
+        .map(|character| if keep(character) { character } else { '-' })
+        .collect()
+}
+
+/// A quarter of the steps: the interval, the warm-up, what comes before a run and its end shrink alike, so
+/// that the mixture moves as often.
+fn quarter(settings: &Settings) -> Result<Vec<String>> {
+    const SHRINK: [&str; 7] = [
+        "run.max_steps",
+        "run.max_tokens",
+        "mixture.interval",
+        "mixture.doremi_steps",
+        "objective.ted_steps",
+        "student.warmup_steps",
+        "student.schedule_steps",
+    ];
+    let values = values(settings)?.into_iter();
+    let shrunk = values
+        .filter(|(key, _)| SHRINK.contains(&key.as_str()))
+        .filter_map(|(key, value)| {
+            Some(format!("{key}={}", value.parse::<u64>().ok()?.div_ceil(4)))
+        });
+    Ok(shrunk.collect())
+}
+
+/// All settings: key and value, as in a configuration.
+fn values(settings: &Settings) -> Result<Vec<(String, String)>> {
+    let mut values = Vec::new();
+    let table = toml::Value::Table(toml::from_str(&settings.to_toml())?);
+    flatten(&table, "", &mut values);
+    Ok(values)
+}

@@ -1,0 +1,42 @@
+//! Settings of a command line.
+
+use anyhow::{Result, anyhow};
+use ddk_settings::Loaded;
+
+use crate::{args::ConfigArgs, hint::Hint};
+
+/// The settings of a command line.
+pub fn load(args: &ConfigArgs) -> Result<Loaded> {
+    Ok(ddk_settings::load(
+        &args.files,
+        &args.set.set,
+        std::env::vars(),
+    )?)
+}
+
+/// Every value with its dotted key.
+pub fn flatten(value: &toml::Value, prefix: &str, values: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let path = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
+                flatten(value, &path, values);
+            }
+        }
+        other => values.push((prefix.to_owned(), other.to_string())),
+    }
+}
+
+/// The value of a key that training needs.
+///
+/// # Errors
+/// The key is not set.
+pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {
+    value
+        .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))
+        .usage()
+}

@@ -1,0 +1,256 @@
+//! `ddk demo`: the whole job on text that is the same on every machine, by the same steps that a user takes.
+
+use std::{fs, io::Write, path::Path, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_settings::Settings;
+use ddk_torch::parse_device;
+
+use crate::{
+    args, demo_sources,
+    faults::Faults,
+    hint::{Hint, with_hint},
+    phase::Phase,
+    pretrain,
+    progress::say,
+    signals::Signals,
+    train::{self, Flags},
+};
+
+/// Tokens of the demo's tokenizer.
+const VOCABULARY: usize = 4096;
+/// Bytes of each domain that the tokenizer learns from.
+const TOKENIZER_BYTES: usize = 1_500_000;
+/// Steps of the serial comparison.
+const SERIAL_STEPS: u64 = 12;
+
+/// Makes text, tokenizer, teacher and student where they are missing, then distills.
+///
+/// # Errors
+/// The text is missing or changed, or a part fails.
+pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+    let began = Instant::now();
+    let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
+        .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
+    let settings = loaded.settings;
+    // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first
+    // backward, and would not see those of a library that is loaded later.
+    let devices = settings.teacher.every_device();
+    for device in devices.chain([settings.student.device.as_str()]) {
+        parse_device(device)?;
+    }
+    let say_step = |number: u8, what: &str| {
+        say(&format!(
+            "[{number}/5, {:.0} s] {what}",
+            began.elapsed().as_secs_f64()
+        ));
+    };
+    let faults = Faults::parse(&settings.faults.plan)?;
+    signals.begin(Phase::Text, &faults)?;
+    say_step(1, "text");
+    collect(&settings)?;
+    say_step(2, "tokenizer and corpus");
+    tokenizer(&settings)?;
+    for (number, name) in [(3, "teacher"), (4, "student")] {
+        say_step(
+            number,
+            &format!(
+                "{name}: ddk pretrain {} --model {name}",
+                args.config.display()
+            ),
+        );
+        if let Some(code) = pretrain::model(&settings, name, false, signals, &faults)? {
+            return Ok(code);
+        }
+    }
+    say_step(
+        5,
+        &format!("distillation: ddk train {}", args.config.display()),
+    );
+    let flags = Flags {
+        json: args.json,
+        serial_steps: SERIAL_STEPS,
+        ..Flags::default()
+    };
+    let code = train::distil(&settings, &flags, signals, out)?;
+    if let Some(name) = &settings.run.name {
+        let folder = settings.run.folder.join(name);
+        say(&format!(
+            "everything about this run is in {}; open {} in a browser for the figures",
+            folder.display(),
+            folder.join("report.html").display()
+        ));
+    }
+    Ok(code)
+}
+
+/// Whether a configuration's text and tokenizer are the demo's: `FOLDER/sources/NAME.jsonl` and `FOLDER/tokenizer`.
+pub fn is_demo(settings: &Settings) -> bool {
+    let folder = settings
+        .corpus
+        .tokenizer
+        .as_deref()
+        .filter(|tokenizer| tokenizer.ends_with("tokenizer"))
+        .and_then(Path::parent);
+    settings.domains.iter().all(|(name, domain)| {
+        let file = folder.map(|folder| folder.join("sources").join(format!("{name}.jsonl")));
+        let files = domain.files.iter().map(Path::new);
+        demo_sources::NAMES.contains(&name.as_str()) && files.eq(file.as_deref())
+    })
+}
+
+/// Makes what the demo's models are trained on, where it is missing.
+pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
+    collect(settings)?;
+    tokenizer(settings)
+}
+
+/// A domain's one file of text, and the most bytes of text in it.
+struct Place<'settings> {
+    domain: &'settings str,
+    file: &'settings Path,
+    max_bytes: u64,
+}
+
+/// Where the configuration expects each domain's text.
+fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
+    let mut places = Vec::new();
+    for (name, domain) in &settings.domains {
+        let expected = format!("{name}.jsonl");
+        let [file] = &domain.files[..] else {
+            return Err(not_ours(name));
+        };
+        let file = Path::new(file);
+        if file.file_name() != Some(expected.as_ref()) {
+            return Err(not_ours(name));
+        }
+        places.push(Place {
+            domain: name,
+            file,
+            max_bytes: domain.max_bytes.unwrap_or(4_000_000),
+        });
+    }
+    Ok(places)
+}
+
+fn not_ours(domain: &str) -> anyhow::Error {
+    with_hint(
+        anyhow!(
+            "domain `{domain}`: the demo writes its own text to one file FOLDER/{domain}.jsonl"
+        ),
+        "for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`",
+    )
+}
+
+/// Refuses text that is there and is not this version's.
+///
+/// The tokenizer, the models and the runs beside it were made from that text. Their figures would look like
+/// the published ones and mean something else, so this is an error and not a warning.
+///
+/// # Errors
+///
+/// A file cannot be read, or its limit is the shipped one and its text is not.
+pub fn verify_text(settings: &Settings) -> Result<()> {
+    for place in places(settings)? {
+        let file = place.file;
+        if !file.exists() {
+            continue;
+        }
+        let Some(expected) = demo_sources::expected_hash(place.domain, place.max_bytes)? else {
+            continue;
+        };
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let found = demo_sources::hash(&text);
+        if found != expected {
+            let folder = file.parent().and_then(Path::parent);
+            let folder = folder.unwrap_or(Path::new(".")).display();
+            return Err(anyhow!(
+                "{} is not the demo's text of this version (blake3 {found}, expected {expected})",
+                file.display()
+            ))
+            .hint(format!(
+                "an earlier version wrote it, or it was changed: move {folder} away, and the runs that were made from it, then run \
+                 this again"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Writes each domain's text where the configuration expects it, and verifies what is there.
+fn collect(settings: &Settings) -> Result<()> {
+    verify_text(settings)?;
+    let mut missing = places(settings)?;
+    missing.retain(|place| !place.file.exists());
+    if missing.is_empty() {
+        say("the text is there already");
+    }
+    let limits: Vec<_> = missing
+        .iter()
+        .map(|place| (place.domain, place.max_bytes))
+        .collect();
+    let texts = demo_sources::collect(&limits)?;
+    for (place, collected) in missing.iter().zip(texts) {
+        let &Place {
+            domain,
+            file,
+            max_bytes,
+        } = place;
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        ddk_run::write_atomically(file, &collected.jsonl)?;
+        let is_known = demo_sources::expected_hash(domain, max_bytes)?.is_some();
+        say(&format!(
+            "{domain}: {} documents, {:.1} MB{}",
+            collected.documents,
+            collected.bytes as f64 / 1e6,
+            if is_known {
+                ""
+            } else {
+                " (max_bytes is not the shipped one: figures differ from the published ones)"
+            }
+        ));
+    }
+    Ok(())
+}
+
+/// Learns the tokenizer from the collected text, unless it is there.
+fn tokenizer(settings: &Settings) -> Result<()> {
+    let folder = settings
+        .corpus
+        .tokenizer
+        .as_ref()
+        .ok_or_else(|| anyhow!("`corpus.tokenizer` is missing: the demo makes its tokenizer there"))
+        .usage()?;
+    if folder.join("tokenizer.json").exists() {
+        return Ok(());
+    }
+    let mut texts = Vec::new();
+    for domain in settings.domains.values() {
+        for file in &domain.files {
+            let text = fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
+            let mut bytes = 0;
+            for line in text.lines() {
+                let record: serde_json::Value =
+                    serde_json::from_str(line).with_context(|| file.clone())?;
+                let text = record
+                    .get("text")
+                    .and_then(serde_json::Value::as_str)
+                    .unwrap_or_default();
+                bytes += text.len();
+                if bytes > TOKENIZER_BYTES {
+                    break;
+                }
+                texts.push(text.to_owned());
+            }
+        }
+    }
+    ddk_corpus::train_tokenizer(texts.into_iter(), VOCABULARY, folder)?;
+    say(&format!(
+        "a byte-level BPE of {VOCABULARY} tokens is in {}",
+        folder.display()
+    ));
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! The demo's text: one JSON Lines file per domain, the same on every machine.
+//!
+//! `tools/demo-text/fetch` has put the documents to choose from into the cache folder. A fixed shuffle of
+//! their names decides which of them fit into a domain's limit, and `tools/demo-text/expected.toml` says what
+//! the shipped limits have to give, to the byte.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsString,
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use flate2::read::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
+
+use crate::hint::Hint;
+
+/// The domains that there are documents for.
+pub const NAMES: [&str; 5] = ["cpp", "data", "prose", "python", "rust"];
+
+/// Of the choice of documents. Not the run's seed: runs with different seeds are compared on the same text.
+const SEED: u64 = 0;
+
+/// What to do about documents that are missing or wrong.
+const FETCH: &str = "run `make demo-text` in a clone of the repository: it fetches the documents that the demo's text is chosen \
+                     from into the cache folder (DDK_CACHE, by default $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
+
+/// A line of the documents to choose from, and of the text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+struct Document {
+    source: String,
+    text: String,
+}
+
+/// As the text's files have it.
+#[derive(Serialize)]
+struct Line<'document> {
+    text: &'document str,
+    source: &'document str,
+}
+
+/// What a domain's text has to be, by `tools/demo-text/expected.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    max_bytes: u64,
+    blake3: String,
+}
+
+/// A domain's text.
+pub struct Collected {
+    /// Its file's content.
+    pub jsonl: Vec<u8>,
+    /// Documents in it.
+    pub documents: usize,
+    /// Bytes of their text.
+    pub bytes: u64,
+}
+
+/// The expected hash of a domain's text, if this limit is the shipped one.
+pub fn expected_hash(domain: &str, max_bytes: u64) -> Result<Option<String>> {
+    let all: BTreeMap<String, Expected> =
+        toml::from_str(include_str!("../../../tools/demo-text/expected.toml"))
+            .context("tools/demo-text/expected.toml")?;
+    let of_limit = all
+        .into_iter()
+        .find(|(name, expected)| name == domain && expected.max_bytes == max_bytes);
+    Ok(of_limit.map(|(_, expected)| expected.blake3))
+}
+
+/// The hash of a text as `tools/demo-text/expected.toml` writes it.
+pub fn hash(jsonl: &[u8]) -> String {
+    blake3::hash(jsonl).to_hex().to_string()
+}
+
+/// Chooses the text of each domain, at most so many bytes of it, from its documents in the cache folder.
+///
+/// # Errors
+///
+/// There are no documents for a domain, they cannot be read, or a text is not the expected one. All texts
+/// that are not are named with their hashes.
+pub fn collect(limits: &[(&str, u64)]) -> Result<Vec<Collected>> {
+    let folder = cache_folder()?.join("demo-text");
+    let mut texts = Vec::new();
+    let mut wrong = Vec::new();
+    for &(domain, max_bytes) in limits {
+        if !NAMES.contains(&domain) {
+            return Err(anyhow!(
+                "the demo has no text for the domain `{domain}` (it has {})",
+                NAMES.join(", ")
+            ))
+            .hint("give the domain `files` of your own and run `ddk prepare`, `ddk pretrain` and `ddk train` instead");
+        }
+        let documents = read(&folder.join(format!("{domain}.jsonl.gz")))
+            .with_context(|| format!("cannot read the documents for the domain `{domain}`"))
+            .hint(FETCH)?;
+        let text = choose(domain, documents, max_bytes)?;
+        let found = hash(&text.jsonl);
+        if let Some(expected) = expected_hash(domain, max_bytes)?
+            && expected != found
+        {
+            wrong.push(format!("{domain}: {found}, expected {expected}"));
+        }
+        texts.push(text);
+    }
+    if wrong.is_empty() {
+        return Ok(texts);
+    }
+    Err(anyhow!(
+        "the documents in {} do not give the demo's text of this version (blake3)\n{}",
+        folder.display(),
+        wrong.join("\n")
+    ))
+    .hint(format!("remove {} and {FETCH}", folder.display()))
+}
+
+/// Where the tools in `tools/` keep what they download; the same rule as theirs.
+fn cache_folder() -> Result<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty());
+    set("DDK_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| set("XDG_CACHE_HOME").map(|folder| Path::new(&folder).join("ddk")))
+        .or_else(|| set("HOME").map(|folder| Path::new(&folder).join(".cache/ddk")))
+        .context("the cache folder is unknown: none of DDK_CACHE, XDG_CACHE_HOME and HOME is set")
+        .hint("set DDK_CACHE to the folder that `make demo-text` was run with")
+}
+
+fn read(path: &Path) -> Result<Vec<Document>> {
+    let of_file = || path.display().to_string();
+    let file = fs::File::open(path).with_context(of_file)?;
+    let lines = BufReader::new(MultiGzDecoder::new(file)).lines();
+    lines
+        .map(|line| Ok(serde_json::from_str(&line?)?))
+        .collect::<Result<_>>()
+        .with_context(of_file)
+}
+
+/// The text of a domain, whatever order its documents are in.
+fn choose(domain: &str, mut documents: Vec<Document>, max_bytes: u64) -> Result<Collected> {
+    documents.sort();
+    ddk_order::shuffle(
+        &mut documents,
+        &mut ddk_order::stream(SEED, &format!("demo sources {domain}"), &[]),
+    );
+    let mut collected = Collected {
+        jsonl: Vec::new(),
+        documents: 0,
+        bytes: 0,
+    };
+    for Document { source, text } in &documents {
+        let length = text.len() as u64;
+        // A shorter one may still fit.
+        if collected.bytes + length > max_bytes {
+            continue;
+        }
+        collected.documents += 1;
+        collected.bytes += length;
+        serde_json::to_writer(&mut collected.jsonl, &Line { text, source })?;
+        collected.jsonl.push(b'\n');
+    }
+    Ok(collected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn documents() -> Vec<Document> {
+        let document = |index: usize| Document {
+            source: format!("package-1.0.0/{index}.rs"),
+            text: "fn main() {}\n".repeat(index),
+        };
+        (1..200).map(document).collect()
+    }
+
+    #[test]
+    fn the_text_does_not_depend_on_the_order_of_the_documents() {
+        let text = |documents| choose("rust", documents, 20_000).unwrap();
+        let sorted = text(documents());
+        let mut reversed = documents();
+        reversed.reverse();
+        let mut rotated = documents();
+        rotated.rotate_left(77);
+        assert!(sorted.jsonl == text(reversed).jsonl);
+        assert!(sorted.jsonl == text(rotated).jsonl);
+
+        assert!(sorted.bytes <= 20_000 && sorted.bytes > 19_000);
+        let lines: Vec<Document> = sorted
+            .jsonl
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), sorted.documents);
+        assert!(lines.iter().all(|line| documents().contains(line)));
+        // Chosen, not the first ones.
+        assert!(!lines.is_sorted());
+    }
+
+    #[test]
+    fn each_domain_has_its_expected_text_at_the_shipped_limit_alone() {
+        let shipped = include_str!("../../../config/demo.toml");
+        let shipped: toml::Table = toml::from_str(shipped).unwrap();
+        for name in NAMES {
+            let limit = shipped["domains"][name]["max_bytes"].as_integer().unwrap() as u64;
+            assert_eq!(
+                expected_hash(name, limit).unwrap().map(|hash| hash.len()),
+                Some(64)
+            );
+            assert_eq!(expected_hash(name, limit + 1).unwrap(), None);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `ddk export`: a run's student as a Hugging Face folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_actors::LoopState;
+use ddk_engine::WEIGHTS_FILE;
+use ddk_model::{Export, Model, Placement, may_replace, safetensors::read_tensors, same_folder};
+use ddk_run::CheckpointStore;
+use tch::{Device, Kind};
+
+use crate::{
+    args,
+    checkpoints::{self, checkpoint_of},
+    faults::Faults,
+    hint::Hint,
+    phase::Phase,
+    progress::say,
+    signals::Signals,
+};
+
+/// Writes the student of a checkpoint as a Hugging Face folder.
+///
+/// # Errors
+/// The folder holds no run, the checkpoint is missing or damaged, or `--out` must not be replaced.
+pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
+    signals.begin(Phase::ExportModel, &Faults::default())?;
+    let config = args.run.join("config.toml");
+    if !config.exists() {
+        return Err(anyhow!("{} holds no run", args.run.display()))
+            .hint("name the folder of a run, such as runs/demo")
+            .usage();
+    }
+    let settings = ddk_settings::load(&[config], &[], [])?.settings;
+    let student = settings
+        .student
+        .model
+        .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
+    let store = CheckpointStore::look(&args.run.join("checkpoints"));
+    let (step, checkpoint) = find(&args.run, &store, args.step)?;
+    let advice = "--out names a new folder, or one that ddk exported to before";
+    for (role, folder) in [
+        ("student", Some(&student)),
+        ("teacher", settings.teacher.model.as_ref()),
+    ] {
+        if folder.is_some_and(|folder| same_folder(folder, &args.out)) {
+            return Err(anyhow!(
+                "{} is the {role} that the run began with, and would be replaced",
+                args.out.display()
+            ))
+            .hint(advice)
+            .usage();
+        }
+    }
+    may_replace(&args.out, None).hint(advice).usage()?;
+    let model = of_checkpoint(&student, &checkpoint)?;
+    let mut export = Export::new(&student);
+    export.dtype = Some(match args.dtype.as_str() {
+        "bf16" => Kind::BFloat16,
+        "fp16" => Kind::Half,
+        _ => Kind::Float,
+    });
+    model.save(&args.out, &export)?;
+    say(&format!(
+        "the student of step {step} is in {}",
+        args.out.display()
+    ));
+    Ok(())
+}
+
+/// The model in `student` with the weights of a checkpoint, on the CPU.
+pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
+    let placement = Placement::on(Device::Cpu, Kind::Float);
+    let mut model = Model::load(student, &placement)
+        .context("the folder that the student began as is needed to export it")?;
+    model.replace_weights(&read_tensors(&checkpoint.join(WEIGHTS_FILE))?)?;
+    Ok(model)
+}
+
+/// The newest checkpoint that verifies, that of a step, or the best of those that were measured.
+fn find(
+    run: &Path,
+    store: &CheckpointStore,
+    step: Option<args::ExportStep>,
+) -> Result<(u64, PathBuf)> {
+    match step {
+        Some(args::ExportStep::Number(step)) => Ok((step, checkpoint_of(store, step)?)),
+        Some(args::ExportStep::Best) => {
+            let best = checkpoints::best(store, &checkpoints::measured(run, store)?)?;
+            let best = best.ok_or_else(|| {
+                anyhow!("no checkpoint of the run in {} was measured", run.display())
+            });
+            let hint = "perplexities are measured at ends of intervals: with checkpoint.keep_best one is saved wherever the student is nearest";
+            let step = best.hint(hint)?.step;
+            Ok((step, checkpoint_of(store, step)?))
+        }
+        None => {
+            let newest = store
+                .newest::<LoopState>()?
+                .ok_or_else(|| anyhow!("the run has no checkpoint yet"))?;
+            Ok((newest.step, newest.path))
+        }
+    }
+}

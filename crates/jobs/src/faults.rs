@@ -1,0 +1,301 @@
+//! Faults on purpose: always compiled, so that the program that ships is the one that is tested; refused unless
+//! `DDK_ALLOW_FAULTS=1` is in the environment.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow};
+use ddk_actors::PortError;
+use ddk_run::SaveHook;
+
+use crate::{
+    hint::Hint,
+    phase::{self, Phase},
+    progress::say,
+};
+
+/// How long a stall lasts.
+const STALL: Duration = Duration::from_millis(400);
+
+/// How often a hang looks whether it is over.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The system's number of an input or output error.
+const EIO: i32 = 5;
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The worker panics.
+    Panic,
+    /// It pauses for a while.
+    Stall,
+    /// Waits until the process is told to stop: for tests of what happens then.
+    Hang,
+    /// What it computes is NaN.
+    NotANumber,
+    /// Its device has no memory left.
+    OutOfMemory,
+    /// Its data cannot be read.
+    Unreadable,
+    /// The disk is full.
+    NoSpace,
+    /// The disk fails.
+    InputOutput,
+    /// The process is killed.
+    Kill,
+}
+
+const KINDS: [(&str, Kind); 9] = [
+    ("panic", Kind::Panic),
+    ("stall", Kind::Stall),
+    ("hang", Kind::Hang),
+    ("nan", Kind::NotANumber),
+    ("oom", Kind::OutOfMemory),
+    ("unreadable", Kind::Unreadable),
+    ("enospc", Kind::NoSpace),
+    ("eio", Kind::InputOutput),
+    ("kill", Kind::Kill),
+];
+
+/// Where it goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A loader, at the n-th row that it reads.
+    Loader,
+    /// The batcher, at a step.
+    Batcher,
+    /// A teacher, at a step.
+    Teacher,
+    /// The student, at a step.
+    Student,
+    /// The student, at the n-th evaluation of this process.
+    Evaluation,
+    /// The save of a step, at its n-th system call.
+    Save,
+    /// The n-th time that this process begins a phase.
+    Phase(Phase),
+}
+
+const PLACES: [(&str, Place); 6] = [
+    ("loader", Place::Loader),
+    ("batcher", Place::Batcher),
+    ("teacher", Place::Teacher),
+    ("student", Place::Student),
+    ("evaluation", Place::Evaluation),
+    ("save", Place::Save),
+];
+
+impl Kind {
+    /// Whether this can go wrong there.
+    fn happens_at(self, place: Place) -> bool {
+        match self {
+            Self::Panic | Self::Stall | Self::Kill => true,
+            Self::Hang => matches!(place, Place::Phase(_) | Place::Evaluation),
+            Self::NotANumber | Self::OutOfMemory => {
+                matches!(place, Place::Teacher | Place::Student | Place::Evaluation)
+            }
+            Self::Unreadable => place == Place::Loader,
+            Self::NoSpace | Self::InputOutput => place == Place::Save,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Fault {
+    /// As it was written.
+    entry: String,
+    kind: Kind,
+    place: Place,
+    at: u64,
+    /// Times that it goes by before it strikes: the call of a save.
+    calls_left: AtomicU64,
+}
+
+/// The faults of a run; each strikes once.
+#[derive(Debug, Default)]
+pub struct Faults {
+    faults: Vec<Fault>,
+    /// Phases begun so far.
+    begun: Mutex<Vec<Phase>>,
+}
+
+impl Faults {
+    /// Reads a plan such as `["panic student 5", "kill save 8 3"]`.
+    pub fn parse(plan: &[String]) -> Result<Arc<Self>> {
+        if !plan.is_empty() && std::env::var("DDK_ALLOW_FAULTS").as_deref() != Ok("1") {
+            return Err(anyhow!("`faults.plan` is set, but faults are not allowed"))
+                .hint("faults are for tests: remove [faults], or set DDK_ALLOW_FAULTS=1")
+                .usage();
+        }
+        let faults = plan.iter().map(|entry| {
+            parse(entry)
+                .ok_or_else(|| anyhow!("`faults.plan` holds \"{entry}\", expected KIND PLACE NUMBER [CALL], such as \"panic student 5\""))
+                .usage()
+        });
+        Ok(Arc::new(Self {
+            faults: faults.collect::<Result<_>>()?,
+            begun: Mutex::default(),
+        }))
+    }
+
+    /// What goes wrong at this place now, if anything.
+    fn strike(&self, place: Place, at: u64) -> Option<Kind> {
+        self.faults
+            .iter()
+            .filter(|fault| fault.place == place && fault.at == at)
+            .find(|fault| {
+                let count_down = |left: u64| left.checked_sub(1);
+                let before =
+                    fault
+                        .calls_left
+                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down);
+                before == Ok(1)
+            })
+            .map(|fault| {
+                say(&format!("fault on purpose: {}", fault.entry));
+                fault.kind
+            })
+    }
+
+    /// Strikes where a phase begins.
+    pub fn phase(&self, phase: Phase) -> Result<(), PortError> {
+        let begun = {
+            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.push(phase);
+            begun.iter().filter(|other| **other == phase).count()
+        };
+        self.worker(Place::Phase(phase), begun as u64).map(drop)
+    }
+
+    /// Strikes in a worker. True where the number that the worker computes is to be none.
+    pub fn worker(&self, place: Place, at: u64) -> Result<bool, PortError> {
+        self.worker_until(place, at, &|| false)
+    }
+
+    /// As [`Self::worker`]; a hang ends when the worker is `told` to stop.
+    pub fn worker_until(
+        &self,
+        place: Place,
+        at: u64,
+        told: &dyn Fn() -> bool,
+    ) -> Result<bool, PortError> {
+        let Some(kind) = self.strike(place, at) else {
+            return Ok(false);
+        };
+        match kind {
+            Kind::NotANumber => return Ok(true),
+            Kind::OutOfMemory => return Err(PortError::OutOfMemory("on purpose".to_owned())),
+            Kind::Unreadable => {
+                return Err(PortError::Data(
+                    "on purpose: a row cannot be read".to_owned(),
+                ));
+            }
+            Kind::Kill => kill(),
+            // A stall is what a sleep is.
+            Kind::Stall => std::thread::sleep(STALL),
+            Kind::Hang => {
+                while !told() {
+                    std::thread::sleep(LOOK);
+                }
+            }
+            Kind::Panic => panic(),
+            // Refused by `happens_at`.
+            Kind::NoSpace | Kind::InputOutput => {}
+        }
+        Ok(false)
+    }
+
+    /// Strikes in the saves.
+    pub fn save_hook(self: &Arc<Self>) -> SaveHook {
+        let faults = Arc::clone(self);
+        Arc::new(move |step| match faults.strike(Place::Save, step) {
+            None => Ok(()),
+            Some(Kind::Kill) => kill(),
+            Some(Kind::NoSpace) => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            Some(Kind::Stall) => {
+                std::thread::sleep(STALL);
+                Ok(())
+            }
+            Some(Kind::Panic) => panic(),
+            Some(_) => Err(io::Error::from_raw_os_error(EIO)),
+        })
+    }
+}
+
+fn parse(entry: &str) -> Option<Fault> {
+    let words: Vec<&str> = entry.split_whitespace().collect();
+    let (kind, place, at, call) = match words[..] {
+        [kind, place, at] => (kind, place, at, "1"),
+        [kind, place, at, call] => (kind, place, at, call),
+        _ => return None,
+    };
+    let kind = KINDS.iter().find(|(name, _)| *name == kind)?.1;
+    let phases = phase::NAMES.map(|(name, phase)| (name, Place::Phase(phase)));
+    let place = PLACES
+        .iter()
+        .chain(&phases)
+        .find(|(name, _)| *name == place)?
+        .1;
+    kind.happens_at(place).then_some(())?;
+    Some(Fault {
+        entry: entry.to_owned(),
+        kind,
+        place,
+        at: at.parse().ok()?,
+        calls_left: AtomicU64::new(call.parse().ok().filter(|call| *call > 0)?),
+    })
+}
+
+#[allow(clippy::panic)]
+fn panic() -> ! {
+    panic!("on purpose")
+}
+
+/// Ends the process between two instructions: nothing is flushed, nothing is dropped.
+fn kill() -> ! {
+    std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fault_strikes_once_at_its_call() {
+        let faults = Faults {
+            faults: vec![
+                parse("eio save 8 3").unwrap(),
+                parse("nan student 2").unwrap(),
+            ],
+            begun: Mutex::default(),
+        };
+        assert_eq!(faults.worker(Place::Student, 1), Ok(false));
+        assert_eq!(faults.worker(Place::Student, 2), Ok(true));
+        assert_eq!(faults.worker(Place::Student, 2), Ok(false));
+        let hook = Arc::new(faults).save_hook();
+        let struck: Vec<bool> = (0..5).map(|_| hook(8).is_err()).collect();
+        assert_eq!(struck, [false, false, true, false, false]);
+        for bad in [
+            "panic",
+            "panic student",
+            "panic student x",
+            "melt student 3",
+            "panic moon 3",
+            "nan loader 3",
+            "enospc student 3",
+            "panic save 1 0",
+            "hang student 1",
+            "nan export 1",
+        ] {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+        assert!(parse("hang export 1").is_some() && parse("hang evaluation 2").is_some());
+    }
+}

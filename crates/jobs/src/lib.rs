@@ -1,0 +1,30 @@
+//! What `ddk` does: training runs and everything around them, without the command line's tables and tabs.
+//!
+//! A job takes its arguments ([`args`]) and the process's [`signals::Signals`], works in the folders that its settings
+//! name, and says on standard error how far it is.
+
+pub mod args;
+pub mod bench;
+pub mod check;
+pub mod checkpoints;
+pub mod compare;
+pub mod config;
+pub mod demo;
+mod demo_sources;
+pub mod eval;
+pub mod export;
+pub mod faults;
+mod gpus;
+pub mod hint;
+mod objective;
+pub mod phase;
+pub mod prepare;
+pub mod pretrain;
+pub mod progress;
+pub mod report;
+mod rows;
+mod serial;
+pub mod signals;
+mod systemd;
+pub mod train;
+mod wiring;

@@ -1,0 +1,404 @@
+//! `ddk prepare`, and the prepared corpus that other commands open.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Result, anyhow};
+use ddk_corpus::{
+    CorpusError, DomainReport, DomainSource, FileFormat, Limits, Packing, PrepareOptions,
+    PreparedDomain, Progress, QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template,
+    TokenizerFolder, ValidationBy, as_prepared, prepare, stale, verify,
+};
+use ddk_settings::{Settings, WhenStale};
+
+use crate::{
+    args, config,
+    faults::Faults,
+    hint::{Hint, usage, with_hint},
+    phase::Phase,
+    progress::{bar, say},
+    signals::Signals,
+    train::inputs::Inputs,
+};
+
+/// A prepared corpus: the domains sorted by name, and the tokenizer that made them.
+pub struct Corpus {
+    /// The tokenizer of all domains.
+    pub tokenizer: TokenizerFolder,
+    /// The domains, sorted by name.
+    pub domains: Vec<Arc<PreparedDomain>>,
+    /// Records of each domain that could not be used.
+    pub reports: Vec<DomainReport>,
+}
+
+/// Prepares the corpus, or verifies what is prepared.
+///
+/// # Errors
+/// A source cannot be read, or a prepared file differs from its manifest.
+pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
+    let settings = config::load(&args.config)?.settings;
+    let faults = Faults::parse(&settings.faults.plan)?;
+    let (options, tokenizer) = options(&settings)?;
+    signals.begin(
+        match args.verify {
+            true => Phase::Verify,
+            false => Phase::Prepare,
+        },
+        &faults,
+    )?;
+    if args.verify {
+        for (domain, bytes) in verify(&options)? {
+            say(&format!(
+                "{domain}: {:.1} MB as they were written",
+                bytes as f64 / 1e6
+            ));
+        }
+        return Ok(());
+    }
+    let began = Instant::now();
+    let reports = make(&options, &tokenizer, args.force)?;
+    let seconds = began.elapsed().as_secs_f64();
+    for report in &reports {
+        say(&describe(report));
+    }
+    let made = reports.iter().filter(|report| report.prepared);
+    let (bytes, tokens) = made.fold((0, 0), |(bytes, tokens), report| {
+        (bytes + report.text_bytes, tokens + report.tokens)
+    });
+    if bytes > 0 {
+        say(&format!(
+            "{:.1} MB in {seconds:.1} s: {:.2} MB/s, {:.0} tokens/s",
+            bytes as f64 / 1e6,
+            bytes as f64 / 1e6 / seconds,
+            tokens as f64 / seconds
+        ));
+    }
+    Ok(())
+}
+
+/// What becomes of a domain that is prepared, but not as its sources and settings are now.
+#[derive(Debug, Clone, Copy)]
+pub enum Outdated<'a> {
+    /// What `corpus.when_stale` says.
+    AsSet,
+    /// It is taken as it is, with a warning: whoever only looks replaces nothing that a run may need.
+    Kept,
+    /// The same where the run in this folder was made from it as it is prepared; that run is done.
+    KeptFor(&'a Path),
+    /// An error where the run in this folder was made from it as it is prepared.
+    NeededBy(&'a Path),
+}
+
+impl Outdated<'_> {
+    /// Whether a domain is to be taken as it is prepared.
+    fn keeps(self, stale: &Stale) -> Result<bool> {
+        let Some(prepared) = &stale.replaces else {
+            return Ok(false);
+        };
+        let made = |run: &Path| Ok(Inputs::of_run(run)?.has(&stale.domain, prepared));
+        match self {
+            Self::AsSet => Ok(false),
+            Self::Kept => Ok(true),
+            Self::KeptFor(run) => made(run),
+            Self::NeededBy(run) if !made(run)? => Ok(false),
+            Self::NeededBy(run) => Err(anyhow!(
+                "{} was made from the domain `{}` as it is prepared, and {}",
+                run.display(),
+                stale.domain,
+                stale.reason
+            ))
+            .hint("to go on with it as it is prepared: --set corpus.when_stale=use (a tokenizer that has changed has to be put back); for a run on what is there now: another corpus.folder")
+            .usage(),
+        }
+    }
+}
+
+/// Refuses where preparing would replace what the run in this folder was made from.
+pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
+    if settings.corpus.when_stale != WhenStale::Prepare {
+        return Ok(());
+    }
+    let (options, tokenizer) = options(settings)?;
+    for stale in stale(&options, &tokenizer).map_err(advise)? {
+        Outdated::NeededBy(run).keeps(&stale)?;
+    }
+    Ok(())
+}
+
+/// Opens the corpus; prepares first what is missing or stale, and says why.
+pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
+    let (options, tokenizer) = options(settings)?;
+    let reports = match settings.corpus.when_stale {
+        WhenStale::Use => take(&options)?,
+        when_stale => {
+            let mut kept = Vec::new();
+            for stale in stale(&options, &tokenizer).map_err(advise)? {
+                let (domain, reason) = (&stale.domain, &stale.reason);
+                if when_stale == WhenStale::Refuse {
+                    return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
+                        .hint("run `ddk prepare` on this configuration, or set corpus.when_stale = \"use\" to take it as it is");
+                }
+                if outdated.keeps(&stale)? {
+                    say(&format!(
+                        "warning: {domain} is taken as it is prepared, though {reason}; `ddk prepare` takes that in"
+                    ));
+                    kept.push(stale.domain);
+                } else {
+                    say(&format!("preparing {domain}: {reason}"));
+                }
+            }
+            let mut others = options.clone();
+            others.domains.retain(|domain| !kept.contains(&domain.name));
+            let reports = make(&others, &tokenizer, false)?;
+            match kept.is_empty() {
+                true => reports,
+                false => take(&options)?,
+            }
+        }
+    };
+    let row_options = row_options(settings);
+    let domains = reports
+        .iter()
+        .map(|report| {
+            let domain = PreparedDomain::open(&options.folder, &report.domain, row_options)?;
+            if domain.tokenizer_hash() != tokenizer.hash() {
+                return Err(anyhow!(
+                    "the domain `{}` was prepared with another tokenizer",
+                    report.domain
+                ))
+                .hint("run `ddk prepare` on this configuration");
+            }
+            Ok(Arc::new(domain))
+        })
+        .collect::<Result<_>>()?;
+    Ok(Corpus {
+        tokenizer,
+        domains,
+        reports,
+    })
+}
+
+const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says where each value comes from";
+
+/// A corpus error with what to do about it.
+pub fn advise(error: CorpusError) -> anyhow::Error {
+    match &error {
+        CorpusError::UnknownFormat { domain, .. } => {
+            let hint = format!(
+                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set domains.{domain}.format to \"jsonl\", \"parquet\" or \"text\" (each file is one document); see docs/corpora.md"
+            );
+            usage(with_hint(error, hint))
+        }
+        CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
+            let hint = fields_hint(domain, fields);
+            with_hint(error, hint)
+        }
+        _ => with_hint(error, ADVICE),
+    }
+}
+
+/// What to set if the records lack the field that is asked for.
+pub fn fields_hint(domain: &str, fields: &[String]) -> String {
+    let field = fields.last().map_or("text", String::as_str);
+    let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
+    format!(
+        "name the field that holds the text, such as domains.{domain}.text_field = \"{field}\", or make the text of several, such as domains.{domain}.text = \"{}\"",
+        template.join("\\n")
+    )
+}
+
+/// Takes the corpus as it is prepared.
+fn take(options: &PrepareOptions) -> Result<Vec<DomainReport>> {
+    as_prepared(options, &mut |progress| {
+        if progress.waiting {
+            say_waiting(options);
+        }
+    })
+    .map_err(advise)
+}
+
+fn say_waiting(options: &PrepareOptions) {
+    say(&format!(
+        "another process is preparing {}: waiting for it",
+        options.folder.display()
+    ));
+}
+
+fn make(
+    options: &PrepareOptions,
+    tokenizer: &TokenizerFolder,
+    force: bool,
+) -> Result<Vec<DomainReport>> {
+    let bar = bar(
+        0,
+        "{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+    );
+    let reports = prepare(options, tokenizer, force, &mut |progress: Progress| {
+        if progress.waiting {
+            bar.suspend(|| say_waiting(options));
+            return;
+        }
+        bar.set_message(progress.domain);
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.bytes);
+    });
+    bar.finish_and_clear();
+    let reports = reports.map_err(advise)?;
+    for report in reports
+        .iter()
+        .filter(|report| report.prepared && report.quarantined > 0)
+    {
+        say(&format!(
+            "{}: {} records could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
+            report.domain,
+            report.quarantined,
+            quarantine(options, &report.domain).display()
+        ));
+    }
+    Ok(reports)
+}
+
+fn quarantine(options: &PrepareOptions, domain: &str) -> PathBuf {
+    options
+        .folder
+        .join(domain)
+        .join(ddk_corpus::QUARANTINE_FILE)
+}
+
+/// What the corpus is made from, without making it.
+pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
+    if settings.domains.is_empty() {
+        return Err(anyhow!("the configuration has no domain"))
+            .hint("add a table for each, for example:\n  [domains.math]\n  files = [\"data/math/*.jsonl\"]")
+            .usage();
+    }
+    let corpus = &settings.corpus;
+    let folder = corpus
+        .tokenizer
+        .as_ref()
+        .or(settings.student.model.as_ref());
+    let folder = folder
+        .ok_or_else(|| {
+            anyhow!("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
+        })
+        .usage()?;
+    let tokenizer = TokenizerFolder::open(folder, corpus.end_token.as_deref()).hint(
+        "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)",
+    )?;
+    let domains = settings.domains.iter();
+    let domains = domains.map(|(name, domain)| source(name, domain));
+    let options = PrepareOptions {
+        folder: corpus.folder.clone(),
+        domains: domains.collect::<Result<_>>()?,
+        packing: packing(corpus.packing),
+        sequence_length: corpus.sequence_length,
+        seed: corpus.seed.unwrap_or(settings.run.seed),
+        validation_by: match corpus.validation_by {
+            ddk_settings::ValidationBy::Share => ValidationBy::Share,
+            ddk_settings::ValidationBy::Count => ValidationBy::Count,
+        },
+        batch_bytes: 4 << 20,
+        validation_share: corpus.validation_share,
+        validation_documents: corpus.validation_documents,
+        max_bad_share: corpus.max_bad_share,
+    };
+    Ok((options, tokenizer))
+}
+
+fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
+    let template = |key: &str, source: &str| {
+        Template::parse(source)
+            .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
+            .usage()
+    };
+    let prompt = domain.prompt.as_ref();
+    Ok(DomainSource {
+        name: name.to_owned(),
+        files: domain.files.clone(),
+        validation_files: domain.validation_files.clone(),
+        format: domain.format.map(|format| match format {
+            ddk_settings::FileFormat::Jsonl => FileFormat::Jsonl,
+            ddk_settings::FileFormat::Parquet => FileFormat::Parquet,
+            ddk_settings::FileFormat::Text => FileFormat::Text,
+        }),
+        text: template("text", &domain.text)?,
+        prompt: prompt
+            .map(|prompt| template("prompt", prompt))
+            .transpose()?,
+        only: domain.domain_field.clone().zip(domain.domain_value.clone()),
+        limits: Limits {
+            bytes: domain.max_bytes,
+            documents: domain.max_documents,
+            tokens: domain.max_tokens,
+            shortest: domain.min_document_bytes,
+            longest: domain.max_document_bytes,
+        },
+    })
+}
+
+fn packing(packing: ddk_settings::Packing) -> Packing {
+    match packing {
+        ddk_settings::Packing::Concat => Packing::Concat,
+        ddk_settings::Packing::Document => Packing::Document,
+        ddk_settings::Packing::BestFit => Packing::BestFit,
+    }
+}
+
+/// How rows of the corpus are read.
+pub fn row_options(settings: &Settings) -> RowOptions {
+    RowOptions {
+        packing: packing(settings.corpus.packing),
+        sequence_length: settings.corpus.sequence_length,
+        mask_prompt: settings.objective.mask_prompt,
+    }
+}
+
+/// What a domain holds, on a line.
+pub fn describe(report: &DomainReport) -> String {
+    format!(
+        "{}: {} documents, {} tokens ({:.2} bytes each), {} rows; {} validation documents, {} duplicates and {} short ones left out{}",
+        report.domain,
+        report.documents,
+        report.tokens,
+        report.text_bytes as f64 / report.tokens.max(1) as f64,
+        report.rows,
+        report.validation_documents,
+        report.duplicates,
+        report.short,
+        if report.prepared {
+            ""
+        } else {
+            " (was prepared already)"
+        },
+    )
+}
+
+/// The validation documents of all domains.
+pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
+    let of = |domain: &Arc<PreparedDomain>| {
+        let documents = domain.validation()?;
+        if documents.iter().all(|document| document.num_targets() == 0) {
+            return Err(anyhow!(
+                "domain `{}` has no token to predict in its validation documents",
+                domain.name()
+            ))
+            .hint("with objective.mask_prompt its prompts fill corpus.sequence_length: make that longer, or the prompts shorter")
+            .usage();
+        }
+        Ok(documents)
+    };
+    corpus.domains.iter().map(of).collect()
+}
+
+/// Each domain's share of the corpus' tokens.
+pub fn natural_shares(corpus: &Corpus) -> Vec<f64> {
+    let all: u64 = corpus.domains.iter().map(|domain| domain.tokens()).sum();
+    corpus
+        .domains
+        .iter()
+        .map(|domain| domain.tokens() as f64 / all as f64)
+        .collect()
+}

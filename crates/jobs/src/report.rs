@@ -1,0 +1,61 @@
+//! `ddk report`: a run's report as a page, as Markdown, or its figures alone.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_report::{RunReport, run_report::Changed};
+
+use crate::{args, hint::Hint, progress::say, train::inputs::differences};
+
+/// Writes the report of a run in each of the formats asked for.
+///
+/// # Errors
+/// The folder holds no run, or a file cannot be written.
+pub fn run(args: &args::Report) -> Result<()> {
+    let folder = &args.run;
+    if !folder.join("config.toml").exists() {
+        return Err(anyhow!("{} holds no run", folder.display()))
+            .hint("name the folder of a run, such as runs/demo")
+            .usage();
+    }
+    let report = of_run(folder)?;
+    let out = args.out.clone().unwrap_or_else(|| folder.clone());
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    for format in &args.format {
+        match format {
+            args::ReportFormat::Html => write(out.join("report.html"), &report.html())?,
+            args::ReportFormat::Md => write(out.join("report.md"), &report.markdown())?,
+            args::ReportFormat::Svg => {
+                let figures = out.join("figures");
+                fs::create_dir_all(&figures)
+                    .with_context(|| format!("cannot create {}", figures.display()))?;
+                for chart in report.charts() {
+                    let path = figures.join(format!("{}.svg", chart.name));
+                    write(path, &ddk_report::svg(chart))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A run's report, its settings held against the defaults.
+pub fn of_run(folder: &Path) -> Result<RunReport> {
+    Ok(RunReport::of(folder, &changed(folder)?)?)
+}
+
+fn changed(folder: &Path) -> Result<Vec<Changed>> {
+    let defaults = ddk_settings::load(&[], &[], [])?.settings;
+    let config = folder.join("config.toml");
+    let settings = ddk_settings::load(&[config], &[], [])?.settings;
+    differences(&defaults, &settings)
+}
+
+fn write(path: PathBuf, text: &str) -> Result<()> {
+    ddk_run::write_atomically(&path, text.as_bytes())?;
+    say(&format!("wrote {}", path.display()));
+    Ok(())
+}

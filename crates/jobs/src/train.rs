@@ -1,0 +1,225 @@
+//! `ddk train`: a distillation from configuration to exported student.
+
+mod doremi;
+pub(crate) mod filters;
+mod fork;
+mod healing;
+pub(crate) mod inputs;
+mod lost;
+pub(crate) mod options;
+mod plan;
+mod policy;
+pub(crate) mod prepared;
+mod reload;
+mod result;
+pub(crate) mod run;
+mod schedule;
+mod session;
+mod ted;
+mod threads;
+mod workers;
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::{Result, anyhow};
+use ddk_run::RunFolder;
+use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
+
+pub use self::run::Flags;
+use self::{
+    doremi::Phases,
+    prepared::{Prepared, prepare_run},
+    run::{Ran, copy_quarantine, open_folder, run_to_end, stage},
+    schedule::Length,
+    session::{Session, start_log},
+};
+use crate::{
+    args,
+    checkpoints::go_back,
+    config::{self, required},
+    faults::Faults,
+    hint::Hint,
+    phase::Phase,
+    prepare::Outdated,
+    progress::say,
+    signals::Signals,
+};
+
+/// Distills as the command line says; resumes if the run folder holds a run.
+///
+/// # Errors
+/// The settings are wrong or not those of the run, or a worker fails for good.
+pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+    let mut source = args.config.clone();
+    if let Some(file) = &args.metrics_file {
+        let file = toml::Value::String(file.display().to_string());
+        source.set.set.push(format!("telemetry.file={file}"));
+    }
+    let mut settings = config::load(&source)?.settings;
+    let fork_of = match &args.fork {
+        Some(name) => {
+            let old = required(settings.run.name, "run.name")?;
+            // As if it had been set, so that it is checked as any name.
+            let name = toml::Value::String(name.clone());
+            source.set.set.push(format!("run.name={name}"));
+            settings = config::load(&source)?.settings;
+            Some(settings.run.folder.join(old))
+        }
+        None => None,
+    };
+    distil(
+        &settings,
+        &Flags {
+            new: args.new,
+            restart: args.restart,
+            reload: Some(source),
+            fork_of,
+            from: args.from,
+            json: args.json,
+            serial_steps: args.serial,
+        },
+        signals,
+        out,
+    )
+}
+
+/// Distils as the settings say; goes on where the run's folder holds a checkpoint.
+pub fn distil(
+    settings: &Settings,
+    flags: &Flags,
+    signals: &Signals,
+    out: &mut dyn Write,
+) -> Result<ExitCode> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    let path = settings.run.folder.join(&name);
+    let faults = Faults::parse(&settings.faults.plan)?;
+    let settings = &threads::chosen(settings, &path, signals, &faults)?;
+    let begun = RunFolder::holds_a_run(&path);
+    // Said before minutes of tokenizing.
+    if flags.restart && !begun {
+        return Err(anyhow!(
+            "there is no run in {} to start over",
+            path.display()
+        ))
+        .hint("leave --restart out to start one")
+        .usage();
+    }
+    if begun && !flags.new && !flags.restart {
+        inputs::same_settings(&path, settings)?;
+    } else if !begun && flags.from.is_some() && flags.fork_of.is_none() {
+        return Err(anyhow!("there is no run in {} to go on from", path.display()))
+            .hint("leave --from out to start one; --fork NAME --from STEP starts one from another's checkpoint")
+            .usage();
+    }
+    // What a run was made from is not replaced: this one, or the one that it is forked from.
+    let goes_on = begun && !flags.new && !flags.restart;
+    let extends = goes_on && inputs::extends(&path, settings)?;
+    let length = match flags.restart {
+        true => Length::of(settings),
+        false => Length::of_run(&path, settings)?,
+    };
+    let outdated = match &flags.fork_of {
+        _ if flags.restart => Outdated::AsSet,
+        _ if begun && !extends && path.join("summary.json").exists() => Outdated::KeptFor(&path),
+        _ if begun => Outdated::NeededBy(&path),
+        Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
+        _ => Outdated::AsSet,
+    };
+    let mut prepared = prepare_run(settings, None, outdated, length, signals, &faults)?;
+    let folder = open_folder(&path, flags.new)?;
+    signals.in_run(folder.path());
+    if flags.restart {
+        lost::start_over(&folder)?;
+    }
+    let forks = flags
+        .fork_of
+        .as_deref()
+        .filter(|_| !RunFolder::holds_a_run(&path));
+    if let Some(source) = forks {
+        signals.begin(Phase::Fork, &faults)?;
+        fork::fork(&prepared, source, flags.from, &folder)?;
+    }
+    // The step to fork from is one of the other run's.
+    let from = flags.from.filter(|_| flags.fork_of.is_none());
+    if folder.summary().exists() {
+        prepared.inputs.check(&folder, settings)?;
+        if let Some(step) = from {
+            return Err(anyhow!(
+                "the run in {} is done: it does not go on from step {step}",
+                path.display()
+            ))
+            .hint(format!(
+                "for a new run from there: --fork NAME --from {step}"
+            ))
+            .usage();
+        }
+        if !extends {
+            signals.run_is_done();
+            signals.begin(Phase::Report, &faults)?;
+            if result::lacks_report(&folder) {
+                result::write_report(&folder)?;
+            }
+            say(&format!(
+                "the run in {} is done already; its summary:",
+                path.display()
+            ));
+            return result::print(&ddk_run::read::summary(&path)?, flags.json, out);
+        }
+        result::reopen(&folder)?;
+    }
+    // Said before the phases of a run that has some.
+    if !lost::has_checkpoints(&folder)? {
+        lost::refuse_if_saved(&folder)?;
+    }
+    prepared.length.record(&folder)?;
+    prepared.inputs.bind(&folder, settings)?;
+    start_log(&folder)?;
+    copy_quarantine(&prepared, &folder)?;
+    if let Some(step) = from {
+        go_back(&folder, step)?;
+    }
+    let mut session = Session::start(settings, &folder, signals)?;
+    let ran = in_session(&mut prepared, &folder, &mut session, flags);
+    session.end(stage(&ran));
+    match ran? {
+        Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
+        Ran::Stopped(code) => Ok(code),
+    }
+}
+
+/// The phases before the run, where its method has some, and the run itself.
+fn in_session(
+    prepared: &mut Prepared<'_>,
+    folder: &RunFolder,
+    session: &mut Session,
+    flags: &Flags,
+) -> Result<Ran> {
+    let settings = prepared.settings;
+    if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
+        let reloads = flags.reload.is_some();
+        let (domains, steps) = (&prepared.plan.domains, prepared.length.steps);
+        match doremi::phases(settings, domains, steps, reloads, session)? {
+            Phases::Done(weights) => prepared.doremi = Some(weights),
+            Phases::Stopped(code) => return Ok(Ran::Stopped(code)),
+        }
+    }
+    if settings.objective.name == ObjectiveName::Ted {
+        let reloads = flags.reload.is_some();
+        if let Some(code) = ted::first_stage(settings, folder, reloads, session)? {
+            return Ok(Ran::Stopped(code));
+        }
+    }
+    session.signals.in_run(folder.path());
+    run_to_end(prepared, folder, session, flags)
+}
+
+/// Whether the run of these settings is done; a folder whose run had other settings is refused.
+pub fn is_done(settings: &Settings) -> Result<bool> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    let path = settings.run.folder.join(&name);
+    if !path.join("summary.json").exists() {
+        return Ok(false);
+    }
+    inputs::same_settings(&path, settings)?;
+    Ok(!inputs::extends(&path, settings)?)
+}

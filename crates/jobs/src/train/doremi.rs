@@ -1,0 +1,159 @@
+//! DoReMi's first two phases: a reference model, then a proxy that finds the mixture. The run itself is the third.
+//!
+//! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left
+//! alone once done.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_actors::LoopState;
+use ddk_mixture::{Feedback, PolicyState};
+use ddk_run::CheckpointStore;
+use ddk_settings::{
+    ExportedStudent, FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings,
+};
+
+use super::{
+    run::{Ran, phase},
+    session::Session,
+};
+use crate::{config::required, progress::say};
+
+/// How the phases ended.
+pub(super) enum Phases {
+    /// Both are done: the mean weights of the proxy, by domain.
+    Done(Vec<f64>),
+    /// A signal came.
+    Stopped(ExitCode),
+}
+
+/// Runs what is left of the phases. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is
+/// meant for this program.
+pub(super) fn phases(
+    settings: &Settings,
+    domains: &[String],
+    run_steps: u64,
+    reloads: bool,
+    session: &mut Session,
+) -> Result<Phases> {
+    let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
+    let folder = folder(settings)?;
+    let steps = settings.mixture.doremi_steps.unwrap_or(run_steps);
+    let reference = reference(settings, folder.clone(), steps);
+    let proxy = proxy(settings, folder.clone(), steps);
+    for (number, settings, what) in [
+        (
+            1,
+            &reference,
+            "the reference, by cross-entropy on the natural mixture",
+        ),
+        (
+            2,
+            &proxy,
+            "the proxy, whose excess over the reference moves the mixture",
+        ),
+    ] {
+        say(&format!(
+            "doremi, phase {number} of 3: {what}; {steps} steps, in {}",
+            folder.display()
+        ));
+        if let Ran::Stopped(code) = phase(settings, session)? {
+            return Ok(Phases::Stopped(code));
+        }
+    }
+    let weights = mean_weights(&folder.join(PROXY))?;
+    let named = domains.iter().zip(&weights);
+    let named: Vec<String> = named
+        .map(|(name, weight)| format!("{name} {weight:.3}"))
+        .collect();
+    say(&format!(
+        "doremi, phase 3 of 3: this run, on the proxy's mean weights: {}",
+        named.join(" ")
+    ));
+    Ok(Phases::Done(weights))
+}
+
+const REFERENCE: &str = "reference";
+const PROXY: &str = "proxy";
+
+fn folder(settings: &Settings) -> Result<PathBuf> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    Ok(settings.run.folder.join(name).join("phases"))
+}
+
+/// What both phases have in common: a small model that learns by cross-entropy alone, to a set number of steps.
+fn common(settings: &Settings, folder: PathBuf, name: &str, steps: u64) -> Settings {
+    let mut phase = settings.clone();
+    phase.run.folder = folder;
+    phase.run.name = Some(name.to_owned());
+    phase.run.max_steps = Some(steps);
+    phase.run.max_intervals = None;
+    phase.run.max_tokens = None;
+    phase.run.stop_ratio = None;
+    phase.student.schedule_steps = None;
+    // The corpus is the run's, whatever the model's own tokenizer folder is.
+    let tokenizer = settings.corpus.tokenizer.as_ref();
+    phase.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
+    if let Some(model) = &settings.mixture.doremi_model {
+        phase.student.model = Some(model.clone());
+    }
+    phase.objective.name = ObjectiveName::Ce;
+    phase.evaluation.every = None;
+    phase.checkpoint.keep_best = false;
+    phase.run.export = ExportedStudent::Last;
+    phase.mixture = Mixture {
+        doremi_model: None,
+        doremi_steps: None,
+        ..settings.mixture.clone()
+    };
+    phase
+}
+
+fn reference(settings: &Settings, folder: PathBuf, steps: u64) -> Settings {
+    let mut phase = common(settings, folder, REFERENCE, steps);
+    phase.mixture.policy = MixturePolicy::Natural;
+    phase
+}
+
+/// The reference takes the teacher's place; the weights start equal, as in the paper.
+fn proxy(settings: &Settings, folder: PathBuf, steps: u64) -> Settings {
+    let mut phase = common(settings, folder.clone(), PROXY, steps);
+    phase.mixture.policy = MixturePolicy::DoremiProxy;
+    phase.mixture.first = FirstInterval::Equal;
+    phase.teacher.model = Some(folder.join(REFERENCE).join("student"));
+    // Each replica fits one device: it is as small as the student.
+    for replica in &mut phase.teacher.devices {
+        replica.truncate(replica.find('+').unwrap_or(replica.len()));
+    }
+    phase.teacher.dtype = settings.student.dtype;
+    phase
+}
+
+/// The mean over all steps of the proxy, the last one's update included, which no interval followed.
+fn mean_weights(proxy: &std::path::Path) -> Result<Vec<f64>> {
+    let newest = CheckpointStore::look(&proxy.join("checkpoints"))
+        .newest::<LoopState>()?
+        .ok_or_else(|| anyhow!("the proxy in {} left no checkpoint", proxy.display()))?;
+    let LoopState {
+        interval,
+        interval_losses,
+        ..
+    } = newest.state;
+    let mut policy = interval.policy.into_policy();
+    let last = policy.next(
+        &interval.weights,
+        &Feedback {
+            perplexities: None,
+            training: &interval_losses,
+        },
+    );
+    let PolicyState::DoremiProxy(state) = policy.state() else {
+        return Err(anyhow!("the run in {} is no proxy's", proxy.display()));
+    };
+    if let Err(refused) = last {
+        tracing::warn!(%refused, "the proxy's last update is left out of the mean");
+    }
+    state
+        .mean_weights()
+        .with_context(|| format!("the proxy in {} made no update", proxy.display()))
+}

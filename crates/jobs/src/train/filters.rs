@@ -1,0 +1,95 @@
+//! TED's filters: which layers they join, and where they are kept between the stages.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_engine::{Filters, LayerPair, WEIGHTS_FILE};
+use ddk_model::ModelConfig;
+use ddk_run::RunFolder;
+use ddk_settings::{ObjectiveName, Settings};
+
+use crate::{config::required, hint::Hint, progress::say, wiring::ModelFolders};
+
+/// The folder of the first stage within a run's.
+pub(super) const STAGE: &str = "phases/filters";
+/// What the first stage leaves in its folder.
+const FILTERS_FILE: &str = "filters.safetensors";
+
+/// What the run does with filters; none where its loss has no layers.
+pub(super) fn of_run(settings: &Settings, folders: &ModelFolders) -> Result<Option<Filters>> {
+    let learnt = match settings.objective.name {
+        ObjectiveName::Ted => {
+            let name = required(settings.run.name.clone(), "run.name")?;
+            Some(file(&settings.run.folder.join(name)))
+        }
+        ObjectiveName::TedFilters => None,
+        _ => return Ok(None),
+    };
+    let student = ModelConfig::read(&folders.student)?;
+    let teacher = ModelConfig::read(&folders.teacher)?;
+    let pairs = layer_pairs(&settings.objective, &student, &teacher)?;
+    Ok(Some(Filters { pairs, learnt }))
+}
+
+/// The pairs of layers that TED compares; empty for other objectives.
+pub fn layer_pairs(
+    objective: &ddk_settings::Objective,
+    student: &ModelConfig,
+    teacher: &ModelConfig,
+) -> Result<Vec<LayerPair>> {
+    match objective.name {
+        ObjectiveName::Ted | ObjectiveName::TedFilters => {}
+        _ => return Ok(Vec::new()),
+    }
+    let layers = |config: &ModelConfig| usize::try_from(config.layers()).unwrap_or(0);
+    let (of_student, of_teacher) = (layers(student), layers(teacher));
+    let Some(pairs) = &objective.ted_layers else {
+        return Ok(LayerPair::spread(of_student, of_teacher));
+    };
+    let pairs = pairs.iter().map(|&[student, teacher]| LayerPair {
+        student: student as usize,
+        teacher: teacher as usize,
+    });
+    let pairs: Vec<LayerPair> = pairs.collect();
+    let absent = |pair: &&LayerPair| pair.student > of_student || pair.teacher > of_teacher;
+    match pairs.iter().find(absent) {
+        Some(pair) => Err(anyhow!(
+            "`objective.ted_layers` holds [{}, {}], but the student has the layers 1 to {of_student} and the teacher 1 to {of_teacher}",
+            pair.student,
+            pair.teacher
+        ))
+        .usage(),
+        None => Ok(pairs),
+    }
+}
+
+/// Puts the filters of the first stage's last checkpoint where the second one looks for them.
+pub(super) fn export(folder: &RunFolder, checkpoint: &Path) -> Result<()> {
+    let from = checkpoint.join(WEIGHTS_FILE);
+    let bytes = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+    let file = folder.path().join(FILTERS_FILE);
+    ddk_run::write_atomically(&file, &bytes)?;
+    say(&format!("filters in {}", file.display()));
+    Ok(())
+}
+
+/// Takes the filters of the run that is forked along, where it has some.
+pub(super) fn fork(source: &Path, folder: &RunFolder) -> Result<()> {
+    let (from, to) = (file(source), file(folder.path()));
+    if !from.exists() {
+        return Ok(());
+    }
+    let bytes = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    }
+    ddk_run::write_atomically(&to, &bytes)?;
+    Ok(())
+}
+
+pub(super) fn file(run: &Path) -> PathBuf {
+    run.join(STAGE).join(FILTERS_FILE)
+}

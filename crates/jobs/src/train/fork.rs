@@ -1,0 +1,114 @@
+//! `ddk train --fork`: a new run from a checkpoint of another, perhaps with other domains.
+
+use std::{fs, io, path::Path};
+
+use anyhow::{Result, anyhow};
+use ddk_actors::{Fork, LoopState};
+use ddk_corpus::PreparedDomain;
+use ddk_run::{CheckpointStore, Lengths, Retention, RunFolder, SnapshotFile, records::EventKind};
+use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
+
+use super::{filters, inputs::Inputs, prepared::Prepared};
+use crate::{checkpoints::checkpoint_of, hint::Hint, prepare, progress::say};
+
+/// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of
+/// the domains that stay.
+pub(super) fn fork(
+    prepared: &Prepared<'_>,
+    source: &Path,
+    from: Option<u64>,
+    folder: &RunFolder,
+) -> Result<()> {
+    if !RunFolder::holds_a_run(source) {
+        return Err(anyhow!("{} holds no run to fork", source.display()))
+            .hint("run.name of the configuration is the run that is forked")
+            .usage();
+    }
+    let old = Inputs::of_run(source)?;
+    prepared.inputs.same_models(&old)?;
+    let store = CheckpointStore::look(&source.join("checkpoints"));
+    let (step, path, state) = match from {
+        Some(step) => {
+            let path = checkpoint_of(&store, step)?;
+            let text = fs::read_to_string(path.join("state.json"))?;
+            (step, path, serde_json::from_str::<LoopState>(&text)?)
+        }
+        None => {
+            let newest = store
+                .newest::<LoopState>()?
+                .ok_or_else(|| anyhow!("the run in {} has no checkpoint yet", source.display()))?;
+            (newest.step, newest.path, newest.state)
+        }
+    };
+    let settings = ddk_settings::load(&[source.join("config.toml")], &[], [])?.settings;
+    let kept = prepared.inputs.kept(&old);
+    // Cursors of domains that went are of no use: only those that stay have to be there still.
+    let old_rows: Vec<u64> = old
+        .domains()
+        .enumerate()
+        .map(|(index, name)| match kept.contains(&Some(index)) {
+            true => {
+                let options = prepare::row_options(&settings);
+                let domain = PreparedDomain::open(&settings.corpus.folder, name, options)?;
+                Ok(domain.rows())
+            }
+            false => Ok(1),
+        })
+        .collect::<Result<_>>()?;
+    let new = prepared.settings;
+    let mut state = state.fork(&Fork {
+        kept: &kept,
+        old_rows: &old_rows,
+        new_rows: &prepared.plan.domain_rows,
+        rows_per_step: settings.batch.rows,
+        seed: settings.run.seed,
+        alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
+    });
+    assert_eq!(state.lengths, Lengths::default());
+    // What a policy has learnt goes on; another one, or one that only holds shares, begins with the mixture in use.
+    let wanted = new.mixture.policy;
+    let goes_on = match wanted {
+        MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => false,
+        _ => wanted.name() == state.interval.policy.clone().into_policy().name(),
+    };
+    if !goes_on {
+        let policy = prepared
+            .policy()
+            .hint("a fork has no phases before it: run DoReMi anew, or fork a run of it");
+        state.interval.policy = policy.usage()?.state();
+    }
+    let files = [ddk_engine::WEIGHTS_FILE, ddk_engine::MOMENTS_FILE].map(|name| {
+        let from = path.join(name);
+        SnapshotFile::new(name, move |out| {
+            let mut file = fs::File::open(&from)?;
+            io::copy(&mut file, out).map(|_| ())
+        })
+    });
+    filters::fork(source, folder)?;
+    let store = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
+    store.save(step, &state, files.into(), || Ok(()))?;
+    // From here on the new run has something to lose.
+    let message = format!("forked from {}", source.display());
+    ddk_run::record_event(folder.path(), step, EventKind::Saved, &message)?;
+    let stay = kept.iter().flatten().count();
+    say(&format!(
+        "forked from step {step} of {}: {stay} of {} domains go on, {} are new",
+        source.display(),
+        kept.len(),
+        kept.len() - stay
+    ));
+    Ok(())
+}
+
+/// Settings without which an interval's draws and perplexities do not go on.
+fn draws_and_measures_by(settings: &Settings) -> (u64, u64, usize, Packing, bool, Dtype, Dtype) {
+    (
+        settings.run.seed,
+        settings.batch.rows,
+        settings.corpus.sequence_length,
+        settings.corpus.packing,
+        settings.objective.mask_prompt,
+        settings.teacher.dtype,
+        settings.student.dtype,
+    )
+}

@@ -1,0 +1,451 @@
+//! What a run is made from: checked before it starts, bound to its folder, and checked again when it goes on.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_corpus::{TokenizerFolder, compatible};
+use ddk_model::{ModelConfig, Weights};
+use ddk_run::RunFolder;
+use ddk_settings::Settings;
+use serde::{Deserialize, Serialize};
+
+use super::threads;
+use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
+
+/// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
+const MAY_CHANGE: [&str; 13] = [
+    // A name for two settings that are compared themselves.
+    "method",
+    "guard.compute_limit_seconds",
+    "guard.grace_seconds",
+    "faults.",
+    "student.lr_end",
+    "corpus.when_stale",
+    "telemetry.",
+    "log.",
+    "checkpoint.",
+    "queues.",
+    "pretrain.",
+    "run.folder",
+    "run.export",
+];
+
+/// Limits that may grow, which extends the run. They may not shrink.
+const MAY_GROW: [&str; 3] = ["run.max_steps", "run.max_intervals", "run.max_tokens"];
+
+/// Hashes of all that a run's results depend on beside its settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// The teacher's tensors.
+    teacher: String,
+    /// What its config.json says of how they are computed with.
+    teacher_config: String,
+    /// The student's tensors at the start.
+    student: String,
+    /// See above.
+    student_config: String,
+    /// The tokenizer.
+    tokenizer: String,
+    /// The prepared domains, validation documents included.
+    corpus: Vec<(String, String)>,
+    /// Columns of the logits that count.
+    vocabulary: i64,
+    /// Tokens of a row, and of a validation document.
+    sequence_length: usize,
+}
+
+/// Teacher, student and corpus must mean the same by every token.
+pub fn check_tokenizers(settings: &Settings, folders: &ModelFolders) -> Result<()> {
+    let end_token = settings.corpus.end_token.as_deref();
+    let advice = "a student can only learn from a teacher with the same tokens; both model folders need their tokenizer.json";
+    let open = |folder: &PathBuf| TokenizerFolder::open(folder, end_token).hint(advice);
+    for folder in [&folders.teacher, &folders.student] {
+        ModelConfig::read(folder)?;
+    }
+    let (teacher, student) = (open(&folders.teacher)?, open(&folders.student)?);
+    compatible(&teacher, &student).hint(advice)?;
+    if let Some(folder) = &settings.corpus.tokenizer {
+        let corpus = TokenizerFolder::open(folder, end_token)
+            .hint("corpus.tokenizer may be left out: the student's is used then")?;
+        compatible(&corpus, &student).hint("corpus.tokenizer must be the models' own tokenizer")?;
+    }
+    Ok(())
+}
+
+/// Refuses a model that is too small for the tokenizer's ids and the documents' length.
+pub fn fits(
+    role: &str,
+    folder: &Path,
+    config: &ModelConfig,
+    (vocabulary, sequence_length): (i64, usize),
+) -> Result<()> {
+    if config.vocab_size() < vocabulary {
+        return Err(anyhow!(
+            "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
+            vocabulary - 1,
+            folder.display(),
+            config.vocab_size()
+        ))
+        .usage();
+    }
+    if config.max_positions() < sequence_length as i64 {
+        return Err(anyhow!(
+            "`corpus.sequence_length` is {sequence_length}, but the {role} in {} was made for at most {} positions",
+            folder.display(),
+            config.max_positions()
+        ))
+        .usage();
+    }
+    Ok(())
+}
+
+impl Inputs {
+    /// Hashes the inputs; refuses a teacher that is the student, and a tokenizer that the models are too small for.
+    pub fn of(
+        folders: &ModelFolders,
+        corpus: &Corpus,
+        vocabulary: i64,
+        sequence_length: usize,
+    ) -> Result<Self> {
+        let teacher = Weights::open(&folders.teacher)?.hash();
+        let student = Weights::open(&folders.student)?.hash();
+        if folders.has_teacher && teacher == student {
+            return Err(anyhow!(
+                "teacher and student are the same weights: {} and {}",
+                folders.teacher.display(),
+                folders.student.display()
+            ))
+            .hint("set teacher.model to the larger model's folder")
+            .usage();
+        }
+        let configs = (
+            ModelConfig::read(&folders.teacher)?,
+            ModelConfig::read(&folders.student)?,
+        );
+        for (role, folder, config) in [
+            ("teacher", &folders.teacher, &configs.0),
+            ("student", &folders.student, &configs.1),
+        ] {
+            fits(role, folder, config, (vocabulary, sequence_length))?;
+        }
+        let domains = corpus.domains.iter();
+        Ok(Self {
+            teacher,
+            teacher_config: configs.0.hash(),
+            student,
+            student_config: configs.1.hash(),
+            tokenizer: corpus.tokenizer.hash().to_owned(),
+            corpus: domains
+                .map(|domain| (domain.name().to_owned(), domain.content_hash().to_owned()))
+                .collect(),
+            vocabulary,
+            sequence_length,
+        })
+    }
+
+    /// Whether a run's folder says what it was made from: it has begun.
+    pub fn are_in(folder: &Path) -> bool {
+        folder.join("inputs.json").exists()
+    }
+
+    /// What a run was made from.
+    pub fn of_run(folder: &Path) -> Result<Self> {
+        let path = folder.join("inputs.json");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Refuses another teacher, student or tokenizer than the other run's; the data may differ.
+    pub fn same_models(&self, other: &Self) -> Result<()> {
+        let differ = [
+            ("teacher", self.teacher != other.teacher),
+            (
+                "teacher's config.json",
+                self.teacher_config != other.teacher_config,
+            ),
+            ("student", self.student != other.student),
+            (
+                "student's config.json",
+                self.student_config != other.student_config,
+            ),
+            ("tokenizer", self.tokenizer != other.tokenizer),
+        ];
+        match differ.iter().find(|(_, differs)| *differs) {
+            Some((what, _)) => Err(anyhow!(
+                "a fork keeps weights and moments, so the {what} must be that of the run it is forked from"
+            ))
+            .usage(),
+            None => Ok(()),
+        }
+    }
+
+    /// Where each of these domains was in the other run, with the same content.
+    pub fn kept(&self, other: &Self) -> Vec<Option<usize>> {
+        let find = |domain| other.corpus.iter().position(|old| old == domain);
+        self.corpus.iter().map(find).collect()
+    }
+
+    /// Whether a domain with this content is among them.
+    pub fn has(&self, domain: &str, content: &str) -> bool {
+        let mut all = self.corpus.iter();
+        all.any(|(name, hash)| name == domain && hash == content)
+    }
+
+    /// Names of the domains.
+    pub fn domains(&self) -> impl Iterator<Item = &str> {
+        self.corpus.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Writes settings and inputs into a new run's folder; compares them where it holds a run.
+    pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
+        if RunFolder::holds_a_run(folder.path()) {
+            self.check(folder, settings)?;
+            // What may change is written down as it is now.
+            ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(self)?;
+        ddk_run::write_atomically(&inputs_file(folder), &text)?;
+        // The configuration last: a folder that has it is a run's.
+        ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+        Ok(())
+    }
+
+    /// Refuses to go on with other settings or inputs than the run was started with.
+    pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
+        same_settings(folder.path(), settings)?;
+        let advice = advice(&folder.config());
+        let path = inputs_file(folder);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let then: Self = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let mut pairs = vec![
+            (
+                "the teacher's weights".to_owned(),
+                &then.teacher,
+                &self.teacher,
+            ),
+            (
+                "the teacher's config.json".to_owned(),
+                &then.teacher_config,
+                &self.teacher_config,
+            ),
+            (
+                "the student's weights".to_owned(),
+                &then.student,
+                &self.student,
+            ),
+            (
+                "the student's config.json".to_owned(),
+                &then.student_config,
+                &self.student_config,
+            ),
+            ("the tokenizer".to_owned(), &then.tokenizer, &self.tokenizer),
+        ];
+        // Settings name the domains, so both lists have the same.
+        for ((name, then), (_, now)) in then.corpus.iter().zip(&self.corpus) {
+            pairs.push((format!("the corpus of domain `{name}`"), then, now));
+        }
+        match pairs.into_iter().find(|(_, then, now)| then != now) {
+            Some((what, then, now)) => Err(anyhow!(
+                "{} holds another run: {what} changed since it was started (hash {} then, {} now)",
+                folder.path().display(),
+                shortened(then),
+                shortened(now)
+            ))
+            .hint(advice)
+            .usage(),
+            None => Ok(()),
+        }
+    }
+
+    /// The teacher is frozen: its perplexities on the same documents are measured once and kept beside the corpus.
+    pub fn cached_perplexities(&self, settings: &Settings) -> Option<Vec<f64>> {
+        serde_json::from_str(&fs::read_to_string(self.perplexities_file(settings)).ok()?).ok()
+    }
+
+    /// Keeps them; a cache that cannot be written costs the next run an evaluation.
+    pub fn keep_perplexities(&self, settings: &Settings, perplexities: &[f64]) {
+        let path = self.perplexities_file(settings);
+        let written = serde_json::to_vec(perplexities)
+            .map_err(anyhow::Error::from)
+            .and_then(|text| Ok(ddk_run::write_atomically(&path, &text)?));
+        if let Err(error) = written {
+            tracing::warn!(%error, "the teacher's perplexities are not kept");
+        }
+    }
+
+    fn perplexities_file(&self, settings: &Settings) -> PathBuf {
+        let of_teacher = Self {
+            student: String::new(),
+            student_config: String::new(),
+            ..self.clone()
+        };
+        // What they depend on to the last bit.
+        let by = (
+            settings.objective.mask_prompt,
+            settings.objective.chunk,
+            settings.evaluation.batch_rows,
+            settings.teacher.dtype,
+            // Lane 0 measures them.
+            &settings.teacher.devices[..1],
+            settings.teacher.threads,
+        );
+        let text = serde_json::to_vec(&(of_teacher, by)).unwrap_or_default();
+        let key = blake3::hash(&text).to_hex();
+        settings
+            .corpus
+            .folder
+            .join(format!("teacher-perplexities-{}.json", &key[..16]))
+    }
+}
+
+/// Enough of a hash to tell two apart.
+fn shortened(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+fn inputs_file(folder: &RunFolder) -> PathBuf {
+    folder.path().join("inputs.json")
+}
+
+/// Refuses to go on in a run's folder with settings that lead to other results.
+pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
+    let config = folder.join("config.toml");
+    let then = ddk_settings::load(std::slice::from_ref(&config), &[], [])?.settings;
+    let mut now = settings.clone();
+    threads::adopt(&mut now, &then);
+    match difference(&then, &now)? {
+        Some((key, then, now)) => Err(anyhow!(
+            "{} holds another run: `{key}` was {then}, and is {now} now",
+            folder.display()
+        ))
+        .hint(advice(&config))
+        .usage(),
+        None => Ok(()),
+    }
+}
+
+fn advice(config: &Path) -> String {
+    format!(
+        "to go on, use the settings in {}; to start another run, choose another run.name",
+        config.display()
+    )
+}
+
+/// The first setting that differs and may not: key, old value, new value.
+fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String, String)>> {
+    let all = differences(then, now)?.into_iter();
+    let may_change = |key: &str| MAY_CHANGE.iter().any(|start| key.starts_with(start));
+    let mut of_results =
+        all.filter(|difference| !may_change(&difference.0) && !is_larger_limit(difference));
+    Ok(of_results.next())
+}
+
+/// Whether a setting that differs is a limit that has grown.
+fn is_larger_limit((key, then, now): &(String, String, String)) -> bool {
+    let grown = || Some(now.parse::<u64>().ok()? > then.parse().ok()?);
+    MAY_GROW.contains(&key.as_str()) && grown() == Some(true)
+}
+
+/// Whether these settings make the run in a folder longer than it was to be.
+pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
+    let config = folder.join("config.toml");
+    let then = ddk_settings::load(&[config], &[], [])?.settings;
+    Ok(differences(&then, settings)?.iter().any(is_larger_limit))
+}
+
+/// All settings that differ: key, old value, new value.
+pub fn differences(then: &Settings, now: &Settings) -> Result<Vec<(String, String, String)>> {
+    let values = |settings: &Settings| -> Result<Vec<(String, String)>> {
+        let mut values = Vec::new();
+        flatten(
+            &toml::Value::Table(toml::from_str(&settings.to_toml())?),
+            "",
+            &mut values,
+        );
+        Ok(values)
+    };
+    let (then, now) = (values(then)?, values(now)?);
+    let find = |list: &[(String, String)], key: &str| {
+        list.iter()
+            .find(|(other, _)| other == key)
+            .map(|(_, value)| value.clone())
+    };
+    let shown = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
+    let keys: BTreeSet<&String> = then.iter().chain(&now).map(|(key, _)| key).collect();
+    let differences = keys.into_iter().filter_map(|key| {
+        let (old, new) = (find(&then, key), find(&now, key));
+        (old != new).then(|| (key.clone(), shown(old), shown(new)))
+    });
+    Ok(differences.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The paragraph of the documentation that begins so, its code words alone.
+    fn listed(beginning: &str) -> BTreeSet<&'static str> {
+        let text = include_str!("../../../../docs/running.md");
+        let paragraph = &text[text.find(beginning).unwrap()..];
+        let paragraph = paragraph.split("\n\n").next().unwrap();
+        paragraph.split('`').skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn the_documentation_lists_what_may_differ() {
+        let sections = MAY_CHANGE.iter().map(|start| start.trim_end_matches('.'));
+        assert_eq!(listed("These settings may differ"), sections.collect());
+        let limits: BTreeSet<&str> = MAY_GROW.into();
+        assert!(listed("A larger").is_superset(&limits));
+    }
+
+    #[test]
+    fn limits_may_grow_and_not_shrink_come_or_go() {
+        let with = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            ddk_settings::load(&[], &sets, []).unwrap().settings
+        };
+        let then = with(&["run.max_steps=100", "run.max_tokens=1000"]);
+        let refused = |sets: &[&str]| {
+            let difference = difference(&then, &with(sets)).unwrap();
+            difference.map(|(key, ..)| key)
+        };
+        assert_eq!(
+            refused(&[
+                "run.max_steps=150",
+                "run.max_tokens=1000",
+                "run.export=best"
+            ]),
+            None
+        );
+        assert_eq!(refused(&["run.max_steps=100", "run.max_tokens=9000"]), None);
+        for (sets, key) in [
+            (
+                &["run.max_steps=99", "run.max_tokens=1000"][..],
+                "run.max_steps",
+            ),
+            (&["run.max_tokens=1000"], "run.max_steps"),
+            (
+                &[
+                    "run.max_steps=100",
+                    "run.max_tokens=1000",
+                    "run.max_intervals=9",
+                ],
+                "run.max_intervals",
+            ),
+            (
+                &["run.max_steps=150", "run.max_tokens=1000", "student.lr=1.0"],
+                "student.lr",
+            ),
+        ] {
+            assert_eq!(refused(sets).as_deref(), Some(key));
+        }
+    }
+}

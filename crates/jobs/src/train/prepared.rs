@@ -1,0 +1,138 @@
+//! What is known of a run before its first worker starts.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Result, anyhow};
+use ddk_actors::RunPlan;
+use ddk_engine::StudentOptions;
+use ddk_mixture::Policy;
+use ddk_settings::Settings;
+
+use super::{
+    filters,
+    inputs::{self, Inputs},
+    options, plan, policy,
+    schedule::Length,
+};
+use crate::{
+    config::required,
+    faults::Faults,
+    hint::Hint,
+    phase::Phase,
+    prepare::{self, Corpus, Outdated},
+    signals::Signals,
+    wiring::{self, Evaluation, ModelFolders},
+};
+
+/// Everything that is known before the first worker starts.
+pub(super) struct Prepared<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) folders: ModelFolders,
+    pub(super) corpus: Corpus,
+    pub(super) inputs: Inputs,
+    pub(super) length: Length,
+    pub(super) evaluation: Evaluation,
+    pub(super) options: StudentOptions,
+    pub(super) plan: RunPlan,
+    /// The mean weights of DoReMi's proxy, where this run is DoReMi's third phase and its proxy has run.
+    pub(super) doremi: Option<Vec<f64>>,
+    pub(super) faults: Arc<Faults>,
+    /// Where the student goes, if not into the run folder.
+    pub(super) destination: Option<Destination>,
+}
+
+/// The model that `ddk pretrain` makes.
+#[derive(Debug, Clone)]
+pub(crate) struct Destination {
+    /// Its folder.
+    pub(crate) folder: PathBuf,
+    /// A file beside its weights: name and text.
+    pub(crate) record: (&'static str, String),
+}
+
+impl Prepared<'_> {
+    /// The policy that a new run begins with.
+    pub(super) fn policy(&self) -> Result<Box<dyn Policy>> {
+        let ground = policy::Ground {
+            domains: &self.plan.domains,
+            natural: &self.plan.natural,
+            vocabulary: self.options.vocabulary,
+            doremi: self.doremi.as_deref(),
+        };
+        policy::of_settings(&self.settings.mixture, &ground)
+    }
+}
+
+/// Loads what is small and checks what belongs together, before anything is written.
+pub(super) fn prepare_run<'a>(
+    settings: &'a Settings,
+    destination: Option<Destination>,
+    outdated: Outdated<'_>,
+    length: Length,
+    signals: &Signals,
+    faults: &Arc<Faults>,
+) -> Result<Prepared<'a>> {
+    let student = required(settings.student.model.clone(), "student.model")?;
+    let folders = if destination.is_some() {
+        ModelFolders::without_teacher(student)
+    } else {
+        ModelFolders::new(
+            required(settings.teacher.model.clone(), "teacher.model")?,
+            student,
+        )
+    };
+    let limits = (
+        settings.run.max_steps,
+        settings.run.max_intervals,
+        settings.run.max_tokens,
+    );
+    if limits == (None, None, None) {
+        return Err(anyhow!(
+            "the run has no end: none of run.max_steps, run.max_intervals and run.max_tokens is set"
+        ))
+        .usage();
+    }
+    signals.begin(Phase::Prepare, faults)?;
+    // The models first: what is wrong with them is said before minutes of tokenizing.
+    if folders.has_teacher {
+        inputs::check_tokenizers(settings, &folders)?;
+    }
+    let filters = filters::of_run(settings, &folders)?;
+    let corpus = prepare::open(settings, outdated)?;
+    let vocabulary = corpus.tokenizer.vocabulary() as i64;
+    signals.begin(Phase::Hash, faults)?;
+    let inputs = Inputs::of(
+        &folders,
+        &corpus,
+        vocabulary,
+        settings.corpus.sequence_length,
+    )?;
+    plan::room_for_a_step(settings, &corpus)?;
+    let mut options = options::of_student(settings, vocabulary, filters)?;
+    options.schedule.total_steps = length.steps;
+    let evaluation = Evaluation {
+        validation: Arc::new(prepare::validation(&corpus)?),
+        batch_rows: settings.evaluation.batch_rows,
+        vocabulary,
+        chunk: options.chunk,
+    };
+    let flops = wiring::flop_counter(&folders, &options)?;
+    let plan = RunPlan {
+        evaluation_flops: flops.student_evaluation(&evaluation.validation),
+        teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
+        ..plan::of_settings(settings, &corpus, &length)
+    };
+    Ok(Prepared {
+        settings,
+        folders,
+        corpus,
+        inputs,
+        length,
+        evaluation,
+        options,
+        plan,
+        doremi: None,
+        faults: Arc::clone(faults),
+        destination,
+    })
+}

@@ -1,0 +1,92 @@
+//! SIGHUP: settings are read again; what may change while a run goes on is taken, the rest is named.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use ddk_actors::Live;
+use ddk_settings::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{inputs::differences, threads};
+use crate::{
+    args, config,
+    progress::{Printer, say},
+};
+
+/// What is taken at once.
+const TAKEN: [&str; 4] = [
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log.line_seconds",
+    "student.lr_end",
+];
+
+/// Reads the settings again whenever the process is told to.
+pub(super) fn on_hangup(
+    source: args::ConfigArgs,
+    settings: Settings,
+    live: Arc<Live>,
+    printer: Arc<Printer>,
+) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut current = settings;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let read = config::load(&source).and_then(|loaded| {
+                let mut new = loaded.settings;
+                threads::adopt(&mut new, &current);
+                take(&mut current, &new, &live, &printer)
+            });
+            if let Err(error) = read {
+                tracing::warn!(%error, "the settings were not read again");
+                say(&format!("SIGHUP: nothing changed: {error}"));
+            }
+        }
+    });
+    Ok(())
+}
+
+/// While it is held, SIGHUP is answered, but nothing is read: the settings of a run within a run are derived ones.
+pub(super) struct NotYet(tokio::task::JoinHandle<()>);
+
+impl Drop for NotYet {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Answers SIGHUP with a word.
+pub(super) fn not_yet() -> Result<NotYet> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(NotYet(tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            say("SIGHUP: nothing changed: only the run itself reads its settings again");
+        }
+    })))
+}
+
+fn take(current: &mut Settings, new: &Settings, live: &Live, printer: &Printer) -> Result<()> {
+    let differences = differences(current, new)?;
+    if differences.is_empty() {
+        say("SIGHUP: no setting has changed");
+    }
+    for (key, old, new) in &differences {
+        let done = match TAKEN.contains(&key.as_str()) {
+            true => "taken",
+            false => "left as it is: it needs a new start",
+        };
+        tracing::info!(key, old, new, done, "a setting was read again");
+        say(&format!("SIGHUP: {key} was {old}, is {new}: {done}"));
+    }
+    current.checkpoint.every = new.checkpoint.every;
+    current.checkpoint.keep = new.checkpoint.keep;
+    current.log.line_seconds = new.log.line_seconds;
+    current.student.lr_end = new.student.lr_end;
+    live.set(
+        new.checkpoint.every,
+        new.checkpoint.keep,
+        new.student.lr_end,
+    );
+    printer.set_every(Duration::from_secs_f64(new.log.line_seconds));
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! The end of a run: the exported student, the summary, the report, the table.
+
+use std::{collections::BTreeMap, fs, io::Write, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_actors::{End, LoopState, Outcome};
+use ddk_model::Export;
+use ddk_run::{
+    CheckpointStore, RunFolder,
+    records::{DomainSummary, EventKind, Summary},
+};
+use ddk_settings::{ExportedStudent, ObjectiveName};
+
+use super::{
+    filters, lost,
+    prepared::{Destination, Prepared},
+};
+use crate::{
+    checkpoints::{self, checkpoint_of},
+    export,
+    hint::Hint,
+    phase::Phase,
+    progress::say,
+    report, serial,
+    signals::Signals,
+};
+
+const REPORT: &str = "report.html";
+
+/// Exports the student, then writes `summary.json`: a folder that has it holds a run that is done. The report
+/// is made from that.
+pub(super) fn finish(
+    prepared: &Prepared<'_>,
+    folder: &RunFolder,
+    signals: &Signals,
+    outcome: &Outcome,
+    seconds_before: f64,
+    began: Instant,
+    serial_steps: u64,
+) -> Result<()> {
+    signals.begin(Phase::Export, &prepared.faults)?;
+    let exported = export(prepared, folder, outcome)?;
+    if serial_steps > 0 {
+        signals.begin(Phase::Serial, &prepared.faults)?;
+    }
+    let serial = (serial_steps > 0).then(|| {
+        serial::measure(
+            prepared.settings,
+            &prepared.folders,
+            &prepared.options,
+            &prepared.corpus,
+            serial_steps,
+        )
+    });
+    let mut summary = summarise(prepared, outcome)?;
+    summary.exported = exported.text;
+    summary.exported_step = exported.step;
+    summary.serial = serial.transpose()?;
+    summary.seconds = seconds_before + began.elapsed().as_secs_f64();
+    let text = serde_json::to_vec_pretty(&summary)?;
+    ddk_run::write_atomically(&folder.summary(), &text)?;
+    signals.run_is_done();
+    signals.begin(Phase::Report, &prepared.faults)?;
+    write_report(folder)
+}
+
+/// Makes a run that is done one that goes on: its summary is put aside once it is known that there is a
+/// checkpoint to go on from. The exported student stays until the next one takes its place.
+pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
+    if !lost::has_checkpoints(folder)? {
+        lost::refuse_if_saved(folder)?;
+    }
+    let store = CheckpointStore::look(&folder.checkpoints());
+    store.newest::<LoopState>().hint(lost::ADVICE)?;
+    let steps = ddk_run::read::summary(folder.path())?.steps;
+    let kept = format!("summary-{steps}.json");
+    let message = format!(
+        "the run, which was done after step {steps}, goes on; {kept} is its summary until then"
+    );
+    ddk_run::record_event(folder.path(), steps, EventKind::Extended, &message)?;
+    let (from, to) = (folder.summary(), folder.path().join(kept));
+    fs::rename(&from, &to).with_context(|| format!("cannot rename {}", from.display()))?;
+    say(&message);
+    Ok(())
+}
+
+pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
+    let report = report::of_run(folder.path())?.html();
+    ddk_run::write_atomically(&folder.path().join(REPORT), report.as_bytes())?;
+    Ok(())
+}
+
+/// Whether what comes after the summary is missing: the process ended in between.
+pub(super) fn lacks_report(folder: &RunFolder) -> bool {
+    !folder.path().join(REPORT).exists()
+}
+
+/// Prints the table, or the summary as JSON.
+pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(summary)?)?;
+    } else {
+        write!(out, "{}", ddk_report::table(summary))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was exported, as the summary holds it.
+struct Exported {
+    text: String,
+    step: Option<u64>,
+}
+
+/// The last student, or the best, as a Hugging Face folder; of TED's first stage the filters.
+fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Result<Exported> {
+    let store = CheckpointStore::look(&folder.checkpoints());
+    if prepared.settings.objective.name == ObjectiveName::TedFilters {
+        filters::export(folder, &checkpoint_of(&store, outcome.step)?)?;
+        return Ok(Exported {
+            text: "no student: the filters alone".to_owned(),
+            step: None,
+        });
+    }
+    let best = match prepared.settings.run.export {
+        ExportedStudent::Last => None,
+        ExportedStudent::Best => checkpoints::best(&store, &outcome.measured)?,
+    };
+    if best.is_none() && prepared.settings.run.export == ExportedStudent::Best {
+        say("warning: no checkpoint was measured, so the last student is exported");
+    }
+    let (which, step) = match best {
+        Some(best) => (
+            format!("best (step {}, mean ratio {:.3})", best.step, best.ratio),
+            best.step,
+        ),
+        None => ("last".to_owned(), outcome.step),
+    };
+    let checkpoint = checkpoint_of(&store, step)?;
+    let student = &prepared.folders.student;
+    let model = export::of_checkpoint(student, &checkpoint)?;
+    let out = match &prepared.destination {
+        None => {
+            let out = folder.student();
+            model.save(&out, &Export::new(student)).map(|()| out)
+        }
+        Some(Destination {
+            folder,
+            record: (name, text),
+        }) => {
+            let export = Export {
+                beside: &[(*name, text.as_str())],
+                ..Export::new(prepared.corpus.tokenizer.folder())
+            };
+            model.save(folder, &export).map(|()| folder.clone())
+        }
+    };
+    let out = out.hint("move what is in the way; the same command ends the run")?;
+    say(&format!("student exported to {}", out.display()));
+    Ok(Exported {
+        text: format!("{which}, in {}", out.display()),
+        step: Some(step),
+    })
+}
+
+fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
+    let End::Finished(reason) = outcome.end else {
+        return Err(anyhow!("the run was stopped and has no summary"));
+    };
+    let after = outcome
+        .after
+        .as_ref()
+        .ok_or_else(|| anyhow!("the last evaluation is missing"))?;
+    let totals = &outcome.totals;
+    let tokens = totals.all_tokens();
+    let mut domains = BTreeMap::new();
+    for (index, name) in prepared.plan.domains.iter().enumerate() {
+        let (before, teacher) = (
+            outcome.at_start.student[index],
+            // No number without a teacher.
+            outcome
+                .at_start
+                .teacher
+                .get(index)
+                .copied()
+                .unwrap_or(f64::NAN),
+        );
+        let domain = DomainSummary {
+            student_perplexity_before: before,
+            student_perplexity_after: after[index],
+            teacher_perplexity: teacher,
+            ratio_before: before / teacher,
+            ratio_after: after[index] / teacher,
+            token_share: totals.tokens[index] as f64 / tokens.max(1) as f64,
+        };
+        domains.insert(name.clone(), domain);
+    }
+    let busy =
+        totals.teacher_busy_seconds + totals.student_busy_seconds + totals.evaluation_seconds;
+    let distill = totals.distill_seconds.max(1e-9);
+    Ok(Summary {
+        domains,
+        steps: outcome.step,
+        intervals: outcome.intervals,
+        tokens,
+        seconds: 0.0,
+        distill_seconds: totals.distill_seconds,
+        tokens_per_second: tokens as f64 / distill,
+        teacher_busy_seconds: totals.teacher_busy_seconds,
+        student_busy_seconds: totals.student_busy_seconds,
+        evaluation_seconds: totals.evaluation_seconds,
+        boundary_seconds: totals.boundary_seconds,
+        save_stall_seconds: totals.save_stall_seconds,
+        overlap: busy / distill,
+        data_wait_share: totals.data_wait_seconds / distill / prepared.plan.teacher_lanes as f64,
+        teacher_flops: totals.teacher_flops,
+        student_flops: totals.student_flops,
+        evaluation_flops: totals.evaluation_flops,
+        mixture_flops: totals.mixture_flops,
+        mixture_flops_share: totals.mixture_flops
+            / (totals.teacher_flops + totals.student_flops).max(1.0),
+        mixture_seconds_share: totals.boundary_seconds / distill,
+        peak_rss_bytes: peak_resident_bytes()?,
+        stop_reason: reason,
+        exported: String::new(),
+        exported_step: None,
+        serial: None,
+    })
+}
+
+fn peak_resident_bytes() -> Result<u64> {
+    let status =
+        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(1024 * kib.unwrap_or(0))
+}

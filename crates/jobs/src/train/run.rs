@@ -1,0 +1,237 @@
+//! One run, from its first step to its result: the one that was asked for, or one that it begins with.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_actors::End;
+use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
+use ddk_settings::Settings;
+use ddk_telemetry::Stage;
+
+use super::{
+    lost,
+    prepared::{Destination, Prepared, prepare_run},
+    result,
+    schedule::Length,
+    session::{Session, start_log},
+    workers::work,
+};
+use crate::{
+    args::ConfigArgs,
+    config::required,
+    faults::Faults,
+    hint::Hint,
+    phase::Phase,
+    prepare::Outdated,
+    progress::say,
+    signals::{Signal, Signals},
+};
+
+/// What the command line adds to the settings.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// Refuse a run folder that exists.
+    pub new: bool,
+    /// Set aside what the run has made, and start over.
+    pub restart: bool,
+    /// Where settings are read again from at SIGHUP.
+    pub reload: Option<ConfigArgs>,
+    /// The folder of the run to fork, where the run is new.
+    pub fork_of: Option<PathBuf>,
+    /// Go on from this checkpoint instead of the newest.
+    pub from: Option<u64>,
+    /// Print the summary as JSON.
+    pub json: bool,
+    /// Steps to measure one part after the other once the run is done.
+    pub serial_steps: u64,
+}
+
+/// How a run ended that could not fail.
+pub(crate) enum Ran {
+    /// It is done and summed up.
+    Finished,
+    /// By a signal; the program's exit code.
+    Stopped(ExitCode),
+}
+
+/// A run that another one begins with, in a folder within its own. It resumes where it was, and a finished one is
+/// left alone.
+pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
+    let path = path(settings)?;
+    if path.join("summary.json").exists() {
+        say(&format!("the run in {} is done already", path.display()));
+        return Ok(Ran::Finished);
+    }
+    // The run that it is for reads the same corpus.
+    let outdated = match settings.run.folder.parent() {
+        Some(parent) => Outdated::NeededBy(parent),
+        None => Outdated::AsSet,
+    };
+    session.begin_phase();
+    let signals = session.signals.clone();
+    let (prepared, folder) = begin(settings, None, outdated, &signals)?;
+    let ran = run_to_end(&prepared, &folder, session, &Flags::default())?;
+    if matches!(ran, Ran::Finished) {
+        // What follows is not this run's.
+        signals.begin(Phase::Between, &prepared.faults)?;
+    }
+    Ok(ran)
+}
+
+/// A run of its own whose result goes to `destination`.
+pub(crate) fn stand_alone(
+    settings: &Settings,
+    destination: Destination,
+    signals: &Signals,
+) -> Result<Ran> {
+    let outdated = match path(settings)? {
+        path if RunFolder::holds_a_run(&path) => Outdated::NeededBy(&path.clone()),
+        _ => Outdated::AsSet,
+    };
+    let (prepared, folder) = begin(settings, Some(destination), outdated, signals)?;
+    start_log(&folder)?;
+    let mut session = Session::start(settings, &folder, signals)?;
+    let ran = session
+        .answer_hangup()
+        .and_then(|_answers| run_to_end(&prepared, &folder, &mut session, &Flags::default()));
+    session.end(stage(&ran));
+    if matches!(ran, Ok(Ran::Finished)) {
+        signals.begin(Phase::Leave, &prepared.faults)?;
+    }
+    ran
+}
+
+/// How those who watch hear that a run ended.
+pub(super) fn stage(ran: &Result<Ran>) -> Stage {
+    match ran {
+        Ok(Ran::Finished) => Stage::Finished,
+        Ok(Ran::Stopped(_)) => Stage::Stopped,
+        Err(_) => Stage::Failed,
+    }
+}
+
+/// The run folder that the settings name.
+fn path(settings: &Settings) -> Result<PathBuf> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    Ok(settings.run.folder.join(name))
+}
+
+/// Prepares a run and opens its folder.
+fn begin<'a>(
+    settings: &'a Settings,
+    destination: Option<Destination>,
+    outdated: Outdated<'_>,
+    signals: &Signals,
+) -> Result<(Prepared<'a>, RunFolder)> {
+    let path = path(settings)?;
+    let faults = Faults::parse(&settings.faults.plan)?;
+    let length = Length::of_run(&path, settings)?;
+    let prepared = prepare_run(settings, destination, outdated, length, signals, &faults)?;
+    let folder = open_folder(&path, false)?;
+    signals.in_run(folder.path());
+    prepared.length.record(&folder)?;
+    prepared.inputs.bind(&folder, settings)?;
+    copy_quarantine(&prepared, &folder)?;
+    Ok((prepared, folder))
+}
+
+/// Sets aside all that is in a run folder.
+pub(crate) fn restart(path: &Path) -> Result<()> {
+    lost::start_over(&open_folder(path, false)?)
+}
+
+pub(super) fn run_to_end(
+    prepared: &Prepared<'_>,
+    folder: &RunFolder,
+    session: &mut Session,
+    flags: &Flags,
+) -> Result<Ran> {
+    let began = Instant::now();
+    let ended = work(session, prepared, folder, flags.reload.as_ref())?;
+    let step = match &ended.outcome {
+        Some(outcome) if outcome.end != End::Stopped => None,
+        Some(outcome) => Some(outcome.step),
+        None => Some(last_checkpoint(folder)?),
+    };
+    if let Some(step) = step {
+        let signal = ended.signal.unwrap_or(Signal::Terminate);
+        let code = stopped(signal, step, folder.path(), flags.from.is_some());
+        return Ok(Ran::Stopped(code));
+    }
+    let Some(outcome) = &ended.outcome else {
+        return Err(anyhow!("the run ended without a result"));
+    };
+    let finished = result::finish(
+        prepared,
+        folder,
+        &session.signals,
+        outcome,
+        ended.seconds_before,
+        began,
+        flags.serial_steps,
+    );
+    if let Err(error) = &finished
+        && let Err(unwritten) =
+            ddk_run::append_event(folder.path(), EventKind::Failed, &error.to_string())
+    {
+        tracing::error!(%error, %unwritten, "the run failed");
+    }
+    finished?;
+    Ok(Ran::Finished)
+}
+
+/// Says where a run was stopped. `from`: whether `--from` chose where it went on.
+fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> ExitCode {
+    let when = match step {
+        0 => "before its first step".to_owned(),
+        step => format!("after step {step}"),
+    };
+    let without = if from { " without --from" } else { "" };
+    say(&format!(
+        "stopped {when}, saved; the same command{without} goes on from there ({})",
+        path.display()
+    ));
+    ExitCode::from(signal.exit_code())
+}
+
+/// The step of the newest checkpoint; 0 where there is none.
+fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
+    let path = folder.checkpoints();
+    if !path.exists() {
+        return Ok(0);
+    }
+    let store = CheckpointStore::look(&path);
+    let steps = store.steps()?.into_iter().rev();
+    let mut sound = steps.filter(|step| store.entry(*step).status.is_ok());
+    Ok(sound.next().unwrap_or(0))
+}
+
+pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
+    if new {
+        RunFolder::create(path)
+            .hint("leave --new out to go on with that run, or choose another run.name")
+    } else {
+        RunFolder::open(path).hint("choose another run.name, or run.folder")
+    }
+}
+
+/// The records that could not be used are part of what a run was.
+pub(super) fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
+    let mut all = Vec::new();
+    for report in &prepared.corpus.reports {
+        let path = prepared
+            .settings
+            .corpus
+            .folder
+            .join(&report.domain)
+            .join(ddk_corpus::QUARANTINE_FILE);
+        all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+    }
+    ddk_run::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
+    Ok(())
+}

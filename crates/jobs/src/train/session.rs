@@ -1,0 +1,165 @@
+//! What surrounds a process's runs: the HTTP server, the metrics file, the watchdog, the word to those who
+//! watch when it ends.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_run::RunFolder;
+use ddk_settings::{Settings, Token};
+use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, Stage};
+use ddk_torch::make_deterministic;
+use tokio::sync::mpsc;
+
+use super::reload;
+use crate::{gpus, hint::Hint, progress::say, signals::Signals, systemd};
+
+/// Those who watch a run have this long to hear how it ended.
+const FAREWELL: Duration = Duration::from_millis(1500);
+
+/// What the runs of a process share: DoReMi has three of them.
+pub(super) struct Session {
+    pub(super) runtime: tokio::runtime::Runtime,
+    pub(super) board: Arc<Board>,
+    pub(super) signals: Signals,
+    server: Option<Arc<Server>>,
+    /// Writes the metrics to their file a last time when all is done.
+    _keeper: Keeper,
+    /// Tells the workers that a signal has come.
+    pub(super) told: mpsc::Sender<()>,
+    /// Where they hear it.
+    pub(super) stop: mpsc::Receiver<()>,
+}
+
+impl Session {
+    /// Starts the metrics server; from now on who watches the run hears how it ends.
+    pub(super) fn start(
+        settings: &Settings,
+        folder: &RunFolder,
+        signals: &Signals,
+    ) -> Result<Self> {
+        if settings.run.deterministic {
+            make_deterministic()?;
+        }
+        // On a thread of its own: the watchdog goes on while this one loads, hashes or exports.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
+        let board = Board::new(limit);
+        let run = settings.run.name.as_deref().unwrap_or_default();
+        let recorder = Recorder::install(
+            Arc::clone(&board),
+            run,
+            folder.path(),
+            gpus::of_run(settings),
+        )?;
+        let file = settings.telemetry.file.clone();
+        let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
+            .hint("choose another telemetry.file, in a folder that is there")?;
+        let server = serve(settings, recorder, folder.path())?.map(Arc::new);
+        runtime.block_on(async { systemd::watch(Arc::clone(&board)) });
+        let (watched, of_server) = (Arc::clone(&board), server.clone());
+        let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
+        signals.watched(grace, move || {
+            watched.set_ended(Stage::Stopped);
+            if let Some(server) = &of_server {
+                server.finish(FAREWELL);
+            }
+        });
+        let (told, stop) = mpsc::channel(1);
+        Ok(Self {
+            runtime,
+            board,
+            signals: signals.clone(),
+            server,
+            _keeper: keeper,
+            told,
+            stop,
+        })
+    }
+
+    /// Leaves the run; who watches it hears that it ended so.
+    pub(super) fn end(self, how: Stage) {
+        self.signals.left();
+        self.board.set_ended(how);
+        if let Some(server) = &self.server {
+            server.finish(FAREWELL);
+        }
+    }
+
+    /// Another run of this process begins.
+    pub(super) fn begin_phase(&self) {
+        self.board.set_starting();
+    }
+
+    /// While the result is held, SIGHUP is answered with a word.
+    pub(super) fn answer_hangup(&self) -> Result<reload::NotYet> {
+        let _context = self.runtime.enter();
+        reload::not_yet()
+    }
+}
+
+/// The server of the live page and the metrics; a port that is taken is said, and stops the run only where it
+/// is required.
+fn serve(settings: &Settings, recorder: Recorder, folder: &Path) -> Result<Option<Server>> {
+    let telemetry = &settings.telemetry;
+    if !telemetry.enabled {
+        return Ok(None);
+    }
+    let address = telemetry.address.parse().context("telemetry.address")?;
+    let token = secret(telemetry.token.as_ref())?;
+    let site = Site::of_run(recorder, folder).with_token(token);
+    match ddk_telemetry::serve(address, site) {
+        Ok(server) => {
+            let address = server.address();
+            say(&format!(
+                "live page: http://{address}/, metrics: http://{address}/metrics"
+            ));
+            Ok(Some(server))
+        }
+        Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
+            say(&format!(
+                "warning: {error}; going on without the live page and metrics (telemetry.address chooses another port)"
+            ));
+            Ok(None)
+        }
+        Err(error) => {
+            Err(error).hint("choose another telemetry.address, or set telemetry.enabled = false")
+        }
+    }
+}
+
+/// The token that the server asks for. A configuration out of a run's folder says only that there was one.
+fn secret(token: Option<&Token>) -> Result<Option<&str>> {
+    match token.map(Token::secret) {
+        None => Ok(None),
+        Some(Some(secret)) => Ok(Some(secret)),
+        Some(None) => Err(anyhow!(
+            "`telemetry.token` was left out of this configuration when it was written"
+        ))
+        .hint("give it as DDK__TELEMETRY__TOKEN in the environment")
+        .usage(),
+    }
+}
+
+/// Everything that `tracing` is told goes to the run's own log.
+pub(super) fn start_log(folder: &RunFolder) -> Result<()> {
+    let path = folder.log();
+    let file = fs::File::options().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
+    // A second run of one process goes on in the first one's log.
+    let _ = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_env_filter(filter)
+        .with_writer(Mutex::new(file))
+        .try_init();
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! TED's first stage: filters for pairs of layers, in a run of their own in `phases/filters` within the run's folder.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::Result;
+use ddk_run::RunFolder;
+use ddk_settings::{ExportedStudent, Mixture, MixturePolicy, ObjectiveName, Settings};
+
+use super::{
+    filters::{STAGE, file},
+    run::{Ran, phase},
+    session::Session,
+};
+use crate::progress::say;
+
+/// Runs what is left of the first stage; the program's exit code where a signal stopped it. `reloads`:
+/// whether SIGHUP is meant for this program.
+pub(super) fn first_stage(
+    settings: &Settings,
+    folder: &RunFolder,
+    reloads: bool,
+    session: &mut Session,
+) -> Result<Option<ExitCode>> {
+    if file(folder.path()).exists() {
+        return Ok(None);
+    }
+    let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
+    let stage = stage(settings, folder.path());
+    say(&format!(
+        "ted, stage 1 of 2: filters for pairs of layers learn the task, both models frozen; {} steps, in {}",
+        settings.objective.ted_steps,
+        folder.path().join(STAGE).display()
+    ));
+    if let Ran::Stopped(code) = phase(&stage, session)? {
+        return Ok(Some(code));
+    }
+    say("ted, stage 2 of 2: this run, the student and its filters learn together");
+    Ok(None)
+}
+
+/// The settings of the first stage: the run's rows by their natural shares, one interval long.
+fn stage(settings: &Settings, folder: &Path) -> Settings {
+    let mut stage = settings.clone();
+    let (steps, lr) = (settings.objective.ted_steps, settings.objective.ted_lr);
+    let (parent, name) = STAGE.split_once('/').unwrap_or((STAGE, STAGE));
+    stage.run.folder = folder.join(parent);
+    stage.run.name = Some(name.to_owned());
+    stage.run.max_steps = Some(steps);
+    stage.run.max_intervals = None;
+    stage.run.max_tokens = None;
+    stage.run.stop_ratio = None;
+    stage.student.schedule_steps = None;
+    stage.objective.name = ObjectiveName::TedFilters;
+    stage.student.lr = lr;
+    stage.student.lr_end = lr / 10.0;
+    stage.student.warmup_steps = steps / 20;
+    stage.evaluation.every = None;
+    stage.checkpoint.keep_best = false;
+    stage.run.export = ExportedStudent::Last;
+    stage.mixture = Mixture {
+        policy: MixturePolicy::Natural,
+        interval: steps,
+        doremi_model: None,
+        doremi_steps: None,
+        ..settings.mixture.clone()
+    };
+    stage
+}

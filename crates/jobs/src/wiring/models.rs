@@ -1,0 +1,144 @@
+//! Models from their folders, where and how the settings say.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Result;
+use ddk_engine::{
+    EngineError, FilterStage, Filters, FlopCounter, Learner, Student, StudentOptions, Teacher,
+};
+use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
+use ddk_settings::{Dtype, Settings};
+use ddk_torch::{DeviceError, parse_device};
+use tch::{Device, Kind};
+
+use super::{StudentStart, needs_teacher_output};
+
+/// Where both models come from.
+#[derive(Debug, Clone)]
+pub struct ModelFolders {
+    /// The student's own folder if there is no teacher.
+    pub teacher: PathBuf,
+    pub student: PathBuf,
+    /// The teacher's weights: lanes and the student's side have them in memory once a device.
+    pub frozen: Arc<Frozen>,
+    /// False for a student that learns from the text alone.
+    pub has_teacher: bool,
+}
+
+impl ModelFolders {
+    pub fn new(teacher: PathBuf, student: PathBuf) -> Self {
+        Self {
+            frozen: Arc::new(Frozen::of(&teacher)),
+            teacher,
+            student,
+            has_teacher: true,
+        }
+    }
+
+    /// A student that learns from the text alone.
+    pub fn without_teacher(student: PathBuf) -> Self {
+        Self {
+            has_teacher: false,
+            ..Self::new(student.clone(), student)
+        }
+    }
+}
+
+/// Counts what these models compute.
+pub fn flop_counter(
+    folders: &ModelFolders,
+    options: &StudentOptions,
+) -> Result<FlopCounter, ModelError> {
+    Ok(FlopCounter::new(
+        &ModelConfig::read(&folders.teacher)?,
+        &ModelConfig::read(&folders.student)?,
+        options.vocabulary.unsigned_abs(),
+        options.recompute,
+    )
+    .with_filters(options.filters.as_ref()))
+}
+
+/// What learns on the student's lane: TED's filters in their first stage, otherwise the student.
+pub(super) fn build_learner(
+    settings: &Settings,
+    folders: &ModelFolders,
+    start: StudentStart,
+) -> Result<Box<dyn Learner>> {
+    let (options, checkpoint) = (start.options, start.checkpoint.as_deref());
+    let to_learn = options.filters.clone();
+    let Some(filters) = to_learn.filter(|filters| filters.learnt.is_none()) else {
+        let mut student = build_student(settings, folders, options, checkpoint)?;
+        student.set_row_losses(start.row_losses);
+        return Ok(Box::new(student));
+    };
+    let model = Model::load(&folders.student, &student_placement(&settings.student)?)?;
+    let kind = kind(settings.teacher.dtype);
+    let output = Output::load(&folders.teacher, model.device(), kind)?;
+    Ok(Box::new(match checkpoint {
+        Some(checkpoint) => FilterStage::restore(model, options, filters, output, checkpoint)?,
+        None => FilterStage::new(model, options, filters, output)?,
+    }))
+}
+
+/// A student, with its teacher's output matrix beside it where that is used.
+pub fn build_student(
+    settings: &Settings,
+    folders: &ModelFolders,
+    options: StudentOptions,
+    checkpoint: Option<&Path>,
+) -> Result<Student> {
+    let model = Model::load(&folders.student, &student_placement(&settings.student)?)?;
+    let kind = kind(settings.teacher.dtype);
+    let head = needs_teacher_output(settings).then(|| folders.frozen.head(model.device(), kind));
+    let head = head.transpose()?;
+    Ok(match checkpoint {
+        Some(checkpoint) => Student::restore(model, options, head, checkpoint)?,
+        None => Student::new(model, options, head)?,
+    })
+}
+
+/// A teacher that sends what the student's loss asks for.
+pub fn build_teacher(
+    model: Model,
+    student_device: Device,
+    filters: Option<&Filters>,
+) -> Result<Teacher, EngineError> {
+    let teacher = Teacher::new(model, student_device);
+    match filters {
+        Some(filters) => teacher.with_filters(filters),
+        None => Ok(teacher),
+    }
+}
+
+/// The teacher of a lane. Its weights are in the dtype of its products: they never change.
+pub fn teacher_placement(
+    teacher: &ddk_settings::Teacher,
+    lane: usize,
+) -> Result<Placement, DeviceError> {
+    let devices = teacher.devices_of_lane(lane).into_iter();
+    Ok(Placement {
+        devices: devices.map(parse_device).collect::<Result<_, _>>()?,
+        weights: kind(teacher.dtype),
+        compute: kind(teacher.dtype),
+    })
+}
+
+/// A student's weights are the optimizer's: in fp32, whatever its products are in.
+pub fn student_placement(student: &ddk_settings::Student) -> Result<Placement, DeviceError> {
+    Ok(Placement {
+        devices: vec![parse_device(&student.device)?],
+        weights: Kind::Float,
+        compute: kind(student.dtype),
+    })
+}
+
+/// libtorch's name for a dtype.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Fp32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+    }
+}

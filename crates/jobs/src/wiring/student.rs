@@ -1,0 +1,145 @@
+//! The student's port.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use ddk_actors::{
+    Live, MicroBatch, PortError,
+    ports::{Between, StudentFactory},
+};
+use ddk_engine::{FlopCounter, Learner, RowLosses, StudentOptions, TeacherOutput};
+use ddk_run::{MicroBatchSums, PhaseSeconds, SnapshotFile, StepPhase, UpdateStats};
+use ddk_settings::Settings;
+use ddk_torch::{Lane, Turns, parse_device};
+use tch::Tensor;
+
+use super::{
+    Context, Evaluation, ModelFolders, Record, build_learner, flop_counter, port_error, sequences,
+};
+use crate::{
+    faults::{Faults, Place},
+    phase::Phase,
+};
+
+/// The student on its lane.
+pub struct StudentPort {
+    context: Context,
+    student: Box<dyn Learner>,
+    flops: FlopCounter,
+    records: Vec<Record>,
+    live: Arc<Live>,
+}
+
+/// How a student begins.
+pub struct StudentStart {
+    pub options: StudentOptions,
+    pub row_losses: RowLosses,
+    /// The checkpoint that it resumes from; its folder where absent.
+    pub checkpoint: Option<PathBuf>,
+    pub turns: Turns,
+}
+
+/// Builds the student on its thread.
+pub fn student(
+    settings: &Settings,
+    folders: ModelFolders,
+    start: StudentStart,
+    evaluation: Evaluation,
+    records: Vec<Record>,
+    live: Arc<Live>,
+    faults: Arc<Faults>,
+) -> StudentFactory<StudentPort> {
+    let settings = settings.clone();
+    Box::new(move || {
+        faults.phase(Phase::Load)?;
+        let build = || -> anyhow::Result<StudentPort> {
+            let device = parse_device(&settings.student.device)?;
+            let lane = Lane::beside_others(settings.student.threads, &[device], &start.turns)?;
+            let context = Context::new(lane, &faults, &evaluation);
+            let flops = flop_counter(&folders, &start.options)?;
+            let student = context.work(|| build_learner(&settings, &folders, start))?;
+            Ok(StudentPort {
+                context,
+                student,
+                flops,
+                records,
+                live,
+            })
+        };
+        build().map_err(port_error)
+    })
+}
+
+impl ddk_actors::Student for StudentPort {
+    type Signal = Option<TeacherOutput>;
+    type Weights = Vec<Tensor>;
+
+    fn accumulate(
+        &mut self,
+        batch: &MicroBatch,
+        teacher: Option<TeacherOutput>,
+    ) -> Result<MicroBatchSums, PortError> {
+        let rows = sequences(batch);
+        let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
+        let accumulate = || Ok(student.accumulate(&rows, teacher.as_ref(), predictions)?);
+        let (mut sums, waited) = self.context.work_in_turn(accumulate)?;
+        // What is not a number has to come out of the engine to be skipped there.
+        if self.context.faults.worker(Place::Student, batch.step)? {
+            sums.ce = self.student.poison();
+        }
+        sums.seconds.insert(StepPhase::TeacherWait, waited);
+        if teacher.is_some() {
+            sums.teacher_flops = self.flops.teacher(&rows);
+        }
+        sums.student_flops = self.flops.student(&rows);
+        Ok(sums)
+    }
+
+    fn update(&mut self, step: u64) -> Result<UpdateStats, PortError> {
+        self.student.set_lr_end(self.live.lr_end());
+        let (student, began) = (&mut self.student, Instant::now());
+        let update = || Ok(student.update(step)?);
+        let (mut stats, waited) = self.context.work_in_turn(update)?;
+        stats.seconds = PhaseSeconds::from([
+            (StepPhase::TeacherWait, waited),
+            // With what a GPU does of it: the phases of a step add up to its time.
+            (StepPhase::Optimizer, began.elapsed().as_secs_f64() - waited),
+        ]);
+        Ok(stats)
+    }
+
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError> {
+        let mut stats = self
+            .student
+            .discard(step, reason)
+            .map_err(|error| port_error(error.into()))?;
+        stats.seconds =
+            PhaseSeconds::from([(StepPhase::TeacherWait, 0.0), (StepPhase::Optimizer, 0.0)]);
+        Ok(stats)
+    }
+
+    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
+        self.context.evaluate(|| Ok(self.student.model()), between)
+    }
+
+    fn weights(&mut self) -> Result<Vec<Tensor>, PortError> {
+        self.context
+            .work(|| Ok(self.student.model().copy_parameters()?))
+    }
+
+    fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, PortError> {
+        let mut files = self
+            .student
+            .snapshot()
+            .map_err(|error| port_error(error.into()))?
+            .into_files();
+        files.extend(self.records.iter().map(|(name, text)| {
+            let text = Arc::clone(text);
+            SnapshotFile::new(*name, move |out| out.write_all(&text))
+        }));
+        Ok(files)
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.context.lane.busy_seconds()
+    }
+}

@@ -1,0 +1,137 @@
+//! The teacher's port.
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use ddk_actors::{
+    MicroBatch, PortError,
+    ports::{Between, TeacherFactory},
+};
+use ddk_engine::{Filters, Teacher, TeacherOutput};
+use ddk_model::{Model, Placement};
+use ddk_settings::Settings;
+use ddk_torch::{Lane, Turns, give_freed_memory_back, parse_device};
+use tch::Tensor;
+
+use super::{
+    Context, Evaluation, ModelFolders, build_teacher, needs_teacher_output, port_error, sequences,
+    student_placement, teacher_placement,
+};
+use crate::faults::{Faults, Place};
+
+/// A teacher on its lane.
+pub struct TeacherPort {
+    context: Context,
+    /// Absent where nothing is asked of it.
+    teacher: Option<Teacher>,
+    /// Whether batches need its output.
+    needs_output: bool,
+    folders: ModelFolders,
+    /// Where copies of the student are evaluated, and the model that holds them, built for the first one.
+    copy_placement: Placement,
+    copy: Option<Model>,
+}
+
+/// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures
+/// holds no model.
+pub fn teachers(
+    settings: &Settings,
+    folders: ModelFolders,
+    evaluation: Evaluation,
+    known: bool,
+    filters: Option<Filters>,
+    turns: Turns,
+    faults: Arc<Faults>,
+) -> TeacherFactory<TeacherPort> {
+    let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
+    let needs_output = needs_teacher_output(settings);
+    Arc::new(move |number| {
+        let build = || -> anyhow::Result<TeacherPort> {
+            let placement = teacher_placement(&teacher, number)?;
+            let student_device = parse_device(&student.device)?;
+            let devices = [&placement.devices[..], &[student_device]].concat();
+            let lane = Lane::beside_others(teacher.threads, &devices, &turns)?;
+            let context = Context::new(lane, &faults, &evaluation);
+            let measures = number == 0 && !known;
+            let teacher = (needs_output || measures).then(|| {
+                context.work(|| {
+                    let model = folders.frozen.model(&placement)?;
+                    Ok(build_teacher(model, student_device, filters.as_ref())?)
+                })
+            });
+            Ok(TeacherPort {
+                teacher: teacher.transpose()?,
+                context,
+                needs_output,
+                folders: folders.clone(),
+                copy_placement: student_placement(&student)?,
+                copy: None,
+            })
+        };
+        build().map_err(port_error)
+    })
+}
+
+impl ddk_actors::Teacher for TeacherPort {
+    type Signal = Option<TeacherOutput>;
+    type Weights = Vec<Tensor>;
+
+    fn label(&mut self, batch: &MicroBatch) -> Result<Option<TeacherOutput>, PortError> {
+        let nan = self.context.faults.worker(Place::Teacher, batch.step)?;
+        let Some(teacher) = self.teacher.as_ref().filter(|_| self.needs_output) else {
+            return Ok(None);
+        };
+        let label = || {
+            let mut output = teacher.label(&sequences(batch))?;
+            if nan {
+                output.poison()?;
+            }
+            Ok(Some(output))
+        };
+        Ok(self.context.work_in_turn(label)?.0)
+    }
+
+    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
+        let perplexities = self.context.work(|| {
+            let teacher = self.teacher.as_ref();
+            let teacher = teacher
+                .ok_or_else(|| anyhow!("perplexities are asked of a lane without a teacher"))?;
+            let evaluation = &self.context.evaluation;
+            Ok(evaluation.perplexities(teacher.model(), between)?)
+        })?;
+        if !self.needs_output {
+            // It has said all that it is asked for.
+            self.teacher = None;
+            self.folders.frozen.forget();
+        }
+        // Batches of the evaluation are larger than those that follow.
+        give_freed_memory_back();
+        Ok(perplexities)
+    }
+
+    fn perplexities_of(
+        &mut self,
+        weights: &Vec<Tensor>,
+        between: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let (copy, folder) = (&mut self.copy, &self.folders.student);
+        let copied = || {
+            let model = match copy {
+                Some(model) => model,
+                none => {
+                    let mut model = Model::load(folder, &self.copy_placement)?;
+                    // As the student is: a frozen model's layers are computed otherwise, with other last bits.
+                    model.set_trainable(true);
+                    none.insert(model)
+                }
+            };
+            model.set_parameters(weights)?;
+            Ok(&*model)
+        };
+        self.context.evaluate(copied, between)
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        self.context.lane.busy_seconds()
+    }
+}
