@@ -37,5 +37,5 @@ pub use interval::Interval;
 pub use plan::{Guard, Live, RunPlan, SpikeAction};
 pub use ports::{Observer, Parts, PortError, Rows, StepReport, Student, Teacher};
 pub use state::{Fork, LoopState, LossWindow, Totals};
-pub use supervisor::{End, Outcome, run};
+pub use supervisor::{End, Outcome, RestartBudget, run};
 pub use worker::{Exit, WorkerId};

@@ -15,7 +15,8 @@ use ddk_run::{Measured, records::StopReason};
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::{mpsc, oneshot};
 
-use self::{pipeline::Pipeline, restarts::Restarts};
+use self::pipeline::Pipeline;
+pub use self::restarts::RestartBudget;
 use crate::{
     LoopState, Parts, PortError, RunError, RunPlan, Student, Teacher, Totals,
     student::StudentControl,
@@ -128,7 +129,7 @@ struct Arguments<T: Teacher, S: Student> {
 struct State<T: Teacher> {
     pipeline: Pipeline<T>,
     alive: HashMap<ActorId, (WorkerId, ActorCell)>,
-    restarts: Restarts,
+    restarts: RestartBudget,
     /// Dropped to close the channel.
     stop: Option<Sender<Never>>,
     failure: Option<RunError>,
@@ -162,7 +163,7 @@ where
         Ok(State {
             pipeline: started.pipeline,
             alive: started.alive,
-            restarts: Restarts::default(),
+            restarts: RestartBudget::default(),
             stop: Some(started.stop),
             failure: None,
             result: Some(result),

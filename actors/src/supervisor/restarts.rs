@@ -18,13 +18,13 @@ const BACKOFF: Duration = Duration::from_millis(50);
 
 /// Counts restarts by worker.
 #[derive(Debug, Default)]
-pub(super) struct Restarts {
+pub struct RestartBudget {
     by_worker: HashMap<WorkerId, VecDeque<Instant>>,
 }
 
-impl Restarts {
+impl RestartBudget {
     /// After how long the worker may be restarted, if at all; counts it.
-    pub(super) fn allow(&mut self, worker: &WorkerId) -> Option<Duration> {
+    pub fn allow(&mut self, worker: &WorkerId) -> Option<Duration> {
         let now = Instant::now();
         let times = self.by_worker.entry(worker.clone()).or_default();
         while times
@@ -48,7 +48,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn restarts_are_limited_in_a_window_of_time() {
-        let mut restarts = Restarts::default();
+        let mut restarts = RestartBudget::default();
         let mut allow = |lane| {
             let delay = restarts.allow(&WorkerId::Teacher(lane));
             delay.map(|delay| delay.as_millis())

@@ -285,7 +285,7 @@ impl Student for FakeStudent {
         let targets: u64 = batch
             .rows
             .iter()
-            .map(|row| row.drawn.row.predictions())
+            .map(|row| row.drawn.sequence.num_targets())
             .sum();
         let miscounted = (self.hook)("miscount", batch.sequence).is_err();
         Ok(MicroBatchSums {

@@ -150,9 +150,7 @@ async fn a_part_that_cannot_be_built_is_an_error_of_the_start() {
     for (place, part) in [("build teacher", "teacher-0"), ("build student", "student")] {
         let mut world = World::new();
         world.hook = Arc::new(move |at, _| match at == place {
-            true => Err(PortError::Other(
-                "models/x holds no config.json".to_owned(),
-            )),
+            true => Err(PortError::Other("models/x holds no config.json".to_owned())),
             false => Ok(()),
         });
         let error = world.run().await.unwrap_err().to_string();

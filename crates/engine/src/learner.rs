@@ -1,10 +1,10 @@
-//! What learns on the student's lane: a [`Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
+//! What learns on the student's lane: a [`crate::Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
 
 use ddk_corpus::Sequence;
 use ddk_model::Model;
 use ddk_run::{MicroBatchSums, UpdateStats};
 
-use crate::{EngineError, snapshot::Snapshot, student::Student, teacher::TeacherOutput};
+use crate::{EngineError, snapshot::Snapshot, teacher::TeacherOutput};
 
 /// Steps of micro-batches, and snapshots in between.
 pub trait Learner {
@@ -35,39 +35,4 @@ pub trait Learner {
 
     /// Takes this step's loss for not finite, for faults on purpose.
     fn poison(&mut self) -> f64;
-}
-
-impl Learner for Student {
-    fn model(&self) -> &Model {
-        Student::model(self)
-    }
-
-    fn accumulate(
-        &mut self,
-        rows: &[&Sequence],
-        teacher: Option<&TeacherOutput>,
-        denominator: f64,
-    ) -> Result<MicroBatchSums, EngineError> {
-        Student::accumulate(self, rows, teacher, denominator)
-    }
-
-    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
-        Student::update(self, step)
-    }
-
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
-        Student::discard(self, step, reason)
-    }
-
-    fn snapshot(&self) -> Result<Snapshot, EngineError> {
-        Student::snapshot(self)
-    }
-
-    fn set_lr_end(&mut self, lr_end: f64) {
-        Student::set_lr_end(self, lr_end);
-    }
-
-    fn poison(&mut self) -> f64 {
-        Student::poison(self)
-    }
 }

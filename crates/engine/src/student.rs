@@ -13,7 +13,7 @@ use ddk_torch::{TorchError, finish};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    EngineError,
+    EngineError, Learner,
     adamw::{AdamW, AdamWOptions},
     batch::batch_tensors,
     filters::{Filter, Filters, distance_of_layers, read_filters, trained},
@@ -120,11 +120,6 @@ impl Student {
         })
     }
 
-    /// The model as it stands.
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-
     /// How it learns.
     pub fn options(&self) -> &StudentOptions {
         &self.options
@@ -135,9 +130,52 @@ impl Student {
         self.row_losses = row_losses;
     }
 
-    /// Adds the gradients of one micro-batch. `denominator` is the number of predictions of the whole optimizer step,
-    /// so that micro-batches of any size add up to the mean over the step.
-    pub fn accumulate(
+    /// The gradient of each parameter, then of each filter.
+    fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
+        let _no_grad = tch::no_grad_guard();
+        let head = self.model.head().weight.data_ptr();
+        let embedding = self.model.embedding().data_ptr();
+        let of_filters = self.filters.iter();
+        let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
+        let of_model = self.model.parameters().iter().map(|(_, parameter)| {
+            let (gradient, at) = (parameter.f_grad()?, parameter.data_ptr());
+            Ok(match &self.embedding_gradient {
+                _ if at == head => self.head_gradient.shallow_clone(),
+                Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
+                _ if gradient.defined() => gradient,
+                _ => parameter.detach().f_zeros_like()?,
+            })
+        });
+        of_model.chain(of_filters).collect()
+    }
+
+    fn clear_gradients(&mut self) -> Result<(), TorchError> {
+        let _no_grad = tch::no_grad_guard();
+        for (_, parameter) in self.model.parameters() {
+            let mut gradient = parameter.f_grad()?;
+            if gradient.defined() {
+                let _ = gradient.f_zero_()?;
+            }
+        }
+        for gradient in [&mut self.head_gradient]
+            .into_iter()
+            .chain(&mut self.embedding_gradient)
+        {
+            let _ = gradient.f_zero_()?;
+        }
+        for filter in &mut self.filters {
+            let _ = filter.gradient.f_zero_()?;
+        }
+        Ok(())
+    }
+}
+
+impl Learner for Student {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn accumulate(
         &mut self,
         rows: &[&Sequence],
         teacher: Option<&TeacherOutput>,
@@ -236,11 +274,7 @@ impl Student {
         })
     }
 
-    /// Clips and applies the gradients gathered since the last update, as step `step` (from 1).
-    ///
-    /// A loss or gradient that is not finite reaches neither weights nor moments: the update is skipped, which still
-    /// counts as a step of the schedule.
-    pub fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
+    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         let gradients = self.gradients()?;
         let report = self.updates.make(step, &self.trained, &gradients);
         // An update that failed half-way has changed some.
@@ -250,65 +284,22 @@ impl Student {
         Ok(report)
     }
 
-    /// Changes the learning rate that the schedule ends at.
-    pub fn set_lr_end(&mut self, lr_end: f64) {
+    fn set_lr_end(&mut self, lr_end: f64) {
         self.updates.set_lr_end(lr_end);
     }
 
-    /// Takes this step's loss for not finite, for faults on purpose.
-    pub fn poison(&mut self) -> f64 {
+    fn poison(&mut self) -> f64 {
         self.updates.see(false);
         f64::NAN
     }
 
-    /// Drops the gradients gathered since the last update: weights and moments stay as they are, the schedule goes on.
-    pub fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
         self.clear_gradients()?;
         Ok(self.updates.discard(step, reason))
     }
 
-    /// A copy of weights and moments, which a writer thread can save while training goes on.
-    pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
+    fn snapshot(&self) -> Result<Snapshot, EngineError> {
         Snapshot::take(&self.trained, self.updates.optimizer())
-    }
-
-    /// The gradient of each parameter, then of each filter.
-    fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
-        let _no_grad = tch::no_grad_guard();
-        let head = self.model.head().weight.data_ptr();
-        let embedding = self.model.embedding().data_ptr();
-        let of_filters = self.filters.iter();
-        let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
-        let of_model = self.model.parameters().iter().map(|(_, parameter)| {
-            let (gradient, at) = (parameter.f_grad()?, parameter.data_ptr());
-            Ok(match &self.embedding_gradient {
-                _ if at == head => self.head_gradient.shallow_clone(),
-                Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
-                _ if gradient.defined() => gradient,
-                _ => parameter.detach().f_zeros_like()?,
-            })
-        });
-        of_model.chain(of_filters).collect()
-    }
-
-    fn clear_gradients(&mut self) -> Result<(), TorchError> {
-        let _no_grad = tch::no_grad_guard();
-        for (_, parameter) in self.model.parameters() {
-            let mut gradient = parameter.f_grad()?;
-            if gradient.defined() {
-                let _ = gradient.f_zero_()?;
-            }
-        }
-        for gradient in [&mut self.head_gradient]
-            .into_iter()
-            .chain(&mut self.embedding_gradient)
-        {
-            let _ = gradient.f_zero_()?;
-        }
-        for filter in &mut self.filters {
-            let _ = filter.gradient.f_zero_()?;
-        }
-        Ok(())
     }
 }
 

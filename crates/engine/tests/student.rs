@@ -6,8 +6,8 @@ use std::{cell::RefCell, fs};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, EngineError, RowLosses, Schedule, Student, StudentOptions, Teacher,
-    TeacherOutput, domain_perplexities,
+    AdamWOptions, EngineError, Evaluation, Learner, RowLosses, Schedule, Student, StudentOptions,
+    Teacher, TeacherOutput,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -264,22 +264,25 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     let rows = rows();
     let domains = vec![rows.clone(), rows[2..].to_vec()];
     let never = |_, _| false;
-    let one = domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &never)
-        .unwrap()
-        .unwrap();
-    let all = domain_perplexities(&model, &domains, 4, VOCABULARY, 64, &never)
-        .unwrap()
-        .unwrap();
+    let on = |domains: &[Vec<Sequence>], batch_rows, chunk| Evaluation {
+        validation: domains.to_vec().into(),
+        batch_rows,
+        vocabulary: VOCABULARY,
+        chunk,
+    };
+    let measured = |evaluation: Evaluation| {
+        let perplexities = evaluation.perplexities(&model, &never);
+        perplexities.unwrap().unwrap()
+    };
+    let one = measured(on(&domains, 1, 5));
+    let all = measured(on(&domains, 4, 64));
     for (one, all) in one.iter().zip(&all) {
         assert!((one / all - 1.0).abs() < 1e-5);
     }
     // By hand: exp of the mean over all predictions of the domain.
     let mut total = 0.0;
     for row in &rows {
-        let single = vec![row.clone()];
-        let single = domain_perplexities(&model, &[single], 1, VOCABULARY, 64, &never)
-            .unwrap()
-            .unwrap();
+        let single = measured(on(&[vec![row.clone()]], 1, 64));
         total += single[0].ln() * (row.tokens.len() - 1) as f64;
     }
     assert!((one[0] - (total / predictions(&rows)).exp()).abs() < 1e-4);
@@ -291,7 +294,7 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
         told.borrow_mut().push((done, all));
         told.borrow().len() == 3
     };
-    let cut = domain_perplexities(&model, &domains, 3, VOCABULARY, 5, &tell).unwrap();
+    let cut = on(&domains, 3, 5).perplexities(&model, &tell).unwrap();
     assert_eq!(cut, None);
     let (first, all) = (rows.len() as u64, 2 * rows.len() as u64 - 2);
     assert_eq!(

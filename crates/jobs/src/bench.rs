@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::Sequence;
-use ddk_engine::{Student, StudentOptions, Teacher};
+use ddk_engine::{Learner, Student, StudentOptions, Teacher};
 use ddk_model::{ModelConfig, Placement};
 use ddk_run::StepPhase;
 use ddk_settings::Settings;

@@ -13,7 +13,7 @@ use ddk_actors::{
     ports::{BatcherHook, Between, RowsFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader, Sequence};
-use ddk_engine::{EngineError, domain_perplexities};
+use ddk_engine::{EngineError, Evaluation};
 use ddk_model::{Model, ModelError};
 use ddk_settings::{MixturePolicy, Settings};
 use ddk_torch::{Lane, TorchError};
@@ -31,35 +31,6 @@ use crate::{
     faults::{Faults, Place},
     objective,
 };
-
-/// The validation documents of all domains, shared by the lanes.
-pub type Validation = Arc<Vec<Vec<Sequence>>>;
-
-/// How perplexities are measured.
-#[derive(Clone)]
-pub struct Evaluation {
-    pub validation: Validation,
-    pub batch_rows: usize,
-    pub vocabulary: i64,
-    pub chunk: i64,
-}
-
-impl Evaluation {
-    pub fn perplexities(
-        &self,
-        model: &Model,
-        between: Between<'_>,
-    ) -> Result<Option<Vec<f64>>, EngineError> {
-        domain_perplexities(
-            model,
-            &self.validation,
-            self.batch_rows,
-            self.vocabulary,
-            self.chunk,
-            between,
-        )
-    }
-}
 
 /// Whether the loss or the mixture uses the teacher's output for each batch. If not, the teacher makes no
 /// forward pass.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use ddk_actors::{
     End, LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals, worker::Exit,
 };
-use ddk_engine::StudentOptions;
+use ddk_engine::{Evaluation, StudentOptions};
 use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
 use ddk_run::{
@@ -34,7 +34,7 @@ use crate::{
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
     signals::Signal,
-    wiring::{self, Evaluation, Record, StudentStart},
+    wiring::{self, Record, StudentStart},
 };
 
 /// How the run ended, and what is needed to sum it up.

@@ -6,15 +6,13 @@ use ddk_actors::{
     Live, MicroBatch, PortError,
     ports::{Between, StudentFactory},
 };
-use ddk_engine::{FlopCounter, Learner, RowLosses, StudentOptions, TeacherOutput};
+use ddk_engine::{Evaluation, FlopCounter, Learner, RowLosses, StudentOptions, TeacherOutput};
 use ddk_run::{MicroBatchSums, PhaseSeconds, SnapshotFile, StepPhase, UpdateStats};
 use ddk_settings::Settings;
 use ddk_torch::{Lane, Turns, parse_device};
 use tch::Tensor;
 
-use super::{
-    Context, Evaluation, ModelFolders, Record, build_learner, flop_counter, port_error, sequences,
-};
+use super::{Context, ModelFolders, Record, build_learner, flop_counter, port_error, sequences};
 use crate::{
     faults::{Faults, Place},
     phase::Phase,

@@ -7,14 +7,14 @@ use ddk_actors::{
     MicroBatch, PortError,
     ports::{Between, TeacherFactory},
 };
-use ddk_engine::{Filters, Teacher, TeacherOutput};
+use ddk_engine::{Evaluation, Filters, Teacher, TeacherOutput};
 use ddk_model::{Model, Placement};
 use ddk_settings::Settings;
 use ddk_torch::{Lane, Turns, give_freed_memory_back, parse_device};
 use tch::Tensor;
 
 use super::{
-    Context, Evaluation, ModelFolders, build_teacher, needs_teacher_output, port_error, sequences,
+    Context, ModelFolders, build_teacher, needs_teacher_output, port_error, sequences,
     student_placement, teacher_placement,
 };
 use crate::faults::{Faults, Place};
