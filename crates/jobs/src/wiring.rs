@@ -128,8 +128,9 @@ fn work_in_turn<T>(
 
 /// What is measured, or numbers that are none where a fault asks for them.
 fn broken_by(nan: bool, measured: Option<Vec<f64>>) -> Option<Vec<f64>> {
-    match nan {
-        true => measured.map(|perplexities| vec![f64::NAN; perplexities.len()]),
-        false => measured,
+    if nan {
+        measured.map(|perplexities| vec![f64::NAN; perplexities.len()])
+    } else {
+        measured
     }
 }

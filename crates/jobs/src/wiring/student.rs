@@ -109,9 +109,10 @@ impl ddk_actors::Student for StudentPort {
         })?;
         let waited = self.lane.waited_seconds() - waited;
         // What is not a number has to come out of the engine to be skipped there.
-        let ce_sum = match self.faults.worker(Place::Student, batch.step)? {
-            true => self.student.poison(),
-            false => done.ce_sum,
+        let ce_sum = if self.faults.worker(Place::Student, batch.step)? {
+            self.student.poison()
+        } else {
+            done.ce_sum
         };
         Ok(MicroLoss {
             ce_sum,
