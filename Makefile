@@ -25,14 +25,15 @@ test-full: ## run every test with the full counts; SKIP as above
 full: ## run test-full and the demo from its start, and keep the last lines in docs/full-run.txt
 	@tools/full-run
 
-gpu-check: ## check all that GPUs compute differently, on cuda:0 (and cuda:1 if it is there); DEVICE=cpu does so on the CPU
+gpu-check: ## check all that GPUs compute differently, on cuda:0 (and cuda:1 if it is there); DEVICE=cpu: on the CPU
 	@DEVICE='$(DEVICE)' tools/gpu-check
 
 gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downloads 530 MB once)
 	@tools/gpu-loading
 
-check: setup ## formatting, clippy and docs, warnings as errors
+check: setup ## formatting, line lengths, clippy and docs, warnings as errors
 	cargo fmt --all --check
+	tools/line-length
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 

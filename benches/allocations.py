@@ -2,8 +2,8 @@
 
 usage: make build; FOLDER/bin/python benches/allocations.py          FOLDER: from tools/python-env
 
-`ddk train` runs for 20, 40 and 60 steps with a library before it that counts; the differences are those of twenty steps each. Tensors are
-counted apart from the rest: libtorch asks for them aligned, with `posix_memalign`.
+`ddk train` runs for 20, 40 and 60 steps with a library before it that counts; the differences are those of twenty
+steps each. Tensors are counted apart from the rest: libtorch asks for them aligned, with `posix_memalign`.
 """
 
 import os
@@ -39,15 +39,25 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         library = folder / "counting.so"
-        subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=SOURCE, text=True, check=True)
+        subprocess.run(
+            ["gcc", "-O1", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=SOURCE, text=True, check=True
+        )
         write_world_apart(folder, CASES["A"])
         run_ddk(folder, ["prepare", "config.toml"])
         counted = []
         for steps in [20, 40, 60]:
             sets = [word for set_ in [f"run.name=of-{steps}", f"run.max_steps={steps}"] for word in ["--set", set_]]
-            done = subprocess.run([DDK, "train", "config.toml", *sets], cwd=folder, env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True, text=True)
+            done = subprocess.run(
+                [DDK, "train", "config.toml", *sets],
+                cwd=folder,
+                env={**os.environ, "LD_PRELOAD": str(library)},
+                capture_output=True,
+                text=True,
+            )
             assert done.returncode == 0, done.stderr
-            counted.append([int(number) for number in re.search(r"counted (\d+) tensors (\d+) others", done.stderr).groups()])
+            counted.append(
+                [int(number) for number in re.search(r"counted (\d+) tensors (\d+) others", done.stderr).groups()]
+            )
         for first, last, before, after in [(21, 40, counted[0], counted[1]), (41, 60, counted[1], counted[2])]:
             tensors, others = ((late - early) / 20 for early, late in zip(before, after))
             print(f"steps {first} to {last}: {tensors:.0f} tensors and {others:.0f} other pieces a step")

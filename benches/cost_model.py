@@ -1,9 +1,11 @@
-"""The cost model of docs/performance.md against measurements: its constants from some configurations, its predictions for others.
+"""The cost model of docs/performance.md against measurements: its constants from some configurations, its
+predictions for others.
 
-usage: make build; FOLDER/bin/python benches/cost_model.py [--seconds 3] [--json FILE | --from FILE]          FOLDER: from tools/python-env
+usage: make build; FOLDER/bin/python benches/cost_model.py [--seconds 3] [--json FILE | --from FILE]
+    FOLDER: from tools/python-env
 
-For each configuration `ddk bench --json` measures the parts of a step on one thread each, and `ddk train` the peak of memory in its steps,
-beside what `ddk check` says. `--json` keeps what was measured, `--from` takes it from there.
+For each configuration `ddk bench --json` measures the parts of a step on one thread each, and `ddk train` the peak
+of memory in its steps, beside what `ddk check` says. `--json` keeps what was measured, `--from` takes it from there.
 """
 
 import argparse
@@ -18,7 +20,9 @@ import numpy
 from pytorch import DDK, ddk_steps, predicted_peak, run_ddk, weights, write_world_apart
 
 SMALL, MIDDLE, LARGE = [128, 4, 4, 352], [256, 4, 4, 704], [512, 8, 8, 1408]
-shape = lambda vocabulary, teacher, student, rows, length: dict(method="kd", vocabulary=vocabulary, teacher=teacher, student=student, rows=rows, length=length)
+shape = lambda vocabulary, teacher, student, rows, length: dict(
+    method="kd", vocabulary=vocabulary, teacher=teacher, student=student, rows=rows, length=length
+)
 WIDE = [384, 6, 6, 1056]
 CALIBRATED = [
     shape(8192, LARGE, MIDDLE, 8, 256),
@@ -40,7 +44,8 @@ PREDICTED = [
 
 
 def terms(of):
-    """What the seconds of each part of a step are proportional to: FLOPs of products, and numbers that are read and written."""
+    """What the seconds of each part of a step are proportional to: FLOPs of products, and numbers that are read and
+    written."""
     positions, vocabulary = of["rows"] * of["length"], of["vocabulary"]
     flops, moved, matrices = {}, {}, {}
     for name in ["teacher", "student"]:
@@ -68,12 +73,23 @@ def measure(of, seconds):
         folder = pathlib.Path(folder)
         write_world_apart(folder, of)
         run_ddk(folder, ["prepare", "config.toml"])
-        done = subprocess.run([DDK, "bench", "config.toml", "--json", "--seconds", str(seconds)], cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [DDK, "bench", "config.toml", "--json", "--seconds", str(seconds)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found = json.loads(done.stdout)
         said = predicted_peak(folder, [])
         peak = ddk_steps(folder, of, 4, "memory", [])["of_steps"]
     student = {part["name"]: part["seconds"] for part in found["student"]}
-    parts = dict(teacher=found["teacher"]["seconds"], layers=student["forward"] + student["backward"], head=student["heads and losses"], optimizer=student["optimizer"])
+    parts = dict(
+        teacher=found["teacher"]["seconds"],
+        layers=student["forward"] + student["backward"],
+        head=student["heads and losses"],
+        optimizer=student["optimizer"],
+    )
     return dict(parts=parts, overlapped=found["overlapped_seconds"], rate=found["student_rate"], said=said, peak=peak)
 
 
@@ -103,23 +119,36 @@ def main():
         constants[part] = [float(solved[keep.index(index)]) if index in keep else 0.0 for index in range(len(rows[0]))]
     rate = measured[0][1]["rate"]
     # What two lanes take from each other.
-    alone = lambda found: max(found["parts"]["teacher"], sum(found["parts"][part] for part in ["layers", "head", "optimizer"]))
+    alone = lambda found: max(
+        found["parts"]["teacher"], sum(found["parts"][part] for part in ["layers", "head", "optimizer"])
+    )
     beside = statistics.median(found["overlapped"] / alone(found) for _, found in measured[: len(CALIBRATED)])
     print(f"side by side: {beside:.3f} of the slower one alone")
     print(f"rate {rate / 1e9:.0f} GFLOP/s a core")
     for part, of_part in constants.items():
         print(f"{part}: " + ", ".join(f"{constant:.3g} s" for constant in of_part))
-    print("| vocabulary | teacher | student | batch | teacher, s: predicted, measured | student, s: predicted, measured | overlapped tokens/s: predicted, measured | error | memory, MB: ddk check, measured | error |")
+    print(
+        "| vocabulary | teacher | student | batch | teacher, s: predicted, measured | student, s: predicted,"
+        " measured | overlapped tokens/s: predicted, measured | error | memory, MB: ddk check, measured | error |"
+    )
     print("|---:|---|---|---|---:|---:|---:|---:|---:|---:|")
     for number, (of, found) in enumerate(measured):
-        predicted = {part: sum(constant * term for constant, term in zip(constants[part], terms(of)[part])) for part in constants}
+        predicted = {
+            part: sum(constant * term for constant, term in zip(constants[part], terms(of)[part]))
+            for part in constants
+        }
         teacher, student = predicted["teacher"], sum(predicted[part] for part in ["layers", "head", "optimizer"])
         real = sum(found["parts"][part] for part in ["layers", "head", "optimizer"])
         tokens = of["rows"] * of["length"]
         speed, was = tokens / max(teacher, student) / beside, tokens / found["overlapped"]
         mark = " (calibrated on)" if number < len(CALIBRATED) else ""
         size = lambda name: "x".join(map(str, [of[name][0], of[name][1], of[name][3]]))
-        print(f"| {of['vocabulary']}{mark} | {size('teacher')} | {size('student')} | {of['rows']} x {of['length']} | {teacher:.3f}, {found['parts']['teacher']:.3f} | {student:.3f}, {real:.3f} | {speed:.0f}, {was:.0f} | {100 * (speed / was - 1):+.0f} % | {found['said'] / 1e6:.0f}, {found['peak'] / 1e6:.0f} | {100 * (found['said'] / found['peak'] - 1):+.0f} % |")
+        print(
+            f"| {of['vocabulary']}{mark} | {size('teacher')} | {size('student')} | {of['rows']} x {of['length']} |"
+            f" {teacher:.3f}, {found['parts']['teacher']:.3f} | {student:.3f}, {real:.3f} | {speed:.0f}, {was:.0f}"
+            f" | {100 * (speed / was - 1):+.0f} % | {found['said'] / 1e6:.0f}, {found['peak'] / 1e6:.0f} |"
+            f" {100 * (found['said'] / found['peak'] - 1):+.0f} % |"
+        )
 
 
 if __name__ == "__main__":

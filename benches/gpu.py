@@ -1,12 +1,14 @@
-"""DDK against PyTorch on one GPU, in the shapes of Qwen1.5 14B to 1.8B with random weights; bf16 products, the student's weights in fp32.
+"""DDK against PyTorch on one GPU, in the shapes of Qwen1.5 14B to 1.8B with random weights; bf16 products, the
+student's weights in fp32.
 
 usage: LIBTORCH_USE_PYTORCH=1 make build          PYTHON: an environment with PyTorch 2.11 for CUDA and transformers 5
        PYTHON benches/gpu.py [--device cuda:0] [--shape qwen|small] [--rounds 2] [--steps 8] [--peak-tflops 989]
 
-The peer is `benches/pytorch_peer.py` (flash attention through sdpa), eager and with both models compiled; DDK is `ddk train`, teacher and
-student on the same GPU, each with a stream of its own. They do not fit beside each other, so that each is started, warmed up, measured
-and ended in turn, `--rounds` times. Printed: tokens a second (medians), the share of the GPU's peak that the models' products make up
-(MFU), and the peak of its memory as `nvidia-smi` has it. `--device cpu --shape small` tries the script itself where there is no GPU.
+The peer is `benches/pytorch_peer.py` (flash attention through sdpa), eager and with both models compiled; DDK is
+`ddk train`, teacher and student on the same GPU, each with a stream of its own. They do not fit beside each other,
+so that each is started, warmed up, measured and ended in turn, `--rounds` times. Printed: tokens a second (medians),
+the share of the GPU's peak that the models' products make up (MFU), and the peak of its memory as `nvidia-smi` has
+it. `--device cpu --shape small` tries the script itself where there is no GPU.
 """
 
 import argparse
@@ -32,17 +34,42 @@ SHAPES = {
 
 
 def write_model(folder, sizes, vocabulary, length):
-    """A Llama of random bf16 weights: one random block, over and over, so that 28 GB are written as fast as the disk takes them."""
+    """A Llama of random bf16 weights: one random block, over and over, so that 28 GB are written as fast as the disk
+    takes them."""
     hidden, layers, heads, inner = sizes
     folder.mkdir()
-    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=length, tie_word_embeddings=False, rms_norm_eps=1e-6, hidden_act="silu", rope_theta=10000.0, torch_dtype="bfloat16", eos_token_id=0)
+    config = dict(
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=length,
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-6,
+        hidden_act="silu",
+        rope_theta=10000.0,
+        torch_dtype="bfloat16",
+        eos_token_id=0,
+    )
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens.weight": [vocabulary, hidden], "lm_head.weight": [vocabulary, hidden], "model.norm.weight": [hidden]}
+    shapes = {
+        "model.embed_tokens.weight": [vocabulary, hidden],
+        "lm_head.weight": [vocabulary, hidden],
+        "model.norm.weight": [hidden],
+    }
     for layer in range(layers):
         name = f"model.layers.{layer}."
         for part in "qkvo":
             shapes[f"{name}self_attn.{part}_proj.weight"] = [hidden, hidden]
-        shapes |= {f"{name}mlp.gate_proj.weight": [inner, hidden], f"{name}mlp.up_proj.weight": [inner, hidden], f"{name}mlp.down_proj.weight": [hidden, inner]}
+        shapes |= {
+            f"{name}mlp.gate_proj.weight": [inner, hidden],
+            f"{name}mlp.up_proj.weight": [inner, hidden],
+            f"{name}mlp.down_proj.weight": [hidden, inner],
+        }
         shapes |= {f"{name}{norm}_layernorm.weight": [hidden] for norm in ["input", "post_attention"]}
     header, end = {}, 0
     for name, shape in shapes.items():
@@ -113,7 +140,11 @@ class GpuMemory:
 
     def look(self):
         while self.uuid is not None and not self.over.wait(0.2):
-            used = subprocess.run(["nvidia-smi", f"--id={self.uuid}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
+            used = subprocess.run(
+                ["nvidia-smi", f"--id={self.uuid}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+                capture_output=True,
+                text=True,
+            ).stdout
             self.largest = max(self.largest, int(used) * 2**20)
 
     def __enter__(self):
@@ -161,13 +192,22 @@ def main():
                 seconds = ddk_steps(folder, shape, options.steps, number, [])["seconds"]
             found["ddk"].append((seconds, memory.largest))
             shutil.rmtree(folder / "runs")
-            print(f"  round {number + 1}: " + ", ".join(f"{name} {all[-1][0]:.3f} s" for name, all in found.items()), file=sys.stderr)
+            print(
+                f"  round {number + 1}: " + ", ".join(f"{name} {all[-1][0]:.3f} s" for name, all in found.items()),
+                file=sys.stderr,
+            )
     tokens, work = shape["rows"] * shape["length"], operations(shape)
-    print(f"{options.shape} on {options.device}: {shape['rows']} rows of {shape['length']} tokens, {shape['vocabulary']} ids")
+    print(
+        f"{options.shape} on {options.device}: {shape['rows']} rows of {shape['length']} tokens,"
+        f" {shape['vocabulary']} ids"
+    )
     print("| | tokens/s | MFU | peak memory, GB |\n|---|---:|---:|---:|")
     for name, all in found.items():
         seconds = statistics.median(seconds for seconds, _ in all)
-        print(f"| {name} | {tokens / seconds:.0f} | {work / seconds / options.peak_tflops / 1e12:.1%} | {max(peak for _, peak in all) / 1e9:.1f} |")
+        print(
+            f"| {name} | {tokens / seconds:.0f} | {work / seconds / options.peak_tflops / 1e12:.1%} |"
+            f" {max(peak for _, peak in all) / 1e9:.1f} |"
+        )
 
 
 if __name__ == "__main__":

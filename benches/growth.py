@@ -1,9 +1,10 @@
-"""Whether speed stays the same as jobs grow: more domains, a larger corpus, more steps; and what start-up and evaluation take.
+"""Whether speed stays the same as jobs grow: more domains, a larger corpus, more steps; and what start-up and
+evaluation take.
 
 usage: make build; python3 benches/growth.py [domains] [corpus] [steps] [evaluation]          (all, where none is named)
 
-Small models on random words, so that what is around them is seen. The large corpus is a prepared one whose files are repeated; nothing
-in it is verified, as in every start of a run.
+Small models on random words, so that what is around them is seen. The large corpus is a prepared one whose files are
+repeated; nothing in it is verified, as in every start of a run.
 """
 
 import json
@@ -33,7 +34,9 @@ def world(folder, domains, length, rows, validation=1):
     write_tokenizer(folder / "tokenizer", WORDS)
     names = [f"d{number:03}" for number in range(domains)]
     write_text([folder / f"{name}.jsonl" for name in names], WORDS, 200, 400)
-    shape = lambda hidden, layers: f"hidden_size = {hidden}\nintermediate_size = {3 * hidden}\nlayers = {layers}\nheads = 2\nkv_heads = 2\n"
+    shape = lambda hidden, layers: (
+        f"hidden_size = {hidden}\nintermediate_size = {3 * hidden}\nlayers = {layers}\nheads = 2\nkv_heads = 2\n"
+    )
     models = "".join(f"""
 [pretrain.{name}]
 out = "{name}"
@@ -88,8 +91,9 @@ def middle(rates):
 
 
 def by_turns(what, worlds, steps):
-    """Nine rounds, in each of which the worlds take turns, the first of them another one each time, so that a change of the machine's pace hits all.
-    Printed are medians, and the ratios to the first world of each round, in the middle and from the lowest to the highest."""
+    """Nine rounds, in each of which the worlds take turns, the first of them another one each time, so that a change
+    of the machine's pace hits all. Printed are medians, and the ratios to the first world of each round, in the
+    middle and from the lowest to the highest."""
     names, rates = list(worlds), {name: [] for name in worlds}
     for round_ in range(9):
         turn = round_ % len(names)
@@ -99,7 +103,9 @@ def by_turns(what, worlds, steps):
     shown = [f"{names[0]}: {middle(base):.0f} tokens/s"]
     for name in names[1:]:
         changes = sorted(100 * (rate / of_base - 1) for rate, of_base in zip(rates[name], base))
-        shown.append(f"{name}: {middle(rates[name]):.0f} ({middle(changes):+.1f} %, {changes[0]:+.1f} to {changes[-1]:+.1f})")
+        shown.append(
+            f"{name}: {middle(rates[name]):.0f} ({middle(changes):+.1f} %, {changes[0]:+.1f} to {changes[-1]:+.1f})"
+        )
     print(f"{what}: " + "; ".join(shown), flush=True)
 
 
@@ -146,7 +152,11 @@ def corpus(folder):
         size = sum(file.stat().st_size for domain in names for file in (path / "prepared" / domain).iterdir())
         indexed = train(path, "index", 1)[1]
         starts[name] = min(train(path, f"start-{turn}", 1)[1] for turn in range(3))
-        print(f"corpus of {size / 1e6:.0f} MB: the first start, which writes the index of rows, {indexed:.1f} s; later ones {starts[name]:.2f} s with their one step, evaluation and export", flush=True)
+        print(
+            f"corpus of {size / 1e6:.0f} MB: the first start, which writes the index of rows, {indexed:.1f} s;"
+            f" later ones {starts[name]:.2f} s with their one step, evaluation and export",
+            flush=True,
+        )
         worlds[name] = path
     by_turns("corpus", worlds, 300)
 
@@ -155,7 +165,10 @@ def steps(folder):
     world(folder, 3, 16, 4)
     rates, seconds = train(folder, "long", 100_000)
     base, *later = [(step, middle(rates[step - 100 : step + 900])) for step in [100, 1000, 10_000, 50_000, 99_000]]
-    shown = [f"around step {base[0]}: {base[1]:.0f} tokens/s", *(f"around step {step}: {rate:.0f} ({100 * (rate / base[1] - 1):+.1f} %)" for step, rate in later)]
+    shown = [
+        f"around step {base[0]}: {base[1]:.0f} tokens/s",
+        *(f"around step {step}: {rate:.0f} ({100 * (rate / base[1] - 1):+.1f} %)" for step, rate in later),
+    ]
     print(f"steps (100,000 in {seconds:.0f} s): " + "; ".join(shown), flush=True)
 
 
@@ -163,12 +176,21 @@ def evaluation(folder):
     world(folder, 3, 256, 4, validation=64)
     for documents in [8, 16, 32, 64]:
         name = f"documents-{documents}"
-        more = [f"corpus.validation_documents={documents}", f'corpus.folder="prepared-{documents}"', "method=ddk", "mixture.interval=2"]
+        more = [
+            f"corpus.validation_documents={documents}",
+            f'corpus.folder="prepared-{documents}"',
+            "method=ddk",
+            "mixture.interval=2",
+        ]
         train(folder, name, 40, *more)
         summary = json.loads((folder / "runs" / name / "summary.json").read_text())
         prepared = (folder / f"prepared-{documents}").glob("*/manifest.json")
         tokens = sum(json.loads(file.read_text())["validation_tokens"] for file in prepared)
-        print(f"evaluation: {tokens} validation tokens: {1000 * summary['evaluation_seconds'] / 20:.2f} ms each, {1e9 * summary['evaluation_seconds'] / 20 / tokens:.0f} ns a token", flush=True)
+        print(
+            f"evaluation: {tokens} validation tokens: {1000 * summary['evaluation_seconds'] / 20:.2f} ms each,"
+            f" {1e9 * summary['evaluation_seconds'] / 20 / tokens:.0f} ns a token",
+            flush=True,
+        )
 
 
 def main():

@@ -2,8 +2,8 @@
 
 usage: make build; FOLDER/bin/python benches/lanes.py [--rounds 5] [--steps 12]          FOLDER: from tools/python-env
 
-Two pairs of models: one whose teacher takes about four times as long as the student's whole step, and one whose student does. Printed
-are the medians of tokens a second, and the ratio of each round with its spread.
+Two pairs of models: one whose teacher takes about four times as long as the student's whole step, and one whose
+student does. Printed are the medians of tokens a second, and the ratio of each round with its spread.
 """
 
 import argparse
@@ -42,7 +42,10 @@ def compare(rounds, steps):
             print(f"{name}: {said}", file=sys.stderr)
         ratios = sorted(auto / fixed for fixed, auto in zip(rates["fixed"], rates["auto"]))
         medians = " | ".join(f"{statistics.median(rates[kind]):.0f}" for kind in SETTINGS)
-        print(f"| D, {name} | {medians} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {WANTED} |")
+        print(
+            f"| D, {name} | {medians} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
+            f" {WANTED} |"
+        )
 
 
 def main():

@@ -1,11 +1,13 @@
-"""The forward of each family against Hugging Face transformers, and loading against `cat`; alternating in one run, medians.
+"""The forward of each family against Hugging Face transformers, and loading against `cat`; alternating in one run,
+medians.
 
 usage: cargo build --release -p ddk-model --example time_model
        PYTHON benches/models.py [forward|load]        PYTHON: from tools/python-env
 
-`forward` prints, for hidden sizes 256 and 1024, the seconds of a forward of 4 x 256 tokens on one thread of transformers (eager
-and sdpa) and of DDK, and the ratio of the better peer to DDK (over 1: DDK is faster). `load` makes a checkpoint of 2 GB and
-prints GB/s beside `cat`, and the peak of resident memory as a multiple of the model's size.
+`forward` prints, for hidden sizes 256 and 1024, the seconds of a forward of 4 x 256 tokens on one thread of
+transformers (eager and sdpa) and of DDK, and the ratio of the better peer to DDK (over 1: DDK is faster). `load`
+makes a checkpoint of 2 GB and prints GB/s beside `cat`, and the peak of resident memory as a multiple of the model's
+size.
 """
 
 import pathlib
@@ -28,12 +30,23 @@ transformers.utils.logging.set_verbosity_error()
 def shape(family, hidden, layers):
     if family == "GPTBigCode":
         return dict(vocab_size=2048, n_embd=hidden, n_layer=layers, n_head=hidden // 64, n_positions=512)
-    return dict(vocab_size=2048, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers, num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 256), head_dim=64, max_position_embeddings=512)
+    return dict(
+        vocab_size=2048,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=max(1, hidden // 256),
+        head_dim=64,
+        max_position_embeddings=512,
+    )
 
 
 class Ours:
     def __init__(self, folder, dtype="f32"):
-        self.process = subprocess.Popen([BINARY, folder, str(THREADS), dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [BINARY, folder, str(THREADS), dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, line):
         print(line, file=self.process.stdin, flush=True)
@@ -47,7 +60,9 @@ def forward():
             config = getattr(transformers, family + "Config")(**shape(family, hidden, layers))
             with tempfile.TemporaryDirectory() as folder:
                 getattr(transformers, family + "ForCausalLM")(config).save_pretrained(folder)
-                load = lambda attention: transformers.AutoModel.from_pretrained(folder, attn_implementation=attention).eval()
+                load = lambda attention: transformers.AutoModel.from_pretrained(
+                    folder, attn_implementation=attention
+                ).eval()
                 peers = {attention: load(attention) for attention in ["eager", "sdpa"]}
                 ours = Ours(folder)
                 ours.ask("load")
@@ -64,12 +79,18 @@ def forward():
                 seconds = {name: times[1:] for name, times in seconds.items()}  # the first round warms up
                 ratios = [min(eager, sdpa) / ddk for eager, sdpa, ddk in zip(*seconds.values())]
                 eager, sdpa, ddk = (statistics.median(times) for times in seconds.values())
-                print(f"{family:12} {hidden:6} {eager:8.4f} {sdpa:8.4f} {ddk:8.4f}  {statistics.median(ratios):5.2f}  {min(ratios):.2f} to {max(ratios):.2f}", flush=True)
+                print(
+                    f"{family:12} {hidden:6} {eager:8.4f} {sdpa:8.4f} {ddk:8.4f}  {statistics.median(ratios):5.2f} "
+                    f" {min(ratios):.2f} to {max(ratios):.2f}",
+                    flush=True,
+                )
 
 
 def load():
     with tempfile.TemporaryDirectory() as folder:
-        config = transformers.LlamaConfig(vocab_size=32000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=15, num_attention_heads=12)
+        config = transformers.LlamaConfig(
+            vocab_size=32000, hidden_size=1536, intermediate_size=4096, num_hidden_layers=15, num_attention_heads=12
+        )
         torch.set_default_dtype(torch.float32)
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
         files = sorted(str(path) for path in pathlib.Path(folder).glob("*.safetensors"))
@@ -85,7 +106,10 @@ def load():
                 seconds, in_memory, peak = process.ask("load")
                 ours.append(size / seconds / 1e9)
                 peaks.append(peak / in_memory)
-            print(f"{dtype}: ddk {statistics.median(ours[1:]):.2f} GB/s, cat {statistics.median(cat[1:]):.2f} GB/s; peak of resident memory {peaks[0]:.3f} times the model")
+            print(
+                f"{dtype}: ddk {statistics.median(ours[1:]):.2f} GB/s, cat {statistics.median(cat[1:]):.2f} GB/s;"
+                f" peak of resident memory {peaks[0]:.3f} times the model"
+            )
 
 
 {"forward": forward, "load": load}[sys.argv[1] if len(sys.argv) > 1 else "forward"]()

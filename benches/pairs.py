@@ -1,10 +1,12 @@
-"""What the paper's pairs need: memory as `ddk check` computes it, and the time of a step from its operations and a stated rate.
+"""What the paper's pairs need: memory as `ddk check` computes it, and the time of a step from its operations and a
+stated rate.
 
-usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400] [--gigabytes 80] [--lines PAIR]          FOLDER: from tools/python-env
+usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400] [--gigabytes 80] [--lines PAIR]
+    FOLDER: from tools/python-env
 
-Nothing is measured here. Each model is a folder with its real configuration and a weights file that has a header and a hole; `ddk check`
-reads no more. `--tflops` is what a GPU does in these products: 400 is 40 % of an H100's dense bf16 peak. A
-student recomputes its activations where the memory of a GPU (`--gigabytes`) asks for it.
+Nothing is measured here. Each model is a folder with its real configuration and a weights file that has a header and
+a hole; `ddk check` reads no more. `--tflops` is what a GPU does in these products: 400 is 40 % of an H100's dense
+bf16 peak. A student recomputes its activations where the memory of a GPU (`--gigabytes`) asks for it.
 """
 
 import argparse
@@ -21,9 +23,35 @@ import transformers
 from pytorch import DDK, ROOT
 from worlds import write_tokenizer
 
-QWEN = lambda hidden, layers, heads, inner, vocabulary=151936: transformers.Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=32768, tie_word_embeddings=False)
-LLAMA = lambda hidden, layers, heads, keys, inner: transformers.LlamaConfig(vocab_size=32000, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=keys, intermediate_size=inner, max_position_embeddings=4096, tie_word_embeddings=False)
-STARCODER = lambda hidden, layers, heads: transformers.GPTBigCodeConfig(vocab_size=49152, n_embd=hidden, n_layer=layers, n_head=heads, n_inner=4 * hidden, n_positions=8192, multi_query=True)
+QWEN = lambda hidden, layers, heads, inner, vocabulary=151936: transformers.Qwen2Config(
+    vocab_size=vocabulary,
+    hidden_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=heads,
+    intermediate_size=inner,
+    max_position_embeddings=32768,
+    tie_word_embeddings=False,
+)
+LLAMA = lambda hidden, layers, heads, keys, inner: transformers.LlamaConfig(
+    vocab_size=32000,
+    hidden_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=keys,
+    intermediate_size=inner,
+    max_position_embeddings=4096,
+    tie_word_embeddings=False,
+)
+STARCODER = lambda hidden, layers, heads: transformers.GPTBigCodeConfig(
+    vocab_size=49152,
+    n_embd=hidden,
+    n_layer=layers,
+    n_head=heads,
+    n_inner=4 * hidden,
+    n_positions=8192,
+    multi_query=True,
+)
 PAIRS = {
     "qwen1.5-14b-1.8b": (QWEN(5120, 40, 40, 13696, 152064), QWEN(2048, 24, 16, 5504)),
     "qwen1.5-14b-4b": (QWEN(5120, 40, 40, 13696, 152064), QWEN(2560, 40, 20, 6912)),
@@ -57,7 +85,11 @@ def write_hollow(folder, config, words):
 def operations(model, words):
     """Of a token: in the layers' matrices, in attention over half of the length, and in the head."""
     config = model.config
-    matrices = sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2 and ".layers." in name or ".h." in name and weight.dim() == 2)
+    matrices = sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.dim() == 2 and ".layers." in name or ".h." in name and weight.dim() == 2
+    )
     attention = config.num_hidden_layers * 2 * LENGTH * config.hidden_size
     return 2 * matrices + attention, 2 * words * config.hidden_size
 
@@ -66,11 +98,18 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--tflops", type=float, default=400)
     parser.add_argument("--gigabytes", type=float, default=80)
-    parser.add_argument("--lines", choices=PAIRS, help="print what `ddk check` says of this pair's memory, line by line, instead of the table")
+    parser.add_argument(
+        "--lines",
+        choices=PAIRS,
+        help="print what `ddk check` says of this pair's memory, line by line, instead of the table",
+    )
     options = parser.parse_args()
     rate = options.tflops * 1e12
     if not options.lines:
-        print("| pair | a step, s: teacher; student, recomputing | two GPUs, GB: teacher; student, recomputing | tokens/s | one GPU, GB; recomputing | tokens/s |")
+        print(
+            "| pair | a step, s: teacher; student, recomputing | two GPUs, GB: teacher; student, recomputing |"
+            " tokens/s | one GPU, GB; recomputing | tokens/s |"
+        )
         print("|---|---:|---:|---:|---:|---:|")
     for pair, (of_teacher, of_student) in PAIRS.items():
         words = WORDS[next(name for name in WORDS if pair.startswith(name))]
@@ -81,7 +120,12 @@ def main():
 
             def said(*devices):
                 sets = [f"teacher.model={folder}/teacher", f"student.model={folder}/student", *devices]
-                command = [DDK, "check", ROOT / f"config/{pair}.toml", *[word for set_ in sets for word in ["--set", set_]]]
+                command = [
+                    DDK,
+                    "check",
+                    ROOT / f"config/{pair}.toml",
+                    *[word for set_ in sets for word in ["--set", set_]],
+                ]
                 return subprocess.run(command, capture_output=True, text=True).stdout
 
             def check(*devices):
@@ -114,7 +158,11 @@ def main():
 
         on_two = speed(two["cuda:1"], two_again["cuda:1"], [max(of_teacher, of_student), max(of_teacher, again)])
         on_one = speed(one["cuda:0"], one_again["cuda:0"], [of_teacher + of_student, of_teacher + again])
-        print(f"| {pair} | {of_teacher:.1f}; {of_student:.1f}, {again:.1f} | {number(two['cuda:0'])}; {number(two['cuda:1'])}, {number(two_again['cuda:1'])} | {on_two} | {number(one['cuda:0'])}, {number(one_again['cuda:0'])} | {on_one} |")
+        print(
+            f"| {pair} | {of_teacher:.1f}; {of_student:.1f}, {again:.1f} | {number(two['cuda:0'])};"
+            f" {number(two['cuda:1'])}, {number(two_again['cuda:1'])} | {on_two} | {number(one['cuda:0'])},"
+            f" {number(one_again['cuda:0'])} | {on_one} |"
+        )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 usage: make build; tools/python-env FOLDER
        FOLDER/bin/python benches/pytorch.py [--cases ABCDE] [--rounds 5] [--steps 6] [--set KEY=VALUE …] [--json FILE]
 
-The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole step compiled, and
-that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues, files and saves, and takes
-its steps but the first eight. Printed are tokens a second as medians over the rounds, the ratio to the best peer of each round with its spread, the working
-memory (the peak above the idle process and above weights, gradients and moments; ddk's as medians) and the highest peak of a step beside what `ddk check` predicts;
+The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole
+step compiled, and that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as
+installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues,
+files and saves, and takes its steps but the first eight. Printed are tokens a second as medians over the rounds, the
+ratio to the best peer of each round with its spread, the working memory (the peak above the idle process and above
+weights, gradients and moments; ddk's as medians) and the highest peak of a step beside what `ddk check` predicts;
 then where the time of case A goes, by `ddk bench`. Case D has no peer: `benches/lanes.py`.
 """
 
@@ -43,7 +45,9 @@ WANTED = {"A": (1.2, 0.45), "B": (1.35, 0.25), "C": (1.6, 0.20), "E": (1.1, 0.6)
 class Peer:
     def __init__(self, mode, shape, environment):
         command = [sys.executable, pathlib.Path(__file__).parent / "pytorch_peer.py", mode, json.dumps(shape)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        )
         assert self.process.stdout.readline() == "warm\n", f"{mode} did not start"
 
     def steps(self, count):
@@ -56,13 +60,25 @@ class Peer:
 
 
 def write_world(folder, shape):
-    """Models in the Hugging Face format, a tokenizer of as many words, and two domains of random words in long documents."""
+    """Models in the Hugging Face format, a tokenizer of as many words, and two domains of random words in long
+    documents."""
     import transformers
 
     vocabulary, length = shape["vocabulary"], shape["length"]
     sizes = {"teacher": shape["teacher"], "student": shape["student"]}
     for name, (hidden, layers, heads, inner) in sizes.items():
-        config = transformers.LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=length, tie_word_embeddings=False, bos_token_id=None, eos_token_id=0)
+        config = transformers.LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            intermediate_size=inner,
+            max_position_embeddings=length,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=0,
+        )
         transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
     for name in [*sizes, "tokenizer"]:
         write_tokenizer(folder / name, vocabulary)
@@ -98,7 +114,11 @@ enabled = false
 
 def write_world_apart(folder, shape):
     """In a process of its own, which ends with all that it has imported."""
-    subprocess.run([sys.executable, __file__, "--write-world", folder, json.dumps(shape)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, __file__, "--write-world", folder, json.dumps(shape)],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def peak(process):
@@ -134,10 +154,15 @@ def leading(folder):
 
 def ddk_steps(folder, shape, count, number, sets):
     name = f"round-{number}"
-    more = [word for set_ in [f"run.name={name}", f"run.max_steps={WARM_UP + count + 1}", *sets] for word in ["--set", set_]]
+    more = [
+        word
+        for set_ in [f"run.name={name}", f"run.max_steps={WARM_UP + count + 1}", *sets]
+        for word in ["--set", set_]
+    ]
     file = folder / "runs" / name / "run.jsonl"
     lines = lambda: file.read_text().splitlines() if file.exists() else []
-    # The peer saves nothing: the copy that DDK saves at the end, with the step more, is in its peak, but not in what a step needs.
+    # The peer saves nothing: the copy that DDK saves at the end, with the step more, is in its peak, but not in what
+    # a step needs.
     of_steps, whole = run_ddk(folder, ["train", "config.toml", *more], lambda: len(lines()) >= WARM_UP + count)
     steps = [json.loads(line)["seconds"] for line in lines()[WARM_UP : WARM_UP + count]]
     assert len(steps) == count
@@ -181,7 +206,9 @@ def compare(case, shape, rounds, count, sets):
         predicted = predicted_peak(folder, sets)
         limit = ""
         if case == "A":
-            limit = subprocess.run([DDK, "bench", "config.toml"], cwd=folder, capture_output=True, text=True, check=True).stdout
+            limit = subprocess.run(
+                [DDK, "bench", "config.toml"], cwd=folder, capture_output=True, text=True, check=True
+            ).stdout
     ours = 4 * 4 * weights(shape["student"], shape["vocabulary"])
     if shape["method"] == "kd":
         ours += 4 * weights(shape["teacher"], shape["vocabulary"])
@@ -197,8 +224,21 @@ def compare(case, shape, rounds, count, sets):
     of_steps = sorted(result["ddk"]["of_steps"] for result in results)
     of_ddk = [peak - idle - ours for peak in [statistics.median(of_steps), of_steps[0], of_steps[-1]]]
     peaks = [max(result[name]["peak"] for result in results) for name in [best, "ddk"]]
-    parts = {part: statistics.median(result["ddk"]["parts"][part] for result in results) for part in results[0]["ddk"]["parts"]}
-    return dict(case=case, rates={name: rate(name) for name in [*MODES, LED, "ddk"]}, ratio=ratio(MODES), led=ratio([*MODES, LED]), working=[of_peer, *of_ddk], peaks=peaks, predicted=[predicted, of_steps[-1]], parts=parts, limit=limit)
+    parts = {
+        part: statistics.median(result["ddk"]["parts"][part] for result in results)
+        for part in results[0]["ddk"]["parts"]
+    }
+    return dict(
+        case=case,
+        rates={name: rate(name) for name in [*MODES, LED, "ddk"]},
+        ratio=ratio(MODES),
+        led=ratio([*MODES, LED]),
+        working=[of_peer, *of_ddk],
+        peaks=peaks,
+        predicted=[predicted, of_steps[-1]],
+        parts=parts,
+        limit=limit,
+    )
 
 
 def main():
@@ -218,7 +258,11 @@ def main():
         print(f"case {case}: the peers warm up", file=sys.stderr)
         results.append(compare(case, CASES[case], options.rounds, options.steps, options.sets))
     if results:
-        print(f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working memory, best peer and ddk, MB | share (spread) | wanted | peaks, MB | a step's peak: ddk check, measured, MB |")
+        print(
+            f"| case | {' | '.join([*MODES, LED, 'ddk'])} | ratio (spread) | wanted | ratio to led too | working"
+            " memory, best peer and ddk, MB | share (spread) | wanted | peaks, MB | a step's peak: ddk check,"
+            " measured, MB |"
+        )
         print("|---|" + "---:|" * 13)
     for result in results:
         rates = " | ".join(f"{result['rates'][name]:.0f}" for name in [*MODES, LED, "ddk"])
@@ -228,7 +272,11 @@ def main():
         megabytes = lambda numbers: ", ".join(f"{number / 1e6:.0f}" for number in numbers)
         predicted, measured = result["predicted"]
         fast, small = WANTED[result["case"]]
-        print(f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours[0]:.0f} | {share} | {small} | {megabytes(result['peaks'])} | {megabytes(result['predicted'])}: {100 * (predicted / measured - 1):+.0f} % |")
+        print(
+            f"| {result['case']} | {rates} | {ratio} | {fast} | {led} | {peer:.0f}, {ours[0]:.0f} | {share} |"
+            f" {small} | {megabytes(result['peaks'])} | {megabytes(result['predicted'])}:"
+            f" {100 * (predicted / measured - 1):+.0f} % |"
+        )
     for result in results:
         parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in result["parts"].items())
         print(f"\ncase {result['case']}, ddk, seconds of a step: {parts}")

@@ -1,12 +1,15 @@
-"""The step that `benches/pytorch.py` holds DDK against, as a PyTorch user writes it with Hugging Face models; one JSON line a round.
+"""The step that `benches/pytorch.py` holds DDK against, as a PyTorch user writes it with Hugging Face models; one
+JSON line a round.
 
 usage: PYTHON benches/pytorch_peer.py MODE SHAPE_AS_JSON          MODE: eager, compile or compile-step
 
-SHAPE may name a `device` (the CPU otherwise) and a `dtype`: of the teacher, and of the student's products over fp32 weights.
+SHAPE may name a `device` (the CPU otherwise) and a `dtype`: of the teacher, and of the student's products over fp32
+weights.
 
-Builds both models with random weights and warms up until three steps in a row agree within 10 % (at least 8, at most 40), so that
-compilation is in no figure. Then, for each line on its standard input (a number of steps), it makes them and prints the mean seconds of
-a step, and the process's idle, static and peak memory in bytes. Static: weights, and for the student gradients and moments too.
+Builds both models with random weights and warms up until three steps in a row agree within 10 % (at least 8, at most
+40), so that compilation is in no figure. Then, for each line on its standard input (a number of steps), it makes
+them and prints the mean seconds of a step, and the process's idle, static and peak memory in bytes. Static: weights,
+and for the student gradients and moments too.
 """
 
 import json
@@ -31,7 +34,16 @@ def resident():
 
 def model(sizes, dtype):
     hidden, layers, heads, inner = sizes
-    config = transformers.LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=LENGTH, tie_word_embeddings=False)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=False,
+    )
     config._attn_implementation = "sdpa"
     # Drawn where it stays, in its dtype: a large model would not fit otherwise.
     before = torch.get_default_dtype()
@@ -65,7 +77,9 @@ def step(tokens):
     logits = logits[:, :-1].reshape(-1, VOCABULARY).float()
     loss = F.cross_entropy(logits, targets)
     if of_teacher is not None:
-        divergence = F.kl_div(F.log_softmax(logits, -1), F.log_softmax(of_teacher, -1), log_target=True, reduction="batchmean")
+        divergence = F.kl_div(
+            F.log_softmax(logits, -1), F.log_softmax(of_teacher, -1), log_target=True, reduction="batchmean"
+        )
         loss = loss + GAMMA * divergence
     loss.backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -8,7 +8,12 @@ def write_tokenizer(folder, vocabulary):
     """A Hugging Face tokenizer of `vocabulary` words, into a folder that may hold a model."""
     words = {"<end>": 0, **{f"w{word}": word for word in range(1, vocabulary)}}
     end = dict(id=0, content="<end>", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    tokenizer = dict(version="1.0", added_tokens=[end], pre_tokenizer=dict(type="WhitespaceSplit"), model=dict(type="WordLevel", vocab=words, unk_token="<end>"))
+    tokenizer = dict(
+        version="1.0",
+        added_tokens=[end],
+        pre_tokenizer=dict(type="WhitespaceSplit"),
+        model=dict(type="WordLevel", vocab=words, unk_token="<end>"),
+    )
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps(dict(eos_token="<end>")))

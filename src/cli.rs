@@ -14,7 +14,11 @@ use ddk_jobs::args::{
     name = "ddk",
     version,
     max_term_width = 100,
-    after_help = "Start here:\n  ddk demo                       the whole job on real text, in about five minutes\n  ddk train config/demo.toml     distil with a configuration of your own\n\nExit codes: 0 done, 1 error, 2 usage or configuration, 130 or 143 stopped by SIGINT or SIGTERM; the same command resumes."
+    after_help = "Start here:\n  \
+                  ddk demo                       the whole job on real text, in about five minutes\n  \
+                  ddk train config/demo.toml     distil with a configuration of your own\n\n\
+                  Exit codes: 0 done, 1 error, 2 usage or configuration, 130 or 143 stopped by SIGINT or SIGTERM; \
+                  the same command resumes."
 )]
 pub struct Cli {
     #[command(subcommand)]

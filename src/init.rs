@@ -149,7 +149,9 @@ fn look_into(args: &cli::Init, domains: &[Found]) -> Result<()> {
     Ok(())
 }
 
-const NOT_KNOWN: &str = "convert these files or move them out of the data folder; see docs/corpora.md. To read them as they are, write the configuration by hand and set `format` in the domain's table";
+const NOT_KNOWN: &str = "convert these files or move them out of the data folder; see docs/corpora.md. To read \
+                         them as they are, write the configuration by hand and set `format` in the domain's \
+                         table";
 
 fn not_known(error: CorpusError) -> anyhow::Error {
     match error {
@@ -239,8 +241,9 @@ fn quoted(path: &Path) -> String {
 /// Bare where TOML allows it.
 fn toml_key(name: &str) -> String {
     let bare = |character: char| character.is_ascii_alphanumeric() || "_-".contains(character);
-    match name.chars().all(bare) {
-        true => name.to_owned(),
-        false => toml::Value::from(name).to_string(),
+    if name.chars().all(bare) {
+        name.to_owned()
+    } else {
+        toml::Value::from(name).to_string()
     }
 }

@@ -46,11 +46,16 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
     } = explanation;
     let weight = match (policy.as_str(), alpha) {
         (_, Some(alpha)) => format!(
-            "{alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} and {cap:.4}",
+            "{alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} \
+             and {cap:.4}",
             1.0 - alpha,
             domains.len()
         ),
-        ("sheared", _) => "previous x student's over teacher's perplexity where that is over 1, normalised (dynamic batch loading)".to_owned(),
+        ("sheared", _) => {
+            "previous x student's over teacher's perplexity where that is over 1, normalised \
+                           (dynamic batch loading)"
+                .to_owned()
+        }
         _ => "the discrepancy, whatever the previous weights were".to_owned(),
     };
     let width = domains.iter().map(String::len).max().unwrap_or(0).max(6);
@@ -93,7 +98,8 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
             Ok(())
         } else {
             Err(anyhow!(
-                "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the same order"
+                "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the \
+                 same order"
             ))
         }
     };

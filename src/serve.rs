@@ -28,7 +28,8 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     let server = ddk_telemetry::serve(args.address, site).map_err(|error| match error {
         ServeError::NeedsToken(_) => usage(with_hint(
             error,
-            format!("put a token of {TOKEN_LENGTH} characters or more into {TOKEN}: for example that of `openssl rand -hex 16`"),
+            format!("put a token of {TOKEN_LENGTH} characters or more into {TOKEN}: for example that of \
+                     `openssl rand -hex 16`"),
         )),
         other => with_hint(other, "--address chooses another address and port"),
     })?;
@@ -55,7 +56,8 @@ pub fn run(args: &cli::Serve) -> Result<()> {
 pub fn token() -> Result<Option<String>> {
     match std::env::var(TOKEN) {
         Ok(token) if !Token::new(token.clone()).is_usable() => Err(anyhow!(
-            "{TOKEN} is not usable, expected {TOKEN_LENGTH} characters or more, of letters, digits, `-`, `.`, `_` and `~`"
+            "{TOKEN} is not usable, expected {TOKEN_LENGTH} characters or more, of letters, digits, `-`, `.`, \
+             `_` and `~`"
         ))
         .usage(),
         Ok(token) => Ok(Some(token)),

@@ -260,16 +260,18 @@ impl<S: Student + 'static> StudentLane<S> {
             let (step, weights) = (core.step(), core.copy()?);
             return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
         }
-        let perplexities = match core.evaluation_is_due() {
-            true => match core.evaluate(&self.status, &self.told_to_stop(false))? {
+        let perplexities = if core.evaluation_is_due() {
+            match core.evaluate(&self.status, &self.told_to_stop(false))? {
                 None => return Ok(false),
                 measured => measured,
-            },
-            false => None,
+            }
+        } else {
+            None
         };
-        let intervals = match core.is_ahead() {
-            true => 1,
-            false => core.intervals_due(),
+        let intervals = if core.is_ahead() {
+            1
+        } else {
+            core.intervals_due()
         };
         core.remember(perplexities.as_deref());
         let is_best = perplexities

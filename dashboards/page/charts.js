@@ -2,7 +2,10 @@
 /* global Plotly */
 
 /** Colours of domains and of runs; told apart by most eyes, on light and on dark. */
-const PALETTE = ['#3f7fd9', '#e0813a', '#2fa37a', '#c9557f', '#8d6fd0', '#b39a24', '#2fa3b8', '#d25f55', '#7f8b99', '#6fa84a'];
+const PALETTE = [
+  '#3f7fd9', '#e0813a', '#2fa37a', '#c9557f', '#8d6fd0', '#b39a24',
+  '#2fa3b8', '#d25f55', '#7f8b99', '#6fa84a',
+];
 
 export const colour = (index) => PALETTE[index % PALETTE.length];
 
@@ -24,7 +27,9 @@ export function write(node, text) {
 }
 
 export const number = (value, digits = 3) =>
-  value === null || value === undefined ? '–' : value.toLocaleString('en', { maximumFractionDigits: digits, minimumFractionDigits: digits });
+  value === null || value === undefined
+    ? '–'
+    : value.toLocaleString('en', { maximumFractionDigits: digits, minimumFractionDigits: digits });
 
 export const whole = (value) => (value === null || value === undefined ? '–' : Math.round(value).toLocaleString('en'));
 
@@ -66,11 +71,25 @@ export const swatch = (background) => {
 export const named = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 /** A line of a chart; `more` goes to plotly. */
-export const line = (name, x, y, shade, more = {}) => ({ type: 'scatter', mode: 'lines', name, x, y, line: { color: shade, width: 2 }, ...more });
+export const line = (name, x, y, shade, more = {}) => ({
+  type: 'scatter',
+  mode: 'lines',
+  name,
+  x,
+  y,
+  line: { color: shade, width: 2 },
+  ...more,
+});
 
 /** Draws, or changes what is drawn. Nothing can be dragged, so that a finger scrolls the page. */
 export function draw(node, traces, axes = {}) {
-  const grid = { gridcolor: named('line'), zerolinecolor: named('line'), linecolor: named('line'), automargin: true, fixedrange: true };
+  const grid = {
+    gridcolor: named('line'),
+    zerolinecolor: named('line'),
+    linecolor: named('line'),
+    automargin: true,
+    fixedrange: true,
+  };
   const layout = {
     margin: { l: 48, r: 8, t: 12, b: 36 },
     paper_bgcolor: 'rgba(0,0,0,0)',

@@ -1,5 +1,8 @@
 // The page of one run: /api/stream brings everything at first, then what is new.
-import { byId, colour, draw, duration, element, line, named, number, onTheme, percent, perplexity, swatch, tokens, whole, write } from '/charts.js';
+import {
+  byId, colour, draw, duration, element, line, named, number, onTheme, percent, perplexity, swatch, tokens, whole,
+  write,
+} from '/charts.js';
 
 const LANE_SAMPLES = 300;
 const QUIET = new Set(['extended', 'resumed', 'saved', 'started', 'started_over', 'stopped', 'other']);
@@ -11,14 +14,19 @@ const run = { status: null, steps: null, mixture: null, events: [], lanes: { fro
 
 function showStatus() {
   const status = run.status;
-  document.title = `${status.step_limit ? `${Math.floor((100 * status.step) / status.step_limit)} % · ` : ''}${status.name} - DDK`;
+  const done = status.step_limit ? `${Math.floor((100 * status.step) / status.step_limit)} % · ` : '';
+  document.title = `${done}${status.name} - DDK`;
   write(byId('name'), status.name);
   showState(status.state, status.state);
   const limit = status.step_limit;
   const share = limit ? status.step / limit : status.token_limit ? status.tokens / status.token_limit : 0;
   byId('progress').value = Math.min(1, share);
   write(byId('done'), `step ${whole(status.step)}${limit ? ` of ${whole(limit)}` : ''}`);
-  const left = status.stop_reason ? `done by ${status.stop_reason}, took ${duration(status.seconds)}` : status.seconds_left === null ? '' : `about ${duration(status.seconds_left)} left`;
+  const left = status.stop_reason
+    ? `done by ${status.stop_reason}, took ${duration(status.seconds)}`
+    : status.seconds_left === null
+      ? ''
+      : `about ${duration(status.seconds_left)} left`;
   write(byId('left'), left);
   notice(status.problems.join('; '));
   showTiles(status);
@@ -42,14 +50,44 @@ function showTiles(status) {
   const incidents = Object.entries(status.events).filter(([kind]) => !QUIET.has(kind));
   const happened = incidents.reduce((sum, [, count]) => sum + count, 0);
   const tiles = [
-    ['mean ratio', number(status.ratio), status.ratio_at_start === null ? '' : `${number(status.ratio_at_start)} at the start`],
+    [
+      'mean ratio',
+      number(status.ratio),
+      status.ratio_at_start === null ? '' : `${number(status.ratio_at_start)} at the start`,
+    ],
     ['loss', number(losses.loss), `CE ${number(losses.ce)}, KL ${number(losses.kl)}`],
-    ['tokens', tokens(status.tokens), status.tokens_per_second === null ? '' : `${tokens(status.tokens_per_second)} a second`],
-    ['learning rate', losses.learning_rate === null ? '–' : losses.learning_rate.toExponential(1), `gradient norm ${number(losses.gradient_norm, 2)}`],
-    ['last save', status.saved ? `step ${whole(status.saved.step)}` : '–', status.saved ? new Date(1000 * status.saved.time).toLocaleTimeString() : ''],
-    ['incidents', whole(happened), incidents.map(([kind, count]) => `${count} ${kind.replaceAll('_', ' ')}`).join(', ') || 'none'],
+    [
+      'tokens',
+      tokens(status.tokens),
+      status.tokens_per_second === null ? '' : `${tokens(status.tokens_per_second)} a second`,
+    ],
+    [
+      'learning rate',
+      losses.learning_rate === null ? '–' : losses.learning_rate.toExponential(1),
+      `gradient norm ${number(losses.gradient_norm, 2)}`,
+    ],
+    [
+      'last save',
+      status.saved ? `step ${whole(status.saved.step)}` : '–',
+      status.saved ? new Date(1000 * status.saved.time).toLocaleTimeString() : '',
+    ],
+    [
+      'incidents',
+      whole(happened),
+      incidents.map(([kind, count]) => `${count} ${kind.replaceAll('_', ' ')}`).join(', ') || 'none',
+    ],
   ];
-  byId('tiles').replaceChildren(...tiles.map(([name, value, note]) => element('div', {}, element('dt', {}, name), element('dd', {}, value), element('dd', { class: 'note' }, note))));
+  byId('tiles').replaceChildren(
+    ...tiles.map(([name, value, note]) =>
+      element(
+        'div',
+        {},
+        element('dt', {}, name),
+        element('dd', {}, value),
+        element('dd', { class: 'note' }, note),
+      ),
+    ),
+  );
 }
 
 const shades = () => new Map((run.status?.domains ?? []).map((domain, index) => [domain.name, colour(index)]));
@@ -60,7 +98,12 @@ function showDomains(status) {
     const fill = element('i');
     fill.style.width = `${100 * (domain.weight ?? 0)}%`;
     fill.style.background = colours.get(domain.name);
-    const cells = [perplexity(domain.student_perplexity), perplexity(domain.teacher_perplexity), number(domain.ratio), number(domain.ratio_at_start)];
+    const cells = [
+      perplexity(domain.student_perplexity),
+      perplexity(domain.teacher_perplexity),
+      number(domain.ratio),
+      number(domain.ratio_at_start),
+    ];
     return element(
       'tr', {},
       element('th', { scope: 'row' }, swatch(colours.get(domain.name)), domain.name),
@@ -85,32 +128,65 @@ function showPhases(status) {
     part.style.background = colour(index);
     return part;
   }));
-  byId('phases-legend').replaceChildren(...phases.map(([phase, seconds], index) => element('li', {}, swatch(colour(index)), `${phase.replaceAll('_', ' ')} ${percent(seconds / sum)}`)));
+  byId('phases-legend').replaceChildren(
+    ...phases.map(([phase, seconds], index) =>
+      element('li', {}, swatch(colour(index)), `${phase.replaceAll('_', ' ')} ${percent(seconds / sum)}`),
+    ),
+  );
 }
 
 function showWorkers(status) {
   byId('workers-pair').hidden = status.workers.length === 0;
   byId('worker-rows').replaceChildren(...status.workers.map((worker) => {
     const all = worker.busy_seconds + worker.starved_seconds + worker.blocked_seconds;
-    const cells = [worker.state.replaceAll('_', ' '), all > 0 ? percent(worker.busy_seconds / all) : '–', whole(worker.restarts)];
-    return element('tr', {}, element('th', { scope: 'row' }, worker.name), ...cells.map((text) => element('td', {}, text)));
+    const cells = [
+      worker.state.replaceAll('_', ' '),
+      all > 0 ? percent(worker.busy_seconds / all) : '–',
+      whole(worker.restarts),
+    ];
+    return element(
+      'tr',
+      {},
+      element('th', { scope: 'row' }, worker.name),
+      ...cells.map((text) => element('td', {}, text)),
+    );
   }));
   byId('queues').replaceChildren(...status.queues.map((queue) => {
-    const slots = Array.from({ length: queue.capacity }, (_, index) => element('i', { class: index < queue.length ? 'full' : null }));
-    return element('li', {}, queue.name, element('span', { class: 'slots' }, ...slots, ` ${queue.length} of ${queue.capacity}`));
+    const slots = Array.from({ length: queue.capacity }, (_, index) =>
+      element('i', { class: index < queue.length ? 'full' : null }),
+    );
+    return element(
+      'li',
+      {},
+      queue.name,
+      element('span', { class: 'slots' }, ...slots, ` ${queue.length} of ${queue.capacity}`),
+    );
   }));
 }
 
 function showSteps() {
   const { step, loss, ce, kl } = run.steps;
-  draw(byId('loss-chart'), [line('loss', step, loss, colour(0)), line('cross-entropy', step, ce, colour(1)), line('KL', step, kl, colour(2))], { yaxis: { rangemode: 'tozero' } });
+  draw(
+    byId('loss-chart'),
+    [
+      line('loss', step, loss, colour(0)),
+      line('cross-entropy', step, ce, colour(1)),
+      line('KL', step, kl, colour(2)),
+    ],
+    { yaxis: { rangemode: 'tozero' } },
+  );
 }
 
 /** A domain's values by step, with the last evaluation of a finished run. */
 function evaluations(name, column) {
   const { step, domains, after } = run.mixture;
   const values = after?.[column]?.[name];
-  return values === undefined ? [step, domains[name][column]] : [[...step, after.step], [...domains[name][column], values]];
+  return values === undefined
+    ? [step, domains[name][column]]
+    : [
+        [...step, after.step],
+        [...domains[name][column], values],
+      ];
 }
 
 function showMixture() {
@@ -118,15 +194,26 @@ function showMixture() {
   const dots = { mode: 'lines+markers', marker: { size: 5 } };
   const ratios = names.map((name, index) => line(name, ...evaluations(name, 'ratio'), colour(index), dots));
   const last = Math.max(1, run.status?.step ?? 1, run.mixture.after?.step ?? 1);
-  const caughtUp = line('caught up', [0, last], [1, 1], named('soft'), { hoverinfo: 'skip', line: { color: named('soft'), width: 1.5, dash: 'dash' } });
+  const caughtUp = line('caught up', [0, last], [1, 1], named('soft'), {
+    hoverinfo: 'skip',
+    line: { color: named('soft'), width: 1.5, dash: 'dash' },
+  });
   draw(byId('ratio-chart'), [...ratios, caughtUp]);
-  const students = names.map((name, index) => line(name, ...evaluations(name, 'student_perplexity'), colour(index), dots));
+  const students = names.map((name, index) =>
+    line(name, ...evaluations(name, 'student_perplexity'), colour(index), dots),
+  );
   const teachers = names.map((name, index) => {
     const values = run.mixture.domains[name].teacher_perplexity;
-    return line(`${name}, teacher`, [0, last], Array(2).fill(values.at(-1)), colour(index), { showlegend: false, hoverinfo: 'skip', line: { color: colour(index), width: 1.5, dash: 'dot' } });
+    return line(`${name}, teacher`, [0, last], Array(2).fill(values.at(-1)), colour(index), {
+      showlegend: false,
+      hoverinfo: 'skip',
+      line: { color: colour(index), width: 1.5, dash: 'dot' },
+    });
   });
   const ticks = decades([...students, ...teachers].flatMap((trace) => trace.y));
-  draw(byId('perplexity-chart'), [...students, ...teachers], { yaxis: { type: 'log', tickvals: ticks, ticktext: ticks.map(whole) } });
+  draw(byId('perplexity-chart'), [...students, ...teachers], {
+    yaxis: { type: 'log', tickvals: ticks, ticktext: ticks.map(whole) },
+  });
 }
 
 /** 1, 2, 5, 10, … as far as these values go. */
@@ -144,7 +231,12 @@ function showWeights() {
   const now = Math.max(run.status?.step ?? 0, step.at(-1) ?? 0);
   const areas = Object.keys(domains).map((name, index) => {
     const weights = domains[name].weight;
-    const shade = { stackgroup: 'weights', line: { color: colour(index), width: 0.5, shape: 'hv' }, fillcolor: `${colour(index)}cc`, hovertemplate: '%{y:.1%}' };
+    const shade = {
+      stackgroup: 'weights',
+      line: { color: colour(index), width: 0.5, shape: 'hv' },
+      fillcolor: `${colour(index)}cc`,
+      hovertemplate: '%{y:.1%}',
+    };
     return line(name, [...step, now], [...weights, weights.at(-1)], colour(index), shade);
   });
   draw(byId('mixture-chart'), areas, { yaxis: { range: [0, 1], tickformat: '.0%' } });
@@ -157,7 +249,13 @@ function showLanes() {
   const order = workers.map((name, index) => ({ name, index })).sort((a, b) => rank(a.name) - rank(b.name));
   if (lanes.dataset.workers !== workers.join()) {
     lanes.dataset.workers = workers.join();
-    lanes.replaceChildren(...order.flatMap(({ name }) => [element('span', {}, name), element('canvas', { role: 'img' }), element('span', { class: 'share' })]));
+    lanes.replaceChildren(
+      ...order.flatMap(({ name }) => [
+        element('span', {}, name),
+        element('canvas', { role: 'img' }),
+        element('span', { class: 'share' }),
+      ]),
+    );
   }
   order.forEach(({ name, index }, row) => {
     const [, canvas, share] = [0, 1, 2].map((column) => lanes.children[3 * row + column]);
@@ -171,7 +269,8 @@ function showLanes() {
   });
 }
 
-const rank = (name) => ['teacher', 'student', 'checkpointer', 'batcher', 'loader'].findIndex((kind) => name.startsWith(kind));
+const rank = (name) =>
+  ['teacher', 'student', 'checkpointer', 'batcher', 'loader'].findIndex((kind) => name.startsWith(kind));
 
 /** A column a second, from the right: busy from below, then what it waited for. */
 function paint(canvas, samples, shades) {
@@ -198,8 +297,13 @@ function showEvents() {
   const rows = run.events.slice().reverse().map((event) => {
     const time = new Date(1000 * event.time);
     return element(
-      'li', { class: QUIET.has(event.kind) ? null : 'bad' },
-      element('time', { datetime: time.toISOString() }, time.toLocaleString(undefined, { dateStyle: 'short', timeStyle: 'medium' })),
+      'li',
+      { class: QUIET.has(event.kind) ? null : 'bad' },
+      element(
+        'time',
+        { datetime: time.toISOString() },
+        time.toLocaleString(undefined, { dateStyle: 'short', timeStyle: 'medium' }),
+      ),
       element('b', {}, event.kind.replaceAll('_', ' ')),
       element('span', {}, `step ${whole(event.step)}: ${event.message}`),
     );
@@ -210,7 +314,9 @@ function showEvents() {
 /** Points from `from` on take the place of those that were there. */
 function takeSteps(news) {
   const old = news.from === 0 ? null : run.steps;
-  run.steps = Object.fromEntries(COLUMNS.map((name) => [name, old ? [...old[name].slice(0, news.from), ...news[name]] : news[name]]));
+  run.steps = Object.fromEntries(
+    COLUMNS.map((name) => [name, old ? [...old[name].slice(0, news.from), ...news[name]] : news[name]]),
+  );
 }
 
 function takeLanes(news) {
@@ -248,7 +354,8 @@ let source = null;
 
 function connect() {
   source = new EventSource(`/api/stream${location.search}`);
-  for (const [name, take] of Object.entries(TAKE)) source.addEventListener(name, (event) => take(JSON.parse(event.data)));
+  for (const [name, take] of Object.entries(TAKE))
+    source.addEventListener(name, (event) => take(JSON.parse(event.data)));
   source.addEventListener('error', () => {
     // A process that ends says how before its server goes; one that was killed says nothing.
     if (!ENDED.has(run.status?.state)) showState('no connection', 'lost');

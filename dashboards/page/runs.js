@@ -23,7 +23,13 @@ function rowOf(name) {
     const mark = element('span');
     const cells = Array.from({ length: 7 }, () => element('td'));
     const link = element('a', { href: `/run${query(name)}` }, name);
-    const row = element('tr', {}, element('td', {}, box), element('th', { scope: 'row', class: 'text' }, mark, link), ...cells);
+    const row = element(
+      'tr',
+      {},
+      element('td', {}, box),
+      element('th', { scope: 'row', class: 'text' }, mark, link),
+      ...cells,
+    );
     page.rows.set(name, { row, box, mark, cells });
   }
   return page.rows.get(name);
@@ -38,7 +44,11 @@ function showList() {
     const texts = [
       status.state,
       `${whole(status.step)}${status.step_limit ? ` of ${whole(status.step_limit)}` : ''}`,
-      number(status.losses.loss), number(status.ratio), number(status.ratio_at_start), tokens(status.tokens), duration(status.seconds),
+      number(status.losses.loss),
+      number(status.ratio),
+      number(status.ratio_at_start),
+      tokens(status.tokens),
+      duration(status.seconds),
     ];
     texts.forEach((text, index) => write(cells[index], text));
     return row;
@@ -91,8 +101,23 @@ function showCharts() {
   if (names.length === 0) return;
   const index = (name) => [...page.chosen].indexOf(name);
   const dots = { mode: 'lines+markers', marker: { size: 5 } };
-  draw(byId('ratio-chart'), names.map((name) => line(name, ...meanRatios(page.data.get(name).mixture), colour(index(name)), { ...dots, showlegend: true })));
-  draw(byId('loss-chart'), names.map((name) => line(name, page.data.get(name).steps.step, page.data.get(name).steps.loss, colour(index(name)), { showlegend: true })));
+  draw(
+    byId('ratio-chart'),
+    names.map((name) =>
+      line(name, ...meanRatios(page.data.get(name).mixture), colour(index(name)), {
+        ...dots,
+        showlegend: true,
+      }),
+    ),
+  );
+  draw(
+    byId('loss-chart'),
+    names.map((name) =>
+      line(name, page.data.get(name).steps.step, page.data.get(name).steps.loss, colour(index(name)), {
+        showlegend: true,
+      }),
+    ),
+  );
 }
 
 function failed(error) {

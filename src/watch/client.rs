@@ -43,9 +43,10 @@ impl Client {
             .rsplit_once(':')
             .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         Ok(Self {
-            authority: match has_port {
-                true => authority.to_owned(),
-                false => format!("{authority}:80"),
+            authority: if has_port {
+                authority.to_owned()
+            } else {
+                format!("{authority}:80")
             },
             query: match query {
                 "" => String::new(),

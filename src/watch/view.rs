@@ -29,14 +29,13 @@ pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
     .areas(frame.area());
     draw_head(frame, head, status);
     draw_domains(frame, table, status);
-    match status.workers.is_empty() {
-        true => draw_loss(frame, middle, snapshot),
-        false => {
-            let halves = [Constraint::Fill(1), Constraint::Length(38)];
-            let [loss, workers] = Layout::horizontal(halves).areas(middle);
-            draw_loss(frame, loss, snapshot);
-            draw_workers(frame, workers, &status.workers);
-        }
+    if status.workers.is_empty() {
+        draw_loss(frame, middle, snapshot)
+    } else {
+        let halves = [Constraint::Fill(1), Constraint::Length(38)];
+        let [loss, workers] = Layout::horizontal(halves).areas(middle);
+        draw_loss(frame, loss, snapshot);
+        draw_workers(frame, workers, &status.workers);
     }
     draw_events(frame, events, &snapshot.events);
     let said = match problem {
@@ -290,9 +289,10 @@ fn duration(seconds: f64) -> String {
 
 fn busy(worker: &WorkerStatus) -> String {
     let all = worker.busy_seconds + worker.starved_seconds + worker.blocked_seconds;
-    match all > 0.0 {
-        true => format!("{:.0}%", 100.0 * worker.busy_seconds / all),
-        false => "-".to_owned(),
+    if all > 0.0 {
+        format!("{:.0}%", 100.0 * worker.busy_seconds / all)
+    } else {
+        "-".to_owned()
     }
 }
 

@@ -3,8 +3,9 @@
 
     ended_page.py URL PID SIGNAL EXPECTED
 
-SIGNAL (`TERM`, `KILL`; `-`: none) goes to the process PID once the page shows its run. The page has to say EXPECTED, and to keep that
-when it finds nobody at the address any more. Anything that is not as it should be ends this with a message."""
+SIGNAL (`TERM`, `KILL`; `-`: none) goes to the process PID once the page shows its run. The page has to say EXPECTED,
+and to keep that when it finds nobody at the address any more. Anything that is not as it should be ends this with a
+message."""
 
 import json
 import os

@@ -3,8 +3,8 @@
 
     live_page.py LIVE_URL RUNS_URL OUT
 
-LIVE_URL is a `ddk train`'s page, RUNS_URL a `ddk serve`'s with the same run among others. Pictures go to the folder OUT. Anything
-that is not as it should be ends this with a message."""
+LIVE_URL is a `ddk train`'s page, RUNS_URL a `ddk serve`'s with the same run among others. Pictures go to the folder
+OUT. Anything that is not as it should be ends this with a message."""
 
 import json
 import os
@@ -19,21 +19,29 @@ SPACE = "\ue00d"
 
 # Charts are drawn: lines, areas and points that have a length, and lanes whose pixels are of more than one colour.
 DRAWN = """
-const paths = (id) => [...document.querySelectorAll(`#${id} .scatterlayer .js-line, #${id} .scatterlayer .js-fill`)].filter((path) => path.getTotalLength() > 20).length;
+const paths = (id) => {
+  const drawn = document.querySelectorAll(`#${id} .scatterlayer .js-line, #${id} .scatterlayer .js-fill`);
+  return [...drawn].filter((path) => path.getTotalLength() > 20).length;
+};
 const colours = (canvas) => {
   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
   copy.drawImage(canvas, 0, 0);
   return new Set(new Uint32Array(copy.getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size;
 };
 return {
-  ratio: paths('ratio-chart'), loss: paths('loss-chart'), perplexity: paths('perplexity-chart'), mixture: paths('mixture-chart'),
-  lanes: [...document.querySelectorAll('#lanes canvas')].map(colours), domains: document.querySelectorAll('#domain-rows tr').length,
+  ratio: paths('ratio-chart'), loss: paths('loss-chart'),
+  perplexity: paths('perplexity-chart'), mixture: paths('mixture-chart'),
+  lanes: [...document.querySelectorAll('#lanes canvas')].map(colours),
+  domains: document.querySelectorAll('#domain-rows tr').length,
   queues: document.querySelectorAll('#queues li').length, workers: document.querySelectorAll('#worker-rows tr').length,
   events: document.querySelectorAll('#event-rows li').length,
 };
 """
 
-FOCUSED = "const at = document.activeElement; return at.hash || at.pathname || at.getAttribute('aria-labelledby') || at.tagName;"
+FOCUSED = (
+    "const at = document.activeElement; return at.hash || at.pathname || at.getAttribute('aria-labelledby') ||"
+    " at.tagName;"
+)
 OUTLINE = "return getComputedStyle(document.activeElement).outlineStyle"
 
 
@@ -52,7 +60,11 @@ def check_logs(browser, *addresses):
         if message["method"] == "Network.requestWillBeSent":
             asked.add(message["params"]["request"]["url"])
     ours = {urlsplit(address).netloc for address in addresses}
-    foreign = [url for url in asked if urlsplit(url).scheme in ("http", "https", "ws", "wss") and urlsplit(url).netloc not in ours]
+    foreign = [
+        url
+        for url in asked
+        if urlsplit(url).scheme in ("http", "https", "ws", "wss") and urlsplit(url).netloc not in ours
+    ]
     check(not foreign, f"other places were asked: {foreign}")
     check(asked, "no request was seen: the log is off")
 
@@ -140,7 +152,10 @@ def ended(browser, address, out):
     for index in range(2):
         browser.run("document.querySelectorAll('#run-rows input')[arguments[0]].focus()", index)
         browser.press(SPACE)
-    lines = "return ['ratio-chart', 'loss-chart'].map((id) => document.querySelectorAll(`#${id} .scatterlayer .js-line`).length)"
+    lines = (
+        "return ['ratio-chart', 'loss-chart'].map((id) => document.querySelectorAll(`#${id} .scatterlayer"
+        " .js-line`).length)"
+    )
     wait_for("two runs side by side", lambda: browser.run(lines) == [2, 2])
     browser.picture(os.path.join(out, "runs-light.png"))
     browser.look_like(390, 844, "dark")
@@ -148,7 +163,9 @@ def ended(browser, address, out):
     browser.picture(os.path.join(out, "runs-narrow-dark.png"))
     browser.look_like(1280, 900, "light")
     browser.run("document.querySelector('#run-rows a').click()")
-    wait_for("the run's own page", lambda: browser.run("return document.querySelectorAll('#domain-rows tr').length >= 3"))
+    wait_for(
+        "the run's own page", lambda: browser.run("return document.querySelectorAll('#domain-rows tr').length >= 3")
+    )
     wait_for("its mixture", lambda: browser.run(DRAWN)["mixture"] >= 3)
     check_logs(browser, address)
 

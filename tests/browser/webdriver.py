@@ -1,4 +1,5 @@
-"""A browser that a test drives: chromium through chromedriver, over plain HTTP (WebDriver); the standard library is enough."""
+"""A browser that a test drives: chromium through chromedriver, over plain HTTP (WebDriver); the standard library is
+enough."""
 
 import base64
 import json
@@ -10,7 +11,10 @@ import time
 import urllib.error
 import urllib.request
 
-INSTALL = "the browser test needs chromium and its driver: tools/test-tools installs them, SKIP=browser leaves the test out"
+INSTALL = (
+    "the browser test needs chromium and its driver: tools/test-tools installs them, SKIP=browser leaves the"
+    " test out"
+)
 
 FLAGS = [
     "--headless=new",

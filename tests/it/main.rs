@@ -29,6 +29,7 @@ mod monitoring;
 mod needs_text;
 mod objectives;
 mod pages;
+mod pretrain;
 mod service;
 mod signals;
 mod tools;

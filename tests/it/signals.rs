@@ -174,8 +174,8 @@ fn every_long_command_ends_at_once_and_can_be_given_again() {
         ),
         (
             &["pretrain", "config.toml", "--model", "student", "--force"],
-            "hang pretrain 1",
-            "pretraining; pretraining has no checkpoints",
+            "hang load 1",
+            "loading the models; the same command resumes from the last checkpoint",
         ),
         (
             &["eval", "config.toml", "--model", "models/teacher"],

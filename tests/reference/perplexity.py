@@ -3,8 +3,8 @@
 usage: ddk eval CONFIG --model FOLDER --json --documents documents.json > ddk.json
        PYTHON tests/reference/perplexity.py FOLDER documents.json ddk.json      PYTHON: from tools/python-env
 
-Each document on its own; logits are cut to the tokenizer's ids before the softmax; the mean is over all predicted tokens of a
-domain. Exits 1 where a domain differs by more than 1e-3.
+Each document on its own; logits are cut to the tokenizer's ids before the softmax; the mean is over all predicted
+tokens of a domain. Exits 1 where a domain differs by more than 1e-3.
 """
 
 import json
@@ -17,7 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, documents, ours = sys.argv[1], json.load(open(sys.argv[2])), json.load(open(sys.argv[3]))
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
-print(type(model).__name__, sum(p.numel() for p in model.parameters()), "parameters;", type(tokenizer).__name__, len(tokenizer), "tokens")
+print(
+    type(model).__name__,
+    sum(p.numel() for p in model.parameters()),
+    "parameters;",
+    type(tokenizer).__name__,
+    len(tokenizer),
+    "tokens",
+)
 worst = 0.0
 for domain, texts in documents["domains"].items():
     total, count = 0.0, 0

@@ -1,4 +1,5 @@
-"""What verify.py and measure.py have in common: the bundle's place, libtorch's place, and the report that both write."""
+"""What verify.py and measure.py have in common: the bundle's place, libtorch's place, and the report that both
+write."""
 
 import json
 import os
@@ -29,7 +30,9 @@ def machine(device):
         gpus=torch.cuda.device_count(),
         torch=torch.__version__,
         cudnn=torch.backends.cudnn.version(),
-        driver=subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.split("\n")[0],
+        driver=subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+        ).stdout.split("\n")[0],
     )
 
 
@@ -55,7 +58,13 @@ class Report:
         print("  ".join(str(row.get(column, "")) for column in self.columns), flush=True)
 
     def write(self):
-        whole = dict(commit=self.commit, date=time.strftime("%Y-%m-%d"), seconds=round(self.seconds()), machine=self.machine, rows=self.rows)
+        whole = dict(
+            commit=self.commit,
+            date=time.strftime("%Y-%m-%d"),
+            seconds=round(self.seconds()),
+            machine=self.machine,
+            rows=self.rows,
+        )
         (HERE / f"{self.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
         about = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         lines = [f"{whole['date']}, commit {self.commit}; {about}; {whole['seconds']} s.", ""]

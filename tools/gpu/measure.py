@@ -1,8 +1,8 @@
 """Measures DDK on this machine's GPU in the shapes of the paper's pairs, sized for 80 GB; at most 8 minutes.
 
 usage: python3 measure.py [--device cuda:0] [--small]
-Writes measure.json and measure.md: DDK with and without padded columns, other variants, PyTorch (if transformers is there too) at the
-same shapes, then single operations. --device cpu --small tries the script out.
+Writes measure.json and measure.md: DDK with and without padded columns, other variants, PyTorch (if transformers is
+there too) at the same shapes, then single operations. --device cpu --small tries the script out.
 """
 
 import argparse
@@ -56,7 +56,11 @@ def measure(options, report):
 
     def line(what, seconds, peak, detail=""):
         mfu = f"MFU {work / seconds / options.peak_tflops / 1e12:.1%}, " if not options.small else ""
-        report.add(what=what, result=f"{tokens / seconds:.0f} tokens/s", detail=f"{seconds:.3f} s a step, {mfu}{peak / 1e9:.1f} GB; {detail}")
+        report.add(
+            what=what,
+            result=f"{tokens / seconds:.0f} tokens/s",
+            detail=f"{seconds:.3f} s a step, {mfu}{peak / 1e9:.1f} GB; {detail}",
+        )
 
     variants = [
         ("ddk", [], {}, True),
@@ -90,7 +94,12 @@ def measure(options, report):
                     written = padded
                 with gpu.GpuMemory(options.device) as used:
                     got = pytorch.ddk_steps(world, of, steps, number, sets)
-                line(what, got["seconds"], used.largest, ", ".join(f"{part} {seconds:.3f}" for part, seconds in got["parts"].items()))
+                line(
+                    what,
+                    got["seconds"],
+                    used.largest,
+                    ", ".join(f"{part} {seconds:.3f}" for part, seconds in got["parts"].items()),
+                )
             except Exception as error:
                 report.add(what=what, result="failed", detail=reason(error))
             for name in variables:

@@ -1,5 +1,5 @@
-"""What single operations cost in the shapes of Qwen1.5 14B to 1.8B, a part of measure.py: where a step's time goes, and what the
-alternatives are. Each is timed with CUDA events, the median of eight after three to warm up."""
+"""What single operations cost in the shapes of Qwen1.5 14B to 1.8B, a part of measure.py: where a step's time goes,
+and what the alternatives are. Each is timed with CUDA events, the median of eight after three to warm up."""
 
 import statistics
 import time
@@ -24,7 +24,11 @@ class Timer:
         except Exception as error:
             self.report.add(what=name, result=f"failed: {reason(error)}")
             return
-        rate = f"{operations / milliseconds / 1e9:.0f} TFLOP/s" if operations else f"{bytes_ / milliseconds / 1e6:.0f} GB/s" if bytes_ else ""
+        rate = (
+            f"{operations / milliseconds / 1e9:.0f} TFLOP/s"
+            if operations
+            else f"{bytes_ / milliseconds / 1e6:.0f} GB/s" if bytes_ else ""
+        )
         self.report.add(what=name, result=f"{milliseconds:.3f} ms", detail=rate)
 
     def once(self, work):
@@ -42,7 +46,11 @@ class Timer:
 
 def operations(device, report, small):
     timed, shrink = Timer(device, report), 16 if small else 1
-    columns = {"cut to the vocabulary": VOCABULARY // shrink, "padded to 128": PADDED // shrink // 128 * 128, "the whole table": TABLE // shrink}
+    columns = {
+        "cut to the vocabulary": VOCABULARY // shrink,
+        "padded to 128": PADDED // shrink // 128 * 128,
+        "the whole table": TABLE // shrink,
+    }
     random = lambda *shape, dtype=torch.bfloat16: torch.randn(*shape, device=device).to(dtype)
     square = random(8192 // shrink, 8192 // shrink)
     timed("square product", lambda: square @ square, 2 * square.shape[0] ** 3)
@@ -60,10 +68,18 @@ def operations(device, report, small):
                 timed(f"{side}: logits of {positions} positions, {name}", lambda: hidden @ weight.t(), work)
                 if side == "student":
                     gradient, total = random(positions, count), torch.zeros(count, width, device=device)
-                    timed("its matrix gradient, rounded and added", lambda: total.add_((gradient.t() @ hidden).float()), work)
+                    timed(
+                        "its matrix gradient, rounded and added",
+                        lambda: total.add_((gradient.t() @ hidden).float()),
+                        work,
+                    )
                     if timed.gpu:
                         add = torch.ops.aten.addmm.dtype_out
-                        timed("its matrix gradient, added in the product", lambda: add(total, gradient.t(), hidden, torch.float32, out=total), work)
+                        timed(
+                            "its matrix gradient, added in the product",
+                            lambda: add(total, gradient.t(), hidden, torch.float32, out=total),
+                            work,
+                        )
                     del gradient, total
         del table
 
@@ -78,7 +94,11 @@ def operations(device, report, small):
             del weight, x
         query = random(batch, time_, heads, width // heads).transpose(1, 2)
         causal = 2 * batch * time_ * time_ * width
-        timed(f"{side}: attention, libtorch's choice", lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True), causal)
+        timed(
+            f"{side}: attention, libtorch's choice",
+            lambda: F.scaled_dot_product_attention(query, query, query, is_causal=True),
+            causal,
+        )
         gate, up = random(positions, inner), random(positions, inner)
         timed(f"{side}: silu x up", lambda: F.silu(gate) * up, bytes_=6 * gate.numel())
         hidden = random(positions, width)
@@ -91,4 +111,6 @@ def operations(device, report, small):
             began = time.perf_counter()
             F.scaled_dot_product_attention(x, x, x, is_causal=True)
             torch.cuda.synchronize()
-            report.add(what=f"first attention of length {length}", result=f"{1e3 * (time.perf_counter() - began):.0f} ms")
+            report.add(
+                what=f"first attention of length {length}", result=f"{1e3 * (time.perf_counter() - began):.0f} ms"
+            )

@@ -234,9 +234,10 @@ impl<S: Student> Core<S> {
     ) -> Result<Option<Vec<f64>>, PortError> {
         let began = Instant::now();
         self.newly_busy();
-        let phase = match self.student_at_start.is_empty() {
-            true => "first evaluation of the student".to_owned(),
-            false => format!("evaluation of the student after step {}", self.step()),
+        let phase = if self.student_at_start.is_empty() {
+            "first evaluation of the student".to_owned()
+        } else {
+            format!("evaluation of the student after step {}", self.step())
         };
         let perplexities = self.measure(&phase, status, told_to_stop)?;
         let busy = self.newly_busy();

@@ -89,15 +89,16 @@ fn unreadable(times: u64) -> crate::fakes::Hook {
     let count_down = |left: u64| left.checked_sub(1);
     Arc::new(move |place, number| {
         let here = (place, number) == ("read", 2005);
-        match here
+        if here
             && left
                 .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down)
                 .is_ok()
         {
-            true => Err(PortError::Data(
+            Err(PortError::Data(
                 "cannot read c/tokens.bin at byte 5: input/output error".to_owned(),
-            )),
-            false => Ok(()),
+            ))
+        } else {
+            Ok(())
         }
     })
 }
@@ -149,9 +150,12 @@ async fn a_batcher_that_fails_is_named_and_the_last_step_is_saved() {
 async fn a_part_that_cannot_be_built_is_an_error_of_the_start() {
     for (place, part) in [("build teacher", "teacher-0"), ("build student", "student")] {
         let mut world = World::new();
-        world.hook = Arc::new(move |at, _| match at == place {
-            true => Err(PortError::Other("models/x holds no config.json".to_owned())),
-            false => Ok(()),
+        world.hook = Arc::new(move |at, _| {
+            if at == place {
+                Err(PortError::Other("models/x holds no config.json".to_owned()))
+            } else {
+                Ok(())
+            }
         });
         let error = world.run().await.unwrap_err().to_string();
         assert_eq!(
@@ -205,12 +209,13 @@ async fn a_save_that_fails_is_an_event_and_only_the_last_one_an_error() {
 
 /// No update can be made in these steps.
 fn no_updates(steps: &'static [u64]) -> crate::fakes::Hook {
-    Arc::new(
-        move |place, step| match place == "no update" && steps.contains(&step) {
-            true => Err(PortError::Other("on purpose".to_owned())),
-            false => Ok(()),
-        },
-    )
+    Arc::new(move |place, step| {
+        if place == "no update" && steps.contains(&step) {
+            Err(PortError::Other("on purpose".to_owned()))
+        } else {
+            Ok(())
+        }
+    })
 }
 
 fn rolled_back(error: &RunError) -> Option<(u64, u64)> {

@@ -217,9 +217,10 @@ fn read_lines(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow 
         if bytes.is_empty() {
             continue;
         }
-        let record = match too_long {
-            true => Err(over_the_limit(source)),
-            false => text(std::mem::take(&mut bytes)).and_then(|line| parse(&line)),
+        let record = if too_long {
+            Err(over_the_limit(source))
+        } else {
+            text(std::mem::take(&mut bytes)).and_then(|line| parse(&line))
         };
         let more = match file.format.compression {
             Compression::None => Some(file.bytes.saturating_sub(consumed).div_ceil(shortest)),

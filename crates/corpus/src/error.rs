@@ -67,7 +67,11 @@ pub enum CorpusError {
         what: String,
     },
     /// More records than allowed could not be used.
-    #[error("domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_share = {limit} allows; most are in {}, the first at line {}: {}{}", if *whole { "" } else { "the first " }, worst.file.display(), worst.line, worst.reason, having(fields))]
+    #[error(
+        "domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_share = {limit} \
+         allows; most are in {}, the first at line {}: {}{}",
+        if *whole { "" } else { "the first " }, worst.file.display(), worst.line, worst.reason, having(fields)
+    )]
     TooManyBad {
         /// The domain.
         domain: String,
@@ -85,7 +89,11 @@ pub enum CorpusError {
         fields: Vec<String>,
     },
     /// Files that cannot be read to their end hold more than is allowed.
-    #[error("domain `{domain}`: at least {:.1} % of its files' bytes are in files that cannot be read to their end, more than corpus.max_bad_share = {limit} allows; the first is {} at line {line}: {reason}", share * 100.0, path.display())]
+    #[error(
+        "domain `{domain}`: at least {:.1} % of its files' bytes are in files that cannot be read to their end, \
+         more than corpus.max_bad_share = {limit} allows; the first is {} at line {line}: {reason}",
+        share * 100.0, path.display()
+    )]
     TooMuchDamaged {
         /// The domain.
         domain: String,
@@ -112,7 +120,8 @@ pub enum CorpusError {
     #[error("the preparation was given up")]
     Interrupted,
     /// A block of a prepared file that changed after it was written.
-    #[error("{} is damaged: the {bytes} bytes at byte {offset} do not have the checksum that they were written with: prepare the corpus again (ddk prepare CONFIG --force)", path.display())]
+    #[error("{} is damaged: the {bytes} bytes at byte {offset} do not have the checksum that they were written \
+             with: prepare the corpus again (ddk prepare CONFIG --force)", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,

@@ -108,9 +108,10 @@ fn by_name(path: &Path) -> Result<FileFormat, String> {
     let Some(extension) = extension(path) else {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let stem = name.split('-').next().unwrap_or_default();
-        return match TEXT_NAMES.contains(&&*stem.to_ascii_lowercase()) {
-            true => Ok(FileFormat::Text),
-            false => Err("it has no extension that names a format".to_owned()),
+        return if TEXT_NAMES.contains(&&*stem.to_ascii_lowercase()) {
+            Ok(FileFormat::Text)
+        } else {
+            Err("it has no extension that names a format".to_owned())
         };
     };
     let lower = extension.to_ascii_lowercase();
@@ -119,7 +120,8 @@ fn by_name(path: &Path) -> Result<FileFormat, String> {
         ("parquet", _) => Ok(FileFormat::Parquet),
         (_, "jsonl" | "parquet") => Err(other_case(extension, &lower)),
         (_, "json") => Err(format!(
-            "`.{extension}` files are not read as records: convert it to JSON Lines (.jsonl), for example with `jq -c '.[]'`"
+            "`.{extension}` files are not read as records: convert it to JSON Lines (.jsonl), for example with \
+             `jq -c '.[]'`"
         )),
         (_, "ndjson" | "jsonlines" | "ldjson") => Err(format!(
             "`.{extension}` files are not read as records: rename it to `.jsonl` if each line is one JSON object"

@@ -123,10 +123,9 @@ pub fn as_prepared(
         let folder = options.folder.join(&domain.name);
         folder.exists() && !index_file(&folder, options.packing, options.sequence_length).exists()
     });
-    let _lock = match missing {
-        true => Some(lock(&options.folder, progress)?),
-        false => None,
-    };
+    let _lock = missing
+        .then(|| lock(&options.folder, progress))
+        .transpose()?;
     let of = |domain: &DomainSource| {
         let manifest = read_manifest(options, domain)?;
         report(options, domain, &manifest, false)

@@ -67,9 +67,10 @@ pub fn sample(source: &DomainSource) -> Result<Sample, CorpusError> {
                     });
                 }
             }
-            Ok(match sample.records >= RECORDS || bytes >= BYTES {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+            Ok(if sample.records >= RECORDS || bytes >= BYTES {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
             })
         })?;
         if flow.is_break() {

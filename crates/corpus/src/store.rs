@@ -115,10 +115,9 @@ impl TokenWriter {
         Ok(Self {
             tokens: open("tokens", written.tokens * width as u64)?,
             documents,
-            prompts: match prompts {
-                true => Some(open("prompts", 8 * written.documents)?),
-                false => None,
-            },
+            prompts: prompts
+                .then(|| open("prompts", 8 * written.documents))
+                .transpose()?,
             width,
             written,
         })
@@ -225,13 +224,14 @@ impl Numbers {
         let offset = block * BLOCK_BYTES;
         let count = BLOCK_BYTES.min(self.length - offset);
         let bytes = self.raw(offset, count as usize)?;
-        match self.blocks.verify(block, &bytes) {
-            true => Ok(bytes),
-            false => Err(CorpusError::Corrupt {
+        if self.blocks.verify(block, &bytes) {
+            Ok(bytes)
+        } else {
+            Err(CorpusError::Corrupt {
                 path: self.path.clone(),
                 offset,
                 bytes: count,
-            }),
+            })
         }
     }
 
@@ -301,10 +301,9 @@ impl Tokens {
         Ok(Self {
             tokens: open("tokens", tokens * width as u64)?,
             ends: open("documents", (documents + 1) * 8)?,
-            prompts: match prompts {
-                true => Some(open("prompts", documents * 8)?),
-                false => None,
-            },
+            prompts: prompts
+                .then(|| open("prompts", documents * 8))
+                .transpose()?,
             width,
         })
     }
@@ -336,7 +335,8 @@ impl Tokens {
                         Some(length) => Ok(length),
                         None => Err(CorpusError::damaged(
                             self.ends.path(),
-                            "has documents that end before they start: prepare the corpus again (ddk prepare CONFIG --force)",
+                            "has documents that end before they start: prepare the corpus again (ddk prepare \
+                             CONFIG --force)",
                         )),
                     })
                     .collect(),

@@ -80,9 +80,10 @@ pub(crate) fn survey(
             let due = record.ends_file || quarantine.records.is_multiple_of(CHECKED_EVERY);
             let more = || Some(record.more?.saturating_add(following.after(number)?));
             Ok(
-                match due && quarantine.is_hopeless(options.max_bad_share, more) {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
+                if due && quarantine.is_hopeless(options.max_bad_share, more) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
                 },
             )
         })?;
@@ -117,7 +118,8 @@ pub(crate) fn survey(
     if !has(Use::Validation) {
         return lacking(match survey.documents.len() {
             1 => {
-                "is a single document, and one more is needed for validation (files of records end in .jsonl or .parquet)"
+                "is a single document, and one more is needed for validation (files of records end in .jsonl or \
+                 .parquet)"
             }
             _ => "has no validation document: add files, or raise corpus.validation_share",
         });
@@ -171,16 +173,17 @@ fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen
         u64::from_be_bytes(first) as f64 / 2_f64.powi(64)
     };
     let mut candidates: Vec<usize> = (0..documents.len())
-        .filter(|&index| match domain.validation_files.is_empty() {
-            true => {
+        .filter(|&index| {
+            if domain.validation_files.is_empty() {
                 let hash = &documents[index].hash;
                 documents[index].usage == Use::Train
                     && match options.validation_by {
                         ValidationBy::Share => place(hash) < options.validation_share,
                         ValidationBy::Count => true,
                     }
+            } else {
+                documents[index].usage == Use::Validation
             }
-            false => documents[index].usage == Use::Validation,
         })
         .collect();
     candidates.sort_unstable_by_key(|&index| documents[index].hash);

@@ -118,9 +118,10 @@ impl Reading<'_> {
                 let seen: &Seen = self.documents.get(next).ok_or_else(changed)?;
                 next += 1;
                 let full = self.full.load(Ordering::Relaxed);
-                let flow = match next < if full { end_of_validation } else { end } {
-                    true => ControlFlow::Continue(()),
-                    false => ControlFlow::Break(()),
+                let flow = if next < if full { end_of_validation } else { end } {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
                 };
                 if next <= self.start {
                     return Ok(flow);

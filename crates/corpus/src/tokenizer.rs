@@ -57,17 +57,24 @@ impl TokenizerFolder {
             .with_padding(None);
         let end_token = match end_token {
             Some(token) => tokenizer.token_to_id(token).ok_or_else(|| {
-                wrong(format!("corpus.end_token is `{token}`, which is no token of it"))
+                wrong(format!(
+                    "corpus.end_token is `{token}`, which is no token of it"
+                ))
             })?,
             None => find_end_token(folder, &tokenizer).ok_or_else(|| {
-                wrong("no end token is named in tokenizer_config.json, special_tokens_map.json, generation_config.json or config.json: set corpus.end_token".to_owned())
+                wrong(
+                    "no end token is named in tokenizer_config.json, special_tokens_map.json, generation_config.json \
+                     or config.json: set corpus.end_token"
+                        .to_owned(),
+                )
             })?,
         };
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocabulary = largest.map_or(0, |id| id as usize + 1);
         if end_token as usize >= vocabulary {
             return Err(wrong(format!(
-                "the end token is id {end_token} (eos_token_id of generation_config.json or config.json), and its ids end at {}: set corpus.end_token",
+                "the end token is id {end_token} (eos_token_id of generation_config.json or config.json), and \
+                 its ids end at {}: set corpus.end_token",
                 vocabulary.saturating_sub(1)
             )));
         }
@@ -133,9 +140,10 @@ impl TokenizerFolder {
         let mut prompts = self.encode_batch(prompts, true)?.into_iter();
         let mut after = self.encode_batch(after, false)?.into_iter();
         let join = |has_prompt: bool| {
-            let (prompt, text) = match has_prompt {
-                true => (prompts.next(), after.next()),
-                false => (None, alone.next()),
+            let (prompt, text) = if has_prompt {
+                (prompts.next(), after.next())
+            } else {
+                (None, alone.next())
             };
             let mut tokens = prompt.unwrap_or_default();
             if tokens.last() == Some(&self.end_token) {

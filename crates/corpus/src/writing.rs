@@ -58,10 +58,12 @@ impl Places {
         if finished.is_some_and(|manifest| manifest.made_from == *wanted) {
             return self.publish();
         }
-        match self.folder.exists() {
-            true => files::remove_folder(&self.aside),
-            false if self.aside.exists() => files::rename(&self.aside, &self.folder),
-            false => Ok(()),
+        if self.folder.exists() {
+            files::remove_folder(&self.aside)
+        } else if self.aside.exists() {
+            files::rename(&self.aside, &self.folder)
+        } else {
+            Ok(())
         }
     }
 }

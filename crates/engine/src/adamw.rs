@@ -96,9 +96,12 @@ fn aligned(numbers: i64) -> i64 {
     numbers + (-numbers).rem_euclid(ALIGNMENT)
 }
 
+/// What the parameters of a bucket have in common: whether they decay, dtype and device.
+type Class = (bool, Kind, Device);
+
 /// Buckets of zeros for `parameters`, of at most `limit` numbers unless one parameter alone has more.
 fn buckets(parameters: &[(String, Tensor)], limit: i64) -> Result<Vec<Bucket>, TorchError> {
-    let mut plans: Vec<((bool, Kind, Device), i64, Vec<usize>)> = Vec::new();
+    let mut plans: Vec<(Class, i64, Vec<usize>)> = Vec::new();
     for (index, (_, parameter)) in parameters.iter().enumerate() {
         let class = (parameter.dim() >= 2, parameter.kind(), parameter.device());
         let numbers = aligned(parameter.numel() as i64);

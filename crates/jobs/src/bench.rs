@@ -165,13 +165,14 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
         .usage();
     }
     let measured = Bench::new(&settings, args.seconds)?.measure()?;
-    match args.json {
-        true => Ok(writeln!(
+    if args.json {
+        Ok(writeln!(
             out,
             "{}",
             serde_json::to_string_pretty(&measured)?
-        )?),
-        false => measured.write(out),
+        )?)
+    } else {
+        measured.write(out)
     }
 }
 
@@ -198,9 +199,10 @@ impl<'a> Bench<'a> {
 
     /// Seconds of a step: the teacher's (0 where it is not asked), and the student's.
     pub fn seconds(&self) -> Result<(f64, f64)> {
-        let teacher = match wiring::needs_teacher_output(self.settings) {
-            true => alone("teacher", || self.teacher(|| Ok(())))?.sum(),
-            false => 0.0,
+        let teacher = if wiring::needs_teacher_output(self.settings) {
+            alone("teacher", || self.teacher(|| Ok(())))?.sum()
+        } else {
+            0.0
         };
         Ok((teacher, alone("student", || self.student(|| Ok(())))?.sum()))
     }
@@ -211,9 +213,10 @@ impl Bench<'_> {
         let settings = self.settings;
         let needs_output = wiring::needs_teacher_output(settings);
         say("the teacher alone");
-        let teacher = match needs_output {
-            true => alone("teacher", || self.measure_teacher())?,
-            false => Measurement::default(),
+        let teacher = if needs_output {
+            alone("teacher", || self.measure_teacher())?
+        } else {
+            Measurement::default()
         };
         say("the student alone");
         let student = alone("student", || self.measure_student(needs_output))?;
@@ -386,10 +389,9 @@ impl Bench<'_> {
 
     /// As [`Self::teacher`], of the student's step.
     fn student(&self, between: impl FnMut() -> Result<()>) -> Result<Seconds> {
-        let teacher = match wiring::needs_teacher_output(self.settings) {
-            true => Some(self.build_teacher(0)?),
-            false => None,
-        };
+        let teacher = wiring::needs_teacher_output(self.settings)
+            .then(|| self.build_teacher(0))
+            .transpose()?;
         let lane = self.student_lane(&Turns::new(false))?;
         let mut student = self.build_student()?;
         let signals = match &teacher {

@@ -153,7 +153,8 @@ fn one_model(role: &str, folder: &Path, report: &mut Report<'_>) -> Result<Optio
     };
     let (heads, kv_heads, head_dim) = config.heads();
     report.line(&format!(
-        "{role}: {}, {} parameters ({} layers of {}, {heads} heads of {head_dim}, {kv_heads} of keys), {} columns, in {}",
+        "{role}: {}, {} parameters ({} layers of {}, {heads} heads of {head_dim}, {kv_heads} of keys), {} \
+         columns, in {}",
         config.architecture(),
         count(config.parameter_counts()?.total),
         config.layers(),
@@ -253,9 +254,10 @@ fn memory(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Resu
     }
     for (spread, lanes) in &replicas {
         for device in spread {
-            let beside: &[Part] = match *device == student.device {
-                true => &of_student,
-                false => &[],
+            let beside: &[Part] = if *device == student.device {
+                &of_student
+            } else {
+                &[]
             };
             let of_teacher = teacher_memory(&models.teacher, &shape, *lanes, beside)?;
             add(device, "teacher", of_teacher, spread.len() as u64);
@@ -450,7 +452,8 @@ fn schedule(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
     ))?;
     if student.warmup_steps >= schedule.total_steps.min(steps) {
         report.line(&format!(
-            "warning: student.warmup_steps is {}, but the run has only {steps} steps: the learning rate never reaches student.lr",
+            "warning: student.warmup_steps is {}, but the run has only {steps} steps: the learning rate never \
+             reaches student.lr",
             student.warmup_steps
         ))?;
     }

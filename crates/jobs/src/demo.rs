@@ -169,8 +169,8 @@ pub fn verify_text(settings: &Settings) -> Result<()> {
                 file.display()
             ))
             .hint(format!(
-                "an earlier version wrote it, or it was changed: move {folder} away, and the runs that were made from it, then run \
-                 this again"
+                "an earlier version wrote it, or it was changed: move {folder} away, and the runs that were \
+                 made from it, then run this again"
             ));
         }
     }

@@ -26,8 +26,9 @@ pub const NAMES: [&str; 5] = ["cpp", "data", "prose", "python", "rust"];
 const SEED: u64 = 0;
 
 /// What to do about documents that are missing or wrong.
-const FETCH: &str = "run `make demo-text` in a clone of the repository: it fetches the documents that the demo's text is chosen \
-                     from into the cache folder (DDK_CACHE, by default $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
+const FETCH: &str = "run `make demo-text` in a clone of the repository: it fetches the documents that the \
+                     demo's text is chosen from into the cache folder (DDK_CACHE, by default \
+                     $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
 
 /// A line of the documents to choose from, and of the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]

@@ -90,7 +90,8 @@ fn find(
             let best = best.ok_or_else(|| {
                 anyhow!("no checkpoint of the run in {} was measured", run.display())
             });
-            let hint = "perplexities are measured at ends of intervals: with checkpoint.keep_best one is saved wherever the student is nearest";
+            let hint = "perplexities are measured at ends of intervals: with checkpoint.keep_best one is saved \
+                        wherever the student is nearest";
             let step = best.hint(hint)?.step;
             Ok((step, checkpoint_of(store, step)?))
         }

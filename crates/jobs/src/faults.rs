@@ -136,7 +136,12 @@ impl Faults {
         }
         let faults = plan.iter().map(|entry| {
             parse(entry)
-                .ok_or_else(|| anyhow!("`faults.plan` holds \"{entry}\", expected KIND PLACE NUMBER [CALL], such as \"panic student 5\""))
+                .ok_or_else(|| {
+                    anyhow!(
+                        "`faults.plan` holds \"{entry}\", expected KIND PLACE NUMBER [CALL], \
+                                        such as \"panic student 5\""
+                    )
+                })
                 .usage()
         });
         Ok(Arc::new(Self {

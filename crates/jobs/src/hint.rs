@@ -121,7 +121,8 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             render(&error),
-            "error: the run stopped\n  caused by: cannot read rows.bin\n  caused by: no such device\nhint: prepare the corpus again"
+            "error: the run stopped\n  caused by: cannot read rows.bin\n  caused by: no such device\nhint: \
+             prepare the corpus again"
         );
         assert_eq!(exit_code(&error), exit::ERROR);
         assert_eq!(

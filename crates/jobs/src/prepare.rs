@@ -43,9 +43,10 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     let faults = Faults::parse(&settings.faults.plan)?;
     let (options, tokenizer) = options(&settings)?;
     signals.begin(
-        match args.verify {
-            true => Phase::Verify,
-            false => Phase::Prepare,
+        if args.verify {
+            Phase::Verify
+        } else {
+            Phase::Prepare
         },
         &faults,
     )?;
@@ -110,7 +111,8 @@ impl Outdated<'_> {
                 stale.domain,
                 stale.reason
             ))
-            .hint("to go on with it as it is prepared: --set corpus.when_stale=use (a tokenizer that has changed has to be put back); for a run on what is there now: another corpus.folder")
+            .hint("to go on with it as it is prepared: --set corpus.when_stale=use (a tokenizer that has \
+                   changed has to be put back); for a run on what is there now: another corpus.folder")
             .usage(),
         }
     }
@@ -139,7 +141,8 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if when_stale == WhenStale::Refuse {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
-                        .hint("run `ddk prepare` on this configuration, or set corpus.when_stale = \"use\" to take it as it is");
+                        .hint("run `ddk prepare` on this configuration, or set corpus.when_stale = \"use\" to \
+                               take it as it is");
                 }
                 if outdated.keeps(&stale)? {
                     say(&format!(
@@ -153,9 +156,10 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
             let mut others = options.clone();
             others.domains.retain(|domain| !kept.contains(&domain.name));
             let reports = make(&others, &tokenizer, false)?;
-            match kept.is_empty() {
-                true => reports,
-                false => take(&options)?,
+            if kept.is_empty() {
+                reports
+            } else {
+                take(&options)?
             }
         }
     };
@@ -181,14 +185,17 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     })
 }
 
-const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says where each value comes from";
+const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says \
+                      where each value comes from";
 
 /// A corpus error with what to do about it.
 pub fn advise(error: CorpusError) -> anyhow::Error {
     match &error {
         CorpusError::UnknownFormat { domain, .. } => {
             let hint = format!(
-                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set domains.{domain}.format to \"jsonl\", \"parquet\" or \"text\" (each file is one document); see docs/corpora.md"
+                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
+                 domains.{domain}.format to \"jsonl\", \"parquet\" or \"text\" (each file is one document); see \
+                 docs/corpora.md"
             );
             usage(with_hint(error, hint))
         }
@@ -205,7 +212,8 @@ pub fn fields_hint(domain: &str, fields: &[String]) -> String {
     let field = fields.last().map_or("text", String::as_str);
     let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
     format!(
-        "name the field that holds the text, such as domains.{domain}.text_field = \"{field}\", or make the text of several, such as domains.{domain}.text = \"{}\"",
+        "name the field that holds the text, such as domains.{domain}.text_field = \"{field}\", or make the \
+         text of several, such as domains.{domain}.text = \"{}\"",
         template.join("\\n")
     )
 }
@@ -359,7 +367,8 @@ pub fn row_options(settings: &Settings) -> RowOptions {
 /// What a domain holds, on a line.
 pub fn describe(report: &DomainReport) -> String {
     format!(
-        "{}: {} documents, {} tokens ({:.2} bytes each), {} rows; {} validation documents, {} duplicates and {} short ones left out{}",
+        "{}: {} documents, {} tokens ({:.2} bytes each), {} rows; {} validation documents, {} duplicates and {} \
+         short ones left out{}",
         report.domain,
         report.documents,
         report.tokens,
@@ -385,7 +394,8 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
                 "domain `{}` has no token to predict in its validation documents",
                 domain.name()
             ))
-            .hint("with objective.mask_prompt its prompts fill corpus.sequence_length: make that longer, or the prompts shorter")
+            .hint("with objective.mask_prompt its prompts fill corpus.sequence_length: make that longer, or the \
+                   prompts shorter")
             .usage();
         }
         Ok(documents)

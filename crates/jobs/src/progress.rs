@@ -168,7 +168,8 @@ impl Observer for Printer {
             .map(|(name, weight)| format!("{name} {weight:.3}"))
             .collect();
         let text = format!(
-            "step {}/{limit}  loss {:.4}  ce {:.4}  kl {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  student {:.0} %  {}{}",
+            "step {}/{limit}  loss {:.4}  ce {:.4}  kl {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  \
+             student {:.0} %  {}{}",
             line.step,
             line.loss,
             line.ce,
@@ -197,7 +198,14 @@ impl Observer for Printer {
     }
 
     fn on_mixture(&self, line: &MixtureLine) {
-        tracing::info!(interval = line.interval, step = line.step, weights = ?line.weights, ratio = ?line.ratio, "mixture");
+        let MixtureLine {
+            interval,
+            step,
+            weights,
+            ratio,
+            ..
+        } = line;
+        tracing::info!(interval, step, ?weights, ?ratio, "mixture");
     }
 
     fn on_progress(&self, progress: &Progress) {

@@ -32,13 +32,14 @@ pub fn measure(
         let _lane = Lane::enter(threads);
         let student_device = parse_device(&settings.student.device)?;
         let placement = wiring::teacher_placement(&settings.teacher, 0)?;
-        let teacher = match wiring::needs_teacher_output(settings) {
-            true => Some(wiring::build_teacher(
+        let teacher = if wiring::needs_teacher_output(settings) {
+            Some(wiring::build_teacher(
                 folders.frozen.model(&placement)?,
                 student_device,
                 options.filters.as_ref(),
-            )?),
-            false => None,
+            )?)
+        } else {
+            None
         };
         let mut student = wiring::build_student(settings, folders, options.clone(), None)?;
         let shares = prepare::natural_shares(corpus);

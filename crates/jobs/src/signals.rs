@@ -230,7 +230,8 @@ impl Signals {
                 let grace = state.grace;
                 later(grace, move || {
                     say(&format!(
-                        "not done {} s after {name} (guard.grace_seconds): ending at once; the run resumes from its last checkpoint",
+                        "not done {} s after {name} (guard.grace_seconds): ending at once; the run resumes from \
+                         its last checkpoint",
                         grace.as_secs_f64()
                     ));
                     exit(signal)

@@ -114,9 +114,10 @@ pub fn distil(
     // What a run was made from is not replaced: this one, or the one that it is forked from.
     let goes_on = begun && !flags.new && !flags.restart;
     let extends = goes_on && inputs::extends(&path, settings)?;
-    let length = match flags.restart {
-        true => Length::of(settings),
-        false => Length::of_run(&path, settings)?,
+    let length = if flags.restart {
+        Length::of(settings)
+    } else {
+        Length::of_run(&path, settings)?
     };
     let outdated = match &flags.fork_of {
         _ if flags.restart => Outdated::AsSet,

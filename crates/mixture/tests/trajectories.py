@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Writes trajectories.json beside itself: trajectories of the policies, from their papers' formulas as they stand there.
+"""Writes trajectories.json beside itself: trajectories of the policies, from their papers' formulas as they stand
+there.
 
-Independent of the Rust code: plain Python floats, exp and log without any rearrangement for stability. Standard library only.
+Independent of the Rust code: plain Python floats, exp and log without any rearrangement for stability. Standard
+library only.
 """
 import json
 import math
@@ -49,9 +51,21 @@ def odm(smoothing):
 
     A loss of None: nothing of the domain was drawn in that step.
     """
-    losses = [[3.1, 2.4, 4.0, 1.9], [3.0, None, 3.8, 1.8], [2.9, 2.2, None, None], [2.7, 2.1, 3.5, 1.6], [2.6, None, 3.1, 1.5]]
+    losses = [
+        [3.1, 2.4, 4.0, 1.9],
+        [3.0, None, 3.8, 1.8],
+        [2.9, 2.2, None, None],
+        [2.7, 2.1, 3.5, 1.6],
+        [2.6, None, 3.1, 1.5],
+    ]
     # Exploration alone rules the first N ln N turns.
-    losses += [[2.5, 2.0, 3.0, None], [2.5, 1.9, 2.8, 1.5], [None, 1.8, 2.7, 1.4], [2.4, 1.8, 2.7, 1.4], [2.3, 1.7, None, 1.3]]
+    losses += [
+        [2.5, 2.0, 3.0, None],
+        [2.5, 1.9, 2.8, 1.5],
+        [None, 1.8, 2.7, 1.4],
+        [2.4, 1.8, 2.7, 1.4],
+        [2.3, 1.7, None, 1.3],
+    ]
     count = 4
     epsilon = lambda turn: min(1 / count, math.sqrt(math.log(count) / (count * turn)))
     reward = [0.0] * count
@@ -59,7 +73,8 @@ def odm(smoothing):
     all_weights = [weights]
     for turn, step in enumerate(losses, start=2):
         reward = [
-            r if loss is None else smoothing * r + (1 - smoothing) * loss / w for r, loss, w in zip(reward, step, weights)
+            r if loss is None else smoothing * r + (1 - smoothing) * loss / w
+            for r, loss, w in zip(reward, step, weights)
         ]
         soft = normalised([math.exp(epsilon(turn - 1) * r) for r in reward])
         weights = [(1 - count * epsilon(turn)) * p + epsilon(turn) for p in soft]

@@ -28,8 +28,8 @@ pub enum ModelError {
     },
     /// Only pickled weights.
     #[error("{} holds pickled weights (pytorch_model.bin), which can run code when they are read; convert them: \
-             AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, \
-             safe_serialization=True)", .0.display())]
+             AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)",
+            .0.display())]
     Pickled(PathBuf),
     /// A file that does not hold what it should.
     #[error("{}: {reason}", path.display())]

@@ -12,6 +12,7 @@ use crate::{
     chart::Chart,
     document::{Block, Table, markdown, page},
     figures,
+    table::number,
 };
 
 /// More incidents than this are counted, not listed.
@@ -86,14 +87,20 @@ fn result(summary: &Summary) -> Vec<Block> {
         mean(|domain| domain.ratio_before),
         mean(|domain| domain.ratio_after),
     );
+    let how = if before.is_nan() {
+        "the model learned from the text alone".to_owned()
+    } else {
+        format!(
+            "the student's perplexity went from **{before:.3}** to **{after:.3}** times the teacher's (mean of {} domains)",
+            summary.domains.len()
+        )
+    };
     let text = format!(
-        "In {} steps and {} intervals, on {} tokens, the student's perplexity went from **{before:.3}** to \
-         **{after:.3}** times the teacher's (mean of {} domains). It took {} at {:.0} tokens a second, and at \
-         most {:.2} GB of memory. Stopped by `{}`; exported: {}.",
+        "In {} steps and {} intervals, on {} tokens, {how}. It took {} at {:.0} tokens a second, and at most {:.2} GB of \
+         memory. Stopped by `{}`; exported: {}.",
         summary.steps,
         summary.intervals,
         summary.tokens,
-        summary.domains.len(),
         duration(summary.distill_seconds),
         summary.tokens_per_second,
         summary.peak_rss_bytes as f64 / 1e9,
@@ -108,9 +115,9 @@ fn result(summary: &Summary) -> Vec<Block> {
                 name.clone(),
                 format!("{:.2}", domain.student_perplexity_before),
                 format!("{:.2}", domain.student_perplexity_after),
-                format!("{:.2}", domain.teacher_perplexity),
-                format!("{:.3}", domain.ratio_before),
-                format!("{:.3}", domain.ratio_after),
+                number(domain.teacher_perplexity, 2),
+                number(domain.ratio_before, 3),
+                number(domain.ratio_after, 3),
                 format!("{:.1} %", 100.0 * domain.token_share),
             ]
         })
@@ -121,8 +128,8 @@ fn result(summary: &Summary) -> Vec<Block> {
         empty(),
         empty(),
         empty(),
-        format!("{before:.3}"),
-        format!("{after:.3}"),
+        number(before, 3),
+        number(after, 3),
         empty(),
     ]);
     let header = [

@@ -2,7 +2,16 @@
 
 use std::fmt::Write;
 
-use ddk_run::records::Summary;
+use ddk_run::records::{DomainSummary, Summary};
+
+/// A number, or a dash for one that is not known: without a teacher there is no ratio.
+pub(crate) fn number(value: f64, decimals: usize) -> String {
+    if value.is_nan() {
+        "-".to_owned()
+    } else {
+        format!("{value:.decimals$}")
+    }
+}
 
 /// Domains, totals and where the time went, as text; one line each, at most 100 characters wide for short names.
 pub fn table(summary: &Summary) -> String {
@@ -27,22 +36,22 @@ pub fn table(summary: &Summary) -> String {
     for (name, domain) in &summary.domains {
         let _ = writeln!(
             text,
-            "{name:width$}  {:>10.2}  {:>10.2}  {:>10.2}  {:>8.3}  {:>8.3}  {:>7.1}%",
+            "{name:width$}  {:>10.2}  {:>10.2}  {:>10}  {:>8}  {:>8}  {:>7.1}%",
             domain.student_perplexity_before,
             domain.student_perplexity_after,
-            domain.teacher_perplexity,
-            domain.ratio_before,
-            domain.ratio_after,
+            number(domain.teacher_perplexity, 2),
+            number(domain.ratio_before, 3),
+            number(domain.ratio_after, 3),
             100.0 * domain.token_share
         );
     }
     let count = summary.domains.len().max(1) as f64;
-    let mean = |value: fn(&ddk_run::records::DomainSummary) -> f64| {
-        summary.domains.values().map(value).sum::<f64>() / count
+    let mean = |value: fn(&DomainSummary) -> f64| {
+        number(summary.domains.values().map(value).sum::<f64>() / count, 3)
     };
     let _ = writeln!(
         text,
-        "{:width$}  {:>10}  {:>10}  {:>10}  {:>8.3}  {:>8.3}",
+        "{:width$}  {:>10}  {:>10}  {:>10}  {:>8}  {:>8}",
         "mean",
         "",
         "",

@@ -28,12 +28,13 @@ fn snapshot(live: bool) -> Snapshot {
         restarts: 0,
         progress: None,
     };
-    let workers = match live {
-        true => vec![
+    let workers = if live {
+        vec![
             worker("teacher-0", "busy", 84.0),
             worker("student", "waiting_for_input", 96.0),
-        ],
-        false => Vec::new(),
+        ]
+    } else {
+        Vec::new()
     };
     let step: Vec<u64> = (1..=200).collect();
     let loss = step

@@ -50,15 +50,13 @@ impl Bench<'_> {
                     let (mut waited, turns_before) = (0.0, on.waited_seconds());
                     for micro in self.rows.micro_batches() {
                         let asked = Instant::now();
-                        let signal = match needs_output {
-                            true => Some(receivers[number % lanes].recv()?),
-                            false => None,
-                        };
+                        let receiver = &receivers[number % lanes];
+                        let output = needs_output.then(|| receiver.recv()).transpose()?;
                         waited += asked.elapsed().as_secs_f64();
                         number += 1;
                         let predictions = self.rows.predictions();
                         on.work_in_turn(|| {
-                            student.accumulate(&micro, signal.as_ref(), predictions)
+                            student.accumulate(&micro, output.as_ref(), predictions)
                         })??;
                     }
                     on.work_in_turn(|| student.update(times.len() as u64 + 1))??;

@@ -108,7 +108,8 @@ impl Measured {
         )?;
         writeln!(
             out,
-            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % of the time",
+            "one after the other {:.0} tokens/s; overlapped {:.0} tokens/s ({:.2} x), the student waits {:.0} % \
+             of the time",
             self.tokens_per_second * self.overlapped_seconds / seconds,
             self.tokens_per_second,
             seconds / self.overlapped_seconds,
@@ -138,11 +139,13 @@ pub(super) fn advice(lanes: usize, teacher: f64, student: Seconds) -> String {
     }
     match ratio {
         ratio if ratio > IMBALANCE => format!(
-            "the teacher is slower by {ratio:.1} x: give it a lane more (teacher.lanes = {}), another device, or more threads",
+            "the teacher is slower by {ratio:.1} x: give it a lane more (teacher.lanes = {}), another device, \
+             or more threads",
             lanes + 1
         ),
         ratio if ratio < 1.0 / IMBALANCE => format!(
-            "the student is slower by {:.1} x: give it more threads (student.threads), or the faster device; most of its time goes into its {part}",
+            "the student is slower by {:.1} x: give it more threads (student.threads), or the faster device; \
+             most of its time goes into its {part}",
             1.0 / ratio
         ),
         _ => "teacher and student are balanced".to_owned(),

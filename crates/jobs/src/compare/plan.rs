@@ -112,9 +112,10 @@ impl Plan {
         swept: &Swept,
     ) -> Result<Planned> {
         let mut label = method.name().to_owned();
-        let mut sets = match args.quick {
-            true => quarter(&self.base)?,
-            false => Vec::new(),
+        let mut sets = if args.quick {
+            quarter(&self.base)?
+        } else {
+            Vec::new()
         };
         if let Some((key, value)) = swept {
             label.push_str(&format!("-{key}-{}", plain(value)));
@@ -177,7 +178,8 @@ fn same_budget(runs: &[Planned]) -> Result<()> {
                     "--sweep {key}: with {value} a run is {own} tokens long, with {} {budget}",
                     first.swept.as_ref().map_or("", |(_, value)| value)
                 ))
-                .hint("all runs of a comparison are to train on as much: --set run.max_tokens=N, and where run.max_intervals is set, one that is never reached")
+                .hint("all runs of a comparison are to train on as much: --set run.max_tokens=N, and where \
+                       run.max_intervals is set, one that is never reached")
                 .usage();
             }
             _ => {}

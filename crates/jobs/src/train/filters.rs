@@ -57,7 +57,8 @@ pub fn layer_pairs(
     let absent = |pair: &&LayerPair| pair.student > of_student || pair.teacher > of_teacher;
     match pairs.iter().find(absent) {
         Some(pair) => Err(anyhow!(
-            "`objective.ted_layers` holds [{}, {}], but the student has the layers 1 to {of_student} and the teacher 1 to {of_teacher}",
+            "`objective.ted_layers` holds [{}, {}], but the student has the layers 1 to {of_student} and the \
+             teacher 1 to {of_teacher}",
             pair.student,
             pair.teacher
         ))

@@ -46,13 +46,14 @@ pub(super) fn fork(
     let old_rows: Vec<u64> = old
         .domains()
         .enumerate()
-        .map(|(index, name)| match kept.contains(&Some(index)) {
-            true => {
+        .map(|(index, name)| {
+            if kept.contains(&Some(index)) {
                 let options = prepare::row_options(&settings);
                 let domain = PreparedDomain::open(&settings.corpus.folder, name, options)?;
                 Ok(domain.rows())
+            } else {
+                Ok(1)
             }
-            false => Ok(1),
         })
         .collect::<Result<_>>()?;
     let new = prepared.settings;

@@ -61,7 +61,8 @@ pub struct Inputs {
 /// Teacher, student and corpus must mean the same by every token.
 pub fn check_tokenizers(settings: &Settings, folders: &ModelFolders) -> Result<()> {
     let end_token = settings.corpus.end_token.as_deref();
-    let advice = "a student can only learn from a teacher with the same tokens; both model folders need their tokenizer.json";
+    let advice = "a student can only learn from a teacher with the same tokens; both model folders need their \
+                  tokenizer.json";
     let open = |folder: &PathBuf| TokenizerFolder::open(folder, end_token).hint(advice);
     for folder in [&folders.teacher, &folders.student] {
         ModelConfig::read(folder)?;

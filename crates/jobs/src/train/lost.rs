@@ -6,7 +6,8 @@ use ddk_run::{CheckpointStore, RunFolder};
 use crate::{hint::Hint, progress::say};
 
 /// What to do where no checkpoint loads.
-pub(super) const ADVICE: &str = "restore it, or start over at step 0 with --restart, which sets aside what is there and deletes nothing";
+pub(super) const ADVICE: &str = "restore it, or start over at step 0 with --restart, which sets aside what is \
+                                 there and deletes nothing";
 
 /// Whether there is something to go on from, sound or not.
 pub(super) fn has_checkpoints(folder: &RunFolder) -> Result<bool> {

@@ -71,9 +71,10 @@ fn take(current: &mut Settings, new: &Settings, live: &Live, printer: &Printer) 
         say("SIGHUP: no setting has changed");
     }
     for (key, old, new) in &differences {
-        let done = match TAKEN.contains(&key.as_str()) {
-            true => "taken",
-            false => "left as it is: it needs a new start",
+        let done = if TAKEN.contains(&key.as_str()) {
+            "taken"
+        } else {
+            "left as it is: it needs a new start"
         };
         tracing::info!(key, old, new, done, "a setting was read again");
         say(&format!("SIGHUP: {key} was {old}, is {new}: {done}"));

@@ -37,7 +37,8 @@ pub(super) fn chosen(
         .chain([settings.student.device.as_str()]);
     if devices.any(|device| device != "cpu") {
         say(
-            "run.threads = \"auto\": there is nothing to choose beside a GPU; the settings' lanes and threads are taken",
+            "run.threads = \"auto\": there is nothing to choose beside a GPU; the settings' lanes and threads \
+             are taken",
         );
         return Ok(chosen);
     }
@@ -52,8 +53,8 @@ pub(super) fn chosen(
     choice.set(&mut chosen);
     let turns = if choice.take_turns { ", in turns" } else { "" };
     say(&format!(
-        "run.threads = \"auto\": a step takes the teacher {teacher:.3} s and the student {student:.3} s on one of {cores} cores, \
-         so teacher.lanes = {}, teacher.threads = {}, student.threads = {}{turns}",
+        "run.threads = \"auto\": a step takes the teacher {teacher:.3} s and the student {student:.3} s on one \
+         of {cores} cores, so teacher.lanes = {}, teacher.threads = {}, student.threads = {}{turns}",
         choice.lanes, choice.teacher_threads, choice.student_threads
     ));
     Ok(chosen)

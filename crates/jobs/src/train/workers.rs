@@ -362,9 +362,10 @@ fn queue_bytes(prepared: &Prepared<'_>) -> Result<u64> {
     let positions = settings.batch.micro_rows * settings.corpus.sequence_length as u64;
     let batches = (settings.queues.depth * settings.teacher.all_lanes()) as u64;
     let filters = prepared.options.filters.as_ref();
-    let signals = match wiring::needs_teacher_output(settings) {
-        true => 1 + filters.map_or(0, |filters| filters.pairs.len() as u64),
-        false => 0,
+    let signals = if wiring::needs_teacher_output(settings) {
+        1 + filters.map_or(0, |filters| filters.pairs.len() as u64)
+    } else {
+        0
     };
     Ok(batches * positions * (8 + 4 * width * signals))
 }

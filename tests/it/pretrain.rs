@@ -1,0 +1,124 @@
+//! Pretraining: interrupted in any way it resumes to the same model, and a finished model is made once.
+
+use std::fs;
+
+use crate::world::{Started, World, stderr};
+
+const PRETRAIN: [&str; 4] = ["pretrain", "config.toml", "--model", "teacher"];
+
+/// The model's weights, and the lines of the run that made it.
+fn made(world: &World) -> (Vec<u8>, String) {
+    let read = |path: &str| fs::read(world.path().join(path)).unwrap();
+    let steps = String::from_utf8(read("models/teacher.run/run.jsonl")).unwrap();
+    let without_times: String = steps
+        .lines()
+        .map(|line| line.split(",\"seconds\"").next().unwrap().to_owned() + "\n")
+        .collect();
+    (read("models/teacher/model.safetensors"), without_times)
+}
+
+/// A world whose teacher has still to be made.
+fn without_teacher() -> World {
+    let world = World::new();
+    for folder in ["models/teacher", "models/teacher.run"] {
+        fs::remove_dir_all(world.path().join(folder)).unwrap();
+    }
+    world
+}
+
+#[test]
+fn a_killed_or_stopped_pretraining_resumes_to_the_same_bits() {
+    let expected = made(&World::new());
+    assert_eq!(expected.1.lines().count(), 60);
+    for plan in [
+        "kill student 1",
+        "kill student 40",
+        "kill save 30 2",
+        "kill export 1",
+    ] {
+        let world = without_teacher();
+        let plan = format!("faults.plan=[\"{plan}\"]");
+        let mut command = world.command(&[&PRETRAIN[..], &["--set", &plan]].concat());
+        command.env("DDK_ALLOW_FAULTS", "1");
+        let killed = command.output().unwrap();
+        assert_eq!(killed.status.code(), None, "{plan}: {}", stderr(&killed));
+        let resumed = stderr(&world.succeed(&PRETRAIN));
+        let resumes = plan.contains("kill student 1\"") || resumed.contains("from step");
+        assert!(resumes, "{plan}: {resumed}");
+        assert!(made(&world) == expected, "{plan}");
+    }
+    // Before its first step, and after its last one.
+    for (fault, signal, code) in [
+        ("hang evaluation 1", "INT", 130),
+        ("hang evaluation 2", "TERM", 143),
+    ] {
+        let world = without_teacher();
+        let plan = format!("faults.plan=[\"{fault}\"]");
+        let mut command = world.command(&[&PRETRAIN[..], &["--set", &plan]].concat());
+        command.env("DDK_ALLOW_FAULTS", "1");
+        let held = format!("fault on purpose: {fault}");
+        let started = Started::of(command, |line| line == held);
+        started.signal(signal);
+        let (status, said) = started.wait();
+        assert_eq!(status.code(), Some(code), "{said}");
+        world.succeed(&PRETRAIN);
+        assert!(made(&world) == expected, "SIG{signal}: {said}");
+    }
+}
+
+#[test]
+fn a_finished_model_is_made_again_only_if_what_it_is_made_from_has_changed() {
+    let world = World::new();
+    let with = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        let arguments: Vec<&str> = PRETRAIN.into_iter().chain(sets).collect();
+        stderr(&world.succeed(&arguments))
+    };
+    let there = "models/teacher is there already";
+    assert!(with(&[]).contains(there));
+    // Threads change the last bits and the speed, not the model.
+    assert!(with(&["pretrain.teacher.threads=2"]).contains(there));
+    // A model of an earlier version has no run beside it, and its record holds the threads.
+    fs::remove_dir_all(world.path().join("models/teacher.run")).unwrap();
+    let record = world.path().join("models/teacher/pretrain.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let earlier = text.replace(
+        "\"device\": \"cpu\",",
+        "\"device\": \"cpu\", \"threads\": 64,",
+    );
+    assert_ne!(text, earlier);
+    fs::write(&record, earlier).unwrap();
+    assert!(with(&[]).contains(there));
+    let said = with(&["pretrain.teacher.steps=6"]);
+    assert!(said.contains("made by other settings"), "{said}");
+    let steps = |folder: &str| {
+        let text = fs::read_to_string(world.path().join(folder).join("run.jsonl")).unwrap();
+        text.lines().count()
+    };
+    assert_eq!(steps("models/teacher.run"), 6);
+    // What an interrupted run with other settings had made is set aside.
+    let said = with(&["pretrain.teacher.steps=5"]);
+    assert!(said.contains("starting over at step 0"), "{said}");
+    assert_eq!(steps("models/teacher.run"), 5);
+}
+
+#[test]
+fn pretraining_is_watched_like_any_run() {
+    let world = without_teacher();
+    world.succeed(&[&PRETRAIN[..], &["--set", "telemetry.file=metrics.prom"]].concat());
+    let metrics = fs::read_to_string(world.path().join("metrics.prom")).unwrap();
+    for expected in [
+        "ddk_steps_total{run=\"teacher.run\"} 60",
+        "ddk_step{run=\"teacher.run\"} 60",
+        "ddk_perplexity{run=\"teacher.run\",model=\"student\",domain=\"coins\"}",
+    ] {
+        assert!(metrics.contains(expected), "{expected}: {metrics}");
+    }
+    assert!(!metrics.contains("model=\"teacher\",domain"), "{metrics}");
+    let run = "models/teacher.run";
+    for file in ["summary.json", "report.html", "run.log", "checkpoints"] {
+        assert!(world.path().join(run).join(file).exists(), "{file}");
+    }
+    let watched = String::from_utf8(world.succeed(&["watch", run]).stdout).unwrap();
+    assert!(watched.contains("60"), "{watched}");
+}
