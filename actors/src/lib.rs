@@ -3,13 +3,13 @@
 //! ```text
 //! DomainLoader x N ─rows─▶ Batcher ─micro-batches─▶ Teacher x M ─labelled─▶ Student ─snapshots─▶ Checkpointer
 //!                             ▲                                               │
-//!                             └──interval── WeightScheduler ◀── Evaluator ◀───┘ perplexities
+//!                             └──────interval── WeightScheduler ◀─────────────┘ perplexities
 //! ```
 //!
 //! Data goes over bounded channels between threads; control goes over small messages between ractor actors,
 //! whose handlers never block. A part that computes is a *worker*: a named thread with a loop, owned by an
-//! actor ([`worker`]) that tells the [`supervisor`] how it ended. Parts that only decide ([`evaluator`],
-//! [`weight_scheduler`]) are actors without a thread.
+//! actor ([`worker`]) that tells the [`supervisor`] how it ended. Parts that only decide ([`weight_scheduler`])
+//! are actors without a thread.
 //!
 //! What is computed is behind [`ports`], so that this crate never sees libtorch; `src/wiring.rs` of the
 //! program joins both. Start with [`supervisor::run`], which reads like the picture above.
@@ -19,7 +19,6 @@ pub mod batcher;
 pub mod checkpointer;
 pub mod domain_loader;
 pub mod error;
-pub mod evaluator;
 pub mod interval;
 pub mod plan;
 pub mod ports;

@@ -18,10 +18,10 @@ pub(crate) use self::core::Core;
 use crate::{
     End, Labelled, LoopState, Observer, Outcome, PortError, RunPlan, StopReason, Student,
     checkpointer::SaveRequest,
-    evaluator::EvaluatorMessage,
     ports::StudentFactory,
     supervisor::Never,
     teacher::{BusySum, Evaluate, EvaluatedCopy},
+    weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
     worker::{Body, Ready},
 };
 
@@ -53,7 +53,7 @@ pub struct StudentLane<S: Student> {
     /// What they came to.
     pub evaluated: Receiver<EvaluatedCopy>,
     /// Who takes its perplexities.
-    pub evaluator: ActorRef<EvaluatorMessage>,
+    pub scheduler: ActorRef<WeightSchedulerMessage>,
     /// Who writes its snapshots.
     pub saves: Sender<SaveRequest>,
     /// Where lines go.
@@ -277,14 +277,17 @@ impl<S: Student + 'static> StudentLane<S> {
         let is_best = perplexities
             .as_ref()
             .is_some_and(|perplexities| core.measured(core.step(), perplexities));
-        self.evaluator
-            .cast(EvaluatorMessage::Student {
-                step: core.step(),
-                perplexities,
-                intervals,
-                training: core.training(),
-            })
-            .map_err(|error| PortError::Other(format!("the evaluator has ended: {error}")))?;
+        let ended = IntervalEnd {
+            step: core.step(),
+            student: perplexities,
+            intervals,
+            training: core.training(),
+        };
+        self.scheduler
+            .cast(WeightSchedulerMessage::IntervalEnded(Box::new(ended)))
+            .map_err(|error| {
+                PortError::Other(format!("the weight scheduler has ended: {error}"))
+            })?;
         if is_best {
             self.save(core)?;
         }

@@ -14,9 +14,9 @@ use ractor::ActorRef;
 
 use crate::{
     Labelled, MicroBatch, Observer, PortError, Teacher,
-    evaluator::EvaluatorMessage,
     ports::TeacherFactory,
     supervisor::Never,
+    weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
     worker::{Body, Ready},
 };
 
@@ -96,7 +96,7 @@ pub struct TeacherLane<T: Teacher> {
     /// Copies of the student to evaluate; on lane 0 alone anybody asks.
     pub evaluations: Evaluations<T::Weights>,
     /// Who waits for perplexities.
-    pub evaluator: ActorRef<EvaluatorMessage>,
+    pub scheduler: ActorRef<WeightSchedulerMessage>,
     /// Sum of all lanes.
     pub busy: Arc<BusySum>,
     /// Closed when the run ends.
@@ -119,7 +119,7 @@ impl<T: Teacher> Clone for TeacherLane<T> {
             in_flight: Arc::clone(&self.in_flight),
             perplexities: Arc::clone(&self.perplexities),
             evaluations: self.evaluations.clone(),
-            evaluator: self.evaluator.clone(),
+            scheduler: self.scheduler.clone(),
             busy: Arc::clone(&self.busy),
             stop: self.stop.clone(),
             queues: self.queues.clone(),
@@ -209,15 +209,16 @@ impl<T: Teacher + 'static> TeacherLane<T> {
             perplexities: perplexities.clone(),
             busy_seconds: teacher.busy_seconds() - busy,
         };
-        let told = EvaluatorMessage::Student {
+        let ended = IntervalEnd {
             step: copy.step,
             intervals: 1,
             training: TrainingSums::new(perplexities.len()),
-            perplexities: Some(perplexities),
+            student: Some(perplexities),
         };
+        let ended = WeightSchedulerMessage::IntervalEnded(Box::new(ended));
         // The student first: its books hold what a mixture follows from before anything is drawn by it.
         let sent = self.evaluations.done.send(done).is_ok();
-        let told = self.evaluator.cast(told).is_ok();
+        let told = self.scheduler.cast(ended).is_ok();
         *in_hand = None;
         Ok(sent && told)
     }
@@ -238,7 +239,8 @@ impl<T: Teacher + 'static> TeacherLane<T> {
             return Ok(false);
         };
         let _ = self.perplexities.set(perplexities.clone());
-        let _ = self.evaluator.cast(EvaluatorMessage::Teacher(perplexities));
+        let evaluated = WeightSchedulerMessage::TeacherEvaluated(perplexities);
+        let _ = self.scheduler.cast(evaluated);
         Ok(true)
     }
 

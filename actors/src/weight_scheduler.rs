@@ -21,20 +21,23 @@ use crate::{
     student::StudentControl,
 };
 
-/// What the weight scheduler is told.
+/// What the weight scheduler is told. The models' own lanes measure perplexities: the teacher's once, the student's
+/// at an interval's end, where the mixture or a setting asks for them.
 #[derive(Debug)]
 pub enum WeightSchedulerMessage {
+    /// The teacher's perplexities, once per run.
+    TeacherEvaluated(Vec<f64>),
     /// The next interval is due.
-    IntervalEnded(Box<Ended>),
+    IntervalEnded(Box<IntervalEnd>),
 }
 
 /// How an interval ended.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ended {
+pub struct IntervalEnd {
     /// Its last step; 0 before the first interval.
     pub step: u64,
-    /// Both models' perplexities after it, where they were measured. They always are before the first interval.
-    pub measured: Option<Perplexities>,
+    /// The student's perplexities after it, where they were measured. They always are before the first interval.
+    pub student: Option<Vec<f64>>,
     /// Intervals that follow from this: two where mixtures lag and nothing earlier has been measured, otherwise one.
     pub intervals: u64,
     /// What its updates were made from.
@@ -107,8 +110,8 @@ impl Scheduler {
     }
 
     /// Decides what follows from how an interval ended.
-    pub fn ended(&mut self, ended: &Ended) -> Verdict {
-        if let Some(perplexities) = &ended.measured {
+    pub fn ended(&mut self, ended: &IntervalEnd, measured: Option<&Perplexities>) -> Verdict {
+        if let Some(perplexities) = measured {
             let ratios = perplexities.ratios();
             let caught_up = |limit: f64| ratios.iter().all(|ratio| *ratio <= limit);
             if ended.step > 0 && self.plan.stop_ratio.is_some_and(caught_up) {
@@ -116,7 +119,7 @@ impl Scheduler {
             }
             self.evaluated = (ended.step, perplexities.clone());
         }
-        let (decision, refused) = self.decide(ended);
+        let (decision, refused) = self.decide(&ended.training, measured);
         let steps = self.policy.update_every();
         let until = |last: u64| (last + 1).saturating_sub(self.next_first_step);
         let steps = self
@@ -199,13 +202,17 @@ impl Scheduler {
         }
     }
 
-    fn decide(&mut self, ended: &Ended) -> (Decision, Option<String>) {
+    fn decide(
+        &mut self,
+        training: &TrainingSums,
+        perplexities: Option<&Perplexities>,
+    ) -> (Decision, Option<String>) {
         let decision = match self.next_index {
             0 => self.policy.first(&self.plan.natural, &self.evaluated.1),
             _ => {
                 let feedback = Feedback {
-                    perplexities: ended.measured.as_ref(),
-                    training: &ended.training,
+                    perplexities,
+                    training,
                 };
                 self.policy.next(&self.weights, &feedback)
             }
@@ -256,16 +263,32 @@ pub struct WeightSchedulerState {
     pub student: Sender<StudentControl>,
     /// Whether the run's end has been said.
     pub finished: bool,
+    /// The teacher's perplexities, once known.
+    pub teacher: Option<Vec<f64>>,
+    /// An interval's end that waits for them.
+    pub waiting: Option<Box<IntervalEnd>>,
 }
 
 impl WeightSchedulerState {
-    fn ended(&mut self, ended: &Ended) -> Result<(), ActorProcessingErr> {
+    fn take(&mut self, message: WeightSchedulerMessage) -> Result<(), ActorProcessingErr> {
+        match message {
+            WeightSchedulerMessage::TeacherEvaluated(teacher) => self.teacher = Some(teacher),
+            WeightSchedulerMessage::IntervalEnded(ended) => self.waiting = Some(ended),
+        }
+        let Some(teacher) = self.teacher.clone() else {
+            return Ok(());
+        };
+        let Some(mut ended) = self.waiting.take() else {
+            return Ok(());
+        };
+        let student = ended.student.take();
+        let measured = student.map(|student| Perplexities { student, teacher });
         for _ in 0..ended.intervals {
             // An evaluation may still come in when the run's end is known.
             if self.finished {
                 break;
             }
-            match self.scheduler.ended(ended) {
+            match self.scheduler.ended(&ended, measured.as_ref()) {
                 Verdict::Next(interval) => {
                     let set = SetInterval {
                         interval: Arc::new(*interval),
@@ -363,7 +386,6 @@ impl Actor for WeightScheduler {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let WeightSchedulerMessage::IntervalEnded(ended) = message;
-        state.ended(&ended)
+        state.take(message)
     }
 }

@@ -33,15 +33,13 @@ pub enum WorkerId {
     Student,
     /// The checkpointer.
     Checkpointer,
-    /// The evaluator, which has no thread.
-    Evaluator,
     /// The weight scheduler, which has no thread.
     WeightScheduler,
 }
 
 impl WorkerId {
     pub(crate) fn has_thread(&self) -> bool {
-        !matches!(self, Self::Evaluator | Self::WeightScheduler)
+        *self != Self::WeightScheduler
     }
 }
 
@@ -53,7 +51,6 @@ impl fmt::Display for WorkerId {
             Self::Teacher(lane) => write!(formatter, "teacher-{lane}"),
             Self::Student => formatter.write_str("student"),
             Self::Checkpointer => formatter.write_str("checkpointer"),
-            Self::Evaluator => formatter.write_str("evaluator"),
             Self::WeightScheduler => formatter.write_str("weight scheduler"),
         }
     }

@@ -18,11 +18,11 @@ use crate::{
     batcher::{Batcher, SetInterval},
     checkpointer::Checkpointer,
     domain_loader::DomainLoader,
-    evaluator::{Evaluator, EvaluatorState},
     student::{StudentControl, StudentLane},
     teacher::{BusySum, Evaluations, TeacherLane},
     weight_scheduler::{
-        Ended, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState, publish,
+        IntervalEnd, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState,
+        publish,
     },
     worker::{Exit, WorkerId},
 };
@@ -133,6 +133,8 @@ where
         intervals: intervals.clone(),
         student: control.clone(),
         finished: false,
+        teacher: teacher_perplexities,
+        waiting: None,
     };
     let (scheduler, _) = Actor::spawn_linked(None, WeightScheduler, scheduler, above.clone())
         .await
@@ -152,21 +154,8 @@ where
             .cast(WeightSchedulerMessage::IntervalEnded(Box::new(ended)))
             .map_err(|error| RunError::Lost(error.to_string()))?;
     }
-    let evaluator = EvaluatorState {
-        scheduler: scheduler.clone(),
-        teacher: teacher_perplexities,
-        student: None,
-    };
-    let (evaluator, _) = Actor::spawn_linked(None, Evaluator, evaluator, above.clone())
-        .await
-        .map_err(|error| RunError::Lost(error.to_string()))?;
-    let mut alive = HashMap::new();
-    for (worker, cell) in [
-        (WorkerId::WeightScheduler, scheduler.get_cell()),
-        (WorkerId::Evaluator, evaluator.get_cell()),
-    ] {
-        alive.insert(cell.get_id(), (worker, cell));
-    }
+    let cell = scheduler.get_cell();
+    let mut alive = HashMap::from([(cell.get_id(), (WorkerId::WeightScheduler, cell))]);
 
     let cursors = start_cursors(&plan, resume.as_ref());
     let loaders: Vec<DomainLoader> = plan
@@ -199,7 +188,7 @@ where
                     ..evaluations.clone()
                 },
             },
-            evaluator: evaluator.clone(),
+            scheduler: scheduler.clone(),
             busy: Arc::clone(&busy),
             stop: stop.clone(),
             queues: queues_meter.clone(),
@@ -215,7 +204,7 @@ where
         control: control_receiver,
         copies,
         evaluated: evaluated_receiver,
-        evaluator,
+        scheduler,
         saves,
         journal: Arc::clone(&journal),
         observer: Arc::clone(&observer),
@@ -294,12 +283,12 @@ fn queues<Item>(count: usize, depth: usize) -> Vec<(Sender<Item>, Receiver<Item>
 }
 
 /// What the interval after that of `state` follows from, where mixtures lag.
-fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<Ended> {
+fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<IntervalEnd> {
     let ahead = state.ahead.as_ref().filter(|_| plan.lag > 0)?;
     let measured = !ahead.student.is_empty();
-    Some(Ended {
+    Some(IntervalEnd {
         step: ahead.step,
-        measured: measured.then(|| ahead.perplexities(&state.at_start.teacher)),
+        student: measured.then(|| ahead.perplexities(&[]).student),
         intervals: 1,
         training: TrainingSums::new(plan.domains.len()),
     })
