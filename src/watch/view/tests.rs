@@ -49,7 +49,7 @@ fn snapshot(live: bool) -> Snapshot {
                 } else {
                     State::Finished
                 },
-                stop_reason: (!live).then(|| StopReason::MaxSteps),
+                stop_reason: (!live).then_some(StopReason::MaxSteps),
                 step: 200,
                 step_limit: Some(if live { 800 } else { 200 }),
                 interval: Some(3),
