@@ -7,14 +7,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CorpusError, DomainSource, Packing, TokenizerFolder,
     checksums::{self, Checksums},
-    files,
     lock::lock,
     manifest::{FORMAT, MadeFrom, Manifest},
     rows::{RowIndex, index_file, write_index},
     stale::stale,
     store::Tokens,
     tokenize::tokenize,
-    writing::Places,
+    writing,
 };
 
 /// What is to be prepared, and how.
@@ -104,7 +103,7 @@ pub fn prepare(
     if !force && stale(options, tokenizer)?.is_empty() {
         return as_prepared(options, progress);
     }
-    files::create_folder(&options.folder)?;
+    ddk_files::create_folder(&options.folder)?;
     let _lock = lock(&options.folder, progress)?;
     options
         .domains
@@ -150,8 +149,8 @@ fn prepare_domain(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<DomainReport, CorpusError> {
     let now = MadeFrom::now(options, domain, tokenizer)?;
-    let places = Places::new(&options.folder, &domain.name);
-    places.recover(&now)?;
+    let places = writing::places(&options.folder, &domain.name);
+    writing::recover(&places, &now)?;
     let current = Manifest::read(&places.folder)?
         .filter(|manifest| !force && manifest.format == FORMAT && manifest.made_from == now);
     let prepared = current.is_none();
@@ -177,7 +176,7 @@ fn report(
         let checksums = Checksums::read(&folder, manifest)?;
         let tokens = Tokens::open(&folder, "", manifest, &checksums)?;
         let length = options.sequence_length as u64;
-        write_index(index, options.packing, &tokens, manifest.documents, length)?
+        write_index(&index, options.packing, &tokens, manifest.documents, length)?
     };
     if rows == 0 {
         return Err(CorpusError::TooLittle {

@@ -3,6 +3,8 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
+    io::Write,
+    iter,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -12,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CorpusError, Span,
     checksums::{BlockSums, Blocks, SUM_BYTES, blocks_of, sums},
-    files,
-    store::{NumberWriter, Numbers, Tokens},
+    store::{Numbers, Tokens},
 };
 
 /// How documents become rows of a fixed length.
@@ -60,7 +61,7 @@ pub(crate) fn index_file(folder: &Path, packing: Packing, sequence_length: usize
 
 /// Writes a row index; returns the number of rows.
 pub(crate) fn write_index(
-    path: PathBuf,
+    path: &Path,
     packing: Packing,
     tokens: &Tokens,
     documents: u64,
@@ -74,28 +75,19 @@ pub(crate) fn write_index(
         Packing::BestFit => best_fit(bounds, sequence_length)?,
     };
     let count = rows.len() as u64 - 1;
-    let partial = path.with_extension("partial");
-    let mut out = NumberWriter::create(partial.clone())?;
-    let mut blocks = BlockSums::default();
-    let mut write = |number: u64| {
-        blocks.update(&number.to_le_bytes());
-        out.write(&number.to_le_bytes())
-    };
-    write(count)?;
-    for first in rows {
-        write(first)?;
-    }
-    for span in spans {
-        for number in [span.document, span.offset, span.tokens] {
-            write(number)?;
+    let of_span = |span: Span| [span.document, span.offset, span.tokens];
+    let numbers = iter::once(count).chain(rows);
+    let numbers = numbers.chain(spans.into_iter().flat_map(of_span));
+    ddk_files::replace(path, |out| {
+        let mut blocks = BlockSums::default();
+        for number in numbers {
+            blocks.update(&number.to_le_bytes());
+            out.write_all(&number.to_le_bytes())?;
         }
-    }
-    let sums = blocks.finish();
-    out.write(&sums)?;
-    out.write(blake3::hash(&sums).as_bytes())?;
-    out.sync()?;
-    files::rename(&partial, &path)?;
-    files::sync_folder(path.parent().unwrap_or(Path::new(".")))?;
+        let sums = blocks.finish();
+        out.write_all(&sums)?;
+        out.write_all(blake3::hash(&sums).as_bytes())
+    })?;
     Ok(count)
 }
 

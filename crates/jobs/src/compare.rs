@@ -296,11 +296,11 @@ fn write(comparison: &Comparison, folder: &Path) -> Result<()> {
     let figures = folder.join("figures");
     fs::create_dir_all(&figures).with_context(|| format!("cannot create {}", figures.display()))?;
     for (name, text) in comparison.svgs() {
-        ddk_run::write_atomically(&figures.join(name), text.as_bytes())?;
+        ddk_files::write_atomically(&figures.join(name), text.as_bytes())?;
     }
     let json = serde_json::to_vec_pretty(comparison)?;
-    ddk_run::write_atomically(&folder.join("compare.json"), &json)?;
-    ddk_run::write_atomically(&folder.join("compare.html"), comparison.html().as_bytes())?;
-    ddk_run::write_atomically(&folder.join("compare.md"), comparison.markdown().as_bytes())?;
+    ddk_files::write_atomically(&folder.join("compare.json"), &json)?;
+    ddk_files::write_atomically(&folder.join("compare.html"), comparison.html().as_bytes())?;
+    ddk_files::write_atomically(&folder.join("compare.md"), comparison.markdown().as_bytes())?;
     Ok(())
 }

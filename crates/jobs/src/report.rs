@@ -55,7 +55,7 @@ fn changed(folder: &Path) -> Result<Vec<Changed>> {
 }
 
 fn write(path: PathBuf, text: &str) -> Result<()> {
-    ddk_run::write_atomically(&path, text.as_bytes())?;
+    ddk_files::write_atomically(&path, text.as_bytes())?;
     say(&format!("wrote {}", path.display()));
     Ok(())
 }

@@ -72,7 +72,7 @@ pub(super) fn export(folder: &RunFolder, checkpoint: &Path) -> Result<()> {
     let from = checkpoint.join(WEIGHTS_FILE);
     let bytes = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
     let file = folder.path().join(FILTERS_FILE);
-    ddk_run::write_atomically(&file, &bytes)?;
+    ddk_files::write_atomically(&file, &bytes)?;
     say(&format!("filters in {}", file.display()));
     Ok(())
 }
@@ -87,7 +87,7 @@ pub(super) fn fork(source: &Path, folder: &RunFolder) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }
-    ddk_run::write_atomically(&to, &bytes)?;
+    ddk_files::write_atomically(&to, &bytes)?;
     Ok(())
 }
 

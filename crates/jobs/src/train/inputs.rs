@@ -207,13 +207,13 @@ impl Inputs {
         if RunFolder::holds_a_run(folder.path()) {
             self.check(folder, settings)?;
             // What may change is written down as it is now.
-            ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+            ddk_files::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
             return Ok(());
         }
         let text = serde_json::to_vec_pretty(self)?;
-        ddk_run::write_atomically(&inputs_file(folder), &text)?;
+        ddk_files::write_atomically(&inputs_file(folder), &text)?;
         // The configuration last: a folder that has it is a run's.
-        ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+        ddk_files::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
         Ok(())
     }
 
@@ -275,7 +275,7 @@ impl Inputs {
         let path = self.perplexities_file(settings);
         let written = serde_json::to_vec(perplexities)
             .map_err(anyhow::Error::from)
-            .and_then(|text| Ok(ddk_run::write_atomically(&path, &text)?));
+            .and_then(|text| Ok(ddk_files::write_atomically(&path, &text)?));
         if let Err(error) = written {
             tracing::warn!(%error, "the teacher's perplexities are not kept");
         }

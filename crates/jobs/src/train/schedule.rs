@@ -53,7 +53,7 @@ impl Length {
     /// Writes it into the run's folder; before `config.toml` is written, which may hold other limits.
     pub(super) fn record(&self, folder: &RunFolder) -> Result<()> {
         let path = folder.path().join(FILE);
-        Ok(ddk_run::write_atomically(
+        Ok(ddk_files::write_atomically(
             &path,
             &serde_json::to_vec_pretty(self)?,
         )?)
