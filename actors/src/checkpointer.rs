@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use ddk_run::{CheckpointStore, Journal, NamedFile};
+use ddk_run::{CheckpointStore, Journal, SnapshotFile, records::EventKind};
 use ddk_telemetry::{Queues, Worker, metrics, seconds_since_1970};
 
 use crate::{
@@ -18,7 +18,7 @@ pub struct SaveRequest {
     /// The loop at the step boundary.
     pub state: LoopState,
     /// The student's files.
-    pub files: Vec<NamedFile>,
+    pub files: Vec<SnapshotFile>,
     /// Where the result goes; whoever needs it waits there.
     pub reply: Sender<Result<(), String>>,
 }
@@ -75,7 +75,8 @@ impl Checkpointer {
                 metrics::CHECKPOINT_STEP.with(&[]).set(step as f64);
                 metrics::CHECKPOINT_TIME.with(&[]).set(seconds_since_1970());
                 tracing::info!(step, seconds, bytes = report.bytes, "saved");
-                ("saved", format!("{} bytes in {seconds:.2} s", report.bytes))
+                let message = format!("{} bytes in {seconds:.2} s", report.bytes);
+                (EventKind::Saved, message)
             }
             Err(error) => {
                 metrics::CHECKPOINT_FAILURES.with(&[]).increment(1);
@@ -85,7 +86,7 @@ impl Checkpointer {
                     error = message,
                     "a checkpoint could not be saved; the ones before it stay"
                 );
-                ("save_failed", message)
+                (EventKind::SaveFailed, message)
             }
         };
         self.tell(step, kind, &message);
@@ -96,7 +97,7 @@ impl Checkpointer {
                 error = message,
                 "saved, but checkpoints that need not stay could not be removed"
             );
-            self.tell(step, "retention_failed", &message);
+            self.tell(step, EventKind::RetentionFailed, &message);
         }
         // Nobody asks any more where another save has taken its place.
         let _ = request
@@ -106,7 +107,7 @@ impl Checkpointer {
     }
 
     /// An event that cannot be written (the disk that is full may be its own) has been logged.
-    fn tell(&self, step: u64, kind: &str, message: &str) {
+    fn tell(&self, step: u64, kind: EventKind, message: &str) {
         if let Ok(event) = self.journal.event(step, kind, message) {
             self.observer.on_event(&event);
         }

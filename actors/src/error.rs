@@ -1,23 +1,23 @@
 //! Why a run ended without a result.
 
-use crate::worker::Exit;
+use crate::worker::{Exit, WorkerId};
 
-/// An error of a run; it names the part and the cause.
+/// An error of a run; it names the worker and the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A part that could not be started; nothing was trained.
-    #[error("{part} could not be started: {cause}")]
+    /// A worker could not be started; nothing was trained.
+    #[error("{worker} could not be started: {cause}")]
     Start {
-        /// The part: `teacher-0`, `student`, ….
-        part: String,
+        /// The worker.
+        worker: WorkerId,
         /// What was wrong.
         cause: String,
     },
-    /// A part that failed and could not be healed. The run goes on from its last checkpoint when it is started again.
-    #[error("{part} failed: {cause}")]
-    Part {
-        /// The part.
-        part: String,
+    /// A worker failed beyond repair. The next start resumes the run from its last checkpoint.
+    #[error("{worker} failed: {cause}")]
+    Worker {
+        /// The worker.
+        worker: WorkerId,
         /// How it ended.
         cause: Exit,
     },
@@ -26,12 +26,15 @@ pub enum RunError {
     Lost(String),
 }
 
-/// An error with its causes on one line.
+/// An error with its causes on one line, each once.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(&format!(": {cause_text}"));
+        }
         source = cause.source();
     }
     text

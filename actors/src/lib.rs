@@ -31,11 +31,11 @@ pub mod weight_scheduler;
 pub mod worker;
 
 pub use batch::{Labelled, MicroBatch};
+pub use ddk_run::records::StopReason;
 pub use error::RunError;
 pub use interval::Interval;
 pub use plan::{Guard, Live, RunPlan, SpikeAction};
-pub use ports::{
-    MicroLoss, Observer, Parts, PortError, RowLoss, Rows, StepReport, Student, Teacher, Update,
-};
+pub use ports::{Observer, Parts, PortError, Rows, StepReport, Student, Teacher};
 pub use state::{Fork, LoopState, LossWindow, Totals};
-pub use supervisor::{End, Outcome, StopReason, run};
+pub use supervisor::{End, Outcome, RestartBudget, run};
+pub use worker::{Exit, WorkerId};

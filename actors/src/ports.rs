@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ddk_corpus::{Cursor, Drawn};
 use ddk_run::{
-    CheckpointStore, Journal, NamedFile,
+    CheckpointStore, Journal, MicroBatchSums, SnapshotFile, UpdateStats,
     records::{EventLine, MixtureLine, StepLine},
 };
 use ddk_telemetry::{Board, Progress};
@@ -15,9 +15,6 @@ use crate::{MicroBatch, Totals};
 /// An error of a port, by what can be done about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
-    /// Something the user has to change; trying again is of no use.
-    #[error("{0}")]
-    Configuration(String),
     /// Data that cannot be read; the message names file and offset.
     #[error("{0}")]
     Data(String),
@@ -78,13 +75,13 @@ pub trait Student {
         &mut self,
         batch: &MicroBatch,
         signal: Self::Signal,
-    ) -> Result<MicroLoss, PortError>;
+    ) -> Result<MicroBatchSums, PortError>;
 
     /// Updates the weights as step `step`.
-    fn update(&mut self, step: u64) -> Result<Update, PortError>;
+    fn update(&mut self, step: u64) -> Result<UpdateStats, PortError>;
 
     /// Drops the step's gradients: weights and moments stay as they are.
-    fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError>;
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError>;
 
     /// Perplexity on each domain's validation documents; `None` where `between` cut it off.
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
@@ -93,51 +90,10 @@ pub trait Student {
     fn weights(&mut self) -> Result<Self::Weights, PortError>;
 
     /// A copy of all that its next steps depend on, as files of a checkpoint that another thread writes.
-    fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError>;
+    fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, PortError>;
 
     /// Seconds that this lane has been busy since it was built.
     fn busy_seconds(&self) -> f64;
-}
-
-/// The sums of a micro-batch, and where its time went.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MicroLoss {
-    /// Sum of the cross-entropy over its predictions.
-    pub ce_sum: f64,
-    /// Sum of the divergence from the teacher.
-    pub kl_sum: f64,
-    /// Those of each row, where the mixture is moved by them; otherwise empty.
-    pub rows: Vec<RowLoss>,
-    /// Sum of the distance between layers; 0 where the loss has none.
-    pub layer_sum: f64,
-    /// Seconds by phase.
-    pub seconds: [(&'static str, f64); 4],
-    /// Floating-point operations of the teacher that labelled it, the products beside the student included.
-    pub teacher_flops: f64,
-    /// The student's, forward and backward.
-    pub student_flops: f64,
-}
-
-/// The sums of a row over its predictions, nats.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowLoss {
-    /// Of the cross-entropy.
-    pub ce: f64,
-    /// Of what it exceeds the teacher's by, each prediction clipped at 0; 0 where that is not asked for.
-    pub excess: f64,
-}
-
-/// What an update did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Update {
-    /// The step's learning rate.
-    pub learning_rate: f64,
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Why the weights were left as they were.
-    pub skipped: Option<String>,
-    /// Seconds by phase.
-    pub seconds: [(&'static str, f64); 2],
 }
 
 /// A domain's rows, one after the other, for ever.

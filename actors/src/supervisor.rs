@@ -7,53 +7,25 @@
 mod pipeline;
 mod restarts;
 
-use std::{collections::HashMap, fmt, marker::PhantomData};
+use std::{collections::HashMap, marker::PhantomData};
 
 use crossbeam::channel::Sender;
 use ddk_mixture::{Perplexities, Policy};
-use ddk_run::Measured;
+use ddk_run::{Measured, records::StopReason};
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use self::{pipeline::Pipeline, restarts::Restarts};
+use self::pipeline::Pipeline;
+pub use self::restarts::RestartBudget;
 use crate::{
     LoopState, Parts, PortError, RunError, RunPlan, Student, Teacher, Totals,
     student::StudentControl,
-    worker::{Exit, WorkerActor, WorkerSpec},
+    worker::{Exit, WorkerActor, WorkerId, WorkerSpec},
 };
 
 /// Nothing is ever sent over the stop channel: it is closed.
 #[derive(Debug, Clone, Copy)]
 pub enum Never {}
-
-/// Why a run is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StopReason {
-    /// The set number of steps.
-    MaxSteps,
-    /// The set number of intervals.
-    MaxIntervals,
-    /// The token budget.
-    MaxTokens,
-    /// Every domain's ratio is small enough.
-    StopRatio,
-    /// The data may not be passed over again.
-    MaxPasses,
-}
-
-impl fmt::Display for StopReason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::MaxSteps => "max_steps",
-            Self::MaxIntervals => "max_intervals",
-            Self::MaxTokens => "max_tokens",
-            Self::StopRatio => "stop_ratio",
-            Self::MaxPasses => "max_passes",
-        })
-    }
-}
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,8 +110,8 @@ fn start_error(error: SpawnErr) -> RunError {
 enum SupervisorMessage {
     /// Finish the step, save, end.
     Stop,
-    /// A part's time to be built again has come.
-    Rebuild(Part),
+    /// A worker's time to be restarted has come.
+    Restart(WorkerId),
 }
 
 /// The actor.
@@ -154,28 +126,10 @@ struct Arguments<T: Teacher, S: Student> {
     result: oneshot::Sender<Result<Option<Outcome>, RunError>>,
 }
 
-/// A part of the pipeline.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    Loader(usize),
-    Batcher,
-    Teacher(usize),
-    Student,
-    Checkpointer,
-    Evaluator,
-    WeightScheduler,
-}
-
-impl Part {
-    fn is_worker(&self) -> bool {
-        !matches!(self, Self::Evaluator | Self::WeightScheduler)
-    }
-}
-
 struct State<T: Teacher> {
     pipeline: Pipeline<T>,
-    alive: HashMap<ActorId, (Part, ActorCell)>,
-    restarts: Restarts,
+    alive: HashMap<ActorId, (WorkerId, ActorCell)>,
+    restarts: RestartBudget,
     /// Dropped to close the channel.
     stop: Option<Sender<Never>>,
     failure: Option<RunError>,
@@ -209,7 +163,7 @@ where
         Ok(State {
             pipeline: started.pipeline,
             alive: started.alive,
-            restarts: Restarts::default(),
+            restarts: RestartBudget::default(),
             stop: Some(started.stop),
             failure: None,
             result: Some(result),
@@ -225,7 +179,7 @@ where
         match message {
             // A full channel holds a word that ends the run already.
             SupervisorMessage::Stop => drop(state.pipeline.control.try_send(StudentControl::Stop)),
-            SupervisorMessage::Rebuild(part) => state.rebuild(part, &myself).await,
+            SupervisorMessage::Restart(worker) => state.restart(worker, &myself).await,
         }
         Ok(())
     }
@@ -247,10 +201,10 @@ where
             }
             _ => return Ok(()),
         };
-        if let Some((part, _)) = state.alive.remove(&cell.get_id()) {
-            state.ended(part, exit, &myself);
+        if let Some((worker, _)) = state.alive.remove(&cell.get_id()) {
+            state.ended(worker, exit, &myself);
         }
-        if !state.alive.values().any(|(part, _)| part.is_worker()) {
+        if !state.alive.values().any(|(worker, _)| worker.has_thread()) {
             state.finish();
             myself.stop(None);
         }
@@ -259,58 +213,59 @@ where
 }
 
 impl<T: Teacher + 'static> State<T> {
-    /// Decides what follows when a part has ended.
-    fn ended(&mut self, part: Part, exit: Exit, myself: &ActorRef<SupervisorMessage>) {
-        let name = self.pipeline.name(&part);
-        match (part, exit) {
+    /// Decides what follows when a worker has ended.
+    fn ended(&mut self, worker: WorkerId, exit: Exit, myself: &ActorRef<SupervisorMessage>) {
+        match (worker, exit) {
             // The student's end is the run's, however it came.
-            (Part::Student, exit) => {
+            (WorkerId::Student, exit) => {
                 if exit != Exit::Done {
-                    self.fail(name, exit);
+                    self.fail(WorkerId::Student, exit);
                 }
                 self.stop = None;
             }
             (_, Exit::Done) => {}
-            (part, exit) if self.stop.is_some() && heals(&part, &exit) => {
-                let Some(delay) = self.restarts.allow(&name) else {
-                    return self.give_up(name, exit);
+            (worker, exit) if self.stop.is_some() && may_restart(&worker, &exit) => {
+                let Some(delay) = self.restarts.allow(&worker) else {
+                    return self.give_up(worker, exit);
                 };
-                self.pipeline.restarted(&name, &exit);
-                myself.send_after(delay, move || SupervisorMessage::Rebuild(part));
+                self.pipeline.restarted(&worker, &exit);
+                myself.send_after(delay, move || SupervisorMessage::Restart(worker));
             }
-            (_, exit) => self.give_up(name, exit),
+            (worker, exit) => self.give_up(worker, exit),
         }
     }
 
-    /// Builds a part again, unless the run is ending.
-    async fn rebuild(&mut self, part: Part, myself: &ActorRef<SupervisorMessage>) {
+    /// Restarts a worker, unless the run is ending.
+    async fn restart(&mut self, worker: WorkerId, myself: &ActorRef<SupervisorMessage>) {
         if self.stop.is_none() {
             return;
         }
-        match self.pipeline.rebuild(&part, myself.get_cell()).await {
-            Ok(cell) => drop(self.alive.insert(cell.get_id(), (part, cell))),
-            Err(cause) => self.ended(part, cause, myself),
+        match self.pipeline.restart(&worker, myself.get_cell()).await {
+            Ok(cell) => drop(self.alive.insert(cell.get_id(), (worker, cell))),
+            Err(cause) => self.ended(worker, cause, myself),
         }
     }
 
-    /// A part cannot be healed: the student saves the last step made, then the run ends.
-    fn give_up(&mut self, part: String, cause: Exit) {
-        self.fail(part, cause);
+    /// A worker cannot be restarted: the student saves the last step made, then the run ends.
+    fn give_up(&mut self, worker: WorkerId, cause: Exit) {
+        self.fail(worker, cause);
         let told = self
             .pipeline
             .control
             .try_send(StudentControl::Abandon)
             .is_ok();
-        let student_lives = self.alive.values().any(|(part, _)| *part == Part::Student);
+        let mut alive = self.alive.values();
+        let student_lives = alive.any(|(worker, _)| *worker == WorkerId::Student);
         if !told || !student_lives {
             self.stop = None;
         }
     }
 
-    /// The first failure is the one that is told.
-    fn fail(&mut self, part: String, cause: Exit) {
-        tracing::error!(part, %cause, "a part of the run failed");
-        self.failure.get_or_insert(RunError::Part { part, cause });
+    /// The first failure is the one that is reported.
+    fn fail(&mut self, worker: WorkerId, cause: Exit) {
+        tracing::error!(part = %worker, %cause, "a part of the run failed");
+        self.failure
+            .get_or_insert(RunError::Worker { worker, cause });
     }
 
     /// All workers have ended.
@@ -329,20 +284,26 @@ impl<T: Teacher + 'static> State<T> {
     }
 }
 
-/// Whether a part is built again and does what was in hand once more: one that changes nothing and panicked,
-/// and rows that could not be read, which may pass.
-fn heals(part: &Part, exit: &Exit) -> bool {
-    match part {
-        Part::Loader(_) => matches!(exit, Exit::Panicked(_) | Exit::Failed(PortError::Data(_))),
-        Part::Teacher(_) => matches!(exit, Exit::Panicked(_)),
+/// Whether a worker is restarted and repeats what it had in hand: one that changes nothing and panicked, and a
+/// loader whose file could not be read, which may pass.
+fn may_restart(worker: &WorkerId, exit: &Exit) -> bool {
+    match worker {
+        WorkerId::Loader { .. } => {
+            matches!(exit, Exit::Panicked(_) | Exit::Failed(PortError::Data(_)))
+        }
+        WorkerId::Teacher(_) => matches!(exit, Exit::Panicked(_)),
         _ => false,
     }
 }
 
 /// Starts a worker below the supervisor and waits until it is ready.
-async fn spawn(name: &str, body: crate::worker::Body, above: ActorCell) -> Result<ActorCell, Exit> {
+async fn spawn(
+    worker: &WorkerId,
+    body: crate::worker::Body,
+    above: ActorCell,
+) -> Result<ActorCell, Exit> {
     let spec = WorkerSpec {
-        name: name.to_owned(),
+        name: worker.to_string(),
         body,
     };
     match Actor::spawn_linked(None, WorkerActor, spec, above).await {

@@ -11,7 +11,7 @@ use ddk_corpus::Cursor;
 use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
 use ddk_run::{
     Journal, RunFileError,
-    records::{ByDomain, MixtureLine},
+    records::{ByDomain, EventKind, MixtureLine},
 };
 use ddk_telemetry::{metrics, seconds_since_1970};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -303,7 +303,7 @@ pub(crate) fn announce(
             "the mixture stays: an update was refused"
         );
         let message = format!("the mixture of interval {} stays: {reason}", line.interval);
-        let event = journal.event(line.step, "refused", &message)?;
+        let event = journal.event(line.step, EventKind::Refused, &message)?;
         observer.on_event(&event);
     }
     publish(line);

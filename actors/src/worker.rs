@@ -15,6 +15,50 @@ use tokio::sync::oneshot;
 
 use crate::PortError;
 
+/// Which worker; its name on threads, boards and in messages.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum WorkerId {
+    /// A domain's loader.
+    Loader {
+        /// Index of the domain.
+        index: usize,
+        /// Name of the domain.
+        domain: String,
+    },
+    /// The batcher.
+    Batcher,
+    /// A teacher, by its lane.
+    Teacher(usize),
+    /// The student.
+    Student,
+    /// The checkpointer.
+    Checkpointer,
+    /// The evaluator, which has no thread.
+    Evaluator,
+    /// The weight scheduler, which has no thread.
+    WeightScheduler,
+}
+
+impl WorkerId {
+    pub(crate) fn has_thread(&self) -> bool {
+        !matches!(self, Self::Evaluator | Self::WeightScheduler)
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loader { domain, .. } => write!(formatter, "loader-{domain}"),
+            Self::Batcher => formatter.write_str("batcher"),
+            Self::Teacher(lane) => write!(formatter, "teacher-{lane}"),
+            Self::Student => formatter.write_str("student"),
+            Self::Checkpointer => formatter.write_str("checkpointer"),
+            Self::Evaluator => formatter.write_str("evaluator"),
+            Self::WeightScheduler => formatter.write_str("weight scheduler"),
+        }
+    }
+}
+
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exit {

@@ -5,7 +5,7 @@ import {
 } from '/charts.js';
 
 const LANE_SAMPLES = 300;
-const QUIET = new Set(['saved', 'started', 'resumed', 'stopped', 'signal']);
+const QUIET = new Set(['extended', 'resumed', 'saved', 'started', 'started_over', 'stopped', 'other']);
 const ENDED = new Set(['finished', 'stopped', 'failed']);
 const COLUMNS = ['step', 'loss', 'ce', 'kl', 'gradient_norm', 'learning_rate', 'tokens_per_second'];
 const PHASES = ['data', 'teacher_wait', 'forward', 'head', 'backward', 'optimizer'];

@@ -164,14 +164,14 @@ fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[EventLine]) {
         .rev()
         .take(room)
         .map(|event| {
-            let is_bad = !matches!(
-                event.kind.as_str(),
-                "saved" | "started" | "resumed" | "stopped" | "extended" | "started_over"
-            );
             let kind = Span::from(format!("{:12}", event.kind));
             Line::from(vec![
                 Span::from(format!("step {:<8} ", event.step)).dim(),
-                if is_bad { kind.red() } else { kind },
+                if event.kind.is_incident() {
+                    kind.red()
+                } else {
+                    kind
+                },
                 Span::from(event.message.as_str()),
             ])
         })

@@ -11,46 +11,31 @@ use std::{
 use crossbeam::channel::Receiver;
 use ddk_mixture::{Needs, TrainingSums};
 use ddk_run::{
-    Journal, Measured, RunFileError,
-    records::{SampleLine, StepLine},
+    Journal, Measured, MicroBatchSums, RunFileError, StepPhase, UpdateStats,
+    records::{EventKind, SampleLine, StepLine},
 };
 use ddk_telemetry::{Worker, metrics};
-use indexmap::IndexMap;
 
 use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
     End, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    SpikeAction, StopReason, Student, Totals, Update, batch::BatchRow, error::with_causes,
-    teacher::BusySum, weight_scheduler::announce,
+    SpikeAction, StopReason, Student, Totals, error::with_causes, teacher::BusySum,
+    weight_scheduler::announce,
 };
 
-/// What a step has gathered so far.
+/// What the micro-batches of a step add up to so far.
 #[derive(Debug, Default)]
-struct Gathered {
-    ce_sum: f64,
-    kl_sum: f64,
-    layer_sum: f64,
+struct StepAccumulator {
+    sums: MicroBatchSums,
     /// Tokens of the step's rows, by domain.
     drawn: Vec<u64>,
     /// Tokens that went through the student.
     processed: u64,
-    seconds: IndexMap<String, f64>,
     /// The teachers' own, beside the student's: no part of the step's time, and so not among its phases in `run.jsonl`.
     teacher_seconds: f64,
-    /// Floating-point operations, as in [`Totals`].
-    teacher_flops: f64,
-    student_flops: f64,
     samples: Vec<SampleLine>,
     losses: TrainingSums,
-}
-
-impl Gathered {
-    fn add_seconds(&mut self, by_phase: &[(&str, f64)]) {
-        for (phase, seconds) in by_phase {
-            *self.seconds.entry((*phase).to_owned()).or_default() += seconds;
-        }
-    }
 }
 
 /// The student with its books.
@@ -73,7 +58,7 @@ pub(crate) struct Core<S: Student> {
     /// Sums of the processes before this one.
     before: Totals,
     totals: Totals,
-    gathered: Option<Gathered>,
+    accumulator: Option<StepAccumulator>,
     student_at_start: Vec<f64>,
     /// The step whose snapshot was handed on last, and where the result of that comes.
     saved_step: Option<u64>,
@@ -110,7 +95,7 @@ impl<S: Student> Core<S> {
             started: Instant::now(),
             before: totals.clone(),
             totals,
-            gathered: None,
+            accumulator: None,
             student_at_start: resume
                 .as_ref()
                 .map_or_else(Vec::new, |state| state.at_start.student.clone()),
@@ -138,7 +123,7 @@ impl<S: Student> Core<S> {
 
     /// Whether a step has begun whose update is not made yet.
     pub(crate) fn within_step(&self) -> bool {
-        self.gathered.is_some()
+        self.accumulator.is_some()
     }
 
     /// Whether there is no interval to go on in.
@@ -326,8 +311,8 @@ impl<S: Student> Core<S> {
         } = labelled;
         assert_eq!(batch.sequence, self.next_sequence);
         self.next_sequence += 1;
-        let mut gathered = match self.gathered.take() {
-            Some(gathered) => gathered,
+        let mut accumulator = match self.accumulator.take() {
+            Some(accumulator) => accumulator,
             None => self.begin_step(&batch)?,
         };
         // Until the interval was set, the wait was for the mixture (counted as the boundary's).
@@ -337,43 +322,41 @@ impl<S: Student> Core<S> {
         self.totals.data_wait_seconds += data_wait;
         // What of it was for rows; teachers that waited for them while others were at work held nobody up.
         let data = data_wait.min(waited);
-        gathered.add_seconds(&[("data", data), ("teacher_wait", waited - data)]);
-        gathered.teacher_seconds += teacher_seconds;
+        let waits = [
+            (StepPhase::Data, data),
+            (StepPhase::TeacherWait, waited - data),
+        ];
+        accumulator.sums.add_seconds(waits);
+        accumulator.teacher_seconds += teacher_seconds;
         if self.plan.skip.contains(&batch.step) {
-            gathered.ce_sum = f64::NAN;
+            accumulator.sums.ce = f64::NAN;
         } else {
-            let loss = self.student.accumulate(&batch, signal)?;
-            gathered.add_seconds(&loss.seconds);
-            self.totals.teacher_flops += loss.teacher_flops;
-            self.totals.student_flops += loss.student_flops;
-            gathered.teacher_flops += loss.teacher_flops;
-            gathered.student_flops += loss.student_flops;
-            gathered.ce_sum += loss.ce_sum;
-            gathered.kl_sum += loss.kl_sum;
-            for (row, of_row) in batch.rows.iter().zip(&loss.rows) {
+            let sums = self.student.accumulate(&batch, signal)?;
+            check_targets(&batch, sums.targets)?;
+            self.totals.teacher_flops += sums.teacher_flops;
+            self.totals.student_flops += sums.student_flops;
+            for (row, loss) in batch.rows.iter().zip(&sums.sequences) {
                 let predictions = row.drawn.sequence.num_targets();
                 let domain = usize::from(row.domain);
-                gathered
-                    .losses
-                    .add_row(domain, of_row.ce, of_row.excess, predictions);
+                let losses = &mut accumulator.losses;
+                losses.add_row(domain, loss.ce, loss.excess, predictions);
             }
-            gathered.layer_sum += loss.layer_sum;
-            let tokens = |row: &BatchRow| row.drawn.sequence.tokens.len() as u64;
-            gathered.processed += batch.rows.iter().map(tokens).sum::<u64>();
+            accumulator.sums.add(sums);
+            accumulator.processed += batch.tokens();
         }
         for row in &batch.rows {
-            gathered.drawn[usize::from(row.domain)] += row.drawn.sequence.tokens.len() as u64;
-            gathered.samples.push(self.sample(&batch, row));
+            accumulator.drawn[usize::from(row.domain)] += row.drawn.sequence.tokens.len() as u64;
+            accumulator.samples.push(self.sample(&batch, row));
         }
         let last = batch.last_of_step;
-        self.gathered = Some(gathered);
+        self.accumulator = Some(accumulator);
         if last {
             self.end_step(&batch)?;
         }
         Ok(last)
     }
 
-    fn begin_step(&mut self, batch: &MicroBatch) -> Result<Gathered, PortError> {
+    fn begin_step(&mut self, batch: &MicroBatch) -> Result<StepAccumulator, PortError> {
         if batch.step == batch.interval.first_step
             && let Some(line) = &batch.interval.line
         {
@@ -386,23 +369,24 @@ impl<S: Student> Core<S> {
             self.totals.boundary_seconds += seconds;
             metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
         }
-        Ok(Gathered {
+        Ok(StepAccumulator {
             drawn: vec![0; self.plan.domains.len()],
             losses: TrainingSums::new(self.plan.domains.len()),
-            ..Gathered::default()
+            ..StepAccumulator::default()
         })
     }
 
     fn end_step(&mut self, batch: &MicroBatch) -> Result<(), PortError> {
-        let mut gathered = self.gathered.take().unwrap_or_default();
+        let mut accumulator = self.accumulator.take().unwrap_or_default();
+        let sums = &accumulator.sums;
         let predictions = batch.step_predictions as f64;
-        let (ce, kl) = (gathered.ce_sum / predictions, gathered.kl_sum / predictions);
+        let (ce, kl) = (sums.ce / predictions, sums.kl / predictions);
         let layer_weight = self.plan.layer_weight;
-        let layer = layer_weight.map(|_| gathered.layer_sum / predictions);
+        let layer = layer_weight.map(|_| sums.layer / predictions);
         let of_layers = layer_weight.unwrap_or(0.0) * layer.unwrap_or(0.0);
         let loss = ce + self.plan.gamma * kl + of_layers;
         let update = self.update(batch.step, loss)?;
-        gathered.add_seconds(&update.seconds);
+        accumulator.sums.add_seconds(update.seconds);
         let student_busy = self.newly_busy();
         self.totals.student_busy_seconds += student_busy;
         let teacher_busy_before = self.totals.teacher_busy_seconds;
@@ -418,8 +402,8 @@ impl<S: Student> Core<S> {
         self.totals.run_seconds = self.before.run_seconds + self.started.elapsed().as_secs_f64();
         // Nothing is learnt from a step whose update is not made.
         let trained = match update.skipped {
-            None => gathered.drawn.clone(),
-            Some(_) => vec![0; gathered.drawn.len()],
+            None => accumulator.drawn.clone(),
+            Some(_) => vec![0; accumulator.drawn.len()],
         };
         for (sum, tokens) in self.totals.tokens.iter_mut().zip(&trained) {
             *sum += tokens;
@@ -439,22 +423,26 @@ impl<S: Student> Core<S> {
             tokens: trained.iter().sum(),
             mixture_version: batch.interval.index,
             skipped: update.skipped,
-            seconds: std::mem::take(&mut gathered.seconds),
+            seconds: std::mem::take(&mut accumulator.sums.seconds),
         };
-        self.write(&line, &gathered, &batch.interval)
+        self.write(&line, &accumulator, &batch.interval)
             .map_err(unwritten)?;
         self.publish(&line, &trained, step_seconds, &batch.interval);
         metrics::MODEL_TOKENS
             .with(&["student"])
-            .increment(gathered.processed);
+            .increment(accumulator.processed);
         metrics::STEP_SECONDS
             .with(&["teacher"])
-            .record(gathered.teacher_seconds);
+            .record(accumulator.teacher_seconds);
         let in_a_second = |amount: f64| amount / step_seconds.max(1e-9);
         let lanes = self.plan.teacher_lanes as f64;
         for (model, busy, flops) in [
-            ("student", student_busy, gathered.student_flops),
-            ("teacher", teacher_busy / lanes, gathered.teacher_flops),
+            ("student", student_busy, accumulator.sums.student_flops),
+            (
+                "teacher",
+                teacher_busy / lanes,
+                accumulator.sums.teacher_flops,
+            ),
         ] {
             let (busy, flops) = (in_a_second(busy), in_a_second(flops));
             metrics::MODEL_UTILISATION.with(&[model]).set(busy);
@@ -465,7 +453,7 @@ impl<S: Student> Core<S> {
 
     /// Updates the weights, unless the step's data is passed over or its loss is a spike; asks to be rolled
     /// back where that is the only way on.
-    fn update(&mut self, step: u64, loss: f64) -> Result<Update, PortError> {
+    fn update(&mut self, step: u64, loss: f64) -> Result<UpdateStats, PortError> {
         let guard = &self.plan.guard;
         if self.plan.skip.contains(&step) {
             metrics::SKIPPED_UPDATES.with(&["skip_list"]).increment(1);
@@ -489,7 +477,7 @@ impl<S: Student> Core<S> {
             SpikeAction::RollBack if spike => return roll_back(step, told),
             SpikeAction::Skip if spike => self.student.discard(step, "the loss is a spike")?,
             SpikeAction::Warn if spike => {
-                self.event(step, "spike", &told)?;
+                self.event(step, EventKind::Spike, &told)?;
                 self.student.update(step)?
             }
             _ => self.student.update(step)?,
@@ -522,6 +510,20 @@ impl<S: Student> Core<S> {
             totals: self.totals.clone(),
         })
     }
+}
+
+/// Refuses a micro-batch for which engine and corpus count other targets: its losses would be divided by the
+/// wrong number.
+fn check_targets(batch: &MicroBatch, counted: u64) -> Result<(), PortError> {
+    let rows = batch.rows.iter();
+    let expected: u64 = rows.map(|row| row.drawn.sequence.num_targets()).sum();
+    if counted == expected {
+        return Ok(());
+    }
+    Err(PortError::Other(format!(
+        "step {}, micro-batch {}: the engine counts {counted} predicted tokens, the corpus {expected}",
+        batch.step, batch.sequence
+    )))
 }
 
 fn unwritten(error: RunFileError) -> PortError {

@@ -8,11 +8,11 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, bounded, never};
 use ddk_corpus::Cursor;
 use ddk_mixture::{Policy, TrainingSums};
-use ddk_run::Journal;
+use ddk_run::{Journal, records::EventKind};
 use ddk_telemetry::{Board, Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorId};
 
-use super::{Never, Outcome, Part, spawn};
+use super::{Never, Outcome, spawn};
 use crate::{
     LoopState, Observer, Parts, RunError, RunPlan, Student, Teacher,
     batcher::{Batcher, SetInterval},
@@ -24,7 +24,7 @@ use crate::{
     weight_scheduler::{
         Ended, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState, publish,
     },
-    worker::Exit,
+    worker::{Exit, WorkerId},
 };
 
 /// Rows that a loader reads ahead. A row is a few kilobytes; the heavy queues are those of micro-batches.
@@ -35,7 +35,6 @@ pub(super) struct Pipeline<T: Teacher> {
     pub(super) board: Arc<Board>,
     loaders: Vec<DomainLoader>,
     teachers: Vec<TeacherLane<T>>,
-    domains: Vec<String>,
     outcome: Arc<Mutex<Option<Outcome>>>,
     journal: Arc<Journal>,
     observer: Arc<dyn Observer>,
@@ -45,7 +44,7 @@ pub(super) struct Pipeline<T: Teacher> {
 
 pub(super) struct Started<T: Teacher> {
     pub(super) pipeline: Pipeline<T>,
-    pub(super) alive: HashMap<ActorId, (Part, ActorCell)>,
+    pub(super) alive: HashMap<ActorId, (WorkerId, ActorCell)>,
     pub(super) stop: Sender<Never>,
 }
 
@@ -162,11 +161,11 @@ where
         .await
         .map_err(|error| RunError::Lost(error.to_string()))?;
     let mut alive = HashMap::new();
-    for (part, cell) in [
-        (Part::WeightScheduler, scheduler.get_cell()),
-        (Part::Evaluator, evaluator.get_cell()),
+    for (worker, cell) in [
+        (WorkerId::WeightScheduler, scheduler.get_cell()),
+        (WorkerId::Evaluator, evaluator.get_cell()),
     ] {
-        alive.insert(cell.get_id(), (part, cell));
+        alive.insert(cell.get_id(), (worker, cell));
     }
 
     let cursors = start_cursors(&plan, resume.as_ref());
@@ -255,7 +254,6 @@ where
     let pipeline = Pipeline {
         control,
         board,
-        domains: plan.domains.clone(),
         outcome,
         journal,
         observer,
@@ -263,24 +261,25 @@ where
         teachers,
         _queues: on_board,
     };
-    let mut bodies = vec![(Part::Checkpointer, checkpointer.body())];
+    let mut bodies = vec![(WorkerId::Checkpointer, checkpointer.body())];
     for (lane, teacher) in pipeline.teachers.iter().enumerate() {
-        bodies.push((Part::Teacher(lane), teacher.clone().body()));
+        bodies.push((WorkerId::Teacher(lane), teacher.clone().body()));
     }
-    bodies.push((Part::Student, student.body()));
-    bodies.push((Part::Batcher, batcher.body()));
-    for (domain, loader) in pipeline.loaders.iter().enumerate() {
-        bodies.push((Part::Loader(domain), loader.clone().body()));
+    bodies.push((WorkerId::Student, student.body()));
+    bodies.push((WorkerId::Batcher, batcher.body()));
+    for (index, (loader, domain)) in pipeline.loaders.iter().zip(&plan.domains).enumerate() {
+        let domain = domain.clone();
+        bodies.push((WorkerId::Loader { index, domain }, loader.clone().body()));
     }
-    for (part, body) in bodies {
-        let name = pipeline.name(&part);
-        let cell = spawn(&name, body, above.clone())
-            .await
-            .map_err(|cause| RunError::Start {
-                part: name,
-                cause: cause.to_string(),
-            })?;
-        alive.insert(cell.get_id(), (part, cell));
+    for (worker, body) in bodies {
+        let cell = match spawn(&worker, body, above.clone()).await {
+            Ok(cell) => cell,
+            Err(cause) => {
+                let cause = cause.to_string();
+                return Err(RunError::Start { worker, cause });
+            }
+        };
+        alive.insert(cell.get_id(), (worker, cell));
     }
     Ok(Started {
         pipeline,
@@ -320,36 +319,28 @@ fn start_cursors(plan: &RunPlan, resume: Option<&LoopState>) -> Vec<Cursor> {
 }
 
 impl<T: Teacher + 'static> Pipeline<T> {
-    /// The name of a part, on threads, boards and in messages.
-    pub(super) fn name(&self, part: &Part) -> String {
-        match part {
-            Part::Loader(domain) => format!("loader-{}", self.domains[*domain]),
-            Part::Batcher => "batcher".to_owned(),
-            Part::Teacher(lane) => format!("teacher-{lane}"),
-            Part::Student => "student".to_owned(),
-            Part::Checkpointer => "checkpointer".to_owned(),
-            Part::Evaluator => "evaluator".to_owned(),
-            Part::WeightScheduler => "weight scheduler".to_owned(),
-        }
-    }
-
-    /// Builds a loader or a teacher again, on the same queues, with what it had in hand.
-    pub(super) async fn rebuild(&self, part: &Part, above: ActorCell) -> Result<ActorCell, Exit> {
-        let body = match part {
-            Part::Loader(domain) => self.loaders[*domain].clone().body(),
-            Part::Teacher(lane) => self.teachers[*lane].clone().body(),
+    /// Restarts a loader or a teacher, on the same queues, with what it had in hand.
+    pub(super) async fn restart(
+        &self,
+        worker: &WorkerId,
+        above: ActorCell,
+    ) -> Result<ActorCell, Exit> {
+        let body = match worker {
+            WorkerId::Loader { index, .. } => self.loaders[*index].clone().body(),
+            WorkerId::Teacher(lane) => self.teachers[*lane].clone().body(),
             _ => return Err(Exit::Panicked("this part is never built again".to_owned())),
         };
-        spawn(&self.name(part), body, above).await
+        spawn(worker, body, above).await
     }
 
-    /// Tells of a restart.
-    pub(super) fn restarted(&self, part: &str, cause: &Exit) {
-        metrics::WORKER_RESTARTS.with(&[part]).increment(1);
-        self.board.worker(part).restarted();
-        tracing::warn!(part, %cause, "built again after a failure");
-        let message = format!("{part} is built again: {cause}");
-        match self.journal.event_now("restarted", &message) {
+    /// Reports a restart.
+    pub(super) fn restarted(&self, worker: &WorkerId, cause: &Exit) {
+        let name = worker.to_string();
+        metrics::WORKER_RESTARTS.with(&[&name]).increment(1);
+        self.board.worker(&name).restarted();
+        tracing::warn!(part = name, %cause, "built again after a failure");
+        let message = format!("{name} is built again: {cause}");
+        match self.journal.event_now(EventKind::Restarted, &message) {
             Ok(event) => self.observer.on_event(&event),
             Err(error) => tracing::error!(%error, "an event could not be written"),
         }

@@ -1,4 +1,4 @@
-//! How often a part may be built again, and after how long.
+//! How often a worker may be restarted, and after how long.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,24 +7,26 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Restarts of a part within the window; one more is given up on.
+use crate::worker::WorkerId;
+
+/// Restarts of a worker within the window; one more is given up on.
 const LIMIT: usize = 3;
 const WINDOW: Duration = Duration::from_secs(600);
 /// Before the first restart in a window; before each further one four times as long. What passes by itself (a
 /// disk that is busy, a network folder that comes back) has time to.
 const BACKOFF: Duration = Duration::from_millis(50);
 
-/// Counts restarts by part.
+/// Counts restarts by worker.
 #[derive(Debug, Default)]
-pub(super) struct Restarts {
-    by_part: HashMap<String, VecDeque<Instant>>,
+pub struct RestartBudget {
+    by_worker: HashMap<WorkerId, VecDeque<Instant>>,
 }
 
-impl Restarts {
-    /// After how long the part may be built again, if at all; counts it.
-    pub(super) fn allow(&mut self, part: &str) -> Option<Duration> {
+impl RestartBudget {
+    /// After how long the worker may be restarted, if at all; counts it.
+    pub fn allow(&mut self, worker: &WorkerId) -> Option<Duration> {
         let now = Instant::now();
-        let times = self.by_part.entry(part.to_owned()).or_default();
+        let times = self.by_worker.entry(worker.clone()).or_default();
         while times
             .front()
             .is_some_and(|time| now.duration_since(*time) > WINDOW)
@@ -46,12 +48,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn restarts_are_limited_in_a_window_of_time() {
-        let mut restarts = Restarts::default();
-        let mut allow = |part| restarts.allow(part).map(|delay| delay.as_millis());
-        let delays: Vec<_> = (0..=LIMIT).map(|_| allow("teacher-0")).collect();
+        let mut restarts = RestartBudget::default();
+        let mut allow = |lane| {
+            let delay = restarts.allow(&WorkerId::Teacher(lane));
+            delay.map(|delay| delay.as_millis())
+        };
+        let delays: Vec<_> = (0..=LIMIT).map(|_| allow(0)).collect();
         assert_eq!(delays, [Some(50), Some(200), Some(800), None]);
-        assert_eq!(allow("teacher-1"), Some(50));
+        assert_eq!(allow(1), Some(50));
         tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
-        assert_eq!(allow("teacher-0"), Some(50));
+        assert_eq!(allow(0), Some(50));
     }
 }

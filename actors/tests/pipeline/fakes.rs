@@ -11,13 +11,14 @@ use std::{
 };
 
 use ddk_actors::{
-    LoopState, MicroBatch, MicroLoss, Observer, Outcome, Parts, PortError, RowLoss, Rows, RunError,
-    RunPlan, StepReport, StopReason, Student, Teacher, Update, ports::Between,
+    LoopState, MicroBatch, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan,
+    StepReport, StopReason, Student, Teacher, ports::Between,
 };
 use ddk_corpus::{Cursor, Drawn, Sequence, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
 use ddk_run::{
-    CheckpointStore, Journal, Lengths, NamedFile, Retention,
+    CheckpointStore, Journal, Lengths, MicroBatchSums, PhaseSeconds, Retention, SequenceLoss,
+    SnapshotFile, StepPhase, UpdateStats,
     records::{EventLine, MixtureLine},
 };
 use ddk_telemetry::{Board, Progress};
@@ -270,56 +271,69 @@ impl Student for FakeStudent {
     type Signal = u64;
     type Weights = FakeCopy;
 
-    fn accumulate(&mut self, batch: &MicroBatch, signal: u64) -> Result<MicroLoss, PortError> {
+    fn accumulate(&mut self, batch: &MicroBatch, signal: u64) -> Result<MicroBatchSums, PortError> {
         (self.hook)("accumulate", batch.sequence)?;
         assert_eq!(signal, hash_rows(batch), "another batch's signal");
         assert!((batch.interval.first_step..=batch.interval.last_step()).contains(&batch.step));
         self.pending = mix(self.pending, mix(signal, batch.step_predictions));
         let loss = (self.pending % 1000) as f64;
         let shade = |index: usize| (mix(self.pending, index as u64) % 1000) as f64 / 100.0;
-        let losses = (0..batch.rows.len()).map(|index| RowLoss {
+        let losses = (0..batch.rows.len()).map(|index| SequenceLoss {
             ce: shade(index),
             excess: shade(index) / 2.0,
         });
-        Ok(MicroLoss {
-            ce_sum: loss,
-            kl_sum: loss / 3.0,
-            rows: losses.collect(),
-            layer_sum: 0.0,
-            seconds: [
-                ("teacher_wait", 0.0),
-                ("forward", 0.0),
-                ("head", 0.0),
-                ("backward", 0.0),
-            ],
+        let targets: u64 = batch
+            .rows
+            .iter()
+            .map(|row| row.drawn.sequence.num_targets())
+            .sum();
+        let miscounted = (self.hook)("miscount", batch.sequence).is_err();
+        Ok(MicroBatchSums {
+            ce: loss,
+            kl: loss / 3.0,
+            layer: 0.0,
+            sequences: losses.collect(),
+            targets: targets + u64::from(miscounted),
+            seconds: PhaseSeconds::from([
+                (StepPhase::TeacherWait, 0.0),
+                (StepPhase::Forward, 0.0),
+                (StepPhase::Head, 0.0),
+                (StepPhase::Backward, 0.0),
+            ]),
             teacher_flops: 30.0 * batch.rows.len() as f64,
             student_flops: 10.0 * batch.rows.len() as f64,
         })
     }
 
-    fn update(&mut self, step: u64) -> Result<Update, PortError> {
+    fn update(&mut self, step: u64) -> Result<UpdateStats, PortError> {
         (self.hook)("update", step)?;
         if (self.hook)("no update", step).is_err() {
             return self.discard(step, "on purpose");
         }
         self.weight = mix(self.weight, std::mem::take(&mut self.pending));
         self.step = step;
-        Ok(Update {
+        Ok(UpdateStats {
             learning_rate: 1e-3,
             grad_norm: 1.0,
             skipped: None,
-            seconds: [("teacher_wait", 0.0), ("optimizer", 0.0)],
+            seconds: PhaseSeconds::from([
+                (StepPhase::TeacherWait, 0.0),
+                (StepPhase::Optimizer, 0.0),
+            ]),
         })
     }
 
-    fn discard(&mut self, step: u64, reason: &str) -> Result<Update, PortError> {
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError> {
         self.pending = 0;
         self.step = step;
-        Ok(Update {
+        Ok(UpdateStats {
             learning_rate: 1e-3,
             grad_norm: f64::NAN,
             skipped: Some(reason.to_owned()),
-            seconds: [("teacher_wait", 0.0), ("optimizer", 0.0)],
+            seconds: PhaseSeconds::from([
+                (StepPhase::TeacherWait, 0.0),
+                (StepPhase::Optimizer, 0.0),
+            ]),
         })
     }
 
@@ -347,17 +361,14 @@ impl Student for FakeStudent {
         })
     }
 
-    fn snapshot(&mut self) -> Result<Vec<NamedFile>, PortError> {
+    fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, PortError> {
         let (weight, full) = (self.weight, self.full_disk.contains(&self.step));
-        Ok(vec![NamedFile {
-            name: "weight".to_owned(),
-            write: Box::new(move |out| {
-                if full {
-                    return Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
-                }
-                write!(out, "{weight}")
-            }),
-        }])
+        Ok(vec![SnapshotFile::new("weight", move |out| {
+            if full {
+                return Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
+            }
+            write!(out, "{weight}")
+        })])
     }
 
     fn busy_seconds(&self) -> f64 {

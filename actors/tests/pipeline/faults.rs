@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use ddk_actors::{PortError, RunError, worker::Exit};
+use ddk_run::records::EventKind;
 
 use crate::fakes::World;
 
@@ -51,7 +52,7 @@ async fn a_teacher_or_loader_that_panics_is_built_again_and_nothing_is_lost() {
             let events = world.observer.events.lock().unwrap();
             let restarts: Vec<_> = events
                 .iter()
-                .filter(|event| event.kind == "restarted")
+                .filter(|event| event.kind == EventKind::Restarted)
                 .collect();
             assert_eq!(restarts.len(), 2);
             assert!(
@@ -112,7 +113,9 @@ async fn rows_that_cannot_be_read_are_tried_again_and_then_end_the_run_with_thei
     assert!(world.trajectory() == whole.trajectory());
     let restarts = |world: &World| {
         let events = world.observer.events.lock().unwrap();
-        let of_kind = events.iter().filter(|event| event.kind == "restarted");
+        let of_kind = events
+            .iter()
+            .filter(|event| event.kind == EventKind::Restarted);
         of_kind.count()
     };
     assert_eq!(restarts(&world), 3);
@@ -149,9 +152,7 @@ async fn a_part_that_cannot_be_built_is_an_error_of_the_start() {
         let mut world = World::new();
         world.hook = Arc::new(move |at, _| {
             if at == place {
-                Err(PortError::Configuration(
-                    "models/x holds no config.json".to_owned(),
-                ))
+                Err(PortError::Other("models/x holds no config.json".to_owned()))
             } else {
                 Ok(())
             }
@@ -173,23 +174,23 @@ async fn a_save_that_fails_is_an_event_and_only_the_last_one_an_error() {
     world.full_disk = vec![6, 9];
     world.run().await.unwrap();
     assert!(world.trajectory() == whole.trajectory());
-    let kinds: Vec<(String, u64)> = world
+    let kinds: Vec<(EventKind, u64)> = world
         .observer
         .events
         .lock()
         .unwrap()
         .iter()
-        .map(|event| (event.kind.clone(), event.step))
+        .map(|event| (event.kind, event.step))
         .collect();
     for expected in [
-        ("saved", 3),
-        ("save_failed", 6),
-        ("save_failed", 9),
-        ("saved", 12),
-        ("saved", 17),
+        (EventKind::Saved, 3),
+        (EventKind::SaveFailed, 6),
+        (EventKind::SaveFailed, 9),
+        (EventKind::Saved, 12),
+        (EventKind::Saved, 17),
     ] {
         assert!(
-            kinds.contains(&(expected.0.to_owned(), expected.1)),
+            kinds.contains(&expected),
             "{expected:?} is not in {kinds:?}"
         );
     }
@@ -219,7 +220,7 @@ fn no_updates(steps: &'static [u64]) -> crate::fakes::Hook {
 
 fn rolled_back(error: &RunError) -> Option<(u64, u64)> {
     match error {
-        RunError::Part {
+        RunError::Worker {
             cause: Exit::Failed(PortError::RollBack { first, last, .. }),
             ..
         } => Some((*first, *last)),
@@ -278,4 +279,15 @@ async fn tokens_of_steps_without_an_update_are_not_trained_on() {
     for step in [5, 6, 9] {
         assert_eq!(tokens(&lines[step - 1]), 0, "step {step}");
     }
+}
+
+#[tokio::test]
+async fn an_engine_that_counts_other_targets_than_the_corpus_ends_the_run() {
+    let mut world = World::new();
+    world.hook = Arc::new(|place, number| match (place, number) {
+        ("miscount", 7) => Err(PortError::Other("one more".to_owned())),
+        _ => Ok(()),
+    });
+    let error = world.run().await.unwrap_err().to_string();
+    assert!(error.contains("step 3, micro-batch 7: "), "{error}");
 }

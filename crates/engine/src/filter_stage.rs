@@ -10,6 +10,7 @@ use ddk_model::{Model, Output, safetensors::read_tensors};
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
 };
+use ddk_run::{MicroBatchSums, PhaseSeconds, StepPhase, UpdateStats};
 use ddk_torch::TorchError;
 use tch::{Device, Kind, Tensor};
 
@@ -19,9 +20,9 @@ use crate::{
     batch::batch_tensors,
     filters::{Filters, read_filter},
     snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE, read_moments},
-    student::{MicroStep, StudentOptions},
+    student::StudentOptions,
     teacher::TeacherOutput,
-    update::{UpdateReport, Updates},
+    update::Updates,
 };
 
 /// Filters that learn the task while both models are frozen.
@@ -165,7 +166,7 @@ impl Learner for FilterStage {
         rows: &[&Sequence],
         teacher: Option<&TeacherOutput>,
         denominator: f64,
-    ) -> Result<MicroStep, EngineError> {
+    ) -> Result<MicroBatchSums, EngineError> {
         let of_teacher = teacher.map_or(&[][..], TeacherOutput::layers);
         let started = Instant::now();
         let batch = batch_tensors(rows, self.options.vocabulary, self.student.device())?;
@@ -198,19 +199,19 @@ impl Learner for FilterStage {
         }
         let ce_sum = sum / count;
         self.updates.see(ce_sum.is_finite());
-        Ok(MicroStep {
-            ce_sum,
-            kl_sum: 0.0,
-            layer_sum: 0.0,
-            rows: Vec::new(),
-            predictions: batch.predictions,
-            forward_seconds,
-            head_seconds: started.elapsed().as_secs_f64(),
-            backward_seconds: 0.0,
+        Ok(MicroBatchSums {
+            ce: ce_sum,
+            targets: batch.predictions as u64,
+            seconds: PhaseSeconds::from([
+                (StepPhase::Forward, forward_seconds),
+                (StepPhase::Head, started.elapsed().as_secs_f64()),
+                (StepPhase::Backward, 0.0),
+            ]),
+            ..MicroBatchSums::default()
         })
     }
 
-    fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
+    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         let gradients = self.parameters.iter().map(|(_, parameter)| {
             let gradient = parameter.f_grad()?;
             if gradient.defined() {
@@ -225,7 +226,7 @@ impl Learner for FilterStage {
         Ok(report)
     }
 
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
         self.clear_gradients()?;
         Ok(self.updates.discard(step, reason))
     }

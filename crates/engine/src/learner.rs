@@ -1,15 +1,10 @@
-//! What learns on the student's lane: a [`Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
+//! What learns on the student's lane: a [`crate::Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
 
 use ddk_corpus::Sequence;
 use ddk_model::Model;
+use ddk_run::{MicroBatchSums, UpdateStats};
 
-use crate::{
-    EngineError,
-    snapshot::Snapshot,
-    student::{MicroStep, Student},
-    teacher::TeacherOutput,
-    update::UpdateReport,
-};
+use crate::{EngineError, snapshot::Snapshot, teacher::TeacherOutput};
 
 /// Steps of micro-batches, and snapshots in between.
 pub trait Learner {
@@ -23,14 +18,14 @@ pub trait Learner {
         rows: &[&Sequence],
         teacher: Option<&TeacherOutput>,
         denominator: f64,
-    ) -> Result<MicroStep, EngineError>;
+    ) -> Result<MicroBatchSums, EngineError>;
 
     /// Clips and applies the gradients gathered since the last update, as step `step` (from 1); skips the
     /// update where a loss or a gradient is not finite.
-    fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError>;
+    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError>;
 
     /// Drops the gradients gathered since the last update.
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError>;
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError>;
 
     /// A copy of what learns and of its moments, which a writer thread can save while training goes on.
     fn snapshot(&self) -> Result<Snapshot, EngineError>;
@@ -40,39 +35,4 @@ pub trait Learner {
 
     /// Takes this step's loss for not finite, for faults on purpose.
     fn poison(&mut self) -> f64;
-}
-
-impl Learner for Student {
-    fn model(&self) -> &Model {
-        Student::model(self)
-    }
-
-    fn accumulate(
-        &mut self,
-        rows: &[&Sequence],
-        teacher: Option<&TeacherOutput>,
-        denominator: f64,
-    ) -> Result<MicroStep, EngineError> {
-        Student::accumulate(self, rows, teacher, denominator)
-    }
-
-    fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
-        Student::update(self, step)
-    }
-
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
-        Student::discard(self, step, reason)
-    }
-
-    fn snapshot(&self) -> Result<Snapshot, EngineError> {
-        Student::snapshot(self)
-    }
-
-    fn set_lr_end(&mut self, lr_end: f64) {
-        Student::set_lr_end(self, lr_end);
-    }
-
-    fn poison(&mut self) -> f64 {
-        Student::poison(self)
-    }
 }

@@ -1,5 +1,5 @@
 //! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`], or TED's
-//! [`FilterStage`]), measure perplexity ([`domain_perplexities`]), write a text ([`Generator`]), copy the
+//! [`FilterStage`]), measure perplexity ([`Evaluation`]), write a text ([`Generator`]), copy the
 //! state for a checkpoint ([`Snapshot`]); and what all of it costs ([`FlopCounter`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
@@ -34,9 +34,8 @@ pub use filters::{Filters, LayerPair};
 pub use flops::FlopCounter;
 pub use generate::{Generator, Sampling};
 pub use learner::Learner;
-pub use perplexity::domain_perplexities;
+pub use perplexity::Evaluation;
 pub use schedule::Schedule;
-pub use snapshot::{FileWriter, MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
-pub use student::{MicroStep, RowLosses, RowSums, Student, StudentOptions};
+pub use snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
+pub use student::{RowLosses, Student, StudentOptions};
 pub use teacher::{Teacher, TeacherOutput};
-pub use update::UpdateReport;

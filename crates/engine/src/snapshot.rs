@@ -1,14 +1,12 @@
 //! Weights and moments at a step boundary: copied, written, read back.
 
-use std::{
-    io::{self, Write},
-    path::Path,
-};
+use std::path::Path;
 
 use ddk_model::{
     Model,
     safetensors::{read_tensors, write_tensors},
 };
+use ddk_run::SnapshotFile;
 use ddk_torch::TorchError;
 use tch::Tensor;
 
@@ -58,30 +56,21 @@ impl Snapshot {
         })
     }
 
-    /// The files of a checkpoint: a name and what writes it, to be called on any thread.
-    pub fn into_files(self) -> Vec<(&'static str, FileWriter)> {
+    /// The files of a checkpoint, to be written on any thread.
+    pub fn into_files(self) -> Vec<SnapshotFile> {
         let Self {
             weights,
             moments,
             updates,
         } = self;
         vec![
-            (
-                WEIGHTS_FILE,
-                Box::new(move |out: &mut dyn Write| write_tensors(&weights, &[], out)),
-            ),
-            (
-                MOMENTS_FILE,
-                Box::new(move |out: &mut dyn Write| {
-                    write_tensors(&moments, &[("updates", &updates.to_string())], out)
-                }),
-            ),
+            SnapshotFile::new(WEIGHTS_FILE, move |out| write_tensors(&weights, &[], out)),
+            SnapshotFile::new(MOMENTS_FILE, move |out| {
+                write_tensors(&moments, &[("updates", &updates.to_string())], out)
+            }),
         ]
     }
 }
-
-/// Writes one file of a snapshot.
-pub type FileWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 
 impl Student {
     /// Goes on from a checkpoint's files: `model` gives the architecture, its weights are replaced.

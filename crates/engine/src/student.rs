@@ -8,18 +8,19 @@ use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, Objective, PerPosition, Positions,
     chunked_head,
 };
+use ddk_run::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};
 use ddk_torch::{TorchError, finish};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    EngineError,
+    EngineError, Learner,
     adamw::{AdamW, AdamWOptions},
     batch::batch_tensors,
     filters::{Filter, Filters, distance_of_layers, read_filters, trained},
     schedule::Schedule,
     snapshot::Snapshot,
     teacher::TeacherOutput,
-    update::{UpdateReport, Updates},
+    update::Updates,
 };
 
 /// How a student learns.
@@ -53,36 +54,6 @@ pub enum RowLosses {
     CrossEntropy,
     /// And what it exceeds the teacher's by; the teacher's head is applied for it even at gamma 0.
     Excess,
-}
-
-/// The sums of a row over its predictions, nats.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowSums {
-    /// Of the cross-entropy.
-    pub ce: f64,
-    /// Of `max(student's - teacher's, 0)` of each prediction; 0 where it was not asked for.
-    pub excess: f64,
-}
-
-/// The sums of a micro-batch (over its predictions, not divided) and the seconds of each phase.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MicroStep {
-    /// Sum of the cross-entropy, nats.
-    pub ce_sum: f64,
-    /// Sum of the divergence from the teacher, nats (times T² where that is switched on).
-    pub kl_sum: f64,
-    /// Those of each row, where asked for; otherwise empty.
-    pub rows: Vec<RowSums>,
-    /// Sum of the distance between filtered layers, mean over the layers; 0 without filters.
-    pub layer_sum: f64,
-    /// Scored positions.
-    pub predictions: i64,
-    /// The model's forward.
-    pub forward_seconds: f64,
-    /// Logits of both models, losses and their gradients.
-    pub head_seconds: f64,
-    /// The model's backward.
-    pub backward_seconds: f64,
 }
 
 /// A model in training on the lane that built it.
@@ -149,11 +120,6 @@ impl Student {
         })
     }
 
-    /// The model as it stands.
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-
     /// How it learns.
     pub fn options(&self) -> &StudentOptions {
         &self.options
@@ -164,14 +130,57 @@ impl Student {
         self.row_losses = row_losses;
     }
 
-    /// Adds the gradients of one micro-batch. `denominator` is the number of predictions of the whole optimizer step,
-    /// so that micro-batches of any size add up to the mean over the step.
-    pub fn accumulate(
+    /// The gradient of each parameter, then of each filter.
+    fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
+        let _no_grad = tch::no_grad_guard();
+        let head = self.model.head().weight.data_ptr();
+        let embedding = self.model.embedding().data_ptr();
+        let of_filters = self.filters.iter();
+        let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
+        let of_model = self.model.parameters().iter().map(|(_, parameter)| {
+            let (gradient, at) = (parameter.f_grad()?, parameter.data_ptr());
+            Ok(match &self.embedding_gradient {
+                _ if at == head => self.head_gradient.shallow_clone(),
+                Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
+                _ if gradient.defined() => gradient,
+                _ => parameter.detach().f_zeros_like()?,
+            })
+        });
+        of_model.chain(of_filters).collect()
+    }
+
+    fn clear_gradients(&mut self) -> Result<(), TorchError> {
+        let _no_grad = tch::no_grad_guard();
+        for (_, parameter) in self.model.parameters() {
+            let mut gradient = parameter.f_grad()?;
+            if gradient.defined() {
+                let _ = gradient.f_zero_()?;
+            }
+        }
+        for gradient in [&mut self.head_gradient]
+            .into_iter()
+            .chain(&mut self.embedding_gradient)
+        {
+            let _ = gradient.f_zero_()?;
+        }
+        for filter in &mut self.filters {
+            let _ = filter.gradient.f_zero_()?;
+        }
+        Ok(())
+    }
+}
+
+impl Learner for Student {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn accumulate(
         &mut self,
         rows: &[&Sequence],
         teacher: Option<&TeacherOutput>,
         denominator: f64,
-    ) -> Result<MicroStep, EngineError> {
+    ) -> Result<MicroBatchSums, EngineError> {
         let started = Instant::now();
         let batch = batch_tensors(rows, self.options.vocabulary, self.model.device())?;
         let layers = self.options.filters.as_ref();
@@ -224,8 +233,8 @@ impl Student {
                 buffers: Some(&mut self.buffers),
             },
         )?;
-        let row_sums = match &output.per_position {
-            Some(values) => row_sums(values, self.row_losses, rows.len())?,
+        let sequences = match &output.per_position {
+            Some(values) => sequence_losses(values, self.row_losses, rows.len())?,
             None => Vec::new(),
         };
         let (layer_sum, layer_gradients) = distance_of_layers(
@@ -250,23 +259,22 @@ impl Student {
             let of_embedding = of_embedding.unwrap_or(&mut self.head_gradient);
             trace.backward(&gradient, &layer_gradients, of_embedding)?;
         }
-        Ok(MicroStep {
-            ce_sum: output.ce_sum,
-            kl_sum: output.kl_sum,
-            rows: row_sums,
-            layer_sum,
-            predictions: batch.predictions,
-            forward_seconds,
-            head_seconds,
-            backward_seconds: started.elapsed().as_secs_f64(),
+        Ok(MicroBatchSums {
+            ce: output.ce_sum,
+            kl: output.kl_sum,
+            layer: layer_sum,
+            sequences,
+            targets: batch.predictions as u64,
+            seconds: PhaseSeconds::from([
+                (StepPhase::Forward, forward_seconds),
+                (StepPhase::Head, head_seconds),
+                (StepPhase::Backward, started.elapsed().as_secs_f64()),
+            ]),
+            ..MicroBatchSums::default()
         })
     }
 
-    /// Clips and applies the gradients gathered since the last update, as step `step` (from 1).
-    ///
-    /// A loss or gradient that is not finite reaches neither weights nor moments: the update is skipped, which still
-    /// counts as a step of the schedule.
-    pub fn update(&mut self, step: u64) -> Result<UpdateReport, EngineError> {
+    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         let gradients = self.gradients()?;
         let report = self.updates.make(step, &self.trained, &gradients);
         // An update that failed half-way has changed some.
@@ -276,74 +284,31 @@ impl Student {
         Ok(report)
     }
 
-    /// Changes the learning rate that the schedule ends at.
-    pub fn set_lr_end(&mut self, lr_end: f64) {
+    fn set_lr_end(&mut self, lr_end: f64) {
         self.updates.set_lr_end(lr_end);
     }
 
-    /// Takes this step's loss for not finite, for faults on purpose.
-    pub fn poison(&mut self) -> f64 {
+    fn poison(&mut self) -> f64 {
         self.updates.see(false);
         f64::NAN
     }
 
-    /// Drops the gradients gathered since the last update: weights and moments stay as they are, the schedule goes on.
-    pub fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateReport, EngineError> {
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
         self.clear_gradients()?;
         Ok(self.updates.discard(step, reason))
     }
 
-    /// A copy of weights and moments, which a writer thread can save while training goes on.
-    pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
+    fn snapshot(&self) -> Result<Snapshot, EngineError> {
         Snapshot::take(&self.trained, self.updates.optimizer())
-    }
-
-    /// The gradient of each parameter, then of each filter.
-    fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
-        let _no_grad = tch::no_grad_guard();
-        let head = self.model.head().weight.data_ptr();
-        let embedding = self.model.embedding().data_ptr();
-        let of_filters = self.filters.iter();
-        let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
-        let of_model = self.model.parameters().iter().map(|(_, parameter)| {
-            let (gradient, at) = (parameter.f_grad()?, parameter.data_ptr());
-            Ok(match &self.embedding_gradient {
-                _ if at == head => self.head_gradient.shallow_clone(),
-                Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
-                _ if gradient.defined() => gradient,
-                _ => parameter.detach().f_zeros_like()?,
-            })
-        });
-        of_model.chain(of_filters).collect()
-    }
-
-    fn clear_gradients(&mut self) -> Result<(), TorchError> {
-        let _no_grad = tch::no_grad_guard();
-        for (_, parameter) in self.model.parameters() {
-            let mut gradient = parameter.f_grad()?;
-            if gradient.defined() {
-                let _ = gradient.f_zero_()?;
-            }
-        }
-        for gradient in [&mut self.head_gradient]
-            .into_iter()
-            .chain(&mut self.embedding_gradient)
-        {
-            let _ = gradient.f_zero_()?;
-        }
-        for filter in &mut self.filters {
-            let _ = filter.gradient.f_zero_()?;
-        }
-        Ok(())
     }
 }
 
 /// Sums the positions of each row, in f64.
-fn row_sums(
+fn sequence_losses(
     values: &PerPosition,
     wanted: RowLosses,
     rows: usize,
-) -> Result<Vec<RowSums>, EngineError> {
+) -> Result<Vec<SequenceLoss>, EngineError> {
     let sums = |positions: &Tensor| -> Result<Vec<f64>, TorchError> {
         let by_row = positions.f_reshape([rows as i64, -1])?;
         let sums = by_row.f_sum_dim_intlist(1, false, Kind::Double)?;
@@ -364,5 +329,7 @@ fn row_sums(
         }
     };
     let both = ce.into_iter().zip(excess);
-    Ok(both.map(|(ce, excess)| RowSums { ce, excess }).collect())
+    Ok(both
+        .map(|(ce, excess)| SequenceLoss { ce, excess })
+        .collect())
 }

@@ -1,5 +1,6 @@
 //! One update from a step's gradients: the guard against what is not finite, clipping, AdamW, the schedule.
 
+use ddk_run::{PhaseSeconds, UpdateStats};
 use tch::Tensor;
 
 use crate::{
@@ -8,17 +9,6 @@ use crate::{
     schedule::Schedule,
     student::StudentOptions,
 };
-
-/// What an update did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct UpdateReport {
-    /// Learning rate of this step.
-    pub learning_rate: f64,
-    /// Global gradient norm before clipping; not finite where the update was skipped for it.
-    pub grad_norm: f64,
-    /// Why weights and moments were left as they were.
-    pub skipped: Option<String>,
-}
 
 /// The optimizer of a list of parameters, and whether this step's losses allow an update.
 #[derive(Debug)]
@@ -61,7 +51,7 @@ impl Updates {
         step: u64,
         parameters: &[(String, Tensor)],
         gradients: &[Tensor],
-    ) -> Result<UpdateReport, EngineError> {
+    ) -> Result<UpdateStats, EngineError> {
         let learning_rate = self.schedule.learning_rate(step);
         // SAFETY: gradients are written by the backward of the thread that makes the update, which is done.
         let grad_norm = unsafe { global_norm(gradients)? };
@@ -86,20 +76,22 @@ impl Updates {
             }
         }
         self.finite = true;
-        Ok(UpdateReport {
+        Ok(UpdateStats {
             learning_rate,
             grad_norm,
             skipped,
+            seconds: PhaseSeconds::new(),
         })
     }
 
     /// Makes no update: weights and moments stay as they are, the schedule goes on.
-    pub(crate) fn discard(&mut self, step: u64, reason: &str) -> UpdateReport {
+    pub(crate) fn discard(&mut self, step: u64, reason: &str) -> UpdateStats {
         self.finite = true;
-        UpdateReport {
+        UpdateStats {
             learning_rate: self.schedule.learning_rate(step),
             grad_norm: f64::NAN,
             skipped: Some(reason.to_owned()),
+            seconds: PhaseSeconds::new(),
         }
     }
 }

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_corpus::Sequence;
-use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher};
+use ddk_engine::{AdamWOptions, Learner, Schedule, Student, StudentOptions, Teacher};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Divergence, Objective};
 use ddk_torch::on_gpu_path;
@@ -100,7 +100,7 @@ impl Pair {
                 let output = self.teacher.label(micro).unwrap();
                 let done = self.student.accumulate(micro, Some(&output), predictions);
                 let done = done.unwrap();
-                numbers.extend([done.ce_sum, done.kl_sum]);
+                numbers.extend([done.ce, done.kl]);
                 between(&self.student);
             }
             let report = self.student.update(step).unwrap();

@@ -6,11 +6,12 @@ use std::{cell::RefCell, fs};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, EngineError, RowLosses, Schedule, Student, StudentOptions, Teacher,
-    TeacherOutput, domain_perplexities,
+    AdamWOptions, EngineError, Evaluation, Learner, RowLosses, Schedule, Student, StudentOptions,
+    Teacher, TeacherOutput,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
+use ddk_run::SnapshotFile;
 use tch::{Device, Kind, Tensor};
 
 const VOCABULARY: i64 = 40;
@@ -104,7 +105,7 @@ impl Pair {
                 .student
                 .accumulate(micro, Some(&output), denominator)
                 .unwrap();
-            loss += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
+            loss += (done.ce + 0.5 * done.kl) / denominator;
         }
         assert_eq!(self.student.update(step).unwrap().skipped, None);
         loss
@@ -173,7 +174,7 @@ fn loss_and_gradient_are_those_of_dense_autograd_tied_or_not() {
                 .student
                 .accumulate(micro, Some(&output), denominator)
                 .unwrap();
-            got += (done.ce_sum + 0.5 * done.kl_sum) / denominator;
+            got += (done.ce + 0.5 * done.kl) / denominator;
         }
         let report = pair.student.update(1).unwrap();
         assert!(
@@ -213,7 +214,7 @@ fn a_restored_student_goes_on_bit_for_bit() {
         stopped.step(step, &rows, 2);
     }
     let folder = tempfile::tempdir().unwrap();
-    for (name, write) in stopped.student.snapshot().unwrap().into_files() {
+    for SnapshotFile { name, write } in stopped.student.snapshot().unwrap().into_files() {
         let mut file = fs::File::create(folder.path().join(name)).unwrap();
         write(&mut file).unwrap();
     }
@@ -244,7 +245,7 @@ fn what_is_not_finite_never_reaches_the_weights() {
         .student
         .accumulate(&micro, Some(&broken), 10.0)
         .unwrap();
-    assert!(done.kl_sum.is_nan());
+    assert!(done.kl.is_nan());
     let before = pair.weights();
     let report = pair.student.update(1).unwrap();
     assert!(report.skipped.unwrap().contains("loss"));
@@ -263,22 +264,25 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
     let rows = rows();
     let domains = vec![rows.clone(), rows[2..].to_vec()];
     let never = |_, _| false;
-    let one = domain_perplexities(&model, &domains, 1, VOCABULARY, 5, &never)
-        .unwrap()
-        .unwrap();
-    let all = domain_perplexities(&model, &domains, 4, VOCABULARY, 64, &never)
-        .unwrap()
-        .unwrap();
+    let on = |domains: &[Vec<Sequence>], batch_rows, chunk| Evaluation {
+        validation: domains.to_vec().into(),
+        batch_rows,
+        vocabulary: VOCABULARY,
+        chunk,
+    };
+    let measured = |evaluation: Evaluation| {
+        let perplexities = evaluation.perplexities(&model, &never);
+        perplexities.unwrap().unwrap()
+    };
+    let one = measured(on(&domains, 1, 5));
+    let all = measured(on(&domains, 4, 64));
     for (one, all) in one.iter().zip(&all) {
         assert!((one / all - 1.0).abs() < 1e-5);
     }
     // By hand: exp of the mean over all predictions of the domain.
     let mut total = 0.0;
     for row in &rows {
-        let single = vec![row.clone()];
-        let single = domain_perplexities(&model, &[single], 1, VOCABULARY, 64, &never)
-            .unwrap()
-            .unwrap();
+        let single = measured(on(&[vec![row.clone()]], 1, 64));
         total += single[0].ln() * (row.tokens.len() - 1) as f64;
     }
     assert!((one[0] - (total / predictions(&rows)).exp()).abs() < 1e-4);
@@ -290,7 +294,7 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
         told.borrow_mut().push((done, all));
         told.borrow().len() == 3
     };
-    let cut = domain_perplexities(&model, &domains, 3, VOCABULARY, 5, &tell).unwrap();
+    let cut = on(&domains, 3, 5).perplexities(&model, &tell).unwrap();
     assert_eq!(cut, None);
     let (first, all) = (rows.len() as u64, 2 * rows.len() as u64 - 2);
     assert_eq!(
@@ -316,9 +320,9 @@ fn documents_packed_into_a_row_learn_as_rows_of_their_own() {
         .student
         .accumulate(&[&row], Some(&output), denominator)
         .unwrap();
-    assert_eq!(done.predictions as f64, denominator);
+    assert_eq!(done.targets as f64, denominator);
     assert_eq!(packed.student.update(1).unwrap().skipped, None);
-    let loss = (done.ce_sum + 0.5 * done.kl_sum) / denominator;
+    let loss = (done.ce + 0.5 * done.kl) / denominator;
     let expected = alone.step(1, &rows, 1);
     assert!((loss - expected).abs() < 1e-5, "{loss} {expected}");
     assert!(largest_difference(&packed.weights(), &alone.weights()) < 1e-5);
@@ -364,10 +368,10 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
             .student
             .accumulate(&views(&rows), Some(&output()), denominator)
             .unwrap();
-        assert!(without.rows.is_empty());
-        assert_eq!((without.ce_sum, without.kl_sum), (with.ce_sum, with.kl_sum));
-        assert_eq!(with.rows.len(), rows.len());
-        for (row, sums) in rows.iter().zip(&with.rows) {
+        assert!(without.sequences.is_empty());
+        assert_eq!((without.ce, without.kl), (with.ce, with.kl));
+        assert_eq!(with.sequences.len(), rows.len());
+        for (row, sums) in rows.iter().zip(&with.sequences) {
             let of_student = losses(plain.student.model(), &row.tokens);
             let of_teacher = losses(plain.teacher.model(), &row.tokens);
             let ce: f64 = of_student.iter().sum();

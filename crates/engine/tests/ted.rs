@@ -11,6 +11,7 @@ use ddk_engine::{
 };
 use ddk_model::{Architecture, Export, Model, ModelConfig, Output};
 use ddk_objective::Objective;
+use ddk_run::SnapshotFile;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
@@ -120,7 +121,7 @@ fn first_stage(folder: &Path) -> (FilterStage, Teacher) {
 }
 
 fn write(snapshot: Snapshot, folder: &Path) {
-    for (name, write) in snapshot.into_files() {
+    for SnapshotFile { name, write } in snapshot.into_files() {
         write(&mut fs::File::create(folder.join(name)).unwrap()).unwrap();
     }
 }
@@ -204,8 +205,8 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
         for micro in views(&rows).chunks(3) {
             let output = teacher.label(micro).unwrap();
             let done = stage.accumulate(micro, Some(&output), denominator).unwrap();
-            assert_eq!((done.kl_sum, done.layer_sum), (0.0, 0.0));
-            sum += done.ce_sum / denominator;
+            assert_eq!((done.kl, done.layer), (0.0, 0.0));
+            sum += done.ce / denominator;
         }
         let report = stage.update(step).unwrap();
         assert_eq!(report.skipped, None);
@@ -267,10 +268,7 @@ impl SecondStage {
                 .student
                 .accumulate(micro, Some(&output), denominator)
                 .unwrap();
-            for (sum, part) in sums
-                .iter_mut()
-                .zip([done.ce_sum, done.kl_sum, done.layer_sum])
-            {
+            for (sum, part) in sums.iter_mut().zip([done.ce, done.kl, done.layer]) {
                 *sum += part / denominator;
             }
         }
@@ -331,7 +329,7 @@ fn both_stages_go_on_bit_for_bit() {
         let output = teacher.label(&views(&rows)).unwrap();
         let done = stage.accumulate(&views(&rows), Some(&output), predictions(&rows));
         assert_eq!(stage.update(step).unwrap().skipped, None);
-        done.unwrap().ce_sum.to_bits()
+        done.unwrap().ce.to_bits()
     };
     for number in 1..=3 {
         step(&mut whole, number);

@@ -14,8 +14,9 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::Sequence;
-use ddk_engine::{Student, StudentOptions, Teacher};
+use ddk_engine::{Learner, Student, StudentOptions, Teacher};
 use ddk_model::{ModelConfig, Placement};
+use ddk_run::StepPhase;
 use ddk_settings::Settings;
 use ddk_torch::{Lane, Turns, mkl_kernels, parse_device};
 use tch::{Device, Kind, Tensor};
@@ -409,9 +410,9 @@ impl Bench<'_> {
                 let predictions = self.rows.predictions();
                 let done =
                     lane.work(|| student.accumulate(&micro, signal.as_ref(), predictions))??;
-                seconds.forward += done.forward_seconds;
-                seconds.head += done.head_seconds;
-                seconds.backward += done.backward_seconds;
+                seconds.forward += done.seconds[&StepPhase::Forward];
+                seconds.head += done.seconds[&StepPhase::Head];
+                seconds.backward += done.seconds[&StepPhase::Backward];
             }
             number += 1;
             let update = Instant::now();

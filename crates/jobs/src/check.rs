@@ -1,12 +1,12 @@
 //! `ddk check`: whether a configuration can run, said in seconds.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{Stale, TokenizerFolder, compatible, first_document, sample, stale};
 use ddk_engine::{
-    Part, Schedule, StepShape, domain_perplexities, evaluated_copy_memory, gpu_memory,
-    program_memory, queue_memory, snapshot_memory, student_memory, teacher_memory,
+    Evaluation, Part, Schedule, StepShape, evaluated_copy_memory, gpu_memory, program_memory,
+    queue_memory, snapshot_memory, student_memory, teacher_memory,
 };
 use ddk_model::{Model, ModelConfig, Placement, Weights};
 use ddk_objective::default_chunk;
@@ -471,7 +471,7 @@ fn forward(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Res
     let mut tokens = tokenizer.encode_document(&text)?;
     tokens.truncate(settings.corpus.sequence_length);
     let _lane = Lane::enter(std::thread::available_parallelism().map_or(1, usize::from));
-    let document = vec![vec![tokens.into()]];
+    let document = Arc::new(vec![vec![tokens.into()]]);
     let sides: [(&str, &Path, Result<Placement, _>); 2] = [
         (
             "teacher",
@@ -488,9 +488,13 @@ fn forward(settings: &Settings, models: &Models, report: &mut Report<'_>) -> Res
         let measure = || -> Result<f64> {
             let model = Model::load(folder, &placement?)?;
             let vocabulary = models.vocabulary as i64;
-            let chunk = default_chunk(vocabulary, parse_device(&settings.student.device)?);
-            let measured =
-                domain_perplexities(&model, &document, 1, vocabulary, chunk, &|_, _| false)?;
+            let evaluation = Evaluation {
+                validation: Arc::clone(&document),
+                batch_rows: 1,
+                vocabulary,
+                chunk: default_chunk(vocabulary, parse_device(&settings.student.device)?),
+            };
+            let measured = evaluation.perplexities(&model, &|_, _| false)?;
             let perplexity = measured.and_then(|all| all.first().copied());
             perplexity.context("the text has no token to predict")
         };

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
+use ddk_engine::Evaluation;
 use ddk_model::{Model, ModelConfig, Placement};
 use ddk_objective::default_chunk;
 use ddk_telemetry::{Clock, Meter};
@@ -20,7 +21,7 @@ use crate::{
     progress::{Pace, say},
     signals::Signals,
     train::inputs::fits,
-    wiring::{self, Evaluation},
+    wiring,
 };
 
 #[derive(Serialize)]

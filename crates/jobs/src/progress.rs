@@ -8,7 +8,7 @@ use std::{
 };
 
 use ddk_actors::{Observer, StepReport, Totals};
-use ddk_run::records::{EventLine, MixtureLine};
+use ddk_run::records::{EventKind, EventLine, MixtureLine};
 use ddk_telemetry::{Clock, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -218,7 +218,7 @@ impl Observer for Printer {
 
     fn on_event(&self, event: &EventLine) {
         // Saves are routine; everything else deserves a line.
-        if event.kind != "saved" {
+        if event.kind != EventKind::Saved {
             self.line(&format!("{}: {}", event.kind, event.message));
         }
     }

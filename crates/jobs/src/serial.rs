@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::Sequence;
-use ddk_engine::StudentOptions;
+use ddk_engine::{Learner, StudentOptions};
 use ddk_run::records::Serial;
 use ddk_settings::Settings;
 use ddk_torch::{Lane, parse_device};

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use ddk_run::records::EventKind;
 use ddk_telemetry::{Board, Stage};
 use rustix::process::{Pid, kill_process};
 use tokio::{
@@ -264,7 +265,7 @@ impl State {
         tracing::info!(name, phase = phase.what(), "told to stop");
         if let Some(run) = &self.run {
             let message = format!("{name} while {}", phase.what());
-            if let Err(error) = ddk_run::append_event(run, "stopped", &message) {
+            if let Err(error) = ddk_run::append_event(run, EventKind::Stopped, &message) {
                 say(&format!("warning: the end is not in events.jsonl: {error}"));
             }
         }

@@ -1,24 +1,24 @@
 //! Joins the ports of `ddk-actors` to the engine and the corpus.
 
-mod errors;
 mod models;
 mod student;
 mod teacher;
 
 use std::sync::Arc;
 
+use anyhow::{Error, Result};
 use ddk_actors::{
     MicroBatch, PortError, Rows,
     error::with_causes,
     ports::{BatcherHook, Between, RowsFactory},
 };
 use ddk_corpus::{Drawn, PreparedDomain, RowReader, Sequence};
-use ddk_engine::{EngineError, domain_perplexities};
-use ddk_model::Model;
+use ddk_engine::{EngineError, Evaluation};
+use ddk_model::{Model, ModelError};
 use ddk_settings::{MixturePolicy, Settings};
-use ddk_torch::Lane;
+use ddk_torch::{Lane, TorchError};
 
-use self::{errors::torch_error, models::build_filters};
+use self::models::build_learner;
 pub use self::{
     models::{
         ModelFolders, build_student, build_teacher, flop_counter, kind, student_placement,
@@ -31,40 +31,6 @@ use crate::{
     faults::{Faults, Place},
     objective,
 };
-
-/// The validation documents of all domains, shared by the lanes.
-pub type Validation = Arc<Vec<Vec<Sequence>>>;
-
-/// How perplexities are measured.
-#[derive(Clone)]
-pub struct Evaluation {
-    pub validation: Validation,
-    pub batch_rows: usize,
-    pub vocabulary: i64,
-    pub chunk: i64,
-}
-
-impl Evaluation {
-    /// Documents of all domains.
-    fn documents(&self) -> u64 {
-        self.validation.iter().map(Vec::len).sum::<usize>() as u64
-    }
-
-    pub fn perplexities(
-        &self,
-        model: &Model,
-        between: Between<'_>,
-    ) -> Result<Option<Vec<f64>>, EngineError> {
-        domain_perplexities(
-            model,
-            &self.validation,
-            self.batch_rows,
-            self.vocabulary,
-            self.chunk,
-            between,
-        )
-    }
-}
 
 /// Whether the loss or the mixture uses the teacher's output for each batch. If not, the teacher makes no
 /// forward pass.
@@ -113,24 +79,79 @@ fn sequences(batch: &MicroBatch) -> Vec<&Sequence> {
     rows.map(|row| &row.drawn.sequence).collect()
 }
 
-/// Does a piece of a lane's work ([`Lane::work`]).
-fn work<T>(lane: &Lane, work: impl FnOnce() -> Result<T, PortError>) -> Result<T, PortError> {
-    lane.work(work).map_err(torch_error)?
+/// What both models' ports have: a lane to compute on, faults on purpose, and how perplexities are measured.
+struct Context {
+    lane: Lane,
+    faults: Arc<Faults>,
+    evaluation: Evaluation,
+    /// Evaluations of the student made so far.
+    evaluations: u64,
 }
 
-/// Does a piece of it in its turn ([`Lane::work_in_turn`]).
-fn work_in_turn<T>(
-    lane: &Lane,
-    work: impl FnOnce() -> Result<T, PortError>,
-) -> Result<T, PortError> {
-    lane.work_in_turn(work).map_err(torch_error)?
+impl Context {
+    fn new(lane: Lane, faults: &Arc<Faults>, evaluation: &Evaluation) -> Self {
+        Self {
+            lane,
+            faults: Arc::clone(faults),
+            evaluation: evaluation.clone(),
+            evaluations: 0,
+        }
+    }
+
+    /// Does a piece of the lane's work ([`Lane::work`]).
+    fn work<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T, PortError> {
+        let done = self.lane.work(work).map_err(Error::from);
+        done.flatten().map_err(port_error)
+    }
+
+    /// Does a piece of it in its turn ([`Lane::work_in_turn`]); also the seconds waited for that.
+    fn work_in_turn<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, f64), PortError> {
+        let waited = self.lane.waited_seconds();
+        let done = self.lane.work_in_turn(work).map_err(Error::from);
+        let done = done.flatten().map_err(port_error)?;
+        Ok((done, self.lane.waited_seconds() - waited))
+    }
+
+    /// Perplexities of a student. A fault may strike, and may ask for numbers that are none.
+    fn evaluate<'a>(
+        &mut self,
+        model: impl FnOnce() -> Result<&'a Model>,
+        between: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        self.evaluations += 1;
+        let documents = self
+            .evaluation
+            .validation
+            .iter()
+            .map(Vec::len)
+            .sum::<usize>() as u64;
+        let told = || between(0, documents);
+        let place = Place::Evaluation;
+        let nan = self.faults.worker_until(place, self.evaluations, &told)?;
+        let measured = self.work(|| Ok(self.evaluation.perplexities(model()?, between)?))?;
+        Ok(measured.map(|perplexities| {
+            if nan {
+                vec![f64::NAN; perplexities.len()]
+            } else {
+                perplexities
+            }
+        }))
+    }
 }
 
-/// What is measured, or numbers that are none where a fault asks for them.
-fn broken_by(nan: bool, measured: Option<Vec<f64>>) -> Option<Vec<f64>> {
-    if nan {
-        measured.map(|perplexities| vec![f64::NAN; perplexities.len()])
+/// An error as the actors tell errors apart: smaller sizes help where a device ran out of memory.
+fn port_error(error: Error) -> PortError {
+    let error = match error.downcast() {
+        Ok(error) => return error,
+        Err(error) => error,
+    };
+    let text = with_causes(error.as_ref());
+    let engine = error.downcast_ref().map(EngineError::is_out_of_memory);
+    let model = || error.downcast_ref().map(ModelError::is_out_of_memory);
+    let torch = || error.downcast_ref().map(TorchError::is_out_of_memory);
+    if engine.or_else(model).or_else(torch) == Some(true) {
+        PortError::OutOfMemory(text)
     } else {
-        measured
+        PortError::Other(text)
     }
 }

@@ -30,6 +30,9 @@ pub struct Architecture {
     pub tie_word_embeddings: bool,
 }
 
+/// How hashes of configurations begin.
+pub const CONFIG_HASH: &str = "json:";
+
 /// A model's configuration, as read from (or to be written to) `config.json`.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
@@ -70,14 +73,15 @@ impl ModelConfig {
     }
 
     /// A hash of what the model computes by: sizes, kinds of parts, constants. What else the file says is left out.
-    pub fn hash(&self) -> String {
-        let design = Design {
-            // Of new weights alone.
-            initializer_range: 0.0,
-            ..self.design.clone()
-        };
-        let text = format!("{design:?}");
-        blake3::hash(text.as_bytes()).to_hex().to_string()
+    ///
+    /// # Errors
+    /// The constants cannot be written as JSON.
+    pub fn hash(&self) -> serde_json::Result<String> {
+        let constants = serde_json::to_vec(&self.design)?;
+        Ok(format!(
+            "{CONFIG_HASH}{}",
+            blake3::hash(&constants).to_hex()
+        ))
     }
 
     /// Reads `config.json` of a model's folder; what cannot be built is refused by name.
@@ -321,6 +325,31 @@ mod tests {
         assert!(a_layer.checked_mul(layers).is_some());
         assert_eq!(largest.layers(), 2);
         assert!(largest.parameter_counts().unwrap().total > 2 * (1 << 44));
+    }
+
+    /// Runs record the hash: none of these names may change.
+    #[test]
+    fn the_hash_is_of_named_constants() {
+        let hash = |change: &dyn Fn(&mut Map<String, Value>)| parse(change).unwrap().hash();
+        let config = parse(|_| ()).unwrap();
+        assert_eq!(
+            serde_json::to_string(config.design()).unwrap(),
+            concat!(
+                r#"{"vocab_size":300,"hidden_size":32,"layers":2,"max_positions":2048,"tied":false,"#,
+                r#""embedding_scale":null,"positions":{"Rotary":{"theta":500000.0,"scaling":"None"}},"#,
+                r#""norm":{"Rms":{"eps":1e-6,"plus_one":false}},"attention":{"heads":4,"kv_heads":4,"#,
+                r#""head_dim":8,"projections":{"Separate":{"bias":false}},"output_bias":false,"#,
+                r#""qk_norm":null,"scale":null},"#,
+                r#""mlp":{"width":64,"activation":"Silu","gated":true,"bias":false}}"#,
+            )
+        );
+        let with = |key: &'static str, value: Value| {
+            hash(&move |raw| drop(raw.insert(key.to_owned(), value.clone()))).unwrap()
+        };
+        let plain = config.hash().unwrap();
+        assert!(plain.starts_with(CONFIG_HASH));
+        assert_eq!(plain, with("initializer_range", json!(0.5)));
+        assert_ne!(plain, with("rms_norm_eps", json!(1e-5)));
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! A decoder as a family describes it: sizes, kinds of parts, and the names of the parameters.
 
+use serde::Serialize;
+
 use crate::ModelError;
 
 /// All that tells one family's decoder from another's.
-#[derive(Debug, Clone)]
+///
+/// Runs record the hash of its JSON. A field or variant that gets another name here keeps its name there:
+/// `#[serde(rename)]`.
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Design {
     pub(crate) vocab_size: i64,
     pub(crate) hidden_size: i64,
@@ -13,6 +18,7 @@ pub(crate) struct Design {
     /// Whether the output matrix is the embedding.
     pub(crate) tied: bool,
     /// Standard deviation of new weights.
+    #[serde(skip)]
     pub(crate) initializer_range: f64,
     /// Embeddings are multiplied by this.
     pub(crate) embedding_scale: Option<f64>,
@@ -20,6 +26,7 @@ pub(crate) struct Design {
     pub(crate) norm: NormDesign,
     pub(crate) attention: AttentionDesign,
     pub(crate) mlp: MlpDesign,
+    #[serde(skip)]
     pub(crate) names: &'static Names,
 }
 
@@ -43,7 +50,7 @@ pub(crate) struct Names {
 }
 
 /// How a position is told from another.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) enum Positions {
     /// Queries and keys are rotated.
     Rotary(RotaryDesign),
@@ -52,14 +59,14 @@ pub(crate) enum Positions {
 }
 
 /// Frequencies of a rotary embedding.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct RotaryDesign {
     pub(crate) theta: f64,
     pub(crate) scaling: RotaryScaling,
 }
 
 /// What was done to the frequencies to reach longer sequences.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) enum RotaryScaling {
     None,
     /// All divided by the factor.
@@ -76,7 +83,7 @@ pub(crate) enum RotaryScaling {
 }
 
 /// Kind of a norm.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) enum NormDesign {
     /// Root mean square; `plus_one`: the weight in the file is the distance from 1 (Gemma).
     Rms { eps: f64, plus_one: bool },
@@ -84,7 +91,7 @@ pub(crate) enum NormDesign {
     Layer { eps: f64 },
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct AttentionDesign {
     pub(crate) heads: i64,
     /// Heads of keys and values: divides `heads`.
@@ -99,7 +106,7 @@ pub(crate) struct AttentionDesign {
 }
 
 /// How queries, keys and values come out of the hidden states.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) enum Projections {
     /// `q_proj`, `k_proj`, `v_proj`.
     Separate { bias: bool },
@@ -108,7 +115,7 @@ pub(crate) enum Projections {
     Fused,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct MlpDesign {
     pub(crate) width: i64,
     pub(crate) activation: Activation,
@@ -117,7 +124,7 @@ pub(crate) struct MlpDesign {
     pub(crate) bias: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) enum Activation {
     Silu,
     /// The approximation of GELU by tanh.

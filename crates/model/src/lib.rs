@@ -26,7 +26,7 @@ pub mod safetensors;
 mod trace;
 mod weights;
 
-pub use config::{Architecture, ModelConfig, ParameterCounts};
+pub use config::{Architecture, CONFIG_HASH, ModelConfig, ParameterCounts};
 pub use decoder::{Cache, Parts};
 pub use error::ModelError;
 pub use export::{Export, TOKENIZER_FILES, same_folder};

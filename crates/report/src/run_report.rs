@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use ddk_run::{
-    RunFileError, read,
-    records::{ByDomain, DomainSummary, EventLine, StepLine, Summary},
+    PhaseSeconds, RunFileError, read,
+    records::{ByDomain, DomainSummary, EventKind, EventLine, StepLine, Summary},
 };
 use jiff::Timestamp;
 
@@ -15,19 +15,6 @@ use crate::{
     table::number,
 };
 
-/// Events that somebody who reads of a run wants to know of; the others are its normal course.
-const INCIDENTS: [&str; 10] = [
-    "restarted",
-    "rewound",
-    "rolled_back",
-    "shrunk",
-    "skipped",
-    "spike",
-    "refused",
-    "save_failed",
-    "retention_failed",
-    "failed",
-];
 /// More incidents than this are counted, not listed.
 const LISTED: usize = 50;
 
@@ -166,18 +153,15 @@ fn ratios_after(summary: &Summary) -> ByDomain {
 
 /// Sums of the steps' phases on the student's lane, and what went on beside it.
 fn time(steps: &[StepLine], summary: Option<&Summary>) -> Vec<Block> {
-    let mut phases: Vec<(&str, f64)> = Vec::new();
+    let mut phases = PhaseSeconds::new();
     for (phase, seconds) in steps.iter().flat_map(|line| &line.seconds) {
-        match phases.iter_mut().find(|(name, _)| *name == phase) {
-            Some((_, sum)) => *sum += seconds,
-            None => phases.push((phase, *seconds)),
-        }
+        *phases.entry(*phase).or_default() += seconds;
     }
-    let all: f64 = phases.iter().map(|(_, sum)| sum).sum();
+    let all: f64 = phases.values().sum();
     let share = |seconds: f64| format!("{:.1} %", 100.0 * seconds / all.max(1e-9));
     let rows = phases
         .iter()
-        .map(|(name, sum)| vec![(*name).to_owned(), duration(*sum), share(*sum)])
+        .map(|(phase, sum)| vec![phase.to_string(), duration(*sum), share(*sum)])
         .collect();
     let mut blocks = vec![
         Block::Title(2, "Where the time went".to_owned()),
@@ -205,8 +189,8 @@ fn time(steps: &[StepLine], summary: Option<&Summary>) -> Vec<Block> {
 }
 
 fn incidents(events: &[EventLine]) -> Vec<Block> {
-    let of_interest = |event: &&EventLine| INCIDENTS.contains(&event.kind.as_str());
-    let all: Vec<&EventLine> = events.iter().filter(of_interest).collect();
+    let is_incident = |event: &&EventLine| event.kind.is_incident();
+    let all: Vec<&EventLine> = events.iter().filter(is_incident).collect();
     let mut blocks = vec![Block::Title(2, "Incidents".to_owned())];
     if all.is_empty() {
         blocks.push(Block::Text(
@@ -214,9 +198,9 @@ fn incidents(events: &[EventLine]) -> Vec<Block> {
         ));
         return blocks;
     }
-    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut kinds: BTreeMap<EventKind, usize> = BTreeMap::new();
     for event in &all {
-        *kinds.entry(&event.kind).or_default() += 1;
+        *kinds.entry(event.kind).or_default() += 1;
     }
     let counts: Vec<String> = kinds
         .iter()
@@ -226,7 +210,7 @@ fn incidents(events: &[EventLine]) -> Vec<Block> {
     let rows = all.iter().take(LISTED).map(|event| {
         vec![
             moment(event.time),
-            event.kind.clone(),
+            event.kind.to_string(),
             event.message.clone(),
         ]
     });

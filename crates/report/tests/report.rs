@@ -5,8 +5,12 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use ddk_report::{RunReport, svg, table};
-use ddk_run::records::{
-    ByDomain, DomainSummary, EventLine, MixtureLine, Serial, StepLine, Summary,
+use ddk_run::{
+    PhaseSeconds,
+    records::{
+        ByDomain, DomainSummary, EventKind, EventLine, MixtureLine, Serial, StepLine, StopReason,
+        Summary,
+    },
 };
 use insta::assert_snapshot;
 
@@ -45,7 +49,7 @@ fn summary() -> Summary {
         mixture_flops_share: 2e11 / 3.9e13,
         mixture_seconds_share: 0.04,
         peak_rss_bytes: 900_000_000,
-        stop_reason: "max_steps".to_owned(),
+        stop_reason: StopReason::MaxSteps,
         exported: "last, in runs/small/student".to_owned(),
         exported_step: Some(12),
         serial: Some(Serial {
@@ -95,20 +99,23 @@ fn write_run(folder: &Path) {
             tokens: 4096,
             mixture_version: (step - 1) / 10,
             skipped: None,
-            seconds: indexmap::IndexMap::new(),
+            seconds: PhaseSeconds::new(),
         };
         serde_json::to_string(&line).unwrap()
     });
     fs::write(folder.join("run.jsonl"), lines(steps.collect())).unwrap();
-    let event = |kind: &str, message: &str| EventLine {
+    let event = |kind: EventKind, message: &str| EventLine {
         time: 100.5,
         step: 3,
-        kind: kind.to_owned(),
+        kind,
         message: message.to_owned(),
     };
     let events = [
-        event("saved", "12 bytes in 0.01 s"),
-        event("restarted", "loader-math is built again: it panicked"),
+        event(EventKind::Saved, "12 bytes in 0.01 s"),
+        event(
+            EventKind::Restarted,
+            "loader-math is built again: it panicked",
+        ),
     ]
     .map(|event| serde_json::to_string(&event).unwrap());
     fs::write(folder.join("events.jsonl"), lines(events.to_vec())).unwrap();

@@ -26,19 +26,32 @@ use crate::{
 const STATE: &str = "state.json";
 
 /// Writes the contents of a file.
-pub type FileWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
+type FileWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 
 /// A file of a checkpoint: a name and what writes it, to be called on the writer's thread.
-pub struct NamedFile {
+pub struct SnapshotFile {
     /// The name within the checkpoint's folder.
     pub name: String,
     /// Writes the contents.
     pub write: FileWriter,
 }
 
-impl std::fmt::Debug for NamedFile {
+impl SnapshotFile {
+    /// A file that `write` writes.
+    pub fn new(
+        name: impl Into<String>,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            write: Box::new(write),
+        }
+    }
+}
+
+impl std::fmt::Debug for SnapshotFile {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "NamedFile({})", self.name)
+        write!(formatter, "SnapshotFile({})", self.name)
     }
 }
 
@@ -159,7 +172,7 @@ impl CheckpointStore {
         &self,
         step: u64,
         state: &T,
-        files: Vec<NamedFile>,
+        files: Vec<SnapshotFile>,
         before_manifest: impl FnOnce() -> Result<(), RunFileError>,
     ) -> Result<SaveReport, RunFileError> {
         let disk = Disk::new(self.hook.clone(), step);
@@ -195,7 +208,7 @@ impl CheckpointStore {
         folder: &Path,
         step: u64,
         state: &T,
-        files: Vec<NamedFile>,
+        files: Vec<SnapshotFile>,
         before_manifest: impl FnOnce() -> Result<(), RunFileError>,
     ) -> Result<u64, RunFileError> {
         if folder.exists() {
@@ -206,10 +219,10 @@ impl CheckpointStore {
             .map_err(io::Error::from)
             .map_err(RunFileError::io("write", &folder.join(STATE)))?;
         let mut entries = BTreeMap::new();
-        for file in files.into_iter().chain([NamedFile {
-            name: STATE.to_owned(),
-            write: Box::new(move |out| out.write_all(&state)),
-        }]) {
+        for file in files
+            .into_iter()
+            .chain([SnapshotFile::new(STATE, move |out| out.write_all(&state))])
+        {
             let entry = disk.write(&folder.join(&file.name), file.write)?;
             entries.insert(file.name, entry);
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     RunFileError,
-    records::{DrawnLine, EventLine, MixtureLine, SampleLine, StepLine},
+    records::{DrawnLine, EventKind, EventLine, MixtureLine, SampleLine, StepLine},
 };
 
 /// Where events are appended.
@@ -97,7 +97,12 @@ impl Journal {
     }
 
     /// Appends something that happened, now.
-    pub fn event(&self, step: u64, kind: &str, message: &str) -> Result<EventLine, RunFileError> {
+    pub fn event(
+        &self,
+        step: u64,
+        kind: EventKind,
+        message: &str,
+    ) -> Result<EventLine, RunFileError> {
         let line = EventLine::now(step, kind, message);
         let mut files = self.files();
         files.last_step = files.last_step.max(step);
@@ -107,7 +112,7 @@ impl Journal {
     }
 
     /// Appends something that happened after the last step that was told of.
-    pub fn event_now(&self, kind: &str, message: &str) -> Result<EventLine, RunFileError> {
+    pub fn event_now(&self, kind: EventKind, message: &str) -> Result<EventLine, RunFileError> {
         let step = self.files().last_step;
         self.event(step, kind, message)
     }
@@ -142,7 +147,7 @@ impl Journal {
 ///
 /// # Errors
 /// The file cannot be read or written.
-pub fn append_event(folder: &Path, kind: &str, message: &str) -> Result<(), RunFileError> {
+pub fn append_event(folder: &Path, kind: EventKind, message: &str) -> Result<(), RunFileError> {
     let path = folder.join(EVENTS);
     let before = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -160,7 +165,7 @@ pub fn append_event(folder: &Path, kind: &str, message: &str) -> Result<(), RunF
 pub fn record_event(
     folder: &Path,
     step: u64,
-    kind: &str,
+    kind: EventKind,
     message: &str,
 ) -> Result<(), RunFileError> {
     let mut events = Appended::open(folder.join(EVENTS), None)?;
@@ -310,7 +315,7 @@ mod tests {
         journal.sync().unwrap();
         journal.drawn(&drawn(1)).unwrap();
         journal.samples(&[sample(2)]).unwrap();
-        journal.event(2, "saved", "step 2").unwrap();
+        journal.event(2, EventKind::Saved, "step 2").unwrap();
         drop(journal);
         let events = folder.path().join("events.jsonl");
         let torn = fs::read_to_string(&events).unwrap() + r#"{"time":1"#;
@@ -319,29 +324,29 @@ mod tests {
         let journal = Journal::open(folder.path(), saved, true).unwrap();
         assert_eq!(journal.lengths(), saved);
         journal.drawn(&drawn(1)).unwrap();
-        journal.event(1, "resumed", "from step 1").unwrap();
+        journal.event(1, EventKind::Resumed, "from step 1").unwrap();
         journal.flush().unwrap();
         let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
         assert_eq!(read("mixture.jsonl").lines().count(), 2);
         assert_eq!(read("samples.jsonl").lines().count(), 2);
-        let kinds: Vec<String> = read("events.jsonl")
+        let kinds: Vec<EventKind> = read("events.jsonl")
             .lines()
             .map(|line| serde_json::from_str::<EventLine>(line).unwrap().kind)
             .collect();
-        assert_eq!(kinds, ["saved", "resumed"]);
+        assert_eq!(kinds, [EventKind::Saved, EventKind::Resumed]);
     }
 
     #[test]
     fn an_event_without_a_journal_follows_the_last_one() {
         let folder = tempfile::tempdir().unwrap();
-        append_event(folder.path(), "stopped", "before the first step").unwrap();
+        append_event(folder.path(), EventKind::Stopped, "before the first step").unwrap();
         let journal = Journal::open(folder.path(), Lengths::default(), false).unwrap();
-        journal.event(8, "saved", "step 8").unwrap();
+        journal.event(8, EventKind::Saved, "step 8").unwrap();
         drop(journal);
         let events = folder.path().join("events.jsonl");
         let torn = fs::read_to_string(&events).unwrap() + r#"{"time":1"#;
         fs::write(&events, torn).unwrap();
-        append_event(folder.path(), "stopped", "at the end").unwrap();
+        append_event(folder.path(), EventKind::Stopped, "at the end").unwrap();
         let steps: Vec<(u64, String)> = fs::read_to_string(&events)
             .unwrap()
             .lines()

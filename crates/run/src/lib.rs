@@ -13,13 +13,15 @@ mod manifest;
 pub mod read;
 pub mod records;
 mod restart;
+mod step;
 
 pub use checkpoint::{
-    CheckpointStore, Entry, Measured, NamedFile, NoneVerifies, Opened, Retention, SaveHook,
-    SaveReport,
+    CheckpointStore, Entry, Measured, NoneVerifies, Opened, Retention, SaveHook, SaveReport,
+    SnapshotFile,
 };
 pub use error::RunFileError;
 pub use folder::RunFolder;
 pub use journal::{Journal, Lengths, append_event, record_event};
 pub use manifest::FORMAT as CHECKPOINT_FORMAT;
-pub use restart::{STARTED_OVER, recorded_save};
+pub use restart::recorded_save;
+pub use step::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};

@@ -5,11 +5,13 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::PhaseSeconds;
 
 /// Numbers by domain name.
 pub type ByDomain = BTreeMap<String, f64>;
@@ -54,7 +56,7 @@ pub struct StepLine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
     /// Seconds by phase.
-    pub seconds: IndexMap<String, f64>,
+    pub seconds: PhaseSeconds,
 }
 
 /// A line of `mixture.jsonl`: the mixture of an interval, when it is set.
@@ -162,23 +164,111 @@ pub struct EventLine {
     pub time: f64,
     /// The step after which it happened.
     pub step: u64,
-    /// What kind: `started`, `resumed`, `saved`, `save_failed`, `retention_failed`, `set_aside`, `restarted`,
-    /// `skipped`, `refused`, `signal`, `stopped`, ….
-    pub kind: String,
+    /// What kind.
+    pub kind: EventKind,
     /// In words.
     pub message: String,
 }
 
 impl EventLine {
     /// Something that happens now, after this step.
-    pub(crate) fn now(step: u64, kind: &str, message: &str) -> Self {
+    pub(crate) fn now(step: u64, kind: EventKind, message: &str) -> Self {
         let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             time: elapsed.map_or(0.0, |elapsed| elapsed.as_secs_f64()),
             step,
-            kind: kind.to_owned(),
+            kind,
             message: message.to_owned(),
         }
+    }
+}
+
+/// What kind of thing happened, in alphabetical order: lists of kinds are sorted by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A run that was done trains on.
+    Extended,
+    /// The run ended with an error.
+    Failed,
+    /// An update of the mixture was refused.
+    Refused,
+    /// A worker failed and was restarted.
+    Restarted,
+    /// A process resumed the run.
+    Resumed,
+    /// Old checkpoints could not be removed.
+    RetentionFailed,
+    /// A worker panicked, and the run was rewound to its last checkpoint.
+    Rewound,
+    /// Training went wrong, and the run was rewound to skip the steps at fault.
+    RolledBack,
+    /// A save failed.
+    SaveFailed,
+    /// A checkpoint was saved.
+    Saved,
+    /// A damaged checkpoint was set aside.
+    SetAside,
+    /// A device ran out of memory, and the run was rewound with smaller sizes.
+    Shrunk,
+    /// An update was skipped.
+    Skipped,
+    /// The loss was a spike.
+    Spike,
+    /// A process started the run.
+    Started,
+    /// The run was set aside, to start again at step 0. The saves before this no longer count.
+    StartedOver,
+    /// The run was told to stop.
+    Stopped,
+    /// A kind that only another version knows.
+    #[serde(other)]
+    Other,
+}
+
+impl EventKind {
+    /// The normal course of a run; all other kinds are incidents.
+    pub const ROUTINE: [Self; 7] = [
+        Self::Extended,
+        Self::Resumed,
+        Self::Saved,
+        Self::Started,
+        Self::StartedOver,
+        Self::Stopped,
+        Self::Other,
+    ];
+
+    /// Whether somebody who reads about the run wants to know of it.
+    pub fn is_incident(self) -> bool {
+        !Self::ROUTINE.contains(&self)
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
+}
+
+/// Why a run is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The set number of steps.
+    MaxSteps,
+    /// The set number of intervals.
+    MaxIntervals,
+    /// The token budget.
+    MaxTokens,
+    /// Every domain's ratio is small enough.
+    StopRatio,
+    /// The set number of epochs of the data.
+    MaxPasses,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
     }
 }
 
@@ -236,8 +326,8 @@ pub struct Summary {
     pub mixture_seconds_share: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,
-    /// `max_steps`, `max_intervals`, `max_tokens` or `stop_ratio`.
-    pub stop_reason: String,
+    /// The limit that ended the run.
+    pub stop_reason: StopReason,
     /// Which student was exported, and where.
     pub exported: String,
     /// The step of that student's checkpoint.
@@ -294,6 +384,23 @@ fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::StepPhase;
+
+    #[test]
+    fn kinds_sort_and_read_as_they_are_written() {
+        let kinds = ["failed", "save_failed", "saved", "started", "started_over"];
+        let read: Vec<EventKind> = kinds
+            .map(|kind| serde_json::from_value(kind.into()).unwrap())
+            .to_vec();
+        assert!(read.is_sorted());
+        assert_eq!(
+            read.iter().map(EventKind::to_string).collect::<Vec<_>>(),
+            kinds
+        );
+        assert!(read[1].is_incident() && !read[2].is_incident());
+        let unknown: EventKind = serde_json::from_str(r#""melted""#).unwrap();
+        assert_eq!(unknown, EventKind::Other);
+    }
 
     #[test]
     fn numbers_keep_their_bits_and_nan_survives() {
@@ -310,7 +417,7 @@ mod tests {
             tokens: 4096,
             mixture_version: 0,
             skipped: None,
-            seconds: IndexMap::from([("forward".to_owned(), 0.25)]),
+            seconds: PhaseSeconds::from([(StepPhase::Forward, 0.25)]),
         };
         let text = serde_json::to_string(&line).unwrap();
         assert!(text.starts_with(r#"{"step":1,"loss":0.30000000000000004,"#));

@@ -10,10 +10,8 @@ use crate::{
     folder::LOCK,
     journal::{EVENTS, record_event},
     read,
+    records::EventKind,
 };
-
-/// The kind of the event after which the saves before it no longer count.
-pub const STARTED_OVER: &str = "started_over";
 
 /// What stays when all else is set aside: the lock, what has happened, the log.
 const KEPT: [&str; 3] = [LOCK, EVENTS, "run.log"];
@@ -37,9 +35,11 @@ pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
         };
     }
     let events = read::events(folder)?;
-    let since = events.iter().rposition(|event| event.kind == STARTED_OVER);
+    let since = events
+        .iter()
+        .rposition(|event| event.kind == EventKind::StartedOver);
     let counts = &events[since.map_or(0, |index| index + 1)..];
-    let last = counts.iter().rfind(|event| event.kind == "saved");
+    let last = counts.iter().rfind(|event| event.kind == EventKind::Saved);
     Ok(last.map(|event| event.step))
 }
 
@@ -70,7 +70,7 @@ impl RunFolder {
         fs::create_dir(&aside).map_err(RunFileError::io("create", &aside))?;
         // Said first: without it, a run whose checkpoints are set aside would be taken for one that has lost them.
         let message = format!("at step 0; what was there is in {}", aside.display());
-        record_event(path, 0, STARTED_OVER, &message)?;
+        record_event(path, 0, EventKind::StartedOver, &message)?;
         for name in all {
             let from = path.join(name);
             ddk_files::rename(&from, &aside.join(name))?;
@@ -99,15 +99,15 @@ mod tests {
         let (_scratch, folder) = run(&[]);
         let (path, saved) = (folder.path(), || recorded_save(folder.path()).unwrap());
         assert_eq!(saved(), None);
-        record_event(path, 0, "started", "process 1").unwrap();
+        record_event(path, 0, EventKind::Started, "process 1").unwrap();
         assert_eq!(saved(), None);
-        record_event(path, 3, "saved", "9 bytes").unwrap();
-        record_event(path, 6, "saved", "9 bytes").unwrap();
-        record_event(path, 9, "save_failed", "disk full").unwrap();
+        record_event(path, 3, EventKind::Saved, "9 bytes").unwrap();
+        record_event(path, 6, EventKind::Saved, "9 bytes").unwrap();
+        record_event(path, 9, EventKind::SaveFailed, "disk full").unwrap();
         assert_eq!(saved(), Some(6));
         folder.start_over().unwrap();
         assert_eq!(saved(), None);
-        record_event(path, 3, "saved", "9 bytes").unwrap();
+        record_event(path, 3, EventKind::Saved, "9 bytes").unwrap();
         assert_eq!(saved(), Some(3));
     }
 

@@ -4,13 +4,10 @@
 
 use std::{fs, io, path::Path};
 
-use ddk_run::{CheckpointStore, NamedFile, Retention};
+use ddk_run::{CheckpointStore, Retention, SnapshotFile};
 
-fn file(name: &str, contents: &'static [u8]) -> NamedFile {
-    NamedFile {
-        name: name.to_owned(),
-        write: Box::new(move |out| out.write_all(contents)),
-    }
+fn file(name: &str, contents: &'static [u8]) -> SnapshotFile {
+    SnapshotFile::new(name, move |out| out.write_all(contents))
 }
 
 fn save(store: &CheckpointStore, step: u64) {
@@ -103,7 +100,7 @@ fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
     let folder = tempfile::tempdir().unwrap();
     let store = CheckpointStore::open(folder.path(), Retention::last(1)).unwrap();
     save(&store, 10);
-    let full = NamedFile {
+    let full = SnapshotFile {
         name: "weights.safetensors".to_owned(),
         write: Box::new(|out| {
             out.write_all(&[0; 4096])?;

@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-use ddk_run::{CheckpointStore, NamedFile, Retention, SaveHook, SaveReport};
+use ddk_run::{CheckpointStore, Retention, SaveHook, SaveReport, SnapshotFile};
 
 /// Calls that write a checkpoint of two files beside its place: its folder; create, write and fsync of
 /// weights, moments and state; the journal's fsync; create, write and fsync of the manifest; the folder's
@@ -129,10 +129,7 @@ const CASES: [Case; 4] = [
 ];
 
 fn save(store: &CheckpointStore, (step, state): Listed) -> Result<SaveReport, String> {
-    let file = |name: &str| NamedFile {
-        name: name.to_owned(),
-        write: Box::new(move |out| out.write_all(state.as_bytes())),
-    };
+    let file = |name: &str| SnapshotFile::new(name, move |out| out.write_all(state.as_bytes()));
     let files = vec![file("weights.safetensors"), file("moments.safetensors")];
     let saved = store.save(step, &state, files, || Ok(()));
     saved.map_err(|error| error.to_string())

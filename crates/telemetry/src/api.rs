@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ddk_run::records::EventLine;
+use ddk_run::records::{EventKind, EventLine, StopReason};
 use serde::{Deserialize, Serialize};
 
 pub use crate::progress::Progress;
@@ -27,7 +27,7 @@ pub struct Status {
     /// What it does.
     pub state: State,
     /// Why it is done, where it is: `max_steps`, `max_intervals`, `max_tokens`, `stop_ratio` or `max_passes`.
-    pub stop_reason: Option<String>,
+    pub stop_reason: Option<StopReason>,
     /// The last optimizer step.
     pub step: u64,
     /// The step at which it ends, where that is known.
@@ -57,7 +57,7 @@ pub struct Status {
     /// By domain, in the order of their names.
     pub domains: Vec<Domain>,
     /// How many events there were of each kind.
-    pub events: BTreeMap<String, u64>,
+    pub events: BTreeMap<EventKind, u64>,
     /// The last checkpoint.
     pub saved: Option<Saved>,
     /// Only from the process that trains.

@@ -13,7 +13,7 @@ use ddk_files::{Found, Tail};
 use ddk_run::{
     RunFolder,
     read::summary,
-    records::{EventLine, StepLine, Summary},
+    records::{EventKind, EventLine, StepLine, Summary},
 };
 use serde::de::DeserializeOwned;
 
@@ -46,7 +46,7 @@ pub struct History {
     mixture_revision: u64,
     incidents: VecDeque<EventLine>,
     saves: VecDeque<EventLine>,
-    counts: BTreeMap<String, u64>,
+    counts: BTreeMap<EventKind, u64>,
     first_event: Option<f64>,
     last_event: Option<f64>,
     /// Whether the process that worked on it last said that it failed.
@@ -179,16 +179,18 @@ impl History {
             }
             Found::Line(line) => {
                 if let Some(line) = parsed::<EventLine>(line, &mut bad) {
-                    *counts.entry(line.kind.clone()).or_default() += 1;
+                    *counts.entry(line.kind).or_default() += 1;
                     first.get_or_insert(line.time);
                     *last = Some(line.time);
-                    match line.kind.as_str() {
-                        "failed" => *has_failed = true,
-                        "started" | "resumed" | "stopped" => *has_failed = false,
+                    match line.kind {
+                        EventKind::Failed => *has_failed = true,
+                        EventKind::Started | EventKind::Resumed | EventKind::Stopped => {
+                            *has_failed = false;
+                        }
                         _ => {}
                     }
-                    match line.kind.as_str() {
-                        "saved" => keep(saves, line, SAVES),
+                    match line.kind {
+                        EventKind::Saved => keep(saves, line, SAVES),
                         _ => keep(incidents, line, EVENTS),
                     }
                 }
@@ -244,10 +246,7 @@ impl History {
                 |name| name.to_string_lossy().into_owned(),
             ),
             state,
-            stop_reason: self
-                .summary
-                .as_ref()
-                .map(|summary| summary.stop_reason.clone()),
+            stop_reason: self.summary.as_ref().map(|summary| summary.stop_reason),
             step,
             step_limit: limits.steps,
             interval: last.map(|line| line.interval),
@@ -396,7 +395,7 @@ impl History {
     fn phases(&self) -> BTreeMap<String, f64> {
         let mut phases: BTreeMap<String, f64> = BTreeMap::new();
         for (phase, seconds) in self.recent.iter().flat_map(|line| &line.seconds) {
-            *phases.entry(phase.clone()).or_default() += seconds / self.recent.len() as f64;
+            *phases.entry(phase.to_string()).or_default() += seconds / self.recent.len() as f64;
         }
         phases
     }

@@ -31,7 +31,7 @@ pub use board::{Board, ShownQueue, Stage, Totals, Worker};
 pub use clock::Clock;
 pub use history::History;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};
-pub use machine::Gpu;
+pub use machine::{Gpu, peak_resident_bytes};
 pub use progress::{Meter, Progress};
 pub use queue::{Queue, Queues};
 pub use recorder::{Recorder, RecorderError, seconds_since_1970};

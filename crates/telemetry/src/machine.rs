@@ -97,6 +97,11 @@ impl Machine {
     }
 }
 
+/// The largest resident memory of the process so far, in bytes.
+pub fn peak_resident_bytes() -> Option<f64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// A line of /proc/self/status, in bytes.
 fn kibibytes(status: &str, key: &str) -> Option<f64> {
     let rest = status.lines().find_map(|line| line.strip_prefix(key))?;

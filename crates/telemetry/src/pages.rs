@@ -126,6 +126,19 @@ mod tests {
     }
 
     #[test]
+    fn the_page_counts_the_same_events_as_incidents() {
+        use ddk_run::records::EventKind;
+        let (_, run, _) = FILES[2];
+        let quiet = run.split_once("QUIET = new Set([").unwrap().1;
+        let quiet = quiet.split_once(']').unwrap().0.replace('\'', "\"");
+        let mut quiet: Vec<EventKind> = serde_json::from_str(&format!("[{quiet}]")).unwrap();
+        let mut routine = EventKind::ROUTINE;
+        quiet.sort();
+        routine.sort();
+        assert_eq!(quiet, routine);
+    }
+
+    #[test]
     fn pages_hold_nothing_inline_and_load_nothing_from_elsewhere() {
         for (name, content) in [("run.html", RUN), ("runs.html", RUNS)] {
             for forbidden in [

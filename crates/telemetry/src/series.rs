@@ -186,7 +186,7 @@ impl Point {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use indexmap::IndexMap;
+    use ddk_run::{PhaseSeconds, StepPhase};
 
     fn line(step: u64, ce: f64) -> StepLine {
         StepLine {
@@ -202,7 +202,7 @@ mod tests {
             tokens: 100,
             mixture_version: 0,
             skipped: None,
-            seconds: IndexMap::from([("forward".to_owned(), 0.5)]),
+            seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5)]),
         }
     }
 

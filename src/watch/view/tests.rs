@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use ddk_run::records::{EventKind, StopReason};
 use ddk_telemetry::api::{Domain, Losses, RunReply, State, Steps};
 use ratatui::{Terminal, backend::TestBackend};
 
@@ -48,7 +49,7 @@ fn snapshot(live: bool) -> Snapshot {
                 } else {
                     State::Finished
                 },
-                stop_reason: (!live).then(|| "max_steps".to_owned()),
+                stop_reason: (!live).then(|| StopReason::MaxSteps),
                 step: 200,
                 step_limit: Some(if live { 800 } else { 200 }),
                 interval: Some(3),
@@ -86,14 +87,18 @@ fn snapshot(live: bool) -> Snapshot {
             },
             lanes: None,
         },
-        events: [("started", 0), ("saved", 100), ("restarted", 150)]
-            .map(|(kind, step)| EventLine {
-                time: 0.0,
-                step,
-                kind: kind.to_owned(),
-                message: "in words".to_owned(),
-            })
-            .to_vec(),
+        events: [
+            (EventKind::Started, 0),
+            (EventKind::Saved, 100),
+            (EventKind::Restarted, 150),
+        ]
+        .map(|(kind, step)| EventLine {
+            time: 0.0,
+            step,
+            kind,
+            message: "in words".to_owned(),
+        })
+        .to_vec(),
     }
 }
 

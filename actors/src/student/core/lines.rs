@@ -4,11 +4,11 @@
 use ddk_mixture::{Perplexities, TrainingSums};
 use ddk_run::{
     RunFileError,
-    records::{Drawn, DrawnLine, SampleLine, SampleSpan, StepLine},
+    records::{Drawn, DrawnLine, EventKind, SampleLine, SampleSpan, StepLine},
 };
 use ddk_telemetry::metrics;
 
-use super::{Core, Gathered, unwritten};
+use super::{Core, StepAccumulator, unwritten};
 use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student, batch::BatchRow};
 
 impl<S: Student> Core<S> {
@@ -28,7 +28,7 @@ impl<S: Student> Core<S> {
         }
     }
 
-    pub(super) fn event(&self, step: u64, kind: &str, message: &str) -> Result<(), PortError> {
+    pub(super) fn event(&self, step: u64, kind: EventKind, message: &str) -> Result<(), PortError> {
         let event = self.journal.event(step, kind, message);
         let event = event.map_err(unwritten)?;
         self.observer.on_event(&event);
@@ -39,16 +39,19 @@ impl<S: Student> Core<S> {
     pub(super) fn write(
         &mut self,
         line: &StepLine,
-        gathered: &Gathered,
+        accumulator: &StepAccumulator,
         interval: &Interval,
     ) -> Result<(), RunFileError> {
         if let Some(reason) = &line.skipped {
             let message = format!("the update of step {} was not made: {reason}", line.step);
-            self.observer
-                .on_event(&self.journal.event(line.step, "skipped", &message)?);
+            self.observer.on_event(
+                &self
+                    .journal
+                    .event(line.step, EventKind::Skipped, &message)?,
+            );
         }
         self.journal.step(line)?;
-        self.journal.samples(&gathered.samples)?;
+        self.journal.samples(&accumulator.samples)?;
         let domains = self.plan.domains.len();
         let same_interval = self
             .state
@@ -58,12 +61,12 @@ impl<S: Student> Core<S> {
             Some(state) => (state.interval_tokens.clone(), state.interval_losses.clone()),
             None => (vec![0; domains], TrainingSums::new(domains)),
         };
-        for (sum, tokens) in interval_tokens.iter_mut().zip(&gathered.drawn) {
+        for (sum, tokens) in interval_tokens.iter_mut().zip(&accumulator.drawn) {
             *sum += tokens;
         }
         // What was not learnt from moves no mixture.
         if line.skipped.is_none() {
-            interval_losses.add(&gathered.losses);
+            interval_losses.add(&accumulator.losses);
         }
         if line.step == interval.last_step() {
             self.journal
@@ -144,7 +147,9 @@ impl<S: Student> Core<S> {
         metrics::GRADIENT_NORM.with(&[]).set(line.grad_norm);
         metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);
         for (phase, seconds) in &line.seconds {
-            metrics::STEP_SECONDS.with(&[phase]).record(*seconds);
+            metrics::STEP_SECONDS
+                .with(&[&phase.to_string()])
+                .record(*seconds);
         }
         let names = self.plan.domains.iter().map(String::as_str);
         self.observer.on_step(&StepReport {

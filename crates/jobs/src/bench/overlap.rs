@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use crossbeam::channel::bounded;
+use ddk_engine::Learner;
 use ddk_torch::Turns;
 
 use super::{Bench, WARM_UP};

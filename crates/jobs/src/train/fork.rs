@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use anyhow::{Result, anyhow};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
-use ddk_run::{CheckpointStore, Lengths, NamedFile, Retention, RunFolder};
+use ddk_run::{CheckpointStore, Lengths, Retention, RunFolder, SnapshotFile, records::EventKind};
 use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
 
 use super::{filters, inputs::Inputs, prepared::Prepared};
@@ -80,20 +80,17 @@ pub(super) fn fork(
     }
     let files = [ddk_engine::WEIGHTS_FILE, ddk_engine::MOMENTS_FILE].map(|name| {
         let from = path.join(name);
-        NamedFile {
-            name: name.to_owned(),
-            write: Box::new(move |out| {
-                let mut file = fs::File::open(&from)?;
-                io::copy(&mut file, out).map(|_| ())
-            }),
-        }
+        SnapshotFile::new(name, move |out| {
+            let mut file = fs::File::open(&from)?;
+            io::copy(&mut file, out).map(|_| ())
+        })
     });
     filters::fork(source, folder)?;
     let store = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
     store.save(step, &state, files.into(), || Ok(()))?;
     // From here on the new run has something to lose.
     let message = format!("forked from {}", source.display());
-    ddk_run::record_event(folder.path(), step, "saved", &message)?;
+    ddk_run::record_event(folder.path(), step, EventKind::Saved, &message)?;
     let stay = kept.iter().flatten().count();
     say(&format!(
         "forked from step {step} of {}: {stay} of {} domains go on, {} are new",

@@ -5,24 +5,16 @@
 //! outlast the process (steps to pass over, smaller sizes) is in `healing.json`, written before the run goes
 //! on.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context, Result};
-use ddk_actors::{PortError, RunError, RunPlan, worker::Exit};
-use ddk_run::{Journal, RunFolder};
+use ddk_actors::{Exit, PortError, RestartBudget, RunError, RunPlan, WorkerId};
+use ddk_run::{Journal, RunFolder, records::EventKind};
 use ddk_telemetry::metrics;
 use serde::{Deserialize, Serialize};
 
 use crate::progress::say;
 
-/// So many times within the window the pipeline is rewound; once more ends the run.
-const RESTARTS: usize = 3;
-const WINDOW: Duration = Duration::from_secs(600);
 /// No chunk of positions is made smaller.
 const SMALLEST_CHUNK: i64 = 64;
 
@@ -43,7 +35,7 @@ pub(super) struct Healing {
     file: PathBuf,
     max_rollbacks: u64,
     pub(super) learnt: Learnt,
-    restarts: VecDeque<Instant>,
+    rewinds: RestartBudget,
 }
 
 impl Healing {
@@ -62,7 +54,7 @@ impl Healing {
             file,
             max_rollbacks,
             learnt,
-            restarts: VecDeque::new(),
+            rewinds: RestartBudget::default(),
         })
     }
 
@@ -74,16 +66,19 @@ impl Healing {
         chunk: i64,
         journal: &Journal,
     ) -> Result<bool> {
-        let RunError::Part { part, cause } = error else {
+        let RunError::Worker { worker, cause } = error else {
             return Ok(false);
         };
         let (kind, reason, message) = match cause {
-            // Weights that may be half updated; rows in hand that nobody else has.
+            // Weights that may be half updated; rows in hand that nobody else has. Both share one budget.
             Exit::Panicked(text)
-                if matches!(part.as_str(), "student" | "batcher") && self.may_restart() =>
+                if matches!(worker, WorkerId::Student | WorkerId::Batcher)
+                    && self.rewinds.allow(&WorkerId::Student).is_some() =>
             {
-                metrics::WORKER_RESTARTS.with(&[part]).increment(1);
-                ("rewound", "panic", format!("the {part} panicked: {text}"))
+                let restarts = metrics::WORKER_RESTARTS.with(&[&worker.to_string()]);
+                restarts.increment(1);
+                let message = format!("the {worker} panicked: {text}");
+                (EventKind::Rewound, "panic", message)
             }
             Exit::Failed(PortError::RollBack {
                 first,
@@ -93,7 +88,7 @@ impl Healing {
                 self.learnt.rollbacks += 1;
                 self.learnt.skip.extend(*first..=*last);
                 (
-                    "rolled_back",
+                    EventKind::RolledBack,
                     "numbers",
                     format!("steps {first} to {last} are passed over: {reason}"),
                 )
@@ -101,9 +96,9 @@ impl Healing {
             Exit::Failed(PortError::OutOfMemory(text)) => match self.shrink(plan.micro_rows, chunk)
             {
                 Some(what) => (
-                    "shrunk",
+                    EventKind::Shrunk,
                     "memory",
-                    format!("{part} ran out of memory ({text}): {what}"),
+                    format!("{worker} ran out of memory ({text}): {what}"),
                 ),
                 None => return Ok(false),
             },
@@ -114,24 +109,11 @@ impl Healing {
             .and_then(|()| journal.event_now(kind, &message))
             .with_context(|| message.clone())?;
         metrics::RESTORATIONS.with(&[reason]).increment(1);
-        tracing::warn!(kind, message, "going on from the last checkpoint");
+        tracing::warn!(%kind, message, "going on from the last checkpoint");
         say(&format!(
             "warning: {message}; going on from the last checkpoint"
         ));
         Ok(true)
-    }
-
-    fn may_restart(&mut self) -> bool {
-        let now = Instant::now();
-        while self
-            .restarts
-            .front()
-            .is_some_and(|time| now.duration_since(*time) > WINDOW)
-        {
-            self.restarts.pop_front();
-        }
-        self.restarts.push_back(now);
-        self.restarts.len() <= RESTARTS
     }
 
     /// Half the chunk, or half the micro-batch; `None` where nothing can be made smaller.

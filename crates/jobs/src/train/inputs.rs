@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible};
-use ddk_model::{ModelConfig, Weights};
+use ddk_model::{CONFIG_HASH, ModelConfig, Weights};
 use ddk_run::RunFolder;
 use ddk_settings::Settings;
 use serde::{Deserialize, Serialize};
@@ -136,9 +136,9 @@ impl Inputs {
         let domains = corpus.domains.iter();
         Ok(Self {
             teacher,
-            teacher_config: configs.0.hash(),
+            teacher_config: configs.0.hash()?,
             student,
-            student_config: configs.1.hash(),
+            student_config: configs.1.hash()?,
             tokenizer: corpus.tokenizer.hash().to_owned(),
             corpus: domains
                 .map(|domain| (domain.name().to_owned(), domain.content_hash().to_owned()))
@@ -161,24 +161,30 @@ impl Inputs {
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
 
+    /// The first hash of models and tokenizer that differs from that of an earlier run, and both.
+    fn changed_model<'a>(&'a self, then: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
+        let hashes = |of: &'a Self| {
+            [
+                ("teacher's weights", &of.teacher),
+                ("teacher's config.json", &of.teacher_config),
+                ("student's weights", &of.student),
+                ("student's config.json", &of.student_config),
+                ("tokenizer", &of.tokenizer),
+            ]
+        };
+        let mut pairs = hashes(then).into_iter().zip(hashes(self));
+        pairs.find_map(|((what, then), (_, now))| {
+            // Earlier versions hashed configurations in a way that cannot be repeated.
+            let unknown = what.ends_with("config.json") && !then.starts_with(CONFIG_HASH);
+            (then != now && !unknown).then_some((what, &then[..], &now[..]))
+        })
+    }
+
     /// Refuses another teacher, student or tokenizer than the other run's; the data may differ.
     pub fn same_models(&self, other: &Self) -> Result<()> {
-        let differ = [
-            ("teacher", self.teacher != other.teacher),
-            (
-                "teacher's config.json",
-                self.teacher_config != other.teacher_config,
-            ),
-            ("student", self.student != other.student),
-            (
-                "student's config.json",
-                self.student_config != other.student_config,
-            ),
-            ("tokenizer", self.tokenizer != other.tokenizer),
-        ];
-        match differ.iter().find(|(_, differs)| *differs) {
-            Some((what, _)) => Err(anyhow!(
-                "a fork keeps weights and moments, so the {what} must be that of the run it is forked from"
+        match self.changed_model(other) {
+            Some((what, ..)) => Err(anyhow!(
+                "a fork keeps weights and moments, so the {what} must be the same as in the run it is forked from"
             ))
             .usage(),
             None => Ok(()),
@@ -211,7 +217,7 @@ impl Inputs {
             return Ok(());
         }
         let text = serde_json::to_vec_pretty(self)?;
-        ddk_files::write_atomically(&inputs_file(folder), &text)?;
+        ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
         // The configuration last: a folder that has it is a run's.
         ddk_files::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
         Ok(())
@@ -221,40 +227,20 @@ impl Inputs {
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         same_settings(folder.path(), settings)?;
         let advice = advice(&folder.config());
-        let path = inputs_file(folder);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let then: Self = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-        let mut pairs = vec![
-            (
-                "the teacher's weights".to_owned(),
-                &then.teacher,
-                &self.teacher,
-            ),
-            (
-                "the teacher's config.json".to_owned(),
-                &then.teacher_config,
-                &self.teacher_config,
-            ),
-            (
-                "the student's weights".to_owned(),
-                &then.student,
-                &self.student,
-            ),
-            (
-                "the student's config.json".to_owned(),
-                &then.student_config,
-                &self.student_config,
-            ),
-            ("the tokenizer".to_owned(), &then.tokenizer, &self.tokenizer),
-        ];
+        let then = Self::of_run(folder.path())?;
+        let model = self.changed_model(&then);
         // Settings name the domains, so both lists have the same.
-        for ((name, then), (_, now)) in then.corpus.iter().zip(&self.corpus) {
-            pairs.push((format!("the corpus of domain `{name}`"), then, now));
-        }
-        match pairs.into_iter().find(|(_, then, now)| then != now) {
+        let mut domains = then.corpus.iter().zip(&self.corpus);
+        let changed = match model {
+            Some((what, then, now)) => Some((what.to_owned(), then, now)),
+            None => domains.find_map(|((name, then), (_, now))| {
+                let what = format!("corpus of domain `{name}`");
+                (then != now).then_some((what, &then[..], &now[..]))
+            }),
+        };
+        match changed {
             Some((what, then, now)) => Err(anyhow!(
-                "{} holds another run: {what} changed since it was started (hash {} then, {} now)",
+                "{} holds another run: the {what} changed since it was started (hash {} then, {} now)",
                 folder.path().display(),
                 shortened(then),
                 shortened(now)
@@ -309,10 +295,6 @@ impl Inputs {
 /// Enough of a hash to tell two apart.
 fn shortened(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
-}
-
-fn inputs_file(folder: &RunFolder) -> PathBuf {
-    folder.path().join("inputs.json")
 }
 
 /// Refuses to go on in a run's folder with settings that lead to other results.

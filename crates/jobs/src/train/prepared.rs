@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Result, anyhow};
 use ddk_actors::RunPlan;
-use ddk_engine::StudentOptions;
+use ddk_engine::{Evaluation, StudentOptions};
 use ddk_mixture::Policy;
 use ddk_settings::Settings;
 
@@ -21,7 +21,7 @@ use crate::{
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     signals::Signals,
-    wiring::{self, Evaluation, ModelFolders},
+    wiring::{self, ModelFolders},
 };
 
 /// Everything that is known before the first worker starts.

@@ -7,9 +7,10 @@ use ddk_actors::{End, LoopState, Outcome};
 use ddk_model::Export;
 use ddk_run::{
     CheckpointStore, RunFolder,
-    records::{DomainSummary, Summary},
+    records::{DomainSummary, EventKind, Summary},
 };
 use ddk_settings::{ExportedStudent, ObjectiveName};
+use ddk_telemetry::peak_resident_bytes;
 
 use super::{
     filters, lost,
@@ -77,7 +78,7 @@ pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
     let message = format!(
         "the run, which was done after step {steps}, goes on; {kept} is its summary until then"
     );
-    ddk_run::record_event(folder.path(), steps, "extended", &message)?;
+    ddk_run::record_event(folder.path(), steps, EventKind::Extended, &message)?;
     let (from, to) = (folder.summary(), folder.path().join(kept));
     fs::rename(&from, &to).with_context(|| format!("cannot rename {}", from.display()))?;
     say(&message);
@@ -219,20 +220,10 @@ fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
         mixture_flops_share: totals.mixture_flops
             / (totals.teacher_flops + totals.student_flops).max(1.0),
         mixture_seconds_share: totals.boundary_seconds / distill,
-        peak_rss_bytes: peak_resident_bytes()?,
-        stop_reason: reason.to_string(),
+        peak_rss_bytes: peak_resident_bytes().unwrap_or(0.0) as u64,
+        stop_reason: reason,
         exported: String::new(),
         exported_step: None,
         serial: None,
     })
-}
-
-fn peak_resident_bytes() -> Result<u64> {
-    let status =
-        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(1024 * kib.unwrap_or(0))
 }

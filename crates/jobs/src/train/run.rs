@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::End;
-use ddk_run::{CheckpointStore, RunFolder};
+use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
 use ddk_settings::Settings;
 use ddk_telemetry::Stage;
 
@@ -176,7 +176,8 @@ pub(super) fn run_to_end(
         flags.serial_steps,
     );
     if let Err(error) = &finished
-        && let Err(unwritten) = ddk_run::append_event(folder.path(), "failed", &error.to_string())
+        && let Err(unwritten) =
+            ddk_run::append_event(folder.path(), EventKind::Failed, &error.to_string())
     {
         tracing::error!(%error, %unwritten, "the run failed");
     }

@@ -10,10 +10,12 @@ use anyhow::Result;
 use ddk_actors::{
     End, LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals, worker::Exit,
 };
-use ddk_engine::StudentOptions;
+use ddk_engine::{Evaluation, StudentOptions};
 use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
-use ddk_run::{CheckpointStore, Entry, Journal, Lengths, Opened, Retention, RunFolder};
+use ddk_run::{
+    CheckpointStore, Entry, Journal, Lengths, Opened, Retention, RunFolder, records::EventKind,
+};
 use ddk_telemetry::{Board, metrics};
 use ddk_torch::{Turns, give_freed_memory_back};
 use tokio::sync::mpsc;
@@ -32,7 +34,7 @@ use crate::{
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
     signals::Signal,
-    wiring::{self, Evaluation, Record, StudentStart},
+    wiring::{self, Record, StudentStart},
 };
 
 /// How the run ended, and what is needed to sum it up.
@@ -113,7 +115,7 @@ pub(super) fn work(
                             Some(signal) => format!("told by {}", signal.name()),
                             None => "told to stop".to_owned(),
                         };
-                        if let Err(error) = journal.event_now("stopped", &message) {
+                        if let Err(error) = journal.event_now(EventKind::Stopped, &message) {
                             tracing::error!(%error, "an event could not be written");
                         }
                     }
@@ -124,18 +126,19 @@ pub(super) fn work(
                     });
                 }
                 Err(error) if healing.heals(&error, &plan, chunk, &journal)? => {
-                    if let RunError::Part {
-                        part,
+                    if let RunError::Worker {
+                        worker,
                         cause: Exit::Panicked(_),
                     } = &error
                     {
-                        board.worker(part).restarted();
+                        board.worker(&worker.to_string()).restarted();
                     }
                 }
                 Err(error) => {
                     printer.finish();
                     // Where the disk is full this cannot be written either: what failed is still said.
-                    if let Err(unwritten) = journal.event_now("failed", &error.to_string()) {
+                    if let Err(unwritten) = journal.event_now(EventKind::Failed, &error.to_string())
+                    {
                         tracing::error!(%error, %unwritten, "the run failed");
                     }
                     return Err(explain(error));
@@ -185,7 +188,7 @@ impl Begin {
             say(&format!("warning: {text}"));
             journal.event(
                 resume.as_ref().map_or(0, |state| state.step),
-                "set_aside",
+                EventKind::SetAside,
                 &text,
             )?;
         }
@@ -226,7 +229,11 @@ async fn attempt(
         _ => prepared.inputs.cached_perplexities(settings),
     };
     let step = begin.step();
-    let kind = if step == 0 { "started" } else { "resumed" };
+    let kind = if step == 0 {
+        EventKind::Started
+    } else {
+        EventKind::Resumed
+    };
     let lost = |error: &dyn std::fmt::Display| RunError::Lost(error.to_string());
     let policy = match &begin.resume {
         Some(state) => Ok(state.interval.policy.clone()),
@@ -367,7 +374,7 @@ fn queue_bytes(prepared: &Prepared<'_>) -> Result<u64> {
 fn explain(error: RunError) -> anyhow::Error {
     match error {
         RunError::Start { .. } => usage(error),
-        RunError::Part { .. } | RunError::Lost(_) => with_hint(
+        RunError::Worker { .. } | RunError::Lost(_) => with_hint(
             error,
             "the same command goes on from the last checkpoint; events.jsonl and run.log in the run's folder say more",
         ),

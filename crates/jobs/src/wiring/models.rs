@@ -1,19 +1,20 @@
 //! Models from their folders, where and how the settings say.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use ddk_actors::PortError;
-use ddk_engine::{FilterStage, Filters, FlopCounter, Student, StudentOptions, Teacher};
+use anyhow::Result;
+use ddk_engine::{
+    EngineError, FilterStage, Filters, FlopCounter, Learner, Student, StudentOptions, Teacher,
+};
 use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
 use ddk_settings::{Dtype, Settings};
 use ddk_torch::{DeviceError, parse_device};
 use tch::{Device, Kind};
 
-use super::{
-    StudentStart,
-    errors::{device_error, engine_error, model_error},
-    needs_teacher_output,
-};
+use super::{StudentStart, needs_teacher_output};
 
 /// Where both models come from.
 #[derive(Debug, Clone)]
@@ -60,25 +61,43 @@ pub fn flop_counter(
     .with_filters(options.filters.as_ref()))
 }
 
+/// What learns on the student's lane: TED's filters in their first stage, otherwise the student.
+pub(super) fn build_learner(
+    settings: &Settings,
+    folders: &ModelFolders,
+    start: StudentStart,
+) -> Result<Box<dyn Learner>> {
+    let (options, checkpoint) = (start.options, start.checkpoint.as_deref());
+    let to_learn = options.filters.clone();
+    let Some(filters) = to_learn.filter(|filters| filters.learnt.is_none()) else {
+        let mut student = build_student(settings, folders, options, checkpoint)?;
+        student.set_row_losses(start.row_losses);
+        return Ok(Box::new(student));
+    };
+    let model = Model::load(&folders.student, &student_placement(&settings.student)?)?;
+    let kind = kind(settings.teacher.dtype);
+    let output = Output::load(&folders.teacher, model.device(), kind)?;
+    Ok(Box::new(match checkpoint {
+        Some(checkpoint) => FilterStage::restore(model, options, filters, output, checkpoint)?,
+        None => FilterStage::new(model, options, filters, output)?,
+    }))
+}
+
 /// A student, with its teacher's output matrix beside it where that is used.
 pub fn build_student(
     settings: &Settings,
     folders: &ModelFolders,
     options: StudentOptions,
-    checkpoint: Option<PathBuf>,
-) -> Result<Student, PortError> {
-    let placement = student_placement(&settings.student).map_err(device_error)?;
-    let model = Model::load(&folders.student, &placement).map_err(model_error)?;
+    checkpoint: Option<&Path>,
+) -> Result<Student> {
+    let model = Model::load(&folders.student, &student_placement(&settings.student)?)?;
     let kind = kind(settings.teacher.dtype);
-    let head = needs_teacher_output(settings)
-        .then(|| folders.frozen.head(model.device(), kind))
-        .transpose()
-        .map_err(model_error)?;
-    match checkpoint {
-        Some(checkpoint) => Student::restore(model, options, head, &checkpoint),
-        None => Student::new(model, options, head),
-    }
-    .map_err(engine_error)
+    let head = needs_teacher_output(settings).then(|| folders.frozen.head(model.device(), kind));
+    let head = head.transpose()?;
+    Ok(match checkpoint {
+        Some(checkpoint) => Student::restore(model, options, head, checkpoint)?,
+        None => Student::new(model, options, head)?,
+    })
 }
 
 /// A teacher that sends what the student's loss asks for.
@@ -86,32 +105,12 @@ pub fn build_teacher(
     model: Model,
     student_device: Device,
     filters: Option<&Filters>,
-) -> Result<Teacher, PortError> {
+) -> Result<Teacher, EngineError> {
     let teacher = Teacher::new(model, student_device);
     match filters {
-        Some(filters) => teacher.with_filters(filters).map_err(engine_error),
+        Some(filters) => teacher.with_filters(filters),
         None => Ok(teacher),
     }
-}
-
-/// TED's first stage: the frozen student, and the end of the teacher beside it.
-pub(super) fn build_filters(
-    settings: &Settings,
-    folders: &ModelFolders,
-    filters: Filters,
-    start: StudentStart,
-) -> Result<FilterStage, PortError> {
-    let placement = student_placement(&settings.student).map_err(device_error)?;
-    let model = Model::load(&folders.student, &placement).map_err(model_error)?;
-    let kind = kind(settings.teacher.dtype);
-    let output = Output::load(&folders.teacher, model.device(), kind).map_err(model_error)?;
-    match start.checkpoint {
-        Some(checkpoint) => {
-            FilterStage::restore(model, start.options, filters, output, &checkpoint)
-        }
-        None => FilterStage::new(model, start.options, filters, output),
-    }
-    .map_err(engine_error)
 }
 
 /// The teacher of a lane. Its weights are in the dtype of its products: they never change.

@@ -1,45 +1,35 @@
-//! A teacher on its lane.
+//! The teacher's port.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
+use anyhow::anyhow;
 use ddk_actors::{
     MicroBatch, PortError,
     ports::{Between, TeacherFactory},
 };
-use ddk_engine::{Filters, Teacher, TeacherOutput};
+use ddk_engine::{Evaluation, Filters, Teacher, TeacherOutput};
 use ddk_model::{Model, Placement};
 use ddk_settings::Settings;
 use ddk_torch::{Lane, Turns, give_freed_memory_back, parse_device};
 use tch::Tensor;
 
 use super::{
-    Evaluation, ModelFolders, broken_by, build_teacher,
-    errors::{device_error, engine_error, model_error, torch_error},
-    needs_teacher_output, sequences, student_placement, teacher_placement, work, work_in_turn,
+    Context, ModelFolders, build_teacher, needs_teacher_output, port_error, sequences,
+    student_placement, teacher_placement,
 };
 use crate::faults::{Faults, Place};
 
 /// A teacher on its lane.
 pub struct TeacherPort {
-    faults: Arc<Faults>,
-    lane: Lane,
+    context: Context,
     /// Absent where nothing is asked of it.
     teacher: Option<Teacher>,
     /// Whether batches need its output.
     needs_output: bool,
-    evaluation: Evaluation,
     folders: ModelFolders,
-    copies: Copies,
-}
-
-/// Evaluates copies of the student on a teacher's lane.
-struct Copies {
-    folder: PathBuf,
-    placement: Placement,
-    /// Built for the first copy.
-    model: Option<Model>,
-    /// Evaluations made so far.
-    made: u64,
+    /// Where copies of the student are evaluated, and the model that holds them, built for the first one.
+    copy_placement: Placement,
+    copy: Option<Model>,
 }
 
 /// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures
@@ -56,30 +46,29 @@ pub fn teachers(
     let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
     let needs_output = needs_teacher_output(settings);
     Arc::new(move |number| {
-        let placement = teacher_placement(&teacher, number).map_err(device_error)?;
-        let student_device = parse_device(&student.device).map_err(device_error)?;
-        let devices = [&placement.devices[..], &[student_device]].concat();
-        let lane = Lane::beside_others(teacher.threads, &devices, &turns).map_err(torch_error)?;
-        let build = || -> Result<Teacher, PortError> {
-            let model = folders.frozen.model(&placement).map_err(model_error)?;
-            build_teacher(model, student_device, filters.as_ref())
+        let build = || -> anyhow::Result<TeacherPort> {
+            let placement = teacher_placement(&teacher, number)?;
+            let student_device = parse_device(&student.device)?;
+            let devices = [&placement.devices[..], &[student_device]].concat();
+            let lane = Lane::beside_others(teacher.threads, &devices, &turns)?;
+            let context = Context::new(lane, &faults, &evaluation);
+            let measures = number == 0 && !known;
+            let teacher = (needs_output || measures).then(|| {
+                context.work(|| {
+                    let model = folders.frozen.model(&placement)?;
+                    Ok(build_teacher(model, student_device, filters.as_ref())?)
+                })
+            });
+            Ok(TeacherPort {
+                teacher: teacher.transpose()?,
+                context,
+                needs_output,
+                folders: folders.clone(),
+                copy_placement: student_placement(&student)?,
+                copy: None,
+            })
         };
-        let measures = number == 0 && !known;
-        let built = (needs_output || measures).then(|| work(&lane, build));
-        Ok(TeacherPort {
-            faults: Arc::clone(&faults),
-            lane,
-            teacher: built.transpose()?,
-            needs_output,
-            evaluation: evaluation.clone(),
-            folders: folders.clone(),
-            copies: Copies {
-                folder: folders.student.clone(),
-                placement: student_placement(&student).map_err(device_error)?,
-                model: None,
-                made: 0,
-            },
-        })
+        build().map_err(port_error)
     })
 }
 
@@ -88,27 +77,27 @@ impl ddk_actors::Teacher for TeacherPort {
     type Weights = Vec<Tensor>;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Option<TeacherOutput>, PortError> {
-        let nan = self.faults.worker(Place::Teacher, batch.step)?;
+        let nan = self.context.faults.worker(Place::Teacher, batch.step)?;
         let Some(teacher) = self.teacher.as_ref().filter(|_| self.needs_output) else {
             return Ok(None);
         };
-        work_in_turn(&self.lane, || {
-            let mut output = teacher.label(&sequences(batch)).map_err(engine_error)?;
+        let label = || {
+            let mut output = teacher.label(&sequences(batch))?;
             if nan {
-                output.poison().map_err(engine_error)?;
+                output.poison()?;
             }
             Ok(Some(output))
-        })
+        };
+        Ok(self.context.work_in_turn(label)?.0)
     }
 
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
-        let teacher = self.teacher.as_ref().ok_or_else(|| {
-            PortError::Other("perplexities are asked of a lane without a teacher".to_owned())
-        })?;
-        let perplexities = work(&self.lane, || {
-            let model = teacher.model();
-            let measured = self.evaluation.perplexities(model, between);
-            measured.map_err(engine_error)
+        let perplexities = self.context.work(|| {
+            let teacher = self.teacher.as_ref();
+            let teacher = teacher
+                .ok_or_else(|| anyhow!("perplexities are asked of a lane without a teacher"))?;
+            let evaluation = &self.context.evaluation;
+            Ok(evaluation.perplexities(teacher.model(), between)?)
         })?;
         if !self.needs_output {
             // It has said all that it is asked for.
@@ -125,33 +114,24 @@ impl ddk_actors::Teacher for TeacherPort {
         weights: &Vec<Tensor>,
         between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        let copies = &mut self.copies;
-        copies.made += 1;
-        let documents = self.evaluation.documents();
-        let told = || between(0, documents);
-        let nan = self
-            .faults
-            .worker_until(Place::Evaluation, copies.made, &told)?;
-        let evaluation = &self.evaluation;
-        let measured = work(&self.lane, || {
-            let model = match &mut copies.model {
+        let (copy, folder) = (&mut self.copy, &self.folders.student);
+        let copied = || {
+            let model = match copy {
                 Some(model) => model,
                 none => {
-                    let mut model =
-                        Model::load(&copies.folder, &copies.placement).map_err(model_error)?;
+                    let mut model = Model::load(folder, &self.copy_placement)?;
                     // As the student is: a frozen model's layers are computed otherwise, with other last bits.
                     model.set_trainable(true);
                     none.insert(model)
                 }
             };
-            model.set_parameters(weights).map_err(model_error)?;
-            let measured = evaluation.perplexities(model, between);
-            measured.map_err(engine_error)
-        })?;
-        Ok(broken_by(nan, measured))
+            model.set_parameters(weights)?;
+            Ok(&*model)
+        };
+        self.context.evaluate(copied, between)
     }
 
     fn busy_seconds(&self) -> f64 {
-        self.lane.busy_seconds()
+        self.context.lane.busy_seconds()
     }
 }

@@ -1,10 +1,9 @@
 use std::{collections::BTreeMap, fs};
 
 use ddk_run::{
-    Journal, Lengths, RunFolder,
+    Journal, Lengths, PhaseSeconds, RunFolder, StepPhase,
     records::{ByDomain, Drawn, DrawnLine, MixtureLine},
 };
-use indexmap::IndexMap;
 
 use super::*;
 
@@ -26,7 +25,7 @@ fn step(step: u64, ce: f64) -> StepLine {
         tokens: 100,
         mixture_version: 0,
         skipped: None,
-        seconds: IndexMap::from([("forward".to_owned(), 0.5), ("head".to_owned(), 1.5)]),
+        seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5), (StepPhase::Head, 1.5)]),
     }
 }
 
@@ -59,7 +58,7 @@ fn run() -> (tempfile::TempDir, Journal) {
     let config = "[run]\nname = \"small\"\nmax_intervals = 5\n[mixture]\ninterval = 4\n";
     fs::write(folder.path().join("config.toml"), config).unwrap();
     let journal = Journal::open(folder.path(), Lengths::default(), false).unwrap();
-    journal.event(0, "started", "process 1").unwrap();
+    journal.event(0, EventKind::Started, "process 1").unwrap();
     for interval in 0..2 {
         journal
             .mixture(&mixture(interval, by_domain(3.0 - interval as f64, 1.5)))
@@ -78,8 +77,8 @@ fn run() -> (tempfile::TempDir, Journal) {
         ]);
         journal.drawn(&DrawnLine { interval, drawn }).unwrap();
     }
-    journal.event(8, "saved", "10 bytes").unwrap();
-    journal.event(8, "skipped", "not finite").unwrap();
+    journal.event(8, EventKind::Saved, "10 bytes").unwrap();
+    journal.event(8, EventKind::Skipped, "not finite").unwrap();
     (folder, journal)
 }
 
@@ -104,19 +103,22 @@ fn a_runs_folder_tells_how_it_stands() {
         (coins.ratio, coins.weight, coins.token_share, coins.passes),
         (Some(2.0), Some(0.75), Some(0.75), Some(0.5))
     );
-    assert_eq!(status.events["skipped"], 1);
+    assert_eq!(status.events[&EventKind::Skipped], 1);
     assert_eq!(status.saved.map(|saved| saved.step), Some(8));
     let mixture = history.mixture();
     assert_eq!(mixture.step, [0, 4]);
     assert_eq!(mixture.domains["coins"].ratio, [Some(3.0), Some(2.0)]);
     assert_eq!(mixture.domains["rivers"].tokens, [Some(100), Some(100)]);
-    let kinds: Vec<String> = history
+    let kinds: Vec<EventKind> = history
         .events()
         .events
         .into_iter()
         .map(|event| event.kind)
         .collect();
-    assert_eq!(kinds, ["started", "saved", "skipped"]);
+    assert_eq!(
+        kinds,
+        [EventKind::Started, EventKind::Saved, EventKind::Skipped]
+    );
 
     // Twelve steps are left, of two seconds each; a process that works on it holds its lock.
     let _held = RunFolder::open(folder.path()).unwrap();
@@ -195,15 +197,17 @@ fn a_run_without_a_process_is_told_apart_by_its_last_word() {
     };
     assert_eq!(state(&mut history), State::Stopped);
     journal
-        .event(8, "failed", "a part of the run failed")
+        .event(8, EventKind::Failed, "a part of the run failed")
         .unwrap();
     assert_eq!(state(&mut history), State::Failed);
     assert_eq!(history.status(None).seconds_left, None);
-    journal.event(8, "saved", "step 8").unwrap();
+    journal.event(8, EventKind::Saved, "step 8").unwrap();
     assert_eq!(state(&mut history), State::Failed);
-    journal.event(8, "resumed", "process 2").unwrap();
+    journal.event(8, EventKind::Resumed, "process 2").unwrap();
     assert_eq!(state(&mut history), State::Stopped);
-    journal.event(9, "stopped", "told by SIGTERM").unwrap();
+    journal
+        .event(9, EventKind::Stopped, "told by SIGTERM")
+        .unwrap();
     assert_eq!(state(&mut history), State::Stopped);
     // What is known of its process comes first.
     assert_eq!(history.status(Some(State::Failed)).state, State::Failed);

@@ -1,0 +1,96 @@
+//! What the engine reports of training, in the form that the loop adds up.
+
+use std::fmt;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+/// Seconds by phase, in the order in which phases were added.
+pub type PhaseSeconds = IndexMap<StepPhase, f64>;
+
+/// The sums of a micro-batch over its predicted tokens, not divided, and what they cost.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MicroBatchSums {
+    /// Cross-entropy, nats.
+    pub ce: f64,
+    /// Divergence from the teacher, nats (times T² where that is switched on).
+    pub kl: f64,
+    /// Distance between filtered layers, mean over the layers; 0 without filters.
+    pub layer: f64,
+    /// The sums of each sequence, where the mixture asks for them; otherwise empty.
+    pub sequences: Vec<SequenceLoss>,
+    /// Predicted tokens.
+    pub targets: u64,
+    /// Seconds by phase.
+    pub seconds: PhaseSeconds,
+    /// Floating-point operations of the teacher that labeled it, its output matrix beside the student included.
+    pub teacher_flops: f64,
+    /// Floating-point operations of the student, forward and backward.
+    pub student_flops: f64,
+}
+
+impl MicroBatchSums {
+    /// Adds those of another micro-batch of the step, without its sequences.
+    pub fn add(&mut self, other: Self) {
+        self.ce += other.ce;
+        self.kl += other.kl;
+        self.layer += other.layer;
+        self.targets += other.targets;
+        self.add_seconds(other.seconds);
+        self.teacher_flops += other.teacher_flops;
+        self.student_flops += other.student_flops;
+    }
+
+    /// Adds the seconds of phases.
+    pub fn add_seconds(&mut self, by_phase: impl IntoIterator<Item = (StepPhase, f64)>) {
+        for (phase, seconds) in by_phase {
+            *self.seconds.entry(phase).or_default() += seconds;
+        }
+    }
+}
+
+/// The sums of a sequence over its predicted tokens, nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SequenceLoss {
+    /// Cross-entropy.
+    pub ce: f64,
+    /// `max(student's - teacher's, 0)` of each prediction; 0 where it is not asked for.
+    pub excess: f64,
+}
+
+/// What an update did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpdateStats {
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping; not finite where the update was skipped for it.
+    pub grad_norm: f64,
+    /// Why weights and moments were left as they were.
+    pub skipped: Option<String>,
+    /// Seconds by phase.
+    pub seconds: PhaseSeconds,
+}
+
+/// A phase of a step on the student's lane. Phases do not overlap: their seconds add up to the step's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepPhase {
+    /// Waiting for data.
+    Data,
+    /// Waiting for the teacher's output, or for a turn.
+    TeacherWait,
+    /// The model's forward.
+    Forward,
+    /// Logits of both models, losses and their gradients.
+    Head,
+    /// The model's backward.
+    Backward,
+    /// Clipping and AdamW.
+    Optimizer,
+}
+
+impl fmt::Display for StepPhase {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
+}
