@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 use ddk_settings::Method;
 
 /// Distils a large language model (the teacher) into a small one (the student), and steers the training data, domain
@@ -216,7 +216,7 @@ pub struct Compare {
         value_name = "LIST",
         value_delimiter = ',',
         default_value = "cpt,cpt-doremi,kd,ted,minillm,ddk,ddk-no-smoothing,ddk-equal",
-        value_parser = Method::ALL.map(Method::name)
+        value_parser = PossibleValuesParser::new(Method::names())
     )]
     pub methods: Vec<String>,
     /// Seeds, from run.seed on

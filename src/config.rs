@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use ddk_settings::{Loaded, Origin};
+use ddk_settings::{Loaded, Origins};
 
 use crate::cli::{ConfigArgs, ConfigCommand};
 
@@ -27,13 +27,14 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
         }
         ConfigCommand::Show { config, origin } => {
             let loaded = load(config)?;
-            let text = loaded.settings.to_toml();
             if !origin {
-                write!(out, "{text}")?;
+                write!(out, "{}", loaded.settings.to_toml()?)?;
                 return Ok(());
             }
-            let mut values = Vec::new();
-            flatten(&toml::Value::Table(toml::from_str(&text)?), "", &mut values);
+            let values = loaded.settings.values()?.into_iter();
+            let values: Vec<_> = values
+                .map(|setting| (setting.path, setting.value.to_string()))
+                .collect();
             let width = values
                 .iter()
                 .map(|(key, value)| key.len() + value.len())
@@ -42,7 +43,7 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
             for (key, value) in values {
                 let origin = loaded.origins.of(&key);
                 let padding = (width.min(60)).saturating_sub(key.len() + value.len());
-                let mark = if origin == Origin::Default {
+                let mark = if origin == Origins::DEFAULT {
                     "  "
                 } else {
                     "* "
@@ -56,21 +57,4 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Every value with its dotted key.
-pub fn flatten(value: &toml::Value, prefix: &str, values: &mut Vec<(String, String)>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let path = if prefix.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{prefix}.{key}")
-                };
-                flatten(value, &path, values);
-            }
-        }
-        other => values.push((prefix.to_owned(), other.to_string())),
-    }
 }

@@ -33,7 +33,7 @@ use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 use ddk_telemetry::Stage;
 
-pub use self::inputs::{Inputs, differences, fits};
+pub use self::inputs::{Inputs, fits};
 pub use self::options::{most_steps, of_student as student_options};
 pub use self::ted::layer_pairs;
 use self::{doremi::Phases, schedule::Length, session::Session, workers::work};

@@ -33,7 +33,7 @@ pub mod worker;
 pub use batch::{Labelled, MicroBatch};
 pub use error::RunError;
 pub use interval::Interval;
-pub use plan::{Guard, Live, RunPlan, SpikeAction};
+pub use plan::{Live, RunPlan};
 pub use ports::{
     MicroLoss, Observer, Parts, PortError, RowLoss, Rows, StepReport, Student, Teacher, Update,
 };

@@ -14,6 +14,7 @@ use ddk_run::{
     Journal, Measured, RunFileError,
     records::{SampleLine, StepLine},
 };
+use ddk_settings::Spike;
 use ddk_telemetry::{Worker, metrics};
 use indexmap::IndexMap;
 
@@ -21,8 +22,8 @@ use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
     End, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    SpikeAction, StopReason, Student, Totals, Update, batch::BatchRow, error::with_causes,
-    teacher::BusySum, weight_scheduler::announce,
+    StopReason, Student, Totals, Update, batch::BatchRow, error::with_causes, teacher::BusySum,
+    weight_scheduler::announce,
 };
 
 /// What a step has gathered so far.
@@ -471,7 +472,7 @@ impl<S: Student> Core<S> {
         let spike = self.losses.is_spike(loss, guard);
         metrics::SPIKES.with(&[]).increment(u64::from(spike));
         let reason = match guard.spike {
-            SpikeAction::Skip if spike => "spike",
+            Spike::Skip if spike => "spike",
             _ => "not_finite",
         };
         let roll_back = |first, reason| {
@@ -483,9 +484,9 @@ impl<S: Student> Core<S> {
         };
         let told = format!("the loss of step {step} is a spike: {loss:.4}");
         let update = match guard.spike {
-            SpikeAction::RollBack if spike => return roll_back(step, told),
-            SpikeAction::Skip if spike => self.student.discard(step, "the loss is a spike")?,
-            SpikeAction::Warn if spike => {
+            Spike::RollBack if spike => return roll_back(step, told),
+            Spike::Skip if spike => self.student.discard(step, "the loss is a spike")?,
+            Spike::Warn if spike => {
                 self.event(step, "spike", &told)?;
                 self.student.update(step)?
             }
