@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -42,7 +43,8 @@ pub struct PrepareOptions {
 }
 
 /// How documents are set aside for validation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum ValidationBy {
     /// Those whose hash falls into a share.
     Share,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     fs::File,
     io::Write,
     iter,
@@ -9,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -18,7 +20,7 @@ use crate::{
 };
 
 /// How documents become rows of a fixed length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
     /// Documents joined by their end tokens and cut at the length; a row is one text.
@@ -30,18 +32,16 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// As in the configuration, and in the names of files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Concat => "concat",
-            Self::Document => "document",
-            Self::BestFit => "best_fit",
-        }
-    }
-
     /// Whether the documents in a row see nothing of each other.
     pub(crate) fn separates(self) -> bool {
         self != Self::Concat
+    }
+}
+
+/// The name in configurations, and in the names of files.
+impl fmt::Display for Packing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
     }
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct RowIndex {
 
 /// The file of a row index.
 pub(crate) fn index_file(folder: &Path, packing: Packing, sequence_length: usize) -> PathBuf {
-    folder.join(format!("rows-{}-{sequence_length}.bin", packing.name()))
+    folder.join(format!("rows-{packing}-{sequence_length}.bin"))
 }
 
 /// Writes a row index; returns the number of rows.

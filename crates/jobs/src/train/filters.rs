@@ -40,9 +40,8 @@ pub fn layer_pairs(
     student: &ModelConfig,
     teacher: &ModelConfig,
 ) -> Result<Vec<LayerPair>> {
-    match objective.name {
-        ObjectiveName::Ted | ObjectiveName::TedFilters => {}
-        _ => return Ok(Vec::new()),
+    if !objective.has_layers() {
+        return Ok(Vec::new());
     }
     let layers = |config: &ModelConfig| usize::try_from(config.layers()).unwrap_or(0);
     let (of_student, of_teacher) = (layers(student), layers(teacher));

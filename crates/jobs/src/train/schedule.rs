@@ -108,10 +108,10 @@ mod tests {
             .unwrap();
         assert_eq!(steps(), 150);
         fs::remove_file(folder.path().join(FILE)).unwrap();
-        fs::write(folder.path().join("config.toml"), first.to_toml()).unwrap();
+        fs::write(folder.path().join("config.toml"), first.to_toml().unwrap()).unwrap();
         assert_eq!(steps(), 100);
         Length::of(&first).record(&folder).unwrap();
-        fs::write(folder.path().join("config.toml"), longer.to_toml()).unwrap();
+        fs::write(folder.path().join("config.toml"), longer.to_toml().unwrap()).unwrap();
         assert_eq!(steps(), 100);
     }
 }
