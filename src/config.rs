@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use anyhow::Result;
-use ddk_jobs::config::{flatten, load};
-use ddk_settings::Origin;
+use ddk_jobs::config::load;
+use ddk_settings::Origins;
 
 use crate::cli::ConfigCommand;
 
@@ -19,13 +19,14 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
         }
         ConfigCommand::Show { config, origin } => {
             let loaded = load(config)?;
-            let text = loaded.settings.to_toml();
             if !origin {
-                write!(out, "{text}")?;
+                write!(out, "{}", loaded.settings.to_toml()?)?;
                 return Ok(());
             }
-            let mut values = Vec::new();
-            flatten(&toml::Value::Table(toml::from_str(&text)?), "", &mut values);
+            let values = loaded.settings.values()?.into_iter();
+            let values: Vec<_> = values
+                .map(|setting| (setting.path, setting.value.to_string()))
+                .collect();
             let width = values
                 .iter()
                 .map(|(key, value)| key.len() + value.len())
@@ -34,7 +35,7 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
             for (key, value) in values {
                 let origin = loaded.origins.of(&key);
                 let padding = (width.min(60)).saturating_sub(key.len() + value.len());
-                let mark = if origin == Origin::Default {
+                let mark = if origin == Origins::DEFAULT {
                     "  "
                 } else {
                     "* "

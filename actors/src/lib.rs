@@ -33,7 +33,7 @@ pub use batch::{Labelled, MicroBatch};
 pub use ddk_run::records::StopReason;
 pub use error::RunError;
 pub use interval::Interval;
-pub use plan::{Guard, Live, RunPlan, SpikeAction};
+pub use plan::{Live, RunPlan};
 pub use ports::{Observer, Parts, PortError, Rows, StepReport, Student, Teacher};
 pub use state::{Fork, LoopState, LossWindow, Totals};
 pub use supervisor::{End, Outcome, RestartBudget, run};

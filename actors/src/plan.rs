@@ -9,6 +9,7 @@ use std::{
 };
 
 use ddk_run::records::ByDomain;
+use ddk_settings::Guard;
 
 /// The plan of a run; fixed before its first step.
 #[derive(Debug, Clone)]
@@ -107,34 +108,6 @@ impl Live {
     pub fn lr_end(&self) -> f64 {
         f64::from_bits(self.lr_end.load(Ordering::Relaxed))
     }
-}
-
-/// What is done when numbers go wrong.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Guard {
-    /// After so many skipped updates in a row the last checkpoint is restored.
-    pub max_skipped: u64,
-    /// What is done at a spike of the loss.
-    pub spike: SpikeAction,
-    /// A spike is over the mean by so many standard deviations.
-    pub spike_sigmas: f64,
-    /// Of so many losses before it.
-    pub spike_window: usize,
-    /// From so many losses on.
-    pub spike_from: usize,
-}
-
-/// What is done at a spike of the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SpikeAction {
-    /// Nothing.
-    Ignore,
-    /// An event.
-    Warn,
-    /// The update is not made.
-    Skip,
-    /// The last checkpoint is restored, the step's data passed over.
-    RollBack,
 }
 
 impl RunPlan {

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use ddk_corpus::Cursor;
 use ddk_mixture::{Perplexities, TrainingSums, shares_of_domains};
 use ddk_run::{Lengths, Measured};
+use ddk_settings::Guard;
 use serde::{Deserialize, Serialize};
 
-use crate::{Guard, Interval, interval::Evaluated};
+use crate::{Interval, interval::Evaluated};
 
 /// The loop at a step boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -224,17 +225,18 @@ impl Totals {
 
 #[cfg(test)]
 mod tests {
+    use ddk_settings::Spike;
+
     use super::*;
-    use crate::SpikeAction;
 
     #[test]
     fn a_spike_is_measured_by_the_spread_of_losses_and_never_by_rounding() {
         let guard = Guard {
-            max_skipped: 3,
-            spike: SpikeAction::Skip,
+            spike: Spike::Skip,
             spike_sigmas: 3.0,
             spike_window: 4,
             spike_from: 4,
+            ..Guard::default()
         };
         let window = |losses: [f64; 4]| {
             let mut window = LossWindow::default();

@@ -14,14 +14,14 @@ use ddk_run::{
     Journal, Measured, MicroBatchSums, RunFileError, StepPhase, UpdateStats,
     records::{EventKind, SampleLine, StepLine},
 };
+use ddk_settings::Spike;
 use ddk_telemetry::{Worker, metrics};
 
 use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
     End, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    SpikeAction, StopReason, Student, Totals, error::with_causes, teacher::BusySum,
-    weight_scheduler::announce,
+    StopReason, Student, Totals, error::with_causes, teacher::BusySum, weight_scheduler::announce,
 };
 
 /// What the micro-batches of a step add up to so far.
@@ -462,7 +462,7 @@ impl<S: Student> Core<S> {
         let spike = self.losses.is_spike(loss, guard);
         metrics::SPIKES.with(&[]).increment(u64::from(spike));
         let reason = match guard.spike {
-            SpikeAction::Skip if spike => "spike",
+            Spike::Skip if spike => "spike",
             _ => "not_finite",
         };
         let roll_back = |first, reason| {
@@ -474,9 +474,9 @@ impl<S: Student> Core<S> {
         };
         let told = format!("the loss of step {step} is a spike: {loss:.4}");
         let update = match guard.spike {
-            SpikeAction::RollBack if spike => return roll_back(step, told),
-            SpikeAction::Skip if spike => self.student.discard(step, "the loss is a spike")?,
-            SpikeAction::Warn if spike => {
+            Spike::RollBack if spike => return roll_back(step, told),
+            Spike::Skip if spike => self.student.discard(step, "the loss is a spike")?,
+            Spike::Warn if spike => {
                 self.event(step, EventKind::Spike, &told)?;
                 self.student.update(step)?
             }

@@ -70,12 +70,10 @@ impl World {
                 gamma: 0.2,
                 layer_weight: None,
                 skip: std::collections::BTreeSet::new(),
-                guard: ddk_actors::Guard {
+                guard: ddk_settings::Guard {
                     max_skipped: 3,
-                    spike: ddk_actors::SpikeAction::Ignore,
-                    spike_sigmas: 6.0,
-                    spike_window: 128,
-                    spike_from: 64,
+                    spike: ddk_settings::Spike::Ignore,
+                    ..ddk_settings::Guard::default()
                 },
                 evaluation_flops: 1e6,
                 teacher_evaluation_flops: 1e7,

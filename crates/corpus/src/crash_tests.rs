@@ -23,8 +23,8 @@ thread_local! {
     static LOG: RefCell<Vec<(&'static str, PathBuf)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Stands before every file operation ([`crate::files`]).
-pub(crate) fn step(operation: &'static str, path: &Path) {
+/// Stands before every file operation ([`ddk_files::set_hook`]).
+fn step(operation: &'static str, path: &Path) {
     static DONE: AtomicU64 = AtomicU64::new(0);
     LOG.with_borrow_mut(|log| log.push((operation, path.to_owned())));
     // What is appended stays in a buffer: the operations around it are enough.
@@ -80,6 +80,7 @@ fn options(place: &Path, folder: PathBuf, tokens: Option<u64>) -> PrepareOptions
 }
 
 fn make(options: &PrepareOptions, place: &Path) {
+    ddk_files::set_hook(step);
     let tokenizer = TokenizerFolder::open(&place.join("tokenizer"), None).unwrap();
     prepare(options, &tokenizer, false, &mut |_| ()).unwrap();
 }

@@ -5,21 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ddk_files::FileError;
+
 use crate::Quarantined;
 
 /// An error of the corpus; each says what it is about.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
     /// A file that cannot be read or written.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// "read", "write", …
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A place of a prepared file that cannot be read.
     #[error("cannot read {} at byte {offset}", path.display())]
     Unreadable {
@@ -192,12 +187,8 @@ pub(crate) fn having(fields: &[String]) -> String {
 
 impl CorpusError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        let at = FileError::at(action, path);
+        |source| at(source).into()
     }
 
     pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {

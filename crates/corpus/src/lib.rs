@@ -11,7 +11,6 @@ mod crash_tests;
 mod documents;
 mod domain;
 mod error;
-mod files;
 mod format;
 mod lock;
 mod manifest;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CorpusError, DomainSource, FileFormat, Limits, PrepareOptions, Template, TokenizerFolder,
-    ValidationBy, checksums::FileRecord, source::SourceFile, survey::Use,
+    checksums::FileRecord, source::SourceFile, survey::Use,
 };
 
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -61,7 +61,8 @@ pub(crate) struct MadeFrom {
     pub(crate) limits: Limits,
     /// Where a limit leaves documents out: it chooses them.
     pub(crate) seed: Option<u64>,
-    pub(crate) validation_by: ValidationBy,
+    /// `Share` or `Count`: the names that manifests have had from the start.
+    pub(crate) validation_by: String,
     pub(crate) validation_share: f64,
     pub(crate) validation_documents: usize,
     pub(crate) tokenizer_hash: String,
@@ -84,7 +85,7 @@ impl MadeFrom {
             only: domain.only.clone(),
             limits: domain.limits,
             seed: domain.limits.chooses().then_some(options.seed),
-            validation_by: options.validation_by,
+            validation_by: format!("{:?}", options.validation_by),
             validation_share: options.validation_share,
             validation_documents: options.validation_documents,
             tokenizer_hash: tokenizer.hash().to_owned(),

@@ -2,19 +2,19 @@
 
 use std::{fs, path::PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     CorpusError, DomainSource, Packing, TokenizerFolder,
     checksums::{self, Checksums},
-    files,
     lock::lock,
     manifest::{FORMAT, MadeFrom, Manifest},
     rows::{RowIndex, index_file, write_index},
     stale::stale,
     store::Tokens,
     tokenize::tokenize,
-    writing::Places,
+    writing,
 };
 
 /// What is to be prepared, and how.
@@ -43,7 +43,8 @@ pub struct PrepareOptions {
 }
 
 /// How documents are set aside for validation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum ValidationBy {
     /// Those whose hash falls into a share.
     Share,
@@ -104,7 +105,7 @@ pub fn prepare(
     if !force && stale(options, tokenizer)?.is_empty() {
         return as_prepared(options, progress);
     }
-    files::create_folder(&options.folder)?;
+    ddk_files::create_folder(&options.folder)?;
     let _lock = lock(&options.folder, progress)?;
     options
         .domains
@@ -150,8 +151,8 @@ fn prepare_domain(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<DomainReport, CorpusError> {
     let now = MadeFrom::now(options, domain, tokenizer)?;
-    let places = Places::new(&options.folder, &domain.name);
-    places.recover(&now)?;
+    let places = writing::places(&options.folder, &domain.name);
+    writing::recover(&places, &now)?;
     let current = Manifest::read(&places.folder)?
         .filter(|manifest| !force && manifest.format == FORMAT && manifest.made_from == now);
     let prepared = current.is_none();
@@ -177,7 +178,7 @@ fn report(
         let checksums = Checksums::read(&folder, manifest)?;
         let tokens = Tokens::open(&folder, "", manifest, &checksums)?;
         let length = options.sequence_length as u64;
-        write_index(index, options.packing, &tokens, manifest.documents, length)?
+        write_index(&index, options.packing, &tokens, manifest.documents, length)?
     };
     if rows == 0 {
         return Err(CorpusError::TooLittle {

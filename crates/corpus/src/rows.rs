@@ -2,22 +2,25 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     fs::File,
+    io::Write,
+    iter,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     CorpusError, Span,
     checksums::{BlockSums, Blocks, SUM_BYTES, blocks_of, sums},
-    files,
-    store::{NumberWriter, Numbers, Tokens},
+    store::{Numbers, Tokens},
 };
 
 /// How documents become rows of a fixed length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
     /// Documents joined by their end tokens and cut at the length; a row is one text.
@@ -29,18 +32,16 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// As in the configuration, and in the names of files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Concat => "concat",
-            Self::Document => "document",
-            Self::BestFit => "best_fit",
-        }
-    }
-
     /// Whether the documents in a row see nothing of each other.
     pub(crate) fn separates(self) -> bool {
         self != Self::Concat
+    }
+}
+
+/// The name in configurations, and in the names of files.
+impl fmt::Display for Packing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
     }
 }
 
@@ -55,12 +56,12 @@ pub(crate) struct RowIndex {
 
 /// The file of a row index.
 pub(crate) fn index_file(folder: &Path, packing: Packing, sequence_length: usize) -> PathBuf {
-    folder.join(format!("rows-{}-{sequence_length}.bin", packing.name()))
+    folder.join(format!("rows-{packing}-{sequence_length}.bin"))
 }
 
 /// Writes a row index; returns the number of rows.
 pub(crate) fn write_index(
-    path: PathBuf,
+    path: &Path,
     packing: Packing,
     tokens: &Tokens,
     documents: u64,
@@ -74,28 +75,19 @@ pub(crate) fn write_index(
         Packing::BestFit => best_fit(bounds, sequence_length)?,
     };
     let count = rows.len() as u64 - 1;
-    let partial = path.with_extension("partial");
-    let mut out = NumberWriter::create(partial.clone())?;
-    let mut blocks = BlockSums::default();
-    let mut write = |number: u64| {
-        blocks.update(&number.to_le_bytes());
-        out.write(&number.to_le_bytes())
-    };
-    write(count)?;
-    for first in rows {
-        write(first)?;
-    }
-    for span in spans {
-        for number in [span.document, span.offset, span.tokens] {
-            write(number)?;
+    let of_span = |span: Span| [span.document, span.offset, span.tokens];
+    let numbers = iter::once(count).chain(rows);
+    let numbers = numbers.chain(spans.into_iter().flat_map(of_span));
+    ddk_files::replace(path, |out| {
+        let mut blocks = BlockSums::default();
+        for number in numbers {
+            blocks.update(&number.to_le_bytes());
+            out.write_all(&number.to_le_bytes())?;
         }
-    }
-    let sums = blocks.finish();
-    out.write(&sums)?;
-    out.write(blake3::hash(&sums).as_bytes())?;
-    out.sync()?;
-    files::rename(&partial, &path)?;
-    files::sync_folder(path.parent().unwrap_or(Path::new(".")))?;
+        let sums = blocks.finish();
+        out.write_all(&sums)?;
+        out.write_all(blake3::hash(&sums).as_bytes())
+    })?;
     Ok(count)
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use ddk_files::FileError;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -115,11 +116,8 @@ impl DomainSource {
                     reason: error.to_string(),
                 })?;
                 for found in matches {
-                    let found = found.map_err(|error| CorpusError::Io {
-                        action: "read",
-                        path: error.path().to_owned(),
-                        source: error.into(),
-                    })?;
+                    let found =
+                        found.map_err(|error| FileError::at("read", error.path())(error.into()))?;
                     walk(&found, &mut paths)?;
                 }
             }

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CorpusError,
     checksums::{BLOCK_BYTES, Blocks, Checksums},
-    files,
     manifest::Manifest,
 };
 
@@ -23,13 +22,9 @@ pub(crate) struct NumberWriter {
 }
 
 impl NumberWriter {
-    pub(crate) fn create(path: PathBuf) -> Result<Self, CorpusError> {
-        Self::open_at(path, 0)
-    }
-
     /// Goes on after the first `length` bytes of a file; what is behind them is cut off.
     pub(crate) fn open_at(path: PathBuf, length: u64) -> Result<Self, CorpusError> {
-        files::step("open", &path);
+        ddk_files::step("open", &path);
         let failed = || CorpusError::io("write", &path);
         let mut file = File::options()
             .create(true)
@@ -52,7 +47,7 @@ impl NumberWriter {
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), CorpusError> {
-        files::step("append", &self.path);
+        ddk_files::step("append", &self.path);
         self.out
             .write_all(bytes)
             .map_err(CorpusError::io("write", &self.path))
@@ -63,7 +58,9 @@ impl NumberWriter {
         self.out
             .flush()
             .map_err(CorpusError::io("write", &self.path))?;
-        files::sync(self.out.get_ref(), &self.path)
+        ddk_files::step("sync", &self.path);
+        let synced = self.out.get_ref().sync_all();
+        synced.map_err(CorpusError::io("write", &self.path))
     }
 }
 

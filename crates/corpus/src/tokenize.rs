@@ -9,11 +9,13 @@ use std::{
     thread,
 };
 
+use ddk_files::Swap;
+
 use crate::{
     CorpusError, DomainSource, PrepareOptions, Progress, TokenizerFolder, documents,
     manifest::{MadeFrom, Manifest},
     survey::{Seen, Use, survey},
-    writing::{Batch, Places, Writing},
+    writing::{self, Batch, Writing},
 };
 
 /// Tokenizes a domain and puts it into its place.
@@ -22,7 +24,7 @@ pub(crate) fn tokenize(
     domain: &DomainSource,
     tokenizer: &TokenizerFolder,
     made_from: MadeFrom,
-    places: &Places,
+    places: &Swap,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Manifest, CorpusError> {
     let survey = survey(options, domain, &made_from)?;
@@ -68,7 +70,7 @@ pub(crate) fn tokenize(
         Ok::<(), CorpusError>(())
     })?;
     let manifest = writing.finish(&survey)?;
-    places.publish()?;
+    writing::publish(places)?;
     Ok(manifest)
 }
 

@@ -1,6 +1,6 @@
 //! A new tokenizer, learnt from texts.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde_json::json;
 use tokenizers::{
@@ -48,15 +48,12 @@ pub fn train_tokenizer(
         "eos_token": END_TOKEN,
         "clean_up_tokenization_spaces": false,
     });
-    fs::create_dir_all(folder).map_err(CorpusError::io("create", folder))?;
+    ddk_files::create_folder(folder)?;
     for (name, contents) in [
         ("tokenizer_config.json", config.to_string()),
         ("tokenizer.json", text),
     ] {
-        let (path, partial) = (folder.join(name), folder.join(format!(".{name}.tmp")));
-        fs::write(&partial, contents)
-            .and_then(|()| fs::rename(&partial, &path))
-            .map_err(CorpusError::io("write", &path))?;
+        ddk_files::write_atomically(&folder.join(name), contents.as_bytes())?;
     }
     Ok(())
 }

@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ddk_files::Swap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     CorpusError, DomainSource, TokenizerFolder,
     checksums::{self, BLOCK_BYTES, CHECKSUMS_FILE},
     documents::Document,
-    files,
     manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest},
     quarantine::QUARANTINE_FILE,
     store::{TokenWriter, Written},
@@ -20,52 +20,29 @@ use crate::{
 };
 
 /// Where a domain is, and where it is on its way there.
-pub(crate) struct Places {
-    pub(crate) folder: PathBuf,
-    /// What is being written.
-    pub(crate) temporary: PathBuf,
-    /// What was there before, until the new folder is in its place.
-    aside: PathBuf,
+pub(crate) fn places(corpus: &Path, domain: &str) -> Swap {
+    Swap {
+        folder: corpus.join(domain),
+        temporary: corpus.join(format!(".{domain}.tmp")),
+        old: corpus.join(format!(".{domain}.old")),
+    }
 }
 
-impl Places {
-    pub(crate) fn new(corpus: &Path, domain: &str) -> Self {
-        Self {
-            folder: corpus.join(domain),
-            temporary: corpus.join(format!(".{domain}.tmp")),
-            aside: corpus.join(format!(".{domain}.old")),
-        }
-    }
+/// Puts the finished folder into its place.
+pub(crate) fn publish(places: &Swap) -> Result<(), CorpusError> {
+    ddk_files::remove(&places.temporary.join(SAVED))?;
+    Ok(places.publish(false)?)
+}
 
-    /// Puts the finished folder into its place. At any instant the old or the new one is on the disk, whole.
-    pub(crate) fn publish(&self) -> Result<(), CorpusError> {
-        files::remove_file(&self.temporary.join(SAVED))?;
-        files::sync_folder(&self.temporary)?;
-        if self.folder.exists() {
-            files::remove_folder(&self.aside)?;
-            files::rename(&self.folder, &self.aside)?;
-        }
-        files::rename(&self.temporary, &self.folder)?;
-        files::sync_folder(self.folder.parent().unwrap_or(Path::new(".")))?;
-        files::remove_folder(&self.aside)
+/// Ends what a process that is gone was about: puts a finished folder that is `wanted` into its place, or
+/// what was there before back.
+pub(crate) fn recover(places: &Swap, wanted: &MadeFrom) -> Result<(), CorpusError> {
+    // A manifest is written last, and whole or not at all.
+    let finished = Manifest::read(&places.temporary).unwrap_or_default();
+    if finished.is_some_and(|manifest| manifest.made_from == *wanted) {
+        return publish(places);
     }
-
-    /// Ends what a process that is gone was about: puts a finished folder that is `wanted` into its place, or
-    /// what was there before back.
-    pub(crate) fn recover(&self, wanted: &MadeFrom) -> Result<(), CorpusError> {
-        // A manifest is written last, and whole or not at all.
-        let finished = Manifest::read(&self.temporary).unwrap_or_default();
-        if finished.is_some_and(|manifest| manifest.made_from == *wanted) {
-            return self.publish();
-        }
-        if self.folder.exists() {
-            files::remove_folder(&self.aside)
-        } else if self.aside.exists() {
-            files::rename(&self.aside, &self.folder)
-        } else {
-            Ok(())
-        }
-    }
+    Ok(places.recover()?)
 }
 
 /// How far a domain's files are, so that a stopped preparation resumes.
@@ -125,8 +102,8 @@ impl<'a> Writing<'a> {
             .and_then(|text| serde_json::from_slice::<Saved>(&text).ok())
             .filter(|saved| saved.made_from == *made_from);
         if found.is_none() {
-            files::remove_folder(folder)?;
-            files::create_folder(folder)?;
+            ddk_files::remove(folder)?;
+            ddk_files::create_folder(folder)?;
         }
         let saved = found.unwrap_or(nothing);
         let (width, prompts) = (tokenizer.token_bytes(), domain.prompt.is_some());
@@ -182,7 +159,8 @@ impl<'a> Writing<'a> {
         self.saved.validation = self.validation.written;
         // Only when the tokens are durable: what it says is in the files is.
         let path = self.folder.join(SAVED);
-        files::replace(&path, &json(&path, &self.saved)?)
+        let text = json(&path, &self.saved)?;
+        Ok(ddk_files::write_atomically(&path, &text)?)
     }
 
     /// Writes all that belongs to the folder but tokens; the manifest, last, makes it whole.
@@ -227,11 +205,11 @@ impl<'a> Writing<'a> {
             quarantine.extend(json(&path, entry)?);
             quarantine.push(b'\n');
         }
-        files::replace(&path, &quarantine)?;
-        files::replace(&folder.join(CHECKSUMS_FILE), &sums)?;
+        ddk_files::write_atomically(&path, &quarantine)?;
+        ddk_files::write_atomically(&folder.join(CHECKSUMS_FILE), &sums)?;
         let path = folder.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(unwritable(&path))?;
-        files::replace(&path, &text)?;
+        ddk_files::write_atomically(&path, &text)?;
         Ok(manifest)
     }
 }

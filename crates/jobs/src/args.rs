@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
 use ddk_settings::Method;
 
 /// Which settings: files in order, then the environment, then --set.
@@ -132,7 +132,7 @@ pub struct Compare {
         value_name = "LIST",
         value_delimiter = ',',
         default_value = "cpt,cpt-doremi,kd,ted,minillm,ddk,ddk-no-smoothing,ddk-equal",
-        value_parser = Method::ALL.map(Method::name)
+        value_parser = PossibleValuesParser::new(Method::names())
     )]
     pub methods: Vec<String>,
     /// Seeds, from run.seed on

@@ -420,15 +420,14 @@ fn schedule(settings: &Settings, report: &mut Report<'_>) -> Result<()> {
     };
     let mixture = match policy {
         MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => {
-            format!("the mixture stays as it is ({})", policy.name())
+            format!("the mixture stays as it is ({policy})")
         }
         MixturePolicy::Doremi => format!(
             "before them two runs of {} steps find the mixture (doremi)",
             settings.mixture.doremi_steps.unwrap_or(steps)
         ),
         _ => format!(
-            "the mixture ({}) moves every {interval} steps, {} times",
-            policy.name(),
+            "the mixture ({policy}) moves every {interval} steps, {} times",
             steps.saturating_sub(1) / interval
         ),
     };

@@ -217,8 +217,8 @@ fn is_folder(model: &str, folder: &Path) -> bool {
 fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Comparison> {
     let mut runs = Vec::new();
     for planned in &plan.runs {
-        let method = planned.method.name();
-        runs.push(ComparedRun::read(&planned.folder, method, planned.seed)?);
+        let method = planned.method.to_string();
+        runs.push(ComparedRun::read(&planned.folder, &method, planned.seed)?);
     }
     let (mut of_student, mut of_teacher) = (Scores::new(), Scores::new());
     let is_model = |model: &str, folder: &Option<PathBuf>| {
@@ -248,7 +248,8 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
         };
         scores.extend(harness.scores);
     }
-    let reference = plan.methods.contains(&REFERENCE).then(|| REFERENCE.name());
+    let reference = plan.methods.contains(&REFERENCE);
+    let reference = reference.then(|| REFERENCE.to_string());
     let groups = plan.sweep.iter().map(|swept| {
         let own: Vec<ComparedRun> = plan
             .runs
@@ -263,7 +264,7 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
         Group::new(
             title,
             &own,
-            reference,
+            reference.as_deref(),
             of_student.clone(),
             of_teacher.clone(),
         )
@@ -276,7 +277,7 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             plan.seeds.len()
         ),
         command: command_line(),
-        reference: reference.map(str::to_owned),
+        reference: reference.clone(),
         seeds: plan.seeds.clone(),
         groups: groups.collect(),
     })
@@ -296,11 +297,11 @@ fn write(comparison: &Comparison, folder: &Path) -> Result<()> {
     let figures = folder.join("figures");
     fs::create_dir_all(&figures).with_context(|| format!("cannot create {}", figures.display()))?;
     for (name, text) in comparison.svgs() {
-        ddk_run::write_atomically(&figures.join(name), text.as_bytes())?;
+        ddk_files::write_atomically(&figures.join(name), text.as_bytes())?;
     }
     let json = serde_json::to_vec_pretty(comparison)?;
-    ddk_run::write_atomically(&folder.join("compare.json"), &json)?;
-    ddk_run::write_atomically(&folder.join("compare.html"), comparison.html().as_bytes())?;
-    ddk_run::write_atomically(&folder.join("compare.md"), comparison.markdown().as_bytes())?;
+    ddk_files::write_atomically(&folder.join("compare.json"), &json)?;
+    ddk_files::write_atomically(&folder.join("compare.html"), comparison.html().as_bytes())?;
+    ddk_files::write_atomically(&folder.join("compare.md"), comparison.markdown().as_bytes())?;
     Ok(())
 }

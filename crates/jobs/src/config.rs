@@ -14,23 +14,6 @@ pub fn load(args: &ConfigArgs) -> Result<Loaded> {
     )?)
 }
 
-/// Every value with its dotted key.
-pub fn flatten(value: &toml::Value, prefix: &str, values: &mut Vec<(String, String)>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let path = if prefix.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{prefix}.{key}")
-                };
-                flatten(value, &path, values);
-            }
-        }
-        other => values.push((prefix.to_owned(), other.to_string())),
-    }
-}
-
 /// The value of a key that training needs.
 ///
 /// # Errors

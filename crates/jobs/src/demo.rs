@@ -200,7 +200,7 @@ fn collect(settings: &Settings) -> Result<()> {
             fs::create_dir_all(folder)
                 .with_context(|| format!("cannot create {}", folder.display()))?;
         }
-        ddk_run::write_atomically(file, &collected.jsonl)?;
+        ddk_files::write_atomically(file, &collected.jsonl)?;
         let is_known = demo_sources::expected_hash(domain, max_bytes)?.is_some();
         say(&format!(
             "{domain}: {} documents, {:.1} MB{}",

@@ -8,9 +8,9 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::{
-    CorpusError, DomainReport, DomainSource, FileFormat, Limits, Packing, PrepareOptions,
-    PreparedDomain, Progress, QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template,
-    TokenizerFolder, ValidationBy, as_prepared, prepare, stale, verify,
+    CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
+    QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template, TokenizerFolder, as_prepared,
+    prepare, stale, verify,
 };
 use ddk_settings::{Settings, WhenStale};
 
@@ -301,13 +301,10 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let options = PrepareOptions {
         folder: corpus.folder.clone(),
         domains: domains.collect::<Result<_>>()?,
-        packing: packing(corpus.packing),
+        packing: corpus.packing,
         sequence_length: corpus.sequence_length,
         seed: corpus.seed.unwrap_or(settings.run.seed),
-        validation_by: match corpus.validation_by {
-            ddk_settings::ValidationBy::Share => ValidationBy::Share,
-            ddk_settings::ValidationBy::Count => ValidationBy::Count,
-        },
+        validation_by: corpus.validation_by,
         batch_bytes: 4 << 20,
         validation_share: corpus.validation_share,
         validation_documents: corpus.validation_documents,
@@ -327,11 +324,7 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
         name: name.to_owned(),
         files: domain.files.clone(),
         validation_files: domain.validation_files.clone(),
-        format: domain.format.map(|format| match format {
-            ddk_settings::FileFormat::Jsonl => FileFormat::Jsonl,
-            ddk_settings::FileFormat::Parquet => FileFormat::Parquet,
-            ddk_settings::FileFormat::Text => FileFormat::Text,
-        }),
+        format: domain.format,
         text: template("text", &domain.text)?,
         prompt: prompt
             .map(|prompt| template("prompt", prompt))
@@ -347,18 +340,10 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
     })
 }
 
-fn packing(packing: ddk_settings::Packing) -> Packing {
-    match packing {
-        ddk_settings::Packing::Concat => Packing::Concat,
-        ddk_settings::Packing::Document => Packing::Document,
-        ddk_settings::Packing::BestFit => Packing::BestFit,
-    }
-}
-
 /// How rows of the corpus are read.
 pub fn row_options(settings: &Settings) -> RowOptions {
     RowOptions {
-        packing: packing(settings.corpus.packing),
+        packing: settings.corpus.packing,
         sequence_length: settings.corpus.sequence_length,
         mask_prompt: settings.objective.mask_prompt,
     }

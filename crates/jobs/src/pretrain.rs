@@ -245,7 +245,7 @@ fn begin(
             ));
         }
     }
-    ddk_run::write_atomically(&folder.path().join(RECORD), record.as_bytes())?;
+    ddk_files::write_atomically(&folder.path().join(RECORD), record.as_bytes())?;
     Ok(())
 }
 

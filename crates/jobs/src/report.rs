@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_report::{RunReport, run_report::Changed};
 
-use crate::{args, hint::Hint, progress::say, train::inputs::differences};
+use crate::{args, hint::Hint, progress::say};
 
 /// Writes the report of a run in each of the formats asked for.
 ///
@@ -51,11 +51,16 @@ fn changed(folder: &Path) -> Result<Vec<Changed>> {
     let defaults = ddk_settings::load(&[], &[], [])?.settings;
     let config = folder.join("config.toml");
     let settings = ddk_settings::load(&[config], &[], [])?.settings;
-    differences(&defaults, &settings)
+    let changes = ddk_settings::diff(&defaults, &settings)?.into_iter();
+    let changes = changes.map(|change| {
+        let [before, after] = change.shown();
+        (change.path, before, after)
+    });
+    Ok(changes.collect())
 }
 
 fn write(path: PathBuf, text: &str) -> Result<()> {
-    ddk_run::write_atomically(&path, text.as_bytes())?;
+    ddk_files::write_atomically(&path, text.as_bytes())?;
     say(&format!("wrote {}", path.display()));
     Ok(())
 }

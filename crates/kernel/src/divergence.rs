@@ -25,7 +25,10 @@
 //! the teacher; skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence
 //! Minimization for Sequence-Level Knowledge Distillation", 2023.
 
-use crate::math::{exp, ln_1p, log_add};
+use crate::{
+    math::{exp, ln_1p, log_add},
+    row::Rows,
+};
 
 /// A divergence between the teacher's distribution T and the student's S over the next token, nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,6 +54,21 @@ pub enum Divergence {
     },
     /// Total variation: `1/2 sum |S - T|`.
     TotalVariation,
+}
+
+impl Divergence {
+    /// At a position; the gradient in the place of the student's logits.
+    #[inline(always)]
+    pub(crate) fn of_rows(self, rows: Rows<'_>) -> f64 {
+        match self {
+            Self::ForwardKl => rows.diverge(ForwardKl),
+            Self::ReverseKl => rows.diverge(ReverseKl),
+            Self::Jsd { beta } => rows.diverge(Jsd::new(beta)),
+            Self::SkewKl { skew } => rows.diverge(SkewKl::new(skew)),
+            Self::SkewReverseKl { skew } => rows.diverge(SkewReverseKl::new(skew)),
+            Self::TotalVariation => rows.diverge(TotalVariation),
+        }
+    }
 }
 
 /// Both models at one column of one position.

@@ -2,10 +2,7 @@
 
 use crate::{
     Loss, Values,
-    divergence::{
-        Column, Divergence, ForwardKl, Jsd, OfColumn, ReverseKl, SkewKl, SkewReverseKl,
-        TotalVariation,
-    },
+    divergence::{Column, OfColumn},
     math::exp,
     sum::{LANES, sum},
 };
@@ -99,14 +96,7 @@ pub(crate) fn position(position: Position<'_>, loss: &Loss) -> Values {
                 scale,
                 loss,
             };
-            values.divergence = match divergence {
-                Divergence::ForwardKl => rows.diverge(ForwardKl),
-                Divergence::ReverseKl => rows.diverge(ReverseKl),
-                Divergence::Jsd { beta } => rows.diverge(Jsd::new(beta)),
-                Divergence::SkewKl { skew } => rows.diverge(SkewKl::new(skew)),
-                Divergence::SkewReverseKl { skew } => rows.diverge(SkewReverseKl::new(skew)),
-                Divergence::TotalVariation => rows.diverge(TotalVariation),
-            };
+            values.divergence = divergence.of_rows(rows);
         }
         _ => {
             let inverse = own.inverse();
@@ -121,7 +111,7 @@ pub(crate) fn position(position: Position<'_>, loss: &Loss) -> Values {
 }
 
 /// Both rows, with what is known of them.
-struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     student: &'a mut [f32],
     teacher: &'a [f32],
     label: usize,
@@ -136,7 +126,7 @@ struct Rows<'a> {
 impl Rows<'_> {
     /// The divergence; the gradient of `ce + weight * divergence` in the student's place.
     #[inline(always)]
-    fn diverge<D: OfColumn>(self, divergence: D) -> f64 {
+    pub(crate) fn diverge<D: OfColumn>(self, divergence: D) -> f64 {
         let (of_student, of_teacher) = self.pair;
         let constant = of_student.sum.ln() - of_teacher.sum.ln();
         let columns = Columns {

@@ -25,6 +25,6 @@ pub use feedback::{Feedback, Needs, Perplexities, TrainingSums};
 pub use fixed::{Fixed, Origin};
 pub use odm::Odm;
 pub use plan::{interval_order, limit};
-pub use policy::{Decision, FirstInterval, Policy, PolicyState, shares_of_domains};
+pub use policy::{Decision, FirstInterval, MixturePolicy, Policy, PolicyState, shares_of_domains};
 pub use quota::Quota;
 pub use sheared::Sheared;

@@ -1,22 +1,19 @@
 //! What can be wrong with a model's folder.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
+use ddk_files::FileError;
 use ddk_torch::TorchError;
 
 /// An error of a model or its folder.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file that cannot be read or written.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// "read", "write", …
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A folder without a model in it.
     #[error("{} holds no {missing}: expected a model folder in the Hugging Face format (config.json, \
              model.safetensors, tokenizer.json)", folder.display())]
@@ -89,16 +86,9 @@ impl ModelError {
         matches!(self, Self::Torch(error) if error.is_out_of_memory())
     }
 
-    pub(crate) fn io(
-        action: &'static str,
-        path: &std::path::Path,
-    ) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let at = FileError::at(action, path);
+        |source| at(source).into()
     }
 }
 

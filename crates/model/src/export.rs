@@ -1,17 +1,13 @@
 //! A model back into a Hugging Face folder.
 
-use std::{
-    fs::{self, File},
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{fs, io::Write, path::Path};
 
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     Model, ModelError,
-    replace::{MARKER, Place, marker, may_replace, sync},
+    replace::{self, MARKER, marker, may_replace},
     safetensors::write_tensors,
     weights::INDEX,
 };
@@ -65,15 +61,14 @@ impl Model {
         if same_folder(folder, export.carry_from) {
             return Err(ModelError::Source(folder.to_owned()));
         }
-        let place = Place::of(folder)?;
+        let place = replace::place(folder)?;
         let record = export.beside.first().map(|(name, _)| *name);
         may_replace(folder, record)?;
         let temporary = &place.temporary;
-        fs::create_dir_all(temporary).map_err(ModelError::io("create", temporary))?;
+        ddk_files::create_folder(temporary)?;
         let written = self
             .write(temporary, export)
-            .and_then(|()| sync(temporary))
-            .and_then(|()| place.fill(true));
+            .and_then(|()| Ok(place.publish(true)?));
         // After a failure in the last of these it holds the old model, where the new one is in place.
         if written.is_err() && temporary.exists() {
             let _ = fs::remove_dir_all(temporary);
@@ -106,7 +101,7 @@ impl Model {
                     Ok((name.clone(), copy))
                 })
                 .collect::<Result<Vec<_>, ModelError>>()?;
-            write(&folder.join(&file), |out| write_tensors(&tensors, &[], out))?;
+            ddk_files::write(&folder.join(&file), |out| write_tensors(&tensors, &[], out))?;
             files.extend(tensors.into_iter().map(|(name, _)| (name, json!(file))));
         }
         if shards.len() > 1 {
@@ -120,16 +115,15 @@ impl Model {
         {
             let from = export.carry_from.join(name);
             if from.exists() {
-                let to = folder.join(name);
-                fs::copy(&from, &to).map_err(ModelError::io("copy", &from))?;
-                sync(&to)?;
+                let bytes = fs::read(&from).map_err(ModelError::io("copy", &from))?;
+                ddk_files::write(&folder.join(name), |out| out.write_all(&bytes))?;
             }
         }
         for (name, text) in export.beside {
-            write(&folder.join(name), |out| out.write_all(text.as_bytes()))?;
+            write_text(&folder.join(name), text)?;
         }
         let marker = marker(folder)?;
-        write(&folder.join(MARKER), |out| out.write_all(marker.as_bytes()))
+        write_text(&folder.join(MARKER), &marker)
     }
 }
 
@@ -162,19 +156,11 @@ fn bytes((_, tensor): &(String, Tensor), kind: Kind) -> usize {
 
 fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    write(path, |out| out.write_all(text.as_bytes()))
+    write_text(path, &text)
 }
 
-fn write(
-    path: &Path,
-    contents: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
-) -> Result<(), ModelError> {
-    let failed = ModelError::io("write", path);
-    let written = File::create(path).and_then(|file| {
-        let mut out = BufWriter::new(file);
-        contents(&mut out)?;
-        out.flush()?;
-        out.get_ref().sync_all()
-    });
-    written.map_err(failed)
+fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
+    Ok(ddk_files::write(path, |out| {
+        out.write_all(text.as_bytes())
+    })?)
 }

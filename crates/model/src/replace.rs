@@ -2,11 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use ddk_files::Swap;
 use serde::{Deserialize, Serialize};
 
 use crate::{ModelError, export::TOKENIZER_FILES, weights::INDEX};
@@ -107,97 +107,24 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, ModelError> {
     Ok(entries)
 }
 
-/// A folder to be written, and what it is called on the way.
-pub(crate) struct Place {
-    folder: PathBuf,
-    /// Where the new model is written; after the exchange, the old one.
-    pub(crate) temporary: PathBuf,
-    /// The old model, where the system cannot exchange two folders.
-    old: PathBuf,
-}
-
-impl Place {
-    /// Cleans up after an interrupted save: an old model whose successor never came gets its name back.
-    pub(crate) fn of(folder: &Path) -> Result<Self, ModelError> {
-        // Of a link the folder that it leads to is replaced.
-        let folder = if folder.is_symlink() {
-            fs::canonicalize(folder).map_err(ModelError::io("read", folder))?
-        } else {
-            folder.to_owned()
-        };
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let beside = |suffix: &str| folder.with_file_name(format!(".{name}.ddk-{suffix}"));
-        let place = Self {
-            temporary: beside("new"),
-            old: beside("old"),
-            folder,
-        };
-        if place.old.exists() {
-            if place.folder.exists() {
-                remove(&place.old)?
-            } else {
-                rename(&place.old, &place.folder)?
-            }
-        }
-        if place.temporary.exists() {
-            remove(&place.temporary)?;
-        }
-        Ok(place)
-    }
-
-    /// Puts the new model in its place. At each instant one of the two is there, whole; under its own name
-    /// where the system can exchange two folders.
-    pub(crate) fn fill(&self, exchange: bool) -> Result<(), ModelError> {
-        if !self.folder.exists() {
-            rename(&self.temporary, &self.folder)?;
-            return sync(self.parent());
-        }
-        let exchanged = exchange
-            && renameat_with(
-                CWD,
-                &self.temporary,
-                CWD,
-                &self.folder,
-                RenameFlags::EXCHANGE,
-            )
-            .is_ok();
-        if !exchanged {
-            rename(&self.folder, &self.old)?;
-            if let Err(error) = rename(&self.temporary, &self.folder) {
-                // Where this fails too, the next save puts it back.
-                let _ = rename(&self.old, &self.folder);
-                return Err(error);
-            }
-        }
-        sync(self.parent())?;
-        remove(if exchanged {
-            &self.temporary
-        } else {
-            &self.old
-        })
-    }
-
-    fn parent(&self) -> &Path {
-        match self.folder.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        }
-    }
-}
-
-fn rename(from: &Path, to: &Path) -> Result<(), ModelError> {
-    fs::rename(from, to).map_err(ModelError::io("rename", from))
-}
-
-fn remove(folder: &Path) -> Result<(), ModelError> {
-    fs::remove_dir_all(folder).map_err(ModelError::io("remove", folder))
-}
-
-/// Makes a file's contents, or a folder's names, durable.
-pub(crate) fn sync(path: &Path) -> Result<(), ModelError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(ModelError::io("write", path))
+/// Where a model is written, after cleaning up what an interrupted save left.
+pub(crate) fn place(folder: &Path) -> Result<Swap, ModelError> {
+    // Of a link the folder that it leads to is replaced.
+    let folder = if folder.is_symlink() {
+        fs::canonicalize(folder).map_err(ModelError::io("read", folder))?
+    } else {
+        folder.to_owned()
+    };
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let beside = |suffix: &str| folder.with_file_name(format!(".{name}.ddk-{suffix}"));
+    let place = Swap {
+        temporary: beside("new"),
+        old: beside("old"),
+        folder,
+    };
+    place.recover()?;
+    ddk_files::remove(&place.temporary)?;
+    Ok(place)
 }
 
 #[cfg(test)]
@@ -256,9 +183,9 @@ mod tests {
             let scratch = tempfile::tempdir().unwrap();
             let folder = scratch.path().join("model");
             for version in ["1", "2"] {
-                let place = Place::of(&folder).unwrap();
+                let place = place(&folder).unwrap();
                 model(&place.temporary, version);
-                place.fill(exchange).unwrap();
+                place.publish(exchange).unwrap();
                 assert_eq!(text(&folder), version);
                 assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
             }
@@ -297,7 +224,7 @@ mod tests {
                 model(&scratch.path().join(name), version);
             }
             let folder = scratch.path().join("model");
-            Place::of(&folder).unwrap();
+            place(&folder).unwrap();
             assert_eq!(text(&folder), expected, "{what}");
             assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1, "{what}");
         }
@@ -309,9 +236,9 @@ mod tests {
         let (folder, link) = (scratch.path().join("model"), scratch.path().join("link"));
         model(&folder, "old");
         std::os::unix::fs::symlink(&folder, &link).unwrap();
-        let place = Place::of(&link).unwrap();
+        let place = place(&link).unwrap();
         model(&place.temporary, "new");
-        place.fill(true).unwrap();
+        place.publish(true).unwrap();
         assert!(link.is_symlink());
         assert_eq!(text(&folder), "new");
     }

@@ -5,19 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ddk_files::FileError;
+
 /// An error of a run's folder; each names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum RunFileError {
-    /// A call of the operating system.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried: "read", "write", "create", …
-        action: &'static str,
-        /// On which file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file that cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Another process holds the run.
     #[error("the run folder {} is in use by process {holder}", folder.display())]
     Locked {
@@ -57,11 +52,7 @@ pub enum RunFileError {
 
 impl RunFileError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        let at = FileError::at(action, path);
+        |source| at(source).into()
     }
 }

@@ -7,7 +7,6 @@
 
 mod checkpoint;
 mod error;
-mod files;
 mod folder;
 mod journal;
 mod manifest;
@@ -21,7 +20,6 @@ pub use checkpoint::{
     SnapshotFile,
 };
 pub use error::RunFileError;
-pub use files::write_atomically;
 pub use folder::RunFolder;
 pub use journal::{Journal, Lengths, append_event, record_event};
 pub use manifest::FORMAT as CHECKPOINT_FORMAT;

@@ -7,7 +7,6 @@ use std::{
 
 use crate::{
     RunFileError, RunFolder,
-    files::sync_folder,
     folder::LOCK,
     journal::{EVENTS, record_event},
     read,
@@ -74,10 +73,10 @@ impl RunFolder {
         record_event(path, 0, EventKind::StartedOver, &message)?;
         for name in all {
             let from = path.join(name);
-            fs::rename(&from, aside.join(name)).map_err(RunFileError::io("rename", &from))?;
+            ddk_files::rename(&from, &aside.join(name))?;
         }
-        sync_folder(&aside)?;
-        sync_folder(path)?;
+        ddk_files::sync_folder(&aside)?;
+        ddk_files::sync_folder(path)?;
         Ok(aside)
     }
 }

@@ -117,7 +117,12 @@ fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
     assert!(error.to_string().contains("weights.safetensors"));
     assert_eq!(newest(&store).0, 10);
     // What the journal cannot make durable must not be named by a manifest either.
-    let unsynced = || ddk_run::write_atomically(Path::new("/dev/null/journal"), b"");
+    let unsynced = || {
+        Ok(ddk_files::write_atomically(
+            Path::new("/dev/null/journal"),
+            b"",
+        )?)
+    };
     store.save(20, &"state", vec![], unsynced).unwrap_err();
     assert_eq!(newest(&store).0, 10);
     let names = fs::read_dir(folder.path()).unwrap().count();

@@ -36,4 +36,11 @@ impl Error {
             suggestion: None,
         }])
     }
+
+    pub(crate) fn not_written(error: &toml::ser::Error) -> Self {
+        Self::one(
+            "the settings",
+            format!("cannot be written as TOML: {error}"),
+        )
+    }
 }

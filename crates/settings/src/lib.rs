@@ -1,33 +1,44 @@
-//! What the user wrote, layered and validated.
+//! The configuration: each setting declared once, layered and validated.
 //!
-//! [`Options`] is what can be written: every key optional, unknown keys refused, its comments the
-//! documentation that the schema and the reference are made from. [`load`] layers built-in defaults, files,
-//! the environment and `--set`, and validates the result into [`Settings`], which the program uses and writes
-//! into a run's folder. [`Origins`] remembers where each value came from, so that an error and `ddk config
-//! show --origin` can say it.
+//! A field of a section ([`Run`], [`Student`], …) declares a key: its type, default, range, example and flags, and its
+//! comment is the user's documentation. [`sections`] is the table of all keys, which the loader, the schema, the
+//! reference, the comparison on resume, SIGHUP and `ddk compare` read. [`load`] layers files, the environment and
+//! `--set` over the defaults; [`Origins`] remembers where each value came from, so that an error and `ddk config show
+//! --origin` can say it.
 
-mod document;
+mod data;
+mod diff;
 mod error;
-mod load;
+mod keys;
+mod layers;
 mod method;
-mod options;
-mod origin;
+mod models;
 mod reference;
+mod rules;
+mod run;
 mod settings;
 mod token;
-mod validate;
 
+pub use data::{Batch, Corpus, Domain, Mixture, WhenStale};
+pub use ddk_corpus::{FileFormat, Packing, ValidationBy};
+pub use ddk_mixture::{FirstInterval, MixturePolicy};
+pub use diff::{Change, Setting, diff};
 pub use error::{Error, Problem};
-pub use load::{Loaded, load};
+pub use keys::{Key, Section, keys, schema, sections};
+pub use layers::{Loaded, Origins, load};
 pub use method::Method;
-pub use options::{
-    Dtype, ExportedStudent, FileFormat, FirstInterval, MixturePolicy, ObjectiveName, Options,
-    Packing, Spike, ThreadChoice, ValidationBy, WhenStale,
+pub use models::{Dtype, Objective, ObjectiveName, Pretrain, Shape, Student, Teacher};
+pub use reference::reference;
+pub use run::{
+    Checkpoint, Evaluation, ExportedStudent, Faults, Guard, Log, Queues, Run, Spike, Telemetry,
+    ThreadChoice,
 };
-pub use origin::{Origin, Origins};
-pub use reference::{reference, schema};
-pub use settings::{
-    Batch, Checkpoint, Corpus, Domain, Evaluation, Faults, Guard, Log, Mixture, Objective,
-    Pretrain, Queues, Run, Settings, Shape, Student, Teacher, Telemetry,
-};
+pub use settings::Settings;
 pub use token::Token;
+
+/// Steps, intervals: more than any run has, and few enough to be multiplied.
+const MANY: u64 = 1_000_000_000;
+/// Rows, positions, passes, steps of an interval.
+const LARGE: u64 = 1_000_000;
+/// Three years.
+const LONGEST_SECONDS: f64 = 1e8;

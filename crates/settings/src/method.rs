@@ -1,10 +1,13 @@
 //! Methods by the names of the paper's rows: a method is two choices, how the mixture moves and what the
 //! student minimises.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::fmt;
 
-use crate::origin::Origin;
+use ddk_mixture::MixturePolicy;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::IntoDeserializer, de::value::Error};
+
+use crate::{Key, ObjectiveName};
 
 /// A row of the paper's tables.
 #[derive(
@@ -31,60 +34,39 @@ pub enum Method {
 }
 
 impl Method {
-    /// All of them, as the paper lists them.
-    pub const ALL: [Self; 8] = [
-        Self::Cpt,
-        Self::CptDoremi,
-        Self::Kd,
-        Self::Ted,
-        Self::Minillm,
-        Self::Ddk,
-        Self::DdkNoSmoothing,
-        Self::DdkEqual,
-    ];
-
-    /// Its name in configurations and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpt => "cpt",
-            Self::CptDoremi => "cpt-doremi",
-            Self::Kd => "kd",
-            Self::Ted => "ted",
-            Self::Minillm => "minillm",
-            Self::Ddk => "ddk",
-            Self::DdkNoSmoothing => "ddk-no-smoothing",
-            Self::DdkEqual => "ddk-equal",
-        }
+    /// All names, as the paper lists the methods.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        let key = Key::of(&["method"]).into_iter();
+        key.flat_map(|key| key.choices.iter().map(String::as_str))
     }
 
     /// The method of this name.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == name)
+        Self::deserialize(IntoDeserializer::<Error>::into_deserializer(name)).ok()
     }
 
     /// The two choices: each key with its value.
-    pub fn choices(self) -> [(&'static str, &'static str); 2] {
+    pub fn choices(self) -> [(&'static str, String); 2] {
         let (policy, objective) = match self {
-            Self::Cpt => ("natural", "ce"),
-            Self::CptDoremi => ("doremi", "ce"),
-            Self::Kd => ("natural", "forward_kl"),
-            Self::Ted => ("natural", "ted"),
-            Self::Minillm => ("natural", "reverse_kl"),
-            Self::Ddk => ("ddk", "forward_kl"),
-            Self::DdkNoSmoothing => ("ddk-no-smoothing", "forward_kl"),
-            Self::DdkEqual => ("equal", "forward_kl"),
+            Self::Cpt => (MixturePolicy::Natural, ObjectiveName::Ce),
+            Self::CptDoremi => (MixturePolicy::Doremi, ObjectiveName::Ce),
+            Self::Kd => (MixturePolicy::Natural, ObjectiveName::ForwardKl),
+            Self::Ted => (MixturePolicy::Natural, ObjectiveName::Ted),
+            Self::Minillm => (MixturePolicy::Natural, ObjectiveName::ReverseKl),
+            Self::Ddk => (MixturePolicy::Ddk, ObjectiveName::ForwardKl),
+            Self::DdkNoSmoothing => (MixturePolicy::DdkNoSmoothing, ObjectiveName::ForwardKl),
+            Self::DdkEqual => (MixturePolicy::Equal, ObjectiveName::ForwardKl),
         };
-        [("mixture.policy", policy), ("objective.name", objective)]
+        [
+            ("mixture.policy", policy.to_string()),
+            ("objective.name", objective.to_string()),
+        ]
     }
+}
 
-    /// The choices as a layer, directly above the defaults.
-    pub(crate) fn layer(self) -> String {
-        let lines = self.choices();
-        let lines = lines.map(|(key, value)| format!("{key} = \"{value}\"\n"));
-        lines.concat()
-    }
-
-    pub(crate) fn origin(self) -> Origin {
-        Origin::Method(self)
+/// The name in configurations and on the command line.
+impl fmt::Display for Method {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use ddk_files::{Found, Tail};
 use ddk_run::{
     RunFolder,
     read::summary,
@@ -20,7 +21,6 @@ use self::{limits::Limits, mixtures::Mixtures};
 use crate::{
     api::{Domain, Events, Losses, Mixture, RunReply, Saved, State, Status, Steps, finite},
     series::{Mean, Series, Told},
-    tail::{Found, Tail},
 };
 
 /// Steps that a current value is the mean of.

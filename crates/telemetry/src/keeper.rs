@@ -1,8 +1,8 @@
 //! What has to be done now and then whether anybody looks or not: histograms kept small, and the page as a file.
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     sync::mpsc::{self, RecvTimeoutError, Sender},
     thread::{self, JoinHandle},
     time::Duration,
@@ -46,9 +46,12 @@ impl Keeper {
         file: Option<PathBuf>,
     ) -> Result<Self, KeepError> {
         if let Some(path) = &file {
-            write(path, &recorder.render()).map_err(|source| KeepError::Write {
-                path: path.clone(),
-                source,
+            // Whoever reads it never sees half a page. The temporary name does not end in `.prom`, which is all that
+            // the node exporter reads.
+            let written = ddk_files::write_atomically(path, recorder.render().as_bytes());
+            written.map_err(|error| KeepError::Write {
+                path: error.path,
+                source: error.source,
             })?;
         }
         let (running, ended) = mpsc::channel();
@@ -58,7 +61,8 @@ impl Keeper {
                 let last = ended.recv_timeout(every) != Err(RecvTimeoutError::Timeout);
                 recorder.upkeep();
                 if let Some(path) = &file {
-                    let written = write(path, &recorder.render());
+                    let page = recorder.render();
+                    let written = ddk_files::write_atomically(path, page.as_bytes());
                     // A disk that stays full is said once.
                     if let Err(error) = &written
                         && !failed
@@ -87,14 +91,4 @@ impl Drop for Keeper {
             let _ = thread.join();
         }
     }
-}
-
-/// Whole or not at all: whoever reads it never sees half a page. The name in between does not end in `.prom`,
-/// which is all that the node exporter reads.
-fn write(path: &Path, page: &str) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    fs::write(&temporary, page)?;
-    fs::rename(&temporary, path)
 }

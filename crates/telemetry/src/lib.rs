@@ -25,7 +25,6 @@ mod series;
 mod server;
 mod site;
 mod stream;
-mod tail;
 mod timeline;
 
 pub use board::{Board, ShownQueue, Stage, Totals, Worker};

@@ -6,12 +6,7 @@ use anyhow::{Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{Loaded, Method, Settings};
 
-use crate::{
-    args,
-    config::{flatten, load},
-    hint::Hint,
-    train::options::most_steps,
-};
+use crate::{args, config::load, hint::Hint, train::options::most_steps};
 
 /// A swept key with one of its values.
 pub(super) type Swept = Option<(String, String)>;
@@ -57,8 +52,7 @@ impl Plan {
             .usage()?;
         if let Some(method) = base.method {
             return Err(anyhow!(
-                "`method` is \"{}\": a comparison sets it for each of its runs",
-                method.name()
+                "`method` is \"{method}\": a comparison sets it for each of its runs"
             ))
             .hint("leave it out, and choose with --methods")
             .usage();
@@ -111,7 +105,7 @@ impl Plan {
         seed: u64,
         swept: &Swept,
     ) -> Result<Planned> {
-        let mut label = method.name().to_owned();
+        let mut label = method.to_string();
         let mut sets = if args.quick {
             quarter(&self.base)?
         } else {
@@ -123,7 +117,7 @@ impl Plan {
         }
         let folder = self.folder.join(&label);
         sets.extend([
-            format!("method={}", method.name()),
+            format!("method={method}"),
             format!("run.seed={seed}"),
             // Seeds are of what is drawn from a corpus: it is the same for all.
             format!(
@@ -191,15 +185,15 @@ fn same_budget(runs: &[Planned]) -> Result<()> {
 /// What is written wins over a method: a comparison whose configuration writes one of the choices would
 /// compare it with itself.
 fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
-    let values = values(&loaded.settings)?;
+    let values = loaded.settings.values()?;
     for (key, expected) in method.choices() {
-        let expected = toml::Value::from(expected).to_string();
-        let found = values.iter().find(|(other, _)| other == key);
-        if let Some((_, found)) = found.filter(|(_, found)| *found != expected) {
+        let expected = toml::Value::from(expected);
+        let found = values.iter().find(|setting| setting.path == key);
+        if let Some(found) = found.filter(|found| found.value != expected) {
             return Err(anyhow!(
-                "{}: `{key}` is {found}, so that no run can be {} ({expected})",
+                "{}: `{key}` is {}, so that no run can be {method} ({expected})",
                 loaded.origins.of(key),
-                method.name()
+                found.value
             ))
             .hint(format!(
                 "leave `{key}` out of the configuration: the methods set it"
@@ -257,28 +251,11 @@ fn plain(value: &str) -> String {
 /// A quarter of the steps: the interval, the warm-up, what comes before a run and its end shrink alike, so
 /// that the mixture moves as often.
 fn quarter(settings: &Settings) -> Result<Vec<String>> {
-    const SHRINK: [&str; 7] = [
-        "run.max_steps",
-        "run.max_tokens",
-        "mixture.interval",
-        "mixture.doremi_steps",
-        "objective.ted_steps",
-        "student.warmup_steps",
-        "student.schedule_steps",
-    ];
-    let values = values(settings)?.into_iter();
-    let shrunk = values
-        .filter(|(key, _)| SHRINK.contains(&key.as_str()))
-        .filter_map(|(key, value)| {
-            Some(format!("{key}={}", value.parse::<u64>().ok()?.div_ceil(4)))
-        });
+    let values = settings.values()?.into_iter();
+    let shrunk = values.filter_map(|setting| {
+        let divisor = setting.key.quick?;
+        let value = u64::try_from(setting.value.as_integer()?).ok()?;
+        Some(format!("{}={}", setting.path, value.div_ceil(divisor)))
+    });
     Ok(shrunk.collect())
-}
-
-/// All settings: key and value, as in a configuration.
-fn values(settings: &Settings) -> Result<Vec<(String, String)>> {
-    let mut values = Vec::new();
-    let table = toml::Value::Table(toml::from_str(&settings.to_toml())?);
-    flatten(&table, "", &mut values);
-    Ok(values)
 }

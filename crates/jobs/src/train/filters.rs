@@ -40,9 +40,8 @@ pub fn layer_pairs(
     student: &ModelConfig,
     teacher: &ModelConfig,
 ) -> Result<Vec<LayerPair>> {
-    match objective.name {
-        ObjectiveName::Ted | ObjectiveName::TedFilters => {}
-        _ => return Ok(Vec::new()),
+    if !objective.has_layers() {
+        return Ok(Vec::new());
     }
     let layers = |config: &ModelConfig| usize::try_from(config.layers()).unwrap_or(0);
     let (of_student, of_teacher) = (layers(student), layers(teacher));
@@ -72,7 +71,7 @@ pub(super) fn export(folder: &RunFolder, checkpoint: &Path) -> Result<()> {
     let from = checkpoint.join(WEIGHTS_FILE);
     let bytes = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
     let file = folder.path().join(FILTERS_FILE);
-    ddk_run::write_atomically(&file, &bytes)?;
+    ddk_files::write_atomically(&file, &bytes)?;
     say(&format!("filters in {}", file.display()));
     Ok(())
 }
@@ -87,7 +86,7 @@ pub(super) fn fork(source: &Path, folder: &RunFolder) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }
-    ddk_run::write_atomically(&to, &bytes)?;
+    ddk_files::write_atomically(&to, &bytes)?;
     Ok(())
 }
 

@@ -104,7 +104,8 @@ impl Healing {
             },
             _ => return Ok(false),
         };
-        ddk_run::write_atomically(&self.file, &serde_json::to_vec_pretty(&self.learnt)?)
+        ddk_files::write_atomically(&self.file, &serde_json::to_vec_pretty(&self.learnt)?)
+            .map_err(ddk_run::RunFileError::from)
             .and_then(|()| journal.event_now(kind, &message))
             .with_context(|| message.clone())?;
         metrics::RESTORATIONS.with(&[reason]).increment(1);

@@ -1,7 +1,6 @@
 //! What a run is made from: checked before it starts, bound to its folder, and checked again when it goes on.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -10,32 +9,11 @@ use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible};
 use ddk_model::{CONFIG_HASH, ModelConfig, Weights};
 use ddk_run::RunFolder;
-use ddk_settings::Settings;
+use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
 use super::threads;
-use crate::{config::flatten, hint::Hint, prepare::Corpus, wiring::ModelFolders};
-
-/// Settings that may differ when a run goes on: they change what is seen and kept, or speed, never results.
-const MAY_CHANGE: [&str; 13] = [
-    // A name for two settings that are compared themselves.
-    "method",
-    "guard.compute_limit_seconds",
-    "guard.grace_seconds",
-    "faults.",
-    "student.lr_end",
-    "corpus.when_stale",
-    "telemetry.",
-    "log.",
-    "checkpoint.",
-    "queues.",
-    "pretrain.",
-    "run.folder",
-    "run.export",
-];
-
-/// Limits that may grow, which extends the run. They may not shrink.
-const MAY_GROW: [&str; 3] = ["run.max_steps", "run.max_intervals", "run.max_tokens"];
+use crate::{hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Hashes of all that a run's results depend on beside its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,13 +191,13 @@ impl Inputs {
         if RunFolder::holds_a_run(folder.path()) {
             self.check(folder, settings)?;
             // What may change is written down as it is now.
-            ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+            ddk_files::write_atomically(&folder.config(), settings.to_toml()?.as_bytes())?;
             return Ok(());
         }
         let text = serde_json::to_vec_pretty(self)?;
-        ddk_run::write_atomically(&folder.path().join("inputs.json"), &text)?;
+        ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
         // The configuration last: a folder that has it is a run's.
-        ddk_run::write_atomically(&folder.config(), settings.to_toml().as_bytes())?;
+        ddk_files::write_atomically(&folder.config(), settings.to_toml()?.as_bytes())?;
         Ok(())
     }
 
@@ -261,7 +239,7 @@ impl Inputs {
         let path = self.perplexities_file(settings);
         let written = serde_json::to_vec(perplexities)
             .map_err(anyhow::Error::from)
-            .and_then(|text| Ok(ddk_run::write_atomically(&path, &text)?));
+            .and_then(|text| Ok(ddk_files::write_atomically(&path, &text)?));
         if let Err(error) = written {
             tracing::warn!(%error, "the teacher's perplexities are not kept");
         }
@@ -304,12 +282,16 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let mut now = settings.clone();
     threads::adopt(&mut now, &then);
     match difference(&then, &now)? {
-        Some((key, then, now)) => Err(anyhow!(
-            "{} holds another run: `{key}` was {then}, and is {now} now",
-            folder.display()
-        ))
-        .hint(advice(&config))
-        .usage(),
+        Some(change) => {
+            let [then, now] = change.shown();
+            Err(anyhow!(
+                "{} holds another run: `{}` was {then}, and is {now} now",
+                folder.display(),
+                change.path
+            ))
+            .hint(advice(&config))
+            .usage()
+        }
         None => Ok(()),
     }
 }
@@ -321,56 +303,25 @@ fn advice(config: &Path) -> String {
     )
 }
 
-/// The first setting that differs and may not: key, old value, new value.
-fn difference(then: &Settings, now: &Settings) -> Result<Option<(String, String, String)>> {
-    let all = differences(then, now)?.into_iter();
-    let may_change = |key: &str| MAY_CHANGE.iter().any(|start| key.starts_with(start));
-    let mut of_results =
-        all.filter(|difference| !may_change(&difference.0) && !is_larger_limit(difference));
-    Ok(of_results.next())
-}
-
-/// Whether a setting that differs is a limit that has grown.
-fn is_larger_limit((key, then, now): &(String, String, String)) -> bool {
-    let grown = || Some(now.parse::<u64>().ok()? > then.parse().ok()?);
-    MAY_GROW.contains(&key.as_str()) && grown() == Some(true)
+/// The first setting that differs and may not.
+fn difference(then: &Settings, now: &Settings) -> Result<Option<Change>> {
+    let mut changes = diff(then, now)?.into_iter();
+    Ok(changes.find(|change| !change.is_allowed_on_resume()))
 }
 
 /// Whether these settings make the run in a folder longer than it was to be.
 pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
     let config = folder.join("config.toml");
     let then = ddk_settings::load(&[config], &[], [])?.settings;
-    Ok(differences(&then, settings)?.iter().any(is_larger_limit))
-}
-
-/// All settings that differ: key, old value, new value.
-pub fn differences(then: &Settings, now: &Settings) -> Result<Vec<(String, String, String)>> {
-    let values = |settings: &Settings| -> Result<Vec<(String, String)>> {
-        let mut values = Vec::new();
-        flatten(
-            &toml::Value::Table(toml::from_str(&settings.to_toml())?),
-            "",
-            &mut values,
-        );
-        Ok(values)
-    };
-    let (then, now) = (values(then)?, values(now)?);
-    let find = |list: &[(String, String)], key: &str| {
-        list.iter()
-            .find(|(other, _)| other == key)
-            .map(|(_, value)| value.clone())
-    };
-    let shown = |value: Option<String>| value.unwrap_or_else(|| "not set".to_owned());
-    let keys: BTreeSet<&String> = then.iter().chain(&now).map(|(key, _)| key).collect();
-    let differences = keys.into_iter().filter_map(|key| {
-        let (old, new) = (find(&then, key), find(&now, key));
-        (old != new).then(|| (key.clone(), shown(old), shown(new)))
-    });
-    Ok(differences.collect())
+    Ok(diff(&then, settings)?.iter().any(Change::grows))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use ddk_settings::{keys, sections};
+
     use super::*;
 
     /// The paragraph of the documentation that begins so, its code words alone.
@@ -383,9 +334,22 @@ mod tests {
 
     #[test]
     fn the_documentation_lists_what_may_differ() {
-        let sections = MAY_CHANGE.iter().map(|start| start.trim_end_matches('.'));
-        assert_eq!(listed("These settings may differ"), sections.collect());
-        let limits: BTreeSet<&str> = MAY_GROW.into();
+        let mut may_differ = BTreeSet::new();
+        for section in sections() {
+            let names = section.keys.iter().filter(|key| key.may_differ);
+            let names: Vec<&str> = names.map(|key| key.path.as_str()).collect();
+            if names.len() == section.keys.len() {
+                may_differ.extend(section.path.split('.').next());
+            } else {
+                may_differ.extend(names);
+            }
+        }
+        may_differ.remove("");
+        may_differ.extend(["method"]);
+        assert_eq!(listed("These settings may differ"), may_differ);
+        let limits = keys().filter(|key| key.may_grow);
+        let limits: BTreeSet<&str> = limits.map(|key| key.path.as_str()).collect();
+        assert_eq!(limits.len(), 3);
         assert!(listed("A larger").is_superset(&limits));
     }
 
@@ -398,7 +362,7 @@ mod tests {
         let then = with(&["run.max_steps=100", "run.max_tokens=1000"]);
         let refused = |sets: &[&str]| {
             let difference = difference(&then, &with(sets)).unwrap();
-            difference.map(|(key, ..)| key)
+            difference.map(|change| change.path)
         };
         assert_eq!(
             refused(&[

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::{Result, anyhow};
-use ddk_actors::{Guard, Live, RunPlan, SpikeAction, StopReason};
+use ddk_actors::{Live, RunPlan, StopReason};
 use ddk_settings::{ExportedStudent, ObjectiveName, Settings};
 
 use super::schedule::Length;
@@ -73,7 +73,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
         layer_weight: (settings.objective.name == ObjectiveName::Ted)
             .then_some(objective.layer_weight),
         skip: BTreeSet::new(),
-        guard: guard(&settings.guard),
+        guard: settings.guard.clone(),
         evaluation_flops: 0.0,
         teacher_evaluation_flops: 0.0,
     }
@@ -88,19 +88,4 @@ pub(super) fn keeps_best(settings: &Settings) -> bool {
 fn live(settings: &Settings) -> Arc<Live> {
     let checkpoint = &settings.checkpoint;
     Live::new(checkpoint.every, checkpoint.keep, settings.student.lr_end)
-}
-
-fn guard(guard: &ddk_settings::Guard) -> Guard {
-    Guard {
-        max_skipped: guard.max_skipped,
-        spike: match guard.spike {
-            ddk_settings::Spike::Ignore => SpikeAction::Ignore,
-            ddk_settings::Spike::Warn => SpikeAction::Warn,
-            ddk_settings::Spike::Skip => SpikeAction::Skip,
-            ddk_settings::Spike::RollBack => SpikeAction::RollBack,
-        },
-        spike_sigmas: guard.spike_sigmas,
-        spike_window: guard.spike_window,
-        spike_from: guard.spike_from,
-    }
 }

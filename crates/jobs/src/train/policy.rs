@@ -3,9 +3,9 @@
 use anyhow::{Result, anyhow};
 use ddk_engine::RowLosses;
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, FirstInterval, Fixed, Needs, Odm, Origin, Policy, Sheared,
+    Ddk, DdkNoSmoothing, DoremiProxy, Fixed, MixturePolicy, Needs, Odm, Origin, Policy, Sheared,
 };
-use ddk_settings::{Mixture, MixturePolicy};
+use ddk_settings::Mixture;
 
 /// What a policy is made from beside its settings.
 pub(super) struct Ground<'a> {
@@ -22,11 +22,7 @@ pub(super) struct Ground<'a> {
 /// The policy of a new run.
 pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<dyn Policy>> {
     let interval = mixture.interval;
-    let first = match mixture.first {
-        ddk_settings::FirstInterval::Natural => FirstInterval::Natural,
-        ddk_settings::FirstInterval::Equal => FirstInterval::Equal,
-        ddk_settings::FirstInterval::Discrepancy => FirstInterval::Discrepancy,
-    };
+    let first = mixture.first;
     let fixed = |origin: Origin, shares: &[f64]| Box::new(Fixed::new(origin, shares, interval));
     Ok(match mixture.policy {
         MixturePolicy::Ddk => Box::new(Ddk::new(mixture.alpha, interval, first)),

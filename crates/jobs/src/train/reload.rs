@@ -4,22 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use ddk_actors::Live;
-use ddk_settings::Settings;
+use ddk_settings::{Settings, diff};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{inputs::differences, threads};
+use super::threads;
 use crate::{
     args, config,
     progress::{Printer, say},
 };
-
-/// What is taken at once.
-const TAKEN: [&str; 4] = [
-    "checkpoint.every",
-    "checkpoint.keep",
-    "log.line_seconds",
-    "student.lr_end",
-];
 
 /// Reads the settings again whenever the process is told to.
 pub(super) fn on_hangup(
@@ -66,12 +58,13 @@ pub(super) fn not_yet() -> Result<NotYet> {
 }
 
 fn take(current: &mut Settings, new: &Settings, live: &Live, printer: &Printer) -> Result<()> {
-    let differences = differences(current, new)?;
-    if differences.is_empty() {
+    let changes = diff(current, new)?;
+    if changes.is_empty() {
         say("SIGHUP: no setting has changed");
     }
-    for (key, old, new) in &differences {
-        let done = if TAKEN.contains(&key.as_str()) {
+    for change in &changes {
+        let (key, [old, new]) = (&change.path, change.shown());
+        let done = if change.key.live {
             "taken"
         } else {
             "left as it is: it needs a new start"

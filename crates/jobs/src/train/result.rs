@@ -59,7 +59,7 @@ pub(super) fn finish(
     summary.serial = serial.transpose()?;
     summary.seconds = seconds_before + began.elapsed().as_secs_f64();
     let text = serde_json::to_vec_pretty(&summary)?;
-    ddk_run::write_atomically(&folder.summary(), &text)?;
+    ddk_files::write_atomically(&folder.summary(), &text)?;
     signals.run_is_done();
     signals.begin(Phase::Report, &prepared.faults)?;
     write_report(folder)
@@ -87,7 +87,7 @@ pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
 
 pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
     let report = report::of_run(folder.path())?.html();
-    ddk_run::write_atomically(&folder.path().join(REPORT), report.as_bytes())?;
+    ddk_files::write_atomically(&folder.path().join(REPORT), report.as_bytes())?;
     Ok(())
 }
 

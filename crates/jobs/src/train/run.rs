@@ -232,6 +232,6 @@ pub(super) fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Re
             .join(ddk_corpus::QUARANTINE_FILE);
         all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
     }
-    ddk_run::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
+    ddk_files::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
     Ok(())
 }

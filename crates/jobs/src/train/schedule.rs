@@ -53,7 +53,7 @@ impl Length {
     /// Writes it into the run's folder; before `config.toml` is written, which may hold other limits.
     pub(super) fn record(&self, folder: &RunFolder) -> Result<()> {
         let path = folder.path().join(FILE);
-        Ok(ddk_run::write_atomically(
+        Ok(ddk_files::write_atomically(
             &path,
             &serde_json::to_vec_pretty(self)?,
         )?)
@@ -108,10 +108,10 @@ mod tests {
             .unwrap();
         assert_eq!(steps(), 150);
         fs::remove_file(folder.path().join(FILE)).unwrap();
-        fs::write(folder.path().join("config.toml"), first.to_toml()).unwrap();
+        fs::write(folder.path().join("config.toml"), first.to_toml().unwrap()).unwrap();
         assert_eq!(steps(), 100);
         Length::of(&first).record(&folder).unwrap();
-        fs::write(folder.path().join("config.toml"), longer.to_toml()).unwrap();
+        fs::write(folder.path().join("config.toml"), longer.to_toml().unwrap()).unwrap();
         assert_eq!(steps(), 100);
     }
 }

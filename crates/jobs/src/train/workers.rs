@@ -310,7 +310,7 @@ fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
     Ok(vec![
         (
             "config.toml",
-            prepared.settings.to_toml().into_bytes().into(),
+            prepared.settings.to_toml()?.into_bytes().into(),
         ),
         (
             "inputs.json",

@@ -11,7 +11,7 @@ const REMEMBERED: usize = 256;
 
 /// A JSON Lines file and how far it has been read.
 #[derive(Debug)]
-pub(crate) struct Tail {
+pub struct Tail {
     path: PathBuf,
     offset: u64,
     /// The last bytes before `offset`: a run that goes on from a checkpoint cuts its files back, and may have
@@ -21,7 +21,7 @@ pub(crate) struct Tail {
 
 /// What reading on finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found<'a> {
+pub enum Found<'a> {
     /// The file is another one than before: what was read of it no longer counts.
     Anew,
     /// The next line, without its line break.
@@ -29,7 +29,8 @@ pub(crate) enum Found<'a> {
 }
 
 impl Tail {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    /// Nothing of the file is read yet.
+    pub fn new(path: PathBuf) -> Self {
         Self {
             path,
             offset: 0,
@@ -39,7 +40,10 @@ impl Tail {
 
     /// Gives each whole line that is new to `each`, in order. A file that is not there yet is empty; a last
     /// line without its line break is left for the next time.
-    pub(crate) fn read(&mut self, mut each: impl FnMut(Found<'_>)) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn read(&mut self, mut each: impl FnMut(Found<'_>)) -> io::Result<()> {
         let mut file = match File::open(&self.path) {
             Ok(file) => Some(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,

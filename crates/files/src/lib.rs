@@ -1,0 +1,190 @@
+//! File operations that survive a crash, and reading files that grow.
+//!
+//! [`replace`] writes a file whole or not at all, [`Swap`] does the same for a folder, and [`Tail`] reads what
+//! another process appends. What is renamed into its place is durable before.
+
+mod swap;
+mod tail;
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+pub use swap::Swap;
+pub use tail::{Found, Tail};
+
+/// A call of the operating system that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct FileError {
+    /// "read", "write", "create", …
+    pub action: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`.
+    pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+type Hook = fn(&'static str, &Path);
+
+static HOOK: OnceLock<Hook> = OnceLock::new();
+
+/// Sets what every operation that changes the disk calls first, with its name and path. The first hook of a
+/// process stays. Tests end the process at each operation in turn, and look at their order.
+pub fn set_hook(hook: Hook) {
+    let _ = HOOK.set(hook);
+}
+
+/// To be called before an operation that this crate does not do itself.
+pub fn step(operation: &'static str, path: &Path) {
+    if let Some(hook) = HOOK.get() {
+        hook(operation, path);
+    }
+}
+
+/// The folder that a file or folder is in.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes a new file and makes its contents durable.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(
+    path: &Path,
+    contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), FileError> {
+    step("write", path);
+    let written = File::create(path).and_then(|file| {
+        let mut out = BufWriter::with_capacity(1 << 18, file);
+        contents(&mut out)?;
+        out.flush()?;
+        step("sync", path);
+        out.get_ref().sync_all()
+    });
+    written.map_err(FileError::at("write", path))
+}
+
+/// Replaces a file: temporary file `NAME.tmp` beside it, fsync, rename, fsync of the folder. A crash leaves the old
+/// one or the new one, never half of either.
+///
+/// # Errors
+/// The file cannot be written; the old one is as it was.
+pub fn replace(
+    path: &Path,
+    contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let written = write(&temporary, contents).and_then(|()| rename(&temporary, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(FileError::at("write", path)(error.source));
+    }
+    sync_folder(parent(path))
+}
+
+/// As [`replace`], with these bytes.
+///
+/// # Errors
+/// The file cannot be written; the old one is as it was.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    replace(path, |out| out.write_all(bytes))
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// The folder cannot be synced.
+pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
+    step("sync folder", folder);
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(FileError::at("sync", folder))
+}
+
+/// Renames a file or folder.
+///
+/// # Errors
+/// It cannot be renamed.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    step("rename", to);
+    fs::rename(from, to).map_err(FileError::at("rename", from))
+}
+
+/// Creates a folder and those above it.
+///
+/// # Errors
+/// It cannot be created.
+pub fn create_folder(path: &Path) -> Result<(), FileError> {
+    step("create", path);
+    fs::create_dir_all(path).map_err(FileError::at("create", path))
+}
+
+/// Removes a file, or a folder and all that is in it, if it is there.
+///
+/// # Errors
+/// It is there and cannot be removed.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    step("remove", path);
+    let removed = if metadata.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    removed.map_err(FileError::at("remove", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("summary.json");
+        write_atomically(&path, b"one").unwrap();
+        write_atomically(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        let failed = replace(&path, |out| {
+            out.write_all(b"three")?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failure_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_atomically(&folder.path().join("absent/summary.json"), b"").unwrap_err();
+        assert!(
+            error.to_string().ends_with("absent/summary.json"),
+            "{error}"
+        );
+    }
+}

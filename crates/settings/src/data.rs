@@ -1,0 +1,188 @@
+//! The data: corpus, domains, batches, the mixture.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use smart_default::SmartDefault;
+
+use crate::{FileFormat, FirstInterval, LARGE, MANY, MixturePolicy, Packing, ValidationBy};
+
+/// How text becomes rows of tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Corpus {
+    /// Where prepared domains are kept.
+    #[default = "data/prepared"]
+    pub folder: PathBuf,
+    /// Folder of the tokenizer; the student's model folder where absent.
+    pub tokenizer: Option<PathBuf>,
+    /// The token that ends a document; where absent, the end-of-text token that the tokenizer's folder names.
+    #[schemars(example = "<|endoftext|>")]
+    pub end_token: Option<String>,
+    /// Chooses the documents where `max_bytes` or `max_documents` leaves some out; run.seed where absent.
+    pub seed: Option<u64>,
+    /// Tokens of a row; one prediction fewer.
+    #[default = 2048]
+    #[schemars(range(min = 2, max = LARGE))]
+    pub sequence_length: usize,
+    /// How documents become rows: joined and cut (`concat`), the same but seeing nothing of each other
+    /// (`document`), or whole ones put together with little padding (`best_fit`).
+    #[default(Packing::Concat)]
+    pub packing: Packing,
+    /// What to do where the prepared corpus is not what the sources, the tokenizer and the settings would
+    /// give: `prepare` it again, `refuse` to start, or `use` it as it is.
+    #[default(WhenStale::Prepare)]
+    #[schemars(extend("x-may-differ-on-resume" = true))]
+    pub when_stale: WhenStale,
+    /// How documents are set aside for validation: a `share` of them, or a `count`, by a hash of their content.
+    #[default(ValidationBy::Share)]
+    pub validation_by: ValidationBy,
+    /// Share of the documents set aside for validation.
+    #[default = 0.05]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub validation_share: f64,
+    /// Validation documents of a domain at the most, each cut at sequence_length; what a share has over it is
+    /// used for nothing.
+    #[default = 500]
+    #[schemars(range(min = 1))]
+    pub validation_documents: usize,
+    /// Share of records, and of the bytes in files that cannot be read to their end, that may be lost before
+    /// it is an error.
+    #[default = 0.01]
+    #[schemars(range(min = 0, max = 1))]
+    pub max_bad_share: f64,
+}
+
+/// What to do with a prepared corpus that is not current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenStale {
+    /// Prepare what changed.
+    Prepare,
+    /// Stop with an error.
+    Refuse,
+    /// Take it as it is.
+    Use,
+}
+
+/// A domain's text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Domain {
+    /// Files, folders or globs. Each line of a `.jsonl` file and each row of a `.parquet` file is a record; a
+    /// file with an extension of text or source code is one document. All but Parquet may end in `.gz` or
+    /// `.zst`. Other files are refused. Needed.
+    #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"]]))]
+    #[schemars(extend("x-expected" = "at least one file, folder or glob"))]
+    pub files: Vec<String>,
+    /// Files of validation documents; where there are none, documents are set aside as `[corpus]` says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub validation_files: Vec<String>,
+    /// The format of all files of the domain, whatever their extensions are: `jsonl`, `parquet`, or `text`
+    /// (each file is one document). Default: each file's extension decides.
+    pub format: Option<FileFormat>,
+    /// The field of a record that holds its text, instead of `text`; `a.b` goes into an object. Once loaded, it is
+    /// part of `text`.
+    #[schemars(example = &"content")]
+    pub text_field: Option<String>,
+    /// The text, made of fields of a record.
+    #[default = "{text}"]
+    #[schemars(example = "{question}\n{answer}")]
+    pub text: String,
+    /// What comes before the text and, with objective.mask_prompt, is not learnt.
+    #[schemars(example = "{question}\n")]
+    pub prompt: Option<String>,
+    /// Take only the records that name the domain in this field; `a.b` goes into an object.
+    #[schemars(example = "meta.redpajama_set_name")]
+    pub domain_field: Option<String>,
+    /// What that field has to say. Default: the domain's name.
+    pub domain_value: Option<String>,
+    /// Bytes of text to train on at the most.
+    #[schemars(range(min = 1))]
+    pub max_bytes: Option<u64>,
+    /// Documents to train on at the most.
+    #[schemars(range(min = 1))]
+    pub max_documents: Option<u64>,
+    /// Tokens to train on at the most, the first ones in the order of the files.
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<u64>,
+    /// Shorter documents, in bytes, are left out.
+    #[default = 1]
+    #[schemars(range(min = 1))]
+    pub min_document_bytes: u64,
+    /// Longer documents, in bytes, are quarantined.
+    #[default(64 << 20)]
+    #[schemars(range(min = 1))]
+    pub max_document_bytes: u64,
+}
+
+/// The optimizer step's batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    /// Rows of an optimizer step.
+    #[default = 16]
+    #[schemars(range(min = 1, max = LARGE))]
+    pub rows: u64,
+    /// Rows of a micro-batch: what teacher and student take at a time. Divides rows.
+    #[default = 8]
+    #[schemars(range(min = 1, max = LARGE))]
+    pub micro_rows: u64,
+}
+
+/// How the mixture of domains moves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mixture {
+    /// How it moves: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` follow the models; `equal`, `natural` and
+    /// `static` stay as they are; `doremi` finds a fixed mixture in two runs before this one; `doremi-proxy`
+    /// is the second of these alone.
+    #[default(MixturePolicy::Ddk)]
+    pub policy: MixturePolicy,
+    /// ddk: weight of the discrepancy against the uniform floor (alpha of Eq. 2).
+    #[default = 0.5]
+    #[schemars(range(min = 0, max = 1))]
+    pub alpha: f64,
+    /// Steps between two updates (K), and the unit of run.max_intervals; odm and doremi-proxy move after
+    /// every step whatever this is.
+    #[default = 1000]
+    #[schemars(range(min = 1, max = LARGE), extend("x-quick" = 4))]
+    pub interval: u64,
+    /// Intervals between an evaluation and the mixture that follows from it. 0 (the paper): the
+    /// pipeline waits at each interval's end for the evaluation. 1: teacher lane 0 evaluates a copy of the
+    /// student on the student's device while training continues.
+    #[schemars(range(max = 1), extend("x-expected" = "0 or 1"))]
+    pub lag: u64,
+    /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights,
+    /// or the discrepancy of Eq. 1. (odm begins with equal weights, as its formula says.)
+    #[default(FirstInterval::Natural)]
+    pub first: FirstInterval,
+    /// Passes over a domain at the most; its freed share goes to the others.
+    #[schemars(range(min = 1, max = LARGE))]
+    pub max_passes: Option<f64>,
+    /// odm: how much of a domain's estimated reward stays at an update.
+    #[default = 0.9]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub odm_smoothing: f64,
+    /// doremi: folder of the model that reference and proxy start as; the student's where absent.
+    pub doremi_model: Option<PathBuf>,
+    /// doremi: steps of the reference and of the proxy; as many as the run has where absent.
+    #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
+    pub doremi_steps: Option<u64>,
+    /// doremi and doremi-proxy: step size of the weights' update.
+    #[default = 1.0]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub doremi_eta: f64,
+    /// doremi and doremi-proxy: how much of the weights is uniform after each update (c).
+    #[default = 1e-3]
+    #[schemars(range(min = 0, max = 1))]
+    pub doremi_smoothing: f64,
+    /// static: the share of each domain; those left out get nothing. They need not sum to 1.
+    #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
+    pub shares: Option<BTreeMap<String, f64>>,
+    /// sheared: the loss of each domain, in nats, that the student's is held against; the teacher's for those left out.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
+    pub reference_loss: BTreeMap<String, f64>,
+}

@@ -1,0 +1,249 @@
+//! The table of keys: what the fields of the sections declare, as their generated schema holds it.
+
+use std::{fmt::Write, sync::LazyLock};
+
+use serde_json::Value as Json;
+use toml::Value;
+
+use crate::Settings;
+
+/// The JSON schema of a configuration file.
+pub fn schema() -> Json {
+    let mut schema = schemars::schema_for!(Settings).to_value();
+    // The default of a table is that of its keys.
+    for table in schema["properties"].as_object_mut().into_iter().flatten() {
+        if table.1["default"].is_object() {
+            table.1["default"].take();
+        }
+    }
+    schema
+}
+
+/// A table of the configuration.
+#[derive(Debug)]
+pub struct Section {
+    /// Its name, empty for the keys before the first table; `*` stands for a name that the user chooses.
+    pub path: String,
+    /// What it is for.
+    pub doc: String,
+    /// Its keys, as they are declared.
+    pub keys: Vec<Key>,
+}
+
+/// A key of the configuration, as its field declares it.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted; `*` stands for a name that the user chooses, as in `domains.*.files`.
+    pub path: String,
+    /// What it means.
+    pub doc: String,
+    /// Its value where nothing is written.
+    pub default: Option<Value>,
+    /// What it may be, where it is one of several words.
+    pub choices: Vec<String>,
+    /// A value to copy.
+    pub example: Option<Value>,
+    /// Whether SIGHUP changes it while a run goes on.
+    pub live: bool,
+    /// Whether a run goes on where it differs.
+    pub may_differ: bool,
+    /// Whether a run goes on where it is larger.
+    pub may_grow: bool,
+    /// What `ddk compare --quick` divides it by.
+    pub quick: Option<u64>,
+    /// Whether it is never shown.
+    pub secret: bool,
+    bounds: [Option<f64>; 4],
+    expected: Option<String>,
+}
+
+/// The names of the bounds in a schema: those of numbers, or of the length of a list or a text.
+const BOUNDS: [&[&str]; 4] = [
+    &["minimum", "minItems", "minLength"],
+    &["maximum"],
+    &["exclusiveMinimum"],
+    &["exclusiveMaximum"],
+];
+
+/// All tables, as they are declared.
+pub fn sections() -> &'static [Section] {
+    static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(|| {
+        let schema = schema();
+        let mut sections = Vec::new();
+        let reader = Reader { schema: &schema };
+        reader.table("", &schema, &schema, false, &mut sections);
+        sections
+    });
+    &SECTIONS
+}
+
+/// All keys.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    sections().iter().flat_map(|section| &section.keys)
+}
+
+/// The names that a table may hold; `*` where the user chooses them.
+pub(crate) fn names_in(table: &[&str]) -> Vec<&'static str> {
+    let mut names: Vec<&str> = Vec::new();
+    for key in keys() {
+        let mut segments = key.path.split('.');
+        if table.iter().all(|name| is(segments.next(), name)) {
+            names.extend(segments.next().filter(|name| !names.contains(name)));
+        }
+    }
+    names
+}
+
+fn is(segment: Option<&str>, name: &str) -> bool {
+    segment.is_some_and(|segment| segment == "*" || segment == name)
+}
+
+impl Key {
+    /// The key of a value, by the names on the way to it.
+    pub fn of(path: &[&str]) -> Option<&'static Self> {
+        keys().find(|key| {
+            let mut segments = key.path.split('.');
+            path.iter().all(|name| is(segments.next(), name)) && segments.next().is_none()
+        })
+    }
+
+    /// Whether a value is within its bounds.
+    pub fn accepts(&self, value: &Value) -> bool {
+        let number = match value {
+            Value::Integer(number) => *number as f64,
+            Value::Float(number) => *number,
+            Value::Array(values) => values.len() as f64,
+            Value::String(text) => text.len() as f64,
+            _ => return true,
+        };
+        let [min, max, over, under] = self.bounds;
+        number.is_finite()
+            && min.is_none_or(|min| number >= min)
+            && max.is_none_or(|max| number <= max)
+            && over.is_none_or(|over| number > over)
+            && under.is_none_or(|under| number < under)
+    }
+
+    /// What its bounds are, in words; nothing where there are none.
+    pub fn expected(&self) -> String {
+        if let Some(expected) = &self.expected {
+            return expected.clone();
+        }
+        match self.bounds {
+            [Some(min), Some(max), _, _] => format!("{min} to {max}"),
+            [Some(min), _, _, Some(under)] => format!("{min} or more and under {under}"),
+            [Some(min), ..] => format!("{min} or more"),
+            [_, Some(max), Some(over), _] => format!("over {over} and at most {max}"),
+            [_, _, Some(over), _] => format!("a number over {over}"),
+            _ => String::new(),
+        }
+    }
+
+    /// Its line in the reference.
+    pub(crate) fn row(&self) -> String {
+        let name = self.path.trim_end_matches(".*");
+        let name = name.rsplit('.').next().unwrap_or(name);
+        // On one line, which a text in TOML may not be.
+        let json = |value: &Value| serde_json::to_string(value).unwrap_or_default();
+        let shown =
+            |value: &Option<Value>| value.as_ref().map(|value| format!("`{}`", json(value)));
+        let needed = self.default.as_ref().filter(|value| !self.accepts(value));
+        let default = if needed.is_some() {
+            None
+        } else {
+            shown(&self.default)
+        };
+        let mut about = self.doc.clone();
+        let expected = self.expected();
+        if !expected.is_empty() && expected != "0 or more" {
+            let _ = write!(about, " Allowed: {expected}.");
+        }
+        if self.live {
+            about.push_str(" SIGHUP changes it while a run goes on.");
+        }
+        if let Some(example) = shown(&self.example) {
+            let _ = write!(about, " Example: {example}.");
+        }
+        format!("| `{name}` | {} | {about} |\n", default.unwrap_or_default())
+    }
+}
+
+struct Reader<'a> {
+    schema: &'a Json,
+}
+
+impl Reader<'_> {
+    fn table(
+        &self,
+        path: &str,
+        declared: &Json,
+        table: &Json,
+        may_differ: bool,
+        sections: &mut Vec<Section>,
+    ) {
+        let index = sections.len();
+        sections.push(Section {
+            path: path.to_owned(),
+            doc: text(declared, "description").unwrap_or_default(),
+            keys: Vec::new(),
+        });
+        for (name, declared) in table["properties"].as_object().into_iter().flatten() {
+            let may_differ = may_differ || declared["x-may-differ-on-resume"] == true;
+            let separator = if path.is_empty() { "" } else { "." };
+            let mut path = format!("{path}{separator}{name}");
+            let mut value = self.resolved(declared);
+            if value["additionalProperties"].is_object() {
+                path.push_str(".*");
+                value = self.resolved(&value["additionalProperties"]);
+            }
+            if value["properties"].is_object() {
+                self.table(&path, declared, value, may_differ, sections);
+            } else {
+                let key = key(path, declared, value, may_differ);
+                sections[index].keys.push(key);
+            }
+        }
+    }
+
+    /// The definition that a value refers to.
+    fn resolved<'a>(&'a self, value: &'a Json) -> &'a Json {
+        let choices = value["anyOf"].as_array().into_iter().flatten();
+        let reference = [value].into_iter().chain(choices);
+        let reference = reference.filter_map(|value| value["$ref"].as_str()?.strip_prefix('#'));
+        let mut definitions = reference.filter_map(|path| self.schema.pointer(path));
+        definitions.next().unwrap_or(value)
+    }
+}
+
+fn key(path: String, declared: &Json, value: &Json, may_differ: bool) -> Key {
+    let toml = |json: &Json| Value::try_from(json).ok();
+    let words = value["oneOf"].as_array().into_iter().flatten();
+    let words = words.filter_map(|word| text(word, "const"));
+    let live = declared["x-live"] == true;
+    Key {
+        path,
+        doc: text(declared, "description").unwrap_or_default(),
+        default: toml(&declared["default"]),
+        choices: words.collect(),
+        example: toml(&declared["examples"][0]),
+        live,
+        may_differ: may_differ || live,
+        may_grow: declared["x-may-grow"] == true,
+        quick: declared["x-quick"].as_u64(),
+        secret: declared["x-secret"] == true,
+        // A map's are those of its entries.
+        bounds: BOUNDS.map(|names| {
+            let mut found = names
+                .iter()
+                .flat_map(|name| [&declared[name], &value[name]]);
+            found.find_map(Json::as_f64)
+        }),
+        expected: text(declared, "x-expected"),
+    }
+}
+
+/// On one line, as it is in a cell of a table.
+fn text(value: &Json, name: &str) -> Option<String> {
+    let words = value[name].as_str()?.split_whitespace();
+    Some(words.collect::<Vec<_>>().join(" "))
+}

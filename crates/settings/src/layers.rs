@@ -1,0 +1,349 @@
+//! The layers: what the method stands for, files in order, the environment, `--set`.
+
+use std::{collections::BTreeMap, fmt::Display, fs, ops::Range, path::PathBuf};
+
+use config::{Config, ConfigError, Map, Source, ValueKind};
+use serde::Deserialize;
+use toml::{
+    Value,
+    de::{DeTable, DeValue},
+};
+
+use crate::{
+    Key, Method, Settings,
+    error::{Error, Problem},
+    keys::names_in,
+    rules,
+};
+
+/// Variables of the environment that are settings begin so: `DDK__STUDENT__LR=1e-4`.
+const PREFIX: &str = "DDK__";
+/// Why a token is no argument, and where it goes.
+const TOKEN_IN_ARGUMENTS: &str = "a token on the command line is visible to every user of the machine (ps): set \
+     DDK__TELEMETRY__TOKEN in the environment, or write `telemetry.token` into a configuration file";
+
+/// Settings, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// Where each value came from.
+    pub origins: Origins,
+}
+
+/// Origins by key: `my.toml:12`, `environment DDK__RUN__SEED`, `--set run.seed=1`, `method ddk`.
+#[derive(Debug, Clone, Default)]
+pub struct Origins(BTreeMap<String, String>);
+
+impl Origins {
+    /// Where nothing is written.
+    pub const DEFAULT: &str = "default";
+
+    /// Where the value of a key came from. A table's key gives the origin of its first value.
+    pub fn of(&self, key: &str) -> &str {
+        let inside = format!("{key}.");
+        let first = || {
+            let first = self.0.range(inside.clone()..).next();
+            first.filter(|(found, _)| found.starts_with(&inside))
+        };
+        let found = self.0.get_key_value(key).or_else(first);
+        found.map_or(Self::DEFAULT, |(_, origin)| origin)
+    }
+
+    /// Whether a layer has this key.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+}
+
+/// Layers and validates. `sets` are `key=value`; of `environment`, variables that begin with `DDK__` count.
+///
+/// # Errors
+/// Everything that is wrong, each with its place, key and value.
+pub fn load(
+    files: &[PathBuf],
+    sets: &[String],
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded, Error> {
+    let mut layers = Vec::new();
+    let mut problems = Vec::new();
+    let mut add = |layer: Result<Layer, Error>| match layer {
+        Ok(layer) => layers.push(layer),
+        Err(error) => problems.extend(error.0),
+    };
+    for path in files {
+        let name = path.display();
+        add(match fs::read_to_string(path) {
+            Ok(text) => Text {
+                text: &text,
+                name: name.to_string(),
+                is_file: true,
+            }
+            .layer(),
+            Err(error) => Err(Error::one(
+                name.to_string(),
+                format!("cannot be read: {error}"),
+            )),
+        });
+    }
+    let environment = environment.into_iter();
+    let mut variables: Vec<_> = environment
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect();
+    variables.sort();
+    for (name, value) in variables {
+        let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+        add(assigned(&key, &value, format!("environment {name}")));
+    }
+    for text in sets {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        let layer = assigned(key.trim(), value.trim(), format!("--set {text}"));
+        add(layer.and_then(Layer::without_secrets));
+    }
+    if !problems.is_empty() {
+        return Err(Error(problems));
+    }
+    let method = layers.iter().rev().find_map(|layer| layer.0.get("method"));
+    if let Some(method) = method.and_then(|name| Method::named(&name.to_string())) {
+        let lines = method
+            .choices()
+            .map(|(key, value)| format!("{key} = \"{value}\"\n"));
+        let name = format!("method {method}");
+        layers.insert(
+            0,
+            Text {
+                text: &lines.concat(),
+                name,
+                is_file: false,
+            }
+            .layer()?,
+        );
+    }
+    let failed = |error: &dyn Display| Error::one("the merged configuration", error.to_string());
+    let layers = layers.into_iter();
+    let merged = layers.fold(Config::builder(), |builder, layer| {
+        builder.add_source(layer)
+    });
+    let merged = merged.build().map_err(|error| failed(&error))?.cache;
+    let mut origins = Origins::default();
+    let merged = plain(merged, "", &mut origins);
+    let mut settings = Settings::deserialize(merged).map_err(|error| failed(&error))?;
+    rules::check(&mut settings, &origins)?;
+    Ok(Loaded { settings, origins })
+}
+
+/// A layer of one key. A value that is not TOML (`run.name=demo`) is a string, and a secret is, even if it is all digits.
+fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
+    if key.is_empty() || value.is_empty() {
+        return Err(Error::one(
+            name,
+            "expected key=value, for example run.seed=1",
+        ));
+    }
+    let as_is = format!("{key} = {value}");
+    let path: Vec<&str> = key.split('.').collect();
+    let is_secret = Key::of(&path).is_some_and(|key| key.secret);
+    let text = if !is_secret && as_is.parse::<toml::Table>().is_ok() {
+        as_is
+    } else {
+        format!("{key} = {}", Value::from(value))
+    };
+    Text {
+        text: &text,
+        name,
+        is_file: false,
+    }
+    .layer()
+}
+
+/// Values, each with its origin; later layers override earlier ones, key by key, and arrays replace each other.
+#[derive(Debug, Clone)]
+struct Layer(Map<String, config::Value>);
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, config::Value>, ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+impl Layer {
+    /// Refuses a secret, without the origin, which holds it.
+    fn without_secrets(self) -> Result<Self, Error> {
+        let mut written = Origins::default();
+        let values = ValueKind::Table(self.0.clone());
+        plain(config::Value::new(None, values), "", &mut written);
+        let is_secret = |key: &&String| {
+            let path: Vec<&str> = key.split('.').collect();
+            Key::of(&path).is_some_and(|key| key.secret)
+        };
+        match written.0.keys().find(is_secret) {
+            Some(key) => Err(Error::one(format!("--set {key}"), TOKEN_IN_ARGUMENTS)),
+            None => Ok(self),
+        }
+    }
+}
+
+/// A value without its origin, which goes to the others.
+fn plain(value: config::Value, path: &str, origins: &mut Origins) -> Value {
+    let origin = value.origin().unwrap_or_default().to_owned();
+    if !matches!(value.kind, ValueKind::Table(_)) && !path.is_empty() {
+        origins.0.insert(path.to_owned(), origin);
+    }
+    match value.kind {
+        ValueKind::Table(table) => {
+            let separator = if path.is_empty() { "" } else { "." };
+            let values = table.into_iter().map(|(name, value)| {
+                let value = plain(value, &format!("{path}{separator}{name}"), origins);
+                (name, value)
+            });
+            Value::Table(values.collect())
+        }
+        ValueKind::Array(values) => {
+            let values = values.into_iter();
+            Value::Array(values.map(|value| plain(value, "", origins)).collect())
+        }
+        ValueKind::I64(number) => number.into(),
+        ValueKind::Float(number) => number.into(),
+        ValueKind::Boolean(yes) => yes.into(),
+        text => text.to_string().into(),
+    }
+}
+
+/// The text of a layer.
+struct Text<'a> {
+    text: &'a str,
+    /// The file; the variable or option, which is its own line.
+    name: String,
+    is_file: bool,
+}
+
+impl Text<'_> {
+    /// Checks names and types.
+    fn layer(&self) -> Result<Layer, Error> {
+        let failed = |error: toml::de::Error| {
+            let span = error.span().unwrap_or_default();
+            Error(vec![self.problem(span, error.message().to_owned(), None)])
+        };
+        let table = DeTable::parse(self.text).map_err(failed)?;
+        let mut problems = Vec::new();
+        let values = self.table(table.get_ref(), &[], &mut problems);
+        if !problems.is_empty() {
+            return Err(Error(problems));
+        }
+        toml::from_str::<Settings>(self.text).map_err(failed)?;
+        Ok(Layer(values))
+    }
+
+    fn table(
+        &self,
+        table: &DeTable<'_>,
+        path: &[&str],
+        problems: &mut Vec<Problem>,
+    ) -> Map<String, config::Value> {
+        let known = names_in(path);
+        let values = table.iter().map(|(name, value)| {
+            let key = name.get_ref().as_ref();
+            // A table in the place of a value is of a wrong type.
+            if !known.is_empty() && !known.contains(&"*") && !known.contains(&key) {
+                let message = format!("unknown field `{key}`");
+                problems.push(self.problem(name.span(), message, Some(nearest(key, &known))));
+            }
+            let origin = self.place(name.span());
+            let path = [path, &[key]].concat();
+            let kind = self.value(value.get_ref(), value.span(), &path, &origin, problems);
+            (key.to_owned(), config::Value::new(Some(&origin), kind))
+        });
+        values.collect()
+    }
+
+    fn value(
+        &self,
+        value: &DeValue<'_>,
+        span: Range<usize>,
+        path: &[&str],
+        origin: &String,
+        problems: &mut Vec<Problem>,
+    ) -> ValueKind {
+        match value {
+            DeValue::Table(table) => ValueKind::Table(self.table(table, path, problems)),
+            DeValue::Array(values) => {
+                let values = values.iter().map(|value| {
+                    let kind = self.value(value.get_ref(), value.span(), path, origin, problems);
+                    config::Value::new(Some(origin), kind)
+                });
+                ValueKind::Array(values.collect())
+            }
+            DeValue::Integer(number) => {
+                match i64::from_str_radix(number.as_str(), number.radix()) {
+                    Ok(number) => ValueKind::I64(number),
+                    Err(_) => {
+                        let message =
+                            format!("{number} is too large, expected {} at most", i64::MAX);
+                        problems.push(self.problem(span, message, None));
+                        ValueKind::Nil
+                    }
+                }
+            }
+            DeValue::Float(number) => ValueKind::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+            DeValue::Boolean(yes) => ValueKind::Boolean(*yes),
+            DeValue::Datetime(time) => ValueKind::String(time.to_string()),
+            DeValue::String(text) => {
+                let choices = Key::of(path).map_or(&[][..], |key| &key.choices);
+                if !choices.is_empty() && !choices.iter().any(|choice| choice == text) {
+                    let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
+                    let message = format!("unknown variant `{text}`");
+                    problems.push(self.problem(span, message, Some(nearest(text, &choices))));
+                }
+                ValueKind::String(text.to_string())
+            }
+        }
+    }
+
+    fn place(&self, span: Range<usize>) -> String {
+        let before = &self.text[..span.start.min(self.text.len())];
+        if self.is_file {
+            format!("{}:{}", self.name, before.matches('\n').count() + 1)
+        } else {
+            self.name.clone()
+        }
+    }
+
+    fn problem(&self, span: Range<usize>, message: String, suggestion: Option<String>) -> Problem {
+        let place = self.place(span.clone());
+        let message = if self.is_file {
+            format!("{message}\n{}", underline(self.text, span))
+        } else {
+            message
+        };
+        Problem {
+            place,
+            message,
+            suggestion,
+        }
+    }
+}
+
+fn underline(text: &str, span: Range<usize>) -> String {
+    let start = text[..span.start.min(text.len())]
+        .rfind('\n')
+        .map_or(0, |at| at + 1);
+    let end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+    let width = span.end.min(end).saturating_sub(span.start).max(1);
+    let indent = text[start..span.start.min(end)].chars().count();
+    let (line, spaces, marks) = (&text[start..end], " ".repeat(indent), "^".repeat(width));
+    format!("  | {line}\n  | {spaces}{marks}")
+}
+
+/// The valid name nearest to an unknown one.
+fn nearest(unknown: &str, names: &[&str]) -> String {
+    let alike = |name: &&str| strsim::jaro_winkler(unknown, name);
+    let nearest = names.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    match nearest.filter(|name| alike(name) > 0.75) {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("there are {}", names.join(", ")),
+    }
+}
