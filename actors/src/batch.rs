@@ -2,18 +2,9 @@
 
 use std::{sync::Arc, time::Instant};
 
-use ddk_corpus::Drawn;
+use ddk_corpus::Sample;
 
 use crate::Interval;
-
-/// A row on its way to the student.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchRow {
-    /// Index of its domain.
-    pub domain: u16,
-    /// The sequence and its place in the passes.
-    pub drawn: Drawn,
-}
 
 /// Part of an optimizer step: what teacher and student take at a time.
 #[derive(Debug)]
@@ -26,8 +17,8 @@ pub struct MicroBatch {
     pub last_of_step: bool,
     /// The interval, and with it the mixture, that its rows were drawn by.
     pub interval: Arc<Interval>,
-    /// Its rows.
-    pub rows: Vec<BatchRow>,
+    /// Its samples.
+    pub samples: Vec<Sample>,
     /// Predictions of the whole step: what losses and gradients are divided by.
     pub step_predictions: u64,
     /// When the interval was set, so that waiting for a mixture is not taken for waiting for data.
@@ -37,8 +28,16 @@ pub struct MicroBatch {
 impl MicroBatch {
     /// Its tokens, without padding.
     pub fn tokens(&self) -> u64 {
-        let rows = self.rows.iter();
-        rows.map(|row| row.drawn.sequence.tokens.len() as u64).sum()
+        let samples = self.samples.iter();
+        samples
+            .map(|sample| sample.sequence.tokens.len() as u64)
+            .sum()
+    }
+
+    /// Its predicted tokens.
+    pub fn num_targets(&self) -> u64 {
+        let samples = self.samples.iter();
+        samples.map(|sample| sample.sequence.num_targets()).sum()
     }
 }
 

@@ -6,11 +6,11 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
+use ddk_corpus::Sample;
 use ddk_telemetry::{Queues, Worker};
 
 use crate::{
     Interval, MicroBatch, PortError,
-    batch::BatchRow,
     ports::BatcherHook,
     supervisor::Never,
     worker::{Body, Ready},
@@ -36,7 +36,7 @@ pub struct Batcher {
     /// The intervals, as the weight scheduler sets them.
     pub intervals: Receiver<SetInterval>,
     /// Rows, by domain.
-    pub rows: Vec<Receiver<BatchRow>>,
+    pub rows: Vec<Receiver<Sample>>,
     /// Micro-batches, by teacher lane.
     pub out: Vec<Sender<Arc<MicroBatch>>>,
     /// Closed when the run ends.
@@ -106,8 +106,8 @@ impl Batcher {
             let mut rows = domains
                 .iter()
                 .map(|&domain| self.next_row(domain))
-                .collect::<Result<Vec<BatchRow>, Ended>>()?;
-            let predictions = |row: &BatchRow| row.drawn.sequence.num_targets();
+                .collect::<Result<Vec<Sample>, Ended>>()?;
+            let predictions = |sample: &Sample| sample.sequence.num_targets();
             // At least one, so that a step of prompts alone is a step without a gradient.
             let step_predictions = rows.iter().map(predictions).sum::<u64>().max(1);
             while !rows.is_empty() {
@@ -117,7 +117,7 @@ impl Batcher {
                     step,
                     last_of_step: rest.is_empty(),
                     interval: Arc::clone(&set.interval),
-                    rows: std::mem::replace(&mut rows, rest),
+                    samples: std::mem::replace(&mut rows, rest),
                     step_predictions,
                     interval_set,
                 };
@@ -128,7 +128,7 @@ impl Batcher {
         Ok(())
     }
 
-    fn next_row(&self, domain: u16) -> Result<BatchRow, Ended> {
+    fn next_row(&self, domain: u16) -> Result<Sample, Ended> {
         self.status.waiting_for_input();
         let row = select_biased! {
             recv(self.stop) -> _ => Err(Ended::Stopped),

@@ -3,12 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender, select_biased};
-use ddk_corpus::Cursor;
+use ddk_corpus::{Cursor, Sample};
 use ddk_telemetry::{Queues, Worker};
 
 use crate::{
     PortError,
-    batch::BatchRow,
     ports::RowsFactory,
     supervisor::Never,
     worker::{Body, Ready},
@@ -30,7 +29,7 @@ pub struct DomainLoader {
     /// Where it stands.
     pub slot: LoaderSlot,
     /// Rows to the batcher.
-    pub out: Sender<BatchRow>,
+    pub out: Sender<Sample>,
     /// Closed when the run ends.
     pub stop: Receiver<Never>,
     /// Counts what goes out.
@@ -51,14 +50,11 @@ impl DomainLoader {
         ready.say();
         loop {
             self.status.computing();
-            let row = BatchRow {
-                domain: self.domain,
-                drawn: rows.read()?,
-            };
+            let sample = rows.read()?;
             self.status.waiting_for_output();
             select_biased! {
                 recv(self.stop) -> _ => break,
-                send(self.out, row) -> sent => if sent.is_err() { break },
+                send(self.out, sample) -> sent => if sent.is_err() { break },
             }
             self.queues.rows.sent();
             cursor = cursor.advance(self.domain_rows, 1);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ddk_corpus::{Cursor, Drawn};
+use ddk_corpus::{Cursor, Sample};
 use ddk_run::{
     CheckpointStore, Journal, MicroBatchSums, SnapshotFile, UpdateStats,
     records::{EventLine, MixtureLine, StepLine},
@@ -99,7 +99,7 @@ pub trait Student {
 /// A domain's rows, one after the other, for ever.
 pub trait Rows: Send {
     /// The next row.
-    fn read(&mut self) -> Result<Drawn, PortError>;
+    fn read(&mut self) -> Result<Sample, PortError>;
 }
 
 /// Somebody who watches a run; called from the run's threads, so it must be quick.

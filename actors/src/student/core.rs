@@ -335,18 +335,18 @@ impl<S: Student> Core<S> {
             check_targets(&batch, sums.targets)?;
             self.totals.teacher_flops += sums.teacher_flops;
             self.totals.student_flops += sums.student_flops;
-            for (row, loss) in batch.rows.iter().zip(&sums.sequences) {
-                let predictions = row.drawn.sequence.num_targets();
-                let domain = usize::from(row.domain);
+            for (sample, loss) in batch.samples.iter().zip(&sums.sequences) {
+                let predictions = sample.sequence.num_targets();
+                let domain = usize::from(sample.domain);
                 let losses = &mut accumulator.losses;
                 losses.add_row(domain, loss.ce, loss.excess, predictions);
             }
             accumulator.sums.add(sums);
             accumulator.processed += batch.tokens();
         }
-        for row in &batch.rows {
-            accumulator.drawn[usize::from(row.domain)] += row.drawn.sequence.tokens.len() as u64;
-            accumulator.samples.push(self.sample(&batch, row));
+        for sample in &batch.samples {
+            accumulator.drawn[usize::from(sample.domain)] += sample.sequence.tokens.len() as u64;
+            accumulator.samples.push(self.sample(&batch, sample));
         }
         let last = batch.last_of_step;
         self.accumulator = Some(accumulator);
@@ -515,8 +515,7 @@ impl<S: Student> Core<S> {
 /// Refuses a micro-batch for which engine and corpus count other targets: its losses would be divided by the
 /// wrong number.
 fn check_targets(batch: &MicroBatch, counted: u64) -> Result<(), PortError> {
-    let rows = batch.rows.iter();
-    let expected: u64 = rows.map(|row| row.drawn.sequence.num_targets()).sum();
+    let expected = batch.num_targets();
     if counted == expected {
         return Ok(());
     }

@@ -14,7 +14,7 @@ use ddk_actors::{
     LoopState, MicroBatch, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan,
     StepReport, StopReason, Student, Teacher, ports::Between,
 };
-use ddk_corpus::{Cursor, Drawn, Sequence, Span};
+use ddk_corpus::{Cursor, Sample, Sequence, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
 use ddk_run::{
     CheckpointStore, Journal, Lengths, MicroBatchSums, PhaseSeconds, Retention, SequenceLoss,
@@ -204,10 +204,11 @@ fn mix(state: u64, value: u64) -> u64 {
 }
 
 fn hash_rows(batch: &MicroBatch) -> u64 {
-    batch.rows.iter().fold(batch.interval.index, |hash, row| {
+    let samples = batch.samples.iter();
+    samples.fold(batch.interval.index, |hash, sample| {
         mix(
-            mix(hash, u64::from(row.domain)),
-            mix(row.drawn.pass, row.drawn.sequence.number),
+            mix(hash, u64::from(sample.domain)),
+            mix(sample.epoch, sample.sequence.number),
         )
     })
 }
@@ -276,30 +277,25 @@ impl Student for FakeStudent {
         self.pending = mix(self.pending, mix(signal, batch.step_predictions));
         let loss = (self.pending % 1000) as f64;
         let shade = |index: usize| (mix(self.pending, index as u64) % 1000) as f64 / 100.0;
-        let losses = (0..batch.rows.len()).map(|index| SequenceLoss {
+        let losses = (0..batch.samples.len()).map(|index| SequenceLoss {
             ce: shade(index),
             excess: shade(index) / 2.0,
         });
-        let targets: u64 = batch
-            .rows
-            .iter()
-            .map(|row| row.drawn.sequence.num_targets())
-            .sum();
         let miscounted = (self.hook)("miscount", batch.sequence).is_err();
         Ok(MicroBatchSums {
             ce: loss,
             kl: loss / 3.0,
             layer: 0.0,
             sequences: losses.collect(),
-            targets: targets + u64::from(miscounted),
+            targets: batch.num_targets() + u64::from(miscounted),
             seconds: PhaseSeconds::from([
                 (StepPhase::TeacherWait, 0.0),
                 (StepPhase::Forward, 0.0),
                 (StepPhase::Head, 0.0),
                 (StepPhase::Backward, 0.0),
             ]),
-            teacher_flops: 30.0 * batch.rows.len() as f64,
-            student_flops: 10.0 * batch.rows.len() as f64,
+            teacher_flops: 30.0 * batch.samples.len() as f64,
+            student_flops: 10.0 * batch.samples.len() as f64,
         })
     }
 
@@ -381,7 +377,7 @@ struct FakeRows {
 }
 
 impl Rows for FakeRows {
-    fn read(&mut self) -> Result<Drawn, PortError> {
+    fn read(&mut self) -> Result<Sample, PortError> {
         let rows = ROWS[self.domain as usize];
         let Cursor { pass, index } = self.cursor;
         (self.hook)("read", self.domain * 1000 + pass * rows + index)?;
@@ -393,8 +389,9 @@ impl Rows for FakeRows {
             offset: 0,
             tokens: length,
         }];
-        Ok(Drawn {
-            pass,
+        Ok(Sample {
+            domain: self.domain as u16,
+            epoch: pass,
             index,
             sequence: Sequence {
                 number: row,

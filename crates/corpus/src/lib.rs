@@ -39,9 +39,9 @@ pub use prepare::{
     DomainReport, PrepareOptions, Progress, ValidationBy, as_prepared, prepare, verify,
 };
 pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
-pub use reader::{Cursor, Drawn, RowReader};
+pub use reader::{Cursor, RowReader, Sample};
 pub use rows::Packing;
-pub use sample::{Sample, field_values, first_document, sample};
+pub use sample::{FirstRecords, field_values, first_document, sample};
 pub use sequence::{Sequence, Span};
 pub use source::{DomainSource, Limits};
 pub use stale::{Stale, stale};

@@ -34,12 +34,14 @@ impl Cursor {
     }
 }
 
-/// A sequence, and where in the passes over its domain it was.
+/// A sequence as it is drawn for training.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drawn {
-    /// The pass.
-    pub pass: u64,
-    /// The position in the pass's order.
+pub struct Sample {
+    /// Index of its domain in the run's list.
+    pub domain: u16,
+    /// The epoch of the domain, from 0.
+    pub epoch: u64,
+    /// The position in the epoch's order.
     pub index: u64,
     /// The sequence.
     pub sequence: Sequence,
@@ -50,17 +52,19 @@ pub struct Drawn {
 #[derive(Debug)]
 pub struct RowReader {
     domain: Arc<PreparedDomain>,
+    number: u16,
     seed: u64,
     cursor: Cursor,
     order: Permutation,
 }
 
 impl RowReader {
-    /// A reader that gives the row at `cursor` first.
-    pub fn new(domain: Arc<PreparedDomain>, seed: u64, cursor: Cursor) -> Self {
+    /// A reader that gives the row at `cursor` first. `number`: the domain's index in the run's list.
+    pub fn new(domain: Arc<PreparedDomain>, number: u16, seed: u64, cursor: Cursor) -> Self {
         let order = Self::order(&domain, seed, cursor.pass);
         Self {
             domain,
+            number,
             seed,
             cursor,
             order,
@@ -77,15 +81,16 @@ impl RowReader {
     }
 
     /// The next sequence.
-    pub fn read(&mut self) -> Result<Drawn, CorpusError> {
+    pub fn read(&mut self) -> Result<Sample, CorpusError> {
         let Cursor { pass, index } = self.cursor;
         let sequence = self.domain.sequence(self.order.at(index))?;
         self.cursor = self.cursor.advance(self.domain.rows(), 1);
         if self.cursor.pass != pass {
             self.order = Self::order(&self.domain, self.seed, self.cursor.pass);
         }
-        Ok(Drawn {
-            pass,
+        Ok(Sample {
+            domain: self.number,
+            epoch: pass,
             index,
             sequence,
         })

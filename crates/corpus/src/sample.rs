@@ -13,7 +13,7 @@ const BYTES: u64 = 16 << 20;
 
 /// The first records of a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sample {
+pub struct FirstRecords {
     /// How many were read.
     pub records: u64,
     /// How many of these cannot be used.
@@ -24,7 +24,7 @@ pub struct Sample {
     pub fields: Vec<String>,
 }
 
-impl Sample {
+impl FirstRecords {
     /// Why none of a source's first records can be used; `None` if some can.
     pub fn problem(&self, domain: &str) -> Option<String> {
         match &self.first_bad {
@@ -47,8 +47,8 @@ impl Sample {
 ///
 /// # Errors
 /// As for [`crate::prepare`]: a file that is missing, cannot be read, or has an unknown format.
-pub fn sample(source: &DomainSource) -> Result<Sample, CorpusError> {
-    let (mut sample, mut bytes) = (Sample::default(), 0);
+pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
+    let (mut sample, mut bytes) = (FirstRecords::default(), 0);
     for file in source.expand()? {
         let flow = read(&file, source, &mut |record| {
             sample.records += 1;

@@ -57,13 +57,13 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
     place.prepare(&place.both()).unwrap();
     let domain = Arc::new(place.open("records"));
     let rows = domain.rows();
-    let mut reader = RowReader::new(domain.clone(), 3, Cursor::default());
+    let mut reader = RowReader::new(domain.clone(), 0, 3, Cursor::default());
     let mut pass = |expected: u64| -> Vec<u64> {
         (0..rows)
             .map(|index| {
-                let drawn = reader.read().unwrap();
-                assert_eq!((drawn.pass, drawn.index), (expected, index));
-                drawn.sequence.number
+                let sample = reader.read().unwrap();
+                assert_eq!((sample.epoch, sample.index), (expected, index));
+                sample.sequence.number
             })
             .collect()
     };
@@ -73,7 +73,7 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
     assert_ne!(first, second);
     // A reader that starts at a cursor gives what the first one gave from there.
     let cursor = Cursor::default().advance(rows, rows - 2);
-    let mut late = RowReader::new(domain, 3, cursor);
+    let mut late = RowReader::new(domain, 0, 3, cursor);
     let four: Vec<u64> = (0..4)
         .map(|_| late.read().unwrap().sequence.number)
         .collect();

@@ -23,9 +23,9 @@ impl MixedRows {
         steps: u64,
     ) -> Self {
         let counts = Quota::new(domains.len()).draw(shares, rows * steps);
-        let readers = domains
-            .iter()
-            .map(|domain| RowReader::new(Arc::clone(domain), seed, Cursor::default()));
+        let readers = domains.iter().zip(0..).map(|(domain, number)| {
+            RowReader::new(Arc::clone(domain), number, seed, Cursor::default())
+        });
         Self {
             readers: readers.collect(),
             order: interval_order(&counts, seed, 0),

@@ -12,7 +12,7 @@ use ddk_actors::{
     error::with_causes,
     ports::{BatcherHook, Between, RowsFactory},
 };
-use ddk_corpus::{Drawn, PreparedDomain, RowReader, Sequence};
+use ddk_corpus::{PreparedDomain, RowReader, Sample, Sequence};
 use ddk_engine::{EngineError, Evaluation};
 use ddk_model::{Model, ModelError};
 use ddk_settings::{MixturePolicy, Settings};
@@ -51,7 +51,7 @@ pub fn batcher(faults: Arc<Faults>) -> BatcherHook {
 pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64, faults: Arc<Faults>) -> RowsFactory {
     Arc::new(move |domain, cursor| {
         Ok(Box::new(RowsPort {
-            reader: RowReader::new(Arc::clone(&domains[domain]), seed, cursor),
+            reader: RowReader::new(Arc::clone(&domains[domain]), domain as u16, seed, cursor),
             read: 0,
             faults: Arc::clone(&faults),
         }))
@@ -65,7 +65,7 @@ struct RowsPort {
 }
 
 impl Rows for RowsPort {
-    fn read(&mut self) -> Result<Drawn, PortError> {
+    fn read(&mut self) -> Result<Sample, PortError> {
         self.read += 1;
         self.faults.worker(Place::Loader, self.read)?;
         self.reader
@@ -75,8 +75,8 @@ impl Rows for RowsPort {
 }
 
 fn sequences(batch: &MicroBatch) -> Vec<&Sequence> {
-    let rows = batch.rows.iter();
-    rows.map(|row| &row.drawn.sequence).collect()
+    let samples = batch.samples.iter();
+    samples.map(|sample| &sample.sequence).collect()
 }
 
 /// What both models' ports have: a lane to compute on, faults on purpose, and how perplexities are measured.

@@ -1,6 +1,7 @@
 //! What a step leaves behind: its lines in the run's files, the state that a checkpoint of it holds, its
 //! metrics, what is told to the observer.
 
+use ddk_corpus::Sample;
 use ddk_mixture::{Perplexities, TrainingSums};
 use ddk_run::{
     RunFileError,
@@ -9,21 +10,21 @@ use ddk_run::{
 use ddk_telemetry::metrics;
 
 use super::{Core, StepAccumulator, unwritten};
-use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student, batch::BatchRow};
+use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student};
 
 impl<S: Student> Core<S> {
-    pub(super) fn sample(&self, batch: &MicroBatch, row: &BatchRow) -> SampleLine {
-        let spans = row.drawn.sequence.spans.iter().map(|span| SampleSpan {
+    pub(super) fn sample(&self, batch: &MicroBatch, sample: &Sample) -> SampleLine {
+        let spans = sample.sequence.spans.iter().map(|span| SampleSpan {
             document: span.document,
             offset: span.offset,
             tokens: span.tokens,
         });
         SampleLine {
             step: batch.step,
-            row: row.drawn.sequence.number,
-            domain: self.plan.domains[usize::from(row.domain)].clone(),
+            row: sample.sequence.number,
+            domain: self.plan.domains[usize::from(sample.domain)].clone(),
             mixture_version: batch.interval.index,
-            pass: row.drawn.pass,
+            pass: sample.epoch,
             spans: spans.collect(),
         }
     }
