@@ -46,7 +46,7 @@ pub struct AdamW {
     pub(crate) updates: u64,
 }
 
-/// Moments of parameters that have the dtype, the device and the weight decay in common.
+/// Moments of parameters that share dtype, device and weight decay.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     decays: bool,
@@ -79,7 +79,7 @@ impl Flat {
         })
     }
 
-    /// A deep copy on the CPU.
+    /// A deep copy on the CPU, made in one piece.
     pub(crate) fn copy(&self) -> Result<Self, TorchError> {
         Self::new(copy(&self.whole)?, self.views.iter().map(Tensor::size))
     }
@@ -96,10 +96,10 @@ fn aligned(numbers: i64) -> i64 {
     numbers + (-numbers).rem_euclid(ALIGNMENT)
 }
 
-/// What the parameters of a bucket have in common: whether they decay, dtype and device.
+/// What the parameters of a bucket share: whether they decay, dtype and device.
 type Class = (bool, Kind, Device);
 
-/// Buckets of zeros for `parameters`, of at most `limit` numbers unless one parameter alone has more.
+/// Zeroed buckets for `parameters`, each of at most `limit` numbers unless a single parameter has more.
 fn buckets(parameters: &[(String, Tensor)], limit: i64) -> Result<Vec<Bucket>, TorchError> {
     let mut plans: Vec<(Class, i64, Vec<usize>)> = Vec::new();
     for (index, (_, parameter)) in parameters.iter().enumerate() {
@@ -186,7 +186,7 @@ impl AdamW {
                 keep: (1.0 - learning_rate * weight_decay) as f32,
                 ..step
             };
-            // What libtorch updates in one call: parameters, gradients, first and second moments.
+            // For one call of libtorch: parameters, gradients, first and second moments.
             let mut fused: [Vec<Tensor>; 4] = Default::default();
             let [first, second] = &mut bucket.moments;
             let moments = first.views.iter_mut().zip(&mut second.views);
@@ -257,7 +257,7 @@ impl AdamW {
     }
 }
 
-/// In one pass if the numbers are at hand (fp32 on the CPU); false if they are not.
+/// Updates in one pass if all four tensors are fp32 on the CPU; otherwise returns false.
 ///
 /// # Safety
 /// The four tensors have one shape and share no memory, and no other thread uses their storages meanwhile.

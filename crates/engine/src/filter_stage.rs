@@ -66,7 +66,7 @@ impl FilterStage {
         ))
     }
 
-    /// Goes on from a checkpoint's files.
+    /// Resumes from a checkpoint's files.
     pub fn restore(
         student: Model,
         options: StudentOptions,
@@ -245,7 +245,7 @@ impl Learner for FilterStage {
     }
 }
 
-/// What a filter starts as.
+/// A filter's initial weights.
 fn initial(name: &str, from: i64, to: i64, device: Device) -> Result<Tensor, TorchError> {
     if from == to {
         return Ok(Tensor::f_eye(from, (Kind::Float, device))?);

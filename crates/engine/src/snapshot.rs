@@ -73,7 +73,7 @@ impl Snapshot {
 }
 
 impl Student {
-    /// Goes on from a checkpoint's files: `model` gives the architecture, its weights are replaced.
+    /// Resumes from a checkpoint's files: `model` gives the architecture; its weights are replaced.
     pub fn restore(
         mut model: Model,
         options: StudentOptions,
@@ -91,7 +91,7 @@ impl Student {
     }
 }
 
-/// AdamW as it was, for these parameters.
+/// Reads the optimizer state of these parameters.
 pub(crate) fn read_moments(
     path: &Path,
     options: AdamWOptions,

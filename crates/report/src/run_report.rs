@@ -91,13 +91,14 @@ fn result(summary: &Summary) -> Vec<Block> {
         "the model learned from the text alone".to_owned()
     } else {
         format!(
-            "the student's perplexity went from **{before:.3}** to **{after:.3}** times the teacher's (mean of {} domains)",
+            "the student's perplexity went from **{before:.3}** to **{after:.3}** times the teacher's (mean of \
+             {} domains)",
             summary.domains.len()
         )
     };
     let text = format!(
-        "In {} steps and {} intervals, on {} tokens, {how}. It took {} at {:.0} tokens a second, and at most {:.2} GB of \
-         memory. Stopped by `{}`; exported: {}.",
+        "In {} steps and {} intervals, on {} tokens, {how}. It took {} at {:.0} tokens a second, and at most \
+         {:.2} GB of memory. Stopped by `{}`; exported: {}.",
         summary.steps,
         summary.intervals,
         summary.tokens,

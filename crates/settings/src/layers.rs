@@ -132,7 +132,7 @@ pub fn load(
     Ok(Loaded { settings, origins })
 }
 
-/// A layer of one key. A value that is not TOML (`run.name=demo`) is a string, and a secret is, even if it is all digits.
+/// A layer of one key. A value that is not TOML (`run.name=demo`) is a string. So is a secret, even one of digits.
 fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     if key.is_empty() || value.is_empty() {
         return Err(Error::one(

@@ -81,7 +81,8 @@ impl Checker<'_> {
         if window < from {
             self.problem(
                 "guard.spike_window",
-                format!("`guard.spike_window` is {window}, expected at least `guard.spike_from`, {from}: nothing would ever be a spike"),
+                format!("`guard.spike_window` is {window}, expected at least `guard.spike_from`, {from}: \
+                         nothing would ever be a spike"),
             );
         }
         let address = &telemetry.address;
@@ -89,18 +90,21 @@ impl Checker<'_> {
             Ok(parsed) if parsed.ip().is_loopback() || telemetry.token.is_some() => {}
             Ok(_) => self.problem(
                 "telemetry.address",
-                format!("`telemetry.address` is \"{address}\", which other machines reach: that needs a `telemetry.token` (best DDK__TELEMETRY__TOKEN in the environment)"),
+                format!("`telemetry.address` is \"{address}\", which other machines reach: that needs a \
+                         `telemetry.token` (best DDK__TELEMETRY__TOKEN in the environment)"),
             ),
             Err(_) => self.problem(
                 "telemetry.address",
-                format!("`telemetry.address` is \"{address}\", expected an address and a port such as \"127.0.0.1:9469\""),
+                format!("`telemetry.address` is \"{address}\", expected an address and a port such as \
+                         \"127.0.0.1:9469\""),
             ),
         }
         let file = telemetry.file.as_ref();
         if let Some(file) = file.filter(|file| file.extension().is_none_or(|end| end != "prom")) {
             self.problem(
                 "telemetry.file",
-                format!("`telemetry.file` is \"{}\", expected a name that ends in `.prom`: the node exporter reads no other", file.display()),
+                format!("`telemetry.file` is \"{}\", expected a name that ends in `.prom`: the node exporter \
+                         reads no other", file.display()),
             );
         }
         if telemetry
@@ -110,7 +114,8 @@ impl Checker<'_> {
         {
             self.problem(
                 "telemetry.token",
-                "`telemetry.token` is not usable, expected 16 characters or more, of letters, digits, `-`, `.`, `_` and `~`".to_owned(),
+                "`telemetry.token` is not usable, expected 16 characters or more, of letters, digits, `-`, `.`, \
+                 `_` and `~`".to_owned(),
             );
         }
     }
@@ -186,7 +191,8 @@ impl Checker<'_> {
         if mixture.lag == 1 && policy.moves_every_step() {
             self.problem(
                 "mixture.lag",
-                format!("`mixture.lag` is 1, and `mixture.policy` = \"{policy}\" updates every step: it cannot run ahead of what it follows; set `mixture.lag` = 0"),
+                format!("`mixture.lag` is 1, and `mixture.policy` = \"{policy}\" updates every step: it cannot \
+                         run ahead of what it follows; set `mixture.lag` = 0"),
             );
         }
         if mixture.shares.is_none() && policy == MixturePolicy::Static {
@@ -203,7 +209,10 @@ impl Checker<'_> {
         if held && rows > MANY && step_rows <= LARGE && interval <= LARGE {
             self.problem(
                 "mixture.interval",
-                format!("`mixture.interval` times `batch.rows` is {rows}, expected {MANY} at most: an interval's order is held in memory"),
+                format!(
+                    "`mixture.interval` times `batch.rows` is {rows}, expected {MANY} at most: an \
+                     interval's order is held in memory"
+                ),
             );
         }
         // What goes by perplexities over the run needs a mixture that has them measured.
@@ -219,7 +228,8 @@ impl Checker<'_> {
         {
             self.problem(
                 key,
-                format!("`{key}` goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has none measured: set `evaluation.every`"),
+                format!("`{key}` goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has \
+                         none measured: set `evaluation.every`"),
             );
         }
     }
