@@ -9,41 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
-    CorpusError, Span,
+    CorpusError, Packing, Span,
     checksums::{BlockSums, Blocks, SUM_BYTES, blocks_of, sums},
     store::{Numbers, Tokens},
 };
-
-/// How documents become rows of a fixed length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Documents joined by their end tokens and cut at the length; a row is one text.
-    Concat,
-    /// The same rows, but the documents in a row see nothing of each other.
-    Document,
-    /// Whole documents put together with little padding, long ones split; they see nothing of each other.
-    BestFit,
-}
-
-impl Packing {
-    /// As in the configuration, and in the names of files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Concat => "concat",
-            Self::Document => "document",
-            Self::BestFit => "best_fit",
-        }
-    }
-
-    /// Whether the documents in a row see nothing of each other.
-    pub(crate) fn separates(self) -> bool {
-        self != Self::Concat
-    }
-}
 
 /// The row index: for each row its spans, so that any packing is read alike. The file holds, as little-endian
 /// u64, the number of rows, for each row the number of spans before it (and the total), then three numbers a
