@@ -10,18 +10,19 @@ use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
 use crate::{
-    checkpoints, cli, faults::Faults, hint::Hint, phase::Phase, progress::say, signals::Signals,
+    checkpoints, cli,
+    faults::Faults,
+    hint::{self, Hint},
+    phase::Phase,
+    progress::say,
+    signals::Signals,
     train::checkpoint_of,
 };
 
 pub fn run(args: &cli::Export, signals: &Signals) -> Result<()> {
     signals.begin(Phase::ExportModel, &Faults::default())?;
+    hint::must_hold_a_run(&args.run)?;
     let config = args.run.join("config.toml");
-    if !config.exists() {
-        return Err(anyhow!("{} holds no run", args.run.display()))
-            .hint("name the folder of a run, such as runs/demo")
-            .usage();
-    }
     let settings = ddk_settings::load(&[config], &[], [])?.settings;
     let student = settings
         .student

@@ -5,18 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ddk_report::{RunReport, run_report::Changed};
 
-use crate::{cli, hint::Hint, progress::say, train::differences};
+use crate::{cli, hint, progress::say, train::differences};
 
 pub fn run(args: &cli::Report) -> Result<()> {
     let folder = &args.run;
-    if !folder.join("config.toml").exists() {
-        return Err(anyhow!("{} holds no run", folder.display()))
-            .hint("name the folder of a run, such as runs/demo")
-            .usage();
-    }
+    hint::must_hold_a_run(folder)?;
     let report = of_run(folder)?;
     let out = args.out.clone().unwrap_or_else(|| folder.clone());
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;

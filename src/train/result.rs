@@ -184,20 +184,10 @@ fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
         mixture_flops_share: totals.mixture_flops
             / (totals.teacher_flops + totals.student_flops).max(1.0),
         mixture_seconds_share: totals.boundary_seconds / distill,
-        peak_rss_bytes: peak_resident_bytes()?,
+        peak_rss_bytes: ddk_telemetry::peak_resident_bytes().unwrap_or(0),
         stop_reason: reason.to_string(),
         exported: String::new(),
         exported_step: None,
         serial: None,
     })
-}
-
-fn peak_resident_bytes() -> Result<u64> {
-    let status =
-        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(1024 * kib.unwrap_or(0))
 }

@@ -1,6 +1,6 @@
 //! Errors of the engine and the models as the supervisor tells them apart.
 
-use ddk_actors::PortError;
+use ddk_actors::{PortError, error::with_causes};
 use ddk_engine::EngineError;
 use ddk_model::ModelError;
 use ddk_torch::{DeviceError, TorchError};
@@ -12,7 +12,7 @@ pub(super) fn device_error(error: DeviceError) -> PortError {
 pub(super) fn model_error(error: ModelError) -> PortError {
     match error {
         ModelError::Torch(TorchError::OutOfMemory(text)) => PortError::OutOfMemory(text),
-        other => PortError::Configuration(chain(&other)),
+        other => PortError::Configuration(with_causes(&other)),
     }
 }
 
@@ -22,22 +22,8 @@ pub(super) fn torch_error(error: TorchError) -> PortError {
 
 pub(super) fn engine_error(error: EngineError) -> PortError {
     if error.is_out_of_memory() {
-        PortError::OutOfMemory(chain(&error))
+        PortError::OutOfMemory(with_causes(&error))
     } else {
-        PortError::Other(chain(&error))
+        PortError::Other(with_causes(&error))
     }
-}
-
-/// An error with its causes on one line, each once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(&format!(": {cause_text}"));
-        }
-        source = cause.source();
-    }
-    text
 }

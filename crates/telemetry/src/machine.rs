@@ -96,6 +96,12 @@ impl Machine {
     }
 }
 
+/// The largest resident memory of this process so far.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    kibibytes(&status, "VmHWM:").map(|bytes| bytes as u64)
+}
+
 /// A line of /proc/self/status, in bytes.
 fn kibibytes(status: &str, key: &str) -> Option<f64> {
     let rest = status.lines().find_map(|line| line.strip_prefix(key))?;
