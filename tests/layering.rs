@@ -201,7 +201,7 @@ impl Files {
 
     /// The file that defines what a path in a module's file leads to, where that is in this crate.
     fn resolve(&self, module: &Module, path: &[String], depth: usize) -> Option<Module> {
-        let child = |name: &String| [&module[..], &[name.clone()]].concat();
+        let child = |name: &String| [module, std::slice::from_ref(name)].concat();
         let mut target = match path.first()?.as_str() {
             "crate" => Vec::new(),
             "self" | "super" => module.clone(),

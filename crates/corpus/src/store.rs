@@ -391,7 +391,7 @@ mod tests {
     fn a_document_has_any_number_of_masked_ranges() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        let ranges: [&[Range<u64>]; 3] = [&[0..2, 3..4], &[], &[1..5]];
+        let ranges: [&[Range<u64>]; 3] = [&[0..2, 3..4], &[], &[1..2, 3..5]];
         let mut written = Written::default();
         for masked in ranges {
             // As after a stop.

@@ -151,11 +151,7 @@ impl TokenizerFolder {
                 tokens.pop();
             }
             let prompt = tokens.len() as u64;
-            let masked = if prompt > 0 {
-                vec![0..prompt]
-            } else {
-                Vec::new()
-            };
+            let masked = (prompt > 0).then_some(0..prompt).into_iter().collect();
             tokens.extend(text.unwrap_or_default());
             if tokens.last() != Some(&self.end_token) {
                 tokens.push(self.end_token);
