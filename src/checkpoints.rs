@@ -2,18 +2,14 @@
 
 use std::io::Write;
 
-use anyhow::{Result, anyhow};
-use ddk_jobs::{checkpoints::measured, hint::Hint};
-use ddk_run::{CheckpointStore, Measured, RunFolder};
+use anyhow::Result;
+use ddk_jobs::{checkpoints::measured, hint};
+use ddk_run::{CheckpointStore, Measured};
 
 use crate::cli;
 
 pub fn run(args: &cli::Checkpoints, out: &mut dyn Write) -> Result<()> {
-    if !RunFolder::holds_a_run(&args.run) {
-        return Err(anyhow!("{} holds no run", args.run.display()))
-            .hint("name the folder of a run, such as runs/demo")
-            .usage();
-    }
+    hint::must_hold_a_run(&args.run)?;
     let folder = args.run.join("checkpoints");
     if !folder.exists() {
         writeln!(out, "the run has no checkpoint yet")?;

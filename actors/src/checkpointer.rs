@@ -3,8 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use ddk_run::{CheckpointStore, Journal, SnapshotFile, records::EventKind};
-use ddk_telemetry::{Queues, Worker, metrics, seconds_since_1970};
+use ddk_run::{
+    CheckpointStore, Journal, SnapshotFile,
+    records::{EventKind, seconds_since_1970},
+};
+use ddk_telemetry::{Queues, Worker, metrics};
 
 use crate::{
     Live, LoopState, Observer, PortError,

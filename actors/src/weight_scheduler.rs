@@ -11,9 +11,9 @@ use ddk_corpus::Cursor;
 use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
 use ddk_run::{
     Journal, RunFileError,
-    records::{ByDomain, EventKind, MixtureLine},
+    records::{ByDomain, EventKind, MixtureLine, seconds_since_1970},
 };
-use ddk_telemetry::{metrics, seconds_since_1970};
+use ddk_telemetry::metrics;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{

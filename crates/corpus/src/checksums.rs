@@ -8,11 +8,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     CorpusError,
-    manifest::{MANIFEST, Manifest},
+    manifest::{FileRecord, MANIFEST, Manifest},
 };
 
 /// Bytes of a block; the last one of a file may be shorter.
@@ -27,14 +25,6 @@ type Sum = [u8; SUM_BYTES];
 /// How many blocks a file of `bytes` bytes has.
 pub(crate) fn blocks_of(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK_BYTES)
-}
-
-/// A data file in the manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct FileRecord {
-    pub(crate) bytes: u64,
-    /// BLAKE3 of the whole file.
-    pub(crate) hash: String,
 }
 
 /// Gathers the checksums of a file's blocks.

@@ -117,11 +117,14 @@ impl PreparedDomain {
     ) -> Result<(), CorpusError> {
         let (start, _) = documents.bounds(span.document)?;
         if self.options.mask_prompt {
-            let prompt = documents.prompt(span.document)?;
-            let masked = prompt.saturating_sub(span.offset).min(span.tokens);
             let place = sequence.tokens.len() as u64;
-            if masked > 0 {
-                sequence.masked.push(place..place + masked);
+            let end_of_span = span.offset + span.tokens;
+            for range in documents.masked(span.document)? {
+                let (start, end) = (range.start.max(span.offset), range.end.min(end_of_span));
+                if start < end {
+                    let in_sequence = |of_document: u64| place + of_document - span.offset;
+                    sequence.masked.push(in_sequence(start)..in_sequence(end));
+                }
             }
         }
         let tokens = documents.slice(start + span.offset, span.tokens)?;

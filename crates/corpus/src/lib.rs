@@ -14,6 +14,7 @@ mod error;
 mod format;
 mod lock;
 mod manifest;
+mod options;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod prepare;
@@ -35,12 +36,10 @@ mod writing;
 pub use domain::{PreparedDomain, RowOptions};
 pub use error::{CorpusError, RefusedFile};
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
-pub use prepare::{
-    DomainReport, PrepareOptions, Progress, ValidationBy, as_prepared, prepare, verify,
-};
+pub use options::{Packing, PrepareOptions, Progress, ValidationBy};
+pub use prepare::{DomainReport, as_prepared, prepare, verify};
 pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
 pub use reader::{Cursor, RowReader, Sample};
-pub use rows::Packing;
 pub use sample::{FirstRecords, field_values, first_document, sample};
 pub use sequence::{Sequence, Span};
 pub use source::{DomainSource, Limits};

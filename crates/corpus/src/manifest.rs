@@ -3,23 +3,28 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     CorpusError, DomainSource, FileFormat, Limits, PrepareOptions, Template, TokenizerFolder,
-    checksums::FileRecord, source::SourceFile, survey::Use,
+    source::{SourceFile, Use},
 };
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// Raised when the format, or what it is made by, changes.
-pub(crate) const FORMAT: u32 = 4;
+const FORMAT: u32 = 4;
+/// The same of domains with a loss mask: until 4 they held one length of a prompt per document.
+const MASKED_FORMAT: u32 = 5;
 /// The files that hold a domain's documents.
-pub(crate) const DATA_FILES: [&str; 6] = [
+pub(crate) const DATA_FILES: [&str; 8] = [
     "tokens.bin",
     "documents.bin",
-    "prompts.bin",
+    "masked.bin",
+    "masked-documents.bin",
     "validation-tokens.bin",
     "validation-documents.bin",
-    "validation-prompts.bin",
+    "validation-masked.bin",
+    "validation-masked-documents.bin",
 ];
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +51,14 @@ pub(crate) struct Manifest {
     pub(crate) checksums_hash: String,
     /// BLAKE3 of the names and hashes of the data files.
     pub(crate) content_hash: String,
+}
+
+/// A data file in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileRecord {
+    pub(crate) bytes: u64,
+    /// BLAKE3 of the whole file.
+    pub(crate) hash: String,
 }
 
 /// All that the data files depend on.
@@ -158,7 +171,17 @@ fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
         .map(|gone| format!("{} is gone", gone.path.display()))
 }
 
+/// The format of a domain that is written now.
+pub(crate) fn format_of(masked: bool) -> u32 {
+    if masked { MASKED_FORMAT } else { FORMAT }
+}
+
 impl Manifest {
+    /// Whether its documents have a loss mask.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.made_from.prompt.is_some()
+    }
+
     /// The manifest of a prepared domain; `None` where there is none.
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>, CorpusError> {
         let path = folder.join(MANIFEST);
@@ -166,16 +189,12 @@ impl Manifest {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).map_err(CorpusError::io("read", &path))?;
-        #[derive(Deserialize)]
-        struct Version {
-            format: u32,
-        }
         let damaged = |error: serde_json::Error| CorpusError::damaged(&path, error.to_string());
-        let version: Version = serde_json::from_str(&text).map_err(damaged)?;
+        let manifest: Value = serde_json::from_str(&text).map_err(damaged)?;
         // What another version wrote cannot be read, and is prepared again.
-        if version.format != FORMAT {
+        if manifest["format"] != format_of(manifest["made_from"]["prompt"].is_string()) {
             return Ok(None);
         }
-        Ok(Some(serde_json::from_str(&text).map_err(damaged)?))
+        Ok(Some(serde_json::from_value(manifest).map_err(damaged)?))
     }
 }

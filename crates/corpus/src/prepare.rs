@@ -1,69 +1,18 @@
 //! Sources into prepared folders.
 
-use std::{fs, path::PathBuf};
-
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::fs;
 
 use crate::{
-    CorpusError, DomainSource, Packing, TokenizerFolder,
+    CorpusError, DomainSource, PrepareOptions, Progress, TokenizerFolder,
     checksums::{self, Checksums},
     lock::lock,
-    manifest::{FORMAT, MadeFrom, Manifest},
+    manifest::{MadeFrom, Manifest},
     rows::{RowIndex, index_file, write_index},
     stale::stale,
     store::Tokens,
     tokenize::tokenize,
     writing,
 };
-
-/// What is to be prepared, and how.
-#[derive(Debug, Clone)]
-pub struct PrepareOptions {
-    /// Where the prepared domains are, one folder each.
-    pub folder: PathBuf,
-    /// The domains.
-    pub domains: Vec<DomainSource>,
-    /// How documents are put into rows.
-    pub packing: Packing,
-    /// Tokens of a row.
-    pub sequence_length: usize,
-    /// Chooses the documents where a limit leaves some out.
-    pub seed: u64,
-    /// How documents are set aside for validation, where a domain has no files of its own for it.
-    pub validation_by: ValidationBy,
-    /// Share of the documents that is set aside, by a hash of their content.
-    pub validation_share: f64,
-    /// Validation documents of a domain at the most; by share, those over it are used for nothing.
-    pub validation_documents: usize,
-    /// Share of records that may be unusable.
-    pub max_bad_share: f64,
-    /// Bytes of text that are tokenized at a time: enough for all cores, little memory.
-    pub batch_bytes: u64,
-}
-
-/// How documents are set aside for validation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ValidationBy {
-    /// Those whose hash falls into a share.
-    Share,
-    /// A number of them, those with the smallest hashes.
-    Count,
-}
-
-/// How far it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Whether nothing is done yet, because another process prepares in the same folder.
-    pub waiting: bool,
-    /// The domain.
-    pub domain: String,
-    /// Bytes of text tokenized.
-    pub bytes: u64,
-    /// Of how many.
-    pub total_bytes: u64,
-}
 
 /// What a prepared domain holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,8 +102,8 @@ fn prepare_domain(
     let now = MadeFrom::now(options, domain, tokenizer)?;
     let places = writing::places(&options.folder, &domain.name);
     writing::recover(&places, &now)?;
-    let current = Manifest::read(&places.folder)?
-        .filter(|manifest| !force && manifest.format == FORMAT && manifest.made_from == now);
+    let current =
+        Manifest::read(&places.folder)?.filter(|manifest| !force && manifest.made_from == now);
     let prepared = current.is_none();
     let manifest = match current {
         Some(manifest) => manifest,

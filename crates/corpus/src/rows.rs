@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt,
     fs::File,
     io::Write,
     iter,
@@ -10,40 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use crate::{
-    CorpusError, Span,
-    checksums::{BlockSums, Blocks, SUM_BYTES, blocks_of, sums},
+    CorpusError, Packing, Span,
+    checksums::{BLOCK_BYTES, BlockSums, Blocks, SUM_BYTES, sums},
     store::{Numbers, Tokens},
 };
-
-/// How documents become rows of a fixed length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Documents joined by their end tokens and cut at the length; a row is one text.
-    Concat,
-    /// The same rows, but the documents in a row see nothing of each other.
-    Document,
-    /// Whole documents put together with little padding, long ones split; they see nothing of each other.
-    BestFit,
-}
-
-impl Packing {
-    /// Whether the documents in a row see nothing of each other.
-    pub(crate) fn separates(self) -> bool {
-        self != Self::Concat
-    }
-}
-
-/// The name in configurations, and in the names of files.
-impl fmt::Display for Packing {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
-    }
-}
 
 /// The row index: for each row its spans, so that any packing is read alike. The file holds, as little-endian
 /// u64, the number of rows, for each row the number of spans before it (and the total), then three numbers a
@@ -213,46 +183,20 @@ impl RowIndex {
                 "is not a whole row index: delete it and prepare again",
             )
         };
-        let read = |offset: u64, count: u64| {
-            let end = offset.checked_add(count).filter(|end| *end <= bytes);
-            end.ok_or_else(damaged)?;
-            let mut read = vec![0; count as usize];
-            file.read_exact_at(&mut read, offset).map_err(failed())?;
-            Ok::<_, CorpusError>(read)
-        };
-        let number = |index: Option<u64>| {
-            let offset = index.and_then(|index| index.checked_mul(8));
-            let bytes = read(offset.ok_or_else(damaged)?, 8)?;
-            Ok::<_, CorpusError>(
-                bytes
-                    .as_chunks()
-                    .0
-                    .first()
-                    .map_or(0, |n| u64::from_le_bytes(*n)),
-            )
-        };
-        // These two are compared with the rest of the file only after they say how long it is.
-        let rows = number(Some(0))?;
-        let spans = number(rows.checked_add(1))?;
-        let length = spans
-            .checked_mul(24)
-            .zip(rows.checked_add(2).and_then(|rows| rows.checked_mul(8)))
-            .and_then(|(spans, rows)| spans.checked_add(rows))
-            .filter(|length| *length <= bytes)
-            .ok_or_else(damaged)?;
-        let sum_bytes = blocks_of(length) * SUM_BYTES as u64;
-        if length + sum_bytes + SUM_BYTES as u64 != bytes {
+        // The file ends with a checksum for each block, and the hash of the checksums.
+        let sum = SUM_BYTES as u64;
+        let blocks = bytes.saturating_sub(sum).div_ceil(BLOCK_BYTES + sum);
+        let length = bytes.checked_sub((blocks + 1) * sum).ok_or_else(damaged)?;
+        let mut ending = vec![0; (bytes - length) as usize];
+        file.read_exact_at(&mut ending, length).map_err(failed())?;
+        let (written, hash) = ending.split_at(ending.len() - SUM_BYTES);
+        if blake3::hash(written).as_bytes() != hash {
             return Err(damaged());
         }
-        let written = read(length, sum_bytes)?;
-        if read(length + sum_bytes, SUM_BYTES as u64)? != blake3::hash(&written).as_bytes() {
-            return Err(damaged());
-        }
-        let blocks = Blocks::new(sums(&written));
-        Ok(Self {
-            numbers: Numbers::of_file(path, file, length, blocks),
-            rows,
-        })
+        let blocks = Blocks::new(sums(written));
+        let numbers = Numbers::of_file(path, file, length, blocks);
+        let rows = numbers.u64s(0, 1)?[0];
+        Ok(Self { numbers, rows })
     }
 
     /// The spans of a row, in constant time.

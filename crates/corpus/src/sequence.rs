@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(targets(5, &[2, 3], &[]), [1, 3, 4]);
         // Two turns of a conversation; the second mask reaches past the end.
         assert_eq!(targets(9, &[], &[0..3, 6..20]), [3, 4, 5]);
-        assert_eq!(targets(5, &[1, 4], &[1..3]), [3, 4]);
+        assert_eq!(targets(5, &[1, 4], &[0..1, 1..3]), [3, 4]);
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
         let sequence = Sequence::from(vec![1, 2, 3]);
         let elsewhere = Sequence {
             number: 7,
-            masked: vec![0..2],
+            masked: vec![0..1, 2..3],
             ..sequence.clone()
         };
         assert_eq!(sequence.id(), elsewhere.id());

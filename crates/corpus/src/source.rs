@@ -82,6 +82,14 @@ pub(crate) struct SourceFile {
     pub(crate) format: Format,
 }
 
+/// What becomes of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    Train,
+    Validation,
+    Nothing,
+}
+
 /// Refused files that an error lists by name.
 const LISTED: usize = 5;
 

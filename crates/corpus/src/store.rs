@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{BufWriter, Seek, SeekFrom, Write},
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -13,6 +14,7 @@ use crate::{
     CorpusError,
     checksums::{BLOCK_BYTES, Blocks, Checksums},
     manifest::Manifest,
+    tokenizer::EncodedDocument,
 };
 
 /// A file of little-endian numbers being written.
@@ -64,12 +66,13 @@ impl NumberWriter {
     }
 }
 
-/// A document's tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct EncodedDocument {
-    pub(crate) tokens: Vec<u32>,
-    /// How many of them are the prompt's.
-    pub(crate) prompt: u64,
+/// The two files of a loss mask.
+#[derive(Debug)]
+struct Masked<T> {
+    /// First token and end of each range, counted from the document's start.
+    ranges: T,
+    /// The number of ranges before each document, and the total.
+    ends: T,
 }
 
 /// What a [`TokenWriter`] has written.
@@ -77,14 +80,17 @@ pub(crate) struct EncodedDocument {
 pub(crate) struct Written {
     pub(crate) tokens: u64,
     pub(crate) documents: u64,
+    /// Masked ranges.
+    pub(crate) masked: u64,
 }
 
-/// A sequence of documents' tokens, with the place where each ends, and the tokens of each prompt where there are any:
-/// `NAMEtokens.bin`, `NAMEdocuments.bin`, `NAMEprompts.bin`.
+/// Documents' tokens and the place where each document ends: `tokens.bin` and `documents.bin`, both behind a prefix.
+/// With a loss mask also the ranges of tokens in each document that are not to be predicted, and the number of ranges
+/// up to its end: `masked.bin` and `masked-documents.bin`.
 pub(crate) struct TokenWriter {
     tokens: NumberWriter,
     documents: NumberWriter,
-    prompts: Option<NumberWriter>,
+    masked: Option<Masked<NumberWriter>>,
     width: usize,
     pub(crate) written: Written,
 }
@@ -95,26 +101,30 @@ impl TokenWriter {
         folder: &Path,
         prefix: &str,
         width: usize,
-        prompts: bool,
+        masked: bool,
         written: Written,
     ) -> Result<Self, CorpusError> {
         let open = |name: &str, length| {
             NumberWriter::open_at(folder.join(format!("{prefix}{name}.bin")), length)
         };
-        let ends = match written.documents {
-            0 => 0,
-            count => 8 * (count + 1),
+        let ends = |name: &str| {
+            if written.documents > 0 {
+                return open(name, 8 * (written.documents + 1));
+            }
+            let mut ends = open(name, 0)?;
+            ends.write(&0_u64.to_le_bytes())?;
+            Ok(ends)
         };
-        let mut documents = open("documents", ends)?;
-        if ends == 0 {
-            documents.write(&0_u64.to_le_bytes())?;
-        }
+        let open_masked = || {
+            Ok::<_, CorpusError>(Masked {
+                ranges: open("masked", 16 * written.masked)?,
+                ends: ends("masked-documents")?,
+            })
+        };
         Ok(Self {
             tokens: open("tokens", written.tokens * width as u64)?,
-            documents,
-            prompts: prompts
-                .then(|| open("prompts", 8 * written.documents))
-                .transpose()?,
+            documents: ends("documents")?,
+            masked: masked.then(open_masked).transpose()?,
             width,
             written,
         })
@@ -128,8 +138,13 @@ impl TokenWriter {
         self.tokens.write(&bytes)?;
         self.written.tokens += document.tokens.len() as u64;
         self.written.documents += 1;
-        if let Some(prompts) = &mut self.prompts {
-            prompts.write(&document.prompt.to_le_bytes())?;
+        if let Some(masked) = &mut self.masked {
+            self.written.masked += document.masked.len() as u64;
+            for range in &document.masked {
+                masked.ranges.write(&range.start.to_le_bytes())?;
+                masked.ranges.write(&range.end.to_le_bytes())?;
+            }
+            masked.ends.write(&self.written.masked.to_le_bytes())?;
         }
         self.documents.write(&self.written.tokens.to_le_bytes())
     }
@@ -138,7 +153,11 @@ impl TokenWriter {
     pub(crate) fn sync(&mut self) -> Result<(), CorpusError> {
         self.tokens.sync()?;
         self.documents.sync()?;
-        self.prompts.as_mut().map_or(Ok(()), NumberWriter::sync)
+        if let Some(masked) = &mut self.masked {
+            masked.ranges.sync()?;
+            masked.ends.sync()?;
+        }
+        Ok(())
     }
 }
 
@@ -258,11 +277,6 @@ impl Numbers {
             .map(|number| u64::from_le_bytes(*number))
             .collect())
     }
-
-    /// The `index`th number.
-    pub(crate) fn u64(&self, index: u64) -> Result<u64, CorpusError> {
-        Ok(self.u64s(index, 1)?[0])
-    }
 }
 
 /// Document ends that are read at a time, where all are gone through.
@@ -273,7 +287,7 @@ const ENDS_AT_A_TIME: u64 = 1 << 14;
 pub(crate) struct Tokens {
     tokens: Numbers,
     ends: Numbers,
-    prompts: Option<Numbers>,
+    masked: Option<Masked<Numbers>>,
     width: usize,
 }
 
@@ -294,21 +308,34 @@ impl Tokens {
             let name = format!("{prefix}{name}.bin");
             Numbers::open(&folder.join(&name), bytes, checksums.of(&name)?)
         };
-        let prompts = manifest.made_from.prompt.is_some();
+        let of_record = |name: &str| {
+            let record = manifest.files.get(&format!("{prefix}{name}.bin"));
+            open(name, record.map_or(0, |record| record.bytes))
+        };
+        let open_masked = || {
+            Ok::<_, CorpusError>(Masked {
+                ranges: of_record("masked")?,
+                ends: open("masked-documents", (documents + 1) * 8)?,
+            })
+        };
         Ok(Self {
             tokens: open("tokens", tokens * width as u64)?,
             ends: open("documents", (documents + 1) * 8)?,
-            prompts: prompts
-                .then(|| open("prompts", documents * 8))
-                .transpose()?,
+            masked: manifest.is_masked().then(open_masked).transpose()?,
             width,
         })
     }
 
-    /// Tokens of a document's prompt.
-    pub(crate) fn prompt(&self, document: u64) -> Result<u64, CorpusError> {
-        let prompts = self.prompts.as_ref();
-        prompts.map_or(Ok(0), |prompts| prompts.u64(document))
+    /// The ranges of a document's tokens that are not to be predicted.
+    pub(crate) fn masked(&self, document: u64) -> Result<Vec<Range<u64>>, CorpusError> {
+        let Some(masked) = &self.masked else {
+            return Ok(Vec::new());
+        };
+        let ends = masked.ends.u64s(document, 2)?;
+        let count = ends[1].saturating_sub(ends[0]);
+        let numbers = masked.ranges.u64s(2 * ends[0], 2 * count as usize)?;
+        let (ranges, _) = numbers.as_chunks::<2>();
+        Ok(ranges.iter().map(|&[start, end]| start..end).collect())
     }
 
     /// Where a document starts and ends, in tokens.
@@ -354,5 +381,51 @@ impl Tokens {
             u32::from_le_bytes(number)
         };
         Ok(bytes.chunks_exact(width).map(token).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksums::{of_file, sums};
+
+    #[test]
+    fn a_document_has_any_number_of_masked_ranges() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let ranges: [&[Range<u64>]; 3] = [&[0..2, 3..4], &[], &[1..2, 3..5]];
+        let mut written = Written::default();
+        for masked in ranges {
+            // As after a stop.
+            let mut out = TokenWriter::open(folder, "", 2, true, written).unwrap();
+            let document = EncodedDocument {
+                tokens: vec![7; 5],
+                masked: masked.to_vec(),
+            };
+            out.append(&document).unwrap();
+            out.sync().unwrap();
+            written = out.written;
+        }
+        let open = |name: &str| {
+            let path = folder.join(name);
+            let (file, blocks) = of_file(&path).unwrap();
+            Numbers::open(&path, file.bytes, Blocks::new(sums(&blocks))).unwrap()
+        };
+        let tokens = Tokens {
+            tokens: open("tokens.bin"),
+            ends: open("documents.bin"),
+            masked: Some(Masked {
+                ranges: open("masked.bin"),
+                ends: open("masked-documents.bin"),
+            }),
+            width: 2,
+        };
+        for (document, expected) in (0..).zip(ranges) {
+            assert_eq!(tokens.masked(document).unwrap(), expected);
+            assert_eq!(
+                tokens.bounds(document).unwrap(),
+                (5 * document, 5 * document + 5)
+            );
+        }
     }
 }

@@ -2,20 +2,12 @@
 
 use std::{cell::OnceCell, collections::HashSet, ops::ControlFlow};
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
-    CorpusError, DomainSource, PrepareOptions, ValidationBy, documents, manifest::MadeFrom,
-    quarantine::Quarantine, source::SourceFile,
+    CorpusError, DomainSource, PrepareOptions, ValidationBy, documents,
+    manifest::MadeFrom,
+    quarantine::Quarantine,
+    source::{SourceFile, Use},
 };
-
-/// What becomes of a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Use {
-    Train,
-    Validation,
-    Nothing,
-}
 
 /// A document as the first reading sees it: 24 bytes, so that a hundred million of them fit.
 #[derive(Debug, Clone, Copy)]

@@ -14,7 +14,8 @@ use ddk_files::Swap;
 use crate::{
     CorpusError, DomainSource, PrepareOptions, Progress, TokenizerFolder, documents,
     manifest::{MadeFrom, Manifest},
-    survey::{Seen, Use, survey},
+    source::Use,
+    survey::{Seen, survey},
     writing::{self, Batch, Writing},
 };
 

@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::{CorpusError, documents::Document, store::EncodedDocument};
+use crate::{CorpusError, documents::Document};
 
 /// Texts that tokenizers of one family encode alike: letters, digits, white space, code, scripts, emoji.
 const PROBES: [&str; 8] = [
@@ -22,6 +23,14 @@ const PROBES: [&str; 8] = [
     "🙂🚀",
     "\r\n\r\n",
 ];
+
+/// A document's tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EncodedDocument {
+    pub(crate) tokens: Vec<u32>,
+    /// The ranges of them that need not be predicted, in order; a prompt is one range from the start.
+    pub(crate) masked: Vec<Range<u64>>,
+}
 
 /// A tokenizer with its end token, as a model's folder holds it.
 #[derive(Debug, Clone)]
@@ -150,11 +159,12 @@ impl TokenizerFolder {
                 tokens.pop();
             }
             let prompt = tokens.len() as u64;
+            let masked = (prompt > 0).then_some(0..prompt).into_iter().collect();
             tokens.extend(text.unwrap_or_default());
             if tokens.last() != Some(&self.end_token) {
                 tokens.push(self.end_token);
             }
-            EncodedDocument { tokens, prompt }
+            EncodedDocument { tokens, masked }
         };
         Ok(has_prompt.into_iter().map(join).collect())
     }

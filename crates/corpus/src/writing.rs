@@ -13,10 +13,11 @@ use crate::{
     CorpusError, DomainSource, TokenizerFolder,
     checksums::{self, BLOCK_BYTES, CHECKSUMS_FILE},
     documents::Document,
-    manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest},
+    manifest::{DATA_FILES, MANIFEST, MadeFrom, Manifest, format_of},
     quarantine::QUARANTINE_FILE,
+    source::Use,
     store::{TokenWriter, Written},
-    survey::{Survey, Use},
+    survey::Survey,
 };
 
 /// Where a domain is, and where it is on its way there.
@@ -106,10 +107,10 @@ impl<'a> Writing<'a> {
             ddk_files::create_folder(folder)?;
         }
         let saved = found.unwrap_or(nothing);
-        let (width, prompts) = (tokenizer.token_bytes(), domain.prompt.is_some());
+        let (width, masked) = (tokenizer.token_bytes(), domain.prompt.is_some());
         Ok(Self {
-            train: TokenWriter::open(folder, "", width, prompts, saved.train)?,
-            validation: TokenWriter::open(folder, "validation-", width, prompts, saved.validation)?,
+            train: TokenWriter::open(folder, "", width, masked, saved.train)?,
+            validation: TokenWriter::open(folder, "validation-", width, masked, saved.validation)?,
             folder: folder.to_owned(),
             tokenizer,
             most_tokens: domain.limits.tokens.unwrap_or(u64::MAX),
@@ -183,7 +184,7 @@ impl<'a> Writing<'a> {
             content.update(name.as_bytes()).update(file.hash.as_bytes());
         }
         let manifest = Manifest {
-            format: FORMAT,
+            format: format_of(self.saved.made_from.prompt.is_some()),
             made_from: self.saved.made_from,
             token_bytes: self.tokenizer.token_bytes(),
             tokens: self.train.written.tokens,

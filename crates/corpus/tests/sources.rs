@@ -303,6 +303,16 @@ fn prompts_are_not_predicted_where_they_are_masked() {
             .iter()
             .all(|document| !document.masked.is_empty())
     );
+    // Until format 4 a domain with prompts held one length per document.
+    let manifest = place.path("prepared/records/manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let old = text.replace("\"format\": 5", "\"format\": 4");
+    assert_ne!(old, text);
+    fs::write(&manifest, old).unwrap();
+    let stale = ddk_corpus::stale(&options, &tokenizer).unwrap();
+    assert!(stale[0].reason.contains("another version"), "{stale:?}");
+    assert!(place.prepare(&options).unwrap()[0].prepared);
+    assert_eq!(fs::read_to_string(&manifest).unwrap(), text);
 }
 
 /// A file that is one document stands between records with prompts: it has none, and takes nobody's.

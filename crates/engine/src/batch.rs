@@ -117,7 +117,7 @@ mod tests {
     fn the_first_token_of_a_document_and_masked_ones_are_not_predicted() {
         let packed = Sequence {
             document_lengths: vec![1, 3],
-            masked: vec![2..3],
+            masked: vec![0..1, 2..3],
             ..vec![5, 6, 7, 8].into()
         };
         let longer = vec![1, 2, 3, 4, 5].into();

@@ -13,7 +13,7 @@ use crate::{
     args,
     checkpoints::{self, checkpoint_of},
     faults::Faults,
-    hint::Hint,
+    hint::{self, Hint},
     phase::Phase,
     progress::say,
     signals::Signals,
@@ -25,12 +25,8 @@ use crate::{
 /// The folder holds no run, the checkpoint is missing or damaged, or `--out` must not be replaced.
 pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     signals.begin(Phase::ExportModel, &Faults::default())?;
+    hint::must_hold_a_run(&args.run)?;
     let config = args.run.join("config.toml");
-    if !config.exists() {
-        return Err(anyhow!("{} holds no run", args.run.display()))
-            .hint("name the folder of a run, such as runs/demo")
-            .usage();
-    }
     let settings = ddk_settings::load(&[config], &[], [])?.settings;
     let student = settings
         .student

@@ -1,6 +1,9 @@
 //! Errors as a user sees them: the chain of causes, then what to do, and the exit code.
 
-use std::fmt;
+use std::{fmt, path::Path};
+
+use anyhow::{Result, anyhow};
+use ddk_run::RunFolder;
 
 /// Exit codes, as documented in `ddk --help`.
 pub mod exit {
@@ -49,6 +52,16 @@ impl<T, E: Into<anyhow::Error>> Hint<T> for Result<T, E> {
     fn usage(self) -> anyhow::Result<T> {
         self.map_err(usage)
     }
+}
+
+/// Refuses a folder in which no run was started.
+pub fn must_hold_a_run(folder: &Path) -> Result<()> {
+    if RunFolder::holds_a_run(folder) {
+        return Ok(());
+    }
+    Err(anyhow!("{} holds no run", folder.display()))
+        .hint("name the folder of a run, such as runs/demo")
+        .usage()
 }
 
 /// The error with what to do about it.

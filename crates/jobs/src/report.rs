@@ -5,10 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ddk_report::{RunReport, run_report::Changed};
 
-use crate::{args, hint::Hint, progress::say};
+use crate::{args, hint, progress::say};
 
 /// Writes the report of a run in each of the formats asked for.
 ///
@@ -16,11 +16,7 @@ use crate::{args, hint::Hint, progress::say};
 /// The folder holds no run, or a file cannot be written.
 pub fn run(args: &args::Report) -> Result<()> {
     let folder = &args.run;
-    if !folder.join("config.toml").exists() {
-        return Err(anyhow!("{} holds no run", folder.display()))
-            .hint("name the folder of a run, such as runs/demo")
-            .usage();
-    }
+    hint::must_hold_a_run(folder)?;
     let report = of_run(folder)?;
     let out = args.out.clone().unwrap_or_else(|| folder.clone());
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;

@@ -37,10 +37,6 @@ impl Policy for DdkNoSmoothing {
         self.update_every
     }
 
-    fn floor(&self, _domains: usize) -> f64 {
-        0.0
-    }
-
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
         Ok(Decision {
             discrepancy: Some(discrepancy(&at_start.checked_ratios()?)?),

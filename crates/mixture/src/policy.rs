@@ -46,7 +46,9 @@ pub trait Policy: Send {
     }
 
     /// No weight of an update is under this, of `domains` domains.
-    fn floor(&self, domains: usize) -> f64;
+    fn floor(&self, _domains: usize) -> f64 {
+        0.0
+    }
 
     /// The mixture of interval 0. `natural`: each domain's share of the corpus' tokens.
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;

@@ -50,10 +50,6 @@ impl Policy for Sheared {
         self.update_every
     }
 
-    fn floor(&self, _domains: usize) -> f64 {
-        0.0
-    }
-
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
         Ok(Decision {
             weights: self.first.weights(natural, at_start)?,

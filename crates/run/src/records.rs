@@ -170,12 +170,17 @@ pub struct EventLine {
     pub message: String,
 }
 
+/// Now, as events and Prometheus have it.
+pub fn seconds_since_1970() -> f64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+    elapsed.map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
+
 impl EventLine {
     /// Something that happens now, after this step.
     pub(crate) fn now(step: u64, kind: EventKind, message: &str) -> Self {
-        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
-            time: elapsed.map_or(0.0, |elapsed| elapsed.as_secs_f64()),
+            time: seconds_since_1970(),
             step,
             kind,
             message: message.to_owned(),

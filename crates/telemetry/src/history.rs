@@ -6,14 +6,14 @@ mod mixtures;
 use std::{
     collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use ddk_files::{Found, Tail};
 use ddk_run::{
     RunFolder,
     read::summary,
-    records::{EventKind, EventLine, StepLine, Summary},
+    records::{EventKind, EventLine, StepLine, Summary, seconds_since_1970},
 };
 use serde::de::DeserializeOwned;
 
@@ -326,10 +326,7 @@ impl History {
         }
         let until = match state {
             State::Stopped | State::Failed => self.last_event?,
-            _ => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .ok()?
-                .as_secs_f64(),
+            _ => seconds_since_1970(),
         };
         Some((until - self.first_event?).max(0.0))
     }

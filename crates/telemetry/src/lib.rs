@@ -34,6 +34,6 @@ pub use keeper::{KEEP_EVERY, KeepError, Keeper};
 pub use machine::{Gpu, peak_resident_bytes};
 pub use progress::{Meter, Progress};
 pub use queue::{Queue, Queues};
-pub use recorder::{Recorder, RecorderError, seconds_since_1970};
+pub use recorder::{Recorder, RecorderError};
 pub use server::{ServeError, Server, serve};
 pub use site::{Limits, Site};

@@ -97,9 +97,10 @@ impl Machine {
     }
 }
 
-/// The largest resident memory of the process so far, in bytes.
-pub fn peak_resident_bytes() -> Option<f64> {
-    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+/// The largest resident memory of this process so far.
+pub fn peak_resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    kibibytes(&status, "VmHWM:").map(|bytes| bytes as u64)
 }
 
 /// A line of /proc/self/status, in bytes.

@@ -3,10 +3,10 @@
 use std::{
     path::Path,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
+use ddk_run::records::seconds_since_1970;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::{
@@ -116,14 +116,6 @@ impl Recorder {
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
-}
-
-/// Now, as Prometheus has it.
-pub fn seconds_since_1970() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs_f64()
 }
 
 /// The process's recorder: hands on to the current run's.

@@ -220,7 +220,7 @@ fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
         mixture_flops_share: totals.mixture_flops
             / (totals.teacher_flops + totals.student_flops).max(1.0),
         mixture_seconds_share: totals.boundary_seconds / distill,
-        peak_rss_bytes: peak_resident_bytes().unwrap_or(0.0) as u64,
+        peak_rss_bytes: peak_resident_bytes().unwrap_or(0),
         stop_reason: reason,
         exported: String::new(),
         exported_step: None,
