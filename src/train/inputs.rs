@@ -140,26 +140,34 @@ impl Inputs {
 
     /// Refuses another teacher, student or tokenizer than the other run's; the data may differ.
     pub fn same_models(&self, other: &Self) -> Result<()> {
-        let differ = [
-            ("teacher", self.teacher != other.teacher),
-            (
-                "teacher's config.json",
-                self.teacher_config != other.teacher_config,
-            ),
-            ("student", self.student != other.student),
-            (
-                "student's config.json",
-                self.student_config != other.student_config,
-            ),
-            ("tokenizer", self.tokenizer != other.tokenizer),
-        ];
-        match differ.iter().find(|(_, differs)| *differs) {
-            Some((what, _)) => Err(anyhow!(
-                "a fork keeps weights and moments, so the {what} must be that of the run it is forked from"
+        let mut pairs = self.models().into_iter().zip(other.models());
+        match pairs.find(|(own, other)| own != other) {
+            Some(((what, _), _)) => Err(anyhow!(
+                "a fork keeps weights and moments, so {what} must be as in the run it is forked from"
             ))
             .usage(),
             None => Ok(()),
         }
+    }
+
+    /// The hashes of models and tokenizer.
+    fn models(&self) -> [(String, &str); 5] {
+        [
+            ("the teacher's weights", &self.teacher),
+            ("the teacher's config.json", &self.teacher_config),
+            ("the student's weights", &self.student),
+            ("the student's config.json", &self.student_config),
+            ("the tokenizer", &self.tokenizer),
+        ]
+        .map(|(what, hash)| (what.to_owned(), hash.as_str()))
+    }
+
+    /// All hashes.
+    fn all(&self) -> impl Iterator<Item = (String, &str)> {
+        let domains = self.corpus.iter();
+        let domains =
+            domains.map(|(name, hash)| (format!("the corpus of domain `{name}`"), hash.as_str()));
+        self.models().into_iter().chain(domains)
     }
 
     /// Where each of these domains was in the other run, with the same content.
@@ -198,39 +206,11 @@ impl Inputs {
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         same_settings(folder.path(), settings)?;
         let advice = advice(&folder.config());
-        let path = inputs_file(folder);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let then: Self = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-        let mut pairs = vec![
-            (
-                "the teacher's weights".to_owned(),
-                &then.teacher,
-                &self.teacher,
-            ),
-            (
-                "the teacher's config.json".to_owned(),
-                &then.teacher_config,
-                &self.teacher_config,
-            ),
-            (
-                "the student's weights".to_owned(),
-                &then.student,
-                &self.student,
-            ),
-            (
-                "the student's config.json".to_owned(),
-                &then.student_config,
-                &self.student_config,
-            ),
-            ("the tokenizer".to_owned(), &then.tokenizer, &self.tokenizer),
-        ];
+        let then = Self::of_run(folder.path())?;
         // Settings name the domains, so both lists have the same.
-        for ((name, then), (_, now)) in then.corpus.iter().zip(&self.corpus) {
-            pairs.push((format!("the corpus of domain `{name}`"), then, now));
-        }
-        match pairs.into_iter().find(|(_, then, now)| then != now) {
-            Some((what, then, now)) => Err(anyhow!(
+        let mut pairs = then.all().zip(self.all());
+        match pairs.find(|(then, now)| then != now) {
+            Some(((what, then), (_, now))) => Err(anyhow!(
                 "{} holds another run: {what} changed since it was started (hash {} then, {} now)",
                 folder.path().display(),
                 shortened(then),

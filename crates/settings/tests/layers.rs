@@ -208,7 +208,7 @@ fn every_key_is_documented() {
 fn a_method_stands_for_two_choices_directly_above_the_defaults() {
     assert_eq!(Method::names().count(), 8);
     for name in Method::names() {
-        let method = Method::named(name).unwrap();
+        let method = name.parse::<Method>().unwrap();
         let loaded = with(&[], &[&format!("method={method}")], &[]);
         let written: toml::Table = toml::from_str(&loaded.settings.to_toml().unwrap()).unwrap();
         for (key, value) in method.choices() {
