@@ -184,7 +184,7 @@ impl Scheduler {
             interval: interval.index,
             step: interval.first_step - 1,
             version: interval.index,
-            policy: self.policy.name().to_owned(),
+            policy: self.policy.name().to_string(),
             alpha: self.policy.alpha(),
             weights: plan.by_name(&interval.weights),
             target: plan.by_name(&interval.target),

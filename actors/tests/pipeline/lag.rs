@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use ddk_actors::{End, StopReason};
-use ddk_mixture::{FirstInterval, Fixed, Origin, Policy, Sheared};
+use ddk_mixture::{FirstInterval, Fixed, MixturePolicy, Policy, Sheared};
 use serde_json::Value;
 
 use crate::fakes::{World, dawdle};
@@ -157,7 +157,7 @@ async fn other_policies_lag_too() {
     let first = FirstInterval::Natural;
     for policy in [
         Sheared::new(5, first, vec![None; 3]).state(),
-        Fixed::new(Origin::Equal, &[1.0; 3], 5).state(),
+        Fixed::new(MixturePolicy::Equal, &[1.0; 3], 5).state(),
     ] {
         let mut whole = world();
         whole.policy = policy.clone();

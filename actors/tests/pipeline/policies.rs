@@ -7,7 +7,8 @@ use std::sync::{
 };
 
 use ddk_mixture::{
-    DdkNoSmoothing, DoremiProxy, FirstInterval, Fixed, Odm, Origin, Policy, PolicyState, Sheared,
+    DdkNoSmoothing, DoremiProxy, FirstInterval, Fixed, MixturePolicy, Odm, Policy, PolicyState,
+    Sheared,
 };
 use serde_json::Value;
 
@@ -27,7 +28,7 @@ fn policies() -> Vec<(PolicyState, usize, u64)> {
         (DdkNoSmoothing::new(5, first).state(), 4, 5),
         (Sheared::new(5, first, vec![None; 3]).state(), 4, 5),
         (
-            Fixed::new(Origin::Static, &[3.0, 1.0, 0.0], 5).state(),
+            Fixed::new(MixturePolicy::Static, &[3.0, 1.0, 0.0], 5).state(),
             4,
             2,
         ),
@@ -54,7 +55,7 @@ async fn only_what_a_policy_needs_is_measured() {
             Ok(())
         });
         world.run().await.unwrap();
-        let name = policy.into_policy().name();
+        let name = policy.into_policy().name().to_string();
         assert_eq!(measured.load(Ordering::Relaxed), evaluations, "{name}");
         let lines = mixtures(&world);
         assert_eq!(lines.len(), intervals, "{name}");

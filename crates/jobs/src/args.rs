@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, builder::PossibleValuesParser};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use ddk_settings::Method;
 
 /// Which settings: files in order, then the environment, then --set.
@@ -132,9 +135,9 @@ pub struct Compare {
         value_name = "LIST",
         value_delimiter = ',',
         default_value = "cpt,cpt-doremi,kd,ted,minillm,ddk,ddk-no-smoothing,ddk-equal",
-        value_parser = PossibleValuesParser::new(Method::names())
+        value_parser = PossibleValuesParser::new(Method::names()).try_map(|name| name.parse::<Method>())
     )]
-    pub methods: Vec<String>,
+    pub methods: Vec<Method>,
     /// Seeds, from run.seed on
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,

@@ -65,7 +65,7 @@ impl Divergence {
             Self::ReverseKl => rows.diverge(ReverseKl),
             Self::Jsd { beta } => rows.diverge(Jsd::new(beta)),
             Self::SkewKl { skew } => rows.diverge(SkewKl::new(skew)),
-            Self::SkewReverseKl { skew } => rows.diverge(SkewReverseKl::new(skew)),
+            Self::SkewReverseKl { skew } => rows.diverge(SkewReverseKl(SkewKl::new(skew))),
             Self::TotalVariation => rows.diverge(TotalVariation),
         }
     }
@@ -217,32 +217,16 @@ impl OfColumn for SkewKl {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct SkewReverseKl {
-    log_skew: f32,
-    log_one_less: f32,
-}
-
-impl SkewReverseKl {
-    pub(crate) fn new(skew: f64) -> Self {
-        let SkewKl {
-            log_skew,
-            log_one_less,
-        } = SkewKl::new(skew);
-        Self {
-            log_skew,
-            log_one_less,
-        }
-    }
-}
+pub(crate) struct SkewReverseKl(SkewKl);
 
 impl OfColumn for SkewReverseKl {
     #[inline(always)]
     fn part(self, Column { ahead, p, .. }: Column) -> Part {
         // Everything less s.
-        let mixed = log_add(self.log_skew, self.log_one_less - ahead);
+        let mixed = log_add(self.0.log_skew, self.0.log_one_less - ahead);
         Part {
             value: -p * mixed,
-            slope: (-mixed - exp(self.log_skew - mixed)).into(),
+            slope: (-mixed - exp(self.0.log_skew - mixed)).into(),
             ..Part::default()
         }
     }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
+    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
+    Refused,
     equations::{check_weights, discrepancy, smooth_update},
     policy::shares_of_domains,
 };
@@ -48,8 +49,8 @@ impl Ddk {
 }
 
 impl Policy for Ddk {
-    fn name(&self) -> &'static str {
-        "ddk"
+    fn name(&self) -> MixturePolicy {
+        MixturePolicy::Ddk
     }
 
     fn needs(&self) -> Needs {

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
-    equations::discrepancy,
+    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
+    Refused, equations::discrepancy,
 };
 
 /// Each interval draws by the discrepancy of the perplexities at its start: the softmax of the ratios.
@@ -25,8 +25,8 @@ impl DdkNoSmoothing {
 }
 
 impl Policy for DdkNoSmoothing {
-    fn name(&self) -> &'static str {
-        "ddk-no-smoothing"
+    fn name(&self) -> MixturePolicy {
+        MixturePolicy::DdkNoSmoothing
     }
 
     fn needs(&self) -> Needs {

@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
+    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
+    Refused,
     equations::{lift, tilted},
     policy::{of_domains, shares_of_domains},
 };
@@ -64,8 +65,8 @@ impl DoremiProxy {
 }
 
 impl Policy for DoremiProxy {
-    fn name(&self) -> &'static str {
-        "doremi-proxy"
+    fn name(&self) -> MixturePolicy {
+        MixturePolicy::DoremiProxy
     }
 
     fn needs(&self) -> Needs {

@@ -3,28 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, Needs, Perplexities, Policy, PolicyState, Refused,
+    Decision, Feedback, MixturePolicy, Needs, Perplexities, Policy, PolicyState, Refused,
     equations::check_weights, policy::shares_of_domains,
 };
-
-/// Where fixed shares come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Origin {
-    /// The same share for each domain.
-    Equal,
-    /// Each domain's share of the corpus' tokens.
-    Natural,
-    /// As they were given.
-    Static,
-    /// The mean weights of DoReMi's proxy: the last of its three phases.
-    Doremi,
-}
 
 /// The same shares in every interval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fixed {
-    origin: Origin,
+    /// Equal, natural, static or DoReMi's: where the shares come from.
+    origin: MixturePolicy,
     update_every: u64,
     /// They sum to 1.
     shares: Vec<f64>,
@@ -32,7 +19,7 @@ pub struct Fixed {
 
 impl Fixed {
     /// `shares` of 0 or more, of any sum over 0; `update_every` is the length of the intervals that rows are drawn in.
-    pub fn new(origin: Origin, shares: &[f64], update_every: u64) -> Self {
+    pub fn new(origin: MixturePolicy, shares: &[f64], update_every: u64) -> Self {
         let sum: f64 = shares.iter().sum();
         Self {
             origin,
@@ -58,13 +45,8 @@ impl Fixed {
 }
 
 impl Policy for Fixed {
-    fn name(&self) -> &'static str {
-        match self.origin {
-            Origin::Equal => "equal",
-            Origin::Natural => "natural",
-            Origin::Static => "static",
-            Origin::Doremi => "doremi",
-        }
+    fn name(&self) -> MixturePolicy {
+        self.origin
     }
 
     fn needs(&self) -> Needs {

@@ -22,7 +22,7 @@ pub use ddk_no_smoothing::DdkNoSmoothing;
 pub use doremi_proxy::DoremiProxy;
 pub use equations::{Refused, discrepancy, smooth_update};
 pub use feedback::{Feedback, Needs, Perplexities, TrainingSums};
-pub use fixed::{Fixed, Origin};
+pub use fixed::Fixed;
 pub use odm::Odm;
 pub use plan::{interval_order, limit};
 pub use policy::{Decision, FirstInterval, MixturePolicy, Policy, PolicyState, shares_of_domains};

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, Needs, Perplexities, Policy, PolicyState, Refused,
+    Decision, Feedback, MixturePolicy, Needs, Perplexities, Policy, PolicyState, Refused,
     equations::{check_weights, softmax},
     policy::of_domains,
 };
@@ -59,8 +59,8 @@ impl Odm {
 }
 
 impl Policy for Odm {
-    fn name(&self) -> &'static str {
-        "odm"
+    fn name(&self) -> MixturePolicy {
+        MixturePolicy::Odm
     }
 
     fn needs(&self) -> Needs {

@@ -32,7 +32,7 @@ pub struct Decision {
 /// Moves the mixture from interval to interval.
 pub trait Policy: Send {
     /// Its name in configurations and in `mixture.jsonl`.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> MixturePolicy;
 
     /// What it has to know at an interval's end.
     fn needs(&self) -> Needs;

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, Needs, Perplexities, Policy, PolicyState, Refused,
-    equations::tilted, policy::of_domains,
+    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
+    Refused, equations::tilted, policy::of_domains,
 };
 
 /// Algorithm 1 of the paper: `w_t ∝ w_{t-1} * exp(max(loss - reference, 0))`, losses on the validation documents.
@@ -38,8 +38,8 @@ impl Sheared {
 }
 
 impl Policy for Sheared {
-    fn name(&self) -> &'static str {
-        "sheared"
+    fn name(&self) -> MixturePolicy {
+        MixturePolicy::Sheared
     }
 
     fn needs(&self) -> Needs {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, FirstInterval, Fixed, Needs, Odm, Origin,
+    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, FirstInterval, Fixed, MixturePolicy, Needs, Odm,
     Perplexities, Policy, PolicyState, Quota, Sheared, TrainingSums, interval_order, limit,
     shares_of_domains, smooth_update,
 };
@@ -44,7 +44,7 @@ fn policies(natural: &[f64], alpha: f64) -> Vec<Box<dyn Policy>> {
     vec![
         Box::new(Ddk::new(alpha, 10, FirstInterval::Natural)),
         Box::new(DdkNoSmoothing::new(10, FirstInterval::Equal)),
-        Box::new(Fixed::new(Origin::Static, natural, 10)),
+        Box::new(Fixed::new(MixturePolicy::Static, natural, 10)),
         Box::new(Sheared::new(10, FirstInterval::Discrepancy, reference)),
         Box::new(Odm::new(alpha * 0.99)),
         Box::new(DoremiProxy::new(1.0, alpha, 5.0, FirstInterval::Natural)),

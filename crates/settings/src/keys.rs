@@ -11,9 +11,12 @@ use crate::Settings;
 pub fn schema() -> Json {
     let mut schema = schemars::schema_for!(Settings).to_value();
     // The default of a table is that of its keys.
-    for table in schema["properties"].as_object_mut().into_iter().flatten() {
-        if table.1["default"].is_object() {
-            table.1["default"].take();
+    let tables = schema["properties"].as_object_mut().into_iter();
+    for table in tables.flat_map(|tables| tables.values_mut()) {
+        let table = table.as_object_mut();
+        if let Some(table) = table.filter(|table| table.get("default").is_some_and(Json::is_object))
+        {
+            table.remove("default");
         }
     }
     schema

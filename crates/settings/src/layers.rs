@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Display, fs, ops::Range, path::PathBuf};
 use config::{Config, ConfigError, Map, Source, ValueKind};
 use serde::Deserialize;
 use toml::{
-    Value,
+    Spanned, Value,
     de::{DeTable, DeValue},
 };
 
@@ -74,12 +74,7 @@ pub fn load(
     for path in files {
         let name = path.display();
         add(match fs::read_to_string(path) {
-            Ok(text) => Text {
-                text: &text,
-                name: name.to_string(),
-                is_file: true,
-            }
-            .layer(),
+            Ok(text) => Layer::read(&text, name.to_string(), true),
             Err(error) => Err(Error::one(
                 name.to_string(),
                 format!("cannot be read: {error}"),
@@ -104,20 +99,12 @@ pub fn load(
         return Err(Error(problems));
     }
     let method = layers.iter().rev().find_map(|layer| layer.0.get("method"));
-    if let Some(method) = method.and_then(|name| Method::named(&name.to_string())) {
+    if let Some(Ok(method)) = method.map(|name| name.to_string().parse::<Method>()) {
         let lines = method
             .choices()
             .map(|(key, value)| format!("{key} = \"{value}\"\n"));
         let name = format!("method {method}");
-        layers.insert(
-            0,
-            Text {
-                text: &lines.concat(),
-                name,
-                is_file: false,
-            }
-            .layer()?,
-        );
+        layers.insert(0, Layer::read(&lines.concat(), name, false)?);
     }
     let failed = |error: &dyn Display| Error::one("the merged configuration", error.to_string());
     let layers = layers.into_iter();
@@ -148,12 +135,7 @@ fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     } else {
         format!("{key} = {}", Value::from(value))
     };
-    Text {
-        text: &text,
-        name,
-        is_file: false,
-    }
-    .layer()
+    Layer::read(&text, name, false)
 }
 
 /// Values, each with its origin; later layers override earlier ones, key by key, and arrays replace each other.
@@ -171,6 +153,30 @@ impl Source for Layer {
 }
 
 impl Layer {
+    /// Checks names and types.
+    fn read(text: &str, name: String, is_file: bool) -> Result<Self, Error> {
+        let mut reader = Reader {
+            text,
+            name,
+            is_file,
+            problems: Vec::new(),
+        };
+        let parsed = DeTable::parse(text).map(|table| reader.table(table.get_ref(), &[]));
+        let values = match parsed {
+            // Unknown names are said by name, and before types.
+            Ok(values) if reader.problems.is_empty() => {
+                toml::from_str::<Settings>(text).map(|_| values)
+            }
+            other => other,
+        };
+        match values {
+            Ok(values) if reader.problems.is_empty() => return Ok(Self(values)),
+            Ok(_) => {}
+            Err(error) => reader.problem(error.span().unwrap_or_default(), error.message(), None),
+        }
+        Err(Error(reader.problems))
+    }
+
     /// Refuses a secret, without the origin, which holds it.
     fn without_secrets(self) -> Result<Self, Error> {
         let mut written = Origins::default();
@@ -214,79 +220,53 @@ fn plain(value: config::Value, path: &str, origins: &mut Origins) -> Value {
 }
 
 /// The text of a layer.
-struct Text<'a> {
+struct Reader<'a> {
     text: &'a str,
     /// The file; the variable or option, which is its own line.
     name: String,
     is_file: bool,
+    problems: Vec<Problem>,
 }
 
-impl Text<'_> {
-    /// Checks names and types.
-    fn layer(&self) -> Result<Layer, Error> {
-        let failed = |error: toml::de::Error| {
-            let span = error.span().unwrap_or_default();
-            Error(vec![self.problem(span, error.message().to_owned(), None)])
-        };
-        let table = DeTable::parse(self.text).map_err(failed)?;
-        let mut problems = Vec::new();
-        let values = self.table(table.get_ref(), &[], &mut problems);
-        if !problems.is_empty() {
-            return Err(Error(problems));
-        }
-        toml::from_str::<Settings>(self.text).map_err(failed)?;
-        Ok(Layer(values))
-    }
-
-    fn table(
-        &self,
-        table: &DeTable<'_>,
-        path: &[&str],
-        problems: &mut Vec<Problem>,
-    ) -> Map<String, config::Value> {
+impl Reader<'_> {
+    fn table(&mut self, table: &DeTable<'_>, path: &[&str]) -> Map<String, config::Value> {
         let known = names_in(path);
         let values = table.iter().map(|(name, value)| {
             let key = name.get_ref().as_ref();
             // A table in the place of a value is of a wrong type.
             if !known.is_empty() && !known.contains(&"*") && !known.contains(&key) {
                 let message = format!("unknown field `{key}`");
-                problems.push(self.problem(name.span(), message, Some(nearest(key, &known))));
+                self.problem(name.span(), &message, Some(nearest(key, &known)));
             }
-            let origin = self.place(name.span());
-            let path = [path, &[key]].concat();
-            let kind = self.value(value.get_ref(), value.span(), &path, &origin, problems);
-            (key.to_owned(), config::Value::new(Some(&origin), kind))
+            let (path, origin) = ([path, &[key]].concat(), self.place(name.span()));
+            (key.to_owned(), self.value(value, &path, &origin))
         });
         values.collect()
     }
 
     fn value(
-        &self,
-        value: &DeValue<'_>,
-        span: Range<usize>,
+        &mut self,
+        value: &Spanned<DeValue<'_>>,
         path: &[&str],
         origin: &String,
-        problems: &mut Vec<Problem>,
-    ) -> ValueKind {
-        match value {
-            DeValue::Table(table) => ValueKind::Table(self.table(table, path, problems)),
+    ) -> config::Value {
+        let kind = match value.get_ref() {
+            DeValue::Table(table) => ValueKind::Table(self.table(table, path)),
             DeValue::Array(values) => {
-                let values = values.iter().map(|value| {
-                    let kind = self.value(value.get_ref(), value.span(), path, origin, problems);
-                    config::Value::new(Some(origin), kind)
-                });
-                ValueKind::Array(values.collect())
+                let values = values.iter();
+                ValueKind::Array(
+                    values
+                        .map(|value| self.value(value, path, origin))
+                        .collect(),
+                )
             }
             DeValue::Integer(number) => {
-                match i64::from_str_radix(number.as_str(), number.radix()) {
-                    Ok(number) => ValueKind::I64(number),
-                    Err(_) => {
-                        let message =
-                            format!("{number} is too large, expected {} at most", i64::MAX);
-                        problems.push(self.problem(span, message, None));
-                        ValueKind::Nil
-                    }
+                let parsed = i64::from_str_radix(number.as_str(), number.radix());
+                if parsed.is_err() {
+                    let message = format!("{number} is too large, expected {} at most", i64::MAX);
+                    self.problem(value.span(), &message, None);
                 }
+                ValueKind::I64(parsed.unwrap_or_default())
             }
             DeValue::Float(number) => ValueKind::Float(number.as_str().parse().unwrap_or(f64::NAN)),
             DeValue::Boolean(yes) => ValueKind::Boolean(*yes),
@@ -296,11 +276,12 @@ impl Text<'_> {
                 if !choices.is_empty() && !choices.iter().any(|choice| choice == text) {
                     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
                     let message = format!("unknown variant `{text}`");
-                    problems.push(self.problem(span, message, Some(nearest(text, &choices))));
+                    self.problem(value.span(), &message, Some(nearest(text, &choices)));
                 }
                 ValueKind::String(text.to_string())
             }
-        }
+        };
+        config::Value::new(Some(origin), kind)
     }
 
     fn place(&self, span: Range<usize>) -> String {
@@ -312,18 +293,18 @@ impl Text<'_> {
         }
     }
 
-    fn problem(&self, span: Range<usize>, message: String, suggestion: Option<String>) -> Problem {
+    fn problem(&mut self, span: Range<usize>, message: &str, suggestion: Option<String>) {
         let place = self.place(span.clone());
         let message = if self.is_file {
             format!("{message}\n{}", underline(self.text, span))
         } else {
-            message
+            message.to_owned()
         };
-        Problem {
+        self.problems.push(Problem {
             place,
             message,
             suggestion,
-        }
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Methods by the names of the paper's rows: a method is two choices, how the mixture moves and what the
 //! student minimises.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use ddk_mixture::MixturePolicy;
 use schemars::JsonSchema;
@@ -40,11 +40,6 @@ impl Method {
         key.flat_map(|key| key.choices.iter().map(String::as_str))
     }
 
-    /// The method of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::deserialize(IntoDeserializer::<Error>::into_deserializer(name)).ok()
-    }
-
     /// The two choices: each key with its value.
     pub fn choices(self) -> [(&'static str, String); 2] {
         let (policy, objective) = match self {
@@ -61,6 +56,14 @@ impl Method {
             ("mixture.policy", policy.to_string()),
             ("objective.name", objective.to_string()),
         ]
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::deserialize(name.into_deserializer())
     }
 }
 

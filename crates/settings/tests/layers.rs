@@ -8,7 +8,8 @@ use std::{
 };
 
 use ddk_settings::{
-    FirstInterval, Loaded, Method, MixturePolicy, ObjectiveName, Origins, load, reference, schema,
+    FirstInterval, Key, Loaded, Method, MixturePolicy, ObjectiveName, Origins, diff, keys, load,
+    reference, schema, sections,
 };
 
 fn repository() -> PathBuf {
@@ -183,32 +184,92 @@ fn reference_and_schema_are_current() {
 
 #[test]
 fn every_key_is_documented() {
-    let schema = schema();
-    let tables = schema["$defs"]
-        .as_object()
-        .unwrap()
-        .values()
-        .chain([&schema]);
-    for table in tables {
-        let Some(properties) = table["properties"].as_object() else {
-            continue;
-        };
-        for (key, value) in properties {
-            assert!(
-                value["description"]
-                    .as_str()
-                    .is_some_and(|text| text.len() > 8),
-                "{key} has no description"
-            );
+    for section in sections() {
+        let is_root = section.path.is_empty();
+        assert!(
+            is_root || section.doc.len() > 8,
+            "{} has no description",
+            section.path
+        );
+        for key in &section.keys {
+            assert!(key.doc.len() > 8, "{} has no description", key.path);
         }
     }
+}
+
+#[test]
+fn defaults_are_within_their_bounds_unless_a_key_is_needed() {
+    let needed = |key: &&Key| {
+        let default = key.default.as_ref();
+        default.is_some_and(|value| !key.accepts(value))
+    };
+    let needed = keys().filter(needed).map(|key| key.path.as_str());
+    let shape = ["hidden_size", "intermediate_size", "layers", "heads"];
+    let shape = shape.map(|name| format!("pretrain.*.architecture.{name}"));
+    let others = ["domains.*.files", "pretrain.*.out", "pretrain.*.steps"];
+    let expected = others.into_iter().chain(shape.iter().map(String::as_str));
+    assert_eq!(needed.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    let examples = keys().filter_map(|key| Some((key, key.example.as_ref()?)));
+    for (key, example) in examples {
+        assert!(key.accepts(example), "{}", key.path);
+    }
+}
+
+#[test]
+fn flags_are_those_of_these_keys() {
+    let with = |flag: &dyn Fn(&Key) -> bool| {
+        let keys = keys().filter(|key| flag(key));
+        keys.map(|key| key.path.as_str()).collect::<Vec<_>>()
+    };
+    let live = [
+        "student.lr_end",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "log.line_seconds",
+    ];
+    assert_eq!(with(&|key| key.live), live);
+    let quick = [
+        "run.max_steps",
+        "run.max_tokens",
+        "student.warmup_steps",
+        "student.schedule_steps",
+        "mixture.interval",
+        "mixture.doremi_steps",
+        "objective.ted_steps",
+    ];
+    assert_eq!(with(&|key| key.quick == Some(4)), quick);
+    assert_eq!(with(&|key| key.quick.is_some()), quick);
+    assert_eq!(with(&|key| key.secret), ["telemetry.token"]);
+}
+
+#[test]
+fn what_differs_is_named_with_both_values() {
+    let before = with(&[], &["run.max_steps=5", "student.lr=1"], &[]).settings;
+    let sets = ["run.max_steps=7", "run.name=a", "log.line_seconds=0"];
+    let after = with(&[], &sets, &[]).settings;
+    let changes = diff(&before, &after).unwrap();
+    let changes = changes.iter().map(|change| {
+        let [before, after] = change.shown();
+        let allowed = change.is_allowed_on_resume();
+        format!("{}: {before}, {after}, {allowed}", change.path)
+    });
+    assert_eq!(
+        changes.collect::<Vec<_>>(),
+        [
+            "log.line_seconds: 15.0, 0.0, true",
+            "run.max_steps: 5, 7, true",
+            "run.name: not set, \"a\", false",
+            "student.lr: 1.0, 0.00003, false",
+        ]
+    );
+    assert!(diff(&before, &before).unwrap().is_empty());
 }
 
 #[test]
 fn a_method_stands_for_two_choices_directly_above_the_defaults() {
     assert_eq!(Method::names().count(), 8);
     for name in Method::names() {
-        let method = Method::named(name).unwrap();
+        let method = name.parse::<Method>().unwrap();
         let loaded = with(&[], &[&format!("method={method}")], &[]);
         let written: toml::Table = toml::from_str(&loaded.settings.to_toml().unwrap()).unwrap();
         for (key, value) in method.choices() {

@@ -70,7 +70,7 @@ pub(super) fn fork(
     let wanted = new.mixture.policy;
     let goes_on = match wanted {
         MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => false,
-        _ => wanted.to_string() == state.interval.policy.clone().into_policy().name(),
+        _ => wanted == state.interval.policy.clone().into_policy().name(),
     };
     if !goes_on {
         let policy = prepared

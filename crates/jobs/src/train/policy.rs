@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use ddk_engine::RowLosses;
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, Fixed, MixturePolicy, Needs, Odm, Origin, Policy, Sheared,
+    Ddk, DdkNoSmoothing, DoremiProxy, Fixed, MixturePolicy, Needs, Odm, Policy, Sheared,
 };
 use ddk_settings::Mixture;
 
@@ -23,12 +23,12 @@ pub(super) struct Ground<'a> {
 pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<dyn Policy>> {
     let interval = mixture.interval;
     let first = mixture.first;
-    let fixed = |origin: Origin, shares: &[f64]| Box::new(Fixed::new(origin, shares, interval));
+    let fixed = |shares: &[f64]| Box::new(Fixed::new(mixture.policy, shares, interval));
     Ok(match mixture.policy {
         MixturePolicy::Ddk => Box::new(Ddk::new(mixture.alpha, interval, first)),
         MixturePolicy::DdkNoSmoothing => Box::new(DdkNoSmoothing::new(interval, first)),
-        MixturePolicy::Equal => fixed(Origin::Equal, &vec![1.0; ground.domains.len()]),
-        MixturePolicy::Natural => fixed(Origin::Natural, ground.natural),
+        MixturePolicy::Equal => fixed(&vec![1.0; ground.domains.len()]),
+        MixturePolicy::Natural => fixed(ground.natural),
         MixturePolicy::Static => {
             let shares = mixture.shares.as_ref();
             let of = |name: &String| shares.and_then(|shares| shares.get(name).copied());
@@ -37,7 +37,7 @@ pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<
                 .iter()
                 .map(|name| of(name).unwrap_or(0.0))
                 .collect();
-            fixed(Origin::Static, &given)
+            fixed(&given)
         }
         MixturePolicy::Sheared => {
             let reference = ground.domains.iter();
@@ -49,7 +49,7 @@ pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<
             let shares = ground
                 .doremi
                 .ok_or_else(|| anyhow!("the phases of DoReMi have not run yet"))?;
-            fixed(Origin::Doremi, shares)
+            fixed(shares)
         }
         MixturePolicy::DoremiProxy => Box::new(DoremiProxy::new(
             mixture.doremi_eta,
