@@ -1,4 +1,5 @@
-//! What learns on the student's lane: a [`crate::Student`], or TED's filters in their first stage ([`crate::FilterStage`]).
+//! What learns on the student's lane: a [`crate::Student`], or TED's filters in their first stage
+//! ([`crate::FilterStage`]).
 
 use ddk_corpus::Sequence;
 use ddk_model::Model;
