@@ -1,5 +1,7 @@
 //! The jobs in one process, as a program of somebody else's would run them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::{
     fs,
     path::{Path, PathBuf},
