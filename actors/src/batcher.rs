@@ -12,8 +12,7 @@ use ddk_telemetry::{Queues, Worker};
 use crate::{
     Interval, MicroBatch, PortError,
     ports::BatcherHook,
-    supervisor::Never,
-    worker::{Body, Ready},
+    worker::{Body, Never, Ready},
 };
 
 /// An interval to draw, and how many of its steps have been trained on already.

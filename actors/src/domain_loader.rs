@@ -9,8 +9,7 @@ use ddk_telemetry::{Queues, Worker};
 use crate::{
     PortError,
     ports::RowsFactory,
-    supervisor::Never,
-    worker::{Body, Ready},
+    worker::{Body, Never, Ready},
 };
 
 /// Where a loader stands: the next row to hand on. It belongs to the supervisor, so that a loader that is

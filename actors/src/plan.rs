@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use ddk_run::records::ByDomain;
+use ddk_run::records::{ByDomain, StopReason};
 use ddk_settings::Guard;
 
 /// The plan of a run; fixed before its first step.
@@ -32,7 +32,7 @@ pub struct RunPlan {
     /// So a run whose last interval was cut short by its limit resumes like a run with a larger limit.
     pub interval_end: Option<u64>,
     /// The name of the limit that `max_steps` comes from.
-    pub max_steps_reason: crate::StopReason,
+    pub max_steps_reason: StopReason,
     /// Ends the run at the end of the step in which so many tokens have been trained on.
     pub max_tokens: Option<u64>,
     /// Ends the run where perplexities are measured and no ratio is larger.

@@ -10,31 +10,20 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
 use ddk_mixture::Needs;
-use ddk_run::Journal;
+use ddk_run::{Journal, records::StopReason};
 use ddk_telemetry::{Board, Queues, Worker, metrics};
 use ractor::ActorRef;
 
 pub(crate) use self::core::Core;
 use crate::{
-    End, Labelled, LoopState, Observer, Outcome, PortError, RunPlan, StopReason, Student,
+    End, Labelled, LoopState, Observer, Outcome, PortError, RunPlan, Student,
     checkpointer::SaveRequest,
+    messages::StudentControl,
     ports::StudentFactory,
-    supervisor::Never,
     teacher::{BusySum, Evaluate, EvaluatedCopy},
     weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
-    worker::{Body, Ready},
+    worker::{Body, Never, Ready},
 };
-
-/// What the student is told; it looks whenever it waits and between two batches of an evaluation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StudentControl {
-    /// The run is done after this step, an interval's last.
-    Finish(StopReason, u64),
-    /// Finish the step, save, end.
-    Stop,
-    /// Another part has failed: save the last step made, end.
-    Abandon,
-}
 
 /// What the student's lane works with.
 pub struct StudentLane<S: Student> {

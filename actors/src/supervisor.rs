@@ -10,50 +10,17 @@ mod restarts;
 use std::{collections::HashMap, marker::PhantomData};
 
 use crossbeam::channel::Sender;
-use ddk_mixture::{Perplexities, Policy};
-use ddk_run::{Measured, records::StopReason};
+use ddk_mixture::Policy;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::{mpsc, oneshot};
 
 use self::pipeline::Pipeline;
 pub use self::restarts::RestartBudget;
 use crate::{
-    LoopState, Parts, PortError, RunError, RunPlan, Student, Teacher, Totals,
-    student::StudentControl,
-    worker::{Exit, WorkerActor, WorkerId, WorkerSpec},
+    LoopState, Outcome, Parts, PortError, RunError, RunPlan, Student, Teacher,
+    messages::StudentControl,
+    worker::{Exit, Never, WorkerActor, WorkerId, WorkerSpec},
 };
-
-/// Nothing is ever sent over the stop channel: it is closed.
-#[derive(Debug, Clone, Copy)]
-pub enum Never {}
-
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// It is done.
-    Finished(StopReason),
-    /// It was told to stop, and is saved.
-    Stopped,
-}
-
-/// What a run came to.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// How it ended.
-    pub end: End,
-    /// The last step.
-    pub step: u64,
-    /// Intervals begun.
-    pub intervals: u64,
-    /// Perplexities before the first step.
-    pub at_start: Perplexities,
-    /// The student's after the last, where the run is done.
-    pub after: Option<Vec<f64>>,
-    /// Gap to the teacher at each evaluation, the last one included.
-    pub measured: Vec<Measured>,
-    /// Sums over the run.
-    pub totals: Totals,
-}
 
 /// Runs a distillation to its end, or until something comes over `stop`.
 ///

@@ -15,9 +15,8 @@ use ractor::ActorRef;
 use crate::{
     Labelled, MicroBatch, Observer, PortError, Teacher,
     ports::TeacherFactory,
-    supervisor::Never,
     weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
-    worker::{Body, Ready},
+    worker::{Body, Never, Ready},
 };
 
 /// The micro-batch in hand. It belongs to the supervisor, so that a teacher that is built again after a panic

@@ -11,14 +11,14 @@ use ddk_corpus::Cursor;
 use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
 use ddk_run::{
     Journal, RunFileError,
-    records::{ByDomain, EventKind, MixtureLine, seconds_since_1970},
+    records::{ByDomain, EventKind, MixtureLine, StopReason, seconds_since_1970},
 };
 use ddk_telemetry::metrics;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Interval, LoopState, Observer, RunPlan, StopReason, batcher::SetInterval, interval::Evaluated,
-    student::StudentControl,
+    Interval, LoopState, Observer, RunPlan, batcher::SetInterval, interval::Evaluated,
+    messages::StudentControl,
 };
 
 /// What the weight scheduler is told. The models' own lanes measure perplexities: the teacher's once, the student's

@@ -15,6 +15,10 @@ use tokio::sync::oneshot;
 
 use crate::PortError;
 
+/// Nothing is ever sent over the stop channel: it is closed.
+#[derive(Debug, Clone, Copy)]
+pub enum Never {}
+
 /// Which worker; its name on threads, boards and in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum WorkerId {

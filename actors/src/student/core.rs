@@ -12,7 +12,7 @@ use crossbeam::channel::Receiver;
 use ddk_mixture::{Needs, TrainingSums};
 use ddk_run::{
     Journal, Measured, MicroBatchSums, RunFileError, StepPhase, UpdateStats,
-    records::{EventKind, SampleLine, StepLine},
+    records::{EventKind, SampleLine, StepLine, StopReason},
 };
 use ddk_settings::Spike;
 use ddk_telemetry::{Worker, metrics};
@@ -21,7 +21,7 @@ use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
     End, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    StopReason, Student, Totals, error::with_causes, teacher::BusySum, weight_scheduler::announce,
+    Student, Totals, error::with_causes, teacher::BusySum, weight_scheduler::announce,
 };
 
 /// What the micro-batches of a step add up to so far.

@@ -12,19 +12,20 @@ use ddk_run::{Journal, records::EventKind};
 use ddk_telemetry::{Board, Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorId};
 
-use super::{Never, Outcome, spawn};
+use super::spawn;
 use crate::{
-    LoopState, Observer, Parts, RunError, RunPlan, Student, Teacher,
+    LoopState, Observer, Outcome, Parts, RunError, RunPlan, Student, Teacher,
     batcher::{Batcher, SetInterval},
     checkpointer::Checkpointer,
     domain_loader::DomainLoader,
-    student::{StudentControl, StudentLane},
+    messages::StudentControl,
+    student::StudentLane,
     teacher::{BusySum, Evaluations, TeacherLane},
     weight_scheduler::{
         IntervalEnd, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState,
         publish,
     },
-    worker::{Exit, WorkerId},
+    worker::{Exit, Never, WorkerId},
 };
 
 /// Rows that a loader reads ahead. A row is a few kilobytes; the heavy queues are those of micro-batches.

@@ -19,8 +19,8 @@ use crate::{
     adamw::AdamW,
     batch::batch_tensors,
     filters::{Filters, read_filter},
+    options::StudentOptions,
     snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE, read_moments},
-    student::StudentOptions,
     teacher::TeacherOutput,
     update::Updates,
 };

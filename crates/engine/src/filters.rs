@@ -15,7 +15,7 @@ use ddk_objective::{LayerInput, Positions, layer_loss};
 use ddk_torch::TorchError;
 use tch::{Device, Kind, Tensor};
 
-use crate::{EngineError, student::StudentOptions, teacher::TeacherOutput};
+use crate::{EngineError, options::StudentOptions, teacher::TeacherOutput};
 
 /// No more pairs are chosen where none are named: each costs the teacher's width for every position in the queues.
 const PAIRS: usize = 4;

@@ -14,7 +14,8 @@ use crate::{
     EngineError,
     adamw::{AdamW, AdamWOptions, MOMENTS, copy},
     filters::{read_filters, trained},
-    student::{Student, StudentOptions},
+    options::StudentOptions,
+    student::Student,
 };
 
 /// The student's weights in a checkpoint, by parameter name; with TED also its filters, which no export takes.

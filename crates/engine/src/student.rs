@@ -5,7 +5,7 @@ use std::time::Instant;
 use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
 use ddk_objective::{
-    Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, Objective, PerPosition, Positions,
+    Detail, HeadGradients, HeadInput, HeadOptions, LogitBuffers, PerPosition, Positions,
     chunked_head,
 };
 use ddk_run::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};
@@ -14,36 +14,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     EngineError, Learner,
-    adamw::{AdamW, AdamWOptions},
+    adamw::AdamW,
     batch::batch_tensors,
     filters::{Filter, Filters, distance_of_layers, read_filters, trained},
-    schedule::Schedule,
+    options::StudentOptions,
     snapshot::Snapshot,
     teacher::TeacherOutput,
     update::Updates,
 };
-
-/// How a student learns.
-#[derive(Debug, Clone)]
-pub struct StudentOptions {
-    /// The loss. A gamma of 0, or no teacher, leaves the cross-entropy alone.
-    pub objective: Objective,
-    /// Both models' logits are cut to this many columns before any softmax: the tokenizer's largest id + 1.
-    pub vocabulary: i64,
-    /// Positions whose logits exist at a time.
-    pub chunk: i64,
-    /// The optimizer's constants.
-    pub adamw: AdamWOptions,
-    /// Whether the activations inside a layer are computed again in the backward instead of kept: the same result, less
-    /// memory, one more forward.
-    pub recompute: bool,
-    /// Gradients are scaled down to this global L2 norm.
-    pub clip_norm: f64,
-    /// The learning rate by step.
-    pub schedule: Schedule,
-    /// TED's filters, where the loss has a distance between layers.
-    pub filters: Option<Filters>,
-}
 
 /// Which sums of single rows are wanted beside those of the micro-batch. They change no loss and no gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use tch::Tensor;
 use crate::{
     EngineError,
     adamw::{AdamW, global_norm},
+    options::StudentOptions,
     schedule::Schedule,
-    student::StudentOptions,
 };
 
 /// The optimizer of a list of parameters, and whether this step's losses allow an update.

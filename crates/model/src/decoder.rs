@@ -6,7 +6,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::{
     ModelError,
     design::{Design, Positions},
-    padding::Padded,
+    padding::{Padded, Parts, Place},
     parameters::{Initial, Parameters},
     parts::{Attention, LayerCache, Mlp, Norm, Rotary, Tables, cast},
 };
@@ -40,25 +40,6 @@ struct Layer {
     attention: Attention,
     mlp_norm: Norm,
     mlp: Mlp,
-}
-
-/// For each row of a batch the lengths of its parts, which see nothing of each other and whose positions
-/// start at 0. The lengths of a row add up to the batch's time.
-pub type Parts = [Vec<i64>];
-
-/// Where in their sequences the tokens of a batch are.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place<'a> {
-    /// Position of the first token, where rows have no parts.
-    pub(crate) start: i64,
-    pub(crate) parts: Option<&'a Parts>,
-}
-
-impl<'a> Place<'a> {
-    /// At the beginning.
-    pub(crate) fn first(parts: Option<&'a Parts>) -> Self {
-        Self { start: 0, parts }
-    }
 }
 
 /// Positions within the parts, `[B, T]`.

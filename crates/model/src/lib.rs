@@ -27,13 +27,14 @@ mod trace;
 mod weights;
 
 pub use config::{Architecture, CONFIG_HASH, ModelConfig, ParameterCounts};
-pub use decoder::{Cache, Parts};
+pub use decoder::Cache;
 pub use error::ModelError;
 pub use export::{Export, TOKENIZER_FILES, same_folder};
 pub use flops::Flops;
 pub use frozen::Frozen;
 pub use model::{Head, Model, Placement};
 pub use output::Output;
+pub use padding::Parts;
 pub use replace::may_replace;
 pub use trace::Trace;
 pub use weights::Weights;

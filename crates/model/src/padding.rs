@@ -4,7 +4,24 @@
 
 use tch::{TchError, Tensor};
 
-use crate::{Parts, decoder::Place};
+/// For each row of a batch the lengths of its parts, which see nothing of each other and whose positions
+/// start at 0. The lengths of a row add up to the batch's time.
+pub type Parts = [Vec<i64>];
+
+/// Where in their sequences the tokens of a batch are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Position of the first token, where rows have no parts.
+    pub(crate) start: i64,
+    pub(crate) parts: Option<&'a Parts>,
+}
+
+impl<'a> Place<'a> {
+    /// At the beginning.
+    pub(crate) fn first(parts: Option<&'a Parts>) -> Self {
+        Self { start: 0, parts }
+    }
+}
 
 /// Tokens as a decoder takes them.
 #[derive(Debug)]

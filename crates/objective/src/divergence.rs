@@ -24,9 +24,8 @@
 //! the teacher; skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence
 //! Minimization for Sequence-Level Knowledge Distillation", 2023.
 
+use ddk_kernel::Divergence;
 use tch::{TchError, Tensor};
-
-use crate::Divergence;
 
 /// A divergence at a chunk of positions.
 pub(crate) struct Diverged {

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use ddk_corpus::{FileFormat, Packing, ValidationBy};
+use ddk_mixture::{FirstInterval, MixturePolicy};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smart_default::SmartDefault;
 
-use crate::{FileFormat, FirstInterval, LARGE, MANY, MixturePolicy, Packing, ValidationBy};
+use crate::limits::{LARGE, MANY};
 
 /// How text becomes rows of tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]

@@ -11,6 +11,7 @@ mod diff;
 mod error;
 mod keys;
 mod layers;
+mod limits;
 mod method;
 mod models;
 mod reference;
@@ -35,10 +36,3 @@ pub use run::{
 };
 pub use settings::Settings;
 pub use token::Token;
-
-/// Steps, intervals: more than any run has, and few enough to be multiplied.
-const MANY: u64 = 1_000_000_000;
-/// Rows, positions, passes, steps of an interval.
-const LARGE: u64 = 1_000_000;
-/// Three years.
-const LONGEST_SECONDS: f64 = 1e8;

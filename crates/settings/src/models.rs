@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smart_default::SmartDefault;
 
-use crate::{LARGE, MANY};
+use crate::limits::{LARGE, MANY};
 
 /// Dtype of a model's matrix products; softmaxes and losses are always in fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, thread::available_parallelism};
 
+use ddk_mixture::MixturePolicy;
+
 use crate::{
-    Domain, ExportedStudent, LARGE, MANY, MixturePolicy, Origins, Pretrain, Settings, Shape,
+    Domain, ExportedStudent, Origins, Pretrain, Settings, Shape,
     error::{Error, Problem},
+    limits::{LARGE, MANY},
 };
 
 /// Fills in what follows from other keys, and gathers all mistakes.

@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smart_default::SmartDefault;
 
-use crate::{LONGEST_SECONDS, MANY, Token};
+use crate::{
+    Token,
+    limits::{LONGEST_SECONDS, MANY},
+};
 
 /// The run: its name, its end, its seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]

@@ -7,6 +7,9 @@ use std::{
 
 use crate::TorchError;
 
+/// The release of libtorch that tch and torch-sys are made for.
+pub const VERSION: &str = "2.11.0";
+
 /// cuBLAS adds in the same order each time only if its workspace is set. Eight buffers of 4 MiB are what
 /// libtorch takes on a Hopper GPU anyway, so this costs nothing there.
 const CUBLAS_WORKSPACE: (&CStr, &CStr) = (c"CUBLAS_WORKSPACE_CONFIG", c":4096:8");
@@ -71,7 +74,7 @@ pub(crate) fn symbol(name: &CStr) -> Result<*mut c_void, TorchError> {
         Err(TorchError::Other(format!(
             "the libtorch in use has no function {}: build with PyTorch {}",
             name.to_string_lossy(),
-            crate::VERSION
+            VERSION
         )))
     } else {
         Ok(found)

@@ -15,7 +15,7 @@ mod path;
 mod stream;
 
 pub use allocator::{give_freed_memory_back, keep_freed_memory};
-pub use determinism::{make_deterministic, prepare_cublas};
+pub use determinism::{VERSION, make_deterministic, prepare_cublas};
 pub use device::{DeviceError, gpu_uuid, parse_device, test_device, upload};
 pub use error::TorchError;
 pub use lane::{Lane, Turns};
@@ -24,6 +24,3 @@ pub use numbers::{are_apart, numbers, numbers_mut};
 pub use operations::{FusedAdamW, flash_attention_of_sequences, fused_adamw};
 pub use path::{TILE, on_gpu_path, padded, takes_gpu_path};
 pub use stream::finish;
-
-/// The release of libtorch that tch and torch-sys are made for.
-pub const VERSION: &str = "2.11.0";

@@ -7,14 +7,34 @@ use std::{
 
 use anyhow::Result;
 use ddk_engine::{
-    EngineError, FilterStage, Filters, FlopCounter, Learner, Student, StudentOptions, Teacher,
+    EngineError, FilterStage, Filters, FlopCounter, Learner, RowLosses, Student, StudentOptions,
+    Teacher,
 };
 use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
-use ddk_settings::{Dtype, Settings};
-use ddk_torch::{DeviceError, parse_device};
+use ddk_settings::{Dtype, MixturePolicy, Settings};
+use ddk_torch::{DeviceError, Turns, parse_device};
 use tch::{Device, Kind};
 
-use super::{StudentStart, needs_teacher_output};
+use crate::objective;
+
+/// A file that every checkpoint holds beside the student's own: what the run is made from, and what wrote it.
+pub type Record = (&'static str, Arc<[u8]>);
+
+/// How a student begins.
+pub struct StudentStart {
+    pub options: StudentOptions,
+    pub row_losses: RowLosses,
+    /// The checkpoint that it resumes from; its folder where absent.
+    pub checkpoint: Option<PathBuf>,
+    pub turns: Turns,
+}
+
+/// Whether the loss or the mixture uses the teacher's output for each batch. If not, the teacher makes no
+/// forward pass.
+pub fn needs_teacher_output(settings: &Settings) -> bool {
+    objective::of_settings(&settings.objective).needs_teacher_output()
+        || settings.mixture.policy == MixturePolicy::DoremiProxy
+}
 
 /// Where both models come from.
 #[derive(Debug, Clone)]

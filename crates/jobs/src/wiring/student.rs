@@ -1,18 +1,21 @@
 //! The student's port.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use ddk_actors::{
     Live, MicroBatch, PortError,
     ports::{Between, StudentFactory},
 };
-use ddk_engine::{Evaluation, FlopCounter, Learner, RowLosses, StudentOptions, TeacherOutput};
+use ddk_engine::{Evaluation, FlopCounter, Learner, TeacherOutput};
 use ddk_run::{MicroBatchSums, PhaseSeconds, SnapshotFile, StepPhase, UpdateStats};
 use ddk_settings::Settings;
-use ddk_torch::{Lane, Turns, parse_device};
+use ddk_torch::{Lane, parse_device};
 use tch::Tensor;
 
-use super::{Context, ModelFolders, Record, build_learner, flop_counter, port_error, sequences};
+use super::{
+    context::{Context, port_error, sequences},
+    models::{ModelFolders, Record, StudentStart, build_learner, flop_counter},
+};
 use crate::{
     faults::{Faults, Place},
     phase::Phase,
@@ -25,15 +28,6 @@ pub struct StudentPort {
     flops: FlopCounter,
     records: Vec<Record>,
     live: Arc<Live>,
-}
-
-/// How a student begins.
-pub struct StudentStart {
-    pub options: StudentOptions,
-    pub row_losses: RowLosses,
-    /// The checkpoint that it resumes from; its folder where absent.
-    pub checkpoint: Option<PathBuf>,
-    pub turns: Turns,
 }
 
 /// Builds the student on its thread.

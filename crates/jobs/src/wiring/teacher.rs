@@ -14,8 +14,10 @@ use ddk_torch::{Lane, Turns, give_freed_memory_back, parse_device};
 use tch::Tensor;
 
 use super::{
-    Context, ModelFolders, build_teacher, needs_teacher_output, port_error, sequences,
-    student_placement, teacher_placement,
+    context::{Context, port_error, sequences},
+    models::{
+        ModelFolders, build_teacher, needs_teacher_output, student_placement, teacher_placement,
+    },
 };
 use crate::faults::{Faults, Place};
 

@@ -2,6 +2,7 @@
 //! S time with what is cached, D d_model, H heads, K heads of keys and values, E size of a head, F width of the MLP.
 
 mod attention;
+mod cast;
 mod fused;
 mod linear;
 mod mlp;
@@ -9,48 +10,8 @@ mod norm;
 mod rotary;
 
 pub(crate) use attention::{Attention, LayerCache};
+pub(crate) use cast::{Cast, cast};
 pub(crate) use linear::Linear;
 pub(crate) use mlp::Mlp;
 pub(crate) use norm::Norm;
 pub(crate) use rotary::{Rotary, Tables};
-
-use std::cell::RefCell;
-
-use tch::{Kind, TchError, Tensor};
-
-/// A weight in the dtype of products: cast once, and kept until the weight has changed.
-///
-/// The cast is part of the graph, so gradients reach the weight in its own dtype, micro-batch by micro-batch.
-#[derive(Debug, Default)]
-pub(crate) struct Cast(RefCell<Option<Tensor>>);
-
-impl Cast {
-    /// The weight itself if it has the dtype.
-    pub(crate) fn of(&self, weight: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
-        if weight.kind() == kind {
-            return Ok(weight.shallow_clone());
-        }
-        let mut kept = self.0.borrow_mut();
-        let cast = match kept.take().filter(|kept| kept.kind() == kind) {
-            Some(cast) => cast,
-            // With a graph even where none is recorded: a forward that records one may come next.
-            None => tch::with_grad(|| weight.f_to_kind(kind))?,
-        };
-        *kept = Some(cast.shallow_clone());
-        Ok(cast)
-    }
-
-    /// The weight has changed.
-    pub(crate) fn forget(&self) {
-        self.0.take();
-    }
-}
-
-/// The tensor in dtype `kind`: itself where it has that dtype already.
-pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
-    if tensor.kind() == kind {
-        Ok(tensor.shallow_clone())
-    } else {
-        tensor.f_to_kind(kind)
-    }
-}

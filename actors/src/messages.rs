@@ -1,0 +1,45 @@
+//! What the actors tell each other.
+
+use ddk_mixture::Perplexities;
+use ddk_run::{Measured, records::StopReason};
+
+use crate::Totals;
+
+/// What the student is told; it looks whenever it waits and between two batches of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StudentControl {
+    /// The run is done after this step, an interval's last.
+    Finish(StopReason, u64),
+    /// Finish the step, save, end.
+    Stop,
+    /// Another part has failed: save the last step made, end.
+    Abandon,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is done.
+    Finished(StopReason),
+    /// It was told to stop, and is saved.
+    Stopped,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// The last step.
+    pub step: u64,
+    /// Intervals begun.
+    pub intervals: u64,
+    /// Perplexities before the first step.
+    pub at_start: Perplexities,
+    /// The student's after the last, where the run is done.
+    pub after: Option<Vec<f64>>,
+    /// Gap to the teacher at each evaluation, the last one included.
+    pub measured: Vec<Measured>,
+    /// Sums over the run.
+    pub totals: Totals,
+}

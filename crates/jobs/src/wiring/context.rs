@@ -1,0 +1,98 @@
+//! What the ports of both models have in common.
+
+use std::sync::Arc;
+
+use anyhow::{Error, Result};
+use ddk_actors::{MicroBatch, PortError, error::with_causes, ports::Between};
+use ddk_corpus::Sequence;
+use ddk_engine::{EngineError, Evaluation};
+use ddk_model::{Model, ModelError};
+use ddk_torch::{Lane, TorchError};
+
+use crate::faults::{Faults, Place};
+
+/// What both models' ports have: a lane to compute on, faults on purpose, and how perplexities are measured.
+pub(super) struct Context {
+    pub(super) lane: Lane,
+    pub(super) faults: Arc<Faults>,
+    pub(super) evaluation: Evaluation,
+    /// Evaluations of the student made so far.
+    pub(super) evaluations: u64,
+}
+
+impl Context {
+    pub(super) fn new(lane: Lane, faults: &Arc<Faults>, evaluation: &Evaluation) -> Self {
+        Self {
+            lane,
+            faults: Arc::clone(faults),
+            evaluation: evaluation.clone(),
+            evaluations: 0,
+        }
+    }
+
+    /// Does a piece of the lane's work ([`Lane::work`]).
+    pub(super) fn work<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T, PortError> {
+        let done = self.lane.work(work).map_err(Error::from);
+        done.flatten().map_err(port_error)
+    }
+
+    /// Does a piece of it in its turn ([`Lane::work_in_turn`]); also the seconds waited for that.
+    pub(super) fn work_in_turn<T>(
+        &self,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, f64), PortError> {
+        let waited = self.lane.waited_seconds();
+        let done = self.lane.work_in_turn(work).map_err(Error::from);
+        let done = done.flatten().map_err(port_error)?;
+        Ok((done, self.lane.waited_seconds() - waited))
+    }
+
+    /// Perplexities of a student. A fault may strike, and may ask for numbers that are none.
+    pub(super) fn evaluate<'a>(
+        &mut self,
+        model: impl FnOnce() -> Result<&'a Model>,
+        between: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        self.evaluations += 1;
+        let documents = self
+            .evaluation
+            .validation
+            .iter()
+            .map(Vec::len)
+            .sum::<usize>() as u64;
+        let told = || between(0, documents);
+        let place = Place::Evaluation;
+        let nan = self.faults.worker_until(place, self.evaluations, &told)?;
+        let measured = self.work(|| Ok(self.evaluation.perplexities(model()?, between)?))?;
+        Ok(measured.map(|perplexities| {
+            if nan {
+                vec![f64::NAN; perplexities.len()]
+            } else {
+                perplexities
+            }
+        }))
+    }
+}
+
+/// The sequences of a micro-batch.
+pub(super) fn sequences(batch: &MicroBatch) -> Vec<&Sequence> {
+    let samples = batch.samples.iter();
+    samples.map(|sample| &sample.sequence).collect()
+}
+
+/// An error as the actors tell errors apart: smaller sizes help where a device ran out of memory.
+pub(super) fn port_error(error: Error) -> PortError {
+    let error = match error.downcast() {
+        Ok(error) => return error,
+        Err(error) => error,
+    };
+    let text = with_causes(error.as_ref());
+    let engine = error.downcast_ref().map(EngineError::is_out_of_memory);
+    let model = || error.downcast_ref().map(ModelError::is_out_of_memory);
+    let torch = || error.downcast_ref().map(TorchError::is_out_of_memory);
+    if engine.or_else(model).or_else(torch) == Some(true) {
+        PortError::OutOfMemory(text)
+    } else {
+        PortError::Other(text)
+    }
+}
