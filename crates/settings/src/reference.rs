@@ -1,15 +1,16 @@
-//! The reference of all settings for people, from their declarations.
+//! Generates docs/settings.md from the declarations.
 
 use crate::sections;
 
-/// docs/settings.md.
+/// The text of docs/settings.md.
 pub fn reference() -> String {
     let mut text = String::from(
         "# Settings\n\n\
-         Made from the declarations in `crates/settings/src`; `ddk config schema` prints the JSON schema, `ddk config show --origin CONFIG` \
-         the values in use and where each comes from.\n\n\
-         Layers: built-in defaults, then what `method` stands for, then files in order, then the environment (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. \
-         Tables merge key by key; arrays replace each other. Paths are relative to the folder in which `ddk` is started.\n",
+         Generated from the declarations in `crates/settings/src`. `ddk config schema` prints the JSON schema, \
+         `ddk config show --origin CONFIG` the values in use and where each comes from.\n\n\
+         Layers: built-in defaults, then what `method` stands for, then files in order, then the environment \
+         (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. Tables merge key by key; arrays replace each other. \
+         Paths are relative to the folder in which `ddk` is started.\n",
     );
     for section in sections() {
         let title = match section.path.as_str() {
