@@ -34,17 +34,6 @@ const NEVER: &[(&str, &[&str])] = &[(
 /// So many files of a crate may import each other in a circle.
 const LARGEST_CYCLE: usize = 3;
 
-/// The crates that still have larger circles. These numbers may only fall.
-const LARGER_CYCLES: &[(&str, usize)] = &[
-    ("ddk", 14),
-    ("ddk-actors", 16),
-    ("ddk-engine", 5),
-    ("ddk-mixture", 7),
-    ("ddk-model", 7),
-    ("ddk-objective", 5),
-    ("ddk-torch", 4),
-];
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -282,10 +271,8 @@ fn few_files_import_each_other_in_a_circle() {
             .iter()
             .map(|(module, source)| (module.clone(), source.as_str()));
         let (name, _) = manifest(&folder);
-        let larger = LARGER_CYCLES.iter().find(|(of, _)| *of == name);
-        let most = larger.map_or(LARGEST_CYCLE, |(_, most)| *most);
         for group in cycles(&Files::new(sources).imports()) {
-            if group.len() > most {
+            if group.len() > LARGEST_CYCLE {
                 let names: Vec<String> = group.iter().map(|module| module.join("::")).collect();
                 wrong.push(format!("{name}: {}", names.join(", ")));
             }

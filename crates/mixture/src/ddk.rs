@@ -3,10 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
-    Refused,
+    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    decision::shares_of_domains,
     equations::{check_weights, discrepancy, smooth_update},
-    policy::shares_of_domains,
 };
 
 /// Equations 1 and 2: r_0 is the discrepancy at the start; each later interval draws by
@@ -48,7 +47,7 @@ impl Ddk {
     }
 }
 
-impl Policy for Ddk {
+impl Decide for Ddk {
     fn name(&self) -> MixturePolicy {
         MixturePolicy::Ddk
     }
@@ -95,9 +94,5 @@ impl Policy for Ddk {
             previous: Some(previous),
             ..Decision::default()
         })
-    }
-
-    fn state(&self) -> PolicyState {
-        PolicyState::Ddk(self.clone())
     }
 }

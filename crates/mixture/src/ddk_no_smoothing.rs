@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
-    Refused, equations::discrepancy,
+    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    equations::discrepancy,
 };
 
 /// Each interval draws by the discrepancy of the perplexities at its start: the softmax of the ratios.
@@ -24,7 +24,7 @@ impl DdkNoSmoothing {
     }
 }
 
-impl Policy for DdkNoSmoothing {
+impl Decide for DdkNoSmoothing {
     fn name(&self) -> MixturePolicy {
         MixturePolicy::DdkNoSmoothing
     }
@@ -50,9 +50,5 @@ impl Policy for DdkNoSmoothing {
             weights: discrepancy(&feedback.ratios()?)?,
             ..Decision::default()
         })
-    }
-
-    fn state(&self) -> PolicyState {
-        PolicyState::DdkNoSmoothing(self.clone())
     }
 }

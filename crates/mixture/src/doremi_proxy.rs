@@ -4,10 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
-    Refused,
+    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    decision::{of_domains, shares_of_domains},
     equations::{lift, tilted},
-    policy::{of_domains, shares_of_domains},
 };
 
 /// Algorithm 1 of the paper, in each step: a domain's score is the mean over its predictions of `max(loss -
@@ -64,7 +63,7 @@ impl DoremiProxy {
     }
 }
 
-impl Policy for DoremiProxy {
+impl Decide for DoremiProxy {
     fn name(&self) -> MixturePolicy {
         MixturePolicy::DoremiProxy
     }
@@ -118,9 +117,5 @@ impl Policy for DoremiProxy {
             mean_weights: self.mean_weights(),
             ..Decision::default()
         })
-    }
-
-    fn state(&self) -> PolicyState {
-        PolicyState::DoremiProxy(self.clone())
     }
 }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, MixturePolicy, Needs, Perplexities, Policy, PolicyState, Refused,
-    equations::check_weights, policy::shares_of_domains,
+    Decide, Decision, Feedback, MixturePolicy, Needs, Perplexities, Refused,
+    decision::shares_of_domains, equations::check_weights,
 };
 
 /// The same shares in every interval.
@@ -44,7 +44,7 @@ impl Fixed {
     }
 }
 
-impl Policy for Fixed {
+impl Decide for Fixed {
     fn name(&self) -> MixturePolicy {
         self.origin
     }
@@ -67,9 +67,5 @@ impl Policy for Fixed {
 
     fn next(&mut self, _weights: &[f64], _feedback: &Feedback<'_>) -> Result<Decision, Refused> {
         self.decision()
-    }
-
-    fn state(&self) -> PolicyState {
-        PolicyState::Fixed(self.clone())
     }
 }

@@ -7,6 +7,7 @@
 
 mod ddk;
 mod ddk_no_smoothing;
+mod decision;
 mod doremi_proxy;
 mod equations;
 mod feedback;
@@ -19,12 +20,13 @@ mod sheared;
 
 pub use ddk::Ddk;
 pub use ddk_no_smoothing::DdkNoSmoothing;
+pub use decision::{Decide, Decision, FirstInterval, MixturePolicy, shares_of_domains};
 pub use doremi_proxy::DoremiProxy;
 pub use equations::{Refused, discrepancy, smooth_update};
 pub use feedback::{Feedback, Needs, Perplexities, TrainingSums};
 pub use fixed::Fixed;
 pub use odm::Odm;
 pub use plan::{interval_order, limit};
-pub use policy::{Decision, FirstInterval, MixturePolicy, Policy, PolicyState, shares_of_domains};
+pub use policy::{Policy, PolicyState};
 pub use quota::Quota;
 pub use sheared::Sheared;

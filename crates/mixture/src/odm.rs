@@ -4,9 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, MixturePolicy, Needs, Perplexities, Policy, PolicyState, Refused,
+    Decide, Decision, Feedback, MixturePolicy, Needs, Perplexities, Refused,
+    decision::of_domains,
     equations::{check_weights, softmax},
-    policy::of_domains,
 };
 
 /// A bandit of the EXP3 kind over the domains, whose reward is the training loss: `R` estimates each domain's
@@ -58,7 +58,7 @@ impl Odm {
     }
 }
 
-impl Policy for Odm {
+impl Decide for Odm {
     fn name(&self) -> MixturePolicy {
         MixturePolicy::Odm
     }
@@ -124,9 +124,5 @@ impl Policy for Odm {
             losses: Some(losses),
             ..Decision::default()
         })
-    }
-
-    fn state(&self) -> PolicyState {
-        PolicyState::Odm(self.clone())
     }
 }

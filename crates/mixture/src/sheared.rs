@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Policy, PolicyState,
-    Refused, equations::tilted, policy::of_domains,
+    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    decision::of_domains, equations::tilted,
 };
 
 /// Algorithm 1 of the paper: `w_t ∝ w_{t-1} * exp(max(loss - reference, 0))`, losses on the validation documents.
@@ -37,7 +37,7 @@ impl Sheared {
     }
 }
 
-impl Policy for Sheared {
+impl Decide for Sheared {
     fn name(&self) -> MixturePolicy {
         MixturePolicy::Sheared
     }
@@ -82,9 +82,5 @@ impl Policy for Sheared {
             reference: Some(reference),
             ..Decision::default()
         })
-    }
-
-    fn state(&self) -> PolicyState {
-        PolicyState::Sheared(self.clone())
     }
 }

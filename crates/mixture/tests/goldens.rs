@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, FirstInterval, Odm, Perplexities, Policy, Sheared,
-    TrainingSums,
+    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, FirstInterval, Odm, Perplexities, Policy,
+    Sheared, TrainingSums,
 };
 use serde::Deserialize;
 use serde_json::Value;

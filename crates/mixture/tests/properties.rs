@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, FirstInterval, Fixed, MixturePolicy, Needs, Odm,
-    Perplexities, Policy, PolicyState, Quota, Sheared, TrainingSums, interval_order, limit,
+    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, FirstInterval, Fixed, MixturePolicy, Needs,
+    Odm, Perplexities, Policy, PolicyState, Quota, Sheared, TrainingSums, interval_order, limit,
     shares_of_domains, smooth_update,
 };
 use proptest::prelude::*;

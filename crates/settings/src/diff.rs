@@ -1,4 +1,4 @@
-//! All values of settings, each with its key, and what differs between two.
+//! Lists the values of settings, each with its key, and compares two settings.
 
 use std::collections::BTreeMap;
 
@@ -6,58 +6,54 @@ use toml::Value;
 
 use crate::{Error, Key, Settings};
 
-/// A value of settings.
+/// One value of the settings.
 #[derive(Debug, Clone)]
 pub struct Setting {
-    /// The dotted way to it.
+    /// Dotted path, such as `domains.math.files`.
     pub path: String,
-    /// The key that it is of.
+    /// Declaration of its key.
     pub key: &'static Key,
-    /// It.
+    /// The value in TOML.
     pub value: Value,
 }
 
-/// A value that differs.
+/// A value that differs between two settings.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// The dotted way to it.
+    /// Dotted path, such as `domains.math.files`.
     pub path: String,
-    /// The key that it is of.
+    /// Declaration of its key.
     pub key: &'static Key,
-    /// What it was, if it was set.
-    pub before: Option<Value>,
-    /// What it is, if it is set.
-    pub after: Option<Value>,
+    /// The value before and after; `None` if it is not set.
+    pub values: [Option<Value>; 2],
 }
 
 impl Change {
-    /// Whether it is a limit that has grown.
+    /// Whether this is a limit that has grown.
     pub fn grows(&self) -> bool {
-        let number = |value: &Option<Value>| value.as_ref().and_then(Value::as_integer);
-        let grown = || Some(number(&self.after)? > number(&self.before)?);
-        self.key.may_grow && grown() == Some(true)
+        let numbers = self.values.each_ref();
+        let [before, after] = numbers.map(|value| value.as_ref()?.as_integer());
+        self.key.may_grow && before.is_some() && after > before
     }
 
-    /// Whether a run goes on with it.
+    /// Whether a run may resume with this change.
     pub fn is_allowed_on_resume(&self) -> bool {
         self.key.may_differ || self.grows()
     }
 
-    /// Both values, as a configuration has them.
+    /// Both values as they appear in a configuration.
     pub fn shown(&self) -> [String; 2] {
-        let shown = |value: &Option<Value>| match value {
-            Some(value) => value.to_string(),
-            None => "not set".to_owned(),
-        };
-        [shown(&self.before), shown(&self.after)]
+        let not_set = || "not set".to_owned();
+        let values = self.values.each_ref();
+        values.map(|value| value.as_ref().map_or_else(not_set, Value::to_string))
     }
 }
 
 impl Settings {
-    /// All values, sorted by their keys.
+    /// All values, sorted by path.
     ///
     /// # Errors
-    /// Where a value cannot be written as TOML.
+    /// If a value cannot be written as TOML.
     pub fn values(&self) -> Result<Vec<Setting>, Error> {
         let table = Value::try_from(self).map_err(|error| Error::not_written(&error))?;
         let mut values = Vec::new();
@@ -84,34 +80,21 @@ fn flatten(value: Value, path: &mut Vec<String>, values: &mut Vec<Setting>) {
     }));
 }
 
-/// All values that differ, sorted by their keys.
+/// All values that differ, sorted by path.
 ///
 /// # Errors
-/// Where a value cannot be written as TOML.
+/// If a value cannot be written as TOML.
 pub fn diff(before: &Settings, after: &Settings) -> Result<Vec<Change>, Error> {
     let mut changes = BTreeMap::new();
-    for setting in before.values()? {
-        let Setting { path, key, value } = setting;
-        let change = Change {
-            path: path.clone(),
-            key,
-            before: Some(value),
-            after: None,
-        };
-        changes.insert(path, change);
-    }
-    for setting in after.values()? {
-        let Setting { path, key, value } = setting;
-        let change = Change {
-            path: path.clone(),
-            key,
-            before: None,
-            after: None,
-        };
-        changes.entry(path).or_insert(change).after = Some(value);
+    for (side, settings) in [before, after].into_iter().enumerate() {
+        for Setting { path, key, value } in settings.values()? {
+            let values = [None, None];
+            let change = changes.entry(path.clone());
+            let change = change.or_insert(Change { path, key, values });
+            change.values[side] = Some(value);
+        }
     }
     let changes = changes.into_values();
-    Ok(changes
-        .filter(|change| change.before != change.after)
-        .collect())
+    let changes = changes.filter(|change| change.values[0] != change.values[1]);
+    Ok(changes.collect())
 }

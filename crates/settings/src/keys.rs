@@ -1,6 +1,6 @@
-//! The table of keys: what the fields of the sections declare, as their generated schema holds it.
+//! The table of keys, read from the schema that the declarations of the sections generate.
 
-use std::{fmt::Write, sync::LazyLock};
+use std::sync::LazyLock;
 
 use serde_json::Value as Json;
 use toml::Value;
@@ -10,7 +10,7 @@ use crate::Settings;
 /// The JSON schema of a configuration file.
 pub fn schema() -> Json {
     let mut schema = schemars::schema_for!(Settings).to_value();
-    // The default of a table is that of its keys.
+    // Each key has its default already.
     let tables = schema["properties"].as_object_mut().into_iter();
     for table in tables.flat_map(|tables| tables.values_mut()) {
         let table = table.as_object_mut();
@@ -25,42 +25,42 @@ pub fn schema() -> Json {
 /// A table of the configuration.
 #[derive(Debug)]
 pub struct Section {
-    /// Its name, empty for the keys before the first table; `*` stands for a name that the user chooses.
+    /// Its name; empty for the keys before the first table. `*` stands for a name that the user chooses.
     pub path: String,
     /// What it is for.
     pub doc: String,
-    /// Its keys, as they are declared.
+    /// Its keys, in the order of declaration.
     pub keys: Vec<Key>,
 }
 
 /// A key of the configuration, as its field declares it.
 #[derive(Debug)]
 pub struct Key {
-    /// Dotted; `*` stands for a name that the user chooses, as in `domains.*.files`.
+    /// Dotted path. `*` stands for a name that the user chooses, as in `domains.*.files`.
     pub path: String,
     /// What it means.
     pub doc: String,
-    /// Its value where nothing is written.
+    /// Its value if no layer sets it.
     pub default: Option<Value>,
-    /// What it may be, where it is one of several words.
+    /// The words to choose from, if the value is one of several.
     pub choices: Vec<String>,
-    /// A value to copy.
+    /// An example for the reference.
     pub example: Option<Value>,
-    /// Whether SIGHUP changes it while a run goes on.
+    /// Whether SIGHUP applies a new value to a running run.
     pub live: bool,
-    /// Whether a run goes on where it differs.
+    /// Whether a run may resume with another value.
     pub may_differ: bool,
-    /// Whether a run goes on where it is larger.
+    /// Whether a run may resume with a larger value.
     pub may_grow: bool,
-    /// What `ddk compare --quick` divides it by.
+    /// The divisor that `ddk compare --quick` applies.
     pub quick: Option<u64>,
-    /// Whether it is never shown.
+    /// Whether the value must not be shown.
     pub secret: bool,
     bounds: [Option<f64>; 4],
     expected: Option<String>,
 }
 
-/// The names of the bounds in a schema: those of numbers, or of the length of a list or a text.
+/// The bounds in a schema: of a number, or of the length of a list or a text.
 const BOUNDS: [&[&str]; 4] = [
     &["minimum", "minItems", "minLength"],
     &["maximum"],
@@ -68,7 +68,7 @@ const BOUNDS: [&[&str]; 4] = [
     &["exclusiveMaximum"],
 ];
 
-/// All tables, as they are declared.
+/// All tables, in the order of declaration.
 pub fn sections() -> &'static [Section] {
     static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(|| {
         let schema = schema();
@@ -85,7 +85,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
     sections().iter().flat_map(|section| &section.keys)
 }
 
-/// The names that a table may hold; `*` where the user chooses them.
+/// The names that a table may hold; `*` if the user chooses them.
 pub(crate) fn names_in(table: &[&str]) -> Vec<&'static str> {
     let mut names: Vec<&str> = Vec::new();
     for key in keys() {
@@ -102,7 +102,7 @@ fn is(segment: Option<&str>, name: &str) -> bool {
 }
 
 impl Key {
-    /// The key of a value, by the names on the way to it.
+    /// Finds the key of a value by the segments of its path.
     pub fn of(path: &[&str]) -> Option<&'static Self> {
         keys().find(|key| {
             let mut segments = key.path.split('.');
@@ -110,7 +110,7 @@ impl Key {
         })
     }
 
-    /// Whether a value is within its bounds.
+    /// Whether a value is within the bounds.
     pub fn accepts(&self, value: &Value) -> bool {
         let number = match value {
             Value::Integer(number) => *number as f64,
@@ -127,7 +127,7 @@ impl Key {
             && under.is_none_or(|under| number < under)
     }
 
-    /// What its bounds are, in words; nothing where there are none.
+    /// The bounds in words; empty if there are none.
     pub fn expected(&self) -> String {
         if let Some(expected) = &self.expected {
             return expected.clone();
@@ -142,32 +142,27 @@ impl Key {
         }
     }
 
-    /// Its line in the reference.
+    /// The row of the reference.
     pub(crate) fn row(&self) -> String {
         let name = self.path.trim_end_matches(".*");
         let name = name.rsplit('.').next().unwrap_or(name);
-        // On one line, which a text in TOML may not be.
-        let json = |value: &Value| serde_json::to_string(value).unwrap_or_default();
+        // As JSON, because a text in TOML may span several lines.
         let shown =
-            |value: &Option<Value>| value.as_ref().map(|value| format!("`{}`", json(value)));
-        let needed = self.default.as_ref().filter(|value| !self.accepts(value));
-        let default = if needed.is_some() {
-            None
-        } else {
-            shown(&self.default)
-        };
+            |value: &Value| format!("`{}`", serde_json::to_string(value).unwrap_or_default());
+        let default = self.default.as_ref().filter(|value| self.accepts(value));
+        let default = default.map(shown).unwrap_or_default();
         let mut about = self.doc.clone();
         let expected = self.expected();
         if !expected.is_empty() && expected != "0 or more" {
-            let _ = write!(about, " Allowed: {expected}.");
+            about.push_str(&format!(" Allowed: {expected}."));
         }
         if self.live {
-            about.push_str(" SIGHUP changes it while a run goes on.");
+            about.push_str(" SIGHUP applies a new value to a running run.");
         }
-        if let Some(example) = shown(&self.example) {
-            let _ = write!(about, " Example: {example}.");
+        if let Some(example) = &self.example {
+            about.push_str(&format!(" Example: {}.", shown(example)));
         }
-        format!("| `{name}` | {} | {about} |\n", default.unwrap_or_default())
+        format!("| `{name}` | {default} | {} |\n", about.replace('|', "\\|"))
     }
 }
 
@@ -208,7 +203,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The definition that a value refers to.
+    /// Follows a reference to its definition.
     fn resolved<'a>(&'a self, value: &'a Json) -> &'a Json {
         let choices = value["anyOf"].as_array().into_iter().flatten();
         let reference = [value].into_iter().chain(choices);
@@ -234,7 +229,7 @@ fn key(path: String, declared: &Json, value: &Json, may_differ: bool) -> Key {
         may_grow: declared["x-may-grow"] == true,
         quick: declared["x-quick"].as_u64(),
         secret: declared["x-secret"] == true,
-        // A map's are those of its entries.
+        // The bounds of a map are those of its entries.
         bounds: BOUNDS.map(|names| {
             let mut found = names
                 .iter()
@@ -245,7 +240,7 @@ fn key(path: String, declared: &Json, value: &Json, may_differ: bool) -> Key {
     }
 }
 
-/// On one line, as it is in a cell of a table.
+/// A text of the schema, on one line.
 fn text(value: &Json, name: &str) -> Option<String> {
     let words = value[name].as_str()?.split_whitespace();
     Some(words.collect::<Vec<_>>().join(" "))

@@ -1,4 +1,4 @@
-//! The layers: what the method stands for, files in order, the environment, `--set`.
+//! Merges the layers: the choices of the method, files in order, the environment, `--set`.
 
 use std::{collections::BTreeMap, fmt::Display, fs, ops::Range, path::PathBuf};
 
@@ -18,7 +18,7 @@ use crate::{
 
 /// Variables of the environment that are settings begin so: `DDK__STUDENT__LR=1e-4`.
 const PREFIX: &str = "DDK__";
-/// Why a token is no argument, and where it goes.
+/// Why a token must not be an argument, and where it goes.
 const TOKEN_IN_ARGUMENTS: &str = "a token on the command line is visible to every user of the machine (ps): set \
      DDK__TELEMETRY__TOKEN in the environment, or write `telemetry.token` into a configuration file";
 
@@ -36,10 +36,10 @@ pub struct Loaded {
 pub struct Origins(BTreeMap<String, String>);
 
 impl Origins {
-    /// Where nothing is written.
+    /// The origin of a value that no layer sets.
     pub const DEFAULT: &str = "default";
 
-    /// Where the value of a key came from. A table's key gives the origin of its first value.
+    /// The origin of a key's value. For a table it is the origin of the first value in it.
     pub fn of(&self, key: &str) -> &str {
         let inside = format!("{key}.");
         let first = || {
@@ -50,7 +50,7 @@ impl Origins {
         found.map_or(Self::DEFAULT, |(_, origin)| origin)
     }
 
-    /// Whether a layer has this key.
+    /// Whether a layer sets this key.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }
@@ -138,7 +138,7 @@ fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     Layer::read(&text, name, false)
 }
 
-/// Values, each with its origin; later layers override earlier ones, key by key, and arrays replace each other.
+/// Values with their origins. Later layers override earlier ones key by key; arrays replace each other.
 #[derive(Debug, Clone)]
 struct Layer(Map<String, config::Value>);
 
@@ -153,7 +153,7 @@ impl Source for Layer {
 }
 
 impl Layer {
-    /// Checks names and types.
+    /// Parses a layer and checks its names and types.
     fn read(text: &str, name: String, is_file: bool) -> Result<Self, Error> {
         let mut reader = Reader {
             text,
@@ -163,7 +163,7 @@ impl Layer {
         };
         let parsed = DeTable::parse(text).map(|table| reader.table(table.get_ref(), &[]));
         let values = match parsed {
-            // Unknown names are said by name, and before types.
+            // Report unknown names before wrong types.
             Ok(values) if reader.problems.is_empty() => {
                 toml::from_str::<Settings>(text).map(|_| values)
             }
@@ -177,7 +177,7 @@ impl Layer {
         Err(Error(reader.problems))
     }
 
-    /// Refuses a secret, without the origin, which holds it.
+    /// Refuses a secret. The error does not show the origin, which contains the secret.
     fn without_secrets(self) -> Result<Self, Error> {
         let mut written = Origins::default();
         let values = ValueKind::Table(self.0.clone());
@@ -193,7 +193,7 @@ impl Layer {
     }
 }
 
-/// A value without its origin, which goes to the others.
+/// Separates a value from its origin.
 fn plain(value: config::Value, path: &str, origins: &mut Origins) -> Value {
     let origin = value.origin().unwrap_or_default().to_owned();
     if !matches!(value.kind, ValueKind::Table(_)) && !path.is_empty() {
@@ -219,10 +219,10 @@ fn plain(value: config::Value, path: &str, origins: &mut Origins) -> Value {
     }
 }
 
-/// The text of a layer.
+/// Reads the text of a layer.
 struct Reader<'a> {
     text: &'a str,
-    /// The file; the variable or option, which is its own line.
+    /// The file, the variable or the option.
     name: String,
     is_file: bool,
     problems: Vec<Problem>,
@@ -233,7 +233,7 @@ impl Reader<'_> {
         let known = names_in(path);
         let values = table.iter().map(|(name, value)| {
             let key = name.get_ref().as_ref();
-            // A table in the place of a value is of a wrong type.
+            // A table in place of a value is a wrong type, which serde reports.
             if !known.is_empty() && !known.contains(&"*") && !known.contains(&key) {
                 let message = format!("unknown field `{key}`");
                 self.problem(name.span(), &message, Some(nearest(key, &known)));
@@ -319,7 +319,7 @@ fn underline(text: &str, span: Range<usize>) -> String {
     format!("  | {line}\n  | {spaces}{marks}")
 }
 
-/// The valid name nearest to an unknown one.
+/// Suggests the valid name nearest to an unknown one.
 fn nearest(unknown: &str, names: &[&str]) -> String {
     let alike = |name: &&str| strsim::jaro_winkler(unknown, name);
     let nearest = names.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));

@@ -1,10 +1,9 @@
-//! The configuration: each setting declared once, layered and validated.
+//! Declares, layers and validates the settings.
 //!
-//! A field of a section ([`Run`], [`Student`], …) declares a key: its type, default, range, example and flags, and its
-//! comment is the user's documentation. [`sections`] is the table of all keys, which the loader, the schema, the
-//! reference, the comparison on resume, SIGHUP and `ddk compare` read. [`load`] layers files, the environment and
-//! `--set` over the defaults; [`Origins`] remembers where each value came from, so that an error and `ddk config show
-//! --origin` can say it.
+//! A field of a section ([`Run`], [`Student`], …) declares one key: type, default, range, example and flags. Its
+//! comment is the user's documentation. [`sections`] is the table of all keys. The loader, the schema, the reference,
+//! the comparison on resume, SIGHUP and `ddk compare` read it. [`load`] layers files, the environment and `--set`
+//! over the defaults. [`Origins`] holds the place of each value, for errors and `ddk config show --origin`.
 
 mod data;
 mod diff;

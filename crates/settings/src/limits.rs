@@ -1,8 +1,8 @@
 //! Upper bounds of settings.
 
-/// Steps, intervals: more than any run has, and few enough to be multiplied.
+/// Upper limit of steps and intervals, small enough to be multiplied.
 pub(crate) const MANY: u64 = 1_000_000_000;
-/// Rows, positions, passes, steps of an interval.
+/// Upper limit of rows, positions, passes and steps of an interval.
 pub(crate) const LARGE: u64 = 1_000_000;
-/// Three years.
+/// Upper limit of a time in seconds: three years.
 pub(crate) const LONGEST_SECONDS: f64 = 1e8;

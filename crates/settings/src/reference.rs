@@ -1,12 +1,12 @@
-//! The reference of all settings for people, from their declarations.
+//! Generates docs/settings.md from the declarations.
 
 use crate::sections;
 
-/// docs/settings.md.
+/// The text of docs/settings.md.
 pub fn reference() -> String {
     let mut text = String::from(
         "# Settings\n\n\
-         Made from the declarations in `crates/settings/src`; `ddk config schema` prints the JSON schema, \
+         Generated from the declarations in `crates/settings/src`. `ddk config schema` prints the JSON schema, \
          `ddk config show --origin CONFIG` the values in use and where each comes from.\n\n\
          Layers: built-in defaults, then what `method` stands for, then files in order, then the environment \
          (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. Tables merge key by key; arrays replace each \

@@ -1,4 +1,4 @@
-//! What no key says alone: ranges, defaults that follow from other keys, and rules between keys.
+//! Checks ranges and rules between keys, and derives defaults from other keys.
 
 use std::{collections::BTreeMap, net::SocketAddr, thread::available_parallelism};
 
@@ -10,7 +10,7 @@ use crate::{
     limits::{LARGE, MANY},
 };
 
-/// Fills in what follows from other keys, and gathers all mistakes.
+/// Fills in derived defaults and collects all mistakes.
 pub(crate) fn check(settings: &mut Settings, origins: &Origins) -> Result<(), Error> {
     let problems = Vec::new();
     let mut checker = Checker { origins, problems };
@@ -50,7 +50,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Each value by its key's own bounds. A default that is out of them has to be written.
+    /// Checks each value against the bounds of its key. A key whose default is out of bounds is required.
     fn ranges(&mut self, settings: &Settings) -> Result<(), Error> {
         for value in settings.values()? {
             let path = &value.path;
@@ -202,7 +202,7 @@ impl Checker<'_> {
                  an interval's order is held in memory"
             )
         });
-        // What goes by perplexities over the run needs a mixture that has them measured.
+        // These settings use perplexities during the run, which not every policy measures.
         let measured = policy.measures_perplexities() || settings.evaluation.every.is_some();
         let best = settings.run.export == ExportedStudent::Best;
         for (key, is_set) in [
@@ -229,7 +229,7 @@ impl Checker<'_> {
         }
     }
 
-    /// A domain that a table names has to be there.
+    /// Refuses names of domains that do not exist.
     fn known(&mut self, table: &str, of: &BTreeMap<String, f64>, domains: &[String]) {
         for name in of.keys() {
             let known = domains.join(", ");

@@ -1,4 +1,4 @@
-//! All sections of a configuration.
+//! The root of a configuration.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub struct Settings {
     /// rows: `cpt` (natural, ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural,
     /// ted), `minillm` (natural, reverse_kl), `ddk` (ddk, forward_kl), `ddk-no-smoothing`, `ddk-equal`
     /// (equal, forward_kl). Must come before the first table of a file.
-    // A name for two settings that are compared themselves.
+    // The two settings that it stands for are compared themselves.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub method: Option<Method>,
     /// The run: its name, its end, its seed.
@@ -65,10 +65,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings as a configuration file.
+    /// Writes the settings as a configuration file.
     ///
     /// # Errors
-    /// Where a value cannot be written as TOML.
+    /// If a value cannot be written as TOML.
     pub fn to_toml(&self) -> Result<String, Error> {
         toml::to_string_pretty(self).map_err(|error| Error::not_written(&error))
     }

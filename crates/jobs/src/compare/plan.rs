@@ -113,20 +113,25 @@ impl Plan {
             sets.push(format!("{key}={value}"));
         }
         let folder = self.folder.join(&label);
-        sets.extend([
-            format!("method={method}"),
-            format!("run.seed={seed}"),
-            // Seeds are of what is drawn from a corpus: it is the same for all.
-            format!(
-                "corpus.seed={}",
-                self.base.corpus.seed.unwrap_or(self.base.run.seed)
+        // Seeds are of what is drawn from a corpus: it is the same for all.
+        let corpus_seed = self.base.corpus.seed.unwrap_or(self.base.run.seed);
+        let own = [
+            ("method", method.to_string()),
+            ("run.seed", seed.to_string()),
+            ("corpus.seed", corpus_seed.to_string()),
+            ("run.name", format!("seed-{seed}")),
+            (
+                "run.folder",
+                toml::Value::from(folder.display().to_string()).to_string(),
             ),
-            format!("run.name=seed-{seed}"),
-            format!(
-                "run.folder={}",
-                toml::Value::from(folder.display().to_string())
-            ),
-        ]);
+        ];
+        let swept_key = swept.as_ref().map(|(key, _)| key.as_str());
+        if let Some((key, _)) = own.iter().find(|(key, _)| Some(*key) == swept_key) {
+            return Err(anyhow!("--sweep {key}: a comparison sets that itself"))
+                .hint("--methods and --seeds say what is compared; --set run.name=NAME names it")
+                .usage();
+        }
+        sets.extend(own.map(|(key, value)| format!("{key}={value}")));
         let mut config = args.config.clone();
         config.set.set.extend(sets.iter().cloned());
         let loaded = load(&config)?;
@@ -201,15 +206,6 @@ fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
-/// What a run of a comparison is named and made by.
-const OWN: [&str; 5] = [
-    "method",
-    "run.seed",
-    "run.name",
-    "run.folder",
-    "corpus.seed",
-];
-
 /// `KEY=VALUE,VALUE,…`
 fn swept(text: &str) -> Result<Vec<Swept>> {
     let (key, values) = text
@@ -220,11 +216,6 @@ fn swept(text: &str) -> Result<Vec<Swept>> {
         })
         .usage()?;
     let key = key.trim();
-    if OWN.contains(&key) {
-        return Err(anyhow!("--sweep {key}: a comparison sets that itself"))
-            .hint("--methods and --seeds say what is compared; --set run.name=NAME names it")
-            .usage();
-    }
     let mut swept: Vec<Swept> = Vec::new();
     for value in values.split(',') {
         let one = Some((key.to_owned(), value.trim().to_owned()));

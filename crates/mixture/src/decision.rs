@@ -1,0 +1,148 @@
+//! What a policy decides, and by what names configurations ask for it.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Feedback, Needs, Perplexities, Refused,
+    equations::{check_weights, discrepancy},
+};
+
+/// The mixture of an interval, and what it was made from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Decision {
+    /// Weight of each domain; they sum to 1.
+    pub weights: Vec<f64>,
+    /// The weights that the update started from; none where there was no update.
+    pub previous: Option<Vec<f64>>,
+    /// Eq. 1 of the perplexities at the start (first interval only).
+    pub discrepancy: Option<Vec<f64>>,
+    /// The losses that it was made from, nats; none for a domain that was not drawn.
+    pub losses: Option<Vec<Option<f64>>>,
+    /// The losses that those were held against.
+    pub reference: Option<Vec<f64>>,
+    /// The excess over the reference that it was made from, nats.
+    pub excess: Option<Vec<f64>>,
+    /// Mean of the weights over the updates so far.
+    pub mean_weights: Option<Vec<f64>>,
+}
+
+/// Moves the mixture from interval to interval.
+pub trait Decide: Send {
+    /// Its name in configurations and in `mixture.jsonl`.
+    fn name(&self) -> MixturePolicy;
+
+    /// What it has to know at an interval's end.
+    fn needs(&self) -> Needs;
+
+    /// Steps between two updates: the length of an interval. A policy that updates every step cannot run ahead.
+    fn update_every(&self) -> u64;
+
+    /// Weight of the discrepancy against the uniform floor, where the policy has one.
+    fn alpha(&self) -> Option<f64> {
+        None
+    }
+
+    /// No weight of an update is under this, of `domains` domains.
+    fn floor(&self, _domains: usize) -> f64 {
+        0.0
+    }
+
+    /// The mixture of interval 0. `natural`: each domain's share of the corpus' tokens.
+    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;
+
+    /// The mixture of the next interval; `weights` are those of the one that has ended. Refused feedback
+    /// changes nothing.
+    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused>;
+}
+
+/// How the mixture moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MixturePolicy {
+    /// Eq. 1 and 2 of the DDK paper.
+    Ddk,
+    /// Eq. 1 at each interval.
+    DdkNoSmoothing,
+    /// The same share for each domain.
+    Equal,
+    /// Each domain's share of the corpus' tokens.
+    Natural,
+    /// The given shares.
+    Static,
+    /// Dynamic batch loading of Sheared LLaMA.
+    Sheared,
+    /// Online Data Mixing.
+    Odm,
+    /// DoReMi: reference, proxy, and this run on the proxy's mean weights.
+    Doremi,
+    /// DoReMi's proxy: the teacher is the reference.
+    DoremiProxy,
+}
+
+impl MixturePolicy {
+    /// Whether it needs perplexities at each interval's end, so that they are measured.
+    pub fn measures_perplexities(self) -> bool {
+        matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
+    }
+
+    /// Whether it, or a phase of it, updates every step by what that step trained on.
+    pub fn moves_every_step(self) -> bool {
+        matches!(self, Self::Odm | Self::Doremi | Self::DoremiProxy)
+    }
+}
+
+/// The name that is written in a configuration.
+impl fmt::Display for MixturePolicy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
+}
+
+/// What the first interval draws by, before any update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstInterval {
+    /// Each domain's share of the corpus' tokens: the corpus as it is (Algorithm 1).
+    Natural,
+    /// The same weight for each domain.
+    Equal,
+    /// The discrepancy factor r_0 of Eq. 1.
+    Discrepancy,
+}
+
+impl FirstInterval {
+    pub(crate) fn weights(
+        self,
+        natural: &[f64],
+        at_start: &Perplexities,
+    ) -> Result<Vec<f64>, Refused> {
+        check_weights(natural, at_start.student.len())?;
+        match self {
+            Self::Natural => Ok(natural.to_vec()),
+            Self::Equal => Ok(vec![1.0 / natural.len() as f64; natural.len()]),
+            Self::Discrepancy => discrepancy(&at_start.checked_ratios()?),
+        }
+    }
+}
+
+/// Shares for another list of domains; they sum to 1, and are equal where none of those that stay had one.
+pub fn shares_of_domains(shares: &[f64], kept: &[Option<usize>]) -> Vec<f64> {
+    let equal = 1.0 / kept.len().max(1) as f64;
+    let new = of_domains(shares, kept, equal);
+    let sum: f64 = new.iter().sum();
+    if sum <= 0.0 {
+        return vec![equal; kept.len()];
+    }
+    new.iter().map(|share| share / sum).collect()
+}
+
+/// Values for another list of domains; a new one gets `otherwise`.
+pub(crate) fn of_domains<T: Copy>(values: &[T], kept: &[Option<usize>], otherwise: T) -> Vec<T> {
+    let of = |old: &Option<usize>| old.and_then(|old| values.get(old).copied());
+    kept.iter()
+        .map(|old| of(old).unwrap_or(otherwise))
+        .collect()
+}
