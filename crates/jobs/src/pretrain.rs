@@ -13,9 +13,7 @@ use anyhow::{Result, anyhow};
 use ddk_engine::AdamWOptions;
 use ddk_model::{Architecture, Export, Model, ModelConfig};
 use ddk_run::RunFolder;
-use ddk_settings::{
-    Dtype, ExportedStudent, Method, Mixture, MixturePolicy, Pretrain, Settings, ThreadChoice,
-};
+use ddk_settings::{Dtype, Method, MixturePolicy, ObjectiveName, Pretrain, Settings, ThreadChoice};
 use tch::Device;
 
 use crate::{
@@ -29,7 +27,7 @@ use crate::{
     train::{
         inputs::fits,
         prepared::Destination,
-        run::{Ran, restart, stand_alone},
+        run::{Ran, restart, settings_of, stand_alone},
     },
 };
 
@@ -143,24 +141,17 @@ fn run_folder(out: &Path) -> Result<PathBuf> {
 
 /// The settings of a run that trains the student alone: one interval, no teacher.
 fn settings_of_run(settings: &Settings, model: &Pretrain, folder: &Path) -> Settings {
-    let mut run = settings.clone();
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let parent = folder.parent().unwrap_or(Path::new(""));
+    let mut run = settings_of(settings, parent, &name, model.steps);
     run.method = Some(Method::Cpt);
-    run.run.name = folder
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned());
-    run.run.folder = folder.parent().unwrap_or(Path::new("")).to_owned();
     run.run.seed = model.seed;
-    run.run.max_steps = Some(model.steps);
-    run.run.max_intervals = None;
-    run.run.max_tokens = None;
-    run.run.stop_ratio = None;
-    run.run.export = ExportedStudent::Last;
     run.run.take_turns = false;
     run.run.threads = ThreadChoice::Given;
-    // The corpus is the configuration's, whatever seed and tokenizer the model has.
-    run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
+    // The corpus is the configuration's, whatever seed and tokenizer folder the model has.
     let tokenizer = settings.corpus.tokenizer.as_ref();
     run.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
+    run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
     run.teacher.model = None;
     run.teacher.devices = vec![model.device.clone()];
     run.teacher.lanes = 1;
@@ -174,7 +165,6 @@ fn settings_of_run(settings: &Settings, model: &Pretrain, folder: &Path) -> Sett
     run.student.lr = model.lr;
     run.student.lr_end = model.lr_end;
     run.student.warmup_steps = model.warmup_steps;
-    run.student.schedule_steps = None;
     run.student.weight_decay = model.weight_decay;
     run.student.beta1 = adamw.beta1;
     run.student.beta2 = adamw.beta2;
@@ -182,24 +172,17 @@ fn settings_of_run(settings: &Settings, model: &Pretrain, folder: &Path) -> Sett
     run.student.clip_norm = 1.0;
     run.batch.rows = model.rows;
     run.batch.micro_rows = model.micro_rows;
-    run.objective.name = ddk_settings::ObjectiveName::Ce;
+    run.objective.name = ObjectiveName::Ce;
     run.objective.chunk = None;
-    run.evaluation.every = None;
-    run.checkpoint.keep_best = false;
-    run.mixture = Mixture {
-        policy: if model.shares.is_some() {
-            MixturePolicy::Static
-        } else {
-            MixturePolicy::Natural
-        },
-        shares: model.shares.clone(),
-        interval: model.steps,
-        lag: 0,
-        max_passes: None,
-        doremi_model: None,
-        doremi_steps: None,
-        ..settings.mixture.clone()
+    run.mixture.policy = if model.shares.is_some() {
+        MixturePolicy::Static
+    } else {
+        MixturePolicy::Natural
     };
+    run.mixture.shares.clone_from(&model.shares);
+    run.mixture.interval = model.steps;
+    run.mixture.lag = 0;
+    run.mixture.max_passes = None;
     run
 }
 

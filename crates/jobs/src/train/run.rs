@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::End;
 use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
-use ddk_settings::Settings;
+use ddk_settings::{ExportedStudent, Run, Settings};
 use ddk_telemetry::Stage;
 
 use super::{
@@ -138,6 +138,28 @@ fn begin<'a>(
     prepared.inputs.bind(&folder, settings)?;
     copy_quarantine(&prepared, &folder)?;
     Ok((prepared, folder))
+}
+
+/// The settings of a run that another one begins with, or that stands alone: a set number of steps, no evaluation
+/// on the way, the last student exported.
+pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
+    let mut run = settings.clone();
+    run.run = Run {
+        folder: folder.to_owned(),
+        name: Some(name.to_owned()),
+        max_steps: Some(steps),
+        max_intervals: None,
+        max_tokens: None,
+        stop_ratio: None,
+        export: ExportedStudent::Last,
+        ..run.run
+    };
+    run.student.schedule_steps = None;
+    run.evaluation.every = None;
+    run.checkpoint.keep_best = false;
+    run.mixture.doremi_model = None;
+    run.mixture.doremi_steps = None;
+    run
 }
 
 /// Sets aside all that is in a run folder.
