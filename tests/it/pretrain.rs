@@ -82,6 +82,7 @@ fn a_finished_model_is_made_again_only_if_what_it_is_made_from_has_changed() {
     fs::remove_dir_all(world.path().join("models/teacher.run")).unwrap();
     let record = world.path().join("models/teacher/pretrain.json");
     let text = fs::read_to_string(&record).unwrap();
+    assert!(!text.contains("null"), "{text}");
     let earlier = text.replace(
         "\"device\": \"cpu\",",
         "\"device\": \"cpu\", \"threads\": 64,",
@@ -89,6 +90,8 @@ fn a_finished_model_is_made_again_only_if_what_it_is_made_from_has_changed() {
     assert_ne!(text, earlier);
     fs::write(&record, earlier).unwrap();
     assert!(with(&[]).contains(there));
+    // As it was written: DDK replaces no folder whose files somebody has changed.
+    fs::write(&record, text).unwrap();
     let said = with(&["pretrain.teacher.steps=6"]);
     assert!(said.contains("made by other settings"), "{said}");
     let steps = |folder: &str| {
@@ -100,6 +103,60 @@ fn a_finished_model_is_made_again_only_if_what_it_is_made_from_has_changed() {
     let said = with(&["pretrain.teacher.steps=5"]);
     assert!(said.contains("starting over at step 0"), "{said}");
     assert_eq!(steps("models/teacher.run"), 5);
+}
+
+#[test]
+fn an_interrupted_run_resumes_on_another_machine_and_costs_no_other_model() {
+    let expected = made(&World::new());
+    let world = without_teacher();
+    let kill = |sets: &[&str]| {
+        let plan = ["--set", "faults.plan=[\"kill student 40\"]"];
+        let mut command = world.command(&[&PRETRAIN[..], &plan[..], sets].concat());
+        command.env("DDK_ALLOW_FAULTS", "1");
+        assert_eq!(command.output().unwrap().status.code(), None);
+    };
+    kill(&[]);
+    // Another number of cores, and settings that pretraining does not use.
+    let sets = [
+        "pretrain.teacher.threads=2",
+        "objective.gamma=0.7",
+        "mixture.alpha=0.1",
+    ];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let arguments: Vec<&str> = PRETRAIN.into_iter().chain(sets).collect();
+    let resumed = stderr(&world.succeed(&arguments));
+    assert!(resumed.contains("from step"), "{resumed}");
+    assert!(made(&world) == expected);
+
+    // An unfinished run of other settings is no reason to train a finished model again.
+    kill(&["--set", "pretrain.teacher.lr=0.02"]);
+    let said = stderr(&world.succeed(&PRETRAIN));
+    assert!(said.contains("is there already"), "{said}");
+    assert!(made(&world).0 == expected.0);
+    // --force starts over.
+    let said = stderr(&world.succeed(&[&PRETRAIN[..], &["--force"]].concat()));
+    assert!(said.contains("starting over at step 0"), "{said}");
+    assert!(made(&world) == expected);
+}
+
+#[test]
+fn folders_of_others_are_refused() {
+    let world = without_teacher();
+    let run = world.path().join("models/teacher.run");
+    fs::create_dir_all(&run).unwrap();
+    fs::write(run.join("config.toml"), "mine = true").unwrap();
+    let said = world.fail(2, &PRETRAIN);
+    assert!(
+        said.contains("contains files that `ddk pretrain` did not write"),
+        "{said}"
+    );
+    assert_eq!(
+        fs::read_to_string(run.join("config.toml")).unwrap(),
+        "mine = true"
+    );
+    let same = [&PRETRAIN[..], &["--set", "pretrain.teacher.out=tokenizer"]].concat();
+    let said = world.fail(2, &same);
+    assert!(said.contains("the folder of the tokenizer"), "{said}");
 }
 
 #[test]

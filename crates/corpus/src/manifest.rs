@@ -13,7 +13,7 @@ use crate::{
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// Raised when the format, or what it is made by, changes.
 const FORMAT: u32 = 4;
-/// The same of domains with a loss mask: until 4 they held one length of a prompt per document.
+/// The format of domains with a loss mask. Up to format 4 they stored one prompt length per document.
 const MASKED_FORMAT: u32 = 5;
 /// The files that hold a domain's documents.
 pub(crate) const DATA_FILES: [&str; 8] = [
@@ -182,6 +182,11 @@ impl Manifest {
         self.made_from.prompt.is_some()
     }
 
+    /// Whether masks are lengths of prompts, as in domains that an earlier version prepared.
+    pub(crate) fn stores_prompts(&self) -> bool {
+        self.is_masked() && self.format == FORMAT
+    }
+
     /// The manifest of a prepared domain; `None` where there is none.
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>, CorpusError> {
         let path = folder.join(MANIFEST);
@@ -192,7 +197,8 @@ impl Manifest {
         let damaged = |error: serde_json::Error| CorpusError::damaged(&path, error.to_string());
         let manifest: Value = serde_json::from_str(&text).map_err(damaged)?;
         // What another version wrote cannot be read, and is prepared again.
-        if manifest["format"] != format_of(manifest["made_from"]["prompt"].is_string()) {
+        let is_masked = manifest["made_from"]["prompt"].is_string();
+        if manifest["format"] != format_of(is_masked) && manifest["format"] != FORMAT {
             return Ok(None);
         }
         Ok(Some(serde_json::from_value(manifest).map_err(damaged)?))

@@ -89,7 +89,7 @@ pub struct Pretrain {
     /// Which [pretrain.NAME] section to follow
     #[arg(long, value_name = "NAME")]
     pub model: String,
-    /// Train again even where the model is there already
+    /// Train from the first step, even if the model is there or an interrupted run could resume
     #[arg(long)]
     pub force: bool,
 }

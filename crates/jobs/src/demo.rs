@@ -59,7 +59,7 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
                 args.config.display()
             ),
         );
-        if let Some(code) = pretrain::model(&settings, name, false, signals, &faults)? {
+        if let Some(code) = pretrain::model(&settings, name, false, false, signals, &faults)? {
             return Ok(code);
         }
     }

@@ -1,7 +1,7 @@
 //! What `ddk` does: training runs and everything around them, without the command line's tables and tabs.
 //!
 //! A job takes its arguments ([`args`]) and the process's [`signals::Signals`], works in the folders that its settings
-//! name, and says on standard error how far it is.
+//! name, and reports progress on standard error.
 
 pub mod args;
 pub mod bench;

@@ -1,4 +1,4 @@
-//! `ddk pretrain`: a model from nothing, or further from a folder, with cross-entropy alone.
+//! `ddk pretrain`: trains a new model, or one from a folder, with cross-entropy alone.
 //!
 //! Pretraining is a run without a teacher, so it has checkpoints, exact resume, signals, metrics and a live page. Its
 //! folder is beside the model: `OUT.run`.
@@ -14,7 +14,8 @@ use ddk_engine::AdamWOptions;
 use ddk_model::{Architecture, Export, Model, ModelConfig};
 use ddk_run::RunFolder;
 use ddk_settings::{
-    Dtype, ExportedStudent, Method, Mixture, MixturePolicy, Pretrain, Settings, ThreadChoice,
+    Guard, Method, Mixture, MixturePolicy, Objective, ObjectiveName, Pretrain, Settings, Student,
+    Teacher, ThreadChoice,
 };
 use tch::Device;
 
@@ -29,11 +30,11 @@ use crate::{
     train::{
         inputs::fits,
         prepared::Destination,
-        run::{Ran, restart, stand_alone},
+        run::{Ran, restart, settings_of, stand_alone},
     },
 };
 
-/// Beside the model and in the run folder: what the model is made from, so that it is made once.
+/// Records what the model is made from, in its folder and in the run's, so that it is not made twice.
 const RECORD: &str = "pretrain.json";
 /// In the run folder: the model before its first step.
 const INITIAL: &str = "initial";
@@ -45,15 +46,16 @@ const INITIAL: &str = "initial";
 pub fn run(args: &args::Pretrain, signals: &Signals) -> Result<ExitCode> {
     let settings = config::load(&args.config)?.settings;
     let faults = Faults::parse(&settings.faults.plan)?;
-    let stopped = model(&settings, &args.model, args.force, signals, &faults)?;
+    let stopped = model(&settings, &args.model, args.force, true, signals, &faults)?;
     Ok(stopped.unwrap_or(ExitCode::SUCCESS))
 }
 
-/// As [`run`]; returns the exit code if a signal stopped it.
+/// As [`run`]; returns the exit code if a signal stopped it. `reloads`: whether SIGHUP is answered.
 pub(crate) fn model(
     settings: &Settings,
     name: &str,
     force: bool,
+    reloads: bool,
     signals: &Signals,
     faults: &Faults,
 ) -> Result<Option<ExitCode>> {
@@ -68,8 +70,15 @@ pub(crate) fn model(
             )
         })
         .usage()?;
-    // A finished model is not made again because a source has grown.
-    let outdated = if model.out.join(RECORD).exists() && !force {
+    check_folders(settings, model, name)?;
+    let run = run_folder(&model.out)?;
+    refuse_others(&run, model)?;
+    // Text that has grown costs neither a finished model nor an unfinished run.
+    let outdated = if force {
+        Outdated::AsSet
+    } else if is_unfinished(&run) {
+        Outdated::NeededBy(&run)
+    } else if model.out.join(RECORD).exists() {
         Outdated::Kept
     } else {
         Outdated::AsSet
@@ -78,44 +87,51 @@ pub(crate) fn model(
     let corpus = prepare::open(settings, outdated)?;
     signals.begin(Phase::Hash, faults)?;
     let record = record(settings, model, &corpus)?;
-    let run = run_folder(&model.out)?;
-    let is_finished = run.join("summary.json").exists() || !RunFolder::holds_a_run(&run);
-    if !force && is_finished && holds(&model.out, &record) {
+    let resumes = !force && is_unfinished(&run) && holds(&run, &record);
+    if !force && !resumes && holds(&model.out, &record) {
         say(&format!("{name}: {} is there already", model.out.display()));
         return Ok(None);
     }
     if model.out.exists() && !model.out.join(RECORD).exists() {
         return Err(anyhow!(
-            "{} holds something that `ddk pretrain` has not made",
+            "{} contains files that `ddk pretrain` did not write",
             model.out.display()
         ))
         .hint(format!(
             "choose another folder for pretrain.{name}.out, or move that one away"
         ));
     }
-    let advice = "move what is your own out of that folder";
+    let advice = "move your own files out of that folder";
     ddk_model::may_replace(&model.out, Some(RECORD)).hint(advice)?;
     if model.out.exists() && !force && !holds(&model.out, &record) {
         say(&format!(
-            "{name}: {} was made by other settings or from other data, and is made anew",
+            "{name}: {} was made by other settings or from other data, so it is trained again",
             model.out.display()
         ));
     }
-    let resumes =
-        RunFolder::holds_a_run(&run) && holds(&run, &record) && !run.join("summary.json").exists();
-    if run.exists() && !resumes {
+    if !resumes && !contents(&run).is_empty() {
+        // Without its record an interrupted start-over is never taken for the run that it sets aside.
+        ddk_files::write_atomically(&run.join(RECORD), b"{}")?;
         restart(&run)?;
     }
-    let settings = settings_of_run(settings, model, &run);
+    let settings = settings_of_run(settings, model, &run, resumes)?;
     begin(&settings, model, name, &corpus, &run, &record)?;
     let destination = Destination {
         folder: model.out.clone(),
         record: (RECORD, record),
     };
-    let code = match stand_alone(&settings, destination, signals)? {
-        Ran::Stopped(code) => return Ok(Some(code)),
-        Ran::Finished => None,
+    let ran = stand_alone(&settings, destination, reloads, signals);
+    let ran = if resumes {
+        ran.hint(format!(
+            "the run in {} resumes with the settings of its config.toml; --force starts over and sets it aside",
+            run.display()
+        ))
+    } else {
+        ran
     };
+    if let Ran::Stopped(code) = ran? {
+        return Ok(Some(code));
+    }
     let summary = ddk_run::read::summary(&run)?;
     say(&format!(
         "{name}: {} steps, {:.0} s at {:.0} tokens/s, saved in {}; its report is {}",
@@ -125,67 +141,137 @@ pub(crate) fn model(
         model.out.display(),
         run.join("report.html").display()
     ));
-    Ok(code)
+    Ok(None)
+}
+
+/// Refuses a model that would replace what it is made from.
+fn check_folders(settings: &Settings, model: &Pretrain, name: &str) -> Result<()> {
+    let sources = [
+        ("init", model.init.as_ref()),
+        ("tokenizer", settings.corpus.tokenizer.as_ref()),
+    ];
+    for (what, folder) in sources {
+        if folder.is_some_and(|folder| ddk_model::same_folder(folder, &model.out)) {
+            return Err(anyhow!(
+                "`pretrain.{name}.out` is {}, the folder of the {what} that the model is made from",
+                model.out.display()
+            ))
+            .hint("choose another folder for the model")
+            .usage();
+        }
+    }
+    Ok(())
+}
+
+/// Whether a pretraining that has begun in this folder is not finished.
+fn is_unfinished(run: &Path) -> bool {
+    RunFolder::holds_a_run(run) && run.join(RECORD).exists() && !run.join("summary.json").exists()
+}
+
+/// What a run folder holds beside what stays when a run starts over.
+fn contents(run: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(run).into_iter().flatten().flatten();
+    let stays = |name: &str| {
+        ["lock", "events.jsonl", "run.log"].contains(&name) || name.starts_with("aside-")
+    };
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter(|path| {
+            path.file_name()
+                .is_none_or(|name| !stays(&name.to_string_lossy()))
+        })
+        .collect()
+}
+
+/// Refuses a run folder that is not of this model.
+fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
+    let problem = if let Ok(text) = fs::read_to_string(run.join(RECORD)) {
+        let record: serde_json::Value = serde_json::from_str(&text)?;
+        let out = record["model"]["out"].as_str().map(Path::new);
+        out.filter(|out| *out != model.out)
+            .map(|out| format!("belongs to the model in {}", out.display()))
+    } else {
+        // An interrupted start-over may have set the record aside first.
+        let is_ours = run.join("aside-1").join(RECORD).exists() || contents(run).is_empty();
+        (!is_ours).then(|| "contains files that `ddk pretrain` did not write".to_owned())
+    };
+    match problem {
+        Some(problem) => Err(anyhow!("{} {problem}", run.display()))
+            .hint("choose another folder for the model, or move that one away")
+            .usage(),
+        None => Ok(()),
+    }
 }
 
 /// The folder of the run that makes the model in `out`.
 fn run_folder(out: &Path) -> Result<PathBuf> {
     let name = out.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| anyhow!("{} is no name of a folder", out.display()));
-    // As run.name is spelled.
+    let name = name.ok_or_else(|| anyhow!("{} does not end in a folder name", out.display()));
+    // Only what `run.name` allows.
     let letter = |letter: char| match letter {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => letter,
         _ => '-',
     };
     let name: String = name.usage()?.chars().map(letter).collect();
+    let name = name.trim_start_matches('.');
     Ok(out.with_file_name(format!("{name}.run")))
 }
 
-/// The settings of a run that trains the student alone: one interval, no teacher.
-fn settings_of_run(settings: &Settings, model: &Pretrain, folder: &Path) -> Settings {
-    let mut run = settings.clone();
+/// The settings of a run that trains the student alone: one interval, no teacher. What it does not use is at its
+/// default, so that a change there does not keep the run from resuming.
+fn settings_of_run(
+    settings: &Settings,
+    model: &Pretrain,
+    folder: &Path,
+    resumes: bool,
+) -> Result<Settings> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let parent = folder.parent().unwrap_or(Path::new(""));
+    let mut run = settings_of(settings, parent, &name, model.steps);
     run.method = Some(Method::Cpt);
-    run.run.name = folder
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned());
-    run.run.folder = folder.parent().unwrap_or(Path::new("")).to_owned();
     run.run.seed = model.seed;
-    run.run.max_steps = Some(model.steps);
-    run.run.max_intervals = None;
-    run.run.max_tokens = None;
-    run.run.stop_ratio = None;
-    run.run.export = ExportedStudent::Last;
+    run.run.trace = false;
     run.run.take_turns = false;
     run.run.threads = ThreadChoice::Given;
-    // The corpus is the configuration's, whatever seed and tokenizer the model has.
-    run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
+    // The corpus is the configuration's, whatever seed and tokenizer folder the model has.
     let tokenizer = settings.corpus.tokenizer.as_ref();
     run.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
-    run.teacher.model = None;
-    run.teacher.devices = vec![model.device.clone()];
-    run.teacher.lanes = 1;
-    run.teacher.threads = 1;
+    run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
+    run.teacher = Teacher {
+        devices: vec![model.device.clone()],
+        ..Teacher::default()
+    };
+    let mut threads = model.threads;
+    if resumes {
+        // With as many as before, whatever machine this is: others would give other last bits.
+        let config = folder.join("config.toml");
+        threads = ddk_settings::load(&[config], &[], [])?
+            .settings
+            .student
+            .threads;
+    }
     let adamw = AdamWOptions::default();
-    run.student.model = Some(model.init.clone().unwrap_or_else(|| folder.join(INITIAL)));
-    run.student.device.clone_from(&model.device);
-    run.student.dtype = Dtype::Fp32;
-    run.student.recompute = false;
-    run.student.threads = model.threads;
-    run.student.lr = model.lr;
-    run.student.lr_end = model.lr_end;
-    run.student.warmup_steps = model.warmup_steps;
-    run.student.schedule_steps = None;
-    run.student.weight_decay = model.weight_decay;
-    run.student.beta1 = adamw.beta1;
-    run.student.beta2 = adamw.beta2;
-    run.student.epsilon = adamw.epsilon;
-    run.student.clip_norm = 1.0;
+    run.student = Student {
+        model: Some(model.init.clone().unwrap_or_else(|| folder.join(INITIAL))),
+        device: model.device.clone(),
+        threads,
+        lr: model.lr,
+        lr_end: model.lr_end,
+        warmup_steps: model.warmup_steps,
+        weight_decay: model.weight_decay,
+        beta1: adamw.beta1,
+        beta2: adamw.beta2,
+        epsilon: adamw.epsilon,
+        clip_norm: 1.0,
+        ..Student::default()
+    };
     run.batch.rows = model.rows;
     run.batch.micro_rows = model.micro_rows;
-    run.objective.name = ddk_settings::ObjectiveName::Ce;
-    run.objective.chunk = None;
-    run.evaluation.every = None;
-    run.checkpoint.keep_best = false;
+    run.objective = Objective {
+        name: ObjectiveName::Ce,
+        mask_prompt: settings.objective.mask_prompt,
+        ..Objective::default()
+    };
     run.mixture = Mixture {
         policy: if model.shares.is_some() {
             MixturePolicy::Static
@@ -193,17 +279,19 @@ fn settings_of_run(settings: &Settings, model: &Pretrain, folder: &Path) -> Sett
             MixturePolicy::Natural
         },
         shares: model.shares.clone(),
-        interval: model.steps,
-        lag: 0,
-        max_passes: None,
-        doremi_model: None,
-        doremi_steps: None,
-        ..settings.mixture.clone()
+        // As long as settings allow; the whole run, unless that is longer.
+        interval: model.steps.min(1_000_000).min(1_000_000_000 / model.rows),
+        ..Mixture::default()
     };
-    run
+    run.guard = Guard {
+        grace_seconds: settings.guard.grace_seconds,
+        compute_limit_seconds: settings.guard.compute_limit_seconds,
+        ..Guard::default()
+    };
+    Ok(run)
 }
 
-/// Writes what the run starts from: the model before its first step, and the record last.
+/// Writes what the run starts from: its record, and the model before its first step.
 fn begin(
     settings: &Settings,
     model: &Pretrain,
@@ -212,10 +300,14 @@ fn begin(
     run: &Path,
     record: &str,
 ) -> Result<()> {
-    if holds(run, record) {
+    let folder = RunFolder::open(run)?;
+    if !holds(run, record) {
+        // First of all: it says whose folder this is.
+        ddk_files::write_atomically(&folder.path().join(RECORD), record.as_bytes())?;
+    }
+    if folder.path().join(INITIAL).exists() {
         return Ok(());
     }
-    let folder = RunFolder::open(run)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     match (&model.init, &model.architecture) {
         (Some(init), _) => {
@@ -245,17 +337,17 @@ fn begin(
             ));
         }
     }
-    ddk_files::write_atomically(&folder.path().join(RECORD), record.as_bytes())?;
     Ok(())
 }
 
-/// Whether a folder's record says that it was made from the same.
+/// Whether a folder's record says that it was made from the same inputs.
 fn holds(folder: &Path, record: &str) -> bool {
     let parsed = |text: &str| {
         let mut record: serde_json::Value = serde_json::from_str(text).ok()?;
-        // Another number of threads makes the same model to rounding. Earlier versions recorded it.
         let model = record.get_mut("model")?.as_object_mut()?;
+        // The number of threads changes the model only by rounding. Earlier versions recorded it.
         model.remove("threads");
+        model.retain(|_, value| !value.is_null());
         Some(record)
     };
     let made = fs::read_to_string(folder.join(RECORD)).ok();

@@ -38,7 +38,8 @@ fn world() -> (TempDir, args::ConfigArgs) {
     let mut texts = Vec::new();
     for (name, nouns) in domains {
         let document = |number: usize| {
-            let noun = |at: usize| nouns[(number * number + at * (number + 3)) % nouns.len()];
+            // Digits of the number, so that no two documents are the same.
+            let noun = |at: usize| nouns[(number / 5_usize.pow(at as u32 % 3) + at) % nouns.len()];
             let sentences =
                 (0..12).map(|at| format!("{} follows {}. ", noun(at), noun(2 * at + 1)));
             sentences.collect::<String>()

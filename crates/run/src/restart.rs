@@ -45,8 +45,7 @@ pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
 
 impl RunFolder {
     /// Sets aside all that the run has made, into a folder `aside-1`, `aside-2`, … within its own, so that it
-    /// starts over at step
-    /// 0. `events.jsonl` keeps its lines and says so. Interrupted, it may be asked for again.
+    /// starts over at step 0. `events.jsonl` keeps its lines and says so. If interrupted, it can be called again.
     pub fn start_over(&self) -> Result<PathBuf, RunFileError> {
         let path = self.path();
         let aside = (1..)

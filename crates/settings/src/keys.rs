@@ -156,8 +156,24 @@ impl Key {
         if !expected.is_empty() && expected != "0 or more" {
             about.push_str(&format!(" Allowed: {expected}."));
         }
+        if self
+            .choices
+            .iter()
+            .any(|choice| !about.contains(&format!("`{choice}`")))
+        {
+            let choices: Vec<String> = self
+                .choices
+                .iter()
+                .map(|choice| format!("`{choice}`"))
+                .collect();
+            about.push_str(&format!(" One of {}.", choices.join(", ")));
+        }
         if self.live {
             about.push_str(" SIGHUP applies a new value to a running run.");
+        } else if self.may_differ {
+            about.push_str(" A run may resume with another value.");
+        } else if self.may_grow {
+            about.push_str(" A run may resume with a larger value.");
         }
         if let Some(example) = &self.example {
             about.push_str(&format!(" Example: {}.", shown(example)));

@@ -227,11 +227,13 @@ impl fmt::Display for ObjectiveName {
 #[serde(default, deny_unknown_fields)]
 pub struct Pretrain {
     /// Folder to write the model to. Needed.
-    #[schemars(extend("minLength" = 1))]
+    #[schemars(extend("minLength" = 1, "x-expected" = "a folder"))]
     pub out: PathBuf,
     /// Folder of a model to start from, instead of a new one of this architecture.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
     /// The shape of a new model.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Shape>,
     /// Optimizer steps. Needed.
     #[schemars(range(min = 1, max = MANY))]
@@ -267,6 +269,7 @@ pub struct Pretrain {
     pub threads: usize,
     /// Share of each domain; those left out get nothing. The corpus' own proportions where the table is absent.
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub shares: Option<BTreeMap<String, f64>>,
     /// Seed of the new weights and of the data's order. Default: run.seed.
     #[schemars(extend("default" = null))]

@@ -3,18 +3,19 @@
 //! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left
 //! alone once done.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, PolicyState};
 use ddk_run::CheckpointStore;
-use ddk_settings::{
-    ExportedStudent, FirstInterval, Mixture, MixturePolicy, ObjectiveName, Settings,
-};
+use ddk_settings::{FirstInterval, MixturePolicy, ObjectiveName, Settings};
 
 use super::{
-    run::{Ran, phase},
+    run::{Ran, phase, settings_of},
     session::Session,
 };
 use crate::{config::required, progress::say};
@@ -39,8 +40,8 @@ pub(super) fn phases(
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
     let folder = folder(settings)?;
     let steps = settings.mixture.doremi_steps.unwrap_or(run_steps);
-    let reference = reference(settings, folder.clone(), steps);
-    let proxy = proxy(settings, folder.clone(), steps);
+    let reference = reference(settings, &folder, steps);
+    let proxy = proxy(settings, &folder, steps);
     for (number, settings, what) in [
         (
             1,
@@ -82,42 +83,27 @@ fn folder(settings: &Settings) -> Result<PathBuf> {
 }
 
 /// What both phases have in common: a small model that learns by cross-entropy alone, to a set number of steps.
-fn common(settings: &Settings, folder: PathBuf, name: &str, steps: u64) -> Settings {
-    let mut phase = settings.clone();
-    phase.run.folder = folder;
-    phase.run.name = Some(name.to_owned());
-    phase.run.max_steps = Some(steps);
-    phase.run.max_intervals = None;
-    phase.run.max_tokens = None;
-    phase.run.stop_ratio = None;
-    phase.student.schedule_steps = None;
-    // The corpus is the run's, whatever the model's own tokenizer folder is.
+fn common(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
+    let mut phase = settings_of(settings, folder, name, steps);
+    // The corpus is the run's, whatever the tokenizer folder of the model.
     let tokenizer = settings.corpus.tokenizer.as_ref();
     phase.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
     if let Some(model) = &settings.mixture.doremi_model {
         phase.student.model = Some(model.clone());
     }
     phase.objective.name = ObjectiveName::Ce;
-    phase.evaluation.every = None;
-    phase.checkpoint.keep_best = false;
-    phase.run.export = ExportedStudent::Last;
-    phase.mixture = Mixture {
-        doremi_model: None,
-        doremi_steps: None,
-        ..settings.mixture.clone()
-    };
     phase
 }
 
-fn reference(settings: &Settings, folder: PathBuf, steps: u64) -> Settings {
+fn reference(settings: &Settings, folder: &Path, steps: u64) -> Settings {
     let mut phase = common(settings, folder, REFERENCE, steps);
     phase.mixture.policy = MixturePolicy::Natural;
     phase
 }
 
 /// The reference takes the teacher's place; the weights start equal, as in the paper.
-fn proxy(settings: &Settings, folder: PathBuf, steps: u64) -> Settings {
-    let mut phase = common(settings, folder.clone(), PROXY, steps);
+fn proxy(settings: &Settings, folder: &Path, steps: u64) -> Settings {
+    let mut phase = common(settings, folder, PROXY, steps);
     phase.mixture.policy = MixturePolicy::DoremiProxy;
     phase.mixture.first = FirstInterval::Equal;
     phase.teacher.model = Some(folder.join(REFERENCE).join("student"));
@@ -130,7 +116,7 @@ fn proxy(settings: &Settings, folder: PathBuf, steps: u64) -> Settings {
 }
 
 /// The mean over all steps of the proxy, the last one's update included, which no interval followed.
-fn mean_weights(proxy: &std::path::Path) -> Result<Vec<f64>> {
+fn mean_weights(proxy: &Path) -> Result<Vec<f64>> {
     let newest = CheckpointStore::look(&proxy.join("checkpoints"))
         .newest::<LoopState>()?
         .ok_or_else(|| anyhow!("the proxy in {} left no checkpoint", proxy.display()))?;

@@ -37,11 +37,11 @@ pub(super) struct Prepared<'a> {
     /// The mean weights of DoReMi's proxy, where this run is DoReMi's third phase and its proxy has run.
     pub(super) doremi: Option<Vec<f64>>,
     pub(super) faults: Arc<Faults>,
-    /// Where the student goes, if not into the run folder.
+    /// Where the student is exported, if not to the run folder. Such a run has no teacher.
     pub(super) destination: Option<Destination>,
 }
 
-/// The model that `ddk pretrain` makes.
+/// The model that `ddk pretrain` makes, without a teacher.
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
     /// Its folder.

@@ -52,7 +52,9 @@ pub(super) fn not_yet() -> Result<NotYet> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(NotYet(tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            say("SIGHUP: nothing changed: only the run itself reads its settings again");
+            say(
+                "SIGHUP: nothing changed: `ddk train` reads settings again once its own steps begin",
+            );
         }
     })))
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::End;
 use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
-use ddk_settings::Settings;
+use ddk_settings::{ExportedStudent, Run, Settings};
 use ddk_telemetry::Stage;
 
 use super::{
@@ -51,7 +51,7 @@ pub struct Flags {
     pub serial_steps: u64,
 }
 
-/// How a run ended that could not fail.
+/// How a run ended, apart from errors.
 pub(crate) enum Ran {
     /// It is done and summed up.
     Finished,
@@ -83,21 +83,24 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
     Ok(ran)
 }
 
-/// A run of its own whose result goes to `destination`.
+/// A run of its own without a teacher, whose result goes to `destination`. `reloads`: whether SIGHUP is answered.
 pub(crate) fn stand_alone(
     settings: &Settings,
     destination: Destination,
+    reloads: bool,
     signals: &Signals,
 ) -> Result<Ran> {
-    let outdated = match path(settings)? {
-        path if RunFolder::holds_a_run(&path) => Outdated::NeededBy(&path.clone()),
-        _ => Outdated::AsSet,
+    let path = path(settings)?;
+    let outdated = if RunFolder::holds_a_run(&path) {
+        Outdated::NeededBy(&path)
+    } else {
+        Outdated::AsSet
     };
     let (prepared, folder) = begin(settings, Some(destination), outdated, signals)?;
     start_log(&folder)?;
     let mut session = Session::start(settings, &folder, signals)?;
-    let ran = session
-        .answer_hangup()
+    let answers = reloads.then(|| session.answer_hangup()).transpose();
+    let ran = answers
         .and_then(|_answers| run_to_end(&prepared, &folder, &mut session, &Flags::default()));
     session.end(stage(&ran));
     if matches!(ran, Ok(Ran::Finished)) {
@@ -138,6 +141,28 @@ fn begin<'a>(
     prepared.inputs.bind(&folder, settings)?;
     copy_quarantine(&prepared, &folder)?;
     Ok((prepared, folder))
+}
+
+/// The settings of a run that another one begins with, or that stands alone: a set number of steps, no evaluation
+/// on the way, the last student exported.
+pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
+    let mut run = settings.clone();
+    run.run = Run {
+        folder: folder.to_owned(),
+        name: Some(name.to_owned()),
+        max_steps: Some(steps),
+        max_intervals: None,
+        max_tokens: None,
+        stop_ratio: None,
+        export: ExportedStudent::Last,
+        ..run.run
+    };
+    run.student.schedule_steps = None;
+    run.evaluation.every = None;
+    run.checkpoint.keep_best = false;
+    run.mixture.doremi_model = None;
+    run.mixture.doremi_steps = None;
+    run
 }
 
 /// Sets aside all that is in a run folder.

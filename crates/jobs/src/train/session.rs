@@ -2,9 +2,9 @@
 //! watch when it ends.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -148,18 +148,38 @@ fn secret(token: Option<&Token>) -> Result<Option<&str>> {
     }
 }
 
-/// Everything that `tracing` is told goes to the run's own log.
+/// The log of the run at work. One process may have several runs, one after the other.
+static LOG: Mutex<Option<fs::File>> = Mutex::new(None);
+
+/// Writes into [`LOG`].
+struct CurrentLog;
+
+impl io::Write for CurrentLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut *LOG.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(file) => file.write(bytes),
+            None => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// From now on everything that `tracing` is told goes to this run's own log.
 pub(super) fn start_log(folder: &RunFolder) -> Result<()> {
     let path = folder.log();
     let file = fs::File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
-    // A second run of one process goes on in the first one's log.
+    // Fails if an earlier run of this process has done so.
     let _ = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_env_filter(filter)
-        .with_writer(Mutex::new(file))
+        .with_writer(|| CurrentLog)
         .try_init();
     Ok(())
 }

@@ -4,11 +4,11 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
 use ddk_run::RunFolder;
-use ddk_settings::{ExportedStudent, Mixture, MixturePolicy, ObjectiveName, Settings};
+use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 use super::{
     filters::{STAGE, file},
-    run::{Ran, phase},
+    run::{Ran, phase, settings_of},
     session::Session,
 };
 use crate::progress::say;
@@ -40,29 +40,14 @@ pub(super) fn first_stage(
 
 /// The settings of the first stage: the run's rows by their natural shares, one interval long.
 fn stage(settings: &Settings, folder: &Path) -> Settings {
-    let mut stage = settings.clone();
     let (steps, lr) = (settings.objective.ted_steps, settings.objective.ted_lr);
     let (parent, name) = STAGE.split_once('/').unwrap_or((STAGE, STAGE));
-    stage.run.folder = folder.join(parent);
-    stage.run.name = Some(name.to_owned());
-    stage.run.max_steps = Some(steps);
-    stage.run.max_intervals = None;
-    stage.run.max_tokens = None;
-    stage.run.stop_ratio = None;
-    stage.student.schedule_steps = None;
+    let mut stage = settings_of(settings, &folder.join(parent), name, steps);
     stage.objective.name = ObjectiveName::TedFilters;
     stage.student.lr = lr;
     stage.student.lr_end = lr / 10.0;
     stage.student.warmup_steps = steps / 20;
-    stage.evaluation.every = None;
-    stage.checkpoint.keep_best = false;
-    stage.run.export = ExportedStudent::Last;
-    stage.mixture = Mixture {
-        policy: MixturePolicy::Natural,
-        interval: steps,
-        doremi_model: None,
-        doremi_steps: None,
-        ..settings.mixture.clone()
-    };
+    stage.mixture.policy = MixturePolicy::Natural;
+    stage.mixture.interval = steps;
     stage
 }

@@ -1,0 +1,105 @@
+"""Two builds of ddk against each other at case A of `pytorch.py`, alternating in one run.
+
+usage: python3 benches/builds.py OLD NEW [--pairs 15] [--steps 6]
+
+Each pair runs `ddk train` of both programs on one small world, in turns which of them is first, and takes its steps
+but the first eight. Printed are the medians of the seconds per step, and the ratio new to old: the median over the
+pairs, the least and the largest.
+"""
+
+import argparse
+import pathlib
+import statistics
+import subprocess
+import tempfile
+
+import pytorch
+from worlds import write_text, write_tokenizer
+
+
+def write_world(folder, shape, program):
+    """As in `pytorch.py`, but with models that ddk makes, so that no Python package is needed."""
+    length, vocabulary = shape["length"], shape["vocabulary"]
+    write_tokenizer(folder / "tokenizer", vocabulary)
+    write_text([folder / "one.jsonl", folder / "two.jsonl"], vocabulary, 24, 16 * length)
+    models = ""
+    for name in ["teacher", "student"]:
+        hidden, layers, heads, inner = shape[name]
+        models += f"""
+[pretrain.{name}]
+out = "{name}"
+steps = 1
+rows = 1
+micro_rows = 1
+warmup_steps = 0
+seed = {len(name) + hidden}
+[pretrain.{name}.architecture]
+hidden_size = {hidden}
+intermediate_size = {inner}
+layers = {layers}
+heads = {heads}
+kv_heads = {heads}
+"""
+    (folder / "config.toml").write_text(f"""
+method = "{shape['method']}"
+[run]
+name = "run"
+[corpus]
+folder = "prepared"
+tokenizer = "tokenizer"
+sequence_length = {length}
+validation_share = 0.3
+validation_documents = 1
+[domains.one]
+files = ["one.jsonl"]
+[domains.two]
+files = ["two.jsonl"]
+[teacher]
+model = "teacher"
+[student]
+model = "student"
+lr = 1e-4
+[batch]
+rows = {shape['rows']}
+micro_rows = {shape['rows'] // 4}
+[checkpoint]
+every = 1000
+[telemetry]
+enabled = false
+{models}""")
+    for name in ["teacher", "student"]:
+        command = [program, "pretrain", "config.toml", "--model", name]
+        subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("old", type=pathlib.Path)
+    parser.add_argument("new", type=pathlib.Path)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=6)
+    options = parser.parse_args()
+    programs = {"old": options.old.resolve(), "new": options.new.resolve()}
+    shape, pairs = pytorch.A, []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        write_world(folder, shape, programs["old"])
+        for number in range(options.pairs):
+            pair = {}
+            for name in sorted(programs, reverse=number % 2 == 0):
+                pytorch.DDK = programs[name]
+                run = f"{name}-{number}"
+                pair[name] = pytorch.ddk_steps(folder, shape, options.steps, run, [])["seconds"]
+            pairs.append(pair)
+            print(f"pair {number + 1}: old {pair['old']:.4f} s, new {pair['new']:.4f} s", flush=True)
+    ratios = sorted(pair["new"] / pair["old"] for pair in pairs)
+    medians = {name: statistics.median(pair[name] for pair in pairs) for name in programs}
+    print(
+        f"case A, {options.pairs} pairs: old {medians['old']:.4f} s per step, new {medians['new']:.4f} s; "
+        f"new / old: {medians['new'] / medians['old']:.3f} of the medians, "
+        f"{statistics.median(ratios):.3f} in the median pair ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
