@@ -142,8 +142,8 @@ impl Key {
         }
     }
 
-    /// The row of the reference.
-    pub(crate) fn row(&self) -> String {
+    /// The row of the reference. `whole_section`: whether all keys beside it may differ too, as its section says.
+    pub(crate) fn row(&self, whole_section: bool) -> String {
         let name = self.path.trim_end_matches(".*");
         let name = name.rsplit('.').next().unwrap_or(name);
         // As JSON, because a text in TOML may span several lines.
@@ -170,7 +170,7 @@ impl Key {
         }
         if self.live {
             about.push_str(" SIGHUP applies a new value to a running run.");
-        } else if self.may_differ {
+        } else if self.may_differ && !whole_section {
             about.push_str(" A run may resume with another value.");
         } else if self.may_grow {
             about.push_str(" A run may resume with a larger value.");

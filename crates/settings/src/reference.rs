@@ -13,14 +13,26 @@ pub fn reference() -> String {
          other. Paths are relative to the folder in which `ddk` is started.\n",
     );
     for section in sections() {
+        let may_differ = section.keys.iter().all(|key| key.may_differ);
+        // The keys of `[pretrain.NAME]` are those of another run.
+        let differs = may_differ && !section.path.starts_with("pretrain");
+        let resumes = if differs {
+            " A run may resume with other values."
+        } else {
+            ""
+        };
         let title = match section.path.as_str() {
             "" => "Before the first table".to_owned(),
-            path => format!("[{}]\n\n{}", path.replace('*', "NAME"), section.doc),
+            path => format!(
+                "[{}]\n\n{}{resumes}",
+                path.replace('*', "NAME"),
+                section.doc
+            ),
         };
         text.push_str(&format!(
             "\n## {title}\n\n| key | default | what |\n|---|---|---|\n"
         ));
-        text.extend(section.keys.iter().map(|key| key.row()));
+        text.extend(section.keys.iter().map(|key| key.row(may_differ)));
     }
     text
 }

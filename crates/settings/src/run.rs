@@ -178,7 +178,7 @@ pub enum Spike {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// Each entry strikes once: KIND PLACE NUMBER [CALL], such as "panic student 5" or "kill save 8 3" (at
+    /// Each entry strikes once: `KIND PLACE NUMBER [CALL]`, such as "panic student 5" or "kill save 8 3" (at
     /// its third system call). docs/running.md lists kinds and places.
     pub plan: Vec<String>,
 }
