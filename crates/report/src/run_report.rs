@@ -241,11 +241,16 @@ fn settings(changed: &[Changed]) -> Vec<Block> {
 
 fn again(folder: &Path) -> Vec<Block> {
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+    let command = if folder.join("pretrain.json").exists() {
+        "ddk pretrain CONFIG --model NAME --force"
+    } else {
+        "ddk train config.toml --set run.name=again"
+    };
     vec![
         Block::Title(2, "How to have it again".to_owned()),
         Block::Text(format!(
-            "`ddk train config.toml --set run.name=again` with ddk {}, the settings below as config.toml, and \
-             the models and data of these hashes: the same bits on a CPU with the same number of threads.",
+            "`{command}` with ddk {}, the settings below as config.toml, and the models and data of these hashes: \
+             the same bits on a CPU with the same number of threads.",
             env!("CARGO_PKG_VERSION")
         )),
         Block::Code("config.toml".to_owned(), read("config.toml")),
