@@ -40,33 +40,7 @@ layers = {layers}
 heads = {heads}
 kv_heads = {heads}
 """
-    (folder / "config.toml").write_text(f"""
-method = "{shape['method']}"
-[run]
-name = "run"
-[corpus]
-folder = "prepared"
-tokenizer = "tokenizer"
-sequence_length = {length}
-validation_share = 0.3
-validation_documents = 1
-[domains.one]
-files = ["one.jsonl"]
-[domains.two]
-files = ["two.jsonl"]
-[teacher]
-model = "teacher"
-[student]
-model = "student"
-lr = 1e-4
-[batch]
-rows = {shape['rows']}
-micro_rows = {shape['rows'] // 4}
-[checkpoint]
-every = 1000
-[telemetry]
-enabled = false
-{models}""")
+    pytorch.write_config(folder, shape, models)
     for name in ["teacher", "student"]:
         command = [program, "pretrain", "config.toml", "--model", name]
         subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)

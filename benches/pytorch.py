@@ -59,31 +59,10 @@ class Peer:
         self.process.wait()
 
 
-def write_world(folder, shape):
-    """Models in the Hugging Face format, a tokenizer of as many words, and two domains of random words in long
-    documents."""
-    import transformers
-
-    vocabulary, length = shape["vocabulary"], shape["length"]
-    sizes = {"teacher": shape["teacher"], "student": shape["student"]}
-    for name, (hidden, layers, heads, inner) in sizes.items():
-        config = transformers.LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            intermediate_size=inner,
-            max_position_embeddings=length,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=0,
-        )
-        transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
-    for name in [*sizes, "tokenizer"]:
-        write_tokenizer(folder / name, vocabulary)
-    write_text([folder / "one.jsonl", folder / "two.jsonl"], vocabulary, 24, 16 * length)
-    (folder / "config.toml").write_text(f"""
+def write_config(folder, shape, more=""):
+    """A run of the shape. `more`: further tables."""
+    length = shape["length"]
+    text = f"""
 method = "{shape['method']}"
 [run]
 name = "run"
@@ -109,7 +88,35 @@ micro_rows = {shape['rows'] // 4}
 every = 1000
 [telemetry]
 enabled = false
-""")
+"""
+    (folder / "config.toml").write_text(text + more)
+
+
+def write_world(folder, shape):
+    """Models in the Hugging Face format, a tokenizer of as many words, and two domains of random words in long
+    documents."""
+    import transformers
+
+    vocabulary, length = shape["vocabulary"], shape["length"]
+    sizes = {"teacher": shape["teacher"], "student": shape["student"]}
+    for name, (hidden, layers, heads, inner) in sizes.items():
+        config = transformers.LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            intermediate_size=inner,
+            max_position_embeddings=length,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=0,
+        )
+        transformers.LlamaForCausalLM(config).save_pretrained(folder / name)
+    for name in [*sizes, "tokenizer"]:
+        write_tokenizer(folder / name, vocabulary)
+    write_text([folder / "one.jsonl", folder / "two.jsonl"], vocabulary, 24, 16 * length)
+    write_config(folder, shape)
 
 
 def write_world_apart(folder, shape):

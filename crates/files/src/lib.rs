@@ -88,7 +88,7 @@ pub fn write(
 /// one or the new one, never half of either.
 ///
 /// # Errors
-/// The file cannot be written; the old one is as it was.
+/// The file cannot be written. The old one is unchanged.
 pub fn replace(
     path: &Path,
     contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -107,7 +107,7 @@ pub fn replace(
 /// As [`replace`], with these bytes.
 ///
 /// # Errors
-/// The file cannot be written; the old one is as it was.
+/// The file cannot be written. The old one is unchanged.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace(path, |out| out.write_all(bytes))
 }

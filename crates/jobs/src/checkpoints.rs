@@ -55,7 +55,7 @@ pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
     }
 }
 
-/// Sets the checkpoints after `step` aside, so that the run goes on from there.
+/// Sets the checkpoints after `step` aside, so that the run resumes from there.
 pub(crate) fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
     let store = CheckpointStore::look(&folder.checkpoints());
     checkpoint_of(&store, step)?;

@@ -109,7 +109,7 @@ pub(crate) fn model(
             model.out.display()
         ));
     }
-    if !resumes && !contents(&run).is_empty() {
+    if !resumes && !RunFolder::made(&run)?.is_empty() {
         // Without its record an interrupted start-over is never taken for the run that it sets aside.
         ddk_files::write_atomically(&run.join(RECORD), b"{}")?;
         restart(&run)?;
@@ -168,21 +168,6 @@ fn is_unfinished(run: &Path) -> bool {
     RunFolder::holds_a_run(run) && run.join(RECORD).exists() && !run.join("summary.json").exists()
 }
 
-/// What a run folder holds beside what stays when a run starts over.
-fn contents(run: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(run).into_iter().flatten().flatten();
-    let stays = |name: &str| {
-        ["lock", "events.jsonl", "run.log"].contains(&name) || name.starts_with("aside-")
-    };
-    let paths = entries.map(|entry| entry.path());
-    paths
-        .filter(|path| {
-            path.file_name()
-                .is_none_or(|name| !stays(&name.to_string_lossy()))
-        })
-        .collect()
-}
-
 /// Refuses a run folder that is not of this model.
 fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
     let problem = if let Ok(text) = fs::read_to_string(run.join(RECORD)) {
@@ -192,7 +177,7 @@ fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
             .map(|out| format!("belongs to the model in {}", out.display()))
     } else {
         // An interrupted start-over may have set the record aside first.
-        let is_ours = run.join("aside-1").join(RECORD).exists() || contents(run).is_empty();
+        let is_ours = run.join("aside-1").join(RECORD).exists() || RunFolder::made(run)?.is_empty();
         (!is_ours).then(|| "contains files that `ddk pretrain` did not write".to_owned())
     };
     match problem {

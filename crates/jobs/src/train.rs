@@ -83,7 +83,7 @@ pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result
     )
 }
 
-/// Distils as the settings say; goes on where the run's folder holds a checkpoint.
+/// Distills as the settings say. Resumes if the run folder holds a checkpoint.
 pub fn distil(
     settings: &Settings,
     flags: &Flags,

@@ -44,14 +44,14 @@ pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
 }
 
 impl RunFolder {
-    /// Sets aside all that the run has made, into a folder `aside-1`, `aside-2`, … within its own, so that it
-    /// starts over at step 0. `events.jsonl` keeps its lines and says so. If interrupted, it can be called again.
-    pub fn start_over(&self) -> Result<PathBuf, RunFileError> {
-        let path = self.path();
-        let aside = (1..)
-            .map(|number| path.join(format!("aside-{number}")))
-            .find(|aside| !aside.exists())
-            .unwrap_or_else(|| path.join("aside"));
+    /// Names in a run folder of all that starting over would set aside; empty if there is no folder.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn made(path: &Path) -> Result<Vec<String>, RunFileError> {
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
         let is_aside = |name: &str| {
             let number = name.strip_prefix("aside-");
             number.is_some_and(|number| number.parse::<u64>().is_ok())
@@ -61,9 +61,21 @@ impl RunFolder {
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<io::Result<Vec<String>>>()
             .map_err(RunFileError::io("read", path))?;
+        let made = |name: &String| !KEPT.contains(&name.as_str()) && !is_aside(name);
+        Ok(names.into_iter().filter(made).collect())
+    }
+
+    /// Sets aside all that the run has made, into a folder `aside-1`, `aside-2`, … within its own, so that it
+    /// starts over at step 0. `events.jsonl` keeps its lines and says so. If interrupted, it can be called again.
+    pub fn start_over(&self) -> Result<PathBuf, RunFileError> {
+        let path = self.path();
+        let aside = (1..)
+            .map(|number| path.join(format!("aside-{number}")))
+            .find(|aside| !aside.exists())
+            .unwrap_or_else(|| path.join("aside"));
+        let names = Self::made(path)?;
         let first = names.iter().map(String::as_str);
-        let first =
-            first.filter(|name| !KEPT.contains(name) && !LAST.contains(name) && !is_aside(name));
+        let first = first.filter(|name| !LAST.contains(name));
         let last = LAST.into_iter().filter(|name| path.join(name).exists());
         let all: Vec<&str> = first.chain(last).collect();
         fs::create_dir(&aside).map_err(RunFileError::io("create", &aside))?;

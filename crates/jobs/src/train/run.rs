@@ -224,7 +224,7 @@ fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> ExitCode {
     ExitCode::from(signal.exit_code())
 }
 
-/// The step of the newest checkpoint; 0 where there is none.
+/// The step of the newest checkpoint; 0 if there is none.
 fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
     let path = folder.checkpoints();
     if !path.exists() {
@@ -245,7 +245,7 @@ pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
     }
 }
 
-/// The records that could not be used are part of what a run was.
+/// Copies the list of unusable records into the run folder: it belongs to the run's inputs.
 pub(super) fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
     let mut all = Vec::new();
     for report in &prepared.corpus.reports {
