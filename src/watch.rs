@@ -14,11 +14,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_run::{RunFolder, records::EventLine};
-use ddk_telemetry::{
-    History,
-    api::{Events, RunReply},
-};
+use ddk_run::{RunFolder, RunView, view::Steps};
+use ddk_telemetry::api::{Event as RunEvent, Status};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 
 use self::client::Client;
@@ -33,8 +30,9 @@ const ASK: Duration = Duration::from_secs(1);
 /// What is shown.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    pub run: RunReply,
-    pub events: Vec<EventLine>,
+    pub status: Status,
+    pub steps: Steps,
+    pub events: Vec<RunEvent>,
 }
 
 pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
@@ -79,7 +77,7 @@ fn show(
             match looked {
                 Ok(new) => (snapshot, problem) = (new, None),
                 // Its process has said how it ended, and is gone.
-                Err(_) if snapshot.run.status.state.is_ended() => {}
+                Err(_) if snapshot.status.run.state.is_ended() => {}
                 Err(error) => problem = Some(format!("{error:#}")),
             }
         }
@@ -106,7 +104,7 @@ fn leaves(event: &Event) -> bool {
 
 /// Where the run is looked at.
 enum Source {
-    Folder(Box<History>),
+    Folder(Box<RunView>),
     Server(Client),
 }
 
@@ -119,24 +117,25 @@ impl Source {
         if !RunFolder::holds_a_run(&folder) {
             return Err(no_run(&folder)).usage();
         }
-        Ok(Self::Folder(Box::new(History::new(&folder))))
+        Ok(Self::Folder(Box::new(RunView::new(&folder))))
     }
 
     fn look(&mut self) -> Result<Snapshot> {
         match self {
-            Self::Folder(history) => {
-                history.refresh();
+            Self::Folder(view) => {
+                view.refresh();
                 Ok(Snapshot {
-                    run: history.reply(None),
-                    events: history.events().events,
+                    status: Status::of_folder(view),
+                    steps: view.steps(),
+                    events: view.events().into_iter().map(RunEvent::from).collect(),
                 })
             }
-            Self::Server(client) => {
-                // The run last: a process that ends waits until it has said how.
-                let events = client.get::<Events>("/api/events")?.events;
-                let run = client.get("/api/run")?;
-                Ok(Snapshot { run, events })
-            }
+            Self::Server(client) => Ok(Snapshot {
+                events: client.get("/api/events")?,
+                steps: client.get("/api/steps")?,
+                // Last: a process that ends waits until it has said how.
+                status: client.get("/api/status")?,
+            }),
         }
     }
 }

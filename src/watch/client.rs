@@ -1,14 +1,11 @@
-//! The little of HTTP that asking `ddk`'s own server needs.
+//! Asks the server of `ddk` for parts of a run.
 
-use std::{
-    io::{Read, Write},
-    net::{TcpStream, ToSocketAddrs},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ddk_jobs::hint::{Hint, usage};
 use serde::de::DeserializeOwned;
+use ureq::{Agent, http::Uri};
 
 use crate::serve::TOKEN;
 
@@ -19,8 +16,9 @@ const LONGEST: u64 = 64 << 20;
 
 /// A run's server.
 pub struct Client {
-    /// `host:port`.
-    authority: String,
+    agent: Agent,
+    /// `http://host:port`.
+    base: String,
     /// What follows the path: `?name=…` of `ddk serve`.
     query: String,
     token: Option<String>,
@@ -29,74 +27,54 @@ pub struct Client {
 impl Client {
     /// For an address such as `http://127.0.0.1:9469`, or that of a run's page in `ddk serve`.
     pub fn new(url: &str, token: Option<String>) -> Result<Self> {
-        let rest = url
-            .strip_prefix("http://")
-            .ok_or_else(|| anyhow!("{url} does not begin with http://"))
-            .hint("for a run on another machine: ssh -L 9469:127.0.0.1:9469 MACHINE, then http://127.0.0.1:9469")
+        if !url.starts_with("http://") {
+            return Err(anyhow!("{url} does not begin with http://"))
+                .hint("for a run on another machine: ssh -L 9469:127.0.0.1:9469 MACHINE, then http://127.0.0.1:9469")
+                .usage();
+        }
+        let uri = url.parse::<Uri>().map_err(anyhow::Error::from);
+        let uri = uri
+            .with_context(|| format!("{url} is not an address"))
             .usage()?;
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let authority = place.split('/').next().unwrap_or_default();
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
         if authority.is_empty() || authority.contains('@') {
             return Err(usage(anyhow!("{url} names no server")));
         }
-        let has_port = authority
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let agent = Agent::config_builder()
+            .timeout_global(Some(PATIENCE))
+            .http_status_as_error(false)
+            .build();
         Ok(Self {
-            authority: if has_port {
-                authority.to_owned()
-            } else {
-                format!("{authority}:80")
-            },
-            query: match query {
-                "" => String::new(),
-                query => format!("?{query}"),
-            },
+            agent: agent.into(),
+            base: format!("http://{authority}"),
+            query: uri
+                .query()
+                .map_or(String::new(), |query| format!("?{query}")),
             token,
         })
     }
 
     /// Asks for a path of the API.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self
-            .ask(path)
-            .with_context(|| format!("no answer from http://{}", self.authority))?;
-        let (head, body) = answer
-            .split_once("\r\n\r\n")
-            .ok_or_else(|| anyhow!("http://{} does not speak HTTP", self.authority))?;
-        match head.split_whitespace().nth(1) {
-            Some("200") => serde_json::from_str(body)
-                .with_context(|| format!("http://{}{path} is not the API of ddk", self.authority)),
-            Some("401") => Err(anyhow!("http://{} asks for its token", self.authority))
-                .hint(format!("put it into {TOKEN}")),
-            status => Err(anyhow!(
-                "http://{}{path} answers {}: {}",
-                self.authority,
-                status.unwrap_or("nothing"),
-                body.trim()
-            )),
+        let base = &self.base;
+        let mut request = self.agent.get(format!("{base}{path}{}", self.query));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
         }
-    }
-
-    fn ask(&self, path: &str) -> Result<String> {
-        let address = self
-            .authority
-            .to_socket_addrs()?
-            .next()
-            .ok_or_else(|| anyhow!("the name stands for no address"))?;
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let token = self.token.as_ref().map_or(String::new(), |token| {
-            format!("Authorization: Bearer {token}\r\n")
-        });
-        write!(
-            stream,
-            "GET {path}{} HTTP/1.1\r\nHost: {}\r\n{token}Connection: close\r\n\r\n",
-            self.query, self.authority
-        )?;
-        let mut answer = String::new();
-        stream.take(LONGEST).read_to_string(&mut answer)?;
-        Ok(answer)
+        let mut answer = request
+            .call()
+            .with_context(|| format!("no answer from {base}"))?;
+        let status = answer.status().as_u16();
+        let body = answer.body_mut().with_config().limit(LONGEST);
+        match status {
+            200 => body
+                .read_json()
+                .with_context(|| format!("{base}{path} is not the API of ddk")),
+            401 => Err(anyhow!("{base} asks for its token")).hint(format!("put it into {TOKEN}")),
+            status => {
+                let said = body.read_to_string().unwrap_or_default();
+                Err(anyhow!("{base}{path} answers {status}: {}", said.trim()))
+            }
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use ddk_run::records::EventLine;
-use ddk_telemetry::api::{Status, WorkerStatus};
+use ddk_run::view::{Domain, RunStatus, Scalar};
+use ddk_telemetry::api::{Event, WorkerStatus};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -17,7 +17,7 @@ use super::Snapshot;
 
 /// Draws everything that there is room for.
 pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
-    let status = &snapshot.run.status;
+    let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
     let domains = status.domains.len() as u16 + 3;
     let [head, table, middle, events, foot] = Layout::vertical([
         Constraint::Length(3),
@@ -29,13 +29,13 @@ pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
     .areas(frame.area());
     draw_head(frame, head, status);
     draw_domains(frame, table, status);
-    if status.workers.is_empty() {
+    if workers.is_empty() {
         draw_loss(frame, middle, snapshot)
     } else {
         let halves = [Constraint::Fill(1), Constraint::Length(38)];
-        let [loss, workers] = Layout::horizontal(halves).areas(middle);
+        let [loss, area] = Layout::horizontal(halves).areas(middle);
         draw_loss(frame, loss, snapshot);
-        draw_workers(frame, workers, &status.workers);
+        draw_workers(frame, area, workers);
     }
     draw_events(frame, events, &snapshot.events);
     let said = match problem {
@@ -49,10 +49,10 @@ pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
     frame.render_widget(Paragraph::new(said), foot);
 }
 
-fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &Status) {
+fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
     let title = Line::from(vec![
         Span::from(format!(" {} ", status.name)).bold(),
-        Span::from(format!("{} ", status.state.as_str())).green(),
+        Span::from(format!("{} ", status.state)).green(),
     ]);
     let gauge = Gauge::default()
         .block(Block::bordered().title(title))
@@ -62,47 +62,33 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &Status) {
     frame.render_widget(gauge, area);
 }
 
-fn draw_domains(frame: &mut Frame<'_>, area: Rect, status: &Status) {
-    let head = [
-        "domain", "student", "teacher", "ratio", "at start", "weight", "tokens",
-    ];
-    let rows = status.domains.iter().map(|domain| {
-        let numbers = [
-            perplexity(domain.student_perplexity),
-            perplexity(domain.teacher_perplexity),
-            number(domain.ratio),
-            number(domain.ratio_at_start),
-            percent(domain.weight),
-            percent(domain.token_share),
-        ];
-        let numbers = numbers.map(|text| Cell::from(Line::from(text).right_aligned()));
-        Row::new(
-            [Cell::from(domain.name.as_str())]
-                .into_iter()
-                .chain(numbers),
-        )
-    });
+fn draw_domains(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
+    let row = |cells: [String; 7]| {
+        let cells = cells.into_iter().enumerate();
+        let cells = cells.map(|(column, text)| match column {
+            0 => Line::from(text),
+            _ => Line::from(text).right_aligned(),
+        });
+        Row::new(cells.map(Cell::from))
+    };
+    let rows = status
+        .domains
+        .iter()
+        .map(|domain| row(domain_cells(domain)));
     let widths = [16, 10, 10, 8, 8, 8, 8].map(Constraint::Length);
-    let head = head.into_iter().enumerate().map(|(column, text)| {
-        let line = Line::from(text).dim();
-        if column == 0 {
-            line
-        } else {
-            line.right_aligned()
-        }
-    });
     let table = Table::new(rows, widths)
-        .header(Row::new(head))
+        .header(row(DOMAIN_COLUMNS.map(str::to_owned)).dim())
         .block(Block::bordered().title(format!(" mean ratio {} ", number(status.ratio))));
     frame.render_widget(table, area);
 }
 
 fn draw_loss(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
-    let (steps, losses) = (&snapshot.run.steps, &snapshot.run.status.losses);
+    let steps = &snapshot.steps;
+    let losses = steps.scalars.get(&Scalar::Loss).into_iter().flatten();
     let points: Vec<(f64, f64)> = steps
         .step
         .iter()
-        .zip(&steps.loss)
+        .zip(losses)
         .filter_map(|(&step, loss)| Some((step as f64, (*loss)?)))
         .collect();
     let last = points.last().map_or(1.0, |point| point.0.max(1.0));
@@ -112,11 +98,12 @@ fn draw_loss(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
     });
     let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
     let room = ((high - low) * 0.05).max(1e-3);
+    let status = &snapshot.status.run;
     let title = format!(
         " loss {}: cross-entropy {}, KL {} ",
-        number(losses.loss),
-        number(losses.ce),
-        number(losses.kl)
+        scalar(status, Scalar::Loss),
+        scalar(status, Scalar::Ce),
+        scalar(status, Scalar::Kl)
     );
     let chart = Chart::new(vec![
         Dataset::default()
@@ -157,24 +144,25 @@ fn draw_workers(frame: &mut Frame<'_>, area: Rect, workers: &[WorkerStatus]) {
     frame.render_widget(table, area);
 }
 
-fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[EventLine]) {
+fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[Event]) {
     let room = area.height.saturating_sub(2) as usize;
     let lines: Vec<Line<'_>> = events
         .iter()
         .rev()
         .take(room)
-        .map(|event| {
-            let kind = Span::from(format!("{:12}", event.kind));
-            Line::from(vec![
-                Span::from(format!("step {:<8} ", event.step)).dim(),
-                if event.kind.is_incident() {
-                    kind.red()
-                } else {
-                    kind
-                },
-                Span::from(event.message.as_str()),
-            ])
-        })
+        .map(
+            |Event {
+                 line: event,
+                 is_incident,
+             }| {
+                let kind = Span::from(format!("{:12}", event.kind));
+                Line::from(vec![
+                    Span::from(format!("step {:<8} ", event.step)).dim(),
+                    if *is_incident { kind.red() } else { kind },
+                    Span::from(event.message.as_str()),
+                ])
+            },
+        )
         .collect();
     let list = Paragraph::new(lines).block(Block::bordered().title(" last events "));
     frame.render_widget(list, area);
@@ -182,62 +170,38 @@ fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[EventLine]) {
 
 /// The same as a text, for a file or a pipe.
 pub fn text(snapshot: &Snapshot) -> String {
-    let status = &snapshot.run.status;
-    let losses = &status.losses;
-    let width = status.domains.iter().map(|domain| domain.name.len()).max();
-    let width = width.unwrap_or(0).max(6);
+    let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
     let mut text = format!(
-        "{}: {}, {}\n",
+        "{}: {}, {}\nloss {}  ce {}  kl {}  mean ratio {} ({} at the start)\n",
         status.name,
-        status.state.as_str(),
-        progress(status)
-    );
-    let _ = writeln!(
-        text,
-        "loss {}  ce {}  kl {}  mean ratio {} ({} at the start)",
-        number(losses.loss),
-        number(losses.ce),
-        number(losses.kl),
+        status.state,
+        progress(status),
+        scalar(status, Scalar::Loss),
+        scalar(status, Scalar::Ce),
+        scalar(status, Scalar::Kl),
         number(status.ratio),
         number(status.ratio_at_start)
     );
     if !status.domains.is_empty() {
-        let _ = writeln!(
-            text,
-            "\n{:width$}  {:>10}  {:>10}  {:>8}  {:>8}  {:>8}",
-            "domain", "student", "teacher", "ratio", "at start", "weight"
-        );
+        let table = ddk_report::document::Table {
+            header: DOMAIN_COLUMNS.map(str::to_owned).to_vec(),
+            rows: status
+                .domains
+                .iter()
+                .map(|domain| domain_cells(domain).to_vec())
+                .collect(),
+        };
+        let _ = write!(text, "\n{}", table.text());
     }
-    for domain in &status.domains {
-        let _ = writeln!(
-            text,
-            "{:width$}  {:>10}  {:>10}  {:>8}  {:>8}  {:>8}",
-            domain.name,
-            perplexity(domain.student_perplexity),
-            perplexity(domain.teacher_perplexity),
-            number(domain.ratio),
-            number(domain.ratio_at_start),
-            percent(domain.weight)
-        );
+    let said = |worker: &WorkerStatus| {
+        let state = worker.state.replace('_', " ");
+        format!("{}: {state}, busy {}", worker.name, busy(worker))
+    };
+    if !workers.is_empty() {
+        let workers: Vec<String> = workers.iter().map(said).collect();
+        let _ = writeln!(text, "\n{}", workers.join("; "));
     }
-    for worker in &status.workers {
-        let _ = write!(
-            text,
-            "{}{}: {}, busy {}",
-            if worker.name == status.workers[0].name {
-                "\n"
-            } else {
-                "; "
-            },
-            worker.name,
-            worker.state.replace('_', " "),
-            busy(worker)
-        );
-    }
-    if !status.workers.is_empty() {
-        text.push('\n');
-    }
-    if let Some(event) = snapshot.events.last() {
+    if let Some(Event { line: event, .. }) = snapshot.events.last() {
         let _ = writeln!(
             text,
             "\nlast event: step {}, {}: {}",
@@ -250,7 +214,23 @@ pub fn text(snapshot: &Snapshot) -> String {
     text
 }
 
-fn share_done(status: &Status) -> f64 {
+const DOMAIN_COLUMNS: [&str; 7] = [
+    "domain", "student", "teacher", "ratio", "at start", "weight", "tokens",
+];
+
+fn domain_cells(domain: &Domain) -> [String; 7] {
+    [
+        domain.name.clone(),
+        perplexity(domain.student_perplexity),
+        perplexity(domain.teacher_perplexity),
+        number(domain.ratio),
+        number(domain.ratio_at_start),
+        percent(domain.weight),
+        percent(domain.token_share),
+    ]
+}
+
+fn share_done(status: &RunStatus) -> f64 {
     let share = match (status.step_limit, status.token_limit) {
         (Some(limit), _) => status.step as f64 / limit.max(1) as f64,
         (None, Some(limit)) => status.tokens as f64 / limit.max(1) as f64,
@@ -259,12 +239,13 @@ fn share_done(status: &Status) -> f64 {
     share.clamp(0.0, 1.0)
 }
 
-fn progress(status: &Status) -> String {
+fn progress(status: &RunStatus) -> String {
     let limit = status
         .step_limit
         .map_or(String::new(), |limit| format!(" of {limit}"));
     let rate = status
-        .tokens_per_second
+        .scalars
+        .get(&Scalar::TokensPerSecond)
         .map_or(String::new(), |rate| format!(", {rate:.0} tokens/s"));
     let end = match (&status.stop_reason, status.seconds_left) {
         (Some(reason), _) => format!(", done by {reason}"),
@@ -294,6 +275,10 @@ fn busy(worker: &WorkerStatus) -> String {
     } else {
         "-".to_owned()
     }
+}
+
+fn scalar(status: &RunStatus, scalar: Scalar) -> String {
+    number(status.scalars.get(&scalar).copied())
 }
 
 fn number(value: Option<f64>) -> String {

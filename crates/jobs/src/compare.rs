@@ -296,12 +296,12 @@ fn command_line() -> String {
 fn write(comparison: &Comparison, folder: &Path) -> Result<()> {
     let figures = folder.join("figures");
     fs::create_dir_all(&figures).with_context(|| format!("cannot create {}", figures.display()))?;
-    for (name, text) in comparison.svgs() {
+    for (name, text) in comparison.svgs()? {
         ddk_files::write_atomically(&figures.join(name), text.as_bytes())?;
     }
     let json = serde_json::to_vec_pretty(comparison)?;
     ddk_files::write_atomically(&folder.join("compare.json"), &json)?;
-    ddk_files::write_atomically(&folder.join("compare.html"), comparison.html().as_bytes())?;
+    ddk_files::write_atomically(&folder.join("compare.html"), comparison.html()?.as_bytes())?;
     ddk_files::write_atomically(&folder.join("compare.md"), comparison.markdown().as_bytes())?;
     Ok(())
 }

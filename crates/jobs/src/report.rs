@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use ddk_report::{RunReport, run_report::Changed};
+use ddk_run::RunView;
 
 use crate::{args, hint, progress::say};
 
@@ -22,7 +23,7 @@ pub fn run(args: &args::Report) -> Result<()> {
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     for format in &args.format {
         match format {
-            args::ReportFormat::Html => write(out.join("report.html"), &report.html())?,
+            args::ReportFormat::Html => write(out.join("report.html"), &report.html()?)?,
             args::ReportFormat::Md => write(out.join("report.md"), &report.markdown())?,
             args::ReportFormat::Svg => {
                 let figures = out.join("figures");
@@ -30,7 +31,7 @@ pub fn run(args: &args::Report) -> Result<()> {
                     .with_context(|| format!("cannot create {}", figures.display()))?;
                 for chart in report.charts() {
                     let path = figures.join(format!("{}.svg", chart.name));
-                    write(path, &ddk_report::svg(chart))?;
+                    write(path, &ddk_report::svg(chart)?)?;
                 }
             }
         }
@@ -40,7 +41,7 @@ pub fn run(args: &args::Report) -> Result<()> {
 
 /// A run's report, its settings held against the defaults.
 pub fn of_run(folder: &Path) -> Result<RunReport> {
-    Ok(RunReport::of(folder, &changed(folder)?)?)
+    Ok(RunReport::new(&RunView::read(folder), &changed(folder)?))
 }
 
 fn changed(folder: &Path) -> Result<Vec<Changed>> {

@@ -1,61 +1,63 @@
-//! A figure as data: panels of bars or lines. [`crate::svg`] draws it into a file, `plot.rs` into a page.
+//! A chart as data: panels of bars, lines or areas. [`crate::svg()`] draws it.
 
-/// A figure.
-#[derive(Debug, Clone, PartialEq)]
+/// A chart.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chart {
-    /// Its id in a page and its file's name: letters, digits, `-`.
+    /// Its id in a page and the name of its file: letters, digits, `-` and `_`.
     pub name: String,
-    /// What is shown.
+    /// What it shows.
     pub title: String,
-    /// How it is read.
+    /// How to read it.
     pub about: String,
-    /// Under the horizontal axis; empty for bars.
+    /// Label of the horizontal axis; empty for bars.
     pub x_label: String,
-    /// Beside the vertical axis.
+    /// Label of the vertical axis.
     pub y_label: String,
     /// Whether all panels have the same vertical scale.
     pub same_scale: bool,
-    /// Side by side; what has the same name has the same colour in all.
+    /// Whether the vertical scale is logarithmic.
+    pub log_scale: bool,
+    /// Side by side. The same name has the same color in all panels.
     pub panels: Vec<Panel>,
 }
 
-/// A part of a figure with axes of its own.
+/// A part of a chart with its own axes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Panel {
-    /// Over it; empty where there is only one.
+    /// Title above it; empty if there is only one panel.
     pub title: String,
-    /// Bars or lines.
+    /// Bars, lines or areas.
     pub content: Content,
-    /// A dashed line from side to side.
+    /// A dashed line across the panel.
     pub level: Option<Level>,
 }
 
-/// What is in a panel.
+/// What a panel shows.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Content {
     /// Bars from 0, side by side.
     Bars(Vec<Bar>),
-    /// Lines over each other.
+    /// Lines.
     Lines(Vec<Line>),
-    /// Areas on top of each other, each holding its value until the next point. All have the same x.
+    /// Areas on top of each other. Each holds its value until the next point. All have the same x.
     Areas(Vec<Line>),
 }
 
 /// A bar.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bar {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Its height.
+    /// Height.
     pub value: f64,
-    /// Half of the whisker's length.
+    /// Half the length of the whisker.
     pub error: Option<f64>,
 }
 
 /// A line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
     /// x and y, in the order of x.
     pub points: Vec<(f64, f64)>,
@@ -64,53 +66,56 @@ pub struct Line {
 /// A value to compare with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Level {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Its height.
+    /// Height.
     pub value: f64,
 }
 
-/// Colours that can be read on light and dark, and told apart by most.
-const COLOURS: [&str; 10] = [
-    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#9c755f", "#edc948",
-    "#ff9da7", "#8a8a8a",
+/// Colors that can be read on light and dark, and that most eyes tell apart.
+pub const PALETTE: [(u8, u8, u8); 10] = [
+    (0x3f, 0x7f, 0xd9),
+    (0xe0, 0x81, 0x3a),
+    (0x2f, 0xa3, 0x7a),
+    (0xc9, 0x55, 0x7f),
+    (0x8d, 0x6f, 0xd0),
+    (0xb3, 0x9a, 0x24),
+    (0x2f, 0xa3, 0xb8),
+    (0xd2, 0x5f, 0x55),
+    (0x7f, 0x8b, 0x99),
+    (0x6f, 0xa8, 0x4a),
 ];
 
 impl Chart {
-    /// Names of bars and lines, each once, as they come.
+    /// Names of bars and lines, each once, in the order of their first appearance.
     pub fn names(&self) -> Vec<&str> {
         let mut names = Vec::new();
-        for panel in &self.panels {
-            for name in panel.content.names() {
-                if !names.contains(&name) {
-                    names.push(name);
-                }
+        for name in self.panels.iter().flat_map(|panel| panel.content.names()) {
+            if !names.contains(&name) {
+                names.push(name);
             }
         }
         names
     }
 
-    /// The colour of a name.
-    pub fn colour(&self, name: &str) -> &'static str {
-        let names = self.names();
-        let index = names.iter().position(|other| *other == name).unwrap_or(0);
-        COLOURS[index % COLOURS.len()]
+    /// The color of a name: red, green, blue.
+    pub fn color(&self, name: &str) -> (u8, u8, u8) {
+        let index = self.names().iter().position(|other| *other == name);
+        PALETTE[index.unwrap_or(0) % PALETTE.len()]
     }
 
     /// The vertical range of a panel: from 0 for bars and areas, the values with a margin for lines.
     pub fn y_range(&self, panel: &Panel) -> (f64, f64) {
-        let ranges = self
-            .panels
-            .iter()
-            .filter(|other| self.same_scale || *other == panel)
-            .map(Panel::y_range);
-        let (low, high) = ranges.fold((f64::INFINITY, f64::NEG_INFINITY), |all, range| {
-            (all.0.min(range.0), all.1.max(range.1))
-        });
-        if low.is_finite() && high.is_finite() {
-            (low, if high > low { high } else { low + 1.0 })
+        let shared = |other: &&Panel| self.same_scale || *other == panel;
+        let ranges = self.panels.iter().filter(shared).map(Panel::y_range);
+        let (low, high) = extent(ranges.flat_map(|(low, high)| [low, high]));
+        let margin = 0.05 * (high - low);
+        if self.log_scale {
+            (0.9 * low, 1.1 * high)
+        } else if matches!(panel.content, Content::Lines(_)) {
+            (low - margin, high + margin)
         } else {
-            (0.0, 1.0)
+            (low, high)
         }
     }
 }
@@ -124,26 +129,41 @@ impl Panel {
                 (0.0, 1.05 * tops.chain(level).fold(0.0, f64::max))
             }
             Content::Areas(_) => (0.0, 1.0),
-            Content::Lines(lines) => {
-                let values = lines
-                    .iter()
-                    .flat_map(|line| &line.points)
-                    .map(|point| point.1);
-                let values: Vec<f64> = values
-                    .chain(level)
-                    .filter(|value| value.is_finite())
-                    .collect();
-                let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-                let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let margin = 0.05 * (high - low);
-                (low - margin, high + margin)
-            }
+            Content::Lines(lines) => extent(values(lines, |point| point.1).chain(level)),
+        }
+    }
+
+    /// The horizontal range. Bars are one apart.
+    pub fn x_range(&self) -> (f64, f64) {
+        match &self.content {
+            Content::Bars(bars) => (0.0, bars.len().max(1) as f64),
+            Content::Lines(lines) | Content::Areas(lines) => extent(values(lines, |point| point.0)),
         }
     }
 }
 
+fn values(lines: &[Line], of: fn(&(f64, f64)) -> f64) -> impl Iterator<Item = f64> {
+    lines
+        .iter()
+        .flat_map(move |line| line.points.iter().map(of))
+}
+
+/// The smallest and largest finite value; a range that is not empty.
+fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let finite = values.filter(|value| value.is_finite());
+    let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    match low.partial_cmp(&high) {
+        Some(std::cmp::Ordering::Less) => (low, high),
+        Some(std::cmp::Ordering::Equal) => (low, low + low.abs().max(1e-12)),
+        _ => (0.0, 1.0),
+    }
+}
+
 impl Content {
-    fn names(&self) -> Vec<&str> {
+    /// Names of its bars or lines.
+    pub fn names(&self) -> Vec<&str> {
         match self {
             Self::Bars(bars) => bars.iter().map(|bar| bar.name.as_str()).collect(),
             Self::Lines(lines) | Self::Areas(lines) => {

@@ -13,8 +13,9 @@ use std::{
 };
 
 use ddk_run::{
-    RunFileError, read,
-    records::{ByDomain, DrawnLine, MixtureLine, Summary},
+    RunFileError, RunView, read,
+    records::{ByDomain, Summary},
+    view::Mixture,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +24,7 @@ use crate::{
     document,
     scores::Scores,
     statistics::{Paired, Spread},
-    svg,
+    svg::{ChartError, svg},
 };
 
 /// A run that is done.
@@ -39,10 +40,8 @@ pub struct ComparedRun {
     pub summary: Summary,
     /// What its phases cost before it (DoReMi's reference and proxy, TED's filters): their sums.
     pub phases: Costs,
-    /// Its `mixture.jsonl`.
-    pub mixtures: Vec<MixtureLine>,
-    /// What its intervals drew.
-    pub drawn: Vec<DrawnLine>,
+    /// Its mixtures and evaluations.
+    pub mixture: Mixture,
     /// Its student's scores on other tasks.
     pub scores: Scores,
 }
@@ -75,15 +74,13 @@ impl Costs {
 impl ComparedRun {
     /// Reads a run's folder.
     pub fn read(folder: &Path, method: &str, seed: u64) -> Result<Self, RunFileError> {
-        let (mixtures, drawn) = read::mixtures(folder)?;
         Ok(Self {
             method: method.to_owned(),
             seed,
             folder: folder.to_owned(),
             summary: read::summary(folder)?,
             phases: phases(folder)?,
-            mixtures,
-            drawn,
+            mixture: RunView::read(folder).mixture(),
             scores: Scores::new(),
         })
     }
@@ -446,15 +443,21 @@ impl Comparison {
     }
 
     /// As a page that works without a network.
-    pub fn html(&self) -> String {
+    ///
+    /// # Errors
+    /// A chart cannot be drawn.
+    pub fn html(&self) -> Result<String, ChartError> {
         document::page(&self.name, &text::blocks(self))
     }
 
     /// The figures that the Markdown refers to: name and content.
-    pub fn svgs(&self) -> Vec<(String, String)> {
+    ///
+    /// # Errors
+    /// A chart cannot be drawn.
+    pub fn svgs(&self) -> Result<Vec<(String, String)>, ChartError> {
         let charts = self.groups.iter().flat_map(|group| &group.charts);
         charts
-            .map(|chart| (format!("{}.svg", chart.name), svg(chart)))
+            .map(|chart| Ok((format!("{}.svg", chart.name), svg(chart)?)))
             .collect()
     }
 }

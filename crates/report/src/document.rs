@@ -1,8 +1,9 @@
 //! A text with tables and figures, written as Markdown or as one self-contained page.
 
-use plotly::Plot;
-
-use crate::{chart::Chart, plot::plot};
+use crate::{
+    chart::Chart,
+    svg::{ChartError, svg},
+};
 
 /// A part of a text. Where text is marked, it is with `**` (strong) and `` ` `` (code), as Markdown has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,18 +47,20 @@ pub fn markdown(blocks: &[Block]) -> String {
 }
 
 /// As a page that works without a network.
-pub fn page(title: &str, blocks: &[Block]) -> String {
-    let body: String = blocks
-        .iter()
-        .map(|block| match block {
+///
+/// # Errors
+/// A chart cannot be drawn.
+pub fn page(title: &str, blocks: &[Block]) -> Result<String, ChartError> {
+    let html = |block: &Block| {
+        Ok(match block {
             Block::Title(level, text) => format!("<h{level}>{}</h{level}>\n", inline(text)),
             Block::Text(text) => format!("<p>{}</p>\n", inline(text)),
             Block::Table(table) => table.html(),
             Block::Figure(chart) => format!(
-                "<section><h3>{}</h3><p>{}</p>{}</section>\n",
+                "<figure><figcaption><b>{}</b> {}</figcaption><div class=\"chart\">{}</div></figure>\n",
                 inline(&chart.title),
                 inline(&chart.about),
-                plot(chart)
+                svg(chart)?
             ),
             Block::Code(name, text) => format!(
                 "<details><summary>{}</summary><pre>{}</pre></details>\n",
@@ -65,27 +68,45 @@ pub fn page(title: &str, blocks: &[Block]) -> String {
                 escape(text)
             ),
         })
-        .collect();
-    format!(
+    };
+    let body = blocks
+        .iter()
+        .map(html)
+        .collect::<Result<String, ChartError>>()?;
+    Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{} - DDK</title>\n\
-         <style>{STYLE}</style>\n{}\n</head>\n<body>\n{body}</body>\n</html>\n",
-        escape(title),
-        Plot::offline_js_sources()
-    )
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{} - DDK</title>\n<style>{STYLE}</style>\n\
+         </head>\n<body class=\"report\">\n{body}<script type=\"module\">{POINTER}</script>\n</body>\n</html>\n",
+        escape(title)
+    ))
 }
 
-const STYLE: &str = "\
-:root { color-scheme: light dark; } \
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; } \
-h1, h2, h3 { font-weight: 600; } pre { overflow-x: auto; font-size: 13px; line-height: 1.4; } \
-.figure { min-height: 300px; min-width: 0; } .figure h3 { font-size: 14px; margin: 0; text-align: center; } \
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; } \
-.table { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; } \
-th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid rgba(128, 128, 128, 0.3); \
-white-space: nowrap; } th:first-child, td:first-child { text-align: left; }";
+/// The look of the live page.
+const STYLE: &str = include_str!("../../../dashboards/page/page.css");
+/// Shows the values of a chart under the pointer.
+const POINTER: &str = include_str!("../../../dashboards/page/pointer.js");
 
 impl Table {
+    /// As text for a terminal.
+    pub fn text(&self) -> String {
+        let lines = || [&self.header].into_iter().chain(&self.rows);
+        let width = |column: usize| {
+            let cells = lines().filter_map(|cells| cells.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
+        let line = |cells: &Vec<String>| {
+            let cells = cells.iter().zip(&widths).enumerate();
+            let cells = cells.map(|(column, (cell, width))| match column {
+                0 => format!("{cell:width$}"),
+                _ => format!("  {cell:>width$}"),
+            });
+            format!("{}\n", cells.collect::<String>().trim_end())
+        };
+        lines().map(line).collect()
+    }
+
     fn markdown(&self) -> String {
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();

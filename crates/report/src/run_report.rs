@@ -1,21 +1,22 @@
 //! The report of a run: what came out, how it came about, what went wrong meanwhile, and how to have it again.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{fs, path::Path};
 
 use ddk_run::{
-    PhaseSeconds, RunFileError, read,
-    records::{ByDomain, DomainSummary, EventKind, EventLine, StepLine, Summary},
+    RunView,
+    records::{EventLine, Summary},
 };
 use jiff::Timestamp;
 
 use crate::{
     chart::Chart,
     document::{Block, Table, markdown, page},
-    figures,
-    table::number,
+    figures::{RunSeries, charts},
+    svg::ChartError,
+    table::{mean_ratios, results},
 };
 
-/// More incidents than this are counted, not listed.
+/// Maximum number of incidents that are listed; earlier ones are counted.
 const LISTED: usize = 50;
 
 /// A setting that is not the default: key, default, value of the run.
@@ -29,39 +30,35 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// From a run's folder alone, but for the defaults that its settings are held against. A run that has not
-    /// ended yet has no summary; it is told as far as it goes.
-    pub fn of(folder: &Path, changed: &[Changed]) -> Result<Self, RunFileError> {
-        let name = folder
-            .file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let ended = folder.join("summary.json").exists();
-        let summary = ended.then(|| read::summary(folder)).transpose()?;
-        let steps = read::steps(folder)?;
+    /// The report of a run, and how its settings differ from the defaults. A run that has not ended has no summary; its
+    /// report goes as far as the run does.
+    pub fn new(view: &RunView, changed: &[Changed]) -> Self {
+        let name = view.name();
         let mut blocks = vec![Block::Title(1, name.clone())];
-        match &summary {
+        blocks.extend(
+            view.problems()
+                .iter()
+                .map(|problem| Block::Text(format!("**Problem:** {problem}"))),
+        );
+        match view.summary() {
             Some(summary) => blocks.extend(result(summary)),
             None => blocks.push(Block::Text("This run has not ended yet.".to_owned())),
         }
         blocks.push(Block::Title(2, "How it came about".to_owned()));
-        let (mixtures, _) = read::mixtures(folder)?;
-        let last_step = steps.last().map_or(0, |line| line.step);
-        let after: Option<ByDomain> = summary.as_ref().map(ratios_after);
-        let after = after.as_ref().map(|values| (last_step, values));
-        blocks.extend([
-            Block::Figure(figures::weights(&mixtures, last_step)),
-            Block::Figure(figures::ratios(&mixtures, after)),
-            Block::Figure(figures::losses(&steps)),
-        ]);
-        blocks.extend(time(&steps, summary.as_ref()));
-        blocks.extend(incidents(&read::events(folder)?));
+        let charts = charts(&RunSeries::new(name.clone(), view)).into_iter();
+        blocks.extend(charts.map(Block::Figure));
+        blocks.extend(time(view));
+        blocks.extend(incidents(view));
         blocks.extend(settings(changed));
-        blocks.extend(again(folder));
-        Ok(Self { name, blocks })
+        blocks.extend(again(view.folder()));
+        Self { name, blocks }
     }
 
     /// One page that works without a network.
-    pub fn html(&self) -> String {
+    ///
+    /// # Errors
+    /// A chart cannot be drawn.
+    pub fn html(&self) -> Result<String, ChartError> {
         page(&self.name, &self.blocks)
     }
 
@@ -80,13 +77,7 @@ impl RunReport {
 }
 
 fn result(summary: &Summary) -> Vec<Block> {
-    let count = summary.domains.len().max(1) as f64;
-    let mean =
-        |of: fn(&DomainSummary) -> f64| summary.domains.values().map(of).sum::<f64>() / count;
-    let (before, after) = (
-        mean(|domain| domain.ratio_before),
-        mean(|domain| domain.ratio_after),
-    );
+    let (before, after) = mean_ratios(summary);
     let how = if before.is_nan() {
         "the model learned from the text alone".to_owned()
     } else {
@@ -108,60 +99,15 @@ fn result(summary: &Summary) -> Vec<Block> {
         summary.stop_reason,
         summary.exported
     );
-    let mut rows: Vec<Vec<String>> = summary
-        .domains
-        .iter()
-        .map(|(name, domain)| {
-            vec![
-                name.clone(),
-                format!("{:.2}", domain.student_perplexity_before),
-                format!("{:.2}", domain.student_perplexity_after),
-                number(domain.teacher_perplexity, 2),
-                number(domain.ratio_before, 3),
-                number(domain.ratio_after, 3),
-                format!("{:.1} %", 100.0 * domain.token_share),
-            ]
-        })
-        .collect();
-    let empty = String::new;
-    rows.push(vec![
-        "mean".to_owned(),
-        empty(),
-        empty(),
-        empty(),
-        number(before, 3),
-        number(after, 3),
-        empty(),
-    ]);
-    let header = [
-        "domain",
-        "student before",
-        "student after",
-        "teacher",
-        "ratio before",
-        "ratio after",
-        "share of tokens",
-    ];
-    vec![Block::Text(text), table(&header, rows)]
+    vec![Block::Text(text), Block::Table(results(summary))]
 }
 
-fn ratios_after(summary: &Summary) -> ByDomain {
-    let domains = summary.domains.iter();
-    domains
-        .map(|(name, domain)| (name.clone(), domain.ratio_after))
-        .collect()
-}
-
-/// Sums of the steps' phases on the student's lane, and what went on beside it.
-fn time(steps: &[StepLine], summary: Option<&Summary>) -> Vec<Block> {
-    let mut phases = PhaseSeconds::new();
-    for (phase, seconds) in steps.iter().flat_map(|line| &line.seconds) {
-        *phases.entry(*phase).or_default() += seconds;
-    }
-    let all: f64 = phases.values().sum();
+/// Sums of the steps' phases on the student's lane, and what happened beside it.
+fn time(view: &RunView) -> Vec<Block> {
+    let all: f64 = view.phases().values().sum();
     let share = |seconds: f64| format!("{:.1} %", 100.0 * seconds / all.max(1e-9));
+    let phases = view.phases().iter();
     let rows = phases
-        .iter()
         .map(|(phase, sum)| vec![phase.to_string(), duration(*sum), share(*sum)])
         .collect();
     let mut blocks = vec![
@@ -169,7 +115,7 @@ fn time(steps: &[StepLine], summary: Option<&Summary>) -> Vec<Block> {
         Block::Text("The student's lane, sums over all steps:".to_owned()),
         table(&["phase", "time", "share"], rows),
     ];
-    if let Some(summary) = summary {
+    if let Some(summary) = view.summary() {
         blocks.push(Block::Text(format!(
             "Overlap {:.2}: the teacher was busy for {}, the student for {}, evaluations took {}; between \
              intervals training stood still for {}, for saves {}. Teacher lanes waited for data {:.2} % of the \
@@ -189,26 +135,24 @@ fn time(steps: &[StepLine], summary: Option<&Summary>) -> Vec<Block> {
     blocks
 }
 
-fn incidents(events: &[EventLine]) -> Vec<Block> {
-    let is_incident = |event: &&EventLine| event.kind.is_incident();
-    let all: Vec<&EventLine> = events.iter().filter(is_incident).collect();
+fn incidents(view: &RunView) -> Vec<Block> {
     let mut blocks = vec![Block::Title(2, "Incidents".to_owned())];
-    if all.is_empty() {
+    let kinds = view.incidents();
+    if kinds.is_empty() {
         blocks.push(Block::Text(
             "None: nothing was restarted, skipped, rolled back or refused, and every save succeeded.".to_owned(),
         ));
         return blocks;
-    }
-    let mut kinds: BTreeMap<EventKind, usize> = BTreeMap::new();
-    for event in &all {
-        *kinds.entry(event.kind).or_default() += 1;
     }
     let counts: Vec<String> = kinds
         .iter()
         .map(|(kind, count)| format!("{count} `{kind}`"))
         .collect();
     blocks.push(Block::Text(counts.join(", ") + "."));
-    let rows = all.iter().take(LISTED).map(|event| {
+    let events = view.events().into_iter();
+    let last: Vec<EventLine> = events.filter(|event| event.kind.is_incident()).collect();
+    let listed = &last[last.len().saturating_sub(LISTED)..];
+    let rows = listed.iter().map(|event| {
         vec![
             moment(event.time),
             event.kind.to_string(),
@@ -216,10 +160,10 @@ fn incidents(events: &[EventLine]) -> Vec<Block> {
         ]
     });
     blocks.push(table(&["time (UTC)", "what", "how"], rows.collect()));
-    if all.len() > LISTED {
+    let earlier = kinds.values().sum::<u64>() - listed.len() as u64;
+    if earlier > 0 {
         blocks.push(Block::Text(format!(
-            "{} more are in events.jsonl.",
-            all.len() - LISTED
+            "{earlier} earlier ones are in events.jsonl."
         )));
     }
     blocks

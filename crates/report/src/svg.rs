@@ -1,333 +1,328 @@
-//! A chart as an SVG file: panels in a grid under one legend. Greys and colours that can be read on light and on dark.
+//! Draws a chart as SVG, for pages and for files.
+//!
+//! Grays and colors can be read on light and on dark; a page may style texts and grid lines with CSS. The attribute
+//! `data-panels` holds the values, from which `dashboards/page/pointer.js` shows those under the pointer.
 
-use std::fmt::Write;
+use std::ops::Range;
+
+use plotters::{
+    coord::{
+        Shift,
+        ranged1d::{AsRangedCoord, Ranged, ValueFormatter},
+    },
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
+use serde::Serialize;
 
 use crate::{
-    chart::{Bar, Chart, Content, Line, Panel},
+    chart::{Chart, Content, Line, Panel},
     document::escape,
 };
 
-const WIDTH: f64 = 960.0;
-/// Of a panel with its title and the labels of its axis.
-const HEIGHT: f64 = 240.0;
-/// Around the drawing of a panel.
-const LEFT: f64 = 62.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 26.0;
-const BOTTOM: f64 = 40.0;
-const LEGEND_LINE: f64 = 20.0;
-/// About the width of a letter.
-const LETTER: f64 = 6.6;
-const INK: &str = "#808080";
+const WIDTH: u32 = 960;
+/// Height of a panel with its title and the labels of its axes.
+const HEIGHT: u32 = 250;
+const LEGEND_LINE: i32 = 20;
+const INK: RGBColor = RGBColor(0x80, 0x80, 0x80);
+const FONT: u32 = 12;
 
-/// The chart as a file.
-pub fn svg(chart: &Chart) -> String {
+/// A chart that cannot be drawn.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot draw the chart `{chart}`: {reason}")]
+pub struct ChartError {
+    chart: String,
+    reason: String,
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
+
+/// What a script has to know of a panel: pixels of its frame, values of its lines.
+#[derive(Serialize)]
+struct Frame<'a> {
+    left: i32,
+    right: i32,
+    top: i32,
+    bottom: i32,
+    from: f64,
+    to: f64,
+    lines: Vec<FrameLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct FrameLine<'a> {
+    name: &'a str,
+    color: String,
+    points: Vec<(f64, f64)>,
+}
+
+/// The chart as an SVG document.
+///
+/// # Errors
+/// The chart has values that cannot be drawn.
+pub fn svg(chart: &Chart) -> Result<String, ChartError> {
+    let failed = |reason: String| ChartError {
+        chart: chart.name.clone(),
+        reason,
+    };
     let count = chart.panels.len().max(1);
-    let columns = match count {
-        1..=3 => count,
-        4 => 2,
-        _ => 3,
+    let columns = if count == 4 { 2 } else { count.min(3) };
+    let rows = count.div_ceil(columns);
+    let entries = legend(chart);
+    let legend = 10 + entries.last().map_or(0, |entry| entry.y) as u32;
+    let size = (WIDTH, legend + HEIGHT * rows as u32);
+    let mut text = String::new();
+    let frames = {
+        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
+        let (head, body) = root.split_vertically(legend);
+        draw_legend(&head, &entries)
+            .and_then(|()| {
+                let areas = body.split_evenly((rows, columns));
+                let panels = areas.iter().zip(&chart.panels);
+                panels
+                    .map(|(area, panel)| draw(area, chart, panel))
+                    .collect::<Drawn<Vec<Frame<'_>>>>()
+            })
+            .and_then(|frames| root.present().map(|()| frames))
+            .map_err(|error| failed(error.to_string()))?
     };
-    let (legend, top) = legend(chart);
-    let height = top + HEIGHT * count.div_ceil(columns) as f64;
-    let width = WIDTH / columns as f64;
-    let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
-         height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"{INK}\" role=\"img\">\n\
-         <title>{}</title>\n{legend}",
-        escape(&chart.title)
+    let frames = serde_json::to_string(&frames).map_err(|error| failed(error.to_string()))?;
+    let start = format!(
+        "<svg role=\"img\" font-size=\"{FONT}\" data-panels=\"{}\" ",
+        escape(&frames)
     );
-    for (index, panel) in chart.panels.iter().enumerate() {
-        let (row, column) = (index / columns, index % columns);
-        let frame = Frame::new(
-            chart,
-            panel,
-            width * column as f64,
-            top + HEIGHT * row as f64,
-            width,
-        );
-        text.push_str(&frame.draw(chart, panel));
-    }
-    text.push_str("</svg>\n");
-    text
+    let title = format!("><title>{}</title>", escape(&chart.title));
+    let text = text.replacen("<svg ", &start, 1);
+    Ok(text.replacen('>', &title, 1))
 }
 
-/// Names with their colours, in as many lines as they need, and the height of these.
-fn legend(chart: &Chart) -> (String, f64) {
+/// A name with its color and place in the legend.
+struct Entry<'a> {
+    name: &'a str,
+    color: RGBColor,
+    is_level: bool,
+    x: i32,
+    y: i32,
+}
+
+/// The legend in as many lines as it needs.
+fn legend(chart: &Chart) -> Vec<Entry<'_>> {
     let level = chart.panels.iter().find_map(|panel| panel.level.as_ref());
-    let names = chart.names().into_iter();
-    let entries = names.map(|name| (name, chart.colour(name), false));
-    let entries = entries.chain(level.map(|level| (level.name.as_str(), INK, true)));
-    let (mut text, mut x, mut y) = (String::new(), LEFT, LEGEND_LINE);
-    for (name, colour, dashed) in entries {
-        let needed = 34.0 + LETTER * name.chars().count() as f64;
-        if x + needed > WIDTH && x > LEFT {
-            (x, y) = (LEFT, y + LEGEND_LINE);
-        }
-        let dash = if dashed {
-            " stroke-dasharray=\"4 3\""
-        } else {
-            ""
-        };
-        let (width, middle) = (if dashed { 1.5 } else { 8.0 }, y - 4.0);
-        let _ = writeln!(
-            text,
-            "<path d=\"M{x} {middle}h16\" stroke=\"{colour}\" stroke-width=\"{width}\"{dash}/><text x=\"{}\" \
-             y=\"{y}\">{}</text>",
-            x + 21.0,
-            escape(name)
-        );
-        x += needed;
-    }
-    (text, y + 10.0)
-}
-
-/// Where a panel's numbers are on the paper.
-struct Frame {
-    left: f64,
-    right: f64,
-    top: f64,
-    bottom: f64,
-    x: (f64, f64),
-    y: (f64, f64),
-}
-
-impl Frame {
-    fn new(chart: &Chart, panel: &Panel, left: f64, top: f64, width: f64) -> Self {
-        Self {
-            left: left + LEFT,
-            right: left + width - RIGHT,
-            top: top + TOP,
-            bottom: top + HEIGHT - BOTTOM,
-            x: x_range(&panel.content),
-            y: chart.y_range(panel),
-        }
-    }
-
-    fn at_x(&self, x: f64) -> f64 {
-        round(self.left + (self.right - self.left) * (x - self.x.0) / (self.x.1 - self.x.0))
-    }
-
-    fn at_y(&self, y: f64) -> f64 {
-        round(self.bottom - (self.bottom - self.top) * (y - self.y.0) / (self.y.1 - self.y.0))
-    }
-
-    fn draw(&self, chart: &Chart, panel: &Panel) -> String {
-        let mut text = String::new();
-        let middle = round(f64::midpoint(self.left, self.right));
-        if !panel.title.is_empty() {
-            let _ = writeln!(
-                text,
-                "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\" font-weight=\"bold\">{}</text>",
-                self.top - 9.0,
-                escape(&panel.title)
-            );
-        }
-        self.axes(chart, panel, middle, &mut text);
-        match &panel.content {
-            Content::Bars(bars) => self.bars(chart, bars, &mut text),
-            Content::Lines(lines) => self.lines(chart, lines, &mut text),
-            Content::Areas(lines) => self.areas(chart, lines, &mut text),
-        }
-        if let Some(level) = &panel.level {
-            let y = self.at_y(level.value);
-            let _ = writeln!(
-                text,
-                "<path d=\"M{} {y}H{}\" stroke=\"{INK}\" stroke-width=\"1.5\" \
-                 stroke-dasharray=\"4 3\"><title>{}: {}</title></path>",
-                self.left,
-                self.right,
-                escape(&level.name),
-                level.value
-            );
-        }
-        text
-    }
-
-    fn axes(&self, chart: &Chart, panel: &Panel, middle: f64, text: &mut String) {
-        for (value, label) in ticks(self.y) {
-            let y = self.at_y(value);
-            let _ = writeln!(
-                text,
-                "<path d=\"M{} {y}H{}\" stroke=\"{INK}\" stroke-opacity=\"0.25\"/><text x=\"{}\" y=\"{}\" \
-                 text-anchor=\"end\">{label}</text>",
-                self.left,
-                self.right,
-                self.left - 5.0,
-                y + 4.0
-            );
-        }
-        if !matches!(panel.content, Content::Bars(_)) {
-            for (value, label) in ticks(self.x) {
-                let _ = writeln!(
-                    text,
-                    "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
-                    self.at_x(value),
-                    self.bottom + 15.0
-                );
-            }
-        }
-        let _ = writeln!(
-            text,
-            "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-            self.bottom + 31.0,
-            escape(&chart.x_label)
-        );
-        let (x, y) = (
-            self.left - 46.0,
-            round(f64::midpoint(self.top, self.bottom)),
-        );
-        let _ = writeln!(
-            text,
-            "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\" transform=\"rotate(-90 {x} {y})\">{}</text>",
-            escape(&chart.y_label)
-        );
-    }
-
-    fn bars(&self, chart: &Chart, bars: &[Bar], text: &mut String) {
-        let slot = (self.right - self.left) / bars.len().max(1) as f64;
-        for (index, bar) in bars.iter().enumerate() {
-            let (x, y) = (
-                self.left + slot * (index as f64 + 0.1),
-                self.at_y(bar.value),
-            );
-            let _ = writeln!(
-                text,
-                "<rect x=\"{}\" y=\"{y}\" width=\"{}\" height=\"{}\" fill=\"{}\"><title>{}: {}</title></rect>",
-                round(x),
-                round(0.8 * slot),
-                round(self.bottom - y),
-                chart.colour(&bar.name),
-                escape(&bar.name),
-                bar.value
-            );
-            if let Some(error) = bar.error {
-                let (high, low) = (self.at_y(bar.value + error), self.at_y(bar.value - error));
-                let _ = writeln!(
-                    text,
-                    "<path d=\"M{} {high}V{low}\" stroke=\"{INK}\" stroke-width=\"2\"/>",
-                    round(x + 0.4 * slot)
-                );
-            }
-        }
-    }
-
-    fn lines(&self, chart: &Chart, lines: &[Line], text: &mut String) {
-        for line in lines {
-            let points: Vec<(f64, f64)> = line
-                .points
-                .iter()
-                .filter(|point| point.1.is_finite())
-                .map(|point| (self.at_x(point.0), self.at_y(point.1)))
-                .collect();
-            let colour = chart.colour(&line.name);
-            let path: Vec<String> = points.iter().map(|(x, y)| format!("{x} {y}")).collect();
-            let _ = writeln!(
-                text,
-                "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\"><title>{}</title></path>",
-                path.join("L"),
-                escape(&line.name)
-            );
-            // Markers where there are few points, so that a single one can be seen.
-            for (x, y) in points.iter().filter(|_| points.len() <= 40) {
-                let _ = writeln!(
-                    text,
-                    "<circle cx=\"{x}\" cy=\"{y}\" r=\"2.4\" fill=\"{colour}\"/>"
-                );
-            }
-        }
-    }
-
-    fn areas(&self, chart: &Chart, lines: &[Line], text: &mut String) {
-        let mut below = vec![0.0; lines.first().map_or(0, |line| line.points.len())];
-        for line in lines {
-            let xs: Vec<f64> = line.points.iter().map(|point| self.at_x(point.0)).collect();
-            let above: Vec<f64> = below
-                .iter()
-                .zip(&line.points)
-                .map(|(below, point)| below + point.1)
-                .collect();
-            // To the right along the upper edge, back along the lower one; each value holds until the next x.
-            let mut path = String::new();
-            for (index, value) in above.iter().enumerate() {
-                let _ = write!(
-                    path,
-                    "{}{} {}",
-                    if index == 0 { "M" } else { "L" },
-                    xs[index],
-                    self.at_y(*value)
-                );
-                let _ = write!(path, "H{}", xs.get(index + 1).unwrap_or(&xs[index]));
-            }
-            for (index, value) in below.iter().enumerate().take(above.len()).rev() {
-                let _ = write!(
-                    path,
-                    "H{}V{}",
-                    xs.get(index + 1).unwrap_or(&xs[index]),
-                    self.at_y(*value)
-                );
-            }
-            if let Some(first) = xs.first() {
-                let _ = write!(path, "H{first}Z");
-            }
-            let _ = writeln!(
-                text,
-                "<path d=\"{path}\" fill=\"{}\" fill-opacity=\"0.75\"><title>{}</title></path>",
-                chart.colour(&line.name),
-                escape(&line.name)
-            );
-            below = above;
-        }
-    }
-}
-
-fn x_range(content: &Content) -> (f64, f64) {
-    let (Content::Lines(lines) | Content::Areas(lines)) = content else {
-        return (0.0, 1.0);
-    };
-    let xs = lines
-        .iter()
-        .flat_map(|line| &line.points)
-        .map(|point| point.0);
-    let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
-        (low.min(x), high.max(x))
-    });
-    if low < high { (low, high) } else { (0.0, 1.0) }
-}
-
-/// Round numbers within a range, with their labels: steps of 1, 2 or 5 times a power of ten, about five of them.
-fn ticks((low, high): (f64, f64)) -> Vec<(f64, String)> {
-    let rough = (high - low) / 5.0;
-    let power = 10_f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
+    let names = chart
+        .names()
         .into_iter()
-        .map(|factor| factor * power)
-        .find(|step| *step >= rough * 0.999)
-        .unwrap_or(10.0 * power);
-    let first = (low / step).ceil() as i64;
-    let last = (high / step).floor() as i64;
-    let label = |value: f64| {
-        let (scaled, suffix, step) = match value.abs().max(high.abs()) {
-            large if large >= 1e9 => (value / 1e9, "G", step / 1e9),
-            large if large >= 1e6 => (value / 1e6, "M", step / 1e6),
-            large if large >= 1e4 => (value / 1e3, "k", step / 1e3),
-            _ => (value, "", step),
-        };
-        let decimals = (-step.log10().floor()).max(0.0) as usize;
-        if scaled == 0.0 {
-            "0".to_owned()
-        } else {
-            format!("{scaled:.decimals$}{suffix}")
+        .map(|name| (name, color(chart, name), false));
+    let level = level.map(|level| (level.name.as_str(), INK, true));
+    let (mut x, mut y) = (60, LEGEND_LINE);
+    let entry = |(name, color, is_level): (_, _, _)| {
+        let width = 34 + 7 * str::chars(name).count() as i32;
+        if x + width > WIDTH as i32 {
+            (x, y) = (60, y + LEGEND_LINE);
         }
+        let entry = Entry {
+            name,
+            color,
+            is_level,
+            x,
+            y,
+        };
+        x += width;
+        entry
     };
-    (first..=last)
-        .map(|index| index as f64 * step)
-        .map(|value| (value, label(value)))
-        .collect()
+    names.chain(level).map(entry).collect()
 }
 
-fn round(number: f64) -> f64 {
-    (number * 10.0).round() / 10.0
+fn draw_legend(area: &Area<'_>, entries: &[Entry<'_>]) -> Drawn<()> {
+    for Entry {
+        name,
+        color,
+        is_level,
+        x,
+        y,
+    } in entries
+    {
+        let width = if *is_level { 1 } else { 8 };
+        area.draw(&PathElement::new(
+            [(*x, y - 5), (x + 16, y - 5)],
+            color.stroke_width(width),
+        ))?;
+        area.draw(&Text::new(
+            *name,
+            (x + 21, *y),
+            text().pos(Pos::new(HPos::Left, VPos::Bottom)),
+        ))?;
+    }
+    Ok(())
+}
+
+fn text() -> TextStyle<'static> {
+    ("sans-serif", FONT)
+        .with_color(INK)
+        .into_text_style(&(WIDTH, HEIGHT))
+}
+
+fn color(chart: &Chart, name: &str) -> RGBColor {
+    let (red, green, blue) = chart.color(name);
+    RGBColor(red, green, blue)
+}
+
+fn draw<'a>(area: &Area<'_>, chart: &'a Chart, panel: &'a Panel) -> Drawn<Frame<'a>> {
+    let (low, high) = chart.y_range(panel);
+    if chart.log_scale {
+        draw_on(area, chart, panel, (low..high).log_scale())
+    } else {
+        draw_on(area, chart, panel, low..high)
+    }
+}
+
+/// Draws a panel on a vertical axis of either scale.
+fn draw_on<'a, Y>(area: &Area<'_>, chart: &'a Chart, panel: &'a Panel, y: Y) -> Drawn<Frame<'a>>
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let (from, to) = panel.x_range();
+    let mut builder = ChartBuilder::on(area);
+    builder
+        .margin_right(12)
+        .x_label_area_size(38)
+        .y_label_area_size(60);
+    if panel.title.is_empty() {
+        builder.margin_top(6);
+    } else {
+        builder.caption(&panel.title, text());
+    }
+    let mut plot = builder.build_cartesian_2d(from..to, y)?;
+    let mut mesh = plot.configure_mesh();
+    mesh.disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.25))
+        .axis_style(INK.mix(0.5))
+        .label_style(text())
+        .axis_desc_style(text())
+        .x_labels(6)
+        .y_labels(6)
+        .x_label_formatter(&|value| tick(*value))
+        .y_label_formatter(&|value| tick(*value))
+        .x_desc(&chart.x_label)
+        .y_desc(&chart.y_label);
+    if matches!(panel.content, Content::Bars(_)) {
+        mesh.disable_x_axis();
+    }
+    mesh.draw()?;
+    match &panel.content {
+        Content::Bars(bars) => {
+            for (bar, x) in bars.iter().zip(0..) {
+                let x = f64::from(x);
+                let corners = [(x + 0.1, 0.0), (x + 0.9, bar.value)];
+                plot.draw_series([Rectangle::new(corners, color(chart, &bar.name).filled())])?;
+                if let Some(error) = bar.error {
+                    let ends = [(x + 0.5, bar.value - error), (x + 0.5, bar.value + error)];
+                    plot.draw_series([PathElement::new(ends, INK.stroke_width(2))])?;
+                }
+            }
+        }
+        Content::Lines(lines) => {
+            for line in lines {
+                let points = || {
+                    line.points
+                        .iter()
+                        .copied()
+                        .filter(|point| point.1.is_finite())
+                };
+                let color = color(chart, &line.name);
+                plot.draw_series(LineSeries::new(points(), color.stroke_width(2)))?;
+                // Markers on few points, so that a single one can be seen.
+                let markers = points().filter(|_| line.points.len() <= 40);
+                plot.draw_series(markers.map(|point| Circle::new(point, 2, color.filled())))?;
+            }
+        }
+        Content::Areas(lines) => {
+            for (line, outline) in lines.iter().zip(outlines(lines)) {
+                let fill = color(chart, &line.name).mix(0.75);
+                plot.draw_series([Polygon::new(outline, fill)])?;
+            }
+        }
+    }
+    if let Some(level) = &panel.level {
+        let ends = [(from, level.value), (to, level.value)];
+        plot.draw_series(DashedLineSeries::new(ends, 4, 3, INK.stroke_width(1)))?;
+    }
+    let (x, y): (Range<i32>, Range<i32>) = plot.plotting_area().get_pixel_range();
+    Ok(Frame {
+        left: x.start,
+        right: x.end,
+        top: y.start,
+        bottom: y.end,
+        from,
+        to,
+        lines: frame_lines(chart, panel),
+    })
+}
+
+/// The areas between stacked lines: to the right along the upper edge, back along the lower one.
+fn outlines(lines: &[Line]) -> Vec<Vec<(f64, f64)>> {
+    let mut below: Vec<f64> = vec![0.0; lines.first().map_or(0, |line| line.points.len())];
+    let outline = |line: &Line| {
+        let xs: Vec<f64> = line.points.iter().map(|point| point.0).collect();
+        let above: Vec<f64> = below
+            .iter()
+            .zip(&line.points)
+            .map(|(y, point)| y + point.1)
+            .collect();
+        // Each value holds until the next x.
+        let steps = |ys: &[f64]| -> Vec<(f64, f64)> {
+            let next = xs.iter().skip(1).chain(xs.last());
+            let pairs = xs.iter().zip(next).zip(ys);
+            pairs
+                .flat_map(|((x, next), y)| [(*x, *y), (*next, *y)])
+                .collect()
+        };
+        let (upper, lower) = (steps(&above), steps(&below));
+        below = above;
+        upper.into_iter().chain(lower.into_iter().rev()).collect()
+    };
+    lines.iter().map(outline).collect()
+}
+
+fn frame_lines<'a>(chart: &Chart, panel: &'a Panel) -> Vec<FrameLine<'a>> {
+    let short = |value: f64| format!("{value:.5e}").parse().unwrap_or(value);
+    let line = |name: &'a str, points: Vec<(f64, f64)>| {
+        let (red, green, blue) = chart.color(name);
+        let finite = points.into_iter().filter(|point| point.1.is_finite());
+        FrameLine {
+            name,
+            color: format!("#{red:02x}{green:02x}{blue:02x}"),
+            points: finite.map(|(x, y)| (x, short(y))).collect(),
+        }
+    };
+    match &panel.content {
+        Content::Bars(bars) => bars
+            .iter()
+            .zip(0..)
+            .map(|(bar, x)| line(&bar.name, vec![(f64::from(x) + 0.5, bar.value)]))
+            .collect(),
+        Content::Lines(lines) | Content::Areas(lines) => lines
+            .iter()
+            .map(|one| line(&one.name, one.points.clone()))
+            .collect(),
+    }
+}
+
+/// A number on an axis.
+fn tick(value: f64) -> String {
+    let plain = |value: f64| {
+        let text = format!("{value:.4}");
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    };
+    match value.abs() {
+        large if large >= 1e9 => plain(value / 1e9) + "G",
+        large if large >= 1e6 => plain(value / 1e6) + "M",
+        large if large >= 1e4 => plain(value / 1e3) + "k",
+        small if small > 0.0 && small < 1e-3 => format!("{value:.1e}"),
+        _ => plain(value),
+    }
 }
 
 #[cfg(test)]
@@ -335,17 +330,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_numbers_within_the_range() {
-        let labels =
-            |range| -> Vec<String> { ticks(range).into_iter().map(|tick| tick.1).collect() };
-        assert_eq!(labels((0.0, 1.0)), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+    fn numbers_on_an_axis_are_short() {
+        let ticks = [0.0, 0.25, 1.5, 9000.0, 20_000.0, 2_500_000.0, 3e-5, -4.0].map(tick);
         assert_eq!(
-            labels((0.97, 1.21)),
-            ["1.00", "1.05", "1.10", "1.15", "1.20"]
+            ticks,
+            ["0", "0.25", "1.5", "9000", "20k", "2.5M", "3.0e-5", "-4"]
         );
+    }
+
+    #[test]
+    fn stacked_areas_hold_their_values_until_the_next_point() {
+        let line = |values: [f64; 2]| Line {
+            name: String::new(),
+            points: vec![(0.0, values[0]), (4.0, values[1])],
+        };
+        let outlines = outlines(&[line([0.25, 0.5]), line([0.75, 0.5])]);
+        let upper = [(0.0, 0.25), (4.0, 0.25), (4.0, 0.5), (4.0, 0.5)];
+        let lower = [(4.0, 0.0), (4.0, 0.0), (4.0, 0.0), (0.0, 0.0)];
+        assert_eq!(outlines[0], [upper, lower].concat());
         assert_eq!(
-            labels((0.0, 982_883.0)),
-            ["0", "200k", "400k", "600k", "800k"]
+            outlines[1][..4],
+            [(0.0, 1.0), (4.0, 1.0), (4.0, 1.0), (4.0, 1.0)]
         );
     }
 }

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use ddk_run::records::{DomainSummary, Summary};
 
+use crate::document::Table;
+
 /// A number, or a dash for one that is not known: without a teacher there is no ratio.
 pub(crate) fn number(value: f64, decimals: usize) -> String {
     if value.is_nan() {
@@ -13,52 +15,54 @@ pub(crate) fn number(value: f64, decimals: usize) -> String {
     }
 }
 
-/// Domains, totals and where the time went, as text; one line each, at most 100 characters wide for short names.
-pub fn table(summary: &Summary) -> String {
-    let width = summary
-        .domains
-        .keys()
-        .map(String::len)
-        .max()
-        .unwrap_or(0)
-        .max(6);
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "{:width$}  {:>10}  {:>10}  {:>10}  {:>8}  {:>8}  {:>8}",
-        "", "student", "student", "teacher", "ratio", "ratio", "share of"
-    );
-    let _ = writeln!(
-        text,
-        "{:width$}  {:>10}  {:>10}  {:>10}  {:>8}  {:>8}  {:>8}",
-        "domain", "before", "after", "", "before", "after", "tokens"
-    );
-    for (name, domain) in &summary.domains {
-        let _ = writeln!(
-            text,
-            "{name:width$}  {:>10.2}  {:>10.2}  {:>10}  {:>8}  {:>8}  {:>7.1}%",
-            domain.student_perplexity_before,
-            domain.student_perplexity_after,
+/// Means over the domains of the ratio before the first step and after the last; NaN without a teacher.
+pub(crate) fn mean_ratios(summary: &Summary) -> (f64, f64) {
+    let mean = |of: fn(&DomainSummary) -> f64| {
+        let sum: f64 = summary.domains.values().map(of).sum();
+        sum / summary.domains.len().max(1) as f64
+    };
+    (
+        mean(|domain| domain.ratio_before),
+        mean(|domain| domain.ratio_after),
+    )
+}
+
+/// The results by domain, and their means.
+pub(crate) fn results(summary: &Summary) -> Table {
+    let header = [
+        "domain",
+        "student before",
+        "student after",
+        "teacher",
+        "ratio before",
+        "ratio after",
+        "share of tokens",
+    ];
+    let of_domain = |(name, domain): (&String, &DomainSummary)| {
+        vec![
+            name.clone(),
+            number(domain.student_perplexity_before, 2),
+            number(domain.student_perplexity_after, 2),
             number(domain.teacher_perplexity, 2),
             number(domain.ratio_before, 3),
             number(domain.ratio_after, 3),
-            100.0 * domain.token_share
-        );
-    }
-    let count = summary.domains.len().max(1) as f64;
-    let mean = |value: fn(&DomainSummary) -> f64| {
-        number(summary.domains.values().map(value).sum::<f64>() / count, 3)
+            format!("{:.1} %", 100.0 * domain.token_share),
+        ]
     };
-    let _ = writeln!(
-        text,
-        "{:width$}  {:>10}  {:>10}  {:>10}  {:>8}  {:>8}",
-        "mean",
-        "",
-        "",
-        "",
-        mean(|domain| domain.ratio_before),
-        mean(|domain| domain.ratio_after)
-    );
+    let mut rows: Vec<Vec<String>> = summary.domains.iter().map(of_domain).collect();
+    let (before, after) = mean_ratios(summary);
+    let (before, after) = (number(before, 3), number(after, 3));
+    let mean = ["mean", "", "", "", &before, &after, ""];
+    rows.push(mean.map(str::to_owned).to_vec());
+    Table {
+        header: header.map(str::to_owned).to_vec(),
+        rows,
+    }
+}
+
+/// Results, totals and where the time went, as text.
+pub fn table(summary: &Summary) -> String {
+    let mut text = results(summary).text();
     let _ = writeln!(
         text,
         "\n{} steps in {} intervals, {} tokens; stopped by {}",

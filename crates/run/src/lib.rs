@@ -3,7 +3,7 @@
 //! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] are the
 //! lines of the JSON Lines files and the summary: a stable format that other programs read. [`Journal`]
 //! appends them and cuts them back when a run goes on from a checkpoint. [`CheckpointStore`] saves whole or
-//! not at all, and verifies before it loads.
+//! not at all, and verifies before it loads. [`RunView`] reads it all back for whoever looks.
 
 mod checkpoint;
 mod error;
@@ -14,6 +14,7 @@ pub mod read;
 pub mod records;
 mod restart;
 mod step;
+pub mod view;
 
 pub use checkpoint::{
     CheckpointStore, Entry, Measured, NoneVerifies, Opened, Retention, SaveHook, SaveReport,
@@ -25,3 +26,4 @@ pub use journal::{Journal, Lengths, append_event, record_event};
 pub use manifest::FORMAT as CHECKPOINT_FORMAT;
 pub use restart::recorded_save;
 pub use step::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};
+pub use view::RunView;

@@ -6,32 +6,12 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     RunFileError,
-    records::{DrawnLine, EventLine, MixtureLine, StepLine, Summary},
+    records::{EventLine, Summary},
 };
-
-/// The steps of `run.jsonl`.
-pub fn steps(folder: &Path) -> Result<Vec<StepLine>, RunFileError> {
-    lines(&folder.join("run.jsonl"))
-}
 
 /// The events of `events.jsonl`.
 pub fn events(folder: &Path) -> Result<Vec<EventLine>, RunFileError> {
     lines(&folder.join("events.jsonl"))
-}
-
-/// The two kinds of lines in `mixture.jsonl`, each in its order.
-pub fn mixtures(folder: &Path) -> Result<(Vec<MixtureLine>, Vec<DrawnLine>), RunFileError> {
-    let path = folder.join("mixture.jsonl");
-    let (mut set, mut drawn) = (Vec::new(), Vec::new());
-    for (index, value) in lines::<serde_json::Value>(&path)?.into_iter().enumerate() {
-        let kept = if value.get("drawn").is_some() {
-            serde_json::from_value(value).map(|line| drawn.push(line))
-        } else {
-            serde_json::from_value(value).map(|line| set.push(line))
-        };
-        kept.map_err(|error| bad(&path, index + 1, &error))?;
-    }
-    Ok((set, drawn))
 }
 
 /// `summary.json`.

@@ -72,7 +72,7 @@ pub struct UpdateStats {
 }
 
 /// A phase of a step on the student's lane. Phases do not overlap: their seconds add up to the step's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepPhase {
     /// Waiting for data.

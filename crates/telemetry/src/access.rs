@@ -25,9 +25,9 @@ use crate::places::Place;
 /// Answered to everybody: what a health check asks, and nothing of the run.
 const OPEN: [&str; 2] = ["/livez", "/readyz"];
 
-/// Only our own files, nothing inline but styles (plotly.js sets some), no frames, no forms.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// Only our own files, nothing inline, no frames, no forms.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The rules of a server.
 #[derive(Debug)]

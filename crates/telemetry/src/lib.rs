@@ -3,15 +3,13 @@
 //! [`metrics`] declares every metric once: name, unit, labels, help. [`Recorder`] gathers them and renders
 //! the page that Prometheus scrapes; a [`Keeper`] looks after it, and writes the page to a file where it is
 //! asked to. [`Board`] is where workers say what they do, so that health and busy times can be read without
-//! asking a busy thread. [`History`] reads a run's folder on while it grows. [`serve`] answers over HTTP,
-//! from these: the pages of `dashboards/page/`, the API of [`api`], `/metrics`, `/livez` and `/readyz`;
-//! `access.rs` has the rules of who may ask.
+//! asking a busy thread. [`serve`] answers over HTTP, from these and from a [`ddk_run::RunView`]: the pages of
+//! `dashboards/page/`, the API of [`api`], `/metrics`, `/livez` and `/readyz`; `access.rs` has the rules of who may ask.
 
 mod access;
 pub mod api;
 mod board;
 mod clock;
-mod history;
 mod keeper;
 mod machine;
 pub mod metrics;
@@ -21,15 +19,12 @@ mod progress;
 mod queue;
 mod recorder;
 mod samples;
-mod series;
 mod server;
 mod site;
-mod stream;
 mod timeline;
 
 pub use board::{Board, ShownQueue, Stage, Totals, Worker};
 pub use clock::Clock;
-pub use history::History;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};
 pub use machine::{Gpu, peak_resident_bytes};
 pub use progress::{Meter, Progress};

@@ -1,15 +1,7 @@
-//! The pages' own files, carried in the program: `dashboards/page/`, and plotly.js from the plotly crate.
+//! The pages' own files, carried in the program: `dashboards/page/`.
 
-use std::sync::OnceLock;
-
-use axum::{
-    Router,
-    body::Bytes,
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use plotly::Plot;
+use axum::{Router, http::header, response::IntoResponse, routing::get};
+use ddk_report::chart::PALETTE;
 
 /// The page of one run.
 pub(crate) const RUN: &str = include_str!("../../../dashboards/page/run.html");
@@ -17,7 +9,7 @@ pub(crate) const RUN: &str = include_str!("../../../dashboards/page/run.html");
 pub(crate) const RUNS: &str = include_str!("../../../dashboards/page/runs.html");
 
 /// What the pages load; by name, content, type.
-const FILES: [(&str, &str, &str); 5] = [
+const FILES: [(&str, &str, &str); 6] = [
     (
         "/page.css",
         include_str!("../../../dashboards/page/page.css"),
@@ -26,6 +18,11 @@ const FILES: [(&str, &str, &str); 5] = [
     (
         "/charts.js",
         include_str!("../../../dashboards/page/charts.js"),
+        JAVASCRIPT,
+    ),
+    (
+        "/pointer.js",
+        include_str!("../../../dashboards/page/pointer.js"),
         JAVASCRIPT,
     ),
     (
@@ -46,11 +43,15 @@ const FILES: [(&str, &str, &str); 5] = [
 ];
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// Routes to all files but the pages themselves.
+/// Routes to all files but the pages themselves. The stylesheet names the colors of the charts.
 pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    let mut router = Router::new().route("/plotly.js", get(plotly));
+    let mut router = Router::new();
     for (path, content, kind) in FILES {
-        // Asked again each time: they change with the program, and are small.
+        let content = match path {
+            "/page.css" => content.to_owned() + &colors(),
+            _ => content.to_owned(),
+        };
+        // Browsers ask for them again each time: they change with the program, and are small.
         let headers = [
             (header::CONTENT_TYPE, kind),
             (header::CACHE_CONTROL, "no-cache"),
@@ -58,6 +59,14 @@ pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
         router = router.route(path, get(move || async move { (headers, content) }));
     }
     router
+}
+
+fn colors() -> String {
+    let colors = PALETTE.iter().enumerate();
+    let colors = colors.map(|(index, (red, green, blue))| {
+        format!("--series-{index}: #{red:02x}{green:02x}{blue:02x};")
+    });
+    format!(":root {{ {} }}\n", colors.collect::<Vec<_>>().join(" "))
 }
 
 /// A page.
@@ -69,74 +78,9 @@ pub(crate) async fn page(content: &'static str) -> impl IntoResponse {
     (headers, content)
 }
 
-/// 4.6 MB that a browser keeps for a year: the pages name it with its version.
-async fn plotly(request: HeaderMap) -> Response {
-    let (script, tag) = plotly_script();
-    let headers = [
-        (header::CONTENT_TYPE, JAVASCRIPT),
-        (
-            header::CACHE_CONTROL,
-            "private, max-age=31536000, immutable",
-        ),
-        (header::ETAG, tag.as_str()),
-    ];
-    let known = request.get(header::IF_NONE_MATCH);
-    if known.is_some_and(|known| known == tag.as_str()) {
-        (StatusCode::NOT_MODIFIED, headers).into_response()
-    } else {
-        (headers, script.clone()).into_response()
-    }
-}
-
-/// The script and its tag; taken out of what the crate would write into a page, when first asked for.
-fn plotly_script() -> &'static (Bytes, String) {
-    static SCRIPT: OnceLock<(Bytes, String)> = OnceLock::new();
-    SCRIPT.get_or_init(|| {
-        let page = Plot::offline_js_sources();
-        let inside = page.split_once('>').map_or("", |(_, rest)| rest);
-        let script = inside
-            .split_once("</script>")
-            .map_or("", |(script, _)| script);
-        let tag = format!("\"{}\"", &blake3::hash(script.as_bytes()).to_hex()[..16]);
-        (Bytes::copy_from_slice(script.as_bytes()), tag)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn plotly_is_whole_and_the_pages_name_its_version() {
-        let script = String::from_utf8_lossy(&plotly_script().0);
-        let version = script
-            .split_once("plotly.js v")
-            .unwrap()
-            .1
-            .split_whitespace()
-            .next()
-            .unwrap();
-        assert!(script.len() > 4_000_000 && script.trim_end().ends_with(['}', ';', ')']));
-        for page in [RUN, RUNS] {
-            assert!(
-                page.contains(&format!("/plotly.js?{version}\"")),
-                "{version}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_page_counts_the_same_events_as_incidents() {
-        use ddk_run::records::EventKind;
-        let (_, run, _) = FILES[2];
-        let quiet = run.split_once("QUIET = new Set([").unwrap().1;
-        let quiet = quiet.split_once(']').unwrap().0.replace('\'', "\"");
-        let mut quiet: Vec<EventKind> = serde_json::from_str(&format!("[{quiet}]")).unwrap();
-        let mut routine = EventKind::ROUTINE;
-        quiet.sort();
-        routine.sort();
-        assert_eq!(quiet, routine);
-    }
 
     #[test]
     fn pages_hold_nothing_inline_and_load_nothing_from_elsewhere() {

@@ -13,12 +13,14 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{Path, RawQuery, State},
     http::{StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
+use ddk_report::{ChartError, RunSeries, charts, runs_charts, svg};
+use ddk_run::RunView;
 use hyper::{
     body::Incoming,
     server::conn::http1,
@@ -29,7 +31,6 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use serde::Deserialize;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, timeout_at},
@@ -38,11 +39,10 @@ use tokio::{
 use crate::{
     Limits, Recorder, Site,
     access::guard,
-    api::RunEntry,
+    api::{Event, RunEntry},
     pages,
     places::Places,
     site::{Runs, Source},
-    stream::stream,
     timeline::SAMPLE,
 };
 
@@ -92,9 +92,8 @@ impl Server {
         self.address
     }
 
-    /// Tells everybody who watches how the run has ended, which the board has to say by now, and ends. Open
-    /// streams get a last status, and whoever asks now and then one more answer, all within `patience`; where
-    /// nobody watches, this returns at once.
+    /// Tells whoever watches how the run has ended, which the board has to say by now, and ends. A client that asked
+    /// for the status a moment ago gets one more answer, within `patience`; if nobody watches, this returns at once.
     pub fn finish(&self, patience: Duration) {
         let (done, finished) = std::sync::mpsc::channel();
         if self.orders.send(Finish { patience, done }).is_ok() {
@@ -259,10 +258,12 @@ fn router(site: Arc<Site>) -> Router {
         Runs::None => router,
         _ => router
             .merge(pages::files())
-            .route("/api/run", get(run))
+            .route("/api/status", get(status))
+            .route("/api/steps", get(steps))
             .route("/api/mixture", get(mixture))
             .route("/api/events", get(events))
-            .route("/api/stream", get(news)),
+            .route("/api/workers", get(workers))
+            .route("/api/chart/{name}", get(chart)),
     };
     router
         .route("/metrics", get(metrics))
@@ -271,36 +272,77 @@ fn router(site: Arc<Site>) -> Router {
         .with_state(site)
 }
 
-/// Which run is asked for, where there are several.
-#[derive(Deserialize)]
-struct Which {
-    name: Option<String>,
+/// A request of the API, as `?name=NAME&…`.
+type Asked = (State<Arc<Site>>, RawQuery);
+
+async fn status(asked: Asked) -> Response {
+    answer(asked, |source, _| source.watched_status()).await
 }
 
-async fn run(site: State<Arc<Site>>, which: Query<Which>) -> Response {
-    answer(site, which, Source::asked_for_reply).await
+async fn steps(asked: Asked) -> Response {
+    answer(asked, |source, _| source.look(RunView::steps)).await
 }
 
-async fn mixture(site: State<Arc<Site>>, which: Query<Which>) -> Response {
-    answer(site, which, |source| {
-        source.look(|history, _| history.mixture())
+async fn mixture(asked: Asked) -> Response {
+    answer(asked, |source, _| source.look(RunView::mixture)).await
+}
+
+async fn events(asked: Asked) -> Response {
+    let events = |view: &RunView| {
+        view.events()
+            .into_iter()
+            .map(Event::from)
+            .collect::<Vec<_>>()
+    };
+    answer(asked, move |source, _| source.look(events)).await
+}
+
+async fn workers(asked: Asked) -> Response {
+    answer(asked, |source, query| {
+        let from = values(query, "from").find_map(|from| from.parse().ok());
+        source.lanes(from.unwrap_or(0))
     })
     .await
 }
 
-async fn events(site: State<Arc<Site>>, which: Query<Which>) -> Response {
-    answer(site, which, |source| {
-        source.look(|history, _| history.events())
-    })
-    .await
-}
-
-async fn news(State(site): State<Arc<Site>>, Query(which): Query<Which>) -> Response {
-    let ended = site.ended.subscribe();
-    match blocking(move || site.runs.find(which.name.as_deref())).await {
-        Some(source) => stream(source, ended).into_response(),
+/// A chart of a run, or of several runs if several names are given.
+async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) -> Response {
+    let drawn = blocking(move || {
+        let query = query.unwrap_or_default();
+        let names: Vec<String> = values(&query, "name").collect();
+        let series = |name: Option<&str>| {
+            let source = site.runs.find(name)?;
+            let name = name.unwrap_or_default().to_owned();
+            Some(source.look(|view| RunSeries::new(name, view)))
+        };
+        let charts = match &names[..] {
+            [] => charts(&series(None)?),
+            [name] if !query.contains("side_by_side") => charts(&series(Some(name))?),
+            names => {
+                let runs = names.iter().map(|name| series(Some(name)));
+                runs_charts(&runs.collect::<Option<Vec<_>>>()?)
+            }
+        };
+        let name = file.strip_suffix(".svg")?;
+        let chart = charts.into_iter().find(|chart| chart.name == name)?;
+        Some(svg(&chart))
+    });
+    match drawn.await {
+        Some(Ok(svg)) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),
+        Some(Err(error)) => failed(&error),
         None => no_such_run(),
     }
+}
+
+fn failed(error: &ChartError) -> Response {
+    tracing::error!(%error, "a chart cannot be drawn");
+    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+}
+
+/// The values of a key in a query.
+fn values(query: &str, key: &'static str) -> impl Iterator<Item = String> {
+    let pairs = form_urlencoded::parse(query.as_bytes());
+    pairs.filter_map(move |(name, value)| (name == key).then(|| value.into_owned()))
 }
 
 async fn runs(State(site): State<Arc<Site>>) -> Response {
@@ -320,13 +362,14 @@ async fn runs(State(site): State<Arc<Site>>) -> Response {
 }
 
 async fn answer<T: serde::Serialize + Send + 'static>(
-    State(site): State<Arc<Site>>,
-    Query(which): Query<Which>,
-    ask: impl FnOnce(&Source) -> T + Send + 'static,
+    (State(site), RawQuery(query)): Asked,
+    ask: impl FnOnce(&Source, &str) -> T + Send + 'static,
 ) -> Response {
     let asked = blocking(move || {
-        let source = site.runs.find(which.name.as_deref())?;
-        Some(ask(&source))
+        let query = query.unwrap_or_default();
+        let name = values(&query, "name").next();
+        let source = site.runs.find(name.as_deref())?;
+        Some(ask(&source, &query))
     });
     asked
         .await
@@ -345,7 +388,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn no_such_run() -> Response {
-    (StatusCode::NOT_FOUND, "there is no such run\n").into_response()
+    (StatusCode::NOT_FOUND, "no such run or chart\n").into_response()
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> Response {

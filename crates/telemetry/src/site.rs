@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ddk_run::RunFolder;
+use ddk_run::{RunFolder, RunView, view::State};
 use tokio::sync::watch;
 
 use crate::{
-    Board, History, Recorder, Stage,
+    Board, Recorder, Stage,
     access::Access,
-    api::{Lanes, RunReply, State, Status},
+    api::{Lanes, Status},
     timeline::Timeline,
 };
 
@@ -32,8 +32,6 @@ pub struct Site {
     pub(crate) runs: Runs,
     pub(crate) token: Option<String>,
     pub(crate) limits: Limits,
-    /// Set when the run has ended, so that streams say it and end.
-    pub(crate) ended: watch::Sender<bool>,
 }
 
 /// What a client may take up.
@@ -71,7 +69,6 @@ impl From<Recorder> for Site {
             runs: Runs::None,
             token: None,
             limits: Limits::default(),
-            ended: watch::Sender::new(false),
         }
     }
 }
@@ -97,7 +94,6 @@ impl Site {
             }),
             token: None,
             limits: Limits::default(),
-            ended: watch::Sender::new(false),
         }
     }
 
@@ -113,17 +109,14 @@ impl Site {
         self
     }
 
-    /// Tells those who watch that the run has ended; done when whoever asks now and then has asked once more.
-    /// Streams end by themselves.
+    /// Waits until whoever asks now and then has heard how the run ended.
     pub(crate) async fn farewell(&self) {
         let Runs::One(source) = &self.runs else {
             return;
         };
         source.read_anew();
         let is_recent = |at: &Instant| at.elapsed() < POLLED;
-        let polled = lock(&source.asked).as_ref().is_some_and(is_recent);
-        self.ended.send_replace(true);
-        if polled {
+        if lock(&source.asked).as_ref().is_some_and(is_recent) {
             let _ = source.told.subscribe().wait_for(|told| *told).await;
         }
     }
@@ -216,11 +209,11 @@ fn gather(folder: &Path, prefix: &str, depth: usize, runs: &mut BTreeMap<String,
 /// A run that can be asked.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// When somebody asked for it without a stream.
+    /// When somebody asked for its status.
     asked: Mutex<Option<Instant>>,
-    /// Whether somebody who asked so has been told that it has ended.
+    /// Whether somebody has been told that it has ended.
     told: watch::Sender<bool>,
-    history: Mutex<(History, Option<Instant>)>,
+    view: Mutex<(RunView, Option<Instant>)>,
     board: Option<Arc<Board>>,
     timeline: Option<Mutex<Timeline>>,
 }
@@ -230,21 +223,21 @@ impl Source {
         Self {
             asked: Mutex::default(),
             told: watch::Sender::new(false),
-            history: Mutex::new((History::new(folder), None)),
+            view: Mutex::new((RunView::new(folder), None)),
             timeline: board.clone().map(Timeline::new).map(Mutex::new),
             board,
         }
     }
 
     /// What its files say. Reads what is new, so never to be called where a wait matters.
-    pub(crate) fn look<T>(&self, ask: impl FnOnce(&History, Option<State>) -> T) -> T {
-        let mut guard = lock(&self.history);
-        let (history, read) = &mut *guard;
+    pub(crate) fn look<T>(&self, ask: impl FnOnce(&RunView) -> T) -> T {
+        let mut guard = lock(&self.view);
+        let (view, read) = &mut *guard;
         if read.is_none_or(|read| read.elapsed() >= FRESH) {
-            history.refresh();
+            view.refresh();
             *read = Some(Instant::now());
         }
-        ask(history, self.process())
+        ask(view)
     }
 
     fn process(&self) -> Option<State> {
@@ -260,50 +253,36 @@ impl Source {
         })
     }
 
+    /// How it stands, for a list.
     pub(crate) fn status(&self) -> Status {
-        self.with_board(self.look(History::status))
-    }
-
-    /// The next who looks sees the files as they are then.
-    fn read_anew(&self) {
-        lock(&self.history).1 = None;
-    }
-
-    /// The answer to somebody who asks now and then.
-    pub(crate) fn asked_for_reply(&self) -> RunReply {
-        *lock(&self.asked) = Some(Instant::now());
-        let reply = self.reply();
-        if reply.status.state.is_ended() {
-            self.told.send_replace(true);
+        let process = self.process();
+        let board = self.board.as_ref();
+        Status {
+            run: self.look(|view| view.status(process)),
+            workers: board.map_or_else(Vec::new, |board| board.worker_statuses()),
+            queues: board.map_or_else(Vec::new, |board| board.queue_statuses()),
         }
-        reply
     }
 
-    pub(crate) fn reply(&self) -> RunReply {
-        let mut reply = self.look(History::reply);
-        reply.status = self.with_board(reply.status);
-        reply.lanes = self.lanes(0);
-        reply
-    }
-
-    fn with_board(&self, mut status: Status) -> Status {
-        if let Some(board) = &self.board {
-            status.workers = board.worker_statuses();
-            status.queues = board.queue_statuses();
+    /// How it stands, for somebody who watches it.
+    pub(crate) fn watched_status(&self) -> Status {
+        *lock(&self.asked) = Some(Instant::now());
+        let status = self.status();
+        if status.run.state.is_ended() {
+            self.told.send_replace(true);
         }
         status
     }
 
-    /// The samples from this number on.
-    pub(crate) fn lanes(&self, from: u64) -> Option<Lanes> {
-        let timeline = lock(self.timeline.as_ref()?);
-        Some(timeline.from(from))
+    /// The next who looks sees the files as they are then.
+    fn read_anew(&self) {
+        lock(&self.view).1 = None;
     }
 
-    pub(crate) fn next_sample(&self) -> u64 {
-        self.timeline
-            .as_ref()
-            .map_or(0, |timeline| lock(timeline).next())
+    /// What the workers did, from the sample of this number on.
+    pub(crate) fn lanes(&self, from: u64) -> Lanes {
+        let timeline = self.timeline.as_ref();
+        timeline.map_or_else(Lanes::default, |timeline| lock(timeline).from(from))
     }
 
     /// To be called once a [`crate::timeline::SAMPLE`].

@@ -58,11 +58,6 @@ impl Timeline {
         self.samples.push_back(sample);
     }
 
-    /// The number of the sample that comes next.
-    pub(crate) fn next(&self) -> u64 {
-        self.first + self.samples.len() as u64
-    }
-
     /// The samples from this number on.
     pub(crate) fn from(&self, from: u64) -> Lanes {
         let from = from.max(self.first);
@@ -106,7 +101,6 @@ mod tests {
         }
         let lanes = timeline.from(0);
         assert_eq!((lanes.from, lanes.samples.len()), (2, SAMPLES));
-        assert_eq!(timeline.next(), 2 + SAMPLES as u64);
-        assert!(timeline.from(timeline.next()).samples.is_empty());
+        assert!(timeline.from(2 + SAMPLES as u64).samples.is_empty());
     }
 }

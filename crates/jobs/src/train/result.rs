@@ -86,7 +86,7 @@ pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
 }
 
 pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
-    let report = report::of_run(folder.path())?.html();
+    let report = report::of_run(folder.path())?.html()?;
     ddk_files::write_atomically(&folder.path().join(REPORT), report.as_bytes())?;
     Ok(())
 }

@@ -1,13 +1,11 @@
 //! The figures of a comparison: the paper's figures 1 and 3, and the weights.
 
-use std::collections::BTreeMap;
-
-use ddk_run::records::MixtureLine;
+use ddk_run::view::IntervalRecord;
 
 use super::{ComparedRun, Group};
 use crate::{
-    chart::{Bar, Chart, Content, Level, Line, Panel},
-    figures::caught_up,
+    chart::{Bar, Chart, Content, Level, Panel},
+    figures::{Course, caught_up},
 };
 
 pub(super) fn charts(group: &Group, runs: &[ComparedRun]) -> Vec<Chart> {
@@ -53,40 +51,28 @@ fn perplexity(group: &Group) -> Chart {
         about: "Lower is better; means over seeds, whiskers of one standard deviation. Each domain has a scale \
                 of its own."
             .to_owned(),
-        x_label: String::new(),
         y_label: "perplexity".to_owned(),
-        same_scale: false,
         panels: panels.collect(),
+        ..Chart::default()
+    }
+}
+
+/// The run along the tokens trained on.
+fn course(run: &ComparedRun) -> Course<'_> {
+    Course {
+        mixture: &run.mixture,
+        end: run.summary.tokens as f64,
+        x: |interval| interval.tokens_before as f64,
     }
 }
 
 /// Figure 3: how the ratios move, for the methods that measure them on the way.
 fn ratios(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
     let panels = runs.iter().filter_map(|run| {
-        // Several lines may hold one evaluation; it belongs to where the run was when it was made.
-        let at: BTreeMap<u64, f64> = lines_by_tokens(run)
-            .map(|(tokens, line)| (line.step, tokens))
-            .collect();
-        let mut measured: Vec<(f64, &MixtureLine)> = lines_by_tokens(run)
-            .filter_map(|(_, line)| Some((*at.get(&line.evaluated_at_step)?, line)))
-            .collect();
-        measured.dedup_by_key(|(_, line)| line.evaluated_at_step);
-        if measured.len() < 3 {
-            return None;
-        }
-        let lines = run.summary.domains.iter().map(|(domain, result)| {
-            let on_the_way = measured
-                .iter()
-                .filter_map(|(tokens, line)| Some((*tokens, *line.ratio.get(domain)?)));
-            let end = (run.summary.tokens as f64, result.ratio_after);
-            Line {
-                name: domain.clone(),
-                points: on_the_way.chain([end]).collect(),
-            }
-        });
-        Some(Panel {
+        let course = course(run);
+        (course.evaluations().len() >= 3).then(|| Panel {
             title: run.method.clone(),
-            content: Content::Lines(lines.collect()),
+            content: course.measured(|line| &line.ratio, |domain| domain.ratio_after),
             level: Some(caught_up()),
         })
     });
@@ -100,34 +86,23 @@ fn ratios(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
         y_label: "ratio".to_owned(),
         same_scale: true,
         panels: panels.collect(),
+        ..Chart::default()
     }
 }
 
 /// How the mixtures move, for the methods whose mixture does.
 fn weights(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
-    let moves = |run: &ComparedRun| {
-        run.mixtures
+    let moves = |run: &&&ComparedRun| {
+        let weights = |interval: &IntervalRecord| interval.mixture.weights.clone();
+        let intervals = &run.mixture.intervals;
+        intervals
             .windows(2)
-            .any(|pair| pair[0].weights != pair[1].weights)
+            .any(|pair| weights(&pair[0]) != weights(&pair[1]))
     };
-    let panels = runs.iter().filter(|run| moves(run)).map(|run| {
-        let lines = run.summary.domains.keys().map(|domain| {
-            let mut points: Vec<(f64, f64)> = lines_by_tokens(run)
-                .filter_map(|(tokens, line)| Some((tokens, *line.weights.get(domain)?)))
-                .collect();
-            if let Some(&(_, last)) = points.last() {
-                points.push((run.summary.tokens as f64, last));
-            }
-            Line {
-                name: domain.clone(),
-                points,
-            }
-        });
-        Panel {
-            title: run.method.clone(),
-            content: Content::Areas(lines.collect()),
-            level: None,
-        }
+    let panels = runs.iter().filter(moves).map(|run| Panel {
+        title: run.method.clone(),
+        content: course(run).weights(),
+        level: None,
     });
     Chart {
         name: format!("weights{}", group.slug()),
@@ -137,20 +112,6 @@ fn weights(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
         y_label: "weight".to_owned(),
         same_scale: true,
         panels: panels.collect(),
+        ..Chart::default()
     }
-}
-
-/// Each mixture with the tokens that were trained on before it.
-fn lines_by_tokens(run: &ComparedRun) -> impl Iterator<Item = (f64, &MixtureLine)> {
-    let mut tokens = 0;
-    run.mixtures.iter().enumerate().map(move |(index, line)| {
-        let before = tokens;
-        let drawn = run.drawn.get(index).map(|line| line.drawn.values());
-        tokens += drawn
-            .into_iter()
-            .flatten()
-            .map(|drawn| drawn.tokens)
-            .sum::<u64>();
-        (before as f64, line)
-    })
 }

@@ -1,11 +1,10 @@
 use std::{collections::BTreeMap, fs};
 
-use ddk_run::{
-    Journal, Lengths, PhaseSeconds, RunFolder, StepPhase,
+use super::*;
+use crate::{
+    Journal, Lengths, StepPhase,
     records::{ByDomain, Drawn, DrawnLine, MixtureLine},
 };
-
-use super::*;
 
 fn by_domain(coins: f64, rivers: f64) -> ByDomain {
     BTreeMap::from([("coins".to_owned(), coins), ("rivers".to_owned(), rivers)])
@@ -85,9 +84,9 @@ fn run() -> (tempfile::TempDir, Journal) {
 #[test]
 fn a_runs_folder_tells_how_it_stands() {
     let (folder, _journal) = run();
-    let mut history = History::new(folder.path());
-    history.refresh();
-    let status = history.status(None);
+    let mut view = RunView::new(folder.path());
+    view.refresh();
+    let status = view.status(None);
     assert_eq!(status.problems, Vec::<String>::new());
     assert_eq!((status.step, status.step_limit), (8, Some(20)));
     assert_eq!((status.tokens, status.interval), (800, Some(1)));
@@ -96,25 +95,30 @@ fn a_runs_folder_tells_how_it_stands() {
         (status.ratio_at_start, status.ratio),
         (Some(2.25), Some(1.75))
     );
-    assert_eq!(status.tokens_per_second, Some(50.0));
-    assert_eq!((status.losses.ce, status.losses.kl), (Some(2.0), Some(1.0)));
+    let scalar = |scalar| status.scalars.get(&scalar).copied();
+    assert_eq!(scalar(Scalar::TokensPerSecond), Some(50.0));
+    assert_eq!(
+        (scalar(Scalar::Ce), scalar(Scalar::Kl)),
+        (Some(2.0), Some(1.0))
+    );
     let coins = &status.domains[0];
     assert_eq!(
         (coins.ratio, coins.weight, coins.token_share, coins.passes),
         (Some(2.0), Some(0.75), Some(0.75), Some(0.5))
     );
-    assert_eq!(status.events[&EventKind::Skipped], 1);
+    assert_eq!(status.incidents, BTreeMap::from([(EventKind::Skipped, 1)]));
     assert_eq!(status.saved.map(|saved| saved.step), Some(8));
-    let mixture = history.mixture();
-    assert_eq!(mixture.step, [0, 4]);
-    assert_eq!(mixture.domains["coins"].ratio, [Some(3.0), Some(2.0)]);
-    assert_eq!(mixture.domains["rivers"].tokens, [Some(100), Some(100)]);
-    let kinds: Vec<EventKind> = history
-        .events()
-        .events
-        .into_iter()
-        .map(|event| event.kind)
-        .collect();
+    let mixture = view.mixture();
+    let of = |value: fn(&IntervalRecord) -> f64| -> Vec<f64> {
+        mixture.intervals.iter().map(value).collect()
+    };
+    assert_eq!(of(|interval| interval.mixture.step as f64), [0.0, 4.0]);
+    assert_eq!(of(|interval| interval.mixture.ratio["coins"]), [3.0, 2.0]);
+    assert_eq!(of(|interval| interval.tokens_before as f64), [0.0, 400.0]);
+    let drawn =
+        |interval: &IntervalRecord| interval.drawn.as_ref().unwrap()["rivers"].tokens as f64;
+    assert_eq!(of(drawn), [100.0, 100.0]);
+    let kinds: Vec<EventKind> = view.events().into_iter().map(|event| event.kind).collect();
     assert_eq!(
         kinds,
         [EventKind::Started, EventKind::Saved, EventKind::Skipped]
@@ -122,7 +126,7 @@ fn a_runs_folder_tells_how_it_stands() {
 
     // Twelve steps are left, of two seconds each; a process that works on it holds its lock.
     let _held = RunFolder::open(folder.path()).unwrap();
-    let status = history.status(None);
+    let status = view.status(None);
     assert_eq!(status.state, State::Running);
     assert_eq!(status.seconds_left, Some(24.0));
 }
@@ -130,23 +134,23 @@ fn a_runs_folder_tells_how_it_stands() {
 #[test]
 fn a_run_that_goes_back_is_told_anew() {
     let (folder, journal) = run();
-    let mut history = History::new(folder.path());
-    history.refresh();
+    let mut view = RunView::new(folder.path());
+    view.refresh();
     let saved = journal.lengths();
     journal.step(&step(9, f64::NAN)).unwrap();
-    history.refresh();
-    assert_eq!(history.status(None).step, 9);
-    assert_eq!(history.reply(None).steps.ce.last(), Some(&None));
+    view.refresh();
+    assert_eq!(view.status(None).step, 9);
+    assert_eq!(view.steps().scalars[&Scalar::Ce].last(), Some(&None));
     // The lines after the checkpoint are cut; the same step is made again, otherwise.
     drop(journal);
     let journal = Journal::open(folder.path(), saved, false).unwrap();
     journal.step(&step(9, 7.0)).unwrap();
     journal.step(&step(10, 7.0)).unwrap();
-    history.refresh();
-    let reply = history.reply(None);
-    assert_eq!((reply.status.step, reply.status.tokens), (10, 1000));
-    assert_eq!(reply.steps.step, (1..=10).collect::<Vec<u64>>());
-    assert_eq!(reply.steps.ce[8..], [Some(7.0), Some(7.0)]);
+    view.refresh();
+    let (status, steps) = (view.status(None), view.steps());
+    assert_eq!((status.step, status.tokens), (10, 1000));
+    assert_eq!(steps.step, (1..=10).collect::<Vec<u64>>());
+    assert_eq!(steps.scalars[&Scalar::Ce][8..], [Some(7.0), Some(7.0)]);
 }
 
 #[test]
@@ -157,13 +161,14 @@ fn many_intervals_stay_a_bounded_number_and_the_last_is_among_them() {
             .mixture(&mixture(interval, by_domain(1.5, 1.5)))
             .unwrap();
     }
-    let mut history = History::new(folder.path());
-    history.refresh();
-    let mixture = history.mixture();
-    assert!(mixture.interval.len() <= 1025, "{}", mixture.interval.len());
-    assert_eq!(mixture.interval[..3], [0, 8, 16]);
-    assert_eq!(mixture.interval.last(), Some(&4999));
-    assert_eq!(mixture.domains["coins"].ratio.len(), mixture.interval.len());
+    let mut view = RunView::new(folder.path());
+    view.refresh();
+    let intervals = view.mixture().intervals;
+    let intervals: Vec<u64> = intervals.iter().map(|one| one.mixture.interval).collect();
+    assert!(intervals.len() <= 1025, "{}", intervals.len());
+    assert_eq!(intervals[..3], [0, 8, 16]);
+    assert_eq!(intervals.last(), Some(&4999));
+    assert_eq!(view.status(None).ratio_at_start, Some(2.25));
 }
 
 #[test]
@@ -173,11 +178,11 @@ fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
     let text = fs::read_to_string(&path).unwrap() + "nonsense\n";
     fs::write(&path, text).unwrap();
     fs::write(folder.path().join("summary.json"), "{").unwrap();
-    let mut history = History::new(folder.path());
+    let mut view = RunView::new(folder.path());
     // As long as it is so: the next look does not read the line again.
     for _ in 0..3 {
-        history.refresh();
-        let status = history.status(None);
+        view.refresh();
+        let status = view.status(None);
         assert_eq!(status.step, 8);
         let problems = status.problems.join("\n");
         assert!(problems.contains("run.jsonl: a line is not the record"));
@@ -190,25 +195,25 @@ fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
 #[test]
 fn a_run_without_a_process_is_told_apart_by_its_last_word() {
     let (folder, journal) = run();
-    let mut history = History::new(folder.path());
-    let state = |history: &mut History| {
-        history.refresh();
-        history.status(None).state
+    let mut view = RunView::new(folder.path());
+    let state = |view: &mut RunView| {
+        view.refresh();
+        view.status(None).state
     };
-    assert_eq!(state(&mut history), State::Stopped);
+    assert_eq!(state(&mut view), State::Stopped);
     journal
         .event(8, EventKind::Failed, "a part of the run failed")
         .unwrap();
-    assert_eq!(state(&mut history), State::Failed);
-    assert_eq!(history.status(None).seconds_left, None);
+    assert_eq!(state(&mut view), State::Failed);
+    assert_eq!(view.status(None).seconds_left, None);
     journal.event(8, EventKind::Saved, "step 8").unwrap();
-    assert_eq!(state(&mut history), State::Failed);
+    assert_eq!(state(&mut view), State::Failed);
     journal.event(8, EventKind::Resumed, "process 2").unwrap();
-    assert_eq!(state(&mut history), State::Stopped);
+    assert_eq!(state(&mut view), State::Stopped);
     journal
         .event(9, EventKind::Stopped, "told by SIGTERM")
         .unwrap();
-    assert_eq!(state(&mut history), State::Stopped);
+    assert_eq!(state(&mut view), State::Stopped);
     // What is known of its process comes first.
-    assert_eq!(history.status(Some(State::Failed)).state, State::Failed);
+    assert_eq!(view.status(Some(State::Failed)).state, State::Failed);
 }

@@ -1,0 +1,444 @@
+//! One view of a run: what its folder says, read on while the run grows.
+//!
+//! The page, the terminal, the report and comparisons read a run through [`RunView`] and nothing else. Its memory is
+//! bounded, however long the run is: at most 1,024 points, 1,024 intervals and 250 events.
+
+mod events;
+mod limits;
+mod mixtures;
+mod part;
+mod scalars;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde::{Deserialize, Serialize};
+
+use self::{
+    events::EventLog,
+    limits::Limits,
+    mixtures::MixtureSeries,
+    part::{Gather, Part},
+    scalars::Mean,
+};
+pub use self::{
+    mixtures::IntervalRecord,
+    scalars::{Scalar, ScalarSeries, Steps},
+};
+use crate::{
+    PhaseSeconds, RunFolder, read,
+    records::{
+        DomainSummary, EventKind, EventLine, StepLine, StopReason, Summary, seconds_since_1970,
+    },
+};
+
+/// Steps that a current value is the mean of.
+const RECENT: usize = 50;
+/// Looks that the pace is measured over: ten minutes at one per second.
+const LOOKS: usize = 600;
+
+/// How a run stands: `/api/status`. Numbers that are not finite or not known are absent or `null`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunStatus {
+    /// Name of the run: that of its folder.
+    pub name: String,
+    /// What it does.
+    pub state: State,
+    /// Why it is done, if it is.
+    pub stop_reason: Option<StopReason>,
+    /// The last optimizer step.
+    pub step: u64,
+    /// The step at which it ends, if that is known.
+    pub step_limit: Option<u64>,
+    /// The last interval that has a mixture.
+    pub interval: Option<u64>,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Tokens at which it ends, if there is such a limit.
+    pub token_limit: Option<u64>,
+    /// Seconds since the first start, pauses included; for a finished run, what it took.
+    pub seconds: Option<f64>,
+    /// Estimated seconds until the end.
+    pub seconds_left: Option<f64>,
+    /// Means of the last 50 steps; the learning rate is that of the last step.
+    pub scalars: BTreeMap<Scalar, f64>,
+    /// Mean seconds of the last 50 steps by phase.
+    pub phases: PhaseSeconds,
+    /// Mean over the domains of student's over teacher's perplexity, at the last evaluation.
+    pub ratio: Option<f64>,
+    /// The same before the first step.
+    pub ratio_at_start: Option<f64>,
+    /// The step of the last evaluation.
+    pub evaluated_at_step: Option<u64>,
+    /// By domain, in the order of their names.
+    pub domains: Vec<Domain>,
+    /// Number of incidents by kind.
+    pub incidents: BTreeMap<EventKind, u64>,
+    /// The last checkpoint.
+    pub saved: Option<Saved>,
+    /// What of the run's files cannot be read.
+    pub problems: Vec<String>,
+    /// How often each part of the view has changed.
+    pub revisions: Revisions,
+}
+
+/// Counters that rise when a part of the view changes, so that a client asks only for what is new.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revisions {
+    /// Of the steps and their charts.
+    pub steps: u64,
+    /// Of the mixtures and their charts.
+    pub mixture: u64,
+    /// Of the events.
+    pub events: u64,
+}
+
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Its process builds models and workers.
+    Starting,
+    /// It trains.
+    Running,
+    /// Its process rewinds to the last checkpoint.
+    Recovering,
+    /// The last step is made, or the run was told to stop: it exports the student and writes the report.
+    Ending,
+    /// It is done and has a summary.
+    Finished,
+    /// It is not done, and no process works on it; the last one was told to stop, or was killed.
+    Stopped,
+    /// It is not done, and its last process ended with an error.
+    Failed,
+}
+
+impl State {
+    /// Whether no process works on the run.
+    pub fn is_ended(self) -> bool {
+        matches!(self, Self::Finished | Self::Stopped | Self::Failed)
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.serialize(formatter)
+    }
+}
+
+/// How a domain stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Name of the domain.
+    pub name: String,
+    /// The student's perplexity at the last evaluation.
+    pub student_perplexity: Option<f64>,
+    /// The teacher's perplexity.
+    pub teacher_perplexity: Option<f64>,
+    /// Student's over teacher's.
+    pub ratio: Option<f64>,
+    /// The same before the first step.
+    pub ratio_at_start: Option<f64>,
+    /// Weight in the mixture.
+    pub weight: Option<f64>,
+    /// Share of the rows after limits.
+    pub target: Option<f64>,
+    /// Share of the tokens of all whole intervals.
+    pub token_share: Option<f64>,
+    /// Passes over the domain at the end of the last whole interval.
+    pub passes: Option<f64>,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Its step.
+    pub step: u64,
+    /// When it was saved, seconds since 1970.
+    pub time: f64,
+}
+
+/// The intervals of a run and its last evaluation: `/api/mixture`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mixture {
+    /// At most 1,024 intervals, evenly spaced, and the last.
+    pub intervals: Vec<IntervalRecord>,
+    /// Results of a finished run by domain.
+    pub after: Option<BTreeMap<String, DomainSummary>>,
+}
+
+/// A run's folder and what has been read of it.
+#[derive(Debug)]
+pub struct RunView {
+    folder: PathBuf,
+    steps: Part<StepLog>,
+    mixtures: Part<MixtureSeries>,
+    events: Part<EventLog>,
+    limits: Option<Limits>,
+    summary: Option<Summary>,
+    /// When somebody looked, and the step then.
+    looks: VecDeque<(Instant, u64)>,
+    problems: Vec<String>,
+}
+
+/// What has been gathered from `run.jsonl`.
+#[derive(Debug, Default)]
+struct StepLog {
+    series: ScalarSeries,
+    recent: VecDeque<StepLine>,
+    phases: PhaseSeconds,
+    tokens: u64,
+}
+
+impl Gather for StepLog {
+    type Record = StepLine;
+
+    fn add(&mut self, line: StepLine) {
+        self.series.push(&line);
+        self.tokens += line.tokens;
+        add_seconds(&mut self.phases, &line.seconds, 1.0);
+        keep(&mut self.recent, line, RECENT);
+    }
+}
+
+fn add_seconds(sums: &mut PhaseSeconds, seconds: &PhaseSeconds, weight: f64) {
+    for (phase, seconds) in seconds {
+        *sums.entry(*phase).or_default() += weight * seconds;
+    }
+}
+
+/// Adds to a list of the last `at_most` items.
+fn keep<T>(list: &mut VecDeque<T>, item: T, at_most: usize) {
+    if list.len() >= at_most {
+        list.pop_front();
+    }
+    list.push_back(item);
+}
+
+/// The number, if it is finite.
+pub(crate) fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+impl RunView {
+    /// A view of the run in `folder`; nothing is read yet.
+    pub fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            steps: Part::of(folder, "run.jsonl"),
+            mixtures: Part::of(folder, "mixture.jsonl"),
+            events: Part::of(folder, "events.jsonl"),
+            limits: None,
+            summary: None,
+            looks: VecDeque::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// A view of the run in `folder` as it is now.
+    pub fn read(folder: &Path) -> Self {
+        let mut view = Self::new(folder);
+        view.refresh();
+        view
+    }
+
+    /// Reads what is new. A file that cannot be read is a problem of the run, not of the reader.
+    pub fn refresh(&mut self) {
+        self.problems.clear();
+        self.problems.extend(self.steps.refresh());
+        self.problems.extend(self.mixtures.refresh());
+        self.problems.extend(self.events.refresh());
+        if self.limits.is_none() {
+            self.limits = Limits::read(&self.folder)
+                .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
+                .ok();
+        }
+        let had_ended = self.summary.is_some();
+        let is_there = self.folder.join("summary.json").exists();
+        self.summary = is_there
+            .then(|| read::summary(&self.folder))
+            .and_then(|summary| {
+                summary
+                    .map_err(|error| self.problems.push(format!("summary.json: {error}")))
+                    .ok()
+            });
+        if self.summary.is_some() != had_ended {
+            self.mixtures.revision += 1;
+        }
+        // A run that went back is measured anew.
+        if self.looks.back().is_some_and(|look| look.1 > self.step()) {
+            self.looks.clear();
+        }
+        let look = (Instant::now(), self.step());
+        keep(&mut self.looks, look, LOOKS);
+    }
+
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Name of the run: that of its folder.
+    pub fn name(&self) -> String {
+        let name = self.folder.file_name().unwrap_or(self.folder.as_os_str());
+        name.to_string_lossy().into_owned()
+    }
+
+    /// The last optimizer step; 0 before the first.
+    pub fn step(&self) -> u64 {
+        self.recent().back().map_or(0, |line| line.step)
+    }
+
+    /// `summary.json` of a run that is done.
+    pub fn summary(&self) -> Option<&Summary> {
+        self.summary.as_ref()
+    }
+
+    /// What cannot be read: file and reason.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Seconds of all steps by phase.
+    pub fn phases(&self) -> &PhaseSeconds {
+        &self.steps.gathered.phases
+    }
+
+    /// The scalars of all steps.
+    pub fn steps(&self) -> Steps {
+        self.steps.gathered.series.columns()
+    }
+
+    /// Mixtures and evaluations.
+    pub fn mixture(&self) -> Mixture {
+        let domains = self.summary.as_ref().map(|summary| summary.domains.clone());
+        Mixture {
+            intervals: self.mixtures.gathered.shown().cloned().collect(),
+            after: domains,
+        }
+    }
+
+    /// The last 50 saves and the last 200 other events, in the order of time.
+    pub fn events(&self) -> Vec<EventLine> {
+        self.events.gathered.shown()
+    }
+
+    /// Number of incidents by kind.
+    pub fn incidents(&self) -> BTreeMap<EventKind, u64> {
+        self.events.gathered.incidents()
+    }
+
+    /// How the run stands. `process`: the state that its own process knows, if that asks.
+    pub fn status(&self, process: Option<State>) -> RunStatus {
+        let summary = self.summary.as_ref();
+        let events = &self.events.gathered;
+        let state = match (summary, process) {
+            (Some(_), _) => State::Finished,
+            (None, Some(state)) => state,
+            (None, None) if RunFolder::holder(&self.folder).is_some() => State::Running,
+            (None, None) if events.has_failed => State::Failed,
+            (None, None) => State::Stopped,
+        };
+        let limits = self.limits.unwrap_or_default();
+        let mixtures = &self.mixtures.gathered;
+        let domains = mixtures.domains(summary);
+        let mean = |of: fn(&Domain) -> Option<f64>| Mean::over(domains.iter().filter_map(of));
+        let last = mixtures.last().map(|interval| &interval.mixture);
+        RunStatus {
+            name: self.name(),
+            state,
+            stop_reason: summary.map(|summary| summary.stop_reason),
+            step: self.step(),
+            step_limit: limits.steps,
+            interval: last.map(|line| line.interval),
+            tokens: self.steps.gathered.tokens,
+            token_limit: limits.tokens,
+            seconds: self.seconds(state),
+            seconds_left: (!state.is_ended())
+                .then(|| self.seconds_left(&limits))
+                .flatten(),
+            scalars: self.recent_scalars(),
+            phases: self.recent_phases(),
+            ratio: mean(|domain| domain.ratio),
+            ratio_at_start: mean(|domain| domain.ratio_at_start),
+            evaluated_at_step: summary
+                .map(|summary| summary.steps)
+                .or(last.map(|line| line.evaluated_at_step)),
+            domains,
+            incidents: events.incidents(),
+            saved: events.saved(),
+            problems: self.problems.clone(),
+            revisions: Revisions {
+                steps: self.steps.revision,
+                mixture: self.mixtures.revision,
+                events: self.events.revision,
+            },
+        }
+    }
+
+    fn recent(&self) -> &VecDeque<StepLine> {
+        &self.steps.gathered.recent
+    }
+
+    fn recent_scalars(&self) -> BTreeMap<Scalar, f64> {
+        let mut scalars = scalars::means(self.recent());
+        if let Some(line) = self.recent().back() {
+            scalars.insert(Scalar::LearningRate, line.learning_rate);
+        }
+        scalars
+    }
+
+    fn recent_phases(&self) -> PhaseSeconds {
+        let weight = 1.0 / self.recent().len() as f64;
+        let mut phases = PhaseSeconds::new();
+        for line in self.recent() {
+            add_seconds(&mut phases, &line.seconds, weight);
+        }
+        phases.sort_keys();
+        phases
+    }
+
+    /// Seconds since the first start; a run that has ended no longer ages.
+    fn seconds(&self, state: State) -> Option<f64> {
+        let events = &self.events.gathered;
+        if let Some(summary) = &self.summary {
+            return Some(summary.seconds);
+        }
+        let until = if state.is_ended() {
+            events.last_time?
+        } else {
+            seconds_since_1970()
+        };
+        Some((until - events.first_time?).max(0.0))
+    }
+
+    fn seconds_left(&self, limits: &Limits) -> Option<f64> {
+        let tokens = self.recent().iter().map(|line| line.tokens).sum::<u64>() as f64;
+        let tokens_per_step = tokens / self.recent().len().max(1) as f64;
+        let steps = |limit: u64| limit.saturating_sub(self.step()) as f64;
+        let by_tokens =
+            |limit: u64| limit.saturating_sub(self.steps.gathered.tokens) as f64 / tokens_per_step;
+        let left = limits.steps.map(steps).into_iter();
+        let left = left.chain(limits.tokens.map(by_tokens)).reduce(f64::min)?;
+        finite(left * self.seconds_per_step()?)
+    }
+
+    /// The pace seen while somebody looked, evaluations and saves included. Before that was long enough, the pace
+    /// of the last steps.
+    fn seconds_per_step(&self) -> Option<f64> {
+        if let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) {
+            let seconds = (last.0 - first.0).as_secs_f64();
+            if seconds >= 30.0 && last.1 > first.1 {
+                return Some(seconds / (last.1 - first.1) as f64);
+            }
+        }
+        let phases = self.recent_phases();
+        (!self.recent().is_empty()).then(|| phases.values().sum())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! The events of a run: the last ones, and how many there were.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{Gather, Saved, keep};
+use crate::records::{EventKind, EventLine};
+
+/// Events that are kept. Saves are routine and would drive out the others.
+const EVENTS: usize = 200;
+const SAVES: usize = 50;
+
+/// What has been gathered from `events.jsonl`.
+#[derive(Debug, Default)]
+pub(super) struct EventLog {
+    others: VecDeque<EventLine>,
+    saves: VecDeque<EventLine>,
+    counts: BTreeMap<EventKind, u64>,
+    pub(super) first_time: Option<f64>,
+    pub(super) last_time: Option<f64>,
+    /// Whether the last process said that it failed.
+    pub(super) has_failed: bool,
+}
+
+impl Gather for EventLog {
+    type Record = EventLine;
+
+    fn add(&mut self, line: EventLine) {
+        *self.counts.entry(line.kind).or_default() += 1;
+        self.first_time.get_or_insert(line.time);
+        self.last_time = Some(line.time);
+        match line.kind {
+            EventKind::Failed => self.has_failed = true,
+            EventKind::Started | EventKind::Resumed | EventKind::Stopped => self.has_failed = false,
+            _ => {}
+        }
+        match line.kind {
+            EventKind::Saved => keep(&mut self.saves, line, SAVES),
+            _ => keep(&mut self.others, line, EVENTS),
+        }
+    }
+}
+
+impl EventLog {
+    pub(super) fn shown(&self) -> Vec<EventLine> {
+        let mut events: Vec<EventLine> = self.others.iter().chain(&self.saves).cloned().collect();
+        events.sort_by(|a, b| a.time.total_cmp(&b.time));
+        events
+    }
+
+    pub(super) fn incidents(&self) -> BTreeMap<EventKind, u64> {
+        let mut counts = self.counts.clone();
+        counts.retain(|kind, _| kind.is_incident());
+        counts
+    }
+
+    pub(super) fn saved(&self) -> Option<Saved> {
+        let EventLine { step, time, .. } = *self.saves.back()?;
+        Some(Saved { step, time })
+    }
+}

@@ -1,0 +1,131 @@
+//! The intervals of a run, in a bounded number.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Domain, Gather, finite};
+use crate::records::{ByDomain, Drawn, DrawnLine, MixtureLine, Summary};
+
+/// Maximum number of intervals. Of more, every second, fourth, … is kept.
+const INTERVALS: usize = 1024;
+
+/// An interval: its mixture and what it drew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IntervalRecord {
+    /// The mixture, as in `mixture.jsonl`.
+    #[serde(flatten)]
+    pub mixture: MixtureLine,
+    /// Tokens that the intervals before it drew.
+    pub tokens_before: u64,
+    /// What it drew by domain, once it has ended.
+    pub drawn: Option<BTreeMap<String, Drawn>>,
+}
+
+/// A line of `mixture.jsonl`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum MixtureRecord {
+    Drawn(DrawnLine),
+    Set(Box<MixtureLine>),
+}
+
+/// What has been gathered from `mixture.jsonl`.
+#[derive(Debug, Default)]
+pub(super) struct MixtureSeries {
+    /// Evenly spaced intervals, and the last.
+    intervals: Vec<IntervalRecord>,
+    /// Every so many intervals are kept, as a power of two.
+    stride: u32,
+    /// Tokens of all whole intervals by domain.
+    tokens: BTreeMap<String, u64>,
+    last_drawn: BTreeMap<String, Drawn>,
+    ratio_at_start: ByDomain,
+}
+
+impl Gather for MixtureSeries {
+    type Record = MixtureRecord;
+
+    fn add(&mut self, record: MixtureRecord) {
+        match record {
+            MixtureRecord::Drawn(line) => {
+                for (domain, drawn) in &line.drawn {
+                    *self.tokens.entry(domain.clone()).or_default() += drawn.tokens;
+                }
+                self.last_drawn.clone_from(&line.drawn);
+                let same = |kept: &&mut IntervalRecord| kept.mixture.interval == line.interval;
+                if let Some(kept) = self.intervals.last_mut().filter(same) {
+                    kept.drawn = Some(line.drawn);
+                }
+            }
+            MixtureRecord::Set(mixture) => {
+                if self.intervals.is_empty() {
+                    self.ratio_at_start.clone_from(&mixture.ratio);
+                }
+                self.thin();
+                self.intervals.push(IntervalRecord {
+                    mixture: *mixture,
+                    tokens_before: self.tokens.values().sum(),
+                    drawn: None,
+                });
+            }
+        }
+    }
+}
+
+impl MixtureSeries {
+    /// Makes room for an interval: the last one stays only if it is at its stride.
+    fn thin(&mut self) {
+        let is_kept =
+            |stride: u32, kept: &IntervalRecord| kept.mixture.interval.is_multiple_of(1 << stride);
+        if self
+            .intervals
+            .last()
+            .is_some_and(|last| !is_kept(self.stride, last))
+        {
+            self.intervals.pop();
+        }
+        if self.intervals.len() > INTERVALS {
+            self.stride += 1;
+            self.intervals.retain(|kept| is_kept(self.stride, kept));
+        }
+    }
+
+    pub(super) fn shown(&self) -> impl Iterator<Item = &IntervalRecord> {
+        self.intervals.iter()
+    }
+
+    pub(super) fn last(&self) -> Option<&IntervalRecord> {
+        self.intervals.last()
+    }
+
+    /// How each domain stood at the last evaluation, that of the summary if there is one.
+    pub(super) fn domains(&self, summary: Option<&Summary>) -> Vec<Domain> {
+        let Some(IntervalRecord { mixture: last, .. }) = self.last() else {
+            return Vec::new();
+        };
+        let all: u64 = self.tokens.values().sum();
+        let of_domain = |name: &String| {
+            let of = |values: &ByDomain| values.get(name).copied().and_then(finite);
+            let share = |tokens: &u64| finite(*tokens as f64 / all as f64);
+            let mut domain = Domain {
+                name: name.clone(),
+                student_perplexity: of(&last.student_perplexity),
+                teacher_perplexity: of(&last.teacher_perplexity),
+                ratio: of(&last.ratio),
+                ratio_at_start: of(&self.ratio_at_start),
+                weight: of(&last.weights),
+                target: of(&last.target),
+                token_share: self.tokens.get(name).and_then(share),
+                passes: self.last_drawn.get(name).map(|drawn| drawn.passes),
+            };
+            if let Some(after) = summary.and_then(|summary| summary.domains.get(name)) {
+                domain.student_perplexity = finite(after.student_perplexity_after);
+                domain.ratio = finite(after.ratio_after);
+                domain.token_share = finite(after.token_share);
+            }
+            domain
+        };
+        last.weights.keys().map(of_domain).collect()
+    }
+}

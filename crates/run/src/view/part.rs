@@ -1,0 +1,61 @@
+//! A JSON Lines file of a run, and what is gathered from it.
+
+use std::path::Path;
+
+use ddk_files::{Found, Tail};
+use serde::de::DeserializeOwned;
+
+/// What is gathered from a file's records.
+pub(super) trait Gather: Default {
+    /// A line of the file.
+    type Record: DeserializeOwned;
+
+    /// Takes the next record.
+    fn add(&mut self, record: Self::Record);
+}
+
+/// A file that is read on while it grows.
+#[derive(Debug)]
+pub(super) struct Part<G> {
+    name: &'static str,
+    tail: Tail,
+    pub(super) gathered: G,
+    /// Rises whenever something was read.
+    pub(super) revision: u64,
+    /// The first line that is no record. It is read once, and stays a problem until the file is read anew.
+    bad_line: Option<String>,
+}
+
+impl<G: Gather> Part<G> {
+    pub(super) fn of(folder: &Path, name: &'static str) -> Self {
+        Self {
+            name,
+            tail: Tail::new(folder.join(name)),
+            gathered: G::default(),
+            revision: 0,
+            bad_line: None,
+        }
+    }
+
+    /// Reads what is new, from the start if the file was cut back; returns what is wrong with the file.
+    pub(super) fn refresh(&mut self) -> Option<String> {
+        let mut is_new = false;
+        let read = self.tail.read(|found| {
+            is_new = true;
+            match found {
+                Found::Anew => (self.gathered, self.bad_line) = (G::default(), None),
+                Found::Line(line) => match serde_json::from_slice(line) {
+                    Ok(record) => self.gathered.add(record),
+                    Err(error) => {
+                        let problem = || format!("a line is not the record it should be: {error}");
+                        self.bad_line.get_or_insert_with(problem);
+                    }
+                },
+            }
+        });
+        self.revision += u64::from(is_new);
+        let problem = read.err().map(|error| error.to_string());
+        let problem = problem.or_else(|| self.bad_line.clone());
+        problem.map(|problem| format!("{}: {problem}", self.name))
+    }
+}

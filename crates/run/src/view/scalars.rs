@@ -1,0 +1,264 @@
+//! The numbers of each step, in a bounded number of points.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use super::finite;
+use crate::records::StepLine;
+
+/// Maximum number of points.
+const POINTS: usize = 1024;
+
+/// A number that every step has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scalar {
+    /// `ce + gamma * kl`, with TED `+ layer_weight * layer`; nats per prediction.
+    Loss,
+    /// Cross-entropy, nats per prediction.
+    Ce,
+    /// Divergence from the teacher, nats per prediction.
+    Kl,
+    /// TED: distance between filtered layers.
+    Layer,
+    /// Global gradient norm before clipping.
+    GradientNorm,
+    /// Learning rate of the update.
+    LearningRate,
+    /// Tokens over the seconds of the step's phases.
+    TokensPerSecond,
+}
+
+impl Scalar {
+    /// All scalars.
+    pub const ALL: [Self; 7] = [
+        Self::Loss,
+        Self::Ce,
+        Self::Kl,
+        Self::Layer,
+        Self::GradientNorm,
+        Self::LearningRate,
+        Self::TokensPerSecond,
+    ];
+
+    /// Its value in a step and the weight of that in a mean.
+    fn of(self, line: &StepLine) -> (f64, f64) {
+        match self {
+            Self::Loss => (line.loss, 1.0),
+            Self::Ce => (line.ce, 1.0),
+            Self::Kl => (line.kl, 1.0),
+            Self::Layer => (line.layer.unwrap_or(f64::NAN), 1.0),
+            Self::GradientNorm => (line.grad_norm, 1.0),
+            Self::LearningRate => (line.learning_rate, 1.0),
+            Self::TokensPerSecond => {
+                let seconds: f64 = line.seconds.values().sum();
+                (line.tokens as f64 / seconds, seconds)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
+}
+
+/// A mean over what is finite: the loss of a skipped step is not.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Mean {
+    sum: f64,
+    weight: f64,
+}
+
+impl Mean {
+    fn add(&mut self, value: f64, weight: f64) {
+        if value.is_finite() {
+            self.sum += value * weight;
+            self.weight += weight;
+        }
+    }
+
+    fn get(self) -> Option<f64> {
+        finite(self.sum / self.weight)
+    }
+
+    pub(super) fn over(values: impl Iterator<Item = f64>) -> Option<f64> {
+        let mut mean = Self::default();
+        values.for_each(|value| mean.add(value, 1.0));
+        mean.get()
+    }
+}
+
+/// Up to `stride` steps.
+#[derive(Debug, Clone, Copy, Default)]
+struct Point {
+    step: u64,
+    steps: u64,
+    means: [Mean; Scalar::ALL.len()],
+}
+
+impl Point {
+    fn add(&mut self, line: &StepLine) {
+        (self.step, self.steps) = (line.step, self.steps + 1);
+        for (mean, scalar) in self.means.iter_mut().zip(Scalar::ALL) {
+            let (value, weight) = scalar.of(line);
+            mean.add(value, weight);
+        }
+    }
+
+    fn join(mut self, later: &Self) -> Self {
+        (self.step, self.steps) = (later.step, self.steps + later.steps);
+        for (mean, later) in self.means.iter_mut().zip(later.means) {
+            mean.sum += later.sum;
+            mean.weight += later.weight;
+        }
+        self
+    }
+}
+
+/// Means of some steps, of the scalars that they have.
+pub(super) fn means<'a>(lines: impl IntoIterator<Item = &'a StepLine>) -> BTreeMap<Scalar, f64> {
+    let mut point = Point::default();
+    lines.into_iter().for_each(|line| point.add(line));
+    let means = Scalar::ALL.into_iter().zip(point.means);
+    means
+        .filter_map(|(scalar, mean)| Some((scalar, mean.get()?)))
+        .collect()
+}
+
+/// The steps of a run: each point is the mean of `stride` neighbors. When there are too many points, pairs are joined
+/// and the stride doubles.
+#[derive(Debug)]
+pub struct ScalarSeries {
+    stride: u64,
+    points: Vec<Point>,
+}
+
+impl Default for ScalarSeries {
+    fn default() -> Self {
+        Self {
+            stride: 1,
+            points: Vec::new(),
+        }
+    }
+}
+
+/// Steps as columns of equal length: `/api/steps`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Steps {
+    /// Steps of a whole point.
+    pub stride: u64,
+    /// The last step of each point.
+    pub step: Vec<u64>,
+    /// Means of each point by scalar; `null` if nothing in it is finite. A scalar that no step has is absent.
+    #[serde(flatten)]
+    pub scalars: BTreeMap<Scalar, Vec<Option<f64>>>,
+}
+
+impl ScalarSeries {
+    pub(super) fn push(&mut self, line: &StepLine) {
+        let is_full = |point: &Point| point.steps >= self.stride;
+        if self.points.last().is_none_or(is_full) {
+            if self.points.len() >= POINTS {
+                self.halve();
+            }
+            self.points.push(Point::default());
+        }
+        if let Some(point) = self.points.last_mut() {
+            point.add(line);
+        }
+    }
+
+    fn halve(&mut self) {
+        let pairs = self.points.chunks(2);
+        let joined = pairs.filter_map(|pair| pair.iter().copied().reduce(|a, b| a.join(&b)));
+        self.points = joined.collect();
+        self.stride *= 2;
+    }
+
+    pub(super) fn columns(&self) -> Steps {
+        let column = |(index, scalar): (usize, Scalar)| {
+            let means = self.points.iter().map(|point| point.means[index].get());
+            let values: Vec<Option<f64>> = means.collect();
+            values
+                .iter()
+                .any(Option::is_some)
+                .then_some((scalar, values))
+        };
+        Steps {
+            stride: self.stride,
+            step: self.points.iter().map(|point| point.step).collect(),
+            scalars: Scalar::ALL
+                .into_iter()
+                .enumerate()
+                .filter_map(column)
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PhaseSeconds, StepPhase};
+
+    fn line(step: u64, ce: f64) -> StepLine {
+        StepLine {
+            step,
+            loss: ce,
+            ce,
+            kl: 0.0,
+            gamma: 0.2,
+            layer: None,
+            layer_weight: None,
+            learning_rate: 1e-3,
+            grad_norm: 1.0,
+            tokens: 100,
+            mixture_version: 0,
+            skipped: None,
+            seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5)]),
+        }
+    }
+
+    #[test]
+    fn a_million_steps_are_a_thousand_points_with_the_right_means() {
+        let mut series = ScalarSeries::default();
+        let steps = 1_000_000;
+        for step in 1..=steps {
+            series.push(&line(step, step as f64));
+        }
+        let all = series.columns();
+        assert_eq!(all.stride, 1024);
+        assert!(all.step.len() <= POINTS && all.step.len() > POINTS / 2);
+        assert_eq!(all.step.last(), Some(&steps));
+        // The mean of the steps 1 to 1024, and of the 1024 after these.
+        assert_eq!(all.scalars[&Scalar::Ce][..2], [Some(512.5), Some(1536.5)]);
+        assert_eq!(all.scalars[&Scalar::TokensPerSecond][0], Some(200.0));
+        assert!(!all.scalars.contains_key(&Scalar::Layer));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_left_out_of_a_mean() {
+        let mut series = ScalarSeries::default();
+        series.push(&line(1, f64::NAN));
+        assert!(!series.columns().scalars.contains_key(&Scalar::Ce));
+        series.push(&line(2, 4.0));
+        assert_eq!(series.columns().scalars[&Scalar::Ce], [None, Some(4.0)]);
+        for step in 3..=POINTS as u64 + 1 {
+            series.push(&line(step, 4.0));
+        }
+        assert_eq!(series.columns().scalars[&Scalar::Ce][0], Some(4.0));
+    }
+
+    #[test]
+    fn columns_are_flat_in_json_and_read_back() {
+        let mut series = ScalarSeries::default();
+        series.push(&line(1, 2.0));
+        let columns = series.columns();
+        let value = serde_json::to_value(&columns).unwrap();
+        assert_eq!(value["gradient_norm"][0], 1.0);
+        assert_eq!(serde_json::from_value::<Steps>(value).unwrap(), columns);
+    }
+}

@@ -1,0 +1,71 @@
+// Shows the values of a chart under the pointer. Each chart is an SVG whose `data-panels` holds the frames and values.
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+/** The value of a line at x: that of the nearest point. */
+function nearest(points, x) {
+  return points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));
+}
+
+const short = (value) =>
+  Math.abs(value) >= 1000 ? Math.round(value).toLocaleString('en') : String(Number(value.toPrecision(4)));
+
+function tip() {
+  let node = document.getElementById('tip');
+  if (!node) {
+    node = document.createElement('div');
+    node.id = 'tip';
+    node.setAttribute('role', 'status');
+    document.body.append(node);
+  }
+  return node;
+}
+
+function hide() {
+  tip().hidden = true;
+  document.querySelectorAll('.cursor').forEach((line) => line.remove());
+}
+
+function row(name, color, value) {
+  const node = document.createElement('p');
+  const swatch = document.createElement('i');
+  swatch.className = 'swatch';
+  swatch.style.background = color;
+  node.append(swatch, `${name} `, Object.assign(document.createElement('b'), { textContent: short(value) }));
+  return node;
+}
+
+function show(svg, event) {
+  const box = svg.getBoundingClientRect();
+  const scale = svg.viewBox.baseVal.width / box.width;
+  const [px, py] = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+  const inside = (panel) => px >= panel.left && px <= panel.right && py >= panel.top && py <= panel.bottom;
+  const panel = JSON.parse(svg.dataset.panels).find(inside);
+  const lines = panel?.lines.filter((line) => line.points.length > 0) ?? [];
+  hide();
+  if (lines.length === 0) return;
+  const width = panel.right - panel.left;
+  const wanted = panel.from + ((px - panel.left) / width) * (panel.to - panel.from);
+  const [x] = nearest(lines.map((line) => nearest(line.points, wanted)), wanted);
+  const at = panel.left + ((x - panel.from) / (panel.to - panel.from)) * width;
+  const cursor = document.createElementNS(SVG, 'line');
+  const place = { class: 'cursor', x1: at, x2: at, y1: panel.top, y2: panel.bottom };
+  for (const [name, value] of Object.entries(place)) cursor.setAttribute(name, value);
+  svg.append(cursor);
+  const here = lines.map((line) => ({ ...line, point: nearest(line.points, x) })).filter(({ point }) => point[0] === x);
+  const rows = here.map(({ name, color, point }) => row(name, color, point[1]));
+  const node = tip();
+  // Bars lie between whole numbers; only an axis has numbers to name.
+  const title = Number.isInteger(x) ? [Object.assign(document.createElement('p'), { textContent: short(x) })] : [];
+  node.replaceChildren(...title, ...rows);
+  node.hidden = false;
+  const left = event.clientX + 14;
+  node.style.left = `${Math.min(left, document.documentElement.clientWidth - node.offsetWidth - 8) + scrollX}px`;
+  node.style.top = `${event.clientY + 14 + scrollY}px`;
+}
+
+document.addEventListener('pointermove', (event) => {
+  const svg = event.target.closest?.('svg[data-panels]');
+  if (svg) show(svg, event);
+  else if (document.getElementById('tip')?.hidden === false) hide();
+});
