@@ -131,10 +131,13 @@ impl Source {
                 })
             }
             Self::Server(client) => Ok(Snapshot {
-                events: client.get("/api/events")?,
-                steps: client.get("/api/steps")?,
+                events: client.get("/api/events", &[])?,
+                steps: client.get("/api/steps", &[])?,
                 // Last: a process that ends waits until it has said how.
-                status: client.get("/api/status")?,
+                status: client.get(
+                    "/api/status",
+                    &[("watcher", &format!("watch-{}", std::process::id()))],
+                )?,
             }),
         }
     }

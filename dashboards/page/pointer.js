@@ -2,11 +2,6 @@
 
 const SVG = 'http://www.w3.org/2000/svg';
 
-/** The value of a line at x: that of the nearest point. */
-function nearest(points, x) {
-  return points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));
-}
-
 const short = (value) =>
   Math.abs(value) >= 1000 ? Math.round(value).toLocaleString('en') : String(Number(value.toPrecision(4)));
 
@@ -41,19 +36,20 @@ function show(svg, event) {
   const [px, py] = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
   const inside = (panel) => px >= panel.left && px <= panel.right && py >= panel.top && py <= panel.bottom;
   const panel = JSON.parse(svg.dataset.panels).find(inside);
-  const lines = panel?.lines.filter((line) => line.points.length > 0) ?? [];
   hide();
-  if (lines.length === 0) return;
+  if (!panel || panel.x.length === 0) return;
   const width = panel.right - panel.left;
   const wanted = panel.from + ((px - panel.left) / width) * (panel.to - panel.from);
-  const [x] = nearest(lines.map((line) => nearest(line.points, wanted)), wanted);
+  const nearest = (best, x, index) => (Math.abs(x - wanted) < Math.abs(panel.x[best] - wanted) ? index : best);
+  const place = panel.x.reduce(nearest, 0);
+  const x = panel.x[place];
   const at = panel.left + ((x - panel.from) / (panel.to - panel.from)) * width;
   const cursor = document.createElementNS(SVG, 'line');
-  const place = { class: 'cursor', x1: at, x2: at, y1: panel.top, y2: panel.bottom };
-  for (const [name, value] of Object.entries(place)) cursor.setAttribute(name, value);
+  const ends = { class: 'cursor', x1: at, x2: at, y1: panel.top, y2: panel.bottom };
+  for (const [name, value] of Object.entries(ends)) cursor.setAttribute(name, value);
   svg.append(cursor);
-  const here = lines.map((line) => ({ ...line, point: nearest(line.points, x) })).filter(({ point }) => point[0] === x);
-  const rows = here.map(({ name, color, point }) => row(name, color, point[1]));
+  const here = panel.lines.filter(({ y }) => y[place] !== null);
+  const rows = here.map(({ name, color, y }) => row(name, color, y[place]));
   const node = tip();
   // Bars lie between whole numbers; only an axis has numbers to name.
   const title = Number.isInteger(x) ? [Object.assign(document.createElement('p'), { textContent: short(x) })] : [];

@@ -1,16 +1,28 @@
-// The page of one run: /api/stream brings everything at first, then what is new.
+// The page of one run: asks for the status every second, and for the other parts when they have changed.
 import {
-  byId, colour, draw, duration, element, line, named, number, onTheme, percent, perplexity, swatch, tokens, whole,
-  write,
-} from '/charts.js';
+  ask, byId, chart, color, duration, element, named, number, percent, perplexity, swatch, tokens, whole, write,
+} from '/shared.js';
+import '/pointer.js';
 
+const EVERY = 1000;
 const LANE_SAMPLES = 300;
-const QUIET = new Set(['extended', 'resumed', 'saved', 'started', 'started_over', 'stopped', 'other']);
+/** A run that ends waits until each watcher has heard of it. */
+const WATCHER = crypto.getRandomValues(new Uint32Array(2)).join('-');
 const ENDED = new Set(['finished', 'stopped', 'failed']);
-const COLUMNS = ['step', 'loss', 'ce', 'kl', 'gradient_norm', 'learning_rate', 'tokens_per_second'];
-const PHASES = ['data', 'teacher_wait', 'forward', 'head', 'backward', 'optimizer'];
+/** The charts of the page, by the part of the run that they show. */
+const CHARTS = {
+  steps: ['loss', 'learning_rate', 'gradient_norm', 'tokens_per_second', 'weights'],
+  mixture: ['ratio', 'perplexity', 'weights'],
+};
 
-const run = { status: null, steps: null, mixture: null, events: [], lanes: { from: 0, workers: [], samples: [] } };
+const run = { status: null, seen: {}, lanes: { from: 0, workers: [], samples: [] }, pause: 0 };
+
+/** An address of the API for this run. */
+function address(path, more = {}) {
+  const query = new URLSearchParams(location.search);
+  for (const [key, value] of Object.entries(more)) query.set(key, value);
+  return `${path}?${query}`;
+}
 
 function showStatus() {
   const status = run.status;
@@ -46,8 +58,8 @@ function notice(text) {
 }
 
 function showTiles(status) {
-  const { losses } = status;
-  const incidents = Object.entries(status.events).filter(([kind]) => !QUIET.has(kind));
+  const { scalars } = status;
+  const incidents = Object.entries(status.incidents);
   const happened = incidents.reduce((sum, [, count]) => sum + count, 0);
   const tiles = [
     [
@@ -55,16 +67,16 @@ function showTiles(status) {
       number(status.ratio),
       status.ratio_at_start === null ? '' : `${number(status.ratio_at_start)} at the start`,
     ],
-    ['loss', number(losses.loss), `CE ${number(losses.ce)}, KL ${number(losses.kl)}`],
+    ['loss', number(scalars.loss), `CE ${number(scalars.ce)}, KL ${number(scalars.kl)}`],
     [
       'tokens',
       tokens(status.tokens),
-      status.tokens_per_second === null ? '' : `${tokens(status.tokens_per_second)} a second`,
+      scalars.tokens_per_second === undefined ? '' : `${tokens(scalars.tokens_per_second)} per second`,
     ],
     [
       'learning rate',
-      losses.learning_rate === null ? '–' : losses.learning_rate.toExponential(1),
-      `gradient norm ${number(losses.gradient_norm, 2)}`,
+      scalars.learning_rate === undefined ? '–' : scalars.learning_rate.toExponential(1),
+      `gradient norm ${number(scalars.gradient_norm, 2)}`,
     ],
     [
       'last save',
@@ -90,14 +102,11 @@ function showTiles(status) {
   );
 }
 
-const shades = () => new Map((run.status?.domains ?? []).map((domain, index) => [domain.name, colour(index)]));
-
 function showDomains(status) {
-  const colours = shades();
-  const rows = status.domains.map((domain) => {
+  const rows = status.domains.map((domain, index) => {
     const fill = element('i');
     fill.style.width = `${100 * (domain.weight ?? 0)}%`;
-    fill.style.background = colours.get(domain.name);
+    fill.style.background = color(index);
     const cells = [
       perplexity(domain.student_perplexity),
       perplexity(domain.teacher_perplexity),
@@ -106,7 +115,7 @@ function showDomains(status) {
     ];
     return element(
       'tr', {},
-      element('th', { scope: 'row' }, swatch(colours.get(domain.name)), domain.name),
+      element('th', { scope: 'row' }, swatch(color(index)), domain.name),
       ...cells.map((text) => element('td', {}, text)),
       element('td', {}, element('span', { class: 'meter', 'aria-hidden': 'true' }, fill), percent(domain.weight)),
       element('td', {}, percent(domain.token_share)),
@@ -117,20 +126,19 @@ function showDomains(status) {
 }
 
 function showPhases(status) {
-  const order = (phase) => (PHASES.indexOf(phase) + PHASES.length + 1) % (PHASES.length + 1);
-  const phases = Object.entries(status.phases).sort(([a], [b]) => order(a) - order(b));
+  const phases = Object.entries(status.phases);
   const sum = phases.reduce((all, [, seconds]) => all + seconds, 0);
   byId('phases-figure').hidden = sum === 0;
-  write(byId('phases-text'), `Takes the student ${number(sum, 3)} s, in the mean of the last 50.`);
+  write(byId('phases-text'), `The student takes ${number(sum, 3)} s per step, on average over the last 50.`);
   byId('phases').replaceChildren(...phases.map(([, seconds], index) => {
     const part = element('i');
     part.style.width = `${(100 * seconds) / sum}%`;
-    part.style.background = colour(index);
+    part.style.background = color(index);
     return part;
   }));
   byId('phases-legend').replaceChildren(
     ...phases.map(([phase, seconds], index) =>
-      element('li', {}, swatch(colour(index)), `${phase.replaceAll('_', ' ')} ${percent(seconds / sum)}`),
+      element('li', {}, swatch(color(index)), `${phase.replaceAll('_', ' ')} ${percent(seconds / sum)}`),
     ),
   );
 }
@@ -162,84 +170,6 @@ function showWorkers(status) {
       element('span', { class: 'slots' }, ...slots, ` ${queue.length} of ${queue.capacity}`),
     );
   }));
-}
-
-function showSteps() {
-  const { step, loss, ce, kl } = run.steps;
-  draw(
-    byId('loss-chart'),
-    [
-      line('loss', step, loss, colour(0)),
-      line('cross-entropy', step, ce, colour(1)),
-      line('KL', step, kl, colour(2)),
-    ],
-    { yaxis: { rangemode: 'tozero' } },
-  );
-}
-
-/** A domain's values by step, with the last evaluation of a finished run. */
-function evaluations(name, column) {
-  const { step, domains, after } = run.mixture;
-  const values = after?.[column]?.[name];
-  return values === undefined
-    ? [step, domains[name][column]]
-    : [
-        [...step, after.step],
-        [...domains[name][column], values],
-      ];
-}
-
-function showMixture() {
-  const names = Object.keys(run.mixture.domains);
-  const dots = { mode: 'lines+markers', marker: { size: 5 } };
-  const ratios = names.map((name, index) => line(name, ...evaluations(name, 'ratio'), colour(index), dots));
-  const last = Math.max(1, run.status?.step ?? 1, run.mixture.after?.step ?? 1);
-  const caughtUp = line('caught up', [0, last], [1, 1], named('soft'), {
-    hoverinfo: 'skip',
-    line: { color: named('soft'), width: 1.5, dash: 'dash' },
-  });
-  draw(byId('ratio-chart'), [...ratios, caughtUp]);
-  const students = names.map((name, index) =>
-    line(name, ...evaluations(name, 'student_perplexity'), colour(index), dots),
-  );
-  const teachers = names.map((name, index) => {
-    const values = run.mixture.domains[name].teacher_perplexity;
-    return line(`${name}, teacher`, [0, last], Array(2).fill(values.at(-1)), colour(index), {
-      showlegend: false,
-      hoverinfo: 'skip',
-      line: { color: colour(index), width: 1.5, dash: 'dot' },
-    });
-  });
-  const ticks = decades([...students, ...teachers].flatMap((trace) => trace.y));
-  draw(byId('perplexity-chart'), [...students, ...teachers], {
-    yaxis: { type: 'log', tickvals: ticks, ticktext: ticks.map(whole) },
-  });
-}
-
-/** 1, 2, 5, 10, … as far as these values go. */
-function decades(values) {
-  const [low, high] = [Math.min(...values.filter(Boolean)), Math.max(...values.filter(Boolean))];
-  const ticks = [];
-  for (let power = 1; power < high * 2; power *= 10) ticks.push(...[1, 2, 5].map((digit) => digit * power));
-  return ticks.filter((tick) => tick > low / 3 && tick < high * 3);
-}
-
-/** A mixture holds until the next one, or until now. */
-function showWeights() {
-  if (!run.mixture) return;
-  const { step, domains } = run.mixture;
-  const now = Math.max(run.status?.step ?? 0, step.at(-1) ?? 0);
-  const areas = Object.keys(domains).map((name, index) => {
-    const weights = domains[name].weight;
-    const shade = {
-      stackgroup: 'weights',
-      line: { color: colour(index), width: 0.5, shape: 'hv' },
-      fillcolor: `${colour(index)}cc`,
-      hovertemplate: '%{y:.1%}',
-    };
-    return line(name, [...step, now], [...weights, weights.at(-1)], colour(index), shade);
-  });
-  draw(byId('mixture-chart'), areas, { yaxis: { range: [0, 1], tickformat: '.0%' } });
 }
 
 function showLanes() {
@@ -293,12 +223,12 @@ function paint(canvas, samples, shades) {
   });
 }
 
-function showEvents() {
-  const rows = run.events.slice().reverse().map((event) => {
+function showEvents(events) {
+  const rows = events.reverse().map((event) => {
     const time = new Date(1000 * event.time);
     return element(
       'li',
-      { class: QUIET.has(event.kind) ? null : 'bad' },
+      { class: event.is_incident ? 'bad' : null },
       element(
         'time',
         { datetime: time.toISOString() },
@@ -311,14 +241,6 @@ function showEvents() {
   byId('event-rows').replaceChildren(...rows);
 }
 
-/** Points from `from` on take the place of those that were there. */
-function takeSteps(news) {
-  const old = news.from === 0 ? null : run.steps;
-  run.steps = Object.fromEntries(
-    COLUMNS.map((name) => [name, old ? [...old[name].slice(0, news.from), ...news[name]] : news[name]]),
-  );
-}
-
 function takeLanes(news) {
   // Another process counts from 0 again.
   const follows = news.from === run.lanes.from + run.lanes.samples.length;
@@ -327,53 +249,43 @@ function takeLanes(news) {
   run.lanes = { from: news.from + news.samples.length - kept.length, workers: news.workers, samples: kept };
 }
 
-const due = { charts: new Set(), timer: null, pause: 0 };
-
-/** Draws soon, each chart once, and on a slow machine less often: most of its time has to stay with whoever reads. */
-function soon(...charts) {
-  charts.forEach((chart) => due.charts.add(chart));
-  due.timer ??= setTimeout(() => {
-    const began = performance.now();
-    const now = [...due.charts];
-    due.charts.clear();
-    due.timer = null;
-    now.forEach((chart) => chart());
-    due.pause = Math.min(20000, 4 * (performance.now() - began));
-  }, due.pause);
+/** Brings the parts up to date that have changed since they were seen. */
+async function update({ revisions }) {
+  const isNew = (part) => run.seen[part] !== revisions[part];
+  const charts = Object.keys(CHARTS).filter(isNew).flatMap((part) => CHARTS[part]);
+  await Promise.all([...new Set(charts)].map((name) => chart(byId(`${name}-chart`), address(`/api/chart/${name}.svg`))));
+  if (isNew('events')) showEvents(await ask(address('/api/events')));
+  run.seen = revisions;
 }
 
-const TAKE = {
-  status: (news) => { run.status = news; showStatus(); },
-  steps: (news) => { takeSteps(news); soon(showSteps, showWeights); },
-  mixture: (news) => { run.mixture = news; soon(showMixture, showWeights); },
-  events: (news) => { run.events = news.events; showEvents(); },
-  lanes: (news) => { takeLanes(news); soon(showLanes); },
-};
-
-let source = null;
-
-function connect() {
-  source = new EventSource(`/api/stream${location.search}`);
-  for (const [name, take] of Object.entries(TAKE))
-    source.addEventListener(name, (event) => take(JSON.parse(event.data)));
-  source.addEventListener('error', () => {
-    // A process that ends says how before its server goes; one that was killed says nothing.
-    if (!ENDED.has(run.status?.state)) showState('no connection', 'lost');
-    if (source.readyState === EventSource.CLOSED) setTimeout(connect, 5000);
-  });
+async function look() {
+  const status = await ask(address('/api/status', { watcher: WATCHER }));
+  const isFirst = run.status === null;
+  run.status = status;
+  showStatus();
+  const { from, samples } = run.lanes;
+  takeLanes(await ask(address('/api/workers', { from: from + samples.length })));
+  showLanes();
+  // On a slow machine most of the time has to stay with whoever reads.
+  if (!isFirst && performance.now() < run.pause) return;
+  const began = performance.now();
+  await update(status);
+  run.pause = performance.now() + Math.min(20000, 4 * (performance.now() - began));
 }
 
-function redraw() {
-  if (run.steps) showSteps();
-  if (run.mixture) soon(showMixture, showWeights);
-  if (run.lanes.samples.length > 0) showLanes();
+/** Asks again and again, one question at a time. A page that nobody sees asks for nothing. */
+async function watch() {
+  if (!document.hidden) {
+    try {
+      await look();
+    } catch {
+      // A process that ends says how before its server goes; one that was killed says nothing.
+      if (!ENDED.has(run.status?.state)) showState('no connection', 'lost');
+    }
+  }
+  setTimeout(watch, EVERY);
 }
 
-// A page that nobody sees asks for nothing; a browser has only six connections to a server.
-document.addEventListener('visibilitychange', () => {
-  if (document.hidden) source?.close();
-  else if (source?.readyState !== EventSource.OPEN) connect();
-});
-for (const id of ['api-run', 'api-mixture', 'api-events']) byId(id).search = location.search;
-onTheme(redraw);
-window.addEventListener('load', connect);
+for (const id of ['api-status', 'api-steps', 'api-mixture', 'api-events']) byId(id).search = location.search;
+window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', showLanes);
+window.addEventListener('load', watch);

@@ -1,13 +1,7 @@
-// What both pages share: elements, numbers as text, and charts in the page's own colours.
-/* global Plotly */
+// What both pages share: elements, numbers as text, and charts that the server draws.
 
-/** Colours of domains and of runs; told apart by most eyes, on light and on dark. */
-const PALETTE = [
-  '#3f7fd9', '#e0813a', '#2fa37a', '#c9557f', '#8d6fd0', '#b39a24',
-  '#2fa3b8', '#d25f55', '#7f8b99', '#6fa84a',
-];
-
-export const colour = (index) => PALETTE[index % PALETTE.length];
+/** The color of a domain or run, by its place: those of the charts. */
+export const color = (index) => `var(--series-${index % 10})`;
 
 /** An element with attributes and children; text is always text. */
 export function element(tag, attributes = {}, ...children) {
@@ -67,46 +61,21 @@ export const swatch = (background) => {
   return node;
 };
 
-/** A colour of page.css, as it is now. */
+/** A color of page.css, as it is now. */
 export const named = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** A line of a chart; `more` goes to plotly. */
-export const line = (name, x, y, shade, more = {}) => ({
-  type: 'scatter',
-  mode: 'lines',
-  name,
-  x,
-  y,
-  line: { color: shade, width: 2 },
-  ...more,
-});
-
-/** Draws, or changes what is drawn. Nothing can be dragged, so that a finger scrolls the page. */
-export function draw(node, traces, axes = {}) {
-  const grid = {
-    gridcolor: named('line'),
-    zerolinecolor: named('line'),
-    linecolor: named('line'),
-    automargin: true,
-    fixedrange: true,
-  };
-  const layout = {
-    margin: { l: 48, r: 8, t: 12, b: 36 },
-    paper_bgcolor: 'rgba(0,0,0,0)',
-    plot_bgcolor: 'rgba(0,0,0,0)',
-    font: { family: getComputedStyle(document.body).fontFamily, color: named('soft'), size: 12 },
-    hoverlabel: { bgcolor: named('card'), bordercolor: named('line'), font: { color: named('text') } },
-    hovermode: 'x unified',
-    dragmode: false,
-    legend: { orientation: 'h', x: 0, y: -0.16, yanchor: 'top', traceorder: 'normal' },
-    ...axes,
-    xaxis: { ...grid, rangemode: 'tozero', ...axes.xaxis },
-    yaxis: { ...grid, ...axes.yaxis },
-  };
-  Plotly.react(node, traces, layout, { displayModeBar: false, responsive: true });
+/** What the server answers; `null` if there is no such thing. */
+export async function ask(path) {
+  const answer = await fetch(path);
+  if (answer.status === 404) return null;
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.headers.get('content-type').startsWith('image/svg') ? answer.text() : answer.json();
 }
 
-/** Calls `redraw` where colours change with the system's. */
-export function onTheme(redraw) {
-  window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
+/** Puts a chart that the server has drawn into its place, as wide as that is. */
+export async function chart(node, path) {
+  const text = await ask(`${path}&width=${node.clientWidth}`);
+  if (text === null) return;
+  const svg = new DOMParser().parseFromString(text, 'image/svg+xml').documentElement;
+  node.replaceChildren(document.importNode(svg, true));
 }

@@ -54,10 +54,11 @@ impl Client {
         })
     }
 
-    /// Asks for a path of the API.
-    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    /// Asks for a path of the API, with more values for its query.
+    pub fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T> {
         let base = &self.base;
         let mut request = self.agent.get(format!("{base}{path}{}", self.query));
+        request = request.query_pairs(query.iter().copied());
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }

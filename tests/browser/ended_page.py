@@ -23,12 +23,12 @@ def check(holds, message):
 
 
 def failures(browser):
-    """Requests for the stream that found nobody."""
+    """Requests for the status that found nobody."""
     asked, failed = set(), 0
     for entry in browser.log("performance"):
         message = json.loads(entry["message"])["message"]
         parameters = message["params"]
-        if message["method"] == "Network.requestWillBeSent" and "/api/stream" in parameters["request"]["url"]:
+        if message["method"] == "Network.requestWillBeSent" and "/api/status" in parameters["request"]["url"]:
             asked.add(parameters["requestId"])
         if message["method"] == "Network.loadingFailed" and parameters["requestId"] in asked:
             failed += 1

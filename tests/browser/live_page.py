@@ -19,9 +19,9 @@ SPACE = "\ue00d"
 
 # Charts are drawn: lines, areas and points that have a length, and lanes whose pixels are of more than one colour.
 DRAWN = """
-const paths = (id) => {
-  const drawn = document.querySelectorAll(`#${id} .scatterlayer .js-line, #${id} .scatterlayer .js-fill`);
-  return [...drawn].filter((path) => path.getTotalLength() > 20).length;
+const shapes = (id) => {
+  const drawn = document.querySelectorAll(`#${id} svg polyline, #${id} svg polygon`);
+  return [...drawn].filter((shape) => shape.getTotalLength() > 20).length;
 };
 const colours = (canvas) => {
   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
@@ -29,13 +29,28 @@ const colours = (canvas) => {
   return new Set(new Uint32Array(copy.getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size;
 };
 return {
-  ratio: paths('ratio-chart'), loss: paths('loss-chart'),
-  perplexity: paths('perplexity-chart'), mixture: paths('mixture-chart'),
+  ratio: shapes('ratio-chart'), loss: shapes('loss-chart'),
+  perplexity: shapes('perplexity-chart'), mixture: shapes('weights-chart'),
+  pace: shapes('tokens_per_second-chart'),
   lanes: [...document.querySelectorAll('#lanes canvas')].map(colours),
   domains: document.querySelectorAll('#domain-rows tr').length,
   queues: document.querySelectorAll('#queues li').length, workers: document.querySelectorAll('#worker-rows tr').length,
   events: document.querySelectorAll('#event-rows li').length,
 };
+"""
+
+NAMES = """
+const svg = document.querySelector(`#${arguments[0]} svg`);
+return svg ? JSON.parse(svg.dataset.panels)[0].lines.map((line) => line.name) : [];
+"""
+
+POINT = """
+const svg = document.querySelector('#loss-chart svg');
+const box = svg.getBoundingClientRect();
+const at = { bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 };
+svg.dispatchEvent(new PointerEvent('pointermove', at));
+const tip = document.getElementById('tip');
+return tip && !tip.hidden ? tip.textContent : '';
 """
 
 FOCUSED = (
@@ -71,7 +86,7 @@ def check_logs(browser, *addresses):
 
 def is_drawn(browser):
     drawn = browser.run(DRAWN)
-    charts = min(drawn["ratio"], drawn["loss"], drawn["perplexity"], drawn["mixture"]) >= 3
+    charts = min(drawn["ratio"], drawn["loss"], drawn["perplexity"], drawn["mixture"]) >= 3 and drawn["pace"]
     lanes = [colours for colours in drawn["lanes"] if colours > 1]
     return drawn if charts and len(lanes) >= 3 and drawn["events"] else None
 
@@ -101,7 +116,7 @@ def check_keyboard(browser):
             break
         check(browser.run(OUTLINE) == "solid", f"the focus at {reached[-1]} cannot be seen")
     check(reached[0] == "#main", f"the first stop is {reached[0]}")
-    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "/api/run"]
+    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "/api/status"]
     missing = [stop for stop in wanted if stop not in reached]
     check(not missing, f"Tab does not reach {missing}: {reached}")
     stuck = [stop for stop, after in zip(reached, reached[1:]) if stop == after]
@@ -110,6 +125,15 @@ def check_keyboard(browser):
     browser.press(TAB)
     browser.press(ENTER)
     check(browser.run("return location.hash") == "#main", "the skip link leads nowhere")
+
+
+def check_pointer(browser):
+    """The values under the pointer are shown, and no longer where there is no chart."""
+    said = wait_for("values under the pointer", lambda: browser.run(POINT))
+    for name in ("loss", "cross-entropy", "KL"):
+        check(name in said, f"{name} is not in '{said}'")
+    browser.run("document.body.dispatchEvent(new PointerEvent('pointermove', { bubbles: true }))")
+    check(browser.run("return document.getElementById('tip').hidden"), "the values stay")
 
 
 def check_narrow(browser):
@@ -124,6 +148,7 @@ def live(browser, address, out):
     check_values_move(browser)
     drawn = wait_for("charts", lambda: is_drawn(browser))
     check(drawn["domains"] >= 3 and drawn["queues"] >= 2 and drawn["workers"] >= 5, f"something is missing: {drawn}")
+    check_pointer(browser)
     check_keyboard(browser)
     browser.open(address)
     wait_for("charts after a reload", lambda: is_drawn(browser))
@@ -152,11 +177,8 @@ def ended(browser, address, out):
     for index in range(2):
         browser.run("document.querySelectorAll('#run-rows input')[arguments[0]].focus()", index)
         browser.press(SPACE)
-    lines = (
-        "return ['ratio-chart', 'loss-chart'].map((id) => document.querySelectorAll(`#${id} .scatterlayer"
-        " .js-line`).length)"
-    )
-    wait_for("two runs side by side", lambda: browser.run(lines) == [2, 2])
+    charts = ("ratio-chart", "loss-chart")
+    wait_for("two runs side by side", lambda: all(len(browser.run(NAMES, chart)) == 2 for chart in charts))
     browser.picture(os.path.join(out, "runs-light.png"))
     browser.look_like(390, 844, "dark")
     check_narrow(browser)

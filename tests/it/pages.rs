@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::TcpStream,
     path::Path,
     process::{Command, Output, Stdio},
@@ -145,63 +145,25 @@ fn watched(world: &World, sets: &[&str]) -> (Started, String) {
     (started, address.unwrap())
 }
 
-/// An open page: the states that its stream tells of.
-struct Page(BufReader<TcpStream>);
-
-impl Page {
-    fn open(address: &str) -> Self {
-        let mut stream = TcpStream::connect(address).unwrap();
-        // The older protocol has no chunks between the lines.
-        write!(
-            stream,
-            "GET /api/stream HTTP/1.0\r\nHost: localhost\r\n\r\n"
-        )
-        .unwrap();
-        Self(BufReader::new(stream))
-    }
+/// Somebody who asks a run's server for its status again and again.
+struct Watcher {
+    name: &'static str,
+    address: String,
 }
 
-impl Iterator for Page {
+impl Iterator for Watcher {
     type Item = String;
 
+    /// The next state; none once the server is gone. An answer that was cut off says nothing.
     fn next(&mut self) -> Option<String> {
-        let mut is_status = false;
-        loop {
-            let mut line = String::new();
-            if self.0.read_line(&mut line).unwrap_or(0) == 0 {
-                return None;
-            }
-            match line.trim_end().split_once(": ") {
-                Some(("event", name)) => is_status = name == "status",
-                Some(("data", data)) if is_status => return Some(state(data)),
-                _ => {}
-            }
-        }
-    }
-}
-
-fn state(status: &str) -> String {
-    let status: Value = serde_json::from_str(status).unwrap();
-    status["state"].as_str().unwrap().to_owned()
-}
-
-/// The state that somebody sees last who asks again and again, and never hears of an answer that was cut off.
-fn polled(address: &str) -> String {
-    let mut last = String::new();
-    loop {
-        let Ok(mut stream) = TcpStream::connect(address) else {
-            return last;
-        };
+        let mut stream = TcpStream::connect(&self.address).ok()?;
+        let path = format!("/api/status?watcher={}", self.name);
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
         let mut answer = String::new();
-        let asked = write!(stream, "GET /api/run HTTP/1.0\r\nHost: localhost\r\n\r\n");
-        if asked.is_err() || stream.read_to_string(&mut answer).is_err() {
-            return last;
-        }
-        let Some((_, body)) = answer.split_once("\r\n\r\n") else {
-            return last;
-        };
-        let reply: Value = serde_json::from_str(body).unwrap();
-        last = state(&reply["status"].to_string());
+        stream.read_to_string(&mut answer).ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        let status: Value = serde_json::from_str(body).unwrap();
+        Some(status["state"].as_str().unwrap().to_owned())
     }
 }
 
@@ -210,8 +172,12 @@ fn whoever_watches_a_run_hears_how_it_ended() {
     for ended in ENDS {
         let (world, expected) = (World::new(), ended.last);
         let (run, address) = watched(&world, ended.sets);
-        let mut page = Page::open(&address);
-        let poller = std::thread::spawn(move || polled(&address));
+        let watcher = |name| Watcher {
+            name,
+            address: address.clone(),
+        };
+        let (mut page, other) = (watcher("page"), watcher("other"));
+        let other = std::thread::spawn(move || other.last().unwrap());
         assert!(page.any(|state| state == "running"), "{expected}");
         if ended.sets.iter().any(|set| set.contains("hang export")) {
             assert!(page.any(|state| state == "ending"), "{expected}");
@@ -223,7 +189,7 @@ fn whoever_watches_a_run_hears_how_it_ended() {
         let (status, said) = run.wait();
         assert_eq!(status.code(), ended.code, "{said}");
         assert_eq!(last, expected, "{said}");
-        assert_eq!(poller.join().unwrap(), expected, "{said}");
+        assert_eq!(other.join().unwrap(), expected, "{said}");
         // From the folder alone, the same; a process that was killed is no process.
         let name = ended.sets[0].strip_prefix("run.name=").unwrap();
         let output = world.succeed(&["watch", &format!("runs/{name}")]);

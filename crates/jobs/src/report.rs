@@ -31,7 +31,7 @@ pub fn run(args: &args::Report) -> Result<()> {
                     .with_context(|| format!("cannot create {}", figures.display()))?;
                 for chart in report.charts() {
                     let path = figures.join(format!("{}.svg", chart.name));
-                    write(path, &ddk_report::svg(chart)?)?;
+                    write(path, &ddk_report::svg(chart, ddk_report::WIDTH)?)?;
                 }
             }
         }

@@ -24,7 +24,7 @@ use crate::{
     document,
     scores::Scores,
     statistics::{Paired, Spread},
-    svg::{ChartError, svg},
+    svg::{ChartError, WIDTH, svg},
 };
 
 /// A run that is done.
@@ -457,7 +457,7 @@ impl Comparison {
     pub fn svgs(&self) -> Result<Vec<(String, String)>, ChartError> {
         let charts = self.groups.iter().flat_map(|group| &group.charts);
         charts
-            .map(|chart| Ok((format!("{}.svg", chart.name), svg(chart)?)))
+            .map(|chart| Ok((format!("{}.svg", chart.name), svg(chart, WIDTH)?)))
             .collect()
     }
 }

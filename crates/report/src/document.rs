@@ -2,7 +2,7 @@
 
 use crate::{
     chart::Chart,
-    svg::{ChartError, svg},
+    svg::{ChartError, WIDTH, svg},
 };
 
 /// A part of a text. Where text is marked, it is with `**` (strong) and `` ` `` (code), as Markdown has it.
@@ -36,10 +36,10 @@ pub fn markdown(blocks: &[Block]) -> String {
         Block::Text(text) => format!("{text}\n"),
         Block::Table(table) => table.markdown(),
         Block::Figure(chart) => format!(
-            "![{title}](figures/{name}.svg)\n\n*{title}.* {about}\n",
+            "![{title}](figures/{name}.svg)\n\n{caption}\n",
             title = chart.title,
             name = chart.name,
-            about = chart.about
+            caption = format!("*{}.* {}", chart.title, chart.about).trim_end()
         ),
         Block::Code(name, text) => format!("`{name}`:\n\n```\n{}\n```\n", text.trim_end()),
     });
@@ -60,7 +60,7 @@ pub fn page(title: &str, blocks: &[Block]) -> Result<String, ChartError> {
                 "<figure><figcaption><b>{}</b> {}</figcaption><div class=\"chart\">{}</div></figure>\n",
                 inline(&chart.title),
                 inline(&chart.about),
-                svg(chart)?
+                svg(chart, WIDTH)?
             ),
             Block::Code(name, text) => format!(
                 "<details><summary>{}</summary><pre>{}</pre></details>\n",

@@ -82,6 +82,9 @@ impl Course<'_> {
     }
 }
 
+/// Intervals that a chart shows at most: twice as many would not be seen.
+const CHARTED: usize = 256;
+
 /// What charts show of a run.
 #[derive(Debug)]
 pub struct RunSeries {
@@ -94,11 +97,19 @@ pub struct RunSeries {
 impl RunSeries {
     /// Of a run that is called `name`.
     pub fn new(name: String, view: &RunView) -> Self {
+        let mut mixture = view.mixture();
+        let last = mixture.intervals.len().saturating_sub(1);
+        let every = last.div_ceil(CHARTED).max(1);
+        let mut index = 0..;
+        mixture.intervals.retain(|_| {
+            let index = index.next().unwrap_or(last);
+            index.is_multiple_of(every) || index == last
+        });
         Self {
             name,
             step: view.step(),
             steps: view.steps(),
-            mixture: view.mixture(),
+            mixture,
         }
     }
 

@@ -17,5 +17,5 @@ pub use chart::Chart;
 pub use comparison::{ComparedRun, Comparison};
 pub use figures::{RunSeries, charts, runs_charts};
 pub use run_report::RunReport;
-pub use svg::{ChartError, svg};
+pub use svg::{ChartError, WIDTH, svg};
 pub use table::table;

@@ -20,7 +20,10 @@ use crate::{
     document::escape,
 };
 
-const WIDTH: u32 = 960;
+/// Width for a page or a file of its own.
+pub const WIDTH: u32 = 960;
+/// Minimum width of a panel.
+const PANEL: u32 = 300;
 /// Height of a panel with its title and the labels of its axes.
 const HEIGHT: u32 = 250;
 const LEGEND_LINE: i32 = 20;
@@ -47,6 +50,7 @@ struct Frame<'a> {
     bottom: i32,
     from: f64,
     to: f64,
+    x: Vec<f64>,
     lines: Vec<FrameLine<'a>>,
 }
 
@@ -54,24 +58,27 @@ struct Frame<'a> {
 struct FrameLine<'a> {
     name: &'a str,
     color: String,
-    points: Vec<(f64, f64)>,
+    /// A value for each x, if the line has one there.
+    y: Vec<Option<f64>>,
 }
 
-/// The chart as an SVG document.
+/// The chart as an SVG document, `width` pixels wide.
 ///
 /// # Errors
 /// The chart has values that cannot be drawn.
-pub fn svg(chart: &Chart) -> Result<String, ChartError> {
+pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
     let failed = |reason: String| ChartError {
         chart: chart.name.clone(),
         reason,
     };
+    let width = width.max(PANEL);
     let count = chart.panels.len().max(1);
     let columns = if count == 4 { 2 } else { count.min(3) };
+    let columns = columns.min((width / PANEL) as usize);
     let rows = count.div_ceil(columns);
-    let entries = legend(chart);
+    let entries = legend(chart, width as i32);
     let legend = 10 + entries.last().map_or(0, |entry| entry.y) as u32;
-    let size = (WIDTH, legend + HEIGHT * rows as u32);
+    let size = (width, legend + HEIGHT * rows as u32);
     let mut text = String::new();
     let frames = {
         let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
@@ -107,7 +114,7 @@ struct Entry<'a> {
 }
 
 /// The legend in as many lines as it needs.
-fn legend(chart: &Chart) -> Vec<Entry<'_>> {
+fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
     let level = chart.panels.iter().find_map(|panel| panel.level.as_ref());
     let names = chart
         .names()
@@ -116,8 +123,8 @@ fn legend(chart: &Chart) -> Vec<Entry<'_>> {
     let level = level.map(|level| (level.name.as_str(), INK, true));
     let (mut x, mut y) = (60, LEGEND_LINE);
     let entry = |(name, color, is_level): (_, _, _)| {
-        let width = 34 + 7 * str::chars(name).count() as i32;
-        if x + width > WIDTH as i32 {
+        let needed = 34 + 7 * str::chars(name).count() as i32;
+        if x + needed > width {
             (x, y) = (60, y + LEGEND_LINE);
         }
         let entry = Entry {
@@ -127,10 +134,16 @@ fn legend(chart: &Chart) -> Vec<Entry<'_>> {
             x,
             y,
         };
-        x += width;
+        x += needed;
         entry
     };
-    names.chain(level).map(entry).collect()
+    let entries: Vec<Entry<'_>> = names.chain(level).map(entry).collect();
+    // The title says what a single line is.
+    if entries.len() > 1 {
+        entries
+    } else {
+        Vec::new()
+    }
 }
 
 fn draw_legend(area: &Area<'_>, entries: &[Entry<'_>]) -> Drawn<()> {
@@ -249,15 +262,17 @@ where
         let ends = [(from, level.value), (to, level.value)];
         plot.draw_series(DashedLineSeries::new(ends, 4, 3, INK.stroke_width(1)))?;
     }
-    let (x, y): (Range<i32>, Range<i32>) = plot.plotting_area().get_pixel_range();
+    let (across, down): (Range<i32>, Range<i32>) = plot.plotting_area().get_pixel_range();
+    let (x, lines) = values(chart, panel);
     Ok(Frame {
-        left: x.start,
-        right: x.end,
-        top: y.start,
-        bottom: y.end,
+        left: across.start,
+        right: across.end,
+        top: down.start,
+        bottom: down.end,
         from,
         to,
-        lines: frame_lines(chart, panel),
+        x,
+        lines,
     })
 }
 
@@ -286,41 +301,62 @@ fn outlines(lines: &[Line]) -> Vec<Vec<(f64, f64)>> {
     lines.iter().map(outline).collect()
 }
 
-fn frame_lines<'a>(chart: &Chart, panel: &'a Panel) -> Vec<FrameLine<'a>> {
-    let short = |value: f64| format!("{value:.5e}").parse().unwrap_or(value);
-    let line = |name: &'a str, points: Vec<(f64, f64)>| {
-        let (red, green, blue) = chart.color(name);
-        let finite = points.into_iter().filter(|point| point.1.is_finite());
-        FrameLine {
-            name,
-            color: format!("#{red:02x}{green:02x}{blue:02x}"),
-            points: finite.map(|(x, y)| (x, short(y))).collect(),
-        }
-    };
-    match &panel.content {
+/// The values of a panel: every x once, and the values there by name.
+fn values<'a>(chart: &Chart, panel: &'a Panel) -> (Vec<f64>, Vec<FrameLine<'a>>) {
+    let series: Vec<(&str, Vec<(f64, f64)>)> = match &panel.content {
         Content::Bars(bars) => bars
             .iter()
             .zip(0..)
-            .map(|(bar, x)| line(&bar.name, vec![(f64::from(x) + 0.5, bar.value)]))
+            .map(|(bar, x)| (bar.name.as_str(), vec![(f64::from(x) + 0.5, bar.value)]))
             .collect(),
         Content::Lines(lines) | Content::Areas(lines) => lines
             .iter()
-            .map(|one| line(&one.name, one.points.clone()))
+            .map(|line| (line.name.as_str(), line.points.clone()))
             .collect(),
-    }
+    };
+    let mut xs: Vec<f64> = series
+        .iter()
+        .flat_map(|(_, points)| points)
+        .map(|point| point.0)
+        .collect();
+    xs.sort_by(f64::total_cmp);
+    xs.dedup();
+    // Four digits are as many as anybody reads.
+    let short = |value: f64| {
+        format!("{value:.3e}")
+            .parse()
+            .ok()
+            .filter(|value: &f64| value.is_finite())
+    };
+    let lines = series.into_iter().map(|(name, points)| {
+        let (red, green, blue) = chart.color(name);
+        let mut points = points.into_iter().peekable();
+        let at = |x: &f64| {
+            points
+                .next_if(|point| point.0 <= *x)
+                .and_then(|point| short(point.1))
+        };
+        FrameLine {
+            name,
+            color: format!("#{red:02x}{green:02x}{blue:02x}"),
+            y: xs.iter().map(at).collect(),
+        }
+    });
+    let lines = lines.collect();
+    (xs, lines)
 }
 
 /// A number on an axis.
 fn tick(value: f64) -> String {
     let plain = |value: f64| {
-        let text = format!("{value:.4}");
+        let text = format!("{value:.6}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     };
     match value.abs() {
         large if large >= 1e9 => plain(value / 1e9) + "G",
         large if large >= 1e6 => plain(value / 1e6) + "M",
         large if large >= 1e4 => plain(value / 1e3) + "k",
-        small if small > 0.0 && small < 1e-3 => format!("{value:.1e}"),
+        small if small > 0.0 && small < 1e-4 => format!("{value:.1e}"),
         _ => plain(value),
     }
 }
@@ -331,10 +367,23 @@ mod tests {
 
     #[test]
     fn numbers_on_an_axis_are_short() {
-        let ticks = [0.0, 0.25, 1.5, 9000.0, 20_000.0, 2_500_000.0, 3e-5, -4.0].map(tick);
+        let ticks = [
+            0.0,
+            0.0005,
+            0.25,
+            1.5,
+            9000.0,
+            20_000.0,
+            2_500_000.0,
+            3e-5,
+            -4.0,
+        ]
+        .map(tick);
         assert_eq!(
             ticks,
-            ["0", "0.25", "1.5", "9000", "20k", "2.5M", "3.0e-5", "-4"]
+            [
+                "0", "0.0005", "0.25", "1.5", "9000", "20k", "2.5M", "3.0e-5", "-4"
+            ]
         );
     }
 

@@ -9,7 +9,10 @@ use ddk_report::{
     comparison::{Costs, Group},
     scores::Scores,
 };
-use ddk_run::records::{ByDomain, DomainSummary, Drawn, DrawnLine, MixtureLine, Summary};
+use ddk_run::{
+    records::{ByDomain, DomainSummary, Drawn, MixtureLine, Summary},
+    view::{IntervalRecord, Mixture},
+};
 use insta::assert_snapshot;
 
 fn by_domain(math: f64, prose: f64) -> ByDomain {
@@ -54,27 +57,31 @@ fn run(method: &str, seed: u64, math: f64, prose: f64) -> ComparedRun {
         });
         serde_json::from_value(value).unwrap()
     };
-    let drawn = |interval| DrawnLine {
-        interval,
-        drawn: BTreeMap::from(["math", "prose"].map(|name| {
-            let drawn = Drawn {
-                rows: 100,
-                tokens: 12_800,
-                passes: 0.5,
-            };
-            (name.to_owned(), drawn)
-        })),
+    let drawn = || {
+        let drawn = Drawn {
+            rows: 100,
+            tokens: 12_800,
+            passes: 0.5,
+        };
+        BTreeMap::from(["math", "prose"].map(|name| (name.to_owned(), drawn)))
     };
     let moves = if steers { 0.1 } else { 0.0 };
-    let mixtures = (0..3).map(|interval| mixture(interval, 0.4 + moves * interval as f64));
+    let intervals = (0..3).map(|interval| IntervalRecord {
+        mixture: mixture(interval, 0.4 + moves * interval as f64),
+        tokens_before: 25_600 * interval,
+        drawn: Some(drawn()),
+    });
+    let summary = summary(math, prose, if steers { 2e11 } else { 0.0 });
     ComparedRun {
         method: method.to_owned(),
         seed,
         folder: PathBuf::from(format!("runs/small/{method}/seed-{seed}")),
-        summary: summary(math, prose, if steers { 2e11 } else { 0.0 }),
+        mixture: Mixture {
+            intervals: intervals.collect(),
+            after: Some(summary.domains.clone()),
+        },
+        summary,
         phases: Costs::default(),
-        mixtures: mixtures.collect(),
-        drawn: (0..3).map(drawn).collect(),
         scores: Scores::new(),
     }
 }
@@ -149,7 +156,7 @@ fn the_best_is_marked_only_where_the_interval_excludes_zero() {
 #[test]
 fn figures_are_well_formed_and_show_what_they_are_of() {
     let comparison = comparison(&runs(), None);
-    let svgs = comparison.svgs();
+    let svgs = comparison.svgs().unwrap();
     let names: Vec<&str> = svgs.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["perplexity.svg", "ratios.svg", "weights.svg"]);
     for (name, text) in &svgs {
@@ -165,21 +172,20 @@ fn figures_are_well_formed_and_show_what_they_are_of() {
     }
     // A bar for the student before and for each method, in each of two domains.
     assert_eq!(svgs[0].1.matches("<rect").count(), 2 * 4);
-    assert!(svgs[0].1.contains("<title>teacher: 80</title>"));
     // Only the method that measures its ratios on the way, and whose mixture moves, has a panel.
     for (_, text) in &svgs[1..] {
-        assert!(text.contains(">ddk</text>") && !text.contains(">kd</text>"));
+        assert!(text.contains("\nddk\n</text>") && !text.contains("\nkd\n</text>"));
     }
 }
 
 #[test]
 fn the_page_needs_nobody_and_the_json_reads_back() {
     let comparison = comparison(&runs(), None);
-    let page = comparison.html();
+    let page = comparison.html().unwrap();
     for expected in [
-        "Plotly.newPlot(\"perplexity-0\"",
-        "Plotly.newPlot(\"ratios\"",
-        "Plotly.newPlot(\"weights\"",
+        "<title>Perplexity of each domain, by method</title>",
+        "<title>Student's over teacher's perplexity, over the tokens trained on</title>",
+        "<title>Weight of each domain in the mixture, over the tokens trained on</title>",
         "<strong>6.000 ± 0.120</strong>",
         "<code>ddk compare small.toml</code>",
     ] {

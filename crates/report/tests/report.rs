@@ -4,9 +4,9 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use ddk_report::{RunReport, svg, table};
+use ddk_report::{RunReport, WIDTH, svg, table};
 use ddk_run::{
-    PhaseSeconds,
+    PhaseSeconds, RunView,
     records::{
         ByDomain, DomainSummary, EventKind, EventLine, MixtureLine, Serial, StepLine, StopReason,
         Summary,
@@ -136,7 +136,11 @@ fn the_page_holds_the_figures_and_asks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());
     let changed = [("run.seed".to_owned(), "0".to_owned(), "7".to_owned())];
-    let report = || RunReport::of(folder.path(), &changed).unwrap().html();
+    let report = || {
+        RunReport::new(&RunView::read(folder.path()), &changed)
+            .html()
+            .unwrap()
+    };
     assert!(report().contains("has not ended yet"));
     fs::write(
         folder.path().join("summary.json"),
@@ -156,9 +160,9 @@ fn the_page_holds_the_figures_and_asks_nobody() {
         assert!(page.split(attribute).skip(1).all(own), "{attribute}");
     }
     for expected in [
-        "Plotly.newPlot(\"weights\"",
-        "Plotly.newPlot(\"ratios\"",
-        "Plotly.newPlot(\"losses\"",
+        "<title>Mixture</title>",
+        "<title>How far behind the student is</title>",
+        "<title>Loss</title>",
         "0.6125",
         "1.125",
         "a &lt;small&gt; run",
@@ -180,13 +184,13 @@ fn the_markdown_says_the_same_and_names_its_figures() {
         serde_json::to_string(&summary()).unwrap(),
     )
     .unwrap();
-    let report = RunReport::of(folder.path(), &[]).unwrap();
+    let report = RunReport::new(&RunView::read(folder.path()), &[]);
     let text = report.markdown();
     for chart in report.charts() {
         assert!(text.contains(&format!("](figures/{}.svg)", chart.name)));
-        assert!(svg(chart).starts_with("<svg "));
+        assert!(svg(chart, WIDTH).unwrap().starts_with("<svg "));
     }
-    assert_eq!(report.charts().count(), 3);
+    assert_eq!(report.charts().count(), 7);
     let name = folder.path().file_name().unwrap().to_str().unwrap();
     assert_snapshot!(text.replace(name, "RUN"));
 }
@@ -196,9 +200,9 @@ fn the_distance_of_layers_is_drawn_where_there_is_one() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());
     let drawn = || {
-        let report = RunReport::of(folder.path(), &[]).unwrap();
-        let losses = report.charts().find(|chart| chart.name == "losses");
-        svg(losses.unwrap()).contains("layers")
+        let report = RunReport::new(&RunView::read(folder.path()), &[]);
+        let losses = report.charts().find(|chart| chart.name == "loss");
+        svg(losses.unwrap(), WIDTH).unwrap().contains("layers")
     };
     assert!(!drawn());
     let file = folder.path().join("run.jsonl");
@@ -207,4 +211,61 @@ fn the_distance_of_layers_is_drawn_where_there_is_one() {
     assert!(with_layers != steps);
     fs::write(&file, with_layers).unwrap();
     assert!(drawn());
+}
+
+#[test]
+fn what_cannot_be_read_is_said_and_the_rest_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    let file = folder.path().join("events.jsonl");
+    fs::write(&file, fs::read_to_string(&file).unwrap() + "nonsense\n").unwrap();
+    let text = RunReport::new(&RunView::read(folder.path()), &[]).markdown();
+    assert!(
+        text.contains("**Problem:** events.jsonl: a line is not the record"),
+        "{text}"
+    );
+    assert!(text.contains("loader-math is built again"));
+}
+
+/// The largest report that there is: as many points, intervals and events as a view holds, of twelve domains.
+#[test]
+fn a_long_run_has_a_report_of_less_than_500_kilobytes() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    let repeat = |name: &str, count: u64, change: &dyn Fn(&mut serde_json::Value, u64)| {
+        let path = folder.path().join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let lines = (0..count).map(|index| {
+            let mut line = first.clone();
+            change(&mut line, index);
+            format!("{line}\n")
+        });
+        fs::write(&path, lines.collect::<String>()).unwrap();
+    };
+    repeat("run.jsonl", 100_000, &|line, index| {
+        line["step"] = (index + 1).into();
+        for (key, by) in [("loss", 7), ("ce", 11), ("kl", 13), ("grad_norm", 17)] {
+            line[key] = (1.0 + ((index * by) % 1009) as f64 / 1013.0).into();
+        }
+    });
+    repeat("mixture.jsonl", 1000, &|line, index| {
+        line["interval"] = index.into();
+        line["step"] = (100 * index).into();
+        line["evaluated_at_step"] = (100 * index).into();
+        for key in [
+            "weights",
+            "ratio",
+            "student_perplexity",
+            "teacher_perplexity",
+        ] {
+            let value = |domain: u64| ((index * domain) % 101 + 1) as f64 / 1212.0;
+            let values = (1..=12).map(|domain| (format!("domain-{domain}"), value(domain)));
+            line[key] = values.collect::<BTreeMap<_, _>>().into_iter().collect();
+        }
+    });
+    let page = RunReport::new(&RunView::read(folder.path()), &[])
+        .html()
+        .unwrap();
+    assert!(page.len() < 500_000, "{} bytes", page.len());
 }

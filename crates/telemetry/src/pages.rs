@@ -16,8 +16,8 @@ const FILES: [(&str, &str, &str); 6] = [
         "text/css; charset=utf-8",
     ),
     (
-        "/charts.js",
-        include_str!("../../../dashboards/page/charts.js"),
+        "/shared.js",
+        include_str!("../../../dashboards/page/shared.js"),
         JAVASCRIPT,
     ),
     (

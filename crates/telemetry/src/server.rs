@@ -19,7 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use ddk_report::{ChartError, RunSeries, charts, runs_charts, svg};
+use ddk_report::{ChartError, RunSeries, WIDTH, charts, runs_charts, svg};
 use ddk_run::RunView;
 use hyper::{
     body::Incoming,
@@ -48,6 +48,9 @@ use crate::{
 
 /// What was answered may take so long to reach a client.
 const FLUSH: Duration = Duration::from_millis(250);
+
+/// Maximum width of a chart, pixels.
+const WIDEST: u32 = 4096;
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +95,8 @@ impl Server {
         self.address
     }
 
-    /// Tells whoever watches how the run has ended, which the board has to say by now, and ends. A client that asked
-    /// for the status a moment ago gets one more answer, within `patience`; if nobody watches, this returns at once.
+    /// Tells whoever watches how the run has ended, which the board has to say by now, and ends. Every client that
+    /// asked for the status a moment ago gets one more answer, within `patience`; if nobody watches, this returns at once.
     pub fn finish(&self, patience: Duration) {
         let (done, finished) = std::sync::mpsc::channel();
         if self.orders.send(Finish { patience, done }).is_ok() {
@@ -276,7 +279,10 @@ fn router(site: Arc<Site>) -> Router {
 type Asked = (State<Arc<Site>>, RawQuery);
 
 async fn status(asked: Asked) -> Response {
-    answer(asked, |source, _| source.watched_status()).await
+    answer(asked, |source, query| {
+        source.watched_status(values(query, "watcher").next().unwrap_or_default())
+    })
+    .await
 }
 
 async fn steps(asked: Asked) -> Response {
@@ -325,7 +331,8 @@ async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) 
         };
         let name = file.strip_suffix(".svg")?;
         let chart = charts.into_iter().find(|chart| chart.name == name)?;
-        Some(svg(&chart))
+        let width = values(&query, "width").find_map(|width| width.parse().ok());
+        Some(svg(&chart, width.unwrap_or(WIDTH).min(WIDEST)))
     });
     match drawn.await {
         Some(Ok(svg)) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),

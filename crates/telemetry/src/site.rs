@@ -109,15 +109,15 @@ impl Site {
         self
     }
 
-    /// Waits until whoever asks now and then has heard how the run ended.
+    /// Waits until whoever watches has heard how the run ended.
     pub(crate) async fn farewell(&self) {
         let Runs::One(source) = &self.runs else {
             return;
         };
         source.read_anew();
-        let is_recent = |at: &Instant| at.elapsed() < POLLED;
-        if lock(&source.asked).as_ref().is_some_and(is_recent) {
-            let _ = source.told.subscribe().wait_for(|told| *told).await;
+        let is_recent = |watcher: &Watcher| watcher.asked.elapsed() < POLLED;
+        if lock(&source.watchers).values().any(is_recent) {
+            let _ = source.all_told.subscribe().wait_for(|told| *told).await;
         }
     }
 
@@ -209,20 +209,28 @@ fn gather(folder: &Path, prefix: &str, depth: usize, runs: &mut BTreeMap<String,
 /// A run that can be asked.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// When somebody asked for its status.
-    asked: Mutex<Option<Instant>>,
-    /// Whether somebody has been told that it has ended.
-    told: watch::Sender<bool>,
+    /// Who asked for its status a moment ago, by the name that each gave.
+    watchers: Mutex<HashMap<String, Watcher>>,
+    /// Whether all of them have been told that it has ended.
+    all_told: watch::Sender<bool>,
     view: Mutex<(RunView, Option<Instant>)>,
     board: Option<Arc<Board>>,
     timeline: Option<Mutex<Timeline>>,
 }
 
+/// Somebody who asks for a run's status again and again.
+#[derive(Debug)]
+struct Watcher {
+    asked: Instant,
+    /// Whether the answer said that the run has ended.
+    told: bool,
+}
+
 impl Source {
     fn new(folder: &Path, board: Option<Arc<Board>>) -> Self {
         Self {
-            asked: Mutex::default(),
-            told: watch::Sender::new(false),
+            watchers: Mutex::default(),
+            all_told: watch::Sender::new(false),
             view: Mutex::new((RunView::new(folder), None)),
             timeline: board.clone().map(Timeline::new).map(Mutex::new),
             board,
@@ -265,12 +273,17 @@ impl Source {
     }
 
     /// How it stands, for somebody who watches it.
-    pub(crate) fn watched_status(&self) -> Status {
-        *lock(&self.asked) = Some(Instant::now());
+    pub(crate) fn watched_status(&self, watcher: String) -> Status {
         let status = self.status();
-        if status.run.state.is_ended() {
-            self.told.send_replace(true);
-        }
+        let mut watchers = lock(&self.watchers);
+        watchers.retain(|_, watcher| watcher.asked.elapsed() < POLLED);
+        let now = Watcher {
+            asked: Instant::now(),
+            told: status.run.state.is_ended(),
+        };
+        watchers.insert(watcher, now);
+        let all_told = watchers.values().all(|watcher| watcher.told);
+        self.all_told.send_replace(all_told);
         status
     }
 

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
     sync::Arc,
@@ -23,34 +23,16 @@ fn start(board: &Arc<Board>, folder: &Path) -> Server {
     serve("127.0.0.1:0".parse().unwrap(), site).unwrap()
 }
 
-/// Asks by the older protocol, which has no chunks.
-fn ask(address: SocketAddr, path: &str) -> BufReader<TcpStream> {
+/// The state that the server tells this watcher. The older protocol has no chunks.
+fn polled(address: SocketAddr, watcher: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
+    let path = format!("/api/status?watcher={watcher}");
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
-    BufReader::new(stream)
-}
-
-/// The next state that a stream tells of.
-fn state(stream: &mut BufReader<TcpStream>) -> Option<String> {
-    let mut line = String::new();
-    while !line.starts_with("data: {\"name\"") {
-        line.clear();
-        if stream.read_line(&mut line).unwrap() == 0 {
-            return None;
-        }
-    }
-    let status: Value = serde_json::from_str(line.trim_start_matches("data: ")).unwrap();
-    Some(status["state"].as_str().unwrap().to_owned())
-}
-
-fn polled(address: SocketAddr) -> String {
     let mut answer = String::new();
-    ask(address, "/api/run")
-        .read_to_string(&mut answer)
-        .unwrap();
+    stream.read_to_string(&mut answer).unwrap();
     let body = answer.split_once("\r\n\r\n").unwrap().1;
-    let reply: Value = serde_json::from_str(body).unwrap();
-    reply["status"]["state"].as_str().unwrap().to_owned()
+    let status: Value = serde_json::from_str(body).unwrap();
+    status["state"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -76,25 +58,16 @@ fn who_watches_hears_how_the_run_ended_and_nobody_else_is_waited_for() {
         let server = start(&board, folder.path());
         let address = server.address();
         board.set_ready(true);
-        let mut streams = [(); 2].map(|()| ask(address, "/api/stream"));
-        for stream in &mut streams {
-            assert_eq!(state(stream).unwrap(), "running");
+        // Each of those who watch asks once more, and then no connection is taken any more.
+        for watcher in ["page", "terminal"] {
+            assert_eq!(polled(address, watcher), "running");
         }
-        // Somebody who asks now and then asks once more, and then no connection is taken any more.
-        assert_eq!(polled(address), "running");
         board.set_ended(stage);
         std::thread::scope(|scope| {
             let finishing = scope.spawn(|| server.finish(PATIENCE));
-            // The streams end by themselves, each with the last word.
-            for stream in &mut streams {
-                let mut last = None;
-                while let Some(next) = state(stream) {
-                    last = Some(next);
-                }
-                assert_eq!(last.unwrap(), expected);
-            }
+            assert_eq!(polled(address, "page"), expected);
             assert!(!finishing.is_finished());
-            assert_eq!(polled(address), expected);
+            assert_eq!(polled(address, "terminal"), expected);
             finishing.join().unwrap();
         });
         assert!(TcpStream::connect(address).is_err());

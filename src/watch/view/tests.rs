@@ -1,7 +1,11 @@
 use std::collections::BTreeMap;
 
-use ddk_run::records::{EventKind, StopReason};
-use ddk_telemetry::api::{Domain, Losses, RunReply, State, Steps};
+use ddk_run::{
+    PhaseSeconds,
+    records::{EventKind, EventLine, StopReason},
+    view::{Revisions, State, Steps},
+};
+use ddk_telemetry::api::Status;
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
@@ -41,8 +45,8 @@ fn snapshot(live: bool) -> Snapshot {
         .iter()
         .map(|&step| Some(4.0 - (step as f64).ln() / 2.0));
     Snapshot {
-        run: RunReply {
-            status: Status {
+        status: Status {
+            run: RunStatus {
                 name: "warmer".to_owned(),
                 state: if live {
                     State::Running
@@ -57,15 +61,15 @@ fn snapshot(live: bool) -> Snapshot {
                 token_limit: None,
                 seconds: Some(300.0),
                 seconds_left: live.then_some(4_321.0),
-                tokens_per_second: Some(11_150.4),
-                losses: Losses {
-                    loss: Some(1.375),
-                    ce: Some(1.25),
-                    kl: Some(0.625),
-                    gradient_norm: Some(0.5),
-                    learning_rate: Some(1e-4),
-                },
-                phases: BTreeMap::new(),
+                scalars: BTreeMap::from([
+                    (Scalar::Loss, 1.375),
+                    (Scalar::Ce, 1.25),
+                    (Scalar::Kl, 0.625),
+                    (Scalar::GradientNorm, 0.5),
+                    (Scalar::LearningRate, 1e-4),
+                    (Scalar::TokensPerSecond, 11_150.4),
+                ]),
+                phases: PhaseSeconds::new(),
                 ratio: Some(1.4),
                 ratio_at_start: Some(2.5),
                 evaluated_at_step: Some(200),
@@ -73,30 +77,31 @@ fn snapshot(live: bool) -> Snapshot {
                     domain("code", 8.0, 5.0, 0.625),
                     domain("prose", 120.0, 100.0, 0.375),
                 ],
-                events: BTreeMap::new(),
+                incidents: BTreeMap::new(),
                 saved: None,
-                workers,
-                queues: Vec::new(),
                 problems: Vec::new(),
+                revisions: Revisions::default(),
             },
-            steps: Steps {
-                stride: 1,
-                loss: loss.collect(),
-                step,
-                ..Steps::default()
-            },
-            lanes: None,
+            workers,
+            queues: Vec::new(),
+        },
+        steps: Steps {
+            stride: 1,
+            scalars: BTreeMap::from([(Scalar::Loss, loss.collect())]),
+            step,
         },
         events: [
             (EventKind::Started, 0),
             (EventKind::Saved, 100),
             (EventKind::Restarted, 150),
         ]
-        .map(|(kind, step)| EventLine {
-            time: 0.0,
-            step,
-            kind,
-            message: "in words".to_owned(),
+        .map(|(kind, step)| {
+            Event::from(EventLine {
+                time: 0.0,
+                step,
+                kind,
+                message: "in words".to_owned(),
+            })
         })
         .to_vec(),
     }

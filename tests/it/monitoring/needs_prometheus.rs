@@ -275,9 +275,9 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
     let (status, page) = get(&target, "/metrics");
     assert_eq!((status, lint(&page)), (200, String::new()));
     // The page says the same.
-    let (_, page) = get(&target, "/api/run");
-    let reply: Value = serde_json::from_str(&page).unwrap();
-    let workers = reply["status"]["workers"].as_array().unwrap();
+    let (_, page) = get(&target, "/api/status");
+    let status: Value = serde_json::from_str(&page).unwrap();
+    let workers = status["workers"].as_array().unwrap();
     let student = workers.iter().find(|worker| worker["name"] == "student");
     assert_eq!(student.unwrap()["restarts"], 1, "{workers:?}");
     run.signal("TERM");
