@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use ddk_run::view::{Domain, RunStatus, Scalar};
+use ddk_run::view::{Domain, RunStatus, Scalar, duration};
 use ddk_telemetry::api::{Event, WorkerStatus};
 use ratatui::{
     Frame,
@@ -253,19 +253,6 @@ fn progress(status: &RunStatus) -> String {
         (None, None) => String::new(),
     };
     format!("step {}{limit}{rate}{end}", status.step)
-}
-
-/// The two largest units.
-fn duration(seconds: f64) -> String {
-    let seconds = seconds.max(0.0).round() as u64;
-    let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
-    let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{rest} s"),
-        (0, 0, _) => format!("{minutes} min {rest} s"),
-        (0, _, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
 }
 
 fn busy(worker: &WorkerStatus) -> String {

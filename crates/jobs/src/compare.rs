@@ -21,6 +21,7 @@ use ddk_report::{
     comparison::Group,
     scores::{self, Scores},
 };
+use ddk_run::view::duration;
 use ddk_settings::{Method, Settings};
 
 use self::plan::{Plan, Planned};
@@ -133,7 +134,10 @@ fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<Opt
         let rest = (left.len() - index) as u32;
         let time = match trained {
             0 => String::new(),
-            _ => format!(", about {} left", minutes(took / trained * rest)),
+            _ => format!(
+                ", about {} left",
+                duration((took / trained * rest).as_secs_f64())
+            ),
         };
         say(&format!(
             "[{}/{count}] {}, seed {}{time}",
@@ -160,13 +164,6 @@ fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<Opt
         took += began.elapsed();
     }
     Ok(None)
-}
-
-fn minutes(time: Duration) -> String {
-    match time.as_secs() {
-        seconds if seconds < 100 => format!("{seconds} s"),
-        seconds => format!("{} min", seconds.div_ceil(60)),
-    }
 }
 
 /// A comparison of runs that began with other models or other data would say nothing. Those that have not

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use ddk_run::{
     RunView,
     records::{EventLine, Summary},
+    view::duration,
 };
 use jiff::Timestamp;
 
@@ -207,15 +208,6 @@ fn table(header: &[&str], rows: Vec<Vec<String>>) -> Block {
         header: header.iter().map(|name| (*name).to_owned()).collect(),
         rows,
     })
-}
-
-/// Seconds as a person says them.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        seconds if seconds < 120.0 => format!("{seconds:.1} s"),
-        seconds if seconds < 7200.0 => format!("{:.1} min", seconds / 60.0),
-        seconds => format!("{:.1} h", seconds / 3600.0),
-    }
 }
 
 /// Seconds since 1970 as a date and a time, UTC.

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use ddk_run::view::duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{Clock, Worker};
@@ -32,19 +33,9 @@ impl fmt::Display for Progress {
         } = self;
         write!(formatter, "{phase}: {done} of {total} {unit}")?;
         match seconds_left {
-            Some(seconds) => write!(formatter, ", about {} left", span(*seconds)),
+            Some(seconds) => write!(formatter, ", about {} left", duration(*seconds)),
             None => Ok(()),
         }
-    }
-}
-
-/// A span of time in the unit that a person would use.
-fn span(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..120 => format!("{whole} s"),
-        120..7200 => format!("{} min", (whole + 30) / 60),
-        _ => format!("{:.1} h", seconds / 3600.0),
     }
 }
 
@@ -105,7 +96,6 @@ impl Drop for Meter {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::*;
     use crate::board::tests::board;
 
     #[test]
@@ -125,17 +115,10 @@ mod tests {
         assert_eq!(quarter.seconds_left, Some(90.0));
         assert_eq!(
             quarter.to_string(),
-            "first evaluation of the student: 120 of 480 documents, about 90 s left"
+            "first evaluation of the student: 120 of 480 documents, about 1 min 30 s left"
         );
         assert_eq!(shown(), Some(quarter));
         drop(meter);
         assert_eq!(shown(), None);
-    }
-
-    #[test]
-    fn spans_are_in_the_unit_that_a_person_would_use() {
-        assert_eq!(span(119.4), "119 s");
-        assert_eq!(span(150.0), "3 min");
-        assert_eq!(span(9000.0), "2.5 h");
     }
 }

@@ -1,6 +1,9 @@
 //! A comparison in words and tables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+};
 
 use super::{Comparison, Group, MethodResult};
 use crate::{
@@ -105,21 +108,21 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
     blocks
 }
 
+/// A row of a table: its name, then its cells.
+fn row(name: &str, cells: impl Iterator<Item = String>) -> Vec<String> {
+    iter::once(name.to_owned()).chain(cells).collect()
+}
+
 fn header(group: &Group, more: &[&str]) -> Vec<String> {
     let domains = group.teacher.perplexity.keys().cloned();
     let more = more.iter().map(|name| (*name).to_owned());
-    ["method".to_owned()]
-        .into_iter()
-        .chain(domains)
-        .chain(more)
-        .collect()
+    row("method", domains.chain(more))
 }
 
 fn perplexity(group: &Group) -> Table {
     let of_model = |name: &str, values: &BTreeMap<String, f64>| {
         let mean = values.values().sum::<f64>() / values.len().max(1) as f64;
-        let cells = values.values().copied().chain([mean]).map(number);
-        [name.to_owned()].into_iter().chain(cells).collect()
+        row(name, values.values().copied().chain([mean]).map(number))
     };
     let of_method = |method: &MethodResult| {
         let domains = method
@@ -127,11 +130,7 @@ fn perplexity(group: &Group) -> Table {
             .iter()
             .map(|(domain, spread)| marked(method, &format!("perplexity.{domain}"), spread));
         let mean = marked(method, "mean_perplexity", &method.mean_perplexity);
-        [method.method.clone()]
-            .into_iter()
-            .chain(domains)
-            .chain([mean])
-            .collect()
+        row(&method.method, domains.chain([mean]))
     };
     let start = of_model("student before", &group.start.perplexity);
     let teacher = of_model("teacher", &group.teacher.perplexity);
@@ -152,11 +151,8 @@ fn ratios(group: &Group) -> Table {
             format!("{} {:.3}", method.worst_domain, ratio.mean)
         });
         let domains = method.ratio.values().map(spread);
-        [method.method.clone()]
-            .into_iter()
-            .chain(domains)
-            .chain([marked(method, "mean_ratio", &method.mean_ratio), worst])
-            .collect()
+        let mean = marked(method, "mean_ratio", &method.mean_ratio);
+        row(&method.method, domains.chain([mean, worst]))
     };
     Table {
         header: header(group, &["mean", "worst domain"]),
@@ -172,7 +168,7 @@ fn differences(group: &Group) -> Table {
             .values()
             .chain([&difference.mean_perplexity, &difference.mean_ratio])
             .map(paired);
-        Some([method.method.clone()].into_iter().chain(cells).collect())
+        Some(row(&method.method, cells))
     });
     Table {
         header: header(group, &["mean", "mean ratio"]),
@@ -186,11 +182,8 @@ fn tokens(group: &Group) -> Table {
             .token_share
             .values()
             .map(|share| format!("{:.1} %", 100.0 * share.mean));
-        [method.method.clone()]
-            .into_iter()
-            .chain(shares)
-            .chain([format!("{:.0}", method.tokens.mean)])
-            .collect()
+        let all = format!("{:.0}", method.tokens.mean);
+        row(&method.method, shares.chain([all]))
     };
     Table {
         header: header(group, &["all"]),
@@ -203,16 +196,10 @@ fn costs(group: &Group, reference: Option<&str>) -> Table {
         .methods
         .iter()
         .find(|method| Some(method.method.as_str()) == reference);
-    let mut columns: Vec<String> = [
-        "method",
-        "teacher FLOPs",
-        "student FLOPs",
-        "evaluation FLOPs",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    columns.extend(against.map(|method| format!("all, against {}", method.method)));
-    columns.extend(["evaluation and mixture: FLOPs", "time", "wall time"].map(str::to_owned));
+    let flops = ["teacher FLOPs", "student FLOPs", "evaluation FLOPs"].map(str::to_owned);
+    let more = against.map(|method| format!("all, against {}", method.method));
+    let shares = ["evaluation and mixture: FLOPs", "time", "wall time"].map(str::to_owned);
+    let header = row("method", flops.into_iter().chain(more).chain(shares));
     let of_method = |method: &MethodResult| {
         let flops = [
             &method.teacher_flops,
@@ -224,16 +211,16 @@ fn costs(group: &Group, reference: Option<&str>) -> Table {
             format!("{:+.2} %", 100.0 * more)
         });
         let shares = [&method.mixture_flops_share, &method.mixture_seconds_share];
-        [method.method.clone()]
-            .into_iter()
-            .chain(flops.map(|flops| format!("{:.3e}", flops.mean)))
-            .chain(more)
-            .chain(shares.map(|share| format!("{:.2} %", 100.0 * share.mean)))
-            .chain([format!("{:.0} s", method.seconds.mean)])
-            .collect()
+        let flops = flops.map(|flops| format!("{:.3e}", flops.mean));
+        let shares = shares.map(|share| format!("{:.2} %", 100.0 * share.mean));
+        let seconds = format!("{:.0} s", method.seconds.mean);
+        row(
+            &method.method,
+            flops.into_iter().chain(more).chain(shares).chain([seconds]),
+        )
     };
     Table {
-        header: columns,
+        header,
         rows: group.methods.iter().map(of_method).collect(),
     }
 }
@@ -275,7 +262,7 @@ fn scores(group: &Group) -> Option<Table> {
                 .and_then(|metrics| metrics.get(metric));
             value.map_or_else(String::new, |value| percent(*value))
         });
-        [(*name).to_owned()].into_iter().chain(cells).collect()
+        row(name, cells)
     };
     let of_method = |method: &MethodResult| {
         let cells = columns.iter().map(|(task, metric)| {
@@ -288,7 +275,7 @@ fn scores(group: &Group) -> Option<Table> {
                 None => percent(spread.mean),
             })
         });
-        [method.method.clone()].into_iter().chain(cells).collect()
+        row(&method.method, cells)
     };
     let names = columns
         .iter()
@@ -298,7 +285,7 @@ fn scores(group: &Group) -> Option<Table> {
         .chain(group.methods.iter().map(of_method))
         .chain([of_model(&fixed[1])]);
     Some(Table {
-        header: ["method".to_owned()].into_iter().chain(names).collect(),
+        header: row("method", names),
         rows: rows.collect(),
     })
 }

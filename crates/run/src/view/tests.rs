@@ -217,3 +217,19 @@ fn a_run_without_a_process_is_told_apart_by_its_last_word() {
     // What is known of its process comes first.
     assert_eq!(view.status(Some(State::Failed)).state, State::Failed);
 }
+
+#[test]
+fn a_span_of_time_has_its_two_largest_units() {
+    let spans = [0.04, 9.94, 59.4, 90.0, 4321.0, 200_000.0].map(duration);
+    assert_eq!(
+        spans,
+        [
+            "0.0 s",
+            "9.9 s",
+            "59 s",
+            "1 min 30 s",
+            "1 h 12 min",
+            "2 d 7 h"
+        ]
+    );
+}
