@@ -90,7 +90,7 @@ impl Chart {
     /// Names of bars and lines, each once, in the order of their first appearance.
     pub fn names(&self) -> Vec<&str> {
         let mut names = Vec::new();
-        for name in self.panels.iter().flat_map(|panel| panel.content.names()) {
+        for (name, _) in self.panels.iter().flat_map(|panel| panel.content.series()) {
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -129,7 +129,7 @@ impl Panel {
                 (0.0, 1.05 * tops.chain(level).fold(0.0, f64::max))
             }
             Content::Areas(_) => (0.0, 1.0),
-            Content::Lines(lines) => extent(values(lines, |point| point.1).chain(level)),
+            Content::Lines(_) => extent(self.content.points().map(|point| point.1).chain(level)),
         }
     }
 
@@ -137,15 +137,9 @@ impl Panel {
     pub fn x_range(&self) -> (f64, f64) {
         match &self.content {
             Content::Bars(bars) => (0.0, bars.len().max(1) as f64),
-            Content::Lines(lines) | Content::Areas(lines) => extent(values(lines, |point| point.0)),
+            content => extent(content.points().map(|point| point.0)),
         }
     }
-}
-
-fn values(lines: &[Line], of: fn(&(f64, f64)) -> f64) -> impl Iterator<Item = f64> {
-    lines
-        .iter()
-        .flat_map(move |line| line.points.iter().map(of))
 }
 
 /// The smallest and largest finite value; a range that is not empty.
@@ -162,13 +156,24 @@ fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 impl Content {
-    /// Names of its bars or lines.
-    pub fn names(&self) -> Vec<&str> {
+    /// Names and values: of bars, those in the middle of each.
+    pub fn series(&self) -> Vec<(&str, Vec<(f64, f64)>)> {
         match self {
-            Self::Bars(bars) => bars.iter().map(|bar| bar.name.as_str()).collect(),
+            Self::Bars(bars) => {
+                let bars = bars.iter().zip(0..);
+                bars.map(|(bar, x)| (&bar.name[..], vec![(f64::from(x) + 0.5, bar.value)]))
+                    .collect()
+            }
             Self::Lines(lines) | Self::Areas(lines) => {
-                lines.iter().map(|line| line.name.as_str()).collect()
+                let lines = lines.iter();
+                lines
+                    .map(|line| (&line.name[..], line.points.clone()))
+                    .collect()
             }
         }
+    }
+
+    fn points(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.series().into_iter().flat_map(|(_, points)| points)
     }
 }

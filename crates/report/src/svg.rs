@@ -108,7 +108,7 @@ pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
 struct Entry<'a> {
     name: &'a str,
     color: RGBColor,
-    is_level: bool,
+    thickness: u32,
     x: i32,
     y: i32,
 }
@@ -116,28 +116,26 @@ struct Entry<'a> {
 /// The legend in as many lines as it needs.
 fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
     let level = chart.panels.iter().find_map(|panel| panel.level.as_ref());
-    let names = chart
-        .names()
-        .into_iter()
-        .map(|name| (name, color(chart, name), false));
-    let level = level.map(|level| (level.name.as_str(), INK, true));
-    let (mut x, mut y) = (60, LEGEND_LINE);
-    let entry = |(name, color, is_level): (_, _, _)| {
-        let needed = 34 + 7 * str::chars(name).count() as i32;
-        if x + needed > width {
-            (x, y) = (60, y + LEGEND_LINE);
+    let names = chart.names().into_iter();
+    let names = names.map(|name| (name, color(chart, name), 8));
+    let level = level.map(|level| (level.name.as_str(), INK, 1));
+    let (mut right, mut y) = (60, LEGEND_LINE);
+    let mut entries = Vec::new();
+    for (name, color, thickness) in names.chain(level) {
+        let needed = 34 + 7 * name.chars().count() as i32;
+        if right + needed > width {
+            (right, y) = (60, y + LEGEND_LINE);
         }
-        let entry = Entry {
+        let x = right;
+        right += needed;
+        entries.push(Entry {
             name,
             color,
-            is_level,
+            thickness,
             x,
             y,
-        };
-        x += needed;
-        entry
-    };
-    let entries: Vec<Entry<'_>> = names.chain(level).map(entry).collect();
+        });
+    }
     // The title says what a single line is.
     if entries.len() > 1 {
         entries
@@ -147,24 +145,12 @@ fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
 }
 
 fn draw_legend(area: &Area<'_>, entries: &[Entry<'_>]) -> Drawn<()> {
-    for Entry {
-        name,
-        color,
-        is_level,
-        x,
-        y,
-    } in entries
-    {
-        let width = if *is_level { 1 } else { 8 };
-        area.draw(&PathElement::new(
-            [(*x, y - 5), (x + 16, y - 5)],
-            color.stroke_width(width),
-        ))?;
-        area.draw(&Text::new(
-            *name,
-            (x + 21, *y),
-            text().pos(Pos::new(HPos::Left, VPos::Bottom)),
-        ))?;
+    for entry in entries {
+        let (x, y) = (entry.x, entry.y - 5);
+        let style = entry.color.stroke_width(entry.thickness);
+        area.draw(&PathElement::new([(x, y), (x + 16, y)], style))?;
+        let anchor = text().pos(Pos::new(HPos::Left, VPos::Bottom));
+        area.draw(&Text::new(entry.name, (x + 21, entry.y), anchor))?;
     }
     Ok(())
 }
@@ -303,17 +289,7 @@ fn outlines(lines: &[Line]) -> Vec<Vec<(f64, f64)>> {
 
 /// The values of a panel: every x once, and the values there by name.
 fn values<'a>(chart: &Chart, panel: &'a Panel) -> (Vec<f64>, Vec<FrameLine<'a>>) {
-    let series: Vec<(&str, Vec<(f64, f64)>)> = match &panel.content {
-        Content::Bars(bars) => bars
-            .iter()
-            .zip(0..)
-            .map(|(bar, x)| (bar.name.as_str(), vec![(f64::from(x) + 0.5, bar.value)]))
-            .collect(),
-        Content::Lines(lines) | Content::Areas(lines) => lines
-            .iter()
-            .map(|line| (line.name.as_str(), line.points.clone()))
-            .collect(),
-    };
+    let series = panel.content.series();
     let mut xs: Vec<f64> = series
         .iter()
         .flat_map(|(_, points)| points)
