@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use ddk_run::records::EventKind;
-use ddk_telemetry::{Board, Stage};
+use ddk_run::view;
+use ddk_telemetry::Board;
 use rustix::process::{Pid, kill_process};
 use tokio::{
     runtime::Handle,
@@ -213,8 +214,8 @@ impl Signals {
         match &state.answer {
             Answer::End(phase) => state.end(signal, *phase),
             Answer::Train { board, .. } if !board.is_ready() => {
-                let phase = match board.stage() {
-                    Stage::Starting => Phase::Load,
+                let phase = match board.state() {
+                    view::State::Starting => Phase::Load,
                     _ => Phase::Between,
                 };
                 state.end(signal, phase)

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use ddk_run::view::State;
+
 use crate::{
     api::{QueueStatus, WorkerStatus},
     clock::Clock,
@@ -30,26 +32,7 @@ pub struct Board {
     compute_limit: Duration,
     workers: Mutex<Vec<Worker>>,
     queues: Mutex<Vec<Arc<Probe>>>,
-    stage: Mutex<Stage>,
-}
-
-/// Where a run is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Models and workers are built.
-    Starting,
-    /// It trains.
-    Ready,
-    /// It goes back to its last checkpoint.
-    Recovering,
-    /// Its last step is made, or it was told to stop.
-    Ending,
-    /// It is done.
-    Finished,
-    /// It was told to stop, and has stopped.
-    Stopped,
-    /// It has ended with an error.
-    Failed,
+    state: Mutex<State>,
 }
 
 /// A queue that can be looked at.
@@ -83,7 +66,7 @@ impl fmt::Debug for Board {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Board")
-            .field("stage", &self.stage())
+            .field("state", &self.state())
             .finish_non_exhaustive()
     }
 }
@@ -141,7 +124,7 @@ impl Board {
             compute_limit,
             workers: Mutex::new(Vec::new()),
             queues: Mutex::new(Vec::new()),
-            stage: Mutex::new(Stage::Starting),
+            state: Mutex::new(State::Starting),
         })
     }
 
@@ -207,40 +190,33 @@ impl Board {
         queues.iter().map(look).collect()
     }
 
-    /// Training goes on (models are loaded, workers up), or does so no more: until it is said that the run
-    /// has ended, it recovers.
+    /// The run trains (models are loaded, workers are up), or does so no longer: until it ends, it recovers.
     pub fn set_ready(&self, ready: bool) {
-        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        *stage = match (ready, *stage) {
-            (true, _) => Stage::Ready,
-            (false, Stage::Starting) => Stage::Starting,
-            (false, _) => Stage::Recovering,
+        let mut state = self.lock_state();
+        *state = match (ready, *state) {
+            (true, _) => State::Running,
+            (false, State::Starting) => State::Starting,
+            (false, _) => State::Recovering,
         };
     }
 
-    /// Models and workers are to be built.
-    pub fn set_starting(&self) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Starting;
+    /// What the run does from now on.
+    pub fn set_state(&self, state: State) {
+        *self.lock_state() = state;
     }
 
-    /// No step is made any more: what is left is to sum it up.
-    pub fn set_ending(&self) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Ending;
+    /// What the run does.
+    pub fn state(&self) -> State {
+        *self.lock_state()
     }
 
-    /// It has ended so; nothing of this process changes that any more.
-    pub fn set_ended(&self, how: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = how;
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the run is.
-    pub fn stage(&self) -> Stage {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether training goes on.
+    /// Whether the run trains.
     pub fn is_ready(&self) -> bool {
-        self.stage() == Stage::Ready
+        self.state() == State::Running
     }
 
     /// Workers that have computed beyond the limit, each with for how long; none: all is well.

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ddk_run::{RunFolder, RunView, view::State};
+use ddk_run::{RunFolder, RunView};
 use tokio::sync::watch;
 
 use crate::{
-    Board, Recorder, Stage,
+    Board, Recorder,
     access::Access,
     api::{Lanes, Status},
     timeline::Timeline,
@@ -248,23 +248,10 @@ impl Source {
         ask(view)
     }
 
-    fn process(&self) -> Option<State> {
-        let board = self.board.as_ref()?;
-        Some(match board.stage() {
-            Stage::Starting => State::Starting,
-            Stage::Ready => State::Running,
-            Stage::Recovering => State::Recovering,
-            Stage::Ending => State::Ending,
-            Stage::Finished => State::Finished,
-            Stage::Stopped => State::Stopped,
-            Stage::Failed => State::Failed,
-        })
-    }
-
     /// How it stands, for a list.
     pub(crate) fn status(&self) -> Status {
-        let process = self.process();
         let board = self.board.as_ref();
+        let process = board.map(|board| board.state());
         Status {
             run: self.look(|view| view.status(process)),
             workers: board.map_or_else(Vec::new, |board| board.worker_statuses()),

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ddk_telemetry::{Board, Recorder, Server, Site, Stage, serve};
+use ddk_run::view::State;
+use ddk_telemetry::{Board, Recorder, Server, Site, serve};
 use serde_json::Value;
 
 /// Far longer than any of these takes.
@@ -40,15 +41,15 @@ fn who_watches_hears_how_the_run_ended_and_nobody_else_is_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.toml"), "[run]\nmax_steps = 12\n").unwrap();
     for (stage, expected) in [
-        (Stage::Stopped, "stopped"),
-        (Stage::Failed, "failed"),
-        (Stage::Finished, "finished"),
+        (State::Stopped, "stopped"),
+        (State::Failed, "failed"),
+        (State::Finished, "finished"),
     ] {
         // Nobody watches: nobody is waited for, not even a client that has said nothing yet.
         let board = Board::new(PATIENCE);
         let server = start(&board, folder.path());
         let silent = TcpStream::connect(server.address()).unwrap();
-        board.set_ended(stage);
+        board.set_state(stage);
         let began = Instant::now();
         server.finish(PATIENCE);
         assert!(began.elapsed() < PATIENCE / 2);
@@ -62,7 +63,7 @@ fn who_watches_hears_how_the_run_ended_and_nobody_else_is_waited_for() {
         for watcher in ["page", "terminal"] {
             assert_eq!(polled(address, watcher), "running");
         }
-        board.set_ended(stage);
+        board.set_state(stage);
         std::thread::scope(|scope| {
             let finishing = scope.spawn(|| server.finish(PATIENCE));
             assert_eq!(polled(address, "page"), expected);

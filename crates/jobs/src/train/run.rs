@@ -9,9 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::End;
-use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
+use ddk_run::{CheckpointStore, RunFolder, records::EventKind, view::State};
 use ddk_settings::{ExportedStudent, Run, Settings};
-use ddk_telemetry::Stage;
 
 use super::{
     lost,
@@ -110,11 +109,11 @@ pub(crate) fn stand_alone(
 }
 
 /// How those who watch hear that a run ended.
-pub(super) fn stage(ran: &Result<Ran>) -> Stage {
+pub(super) fn stage(ran: &Result<Ran>) -> State {
     match ran {
-        Ok(Ran::Finished) => Stage::Finished,
-        Ok(Ran::Stopped(_)) => Stage::Stopped,
-        Err(_) => Stage::Failed,
+        Ok(Ran::Finished) => State::Finished,
+        Ok(Ran::Stopped(_)) => State::Stopped,
+        Err(_) => State::Failed,
     }
 }
 

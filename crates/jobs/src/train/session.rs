@@ -10,8 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
+use ddk_run::view::State;
 use ddk_settings::{Settings, Token};
-use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, Stage};
+use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site};
 use ddk_torch::make_deterministic;
 use tokio::sync::mpsc;
 
@@ -67,7 +68,7 @@ impl Session {
         let (watched, of_server) = (Arc::clone(&board), server.clone());
         let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
         signals.watched(grace, move || {
-            watched.set_ended(Stage::Stopped);
+            watched.set_state(State::Stopped);
             if let Some(server) = &of_server {
                 server.finish(FAREWELL);
             }
@@ -85,9 +86,9 @@ impl Session {
     }
 
     /// Leaves the run; who watches it hears that it ended so.
-    pub(super) fn end(self, how: Stage) {
+    pub(super) fn end(self, how: State) {
         self.signals.left();
-        self.board.set_ended(how);
+        self.board.set_state(how);
         if let Some(server) = &self.server {
             server.finish(FAREWELL);
         }
@@ -95,7 +96,7 @@ impl Session {
 
     /// Another run of this process begins.
     pub(super) fn begin_phase(&self) {
-        self.board.set_starting();
+        self.board.set_state(State::Starting);
     }
 
     /// While the result is held, SIGHUP is answered with a word.

@@ -15,6 +15,7 @@ use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
 use ddk_run::{
     CheckpointStore, Entry, Journal, Lengths, Opened, Retention, RunFolder, records::EventKind,
+    view::State,
 };
 use ddk_telemetry::{Board, metrics};
 use ddk_torch::{Turns, give_freed_memory_back};
@@ -105,7 +106,7 @@ pub(super) fn work(
             match ended {
                 Ok(outcome) => {
                     printer.finish();
-                    board.set_ending();
+                    board.set_state(State::Ending);
                     let signal = signals.came();
                     if outcome
                         .as_ref()
