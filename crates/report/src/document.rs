@@ -12,6 +12,8 @@ pub enum Block {
     Title(u8, String),
     /// A paragraph.
     Text(String),
+    /// Lines, one below the other.
+    List(Vec<String>),
     /// Rows under a header; the first column is left-aligned, the others right-aligned.
     Table(Table),
     /// A figure.
@@ -34,6 +36,7 @@ pub fn markdown(blocks: &[Block]) -> String {
     let blocks = blocks.iter().map(|block| match block {
         Block::Title(level, text) => format!("{} {text}\n", "#".repeat(usize::from(*level))),
         Block::Text(text) => format!("{text}\n"),
+        Block::List(lines) => lines.iter().map(|line| format!("- {line}\n")).collect(),
         Block::Table(table) => table.markdown(),
         Block::Figure(chart) => format!(
             "![{title}](figures/{name}.svg)\n\n{caption}\n",
@@ -55,6 +58,12 @@ pub fn page(title: &str, blocks: &[Block]) -> Result<String, ChartError> {
         Ok(match block {
             Block::Title(level, text) => format!("<h{level}>{}</h{level}>\n", inline(text)),
             Block::Text(text) => format!("<p>{}</p>\n", inline(text)),
+            Block::List(lines) => {
+                let items = lines
+                    .iter()
+                    .map(|line| format!("<li>{}</li>", inline(line)));
+                format!("<ul>{}</ul>\n", items.collect::<String>())
+            }
             Block::Table(table) => table.html(),
             Block::Figure(chart) => format!(
                 "<figure><figcaption><b>{}</b> {}</figcaption><div class=\"chart\">{}</div></figure>\n",

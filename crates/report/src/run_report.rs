@@ -14,7 +14,7 @@ use crate::{
     document::{Block, Table, markdown, page},
     figures::{RunSeries, charts},
     svg::ChartError,
-    table::{mean_ratios, results},
+    table::{facts, mean_ratios, results},
 };
 
 /// Maximum number of incidents that are listed; earlier ones are counted.
@@ -80,30 +80,22 @@ impl RunReport {
 fn result(summary: &Summary) -> Vec<Block> {
     let (before, after) = mean_ratios(summary);
     let how = if before.is_nan() {
-        "the model learned from the text alone".to_owned()
+        "The model learned from the text alone.".to_owned()
     } else {
         format!(
-            "the student's perplexity went from **{before:.3}** to **{after:.3}** times the teacher's (mean of \
-             {} domains)",
+            "The student's perplexity went from **{before:.3}** to **{after:.3}** times the teacher's (mean of {} \
+             domains).",
             summary.domains.len()
         )
     };
-    let text = format!(
-        "In {} steps and {} intervals, on {} tokens, {how}. It took {} at {:.0} tokens a second, and at most \
-         {:.2} GB of memory. Stopped by `{}`; exported: {}.",
-        summary.steps,
-        summary.intervals,
-        summary.tokens,
-        duration(summary.distill_seconds),
-        summary.tokens_per_second,
-        summary.peak_rss_bytes as f64 / 1e9,
-        summary.stop_reason,
-        summary.exported
-    );
-    vec![Block::Text(text), Block::Table(results(summary))]
+    vec![
+        Block::Text(how),
+        Block::Table(results(summary)),
+        Block::List(facts(summary)),
+    ]
 }
 
-/// Sums of the steps' phases on the student's lane, and what happened beside it.
+/// Sums of the steps' phases on the student's lane.
 fn time(view: &RunView) -> Vec<Block> {
     let all: f64 = view.phases().values().sum();
     let share = |seconds: f64| format!("{:.1} %", 100.0 * seconds / all.max(1e-9));
@@ -111,29 +103,11 @@ fn time(view: &RunView) -> Vec<Block> {
     let rows = phases
         .map(|(phase, sum)| vec![phase.to_string(), duration(*sum), share(*sum)])
         .collect();
-    let mut blocks = vec![
+    vec![
         Block::Title(2, "Where the time went".to_owned()),
         Block::Text("The student's lane, sums over all steps:".to_owned()),
         table(&["phase", "time", "share"], rows),
-    ];
-    if let Some(summary) = view.summary() {
-        blocks.push(Block::Text(format!(
-            "Overlap {:.2}: the teacher was busy for {}, the student for {}, evaluations took {}; between \
-             intervals training stood still for {}, for saves {}. Teacher lanes waited for data {:.2} % of the \
-             time. Steering (evaluation and mixture) cost {:.2} % of the training's FLOPs and {:.2} % of the \
-             time.",
-            summary.overlap,
-            duration(summary.teacher_busy_seconds),
-            duration(summary.student_busy_seconds),
-            duration(summary.evaluation_seconds),
-            duration(summary.boundary_seconds),
-            duration(summary.save_stall_seconds),
-            100.0 * summary.data_wait_share,
-            100.0 * summary.mixture_flops_share,
-            100.0 * summary.mixture_seconds_share
-        )));
-    }
-    blocks
+    ]
 }
 
 fn incidents(view: &RunView) -> Vec<Block> {

@@ -1,8 +1,9 @@
 //! The table at the end of a run.
 
-use std::fmt::Write;
-
-use ddk_run::records::{DomainSummary, Summary};
+use ddk_run::{
+    records::{DomainSummary, Summary},
+    view::duration,
+};
 
 use crate::document::Table;
 
@@ -60,63 +61,70 @@ pub(crate) fn results(summary: &Summary) -> Table {
     }
 }
 
-/// Results, totals and where the time went, as text.
-pub fn table(summary: &Summary) -> String {
-    let mut text = results(summary).text();
-    let _ = writeln!(
-        text,
-        "\n{} steps in {} intervals, {} tokens; stopped by {}",
-        summary.steps, summary.intervals, summary.tokens, summary.stop_reason
-    );
-    let _ = writeln!(
-        text,
-        "distilled in {:.1} s at {:.0} tokens/s; whole run {:.1} s, peak memory {:.2} GB",
-        summary.distill_seconds,
-        summary.tokens_per_second,
-        summary.seconds,
-        summary.peak_rss_bytes as f64 / 1e9
-    );
-    let _ = writeln!(
-        text,
-        "overlap {:.2}: teacher busy {:.1} s, student {:.1} s, evaluation {:.1} s ({:.1} %); teacher lanes \
-         waited for data {:.2} %",
-        summary.overlap,
-        summary.teacher_busy_seconds,
-        summary.student_busy_seconds,
-        summary.evaluation_seconds,
-        100.0 * summary.evaluation_seconds / summary.distill_seconds.max(1e-9),
-        100.0 * summary.data_wait_share
-    );
-    let _ = writeln!(
-        text,
-        "saves held training up for {:.2} s ({:.2} %)",
-        summary.save_stall_seconds,
-        100.0 * summary.save_stall_seconds / summary.distill_seconds.max(1e-9)
-    );
-    let _ = writeln!(
-        text,
-        "computed {:.3e} FLOPs: teacher {:.3e}, student {:.3e}, evaluation {:.3e}",
-        summary.teacher_flops + summary.student_flops + summary.evaluation_flops,
+/// Totals and where the time went, a line each.
+pub(crate) fn facts(summary: &Summary) -> Vec<String> {
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let flops = [
         summary.teacher_flops,
         summary.student_flops,
         summary.evaluation_flops,
-    );
-    let _ = writeln!(
-        text,
-        "DDK's own cost: evaluation and mixture {:.2} % of the FLOPs, {:.2} % of the time",
-        100.0 * summary.mixture_flops_share,
-        100.0 * summary.mixture_seconds_share
-    );
+    ];
+    let mut facts = vec![
+        format!(
+            "{} steps in {} intervals on {} tokens; stopped by {}",
+            summary.steps, summary.intervals, summary.tokens, summary.stop_reason
+        ),
+        format!(
+            "distilled in {} at {:.0} tokens/s; whole run {}; peak memory {:.2} GB",
+            duration(summary.distill_seconds),
+            summary.tokens_per_second,
+            duration(summary.seconds),
+            summary.peak_rss_bytes as f64 / 1e9
+        ),
+        format!(
+            "overlap {:.2}: teacher busy {}, student {}, evaluations {}; teachers waited for data {} of the time",
+            summary.overlap,
+            duration(summary.teacher_busy_seconds),
+            duration(summary.student_busy_seconds),
+            duration(summary.evaluation_seconds),
+            percent(summary.data_wait_share)
+        ),
+        format!(
+            "training waited {} for new mixtures and {} for saves",
+            duration(summary.boundary_seconds),
+            duration(summary.save_stall_seconds)
+        ),
+        format!(
+            "computed {:.3e} FLOPs: teacher {:.3e}, student {:.3e}, evaluations {:.3e}",
+            flops.iter().sum::<f64>(),
+            flops[0],
+            flops[1],
+            flops[2]
+        ),
+        format!(
+            "steering (evaluations and mixture) cost {} of the FLOPs and {} of the time",
+            percent(summary.mixture_flops_share),
+            percent(summary.mixture_seconds_share)
+        ),
+    ];
     if let Some(serial) = &summary.serial {
         let ratio = summary.tokens_per_second / serial.tokens_per_second;
-        let _ = writeln!(
-            text,
-            "the same work one part after the other with {} threads: {:.0} tokens/s; overlapped is {} ({ratio:.2} x)",
+        facts.push(format!(
+            "one part after the other on {} threads: {:.0} tokens/s; overlap is {} ({ratio:.2} x)",
             serial.threads,
             serial.tokens_per_second,
             if ratio >= 1.0 { "faster" } else { "slower" },
-        );
+        ));
     }
-    let _ = writeln!(text, "student: {}", summary.exported);
-    text
+    facts.push(format!("student: {}", summary.exported));
+    facts
+}
+
+/// Results, totals and where the time went, as text.
+pub fn table(summary: &Summary) -> String {
+    format!(
+        "{}\n{}\n",
+        results(summary).text(),
+        facts(summary).join("\n")
+    )
 }

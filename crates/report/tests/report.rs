@@ -166,7 +166,7 @@ fn the_page_holds_the_figures_and_asks_nobody() {
         "0.6125",
         "1.125",
         "a &lt;small&gt; run",
-        "Overlap 1.80",
+        "overlap 1.80",
         "<code>run.seed</code>",
         "1970-01-01T00:01:40Z",
         "loader-math is built again",
