@@ -170,8 +170,8 @@ pub struct MethodResult {
     pub mean_ratio: Spread,
     /// The domain with the largest ratio.
     pub worst_domain: String,
-    /// Against the reference, seed by seed; none for the reference itself.
-    pub difference: Option<Difference>,
+    /// Differences from the reference, seed by seed, by the names of [`Self::best_in`]; none for the reference itself.
+    pub difference: Option<BTreeMap<String, Paired>>,
     /// Tokens trained on.
     pub tokens: Spread,
     /// Each domain's share of them.
@@ -193,17 +193,6 @@ pub struct MethodResult {
     /// The columns (`perplexity.DOMAIN`, `mean_perplexity`, `mean_ratio`) in which it is the lowest, and the
     /// interval of the difference excludes zero.
     pub best_in: Vec<String>,
-}
-
-/// Differences from the reference.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Difference {
-    /// Of the perplexity, by domain.
-    pub perplexity: BTreeMap<String, Paired>,
-    /// Of the mean over the domains.
-    pub mean_perplexity: Paired,
-    /// Of the mean ratio.
-    pub mean_ratio: Paired,
 }
 
 impl Group {
@@ -237,7 +226,7 @@ impl Group {
         if let Some(against) = &against {
             for method in &mut methods {
                 if method.method != against.method {
-                    method.difference = Some(Difference::of(method, against));
+                    method.difference = Some(method.difference_from(against));
                 }
             }
             mark(&mut methods, &against.method);
@@ -362,53 +351,38 @@ impl MethodResult {
             .find(|(other, _)| other == name)
             .map(|(_, spread)| spread)
     }
-}
 
-impl Difference {
-    fn of(method: &MethodResult, reference: &MethodResult) -> Self {
-        let paired = |a: &Spread, b: &Spread| Paired::of(&a.values, &b.values);
-        let domains = method.perplexity.iter().zip(reference.perplexity.values());
-        Self {
-            perplexity: domains
-                .map(|((domain, own), other)| (domain.clone(), paired(own, other)))
-                .collect(),
-            mean_perplexity: paired(&method.mean_perplexity, &reference.mean_perplexity),
-            mean_ratio: paired(&method.mean_ratio, &reference.mean_ratio),
-        }
+    fn difference_from(&self, reference: &Self) -> BTreeMap<String, Paired> {
+        let columns = self.columns().filter_map(|(name, own)| {
+            let other = reference.column(&name)?;
+            Some((name, Paired::of(&own.values, &other.values)))
+        });
+        columns.collect()
     }
 }
 
-/// Marks the lowest of each column, where its paired difference from the reference excludes zero; the
-/// reference itself where that of the next lowest does.
+/// Marks the lowest of each column, if its paired difference from the reference excludes zero; the reference itself
+/// if that of the next lowest does.
 fn mark(methods: &mut [MethodResult], reference: &str) {
     let columns: Vec<String> = methods.first().map_or_else(Vec::new, |method| {
         method.columns().map(|(name, _)| name).collect()
     });
     for column in columns {
-        let mut order: Vec<(usize, f64)> = methods
-            .iter()
-            .enumerate()
-            .filter_map(|(index, method)| Some((index, method.column(&column)?.mean)))
-            .collect();
-        order.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let mean = |index: &usize| {
+            methods[*index]
+                .column(&column)
+                .map_or(f64::NAN, |of| of.mean)
+        };
+        let mut order: Vec<usize> = (0..methods.len()).collect();
+        order.sort_by(|a, b| mean(a).total_cmp(&mean(b)));
         let [best, next, ..] = order[..] else {
             continue;
         };
-        let told_apart = if methods[best.0].method == reference {
-            next.0
-        } else {
-            best.0
-        };
-        let against = methods
-            .iter()
-            .find(|method| method.method == reference)
-            .and_then(|method| method.column(&column));
-        let is_clear = methods[told_apart]
-            .column(&column)
-            .zip(against)
-            .is_some_and(|(own, other)| Paired::of(&own.values, &other.values).excludes_zero());
-        if is_clear {
-            methods[best.0].best_in.push(column);
+        let is_reference = methods[best].method == reference;
+        let told_apart = &methods[if is_reference { next } else { best }];
+        let difference = told_apart.difference.as_ref();
+        if difference.is_some_and(|difference| difference[&column].excludes_zero()) {
+            methods[best].best_in.push(column);
         }
     }
 }

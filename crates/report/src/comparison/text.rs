@@ -163,11 +163,8 @@ fn ratios(group: &Group) -> Table {
 fn differences(group: &Group) -> Table {
     let rows = group.methods.iter().filter_map(|method| {
         let difference = method.difference.as_ref()?;
-        let cells = difference
-            .perplexity
-            .values()
-            .chain([&difference.mean_perplexity, &difference.mean_ratio])
-            .map(paired);
+        let columns = method.columns();
+        let cells = columns.filter_map(|(column, _)| difference.get(&column).map(paired));
         Some(row(&method.method, cells))
     });
     Table {
