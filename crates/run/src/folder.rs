@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use procfs::{Current, LockType};
+
 use crate::RunFileError;
 
 /// The first file that is made in a run's folder.
@@ -61,16 +63,10 @@ impl RunFolder {
         let lock = path.join(LOCK);
         let pid: u32 = fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
         let inode = fs::metadata(&lock).ok()?.ino();
-        let locks = fs::read_to_string("/proc/locks").ok()?;
-        // `1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF`
-        let is_held = locks.lines().any(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            words.get(1) == Some(&"FLOCK")
-                && words.get(4).and_then(|word| word.parse().ok()) == Some(pid)
-                && words
-                    .get(5)
-                    .and_then(|word| word.rsplit(':').next()?.parse().ok())
-                    == Some(inode)
+        let locks = procfs::Locks::current().ok()?;
+        let is_held = locks.0.iter().any(|lock| {
+            let holder = lock.pid.and_then(|pid| u32::try_from(pid).ok());
+            lock.lock_type == LockType::FLock && holder == Some(pid) && lock.inode == inode
         });
         is_held.then_some(pid)
     }

@@ -1,9 +1,10 @@
 //! What the process takes of its machine: memory, CPU, files, disk, GPUs. Read when somebody looks; what
 //! cannot be read is left out.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use nvml_wrapper::Nvml;
+use procfs::process::{LimitValue, Process};
 
 use crate::{metrics, samples::Samples};
 
@@ -49,15 +50,30 @@ impl Machine {
     }
 
     pub(crate) fn sample(&self, samples: &mut Samples<'_>) {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        samples.add_one(&metrics::RESIDENT, kibibytes(&status, "VmRSS:"));
-        samples.add_one(&metrics::PEAK_RESIDENT, kibibytes(&status, "VmHWM:"));
-        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        samples.add_one(&metrics::CPU_SECONDS, cpu_seconds(&stat));
-        let open = fs::read_dir("/proc/self/fd").ok();
-        samples.add_one(&metrics::OPEN_FILES, open.map(|files| files.count() as f64));
-        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-        samples.add_one(&metrics::OPEN_FILES_LIMIT, open_files_limit(&limits));
+        if let Ok(process) = Process::myself() {
+            let kibibytes = |count: Option<u64>| Some(1024.0 * count? as f64);
+            let status = process.status().ok();
+            let resident = status.as_ref().and_then(|status| status.vmrss);
+            samples.add_one(&metrics::RESIDENT, kibibytes(resident));
+            samples.add_one(
+                &metrics::PEAK_RESIDENT,
+                kibibytes(status.and_then(|status| status.vmhwm)),
+            );
+            let ticks = process
+                .stat()
+                .ok()
+                .map(|stat| (stat.utime + stat.stime) as f64);
+            let seconds = ticks.map(|ticks| ticks / procfs::ticks_per_second() as f64);
+            samples.add_one(&metrics::CPU_SECONDS, seconds);
+            let open = process.fd_count().ok();
+            samples.add_one(&metrics::OPEN_FILES, open.map(|count| count as f64));
+            let limits = process.limits().ok();
+            let limit = limits.and_then(|limits| match limits.max_open_files.soft_limit {
+                LimitValue::Value(limit) => Some(limit as f64),
+                LimitValue::Unlimited => None,
+            });
+            samples.add_one(&metrics::OPEN_FILES_LIMIT, limit);
+        }
         if let Ok(disk) = rustix::fs::statvfs(&self.folder) {
             let bytes = |blocks: u64| Some(blocks as f64 * disk.f_frsize as f64);
             samples.add_one(&metrics::DISK_FREE, bytes(disk.f_bavail));
@@ -99,54 +115,5 @@ impl Machine {
 
 /// The largest resident memory of this process so far.
 pub fn peak_resident_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    kibibytes(&status, "VmHWM:").map(|bytes| bytes as u64)
-}
-
-/// A line of /proc/self/status, in bytes.
-fn kibibytes(status: &str, key: &str) -> Option<f64> {
-    let rest = status.lines().find_map(|line| line.strip_prefix(key))?;
-    let kibibytes: f64 = rest.split_whitespace().next()?.parse().ok()?;
-    Some(1024.0 * kibibytes)
-}
-
-/// User and system time of /proc/self/stat: its fields 14 and 15. The second, the program's name, may hold
-/// spaces and brackets.
-fn cpu_seconds(stat: &str) -> Option<f64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11);
-    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some((user + system) / rustix::param::clock_ticks_per_second() as f64)
-}
-
-/// The soft limit of /proc/self/limits; absent where there is none.
-fn open_files_limit(limits: &str) -> Option<f64> {
-    let rest = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?;
-    rest.split_whitespace().next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_system_s_files_are_read() {
-        assert_eq!(
-            kibibytes("VmHWM:\t  2048 kB\nVmRSS:\t 1024 kB\n", "VmRSS:"),
-            Some(1_048_576.0)
-        );
-        let stat = "7 (a (b) c) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 1 0 1 1 1";
-        let ticks = rustix::param::clock_ticks_per_second() as f64;
-        assert_eq!(cpu_seconds(stat), Some(200.0 / ticks));
-        assert_eq!(
-            open_files_limit("Max open files            1024                 4096  files\n"),
-            Some(1024.0)
-        );
-        assert_eq!(
-            open_files_limit("Max open files  unlimited unlimited files\n"),
-            None
-        );
-    }
+    Some(1024 * Process::myself().ok()?.status().ok()?.vmhwm?)
 }
