@@ -10,15 +10,15 @@ use crossbeam::channel::Sender;
 use ddk_corpus::Cursor;
 use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
 use ddk_run::{
-    Journal, RunFileError,
+    RunFileError,
     records::{ByDomain, EventKind, MixtureLine, StopReason, seconds_since_1970},
 };
 use ddk_telemetry::metrics;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Interval, LoopState, Observer, RunPlan, batcher::SetInterval, interval::Evaluated,
-    messages::StudentControl,
+    Interval, LoopState, RunPlan, batcher::SetInterval, interval::Evaluated,
+    messages::StudentControl, worker::Context,
 };
 
 /// What the weight scheduler is told. The models' own lanes measure perplexities: the teacher's once, the student's
@@ -28,7 +28,7 @@ pub enum WeightSchedulerMessage {
     /// The teacher's perplexities, once per run.
     TeacherEvaluated(Vec<f64>),
     /// The next interval is due.
-    IntervalEnded(Box<IntervalEnd>),
+    IntervalEnded(IntervalEnd),
 }
 
 /// How an interval ended.
@@ -266,7 +266,7 @@ pub struct WeightSchedulerState {
     /// The teacher's perplexities, once known.
     pub teacher: Option<Vec<f64>>,
     /// An interval's end that waits for them.
-    pub waiting: Option<Box<IntervalEnd>>,
+    pub waiting: Option<IntervalEnd>,
 }
 
 impl WeightSchedulerState {
@@ -313,11 +313,7 @@ impl WeightSchedulerState {
 }
 
 /// Tells of a mixture that the next step is drawn by: its line, its gauges, and an event where an update was refused.
-pub(crate) fn announce(
-    line: &MixtureLine,
-    journal: &Journal,
-    observer: &dyn Observer,
-) -> Result<(), RunFileError> {
+pub(crate) fn announce(line: &MixtureLine, context: &Context) -> Result<(), RunFileError> {
     if let Some(reason) = &line.refused {
         metrics::REFUSED_UPDATES.with(&[]).increment(1);
         tracing::warn!(
@@ -326,13 +322,12 @@ pub(crate) fn announce(
             "the mixture stays: an update was refused"
         );
         let message = format!("the mixture of interval {} stays: {reason}", line.interval);
-        let event = journal.event(line.step, EventKind::Refused, &message)?;
-        observer.on_event(&event);
+        context.event(line.step, EventKind::Refused, &message)?;
     }
     publish(line);
     metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
-    journal.mixture(line)?;
-    observer.on_mixture(line);
+    context.journal.mixture(line)?;
+    context.observer.on_mixture(line);
     Ok(())
 }
 

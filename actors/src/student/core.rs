@@ -3,25 +3,22 @@
 mod ahead;
 mod lines;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 use ddk_mixture::{Needs, TrainingSums};
 use ddk_run::{
-    Journal, Measured, MicroBatchSums, RunFileError, StepPhase, UpdateStats,
+    Measured, MicroBatchSums, RunFileError, StepPhase, UpdateStats,
     records::{EventKind, SampleLine, StepLine, StopReason},
 };
 use ddk_settings::Spike;
-use ddk_telemetry::{Worker, metrics};
+use ddk_telemetry::metrics;
 
 use self::ahead::Ahead;
 use super::StudentLane;
 use crate::{
-    End, Labelled, LoopState, LossWindow, MicroBatch, Observer, Outcome, PortError, RunPlan,
-    Student, Totals, error::with_causes, teacher::BusySum, weight_scheduler::announce,
+    End, Labelled, LoopState, LossWindow, MicroBatch, Outcome, PortError, RunPlan, Student, Totals,
+    error::with_causes, weight_scheduler::announce,
 };
 
 /// What the micro-batches of a step add up to so far.
@@ -39,20 +36,14 @@ struct StepAccumulator {
 }
 
 /// The student with its books.
-pub(crate) struct Core<S: Student> {
+pub(crate) struct Core<'a, S: Student> {
+    lane: &'a StudentLane<S>,
     pub(crate) student: S,
     /// The loop after the last step; none before the first.
     pub(crate) state: Option<LoopState>,
     /// The micro-batch that is due.
     pub(crate) next_sequence: u64,
     ahead: Ahead,
-    plan: Arc<RunPlan>,
-    needs: Needs,
-    journal: Arc<Journal>,
-    observer: Arc<dyn Observer>,
-    teacher_busy: Arc<BusySum>,
-    teacher_perplexities: Arc<OnceLock<Vec<f64>>>,
-    first_sent: Arc<OnceLock<Instant>>,
     /// When this process's student was ready.
     started: Instant,
     /// Sums of the processes before this one.
@@ -73,25 +64,19 @@ pub(crate) struct Core<S: Student> {
     last_update: Option<Instant>,
 }
 
-impl<S: Student> Core<S> {
-    pub(crate) fn new(lane: &StudentLane<S>, student: S) -> Self {
-        let resume = lane.resume.clone();
+impl<'a, S: Student> Core<'a, S> {
+    pub(crate) fn new(lane: &'a StudentLane<S>, student: S, resume: Option<LoopState>) -> Self {
+        let plan = &lane.context.plan;
         let totals = match &resume {
             Some(state) => state.totals.clone(),
-            None => Totals::new(lane.plan.domains.len()),
+            None => Totals::new(plan.domains.len()),
         };
         Self {
+            lane,
             busy: student.busy_seconds(),
             student,
             next_sequence: 0,
-            ahead: Ahead::new(&lane.plan, resume.as_ref()),
-            plan: Arc::clone(&lane.plan),
-            needs: lane.needs,
-            journal: Arc::clone(&lane.journal),
-            observer: Arc::clone(&lane.observer),
-            teacher_busy: Arc::clone(&lane.teacher_busy),
-            teacher_perplexities: Arc::clone(&lane.teacher_perplexities),
-            first_sent: Arc::clone(&lane.first_sent),
+            ahead: Ahead::new(plan, resume.as_ref()),
             started: Instant::now(),
             before: totals.clone(),
             totals,
@@ -109,12 +94,16 @@ impl<S: Student> Core<S> {
                 .map_or_else(LossWindow::default, |state| state.losses.clone()),
             skipped_steps: resume.as_ref().map_or_else(Vec::new, |state| {
                 // A step that was rolled back since has been answered.
-                let counts = |step: &&u64| !lane.plan.skip.contains(step);
+                let counts = |step: &&u64| !plan.skip.contains(step);
                 state.skipped_steps.iter().filter(counts).copied().collect()
             }),
             state: resume,
             last_update: None,
         }
+    }
+
+    fn plan(&self) -> &'a RunPlan {
+        &self.lane.context.plan
     }
 
     pub(crate) fn step(&self) -> u64 {
@@ -133,10 +122,10 @@ impl<S: Student> Core<S> {
 
     /// Whether perplexities are measured now that an interval has ended: always before the first one.
     pub(crate) fn evaluation_is_due(&self) -> bool {
-        if self.needs == Needs::Perplexities || self.student_at_start.is_empty() {
+        if self.lane.needs == Needs::Perplexities || self.student_at_start.is_empty() {
             return true;
         }
-        let (Some(state), Some(every)) = (&self.state, self.plan.evaluation_every) else {
+        let (Some(state), Some(every)) = (&self.state, self.plan().evaluation_every) else {
             return false;
         };
         // Once for each multiple, at the end of the interval that it lies in.
@@ -147,7 +136,7 @@ impl<S: Student> Core<S> {
     pub(crate) fn training(&self) -> TrainingSums {
         match &self.state {
             Some(state) => state.interval_losses.clone(),
-            None => TrainingSums::new(self.plan.domains.len()),
+            None => TrainingSums::new(self.plan().domains.len()),
         }
     }
 
@@ -155,18 +144,18 @@ impl<S: Student> Core<S> {
     pub(crate) fn limit_reached(&self) -> Option<StopReason> {
         let state = self.state.as_ref()?;
         if self
-            .plan
+            .plan()
             .max_tokens
             .is_some_and(|limit| state.totals.all_tokens() >= limit)
         {
             return Some(StopReason::MaxTokens);
         }
-        let last = self.plan.max_steps?;
-        (state.step >= last).then_some(self.plan.max_steps_reason)
+        let last = self.plan().max_steps?;
+        (state.step >= last).then_some(self.plan().max_steps_reason)
     }
 
     pub(crate) fn save_is_due(&self) -> bool {
-        let every = self.plan.live.checkpoint_every();
+        let every = self.plan().live.checkpoint_every();
         self.step().is_multiple_of(every) && !self.is_saved()
     }
 
@@ -178,13 +167,13 @@ impl<S: Student> Core<S> {
     /// Whether the student is to be saved as it is, because an evaluation of it is on its way that may be the
     /// best so far.
     pub(crate) fn is_candidate(&self) -> bool {
-        self.plan.keep_best && !self.is_saved()
+        self.plan().keep_best && !self.is_saved()
     }
 
     /// Takes down what was measured after `step`; true where no student so far was nearer to the teacher, and
     /// a checkpoint is to be kept of this one that there is not yet.
     pub(crate) fn measured(&mut self, step: u64, student: &[f64]) -> bool {
-        let teacher = self.teacher_perplexities.get();
+        let teacher = self.lane.context.facts.teacher_perplexities.get();
         // Without a teacher nothing tells which student is the best.
         let Some(teacher) = teacher.filter(|teacher| step > 0 && !teacher.is_empty()) else {
             return false;
@@ -227,11 +216,7 @@ impl<S: Student> Core<S> {
         now - std::mem::replace(&mut self.busy, now)
     }
 
-    pub(crate) fn evaluate(
-        &mut self,
-        status: &Worker,
-        told_to_stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<f64>>, PortError> {
+    pub(crate) fn evaluate(&mut self) -> Result<Option<Vec<f64>>, PortError> {
         let began = Instant::now();
         self.newly_busy();
         let phase = if self.student_at_start.is_empty() {
@@ -239,10 +224,10 @@ impl<S: Student> Core<S> {
         } else {
             format!("evaluation of the student after step {}", self.step())
         };
-        let perplexities = self.measure(&phase, status, told_to_stop)?;
+        let perplexities = self.measure(&phase, false)?;
         let busy = self.newly_busy();
         // The first evaluation of a process comes before its first batch.
-        if self.first_sent.get().is_some() {
+        if self.lane.context.facts.first_sent.get().is_some() {
             self.totals.evaluation_seconds += busy;
         }
         metrics::STEP_SECONDS
@@ -251,46 +236,40 @@ impl<S: Student> Core<S> {
         let Some(perplexities) = perplexities else {
             return Ok(None);
         };
-        let mut flops = self.plan.evaluation_flops;
+        let mut flops = self.plan().evaluation_flops;
         // Before the first step of a run, or of a fork whose domains are others.
         if self.student_at_start.is_empty() {
             self.student_at_start = perplexities.clone();
-            flops += self.plan.teacher_evaluation_flops;
+            flops += self.plan().teacher_evaluation_flops;
         }
         self.count_evaluation(flops);
         Ok(Some(perplexities))
     }
 
-    /// The perplexities as they are now; who watches sees how far that is.
-    fn measure(
-        &mut self,
-        phase: &str,
-        status: &Worker,
-        told_to_stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<f64>>, PortError> {
-        let meter = status.meter(phase, "documents");
-        let observer = &self.observer;
+    /// The perplexities as they are now; who watches sees how far that is. `None` where it is told to stop.
+    fn measure(&mut self, phase: &str, is_last: bool) -> Result<Option<Vec<f64>>, PortError> {
+        let lane = self.lane;
+        let (meter, told_to_stop) = (
+            lane.line.meter(phase, "documents"),
+            lane.told_to_stop(is_last),
+        );
         self.student.perplexities(&|done, total| {
-            observer.on_progress(&meter.at(done, total));
+            lane.context.observer.on_progress(&meter.at(done, total));
             told_to_stop()
         })
     }
 
     fn count_evaluation(&mut self, flops: f64) {
         self.totals.evaluation_flops += flops;
-        if self.needs == Needs::Perplexities {
+        if self.lane.needs == Needs::Perplexities {
             self.totals.mixture_flops += flops;
         }
     }
 
     /// Perplexities at the run's end: for its result, not for a mixture.
-    pub(crate) fn evaluate_last(
-        &mut self,
-        status: &Worker,
-        told_to_stop: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<f64>>, PortError> {
-        let perplexities = self.measure("last evaluation of the student", status, told_to_stop)?;
-        self.totals.evaluation_flops += self.plan.evaluation_flops;
+    pub(crate) fn evaluate_last(&mut self) -> Result<Option<Vec<f64>>, PortError> {
+        let perplexities = self.measure("last evaluation of the student", true)?;
+        self.totals.evaluation_flops += self.plan().evaluation_flops;
         if let Some(perplexities) = &perplexities {
             self.measured(self.step(), perplexities);
         }
@@ -315,10 +294,8 @@ impl<S: Student> Core<S> {
             Some(accumulator) => accumulator,
             None => self.begin_step(&batch)?,
         };
-        // Until the interval was set, the wait was for the mixture (counted as the boundary's).
-        let waited = Instant::now()
-            .saturating_duration_since(began.max(batch.interval_set))
-            .as_secs_f64();
+        // The wait for the mixture is the boundary's.
+        let waited = batch.waited_since(began);
         self.totals.data_wait_seconds += data_wait;
         // What of it was for rows; teachers that waited for them while others were at work held nobody up.
         let data = data_wait.min(waited);
@@ -328,7 +305,7 @@ impl<S: Student> Core<S> {
         ];
         accumulator.sums.add_seconds(waits);
         accumulator.teacher_seconds += teacher_seconds;
-        if self.plan.skip.contains(&batch.step) {
+        if self.plan().skip.contains(&batch.step) {
             accumulator.sums.ce = f64::NAN;
         } else {
             let sums = self.student.accumulate(&batch, signal)?;
@@ -360,7 +337,7 @@ impl<S: Student> Core<S> {
         if batch.step == batch.interval.first_step
             && let Some(line) = &batch.interval.line
         {
-            announce(line, &self.journal, &*self.observer).map_err(unwritten)?;
+            announce(line, &self.lane.context).map_err(unwritten)?;
         }
         if batch.step == batch.interval.first_step
             && let Some(update) = self.last_update
@@ -370,8 +347,8 @@ impl<S: Student> Core<S> {
             metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
         }
         Ok(StepAccumulator {
-            drawn: vec![0; self.plan.domains.len()],
-            losses: TrainingSums::new(self.plan.domains.len()),
+            drawn: vec![0; self.plan().domains.len()],
+            losses: TrainingSums::new(self.plan().domains.len()),
             ..StepAccumulator::default()
         })
     }
@@ -381,19 +358,22 @@ impl<S: Student> Core<S> {
         let sums = &accumulator.sums;
         let predictions = batch.step_predictions as f64;
         let (ce, kl) = (sums.ce / predictions, sums.kl / predictions);
-        let layer_weight = self.plan.layer_weight;
+        let layer_weight = self.plan().layer_weight;
         let layer = layer_weight.map(|_| sums.layer / predictions);
         let of_layers = layer_weight.unwrap_or(0.0) * layer.unwrap_or(0.0);
-        let loss = ce + self.plan.gamma * kl + of_layers;
+        let loss = ce + self.plan().gamma * kl + of_layers;
         let update = self.update(batch.step, loss)?;
         accumulator.sums.add_seconds(update.seconds);
         let student_busy = self.newly_busy();
         self.totals.student_busy_seconds += student_busy;
         let teacher_busy_before = self.totals.teacher_busy_seconds;
         self.totals.teacher_busy_seconds =
-            self.before.teacher_busy_seconds + self.teacher_busy.get();
+            self.before.teacher_busy_seconds + *self.lane.context.facts.teacher_busy.lock();
         let teacher_busy = self.totals.teacher_busy_seconds - teacher_busy_before;
         let elapsed = self
+            .lane
+            .context
+            .facts
             .first_sent
             .get()
             .map_or(0.0, |first| first.elapsed().as_secs_f64());
@@ -415,7 +395,7 @@ impl<S: Student> Core<S> {
             loss,
             ce,
             kl,
-            gamma: self.plan.gamma,
+            gamma: self.plan().gamma,
             layer,
             layer_weight,
             learning_rate: update.learning_rate,
@@ -435,7 +415,7 @@ impl<S: Student> Core<S> {
             .with(&["teacher"])
             .record(accumulator.teacher_seconds);
         let in_a_second = |amount: f64| amount / step_seconds.max(1e-9);
-        let lanes = self.plan.teacher_lanes as f64;
+        let lanes = self.plan().teacher_lanes as f64;
         for (model, busy, flops) in [
             ("student", student_busy, accumulator.sums.student_flops),
             (
@@ -454,8 +434,8 @@ impl<S: Student> Core<S> {
     /// Updates the weights, unless the step's data is passed over or its loss is a spike; asks to be rolled
     /// back where that is the only way on.
     fn update(&mut self, step: u64, loss: f64) -> Result<UpdateStats, PortError> {
-        let guard = &self.plan.guard;
-        if self.plan.skip.contains(&step) {
+        let guard = &self.plan().guard;
+        if self.plan().skip.contains(&step) {
             metrics::SKIPPED_UPDATES.with(&["skip_list"]).increment(1);
             return self.student.discard(step, "its data is on the skip list");
         }
@@ -484,12 +464,12 @@ impl<S: Student> Core<S> {
         };
         if update.skipped.is_none() {
             self.skipped_steps.clear();
-            self.losses.push(loss, &self.plan.guard);
+            self.losses.push(loss, &self.plan().guard);
             return Ok(update);
         }
         metrics::SKIPPED_UPDATES.with(&[reason]).increment(1);
         self.skipped_steps.push(step);
-        if self.skipped_steps.len() as u64 >= self.plan.guard.max_skipped {
+        if self.skipped_steps.len() as u64 >= self.plan().guard.max_skipped {
             // Steps on the skip list may lie in between.
             let first = self.skipped_steps[0];
             return roll_back(first, "no update could be made".to_owned());

@@ -34,7 +34,7 @@ impl Ahead {
     }
 }
 
-impl<S: Student> Core<S> {
+impl<S: Student> Core<'_, S> {
     /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the
     /// one that is due now.
     pub(crate) fn is_ahead(&self) -> bool {
@@ -54,12 +54,12 @@ impl<S: Student> Core<S> {
 
     /// Intervals that follow from an evaluation on this lane.
     pub(crate) fn intervals_due(&self) -> u64 {
-        1 + self.plan.lag
+        1 + self.plan().lag
     }
 
     /// Remembers what was measured, or that nothing was, after the last step.
     pub(crate) fn remember(&mut self, perplexities: Option<&[f64]>) {
-        if self.plan.lag > 0 {
+        if self.plan().lag > 0 {
             let evaluated = Evaluated::new(self.step(), perplexities.unwrap_or_default());
             self.ahead = Ahead::Known(evaluated);
         }
@@ -70,7 +70,7 @@ impl<S: Student> Core<S> {
         self.newly_busy();
         let weights = self.student.weights()?;
         self.totals.evaluation_seconds += self.newly_busy();
-        self.count_evaluation(self.plan.evaluation_flops);
+        self.count_evaluation(self.plan().evaluation_flops);
         self.ahead = Ahead::Awaited;
         Ok(weights)
     }

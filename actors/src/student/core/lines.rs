@@ -12,7 +12,7 @@ use ddk_telemetry::metrics;
 use super::{Core, StepAccumulator, unwritten};
 use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student};
 
-impl<S: Student> Core<S> {
+impl<S: Student> Core<'_, S> {
     pub(super) fn sample(&self, batch: &MicroBatch, sample: &Sample) -> SampleLine {
         let spans = sample.sequence.spans.iter().map(|span| SampleSpan {
             document: span.document,
@@ -22,7 +22,7 @@ impl<S: Student> Core<S> {
         SampleLine {
             step: batch.step,
             row: sample.sequence.number,
-            domain: self.plan.domains[usize::from(sample.domain)].clone(),
+            domain: self.plan().domains[usize::from(sample.domain)].clone(),
             mixture_version: batch.interval.index,
             pass: sample.epoch,
             spans: spans.collect(),
@@ -30,10 +30,8 @@ impl<S: Student> Core<S> {
     }
 
     pub(super) fn event(&self, step: u64, kind: EventKind, message: &str) -> Result<(), PortError> {
-        let event = self.journal.event(step, kind, message);
-        let event = event.map_err(unwritten)?;
-        self.observer.on_event(&event);
-        Ok(())
+        let event = self.lane.context.event(step, kind, message);
+        event.map_err(unwritten)
     }
 
     /// Writes the step's lines, then takes down the state that a checkpoint of this step holds.
@@ -45,15 +43,12 @@ impl<S: Student> Core<S> {
     ) -> Result<(), RunFileError> {
         if let Some(reason) = &line.skipped {
             let message = format!("the update of step {} was not made: {reason}", line.step);
-            self.observer.on_event(
-                &self
-                    .journal
-                    .event(line.step, EventKind::Skipped, &message)?,
-            );
+            let context = &self.lane.context;
+            context.event(line.step, EventKind::Skipped, &message)?;
         }
-        self.journal.step(line)?;
-        self.journal.samples(&accumulator.samples)?;
-        let domains = self.plan.domains.len();
+        self.lane.context.journal.step(line)?;
+        self.lane.context.journal.samples(&accumulator.samples)?;
+        let domains = self.plan().domains.len();
         let same_interval = self
             .state
             .as_ref()
@@ -70,11 +65,20 @@ impl<S: Student> Core<S> {
             interval_losses.add(&accumulator.losses);
         }
         if line.step == interval.last_step() {
-            self.journal
+            self.lane
+                .context
+                .journal
                 .drawn(&self.drawn(interval, &interval_tokens))?;
         }
         let student = self.student_at_start.clone();
-        let teacher = self.teacher_perplexities.get().cloned().unwrap_or_default();
+        let teacher = self
+            .lane
+            .context
+            .facts
+            .teacher_perplexities
+            .get()
+            .cloned()
+            .unwrap_or_default();
         self.state = Some(LoopState {
             step: line.step,
             interval: interval.clone(),
@@ -84,7 +88,7 @@ impl<S: Student> Core<S> {
             interval_losses,
             measured: self.measured.clone(),
             totals: self.totals.clone(),
-            lengths: self.journal.lengths(),
+            lengths: self.lane.context.journal.lengths(),
             losses: self.losses.clone(),
             skipped_steps: self.skipped_steps.clone(),
         });
@@ -92,17 +96,22 @@ impl<S: Student> Core<S> {
     }
 
     fn drawn(&self, interval: &Interval, tokens: &[u64]) -> DrawnLine {
-        let ends = interval.cursors_at_end(&self.plan.domain_rows);
-        let drawn = self.plan.domains.iter().enumerate().map(|(domain, name)| {
-            let passes = ends[domain].passes(self.plan.domain_rows[domain]);
-            metrics::PASSES.with(&[name]).set(passes);
-            let drawn = Drawn {
-                rows: interval.counts[domain],
-                tokens: tokens[domain],
-                passes,
-            };
-            (name.clone(), drawn)
-        });
+        let ends = interval.cursors_at_end(&self.plan().domain_rows);
+        let drawn = self
+            .plan()
+            .domains
+            .iter()
+            .enumerate()
+            .map(|(domain, name)| {
+                let passes = ends[domain].passes(self.plan().domain_rows[domain]);
+                metrics::PASSES.with(&[name]).set(passes);
+                let drawn = Drawn {
+                    rows: interval.counts[domain],
+                    tokens: tokens[domain],
+                    passes,
+                };
+                (name.clone(), drawn)
+            });
         DrawnLine {
             interval: interval.index,
             drawn: drawn.collect(),
@@ -118,7 +127,7 @@ impl<S: Student> Core<S> {
     ) {
         metrics::STEPS.with(&[]).increment(1);
         metrics::STEP.with(&[]).set(line.step as f64);
-        for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
+        for (domain, tokens) in self.plan().domains.iter().zip(tokens) {
             metrics::TOKENS.with(&[domain]).increment(*tokens);
         }
         metrics::TOKENS_PER_SECOND
@@ -127,13 +136,13 @@ impl<S: Student> Core<S> {
         metrics::WHOLE_STEP_SECONDS.with(&[]).record(step_seconds);
         if let Some(state) = &self.state {
             let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
-            for (domain, tokens) in self.plan.domains.iter().zip(&state.interval_tokens) {
+            for (domain, tokens) in self.plan().domains.iter().zip(&state.interval_tokens) {
                 metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
             }
         }
         metrics::CHECKPOINT_EVERY
             .with(&[])
-            .set(self.plan.live.checkpoint_every() as f64);
+            .set(self.plan().live.checkpoint_every() as f64);
         let terms = [
             ("total", Some(line.loss)),
             ("ce", Some(line.ce)),
@@ -152,10 +161,10 @@ impl<S: Student> Core<S> {
                 .with(&[&phase.to_string()])
                 .record(*seconds);
         }
-        let names = self.plan.domains.iter().map(String::as_str);
-        self.observer.on_step(&StepReport {
+        let names = self.plan().domains.iter().map(String::as_str);
+        self.lane.context.observer.on_step(&StepReport {
             line,
-            limit: self.plan.max_steps,
+            limit: self.plan().max_steps,
             weights: names.zip(interval.weights.iter().copied()).collect(),
             totals: &self.totals,
         });
