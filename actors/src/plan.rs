@@ -1,7 +1,7 @@
 //! What a run is to do.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -113,17 +113,20 @@ impl Live {
 impl RunPlan {
     /// A list by domain as a map by name.
     pub fn by_name(&self, values: &[f64]) -> ByDomain {
-        self.domains
-            .iter()
-            .cloned()
-            .zip(values.iter().copied())
-            .collect()
+        self.known_by_name(values.iter().copied().map(Some))
     }
 
     /// As [`Self::by_name`], without the values that are not finite.
     pub fn finite_by_name(&self, values: &[f64]) -> ByDomain {
-        let mut map: BTreeMap<String, f64> = self.by_name(values);
-        map.retain(|_, value| value.is_finite());
-        map
+        let finite = |value: &f64| value.is_finite().then_some(*value);
+        self.known_by_name(values.iter().map(finite))
+    }
+
+    /// As [`Self::by_name`], without those that there are not.
+    pub fn known_by_name(&self, values: impl IntoIterator<Item = Option<f64>>) -> ByDomain {
+        let named = self.domains.iter().cloned().zip(values);
+        named
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect()
     }
 }

@@ -74,14 +74,14 @@ impl<S: Student> StudentLane<S> {
     pub fn work(
         self,
         factory: StudentFactory<S>,
-        resume: Option<LoopState>,
+        state: LoopState,
         ready: Ready,
     ) -> Result<(), Exit> {
         let student = factory()?;
         // Before its first evaluation: from here on, a stop lets the student save.
         self.context.board.set_ready(true);
         ready.say();
-        let mut core = Core::new(&self, student, resume);
+        let mut core = Core::new(&self, student, state);
         let end = self.train(&mut core)?;
         if !core.is_whole() {
             self.settle(&mut core, &mut Told::default())?;
@@ -207,7 +207,7 @@ impl<S: Student> StudentLane<S> {
         let intervals = if core.is_ahead() {
             1
         } else {
-            core.intervals_due()
+            1 + self.context.plan.lag
         };
         core.remember(perplexities.as_deref());
         let is_best = perplexities
@@ -217,7 +217,7 @@ impl<S: Student> StudentLane<S> {
             step: core.step(),
             student: perplexities,
             intervals,
-            training: core.training(),
+            training: core.state.interval_losses.clone(),
         };
         let ended = WeightSchedulerMessage::IntervalEnded(ended);
         self.scheduler.cast(ended).map_err(|error| {
@@ -246,11 +246,8 @@ impl<S: Student> StudentLane<S> {
 
     /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
     fn save(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
-        let Some(state) = core.state.clone() else {
-            return Ok(());
-        };
         let began = Instant::now();
-        let step = state.step;
+        let (step, state) = (core.step(), core.state.clone());
         let files = core.student.snapshot()?;
         let (reply, result) = bounded(1);
         let request = SaveRequest {

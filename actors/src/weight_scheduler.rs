@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use ddk_corpus::Cursor;
-use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
+use ddk_mixture::{Decision, Feedback, Perplexities, Policy, TrainingSums, limit};
 use ddk_run::{
     RunFileError,
-    records::{ByDomain, EventKind, MixtureLine, StopReason, seconds_since_1970},
+    records::{EventKind, MixtureLine, StopReason, seconds_since_1970},
 };
 use ddk_telemetry::metrics;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -48,13 +48,8 @@ pub struct IntervalEnd {
 pub struct Scheduler {
     plan: Arc<RunPlan>,
     policy: Box<dyn Policy>,
-    quota: Quota,
-    /// Where the domains stand when the next interval begins.
-    cursors: Vec<Cursor>,
-    next_index: u64,
-    next_first_step: u64,
-    /// The mixture in use, kept where an update is refused.
-    weights: Vec<f64>,
+    /// The interval set last; the next one follows from it.
+    last: Arc<Interval>,
     /// The last evaluation: the step after which it was made, and what it gave.
     evaluated: (u64, Perplexities),
 }
@@ -63,7 +58,7 @@ pub struct Scheduler {
 #[derive(Debug)]
 pub enum Verdict {
     /// Draw the next interval.
-    Next(Box<Interval>),
+    Next(Arc<Interval>),
     /// The run is done when the interval before has been trained on.
     Finish(StopReason),
     /// The run ends before another interval would begin.
@@ -71,41 +66,15 @@ pub enum Verdict {
 }
 
 impl Scheduler {
-    /// Before the first interval, or going on after `resume`.
-    pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, resume: Option<&LoopState>) -> Self {
-        let domains = plan.domains.len();
-        match resume {
-            None => Self {
-                policy,
-                quota: Quota::new(domains),
-                cursors: vec![Cursor::default(); domains],
-                next_index: 0,
-                next_first_step: 1,
-                weights: plan.natural.clone(),
-                evaluated: (
-                    0,
-                    Perplexities {
-                        student: Vec::new(),
-                        teacher: Vec::new(),
-                    },
-                ),
-                plan,
-            },
-            Some(LoopState {
-                interval, at_start, ..
-            }) => Self {
-                policy,
-                quota: interval.quota.clone(),
-                cursors: interval.cursors_at_end(&plan.domain_rows),
-                next_index: interval.index + 1,
-                next_first_step: interval.last_step() + 1,
-                weights: interval.weights.clone(),
-                evaluated: (
-                    interval.evaluated.step,
-                    interval.evaluated.perplexities(&at_start.teacher),
-                ),
-                plan,
-            },
+    /// Goes on after the interval of `state`.
+    pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, state: &LoopState) -> Self {
+        let evaluated = &state.interval.evaluated;
+        let perplexities = evaluated.perplexities(&state.at_start.teacher);
+        Self {
+            plan,
+            policy,
+            evaluated: (evaluated.step, perplexities),
+            last: Arc::new(state.interval.clone()),
         }
     }
 
@@ -120,19 +89,18 @@ impl Scheduler {
             self.evaluated = (ended.step, perplexities.clone());
         }
         let (decision, refused) = self.decide(&ended.training, measured);
-        let steps = self.policy.update_every();
-        let until = |last: u64| (last + 1).saturating_sub(self.next_first_step);
-        let steps = self
-            .plan
-            .max_steps
-            .map_or(steps, |last| steps.min(until(last)));
+        let first_step = self.last.last_step() + 1;
+        let until = |last: u64| (last + 1).saturating_sub(first_step);
         let end = self.plan.interval_end.map(until).filter(|left| *left > 0);
-        let steps = end.map_or(steps, |left| steps.min(left));
+        let limits = [self.plan.max_steps.map(until), end];
+        let limits = limits.into_iter().flatten();
+        let steps = limits.fold(self.policy.update_every(), u64::min);
         if steps == 0 {
             return Verdict::Nothing;
         }
         // Where passes are limited, the last interval is as long as what is left.
-        let left = self.rows_left();
+        let cursors = self.last.cursors_at_end(&self.plan.domain_rows);
+        let left = self.rows_left(&cursors);
         let whole: Option<Vec<u64>> = left.iter().copied().collect();
         let steps_left = whole.map(|rows| rows.iter().sum::<u64>() / self.plan.rows_per_step);
         let steps = steps_left.map_or(steps, |left| steps.min(left));
@@ -141,44 +109,34 @@ impl Scheduler {
         }
         let rows = steps * self.plan.rows_per_step;
         let target = limit(&decision.weights, &left, rows);
-        let cursors = self.cursors.clone();
-        let counts = self.quota.draw(&target, rows);
+        let mut quota = self.last.quota.clone();
         let mut interval = Interval {
-            index: self.next_index,
-            first_step: self.next_first_step,
+            index: self.last.next_index(),
+            first_step,
             steps,
             weights: decision.weights.clone(),
-            target: target.clone(),
-            counts,
+            counts: quota.draw(&target, rows),
+            target,
             policy: self.policy.state(),
-            quota: self.quota.clone(),
+            quota,
             cursors,
             evaluated: Evaluated::new(self.evaluated.0, &self.evaluated.1.student),
             line: None,
         };
-        let plan = &self.plan;
-        let by_name = |values: Option<Vec<f64>>| values.map(|values| plan.by_name(&values));
-        let line = MixtureLine {
-            previous_weights: by_name(decision.previous),
-            discrepancy: by_name(decision.discrepancy),
-            losses: decision.losses.map(|losses| known(plan, &losses)),
-            reference: by_name(decision.reference),
-            excess: by_name(decision.excess),
-            mean_weights: by_name(decision.mean_weights),
-            refused,
-            ..self.line(&interval)
-        };
-        self.cursors = interval.cursors_at_end(&self.plan.domain_rows);
-        self.weights = decision.weights;
-        self.next_index += 1;
-        self.next_first_step += steps;
-        interval.line = Some(Arc::new(line));
-        Verdict::Next(Box::new(interval))
+        interval.line = Some(Arc::new(self.line(&interval, decision, refused)));
+        self.last = Arc::new(interval);
+        Verdict::Next(Arc::clone(&self.last))
     }
 
-    /// What is known of an interval that is drawn by: its mixture, and the perplexities measured last.
-    pub fn line(&self, interval: &Interval) -> MixtureLine {
+    /// The line of an interval: its mixture, what that was made from, and the perplexities measured last.
+    pub fn line(
+        &self,
+        interval: &Interval,
+        decision: Decision,
+        refused: Option<String>,
+    ) -> MixtureLine {
         let plan = &self.plan;
+        let by_name = |values: Option<Vec<f64>>| values.map(|values| plan.by_name(&values));
         let (evaluated_at_step, perplexities) = &self.evaluated;
         MixtureLine {
             interval: interval.index,
@@ -188,17 +146,17 @@ impl Scheduler {
             alpha: self.policy.alpha(),
             weights: plan.by_name(&interval.weights),
             target: plan.by_name(&interval.target),
-            previous_weights: None,
+            previous_weights: by_name(decision.previous),
             student_perplexity: plan.finite_by_name(&perplexities.student),
             teacher_perplexity: plan.finite_by_name(&perplexities.teacher),
             ratio: plan.finite_by_name(&perplexities.ratios()),
             evaluated_at_step: *evaluated_at_step,
-            discrepancy: None,
-            losses: None,
-            reference: None,
-            excess: None,
-            mean_weights: None,
-            refused: None,
+            discrepancy: by_name(decision.discrepancy),
+            losses: decision.losses.map(|losses| plan.known_by_name(losses)),
+            reference: by_name(decision.reference),
+            excess: by_name(decision.excess),
+            mean_weights: by_name(decision.mean_weights),
+            refused,
         }
     }
 
@@ -207,21 +165,19 @@ impl Scheduler {
         training: &TrainingSums,
         perplexities: Option<&Perplexities>,
     ) -> (Decision, Option<String>) {
-        let decision = match self.next_index {
+        let feedback = Feedback {
+            perplexities,
+            training,
+        };
+        let decision = match self.last.next_index() {
             0 => self.policy.first(&self.plan.natural, &self.evaluated.1),
-            _ => {
-                let feedback = Feedback {
-                    perplexities,
-                    training,
-                };
-                self.policy.next(&self.weights, &feedback)
-            }
+            _ => self.policy.next(&self.last.weights, &feedback),
         };
         match decision {
             Ok(decision) => (decision, None),
             Err(refused) => {
                 let kept = Decision {
-                    weights: self.weights.clone(),
+                    weights: self.last.weights.clone(),
                     ..Decision::default()
                 };
                 (kept, Some(refused.to_string()))
@@ -230,8 +186,8 @@ impl Scheduler {
     }
 
     /// Rows that each domain may still give, where passes are limited.
-    fn rows_left(&self) -> Vec<Option<u64>> {
-        self.cursors
+    fn rows_left(&self, cursors: &[Cursor]) -> Vec<Option<u64>> {
+        cursors
             .iter()
             .zip(&self.plan.domain_rows)
             .map(|(cursor, &rows)| {
@@ -240,14 +196,6 @@ impl Scheduler {
             })
             .collect()
     }
-}
-
-/// Those that there are, by name.
-fn known(plan: &RunPlan, values: &[Option<f64>]) -> ByDomain {
-    let named = plan.domains.iter().zip(values);
-    named
-        .filter_map(|(name, value)| Some((name.clone(), (*value)?)))
-        .collect()
 }
 
 /// The actor.
@@ -291,7 +239,7 @@ impl WeightSchedulerState {
             match self.scheduler.ended(&ended, measured.as_ref()) {
                 Verdict::Next(interval) => {
                     let set = SetInterval {
-                        interval: Arc::new(*interval),
+                        interval,
                         steps_done: 0,
                     };
                     let sent = self.intervals.try_send(set);
@@ -301,7 +249,7 @@ impl WeightSchedulerState {
                     self.finished = true;
                     let sent = self.student.try_send(StudentControl::Finish(
                         reason,
-                        self.scheduler.next_first_step - 1,
+                        self.scheduler.last.last_step(),
                     ));
                     sent.map_err(|_| "the student does not take the run's end")?;
                 }

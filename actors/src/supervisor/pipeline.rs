@@ -4,7 +4,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never};
 use ddk_corpus::{Cursor, Sample};
-use ddk_mixture::{Policy, TrainingSums};
+use ddk_mixture::{Decision, Policy, TrainingSums};
 use ddk_run::records::EventKind;
 use ddk_telemetry::{Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorRef};
@@ -64,6 +64,7 @@ where
     S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
 {
     let plan = Arc::new(plan);
+    let state = resume.unwrap_or_else(|| LoopState::new(&plan, policy.state()));
     let (stop, stopped) = bounded(0);
     // Three words at most: a stop, a failure, the run's end.
     let (control, words) = bounded(4);
@@ -101,14 +102,14 @@ where
     let (intervals, set_intervals) = bounded(2);
     let needs = policy.needs();
     let scheduler = WeightSchedulerState {
-        scheduler: Scheduler::new(Arc::clone(&plan), policy, resume.as_ref()),
+        scheduler: Scheduler::new(Arc::clone(&plan), policy, &state),
         intervals,
         student: pipeline.control.clone(),
         finished: false,
         teacher: teacher_perplexities,
         waiting: None,
     };
-    let scheduler = start_scheduler(&plan, scheduler, resume.as_ref()).await?;
+    let scheduler = start_scheduler(&plan, scheduler, &state).await?;
     let mut batcher = Batcher {
         intervals: context.end(set_intervals, None, &WorkerId::Batcher),
         rows: Vec::new(),
@@ -116,7 +117,7 @@ where
         hook: parts.batcher,
         context: context.clone(),
     };
-    let cursors = start_cursors(&plan, resume.as_ref());
+    let cursors = state.cursors(plan.seed, plan.rows_per_step, &plan.domain_rows);
     for (domain, (id, cursor)) in loaders.iter().zip(cursors).enumerate() {
         let rows = pipeline.add_loader(id, domain, cursor, &parts.rows);
         batcher.rows.push(rows);
@@ -157,7 +158,7 @@ where
     )];
     let again = |id: WorkerId| (id.clone(), pipeline.body(&id));
     workers.extend(teachers.into_iter().map(again));
-    let work = |ready| student.work(factory, resume, ready);
+    let work = |ready| student.work(factory, state, ready);
     workers.push((WorkerId::Student, Box::new(work)));
     workers.push((WorkerId::Batcher, Box::new(|ready| batcher.work(ready))));
     workers.extend(loaders.into_iter().map(again));
@@ -172,17 +173,20 @@ where
 async fn start_scheduler(
     plan: &RunPlan,
     scheduler: WeightSchedulerState,
-    resume: Option<&LoopState>,
+    state: &LoopState,
 ) -> Result<ActorRef<WeightSchedulerMessage>, RunError> {
     if let Some(last) = plan.max_steps {
         metrics::STEP_LIMIT.with(&[]).set(last as f64);
     }
-    let saved = resume.map_or(0, |state| state.step);
-    metrics::CHECKPOINT_STEP.with(&[]).set(saved as f64);
-    if let Some(state) = resume {
+    metrics::CHECKPOINT_STEP.with(&[]).set(state.step as f64);
+    if state.step > 0 {
         // What a run that goes on is drawn by is seen at once, not with the next mixture.
-        publish(&scheduler.scheduler.line(&state.interval));
-        let cursors = state.interval.cursors.iter().zip(&plan.domain_rows);
+        let interval = &state.interval;
+        let line = scheduler
+            .scheduler
+            .line(interval, Decision::default(), None);
+        publish(&line);
+        let cursors = interval.cursors.iter().zip(&plan.domain_rows);
         for (domain, (cursor, rows)) in plan.domains.iter().zip(cursors) {
             metrics::PASSES.with(&[domain]).set(cursor.passes(*rows));
         }
@@ -190,17 +194,17 @@ async fn start_scheduler(
     let lost = |error: &dyn std::error::Error| RunError::Lost(error.to_string());
     // Within an interval the run goes on with it; at its end the student evaluates first. Where mixtures lag,
     // the one after it follows from what is known.
-    if let Some(state) = resume.filter(|state| !state.at_interval_end()) {
+    if !state.at_interval_end() {
         let set = SetInterval {
             interval: Arc::new(state.interval.clone()),
-            steps_done: state.step + 1 - state.interval.first_step,
+            steps_done: state.steps_done(),
         };
         let sent = scheduler.intervals.try_send(set);
         sent.map_err(|error| lost(&error))?;
     }
     let started = Actor::spawn(None, WeightScheduler, scheduler).await;
     let (scheduler, _) = started.map_err(|error| lost(&error))?;
-    if let Some(ended) = resume.and_then(|state| known_ahead(plan, state)) {
+    if let Some(ended) = known_ahead(plan, state) {
         let ended = WeightSchedulerMessage::IntervalEnded(ended);
         scheduler.cast(ended).map_err(|error| lost(&error))?;
     }
@@ -217,19 +221,6 @@ fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<IntervalEnd> {
         intervals: 1,
         training: TrainingSums::new(plan.domains.len()),
     })
-}
-
-/// Where each domain's loader begins: after the rows of all steps made.
-fn start_cursors(plan: &RunPlan, resume: Option<&LoopState>) -> Vec<Cursor> {
-    let Some(state) = resume else {
-        return vec![Cursor::default(); plan.domains.len()];
-    };
-    let steps_done = state.step + 1 - state.interval.first_step;
-    let order = state.interval.order(plan.seed);
-    let rows = (steps_done * plan.rows_per_step) as usize;
-    state
-        .interval
-        .cursors_after(&order, rows, &plan.domain_rows)
 }
 
 impl Pipeline {

@@ -18,9 +18,9 @@ pub(super) enum Ahead {
 
 impl Ahead {
     /// At a run's start, or where it goes on.
-    pub(super) fn new(plan: &RunPlan, resume: Option<&LoopState>) -> Self {
-        resume
-            .and_then(|state| state.ahead.clone())
+    pub(super) fn new(plan: &RunPlan, state: &LoopState) -> Self {
+        let ahead = state.ahead.clone();
+        ahead
             .filter(|_| plan.lag > 0)
             .map_or(Self::None, Self::Known)
     }
@@ -48,18 +48,12 @@ impl<S: Student> Core<'_, S> {
 
     /// Whether the state of the last step is whole: a checkpoint holds what the next mixture follows from.
     pub(crate) fn is_whole(&self) -> bool {
-        let lacks = |state: &LoopState| self.is_ahead() && state.ahead.is_none();
-        !self.state.as_ref().is_some_and(lacks)
-    }
-
-    /// Intervals that follow from an evaluation on this lane.
-    pub(crate) fn intervals_due(&self) -> u64 {
-        1 + self.plan().lag
+        !self.is_ahead() || self.state.ahead.is_some()
     }
 
     /// Remembers what was measured, or that nothing was, after the last step.
     pub(crate) fn remember(&mut self, perplexities: Option<&[f64]>) {
-        if self.plan().lag > 0 {
+        if self.plan.lag > 0 {
             let evaluated = Evaluated::new(self.step(), perplexities.unwrap_or_default());
             self.ahead = Ahead::Known(evaluated);
         }
@@ -70,7 +64,7 @@ impl<S: Student> Core<'_, S> {
         self.newly_busy();
         let weights = self.student.weights()?;
         self.totals.evaluation_seconds += self.newly_busy();
-        self.count_evaluation(self.plan().evaluation_flops);
+        self.count_evaluation(self.plan.evaluation_flops);
         self.ahead = Ahead::Awaited;
         Ok(weights)
     }
@@ -85,8 +79,8 @@ impl<S: Student> Core<'_, S> {
         self.measured(copy.step, &copy.perplexities);
         let evaluated = Evaluated::new(copy.step, &copy.perplexities);
         // Before the interval's first step the state is that of the interval before.
-        if let Some(state) = self.state.as_mut().filter(|state| state.step > copy.step) {
-            state.ahead = Some(evaluated.clone());
+        if self.step() > copy.step {
+            self.state.ahead = Some(evaluated.clone());
         }
         self.ahead = Ahead::Known(evaluated);
     }

@@ -2,7 +2,7 @@
 //! metrics, what is told to the observer.
 
 use ddk_corpus::Sample;
-use ddk_mixture::{Perplexities, TrainingSums};
+use ddk_mixture::TrainingSums;
 use ddk_run::{
     RunFileError,
     records::{Drawn, DrawnLine, EventKind, SampleLine, SampleSpan, StepLine},
@@ -10,7 +10,7 @@ use ddk_run::{
 use ddk_telemetry::metrics;
 
 use super::{Core, StepAccumulator, unwritten};
-use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student};
+use crate::{Interval, LoopState, MicroBatch, PortError, RunPlan, StepReport, Student};
 
 impl<S: Student> Core<'_, S> {
     pub(super) fn sample(&self, batch: &MicroBatch, sample: &Sample) -> SampleLine {
@@ -22,7 +22,7 @@ impl<S: Student> Core<'_, S> {
         SampleLine {
             step: batch.step,
             row: sample.sequence.number,
-            domain: self.plan().domains[usize::from(sample.domain)].clone(),
+            domain: self.plan.domains[usize::from(sample.domain)].clone(),
             mixture_version: batch.interval.index,
             pass: sample.epoch,
             spans: spans.collect(),
@@ -30,7 +30,7 @@ impl<S: Student> Core<'_, S> {
     }
 
     pub(super) fn event(&self, step: u64, kind: EventKind, message: &str) -> Result<(), PortError> {
-        let event = self.lane.context.event(step, kind, message);
+        let event = self.context.event(step, kind, message);
         event.map_err(unwritten)
     }
 
@@ -43,79 +43,36 @@ impl<S: Student> Core<'_, S> {
     ) -> Result<(), RunFileError> {
         if let Some(reason) = &line.skipped {
             let message = format!("the update of step {} was not made: {reason}", line.step);
-            let context = &self.lane.context;
-            context.event(line.step, EventKind::Skipped, &message)?;
+            self.context
+                .event(line.step, EventKind::Skipped, &message)?;
         }
-        self.lane.context.journal.step(line)?;
-        self.lane.context.journal.samples(&accumulator.samples)?;
-        let domains = self.plan().domains.len();
-        let same_interval = self
-            .state
-            .as_ref()
-            .filter(|state| state.interval.index == interval.index);
-        let (mut interval_tokens, mut interval_losses) = match same_interval {
-            Some(state) => (state.interval_tokens.clone(), state.interval_losses.clone()),
-            None => (vec![0; domains], TrainingSums::new(domains)),
-        };
-        for (sum, tokens) in interval_tokens.iter_mut().zip(&accumulator.drawn) {
+        let journal = &self.context.journal;
+        journal.step(line)?;
+        journal.samples(&accumulator.samples)?;
+        let state = &mut self.state;
+        if line.step == interval.first_step {
+            let domains = self.plan.domains.len();
+            state.interval = interval.clone();
+            state.interval_tokens = vec![0; domains];
+            state.interval_losses = TrainingSums::new(domains);
+        }
+        for (sum, tokens) in state.interval_tokens.iter_mut().zip(&accumulator.drawn) {
             *sum += tokens;
         }
         // What was not learnt from moves no mixture.
         if line.skipped.is_none() {
-            interval_losses.add(&accumulator.losses);
+            state.interval_losses.add(&accumulator.losses);
         }
         if line.step == interval.last_step() {
-            self.lane
-                .context
-                .journal
-                .drawn(&self.drawn(interval, &interval_tokens))?;
+            journal.drawn(&drawn_line(self.plan, state))?;
         }
-        let student = self.student_at_start.clone();
-        let teacher = self
-            .lane
-            .context
-            .facts
-            .teacher_perplexities
-            .get()
-            .cloned()
-            .unwrap_or_default();
-        self.state = Some(LoopState {
-            step: line.step,
-            interval: interval.clone(),
-            at_start: Perplexities { student, teacher },
-            ahead: self.ahead.known(),
-            interval_tokens,
-            interval_losses,
-            measured: self.measured.clone(),
-            totals: self.totals.clone(),
-            lengths: self.lane.context.journal.lengths(),
-            losses: self.losses.clone(),
-            skipped_steps: self.skipped_steps.clone(),
-        });
+        state.step = line.step;
+        let teacher = self.context.facts.teacher_perplexities.get();
+        state.at_start.teacher = teacher.cloned().unwrap_or_default();
+        state.ahead = self.ahead.known();
+        state.totals.clone_from(&self.totals);
+        state.lengths = journal.lengths();
         Ok(())
-    }
-
-    fn drawn(&self, interval: &Interval, tokens: &[u64]) -> DrawnLine {
-        let ends = interval.cursors_at_end(&self.plan().domain_rows);
-        let drawn = self
-            .plan()
-            .domains
-            .iter()
-            .enumerate()
-            .map(|(domain, name)| {
-                let passes = ends[domain].passes(self.plan().domain_rows[domain]);
-                metrics::PASSES.with(&[name]).set(passes);
-                let drawn = Drawn {
-                    rows: interval.counts[domain],
-                    tokens: tokens[domain],
-                    passes,
-                };
-                (name.clone(), drawn)
-            });
-        DrawnLine {
-            interval: interval.index,
-            drawn: drawn.collect(),
-        }
     }
 
     pub(super) fn publish(
@@ -127,22 +84,21 @@ impl<S: Student> Core<'_, S> {
     ) {
         metrics::STEPS.with(&[]).increment(1);
         metrics::STEP.with(&[]).set(line.step as f64);
-        for (domain, tokens) in self.plan().domains.iter().zip(tokens) {
+        for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
             metrics::TOKENS.with(&[domain]).increment(*tokens);
         }
         metrics::TOKENS_PER_SECOND
             .with(&[])
             .set(line.tokens as f64 / step_seconds.max(1e-9));
         metrics::WHOLE_STEP_SECONDS.with(&[]).record(step_seconds);
-        if let Some(state) = &self.state {
-            let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
-            for (domain, tokens) in self.plan().domains.iter().zip(&state.interval_tokens) {
-                metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
-            }
+        let drawn = &self.state.interval_tokens;
+        let sum = drawn.iter().sum::<u64>().max(1) as f64;
+        for (domain, tokens) in self.plan.domains.iter().zip(drawn) {
+            metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
         }
         metrics::CHECKPOINT_EVERY
             .with(&[])
-            .set(self.plan().live.checkpoint_every() as f64);
+            .set(self.plan.live.checkpoint_every() as f64);
         let terms = [
             ("total", Some(line.loss)),
             ("ce", Some(line.ce)),
@@ -161,12 +117,32 @@ impl<S: Student> Core<'_, S> {
                 .with(&[&phase.to_string()])
                 .record(*seconds);
         }
-        let names = self.plan().domains.iter().map(String::as_str);
-        self.lane.context.observer.on_step(&StepReport {
+        let names = self.plan.domains.iter().map(String::as_str);
+        self.context.observer.on_step(&StepReport {
             line,
-            limit: self.plan().max_steps,
+            limit: self.plan.max_steps,
             weights: names.zip(interval.weights.iter().copied()).collect(),
             totals: &self.totals,
         });
+    }
+}
+
+/// What the interval has drawn from each domain.
+fn drawn_line(plan: &RunPlan, state: &LoopState) -> DrawnLine {
+    let interval = &state.interval;
+    let ends = interval.cursors_at_end(&plan.domain_rows);
+    let drawn = plan.domains.iter().enumerate().map(|(domain, name)| {
+        let passes = ends[domain].passes(plan.domain_rows[domain]);
+        metrics::PASSES.with(&[name]).set(passes);
+        let drawn = Drawn {
+            rows: interval.counts[domain],
+            tokens: state.interval_tokens[domain],
+            passes,
+        };
+        (name.clone(), drawn)
+    });
+    DrawnLine {
+        interval: interval.index,
+        drawn: drawn.collect(),
     }
 }
