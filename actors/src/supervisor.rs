@@ -44,7 +44,10 @@ where
     let result = RunResult::default();
     let arguments = (built, Arc::clone(&result));
     let started = Actor::spawn(None, Supervisor, arguments).await;
-    let (supervisor, mut task) = started.map_err(start_error)?;
+    let (supervisor, mut task) = started.map_err(|error| match cause(error).downcast() {
+        Ok(error) => *error,
+        Err(error) => RunError::Lost(error.to_string()),
+    })?;
     loop {
         tokio::select! {
             _ = &mut task => break,
@@ -58,13 +61,11 @@ where
     ended.unwrap_or_else(|| Err(RunError::Lost("the supervisor ended".to_owned())))
 }
 
-fn start_error(error: SpawnErr) -> RunError {
+/// What an actor's start has failed with.
+fn cause(error: SpawnErr) -> ActorProcessingErr {
     match error {
-        SpawnErr::StartupFailed(cause) => match cause.downcast::<RunError>() {
-            Ok(error) => *error,
-            Err(cause) => RunError::Lost(cause.to_string()),
-        },
-        other => RunError::Lost(other.to_string()),
+        SpawnErr::StartupFailed(cause) => cause,
+        other => other.into(),
     }
 }
 
@@ -124,8 +125,7 @@ impl Actor for Supervisor {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            // A full channel holds a word that ends the run already.
-            SupervisorMessage::Stop => drop(state.pipeline.control.try_send(StudentControl::Stop)),
+            SupervisorMessage::Stop => drop(state.pipeline.tell(StudentControl::Stop)),
             SupervisorMessage::Restart(worker) => state.restart(worker, &myself).await,
         }
         Ok(())
@@ -163,15 +163,11 @@ impl State {
         myself: &ActorRef<SupervisorMessage>,
     ) -> Result<(), Exit> {
         let arguments = (self.pipeline.context.line(&worker), body);
-        match Actor::spawn_linked(None, WorkerActor, arguments, myself.get_cell()).await {
-            Ok((actor, _)) => {
-                let cell = actor.get_cell();
-                self.alive.insert(cell.get_id(), (worker, cell));
-                Ok(())
-            }
-            Err(SpawnErr::StartupFailed(cause)) => Err(Exit::of(cause)),
-            Err(other) => Err(Exit::of(other.into())),
-        }
+        let started = Actor::spawn_linked(None, WorkerActor, arguments, myself.get_cell()).await;
+        let (actor, _) = started.map_err(|error| Exit::of(cause(error)))?;
+        let cell = actor.get_cell();
+        self.alive.insert(cell.get_id(), (worker, cell));
+        Ok(())
     }
 
     /// Decides what follows when a worker has ended.
@@ -210,11 +206,7 @@ impl State {
     /// A worker cannot be restarted: the student saves the last step made, then the run ends.
     fn give_up(&mut self, worker: WorkerId, cause: Exit) {
         self.fail(worker, cause);
-        let told = self
-            .pipeline
-            .control
-            .try_send(StudentControl::Abandon)
-            .is_ok();
+        let told = self.pipeline.tell(StudentControl::Abandon).is_ok();
         let mut alive = self.alive.values();
         let student_lives = alive.any(|(worker, _)| *worker == WorkerId::Student);
         if !told || !student_lives {

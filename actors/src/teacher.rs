@@ -158,9 +158,8 @@ impl<T: Teacher> TeacherLane<T> {
     fn evaluate(&self, teacher: &mut T) -> Result<(), Exit> {
         let between = self.between("evaluation of the teacher");
         let perplexities = teacher.perplexities(&between)?.ok_or(Exit::Done)?;
-        let facts = &self.context.facts;
-        let _ = facts.teacher_perplexities.set(perplexities.clone());
-        let evaluated = WeightSchedulerMessage::TeacherEvaluated(perplexities);
+        let _ = self.context.facts.teacher_perplexities.set(perplexities);
+        let evaluated = WeightSchedulerMessage::TeacherEvaluated;
         let _ = self.scheduler.cast(evaluated);
         Ok(())
     }

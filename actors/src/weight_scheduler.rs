@@ -17,16 +17,19 @@ use ddk_telemetry::metrics;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Interval, LoopState, RunPlan, batcher::SetInterval, interval::Evaluated,
-    messages::StudentControl, worker::Context,
+    Interval, LoopState, RunPlan,
+    batcher::SetInterval,
+    interval::Evaluated,
+    messages::StudentControl,
+    worker::{Context, Facts},
 };
 
 /// What the weight scheduler is told. The models' own lanes measure perplexities: the teacher's once, the student's
 /// at an interval's end, where the mixture or a setting asks for them.
 #[derive(Debug)]
 pub enum WeightSchedulerMessage {
-    /// The teacher's perplexities, once per run.
-    TeacherEvaluated(Vec<f64>),
+    /// The teacher's perplexities are known.
+    TeacherEvaluated,
     /// The next interval is due.
     IntervalEnded(IntervalEnd),
 }
@@ -101,8 +104,8 @@ impl Scheduler {
         // Where passes are limited, the last interval is as long as what is left.
         let cursors = self.last.cursors_at_end(&self.plan.domain_rows);
         let left = self.rows_left(&cursors);
-        let whole: Option<Vec<u64>> = left.iter().copied().collect();
-        let steps_left = whole.map(|rows| rows.iter().sum::<u64>() / self.plan.rows_per_step);
+        let rows_left: Option<u64> = left.iter().copied().sum();
+        let steps_left = rows_left.map(|rows| rows / self.plan.rows_per_step);
         let steps = steps_left.map_or(steps, |left| steps.min(left));
         if steps == 0 {
             return Verdict::Finish(StopReason::MaxPasses);
@@ -211,19 +214,16 @@ pub struct WeightSchedulerState {
     pub student: Sender<StudentControl>,
     /// Whether the run's end has been said.
     pub finished: bool,
-    /// The teacher's perplexities, once known.
-    pub teacher: Option<Vec<f64>>,
-    /// An interval's end that waits for them.
+    /// An interval's end that waits for the teacher's perplexities.
     pub waiting: Option<IntervalEnd>,
+    /// Where they are.
+    pub facts: Arc<Facts>,
 }
 
 impl WeightSchedulerState {
-    fn take(&mut self, message: WeightSchedulerMessage) -> Result<(), ActorProcessingErr> {
-        match message {
-            WeightSchedulerMessage::TeacherEvaluated(teacher) => self.teacher = Some(teacher),
-            WeightSchedulerMessage::IntervalEnded(ended) => self.waiting = Some(ended),
-        }
-        let Some(teacher) = self.teacher.clone() else {
+    /// Decides what follows from the interval's end that waits, as soon as the teacher's perplexities are known.
+    fn decide(&mut self) -> Result<(), ActorProcessingErr> {
+        let Some(teacher) = self.facts.teacher_perplexities.get().cloned() else {
             return Ok(());
         };
         let Some(mut ended) = self.waiting.take() else {
@@ -290,22 +290,16 @@ pub fn publish(line: &MixtureLine) {
             metrics::WEIGHT_LIMIT.with(&[limit]).set(weight);
         }
     }
-    let sets = [
-        (&metrics::WEIGHT, &line.weights),
-        (&metrics::TARGET, &line.target),
-        (&metrics::RATIO, &line.ratio),
-    ];
-    for (gauge, values) in sets {
-        for (domain, value) in values {
-            gauge.with(&[domain]).set(*value);
-        }
-    }
-    for (model, values) in [
-        ("student", &line.student_perplexity),
-        ("teacher", &line.teacher_perplexity),
+    let (student, teacher) = (&line.student_perplexity, &line.teacher_perplexity);
+    for (gauge, labels, values) in [
+        (&metrics::WEIGHT, &[][..], &line.weights),
+        (&metrics::TARGET, &[], &line.target),
+        (&metrics::RATIO, &[], &line.ratio),
+        (&metrics::PERPLEXITY, &["student"], student),
+        (&metrics::PERPLEXITY, &["teacher"], teacher),
     ] {
         for (domain, value) in values {
-            metrics::PERPLEXITY.with(&[model, domain]).set(*value);
+            gauge.with(&[labels, &[domain]].concat()).set(*value);
         }
     }
 }
@@ -318,8 +312,9 @@ impl Actor for WeightScheduler {
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        state: Self::Arguments,
+        mut state: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
+        state.decide()?;
         Ok(state)
     }
 
@@ -329,6 +324,9 @@ impl Actor for WeightScheduler {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.take(message)
+        if let WeightSchedulerMessage::IntervalEnded(ended) = message {
+            state.waiting = Some(ended);
+        }
+        state.decide()
     }
 }

@@ -226,11 +226,9 @@ fn run(body: Body, ready: Ready) -> Exit {
         Ok(Ok(())) => Exit::Done,
         Ok(Err(exit)) => exit,
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned());
-            Exit::Panicked(text.unwrap_or_else(|| "no text".to_owned()))
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref().map(String::as_str));
+            Exit::Panicked(text.unwrap_or("no text").to_owned())
         }
     }
 }

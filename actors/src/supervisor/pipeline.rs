@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
-use crossbeam::channel::{Receiver, Sender, bounded, never};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, never};
 use ddk_corpus::{Cursor, Sample};
 use ddk_mixture::{Decision, Policy, TrainingSums};
 use ddk_run::records::EventKind;
 use ddk_telemetry::{Queues, ShownQueue, metrics};
-use ractor::{Actor, ActorCell, ActorRef};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 
 use crate::{
     Labelled, LoopState, MicroBatch, Parts, RunError, RunPlan, Student, Teacher,
@@ -34,7 +34,7 @@ type Restartable = Arc<dyn Fn(Ready) -> Result<(), Exit> + Send + Sync>;
 
 pub(super) struct Pipeline {
     pub(super) context: Context,
-    pub(super) control: Sender<StudentControl>,
+    control: Sender<StudentControl>,
     /// Dropped to close the channel.
     pub(super) stop: Option<Sender<Infallible>>,
     queues: Queues,
@@ -84,7 +84,7 @@ where
         restartable: HashMap::new(),
     };
     let context = pipeline.context.clone();
-    if let Some(perplexities) = teacher_perplexities.clone() {
+    if let Some(perplexities) = teacher_perplexities {
         let _ = context.facts.teacher_perplexities.set(perplexities);
     }
     let loader = |(index, domain): (usize, &String)| WorkerId::Loader {
@@ -106,10 +106,11 @@ where
         intervals,
         student: pipeline.control.clone(),
         finished: false,
-        teacher: teacher_perplexities,
-        waiting: None,
+        waiting: known_ahead(&plan, &state),
+        facts: Arc::clone(&context.facts),
     };
-    let scheduler = start_scheduler(&plan, scheduler, &state).await?;
+    let scheduler = start_scheduler(&plan, scheduler, &state).await;
+    let scheduler = scheduler.map_err(|error| RunError::Lost(error.to_string()))?;
     let mut batcher = Batcher {
         intervals: context.end(set_intervals, None, &WorkerId::Batcher),
         rows: Vec::new(),
@@ -169,12 +170,13 @@ where
     })
 }
 
-/// Starts the weight scheduler, and what a run goes on with: its interval, or what the next one follows from.
+/// Starts the weight scheduler, and shows what a run goes on with. Within an interval that is the interval; at its
+/// end the student evaluates first.
 async fn start_scheduler(
     plan: &RunPlan,
     scheduler: WeightSchedulerState,
     state: &LoopState,
-) -> Result<ActorRef<WeightSchedulerMessage>, RunError> {
+) -> Result<ActorRef<WeightSchedulerMessage>, ActorProcessingErr> {
     if let Some(last) = plan.max_steps {
         metrics::STEP_LIMIT.with(&[]).set(last as f64);
     }
@@ -182,32 +184,21 @@ async fn start_scheduler(
     if state.step > 0 {
         // What a run that goes on is drawn by is seen at once, not with the next mixture.
         let interval = &state.interval;
-        let line = scheduler
-            .scheduler
-            .line(interval, Decision::default(), None);
-        publish(&line);
+        let of_interval = Decision::default();
+        publish(&scheduler.scheduler.line(interval, of_interval, None));
         let cursors = interval.cursors.iter().zip(&plan.domain_rows);
         for (domain, (cursor, rows)) in plan.domains.iter().zip(cursors) {
             metrics::PASSES.with(&[domain]).set(cursor.passes(*rows));
         }
     }
-    let lost = |error: &dyn std::error::Error| RunError::Lost(error.to_string());
-    // Within an interval the run goes on with it; at its end the student evaluates first. Where mixtures lag,
-    // the one after it follows from what is known.
     if !state.at_interval_end() {
         let set = SetInterval {
             interval: Arc::new(state.interval.clone()),
             steps_done: state.steps_done(),
         };
-        let sent = scheduler.intervals.try_send(set);
-        sent.map_err(|error| lost(&error))?;
+        scheduler.intervals.try_send(set)?;
     }
-    let started = Actor::spawn(None, WeightScheduler, scheduler).await;
-    let (scheduler, _) = started.map_err(|error| lost(&error))?;
-    if let Some(ended) = known_ahead(plan, state) {
-        let ended = WeightSchedulerMessage::IntervalEnded(ended);
-        scheduler.cast(ended).map_err(|error| lost(&error))?;
-    }
+    let (scheduler, _) = Actor::spawn(None, WeightScheduler, scheduler).await?;
     Ok(scheduler)
 }
 
@@ -273,7 +264,7 @@ impl Pipeline {
             out,
             in_hand: Slot::default(),
             copies,
-            copy_in_hand: Slot::new(None),
+            copy_in_hand: Slot::default(),
             evaluated,
             scheduler: scheduler.clone(),
             line: context.line(id),
@@ -301,6 +292,11 @@ impl Pipeline {
         Box::new(move |ready| work(ready))
     }
 
+    /// Tells the student something. A full channel holds a word that ends the run already.
+    pub(super) fn tell(&self, word: StudentControl) -> Result<(), TrySendError<StudentControl>> {
+        self.control.try_send(word)
+    }
+
     /// Reports a restart.
     pub(super) fn restarted(&self, worker: &WorkerId, cause: &Exit) {
         let name = worker.to_string();
@@ -308,12 +304,9 @@ impl Pipeline {
         self.context.line(worker).restarted();
         tracing::warn!(part = name, %cause, "built again after a failure");
         let message = format!("{name} is built again: {cause}");
-        match self
-            .context
-            .journal
-            .event_now(EventKind::Restarted, &message)
-        {
-            Ok(event) => self.context.observer.on_event(&event),
+        let context = &self.context;
+        match context.journal.event_now(EventKind::Restarted, &message) {
+            Ok(event) => context.observer.on_event(&event),
             Err(error) => tracing::error!(%error, "an event could not be written"),
         }
     }
