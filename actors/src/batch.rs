@@ -37,10 +37,7 @@ impl MicroBatch {
     /// Seconds that somebody has waited for it since `began`. Until its interval was set there was only the mixture
     /// to wait for.
     pub fn waited_since(&self, began: Instant) -> f64 {
-        let began = began.max(self.interval_set);
-        Instant::now()
-            .saturating_duration_since(began)
-            .as_secs_f64()
+        began.max(self.interval_set).elapsed().as_secs_f64()
     }
 
     /// Its predicted tokens.

@@ -55,8 +55,11 @@ impl Checkpointer {
         let (step, began) = (request.state.step, Instant::now());
         let sync = || self.context.journal.sync();
         let saved = self.store.save(step, &request.state, request.files, sync);
+        let saved = saved.map_err(|error| with_causes(&error));
         let seconds = began.elapsed().as_secs_f64();
-        let (kind, message) = match &saved {
+        // An event that cannot be written (the disk that is full may be its own) has been logged.
+        let event = |kind, message: &str| drop(self.context.event(step, kind, message));
+        match &saved {
             Ok(report) => {
                 metrics::CHECKPOINT_SECONDS.with(&[]).record(seconds);
                 metrics::CHECKPOINT_BYTES.with(&[]).set(report.bytes as f64);
@@ -64,35 +67,28 @@ impl Checkpointer {
                 metrics::CHECKPOINT_TIME.with(&[]).set(seconds_since_1970());
                 tracing::info!(step, seconds, bytes = report.bytes, "saved");
                 let message = format!("{} bytes in {seconds:.2} s", report.bytes);
-                (EventKind::Saved, message)
+                event(EventKind::Saved, &message);
+                if let Some(error) = &report.not_removed {
+                    let message = with_causes(error);
+                    tracing::warn!(
+                        step,
+                        error = message,
+                        "saved, but checkpoints that need not stay could not be removed"
+                    );
+                    event(EventKind::RetentionFailed, &message);
+                }
             }
-            Err(error) => {
+            Err(message) => {
                 metrics::CHECKPOINT_FAILURES.with(&[]).increment(1);
-                let message = with_causes(error);
                 tracing::error!(
                     step,
                     error = message,
                     "a checkpoint could not be saved; the ones before it stay"
                 );
-                (EventKind::SaveFailed, message)
+                event(EventKind::SaveFailed, message);
             }
-        };
-        // An event that cannot be written (the disk that is full may be its own) has been logged.
-        let _ = self.context.event(step, kind, &message);
-        if let Ok(Some(error)) = saved.as_ref().map(|report| &report.not_removed) {
-            let message = with_causes(error);
-            tracing::warn!(
-                step,
-                error = message,
-                "saved, but checkpoints that need not stay could not be removed"
-            );
-            let _ = self
-                .context
-                .event(step, EventKind::RetentionFailed, &message);
         }
         // Nobody asks any more where another save has taken its place.
-        let _ = request
-            .reply
-            .send(saved.map(|_| ()).map_err(|error| with_causes(&error)));
+        let _ = request.reply.send(saved.map(drop));
     }
 }

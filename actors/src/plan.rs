@@ -67,7 +67,7 @@ pub struct RunPlan {
 }
 
 /// Settings that may change while a run goes on; shared with whoever changes them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Live {
     checkpoint_every: AtomicU64,
     keep: AtomicUsize,
@@ -79,11 +79,9 @@ impl Live {
     /// What a run starts with: steps between two checkpoints, how many of the newest stay, the learning rate
     /// at the end.
     pub fn new(checkpoint_every: u64, keep: usize, lr_end: f64) -> Arc<Self> {
-        Arc::new(Self {
-            checkpoint_every: AtomicU64::new(checkpoint_every),
-            keep: AtomicUsize::new(keep),
-            lr_end: AtomicU64::new(lr_end.to_bits()),
-        })
+        let live = Self::default();
+        live.set(checkpoint_every, keep, lr_end);
+        Arc::new(live)
     }
 
     /// Changes all of them.

@@ -69,7 +69,11 @@ impl Fork<'_> {
 
     /// Where a new domain stands, after where the old one it was stood. Where its rows are others now
     /// (another length, another packing), as far through the pass as it was.
-    fn cursor(&self, new: usize, old: usize, cursor: Cursor) -> Cursor {
+    fn cursor(&self, new: usize, cursors: &[Cursor]) -> Cursor {
+        let Some(old) = self.kept[new] else {
+            return Cursor::default();
+        };
+        let cursor = cursors[old];
         let (then, now) = (self.old_rows[old].max(1), self.new_rows[new]);
         Cursor {
             pass: cursor.pass,
@@ -149,14 +153,7 @@ impl LoopState {
             counts: vec![0; count],
             policy: old.policy.of_domains(fork.kept),
             quota: old.quota.of_domains(fork.kept),
-            cursors: fork
-                .kept
-                .iter()
-                .enumerate()
-                .map(|(new, old)| {
-                    old.map_or_else(Cursor::default, |old| fork.cursor(new, old, cursors[old]))
-                })
-                .collect(),
+            cursors: (0..count).map(|new| fork.cursor(new, &cursors)).collect(),
             // As for the perplexities at the start.
             evaluated: Evaluated::default(),
             line: None,
@@ -166,11 +163,8 @@ impl LoopState {
         state.ahead = None;
         state.interval_tokens = vec![0; count];
         state.interval_losses = TrainingSums::new(count);
-        state.totals.tokens = fork
-            .kept
-            .iter()
-            .map(|old| old.map_or(0, |old| self.totals.tokens[old]))
-            .collect();
+        let tokens = |old: &Option<usize>| old.map_or(0, |old| self.totals.tokens[old]);
+        state.totals.tokens = fork.kept.iter().map(tokens).collect();
         state
     }
 }

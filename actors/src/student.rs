@@ -4,7 +4,7 @@ mod core;
 
 use std::{cell::Cell, time::Instant};
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, select_biased};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, select_biased};
 use ddk_mixture::Needs;
 use ddk_run::records::StopReason;
 use ddk_telemetry::{Worker, metrics};
@@ -86,7 +86,7 @@ impl<S: Student> StudentLane<S> {
         if !core.is_whole() {
             self.settle(&mut core, &mut Told::default())?;
         }
-        self.save_last(&mut core)?;
+        core.save_last()?;
         let after = match end {
             End::Finished(_) => {
                 // Whatever ended it: nothing is missing any more.
@@ -96,10 +96,7 @@ impl<S: Student> StudentLane<S> {
             End::Stopped => None,
         };
         // All steps are saved: the run is summed up when it is started again.
-        let end = match after {
-            Some(_) => end,
-            None => End::Stopped,
-        };
+        let end = if after.is_some() { end } else { End::Stopped };
         *self.context.facts.outcome.lock() = core.outcome(end, after);
         Ok(())
     }
@@ -110,7 +107,7 @@ impl<S: Student> StudentLane<S> {
         if let Some(reason) = core.limit_reached() {
             return Ok(End::Finished(reason));
         }
-        if core.needs_mixture() && !self.end_interval(core)? {
+        if core.state.at_interval_end() && !self.end_interval(core)? {
             return Ok(End::Stopped);
         }
         let mut told = Told::default();
@@ -133,7 +130,7 @@ impl<S: Student> StudentLane<S> {
                     // Without the evaluation that the interval began with, the checkpoint before is what the
                     // run goes on from.
                     if core.is_whole() {
-                        self.save_last(core)?;
+                        core.save_last()?;
                     }
                     return Err(Exit::Done);
                 }
@@ -155,9 +152,9 @@ impl<S: Student> StudentLane<S> {
                 if !core.is_whole() {
                     self.settle(core, &mut told)?;
                 }
-                self.save(core)?;
+                core.save()?;
             }
-            if !core.needs_mixture() {
+            if !core.state.at_interval_end() {
                 continue;
             }
             self.settle(core, &mut told)?;
@@ -191,7 +188,7 @@ impl<S: Student> StudentLane<S> {
         if core.is_ahead() && core.evaluation_is_due() {
             // What it comes to is known when the student is another one.
             if core.is_candidate() {
-                self.save(core)?;
+                core.save()?;
             }
             let (step, weights) = (core.step(), core.copy()?);
             return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
@@ -204,11 +201,8 @@ impl<S: Student> StudentLane<S> {
         } else {
             None
         };
-        let intervals = if core.is_ahead() {
-            1
-        } else {
-            1 + self.context.plan.lag
-        };
+        let lag = self.context.plan.lag;
+        let intervals = if core.is_ahead() { 1 } else { 1 + lag };
         core.remember(perplexities.as_deref());
         let is_best = perplexities
             .as_ref()
@@ -224,7 +218,7 @@ impl<S: Student> StudentLane<S> {
             PortError::Other(format!("the weight scheduler has ended: {error}"))
         })?;
         if is_best {
-            self.save(core)?;
+            core.save()?;
         }
         Ok(true)
     }
@@ -242,38 +236,5 @@ impl<S: Student> StudentLane<S> {
             told.set(told.get() || heard || self.context.is_over());
             told.get()
         }
-    }
-
-    /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
-    fn save(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
-        let began = Instant::now();
-        let (step, state) = (core.step(), core.state.clone());
-        let files = core.student.snapshot()?;
-        let (reply, result) = bounded(1);
-        let request = SaveRequest {
-            state,
-            files,
-            reply,
-        };
-        let sent = self.saves.send(request);
-        sent.map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
-        let stall = began.elapsed().as_secs_f64();
-        metrics::STEP_SECONDS.with(&["save"]).record(stall);
-        core.saved(step, result, stall);
-        Ok(())
-    }
-
-    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. Where
-    /// the save that was made of it while training went on has failed, it is made again.
-    fn save_last(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
-        if !core.is_saved() || core.await_save().is_err() {
-            self.save(core)?;
-            core.await_save().map_err(|error| {
-                PortError::Other(format!(
-                    "the last checkpoint could not be saved (the ones before it stay): {error}"
-                ))
-            })?;
-        }
-        Ok(())
     }
 }

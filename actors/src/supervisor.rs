@@ -238,7 +238,7 @@ impl State {
 /// loader whose file could not be read, which may pass.
 fn may_restart(worker: &WorkerId, exit: &Exit) -> bool {
     match worker {
-        WorkerId::Loader { .. } => {
+        WorkerId::Loader(_) => {
             matches!(exit, Exit::Panicked(_) | Exit::Failed(PortError::Data(_)))
         }
         WorkerId::Teacher(_) => matches!(exit, Exit::Panicked(_)),

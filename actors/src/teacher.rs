@@ -5,7 +5,6 @@
 use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use ddk_mixture::TrainingSums;
 use ddk_telemetry::{Worker, metrics};
 use ractor::ActorRef;
 
@@ -70,7 +69,11 @@ impl<T: Teacher> TeacherLane<T> {
         ready.say();
         let facts = &self.context.facts;
         if self.lane == 0 && facts.teacher_perplexities.get().is_none() {
-            self.evaluate(&mut teacher)?;
+            let between = self.between("evaluation of the teacher");
+            let perplexities = teacher.perplexities(&between)?.ok_or(Exit::Done)?;
+            let _ = facts.teacher_perplexities.set(perplexities);
+            let known = WeightSchedulerMessage::TeacherEvaluated;
+            let _ = self.scheduler.cast(known);
         }
         // What was in hand when this lane failed.
         let copy = self.copy_in_hand.lock().take();
@@ -133,12 +136,8 @@ impl<T: Teacher> TeacherLane<T> {
             perplexities: perplexities.clone(),
             busy_seconds: teacher.busy_seconds() - busy,
         })?;
-        let ended = IntervalEnd {
-            step,
-            intervals: 1,
-            training: TrainingSums::new(perplexities.len()),
-            student: Some(perplexities),
-        };
+        let domains = perplexities.len();
+        let ended = IntervalEnd::lagged(step, Some(perplexities), domains);
         let ended = WeightSchedulerMessage::IntervalEnded(ended);
         self.scheduler.cast(ended).map_err(|_| Exit::Done)?;
         *in_hand = None;
@@ -152,15 +151,5 @@ impl<T: Teacher> TeacherLane<T> {
             self.context.observer.on_progress(&meter.at(done, total));
             self.context.is_over()
         }
-    }
-
-    /// Finds the teacher's own perplexities out.
-    fn evaluate(&self, teacher: &mut T) -> Result<(), Exit> {
-        let between = self.between("evaluation of the teacher");
-        let perplexities = teacher.perplexities(&between)?.ok_or(Exit::Done)?;
-        let _ = self.context.facts.teacher_perplexities.set(perplexities);
-        let evaluated = WeightSchedulerMessage::TeacherEvaluated;
-        let _ = self.scheduler.cast(evaluated);
-        Ok(())
     }
 }

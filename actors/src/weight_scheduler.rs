@@ -47,6 +47,18 @@ pub struct IntervalEnd {
     pub training: TrainingSums,
 }
 
+impl IntervalEnd {
+    /// One that the next interval follows from, where mixtures lag: of the evaluation after `step`, if any was due.
+    pub fn lagged(step: u64, student: Option<Vec<f64>>, domains: usize) -> Self {
+        Self {
+            step,
+            student,
+            intervals: 1,
+            training: TrainingSums::new(domains),
+        }
+    }
+}
+
 /// The state machine: from the ends of intervals to intervals.
 pub struct Scheduler {
     plan: Arc<RunPlan>,

@@ -24,13 +24,8 @@ use crate::{Observer, Outcome, PortError, RunPlan};
 /// Which worker; its name on threads, boards and in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum WorkerId {
-    /// A domain's loader.
-    Loader {
-        /// Index of the domain.
-        index: usize,
-        /// Name of the domain.
-        domain: String,
-    },
+    /// A domain's loader, by the domain's name.
+    Loader(String),
     /// The batcher.
     Batcher,
     /// A teacher, by its lane.
@@ -46,7 +41,7 @@ pub enum WorkerId {
 impl fmt::Display for WorkerId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Loader { domain, .. } => write!(formatter, "loader-{domain}"),
+            Self::Loader(domain) => write!(formatter, "loader-{domain}"),
             Self::Batcher => formatter.write_str("batcher"),
             Self::Teacher(lane) => write!(formatter, "teacher-{lane}"),
             Self::Student => formatter.write_str("student"),

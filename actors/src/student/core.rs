@@ -6,7 +6,7 @@ mod step;
 
 use std::time::Instant;
 
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, bounded};
 use ddk_mixture::Needs;
 use ddk_run::{Measured, RunFileError, records::StopReason};
 use ddk_telemetry::metrics;
@@ -14,8 +14,10 @@ use ddk_telemetry::metrics;
 use self::{ahead::Ahead, step::StepAccumulator};
 use super::StudentLane;
 use crate::{
-    End, LoopState, Outcome, PortError, RunPlan, Student, Totals, error::with_causes,
-    worker::Context,
+    End, LoopState, Outcome, PortError, RunPlan, Student, Totals,
+    checkpointer::SaveRequest,
+    error::with_causes,
+    worker::{Context, Exit},
 };
 
 /// The student with its books.
@@ -23,7 +25,7 @@ pub(crate) struct Core<'a, S: Student> {
     lane: &'a StudentLane<S>,
     context: &'a Context,
     plan: &'a RunPlan,
-    pub(crate) student: S,
+    student: S,
     /// The loop after the last step.
     pub(crate) state: LoopState,
     /// The micro-batch that is due.
@@ -77,11 +79,6 @@ impl<'a, S: Student> Core<'a, S> {
         self.accumulator.is_some()
     }
 
-    /// Whether there is no interval to go on in.
-    pub(crate) fn needs_mixture(&self) -> bool {
-        self.state.at_interval_end()
-    }
-
     /// Whether perplexities are measured now that an interval has ended: always before the first one.
     pub(crate) fn evaluation_is_due(&self) -> bool {
         let state = &self.state;
@@ -108,7 +105,7 @@ impl<'a, S: Student> Core<'a, S> {
     }
 
     /// Whether the last step's snapshot was handed on.
-    pub(crate) fn is_saved(&self) -> bool {
+    fn is_saved(&self) -> bool {
         self.saved_step == self.step()
     }
 
@@ -140,8 +137,42 @@ impl<'a, S: Student> Core<'a, S> {
         is_best && self.is_candidate()
     }
 
+    /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
+    pub(crate) fn save(&mut self) -> Result<(), Exit> {
+        let began = Instant::now();
+        let files = self.student.snapshot()?;
+        let (reply, result) = bounded(1);
+        let request = SaveRequest {
+            state: self.state.clone(),
+            files,
+            reply,
+        };
+        let sent = self.lane.saves.send(request);
+        sent.map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
+        let stall = began.elapsed().as_secs_f64();
+        took("save", stall);
+        self.saved_step = self.step();
+        self.save_result = Some(result);
+        self.totals.save_stall_seconds += stall;
+        Ok(())
+    }
+
+    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. Where
+    /// the save that was made of it while training went on has failed, it is made again.
+    pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
+        if !self.is_saved() || self.await_save().is_err() {
+            self.save()?;
+            self.await_save().map_err(|error| {
+                PortError::Other(format!(
+                    "the last checkpoint could not be saved (the ones before it stay): {error}"
+                ))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Waits until the snapshot that was handed on last is on the disk, or could not be written.
-    pub(crate) fn await_save(&mut self) -> Result<(), String> {
+    fn await_save(&mut self) -> Result<(), String> {
         let Some(result) = self.save_result.take() else {
             return Ok(());
         };
@@ -149,12 +180,6 @@ impl<'a, S: Student> Core<'a, S> {
         let saved = result.recv();
         self.lane.line.computing();
         saved.unwrap_or_else(|_| Err("the checkpointer has ended".to_owned()))
-    }
-
-    pub(crate) fn saved(&mut self, step: u64, result: Receiver<Result<(), String>>, stall: f64) {
-        self.saved_step = step;
-        self.save_result = Some(result);
-        self.totals.save_stall_seconds += stall;
     }
 
     /// The port's busy seconds since this was asked last.
@@ -177,20 +202,17 @@ impl<'a, S: Student> Core<'a, S> {
         if self.context.facts.first_sent.get().is_some() {
             self.totals.evaluation_seconds += busy;
         }
-        metrics::STEP_SECONDS
-            .with(&["evaluation"])
-            .record(began.elapsed().as_secs_f64());
-        let Some(perplexities) = perplexities else {
-            return Ok(None);
-        };
-        let mut flops = self.plan.evaluation_flops;
-        // Before the first step of a run, or of a fork whose domains are others.
-        if self.state.at_start.student.is_empty() {
-            self.state.at_start.student = perplexities.clone();
-            flops += self.plan.teacher_evaluation_flops;
+        took("evaluation", began.elapsed().as_secs_f64());
+        if let Some(perplexities) = &perplexities {
+            let mut flops = self.plan.evaluation_flops;
+            // Before the first step of a run, or of a fork whose domains are others.
+            if self.state.at_start.student.is_empty() {
+                self.state.at_start.student.clone_from(perplexities);
+                flops += self.plan.teacher_evaluation_flops;
+            }
+            self.count_evaluation(flops);
         }
-        self.count_evaluation(flops);
-        Ok(Some(perplexities))
+        Ok(perplexities)
     }
 
     /// The perplexities as they are now; who watches sees how far that is. `None` where it is told to stop.
@@ -236,6 +258,11 @@ impl<'a, S: Student> Core<'a, S> {
             totals: self.totals.clone(),
         })
     }
+}
+
+/// Records how long a phase of a step took.
+fn took(phase: &str, seconds: f64) {
+    metrics::STEP_SECONDS.with(&[phase]).record(seconds);
 }
 
 fn unwritten(error: RunFileError) -> PortError {

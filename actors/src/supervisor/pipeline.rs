@@ -4,7 +4,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, never};
 use ddk_corpus::{Cursor, Sample};
-use ddk_mixture::{Decision, Policy, TrainingSums};
+use ddk_mixture::{Decision, Policy};
 use ddk_run::records::EventKind;
 use ddk_telemetry::{Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
@@ -87,11 +87,8 @@ where
     if let Some(perplexities) = teacher_perplexities {
         let _ = context.facts.teacher_perplexities.set(perplexities);
     }
-    let loader = |(index, domain): (usize, &String)| WorkerId::Loader {
-        index,
-        domain: domain.clone(),
-    };
-    let loaders: Vec<WorkerId> = plan.domains.iter().enumerate().map(loader).collect();
+    let domains = plan.domains.iter().cloned();
+    let loaders: Vec<WorkerId> = domains.map(WorkerId::Loader).collect();
     let teachers: Vec<WorkerId> = (0..plan.teacher_lanes).map(WorkerId::Teacher).collect();
     // Loaders, teachers, student, batcher, checkpointer: in this order the board shows them.
     for worker in loaders.iter().chain(&teachers) {
@@ -206,12 +203,8 @@ async fn start_scheduler(
 fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<IntervalEnd> {
     let ahead = state.ahead.as_ref().filter(|_| plan.lag > 0)?;
     let measured = !ahead.student.is_empty();
-    Some(IntervalEnd {
-        step: ahead.step,
-        student: measured.then(|| ahead.perplexities(&[]).student),
-        intervals: 1,
-        training: TrainingSums::new(plan.domains.len()),
-    })
+    let student = measured.then(|| ahead.perplexities(&[]).student);
+    Some(IntervalEnd::lagged(ahead.step, student, plan.domains.len()))
 }
 
 impl Pipeline {

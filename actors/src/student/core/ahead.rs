@@ -1,8 +1,6 @@
 //! What the student's books hold where mixtures lag: the evaluation that the interval in hand began with.
 
-use ddk_telemetry::metrics;
-
-use super::Core;
+use super::{Core, took};
 use crate::{LoopState, PortError, RunPlan, Student, interval::Evaluated, teacher::EvaluatedCopy};
 
 /// The evaluation that the interval in hand began with, where mixtures lag: the next one follows from it.
@@ -72,9 +70,7 @@ impl<S: Student> Core<'_, S> {
     /// Takes down what the copy's evaluation came to.
     pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
         self.totals.evaluation_seconds += copy.busy_seconds;
-        metrics::STEP_SECONDS
-            .with(&["evaluation"])
-            .record(copy.busy_seconds);
+        took("evaluation", copy.busy_seconds);
         // Its checkpoint was saved when it was copied.
         self.measured(copy.step, &copy.perplexities);
         let evaluated = Evaluated::new(copy.step, &copy.perplexities);

@@ -9,8 +9,8 @@ use ddk_run::{
 };
 use ddk_telemetry::metrics;
 
-use super::{Core, StepAccumulator, unwritten};
-use crate::{Interval, LoopState, MicroBatch, PortError, RunPlan, StepReport, Student};
+use super::{Core, StepAccumulator, took};
+use crate::{Interval, LoopState, MicroBatch, RunPlan, StepReport, Student};
 
 impl<S: Student> Core<'_, S> {
     pub(super) fn sample(&self, batch: &MicroBatch, sample: &Sample) -> SampleLine {
@@ -27,11 +27,6 @@ impl<S: Student> Core<'_, S> {
             pass: sample.epoch,
             spans: spans.collect(),
         }
-    }
-
-    pub(super) fn event(&self, step: u64, kind: EventKind, message: &str) -> Result<(), PortError> {
-        let event = self.context.event(step, kind, message);
-        event.map_err(unwritten)
     }
 
     /// Writes the step's lines, then takes down the state that a checkpoint of this step holds.
@@ -75,30 +70,22 @@ impl<S: Student> Core<'_, S> {
         Ok(())
     }
 
-    pub(super) fn publish(
-        &self,
-        line: &StepLine,
-        tokens: &[u64],
-        step_seconds: f64,
-        interval: &Interval,
-    ) {
+    pub(super) fn publish(&self, line: &StepLine, tokens: &[u64], step_seconds: f64) {
+        let (plan, state) = (self.plan, &self.state);
         metrics::STEPS.with(&[]).increment(1);
         metrics::STEP.with(&[]).set(line.step as f64);
-        for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
+        for (domain, tokens) in plan.domains.iter().zip(tokens) {
             metrics::TOKENS.with(&[domain]).increment(*tokens);
         }
-        metrics::TOKENS_PER_SECOND
-            .with(&[])
-            .set(line.tokens as f64 / step_seconds.max(1e-9));
+        let per_second = line.tokens as f64 / step_seconds.max(1e-9);
+        metrics::TOKENS_PER_SECOND.with(&[]).set(per_second);
         metrics::WHOLE_STEP_SECONDS.with(&[]).record(step_seconds);
-        let drawn = &self.state.interval_tokens;
-        let sum = drawn.iter().sum::<u64>().max(1) as f64;
-        for (domain, tokens) in self.plan.domains.iter().zip(drawn) {
+        let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
+        for (domain, tokens) in plan.domains.iter().zip(&state.interval_tokens) {
             metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
         }
-        metrics::CHECKPOINT_EVERY
-            .with(&[])
-            .set(self.plan.live.checkpoint_every() as f64);
+        let every = plan.live.checkpoint_every() as f64;
+        metrics::CHECKPOINT_EVERY.with(&[]).set(every);
         let terms = [
             ("total", Some(line.loss)),
             ("ce", Some(line.ce)),
@@ -113,15 +100,13 @@ impl<S: Student> Core<'_, S> {
         metrics::GRADIENT_NORM.with(&[]).set(line.grad_norm);
         metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);
         for (phase, seconds) in &line.seconds {
-            metrics::STEP_SECONDS
-                .with(&[&phase.to_string()])
-                .record(*seconds);
+            took(&phase.to_string(), *seconds);
         }
-        let names = self.plan.domains.iter().map(String::as_str);
+        let names = plan.domains.iter().map(String::as_str);
         self.context.observer.on_step(&StepReport {
             line,
-            limit: self.plan.max_steps,
-            weights: names.zip(interval.weights.iter().copied()).collect(),
+            limit: plan.max_steps,
+            weights: names.zip(state.interval.weights.iter().copied()).collect(),
             totals: &self.totals,
         });
     }

@@ -1,6 +1,6 @@
 //! A step of the student: what its micro-batches add up to, and whether its update is made.
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
 use ddk_mixture::TrainingSums;
 use ddk_run::{
@@ -10,7 +10,7 @@ use ddk_run::{
 use ddk_settings::Spike;
 use ddk_telemetry::metrics;
 
-use super::{Core, unwritten};
+use super::{Core, took, unwritten};
 use crate::{Labelled, MicroBatch, PortError, Student, weight_scheduler::announce};
 
 /// What the micro-batches of a step add up to so far.
@@ -77,26 +77,24 @@ impl<S: Student> Core<'_, S> {
             accumulator.drawn[usize::from(sample.domain)] += sample.sequence.tokens.len() as u64;
             accumulator.samples.push(self.sample(&batch, sample));
         }
-        let last = batch.last_of_step;
-        self.accumulator = Some(accumulator);
-        if last {
-            self.end_step(&batch)?;
+        if batch.last_of_step {
+            self.end_step(&batch, accumulator)?;
+        } else {
+            self.accumulator = Some(accumulator);
         }
-        Ok(last)
+        Ok(batch.last_of_step)
     }
 
     fn begin_step(&mut self, batch: &MicroBatch) -> Result<StepAccumulator, PortError> {
-        if batch.step == batch.interval.first_step
-            && let Some(line) = &batch.interval.line
-        {
-            announce(line, self.context).map_err(unwritten)?;
-        }
-        if batch.step == batch.interval.first_step
-            && let Some(update) = self.last_update
-        {
-            let seconds = update.elapsed().as_secs_f64();
-            self.totals.boundary_seconds += seconds;
-            metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
+        if batch.step == batch.interval.first_step {
+            if let Some(line) = &batch.interval.line {
+                announce(line, self.context).map_err(unwritten)?;
+            }
+            if let Some(update) = self.last_update {
+                let seconds = update.elapsed().as_secs_f64();
+                self.totals.boundary_seconds += seconds;
+                metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
+            }
         }
         Ok(StepAccumulator {
             drawn: vec![0; self.plan.domains.len()],
@@ -105,8 +103,11 @@ impl<S: Student> Core<'_, S> {
         })
     }
 
-    fn end_step(&mut self, batch: &MicroBatch) -> Result<(), PortError> {
-        let mut accumulator = self.accumulator.take().unwrap_or_default();
+    fn end_step(
+        &mut self,
+        batch: &MicroBatch,
+        mut accumulator: StepAccumulator,
+    ) -> Result<(), PortError> {
         let sums = &accumulator.sums;
         let predictions = batch.step_predictions as f64;
         let (ce, kl) = (sums.ce / predictions, sums.kl / predictions);
@@ -117,27 +118,20 @@ impl<S: Student> Core<'_, S> {
         let update = self.update(batch.step, loss)?;
         accumulator.sums.add_seconds(update.seconds);
         let student_busy = self.newly_busy();
-        self.totals.student_busy_seconds += student_busy;
-        let teacher_busy_before = self.totals.teacher_busy_seconds;
-        self.totals.teacher_busy_seconds =
-            self.before.teacher_busy_seconds + *self.context.facts.teacher_busy.lock();
-        let teacher_busy = self.totals.teacher_busy_seconds - teacher_busy_before;
-        let elapsed = self
-            .lane
-            .context
-            .facts
-            .first_sent
-            .get()
-            .map_or(0.0, |first| first.elapsed().as_secs_f64());
-        let step_seconds = self.before.distill_seconds + elapsed - self.totals.distill_seconds;
-        self.totals.distill_seconds = self.before.distill_seconds + elapsed;
-        self.totals.run_seconds = self.before.run_seconds + self.started.elapsed().as_secs_f64();
+        let (totals, before, facts) = (&mut self.totals, &self.before, &self.context.facts);
+        totals.student_busy_seconds += student_busy;
+        let teacher = before.teacher_busy_seconds + *facts.teacher_busy.lock();
+        let teacher_busy = teacher - mem::replace(&mut totals.teacher_busy_seconds, teacher);
+        let elapsed = |since: &Instant| since.elapsed().as_secs_f64();
+        let distill = before.distill_seconds + facts.first_sent.get().map_or(0.0, elapsed);
+        let step_seconds = distill - mem::replace(&mut totals.distill_seconds, distill);
+        totals.run_seconds = before.run_seconds + elapsed(&self.started);
         // Nothing is learnt from a step whose update is not made.
         let trained = match update.skipped {
             None => accumulator.drawn.clone(),
             Some(_) => vec![0; accumulator.drawn.len()],
         };
-        for (sum, tokens) in self.totals.tokens.iter_mut().zip(&trained) {
+        for (sum, tokens) in totals.tokens.iter_mut().zip(&trained) {
             *sum += tokens;
         }
         self.last_update = Some(Instant::now());
@@ -155,26 +149,23 @@ impl<S: Student> Core<'_, S> {
             tokens: trained.iter().sum(),
             mixture_version: batch.interval.index,
             skipped: update.skipped,
-            seconds: std::mem::take(&mut accumulator.sums.seconds),
+            seconds: mem::take(&mut accumulator.sums.seconds),
         };
         self.write(&line, &accumulator, &batch.interval)
             .map_err(unwritten)?;
-        self.publish(&line, &trained, step_seconds, &batch.interval);
+        self.publish(&line, &trained, step_seconds);
         metrics::MODEL_TOKENS
             .with(&["student"])
             .increment(accumulator.processed);
-        metrics::STEP_SECONDS
-            .with(&["teacher"])
-            .record(accumulator.teacher_seconds);
+        took("teacher", accumulator.teacher_seconds);
         let in_a_second = |amount: f64| amount / step_seconds.max(1e-9);
-        let lanes = self.plan.teacher_lanes as f64;
+        let (sums, lane_busy) = (
+            accumulator.sums,
+            teacher_busy / self.plan.teacher_lanes as f64,
+        );
         for (model, busy, flops) in [
-            ("student", student_busy, accumulator.sums.student_flops),
-            (
-                "teacher",
-                teacher_busy / lanes,
-                accumulator.sums.teacher_flops,
-            ),
+            ("student", student_busy, sums.student_flops),
+            ("teacher", lane_busy, sums.teacher_flops),
         ] {
             let (busy, flops) = (in_a_second(busy), in_a_second(flops));
             metrics::MODEL_UTILISATION.with(&[model]).set(busy);
@@ -193,10 +184,6 @@ impl<S: Student> Core<'_, S> {
         }
         let spike = self.state.losses.is_spike(loss, guard);
         metrics::SPIKES.with(&[]).increment(u64::from(spike));
-        let reason = match guard.spike {
-            Spike::Skip if spike => "spike",
-            _ => "not_finite",
-        };
         let roll_back = |first, reason| {
             Err(PortError::RollBack {
                 first,
@@ -205,26 +192,31 @@ impl<S: Student> Core<'_, S> {
             })
         };
         let told = format!("the loss of step {step} is a spike: {loss:.4}");
-        let update = match guard.spike {
+        let (update, reason) = match guard.spike {
             Spike::RollBack if spike => return roll_back(step, told),
-            Spike::Skip if spike => self.student.discard(step, "the loss is a spike")?,
-            Spike::Warn if spike => {
-                self.event(step, EventKind::Spike, &told)?;
-                self.student.update(step)?
+            Spike::Skip if spike => {
+                let update = self.student.discard(step, "the loss is a spike")?;
+                (update, "spike")
             }
-            _ => self.student.update(step)?,
+            how => {
+                if spike && how == Spike::Warn {
+                    let event = self.context.event(step, EventKind::Spike, &told);
+                    event.map_err(unwritten)?;
+                }
+                (self.student.update(step)?, "not_finite")
+            }
         };
         if update.skipped.is_none() {
             self.state.skipped_steps.clear();
-            self.state.losses.push(loss, &self.plan.guard);
+            self.state.losses.push(loss, guard);
             return Ok(update);
         }
         metrics::SKIPPED_UPDATES.with(&[reason]).increment(1);
-        self.state.skipped_steps.push(step);
-        if self.state.skipped_steps.len() as u64 >= self.plan.guard.max_skipped {
+        let skipped = &mut self.state.skipped_steps;
+        skipped.push(step);
+        if skipped.len() as u64 >= guard.max_skipped {
             // Steps on the skip list may lie in between.
-            let first = self.state.skipped_steps[0];
-            return roll_back(first, "no update could be made".to_owned());
+            return roll_back(skipped[0], "no update could be made".to_owned());
         }
         Ok(update)
     }
