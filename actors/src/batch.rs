@@ -34,6 +34,12 @@ impl MicroBatch {
             .sum()
     }
 
+    /// Seconds that somebody has waited for it since `began`. Until its interval was set there was only the mixture
+    /// to wait for.
+    pub fn waited_since(&self, began: Instant) -> f64 {
+        began.max(self.interval_set).elapsed().as_secs_f64()
+    }
+
     /// Its predicted tokens.
     pub fn num_targets(&self) -> u64 {
         let samples = self.samples.iter();

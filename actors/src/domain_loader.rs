@@ -1,65 +1,38 @@
 //! One domain's loader: reads its rows ahead of the batcher, for ever.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use crossbeam::channel::{Receiver, Sender, select_biased};
 use ddk_corpus::{Cursor, Sample};
-use ddk_telemetry::{Queues, Worker};
 
 use crate::{
-    PortError,
+    channel::MeteredSender,
     ports::RowsFactory,
-    worker::{Body, Never, Ready},
+    worker::{Exit, Ready, Slot},
 };
 
-/// Where a loader stands: the next row to hand on. It belongs to the supervisor, so that a loader that is
-/// built again after a panic reads the row in hand once more, and none twice.
-pub type LoaderSlot = Arc<Mutex<Cursor>>;
-
 /// What a loader works with.
-#[derive(Clone)]
 pub struct DomainLoader {
     /// Index of the domain.
-    pub domain: u16,
+    pub domain: usize,
     /// Its rows of a pass.
     pub domain_rows: u64,
     /// Opens its rows.
     pub rows: RowsFactory,
-    /// Where it stands.
-    pub slot: LoaderSlot,
+    /// The next row to hand on. It outlives the thread, so that a loader that is built again after a panic
+    /// reads the row in hand once more, and none twice.
+    pub cursor: Slot<Cursor>,
     /// Rows to the batcher.
-    pub out: Sender<Sample>,
-    /// Closed when the run ends.
-    pub stop: Receiver<Never>,
-    /// Counts what goes out.
-    pub queues: Queues,
-    /// Its line on the board.
-    pub status: Worker,
+    pub out: MeteredSender<Sample>,
 }
 
 impl DomainLoader {
     /// The worker's thread.
-    pub fn body(self) -> Body {
-        Box::new(move |ready| self.work(ready))
-    }
-
-    fn work(self, ready: Ready) -> Result<(), PortError> {
-        let mut cursor = *self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rows = (self.rows)(usize::from(self.domain), cursor)?;
+    pub fn work(&self, ready: Ready) -> Result<(), Exit> {
+        let mut cursor = *self.cursor.lock();
+        let mut rows = (self.rows)(self.domain, cursor)?;
         ready.say();
         loop {
-            self.status.computing();
-            let sample = rows.read()?;
-            self.status.waiting_for_output();
-            select_biased! {
-                recv(self.stop) -> _ => break,
-                send(self.out, sample) -> sent => if sent.is_err() { break },
-            }
-            self.queues.rows.sent();
+            self.out.send(rows.read()?)?;
             cursor = cursor.advance(self.domain_rows, 1);
-            *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = cursor;
+            *self.cursor.lock() = cursor;
         }
-        self.status.stopped();
-        Ok(())
     }
 }

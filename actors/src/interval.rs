@@ -77,26 +77,30 @@ impl Interval {
         self.first_step + self.steps - 1
     }
 
+    /// The index of the one after it. One without steps comes before the first.
+    pub fn next_index(&self) -> u64 {
+        self.index + u64::from(self.steps > 0)
+    }
+
     /// Where each domain stands after the first `rows` rows of `order`. `domain_rows`: rows of a pass, by domain.
     pub fn cursors_after(&self, order: &[u16], rows: usize, domain_rows: &[u64]) -> Vec<Cursor> {
         let mut drawn = vec![0; self.cursors.len()];
         for &domain in &order[..rows.min(order.len())] {
             drawn[usize::from(domain)] += 1;
         }
-        self.cursors
-            .iter()
-            .enumerate()
-            .map(|(domain, cursor)| cursor.advance(domain_rows[domain], drawn[domain]))
-            .collect()
+        self.advanced(&drawn, domain_rows)
     }
 
     /// Where each domain stands after all of it.
     pub fn cursors_at_end(&self, domain_rows: &[u64]) -> Vec<Cursor> {
-        self.cursors
-            .iter()
-            .zip(&self.counts)
-            .zip(domain_rows)
-            .map(|((cursor, &count), &rows)| cursor.advance(rows, count))
+        self.advanced(&self.counts, domain_rows)
+    }
+
+    fn advanced(&self, drawn: &[u64], domain_rows: &[u64]) -> Vec<Cursor> {
+        let rows = drawn.iter().zip(domain_rows);
+        let cursors = self.cursors.iter().zip(rows);
+        cursors
+            .map(|(cursor, (&drawn, &rows))| cursor.advance(rows, drawn))
             .collect()
     }
 }

@@ -16,6 +16,7 @@
 
 pub mod batch;
 pub mod batcher;
+pub mod channel;
 pub mod checkpointer;
 pub mod domain_loader;
 pub mod error;

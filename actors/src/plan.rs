@@ -1,7 +1,7 @@
 //! What a run is to do.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -67,7 +67,7 @@ pub struct RunPlan {
 }
 
 /// Settings that may change while a run goes on; shared with whoever changes them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Live {
     checkpoint_every: AtomicU64,
     keep: AtomicUsize,
@@ -79,11 +79,9 @@ impl Live {
     /// What a run starts with: steps between two checkpoints, how many of the newest stay, the learning rate
     /// at the end.
     pub fn new(checkpoint_every: u64, keep: usize, lr_end: f64) -> Arc<Self> {
-        Arc::new(Self {
-            checkpoint_every: AtomicU64::new(checkpoint_every),
-            keep: AtomicUsize::new(keep),
-            lr_end: AtomicU64::new(lr_end.to_bits()),
-        })
+        let live = Self::default();
+        live.set(checkpoint_every, keep, lr_end);
+        Arc::new(live)
     }
 
     /// Changes all of them.
@@ -113,17 +111,20 @@ impl Live {
 impl RunPlan {
     /// A list by domain as a map by name.
     pub fn by_name(&self, values: &[f64]) -> ByDomain {
-        self.domains
-            .iter()
-            .cloned()
-            .zip(values.iter().copied())
-            .collect()
+        self.known_by_name(values.iter().copied().map(Some))
     }
 
     /// As [`Self::by_name`], without the values that are not finite.
     pub fn finite_by_name(&self, values: &[f64]) -> ByDomain {
-        let mut map: BTreeMap<String, f64> = self.by_name(values);
-        map.retain(|_, value| value.is_finite());
-        map
+        let finite = |value: &f64| value.is_finite().then_some(*value);
+        self.known_by_name(values.iter().map(finite))
+    }
+
+    /// As [`Self::by_name`], without those that there are not.
+    pub fn known_by_name(&self, values: impl IntoIterator<Item = Option<f64>>) -> ByDomain {
+        let named = self.domains.iter().cloned().zip(values);
+        named
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect()
     }
 }

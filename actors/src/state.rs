@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use ddk_corpus::Cursor;
-use ddk_mixture::{Perplexities, TrainingSums, shares_of_domains};
+use ddk_mixture::{Perplexities, PolicyState, Quota, TrainingSums, shares_of_domains};
 use ddk_run::{Lengths, Measured};
 use ddk_settings::Guard;
 use serde::{Deserialize, Serialize};
 
-use crate::{Interval, interval::Evaluated};
+use crate::{Interval, RunPlan, interval::Evaluated};
 
 /// The loop at a step boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,7 +69,11 @@ impl Fork<'_> {
 
     /// Where a new domain stands, after where the old one it was stood. Where its rows are others now
     /// (another length, another packing), as far through the pass as it was.
-    fn cursor(&self, new: usize, old: usize, cursor: Cursor) -> Cursor {
+    fn cursor(&self, new: usize, cursors: &[Cursor]) -> Cursor {
+        let Some(old) = self.kept[new] else {
+            return Cursor::default();
+        };
+        let cursor = cursors[old];
         let (then, now) = (self.old_rows[old].max(1), self.new_rows[new]);
         Cursor {
             pass: cursor.pass,
@@ -79,6 +83,53 @@ impl Fork<'_> {
 }
 
 impl LoopState {
+    /// The loop before the first step: in an interval without steps, with nothing measured.
+    pub fn new(plan: &RunPlan, policy: PolicyState) -> Self {
+        let domains = plan.domains.len();
+        Self {
+            step: 0,
+            interval: Interval {
+                index: 0,
+                first_step: 1,
+                steps: 0,
+                weights: plan.natural.clone(),
+                target: plan.natural.clone(),
+                counts: vec![0; domains],
+                policy,
+                quota: Quota::new(domains),
+                cursors: vec![Cursor::default(); domains],
+                evaluated: Evaluated::default(),
+                line: None,
+            },
+            at_start: Perplexities::default(),
+            ahead: None,
+            interval_tokens: vec![0; domains],
+            interval_losses: TrainingSums::new(domains),
+            measured: Vec::new(),
+            totals: Totals::new(domains),
+            lengths: Lengths::default(),
+            losses: LossWindow::default(),
+            skipped_steps: Vec::new(),
+        }
+    }
+
+    /// Steps of the interval that have been made.
+    pub fn steps_done(&self) -> u64 {
+        self.step + 1 - self.interval.first_step
+    }
+
+    /// Whether the interval has been trained on to its end.
+    pub fn at_interval_end(&self) -> bool {
+        self.step == self.interval.last_step()
+    }
+
+    /// Where each domain stands after the rows of all steps made.
+    pub fn cursors(&self, seed: u64, rows_per_step: u64, domain_rows: &[u64]) -> Vec<Cursor> {
+        let order = self.interval.order(seed);
+        let rows = (self.steps_done() * rows_per_step) as usize;
+        self.interval.cursors_after(&order, rows, domain_rows)
+    }
+
     /// The state that a forked run starts with, its files empty. Where nothing that an interval depends on
     /// differs, it goes on within the interval; otherwise the interval ends here, and the first thing that
     /// the new run does is to measure and set a mixture.
@@ -92,43 +143,28 @@ impl LoopState {
             return state;
         }
         let old = &self.interval;
-        let order = old.order(fork.seed);
-        let done = (self.step + 1 - old.first_step) * fork.rows_per_step;
-        let cursors = old.cursors_after(&order, done as usize, fork.old_rows);
+        let cursors = self.cursors(fork.seed, fork.rows_per_step, fork.old_rows);
         state.interval = Interval {
             index: old.index,
             first_step: old.first_step,
-            steps: self.step + 1 - old.first_step,
+            steps: self.steps_done(),
             weights: shares_of_domains(&old.weights, fork.kept),
             target: shares_of_domains(&old.target, fork.kept),
             counts: vec![0; count],
             policy: old.policy.of_domains(fork.kept),
             quota: old.quota.of_domains(fork.kept),
-            cursors: fork
-                .kept
-                .iter()
-                .enumerate()
-                .map(|(new, old)| {
-                    old.map_or_else(Cursor::default, |old| fork.cursor(new, old, cursors[old]))
-                })
-                .collect(),
+            cursors: (0..count).map(|new| fork.cursor(new, &cursors)).collect(),
             // As for the perplexities at the start.
             evaluated: Evaluated::default(),
             line: None,
         };
         // Measured again on the new list: what a forked run begins with is what it is compared with.
-        state.at_start = Perplexities {
-            student: Vec::new(),
-            teacher: Vec::new(),
-        };
+        state.at_start = Perplexities::default();
         state.ahead = None;
         state.interval_tokens = vec![0; count];
         state.interval_losses = TrainingSums::new(count);
-        state.totals.tokens = fork
-            .kept
-            .iter()
-            .map(|old| old.map_or(0, |old| self.totals.tokens[old]))
-            .collect();
+        let tokens = |old: &Option<usize>| old.map_or(0, |old| self.totals.tokens[old]);
+        state.totals.tokens = fork.kept.iter().map(tokens).collect();
         state
     }
 }
@@ -163,13 +199,6 @@ impl LossWindow {
                 self.0.pop_front();
             }
         }
-    }
-}
-
-impl LoopState {
-    /// Whether the interval has been trained on to its end.
-    pub fn at_interval_end(&self) -> bool {
-        self.step == self.interval.last_step()
     }
 }
 

@@ -7,20 +7,22 @@
 mod pipeline;
 mod restarts;
 
-use std::{collections::HashMap, marker::PhantomData};
+use std::{collections::HashMap, sync::Arc};
 
-use crossbeam::channel::Sender;
 use ddk_mixture::Policy;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use self::pipeline::Pipeline;
+use self::pipeline::{Built, Pipeline};
 pub use self::restarts::RestartBudget;
 use crate::{
     LoopState, Outcome, Parts, PortError, RunError, RunPlan, Student, Teacher,
     messages::StudentControl,
-    worker::{Exit, Never, WorkerActor, WorkerId, WorkerSpec},
+    worker::{Body, Exit, Slot, WorkerActor, WorkerId},
 };
+
+/// How the run ended; nothing before that.
+type RunResult = Arc<Slot<Option<Result<Option<Outcome>, RunError>>>>;
 
 /// Runs a distillation to its end, or until something comes over `stop`.
 ///
@@ -38,37 +40,32 @@ where
     T: Teacher + 'static,
     S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
 {
-    let (result, mut is_done) = oneshot::channel();
-    let arguments = Arguments {
-        plan,
-        parts,
-        policy,
-        resume,
-        teacher_perplexities,
-        result,
-    };
-    let started = Actor::spawn(None, Supervisor(PhantomData), arguments).await;
-    let (supervisor, task) = started.map_err(start_error)?;
-    let ended = loop {
+    let built = pipeline::build(plan, parts, policy, resume, teacher_perplexities).await?;
+    let result = RunResult::default();
+    let arguments = (built, Arc::clone(&result));
+    let started = Actor::spawn(None, Supervisor, arguments).await;
+    let (supervisor, mut task) = started.map_err(|error| match cause(error).downcast() {
+        Ok(error) => *error,
+        Err(error) => RunError::Lost(error.to_string()),
+    })?;
+    loop {
         tokio::select! {
-            ended = &mut is_done => break ended,
+            _ = &mut task => break,
             Some(()) = stop.recv() => {
                 // Where it cannot be told any more, it is ending.
                 let _ = supervisor.cast(SupervisorMessage::Stop);
             }
         }
-    };
-    let _ = task.await;
-    ended.unwrap_or_else(|_| Err(RunError::Lost("the supervisor ended".to_owned())))
+    }
+    let ended = result.lock().take();
+    ended.unwrap_or_else(|| Err(RunError::Lost("the supervisor ended".to_owned())))
 }
 
-fn start_error(error: SpawnErr) -> RunError {
+/// What an actor's start has failed with.
+fn cause(error: SpawnErr) -> ActorProcessingErr {
     match error {
-        SpawnErr::StartupFailed(cause) => match cause.downcast::<RunError>() {
-            Ok(error) => *error,
-            Err(cause) => RunError::Lost(cause.to_string()),
-        },
-        other => RunError::Lost(other.to_string()),
+        SpawnErr::StartupFailed(cause) => cause,
+        other => other.into(),
     }
 }
 
@@ -82,59 +79,43 @@ enum SupervisorMessage {
 }
 
 /// The actor.
-struct Supervisor<T, S>(PhantomData<fn() -> (T, S)>);
+struct Supervisor;
 
-struct Arguments<T: Teacher, S: Student> {
-    plan: RunPlan,
-    parts: Parts<T, S>,
-    policy: Box<dyn Policy>,
-    resume: Option<LoopState>,
-    teacher_perplexities: Option<Vec<f64>>,
-    result: oneshot::Sender<Result<Option<Outcome>, RunError>>,
-}
-
-struct State<T: Teacher> {
-    pipeline: Pipeline<T>,
+struct State {
+    pipeline: Pipeline,
     alive: HashMap<ActorId, (WorkerId, ActorCell)>,
     restarts: RestartBudget,
-    /// Dropped to close the channel.
-    stop: Option<Sender<Never>>,
     failure: Option<RunError>,
-    result: Option<oneshot::Sender<Result<Option<Outcome>, RunError>>>,
+    result: RunResult,
 }
 
-impl<T, S> Actor for Supervisor<T, S>
-where
-    T: Teacher + 'static,
-    S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
-{
+impl Actor for Supervisor {
     type Msg = SupervisorMessage;
-    type State = State<T>;
-    type Arguments = Arguments<T, S>;
+    type State = State;
+    type Arguments = (Built, RunResult);
 
+    /// Starts every worker. Where one cannot be started, dropping the pipeline ends those that were.
     async fn pre_start(
         &self,
         myself: ActorRef<Self::Msg>,
-        arguments: Self::Arguments,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        let result = arguments.result;
-        let started = pipeline::start(
-            arguments.plan,
-            arguments.parts,
-            arguments.policy,
-            arguments.resume,
-            arguments.teacher_perplexities,
-            myself.get_cell(),
-        )
-        .await?;
-        Ok(State {
-            pipeline: started.pipeline,
-            alive: started.alive,
+        (built, result): Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        built.scheduler.link(myself.get_cell());
+        let id = built.scheduler.get_id();
+        let mut state = State {
+            pipeline: built.pipeline,
+            alive: HashMap::from([(id, (WorkerId::WeightScheduler, built.scheduler))]),
             restarts: RestartBudget::default(),
-            stop: Some(started.stop),
             failure: None,
-            result: Some(result),
-        })
+            result,
+        };
+        for (worker, body) in built.workers {
+            if let Err(cause) = state.spawn(worker.clone(), body, &myself).await {
+                let cause = cause.to_string();
+                return Err(RunError::Start { worker, cause }.into());
+            }
+        }
+        Ok(state)
     }
 
     async fn handle(
@@ -144,8 +125,7 @@ where
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            // A full channel holds a word that ends the run already.
-            SupervisorMessage::Stop => drop(state.pipeline.control.try_send(StudentControl::Stop)),
+            SupervisorMessage::Stop => drop(state.pipeline.tell(StudentControl::Stop)),
             SupervisorMessage::Restart(worker) => state.restart(worker, &myself).await,
         }
         Ok(())
@@ -159,19 +139,14 @@ where
     ) -> Result<(), ActorProcessingErr> {
         let (cell, exit) = match event {
             SupervisionEvent::ActorTerminated(cell, ..) => (cell, Exit::Done),
-            SupervisionEvent::ActorFailed(cell, error) => {
-                let exit = match error.downcast::<Exit>() {
-                    Ok(exit) => *exit,
-                    Err(error) => Exit::Failed(PortError::Other(error.to_string())),
-                };
-                (cell, exit)
-            }
+            SupervisionEvent::ActorFailed(cell, error) => (cell, Exit::of(error)),
             _ => return Ok(()),
         };
         if let Some((worker, _)) = state.alive.remove(&cell.get_id()) {
             state.ended(worker, exit, &myself);
         }
-        if !state.alive.values().any(|(worker, _)| worker.has_thread()) {
+        let mut alive = state.alive.values();
+        if alive.all(|(worker, _)| *worker == WorkerId::WeightScheduler) {
             state.finish();
             myself.stop(None);
         }
@@ -179,7 +154,22 @@ where
     }
 }
 
-impl<T: Teacher + 'static> State<T> {
+impl State {
+    /// Starts a worker below the supervisor and waits until it is ready.
+    async fn spawn(
+        &mut self,
+        worker: WorkerId,
+        body: Body,
+        myself: &ActorRef<SupervisorMessage>,
+    ) -> Result<(), Exit> {
+        let arguments = (self.pipeline.context.line(&worker), body);
+        let started = Actor::spawn_linked(None, WorkerActor, arguments, myself.get_cell()).await;
+        let (actor, _) = started.map_err(|error| Exit::of(cause(error)))?;
+        let cell = actor.get_cell();
+        self.alive.insert(cell.get_id(), (worker, cell));
+        Ok(())
+    }
+
     /// Decides what follows when a worker has ended.
     fn ended(&mut self, worker: WorkerId, exit: Exit, myself: &ActorRef<SupervisorMessage>) {
         match (worker, exit) {
@@ -188,10 +178,10 @@ impl<T: Teacher + 'static> State<T> {
                 if exit != Exit::Done {
                     self.fail(WorkerId::Student, exit);
                 }
-                self.stop = None;
+                self.pipeline.stop = None;
             }
             (_, Exit::Done) => {}
-            (worker, exit) if self.stop.is_some() && may_restart(&worker, &exit) => {
+            (worker, exit) if self.pipeline.stop.is_some() && may_restart(&worker, &exit) => {
                 let Some(delay) = self.restarts.allow(&worker) else {
                     return self.give_up(worker, exit);
                 };
@@ -204,27 +194,23 @@ impl<T: Teacher + 'static> State<T> {
 
     /// Restarts a worker, unless the run is ending.
     async fn restart(&mut self, worker: WorkerId, myself: &ActorRef<SupervisorMessage>) {
-        if self.stop.is_none() {
+        if self.pipeline.stop.is_none() {
             return;
         }
-        match self.pipeline.restart(&worker, myself.get_cell()).await {
-            Ok(cell) => drop(self.alive.insert(cell.get_id(), (worker, cell))),
-            Err(cause) => self.ended(worker, cause, myself),
+        let body = self.pipeline.body(&worker);
+        if let Err(cause) = self.spawn(worker.clone(), body, myself).await {
+            self.ended(worker, cause, myself);
         }
     }
 
     /// A worker cannot be restarted: the student saves the last step made, then the run ends.
     fn give_up(&mut self, worker: WorkerId, cause: Exit) {
         self.fail(worker, cause);
-        let told = self
-            .pipeline
-            .control
-            .try_send(StudentControl::Abandon)
-            .is_ok();
+        let told = self.pipeline.tell(StudentControl::Abandon).is_ok();
         let mut alive = self.alive.values();
         let student_lives = alive.any(|(worker, _)| *worker == WorkerId::Student);
         if !told || !student_lives {
-            self.stop = None;
+            self.pipeline.stop = None;
         }
     }
 
@@ -237,17 +223,14 @@ impl<T: Teacher + 'static> State<T> {
 
     /// All workers have ended.
     fn finish(&mut self) {
-        self.pipeline.board.set_ready(false);
+        self.pipeline.context.board.set_ready(false);
         for (_, cell) in self.alive.values() {
             cell.stop(None);
         }
-        let result = match self.failure.take() {
+        *self.result.lock() = Some(match self.failure.take() {
             Some(error) => Err(error),
-            None => Ok(self.pipeline.take_outcome()),
-        };
-        if let Some(sender) = self.result.take() {
-            let _ = sender.send(result);
-        }
+            None => Ok(self.pipeline.context.facts.outcome.lock().take()),
+        });
     }
 }
 
@@ -255,30 +238,10 @@ impl<T: Teacher + 'static> State<T> {
 /// loader whose file could not be read, which may pass.
 fn may_restart(worker: &WorkerId, exit: &Exit) -> bool {
     match worker {
-        WorkerId::Loader { .. } => {
+        WorkerId::Loader(_) => {
             matches!(exit, Exit::Panicked(_) | Exit::Failed(PortError::Data(_)))
         }
         WorkerId::Teacher(_) => matches!(exit, Exit::Panicked(_)),
         _ => false,
-    }
-}
-
-/// Starts a worker below the supervisor and waits until it is ready.
-async fn spawn(
-    worker: &WorkerId,
-    body: crate::worker::Body,
-    above: ActorCell,
-) -> Result<ActorCell, Exit> {
-    let spec = WorkerSpec {
-        name: worker.to_string(),
-        body,
-    };
-    match Actor::spawn_linked(None, WorkerActor, spec, above).await {
-        Ok((actor, _)) => Ok(actor.get_cell()),
-        Err(SpawnErr::StartupFailed(cause)) => Err(match cause.downcast::<Exit>() {
-            Ok(exit) => *exit,
-            Err(cause) => Exit::Failed(PortError::Other(cause.to_string())),
-        }),
-        Err(other) => Err(Exit::Failed(PortError::Other(other.to_string()))),
     }
 }

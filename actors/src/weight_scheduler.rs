@@ -8,27 +8,30 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use ddk_corpus::Cursor;
-use ddk_mixture::{Decision, Feedback, Perplexities, Policy, Quota, TrainingSums, limit};
+use ddk_mixture::{Decision, Feedback, Perplexities, Policy, TrainingSums, limit};
 use ddk_run::{
-    Journal, RunFileError,
-    records::{ByDomain, EventKind, MixtureLine, StopReason, seconds_since_1970},
+    RunFileError,
+    records::{EventKind, MixtureLine, StopReason, seconds_since_1970},
 };
 use ddk_telemetry::metrics;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Interval, LoopState, Observer, RunPlan, batcher::SetInterval, interval::Evaluated,
+    Interval, LoopState, RunPlan,
+    batcher::SetInterval,
+    interval::Evaluated,
     messages::StudentControl,
+    worker::{Context, Facts},
 };
 
 /// What the weight scheduler is told. The models' own lanes measure perplexities: the teacher's once, the student's
 /// at an interval's end, where the mixture or a setting asks for them.
 #[derive(Debug)]
 pub enum WeightSchedulerMessage {
-    /// The teacher's perplexities, once per run.
-    TeacherEvaluated(Vec<f64>),
+    /// The teacher's perplexities are known.
+    TeacherEvaluated,
     /// The next interval is due.
-    IntervalEnded(Box<IntervalEnd>),
+    IntervalEnded(IntervalEnd),
 }
 
 /// How an interval ended.
@@ -44,17 +47,24 @@ pub struct IntervalEnd {
     pub training: TrainingSums,
 }
 
+impl IntervalEnd {
+    /// One that the next interval follows from, where mixtures lag: of the evaluation after `step`, if any was due.
+    pub fn lagged(step: u64, student: Option<Vec<f64>>, domains: usize) -> Self {
+        Self {
+            step,
+            student,
+            intervals: 1,
+            training: TrainingSums::new(domains),
+        }
+    }
+}
+
 /// The state machine: from the ends of intervals to intervals.
 pub struct Scheduler {
     plan: Arc<RunPlan>,
     policy: Box<dyn Policy>,
-    quota: Quota,
-    /// Where the domains stand when the next interval begins.
-    cursors: Vec<Cursor>,
-    next_index: u64,
-    next_first_step: u64,
-    /// The mixture in use, kept where an update is refused.
-    weights: Vec<f64>,
+    /// The interval set last; the next one follows from it.
+    last: Arc<Interval>,
     /// The last evaluation: the step after which it was made, and what it gave.
     evaluated: (u64, Perplexities),
 }
@@ -63,7 +73,7 @@ pub struct Scheduler {
 #[derive(Debug)]
 pub enum Verdict {
     /// Draw the next interval.
-    Next(Box<Interval>),
+    Next(Arc<Interval>),
     /// The run is done when the interval before has been trained on.
     Finish(StopReason),
     /// The run ends before another interval would begin.
@@ -71,41 +81,15 @@ pub enum Verdict {
 }
 
 impl Scheduler {
-    /// Before the first interval, or going on after `resume`.
-    pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, resume: Option<&LoopState>) -> Self {
-        let domains = plan.domains.len();
-        match resume {
-            None => Self {
-                policy,
-                quota: Quota::new(domains),
-                cursors: vec![Cursor::default(); domains],
-                next_index: 0,
-                next_first_step: 1,
-                weights: plan.natural.clone(),
-                evaluated: (
-                    0,
-                    Perplexities {
-                        student: Vec::new(),
-                        teacher: Vec::new(),
-                    },
-                ),
-                plan,
-            },
-            Some(LoopState {
-                interval, at_start, ..
-            }) => Self {
-                policy,
-                quota: interval.quota.clone(),
-                cursors: interval.cursors_at_end(&plan.domain_rows),
-                next_index: interval.index + 1,
-                next_first_step: interval.last_step() + 1,
-                weights: interval.weights.clone(),
-                evaluated: (
-                    interval.evaluated.step,
-                    interval.evaluated.perplexities(&at_start.teacher),
-                ),
-                plan,
-            },
+    /// Goes on after the interval of `state`.
+    pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, state: &LoopState) -> Self {
+        let evaluated = &state.interval.evaluated;
+        let perplexities = evaluated.perplexities(&state.at_start.teacher);
+        Self {
+            plan,
+            policy,
+            evaluated: (evaluated.step, perplexities),
+            last: Arc::new(state.interval.clone()),
         }
     }
 
@@ -120,65 +104,54 @@ impl Scheduler {
             self.evaluated = (ended.step, perplexities.clone());
         }
         let (decision, refused) = self.decide(&ended.training, measured);
-        let steps = self.policy.update_every();
-        let until = |last: u64| (last + 1).saturating_sub(self.next_first_step);
-        let steps = self
-            .plan
-            .max_steps
-            .map_or(steps, |last| steps.min(until(last)));
+        let first_step = self.last.last_step() + 1;
+        let until = |last: u64| (last + 1).saturating_sub(first_step);
         let end = self.plan.interval_end.map(until).filter(|left| *left > 0);
-        let steps = end.map_or(steps, |left| steps.min(left));
+        let limits = [self.plan.max_steps.map(until), end];
+        let limits = limits.into_iter().flatten();
+        let steps = limits.fold(self.policy.update_every(), u64::min);
         if steps == 0 {
             return Verdict::Nothing;
         }
         // Where passes are limited, the last interval is as long as what is left.
-        let left = self.rows_left();
-        let whole: Option<Vec<u64>> = left.iter().copied().collect();
-        let steps_left = whole.map(|rows| rows.iter().sum::<u64>() / self.plan.rows_per_step);
+        let cursors = self.last.cursors_at_end(&self.plan.domain_rows);
+        let left = self.rows_left(&cursors);
+        let rows_left: Option<u64> = left.iter().copied().sum();
+        let steps_left = rows_left.map(|rows| rows / self.plan.rows_per_step);
         let steps = steps_left.map_or(steps, |left| steps.min(left));
         if steps == 0 {
             return Verdict::Finish(StopReason::MaxPasses);
         }
         let rows = steps * self.plan.rows_per_step;
         let target = limit(&decision.weights, &left, rows);
-        let cursors = self.cursors.clone();
-        let counts = self.quota.draw(&target, rows);
+        let mut quota = self.last.quota.clone();
         let mut interval = Interval {
-            index: self.next_index,
-            first_step: self.next_first_step,
+            index: self.last.next_index(),
+            first_step,
             steps,
             weights: decision.weights.clone(),
-            target: target.clone(),
-            counts,
+            counts: quota.draw(&target, rows),
+            target,
             policy: self.policy.state(),
-            quota: self.quota.clone(),
+            quota,
             cursors,
             evaluated: Evaluated::new(self.evaluated.0, &self.evaluated.1.student),
             line: None,
         };
-        let plan = &self.plan;
-        let by_name = |values: Option<Vec<f64>>| values.map(|values| plan.by_name(&values));
-        let line = MixtureLine {
-            previous_weights: by_name(decision.previous),
-            discrepancy: by_name(decision.discrepancy),
-            losses: decision.losses.map(|losses| known(plan, &losses)),
-            reference: by_name(decision.reference),
-            excess: by_name(decision.excess),
-            mean_weights: by_name(decision.mean_weights),
-            refused,
-            ..self.line(&interval)
-        };
-        self.cursors = interval.cursors_at_end(&self.plan.domain_rows);
-        self.weights = decision.weights;
-        self.next_index += 1;
-        self.next_first_step += steps;
-        interval.line = Some(Arc::new(line));
-        Verdict::Next(Box::new(interval))
+        interval.line = Some(Arc::new(self.line(&interval, decision, refused)));
+        self.last = Arc::new(interval);
+        Verdict::Next(Arc::clone(&self.last))
     }
 
-    /// What is known of an interval that is drawn by: its mixture, and the perplexities measured last.
-    pub fn line(&self, interval: &Interval) -> MixtureLine {
+    /// The line of an interval: its mixture, what that was made from, and the perplexities measured last.
+    pub fn line(
+        &self,
+        interval: &Interval,
+        decision: Decision,
+        refused: Option<String>,
+    ) -> MixtureLine {
         let plan = &self.plan;
+        let by_name = |values: Option<Vec<f64>>| values.map(|values| plan.by_name(&values));
         let (evaluated_at_step, perplexities) = &self.evaluated;
         MixtureLine {
             interval: interval.index,
@@ -188,17 +161,17 @@ impl Scheduler {
             alpha: self.policy.alpha(),
             weights: plan.by_name(&interval.weights),
             target: plan.by_name(&interval.target),
-            previous_weights: None,
+            previous_weights: by_name(decision.previous),
             student_perplexity: plan.finite_by_name(&perplexities.student),
             teacher_perplexity: plan.finite_by_name(&perplexities.teacher),
             ratio: plan.finite_by_name(&perplexities.ratios()),
             evaluated_at_step: *evaluated_at_step,
-            discrepancy: None,
-            losses: None,
-            reference: None,
-            excess: None,
-            mean_weights: None,
-            refused: None,
+            discrepancy: by_name(decision.discrepancy),
+            losses: decision.losses.map(|losses| plan.known_by_name(losses)),
+            reference: by_name(decision.reference),
+            excess: by_name(decision.excess),
+            mean_weights: by_name(decision.mean_weights),
+            refused,
         }
     }
 
@@ -207,21 +180,19 @@ impl Scheduler {
         training: &TrainingSums,
         perplexities: Option<&Perplexities>,
     ) -> (Decision, Option<String>) {
-        let decision = match self.next_index {
+        let feedback = Feedback {
+            perplexities,
+            training,
+        };
+        let decision = match self.last.next_index() {
             0 => self.policy.first(&self.plan.natural, &self.evaluated.1),
-            _ => {
-                let feedback = Feedback {
-                    perplexities,
-                    training,
-                };
-                self.policy.next(&self.weights, &feedback)
-            }
+            _ => self.policy.next(&self.last.weights, &feedback),
         };
         match decision {
             Ok(decision) => (decision, None),
             Err(refused) => {
                 let kept = Decision {
-                    weights: self.weights.clone(),
+                    weights: self.last.weights.clone(),
                     ..Decision::default()
                 };
                 (kept, Some(refused.to_string()))
@@ -230,8 +201,8 @@ impl Scheduler {
     }
 
     /// Rows that each domain may still give, where passes are limited.
-    fn rows_left(&self) -> Vec<Option<u64>> {
-        self.cursors
+    fn rows_left(&self, cursors: &[Cursor]) -> Vec<Option<u64>> {
+        cursors
             .iter()
             .zip(&self.plan.domain_rows)
             .map(|(cursor, &rows)| {
@@ -240,14 +211,6 @@ impl Scheduler {
             })
             .collect()
     }
-}
-
-/// Those that there are, by name.
-fn known(plan: &RunPlan, values: &[Option<f64>]) -> ByDomain {
-    let named = plan.domains.iter().zip(values);
-    named
-        .filter_map(|(name, value)| Some((name.clone(), (*value)?)))
-        .collect()
 }
 
 /// The actor.
@@ -263,19 +226,16 @@ pub struct WeightSchedulerState {
     pub student: Sender<StudentControl>,
     /// Whether the run's end has been said.
     pub finished: bool,
-    /// The teacher's perplexities, once known.
-    pub teacher: Option<Vec<f64>>,
-    /// An interval's end that waits for them.
-    pub waiting: Option<Box<IntervalEnd>>,
+    /// An interval's end that waits for the teacher's perplexities.
+    pub waiting: Option<IntervalEnd>,
+    /// Where they are.
+    pub facts: Arc<Facts>,
 }
 
 impl WeightSchedulerState {
-    fn take(&mut self, message: WeightSchedulerMessage) -> Result<(), ActorProcessingErr> {
-        match message {
-            WeightSchedulerMessage::TeacherEvaluated(teacher) => self.teacher = Some(teacher),
-            WeightSchedulerMessage::IntervalEnded(ended) => self.waiting = Some(ended),
-        }
-        let Some(teacher) = self.teacher.clone() else {
+    /// Decides what follows from the interval's end that waits, as soon as the teacher's perplexities are known.
+    fn decide(&mut self) -> Result<(), ActorProcessingErr> {
+        let Some(teacher) = self.facts.teacher_perplexities.get().cloned() else {
             return Ok(());
         };
         let Some(mut ended) = self.waiting.take() else {
@@ -291,7 +251,7 @@ impl WeightSchedulerState {
             match self.scheduler.ended(&ended, measured.as_ref()) {
                 Verdict::Next(interval) => {
                     let set = SetInterval {
-                        interval: Arc::new(*interval),
+                        interval,
                         steps_done: 0,
                     };
                     let sent = self.intervals.try_send(set);
@@ -301,7 +261,7 @@ impl WeightSchedulerState {
                     self.finished = true;
                     let sent = self.student.try_send(StudentControl::Finish(
                         reason,
-                        self.scheduler.next_first_step - 1,
+                        self.scheduler.last.last_step(),
                     ));
                     sent.map_err(|_| "the student does not take the run's end")?;
                 }
@@ -313,11 +273,7 @@ impl WeightSchedulerState {
 }
 
 /// Tells of a mixture that the next step is drawn by: its line, its gauges, and an event where an update was refused.
-pub(crate) fn announce(
-    line: &MixtureLine,
-    journal: &Journal,
-    observer: &dyn Observer,
-) -> Result<(), RunFileError> {
+pub(crate) fn announce(line: &MixtureLine, context: &Context) -> Result<(), RunFileError> {
     if let Some(reason) = &line.refused {
         metrics::REFUSED_UPDATES.with(&[]).increment(1);
         tracing::warn!(
@@ -326,13 +282,12 @@ pub(crate) fn announce(
             "the mixture stays: an update was refused"
         );
         let message = format!("the mixture of interval {} stays: {reason}", line.interval);
-        let event = journal.event(line.step, EventKind::Refused, &message)?;
-        observer.on_event(&event);
+        context.event(line.step, EventKind::Refused, &message)?;
     }
     publish(line);
     metrics::MIXTURE_TIME.with(&[]).set(seconds_since_1970());
-    journal.mixture(line)?;
-    observer.on_mixture(line);
+    context.journal.mixture(line)?;
+    context.observer.on_mixture(line);
     Ok(())
 }
 
@@ -347,22 +302,16 @@ pub fn publish(line: &MixtureLine) {
             metrics::WEIGHT_LIMIT.with(&[limit]).set(weight);
         }
     }
-    let sets = [
-        (&metrics::WEIGHT, &line.weights),
-        (&metrics::TARGET, &line.target),
-        (&metrics::RATIO, &line.ratio),
-    ];
-    for (gauge, values) in sets {
-        for (domain, value) in values {
-            gauge.with(&[domain]).set(*value);
-        }
-    }
-    for (model, values) in [
-        ("student", &line.student_perplexity),
-        ("teacher", &line.teacher_perplexity),
+    let (student, teacher) = (&line.student_perplexity, &line.teacher_perplexity);
+    for (gauge, labels, values) in [
+        (&metrics::WEIGHT, &[][..], &line.weights),
+        (&metrics::TARGET, &[], &line.target),
+        (&metrics::RATIO, &[], &line.ratio),
+        (&metrics::PERPLEXITY, &["student"], student),
+        (&metrics::PERPLEXITY, &["teacher"], teacher),
     ] {
         for (domain, value) in values {
-            metrics::PERPLEXITY.with(&[model, domain]).set(*value);
+            gauge.with(&[labels, &[domain]].concat()).set(*value);
         }
     }
 }
@@ -375,8 +324,9 @@ impl Actor for WeightScheduler {
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        state: Self::Arguments,
+        mut state: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
+        state.decide()?;
         Ok(state)
     }
 
@@ -386,6 +336,9 @@ impl Actor for WeightScheduler {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.take(message)
+        if let WeightSchedulerMessage::IntervalEnded(ended) = message {
+            state.waiting = Some(ended);
+        }
+        state.decide()
     }
 }

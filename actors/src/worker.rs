@@ -5,30 +5,27 @@
 //! ends with it; the supervisor hears of that from ractor.
 
 use std::{
+    convert::Infallible,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
+    time::Instant,
 };
 
+use crossbeam::channel::{Receiver, RecvError, SendError, TryRecvError};
+use ddk_run::{Journal, RunFileError, records::EventKind};
+use ddk_telemetry::{Board, Worker};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
-use crate::PortError;
-
-/// Nothing is ever sent over the stop channel: it is closed.
-#[derive(Debug, Clone, Copy)]
-pub enum Never {}
+use crate::{Observer, Outcome, PortError, RunPlan};
 
 /// Which worker; its name on threads, boards and in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum WorkerId {
-    /// A domain's loader.
-    Loader {
-        /// Index of the domain.
-        index: usize,
-        /// Name of the domain.
-        domain: String,
-    },
+    /// A domain's loader, by the domain's name.
+    Loader(String),
     /// The batcher.
     Batcher,
     /// A teacher, by its lane.
@@ -41,16 +38,10 @@ pub enum WorkerId {
     WeightScheduler,
 }
 
-impl WorkerId {
-    pub(crate) fn has_thread(&self) -> bool {
-        *self != Self::WeightScheduler
-    }
-}
-
 impl fmt::Display for WorkerId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Loader { domain, .. } => write!(formatter, "loader-{domain}"),
+            Self::Loader(domain) => write!(formatter, "loader-{domain}"),
             Self::Batcher => formatter.write_str("batcher"),
             Self::Teacher(lane) => write!(formatter, "teacher-{lane}"),
             Self::Student => formatter.write_str("student"),
@@ -60,28 +51,108 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// How a worker ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How a worker ended. As an error it ends the worker's loop: [`Exit::Done`] if the run is over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Exit {
     /// It has done its work, or was told to stop.
+    #[error("it is done")]
     Done,
     /// It gave up on an error.
-    Failed(PortError),
+    #[error(transparent)]
+    Failed(#[from] PortError),
     /// It panicked; the text of the panic.
+    #[error("it panicked: {0}")]
     Panicked(String),
 }
 
-impl fmt::Display for Exit {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Done => formatter.write_str("it is done"),
-            Self::Failed(error) => error.fmt(formatter),
-            Self::Panicked(text) => write!(formatter, "it panicked: {text}"),
+impl Exit {
+    /// The exit that an actor's error holds; any other error is a failure.
+    pub(crate) fn of(error: ActorProcessingErr) -> Self {
+        match error.downcast::<Self>() {
+            Ok(exit) => *exit,
+            Err(error) => Self::Failed(PortError::Other(error.to_string())),
         }
     }
 }
 
-impl std::error::Error for Exit {}
+/// Nobody is left to take it: the run ends.
+impl<Item> From<SendError<Item>> for Exit {
+    fn from(_: SendError<Item>) -> Self {
+        Self::Done
+    }
+}
+
+/// Nobody is left to send: the run ends.
+impl From<RecvError> for Exit {
+    fn from(_: RecvError) -> Self {
+        Self::Done
+    }
+}
+
+/// What the workers of a run share.
+#[derive(Clone)]
+pub struct Context {
+    /// What is to be done.
+    pub plan: Arc<RunPlan>,
+    /// Where lines go.
+    pub journal: Arc<Journal>,
+    /// Who watches.
+    pub observer: Arc<dyn Observer>,
+    /// Where workers say what they do.
+    pub board: Arc<Board>,
+    /// What they find out.
+    pub facts: Arc<Facts>,
+    /// Closed when the run ends; nothing is ever sent over it.
+    pub stop: Receiver<Infallible>,
+}
+
+/// What one worker finds out and others read.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// The teacher's perplexities, known before the first interval.
+    pub teacher_perplexities: OnceLock<Vec<f64>>,
+    /// Seconds that all teacher lanes have been busy with labelling in this process.
+    pub teacher_busy: Slot<f64>,
+    /// When the first micro-batch was sent.
+    pub first_sent: OnceLock<Instant>,
+    /// What the run came to.
+    pub outcome: Slot<Option<Outcome>>,
+}
+
+impl Context {
+    /// A worker's line on the board.
+    pub fn line(&self, worker: &WorkerId) -> Worker {
+        self.board.worker(&worker.to_string())
+    }
+
+    /// Whether the run has ended.
+    pub fn is_over(&self) -> bool {
+        matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
+    }
+
+    /// Records an event and tells the observer.
+    pub fn event(&self, step: u64, kind: EventKind, message: &str) -> Result<(), RunFileError> {
+        let event = self.journal.event(step, kind, message)?;
+        self.observer.on_event(&event);
+        Ok(())
+    }
+}
+
+/// A value that outlives the thread that works on it, even a thread that panicked.
+#[derive(Debug, Default)]
+pub struct Slot<Value>(Mutex<Value>);
+
+impl<Value> Slot<Value> {
+    /// A slot that holds `value`.
+    pub fn new(value: Value) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// Access to the value.
+    pub fn lock(&self) -> MutexGuard<'_, Value> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Says that the worker is ready.
 pub struct Ready(oneshot::Sender<()>);
@@ -95,70 +166,52 @@ impl Ready {
 }
 
 /// What a worker's thread does: build, say ready, work.
-pub type Body = Box<dyn FnOnce(Ready) -> Result<(), PortError> + Send>;
+pub type Body = Box<dyn FnOnce(Ready) -> Result<(), Exit> + Send>;
 
-/// The actor of any worker.
+/// The actor of any worker. It starts with the worker's line on the board, which also names the thread (the
+/// system keeps at most 15 bytes), and the worker's body. Its only message is the thread's exit.
 pub struct WorkerActor;
 
-/// What the worker's thread tells its actor.
-pub enum WorkerMessage {
-    /// The thread has ended.
-    Exited(Exit),
-}
-
-/// A worker to be started.
-pub struct WorkerSpec {
-    /// Name of the thread (at most 15 bytes are kept by the system).
-    pub name: String,
-    /// Its work.
-    pub body: Body,
-}
-
 impl Actor for WorkerActor {
-    type Msg = WorkerMessage;
+    type Msg = Exit;
     type State = ();
-    type Arguments = WorkerSpec;
+    type Arguments = (Worker, Body);
 
     async fn pre_start(
         &self,
-        myself: ActorRef<Self::Msg>,
-        spec: Self::Arguments,
-    ) -> Result<Self::State, ActorProcessingErr> {
+        myself: ActorRef<Exit>,
+        (line, body): Self::Arguments,
+    ) -> Result<(), ActorProcessingErr> {
         let (ready, is_ready) = oneshot::channel();
-        let (early, mut early_exit) = oneshot::channel();
-        let actor = myself.clone();
-        thread::Builder::new().name(spec.name).spawn(move || {
-            let exit = run(spec.body, Ready(ready));
-            // Before the worker is ready the actor listens here; afterwards to its messages.
-            if let Err(exit) = early.send(exit) {
-                let _ = actor.cast(WorkerMessage::Exited(exit));
-            }
+        let (ended, exit) = oneshot::channel();
+        let name = line.name().to_owned();
+        thread::Builder::new().name(name).spawn(move || {
+            line.computing();
+            let exit = run(body, Ready(ready));
+            line.stopped();
+            // Nobody listens if the run's actors have been dropped.
+            let _ = ended.send(exit);
         })?;
-        tokio::select! {
-            biased;
-            Ok(()) = is_ready => {}
-            Ok(exit) = &mut early_exit => return Err(exit.into()),
+        if is_ready.await.is_err() {
+            // The word was dropped unsaid: the thread ends without having been ready.
+            return Err(exit.await?.into());
         }
-        // A worker may have ended between its word and now; once this is closed, its exit goes to the mailbox.
-        early_exit.close();
-        if let Ok(exit) = early_exit.try_recv() {
-            myself.cast(WorkerMessage::Exited(exit))?;
-        }
+        tokio::spawn(async move { exit.await.map(|exit| myself.cast(exit)) });
         Ok(())
     }
 
     async fn handle(
         &self,
-        myself: ActorRef<Self::Msg>,
-        message: Self::Msg,
-        (): &mut Self::State,
+        myself: ActorRef<Exit>,
+        exit: Exit,
+        (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        match message {
-            WorkerMessage::Exited(Exit::Done) => {
+        match exit {
+            Exit::Done => {
                 myself.stop(None);
                 Ok(())
             }
-            WorkerMessage::Exited(exit) => Err(exit.into()),
+            exit => Err(exit.into()),
         }
     }
 }
@@ -166,13 +219,11 @@ impl Actor for WorkerActor {
 fn run(body: Body, ready: Ready) -> Exit {
     match catch_unwind(AssertUnwindSafe(|| body(ready))) {
         Ok(Ok(())) => Exit::Done,
-        Ok(Err(error)) => Exit::Failed(error),
+        Ok(Err(exit)) => exit,
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned());
-            Exit::Panicked(text.unwrap_or_else(|| "no text".to_owned()))
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref().map(String::as_str));
+            Exit::Panicked(text.unwrap_or("no text").to_owned())
         }
     }
 }

@@ -1,9 +1,6 @@
 //! How often a worker may be restarted, and after how long.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -19,7 +16,7 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// Counts restarts by worker.
 #[derive(Debug, Default)]
 pub struct RestartBudget {
-    by_worker: HashMap<WorkerId, VecDeque<Instant>>,
+    by_worker: HashMap<WorkerId, Vec<Instant>>,
 }
 
 impl RestartBudget {
@@ -27,17 +24,12 @@ impl RestartBudget {
     pub fn allow(&mut self, worker: &WorkerId) -> Option<Duration> {
         let now = Instant::now();
         let times = self.by_worker.entry(worker.clone()).or_default();
-        while times
-            .front()
-            .is_some_and(|time| now.duration_since(*time) > WINDOW)
-        {
-            times.pop_front();
-        }
+        times.retain(|time| now.duration_since(*time) <= WINDOW);
         if times.len() >= LIMIT {
             return None;
         }
         let delay = BACKOFF * 4_u32.pow(times.len() as u32);
-        times.push_back(now);
+        times.push(now);
         Some(delay)
     }
 }

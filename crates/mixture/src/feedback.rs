@@ -36,7 +36,7 @@ impl Feedback<'_> {
 }
 
 /// Perplexities of both models on every domain's validation documents.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Perplexities {
     /// The student's.
     #[serde(deserialize_with = "numbers_or_null")]

@@ -1,8 +1,6 @@
 //! What the student's books hold where mixtures lag: the evaluation that the interval in hand began with.
 
-use ddk_telemetry::metrics;
-
-use super::Core;
+use super::{Core, took};
 use crate::{LoopState, PortError, RunPlan, Student, interval::Evaluated, teacher::EvaluatedCopy};
 
 /// The evaluation that the interval in hand began with, where mixtures lag: the next one follows from it.
@@ -18,9 +16,9 @@ pub(super) enum Ahead {
 
 impl Ahead {
     /// At a run's start, or where it goes on.
-    pub(super) fn new(plan: &RunPlan, resume: Option<&LoopState>) -> Self {
-        resume
-            .and_then(|state| state.ahead.clone())
+    pub(super) fn new(plan: &RunPlan, state: &LoopState) -> Self {
+        let ahead = state.ahead.clone();
+        ahead
             .filter(|_| plan.lag > 0)
             .map_or(Self::None, Self::Known)
     }
@@ -34,7 +32,7 @@ impl Ahead {
     }
 }
 
-impl<S: Student> Core<S> {
+impl<S: Student> Core<'_, S> {
     /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the
     /// one that is due now.
     pub(crate) fn is_ahead(&self) -> bool {
@@ -48,13 +46,7 @@ impl<S: Student> Core<S> {
 
     /// Whether the state of the last step is whole: a checkpoint holds what the next mixture follows from.
     pub(crate) fn is_whole(&self) -> bool {
-        let lacks = |state: &LoopState| self.is_ahead() && state.ahead.is_none();
-        !self.state.as_ref().is_some_and(lacks)
-    }
-
-    /// Intervals that follow from an evaluation on this lane.
-    pub(crate) fn intervals_due(&self) -> u64 {
-        1 + self.plan.lag
+        !self.is_ahead() || self.state.ahead.is_some()
     }
 
     /// Remembers what was measured, or that nothing was, after the last step.
@@ -78,15 +70,13 @@ impl<S: Student> Core<S> {
     /// Takes down what the copy's evaluation came to.
     pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
         self.totals.evaluation_seconds += copy.busy_seconds;
-        metrics::STEP_SECONDS
-            .with(&["evaluation"])
-            .record(copy.busy_seconds);
+        took("evaluation", copy.busy_seconds);
         // Its checkpoint was saved when it was copied.
         self.measured(copy.step, &copy.perplexities);
         let evaluated = Evaluated::new(copy.step, &copy.perplexities);
         // Before the interval's first step the state is that of the interval before.
-        if let Some(state) = self.state.as_mut().filter(|state| state.step > copy.step) {
-            state.ahead = Some(evaluated.clone());
+        if self.step() > copy.step {
+            self.state.ahead = Some(evaluated.clone());
         }
         self.ahead = Ahead::Known(evaluated);
     }

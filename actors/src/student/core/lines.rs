@@ -2,17 +2,17 @@
 //! metrics, what is told to the observer.
 
 use ddk_corpus::Sample;
-use ddk_mixture::{Perplexities, TrainingSums};
+use ddk_mixture::TrainingSums;
 use ddk_run::{
     RunFileError,
     records::{Drawn, DrawnLine, EventKind, SampleLine, SampleSpan, StepLine},
 };
 use ddk_telemetry::metrics;
 
-use super::{Core, StepAccumulator, unwritten};
-use crate::{Interval, LoopState, MicroBatch, PortError, StepReport, Student};
+use super::{Core, StepAccumulator, took};
+use crate::{Interval, LoopState, MicroBatch, RunPlan, StepReport, Student};
 
-impl<S: Student> Core<S> {
+impl<S: Student> Core<'_, S> {
     pub(super) fn sample(&self, batch: &MicroBatch, sample: &Sample) -> SampleLine {
         let spans = sample.sequence.spans.iter().map(|span| SampleSpan {
             document: span.document,
@@ -29,13 +29,6 @@ impl<S: Student> Core<S> {
         }
     }
 
-    pub(super) fn event(&self, step: u64, kind: EventKind, message: &str) -> Result<(), PortError> {
-        let event = self.journal.event(step, kind, message);
-        let event = event.map_err(unwritten)?;
-        self.observer.on_event(&event);
-        Ok(())
-    }
-
     /// Writes the step's lines, then takes down the state that a checkpoint of this step holds.
     pub(super) fn write(
         &mut self,
@@ -45,95 +38,54 @@ impl<S: Student> Core<S> {
     ) -> Result<(), RunFileError> {
         if let Some(reason) = &line.skipped {
             let message = format!("the update of step {} was not made: {reason}", line.step);
-            self.observer.on_event(
-                &self
-                    .journal
-                    .event(line.step, EventKind::Skipped, &message)?,
-            );
+            self.context
+                .event(line.step, EventKind::Skipped, &message)?;
         }
-        self.journal.step(line)?;
-        self.journal.samples(&accumulator.samples)?;
-        let domains = self.plan.domains.len();
-        let same_interval = self
-            .state
-            .as_ref()
-            .filter(|state| state.interval.index == interval.index);
-        let (mut interval_tokens, mut interval_losses) = match same_interval {
-            Some(state) => (state.interval_tokens.clone(), state.interval_losses.clone()),
-            None => (vec![0; domains], TrainingSums::new(domains)),
-        };
-        for (sum, tokens) in interval_tokens.iter_mut().zip(&accumulator.drawn) {
+        let journal = &self.context.journal;
+        journal.step(line)?;
+        journal.samples(&accumulator.samples)?;
+        let state = &mut self.state;
+        if line.step == interval.first_step {
+            let domains = self.plan.domains.len();
+            state.interval = interval.clone();
+            state.interval_tokens = vec![0; domains];
+            state.interval_losses = TrainingSums::new(domains);
+        }
+        for (sum, tokens) in state.interval_tokens.iter_mut().zip(&accumulator.drawn) {
             *sum += tokens;
         }
         // What was not learnt from moves no mixture.
         if line.skipped.is_none() {
-            interval_losses.add(&accumulator.losses);
+            state.interval_losses.add(&accumulator.losses);
         }
         if line.step == interval.last_step() {
-            self.journal
-                .drawn(&self.drawn(interval, &interval_tokens))?;
+            journal.drawn(&drawn_line(self.plan, state))?;
         }
-        let student = self.student_at_start.clone();
-        let teacher = self.teacher_perplexities.get().cloned().unwrap_or_default();
-        self.state = Some(LoopState {
-            step: line.step,
-            interval: interval.clone(),
-            at_start: Perplexities { student, teacher },
-            ahead: self.ahead.known(),
-            interval_tokens,
-            interval_losses,
-            measured: self.measured.clone(),
-            totals: self.totals.clone(),
-            lengths: self.journal.lengths(),
-            losses: self.losses.clone(),
-            skipped_steps: self.skipped_steps.clone(),
-        });
+        state.step = line.step;
+        let teacher = self.context.facts.teacher_perplexities.get();
+        state.at_start.teacher = teacher.cloned().unwrap_or_default();
+        state.ahead = self.ahead.known();
+        state.totals.clone_from(&self.totals);
+        state.lengths = journal.lengths();
         Ok(())
     }
 
-    fn drawn(&self, interval: &Interval, tokens: &[u64]) -> DrawnLine {
-        let ends = interval.cursors_at_end(&self.plan.domain_rows);
-        let drawn = self.plan.domains.iter().enumerate().map(|(domain, name)| {
-            let passes = ends[domain].passes(self.plan.domain_rows[domain]);
-            metrics::PASSES.with(&[name]).set(passes);
-            let drawn = Drawn {
-                rows: interval.counts[domain],
-                tokens: tokens[domain],
-                passes,
-            };
-            (name.clone(), drawn)
-        });
-        DrawnLine {
-            interval: interval.index,
-            drawn: drawn.collect(),
-        }
-    }
-
-    pub(super) fn publish(
-        &self,
-        line: &StepLine,
-        tokens: &[u64],
-        step_seconds: f64,
-        interval: &Interval,
-    ) {
+    pub(super) fn publish(&self, line: &StepLine, tokens: &[u64], step_seconds: f64) {
+        let (plan, state) = (self.plan, &self.state);
         metrics::STEPS.with(&[]).increment(1);
         metrics::STEP.with(&[]).set(line.step as f64);
-        for (domain, tokens) in self.plan.domains.iter().zip(tokens) {
+        for (domain, tokens) in plan.domains.iter().zip(tokens) {
             metrics::TOKENS.with(&[domain]).increment(*tokens);
         }
-        metrics::TOKENS_PER_SECOND
-            .with(&[])
-            .set(line.tokens as f64 / step_seconds.max(1e-9));
+        let per_second = line.tokens as f64 / step_seconds.max(1e-9);
+        metrics::TOKENS_PER_SECOND.with(&[]).set(per_second);
         metrics::WHOLE_STEP_SECONDS.with(&[]).record(step_seconds);
-        if let Some(state) = &self.state {
-            let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
-            for (domain, tokens) in self.plan.domains.iter().zip(&state.interval_tokens) {
-                metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
-            }
+        let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
+        for (domain, tokens) in plan.domains.iter().zip(&state.interval_tokens) {
+            metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
         }
-        metrics::CHECKPOINT_EVERY
-            .with(&[])
-            .set(self.plan.live.checkpoint_every() as f64);
+        let every = plan.live.checkpoint_every() as f64;
+        metrics::CHECKPOINT_EVERY.with(&[]).set(every);
         let terms = [
             ("total", Some(line.loss)),
             ("ce", Some(line.ce)),
@@ -148,16 +100,34 @@ impl<S: Student> Core<S> {
         metrics::GRADIENT_NORM.with(&[]).set(line.grad_norm);
         metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);
         for (phase, seconds) in &line.seconds {
-            metrics::STEP_SECONDS
-                .with(&[&phase.to_string()])
-                .record(*seconds);
+            took(&phase.to_string(), *seconds);
         }
-        let names = self.plan.domains.iter().map(String::as_str);
-        self.observer.on_step(&StepReport {
+        let names = plan.domains.iter().map(String::as_str);
+        self.context.observer.on_step(&StepReport {
             line,
-            limit: self.plan.max_steps,
-            weights: names.zip(interval.weights.iter().copied()).collect(),
+            limit: plan.max_steps,
+            weights: names.zip(state.interval.weights.iter().copied()).collect(),
             totals: &self.totals,
         });
+    }
+}
+
+/// What the interval has drawn from each domain.
+fn drawn_line(plan: &RunPlan, state: &LoopState) -> DrawnLine {
+    let interval = &state.interval;
+    let ends = interval.cursors_at_end(&plan.domain_rows);
+    let drawn = plan.domains.iter().enumerate().map(|(domain, name)| {
+        let passes = ends[domain].passes(plan.domain_rows[domain]);
+        metrics::PASSES.with(&[name]).set(passes);
+        let drawn = Drawn {
+            rows: interval.counts[domain],
+            tokens: state.interval_tokens[domain],
+            passes,
+        };
+        (name.clone(), drawn)
+    });
+    DrawnLine {
+        interval: interval.index,
+        drawn: drawn.collect(),
     }
 }

@@ -1,0 +1,129 @@
+//! Channels between workers. Each end knows its worker's line on the board, the meter of its queue and the
+//! stop channel, so that a worker's loop only sends and receives.
+
+use std::convert::Infallible;
+
+use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased};
+use ddk_telemetry::{Queue, ShownQueue, Worker};
+
+use crate::worker::{Context, Exit, WorkerId};
+
+/// An end of a channel. Its worker shows as waiting inside a call, and as computing after it.
+#[derive(Clone)]
+pub struct Metered<End> {
+    end: End,
+    meter: Option<Queue>,
+    line: Worker,
+    stop: Receiver<Infallible>,
+}
+
+/// The end that items are put in at.
+pub type MeteredSender<Item> = Metered<Sender<Item>>;
+/// The end that items are taken out at.
+pub type MeteredReceiver<Item> = Metered<Receiver<Item>>;
+
+/// What a receiver got.
+pub enum Received<Item, Word> {
+    /// An item of its own channel.
+    Item(Item),
+    /// A word that came first.
+    Word(Word),
+}
+
+impl Context {
+    /// A channel between two workers that holds at most `capacity` items.
+    pub fn channel<Item>(
+        &self,
+        capacity: usize,
+        meter: &Queue,
+        from: &WorkerId,
+        to: &WorkerId,
+    ) -> (MeteredSender<Item>, MeteredReceiver<Item>) {
+        let (sender, receiver) = bounded(capacity);
+        (
+            self.end(sender, Some(meter), from),
+            self.end(receiver, Some(meter), to),
+        )
+    }
+
+    /// Puts a queue on the board, by the end that it is taken from.
+    pub fn show<Item: Send + 'static>(
+        &self,
+        name: String,
+        capacity: usize,
+        queue: &MeteredReceiver<Item>,
+    ) -> ShownQueue {
+        let end = queue.end.clone();
+        self.board.queue(name, capacity, move || end.len())
+    }
+
+    /// The end of a channel that belongs to `worker`.
+    pub fn end<End>(&self, end: End, meter: Option<&Queue>, worker: &WorkerId) -> Metered<End> {
+        Metered {
+            end,
+            meter: meter.cloned(),
+            line: self.line(worker),
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+impl<Item> MeteredSender<Item> {
+    /// Hands an item on as soon as there is room.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] if the run ends first.
+    pub fn send(&self, item: Item) -> Result<(), Exit> {
+        match self.send_or(item, &never::<Infallible>())? {
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Self::send`], unless a word comes first: that is returned with the item.
+    pub fn send_or<Word>(
+        &self,
+        item: Item,
+        words: &Receiver<Word>,
+    ) -> Result<Option<(Item, Word)>, Exit> {
+        self.line.waiting_for_output();
+        let returned = select_biased! {
+            recv(self.stop) -> _ => return Err(Exit::Done),
+            recv(words) -> word => Some((item, word?)),
+            send(self.end, item) -> sent => {
+                sent?;
+                self.meter.iter().for_each(Queue::sent);
+                None
+            }
+        };
+        self.line.computing();
+        Ok(returned)
+    }
+}
+
+impl<Item> MeteredReceiver<Item> {
+    /// Waits for the next item.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] if the run ends first.
+    pub fn recv(&self) -> Result<Item, Exit> {
+        match self.recv_or(&never::<Infallible>())? {
+            Received::Item(item) => Ok(item),
+        }
+    }
+
+    /// Waits for the next item or a word; a word goes first.
+    pub fn recv_or<Word>(&self, words: &Receiver<Word>) -> Result<Received<Item, Word>, Exit> {
+        self.line.waiting_for_input();
+        let received = select_biased! {
+            recv(self.stop) -> _ => return Err(Exit::Done),
+            recv(words) -> word => Received::Word(word?),
+            recv(self.end) -> item => {
+                let item = item?;
+                self.meter.iter().for_each(Queue::received);
+                Received::Item(item)
+            }
+        };
+        self.line.computing();
+        Ok(received)
+    }
+}

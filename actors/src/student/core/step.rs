@@ -1,0 +1,236 @@
+//! A step of the student: what its micro-batches add up to, and whether its update is made.
+
+use std::{mem, time::Instant};
+
+use ddk_mixture::TrainingSums;
+use ddk_run::{
+    MicroBatchSums, StepPhase, UpdateStats,
+    records::{EventKind, SampleLine, StepLine},
+};
+use ddk_settings::Spike;
+use ddk_telemetry::metrics;
+
+use super::{Core, took, unwritten};
+use crate::{Labelled, MicroBatch, PortError, Student, weight_scheduler::announce};
+
+/// What the micro-batches of a step add up to so far.
+#[derive(Debug, Default)]
+pub(super) struct StepAccumulator {
+    sums: MicroBatchSums,
+    /// Tokens of the step's rows, by domain.
+    pub(super) drawn: Vec<u64>,
+    /// Tokens that went through the student.
+    processed: u64,
+    /// The teachers' own, beside the student's: no part of the step's time, and so not among its phases in `run.jsonl`.
+    teacher_seconds: f64,
+    pub(super) samples: Vec<SampleLine>,
+    pub(super) losses: TrainingSums,
+}
+
+impl<S: Student> Core<'_, S> {
+    /// Takes a micro-batch that was waited for since `began`; true where it was its step's last.
+    pub(crate) fn take(
+        &mut self,
+        labelled: Labelled<S::Signal>,
+        began: Instant,
+    ) -> Result<bool, PortError> {
+        let Labelled {
+            batch,
+            signal,
+            data_wait,
+            teacher_seconds,
+        } = labelled;
+        assert_eq!(batch.sequence, self.next_sequence);
+        self.next_sequence += 1;
+        let mut accumulator = match self.accumulator.take() {
+            Some(accumulator) => accumulator,
+            None => self.begin_step(&batch)?,
+        };
+        // The wait for the mixture is the boundary's.
+        let waited = batch.waited_since(began);
+        self.totals.data_wait_seconds += data_wait;
+        // What of it was for rows; teachers that waited for them while others were at work held nobody up.
+        let data = data_wait.min(waited);
+        let waits = [
+            (StepPhase::Data, data),
+            (StepPhase::TeacherWait, waited - data),
+        ];
+        accumulator.sums.add_seconds(waits);
+        accumulator.teacher_seconds += teacher_seconds;
+        if self.plan.skip.contains(&batch.step) {
+            accumulator.sums.ce = f64::NAN;
+        } else {
+            let sums = self.student.accumulate(&batch, signal)?;
+            check_targets(&batch, sums.targets)?;
+            self.totals.teacher_flops += sums.teacher_flops;
+            self.totals.student_flops += sums.student_flops;
+            for (sample, loss) in batch.samples.iter().zip(&sums.sequences) {
+                let predictions = sample.sequence.num_targets();
+                let domain = usize::from(sample.domain);
+                let losses = &mut accumulator.losses;
+                losses.add_row(domain, loss.ce, loss.excess, predictions);
+            }
+            accumulator.sums.add(sums);
+            accumulator.processed += batch.tokens();
+        }
+        for sample in &batch.samples {
+            accumulator.drawn[usize::from(sample.domain)] += sample.sequence.tokens.len() as u64;
+            accumulator.samples.push(self.sample(&batch, sample));
+        }
+        if batch.last_of_step {
+            self.end_step(&batch, accumulator)?;
+        } else {
+            self.accumulator = Some(accumulator);
+        }
+        Ok(batch.last_of_step)
+    }
+
+    fn begin_step(&mut self, batch: &MicroBatch) -> Result<StepAccumulator, PortError> {
+        if batch.step == batch.interval.first_step {
+            if let Some(line) = &batch.interval.line {
+                announce(line, self.context).map_err(unwritten)?;
+            }
+            if let Some(update) = self.last_update {
+                let seconds = update.elapsed().as_secs_f64();
+                self.totals.boundary_seconds += seconds;
+                metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
+            }
+        }
+        Ok(StepAccumulator {
+            drawn: vec![0; self.plan.domains.len()],
+            losses: TrainingSums::new(self.plan.domains.len()),
+            ..StepAccumulator::default()
+        })
+    }
+
+    fn end_step(
+        &mut self,
+        batch: &MicroBatch,
+        mut accumulator: StepAccumulator,
+    ) -> Result<(), PortError> {
+        let sums = &accumulator.sums;
+        let predictions = batch.step_predictions as f64;
+        let (ce, kl) = (sums.ce / predictions, sums.kl / predictions);
+        let layer_weight = self.plan.layer_weight;
+        let layer = layer_weight.map(|_| sums.layer / predictions);
+        let of_layers = layer_weight.unwrap_or(0.0) * layer.unwrap_or(0.0);
+        let loss = ce + self.plan.gamma * kl + of_layers;
+        let update = self.update(batch.step, loss)?;
+        accumulator.sums.add_seconds(update.seconds);
+        let student_busy = self.newly_busy();
+        let (totals, before, facts) = (&mut self.totals, &self.before, &self.context.facts);
+        totals.student_busy_seconds += student_busy;
+        let teacher = before.teacher_busy_seconds + *facts.teacher_busy.lock();
+        let teacher_busy = teacher - mem::replace(&mut totals.teacher_busy_seconds, teacher);
+        let elapsed = |since: &Instant| since.elapsed().as_secs_f64();
+        let distill = before.distill_seconds + facts.first_sent.get().map_or(0.0, elapsed);
+        let step_seconds = distill - mem::replace(&mut totals.distill_seconds, distill);
+        totals.run_seconds = before.run_seconds + elapsed(&self.started);
+        // Nothing is learnt from a step whose update is not made.
+        let trained = match update.skipped {
+            None => accumulator.drawn.clone(),
+            Some(_) => vec![0; accumulator.drawn.len()],
+        };
+        for (sum, tokens) in totals.tokens.iter_mut().zip(&trained) {
+            *sum += tokens;
+        }
+        self.last_update = Some(Instant::now());
+
+        let line = StepLine {
+            step: batch.step,
+            loss,
+            ce,
+            kl,
+            gamma: self.plan.gamma,
+            layer,
+            layer_weight,
+            learning_rate: update.learning_rate,
+            grad_norm: update.grad_norm,
+            tokens: trained.iter().sum(),
+            mixture_version: batch.interval.index,
+            skipped: update.skipped,
+            seconds: mem::take(&mut accumulator.sums.seconds),
+        };
+        self.write(&line, &accumulator, &batch.interval)
+            .map_err(unwritten)?;
+        self.publish(&line, &trained, step_seconds);
+        metrics::MODEL_TOKENS
+            .with(&["student"])
+            .increment(accumulator.processed);
+        took("teacher", accumulator.teacher_seconds);
+        let in_a_second = |amount: f64| amount / step_seconds.max(1e-9);
+        let (sums, lane_busy) = (
+            accumulator.sums,
+            teacher_busy / self.plan.teacher_lanes as f64,
+        );
+        for (model, busy, flops) in [
+            ("student", student_busy, sums.student_flops),
+            ("teacher", lane_busy, sums.teacher_flops),
+        ] {
+            let (busy, flops) = (in_a_second(busy), in_a_second(flops));
+            metrics::MODEL_UTILISATION.with(&[model]).set(busy);
+            metrics::MODEL_FLOPS.with(&[model]).set(flops);
+        }
+        Ok(())
+    }
+
+    /// Updates the weights, unless the step's data is passed over or its loss is a spike; asks to be rolled
+    /// back where that is the only way on.
+    fn update(&mut self, step: u64, loss: f64) -> Result<UpdateStats, PortError> {
+        let guard = &self.plan.guard;
+        if self.plan.skip.contains(&step) {
+            metrics::SKIPPED_UPDATES.with(&["skip_list"]).increment(1);
+            return self.student.discard(step, "its data is on the skip list");
+        }
+        let spike = self.state.losses.is_spike(loss, guard);
+        metrics::SPIKES.with(&[]).increment(u64::from(spike));
+        let roll_back = |first, reason| {
+            Err(PortError::RollBack {
+                first,
+                last: step,
+                reason,
+            })
+        };
+        let told = format!("the loss of step {step} is a spike: {loss:.4}");
+        let (update, reason) = match guard.spike {
+            Spike::RollBack if spike => return roll_back(step, told),
+            Spike::Skip if spike => {
+                let update = self.student.discard(step, "the loss is a spike")?;
+                (update, "spike")
+            }
+            how => {
+                if spike && how == Spike::Warn {
+                    let event = self.context.event(step, EventKind::Spike, &told);
+                    event.map_err(unwritten)?;
+                }
+                (self.student.update(step)?, "not_finite")
+            }
+        };
+        if update.skipped.is_none() {
+            self.state.skipped_steps.clear();
+            self.state.losses.push(loss, guard);
+            return Ok(update);
+        }
+        metrics::SKIPPED_UPDATES.with(&[reason]).increment(1);
+        let skipped = &mut self.state.skipped_steps;
+        skipped.push(step);
+        if skipped.len() as u64 >= guard.max_skipped {
+            // Steps on the skip list may lie in between.
+            return roll_back(skipped[0], "no update could be made".to_owned());
+        }
+        Ok(update)
+    }
+}
+
+/// Refuses a micro-batch for which engine and corpus count other targets: its losses would be divided by the
+/// wrong number.
+fn check_targets(batch: &MicroBatch, counted: u64) -> Result<(), PortError> {
+    let expected = batch.num_targets();
+    if counted == expected {
+        return Ok(());
+    }
+    Err(PortError::Other(format!(
+        "step {}, micro-batch {}: the engine counts {counted} predicted tokens, the corpus {expected}",
+        batch.step, batch.sequence
+    )))
+}
