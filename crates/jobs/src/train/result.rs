@@ -17,12 +17,13 @@ use super::{
     prepared::{Destination, Prepared},
 };
 use crate::{
+    bench::{Models, serial},
     checkpoints::{self, checkpoint_of},
     export,
     hint::Hint,
     phase::Phase,
     progress::say,
-    report, serial,
+    report,
     signals::Signals,
 };
 
@@ -45,13 +46,12 @@ pub(super) fn finish(
         signals.begin(Phase::Serial, &prepared.faults)?;
     }
     let serial = (serial_steps > 0).then(|| {
-        serial::measure(
-            prepared.settings,
-            &prepared.folders,
-            &prepared.options,
-            &prepared.corpus,
-            serial_steps,
-        )
+        let models = Models {
+            settings: prepared.settings,
+            folders: prepared.folders.clone(),
+            options: prepared.options.clone(),
+        };
+        serial(&models, &prepared.corpus, serial_steps)
     });
     let mut summary = summarise(prepared, outcome)?;
     summary.exported = exported.text;
