@@ -112,7 +112,7 @@ fn trace(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
     let file = std::fs::File::open(&path)
         .with_context(|| format!("cannot read {}", path.display()))
         .hint("samples.jsonl is written by runs with run.trace = true")?;
-    let settings = ddk_settings::load(&[run.join("config.toml")], &[], [])?.settings;
+    let settings = ddk_jobs::config::of_run(run)?;
     let (options, tokenizer) = prepare::options(&settings)?;
     let row_options = prepare::row_options(&settings);
     let mut found = 0;

@@ -31,7 +31,6 @@ pub(crate) use self::{serial::serial, steps::Models};
 use crate::{
     args,
     config::{self, required},
-    faults::Faults,
     hint::Hint,
     phase::Phase,
     progress::say,
@@ -68,8 +67,8 @@ pub struct Bench<'a> {
 /// # Errors
 /// The settings are wrong, or a model cannot be loaded or run.
 pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
-    let settings = config::load(&args.config)?.settings;
-    signals.begin(Phase::Bench, &*Faults::parse(&settings.faults.plan)?)?;
+    let settings = config::begin(&args.config, signals)?;
+    signals.begin(Phase::Bench)?;
     if !(args.seconds.is_finite() && (0.0..=MOST_SECONDS).contains(&args.seconds)) {
         return Err(anyhow!(
             "--seconds is {}, expected 0 to {MOST_SECONDS}",

@@ -1,6 +1,6 @@
 //! `ddk check`: whether a configuration can run, said in seconds.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path, process::ExitCode, sync::Arc};
+use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{Stale, TokenizerFolder, compatible, first_document, sample, stale};
@@ -16,7 +16,7 @@ use ddk_torch::{Lane, padded, parse_device};
 use crate::{
     args, config,
     gpus::gpu,
-    hint::render_line,
+    hint::{Ended, exit, render_line},
     prepare::{self, Outdated},
     train::{filters::layer_pairs, options::most_steps},
     wiring::{self, ModelFolders},
@@ -58,7 +58,7 @@ impl Report<'_> {
 ///
 /// # Errors
 /// The settings cannot be read, or `out` cannot be written.
-pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut report = Report { out, problems: 0 };
     let models = models(&settings, &mut report)?;
@@ -77,7 +77,10 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<ExitCode> {
         1 => "1 problem".to_owned(),
         count => format!("{count} problems"),
     })?;
-    Ok(ExitCode::from(u8::from(problems > 0)))
+    if problems > 0 {
+        return Err(Ended(exit::ERROR).into());
+    }
+    Ok(())
 }
 
 /// Both models as far as their headers tell.

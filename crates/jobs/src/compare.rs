@@ -11,7 +11,6 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -26,7 +25,6 @@ use ddk_settings::{Method, Settings};
 use self::plan::{Plan, Planned};
 use crate::{
     args, demo,
-    faults::Faults,
     hint::Hint,
     phase::Phase,
     prepare,
@@ -42,18 +40,14 @@ const REFERENCE: Method = Method::Kd;
 ///
 /// # Errors
 /// The settings or the arguments are wrong, a run fails, or a file cannot be written.
-pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
-    signals.begin(Phase::Compare, &Faults::default())?;
+pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<()> {
+    signals.begin(Phase::Compare)?;
     let plan = Plan::new(args)?;
     // Files that cannot be used are said before hours of training.
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
-    if let Some(code) = models(args, &plan.base, signals)? {
-        return Ok(code);
-    }
-    if let Some(code) = train_all(args, &plan, signals)? {
-        return Ok(code);
-    }
+    models(args, &plan.base, signals)?;
+    train_all(args, &plan, signals)?;
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
     write(&comparison, &folder)?;
@@ -63,15 +57,11 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
         folder.display(),
         folder.join("compare.html").display()
     ));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-/// Makes teacher and student where they are missing and the configuration says how; the exit code where a signal came.
-fn models(
-    args: &args::Compare,
-    settings: &Settings,
-    signals: &Signals,
-) -> Result<Option<ExitCode>> {
+/// Makes teacher and student where they are missing and the configuration says how.
+fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Result<()> {
     let is_demo = demo::is_demo(settings);
     if is_demo {
         demo::verify_text(settings)?;
@@ -85,7 +75,7 @@ fn models(
         .map(|(name, _)| name)
         .collect();
     if made.is_empty() {
-        return Ok(None);
+        return Ok(());
     }
     if is_demo {
         demo::text_and_tokenizer(settings)?;
@@ -93,13 +83,9 @@ fn models(
     for name in made {
         say(&format!("{name} is missing: ddk pretrain --model {name}"));
         let arguments = command("pretrain", args, &["--model".to_owned(), name.clone()]);
-        if let Some(code) =
-            child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?
-        {
-            return Ok(Some(code));
-        }
+        child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?;
     }
-    Ok(None)
+    Ok(())
 }
 
 /// A command of this program on the same configuration.
@@ -114,8 +100,8 @@ fn command(name: &str, args: &args::Compare, more: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// Trains what is not done yet; the exit code where a signal came.
-fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<Option<ExitCode>> {
+/// Trains what is not done yet.
+fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<()> {
     let (mut trained, mut took) = (0_u32, Duration::ZERO);
     let mut left = Vec::new();
     for run in &plan.runs {
@@ -151,15 +137,13 @@ fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<Opt
             .flat_map(|set| ["--set".to_owned(), set.clone()])
             .collect();
         let what = format!("{}, seed {}", run.label, run.seed);
-        if let Some(code) = child::run(&command("train", args, &more), &what, signals)? {
-            return Ok(Some(code));
-        }
+        child::run(&command("train", args, &more), &what, signals)?;
         // Not only after the last: hours of training would be for nothing.
         same_inputs(plan)?;
         trained += 1;
         took += began.elapsed();
     }
-    Ok(None)
+    Ok(())
 }
 
 fn minutes(time: Duration) -> String {

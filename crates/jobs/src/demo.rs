@@ -1,6 +1,6 @@
 //! `ddk demo`: the whole job on text that is the same on every machine, by the same steps that a user takes.
 
-use std::{fs, io::Write, path::Path, process::ExitCode, time::Instant};
+use std::{fs, io::Write, path::Path, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_settings::Settings;
@@ -8,7 +8,6 @@ use ddk_torch::parse_device;
 
 use crate::{
     args, demo_sources,
-    faults::Faults,
     hint::{Hint, with_hint},
     phase::Phase,
     pretrain,
@@ -28,7 +27,7 @@ const SERIAL_STEPS: u64 = 12;
 ///
 /// # Errors
 /// The text is missing or changed, or a part fails.
-pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let began = Instant::now();
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
@@ -45,8 +44,8 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
             began.elapsed().as_secs_f64()
         ));
     };
-    let faults = Faults::parse(&settings.faults.plan)?;
-    signals.begin(Phase::Text, &faults)?;
+    signals.begin_job(&settings)?;
+    signals.begin(Phase::Text)?;
     say_step(1, "text");
     collect(&settings)?;
     say_step(2, "tokenizer and corpus");
@@ -59,9 +58,7 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
                 args.config.display()
             ),
         );
-        if let Some(code) = pretrain::model(&settings, name, false, false, signals, &faults)? {
-            return Ok(code);
-        }
+        pretrain::model(&settings, name, false, false, signals)?;
     }
     say_step(
         5,
@@ -72,7 +69,7 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
         serial_steps: SERIAL_STEPS,
         ..Flags::default()
     };
-    let code = train::distil(&settings, &flags, signals, out)?;
+    train::distil(&settings, &flags, signals, out)?;
     if let Some(name) = &settings.run.name {
         let folder = settings.run.folder.join(name);
         say(&format!(
@@ -81,7 +78,7 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
             folder.join("report.html").display()
         ));
     }
-    Ok(code)
+    Ok(())
 }
 
 /// Whether a configuration's text and tokenizer are the demo's: `FOLDER/sources/NAME.jsonl` and `FOLDER/tokenizer`.

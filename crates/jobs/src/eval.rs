@@ -14,7 +14,6 @@ use tch::Kind;
 
 use crate::{
     args, config,
-    faults::Faults,
     hint::Hint,
     phase::Phase,
     prepare::{self, Outdated},
@@ -47,9 +46,8 @@ struct Domain {
 /// # Errors
 /// The corpus cannot be opened, or a model does not fit it.
 pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
-    let settings = config::load(&args.config)?.settings;
-    let faults = Faults::parse(&settings.faults.plan)?;
-    signals.begin(Phase::Prepare, &faults)?;
+    let settings = config::begin(&args.config, signals)?;
+    signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     for folder in std::iter::once(&args.model).chain(&args.against) {
         let own = TokenizerFolder::open(folder, settings.corpus.end_token.as_deref())
@@ -81,7 +79,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
         fs::write(path, text.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    signals.begin(Phase::Evaluate, &faults)?;
+    signals.begin(Phase::Evaluate)?;
     let device = parse_device(&settings.student.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let _lane = Lane::enter(cores);

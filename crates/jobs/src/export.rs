@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 use crate::{
     args,
     checkpoints::{self, checkpoint_of},
-    faults::Faults,
+    config,
     hint::{self, Hint},
     phase::Phase,
     progress::say,
@@ -24,10 +24,9 @@ use crate::{
 /// # Errors
 /// The folder holds no run, the checkpoint is missing or damaged, or `--out` must not be replaced.
 pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
-    signals.begin(Phase::ExportModel, &Faults::default())?;
+    signals.begin(Phase::ExportModel)?;
     hint::must_hold_a_run(&args.run)?;
-    let config = args.run.join("config.toml");
-    let settings = ddk_settings::load(&[config], &[], [])?.settings;
+    let settings = config::of_run(&args.run)?;
     let student = settings
         .student
         .model

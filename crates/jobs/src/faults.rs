@@ -128,7 +128,7 @@ pub struct Faults {
 
 impl Faults {
     /// Reads a plan such as `["panic student 5", "kill save 8 3"]`.
-    pub fn parse(plan: &[String]) -> Result<Arc<Self>> {
+    pub(crate) fn parse(plan: &[String]) -> Result<Arc<Self>> {
         if !plan.is_empty() && std::env::var("DDK_ALLOW_FAULTS").as_deref() != Ok("1") {
             return Err(anyhow!("`faults.plan` is set, but faults are not allowed"))
                 .hint("faults are for tests: remove [faults], or set DDK_ALLOW_FAULTS=1")

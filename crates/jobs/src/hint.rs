@@ -13,6 +13,23 @@ pub mod exit {
     pub const USAGE: u8 = 2;
 }
 
+/// Ends the program with this exit code; whoever made it has said why: a signal came, or a check found problems.
+#[derive(Debug)]
+pub struct Ended(pub u8);
+
+impl fmt::Display for Ended {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ended with exit code {}", self.0)
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// Whether nothing failed: a signal ended the work, say, and the user was told.
+pub fn has_ended(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Ended>().is_some()
+}
+
 /// What to do about an error, attached to it as its outermost context.
 #[derive(Debug)]
 struct Advice {
@@ -113,8 +130,11 @@ pub fn render_line(error: &anyhow::Error) -> String {
         .replace("\n  caused by: ", ": ")
 }
 
-/// The exit code for an error: 2 where the user's command line or configuration is wrong, otherwise 1.
+/// The exit code for an error: that of [`Ended`]; 2 where the user's command line or configuration is wrong; 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(Ended(code)) = error.downcast_ref() {
+        return *code;
+    }
     let usage = error.downcast_ref::<Usage>().is_some()
         || error.downcast_ref::<ddk_settings::Error>().is_some();
     if usage { exit::USAGE } else { exit::ERROR }

@@ -16,7 +16,6 @@ use ddk_settings::{Settings, WhenStale};
 
 use crate::{
     args, config,
-    faults::Faults,
     hint::{Hint, usage, with_hint},
     phase::Phase,
     progress::{bar, say},
@@ -39,18 +38,10 @@ pub struct Corpus {
 /// # Errors
 /// A source cannot be read, or a prepared file differs from its manifest.
 pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
-    let settings = config::load(&args.config)?.settings;
-    let faults = Faults::parse(&settings.faults.plan)?;
+    let settings = config::begin(&args.config, signals)?;
     let (options, tokenizer) = options(&settings)?;
-    signals.begin(
-        if args.verify {
-            Phase::Verify
-        } else {
-            Phase::Prepare
-        },
-        &faults,
-    )?;
     if args.verify {
+        signals.begin(Phase::Verify)?;
         for (domain, bytes) in verify(&options)? {
             say(&format!(
                 "{domain}: {:.1} MB as they were written",
@@ -59,6 +50,7 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
         }
         return Ok(());
     }
+    signals.begin(Phase::Prepare)?;
     let began = Instant::now();
     let reports = make(&options, &tokenizer, args.force)?;
     let seconds = began.elapsed().as_secs_f64();

@@ -6,7 +6,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 use anyhow::{Result, anyhow};
@@ -21,7 +20,6 @@ use tch::Device;
 
 use crate::{
     args, config,
-    faults::Faults,
     hint::Hint,
     phase::Phase,
     prepare::{self, Corpus, Outdated},
@@ -30,7 +28,7 @@ use crate::{
     train::{
         inputs::fits,
         prepared::Destination,
-        run::{Ran, restart, settings_of, stand_alone},
+        run::{restart, settings_of, stand_alone},
     },
 };
 
@@ -43,22 +41,19 @@ const INITIAL: &str = "initial";
 ///
 /// # Errors
 /// There is no such section, the folder holds something else, or training fails.
-pub fn run(args: &args::Pretrain, signals: &Signals) -> Result<ExitCode> {
-    let settings = config::load(&args.config)?.settings;
-    let faults = Faults::parse(&settings.faults.plan)?;
-    let stopped = model(&settings, &args.model, args.force, true, signals, &faults)?;
-    Ok(stopped.unwrap_or(ExitCode::SUCCESS))
+pub fn run(args: &args::Pretrain, signals: &Signals) -> Result<()> {
+    let settings = config::begin(&args.config, signals)?;
+    model(&settings, &args.model, args.force, true, signals)
 }
 
-/// As [`run`]; returns the exit code if a signal stopped it. `reloads`: whether SIGHUP is answered.
+/// As [`run`]. `reloads`: whether SIGHUP is answered.
 pub(crate) fn model(
     settings: &Settings,
     name: &str,
     force: bool,
     reloads: bool,
     signals: &Signals,
-    faults: &Faults,
-) -> Result<Option<ExitCode>> {
+) -> Result<()> {
     let known: Vec<&str> = settings.pretrain.keys().map(String::as_str).collect();
     let model = settings
         .pretrain
@@ -83,14 +78,14 @@ pub(crate) fn model(
     } else {
         Outdated::AsSet
     };
-    signals.begin(Phase::Prepare, faults)?;
+    signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(settings, outdated)?;
-    signals.begin(Phase::Hash, faults)?;
+    signals.begin(Phase::Hash)?;
     let record = record(settings, model, &corpus)?;
     let resumes = !force && is_unfinished(&run) && holds(&run, &record);
     if !force && !resumes && holds(&model.out, &record) {
         say(&format!("{name}: {} is there already", model.out.display()));
-        return Ok(None);
+        return Ok(());
     }
     if model.out.exists() && !model.out.join(RECORD).exists() {
         return Err(anyhow!(
@@ -121,16 +116,13 @@ pub(crate) fn model(
         record: (RECORD, record),
     };
     let ran = stand_alone(&settings, destination, reloads, signals);
-    let ran = if resumes {
+    if resumes {
         ran.hint(format!(
             "the run in {} resumes with the settings of its config.toml; --force starts over and sets it aside",
             run.display()
-        ))
+        ))?;
     } else {
-        ran
-    };
-    if let Ran::Stopped(code) = ran? {
-        return Ok(Some(code));
+        ran?;
     }
     let summary = ddk_run::read::summary(&run)?;
     say(&format!(
@@ -141,7 +133,7 @@ pub(crate) fn model(
         model.out.display(),
         run.join("report.html").display()
     ));
-    Ok(None)
+    Ok(())
 }
 
 /// Refuses a model that would replace what it is made from.
@@ -229,11 +221,7 @@ fn settings_of_run(
     let mut threads = model.threads;
     if resumes {
         // With as many as before, whatever machine this is: others would give other last bits.
-        let config = folder.join("config.toml");
-        threads = ddk_settings::load(&[config], &[], [])?
-            .settings
-            .student
-            .threads;
+        threads = config::of_run(folder)?.student.threads;
     }
     let adamw = AdamWOptions::default();
     run.student = Student {

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use ddk_run::records::EventKind;
+use ddk_settings::Settings;
 use ddk_telemetry::{Board, Stage};
 use rustix::process::{Pid, kill_process};
 use tokio::{
@@ -20,7 +21,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{faults::Faults, phase::Phase, progress::say, systemd};
+use crate::{faults::Faults, hint::Ended, phase::Phase, progress::say, systemd};
 
 /// An end that takes longer is cut short: a disk that hangs, a browser that reads slowly.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -53,6 +54,11 @@ impl Signal {
         }
     }
 
+    /// The end of a command that it stopped, once that is said.
+    pub fn ended(self) -> anyhow::Error {
+        Ended(self.exit_code()).into()
+    }
+
     fn to_system(self) -> rustix::process::Signal {
         match self {
             Self::Interrupt => rustix::process::Signal::INT,
@@ -67,6 +73,8 @@ pub struct Signals(Arc<Mutex<State>>);
 
 struct State {
     answer: Answer,
+    /// What goes wrong on purpose in the job at work.
+    faults: Arc<Faults>,
     /// The first one that came.
     came: Option<Signal>,
     /// The folder of the run at work, where its end is recorded.
@@ -109,6 +117,7 @@ impl Signals {
         };
         let signals = Self(Arc::new(Mutex::new(State {
             answer: Answer::End(Phase::Start),
+            faults: Arc::default(),
             came: None,
             run: None,
             farewell: None,
@@ -135,8 +144,26 @@ impl Signals {
         Ok(signals)
     }
 
+    /// A job with these settings begins: these faults on purpose strike in it.
+    ///
+    /// # Errors
+    /// The plan of faults is not one, or faults are not allowed.
+    pub fn begin_job(&self, settings: &Settings) -> Result<()> {
+        let faults = Faults::parse(&settings.faults.plan)?;
+        self.state().faults = faults;
+        Ok(())
+    }
+
+    /// The faults on purpose of the job at work.
+    pub(crate) fn faults(&self) -> Arc<Faults> {
+        Arc::clone(&self.state().faults)
+    }
+
     /// A phase begins in which a signal ends the process at once. Faults on purpose strike here.
-    pub fn begin(&self, phase: Phase, faults: &Faults) -> Result<()> {
+    ///
+    /// # Errors
+    /// A fault strikes.
+    pub fn begin(&self, phase: Phase) -> Result<()> {
         let mut state = self.state();
         state.answer = Answer::End(phase);
         // The phase before was told, and was done before it could stop.
@@ -144,7 +171,7 @@ impl Signals {
             state.end(signal, phase);
         }
         drop(state);
-        Ok(faults.phase(phase)?)
+        Ok(self.faults().phase(phase)?)
     }
 
     /// This process works on the run in `folder` from now on, and may write there.

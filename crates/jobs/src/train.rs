@@ -19,7 +19,7 @@ mod ted;
 mod threads;
 mod workers;
 
-use std::{io::Write, process::ExitCode};
+use std::io::Write;
 
 use anyhow::{Result, anyhow};
 use ddk_run::RunFolder;
@@ -27,9 +27,8 @@ use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 pub use self::run::Flags;
 use self::{
-    doremi::Phases,
     prepared::{Prepared, prepare_run},
-    run::{Ran, copy_quarantine, open_folder, run_to_end, stage},
+    run::{copy_quarantine, open_folder, run_to_end, stage},
     schedule::Length,
     session::{Session, start_log},
 };
@@ -37,7 +36,6 @@ use crate::{
     args,
     checkpoints::go_back,
     config::{self, required},
-    faults::Faults,
     hint::Hint,
     phase::Phase,
     prepare::Outdated,
@@ -49,7 +47,7 @@ use crate::{
 ///
 /// # Errors
 /// The settings are wrong or not those of the run, or a worker fails for good.
-pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let mut source = args.config.clone();
     if let Some(file) = &args.metrics_file {
         let file = toml::Value::String(file.display().to_string());
@@ -89,11 +87,11 @@ pub fn distil(
     flags: &Flags,
     signals: &Signals,
     out: &mut dyn Write,
-) -> Result<ExitCode> {
+) -> Result<()> {
     let name = required(settings.run.name.clone(), "run.name")?;
     let path = settings.run.folder.join(&name);
-    let faults = Faults::parse(&settings.faults.plan)?;
-    let settings = &threads::chosen(settings, &path, signals, &faults)?;
+    signals.begin_job(settings)?;
+    let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
     // Said before minutes of tokenizing.
     if flags.restart && !begun {
@@ -126,7 +124,7 @@ pub fn distil(
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
-    let mut prepared = prepare_run(settings, None, outdated, length, signals, &faults)?;
+    let mut prepared = prepare_run(settings, None, outdated, length, signals)?;
     let folder = open_folder(&path, flags.new)?;
     signals.in_run(folder.path());
     if flags.restart {
@@ -137,7 +135,7 @@ pub fn distil(
         .as_deref()
         .filter(|_| !RunFolder::holds_a_run(&path));
     if let Some(source) = forks {
-        signals.begin(Phase::Fork, &faults)?;
+        signals.begin(Phase::Fork)?;
         fork::fork(&prepared, source, flags.from, &folder)?;
     }
     // The step to fork from is one of the other run's.
@@ -156,7 +154,7 @@ pub fn distil(
         }
         if !extends {
             signals.run_is_done();
-            signals.begin(Phase::Report, &faults)?;
+            signals.begin(Phase::Report)?;
             if result::lacks_report(&folder) {
                 result::write_report(&folder)?;
             }
@@ -182,10 +180,8 @@ pub fn distil(
     let mut session = Session::start(settings, &folder, signals)?;
     let ran = in_session(&mut prepared, &folder, &mut session, flags);
     session.end(stage(&ran));
-    match ran? {
-        Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
-        Ran::Stopped(code) => Ok(code),
-    }
+    ran?;
+    result::print(&ddk_run::read::summary(&path)?, flags.json, out)
 }
 
 /// The phases before the run, where its method has some, and the run itself.
@@ -194,21 +190,17 @@ fn in_session(
     folder: &RunFolder,
     session: &mut Session,
     flags: &Flags,
-) -> Result<Ran> {
+) -> Result<()> {
     let settings = prepared.settings;
     if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
         let reloads = flags.reload.is_some();
         let (domains, steps) = (&prepared.plan.domains, prepared.length.steps);
-        match doremi::phases(settings, domains, steps, reloads, session)? {
-            Phases::Done(weights) => prepared.doremi = Some(weights),
-            Phases::Stopped(code) => return Ok(Ran::Stopped(code)),
-        }
+        let weights = doremi::phases(settings, domains, steps, reloads, session)?;
+        prepared.doremi = Some(weights);
     }
     if settings.objective.name == ObjectiveName::Ted {
         let reloads = flags.reload.is_some();
-        if let Some(code) = ted::first_stage(settings, folder, reloads, session)? {
-            return Ok(Ran::Stopped(code));
-        }
+        ted::first_stage(settings, folder, reloads, session)?;
     }
     session.signals.in_run(folder.path());
     run_to_end(prepared, folder, session, flags)

@@ -3,10 +3,7 @@
 //! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left
 //! alone once done.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
@@ -15,20 +12,12 @@ use ddk_run::CheckpointStore;
 use ddk_settings::{FirstInterval, MixturePolicy, ObjectiveName, Settings};
 
 use super::{
-    run::{Ran, phase, settings_of},
+    run::{phase, settings_of},
     session::Session,
 };
 use crate::{config::required, progress::say};
 
-/// How the phases ended.
-pub(super) enum Phases {
-    /// Both are done: the mean weights of the proxy, by domain.
-    Done(Vec<f64>),
-    /// A signal came.
-    Stopped(ExitCode),
-}
-
-/// Runs what is left of the phases. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is
+/// Runs what is left of the phases: the mean weights of the proxy, by domain. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is
 /// meant for this program.
 pub(super) fn phases(
     settings: &Settings,
@@ -36,7 +25,7 @@ pub(super) fn phases(
     run_steps: u64,
     reloads: bool,
     session: &mut Session,
-) -> Result<Phases> {
+) -> Result<Vec<f64>> {
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
     let folder = folder(settings)?;
     let steps = settings.mixture.doremi_steps.unwrap_or(run_steps);
@@ -58,9 +47,7 @@ pub(super) fn phases(
             "doremi, phase {number} of 3: {what}; {steps} steps, in {}",
             folder.display()
         ));
-        if let Ran::Stopped(code) = phase(settings, session)? {
-            return Ok(Phases::Stopped(code));
-        }
+        phase(settings, session)?;
     }
     let weights = mean_weights(&folder.join(PROXY))?;
     let named = domains.iter().zip(&weights);
@@ -71,7 +58,7 @@ pub(super) fn phases(
         "doremi, phase 3 of 3: this run, on the proxy's mean weights: {}",
         named.join(" ")
     ));
-    Ok(Phases::Done(weights))
+    Ok(weights)
 }
 
 const REFERENCE: &str = "reference";

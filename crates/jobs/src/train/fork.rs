@@ -9,7 +9,7 @@ use ddk_run::{CheckpointStore, Lengths, Retention, RunFolder, SnapshotFile, reco
 use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
 
 use super::{filters, inputs::Inputs, prepared::Prepared};
-use crate::{checkpoints::checkpoint_of, hint::Hint, prepare, progress::say};
+use crate::{checkpoints::checkpoint_of, config, hint::Hint, prepare, progress::say};
 
 /// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of
 /// the domains that stay.
@@ -40,7 +40,7 @@ pub(super) fn fork(
             (newest.step, newest.path, newest.state)
         }
     };
-    let settings = ddk_settings::load(&[source.join("config.toml")], &[], [])?.settings;
+    let settings = config::of_run(source)?;
     let kept = prepared.inputs.kept(&old);
     // Cursors of domains that went are of no use: only those that stay have to be there still.
     let old_rows: Vec<u64> = old

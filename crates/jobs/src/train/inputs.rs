@@ -5,15 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use ddk_corpus::{TokenizerFolder, compatible};
 use ddk_model::{CONFIG_HASH, ModelConfig, Weights};
-use ddk_run::RunFolder;
+use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
 use super::threads;
-use crate::{hint::Hint, prepare::Corpus, wiring::ModelFolders};
+use crate::{config, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Hashes of all that a run's results depend on beside its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,10 +133,7 @@ impl Inputs {
 
     /// What a run was made from.
     pub fn of_run(folder: &Path) -> Result<Self> {
-        let path = folder.join("inputs.json");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| path.display().to_string())
+        Ok(record(&folder.join("inputs.json"))?)
     }
 
     /// The first hash of models and tokenizer that differs from that of an earlier run, and both.
@@ -204,7 +201,7 @@ impl Inputs {
     /// Refuses to go on with other settings or inputs than the run was started with.
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         same_settings(folder.path(), settings)?;
-        let advice = advice(&folder.config());
+        let advice = advice(folder.path());
         let then = Self::of_run(folder.path())?;
         let model = self.changed_model(&then);
         // Settings name the domains, so both lists have the same.
@@ -277,8 +274,7 @@ fn shortened(hash: &str) -> &str {
 
 /// Refuses to go on in a run's folder with settings that lead to other results.
 pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
-    let config = folder.join("config.toml");
-    let then = ddk_settings::load(std::slice::from_ref(&config), &[], [])?.settings;
+    let then = config::of_run(folder)?;
     let mut now = settings.clone();
     threads::adopt(&mut now, &then);
     match difference(&then, &now)? {
@@ -289,17 +285,17 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
                 folder.display(),
                 change.path
             ))
-            .hint(advice(&config))
+            .hint(advice(folder))
             .usage()
         }
         None => Ok(()),
     }
 }
 
-fn advice(config: &Path) -> String {
+fn advice(folder: &Path) -> String {
     format!(
-        "to go on, use the settings in {}; to start another run, choose another run.name",
-        config.display()
+        "to go on, use the settings in {}/config.toml; to start another run, choose another run.name",
+        folder.display()
     )
 }
 
@@ -311,9 +307,9 @@ fn difference(then: &Settings, now: &Settings) -> Result<Option<Change>> {
 
 /// Whether these settings make the run in a folder longer than it was to be.
 pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
-    let config = folder.join("config.toml");
-    let then = ddk_settings::load(&[config], &[], [])?.settings;
-    Ok(diff(&then, settings)?.iter().any(Change::grows))
+    Ok(diff(&config::of_run(folder)?, settings)?
+        .iter()
+        .any(Change::grows))
 }
 
 #[cfg(test)]

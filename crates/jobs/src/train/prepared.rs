@@ -70,7 +70,6 @@ pub(super) fn prepare_run<'a>(
     outdated: Outdated<'_>,
     length: Length,
     signals: &Signals,
-    faults: &Arc<Faults>,
 ) -> Result<Prepared<'a>> {
     let student = required(settings.student.model.clone(), "student.model")?;
     let folders = if destination.is_some() {
@@ -92,7 +91,7 @@ pub(super) fn prepare_run<'a>(
         ))
         .usage();
     }
-    signals.begin(Phase::Prepare, faults)?;
+    signals.begin(Phase::Prepare)?;
     // The models first: what is wrong with them is said before minutes of tokenizing.
     if folders.has_teacher {
         inputs::check_tokenizers(settings, &folders)?;
@@ -100,7 +99,7 @@ pub(super) fn prepare_run<'a>(
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
-    signals.begin(Phase::Hash, faults)?;
+    signals.begin(Phase::Hash)?;
     let inputs = Inputs::of(
         &folders,
         &corpus,
@@ -132,7 +131,7 @@ pub(super) fn prepare_run<'a>(
         options,
         plan,
         doremi: None,
-        faults: Arc::clone(faults),
+        faults: signals.faults(),
         destination,
     })
 }

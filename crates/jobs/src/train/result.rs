@@ -1,6 +1,6 @@
 //! The end of a run: the exported student, the summary, the report, the table.
 
-use std::{collections::BTreeMap, fs, io::Write, process::ExitCode, time::Instant};
+use std::{collections::BTreeMap, fs, io::Write, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, LoopState, Outcome};
@@ -40,10 +40,10 @@ pub(super) fn finish(
     began: Instant,
     serial_steps: u64,
 ) -> Result<()> {
-    signals.begin(Phase::Export, &prepared.faults)?;
+    signals.begin(Phase::Export)?;
     let exported = export(prepared, folder, outcome)?;
     if serial_steps > 0 {
-        signals.begin(Phase::Serial, &prepared.faults)?;
+        signals.begin(Phase::Serial)?;
     }
     let serial = (serial_steps > 0).then(|| {
         let models = Models {
@@ -61,7 +61,7 @@ pub(super) fn finish(
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_files::write_atomically(&folder.summary(), &text)?;
     signals.run_is_done();
-    signals.begin(Phase::Report, &prepared.faults)?;
+    signals.begin(Phase::Report)?;
     write_report(folder)
 }
 
@@ -97,13 +97,13 @@ pub(super) fn lacks_report(folder: &RunFolder) -> bool {
 }
 
 /// Prints the table, or the summary as JSON.
-pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
+pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<()> {
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(summary)?)?;
     } else {
         write!(out, "{}", ddk_report::table(summary))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// What was exported, as the summary holds it.

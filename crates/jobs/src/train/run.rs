@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Instant,
 };
 
@@ -24,8 +23,7 @@ use super::{
 use crate::{
     args::ConfigArgs,
     config::required,
-    faults::Faults,
-    hint::Hint,
+    hint::{Hint, has_ended},
     phase::Phase,
     prepare::Outdated,
     progress::say,
@@ -51,21 +49,13 @@ pub struct Flags {
     pub serial_steps: u64,
 }
 
-/// How a run ended, apart from errors.
-pub(crate) enum Ran {
-    /// It is done and summed up.
-    Finished,
-    /// By a signal; the program's exit code.
-    Stopped(ExitCode),
-}
-
 /// A run that another one begins with, in a folder within its own. It resumes where it was, and a finished one is
 /// left alone.
-pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
+pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
     let path = path(settings)?;
     if path.join("summary.json").exists() {
         say(&format!("the run in {} is done already", path.display()));
-        return Ok(Ran::Finished);
+        return Ok(());
     }
     // The run that it is for reads the same corpus.
     let outdated = match settings.run.folder.parent() {
@@ -75,12 +65,9 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
     session.begin_phase();
     let signals = session.signals.clone();
     let (prepared, folder) = begin(settings, None, outdated, &signals)?;
-    let ran = run_to_end(&prepared, &folder, session, &Flags::default())?;
-    if matches!(ran, Ran::Finished) {
-        // What follows is not this run's.
-        signals.begin(Phase::Between, &prepared.faults)?;
-    }
-    Ok(ran)
+    run_to_end(&prepared, &folder, session, &Flags::default())?;
+    // What follows is not this run's.
+    signals.begin(Phase::Between)
 }
 
 /// A run of its own without a teacher, whose result goes to `destination`. `reloads`: whether SIGHUP is answered.
@@ -89,7 +76,7 @@ pub(crate) fn stand_alone(
     destination: Destination,
     reloads: bool,
     signals: &Signals,
-) -> Result<Ran> {
+) -> Result<()> {
     let path = path(settings)?;
     let outdated = if RunFolder::holds_a_run(&path) {
         Outdated::NeededBy(&path)
@@ -103,17 +90,15 @@ pub(crate) fn stand_alone(
     let ran = answers
         .and_then(|_answers| run_to_end(&prepared, &folder, &mut session, &Flags::default()));
     session.end(stage(&ran));
-    if matches!(ran, Ok(Ran::Finished)) {
-        signals.begin(Phase::Leave, &prepared.faults)?;
-    }
-    ran
+    ran?;
+    signals.begin(Phase::Leave)
 }
 
 /// How those who watch hear that a run ended.
-pub(super) fn stage(ran: &Result<Ran>) -> Stage {
+pub(super) fn stage(ran: &Result<()>) -> Stage {
     match ran {
-        Ok(Ran::Finished) => Stage::Finished,
-        Ok(Ran::Stopped(_)) => Stage::Stopped,
+        Ok(()) => Stage::Finished,
+        Err(error) if has_ended(error) => Stage::Stopped,
         Err(_) => Stage::Failed,
     }
 }
@@ -132,9 +117,8 @@ fn begin<'a>(
     signals: &Signals,
 ) -> Result<(Prepared<'a>, RunFolder)> {
     let path = path(settings)?;
-    let faults = Faults::parse(&settings.faults.plan)?;
     let length = Length::of_run(&path, settings)?;
-    let prepared = prepare_run(settings, destination, outdated, length, signals, &faults)?;
+    let prepared = prepare_run(settings, destination, outdated, length, signals)?;
     let folder = open_folder(&path, false)?;
     signals.in_run(folder.path());
     prepared.length.record(&folder)?;
@@ -175,7 +159,7 @@ pub(super) fn run_to_end(
     folder: &RunFolder,
     session: &mut Session,
     flags: &Flags,
-) -> Result<Ran> {
+) -> Result<()> {
     let began = Instant::now();
     let ended = work(session, prepared, folder, flags.reload.as_ref())?;
     let step = match &ended.outcome {
@@ -185,8 +169,7 @@ pub(super) fn run_to_end(
     };
     if let Some(step) = step {
         let signal = ended.signal.unwrap_or(Signal::Terminate);
-        let code = stopped(signal, step, folder.path(), flags.from.is_some());
-        return Ok(Ran::Stopped(code));
+        return Err(stopped(signal, step, folder.path(), flags.from.is_some()));
     }
     let Some(outcome) = &ended.outcome else {
         return Err(anyhow!("the run ended without a result"));
@@ -206,12 +189,11 @@ pub(super) fn run_to_end(
     {
         tracing::error!(%error, %unwritten, "the run failed");
     }
-    finished?;
-    Ok(Ran::Finished)
+    finished
 }
 
 /// Says where a run was stopped. `from`: whether `--from` chose where it went on.
-fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> ExitCode {
+fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error {
     let when = match step {
         0 => "before its first step".to_owned(),
         step => format!("after step {step}"),
@@ -221,7 +203,7 @@ fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> ExitCode {
         "stopped {when}, saved; the same command{without} goes on from there ({})",
         path.display()
     ));
-    ExitCode::from(signal.exit_code())
+    signal.ended()
 }
 
 /// The step of the newest checkpoint; 0 if there is none.
