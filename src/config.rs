@@ -3,20 +3,14 @@
 use std::io::Write;
 
 use anyhow::Result;
-use ddk_jobs::config::load;
+use ddk_jobs::{config::load, output::print_json};
 use ddk_settings::Origins;
 
 use crate::cli::ConfigCommand;
 
 pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
     match command {
-        ConfigCommand::Schema => {
-            writeln!(
-                out,
-                "{}",
-                serde_json::to_string_pretty(&ddk_settings::schema())?
-            )?;
-        }
+        ConfigCommand::Schema => print_json(&ddk_settings::schema(), out)?,
         ConfigCommand::Show { config, origin } => {
             let loaded = load(config)?;
             if !origin {

@@ -3,7 +3,10 @@
 use std::io::Write;
 
 use anyhow::{Result, anyhow};
-use ddk_jobs::hint::Hint;
+use ddk_jobs::{
+    hint::Hint,
+    output::{TextTable, print_json},
+};
 use ddk_mixture::{
     Ddk, DdkNoSmoothing, Feedback, FirstInterval, Perplexities, Policy, Sheared, TrainingSums,
     discrepancy,
@@ -30,21 +33,16 @@ struct Explanation {
 pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
     let explanation = explain(args).usage()?;
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?;
-        return Ok(());
+        return print_json(&explanation, out);
     }
     let Explanation {
         domains,
-        ratio,
-        discrepancy,
-        previous,
-        weights,
-        policy,
         alpha,
         floor,
         cap,
-    } = explanation;
-    let weight = match (policy.as_str(), alpha) {
+        ..
+    } = &explanation;
+    let weight = match (args.policy.as_str(), alpha) {
         (_, Some(alpha)) => format!(
             "{alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} \
              and {cap:.4}",
@@ -58,24 +56,20 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
         }
         _ => "the discrepancy, whatever the previous weights were".to_owned(),
     };
-    let width = domains.iter().map(String::len).max().unwrap_or(0).max(6);
-    writeln!(
-        out,
-        "{:width$}  {:>8}  {:>8}  {:>7}  {:>11}  {:>8}  {:>8}",
-        "domain", "student", "teacher", "ratio", "discrepancy", "previous", "weight"
-    )?;
+    let columns = [
+        ("student", 3, &args.student_ppl),
+        ("teacher", 3, &args.teacher_ppl),
+        ("ratio", 4, &explanation.ratio),
+        ("discrepancy", 4, &explanation.discrepancy),
+        ("previous", 4, &explanation.previous),
+        ("weight", 4, &explanation.weights),
+    ];
+    let mut table = TextTable::new(["domain"].into_iter().chain(columns.map(|(name, ..)| name)));
     for (index, name) in domains.iter().enumerate() {
-        writeln!(
-            out,
-            "{name:width$}  {:>8.3}  {:>8.3}  {:>7.4}  {:>11.4}  {:>8.4}  {:>8.4}",
-            args.student_ppl[index],
-            args.teacher_ppl[index],
-            ratio[index],
-            discrepancy[index],
-            previous[index],
-            weights[index]
-        )?;
+        let numbers = columns.map(|(_, decimals, column)| format!("{:.decimals$}", column[index]));
+        table.row([name.clone()].into_iter().chain(numbers));
     }
+    write!(out, "{table}")?;
     writeln!(
         out,
         "\nratio        student's perplexity over the teacher's: how far behind the student is\n\

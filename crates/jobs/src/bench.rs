@@ -32,6 +32,7 @@ use crate::{
     args,
     config::{self, required},
     hint::Hint,
+    output::print_json,
     phase::Phase,
     progress::say,
     signals::Signals,
@@ -78,11 +79,7 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
     }
     let measured = Bench::new(&settings, args.seconds)?.measure()?;
     if args.json {
-        Ok(writeln!(
-            out,
-            "{}",
-            serde_json::to_string_pretty(&measured)?
-        )?)
+        print_json(&measured, out)
     } else {
         measured.write(out)
     }

@@ -1,25 +1,29 @@
 //! `ddk eval`: a model's perplexity on each domain.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    path::Path,
+};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
-use ddk_engine::Evaluation;
-use ddk_model::{Model, ModelConfig, Placement};
-use ddk_objective::default_chunk;
+use ddk_model::{Model, ModelConfig};
 use ddk_telemetry::{Clock, Meter};
-use ddk_torch::{Lane, parse_device};
+use ddk_torch::Lane;
 use serde::Serialize;
-use tch::Kind;
 
 use crate::{
     args, config,
+    findings::fits,
     hint::Hint,
+    output::{TextTable, print_json},
     phase::Phase,
     prepare::{self, Outdated},
     progress::{Pace, say},
     signals::Signals,
-    train::inputs::fits,
+    train::options::evaluation,
     wiring,
 };
 
@@ -56,12 +60,15 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
         )?;
     }
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
+    let size = (
+        corpus.tokenizer.vocabulary(),
+        settings.corpus.sequence_length,
+    );
     for folder in std::iter::once(&args.model).chain(&args.against) {
-        let size = (vocabulary, settings.corpus.sequence_length);
         fits("model", folder, &ModelConfig::read(folder)?, size)?;
     }
-    let validation = Arc::new(prepare::validation(&corpus)?);
+    let evaluation = evaluation(&settings, &corpus)?;
+    let validation = &evaluation.validation;
     let names: Vec<String> = corpus
         .domains
         .iter()
@@ -80,24 +87,12 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     signals.begin(Phase::Evaluate)?;
-    let device = parse_device(&settings.student.device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let _lane = Lane::enter(cores);
-    let evaluation = Evaluation {
-        validation: Arc::clone(&validation),
-        batch_rows: settings.evaluation.batch_rows,
-        vocabulary,
-        chunk: settings
-            .objective
-            .chunk
-            .unwrap_or_else(|| default_chunk(vocabulary, device)),
-    };
     let clock = Clock::system();
     let pace = Pace::new(settings.log.line_seconds, &clock);
     let measure = |folder: &Path| -> Result<Vec<f64>> {
-        let mut placement = Placement::on(device, Kind::Float);
-        placement.compute = wiring::kind(settings.student.dtype);
-        let model = Model::load(folder, &placement)?;
+        let model = Model::load(folder, &wiring::student_placement(&settings.student)?)?;
         let phase = format!("evaluation of {}", folder.display());
         let meter = Meter::start(&phase, "documents", &clock);
         let tell = |done, total| {
@@ -134,46 +129,26 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
             .collect(),
     };
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&evaluated)?)?;
-        return Ok(());
+        return print_json(&evaluated, out);
     }
-    print(&evaluated, out)?;
-    Ok(())
+    Ok(print(&evaluated, out)?)
 }
 
-fn print(evaluated: &Evaluated, out: &mut dyn Write) -> std::io::Result<()> {
-    let names = evaluated.domains.keys().map(String::len);
-    let width = names.max().unwrap_or(0).max(6);
-    let other = match &evaluated.against {
-        Some(other) => {
-            writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
-            format!("  {:>10}  {:>6}", "second", "ratio")
-        }
-        None => String::new(),
-    };
-    let first = match evaluated.against {
-        Some(_) => "first",
-        None => "perplexity",
-    };
-    writeln!(
-        out,
-        "{:width$}  {first:>10}{other}  {:>9}  {:>11}",
-        "domain", "documents", "predictions"
-    )?;
-    for (name, domain) in &evaluated.domains {
-        let Domain {
-            perplexity,
-            against,
-            documents,
-            predictions,
-        } = domain;
-        let other = against.map_or_else(String::new, |other| {
-            format!("  {other:>10.3}  {:>6.3}", perplexity / other)
-        });
-        writeln!(
-            out,
-            "{name:width$}  {perplexity:>10.3}{other}  {documents:>9}  {predictions:>11}"
-        )?;
+fn print(evaluated: &Evaluated, out: &mut dyn Write) -> io::Result<()> {
+    let mut header = vec!["domain", "perplexity", "documents", "predictions"];
+    if let Some(other) = &evaluated.against {
+        writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
+        header.splice(1..2, ["first", "second", "ratio"]);
     }
-    Ok(())
+    let mut table = TextTable::new(header);
+    for (name, domain) in &evaluated.domains {
+        let mut row = vec![name.clone(), format!("{:.3}", domain.perplexity)];
+        if let Some(other) = domain.against {
+            let ratio = domain.perplexity / other;
+            row.extend([other, ratio].map(|number| format!("{number:.3}")));
+        }
+        row.extend([domain.documents.to_string(), domain.predictions.to_string()]);
+        table.row(row);
+    }
+    write!(out, "{table}")
 }

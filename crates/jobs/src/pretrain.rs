@@ -20,13 +20,13 @@ use tch::Device;
 
 use crate::{
     args, config,
+    findings::fits,
     hint::Hint,
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::say,
     signals::Signals,
     train::{
-        inputs::fits,
         prepared::Destination,
         run::{restart, settings_of, stand_alone},
     },
@@ -281,15 +281,15 @@ fn begin(
     if folder.path().join(INITIAL).exists() {
         return Ok(());
     }
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
     match (&model.init, &model.architecture) {
         (Some(init), _) => {
+            let vocabulary = corpus.tokenizer.vocabulary();
             let size = (vocabulary, settings.corpus.sequence_length);
             fits("model", init, &ModelConfig::read(init)?, size)?;
         }
         (None, Some(shape)) => {
             let architecture = Architecture {
-                vocab_size: vocabulary,
+                vocab_size: corpus.tokenizer.vocabulary() as i64,
                 hidden_size: shape.hidden_size,
                 intermediate_size: shape.intermediate_size,
                 num_hidden_layers: shape.layers,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::steps::PARTS;
-use crate::text_table::TextTable;
+use crate::output::TextTable;
 
 /// A side that is slower than the other by more than this is worth a change.
 const IMBALANCE: f64 = 1.15;

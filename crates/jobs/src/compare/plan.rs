@@ -154,7 +154,7 @@ impl Plan {
 fn same_budget(runs: &[Planned]) -> Result<()> {
     let step_tokens =
         |run: &Planned| run.settings.batch.rows * run.settings.corpus.sequence_length as u64;
-    let tokens = |run: &Planned| Some(most_steps(&run.settings)? * step_tokens(run));
+    let tokens = |run: &Planned| Some(most_steps(&run.settings).ok()? * step_tokens(run));
     let Some((first, budget)) = runs.first().and_then(|run| Some((run, tokens(run)?))) else {
         return Ok(());
     };

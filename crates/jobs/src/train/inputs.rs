@@ -6,14 +6,13 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use ddk_corpus::{TokenizerFolder, compatible};
 use ddk_model::{CONFIG_HASH, ModelConfig, Weights};
 use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
 use super::threads;
-use crate::{config, hint::Hint, prepare::Corpus, wiring::ModelFolders};
+use crate::{config, findings::fits, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Hashes of all that a run's results depend on beside its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,60 +35,9 @@ pub struct Inputs {
     sequence_length: usize,
 }
 
-/// Teacher, student and corpus must mean the same by every token.
-pub fn check_tokenizers(settings: &Settings, folders: &ModelFolders) -> Result<()> {
-    let end_token = settings.corpus.end_token.as_deref();
-    let advice = "a student can only learn from a teacher with the same tokens; both model folders need their \
-                  tokenizer.json";
-    let open = |folder: &PathBuf| TokenizerFolder::open(folder, end_token).hint(advice);
-    for folder in [&folders.teacher, &folders.student] {
-        ModelConfig::read(folder)?;
-    }
-    let (teacher, student) = (open(&folders.teacher)?, open(&folders.student)?);
-    compatible(&teacher, &student).hint(advice)?;
-    if let Some(folder) = &settings.corpus.tokenizer {
-        let corpus = TokenizerFolder::open(folder, end_token)
-            .hint("corpus.tokenizer may be left out: the student's is used then")?;
-        compatible(&corpus, &student).hint("corpus.tokenizer must be the models' own tokenizer")?;
-    }
-    Ok(())
-}
-
-/// Refuses a model that is too small for the tokenizer's ids and the documents' length.
-pub fn fits(
-    role: &str,
-    folder: &Path,
-    config: &ModelConfig,
-    (vocabulary, sequence_length): (i64, usize),
-) -> Result<()> {
-    if config.vocab_size() < vocabulary {
-        return Err(anyhow!(
-            "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
-            vocabulary - 1,
-            folder.display(),
-            config.vocab_size()
-        ))
-        .usage();
-    }
-    if config.max_positions() < sequence_length as i64 {
-        return Err(anyhow!(
-            "`corpus.sequence_length` is {sequence_length}, but the {role} in {} was made for at most {} positions",
-            folder.display(),
-            config.max_positions()
-        ))
-        .usage();
-    }
-    Ok(())
-}
-
 impl Inputs {
     /// Hashes the inputs; refuses a teacher that is the student, and a tokenizer that the models are too small for.
-    pub fn of(
-        folders: &ModelFolders,
-        corpus: &Corpus,
-        vocabulary: i64,
-        sequence_length: usize,
-    ) -> Result<Self> {
+    pub fn of(folders: &ModelFolders, corpus: &Corpus, sequence_length: usize) -> Result<Self> {
         let teacher = Weights::open(&folders.teacher)?.hash();
         let student = Weights::open(&folders.student)?.hash();
         if folders.has_teacher && teacher == student {
@@ -105,12 +53,9 @@ impl Inputs {
             ModelConfig::read(&folders.teacher)?,
             ModelConfig::read(&folders.student)?,
         );
-        for (role, folder, config) in [
-            ("teacher", &folders.teacher, &configs.0),
-            ("student", &folders.student, &configs.1),
-        ] {
-            fits(role, folder, config, (vocabulary, sequence_length))?;
-        }
+        let size = (corpus.tokenizer.vocabulary(), sequence_length);
+        fits("teacher", &folders.teacher, &configs.0, size)?;
+        fits("student", &folders.student, &configs.1, size)?;
         let domains = corpus.domains.iter();
         Ok(Self {
             teacher,
@@ -121,7 +66,7 @@ impl Inputs {
             corpus: domains
                 .map(|domain| (domain.name().to_owned(), domain.content_hash().to_owned()))
                 .collect(),
-            vocabulary,
+            vocabulary: corpus.tokenizer.vocabulary() as i64,
             sequence_length,
         })
     }

@@ -1,13 +1,19 @@
 //! From settings to what the student is made with.
 
-use anyhow::Result;
-use ddk_engine::{AdamWOptions, Filters, Schedule, StudentOptions};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ddk_engine::{AdamWOptions, Evaluation, Filters, Schedule, StudentOptions};
 use ddk_objective::default_chunk;
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
 use super::schedule::Length;
-use crate::objective;
+use crate::{
+    hint::Hint,
+    objective,
+    prepare::{self, Corpus},
+};
 
 /// How the student learns; `vocabulary`: the tokenizer's ids.
 pub fn of_student(
@@ -16,12 +22,10 @@ pub fn of_student(
     filters: Option<Filters>,
 ) -> Result<StudentOptions> {
     let student = &settings.student;
-    let device = parse_device(&student.device)?;
-    let chunk = settings.objective.chunk;
     Ok(StudentOptions {
         objective: objective::of_settings(&settings.objective),
         vocabulary,
-        chunk: chunk.unwrap_or_else(|| default_chunk(vocabulary, device)),
+        chunk: chunk(settings, vocabulary)?,
         recompute: student.recompute,
         adamw: AdamWOptions {
             beta1: student.beta1,
@@ -40,8 +44,29 @@ pub fn of_student(
     })
 }
 
+/// Positions whose logits are formed at a time.
+fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
+    let device = parse_device(&settings.student.device)?;
+    let chunk = settings.objective.chunk;
+    Ok(chunk.unwrap_or_else(|| default_chunk(vocabulary, device)))
+}
+
+/// How perplexities on the corpus' validation documents are measured.
+pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
+    let vocabulary = corpus.tokenizer.vocabulary() as i64;
+    Ok(Evaluation {
+        validation: Arc::new(prepare::validation(corpus)?),
+        batch_rows: settings.evaluation.batch_rows,
+        vocabulary,
+        chunk: chunk(settings, vocabulary)?,
+    })
+}
+
 /// The steps that a run has at the most, by the nearest of its limits, where all its rows are full.
-pub fn most_steps(settings: &Settings) -> Option<u64> {
+///
+/// # Errors
+/// It has no limit.
+pub fn most_steps(settings: &Settings) -> Result<u64> {
     let run = &settings.run;
     let step_tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
     let limits = [
@@ -50,5 +75,8 @@ pub fn most_steps(settings: &Settings) -> Option<u64> {
             .map(|intervals| intervals * settings.mixture.interval),
         run.max_tokens.map(|tokens| tokens.div_ceil(step_tokens)),
     ];
-    limits.into_iter().flatten().min()
+    let nearest = limits.into_iter().flatten().min();
+    nearest
+        .context("the run has no end: none of run.max_steps, run.max_intervals and run.max_tokens is set")
+        .usage()
 }

@@ -2,22 +2,24 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use ddk_actors::RunPlan;
 use ddk_engine::{Evaluation, StudentOptions};
 use ddk_mixture::Policy;
+use ddk_model::ModelConfig;
 use ddk_settings::Settings;
 
 use super::{
     filters,
-    inputs::{self, Inputs},
-    options, plan, policy,
+    inputs::Inputs,
+    options::{self, most_steps},
+    plan, policy,
     schedule::Length,
 };
 use crate::{
     config::required,
     faults::Faults,
-    hint::Hint,
+    findings::{Findings, tokenizers},
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     signals::Signals,
@@ -80,41 +82,22 @@ pub(super) fn prepare_run<'a>(
             student,
         )
     };
-    let limits = (
-        settings.run.max_steps,
-        settings.run.max_intervals,
-        settings.run.max_tokens,
-    );
-    if limits == (None, None, None) {
-        return Err(anyhow!(
-            "the run has no end: none of run.max_steps, run.max_intervals and run.max_tokens is set"
-        ))
-        .usage();
-    }
+    most_steps(settings)?;
     signals.begin(Phase::Prepare)?;
     // The models first: what is wrong with them is said before minutes of tokenizing.
     if folders.has_teacher {
-        inputs::check_tokenizers(settings, &folders)?;
+        ModelConfig::read(&folders.teacher)?;
+        ModelConfig::read(&folders.student)?;
+        Findings::first(|found| tokenizers(settings, &folders, found))?;
     }
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
     signals.begin(Phase::Hash)?;
-    let inputs = Inputs::of(
-        &folders,
-        &corpus,
-        vocabulary,
-        settings.corpus.sequence_length,
-    )?;
+    let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
     plan::room_for_a_step(settings, &corpus)?;
-    let mut options = options::of_student(settings, vocabulary, filters)?;
+    let evaluation = options::evaluation(settings, &corpus)?;
+    let mut options = options::of_student(settings, evaluation.vocabulary, filters)?;
     options.schedule.total_steps = length.steps;
-    let evaluation = Evaluation {
-        validation: Arc::new(prepare::validation(&corpus)?),
-        batch_rows: settings.evaluation.batch_rows,
-        vocabulary,
-        chunk: options.chunk,
-    };
     let flops = wiring::flop_counter(&folders, &options)?;
     let plan = RunPlan {
         evaluation_flops: flops.student_evaluation(&evaluation.validation),

@@ -21,6 +21,7 @@ use crate::{
     checkpoints::{self, checkpoint_of},
     export,
     hint::Hint,
+    output::print_json,
     phase::Phase,
     progress::say,
     report,
@@ -99,11 +100,9 @@ pub(super) fn lacks_report(folder: &RunFolder) -> bool {
 /// Prints the table, or the summary as JSON.
 pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<()> {
     if json {
-        writeln!(out, "{}", serde_json::to_string_pretty(summary)?)?;
-    } else {
-        write!(out, "{}", ddk_report::table(summary))?;
+        return print_json(summary, out);
     }
-    Ok(())
+    Ok(write!(out, "{}", ddk_report::table(summary))?)
 }
 
 /// What was exported, as the summary holds it.

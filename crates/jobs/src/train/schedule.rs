@@ -26,7 +26,10 @@ pub(super) struct Length {
 impl Length {
     /// Of a run that these settings start.
     pub(super) fn of(settings: &Settings) -> Self {
-        let steps = settings.student.schedule_steps.or(most_steps(settings));
+        let steps = settings
+            .student
+            .schedule_steps
+            .or(most_steps(settings).ok());
         let steps = steps.unwrap_or(u64::MAX);
         Self {
             steps,

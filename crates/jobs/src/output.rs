@@ -1,6 +1,16 @@
-//! Tables of text on the terminal.
+//! Results on standard output: as tables of text, or as JSON.
 
-use std::fmt;
+use std::{fmt, io::Write};
+
+use serde::Serialize;
+
+/// Prints a result as JSON.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn print_json(result: &impl Serialize, out: &mut dyn Write) -> anyhow::Result<()> {
+    Ok(writeln!(out, "{}", serde_json::to_string_pretty(result)?)?)
+}
 
 /// A table: columns of numbers go to the right, columns of words to the left.
 pub struct TextTable(Vec<Vec<String>>);
