@@ -1,7 +1,7 @@
 //! Settings of a command line.
 
 use anyhow::{Result, anyhow};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ddk_settings::{Loaded, Settings};
 
@@ -30,6 +30,15 @@ pub(crate) fn begin(args: &ConfigArgs, signals: &Signals) -> Result<Settings> {
 pub fn of_run(folder: &Path) -> Result<Settings> {
     let config = folder.join("config.toml");
     Ok(ddk_settings::load(&[config], &[], [])?.settings)
+}
+
+/// The folder of the run that these settings name.
+///
+/// # Errors
+/// They name none.
+pub fn run_folder(settings: &Settings) -> Result<PathBuf> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    Ok(settings.run.folder.join(name))
 }
 
 /// The value of a key that training needs.

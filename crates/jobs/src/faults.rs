@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,11 +13,15 @@ use std::{
 use anyhow::{Result, anyhow};
 use ddk_actors::PortError;
 use ddk_run::SaveHook;
+use serde::{
+    Deserialize,
+    de::{IntoDeserializer, value, value::StrDeserializer},
+};
 
 use crate::{
     hint::Hint,
-    phase::{self, Phase},
-    progress::say,
+    phase::Phase,
+    progress::{lock, say},
 };
 
 /// How long a stall lasts.
@@ -30,7 +34,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const EIO: i32 = 5;
 
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The worker panics.
     Panic,
@@ -39,33 +44,22 @@ pub enum Kind {
     /// Waits until the process is told to stop: for tests of what happens then.
     Hang,
     /// What it computes is NaN.
-    NotANumber,
+    Nan,
     /// Its device has no memory left.
-    OutOfMemory,
+    Oom,
     /// Its data cannot be read.
     Unreadable,
     /// The disk is full.
-    NoSpace,
+    Enospc,
     /// The disk fails.
-    InputOutput,
+    Eio,
     /// The process is killed.
     Kill,
 }
 
-const KINDS: [(&str, Kind); 9] = [
-    ("panic", Kind::Panic),
-    ("stall", Kind::Stall),
-    ("hang", Kind::Hang),
-    ("nan", Kind::NotANumber),
-    ("oom", Kind::OutOfMemory),
-    ("unreadable", Kind::Unreadable),
-    ("enospc", Kind::NoSpace),
-    ("eio", Kind::InputOutput),
-    ("kill", Kind::Kill),
-];
-
 /// Where it goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Place {
     /// A loader, at the n-th row that it reads.
     Loader,
@@ -80,17 +74,9 @@ pub enum Place {
     /// The save of a step, at its n-th system call.
     Save,
     /// The n-th time that this process begins a phase.
+    #[serde(skip)]
     Phase(Phase),
 }
-
-const PLACES: [(&str, Place); 6] = [
-    ("loader", Place::Loader),
-    ("batcher", Place::Batcher),
-    ("teacher", Place::Teacher),
-    ("student", Place::Student),
-    ("evaluation", Place::Evaluation),
-    ("save", Place::Save),
-];
 
 impl Kind {
     /// Whether this can go wrong there.
@@ -98,11 +84,11 @@ impl Kind {
         match self {
             Self::Panic | Self::Stall | Self::Kill => true,
             Self::Hang => matches!(place, Place::Phase(_) | Place::Evaluation),
-            Self::NotANumber | Self::OutOfMemory => {
+            Self::Nan | Self::Oom => {
                 matches!(place, Place::Teacher | Place::Student | Place::Evaluation)
             }
             Self::Unreadable => place == Place::Loader,
-            Self::NoSpace | Self::InputOutput => place == Place::Save,
+            Self::Enospc | Self::Eio => place == Place::Save,
         }
     }
 }
@@ -152,27 +138,21 @@ impl Faults {
 
     /// What goes wrong at this place now, if anything.
     fn strike(&self, place: Place, at: u64) -> Option<Kind> {
-        self.faults
-            .iter()
-            .filter(|fault| fault.place == place && fault.at == at)
-            .find(|fault| {
-                let count_down = |left: u64| left.checked_sub(1);
-                let before =
-                    fault
-                        .calls_left
-                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down);
-                before == Ok(1)
-            })
-            .map(|fault| {
-                say(&format!("fault on purpose: {}", fault.entry));
-                fault.kind
-            })
+        let strikes = |fault: &&Fault| {
+            let order = Ordering::SeqCst;
+            let count_down = |left: u64| left.checked_sub(1);
+            let left = || fault.calls_left.fetch_update(order, order, count_down);
+            fault.place == place && fault.at == at && left() == Ok(1)
+        };
+        let fault = self.faults.iter().find(strikes)?;
+        say(&format!("fault on purpose: {}", fault.entry));
+        Some(fault.kind)
     }
 
     /// Strikes where a phase begins.
     pub fn phase(&self, phase: Phase) -> Result<(), PortError> {
         let begun = {
-            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut begun = lock(&self.begun);
             begun.push(phase);
             begun.iter().filter(|other| **other == phase).count()
         };
@@ -195,8 +175,8 @@ impl Faults {
             return Ok(false);
         };
         match kind {
-            Kind::NotANumber => return Ok(true),
-            Kind::OutOfMemory => return Err(PortError::OutOfMemory("on purpose".to_owned())),
+            Kind::Nan => return Ok(true),
+            Kind::Oom => return Err(PortError::OutOfMemory("on purpose".to_owned())),
             Kind::Unreadable => {
                 return Err(PortError::Data(
                     "on purpose: a row cannot be read".to_owned(),
@@ -212,7 +192,7 @@ impl Faults {
             }
             Kind::Panic => panic(),
             // Refused by `happens_at`.
-            Kind::NoSpace | Kind::InputOutput => {}
+            Kind::Enospc | Kind::Eio => {}
         }
         Ok(false)
     }
@@ -223,7 +203,7 @@ impl Faults {
         Arc::new(move |step| match faults.strike(Place::Save, step) {
             None => Ok(()),
             Some(Kind::Kill) => kill(),
-            Some(Kind::NoSpace) => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            Some(Kind::Enospc) => Err(io::Error::from(io::ErrorKind::StorageFull)),
             Some(Kind::Stall) => {
                 std::thread::sleep(STALL);
                 Ok(())
@@ -241,13 +221,8 @@ fn parse(entry: &str) -> Option<Fault> {
         [kind, place, at, call] => (kind, place, at, call),
         _ => return None,
     };
-    let kind = KINDS.iter().find(|(name, _)| *name == kind)?.1;
-    let phases = phase::NAMES.map(|(name, phase)| (name, Place::Phase(phase)));
-    let place = PLACES
-        .iter()
-        .chain(&phases)
-        .find(|(name, _)| *name == place)?
-        .1;
+    let kind: Kind = named(kind)?;
+    let place = named(place).or_else(|| named(place).map(Place::Phase))?;
     kind.happens_at(place).then_some(())?;
     Some(Fault {
         entry: entry.to_owned(),
@@ -256,6 +231,12 @@ fn parse(entry: &str) -> Option<Fault> {
         at: at.parse().ok()?,
         calls_left: AtomicU64::new(call.parse().ok().filter(|call| *call > 0)?),
     })
+}
+
+/// A variant by its name.
+fn named<'a, T: Deserialize<'a>>(name: &'a str) -> Option<T> {
+    let name: StrDeserializer<'_, value::Error> = name.into_deserializer();
+    T::deserialize(name).ok()
 }
 
 #[allow(clippy::panic)]

@@ -255,17 +255,15 @@ fn make(
             "{}: {} records could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
             report.domain,
             report.quarantined,
-            quarantine(options, &report.domain).display()
+            quarantine(&options.folder, &report.domain).display()
         ));
     }
     Ok(reports)
 }
 
-fn quarantine(options: &PrepareOptions, domain: &str) -> PathBuf {
-    options
-        .folder
-        .join(domain)
-        .join(ddk_corpus::QUARANTINE_FILE)
+/// The list of a domain's records that could not be used.
+pub(crate) fn quarantine(folder: &Path, domain: &str) -> PathBuf {
+    folder.join(domain).join(ddk_corpus::QUARANTINE_FILE)
 }
 
 /// What the corpus is made from, without making it.

@@ -6,7 +6,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, TryLockError},
     time::Duration,
 };
 
@@ -16,12 +16,17 @@ use ddk_settings::Settings;
 use ddk_telemetry::{Board, Stage};
 use rustix::process::{Pid, kill_process};
 use tokio::{
-    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
-use crate::{faults::Faults, hint::Ended, phase::Phase, progress::say, systemd};
+use crate::{
+    faults::Faults,
+    hint::Ended,
+    phase::Phase,
+    progress::{lock, say},
+    systemd,
+};
 
 /// An end that takes longer is cut short: a disk that hangs, a browser that reads slowly.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -265,7 +270,7 @@ impl Signals {
                 });
             }
             Answer::Child(child) => {
-                let child = child.lock().unwrap_or_else(PoisonError::into_inner);
+                let child = lock(child);
                 if let Some(id) = *child {
                     // A child that has ended is not reaped yet: the signal does nothing.
                     let _ = kill_process(id, signal.to_system());
@@ -275,7 +280,7 @@ impl Signals {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -305,16 +310,10 @@ impl State {
 
 /// Does something later, where the process is still there.
 fn later(after: Duration, what: impl FnOnce() + Send + 'static) {
-    match Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn(async move {
-            tokio::time::sleep(after).await;
-            what();
-        })),
-        Err(_) => drop(std::thread::spawn(move || {
-            std::thread::sleep(after);
-            what();
-        })),
-    }
+    std::thread::spawn(move || {
+        std::thread::sleep(after);
+        what();
+    });
 }
 
 /// Ends the process. Nothing of libtorch is taken down while its threads compute; what is saved is saved.

@@ -28,14 +28,14 @@ use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 pub use self::run::Flags;
 use self::{
     prepared::{Prepared, prepare_run},
-    run::{copy_quarantine, open_folder, run_to_end, stage},
+    run::{bind, open_folder, run_to_end},
     schedule::Length,
-    session::{Session, start_log},
+    session::Session,
 };
 use crate::{
     args,
     checkpoints::go_back,
-    config::{self, required},
+    config::{self, run_folder},
     hint::Hint,
     phase::Phase,
     prepare::Outdated,
@@ -54,17 +54,14 @@ pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result
         source.set.set.push(format!("telemetry.file={file}"));
     }
     let mut settings = config::load(&source)?.settings;
-    let fork_of = match &args.fork {
-        Some(name) => {
-            let old = required(settings.run.name, "run.name")?;
-            // As if it had been set, so that it is checked as any name.
-            let name = toml::Value::String(name.clone());
-            source.set.set.push(format!("run.name={name}"));
-            settings = config::load(&source)?.settings;
-            Some(settings.run.folder.join(old))
-        }
-        None => None,
-    };
+    let mut fork_of = None;
+    if let Some(name) = &args.fork {
+        fork_of = Some(run_folder(&settings)?);
+        // As if it had been set, so that it is checked as any name.
+        let name = toml::Value::String(name.clone());
+        source.set.set.push(format!("run.name={name}"));
+        settings = config::load(&source)?.settings;
+    }
     distil(
         &settings,
         &Flags {
@@ -88,8 +85,7 @@ pub fn distil(
     signals: &Signals,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    let path = settings.run.folder.join(&name);
+    let path = run_folder(settings)?;
     signals.begin_job(settings)?;
     let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
@@ -167,25 +163,19 @@ pub fn distil(
         result::reopen(&folder)?;
     }
     // Said before the phases of a run that has some.
-    if !lost::has_checkpoints(&folder)? {
-        lost::refuse_if_saved(&folder)?;
-    }
-    prepared.length.record(&folder)?;
-    prepared.inputs.bind(&folder, settings)?;
-    start_log(&folder)?;
-    copy_quarantine(&prepared, &folder)?;
+    lost::refuse_if_saved(&folder)?;
+    bind(&prepared, &folder)?;
     if let Some(step) = from {
         go_back(&folder, step)?;
     }
-    let mut session = Session::start(settings, &folder, signals)?;
-    let ran = in_session(&mut prepared, &folder, &mut session, flags);
-    session.end(stage(&ran));
-    ran?;
+    session::in_one(settings, &folder, signals, |session| {
+        run_phases(&mut prepared, &folder, session, flags)
+    })?;
     result::print(&ddk_run::read::summary(&path)?, flags.json, out)
 }
 
 /// The phases before the run, where its method has some, and the run itself.
-fn in_session(
+fn run_phases(
     prepared: &mut Prepared<'_>,
     folder: &RunFolder,
     session: &mut Session,
@@ -208,8 +198,7 @@ fn in_session(
 
 /// Whether the run of these settings is done; a folder whose run had other settings is refused.
 pub fn is_done(settings: &Settings) -> Result<bool> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    let path = settings.run.folder.join(&name);
+    let path = run_folder(settings)?;
     if !path.join("summary.json").exists() {
         return Ok(false);
     }

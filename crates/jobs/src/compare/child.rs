@@ -3,7 +3,7 @@
 use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{self, Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::{
     hint::Hint,
-    progress::say,
+    progress::{lock, say},
     signals::{self, Signals},
 };
 
@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result
     }
     let mut child = {
         // A signal that comes meanwhile waits for the child to be there.
-        let mut id = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut id = lock(&slot);
         let child = start(arguments)?;
         *id = Some(Pid::from_child(&child));
         child
@@ -68,7 +68,7 @@ fn wait(child: &mut Child, slot: &Arc<Mutex<Option<Pid>>>) -> Result<ExitStatus>
             Err(error) => return Err(error).context("cannot wait for a run"),
         }
     }
-    *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *lock(slot) = None;
     child.wait().context("cannot wait for a run")
 }
 

@@ -3,7 +3,7 @@
 //! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left
 //! alone once done.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
@@ -15,7 +15,7 @@ use super::{
     run::{phase, settings_of},
     session::Session,
 };
-use crate::{config::required, progress::say};
+use crate::{config::run_folder, progress::say};
 
 /// Runs what is left of the phases: the mean weights of the proxy, by domain. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is
 /// meant for this program.
@@ -27,7 +27,7 @@ pub(super) fn phases(
     session: &mut Session,
 ) -> Result<Vec<f64>> {
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
-    let folder = folder(settings)?;
+    let folder = run_folder(settings)?.join("phases");
     let steps = settings.mixture.doremi_steps.unwrap_or(run_steps);
     let reference = reference(settings, &folder, steps);
     let proxy = proxy(settings, &folder, steps);
@@ -63,11 +63,6 @@ pub(super) fn phases(
 
 const REFERENCE: &str = "reference";
 const PROXY: &str = "proxy";
-
-fn folder(settings: &Settings) -> Result<PathBuf> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    Ok(settings.run.folder.join(name).join("phases"))
-}
 
 /// What both phases have in common: a small model that learns by cross-entropy alone, to a set number of steps.
 fn common(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {

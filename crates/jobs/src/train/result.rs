@@ -42,7 +42,7 @@ pub(super) fn finish(
     serial_steps: u64,
 ) -> Result<()> {
     signals.begin(Phase::Export)?;
-    let exported = export(prepared, folder, outcome)?;
+    let (exported, exported_step) = export(prepared, folder, outcome)?;
     if serial_steps > 0 {
         signals.begin(Phase::Serial)?;
     }
@@ -54,11 +54,14 @@ pub(super) fn finish(
         };
         serial(&models, &prepared.corpus, serial_steps)
     });
-    let mut summary = summarise(prepared, outcome)?;
-    summary.exported = exported.text;
-    summary.exported_step = exported.step;
-    summary.serial = serial.transpose()?;
-    summary.seconds = seconds_before + began.elapsed().as_secs_f64();
+    let serial = serial.transpose()?;
+    let summary = Summary {
+        exported,
+        exported_step,
+        serial,
+        seconds: seconds_before + began.elapsed().as_secs_f64(),
+        ..summarise(prepared, outcome)?
+    };
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_files::write_atomically(&folder.summary(), &text)?;
     signals.run_is_done();
@@ -69,9 +72,7 @@ pub(super) fn finish(
 /// Makes a run that is done one that goes on: its summary is put aside once it is known that there is a
 /// checkpoint to go on from. The exported student stays until the next one takes its place.
 pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
-    if !lost::has_checkpoints(folder)? {
-        lost::refuse_if_saved(folder)?;
-    }
+    lost::refuse_if_saved(folder)?;
     let store = CheckpointStore::look(&folder.checkpoints());
     store.newest::<LoopState>().hint(lost::ADVICE)?;
     let steps = ddk_run::read::summary(folder.path())?.steps;
@@ -105,21 +106,17 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
     Ok(write!(out, "{}", ddk_report::table(summary))?)
 }
 
-/// What was exported, as the summary holds it.
-struct Exported {
-    text: String,
-    step: Option<u64>,
-}
-
-/// The last student, or the best, as a Hugging Face folder; of TED's first stage the filters.
-fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Result<Exported> {
+/// Exports the last student, or the best, as a Hugging Face folder; of TED's first stage the filters. What was
+/// exported, and the step of a student.
+fn export(
+    prepared: &Prepared<'_>,
+    folder: &RunFolder,
+    outcome: &Outcome,
+) -> Result<(String, Option<u64>)> {
     let store = CheckpointStore::look(&folder.checkpoints());
     if prepared.settings.objective.name == ObjectiveName::TedFilters {
         filters::export(folder, &checkpoint_of(&store, outcome.step)?)?;
-        return Ok(Exported {
-            text: "no student: the filters alone".to_owned(),
-            step: None,
-        });
+        return Ok(("no student: the filters alone".to_owned(), None));
     }
     let best = match prepared.settings.run.export {
         ExportedStudent::Last => None,
@@ -156,10 +153,7 @@ fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Res
     };
     let out = out.hint("move what is in the way; the same command ends the run")?;
     say(&format!("student exported to {}", out.display()));
-    Ok(Exported {
-        text: format!("{which}, in {}", out.display()),
-        step: Some(step),
-    })
+    Ok((format!("{which}, in {}", out.display()), Some(step)))
 }
 
 fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {

@@ -10,22 +10,21 @@ use anyhow::{Context, Result, anyhow};
 use ddk_actors::End;
 use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
 use ddk_settings::{ExportedStudent, Run, Settings};
-use ddk_telemetry::Stage;
 
 use super::{
     lost,
     prepared::{Destination, Prepared, prepare_run},
     result,
     schedule::Length,
-    session::{Session, start_log},
+    session::{self, Session},
     workers::work,
 };
 use crate::{
     args::ConfigArgs,
-    config::required,
-    hint::{Hint, has_ended},
+    config::run_folder,
+    hint::Hint,
     phase::Phase,
-    prepare::Outdated,
+    prepare::{Outdated, quarantine},
     progress::say,
     signals::{Signal, Signals},
 };
@@ -52,7 +51,7 @@ pub struct Flags {
 /// A run that another one begins with, in a folder within its own. It resumes where it was, and a finished one is
 /// left alone.
 pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
-    let path = path(settings)?;
+    let path = run_folder(settings)?;
     if path.join("summary.json").exists() {
         say(&format!("the run in {} is done already", path.display()));
         return Ok(());
@@ -77,36 +76,18 @@ pub(crate) fn stand_alone(
     reloads: bool,
     signals: &Signals,
 ) -> Result<()> {
-    let path = path(settings)?;
+    let path = run_folder(settings)?;
     let outdated = if RunFolder::holds_a_run(&path) {
         Outdated::NeededBy(&path)
     } else {
         Outdated::AsSet
     };
     let (prepared, folder) = begin(settings, Some(destination), outdated, signals)?;
-    start_log(&folder)?;
-    let mut session = Session::start(settings, &folder, signals)?;
-    let answers = reloads.then(|| session.answer_hangup()).transpose();
-    let ran = answers
-        .and_then(|_answers| run_to_end(&prepared, &folder, &mut session, &Flags::default()));
-    session.end(stage(&ran));
-    ran?;
+    session::in_one(settings, &folder, signals, |session| {
+        let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
+        run_to_end(&prepared, &folder, session, &Flags::default())
+    })?;
     signals.begin(Phase::Leave)
-}
-
-/// How those who watch hear that a run ended.
-pub(super) fn stage(ran: &Result<()>) -> Stage {
-    match ran {
-        Ok(()) => Stage::Finished,
-        Err(error) if has_ended(error) => Stage::Stopped,
-        Err(_) => Stage::Failed,
-    }
-}
-
-/// The run folder that the settings name.
-fn path(settings: &Settings) -> Result<PathBuf> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    Ok(settings.run.folder.join(name))
 }
 
 /// Prepares a run and opens its folder.
@@ -116,15 +97,27 @@ fn begin<'a>(
     outdated: Outdated<'_>,
     signals: &Signals,
 ) -> Result<(Prepared<'a>, RunFolder)> {
-    let path = path(settings)?;
+    let path = run_folder(settings)?;
     let length = Length::of_run(&path, settings)?;
     let prepared = prepare_run(settings, destination, outdated, length, signals)?;
     let folder = open_folder(&path, false)?;
     signals.in_run(folder.path());
-    prepared.length.record(&folder)?;
-    prepared.inputs.bind(&folder, settings)?;
-    copy_quarantine(&prepared, &folder)?;
+    bind(&prepared, &folder)?;
     Ok((prepared, folder))
+}
+
+/// Writes into a run's folder what the run is made from, or compares it with what is there.
+pub(super) fn bind(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
+    prepared.length.record(folder)?;
+    prepared.inputs.bind(folder, prepared.settings)?;
+    // The list of unusable records belongs to the run's inputs.
+    let mut all = Vec::new();
+    for report in &prepared.corpus.reports {
+        let path = quarantine(&prepared.settings.corpus.folder, &report.domain);
+        all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+    }
+    ddk_files::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
+    Ok(())
 }
 
 /// The settings of a run that another one begins with, or that stands alone: a set number of steps, no evaluation
@@ -225,20 +218,4 @@ pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
     } else {
         RunFolder::open(path).hint("choose another run.name, or run.folder")
     }
-}
-
-/// Copies the list of unusable records into the run folder: it belongs to the run's inputs.
-pub(super) fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
-    let mut all = Vec::new();
-    for report in &prepared.corpus.reports {
-        let path = prepared
-            .settings
-            .corpus
-            .folder
-            .join(&report.domain)
-            .join(ddk_corpus::QUARANTINE_FILE);
-        all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
-    }
-    ddk_files::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
-    Ok(())
 }

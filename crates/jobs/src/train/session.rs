@@ -2,9 +2,9 @@
 //! watch when it ends.
 
 use std::{
-    fs, io,
+    fs,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,9 +14,16 @@ use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site, Stage};
 use ddk_torch::make_deterministic;
 use tokio::sync::mpsc;
+use tracing_subscriber::fmt::writer::OptionalWriter;
 
 use super::reload;
-use crate::{gpus, hint::Hint, progress::say, signals::Signals, systemd};
+use crate::{
+    gpus,
+    hint::{Hint, has_ended},
+    progress::{lock, say},
+    signals::Signals,
+    systemd,
+};
 
 /// Those who watch a run have this long to hear how it ended.
 const FAREWELL: Duration = Duration::from_millis(1500);
@@ -35,13 +42,31 @@ pub(super) struct Session {
     pub(super) stop: mpsc::Receiver<()>,
 }
 
+/// Does the work of a run in a session of its own, whose log is the run's; who watches it hears how it ended.
+pub(super) fn in_one(
+    settings: &Settings,
+    folder: &RunFolder,
+    signals: &Signals,
+    work: impl FnOnce(&mut Session) -> Result<()>,
+) -> Result<()> {
+    start_log(folder)?;
+    let mut session = Session::start(settings, folder, signals)?;
+    let done = work(&mut session);
+    session.signals.left();
+    session.board.set_ended(match &done {
+        Ok(()) => Stage::Finished,
+        Err(error) if has_ended(error) => Stage::Stopped,
+        Err(_) => Stage::Failed,
+    });
+    if let Some(server) = &session.server {
+        server.finish(FAREWELL);
+    }
+    done
+}
+
 impl Session {
     /// Starts the metrics server; from now on who watches the run hears how it ends.
-    pub(super) fn start(
-        settings: &Settings,
-        folder: &RunFolder,
-        signals: &Signals,
-    ) -> Result<Self> {
+    fn start(settings: &Settings, folder: &RunFolder, signals: &Signals) -> Result<Self> {
         if settings.run.deterministic {
             make_deterministic()?;
         }
@@ -82,15 +107,6 @@ impl Session {
             told,
             stop,
         })
-    }
-
-    /// Leaves the run; who watches it hears that it ended so.
-    pub(super) fn end(self, how: Stage) {
-        self.signals.left();
-        self.board.set_ended(how);
-        if let Some(server) = &self.server {
-            server.finish(FAREWELL);
-        }
     }
 
     /// Another run of this process begins.
@@ -149,37 +165,21 @@ fn secret(token: Option<&Token>) -> Result<Option<&str>> {
 }
 
 /// The log of the run at work. One process may have several runs, one after the other.
-static LOG: Mutex<Option<fs::File>> = Mutex::new(None);
-
-/// Writes into [`LOG`].
-struct CurrentLog;
-
-impl io::Write for CurrentLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut *LOG.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(file) => file.write(bytes),
-            None => Ok(bytes.len()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+static LOG: Mutex<Option<Arc<fs::File>>> = Mutex::new(None);
 
 /// From now on everything that `tracing` is told goes to this run's own log.
-pub(super) fn start_log(folder: &RunFolder) -> Result<()> {
+fn start_log(folder: &RunFolder) -> Result<()> {
     let path = folder.log();
     let file = fs::File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    *lock(&LOG) = Some(Arc::new(file));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
     // Fails if an earlier run of this process has done so.
     let _ = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_env_filter(filter)
-        .with_writer(|| CurrentLog)
+        .with_writer(|| OptionalWriter::from(lock(&LOG).clone()))
         .try_init();
     Ok(())
 }
