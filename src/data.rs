@@ -31,7 +31,7 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
 fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write) -> Result<()> {
     let settings = ddk_jobs::config::load(args)?.settings;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
-    let names: Vec<&str> = corpus.domains.iter().map(|domain| domain.name()).collect();
+    let names: Vec<&str> = corpus.names().collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
         return Err(anyhow!("there is no domain `{only}`"))
             .hint(format!("there are: {}", names.join(", ")))

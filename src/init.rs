@@ -183,7 +183,8 @@ fn render(
         .max_positions()
         .min(student.max_positions())
         .min(2048);
-    let (of_teacher, of_student) = (quoted(&args.teacher), quoted(&args.student));
+    let of_path = |path: &Path| quoted(&path.display().to_string());
+    let (of_teacher, of_student) = (of_path(&args.teacher), of_path(&args.student));
     let mut text = format!(
         "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
          # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
@@ -214,28 +215,23 @@ fn render(
         text.push_str(&format!(
             "\n[domains.{}]\nfiles = [{}]\n",
             toml_key(&domain.name),
-            quoted(&domain.file)
+            of_path(&domain.file)
         ));
         if args.text_field != "text" {
-            let field = toml::Value::from(args.text_field.as_str());
-            text.push_str(&format!("text_field = {field}\n"));
+            text.push_str(&format!("text_field = {}\n", quoted(&args.text_field)));
         }
         if let (Some(field), Some(value)) = (&args.domain_field, &domain.value) {
-            let (field, quoted) = (
-                toml::Value::from(field.as_str()),
-                toml::Value::from(value.as_str()),
-            );
-            text.push_str(&format!("domain_field = {field}\n"));
+            text.push_str(&format!("domain_field = {}\n", quoted(field)));
             if *value != domain.name {
-                text.push_str(&format!("domain_value = {quoted}\n"));
+                text.push_str(&format!("domain_value = {}\n", quoted(value)));
             }
         }
     }
     text
 }
 
-fn quoted(path: &Path) -> String {
-    toml::Value::from(path.display().to_string()).to_string()
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
 }
 
 /// Bare where TOML allows it.
@@ -244,6 +240,6 @@ fn toml_key(name: &str) -> String {
     if name.chars().all(bare) {
         name.to_owned()
     } else {
-        toml::Value::from(name).to_string()
+        quoted(name)
     }
 }

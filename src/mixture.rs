@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, ensure};
 use ddk_jobs::{
     hint::Hint,
     output::{TextTable, print_json},
@@ -88,35 +88,29 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
 fn explain(args: &cli::Mixture) -> Result<Explanation> {
     let count = args.student_ppl.len();
     let same_length = |name: &str, length: usize| {
-        if length == count {
-            Ok(())
-        } else {
-            Err(anyhow!(
-                "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the \
-                 same order"
-            ))
-        }
+        ensure!(
+            length == count,
+            "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the same order"
+        );
+        Ok(())
     };
     same_length("teacher-ppl", args.teacher_ppl.len())?;
     for (name, values) in [
         ("student-ppl", &args.student_ppl),
         ("teacher-ppl", &args.teacher_ppl),
     ] {
-        if let Some(value) = values
-            .iter()
-            .find(|value| !(value.is_finite() && **value >= 1.0))
-        {
-            return Err(anyhow!(
+        for value in values {
+            ensure!(
+                value.is_finite() && *value >= 1.0,
                 "--{name} holds {value}: a perplexity is a finite number of at least 1"
-            ));
+            );
         }
     }
-    if !(0.0..=1.0).contains(&args.alpha) {
-        return Err(anyhow!(
-            "--alpha is {}: give a number from 0 to 1",
-            args.alpha
-        ));
-    }
+    let alpha = args.alpha;
+    ensure!(
+        (0.0..=1.0).contains(&alpha),
+        "--alpha is {alpha}: give a number from 0 to 1"
+    );
     let domains = match &args.domains {
         Some(names) => {
             same_length("domains", names.len())?;
@@ -124,24 +118,18 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
         }
         None => (1..=count).map(|number| number.to_string()).collect(),
     };
-    let ratio: Vec<f64> = args
-        .student_ppl
-        .iter()
-        .zip(&args.teacher_ppl)
-        .map(|(student, teacher)| student / teacher)
-        .collect();
+    let both = args.student_ppl.iter().zip(&args.teacher_ppl);
+    let ratio: Vec<f64> = both.map(|(student, teacher)| student / teacher).collect();
     let discrepancy = discrepancy(&ratio)?;
     let previous = match &args.previous {
         Some(previous) => {
             same_length("previous", previous.len())?;
             let sum: f64 = previous.iter().sum();
-            if previous.iter().any(|weight| !(0.0..=1.0).contains(weight))
-                || (sum - 1.0).abs() > 1e-3
-            {
-                return Err(anyhow!(
-                    "--previous sums to {sum}: give weights from 0 to 1 that sum to 1"
-                ));
-            }
+            let mut weights = previous.iter();
+            ensure!(
+                weights.all(|weight| (0.0..=1.0).contains(weight)) && (sum - 1.0).abs() <= 1e-3,
+                "--previous sums to {sum}: give weights from 0 to 1 that sum to 1"
+            );
             previous.clone()
         }
         None => discrepancy.clone(),

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use ddk_corpus::Sequence;
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
@@ -29,9 +29,8 @@ use self::{
 };
 pub(crate) use self::{serial::serial, steps::Models};
 use crate::{
-    args,
-    config::{self, required},
-    hint::Hint,
+    args, config,
+    hint::usage,
     output::print_json,
     phase::Phase,
     progress::say,
@@ -70,14 +69,14 @@ pub struct Bench<'a> {
 pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
     signals.begin(Phase::Bench)?;
-    if !(args.seconds.is_finite() && (0.0..=MOST_SECONDS).contains(&args.seconds)) {
-        return Err(anyhow!(
-            "--seconds is {}, expected 0 to {MOST_SECONDS}",
-            args.seconds
+    let seconds = args.seconds;
+    ensure!(
+        (0.0..=MOST_SECONDS).contains(&seconds),
+        usage(anyhow!(
+            "--seconds is {seconds}, expected 0 to {MOST_SECONDS}"
         ))
-        .usage();
-    }
-    let measured = Bench::new(&settings, args.seconds)?.measure()?;
+    );
+    let measured = Bench::new(&settings, seconds)?.measure()?;
     if args.json {
         print_json(&measured, out)
     } else {
@@ -88,14 +87,8 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
 impl<'a> Bench<'a> {
     /// Each measurement takes about so many seconds, and the loading of a model.
     pub fn new(settings: &'a Settings, seconds: f64) -> Result<Self> {
-        let folders = ModelFolders::new(
-            required(settings.teacher.model.clone(), "teacher.model")?,
-            required(settings.student.model.clone(), "student.model")?,
-        );
-        let (teacher, student) = (
-            ModelConfig::read(&folders.teacher)?,
-            ModelConfig::read(&folders.student)?,
-        );
+        let folders = ModelFolders::of(settings)?;
+        let (teacher, student) = folders.configs()?;
         let vocabulary = teacher.vocab_size().min(student.vocab_size());
         let mut rng = ddk_order::stream(SEED, "bench", &[]);
         let row = |_| -> Sequence {
@@ -196,9 +189,8 @@ impl<'a> Bench<'a> {
         } = &self.models;
         let placement = wiring::student_placement(&settings.student)?;
         let device = first(&placement);
-        let model = ModelConfig::read(&folders.student)?;
+        let (teacher, model) = folders.configs()?;
         let products = self.products(&model, placement.compute, device);
-        let teacher = ModelConfig::read(&folders.teacher)?;
         let kind = wiring::kind(settings.teacher.dtype);
         let asked = self.models.asks_teacher();
         let of_teacher = asked.then(|| self.products(&teacher, kind, device));

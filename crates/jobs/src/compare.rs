@@ -22,7 +22,7 @@ use ddk_report::{
 };
 use ddk_settings::{Method, Settings};
 
-use self::plan::{Plan, Planned};
+use self::plan::Plan;
 use crate::{
     args, demo,
     hint::Hint,
@@ -47,7 +47,7 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
     models(args, &plan.base, signals)?;
-    train_all(args, &plan, signals)?;
+    train_all(&plan, signals)?;
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
     write(&comparison, &folder)?;
@@ -82,27 +82,25 @@ fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Resul
     }
     for name in made {
         say(&format!("{name} is missing: ddk pretrain --model {name}"));
-        let arguments = command("pretrain", args, &["--model".to_owned(), name.clone()]);
+        let mut arguments = arguments("pretrain", &args.config);
+        arguments.extend(["--model".to_owned(), name.clone()]);
         child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?;
     }
     Ok(())
 }
 
-/// A command of this program on the same configuration.
-fn command(name: &str, args: &args::Compare, more: &[String]) -> Vec<String> {
-    let files = args.config.files.iter();
-    let sets = args.config.set.set.iter();
-    [name.to_owned()]
-        .into_iter()
-        .chain(files.map(|file| file.display().to_string()))
-        .chain(sets.flat_map(|set| ["--set".to_owned(), set.clone()]))
-        .chain(more.iter().cloned())
-        .collect()
+/// The arguments of a command of this program with these settings.
+fn arguments(command: &str, config: &args::ConfigArgs) -> Vec<String> {
+    let files = config.files.iter().map(|file| file.display().to_string());
+    let sets = config.set.set.iter();
+    let sets = sets.flat_map(|set| ["--set".to_owned(), set.clone()]);
+    let command = [command.to_owned()].into_iter();
+    command.chain(files).chain(sets).collect()
 }
 
 /// Trains what is not done yet.
-fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<()> {
-    let (mut trained, mut took) = (0_u32, Duration::ZERO);
+fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
+    let mut took = Duration::ZERO;
     let mut left = Vec::new();
     for run in &plan.runs {
         if !train::is_done(&run.settings)? {
@@ -116,31 +114,24 @@ fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<()>
         count - left.len()
     ));
     for (index, run) in left.iter().enumerate() {
-        let rest = (left.len() - index) as u32;
-        let time = match trained {
+        let time = match index as u32 {
             0 => String::new(),
-            _ => format!(", about {} left", minutes(took / trained * rest)),
+            trained => {
+                let rest = took / trained * (left.len() as u32 - trained);
+                format!(", about {} left", minutes(rest))
+            }
         };
-        say(&format!(
-            "[{}/{count}] {}, seed {}{time}",
-            count - left.len() + index + 1,
-            run.label,
-            run.seed
-        ));
+        let what = format!("{}, seed {}", run.label, run.seed);
+        let number = count - left.len() + index + 1;
+        say(&format!("[{number}/{count}] {what}{time}"));
         // A source that has changed would cost the others their corpus.
         if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(&run.folder)) {
             prepare::keep_for(&begun.folder, &run.settings)?;
         }
         let began = Instant::now();
-        let sets = run.sets.iter();
-        let more: Vec<String> = sets
-            .flat_map(|set| ["--set".to_owned(), set.clone()])
-            .collect();
-        let what = format!("{}, seed {}", run.label, run.seed);
-        child::run(&command("train", args, &more), &what, signals)?;
+        child::run(&arguments("train", &run.config), &what, signals)?;
         // Not only after the last: hours of training would be for nothing.
         same_inputs(plan)?;
-        trained += 1;
         took += began.elapsed();
     }
     Ok(())
@@ -156,20 +147,17 @@ fn minutes(time: Duration) -> String {
 /// A comparison of runs that began with other models or other data would say nothing. Those that have not
 /// begun are passed over.
 fn same_inputs(plan: &Plan) -> Result<()> {
-    let mut first: Option<(&Planned, Inputs)> = None;
+    let mut first: Option<(&Path, Inputs)> = None;
     for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {
         let inputs = Inputs::of_run(&run.folder)?;
-        match &first {
-            None => first = Some((run, inputs)),
-            Some((other, theirs)) if *theirs != inputs => {
-                return Err(anyhow!(
-                    "{} and {} were not made from the same models and data",
-                    other.folder.display(),
-                    run.folder.display()
-                ))
-                .hint("move the older one away, and the same command trains it again");
-            }
-            Some(_) => {}
+        let (other, theirs) = first.get_or_insert_with(|| (&run.folder, inputs.clone()));
+        if *theirs != inputs {
+            return Err(anyhow!(
+                "{} and {} were not made from the same models and data",
+                other.display(),
+                run.folder.display()
+            ))
+            .hint("move the older one away, and the same command trains it again");
         }
     }
     Ok(())
@@ -253,6 +241,7 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             of_teacher.clone(),
         )
     });
+    let typed: Vec<String> = std::env::args().skip(1).collect();
     Ok(Comparison {
         name: format!(
             "{}: {} methods, {} seeds",
@@ -260,21 +249,12 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             plan.methods.len(),
             plan.seeds.len()
         ),
-        command: command_line(),
+        // As it was typed.
+        command: format!("ddk {}", typed.join(" ")),
         reference: reference.clone(),
         seeds: plan.seeds.clone(),
         groups: groups.collect(),
     })
-}
-
-/// As it was typed.
-fn command_line() -> String {
-    let arguments = std::env::args().skip(1);
-    ["ddk".to_owned()]
-        .into_iter()
-        .chain(arguments)
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 fn write(comparison: &Comparison, folder: &Path) -> Result<()> {

@@ -7,8 +7,9 @@ use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
 use crate::{
-    args, demo_sources,
-    hint::{Hint, with_hint},
+    args,
+    demo_sources::{self, Place},
+    hint::Hint,
     phase::Phase,
     pretrain,
     progress::say,
@@ -64,11 +65,8 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
         5,
         &format!("distillation: ddk train {}", args.config.display()),
     );
-    let flags = Flags {
-        json: args.json,
-        serial_steps: SERIAL_STEPS,
-        ..Flags::default()
-    };
+    let mut flags = Flags::default();
+    (flags.args.json, flags.args.serial) = (args.json, SERIAL_STEPS);
     train::distil(&settings, &flags, signals, out)?;
     if let Some(name) = &settings.run.name {
         let folder = settings.run.folder.join(name);
@@ -102,41 +100,29 @@ pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
     tokenizer(settings)
 }
 
-/// A domain's one file of text, and the most bytes of text in it.
-struct Place<'settings> {
-    domain: &'settings str,
-    file: &'settings Path,
-    max_bytes: u64,
-}
-
 /// Where the configuration expects each domain's text.
 fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
     let mut places = Vec::new();
     for (name, domain) in &settings.domains {
-        let expected = format!("{name}.jsonl");
-        let [file] = &domain.files[..] else {
-            return Err(not_ours(name));
+        let (own, mut files) = (format!("{name}.jsonl"), domain.files.iter().map(Path::new));
+        let file = files
+            .next()
+            .filter(|file| file.ends_with(&own) && files.next().is_none());
+        let Some(file) = file else {
+            return Err(anyhow!(
+                "domain `{name}`: the demo writes its own text to one file FOLDER/{own}"
+            ))
+            .hint("for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`");
         };
-        let file = Path::new(file);
-        if file.file_name() != Some(expected.as_ref()) {
-            return Err(not_ours(name));
-        }
+        let max_bytes = domain.max_bytes.unwrap_or(4_000_000);
         places.push(Place {
             domain: name,
             file,
-            max_bytes: domain.max_bytes.unwrap_or(4_000_000),
+            max_bytes,
+            expected: demo_sources::expected_hash(name, max_bytes)?,
         });
     }
     Ok(places)
-}
-
-fn not_ours(domain: &str) -> anyhow::Error {
-    with_hint(
-        anyhow!(
-            "domain `{domain}`: the demo writes its own text to one file FOLDER/{domain}.jsonl"
-        ),
-        "for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`",
-    )
 }
 
 /// Refuses text that is there and is not this version's.
@@ -148,12 +134,8 @@ fn not_ours(domain: &str) -> anyhow::Error {
 ///
 /// A file cannot be read, or its limit is the shipped one and its text is not.
 pub fn verify_text(settings: &Settings) -> Result<()> {
-    for place in places(settings)? {
-        let file = place.file;
-        if !file.exists() {
-            continue;
-        }
-        let Some(expected) = demo_sources::expected_hash(place.domain, place.max_bytes)? else {
+    for Place { file, expected, .. } in places(settings)? {
+        let Some(expected) = expected.filter(|_| file.exists()) else {
             continue;
         };
         let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -182,31 +164,19 @@ fn collect(settings: &Settings) -> Result<()> {
     if missing.is_empty() {
         say("the text is there already");
     }
-    let limits: Vec<_> = missing
-        .iter()
-        .map(|place| (place.domain, place.max_bytes))
-        .collect();
-    let texts = demo_sources::collect(&limits)?;
+    let texts = demo_sources::collect(&missing)?;
     for (place, collected) in missing.iter().zip(texts) {
-        let &Place {
-            domain,
-            file,
-            max_bytes,
-        } = place;
-        if let Some(folder) = file.parent() {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot create {}", folder.display()))?;
-        }
-        ddk_files::write_atomically(file, &collected.jsonl)?;
-        let is_known = demo_sources::expected_hash(domain, max_bytes)?.is_some();
+        ddk_files::create_folder(ddk_files::parent(place.file))?;
+        ddk_files::write_atomically(place.file, &collected.jsonl)?;
         say(&format!(
-            "{domain}: {} documents, {:.1} MB{}",
+            "{}: {} documents, {:.1} MB{}",
+            place.domain,
             collected.documents,
             collected.bytes as f64 / 1e6,
-            if is_known {
-                ""
-            } else {
-                " (max_bytes is not the shipped one: figures differ from the published ones)"
+            match place.expected {
+                Some(_) => "",
+                None =>
+                    " (max_bytes is not the shipped one: figures differ from the published ones)",
             }
         ));
     }
@@ -232,10 +202,7 @@ fn tokenizer(settings: &Settings) -> Result<()> {
             for line in text.lines() {
                 let record: serde_json::Value =
                     serde_json::from_str(line).with_context(|| file.clone())?;
-                let text = record
-                    .get("text")
-                    .and_then(serde_json::Value::as_str)
-                    .unwrap_or_default();
+                let text = record["text"].as_str().unwrap_or_default();
                 bytes += text.len();
                 if bytes > TOKENIZER_BYTES {
                     break;

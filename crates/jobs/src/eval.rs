@@ -4,10 +4,10 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
 use ddk_model::{Model, ModelConfig};
 use ddk_telemetry::{Clock, Meter};
@@ -69,19 +69,12 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     }
     let evaluation = evaluation(&settings, &corpus)?;
     let validation = &evaluation.validation;
-    let names: Vec<String> = corpus
-        .domains
-        .iter()
-        .map(|domain| domain.name().to_owned())
-        .collect();
     if let Some(path) = &args.documents {
         let tokens = validation.iter().map(|documents| -> Vec<&[u32]> {
-            documents
-                .iter()
-                .map(|document| &document.tokens[..])
-                .collect()
+            let documents = documents.iter();
+            documents.map(|document| &document.tokens[..]).collect()
         });
-        let documents: BTreeMap<&String, _> = names.iter().zip(tokens).collect();
+        let documents: BTreeMap<&str, _> = corpus.names().zip(tokens).collect();
         let text = serde_json::json!({ "vocabulary": corpus.tokenizer.vocabulary(), "domains": documents });
         fs::write(path, text.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -102,31 +95,26 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
             }
             false
         };
-        evaluation
-            .perplexities(&model, &tell)?
-            .ok_or_else(|| anyhow!("the evaluation was cut off"))
+        let perplexities = evaluation.perplexities(&model, &tell)?;
+        perplexities.context("the evaluation was cut off")
     };
     let perplexities = measure(&args.model)?;
     let against = args.against.as_deref().map(measure).transpose()?;
-    let domains = names.into_iter().enumerate();
+    let domain = |(index, name): (usize, &str)| {
+        let documents = &validation[index];
+        let domain = Domain {
+            perplexity: perplexities[index],
+            against: against.as_ref().map(|other| other[index]),
+            documents: documents.len(),
+            predictions: documents.iter().map(Sequence::num_targets).sum(),
+        };
+        (name.to_owned(), domain)
+    };
+    let shown = |folder: &PathBuf| folder.display().to_string();
     let evaluated = Evaluated {
-        model: args.model.display().to_string(),
-        against: args
-            .against
-            .as_ref()
-            .map(|folder| folder.display().to_string()),
-        domains: domains
-            .map(|(index, name)| {
-                let documents = &validation[index];
-                let domain = Domain {
-                    perplexity: perplexities[index],
-                    against: against.as_ref().map(|other| other[index]),
-                    documents: documents.len(),
-                    predictions: documents.iter().map(Sequence::num_targets).sum(),
-                };
-                (name, domain)
-            })
-            .collect(),
+        model: shown(&args.model),
+        against: args.against.as_ref().map(shown),
+        domains: corpus.names().enumerate().map(domain).collect(),
     };
     if args.json {
         return print_json(&evaluated, out);

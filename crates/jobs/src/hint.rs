@@ -1,6 +1,6 @@
 //! Errors as a user sees them: the chain of causes, then what to do, and the exit code.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use ddk_run::RunFolder;
@@ -14,16 +14,9 @@ pub mod exit {
 }
 
 /// Ends the program with this exit code; whoever made it has said why: a signal came, or a check found problems.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("ended with exit code {0}")]
 pub struct Ended(pub u8);
-
-impl fmt::Display for Ended {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "ended with exit code {}", self.0)
-    }
-}
-
-impl std::error::Error for Ended {}
 
 /// Whether nothing failed: a signal ended the work, say, and the user was told.
 pub fn has_ended(error: &anyhow::Error) -> bool {
@@ -31,27 +24,17 @@ pub fn has_ended(error: &anyhow::Error) -> bool {
 }
 
 /// What to do about an error, attached to it as its outermost context.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 struct Advice {
     message: String,
     hint: String,
 }
 
-impl fmt::Display for Advice {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.message)
-    }
-}
-
 /// Marks an error as the user's (exit code 2).
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 struct Usage(String);
-
-impl fmt::Display for Usage {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
 
 /// Adds a hint to a failed result.
 pub trait Hint<T> {

@@ -33,6 +33,13 @@ pub struct Corpus {
     pub reports: Vec<DomainReport>,
 }
 
+impl Corpus {
+    /// Names of the domains.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.domains.iter().map(|domain| domain.name())
+    }
+}
+
 /// Prepares the corpus, or verifies what is prepared.
 ///
 /// # Errors

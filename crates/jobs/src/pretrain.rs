@@ -8,9 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_engine::AdamWOptions;
-use ddk_model::{Architecture, Export, Model, ModelConfig};
+use ddk_model::{Architecture, Export, Model, ModelConfig, Weights};
 use ddk_run::RunFolder;
 use ddk_settings::{
     Guard, Method, Mixture, MixturePolicy, Objective, ObjectiveName, Pretrain, Settings, Student,
@@ -54,29 +54,20 @@ pub(crate) fn model(
     reloads: bool,
     signals: &Signals,
 ) -> Result<()> {
-    let known: Vec<&str> = settings.pretrain.keys().map(String::as_str).collect();
-    let model = settings
-        .pretrain
-        .get(name)
-        .ok_or_else(|| {
-            anyhow!(
-                "the configuration has no [pretrain.{name}] (there are: {})",
-                known.join(", ")
-            )
-        })
-        .usage()?;
+    let model = settings.pretrain.get(name).with_context(|| {
+        let known: Vec<&str> = settings.pretrain.keys().map(String::as_str).collect();
+        let known = known.join(", ");
+        format!("the configuration has no [pretrain.{name}] (there are: {known})")
+    });
+    let model = model.usage()?;
     check_folders(settings, model, name)?;
     let run = run_folder(&model.out)?;
     refuse_others(&run, model)?;
     // Text that has grown costs neither a finished model nor an unfinished run.
-    let outdated = if force {
-        Outdated::AsSet
-    } else if is_unfinished(&run) {
-        Outdated::NeededBy(&run)
-    } else if model.out.join(RECORD).exists() {
-        Outdated::Kept
-    } else {
-        Outdated::AsSet
+    let outdated = match force {
+        false if is_unfinished(&run) => Outdated::NeededBy(&run),
+        false if model.out.join(RECORD).exists() => Outdated::Kept,
+        _ => Outdated::AsSet,
     };
     signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(settings, outdated)?;
@@ -115,15 +106,14 @@ pub(crate) fn model(
         folder: model.out.clone(),
         record: (RECORD, record),
     };
-    let ran = stand_alone(&settings, destination, reloads, signals);
+    let mut ran = stand_alone(&settings, destination, reloads, signals);
     if resumes {
-        ran.hint(format!(
+        ran = ran.hint(format!(
             "the run in {} resumes with the settings of its config.toml; --force starts over and sets it aside",
             run.display()
-        ))?;
-    } else {
-        ran?;
+        ));
     }
+    ran?;
     let summary = ddk_run::read::summary(&run)?;
     say(&format!(
         "{name}: {} steps, {:.0} s at {:.0} tokens/s, saved in {}; its report is {}",
@@ -330,29 +320,19 @@ fn holds(folder: &Path, record: &str) -> bool {
 
 /// All that the model depends on.
 fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<String> {
-    let init = match &model.init {
-        Some(folder) => Some(weights_hash(folder)?),
-        None => None,
-    };
-    let content: Vec<&str> = corpus
-        .domains
-        .iter()
-        .map(|domain| domain.content_hash())
-        .collect();
+    let init = model.init.as_deref().map(Weights::open).transpose()?;
+    let domains = corpus.domains.iter();
+    let content: Vec<&str> = domains.map(|domain| domain.content_hash()).collect();
     let mut described = serde_json::to_value(model)?;
     if let Some(described) = described.as_object_mut() {
         described.shift_remove("threads");
     }
     let record = serde_json::json!({
         "model": described,
-        "init": init,
+        "init": init.map(|weights| weights.hash()),
         "corpus": content,
         "tokenizer": corpus.tokenizer.hash(),
         "sequence_length": settings.corpus.sequence_length,
     });
     Ok(serde_json::to_string_pretty(&record)?)
-}
-
-fn weights_hash(folder: &Path) -> Result<String> {
-    Ok(ddk_model::Weights::open(folder)?.hash())
 }

@@ -48,34 +48,27 @@ use crate::{
 /// # Errors
 /// The settings are wrong or not those of the run, or a worker fails for good.
 pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<()> {
-    let mut source = args.config.clone();
+    let mut args = args.clone();
+    let sets = &mut args.config.set.set;
     if let Some(file) = &args.metrics_file {
         let file = toml::Value::String(file.display().to_string());
-        source.set.set.push(format!("telemetry.file={file}"));
+        sets.push(format!("telemetry.file={file}"));
     }
-    let mut settings = config::load(&source)?.settings;
+    let mut settings = config::load(&args.config)?.settings;
     let mut fork_of = None;
     if let Some(name) = &args.fork {
         fork_of = Some(run_folder(&settings)?);
         // As if it had been set, so that it is checked as any name.
         let name = toml::Value::String(name.clone());
-        source.set.set.push(format!("run.name={name}"));
-        settings = config::load(&source)?.settings;
+        args.config.set.set.push(format!("run.name={name}"));
+        settings = config::load(&args.config)?.settings;
     }
-    distil(
-        &settings,
-        &Flags {
-            new: args.new,
-            restart: args.restart,
-            reload: Some(source),
-            fork_of,
-            from: args.from,
-            json: args.json,
-            serial_steps: args.serial,
-        },
-        signals,
-        out,
-    )
+    let flags = Flags {
+        args,
+        reloads: true,
+        fork_of,
+    };
+    distil(&settings, &flags, signals, out)
 }
 
 /// Distills as the settings say. Resumes if the run folder holds a checkpoint.
@@ -90,7 +83,7 @@ pub fn distil(
     let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
     // Said before minutes of tokenizing.
-    if flags.restart && !begun {
+    if flags.args.restart && !begun {
         return Err(anyhow!(
             "there is no run in {} to start over",
             path.display()
@@ -98,32 +91,32 @@ pub fn distil(
         .hint("leave --restart out to start one")
         .usage();
     }
-    if begun && !flags.new && !flags.restart {
+    if begun && !flags.args.new && !flags.args.restart {
         inputs::same_settings(&path, settings)?;
-    } else if !begun && flags.from.is_some() && flags.fork_of.is_none() {
+    } else if !begun && flags.args.from.is_some() && flags.fork_of.is_none() {
         return Err(anyhow!("there is no run in {} to go on from", path.display()))
             .hint("leave --from out to start one; --fork NAME --from STEP starts one from another's checkpoint")
             .usage();
     }
     // What a run was made from is not replaced: this one, or the one that it is forked from.
-    let goes_on = begun && !flags.new && !flags.restart;
+    let goes_on = begun && !flags.args.new && !flags.args.restart;
     let extends = goes_on && inputs::extends(&path, settings)?;
-    let length = if flags.restart {
+    let length = if flags.args.restart {
         Length::of(settings)
     } else {
         Length::of_run(&path, settings)?
     };
     let outdated = match &flags.fork_of {
-        _ if flags.restart => Outdated::AsSet,
+        _ if flags.args.restart => Outdated::AsSet,
         _ if begun && !extends && path.join("summary.json").exists() => Outdated::KeptFor(&path),
         _ if begun => Outdated::NeededBy(&path),
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
     let mut prepared = prepare_run(settings, None, outdated, length, signals)?;
-    let folder = open_folder(&path, flags.new)?;
+    let folder = open_folder(&path, flags.args.new)?;
     signals.in_run(folder.path());
-    if flags.restart {
+    if flags.args.restart {
         lost::start_over(&folder)?;
     }
     let forks = flags
@@ -132,10 +125,10 @@ pub fn distil(
         .filter(|_| !RunFolder::holds_a_run(&path));
     if let Some(source) = forks {
         signals.begin(Phase::Fork)?;
-        fork::fork(&prepared, source, flags.from, &folder)?;
+        fork::fork(&prepared, source, flags.args.from, &folder)?;
     }
     // The step to fork from is one of the other run's.
-    let from = flags.from.filter(|_| flags.fork_of.is_none());
+    let from = flags.args.from.filter(|_| flags.fork_of.is_none());
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         if let Some(step) = from {
@@ -158,7 +151,7 @@ pub fn distil(
                 "the run in {} is done already; its summary:",
                 path.display()
             ));
-            return result::print(&ddk_run::read::summary(&path)?, flags.json, out);
+            return result::print(&ddk_run::read::summary(&path)?, flags.args.json, out);
         }
         result::reopen(&folder)?;
     }
@@ -171,7 +164,7 @@ pub fn distil(
     session::in_one(settings, &folder, signals, |session| {
         run_phases(&mut prepared, &folder, session, flags)
     })?;
-    result::print(&ddk_run::read::summary(&path)?, flags.json, out)
+    result::print(&ddk_run::read::summary(&path)?, flags.args.json, out)
 }
 
 /// The phases before the run, where its method has some, and the run itself.
@@ -183,13 +176,13 @@ fn run_phases(
 ) -> Result<()> {
     let settings = prepared.settings;
     if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
-        let reloads = flags.reload.is_some();
+        let reloads = flags.reloads;
         let (domains, steps) = (&prepared.plan.domains, prepared.length.steps);
         let weights = doremi::phases(settings, domains, steps, reloads, session)?;
         prepared.doremi = Some(weights);
     }
     if settings.objective.name == ObjectiveName::Ted {
-        let reloads = flags.reload.is_some();
+        let reloads = flags.reloads;
         ted::first_stage(settings, folder, reloads, session)?;
     }
     session.signals.in_run(folder.path());

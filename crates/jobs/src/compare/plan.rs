@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{Loaded, Method, Settings};
 
@@ -35,8 +35,8 @@ pub(super) struct Planned {
     pub(super) swept: Swept,
     /// Method and swept value, as its folder is called.
     pub(super) label: String,
-    /// What is set beside the configuration.
-    pub(super) sets: Vec<String>,
+    /// The comparison's, and what is set beside it.
+    pub(super) config: args::ConfigArgs,
     pub(super) settings: Settings,
     pub(super) folder: PathBuf,
 }
@@ -48,7 +48,7 @@ impl Plan {
             .run
             .name
             .clone()
-            .ok_or_else(|| anyhow!("`run.name` is missing: the folder of the runs is named by it"))
+            .context("`run.name` is missing: the folder of the runs is named by it")
             .usage()?;
         if let Some(method) = base.method {
             return Err(anyhow!(
@@ -133,7 +133,7 @@ impl Plan {
         }
         sets.extend(own.map(|(key, value)| format!("{key}={value}")));
         let mut config = args.config.clone();
-        config.set.set.extend(sets.iter().cloned());
+        config.set.set.extend(sets);
         let loaded = load(&config)?;
         is_method(method, &loaded)?;
         Ok(Planned {
@@ -141,7 +141,7 @@ impl Plan {
             seed,
             swept: swept.clone(),
             label,
-            sets,
+            config,
             settings: loaded.settings,
             folder: folder.join(format!("seed-{seed}")),
         })

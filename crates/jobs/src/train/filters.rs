@@ -25,8 +25,7 @@ pub(super) fn of_run(settings: &Settings, folders: &ModelFolders) -> Result<Opti
         ObjectiveName::TedFilters => None,
         _ => return Ok(None),
     };
-    let student = ModelConfig::read(&folders.student)?;
-    let teacher = ModelConfig::read(&folders.teacher)?;
+    let (teacher, student) = folders.configs()?;
     let pairs = layer_pairs(&settings.objective, &student, &teacher)?;
     Ok(Some(Filters { pairs, learnt }))
 }

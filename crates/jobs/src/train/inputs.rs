@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use ddk_model::{CONFIG_HASH, ModelConfig, Weights};
+use ddk_model::{CONFIG_HASH, Weights};
 use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
@@ -49,10 +49,7 @@ impl Inputs {
             .hint("set teacher.model to the larger model's folder")
             .usage();
         }
-        let configs = (
-            ModelConfig::read(&folders.teacher)?,
-            ModelConfig::read(&folders.student)?,
-        );
+        let configs = folders.configs()?;
         let size = (corpus.tokenizer.vocabulary(), sequence_length);
         fits("teacher", &folders.teacher, &configs.0, size)?;
         fits("student", &folders.student, &configs.1, size)?;

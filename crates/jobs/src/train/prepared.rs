@@ -6,7 +6,6 @@ use anyhow::Result;
 use ddk_actors::RunPlan;
 use ddk_engine::{Evaluation, StudentOptions};
 use ddk_mixture::Policy;
-use ddk_model::ModelConfig;
 use ddk_settings::Settings;
 
 use super::{
@@ -73,21 +72,16 @@ pub(super) fn prepare_run<'a>(
     length: Length,
     signals: &Signals,
 ) -> Result<Prepared<'a>> {
-    let student = required(settings.student.model.clone(), "student.model")?;
     let folders = if destination.is_some() {
-        ModelFolders::without_teacher(student)
+        ModelFolders::without_teacher(required(settings.student.model.clone(), "student.model")?)
     } else {
-        ModelFolders::new(
-            required(settings.teacher.model.clone(), "teacher.model")?,
-            student,
-        )
+        ModelFolders::of(settings)?
     };
     most_steps(settings)?;
     signals.begin(Phase::Prepare)?;
     // The models first: what is wrong with them is said before minutes of tokenizing.
     if folders.has_teacher {
-        ModelConfig::read(&folders.teacher)?;
-        ModelConfig::read(&folders.student)?;
+        folders.configs()?;
         Findings::first(|found| tokenizers(settings, &folders, found))?;
     }
     let filters = filters::of_run(settings, &folders)?;

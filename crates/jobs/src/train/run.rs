@@ -20,7 +20,7 @@ use super::{
     workers::work,
 };
 use crate::{
-    args::ConfigArgs,
+    args,
     config::run_folder,
     hint::Hint,
     phase::Phase,
@@ -32,20 +32,12 @@ use crate::{
 /// What the command line adds to the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
-    /// Refuse a run folder that exists.
-    pub new: bool,
-    /// Set aside what the run has made, and start over.
-    pub restart: bool,
-    /// Where settings are read again from at SIGHUP.
-    pub reload: Option<ConfigArgs>,
+    /// As they were given.
+    pub args: args::Train,
+    /// Whether SIGHUP has the settings read again.
+    pub reloads: bool,
     /// The folder of the run to fork, where the run is new.
     pub fork_of: Option<PathBuf>,
-    /// Go on from this checkpoint instead of the newest.
-    pub from: Option<u64>,
-    /// Print the summary as JSON.
-    pub json: bool,
-    /// Steps to measure one part after the other once the run is done.
-    pub serial_steps: u64,
 }
 
 /// A run that another one begins with, in a folder within its own. It resumes where it was, and a finished one is
@@ -154,7 +146,8 @@ pub(super) fn run_to_end(
     flags: &Flags,
 ) -> Result<()> {
     let began = Instant::now();
-    let ended = work(session, prepared, folder, flags.reload.as_ref())?;
+    let reload = flags.reloads.then_some(&flags.args.config);
+    let ended = work(session, prepared, folder, reload)?;
     let step = match &ended.outcome {
         Some(outcome) if outcome.end != End::Stopped => None,
         Some(outcome) => Some(outcome.step),
@@ -162,7 +155,12 @@ pub(super) fn run_to_end(
     };
     if let Some(step) = step {
         let signal = ended.signal.unwrap_or(Signal::Terminate);
-        return Err(stopped(signal, step, folder.path(), flags.from.is_some()));
+        return Err(stopped(
+            signal,
+            step,
+            folder.path(),
+            flags.args.from.is_some(),
+        ));
     }
     let Some(outcome) = &ended.outcome else {
         return Err(anyhow!("the run ended without a result"));
@@ -174,7 +172,7 @@ pub(super) fn run_to_end(
         outcome,
         ended.seconds_before,
         began,
-        flags.serial_steps,
+        flags.args.serial,
     );
     if let Err(error) = &finished
         && let Err(unwritten) =
