@@ -6,7 +6,7 @@ use std::{io::Write, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{Stale, first_document, sample, stale};
-use ddk_engine::{Evaluation, Schedule};
+use ddk_engine::Evaluation;
 use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
 use ddk_settings::{MixturePolicy, Settings};
@@ -19,7 +19,7 @@ use crate::{
     hint::{Ended, exit},
     output::TextTable,
     prepare::{self, Outdated},
-    train::options::most_steps,
+    train::options::{self, most_steps},
     wiring::{self, ModelFolders},
 };
 
@@ -203,12 +203,7 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
         count((steps * tokens) as i64),
     ));
     let student = &settings.student;
-    let schedule = Schedule {
-        peak: student.lr,
-        end: student.lr_end,
-        warmup_steps: student.warmup_steps,
-        total_steps: student.schedule_steps.unwrap_or(steps),
-    };
+    let schedule = options::schedule(settings);
     found.line(&format!(
         "learning rate {:.1e} at step 1, {:.1e} half-way, {:.1e} at the end; saved every {} steps",
         schedule.learning_rate(1),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_actors::PortError;
 use ddk_run::SaveHook;
 use serde::{
@@ -121,14 +121,9 @@ impl Faults {
                 .usage();
         }
         let faults = plan.iter().map(|entry| {
-            parse(entry)
-                .ok_or_else(|| {
-                    anyhow!(
-                        "`faults.plan` holds \"{entry}\", expected KIND PLACE NUMBER [CALL], \
-                                        such as \"panic student 5\""
-                    )
-                })
-                .usage()
+            let expected = "KIND PLACE NUMBER [CALL], such as \"panic student 5\"";
+            let wrong = || format!("`faults.plan` holds \"{entry}\", expected {expected}");
+            parse(entry).with_context(wrong).usage()
         });
         Ok(Arc::new(Self {
             faults: faults.collect::<Result<_>>()?,
@@ -174,27 +169,15 @@ impl Faults {
         let Some(kind) = self.strike(place, at) else {
             return Ok(false);
         };
+        let no_row = "on purpose: a row cannot be read";
         match kind {
-            Kind::Nan => return Ok(true),
-            Kind::Oom => return Err(PortError::OutOfMemory("on purpose".to_owned())),
-            Kind::Unreadable => {
-                return Err(PortError::Data(
-                    "on purpose: a row cannot be read".to_owned(),
-                ));
+            Kind::Oom => Err(PortError::OutOfMemory("on purpose".to_owned())),
+            Kind::Unreadable => Err(PortError::Data(no_row.to_owned())),
+            _ => {
+                happen(kind, told);
+                Ok(kind == Kind::Nan)
             }
-            Kind::Kill => kill(),
-            // A stall is what a sleep is.
-            Kind::Stall => std::thread::sleep(STALL),
-            Kind::Hang => {
-                while !told() {
-                    std::thread::sleep(LOOK);
-                }
-            }
-            Kind::Panic => panic(),
-            // Refused by `happens_at`.
-            Kind::Enospc | Kind::Eio => {}
         }
-        Ok(false)
     }
 
     /// Strikes in the saves.
@@ -202,14 +185,12 @@ impl Faults {
         let faults = Arc::clone(self);
         Arc::new(move |step| match faults.strike(Place::Save, step) {
             None => Ok(()),
-            Some(Kind::Kill) => kill(),
             Some(Kind::Enospc) => Err(io::Error::from(io::ErrorKind::StorageFull)),
-            Some(Kind::Stall) => {
-                std::thread::sleep(STALL);
+            Some(Kind::Eio) => Err(io::Error::from_raw_os_error(EIO)),
+            Some(kind) => {
+                happen(kind, &|| true);
                 Ok(())
             }
-            Some(Kind::Panic) => panic(),
-            Some(_) => Err(io::Error::from_raw_os_error(EIO)),
         })
     }
 }
@@ -239,14 +220,22 @@ fn named<'a, T: Deserialize<'a>>(name: &'a str) -> Option<T> {
     T::deserialize(name).ok()
 }
 
+/// What can happen anywhere; nothing where the fault is in a result. A hang ends when it is `told` to stop.
 #[allow(clippy::panic)]
-fn panic() -> ! {
-    panic!("on purpose")
-}
-
-/// Ends the process between two instructions: nothing is flushed, nothing is dropped.
-fn kill() -> ! {
-    std::process::abort()
+fn happen(kind: Kind, told: &dyn Fn() -> bool) {
+    match kind {
+        Kind::Panic => panic!("on purpose"),
+        // Between two instructions: nothing is flushed, nothing is dropped.
+        Kind::Kill => std::process::abort(),
+        // A stall is what a sleep is.
+        Kind::Stall => std::thread::sleep(STALL),
+        Kind::Hang => {
+            while !told() {
+                std::thread::sleep(LOOK);
+            }
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]

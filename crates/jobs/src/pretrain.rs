@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_engine::AdamWOptions;
 use ddk_model::{Architecture, Export, Model, ModelConfig, Weights};
 use ddk_run::RunFolder;
 use ddk_settings::{
@@ -213,7 +212,6 @@ fn settings_of_run(
         // With as many as before, whatever machine this is: others would give other last bits.
         threads = config::of_run(folder)?.student.threads;
     }
-    let adamw = AdamWOptions::default();
     run.student = Student {
         model: Some(model.init.clone().unwrap_or_else(|| folder.join(INITIAL))),
         device: model.device.clone(),
@@ -222,10 +220,6 @@ fn settings_of_run(
         lr_end: model.lr_end,
         warmup_steps: model.warmup_steps,
         weight_decay: model.weight_decay,
-        beta1: adamw.beta1,
-        beta2: adamw.beta2,
-        epsilon: adamw.epsilon,
-        clip_norm: 1.0,
         ..Student::default()
     };
     run.batch.rows = model.rows;
@@ -236,10 +230,9 @@ fn settings_of_run(
         ..Objective::default()
     };
     run.mixture = Mixture {
-        policy: if model.shares.is_some() {
-            MixturePolicy::Static
-        } else {
-            MixturePolicy::Natural
+        policy: match model.shares {
+            Some(_) => MixturePolicy::Static,
+            None => MixturePolicy::Natural,
         },
         shares: model.shares.clone(),
         // As long as settings allow; the whole run, unless that is longer.

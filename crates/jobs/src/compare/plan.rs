@@ -1,6 +1,6 @@
 //! Which runs a comparison is made of.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
@@ -64,12 +64,8 @@ impl Plan {
                 .hint("choose another name for the comparison: --set run.name=NAME")
                 .usage();
         }
-        let mut methods = Vec::new();
-        for &method in &args.methods {
-            if !methods.contains(&method) {
-                methods.push(method);
-            }
-        }
+        let (mut methods, mut seen) = (args.methods.clone(), BTreeSet::new());
+        methods.retain(|method| seen.insert(*method));
         let sweep = match &args.sweep {
             Some(text) => swept(text)?,
             None => vec![None],

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{config::run_folder, progress::say};
 
-/// Runs what is left of the phases: the mean weights of the proxy, by domain. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is
-/// meant for this program.
+/// Runs what is left of the phases: the mean weights of the proxy, by domain. `run_steps`: steps of the run's
+/// schedule; `reloads`: whether SIGHUP is meant for this program.
 pub(super) fn phases(
     settings: &Settings,
     domains: &[String],
@@ -29,26 +29,15 @@ pub(super) fn phases(
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
     let folder = run_folder(settings)?.join("phases");
     let steps = settings.mixture.doremi_steps.unwrap_or(run_steps);
-    let reference = reference(settings, &folder, steps);
-    let proxy = proxy(settings, &folder, steps);
-    for (number, settings, what) in [
-        (
-            1,
-            &reference,
-            "the reference, by cross-entropy on the natural mixture",
-        ),
-        (
-            2,
-            &proxy,
-            "the proxy, whose excess over the reference moves the mixture",
-        ),
-    ] {
-        say(&format!(
-            "doremi, phase {number} of 3: {what}; {steps} steps, in {}",
-            folder.display()
-        ));
-        phase(settings, session)?;
-    }
+    let place = format!("{steps} steps, in {}", folder.display());
+    say(&format!(
+        "doremi, phase 1 of 3: the reference, by cross-entropy on the natural mixture; {place}"
+    ));
+    phase(&reference(settings, &folder, steps), session)?;
+    say(&format!(
+        "doremi, phase 2 of 3: the proxy, whose excess over the reference moves the mixture; {place}"
+    ));
+    phase(&proxy(settings, &folder, steps), session)?;
     let weights = mean_weights(&folder.join(PROXY))?;
     let named = domains.iter().zip(&weights);
     let named: Vec<String> = named

@@ -78,28 +78,40 @@ impl Inputs {
         Ok(record(&folder.join("inputs.json"))?)
     }
 
-    /// The first hash of models and tokenizer that differs from that of an earlier run, and both.
-    fn changed_model<'a>(&'a self, then: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
-        let hashes = |of: &'a Self| {
-            [
-                ("teacher's weights", &of.teacher),
-                ("teacher's config.json", &of.teacher_config),
-                ("student's weights", &of.student),
-                ("student's config.json", &of.student_config),
-                ("tokenizer", &of.tokenizer),
-            ]
-        };
-        let mut pairs = hashes(then).into_iter().zip(hashes(self));
+    /// Hashes by their names: of models and tokenizer, then of the domains.
+    fn hashes(&self) -> Vec<(String, &str)> {
+        let models = [
+            ("teacher's weights", &self.teacher),
+            ("teacher's config.json", &self.teacher_config),
+            ("student's weights", &self.student),
+            ("student's config.json", &self.student_config),
+            ("tokenizer", &self.tokenizer),
+        ];
+        let models = models.map(|(what, hash)| (what.to_owned(), hash));
+        let domains = self.corpus.iter();
+        let domains = domains.map(|(name, hash)| (format!("corpus of domain `{name}`"), hash));
+        let all = models.into_iter().chain(domains);
+        all.map(|(what, hash)| (what, hash.as_str())).collect()
+    }
+
+    /// The first hash that differs from that of an earlier run, and both. Settings name the domains, so both
+    /// lists have the same.
+    fn changed<'a>(&'a self, then: &'a Self) -> Option<(String, &'a str, &'a str)> {
+        let mut pairs = then.hashes().into_iter().zip(self.hashes());
         pairs.find_map(|((what, then), (_, now))| {
             // Earlier versions hashed configurations in a way that cannot be repeated.
             let unknown = what.ends_with("config.json") && !then.starts_with(CONFIG_HASH);
-            (then != now && !unknown).then_some((what, &then[..], &now[..]))
+            (then != now && !unknown).then_some((what, then, now))
         })
     }
 
     /// Refuses another teacher, student or tokenizer than the other run's; the data may differ.
     pub fn same_models(&self, other: &Self) -> Result<()> {
-        match self.changed_model(other) {
+        let models = Self {
+            corpus: Vec::new(),
+            ..other.clone()
+        };
+        match self.changed(&models) {
             Some((what, ..)) => Err(anyhow!(
                 "a fork keeps weights and moments, so the {what} must be the same as in the run it is forked from"
             ))
@@ -129,15 +141,16 @@ impl Inputs {
     pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         if RunFolder::holds_a_run(folder.path()) {
             self.check(folder, settings)?;
-            // What may change is written down as it is now.
-            ddk_files::write_atomically(&folder.config(), settings.to_toml()?.as_bytes())?;
-            return Ok(());
+        } else {
+            let text = serde_json::to_vec_pretty(self)?;
+            ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
         }
-        let text = serde_json::to_vec_pretty(self)?;
-        ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
-        // The configuration last: a folder that has it is a run's.
-        ddk_files::write_atomically(&folder.config(), settings.to_toml()?.as_bytes())?;
-        Ok(())
+        // The configuration last: a folder that has it is a run's. What may change is written down as it is now.
+        let text = settings.to_toml()?;
+        Ok(ddk_files::write_atomically(
+            &folder.config(),
+            text.as_bytes(),
+        )?)
     }
 
     /// Refuses to go on with other settings or inputs than the run was started with.
@@ -145,17 +158,7 @@ impl Inputs {
         same_settings(folder.path(), settings)?;
         let advice = advice(folder.path());
         let then = Self::of_run(folder.path())?;
-        let model = self.changed_model(&then);
-        // Settings name the domains, so both lists have the same.
-        let mut domains = then.corpus.iter().zip(&self.corpus);
-        let changed = match model {
-            Some((what, then, now)) => Some((what.to_owned(), then, now)),
-            None => domains.find_map(|((name, then), (_, now))| {
-                let what = format!("corpus of domain `{name}`");
-                (then != now).then_some((what, &then[..], &now[..]))
-            }),
-        };
-        match changed {
+        match self.changed(&then) {
             Some((what, then, now)) => Err(anyhow!(
                 "{} holds another run: the {what} changed since it was started (hash {} then, {} now)",
                 folder.path().display(),

@@ -34,14 +34,20 @@ pub fn of_student(
             weight_decay: student.weight_decay,
         },
         clip_norm: student.clip_norm,
-        schedule: Schedule {
-            peak: student.lr,
-            end: student.lr_end,
-            warmup_steps: student.warmup_steps,
-            total_steps: Length::of(settings).steps,
-        },
+        schedule: schedule(settings),
         filters,
     })
+}
+
+/// The learning rate of a new run.
+pub fn schedule(settings: &Settings) -> Schedule {
+    let student = &settings.student;
+    Schedule {
+        peak: student.lr,
+        end: student.lr_end,
+        warmup_steps: student.warmup_steps,
+        total_steps: Length::of(settings).steps,
+    }
 }
 
 /// Positions whose logits are formed at a time.

@@ -168,16 +168,10 @@ fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
     let tokens = totals.all_tokens();
     let mut domains = BTreeMap::new();
     for (index, name) in prepared.plan.domains.iter().enumerate() {
-        let (before, teacher) = (
-            outcome.at_start.student[index],
-            // No number without a teacher.
-            outcome
-                .at_start
-                .teacher
-                .get(index)
-                .copied()
-                .unwrap_or(f64::NAN),
-        );
+        let before = outcome.at_start.student[index];
+        // No number without a teacher.
+        let teacher = outcome.at_start.teacher.get(index);
+        let teacher = teacher.copied().unwrap_or(f64::NAN);
         let domain = DomainSummary {
             student_perplexity_before: before,
             student_perplexity_after: after[index],
