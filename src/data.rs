@@ -37,11 +37,8 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
             .hint(format!("there are: {}", names.join(", ")))
             .usage();
     }
-    let wanted = corpus
-        .domains
-        .iter()
-        .zip(&corpus.reports)
-        .filter(|(domain, _)| only.is_none_or(|only| domain.name() == only));
+    let all = corpus.domains.iter().zip(&corpus.reports);
+    let wanted = all.filter(|(domain, _)| only.is_none_or(|only| domain.name() == only));
     for (domain, report) in wanted {
         writeln!(out, "{}", prepare::describe(report))?;
         histogram(domain, out)?;

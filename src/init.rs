@@ -80,11 +80,8 @@ fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
 fn by_field(args: &cli::Init, field: &str) -> Result<Vec<DomainSource>> {
     let values = field_values(&source(args, "data", &args.data), field).map_err(not_known)?;
     if values.is_empty() {
-        return Err(anyhow!(
-            "no record in {} has the field `{field}`",
-            args.data.display()
-        ))
-        .usage();
+        let data = args.data.display();
+        return Err(anyhow!("no record in {data} has the field `{field}`")).usage();
     }
     let of_value = |value: String| DomainSource {
         only: Some((field.to_owned(), value.clone())),

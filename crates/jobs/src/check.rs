@@ -164,13 +164,10 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
             Some(rows) => format!("{:.2}", share * rows / domain.rows() as f64),
             None => "?".to_owned(),
         });
-        let counts = [domain.rows(), domain.tokens()].map(|count| count.to_string());
-        table.row(
-            [domain.name().to_owned()]
-                .into_iter()
-                .chain(counts)
-                .chain(passes),
-        );
+        let (name, rows, tokens) = (domain.name(), domain.rows(), domain.tokens());
+        let mut row = vec![name.to_owned(), rows.to_string(), tokens.to_string()];
+        row.extend(passes);
+        table.row(row);
     }
     found.line(table.to_string().trim_end());
     Some(())

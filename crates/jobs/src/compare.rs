@@ -107,11 +107,10 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
             left.push(run);
         }
     }
-    let count = plan.runs.len();
+    let (count, folder) = (plan.runs.len(), plan.folder.display());
+    let done = count - left.len();
     say(&format!(
-        "{count} runs in {}, of which {} are done",
-        plan.folder.display(),
-        count - left.len()
+        "{count} runs in {folder}, of which {done} are done"
     ));
     for (index, run) in left.iter().enumerate() {
         let time = match index as u32 {
@@ -122,7 +121,7 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
             }
         };
         let what = format!("{}, seed {}", run.label, run.seed);
-        let number = count - left.len() + index + 1;
+        let number = done + index + 1;
         say(&format!("[{number}/{count}] {what}{time}"));
         // A source that has changed would cost the others their corpus.
         if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(&run.folder)) {

@@ -9,6 +9,7 @@ use ddk_torch::parse_device;
 use crate::{
     args,
     demo_sources::{self, Place},
+    gpus::devices,
     hint::Hint,
     phase::Phase,
     pretrain,
@@ -35,15 +36,12 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
     let settings = loaded.settings;
     // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first
     // backward, and would not see those of a library that is loaded later.
-    let devices = settings.teacher.every_device();
-    for device in devices.chain([settings.student.device.as_str()]) {
+    for device in devices(&settings) {
         parse_device(device)?;
     }
     let say_step = |number: u8, what: &str| {
-        say(&format!(
-            "[{number}/5, {:.0} s] {what}",
-            began.elapsed().as_secs_f64()
-        ));
+        let seconds = began.elapsed().as_secs_f64();
+        say(&format!("[{number}/5, {seconds:.0} s] {what}"));
     };
     signals.begin_job(&settings)?;
     signals.begin(Phase::Text)?;
@@ -51,20 +49,13 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
     collect(&settings)?;
     say_step(2, "tokenizer and corpus");
     tokenizer(&settings)?;
+    let config = args.config.display();
     for (number, name) in [(3, "teacher"), (4, "student")] {
-        say_step(
-            number,
-            &format!(
-                "{name}: ddk pretrain {} --model {name}",
-                args.config.display()
-            ),
-        );
+        let what = format!("{name}: ddk pretrain {config} --model {name}");
+        say_step(number, &what);
         pretrain::model(&settings, name, false, false, signals)?;
     }
-    say_step(
-        5,
-        &format!("distillation: ddk train {}", args.config.display()),
-    );
+    say_step(5, &format!("distillation: ddk train {config}"));
     let mut flags = Flags::default();
     (flags.args.json, flags.args.serial) = (args.json, SERIAL_STEPS);
     train::distil(&settings, &flags, signals, out)?;
@@ -185,11 +176,9 @@ fn collect(settings: &Settings) -> Result<()> {
 
 /// Learns the tokenizer from the collected text, unless it is there.
 fn tokenizer(settings: &Settings) -> Result<()> {
-    let folder = settings
-        .corpus
-        .tokenizer
-        .as_ref()
-        .ok_or_else(|| anyhow!("`corpus.tokenizer` is missing: the demo makes its tokenizer there"))
+    let folder = settings.corpus.tokenizer.as_ref();
+    let folder = folder
+        .context("`corpus.tokenizer` is missing: the demo makes its tokenizer there")
         .usage()?;
     if folder.join("tokenizer.json").exists() {
         return Ok(());

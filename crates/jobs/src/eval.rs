@@ -53,18 +53,16 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     let settings = config::begin(&args.config, signals)?;
     signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
+    let size = (
+        corpus.tokenizer.vocabulary(),
+        settings.corpus.sequence_length,
+    );
     for folder in std::iter::once(&args.model).chain(&args.against) {
         let own = TokenizerFolder::open(folder, settings.corpus.end_token.as_deref())
             .hint("a model's folder needs its tokenizer.json")?;
         compatible(&own, &corpus.tokenizer).hint(
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
         )?;
-    }
-    let size = (
-        corpus.tokenizer.vocabulary(),
-        settings.corpus.sequence_length,
-    );
-    for folder in std::iter::once(&args.model).chain(&args.against) {
         fits("model", folder, &ModelConfig::read(folder)?, size)?;
     }
     let evaluation = evaluation(&settings, &corpus)?;

@@ -24,13 +24,12 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     signals.begin(Phase::ExportModel)?;
     hint::must_hold_a_run(&args.run)?;
     let settings = config::of_run(&args.run)?;
-    let student = settings
-        .student
-        .model
-        .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
+    let student = settings.student.model;
+    let student = student.context("the run's config.toml names no student.model")?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
     let step = step_of(&args.run, &store, args.step)?;
     let (step, checkpoint) = checkpoints::find(&store, step)?;
+    let out = args.out.display();
     let advice = "--out names a new folder, or one that ddk exported to before";
     for (role, folder) in [
         ("student", Some(&student)),
@@ -38,8 +37,7 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     ] {
         if folder.is_some_and(|folder| same_folder(folder, &args.out)) {
             return Err(anyhow!(
-                "{} is the {role} that the run began with, and would be replaced",
-                args.out.display()
+                "{out} is the {role} that the run began with, and would be replaced"
             ))
             .hint(advice)
             .usage();
@@ -54,10 +52,7 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
         _ => Kind::Float,
     });
     model.save(&args.out, &export)?;
-    say(&format!(
-        "the student of step {step} is in {}",
-        args.out.display()
-    ));
+    say(&format!("the student of step {step} is in {out}"));
     Ok(())
 }
 

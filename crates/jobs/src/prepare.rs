@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{
     CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
     QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template, TokenizerFolder, as_prepared,
@@ -168,9 +168,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
         .map(|report| {
             let domain = PreparedDomain::open(&options.folder, &report.domain, row_options)?;
             if domain.tokenizer_hash() != tokenizer.hash() {
+                let name = &report.domain;
                 return Err(anyhow!(
-                    "the domain `{}` was prepared with another tokenizer",
-                    report.domain
+                    "the domain `{name}` was prepared with another tokenizer"
                 ))
                 .hint("run `ddk prepare` on this configuration");
             }
@@ -281,14 +281,8 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
             .usage();
     }
     let corpus = &settings.corpus;
-    let folder = corpus
-        .tokenizer
-        .as_ref()
-        .or(settings.student.model.as_ref());
-    let folder = folder
-        .ok_or_else(|| {
-            anyhow!("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
-        })
+    let folder = tokenizer_folder(settings)
+        .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
     let tokenizer = TokenizerFolder::open(folder, corpus.end_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)",
@@ -308,6 +302,12 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
         max_bad_share: corpus.max_bad_share,
     };
     Ok((options, tokenizer))
+}
+
+/// Whose tokenizer the corpus is made with.
+pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
+    let own = settings.corpus.tokenizer.as_ref();
+    own.or(settings.student.model.as_ref())
 }
 
 fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
@@ -388,9 +388,6 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
 /// Each domain's share of the corpus' tokens.
 pub fn natural_shares(corpus: &Corpus) -> Vec<f64> {
     let all: u64 = corpus.domains.iter().map(|domain| domain.tokens()).sum();
-    corpus
-        .domains
-        .iter()
-        .map(|domain| domain.tokens() as f64 / all as f64)
-        .collect()
+    let share = |domain: &Arc<PreparedDomain>| domain.tokens() as f64 / all as f64;
+    corpus.domains.iter().map(share).collect()
 }

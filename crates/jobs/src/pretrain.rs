@@ -60,7 +60,7 @@ pub(crate) fn model(
     });
     let model = model.usage()?;
     check_folders(settings, model, name)?;
-    let run = run_folder(&model.out)?;
+    let (run, out) = (run_folder(&model.out)?, model.out.display());
     refuse_others(&run, model)?;
     // Text that has grown costs neither a finished model nor an unfinished run.
     let outdated = match force {
@@ -74,24 +74,21 @@ pub(crate) fn model(
     let record = record(settings, model, &corpus)?;
     let resumes = !force && is_unfinished(&run) && holds(&run, &record);
     if !force && !resumes && holds(&model.out, &record) {
-        say(&format!("{name}: {} is there already", model.out.display()));
+        say(&format!("{name}: {out} is there already"));
         return Ok(());
     }
     if model.out.exists() && !model.out.join(RECORD).exists() {
+        let hint = format!("choose another folder for pretrain.{name}.out, or move that one away");
         return Err(anyhow!(
-            "{} contains files that `ddk pretrain` did not write",
-            model.out.display()
+            "{out} contains files that `ddk pretrain` did not write"
         ))
-        .hint(format!(
-            "choose another folder for pretrain.{name}.out, or move that one away"
-        ));
+        .hint(hint);
     }
     let advice = "move your own files out of that folder";
     ddk_model::may_replace(&model.out, Some(RECORD)).hint(advice)?;
     if model.out.exists() && !force && !holds(&model.out, &record) {
         say(&format!(
-            "{name}: {} was made by other settings or from other data, so it is trained again",
-            model.out.display()
+            "{name}: {out} was made by other settings or from other data, so it is trained again"
         ));
     }
     if !resumes && !RunFolder::made(&run)?.is_empty() {
@@ -115,11 +112,10 @@ pub(crate) fn model(
     ran?;
     let summary = ddk_run::read::summary(&run)?;
     say(&format!(
-        "{name}: {} steps, {:.0} s at {:.0} tokens/s, saved in {}; its report is {}",
+        "{name}: {} steps, {:.0} s at {:.0} tokens/s, saved in {out}; its report is {}",
         summary.steps,
         summary.seconds,
         summary.tokens_per_second,
-        model.out.display(),
         run.join("report.html").display()
     ));
     Ok(())
@@ -200,8 +196,7 @@ fn settings_of_run(
     run.run.take_turns = false;
     run.run.threads = ThreadChoice::Given;
     // The corpus is the configuration's, whatever seed and tokenizer folder the model has.
-    let tokenizer = settings.corpus.tokenizer.as_ref();
-    run.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
+    run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
     run.teacher = Teacher {
         devices: vec![model.device.clone()],

@@ -112,14 +112,11 @@ impl Signals {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let (mut interrupt, mut terminate) = {
-            let _context = runtime.enter();
-            let listen = |kind| signal(kind).context("cannot listen to signals");
-            (
-                listen(SignalKind::interrupt())?,
-                listen(SignalKind::terminate())?,
-            )
-        };
+        let context = runtime.enter();
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut terminate = listen(SignalKind::terminate())?;
+        drop(context);
         let signals = Self(Arc::new(Mutex::new(State {
             answer: Answer::End(Phase::Start),
             faults: Arc::default(),
@@ -207,18 +204,20 @@ impl Signals {
     /// Workers are at work: a signal goes to them over `stop` once the board says that they train. The signal
     /// that came before, which no worker has heard.
     pub fn train(&self, board: &Arc<Board>, stop: &mpsc::Sender<()>) -> Option<Signal> {
-        let mut state = self.state();
-        state.answer = Answer::Train {
+        self.answer_by(Answer::Train {
             board: Arc::clone(board),
             stop: stop.clone(),
-        };
-        state.came
+        })
     }
 
     /// Signals go to this child, which may not have started yet.
     pub fn forward(&self, child: &Child) -> Option<Signal> {
+        self.answer_by(Answer::Child(Arc::clone(child)))
+    }
+
+    fn answer_by(&self, answer: Answer) -> Option<Signal> {
         let mut state = self.state();
-        state.answer = Answer::Child(Arc::clone(child));
+        state.answer = answer;
         state.came
     }
 

@@ -82,48 +82,44 @@ pub fn distil(
     signals.begin_job(settings)?;
     let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
+    let (new, restart, shown) = (flags.args.new, flags.args.restart, path.display());
     // Said before minutes of tokenizing.
-    if flags.args.restart && !begun {
-        return Err(anyhow!(
-            "there is no run in {} to start over",
-            path.display()
-        ))
-        .hint("leave --restart out to start one")
-        .usage();
+    if restart && !begun {
+        return Err(anyhow!("there is no run in {shown} to start over"))
+            .hint("leave --restart out to start one")
+            .usage();
     }
-    if begun && !flags.args.new && !flags.args.restart {
+    let goes_on = begun && !new && !restart;
+    if goes_on {
         inputs::same_settings(&path, settings)?;
     } else if !begun && flags.args.from.is_some() && flags.fork_of.is_none() {
-        return Err(anyhow!("there is no run in {} to go on from", path.display()))
+        return Err(anyhow!("there is no run in {shown} to go on from"))
             .hint("leave --from out to start one; --fork NAME --from STEP starts one from another's checkpoint")
             .usage();
     }
     // What a run was made from is not replaced: this one, or the one that it is forked from.
-    let goes_on = begun && !flags.args.new && !flags.args.restart;
     let extends = goes_on && inputs::extends(&path, settings)?;
-    let length = if flags.args.restart {
+    let length = if restart {
         Length::of(settings)
     } else {
         Length::of_run(&path, settings)?
     };
     let outdated = match &flags.fork_of {
-        _ if flags.args.restart => Outdated::AsSet,
+        _ if restart => Outdated::AsSet,
         _ if begun && !extends && path.join("summary.json").exists() => Outdated::KeptFor(&path),
         _ if begun => Outdated::NeededBy(&path),
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
     let mut prepared = prepare_run(settings, None, outdated, length, signals)?;
-    let folder = open_folder(&path, flags.args.new)?;
+    let folder = open_folder(&path, new)?;
     signals.in_run(folder.path());
-    if flags.args.restart {
+    if restart {
         lost::start_over(&folder)?;
     }
-    let forks = flags
-        .fork_of
-        .as_deref()
-        .filter(|_| !RunFolder::holds_a_run(&path));
-    if let Some(source) = forks {
+    if let Some(source) = &flags.fork_of
+        && !RunFolder::holds_a_run(&path)
+    {
         signals.begin(Phase::Fork)?;
         fork::fork(&prepared, source, flags.args.from, &folder)?;
     }
@@ -132,13 +128,11 @@ pub fn distil(
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         if let Some(step) = from {
+            let hint = format!("for a new run from there: --fork NAME --from {step}");
             return Err(anyhow!(
-                "the run in {} is done: it does not go on from step {step}",
-                path.display()
+                "the run in {shown} is done: it does not go on from step {step}"
             ))
-            .hint(format!(
-                "for a new run from there: --fork NAME --from {step}"
-            ))
+            .hint(hint)
             .usage();
         }
         if !extends {
@@ -147,10 +141,7 @@ pub fn distil(
             if result::lacks_report(&folder) {
                 result::write_report(&folder)?;
             }
-            say(&format!(
-                "the run in {} is done already; its summary:",
-                path.display()
-            ));
+            say(&format!("the run in {shown} is done already; its summary:"));
             return result::print(&ddk_run::read::summary(&path)?, flags.args.json, out);
         }
         result::reopen(&folder)?;
@@ -176,14 +167,12 @@ fn run_phases(
 ) -> Result<()> {
     let settings = prepared.settings;
     if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
-        let reloads = flags.reloads;
         let (domains, steps) = (&prepared.plan.domains, prepared.length.steps);
-        let weights = doremi::phases(settings, domains, steps, reloads, session)?;
+        let weights = doremi::phases(settings, domains, steps, flags.reloads, session)?;
         prepared.doremi = Some(weights);
     }
     if settings.objective.name == ObjectiveName::Ted {
-        let reloads = flags.reloads;
-        ted::first_stage(settings, folder, reloads, session)?;
+        ted::first_stage(settings, folder, flags.reloads, session)?;
     }
     session.signals.in_run(folder.path());
     run_to_end(prepared, folder, session, flags)

@@ -66,13 +66,13 @@ impl Measured {
         )?;
         let mut table = TextTable::new(["", "seconds", "GFLOP/s", "of rate", "products"]);
         let mut line = |name: String, part: &Part, rate: f64| {
-            let mut cells = [name, format!("{:.4}", part.seconds)].to_vec();
+            let speed = part.operations / part.seconds;
+            let shares = [speed / rate, part.products / part.seconds];
+            let shares = shares.map(|share| format!("{:.0} %", 100.0 * share));
+            let mut cells = vec![name, format!("{:.4}", part.seconds)];
             if part.operations > 0.0 {
-                let speed = part.operations / part.seconds;
                 cells.push(format!("{:.0}", speed / 1e9));
-                cells.push(format!("{:.0} %", 100.0 * speed / rate));
-                let products = part.products / part.seconds;
-                cells.push(format!("{:.0} %", 100.0 * products));
+                cells.extend(shares);
             }
             table.row(cells);
         };

@@ -15,7 +15,7 @@ use super::{
     run::{phase, settings_of},
     session::Session,
 };
-use crate::{config::run_folder, progress::say};
+use crate::{config::run_folder, prepare::tokenizer_folder, progress::say};
 
 /// Runs what is left of the phases: the mean weights of the proxy, by domain. `run_steps`: steps of the run's
 /// schedule; `reloads`: whether SIGHUP is meant for this program.
@@ -57,8 +57,7 @@ const PROXY: &str = "proxy";
 fn common(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
     let mut phase = settings_of(settings, folder, name, steps);
     // The corpus is the run's, whatever the tokenizer folder of the model.
-    let tokenizer = settings.corpus.tokenizer.as_ref();
-    phase.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
+    phase.corpus.tokenizer = tokenizer_folder(settings).cloned();
     if let Some(model) = &settings.mixture.doremi_model {
         phase.student.model = Some(model.clone());
     }

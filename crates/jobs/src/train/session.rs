@@ -78,12 +78,8 @@ impl Session {
         let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
         let board = Board::new(limit);
         let run = settings.run.name.as_deref().unwrap_or_default();
-        let recorder = Recorder::install(
-            Arc::clone(&board),
-            run,
-            folder.path(),
-            gpus::of_run(settings),
-        )?;
+        let gpus = gpus::of_run(settings);
+        let recorder = Recorder::install(Arc::clone(&board), run, folder.path(), gpus)?;
         let file = settings.telemetry.file.clone();
         let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
             .hint("choose another telemetry.file, in a folder that is there")?;

@@ -7,7 +7,7 @@ use ddk_run::RunFolder;
 use ddk_settings::{Settings, ThreadChoice};
 use ddk_torch::give_freed_memory_back;
 
-use crate::{bench::Bench, config, phase::Phase, progress::say, signals::Signals};
+use crate::{bench::Bench, config, gpus::devices, phase::Phase, progress::say, signals::Signals};
 
 /// Seconds of each of the two measurements.
 const SECONDS: f64 = 0.5;
@@ -25,11 +25,7 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
         adopt(&mut chosen, &config::of_run(run)?);
         return Ok(chosen);
     }
-    let mut devices = settings
-        .teacher
-        .every_device()
-        .chain([settings.student.device.as_str()]);
-    if devices.any(|device| device != "cpu") {
+    if devices(settings).any(|device| device != "cpu") {
         say(
             "run.threads = \"auto\": there is nothing to choose beside a GPU; the settings' lanes and threads \
              are taken",
