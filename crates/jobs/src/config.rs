@@ -1,8 +1,8 @@
-//! Settings of a command line.
+//! Settings of a command line, and of a run.
 
-use anyhow::{Result, anyhow};
 use std::path::{Path, PathBuf};
 
+use anyhow::{Result, anyhow};
 use ddk_settings::{Loaded, Settings};
 
 use crate::{args::ConfigArgs, hint::Hint, signals::Signals};

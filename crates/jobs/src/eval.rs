@@ -23,7 +23,6 @@ use crate::{
     prepare::{self, Outdated},
     progress::{Pace, say},
     signals::Signals,
-    train::options::evaluation,
     wiring,
 };
 
@@ -65,7 +64,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
         )?;
         fits("model", folder, &ModelConfig::read(folder)?, size)?;
     }
-    let evaluation = evaluation(&settings, &corpus)?;
+    let evaluation = prepare::evaluation(&settings, &corpus)?;
     let validation = &evaluation.validation;
     if let Some(path) = &args.documents {
         let tokens = validation.iter().map(|documents| -> Vec<&[u32]> {

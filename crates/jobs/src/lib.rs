@@ -1,4 +1,4 @@
-//! What `ddk` does: training runs and everything around them, without the command line's tables and tabs.
+//! What `ddk` does: training runs and everything around them.
 //!
 //! A job takes its arguments ([`args`]) and the process's [`signals::Signals`], works in the folders that its settings
 //! name, and reports progress on standard error.

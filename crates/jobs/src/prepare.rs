@@ -12,6 +12,7 @@ use ddk_corpus::{
     QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template, TokenizerFolder, as_prepared,
     prepare, stale, verify,
 };
+use ddk_engine::Evaluation;
 use ddk_settings::{Settings, WhenStale};
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     phase::Phase,
     progress::{bar, say},
     signals::Signals,
-    train::inputs::Inputs,
+    train::{inputs::Inputs, options::chunk},
 };
 
 /// A prepared corpus: the domains sorted by name, and the tokenizer that made them.
@@ -383,6 +384,17 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
         Ok(documents)
     };
     corpus.domains.iter().map(of).collect()
+}
+
+/// How perplexities on the validation documents are measured.
+pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
+    let vocabulary = corpus.tokenizer.vocabulary() as i64;
+    Ok(Evaluation {
+        validation: Arc::new(validation(corpus)?),
+        batch_rows: settings.evaluation.batch_rows,
+        vocabulary,
+        chunk: chunk(settings, vocabulary)?,
+    })
 }
 
 /// Each domain's share of the corpus' tokens.

@@ -3,17 +3,21 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::Result;
-use ddk_corpus::{Cursor, RowReader, Sequence};
+use ddk_corpus::{Cursor, PreparedDomain, RowReader, Sequence};
 use ddk_mixture::{Quota, interval_order};
 use ddk_run::records::Serial;
 use ddk_torch::Lane;
 
 use super::steps::{Batch, Models, WARM_UP, alone, student_step};
-use crate::prepare::{Corpus, natural_shares};
 
 /// Times `steps` steps on throwaway copies of both models, with as many threads as both lanes have together, on
-/// rows of the corpus in its own mixture.
-pub(crate) fn serial(models: &Models<'_>, corpus: &Corpus, steps: u64) -> Result<Serial> {
+/// rows of the domains in these shares.
+pub(crate) fn serial(
+    models: &Models<'_>,
+    domains: &[Arc<PreparedDomain>],
+    shares: &[f64],
+    steps: u64,
+) -> Result<Serial> {
     let settings = models.settings;
     let threads =
         settings.teacher.threads * settings.teacher.all_lanes() + settings.student.threads;
@@ -23,9 +27,10 @@ pub(crate) fn serial(models: &Models<'_>, corpus: &Corpus, steps: u64) -> Result
         let mut student = models.student()?;
         let (seed, rows) = (settings.run.seed, settings.batch.rows);
         let all_rows = rows * (WARM_UP as u64 + steps);
-        let counts = Quota::new(corpus.domains.len()).draw(&natural_shares(corpus), all_rows);
-        let domains = corpus.domains.iter().zip(0..);
+        let counts = Quota::new(domains.len()).draw(shares, all_rows);
         let mut readers: Vec<RowReader> = domains
+            .iter()
+            .zip(0..)
             .map(|(domain, number)| {
                 RowReader::new(Arc::clone(domain), number, seed, Cursor::default())
             })

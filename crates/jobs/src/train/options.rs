@@ -1,19 +1,13 @@
 //! From settings to what the student is made with.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
-use ddk_engine::{AdamWOptions, Evaluation, Filters, Schedule, StudentOptions};
+use ddk_engine::{AdamWOptions, Filters, Schedule, StudentOptions};
 use ddk_objective::default_chunk;
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
 use super::schedule::Length;
-use crate::{
-    hint::Hint,
-    objective,
-    prepare::{self, Corpus},
-};
+use crate::{hint::Hint, objective};
 
 /// How the student learns; `vocabulary`: the tokenizer's ids.
 pub fn of_student(
@@ -51,21 +45,10 @@ pub fn schedule(settings: &Settings) -> Schedule {
 }
 
 /// Positions whose logits are formed at a time.
-fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
+pub fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
     let device = parse_device(&settings.student.device)?;
     let chunk = settings.objective.chunk;
     Ok(chunk.unwrap_or_else(|| default_chunk(vocabulary, device)))
-}
-
-/// How perplexities on the corpus' validation documents are measured.
-pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
-    Ok(Evaluation {
-        validation: Arc::new(prepare::validation(corpus)?),
-        batch_rows: settings.evaluation.batch_rows,
-        vocabulary,
-        chunk: chunk(settings, vocabulary)?,
-    })
 }
 
 /// The steps that a run has at the most, by the nearest of its limits, where all its rows are full.

@@ -89,7 +89,7 @@ pub(super) fn prepare_run<'a>(
     signals.begin(Phase::Hash)?;
     let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
     plan::room_for_a_step(settings, &corpus)?;
-    let evaluation = options::evaluation(settings, &corpus)?;
+    let evaluation = prepare::evaluation(settings, &corpus)?;
     let mut options = options::of_student(settings, evaluation.vocabulary, filters)?;
     options.schedule.total_steps = length.steps;
     let flops = wiring::flop_counter(&folders, &options)?;

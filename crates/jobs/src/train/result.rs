@@ -52,7 +52,8 @@ pub(super) fn finish(
             folders: prepared.folders.clone(),
             options: prepared.options.clone(),
         };
-        serial(&models, &prepared.corpus, serial_steps)
+        let (domains, shares) = (&prepared.corpus.domains, &prepared.plan.natural);
+        serial(&models, domains, shares, serial_steps)
     });
     let serial = serial.transpose()?;
     let summary = Summary {
