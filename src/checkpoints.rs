@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use ddk_jobs::{checkpoints::measured, hint};
+use ddk_jobs::{checkpoints::measured, hint, output::TextTable};
 use ddk_run::{CheckpointStore, Measured};
 
 use crate::cli;
@@ -22,21 +22,21 @@ pub fn run(args: &cli::Checkpoints, out: &mut dyn Write) -> Result<()> {
         entries.any(|entry| entry.step == step && entry.status.is_ok())
     };
     let best = Measured::best(&measured(&args.run, &store)?, verified);
-    writeln!(out, "{:>10}  {:>12}  state", "step", "MB")?;
+    let mut table = TextTable::new(["step", "MB", "state"]);
     for entry in &entries {
         let step = entry.step;
         let mark = match best.filter(|best| best.step == step) {
             Some(best) => format!(", best (mean ratio {:.3})", best.ratio),
             None => String::new(),
         };
-        match &entry.status {
-            Ok(bytes) => writeln!(
-                out,
-                "{step:>10}  {:>12.1}  verified{mark}",
-                *bytes as f64 / 1e6
-            )?,
-            Err(reason) => writeln!(out, "{step:>10}  {:>12}  damaged: {reason}", "")?,
-        }
+        let (size, state) = match &entry.status {
+            Ok(bytes) => (
+                format!("{:.1}", *bytes as f64 / 1e6),
+                format!("verified{mark}"),
+            ),
+            Err(reason) => (String::new(), format!("damaged: {reason}")),
+        };
+        table.row([step.to_string(), size, state]);
     }
-    Ok(())
+    Ok(write!(out, "{table}")?)
 }

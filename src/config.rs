@@ -3,20 +3,14 @@
 use std::io::Write;
 
 use anyhow::Result;
-use ddk_jobs::config::load;
+use ddk_jobs::{config::load, output::print_json};
 use ddk_settings::Origins;
 
 use crate::cli::ConfigCommand;
 
 pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
     match command {
-        ConfigCommand::Schema => {
-            writeln!(
-                out,
-                "{}",
-                serde_json::to_string_pretty(&ddk_settings::schema())?
-            )?;
-        }
+        ConfigCommand::Schema => print_json(&ddk_settings::schema(), out)?,
         ConfigCommand::Show { config, origin } => {
             let loaded = load(config)?;
             if !origin {
@@ -27,24 +21,16 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
             let values: Vec<_> = values
                 .map(|setting| (setting.path, setting.value.to_string()))
                 .collect();
-            let width = values
-                .iter()
-                .map(|(key, value)| key.len() + value.len())
-                .max()
-                .unwrap_or(0);
+            let widths = values.iter().map(|(key, value)| key.len() + value.len());
+            let width = "* ".len() + " = ".len() + widths.max().unwrap_or(0).min(60);
             for (key, value) in values {
                 let origin = loaded.origins.of(&key);
-                let padding = (width.min(60)).saturating_sub(key.len() + value.len());
-                let mark = if origin == Origins::DEFAULT {
-                    "  "
-                } else {
-                    "* "
+                let mark = match origin {
+                    Origins::DEFAULT => "  ",
+                    _ => "* ",
                 };
-                writeln!(
-                    out,
-                    "{mark}{key} = {value}{}   {origin}",
-                    " ".repeat(padding)
-                )?;
+                let setting = format!("{mark}{key} = {value}");
+                writeln!(out, "{setting:width$}   {origin}")?;
             }
         }
     }

@@ -31,17 +31,14 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
 fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write) -> Result<()> {
     let settings = ddk_jobs::config::load(args)?.settings;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
-    let names: Vec<&str> = corpus.domains.iter().map(|domain| domain.name()).collect();
+    let names: Vec<&str> = corpus.names().collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
         return Err(anyhow!("there is no domain `{only}`"))
             .hint(format!("there are: {}", names.join(", ")))
             .usage();
     }
-    let wanted = corpus
-        .domains
-        .iter()
-        .zip(&corpus.reports)
-        .filter(|(domain, _)| only.is_none_or(|only| domain.name() == only));
+    let all = corpus.domains.iter().zip(&corpus.reports);
+    let wanted = all.filter(|(domain, _)| only.is_none_or(|only| domain.name() == only));
     for (domain, report) in wanted {
         writeln!(out, "{}", prepare::describe(report))?;
         histogram(domain, out)?;
@@ -112,7 +109,7 @@ fn trace(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
     let file = std::fs::File::open(&path)
         .with_context(|| format!("cannot read {}", path.display()))
         .hint("samples.jsonl is written by runs with run.trace = true")?;
-    let settings = ddk_settings::load(&[run.join("config.toml")], &[], [])?.settings;
+    let settings = ddk_jobs::config::of_run(run)?;
     let (options, tokenizer) = prepare::options(&settings)?;
     let row_options = prepare::row_options(&settings);
     let mut found = 0;

@@ -2,10 +2,13 @@
 
 use std::{io::Write, time::Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use ddk_corpus::TokenizerFolder;
 use ddk_engine::{Generator, Sampling};
-use ddk_jobs::{hint::Hint, progress::say};
+use ddk_jobs::{
+    hint::{Hint, usage},
+    progress::say,
+};
 use ddk_model::{Model, Placement};
 use ddk_torch::{Lane, parse_device};
 use tch::Kind;
@@ -65,23 +68,20 @@ fn whole(text: String) -> String {
 }
 
 fn sampling(args: &cli::Generate) -> Result<Sampling> {
-    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
-        return Err(anyhow!(
-            "--temperature is {}, expected 0 or more",
-            args.temperature
+    let (temperature, top_p) = (args.temperature, args.top_p);
+    ensure!(
+        temperature.is_finite() && temperature >= 0.0,
+        usage(anyhow!(
+            "--temperature is {temperature}, expected 0 or more"
         ))
-        .usage();
-    }
-    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        return Err(anyhow!(
-            "--top-p is {}, expected over 0 and at most 1",
-            args.top_p
-        ))
-        .usage();
-    }
+    );
+    ensure!(
+        top_p > 0.0 && top_p <= 1.0,
+        usage(anyhow!("--top-p is {top_p}, expected over 0 and at most 1"))
+    );
     Ok(Sampling {
-        temperature: args.temperature,
-        top_p: args.top_p,
+        temperature,
+        top_p,
         seed: args.seed,
     })
 }

@@ -16,14 +16,6 @@ use ddk_model::ModelConfig;
 
 use crate::cli;
 
-/// A domain of the configuration to be written.
-struct Found {
-    name: String,
-    file: PathBuf,
-    /// The value of `--domain-field`.
-    value: Option<String>,
-}
-
 pub fn run(args: &cli::Init) -> Result<()> {
     if args.out.exists() {
         return Err(anyhow!("{} is there already", args.out.display()))
@@ -33,7 +25,7 @@ pub fn run(args: &cli::Init) -> Result<()> {
     let teacher = ModelConfig::read(&args.teacher).usage()?;
     let student = ModelConfig::read(&args.student).usage()?;
     let domains = find_domains(args)?;
-    look_into(args, &domains)?;
+    look_into(&domains)?;
     let text = render(args, &teacher, &student, &domains);
     fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
     let (count, out) = (domains.len(), args.out.display());
@@ -41,7 +33,8 @@ pub fn run(args: &cli::Init) -> Result<()> {
     Ok(())
 }
 
-fn find_domains(args: &cli::Init) -> Result<Vec<Found>> {
+/// The domains of the configuration to be written, each of one file or folder.
+fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
     let mut entries = Vec::new();
     let failed = || format!("cannot read {}", args.data.display());
     for entry in fs::read_dir(&args.data).with_context(failed).usage()? {
@@ -56,14 +49,13 @@ fn find_domains(args: &cli::Init) -> Result<Vec<Found>> {
     entries.sort();
     let domains = match &args.domain_field {
         Some(field) => by_field(args, field)?,
-        None => entries
-            .into_iter()
-            .map(|file| Found {
-                name: domain_name(&file.file_stem().unwrap_or_default().to_string_lossy()),
-                file,
-                value: None,
-            })
-            .collect(),
+        None => {
+            let of_file = |file: &PathBuf| {
+                let name = file.file_stem().unwrap_or_default().to_string_lossy();
+                source(args, &name, file)
+            };
+            entries.iter().map(of_file).collect()
+        }
     };
     if domains.is_empty() {
         return Err(anyhow!("{} holds no text", args.data.display())).usage();
@@ -75,8 +67,8 @@ fn find_domains(args: &cli::Init) -> Result<Vec<Found>> {
         if let Some(twin) = twin {
             return Err(anyhow!(
                 "{} and {} would both be the domain `{}`: rename one",
-                twin.file.display(),
-                domain.file.display(),
+                twin.files[0],
+                domain.files[0],
                 domain.name
             ))
             .usage();
@@ -85,26 +77,22 @@ fn find_domains(args: &cli::Init) -> Result<Vec<Found>> {
     Ok(domains)
 }
 
-fn by_field(args: &cli::Init, field: &str) -> Result<Vec<Found>> {
+fn by_field(args: &cli::Init, field: &str) -> Result<Vec<DomainSource>> {
     let values = field_values(&source(args, "data", &args.data), field).map_err(not_known)?;
     if values.is_empty() {
-        return Err(anyhow!(
-            "no record in {} has the field `{field}`",
-            args.data.display()
-        ))
-        .usage();
+        let data = args.data.display();
+        return Err(anyhow!("no record in {data} has the field `{field}`")).usage();
     }
-    let found = values.into_iter().map(|value| Found {
-        name: domain_name(&value),
-        file: args.data.clone(),
-        value: Some(value),
-    });
-    Ok(found.collect())
+    let of_value = |value: String| DomainSource {
+        only: Some((field.to_owned(), value.clone())),
+        ..source(args, &value, &args.data)
+    };
+    Ok(values.into_iter().map(of_value).collect())
 }
 
 fn source(args: &cli::Init, name: &str, file: &Path) -> DomainSource {
     DomainSource {
-        name: name.to_owned(),
+        name: domain_name(name),
         files: vec![file.display().to_string()],
         validation_files: Vec::new(),
         format: None,
@@ -116,12 +104,10 @@ fn source(args: &cli::Init, name: &str, file: &Path) -> DomainSource {
 }
 
 /// Refuses files of unknown formats, and warns about domains without a usable record.
-fn look_into(args: &cli::Init, domains: &[Found]) -> Result<()> {
+fn look_into(domains: &[DomainSource]) -> Result<()> {
     let (mut refused, mut warnings) = (Vec::new(), Vec::new());
     for domain in domains {
-        let mut source = source(args, &domain.name, &domain.file);
-        source.only = args.domain_field.clone().zip(domain.value.clone());
-        match sample(&source) {
+        match sample(domain) {
             Ok(sample) => {
                 if let Some(problem) = sample.problem(&domain.name) {
                     let hint = match &*sample.fields {
@@ -134,8 +120,7 @@ fn look_into(args: &cli::Init, domains: &[Found]) -> Result<()> {
             Err(error @ CorpusError::UnknownFormat { .. }) => refused.push(error.to_string()),
             Err(CorpusError::NoFiles { .. }) => warnings.push(format!(
                 "warning: domain `{}`: {} holds no file",
-                domain.name,
-                domain.file.display()
+                domain.name, domain.files[0]
             )),
             Err(error) => return Err(advise(error)),
         }
@@ -173,7 +158,7 @@ fn render(
     args: &cli::Init,
     teacher: &ModelConfig,
     student: &ModelConfig,
-    domains: &[Found],
+    domains: &[DomainSource],
 ) -> String {
     let name = |folder: &Path| {
         let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
@@ -183,7 +168,8 @@ fn render(
         .max_positions()
         .min(student.max_positions())
         .min(2048);
-    let (of_teacher, of_student) = (quoted(&args.teacher), quoted(&args.student));
+    let of_path = |path: &Path| quoted(&path.display().to_string());
+    let (of_teacher, of_student) = (of_path(&args.teacher), of_path(&args.student));
     let mut text = format!(
         "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
          # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
@@ -214,28 +200,23 @@ fn render(
         text.push_str(&format!(
             "\n[domains.{}]\nfiles = [{}]\n",
             toml_key(&domain.name),
-            quoted(&domain.file)
+            quoted(&domain.files[0])
         ));
         if args.text_field != "text" {
-            let field = toml::Value::from(args.text_field.as_str());
-            text.push_str(&format!("text_field = {field}\n"));
+            text.push_str(&format!("text_field = {}\n", quoted(&args.text_field)));
         }
-        if let (Some(field), Some(value)) = (&args.domain_field, &domain.value) {
-            let (field, quoted) = (
-                toml::Value::from(field.as_str()),
-                toml::Value::from(value.as_str()),
-            );
-            text.push_str(&format!("domain_field = {field}\n"));
+        if let Some((field, value)) = &domain.only {
+            text.push_str(&format!("domain_field = {}\n", quoted(field)));
             if *value != domain.name {
-                text.push_str(&format!("domain_value = {quoted}\n"));
+                text.push_str(&format!("domain_value = {}\n", quoted(value)));
             }
         }
     }
     text
 }
 
-fn quoted(path: &Path) -> String {
-    toml::Value::from(path.display().to_string()).to_string()
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
 }
 
 /// Bare where TOML allows it.
@@ -244,6 +225,6 @@ fn toml_key(name: &str) -> String {
     if name.chars().all(bare) {
         name.to_owned()
     } else {
-        toml::Value::from(name).to_string()
+        quoted(name)
     }
 }

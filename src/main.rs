@@ -24,45 +24,41 @@ fn main() -> ExitCode {
     ddk_torch::prepare_cublas();
     let cli = Cli::parse();
     let mut out = std::io::stdout().lock();
-    let signals = Signals::listen;
-    let done = match &cli.command {
-        Command::Demo(args) => signals().and_then(|signals| demo::run(args, &signals, &mut out)),
-        Command::Init(args) => init::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Check(args) => check::run(args, &mut out),
-        Command::Bench(args) => signals()
-            .and_then(|signals| bench::run(args, &signals, &mut out))
-            .map(|()| ExitCode::SUCCESS),
-        Command::Prepare(args) => signals()
-            .and_then(|signals| prepare::run(args, &signals))
-            .map(|()| ExitCode::SUCCESS),
-        Command::Data(args) => data::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Pretrain(args) => signals().and_then(|signals| pretrain::run(args, &signals)),
-        Command::Train(args) => signals().and_then(|signals| train::run(args, &signals, &mut out)),
-        Command::Compare(args) => {
-            signals().and_then(|signals| compare::run(args, &signals, &mut out))
-        }
-        Command::Watch(args) => watch::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Serve(args) => serve::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Eval(args) => signals()
-            .and_then(|signals| eval::run(args, &signals, &mut out))
-            .map(|()| ExitCode::SUCCESS),
-        Command::Checkpoints(args) => checkpoints::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Export(args) => signals()
-            .and_then(|signals| export::run(args, &signals))
-            .map(|()| ExitCode::SUCCESS),
-        Command::Generate(args) => generate::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Config(args) => config::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Mixture(args) => mixture::run(args, &mut out).map(|()| ExitCode::SUCCESS),
-    };
-    match done.and_then(|code| Ok(out.flush().map(|()| code)?)) {
-        Ok(code) => code,
+    let done = run(&cli.command, &mut out);
+    match done.and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
         // A reader that has gone away (`ddk … | head`) is no error of ours.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{}", hint::render(&error));
+            if !hint::has_ended(&error) {
+                let _ = writeln!(std::io::stderr(), "{}", hint::render(&error));
+            }
             ExitCode::from(hint::exit_code(&error))
         }
+    }
+}
+
+fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
+    let signals = Signals::listen;
+    match command {
+        Command::Demo(args) => demo::run(args, &signals()?, out),
+        Command::Init(args) => init::run(args),
+        Command::Check(args) => check::run(args, out),
+        Command::Bench(args) => bench::run(args, &signals()?, out),
+        Command::Prepare(args) => prepare::run(args, &signals()?),
+        Command::Data(args) => data::run(args, out),
+        Command::Pretrain(args) => pretrain::run(args, &signals()?),
+        Command::Train(args) => train::run(args, &signals()?, out),
+        Command::Compare(args) => compare::run(args, &signals()?, out),
+        Command::Watch(args) => watch::run(args, out),
+        Command::Serve(args) => serve::run(args),
+        Command::Eval(args) => eval::run(args, &signals()?, out),
+        Command::Checkpoints(args) => checkpoints::run(args, out),
+        Command::Report(args) => report::run(args),
+        Command::Export(args) => export::run(args, &signals()?),
+        Command::Generate(args) => generate::run(args, out),
+        Command::Config(args) => config::run(args, out),
+        Command::Mixture(args) => mixture::run(args, out),
     }
 }
 

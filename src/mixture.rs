@@ -2,8 +2,11 @@
 
 use std::io::Write;
 
-use anyhow::{Result, anyhow};
-use ddk_jobs::hint::Hint;
+use anyhow::{Result, ensure};
+use ddk_jobs::{
+    hint::Hint,
+    output::{TextTable, print_json},
+};
 use ddk_mixture::{
     Ddk, DdkNoSmoothing, Feedback, FirstInterval, Perplexities, Policy, Sheared, TrainingSums,
     discrepancy,
@@ -30,21 +33,16 @@ struct Explanation {
 pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
     let explanation = explain(args).usage()?;
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&explanation)?)?;
-        return Ok(());
+        return print_json(&explanation, out);
     }
     let Explanation {
         domains,
-        ratio,
-        discrepancy,
-        previous,
-        weights,
-        policy,
         alpha,
         floor,
         cap,
-    } = explanation;
-    let weight = match (policy.as_str(), alpha) {
+        ..
+    } = &explanation;
+    let weight = match (args.policy.as_str(), alpha) {
         (_, Some(alpha)) => format!(
             "{alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} \
              and {cap:.4}",
@@ -58,24 +56,20 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
         }
         _ => "the discrepancy, whatever the previous weights were".to_owned(),
     };
-    let width = domains.iter().map(String::len).max().unwrap_or(0).max(6);
-    writeln!(
-        out,
-        "{:width$}  {:>8}  {:>8}  {:>7}  {:>11}  {:>8}  {:>8}",
-        "domain", "student", "teacher", "ratio", "discrepancy", "previous", "weight"
-    )?;
+    let columns = [
+        ("student", 3, &args.student_ppl),
+        ("teacher", 3, &args.teacher_ppl),
+        ("ratio", 4, &explanation.ratio),
+        ("discrepancy", 4, &explanation.discrepancy),
+        ("previous", 4, &explanation.previous),
+        ("weight", 4, &explanation.weights),
+    ];
+    let mut table = TextTable::new(["domain"].into_iter().chain(columns.map(|(name, ..)| name)));
     for (index, name) in domains.iter().enumerate() {
-        writeln!(
-            out,
-            "{name:width$}  {:>8.3}  {:>8.3}  {:>7.4}  {:>11.4}  {:>8.4}  {:>8.4}",
-            args.student_ppl[index],
-            args.teacher_ppl[index],
-            ratio[index],
-            discrepancy[index],
-            previous[index],
-            weights[index]
-        )?;
+        let numbers = columns.map(|(_, decimals, column)| format!("{:.decimals$}", column[index]));
+        table.row([name.clone()].into_iter().chain(numbers));
     }
+    write!(out, "{table}")?;
     writeln!(
         out,
         "\nratio        student's perplexity over the teacher's: how far behind the student is\n\
@@ -94,35 +88,29 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
 fn explain(args: &cli::Mixture) -> Result<Explanation> {
     let count = args.student_ppl.len();
     let same_length = |name: &str, length: usize| {
-        if length == count {
-            Ok(())
-        } else {
-            Err(anyhow!(
-                "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the \
-                 same order"
-            ))
-        }
+        ensure!(
+            length == count,
+            "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the same order"
+        );
+        Ok(())
     };
     same_length("teacher-ppl", args.teacher_ppl.len())?;
     for (name, values) in [
         ("student-ppl", &args.student_ppl),
         ("teacher-ppl", &args.teacher_ppl),
     ] {
-        if let Some(value) = values
-            .iter()
-            .find(|value| !(value.is_finite() && **value >= 1.0))
-        {
-            return Err(anyhow!(
+        for value in values {
+            ensure!(
+                value.is_finite() && *value >= 1.0,
                 "--{name} holds {value}: a perplexity is a finite number of at least 1"
-            ));
+            );
         }
     }
-    if !(0.0..=1.0).contains(&args.alpha) {
-        return Err(anyhow!(
-            "--alpha is {}: give a number from 0 to 1",
-            args.alpha
-        ));
-    }
+    let alpha = args.alpha;
+    ensure!(
+        (0.0..=1.0).contains(&alpha),
+        "--alpha is {alpha}: give a number from 0 to 1"
+    );
     let domains = match &args.domains {
         Some(names) => {
             same_length("domains", names.len())?;
@@ -130,24 +118,18 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
         }
         None => (1..=count).map(|number| number.to_string()).collect(),
     };
-    let ratio: Vec<f64> = args
-        .student_ppl
-        .iter()
-        .zip(&args.teacher_ppl)
-        .map(|(student, teacher)| student / teacher)
-        .collect();
+    let both = args.student_ppl.iter().zip(&args.teacher_ppl);
+    let ratio: Vec<f64> = both.map(|(student, teacher)| student / teacher).collect();
     let discrepancy = discrepancy(&ratio)?;
     let previous = match &args.previous {
         Some(previous) => {
             same_length("previous", previous.len())?;
             let sum: f64 = previous.iter().sum();
-            if previous.iter().any(|weight| !(0.0..=1.0).contains(weight))
-                || (sum - 1.0).abs() > 1e-3
-            {
-                return Err(anyhow!(
-                    "--previous sums to {sum}: give weights from 0 to 1 that sum to 1"
-                ));
-            }
+            let mut weights = previous.iter();
+            ensure!(
+                weights.all(|weight| (0.0..=1.0).contains(weight)) && (sum - 1.0).abs() <= 1e-3,
+                "--previous sums to {sum}: give weights from 0 to 1 that sum to 1"
+            );
             previous.clone()
         }
         None => discrepancy.clone(),

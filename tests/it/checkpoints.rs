@@ -58,7 +58,7 @@ fn checkpoints_that_are_to_stay_for_ever_stay() {
     let listed = String::from_utf8(world.succeed(&["checkpoints", "runs/best"]).stdout).unwrap();
     // The student learns: the best of what was measured is the last interval's beginning.
     assert!(
-        listed.contains("         8 ") && listed.contains("        12 "),
+        listed.contains("\n   8  ") && listed.contains("\n  12  "),
         "{listed}"
     );
 }

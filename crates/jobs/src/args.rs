@@ -9,7 +9,7 @@ use clap::{
 use ddk_settings::Method;
 
 /// Which settings: files in order, then the environment, then --set.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct ConfigArgs {
     /// Configuration files (TOML); later ones override earlier ones
     #[arg(value_name = "CONFIG", required = true)]
@@ -20,7 +20,7 @@ pub struct ConfigArgs {
 }
 
 /// Settings given one by one.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct SetArgs {
     /// Override one setting, for example --set run.seed=1 (may be repeated)
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -95,7 +95,7 @@ pub struct Pretrain {
 }
 
 /// Arguments of [`crate::train`].
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Train {
     /// The settings.
     #[command(flatten)]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
 use ddk_run::{CheckpointStore, Measured, RunFolder};
 
@@ -53,6 +53,16 @@ pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
         Ok(_) => Ok(entry.path),
         Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
     }
+}
+
+/// The checkpoint of a step, or the newest, verified.
+pub fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)> {
+    if let Some(step) = step {
+        return Ok((step, checkpoint_of(store, step)?));
+    }
+    let newest = store.newest::<LoopState>()?;
+    let newest = newest.context("the run has no checkpoint yet")?;
+    Ok((newest.step, newest.path))
 }
 
 /// Sets the checkpoints after `step` aside, so that the run resumes from there.

@@ -11,7 +11,6 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -24,10 +23,9 @@ use ddk_report::{
 use ddk_run::view::duration;
 use ddk_settings::{Method, Settings};
 
-use self::plan::{Plan, Planned};
+use self::plan::Plan;
 use crate::{
     args, demo,
-    faults::Faults,
     hint::Hint,
     phase::Phase,
     prepare,
@@ -43,18 +41,14 @@ const REFERENCE: Method = Method::Kd;
 ///
 /// # Errors
 /// The settings or the arguments are wrong, a run fails, or a file cannot be written.
-pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
-    signals.begin(Phase::Compare, &Faults::default())?;
+pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<()> {
+    signals.begin(Phase::Compare)?;
     let plan = Plan::new(args)?;
     // Files that cannot be used are said before hours of training.
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
-    if let Some(code) = models(args, &plan.base, signals)? {
-        return Ok(code);
-    }
-    if let Some(code) = train_all(args, &plan, signals)? {
-        return Ok(code);
-    }
+    models(args, &plan.base, signals)?;
+    train_all(&plan, signals)?;
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
     write(&comparison, &folder)?;
@@ -64,15 +58,11 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
         folder.display(),
         folder.join("compare.html").display()
     ));
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-/// Makes teacher and student where they are missing and the configuration says how; the exit code where a signal came.
-fn models(
-    args: &args::Compare,
-    settings: &Settings,
-    signals: &Signals,
-) -> Result<Option<ExitCode>> {
+/// Makes teacher and student where they are missing and the configuration says how.
+fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Result<()> {
     let is_demo = demo::is_demo(settings);
     if is_demo {
         demo::verify_text(settings)?;
@@ -86,103 +76,81 @@ fn models(
         .map(|(name, _)| name)
         .collect();
     if made.is_empty() {
-        return Ok(None);
+        return Ok(());
     }
     if is_demo {
         demo::text_and_tokenizer(settings)?;
     }
     for name in made {
         say(&format!("{name} is missing: ddk pretrain --model {name}"));
-        let arguments = command("pretrain", args, &["--model".to_owned(), name.clone()]);
-        if let Some(code) =
-            child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?
-        {
-            return Ok(Some(code));
-        }
+        let mut arguments = arguments("pretrain", &args.config);
+        arguments.extend(["--model".to_owned(), name.clone()]);
+        child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?;
     }
-    Ok(None)
+    Ok(())
 }
 
-/// A command of this program on the same configuration.
-fn command(name: &str, args: &args::Compare, more: &[String]) -> Vec<String> {
-    let files = args.config.files.iter();
-    let sets = args.config.set.set.iter();
-    [name.to_owned()]
-        .into_iter()
-        .chain(files.map(|file| file.display().to_string()))
-        .chain(sets.flat_map(|set| ["--set".to_owned(), set.clone()]))
-        .chain(more.iter().cloned())
-        .collect()
+/// The arguments of a command of this program with these settings.
+fn arguments(command: &str, config: &args::ConfigArgs) -> Vec<String> {
+    let files = config.files.iter().map(|file| file.display().to_string());
+    let sets = config.set.set.iter();
+    let sets = sets.flat_map(|set| ["--set".to_owned(), set.clone()]);
+    let command = [command.to_owned()].into_iter();
+    command.chain(files).chain(sets).collect()
 }
 
-/// Trains what is not done yet; the exit code where a signal came.
-fn train_all(args: &args::Compare, plan: &Plan, signals: &Signals) -> Result<Option<ExitCode>> {
-    let (mut trained, mut took) = (0_u32, Duration::ZERO);
+/// Trains what is not done yet.
+fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
+    let mut took = Duration::ZERO;
     let mut left = Vec::new();
     for run in &plan.runs {
         if !train::is_done(&run.settings)? {
             left.push(run);
         }
     }
-    let count = plan.runs.len();
+    let (count, folder) = (plan.runs.len(), plan.folder.display());
+    let done = count - left.len();
     say(&format!(
-        "{count} runs in {}, of which {} are done",
-        plan.folder.display(),
-        count - left.len()
+        "{count} runs in {folder}, of which {done} are done"
     ));
     for (index, run) in left.iter().enumerate() {
-        let rest = (left.len() - index) as u32;
-        let time = match trained {
+        let time = match index as u32 {
             0 => String::new(),
-            _ => format!(
-                ", about {} left",
-                duration((took / trained * rest).as_secs_f64())
-            ),
+            trained => {
+                let rest = took / trained * (left.len() as u32 - trained);
+                format!(", about {} left", duration(rest.as_secs_f64()))
+            }
         };
-        say(&format!(
-            "[{}/{count}] {}, seed {}{time}",
-            count - left.len() + index + 1,
-            run.label,
-            run.seed
-        ));
+        let what = format!("{}, seed {}", run.label, run.seed);
+        let number = done + index + 1;
+        say(&format!("[{number}/{count}] {what}{time}"));
         // A source that has changed would cost the others their corpus.
         if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(&run.folder)) {
             prepare::keep_for(&begun.folder, &run.settings)?;
         }
         let began = Instant::now();
-        let sets = run.sets.iter();
-        let more: Vec<String> = sets
-            .flat_map(|set| ["--set".to_owned(), set.clone()])
-            .collect();
-        let what = format!("{}, seed {}", run.label, run.seed);
-        if let Some(code) = child::run(&command("train", args, &more), &what, signals)? {
-            return Ok(Some(code));
-        }
+        child::run(&arguments("train", &run.config), &what, signals)?;
         // Not only after the last: hours of training would be for nothing.
         same_inputs(plan)?;
-        trained += 1;
         took += began.elapsed();
     }
-    Ok(None)
+    Ok(())
 }
 
 /// A comparison of runs that began with other models or other data would say nothing. Those that have not
 /// begun are passed over.
 fn same_inputs(plan: &Plan) -> Result<()> {
-    let mut first: Option<(&Planned, Inputs)> = None;
+    let mut first: Option<(&Path, Inputs)> = None;
     for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {
         let inputs = Inputs::of_run(&run.folder)?;
-        match &first {
-            None => first = Some((run, inputs)),
-            Some((other, theirs)) if *theirs != inputs => {
-                return Err(anyhow!(
-                    "{} and {} were not made from the same models and data",
-                    other.folder.display(),
-                    run.folder.display()
-                ))
-                .hint("move the older one away, and the same command trains it again");
-            }
-            Some(_) => {}
+        let (other, theirs) = first.get_or_insert_with(|| (&run.folder, inputs.clone()));
+        if *theirs != inputs {
+            return Err(anyhow!(
+                "{} and {} were not made from the same models and data",
+                other.display(),
+                run.folder.display()
+            ))
+            .hint("move the older one away, and the same command trains it again");
         }
     }
     Ok(())
@@ -266,6 +234,7 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             of_teacher.clone(),
         )
     });
+    let typed: Vec<String> = std::env::args().skip(1).collect();
     Ok(Comparison {
         name: format!(
             "{}: {} methods, {} seeds",
@@ -273,21 +242,12 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             plan.methods.len(),
             plan.seeds.len()
         ),
-        command: command_line(),
+        // As it was typed.
+        command: format!("ddk {}", typed.join(" ")),
         reference: reference.clone(),
         seeds: plan.seeds.clone(),
         groups: groups.collect(),
     })
-}
-
-/// As it was typed.
-fn command_line() -> String {
-    let arguments = std::env::args().skip(1);
-    ["ddk".to_owned()]
-        .into_iter()
-        .chain(arguments)
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 fn write(comparison: &Comparison, folder: &Path) -> Result<()> {

@@ -1,9 +1,11 @@
-//! Settings of a command line.
+//! Settings of a command line, and of a run.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
-use ddk_settings::Loaded;
+use ddk_settings::{Loaded, Settings};
 
-use crate::{args::ConfigArgs, hint::Hint};
+use crate::{args::ConfigArgs, hint::Hint, signals::Signals};
 
 /// The settings of a command line.
 pub fn load(args: &ConfigArgs) -> Result<Loaded> {
@@ -12,6 +14,31 @@ pub fn load(args: &ConfigArgs) -> Result<Loaded> {
         &args.set.set,
         std::env::vars(),
     )?)
+}
+
+/// Begins a job with the settings of a command line.
+pub(crate) fn begin(args: &ConfigArgs, signals: &Signals) -> Result<Settings> {
+    let settings = load(args)?.settings;
+    signals.begin_job(&settings)?;
+    Ok(settings)
+}
+
+/// The settings that the run in this folder was started with.
+///
+/// # Errors
+/// Its `config.toml` cannot be read.
+pub fn of_run(folder: &Path) -> Result<Settings> {
+    let config = folder.join("config.toml");
+    Ok(ddk_settings::load(&[config], &[], [])?.settings)
+}
+
+/// The folder of the run that these settings name.
+///
+/// # Errors
+/// They name none.
+pub fn run_folder(settings: &Settings) -> Result<PathBuf> {
+    let name = required(settings.run.name.clone(), "run.name")?;
+    Ok(settings.run.folder.join(name))
 }
 
 /// The value of a key that training needs.

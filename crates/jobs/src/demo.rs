@@ -1,15 +1,16 @@
 //! `ddk demo`: the whole job on text that is the same on every machine, by the same steps that a user takes.
 
-use std::{fs, io::Write, path::Path, process::ExitCode, time::Instant};
+use std::{fs, io::Write, path::Path, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
 use crate::{
-    args, demo_sources,
-    faults::Faults,
-    hint::{Hint, with_hint},
+    args,
+    demo_sources::{self, Place},
+    gpus::devices,
+    hint::Hint,
     phase::Phase,
     pretrain,
     progress::say,
@@ -28,51 +29,36 @@ const SERIAL_STEPS: u64 = 12;
 ///
 /// # Errors
 /// The text is missing or changed, or a part fails.
-pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
+pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let began = Instant::now();
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
     let settings = loaded.settings;
     // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first
     // backward, and would not see those of a library that is loaded later.
-    let devices = settings.teacher.every_device();
-    for device in devices.chain([settings.student.device.as_str()]) {
+    for device in devices(&settings) {
         parse_device(device)?;
     }
     let say_step = |number: u8, what: &str| {
-        say(&format!(
-            "[{number}/5, {:.0} s] {what}",
-            began.elapsed().as_secs_f64()
-        ));
+        let seconds = began.elapsed().as_secs_f64();
+        say(&format!("[{number}/5, {seconds:.0} s] {what}"));
     };
-    let faults = Faults::parse(&settings.faults.plan)?;
-    signals.begin(Phase::Text, &faults)?;
+    signals.begin_job(&settings)?;
+    signals.begin(Phase::Text)?;
     say_step(1, "text");
     collect(&settings)?;
     say_step(2, "tokenizer and corpus");
     tokenizer(&settings)?;
+    let config = args.config.display();
     for (number, name) in [(3, "teacher"), (4, "student")] {
-        say_step(
-            number,
-            &format!(
-                "{name}: ddk pretrain {} --model {name}",
-                args.config.display()
-            ),
-        );
-        if let Some(code) = pretrain::model(&settings, name, false, false, signals, &faults)? {
-            return Ok(code);
-        }
+        let what = format!("{name}: ddk pretrain {config} --model {name}");
+        say_step(number, &what);
+        pretrain::model(&settings, name, false, false, signals)?;
     }
-    say_step(
-        5,
-        &format!("distillation: ddk train {}", args.config.display()),
-    );
-    let flags = Flags {
-        json: args.json,
-        serial_steps: SERIAL_STEPS,
-        ..Flags::default()
-    };
-    let code = train::distil(&settings, &flags, signals, out)?;
+    say_step(5, &format!("distillation: ddk train {config}"));
+    let mut flags = Flags::default();
+    (flags.args.json, flags.args.serial) = (args.json, SERIAL_STEPS);
+    train::distil(&settings, &flags, signals, out)?;
     if let Some(name) = &settings.run.name {
         let folder = settings.run.folder.join(name);
         say(&format!(
@@ -81,7 +67,7 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
             folder.join("report.html").display()
         ));
     }
-    Ok(code)
+    Ok(())
 }
 
 /// Whether a configuration's text and tokenizer are the demo's: `FOLDER/sources/NAME.jsonl` and `FOLDER/tokenizer`.
@@ -105,41 +91,29 @@ pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
     tokenizer(settings)
 }
 
-/// A domain's one file of text, and the most bytes of text in it.
-struct Place<'settings> {
-    domain: &'settings str,
-    file: &'settings Path,
-    max_bytes: u64,
-}
-
 /// Where the configuration expects each domain's text.
 fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
     let mut places = Vec::new();
     for (name, domain) in &settings.domains {
-        let expected = format!("{name}.jsonl");
-        let [file] = &domain.files[..] else {
-            return Err(not_ours(name));
+        let (own, mut files) = (format!("{name}.jsonl"), domain.files.iter().map(Path::new));
+        let file = files
+            .next()
+            .filter(|file| file.ends_with(&own) && files.next().is_none());
+        let Some(file) = file else {
+            return Err(anyhow!(
+                "domain `{name}`: the demo writes its own text to one file FOLDER/{own}"
+            ))
+            .hint("for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`");
         };
-        let file = Path::new(file);
-        if file.file_name() != Some(expected.as_ref()) {
-            return Err(not_ours(name));
-        }
+        let max_bytes = domain.max_bytes.unwrap_or(4_000_000);
         places.push(Place {
             domain: name,
             file,
-            max_bytes: domain.max_bytes.unwrap_or(4_000_000),
+            max_bytes,
+            expected: demo_sources::expected_hash(name, max_bytes)?,
         });
     }
     Ok(places)
-}
-
-fn not_ours(domain: &str) -> anyhow::Error {
-    with_hint(
-        anyhow!(
-            "domain `{domain}`: the demo writes its own text to one file FOLDER/{domain}.jsonl"
-        ),
-        "for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`",
-    )
 }
 
 /// Refuses text that is there and is not this version's.
@@ -151,12 +125,8 @@ fn not_ours(domain: &str) -> anyhow::Error {
 ///
 /// A file cannot be read, or its limit is the shipped one and its text is not.
 pub fn verify_text(settings: &Settings) -> Result<()> {
-    for place in places(settings)? {
-        let file = place.file;
-        if !file.exists() {
-            continue;
-        }
-        let Some(expected) = demo_sources::expected_hash(place.domain, place.max_bytes)? else {
+    for Place { file, expected, .. } in places(settings)? {
+        let Some(expected) = expected.filter(|_| file.exists()) else {
             continue;
         };
         let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -185,31 +155,19 @@ fn collect(settings: &Settings) -> Result<()> {
     if missing.is_empty() {
         say("the text is there already");
     }
-    let limits: Vec<_> = missing
-        .iter()
-        .map(|place| (place.domain, place.max_bytes))
-        .collect();
-    let texts = demo_sources::collect(&limits)?;
+    let texts = demo_sources::collect(&missing)?;
     for (place, collected) in missing.iter().zip(texts) {
-        let &Place {
-            domain,
-            file,
-            max_bytes,
-        } = place;
-        if let Some(folder) = file.parent() {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot create {}", folder.display()))?;
-        }
-        ddk_files::write_atomically(file, &collected.jsonl)?;
-        let is_known = demo_sources::expected_hash(domain, max_bytes)?.is_some();
+        ddk_files::create_folder(ddk_files::parent(place.file))?;
+        ddk_files::write_atomically(place.file, &collected.jsonl)?;
         say(&format!(
-            "{domain}: {} documents, {:.1} MB{}",
+            "{}: {} documents, {:.1} MB{}",
+            place.domain,
             collected.documents,
             collected.bytes as f64 / 1e6,
-            if is_known {
-                ""
-            } else {
-                " (max_bytes is not the shipped one: figures differ from the published ones)"
+            match place.expected {
+                Some(_) => "",
+                None =>
+                    " (max_bytes is not the shipped one: figures differ from the published ones)",
             }
         ));
     }
@@ -218,11 +176,9 @@ fn collect(settings: &Settings) -> Result<()> {
 
 /// Learns the tokenizer from the collected text, unless it is there.
 fn tokenizer(settings: &Settings) -> Result<()> {
-    let folder = settings
-        .corpus
-        .tokenizer
-        .as_ref()
-        .ok_or_else(|| anyhow!("`corpus.tokenizer` is missing: the demo makes its tokenizer there"))
+    let folder = settings.corpus.tokenizer.as_ref();
+    let folder = folder
+        .context("`corpus.tokenizer` is missing: the demo makes its tokenizer there")
         .usage()?;
     if folder.join("tokenizer.json").exists() {
         return Ok(());
@@ -235,10 +191,7 @@ fn tokenizer(settings: &Settings) -> Result<()> {
             for line in text.lines() {
                 let record: serde_json::Value =
                     serde_json::from_str(line).with_context(|| file.clone())?;
-                let text = record
-                    .get("text")
-                    .and_then(serde_json::Value::as_str)
-                    .unwrap_or_default();
+                let text = record["text"].as_str().unwrap_or_default();
                 bytes += text.len();
                 if bytes > TOKENIZER_BYTES {
                     break;

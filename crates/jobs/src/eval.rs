@@ -1,26 +1,28 @@
 //! `ddk eval`: a model's perplexity on each domain.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
-use ddk_engine::Evaluation;
-use ddk_model::{Model, ModelConfig, Placement};
-use ddk_objective::default_chunk;
+use ddk_model::{Model, ModelConfig};
 use ddk_telemetry::{Clock, Meter};
-use ddk_torch::{Lane, parse_device};
+use ddk_torch::Lane;
 use serde::Serialize;
-use tch::Kind;
 
 use crate::{
     args, config,
-    faults::Faults,
+    findings::fits,
     hint::Hint,
+    output::{TextTable, print_json},
     phase::Phase,
     prepare::{self, Outdated},
     progress::{Pace, say},
     signals::Signals,
-    train::inputs::fits,
     wiring,
 };
 
@@ -47,59 +49,40 @@ struct Domain {
 /// # Errors
 /// The corpus cannot be opened, or a model does not fit it.
 pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
-    let settings = config::load(&args.config)?.settings;
-    let faults = Faults::parse(&settings.faults.plan)?;
-    signals.begin(Phase::Prepare, &faults)?;
+    let settings = config::begin(&args.config, signals)?;
+    signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
+    let size = (
+        corpus.tokenizer.vocabulary(),
+        settings.corpus.sequence_length,
+    );
     for folder in std::iter::once(&args.model).chain(&args.against) {
         let own = TokenizerFolder::open(folder, settings.corpus.end_token.as_deref())
             .hint("a model's folder needs its tokenizer.json")?;
         compatible(&own, &corpus.tokenizer).hint(
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
         )?;
-    }
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
-    for folder in std::iter::once(&args.model).chain(&args.against) {
-        let size = (vocabulary, settings.corpus.sequence_length);
         fits("model", folder, &ModelConfig::read(folder)?, size)?;
     }
-    let validation = Arc::new(prepare::validation(&corpus)?);
-    let names: Vec<String> = corpus
-        .domains
-        .iter()
-        .map(|domain| domain.name().to_owned())
-        .collect();
+    let evaluation = prepare::evaluation(&settings, &corpus)?;
+    let validation = &evaluation.validation;
     if let Some(path) = &args.documents {
         let tokens = validation.iter().map(|documents| -> Vec<&[u32]> {
-            documents
-                .iter()
-                .map(|document| &document.tokens[..])
-                .collect()
+            let documents = documents.iter();
+            documents.map(|document| &document.tokens[..]).collect()
         });
-        let documents: BTreeMap<&String, _> = names.iter().zip(tokens).collect();
+        let documents: BTreeMap<&str, _> = corpus.names().zip(tokens).collect();
         let text = serde_json::json!({ "vocabulary": corpus.tokenizer.vocabulary(), "domains": documents });
         fs::write(path, text.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    signals.begin(Phase::Evaluate, &faults)?;
-    let device = parse_device(&settings.student.device)?;
+    signals.begin(Phase::Evaluate)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let _lane = Lane::enter(cores);
-    let evaluation = Evaluation {
-        validation: Arc::clone(&validation),
-        batch_rows: settings.evaluation.batch_rows,
-        vocabulary,
-        chunk: settings
-            .objective
-            .chunk
-            .unwrap_or_else(|| default_chunk(vocabulary, device)),
-    };
     let clock = Clock::system();
     let pace = Pace::new(settings.log.line_seconds, &clock);
     let measure = |folder: &Path| -> Result<Vec<f64>> {
-        let mut placement = Placement::on(device, Kind::Float);
-        placement.compute = wiring::kind(settings.student.dtype);
-        let model = Model::load(folder, &placement)?;
+        let model = Model::load(folder, &wiring::student_placement(&settings.student)?)?;
         let phase = format!("evaluation of {}", folder.display());
         let meter = Meter::start(&phase, "documents", &clock);
         let tell = |done, total| {
@@ -109,73 +92,48 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
             }
             false
         };
-        evaluation
-            .perplexities(&model, &tell)?
-            .ok_or_else(|| anyhow!("the evaluation was cut off"))
+        let perplexities = evaluation.perplexities(&model, &tell)?;
+        perplexities.context("the evaluation was cut off")
     };
     let perplexities = measure(&args.model)?;
     let against = args.against.as_deref().map(measure).transpose()?;
-    let domains = names.into_iter().enumerate();
+    let domain = |(index, name): (usize, &str)| {
+        let documents = &validation[index];
+        let domain = Domain {
+            perplexity: perplexities[index],
+            against: against.as_ref().map(|other| other[index]),
+            documents: documents.len(),
+            predictions: documents.iter().map(Sequence::num_targets).sum(),
+        };
+        (name.to_owned(), domain)
+    };
+    let shown = |folder: &PathBuf| folder.display().to_string();
     let evaluated = Evaluated {
-        model: args.model.display().to_string(),
-        against: args
-            .against
-            .as_ref()
-            .map(|folder| folder.display().to_string()),
-        domains: domains
-            .map(|(index, name)| {
-                let documents = &validation[index];
-                let domain = Domain {
-                    perplexity: perplexities[index],
-                    against: against.as_ref().map(|other| other[index]),
-                    documents: documents.len(),
-                    predictions: documents.iter().map(Sequence::num_targets).sum(),
-                };
-                (name, domain)
-            })
-            .collect(),
+        model: shown(&args.model),
+        against: args.against.as_ref().map(shown),
+        domains: corpus.names().enumerate().map(domain).collect(),
     };
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&evaluated)?)?;
-        return Ok(());
+        return print_json(&evaluated, out);
     }
-    print(&evaluated, out)?;
-    Ok(())
+    Ok(print(&evaluated, out)?)
 }
 
-fn print(evaluated: &Evaluated, out: &mut dyn Write) -> std::io::Result<()> {
-    let names = evaluated.domains.keys().map(String::len);
-    let width = names.max().unwrap_or(0).max(6);
-    let other = match &evaluated.against {
-        Some(other) => {
-            writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
-            format!("  {:>10}  {:>6}", "second", "ratio")
-        }
-        None => String::new(),
-    };
-    let first = match evaluated.against {
-        Some(_) => "first",
-        None => "perplexity",
-    };
-    writeln!(
-        out,
-        "{:width$}  {first:>10}{other}  {:>9}  {:>11}",
-        "domain", "documents", "predictions"
-    )?;
-    for (name, domain) in &evaluated.domains {
-        let Domain {
-            perplexity,
-            against,
-            documents,
-            predictions,
-        } = domain;
-        let other = against.map_or_else(String::new, |other| {
-            format!("  {other:>10.3}  {:>6.3}", perplexity / other)
-        });
-        writeln!(
-            out,
-            "{name:width$}  {perplexity:>10.3}{other}  {documents:>9}  {predictions:>11}"
-        )?;
+fn print(evaluated: &Evaluated, out: &mut dyn Write) -> io::Result<()> {
+    let mut header = vec!["domain", "perplexity", "documents", "predictions"];
+    if let Some(other) = &evaluated.against {
+        writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
+        header.splice(1..2, ["first", "second", "ratio"]);
     }
-    Ok(())
+    let mut table = TextTable::new(header);
+    for (name, domain) in &evaluated.domains {
+        let mut row = vec![name.clone(), format!("{:.3}", domain.perplexity)];
+        if let Some(other) = domain.against {
+            let ratio = domain.perplexity / other;
+            row.extend([other, ratio].map(|number| format!("{number:.3}")));
+        }
+        row.extend([domain.documents.to_string(), domain.predictions.to_string()]);
+        table.row(row);
+    }
+    write!(out, "{table}")
 }

@@ -1,18 +1,15 @@
 //! `ddk export`: a run's student as a Hugging Face folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::LoopState;
 use ddk_engine::WEIGHTS_FILE;
 use ddk_model::{Export, Model, Placement, may_replace, safetensors::read_tensors, same_folder};
 use ddk_run::CheckpointStore;
 use tch::{Device, Kind};
 
 use crate::{
-    args,
-    checkpoints::{self, checkpoint_of},
-    faults::Faults,
+    args, checkpoints, config,
     hint::{self, Hint},
     phase::Phase,
     progress::say,
@@ -24,16 +21,15 @@ use crate::{
 /// # Errors
 /// The folder holds no run, the checkpoint is missing or damaged, or `--out` must not be replaced.
 pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
-    signals.begin(Phase::ExportModel, &Faults::default())?;
+    signals.begin(Phase::ExportModel)?;
     hint::must_hold_a_run(&args.run)?;
-    let config = args.run.join("config.toml");
-    let settings = ddk_settings::load(&[config], &[], [])?.settings;
-    let student = settings
-        .student
-        .model
-        .ok_or_else(|| anyhow!("the run's config.toml names no student.model"))?;
+    let settings = config::of_run(&args.run)?;
+    let student = settings.student.model;
+    let student = student.context("the run's config.toml names no student.model")?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
-    let (step, checkpoint) = find(&args.run, &store, args.step)?;
+    let step = step_of(&args.run, &store, args.step)?;
+    let (step, checkpoint) = checkpoints::find(&store, step)?;
+    let out = args.out.display();
     let advice = "--out names a new folder, or one that ddk exported to before";
     for (role, folder) in [
         ("student", Some(&student)),
@@ -41,8 +37,7 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     ] {
         if folder.is_some_and(|folder| same_folder(folder, &args.out)) {
             return Err(anyhow!(
-                "{} is the {role} that the run began with, and would be replaced",
-                args.out.display()
+                "{out} is the {role} that the run began with, and would be replaced"
             ))
             .hint(advice)
             .usage();
@@ -57,10 +52,7 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
         _ => Kind::Float,
     });
     model.save(&args.out, &export)?;
-    say(&format!(
-        "the student of step {step} is in {}",
-        args.out.display()
-    ));
+    say(&format!("the student of step {step} is in {out}"));
     Ok(())
 }
 
@@ -73,29 +65,21 @@ pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
     Ok(model)
 }
 
-/// The newest checkpoint that verifies, that of a step, or the best of those that were measured.
-fn find(
+/// The step that is asked for; the newest where absent.
+fn step_of(
     run: &Path,
     store: &CheckpointStore,
     step: Option<args::ExportStep>,
-) -> Result<(u64, PathBuf)> {
-    match step {
-        Some(args::ExportStep::Number(step)) => Ok((step, checkpoint_of(store, step)?)),
+) -> Result<Option<u64>> {
+    let hint = "perplexities are measured at ends of intervals: with checkpoint.keep_best one is saved wherever \
+                the student is nearest";
+    Ok(match step {
+        None => None,
+        Some(args::ExportStep::Number(step)) => Some(step),
         Some(args::ExportStep::Best) => {
             let best = checkpoints::best(store, &checkpoints::measured(run, store)?)?;
-            let best = best.ok_or_else(|| {
-                anyhow!("no checkpoint of the run in {} was measured", run.display())
-            });
-            let hint = "perplexities are measured at ends of intervals: with checkpoint.keep_best one is saved \
-                        wherever the student is nearest";
-            let step = best.hint(hint)?.step;
-            Ok((step, checkpoint_of(store, step)?))
+            let none = || format!("no checkpoint of the run in {} was measured", run.display());
+            Some(best.with_context(none).hint(hint)?.step)
         }
-        None => {
-            let newest = store
-                .newest::<LoopState>()?
-                .ok_or_else(|| anyhow!("the run has no checkpoint yet"))?;
-            Ok((newest.step, newest.path))
-        }
-    }
+    })
 }

@@ -4,20 +4,24 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_actors::PortError;
 use ddk_run::SaveHook;
+use serde::{
+    Deserialize,
+    de::{IntoDeserializer, value, value::StrDeserializer},
+};
 
 use crate::{
     hint::Hint,
-    phase::{self, Phase},
-    progress::say,
+    phase::Phase,
+    progress::{lock, say},
 };
 
 /// How long a stall lasts.
@@ -30,7 +34,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const EIO: i32 = 5;
 
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The worker panics.
     Panic,
@@ -39,33 +44,22 @@ pub enum Kind {
     /// Waits until the process is told to stop: for tests of what happens then.
     Hang,
     /// What it computes is NaN.
-    NotANumber,
+    Nan,
     /// Its device has no memory left.
-    OutOfMemory,
+    Oom,
     /// Its data cannot be read.
     Unreadable,
     /// The disk is full.
-    NoSpace,
+    Enospc,
     /// The disk fails.
-    InputOutput,
+    Eio,
     /// The process is killed.
     Kill,
 }
 
-const KINDS: [(&str, Kind); 9] = [
-    ("panic", Kind::Panic),
-    ("stall", Kind::Stall),
-    ("hang", Kind::Hang),
-    ("nan", Kind::NotANumber),
-    ("oom", Kind::OutOfMemory),
-    ("unreadable", Kind::Unreadable),
-    ("enospc", Kind::NoSpace),
-    ("eio", Kind::InputOutput),
-    ("kill", Kind::Kill),
-];
-
 /// Where it goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Place {
     /// A loader, at the n-th row that it reads.
     Loader,
@@ -80,17 +74,9 @@ pub enum Place {
     /// The save of a step, at its n-th system call.
     Save,
     /// The n-th time that this process begins a phase.
+    #[serde(skip)]
     Phase(Phase),
 }
-
-const PLACES: [(&str, Place); 6] = [
-    ("loader", Place::Loader),
-    ("batcher", Place::Batcher),
-    ("teacher", Place::Teacher),
-    ("student", Place::Student),
-    ("evaluation", Place::Evaluation),
-    ("save", Place::Save),
-];
 
 impl Kind {
     /// Whether this can go wrong there.
@@ -98,11 +84,11 @@ impl Kind {
         match self {
             Self::Panic | Self::Stall | Self::Kill => true,
             Self::Hang => matches!(place, Place::Phase(_) | Place::Evaluation),
-            Self::NotANumber | Self::OutOfMemory => {
+            Self::Nan | Self::Oom => {
                 matches!(place, Place::Teacher | Place::Student | Place::Evaluation)
             }
             Self::Unreadable => place == Place::Loader,
-            Self::NoSpace | Self::InputOutput => place == Place::Save,
+            Self::Enospc | Self::Eio => place == Place::Save,
         }
     }
 }
@@ -128,21 +114,16 @@ pub struct Faults {
 
 impl Faults {
     /// Reads a plan such as `["panic student 5", "kill save 8 3"]`.
-    pub fn parse(plan: &[String]) -> Result<Arc<Self>> {
+    pub(crate) fn parse(plan: &[String]) -> Result<Arc<Self>> {
         if !plan.is_empty() && std::env::var("DDK_ALLOW_FAULTS").as_deref() != Ok("1") {
             return Err(anyhow!("`faults.plan` is set, but faults are not allowed"))
                 .hint("faults are for tests: remove [faults], or set DDK_ALLOW_FAULTS=1")
                 .usage();
         }
         let faults = plan.iter().map(|entry| {
-            parse(entry)
-                .ok_or_else(|| {
-                    anyhow!(
-                        "`faults.plan` holds \"{entry}\", expected KIND PLACE NUMBER [CALL], \
-                                        such as \"panic student 5\""
-                    )
-                })
-                .usage()
+            let expected = "KIND PLACE NUMBER [CALL], such as \"panic student 5\"";
+            let wrong = || format!("`faults.plan` holds \"{entry}\", expected {expected}");
+            parse(entry).with_context(wrong).usage()
         });
         Ok(Arc::new(Self {
             faults: faults.collect::<Result<_>>()?,
@@ -152,27 +133,21 @@ impl Faults {
 
     /// What goes wrong at this place now, if anything.
     fn strike(&self, place: Place, at: u64) -> Option<Kind> {
-        self.faults
-            .iter()
-            .filter(|fault| fault.place == place && fault.at == at)
-            .find(|fault| {
-                let count_down = |left: u64| left.checked_sub(1);
-                let before =
-                    fault
-                        .calls_left
-                        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down);
-                before == Ok(1)
-            })
-            .map(|fault| {
-                say(&format!("fault on purpose: {}", fault.entry));
-                fault.kind
-            })
+        let strikes = |fault: &&Fault| {
+            let order = Ordering::SeqCst;
+            let count_down = |left: u64| left.checked_sub(1);
+            let left = || fault.calls_left.fetch_update(order, order, count_down);
+            fault.place == place && fault.at == at && left() == Ok(1)
+        };
+        let fault = self.faults.iter().find(strikes)?;
+        say(&format!("fault on purpose: {}", fault.entry));
+        Some(fault.kind)
     }
 
     /// Strikes where a phase begins.
     pub fn phase(&self, phase: Phase) -> Result<(), PortError> {
         let begun = {
-            let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut begun = lock(&self.begun);
             begun.push(phase);
             begun.iter().filter(|other| **other == phase).count()
         };
@@ -194,27 +169,15 @@ impl Faults {
         let Some(kind) = self.strike(place, at) else {
             return Ok(false);
         };
+        let no_row = "on purpose: a row cannot be read";
         match kind {
-            Kind::NotANumber => return Ok(true),
-            Kind::OutOfMemory => return Err(PortError::OutOfMemory("on purpose".to_owned())),
-            Kind::Unreadable => {
-                return Err(PortError::Data(
-                    "on purpose: a row cannot be read".to_owned(),
-                ));
+            Kind::Oom => Err(PortError::OutOfMemory("on purpose".to_owned())),
+            Kind::Unreadable => Err(PortError::Data(no_row.to_owned())),
+            _ => {
+                happen(kind, told);
+                Ok(kind == Kind::Nan)
             }
-            Kind::Kill => kill(),
-            // A stall is what a sleep is.
-            Kind::Stall => std::thread::sleep(STALL),
-            Kind::Hang => {
-                while !told() {
-                    std::thread::sleep(LOOK);
-                }
-            }
-            Kind::Panic => panic(),
-            // Refused by `happens_at`.
-            Kind::NoSpace | Kind::InputOutput => {}
         }
-        Ok(false)
     }
 
     /// Strikes in the saves.
@@ -222,14 +185,12 @@ impl Faults {
         let faults = Arc::clone(self);
         Arc::new(move |step| match faults.strike(Place::Save, step) {
             None => Ok(()),
-            Some(Kind::Kill) => kill(),
-            Some(Kind::NoSpace) => Err(io::Error::from(io::ErrorKind::StorageFull)),
-            Some(Kind::Stall) => {
-                std::thread::sleep(STALL);
+            Some(Kind::Enospc) => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            Some(Kind::Eio) => Err(io::Error::from_raw_os_error(EIO)),
+            Some(kind) => {
+                happen(kind, &|| true);
                 Ok(())
             }
-            Some(Kind::Panic) => panic(),
-            Some(_) => Err(io::Error::from_raw_os_error(EIO)),
         })
     }
 }
@@ -241,13 +202,8 @@ fn parse(entry: &str) -> Option<Fault> {
         [kind, place, at, call] => (kind, place, at, call),
         _ => return None,
     };
-    let kind = KINDS.iter().find(|(name, _)| *name == kind)?.1;
-    let phases = phase::NAMES.map(|(name, phase)| (name, Place::Phase(phase)));
-    let place = PLACES
-        .iter()
-        .chain(&phases)
-        .find(|(name, _)| *name == place)?
-        .1;
+    let kind: Kind = named(kind)?;
+    let place = named(place).or_else(|| named(place).map(Place::Phase))?;
     kind.happens_at(place).then_some(())?;
     Some(Fault {
         entry: entry.to_owned(),
@@ -258,14 +214,28 @@ fn parse(entry: &str) -> Option<Fault> {
     })
 }
 
-#[allow(clippy::panic)]
-fn panic() -> ! {
-    panic!("on purpose")
+/// A variant by its name.
+fn named<'a, T: Deserialize<'a>>(name: &'a str) -> Option<T> {
+    let name: StrDeserializer<'_, value::Error> = name.into_deserializer();
+    T::deserialize(name).ok()
 }
 
-/// Ends the process between two instructions: nothing is flushed, nothing is dropped.
-fn kill() -> ! {
-    std::process::abort()
+/// What can happen anywhere; nothing where the fault is in a result. A hang ends when it is `told` to stop.
+#[allow(clippy::panic)]
+fn happen(kind: Kind, told: &dyn Fn() -> bool) {
+    match kind {
+        Kind::Panic => panic!("on purpose"),
+        // Between two instructions: nothing is flushed, nothing is dropped.
+        Kind::Kill => std::process::abort(),
+        // A stall is what a sleep is.
+        Kind::Stall => std::thread::sleep(STALL),
+        Kind::Hang => {
+            while !told() {
+                std::thread::sleep(LOOK);
+            }
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]

@@ -15,9 +15,14 @@ pub fn gpu(device: &str) -> Option<Gpu> {
     })
 }
 
+/// The devices of both models.
+pub fn devices(settings: &Settings) -> impl Iterator<Item = &str> {
+    let teacher = settings.teacher.every_device();
+    teacher.chain([settings.student.device.as_str()])
+}
+
 /// The GPUs that a run uses, each once.
 pub fn of_run(settings: &Settings) -> Vec<Gpu> {
-    let devices = settings.teacher.every_device();
-    let devices: BTreeSet<&str> = devices.chain([settings.student.device.as_str()]).collect();
+    let devices: BTreeSet<&str> = devices(settings).collect();
     devices.into_iter().filter_map(gpu).collect()
 }

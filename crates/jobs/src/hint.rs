@@ -1,6 +1,6 @@
 //! Errors as a user sees them: the chain of causes, then what to do, and the exit code.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use ddk_run::RunFolder;
@@ -13,28 +13,28 @@ pub mod exit {
     pub const USAGE: u8 = 2;
 }
 
+/// Ends the program with this exit code; whoever made it has said why: a signal came, or a check found problems.
+#[derive(Debug, thiserror::Error)]
+#[error("ended with exit code {0}")]
+pub struct Ended(pub u8);
+
+/// Whether nothing failed: a signal ended the work, say, and the user was told.
+pub fn has_ended(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Ended>().is_some()
+}
+
 /// What to do about an error, attached to it as its outermost context.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 struct Advice {
     message: String,
     hint: String,
 }
 
-impl fmt::Display for Advice {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.message)
-    }
-}
-
 /// Marks an error as the user's (exit code 2).
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 struct Usage(String);
-
-impl fmt::Display for Usage {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
 
 /// Adds a hint to a failed result.
 pub trait Hint<T> {
@@ -113,8 +113,11 @@ pub fn render_line(error: &anyhow::Error) -> String {
         .replace("\n  caused by: ", ": ")
 }
 
-/// The exit code for an error: 2 where the user's command line or configuration is wrong, otherwise 1.
+/// The exit code for an error: that of [`Ended`]; 2 where the user's command line or configuration is wrong; 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(Ended(code)) = error.downcast_ref() {
+        return *code;
+    }
     let usage = error.downcast_ref::<Usage>().is_some()
         || error.downcast_ref::<ddk_settings::Error>().is_some();
     if usage { exit::USAGE } else { exit::ERROR }

@@ -1,4 +1,4 @@
-//! What `ddk` does: training runs and everything around them, without the command line's tables and tabs.
+//! What `ddk` does: training runs and everything around them.
 //!
 //! A job takes its arguments ([`args`]) and the process's [`signals::Signals`], works in the folders that its settings
 //! name, and reports progress on standard error.
@@ -14,16 +14,16 @@ mod demo_sources;
 pub mod eval;
 pub mod export;
 pub mod faults;
+mod findings;
 mod gpus;
 pub mod hint;
 mod objective;
+pub mod output;
 pub mod phase;
 pub mod prepare;
 pub mod pretrain;
 pub mod progress;
 pub mod report;
-mod rows;
-mod serial;
 pub mod signals;
 mod systemd;
 pub mod train;

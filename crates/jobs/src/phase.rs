@@ -1,9 +1,13 @@
 //! What a command does, step by step: what a signal's answer names, and where faults on purpose strike.
 
-/// A phase of a command in which nothing has to be saved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use serde::Deserialize;
+
+/// A phase of a command in which nothing has to be saved. Faults on purpose name all but those that are skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// The command begins.
+    #[serde(skip)]
     Start,
     /// `ddk demo` collects text and learns a tokenizer.
     Text,
@@ -16,43 +20,33 @@ pub enum Phase {
     /// Models and corpus are opened, checked and hashed.
     Hash,
     /// A checkpoint of another run is copied.
+    #[serde(skip)]
     Fork,
     /// Models are loaded, workers start.
     Load,
     /// No worker is at work: the run goes back to its last checkpoint, or its last step is made.
+    #[serde(skip)]
     Between,
     /// The student is exported.
     Export,
     /// `ddk export` writes a model.
+    #[serde(skip)]
     ExportModel,
     /// The same work without overlap is timed.
     Serial,
     /// The report is written.
     Report,
     /// The process is done with its run.
+    #[serde(skip)]
     Leave,
     /// `ddk eval` evaluates.
     Evaluate,
     /// `ddk bench` measures.
     Bench,
     /// `ddk compare` reads runs, or writes their comparison.
+    #[serde(skip)]
     Compare,
 }
-
-/// Those that faults on purpose may name.
-pub const NAMES: [(&str, Phase); 11] = [
-    ("text", Phase::Text),
-    ("threads", Phase::Threads),
-    ("prepare", Phase::Prepare),
-    ("verify", Phase::Verify),
-    ("hash", Phase::Hash),
-    ("load", Phase::Load),
-    ("export", Phase::Export),
-    ("serial", Phase::Serial),
-    ("report", Phase::Report),
-    ("evaluate", Phase::Evaluate),
-    ("bench", Phase::Bench),
-];
 
 impl Phase {
     /// What is going on, after "stopped while".
@@ -93,15 +87,7 @@ impl Phase {
             }
             Self::Leave => "nothing is lost",
             Self::Compare => "the same command resumes; finished runs stay",
-            Self::Start
-            | Self::Text
-            | Self::Threads
-            | Self::Verify
-            | Self::Hash
-            | Self::Fork
-            | Self::ExportModel
-            | Self::Evaluate
-            | Self::Bench => "the same command starts this part over",
+            _ => "the same command starts this part over",
         }
     }
 }

@@ -6,22 +6,22 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{
     CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
     QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template, TokenizerFolder, as_prepared,
     prepare, stale, verify,
 };
+use ddk_engine::Evaluation;
 use ddk_settings::{Settings, WhenStale};
 
 use crate::{
     args, config,
-    faults::Faults,
     hint::{Hint, usage, with_hint},
     phase::Phase,
     progress::{bar, say},
     signals::Signals,
-    train::inputs::Inputs,
+    train::{inputs::Inputs, options::chunk},
 };
 
 /// A prepared corpus: the domains sorted by name, and the tokenizer that made them.
@@ -34,23 +34,22 @@ pub struct Corpus {
     pub reports: Vec<DomainReport>,
 }
 
+impl Corpus {
+    /// Names of the domains.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.domains.iter().map(|domain| domain.name())
+    }
+}
+
 /// Prepares the corpus, or verifies what is prepared.
 ///
 /// # Errors
 /// A source cannot be read, or a prepared file differs from its manifest.
 pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
-    let settings = config::load(&args.config)?.settings;
-    let faults = Faults::parse(&settings.faults.plan)?;
+    let settings = config::begin(&args.config, signals)?;
     let (options, tokenizer) = options(&settings)?;
-    signals.begin(
-        if args.verify {
-            Phase::Verify
-        } else {
-            Phase::Prepare
-        },
-        &faults,
-    )?;
     if args.verify {
+        signals.begin(Phase::Verify)?;
         for (domain, bytes) in verify(&options)? {
             say(&format!(
                 "{domain}: {:.1} MB as they were written",
@@ -59,6 +58,7 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
         }
         return Ok(());
     }
+    signals.begin(Phase::Prepare)?;
     let began = Instant::now();
     let reports = make(&options, &tokenizer, args.force)?;
     let seconds = began.elapsed().as_secs_f64();
@@ -169,9 +169,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
         .map(|report| {
             let domain = PreparedDomain::open(&options.folder, &report.domain, row_options)?;
             if domain.tokenizer_hash() != tokenizer.hash() {
+                let name = &report.domain;
                 return Err(anyhow!(
-                    "the domain `{}` was prepared with another tokenizer",
-                    report.domain
+                    "the domain `{name}` was prepared with another tokenizer"
                 ))
                 .hint("run `ddk prepare` on this configuration");
             }
@@ -263,17 +263,15 @@ fn make(
             "{}: {} records could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
             report.domain,
             report.quarantined,
-            quarantine(options, &report.domain).display()
+            quarantine(&options.folder, &report.domain).display()
         ));
     }
     Ok(reports)
 }
 
-fn quarantine(options: &PrepareOptions, domain: &str) -> PathBuf {
-    options
-        .folder
-        .join(domain)
-        .join(ddk_corpus::QUARANTINE_FILE)
+/// The list of a domain's records that could not be used.
+pub(crate) fn quarantine(folder: &Path, domain: &str) -> PathBuf {
+    folder.join(domain).join(ddk_corpus::QUARANTINE_FILE)
 }
 
 /// What the corpus is made from, without making it.
@@ -284,14 +282,8 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
             .usage();
     }
     let corpus = &settings.corpus;
-    let folder = corpus
-        .tokenizer
-        .as_ref()
-        .or(settings.student.model.as_ref());
-    let folder = folder
-        .ok_or_else(|| {
-            anyhow!("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
-        })
+    let folder = tokenizer_folder(settings)
+        .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
     let tokenizer = TokenizerFolder::open(folder, corpus.end_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)",
@@ -311,6 +303,12 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
         max_bad_share: corpus.max_bad_share,
     };
     Ok((options, tokenizer))
+}
+
+/// Whose tokenizer the corpus is made with.
+pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
+    let own = settings.corpus.tokenizer.as_ref();
+    own.or(settings.student.model.as_ref())
 }
 
 fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
@@ -388,12 +386,20 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
     corpus.domains.iter().map(of).collect()
 }
 
+/// How perplexities on the validation documents are measured.
+pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
+    let vocabulary = corpus.tokenizer.vocabulary() as i64;
+    Ok(Evaluation {
+        validation: Arc::new(validation(corpus)?),
+        batch_rows: settings.evaluation.batch_rows,
+        vocabulary,
+        chunk: chunk(settings, vocabulary)?,
+    })
+}
+
 /// Each domain's share of the corpus' tokens.
 pub fn natural_shares(corpus: &Corpus) -> Vec<f64> {
     let all: u64 = corpus.domains.iter().map(|domain| domain.tokens()).sum();
-    corpus
-        .domains
-        .iter()
-        .map(|domain| domain.tokens() as f64 / all as f64)
-        .collect()
+    let share = |domain: &Arc<PreparedDomain>| domain.tokens() as f64 / all as f64;
+    corpus.domains.iter().map(share).collect()
 }

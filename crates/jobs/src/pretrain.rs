@@ -6,12 +6,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
-use anyhow::{Result, anyhow};
-use ddk_engine::AdamWOptions;
-use ddk_model::{Architecture, Export, Model, ModelConfig};
+use anyhow::{Context, Result, anyhow};
+use ddk_model::{Architecture, Export, Model, ModelConfig, Weights};
 use ddk_run::RunFolder;
 use ddk_settings::{
     Guard, Method, Mixture, MixturePolicy, Objective, ObjectiveName, Pretrain, Settings, Student,
@@ -21,16 +19,15 @@ use tch::Device;
 
 use crate::{
     args, config,
-    faults::Faults,
+    findings::fits,
     hint::Hint,
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::say,
     signals::Signals,
     train::{
-        inputs::fits,
         prepared::Destination,
-        run::{Ran, restart, settings_of, stand_alone},
+        run::{restart, settings_of, stand_alone},
     },
 };
 
@@ -43,70 +40,55 @@ const INITIAL: &str = "initial";
 ///
 /// # Errors
 /// There is no such section, the folder holds something else, or training fails.
-pub fn run(args: &args::Pretrain, signals: &Signals) -> Result<ExitCode> {
-    let settings = config::load(&args.config)?.settings;
-    let faults = Faults::parse(&settings.faults.plan)?;
-    let stopped = model(&settings, &args.model, args.force, true, signals, &faults)?;
-    Ok(stopped.unwrap_or(ExitCode::SUCCESS))
+pub fn run(args: &args::Pretrain, signals: &Signals) -> Result<()> {
+    let settings = config::begin(&args.config, signals)?;
+    model(&settings, &args.model, args.force, true, signals)
 }
 
-/// As [`run`]; returns the exit code if a signal stopped it. `reloads`: whether SIGHUP is answered.
+/// As [`run`]. `reloads`: whether SIGHUP is answered.
 pub(crate) fn model(
     settings: &Settings,
     name: &str,
     force: bool,
     reloads: bool,
     signals: &Signals,
-    faults: &Faults,
-) -> Result<Option<ExitCode>> {
-    let known: Vec<&str> = settings.pretrain.keys().map(String::as_str).collect();
-    let model = settings
-        .pretrain
-        .get(name)
-        .ok_or_else(|| {
-            anyhow!(
-                "the configuration has no [pretrain.{name}] (there are: {})",
-                known.join(", ")
-            )
-        })
-        .usage()?;
+) -> Result<()> {
+    let model = settings.pretrain.get(name).with_context(|| {
+        let known: Vec<&str> = settings.pretrain.keys().map(String::as_str).collect();
+        let known = known.join(", ");
+        format!("the configuration has no [pretrain.{name}] (there are: {known})")
+    });
+    let model = model.usage()?;
     check_folders(settings, model, name)?;
-    let run = run_folder(&model.out)?;
+    let (run, out) = (run_folder(&model.out)?, model.out.display());
     refuse_others(&run, model)?;
     // Text that has grown costs neither a finished model nor an unfinished run.
-    let outdated = if force {
-        Outdated::AsSet
-    } else if is_unfinished(&run) {
-        Outdated::NeededBy(&run)
-    } else if model.out.join(RECORD).exists() {
-        Outdated::Kept
-    } else {
-        Outdated::AsSet
+    let outdated = match force {
+        false if is_unfinished(&run) => Outdated::NeededBy(&run),
+        false if model.out.join(RECORD).exists() => Outdated::Kept,
+        _ => Outdated::AsSet,
     };
-    signals.begin(Phase::Prepare, faults)?;
+    signals.begin(Phase::Prepare)?;
     let corpus = prepare::open(settings, outdated)?;
-    signals.begin(Phase::Hash, faults)?;
+    signals.begin(Phase::Hash)?;
     let record = record(settings, model, &corpus)?;
     let resumes = !force && is_unfinished(&run) && holds(&run, &record);
     if !force && !resumes && holds(&model.out, &record) {
-        say(&format!("{name}: {} is there already", model.out.display()));
-        return Ok(None);
+        say(&format!("{name}: {out} is there already"));
+        return Ok(());
     }
     if model.out.exists() && !model.out.join(RECORD).exists() {
+        let hint = format!("choose another folder for pretrain.{name}.out, or move that one away");
         return Err(anyhow!(
-            "{} contains files that `ddk pretrain` did not write",
-            model.out.display()
+            "{out} contains files that `ddk pretrain` did not write"
         ))
-        .hint(format!(
-            "choose another folder for pretrain.{name}.out, or move that one away"
-        ));
+        .hint(hint);
     }
     let advice = "move your own files out of that folder";
     ddk_model::may_replace(&model.out, Some(RECORD)).hint(advice)?;
     if model.out.exists() && !force && !holds(&model.out, &record) {
         say(&format!(
-            "{name}: {} was made by other settings or from other data, so it is trained again",
-            model.out.display()
+            "{name}: {out} was made by other settings or from other data, so it is trained again"
         ));
     }
     if !resumes && !RunFolder::made(&run)?.is_empty() {
@@ -120,28 +102,23 @@ pub(crate) fn model(
         folder: model.out.clone(),
         record: (RECORD, record),
     };
-    let ran = stand_alone(&settings, destination, reloads, signals);
-    let ran = if resumes {
-        ran.hint(format!(
+    let mut ran = stand_alone(&settings, destination, reloads, signals);
+    if resumes {
+        ran = ran.hint(format!(
             "the run in {} resumes with the settings of its config.toml; --force starts over and sets it aside",
             run.display()
-        ))
-    } else {
-        ran
-    };
-    if let Ran::Stopped(code) = ran? {
-        return Ok(Some(code));
+        ));
     }
+    ran?;
     let summary = ddk_run::read::summary(&run)?;
     say(&format!(
-        "{name}: {} steps, {:.0} s at {:.0} tokens/s, saved in {}; its report is {}",
+        "{name}: {} steps, {:.0} s at {:.0} tokens/s, saved in {out}; its report is {}",
         summary.steps,
         summary.seconds,
         summary.tokens_per_second,
-        model.out.display(),
         run.join("report.html").display()
     ));
-    Ok(None)
+    Ok(())
 }
 
 /// Refuses a model that would replace what it is made from.
@@ -219,8 +196,7 @@ fn settings_of_run(
     run.run.take_turns = false;
     run.run.threads = ThreadChoice::Given;
     // The corpus is the configuration's, whatever seed and tokenizer folder the model has.
-    let tokenizer = settings.corpus.tokenizer.as_ref();
-    run.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
+    run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
     run.teacher = Teacher {
         devices: vec![model.device.clone()],
@@ -229,13 +205,8 @@ fn settings_of_run(
     let mut threads = model.threads;
     if resumes {
         // With as many as before, whatever machine this is: others would give other last bits.
-        let config = folder.join("config.toml");
-        threads = ddk_settings::load(&[config], &[], [])?
-            .settings
-            .student
-            .threads;
+        threads = config::of_run(folder)?.student.threads;
     }
-    let adamw = AdamWOptions::default();
     run.student = Student {
         model: Some(model.init.clone().unwrap_or_else(|| folder.join(INITIAL))),
         device: model.device.clone(),
@@ -244,10 +215,6 @@ fn settings_of_run(
         lr_end: model.lr_end,
         warmup_steps: model.warmup_steps,
         weight_decay: model.weight_decay,
-        beta1: adamw.beta1,
-        beta2: adamw.beta2,
-        epsilon: adamw.epsilon,
-        clip_norm: 1.0,
         ..Student::default()
     };
     run.batch.rows = model.rows;
@@ -258,10 +225,9 @@ fn settings_of_run(
         ..Objective::default()
     };
     run.mixture = Mixture {
-        policy: if model.shares.is_some() {
-            MixturePolicy::Static
-        } else {
-            MixturePolicy::Natural
+        policy: match model.shares {
+            Some(_) => MixturePolicy::Static,
+            None => MixturePolicy::Natural,
         },
         shares: model.shares.clone(),
         // As long as settings allow; the whole run, unless that is longer.
@@ -293,15 +259,15 @@ fn begin(
     if folder.path().join(INITIAL).exists() {
         return Ok(());
     }
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
     match (&model.init, &model.architecture) {
         (Some(init), _) => {
+            let vocabulary = corpus.tokenizer.vocabulary();
             let size = (vocabulary, settings.corpus.sequence_length);
             fits("model", init, &ModelConfig::read(init)?, size)?;
         }
         (None, Some(shape)) => {
             let architecture = Architecture {
-                vocab_size: vocabulary,
+                vocab_size: corpus.tokenizer.vocabulary() as i64,
                 hidden_size: shape.hidden_size,
                 intermediate_size: shape.intermediate_size,
                 num_hidden_layers: shape.layers,
@@ -342,29 +308,19 @@ fn holds(folder: &Path, record: &str) -> bool {
 
 /// All that the model depends on.
 fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<String> {
-    let init = match &model.init {
-        Some(folder) => Some(weights_hash(folder)?),
-        None => None,
-    };
-    let content: Vec<&str> = corpus
-        .domains
-        .iter()
-        .map(|domain| domain.content_hash())
-        .collect();
+    let init = model.init.as_deref().map(Weights::open).transpose()?;
+    let domains = corpus.domains.iter();
+    let content: Vec<&str> = domains.map(|domain| domain.content_hash()).collect();
     let mut described = serde_json::to_value(model)?;
     if let Some(described) = described.as_object_mut() {
         described.shift_remove("threads");
     }
     let record = serde_json::json!({
         "model": described,
-        "init": init,
+        "init": init.map(|weights| weights.hash()),
         "corpus": content,
         "tokenizer": corpus.tokenizer.hash(),
         "sequence_length": settings.corpus.sequence_length,
     });
     Ok(serde_json::to_string_pretty(&record)?)
-}
-
-fn weights_hash(folder: &Path) -> Result<String> {
-    Ok(ddk_model::Weights::open(folder)?.hash())
 }

@@ -36,6 +36,7 @@ const PHASES: usize = 8;
 
 /// Says when a long phase is to be told of again: each phase on its own, the first time after a while.
 pub struct Pace {
+    /// How often steps are told of.
     every: Mutex<Duration>,
     clock: Clock,
     /// When each phase was told of last, or began.
@@ -45,22 +46,17 @@ pub struct Pace {
 impl Pace {
     /// As often as steps are told of (`log.line_seconds`), but every 5 seconds at the least.
     pub fn new(line_seconds: f64, clock: &Clock) -> Self {
-        let pace = Self {
-            every: Mutex::default(),
+        Self {
+            every: Mutex::new(Duration::from_secs_f64(line_seconds)),
             clock: clock.clone(),
             told: Mutex::default(),
-        };
-        pace.set_every(Duration::from_secs_f64(line_seconds));
-        pace
-    }
-
-    fn set_every(&self, every: Duration) {
-        *lock(&self.every) = every.min(LONGEST_SILENCE);
+        }
     }
 
     /// Whether it is to be told of now.
     pub fn is_due(&self, progress: &Progress) -> bool {
-        let (now, every) = (self.clock.now(), *lock(&self.every));
+        let every = LONGEST_SILENCE.min(*lock(&self.every));
+        let now = self.clock.now();
         let mut told = lock(&self.told);
         let at = match told.iter().position(|(phase, _)| *phase == progress.phase) {
             Some(at) => at,
@@ -81,8 +77,8 @@ impl Pace {
     }
 }
 
-/// What is behind these locks is whole between any two statements.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks what is whole between any two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -90,7 +86,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Printer {
     bar: ProgressBar,
     pace: Pace,
-    every: Mutex<Duration>,
     last: Mutex<Last>,
 }
 
@@ -110,7 +105,6 @@ impl Printer {
         Self {
             bar,
             pace: Pace::new(seconds, &Clock::system()),
-            every: Mutex::new(Duration::from_secs_f64(seconds)),
             last: Mutex::new(Last {
                 time: None,
                 totals: Totals::default(),
@@ -132,8 +126,7 @@ impl Printer {
 
     /// Says a line so often from now on.
     pub fn set_every(&self, every: Duration) {
-        *lock(&self.every) = every;
-        self.pace.set_every(every);
+        *lock(&self.pace.every) = every;
     }
 
     /// Takes the bar away.
@@ -151,7 +144,7 @@ impl Observer for Printer {
         let line = report.line;
         self.bar.set_position(line.step);
         let mut last = lock(&self.last);
-        let every = *lock(&self.every);
+        let every = *lock(&self.pace.every);
         let due = last.time.is_none_or(|time| time.elapsed() >= every);
         if !due && report.limit != Some(line.step) {
             return;
@@ -198,13 +191,8 @@ impl Observer for Printer {
     }
 
     fn on_mixture(&self, line: &MixtureLine) {
-        let MixtureLine {
-            interval,
-            step,
-            weights,
-            ratio,
-            ..
-        } = line;
+        let (interval, step) = (line.interval, line.step);
+        let (weights, ratio) = (&line.weights, &line.ratio);
         tracing::info!(interval, step, ?weights, ?ratio, "mixture");
     }
 

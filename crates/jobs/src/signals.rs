@@ -6,22 +6,27 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, TryLockError},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use ddk_run::records::EventKind;
-use ddk_run::view;
+use ddk_run::{records::EventKind, view};
+use ddk_settings::Settings;
 use ddk_telemetry::Board;
 use rustix::process::{Pid, kill_process};
 use tokio::{
-    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
-use crate::{faults::Faults, phase::Phase, progress::say, systemd};
+use crate::{
+    faults::Faults,
+    hint::Ended,
+    phase::Phase,
+    progress::{lock, say},
+    systemd,
+};
 
 /// An end that takes longer is cut short: a disk that hangs, a browser that reads slowly.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -54,6 +59,11 @@ impl Signal {
         }
     }
 
+    /// The end of a command that it stopped, once that is said.
+    pub fn ended(self) -> anyhow::Error {
+        Ended(self.exit_code()).into()
+    }
+
     fn to_system(self) -> rustix::process::Signal {
         match self {
             Self::Interrupt => rustix::process::Signal::INT,
@@ -68,6 +78,8 @@ pub struct Signals(Arc<Mutex<State>>);
 
 struct State {
     answer: Answer,
+    /// What goes wrong on purpose in the job at work.
+    faults: Arc<Faults>,
     /// The first one that came.
     came: Option<Signal>,
     /// The folder of the run at work, where its end is recorded.
@@ -100,16 +112,14 @@ impl Signals {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let (mut interrupt, mut terminate) = {
-            let _context = runtime.enter();
-            let listen = |kind| signal(kind).context("cannot listen to signals");
-            (
-                listen(SignalKind::interrupt())?,
-                listen(SignalKind::terminate())?,
-            )
-        };
+        let context = runtime.enter();
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut terminate = listen(SignalKind::terminate())?;
+        drop(context);
         let signals = Self(Arc::new(Mutex::new(State {
             answer: Answer::End(Phase::Start),
+            faults: Arc::default(),
             came: None,
             run: None,
             farewell: None,
@@ -136,8 +146,26 @@ impl Signals {
         Ok(signals)
     }
 
+    /// A job with these settings begins: these faults on purpose strike in it.
+    ///
+    /// # Errors
+    /// The plan of faults is not one, or faults are not allowed.
+    pub fn begin_job(&self, settings: &Settings) -> Result<()> {
+        let faults = Faults::parse(&settings.faults.plan)?;
+        self.state().faults = faults;
+        Ok(())
+    }
+
+    /// The faults on purpose of the job at work.
+    pub(crate) fn faults(&self) -> Arc<Faults> {
+        Arc::clone(&self.state().faults)
+    }
+
     /// A phase begins in which a signal ends the process at once. Faults on purpose strike here.
-    pub fn begin(&self, phase: Phase, faults: &Faults) -> Result<()> {
+    ///
+    /// # Errors
+    /// A fault strikes.
+    pub fn begin(&self, phase: Phase) -> Result<()> {
         let mut state = self.state();
         state.answer = Answer::End(phase);
         // The phase before was told, and was done before it could stop.
@@ -145,7 +173,7 @@ impl Signals {
             state.end(signal, phase);
         }
         drop(state);
-        Ok(faults.phase(phase)?)
+        Ok(self.faults().phase(phase)?)
     }
 
     /// This process works on the run in `folder` from now on, and may write there.
@@ -176,18 +204,20 @@ impl Signals {
     /// Workers are at work: a signal goes to them over `stop` once the board says that they train. The signal
     /// that came before, which no worker has heard.
     pub fn train(&self, board: &Arc<Board>, stop: &mpsc::Sender<()>) -> Option<Signal> {
-        let mut state = self.state();
-        state.answer = Answer::Train {
+        self.answer_by(Answer::Train {
             board: Arc::clone(board),
             stop: stop.clone(),
-        };
-        state.came
+        })
     }
 
     /// Signals go to this child, which may not have started yet.
     pub fn forward(&self, child: &Child) -> Option<Signal> {
+        self.answer_by(Answer::Child(Arc::clone(child)))
+    }
+
+    fn answer_by(&self, answer: Answer) -> Option<Signal> {
         let mut state = self.state();
-        state.answer = Answer::Child(Arc::clone(child));
+        state.answer = answer;
         state.came
     }
 
@@ -239,7 +269,7 @@ impl Signals {
                 });
             }
             Answer::Child(child) => {
-                let child = child.lock().unwrap_or_else(PoisonError::into_inner);
+                let child = lock(child);
                 if let Some(id) = *child {
                     // A child that has ended is not reaped yet: the signal does nothing.
                     let _ = kill_process(id, signal.to_system());
@@ -249,7 +279,7 @@ impl Signals {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -279,16 +309,10 @@ impl State {
 
 /// Does something later, where the process is still there.
 fn later(after: Duration, what: impl FnOnce() + Send + 'static) {
-    match Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn(async move {
-            tokio::time::sleep(after).await;
-            what();
-        })),
-        Err(_) => drop(std::thread::spawn(move || {
-            std::thread::sleep(after);
-            what();
-        })),
-    }
+    std::thread::spawn(move || {
+        std::thread::sleep(after);
+        what();
+    });
 }
 
 /// Ends the process. Nothing of libtorch is taken down while its threads compute; what is saved is saved.

@@ -19,7 +19,7 @@ mod ted;
 mod threads;
 mod workers;
 
-use std::{io::Write, process::ExitCode};
+use std::io::Write;
 
 use anyhow::{Result, anyhow};
 use ddk_run::RunFolder;
@@ -27,17 +27,15 @@ use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 pub use self::run::Flags;
 use self::{
-    doremi::Phases,
     prepared::{Prepared, prepare_run},
-    run::{Ran, copy_quarantine, open_folder, run_to_end, stage},
+    run::{bind, open_folder, run_to_end},
     schedule::Length,
-    session::{Session, start_log},
+    session::Session,
 };
 use crate::{
     args,
     checkpoints::go_back,
-    config::{self, required},
-    faults::Faults,
+    config::{self, run_folder},
     hint::Hint,
     phase::Phase,
     prepare::Outdated,
@@ -49,38 +47,28 @@ use crate::{
 ///
 /// # Errors
 /// The settings are wrong or not those of the run, or a worker fails for good.
-pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<ExitCode> {
-    let mut source = args.config.clone();
+pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<()> {
+    let mut args = args.clone();
+    let sets = &mut args.config.set.set;
     if let Some(file) = &args.metrics_file {
         let file = toml::Value::String(file.display().to_string());
-        source.set.set.push(format!("telemetry.file={file}"));
+        sets.push(format!("telemetry.file={file}"));
     }
-    let mut settings = config::load(&source)?.settings;
-    let fork_of = match &args.fork {
-        Some(name) => {
-            let old = required(settings.run.name, "run.name")?;
-            // As if it had been set, so that it is checked as any name.
-            let name = toml::Value::String(name.clone());
-            source.set.set.push(format!("run.name={name}"));
-            settings = config::load(&source)?.settings;
-            Some(settings.run.folder.join(old))
-        }
-        None => None,
+    let mut settings = config::load(&args.config)?.settings;
+    let mut fork_of = None;
+    if let Some(name) = &args.fork {
+        fork_of = Some(run_folder(&settings)?);
+        // As if it had been set, so that it is checked as any name.
+        let name = toml::Value::String(name.clone());
+        args.config.set.set.push(format!("run.name={name}"));
+        settings = config::load(&args.config)?.settings;
+    }
+    let flags = Flags {
+        args,
+        reloads: true,
+        fork_of,
     };
-    distil(
-        &settings,
-        &Flags {
-            new: args.new,
-            restart: args.restart,
-            reload: Some(source),
-            fork_of,
-            from: args.from,
-            json: args.json,
-            serial_steps: args.serial,
-        },
-        signals,
-        out,
-    )
+    distil(&settings, &flags, signals, out)
 }
 
 /// Distills as the settings say. Resumes if the run folder holds a checkpoint.
@@ -89,126 +77,102 @@ pub fn distil(
     flags: &Flags,
     signals: &Signals,
     out: &mut dyn Write,
-) -> Result<ExitCode> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    let path = settings.run.folder.join(&name);
-    let faults = Faults::parse(&settings.faults.plan)?;
-    let settings = &threads::chosen(settings, &path, signals, &faults)?;
+) -> Result<()> {
+    let path = run_folder(settings)?;
+    signals.begin_job(settings)?;
+    let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
+    let (new, restart, shown) = (flags.args.new, flags.args.restart, path.display());
     // Said before minutes of tokenizing.
-    if flags.restart && !begun {
-        return Err(anyhow!(
-            "there is no run in {} to start over",
-            path.display()
-        ))
-        .hint("leave --restart out to start one")
-        .usage();
+    if restart && !begun {
+        return Err(anyhow!("there is no run in {shown} to start over"))
+            .hint("leave --restart out to start one")
+            .usage();
     }
-    if begun && !flags.new && !flags.restart {
+    let goes_on = begun && !new && !restart;
+    if goes_on {
         inputs::same_settings(&path, settings)?;
-    } else if !begun && flags.from.is_some() && flags.fork_of.is_none() {
-        return Err(anyhow!("there is no run in {} to go on from", path.display()))
+    } else if !begun && flags.args.from.is_some() && flags.fork_of.is_none() {
+        return Err(anyhow!("there is no run in {shown} to go on from"))
             .hint("leave --from out to start one; --fork NAME --from STEP starts one from another's checkpoint")
             .usage();
     }
     // What a run was made from is not replaced: this one, or the one that it is forked from.
-    let goes_on = begun && !flags.new && !flags.restart;
     let extends = goes_on && inputs::extends(&path, settings)?;
-    let length = if flags.restart {
+    let length = if restart {
         Length::of(settings)
     } else {
         Length::of_run(&path, settings)?
     };
     let outdated = match &flags.fork_of {
-        _ if flags.restart => Outdated::AsSet,
+        _ if restart => Outdated::AsSet,
         _ if begun && !extends && path.join("summary.json").exists() => Outdated::KeptFor(&path),
         _ if begun => Outdated::NeededBy(&path),
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
-    let mut prepared = prepare_run(settings, None, outdated, length, signals, &faults)?;
-    let folder = open_folder(&path, flags.new)?;
+    let mut prepared = prepare_run(settings, None, outdated, length, signals)?;
+    let folder = open_folder(&path, new)?;
     signals.in_run(folder.path());
-    if flags.restart {
+    if restart {
         lost::start_over(&folder)?;
     }
-    let forks = flags
-        .fork_of
-        .as_deref()
-        .filter(|_| !RunFolder::holds_a_run(&path));
-    if let Some(source) = forks {
-        signals.begin(Phase::Fork, &faults)?;
-        fork::fork(&prepared, source, flags.from, &folder)?;
+    if let Some(source) = &flags.fork_of
+        && !RunFolder::holds_a_run(&path)
+    {
+        signals.begin(Phase::Fork)?;
+        fork::fork(&prepared, source, flags.args.from, &folder)?;
     }
     // The step to fork from is one of the other run's.
-    let from = flags.from.filter(|_| flags.fork_of.is_none());
+    let from = flags.args.from.filter(|_| flags.fork_of.is_none());
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         if let Some(step) = from {
+            let hint = format!("for a new run from there: --fork NAME --from {step}");
             return Err(anyhow!(
-                "the run in {} is done: it does not go on from step {step}",
-                path.display()
+                "the run in {shown} is done: it does not go on from step {step}"
             ))
-            .hint(format!(
-                "for a new run from there: --fork NAME --from {step}"
-            ))
+            .hint(hint)
             .usage();
         }
         if !extends {
             signals.run_is_done();
-            signals.begin(Phase::Report, &faults)?;
+            signals.begin(Phase::Report)?;
             if result::lacks_report(&folder) {
                 result::write_report(&folder)?;
             }
-            say(&format!(
-                "the run in {} is done already; its summary:",
-                path.display()
-            ));
-            return result::print(&ddk_run::read::summary(&path)?, flags.json, out);
+            say(&format!("the run in {shown} is done already; its summary:"));
+            return result::print(&ddk_run::read::summary(&path)?, flags.args.json, out);
         }
         result::reopen(&folder)?;
     }
     // Said before the phases of a run that has some.
-    if !lost::has_checkpoints(&folder)? {
-        lost::refuse_if_saved(&folder)?;
-    }
-    prepared.length.record(&folder)?;
-    prepared.inputs.bind(&folder, settings)?;
-    start_log(&folder)?;
-    copy_quarantine(&prepared, &folder)?;
+    lost::refuse_if_saved(&folder)?;
+    bind(&prepared, &folder)?;
     if let Some(step) = from {
         go_back(&folder, step)?;
     }
-    let mut session = Session::start(settings, &folder, signals)?;
-    let ran = in_session(&mut prepared, &folder, &mut session, flags);
-    session.end(stage(&ran));
-    match ran? {
-        Ran::Finished => result::print(&ddk_run::read::summary(&path)?, flags.json, out),
-        Ran::Stopped(code) => Ok(code),
-    }
+    session::in_one(settings, &folder, signals, |session| {
+        run_phases(&mut prepared, &folder, session, flags)
+    })?;
+    result::print(&ddk_run::read::summary(&path)?, flags.args.json, out)
 }
 
 /// The phases before the run, where its method has some, and the run itself.
-fn in_session(
+fn run_phases(
     prepared: &mut Prepared<'_>,
     folder: &RunFolder,
     session: &mut Session,
     flags: &Flags,
-) -> Result<Ran> {
+) -> Result<()> {
     let settings = prepared.settings;
     if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
-        let reloads = flags.reload.is_some();
         let (domains, steps) = (&prepared.plan.domains, prepared.length.steps);
-        match doremi::phases(settings, domains, steps, reloads, session)? {
-            Phases::Done(weights) => prepared.doremi = Some(weights),
-            Phases::Stopped(code) => return Ok(Ran::Stopped(code)),
-        }
+        let weights = doremi::phases(settings, domains, steps, flags.reloads, session)?;
+        prepared.doremi = Some(weights);
     }
     if settings.objective.name == ObjectiveName::Ted {
-        let reloads = flags.reload.is_some();
-        if let Some(code) = ted::first_stage(settings, folder, reloads, session)? {
-            return Ok(Ran::Stopped(code));
-        }
+        ted::first_stage(settings, folder, flags.reloads, session)?;
     }
     session.signals.in_run(folder.path());
     run_to_end(prepared, folder, session, flags)
@@ -216,8 +180,7 @@ fn in_session(
 
 /// Whether the run of these settings is done; a folder whose run had other settings is refused.
 pub fn is_done(settings: &Settings) -> Result<bool> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    let path = settings.run.folder.join(&name);
+    let path = run_folder(settings)?;
     if !path.join("summary.json").exists() {
         return Ok(false);
     }

@@ -38,25 +38,29 @@ pub(super) struct Products<'a> {
 impl Products<'_> {
     /// Seconds of a step's forward through all layers, on the threads of the calling lane.
     pub(super) fn forward(&self) -> Result<f64, TorchError> {
-        let of_layer = self.model.matrices().into_iter();
-        let seconds = of_layer
-            .map(|[out, input]| self.time([self.positions, input, out], Layout::Forward))
-            .sum::<Result<f64, TorchError>>()?
-            + self.attention()?;
-        Ok(seconds * self.model.layers() as f64 * self.micro_batches)
+        let of_matrix =
+            |[out, input]: [i64; 2]| self.time([self.positions, input, out], Layout::Forward);
+        self.in_layers(of_matrix, 1.0)
     }
 
     /// Of the backward: for each product of the forward that of the gradient of what went in, and that of the matrix.
     pub(super) fn backward(&self) -> Result<f64, TorchError> {
-        let of_layer = self.model.matrices().into_iter();
-        let seconds = of_layer
-            .map(|[out, input]| {
-                let of_input = self.time([self.positions, out, input], Layout::OfInput)?;
-                Ok(of_input + self.time([out, self.positions, input], Layout::OfMatrix)?)
-            })
-            .sum::<Result<f64, TorchError>>()?
-            + 2.0 * self.attention()?;
-        Ok(seconds * self.model.layers() as f64 * self.micro_batches)
+        let of_matrix = |[out, input]: [i64; 2]| {
+            let of_input = self.time([self.positions, out, input], Layout::OfInput)?;
+            Ok(of_input + self.time([out, self.positions, input], Layout::OfMatrix)?)
+        };
+        self.in_layers(of_matrix, 2.0)
+    }
+
+    /// Of a step, where each of a layer's matrices takes so long, and its attention so many times that of a forward.
+    fn in_layers(
+        &self,
+        of_matrix: impl Fn([i64; 2]) -> Result<f64, TorchError>,
+        attentions: f64,
+    ) -> Result<f64, TorchError> {
+        let matrices = self.model.matrices().into_iter().map(of_matrix);
+        let of_layer = matrices.sum::<Result<f64, _>>()? + attentions * self.attention()?;
+        Ok(of_layer * self.model.layers() as f64 * self.micro_batches)
     }
 
     /// Of the logits of a step.

@@ -5,7 +5,8 @@ use std::io::Write;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::Seconds;
+use super::steps::PARTS;
+use crate::output::TextTable;
 
 /// A side that is slower than the other by more than this is worth a change.
 const IMBALANCE: f64 = 1.15;
@@ -63,33 +64,27 @@ impl Measured {
             "a step: {} rows of {} tokens, {} ids; the CPU's matrix kernels: {}",
             self.rows, self.sequence_length, self.vocabulary, self.kernels
         )?;
-        writeln!(
-            out,
-            "{:20} {:>9} {:>9} {:>9} {:>9}",
-            "", "seconds", "GFLOP/s", "of rate", "products"
-        )?;
-        let mut line = |name: &str, part: &Part, rate: f64| {
-            if part.operations == 0.0 {
-                return writeln!(out, "{name:20} {:>9.4}", part.seconds);
-            }
+        let mut table = TextTable::new(["", "seconds", "GFLOP/s", "of rate", "products"]);
+        let mut line = |name: String, part: &Part, rate: f64| {
             let speed = part.operations / part.seconds;
-            writeln!(
-                out,
-                "{name:20} {:>9.4} {:>9.0} {:>7.0} % {:>7.0} %",
-                part.seconds,
-                speed / 1e9,
-                100.0 * speed / rate,
-                100.0 * part.products / part.seconds
-            )
+            let shares = [speed / rate, part.products / part.seconds];
+            let shares = shares.map(|share| format!("{:.0} %", 100.0 * share));
+            let mut cells = vec![name, format!("{:.4}", part.seconds)];
+            if part.operations > 0.0 {
+                cells.push(format!("{:.0}", speed / 1e9));
+                cells.extend(shares);
+            }
+            table.row(cells);
         };
         if let (Some(part), Some(rate)) = (&self.teacher, self.teacher_rate) {
-            line(part.name, part, rate)?;
+            line(part.name.to_owned(), part, rate);
         }
         let student = self.student();
-        line(student.name, &student, self.student_rate)?;
+        line(student.name.to_owned(), &student, self.student_rate);
         for part in &self.student {
-            line(&format!("  {}", part.name), part, self.student_rate)?;
+            line(format!("  {}", part.name), part, self.student_rate);
         }
+        write!(out, "{table}")?;
         let both = || self.teacher.iter().chain([&student]);
         let seconds: f64 = both().map(|part| part.seconds).sum();
         let products: f64 = both().map(|part| part.products).sum();
@@ -119,24 +114,21 @@ impl Measured {
     }
 }
 
-/// What to change, in one sentence.
-pub(super) fn advice(lanes: usize, teacher: f64, student: Seconds) -> String {
-    let ratio = teacher / lanes as f64 / student.sum();
-    let parts = [
-        (student.forward, "forward"),
-        (
-            student.head,
-            "heads: a smaller vocabulary, or fewer tokens that are scored",
-        ),
-        (student.backward, "backward"),
-    ];
-    let largest = parts
-        .into_iter()
-        .max_by(|one, other| one.0.total_cmp(&other.0));
-    let part = largest.map_or("", |(_, name)| name);
-    if teacher == 0.0 {
+/// What to change, in one sentence. `teacher`: its seconds, where it is asked; `student`: the parts of its step.
+pub(super) fn advice(lanes: usize, teacher: Option<f64>, student: &[Part]) -> String {
+    // Nobody can change the optimizer's part.
+    let parts = student.iter().filter(|part| part.operations > 0.0);
+    let part = match parts.max_by(|one, other| one.seconds.total_cmp(&other.seconds)) {
+        Some(part) if part.name == PARTS[1] => {
+            "heads: a smaller vocabulary, or fewer tokens that are scored"
+        }
+        part => part.map_or("", |part| part.name),
+    };
+    let Some(teacher) = teacher else {
         return format!("the student works alone; most of its time goes into its {part}");
-    }
+    };
+    let student: f64 = student.iter().map(|part| part.seconds).sum();
+    let ratio = teacher / lanes as f64 / student;
     match ratio {
         ratio if ratio > IMBALANCE => format!(
             "the teacher is slower by {ratio:.1} x: give it a lane more (teacher.lanes = {}), another device, \

@@ -2,8 +2,8 @@
 
 use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
-    process::{self, Child, Command, ExitCode, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    process::{self, Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -14,21 +14,21 @@ use rustix::{
 
 use crate::{
     hint::Hint,
-    progress::say,
+    progress::{lock, say},
     signals::{self, Signals},
 };
 
-/// Runs `ddk` with these arguments to its end, standard error shared. `what`: its name in messages. The exit
-/// code if it was stopped by a signal that came to this program.
-pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result<Option<ExitCode>> {
+/// Runs `ddk` with these arguments to its end, standard error shared. `what`: its name in messages. A signal
+/// that comes to this program stops both.
+pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result<()> {
     let slot = signals::Child::default();
     // From now on a signal cannot end this program alone.
     if let Some(signal) = signals.forward(&slot) {
-        return Ok(Some(stopped(signal)));
+        return Err(stopped(signal));
     }
     let mut child = {
         // A signal that comes meanwhile waits for the child to be there.
-        let mut id = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut id = lock(&slot);
         let child = start(arguments)?;
         *id = Some(Pid::from_child(&child));
         child
@@ -40,10 +40,10 @@ pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result
         [Some(code), Some(0)].contains(&status.code()) || status.signal() == Some(code - 128)
     };
     if let Some(signal) = signals.came().filter(is_stop) {
-        return Ok(Some(stopped(signal)));
+        return Err(stopped(signal));
     }
     if status.success() {
-        return Ok(None);
+        return Ok(());
     }
     let end = match status.signal() {
         Some(number) => format!("it was ended by signal {number}"),
@@ -53,9 +53,9 @@ pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result
         .hint("what went wrong is said above; the same command goes on from there")
 }
 
-fn stopped(signal: signals::Signal) -> ExitCode {
+fn stopped(signal: signals::Signal) -> anyhow::Error {
     say("the comparison is stopped; the same command goes on from there");
-    ExitCode::from(signal.exit_code())
+    signal.ended()
 }
 
 /// Waits for the child's end. Its id stays its own until it is reaped, and nobody signals it any more then.
@@ -68,7 +68,7 @@ fn wait(child: &mut Child, slot: &Arc<Mutex<Option<Pid>>>) -> Result<ExitStatus>
             Err(error) => return Err(error).context("cannot wait for a run"),
         }
     }
-    *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *lock(slot) = None;
     child.wait().context("cannot wait for a run")
 }
 

@@ -1,8 +1,8 @@
 //! Which runs a comparison is made of.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{Loaded, Method, Settings};
 
@@ -35,8 +35,8 @@ pub(super) struct Planned {
     pub(super) swept: Swept,
     /// Method and swept value, as its folder is called.
     pub(super) label: String,
-    /// What is set beside the configuration.
-    pub(super) sets: Vec<String>,
+    /// The comparison's, and what is set beside it.
+    pub(super) config: args::ConfigArgs,
     pub(super) settings: Settings,
     pub(super) folder: PathBuf,
 }
@@ -48,7 +48,7 @@ impl Plan {
             .run
             .name
             .clone()
-            .ok_or_else(|| anyhow!("`run.name` is missing: the folder of the runs is named by it"))
+            .context("`run.name` is missing: the folder of the runs is named by it")
             .usage()?;
         if let Some(method) = base.method {
             return Err(anyhow!(
@@ -64,12 +64,8 @@ impl Plan {
                 .hint("choose another name for the comparison: --set run.name=NAME")
                 .usage();
         }
-        let mut methods = Vec::new();
-        for &method in &args.methods {
-            if !methods.contains(&method) {
-                methods.push(method);
-            }
-        }
+        let (mut methods, mut seen) = (args.methods.clone(), BTreeSet::new());
+        methods.retain(|method| seen.insert(*method));
         let sweep = match &args.sweep {
             Some(text) => swept(text)?,
             None => vec![None],
@@ -133,7 +129,7 @@ impl Plan {
         }
         sets.extend(own.map(|(key, value)| format!("{key}={value}")));
         let mut config = args.config.clone();
-        config.set.set.extend(sets.iter().cloned());
+        config.set.set.extend(sets);
         let loaded = load(&config)?;
         is_method(method, &loaded)?;
         Ok(Planned {
@@ -141,7 +137,7 @@ impl Plan {
             seed,
             swept: swept.clone(),
             label,
-            sets,
+            config,
             settings: loaded.settings,
             folder: folder.join(format!("seed-{seed}")),
         })
@@ -154,7 +150,7 @@ impl Plan {
 fn same_budget(runs: &[Planned]) -> Result<()> {
     let step_tokens =
         |run: &Planned| run.settings.batch.rows * run.settings.corpus.sequence_length as u64;
-    let tokens = |run: &Planned| Some(most_steps(&run.settings)? * step_tokens(run));
+    let tokens = |run: &Planned| Some(most_steps(&run.settings).ok()? * step_tokens(run));
     let Some((first, budget)) = runs.first().and_then(|run| Some((run, tokens(run)?))) else {
         return Ok(());
     };

@@ -3,10 +3,7 @@
 //! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left
 //! alone once done.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
@@ -15,53 +12,32 @@ use ddk_run::CheckpointStore;
 use ddk_settings::{FirstInterval, MixturePolicy, ObjectiveName, Settings};
 
 use super::{
-    run::{Ran, phase, settings_of},
+    run::{phase, settings_of},
     session::Session,
 };
-use crate::{config::required, progress::say};
+use crate::{config::run_folder, prepare::tokenizer_folder, progress::say};
 
-/// How the phases ended.
-pub(super) enum Phases {
-    /// Both are done: the mean weights of the proxy, by domain.
-    Done(Vec<f64>),
-    /// A signal came.
-    Stopped(ExitCode),
-}
-
-/// Runs what is left of the phases. `run_steps`: steps of the run's schedule; `reloads`: whether SIGHUP is
-/// meant for this program.
+/// Runs what is left of the phases: the mean weights of the proxy, by domain. `run_steps`: steps of the run's
+/// schedule; `reloads`: whether SIGHUP is meant for this program.
 pub(super) fn phases(
     settings: &Settings,
     domains: &[String],
     run_steps: u64,
     reloads: bool,
     session: &mut Session,
-) -> Result<Phases> {
+) -> Result<Vec<f64>> {
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
-    let folder = folder(settings)?;
+    let folder = run_folder(settings)?.join("phases");
     let steps = settings.mixture.doremi_steps.unwrap_or(run_steps);
-    let reference = reference(settings, &folder, steps);
-    let proxy = proxy(settings, &folder, steps);
-    for (number, settings, what) in [
-        (
-            1,
-            &reference,
-            "the reference, by cross-entropy on the natural mixture",
-        ),
-        (
-            2,
-            &proxy,
-            "the proxy, whose excess over the reference moves the mixture",
-        ),
-    ] {
-        say(&format!(
-            "doremi, phase {number} of 3: {what}; {steps} steps, in {}",
-            folder.display()
-        ));
-        if let Ran::Stopped(code) = phase(settings, session)? {
-            return Ok(Phases::Stopped(code));
-        }
-    }
+    let place = format!("{steps} steps, in {}", folder.display());
+    say(&format!(
+        "doremi, phase 1 of 3: the reference, by cross-entropy on the natural mixture; {place}"
+    ));
+    phase(&reference(settings, &folder, steps), session)?;
+    say(&format!(
+        "doremi, phase 2 of 3: the proxy, whose excess over the reference moves the mixture; {place}"
+    ));
+    phase(&proxy(settings, &folder, steps), session)?;
     let weights = mean_weights(&folder.join(PROXY))?;
     let named = domains.iter().zip(&weights);
     let named: Vec<String> = named
@@ -71,23 +47,17 @@ pub(super) fn phases(
         "doremi, phase 3 of 3: this run, on the proxy's mean weights: {}",
         named.join(" ")
     ));
-    Ok(Phases::Done(weights))
+    Ok(weights)
 }
 
 const REFERENCE: &str = "reference";
 const PROXY: &str = "proxy";
 
-fn folder(settings: &Settings) -> Result<PathBuf> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    Ok(settings.run.folder.join(name).join("phases"))
-}
-
 /// What both phases have in common: a small model that learns by cross-entropy alone, to a set number of steps.
 fn common(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
     let mut phase = settings_of(settings, folder, name, steps);
     // The corpus is the run's, whatever the tokenizer folder of the model.
-    let tokenizer = settings.corpus.tokenizer.as_ref();
-    phase.corpus.tokenizer = tokenizer.or(settings.student.model.as_ref()).cloned();
+    phase.corpus.tokenizer = tokenizer_folder(settings).cloned();
     if let Some(model) = &settings.mixture.doremi_model {
         phase.student.model = Some(model.clone());
     }

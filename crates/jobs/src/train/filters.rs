@@ -11,7 +11,7 @@ use ddk_model::ModelConfig;
 use ddk_run::RunFolder;
 use ddk_settings::{ObjectiveName, Settings};
 
-use crate::{config::required, hint::Hint, progress::say, wiring::ModelFolders};
+use crate::{config::run_folder, hint::Hint, progress::say, wiring::ModelFolders};
 
 /// The folder of the first stage within a run's.
 pub(super) const STAGE: &str = "phases/filters";
@@ -21,15 +21,11 @@ const FILTERS_FILE: &str = "filters.safetensors";
 /// What the run does with filters; none where its loss has no layers.
 pub(super) fn of_run(settings: &Settings, folders: &ModelFolders) -> Result<Option<Filters>> {
     let learnt = match settings.objective.name {
-        ObjectiveName::Ted => {
-            let name = required(settings.run.name.clone(), "run.name")?;
-            Some(file(&settings.run.folder.join(name)))
-        }
+        ObjectiveName::Ted => Some(file(&run_folder(settings)?)),
         ObjectiveName::TedFilters => None,
         _ => return Ok(None),
     };
-    let student = ModelConfig::read(&folders.student)?;
-    let teacher = ModelConfig::read(&folders.teacher)?;
+    let (teacher, student) = folders.configs()?;
     let pairs = layer_pairs(&settings.objective, &student, &teacher)?;
     Ok(Some(Filters { pairs, learnt }))
 }
@@ -68,10 +64,8 @@ pub fn layer_pairs(
 
 /// Puts the filters of the first stage's last checkpoint where the second one looks for them.
 pub(super) fn export(folder: &RunFolder, checkpoint: &Path) -> Result<()> {
-    let from = checkpoint.join(WEIGHTS_FILE);
-    let bytes = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
     let file = folder.path().join(FILTERS_FILE);
-    ddk_files::write_atomically(&file, &bytes)?;
+    copy(&checkpoint.join(WEIGHTS_FILE), &file)?;
     say(&format!("filters in {}", file.display()));
     Ok(())
 }
@@ -82,12 +76,13 @@ pub(super) fn fork(source: &Path, folder: &RunFolder) -> Result<()> {
     if !from.exists() {
         return Ok(());
     }
-    let bytes = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-    }
-    ddk_files::write_atomically(&to, &bytes)?;
-    Ok(())
+    ddk_files::create_folder(ddk_files::parent(&to))?;
+    copy(&from, &to)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    Ok(ddk_files::write_atomically(to, &bytes)?)
 }
 
 pub(super) fn file(run: &Path) -> PathBuf {

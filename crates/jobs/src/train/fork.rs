@@ -2,14 +2,14 @@
 
 use std::{fs, io, path::Path};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, Retention, RunFolder, SnapshotFile, records::EventKind};
 use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
 
 use super::{filters, inputs::Inputs, prepared::Prepared};
-use crate::{checkpoints::checkpoint_of, hint::Hint, prepare, progress::say};
+use crate::{checkpoints, config, hint::Hint, prepare, progress::say};
 
 /// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of
 /// the domains that stay.
@@ -27,20 +27,9 @@ pub(super) fn fork(
     let old = Inputs::of_run(source)?;
     prepared.inputs.same_models(&old)?;
     let store = CheckpointStore::look(&source.join("checkpoints"));
-    let (step, path, state) = match from {
-        Some(step) => {
-            let path = checkpoint_of(&store, step)?;
-            let text = fs::read_to_string(path.join("state.json"))?;
-            (step, path, serde_json::from_str::<LoopState>(&text)?)
-        }
-        None => {
-            let newest = store
-                .newest::<LoopState>()?
-                .ok_or_else(|| anyhow!("the run in {} has no checkpoint yet", source.display()))?;
-            (newest.step, newest.path, newest.state)
-        }
-    };
-    let settings = ddk_settings::load(&[source.join("config.toml")], &[], [])?.settings;
+    let (step, path) = checkpoints::find(&store, from)?;
+    let state: LoopState = store.state(step).map_err(Error::msg)?;
+    let settings = config::of_run(source)?;
     let kept = prepared.inputs.kept(&old);
     // Cursors of domains that went are of no use: only those that stay have to be there still.
     let old_rows: Vec<u64> = old

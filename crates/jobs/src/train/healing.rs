@@ -5,11 +5,11 @@
 //! outlast the process (steps to pass over, smaller sizes) is in `healing.json`, written before the run goes
 //! on.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context, Result};
 use ddk_actors::{Exit, PortError, RestartBudget, RunError, RunPlan, WorkerId};
-use ddk_run::{Journal, RunFolder, records::EventKind};
+use ddk_run::{Journal, RunFolder, read::record, records::EventKind};
 use ddk_telemetry::metrics;
 use serde::{Deserialize, Serialize};
 
@@ -41,14 +41,10 @@ pub(super) struct Healing {
 impl Healing {
     pub(super) fn open(folder: &RunFolder, max_rollbacks: u64) -> Result<Self> {
         let file = folder.path().join("healing.json");
-        let learnt = match fs::read(&file) {
-            Ok(text) => {
-                serde_json::from_slice(&text).with_context(|| file.display().to_string())?
-            }
-            Err(_) if !file.exists() => Learnt::default(),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", file.display()));
-            }
+        let learnt = if file.exists() {
+            record(&file)?
+        } else {
+            Learnt::default()
         };
         Ok(Self {
             file,

@@ -5,15 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
-use ddk_corpus::{TokenizerFolder, compatible};
-use ddk_model::{CONFIG_HASH, ModelConfig, Weights};
-use ddk_run::RunFolder;
+use anyhow::{Result, anyhow};
+use ddk_model::{CONFIG_HASH, Weights};
+use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
 use super::threads;
-use crate::{hint::Hint, prepare::Corpus, wiring::ModelFolders};
+use crate::{config, findings::fits, hint::Hint, prepare::Corpus, wiring::ModelFolders};
 
 /// Hashes of all that a run's results depend on beside its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,60 +35,9 @@ pub struct Inputs {
     sequence_length: usize,
 }
 
-/// Teacher, student and corpus must mean the same by every token.
-pub fn check_tokenizers(settings: &Settings, folders: &ModelFolders) -> Result<()> {
-    let end_token = settings.corpus.end_token.as_deref();
-    let advice = "a student can only learn from a teacher with the same tokens; both model folders need their \
-                  tokenizer.json";
-    let open = |folder: &PathBuf| TokenizerFolder::open(folder, end_token).hint(advice);
-    for folder in [&folders.teacher, &folders.student] {
-        ModelConfig::read(folder)?;
-    }
-    let (teacher, student) = (open(&folders.teacher)?, open(&folders.student)?);
-    compatible(&teacher, &student).hint(advice)?;
-    if let Some(folder) = &settings.corpus.tokenizer {
-        let corpus = TokenizerFolder::open(folder, end_token)
-            .hint("corpus.tokenizer may be left out: the student's is used then")?;
-        compatible(&corpus, &student).hint("corpus.tokenizer must be the models' own tokenizer")?;
-    }
-    Ok(())
-}
-
-/// Refuses a model that is too small for the tokenizer's ids and the documents' length.
-pub fn fits(
-    role: &str,
-    folder: &Path,
-    config: &ModelConfig,
-    (vocabulary, sequence_length): (i64, usize),
-) -> Result<()> {
-    if config.vocab_size() < vocabulary {
-        return Err(anyhow!(
-            "the tokenizer has ids up to {}, but the {role} in {} has only {} columns",
-            vocabulary - 1,
-            folder.display(),
-            config.vocab_size()
-        ))
-        .usage();
-    }
-    if config.max_positions() < sequence_length as i64 {
-        return Err(anyhow!(
-            "`corpus.sequence_length` is {sequence_length}, but the {role} in {} was made for at most {} positions",
-            folder.display(),
-            config.max_positions()
-        ))
-        .usage();
-    }
-    Ok(())
-}
-
 impl Inputs {
     /// Hashes the inputs; refuses a teacher that is the student, and a tokenizer that the models are too small for.
-    pub fn of(
-        folders: &ModelFolders,
-        corpus: &Corpus,
-        vocabulary: i64,
-        sequence_length: usize,
-    ) -> Result<Self> {
+    pub fn of(folders: &ModelFolders, corpus: &Corpus, sequence_length: usize) -> Result<Self> {
         let teacher = Weights::open(&folders.teacher)?.hash();
         let student = Weights::open(&folders.student)?.hash();
         if folders.has_teacher && teacher == student {
@@ -101,16 +49,10 @@ impl Inputs {
             .hint("set teacher.model to the larger model's folder")
             .usage();
         }
-        let configs = (
-            ModelConfig::read(&folders.teacher)?,
-            ModelConfig::read(&folders.student)?,
-        );
-        for (role, folder, config) in [
-            ("teacher", &folders.teacher, &configs.0),
-            ("student", &folders.student, &configs.1),
-        ] {
-            fits(role, folder, config, (vocabulary, sequence_length))?;
-        }
+        let configs = folders.configs()?;
+        let size = (corpus.tokenizer.vocabulary(), sequence_length);
+        fits("teacher", &folders.teacher, &configs.0, size)?;
+        fits("student", &folders.student, &configs.1, size)?;
         let domains = corpus.domains.iter();
         Ok(Self {
             teacher,
@@ -121,7 +63,7 @@ impl Inputs {
             corpus: domains
                 .map(|domain| (domain.name().to_owned(), domain.content_hash().to_owned()))
                 .collect(),
-            vocabulary,
+            vocabulary: corpus.tokenizer.vocabulary() as i64,
             sequence_length,
         })
     }
@@ -133,34 +75,43 @@ impl Inputs {
 
     /// What a run was made from.
     pub fn of_run(folder: &Path) -> Result<Self> {
-        let path = folder.join("inputs.json");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| path.display().to_string())
+        Ok(record(&folder.join("inputs.json"))?)
     }
 
-    /// The first hash of models and tokenizer that differs from that of an earlier run, and both.
-    fn changed_model<'a>(&'a self, then: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
-        let hashes = |of: &'a Self| {
-            [
-                ("teacher's weights", &of.teacher),
-                ("teacher's config.json", &of.teacher_config),
-                ("student's weights", &of.student),
-                ("student's config.json", &of.student_config),
-                ("tokenizer", &of.tokenizer),
-            ]
-        };
-        let mut pairs = hashes(then).into_iter().zip(hashes(self));
+    /// Hashes by their names: of models and tokenizer, then of the domains.
+    fn hashes(&self) -> Vec<(String, &str)> {
+        let models = [
+            ("teacher's weights", &self.teacher),
+            ("teacher's config.json", &self.teacher_config),
+            ("student's weights", &self.student),
+            ("student's config.json", &self.student_config),
+            ("tokenizer", &self.tokenizer),
+        ];
+        let models = models.map(|(what, hash)| (what.to_owned(), hash));
+        let domains = self.corpus.iter();
+        let domains = domains.map(|(name, hash)| (format!("corpus of domain `{name}`"), hash));
+        let all = models.into_iter().chain(domains);
+        all.map(|(what, hash)| (what, hash.as_str())).collect()
+    }
+
+    /// The first hash that differs from that of an earlier run, and both. Settings name the domains, so both
+    /// lists have the same.
+    fn changed<'a>(&'a self, then: &'a Self) -> Option<(String, &'a str, &'a str)> {
+        let mut pairs = then.hashes().into_iter().zip(self.hashes());
         pairs.find_map(|((what, then), (_, now))| {
             // Earlier versions hashed configurations in a way that cannot be repeated.
             let unknown = what.ends_with("config.json") && !then.starts_with(CONFIG_HASH);
-            (then != now && !unknown).then_some((what, &then[..], &now[..]))
+            (then != now && !unknown).then_some((what, then, now))
         })
     }
 
     /// Refuses another teacher, student or tokenizer than the other run's; the data may differ.
     pub fn same_models(&self, other: &Self) -> Result<()> {
-        match self.changed_model(other) {
+        let models = Self {
+            corpus: Vec::new(),
+            ..other.clone()
+        };
+        match self.changed(&models) {
             Some((what, ..)) => Err(anyhow!(
                 "a fork keeps weights and moments, so the {what} must be the same as in the run it is forked from"
             ))
@@ -190,33 +141,24 @@ impl Inputs {
     pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         if RunFolder::holds_a_run(folder.path()) {
             self.check(folder, settings)?;
-            // What may change is written down as it is now.
-            ddk_files::write_atomically(&folder.config(), settings.to_toml()?.as_bytes())?;
-            return Ok(());
+        } else {
+            let text = serde_json::to_vec_pretty(self)?;
+            ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
         }
-        let text = serde_json::to_vec_pretty(self)?;
-        ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
-        // The configuration last: a folder that has it is a run's.
-        ddk_files::write_atomically(&folder.config(), settings.to_toml()?.as_bytes())?;
-        Ok(())
+        // The configuration last: a folder that has it is a run's. What may change is written down as it is now.
+        let text = settings.to_toml()?;
+        Ok(ddk_files::write_atomically(
+            &folder.config(),
+            text.as_bytes(),
+        )?)
     }
 
     /// Refuses to go on with other settings or inputs than the run was started with.
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         same_settings(folder.path(), settings)?;
-        let advice = advice(&folder.config());
+        let advice = advice(folder.path());
         let then = Self::of_run(folder.path())?;
-        let model = self.changed_model(&then);
-        // Settings name the domains, so both lists have the same.
-        let mut domains = then.corpus.iter().zip(&self.corpus);
-        let changed = match model {
-            Some((what, then, now)) => Some((what.to_owned(), then, now)),
-            None => domains.find_map(|((name, then), (_, now))| {
-                let what = format!("corpus of domain `{name}`");
-                (then != now).then_some((what, &then[..], &now[..]))
-            }),
-        };
-        match changed {
+        match self.changed(&then) {
             Some((what, then, now)) => Err(anyhow!(
                 "{} holds another run: the {what} changed since it was started (hash {} then, {} now)",
                 folder.path().display(),
@@ -277,8 +219,7 @@ fn shortened(hash: &str) -> &str {
 
 /// Refuses to go on in a run's folder with settings that lead to other results.
 pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
-    let config = folder.join("config.toml");
-    let then = ddk_settings::load(std::slice::from_ref(&config), &[], [])?.settings;
+    let then = config::of_run(folder)?;
     let mut now = settings.clone();
     threads::adopt(&mut now, &then);
     match difference(&then, &now)? {
@@ -289,17 +230,17 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
                 folder.display(),
                 change.path
             ))
-            .hint(advice(&config))
+            .hint(advice(folder))
             .usage()
         }
         None => Ok(()),
     }
 }
 
-fn advice(config: &Path) -> String {
+fn advice(folder: &Path) -> String {
     format!(
-        "to go on, use the settings in {}; to start another run, choose another run.name",
-        config.display()
+        "to go on, use the settings in {}/config.toml; to start another run, choose another run.name",
+        folder.display()
     )
 }
 
@@ -311,9 +252,9 @@ fn difference(then: &Settings, now: &Settings) -> Result<Option<Change>> {
 
 /// Whether these settings make the run in a folder longer than it was to be.
 pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
-    let config = folder.join("config.toml");
-    let then = ddk_settings::load(&[config], &[], [])?.settings;
-    Ok(diff(&then, settings)?.iter().any(Change::grows))
+    Ok(diff(&config::of_run(folder)?, settings)?
+        .iter()
+        .any(Change::grows))
 }
 
 #[cfg(test)]

@@ -17,6 +17,9 @@ pub(super) fn has_checkpoints(folder: &RunFolder) -> Result<bool> {
 
 /// Where there is no checkpoint: refuses to begin at step 0 if one was ever saved.
 pub(super) fn refuse_if_saved(folder: &RunFolder) -> Result<()> {
+    if has_checkpoints(folder)? {
+        return Ok(());
+    }
     let Some(step) = ddk_run::recorded_save(folder.path()).hint(ADVICE)? else {
         return Ok(());
     };

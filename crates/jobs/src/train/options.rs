@@ -1,13 +1,13 @@
 //! From settings to what the student is made with.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ddk_engine::{AdamWOptions, Filters, Schedule, StudentOptions};
 use ddk_objective::default_chunk;
 use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
 use super::schedule::Length;
-use crate::objective;
+use crate::{hint::Hint, objective};
 
 /// How the student learns; `vocabulary`: the tokenizer's ids.
 pub fn of_student(
@@ -16,12 +16,10 @@ pub fn of_student(
     filters: Option<Filters>,
 ) -> Result<StudentOptions> {
     let student = &settings.student;
-    let device = parse_device(&student.device)?;
-    let chunk = settings.objective.chunk;
     Ok(StudentOptions {
         objective: objective::of_settings(&settings.objective),
         vocabulary,
-        chunk: chunk.unwrap_or_else(|| default_chunk(vocabulary, device)),
+        chunk: chunk(settings, vocabulary)?,
         recompute: student.recompute,
         adamw: AdamWOptions {
             beta1: student.beta1,
@@ -30,18 +28,34 @@ pub fn of_student(
             weight_decay: student.weight_decay,
         },
         clip_norm: student.clip_norm,
-        schedule: Schedule {
-            peak: student.lr,
-            end: student.lr_end,
-            warmup_steps: student.warmup_steps,
-            total_steps: Length::of(settings).steps,
-        },
+        schedule: schedule(settings),
         filters,
     })
 }
 
+/// The learning rate of a new run.
+pub fn schedule(settings: &Settings) -> Schedule {
+    let student = &settings.student;
+    Schedule {
+        peak: student.lr,
+        end: student.lr_end,
+        warmup_steps: student.warmup_steps,
+        total_steps: Length::of(settings).steps,
+    }
+}
+
+/// Positions whose logits are formed at a time.
+pub fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
+    let device = parse_device(&settings.student.device)?;
+    let chunk = settings.objective.chunk;
+    Ok(chunk.unwrap_or_else(|| default_chunk(vocabulary, device)))
+}
+
 /// The steps that a run has at the most, by the nearest of its limits, where all its rows are full.
-pub fn most_steps(settings: &Settings) -> Option<u64> {
+///
+/// # Errors
+/// It has no limit.
+pub fn most_steps(settings: &Settings) -> Result<u64> {
     let run = &settings.run;
     let step_tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
     let limits = [
@@ -50,5 +64,8 @@ pub fn most_steps(settings: &Settings) -> Option<u64> {
             .map(|intervals| intervals * settings.mixture.interval),
         run.max_tokens.map(|tokens| tokens.div_ceil(step_tokens)),
     ];
-    limits.into_iter().flatten().min()
+    let nearest = limits.into_iter().flatten().min();
+    nearest
+        .context("the run has no end: none of run.max_steps, run.max_intervals and run.max_tokens is set")
+        .usage()
 }

@@ -47,11 +47,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
     };
     let objective = objective::of_settings(&settings.objective);
     RunPlan {
-        domains: corpus
-            .domains
-            .iter()
-            .map(|domain| domain.name().to_owned())
-            .collect(),
+        domains: corpus.names().map(str::to_owned).collect(),
         domain_rows: corpus.domains.iter().map(|domain| domain.rows()).collect(),
         natural: prepare::natural_shares(corpus),
         seed: run.seed,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use ddk_actors::RunPlan;
 use ddk_engine::{Evaluation, StudentOptions};
 use ddk_mixture::Policy;
@@ -10,14 +10,15 @@ use ddk_settings::Settings;
 
 use super::{
     filters,
-    inputs::{self, Inputs},
-    options, plan, policy,
+    inputs::Inputs,
+    options::{self, most_steps},
+    plan, policy,
     schedule::Length,
 };
 use crate::{
     config::required,
     faults::Faults,
-    hint::Hint,
+    findings::{Findings, tokenizers},
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     signals::Signals,
@@ -70,52 +71,27 @@ pub(super) fn prepare_run<'a>(
     outdated: Outdated<'_>,
     length: Length,
     signals: &Signals,
-    faults: &Arc<Faults>,
 ) -> Result<Prepared<'a>> {
-    let student = required(settings.student.model.clone(), "student.model")?;
     let folders = if destination.is_some() {
-        ModelFolders::without_teacher(student)
+        ModelFolders::without_teacher(required(settings.student.model.clone(), "student.model")?)
     } else {
-        ModelFolders::new(
-            required(settings.teacher.model.clone(), "teacher.model")?,
-            student,
-        )
+        ModelFolders::of(settings)?
     };
-    let limits = (
-        settings.run.max_steps,
-        settings.run.max_intervals,
-        settings.run.max_tokens,
-    );
-    if limits == (None, None, None) {
-        return Err(anyhow!(
-            "the run has no end: none of run.max_steps, run.max_intervals and run.max_tokens is set"
-        ))
-        .usage();
-    }
-    signals.begin(Phase::Prepare, faults)?;
+    most_steps(settings)?;
+    signals.begin(Phase::Prepare)?;
     // The models first: what is wrong with them is said before minutes of tokenizing.
     if folders.has_teacher {
-        inputs::check_tokenizers(settings, &folders)?;
+        folders.configs()?;
+        Findings::first(|found| tokenizers(settings, &folders, found))?;
     }
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
-    let vocabulary = corpus.tokenizer.vocabulary() as i64;
-    signals.begin(Phase::Hash, faults)?;
-    let inputs = Inputs::of(
-        &folders,
-        &corpus,
-        vocabulary,
-        settings.corpus.sequence_length,
-    )?;
+    signals.begin(Phase::Hash)?;
+    let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
     plan::room_for_a_step(settings, &corpus)?;
-    let mut options = options::of_student(settings, vocabulary, filters)?;
+    let evaluation = prepare::evaluation(settings, &corpus)?;
+    let mut options = options::of_student(settings, evaluation.vocabulary, filters)?;
     options.schedule.total_steps = length.steps;
-    let evaluation = Evaluation {
-        validation: Arc::new(prepare::validation(&corpus)?),
-        batch_rows: settings.evaluation.batch_rows,
-        vocabulary,
-        chunk: options.chunk,
-    };
     let flops = wiring::flop_counter(&folders, &options)?;
     let plan = RunPlan {
         evaluation_flops: flops.student_evaluation(&evaluation.validation),
@@ -132,7 +108,7 @@ pub(super) fn prepare_run<'a>(
         options,
         plan,
         doremi: None,
-        faults: Arc::clone(faults),
+        faults: signals.faults(),
         destination,
     })
 }

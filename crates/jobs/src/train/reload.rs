@@ -20,22 +20,29 @@ pub(super) fn on_hangup(
     live: Arc<Live>,
     printer: Arc<Printer>,
 ) -> Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
     let mut current = settings;
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            let read = config::load(&source).and_then(|loaded| {
-                let mut new = loaded.settings;
-                threads::adopt(&mut new, &current);
-                take(&mut current, &new, &live, &printer)
-            });
-            if let Err(error) = read {
-                tracing::warn!(%error, "the settings were not read again");
-                say(&format!("SIGHUP: nothing changed: {error}"));
-            }
+    at_hangup(move || {
+        let read = config::load(&source).and_then(|loaded| {
+            let mut new = loaded.settings;
+            threads::adopt(&mut new, &current);
+            take(&mut current, &new, &live, &printer)
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "the settings were not read again");
+            say(&format!("SIGHUP: nothing changed: {error}"));
         }
-    });
+    })?;
     Ok(())
+}
+
+/// Answers SIGHUP so whenever it comes.
+fn at_hangup(mut answer: impl FnMut() + Send + 'static) -> Result<tokio::task::JoinHandle<()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            answer();
+        }
+    }))
 }
 
 /// While it is held, SIGHUP is answered, but nothing is read: the settings of a run within a run are derived ones.
@@ -49,14 +56,8 @@ impl Drop for NotYet {
 
 /// Answers SIGHUP with a word.
 pub(super) fn not_yet() -> Result<NotYet> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(NotYet(tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            say(
-                "SIGHUP: nothing changed: `ddk train` reads settings again once its own steps begin",
-            );
-        }
-    })))
+    let text = "SIGHUP: nothing changed: `ddk train` reads settings again once its own steps begin";
+    Ok(NotYet(at_hangup(move || say(text))?))
 }
 
 fn take(current: &mut Settings, new: &Settings, live: &Live, printer: &Printer) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The end of a run: the exported student, the summary, the report, the table.
 
-use std::{collections::BTreeMap, fs, io::Write, process::ExitCode, time::Instant};
+use std::{collections::BTreeMap, fs, io::Write, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, LoopState, Outcome};
@@ -17,12 +17,14 @@ use super::{
     prepared::{Destination, Prepared},
 };
 use crate::{
+    bench::{Models, serial},
     checkpoints::{self, checkpoint_of},
     export,
     hint::Hint,
+    output::print_json,
     phase::Phase,
     progress::say,
-    report, serial,
+    report,
     signals::Signals,
 };
 
@@ -39,38 +41,39 @@ pub(super) fn finish(
     began: Instant,
     serial_steps: u64,
 ) -> Result<()> {
-    signals.begin(Phase::Export, &prepared.faults)?;
-    let exported = export(prepared, folder, outcome)?;
+    signals.begin(Phase::Export)?;
+    let (exported, exported_step) = export(prepared, folder, outcome)?;
     if serial_steps > 0 {
-        signals.begin(Phase::Serial, &prepared.faults)?;
+        signals.begin(Phase::Serial)?;
     }
     let serial = (serial_steps > 0).then(|| {
-        serial::measure(
-            prepared.settings,
-            &prepared.folders,
-            &prepared.options,
-            &prepared.corpus,
-            serial_steps,
-        )
+        let models = Models {
+            settings: prepared.settings,
+            folders: prepared.folders.clone(),
+            options: prepared.options.clone(),
+        };
+        let (domains, shares) = (&prepared.corpus.domains, &prepared.plan.natural);
+        serial(&models, domains, shares, serial_steps)
     });
-    let mut summary = summarise(prepared, outcome)?;
-    summary.exported = exported.text;
-    summary.exported_step = exported.step;
-    summary.serial = serial.transpose()?;
-    summary.seconds = seconds_before + began.elapsed().as_secs_f64();
+    let serial = serial.transpose()?;
+    let summary = Summary {
+        exported,
+        exported_step,
+        serial,
+        seconds: seconds_before + began.elapsed().as_secs_f64(),
+        ..summarise(prepared, outcome)?
+    };
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_files::write_atomically(&folder.summary(), &text)?;
     signals.run_is_done();
-    signals.begin(Phase::Report, &prepared.faults)?;
+    signals.begin(Phase::Report)?;
     write_report(folder)
 }
 
 /// Makes a run that is done one that goes on: its summary is put aside once it is known that there is a
 /// checkpoint to go on from. The exported student stays until the next one takes its place.
 pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
-    if !lost::has_checkpoints(folder)? {
-        lost::refuse_if_saved(folder)?;
-    }
+    lost::refuse_if_saved(folder)?;
     let store = CheckpointStore::look(&folder.checkpoints());
     store.newest::<LoopState>().hint(lost::ADVICE)?;
     let steps = ddk_run::read::summary(folder.path())?.steps;
@@ -97,30 +100,24 @@ pub(super) fn lacks_report(folder: &RunFolder) -> bool {
 }
 
 /// Prints the table, or the summary as JSON.
-pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
+pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<()> {
     if json {
-        writeln!(out, "{}", serde_json::to_string_pretty(summary)?)?;
-    } else {
-        write!(out, "{}", ddk_report::table(summary))?;
+        return print_json(summary, out);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(write!(out, "{}", ddk_report::table(summary))?)
 }
 
-/// What was exported, as the summary holds it.
-struct Exported {
-    text: String,
-    step: Option<u64>,
-}
-
-/// The last student, or the best, as a Hugging Face folder; of TED's first stage the filters.
-fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Result<Exported> {
+/// Exports the last student, or the best, as a Hugging Face folder; of TED's first stage the filters. What was
+/// exported, and the step of a student.
+fn export(
+    prepared: &Prepared<'_>,
+    folder: &RunFolder,
+    outcome: &Outcome,
+) -> Result<(String, Option<u64>)> {
     let store = CheckpointStore::look(&folder.checkpoints());
     if prepared.settings.objective.name == ObjectiveName::TedFilters {
         filters::export(folder, &checkpoint_of(&store, outcome.step)?)?;
-        return Ok(Exported {
-            text: "no student: the filters alone".to_owned(),
-            step: None,
-        });
+        return Ok(("no student: the filters alone".to_owned(), None));
     }
     let best = match prepared.settings.run.export {
         ExportedStudent::Last => None,
@@ -157,10 +154,7 @@ fn export(prepared: &Prepared<'_>, folder: &RunFolder, outcome: &Outcome) -> Res
     };
     let out = out.hint("move what is in the way; the same command ends the run")?;
     say(&format!("student exported to {}", out.display()));
-    Ok(Exported {
-        text: format!("{which}, in {}", out.display()),
-        step: Some(step),
-    })
+    Ok((format!("{which}, in {}", out.display()), Some(step)))
 }
 
 fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
@@ -175,16 +169,10 @@ fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
     let tokens = totals.all_tokens();
     let mut domains = BTreeMap::new();
     for (index, name) in prepared.plan.domains.iter().enumerate() {
-        let (before, teacher) = (
-            outcome.at_start.student[index],
-            // No number without a teacher.
-            outcome
-                .at_start
-                .teacher
-                .get(index)
-                .copied()
-                .unwrap_or(f64::NAN),
-        );
+        let before = outcome.at_start.student[index];
+        // No number without a teacher.
+        let teacher = outcome.at_start.teacher.get(index);
+        let teacher = teacher.copied().unwrap_or(f64::NAN);
         let domain = DomainSummary {
             student_perplexity_before: before,
             student_perplexity_after: after[index],

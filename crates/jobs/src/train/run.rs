@@ -3,13 +3,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::End;
-use ddk_run::{CheckpointStore, RunFolder, records::EventKind, view::State};
+use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
 use ddk_settings::{ExportedStudent, Run, Settings};
 
 use super::{
@@ -17,16 +16,15 @@ use super::{
     prepared::{Destination, Prepared, prepare_run},
     result,
     schedule::Length,
-    session::{Session, start_log},
+    session::{self, Session},
     workers::work,
 };
 use crate::{
-    args::ConfigArgs,
-    config::required,
-    faults::Faults,
+    args,
+    config::run_folder,
     hint::Hint,
     phase::Phase,
-    prepare::Outdated,
+    prepare::{Outdated, quarantine},
     progress::say,
     signals::{Signal, Signals},
 };
@@ -34,37 +32,21 @@ use crate::{
 /// What the command line adds to the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
-    /// Refuse a run folder that exists.
-    pub new: bool,
-    /// Set aside what the run has made, and start over.
-    pub restart: bool,
-    /// Where settings are read again from at SIGHUP.
-    pub reload: Option<ConfigArgs>,
+    /// As they were given.
+    pub args: args::Train,
+    /// Whether SIGHUP has the settings read again.
+    pub reloads: bool,
     /// The folder of the run to fork, where the run is new.
     pub fork_of: Option<PathBuf>,
-    /// Go on from this checkpoint instead of the newest.
-    pub from: Option<u64>,
-    /// Print the summary as JSON.
-    pub json: bool,
-    /// Steps to measure one part after the other once the run is done.
-    pub serial_steps: u64,
-}
-
-/// How a run ended, apart from errors.
-pub(crate) enum Ran {
-    /// It is done and summed up.
-    Finished,
-    /// By a signal; the program's exit code.
-    Stopped(ExitCode),
 }
 
 /// A run that another one begins with, in a folder within its own. It resumes where it was, and a finished one is
 /// left alone.
-pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
-    let path = path(settings)?;
+pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
+    let path = run_folder(settings)?;
     if path.join("summary.json").exists() {
         say(&format!("the run in {} is done already", path.display()));
-        return Ok(Ran::Finished);
+        return Ok(());
     }
     // The run that it is for reads the same corpus.
     let outdated = match settings.run.folder.parent() {
@@ -74,12 +56,9 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<Ran> {
     session.begin_phase();
     let signals = session.signals.clone();
     let (prepared, folder) = begin(settings, None, outdated, &signals)?;
-    let ran = run_to_end(&prepared, &folder, session, &Flags::default())?;
-    if matches!(ran, Ran::Finished) {
-        // What follows is not this run's.
-        signals.begin(Phase::Between, &prepared.faults)?;
-    }
-    Ok(ran)
+    run_to_end(&prepared, &folder, session, &Flags::default())?;
+    // What follows is not this run's.
+    signals.begin(Phase::Between)
 }
 
 /// A run of its own without a teacher, whose result goes to `destination`. `reloads`: whether SIGHUP is answered.
@@ -88,39 +67,19 @@ pub(crate) fn stand_alone(
     destination: Destination,
     reloads: bool,
     signals: &Signals,
-) -> Result<Ran> {
-    let path = path(settings)?;
+) -> Result<()> {
+    let path = run_folder(settings)?;
     let outdated = if RunFolder::holds_a_run(&path) {
         Outdated::NeededBy(&path)
     } else {
         Outdated::AsSet
     };
     let (prepared, folder) = begin(settings, Some(destination), outdated, signals)?;
-    start_log(&folder)?;
-    let mut session = Session::start(settings, &folder, signals)?;
-    let answers = reloads.then(|| session.answer_hangup()).transpose();
-    let ran = answers
-        .and_then(|_answers| run_to_end(&prepared, &folder, &mut session, &Flags::default()));
-    session.end(stage(&ran));
-    if matches!(ran, Ok(Ran::Finished)) {
-        signals.begin(Phase::Leave, &prepared.faults)?;
-    }
-    ran
-}
-
-/// How those who watch hear that a run ended.
-pub(super) fn stage(ran: &Result<Ran>) -> State {
-    match ran {
-        Ok(Ran::Finished) => State::Finished,
-        Ok(Ran::Stopped(_)) => State::Stopped,
-        Err(_) => State::Failed,
-    }
-}
-
-/// The run folder that the settings name.
-fn path(settings: &Settings) -> Result<PathBuf> {
-    let name = required(settings.run.name.clone(), "run.name")?;
-    Ok(settings.run.folder.join(name))
+    session::in_one(settings, &folder, signals, |session| {
+        let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
+        run_to_end(&prepared, &folder, session, &Flags::default())
+    })?;
+    signals.begin(Phase::Leave)
 }
 
 /// Prepares a run and opens its folder.
@@ -130,16 +89,27 @@ fn begin<'a>(
     outdated: Outdated<'_>,
     signals: &Signals,
 ) -> Result<(Prepared<'a>, RunFolder)> {
-    let path = path(settings)?;
-    let faults = Faults::parse(&settings.faults.plan)?;
+    let path = run_folder(settings)?;
     let length = Length::of_run(&path, settings)?;
-    let prepared = prepare_run(settings, destination, outdated, length, signals, &faults)?;
+    let prepared = prepare_run(settings, destination, outdated, length, signals)?;
     let folder = open_folder(&path, false)?;
     signals.in_run(folder.path());
-    prepared.length.record(&folder)?;
-    prepared.inputs.bind(&folder, settings)?;
-    copy_quarantine(&prepared, &folder)?;
+    bind(&prepared, &folder)?;
     Ok((prepared, folder))
+}
+
+/// Writes into a run's folder what the run is made from, or compares it with what is there.
+pub(super) fn bind(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
+    prepared.length.record(folder)?;
+    prepared.inputs.bind(folder, prepared.settings)?;
+    // The list of unusable records belongs to the run's inputs.
+    let mut all = Vec::new();
+    for report in &prepared.corpus.reports {
+        let path = quarantine(&prepared.settings.corpus.folder, &report.domain);
+        all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+    }
+    ddk_files::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
+    Ok(())
 }
 
 /// The settings of a run that another one begins with, or that stands alone: a set number of steps, no evaluation
@@ -174,9 +144,10 @@ pub(super) fn run_to_end(
     folder: &RunFolder,
     session: &mut Session,
     flags: &Flags,
-) -> Result<Ran> {
+) -> Result<()> {
     let began = Instant::now();
-    let ended = work(session, prepared, folder, flags.reload.as_ref())?;
+    let reload = flags.reloads.then_some(&flags.args.config);
+    let ended = work(session, prepared, folder, reload)?;
     let step = match &ended.outcome {
         Some(outcome) if outcome.end != End::Stopped => None,
         Some(outcome) => Some(outcome.step),
@@ -184,8 +155,12 @@ pub(super) fn run_to_end(
     };
     if let Some(step) = step {
         let signal = ended.signal.unwrap_or(Signal::Terminate);
-        let code = stopped(signal, step, folder.path(), flags.from.is_some());
-        return Ok(Ran::Stopped(code));
+        return Err(stopped(
+            signal,
+            step,
+            folder.path(),
+            flags.args.from.is_some(),
+        ));
     }
     let Some(outcome) = &ended.outcome else {
         return Err(anyhow!("the run ended without a result"));
@@ -197,7 +172,7 @@ pub(super) fn run_to_end(
         outcome,
         ended.seconds_before,
         began,
-        flags.serial_steps,
+        flags.args.serial,
     );
     if let Err(error) = &finished
         && let Err(unwritten) =
@@ -205,12 +180,11 @@ pub(super) fn run_to_end(
     {
         tracing::error!(%error, %unwritten, "the run failed");
     }
-    finished?;
-    Ok(Ran::Finished)
+    finished
 }
 
 /// Says where a run was stopped. `from`: whether `--from` chose where it went on.
-fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> ExitCode {
+fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error {
     let when = match step {
         0 => "before its first step".to_owned(),
         step => format!("after step {step}"),
@@ -220,7 +194,7 @@ fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> ExitCode {
         "stopped {when}, saved; the same command{without} goes on from there ({})",
         path.display()
     ));
-    ExitCode::from(signal.exit_code())
+    signal.ended()
 }
 
 /// The step of the newest checkpoint; 0 if there is none.
@@ -242,20 +216,4 @@ pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
     } else {
         RunFolder::open(path).hint("choose another run.name, or run.folder")
     }
-}
-
-/// Copies the list of unusable records into the run folder: it belongs to the run's inputs.
-pub(super) fn copy_quarantine(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
-    let mut all = Vec::new();
-    for report in &prepared.corpus.reports {
-        let path = prepared
-            .settings
-            .corpus
-            .folder
-            .join(&report.domain)
-            .join(ddk_corpus::QUARANTINE_FILE);
-        all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
-    }
-    ddk_files::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
-    Ok(())
 }

@@ -1,14 +1,15 @@
 //! How long the schedule of a run is: as long as the run was to be when it was first started, however long it
 //! is made later.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use anyhow::{Context, Result};
-use ddk_run::RunFolder;
+use anyhow::Result;
+use ddk_run::{RunFolder, read::record};
 use ddk_settings::Settings;
 use serde::{Deserialize, Serialize};
 
 use super::options::most_steps;
+use crate::config;
 
 const FILE: &str = "schedule.json";
 
@@ -25,7 +26,10 @@ pub(super) struct Length {
 impl Length {
     /// Of a run that these settings start.
     pub(super) fn of(settings: &Settings) -> Self {
-        let steps = settings.student.schedule_steps.or(most_steps(settings));
+        let steps = settings
+            .student
+            .schedule_steps
+            .or(most_steps(settings).ok());
         let steps = steps.unwrap_or(u64::MAX);
         Self {
             steps,
@@ -42,12 +46,9 @@ impl Length {
         let path = folder.join(FILE);
         if !path.exists() {
             // Earlier versions did not write it down: no limit could change since.
-            let config = folder.join("config.toml");
-            return Ok(Self::of(&ddk_settings::load(&[config], &[], [])?.settings));
+            return Ok(Self::of(&config::of_run(folder)?));
         }
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| path.display().to_string())
+        Ok(record(&path)?)
     }
 
     /// Writes it into the run's folder; before `config.toml` is written, which may hold other limits.
@@ -67,6 +68,8 @@ impl Length {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn settings(sets: &[&str]) -> Settings {

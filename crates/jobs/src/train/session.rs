@@ -2,22 +2,28 @@
 //! watch when it ends.
 
 use std::{
-    fs, io,
+    fs,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_run::RunFolder;
-use ddk_run::view::State;
+use ddk_run::{RunFolder, view::State};
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site};
 use ddk_torch::make_deterministic;
 use tokio::sync::mpsc;
+use tracing_subscriber::fmt::writer::OptionalWriter;
 
 use super::reload;
-use crate::{gpus, hint::Hint, progress::say, signals::Signals, systemd};
+use crate::{
+    gpus,
+    hint::{Hint, has_ended},
+    progress::{lock, say},
+    signals::Signals,
+    systemd,
+};
 
 /// Those who watch a run have this long to hear how it ended.
 const FAREWELL: Duration = Duration::from_millis(1500);
@@ -36,13 +42,31 @@ pub(super) struct Session {
     pub(super) stop: mpsc::Receiver<()>,
 }
 
+/// Does the work of a run in a session of its own, whose log is the run's; who watches it hears how it ended.
+pub(super) fn in_one(
+    settings: &Settings,
+    folder: &RunFolder,
+    signals: &Signals,
+    work: impl FnOnce(&mut Session) -> Result<()>,
+) -> Result<()> {
+    start_log(folder)?;
+    let mut session = Session::start(settings, folder, signals)?;
+    let done = work(&mut session);
+    session.signals.left();
+    session.board.set_state(match &done {
+        Ok(()) => State::Finished,
+        Err(error) if has_ended(error) => State::Stopped,
+        Err(_) => State::Failed,
+    });
+    if let Some(server) = &session.server {
+        server.finish(FAREWELL);
+    }
+    done
+}
+
 impl Session {
     /// Starts the metrics server; from now on who watches the run hears how it ends.
-    pub(super) fn start(
-        settings: &Settings,
-        folder: &RunFolder,
-        signals: &Signals,
-    ) -> Result<Self> {
+    fn start(settings: &Settings, folder: &RunFolder, signals: &Signals) -> Result<Self> {
         if settings.run.deterministic {
             make_deterministic()?;
         }
@@ -54,12 +78,8 @@ impl Session {
         let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
         let board = Board::new(limit);
         let run = settings.run.name.as_deref().unwrap_or_default();
-        let recorder = Recorder::install(
-            Arc::clone(&board),
-            run,
-            folder.path(),
-            gpus::of_run(settings),
-        )?;
+        let gpus = gpus::of_run(settings);
+        let recorder = Recorder::install(Arc::clone(&board), run, folder.path(), gpus)?;
         let file = settings.telemetry.file.clone();
         let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
             .hint("choose another telemetry.file, in a folder that is there")?;
@@ -83,15 +103,6 @@ impl Session {
             told,
             stop,
         })
-    }
-
-    /// Leaves the run; who watches it hears that it ended so.
-    pub(super) fn end(self, how: State) {
-        self.signals.left();
-        self.board.set_state(how);
-        if let Some(server) = &self.server {
-            server.finish(FAREWELL);
-        }
     }
 
     /// Another run of this process begins.
@@ -150,37 +161,21 @@ fn secret(token: Option<&Token>) -> Result<Option<&str>> {
 }
 
 /// The log of the run at work. One process may have several runs, one after the other.
-static LOG: Mutex<Option<fs::File>> = Mutex::new(None);
-
-/// Writes into [`LOG`].
-struct CurrentLog;
-
-impl io::Write for CurrentLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut *LOG.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(file) => file.write(bytes),
-            None => Ok(bytes.len()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+static LOG: Mutex<Option<Arc<fs::File>>> = Mutex::new(None);
 
 /// From now on everything that `tracing` is told goes to this run's own log.
-pub(super) fn start_log(folder: &RunFolder) -> Result<()> {
+fn start_log(folder: &RunFolder) -> Result<()> {
     let path = folder.log();
     let file = fs::File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    *lock(&LOG) = Some(Arc::new(file));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
     // Fails if an earlier run of this process has done so.
     let _ = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_env_filter(filter)
-        .with_writer(|| CurrentLog)
+        .with_writer(|| OptionalWriter::from(lock(&LOG).clone()))
         .try_init();
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! TED's first stage: filters for pairs of layers, in a run of their own in `phases/filters` within the run's folder.
 
-use std::{path::Path, process::ExitCode};
+use std::path::Path;
 
 use anyhow::Result;
 use ddk_run::RunFolder;
@@ -8,21 +8,20 @@ use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 use super::{
     filters::{STAGE, file},
-    run::{Ran, phase, settings_of},
+    run::{phase, settings_of},
     session::Session,
 };
 use crate::progress::say;
 
-/// Runs what is left of the first stage; the program's exit code where a signal stopped it. `reloads`:
-/// whether SIGHUP is meant for this program.
+/// Runs what is left of the first stage. `reloads`: whether SIGHUP is meant for this program.
 pub(super) fn first_stage(
     settings: &Settings,
     folder: &RunFolder,
     reloads: bool,
     session: &mut Session,
-) -> Result<Option<ExitCode>> {
+) -> Result<()> {
     if file(folder.path()).exists() {
-        return Ok(None);
+        return Ok(());
     }
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
     let stage = stage(settings, folder.path());
@@ -31,11 +30,9 @@ pub(super) fn first_stage(
         settings.objective.ted_steps,
         folder.path().join(STAGE).display()
     ));
-    if let Ran::Stopped(code) = phase(&stage, session)? {
-        return Ok(Some(code));
-    }
+    phase(&stage, session)?;
     say("ted, stage 2 of 2: this run, the student and its filters learn together");
-    Ok(None)
+    Ok(())
 }
 
 /// The settings of the first stage: the run's rows by their natural shares, one interval long.

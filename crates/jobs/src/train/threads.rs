@@ -3,10 +3,11 @@
 use std::{path::Path, thread::available_parallelism};
 
 use anyhow::Result;
+use ddk_run::RunFolder;
 use ddk_settings::{Settings, ThreadChoice};
 use ddk_torch::give_freed_memory_back;
 
-use crate::{bench::Bench, faults::Faults, phase::Phase, progress::say, signals::Signals};
+use crate::{bench::Bench, config, gpus::devices, phase::Phase, progress::say, signals::Signals};
 
 /// Seconds of each of the two measurements.
 const SECONDS: f64 = 0.5;
@@ -15,34 +16,23 @@ const SECONDS: f64 = 0.5;
 const SLACK: f64 = 0.15;
 
 /// The settings with what the run in this folder has chosen, or, where there is none yet, with what a measurement says.
-pub(super) fn chosen(
-    settings: &Settings,
-    run: &Path,
-    signals: &Signals,
-    faults: &Faults,
-) -> Result<Settings> {
-    let config = run.join("config.toml");
+pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Result<Settings> {
     let mut chosen = settings.clone();
     if settings.run.threads == ThreadChoice::Given {
         return Ok(chosen);
     }
-    if config.exists() {
-        let then = ddk_settings::load(&[config], &[], [])?.settings;
-        adopt(&mut chosen, &then);
+    if RunFolder::holds_a_run(run) {
+        adopt(&mut chosen, &config::of_run(run)?);
         return Ok(chosen);
     }
-    let mut devices = settings
-        .teacher
-        .every_device()
-        .chain([settings.student.device.as_str()]);
-    if devices.any(|device| device != "cpu") {
+    if devices(settings).any(|device| device != "cpu") {
         say(
             "run.threads = \"auto\": there is nothing to choose beside a GPU; the settings' lanes and threads \
              are taken",
         );
         return Ok(chosen);
     }
-    signals.begin(Phase::Threads, faults)?;
+    signals.begin(Phase::Threads)?;
     let cores = available_parallelism()?.get();
     let mut alone = settings.clone();
     (alone.teacher.threads, alone.student.threads) = (1, 1);

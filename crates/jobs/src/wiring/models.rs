@@ -15,7 +15,7 @@ use ddk_settings::{Dtype, MixturePolicy, Settings};
 use ddk_torch::{DeviceError, Turns, parse_device};
 use tch::{Device, Kind};
 
-use crate::objective;
+use crate::{config::required, objective};
 
 /// A file that every checkpoint holds beside the student's own: what the run is made from, and what wrote it.
 pub type Record = (&'static str, Arc<[u8]>);
@@ -58,6 +58,19 @@ impl ModelFolders {
         }
     }
 
+    /// Those that the settings name.
+    pub fn of(settings: &Settings) -> Result<Self> {
+        let teacher = required(settings.teacher.model.clone(), "teacher.model")?;
+        let student = required(settings.student.model.clone(), "student.model")?;
+        Ok(Self::new(teacher, student))
+    }
+
+    /// The configurations of teacher and student.
+    pub fn configs(&self) -> Result<(ModelConfig, ModelConfig), ModelError> {
+        let teacher = ModelConfig::read(&self.teacher)?;
+        Ok((teacher, ModelConfig::read(&self.student)?))
+    }
+
     /// A student that learns from the text alone.
     pub fn without_teacher(student: PathBuf) -> Self {
         Self {
@@ -72,13 +85,10 @@ pub fn flop_counter(
     folders: &ModelFolders,
     options: &StudentOptions,
 ) -> Result<FlopCounter, ModelError> {
-    Ok(FlopCounter::new(
-        &ModelConfig::read(&folders.teacher)?,
-        &ModelConfig::read(&folders.student)?,
-        options.vocabulary.unsigned_abs(),
-        options.recompute,
-    )
-    .with_filters(options.filters.as_ref()))
+    let (teacher, student) = folders.configs()?;
+    let (vocabulary, recompute) = (options.vocabulary.unsigned_abs(), options.recompute);
+    let flops = FlopCounter::new(&teacher, &student, vocabulary, recompute);
+    Ok(flops.with_filters(options.filters.as_ref()))
 }
 
 /// What learns on the student's lane: TED's filters in their first stage, otherwise the student.

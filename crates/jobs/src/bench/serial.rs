@@ -1,0 +1,64 @@
+//! The same work without overlap: teacher, then student, on all threads; what the overlapped run is compared with.
+
+use std::{sync::Arc, time::Instant};
+
+use anyhow::Result;
+use ddk_corpus::{Cursor, PreparedDomain, RowReader, Sequence};
+use ddk_mixture::{Quota, interval_order};
+use ddk_run::records::Serial;
+use ddk_torch::Lane;
+
+use super::steps::{Batch, Models, WARM_UP, alone, student_step};
+
+/// Times `steps` steps on throwaway copies of both models, with as many threads as both lanes have together, on
+/// rows of the domains in these shares.
+pub(crate) fn serial(
+    models: &Models<'_>,
+    domains: &[Arc<PreparedDomain>],
+    shares: &[f64],
+    steps: u64,
+) -> Result<Serial> {
+    let settings = models.settings;
+    let threads =
+        settings.teacher.threads * settings.teacher.all_lanes() + settings.student.threads;
+    let work = || -> Result<f64> {
+        let lane = Lane::enter(threads);
+        let teacher = models.asked_teacher()?;
+        let mut student = models.student()?;
+        let (seed, rows) = (settings.run.seed, settings.batch.rows);
+        let all_rows = rows * (WARM_UP as u64 + steps);
+        let counts = Quota::new(domains.len()).draw(shares, all_rows);
+        let mut readers: Vec<RowReader> = domains
+            .iter()
+            .zip(0..)
+            .map(|(domain, number)| {
+                RowReader::new(Arc::clone(domain), number, seed, Cursor::default())
+            })
+            .collect();
+        let order = interval_order(&counts, seed, 0);
+        let (mut began, mut tokens) = (Instant::now(), 0.0);
+        for (number, domains) in (1..).zip(order.chunks(rows as usize)) {
+            if number == WARM_UP as u64 + 1 {
+                (began, tokens) = (Instant::now(), 0.0);
+            }
+            let rows = domains
+                .iter()
+                .map(|&domain| readers[usize::from(domain)].read());
+            let rows = rows.map(|row| Ok(row?.sequence)).collect::<Result<_>>()?;
+            let micro_rows = settings.batch.micro_rows as usize;
+            let batch = Batch { rows, micro_rows };
+            let label = |_, micro: &[&Sequence]| {
+                let signal = teacher.as_ref().map(|teacher| teacher.label(micro));
+                Ok(signal.transpose()?)
+            };
+            student_step((&lane, &mut student), number, &batch, label)?;
+            tokens += batch.tokens();
+        }
+        Ok(tokens / began.elapsed().as_secs_f64())
+    };
+    Ok(Serial {
+        threads: threads as u64,
+        steps,
+        tokens_per_second: alone("serial", work)?,
+    })
+}

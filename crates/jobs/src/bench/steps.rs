@@ -1,0 +1,114 @@
+//! Steps of both models, as they are timed.
+
+use std::{borrow::Borrow, time::Instant};
+
+use anyhow::{Result, anyhow};
+use ddk_corpus::Sequence;
+use ddk_engine::{Learner, Student, StudentOptions, Teacher, TeacherOutput};
+use ddk_run::StepPhase;
+use ddk_settings::Settings;
+use ddk_torch::{Lane, Turns, parse_device};
+
+use crate::wiring::{self, ModelFolders};
+
+/// Steps before the clock starts: libtorch chooses algorithms, memory is got from the system.
+pub(super) const WARM_UP: usize = 2;
+
+/// The parts of a student's step.
+pub(super) const PARTS: [&str; 4] = ["forward", "heads and losses", "backward", "optimizer"];
+
+/// Both models of a configuration.
+pub(crate) struct Models<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) folders: ModelFolders,
+    pub(crate) options: StudentOptions,
+}
+
+impl Models<'_> {
+    /// Whether batches need the teacher's output.
+    pub(super) fn asks_teacher(&self) -> bool {
+        wiring::needs_teacher_output(self.settings)
+    }
+
+    /// The teacher of a lane.
+    pub(super) fn teacher(&self, lane: usize) -> Result<Teacher> {
+        let student = parse_device(&self.settings.student.device)?;
+        let placement = wiring::teacher_placement(&self.settings.teacher, lane)?;
+        let model = self.folders.frozen.model(&placement)?;
+        let filters = self.options.filters.as_ref();
+        Ok(wiring::build_teacher(model, student, filters)?)
+    }
+
+    /// The first lane's teacher, where it is asked.
+    pub(super) fn asked_teacher(&self) -> Result<Option<Teacher>> {
+        let teacher = self.asks_teacher().then(|| self.teacher(0));
+        teacher.transpose()
+    }
+
+    pub(super) fn student(&self) -> Result<Student> {
+        wiring::build_student(self.settings, &self.folders, self.options.clone(), None)
+    }
+
+    pub(super) fn teacher_lane(&self, number: usize, turns: &Turns) -> Result<Lane> {
+        let teacher = &self.settings.teacher;
+        let mut devices = wiring::teacher_placement(teacher, number)?.devices;
+        devices.push(parse_device(&self.settings.student.device)?);
+        Ok(Lane::beside_others(teacher.threads, &devices, turns)?)
+    }
+
+    pub(super) fn student_lane(&self, turns: &Turns) -> Result<Lane> {
+        let student = &self.settings.student;
+        let device = parse_device(&student.device)?;
+        Ok(Lane::beside_others(student.threads, &[device], turns)?)
+    }
+}
+
+/// The rows of a step, as micro-batches.
+pub(super) struct Batch {
+    pub(super) rows: Vec<Sequence>,
+    pub(super) micro_rows: usize,
+}
+
+impl Batch {
+    pub(super) fn micro_batches(&self) -> impl Iterator<Item = Vec<&Sequence>> {
+        let chunks = self.rows.chunks(self.micro_rows);
+        chunks.map(|rows| rows.iter().collect())
+    }
+
+    pub(super) fn tokens(&self) -> f64 {
+        self.rows.iter().map(|row| row.tokens.len()).sum::<usize>() as f64
+    }
+}
+
+/// Makes a student's step, `number` from 1, with what `signal` gives for each micro-batch. Seconds of its parts.
+pub(super) fn student_step<Output: Borrow<TeacherOutput>>(
+    (lane, student): (&Lane, &mut Student),
+    number: u64,
+    batch: &Batch,
+    mut signal: impl FnMut(usize, &[&Sequence]) -> Result<Option<Output>>,
+) -> Result<[f64; 4]> {
+    let predictions = batch.rows.iter().map(Sequence::num_targets).sum::<u64>() as f64;
+    let mut seconds = [0.0; 4];
+    for (index, micro) in batch.micro_batches().enumerate() {
+        let signal = signal(index, &micro)?;
+        let signal = signal.as_ref().map(Borrow::borrow);
+        let done = lane.work_in_turn(|| student.accumulate(&micro, signal, predictions))??;
+        let phases = [StepPhase::Forward, StepPhase::Head, StepPhase::Backward];
+        for (seconds, phase) in seconds.iter_mut().zip(phases) {
+            *seconds += done.seconds[&phase];
+        }
+    }
+    let began = Instant::now();
+    lane.work_in_turn(|| student.update(number))??;
+    seconds[3] = began.elapsed().as_secs_f64();
+    Ok(seconds)
+}
+
+/// Does the work on a thread of that name: a lane's.
+pub(super) fn alone<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let done = thread.spawn_scoped(scope, work)?.join();
+        done.map_err(|_| anyhow!("{name}: the measurement panicked"))?
+    })
+}

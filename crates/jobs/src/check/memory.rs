@@ -1,0 +1,149 @@
+//! What each device needs against what it has.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Result, anyhow};
+use ddk_engine::{
+    Part, StepShape, evaluated_copy_memory, gpu_memory, program_memory, queue_memory,
+    snapshot_memory, student_memory, teacher_memory,
+};
+use ddk_objective::default_chunk;
+use ddk_settings::{Dtype, Settings};
+use ddk_torch::padded;
+
+use super::Models;
+use crate::{findings::Findings, gpus::gpu, train::filters::layer_pairs, wiring};
+
+/// Parts of a device's memory by name, those with a role in front.
+type Parts = Vec<(String, Part)>;
+
+/// What each device needs, by its name.
+fn needed<'a>(
+    settings: &'a Settings,
+    models: &Models,
+    found: &mut Findings<'_>,
+) -> Result<BTreeMap<&'a str, Parts>> {
+    let (teacher, student) = (&settings.teacher, &settings.student);
+    let bytes = |dtype| wiring::kind(dtype).elt_size_in_bytes() as u64;
+    let device = match student.device.as_str() {
+        "cpu" => tch::Device::Cpu,
+        _ => tch::Device::Cuda(0),
+    };
+    let vocabulary = models.vocabulary as u64;
+    let chunk = default_chunk(vocabulary as i64, device);
+    let pairs = layer_pairs(&settings.objective, &models.student, &models.teacher);
+    let pairs = found.take(pairs);
+    let shape = StepShape {
+        micro_rows: settings.batch.micro_rows,
+        sequence_length: padded(settings.corpus.sequence_length as i64, device).unsigned_abs(),
+        chunk: settings.objective.chunk.unwrap_or(chunk).unsigned_abs(),
+        vocabulary,
+        recompute: student.recompute,
+        student_bytes: bytes(student.dtype),
+        teacher_bytes: bytes(teacher.dtype),
+        pairs: pairs.map_or(0, |pairs| pairs.len() as u64),
+        on_cpu: student.device == "cpu",
+        kernel: (student.device.as_str(), student.dtype) == ("cpu", Dtype::Fp32),
+        needs_teacher_output: wiring::needs_teacher_output(settings),
+        // The student's side takes the teacher's from a replica that ends on its device.
+        shared_head: (0..teacher.devices.len())
+            .any(|lane| teacher.devices_of_lane(lane).last() == Some(&student.device.as_str())),
+    };
+    let mut devices: BTreeMap<&str, Parts> = BTreeMap::new();
+    let mut add = |device, role: &str, parts: Vec<Part>, share: u64| {
+        let parts = parts.into_iter().map(|mut part| {
+            part.bytes /= share;
+            (format!("{role}: {}", part.name), part)
+        });
+        devices.entry(device).or_default().extend(parts);
+    };
+    let of_student = student_memory(&models.student, &models.teacher, &shape)?;
+    // Replicas on the same devices share their weights.
+    let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
+    // One that does not label is only measured, by the first lane.
+    let lanes = if shape.needs_teacher_output {
+        teacher.all_lanes()
+    } else {
+        1
+    };
+    for lane in 0..lanes {
+        *replicas.entry(teacher.devices_of_lane(lane)).or_default() += 1;
+    }
+    for (spread, lanes) in &replicas {
+        for &device in spread {
+            let of_student = Some(&of_student[..]).filter(|_| device == student.device);
+            let beside = of_student.unwrap_or_default();
+            let of_teacher = teacher_memory(&models.teacher, &shape, *lanes, beside)?;
+            add(device, "teacher", of_teacher, spread.len() as u64);
+        }
+    }
+    add(&student.device, "student", of_student, 1);
+    if settings.mixture.lag == 1 {
+        let copy = evaluated_copy_memory(&models.student, shape.student_bytes)?;
+        add(&student.device, "student", vec![copy], 1);
+    }
+    let depth = settings.queues.depth as u64;
+    let queue = queue_memory(&models.teacher, &shape, depth, teacher.all_lanes() as u64);
+    add(&student.device, "run", vec![queue], 1);
+    let of_run = vec![program_memory(), snapshot_memory(&models.student)?];
+    add("cpu", "run", of_run, 1);
+    for (_, parts) in devices.iter_mut().filter(|(device, _)| **device != "cpu") {
+        let tensors = parts.iter().map(|(_, part)| part.bytes).sum();
+        let of_process = gpu_memory(tensors).into_iter();
+        parts.extend(of_process.map(|part| (format!("run: {}", part.name), part)));
+    }
+    Ok(devices)
+}
+
+/// Whether each device has the memory that the run needs there.
+pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Result<()> {
+    for (device, parts) in needed(settings, models, found)? {
+        let needed: u64 = parts.iter().map(|(_, part)| part.bytes).sum();
+        let free = free_bytes(device);
+        let of = free.map_or_else(|| "unknown".to_owned(), size);
+        let needs = size(needed);
+        found.title(&format!("memory of {device}: needs {needs}, free {of}"));
+        for (name, part) in parts.iter().filter(|(_, part)| part.bytes > 0) {
+            found.line(&format!("{:>10}  {name}", size(part.bytes)));
+        }
+        let settings = parts
+            .iter()
+            .filter_map(|(name, part)| Some((name, part.bytes, part.setting?)));
+        let largest = settings.max_by_key(|(_, bytes, _)| *bytes);
+        if let (Some(free), Some((name, _, setting))) = (free, largest)
+            && needed > free
+        {
+            found.problem(anyhow!(
+                "{device} lacks {}; the largest part is {name}: change {setting}",
+                size(needed - free),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Memory that a device could give; `None` where that cannot be learnt.
+fn free_bytes(device: &str) -> Option<u64> {
+    if device != "cpu" {
+        return gpu(device)?.free_bytes();
+    }
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable"))?;
+    let available = line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10;
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    // A container may be allowed less than the machine has.
+    let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
+    Some(match limit {
+        Some((most, used)) => available.min(most.saturating_sub(used)),
+        None => available,
+    })
+}
+
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        _ if bytes >= 1e9 => format!("{:.2} GB", bytes / 1e9),
+        _ if bytes >= 1e6 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.0} kB", bytes / 1e3),
+    }
+}

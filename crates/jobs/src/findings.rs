@@ -1,0 +1,123 @@
+//! What a configuration is checked for before a run, by `ddk train` up to the first problem and by `ddk check` to the
+//! last.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use anyhow::{Error, Result, anyhow};
+use ddk_corpus::{TokenizerFolder, compatible};
+use ddk_model::ModelConfig;
+use ddk_settings::Settings;
+
+use crate::{
+    hint::{Hint, render_line, usage},
+    wiring::ModelFolders,
+};
+
+/// What is found, printed as it is found.
+pub struct Findings<'a> {
+    out: &'a mut dyn Write,
+    /// Whether `out` could be written so far.
+    written: io::Result<()>,
+    problems: Vec<Error>,
+}
+
+impl<'a> Findings<'a> {
+    pub fn new(out: &'a mut dyn Write) -> Self {
+        Self {
+            out,
+            written: Ok(()),
+            problems: Vec::new(),
+        }
+    }
+
+    /// The first problem that a check finds, as an error.
+    pub fn first<T>(check: impl FnOnce(&mut Findings<'_>) -> T) -> Result<()> {
+        let mut nowhere = io::sink();
+        let mut found = Findings::new(&mut nowhere);
+        check(&mut found);
+        found.problems.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Begins a part.
+    pub fn title(&mut self, text: &str) {
+        if self.written.is_ok() {
+            self.written = writeln!(self.out, "{text}");
+        }
+    }
+
+    /// Says something in a part.
+    pub fn line(&mut self, text: &str) {
+        self.title(&format!("  {}", text.replace('\n', "\n  ")));
+    }
+
+    pub fn problem(&mut self, problem: Error) {
+        self.line(&format!("PROBLEM: {}", render_line(&problem)));
+        self.problems.push(problem);
+    }
+
+    /// The value, or its error as a problem.
+    pub fn take<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.problem(error)).ok()
+    }
+
+    pub fn problems(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// An error where `out` could not be written.
+    pub fn written(self) -> Result<()> {
+        Ok(self.written?)
+    }
+}
+
+/// Teacher, student and corpus must mean the same by every token. The number of its ids, where the tokenizers open.
+pub fn tokenizers(
+    settings: &Settings,
+    folders: &ModelFolders,
+    found: &mut Findings<'_>,
+) -> Option<usize> {
+    const ADVICE: &str = "a student can only learn from a teacher with the same tokens; both model folders need \
+                          their tokenizer.json";
+    let end_token = settings.corpus.end_token.as_deref();
+    let open = |folder: &Path, advice| TokenizerFolder::open(folder, end_token).hint(advice);
+    let teacher = found.take(open(&folders.teacher, ADVICE));
+    let student = found.take(open(&folders.student, ADVICE));
+    let (teacher, student) = (teacher?, student?);
+    found.take(compatible(&teacher, &student).hint(ADVICE));
+    let Some(folder) = &settings.corpus.tokenizer else {
+        return Some(student.vocabulary());
+    };
+    let advice = "corpus.tokenizer may be left out: the student's is used then";
+    let corpus = found.take(open(folder, advice))?;
+    let same = compatible(&corpus, &student);
+    found.take(same.hint("corpus.tokenizer must be the models' own tokenizer"));
+    Some(corpus.vocabulary())
+}
+
+/// Refuses a model that is too small for the tokenizer's ids or the documents' length.
+pub fn fits(
+    role: &str,
+    folder: &Path,
+    config: &ModelConfig,
+    (vocabulary, sequence_length): (usize, usize),
+) -> Result<()> {
+    let model = format!("the {role} in {}", folder.display());
+    let (columns, positions) = (config.vocab_size(), config.max_positions());
+    let few_columns = (columns < vocabulary as i64).then(|| {
+        let last = vocabulary - 1;
+        format!("the tokenizer has ids up to {last}, but {model} has only {columns} columns")
+    });
+    let few_positions = (positions < sequence_length as i64).then(|| {
+        format!(
+            "`corpus.sequence_length` is {sequence_length}, but {model} was made for at most {positions} positions"
+        )
+    });
+    let problems = [few_columns, few_positions].into_iter().flatten();
+    match problems.collect::<Vec<_>>() {
+        problems if problems.is_empty() => Ok(()),
+        problems => Err(usage(anyhow!(problems.join("\n")))),
+    }
+}
