@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use anyhow::Result;
-use ddk_jobs::{checkpoints::measured, hint, output::TextTable};
+use ddk_jobs::{checkpoints::measured, hint};
+use ddk_report::document::Table;
 use ddk_run::{CheckpointStore, Measured};
 
 use crate::cli;
@@ -22,7 +23,7 @@ pub fn run(args: &cli::Checkpoints, out: &mut dyn Write) -> Result<()> {
         entries.any(|entry| entry.step == step && entry.status.is_ok())
     };
     let best = Measured::best(&measured(&args.run, &store)?, verified);
-    let mut table = TextTable::new(["step", "MB", "state"]);
+    let mut table = Table::new(["step", "MB", "state"]);
     for entry in &entries {
         let step = entry.step;
         let mark = match best.filter(|best| best.step == step) {

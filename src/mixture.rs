@@ -3,14 +3,12 @@
 use std::io::Write;
 
 use anyhow::{Result, ensure};
-use ddk_jobs::{
-    hint::Hint,
-    output::{TextTable, print_json},
-};
+use ddk_jobs::{hint::Hint, output::print_json};
 use ddk_mixture::{
     Ddk, DdkNoSmoothing, Feedback, FirstInterval, Perplexities, Policy, Sheared, TrainingSums,
     discrepancy,
 };
+use ddk_report::document::Table;
 
 use crate::cli;
 
@@ -64,7 +62,7 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
         ("previous", 4, &explanation.previous),
         ("weight", 4, &explanation.weights),
     ];
-    let mut table = TextTable::new(["domain"].into_iter().chain(columns.map(|(name, ..)| name)));
+    let mut table = Table::new(["domain"].into_iter().chain(columns.map(|(name, ..)| name)));
     for (index, name) in domains.iter().enumerate() {
         let numbers = columns.map(|(_, decimals, column)| format!("{:.decimals$}", column[index]));
         table.row([name.clone()].into_iter().chain(numbers));

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use ddk_report::document::Table;
 use ddk_run::view::{Domain, RunStatus, Scalar, duration};
 use ddk_telemetry::api::{Event, WorkerStatus};
 use ratatui::{
@@ -10,7 +11,7 @@ use ratatui::{
     style::{Color, Style, Stylize},
     symbols::Marker,
     text::{Line, Span},
-    widgets::{Axis, Block, Cell, Chart, Dataset, Gauge, GraphType, Paragraph, Row, Table},
+    widgets::{self, Axis, Block, Cell, Chart, Dataset, Gauge, GraphType, Paragraph, Row},
 };
 
 use super::Snapshot;
@@ -76,7 +77,7 @@ fn draw_domains(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
         .iter()
         .map(|domain| row(domain_cells(domain)));
     let widths = [16, 10, 10, 8, 8, 8, 8].map(Constraint::Length);
-    let table = Table::new(rows, widths)
+    let table = widgets::Table::new(rows, widths)
         .header(row(DOMAIN_COLUMNS.map(str::to_owned)).dim())
         .block(Block::bordered().title(format!(" mean ratio {} ", number(status.ratio))));
     frame.render_widget(table, area);
@@ -140,7 +141,7 @@ fn draw_workers(frame: &mut Frame<'_>, area: Rect, workers: &[WorkerStatus]) {
         ])
     });
     let widths = [13, 18, 4].map(Constraint::Length);
-    let table = Table::new(rows, widths).block(Block::bordered().title(" workers "));
+    let table = widgets::Table::new(rows, widths).block(Block::bordered().title(" workers "));
     frame.render_widget(table, area);
 }
 
@@ -183,15 +184,11 @@ pub fn text(snapshot: &Snapshot) -> String {
         number(status.ratio_at_start)
     );
     if !status.domains.is_empty() {
-        let table = ddk_report::document::Table {
-            header: DOMAIN_COLUMNS.map(str::to_owned).to_vec(),
-            rows: status
-                .domains
-                .iter()
-                .map(|domain| domain_cells(domain).to_vec())
-                .collect(),
-        };
-        let _ = write!(text, "\n{}", table.text());
+        let rows = status
+            .domains
+            .iter()
+            .map(|domain| domain_cells(domain).to_vec());
+        let _ = write!(text, "\n{}", Table::new(DOMAIN_COLUMNS).with(rows));
     }
     let said = |worker: &WorkerStatus| {
         let state = worker.state.replace('_', " ");

@@ -9,6 +9,7 @@ use ddk_corpus::{Stale, first_document, sample, stale};
 use ddk_engine::Evaluation;
 use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
+use ddk_report::document::Table;
 use ddk_settings::{MixturePolicy, Settings};
 use ddk_torch::{Lane, parse_device};
 
@@ -17,7 +18,6 @@ use crate::{
     config::{self, required},
     findings::{Findings, fits, tokenizers},
     hint::{Ended, exit},
-    output::TextTable,
     prepare::{self, Outdated},
     train::options::{self, most_steps},
     wiring::{self, ModelFolders},
@@ -158,7 +158,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     let cap = alpha + floor;
     let at_floor = format!("passes at the floor ({:.1} %)", 100.0 * floor);
     let at_cap = format!("at the cap ({:.1} %)", 100.0 * cap);
-    let mut table = TextTable::new(["domain", "rows", "tokens", &at_floor, "naturally", &at_cap]);
+    let mut table = Table::new(["domain", "rows", "tokens", &at_floor, "naturally", &at_cap]);
     for (domain, natural) in corpus.domains.iter().zip(prepare::natural_shares(&corpus)) {
         let passes = [floor, natural, cap].map(|share| match rows {
             Some(rows) => format!("{:.2}", share * rows / domain.rows() as f64),

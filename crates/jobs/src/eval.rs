@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
 use ddk_model::{Model, ModelConfig};
+use ddk_report::document::Table;
 use ddk_telemetry::{Clock, Meter};
 use ddk_torch::Lane;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use crate::{
     args, config,
     findings::fits,
     hint::Hint,
-    output::{TextTable, print_json},
+    output::print_json,
     phase::Phase,
     prepare::{self, Outdated},
     progress::{Pace, say},
@@ -125,7 +126,7 @@ fn print(evaluated: &Evaluated, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
         header.splice(1..2, ["first", "second", "ratio"]);
     }
-    let mut table = TextTable::new(header);
+    let mut table = Table::new(header);
     for (name, domain) in &evaluated.domains {
         let mut row = vec![name.clone(), format!("{:.3}", domain.perplexity)];
         if let Some(other) = domain.against {

@@ -1,5 +1,7 @@
 //! A text with tables and figures, written as Markdown or as one self-contained page.
 
+use std::fmt;
+
 use crate::{
     chart::Chart,
     svg::{ChartError, WIDTH, svg},
@@ -14,7 +16,7 @@ pub enum Block {
     Text(String),
     /// Lines, one below the other.
     List(Vec<String>),
-    /// Rows under a header; the first column is left-aligned, the others right-aligned.
+    /// Rows under a header.
     Table(Table),
     /// A figure.
     Figure(Chart),
@@ -22,14 +24,9 @@ pub enum Block {
     Code(String, String),
 }
 
-/// A table.
+/// A table: its header, and rows as long as that or shorter.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Table {
-    /// Names of the columns.
-    pub header: Vec<String>,
-    /// As long as the header.
-    pub rows: Vec<Vec<String>>,
-}
+pub struct Table(Vec<Vec<String>>);
 
 /// As Markdown; figures are files `figures/NAME.svg` beside it.
 pub fn markdown(blocks: &[Block]) -> String {
@@ -97,23 +94,20 @@ const STYLE: &str = include_str!("../../../dashboards/page/page.css");
 const POINTER: &str = include_str!("../../../dashboards/page/pointer.js");
 
 impl Table {
-    /// As text for a terminal.
-    pub fn text(&self) -> String {
-        let lines = || [&self.header].into_iter().chain(&self.rows);
-        let width = |column: usize| {
-            let cells = lines().filter_map(|cells| cells.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
-        let line = |cells: &Vec<String>| {
-            let cells = cells.iter().zip(&widths).enumerate();
-            let cells = cells.map(|(column, (cell, width))| match column {
-                0 => format!("{cell:width$}"),
-                _ => format!("  {cell:>width$}"),
-            });
-            format!("{}\n", cells.collect::<String>().trim_end())
-        };
-        lines().map(line).collect()
+    /// A table with this header, without rows.
+    pub fn new<Cell: Into<String>>(header: impl IntoIterator<Item = Cell>) -> Self {
+        Self(vec![header.into_iter().map(Into::into).collect()])
+    }
+
+    /// Adds a row. Cells at its end may be left out.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.push(cells.into_iter().collect());
+    }
+
+    /// With more rows.
+    pub fn with(mut self, rows: impl IntoIterator<Item = Vec<String>>) -> Self {
+        self.0.extend(rows);
+        self
     }
 
     fn markdown(&self) -> String {
@@ -121,11 +115,10 @@ impl Table {
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
             format!("| {} |\n", cells.join(" | "))
         };
-        let rule: Vec<&str> = (0..self.header.len())
-            .map(|index| if index == 0 { "---" } else { "---:" })
-            .collect();
-        let rows: String = self.rows.iter().map(|row| line(row)).collect();
-        format!("{}|{}|\n{rows}", line(&self.header), rule.join("|"))
+        let (header, rows) = self.split();
+        let rule = format!("|---{}|\n", "|---:".repeat(header.len().saturating_sub(1)));
+        let rows: String = rows.iter().map(|row| line(row)).collect();
+        format!("{}{rule}{rows}", line(header))
     }
 
     fn html(&self) -> String {
@@ -136,12 +129,51 @@ impl Table {
                 .collect();
             format!("<tr>{cells}</tr>\n")
         };
-        let rows: String = self.rows.iter().map(|cells| row(cells, "td")).collect();
+        let (header, rows) = self.split();
+        let rows: String = rows.iter().map(|cells| row(cells, "td")).collect();
         format!(
             "<div class=\"table\"><table>\n<thead>{}</thead>\n<tbody>{rows}</tbody>\n</table></div>\n",
-            row(&self.header, "th")
+            row(header, "th")
         )
     }
+
+    fn split(&self) -> (&[String], &[Vec<String>]) {
+        self.0
+            .split_first()
+            .map_or((&[], &[]), |(header, rows)| (header, rows))
+    }
+}
+
+/// As text for a terminal: columns of numbers go to the right, columns of words to the left.
+impl fmt::Display for Table {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (header, rows) = self.split();
+        let column = |number: usize| {
+            let cells = self.0.iter().filter_map(|row| row.get(number));
+            let width = cells.map(|cell| cell.chars().count()).max();
+            let mut cells = rows.iter().filter_map(|row| row.get(number));
+            (width.unwrap_or(0), cells.all(|cell| is_number(cell)))
+        };
+        let columns: Vec<_> = (0..header.len()).map(column).collect();
+        for row in &self.0 {
+            let cells = row.iter().zip(&columns).map(|(cell, &(width, right))| {
+                if right {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:width$}")
+                }
+            });
+            let line = cells.collect::<Vec<_>>().join("  ");
+            writeln!(formatter, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// A number, perhaps in percent, or a cell where one is unknown.
+fn is_number(cell: &str) -> bool {
+    let number = cell.trim_end_matches([' ', '%', '?']);
+    number.is_empty() || number.parse::<f64>().is_ok()
 }
 
 /// Text as HTML shows it.
@@ -165,4 +197,22 @@ fn inline(text: &str) -> String {
         html = marked;
     }
     html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_go_to_the_right_and_words_to_the_left() {
+        let mut table = Table::new(["domain", "rows", "share", "state"]);
+        table.row(["rain", "7", "80 %", "as it was"].map(str::to_owned));
+        table.row(["fog", "10"].map(str::to_owned));
+        table.row(["a longer one", "1234", "", "new"].map(str::to_owned));
+        let expected = "domain        rows  share  state\n\
+                        rain             7   80 %  as it was\n\
+                        fog             10\n\
+                        a longer one  1234         new\n";
+        assert_eq!(table.to_string(), expected);
+    }
 }

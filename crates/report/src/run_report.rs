@@ -100,13 +100,11 @@ fn time(view: &RunView) -> Vec<Block> {
     let all: f64 = view.phases().values().sum();
     let share = |seconds: f64| format!("{:.1} %", 100.0 * seconds / all.max(1e-9));
     let phases = view.phases().iter();
-    let rows = phases
-        .map(|(phase, sum)| vec![phase.to_string(), duration(*sum), share(*sum)])
-        .collect();
+    let rows = phases.map(|(phase, sum)| vec![phase.to_string(), duration(*sum), share(*sum)]);
     vec![
         Block::Title(2, "Where the time went".to_owned()),
         Block::Text("The student's lane, sums over all steps:".to_owned()),
-        table(&["phase", "time", "share"], rows),
+        Block::Table(Table::new(["phase", "time", "share"]).with(rows)),
     ]
 }
 
@@ -134,7 +132,9 @@ fn incidents(view: &RunView) -> Vec<Block> {
             event.message.clone(),
         ]
     });
-    blocks.push(table(&["time (UTC)", "what", "how"], rows.collect()));
+    blocks.push(Block::Table(
+        Table::new(["time (UTC)", "what", "how"]).with(rows),
+    ));
     let earlier = kinds.values().sum::<u64>() - listed.len() as u64;
     if earlier > 0 {
         blocks.push(Block::Text(format!(
@@ -154,7 +154,7 @@ fn settings(changed: &[Changed]) -> Vec<Block> {
     });
     vec![
         Block::Title(2, "Settings that differ from the defaults".to_owned()),
-        table(&["key", "default", "this run"], rows.collect()),
+        Block::Table(Table::new(["key", "default", "this run"]).with(rows)),
     ]
 }
 
@@ -175,13 +175,6 @@ fn again(folder: &Path) -> Vec<Block> {
         Block::Code("config.toml".to_owned(), read("config.toml")),
         Block::Code("inputs.json".to_owned(), read("inputs.json")),
     ]
-}
-
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> Block {
-    Block::Table(Table {
-        header: header.iter().map(|name| (*name).to_owned()).collect(),
-        rows,
-    })
 }
 
 /// Seconds since 1970 as a date and a time, UTC.

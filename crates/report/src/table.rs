@@ -50,15 +50,12 @@ pub(crate) fn results(summary: &Summary) -> Table {
             format!("{:.1} %", 100.0 * domain.token_share),
         ]
     };
-    let mut rows: Vec<Vec<String>> = summary.domains.iter().map(of_domain).collect();
+    let mut table = Table::new(header).with(summary.domains.iter().map(of_domain));
     let (before, after) = mean_ratios(summary);
     let (before, after) = (number(before, 3), number(after, 3));
     let mean = ["mean", "", "", "", &before, &after, ""];
-    rows.push(mean.map(str::to_owned).to_vec());
-    Table {
-        header: header.map(str::to_owned).to_vec(),
-        rows,
-    }
+    table.row(mean.map(str::to_owned));
+    table
 }
 
 /// Totals and where the time went, a line each.
@@ -122,9 +119,5 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
 
 /// Results, totals and where the time went, as text.
 pub fn table(summary: &Summary) -> String {
-    format!(
-        "{}\n{}\n",
-        results(summary).text(),
-        facts(summary).join("\n")
-    )
+    format!("{}\n{}\n", results(summary), facts(summary).join("\n"))
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::steps::PARTS;
-use crate::output::TextTable;
+use ddk_report::document::Table;
 
 /// A side that is slower than the other by more than this is worth a change.
 const IMBALANCE: f64 = 1.15;
@@ -64,7 +64,7 @@ impl Measured {
             "a step: {} rows of {} tokens, {} ids; the CPU's matrix kernels: {}",
             self.rows, self.sequence_length, self.vocabulary, self.kernels
         )?;
-        let mut table = TextTable::new(["", "seconds", "GFLOP/s", "of rate", "products"]);
+        let mut table = Table::new(["", "seconds", "GFLOP/s", "of rate", "products"]);
         let mut line = |name: String, part: &Part, rate: f64| {
             let speed = part.operations / part.seconds;
             let shares = [speed / rate, part.products / part.seconds];

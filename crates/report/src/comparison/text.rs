@@ -134,14 +134,12 @@ fn perplexity(group: &Group) -> Table {
     };
     let start = of_model("student before", &group.start.perplexity);
     let teacher = of_model("teacher", &group.teacher.perplexity);
-    Table {
-        header: header(group, &["mean"]),
-        rows: [start]
+    Table::new(header(group, &["mean"])).with(
+        [start]
             .into_iter()
             .chain(group.methods.iter().map(of_method))
-            .chain([teacher])
-            .collect(),
-    }
+            .chain([teacher]),
+    )
 }
 
 fn ratios(group: &Group) -> Table {
@@ -154,10 +152,7 @@ fn ratios(group: &Group) -> Table {
         let mean = marked(method, "mean_ratio", &method.mean_ratio);
         row(&method.method, domains.chain([mean, worst]))
     };
-    Table {
-        header: header(group, &["mean", "worst domain"]),
-        rows: group.methods.iter().map(of_method).collect(),
-    }
+    Table::new(header(group, &["mean", "worst domain"])).with(group.methods.iter().map(of_method))
 }
 
 fn differences(group: &Group) -> Table {
@@ -167,10 +162,7 @@ fn differences(group: &Group) -> Table {
         let cells = columns.filter_map(|(column, _)| difference.get(&column).map(paired));
         Some(row(&method.method, cells))
     });
-    Table {
-        header: header(group, &["mean", "mean ratio"]),
-        rows: rows.collect(),
-    }
+    Table::new(header(group, &["mean", "mean ratio"])).with(rows)
 }
 
 fn tokens(group: &Group) -> Table {
@@ -182,10 +174,7 @@ fn tokens(group: &Group) -> Table {
         let all = format!("{:.0}", method.tokens.mean);
         row(&method.method, shares.chain([all]))
     };
-    Table {
-        header: header(group, &["all"]),
-        rows: group.methods.iter().map(of_method).collect(),
-    }
+    Table::new(header(group, &["all"])).with(group.methods.iter().map(of_method))
 }
 
 fn costs(group: &Group, reference: Option<&str>) -> Table {
@@ -216,10 +205,7 @@ fn costs(group: &Group, reference: Option<&str>) -> Table {
             flops.into_iter().chain(more).chain(shares).chain([seconds]),
         )
     };
-    Table {
-        header,
-        rows: group.methods.iter().map(of_method).collect(),
-    }
+    Table::new(header).with(group.methods.iter().map(of_method))
 }
 
 /// A column a task; none where nothing was imported.
@@ -281,10 +267,7 @@ fn scores(group: &Group) -> Option<Table> {
         .into_iter()
         .chain(group.methods.iter().map(of_method))
         .chain([of_model(&fixed[1])]);
-    Some(Table {
-        header: row("method", names),
-        rows: rows.collect(),
-    })
+    Some(Table::new(row("method", names)).with(rows))
 }
 
 /// Five digits that count, as far as they are behind the point.
