@@ -127,7 +127,7 @@ impl Source {
                 Ok(Snapshot {
                     status: Status::of_folder(view),
                     steps: view.steps(),
-                    events: view.events().into_iter().map(RunEvent::from).collect(),
+                    events: RunEvent::all(view),
                 })
             }
             Self::Server(client) => Ok(Snapshot {

@@ -47,16 +47,14 @@ impl Course<'_> {
     /// Intervals that begin with an evaluation of their own, each with the place where it was made: several may hold
     /// the same one.
     pub(crate) fn evaluations(&self) -> Vec<(f64, &MixtureLine)> {
-        let intervals = self.mixture.intervals.iter();
-        let places: BTreeMap<u64, f64> = intervals
-            .map(|interval| (interval.mixture.step, (self.x)(interval)))
-            .collect();
-        let lines = self
-            .mixture
-            .intervals
-            .iter()
-            .map(|interval| &interval.mixture);
-        let placed = lines.filter_map(|line| Some((*places.get(&line.evaluated_at_step)?, line)));
+        let intervals = || self.mixture.intervals.iter();
+        let begins = intervals().map(|interval| (interval.mixture.step, (self.x)(interval)));
+        let begins: BTreeMap<u64, f64> = begins.collect();
+        let placed = intervals().map(|interval| {
+            // The interval that began with the evaluation may be one that is not charted.
+            let at = begins.get(&interval.mixture.evaluated_at_step).copied();
+            (at.unwrap_or_else(|| (self.x)(interval)), &interval.mixture)
+        });
         let mut evaluations: Vec<_> = placed.collect();
         evaluations.dedup_by_key(|(_, line)| line.evaluated_at_step);
         evaluations

@@ -71,12 +71,14 @@ pub struct Event {
     pub is_incident: bool,
 }
 
-impl From<EventLine> for Event {
-    fn from(line: EventLine) -> Self {
-        Self {
+impl Event {
+    /// The last events of a run.
+    pub fn all(view: &RunView) -> Vec<Self> {
+        let event = |line: EventLine| Self {
             is_incident: line.kind.is_incident(),
             line,
-        }
+        };
+        view.events().into_iter().map(event).collect()
     }
 }
 

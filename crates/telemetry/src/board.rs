@@ -23,6 +23,13 @@ const STOPPED: u8 = 0;
 const COMPUTING: u8 = 1;
 const STARVED: u8 = 2;
 const BLOCKED: u8 = 3;
+/// What a worker does, by number: as metrics and as the API name it.
+const NAMES: [[&str; 2]; 4] = [
+    ["stopped", "stopped"],
+    ["computing", "busy"],
+    ["starved", "waiting_for_input"],
+    ["blocked", "waiting_for_output"],
+];
 
 /// What workers publish. Reading it never asks a worker anything.
 ///
@@ -247,19 +254,13 @@ impl Board {
         samples.add(&metrics::WORKER_BUSY, each(|spent| spent.busy));
         samples.add(&metrics::WORKER_STARVED, each(|spent| spent.starved));
         samples.add(&metrics::WORKER_BLOCKED, each(|spent| spent.blocked));
-        let states = [
-            ("computing", COMPUTING),
-            ("starved", STARVED),
-            ("blocked", BLOCKED),
-            ("stopped", STOPPED),
-        ];
-        let of_worker = |worker: &Worker| {
-            let now = worker.inner.state.load(Ordering::Acquire);
-            states.map(|(state, number)| (state, f64::from(u8::from(number == now))))
-        };
         let values = workers.iter().flat_map(|worker| {
-            let name = worker.inner.name.as_str();
-            of_worker(worker).map(|(state, is)| (vec![name, state], is))
+            let now = worker.inner.state.load(Ordering::Acquire);
+            let states = NAMES.iter().zip(0..);
+            states.map(move |([state, _], number)| {
+                let is = f64::from(u8::from(number == now));
+                (vec![worker.inner.name.as_str(), state], is)
+            })
         });
         samples.add(&metrics::WORKER_STATE, values);
         let now = self.clock.now();
@@ -334,12 +335,7 @@ impl Worker {
     fn status(&self) -> WorkerStatus {
         let now = self.inner.clock.now().as_nanos() as u64;
         let since = self.inner.since.load(Ordering::Acquire);
-        let state = match self.inner.state.load(Ordering::Acquire) {
-            COMPUTING => "busy",
-            STARVED => "waiting_for_input",
-            BLOCKED => "waiting_for_output",
-            _ => "stopped",
-        };
+        let [_, state] = NAMES[usize::from(self.inner.state.load(Ordering::Acquire))];
         let totals = self.totals();
         WorkerStatus {
             name: self.inner.name.clone(),

@@ -2,7 +2,6 @@
 //! by training.
 
 use std::{
-    fmt::Write,
     io,
     net::{SocketAddr, TcpListener},
     pin::pin,
@@ -294,13 +293,7 @@ async fn mixture(asked: Asked) -> Response {
 }
 
 async fn events(asked: Asked) -> Response {
-    let events = |view: &RunView| {
-        view.events()
-            .into_iter()
-            .map(Event::from)
-            .collect::<Vec<_>>()
-    };
-    answer(asked, move |source, _| source.look(events)).await
+    answer(asked, |source, _| source.look(Event::all)).await
 }
 
 async fn workers(asked: Asked) -> Response {
@@ -421,17 +414,11 @@ async fn live(State(site): State<Arc<Site>>) -> impl IntoResponse {
     if unhealthy.is_empty() {
         return (StatusCode::OK, "live\n".to_owned());
     }
-    let text = unhealthy
-        .iter()
-        .fold(String::new(), |mut text, (worker, computing)| {
-            let _ = writeln!(
-                text,
-                "{worker} has computed for {:.0} s",
-                computing.as_secs_f64()
-            );
-            text
-        });
-    (StatusCode::SERVICE_UNAVAILABLE, text)
+    let text = unhealthy.iter().map(|(worker, computing)| {
+        let seconds = computing.as_secs_f64();
+        format!("{worker} has computed for {seconds:.0} s\n")
+    });
+    (StatusCode::SERVICE_UNAVAILABLE, text.collect())
 }
 
 async fn ready(State(site): State<Arc<Site>>) -> impl IntoResponse {

@@ -95,13 +95,14 @@ fn snapshot(live: bool) -> Snapshot {
             (EventKind::Saved, 100),
             (EventKind::Restarted, 150),
         ]
-        .map(|(kind, step)| {
-            Event::from(EventLine {
+        .map(|(kind, step)| Event {
+            is_incident: kind.is_incident(),
+            line: EventLine {
                 time: 0.0,
                 step,
                 kind,
                 message: "in words".to_owned(),
-            })
+            },
         })
         .to_vec(),
     }

@@ -10,6 +10,7 @@ use ddk_engine::{
 use ddk_objective::default_chunk;
 use ddk_settings::{Dtype, Settings};
 use ddk_torch::padded;
+use procfs::Current;
 
 use super::Models;
 use crate::{findings::Findings, gpus::gpu, train::filters::layer_pairs, wiring};
@@ -127,9 +128,7 @@ fn free_bytes(device: &str) -> Option<u64> {
     if device != "cpu" {
         return gpu(device)?.free_bytes();
     }
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable"))?;
-    let available = line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10;
+    let available = procfs::Meminfo::current().ok()?.mem_available?;
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     // A container may be allowed less than the machine has.
     let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
