@@ -1,5 +1,5 @@
 //! Channels between workers. Each end knows its worker's line on the board, the meter of its queue and the
-//! stop channel, so that a worker's loop only sends and receives.
+//! stop channel, so a worker's loop only sends and receives.
 
 use std::convert::Infallible;
 
@@ -22,11 +22,11 @@ pub type MeteredSender<Item> = Metered<Sender<Item>>;
 /// The end that items are taken out at.
 pub type MeteredReceiver<Item> = Metered<Receiver<Item>>;
 
-/// What a receiver got.
+/// What came first: an item of the channel, or a word of another one.
 pub enum Received<Item, Word> {
-    /// An item of its own channel.
+    /// An item.
     Item(Item),
-    /// A word that came first.
+    /// A word.
     Word(Word),
 }
 
@@ -79,7 +79,10 @@ impl<Item> MeteredSender<Item> {
         }
     }
 
-    /// As [`Self::send`], unless a word comes first: that is returned with the item.
+    /// Hands an item on, or returns it with a word that comes before there is room.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] if the run ends first.
     pub fn send_or<Word>(
         &self,
         item: Item,
@@ -111,7 +114,10 @@ impl<Item> MeteredReceiver<Item> {
         }
     }
 
-    /// Waits for the next item or a word; a word goes first.
+    /// Waits for the next item or a word. A word goes before an item.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] if the run ends first.
     pub fn recv_or<Word>(&self, words: &Receiver<Word>) -> Result<Received<Item, Word>, Exit> {
         self.line.waiting_for_input();
         let received = select_biased! {

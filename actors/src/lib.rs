@@ -11,8 +11,8 @@
 //! actor ([`worker`]) that tells the [`supervisor`] how it ended. Parts that only decide ([`weight_scheduler`])
 //! are actors without a thread.
 //!
-//! What is computed is behind [`ports`], so that this crate never sees libtorch; `src/wiring.rs` of the
-//! program joins both. Start with [`supervisor::run`], which reads like the picture above.
+//! What is computed is behind [`ports`], so that this crate never sees libtorch; `ddk-jobs` joins both. What is
+//! sent goes over a [`channel`] whose ends show what their workers wait for. Start with [`supervisor::run`].
 
 pub mod batch;
 pub mod batcher;

@@ -259,10 +259,8 @@ impl WeightSchedulerState {
                 }
                 Verdict::Finish(reason) => {
                     self.finished = true;
-                    let sent = self.student.try_send(StudentControl::Finish(
-                        reason,
-                        self.scheduler.last.last_step(),
-                    ));
+                    let after = self.scheduler.last.last_step();
+                    let sent = self.student.try_send(StudentControl::Finish(reason, after));
                     sent.map_err(|_| "the student does not take the run's end")?;
                 }
                 Verdict::Nothing => {}
