@@ -11,7 +11,6 @@ use ddk_objective::default_chunk;
 use ddk_settings::{Dtype, Settings};
 use ddk_torch::padded;
 use procfs::Current;
-use procfs::Current;
 
 use super::Models;
 use crate::{findings::Findings, gpus::gpu, train::filters::layer_pairs, wiring};
