@@ -252,8 +252,9 @@ function takeLanes(news) {
 /** Brings the parts up to date that have changed since they were seen. */
 async function update({ revisions }) {
   const isNew = (part) => run.seen[part] !== revisions[part];
-  const charts = Object.keys(CHARTS).filter(isNew).flatMap((part) => CHARTS[part]);
-  await Promise.all([...new Set(charts)].map((name) => chart(byId(`${name}-chart`), address(`/api/chart/${name}.svg`))));
+  const charts = new Set(Object.keys(CHARTS).filter(isNew).flatMap((part) => CHARTS[part]));
+  const draw = (name) => chart(byId(`${name}-chart`), address(`/api/chart/${name}.svg`));
+  await Promise.all([...charts].map(draw));
   if (isNew('events')) showEvents(await ask(address('/api/events')));
   run.seen = revisions;
 }

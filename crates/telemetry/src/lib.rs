@@ -1,10 +1,10 @@
-//! What can be seen from outside while a run goes on, and after.
+//! What can be seen from outside while a run trains, and after.
 //!
-//! [`metrics`] declares every metric once: name, unit, labels, help. [`Recorder`] gathers them and renders
-//! the page that Prometheus scrapes; a [`Keeper`] looks after it, and writes the page to a file where it is
-//! asked to. [`Board`] is where workers say what they do, so that health and busy times can be read without
-//! asking a busy thread. [`serve`] answers over HTTP, from these and from a [`ddk_run::RunView`]: the pages of
-//! `dashboards/page/`, the API of [`api`], `/metrics`, `/livez` and `/readyz`; `access.rs` has the rules of who may ask.
+//! [`metrics`] declares every metric once: name, unit, labels, help. [`Recorder`] gathers them and renders the page
+//! that Prometheus scrapes; a [`Keeper`] looks after it, and writes the page to a file if asked to. [`Board`] is where
+//! workers say what they do, so that health and busy times can be read without asking a busy thread. [`serve`] answers
+//! over HTTP, from these and from a [`ddk_run::RunView`]: the pages of `dashboards/page/`, the API of [`api`],
+//! `/metrics`, `/livez` and `/readyz`. `access.rs` has the rules of who may ask.
 
 mod access;
 pub mod api;

@@ -95,7 +95,8 @@ impl Server {
     }
 
     /// Tells whoever watches how the run has ended, which the board has to say by now, and ends. Every client that
-    /// asked for the status a moment ago gets one more answer, within `patience`; if nobody watches, this returns at once.
+    /// asked for the status a moment ago gets one more answer, within `patience`. If nobody watches, this returns at
+    /// once.
     pub fn finish(&self, patience: Duration) {
         let (done, finished) = std::sync::mpsc::channel();
         if self.orders.send(Finish { patience, done }).is_ok() {
