@@ -19,7 +19,7 @@ fn a_run_goes_on_from_a_checkpoint_of_choice() {
     );
     let output = world.succeed(&["train", "config.toml", "--from", "6"]);
     assert!(
-        stderr(&output).contains("going on from step 6 "),
+        stderr(&output).contains("resuming from step 6 "),
         "{}",
         stderr(&output)
     );
@@ -132,7 +132,7 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
     let output = killed.env("DDK_ALLOW_FAULTS", "1").output().unwrap();
     assert!(!output.status.success(), "{}", stderr(&output));
     let said = stderr(&world.succeed(&fork));
-    assert!(said.contains("going on from step 9 "), "{said}");
+    assert!(said.contains("resuming from step 9 "), "{said}");
 }
 
 #[test]

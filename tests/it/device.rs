@@ -153,7 +153,7 @@ fn a_run_that_is_killed_or_out_of_memory_goes_on() {
     let (ended, said) = train(&killed, On::One, &["faults.plan=[\"kill student 7\"]"]);
     assert!(!ended, "it was not killed: {said}");
     let said = succeeds(&killed, On::One, &[]);
-    assert!(said.contains("going on from step "), "{said}");
+    assert!(said.contains("resuming from step "), "{said}");
     assert_near(&killed, &on_cpu, NEAR, "killed");
     let short = World::new();
     succeeds(&short, On::One, &["faults.plan=[\"oom student 7\"]"]);

@@ -190,7 +190,7 @@ fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_mu
             let said = stderr(&output);
             match expected {
                 Some(step) => assert!(
-                    said.contains(&format!("going on from step {step} ")),
+                    said.contains(&format!("resuming from step {step} ")),
                     "{what}: {said}"
                 ),
                 None => assert!(!said.contains("going on from"), "{what}: {said}"),

@@ -98,7 +98,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
         // Saves run beside the training, so the newest one may be older than the last multiple of `checkpoint.every`.
         let saved = newest_checkpoint(&world);
         let output = world.succeed(&["train", "config.toml"]);
-        let went_on = saved.map(|saved| format!("going on from step {saved} "));
+        let went_on = saved.map(|saved| format!("resuming from step {saved} "));
         assert!(
             went_on.is_none_or(|words| stderr(&output).contains(&words)),
             "{saved:?} was saved: {}",

@@ -298,9 +298,8 @@ impl Pipeline {
         tracing::warn!(part = name, %cause, "built again after a failure");
         let message = format!("{name} is built again: {cause}");
         let context = &self.context;
-        match context.journal.event_now(EventKind::Restarted, &message) {
-            Ok(event) => context.observer.on_event(&event),
-            Err(error) => tracing::error!(%error, "an event could not be written"),
+        if let Some(event) = context.journal.note(EventKind::Restarted, &message) {
+            context.observer.on_event(&event);
         }
     }
 }

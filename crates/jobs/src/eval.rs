@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
 use ddk_model::{Model, ModelConfig};
 use ddk_report::document::Table;
-use ddk_telemetry::{Clock, Meter};
 use ddk_torch::Lane;
 use serde::Serialize;
 
@@ -22,7 +21,7 @@ use crate::{
     output::print_json,
     phase::Phase,
     prepare::{self, Outdated},
-    progress::{Pace, say},
+    progress::Reporter,
     signals::Signals,
     wiring,
 };
@@ -80,17 +79,13 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     signals.begin(Phase::Evaluate)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let _lane = Lane::enter(cores);
-    let clock = Clock::system();
-    let pace = Pace::new(settings.log.line_seconds, &clock);
+    let reporter = Reporter::new(settings.log.line_seconds);
     let measure = |folder: &Path| -> Result<Vec<f64>> {
         let model = Model::load(folder, &wiring::student_placement(&settings.student)?)?;
         let phase = format!("evaluation of {}", folder.display());
-        let meter = Meter::start(&phase, "documents", &clock);
+        let meter = reporter.meter(&phase, "documents");
         let tell = |done, total| {
-            let progress = meter.at(done, total);
-            if pace.is_due(&progress) {
-                say(&progress.to_string());
-            }
+            reporter.report(&meter.at(done, total));
             false
         };
         let perplexities = evaluation.perplexities(&model, &tell)?;

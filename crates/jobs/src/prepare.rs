@@ -19,7 +19,7 @@ use crate::{
     args, config,
     hint::{Hint, usage, with_hint},
     phase::Phase,
-    progress::{bar, say},
+    progress::{Reporter, say},
     signals::Signals,
     train::{inputs::Inputs, options::chunk},
 };
@@ -240,20 +240,19 @@ fn make(
     tokenizer: &TokenizerFolder,
     force: bool,
 ) -> Result<Vec<DomainReport>> {
-    let bar = bar(
-        0,
-        "{msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
-    );
+    let reporter = Reporter::new(5.0);
+    let mut meter = reporter.meter("preparing", "kB");
     let reports = prepare(options, tokenizer, force, &mut |progress: Progress| {
         if progress.waiting {
-            bar.suspend(|| say_waiting(options));
-            return;
+            return say_waiting(options);
         }
-        bar.set_message(progress.domain);
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.bytes);
+        let phase = format!("preparing {}", progress.domain);
+        if meter.phase() != phase {
+            meter = reporter.meter(&phase, "kB");
+        }
+        reporter.report(&meter.at(progress.bytes >> 10, progress.total_bytes >> 10));
     });
-    bar.finish_and_clear();
+    drop(reporter);
     let reports = reports.map_err(advise)?;
     for report in reports
         .iter()

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_model::{Architecture, Export, Model, ModelConfig, Weights};
+use ddk_model::{Architecture, Export, Model, ModelConfig};
 use ddk_run::RunFolder;
 use ddk_settings::{
     Guard, Method, Mixture, MixturePolicy, Objective, ObjectiveName, Pretrain, Settings, Student,
@@ -23,7 +23,7 @@ use crate::{
     hint::Hint,
     phase::Phase,
     prepare::{self, Corpus, Outdated},
-    progress::say,
+    progress::{hash_weights, say},
     signals::Signals,
     train::{
         prepared::Destination,
@@ -308,7 +308,7 @@ fn holds(folder: &Path, record: &str) -> bool {
 
 /// All that the model depends on.
 fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<String> {
-    let init = model.init.as_deref().map(Weights::open).transpose()?;
+    let init = model.init.as_deref().map(hash_weights).transpose()?;
     let domains = corpus.domains.iter();
     let content: Vec<&str> = domains.map(|domain| domain.content_hash()).collect();
     let mut described = serde_json::to_value(model)?;
@@ -317,7 +317,7 @@ fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<Stri
     }
     let record = serde_json::json!({
         "model": described,
-        "init": init.map(|weights| weights.hash()),
+        "init": init,
         "corpus": content,
         "tokenizer": corpus.tokenizer.hash(),
         "sequence_length": settings.corpus.sequence_length,

@@ -3,13 +3,15 @@
 use std::{
     collections::VecDeque,
     io::{self, IsTerminal, Write},
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use ddk_actors::{Observer, StepReport, Totals};
+use ddk_model::{ModelError, Weights};
 use ddk_run::records::{EventKind, EventLine, MixtureLine};
-use ddk_telemetry::{Clock, Progress};
+use ddk_telemetry::{Clock, Meter, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Says a line on standard error. Where nobody listens any more (a closed terminal or pipe, a full disk), work goes on.
@@ -75,6 +77,58 @@ impl Pace {
         }
         is_due
     }
+}
+
+/// Reports how far a long job is: with a bar on a terminal, otherwise with a line now and then.
+pub struct Reporter {
+    bar: ProgressBar,
+    pace: Pace,
+    clock: Clock,
+}
+
+impl Reporter {
+    /// Lines come every `seconds`, and at least every 5 seconds.
+    pub fn new(seconds: f64) -> Self {
+        let clock = Clock::system();
+        Self {
+            bar: bar(0, "{bar:30} {msg}"),
+            pace: Pace::new(seconds, &clock),
+            clock,
+        }
+    }
+
+    /// A phase that begins now. `unit`: what is counted, in the plural.
+    pub fn meter(&self, phase: &str, unit: &'static str) -> Meter {
+        Meter::start(phase, unit, &self.clock)
+    }
+
+    /// Shows how far a phase is.
+    pub fn report(&self, progress: &Progress) {
+        let text = progress.to_string();
+        if self.bar.is_hidden() && self.pace.is_due(progress) {
+            say(&text);
+        }
+        self.bar.set_length(progress.total);
+        self.bar.set_position(progress.done);
+        self.bar.set_message(text);
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Hashes the weights of a model.
+///
+/// # Errors
+/// The folder holds no weights.
+pub fn hash_weights(folder: &Path) -> Result<String, ModelError> {
+    let reporter = Reporter::new(LONGEST_SILENCE.as_secs_f64());
+    let meter = reporter.meter(&format!("hashing {}", folder.display()), "MB");
+    let tell = |done, total| reporter.report(&meter.at(done >> 20, total >> 20));
+    Ok(Weights::open(folder)?.hash(tell))
 }
 
 /// Locks what is whole between any two statements.
@@ -155,11 +209,15 @@ impl Observer for Printer {
         let limit = report
             .limit
             .map_or(String::new(), |limit| limit.to_string());
-        let weights: Vec<String> = report
-            .weights
-            .iter()
+        let weights = report.weights.iter();
+        let weights: Vec<String> = weights
             .map(|(name, weight)| format!("{name} {weight:.3}"))
             .collect();
+        let layer = line.layer.map(|layer| format!("  layer {layer:.4}"));
+        let skipped = line
+            .skipped
+            .as_ref()
+            .map(|reason| format!("  update skipped: {reason}"));
         let text = format!(
             "step {}/{limit}  loss {:.4}  ce {:.4}  kl {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  \
              student {:.0} %  {}{}",
@@ -167,8 +225,7 @@ impl Observer for Printer {
             line.loss,
             line.ce,
             line.kl,
-            line.layer
-                .map_or(String::new(), |layer| format!("  layer {layer:.4}")),
+            layer.unwrap_or_default(),
             line.learning_rate,
             (now.all_tokens() - before.all_tokens()) as f64 / seconds,
             share(now.teacher_busy_seconds, before.teacher_busy_seconds),
@@ -177,11 +234,7 @@ impl Observer for Printer {
                 before.student_busy_seconds + before.evaluation_seconds
             ),
             weights.join(" "),
-            line.skipped
-                .as_ref()
-                .map_or(String::new(), |reason| format!(
-                    "  update skipped: {reason}"
-                )),
+            skipped.unwrap_or_default(),
         );
         tracing::info!("{text}");
         last.time = Some(Instant::now());
@@ -218,8 +271,6 @@ mod tests {
         Arc,
         atomic::{AtomicU64, Ordering},
     };
-
-    use ddk_telemetry::Meter;
 
     use super::*;
 

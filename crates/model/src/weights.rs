@@ -136,14 +136,24 @@ impl Weights {
         })
     }
 
-    /// A hash of all tensors (names, shapes, dtypes and bytes), the same however they are sharded.
-    pub fn hash(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
+    /// A hash of all tensors (names, shapes, dtypes and bytes), the same however they are sharded. `told` hears after
+    /// each tensor how many bytes are hashed, and of how many.
+    pub fn hash(&self, mut told: impl FnMut(u64, u64)) -> String {
+        let bytes = |(name, file): (&String, &usize)| self.files[*file].bytes(name);
+        let total = self
+            .names
+            .iter()
+            .filter_map(bytes)
+            .map(|(_, bytes)| bytes.len() as u64)
+            .sum();
+        let (mut hasher, mut done) = (blake3::Hasher::new(), 0);
         for (name, &file) in &self.names {
             let shape = self.files[file].shape(name).unwrap_or_default();
             if let Some((dtype, bytes)) = self.files[file].bytes(name) {
                 hasher.update(format!("{name} {dtype:?} {shape:?}\n").as_bytes());
                 hasher.update(bytes);
+                done += bytes.len() as u64;
+                told(done, total);
             }
         }
         hasher.finalize().to_hex().to_string()

@@ -117,6 +117,15 @@ impl Journal {
         self.event(step, kind, message)
     }
 
+    /// As [`Self::event_now`]. An event that cannot be written, perhaps because the disk is full, is logged.
+    pub fn note(&self, kind: EventKind, message: &str) -> Option<EventLine> {
+        let event = self.event_now(kind, message);
+        let logged = |error: &RunFileError| {
+            tracing::error!(%error, %kind, message, "an event could not be written");
+        };
+        event.inspect_err(logged).ok()
+    }
+
     /// The files' lengths, lines still in memory included.
     pub fn lengths(&self) -> Lengths {
         let files = self.files();

@@ -34,6 +34,7 @@ const NAMES: [[&str; 2]; 4] = [
 /// What workers publish. Reading it never asks a worker anything.
 ///
 /// A worker that waits, for input or to hand on its output, is healthy; only one that computes beyond the limit is not.
+#[derive(Debug)]
 pub struct Board {
     clock: Clock,
     compute_limit: Duration,
@@ -49,16 +50,17 @@ struct Probe {
     length: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
+impl fmt::Debug for Probe {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Probe({})", self.name)
+    }
+}
+
 /// A queue's line on the board; it is taken off with this, so that the board keeps no queue alive.
+#[derive(Debug)]
 pub struct ShownQueue {
     board: Arc<Board>,
     probe: Arc<Probe>,
-}
-
-impl fmt::Debug for ShownQueue {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "ShownQueue({})", self.probe.name)
-    }
 }
 
 impl Drop for ShownQueue {
@@ -69,32 +71,13 @@ impl Drop for ShownQueue {
     }
 }
 
-impl fmt::Debug for Board {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Board")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
-    }
-}
-
 /// A worker's line on the board; the worker itself writes it. Cheap to clone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Worker {
     inner: Arc<Inner>,
 }
 
-impl fmt::Debug for Worker {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "Worker({}, {:?})",
-            self.inner.name,
-            self.totals()
-        )
-    }
-}
-
+#[derive(Debug)]
 struct Inner {
     name: String,
     clock: Clock,

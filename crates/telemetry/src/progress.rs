@@ -66,6 +66,11 @@ impl Meter {
         self
     }
 
+    /// What goes on.
+    pub fn phase(&self) -> &str {
+        &self.phase
+    }
+
     /// So many are done.
     pub fn at(&self, done: u64, total: u64) -> Progress {
         let seconds = self.clock.now().saturating_sub(self.began).as_secs_f64();

@@ -393,18 +393,12 @@ fn no_such_run() -> Response {
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> Response {
-    let kind = [(
-        header::CONTENT_TYPE,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )];
-    match &site.recorder {
-        Some(recorder) => (kind, recorder.render()).into_response(),
-        None => (
-            StatusCode::NOT_FOUND,
-            "no run of this process has metrics\n",
-        )
-            .into_response(),
-    }
+    let Some(recorder) = &site.recorder else {
+        let text = "no run of this process has metrics\n";
+        return (StatusCode::NOT_FOUND, text).into_response();
+    };
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], recorder.render()).into_response()
 }
 
 async fn live(State(site): State<Arc<Site>>) -> impl IntoResponse {

@@ -6,13 +6,16 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use ddk_model::{CONFIG_HASH, Weights};
+use ddk_model::CONFIG_HASH;
 use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
 use super::threads;
-use crate::{config, findings::fits, hint::Hint, prepare::Corpus, wiring::ModelFolders};
+use crate::{
+    config, findings::fits, hint::Hint, prepare::Corpus, progress::hash_weights,
+    wiring::ModelFolders,
+};
 
 /// Hashes of all that a run's results depend on beside its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +41,8 @@ pub struct Inputs {
 impl Inputs {
     /// Hashes the inputs; refuses a teacher that is the student, and a tokenizer that the models are too small for.
     pub fn of(folders: &ModelFolders, corpus: &Corpus, sequence_length: usize) -> Result<Self> {
-        let teacher = Weights::open(&folders.teacher)?.hash();
-        let student = Weights::open(&folders.student)?.hash();
+        let teacher = hash_weights(&folders.teacher)?;
+        let student = hash_weights(&folders.student)?;
         if folders.has_teacher && teacher == student {
             return Err(anyhow!(
                 "teacher and student are the same weights: {} and {}",

@@ -1,21 +1,15 @@
 //! The run itself: the actors with their parts, from checkpoint to checkpoint.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use anyhow::Result;
 use ddk_actors::{
     End, LoopState, Observer, Outcome, Parts, RunError, RunPlan, Totals, worker::Exit,
 };
 use ddk_engine::{Evaluation, StudentOptions};
-use ddk_mixture::PolicyState;
 use ddk_model::ModelConfig;
 use ddk_run::{
-    CheckpointStore, Entry, Journal, Lengths, Opened, Retention, RunFolder, records::EventKind,
-    view::State,
+    CheckpointStore, Entry, Journal, Opened, Retention, RunFolder, records::EventKind, view::State,
 };
 use ddk_telemetry::{Board, metrics};
 use ddk_torch::{Turns, give_freed_memory_back};
@@ -94,10 +88,8 @@ pub(super) fn work(
             metrics::ROLLED_BACK_UPDATES
                 .with(&[])
                 .increment(printer.rewind(begin.step()));
-            let totals = begin.resume.as_ref().map_or_else(
-                || Totals::new(begin.plan.domains.len()),
-                |state| state.totals.clone(),
-            );
+            let totals = begin.resume.as_ref().map(|state| state.totals.clone());
+            let totals = totals.unwrap_or_else(|| Totals::new(begin.plan.domains.len()));
             let seconds_before = *seconds_before.get_or_insert(totals.run_seconds);
             printer.begin(totals);
             let (plan, chunk) = (begin.plan.clone(), begin.options.chunk);
@@ -108,17 +100,11 @@ pub(super) fn work(
                     printer.finish();
                     board.set_state(State::Ending);
                     let signal = signals.came();
-                    if outcome
-                        .as_ref()
-                        .is_none_or(|outcome| outcome.end == End::Stopped)
-                    {
-                        let message = match signal {
-                            Some(signal) => format!("told by {}", signal.name()),
-                            None => "told to stop".to_owned(),
-                        };
-                        if let Err(error) = journal.event_now(EventKind::Stopped, &message) {
-                            tracing::error!(%error, "an event could not be written");
-                        }
+                    let end = outcome.as_ref().map(|outcome| outcome.end);
+                    if end.is_none_or(|end| end == End::Stopped) {
+                        let by = signal.map(|signal| format!("told by {}", signal.name()));
+                        let message = by.unwrap_or_else(|| "told to stop".to_owned());
+                        journal.note(EventKind::Stopped, &message);
                     }
                     return Ok(Ended {
                         outcome,
@@ -137,11 +123,7 @@ pub(super) fn work(
                 }
                 Err(error) => {
                     printer.finish();
-                    // Where the disk is full this cannot be written either: what failed is still said.
-                    if let Err(unwritten) = journal.event_now(EventKind::Failed, &error.to_string())
-                    {
-                        tracing::error!(%error, %unwritten, "the run failed");
-                    }
+                    journal.note(EventKind::Failed, &error.to_string());
                     return Err(explain(error));
                 }
             }
@@ -172,26 +154,32 @@ impl Begin {
         let checkpoints = CheckpointStore::open(&folder.checkpoints(), retention)?
             .with_hook(prepared.faults.save_hook());
         let opened = checkpoints.newest::<LoopState>().hint(lost::ADVICE)?;
-        if opened.is_none() {
-            lost::refuse_if_saved(folder)?;
-            if fs::metadata(folder.path().join("run.jsonl")).is_ok_and(|file| file.len() > 0) {
-                say("no checkpoint was saved yet: the run begins again at its first step");
+        let mut damaged = Vec::new();
+        match &opened {
+            Some(opened) => {
+                damaged = skipped(opened);
+                // Skipped checkpoints must not count among those that are kept.
+                checkpoints.set_aside_after(opened.step)?;
+                let (step, run) = (opened.step, folder.path().display());
+                say(&format!("resuming from step {step} of the run in {run}"));
+            }
+            None => {
+                lost::refuse_if_saved(folder)?;
+                if fs::metadata(folder.path().join("run.jsonl")).is_ok_and(|file| file.len() > 0) {
+                    say("no checkpoint was saved yet: the run begins again at its first step");
+                }
             }
         }
-        let damaged = opened.as_ref().map_or(Vec::new(), passed_over);
-        let (resume, checkpoint) = announce(opened, &checkpoints, folder.path())?;
-        let lengths = resume
-            .as_ref()
-            .map_or(Lengths::default(), |state| state.lengths);
+        let resumed = opened.map(|opened| (opened.state, opened.path));
+        let (resume, checkpoint) = resumed.unzip();
+        let state: Option<&LoopState> = resume.as_ref();
+        let lengths = state.map(|state| state.lengths).unwrap_or_default();
         let journal = Journal::open(folder.path(), lengths, settings.run.trace);
         let journal = Arc::new(journal.hint(lost::ADVICE)?);
+        let step = state.map_or(0, |state| state.step);
         for text in damaged {
             say(&format!("warning: {text}"));
-            journal.event(
-                resume.as_ref().map_or(0, |state| state.step),
-                EventKind::SetAside,
-                &text,
-            )?;
+            journal.event(step, EventKind::SetAside, &text)?;
         }
         let (mut plan, mut options) = (prepared.plan.clone(), prepared.options.clone());
         let mut evaluation = prepared.evaluation.clone();
@@ -230,25 +218,21 @@ async fn attempt(
         _ => prepared.inputs.cached_perplexities(settings),
     };
     let step = begin.step();
-    let kind = if step == 0 {
-        EventKind::Started
-    } else {
-        EventKind::Resumed
+    let kind = match step {
+        0 => EventKind::Started,
+        _ => EventKind::Resumed,
     };
-    let lost = |error: &dyn std::fmt::Display| RunError::Lost(error.to_string());
+    let lost = |error: anyhow::Error| RunError::Lost(error.to_string());
     let policy = match &begin.resume {
-        Some(state) => Ok(state.interval.policy.clone()),
-        None => prepared.policy().map(|policy| policy.state()),
+        Some(state) => state.interval.policy.clone(),
+        None => prepared.policy().map_err(lost)?.state(),
     };
-    let policy = policy
-        .map(PolicyState::into_policy)
-        .map_err(|error| lost(&error))?;
-    begin
-        .journal
-        .event(step, kind, &format!("process {}", std::process::id()))
-        .map_err(|error| lost(&error))?;
+    let policy = policy.into_policy();
+    let process = format!("process {}", std::process::id());
+    let started = begin.journal.event(step, kind, &process);
+    started.map_err(|error| lost(error.into()))?;
     tracing::info!(
-        bytes = queue_bytes(prepared).map_err(|error| lost(&error))?,
+        bytes = queue_bytes(prepared).map_err(lost)?,
         depth = settings.queues.depth,
         "the queues of micro-batches hold at most this much"
     );
@@ -274,7 +258,7 @@ async fn attempt(
                 turns,
             },
             begin.evaluation,
-            records(prepared).map_err(|error| lost(&error))?,
+            records(prepared).map_err(lost)?,
             Arc::clone(&begin.plan.live),
             faults(),
         ),
@@ -290,12 +274,9 @@ async fn attempt(
         plan.teacher_evaluation_flops = 0.0;
     }
     let outcome = ddk_actors::run(plan, parts, policy, begin.resume, known, stop).await?;
-    if let Some(outcome) = &outcome
-        && prepared.folders.has_teacher
-    {
-        prepared
-            .inputs
-            .keep_perplexities(settings, &outcome.at_start.teacher);
+    if let Some(outcome) = outcome.as_ref().filter(|_| prepared.folders.has_teacher) {
+        let teacher = &outcome.at_start.teacher;
+        prepared.inputs.keep_perplexities(settings, teacher);
     }
     Ok(outcome)
 }
@@ -303,29 +284,23 @@ async fn attempt(
 /// What a checkpoint says about itself: the settings, the hashes of what the run is made from (the teacher's
 /// perplexities belong to these), the versions of what wrote it.
 fn records(prepared: &Prepared<'_>) -> Result<Vec<Record>> {
+    let config = prepared.settings.to_toml()?;
     let versions = serde_json::json!({
         "ddk": env!("CARGO_PKG_VERSION"),
         "libtorch": ddk_torch::VERSION,
         "checkpoint": ddk_run::CHECKPOINT_FORMAT,
     });
+    let inputs = serde_json::to_vec_pretty(&prepared.inputs)?;
+    let versions = serde_json::to_vec_pretty(&versions)?;
     Ok(vec![
-        (
-            "config.toml",
-            prepared.settings.to_toml()?.into_bytes().into(),
-        ),
-        (
-            "inputs.json",
-            serde_json::to_vec_pretty(&prepared.inputs)?.into(),
-        ),
-        (
-            "versions.json",
-            serde_json::to_vec_pretty(&versions)?.into(),
-        ),
+        ("config.toml", config.into_bytes().into()),
+        ("inputs.json", inputs.into()),
+        ("versions.json", versions.into()),
     ])
 }
 
-/// What was passed over, and why.
-fn passed_over(opened: &Opened<LoopState>) -> Vec<String> {
+/// Checkpoints that were skipped, and why.
+fn skipped(opened: &Opened<LoopState>) -> Vec<String> {
     let entries = opened.passed_over.iter();
     let damaged = entries.filter_map(|entry| Some((entry, entry.status.as_ref().err()?)));
     let text = |(entry, reason): (&Entry, &String)| {
@@ -337,24 +312,6 @@ fn passed_over(opened: &Opened<LoopState>) -> Vec<String> {
     damaged.map(text).collect()
 }
 
-/// Says where the run goes on. What was passed over is set aside: it must not count among those that are kept.
-fn announce(
-    opened: Option<Opened<LoopState>>,
-    checkpoints: &CheckpointStore,
-    path: &Path,
-) -> Result<(Option<LoopState>, Option<PathBuf>)> {
-    let Some(opened) = opened else {
-        return Ok((None, None));
-    };
-    checkpoints.set_aside_after(opened.step)?;
-    say(&format!(
-        "going on from step {} of the run in {}",
-        opened.step,
-        path.display()
-    ));
-    Ok((Some(opened.state), Some(opened.path)))
-}
-
 /// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32,
 /// those of TED's layers included.
 fn queue_bytes(prepared: &Prepared<'_>) -> Result<u64> {
@@ -363,12 +320,9 @@ fn queue_bytes(prepared: &Prepared<'_>) -> Result<u64> {
     let positions = settings.batch.micro_rows * settings.corpus.sequence_length as u64;
     let batches = (settings.queues.depth * settings.teacher.all_lanes()) as u64;
     let filters = prepared.options.filters.as_ref();
-    let signals = if wiring::needs_teacher_output(settings) {
-        1 + filters.map_or(0, |filters| filters.pairs.len() as u64)
-    } else {
-        0
-    };
-    Ok(batches * positions * (8 + 4 * width * signals))
+    let layers = 1 + filters.map_or(0, |filters| filters.pairs.len() as u64);
+    let layers = u64::from(wiring::needs_teacher_output(settings)) * layers;
+    Ok(batches * positions * (8 + 4 * width * layers))
 }
 
 /// A part that cannot be started is a matter of configuration; after any other failure the run can go on.
