@@ -42,7 +42,7 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
     } = &explanation;
     let weight = match (args.policy.as_str(), alpha) {
         (_, Some(alpha)) => format!(
-            "{alpha} x previous x exp(ratio), normalised, + {} / {} domains (Eq. 2); always between {floor:.4} \
+            "{alpha} x previous x exp(ratio), normalized, + {} / {} domains (Eq. 2); always between {floor:.4} \
              and {cap:.4}",
             1.0 - alpha,
             domains.len()

@@ -10,7 +10,6 @@ function tip() {
   if (!node) {
     node = document.createElement('div');
     node.id = 'tip';
-    node.setAttribute('role', 'status');
     document.body.append(node);
   }
   return node;
@@ -65,3 +64,4 @@ document.addEventListener('pointermove', (event) => {
   if (svg) show(svg, event);
   else if (document.getElementById('tip')?.hidden === false) hide();
 });
+for (const leaves of ['pointercancel', 'pointerleave']) document.documentElement.addEventListener(leaves, hide);

@@ -15,7 +15,7 @@ const CHARTS = {
   mixture: ['ratio', 'perplexity', 'weights'],
 };
 
-const run = { status: null, seen: {}, lanes: { from: 0, workers: [], samples: [] }, pause: 0 };
+const run = { status: null, seen: {}, lanes: { from: 0, workers: [], samples: [] }, pause: 0, busy: null };
 
 /** An address of the API for this run. */
 function address(path, more = {}) {
@@ -254,24 +254,36 @@ async function update({ revisions }) {
   const isNew = (part) => run.seen[part] !== revisions[part];
   const charts = new Set(Object.keys(CHARTS).filter(isNew).flatMap((part) => CHARTS[part]));
   const draw = (name) => chart(byId(`${name}-chart`), address(`/api/chart/${name}.svg`));
-  await Promise.all([...charts].map(draw));
+  const drawn = await Promise.allSettled([...charts].map(draw));
   if (isNew('events')) showEvents(await ask(address('/api/events')));
-  run.seen = revisions;
+  // What could not be drawn is asked for again.
+  if (drawn.every(({ status }) => status === 'fulfilled')) run.seen = revisions;
 }
 
-async function look() {
-  const status = await ask(address('/api/status', { watcher: WATCHER }));
-  const isFirst = run.status === null;
-  run.status = status;
-  showStatus();
+/** Lanes, and on a slow machine less often charts: most of its time has to stay with whoever reads. */
+async function showRest(status) {
   const { from, samples } = run.lanes;
   takeLanes(await ask(address('/api/workers', { from: from + samples.length })));
   showLanes();
-  // On a slow machine most of the time has to stay with whoever reads.
-  if (!isFirst && performance.now() < run.pause) return;
   const began = performance.now();
-  await update(status);
-  run.pause = performance.now() + Math.min(20000, 4 * (performance.now() - began));
+  if (began < run.pause) return;
+  try {
+    await update(status);
+  } finally {
+    run.pause = performance.now() + Math.min(20000, 4 * (performance.now() - began));
+  }
+}
+
+/** The status never waits for a chart: a run that ends says so to those who ask in time. */
+async function look() {
+  const status = await ask(address('/api/status', { watcher: WATCHER }));
+  if (status === null) {
+    showState('no such run', 'lost');
+    return;
+  }
+  run.status = status;
+  showStatus();
+  run.busy ??= showRest(status).catch(() => {}).finally(() => { run.busy = null; });
 }
 
 /** Asks again and again, one question at a time. A page that nobody sees asks for nothing. */

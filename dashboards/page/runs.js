@@ -31,7 +31,8 @@ function rowOf(name) {
 }
 
 function showList() {
-  const names = [...page.chosen];
+  const known = new Set(page.runs.map(({ name }) => name));
+  const names = [...page.chosen].filter((name) => known.has(name));
   const rows = page.runs.map(({ name, status }) => {
     const { row, box, mark, cells } = rowOf(name);
     box.checked = page.chosen.has(name);
@@ -75,7 +76,15 @@ async function compare() {
   if (names.length === 0 || state === page.shown) return;
   page.shown = state;
   const query = new URLSearchParams([['side_by_side', ''], ...names.map((name) => ['name', name])]);
-  await Promise.all(['ratio', 'loss'].map((name) => chart(byId(`${name}-chart`), `/api/chart/${name}.svg?${query}`)));
+  // An answer that comes late never shows an earlier choice.
+  const isWanted = () => page.shown === state;
+  const draw = (name) => chart(byId(`${name}-chart`), `/api/chart/${name}.svg?${query}`, isWanted);
+  try {
+    await Promise.all(['ratio', 'loss'].map(draw));
+  } catch (error) {
+    page.shown = '';
+    throw error;
+  }
 }
 
 function failed(error) {

@@ -73,9 +73,9 @@ export async function ask(path) {
 }
 
 /** Puts a chart that the server has drawn into its place, as wide as that is. */
-export async function chart(node, path) {
+export async function chart(node, path, isWanted = () => true) {
   const text = await ask(`${path}&width=${node.clientWidth}`);
-  if (text === null) return;
+  if (text === null || !isWanted()) return;
   const svg = new DOMParser().parseFromString(text, 'image/svg+xml').documentElement;
   node.replaceChildren(document.importNode(svg, true));
 }

@@ -41,8 +41,13 @@ impl Client {
             return Err(usage(anyhow!("{url} names no server")));
         }
         let agent = Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
+            .timeout_connect(Some(PATIENCE))
+            .timeout_recv_response(Some(PATIENCE))
+            .timeout_recv_body(Some(6 * PATIENCE))
             .http_status_as_error(false)
+            // The token goes to that server and to no other.
+            .max_redirects(0)
+            .proxy(None)
             .build();
         Ok(Self {
             agent: agent.into(),

@@ -202,7 +202,7 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     let student = &settings.student;
     let schedule = options::schedule(settings);
     found.line(&format!(
-        "learning rate {:.1e} at step 1, {:.1e} half-way, {:.1e} at the end; saved every {} steps",
+        "learning rate {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; saved every {} steps",
         schedule.learning_rate(1),
         schedule.learning_rate(steps.div_ceil(2)),
         schedule.learning_rate(steps),

@@ -148,10 +148,12 @@ fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
         (low.min(value), high.max(value))
     });
-    match low.partial_cmp(&high) {
-        Some(std::cmp::Ordering::Less) => (low, high),
-        Some(std::cmp::Ordering::Equal) => (low, low + low.abs().max(1e-12)),
-        _ => (0.0, 1.0),
+    if high - low > 1e-9 * high.abs() {
+        (low, high)
+    } else if low.is_finite() && low != 0.0 {
+        (low - 0.5 * low.abs(), low + 0.5 * low.abs())
+    } else {
+        (0.0, 1.0)
     }
 }
 

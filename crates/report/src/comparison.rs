@@ -74,13 +74,18 @@ impl Costs {
 impl ComparedRun {
     /// Reads a run's folder.
     pub fn read(folder: &Path, method: &str, seed: u64) -> Result<Self, RunFileError> {
+        let view = RunView::read(folder);
+        if let Some(problem) = view.problems().first() {
+            let folder = folder.to_owned();
+            return Err(RunFileError::Unreadable(folder, problem.clone()));
+        }
         Ok(Self {
             method: method.to_owned(),
             seed,
             folder: folder.to_owned(),
             summary: read::summary(folder)?,
             phases: phases(folder)?,
-            mixture: RunView::read(folder).mixture(),
+            mixture: view.mixture(),
             scores: Scores::new(),
         })
     }

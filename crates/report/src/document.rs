@@ -172,7 +172,7 @@ impl fmt::Display for Table {
 
 /// A number, perhaps in percent, or a cell where one is unknown.
 fn is_number(cell: &str) -> bool {
-    let number = cell.trim_end_matches([' ', '%', '?']);
+    let number = cell.trim_end_matches([' ', '%', '?', '-']);
     number.is_empty() || number.parse::<f64>().is_ok()
 }
 

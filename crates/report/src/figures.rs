@@ -123,46 +123,58 @@ impl RunSeries {
 /// The charts of a run.
 pub fn charts(run: &RunSeries) -> Vec<Chart> {
     let (steps, course) = (&run.steps, run.course());
+    let ratios = course.measured(|line| &line.ratio, |domain| domain.ratio_after);
+    let perplexities = course.measured(
+        |line| &line.student_perplexity,
+        |domain| domain.student_perplexity_after,
+    );
+    let about =
+        "The student's perplexity on each domain's validation documents, divided by the teacher's.";
+    let weight =
+        "How much of the data is drawn from each domain: more where the student is further behind.";
     let mut charts = vec![
-        Chart {
-            about: "The student's perplexity on each domain's validation documents, divided by the teacher's."
-                .to_owned(),
-            y_label: "student's over teacher's perplexity".to_owned(),
-            panels: vec![Panel {
-                level: Some(caught_up()),
-                ..panel(course.measured(|line| &line.ratio, |domain| domain.ratio_after))
-            }],
-            ..named("ratio", "How far behind the student is")
-        },
+        chart(
+            "ratio",
+            "How far behind the student is",
+            about,
+            RATIO,
+            ratios,
+        )
+        .with_level(caught_up()),
         losses(steps),
         Chart {
-            about: "The student's, on each domain's validation documents.".to_owned(),
-            y_label: "perplexity".to_owned(),
             log_scale: true,
-            panels: vec![panel(course.measured(
-                |line| &line.student_perplexity,
-                |domain| domain.student_perplexity_after,
-            ))],
-            ..named("perplexity", "Perplexity")
+            ..chart(
+                "perplexity",
+                "Perplexity",
+                "The student's, on each domain's validation documents.",
+                "perplexity",
+                perplexities,
+            )
         },
-        Chart {
-            about: "How much of the data is drawn from each domain: more where the student is further behind."
-                .to_owned(),
-            y_label: "weight in the mixture".to_owned(),
-            panels: vec![panel(course.weights())],
-            ..named("weights", "Mixture")
-        },
+        chart(
+            "weights",
+            "Mixture",
+            weight,
+            "weight in the mixture",
+            course.weights(),
+        ),
     ];
     let others = [
         (Scalar::LearningRate, "Learning rate"),
         (Scalar::GradientNorm, "Gradient norm before clipping"),
         (Scalar::TokensPerSecond, "Tokens per second"),
     ];
-    charts.extend(others.map(|(scalar, title)| Chart {
-        panels: vec![panel(Content::Lines(
-            scalar_line(steps, scalar, title).into_iter().collect(),
-        ))],
-        ..named(&scalar.to_string(), title)
+    charts.extend(others.map(|(scalar, title)| {
+        let line = scalar_line(steps, scalar, title);
+        let lines = line.into_iter().filter(|line| !line.points.is_empty());
+        chart(
+            &scalar.to_string(),
+            title,
+            "",
+            "",
+            Content::Lines(lines.collect()),
+        )
     }));
     charts
 }
@@ -182,25 +194,25 @@ pub fn runs_charts(runs: &[RunSeries]) -> Vec<Chart> {
             points: measured.chain(after).collect(),
         }
     });
-    let loss = |run: &RunSeries| scalar_line(&run.steps, Scalar::Loss, &run.name);
+    let losses = runs.iter().map(|run| Line {
+        name: run.name.clone(),
+        points: scalar_line(&run.steps, Scalar::Loss, "").map_or_else(Vec::new, |line| line.points),
+    });
+    let about = "Mean over the domains of the student's perplexity, divided by the teacher's.";
+    let (ratios, losses) = (
+        Content::Lines(ratio.collect()),
+        Content::Lines(losses.collect()),
+    );
     vec![
-        Chart {
-            about: "Mean over the domains of the student's perplexity, divided by the teacher's."
-                .to_owned(),
-            y_label: "student's over teacher's perplexity".to_owned(),
-            panels: vec![Panel {
-                level: Some(caught_up()),
-                ..panel(Content::Lines(ratio.collect()))
-            }],
-            ..named("ratio", "How far behind the students are")
-        },
-        Chart {
-            y_label: "nats per prediction".to_owned(),
-            panels: vec![panel(Content::Lines(
-                runs.iter().filter_map(loss).collect(),
-            ))],
-            ..named("loss", "Loss")
-        },
+        chart(
+            "ratio",
+            "How far behind the students are",
+            about,
+            RATIO,
+            ratios,
+        )
+        .with_level(caught_up()),
+        chart("loss", "Loss", "", NATS, losses),
     ]
 }
 
@@ -215,14 +227,9 @@ fn losses(steps: &Steps) -> Chart {
     let lines = terms
         .iter()
         .filter_map(|(scalar, name)| scalar_line(steps, *scalar, name));
-    Chart {
-        about: "Means over each step's predictions: loss = cross-entropy + gamma KL, which is KL(teacher || student) \
-                or the divergence that `objective.name` says; with TED also a weight times the distance of layers."
-            .to_owned(),
-        y_label: "nats per prediction".to_owned(),
-        panels: vec![panel(Content::Lines(lines.collect()))],
-        ..named("loss", "Loss")
-    }
+    let about = "Means over each step's predictions: loss = cross-entropy + gamma KL, which is KL(teacher || student) \
+                 or the divergence that `objective.name` says; with TED also a weight times the distance of layers.";
+    chart("loss", "Loss", about, NATS, Content::Lines(lines.collect()))
 }
 
 fn scalar_line(steps: &Steps, scalar: Scalar, name: &str) -> Option<Line> {
@@ -235,25 +242,38 @@ fn scalar_line(steps: &Steps, scalar: Scalar, name: &str) -> Option<Line> {
     })
 }
 
-fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
-    let count = values.len();
-    values.sum::<f64>() / count as f64
+/// The mean of what is finite.
+fn mean<'a>(values: impl Iterator<Item = &'a f64>) -> f64 {
+    let finite: Vec<f64> = values.copied().filter(|value| value.is_finite()).collect();
+    finite.iter().sum::<f64>() / finite.len() as f64
 }
 
-fn named(name: &str, title: &str) -> Chart {
+const RATIO: &str = "student's over teacher's perplexity";
+const NATS: &str = "nats per prediction";
+
+/// A chart over the steps with one panel.
+fn chart(name: &str, title: &str, about: &str, y_label: &str, content: Content) -> Chart {
     Chart {
         name: name.to_owned(),
         title: title.to_owned(),
+        about: about.to_owned(),
         x_label: "step".to_owned(),
+        y_label: y_label.to_owned(),
+        panels: vec![Panel {
+            title: String::new(),
+            content,
+            level: None,
+        }],
         ..Chart::default()
     }
 }
 
-fn panel(content: Content) -> Panel {
-    Panel {
-        title: String::new(),
-        content,
-        level: None,
+impl Chart {
+    fn with_level(mut self, level: Level) -> Self {
+        self.panels
+            .iter_mut()
+            .for_each(|panel| panel.level = Some(level.clone()));
+        self
     }
 }
 

@@ -8,12 +8,13 @@ use std::ops::Range;
 use plotters::{
     coord::{
         Shift,
-        ranged1d::{AsRangedCoord, Ranged, ValueFormatter},
+        ranged1d::{DefaultFormatting, KeyPointHint, Ranged},
+        types::RangedCoordf64,
     },
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
     chart::{Chart, Content, Line, Panel},
@@ -28,7 +29,8 @@ const PANEL: u32 = 300;
 const HEIGHT: u32 = 250;
 const LEGEND_LINE: i32 = 20;
 const INK: RGBColor = RGBColor(0x80, 0x80, 0x80);
-const FONT: u32 = 12;
+/// plotters makes this 12 pixels.
+const FONT: u32 = 15;
 
 /// A chart that cannot be drawn.
 #[derive(Debug, thiserror::Error)]
@@ -41,77 +43,48 @@ pub struct ChartError {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
-/// What a script has to know of a panel: pixels of its frame, values of its lines.
-#[derive(Serialize)]
-struct Frame<'a> {
-    left: i32,
-    right: i32,
-    top: i32,
-    bottom: i32,
-    from: f64,
-    to: f64,
-    x: Vec<f64>,
-    lines: Vec<FrameLine<'a>>,
-}
-
-#[derive(Serialize)]
-struct FrameLine<'a> {
-    name: &'a str,
-    color: String,
-    /// A value for each x, if the line has one there.
-    y: Vec<Option<f64>>,
-}
-
 /// The chart as an SVG document, `width` pixels wide.
 ///
 /// # Errors
 /// The chart has values that cannot be drawn.
 pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
-    let failed = |reason: String| ChartError {
-        chart: chart.name.clone(),
-        reason,
-    };
     let width = width.max(PANEL);
     let count = chart.panels.len().max(1);
     let columns = if count == 4 { 2 } else { count.min(3) };
     let columns = columns.min((width / PANEL) as usize);
     let rows = count.div_ceil(columns);
     let entries = legend(chart, width as i32);
-    let legend = 10 + entries.last().map_or(0, |entry| entry.y) as u32;
-    let size = (width, legend + HEIGHT * rows as u32);
+    let height = 10 + entries.last().map_or(0, |entry| entry.4) as u32;
+    let size = (width, height + HEIGHT * rows as u32);
     let mut text = String::new();
-    let frames = {
+    let mut draw_all = || -> Drawn<Vec<Value>> {
         let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
-        let (head, body) = root.split_vertically(legend);
-        draw_legend(&head, &entries)
-            .and_then(|()| {
-                let areas = body.split_evenly((rows, columns));
-                let panels = areas.iter().zip(&chart.panels);
-                panels
-                    .map(|(area, panel)| draw(area, chart, panel))
-                    .collect::<Drawn<Vec<Frame<'_>>>>()
-            })
-            .and_then(|frames| root.present().map(|()| frames))
-            .map_err(|error| failed(error.to_string()))?
+        let (head, body) = root.split_vertically(height);
+        draw_legend(&head, &entries)?;
+        let areas = body.split_evenly((rows, columns));
+        let panels = areas.iter().zip(&chart.panels);
+        let frames = panels
+            .map(|(area, panel)| draw(area, chart, panel))
+            .collect();
+        root.present()?;
+        frames
     };
-    let frames = serde_json::to_string(&frames).map_err(|error| failed(error.to_string()))?;
+    let frames = draw_all().map_err(|error| ChartError {
+        chart: chart.name.clone(),
+        reason: error.to_string(),
+    })?;
+    let frames = Value::from(frames).to_string();
     let start = format!(
-        "<svg role=\"img\" font-size=\"{FONT}\" data-panels=\"{}\" ",
+        "<svg role=\"img\" aria-label=\"{}. {}\" data-panels=\"{}\" ",
+        escape(&chart.title),
+        escape(&chart.about),
         escape(&frames)
     );
-    let title = format!("><title>{}</title>", escape(&chart.title));
-    let text = text.replacen("<svg ", &start, 1);
-    Ok(text.replacen('>', &title, 1))
+    Ok(text.replacen("<svg ", &start, 1))
 }
 
-/// A name with its color and place in the legend.
-struct Entry<'a> {
-    name: &'a str,
-    color: RGBColor,
-    thickness: u32,
-    x: i32,
-    y: i32,
-}
+/// A name in the legend: its color, the thickness of that, and its place.
+type Entry<'a> = (&'a str, RGBColor, u32, i32, i32);
 
 /// The legend in as many lines as it needs.
 fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
@@ -122,19 +95,12 @@ fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
     let (mut right, mut y) = (60, LEGEND_LINE);
     let mut entries = Vec::new();
     for (name, color, thickness) in names.chain(level) {
-        let needed = 34 + 7 * name.chars().count() as i32;
+        let needed = 36 + 8 * name.chars().count() as i32;
         if right + needed > width {
             (right, y) = (60, y + LEGEND_LINE);
         }
-        let x = right;
+        entries.push((name, color, thickness, right, y));
         right += needed;
-        entries.push(Entry {
-            name,
-            color,
-            thickness,
-            x,
-            y,
-        });
     }
     // The title says what a single line is.
     if entries.len() > 1 {
@@ -145,12 +111,11 @@ fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
 }
 
 fn draw_legend(area: &Area<'_>, entries: &[Entry<'_>]) -> Drawn<()> {
-    for entry in entries {
-        let (x, y) = (entry.x, entry.y - 5);
-        let style = entry.color.stroke_width(entry.thickness);
-        area.draw(&PathElement::new([(x, y), (x + 16, y)], style))?;
-        let anchor = text().pos(Pos::new(HPos::Left, VPos::Bottom));
-        area.draw(&Text::new(entry.name, (x + 21, entry.y), anchor))?;
+    for &(name, color, thickness, x, y) in entries {
+        let line = [(x, y - 5), (x + 16, y - 5)];
+        area.draw(&PathElement::new(line, color.stroke_width(thickness)))?;
+        let style = text().pos(Pos::new(HPos::Left, VPos::Bottom));
+        area.draw(&Text::new(name, (x + 21, y), style))?;
     }
     Ok(())
 }
@@ -166,21 +131,43 @@ fn color(chart: &Chart, name: &str) -> RGBColor {
     RGBColor(red, green, blue)
 }
 
-fn draw<'a>(area: &Area<'_>, chart: &'a Chart, panel: &'a Panel) -> Drawn<Frame<'a>> {
-    let (low, high) = chart.y_range(panel);
-    if chart.log_scale {
-        draw_on(area, chart, panel, (low..high).log_scale())
-    } else {
-        draw_on(area, chart, panel, low..high)
+/// A vertical axis with its marks.
+struct Axis {
+    scale: RangedCoordf64,
+    marks: Vec<f64>,
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        self.scale.map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        self.marks.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.scale.range()
     }
 }
 
-/// Draws a panel on a vertical axis of either scale.
-fn draw_on<'a, Y>(area: &Area<'_>, chart: &'a Chart, panel: &'a Panel, y: Y) -> Drawn<Frame<'a>>
-where
-    Y: AsRangedCoord<Value = f64>,
-    Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
-{
+/// Draws a panel; returns what a script has to know of it: pixels of its frame, values of its lines.
+fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
+    let is_log = chart.log_scale;
+    let scaled = |y: f64| if is_log { y.ln() } else { y };
+    let (low, high) = chart.y_range(panel);
+    let marks = if is_log {
+        decades(low, high)
+    } else {
+        RangedCoordf64::from(low..high).key_points(6)
+    };
+    let y = Axis {
+        scale: RangedCoordf64::from(scaled(low)..scaled(high)),
+        marks,
+    };
     let (from, to) = panel.x_range();
     let mut builder = ChartBuilder::on(area);
     builder
@@ -193,6 +180,7 @@ where
         builder.caption(&panel.title, text());
     }
     let mut plot = builder.build_cartesian_2d(from..to, y)?;
+    let mark = |value: &f64| tick(if is_log { value.exp() } else { *value });
     let mut mesh = plot.configure_mesh();
     mesh.disable_x_mesh()
         .light_line_style(TRANSPARENT)
@@ -203,7 +191,7 @@ where
         .x_labels(6)
         .y_labels(6)
         .x_label_formatter(&|value| tick(*value))
-        .y_label_formatter(&|value| tick(*value))
+        .y_label_formatter(&mark)
         .x_desc(&chart.x_label)
         .y_desc(&chart.y_label);
     if matches!(panel.content, Content::Bars(_)) {
@@ -227,7 +215,7 @@ where
                 let points = || {
                     line.points
                         .iter()
-                        .copied()
+                        .map(|point| (point.0, scaled(point.1)))
                         .filter(|point| point.1.is_finite())
                 };
                 let color = color(chart, &line.name);
@@ -245,21 +233,23 @@ where
         }
     }
     if let Some(level) = &panel.level {
-        let ends = [(from, level.value), (to, level.value)];
+        let ends = [from, to].map(|x| (x, scaled(level.value)));
         plot.draw_series(DashedLineSeries::new(ends, 4, 3, INK.stroke_width(1)))?;
     }
-    let (across, down): (Range<i32>, Range<i32>) = plot.plotting_area().get_pixel_range();
+    let (across, down) = plot.plotting_area().get_pixel_range();
     let (x, lines) = values(chart, panel);
-    Ok(Frame {
-        left: across.start,
-        right: across.end,
-        top: down.start,
-        bottom: down.end,
-        from,
-        to,
-        x,
-        lines,
-    })
+    Ok(json!({
+        "left": across.start, "right": across.end, "top": down.start, "bottom": down.end,
+        "from": from, "to": to, "x": x, "lines": lines,
+    }))
+}
+
+/// Marks of a logarithmic axis, as logarithms: 1, 2 and 5 times each power of ten.
+fn decades(low: f64, high: f64) -> Vec<f64> {
+    let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
+    let marks = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(power)));
+    let inside = marks.filter(|mark| (low..=high).contains(mark));
+    inside.map(f64::ln).collect()
 }
 
 /// The areas between stacked lines: to the right along the upper edge, back along the lower one.
@@ -287,38 +277,27 @@ fn outlines(lines: &[Line]) -> Vec<Vec<(f64, f64)>> {
     lines.iter().map(outline).collect()
 }
 
-/// The values of a panel: every x once, and the values there by name.
-fn values<'a>(chart: &Chart, panel: &'a Panel) -> (Vec<f64>, Vec<FrameLine<'a>>) {
+/// The values of a panel: every x once, and by name a value for each x, if there is one.
+fn values(chart: &Chart, panel: &Panel) -> (Vec<f64>, Vec<Value>) {
     let series = panel.content.series();
-    let mut xs: Vec<f64> = series
-        .iter()
-        .flat_map(|(_, points)| points)
-        .map(|point| point.0)
-        .collect();
+    let points = series.iter().flat_map(|(_, points)| points);
+    let mut xs: Vec<f64> = points.map(|point| point.0).collect();
     xs.sort_by(f64::total_cmp);
     xs.dedup();
     // Four digits are as many as anybody reads.
-    let short = |value: f64| {
-        format!("{value:.3e}")
-            .parse()
-            .ok()
-            .filter(|value: &f64| value.is_finite())
-    };
-    let lines = series.into_iter().map(|(name, points)| {
+    let short = |value: f64| format!("{value:.3e}").parse::<f64>().ok();
+    let line = |(name, points): (&str, Vec<(f64, f64)>)| {
         let (red, green, blue) = chart.color(name);
         let mut points = points.into_iter().peekable();
         let at = |x: &f64| {
-            points
-                .next_if(|point| point.0 <= *x)
-                .and_then(|point| short(point.1))
+            let here = std::iter::from_fn(|| points.next_if(|point| point.0 <= *x));
+            here.last()
+                .and_then(|point| short(point.1).filter(|value| value.is_finite()))
         };
-        FrameLine {
-            name,
-            color: format!("#{red:02x}{green:02x}{blue:02x}"),
-            y: xs.iter().map(at).collect(),
-        }
-    });
-    let lines = lines.collect();
+        let y: Vec<Option<f64>> = xs.iter().map(at).collect();
+        json!({ "name": name, "color": format!("#{red:02x}{green:02x}{blue:02x}"), "y": y })
+    };
+    let lines = series.into_iter().map(line).collect();
     (xs, lines)
 }
 

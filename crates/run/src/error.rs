@@ -37,6 +37,9 @@ pub enum RunFileError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of a run that cannot be read: the run's folder, and file and reason.
+    #[error("{folder}: {problem}", folder = .0.display(), problem = .1)]
+    Unreadable(PathBuf, String),
     /// A file shorter than a checkpoint says: lines that were saved have been lost.
     #[error("{} has {found} bytes, but the checkpoint was saved when it had {expected}: the file was cut or \
              replaced since", path.display())]

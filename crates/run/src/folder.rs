@@ -7,8 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use procfs::{Current, LockType};
-
 use crate::RunFileError;
 
 /// The first file that is made in a run's folder.
@@ -63,10 +61,14 @@ impl RunFolder {
         let lock = path.join(LOCK);
         let pid: u32 = fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
         let inode = fs::metadata(&lock).ok()?.ino();
-        let locks = procfs::Locks::current().ok()?;
-        let is_held = locks.0.iter().any(|lock| {
-            let holder = lock.pid.and_then(|pid| u32::try_from(pid).ok());
-            lock.lock_type == LockType::FLock && holder == Some(pid) && lock.inode == inode
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        // `1: FLOCK  ADVISORY  WRITE 4711 08:01:123456 0 EOF`
+        let is_held = locks.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, "FLOCK", _, _, holder, place, ..] = words[..] else {
+                return false;
+            };
+            holder.parse() == Ok(pid) && place.rsplit(':').next() == Some(&inode.to_string())
         });
         is_held.then_some(pid)
     }

@@ -270,7 +270,7 @@ impl RunView {
                 .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
                 .ok();
         }
-        let had_ended = self.summary.is_some();
+        let before = self.summary.take();
         let is_there = self.folder.join("summary.json").exists();
         self.summary = is_there
             .then(|| read::summary(&self.folder))
@@ -279,7 +279,7 @@ impl RunView {
                     .map_err(|error| self.problems.push(format!("summary.json: {error}")))
                     .ok()
             });
-        if self.summary.is_some() != had_ended {
+        if self.summary != before {
             self.mixtures.revision += 1;
         }
         // A run that went back is measured anew.

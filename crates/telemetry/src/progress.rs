@@ -1,6 +1,6 @@
 //! How far a long phase is, for whoever waits for it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use ddk_run::view::duration;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub struct Meter {
     unit: &'static str,
     clock: Clock,
     began: Duration,
+    /// What was done when it was asked first.
+    first: OnceLock<u64>,
     worker: Option<Worker>,
 }
 
@@ -57,6 +59,7 @@ impl Meter {
             unit,
             began: clock.now(),
             clock: clock.clone(),
+            first: OnceLock::new(),
             worker: None,
         }
     }
@@ -75,12 +78,14 @@ impl Meter {
     pub fn at(&self, done: u64, total: u64) -> Progress {
         let seconds = self.clock.now().saturating_sub(self.began).as_secs_f64();
         let left = total.saturating_sub(done) as f64;
+        // What was done before this process began says nothing of the pace.
+        let made = done.saturating_sub(*self.first.get_or_init(|| done));
         let progress = Progress {
             phase: self.phase.clone(),
             unit: self.unit.to_owned(),
             done,
             total,
-            seconds_left: (done > 0).then(|| seconds / done as f64 * left),
+            seconds_left: (made > 0).then(|| seconds / made as f64 * left),
         };
         if let Some(worker) = &self.worker {
             worker.set_progress(Some(progress.clone()));

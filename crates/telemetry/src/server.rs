@@ -18,7 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use ddk_report::{ChartError, RunSeries, WIDTH, charts, runs_charts, svg};
+use ddk_report::{RunSeries, WIDTH, charts, runs_charts, svg};
 use ddk_run::RunView;
 use hyper::{
     body::Incoming,
@@ -48,6 +48,8 @@ use crate::{
 /// What was answered may take so long to reach a client.
 const FLUSH: Duration = Duration::from_millis(250);
 
+/// Maximum number of runs in a chart.
+const MOST_RUNS: usize = 16;
 /// Maximum width of a chart, pixels.
 const WIDEST: u32 = 4096;
 
@@ -309,7 +311,7 @@ async fn workers(asked: Asked) -> Response {
 async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) -> Response {
     let drawn = blocking(move || {
         let query = query.unwrap_or_default();
-        let names: Vec<String> = values(&query, "name").collect();
+        let names: Vec<String> = values(&query, "name").take(MOST_RUNS).collect();
         let series = |name: Option<&str>| {
             let source = site.runs.find(name)?;
             let name = name.unwrap_or_default().to_owned();
@@ -317,7 +319,9 @@ async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) 
         };
         let charts = match &names[..] {
             [] => charts(&series(None)?),
-            [name] if !query.contains("side_by_side") => charts(&series(Some(name))?),
+            [name] if values(&query, "side_by_side").next().is_none() => {
+                charts(&series(Some(name))?)
+            }
             names => {
                 let runs = names.iter().map(|name| series(Some(name)));
                 runs_charts(&runs.collect::<Option<Vec<_>>>()?)
@@ -330,14 +334,11 @@ async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) 
     });
     match drawn.await {
         Some(Ok(svg)) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),
-        Some(Err(error)) => failed(&error),
+        Some(Err(error)) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+        }
         None => no_such_run(),
     }
-}
-
-fn failed(error: &ChartError) -> Response {
-    tracing::error!(%error, "a chart cannot be drawn");
-    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
 }
 
 /// The values of a key in a query.

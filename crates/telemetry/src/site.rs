@@ -168,7 +168,7 @@ impl Folder {
     /// Every run with its source.
     pub(crate) fn all(&self) -> Vec<(String, Arc<Source>)> {
         let runs = self.list();
-        // What was read of those that are gone is forgotten; of the others it stays, some hundred kilobytes a run.
+        // What was read of those that are gone is forgotten; of the others it stays, at most some megabytes per run.
         let paths: HashSet<&PathBuf> = runs.values().collect();
         lock(&self.open).retain(|path, _| paths.contains(path));
         runs.iter()
@@ -268,7 +268,8 @@ impl Source {
             asked: Instant::now(),
             told: status.run.state.is_ended(),
         };
-        watchers.insert(watcher, now);
+        // Long names do not fill the memory.
+        watchers.insert(watcher.chars().take(64).collect(), now);
         let all_told = watchers.values().all(|watcher| watcher.told);
         self.all_told.send_replace(all_told);
         status

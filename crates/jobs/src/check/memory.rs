@@ -111,13 +111,13 @@ pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'
             .iter()
             .filter_map(|(name, part)| Some((name, part.bytes, part.setting?)));
         let largest = settings.max_by_key(|(_, bytes, _)| *bytes);
-        if let (Some(free), Some((name, _, setting))) = (free, largest)
-            && needed > free
-        {
-            found.problem(anyhow!(
-                "{device} lacks {}; the largest part is {name}: change {setting}",
-                size(needed - free),
-            ));
+        if let Some(free) = free.filter(|free| needed > *free) {
+            let lacks = size(needed - free);
+            let advice = largest.map(|(name, _, setting)| {
+                format!("; the largest part is {name}: change {setting}")
+            });
+            let advice = advice.unwrap_or_default();
+            found.problem(anyhow!("{device} lacks {lacks}{advice}"));
         }
     }
     Ok(())

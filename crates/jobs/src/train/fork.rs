@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, Retention, RunFolder, SnapshotFile, records::EventKind};
@@ -27,7 +27,8 @@ pub(super) fn fork(
     let old = Inputs::of_run(source)?;
     prepared.inputs.same_models(&old)?;
     let store = CheckpointStore::look(&source.join("checkpoints"));
-    let (step, path) = checkpoints::find(&store, from)?;
+    let found = checkpoints::find(&store, from);
+    let (step, path) = found.with_context(|| format!("cannot fork {}", source.display()))?;
     let state: LoopState = store.state(step).map_err(Error::msg)?;
     let settings = config::of_run(source)?;
     let kept = prepared.inputs.kept(&old);

@@ -105,9 +105,9 @@ impl Healing {
             .and_then(|()| journal.event_now(kind, &message))
             .with_context(|| message.clone())?;
         metrics::RESTORATIONS.with(&[reason]).increment(1);
-        tracing::warn!(%kind, message, "going on from the last checkpoint");
+        tracing::warn!(%kind, message, "resuming from the last checkpoint");
         say(&format!(
-            "warning: {message}; going on from the last checkpoint"
+            "warning: {message}; resuming from the last checkpoint"
         ));
         Ok(true)
     }

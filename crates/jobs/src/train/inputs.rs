@@ -176,7 +176,9 @@ impl Inputs {
 
     /// The teacher is frozen: its perplexities on the same documents are measured once and kept beside the corpus.
     pub fn cached_perplexities(&self, settings: &Settings) -> Option<Vec<f64>> {
-        serde_json::from_str(&fs::read_to_string(self.perplexities_file(settings)).ok()?).ok()
+        let text = fs::read_to_string(self.perplexities_file(settings)).ok()?;
+        let known: Vec<f64> = serde_json::from_str(&text).ok()?;
+        (known.len() == self.corpus.len()).then_some(known)
     }
 
     /// Keeps them; a cache that cannot be written costs the next run an evaluation.

@@ -274,8 +274,9 @@ async fn attempt(
         plan.teacher_evaluation_flops = 0.0;
     }
     let outcome = ddk_actors::run(plan, parts, policy, begin.resume, known, stop).await?;
-    if let Some(outcome) = outcome.as_ref().filter(|_| prepared.folders.has_teacher) {
-        let teacher = &outcome.at_start.teacher;
+    let teacher = outcome.as_ref().map(|outcome| &outcome.at_start.teacher);
+    // A fork that is stopped before its first step has none; no run without a teacher has any.
+    if let Some(teacher) = teacher.filter(|teacher| !teacher.is_empty()) {
         prepared.inputs.keep_perplexities(settings, teacher);
     }
     Ok(outcome)
@@ -331,7 +332,7 @@ fn explain(error: RunError) -> anyhow::Error {
         RunError::Start { .. } => usage(error),
         RunError::Worker { .. } | RunError::Lost(_) => with_hint(
             error,
-            "the same command goes on from the last checkpoint; events.jsonl and run.log in the run's folder say more",
+            "the same command resumes from the last checkpoint; events.jsonl and run.log in the run's folder say more",
         ),
     }
 }
