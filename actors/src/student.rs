@@ -1,48 +1,25 @@
 //! The student's lane: takes the steps, writes their lines, tells how an interval ended, hands snapshots on.
 
 mod core;
+mod lane;
 
 use std::{cell::Cell, time::Instant};
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError, select_biased};
-use ddk_mixture::Needs;
+use crossbeam::channel::{TryRecvError, select_biased};
 use ddk_run::records::StopReason;
-use ddk_telemetry::{Worker, metrics};
-use ractor::ActorRef;
+use ddk_telemetry::metrics;
 
 use self::core::Core;
+pub use self::lane::StudentLane;
 use crate::{
-    End, Labelled, LoopState, PortError, Student,
-    channel::{MeteredReceiver, MeteredSender, Received},
-    checkpointer::SaveRequest,
+    End, LoopState, PortError, Student,
+    channel::Received,
     messages::StudentControl,
     ports::StudentFactory,
-    teacher::{Evaluate, EvaluatedCopy},
+    teacher::Evaluate,
     weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
-    worker::{Context, Exit, Ready},
+    worker::{Exit, Ready},
 };
-
-/// What the student's lane works with.
-pub struct StudentLane<S: Student> {
-    /// What the mixture's policy has to know at an interval's end.
-    pub needs: Needs,
-    /// Labelled micro-batches, by teacher lane.
-    pub input: Vec<MeteredReceiver<Labelled<S::Signal>>>,
-    /// What it is told.
-    pub control: Receiver<StudentControl>,
-    /// Copies of it that lane 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
-    pub copies: Sender<Evaluate<S::Weights>>,
-    /// What they came to.
-    pub evaluated: Receiver<EvaluatedCopy>,
-    /// Who takes its perplexities.
-    pub scheduler: ActorRef<WeightSchedulerMessage>,
-    /// Who writes its snapshots.
-    pub saves: MeteredSender<SaveRequest>,
-    /// Its line on the board.
-    pub line: Worker,
-    /// What it shares with the others.
-    pub context: Context,
-}
 
 /// What it has been told and has still to do.
 #[derive(Debug, Default)]

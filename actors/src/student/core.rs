@@ -12,7 +12,7 @@ use ddk_run::{Measured, RunFileError, records::StopReason};
 use ddk_telemetry::metrics;
 
 use self::{ahead::Ahead, step::StepAccumulator};
-use super::StudentLane;
+use super::lane::StudentLane;
 use crate::{
     End, LoopState, Outcome, PortError, RunPlan, Student, Totals,
     checkpointer::SaveRequest,

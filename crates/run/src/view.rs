@@ -21,11 +21,12 @@ use self::{
     events::EventLog,
     limits::Limits,
     mixtures::MixtureSeries,
-    part::{Gather, Part},
+    part::{Gather, Part, finite, keep},
     scalars::Mean,
 };
 pub use self::{
-    mixtures::IntervalRecord,
+    events::Saved,
+    mixtures::{Domain, IntervalRecord},
     scalars::{Scalar, ScalarSeries, Steps},
 };
 use crate::{
@@ -129,38 +130,6 @@ impl std::fmt::Display for State {
     }
 }
 
-/// How a domain stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Domain {
-    /// Name of the domain.
-    pub name: String,
-    /// The student's perplexity at the last evaluation.
-    pub student_perplexity: Option<f64>,
-    /// The teacher's perplexity.
-    pub teacher_perplexity: Option<f64>,
-    /// Student's over teacher's.
-    pub ratio: Option<f64>,
-    /// The same before the first step.
-    pub ratio_at_start: Option<f64>,
-    /// Weight in the mixture.
-    pub weight: Option<f64>,
-    /// Share of the rows after limits.
-    pub target: Option<f64>,
-    /// Share of the tokens of all whole intervals.
-    pub token_share: Option<f64>,
-    /// Passes over the domain at the end of the last whole interval.
-    pub passes: Option<f64>,
-}
-
-/// A checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Saved {
-    /// Its step.
-    pub step: u64,
-    /// When it was saved, seconds since 1970.
-    pub time: f64,
-}
-
 /// The intervals of a run and its last evaluation: `/api/mixture`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mixture {
@@ -210,14 +179,6 @@ fn add_seconds(sums: &mut PhaseSeconds, seconds: &PhaseSeconds, weight: f64) {
     }
 }
 
-/// Adds to a list of the last `at_most` items.
-fn keep<T>(list: &mut VecDeque<T>, item: T, at_most: usize) {
-    if list.len() >= at_most {
-        list.pop_front();
-    }
-    list.push_back(item);
-}
-
 /// A span of time in the two largest units.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
@@ -230,11 +191,6 @@ pub fn duration(seconds: f64) -> String {
         (0, _, _) => format!("{hours} h {minutes} min"),
         _ => format!("{days} d {hours} h"),
     }
-}
-
-/// The number, if it is finite.
-pub(crate) fn finite(value: f64) -> Option<f64> {
-    value.is_finite().then_some(value)
 }
 
 impl RunView {

@@ -8,48 +8,33 @@ pub(crate) const RUN: &str = include_str!("../../../dashboards/page/run.html");
 /// The list of runs.
 pub(crate) const RUNS: &str = include_str!("../../../dashboards/page/runs.html");
 
-/// What the pages load; by name, content, type.
-const FILES: [(&str, &str, &str); 6] = [
-    (
-        "/page.css",
-        include_str!("../../../dashboards/page/page.css"),
-        "text/css; charset=utf-8",
-    ),
-    (
-        "/shared.js",
-        include_str!("../../../dashboards/page/shared.js"),
-        JAVASCRIPT,
-    ),
-    (
-        "/pointer.js",
-        include_str!("../../../dashboards/page/pointer.js"),
-        JAVASCRIPT,
-    ),
-    (
-        "/run.js",
-        include_str!("../../../dashboards/page/run.js"),
-        JAVASCRIPT,
-    ),
-    (
-        "/runs.js",
-        include_str!("../../../dashboards/page/runs.js"),
-        JAVASCRIPT,
-    ),
-    (
-        "/icon.svg",
-        include_str!("../../../dashboards/page/icon.svg"),
-        "image/svg+xml",
-    ),
-];
-const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+/// A file of `dashboards/page/`: its address and content.
+macro_rules! file {
+    ($name:literal) => {
+        (
+            concat!("/", $name),
+            include_str!(concat!("../../../dashboards/page/", $name)),
+        )
+    };
+}
 
+/// What the pages load.
+const FILES: [(&str, &str); 6] = [
+    file!("page.css"),
+    file!("shared.js"),
+    file!("pointer.js"),
+    file!("run.js"),
+    file!("runs.js"),
+    file!("icon.svg"),
+];
 /// Routes to all files but the pages themselves. The stylesheet names the colors of the charts.
 pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let mut router = Router::new();
-    for (path, content, kind) in FILES {
-        let content = match path {
-            "/page.css" => content.to_owned() + &colors(),
-            _ => content.to_owned(),
+    for (path, content) in FILES {
+        let (content, kind) = match path.rsplit('.').next() {
+            Some("css") => (content.to_owned() + &colors(), "text/css; charset=utf-8"),
+            Some("svg") => (content.to_owned(), "image/svg+xml"),
+            _ => (content.to_owned(), "text/javascript; charset=utf-8"),
         };
         // Browsers ask for them again each time: they change with the program, and are small.
         let headers = [
@@ -98,7 +83,7 @@ mod tests {
                 assert!(!content.contains(forbidden), "{name} has {forbidden}");
             }
         }
-        for (name, content, _) in FILES {
+        for (name, content) in FILES {
             let content = content.replace("http://www.w3.org/2000/svg", "");
             for forbidden in ["http:", "https:", "innerHTML", "eval("] {
                 assert!(!content.contains(forbidden), "{name} has {forbidden}");

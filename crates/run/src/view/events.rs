@@ -2,12 +2,23 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Gather, Saved, keep};
+use serde::{Deserialize, Serialize};
+
+use super::part::{Gather, keep};
 use crate::records::{EventKind, EventLine};
 
 /// Events that are kept. Saves are routine and would drive out the others.
 const EVENTS: usize = 200;
 const SAVES: usize = 50;
+
+/// A checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Its step.
+    pub step: u64,
+    /// When it was saved, seconds since 1970.
+    pub time: f64,
+}
 
 /// What has been gathered from `events.jsonl`.
 #[derive(Debug, Default)]

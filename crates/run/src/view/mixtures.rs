@@ -4,11 +4,34 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Domain, Gather, finite};
+use super::part::{Gather, finite};
 use crate::records::{ByDomain, Drawn, DrawnLine, MixtureLine, Summary};
 
 /// Maximum number of intervals. Of more, every second, fourth, … is kept.
 const INTERVALS: usize = 1024;
+
+/// How a domain stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Name of the domain.
+    pub name: String,
+    /// The student's perplexity at the last evaluation.
+    pub student_perplexity: Option<f64>,
+    /// The teacher's perplexity.
+    pub teacher_perplexity: Option<f64>,
+    /// Student's over teacher's.
+    pub ratio: Option<f64>,
+    /// The same before the first step.
+    pub ratio_at_start: Option<f64>,
+    /// Weight in the mixture.
+    pub weight: Option<f64>,
+    /// Share of the rows after limits.
+    pub target: Option<f64>,
+    /// Share of the tokens of all whole intervals.
+    pub token_share: Option<f64>,
+    /// Passes over the domain at the end of the last whole interval.
+    pub passes: Option<f64>,
+}
 
 /// An interval: its mixture and what it drew.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

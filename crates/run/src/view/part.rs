@@ -1,6 +1,6 @@
 //! A JSON Lines file of a run, and what is gathered from it.
 
-use std::path::Path;
+use std::{collections::VecDeque, path::Path};
 
 use ddk_files::{Found, Tail};
 use serde::de::DeserializeOwned;
@@ -58,4 +58,17 @@ impl<G: Gather> Part<G> {
         let problem = problem.or_else(|| self.bad_line.clone());
         problem.map(|problem| format!("{}: {problem}", self.name))
     }
+}
+
+/// Adds to a list of the last `at_most` items.
+pub(super) fn keep<T>(list: &mut VecDeque<T>, item: T, at_most: usize) {
+    if list.len() >= at_most {
+        list.pop_front();
+    }
+    list.push_back(item);
+}
+
+/// The number, if it is finite.
+pub(super) fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::finite;
+use super::part::finite;
 use crate::records::StepLine;
 
 /// Maximum number of points.

@@ -1,0 +1,38 @@
+//! What the student's lane works with.
+
+use crossbeam::channel::{Receiver, Sender};
+use ddk_mixture::Needs;
+use ddk_telemetry::Worker;
+use ractor::ActorRef;
+
+use crate::{
+    Labelled, Student,
+    channel::{MeteredReceiver, MeteredSender},
+    checkpointer::SaveRequest,
+    messages::StudentControl,
+    teacher::{Evaluate, EvaluatedCopy},
+    weight_scheduler::WeightSchedulerMessage,
+    worker::Context,
+};
+
+/// What the student's lane works with.
+pub struct StudentLane<S: Student> {
+    /// What the mixture's policy has to know at an interval's end.
+    pub needs: Needs,
+    /// Labelled micro-batches, by teacher lane.
+    pub input: Vec<MeteredReceiver<Labelled<S::Signal>>>,
+    /// What it is told.
+    pub control: Receiver<StudentControl>,
+    /// Copies of it that lane 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
+    pub copies: Sender<Evaluate<S::Weights>>,
+    /// What they came to.
+    pub evaluated: Receiver<EvaluatedCopy>,
+    /// Who takes its perplexities.
+    pub scheduler: ActorRef<WeightSchedulerMessage>,
+    /// Who writes its snapshots.
+    pub saves: MeteredSender<SaveRequest>,
+    /// Its line on the board.
+    pub line: Worker,
+    /// What it shares with the others.
+    pub context: Context,
+}
