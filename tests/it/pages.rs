@@ -177,8 +177,15 @@ fn whoever_watches_a_run_hears_how_it_ended() {
             address: address.clone(),
         };
         let (mut page, other) = (watcher("page"), watcher("other"));
-        let other = std::thread::spawn(move || other.last().unwrap());
+        let (seen, saw) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            let other = other.inspect(|state| {
+                let _ = (state == "running").then(|| seen.send(()));
+            });
+            other.last().unwrap()
+        });
         assert!(page.any(|state| state == "running"), "{expected}");
+        saw.recv().unwrap();
         if ended.sets.iter().any(|set| set.contains("hang export")) {
             assert!(page.any(|state| state == "ending"), "{expected}");
         }
