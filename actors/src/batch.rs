@@ -34,8 +34,8 @@ impl MicroBatch {
             .sum()
     }
 
-    /// Seconds that somebody has waited for it since `began`. Until its interval was set there was only the mixture
-    /// to wait for.
+    /// Seconds since `began` that a worker waited for this batch. Time before its interval was set does not count:
+    /// only the mixture was missing then.
     pub fn waited_since(&self, began: Instant) -> f64 {
         began.max(self.interval_set).elapsed().as_secs_f64()
     }

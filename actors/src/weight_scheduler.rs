@@ -81,7 +81,7 @@ pub enum Verdict {
 }
 
 impl Scheduler {
-    /// Goes on after the interval of `state`.
+    /// Continues after the interval of `state`.
     pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, state: &LoopState) -> Self {
         let evaluated = &state.interval.evaluated;
         let perplexities = evaluated.perplexities(&state.at_start.teacher);

@@ -167,7 +167,7 @@ where
     })
 }
 
-/// Starts the weight scheduler, and shows what a run goes on with. Within an interval that is the interval; at its
+/// Starts the weight scheduler, and shows what a run resumes with. Within an interval that is the interval; at its
 /// end the student evaluates first.
 async fn start_scheduler(
     plan: &RunPlan,
@@ -179,7 +179,7 @@ async fn start_scheduler(
     }
     metrics::CHECKPOINT_STEP.with(&[]).set(state.step as f64);
     if state.step > 0 {
-        // What a run that goes on is drawn by is seen at once, not with the next mixture.
+        // A resumed run shows its mixture at once, without waiting for the next one.
         let interval = &state.interval;
         let of_interval = Decision::default();
         publish(&scheduler.scheduler.line(interval, of_interval, None));
@@ -268,7 +268,7 @@ impl Pipeline {
         (batches, labelled)
     }
 
-    /// The channel of snapshots. Saves go on when the run has been stopped. No snapshot waits in the channel: it
+    /// The channel of snapshots. Saves continue after the run has stopped. No snapshot waits in the channel: it
     /// would be one more copy of the student in memory.
     fn saves(&self) -> (MeteredSender<SaveRequest>, MeteredReceiver<SaveRequest>) {
         let unstopped = Context {

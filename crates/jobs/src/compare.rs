@@ -242,7 +242,7 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             plan.methods.len(),
             plan.seeds.len()
         ),
-        // As it was typed.
+        // The command line as typed.
         command: format!("ddk {}", typed.join(" ")),
         reference: reference.clone(),
         seeds: plan.seeds.clone(),

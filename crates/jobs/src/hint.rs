@@ -13,7 +13,7 @@ pub mod exit {
     pub const USAGE: u8 = 2;
 }
 
-/// Ends the program with this exit code; whoever made it has said why: a signal came, or a check found problems.
+/// Ends the program with this exit code. The code that returns it has already told the user why.
 #[derive(Debug, thiserror::Error)]
 #[error("ended with exit code {0}")]
 pub struct Ended(pub u8);

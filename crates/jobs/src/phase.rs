@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// A phase of a command in which nothing has to be saved. Faults on purpose name all but those that are skipped.
+/// A phase of a command that has nothing to save. Injected faults can name every phase that is not skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {

@@ -28,7 +28,7 @@ pub(super) struct StepAccumulator {
 }
 
 impl<S: Student> Core<'_, S> {
-    /// Takes a micro-batch that was waited for since `began`; true where it was its step's last.
+    /// Trains on a micro-batch. The wait for it began at `began`. Returns true if it was the last of its step.
     pub(crate) fn take(
         &mut self,
         labelled: Labelled<S::Signal>,

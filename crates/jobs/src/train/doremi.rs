@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{config::run_folder, prepare::tokenizer_folder, progress::say};
 
-/// Runs what is left of the phases: the mean weights of the proxy, by domain. `run_steps`: steps of the run's
-/// schedule; `reloads`: whether SIGHUP is meant for this program.
+/// Runs the remaining phases and returns the proxy's mean weights, one per domain. `run_steps`: steps in the run's
+/// schedule. `reloads`: whether SIGHUP reloads this program's settings.
 pub(super) fn phases(
     settings: &Settings,
     domains: &[String],
