@@ -8,10 +8,16 @@ use serde::{Deserialize, Serialize};
 /// too much is carried into the next interval. So the error of an interval stays under one row, and a domain
 /// whose share is less than a row gets its row when it has saved up for it.
 ///
-/// Over a run a domain stays within `1/2 + 1/3 + … + 1/N` rows of its share, for N domains. Targets that
-/// always favor the domains without a row attain that bound, which passes two rows at 11 domains. No rule
-/// that gives floors and ceilings without knowing the targets to come does better. Carries of real mixtures
-/// stay about one row.
+/// Over a run a domain stays within `(N - 1) / 2` rows of its share, for N domains, whatever the targets. Carries of
+/// real mixtures stay about one row.
+///
+/// Proof: any `s` domains together are owed at most `u(s) = s (N - s) / 2`. Take the `s` that are owed the most
+/// after a draw. If all of them got a leftover row, or all leftover rows went to them, they are owed no more than
+/// before. Otherwise `b` of them got none, and `p` others got one, on larger claims. So the `b` claims are at most
+/// `b / (b + p)` of all `b + p`, and the `s` are owed at most `(p u(s - b) + b u(s + p) + b p) / (b + p)`. That is
+/// `u(s) - b p / 2 + b p / (b + p)`, which is at most `u(s)`. Targets whose leftover rows change in number come as
+/// near to the bound as one likes for three domains; with one leftover row each time, `1/2 + 1/3 + … + 1/N` is
+/// attained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quota {
     /// Rows that each domain is owed (negative: was given ahead). They sum to 0 up to rounding.
