@@ -11,13 +11,15 @@ use serde::{Deserialize, Serialize};
 /// Over a run a domain stays within `(N - 1) / 2` rows of its share, for N domains, whatever the targets. Carries of
 /// real mixtures stay about one row.
 ///
-/// Proof: any `s` domains together are owed at most `u(s) = s (N - s) / 2`. Take the `s` that are owed the most
-/// after a draw. If all of them got a leftover row, or all leftover rows went to them, they are owed no more than
-/// before. Otherwise `b` of them got none, and `p` others got one, on larger claims. So the `b` claims are at most
-/// `b / (b + p)` of all `b + p`, and the `s` are owed at most `(p u(s - b) + b u(s + p) + b p) / (b + p)`. That is
-/// `u(s) - b p / 2 + b p / (b + p)`, which is at most `u(s)`. Targets whose leftover rows change in number come as
-/// near to the bound as one likes for three domains; with one leftover row each time, `1/2 + 1/3 + … + 1/N` is
-/// attained.
+/// Proof: any `s` domains together are owed at most `u(s) = s (N - s) / 2`. Take the `s` domains that are owed the
+/// most after a draw. If all of them got a leftover row, or if they got all leftover rows, they are owed no more
+/// than before. Otherwise `b` of them competed for a row and got none, while `p` other domains got one on larger
+/// claims. So the `b` claims are at most `b / (b + p)` of all `b + p` claims, and the `s` domains are owed at most
+/// `(p u(s - b) + b u(s + p) + b p) / (b + p)`. That equals `u(s) - b p / 2 + b p / (b + p)`, which is at most
+/// `u(s)`.
+///
+/// With three domains, targets that change the number of leftover rows come arbitrarily close to the bound. With
+/// one leftover row in each interval, the worst targets attain `1/2 + 1/3 + … + 1/N`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quota {
     /// Rows that each domain is owed (negative: was given ahead). They sum to 0 up to rounding.

@@ -267,7 +267,8 @@ fn with_one_row_left_over_the_worst_targets_attain_the_harmonic_sum_in_both_dire
     }
 }
 
-/// One row is left over, then two, in turn: each time the claims of those who compete for the last one are made equal.
+/// Intervals alternate between one and two leftover rows. Each time, the two domains that compete for the last row have
+/// equal claims.
 #[test]
 fn targets_that_alternate_come_near_the_bound_of_three_domains() {
     let mut quota = Quota::new(3);
@@ -276,7 +277,7 @@ fn targets_that_alternate_come_near_the_bound_of_three_domains() {
             let carry = quota.carry().to_vec();
             let mut by_carry = [0, 1, 2];
             by_carry.sort_by(|&a, &b| carry[a].total_cmp(&carry[b]));
-            // Whoever is ahead gets no share; whoever is behind gets a whole row, and stays behind.
+            // Give no share to the domain that is furthest ahead, or almost a row to the one furthest behind.
             let (apart, share) = if rows == 1 {
                 (by_carry[0], 0.0)
             } else {

@@ -27,6 +27,7 @@ const FILES: [(&str, &str); 6] = [
     file!("runs.js"),
     file!("icon.svg"),
 ];
+
 /// Routes to all files but the pages themselves. The stylesheet names the colors of the charts.
 pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let mut router = Router::new();

@@ -335,6 +335,7 @@ async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) 
     match drawn.await {
         Some(Ok(svg)) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),
         Some(Err(error)) => {
+            tracing::error!(%error, "a chart cannot be drawn");
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
         }
         None => no_such_run(),
