@@ -60,6 +60,11 @@ pub enum Command {
     /// Where standard output is no terminal, says once how it stands. A server's token is taken from
     /// DDK__TELEMETRY__TOKEN.
     Watch(Watch),
+    /// Tell a run that trains to save, evaluate, pause, resume, stop, or change a setting
+    ///
+    /// Commands take effect between two steps. The run answers over a socket in its folder, or over HTTP with the
+    /// token in DDK__TELEMETRY__TOKEN.
+    Ctl(Ctl),
     /// Serve the pages of all runs below a folder, several side by side
     ///
     /// Another address than a loopback one needs a token in DDK__TELEMETRY__TOKEN. Ctrl-C ends it.
@@ -115,6 +120,42 @@ pub struct Watch {
     /// The run's folder, or the address of its live page: runs/my, or http://127.0.0.1:9469
     #[arg(value_name = "RUN_OR_URL")]
     pub run: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Ctl {
+    /// The run's folder, or the address of its live page: runs/my, or http://127.0.0.1:9469
+    #[arg(value_name = "RUN_OR_URL")]
+    pub run: String,
+    #[command(subcommand)]
+    pub command: CtlCommand,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// Say how the run stands
+    Status,
+    /// Save a checkpoint now
+    Checkpoint,
+    /// Measure the student's perplexities now; the mixture does not follow from them
+    Evaluate,
+    /// Make no further step until told to resume
+    Pause,
+    /// Train on
+    Resume,
+    /// Change live settings from the next step on, for example student.lr=1e-5
+    ///
+    /// The change is written to overrides.jsonl, so a run that is killed repeats it at the same step.
+    Set {
+        /// Settings and their new values
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        values: Vec<String>,
+    },
+    /// Finish the step, save, and end, as on SIGTERM
+    Stop,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,9 @@
 
 mod checkpoints;
 mod cli;
+mod client;
 mod config;
+mod ctl;
 mod data;
 mod generate;
 mod init;
@@ -51,6 +53,7 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Train(args) => train::run(args, &signals()?, out),
         Command::Compare(args) => compare::run(args, &signals()?, out),
         Command::Watch(args) => watch::run(args, out),
+        Command::Ctl(args) => ctl::run(args, out),
         Command::Serve(args) => serve::run(args),
         Command::Eval(args) => eval::run(args, &signals()?, out),
         Command::Checkpoints(args) => checkpoints::run(args, out),

@@ -2,7 +2,6 @@
 //!
 //! Asking for the run and drawing it are two threads: a server that answers slowly never keeps a key from being heard.
 
-mod client;
 mod view;
 
 use std::{
@@ -18,8 +17,7 @@ use ddk_run::{RunFolder, RunView, view::Steps};
 use ddk_telemetry::api::{Event as RunEvent, Status};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 
-use self::client::Client;
-use crate::{cli, serve};
+use crate::{cli, client::Client, serve};
 use ddk_jobs::hint::Hint;
 
 /// How often keys are looked for and the picture is drawn.

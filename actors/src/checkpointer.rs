@@ -5,9 +5,11 @@ use std::time::Instant;
 use crossbeam::channel::Sender;
 use ddk_run::{
     CheckpointStore, SnapshotFile,
+    control::{Outcome, Refusal, Reply},
     records::{EventKind, seconds_since_1970},
 };
 use ddk_telemetry::metrics;
+use ractor::RpcReplyPort;
 
 use crate::{
     LoopState,
@@ -25,6 +27,8 @@ pub struct SaveRequest {
     pub files: Vec<SnapshotFile>,
     /// Where the result goes; whoever needs it waits there.
     pub reply: Sender<Result<(), String>>,
+    /// Somebody who asked for it.
+    pub asked: Option<RpcReplyPort<Outcome>>,
 }
 
 /// What the checkpointer works with. It ends when the student, the only sender, has ended.
@@ -42,7 +46,12 @@ impl Checkpointer {
     pub fn work(mut self, ready: Ready) -> Result<(), Exit> {
         ready.say();
         while let Ok(request) = self.input.recv() {
-            self.store.keep_last(self.context.plan.live.keep());
+            self.store.keep_last(
+                self.context
+                    .plan
+                    .live
+                    .get(|settings| settings.checkpoint.keep),
+            );
             self.store.measured(&request.state.measured);
             self.save(request);
         }
@@ -87,6 +96,16 @@ impl Checkpointer {
                 );
                 event(EventKind::SaveFailed, message);
             }
+        }
+        if let Some(asked) = request.asked {
+            let outcome = saved.as_ref().map(|report| Reply::Checkpoint {
+                step,
+                bytes: report.bytes,
+                seconds,
+            });
+            let refusal = |error| Refusal(format!("step {step} could not be saved: {error}"));
+            // Whoever asked may have left.
+            let _ = asked.send(outcome.map_err(refusal));
         }
         // Nobody asks any more where another save has taken its place.
         let _ = request.reply.send(saved.map(drop));

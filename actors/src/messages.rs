@@ -1,19 +1,37 @@
 //! What the actors tell each other.
 
 use ddk_mixture::Perplexities;
-use ddk_run::{Measured, records::StopReason};
+use ddk_run::{
+    Measured, Source,
+    control::{self, Command},
+    records::StopReason,
+};
+use ractor::RpcReplyPort;
 
 use crate::Totals;
 
 /// What the student is told; it looks whenever it waits and between two batches of an evaluation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StudentControl {
-    /// The run is done after this step, an interval's last.
+#[derive(Debug)]
+pub enum StudentCommand {
+    /// The run is done after this step, an interval's last: from the weight scheduler.
     Finish(StopReason, u64),
-    /// Finish the step, save, end.
+    /// Finish the step, save, end: from the run's actor, as all that follow.
     Stop,
     /// Another part has failed: save the last step made, end.
     Abandon,
+    /// Somebody asks for something.
+    Request(Request),
+}
+
+/// A command, and where its answer goes.
+#[derive(Debug)]
+pub struct Request {
+    /// What is asked for.
+    pub command: Command,
+    /// Who asks.
+    pub source: Source,
+    /// If this is dropped, whoever asks hears that the run has ended.
+    pub reply: RpcReplyPort<control::Outcome>,
 }
 
 /// How a run ended.

@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
 };
 
-use ddk_run::records::{ByDomain, StopReason};
-use ddk_settings::Guard;
+use ddk_run::{
+    Assignments,
+    records::{ByDomain, StopReason},
+};
+use ddk_settings::{Guard, Settings, diff, keys};
 
 /// The plan of a run; fixed before its first step.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct RunPlan {
     pub rows_per_step: u64,
     /// Rows of a micro-batch; divides `rows_per_step`.
     pub micro_rows: u64,
+    /// Positions that the student's head takes at a time.
+    pub chunk: i64,
     /// The last step, where there is one (the smaller of both limits).
     pub max_steps: Option<u64>,
     /// A step with which an interval ends, whatever its length: where the schedule of the learning rate does.
@@ -66,45 +68,46 @@ pub struct RunPlan {
     pub teacher_evaluation_flops: f64,
 }
 
-/// Settings that may change while a run goes on; shared with whoever changes them.
-#[derive(Debug, Default)]
-pub struct Live {
-    checkpoint_every: AtomicU64,
-    keep: AtomicUsize,
-    /// The bits of an f64.
-    lr_end: AtomicU64,
-}
+/// The settings of a run that trains. Some of them may change; whoever needs one reads it here.
+#[derive(Debug)]
+pub struct Live(RwLock<Settings>);
 
 impl Live {
-    /// What a run starts with: steps between two checkpoints, how many of the newest stay, the learning rate
-    /// at the end.
-    pub fn new(checkpoint_every: u64, keep: usize, lr_end: f64) -> Arc<Self> {
-        let live = Self::default();
-        live.set(checkpoint_every, keep, lr_end);
-        Arc::new(live)
+    /// What a run starts with.
+    pub fn new(settings: Settings) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(settings)))
     }
 
-    /// Changes all of them.
-    pub fn set(&self, checkpoint_every: u64, keep: usize, lr_end: f64) {
-        self.checkpoint_every
-            .store(checkpoint_every, Ordering::Relaxed);
-        self.keep.store(keep, Ordering::Relaxed);
-        self.lr_end.store(lr_end.to_bits(), Ordering::Relaxed);
+    /// Reads what is needed of them.
+    pub fn get<T>(&self, read: impl FnOnce(&Settings) -> T) -> T {
+        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Steps between two checkpoints, at least one.
-    pub fn checkpoint_every(&self) -> u64 {
-        self.checkpoint_every.load(Ordering::Relaxed).max(1)
+    /// What they would be with other values.
+    ///
+    /// # Errors
+    /// A key or value that is wrong, or a setting that must not change while the run trains.
+    pub fn with(&self, values: &Assignments) -> Result<Settings, String> {
+        let before = self.get(Settings::clone);
+        let after = before.with(values).map_err(|error| error.to_string())?;
+        let changes = diff(&before, &after).map_err(|error| error.to_string())?;
+        match changes.iter().find(|change| !change.key.live) {
+            None => Ok(after),
+            Some(change) => {
+                let live = keys().filter(|key| key.live);
+                let live: Vec<&str> = live.map(|key| key.path.as_str()).collect();
+                Err(format!(
+                    "`{}` cannot change while the run trains; these can: {}",
+                    change.path,
+                    live.join(", ")
+                ))
+            }
+        }
     }
 
-    /// How many of the newest checkpoints stay.
-    pub fn keep(&self) -> usize {
-        self.keep.load(Ordering::Relaxed)
-    }
-
-    /// The learning rate of the last step.
-    pub fn lr_end(&self) -> f64 {
-        f64::from_bits(self.lr_end.load(Ordering::Relaxed))
+    /// Changes them.
+    pub fn set(&self, settings: Settings) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 }
 

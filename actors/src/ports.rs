@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ddk_corpus::{Cursor, Sample};
 use ddk_run::{
-    CheckpointStore, Journal, MicroBatchSums, SnapshotFile, UpdateStats,
+    CheckpointStore, Journal, MicroBatchSums, Overrides, SnapshotFile, UpdateStats,
     records::{EventLine, MixtureLine, StepLine},
 };
 use ddk_telemetry::{Board, Progress};
@@ -19,8 +19,13 @@ pub enum PortError {
     #[error("{0}")]
     Data(String),
     /// A device has no memory left.
-    #[error("{0}")]
-    OutOfMemory(String),
+    #[error("{message}")]
+    OutOfMemory {
+        /// For what.
+        during: Work,
+        /// What the device said.
+        message: String,
+    },
     /// Training went wrong: the last checkpoint has to be restored, and the data of these steps passed over.
     #[error("steps {first} to {last}: {reason}")]
     RollBack {
@@ -34,6 +39,17 @@ pub enum PortError {
     /// Anything else.
     #[error("{0}")]
     Other(String),
+}
+
+/// What a model does: each has a size of its own that can be made smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// The teacher labels a micro-batch.
+    Label,
+    /// The student learns from one, updates, or is copied.
+    Train,
+    /// A model is evaluated.
+    Evaluate,
 }
 
 /// Called before each batch of an evaluation with the documents done and those there are; true cuts it off.
@@ -151,6 +167,8 @@ pub struct Parts<T, S> {
     pub checkpoints: CheckpointStore,
     /// Where lines go.
     pub journal: Arc<Journal>,
+    /// What was changed since the start.
+    pub overrides: Arc<Overrides>,
     /// Where workers say what they do.
     pub board: Arc<Board>,
     /// Who watches.

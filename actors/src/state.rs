@@ -223,6 +223,9 @@ pub struct Totals {
     pub data_wait_seconds: f64,
     /// Time that training waited for snapshots.
     pub save_stall_seconds: f64,
+    /// Time that somebody paused the run for; no part of `distill_seconds`.
+    #[serde(default)]
+    pub paused_seconds: f64,
     /// Floating-point operations of the teacher's labelling.
     #[serde(default)]
     pub teacher_flops: f64,

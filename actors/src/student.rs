@@ -1,50 +1,26 @@
 //! The student's lane: takes the steps, writes their lines, tells how an interval ended, hands snapshots on.
 
+mod commands;
 mod core;
 mod lane;
+mod told;
 
-use std::{cell::Cell, time::Instant};
+use std::time::Instant;
 
-use crossbeam::channel::{TryRecvError, select_biased};
-use ddk_run::records::StopReason;
+use crossbeam::channel::select_biased;
 use ddk_telemetry::metrics;
 
 use self::core::Core;
-pub use self::lane::StudentLane;
+pub use self::{lane::StudentLane, told::Told};
 use crate::{
     End, LoopState, PortError, Student,
     channel::Received,
-    messages::StudentControl,
+    messages::StudentCommand,
     ports::StudentFactory,
     teacher::Evaluate,
     weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
     worker::{Exit, Ready},
 };
-
-/// What it has been told and has still to do.
-#[derive(Debug, Default)]
-struct Told {
-    stop: bool,
-    finish: Option<(StopReason, u64)>,
-}
-
-impl Told {
-    /// Remembers a word; an error where the run is abandoned.
-    fn hear(&mut self, word: StudentControl) -> Result<(), Exit> {
-        match word {
-            StudentControl::Stop => self.stop = true,
-            StudentControl::Finish(reason, after) => self.finish = Some((reason, after)),
-            StudentControl::Abandon => return Err(Exit::Done),
-        }
-        Ok(())
-    }
-
-    /// Whether the run is done after `step`.
-    fn finished(&self, step: u64) -> Option<End> {
-        let (reason, _) = self.finish.filter(|(_, after)| step >= *after)?;
-        Some(End::Finished(reason))
-    }
-}
 
 impl<S: Student> StudentLane<S> {
     /// The worker's thread.
@@ -60,9 +36,7 @@ impl<S: Student> StudentLane<S> {
         ready.say();
         let mut core = Core::new(&self, student, state);
         let end = self.train(&mut core)?;
-        if !core.is_whole() {
-            self.settle(&mut core, &mut Told::default())?;
-        }
+        self.settle(&mut core)?;
         core.save_last()?;
         let after = match end {
             End::Finished(_) => {
@@ -87,54 +61,52 @@ impl<S: Student> StudentLane<S> {
         if core.state.at_interval_end() && !self.end_interval(core)? {
             return Ok(End::Stopped);
         }
-        let mut told = Told::default();
+        let told = &self.told;
         loop {
-            if told.stop && !core.within_step() {
+            if told.stop.get() && !core.within_step() {
                 return Ok(End::Stopped);
             }
             let began = Instant::now();
             let lane = (core.next_sequence % self.input.len() as u64) as usize;
-            match self.input[lane].recv_or(&self.control)? {
+            match self.input[lane].recv_or(&told.commands)? {
                 Received::Item(labelled) => {
                     if !core.take(labelled, began)? {
                         continue;
                     }
                 }
-                Received::Word(StudentControl::Abandon) => {
-                    if let Ok(copy) = self.evaluated.try_recv() {
-                        core.evaluated(copy);
+                Received::Word(command) => {
+                    told.hear(command);
+                    if !told.abandon.get() && !core.within_step() {
+                        self.obey(core)?;
                     }
-                    // Without the evaluation that the interval began with, the checkpoint before is what the
-                    // run goes on from.
-                    if core.is_whole() {
-                        core.save_last()?;
+                    if told.abandon.get() {
+                        return Err(self.abandoned(core)?);
                     }
-                    return Err(Exit::Done);
-                }
-                Received::Word(word) => {
-                    told.hear(word)?;
                     match told.finished(core.step()) {
                         Some(end) => return Ok(end),
                         None => continue,
                     }
                 }
             }
+            self.repeat_changes(core.step() + 1)?;
+            self.obey(core)?;
+            if told.abandon.get() {
+                return Err(self.abandoned(core)?);
+            }
             if let Some(reason) = core.limit_reached() {
                 return Ok(End::Finished(reason));
             }
-            if told.stop {
+            if told.stop.get() {
                 return Ok(End::Stopped);
             }
             if core.save_is_due() {
-                if !core.is_whole() {
-                    self.settle(core, &mut told)?;
-                }
-                core.save()?;
+                self.settle(core)?;
+                core.save(None)?;
             }
             if !core.state.at_interval_end() {
                 continue;
             }
-            self.settle(core, &mut told)?;
+            self.settle_ahead(core)?;
             if let Some(end) = told.finished(core.step()) {
                 return Ok(end);
             }
@@ -144,15 +116,37 @@ impl<S: Student> StudentLane<S> {
         }
     }
 
-    /// Waits for the evaluation that the interval began with, where one is on its way; an error where the run is
-    /// abandoned.
-    fn settle(&self, core: &mut Core<'_, S>, told: &mut Told) -> Result<(), Exit> {
+    /// The run's end after another part has failed.
+    fn abandoned(&self, core: &mut Core<'_, S>) -> Result<Exit, Exit> {
+        if let Ok(copy) = self.evaluated.try_recv() {
+            core.evaluated(copy);
+        }
+        // Without the evaluation that the interval began with, the run resumes from the checkpoint before.
+        if core.is_whole() {
+            core.save_last()?;
+        }
+        Ok(Exit::Done)
+    }
+
+    /// Waits until the state of the last step is whole.
+    fn settle(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
+        if core.is_whole() {
+            return Ok(());
+        }
+        self.settle_ahead(core)
+    }
+
+    /// Waits for the evaluation that the interval began with, if one is on its way; an error if the run is abandoned.
+    fn settle_ahead(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
         while core.awaits_evaluation() {
             self.line.waiting_for_input();
             select_biased! {
                 recv(self.context.stop) -> _ => return Err(Exit::Done),
                 recv(self.evaluated) -> copy => core.evaluated(copy?),
-                recv(self.control) -> word => told.hear(word?)?,
+                recv(self.told.commands) -> command => match command? {
+                    StudentCommand::Abandon => return Err(Exit::Done),
+                    command => self.told.hear(command),
+                },
             }
         }
         self.line.computing();
@@ -165,7 +159,7 @@ impl<S: Student> StudentLane<S> {
         if core.is_ahead() && core.evaluation_is_due() {
             // What it comes to is known when the student is another one.
             if core.is_candidate() {
-                core.save()?;
+                core.save(None)?;
             }
             let (step, weights) = (core.step(), core.copy()?);
             return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
@@ -195,23 +189,13 @@ impl<S: Student> StudentLane<S> {
             PortError::Other(format!("the weight scheduler has ended: {error}"))
         })?;
         if is_best {
-            core.save()?;
+            core.save(None)?;
         }
         Ok(true)
     }
 
-    /// Whether the student has been told to end since this was called; asked between two batches of an
-    /// evaluation. `is_last`: the run's end is no news any more.
-    fn told_to_stop(&self, is_last: bool) -> impl Fn() -> bool {
-        let told = Cell::new(false);
-        move || {
-            let heard = match self.control.try_recv() {
-                Ok(StudentControl::Finish(..)) => !is_last,
-                Ok(StudentControl::Stop | StudentControl::Abandon) => true,
-                Err(error) => error == TryRecvError::Disconnected,
-            };
-            told.set(told.get() || heard || self.context.is_over());
-            told.get()
-        }
+    /// Whether the student has been told to end; asked between two batches of an evaluation.
+    fn is_told_to_end(&self) -> bool {
+        self.told.is_cut_off() || self.context.is_over()
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     Interval, LoopState, RunPlan,
     batcher::SetInterval,
     interval::Evaluated,
-    messages::StudentControl,
+    messages::StudentCommand,
     worker::{Context, Facts},
 };
 
@@ -223,7 +223,7 @@ pub struct WeightSchedulerState {
     /// To the batcher. It has room for two: no interval is decided before the one but last has been trained on.
     pub intervals: Sender<SetInterval>,
     /// To the student, where the run is done.
-    pub student: Sender<StudentControl>,
+    pub student: Sender<StudentCommand>,
     /// Whether the run's end has been said.
     pub finished: bool,
     /// An interval's end that waits for the teacher's perplexities.
@@ -260,8 +260,8 @@ impl WeightSchedulerState {
                 Verdict::Finish(reason) => {
                     self.finished = true;
                     let after = self.scheduler.last.last_step();
-                    let sent = self.student.try_send(StudentControl::Finish(reason, after));
-                    sent.map_err(|_| "the student does not take the run's end")?;
+                    // A student that has ended needs no reason to.
+                    let _ = self.student.send(StudentCommand::Finish(reason, after));
                 }
                 Verdict::Nothing => {}
             }

@@ -2,7 +2,7 @@
 //!
 //! The actor starts only when the worker says that it is ready (its model is built), so a part that cannot be
 //! built is an error of the start. However the thread ends, exactly one [`Exit`] reaches the actor, which
-//! ends with it; the supervisor hears of that from ractor.
+//! ends with it; the actor of the run hears of that from ractor.
 
 use std::{
     convert::Infallible,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use crossbeam::channel::{Receiver, RecvError, SendError, TryRecvError};
-use ddk_run::{Journal, RunFileError, records::EventKind};
+use ddk_run::{Journal, Overrides, RunFileError, records::EventKind};
 use ddk_telemetry::{Board, Worker};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
@@ -96,6 +96,8 @@ pub struct Context {
     pub plan: Arc<RunPlan>,
     /// Where lines go.
     pub journal: Arc<Journal>,
+    /// What was changed since the start.
+    pub overrides: Arc<Overrides>,
     /// Who watches.
     pub observer: Arc<dyn Observer>,
     /// Where workers say what they do.
@@ -128,6 +130,13 @@ impl Context {
     /// Whether the run has ended.
     pub fn is_over(&self) -> bool {
         matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
+    }
+
+    /// Records an event after the last step and tells the observer. One that cannot be written is logged.
+    pub fn note(&self, kind: EventKind, message: &str) {
+        if let Some(event) = self.journal.note(kind, message) {
+            self.observer.on_event(&event);
+        }
     }
 
     /// Records an event and tells the observer.

@@ -15,7 +15,17 @@ const CHARTS = {
   mixture: ['ratio', 'perplexity', 'weights'],
 };
 
-const run = { status: null, seen: {}, lanes: { from: 0, workers: [], samples: [] }, pause: 0, busy: null };
+const BUTTONS = ['pause', 'checkpoint', 'evaluate'];
+
+const run = {
+  takesCommands: false,
+  isAsking: false,
+  status: null,
+  seen: {},
+  lanes: { from: 0, workers: [], samples: [] },
+  pause: 0,
+  busy: null,
+};
 
 /** An address of the API for this run. */
 function address(path, more = {}) {
@@ -30,6 +40,7 @@ function showStatus() {
   document.title = `${done}${status.name} - DDK`;
   write(byId('name'), status.name);
   showState(status.state, status.state);
+  showCommands(status.state);
   const limit = status.step_limit;
   const share = limit ? status.step / limit : status.token_limit ? status.tokens / status.token_limit : 0;
   byId('progress').value = Math.min(1, share);
@@ -40,6 +51,7 @@ function showStatus() {
       ? ''
       : `about ${duration(status.seconds_left)} left`;
   write(byId('left'), left);
+  showStages(status.stages);
   notice(status.problems.join('; '));
   showTiles(status);
   showDomains(status);
@@ -50,6 +62,40 @@ function showStatus() {
 function showState(text, kind) {
   write(byId('state'), text);
   byId('state').className = `pill ${kind}`;
+}
+
+/** The runs that this one begins with. */
+function showStages(stages) {
+  byId('stages').hidden = stages.length === 0;
+  byId('stages').replaceChildren(
+    ...stages.map(({ name, state, step, step_limit: limit }) =>
+      element('li', {}, element('b', {}, name), ` ${state}, step ${whole(step)}${limit ? ` of ${whole(limit)}` : ''}`),
+    ),
+  );
+}
+
+/** What the run can be told now. */
+function showCommands(state) {
+  const trains = state === 'running' || state === 'paused';
+  byId('commands').hidden = !run.takesCommands || ENDED.has(state);
+  write(byId('pause'), state === 'paused' ? 'Resume' : 'Pause');
+  for (const id of BUTTONS) byId(id).disabled = !trains || run.isAsking;
+}
+
+/** Tells the run something, and shows what it answers. */
+async function tell(command) {
+  run.isAsking = true;
+  write(byId('answer'), `${command}: waiting for the step to end`);
+  showCommands(run.status.state);
+  try {
+    const answer = await fetch(address('/api/control'), { method: 'POST', body: JSON.stringify({ command }) });
+    const isJson = answer.headers.get('content-type')?.startsWith('application/json');
+    write(byId('answer'), isJson ? (await answer.json()).message : await answer.text());
+  } catch {
+    write(byId('answer'), `${command}: no answer`);
+  }
+  run.isAsking = false;
+  await look().catch(() => {});
 }
 
 function notice(text) {
@@ -301,4 +347,11 @@ async function watch() {
 
 for (const id of ['api-status', 'api-steps', 'api-mixture', 'api-events']) byId(id).search = location.search;
 window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', showLanes);
-window.addEventListener('load', watch);
+for (const id of BUTTONS) {
+  byId(id).addEventListener('click', () => tell(id === 'pause' && run.status.state === 'paused' ? 'resume' : id));
+}
+window.addEventListener('load', async () => {
+  const commands = await ask(address('/api/control')).catch(() => null);
+  run.takesCommands = commands?.length > 0;
+  watch();
+});

@@ -183,6 +183,9 @@ pub fn text(snapshot: &Snapshot) -> String {
         number(status.ratio),
         number(status.ratio_at_start)
     );
+    for stage in &status.stages {
+        let _ = writeln!(text, "stage {stage}");
+    }
     if !status.domains.is_empty() {
         let rows = status
             .domains

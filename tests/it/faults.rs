@@ -50,7 +50,6 @@ fn what_heals_ends_as_if_nothing_had_been() {
         ),
         (&["enospc save 6 4"], "save_failed"),
         (&["eio save 3 9"], "save_failed"),
-        (&["oom student 6"], "shrunk"),
         (
             &[
                 "stall teacher 4",
@@ -64,13 +63,82 @@ fn what_heals_ends_as_if_nothing_had_been() {
         ),
     ] {
         let world = World::new();
-        // What is out of memory goes on with half of this, which still is a whole micro-batch here: other
-        // chunks give other last bits.
-        let output = train_with(&world, faults, &["objective.chunk=256"]);
+        let output = train_with(&world, faults, &[]);
         assert!(output.status.success(), "{faults:?}: {}", stderr(&output));
         assert!(!events(&world, kind).is_empty(), "{faults:?}");
         assert_same(&world, &whole, &format!("{faults:?}"));
     }
+}
+
+/// What somebody would set to make the run smaller, in the order in which it was.
+fn sizes(world: &World) -> Vec<String> {
+    let lines = world.lines("overrides.jsonl");
+    let sets = lines.iter().map(|line| line["set"].as_object().unwrap());
+    let text = |set: &serde_json::Map<String, Value>| {
+        let values = set.iter().map(|(key, value)| format!("{key}={value}"));
+        values.collect::<Vec<_>>().join(" ")
+    };
+    sets.map(text).collect()
+}
+
+/// Each part that runs out of memory makes its own work smaller, the cheapest size first.
+#[test]
+fn a_device_without_memory_makes_smaller_what_ran_out_of_it() {
+    for (faults, smaller) in [
+        (
+            &[
+                "oom student 2",
+                "oom student 5",
+                "oom student 6",
+                "oom student 8",
+            ][..],
+            &[
+                "batch.micro_rows=2",
+                "batch.micro_rows=1",
+                "student.recompute=true",
+                "objective.chunk=128",
+            ][..],
+        ),
+        (
+            &["oom teacher 2", "oom teacher 6"],
+            &["teacher.batch_rows=2", "teacher.batch_rows=1"],
+        ),
+        (&["oom evaluation 2"], &["evaluation.batch_rows=8"]),
+    ] {
+        let world = World::new();
+        let set = ["objective.chunk=256", "evaluation.batch_rows=16"];
+        let output = train_with(&world, faults, &set);
+        assert!(output.status.success(), "{faults:?}: {}", stderr(&output));
+        assert_eq!(sizes(&world), smaller, "{faults:?}");
+        assert_eq!(events(&world, "shrunk").len(), smaller.len(), "{faults:?}");
+        assert_eq!(world.lines("run.jsonl").len() as u64, STEPS);
+    }
+    // Nothing is left to make smaller.
+    let world = World::new();
+    let set = ["batch.micro_rows=1"];
+    let output = train_with(&world, &["oom teacher 3"], &set);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("teacher-0 failed: on purpose"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+/// A smaller chunk that still holds a whole micro-batch changes no bit.
+#[test]
+fn a_head_that_takes_fewer_positions_ends_as_if_nothing_had_been() {
+    let set = [
+        "batch.micro_rows=1",
+        "student.recompute=true",
+        "objective.chunk=256",
+    ];
+    let (whole, world) = (World::new(), World::new());
+    assert!(train_with(&whole, &[], &set).status.success());
+    let output = train_with(&world, &["oom student 6"], &set);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(sizes(&world), ["objective.chunk=128"]);
+    assert_same(&world, &whole, "oom student 6");
 }
 
 #[test]
@@ -286,9 +354,8 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     let reason = |step: usize| lines[step - 1]["skipped"].as_str().unwrap_or_default();
     assert!(reason(5).contains("skip list") && reason(6).contains("skip list"));
     assert_eq!(lines.len() as u64, STEPS);
-    let learnt = fs::read_to_string(world.run_folder().join("healing.json")).unwrap();
-    let learnt: Value = serde_json::from_str(&learnt).unwrap();
-    assert_eq!(learnt["skip"], serde_json::json!([5, 6]));
+    let learnt = world.lines("overrides.jsonl");
+    assert_eq!(learnt[0]["skip_steps"], serde_json::json!([5, 6]));
 
     // A kill after the rolling back does not undo it.
     let killed = World::new();

@@ -16,6 +16,7 @@ mod best;
 mod checkpoints;
 mod commands;
 mod compare;
+mod control;
 mod corpora;
 mod demo_text;
 mod device;

@@ -252,6 +252,31 @@ fn a_browser_sees_how_a_run_ended_and_keeps_that() {
 }
 
 #[test]
+fn a_browser_pauses_evaluates_saves_and_resumes_a_run_needs_browser() {
+    let world = World::new();
+    let token = "a-token-for-this-test";
+    let mut command = world.command(&FOR_EVER);
+    command.env("DDK__TELEMETRY__TOKEN", token);
+    let mut address = None;
+    let run = Started::of(command, |line| {
+        address = line
+            .split_once("http://")
+            .map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_owned());
+        address.is_some()
+    });
+    let page = format!("http://{}/?token={token}", address.unwrap());
+    let output = browse("control_page.py", &[&page, PICTURES]);
+    run.signal("TERM");
+    assert_eq!(run.wait().0.code(), Some(143));
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        stderr(&output)
+    );
+}
+
+#[test]
 fn watch_tells_of_a_folder_and_of_a_server() {
     let world = World::new();
     world.succeed(&["train", "config.toml"]);

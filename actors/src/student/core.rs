@@ -4,12 +4,13 @@ mod ahead;
 mod lines;
 mod step;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
 use ddk_mixture::Needs;
-use ddk_run::{Measured, RunFileError, records::StopReason};
+use ddk_run::{Measured, RunFileError, control::Outcome as Answered, records::StopReason};
 use ddk_telemetry::metrics;
+use ractor::RpcReplyPort;
 
 use self::{ahead::Ahead, step::StepAccumulator};
 use super::lane::StudentLane;
@@ -44,6 +45,8 @@ pub(crate) struct Core<'a, S: Student> {
     /// The port's busy seconds, as read last.
     busy: f64,
     last_update: Option<Instant>,
+    /// How long this process was paused since its first micro-batch.
+    paused: Duration,
 }
 
 impl<'a, S: Student> Core<'a, S> {
@@ -67,6 +70,7 @@ impl<'a, S: Student> Core<'a, S> {
             save_result: None,
             state,
             last_update: None,
+            paused: Duration::ZERO,
         }
     }
 
@@ -100,7 +104,7 @@ impl<'a, S: Student> Core<'a, S> {
     }
 
     pub(crate) fn save_is_due(&self) -> bool {
-        let every = self.plan.live.checkpoint_every();
+        let every = self.plan.live.get(|settings| settings.checkpoint.every);
         self.step().is_multiple_of(every) && !self.is_saved()
     }
 
@@ -138,7 +142,8 @@ impl<'a, S: Student> Core<'a, S> {
     }
 
     /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
-    pub(crate) fn save(&mut self) -> Result<(), Exit> {
+    /// `asked`: who hears what was saved.
+    pub(crate) fn save(&mut self, asked: Option<RpcReplyPort<Answered>>) -> Result<(), Exit> {
         let began = Instant::now();
         let files = self.student.snapshot()?;
         let (reply, result) = bounded(1);
@@ -146,6 +151,7 @@ impl<'a, S: Student> Core<'a, S> {
             state: self.state.clone(),
             files,
             reply,
+            asked,
         };
         let sent = self.lane.saves.send(request);
         sent.map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
@@ -161,7 +167,7 @@ impl<'a, S: Student> Core<'a, S> {
     /// the save that was made of it while training went on has failed, it is made again.
     pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
         if !self.is_saved() || self.await_save().is_err() {
-            self.save()?;
+            self.save(None)?;
             self.await_save().map_err(|error| {
                 PortError::Other(format!(
                     "the last checkpoint could not be saved (the ones before it stay): {error}"
@@ -196,7 +202,7 @@ impl<'a, S: Student> Core<'a, S> {
         } else {
             format!("evaluation of the student after step {}", self.step())
         };
-        let perplexities = self.measure(&phase, false)?;
+        let perplexities = self.measure(&phase)?;
         let busy = self.newly_busy();
         // The first evaluation of a process comes before its first batch.
         if self.context.facts.first_sent.get().is_some() {
@@ -216,15 +222,12 @@ impl<'a, S: Student> Core<'a, S> {
     }
 
     /// The perplexities as they are now; who watches sees how far that is. `None` where it is told to stop.
-    fn measure(&mut self, phase: &str, is_last: bool) -> Result<Option<Vec<f64>>, PortError> {
+    fn measure(&mut self, phase: &str) -> Result<Option<Vec<f64>>, PortError> {
         let lane = self.lane;
-        let (meter, told_to_stop) = (
-            lane.line.meter(phase, "documents"),
-            lane.told_to_stop(is_last),
-        );
+        let meter = lane.line.meter(phase, "documents");
         self.student.perplexities(&|done, total| {
             lane.context.observer.on_progress(&meter.at(done, total));
-            told_to_stop()
+            lane.is_told_to_end()
         })
     }
 
@@ -237,12 +240,40 @@ impl<'a, S: Student> Core<'a, S> {
 
     /// Perplexities at the run's end: for its result, not for a mixture.
     pub(crate) fn evaluate_last(&mut self) -> Result<Option<Vec<f64>>, PortError> {
-        let perplexities = self.measure("last evaluation of the student", true)?;
+        let perplexities = self.measure("last evaluation of the student")?;
         self.totals.evaluation_flops += self.plan.evaluation_flops;
         if let Some(perplexities) = &perplexities {
             self.measured(self.step(), perplexities);
         }
         Ok(perplexities)
+    }
+
+    /// Perplexities that somebody asked for.
+    pub(crate) fn evaluate_on_request(&mut self) -> Result<Option<Vec<f64>>, PortError> {
+        let phase = format!(
+            "requested evaluation of the student after step {}",
+            self.step()
+        );
+        self.newly_busy();
+        let perplexities = self.measure(&phase)?;
+        self.totals.evaluation_seconds += self.newly_busy();
+        self.totals.evaluation_flops += self.plan.evaluation_flops;
+        Ok(perplexities)
+    }
+
+    /// The run was paused until now; how long.
+    pub(crate) fn paused(&mut self, since: Instant) -> f64 {
+        let now = Instant::now();
+        let seconds = now.duration_since(since).as_secs_f64();
+        self.totals.paused_seconds += seconds;
+        // Nor does a pause count as time in which the run trained.
+        if let Some(first) = self.context.facts.first_sent.get() {
+            self.paused += now.duration_since(since.max(*first));
+        }
+        if let Some(update) = &mut self.last_update {
+            *update += now.duration_since(since);
+        }
+        seconds
     }
 
     /// The run's result; none where it ended before its first step.

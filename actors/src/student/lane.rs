@@ -9,7 +9,7 @@ use crate::{
     Labelled, Student,
     channel::{MeteredReceiver, MeteredSender},
     checkpointer::SaveRequest,
-    messages::StudentControl,
+    student::Told,
     teacher::{Evaluate, EvaluatedCopy},
     weight_scheduler::WeightSchedulerMessage,
     worker::Context,
@@ -22,7 +22,7 @@ pub struct StudentLane<S: Student> {
     /// Labelled micro-batches, by teacher lane.
     pub input: Vec<MeteredReceiver<Labelled<S::Signal>>>,
     /// What it is told.
-    pub control: Receiver<StudentControl>,
+    pub told: Told,
     /// Copies of it that lane 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
     pub copies: Sender<Evaluate<S::Weights>>,
     /// What they came to.

@@ -11,19 +11,19 @@ use std::{
 };
 
 use ddk_actors::{
-    LoopState, MicroBatch, Observer, Outcome, Parts, PortError, Rows, RunError, RunPlan,
-    StepReport, StopReason, Student, Teacher, ports::Between,
+    Generation, LoopState, MicroBatch, Observer, Outcome, Parts, PortError, Rows, Run, RunError,
+    RunHandle, RunPlan, StepReport, StopReason, Student, Teacher, ports::Between,
 };
 use ddk_corpus::{Cursor, Sample, Sequence, Span};
 use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
 use ddk_run::{
-    CheckpointStore, Journal, Lengths, MicroBatchSums, PhaseSeconds, Retention, SequenceLoss,
-    SnapshotFile, StepPhase, UpdateStats,
+    CheckpointStore, Journal, Lengths, MicroBatchSums, Overrides, PhaseSeconds, Retention,
+    SequenceLoss, SnapshotFile, Source, StepPhase, UpdateStats,
+    control::{self, Command},
     records::{EventLine, MixtureLine},
 };
 use ddk_telemetry::{Board, Progress};
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 /// What a test may do at a place of the pipeline: delay, panic, fail, wait for a gate.
 pub type Hook = Arc<dyn Fn(&str, u64) -> Result<(), PortError> + Send + Sync>;
@@ -34,6 +34,8 @@ pub struct World {
     pub plan: RunPlan,
     pub hook: Hook,
     pub observer: Arc<Watcher>,
+    /// What is asked for when a step is done.
+    pub commands: Vec<(u64, Command)>,
     /// Told to stop when this step is done.
     pub stop_after: Option<u64>,
     /// Every save of these steps fails.
@@ -55,6 +57,7 @@ impl World {
                 seed: 11,
                 rows_per_step: 6,
                 micro_rows: 2,
+                chunk: 64,
                 max_steps: Some(17),
                 interval_end: None,
                 max_steps_reason: StopReason::MaxSteps,
@@ -66,12 +69,13 @@ impl World {
                 max_passes: None,
                 queue_depth: 2,
                 teacher_lanes: 1,
-                live: ddk_actors::Live::new(3, 2, 0.0),
+                live: saving_every(3),
                 gamma: 0.2,
                 layer_weight: None,
                 skip: std::collections::BTreeSet::new(),
                 guard: ddk_settings::Guard {
                     max_skipped: 3,
+                    max_rollbacks: 0,
                     spike: ddk_settings::Spike::Ignore,
                     ..ddk_settings::Guard::default()
                 },
@@ -80,74 +84,35 @@ impl World {
             },
             hook: Arc::new(|_, _| Ok(())),
             observer: Arc::new(Watcher::default()),
+            commands: Vec::new(),
             stop_after: None,
             full_disk: Vec::new(),
             policy: Ddk::new(0.5, 5, FirstInterval::Natural).state(),
         }
     }
 
-    /// Runs, from the last checkpoint where there is one.
+    /// Runs, from the last checkpoint if there is one.
     pub async fn run(&self) -> Result<Option<Outcome>, RunError> {
-        let store =
-            CheckpointStore::open(&self.folder.path().join("checkpoints"), Retention::last(2))
-                .unwrap();
-        let opened = store.newest::<LoopState>().unwrap();
-        let (resume, checkpoint) = match opened {
-            Some(opened) => (Some(opened.state), Some(opened.path)),
-            None => (None, None),
-        };
-        let lengths = resume
-            .as_ref()
-            .map_or(Lengths::default(), |state| state.lengths);
-        let policy = match &resume {
-            Some(state) => state.interval.policy.clone(),
-            None => self.policy.clone(),
-        };
-        let policy = policy.into_policy();
-        let (sender, mut stop) = mpsc::channel(1);
-        *self.observer.stop.lock().unwrap() = self.stop_after.map(|step| (step, sender.clone()));
-        let (hook, full_disk) = (self.hook.clone(), self.full_disk.clone());
-        let student_hook = hook.clone();
-        let (teacher_hook, batcher_hook) = (hook.clone(), hook.clone());
-        let parts = Parts {
-            teacher: Arc::new(move |lane| {
-                teacher_hook("build teacher", lane as u64)?;
-                Ok(FakeTeacher {
-                    hook: teacher_hook.clone(),
-                    labelled: 0,
-                })
-            }),
-            student: Box::new(move || {
-                student_hook("build student", 0)?;
-                let weight = match checkpoint {
-                    Some(folder) => read_weight(&folder),
-                    None => 1,
-                };
-                Ok(FakeStudent {
-                    weight,
-                    pending: 0,
-                    step: 0,
-                    hook: student_hook,
-                    full_disk,
-                })
-            }),
-            rows: Arc::new(move |domain, cursor| {
-                Ok(Box::new(FakeRows {
-                    domain: domain as u64,
-                    cursor,
-                    hook: hook.clone(),
-                }))
-            }),
-            batcher: Arc::new(move |step| batcher_hook("draw", step)),
-            checkpoints: store,
-            journal: Arc::new(Journal::open(self.folder.path(), lengths, true).unwrap()),
-            board: Board::new(std::time::Duration::from_secs(3600)),
+        let overrides = Arc::new(Overrides::open(self.folder.path()).unwrap());
+        let assembly = Assembly {
+            folder: self.folder.path().to_owned(),
+            plan: self.plan.clone(),
+            hook: self.hook.clone(),
             observer: self.observer.clone(),
+            full_disk: self.full_disk.clone(),
+            policy: self.policy.clone(),
+            overrides: overrides.clone(),
         };
-        let teacher = resume.as_ref().map(|state| state.at_start.teacher.clone());
-        let ended =
-            ddk_actors::run(self.plan.clone(), parts, policy, resume, teacher, &mut stop).await;
-        drop(sender);
+        let run = Run::start(move || Ok(assembly.assemble()), overrides).await?;
+        let told = Telling {
+            run: run.handle(),
+            stop_after: self.stop_after,
+            commands: self.commands.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        *self.observer.telling.lock().unwrap() = Some(told);
+        let ended = run.ended().await;
+        *self.observer.telling.lock().unwrap() = None;
         ended
     }
 
@@ -188,6 +153,95 @@ impl World {
                 .unwrap();
         read_weight(&store.newest::<LoopState>().unwrap().unwrap().path)
     }
+}
+
+/// What the generations of a run are made from.
+struct Assembly {
+    folder: std::path::PathBuf,
+    plan: RunPlan,
+    hook: Hook,
+    observer: Arc<Watcher>,
+    full_disk: Vec<u64>,
+    policy: PolicyState,
+    overrides: Arc<Overrides>,
+}
+
+impl Assembly {
+    fn assemble(&self) -> Generation<FakeTeacher, FakeStudent> {
+        let store =
+            CheckpointStore::open(&self.folder.join("checkpoints"), Retention::last(2)).unwrap();
+        let opened = store.newest::<LoopState>().unwrap();
+        let (resume, checkpoint) = match opened {
+            Some(opened) => (Some(opened.state), Some(opened.path)),
+            None => (None, None),
+        };
+        let lengths = resume
+            .as_ref()
+            .map_or(Lengths::default(), |state| state.lengths);
+        let policy = match &resume {
+            Some(state) => state.interval.policy.clone(),
+            None => self.policy.clone(),
+        };
+        let (hook, full_disk) = (self.hook.clone(), self.full_disk.clone());
+        let (student_hook, teacher_hook, batcher_hook) = (hook.clone(), hook.clone(), hook.clone());
+        let mut plan = self.plan.clone();
+        plan.skip.extend(self.overrides.skip_steps());
+        let step = resume.as_ref().map_or(0, |state| state.step);
+        let live = plan.live.get(ddk_settings::Settings::clone);
+        plan.live = ddk_actors::Live::new(live.with(&self.overrides.up_to(step + 1)).unwrap());
+        let of_student = plan.live.clone();
+        let parts = Parts {
+            teacher: Arc::new(move |lane| {
+                teacher_hook("build teacher", lane as u64)?;
+                Ok(FakeTeacher {
+                    hook: teacher_hook.clone(),
+                    labelled: 0,
+                })
+            }),
+            student: Box::new(move || {
+                student_hook("build student", 0)?;
+                let weight = match checkpoint {
+                    Some(folder) => read_weight(&folder),
+                    None => 1,
+                };
+                Ok(FakeStudent {
+                    weight,
+                    pending: 0,
+                    step: 0,
+                    hook: student_hook,
+                    full_disk,
+                    live: of_student,
+                })
+            }),
+            rows: Arc::new(move |domain, cursor| {
+                Ok(Box::new(FakeRows {
+                    domain: domain as u64,
+                    cursor,
+                    hook: hook.clone(),
+                }))
+            }),
+            batcher: Arc::new(move |step| batcher_hook("draw", step)),
+            checkpoints: store,
+            journal: Arc::new(Journal::open(&self.folder, lengths, true).unwrap()),
+            overrides: self.overrides.clone(),
+            board: Board::new(std::time::Duration::from_secs(3600)),
+            observer: Arc::new(Watching(self.observer.clone())),
+        };
+        Generation {
+            plan,
+            parts,
+            policy: policy.into_policy(),
+            teacher_perplexities: resume.as_ref().map(|state| state.at_start.teacher.clone()),
+            resume,
+        }
+    }
+}
+
+/// Settings that save every so many steps.
+pub fn saving_every(steps: u64) -> Arc<ddk_actors::Live> {
+    let mut settings = ddk_settings::Settings::default();
+    (settings.checkpoint.every, settings.checkpoint.keep) = (steps, 2);
+    ddk_actors::Live::new(settings)
 }
 
 fn read_weight(folder: &Path) -> u64 {
@@ -264,6 +318,7 @@ pub struct FakeStudent {
     step: u64,
     hook: Hook,
     full_disk: Vec<u64>,
+    live: Arc<ddk_actors::Live>,
 }
 
 impl Student for FakeStudent {
@@ -304,10 +359,12 @@ impl Student for FakeStudent {
         if (self.hook)("no update", step).is_err() {
             return self.discard(step, "on purpose");
         }
+        let learning_rate = self.live.get(|settings| settings.student.lr);
         self.weight = mix(self.weight, std::mem::take(&mut self.pending));
+        self.weight = mix(self.weight, learning_rate.to_bits());
         self.step = step;
         Ok(UpdateStats {
-            learning_rate: 1e-3,
+            learning_rate,
             grad_norm: 1.0,
             skipped: None,
             seconds: PhaseSeconds::from([
@@ -402,26 +459,67 @@ impl Rows for FakeRows {
     }
 }
 
-/// Watches, and asks to stop after a step.
+/// Watches, and tells the run something after a step.
 #[derive(Default)]
 pub struct Watcher {
     pub events: Mutex<Vec<EventLine>>,
-    stop: Mutex<Option<(u64, mpsc::Sender<()>)>>,
+    pub answers: Mutex<Vec<control::Outcome>>,
+    telling: Mutex<Option<Telling>>,
     pub steps: AtomicU64,
 }
 
-impl Observer for Watcher {
-    fn on_step(&self, step: &StepReport<'_>) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
-        if let Some((after, sender)) = &*self.stop.lock().unwrap()
-            && step.line.step == *after
-        {
-            sender.try_send(()).unwrap();
-            // The student goes on only when the word is on its way to it.
-            while sender.capacity() == 0 {
-                std::thread::yield_now();
+/// What a run is told, and when.
+struct Telling {
+    run: RunHandle,
+    stop_after: Option<u64>,
+    commands: Vec<(u64, Command)>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Telling {
+    /// Has a command carried out. When this returns, the student hears of it at its next boundary; its answer comes
+    /// later.
+    fn tell(&self, command: Command, watcher: &Arc<Watcher>) {
+        let (run, watcher) = (self.run.clone(), watcher.clone());
+        let mut asking = Box::pin(async move {
+            let answer = run.ask(command, Source::Socket).await;
+            watcher.answers.lock().unwrap().push(answer);
+        });
+        self.runtime.block_on(async {
+            // Polled once, it is sent; what is sent after it is answered after it was handed on.
+            let is_answered = tokio::select! {
+                biased;
+                () = &mut asking => true,
+                () = std::future::ready(()) => false,
+            };
+            if !is_answered {
+                tokio::spawn(asking);
+                let _ = self.run.ask(Command::Status, Source::Socket).await;
             }
-            dawdle(*after);
+        });
+    }
+}
+
+/// The watcher of a run, which keeps the answers.
+pub struct Watching(pub Arc<Watcher>);
+
+impl Observer for Watching {
+    fn on_step(&self, step: &StepReport<'_>) {
+        self.0.steps.fetch_add(1, Ordering::Relaxed);
+        let telling = self.0.telling.lock().unwrap();
+        let Some(telling) = &*telling else {
+            return;
+        };
+        for (_, command) in telling
+            .commands
+            .iter()
+            .filter(|(after, _)| *after == step.line.step)
+        {
+            telling.tell(command.clone(), &self.0);
+        }
+        if telling.stop_after == Some(step.line.step) {
+            telling.tell(Command::Stop, &self.0);
+            dawdle(step.line.step);
         }
     }
 
@@ -430,7 +528,7 @@ impl Observer for Watcher {
     fn on_progress(&self, _: &Progress) {}
 
     fn on_event(&self, event: &EventLine) {
-        self.events.lock().unwrap().push(event.clone());
+        self.0.events.lock().unwrap().push(event.clone());
     }
 }
 

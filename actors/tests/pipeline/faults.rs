@@ -8,7 +8,7 @@ use std::sync::{
 use ddk_actors::{PortError, RunError, worker::Exit};
 use ddk_run::records::EventKind;
 
-use crate::fakes::World;
+use crate::fakes::{World, saving_every};
 
 /// Panics the first `times` times that a place is reached with this number.
 fn panics(place: &'static str, number: u64, times: u64) -> crate::fakes::Hook {
@@ -28,7 +28,7 @@ fn panics(place: &'static str, number: u64, times: u64) -> crate::fakes::Hook {
     })
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_teacher_or_loader_that_panics_is_built_again_and_nothing_is_lost() {
     let whole = World::new();
     whole.run().await.unwrap();
@@ -133,12 +133,12 @@ async fn rows_that_cannot_be_read_are_tried_again_and_then_end_the_run_with_thei
     assert!(world.trajectory() == whole.trajectory());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_batcher_that_fails_is_named_and_the_last_step_is_saved() {
     let whole = World::new();
     whole.run().await.unwrap();
     let mut world = World::new();
-    world.hook = panics("draw", 7, 1);
+    world.hook = panics("draw", 7, u64::MAX);
     let error = world.run().await.unwrap_err().to_string();
     assert!(error.contains("batcher failed: it panicked"), "{error}");
     world.hook = Arc::new(|_, _| Ok(()));
@@ -245,7 +245,7 @@ async fn a_roll_back_begins_with_the_first_step_without_an_update() {
 async fn steps_that_were_rolled_back_do_not_count_again() {
     let mut world = World::new();
     world.plan.guard.max_skipped = 2;
-    world.plan.live = ddk_actors::Live::new(1, 2, 0.0);
+    world.plan.live = saving_every(1);
     world.hook = no_updates(&[5, 6, 7]);
     let error = world.run().await.unwrap_err();
     assert_eq!(rolled_back(&error), Some((5, 6)), "{error}");

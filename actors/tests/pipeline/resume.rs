@@ -50,7 +50,7 @@ async fn a_stop_at_any_step_saves_that_step_and_goes_on_from_it() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_student_that_dies_at_any_step_costs_only_the_steps_since_the_last_save() {
     let whole = World::new();
     whole.run().await.unwrap();
@@ -119,7 +119,7 @@ async fn a_run_interrupted_after_its_last_step_only_sums_up() {
 /// A run to step 12, or killed on its way there, that is then extended to 17, equals one to 17 whose schedule
 /// ends with step 12; with 12 in the middle of an interval and, as the schedule ends intervals, at the end of
 /// one.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_extended_run_equals_one_whose_limit_lay_further_on() {
     for (lag, limit) in [(0, 12), (0, 10), (1, 12), (1, 10)] {
         let to = |steps: u64| {

@@ -31,8 +31,8 @@ pub trait Learner {
     /// A copy of what learns and of its moments, which a writer thread can save while training goes on.
     fn snapshot(&self) -> Result<Snapshot, EngineError>;
 
-    /// Changes the learning rate that the schedule ends at.
-    fn set_lr_end(&mut self, lr_end: f64);
+    /// Changes the schedule's highest learning rate and the one that it ends at.
+    fn set_learning_rates(&mut self, peak: f64, end: f64);
 
     /// Takes this step's loss for not finite, for faults on purpose.
     fn poison(&mut self) -> f64;

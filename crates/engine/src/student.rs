@@ -262,8 +262,8 @@ impl Learner for Student {
         Ok(report)
     }
 
-    fn set_lr_end(&mut self, lr_end: f64) {
-        self.updates.set_lr_end(lr_end);
+    fn set_learning_rates(&mut self, peak: f64, end: f64) {
+        self.updates.set_learning_rates(peak, end);
     }
 
     fn poison(&mut self) -> f64 {

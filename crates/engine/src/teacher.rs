@@ -71,6 +71,8 @@ pub struct Teacher {
     layers: Vec<usize>,
     /// What they are sent through, `[d_model, d_model]` in the teacher's dtype; empty where they are sent as they are.
     filters: Vec<Tensor>,
+    /// Rows per forward pass.
+    batch_rows: usize,
 }
 
 impl Teacher {
@@ -82,7 +84,14 @@ impl Teacher {
             student_device,
             layers: Vec::new(),
             filters: Vec::new(),
+            batch_rows: usize::MAX,
         }
+    }
+
+    /// Labels at most so many rows per forward pass.
+    pub fn with_batch_rows(mut self, rows: usize) -> Self {
+        self.batch_rows = rows.max(1);
+        self
     }
 
     /// Sends the layers of these filters as well.
@@ -109,19 +118,27 @@ impl Teacher {
     pub fn label(&self, rows: &[&Sequence]) -> Result<TeacherOutput, EngineError> {
         let _no_grad = tch::no_grad_guard();
         let batch = batch_tensors(rows, self.model.config().vocab_size(), self.model.device())?;
-        let parts = batch.parts.as_deref();
-        let (hidden, layers) = self
-            .model
-            .hidden_and_layers(&batch.tokens, parts, &self.layers)?;
-        let hidden = self.send(hidden, None)?;
-        if layers.is_empty() {
-            return Ok(TeacherOutput::Hidden(hidden));
+        let mut passes = Vec::new();
+        for first in (0..rows.len()).step_by(self.batch_rows) {
+            let count = self.batch_rows.min(rows.len() - first);
+            let tokens = batch.tokens.f_narrow(0, first as i64, count as i64);
+            let parts = batch
+                .parts
+                .as_deref()
+                .map(|parts| &parts[first..first + count]);
+            let tokens = tokens.map_err(TorchError::from)?;
+            let (hidden, layers) = self.model.hidden_and_layers(&tokens, parts, &self.layers)?;
+            let mut outputs = vec![self.send(hidden, None)?];
+            for (index, layer) in layers.into_iter().enumerate() {
+                outputs.push(self.send(layer, self.filters.get(index))?);
+            }
+            passes.push(outputs);
         }
-        let layers = layers.into_iter().enumerate();
-        let layers = layers.map(|(index, layer)| self.send(layer, self.filters.get(index)));
-        Ok(TeacherOutput::HiddenAndLayers {
-            hidden,
-            layers: layers.collect::<Result<_, _>>()?,
+        let mut outputs = joined(passes)?;
+        let hidden = outputs.remove(0);
+        Ok(match outputs {
+            layers if layers.is_empty() => TeacherOutput::Hidden(hidden),
+            layers => TeacherOutput::HiddenAndLayers { hidden, layers },
         })
     }
 
@@ -134,4 +151,16 @@ impl Teacher {
         }
         Ok(hidden.f_to_device(self.student_device)?)
     }
+}
+
+/// The outputs of several passes as those of one.
+fn joined(mut passes: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, TorchError> {
+    if passes.len() == 1 {
+        return Ok(passes.remove(0));
+    }
+    let of = |output: usize| {
+        let tensors: Vec<&Tensor> = passes.iter().map(|outputs| &outputs[output]).collect();
+        Ok(Tensor::f_cat(&tensors, 0)?)
+    };
+    (0..passes[0].len()).map(of).collect()
 }

@@ -39,9 +39,9 @@ impl Updates {
         self.finite &= finite;
     }
 
-    /// Changes the learning rate that the schedule ends at.
-    pub(crate) fn set_lr_end(&mut self, lr_end: f64) {
-        self.schedule.end = lr_end;
+    /// Changes the schedule's highest learning rate and the one that it ends at.
+    pub(crate) fn set_learning_rates(&mut self, peak: f64, end: f64) {
+        (self.schedule.peak, self.schedule.end) = (peak, end);
     }
 
     /// Updates `parameters` as step `step` (from 1). A loss or gradient that is not finite reaches neither

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
-use ddk_run::{CheckpointStore, Measured, RunFolder};
+use ddk_run::{CheckpointStore, Measured, Override, Overrides, RunFolder};
 
 use crate::{hint::Hint, progress::say};
 
@@ -69,6 +69,12 @@ pub fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)
 pub(crate) fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
     let store = CheckpointStore::look(&folder.checkpoints());
     checkpoint_of(&store, step)?;
+    let overrides = Overrides::open(folder.path())?;
+    overrides.append(Override {
+        step: step + 1,
+        discard_later: true,
+        ..Override::default()
+    })?;
     for newer in store.set_aside_after(step)? {
         say(&format!("the checkpoint of step {newer} is set aside"));
     }

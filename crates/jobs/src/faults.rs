@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_actors::PortError;
+use ddk_actors::{PortError, Work};
 use ddk_run::SaveHook;
 use serde::{
     Deserialize,
@@ -171,7 +171,14 @@ impl Faults {
         };
         let no_row = "on purpose: a row cannot be read";
         match kind {
-            Kind::Oom => Err(PortError::OutOfMemory("on purpose".to_owned())),
+            Kind::Oom => Err(PortError::OutOfMemory {
+                during: match place {
+                    Place::Teacher => Work::Label,
+                    Place::Evaluation => Work::Evaluate,
+                    _ => Work::Train,
+                },
+                message: "on purpose".to_owned(),
+            }),
             Kind::Unreadable => Err(PortError::Data(no_row.to_owned())),
             _ => {
                 happen(kind, told);

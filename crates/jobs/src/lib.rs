@@ -9,6 +9,7 @@ pub mod check;
 pub mod checkpoints;
 pub mod compare;
 pub mod config;
+mod control;
 pub mod demo;
 mod demo_sources;
 pub mod eval;

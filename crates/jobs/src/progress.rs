@@ -4,13 +4,14 @@ use std::{
     collections::VecDeque,
     io::{self, IsTerminal, Write},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use ddk_actors::{Observer, StepReport, Totals};
+use ddk_actors::{Live, Observer, StepReport, Totals};
 use ddk_model::{ModelError, Weights};
 use ddk_run::records::{EventKind, EventLine, MixtureLine};
+use ddk_settings::Settings;
 use ddk_telemetry::{Clock, Meter, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -140,7 +141,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Printer {
     bar: ProgressBar,
     pace: Pace,
+    live: Arc<Live>,
     last: Mutex<Last>,
+}
+
+fn line_seconds(settings: &Settings) -> f64 {
+    settings.log.line_seconds
 }
 
 /// The line said last, so that the next tells of the time since.
@@ -150,15 +156,16 @@ struct Last {
 }
 
 impl Printer {
-    /// A line every `seconds` (0: each step). `limit`: the run's last step.
-    pub fn new(seconds: f64, limit: Option<u64>) -> Self {
+    /// A line as often as the settings say. `limit`: the run's last step.
+    pub fn new(live: Arc<Live>, limit: Option<u64>) -> Self {
         let bar = bar(
             limit.unwrap_or(0),
             "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left",
         );
         Self {
             bar,
-            pace: Pace::new(seconds, &Clock::system()),
+            pace: Pace::new(live.get(line_seconds), &Clock::system()),
+            live,
             last: Mutex::new(Last {
                 time: None,
                 totals: Totals::default(),
@@ -178,11 +185,6 @@ impl Printer {
         undone
     }
 
-    /// Says a line so often from now on.
-    pub fn set_every(&self, every: Duration) {
-        *lock(&self.pace.every) = every;
-    }
-
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
@@ -198,7 +200,8 @@ impl Observer for Printer {
         let line = report.line;
         self.bar.set_position(line.step);
         let mut last = lock(&self.last);
-        let every = *lock(&self.pace.every);
+        let every = Duration::from_secs_f64(self.live.get(line_seconds));
+        *lock(&self.pace.every) = every;
         let due = last.time.is_none_or(|time| time.elapsed() >= every);
         if !due && report.limit != Some(line.step) {
             return;

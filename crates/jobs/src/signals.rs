@@ -13,14 +13,11 @@ use std::{
 use anyhow::{Context, Result};
 use ddk_run::{records::EventKind, view};
 use ddk_settings::Settings;
-use ddk_telemetry::Board;
 use rustix::process::{Pid, kill_process};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    control::RunControl,
     faults::Faults,
     hint::Ended,
     phase::Phase,
@@ -73,8 +70,14 @@ impl Signal {
 }
 
 /// The process's answers to signals. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Signals(Arc<Mutex<State>>);
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "State({:?})", self.came)
+    }
+}
 
 struct State {
     answer: Answer,
@@ -95,10 +98,7 @@ enum Answer {
     /// The process ends at once.
     End(Phase),
     /// The run is told, if it trains; while models are loaded the process ends at once.
-    Train {
-        board: Arc<Board>,
-        stop: mpsc::Sender<()>,
-    },
+    Train(Arc<RunControl>),
     /// The child gets every signal; this process ends with it.
     Child(Child),
 }
@@ -201,13 +201,10 @@ impl Signals {
         state.farewell = None;
     }
 
-    /// Workers are at work: a signal goes to them over `stop` once the board says that they train. The signal
-    /// that came before, which no worker has heard.
-    pub fn train(&self, board: &Arc<Board>, stop: &mpsc::Sender<()>) -> Option<Signal> {
-        self.answer_by(Answer::Train {
-            board: Arc::clone(board),
-            stop: stop.clone(),
-        })
+    /// Workers are at work: a signal goes to them once they train. The signal that came before, which no worker has
+    /// heard.
+    pub(crate) fn train(&self, run: &Arc<RunControl>) -> Option<Signal> {
+        self.answer_by(Answer::Train(Arc::clone(run)))
     }
 
     /// Signals go to this child, which may not have started yet.
@@ -237,27 +234,27 @@ impl Signals {
         }
     }
 
-    fn answer(&self, signal: Signal) {
+    /// Answers a signal, or whoever asks for the same.
+    pub(crate) fn answer(&self, signal: Signal) {
         let mut state = self.state();
         state.came.get_or_insert(signal);
         systemd::stopping();
         match &state.answer {
             Answer::End(phase) => state.end(signal, *phase),
-            Answer::Train { board, .. } if !board.is_ready() => {
-                let phase = match board.state() {
+            Answer::Train(run) if !run.trains() => {
+                let phase = match run.state() {
                     view::State::Starting => Phase::Load,
                     _ => Phase::Between,
                 };
                 state.end(signal, phase)
             }
-            Answer::Train { stop, .. } => {
+            Answer::Train(run) => {
                 let name = signal.name();
                 say(&format!(
                     "{name}: finishing the step and saving; a second signal ends the process at once"
                 ));
                 tracing::info!(name, "told to stop");
-                // A full channel holds a word already.
-                let _ = stop.try_send(());
+                run.stop();
                 let grace = state.grace;
                 later(grace, move || {
                     say(&format!(

@@ -1,16 +1,16 @@
 //! `ddk train`: a distillation from configuration to exported student.
 
+mod assembly;
+mod changes;
 mod doremi;
 pub(crate) mod filters;
 mod fork;
-mod healing;
 pub(crate) mod inputs;
 mod lost;
 pub(crate) mod options;
 mod plan;
 mod policy;
 pub(crate) mod prepared;
-mod reload;
 mod result;
 pub(crate) mod run;
 mod schedule;
@@ -111,7 +111,7 @@ pub fn distil(
         Some(source) if RunFolder::holds_a_run(source) => Outdated::NeededBy(source),
         _ => Outdated::AsSet,
     };
-    let mut prepared = prepare_run(settings, None, outdated, length, signals)?;
+    let prepared = prepare_run(settings, None, outdated, length, signals)?;
     let folder = open_folder(&path, new)?;
     signals.in_run(folder.path());
     if restart {
@@ -153,19 +153,19 @@ pub fn distil(
         go_back(&folder, step)?;
     }
     session::in_one(settings, &folder, signals, |session| {
-        run_phases(&mut prepared, &folder, session, flags)
+        run_phases(prepared, &folder, session, flags)
     })?;
     result::print(&ddk_run::read::summary(&path)?, flags.args.json, out)
 }
 
 /// The phases before the run, where its method has some, and the run itself.
 fn run_phases(
-    prepared: &mut Prepared<'_>,
+    mut prepared: Prepared,
     folder: &RunFolder,
     session: &mut Session,
     flags: &Flags,
 ) -> Result<()> {
-    let settings = prepared.settings;
+    let settings = &prepared.settings;
     if settings.mixture.policy == MixturePolicy::Doremi && !lost::has_checkpoints(folder)? {
         let (domains, steps) = (&prepared.plan.domains, prepared.length.steps);
         let weights = doremi::phases(settings, domains, steps, flags.reloads, session)?;

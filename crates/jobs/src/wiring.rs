@@ -19,8 +19,8 @@ pub use self::{
         ModelFolders, Record, StudentStart, build_student, build_teacher, flop_counter, kind,
         needs_teacher_output, student_placement, teacher_placement,
     },
-    student::student,
-    teacher::teachers,
+    student::{StudentPort, student},
+    teacher::{TeacherPort, teachers},
 };
 use crate::faults::{Faults, Place};
 

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::RunFileError;
@@ -12,13 +13,13 @@ use crate::RunFileError;
 /// The first file that is made in a run's folder.
 pub(crate) const LOCK: &str = "lock";
 
-/// A run's folder, locked for this process until it is dropped.
+/// A run's folder, locked for this process until it and its clones are dropped.
 ///
 /// The lock is the kernel's (`flock`): it goes with the process, however that ends, so it is never stale.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
-    _lock: File,
+    _lock: Arc<File>,
 }
 
 impl RunFolder {
@@ -38,7 +39,7 @@ impl RunFolder {
         let lock = Self::lock(path)?;
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            _lock: Arc::new(lock),
         })
     }
 

@@ -198,14 +198,14 @@ impl Files {
 
 /// A file that only grows.
 #[derive(Debug)]
-struct Appended {
+pub(crate) struct Appended {
     path: PathBuf,
     out: BufWriter<File>,
     length: u64,
 }
 
 impl Appended {
-    fn open(path: PathBuf, cut_to: Option<u64>) -> Result<Self, RunFileError> {
+    pub(crate) fn open(path: PathBuf, cut_to: Option<u64>) -> Result<Self, RunFileError> {
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -238,7 +238,7 @@ impl Appended {
         })
     }
 
-    fn append(&mut self, line: &impl Serialize) -> Result<(), RunFileError> {
+    pub(crate) fn append(&mut self, line: &impl Serialize) -> Result<(), RunFileError> {
         let mut bytes = serde_json::to_vec(line)
             .map_err(std::io::Error::from)
             .map_err(RunFileError::io("write", &self.path))?;
@@ -256,7 +256,7 @@ impl Appended {
             .map_err(RunFileError::io("write", &self.path))
     }
 
-    fn sync(&mut self) -> Result<(), RunFileError> {
+    pub(crate) fn sync(&mut self) -> Result<(), RunFileError> {
         self.flush()?;
         self.out
             .get_ref()

@@ -6,10 +6,12 @@
 //! not at all, and verifies before it loads. [`RunView`] reads it all back for whoever looks.
 
 mod checkpoint;
+pub mod control;
 mod error;
 mod folder;
 mod journal;
 mod manifest;
+mod overrides;
 pub mod read;
 pub mod records;
 mod restart;
@@ -24,6 +26,7 @@ pub use error::RunFileError;
 pub use folder::RunFolder;
 pub use journal::{Journal, Lengths, append_event, record_event};
 pub use manifest::FORMAT as CHECKPOINT_FORMAT;
+pub use overrides::{Assignments, OVERRIDES, Override, Overrides, Source};
 pub use restart::recorded_save;
 pub use step::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};
 pub use view::RunView;

@@ -26,7 +26,7 @@ pub fn record<T: DeserializeOwned>(path: &Path) -> Result<T, RunFileError> {
 }
 
 /// Every line of a file. A last line without a line break was being written when its writer ended; it is left out.
-fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunFileError> {
+pub(crate) fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunFileError> {
     let text = fs::read_to_string(path).map_err(RunFileError::io("read", path))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole

@@ -192,10 +192,16 @@ impl EventLine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
+    /// Somebody changed settings while the run trained.
+    Changed,
+    /// Somebody asked for the student's perplexities.
+    Evaluated,
     /// A run that was done trains on.
     Extended,
     /// The run ended with an error.
     Failed,
+    /// Somebody paused the run.
+    Paused,
     /// An update of the mixture was refused.
     Refused,
     /// A worker failed and was restarted.
@@ -226,6 +232,8 @@ pub enum EventKind {
     StartedOver,
     /// The run was told to stop.
     Stopped,
+    /// Somebody told a paused run to train on.
+    Unpaused,
     /// A kind that only another version knows.
     #[serde(other)]
     Other,
@@ -233,13 +241,17 @@ pub enum EventKind {
 
 impl EventKind {
     /// The normal course of a run; all other kinds are incidents.
-    pub const ROUTINE: [Self; 7] = [
+    pub const ROUTINE: [Self; 11] = [
+        Self::Changed,
+        Self::Evaluated,
         Self::Extended,
+        Self::Paused,
         Self::Resumed,
         Self::Saved,
         Self::Started,
         Self::StartedOver,
         Self::Stopped,
+        Self::Unpaused,
         Self::Other,
     ];
 

@@ -11,6 +11,7 @@ mod scalars;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt, fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -38,6 +39,8 @@ use crate::{
 
 /// Steps that a current value is the mean of.
 const RECENT: usize = 50;
+/// The folder in a run's that holds the runs it begins with.
+const STAGES: &str = "phases";
 /// Looks that the pace is measured over: ten minutes at one per second.
 const LOOKS: usize = 600;
 
@@ -76,6 +79,9 @@ pub struct RunStatus {
     pub evaluated_at_step: Option<u64>,
     /// By domain, in the order of their names.
     pub domains: Vec<Domain>,
+    /// The runs that it begins with, in their order: DoReMi's reference and proxy, TED's filters.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
     /// Number of incidents by kind.
     pub incidents: BTreeMap<EventKind, u64>,
     /// The last checkpoint.
@@ -84,6 +90,48 @@ pub struct RunStatus {
     pub problems: Vec<String>,
     /// How often each part of the view has changed.
     pub revisions: Revisions,
+}
+
+/// A run that another one begins with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// `reference`, `proxy` or `filters`.
+    pub name: String,
+    /// What it does.
+    pub state: State,
+    /// Its last step.
+    pub step: u64,
+    /// The step at which it ends.
+    pub step_limit: Option<u64>,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{}: {}, step {}",
+            self.name, self.state, self.step
+        )?;
+        self.step_limit
+            .map_or(Ok(()), |limit| write!(formatter, " of {limit}"))
+    }
+}
+
+impl fmt::Display for RunStatus {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{}: {}, step {}",
+            self.name, self.state, self.step
+        )?;
+        if let Some(limit) = self.step_limit {
+            write!(formatter, " of {limit}")?;
+        }
+        if let Some(seconds) = self.seconds_left {
+            write!(formatter, ", about {} left", duration(seconds))?;
+        }
+        Ok(())
+    }
 }
 
 /// Counters that rise when a part of the view changes, so that a client asks only for what is new.
@@ -105,6 +153,8 @@ pub enum State {
     Starting,
     /// It trains.
     Running,
+    /// Somebody paused it.
+    Paused,
     /// Its process rewinds to the last checkpoint.
     Recovering,
     /// The last step is made, or the run was told to stop: it exports the student and writes the report.
@@ -124,8 +174,8 @@ impl State {
     }
 }
 
-impl std::fmt::Display for State {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(formatter)
     }
 }
@@ -148,6 +198,7 @@ pub struct RunView {
     events: Part<EventLog>,
     limits: Option<Limits>,
     summary: Option<Summary>,
+    stages: BTreeMap<PathBuf, Self>,
     /// When somebody looked, and the step then.
     looks: VecDeque<(Instant, u64)>,
     problems: Vec<String>,
@@ -203,6 +254,7 @@ impl RunView {
             events: Part::of(folder, "events.jsonl"),
             limits: None,
             summary: None,
+            stages: BTreeMap::new(),
             looks: VecDeque::new(),
             problems: Vec::new(),
         }
@@ -226,6 +278,7 @@ impl RunView {
                 .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
                 .ok();
         }
+        self.refresh_stages();
         let before = self.summary.take();
         let is_there = self.folder.join("summary.json").exists();
         self.summary = is_there
@@ -244,6 +297,32 @@ impl RunView {
         }
         let look = (Instant::now(), self.step());
         keep(&mut self.looks, look, LOOKS);
+    }
+
+    fn refresh_stages(&mut self) {
+        let folders = fs::read_dir(self.folder.join(STAGES)).into_iter();
+        for folder in folders.flatten().flatten().map(|entry| entry.path()) {
+            if RunFolder::holds_a_run(&folder) {
+                let stage = self.stages.entry(folder);
+                stage
+                    .or_insert_with_key(|folder| Self::new(folder))
+                    .refresh();
+            }
+        }
+    }
+
+    /// The runs that it begins with, in the order in which they began.
+    fn stages(&self) -> Vec<Stage> {
+        let mut stages: Vec<&Self> = self.stages.values().collect();
+        let began = |stage: &Self| stage.events.gathered.first_time.unwrap_or(f64::INFINITY);
+        stages.sort_by(|a, b| began(a).total_cmp(&began(b)));
+        let stage = |stage: &Self| Stage {
+            name: stage.name(),
+            state: stage.state(None),
+            step: stage.step(),
+            step_limit: stage.limits.unwrap_or_default().steps,
+        };
+        stages.into_iter().map(stage).collect()
     }
 
     /// The run's folder.
@@ -305,13 +384,7 @@ impl RunView {
     pub fn status(&self, process: Option<State>) -> RunStatus {
         let summary = self.summary.as_ref();
         let events = &self.events.gathered;
-        let state = match (summary, process) {
-            (Some(_), _) => State::Finished,
-            (None, Some(state)) => state,
-            (None, None) if RunFolder::holder(&self.folder).is_some() => State::Running,
-            (None, None) if events.has_failed => State::Failed,
-            (None, None) => State::Stopped,
-        };
+        let state = self.state(process);
         let limits = self.limits.unwrap_or_default();
         let mixtures = &self.mixtures.gathered;
         let domains = mixtures.domains(summary);
@@ -338,6 +411,7 @@ impl RunView {
                 .map(|summary| summary.steps)
                 .or(last.map(|line| line.evaluated_at_step)),
             domains,
+            stages: self.stages(),
             incidents: events.incidents(),
             saved: events.saved(),
             problems: self.problems.clone(),
@@ -346,6 +420,23 @@ impl RunView {
                 mixture: self.mixtures.revision,
                 events: self.events.revision,
             },
+        }
+    }
+
+    fn state(&self, process: Option<State>) -> State {
+        let events = &self.events.gathered;
+        match process {
+            _ if self.summary.is_some() => State::Finished,
+            Some(state) => state,
+            None if RunFolder::holder(&self.folder).is_none() => {
+                if events.has_failed {
+                    State::Failed
+                } else {
+                    State::Stopped
+                }
+            }
+            None if events.is_paused => State::Paused,
+            None => State::Running,
         }
     }
 

@@ -46,7 +46,7 @@ pub struct Key {
     pub choices: Vec<String>,
     /// An example for the reference.
     pub example: Option<Value>,
-    /// Whether SIGHUP applies a new value to a running run.
+    /// Whether a new value applies to a run that trains: by `ddk ctl set`, or by SIGHUP.
     pub live: bool,
     /// Whether a run may resume with another value.
     pub may_differ: bool,
@@ -169,7 +169,7 @@ impl Key {
             about.push_str(&format!(" One of {}.", choices.join(", ")));
         }
         if self.live {
-            about.push_str(" SIGHUP applies a new value to a running run.");
+            about.push_str(" Live: `ddk ctl set` and SIGHUP change it while a run trains.");
         } else if self.may_differ && !whole_section {
             about.push_str(" A run may resume with another value.");
         } else if self.may_grow {

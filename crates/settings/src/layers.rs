@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, fs, ops::Range, path::PathBuf};
 
 use config::{Config, ConfigError, Map, Source, ValueKind};
 use serde::Deserialize;
+use serde_json::Value as Json;
 use toml::{
     Spanned, Value,
     de::{DeTable, DeValue},
@@ -98,6 +99,34 @@ pub fn load(
     if !problems.is_empty() {
         return Err(Error(problems));
     }
+    merge(layers)
+}
+
+impl Settings {
+    /// These settings with other values of some keys, by their dotted paths.
+    ///
+    /// # Errors
+    /// A key or value that is wrong.
+    pub fn with(&self, values: &BTreeMap<String, Json>) -> Result<Self, Error> {
+        let mut layers = vec![Layer::read(
+            &self.to_toml()?,
+            "the settings".to_owned(),
+            false,
+        )?];
+        for (key, value) in values {
+            // What is no string is the same in JSON and in TOML.
+            let text = match value {
+                Json::String(text) => Value::from(text.as_str()).to_string(),
+                other => other.to_string(),
+            };
+            let name = format!("{key}={}", value.as_str().unwrap_or(&text));
+            layers.push(Layer::read(&format!("{key} = {text}"), name, false)?);
+        }
+        Ok(merge(layers)?.settings)
+    }
+}
+
+fn merge(mut layers: Vec<Layer>) -> Result<Loaded, Error> {
     let method = layers.iter().rev().find_map(|layer| layer.0.get("method"));
     if let Some(Ok(method)) = method.map(|name| name.to_string().parse::<Method>()) {
         let lines = method

@@ -33,6 +33,9 @@ pub struct Teacher {
     /// Dtype of its weights and of its products: `fp32`, or `bf16` (GPUs).
     #[default(Dtype::Fp32)]
     pub dtype: Dtype,
+    /// Maximum rows per forward pass; default: a whole micro-batch. Other passes give other last bits.
+    #[schemars(range(min = 1))]
+    pub batch_rows: Option<u64>,
     /// libtorch's threads of each lane on the CPU.
     #[default = 1]
     #[schemars(range(min = 1, max = 256))]
@@ -82,7 +85,7 @@ pub struct Student {
     pub threads: usize,
     /// The highest learning rate.
     #[default = 3e-5]
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    #[schemars(extend("exclusiveMinimum" = 0, "x-live" = true))]
     pub lr: f64,
     /// The learning rate at the schedule's end; a cosine leads to it.
     #[default = 3e-6]

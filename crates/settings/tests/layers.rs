@@ -222,6 +222,7 @@ fn flags_are_those_of_these_keys() {
         keys.map(|key| key.path.as_str()).collect::<Vec<_>>()
     };
     let live = [
+        "student.lr",
         "student.lr_end",
         "checkpoint.every",
         "checkpoint.keep",
@@ -259,10 +260,42 @@ fn what_differs_is_named_with_both_values() {
             "log.line_seconds: 15.0, 0.0, true",
             "run.max_steps: 5, 7, true",
             "run.name: not set, \"a\", false",
-            "student.lr: 1.0, 0.00003, false",
+            "student.lr: 1.0, 0.00003, true",
         ]
     );
     assert!(diff(&before, &before).unwrap().is_empty());
+}
+
+#[test]
+fn settings_take_other_values_of_some_keys_and_keep_the_rest() {
+    let sets = [
+        "method=kd",
+        "run.name=ab",
+        "domains.math.files=[\"m.txt\"]",
+        "student.lr=0.1",
+    ];
+    let before = with(&[], &sets, &[]).settings;
+    assert_eq!(before.with(&[].into()).unwrap(), before);
+    let values = [
+        ("student.lr", 0.2.into()),
+        ("run.name", "7".into()),
+        ("checkpoint.keep", 9.into()),
+    ];
+    let values = values.map(|(key, value): (&str, serde_json::Value)| (key.to_owned(), value));
+    let after = before.with(&values.into()).unwrap();
+    let changed: Vec<String> = diff(&before, &after)
+        .unwrap()
+        .into_iter()
+        .map(|change| change.path)
+        .collect();
+    assert_eq!(changed, ["checkpoint.keep", "run.name", "student.lr"]);
+    assert_eq!((after.student.lr, after.checkpoint.keep), (0.2, 9));
+    let wrong = [("student.lr".to_owned(), (-1).into())].into();
+    let error = before.with(&wrong).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "student.lr=-1: `student.lr` is -1, expected a number over 0"
+    );
 }
 
 #[test]

@@ -18,9 +18,15 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use ddk_run::control::LONGEST_COMMAND;
 use tokio::time::timeout;
 
 use crate::places::Place;
+
+/// Takes commands, from those who know the token alone.
+pub(crate) const CONTROL: &str = "/api/control";
+/// A command has so long to be carried out: a large checkpoint takes minutes.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Answered to everybody: what a health check asks, and nothing of the run.
 const OPEN: [&str; 2] = ["/livez", "/readyz"];
@@ -57,6 +63,9 @@ impl Access {
     }
 
     fn refusal(&self, request: &Request) -> Option<Response> {
+        if is_command(request) {
+            return self.refusal_of_command(request.headers());
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let allow = [(header::ALLOW, "GET, HEAD")];
             return Some(
@@ -89,6 +98,34 @@ impl Access {
         }
         let is_known = bearer(headers).is_some_and(knows) || self.cookies(headers).any(knows);
         (!is_known).then(unauthorized)
+    }
+
+    /// A command changes the run, so a token is needed even on this machine, and a cookie counts for the page's own
+    /// requests alone.
+    fn refusal_of_command(&self, headers: &HeaderMap) -> Option<Response> {
+        let refused = |text: &'static str| Some((StatusCode::FORBIDDEN, text).into_response());
+        let Some(token) = self.token else {
+            return refused("commands need a token: set telemetry.token, and ask with it\n");
+        };
+        let length = headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if length.is_none_or(|length| length > LONGEST_COMMAND) {
+            let text =
+                format!("a command has a Content-Length of at most {LONGEST_COMMAND} bytes\n");
+            return Some((StatusCode::PAYLOAD_TOO_LARGE, text).into_response());
+        }
+        let knows = |sent: &str| blake3::hash(sent.as_bytes()) == token;
+        if bearer(headers).is_some_and(knows) {
+            return None;
+        }
+        if !self.cookies(headers).any(knows) {
+            return Some(unauthorized());
+        }
+        if is_own_page(headers) {
+            None
+        } else {
+            refused("a command with a cookie has to come from this server's own page\n")
+        }
     }
 
     /// A cookie that scripts cannot read and other sites cannot send; then the page, without the token in its address.
@@ -130,6 +167,11 @@ pub(crate) async fn guard(
     next: Next,
 ) -> Response {
     let patience = access.answer_timeout;
+    let allowance = if is_command(&request) {
+        CONTROL_TIMEOUT
+    } else {
+        patience
+    };
     let unavailable = |text: &'static str| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     let mut response = match access.judge(&request) {
         // Whoever may not ask has nothing to keep a connection for.
@@ -141,10 +183,12 @@ pub(crate) async fn guard(
         Verdict::Known if !place.is_known(patience).await => {
             unavailable("there are too many connections\n")
         }
-        Verdict::Open | Verdict::Known => match timeout(patience, next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => unavailable("the answer took too long\n"),
-        },
+        Verdict::Open | Verdict::Known => {
+            match timeout(patience.max(allowance), next.run(request)).await {
+                Ok(response) => response,
+                Err(_) => unavailable("the answer took too long\n"),
+            }
+        }
     };
     let headers = response.headers_mut();
     for (name, value) in [
@@ -172,6 +216,26 @@ pub(crate) async fn guard(
 /// Whether everybody may ask for that.
 fn is_open(request: &Request) -> bool {
     OPEN.contains(&request.uri().path())
+}
+
+fn is_command(request: &Request) -> bool {
+    *request.method() == Method::POST && request.uri().path() == CONTROL
+}
+
+/// Whether a browser says that a page of this server asks.
+fn is_own_page(headers: &HeaderMap) -> bool {
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
+    let Some((origin, host)) = text(header::ORIGIN).zip(text(header::HOST)) else {
+        return false;
+    };
+    let origin = origin
+        .strip_prefix("http://")
+        .or(origin.strip_prefix("https://"));
+    origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
 }
 
 fn unauthorized() -> Response {

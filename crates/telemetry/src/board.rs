@@ -204,9 +204,9 @@ impl Board {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the run trains.
+    /// Whether the run trains, or would if it were not paused.
     pub fn is_ready(&self) -> bool {
-        self.state() == State::Running
+        matches!(self.state(), State::Running | State::Paused)
     }
 
     /// Workers that have computed beyond the limit, each with for how long; none: all is well.

@@ -12,6 +12,7 @@ use std::{
 
 use axum::{
     Json, Router,
+    body::Bytes,
     extract::{Path, RawQuery, State},
     http::{StatusCode, header},
     middleware,
@@ -19,7 +20,10 @@ use axum::{
     routing::get,
 };
 use ddk_report::{RunSeries, WIDTH, charts, runs_charts, svg};
-use ddk_run::RunView;
+use ddk_run::{
+    RunView, Source as Asker,
+    control::{Answer, COMMANDS, Refusal},
+};
 use hyper::{
     body::Incoming,
     server::conn::http1,
@@ -37,7 +41,7 @@ use tokio::{
 
 use crate::{
     Limits, Recorder, Site,
-    access::guard,
+    access::{CONTROL, guard},
     api::{Event, RunEntry},
     pages,
     places::Places,
@@ -268,7 +272,8 @@ fn router(site: Arc<Site>) -> Router {
             .route("/api/mixture", get(mixture))
             .route("/api/events", get(events))
             .route("/api/workers", get(workers))
-            .route("/api/chart/{name}", get(chart)),
+            .route("/api/chart/{name}", get(chart))
+            .route(CONTROL, get(commands).post(control)),
     };
     router
         .route("/metrics", get(metrics))
@@ -305,6 +310,35 @@ async fn workers(asked: Asked) -> Response {
         source.lanes(from.unwrap_or(0))
     })
     .await
+}
+
+/// The commands that [`control`] takes.
+async fn commands(State(site): State<Arc<Site>>) -> Json<&'static [&'static str]> {
+    let takes_commands = site.control.is_some() && site.token.is_some();
+    Json(if takes_commands { &COMMANDS } else { &[] })
+}
+
+/// Has a command carried out.
+async fn control(State(site): State<Arc<Site>>, body: Bytes) -> Response {
+    let Some(control) = &site.control else {
+        return (StatusCode::NOT_FOUND, "no run here takes commands\n").into_response();
+    };
+    let (status, outcome) = match serde_json::from_slice(&body) {
+        Ok(command) => (
+            StatusCode::CONFLICT,
+            Arc::clone(control).ask(command, Asker::Http).await,
+        ),
+        Err(error) => (
+            StatusCode::BAD_REQUEST,
+            Err(Refusal(format!("not a command: {error}"))),
+        ),
+    };
+    let status = if outcome.is_ok() {
+        StatusCode::OK
+    } else {
+        status
+    };
+    (status, Json(Answer::from(outcome))).into_response()
 }
 
 /// A chart of a run, or of several runs if several names are given.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ddk_run::{RunFolder, RunView};
+use ddk_run::{RunFolder, RunView, control::Control};
 use tokio::sync::watch;
 
 use crate::{
@@ -31,6 +31,7 @@ pub struct Site {
     pub(crate) recorder: Option<Recorder>,
     pub(crate) runs: Runs,
     pub(crate) token: Option<String>,
+    pub(crate) control: Option<Arc<dyn Control>>,
     pub(crate) limits: Limits,
 }
 
@@ -68,6 +69,7 @@ impl From<Recorder> for Site {
             recorder: Some(recorder),
             runs: Runs::None,
             token: None,
+            control: None,
             limits: Limits::default(),
         }
     }
@@ -93,6 +95,7 @@ impl Site {
                 open: Mutex::default(),
             }),
             token: None,
+            control: None,
             limits: Limits::default(),
         }
     }
@@ -100,6 +103,12 @@ impl Site {
     /// Asks everybody for this token.
     pub fn with_token(mut self, token: Option<&str>) -> Self {
         self.token = token.map(str::to_owned);
+        self
+    }
+
+    /// Hands commands on to this, if there is a token to ask for.
+    pub fn with_control(mut self, control: Arc<dyn Control>) -> Self {
+        self.control = Some(control);
         self
     }
 

@@ -7,9 +7,14 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
+use ddk_run::{
+    Source,
+    control::{Asked, Command, Control, Refusal, Reply},
+};
 use ddk_telemetry::{Limits, ServeError, Server, Site, serve};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -96,6 +101,81 @@ fn an_address_that_others_reach_needs_a_token() {
     let error = serve(everywhere, site(&world)).unwrap_err();
     assert!(matches!(error, ServeError::NeedsToken(_)), "{error}");
     serve(everywhere, site(&world).with_token(Some(TOKEN))).unwrap();
+}
+
+/// Repeats what it is asked.
+#[derive(Debug)]
+struct Echo;
+
+impl Control for Echo {
+    fn ask(self: Arc<Self>, command: Command, source: Source) -> Asked {
+        let outcome = match command {
+            Command::Pause => Ok(Reply::Pause { step: 7 }),
+            other => Err(Refusal(format!("{source:?} asks for {other:?}"))),
+        };
+        Box::pin(async move { outcome })
+    }
+}
+
+fn command(server: &Server, body: &str, headers: &str) -> Answer {
+    let length = format!("Content-Length: {}\r\n{headers}", body.len());
+    let host = format!("Host: {}\r\n", server.address());
+    let head = format!("POST /api/control HTTP/1.1\r\n{host}{length}Connection: close\r\n\r\n");
+    send(server.address(), &(head + body))
+}
+
+#[test]
+fn a_command_takes_the_token_and_a_cookie_from_the_page_alone() {
+    let world = world();
+    let controlled = || site(&world).with_control(Arc::new(Echo));
+    let (open, server) = (
+        start(controlled()),
+        start(controlled().with_token(Some(TOKEN))),
+    );
+    let pause = r#"{"command":"pause"}"#;
+    let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
+    let answer = command(&server, pause, &bearer);
+    assert_eq!(answer.status, 200);
+    let said: Value = serde_json::from_str(&answer.body).unwrap();
+    let expected =
+        json!({"message": "paused after step 7", "reply": {"command": "pause", "step": 7}});
+    assert_eq!(said, expected);
+    let refused = command(&server, r#"{"command":"stop"}"#, &bearer);
+    assert_eq!(refused.status, 409);
+    assert!(
+        refused.body.contains("Http asks for Stop"),
+        "{}",
+        refused.body
+    );
+    assert_eq!(command(&server, "pause", &bearer).status, 400);
+
+    let port = server.address().port();
+    let cookie = format!("Cookie: ddk_token_{port}={TOKEN}\r\n");
+    let origin =
+        |origin: &str| command(&server, pause, &format!("{cookie}Origin: {origin}\r\n")).status;
+    assert_eq!(origin(&format!("http://{}", server.address())), 200);
+    assert_eq!(origin("http://evil.example"), 403);
+    assert_eq!(origin(&format!("http://evil.example:{port}")), 403);
+    assert_eq!(origin("null"), 403);
+    assert_eq!(command(&server, pause, &cookie).status, 403);
+    assert_eq!(command(&server, pause, "").status, 401);
+    assert_eq!(
+        command(&server, pause, "Authorization: Bearer no\r\n").status,
+        401
+    );
+    let long = format!("{pause}{}", " ".repeat(4096));
+    assert_eq!(command(&server, &long, &bearer).status, 413);
+    assert_eq!(ask(&server, "POST", "/api/control", &bearer).status, 413);
+    assert_eq!(ask(&server, "POST", "/api/status", &bearer).status, 405);
+
+    // Without a token nobody commands, on this machine either.
+    assert_eq!(command(&open, pause, "").status, 403);
+    assert_eq!(get(&open, "/api/control", "").body, "[]");
+    assert!(
+        get(&server, "/api/control", &bearer)
+            .body
+            .contains("\"pause\"")
+    );
 }
 
 #[test]

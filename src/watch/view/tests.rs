@@ -77,6 +77,7 @@ fn snapshot(live: bool) -> Snapshot {
                     domain("code", 8.0, 5.0, 0.625),
                     domain("prose", 120.0, 100.0, 0.375),
                 ],
+                stages: Vec::new(),
                 incidents: BTreeMap::new(),
                 saved: None,
                 problems: Vec::new(),

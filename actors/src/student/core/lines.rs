@@ -84,8 +84,8 @@ impl<S: Student> Core<'_, S> {
         for (domain, tokens) in plan.domains.iter().zip(&state.interval_tokens) {
             metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
         }
-        let every = plan.live.checkpoint_every() as f64;
-        metrics::CHECKPOINT_EVERY.with(&[]).set(every);
+        let every = plan.live.get(|settings| settings.checkpoint.every);
+        metrics::CHECKPOINT_EVERY.with(&[]).set(every as f64);
         let terms = [
             ("total", Some(line.loss)),
             ("ce", Some(line.ce)),

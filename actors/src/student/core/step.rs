@@ -123,7 +123,8 @@ impl<S: Student> Core<'_, S> {
         let teacher = before.teacher_busy_seconds + *facts.teacher_busy.lock();
         let teacher_busy = teacher - mem::replace(&mut totals.teacher_busy_seconds, teacher);
         let elapsed = |since: &Instant| since.elapsed().as_secs_f64();
-        let distill = before.distill_seconds + facts.first_sent.get().map_or(0.0, elapsed);
+        let distill = before.distill_seconds + facts.first_sent.get().map_or(0.0, elapsed)
+            - self.paused.as_secs_f64();
         let step_seconds = distill - mem::replace(&mut totals.distill_seconds, distill);
         totals.run_seconds = before.run_seconds + elapsed(&self.started);
         // Nothing is learnt from a step whose update is not made.

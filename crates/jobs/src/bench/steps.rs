@@ -36,7 +36,12 @@ impl Models<'_> {
         let placement = wiring::teacher_placement(&self.settings.teacher, lane)?;
         let model = self.folders.frozen.model(&placement)?;
         let filters = self.options.filters.as_ref();
-        Ok(wiring::build_teacher(model, student, filters)?)
+        Ok(wiring::build_teacher(
+            model,
+            student,
+            filters,
+            self.settings.teacher.batch_rows,
+        )?)
     }
 
     /// The first lane's teacher, where it is asked.

@@ -14,7 +14,7 @@ use crate::{checkpoints, config, hint::Hint, prepare, progress::say};
 /// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of
 /// the domains that stay.
 pub(super) fn fork(
-    prepared: &Prepared<'_>,
+    prepared: &Prepared,
     source: &Path,
     from: Option<u64>,
     folder: &RunFolder,
@@ -46,7 +46,7 @@ pub(super) fn fork(
             }
         })
         .collect::<Result<_>>()?;
-    let new = prepared.settings;
+    let new = &prepared.settings;
     let mut state = state.fork(&Fork {
         kept: &kept,
         old_rows: &old_rows,

@@ -11,7 +11,7 @@ use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
-use super::threads;
+use super::{changes, threads};
 use crate::{
     config, findings::fits, hint::Hint, prepare::Corpus, progress::hash_weights,
     wiring::ModelFolders,
@@ -142,14 +142,16 @@ impl Inputs {
 
     /// Writes settings and inputs into a new run's folder; compares them where it holds a run.
     pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
-        if RunFolder::holds_a_run(folder.path()) {
+        let text = if RunFolder::holds_a_run(folder.path()) {
             self.check(folder, settings)?;
+            // What changes while a run trains is in `overrides.jsonl`; the rest is written down as it is now.
+            changes::of_start(settings, &config::of_run(folder.path())?)?.to_toml()?
         } else {
             let text = serde_json::to_vec_pretty(self)?;
             ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
-        }
-        // The configuration last: a folder that has it is a run's. What may change is written down as it is now.
-        let text = settings.to_toml()?;
+            settings.to_toml()?
+        };
+        // The configuration last: a folder that has it is a run's.
         Ok(ddk_files::write_atomically(
             &folder.config(),
             text.as_bytes(),
@@ -334,8 +336,12 @@ mod tests {
                 "run.max_intervals",
             ),
             (
-                &["run.max_steps=150", "run.max_tokens=1000", "student.lr=1.0"],
-                "student.lr",
+                &[
+                    "run.max_steps=150",
+                    "run.max_tokens=1000",
+                    "student.beta1=0.5",
+                ],
+                "student.beta1",
             ),
         ] {
             assert_eq!(refused(sets).as_deref(), Some(key));

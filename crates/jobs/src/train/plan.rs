@@ -1,6 +1,6 @@
 //! What the actors are to do, by the settings and the corpus.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow};
 use ddk_actors::{Live, RunPlan, StopReason};
@@ -53,6 +53,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
         seed: run.seed,
         rows_per_step: settings.batch.rows,
         micro_rows: settings.batch.micro_rows,
+        chunk: 0,
         max_steps,
         interval_end: length.interval_end(),
         max_steps_reason,
@@ -64,7 +65,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
         max_passes: settings.mixture.max_passes,
         queue_depth: settings.queues.depth,
         teacher_lanes: settings.teacher.all_lanes(),
-        live: live(settings),
+        live: Live::new(settings.clone()),
         gamma: objective.divergence_weight(),
         layer_weight: (settings.objective.name == ObjectiveName::Ted)
             .then_some(objective.layer_weight),
@@ -78,10 +79,4 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
 /// Whether the checkpoint of the best student stays: where that is asked for, and where it is to be exported.
 pub(super) fn keeps_best(settings: &Settings) -> bool {
     settings.checkpoint.keep_best || settings.run.export == ExportedStudent::Best
-}
-
-/// What may change while the run goes on, as it is set.
-fn live(settings: &Settings) -> Arc<Live> {
-    let checkpoint = &settings.checkpoint;
-    Live::new(checkpoint.every, checkpoint.keep, settings.student.lr_end)
 }

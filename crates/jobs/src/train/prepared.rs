@@ -26,8 +26,8 @@ use crate::{
 };
 
 /// Everything that is known before the first worker starts.
-pub(super) struct Prepared<'a> {
-    pub(super) settings: &'a Settings,
+pub(super) struct Prepared {
+    pub(super) settings: Settings,
     pub(super) folders: ModelFolders,
     pub(super) corpus: Corpus,
     pub(super) inputs: Inputs,
@@ -51,7 +51,7 @@ pub(crate) struct Destination {
     pub(crate) record: (&'static str, String),
 }
 
-impl Prepared<'_> {
+impl Prepared {
     /// The policy that a new run begins with.
     pub(super) fn policy(&self) -> Result<Box<dyn Policy>> {
         let ground = policy::Ground {
@@ -65,13 +65,13 @@ impl Prepared<'_> {
 }
 
 /// Loads what is small and checks what belongs together, before anything is written.
-pub(super) fn prepare_run<'a>(
-    settings: &'a Settings,
+pub(super) fn prepare_run(
+    settings: &Settings,
     destination: Option<Destination>,
     outdated: Outdated<'_>,
     length: Length,
     signals: &Signals,
-) -> Result<Prepared<'a>> {
+) -> Result<Prepared> {
     let folders = if destination.is_some() {
         ModelFolders::without_teacher(required(settings.student.model.clone(), "student.model")?)
     } else {
@@ -99,7 +99,7 @@ pub(super) fn prepare_run<'a>(
         ..plan::of_settings(settings, &corpus, &length)
     };
     Ok(Prepared {
-        settings,
+        settings: settings.clone(),
         folders,
         corpus,
         inputs,

@@ -33,7 +33,7 @@ const REPORT: &str = "report.html";
 /// Exports the student, then writes `summary.json`: a folder that has it holds a run that is done. The report
 /// is made from that.
 pub(super) fn finish(
-    prepared: &Prepared<'_>,
+    prepared: &Prepared,
     folder: &RunFolder,
     signals: &Signals,
     outcome: &Outcome,
@@ -48,7 +48,7 @@ pub(super) fn finish(
     }
     let serial = (serial_steps > 0).then(|| {
         let models = Models {
-            settings: prepared.settings,
+            settings: &prepared.settings,
             folders: prepared.folders.clone(),
             options: prepared.options.clone(),
         };
@@ -110,7 +110,7 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
 /// Exports the last student, or the best, as a Hugging Face folder; of TED's first stage the filters. What was
 /// exported, and the step of a student.
 fn export(
-    prepared: &Prepared<'_>,
+    prepared: &Prepared,
     folder: &RunFolder,
     outcome: &Outcome,
 ) -> Result<(String, Option<u64>)> {
@@ -157,7 +157,7 @@ fn export(
     Ok((format!("{which}, in {}", out.display()), Some(step)))
 }
 
-fn summarise(prepared: &Prepared<'_>, outcome: &Outcome) -> Result<Summary> {
+fn summarise(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
     let End::Finished(reason) = outcome.end else {
         return Err(anyhow!("the run was stopped and has no summary"));
     };

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -56,7 +57,7 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
     session.begin_phase();
     let signals = session.signals.clone();
     let (prepared, folder) = begin(settings, None, outdated, &signals)?;
-    run_to_end(&prepared, &folder, session, &Flags::default())?;
+    run_to_end(prepared, &folder, session, &Flags::default())?;
     // What follows is not this run's.
     signals.begin(Phase::Between)
 }
@@ -77,18 +78,18 @@ pub(crate) fn stand_alone(
     let (prepared, folder) = begin(settings, Some(destination), outdated, signals)?;
     session::in_one(settings, &folder, signals, |session| {
         let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
-        run_to_end(&prepared, &folder, session, &Flags::default())
+        run_to_end(prepared, &folder, session, &Flags::default())
     })?;
     signals.begin(Phase::Leave)
 }
 
 /// Prepares a run and opens its folder.
-fn begin<'a>(
-    settings: &'a Settings,
+fn begin(
+    settings: &Settings,
     destination: Option<Destination>,
     outdated: Outdated<'_>,
     signals: &Signals,
-) -> Result<(Prepared<'a>, RunFolder)> {
+) -> Result<(Prepared, RunFolder)> {
     let path = run_folder(settings)?;
     let length = Length::of_run(&path, settings)?;
     let prepared = prepare_run(settings, destination, outdated, length, signals)?;
@@ -99,9 +100,9 @@ fn begin<'a>(
 }
 
 /// Writes into a run's folder what the run is made from, or compares it with what is there.
-pub(super) fn bind(prepared: &Prepared<'_>, folder: &RunFolder) -> Result<()> {
+pub(super) fn bind(prepared: &Prepared, folder: &RunFolder) -> Result<()> {
     prepared.length.record(folder)?;
-    prepared.inputs.bind(folder, prepared.settings)?;
+    prepared.inputs.bind(folder, &prepared.settings)?;
     // The list of unusable records belongs to the run's inputs.
     let mut all = Vec::new();
     for report in &prepared.corpus.reports {
@@ -140,14 +141,15 @@ pub(crate) fn restart(path: &Path) -> Result<()> {
 }
 
 pub(super) fn run_to_end(
-    prepared: &Prepared<'_>,
+    prepared: Prepared,
     folder: &RunFolder,
     session: &mut Session,
     flags: &Flags,
 ) -> Result<()> {
     let began = Instant::now();
+    let prepared = Arc::new(prepared);
     let reload = flags.reloads.then_some(&flags.args.config);
-    let ended = work(session, prepared, folder, reload)?;
+    let ended = work(session, &prepared, folder, reload)?;
     let step = match &ended.outcome {
         Some(outcome) if outcome.end != End::Stopped => None,
         Some(outcome) => Some(outcome.step),
@@ -166,7 +168,7 @@ pub(super) fn run_to_end(
         return Err(anyhow!("the run ended without a result"));
     };
     let finished = result::finish(
-        prepared,
+        &prepared,
         folder,
         &session.signals,
         outcome,

@@ -9,15 +9,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_run::{RunFolder, view::State};
+use ddk_run::{RunFolder, control::Control, view::State};
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site};
 use ddk_torch::make_deterministic;
-use tokio::sync::mpsc;
 use tracing_subscriber::fmt::writer::OptionalWriter;
 
-use super::reload;
+use super::changes;
 use crate::{
+    control::{RunControl, Socket},
     gpus,
     hint::{Hint, has_ended},
     progress::{lock, say},
@@ -36,10 +36,9 @@ pub(super) struct Session {
     server: Option<Arc<Server>>,
     /// Writes the metrics to their file a last time when all is done.
     _keeper: Keeper,
-    /// Tells the workers that a signal has come.
-    pub(super) told: mpsc::Sender<()>,
-    /// Where they hear it.
-    pub(super) stop: mpsc::Receiver<()>,
+    /// Takes commands for the run at work.
+    pub(super) control: Arc<RunControl>,
+    _socket: Option<Socket>,
 }
 
 /// Does the work of a run in a session of its own, whose log is the run's; who watches it hears how it ended.
@@ -83,7 +82,8 @@ impl Session {
         let file = settings.telemetry.file.clone();
         let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
             .hint("choose another telemetry.file, in a folder that is there")?;
-        let server = serve(settings, recorder, folder.path())?.map(Arc::new);
+        let control = RunControl::new(folder.path(), &board, signals);
+        let server = serve(settings, recorder, folder.path(), &control)?.map(Arc::new);
         runtime.block_on(async { systemd::watch(Arc::clone(&board)) });
         let (watched, of_server) = (Arc::clone(&board), server.clone());
         let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
@@ -93,15 +93,21 @@ impl Session {
                 server.finish(FAREWELL);
             }
         });
-        let (told, stop) = mpsc::channel(1);
+        let socket =
+            runtime.block_on(async { Socket::listen(folder.path(), Arc::clone(&control)) });
+        let socket = socket.map_err(|error| {
+            say(&format!(
+                "warning: {error:#}; `ddk ctl` cannot reach this run"
+            ))
+        });
         Ok(Self {
             runtime,
             board,
             signals: signals.clone(),
             server,
             _keeper: keeper,
-            told,
-            stop,
+            control,
+            _socket: socket.ok(),
         })
     }
 
@@ -111,22 +117,29 @@ impl Session {
     }
 
     /// While the result is held, SIGHUP is answered with a word.
-    pub(super) fn answer_hangup(&self) -> Result<reload::NotYet> {
+    pub(super) fn answer_hangup(&self) -> Result<changes::NotYet> {
         let _context = self.runtime.enter();
-        reload::not_yet()
+        changes::not_yet()
     }
 }
 
 /// The server of the live page and the metrics; a port that is taken is said, and stops the run only where it
 /// is required.
-fn serve(settings: &Settings, recorder: Recorder, folder: &Path) -> Result<Option<Server>> {
+fn serve(
+    settings: &Settings,
+    recorder: Recorder,
+    folder: &Path,
+    control: &Arc<RunControl>,
+) -> Result<Option<Server>> {
     let telemetry = &settings.telemetry;
     if !telemetry.enabled {
         return Ok(None);
     }
     let address = telemetry.address.parse().context("telemetry.address")?;
     let token = secret(telemetry.token.as_ref())?;
-    let site = Site::of_run(recorder, folder).with_token(token);
+    let site = Site::of_run(recorder, folder)
+        .with_token(token)
+        .with_control(Arc::clone(control) as Arc<dyn Control>);
     match ddk_telemetry::serve(address, site) {
         Ok(server) => {
             let address = server.address();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Error, Result};
-use ddk_actors::{MicroBatch, PortError, error::with_causes, ports::Between};
+use ddk_actors::{MicroBatch, PortError, Work, error::with_causes, ports::Between};
 use ddk_corpus::Sequence;
 use ddk_engine::{EngineError, Evaluation};
 use ddk_model::{Model, ModelError};
@@ -31,19 +31,24 @@ impl Context {
     }
 
     /// Does a piece of the lane's work ([`Lane::work`]).
-    pub(super) fn work<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T, PortError> {
+    pub(super) fn work<T>(
+        &self,
+        kind: Work,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T, PortError> {
         let done = self.lane.work(work).map_err(Error::from);
-        done.flatten().map_err(port_error)
+        done.flatten().map_err(|error| port_error(error, kind))
     }
 
     /// Does a piece of it in its turn ([`Lane::work_in_turn`]); also the seconds waited for that.
     pub(super) fn work_in_turn<T>(
         &self,
+        kind: Work,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, f64), PortError> {
         let waited = self.lane.waited_seconds();
         let done = self.lane.work_in_turn(work).map_err(Error::from);
-        let done = done.flatten().map_err(port_error)?;
+        let done = done.flatten().map_err(|error| port_error(error, kind))?;
         Ok((done, self.lane.waited_seconds() - waited))
     }
 
@@ -63,7 +68,8 @@ impl Context {
         let told = || between(0, documents);
         let place = Place::Evaluation;
         let nan = self.faults.worker_until(place, self.evaluations, &told)?;
-        let measured = self.work(|| Ok(self.evaluation.perplexities(model()?, between)?))?;
+        let measure = || Ok(self.evaluation.perplexities(model()?, between)?);
+        let measured = self.work(Work::Evaluate, measure)?;
         Ok(measured.map(|perplexities| {
             if nan {
                 vec![f64::NAN; perplexities.len()]
@@ -81,7 +87,7 @@ pub(super) fn sequences(batch: &MicroBatch) -> Vec<&Sequence> {
 }
 
 /// An error as the actors tell errors apart: smaller sizes help where a device ran out of memory.
-pub(super) fn port_error(error: Error) -> PortError {
+pub(super) fn port_error(error: Error, during: Work) -> PortError {
     let error = match error.downcast() {
         Ok(error) => return error,
         Err(error) => error,
@@ -91,7 +97,10 @@ pub(super) fn port_error(error: Error) -> PortError {
     let model = || error.downcast_ref().map(ModelError::is_out_of_memory);
     let torch = || error.downcast_ref().map(TorchError::is_out_of_memory);
     if engine.or_else(model).or_else(torch) == Some(true) {
-        PortError::OutOfMemory(text)
+        PortError::OutOfMemory {
+            during,
+            message: text,
+        }
     } else {
         PortError::Other(text)
     }

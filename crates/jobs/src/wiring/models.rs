@@ -135,8 +135,10 @@ pub fn build_teacher(
     model: Model,
     student_device: Device,
     filters: Option<&Filters>,
+    batch_rows: Option<u64>,
 ) -> Result<Teacher, EngineError> {
     let teacher = Teacher::new(model, student_device);
+    let teacher = teacher.with_batch_rows(batch_rows.map_or(usize::MAX, |rows| rows as usize));
     match filters {
         Some(filters) => teacher.with_filters(filters),
         None => Ok(teacher),

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use ddk_actors::{
-    Live, MicroBatch, PortError,
+    Live, MicroBatch, PortError, Work,
     ports::{Between, StudentFactory},
 };
 use ddk_engine::{Evaluation, FlopCounter, Learner, TeacherOutput};
@@ -48,7 +48,8 @@ pub fn student(
             let lane = Lane::beside_others(settings.student.threads, &[device], &start.turns)?;
             let context = Context::new(lane, &faults, &evaluation);
             let flops = flop_counter(&folders, &start.options)?;
-            let student = context.work(|| build_learner(&settings, &folders, start))?;
+            let student =
+                context.work(Work::Train, || build_learner(&settings, &folders, start))?;
             Ok(StudentPort {
                 context,
                 student,
@@ -57,7 +58,7 @@ pub fn student(
                 live,
             })
         };
-        build().map_err(port_error)
+        build().map_err(|error| port_error(error, Work::Train))
     })
 }
 
@@ -73,7 +74,7 @@ impl ddk_actors::Student for StudentPort {
         let rows = sequences(batch);
         let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
         let accumulate = || Ok(student.accumulate(&rows, teacher.as_ref(), predictions)?);
-        let (mut sums, waited) = self.context.work_in_turn(accumulate)?;
+        let (mut sums, waited) = self.context.work_in_turn(Work::Train, accumulate)?;
         // What is not a number has to come out of the engine to be skipped there.
         if self.context.faults.worker(Place::Student, batch.step)? {
             sums.ce = self.student.poison();
@@ -87,10 +88,12 @@ impl ddk_actors::Student for StudentPort {
     }
 
     fn update(&mut self, step: u64) -> Result<UpdateStats, PortError> {
-        self.student.set_lr_end(self.live.lr_end());
+        let rates = |settings: &Settings| (settings.student.lr, settings.student.lr_end);
+        let (peak, end) = self.live.get(rates);
+        self.student.set_learning_rates(peak, end);
         let (student, began) = (&mut self.student, Instant::now());
         let update = || Ok(student.update(step)?);
-        let (mut stats, waited) = self.context.work_in_turn(update)?;
+        let (mut stats, waited) = self.context.work_in_turn(Work::Train, update)?;
         stats.seconds = PhaseSeconds::from([
             (StepPhase::TeacherWait, waited),
             // With what a GPU does of it: the phases of a step add up to its time.
@@ -103,7 +106,7 @@ impl ddk_actors::Student for StudentPort {
         let mut stats = self
             .student
             .discard(step, reason)
-            .map_err(|error| port_error(error.into()))?;
+            .map_err(|error| port_error(error.into(), Work::Train))?;
         stats.seconds =
             PhaseSeconds::from([(StepPhase::TeacherWait, 0.0), (StepPhase::Optimizer, 0.0)]);
         Ok(stats)
@@ -114,15 +117,16 @@ impl ddk_actors::Student for StudentPort {
     }
 
     fn weights(&mut self) -> Result<Vec<Tensor>, PortError> {
-        self.context
-            .work(|| Ok(self.student.model().copy_parameters()?))
+        self.context.work(Work::Train, || {
+            Ok(self.student.model().copy_parameters()?)
+        })
     }
 
     fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, PortError> {
         let mut files = self
             .student
             .snapshot()
-            .map_err(|error| port_error(error.into()))?
+            .map_err(|error| port_error(error.into(), Work::Train))?
             .into_files();
         files.extend(self.records.iter().map(|(name, text)| {
             let text = Arc::clone(text);

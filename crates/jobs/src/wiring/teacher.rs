@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use ddk_actors::{
-    MicroBatch, PortError,
+    MicroBatch, PortError, Work,
     ports::{Between, TeacherFactory},
 };
 use ddk_engine::{Evaluation, Filters, Teacher, TeacherOutput};
@@ -56,9 +56,15 @@ pub fn teachers(
             let context = Context::new(lane, &faults, &evaluation);
             let measures = number == 0 && !known;
             let teacher = (needs_output || measures).then(|| {
-                context.work(|| {
+                context.work(Work::Label, || {
                     let model = folders.frozen.model(&placement)?;
-                    Ok(build_teacher(model, student_device, filters.as_ref())?)
+                    let filters = filters.as_ref();
+                    Ok(build_teacher(
+                        model,
+                        student_device,
+                        filters,
+                        teacher.batch_rows,
+                    )?)
                 })
             });
             Ok(TeacherPort {
@@ -70,7 +76,7 @@ pub fn teachers(
                 copy: None,
             })
         };
-        build().map_err(port_error)
+        build().map_err(|error| port_error(error, Work::Label))
     })
 }
 
@@ -90,11 +96,11 @@ impl ddk_actors::Teacher for TeacherPort {
             }
             Ok(Some(output))
         };
-        Ok(self.context.work_in_turn(label)?.0)
+        Ok(self.context.work_in_turn(Work::Label, label)?.0)
     }
 
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
-        let perplexities = self.context.work(|| {
+        let perplexities = self.context.work(Work::Evaluate, || {
             let teacher = self.teacher.as_ref();
             let teacher = teacher
                 .ok_or_else(|| anyhow!("perplexities are asked of a lane without a teacher"))?;

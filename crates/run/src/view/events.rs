@@ -30,6 +30,8 @@ pub(super) struct EventLog {
     pub(super) last_time: Option<f64>,
     /// Whether the last process said that it failed.
     pub(super) has_failed: bool,
+    /// Whether its process has been paused since.
+    pub(super) is_paused: bool,
 }
 
 impl Gather for EventLog {
@@ -39,6 +41,11 @@ impl Gather for EventLog {
         *self.counts.entry(line.kind).or_default() += 1;
         self.first_time.get_or_insert(line.time);
         self.last_time = Some(line.time);
+        match line.kind {
+            EventKind::Paused => self.is_paused = true,
+            EventKind::Started | EventKind::Resumed | EventKind::Unpaused => self.is_paused = false,
+            _ => {}
+        }
         match line.kind {
             EventKind::Failed => self.has_failed = true,
             EventKind::Started | EventKind::Resumed | EventKind::Stopped => self.has_failed = false,

@@ -233,3 +233,37 @@ fn a_span_of_time_has_its_two_largest_units() {
         ]
     );
 }
+
+#[test]
+fn the_runs_that_a_run_begins_with_come_in_their_order() {
+    let (folder, _journal) = run();
+    let begin = |name: &str, steps: u64| {
+        let stage = folder.path().join("phases").join(name);
+        fs::create_dir_all(&stage).unwrap();
+        fs::write(
+            stage.join("config.toml"),
+            format!("[run]\nmax_steps = {steps}\n"),
+        )
+        .unwrap();
+        let journal = Journal::open(&stage, Lengths::default(), false).unwrap();
+        journal.event(0, EventKind::Started, "process 1").unwrap();
+        journal.step(&step(1, 2.0)).unwrap();
+    };
+    begin("reference", 5);
+    let mut view = RunView::read(folder.path());
+    begin("proxy", 7);
+    view.refresh();
+    let stages: Vec<String> = view
+        .status(None)
+        .stages
+        .iter()
+        .map(Stage::to_string)
+        .collect();
+    assert_eq!(
+        stages,
+        [
+            "reference: stopped, step 1 of 5",
+            "proxy: stopped, step 1 of 7"
+        ]
+    );
+}

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ddk_jobs::hint::{Hint, usage};
+use ddk_run::control::{Answer, Command};
 use serde::de::DeserializeOwned;
 use ureq::{Agent, http::Uri};
 
@@ -57,6 +58,38 @@ impl Client {
                 .map_or(String::new(), |query| format!("?{query}")),
             token,
         })
+    }
+
+    /// Has a command carried out.
+    pub fn command(&self, command: &Command) -> Result<Answer> {
+        let base = &self.base;
+        let mut request = self.agent.post(format!("{base}/api/control{}", self.query));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        // A checkpoint or an evaluation takes as long as it takes.
+        let request = request.config().timeout_recv_response(None).build();
+        let mut answer = request
+            .send_json(command)
+            .with_context(|| format!("no answer from {base}"))?;
+        let status = answer.status().as_u16();
+        let body = answer.body_mut().with_config().limit(LONGEST);
+        match status {
+            200 | 400 | 409 => body
+                .read_json()
+                .with_context(|| format!("{base}/api/control is not the API of ddk")),
+            401 | 403 if self.token.is_none() => {
+                Err(anyhow!("{base} takes commands with its token alone"))
+                    .hint(format!("put it into {TOKEN}"))
+            }
+            status => {
+                let said = body.read_to_string().unwrap_or_default();
+                Err(anyhow!(
+                    "{base}/api/control answers {status}: {}",
+                    said.trim()
+                ))
+            }
+        }
     }
 
     /// Asks for a path of the API, with more values for its query.

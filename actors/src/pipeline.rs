@@ -2,22 +2,22 @@
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, never};
+use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use ddk_corpus::{Cursor, Sample};
-use ddk_mixture::{Decision, Policy};
+use ddk_mixture::Decision;
 use ddk_run::records::EventKind;
 use ddk_telemetry::{Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Labelled, LoopState, MicroBatch, Parts, RunError, RunPlan, Student, Teacher,
+    Generation, Labelled, LoopState, MicroBatch, RunError, RunPlan, Student, Teacher,
     batcher::{Batcher, SetInterval},
     channel::{MeteredReceiver, MeteredSender},
     checkpointer::{Checkpointer, SaveRequest},
     domain_loader::DomainLoader,
-    messages::StudentControl,
+    messages::StudentCommand,
     ports::{RowsFactory, TeacherFactory},
-    student::StudentLane,
+    student::{StudentLane, Told},
     teacher::{Evaluate, EvaluatedCopy, TeacherLane},
     weight_scheduler::{
         IntervalEnd, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState,
@@ -32,11 +32,11 @@ const ROWS_AHEAD: usize = 64;
 /// The work of a part that can be built again. It keeps what the part has in hand.
 type Restartable = Arc<dyn Fn(Ready) -> Result<(), Exit> + Send + Sync>;
 
-pub(super) struct Pipeline {
-    pub(super) context: Context,
-    control: Sender<StudentControl>,
+pub(crate) struct Pipeline {
+    pub(crate) context: Context,
+    control: Sender<StudentCommand>,
     /// Dropped to close the channel.
-    pub(super) stop: Option<Sender<Infallible>>,
+    pub(crate) stop: Option<Sender<Infallible>>,
     queues: Queues,
     /// The queues' lines on the board.
     shown: Vec<ShownQueue>,
@@ -44,34 +44,35 @@ pub(super) struct Pipeline {
 }
 
 /// A pipeline whose workers are still to be started.
-pub(super) struct Built {
-    pub(super) pipeline: Pipeline,
-    pub(super) scheduler: ActorCell,
+pub(crate) struct Built {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) scheduler: ActorCell,
     /// In the order of their start: each when the ones that it talks to are ready.
-    pub(super) workers: Vec<(WorkerId, Body)>,
+    pub(crate) workers: Vec<(WorkerId, Body)>,
 }
 
 /// Builds the queues, the weight scheduler and every worker.
-pub(super) async fn build<T, S>(
-    plan: RunPlan,
-    parts: Parts<T, S>,
-    policy: Box<dyn Policy>,
-    resume: Option<LoopState>,
-    teacher_perplexities: Option<Vec<f64>>,
-) -> Result<Built, RunError>
+pub(crate) async fn build<T, S>(generation: Generation<T, S>) -> Result<Built, RunError>
 where
     T: Teacher + 'static,
     S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
 {
+    let Generation {
+        plan,
+        parts,
+        policy,
+        resume,
+        teacher_perplexities,
+    } = generation;
     let plan = Arc::new(plan);
     let state = resume.unwrap_or_else(|| LoopState::new(&plan, policy.state()));
     let (stop, stopped) = bounded(0);
-    // Three words at most: a stop, a failure, the run's end.
-    let (control, words) = bounded(4);
+    let (control, commands) = unbounded();
     let mut pipeline = Pipeline {
         context: Context {
             plan: Arc::clone(&plan),
             journal: parts.journal,
+            overrides: parts.overrides,
             observer: parts.observer,
             board: parts.board,
             facts: Arc::default(),
@@ -126,7 +127,7 @@ where
     let mut student = StudentLane {
         needs,
         input: Vec::new(),
-        control: words,
+        told: Told::new(commands),
         copies,
         evaluated: evaluations,
         scheduler: scheduler.clone(),
@@ -280,26 +281,23 @@ impl Pipeline {
     }
 
     /// The work of a loader or a teacher: on the same queues each time, with what it had in hand.
-    pub(super) fn body(&self, worker: &WorkerId) -> Body {
+    pub(crate) fn body(&self, worker: &WorkerId) -> Body {
         let work = Arc::clone(&self.restartable[worker]);
         Box::new(move |ready| work(ready))
     }
 
-    /// Tells the student something. A full channel holds a word that ends the run already.
-    pub(super) fn tell(&self, word: StudentControl) -> Result<(), TrySendError<StudentControl>> {
-        self.control.try_send(word)
+    /// Tells the student something. One that has ended hears nothing.
+    pub(crate) fn tell(&self, command: StudentCommand) {
+        let _ = self.control.send(command);
     }
 
-    /// Reports a restart.
-    pub(super) fn restarted(&self, worker: &WorkerId, cause: &Exit) {
+    /// Reports that a worker is about to be restarted.
+    pub(crate) fn restarts(&self, worker: &WorkerId, cause: &Exit) {
         let name = worker.to_string();
-        metrics::WORKER_RESTARTS.with(&[&name]).increment(1);
-        self.context.line(worker).restarted();
-        tracing::warn!(part = name, %cause, "built again after a failure");
-        let message = format!("{name} is built again: {cause}");
-        let context = &self.context;
-        if let Some(event) = context.journal.note(EventKind::Restarted, &message) {
-            context.observer.on_event(&event);
-        }
+        tracing::warn!(part = name, %cause, "restarting after a failure");
+        self.context.note(
+            EventKind::Restarted,
+            &format!("{name} is restarted: {cause}"),
+        );
     }
 }

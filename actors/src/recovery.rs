@@ -1,0 +1,219 @@
+//! What follows from a worker that failed: the one table, and the one budget.
+//!
+//! | exit | worker | remedy |
+//! |---|---|---|
+//! | panic; unreadable data | loader | restart on the same queues; what it had in hand is done again |
+//! | panic | teacher | the same |
+//! | panic | student, batcher | rewind to the last checkpoint |
+//! | training went wrong | student | rewind, and skip the steps at fault, at most `guard.max_rollbacks` times |
+//! | out of memory | any | rewind with a smaller size, chosen by what ran out of memory |
+//! | anything else; the budget is spent | any | the student saves the last step, and the run ends |
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use ddk_run::{Assignments, Override, Overrides, Source, records::EventKind};
+use ddk_settings::Settings;
+use tokio::time::Instant;
+
+use crate::{
+    PortError, RunPlan, Work,
+    worker::{Exit, WorkerId},
+};
+
+/// Restarts and rewinds of a worker within the window; one more ends the run.
+const LIMIT: usize = 3;
+const WINDOW: Duration = Duration::from_secs(600);
+/// Before the first restart in a window; four times as long before each further one. What passes by itself (a busy
+/// disk, a network folder that comes back) has time to.
+const BACKOFF: Duration = Duration::from_millis(50);
+
+/// No chunk of positions is made smaller.
+const SMALLEST_CHUNK: i64 = 64;
+
+/// What is done about a worker that failed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Remedy {
+    /// Restart it after this time.
+    Restart(Duration),
+    /// End all workers, and start others from the last checkpoint.
+    Rewind(Box<Rewind>),
+    /// Save the last step, and end the run.
+    Abandon,
+}
+
+/// How a run goes back to its last checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rewind {
+    /// After this time.
+    pub after: Duration,
+    /// The kind of its event.
+    pub kind: EventKind,
+    /// Its label in `ddk_restorations_total`.
+    pub reason: &'static str,
+    /// Its event's message.
+    pub message: String,
+    /// What is different from then on, if anything is.
+    pub change: Option<Override>,
+}
+
+/// Decides what follows from failures.
+#[derive(Debug)]
+pub struct Recovery {
+    overrides: Arc<Overrides>,
+    failures: HashMap<WorkerId, Vec<Instant>>,
+}
+
+impl Recovery {
+    /// For the run that has these overrides.
+    pub fn new(overrides: Arc<Overrides>) -> Self {
+        Self {
+            overrides,
+            failures: HashMap::new(),
+        }
+    }
+
+    /// What is done about this exit. Counts it.
+    pub fn remedy(&mut self, worker: &WorkerId, exit: &Exit, plan: &RunPlan) -> Remedy {
+        let rewind = match (worker, exit) {
+            (WorkerId::Loader(_), Exit::Panicked(_) | Exit::Failed(PortError::Data(_)))
+            | (WorkerId::Teacher(_), Exit::Panicked(_)) => {
+                return self
+                    .within_budget(worker)
+                    .map_or(Remedy::Abandon, Remedy::Restart);
+            }
+            // Weights that may be half updated; rows in hand that nobody else has.
+            (WorkerId::Student | WorkerId::Batcher, Exit::Panicked(text)) => {
+                self.within_budget(worker).map(|after| Rewind {
+                    after,
+                    kind: EventKind::Rewound,
+                    reason: "panic",
+                    message: format!("the {worker} panicked: {text}"),
+                    change: None,
+                })
+            }
+            (
+                _,
+                Exit::Failed(PortError::RollBack {
+                    first,
+                    last,
+                    reason,
+                }),
+            ) => {
+                let is_allowed = self.overrides.rollbacks() < plan.guard.max_rollbacks;
+                is_allowed.then(|| Rewind {
+                    after: Duration::ZERO,
+                    kind: EventKind::RolledBack,
+                    reason: "numbers",
+                    message: format!("steps {first} to {last} are skipped: {reason}"),
+                    change: Some(Override {
+                        step: *first,
+                        source: Source::Recovery,
+                        skip_steps: (*first..=*last).collect(),
+                        reason: Some(reason.clone()),
+                        ..Override::default()
+                    }),
+                })
+            }
+            // Each time something is halved, so this ends.
+            (_, Exit::Failed(PortError::OutOfMemory { during, message })) => {
+                let smaller = plan
+                    .live
+                    .get(|settings| smaller(settings, plan.chunk, *during));
+                smaller.map(|(set, what)| Rewind {
+                    after: Duration::ZERO,
+                    kind: EventKind::Shrunk,
+                    reason: "memory",
+                    message: format!("{worker} ran out of memory ({message}): {what}"),
+                    change: Some(Override {
+                        source: Source::Recovery,
+                        set,
+                        reason: Some(message.clone()),
+                        ..Override::default()
+                    }),
+                })
+            }
+            _ => None,
+        };
+        rewind.map_or(Remedy::Abandon, |rewind| Remedy::Rewind(Box::new(rewind)))
+    }
+
+    /// Writes down what is different after a rewind, before the run trains on.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn record(&self, rewind: &Rewind) -> Result<(), ddk_run::RunFileError> {
+        let change = rewind.change.clone();
+        change.map_or(Ok(()), |change| self.overrides.append(change))
+    }
+
+    /// After how long the worker may work again, if at all.
+    fn within_budget(&mut self, worker: &WorkerId) -> Option<Duration> {
+        let now = Instant::now();
+        let times = self.failures.entry(worker.clone()).or_default();
+        times.retain(|time| now.duration_since(*time) <= WINDOW);
+        if times.len() >= LIMIT {
+            return None;
+        }
+        let delay = BACKOFF * 4_u32.pow(times.len() as u32);
+        times.push(now);
+        Some(delay)
+    }
+}
+
+/// The setting to make smaller after that work ran out of memory, and what that means; `None` if nothing is left to
+/// make smaller.
+fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments, String)> {
+    let micro_rows = settings.batch.micro_rows;
+    let teacher_rows = settings
+        .teacher
+        .batch_rows
+        .unwrap_or(micro_rows)
+        .min(micro_rows);
+    let evaluation_rows = settings.evaluation.batch_rows as u64;
+    // A micro-batch has to divide the batch.
+    let half = |rows: u64| if rows.is_multiple_of(2) { rows / 2 } else { 1 };
+    let of_head = || {
+        let half = chunk / 2;
+        (half >= SMALLEST_CHUNK).then(|| {
+            (
+                "objective.chunk",
+                half.into(),
+                format!("the head takes {half} positions at a time now"),
+            )
+        })
+    };
+    let (key, value, what) = match during {
+        Work::Label if teacher_rows > 1 => {
+            let rows = half(teacher_rows);
+            (
+                "teacher.batch_rows",
+                rows.into(),
+                format!("the teacher takes {rows} rows at a time now"),
+            )
+        }
+        Work::Evaluate if evaluation_rows > 1 => {
+            let rows = half(evaluation_rows);
+            (
+                "evaluation.batch_rows",
+                rows.into(),
+                format!("an evaluation takes {rows} documents at a time now"),
+            )
+        }
+        Work::Train if micro_rows > 1 => {
+            let rows = half(micro_rows);
+            (
+                "batch.micro_rows",
+                rows.into(),
+                format!("a micro-batch has {rows} rows now"),
+            )
+        }
+        Work::Train if !settings.student.recompute => (
+            "student.recompute",
+            true.into(),
+            "the backward pass recomputes activations now".to_owned(),
+        ),
+        Work::Train | Work::Evaluate => of_head()?,
+        Work::Label => return None,
+    };
+    Some(([(key.to_owned(), value)].into(), what))
+}

@@ -1,0 +1,433 @@
+//! The actor of a run: builds a generation of workers, supervises it, decides what follows from failures, and hands
+//! commands on to the student.
+//!
+//! It owns both ends of every data queue and what each worker has in hand, so that a worker that is restarted goes on
+//! with the same queue and loses nothing. A generation ends at the student: when that has ended, the `stop` channel is
+//! closed, which every blocking call of every other worker also waits on. After a rewind, the next generation is built
+//! from the last checkpoint.
+
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
+
+use ddk_mixture::Policy;
+use ddk_run::{
+    Overrides, Source,
+    control::{self, Command, Refusal, Reply},
+    records::EventKind,
+};
+use ddk_telemetry::metrics;
+use ractor::{
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent,
+    rpc::CallResult,
+};
+use tokio::task::JoinHandle;
+
+use crate::{
+    LoopState, Outcome, Parts, RunError, RunPlan, Student, Teacher,
+    messages::{Request, StudentCommand},
+    pipeline::{self, Built, Pipeline},
+    recovery::{Recovery, Remedy, Rewind},
+    worker::{Body, Exit, Slot, WorkerActor, WorkerId},
+};
+
+/// How the run ended; nothing before that.
+type RunResult = Arc<Slot<Option<Result<Option<Outcome>, RunError>>>>;
+
+/// What a generation of workers is built from.
+pub struct Generation<T, S> {
+    /// What is to be done.
+    pub plan: RunPlan,
+    /// Models, rows, files.
+    pub parts: Parts<T, S>,
+    /// How the mixture moves, as it was at the checkpoint.
+    pub policy: Box<dyn Policy>,
+    /// The checkpoint that the run resumes from.
+    pub resume: Option<LoopState>,
+    /// Where known, they are not measured again.
+    pub teacher_perplexities: Option<Vec<f64>>,
+}
+
+/// Builds a generation. May wait for a disk.
+type Builder = Box<dyn Fn() -> Building + Send>;
+type Building = Pin<Box<dyn Future<Output = Result<Built, RunError>> + Send>>;
+
+/// A run that has been started.
+pub struct Run {
+    handle: RunHandle,
+    task: JoinHandle<()>,
+    result: RunResult,
+}
+
+/// Takes commands for a run. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RunHandle(ActorRef<RunMessage>);
+
+impl RunHandle {
+    /// Tells the run to finish the step, save and end.
+    pub fn stop(&self) {
+        // If it cannot be told any more, it is ending.
+        let _ = self.0.cast(RunMessage::Stop);
+    }
+
+    /// Has a command carried out at the next step boundary.
+    ///
+    /// # Errors
+    /// It is refused, or the run ends before it could be.
+    pub async fn ask(&self, command: Command, source: Source) -> control::Outcome {
+        let request = |reply| {
+            RunMessage::Request(Request {
+                command,
+                source,
+                reply,
+            })
+        };
+        match self.0.call(request, None).await {
+            Ok(CallResult::Success(outcome)) => outcome,
+            _ => Err(Refusal(
+                "the run ended, or went back to its last checkpoint, before it could do that"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+impl Run {
+    /// Starts a run: its first generation, and after each rewind another one, is what `assemble` returns.
+    ///
+    /// # Errors
+    /// The actor cannot be started.
+    pub async fn start<T, S>(
+        assemble: impl FnMut() -> Result<Generation<T, S>, RunError> + Send + 'static,
+        overrides: Arc<Overrides>,
+    ) -> Result<Self, RunError>
+    where
+        T: Teacher + 'static,
+        S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
+    {
+        let assemble = Arc::new(Slot::new(assemble));
+        let build: Builder = Box::new(move || {
+            let assemble = Arc::clone(&assemble);
+            Box::pin(async move {
+                let assembled = tokio::task::spawn_blocking(move || (*assemble.lock())()).await;
+                pipeline::build(assembled.map_err(|error| RunError::Lost(error.to_string()))??)
+                    .await
+            })
+        });
+        let result = RunResult::default();
+        let state = State {
+            build,
+            pipeline: None,
+            alive: HashMap::new(),
+            recovery: Recovery::new(overrides),
+            next: None,
+            is_stopped: false,
+            result: Arc::clone(&result),
+        };
+        let started = Actor::spawn(None, RunActor, state).await;
+        let (actor, task) = started.map_err(|error| RunError::Lost(error.to_string()))?;
+        Ok(Self {
+            handle: RunHandle(actor),
+            task,
+            result,
+        })
+    }
+
+    /// Takes commands for it.
+    pub fn handle(&self) -> RunHandle {
+        self.handle.clone()
+    }
+
+    /// Waits for its end. `None`: it was told to stop before the first step.
+    ///
+    /// # Errors
+    /// A worker could not be started, or failed for good.
+    pub async fn ended(self) -> Result<Option<Outcome>, RunError> {
+        let _ = self.task.await;
+        let ended = self.result.lock().take();
+        ended.unwrap_or_else(|| Err(RunError::Lost("the actor of the run ended".to_owned())))
+    }
+}
+
+/// What an actor's start has failed with.
+fn cause(error: SpawnErr) -> ActorProcessingErr {
+    match error {
+        SpawnErr::StartupFailed(cause) => cause,
+        other => other.into(),
+    }
+}
+
+/// What the actor of a run is told.
+enum RunMessage {
+    /// Build a generation: from its own start, or when the time of a rewind has come.
+    Build,
+    /// A generation is built, and its workers are to be started: from the task that built it.
+    Built(Box<Result<Built, RunError>>),
+    /// Finish the step, save, end: from a handle.
+    Stop,
+    /// Somebody asks for something: from a handle.
+    Request(Request),
+    /// A worker's time to be restarted has come: from itself.
+    Restart(WorkerId),
+}
+
+/// The actor.
+struct RunActor;
+
+struct State {
+    build: Builder,
+    /// The generation at work.
+    pipeline: Option<Pipeline>,
+    /// Its actors.
+    alive: HashMap<ActorId, (WorkerId, ActorCell)>,
+    recovery: Recovery,
+    /// What follows when all workers have ended, if one has failed.
+    next: Option<Next>,
+    is_stopped: bool,
+    result: RunResult,
+}
+
+/// What follows from the first failure of a generation.
+enum Next {
+    Fail(RunError),
+    Rewind(Box<Rewind>),
+}
+
+impl Actor for RunActor {
+    type Msg = RunMessage;
+    type State = State;
+    type Arguments = State;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        state: Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        myself.cast(RunMessage::Build)?;
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            RunMessage::Build => {
+                let building = (state.build)();
+                tokio::spawn(async move {
+                    let built = Box::new(building.await);
+                    myself.cast(RunMessage::Built(built))
+                });
+            }
+            RunMessage::Built(built) => {
+                let started = match *built {
+                    Ok(built) => state.start(built, &myself).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = started {
+                    state.end(Err(error), &myself);
+                }
+            }
+            RunMessage::Stop => {
+                state.is_stopped = true;
+                state.tell(StudentCommand::Stop);
+            }
+            RunMessage::Request(request) => match request.command {
+                Command::Stop => {
+                    state.is_stopped = true;
+                    state.tell(StudentCommand::Stop);
+                    let _ = request.reply.send(Ok(Reply::Stop));
+                }
+                // The process that the run is in knows more.
+                Command::Status => {
+                    let refusal = Refusal("the workers do not know how the run stands".to_owned());
+                    let _ = request.reply.send(Err(refusal));
+                }
+                _ => state.tell(StudentCommand::Request(request)),
+            },
+            RunMessage::Restart(worker) => state.restart(worker, &myself).await,
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (cell, exit) = match event {
+            SupervisionEvent::ActorTerminated(cell, ..) => (cell, Exit::Done),
+            SupervisionEvent::ActorFailed(cell, error) => (cell, Exit::of(error)),
+            _ => return Ok(()),
+        };
+        // Actors of an earlier generation are not among these.
+        let Some((worker, _)) = state.alive.remove(&cell.get_id()) else {
+            return Ok(());
+        };
+        state.ended(worker, exit, &myself);
+        let mut alive = state.alive.values();
+        if alive.all(|(worker, _)| *worker == WorkerId::WeightScheduler) {
+            state.all_ended(&myself);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Starts the workers of a generation. If one cannot be started, dropping the pipeline ends those that were.
+    async fn start(&mut self, built: Built, myself: &ActorRef<RunMessage>) -> Result<(), RunError> {
+        built.scheduler.link(myself.get_cell());
+        let id = built.scheduler.get_id();
+        self.alive
+            .insert(id, (WorkerId::WeightScheduler, built.scheduler));
+        self.pipeline = Some(built.pipeline);
+        for (worker, body) in built.workers {
+            if let Err(cause) = self.spawn(worker.clone(), body, myself).await {
+                let cause = cause.to_string();
+                return Err(RunError::Start { worker, cause });
+            }
+        }
+        if self.is_stopped {
+            self.tell(StudentCommand::Stop);
+        }
+        Ok(())
+    }
+
+    /// Starts a worker below this actor and waits until it is ready.
+    async fn spawn(
+        &mut self,
+        worker: WorkerId,
+        body: Body,
+        myself: &ActorRef<RunMessage>,
+    ) -> Result<(), Exit> {
+        let Some(pipeline) = &self.pipeline else {
+            return Err(Exit::Done);
+        };
+        let arguments = (pipeline.context.line(&worker), body);
+        let started = Actor::spawn_linked(None, WorkerActor, arguments, myself.get_cell()).await;
+        let (actor, _) = started.map_err(|error| Exit::of(cause(error)))?;
+        let cell = actor.get_cell();
+        self.alive.insert(cell.get_id(), (worker, cell));
+        Ok(())
+    }
+
+    /// Tells the student something. A request that nobody is there for is refused when it is dropped.
+    fn tell(&self, command: StudentCommand) {
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.tell(command);
+        }
+    }
+
+    /// Whether workers are to go on: the generation's student has not ended.
+    fn goes_on(&self) -> bool {
+        self.pipeline
+            .as_ref()
+            .is_some_and(|pipeline| pipeline.stop.is_some())
+    }
+
+    /// Decides what follows when a worker has ended.
+    fn ended(&mut self, worker: WorkerId, exit: Exit, myself: &ActorRef<RunMessage>) {
+        let is_student = worker == WorkerId::Student;
+        if exit != Exit::Done {
+            self.failed(worker, exit, myself);
+        }
+        // The student's end is the generation's, however it came.
+        if is_student {
+            self.stop_workers();
+        }
+    }
+
+    fn failed(&mut self, worker: WorkerId, exit: Exit, myself: &ActorRef<RunMessage>) {
+        let Some(pipeline) = self.pipeline.as_mut() else {
+            return;
+        };
+        // The first failure decides; what follows from it is the end of the others.
+        let remedy = if pipeline.stop.is_some() && self.next.is_none() {
+            self.recovery.remedy(&worker, &exit, &pipeline.context.plan)
+        } else {
+            Remedy::Abandon
+        };
+        let restarts = match &remedy {
+            Remedy::Restart(_) => true,
+            Remedy::Rewind(rewind) => rewind.kind == EventKind::Rewound,
+            Remedy::Abandon => false,
+        };
+        if restarts {
+            let name = worker.to_string();
+            metrics::WORKER_RESTARTS.with(&[&name]).increment(1);
+            pipeline.context.line(&worker).restarted();
+        }
+        match remedy {
+            Remedy::Restart(after) => {
+                pipeline.restarts(&worker, &exit);
+                myself.send_after(after, move || RunMessage::Restart(worker));
+                return;
+            }
+            Remedy::Rewind(rewind) => self.next = Some(Next::Rewind(rewind)),
+            Remedy::Abandon => {
+                tracing::error!(part = %worker, cause = %exit, "a part of the run failed");
+                let cause = exit;
+                self.next
+                    .get_or_insert(Next::Fail(RunError::Worker { worker, cause }));
+            }
+        }
+        // The student saves the last step made, if it is still there.
+        self.tell(StudentCommand::Abandon);
+        let mut alive = self.alive.values();
+        if !alive.any(|(worker, _)| *worker == WorkerId::Student) {
+            self.stop_workers();
+        }
+    }
+
+    fn stop_workers(&mut self) {
+        if let Some(pipeline) = &mut self.pipeline {
+            pipeline.stop = None;
+        }
+    }
+
+    /// Restarts a worker, unless its generation is ending.
+    async fn restart(&mut self, worker: WorkerId, myself: &ActorRef<RunMessage>) {
+        let Some(pipeline) = self.pipeline.as_ref().filter(|_| self.goes_on()) else {
+            return;
+        };
+        let body = pipeline.body(&worker);
+        if let Err(cause) = self.spawn(worker.clone(), body, myself).await {
+            self.ended(worker, cause, myself);
+        }
+    }
+
+    /// All workers of the generation have ended: so does the run, or it rewinds.
+    fn all_ended(&mut self, myself: &ActorRef<RunMessage>) {
+        let Some(pipeline) = self.pipeline.take() else {
+            return;
+        };
+        pipeline.context.board.set_ready(false);
+        for (_, (_, scheduler)) in self.alive.drain() {
+            scheduler.stop(None);
+        }
+        let rewind = match self.next.take() {
+            None => {
+                let outcome = pipeline.context.facts.outcome.lock().take();
+                return self.end(Ok(outcome), myself);
+            }
+            Some(Next::Fail(error)) => return self.end(Err(error), myself),
+            Some(Next::Rewind(rewind)) => rewind,
+        };
+        if let Err(error) = self.recovery.record(&rewind) {
+            return self.end(Err(RunError::Lost(error.to_string())), myself);
+        }
+        pipeline.context.note(rewind.kind, &rewind.message);
+        metrics::RESTORATIONS.with(&[rewind.reason]).increment(1);
+        tracing::warn!(kind = %rewind.kind, message = rewind.message, "resuming from the last checkpoint");
+        if self.is_stopped {
+            return self.end(Ok(None), myself);
+        }
+        myself.send_after(rewind.after, || RunMessage::Build);
+    }
+
+    fn end(&mut self, result: Result<Option<Outcome>, RunError>, myself: &ActorRef<RunMessage>) {
+        *self.result.lock() = Some(result);
+        myself.stop(None);
+    }
+}

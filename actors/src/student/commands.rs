@@ -1,0 +1,140 @@
+//! What somebody asks of a run, carried out between two steps.
+
+use std::time::Instant;
+
+use crossbeam::channel::select_biased;
+use ddk_run::{
+    Assignments, Override, Source,
+    control::{Command, Outcome, Refusal, Reply},
+    records::EventKind,
+    view::State,
+};
+
+use super::{StudentLane, core::Core};
+use crate::{Student, messages::Request, worker::Exit};
+
+impl<S: Student> StudentLane<S> {
+    /// Carries out what was asked for, in its order. While the run is paused, waits for more.
+    pub(super) fn obey(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
+        let told = &self.told;
+        loop {
+            let is_cut_off = told.is_cut_off();
+            while let Some(request) = told.request() {
+                self.carry_out(core, request)?;
+            }
+            if told.paused.get().is_none() {
+                return Ok(());
+            }
+            if is_cut_off {
+                self.unpause(core);
+                return Ok(());
+            }
+            self.line.waiting_for_input();
+            select_biased! {
+                recv(self.context.stop) -> _ => return Err(Exit::Done),
+                recv(told.commands) -> command => told.hear(command?),
+            }
+            self.line.computing();
+        }
+    }
+
+    fn carry_out(&self, core: &mut Core<'_, S>, request: Request) -> Result<(), Exit> {
+        let Request {
+            command,
+            source,
+            reply,
+        } = request;
+        let outcome = match command {
+            Command::Checkpoint => {
+                self.settle(core)?;
+                return core.save(Some(reply));
+            }
+            Command::Evaluate => self.evaluate(core)?,
+            Command::Pause => self.pause(core.step()),
+            Command::Resume => match self.unpause(core) {
+                Some(seconds) => Ok(Reply::Resume {
+                    step: core.step(),
+                    seconds,
+                }),
+                None => Err(Refusal("the run is not paused".to_owned())),
+            },
+            Command::Set { values } => self.set(core.step() + 1, source, values),
+            Command::Status | Command::Stop => {
+                Err(Refusal("the student does not do that".to_owned()))
+            }
+        };
+        // Whoever asked may have left.
+        let _ = reply.send(outcome);
+        Ok(())
+    }
+
+    /// Measures the student as it is. Neither the mixture nor the best checkpoint follows from that.
+    fn evaluate(&self, core: &mut Core<'_, S>) -> Result<Outcome, Exit> {
+        let began = Instant::now();
+        let Some(perplexities) = core.evaluate_on_request()? else {
+            return Ok(Err(Refusal("the run is ending".to_owned())));
+        };
+        let plan = &self.context.plan;
+        let teacher = self.context.facts.teacher_perplexities.get();
+        let reply = Reply::Evaluate {
+            step: core.step(),
+            seconds: began.elapsed().as_secs_f64(),
+            student_perplexity: plan.finite_by_name(&perplexities),
+            teacher_perplexity: plan.finite_by_name(teacher.map_or(&[], Vec::as_slice)),
+        };
+        self.context.note(EventKind::Evaluated, &reply.to_string());
+        Ok(Ok(reply))
+    }
+
+    fn pause(&self, step: u64) -> Outcome {
+        if self.told.paused.get().is_some() {
+            return Err(Refusal("the run is paused already".to_owned()));
+        }
+        self.told.paused.set(Some(Instant::now()));
+        self.context.board.set_state(State::Paused);
+        let reply = Reply::Pause { step };
+        self.context.note(EventKind::Paused, &reply.to_string());
+        Ok(reply)
+    }
+
+    /// Ends a pause; how long it was.
+    fn unpause(&self, core: &mut Core<'_, S>) -> Option<f64> {
+        let since = self.told.paused.take()?;
+        let seconds = core.paused(since);
+        self.context.board.set_state(State::Running);
+        let reply = Reply::Resume {
+            step: core.step(),
+            seconds,
+        };
+        self.context.note(EventKind::Unpaused, &reply.to_string());
+        Some(seconds)
+    }
+
+    /// Changes settings from `step` on. They are on the disk before they apply, so a run that is killed repeats this.
+    fn set(&self, step: u64, source: Source, values: Assignments) -> Outcome {
+        let settings = self.context.plan.live.with(&values).map_err(Refusal)?;
+        let line = Override {
+            step,
+            source,
+            set: values.clone(),
+            ..Override::default()
+        };
+        let written = self.context.overrides.append(line);
+        written.map_err(|error| Refusal(format!("nothing changed: {error}")))?;
+        self.context.plan.live.set(settings);
+        let reply = Reply::Set { step, values };
+        self.context.note(EventKind::Changed, &reply.to_string());
+        Ok(reply)
+    }
+
+    /// Changes what was changed with `step` before the run was killed.
+    pub(super) fn repeat_changes(&self, step: u64) -> Result<(), Exit> {
+        let Some(values) = self.context.overrides.at(step) else {
+            return Ok(());
+        };
+        let live = &self.context.plan.live;
+        let settings = live.with(&values).map_err(crate::PortError::Other)?;
+        live.set(settings);
+        Ok(())
+    }
+}

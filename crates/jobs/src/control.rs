@@ -1,0 +1,189 @@
+//! Takes commands for the run at work, over a socket in its folder and for the server.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use ddk_actors::RunHandle;
+use ddk_run::{
+    RunView, Source,
+    control::{Answer, Asked, Command, Control, LONGEST_COMMAND, Outcome, Refusal, Reply, SOCKET},
+    view::State,
+};
+use ddk_telemetry::Board;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{
+    progress::lock,
+    signals::{Signal, Signals},
+};
+
+/// A command has to arrive by then.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The answer to a stop leaves before the process may end.
+const HEAD_START: Duration = Duration::from_millis(200);
+
+/// Carries out commands on the run at work.
+#[derive(Debug)]
+pub(crate) struct RunControl {
+    board: Arc<Board>,
+    signals: Signals,
+    run: Mutex<Option<RunHandle>>,
+    /// The folder of the run that was started last; its own, or that of a phase.
+    folder: Mutex<PathBuf>,
+}
+
+impl RunControl {
+    pub(crate) fn new(folder: &Path, board: &Arc<Board>, signals: &Signals) -> Arc<Self> {
+        Arc::new(Self {
+            board: Arc::clone(board),
+            signals: signals.clone(),
+            run: Mutex::default(),
+            folder: Mutex::new(folder.to_owned()),
+        })
+    }
+
+    /// The workers of this run take commands from now on.
+    pub(crate) fn works_on(&self, folder: &Path, run: RunHandle) {
+        folder.clone_into(&mut lock(&self.folder));
+        *lock(&self.run) = Some(run);
+    }
+
+    /// They no longer do.
+    pub(crate) fn is_done(&self) {
+        *lock(&self.run) = None;
+    }
+
+    /// Whether workers train, and so can finish a step.
+    pub(crate) fn trains(&self) -> bool {
+        self.board.is_ready() && lock(&self.run).is_some()
+    }
+
+    /// What the run does.
+    pub(crate) fn state(&self) -> State {
+        self.board.state()
+    }
+
+    /// Tells the workers to finish the step, save and end.
+    pub(crate) fn stop(&self) {
+        if let Some(run) = &*lock(&self.run) {
+            run.stop();
+        }
+    }
+
+    async fn carry_out(&self, command: Command, source: Source) -> Outcome {
+        match command {
+            Command::Status => {
+                let (folder, state) = (lock(&self.folder).clone(), self.state());
+                let read = move || RunView::read(&folder).status(Some(state));
+                let status = tokio::task::spawn_blocking(read).await;
+                let status = status.map_err(|error| Refusal(error.to_string()))?;
+                return Ok(Reply::Status(Box::new(status)));
+            }
+            Command::Stop => {
+                let signals = self.signals.clone();
+                std::thread::spawn(move || {
+                    std::thread::sleep(HEAD_START);
+                    signals.answer(Signal::Terminate);
+                });
+                return Ok(Reply::Stop);
+            }
+            _ => {}
+        }
+        let run = lock(&self.run).clone().filter(|_| self.board.is_ready());
+        match run {
+            Some(run) => run.ask(command, source).await,
+            None => Err(Refusal(format!(
+                "the run is {}: it takes this command while it trains",
+                self.state()
+            ))),
+        }
+    }
+}
+
+impl Control for RunControl {
+    fn ask(self: Arc<Self>, command: Command, source: Source) -> Asked {
+        Box::pin(async move { self.carry_out(command, source).await })
+    }
+}
+
+/// The socket in a run's folder. It goes with this.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    path: PathBuf,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Socket {
+    /// Takes commands for the run in `folder`, from nobody but this user. To be called within a runtime.
+    pub(crate) fn listen(folder: &Path, control: Arc<RunControl>) -> Result<Self> {
+        let path = folder.join(SOCKET);
+        let listener =
+            bind(folder).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let accepting = tokio::spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let control = Arc::clone(&control);
+                        tokio::spawn(async move { serve(stream, control).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection to the socket could not be accepted");
+                        tokio::time::sleep(PATIENCE).await;
+                    }
+                }
+            }
+        });
+        Ok(Self { path, accepting })
+    }
+}
+
+/// Binds the socket under another name: it has its mode before anybody finds it, and takes the place of one that a
+/// process which was killed has left.
+fn bind(folder: &Path) -> io::Result<UnixListener> {
+    // The address of a socket holds 108 bytes, so a long path goes by way of an open folder.
+    let open = fs::File::open(folder)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    let new = short.join(format!("{SOCKET}.new"));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new)?;
+    fs::set_permissions(&new, Permissions::from_mode(0o600))?;
+    fs::rename(&new, short.join(SOCKET))?;
+    Ok(listener)
+}
+
+/// Answers one command, a line of JSON, with another line.
+async fn serve(mut stream: UnixStream, control: Arc<RunControl>) -> io::Result<()> {
+    let (from, mut to) = stream.split();
+    let mut line = String::new();
+    let mut from = BufReader::new(from.take(LONGEST_COMMAND as u64));
+    timeout(PATIENCE, from.read_line(&mut line)).await??;
+    let outcome = match serde_json::from_str(&line) {
+        Ok(command) => control.ask(command, Source::Socket).await,
+        Err(error) => Err(Refusal(format!("not a command: {error}"))),
+    };
+    let mut answer = serde_json::to_vec(&Answer::from(outcome))?;
+    answer.push(b'\n');
+    to.write_all(&answer).await
+}

@@ -1,0 +1,129 @@
+//! Settings that change after a run's start: edited between two starts, or read again on SIGHUP. `ddk ctl` is the
+//! third way, and takes the same one from here on.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use ddk_run::{
+    Assignments, Override, Overrides, Source,
+    control::{Command, Control},
+};
+use ddk_settings::{Change, Settings, diff};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
+
+use super::threads;
+use crate::{args, config, control::RunControl, progress::say};
+
+/// Settings with the live values that a run had at its start: what changed since is in its `overrides.jsonl`.
+pub(super) fn of_start(settings: &Settings, at_start: &Settings) -> Result<Settings> {
+    let values = live_values(&diff(settings, at_start)?)?;
+    Ok(if values.is_empty() {
+        settings.clone()
+    } else {
+        settings.with(&values)?
+    })
+}
+
+/// Takes live settings that were edited since the configuration was read last, from `step` on.
+pub(super) fn take_edited(
+    at_start: &Settings,
+    settings: &Settings,
+    overrides: &Overrides,
+    step: u64,
+) -> Result<()> {
+    let before = at_start.with(&overrides.configured())?;
+    let set = live_values(&diff(&before, settings)?)?;
+    if set.is_empty() {
+        return Ok(());
+    }
+    let source = Source::Config;
+    Ok(overrides.append(Override {
+        step,
+        source,
+        set,
+        ..Override::default()
+    })?)
+}
+
+/// The new values of live settings.
+fn live_values(changes: &[Change]) -> Result<Assignments> {
+    let live = changes.iter().filter(|change| change.key.live);
+    let values = live.filter_map(|change| Some((change.path.clone(), change.values[1].as_ref()?)));
+    values
+        .map(|(path, value)| Ok((path, serde_json::to_value(value)?)))
+        .collect()
+}
+
+/// Reads the settings again whenever the process is told to.
+pub(super) fn on_hangup(
+    source: args::ConfigArgs,
+    settings: Settings,
+    control: Arc<RunControl>,
+) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut current = settings;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            if let Err(error) = read_again(&source, &mut current, &control).await {
+                tracing::warn!(%error, "the settings were not read again");
+                say(&format!("SIGHUP: nothing changed: {error}"));
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn read_again(
+    source: &args::ConfigArgs,
+    current: &mut Settings,
+    control: &Arc<RunControl>,
+) -> Result<()> {
+    let mut new = config::load(source)?.settings;
+    threads::adopt(&mut new, current);
+    let changes = diff(current, &new)?;
+    if changes.is_empty() {
+        say("SIGHUP: no setting has changed");
+    }
+    let values = live_values(&changes)?;
+    if !values.is_empty() {
+        let set = Command::Set {
+            values: values.clone(),
+        };
+        Arc::clone(control).ask(set, Source::Sighup).await?;
+        *current = current.with(&values)?;
+    }
+    for change in &changes {
+        let (key, [old, new]) = (&change.path, change.shown());
+        let done = if change.key.live {
+            "taken"
+        } else {
+            "left as it is: it needs a new start"
+        };
+        say(&format!("SIGHUP: {key} was {old}, is {new}: {done}"));
+    }
+    Ok(())
+}
+
+/// While it is held, SIGHUP is answered, but nothing is read: the settings of a run within a run are derived ones.
+pub(super) struct NotYet(JoinHandle<()>);
+
+impl Drop for NotYet {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Answers SIGHUP with a word.
+pub(super) fn not_yet() -> Result<NotYet> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(NotYet(tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            say(
+                "SIGHUP: nothing changed: `ddk train` reads settings again once its own steps begin",
+            );
+        }
+    })))
+}

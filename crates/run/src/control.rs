@@ -1,0 +1,188 @@
+//! What somebody can ask of a run that trains, and what it answers.
+
+use std::{fmt, pin::Pin, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Assignments, Source,
+    records::ByDomain,
+    view::{RunStatus, duration},
+};
+
+/// The socket in a run's folder that takes commands while a process works on the run.
+pub const SOCKET: &str = "control.sock";
+/// Maximum bytes of a command.
+pub const LONGEST_COMMAND: usize = 4 << 10;
+
+/// A command, as JSON: `{"command": "set", "values": {"student.lr_end": 1e-6}}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// How the run stands.
+    Status,
+    /// Save a checkpoint after the step in progress.
+    Checkpoint,
+    /// Measure the student's perplexities after the step in progress. No mixture follows from them.
+    Evaluate,
+    /// Make no further step until told to resume.
+    Pause,
+    /// Train on.
+    Resume,
+    /// Change settings from the next step on.
+    Set {
+        /// New values.
+        values: Assignments,
+    },
+    /// Finish the step in progress, save, and end, as on SIGTERM.
+    Stop,
+}
+
+/// The names of all commands.
+pub const COMMANDS: [&str; 7] = [
+    "status",
+    "checkpoint",
+    "evaluate",
+    "pause",
+    "resume",
+    "set",
+    "stop",
+];
+
+/// What was done, as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Reply {
+    /// How the run stands.
+    Status(Box<RunStatus>),
+    /// A checkpoint is on the disk.
+    Checkpoint {
+        /// Its step.
+        step: u64,
+        /// Its size.
+        bytes: u64,
+        /// How long it took to write.
+        seconds: f64,
+    },
+    /// The student was evaluated.
+    Evaluate {
+        /// After this step.
+        step: u64,
+        /// How long it took.
+        seconds: f64,
+        /// Its perplexity on each domain, where that is finite.
+        student_perplexity: ByDomain,
+        /// The teacher's; empty if there is no teacher.
+        teacher_perplexity: ByDomain,
+    },
+    /// The run waits.
+    Pause {
+        /// After this step.
+        step: u64,
+    },
+    /// The run trains on.
+    Resume {
+        /// After this step.
+        step: u64,
+        /// How long it waited.
+        seconds: f64,
+    },
+    /// Settings have changed.
+    Set {
+        /// From this step on.
+        step: u64,
+        /// Their values.
+        values: Assignments,
+    },
+    /// The run is about to end.
+    Stop,
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => status.fmt(formatter),
+            Self::Checkpoint {
+                step,
+                bytes,
+                seconds,
+            } => write!(
+                formatter,
+                "saved step {step}: {bytes} bytes in {}",
+                duration(*seconds)
+            ),
+            Self::Evaluate {
+                step,
+                student_perplexity,
+                teacher_perplexity,
+                ..
+            } => {
+                write!(formatter, "perplexity after step {step}:")?;
+                for (domain, student) in student_perplexity {
+                    write!(formatter, " {domain} {student:.3}")?;
+                    if let Some(teacher) = teacher_perplexity.get(domain) {
+                        write!(formatter, " (teacher {teacher:.3})")?;
+                    }
+                }
+                Ok(())
+            }
+            Self::Pause { step } => write!(formatter, "paused after step {step}"),
+            Self::Resume { step, seconds } => {
+                write!(
+                    formatter,
+                    "resumed after step {step}, paused for {}",
+                    duration(*seconds)
+                )
+            }
+            Self::Set { step, values } => {
+                write!(formatter, "from step {step} on:")?;
+                values
+                    .iter()
+                    .try_for_each(|(key, value)| write!(formatter, " {key} = {value}"))
+            }
+            Self::Stop => formatter.write_str("finishing the step and saving; then the run ends"),
+        }
+    }
+}
+
+/// Why a command was not carried out, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub String);
+
+/// What a command comes to.
+pub type Outcome = Result<Reply, Refusal>;
+
+/// An answer as it is sent. Without a reply it is a refusal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// In words.
+    pub message: String,
+    /// What was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Reply>,
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Ok(reply) => Self {
+                message: reply.to_string(),
+                reply: Some(reply),
+            },
+            Err(refusal) => Self {
+                message: refusal.to_string(),
+                reply: None,
+            },
+        }
+    }
+}
+
+/// What a command comes to, some time later.
+pub type Asked = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// Carries out commands.
+pub trait Control: fmt::Debug + Send + Sync {
+    /// Carries out a command at the next step boundary.
+    fn ask(self: Arc<Self>, command: Command, source: Source) -> Asked;
+}

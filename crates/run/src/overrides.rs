@@ -1,0 +1,270 @@
+//! What changes a run after its start: `overrides.jsonl`. With `config.toml` it is the plan of the run.
+//!
+//! A line is on the disk before it applies, and the file is never cut. A run that is killed therefore repeats what was
+//! changed, at the same steps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{RunFileError, journal::Appended, read};
+
+/// Where overrides are appended.
+pub const OVERRIDES: &str = "overrides.jsonl";
+
+/// Settings by their dotted keys.
+pub type Assignments = BTreeMap<String, Value>;
+
+/// Who changed something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The command line of a start.
+    #[default]
+    CommandLine,
+    /// The configuration, edited between two starts.
+    Config,
+    /// The configuration, read again on SIGHUP.
+    Sighup,
+    /// `ddk ctl`, over the run's socket.
+    Socket,
+    /// `POST /api/control`.
+    Http,
+    /// The run itself, to recover from a failure.
+    Recovery,
+}
+
+/// A line of `overrides.jsonl`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Override {
+    /// The first step that it applies to. Those of a recovery apply to every step that is still to be made.
+    pub step: u64,
+    /// Who asked for it.
+    pub source: Source,
+    /// New values of settings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: Assignments,
+    /// Steps whose data is skipped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip_steps: Vec<u64>,
+    /// Whether the lines above no longer count from `step` on, except those of recoveries.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub discard_later: bool,
+    /// Why, if a recovery asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The overrides of a run; may be shared between threads.
+#[derive(Debug)]
+pub struct Overrides {
+    path: PathBuf,
+    lines: Mutex<Vec<Override>>,
+}
+
+impl Overrides {
+    /// Reads the file in a run's folder, if there is one. A torn last line never applied, and is cut.
+    ///
+    /// # Errors
+    /// The file cannot be read or cut, or holds a line that is none.
+    pub fn open(folder: &Path) -> Result<Self, RunFileError> {
+        let path = folder.join(OVERRIDES);
+        let mut lines = Vec::new();
+        if path.exists() {
+            drop(Appended::open(path.clone(), None)?);
+            lines = read::lines(&path)?;
+        }
+        Ok(Self {
+            path,
+            lines: Mutex::new(lines),
+        })
+    }
+
+    /// Appends a line. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// It cannot be written. It must not apply then, and is not in the file.
+    pub fn append(&self, line: Override) -> Result<(), RunFileError> {
+        let error = |error| RunFileError::io("write", &self.path)(error);
+        let mut bytes = serde_json::to_vec(&line).map_err(|failed| error(failed.into()))?;
+        bytes.push(b'\n');
+        let mut lines = self.lines();
+        let options = fs::OpenOptions::new().create(true).append(true).clone();
+        let mut file = options.open(&self.path).map_err(error)?;
+        let length = file.metadata().map_err(error)?.len();
+        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
+        if let Err(failed) = written {
+            let _ = file.set_len(length);
+            return Err(error(failed));
+        }
+        ddk_files::sync_folder(ddk_files::parent(&self.path))?;
+        lines.push(line);
+        Ok(())
+    }
+
+    /// Steps whose data is skipped.
+    pub fn skip_steps(&self) -> BTreeSet<u64> {
+        let lines = self.lines();
+        let skipped = lines.iter().flat_map(|line| &line.skip_steps);
+        skipped.copied().collect()
+    }
+
+    /// How often steps were skipped because training went wrong.
+    pub fn rollbacks(&self) -> u64 {
+        let lines = self.lines();
+        let skips = lines.iter().filter(|line| !line.skip_steps.is_empty());
+        skips.count() as u64
+    }
+
+    /// Settings that recoveries have changed.
+    pub fn recovered(&self) -> Assignments {
+        let lines = self.lines();
+        let lines = lines.iter().filter(|line| line.source == Source::Recovery);
+        lines.flat_map(|line| line.set.clone()).collect()
+    }
+
+    /// Settings that somebody has changed, as they apply to step `step`.
+    pub fn up_to(&self, step: u64) -> Assignments {
+        merged(by_step(&self.lines(), |_| true).range(..=step))
+    }
+
+    /// What changes with step `step`.
+    pub fn at(&self, step: u64) -> Option<Assignments> {
+        let values = by_step(&self.lines(), |_| true).remove(&step);
+        values.filter(|values| !values.is_empty())
+    }
+
+    /// What the configuration said last of settings that it has changed since the start.
+    pub fn configured(&self) -> Assignments {
+        let of_config = |source| matches!(source, Source::Config | Source::Sighup);
+        merged(&by_step(&self.lines(), of_config))
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Vec<Override>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What somebody has changed, by the first step that it applies to. A later line replaces what earlier ones say of the
+/// same key for the same or a later step.
+fn by_step(lines: &[Override], counts: impl Fn(Source) -> bool) -> BTreeMap<u64, Assignments> {
+    let mut steps = BTreeMap::<u64, Assignments>::new();
+    for line in lines {
+        if line.discard_later {
+            steps.split_off(&line.step);
+        }
+        if line.source == Source::Recovery || !counts(line.source) {
+            continue;
+        }
+        for (_, later) in steps.range_mut(line.step..) {
+            later.retain(|key, _| !line.set.contains_key(key));
+        }
+        let here = steps.entry(line.step).or_default();
+        here.extend(line.set.clone());
+    }
+    steps
+}
+
+fn merged<'a>(steps: impl IntoIterator<Item = (&'a u64, &'a Assignments)>) -> Assignments {
+    let steps = steps.into_iter();
+    steps.flat_map(|(_, values)| values.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(step: u64, source: Source, lr: f64) -> Override {
+        Override {
+            step,
+            source,
+            set: [("student.lr".to_owned(), lr.into())].into(),
+            ..Override::default()
+        }
+    }
+
+    fn lr(values: &Assignments) -> Option<f64> {
+        values.get("student.lr").and_then(Value::as_f64)
+    }
+
+    #[test]
+    fn a_change_applies_from_its_step_and_the_last_word_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let overrides = Overrides::open(folder.path()).unwrap();
+        for line in [
+            set(5, Source::Socket, 0.5),
+            set(9, Source::Sighup, 0.25),
+            // A run that was killed is at step 7 again, and somebody changes their mind.
+            set(7, Source::Http, 0.125),
+        ] {
+            overrides.append(line).unwrap();
+        }
+        let overrides = Overrides::open(folder.path()).unwrap();
+        let of = |step| lr(&overrides.up_to(step));
+        assert_eq!(
+            [of(4), of(5), of(6), of(7), of(10)],
+            [None, Some(0.5), Some(0.5), Some(0.125), Some(0.125)]
+        );
+        assert_eq!(overrides.at(7).as_ref().and_then(lr), Some(0.125));
+        assert_eq!(overrides.at(9), None);
+        assert_eq!(lr(&overrides.configured()), Some(0.25));
+    }
+
+    #[test]
+    fn going_back_discards_what_was_changed_later_but_no_recovery() {
+        let folder = tempfile::tempdir().unwrap();
+        let overrides = Overrides::open(folder.path()).unwrap();
+        let recovery = Override {
+            skip_steps: vec![6, 7],
+            ..set(4, Source::Recovery, 0.1)
+        };
+        let back = Override {
+            step: 5,
+            discard_later: true,
+            ..Override::default()
+        };
+        for line in [
+            set(3, Source::Socket, 0.5),
+            set(5, Source::Config, 0.25),
+            recovery,
+            back,
+        ] {
+            overrides.append(line).unwrap();
+        }
+        assert_eq!(lr(&overrides.up_to(100)), Some(0.5));
+        assert_eq!(overrides.configured(), Assignments::new());
+        assert_eq!(lr(&overrides.recovered()), Some(0.1));
+        assert_eq!(
+            (overrides.skip_steps(), overrides.rollbacks()),
+            ([6, 7].into(), 1)
+        );
+    }
+
+    #[test]
+    fn a_torn_line_never_applied_and_numbers_keep_their_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(OVERRIDES);
+        let overrides = Overrides::open(folder.path()).unwrap();
+        overrides.append(set(1, Source::Socket, 0.1 + 0.2)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(
+            text,
+            "{\"step\":1,\"source\":\"socket\",\"set\":{\"student.lr\":0.30000000000000004}}\n"
+        );
+        std::fs::write(&path, text + r#"{"step":2,"source":"so"#).unwrap();
+        let overrides = Overrides::open(folder.path()).unwrap();
+        assert_eq!(lr(&overrides.up_to(9)), Some(0.1 + 0.2));
+        overrides.append(set(2, Source::Http, 1.0)).unwrap();
+        assert_eq!(
+            lr(&Overrides::open(folder.path()).unwrap().up_to(9)),
+            Some(1.0)
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! `ddk ctl`: commands to a run that trains.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, ErrorKind, Write},
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ddk_jobs::{hint::Hint, output::print_json};
+use ddk_run::{
+    RunView,
+    control::{Answer, Command, Reply, SOCKET},
+};
+use serde_json::Value;
+
+use crate::{cli, client::Client, serve};
+
+pub fn run(args: &cli::Ctl, out: &mut dyn Write) -> Result<()> {
+    let command = command(&args.command)?;
+    let answer = if args.run.contains("://") {
+        Client::new(&args.run, serve::token()?)?.command(&command)?
+    } else {
+        ask(Path::new(&args.run), &command)?
+    };
+    if answer.reply.is_none() {
+        return Err(anyhow!("{}", answer.message));
+    }
+    if args.json {
+        return print_json(&answer, out);
+    }
+    Ok(writeln!(out, "{}", answer.message)?)
+}
+
+fn command(command: &cli::CtlCommand) -> Result<Command> {
+    Ok(match command {
+        cli::CtlCommand::Status => Command::Status,
+        cli::CtlCommand::Checkpoint => Command::Checkpoint,
+        cli::CtlCommand::Evaluate => Command::Evaluate,
+        cli::CtlCommand::Pause => Command::Pause,
+        cli::CtlCommand::Resume => Command::Resume,
+        cli::CtlCommand::Stop => Command::Stop,
+        cli::CtlCommand::Set { values } => {
+            let value =
+                |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+            let pair = |pair: &String| {
+                let (key, text) = pair
+                    .split_once('=')
+                    .with_context(|| format!("{pair} is not KEY=VALUE"))
+                    .usage()?;
+                Ok((key.trim().to_owned(), value(text.trim())))
+            };
+            let values = values.iter().map(pair).collect::<Result<_>>()?;
+            Command::Set { values }
+        }
+    })
+}
+
+/// Asks the process that works on the run in `folder`.
+fn ask(folder: &Path, command: &Command) -> Result<Answer> {
+    ddk_jobs::hint::must_hold_a_run(folder)?;
+    let stream = match connect(folder) {
+        Ok(stream) => stream,
+        // What a process that was killed has left, or nothing.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            ) =>
+        {
+            return without_process(folder, command);
+        }
+        Err(error) => {
+            return Err(error)
+                .with_context(|| format!("cannot reach {}", folder.join(SOCKET).display()));
+        }
+    };
+    let mut line = serde_json::to_vec(command)?;
+    line.push(b'\n');
+    (&stream).write_all(&line)?;
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(anyhow!(
+            "the process that works on {} ended before it answered",
+            folder.display()
+        ));
+    }
+    Ok(serde_json::from_str(&answer)?)
+}
+
+/// The address of a socket holds 108 bytes, so a long path goes by way of an open folder.
+fn connect(folder: &Path) -> std::io::Result<UnixStream> {
+    let open = File::open(folder)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    UnixStream::connect(short.join(SOCKET))
+}
+
+/// The files of a run tell how it stands; everything else takes a process.
+fn without_process(folder: &Path, command: &Command) -> Result<Answer> {
+    let status = RunView::read(folder).status(None);
+    if *command == Command::Status {
+        return Ok(Ok(Reply::Status(Box::new(status))).into());
+    }
+    Err(anyhow!(
+        "no process works on the run in {}: it is {}",
+        folder.display(),
+        status.state
+    ))
+    .hint("`ddk train` with the run's configuration starts one")
+}
