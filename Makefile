@@ -37,7 +37,7 @@ check: setup ## formatting, line lengths, clippy and docs, warnings as errors
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 
-deny: ## licences, bans and sources of all dependencies; advisories where they can be reached
+deny: ## licenses, bans and sources of all dependencies; advisories where they can be reached
 	@tools/deny
 
 bench-telemetry: setup ## what being watched costs: a scrape, and the records of a step

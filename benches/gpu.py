@@ -6,7 +6,7 @@ usage: LIBTORCH_USE_PYTORCH=1 make build          PYTHON: an environment with Py
 
 The peer is `benches/pytorch_peer.py` (flash attention through sdpa), eager and with both models compiled; DDK is
 `ddk train`, teacher and student on the same GPU, each with a stream of its own. They do not fit beside each other,
-so that each is started, warmed up, measured and ended in turn, `--rounds` times. Printed: tokens a second (medians),
+so that each is started, warmed up, measured and ended in turn, `--rounds` times. Printed: tokens per second (medians),
 the share of the GPU's peak that the models' products make up (MFU), and the peak of its memory as `nvidia-smi` has
 it. `--device cpu --shape small` tries the script itself where there is no GPU.
 """

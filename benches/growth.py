@@ -79,7 +79,7 @@ enabled = false
 
 
 def train(folder, name, steps, *sets):
-    """Trains; tokens a second of each step, and the seconds of the whole program."""
+    """Trains; tokens per second of each step, and the seconds of the whole program."""
     sets = [f"run.name={name}", f"run.max_steps={steps}", *sets]
     seconds = run(folder, "train", "config.toml", *[word for set_ in sets for word in ["--set", set_]])
     lines = [json.loads(line) for line in (folder / "runs" / name / "run.jsonl").read_text().splitlines()]

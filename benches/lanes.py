@@ -1,9 +1,9 @@
-"""What balancing lanes on the CPU is worth: `run.threads = "auto"` against one thread a lane, alternating in one run.
+"""What balancing lanes on the CPU is worth: `run.threads = "auto"` against one thread per lane, alternating in one run.
 
 usage: make build; FOLDER/bin/python benches/lanes.py [--rounds 5] [--steps 12]          FOLDER: from tools/python-env
 
 Two pairs of models: one whose teacher takes about four times as long as the student's whole step, and one whose
-student does. Printed are the medians of tokens a second, and the ratio of each round with its spread.
+student does. Printed are the medians of tokens per second, and the ratio of each round with its spread.
 """
 
 import argparse

@@ -6,7 +6,7 @@ usage: make build; tools/python-env FOLDER
 The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole
 step compiled, and that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as
 installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues,
-files and saves, and takes its steps but the first eight. Printed are tokens a second as medians over the rounds, the
+files and saves, and takes its steps but the first eight. Printed are tokens per second as medians over the rounds, the
 ratio to the best peer of each round with its spread, the working memory (the peak above the idle process and above
 weights, gradients and moments; ddk's as medians) and the highest peak of a step beside what `ddk check` predicts;
 then where the time of case A goes, by `ddk bench`. Case D has no peer: `benches/lanes.py`.
@@ -38,7 +38,7 @@ CASES = {
     "C": dict(method="kd", vocabulary=151936, teacher=[256, 4, 4, 704], student=[128, 2, 2, 352], rows=4, length=128),
     "E": {**A, "method": "cpt"},
 }
-# Tokens a second at least this many times the peer's; working memory at most this share of its.
+# Tokens per second at least this many times the peer's; working memory at most this share of its.
 WANTED = {"A": (1.2, 0.45), "B": (1.35, 0.25), "C": (1.6, 0.20), "E": (1.1, 0.6)}
 
 

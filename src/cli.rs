@@ -7,7 +7,7 @@ use ddk_jobs::args::{
     Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Prepare, Pretrain, Report, Train,
 };
 
-/// Distils a large language model (the teacher) into a small one (the student), and steers the training data, domain
+/// Distills a large language model (the teacher) into a small one (the student), and steers the training data, domain
 /// by domain, toward where the student is furthest behind.
 #[derive(Debug, Parser)]
 #[command(
@@ -16,7 +16,7 @@ use ddk_jobs::args::{
     max_term_width = 100,
     after_help = "Start here:\n  \
                   ddk demo                       the whole job on real text, in about five minutes\n  \
-                  ddk train config/demo.toml     distil with a configuration of your own\n\n\
+                  ddk train config/demo.toml     distill with a configuration of your own\n\n\
                   Exit codes: 0 done, 1 error, 2 usage or configuration, 130 or 143 stopped by SIGINT or SIGTERM; \
                   the same command resumes."
 )]
@@ -37,7 +37,7 @@ pub enum Command {
     Init(Init),
     /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule
     Check(Check),
-    /// Measure how fast this machine distils a configuration's models: where the time goes, and what to change
+    /// Measure how fast this machine distills a configuration's models: where the time goes, and what to change
     ///
     /// Random tokens of the configuration's shape; no corpus is needed, and nothing is written.
     Bench(Bench),
@@ -48,14 +48,14 @@ pub enum Command {
     Data(DataCommand),
     /// Train a model with cross-entropy alone, as a [pretrain.NAME] section says
     Pretrain(Pretrain),
-    /// Distil the teacher into the student; on an existing run's folder, go on from its last checkpoint
+    /// Distill the teacher into the student; in an existing run's folder, resume from its last checkpoint
     Train(Train),
     /// Train the paper's methods side by side, over seeds, and write what came out as tables and figures
     ///
     /// The same initial student, token budget, validation sets and evaluation for all; seeds vary the data's
-    /// order alone. Runs that are done are skipped, interrupted ones go on.
+    /// order alone. Skips finished runs and resumes interrupted ones.
     Compare(Compare),
-    /// Watch a run in the terminal: one that goes on, here or elsewhere, or one that has ended
+    /// Watch a run in the terminal, here or on another machine, live or ended
     ///
     /// Where standard output is no terminal, says once how it stands. A server's token is taken from
     /// DDK__TELEMETRY__TOKEN.
@@ -205,10 +205,10 @@ pub struct Generate {
     /// The model's folder, in the Hugging Face format
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// The text to go on from
+    /// The text to continue
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
-    /// Tokens to write at the most
+    /// Maximum number of tokens to write
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_tokens: usize,
     /// 0: always the likeliest token; higher: bolder

@@ -12,7 +12,7 @@ use ddk_report::document::Table;
 
 use crate::cli;
 
-/// The columns of the explanation, one entry a domain.
+/// The columns of the explanation, one entry per domain.
 #[derive(serde::Serialize)]
 struct Explanation {
     domains: Vec<String>,
@@ -48,7 +48,7 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
             domains.len()
         ),
         ("sheared", _) => {
-            "previous x student's over teacher's perplexity where that is over 1, normalised \
+            "previous x student's over teacher's perplexity where that is over 1, normalized \
                            (dynamic batch loading)"
                 .to_owned()
         }

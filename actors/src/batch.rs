@@ -49,7 +49,7 @@ impl MicroBatch {
 
 /// A micro-batch with what the teacher says about it.
 #[derive(Debug)]
-pub struct Labelled<Signal> {
+pub struct Labeled<Signal> {
     /// The micro-batch.
     pub batch: Arc<MicroBatch>,
     /// The teacher's word.

@@ -1,4 +1,4 @@
-//! One domain's loader: reads its rows ahead of the batcher, for ever.
+//! One domain's loader: reads its rows ahead of the batcher, without end.
 
 use ddk_corpus::{Cursor, Sample};
 
@@ -16,7 +16,7 @@ pub struct DomainLoader {
     pub domain_rows: u64,
     /// Opens its rows.
     pub rows: RowsFactory,
-    /// The next row to hand on. It outlives the thread, so that a loader that is built again after a panic
+    /// The next row to hand on. It outlives the thread, so that a loader that is restarted after a panic
     /// reads the row in hand once more, and none twice.
     pub cursor: Slot<Cursor>,
     /// Rows to the batcher.

@@ -1,7 +1,7 @@
 //! Who does what, and when: the actors of a distillation run.
 //!
 //! ```text
-//! DomainLoader x N ─rows─▶ Batcher ─micro-batches─▶ Teacher x M ─labelled─▶ Student ─snapshots─▶ Checkpointer
+//! DomainLoader x N ─rows─▶ Batcher ─micro-batches─▶ Teacher x M ─labeled─▶ Student ─snapshots─▶ Checkpointer
 //!                             ▲                                               │
 //!                             └──────interval── WeightScheduler ◀─────────────┘ perplexities
 //! ```
@@ -33,7 +33,7 @@ pub mod teacher;
 pub mod weight_scheduler;
 pub mod worker;
 
-pub use batch::{Labelled, MicroBatch};
+pub use batch::{Labeled, MicroBatch};
 pub use ddk_run::records::StopReason;
 pub use error::RunError;
 pub use interval::Interval;

@@ -10,7 +10,7 @@ use ddk_telemetry::{Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Generation, Labelled, LoopState, MicroBatch, RunError, RunPlan, Student, Teacher,
+    Generation, Labeled, LoopState, MicroBatch, RunError, RunPlan, Student, Teacher,
     batcher::{Batcher, SetInterval},
     channel::{MeteredReceiver, MeteredSender},
     checkpointer::{Checkpointer, SaveRequest},
@@ -29,7 +29,7 @@ use crate::{
 /// Rows that a loader reads ahead. A row is a few kilobytes; the heavy queues are those of micro-batches.
 const ROWS_AHEAD: usize = 64;
 
-/// The work of a part that can be built again. It keeps what the part has in hand.
+/// The work of a worker that can be restarted. It keeps what the worker has in hand.
 type Restartable = Arc<dyn Fn(Ready) -> Result<(), Exit> + Send + Sync>;
 
 pub(crate) struct Pipeline {
@@ -140,9 +140,9 @@ where
         let copies = if lane == 0 { copied.clone() } else { never() };
         let evaluations = (copies, evaluated.clone());
         let factory = Arc::clone(&parts.teacher);
-        let (batches, labelled) = pipeline.add_teacher(id, lane, factory, evaluations, &scheduler);
+        let (batches, labeled) = pipeline.add_teacher(id, lane, factory, evaluations, &scheduler);
         batcher.out.push(batches);
-        student.input.push(labelled);
+        student.input.push(labeled);
     }
     let checkpointer = Checkpointer {
         input: saved,
@@ -242,14 +242,14 @@ impl Pipeline {
         scheduler: &ActorRef<WeightSchedulerMessage>,
     ) -> (
         MeteredSender<Arc<MicroBatch>>,
-        MeteredReceiver<Labelled<T::Signal>>,
+        MeteredReceiver<Labeled<T::Signal>>,
     ) {
         let (context, depth) = (&self.context, self.context.plan.queue_depth);
         let (batches, input) = context.channel(depth, &self.queues.batches, &WorkerId::Batcher, id);
-        let (out, labelled) = context.channel(depth, &self.queues.labelled, id, &WorkerId::Student);
+        let (out, labeled) = context.channel(depth, &self.queues.labeled, id, &WorkerId::Student);
         self.shown.extend([
             context.show(format!("batcher to {id}"), depth, &input),
-            context.show(format!("{id} to student"), depth, &labelled),
+            context.show(format!("{id} to student"), depth, &labeled),
         ]);
         let teacher = TeacherLane {
             lane,
@@ -266,7 +266,7 @@ impl Pipeline {
         };
         let work = Arc::new(move |ready| teacher.work(ready));
         self.restartable.insert(id.clone(), work);
-        (batches, labelled)
+        (batches, labeled)
     }
 
     /// The channel of snapshots. Saves continue after the run has stopped. No snapshot waits in the channel: it

@@ -46,19 +46,19 @@ pub struct RunPlan {
     pub evaluation_every: Option<u64>,
     /// Whether a checkpoint is saved at each evaluation that is the best so far, beside the scheduled ones.
     pub keep_best: bool,
-    /// Passes over a domain at the most.
+    /// Maximum passes over a domain.
     pub max_passes: Option<f64>,
     /// Micro-batches that may wait in a queue; 0: handed over directly.
     pub queue_depth: usize,
     /// Teachers side by side.
     pub teacher_lanes: usize,
-    /// What may change while the run goes on.
+    /// What may change while the run trains.
     pub live: Arc<Live>,
     /// Weight of the divergence, for the lines.
     pub gamma: f64,
     /// Weight of the distance between layers, where the loss has one.
     pub layer_weight: Option<f64>,
-    /// Steps whose data is passed over, because training went wrong on it.
+    /// Steps whose data is skipped, because training went wrong on it.
     pub skip: BTreeSet<u64>,
     /// What is done when numbers go wrong.
     pub guard: Guard,

@@ -26,7 +26,7 @@ pub enum PortError {
         /// What the device said.
         message: String,
     },
-    /// Training went wrong: the last checkpoint has to be restored, and the data of these steps passed over.
+    /// Training went wrong: the run has to rewind to its last checkpoint and skip the data of these steps.
     #[error("steps {first} to {last}: {reason}")]
     RollBack {
         /// The first step to pass over.
@@ -112,7 +112,7 @@ pub trait Student {
     fn busy_seconds(&self) -> f64;
 }
 
-/// A domain's rows, one after the other, for ever.
+/// A domain's rows, one after the other, without end.
 pub trait Rows: Send {
     /// The next row.
     fn read(&mut self) -> Result<Sample, PortError>;
@@ -157,7 +157,7 @@ pub type BatcherHook = Arc<dyn Fn(u64) -> Result<(), PortError> + Send + Sync>;
 pub struct Parts<T, S> {
     /// Builds teachers.
     pub teacher: TeacherFactory<T>,
-    /// Builds the student, restored where the run goes on.
+    /// Builds the student, restored if the run resumes.
     pub student: StudentFactory<S>,
     /// Opens domains.
     pub rows: RowsFactory,

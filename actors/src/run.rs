@@ -1,7 +1,7 @@
 //! The actor of a run: builds a generation of workers, supervises it, decides what follows from failures, and hands
 //! commands on to the student.
 //!
-//! It owns both ends of every data queue and what each worker has in hand, so that a worker that is restarted goes on
+//! It owns both ends of every data queue and what each worker has in hand, so that a restarted worker continues
 //! with the same queue and loses nothing. A generation ends at the student: when that has ended, the `stop` channel is
 //! closed, which every blocking call of every other worker also waits on. After a rewind, the next generation is built
 //! from the last checkpoint.
@@ -319,7 +319,7 @@ impl State {
         }
     }
 
-    /// Whether workers are to go on: the generation's student has not ended.
+    /// Whether workers are to continue: the generation's student has not ended.
     fn goes_on(&self) -> bool {
         self.pipeline
             .as_ref()

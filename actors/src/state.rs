@@ -61,7 +61,7 @@ pub struct Fork<'a> {
 }
 
 impl Fork<'_> {
-    /// Whether the new run can go on within the old one's interval.
+    /// Whether the new run can continue within the old one's interval.
     fn within_interval(&self) -> bool {
         let in_place = |(new, old): (usize, &Option<usize>)| *old == Some(new);
         self.alike && self.old_rows == self.new_rows && self.kept.iter().enumerate().all(in_place)
@@ -131,7 +131,7 @@ impl LoopState {
     }
 
     /// The state that a forked run starts with, its files empty. Where nothing that an interval depends on
-    /// differs, it goes on within the interval; otherwise the interval ends here, and the first thing that
+    /// differs, it continues within the interval; otherwise the interval ends here, and the first thing that
     /// the new run does is to measure and set a mixture.
     pub fn fork(&self, fork: &Fork<'_>) -> Self {
         let mut state = self.clone();
@@ -226,7 +226,7 @@ pub struct Totals {
     /// Time that somebody paused the run for; no part of `distill_seconds`.
     #[serde(default)]
     pub paused_seconds: f64,
-    /// Floating-point operations of the teacher's labelling.
+    /// Floating-point operations of the teacher's labeling.
     #[serde(default)]
     pub teacher_flops: f64,
     /// Of the student's training.

@@ -69,8 +69,8 @@ impl<S: Student> StudentLane<S> {
             let began = Instant::now();
             let lane = (core.next_sequence % self.input.len() as u64) as usize;
             match self.input[lane].recv_or(&told.commands)? {
-                Received::Item(labelled) => {
-                    if !core.take(labelled, began)? {
+                Received::Item(labeled) => {
+                    if !core.take(labeled, began)? {
                         continue;
                     }
                 }

@@ -9,7 +9,7 @@ use ddk_telemetry::{Worker, metrics};
 use ractor::ActorRef;
 
 use crate::{
-    Labelled, MicroBatch, Teacher,
+    Labeled, MicroBatch, Teacher,
     channel::{MeteredReceiver, MeteredSender, Received},
     ports::TeacherFactory,
     weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
@@ -43,9 +43,9 @@ pub struct TeacherLane<T: Teacher> {
     pub factory: TeacherFactory<T>,
     /// Micro-batches of this lane.
     pub input: MeteredReceiver<Arc<MicroBatch>>,
-    /// Labelled ones, in the same order.
-    pub out: MeteredSender<Labelled<T::Signal>>,
-    /// The one in hand. It outlives the thread, so that a teacher that is built again after a panic labels it
+    /// Labeled ones, in the same order.
+    pub out: MeteredSender<Labeled<T::Signal>>,
+    /// The one in hand. It outlives the thread, so that a teacher that is restarted after a panic labels it
     /// once more, and its place in the order is kept.
     pub in_hand: Slot<Option<Arc<MicroBatch>>>,
     /// Copies of the student to evaluate; only lane 0 is asked, and never for more than one at a time.
@@ -92,15 +92,15 @@ impl<T: Teacher> TeacherLane<T> {
             let teacher_seconds = began.elapsed().as_secs_f64();
             tokens.increment(batch.tokens());
             *facts.teacher_busy.lock() += teacher.busy_seconds() - busy;
-            let mut labelled = Labelled {
+            let mut labeled = Labeled {
                 batch,
                 signal,
                 data_wait,
                 teacher_seconds,
             };
-            while let Some((unsent, copy)) = self.out.send_or(labelled, &self.copies)? {
+            while let Some((unsent, copy)) = self.out.send_or(labeled, &self.copies)? {
                 self.evaluate_copy(&mut teacher, copy)?;
-                labelled = unsent;
+                labeled = unsent;
             }
             *self.in_hand.lock() = None;
         }

@@ -113,7 +113,7 @@ pub struct Context {
 pub struct Facts {
     /// The teacher's perplexities, known before the first interval.
     pub teacher_perplexities: OnceLock<Vec<f64>>,
-    /// Seconds that all teacher lanes have been busy with labelling in this process.
+    /// Seconds that all teacher lanes have been busy with labeling in this process.
     pub teacher_busy: Slot<f64>,
     /// When the first micro-batch was sent.
     pub first_sent: OnceLock<Instant>,

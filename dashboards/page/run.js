@@ -248,7 +248,7 @@ function showLanes() {
 const rank = (name) =>
   ['teacher', 'student', 'checkpointer', 'batcher', 'loader'].findIndex((kind) => name.startsWith(kind));
 
-/** A column a second, from the right: busy from below, then what it waited for. */
+/** One column per second, from the right: busy from below, then what it waited for. */
 function paint(canvas, samples, shades) {
   const height = 22;
   canvas.width = LANE_SAMPLES;

@@ -45,7 +45,7 @@ pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
             Line::from(format!(" {}", status.problems.join("; "))).red()
         }
         None if status.state.is_ended() => Line::from(" q leaves").dim(),
-        None => Line::from(" q leaves; the run goes on").dim(),
+        None => Line::from(" q quits; the run continues").dim(),
     };
     frame.render_widget(Paragraph::new(said), foot);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Opens the live page of a run that goes on, and that of ended runs, as a person does.
+"""Opens the live page of a run that trains, and that of ended runs, as a person does.
 
     live_page.py LIVE_URL RUNS_URL OUT
 
@@ -17,13 +17,13 @@ TAB = "\ue004"
 ENTER = "\ue007"
 SPACE = "\ue00d"
 
-# Charts are drawn: lines, areas and points that have a length, and lanes whose pixels are of more than one colour.
+# Charts are drawn: lines, areas and points that have a length, and lanes whose pixels are of more than one color.
 DRAWN = """
 const shapes = (id) => {
   const drawn = document.querySelectorAll(`#${id} svg polyline, #${id} svg polygon`);
   return [...drawn].filter((shape) => shape.getTotalLength() > 20).length;
 };
-const colours = (canvas) => {
+const colors = (canvas) => {
   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
   copy.drawImage(canvas, 0, 0);
   return new Set(new Uint32Array(copy.getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size;
@@ -32,7 +32,7 @@ return {
   ratio: shapes('ratio-chart'), loss: shapes('loss-chart'),
   perplexity: shapes('perplexity-chart'), mixture: shapes('weights-chart'),
   pace: shapes('tokens_per_second-chart'),
-  lanes: [...document.querySelectorAll('#lanes canvas')].map(colours),
+  lanes: [...document.querySelectorAll('#lanes canvas')].map(colors),
   domains: document.querySelectorAll('#domain-rows tr').length,
   queues: document.querySelectorAll('#queues li').length, workers: document.querySelectorAll('#worker-rows tr').length,
   events: document.querySelectorAll('#event-rows li').length,
@@ -87,7 +87,7 @@ def check_logs(browser, *addresses):
 def is_drawn(browser):
     drawn = browser.run(DRAWN)
     charts = min(drawn["ratio"], drawn["loss"], drawn["perplexity"], drawn["mixture"]) >= 3 and drawn["pace"]
-    lanes = [colours for colours in drawn["lanes"] if colours > 1]
+    lanes = [colors for colors in drawn["lanes"] if colors > 1]
     return drawn if charts and len(lanes) >= 3 and drawn["events"] else None
 
 
@@ -159,7 +159,7 @@ def live(browser, address, out):
     background = "return getComputedStyle(document.body).backgroundColor"
     light = browser.run(background)
     browser.look_like(1280, 900, "dark")
-    wait_for("dark colours", lambda: browser.run(background) != light)
+    wait_for("dark colors", lambda: browser.run(background) != light)
     wait_for("charts in the dark", lambda: is_drawn(browser))
     browser.picture(os.path.join(out, "live-dark.png"))
     browser.look_like(390, 844, "light")

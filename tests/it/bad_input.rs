@@ -369,7 +369,7 @@ fn a_port_in_use_is_named_and_stops_the_run_only_where_it_must() {
         &[
             "warning: the port of",
             &taken.local_addr().unwrap().to_string(),
-            "going on without the live page and metrics",
+            "continuing without the live page and metrics",
         ],
     );
 }

@@ -1,4 +1,4 @@
-//! Checkpoints by choice: which of them stay, going on from one, forking a run.
+//! Checkpoints by choice: which of them stay, resuming from one, forking a run.
 
 use std::{fs, path::Path};
 
@@ -101,7 +101,7 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
     world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
     let said = world.fail(2, &["train", "config.toml", "--from", "6"]);
     assert!(
-        said.contains("is done: it does not go on from step 6") && said.contains("--fork"),
+        said.contains("is done: it does not resume from step 6") && said.contains("--fork"),
         "{said}"
     );
     let none = [
@@ -125,7 +125,7 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
     fs::remove_file(&report).unwrap();
     world.succeed(&["train", "config.toml"]);
     assert!(report.exists());
-    // The same command again goes on with the fork.
+    // The same command again resumes the fork.
     let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
     let plan = "faults.plan=[\"kill save 12 1\"]";
     let mut killed = world.command(&[&fork[..], &["--set", plan]].concat());
@@ -172,7 +172,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
     fs::write(world.path().join("other.toml"), config).unwrap();
     let output = world.succeed(&["train", "other.toml", "--fork", "other", "--from", "6"]);
     assert!(
-        stderr(&output).contains("2 of 3 domains go on, 1 are new"),
+        stderr(&output).contains("2 of 3 domains stay, 1 are new"),
         "{}",
         stderr(&output)
     );
@@ -186,7 +186,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
         ["fields", "rivers", "storms"]
     );
     assert_eq!(mixtures[0]["step"], 6);
-    // Rows of a domain that stays go on where they were.
+    // Rows of a domain that stays continue where they were.
     let (old, new) = (
         world.lines("samples.jsonl"),
         lines("other", "samples.jsonl"),

@@ -1,4 +1,4 @@
-//! `ddk compare`: a table of methods from runs that are trained, skipped, and gone on with.
+//! `ddk compare`: a table of methods from runs that are trained, skipped, and resumed.
 
 use std::fs;
 
@@ -127,7 +127,7 @@ fn an_interrupted_comparison_goes_on_where_it_was() {
     let (status, said) = started.wait();
     assert_eq!(status.code(), Some(143), "{said}");
     assert!(
-        said.contains("the same command goes on from there"),
+        said.contains("the same command resumes from there"),
         "{said}"
     );
     let output = world.succeed(&COMPARE);

@@ -1,6 +1,6 @@
 //! Runs on the path of GPUs: on the GPUs that `DDK_TEST_DEVICE` and `DDK_TEST_DEVICE_2` name, or on the CPU,
 //! which then computes as a GPU would (`DDK_GPU_PATH=1`). They learn what the CPU's run learns, whatever the
-//! method, and a run that is killed goes on.
+//! method, and a run that is killed resumes.
 
 use serde_json::Value;
 
@@ -66,7 +66,7 @@ fn succeeds(world: &World, on: On, sets: &[&str]) -> String {
 }
 
 /// The loss of each step, and what each domain's perplexity is at the end.
-fn learnt(world: &World) -> Vec<f64> {
+fn learned(world: &World) -> Vec<f64> {
     let steps = world.lines("run.jsonl").into_iter();
     let losses = steps.map(|line| line["loss"].as_f64().unwrap());
     let domains = summary(world)["domains"].as_object().unwrap().clone();
@@ -82,7 +82,7 @@ fn summary(world: &World) -> Value {
 }
 
 fn assert_near(found: &World, expected: &World, near: f64, what: &str) {
-    let (found, expected) = (learnt(found), learnt(expected));
+    let (found, expected) = (learned(found), learned(expected));
     assert!(expected.len() > 12, "{what}: {expected:?}");
     assert_eq!(found.len(), expected.len(), "{what}");
     for (found, expected) in found.iter().zip(&expected) {

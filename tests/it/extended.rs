@@ -92,7 +92,7 @@ fn other_limits_extend_a_run_too() {
             &["run.max_intervals=3"][..],
             "student.schedule_steps=8",
         ),
-        // Rows are full: 256 tokens a step, so 8 steps.
+        // Rows are full: 256 tokens per step, so 8 steps.
         (
             &["run.max_tokens=2000"],
             &["run.max_tokens=3000"],
@@ -168,7 +168,7 @@ fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
     assert!(lines.len() == 20 && lines[11..].iter().all(|line| line["learning_rate"] == 5e-4));
 }
 
-/// Nothing of a finished run is touched where there is nothing to go on from.
+/// Nothing of a finished run is touched if there is nothing to resume from.
 #[test]
 fn a_run_without_checkpoints_is_not_extended() {
     let world = World::new();

@@ -1,5 +1,5 @@
 //! Faults on purpose: what heals ends as if nothing had been, what does not stops with its cause and can be
-//! gone on with.
+//! resumed.
 
 use std::{collections::BTreeSet, fs};
 
@@ -230,7 +230,7 @@ fn a_run_folder_that_cannot_be_written_is_named() {
 /// Calls that remove a checkpoint: its name, the fsync of that, seven files, its folder.
 const REMOVE: u64 = 2 + 7 + 1;
 
-/// Where a process that dies in a save goes on is known by the order of its calls, not read from the folder:
+/// Where a run resumes whose process died in a save is known by the order of its calls, not read from the folder:
 /// from the second last call that is no removal, which gives the checkpoint its name, the one before or none
 /// is what is left.
 #[test]
@@ -261,7 +261,7 @@ fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_mu
                     said.contains(&format!("resuming from step {step} ")),
                     "{what}: {said}"
                 ),
-                None => assert!(!said.contains("going on from"), "{what}: {said}"),
+                None => assert!(!said.contains("resuming from"), "{what}: {said}"),
             }
             assert_same(&world, &whole, &what);
             let left = fs::read_dir(world.run_folder().join("checkpoints")).unwrap();
@@ -337,7 +337,7 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     assert_eq!(set[1]["weights"], set[0]["weights"]);
     assert_ne!(set[2]["weights"], set[1]["weights"]);
 
-    // Even the first evaluation of all: a checkpoint holds it, and the run goes on from there.
+    // Even the first evaluation of all: a checkpoint holds it, and the run resumes from there.
     let world = World::new();
     let output = train_with(&world, &["nan evaluation 1", "kill student 5"], &[]);
     assert!(output.status.code().is_none(), "{}", stderr(&output));
@@ -354,8 +354,8 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     let reason = |step: usize| lines[step - 1]["skipped"].as_str().unwrap_or_default();
     assert!(reason(5).contains("skip list") && reason(6).contains("skip list"));
     assert_eq!(lines.len() as u64, STEPS);
-    let learnt = world.lines("overrides.jsonl");
-    assert_eq!(learnt[0]["skip_steps"], serde_json::json!([5, 6]));
+    let learned = world.lines("overrides.jsonl");
+    assert_eq!(learned[0]["skip_steps"], serde_json::json!([5, 6]));
 
     // A kill after the rolling back does not undo it.
     let killed = World::new();
@@ -365,7 +365,7 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     assert!(killed.trajectory() == world.trajectory());
     assert!(killed.student_weights() == world.student_weights());
 
-    // Where it goes on, the run stops.
+    // If it happens again, the run stops.
     let world = World::new();
     let set = ["guard.max_skipped=1", "guard.max_rollbacks=1"];
     let output = train_with(&world, &["nan student 5", "nan student 7"], &set);

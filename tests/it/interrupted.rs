@@ -1,4 +1,4 @@
-//! Runs that are killed, stopped, or cannot save, and go on as if nothing had been.
+//! Runs that are killed, stopped, or cannot save, and resume as if nothing had been.
 
 use std::{
     fs,
@@ -268,7 +268,7 @@ fn runs_killed_at_any_instant_twice_in_a_row_go_on_bit_for_bit() {
 
 #[test]
 fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
-    // A domain so small that it is passed over several times.
+    // A domain so small that a run makes several passes over it.
     let small = [
         "--set",
         "domains.coins.max_tokens=700",
@@ -301,7 +301,7 @@ fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
         &["\"kill evaluation 2\""],
         &["\"kill save 6 9\""],
         &["\"kill batcher 5\""],
-        // In the first step of all and again in the first one after going on; while a teacher computes.
+        // In the first step of all and again in the first one after it resumed; while a teacher computes.
         &["\"kill student 1\"", "\"kill student 1\""],
         &["\"kill teacher 9\"", "\"kill evaluation 1\""],
     ] {

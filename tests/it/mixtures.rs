@@ -1,4 +1,4 @@
-//! How the mixture moves: every policy, each killed once in the middle of an interval and gone on with.
+//! How the mixture moves: every policy, each killed once in the middle of an interval and resumed.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -13,7 +13,7 @@ fn by_domain(object: &Value) -> [f64; 3] {
     DOMAINS.map(|domain| object[domain].as_f64().unwrap())
 }
 
-fn normalised(values: [f64; 3]) -> [f64; 3] {
+fn normalized(values: [f64; 3]) -> [f64; 3] {
     let sum: f64 = values.iter().sum();
     values.map(|value| value / sum)
 }
@@ -43,7 +43,7 @@ fn killed(world: &World, step: u64, sets: &[&str]) {
     assert!(!output.status.success(), "{}", stderr(&output));
 }
 
-/// A whole run, and one that was killed in step 7 and went on: the same. The lines of its mixtures.
+/// A whole run, and one that was killed in step 7 and resumed: the same. The lines of its mixtures.
 fn run(sets: &[&str]) -> Vec<Value> {
     let whole = World::new();
     whole.succeed(&arguments(sets));
@@ -91,7 +91,7 @@ fn mixtures_that_follow_perplexities_are_their_formulas() {
     let lines = run(&["mixture.policy=ddk-no-smoothing"]);
     for line in &lines[1..] {
         let powers = by_domain(&line["ratio"]).map(f64::exp);
-        assert_near(by_domain(&line["weights"]), normalised(powers), "Eq. 1");
+        assert_near(by_domain(&line["weights"]), normalized(powers), "Eq. 1");
         assert_eq!(line["evaluated_at_step"], line["step"]);
     }
 
@@ -111,7 +111,7 @@ fn mixtures_that_follow_perplexities_are_their_formulas() {
             .map(|domain| previous[domain] * (losses[domain] - reference[domain]).max(0.0).exp());
         assert_near(
             by_domain(&pair[1]["weights"]),
-            normalised(tilted),
+            normalized(tilted),
             "sheared",
         );
     }
@@ -164,7 +164,7 @@ fn odm_moves_after_every_step_by_the_losses_of_training() {
                 }
             }
             let (before, now) = (epsilon(index as f64), epsilon(index as f64 + 1.0));
-            let soft = normalised(reward.map(|reward| (before * reward).exp()));
+            let soft = normalized(reward.map(|reward| (before * reward).exp()));
             weights = soft.map(|soft| (1.0 - 3.0 * now) * soft + now);
         }
         assert_near(
@@ -252,7 +252,7 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
         );
         let previous = by_domain(&pair[0]["weights"]);
         let tilted = [0, 1, 2].map(|domain| previous[domain] * excess[domain].exp());
-        let expected = normalised(tilted).map(|weight| 0.99 * weight + 0.01 / 3.0);
+        let expected = normalized(tilted).map(|weight| 0.99 * weight + 0.01 / 3.0);
         assert_near(by_domain(&pair[1]["weights"]), expected, "the proxy");
         for (sum, weight) in sum.iter_mut().zip(expected) {
             *sum += weight;

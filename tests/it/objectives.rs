@@ -1,4 +1,4 @@
-//! What the student minimises: every objective trains, and goes on after a kill as if nothing had been.
+//! What the student minimizes: every objective trains, and resumes after a kill as if nothing had been.
 
 use std::{fs, path::Path};
 

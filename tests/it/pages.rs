@@ -15,7 +15,7 @@ use crate::world::{Started, World, stderr};
 /// Where the browser test leaves its pictures.
 const PICTURES: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/pages");
 
-/// A run that goes on until it is stopped, with its page.
+/// A run that trains until it is stopped, with its page.
 const FOR_EVER: [&str; 14] = [
     "train",
     "config.toml",

@@ -211,7 +211,7 @@ fn memory_files_and_step_time_do_not_grow_with_steps() {
     assert!(last < 1.5 * first, "{first} s of CPU, {last} s");
 }
 
-/// What a run that goes on in the middle of an interval is drawn by is on its page of metrics at once.
+/// A run that resumes in the middle of an interval shows its mixture on its page of metrics at once.
 #[test]
 fn a_run_that_goes_on_shows_its_mixture() {
     let world = World::new();

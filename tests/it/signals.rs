@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT in every phase of every long command: the process says what was going on and ends with
+//! SIGTERM and SIGINT in every phase of every long command: the process says what it was doing and ends with
 //! 143 or 130, and the same command then leads to the same result.
 //!
 //! A fault on purpose holds the process in the phase until the signal has come, so no test waits for a clock.

@@ -283,7 +283,7 @@ impl World {
         stderr(&output)
     }
 
-    /// Starts `ddk` and calls `seen` with each line of its standard error until that returns true; the process goes on.
+    /// Starts `ddk` and calls `seen` with each line of its standard error until that returns true.
     pub fn start_until(&self, arguments: &[&str], seen: impl FnMut(&str) -> bool) -> Started {
         self.start_until_with(arguments, &[], seen)
     }

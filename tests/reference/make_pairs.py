@@ -1,4 +1,4 @@
-"""Makes the pairs of tiny models that tests/it/model_folders.rs initialises, checks and distils, with Hugging Face
+"""Makes the pairs of tiny models that tests/it/model_folders.rs initializes, checks and distills, with Hugging Face
 transformers.
 
 usage: PYTHON tests/reference/make_pairs.py        PYTHON: from tools/python-env

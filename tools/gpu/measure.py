@@ -59,7 +59,7 @@ def measure(options, report):
         report.add(
             what=what,
             result=f"{tokens / seconds:.0f} tokens/s",
-            detail=f"{seconds:.3f} s a step, {mfu}{peak / 1e9:.1f} GB; {detail}",
+            detail=f"{seconds:.3f} s per step, {mfu}{peak / 1e9:.1f} GB; {detail}",
         )
 
     variants = [

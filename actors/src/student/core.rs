@@ -163,8 +163,8 @@ impl<'a, S: Student> Core<'a, S> {
         Ok(())
     }
 
-    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. Where
-    /// the save that was made of it while training went on has failed, it is made again.
+    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. If
+    /// its save failed while training continued, it is saved once more.
     pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
         if !self.is_saved() || self.await_save().is_err() {
             self.save(None)?;

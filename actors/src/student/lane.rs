@@ -6,7 +6,7 @@ use ddk_telemetry::Worker;
 use ractor::ActorRef;
 
 use crate::{
-    Labelled, Student,
+    Labeled, Student,
     channel::{MeteredReceiver, MeteredSender},
     checkpointer::SaveRequest,
     student::Told,
@@ -19,8 +19,8 @@ use crate::{
 pub struct StudentLane<S: Student> {
     /// What the mixture's policy has to know at an interval's end.
     pub needs: Needs,
-    /// Labelled micro-batches, by teacher lane.
-    pub input: Vec<MeteredReceiver<Labelled<S::Signal>>>,
+    /// Labeled micro-batches, by teacher lane.
+    pub input: Vec<MeteredReceiver<Labeled<S::Signal>>>,
     /// What it is told.
     pub told: Told,
     /// Copies of it that lane 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.

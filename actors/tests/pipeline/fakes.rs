@@ -195,7 +195,7 @@ impl Assembly {
                 teacher_hook("build teacher", lane as u64)?;
                 Ok(FakeTeacher {
                     hook: teacher_hook.clone(),
-                    labelled: 0,
+                    labeled: 0,
                 })
             }),
             student: Box::new(move || {
@@ -269,7 +269,7 @@ fn hash_rows(batch: &MicroBatch) -> u64 {
 
 pub struct FakeTeacher {
     hook: Hook,
-    labelled: u64,
+    labeled: u64,
 }
 
 impl Teacher for FakeTeacher {
@@ -278,7 +278,7 @@ impl Teacher for FakeTeacher {
 
     fn label(&mut self, batch: &MicroBatch) -> Result<u64, PortError> {
         (self.hook)("label", batch.sequence)?;
-        self.labelled += 1;
+        self.labeled += 1;
         Ok(hash_rows(batch))
     }
 
@@ -297,7 +297,7 @@ impl Teacher for FakeTeacher {
     }
 
     fn busy_seconds(&self) -> f64 {
-        self.labelled as f64
+        self.labeled as f64
     }
 }
 

@@ -74,7 +74,7 @@ async fn a_part_that_cannot_be_healed_is_named_and_the_last_step_is_saved() {
         "{error}"
     );
     let steps = world.lines("run.jsonl").len() as u64;
-    // Batches 0 to 19 could be labelled: six whole steps of three. The seventh was never finished.
+    // Batches 0 to 19 could be labeled: six whole steps of three. The seventh was never finished.
     assert_eq!(steps, 6);
     world.hook = Arc::new(|_, _| Ok(()));
     world.run().await.unwrap();

@@ -1,4 +1,4 @@
-//! Mixtures that lag: decided ahead, by an evaluation of a copy of the student; exact wherever a run ends and goes on.
+//! Mixtures that lag: decided ahead, by an evaluation of a copy of the student; exact wherever a run ends and resumes.
 
 use std::sync::{
     Arc,

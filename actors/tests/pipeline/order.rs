@@ -119,7 +119,7 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
 }
 
 /// The student does not return from its first micro-batch until the teacher has begun the second: without
-/// overlap this would hang for ever.
+/// overlap this would hang forever.
 #[tokio::test]
 async fn the_teacher_labels_the_next_batch_while_the_student_is_busy() {
     for depth in [0, 2] {

@@ -1,5 +1,5 @@
 //! Every policy through the pipeline: what is measured for it, and that nothing of its feedback is lost where
-//! a run ends and goes on.
+//! a run ends and resumes.
 
 use std::sync::{
     Arc,

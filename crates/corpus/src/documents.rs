@@ -310,7 +310,7 @@ fn parquet_rows(_file: &SourceFile) -> Option<u64> {
     None
 }
 
-/// Gives a record of the domain to `each`; those of other domains are passed over.
+/// Gives a record of the domain to `each`; those of other domains are skipped.
 fn give(
     line: u64,
     record: Result<Value, String>,

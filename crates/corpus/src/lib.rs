@@ -1,6 +1,6 @@
 //! From sources to rows: files to documents, documents to token files, token files to rows of a fixed length.
 //!
-//! [`prepare`] does the work once and leaves a folder a domain: tokens, document index, row index, validation
+//! [`prepare`] does the work once and leaves one folder per domain: tokens, document index, row index, validation
 //! documents and a manifest that says what they were made from. Training only reads: [`PreparedDomain`] maps
 //! a folder and gives any row in constant time; [`RowReader`] gives the rows of each pass in an order drawn
 //! from (seed, domain, pass), so a cursor is two numbers. No libtorch in here.

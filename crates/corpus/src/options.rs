@@ -24,7 +24,7 @@ pub struct PrepareOptions {
     pub validation_by: ValidationBy,
     /// Share of the documents that is set aside, by a hash of their content.
     pub validation_share: f64,
-    /// Validation documents of a domain at the most; by share, those over it are used for nothing.
+    /// Maximum validation documents per domain; by share, those over it are used for nothing.
     pub validation_documents: usize,
     /// Share of records that may be unusable.
     pub max_bad_share: f64,

@@ -29,7 +29,7 @@ pub struct DomainSource {
     pub format: Option<FileFormat>,
     /// The text of a record.
     pub text: Template,
-    /// The part of a record that comes before the text, and need not be learnt.
+    /// The part of a record that comes before the text, and need not be learned.
     pub prompt: Option<Template>,
     /// Only records whose field has this value are of the domain: field and value.
     pub only: Option<(String, String)>,
@@ -40,11 +40,11 @@ pub struct DomainSource {
 /// What is taken of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Bytes of text to train on at the most.
+    /// Maximum bytes of text to train on.
     pub bytes: Option<u64>,
-    /// Documents to train on at the most.
+    /// Maximum number of documents to train on.
     pub documents: Option<u64>,
-    /// Tokens to train on at the most: the first ones in the order of the files.
+    /// Maximum number of tokens to train on: the first ones in the order of the files.
     pub tokens: Option<u64>,
     /// Shorter documents, in bytes, are left out.
     pub shortest: u64,

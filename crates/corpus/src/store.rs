@@ -24,7 +24,7 @@ pub(crate) struct NumberWriter {
 }
 
 impl NumberWriter {
-    /// Goes on after the first `length` bytes of a file; what is behind them is cut off.
+    /// Continues after the first `length` bytes of a file and cuts off the rest.
     pub(crate) fn open_at(path: PathBuf, length: u64) -> Result<Self, CorpusError> {
         ddk_files::step("open", &path);
         let failed = || CorpusError::io("write", &path);
@@ -97,7 +97,7 @@ pub(crate) struct TokenWriter {
 }
 
 impl TokenWriter {
-    /// Goes on after what was written. `width`: bytes of a token, 2 or 4.
+    /// Continues after what was written. `width`: bytes of a token, 2 or 4.
     pub(crate) fn open(
         folder: &Path,
         prefix: &str,

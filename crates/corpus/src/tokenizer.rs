@@ -194,7 +194,7 @@ impl TokenizerFolder {
             .unwrap_or_default())
     }
 
-    /// The tokens of a text to go on from, without an end token.
+    /// The tokens of a text to continue, without an end token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
         let encoding = self.tokenizer.encode(text, true);
         let mut tokens = encoding

@@ -1,4 +1,4 @@
-//! A new tokenizer, learnt from texts.
+//! A new tokenizer, learned from texts.
 
 use std::path::Path;
 

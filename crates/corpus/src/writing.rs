@@ -130,7 +130,7 @@ impl<'a> Writing<'a> {
 
     pub(crate) fn write(&mut self, batch: Batch) -> Result<(), CorpusError> {
         let full = self.saved.full;
-        // The reader may have learnt too late that the limit is reached.
+        // The reader may have learned too late that the limit is reached.
         let wanted = batch
             .documents
             .into_iter()

@@ -379,7 +379,7 @@ fn tokenizers_are_compared_id_by_id() {
 }
 
 #[test]
-fn a_tokenizer_is_the_same_each_time_it_is_learnt() {
+fn a_tokenizer_is_the_same_each_time_it_is_learned() {
     let place = Place::new();
     let first = fs::read(place.path("tokenizer/tokenizer.json")).unwrap();
     for _ in 0..3 {

@@ -86,7 +86,7 @@ fn every_format_prepares_to_the_same_tokens() {
     }
     place.write("t/records.jsonl", split.as_bytes());
     for (index, text) in texts.iter().enumerate() {
-        // Sorted by path, as the records are by line; each file a document, compressed or not.
+        // Sorted by path, as the records are by line; each file is a document, compressed or not.
         let name = format!("w/{index:03}.md");
         match index % 3 {
             0 => place.write(&name, text.as_bytes()),

@@ -14,7 +14,7 @@ pub enum EngineError {
     /// A libtorch call.
     #[error(transparent)]
     Torch(#[from] ddk_torch::TorchError),
-    /// A labelled batch came to a student that was built without the teacher's output matrix.
+    /// A labeled batch came to a student that was built without the teacher's output matrix.
     #[error("the batch carries a teacher's hidden states, but the student has no teacher head")]
     NoTeacherHead,
     /// The excess over the teacher was asked for, and the batch carries nothing of a teacher's.

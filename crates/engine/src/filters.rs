@@ -5,7 +5,7 @@
 //! d_teacher]`. In a first stage ([`crate::FilterStage`]) both models are frozen and each filter learns the
 //! task on its own: what comes out of it goes through the teacher's final norm and output matrix into the
 //! cross-entropy, so that a filter keeps what matters for the task and drops the rest. In the second stage
-//! the teacher's filters are frozen on the teacher's lane, and the student's go on learning together with the
+//! the teacher's filters are frozen on the teacher's lane, and the student's keep learning together with the
 //! student ([`crate::Student`]).
 
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub struct LayerPair {
 }
 
 impl LayerPair {
-    /// Four pairs at the most, evenly spread over both models, the last layer with the last one.
+    /// At most four pairs, evenly spread over both models, the last layer with the last one.
     pub fn spread(student_layers: usize, teacher_layers: usize) -> Vec<Self> {
         let count = PAIRS.min(student_layers).min(teacher_layers);
         (1..=count)
@@ -58,7 +58,7 @@ pub struct Filters {
     /// The pairs of layers.
     pub pairs: Vec<LayerPair>,
     /// The file of the filters that the first stage made; none in the first stage itself.
-    pub learnt: Option<PathBuf>,
+    pub learned: Option<PathBuf>,
 }
 
 impl Filters {

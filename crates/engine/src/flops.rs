@@ -21,11 +21,11 @@ pub struct FlopCounter {
     filters: Option<FilterPairs>,
 }
 
-/// TED's filters: how many pairs of layers have some, and whether they are learnt already.
+/// TED's filters: how many pairs of layers have some, and whether they are learned already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FilterPairs {
     pairs: u64,
-    learnt: bool,
+    learned: bool,
 }
 
 impl FlopCounter {
@@ -49,7 +49,7 @@ impl FlopCounter {
     pub fn with_filters(self, filters: Option<&Filters>) -> Self {
         let filters = filters.map(|filters| FilterPairs {
             pairs: filters.pairs.len() as u64,
-            learnt: filters.learnt.is_some(),
+            learned: filters.learned.is_some(),
         });
         Self { filters, ..self }
     }
@@ -76,7 +76,7 @@ impl FlopCounter {
             // The student's filters go forward and backward with it.
             Some(FilterPairs {
                 pairs,
-                learnt: true,
+                learned: true,
             }) => learning + (positions * pairs * 6 * own * of_teacher) as f64,
             // Both models are frozen: a forward, then each filter, forward and its own gradient, and the
             // teacher's output matrix behind it, forward and back to the filter.
@@ -94,13 +94,13 @@ impl FlopCounter {
             None => forward(&self.teacher, lengths, self.vocabulary),
             Some(FilterPairs {
                 pairs,
-                learnt: true,
+                learned: true,
             }) => {
                 let positions: u64 = lengths.clone().sum();
                 let filters = positions * pairs * 2 * self.teacher.width().pow(2);
                 forward(&self.teacher, lengths, self.vocabulary) + filters as f64
             }
-            // Nothing is learnt from its logits yet.
+            // Nothing is learned from its logits yet.
             Some(_) => self.teacher.hidden(lengths),
         }
     }

@@ -30,7 +30,7 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// Goes on after `prompt` (at least one token); tokens are drawn from the first `vocabulary` columns.
+    /// Continues `prompt` (at least one token); tokens are drawn from the first `vocabulary` columns.
     pub fn new(
         model: &'a Model,
         prompt: &[u32],

@@ -28,7 +28,7 @@ pub trait Learner {
     /// Drops the gradients gathered since the last update.
     fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError>;
 
-    /// A copy of what learns and of its moments, which a writer thread can save while training goes on.
+    /// A copy of what learns and of its moments, which a writer thread can save while training continues.
     fn snapshot(&self) -> Result<Snapshot, EngineError>;
 
     /// Changes the schedule's highest learning rate and the one that it ends at.

@@ -62,8 +62,8 @@ impl Student {
         teacher_head: Option<Tensor>,
     ) -> Result<Self, EngineError> {
         model.set_trainable(true);
-        let learnt = options.filters.as_ref().map(|filters| &filters.learnt);
-        let filters = match learnt {
+        let learned = options.filters.as_ref().map(|filters| &filters.learned);
+        let filters = match learned {
             None => Vec::new(),
             Some(None) => return Err(EngineError::NoLayers),
             Some(Some(path)) => read_filters(&model, &options, &read_tensors(path)?)?,

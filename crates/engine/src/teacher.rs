@@ -97,7 +97,7 @@ impl Teacher {
     /// Sends the layers of these filters as well.
     pub fn with_filters(mut self, filters: &Filters) -> Result<Self, EngineError> {
         self.layers = filters.teacher_layers();
-        if let Some(path) = &filters.learnt {
+        if let Some(path) = &filters.learned {
             let file = read_tensors(path)?;
             let (device, kind) = (self.model.device(), self.model.head().weight.kind());
             for pair in &filters.pairs {

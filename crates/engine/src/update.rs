@@ -84,7 +84,7 @@ impl Updates {
         })
     }
 
-    /// Makes no update: weights and moments stay as they are, the schedule goes on.
+    /// Makes no update: weights and moments stay as they are, the schedule continues.
     pub(crate) fn discard(&mut self, step: u64, reason: &str) -> UpdateStats {
         self.finite = true;
         UpdateStats {

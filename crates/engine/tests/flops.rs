@@ -50,13 +50,13 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
     let teacher = 9.0 * 5376.0 + 19.0 * 128.0 + 9.0 * 10.0 * 32.0;
     assert_eq!(counter.teacher(&[packed, whole]), teacher);
 
-    // TED, one pair: filters of 16 x 8 and 16 x 16; learnt already, then being learnt behind the teacher's
+    // TED, one pair: filters of 16 x 8 and 16 x 16; learned already, then being learned behind the teacher's
     // output matrix.
-    let of = |learnt| {
+    let of = |learned| {
         let (student, teacher) = (2, 2);
         let filters = Filters {
             pairs: vec![LayerPair { student, teacher }],
-            learnt,
+            learned,
         };
         let counter = counter.with_filters(Some(&filters));
         let rows = [packed, whole];

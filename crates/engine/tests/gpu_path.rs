@@ -55,7 +55,7 @@ struct Pair {
     student: Student,
 }
 
-/// Two micro-batches a step: the second one packed.
+/// Two micro-batches per step: the second one packed.
 const PARTS: [u32; 3] = [4, 9, 7];
 
 impl Pair {

@@ -106,7 +106,7 @@ fn options(filters: Option<Filters>, recompute: bool) -> StudentOptions {
 fn to_learn() -> Filters {
     Filters {
         pairs: PAIRS.to_vec(),
-        learnt: None,
+        learned: None,
     }
 }
 
@@ -222,8 +222,8 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
     assert!(before == (bytes(stage.model()), bytes(teacher.model())));
 }
 
-/// A file of filters that have learnt a little, and the folder that it is in.
-fn learnt() -> (TempDir, Filters) {
+/// A file of filters that have learned a little, and the folder that it is in.
+fn learned() -> (TempDir, Filters) {
     let folder = TempDir::new().unwrap();
     let (mut stage, teacher) = first_stage(&folder.path().join("teacher"));
     let rows = rows();
@@ -237,7 +237,7 @@ fn learnt() -> (TempDir, Filters) {
     }
     write(stage.snapshot().unwrap(), folder.path());
     let filters = Filters {
-        learnt: Some(folder.path().join(WEIGHTS_FILE)),
+        learned: Some(folder.path().join(WEIGHTS_FILE)),
         ..to_learn()
     };
     (folder, filters)
@@ -278,7 +278,7 @@ impl SecondStage {
 
 #[test]
 fn the_second_stage_is_dense_autograd_however_the_rows_are_padded() {
-    let (folder, filters) = learnt();
+    let (folder, filters) = learned();
     let rows = rows();
     let denominator = predictions(&rows);
     let (teacher, mut student) = (teacher_model(), student_model());
@@ -347,7 +347,7 @@ fn both_stages_go_on_bit_for_bit() {
         assert_eq!(step(&mut whole, number), step(&mut restored, number));
     }
 
-    let (_kept, filters) = learnt();
+    let (_kept, filters) = learned();
     let mut whole = SecondStage::new(&filters, false);
     let step = |stage: &mut SecondStage, step| {
         let sums = stage.accumulate(&rows, 3);

@@ -14,7 +14,7 @@ const REMEMBERED: usize = 256;
 pub struct Tail {
     path: PathBuf,
     offset: u64,
-    /// The last bytes before `offset`: a run that goes on from a checkpoint cuts its files back, and may have
+    /// The last bytes before `offset`: a run that resumes from a checkpoint cuts its files back, and may have
     /// written past the old end before anybody looks.
     before: Vec<u8>,
 }

@@ -109,7 +109,7 @@ pub struct Train {
     /// Start a new run of this name from a checkpoint of the configuration's run, whose domains may differ
     #[arg(long, value_name = "NAME", conflicts_with = "new")]
     pub fork: Option<String>,
-    /// Go on from the checkpoint of this step; those after it are set aside
+    /// Resume from the checkpoint of this step; later ones are set aside
     #[arg(long, value_name = "STEP", conflicts_with = "new")]
     pub from: Option<u64>,
     /// Once the run is done, also time this many steps one part after the other, for comparison

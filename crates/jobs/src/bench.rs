@@ -1,4 +1,4 @@
-//! `ddk bench`: how fast this machine distils these models, where the time goes, and what to change.
+//! `ddk bench`: how fast this machine distills these models, where the time goes, and what to change.
 //!
 //! Both models work on rows of random tokens of the configuration's shape; nothing is read from a corpus and
 //! nothing is written.

@@ -2,7 +2,7 @@
 //!
 //! A run has its own log, its own peak memory and its own end; what this program does is to start them one
 //! after the other, pass signals on, and read their folders. A run that is done is skipped, one that was
-//! interrupted goes on: the same command always leads on.
+//! interrupted is resumed: the same command always leads further.
 
 mod child;
 mod plan;
@@ -138,7 +138,7 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
 }
 
 /// A comparison of runs that began with other models or other data would say nothing. Those that have not
-/// begun are passed over.
+/// begun are skipped.
 fn same_inputs(plan: &Plan) -> Result<()> {
     let mut first: Option<(&Path, Inputs)> = None;
     for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {

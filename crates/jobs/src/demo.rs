@@ -58,7 +58,7 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
     say_step(5, &format!("distillation: ddk train {config}"));
     let mut flags = Flags::default();
     (flags.args.json, flags.args.serial) = (args.json, SERIAL_STEPS);
-    train::distil(&settings, &flags, signals, out)?;
+    train::distill(&settings, &flags, signals, out)?;
     if let Some(name) = &settings.run.name {
         let folder = settings.run.folder.join(name);
         say(&format!(

@@ -1,4 +1,4 @@
-//! What the student minimises, as `[objective]` says.
+//! What the student minimizes, as `[objective]` says.
 
 use ddk_objective::Objective;
 

@@ -49,7 +49,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// What is going on, after "stopped while".
+    /// What the command does, after "stopped while".
     pub fn what(self) -> &'static str {
         match self {
             Self::Start => "starting",

@@ -111,7 +111,7 @@ impl Outdated<'_> {
                 stale.domain,
                 stale.reason
             ))
-            .hint("to go on with it as it is prepared: --set corpus.when_stale=use (a tokenizer that has \
+            .hint("to continue with it as it is prepared: --set corpus.when_stale=use (a tokenizer that has \
                    changed has to be put back); for a run on what is there now: another corpus.folder")
             .usage(),
         }

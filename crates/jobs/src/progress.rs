@@ -15,7 +15,7 @@ use ddk_settings::Settings;
 use ddk_telemetry::{Clock, Meter, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Says a line on standard error. Where nobody listens any more (a closed terminal or pipe, a full disk), work goes on.
+/// Says a line on standard error. If nobody listens any more (a closed terminal or pipe, a full disk), work continues.
 pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -34,7 +34,7 @@ pub fn bar(total: u64, template: &str) -> ProgressBar {
 
 /// Long phases are told of at least so often.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
-/// Phases whose last line is remembered; no more go on at a time.
+/// Phases whose last line is remembered; no more run at a time.
 const PHASES: usize = 8;
 
 /// Says when a long phase is to be told of again: each phase on its own, the first time after a while.
@@ -47,7 +47,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// As often as steps are told of (`log.line_seconds`), but every 5 seconds at the least.
+    /// As often as steps are reported (`log.line_seconds`), but at least every 5 seconds.
     pub fn new(line_seconds: f64, clock: &Clock) -> Self {
         Self {
             every: Mutex::new(Duration::from_secs_f64(line_seconds)),
@@ -173,12 +173,12 @@ impl Printer {
         }
     }
 
-    /// The run goes on from these sums, perhaps smaller ones than before.
+    /// The run continues from these sums, perhaps smaller ones than before.
     pub fn begin(&self, totals: Totals) {
         *lock(&self.last) = Last { time: None, totals };
     }
 
-    /// The run goes on after this step; how many steps after it had been made.
+    /// The run continues after this step. Returns how many later steps had been made.
     pub fn rewind(&self, step: u64) -> u64 {
         let undone = self.bar.position().saturating_sub(step);
         self.bar.set_position(step);

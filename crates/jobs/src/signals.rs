@@ -281,7 +281,7 @@ impl Signals {
 }
 
 impl State {
-    /// Says what was going on, records it, and ends the process. The lock is held to the end, so no phase follows.
+    /// Says which phase it interrupts, records that, and ends the process. It holds the lock, so no phase follows.
     fn end(&self, signal: Signal, phase: Phase) -> ! {
         let name = signal.name();
         later(END_PATIENCE, move || exit(signal));

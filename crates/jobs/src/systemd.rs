@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 /// How often the board is looked at, where no watchdog asks for more.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Tells systemd when training goes on, and that no worker computes past its limit. Does nothing outside of systemd.
+/// Tells systemd when training begins, and that no worker computes past its limit. Does nothing outside of systemd.
 pub fn watch(board: Arc<Board>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;

@@ -68,11 +68,11 @@ pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result
         reloads: true,
         fork_of,
     };
-    distil(&settings, &flags, signals, out)
+    distill(&settings, &flags, signals, out)
 }
 
 /// Distills as the settings say. Resumes if the run folder holds a checkpoint.
-pub fn distil(
+pub fn distill(
     settings: &Settings,
     flags: &Flags,
     signals: &Signals,
@@ -93,7 +93,7 @@ pub fn distil(
     if goes_on {
         inputs::same_settings(&path, settings)?;
     } else if !begun && flags.args.from.is_some() && flags.fork_of.is_none() {
-        return Err(anyhow!("there is no run in {shown} to go on from"))
+        return Err(anyhow!("there is no run in {shown} to resume"))
             .hint("leave --from out to start one; --fork NAME --from STEP starts one from another's checkpoint")
             .usage();
     }
@@ -130,7 +130,7 @@ pub fn distil(
         if let Some(step) = from {
             let hint = format!("for a new run from there: --fork NAME --from {step}");
             return Err(anyhow!(
-                "the run in {shown} is done: it does not go on from step {step}"
+                "the run in {shown} is done: it does not resume from step {step}"
             ))
             .hint(hint)
             .usage();

@@ -263,7 +263,7 @@ impl<D: OfColumn> Gradient<D> {
     }
 }
 
-/// NaN is passed over here, and comes back with the differences from the largest.
+/// NaN is skipped here, and comes back with the differences from the largest.
 #[inline(always)]
 fn max(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -40,7 +40,7 @@ pub(crate) fn in_parts<T: Send>(
 /// Calls `work` on several threads, this one among them, and waits for all: on the caller's team, which has
 /// the size that the caller has set for OpenMP, or where there is none on `threads`.
 fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
-    // A panic must not leave Rust: it goes on in the caller.
+    // A panic must not leave Rust: it continues in the caller.
     let panicked = Mutex::new(None);
     let caught = || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {

@@ -198,7 +198,7 @@ fn logits_of_ten_thousand_are_no_trouble() {
 }
 
 #[test]
-fn rows_are_the_same_bits_for_any_number_of_threads_and_neighbours() {
+fn rows_are_the_same_bits_for_any_number_of_threads_and_neighbors() {
     let case = Case::new(13, 700, 3.0);
     for loss in every_loss() {
         let bits = |gradient: Vec<f32>| gradient.into_iter().map(f32::to_bits).collect::<Vec<_>>();

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Equations 1 and 2: r_0 is the discrepancy at the start; each later interval draws by
-/// `r_{t+1} = alpha * normalised(r_t * exp(ratio)) + (1 - alpha) / N`.
+/// `r_{t+1} = alpha * normalized(r_t * exp(ratio)) + (1 - alpha) / N`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ddk {
     alpha: f64,

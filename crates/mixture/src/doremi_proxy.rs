@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Algorithm 1 of the paper, in each step: a domain's score is the mean over its predictions of `max(loss -
-/// reference, 0)`, and `w_t = (1 - c) normalised(w_{t-1} * exp(eta * score)) + c / N`. The result is the mean
+/// reference, 0)`, and `w_t = (1 - c) normalized(w_{t-1} * exp(eta * score)) + c / N`. The result is the mean
 /// of w over the steps.
 ///
 /// A domain of which nothing was drawn keeps its last score; before it was ever drawn that is the loss of

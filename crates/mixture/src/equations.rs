@@ -73,7 +73,7 @@ pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
     softmax(ratios)
 }
 
-/// Eq. 2, the factor smooth update: `alpha * normalised(previous * exp(ratio)) + (1 - alpha) / N`.
+/// Eq. 2, the factor smooth update: `alpha * normalized(previous * exp(ratio)) + (1 - alpha) / N`.
 ///
 /// In log space; a previous weight of 0 stays 0 before the floor is added.
 pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec<f64>, Refused> {
@@ -86,7 +86,7 @@ pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec
     Ok(weights)
 }
 
-/// `previous * exp(by)`, normalised: a step of exponentiated gradient. In log space; a weight of 0 stays 0.
+/// `previous * exp(by)`, normalized: a step of exponentiated gradient. In log space; a weight of 0 stays 0.
 pub(crate) fn tilted(previous: &[f64], by: &[f64]) -> Result<Vec<f64>, Refused> {
     check_weights(previous, by.len())?;
     let logits: Vec<f64> = previous

@@ -14,7 +14,7 @@ PPL_TEACHER = [6.1, 5.2, 7.9, 3.6]
 NATURAL = [0.4, 0.3, 0.2, 0.1]
 
 
-def normalised(values):
+def normalized(values):
     total = math.fsum(values)
     return [value / total for value in values]
 
@@ -25,7 +25,7 @@ def no_smoothing():
         "student": PPL_STUDENT,
         "teacher": PPL_TEACHER,
         "weights": [
-            normalised([math.exp(s / t) for s, t in zip(student, PPL_TEACHER)]) for student in PPL_STUDENT
+            normalized([math.exp(s / t) for s, t in zip(student, PPL_TEACHER)]) for student in PPL_STUDENT
         ],
     }
 
@@ -35,7 +35,7 @@ def sheared(reference):
     weights, all_weights = NATURAL, []
     for student in PPL_STUDENT[1:]:
         behind = [max(math.log(s) - r, 0.0) for s, r in zip(student, reference)]
-        weights = normalised([w * math.exp(b) for w, b in zip(weights, behind)])
+        weights = normalized([w * math.exp(b) for w, b in zip(weights, behind)])
         all_weights.append(weights)
     return {
         "natural": NATURAL,
@@ -76,7 +76,7 @@ def odm(smoothing):
             r if loss is None else smoothing * r + (1 - smoothing) * loss / w
             for r, loss, w in zip(reward, step, weights)
         ]
-        soft = normalised([math.exp(epsilon(turn - 1) * r) for r in reward])
+        soft = normalized([math.exp(epsilon(turn - 1) * r) for r in reward])
         weights = [(1 - count * epsilon(turn)) * p + epsilon(turn) for p in soft]
         all_weights.append(weights)
     return {"smoothing": smoothing, "losses": losses, "weights": all_weights}

@@ -169,7 +169,7 @@ impl Decoder {
         }
     }
 
-    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens go on
+    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens continue
     /// after it. What comes out of each layer is shown to `seen`, with the layer's number from 1.
     pub(crate) fn hidden(
         &self,

@@ -152,7 +152,7 @@ impl Model {
         Cache::new(self.decoder.layers())
     }
 
-    /// Hidden states of tokens `[batch, time]` that go on after what the cache has read; the cache reads them as well.
+    /// Hidden states of tokens `[batch, time]` that follow what the cache has read; the cache reads them as well.
     pub fn hidden_after(&self, cache: &mut Cache, tokens: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.decoder.hidden(tokens, None, Some(cache), |_, _| {})?)
     }

@@ -135,7 +135,7 @@ impl TensorFile {
     }
 }
 
-/// Numbers between neighbours along each dimension of a tensor without gaps.
+/// Numbers between neighbors along each dimension of a tensor without gaps.
 fn strides(shape: &[i64]) -> Vec<i64> {
     let mut strides = vec![1; shape.len()];
     for index in (1..shape.len()).rev() {

@@ -83,7 +83,7 @@ fn reverse_kl(log_student: Tensor, teacher: Tensor) -> Result<Diverged, TchError
     let slope = slope.f_sub_(&first.f_unsqueeze(1)?)?;
     let rest = row_dots(&probabilities, &slope)?;
     Ok(Diverged {
-        gradient: centred(slope, &rest, &probabilities)?,
+        gradient: centered(slope, &rest, &probabilities)?,
         value: { first }.f_add_(&rest)?,
         probabilities,
     })
@@ -98,7 +98,7 @@ fn jsd(log_student: Tensor, teacher: Tensor, beta: f64) -> Result<Diverged, TchE
     let slope = mixture.f_neg_()?.f_add_(&log_student)?;
     let probabilities = into_exp(log_student)?;
     let of_student = row_dots(&probabilities, &slope)?;
-    let gradient = centred(slope, &of_student, &probabilities)?.f_mul_scalar_(1.0 - beta)?;
+    let gradient = centered(slope, &of_student, &probabilities)?.f_mul_scalar_(1.0 - beta)?;
     let value = { of_teacher }
         .f_mul_scalar_(beta)?
         .f_add_(&{ of_student }.f_mul_scalar_(1.0 - beta)?)?;
@@ -147,7 +147,7 @@ fn skew_reverse_kl(log_student: Tensor, teacher: Tensor, skew: f64) -> Result<Di
     let mean = row_dots(&probabilities, &slope)?;
     Ok(Diverged {
         value,
-        gradient: centred(slope, &mean, &probabilities)?,
+        gradient: centered(slope, &mean, &probabilities)?,
         probabilities,
     })
 }
@@ -164,13 +164,13 @@ fn total_variation(log_student: Tensor, teacher: Tensor) -> Result<Diverged, Tch
     let mean = row_dots(&probabilities, &sign)?;
     Ok(Diverged {
         value,
-        gradient: centred(sign, &mean, &probabilities)?.f_mul_scalar_(0.5)?,
+        gradient: centered(sign, &mean, &probabilities)?.f_mul_scalar_(0.5)?,
         probabilities,
     })
 }
 
 /// `p (h - mean)`, in the place of h; `mean`: `[count]`.
-fn centred(mut slope: Tensor, mean: &Tensor, probabilities: &Tensor) -> Result<Tensor, TchError> {
+fn centered(mut slope: Tensor, mean: &Tensor, probabilities: &Tensor) -> Result<Tensor, TchError> {
     slope.f_sub_(&mean.f_unsqueeze(1)?)?.f_mul_(probabilities)
 }
 

@@ -1,4 +1,4 @@
-//! What the student minimises.
+//! What the student minimizes.
 
 use ddk_kernel::Divergence;
 

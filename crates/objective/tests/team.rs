@@ -60,7 +60,7 @@ fn a_team_of_any_size_gives_the_same_bits_and_stays() {
         let lane = thread::Builder::new().name(name.clone()).spawn(move || {
             tch::set_num_threads(i32::try_from(threads).unwrap());
             let before = threads_of(&name);
-            // The kernel first: it makes the team, which libtorch goes on with.
+            // The kernel first: it makes the team, which libtorch then uses.
             let first = computed(&[7; ROWS], threads);
             let team = &threads_of(&name) - &before;
             assert_eq!(team.len(), threads - 1);
@@ -86,6 +86,6 @@ fn a_panic_on_the_team_comes_back_to_its_caller() {
     let panicked = catch_unwind(AssertUnwindSafe(|| computed(&labels, 3)));
     let said = panicked.unwrap_err();
     assert!(format!("{:?}", said.downcast_ref::<&str>()).contains("past the vocabulary"));
-    // The team goes on.
+    // The team continues.
     assert!(computed(&[7; ROWS], 3) == computed(&[7; ROWS], 1));
 }

@@ -2,7 +2,7 @@
 //!
 //! Every random choice of DDK is a pure function of a seed, a label that says what is being chosen, and the
 //! position of the choice (a domain's pass, an interval, …). So a choice can be made again after a restart,
-//! on any thread, in any order. The streams are ChaCha8, whose output is fixed for ever; shuffles and
+//! on any thread, in any order. The streams are ChaCha8, whose output is fixed; shuffles and
 //! distributions are our own, because those of general libraries change between versions. Golden tests pin
 //! them all.
 
@@ -14,7 +14,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// The stream of a choice: `label` names what is chosen, `positions` where (for example the pass over a domain).
 ///
-/// The key is the BLAKE3 hash of seed, label and positions, so that neighbouring seeds give unrelated streams.
+/// The key is the BLAKE3 hash of seed, label and positions, so that neighboring seeds give unrelated streams.
 pub fn stream(seed: u64, label: &str, positions: &[u64]) -> ChaCha8Rng {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes());

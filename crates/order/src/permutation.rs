@@ -94,14 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_torn_apart() {
+    fn neighbors_are_torn_apart() {
         let permutation = Permutation::new(1000, 5, "rows", &[0]);
-        let neighbours = (0..999)
+        let neighbors = (0..999)
             .filter(|&index| permutation.at(index).abs_diff(permutation.at(index + 1)) == 1)
             .count();
-        assert!(
-            neighbours < 15,
-            "{neighbours} of 999 pairs stayed neighbours"
-        );
+        assert!(neighbors < 15, "{neighbors} of 999 pairs stayed neighbors");
     }
 }

@@ -114,7 +114,7 @@ fn write_run(folder: &Path) {
         event(EventKind::Saved, "12 bytes in 0.01 s"),
         event(
             EventKind::Restarted,
-            "loader-math is built again: it panicked",
+            "loader-math is restarted: it panicked",
         ),
     ]
     .map(|event| serde_json::to_string(&event).unwrap());
@@ -169,7 +169,7 @@ fn the_page_holds_the_figures_and_asks_nobody() {
         "overlap 1.80",
         "<code>run.seed</code>",
         "1970-01-01T00:01:40Z",
-        "loader-math is built again",
+        "loader-math is restarted",
     ] {
         assert!(page.contains(expected), "{expected}");
     }
@@ -226,7 +226,7 @@ fn what_cannot_be_read_is_said_and_the_rest_is_there() {
         text.contains("**Problem:** events.jsonl: a line is not the record"),
         "{text}"
     );
-    assert!(text.contains("loader-math is built again"));
+    assert!(text.contains("loader-math is restarted"));
 }
 
 /// The largest report that there is: as many points, intervals and events as a view holds, of twelve domains.

@@ -146,7 +146,7 @@ impl Journal {
         self.files().each(Appended::sync)
     }
 
-    /// A thread that panicked while it appended has at worst left a line out; the others go on.
+    /// A thread that panicked while it appended has at worst left a line out; the others continue.
     fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }

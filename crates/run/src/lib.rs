@@ -2,7 +2,7 @@
 //!
 //! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] are the
 //! lines of the JSON Lines files and the summary: a stable format that other programs read. [`Journal`]
-//! appends them and cuts them back when a run goes on from a checkpoint. [`CheckpointStore`] saves whole or
+//! appends them and cuts them back when a run resumes from a checkpoint. [`CheckpointStore`] saves whole or
 //! not at all, and verifies before it loads. [`RunView`] reads it all back for whoever looks.
 
 mod checkpoint;

@@ -322,7 +322,7 @@ pub struct Summary {
     /// Share of `distill_seconds` that a teacher lane waited for rows on average, although a mixture to draw
     /// them by was set.
     pub data_wait_share: f64,
-    /// Floating-point operations of the teacher's labelling, from the models' shapes and the tokens that went
+    /// Floating-point operations of the teacher's labeling, from the models' shapes and the tokens that went
     /// through them.
     #[serde(default)]
     pub teacher_flops: f64,

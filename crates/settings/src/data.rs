@@ -44,7 +44,7 @@ pub struct Corpus {
     #[default = 0.05]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation_share: f64,
-    /// Validation documents of a domain at the most, each cut at sequence_length; what a share has over it is
+    /// Maximum validation documents per domain, each cut at sequence_length; what a share has over it is
     /// used for nothing.
     #[default = 500]
     #[schemars(range(min = 1))]
@@ -92,7 +92,7 @@ pub struct Domain {
     #[default = "{text}"]
     #[schemars(example = "{question}\n{answer}")]
     pub text: String,
-    /// What comes before the text and, with objective.mask_prompt, is not learnt.
+    /// What comes before the text and, with objective.mask_prompt, is not learned.
     #[schemars(example = "{question}\n")]
     pub prompt: Option<String>,
     /// Take only the records that name the domain in this field; `a.b` goes into an object.
@@ -100,13 +100,13 @@ pub struct Domain {
     pub domain_field: Option<String>,
     /// What that field has to say. Default: the domain's name.
     pub domain_value: Option<String>,
-    /// Bytes of text to train on at the most.
+    /// Maximum bytes of text to train on.
     #[schemars(range(min = 1))]
     pub max_bytes: Option<u64>,
-    /// Documents to train on at the most.
+    /// Maximum number of documents to train on.
     #[schemars(range(min = 1))]
     pub max_documents: Option<u64>,
-    /// Tokens to train on at the most, the first ones in the order of the files.
+    /// Maximum number of tokens to train on, the first ones in the order of the files.
     #[schemars(range(min = 1))]
     pub max_tokens: Option<u64>,
     /// Shorter documents, in bytes, are left out.
@@ -160,7 +160,7 @@ pub struct Mixture {
     /// or the discrepancy of Eq. 1. (odm begins with equal weights, as its formula says.)
     #[default(FirstInterval::Natural)]
     pub first: FirstInterval,
-    /// Passes over a domain at the most; its freed share goes to the others.
+    /// Maximum passes over a domain; its freed share goes to the others.
     #[schemars(range(min = 1, max = LARGE))]
     pub max_passes: Option<f64>,
     /// odm: how much of a domain's estimated reward stays at an update.

@@ -1,5 +1,5 @@
 //! Methods by the names of the paper's rows: a method is two choices, how the mixture moves and what the
-//! student minimises.
+//! student minimizes.
 
 use std::{fmt, str::FromStr};
 

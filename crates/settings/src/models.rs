@@ -1,4 +1,4 @@
-//! The models: teacher, student, what is minimised, models that are pretrained.
+//! The models: teacher, student, what is minimized, models that are pretrained.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -121,7 +121,7 @@ pub struct Student {
     pub clip_norm: f64,
 }
 
-/// What the student minimises: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
+/// What the student minimizes: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
 /// distance between layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
@@ -195,7 +195,7 @@ impl Objective {
     }
 }
 
-/// What the student minimises.
+/// What the student minimizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveName {
@@ -205,7 +205,7 @@ pub enum ObjectiveName {
     ForwardKl,
     /// KL(student ‖ teacher).
     ReverseKl,
-    /// Generalised Jensen-Shannon divergence.
+    /// Generalized Jensen-Shannon divergence.
     Jsd,
     /// KL(teacher ‖ mixture).
     SkewKl,

@@ -113,7 +113,7 @@ pub struct Checkpoint {
     #[default = 3]
     #[schemars(range(min = 1), extend("x-live" = true))]
     pub keep: usize,
-    /// Checkpoints of steps that are multiples of this stay for ever.
+    /// Checkpoints of steps that are multiples of this are never removed.
     #[schemars(range(min = 1))]
     pub keep_every: Option<u64>,
     /// Also keep the checkpoint at which the student was nearest to the teacher, and save one wherever it is
@@ -126,7 +126,7 @@ pub struct Checkpoint {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Guard {
-    /// After so many skipped updates in a row the last checkpoint is restored and their data passed over.
+    /// After so many skipped updates in a row the run rewinds to its last checkpoint and skips their data.
     #[default = 10]
     #[schemars(range(min = 1))]
     pub max_skipped: u64,
@@ -149,7 +149,7 @@ pub struct Guard {
     #[schemars(range(min = 2))]
     pub spike_from: usize,
     /// Seconds that finishing the step and saving may take after a signal; then the process ends as it is,
-    /// and the run goes on from the checkpoint before.
+    /// and the run resumes from the checkpoint before.
     #[default = 120.0]
     #[schemars(range(max = LONGEST_SECONDS), extend("exclusiveMinimum" = 0, "x-may-differ-on-resume" = true))]
     pub grace_seconds: f64,
@@ -170,7 +170,7 @@ pub enum Spike {
     Warn,
     /// The update is not made.
     Skip,
-    /// The last checkpoint is restored and the step's data passed over.
+    /// The run rewinds to its last checkpoint and skips the step's data.
     RollBack,
 }
 
@@ -197,7 +197,7 @@ pub struct Telemetry {
     /// environment. It is left out of what the program writes.
     #[schemars(extend("x-secret" = true))]
     pub token: Option<Token>,
-    /// Stop where the port is taken, instead of going on without the server.
+    /// Stop if the port is taken, instead of continuing without the server.
     pub required: bool,
     /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile
     /// collector; its name ends in `.prom`.

@@ -36,7 +36,7 @@ pub struct Settings {
     pub batch: Batch,
     /// How the mixture of domains moves.
     pub mixture: Mixture,
-    /// What the student minimises: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
+    /// What the student minimizes: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
     /// distance between layers.
     pub objective: Objective,
     /// The queues between workers.

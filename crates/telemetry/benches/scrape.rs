@@ -134,7 +134,7 @@ fn record_step(step: usize, domains: &[String], queues: &Queues) {
         queues.rows.received();
     }
     for _ in 0..MICRO_BATCHES {
-        for queue in [&queues.batches, &queues.labelled] {
+        for queue in [&queues.batches, &queues.labeled] {
             queue.sent();
             queue.received();
         }

@@ -43,7 +43,7 @@ pub struct WorkerStatus {
     pub starved_seconds: f64,
     /// And waited to hand on its output.
     pub blocked_seconds: f64,
-    /// Times that it was built again.
+    /// How often it was restarted.
     pub restarts: u64,
     /// How far it is with what takes long: an evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]

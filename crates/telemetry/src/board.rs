@@ -118,7 +118,7 @@ impl Board {
         })
     }
 
-    /// The line of a worker; a restarted worker goes on with its line.
+    /// The line of a worker; a restarted worker keeps its line.
     pub fn worker(&self, name: &str) -> Worker {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(worker) = workers.iter().find(|worker| worker.inner.name == name) {
@@ -305,7 +305,7 @@ impl Worker {
         *shown = progress;
     }
 
-    /// It is built again after a failure.
+    /// It is restarted after a failure.
     pub fn restarted(&self) {
         self.inner.restarts.fetch_add(1, Ordering::Relaxed);
     }
@@ -389,7 +389,7 @@ pub(crate) mod tests {
                 blocked: 3.0
             }
         );
-        // A restarted worker goes on with the line of its name.
+        // A restarted worker keeps the line of its name.
         board.worker("teacher-0").computing();
         advance(1);
         assert_eq!(worker.totals().busy, 6.0);

@@ -34,7 +34,7 @@ macro_rules! declare {
 
 declare! {
     BUILD_INFO: GaugeOf Gauge "ddk_build_info" Plain [version] "Always 1; the version that runs.";
-    READY: SampledOf Gauge "ddk_ready" Plain [] "1 while training goes on: models are loaded, workers are up.";
+    READY: SampledOf Gauge "ddk_ready" Plain [] "1 while the run trains: models are loaded, workers are up.";
     START_TIME: SampledOf Gauge "ddk_start_timestamp_seconds" Seconds []
         "When this process began with the run, seconds since 1970.";
 
@@ -51,8 +51,7 @@ declare! {
     GRADIENT_NORM: GaugeOf Gauge "ddk_gradient_norm" Plain [] "The last step's global gradient norm before clipping.";
     LEARNING_RATE: GaugeOf Gauge "ddk_learning_rate" Plain [] "The last step's learning rate.";
     SKIPPED_UPDATES: CounterOf Counter "ddk_skipped_updates_total" Count [reason = not_finite | spike | skip_list]
-        "Updates that were not made: a number was not finite, the loss was a spike, or the step's data is passed \
-         over.";
+        "Updates that were not made: a number was not finite, the loss was a spike, or the step's data is skipped.";
     SPIKES: CounterOf Counter "ddk_loss_spikes_total" Count [] "Losses that were spikes, by guard.spike_sigmas.";
     RESTORATIONS: CounterOf Counter "ddk_restorations_total" Count [reason = panic | numbers | memory]
         "Times that the last checkpoint was restored: the student or the batcher panicked, numbers went wrong, a \
@@ -90,12 +89,15 @@ declare! {
     WORKER_HEARTBEAT: SampledOf Gauge "ddk_worker_heartbeat_age_seconds" Seconds [worker]
         "Seconds since the worker last said what it does; only computing for long is a bad sign.";
     WORKER_RESTARTS: CounterOf Counter "ddk_worker_restarts_total" Count [worker]
-        "Times that the worker was built again after a failure.";
-    QUEUE_SENT: CounterOf Counter "ddk_queue_sent_total" Count [queue = rows | batches | labelled | saves]
+        "Restarts of the worker after a failure.";
+    QUEUE_SENT: CounterOf Counter "ddk_queue_sent_total" Count
+        [queue = sequences | micro_batches | teacher_outputs | checkpoints]
         "Items put into the queues of this kind.";
-    QUEUE_RECEIVED: CounterOf Counter "ddk_queue_received_total" Count [queue = rows | batches | labelled | saves]
+    QUEUE_RECEIVED: CounterOf Counter "ddk_queue_received_total" Count
+        [queue = sequences | micro_batches | teacher_outputs | checkpoints]
         "Items taken out of the queues of this kind.";
-    QUEUE_WAITING: GaugeOf Gauge "ddk_queue_waiting" Count [queue = rows | batches | labelled | saves]
+    QUEUE_WAITING: GaugeOf Gauge "ddk_queue_waiting" Count
+        [queue = sequences | micro_batches | teacher_outputs | checkpoints]
         "Items waiting in the queues of this kind, lanes and domains together.";
 
     WHOLE_STEP_SECONDS: HistogramOf Histogram "ddk_step_seconds" Seconds []

@@ -10,7 +10,7 @@ use crate::{Clock, Worker};
 /// How far a long phase is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// What is going on: `first evaluation of the student`, …
+    /// What the phase is: `first evaluation of the student`, …
     pub phase: String,
     /// What is counted: `documents`, …
     pub unit: String,
@@ -69,7 +69,7 @@ impl Meter {
         self
     }
 
-    /// What goes on.
+    /// The phase.
     pub fn phase(&self) -> &str {
         &self.phase
     }

@@ -44,8 +44,8 @@ pub struct Queues {
     pub rows: Queue,
     /// Micro-batches, from the batcher to the teachers.
     pub batches: Queue,
-    /// Labelled micro-batches, from the teachers to the student.
-    pub labelled: Queue,
+    /// Labeled micro-batches, from the teachers to the student.
+    pub labeled: Queue,
     /// Snapshots, from the student to the checkpointer.
     pub saves: Queue,
 }
@@ -54,10 +54,10 @@ impl Queues {
     /// Those of a pipeline that begins.
     pub fn empty() -> Self {
         Self {
-            rows: Queue::empty("rows"),
-            batches: Queue::empty("batches"),
-            labelled: Queue::empty("labelled"),
-            saves: Queue::empty("saves"),
+            rows: Queue::empty("sequences"),
+            batches: Queue::empty("micro_batches"),
+            labeled: Queue::empty("teacher_outputs"),
+            saves: Queue::empty("checkpoints"),
         }
     }
 }

@@ -21,7 +21,7 @@ const BUCKETS: [f64; 15] = [
     1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
 ];
 
-/// The recorder of the run that goes on.
+/// The recorder of the run at work.
 static CURRENT: RwLock<Option<Arc<PrometheusRecorder>>> = RwLock::new(None);
 
 /// Why no recorder could be installed.

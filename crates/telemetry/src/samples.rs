@@ -11,7 +11,7 @@ pub(crate) struct Samples<'a> {
 }
 
 impl<'a> Samples<'a> {
-    /// Goes on at the end of `page`.
+    /// Continues at the end of `page`.
     pub(crate) fn new(page: String, run: &'a str) -> Self {
         Self { page, run }
     }

@@ -122,7 +122,7 @@ impl Drop for Server {
 }
 
 /// Serves a site: the pages, `/api/…`, `/metrics` (Prometheus' text format), `/livez` (503 where a worker has
-/// computed beyond its limit) and `/readyz` (503 until training goes on). See `docs/api.md`.
+/// computed beyond its limit) and `/readyz` (503 until the run trains). See `docs/api.md`.
 pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, ServeError> {
     let site = site.into();
     if !address.ip().is_loopback() && site.token.is_none() {
@@ -155,7 +155,7 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
             if let Err(error) = ended {
                 tracing::error!(%error, "the HTTP server ended");
             }
-            // A read of files that goes on is not waited for.
+            // A read of files in progress is not waited for.
             runtime.shutdown_timeout(Duration::from_millis(100));
         })
         .map_err(bind)?;

@@ -401,7 +401,7 @@ fn strangers_never_keep_away_who_knows_the_token() {
     let mut held = strangers(&server, 200);
     for _ in 0..100 {
         assert_eq!(get(&server, "/api/runs", &bearer).status, 200);
-        // Slow ones go on, and others come: those that are still there are the newest.
+        // Slow ones continue, and others come: those that are still there are the newest.
         for stream in &mut held {
             if stream.write_all(b"E").is_err() {
                 *stream = strangers(&server, 1).remove(0);

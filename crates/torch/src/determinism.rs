@@ -58,7 +58,7 @@ pub fn make_deterministic() -> Result<(), TorchError> {
         let set_fill: SetFill = transmute(symbol(
             c"_ZN2at7Context39setDeterministicFillUninitializedMemoryEb",
         )?);
-        // Not "warn only": attention would go on as before.
+        // Not "warn only": attention would continue as before.
         set(context(), true, false);
         // New memory is written before it is read: filling it first would only cost time.
         set_fill(context(), false);

@@ -32,7 +32,7 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Makes the calling thread a lane of `threads` libtorch threads (at least one) that works on the CPU, or alone.
+    /// Turns the calling thread into a lane of `threads` libtorch threads (at least one) on the CPU, or alone.
     pub fn enter(threads: usize) -> Self {
         let threads = threads.max(1);
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));

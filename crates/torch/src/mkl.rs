@@ -4,7 +4,7 @@
 //! measurement).
 //!
 //! libtorch exports the function that is asked, so one of the same name in the program is called in its
-//! place. It says "Intel" where AVX-512 is there, and the truth elsewhere; MKL goes on to ask the processor
+//! place. It says "Intel" where AVX-512 is there, and the truth elsewhere; MKL then asks the processor
 //! for each instruction set that it uses.
 
 use std::ffi::c_int;

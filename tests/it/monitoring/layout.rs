@@ -16,7 +16,7 @@ pub struct Spec {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
-    /// A number, coloured by thresholds: green, orange from the first, red from the second on; the other way
+    /// A number, colored by thresholds: green, orange from the first, red from the second on; the other way
     /// round where the second is the smaller.
     Number(f64, f64),
     /// A number without a judgement.

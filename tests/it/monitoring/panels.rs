@@ -18,7 +18,7 @@ pub const ROWS: &[(&str, &[Spec])] = &[
 const HEALTH: &[Spec] = &[
     Spec {
         title: "Training",
-        look_for: "1 while training goes on; 0 while a run starts, ends, or is built again after a panic.",
+        look_for: "1 while the run trains; 0 while it starts, ends, or rewinds.",
         kind: Number(1.0, 0.5),
         unit: "none",
         queries: &[("ddk_ready{@}", "{{run}}")],
@@ -44,7 +44,7 @@ const HEALTH: &[Spec] = &[
     Spec {
         title: "Last checkpoint",
         look_for: "What a crash would cost. It rises to the time between two saves and falls to nothing; where \
-                   it goes on rising, saves fail or hang.",
+                   it keeps rising, saves fail or hang.",
         kind: Plain,
         unit: "s",
         queries: &[("time() - ddk_checkpoint_timestamp_seconds{@}", "{{run}}")],
@@ -93,7 +93,7 @@ const HEALTH: &[Spec] = &[
         queries: &[
             (
                 "sum by (run, worker) (increase(ddk_worker_restarts_total{@}[5m]))",
-                "{{run}} {{worker}} built again",
+                "{{run}} {{worker}} restarted",
             ),
             (
                 "sum by (run, reason) (increase(ddk_restorations_total{@}[5m]))",
@@ -142,7 +142,7 @@ const LEARNING: &[Spec] = &[
     Spec {
         title: "Updates that were not made",
         look_for: "Nearly always none. not_finite: overflow, or data that breaks the model; skip_list: data \
-                   that is passed over after a restoration.",
+                   that is skipped after a rewind.",
         kind: Lines,
         unit: "none",
         queries: &[(
@@ -152,7 +152,7 @@ const LEARNING: &[Spec] = &[
     },
     Spec {
         title: "Updates that were undone",
-        look_for: "Work lost to restorations: at the most the steps between two saves, each time.",
+        look_for: "Work lost to rewinds: at most the steps between two saves, each time.",
         kind: Lines,
         unit: "none",
         queries: &[("increase(ddk_rolled_back_updates_total{@}[5m])", "{{run}}")],
@@ -222,7 +222,7 @@ const MIXTURE: &[Spec] = &[
 
 const THROUGHPUT: &[Spec] = &[
     Spec {
-        title: "Tokens a second",
+        title: "Tokens per second",
         look_for: "Flat. A drop with a busy teacher is a slow teacher; with a starved teacher, slow data. Dips \
                    at the intervals' ends are evaluations.",
         kind: Lines,
@@ -233,7 +233,7 @@ const THROUGHPUT: &[Spec] = &[
         ],
     },
     Spec {
-        title: "Tokens a second by model",
+        title: "Tokens per second by model",
         look_for: "The same for both in the long run: the teacher runs ahead by no more than the queues hold.",
         kind: Lines,
         unit: "none",
@@ -243,7 +243,7 @@ const THROUGHPUT: &[Spec] = &[
         title: "FLOP/s by model",
         look_for: "Floating-point operations of the matrix products. Held against what the device can do, it \
                    says how well it is used; a fall with full utilisation is a slower device: heat, or a \
-                   neighbour.",
+                   neighbor.",
         kind: Lines,
         unit: "flops",
         queries: &[("ddk_model_flops_per_second{@}", "{{run}} {{model}}")],
@@ -259,7 +259,7 @@ const THROUGHPUT: &[Spec] = &[
     Spec {
         title: "Step time",
         look_for: "Half of the steps, and 95 of 100, take less. A wide gap is unsteady: evaluations, saves, or \
-                   neighbours on the machine.",
+                   neighbors on the machine.",
         kind: Lines,
         unit: "s",
         queries: &[
@@ -335,8 +335,8 @@ const THROUGHPUT: &[Spec] = &[
     },
     Spec {
         title: "Queues",
-        look_for: "Full before a slow part, empty behind it. batches full and labelled empty: the teacher is \
-                   slow. labelled full: the student is.",
+        look_for: "Full before a slow part, empty behind it. micro_batches full and teacher_outputs empty: \
+                   the teacher is slow. teacher_outputs full: the student is.",
         kind: Lines,
         unit: "none",
         queries: &[("ddk_queue_waiting{@}", "{{run}} {{queue}}")],
@@ -394,7 +394,7 @@ const DOMAINS: &[Spec] = &[
 
 const DATA: &[Spec] = &[
     Spec {
-        title: "Tokens a second by domain",
+        title: "Tokens per second by domain",
         look_for: "Follows the weights.",
         kind: Stacked,
         unit: "none",

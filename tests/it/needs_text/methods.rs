@@ -1,5 +1,5 @@
 //! Every method on the demo's own text: each is killed with signal 9 in the middle, in each of its phases,
-//! and goes on exactly.
+//! and resumes exactly.
 //!
 //! Text, tokenizer and models are made as `ddk compare config/compare-demo.toml` makes them, the models in a few steps.
 

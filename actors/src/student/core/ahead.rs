@@ -15,7 +15,7 @@ pub(super) enum Ahead {
 }
 
 impl Ahead {
-    /// At a run's start, or where it goes on.
+    /// At a run's start, or when it resumes.
     pub(super) fn new(plan: &RunPlan, state: &LoopState) -> Self {
         let ahead = state.ahead.clone();
         ahead

@@ -54,7 +54,7 @@ impl<S: Student> Core<'_, S> {
         for (sum, tokens) in state.interval_tokens.iter_mut().zip(&accumulator.drawn) {
             *sum += tokens;
         }
-        // What was not learnt from moves no mixture.
+        // What was not learned from moves no mixture.
         if line.skipped.is_none() {
             state.interval_losses.add(&accumulator.losses);
         }

@@ -11,7 +11,7 @@ use ddk_settings::Spike;
 use ddk_telemetry::metrics;
 
 use super::{Core, took, unwritten};
-use crate::{Labelled, MicroBatch, PortError, Student, weight_scheduler::announce};
+use crate::{Labeled, MicroBatch, PortError, Student, weight_scheduler::announce};
 
 /// What the micro-batches of a step add up to so far.
 #[derive(Debug, Default)]
@@ -31,15 +31,15 @@ impl<S: Student> Core<'_, S> {
     /// Trains on a micro-batch. The wait for it began at `began`. Returns true if it was the last of its step.
     pub(crate) fn take(
         &mut self,
-        labelled: Labelled<S::Signal>,
+        labeled: Labeled<S::Signal>,
         began: Instant,
     ) -> Result<bool, PortError> {
-        let Labelled {
+        let Labeled {
             batch,
             signal,
             data_wait,
             teacher_seconds,
-        } = labelled;
+        } = labeled;
         assert_eq!(batch.sequence, self.next_sequence);
         self.next_sequence += 1;
         let mut accumulator = match self.accumulator.take() {
@@ -127,7 +127,7 @@ impl<S: Student> Core<'_, S> {
             - self.paused.as_secs_f64();
         let step_seconds = distill - mem::replace(&mut totals.distill_seconds, distill);
         totals.run_seconds = before.run_seconds + elapsed(&self.started);
-        // Nothing is learnt from a step whose update is not made.
+        // Nothing is learned from a step whose update is not made.
         let trained = match update.skipped {
             None => accumulator.drawn.clone(),
             Some(_) => vec![0; accumulator.drawn.len()],
@@ -175,8 +175,8 @@ impl<S: Student> Core<'_, S> {
         Ok(())
     }
 
-    /// Updates the weights, unless the step's data is passed over or its loss is a spike; asks to be rolled
-    /// back where that is the only way on.
+    /// Updates the weights, unless the step's data is skipped or its loss is a spike. Asks for a
+    /// rewind if that is the only way out.
     fn update(&mut self, step: u64, loss: f64) -> Result<UpdateStats, PortError> {
         let guard = &self.plan.guard;
         if self.plan.skip.contains(&step) {

@@ -123,7 +123,7 @@ pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'
     Ok(())
 }
 
-/// Memory that a device could give; `None` where that cannot be learnt.
+/// Memory that a device could give; `None` where that cannot be learned.
 fn free_bytes(device: &str) -> Option<u64> {
     if device != "cpu" {
         return gpu(device)?.free_bytes();

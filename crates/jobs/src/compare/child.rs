@@ -49,12 +49,11 @@ pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result
         Some(number) => format!("it was ended by signal {number}"),
         None => format!("exit code {}", status.code().unwrap_or_default()),
     };
-    Err(anyhow!("{what}: {end}"))
-        .hint("what went wrong is said above; the same command goes on from there")
+    Err(anyhow!("{what}: {end}")).hint("the error is above; the same command resumes from there")
 }
 
 fn stopped(signal: signals::Signal) -> anyhow::Error {
-    say("the comparison is stopped; the same command goes on from there");
+    say("the comparison is stopped; the same command resumes from there");
     signal.ended()
 }
 

@@ -227,7 +227,7 @@ fn skipped(opened: &Opened<LoopState>) -> Vec<String> {
     let damaged = entries.filter_map(|entry| Some((entry, entry.status.as_ref().err()?)));
     let text = |(entry, reason): (&Entry, &String)| {
         format!(
-            "{} is damaged, passed over and set aside: {reason}",
+            "{} is damaged, skipped and set aside: {reason}",
             entry.path.display()
         )
     };

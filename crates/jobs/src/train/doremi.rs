@@ -1,6 +1,6 @@
 //! DoReMi's first two phases: a reference model, then a proxy that finds the mixture. The run itself is the third.
 //!
-//! Each phase is a run like any other, in `phases/` within the run's folder: saved, gone on with, and left
+//! Each phase is a run like any other, in `phases/` within the run's folder: saved, resumed, and left
 //! alone once done.
 
 use std::path::Path;

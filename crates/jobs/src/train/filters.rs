@@ -20,14 +20,14 @@ const FILTERS_FILE: &str = "filters.safetensors";
 
 /// What the run does with filters; none where its loss has no layers.
 pub(super) fn of_run(settings: &Settings, folders: &ModelFolders) -> Result<Option<Filters>> {
-    let learnt = match settings.objective.name {
+    let learned = match settings.objective.name {
         ObjectiveName::Ted => Some(file(&run_folder(settings)?)),
         ObjectiveName::TedFilters => None,
         _ => return Ok(None),
     };
     let (teacher, student) = folders.configs()?;
     let pairs = layer_pairs(&settings.objective, &student, &teacher)?;
-    Ok(Some(Filters { pairs, learnt }))
+    Ok(Some(Filters { pairs, learned }))
 }
 
 /// The pairs of layers that TED compares; empty for other objectives.

@@ -56,7 +56,7 @@ pub(super) fn fork(
         alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
     });
     assert_eq!(state.lengths, Lengths::default());
-    // What a policy has learnt goes on; another one, or one that only holds shares, begins with the mixture in use.
+    // Keep what a policy has learned. Another one, or one that only holds shares, begins with the mixture in use.
     let wanted = new.mixture.policy;
     let goes_on = match wanted {
         MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => false,
@@ -83,7 +83,7 @@ pub(super) fn fork(
     ddk_run::record_event(folder.path(), step, EventKind::Saved, &message)?;
     let stay = kept.iter().flatten().count();
     say(&format!(
-        "forked from step {step} of {}: {stay} of {} domains go on, {} are new",
+        "forked from step {step} of {}: {stay} of {} domains stay, {} are new",
         source.display(),
         kept.len(),
         kept.len() - stay
@@ -91,7 +91,7 @@ pub(super) fn fork(
     Ok(())
 }
 
-/// Settings without which an interval's draws and perplexities do not go on.
+/// Settings that an interval's draws and perplexities depend on.
 fn draws_and_measures_by(settings: &Settings) -> (u64, u64, usize, Packing, bool, Dtype, Dtype) {
     (
         settings.run.seed,

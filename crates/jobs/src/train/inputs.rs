@@ -1,4 +1,4 @@
-//! What a run is made from: checked before it starts, bound to its folder, and checked again when it goes on.
+//! What a run is made from: checked before it starts, bound to its folder, and checked again when it resumes.
 
 use std::{
     fs,
@@ -158,7 +158,7 @@ impl Inputs {
         )?)
     }
 
-    /// Refuses to go on with other settings or inputs than the run was started with.
+    /// Refuses to resume with other settings or inputs than the run was started with.
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         same_settings(folder.path(), settings)?;
         let advice = advice(folder.path());
@@ -224,7 +224,7 @@ fn shortened(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
-/// Refuses to go on in a run's folder with settings that lead to other results.
+/// Refuses to resume in a run's folder with settings that lead to other results.
 pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let then = config::of_run(folder)?;
     let mut now = settings.clone();
@@ -246,7 +246,7 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
 
 fn advice(folder: &Path) -> String {
     format!(
-        "to go on, use the settings in {}/config.toml; to start another run, choose another run.name",
+        "to resume, use the settings in {}/config.toml; to start another run, choose another run.name",
         folder.display()
     )
 }

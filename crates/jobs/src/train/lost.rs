@@ -9,7 +9,7 @@ use crate::{hint::Hint, progress::say};
 pub(super) const ADVICE: &str = "restore it, or start over at step 0 with --restart, which sets aside what is \
                                  there and deletes nothing";
 
-/// Whether there is something to go on from, sound or not.
+/// Whether there is a checkpoint, sound or not.
 pub(super) fn has_checkpoints(folder: &RunFolder) -> Result<bool> {
     let checkpoints = folder.checkpoints();
     Ok(checkpoints.exists() && !CheckpointStore::look(&checkpoints).steps()?.is_empty())

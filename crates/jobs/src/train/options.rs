@@ -51,7 +51,7 @@ pub fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
     Ok(chunk.unwrap_or_else(|| default_chunk(vocabulary, device)))
 }
 
-/// The steps that a run has at the most, by the nearest of its limits, where all its rows are full.
+/// Maximum steps of a run, by the nearest of its limits, if all its rows are full.
 ///
 /// # Errors
 /// It has no limit.

@@ -61,7 +61,7 @@ pub(super) fn finish(
         exported_step,
         serial,
         seconds: seconds_before + began.elapsed().as_secs_f64(),
-        ..summarise(prepared, outcome)?
+        ..summarize(prepared, outcome)?
     };
     let text = serde_json::to_vec_pretty(&summary)?;
     ddk_files::write_atomically(&folder.summary(), &text)?;
@@ -70,8 +70,8 @@ pub(super) fn finish(
     write_report(folder)
 }
 
-/// Makes a run that is done one that goes on: its summary is put aside once it is known that there is a
-/// checkpoint to go on from. The exported student stays until the next one takes its place.
+/// Reopens a run that is done: its summary is put aside once it is known that there is a
+/// checkpoint to resume from. The exported student stays until the next one takes its place.
 pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
     lost::refuse_if_saved(folder)?;
     let store = CheckpointStore::look(&folder.checkpoints());
@@ -79,7 +79,7 @@ pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
     let steps = ddk_run::read::summary(folder.path())?.steps;
     let kept = format!("summary-{steps}.json");
     let message = format!(
-        "the run, which was done after step {steps}, goes on; {kept} is its summary until then"
+        "the run, which was done after step {steps}, continues; {kept} is its summary until then"
     );
     ddk_run::record_event(folder.path(), steps, EventKind::Extended, &message)?;
     let (from, to) = (folder.summary(), folder.path().join(kept));
@@ -157,7 +157,7 @@ fn export(
     Ok((format!("{which}, in {}", out.display()), Some(step)))
 }
 
-fn summarise(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
+fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
     let End::Finished(reason) = outcome.end else {
         return Err(anyhow!("the run was stopped and has no summary"));
     };

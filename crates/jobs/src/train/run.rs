@@ -185,7 +185,7 @@ pub(super) fn run_to_end(
     finished
 }
 
-/// Says where a run was stopped. `from`: whether `--from` chose where it went on.
+/// Says where a run was stopped. `from`: whether `--from` chose where it resumed.
 fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error {
     let when = match step {
         0 => "before its first step".to_owned(),
@@ -193,7 +193,7 @@ fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error 
     };
     let without = if from { " without --from" } else { "" };
     say(&format!(
-        "stopped {when}, saved; the same command{without} goes on from there ({})",
+        "stopped {when}, saved; the same command{without} resumes from there ({})",
         path.display()
     ));
     signal.ended()
@@ -214,7 +214,7 @@ fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
 pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
     if new {
         RunFolder::create(path)
-            .hint("leave --new out to go on with that run, or choose another run.name")
+            .hint("leave --new out to resume that run, or choose another run.name")
     } else {
         RunFolder::open(path).hint("choose another run.name, or run.folder")
     }

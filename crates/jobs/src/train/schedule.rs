@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(of(&["run.max_steps=100"]), (100, Some(100)));
         let set = ["run.max_steps=150", "student.schedule_steps=100"];
         assert_eq!(of(&set), (100, Some(100)));
-        // A budget of tokens ends a run in the middle of an interval, which goes on where the budget grows.
+        // A budget of tokens ends a run in the middle of an interval, which continues if the budget grows.
         let tokens = [
             "run.max_tokens=1000",
             "batch.rows=8",

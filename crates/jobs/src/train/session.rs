@@ -69,7 +69,7 @@ impl Session {
         if settings.run.deterministic {
             make_deterministic()?;
         }
-        // On a thread of its own: the watchdog goes on while this one loads, hashes or exports.
+        // On a thread of its own: the watchdog continues while this one loads, hashes or exports.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -150,7 +150,8 @@ fn serve(
         }
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
             say(&format!(
-                "warning: {error}; going on without the live page and metrics (telemetry.address chooses another port)"
+                "warning: {error}; continuing without the live page and metrics (choose another port with \
+                 telemetry.address)"
             ));
             Ok(None)
         }

@@ -133,7 +133,7 @@ pub(super) fn work(
     })
 }
 
-/// A part that cannot be started is a matter of configuration; after any other failure the run can go on.
+/// A part that cannot be started is a matter of configuration; after any other failure the run can resume.
 fn explain(error: RunError) -> anyhow::Error {
     match error {
         RunError::Start { .. } => usage(error),

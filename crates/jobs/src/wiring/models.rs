@@ -99,7 +99,7 @@ pub(super) fn build_learner(
 ) -> Result<Box<dyn Learner>> {
     let (options, checkpoint) = (start.options, start.checkpoint.as_deref());
     let to_learn = options.filters.clone();
-    let Some(filters) = to_learn.filter(|filters| filters.learnt.is_none()) else {
+    let Some(filters) = to_learn.filter(|filters| filters.learned.is_none()) else {
         let mut student = build_student(settings, folders, options, checkpoint)?;
         student.set_row_losses(start.row_losses);
         return Ok(Box::new(student));

@@ -47,7 +47,7 @@ pub(crate) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
         let method = method
             .as_str()
             .map_or_else(|| method.to_string(), ToOwned::to_owned);
-        return Err(fields.unsupported("quantisation", method, "weights in f32, f16 or bf16"));
+        return Err(fields.unsupported("quantization", method, "weights in f32, f16 or bf16"));
     }
     let design = of_family(fields)?;
     design.check().map_err(|reason| fields.malformed(reason))?;

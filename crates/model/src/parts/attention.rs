@@ -79,7 +79,7 @@ impl Attention {
         })
     }
 
-    /// `[B, T, D]` to `[B, T, D]`. Parts see nothing of each other. With a cache, `x_btd` goes on after what
+    /// `[B, T, D]` to `[B, T, D]`. Parts see nothing of each other. With a cache, `x_btd` continues after what
     /// is cached. No mask is made where the whole sequence is there: attention is causal.
     pub(crate) fn forward(
         &self,

@@ -20,7 +20,7 @@ pub(super) fn charts(group: &Group, runs: &[ComparedRun]) -> Vec<Chart> {
     drawn.collect()
 }
 
-/// Figure 1: a panel a domain, a bar a method, a line for the teacher.
+/// Figure 1: one panel per domain, one bar per method, a line for the teacher.
 fn perplexity(group: &Group) -> Chart {
     let panels = group.teacher.perplexity.iter().map(|(domain, teacher)| {
         let start = group.start.perplexity.get(domain).map(|value| Bar {

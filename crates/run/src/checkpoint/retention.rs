@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct Retention {
     /// So many of the newest, at least one; and so many of those that were set aside.
     pub last: usize,
-    /// Those of steps that are multiples of this, for ever.
+    /// Those of steps that are multiples of this are never removed.
     pub every: Option<u64>,
     /// Whether the best of those that were measured stays.
     pub best: bool,
