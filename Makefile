@@ -31,9 +31,10 @@ gpu-check: ## check all that GPUs compute differently, on cuda:0 (and cuda:1 if 
 gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downloads 530 MB once)
 	@tools/gpu-loading
 
-check: setup ## formatting, line lengths, clippy and docs, warnings as errors
+check: setup ## formatting, line lengths, prose, clippy and docs, warnings as errors
 	cargo fmt --all --check
 	tools/line-length
+	tools/prose
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 
