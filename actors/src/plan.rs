@@ -9,7 +9,7 @@ use ddk_run::{
     Assignments,
     records::{ByDomain, StopReason},
 };
-use ddk_settings::{Guard, Settings, diff, keys};
+use ddk_settings::{Guard, Settings, keys};
 
 /// The plan of a run; fixed before its first step.
 #[derive(Debug, Clone)]
@@ -88,20 +88,16 @@ impl Live {
     /// # Errors
     /// A key or value that is wrong, or a setting that must not change while the run trains.
     pub fn with(&self, values: &Assignments) -> Result<Settings, String> {
-        let before = self.get(Settings::clone);
-        let after = before.with(values).map_err(|error| error.to_string())?;
-        let changes = diff(&before, &after).map_err(|error| error.to_string())?;
-        match changes.iter().find(|change| !change.key.live) {
+        let after = self.get(|settings| settings.with(values));
+        let after = after.map_err(|error| error.to_string())?;
+        let live = keys().filter(|key| key.live);
+        let live: Vec<&str> = live.map(|key| key.path.as_str()).collect();
+        match values.keys().find(|key| !live.contains(&key.as_str())) {
             None => Ok(after),
-            Some(change) => {
-                let live = keys().filter(|key| key.live);
-                let live: Vec<&str> = live.map(|key| key.path.as_str()).collect();
-                Err(format!(
-                    "`{}` cannot change while the run trains; these can: {}",
-                    change.path,
-                    live.join(", ")
-                ))
-            }
+            Some(key) => Err(format!(
+                "`{key}` cannot change while the run trains; these can: {}",
+                live.join(", ")
+            )),
         }
     }
 

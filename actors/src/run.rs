@@ -19,7 +19,7 @@ use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent,
     rpc::CallResult,
 };
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::{
     LoopState, Outcome, Parts, RunError, RunPlan, Student, Teacher,
@@ -213,9 +213,10 @@ impl Actor for RunActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             RunMessage::Build => {
-                let building = (state.build)();
+                let building = tokio::spawn((state.build)());
                 tokio::spawn(async move {
-                    let built = Box::new(building.await);
+                    let lost = |error: JoinError| Err(RunError::Lost(error.to_string()));
+                    let built = Box::new(building.await.unwrap_or_else(lost));
                     myself.cast(RunMessage::Built(built))
                 });
             }
@@ -388,7 +389,10 @@ impl State {
 
     /// Restarts a worker, unless its generation is ending.
     async fn restart(&mut self, worker: WorkerId, myself: &ActorRef<RunMessage>) {
-        let Some(pipeline) = self.pipeline.as_ref().filter(|_| self.goes_on()) else {
+        // The time of a worker of an earlier generation may come now.
+        let is_alive = self.alive.values().any(|(alive, _)| *alive == worker);
+        let goes_on = self.goes_on() && !is_alive;
+        let Some(pipeline) = self.pipeline.as_ref().filter(|_| goes_on) else {
             return;
         };
         let body = pipeline.body(&worker);

@@ -196,6 +196,7 @@ impl<S: Student> StudentLane<S> {
 
     /// Whether the student has been told to end; asked between two batches of an evaluation.
     fn is_told_to_end(&self) -> bool {
+        self.told.hear_all();
         self.told.is_cut_off() || self.context.is_over()
     }
 }

@@ -18,14 +18,15 @@ impl<S: Student> StudentLane<S> {
     pub(super) fn obey(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
         let told = &self.told;
         loop {
-            let is_cut_off = told.is_cut_off();
+            told.hear_all();
             while let Some(request) = told.request() {
                 self.carry_out(core, request)?;
             }
             if told.paused.get().is_none() {
                 return Ok(());
             }
-            if is_cut_off {
+            // Perhaps it came while a request was carried out.
+            if told.is_cut_off() {
                 self.unpause(core);
                 return Ok(());
             }
@@ -45,6 +46,12 @@ impl<S: Student> StudentLane<S> {
             reply,
         } = request;
         let outcome = match command {
+            // Before that, what the first mixture follows from is not in the state.
+            Command::Checkpoint if core.state.at_start.teacher.is_empty() && core.step() == 0 => {
+                Err(Refusal(
+                    "there is nothing to save before the first step".to_owned(),
+                ))
+            }
             Command::Checkpoint => {
                 self.settle(core)?;
                 return core.save(Some(reply));

@@ -52,11 +52,15 @@ impl Told {
         }
     }
 
-    /// Remembers all commands that have come. Whether work is to be cut off.
-    pub(super) fn is_cut_off(&self) -> bool {
+    /// Remembers all commands that have come.
+    pub(super) fn hear_all(&self) {
         self.commands
             .try_iter()
             .for_each(|command| self.hear(command));
+    }
+
+    /// Whether work is to be cut off: by what has been heard.
+    pub(super) fn is_cut_off(&self) -> bool {
         self.stop.get() || self.abandon.get()
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ddk_actors::End;
+use ddk_actors::{End, PortError};
 use ddk_run::{
     OVERRIDES,
     control::{Command, Outcome, Reply},
@@ -186,6 +186,34 @@ async fn a_paused_run_can_be_stopped_and_resumes_unpaused() {
     let outcome = world.run().await.unwrap().unwrap();
     assert_eq!((outcome.end, outcome.step), (End::Stopped, 6));
     (world.commands, world.stop_after) = (Vec::new(), None);
+    world.run().await.unwrap();
+    assert!(world.trajectory() == whole.trajectory());
+}
+
+/// The evaluation hears the word and is cut off; the pause must hear of it too.
+#[tokio::test]
+async fn a_stop_in_an_evaluation_that_was_asked_for_ends_the_pause() {
+    let whole = World::new();
+    whole.run().await.unwrap();
+    let mut world = telling(&[(6, Command::Pause), (6, Command::Evaluate)]);
+    let observer = world.observer.clone();
+    world.hook = Arc::new(move |place, step| match (place, step) {
+        ("evaluate student", 6) => {
+            observer.tell(Command::Stop);
+            Ok(())
+        }
+        ("evaluate until told", 6) => Err(PortError::Other("held".to_owned())),
+        _ => Ok(()),
+    });
+    let outcome = world.run().await.unwrap().unwrap();
+    assert_eq!((outcome.end, outcome.step), (End::Stopped, 6));
+    assert!(
+        refusals(&world)
+            .iter()
+            .any(|text| text.contains("the run is ending"))
+    );
+    world.commands.clear();
+    world.hook = Arc::new(|_, _| Ok(()));
     world.run().await.unwrap();
     assert!(world.trajectory() == whole.trajectory());
 }

@@ -500,6 +500,15 @@ impl Telling {
     }
 }
 
+impl Watcher {
+    /// Has a command carried out at once, from any thread of the run.
+    pub fn tell(self: &Arc<Self>, command: Command) {
+        if let Some(telling) = &*self.telling.lock().unwrap() {
+            telling.tell(command, self);
+        }
+    }
+}
+
 /// The watcher of a run, which keeps the answers.
 pub struct Watching(pub Arc<Watcher>);
 

@@ -69,14 +69,14 @@ pub fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)
 pub(crate) fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
     let store = CheckpointStore::look(&folder.checkpoints());
     checkpoint_of(&store, step)?;
+    for newer in store.set_aside_after(step)? {
+        say(&format!("the checkpoint of step {newer} is set aside"));
+    }
     let overrides = Overrides::open(folder.path())?;
     overrides.append(Override {
         step: step + 1,
         discard_later: true,
         ..Override::default()
     })?;
-    for newer in store.set_aside_after(step)? {
-        say(&format!("the checkpoint of step {newer} is set aside"));
-    }
     Ok(())
 }

@@ -39,9 +39,9 @@ const HEAD_START: Duration = Duration::from_millis(200);
 pub(crate) struct RunControl {
     board: Arc<Board>,
     signals: Signals,
+    folder: PathBuf,
+    /// The run at work: this one, or one that it begins with.
     run: Mutex<Option<RunHandle>>,
-    /// The folder of the run that was started last; its own, or that of a phase.
-    folder: Mutex<PathBuf>,
 }
 
 impl RunControl {
@@ -49,14 +49,13 @@ impl RunControl {
         Arc::new(Self {
             board: Arc::clone(board),
             signals: signals.clone(),
+            folder: folder.to_owned(),
             run: Mutex::default(),
-            folder: Mutex::new(folder.to_owned()),
         })
     }
 
     /// The workers of this run take commands from now on.
-    pub(crate) fn works_on(&self, folder: &Path, run: RunHandle) {
-        folder.clone_into(&mut lock(&self.folder));
+    pub(crate) fn works_on(&self, run: RunHandle) {
         *lock(&self.run) = Some(run);
     }
 
@@ -85,7 +84,7 @@ impl RunControl {
     async fn carry_out(&self, command: Command, source: Source) -> Outcome {
         match command {
             Command::Status => {
-                let (folder, state) = (lock(&self.folder).clone(), self.state());
+                let (folder, state) = (self.folder.clone(), self.state());
                 let read = move || RunView::read(&folder).status(Some(state));
                 let status = tokio::task::spawn_blocking(read).await;
                 let status = status.map_err(|error| Refusal(error.to_string()))?;

@@ -136,6 +136,7 @@ pub fn distill(
             .usage();
         }
         if !extends {
+            inputs::same_rates(&path, settings)?;
             signals.run_is_done();
             signals.begin(Phase::Report)?;
             if result::lacks_report(&folder) {
@@ -185,5 +186,9 @@ pub fn is_done(settings: &Settings) -> Result<bool> {
         return Ok(false);
     }
     inputs::same_settings(&path, settings)?;
-    Ok(!inputs::extends(&path, settings)?)
+    if inputs::extends(&path, settings)? {
+        return Ok(false);
+    }
+    inputs::same_rates(&path, settings)?;
+    Ok(true)
 }

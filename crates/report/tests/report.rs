@@ -40,6 +40,7 @@ fn summary() -> Summary {
         evaluation_seconds: 1.0,
         boundary_seconds: 0.8,
         save_stall_seconds: 0.05,
+        paused_seconds: 0.0,
         overlap: 1.8,
         data_wait_share: 0.001,
         teacher_flops: 2.5e13,

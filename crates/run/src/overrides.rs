@@ -100,11 +100,13 @@ impl Overrides {
         let mut file = options.open(&self.path).map_err(error)?;
         let length = file.metadata().map_err(error)?.len();
         let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-        if let Err(failed) = written {
+        let written = written
+            .map_err(error)
+            .and_then(|()| Ok(ddk_files::sync_folder(ddk_files::parent(&self.path))?));
+        if written.is_err() {
             let _ = file.set_len(length);
-            return Err(error(failed));
         }
-        ddk_files::sync_folder(ddk_files::parent(&self.path))?;
+        written?;
         lines.push(line);
         Ok(())
     }

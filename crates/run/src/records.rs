@@ -317,6 +317,9 @@ pub struct Summary {
     /// Time that training waited for snapshots; saves are written beside it.
     #[serde(default)]
     pub save_stall_seconds: f64,
+    /// Time that somebody paused the run for.
+    #[serde(default)]
+    pub paused_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
     /// Share of `distill_seconds` that a teacher lane waited for rows on average, although a mixture to draw

@@ -11,7 +11,8 @@ use ddk_actors::{Generation, LoopState, Observer, Parts, Totals};
 use ddk_engine::StudentOptions;
 use ddk_model::ModelConfig;
 use ddk_run::{
-    CheckpointStore, Entry, Journal, Opened, Overrides, Retention, RunFolder, records::EventKind,
+    CheckpointStore, Entry, Journal, Opened, Override, Overrides, Retention, RunFolder, Source,
+    records::EventKind,
 };
 use ddk_settings::Settings;
 use ddk_telemetry::{Board, metrics};
@@ -106,7 +107,18 @@ impl Assembly {
         printer.begin(totals);
         let at_start = config::of_run(folder.path())?;
         if is_first {
-            changes::take_edited(&at_start, &prepared.settings, &self.overrides, step + 1)?;
+            let (set, in_words) = changes::edited(&at_start, &prepared.settings, &self.overrides)?;
+            if !set.is_empty() {
+                let step = step + 1;
+                say(&format!("from step {step} on: {in_words}"));
+                self.overrides.append(Override {
+                    step,
+                    source: Source::Config,
+                    set,
+                    ..Override::default()
+                })?;
+                journal.event(step - 1, EventKind::Changed, &in_words)?;
+            }
         }
         let live = changes::of_start(&settings, &at_start)?;
         let live = live.with(&self.overrides.up_to(step + 1))?;

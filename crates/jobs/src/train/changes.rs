@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ddk_run::{
-    Assignments, Override, Overrides, Source,
+    Assignments, Overrides, Source,
     control::{Command, Control},
 };
 use ddk_settings::{Change, Settings, diff};
@@ -27,25 +27,21 @@ pub(super) fn of_start(settings: &Settings, at_start: &Settings) -> Result<Setti
     })
 }
 
-/// Takes live settings that were edited since the configuration was read last, from `step` on.
-pub(super) fn take_edited(
+/// Live settings that were edited since the configuration was read last: their values, and both in words.
+pub(super) fn edited(
     at_start: &Settings,
     settings: &Settings,
     overrides: &Overrides,
-    step: u64,
-) -> Result<()> {
+) -> Result<(Assignments, String)> {
     let before = at_start.with(&overrides.configured())?;
-    let set = live_values(&diff(&before, settings)?)?;
-    if set.is_empty() {
-        return Ok(());
-    }
-    let source = Source::Config;
-    Ok(overrides.append(Override {
-        step,
-        source,
-        set,
-        ..Override::default()
-    })?)
+    let mut changes = diff(&before, settings)?;
+    changes.retain(|change| change.key.live);
+    let in_words = changes.iter().map(|change| {
+        let [old, new] = change.shown();
+        format!("`{}` was {old}, and is {new} now", change.path)
+    });
+    let in_words = in_words.collect::<Vec<_>>().join("; ");
+    Ok((live_values(&changes)?, in_words))
 }
 
 /// The new values of live settings.

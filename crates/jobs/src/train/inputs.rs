@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use ddk_model::CONFIG_HASH;
-use ddk_run::{RunFolder, read::record};
+use ddk_run::{Overrides, RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
@@ -242,6 +242,21 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         }
         None => Ok(()),
     }
+}
+
+/// Refuses the settings of a finished run if one was edited that its steps would have followed.
+pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
+    let overrides = Overrides::open(folder)?;
+    let (set, in_words) = changes::edited(&config::of_run(folder)?, settings, &overrides)?;
+    if !set.keys().any(|key| key.starts_with("student.")) {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "{} holds a finished run: {in_words}",
+        folder.display()
+    ))
+    .hint(advice(folder))
+    .usage()
 }
 
 fn advice(folder: &Path) -> String {

@@ -199,6 +199,7 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
         evaluation_seconds: totals.evaluation_seconds,
         boundary_seconds: totals.boundary_seconds,
         save_stall_seconds: totals.save_stall_seconds,
+        paused_seconds: totals.paused_seconds,
         overlap: busy / distill,
         data_wait_share: totals.data_wait_seconds / distill / prepared.plan.teacher_lanes as f64,
         teacher_flops: totals.teacher_flops,

@@ -82,7 +82,7 @@ pub(super) fn work(
     };
     let ended = session.runtime.block_on(async {
         let run = Run::start(assemble, overrides).await?;
-        control.works_on(folder.path(), run.handle());
+        control.works_on(run.handle());
         if let Some(source) = reload {
             changes::on_hangup(
                 source.clone(),

@@ -62,6 +62,15 @@ pub fn student(
     })
 }
 
+impl StudentPort {
+    /// Takes the rates as they are now: somebody may have changed them since the last step.
+    fn take_learning_rates(&mut self) {
+        let rates = |settings: &Settings| (settings.student.lr, settings.student.lr_end);
+        let (peak, end) = self.live.get(rates);
+        self.student.set_learning_rates(peak, end);
+    }
+}
+
 impl ddk_actors::Student for StudentPort {
     type Signal = Option<TeacherOutput>;
     type Weights = Vec<Tensor>;
@@ -88,9 +97,7 @@ impl ddk_actors::Student for StudentPort {
     }
 
     fn update(&mut self, step: u64) -> Result<UpdateStats, PortError> {
-        let rates = |settings: &Settings| (settings.student.lr, settings.student.lr_end);
-        let (peak, end) = self.live.get(rates);
-        self.student.set_learning_rates(peak, end);
+        self.take_learning_rates();
         let (student, began) = (&mut self.student, Instant::now());
         let update = || Ok(student.update(step)?);
         let (mut stats, waited) = self.context.work_in_turn(Work::Train, update)?;
@@ -103,6 +110,7 @@ impl ddk_actors::Student for StudentPort {
     }
 
     fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError> {
+        self.take_learning_rates();
         let mut stats = self
             .student
             .discard(step, reason)
