@@ -1,5 +1,6 @@
 # What a user and a developer type. Each target does all the set-up it needs.
-.PHONY: help setup demo-text build demo test test-full full gpu-check gpu-loading check deny bench bench-telemetry
+.PHONY: help setup demo-text build demo test test-full full generate gpu-check gpu-loading check deny bench \
+	bench-telemetry
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +25,10 @@ test-full: ## run every test with the full counts; SKIP as above
 
 full: ## run test-full and the demo from its start, and keep the last lines in docs/full-run.txt
 	@tools/full-run
+
+generate: setup ## write the files that are generated from declarations: settings, metrics, dashboard
+	UPDATE=1 cargo test --release --locked --workspace --test layers
+	UPDATE=1 cargo test --release --locked --workspace --test it monitoring::files
 
 gpu-check: ## check all that GPUs compute differently, on cuda:0 (and cuda:1 if it is there); DEVICE=cpu: on the CPU
 	@DEVICE='$(DEVICE)' tools/gpu-check

@@ -27,18 +27,18 @@ def write_world(folder, shape, program):
         hidden, layers, heads, inner = shape[name]
         models += f"""
 [pretrain.{name}]
-out = "{name}"
+output_dir = "{name}"
 steps = 1
-rows = 1
-micro_rows = 1
+global_batch_size = 1
+micro_batch_size = 1
 warmup_steps = 0
 seed = {len(name) + hidden}
 [pretrain.{name}.architecture]
 hidden_size = {hidden}
 intermediate_size = {inner}
-layers = {layers}
-heads = {heads}
-kv_heads = {heads}
+num_hidden_layers = {layers}
+num_attention_heads = {heads}
+num_key_value_heads = {heads}
 """
     pytorch.write_config(folder, shape, models)
     for name in ["teacher", "student"]:

@@ -99,10 +99,10 @@ def write_world(folder, shape, device):
 [run]
 name = "run"
 [corpus]
-folder = "prepared"
+dir = "prepared"
 tokenizer = "tokenizer"
 sequence_length = {length}
-validation_share = 0.3
+validation_fraction = 0.3
 validation_documents = 1
 [domains.text]
 files = ["text.jsonl"]
@@ -114,12 +114,13 @@ dtype = "bf16"
 model = "student"
 device = "{device}"
 dtype = "bf16"
+[optimizer]
 lr = 1e-4
-[batch]
-rows = {shape['rows']}
-micro_rows = {shape['rows']}
+[training]
+global_batch_size = {shape['rows']}
+micro_batch_size = {shape['rows']}
 [checkpoint]
-every = 1000
+interval = 1000
 [telemetry]
 enabled = false
 """)

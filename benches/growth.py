@@ -35,14 +35,15 @@ def world(folder, domains, length, rows, validation=1):
     names = [f"d{number:03}" for number in range(domains)]
     write_text([folder / f"{name}.jsonl" for name in names], WORDS, 200, 400)
     shape = lambda hidden, layers: (
-        f"hidden_size = {hidden}\nintermediate_size = {3 * hidden}\nlayers = {layers}\nheads = 2\nkv_heads = 2\n"
+        f"hidden_size = {hidden}\nintermediate_size = {3 * hidden}\nnum_hidden_layers = {layers}\n"
+        "num_attention_heads = 2\nnum_key_value_heads = 2\n"
     )
     models = "".join(f"""
 [pretrain.{name}]
-out = "{name}"
+output_dir = "{name}"
 steps = 1
-rows = 2
-micro_rows = 2
+global_batch_size = 2
+micro_batch_size = 2
 lr = 1e-3
 [pretrain.{name}.architecture]
 {shape(hidden, layers)}""" for name, hidden, layers in [("teacher", 64, 2), ("student", 32, 1)])
@@ -52,23 +53,23 @@ method = "kd"
 [run]
 name = "run"
 [corpus]
-folder = "prepared"
+dir = "prepared"
 tokenizer = "tokenizer"
 sequence_length = {length}
-validation_share = 0.2
+validation_fraction = 0.2
 validation_documents = {validation}
 {sources}
 [teacher]
 model = "teacher"
 [student]
 model = "student"
-[batch]
-rows = {rows}
-micro_rows = {rows}
+[training]
+global_batch_size = {rows}
+micro_batch_size = {rows}
 [mixture]
 interval = 500
 [checkpoint]
-every = 1000000
+interval = 1000000
 [telemetry]
 enabled = false
 {models}""")
@@ -178,7 +179,7 @@ def evaluation(folder):
         name = f"documents-{documents}"
         more = [
             f"corpus.validation_documents={documents}",
-            f'corpus.folder="prepared-{documents}"',
+            f'corpus.dir="prepared-{documents}"',
             "method=ddk",
             "mixture.interval=2",
         ]

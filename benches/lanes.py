@@ -1,4 +1,4 @@
-"""What balancing lanes on the CPU is worth: `run.threads = "auto"` against one thread per lane, alternating in one run.
+"""What balancing threads on the CPU gains: `pipeline.threads = "auto"` against one thread per model, alternating.
 
 usage: make build; FOLDER/bin/python benches/lanes.py [--rounds 5] [--steps 12]          FOLDER: from tools/python-env
 
@@ -20,7 +20,7 @@ PAIRS = {
     "student slower": {**COMMON, "teacher": [512, 4, 8, 1408], "student": [512, 4, 8, 1408]},
 }
 WANTED = 1.3
-SETTINGS = {"fixed": [], "auto": ["run.threads=auto"]}
+SETTINGS = {"fixed": [], "auto": ["pipeline.threads=auto"]}
 
 
 def compare(rounds, steps):
@@ -38,7 +38,7 @@ def compare(rounds, steps):
                 for kind, sets in SETTINGS.items():
                     result = ddk_steps(folder, shape, steps, f"{kind}-{number}", sets)
                     rates[kind].append(tokens / result["seconds"])
-            said = [line for line in (folder / "said").read_text().splitlines() if "run.threads" in line]
+            said = [line for line in (folder / "said").read_text().splitlines() if "pipeline.threads" in line]
             print(f"{name}: {said}", file=sys.stderr)
         ratios = sorted(auto / fixed for fixed, auto in zip(rates["fixed"], rates["auto"]))
         medians = " | ".join(f"{statistics.median(rates[kind]):.0f}" for kind in SETTINGS)

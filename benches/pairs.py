@@ -138,9 +138,9 @@ def main():
             if options.lines:
                 continue
 
-            two, two_again = check(), check("student.recompute=true")
+            two, two_again = check(), check("student.activation_checkpointing=true")
             on_one = ['teacher.devices=["cuda:0"]', "student.device=cuda:0"]
-            one, one_again = check(*on_one), check(*on_one, "student.recompute=true")
+            one, one_again = check(*on_one), check(*on_one, "student.activation_checkpointing=true")
         tokens = ROWS * LENGTH
         layers_of_teacher, head_of_teacher = operations(teacher, words)
         layers_of_student, head_of_student = operations(student, words)

@@ -67,10 +67,10 @@ method = "{shape['method']}"
 [run]
 name = "run"
 [corpus]
-folder = "prepared"
+dir = "prepared"
 tokenizer = "tokenizer"
 sequence_length = {length}
-validation_share = 0.3
+validation_fraction = 0.3
 validation_documents = 1
 [domains.one]
 files = ["one.jsonl"]
@@ -80,12 +80,13 @@ files = ["two.jsonl"]
 model = "teacher"
 [student]
 model = "student"
+[optimizer]
 lr = 1e-4
-[batch]
-rows = {shape['rows']}
-micro_rows = {shape['rows'] // 4}
+[training]
+global_batch_size = {shape['rows']}
+micro_batch_size = {shape['rows'] // 4}
 [checkpoint]
-every = 1000
+interval = 1000
 [telemetry]
 enabled = false
 """

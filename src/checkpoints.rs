@@ -27,7 +27,7 @@ pub fn run(args: &cli::Checkpoints, out: &mut dyn Write) -> Result<()> {
     for entry in &entries {
         let step = entry.step;
         let mark = match best.filter(|best| best.step == step) {
-            Some(best) => format!(", best (mean ratio {:.3})", best.ratio),
+            Some(best) => format!(", best (mean gap {:.3})", best.gap),
             None => String::new(),
         };
         let (size, state) = match &entry.status {

@@ -146,7 +146,7 @@ pub enum CtlCommand {
     Pause,
     /// Train on
     Resume,
-    /// Change live settings from the next step on, for example student.lr=1e-5
+    /// Change live settings from the next step on, for example optimizer.lr=1e-5
     ///
     /// The change is written to overrides.jsonl, so a run that is killed repeats it at the same step.
     Set {
@@ -181,8 +181,8 @@ pub enum DataCommand {
         #[arg(long, value_name = "N", default_value_t = 2)]
         rows: u64,
     },
-    /// Print the rows that a step of a run was trained on (needs run.trace = true)
-    Trace {
+    /// Print the sequences that a step of a run was trained on (needs log.samples = true)
+    Samples {
         /// The run's folder
         #[arg(value_name = "RUN")]
         run: PathBuf,
@@ -210,7 +210,7 @@ pub struct Generate {
     pub prompt: String,
     /// Maximum number of tokens to write
     #[arg(long, value_name = "N", default_value_t = 100)]
-    pub max_tokens: usize,
+    pub max_new_tokens: usize,
     /// 0: always the likeliest token; higher: bolder
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,

@@ -24,7 +24,7 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
             domain,
             rows,
         } => inspect(config, domain.as_deref(), *rows, out),
-        DataCommand::Trace { run, step } => trace(run, *step, out),
+        DataCommand::Samples { run, step } => samples(run, *step, out),
     }
 }
 
@@ -104,11 +104,11 @@ fn print_row(row: &Sequence, tokenizer: &TokenizerFolder, out: &mut dyn Write) -
     Ok(())
 }
 
-fn trace(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
+fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
     let path = run.join("samples.jsonl");
     let file = std::fs::File::open(&path)
         .with_context(|| format!("cannot read {}", path.display()))
-        .hint("samples.jsonl is written by runs with run.trace = true")?;
+        .hint("samples.jsonl is written by runs with log.samples = true")?;
     let settings = ddk_jobs::config::of_run(run)?;
     let (options, tokenizer) = prepare::options(&settings)?;
     let row_options = prepare::row_options(&settings);
@@ -121,22 +121,22 @@ fn trace(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
             continue;
         }
         let domain = PreparedDomain::open(&options.folder, &sample.domain, row_options)?;
-        let row = domain.sequence(sample.row)?;
+        let row = domain.sequence(sample.sequence)?;
         let spans = row.spans.iter().zip(&sample.spans);
         let same = spans.into_iter().all(|(now, then)| {
             (now.document, now.offset, now.tokens) == (then.document, then.offset, then.tokens)
         });
         if !same || row.spans.len() != sample.spans.len() {
             return Err(anyhow!(
-                "row {} of `{}` is not the one that the run saw: the corpus was prepared again since",
-                sample.row,
+                "sequence {} of `{}` is not the one that the run saw: the corpus was prepared again since",
+                sample.sequence,
                 sample.domain
             ));
         }
         writeln!(
             out,
-            "{}: row {} of pass {}, drawn by mixture {}",
-            sample.domain, sample.row, sample.pass, sample.mixture_version
+            "{}: sequence {} of epoch {}, drawn in interval {}",
+            sample.domain, sample.sequence, sample.epoch, sample.interval
         )?;
         print_row(&row, &tokenizer, out)?;
         found += 1;

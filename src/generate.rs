@@ -35,7 +35,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
     let mut generator = Generator::new(&model, &prompt, vocabulary, sampling)?;
     write!(out, "{}", args.prompt)?;
     let began = Instant::now();
-    while tokens.len() - prompt.len() < args.max_tokens {
+    while tokens.len() - prompt.len() < args.max_new_tokens {
         let Some(token) = generator.next_token()? else {
             say("\nthe model was made for no more positions");
             break;

@@ -175,23 +175,23 @@ fn render(
          # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
          [run]\nname = \"{student}-from-{teacher}\"\n\
          max_steps = 5000          # an end; or max_tokens, or max_intervals\n\n\
-         [corpus]\nfolder = \"prepared/{student}-from-{teacher}\"   # tokens are kept here\n\
-         sequence_length = {length}    # tokens of a row\n\
-         validation_share = 0.05   # documents set aside, by a hash of their content\n\
+         [corpus]\ndir = \"prepared/{student}-from-{teacher}\"   # the prepared corpus\n\
+         sequence_length = {length}    # tokens per sequence\n\
+         validation_fraction = 0.05   # documents set aside, by a hash of their content\n\
          validation_documents = 500\n\n\
          [teacher]\nmodel = {of_teacher}\n\
          # devices = [\"cuda:0\"]    # one entry per replica; \"cuda:0+cuda:1\" spreads one over two GPUs\n\
          # dtype = \"bf16\"\n\n\
          [student]\nmodel = {of_student}\n\
-         # device = \"cuda:1\"\n# dtype = \"bf16\"\n\
-         lr = 3e-5                 # from 0 in warmup_steps, then a cosine to lr_end\n\
-         lr_end = 3e-6\nwarmup_steps = 100\n\n\
-         [batch]\nrows = 16                 # of an optimizer step\n\
-         micro_rows = 4            # at a time: smaller needs less memory\n\n\
+         # device = \"cuda:1\"\n# dtype = \"bf16\"\n\n\
+         [training]\nglobal_batch_size = 16    # sequences per optimizer step\n\
+         micro_batch_size = 4      # sequences at a time: smaller needs less memory\n\n\
+         [optimizer]\nlr = 3e-5                 # the peak, after the warmup\n\n\
+         [lr_scheduler]\nwarmup_steps = 100\nmin_lr = 3e-6             # at the end of a cosine\n\n\
          [mixture]\nalpha = 0.5               # 0: all domains alike; 1: no floor\n\
          interval = 500            # steps between two updates of the mixture\n\n\
          [objective]\ngamma = 0.2               # loss = CE + gamma KL(teacher, student)\n\n\
-         [checkpoint]\nevery = 500\n",
+         [checkpoint]\ninterval = 500            # steps\n",
         out = args.out.display(),
         teacher = name(&args.teacher),
         student = name(&args.student),
@@ -206,9 +206,9 @@ fn render(
             text.push_str(&format!("text_field = {}\n", quoted(&args.text_field)));
         }
         if let Some((field, value)) = &domain.only {
-            text.push_str(&format!("domain_field = {}\n", quoted(field)));
+            text.push_str(&format!("filter_field = {}\n", quoted(field)));
             if *value != domain.name {
-                text.push_str(&format!("domain_value = {}\n", quoted(value)));
+                text.push_str(&format!("filter_value = {}\n", quoted(value)));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::{Result, ensure};
 use ddk_jobs::{hint::Hint, output::print_json};
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, Feedback, FirstInterval, Perplexities, Policy, Sheared, TrainingSums,
+    Ddk, DdkNoSmoothing, Feedback, InitialMixture, Perplexities, Policy, Sheared, TrainingSums,
     discrepancy,
 };
 use ddk_report::document::Table;
@@ -136,7 +136,7 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
         student: args.student_ppl.clone(),
         teacher: args.teacher_ppl.clone(),
     };
-    let first = FirstInterval::Natural;
+    let first = InitialMixture::Natural;
     let policy: &mut dyn Policy = match args.policy.as_str() {
         "ddk" => &mut Ddk::going_on(args.alpha, 1, previous.clone()),
         "sheared" => &mut Sheared::new(1, first, vec![None; count]),

@@ -20,7 +20,7 @@ const TOKEN_LENGTH: usize = 16;
 pub fn run(args: &cli::Serve) -> Result<()> {
     if !args.runs.is_dir() {
         return Err(anyhow!("{} is no folder", args.runs.display()))
-            .hint("name the folder that holds the runs' folders; it is run.folder of their configurations")
+            .hint("name the folder that holds the runs' folders; it is run.output_dir of their configurations")
             .usage();
     }
     let token = token()?;

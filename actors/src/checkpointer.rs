@@ -50,7 +50,7 @@ impl Checkpointer {
                 self.context
                     .plan
                     .live
-                    .get(|settings| settings.checkpoint.keep),
+                    .get(|settings| settings.checkpoint.keep_latest),
             );
             self.store.measured(&request.state.measured);
             self.save(request);

@@ -31,7 +31,7 @@ pub struct Interval {
     pub cursors: Vec<Cursor>,
     /// The last evaluation before it.
     #[serde(default)]
-    pub evaluated: Evaluated,
+    pub evaluated: Evaluation,
     /// Its line in `mixture.jsonl`, which the student writes before its first step; none where that has been done.
     #[serde(skip)]
     pub line: Option<Arc<MixtureLine>>,
@@ -39,14 +39,14 @@ pub struct Interval {
 
 /// An evaluation of the student, as an interval remembers it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Evaluated {
+pub struct Evaluation {
     /// The step after which it was made.
     pub step: u64,
     /// Perplexities by domain; none where one is not finite.
     pub student: Vec<Option<f64>>,
 }
 
-impl Evaluated {
+impl Evaluation {
     /// What the student's perplexities after `step` are remembered as.
     pub fn new(step: u64, student: &[f64]) -> Self {
         let finite = |value: &f64| value.is_finite().then_some(*value);

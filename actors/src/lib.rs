@@ -41,5 +41,5 @@ pub use messages::{End, Outcome};
 pub use plan::{Live, RunPlan};
 pub use ports::{Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Work};
 pub use run::{Generation, Run, RunHandle};
-pub use state::{Fork, LoopState, LossWindow, Totals};
+pub use state::{Fork, LoopState, LossHistory, Totals};
 pub use worker::{Exit, WorkerId};

@@ -53,7 +53,7 @@ pub struct Outcome {
     /// Intervals begun.
     pub intervals: u64,
     /// Perplexities before the first step.
-    pub at_start: Perplexities,
+    pub baseline: Perplexities,
     /// The student's after the last, where the run is done.
     pub after: Option<Vec<f64>>,
     /// Gap to the teacher at each evaluation, the last one included.

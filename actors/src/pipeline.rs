@@ -176,7 +176,7 @@ async fn start_scheduler(
     state: &LoopState,
 ) -> Result<ActorRef<WeightSchedulerMessage>, ActorProcessingErr> {
     if let Some(last) = plan.max_steps {
-        metrics::STEP_LIMIT.with(&[]).set(last as f64);
+        metrics::MAX_STEPS.with(&[]).set(last as f64);
     }
     metrics::CHECKPOINT_STEP.with(&[]).set(state.step as f64);
     if state.step > 0 {
@@ -186,7 +186,7 @@ async fn start_scheduler(
         publish(&scheduler.scheduler.line(interval, of_interval, None));
         let cursors = interval.cursors.iter().zip(&plan.domain_rows);
         for (domain, (cursor, rows)) in plan.domains.iter().zip(cursors) {
-            metrics::PASSES.with(&[domain]).set(cursor.passes(*rows));
+            metrics::EPOCHS.with(&[domain]).set(cursor.passes(*rows));
         }
     }
     if !state.at_interval_end() {
@@ -202,7 +202,7 @@ async fn start_scheduler(
 
 /// What the interval after that of `state` follows from, where mixtures lag.
 fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<IntervalEnd> {
-    let ahead = state.ahead.as_ref().filter(|_| plan.lag > 0)?;
+    let ahead = state.lagged_evaluation.as_ref().filter(|_| plan.lag > 0)?;
     let measured = !ahead.student.is_empty();
     let student = measured.then(|| ahead.perplexities(&[]).student);
     Some(IntervalEnd::lagged(ahead.step, student, plan.domains.len()))

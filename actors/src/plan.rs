@@ -9,7 +9,7 @@ use ddk_run::{
     Assignments,
     records::{ByDomain, StopReason},
 };
-use ddk_settings::{Guard, Settings, keys};
+use ddk_settings::{Recovery, Settings, keys};
 
 /// The plan of a run; fixed before its first step.
 #[derive(Debug, Clone)]
@@ -37,8 +37,8 @@ pub struct RunPlan {
     pub max_steps_reason: StopReason,
     /// Ends the run at the end of the step in which so many tokens have been trained on.
     pub max_tokens: Option<u64>,
-    /// Ends the run where perplexities are measured and no ratio is larger.
-    pub stop_ratio: Option<f64>,
+    /// Ends the run at an evaluation in which no domain's gap is larger.
+    pub target_gap: Option<f64>,
     /// Intervals between an evaluation and the mixture that follows from it: 0 (the pipeline waits at each
     /// interval's end) or 1.
     pub lag: u64,
@@ -61,7 +61,7 @@ pub struct RunPlan {
     /// Steps whose data is skipped, because training went wrong on it.
     pub skip: BTreeSet<u64>,
     /// What is done when numbers go wrong.
-    pub guard: Guard,
+    pub recovery: Recovery,
     /// Floating-point operations of one evaluation of the student.
     pub evaluation_flops: f64,
     /// Of the teacher's, where it is still to be made: 0 where its perplexities are known.

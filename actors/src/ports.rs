@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ddk_corpus::{Cursor, Sample};
 use ddk_run::{
     CheckpointStore, Journal, MicroBatchSums, Overrides, SnapshotFile, UpdateStats,
-    records::{EventLine, MixtureLine, StepLine},
+    records::{EventLine, MixtureLine, StepRecord},
 };
 use ddk_telemetry::{Board, Progress};
 
@@ -134,7 +134,7 @@ pub trait Observer: Send + Sync {
 #[derive(Debug)]
 pub struct StepReport<'a> {
     /// Its line in `run.jsonl`.
-    pub line: &'a StepLine,
+    pub line: &'a StepRecord,
     /// The step at which the run ends, where it has one.
     pub limit: Option<u64>,
     /// Weight of each domain, by name.

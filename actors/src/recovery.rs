@@ -5,7 +5,7 @@
 //! | panic; unreadable data | loader | restart on the same queues; what it had in hand is done again |
 //! | panic | teacher | the same |
 //! | panic | student, batcher | rewind to the last checkpoint |
-//! | training went wrong | student | rewind, and skip the steps at fault, at most `guard.max_rollbacks` times |
+//! | training went wrong | student | rewind, and skip the steps at fault, at most `recovery.max_rollbacks` times |
 //! | out of memory | any | rewind with a smaller size, chosen by what ran out of memory |
 //! | anything else; the budget is spent | any | the student saves the last step, and the run ends |
 
@@ -48,7 +48,7 @@ pub struct Rewind {
     pub after: Duration,
     /// The kind of its event.
     pub kind: EventKind,
-    /// Its label in `ddk_restorations_total`.
+    /// Its label in `ddk_rewinds_total`.
     pub reason: &'static str,
     /// Its event's message.
     pub message: String,
@@ -99,7 +99,7 @@ impl Recovery {
                     reason,
                 }),
             ) => {
-                let is_allowed = self.overrides.rollbacks() < plan.guard.max_rollbacks;
+                let is_allowed = self.overrides.rollbacks() < plan.recovery.max_rollbacks;
                 is_allowed.then(|| Rewind {
                     after: Duration::ZERO,
                     kind: EventKind::RolledBack,
@@ -163,20 +163,20 @@ impl Recovery {
 /// The setting to make smaller after that work ran out of memory, and what that means; `None` if nothing is left to
 /// make smaller.
 fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments, String)> {
-    let micro_rows = settings.batch.micro_rows;
+    let micro_rows = settings.training.micro_batch_size;
     let teacher_rows = settings
         .teacher
-        .batch_rows
+        .batch_size
         .unwrap_or(micro_rows)
         .min(micro_rows);
-    let evaluation_rows = settings.evaluation.batch_rows as u64;
+    let evaluation_rows = settings.evaluation.batch_size as u64;
     // A micro-batch has to divide the batch.
     let half = |rows: u64| if rows.is_multiple_of(2) { rows / 2 } else { 1 };
     let of_head = || {
         let half = chunk / 2;
         (half >= SMALLEST_CHUNK).then(|| {
             (
-                "objective.chunk",
+                "objective.chunk_size",
                 half.into(),
                 format!("the head takes {half} positions at a time now"),
             )
@@ -186,7 +186,7 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
         Work::Label if teacher_rows > 1 => {
             let rows = half(teacher_rows);
             (
-                "teacher.batch_rows",
+                "teacher.batch_size",
                 rows.into(),
                 format!("the teacher takes {rows} rows at a time now"),
             )
@@ -194,7 +194,7 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
         Work::Evaluate if evaluation_rows > 1 => {
             let rows = half(evaluation_rows);
             (
-                "evaluation.batch_rows",
+                "evaluation.batch_size",
                 rows.into(),
                 format!("an evaluation takes {rows} documents at a time now"),
             )
@@ -202,13 +202,13 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
         Work::Train if micro_rows > 1 => {
             let rows = half(micro_rows);
             (
-                "batch.micro_rows",
+                "training.micro_batch_size",
                 rows.into(),
                 format!("a micro-batch has {rows} rows now"),
             )
         }
-        Work::Train if !settings.student.recompute => (
-            "student.recompute",
+        Work::Train if !settings.student.activation_checkpointing => (
+            "student.activation_checkpointing",
             true.into(),
             "the backward pass recomputes activations now".to_owned(),
         ),

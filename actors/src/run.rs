@@ -422,7 +422,7 @@ impl State {
             return self.end(Err(RunError::Lost(error.to_string())), myself);
         }
         pipeline.context.note(rewind.kind, &rewind.message);
-        metrics::RESTORATIONS.with(&[rewind.reason]).increment(1);
+        metrics::REWINDS.with(&[rewind.reason]).increment(1);
         tracing::warn!(kind = %rewind.kind, message = rewind.message, "resuming from the last checkpoint");
         if self.is_stopped {
             return self.end(Ok(None), myself);

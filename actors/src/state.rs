@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use ddk_corpus::Cursor;
 use ddk_mixture::{Perplexities, PolicyState, Quota, TrainingSums, shares_of_domains};
 use ddk_run::{Lengths, Measured};
-use ddk_settings::Guard;
+use ddk_settings::Recovery;
 use serde::{Deserialize, Serialize};
 
-use crate::{Interval, RunPlan, interval::Evaluated};
+use crate::{Interval, RunPlan, interval::Evaluation};
 
 /// The loop at a step boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,11 +18,11 @@ pub struct LoopState {
     /// The interval that it belongs to.
     pub interval: Interval,
     /// Perplexities before the first step.
-    pub at_start: Perplexities,
+    pub baseline: Perplexities,
     /// What the next interval is decided by, where mixtures lag: the evaluation made when this interval
     /// began, empty where none was due then.
     #[serde(default)]
-    pub ahead: Option<Evaluated>,
+    pub lagged_evaluation: Option<Evaluation>,
     /// Tokens drawn from each domain in this interval so far.
     pub interval_tokens: Vec<u64>,
     /// Losses by domain of this interval's updates so far, where the mixture is moved by them.
@@ -36,10 +36,10 @@ pub struct LoopState {
     /// Bytes of the run's files.
     pub lengths: Lengths,
     /// The losses that a spike is told by.
-    pub losses: LossWindow,
+    pub loss_history: LossHistory,
     /// Steps whose update was skipped since the last update. Steps on the skip list do not count.
     #[serde(default)]
-    pub skipped_steps: Vec<u64>,
+    pub consecutive_skips: Vec<u64>,
 }
 
 /// How a forked run follows from the run that it is forked from.
@@ -98,18 +98,18 @@ impl LoopState {
                 policy,
                 quota: Quota::new(domains),
                 cursors: vec![Cursor::default(); domains],
-                evaluated: Evaluated::default(),
+                evaluated: Evaluation::default(),
                 line: None,
             },
-            at_start: Perplexities::default(),
-            ahead: None,
+            baseline: Perplexities::default(),
+            lagged_evaluation: None,
             interval_tokens: vec![0; domains],
             interval_losses: TrainingSums::new(domains),
             measured: Vec::new(),
             totals: Totals::new(domains),
             lengths: Lengths::default(),
-            losses: LossWindow::default(),
-            skipped_steps: Vec::new(),
+            loss_history: LossHistory::default(),
+            consecutive_skips: Vec::new(),
         }
     }
 
@@ -155,12 +155,12 @@ impl LoopState {
             quota: old.quota.of_domains(fork.kept),
             cursors: (0..count).map(|new| fork.cursor(new, &cursors)).collect(),
             // As for the perplexities at the start.
-            evaluated: Evaluated::default(),
+            evaluated: Evaluation::default(),
             line: None,
         };
         // Measured again on the new list: what a forked run begins with is what it is compared with.
-        state.at_start = Perplexities::default();
-        state.ahead = None;
+        state.baseline = Perplexities::default();
+        state.lagged_evaluation = None;
         state.interval_tokens = vec![0; count];
         state.interval_losses = TrainingSums::new(count);
         let tokens = |old: &Option<usize>| old.map_or(0, |old| self.totals.tokens[old]);
@@ -174,28 +174,28 @@ const LOSS_RESOLUTION: f64 = 1e-6;
 
 /// The last losses of a run, those that are finite.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct LossWindow(VecDeque<f64>);
+pub struct LossHistory(VecDeque<f64>);
 
-impl LossWindow {
-    /// Whether `loss` is a spike: more than `guard.spike_sigmas` standard deviations above the mean of the
+impl LossHistory {
+    /// Whether `loss` is a spike: more than `recovery.spike_threshold` standard deviations above the mean of the
     /// losses before it. The deviation counts as at least the rounding of a loss.
-    pub fn is_spike(&self, loss: f64, guard: &Guard) -> bool {
+    pub fn is_spike(&self, loss: f64, recovery: &Recovery) -> bool {
         let count = self.0.len();
-        if !loss.is_finite() || count < guard.spike_from.max(2) {
+        if !loss.is_finite() || count < recovery.spike_min_history.max(2) {
             return false;
         }
         let mean = self.0.iter().sum::<f64>() / count as f64;
         let squares: f64 = self.0.iter().map(|loss| (loss - mean).powi(2)).sum();
         let deviation = (squares / (count - 1) as f64).sqrt();
         let deviation = deviation.max(LOSS_RESOLUTION * mean.abs());
-        loss > mean + guard.spike_sigmas * deviation
+        loss > mean + recovery.spike_threshold * deviation
     }
 
     /// Remembers a loss that was trained on.
-    pub fn push(&mut self, loss: f64, guard: &Guard) {
+    pub fn push(&mut self, loss: f64, recovery: &Recovery) {
         if loss.is_finite() {
             self.0.push_back(loss);
-            while self.0.len() > guard.spike_window {
+            while self.0.len() > recovery.spike_window {
                 self.0.pop_front();
             }
         }
@@ -257,35 +257,35 @@ impl Totals {
 
 #[cfg(test)]
 mod tests {
-    use ddk_settings::Spike;
+    use ddk_settings::SpikeAction;
 
     use super::*;
 
     #[test]
     fn a_spike_is_measured_by_the_spread_of_losses_and_never_by_rounding() {
-        let guard = Guard {
-            spike: Spike::Skip,
-            spike_sigmas: 3.0,
+        let recovery = Recovery {
+            spike_action: SpikeAction::Skip,
+            spike_threshold: 3.0,
             spike_window: 4,
-            spike_from: 4,
-            ..Guard::default()
+            spike_min_history: 4,
+            ..Recovery::default()
         };
         let window = |losses: [f64; 4]| {
-            let mut window = LossWindow::default();
-            losses.iter().for_each(|loss| window.push(*loss, &guard));
+            let mut window = LossHistory::default();
+            losses.iter().for_each(|loss| window.push(*loss, &recovery));
             window
         };
         // Mean 2, standard deviation sqrt(2 / 3).
         let varied = window([1.0, 2.0, 2.0, 3.0]);
-        assert!(!varied.is_spike(4.4, &guard) && varied.is_spike(4.5, &guard));
+        assert!(!varied.is_spike(4.4, &recovery) && varied.is_spike(4.5, &recovery));
         // Equal losses: rounding is no spike, a rise is.
         for equal in [5.0, 0.1, 1.0 / 3.0] {
             let equal_ones = window([equal; 4]);
-            assert!(!equal_ones.is_spike(equal * (1.0 + f64::from(f32::EPSILON)), &guard));
-            assert!(equal_ones.is_spike(1.01 * equal, &guard));
+            assert!(!equal_ones.is_spike(equal * (1.0 + f64::from(f32::EPSILON)), &recovery));
+            assert!(equal_ones.is_spike(1.01 * equal, &recovery));
         }
-        let mut few = LossWindow::default();
-        few.push(1.0, &guard);
-        assert!(!few.is_spike(100.0, &guard));
+        let mut few = LossHistory::default();
+        few.push(1.0, &recovery);
+        assert!(!few.is_spike(100.0, &recovery));
     }
 }

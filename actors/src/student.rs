@@ -41,7 +41,7 @@ impl<S: Student> StudentLane<S> {
         let after = match end {
             End::Finished(_) => {
                 // Whatever ended it: nothing is missing any more.
-                metrics::STEP_LIMIT.with(&[]).set(core.step() as f64);
+                metrics::MAX_STEPS.with(&[]).set(core.step() as f64);
                 core.evaluate_last()?
             }
             End::Stopped => None,

@@ -19,7 +19,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::{
     Interval, LoopState, RunPlan,
     batcher::SetInterval,
-    interval::Evaluated,
+    interval::Evaluation,
     messages::StudentCommand,
     worker::{Context, Facts},
 };
@@ -84,7 +84,7 @@ impl Scheduler {
     /// Continues after the interval of `state`.
     pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, state: &LoopState) -> Self {
         let evaluated = &state.interval.evaluated;
-        let perplexities = evaluated.perplexities(&state.at_start.teacher);
+        let perplexities = evaluated.perplexities(&state.baseline.teacher);
         Self {
             plan,
             policy,
@@ -96,10 +96,10 @@ impl Scheduler {
     /// Decides what follows from how an interval ended.
     pub fn ended(&mut self, ended: &IntervalEnd, measured: Option<&Perplexities>) -> Verdict {
         if let Some(perplexities) = measured {
-            let ratios = perplexities.ratios();
-            let caught_up = |limit: f64| ratios.iter().all(|ratio| *ratio <= limit);
-            if ended.step > 0 && self.plan.stop_ratio.is_some_and(caught_up) {
-                return Verdict::Finish(StopReason::StopRatio);
+            let gaps = perplexities.gaps();
+            let caught_up = |target: f64| gaps.iter().all(|gap| *gap <= target);
+            if ended.step > 0 && self.plan.target_gap.is_some_and(caught_up) {
+                return Verdict::Finish(StopReason::TargetGap);
             }
             self.evaluated = (ended.step, perplexities.clone());
         }
@@ -120,7 +120,7 @@ impl Scheduler {
         let steps_left = rows_left.map(|rows| rows / self.plan.rows_per_step);
         let steps = steps_left.map_or(steps, |left| steps.min(left));
         if steps == 0 {
-            return Verdict::Finish(StopReason::MaxPasses);
+            return Verdict::Finish(StopReason::MaxEpochs);
         }
         let rows = steps * self.plan.rows_per_step;
         let target = limit(&decision.weights, &left, rows);
@@ -135,7 +135,7 @@ impl Scheduler {
             policy: self.policy.state(),
             quota,
             cursors,
-            evaluated: Evaluated::new(self.evaluated.0, &self.evaluated.1.student),
+            evaluated: Evaluation::new(self.evaluated.0, &self.evaluated.1.student),
             line: None,
         };
         interval.line = Some(Arc::new(self.line(&interval, decision, refused)));
@@ -156,7 +156,6 @@ impl Scheduler {
         MixtureLine {
             interval: interval.index,
             step: interval.first_step - 1,
-            version: interval.index,
             policy: self.policy.name().to_string(),
             alpha: self.policy.alpha(),
             weights: plan.by_name(&interval.weights),
@@ -165,6 +164,7 @@ impl Scheduler {
             student_perplexity: plan.finite_by_name(&perplexities.student),
             teacher_perplexity: plan.finite_by_name(&perplexities.teacher),
             ratio: plan.finite_by_name(&perplexities.ratios()),
+            gap: plan.finite_by_name(&perplexities.gaps()),
             evaluated_at_step: *evaluated_at_step,
             discrepancy: by_name(decision.discrepancy),
             losses: decision.losses.map(|losses| plan.known_by_name(losses)),
@@ -291,7 +291,9 @@ pub(crate) fn announce(line: &MixtureLine, context: &Context) -> Result<(), RunF
 
 /// Sets the gauges of a mixture.
 pub fn publish(line: &MixtureLine) {
-    metrics::MIXTURE_VERSION.with(&[]).set(line.version as f64);
+    metrics::MIXTURE_INTERVAL
+        .with(&[])
+        .set(line.interval as f64);
     // Where alpha is 0, or there is one domain, weights never move: they are at no limit. Other policies have none.
     let moves = line.weights.len() > 1;
     if let Some(alpha) = line.alpha.filter(|alpha| moves && *alpha > 0.0) {
@@ -304,7 +306,7 @@ pub fn publish(line: &MixtureLine) {
     for (gauge, labels, values) in [
         (&metrics::WEIGHT, &[][..], &line.weights),
         (&metrics::TARGET, &[], &line.target),
-        (&metrics::RATIO, &[], &line.ratio),
+        (&metrics::GAP, &[], &line.gap),
         (&metrics::PERPLEXITY, &["student"], student),
         (&metrics::PERPLEXITY, &["teacher"], teacher),
     ] {

@@ -11,8 +11,8 @@ const WATCHER = crypto.getRandomValues(new Uint32Array(2)).join('-');
 const ENDED = new Set(['finished', 'stopped', 'failed']);
 /** The charts of the page, by the part of the run that they show. */
 const CHARTS = {
-  steps: ['loss', 'learning_rate', 'gradient_norm', 'tokens_per_second', 'weights'],
-  mixture: ['ratio', 'perplexity', 'weights'],
+  steps: ['loss', 'learning_rate', 'grad_norm', 'tokens_per_second', 'weights'],
+  mixture: ['gap', 'perplexity', 'weights'],
 };
 
 const BUTTONS = ['pause', 'checkpoint', 'evaluate'];
@@ -105,15 +105,17 @@ function notice(text) {
 
 function showTiles(status) {
   const { scalars } = status;
+  const worst = status.domains.find((domain) => domain.name === status.worst_domain);
   const incidents = Object.entries(status.incidents);
   const happened = incidents.reduce((sum, [, count]) => sum + count, 0);
   const tiles = [
     [
-      'mean ratio',
-      number(status.ratio),
-      status.ratio_at_start === null ? '' : `${number(status.ratio_at_start)} at the start`,
+      'mean gap',
+      number(status.mean_gap),
+      status.mean_gap_at_start === null ? '' : `${number(status.mean_gap_at_start)} at the start`,
     ],
-    ['loss', number(scalars.loss), `CE ${number(scalars.ce)}, KL ${number(scalars.kl)}`],
+    ['worst domain', number(worst?.gap), worst?.name ?? ''],
+    ['loss', number(scalars.loss), `CE ${number(scalars.ce_loss)}, KL ${number(scalars.kd_loss)}`],
     [
       'tokens',
       tokens(status.tokens),
@@ -122,7 +124,7 @@ function showTiles(status) {
     [
       'learning rate',
       scalars.learning_rate === undefined ? '–' : scalars.learning_rate.toExponential(1),
-      `gradient norm ${number(scalars.gradient_norm, 2)}`,
+      `gradient norm ${number(scalars.grad_norm, 2)}`,
     ],
     [
       'last save',
@@ -154,10 +156,11 @@ function showDomains(status) {
     fill.style.width = `${100 * (domain.weight ?? 0)}%`;
     fill.style.background = color(index);
     const cells = [
+      number(domain.gap),
+      number(domain.gap_at_start),
       perplexity(domain.student_perplexity),
       perplexity(domain.teacher_perplexity),
       number(domain.ratio),
-      number(domain.ratio_at_start),
     ];
     return element(
       'tr', {},
@@ -165,7 +168,7 @@ function showDomains(status) {
       ...cells.map((text) => element('td', {}, text)),
       element('td', {}, element('span', { class: 'meter', 'aria-hidden': 'true' }, fill), percent(domain.weight)),
       element('td', {}, percent(domain.token_share)),
-      element('td', {}, number(domain.passes, 2)),
+      element('td', {}, number(domain.epochs, 2)),
     );
   });
   byId('domain-rows').replaceChildren(...rows);
@@ -192,7 +195,7 @@ function showPhases(status) {
 function showWorkers(status) {
   byId('workers-pair').hidden = status.workers.length === 0;
   byId('worker-rows').replaceChildren(...status.workers.map((worker) => {
-    const all = worker.busy_seconds + worker.starved_seconds + worker.blocked_seconds;
+    const all = worker.busy_seconds + worker.input_wait_seconds + worker.output_wait_seconds;
     const cells = [
       worker.state.replaceAll('_', ' '),
       all > 0 ? percent(worker.busy_seconds / all) : '–',
@@ -240,7 +243,7 @@ function showLanes() {
     write(share, `${busy} %`);
     canvas.setAttribute('aria-label', `${name}: busy ${busy} % of the last minute`);
     // The checkpointer that waits is idle, and nobody's loss.
-    const shades = name === 'checkpointer' ? ['saving', 'page', 'page'] : ['busy', 'blocked', 'starved'];
+    const shades = name === 'checkpointer' ? ['saving', 'page', 'page'] : ['busy', 'output-wait', 'input-wait'];
     paint(canvas, samples.map((sample) => sample[index]), shades.map(named));
   });
 }
@@ -258,9 +261,9 @@ function paint(canvas, samples, shades) {
   brush.fillRect(0, 0, LANE_SAMPLES, height);
   samples.forEach((sample, index) => {
     if (!sample) return;
-    const [working, starved, blocked] = sample;
+    const [working, waitingIn, waitingOut] = sample;
     let y = height;
-    [working, blocked, starved].forEach((share, part) => {
+    [working, waitingOut, waitingIn].forEach((share, part) => {
       const size = (share / 100) * height;
       y -= size;
       brush.fillStyle = shades[part];

@@ -41,8 +41,8 @@ function showList() {
       status.state,
       `${whole(status.step)}${status.step_limit ? ` of ${whole(status.step_limit)}` : ''}`,
       number(status.scalars.loss),
-      number(status.ratio),
-      number(status.ratio_at_start),
+      number(status.mean_gap),
+      number(status.mean_gap_at_start),
       tokens(status.tokens),
       duration(status.seconds),
     ];
@@ -80,7 +80,7 @@ async function compare() {
   const isWanted = () => page.shown === state;
   const draw = (name) => chart(byId(`${name}-chart`), `/api/chart/${name}.svg?${query}`, isWanted);
   try {
-    await Promise.all(['ratio', 'loss'].map(draw));
+    await Promise.all(['gap', 'loss'].map(draw));
   } catch (error) {
     page.shown = '';
     throw error;

@@ -64,7 +64,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
 }
 
 fn draw_domains(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
-    let row = |cells: [String; 7]| {
+    let row = |cells: [String; 8]| {
         let cells = cells.into_iter().enumerate();
         let cells = cells.map(|(column, text)| match column {
             0 => Line::from(text),
@@ -76,10 +76,10 @@ fn draw_domains(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
         .domains
         .iter()
         .map(|domain| row(domain_cells(domain)));
-    let widths = [16, 10, 10, 8, 8, 8, 8].map(Constraint::Length);
+    let widths = [14, 7, 8, 9, 9, 7, 7, 7].map(Constraint::Length);
     let table = widgets::Table::new(rows, widths)
         .header(row(DOMAIN_COLUMNS.map(str::to_owned)).dim())
-        .block(Block::bordered().title(format!(" mean ratio {} ", number(status.ratio))));
+        .block(Block::bordered().title(format!(" {} ", gaps(status))));
     frame.render_widget(table, area);
 }
 
@@ -103,8 +103,8 @@ fn draw_loss(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
     let title = format!(
         " loss {}: cross-entropy {}, KL {} ",
         scalar(status, Scalar::Loss),
-        scalar(status, Scalar::Ce),
-        scalar(status, Scalar::Kl)
+        scalar(status, Scalar::CeLoss),
+        scalar(status, Scalar::KdLoss)
     );
     let chart = Chart::new(vec![
         Dataset::default()
@@ -173,15 +173,14 @@ fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[Event]) {
 pub fn text(snapshot: &Snapshot) -> String {
     let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
     let mut text = format!(
-        "{}: {}, {}\nloss {}  ce {}  kl {}  mean ratio {} ({} at the start)\n",
+        "{}: {}, {}\nloss {}  cross-entropy {}  KL {}\n{}\n",
         status.name,
         status.state,
         progress(status),
         scalar(status, Scalar::Loss),
-        scalar(status, Scalar::Ce),
-        scalar(status, Scalar::Kl),
-        number(status.ratio),
-        number(status.ratio_at_start)
+        scalar(status, Scalar::CeLoss),
+        scalar(status, Scalar::KdLoss),
+        gaps(status)
     );
     for stage in &status.stages {
         let _ = writeln!(text, "stage {stage}");
@@ -214,17 +213,32 @@ pub fn text(snapshot: &Snapshot) -> String {
     text
 }
 
-const DOMAIN_COLUMNS: [&str; 7] = [
-    "domain", "student", "teacher", "ratio", "at start", "weight", "tokens",
+/// The mean gap, and the worst domain's.
+fn gaps(status: &RunStatus) -> String {
+    let worst = status.worst_domain.as_ref().and_then(|name| {
+        let domain = status.domains.iter().find(|domain| domain.name == *name)?;
+        Some(format!(", worst {name} {}", number(domain.gap)))
+    });
+    format!(
+        "mean gap {} ({} at the start){}",
+        number(status.mean_gap),
+        number(status.mean_gap_at_start),
+        worst.unwrap_or_default()
+    )
+}
+
+const DOMAIN_COLUMNS: [&str; 8] = [
+    "domain", "gap", "at start", "student", "teacher", "ratio", "weight", "tokens",
 ];
 
-fn domain_cells(domain: &Domain) -> [String; 7] {
+fn domain_cells(domain: &Domain) -> [String; 8] {
     [
         domain.name.clone(),
+        number(domain.gap),
+        number(domain.gap_at_start),
         perplexity(domain.student_perplexity),
         perplexity(domain.teacher_perplexity),
         number(domain.ratio),
-        number(domain.ratio_at_start),
         percent(domain.weight),
         percent(domain.token_share),
     ]
@@ -256,7 +270,7 @@ fn progress(status: &RunStatus) -> String {
 }
 
 fn busy(worker: &WorkerStatus) -> String {
-    let all = worker.busy_seconds + worker.starved_seconds + worker.blocked_seconds;
+    let all = worker.busy_seconds + worker.input_wait_seconds + worker.output_wait_seconds;
     if all > 0.0 {
         format!("{:.0}%", 100.0 * worker.busy_seconds / all)
     } else {

@@ -29,7 +29,7 @@ const colors = (canvas) => {
   return new Set(new Uint32Array(copy.getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size;
 };
 return {
-  ratio: shapes('ratio-chart'), loss: shapes('loss-chart'),
+  gap: shapes('gap-chart'), loss: shapes('loss-chart'),
   perplexity: shapes('perplexity-chart'), mixture: shapes('weights-chart'),
   pace: shapes('tokens_per_second-chart'),
   lanes: [...document.querySelectorAll('#lanes canvas')].map(colors),
@@ -86,7 +86,7 @@ def check_logs(browser, *addresses):
 
 def is_drawn(browser):
     drawn = browser.run(DRAWN)
-    charts = min(drawn["ratio"], drawn["loss"], drawn["perplexity"], drawn["mixture"]) >= 3 and drawn["pace"]
+    charts = min(drawn["gap"], drawn["loss"], drawn["perplexity"], drawn["mixture"]) >= 3 and drawn["pace"]
     lanes = [colors for colors in drawn["lanes"] if colors > 1]
     return drawn if charts and len(lanes) >= 3 and drawn["events"] else None
 
@@ -179,7 +179,7 @@ def ended(browser, address, out):
     for index in range(2):
         browser.run("document.querySelectorAll('#run-rows input')[arguments[0]].focus()", index)
         browser.press(SPACE)
-    charts = ("ratio-chart", "loss-chart")
+    charts = ("gap-chart", "loss-chart")
     wait_for("two runs side by side", lambda: all(len(browser.run(NAMES, chart)) == 2 for chart in charts))
     browser.picture(os.path.join(out, "runs-light.png"))
     browser.look_like(390, 844, "dark")

@@ -24,11 +24,15 @@ fn edit(world: &World, from: &str, to: &str) {
 #[test]
 fn an_unknown_key_names_file_line_and_the_nearest_valid_one() {
     let world = World::new();
-    edit(&world, "micro_rows = 4", "micro_row = 4");
+    edit(&world, "micro_batch_size = 4", "micro_batch_siz = 4");
     let said = world.fail(2, &["train", "config.toml"]);
     says(
         &said,
-        &["config.toml:", "micro_row", "did you mean `micro_rows`?"],
+        &[
+            "config.toml:",
+            "micro_batch_siz",
+            "did you mean `micro_batch_size`?",
+        ],
     );
     assert!(!world.path().join("runs").exists());
 }
@@ -178,7 +182,7 @@ fn records_without_the_field_are_told_with_those_that_they_have() {
         &checked,
         &[&expected[..], &["PROBLEM: domain `rivers`"]].concat(),
     );
-    let hint = "domains.rivers.text = \"{question}\\n{answer}\"";
+    let hint = "domains.rivers.text_template = \"{question}\\n{answer}\"";
     let said = world.fail(1, &["prepare", "config.toml"]);
     says(
         &said,
@@ -199,7 +203,7 @@ fn records_without_the_field_are_told_with_those_that_they_have() {
         &["warning: domain `rivers`", expected[1], hint],
     );
     // The hint, taken.
-    let set = "domains.rivers.text={question}\n{answer}";
+    let set = "domains.rivers.text_template={question}\n{answer}";
     world.succeed(&["prepare", "config.toml", "--set", set]);
 }
 
@@ -215,13 +219,18 @@ fn bad_records_are_skipped_counted_and_listed_up_to_a_share() {
         &said,
         &[
             "2 of 152 records",
-            "max_bad_share",
+            "max_bad_fraction",
             "sources/rivers.jsonl",
             "line 151",
             "not JSON",
         ],
     );
-    let output = world.succeed(&["train", "config.toml", "--set", "corpus.max_bad_share=0.05"]);
+    let output = world.succeed(&[
+        "train",
+        "config.toml",
+        "--set",
+        "corpus.max_bad_fraction=0.05",
+    ]);
     says(
         &stderr(&output),
         &["rivers: 2 records could not be used", "quarantine.jsonl"],
@@ -312,8 +321,8 @@ fn a_folder_that_holds_another_run_is_not_touched() {
         ],
     );
     says(
-        &world.fail(1, &["train", "config.toml", "--new"]),
-        &["holds a run already", "--new"],
+        &world.fail(1, &["train", "config.toml", "--no-resume"]),
+        &["holds a run already", "--no-resume"],
     );
     // The same weights, computed with otherwise.
     let path = world.path().join("models/teacher/config.json");
@@ -351,7 +360,7 @@ fn a_folder_that_holds_another_run_is_not_touched() {
 #[test]
 fn a_port_in_use_is_named_and_stops_the_run_only_where_it_must() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("telemetry.address={}", taken.local_addr().unwrap());
+    let address = format!("telemetry.listen={}", taken.local_addr().unwrap());
     let world = World::new();
     let on = ["--set", "telemetry.enabled=true", "--set", &address];
     let required = [
@@ -400,11 +409,14 @@ fn a_metrics_file_that_cannot_be_is_said_at_the_start() {
         &["train", "config.toml", "--metrics-file", "nowhere/ddk.prom"],
     );
     assert!(
-        said.contains("nowhere/ddk.prom") && said.contains("telemetry.file"),
+        said.contains("nowhere/ddk.prom") && said.contains("telemetry.metrics_file"),
         "{said}"
     );
     let said = world.fail(2, &["train", "config.toml", "--metrics-file", "ddk.txt"]);
-    assert!(said.contains("`telemetry.file` is \"ddk.txt\""), "{said}");
+    assert!(
+        said.contains("`telemetry.metrics_file` is \"ddk.txt\""),
+        "{said}"
+    );
 }
 
 #[test]

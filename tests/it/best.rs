@@ -7,10 +7,10 @@ use serde_json::Value;
 use crate::world::{World, stderr, train_with};
 
 /// Saves at steps 5, 10 and 12; evaluations at 4, 8 and 12.
-const APART: [&str; 2] = ["checkpoint.every=5", "checkpoint.keep=1"];
+const APART: [&str; 2] = ["checkpoint.interval=5", "checkpoint.keep_latest=1"];
 
 /// Learning rates at the end: one that makes the student better to the end, and one that spoils it.
-const RATES: [&str; 2] = ["student.lr_end=5e-4", "student.lr_end=0.5"];
+const RATES: [&str; 2] = ["lr_scheduler.min_lr=5e-4", "lr_scheduler.min_lr=0.5"];
 
 fn train(world: &World, more: &[&str]) {
     let output = train_with(world, &[], more);
@@ -34,12 +34,16 @@ fn weights_of_step(world: &World, step: &str) -> Vec<u8> {
 }
 
 /// Mean ratios after steps 4, 8 and 12, by `ddk eval` on what a run exports that keeps every checkpoint.
-fn ratios(world: &World, more: &[&str]) -> BTreeMap<u64, f64> {
+fn gaps(world: &World, more: &[&str]) -> BTreeMap<u64, f64> {
     train(
         world,
-        &[more, &["checkpoint.every=1", "checkpoint.keep=99"]].concat(),
+        &[
+            more,
+            &["checkpoint.interval=1", "checkpoint.keep_latest=99"],
+        ]
+        .concat(),
     );
-    let ratio = |step: u64| {
+    let mean_gap = |step: u64| {
         weights_of_step(world, &step.to_string());
         let exported = format!("exported-{step}");
         let eval = [
@@ -47,21 +51,22 @@ fn ratios(world: &World, more: &[&str]) -> BTreeMap<u64, f64> {
             "config.toml",
             "--model",
             &exported,
-            "--against",
+            "--baseline",
             "models/teacher",
             "--json",
         ];
         let measured: Value = serde_json::from_slice(&world.succeed(&eval).stdout).unwrap();
         let domains = measured["domains"].as_object().unwrap();
-        let ratio =
-            |of: &Value| of["perplexity"].as_f64().unwrap() / of["against"].as_f64().unwrap();
-        domains.values().map(ratio).sum::<f64>() / domains.len() as f64
+        let gap = |of: &Value| {
+            (of["perplexity"].as_f64().unwrap() / of["baseline"].as_f64().unwrap()).ln()
+        };
+        domains.values().map(gap).sum::<f64>() / domains.len() as f64
     };
-    [4, 8, 12].map(|step| (step, ratio(step))).into()
+    [4, 8, 12].map(|step| (step, mean_gap(step))).into()
 }
 
-fn best_of(ratios: &BTreeMap<u64, f64>, steps: &[u64]) -> u64 {
-    let smaller = |a: &&u64, b: &&u64| ratios[a].total_cmp(&ratios[b]);
+fn best_of(gaps: &BTreeMap<u64, f64>, steps: &[u64]) -> u64 {
+    let smaller = |a: &&u64, b: &&u64| gaps[a].total_cmp(&gaps[b]);
     *steps.iter().min_by(smaller).unwrap()
 }
 
@@ -76,8 +81,8 @@ fn the_best_is_kept_and_exported_wherever_evaluations_fall() {
     ] {
         let what = format!("{lag}, {rate}");
         let all = World::new();
-        let ratios = ratios(&all, &[lag, rate]);
-        let (of_intervals, of_all) = (best_of(&ratios, &[4, 8]), best_of(&ratios, &[4, 8, 12]));
+        let gaps = gaps(&all, &[lag, rate]);
+        let (of_intervals, of_all) = (best_of(&gaps, &[4, 8]), best_of(&gaps, &[4, 8, 12]));
 
         let kept = World::new();
         train(
@@ -103,7 +108,7 @@ fn the_best_is_kept_and_exported_wherever_evaluations_fall() {
             "{what}: {listed}"
         );
         assert!(
-            marked[0].contains(&format!("mean ratio {:.3}", ratios[&of_all])),
+            marked[0].contains(&format!("mean gap {:.3}", gaps[&of_all])),
             "{what}: {listed}"
         );
         let best = weights_of_step(&all, &of_all.to_string());
@@ -161,7 +166,7 @@ fn the_last_student_is_exported_unless_the_best_is_asked_for() {
     ];
     let said = world.fail(2, &refused);
     assert!(
-        said.contains("`run.export`") && said.contains("evaluation.every"),
+        said.contains("`run.export`") && said.contains("evaluation.interval"),
         "{said}"
     );
 }

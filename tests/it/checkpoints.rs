@@ -10,14 +10,14 @@ use crate::world::{STEPS, World, assert_same, is_step, read_lines, stderr, train
 fn a_run_goes_on_from_a_checkpoint_of_choice() {
     let whole = whole();
     let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep_latest=9"]);
     fs::remove_file(world.run_folder().join("summary.json")).unwrap();
-    let said = world.fail(2, &["train", "config.toml", "--from", "5"]);
+    let said = world.fail(2, &["train", "config.toml", "--resume-from", "5"]);
     assert!(
         said.contains("no checkpoint of step 5") && said.contains("3, 6, 9, 12"),
         "{said}"
     );
-    let output = world.succeed(&["train", "config.toml", "--from", "6"]);
+    let output = world.succeed(&["train", "config.toml", "--resume-from", "6"]);
     assert!(
         stderr(&output).contains("resuming from step 6 "),
         "{}",
@@ -36,8 +36,8 @@ fn a_run_goes_on_from_a_checkpoint_of_choice() {
 fn checkpoints_that_are_to_stay_for_ever_stay() {
     let world = World::new();
     let set = [
-        "checkpoint.every=2",
-        "checkpoint.keep=1",
+        "checkpoint.interval=2",
+        "checkpoint.keep_latest=1",
         "checkpoint.keep_every=4",
         "checkpoint.keep_best=true",
     ];
@@ -49,8 +49,8 @@ fn checkpoints_that_are_to_stay_for_ever_stay() {
         .collect();
     assert_eq!(steps, [4, 8, 12], "{listed}");
     let set = [
-        "checkpoint.every=2",
-        "checkpoint.keep=1",
+        "checkpoint.interval=2",
+        "checkpoint.keep_latest=1",
         "checkpoint.keep_best=true",
         "run.name=best",
     ];
@@ -71,7 +71,7 @@ fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
         "train",
         "config.toml",
         "--set",
-        "checkpoint.keep=1",
+        "checkpoint.keep_latest=1",
         "--set",
         "checkpoint.keep_every=6",
     ];
@@ -90,7 +90,7 @@ fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
     assert!(!said.contains("damaged"), "{said}");
     // What is set aside is never replaced.
     fs::remove_file(world.run_folder().join("summary.json")).unwrap();
-    world.succeed(&[&keep[..], &["--from", "6"]].concat());
+    world.succeed(&[&keep[..], &["--resume-from", "6"]].concat());
     assert!(checkpoints.join("aside-step-00000012-2").exists());
     assert_same(&world, &whole(), "after a damaged checkpoint");
 }
@@ -98,8 +98,8 @@ fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
 #[test]
 fn where_a_run_goes_on_from_is_never_left_unsaid() {
     let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
-    let said = world.fail(2, &["train", "config.toml", "--from", "6"]);
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep_latest=9"]);
+    let said = world.fail(2, &["train", "config.toml", "--resume-from", "6"]);
     assert!(
         said.contains("is done: it does not resume from step 6") && said.contains("--fork"),
         "{said}"
@@ -109,7 +109,7 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
         "config.toml",
         "--set",
         "run.name=none",
-        "--from",
+        "--resume-from",
         "6",
     ];
     assert!(
@@ -126,8 +126,15 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
     world.succeed(&["train", "config.toml"]);
     assert!(report.exists());
     // The same command again resumes the fork.
-    let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
-    let plan = "faults.plan=[\"kill save 12 1\"]";
+    let fork = [
+        "train",
+        "config.toml",
+        "--fork",
+        "other",
+        "--resume-from",
+        "6",
+    ];
+    let plan = "fault_injection.plan=[\"kill save 12 1\"]";
     let mut killed = world.command(&[&fork[..], &["--set", plan]].concat());
     let output = killed.env("DDK_ALLOW_FAULTS", "1").output().unwrap();
     assert!(!output.status.success(), "{}", stderr(&output));
@@ -139,12 +146,19 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
 fn a_run_is_forked_with_its_domains_or_others() {
     let whole = whole();
     let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep_latest=9"]);
     let lines =
         |name: &str, file: &str| read_lines(&world.path().join("runs").join(name).join(file));
 
     // The same domains: the same steps as the run itself would have made.
-    let fork = ["train", "config.toml", "--fork", "same", "--from", "6"];
+    let fork = [
+        "train",
+        "config.toml",
+        "--fork",
+        "same",
+        "--resume-from",
+        "6",
+    ];
     let output = world.succeed(&fork);
     assert!(
         stderr(&output).contains("forked from step 6"),
@@ -170,7 +184,14 @@ fn a_run_is_forked_with_its_domains_or_others() {
     );
     let config = config.replace("coins = 0.8, ", "");
     fs::write(world.path().join("other.toml"), config).unwrap();
-    let output = world.succeed(&["train", "other.toml", "--fork", "other", "--from", "6"]);
+    let output = world.succeed(&[
+        "train",
+        "other.toml",
+        "--fork",
+        "other",
+        "--resume-from",
+        "6",
+    ]);
     assert!(
         stderr(&output).contains("2 of 3 domains stay, 1 are new"),
         "{}",
@@ -196,7 +217,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
             let step = sample["step"].as_u64().unwrap();
             sample["domain"] == domain && (first..=last).contains(&step)
         };
-        let place = |sample: &Value| format!("{} {}", sample["pass"], sample["row"]);
+        let place = |sample: &Value| format!("{} {}", sample["epoch"], sample["sequence"]);
         samples.iter().filter(wanted).map(place).collect()
     };
     let seen = rows(&old, "storms", 1, 6);
@@ -225,17 +246,17 @@ fn a_run_is_forked_with_its_domains_or_others() {
 #[test]
 fn a_fork_that_draws_or_measures_otherwise_ends_the_interval() {
     let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep_latest=9"]);
     let others = [
-        ("more-rows", "batch.rows=16"),
-        ("fewer-rows", "batch.rows=4"),
+        ("more-rows", "training.global_batch_size=16"),
+        ("fewer-rows", "training.global_batch_size=4"),
         ("shorter", "corpus.sequence_length=24"),
-        ("packed", "corpus.packing=document"),
+        ("packed", "corpus.packing=concat_masked"),
         ("seed", "run.seed=9"),
         ("bf16", "teacher.dtype=bf16"),
     ];
     for (name, set) in others {
-        let fork = ["train", "config.toml", "--fork", name, "--from", "6"];
+        let fork = ["train", "config.toml", "--fork", name, "--resume-from", "6"];
         world.succeed(&[&fork[..], &["--set", set]].concat());
         let lines = |file: &str| read_lines(&world.path().join("runs").join(name).join(file));
         let steps: Vec<u64> = lines("run.jsonl")
@@ -306,7 +327,7 @@ fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
             "config.toml",
             "--restart",
             "--set",
-            "faults.plan=[\"kill student 2\"]",
+            "fault_injection.plan=[\"kill student 2\"]",
         ];
         let output = world
             .command(&restart)
@@ -343,8 +364,15 @@ fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
 fn a_fork_that_lost_its_checkpoint_does_not_begin_with_the_student() {
     let world = World::new();
     world.succeed(&["train", "config.toml"]);
-    let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
-    let plan = "faults.plan=[\"kill student 7\"]";
+    let fork = [
+        "train",
+        "config.toml",
+        "--fork",
+        "other",
+        "--resume-from",
+        "6",
+    ];
+    let plan = "fault_injection.plan=[\"kill student 7\"]";
     let mut killed = world.command(&[&fork[..], &["--set", plan]].concat());
     assert!(
         !killed

@@ -129,7 +129,7 @@ fn config_show_says_where_each_value_comes_from() {
             "--set",
             "run.seed=5",
         ])
-        .env("DDK__QUEUES__DEPTH", "3")
+        .env("DDK__PIPELINE__QUEUE_DEPTH", "3")
         .output()
         .unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
@@ -141,8 +141,8 @@ fn config_show_says_where_each_value_comes_from() {
             .to_owned()
     };
     assert!(line("run.seed").ends_with("--set run.seed=5"));
-    assert!(line("queues.depth").ends_with("environment DDK__QUEUES__DEPTH"));
-    assert!(line("student.beta1").ends_with("default"));
+    assert!(line("pipeline.queue_depth").ends_with("environment DDK__PIPELINE__QUEUE_DEPTH"));
+    assert!(line("optimizer.beta1").ends_with("default"));
     assert!(line("run.max_steps").contains("config.toml:"));
     // What is shown without origins is a configuration itself.
     let shown = world.succeed(&["config", "show", "config.toml"]);

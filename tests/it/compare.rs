@@ -60,7 +60,7 @@ fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
         "compare.md",
         "compare.html",
         "figures/perplexity.svg",
-        "figures/ratios.svg",
+        "figures/gaps.svg",
     ] {
         assert!(
             world.path().join("runs/small").join(file).exists(),
@@ -182,8 +182,17 @@ fn a_sweep_that_makes_some_runs_longer_is_refused() {
         "objective.gamma=0.1,0.1",
     ];
     assert!(world.fail(2, &twice).contains("0.1 is there twice"));
-    let rows = ["compare", "config.toml", "--sweep", "batch.rows=4,8"];
-    assert!(world.fail(2, &rows).contains("batch.rows: with 8"));
+    let rows = [
+        "compare",
+        "config.toml",
+        "--sweep",
+        "training.global_batch_size=4,8",
+    ];
+    assert!(
+        world
+            .fail(2, &rows)
+            .contains("training.global_batch_size: with 8")
+    );
 }
 
 #[test]

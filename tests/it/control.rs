@@ -48,7 +48,7 @@ fn start(world: &World) -> (Started, String) {
         "--set",
         "telemetry.enabled=true",
         "--set",
-        "telemetry.address=127.0.0.1:0",
+        "telemetry.listen=127.0.0.1:0",
     ]);
     command.env("DDK__TELEMETRY__TOKEN", TOKEN);
     let mut address = None;
@@ -89,11 +89,11 @@ fn a_run_that_trains_and_one_that_is_paused_do_what_they_are_told() {
         assert_eq!(ask(&["checkpoint"])["step"], step);
         assert_eq!(ask(&["evaluate"])["step"], step);
         assert_eq!(
-            ask(&["set", "student.lr=1e-4", "log.line_seconds=5"])["step"],
+            ask(&["set", "optimizer.lr=1e-4", "log.interval_seconds=5"])["step"],
             step + 1
         );
-        assert!(refused(&world, run, &["set", "student.lr=-1"]).contains("`student.lr` is -1"));
-        assert!(refused(&world, run, &["set", "student.beta1=0.5"]).contains("these can: "));
+        assert!(refused(&world, run, &["set", "optimizer.lr=-1"]).contains("`optimizer.lr` is -1"));
+        assert!(refused(&world, run, &["set", "optimizer.beta1=0.5"]).contains("these can: "));
         assert!(refused(&world, run, &["set", "student.rate=1"]).contains("unknown field `rate`"));
         assert_eq!(ask(&["status"])["step"], step);
         assert_eq!(ask(&["resume"])["step"], step);
@@ -124,7 +124,7 @@ fn a_run_that_trains_and_one_that_is_paused_do_what_they_are_told() {
         );
         assert_eq!(
             changed[0]["set"],
-            serde_json::json!({"student.lr": 1e-4, "log.line_seconds": 5})
+            serde_json::json!({"optimizer.lr": 1e-4, "log.interval_seconds": 5})
         );
     }
 }
@@ -137,7 +137,7 @@ fn a_run_that_nobody_works_on_has_a_status_alone() {
     for command in [
         &["pause"][..],
         &["checkpoint"],
-        &["set", "student.lr=1"],
+        &["set", "optimizer.lr=1"],
         &["stop"],
     ] {
         let said = refused(&world, "runs/small", command);
@@ -149,8 +149,8 @@ fn a_run_that_nobody_works_on_has_a_status_alone() {
     }
     let said = world.fail(2, &["ctl", "runs/none", "status"]);
     assert!(said.contains("runs/none holds no run"), "{said}");
-    let said = world.fail(2, &["ctl", "runs/small", "set", "student.lr"]);
-    assert!(said.contains("student.lr is not KEY=VALUE"), "{said}");
+    let said = world.fail(2, &["ctl", "runs/small", "set", "optimizer.lr"]);
+    assert!(said.contains("optimizer.lr is not KEY=VALUE"), "{said}");
 
     // What a process that was killed has left.
     drop(UnixListener::bind(world.run_folder().join("control.sock")).unwrap());
@@ -161,7 +161,7 @@ fn a_run_that_nobody_works_on_has_a_status_alone() {
 fn the_socket_is_the_users_alone_and_works_in_a_deep_folder() {
     let world = World::new();
     let deep = format!("{}/{}", "d".repeat(90), "e".repeat(90));
-    let folder = format!("run.folder={deep}");
+    let folder = format!("run.output_dir={deep}");
     let train = [&LONG[..], &["--set", &folder]].concat();
     let started = world.start_until(&train, |line| is_step(line, 3));
     let run = format!("{deep}/small");
@@ -184,7 +184,7 @@ fn slow(world: &World) -> Started {
     let stalls: Vec<String> = (2..8)
         .map(|step| format!("\"stall student {step}\""))
         .collect();
-    let plan = format!("faults.plan=[{}]", stalls.join(", "));
+    let plan = format!("fault_injection.plan=[{}]", stalls.join(", "));
     let arguments = ["train", "config.toml", "--set", &plan];
     world.start_until_with(&arguments, &[("DDK_ALLOW_FAULTS", "1")], |line| {
         is_step(line, 1)
@@ -202,7 +202,7 @@ fn a_change_outlives_a_kill_and_is_made_at_the_same_step() {
     done(
         &changed,
         "runs/small",
-        &["set", "student.lr=2e-3", "student.lr_end=1e-3"],
+        &["set", "optimizer.lr=2e-3", "lr_scheduler.min_lr=1e-3"],
     );
     done(&changed, "runs/small", &["resume"]);
     assert!(started.wait().0.success());
@@ -223,7 +223,7 @@ fn a_change_outlives_a_kill_and_is_made_at_the_same_step() {
     // The same plan in a run that is killed before and after the change, and around checkpoints.
     for killed in [1, step.max(1), step + 1, 6, 11] {
         let world = World::new();
-        let plan = format!("faults.plan=[\"kill student {killed}\"]");
+        let plan = format!("fault_injection.plan=[\"kill student {killed}\"]");
         let mut command = world.command(&["train", "config.toml", "--set", &plan]);
         command.env("DDK_ALLOW_FAULTS", "1");
         fs::create_dir_all(world.run_folder()).unwrap();
@@ -257,14 +257,18 @@ fn what_does_not_change_settings_leaves_every_bit() {
 fn an_edited_configuration_is_a_change_at_the_step_that_follows() {
     let train = ["train", "config.toml", "--set"];
     let begin = |world: &World| {
-        let plan = [&train[..], &["faults.plan=[\"hang evaluation 2\"]"]].concat();
+        let plan = [
+            &train[..],
+            &["fault_injection.plan=[\"hang evaluation 2\"]"],
+        ]
+        .concat();
         let held = |line: &str| line == "fault on purpose: hang evaluation 2";
         let started = world.start_until_with(&plan, &[("DDK_ALLOW_FAULTS", "1")], held);
         started.signal("TERM");
         let (_, said) = started.wait();
         assert!(said.contains("stopped after step 4, saved"), "{said}");
     };
-    let edit = [&train[..], &["student.lr=1e-3"]].concat();
+    let edit = [&train[..], &["optimizer.lr=1e-3"]].concat();
     let edited = World::new();
     begin(&edited);
     edited.succeed(&edit);
@@ -276,7 +280,11 @@ fn an_edited_configuration_is_a_change_at_the_step_that_follows() {
 
     let killed = World::new();
     begin(&killed);
-    let kill = [&edit[..], &["--set", "faults.plan=[\"kill student 9\"]"]].concat();
+    let kill = [
+        &edit[..],
+        &["--set", "fault_injection.plan=[\"kill student 9\"]"],
+    ]
+    .concat();
     let mut command = killed.command(&kill);
     let output = command.env("DDK_ALLOW_FAULTS", "1").output().unwrap();
     assert!(output.status.code().is_none());

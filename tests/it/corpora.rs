@@ -7,7 +7,7 @@ use crate::world::{World, assert_same, copy, is_step, stderr, whole};
 #[test]
 fn every_packing_trains_and_goes_on_after_a_stop() {
     let mut weights = Vec::new();
-    for packing in ["concat", "document", "best_fit"] {
+    for packing in ["concat", "concat_masked", "best_fit"] {
         let set = format!("corpus.packing={packing}");
         let train = ["train", "config.toml", "--set", &set];
         let whole = World::new();
@@ -44,7 +44,7 @@ fn masked_prompts_change_the_loss() {
                 .collect();
             fs::write(path, lines).unwrap();
         }
-        let mask = format!("objective.mask_prompt={mask}");
+        let mask = format!("objective.completion_only_loss={mask}");
         let mut arguments = vec![
             "train",
             "config.toml",
@@ -54,14 +54,14 @@ fn masked_prompts_change_the_loss() {
             &mask,
         ];
         for prompt in [
-            "domains.coins.prompt={question} ",
-            "domains.rivers.prompt={question} ",
-            "domains.storms.prompt={question} ",
+            "domains.coins.prompt_template={question} ",
+            "domains.rivers.prompt_template={question} ",
+            "domains.storms.prompt_template={question} ",
         ] {
             arguments.extend(["--set", prompt]);
         }
         world.succeed(&arguments);
-        world.lines("run.jsonl")[0]["ce"].as_f64().unwrap()
+        world.lines("run.jsonl")[0]["ce_loss"].as_f64().unwrap()
     };
     let (masked, plain) = (train(true), train(false));
     // The prompts are all alike and soon known: without them the loss is of what is harder.
@@ -72,10 +72,15 @@ fn masked_prompts_change_the_loss() {
 fn prompts_that_leave_nothing_to_measure_are_named_at_the_start() {
     let world = World::new();
     let prompt = format!(
-        "domains.rivers.prompt=\"{}\"",
+        "domains.rivers.prompt_template=\"{}\"",
         "so long a prompt ".repeat(20) + "{text}"
     );
-    let masked = ["--set", &prompt, "--set", "objective.mask_prompt=true"];
+    let masked = [
+        "--set",
+        &prompt,
+        "--set",
+        "objective.completion_only_loss=true",
+    ];
     let said = world.fail(2, &[&["train", "config.toml"][..], &masked].concat());
     assert!(
         said.contains("domain `rivers` has no token to predict")
@@ -105,11 +110,11 @@ fn prepared_files_are_verified_and_looked_at() {
     assert!(said.contains("coins, rivers, storms"), "{said}");
 
     world.succeed(&["train", "config.toml"]);
-    let traced = world.succeed(&["data", "trace", "runs/small", "--step", "3"]);
+    let traced = world.succeed(&["data", "samples", "runs/small", "--step", "3"]);
     let said = String::from_utf8(traced.stdout).unwrap();
-    assert_eq!(said.matches("drawn by mixture 0").count(), 8, "{said}");
+    assert_eq!(said.matches("drawn in interval 0").count(), 8, "{said}");
     assert!(said.contains("document"));
-    let said = world.fail(2, &["data", "trace", "runs/small", "--step", "99"]);
+    let said = world.fail(2, &["data", "samples", "runs/small", "--step", "99"]);
     assert!(said.contains("no step 99"), "{said}");
 
     let path = world.path().join("prepared/storms/tokens.bin");
@@ -151,13 +156,13 @@ fn a_stale_corpus_is_refused_or_used_where_that_is_asked_for() {
     fs::write(path, more).unwrap();
     let said = world.fail(
         1,
-        &["train", "config.toml", "--set", "corpus.when_stale=refuse"],
+        &["train", "config.toml", "--set", "corpus.on_stale=error"],
     );
     assert!(
         said.contains("`coins` is stale") && said.contains("coins.jsonl has changed"),
         "{said}"
     );
-    world.succeed(&["train", "config.toml", "--set", "corpus.when_stale=use"]);
+    world.succeed(&["train", "config.toml", "--set", "corpus.on_stale=use"]);
 }
 
 /// The corpus that a run needs is not replaced because a source has grown.
@@ -185,11 +190,18 @@ fn a_run_keeps_the_corpus_that_it_was_made_from() {
             && said.contains("coins.jsonl has changed"),
         "{said}"
     );
-    world.succeed(&["train", "config.toml", "--set", "corpus.when_stale=use"]);
+    world.succeed(&["train", "config.toml", "--set", "corpus.on_stale=use"]);
     assert_same(&world, &whole, "with a source that has grown");
     // It is done, and can still be looked at, though not forked without saying so.
     world.succeed(&["train", "config.toml"]);
-    let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
+    let fork = [
+        "train",
+        "config.toml",
+        "--fork",
+        "other",
+        "--resume-from",
+        "6",
+    ];
     let said = world.fail(2, &fork);
     assert!(said.contains("runs/small was made from"), "{said}");
     // Replaced all the same, and its source put back: nothing is left to keep, and the corpus is made as it was.
@@ -206,22 +218,27 @@ fn passes_end_a_run_with_what_is_left() {
     let endless = config.replace("max_steps = 12", "max_tokens = 100000000");
     assert!(endless != config);
     fs::write(world.path().join("config.toml"), endless).unwrap();
-    let passes = ["train", "config.toml", "--set", "mixture.max_passes=1"];
+    let passes = ["train", "config.toml", "--set", "mixture.max_epochs=1"];
     world.succeed(&[&passes[..], &["--set", "mixture.interval=1000"]].concat());
     let summary: serde_json::Value =
         serde_json::from_slice(&fs::read(world.run_folder().join("summary.json")).unwrap())
             .unwrap();
-    assert_eq!(summary["stop_reason"], "max_passes");
+    assert_eq!(summary["stop_reason"], "max_epochs");
     let samples = world.lines("samples.jsonl");
     let places: std::collections::BTreeSet<String> = samples
         .iter()
-        .map(|sample| format!("{} {}", sample["domain"], sample["row"]))
+        .map(|sample| format!("{} {}", sample["domain"], sample["sequence"]))
         .collect();
     assert_eq!(places.len(), samples.len(), "no row twice");
     assert!(samples.len() > 100, "{} rows", samples.len());
-    let none = ["--set", "run.name=none", "--set", "batch.rows=4000"];
+    let none = [
+        "--set",
+        "run.name=none",
+        "--set",
+        "training.global_batch_size=4000",
+    ];
     let said = world.fail(2, &[&passes[..], &none].concat());
-    assert!(said.contains("mixture.max_passes"), "{said}");
+    assert!(said.contains("mixture.max_epochs"), "{said}");
 }
 
 #[test]
@@ -233,11 +250,11 @@ fn a_template_that_is_none_is_named() {
             "prepare",
             "config.toml",
             "--set",
-            "domains.coins.text={title",
+            "domains.coins.text_template={title",
         ],
     );
     assert!(
-        said.contains("domains.coins.text") && said.contains("not closed"),
+        said.contains("domains.coins.text_template") && said.contains("not closed"),
         "{said}"
     );
 }

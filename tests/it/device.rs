@@ -121,10 +121,10 @@ fn every_objective_learns_what_it_learns_on_the_cpu() {
 #[test]
 fn bf16_recomputation_and_both_packings_learn_what_they_learn_on_the_cpu() {
     compare(On::One, &BF16, NEAR_BF16);
-    compare(On::One, &["student.recompute=true"], NEAR);
+    compare(On::One, &["student.activation_checkpointing=true"], NEAR);
     let documents = [
-        "corpus.packing=document",
-        "corpus.folder=prepared-documents",
+        "corpus.packing=concat_masked",
+        "corpus.dir=prepared-documents",
     ];
     compare(On::One, &documents, NEAR);
     compare(On::One, &[&BF16[..], &documents].concat(), NEAR_BF16);
@@ -150,13 +150,21 @@ fn a_run_that_is_killed_or_out_of_memory_goes_on() {
     let on_cpu = World::new();
     succeeds(&on_cpu, On::Cpu, &[]);
     let killed = World::new();
-    let (ended, said) = train(&killed, On::One, &["faults.plan=[\"kill student 7\"]"]);
+    let (ended, said) = train(
+        &killed,
+        On::One,
+        &["fault_injection.plan=[\"kill student 7\"]"],
+    );
     assert!(!ended, "it was not killed: {said}");
     let said = succeeds(&killed, On::One, &[]);
     assert!(said.contains("resuming from step "), "{said}");
     assert_near(&killed, &on_cpu, NEAR, "killed");
     let short = World::new();
-    succeeds(&short, On::One, &["faults.plan=[\"oom student 7\"]"]);
+    succeeds(
+        &short,
+        On::One,
+        &["fault_injection.plan=[\"oom student 7\"]"],
+    );
     let events = short.lines("events.jsonl");
     assert!(events.iter().any(|event| event["kind"] == "shrunk"));
     assert_near(&short, &on_cpu, NEAR, "out of memory");

@@ -27,7 +27,7 @@ fn summary(world: &World, name: &str) -> Value {
 /// four steps and of one.
 #[test]
 fn a_run_that_is_extended_equals_one_that_was_to_be_so_long_with_the_same_schedule() {
-    let schedule = |steps: u64| format!("student.schedule_steps={steps}");
+    let schedule = |steps: u64| format!("lr_scheduler.total_steps={steps}");
     for (limit, longer, steps, more) in [
         ("run.max_steps=8", "run.max_steps=14", 8, "mixture.lag=0"),
         ("run.max_steps=10", "run.max_steps=15", 10, "mixture.lag=0"),
@@ -90,18 +90,18 @@ fn other_limits_extend_a_run_too() {
         (
             &["run.max_intervals=2"][..],
             &["run.max_intervals=3"][..],
-            "student.schedule_steps=8",
+            "lr_scheduler.total_steps=8",
         ),
         // Rows are full: 256 tokens per step, so 8 steps.
         (
             &["run.max_tokens=2000"],
             &["run.max_tokens=3000"],
-            "student.schedule_steps=8",
+            "lr_scheduler.total_steps=8",
         ),
         (
             &["run.max_tokens=2000", "run.max_steps=90"],
             &["run.max_tokens=3000", "run.max_steps=95"],
-            "student.schedule_steps=8",
+            "lr_scheduler.total_steps=8",
         ),
     ] {
         // In this world's configuration max_steps is set.
@@ -136,7 +136,7 @@ fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
     train(
         &whole,
         &[],
-        &["run.max_steps=16", "student.schedule_steps=12"],
+        &["run.max_steps=16", "lr_scheduler.total_steps=12"],
     );
     let world = World::new();
     train(&world, &[], &[]);

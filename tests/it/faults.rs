@@ -22,7 +22,7 @@ fn faults_are_refused_unless_they_are_allowed() {
         "train",
         "config.toml",
         "--set",
-        "faults.plan=[\"panic student 5\"]",
+        "fault_injection.plan=[\"panic student 5\"]",
     ];
     let said = world.fail(2, &train);
     assert!(said.contains("DDK_ALLOW_FAULTS"), "{said}");
@@ -93,20 +93,20 @@ fn a_device_without_memory_makes_smaller_what_ran_out_of_it() {
                 "oom student 8",
             ][..],
             &[
-                "batch.micro_rows=2",
-                "batch.micro_rows=1",
-                "student.recompute=true",
-                "objective.chunk=128",
+                "training.micro_batch_size=2",
+                "training.micro_batch_size=1",
+                "student.activation_checkpointing=true",
+                "objective.chunk_size=128",
             ][..],
         ),
         (
             &["oom teacher 2", "oom teacher 6"],
-            &["teacher.batch_rows=2", "teacher.batch_rows=1"],
+            &["teacher.batch_size=2", "teacher.batch_size=1"],
         ),
-        (&["oom evaluation 2"], &["evaluation.batch_rows=8"]),
+        (&["oom evaluation 2"], &["evaluation.batch_size=8"]),
     ] {
         let world = World::new();
-        let set = ["objective.chunk=256", "evaluation.batch_rows=16"];
+        let set = ["objective.chunk_size=256", "evaluation.batch_size=16"];
         let output = train_with(&world, faults, &set);
         assert!(output.status.success(), "{faults:?}: {}", stderr(&output));
         assert_eq!(sizes(&world), smaller, "{faults:?}");
@@ -115,7 +115,7 @@ fn a_device_without_memory_makes_smaller_what_ran_out_of_it() {
     }
     // Nothing is left to make smaller.
     let world = World::new();
-    let set = ["batch.micro_rows=1"];
+    let set = ["training.micro_batch_size=1"];
     let output = train_with(&world, &["oom teacher 3"], &set);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(
@@ -129,15 +129,15 @@ fn a_device_without_memory_makes_smaller_what_ran_out_of_it() {
 #[test]
 fn a_head_that_takes_fewer_positions_ends_as_if_nothing_had_been() {
     let set = [
-        "batch.micro_rows=1",
-        "student.recompute=true",
-        "objective.chunk=256",
+        "training.micro_batch_size=1",
+        "student.activation_checkpointing=true",
+        "objective.chunk_size=256",
     ];
     let (whole, world) = (World::new(), World::new());
     assert!(train_with(&whole, &[], &set).status.success());
     let output = train_with(&world, &["oom student 6"], &set);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(sizes(&world), ["objective.chunk=128"]);
+    assert_eq!(sizes(&world), ["objective.chunk_size=128"]);
     assert_same(&world, &whole, "oom student 6");
 }
 
@@ -184,7 +184,11 @@ fn a_token_file_that_cannot_be_read_stops_the_run_with_file_and_place() {
     let world = World::new();
     let file = world.path().join("prepared/rivers/tokens.bin");
     let tokens = fs::read(&file).unwrap();
-    let stalled = [&train[..], &["--set", "faults.plan=[\"stall student 1\"]"]].concat();
+    let stalled = [
+        &train[..],
+        &["--set", "fault_injection.plan=[\"stall student 1\"]"],
+    ]
+    .concat();
     let started = world.start_until_with(&stalled, &[("DDK_ALLOW_FAULTS", "1")], |line| {
         line.contains("fault on purpose: stall student 1")
     });
@@ -238,7 +242,7 @@ fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_mu
     let whole = whole();
     for (step, keep, before, removals) in [(3, 3, None, 0), (6, 3, Some(3), 0), (6, 1, Some(3), 1)]
     {
-        let keep = format!("checkpoint.keep={keep}");
+        let keep = format!("checkpoint.keep_latest={keep}");
         let dies = |world: &World, call: u64| {
             let plan = format!("kill save {step} {call}");
             !train_with(world, &[&plan], &[&keep]).status.success()
@@ -281,7 +285,7 @@ fn a_retention_that_fails_is_a_warning_and_the_save_counts() {
         let output = train_with(
             &world,
             &[&format!("eio save 9 {call}")],
-            &["checkpoint.keep=1"],
+            &["checkpoint.keep_latest=1"],
         );
         assert!(output.status.success(), "{}", stderr(&output));
         (world, stderr(&output))
@@ -346,7 +350,7 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
 
     // Twice in a row: back to the last checkpoint (step 3), and past the data of both steps.
     let world = World::new();
-    let set = ["guard.max_skipped=2"];
+    let set = ["recovery.max_consecutive_skips=2"];
     let output = train_with(&world, &["nan student 5", "nan student 6"], &set);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(events(&world, "rolled_back")[0].contains("steps 5 to 6"));
@@ -367,7 +371,10 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
 
     // If it happens again, the run stops.
     let world = World::new();
-    let set = ["guard.max_skipped=1", "guard.max_rollbacks=1"];
+    let set = [
+        "recovery.max_consecutive_skips=1",
+        "recovery.max_rollbacks=1",
+    ];
     let output = train_with(&world, &["nan student 5", "nan student 7"], &set);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(
@@ -381,15 +388,15 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
 fn a_spike_is_told_skipped_or_rolled_back() {
     // A student that hardly learns, and a limit far below what losses vary by: a loss above the mean is a spike.
     let guard = [
-        "guard.spike_sigmas=1e-9",
-        "guard.spike_from=2",
-        "student.lr=1e-9",
-        "student.lr_end=1e-9",
-        "guard.max_rollbacks=12",
+        "recovery.spike_threshold=1e-9",
+        "recovery.spike_min_history=2",
+        "optimizer.lr=1e-9",
+        "lr_scheduler.min_lr=1e-9",
+        "recovery.max_rollbacks=12",
     ];
     let spikes = |action: &str| {
         let world = World::new();
-        let action = format!("guard.spike={action}");
+        let action = format!("recovery.spike_action={action}");
         let settings: Vec<&str> = guard.iter().copied().chain([action.as_str()]).collect();
         let output = train_with(&world, &[], &settings);
         assert!(output.status.success(), "{}", stderr(&output));

@@ -95,7 +95,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
         eprintln!("kill after step {step}");
         let (world, status, _) = signalled("KILL", step);
         assert_eq!(status.signal(), Some(9));
-        // Saves run beside the training, so the newest one may be older than the last multiple of `checkpoint.every`.
+        // Saves run beside training, so the newest may be older than the last multiple of `checkpoint.interval`.
         let saved = newest_checkpoint(&world);
         let output = world.succeed(&["train", "config.toml"]);
         let went_on = saved.map(|saved| format!("resuming from step {saved} "));
@@ -273,10 +273,10 @@ fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
         "--set",
         "domains.coins.max_tokens=700",
         "--set",
-        "mixture.first=equal",
+        "mixture.initial=equal",
     ];
     let train = |world: &World, faults: &str| {
-        let plan = format!("faults.plan=[{faults}]");
+        let plan = format!("fault_injection.plan=[{faults}]");
         let arguments = [&["train", "config.toml", "--set", &plan][..], &small].concat();
         let mut command = world.command(&arguments);
         command.env("DDK_ALLOW_FAULTS", "1").output().unwrap()
@@ -290,7 +290,7 @@ fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
             .iter()
             .filter(|line| line["drawn"].is_object())
             .collect();
-        drawn[interval]["drawn"]["coins"]["passes"]
+        drawn[interval]["drawn"]["coins"]["epochs"]
             .as_f64()
             .unwrap()
     };
@@ -345,7 +345,7 @@ fn sigterm_is_heard_in_every_phase_within_its_grace() {
 
 /// A run that is in this stall now.
 fn stalled(world: &World, stall: &str, more: &[&str]) -> crate::world::Started {
-    let plan = format!("faults.plan=[\"{stall}\"]");
+    let plan = format!("fault_injection.plan=[\"{stall}\"]");
     let train = [&["train", "config.toml", "--set", &plan][..], more].concat();
     let struck = format!("fault on purpose: {stall}");
     world.start_until_with(&train, &[("DDK_ALLOW_FAULTS", "1")], |line| line == struck)
@@ -359,12 +359,12 @@ fn a_grace_that_is_over_ends_the_run_at_once() {
     let started = stalled(
         &world,
         "stall student 5",
-        &["--set", "guard.grace_seconds=0.05"],
+        &["--set", "recovery.shutdown_grace_seconds=0.05"],
     );
     started.signal("TERM");
     let (status, said) = started.wait();
     assert_eq!(status.code(), Some(143), "{said}");
-    assert!(said.contains("guard.grace_seconds"), "{said}");
+    assert!(said.contains("recovery.shutdown_grace_seconds"), "{said}");
     assert_eq!(
         newest_checkpoint(&world),
         Some(3),
@@ -378,18 +378,18 @@ fn a_grace_that_is_over_ends_the_run_at_once() {
 fn a_worker_that_computes_past_its_limit_is_sick_until_it_is_done() {
     let world = World::new();
     let mut address = None;
-    let plan = "faults.plan=[\"stall student 5\"]";
+    let plan = "fault_injection.plan=[\"stall student 5\"]";
     let train = [
         "train",
         "config.toml",
         "--set",
         plan,
         "--set",
-        "guard.compute_limit_seconds=0.05",
+        "recovery.watchdog_seconds=0.05",
         "--set",
         "telemetry.enabled=true",
         "--set",
-        "telemetry.address=127.0.0.1:0",
+        "telemetry.listen=127.0.0.1:0",
         "--set",
         "run.max_steps=4000",
     ];
@@ -434,7 +434,7 @@ fn a_second_signal_ends_at_once_and_harms_nothing() {
             "train",
             "config.toml",
             "--set",
-            "faults.plan=[\"stall student 6\"]",
+            "fault_injection.plan=[\"stall student 6\"]",
         ])
         .env("DDK_ALLOW_FAULTS", "1")
         .stdout(Stdio::null())
@@ -479,7 +479,7 @@ fn a_terminal_that_goes_away_ends_nothing() {
 /// The save of an interval's end fails, and then the run ends there: what it leaves is the last step all the same.
 #[test]
 fn a_save_that_failed_is_made_again_before_the_run_ends() {
-    let set = ["run.stop_ratio=1000", "checkpoint.every=4"];
+    let set = ["run.target_gap=1000", "checkpoint.interval=4"];
     let whole = World::new();
     assert!(train_with(&whole, &[], &set).status.success());
     let world = World::new();
@@ -503,7 +503,7 @@ fn a_signal_is_not_forgotten_when_a_run_heals() {
         "train",
         "config.toml",
         "--set",
-        "faults.plan=[\"stall student 5\", \"panic student 5\"]",
+        "fault_injection.plan=[\"stall student 5\", \"panic student 5\"]",
     ];
     let environment = [("DDK_ALLOW_FAULTS", "1")];
     let started = world.start_until_with(&train, &environment, |line| {

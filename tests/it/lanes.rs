@@ -4,6 +4,8 @@ use std::fs;
 
 use crate::world::{World, stderr};
 
+const TWO: &str = "teacher.devices=[\"cpu\",\"cpu\"]";
+
 fn arguments<'a>(sets: &[&'a str]) -> Vec<&'a str> {
     let sets = sets.iter().flat_map(|set| ["--set", set]);
     ["train", "config.toml"].into_iter().chain(sets).collect()
@@ -19,8 +21,8 @@ fn resolved(world: &World) -> toml::Table {
 fn choice(world: &World) -> Vec<String> {
     let settings = resolved(world);
     let keys = [
-        ("run", "take_turns"),
-        ("teacher", "lanes"),
+        ("pipeline", "time_slicing"),
+        ("teacher", "devices"),
         ("teacher", "threads"),
         ("student", "threads"),
     ];
@@ -31,13 +33,16 @@ fn choice(world: &World) -> Vec<String> {
 #[test]
 fn a_choice_by_measurement_is_said_kept_and_gone_on_with() {
     let world = World::new();
-    let auto = ["run.threads=auto"];
-    let kill = ["run.threads=auto", "faults.plan=[\"kill student 7\"]"];
+    let auto = ["pipeline.threads=auto"];
+    let kill = [
+        "pipeline.threads=auto",
+        "fault_injection.plan=[\"kill student 7\"]",
+    ];
     let mut command = world.command(&arguments(&kill));
     let output = command.env("DDK_ALLOW_FAULTS", "1").output().unwrap();
     let said = stderr(&output);
     assert!(
-        said.contains("a step takes the teacher") && said.contains("teacher.lanes = "),
+        said.contains("a step takes the teacher") && said.contains("teacher.devices has "),
         "{said}"
     );
     let chosen = choice(&world);
@@ -62,9 +67,9 @@ fn a_choice_by_measurement_is_said_kept_and_gone_on_with() {
 fn turns_and_lanes_change_no_bit() {
     let worlds = [
         &[][..],
-        &["run.take_turns=true"],
-        &["run.take_turns=true", "teacher.lanes=2"],
-        &["teacher.lanes=3"],
+        &["pipeline.time_slicing=true"],
+        &["pipeline.time_slicing=true", TWO],
+        &["teacher.devices=[\"cpu\",\"cpu\",\"cpu\"]"],
     ]
     .map(|sets| {
         let world = World::new();

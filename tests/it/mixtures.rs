@@ -37,7 +37,7 @@ fn arguments<'a>(sets: &[&'a str]) -> Vec<&'a str> {
 
 /// Ends without a farewell in that step of the first run that comes to it.
 fn killed(world: &World, step: u64, sets: &[&str]) {
-    let plan = format!("faults.plan=[\"kill student {step}\"]");
+    let plan = format!("fault_injection.plan=[\"kill student {step}\"]");
     let mut command = world.command(&arguments(&[sets, &[plan.as_str()]].concat()));
     let output = command.env("DDK_ALLOW_FAULTS", "1").output().unwrap();
     assert!(!output.status.success(), "{}", stderr(&output));
@@ -60,10 +60,10 @@ fn run(sets: &[&str]) -> Vec<Value> {
 
 #[test]
 fn mixtures_that_stay_measure_nothing_on_the_way() {
-    let shares = "mixture.shares={ coins = 3.0, storms = 1.0 }";
+    let shares = "mixture.weights={ coins = 3.0, storms = 1.0 }";
     for (sets, expected) in [
         (&["mixture.policy=equal"][..], Some([1.0 / 3.0; 3])),
-        (&["mixture.policy=natural", "evaluation.every=8"], None),
+        (&["mixture.policy=natural", "evaluation.interval=8"], None),
         (&["mixture.policy=static", shares], Some([0.75, 0.0, 0.25])),
     ] {
         let lines = run(sets);
@@ -81,7 +81,7 @@ fn mixtures_that_stay_measure_nothing_on_the_way() {
             .iter()
             .map(|line| line["evaluated_at_step"].as_u64().unwrap())
             .collect();
-        let every = [[0, 0, 0], [0, 0, 8]][usize::from(sets.contains(&"evaluation.every=8"))];
+        let every = [[0, 0, 0], [0, 0, 8]][usize::from(sets.contains(&"evaluation.interval=8"))];
         assert_eq!(evaluated, every, "{sets:?}");
     }
 }
@@ -237,7 +237,7 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
         assert!(
             steps
                 .iter()
-                .all(|step| step["kl"] == 0.0 && step["gamma"] == 0.0)
+                .all(|step| step["kd_loss"] == 0.0 && step["gamma"] == 0.0)
         );
     }
     let lines = mixtures(phases["phases/proxy/mixture.jsonl"].clone());
@@ -278,7 +278,7 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
         whole
             .lines("run.jsonl")
             .iter()
-            .all(|step| step["kl"].as_f64().unwrap() > 0.0)
+            .all(|step| step["kd_loss"].as_f64().unwrap() > 0.0)
     );
 }
 
@@ -294,7 +294,7 @@ fn a_loss_without_the_teacher_asks_it_for_nothing_but_its_perplexities() {
         world
             .lines("run.jsonl")
             .iter()
-            .all(|step| step["kl"] == 0.0)
+            .all(|step| step["kd_loss"] == 0.0)
     );
     let summary = fs::read_to_string(world.run_folder().join("summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&summary).unwrap();
@@ -309,8 +309,15 @@ fn a_loss_without_the_teacher_asks_it_for_nothing_but_its_perplexities() {
 #[test]
 fn a_fork_may_have_another_policy() {
     let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep=9"]);
-    let fork = ["train", "config.toml", "--fork", "other", "--from", "6"];
+    world.succeed(&["train", "config.toml", "--set", "checkpoint.keep_latest=9"]);
+    let fork = [
+        "train",
+        "config.toml",
+        "--fork",
+        "other",
+        "--resume-from",
+        "6",
+    ];
     world.succeed(&[&fork[..], &["--set", "mixture.policy=equal"]].concat());
     let lines = mixtures(read_lines(&world.path().join("runs/other/mixture.jsonl")));
     assert_eq!(lines.len(), 1);
@@ -320,7 +327,14 @@ fn a_fork_may_have_another_policy() {
     );
     assert_near(by_domain(&lines[0]["weights"]), [1.0 / 3.0; 3], "equal");
 
-    let fork = ["train", "config.toml", "--fork", "third", "--from", "6"];
+    let fork = [
+        "train",
+        "config.toml",
+        "--fork",
+        "third",
+        "--resume-from",
+        "6",
+    ];
     let said = world.fail(
         2,
         &[&fork[..], &["--set", "mixture.policy=doremi"]].concat(),

@@ -85,7 +85,7 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
                 "runs/small/student",
                 "--prompt",
                 "the coin",
-                "--max-tokens",
+                "--max-new-tokens",
                 "12",
                 "--temperature",
                 "0.8",
@@ -129,15 +129,15 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
             "my.toml",
             "--model",
             "exported",
-            "--against",
+            "--baseline",
             "models/teacher",
             "--json",
         ]);
         let evaluated: Value = serde_json::from_slice(&output.stdout).unwrap();
         let coins = &evaluated["domains"]["coins"];
         assert!(coins["perplexity"].as_f64().unwrap() > 1.0);
-        assert!(coins["against"].as_f64().unwrap() > 1.0);
-        assert_ne!(coins["against"], coins["perplexity"]);
+        assert!(coins["baseline"].as_f64().unwrap() > 1.0);
+        assert_ne!(coins["baseline"], coins["perplexity"]);
     }
 }
 
@@ -218,7 +218,7 @@ fn dtypes_recomputation_and_spread_layers_train_as_well() {
         world.succeed(&arguments);
     };
     train("plain", &[]);
-    train("recomputed", &["student.recompute=true"]);
+    train("recomputed", &["student.activation_checkpointing=true"]);
     train("spread", &["teacher.devices=[\"cpu+cpu\"]"]);
     train("bf16", &["student.dtype=bf16", "teacher.dtype=bf16"]);
     let weights = |name: &str| {
@@ -290,11 +290,11 @@ fn check_catches_too_little_memory_and_says_what_to_change() {
         &world,
         &[
             "--set",
-            "batch.micro_rows=1000000",
+            "training.micro_batch_size=1000000",
             "--set",
-            "batch.rows=1000000",
+            "training.global_batch_size=1000000",
         ],
-        &["cpu lacks", "batch.micro_rows"],
+        &["cpu lacks", "training.micro_batch_size"],
     );
 }
 
@@ -340,7 +340,7 @@ fn domains_come_from_a_field_of_the_records() {
             "prepare",
             config,
             "--set",
-            &format!("corpus.folder={config}.d"),
+            &format!("corpus.dir={config}.d"),
         ]);
         let mut domains: Vec<_> = fs::read_dir(world.path().join(format!("{config}.d")))
             .unwrap()

@@ -8,7 +8,7 @@ use crate::world::{STEPS, World, read_lines, stderr};
 
 /// Trains with these settings; with a fault the process dies in the middle.
 fn train(world: &World, sets: &[&str], kill: Option<&str>) {
-    let plan = kill.map(|fault| format!("faults.plan=[\"{fault}\"]"));
+    let plan = kill.map(|fault| format!("fault_injection.plan=[\"{fault}\"]"));
     let mut arguments = vec!["train", "config.toml"];
     for set in sets.iter().copied().chain(plan.as_deref()) {
         arguments.extend(["--set", set]);
@@ -54,17 +54,23 @@ fn every_objective_trains_and_goes_on_after_a_kill() {
         let steps = whole.lines("run.jsonl");
         assert_eq!(steps.len() as u64, STEPS);
         for line in &steps {
-            let [loss, ce, kl, gamma] = ["loss", "ce", "kl", "gamma"].map(|key| number(line, key));
+            let [loss, ce, kl, gamma] =
+                ["loss", "ce_loss", "kd_loss", "gamma"].map(|key| number(line, key));
             assert!((loss - (ce + gamma * kl)).abs() < 1e-9, "{name}");
             match name {
                 "ce" => assert_eq!((kl, gamma), (0.0, 0.0)),
                 _ => assert!(kl > 0.0 && gamma == 0.2, "{name}"),
             }
         }
-        let mean = |lines: &[Value]| lines.iter().map(|line| number(line, "ce")).sum::<f64>();
+        let mean = |lines: &[Value]| {
+            lines
+                .iter()
+                .map(|line| number(line, "ce_loss"))
+                .sum::<f64>()
+        };
         assert!(mean(&steps[9..]) < mean(&steps[..3]), "{name}");
         // The cross-entropy of the first step does not depend on the objective; the divergence does.
-        first.push((number(&steps[0], "ce"), number(&steps[0], "kl")));
+        first.push((number(&steps[0], "ce_loss"), number(&steps[0], "kd_loss")));
     }
     for (index, (ce, kl)) in first.iter().enumerate() {
         assert_eq!(*ce, first[0].0);
@@ -84,7 +90,7 @@ fn ted_trains_in_two_stages_and_each_goes_on_after_a_kill() {
         "objective.name=ted",
         "objective.ted_steps=9",
         "objective.ted_lr=2e-2",
-        "student.recompute=true",
+        "student.activation_checkpointing=true",
     ];
     let (whole, killed) = (World::new(), World::new());
     let models = |world: &World| {
@@ -125,16 +131,23 @@ fn ted_trains_in_two_stages_and_each_goes_on_after_a_kill() {
     // The first stage lowers its task loss; its checkpoints hold filters and no model.
     let (steps, _, _) = of_stage(&whole);
     assert_eq!(steps.len(), 9);
-    assert!(number(&steps[8], "ce") < number(&steps[0], "ce"));
-    assert!(steps.iter().all(|line| line["loss"] == line["ce"]));
+    assert!(number(&steps[8], "ce_loss") < number(&steps[0], "ce_loss"));
+    assert!(steps.iter().all(|line| line["loss"] == line["ce_loss"]));
     let filters = ["filters.student.1-2", "filters.teacher.1-2"];
     let checkpoint = stage(&whole).join("checkpoints/step-00000009/weights.safetensors");
     assert_eq!(tensors(&checkpoint), filters);
 
     // The second: the loss is the sum of its terms; the student's filters are in the checkpoint, and none is exported.
     for line in whole.lines("run.jsonl") {
-        let [loss, ce, kl, gamma, layer, weight] =
-            ["loss", "ce", "kl", "gamma", "layer", "layer_weight"].map(|key| number(&line, key));
+        let [loss, ce, kl, gamma, layer, weight] = [
+            "loss",
+            "ce_loss",
+            "kd_loss",
+            "gamma",
+            "layer_loss",
+            "layer_weight",
+        ]
+        .map(|key| number(&line, key));
         assert!((loss - (ce + gamma * kl + weight * layer)).abs() < 1e-9);
         assert!(kl > 0.0 && layer > 0.0 && weight == 1.0);
     }

@@ -24,13 +24,13 @@ const FOR_EVER: [&str; 14] = [
     "--set",
     "run.name=long",
     "--set",
-    "run.trace=false",
+    "log.samples=false",
     "--set",
     "telemetry.enabled=true",
     "--set",
-    "telemetry.address=127.0.0.1:0",
+    "telemetry.listen=127.0.0.1:0",
     "--set=mixture.interval=20",
-    "--set=checkpoint.every=100",
+    "--set=checkpoint.interval=100",
 ];
 
 /// Starts a `ddk` that serves; with the address it says.
@@ -106,7 +106,10 @@ const ENDS: [Ended; 5] = [
     Ended {
         signal: None,
         code: Some(1),
-        sets: &["run.name=broken", "faults.plan=[\"panic save 500\"]"],
+        sets: &[
+            "run.name=broken",
+            "fault_injection.plan=[\"panic save 500\"]",
+        ],
         last: "failed",
     },
     // In a phase in which it stops at once.
@@ -116,7 +119,7 @@ const ENDS: [Ended; 5] = [
         sets: &[
             "run.name=held",
             "run.max_steps=600",
-            "faults.plan=[\"hang export 1\"]",
+            "fault_injection.plan=[\"hang export 1\"]",
         ],
         last: "stopped",
     },
@@ -286,7 +289,7 @@ fn watch_tells_of_a_folder_and_of_a_server() {
         "small: finished, step 12 of 12",
         "done by max_steps",
         "coins",
-        "mean ratio",
+        "mean gap",
     ] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
     }
@@ -336,11 +339,11 @@ fn a_run_that_others_reach_needs_a_token_and_its_folder_does_not_hold_it() {
         "--set",
         "telemetry.enabled=true",
         "--set",
-        "telemetry.address=0.0.0.0:0",
+        "telemetry.listen=0.0.0.0:0",
     ];
     let said = world.fail(2, &reached);
     assert!(
-        said.contains("`telemetry.address`") && said.contains("`telemetry.token`"),
+        said.contains("`telemetry.listen`") && said.contains("`telemetry.token`"),
         "{said}"
     );
 

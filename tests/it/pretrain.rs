@@ -37,7 +37,7 @@ fn a_killed_or_stopped_pretraining_resumes_to_the_same_bits() {
         "kill export 1",
     ] {
         let world = without_teacher();
-        let plan = format!("faults.plan=[\"{plan}\"]");
+        let plan = format!("fault_injection.plan=[\"{plan}\"]");
         let mut command = world.command(&[&PRETRAIN[..], &["--set", &plan]].concat());
         command.env("DDK_ALLOW_FAULTS", "1");
         let killed = command.output().unwrap();
@@ -53,7 +53,7 @@ fn a_killed_or_stopped_pretraining_resumes_to_the_same_bits() {
         ("hang evaluation 2", "TERM", 143),
     ] {
         let world = without_teacher();
-        let plan = format!("faults.plan=[\"{fault}\"]");
+        let plan = format!("fault_injection.plan=[\"{fault}\"]");
         let mut command = world.command(&[&PRETRAIN[..], &["--set", &plan]].concat());
         command.env("DDK_ALLOW_FAULTS", "1");
         let held = format!("fault on purpose: {fault}");
@@ -112,7 +112,7 @@ fn an_interrupted_run_resumes_on_another_machine_and_costs_no_other_model() {
     let expected = made(&World::new());
     let world = without_teacher();
     let kill = |sets: &[&str]| {
-        let plan = ["--set", "faults.plan=[\"kill student 40\"]"];
+        let plan = ["--set", "fault_injection.plan=[\"kill student 40\"]"];
         let mut command = world.command(&[&PRETRAIN[..], &plan[..], sets].concat());
         command.env("DDK_ALLOW_FAULTS", "1");
         assert_eq!(command.output().unwrap().status.code(), None);
@@ -156,7 +156,11 @@ fn folders_of_others_are_refused() {
         fs::read_to_string(run.join("config.toml")).unwrap(),
         "mine = true"
     );
-    let same = [&PRETRAIN[..], &["--set", "pretrain.teacher.out=tokenizer"]].concat();
+    let same = [
+        &PRETRAIN[..],
+        &["--set", "pretrain.teacher.output_dir=tokenizer"],
+    ]
+    .concat();
     let said = world.fail(2, &same);
     assert!(said.contains("the folder of the tokenizer"), "{said}");
 }
@@ -164,7 +168,13 @@ fn folders_of_others_are_refused() {
 #[test]
 fn pretraining_is_watched_like_any_run() {
     let world = without_teacher();
-    world.succeed(&[&PRETRAIN[..], &["--set", "telemetry.file=metrics.prom"]].concat());
+    world.succeed(
+        &[
+            &PRETRAIN[..],
+            &["--set", "telemetry.metrics_file=metrics.prom"],
+        ]
+        .concat(),
+    );
     let metrics = fs::read_to_string(world.path().join("metrics.prom")).unwrap();
     for expected in [
         "ddk_steps_total{run=\"teacher.run\"} 60",

@@ -28,8 +28,8 @@ fn settings_are_read_again_at_sighup() {
     let path = world.path().join("config.toml");
     let config = fs::read_to_string(&path).unwrap();
     let config = config
-        .replace("every = 3", "every = 7")
-        .replace("lr_end = 5e-4\nwarmup", "lr_end = 4e-4\nwarmup");
+        .replace("interval = 3", "interval = 7")
+        .replace("min_lr = 5e-4", "min_lr = 4e-4");
     fs::write(
         &path,
         config.replace("[mixture]\n", "[mixture]\nalpha = 0.4\n"),
@@ -52,15 +52,15 @@ fn settings_are_read_again_at_sighup() {
         .take(3)
         .collect();
     assert!(
-        told[0].contains("checkpoint.every was 3, is 7: taken"),
+        told[0].contains("checkpoint.interval was 3, is 7: taken"),
         "{told:?}"
     );
     assert!(
-        told[1].contains("mixture.alpha") && told[1].contains("left as it is"),
+        told[2].contains("mixture.alpha") && told[2].contains("left as it is"),
         "{told:?}"
     );
     assert!(
-        told[2].contains("student.lr_end") && told[2].contains("taken"),
+        told[1].contains("lr_scheduler.min_lr") && told[1].contains("taken"),
         "{told:?}"
     );
     // Long enough for the three that stay to be of the new rhythm.
@@ -159,11 +159,11 @@ fn memory_files_and_step_time_do_not_grow_with_steps() {
             "--set",
             &limit,
             "--set",
-            "run.trace=false",
+            "log.samples=false",
             "--set",
             "mixture.interval=100",
             "--set",
-            "checkpoint.every=50",
+            "checkpoint.interval=50",
         ])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -223,7 +223,7 @@ fn a_run_that_goes_on_shows_its_mixture() {
         "--set",
         "run.max_steps=100000",
         "--set",
-        "run.trace=false",
+        "log.samples=false",
         "--metrics-file",
         "run.prom",
     ];
@@ -239,11 +239,11 @@ fn a_run_that_goes_on_shows_its_mixture() {
     for gauge in [
         "ddk_mixture_weight{",
         "ddk_mixture_target{",
-        "ddk_mixture_version{",
+        "ddk_mixture_interval{",
         "ddk_mixture_weight_limit{",
         "ddk_perplexity{",
         "ddk_perplexity_ratio{",
-        "ddk_domain_passes{",
+        "ddk_domain_epochs{",
     ] {
         assert!(page.contains(gauge), "no {gauge} in {page}");
     }
@@ -263,12 +263,12 @@ fn progress(said: &str, phase: &str) -> Vec<(u64, u64)> {
     .collect()
 }
 
-/// Each batch has a line where each step has one (`log.line_seconds = 0`); otherwise the short evaluations of
+/// Each batch has a line where each step has one (`log.interval_seconds = 0`); otherwise the short evaluations of
 /// this world have none.
 #[test]
 fn evaluations_say_how_far_they_are() {
     let world = World::new();
-    let train = ["train", "config.toml", "--set", "evaluation.batch_rows=4"];
+    let train = ["train", "config.toml", "--set", "evaluation.batch_size=4"];
     let said = stderr(&world.succeed(&train));
     let log = fs::read_to_string(world.run_folder().join("run.log")).unwrap();
     let mut all = Vec::new();
@@ -296,12 +296,12 @@ fn evaluations_say_how_far_they_are() {
         "--model",
         "models/teacher",
         "--set",
-        "evaluation.batch_rows=4",
+        "evaluation.batch_size=4",
     ];
     let said = stderr(&world.succeed(&eval));
     assert_eq!(progress(&said, "evaluation of models/teacher"), batches);
     let quiet = World::new();
-    let train = [&train[..], &["--set", "log.line_seconds=60"]].concat();
+    let train = [&train[..], &["--set", "log.interval_seconds=60"]].concat();
     let said = stderr(&quiet.succeed(&train));
     assert!(!said.contains(" documents"), "{said}");
 }

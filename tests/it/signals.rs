@@ -9,7 +9,7 @@ use crate::world::{Started, World, assert_same, whole};
 
 /// Starts `ddk`, waits until the fault holds it, sends the signal; what was said. The exit code must be the signal's.
 fn stopped(world: &World, arguments: &[&str], fault: &str, signal: &str) -> String {
-    let plan = format!("faults.plan=[\"{fault}\"]");
+    let plan = format!("fault_injection.plan=[\"{fault}\"]");
     let arguments: Vec<&str> = arguments.iter().copied().chain(["--set", &plan]).collect();
     let mut command = world.command(&arguments);
     command.env("DDK_ALLOW_FAULTS", "1");
@@ -88,7 +88,7 @@ fn a_run_stops_in_every_phase_and_goes_on_to_the_same_result() {
     ];
     for (fault, signal, expected, step) in cases {
         let world = World::new();
-        let train = ["train", "config.toml", "--serial", "2"];
+        let train = ["train", "config.toml", "--serial-baseline", "2"];
         let said = stopped(&world, &train, fault, signal);
         assert!(said.contains(expected), "{fault}: {said}");
         match step {
@@ -120,7 +120,7 @@ fn a_run_that_is_summed_up_stays_done_when_its_report_is_cut_short() {
 #[test]
 fn the_measurement_of_threads_is_made_again() {
     let world = World::new();
-    let train = ["train", "config.toml", "--set", "run.threads=auto"];
+    let train = ["train", "config.toml", "--set", "pipeline.threads=auto"];
     let said = stopped(&world, &train, "hang threads 1", "TERM");
     assert!(
         said.contains("stopped while measuring how to share the cores"),

@@ -37,7 +37,7 @@ fn a_run_leaves_what_the_design_names_and_its_student_is_the_one_it_reports() {
     for (index, line) in steps.iter().enumerate() {
         assert_eq!(line["step"], index as u64 + 1);
         let [loss, ce, kl, gamma] =
-            ["loss", "ce", "kl", "gamma"].map(|key| line[key].as_f64().unwrap());
+            ["loss", "ce_loss", "kd_loss", "gamma"].map(|key| line[key].as_f64().unwrap());
         assert!((loss - (ce + gamma * kl)).abs() < 1e-9 && kl > 0.0);
     }
 
@@ -75,7 +75,7 @@ fn every_row_is_drawn_by_the_mixture_of_its_step_and_the_counts_add_up() {
     let mut counted: BTreeMap<(u64, String), u64> = BTreeMap::new();
     for sample in &samples {
         let interval = (sample["step"].as_u64().unwrap() - 1) / 4;
-        assert_eq!(sample["mixture_version"], interval);
+        assert_eq!(sample["interval"], interval);
         *counted
             .entry((interval, sample["domain"].as_str().unwrap().to_owned()))
             .or_default() += 1;
@@ -90,7 +90,7 @@ fn every_row_is_drawn_by_the_mixture_of_its_step_and_the_counts_add_up() {
                 .get(&(interval, domain.clone()))
                 .copied()
                 .unwrap_or(0);
-            assert_eq!(values["rows"], seen, "interval {interval}, {domain}");
+            assert_eq!(values["sequences"], seen, "interval {interval}, {domain}");
         }
     }
 }
@@ -99,10 +99,15 @@ fn every_row_is_drawn_by_the_mixture_of_its_step_and_the_counts_add_up() {
 fn queue_depths_and_teacher_lanes_change_nothing_but_speed() {
     let mut reference = None;
     for setting in [
-        &["--set", "queues.depth=0"][..],
-        &["--set", "queues.depth=2"],
-        &["--set", "queues.depth=8"],
-        &["--set", "queues.depth=1", "--set", "teacher.lanes=2"],
+        &["--set", "pipeline.queue_depth=0"][..],
+        &["--set", "pipeline.queue_depth=2"],
+        &["--set", "pipeline.queue_depth=8"],
+        &[
+            "--set",
+            "pipeline.queue_depth=1",
+            "--set",
+            "teacher.devices=[\"cpu\",\"cpu\"]",
+        ],
     ] {
         let world = World::new();
         world.succeed(&[&["train", "config.toml"], setting].concat());
@@ -135,9 +140,9 @@ fn a_run_stops_at_its_token_budget_or_when_the_student_has_caught_up() {
     );
 
     let world = World::new();
-    world.succeed(&["train", "config.toml", "--set", "run.stop_ratio=1000"]);
+    world.succeed(&["train", "config.toml", "--set", "run.target_gap=1000"]);
     let summary = fs::read_to_string(world.run_folder().join("summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&summary).unwrap();
-    assert_eq!(summary["stop_reason"], "stop_ratio");
+    assert_eq!(summary["stop_reason"], "target_gap");
     assert_eq!(summary["steps"], 4);
 }

@@ -157,13 +157,12 @@ const CONFIG: &str = r#"
 [run]
 name = "small"
 max_steps = 12
-trace = true
 
 [corpus]
-folder = "prepared"
+dir = "prepared"
 tokenizer = "tokenizer"
 sequence_length = 32
-validation_share = 0.1
+validation_fraction = 0.1
 validation_documents = 8
 
 [domains.coins]
@@ -178,59 +177,64 @@ model = "models/teacher"
 
 [student]
 model = "models/student"
+
+[optimizer]
 lr = 5e-3
-lr_end = 5e-4
+
+[lr_scheduler]
+min_lr = 5e-4
 warmup_steps = 2
 
-[batch]
-rows = 8
-micro_rows = 4
+[training]
+global_batch_size = 8
+micro_batch_size = 4
 
 [mixture]
 interval = 4
 
 [checkpoint]
-every = 3
-keep = 3
+interval = 3
+keep_latest = 3
 
 [telemetry]
 enabled = false
 
 [log]
-line_seconds = 0
+samples = true
+interval_seconds = 0
 
 [pretrain.teacher]
-out = "models/teacher"
+output_dir = "models/teacher"
 steps = 60
-rows = 8
-micro_rows = 8
+global_batch_size = 8
+micro_batch_size = 8
 lr = 1e-2
-lr_end = 1e-3
+min_lr = 1e-3
 warmup_steps = 5
 threads = 1
 [pretrain.teacher.architecture]
 hidden_size = 32
 intermediate_size = 64
-layers = 2
-heads = 4
-kv_heads = 2
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
 
 [pretrain.student]
-out = "models/student"
+output_dir = "models/student"
 steps = 10
-rows = 8
-micro_rows = 8
+global_batch_size = 8
+micro_batch_size = 8
 lr = 1e-2
-lr_end = 1e-3
+min_lr = 1e-3
 warmup_steps = 2
 threads = 1
-shares = { coins = 0.8, rivers = 0.1, storms = 0.1 }
+weights = { coins = 0.8, rivers = 0.1, storms = 0.1 }
 [pretrain.student.architecture]
 hidden_size = 16
 intermediate_size = 32
-layers = 1
-heads = 2
-kv_heads = 1
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
 "#;
 
 /// A folder of a test's own, in which the shared corpus and models can be used.
@@ -447,7 +451,10 @@ pub fn is_step(line: &str, step: u64) -> bool {
 
 /// Trains with these faults.
 pub fn train_with(world: &World, faults: &[&str], more: &[&str]) -> Output {
-    let plan = format!("faults.plan={}", serde_json::to_string(faults).unwrap());
+    let plan = format!(
+        "fault_injection.plan={}",
+        serde_json::to_string(faults).unwrap()
+    );
     let mut arguments = vec!["train", "config.toml", "--set", &plan];
     for set in more {
         arguments.extend(["--set", set]);
@@ -472,7 +479,12 @@ pub fn assert_same(world: &World, whole: &World, what: &str) {
     assert_eq!(samples.len() as u64, 8 * STEPS, "{what}");
     let places: BTreeSet<String> = samples
         .iter()
-        .map(|sample| format!("{} {} {}", sample["domain"], sample["pass"], sample["row"]))
+        .map(|sample| {
+            format!(
+                "{} {} {}",
+                sample["domain"], sample["epoch"], sample["sequence"]
+            )
+        })
         .collect();
     assert_eq!(places.len(), samples.len(), "{what}");
 }

@@ -1,6 +1,6 @@
 """Perplexity of a model folder with Hugging Face transformers, to compare with `ddk eval`.
 
-usage: ddk eval CONFIG --model FOLDER --json --documents documents.json > ddk.json
+usage: ddk eval CONFIG --model FOLDER --json --dump-token-ids documents.json > ddk.json
        PYTHON tests/reference/perplexity.py FOLDER documents.json ddk.json      PYTHON: from tools/python-env
 
 Each document on its own; logits are cut to the tokenizer's ids before the softmax; the mean is over all predicted

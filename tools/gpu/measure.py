@@ -66,7 +66,7 @@ def measure(options, report):
         ("ddk", [], {}, True),
         ("ddk, deterministic", ["run.deterministic=true"], {}, True),
         ("ddk, flash attention", [], {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}, True),
-        ("ddk, recomputing", ["student.recompute=true"], {}, True),
+        ("ddk, recomputing", ["student.activation_checkpointing=true"], {}, True),
         ("ddk, columns not padded", [], {}, False),
     ]
     # Models in memory if there is room for them and for a run's files: reading them is not what is measured.

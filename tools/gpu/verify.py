@@ -75,7 +75,7 @@ def main():
         "model",
         "--prompt",
         "the river",
-        "--max-tokens",
+        "--max-new-tokens",
         "24",
         "--device",
         where,

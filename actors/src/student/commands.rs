@@ -47,7 +47,7 @@ impl<S: Student> StudentLane<S> {
         } = request;
         let outcome = match command {
             // Before that, what the first mixture follows from is not in the state.
-            Command::Checkpoint if core.state.at_start.teacher.is_empty() && core.step() == 0 => {
+            Command::Checkpoint if core.state.baseline.teacher.is_empty() && core.step() == 0 => {
                 Err(Refusal(
                     "there is nothing to save before the first step".to_owned(),
                 ))

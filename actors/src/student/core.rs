@@ -7,7 +7,7 @@ mod step;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
-use ddk_mixture::Needs;
+use ddk_mixture::{Needs, gap};
 use ddk_run::{Measured, RunFileError, control::Outcome as Answered, records::StopReason};
 use ddk_telemetry::metrics;
 use ractor::RpcReplyPort;
@@ -53,7 +53,9 @@ impl<'a, S: Student> Core<'a, S> {
     pub(crate) fn new(lane: &'a StudentLane<S>, student: S, mut state: LoopState) -> Self {
         let plan = &lane.context.plan;
         // A step that was rolled back since has been answered.
-        state.skipped_steps.retain(|step| !plan.skip.contains(step));
+        state
+            .consecutive_skips
+            .retain(|step| !plan.skip.contains(step));
         Self {
             lane,
             context: &lane.context,
@@ -89,7 +91,7 @@ impl<'a, S: Student> Core<'a, S> {
         // Once for each multiple, at the end of the interval that it lies in.
         let lies_in = |every: u64| state.step / every > (state.interval.first_step - 1) / every;
         self.lane.needs == Needs::Perplexities
-            || state.at_start.student.is_empty()
+            || state.baseline.student.is_empty()
             || self.plan.evaluation_every.is_some_and(lies_in)
     }
 
@@ -104,7 +106,7 @@ impl<'a, S: Student> Core<'a, S> {
     }
 
     pub(crate) fn save_is_due(&self) -> bool {
-        let every = self.plan.live.get(|settings| settings.checkpoint.every);
+        let every = self.plan.live.get(|settings| settings.checkpoint.interval);
         self.step().is_multiple_of(every) && !self.is_saved()
     }
 
@@ -119,25 +121,25 @@ impl<'a, S: Student> Core<'a, S> {
         self.plan.keep_best && !self.is_saved()
     }
 
-    /// Takes down what was measured after `step`; true where no student so far was nearer to the teacher, and
-    /// a checkpoint is to be kept of this one that there is not yet.
+    /// Records the evaluation after `step`. True if no student so far had a smaller mean gap, and a checkpoint of
+    /// this one is still missing.
     pub(crate) fn measured(&mut self, step: u64, student: &[f64]) -> bool {
         let teacher = self.context.facts.teacher_perplexities.get();
-        // Without a teacher nothing tells which student is the best.
+        // Without a teacher there is no gap.
         let Some(teacher) = teacher.filter(|teacher| step > 0 && !teacher.is_empty()) else {
             return false;
         };
-        let ratios = student.iter().zip(teacher);
-        let sum: f64 = ratios.map(|(student, teacher)| student / teacher).sum();
-        let ratio = sum / student.len() as f64;
+        let both = student.iter().zip(teacher);
+        let sum: f64 = both.map(|(student, teacher)| gap(*student, *teacher)).sum();
+        let gap = sum / student.len() as f64;
         // A run that resumes here has measured it before.
         let measured = &mut self.state.measured;
         measured.retain(|other| other.step != step);
-        if !ratio.is_finite() {
+        if !gap.is_finite() {
             return false;
         }
-        let is_best = measured.iter().all(|other| ratio < other.ratio);
-        measured.push(Measured { step, ratio });
+        let is_best = measured.iter().all(|other| gap < other.gap);
+        measured.push(Measured { step, gap });
         is_best && self.is_candidate()
     }
 
@@ -197,7 +199,7 @@ impl<'a, S: Student> Core<'a, S> {
     pub(crate) fn evaluate(&mut self) -> Result<Option<Vec<f64>>, PortError> {
         let began = Instant::now();
         self.newly_busy();
-        let phase = if self.state.at_start.student.is_empty() {
+        let phase = if self.state.baseline.student.is_empty() {
             "first evaluation of the student".to_owned()
         } else {
             format!("evaluation of the student after step {}", self.step())
@@ -212,8 +214,8 @@ impl<'a, S: Student> Core<'a, S> {
         if let Some(perplexities) = &perplexities {
             let mut flops = self.plan.evaluation_flops;
             // Before the first step of a run, or of a fork whose domains are others.
-            if self.state.at_start.student.is_empty() {
-                self.state.at_start.student.clone_from(perplexities);
+            if self.state.baseline.student.is_empty() {
+                self.state.baseline.student.clone_from(perplexities);
                 flops += self.plan.teacher_evaluation_flops;
             }
             self.count_evaluation(flops);
@@ -283,7 +285,7 @@ impl<'a, S: Student> Core<'a, S> {
             end,
             step: state.step,
             intervals: state.interval.index + 1,
-            at_start: state.at_start.clone(),
+            baseline: state.baseline.clone(),
             after,
             measured: state.measured.clone(),
             totals: self.totals.clone(),

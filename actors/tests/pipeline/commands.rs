@@ -97,9 +97,9 @@ async fn a_pause_a_checkpoint_and_an_evaluation_leave_the_run_as_it_is() {
 #[tokio::test(start_paused = true)]
 async fn a_setting_that_changes_changes_again_when_the_run_is_repeated() {
     let commands = [
-        (4, set("student.lr", 0.5)),
-        (8, set("checkpoint.every", 2)),
-        (11, set("student.lr", 0.25)),
+        (4, set("optimizer.lr", 0.5)),
+        (8, set("checkpoint.interval", 2)),
+        (11, set("optimizer.lr", 0.25)),
     ];
     let whole = telling(&commands);
     whole.run().await.unwrap();
@@ -149,10 +149,10 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     whole.run().await.unwrap();
     let world = telling(&[
         (2, Command::Resume),
-        (2, set("student.lr", -1)),
-        (2, set("student.lr", "fast")),
+        (2, set("optimizer.lr", -1)),
+        (2, set("optimizer.lr", "fast")),
         (2, set("student.rate", 1)),
-        (2, set("student.beta1", 0.5)),
+        (2, set("optimizer.beta1", 0.5)),
         (3, Command::Pause),
         (3, Command::Pause),
         (3, Command::Resume),
@@ -161,10 +161,10 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
     let refused = refusals(&world);
     for expected in [
         "the run is not paused",
-        "student.lr=-1: `student.lr` is -1",
-        "student.lr=fast: invalid type",
+        "optimizer.lr=-1: `optimizer.lr` is -1",
+        "optimizer.lr=fast: invalid type",
         "unknown field `rate`",
-        "`student.beta1` cannot change while the run trains; these can: ",
+        "`optimizer.beta1` cannot change while the run trains; these can: ",
         "the run is paused already",
     ] {
         assert!(

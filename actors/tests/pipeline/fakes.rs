@@ -15,7 +15,7 @@ use ddk_actors::{
     RunHandle, RunPlan, StepReport, StopReason, Student, Teacher, ports::Between,
 };
 use ddk_corpus::{Cursor, Sample, Sequence, Span};
-use ddk_mixture::{Ddk, FirstInterval, Policy, PolicyState};
+use ddk_mixture::{Ddk, InitialMixture, Policy, PolicyState};
 use ddk_run::{
     CheckpointStore, Journal, Lengths, MicroBatchSums, Overrides, PhaseSeconds, Retention,
     SequenceLoss, SnapshotFile, Source, StepPhase, UpdateStats,
@@ -62,7 +62,7 @@ impl World {
                 interval_end: None,
                 max_steps_reason: StopReason::MaxSteps,
                 max_tokens: None,
-                stop_ratio: None,
+                target_gap: None,
                 lag: 0,
                 evaluation_every: None,
                 keep_best: false,
@@ -73,11 +73,11 @@ impl World {
                 gamma: 0.2,
                 layer_weight: None,
                 skip: std::collections::BTreeSet::new(),
-                guard: ddk_settings::Guard {
-                    max_skipped: 3,
+                recovery: ddk_settings::Recovery {
+                    max_consecutive_skips: 3,
                     max_rollbacks: 0,
-                    spike: ddk_settings::Spike::Ignore,
-                    ..ddk_settings::Guard::default()
+                    spike_action: ddk_settings::SpikeAction::Ignore,
+                    ..ddk_settings::Recovery::default()
                 },
                 evaluation_flops: 1e6,
                 teacher_evaluation_flops: 1e7,
@@ -87,7 +87,7 @@ impl World {
             commands: Vec::new(),
             stop_after: None,
             full_disk: Vec::new(),
-            policy: Ddk::new(0.5, 5, FirstInterval::Natural).state(),
+            policy: Ddk::new(0.5, 5, InitialMixture::Natural).state(),
         }
     }
 
@@ -231,7 +231,7 @@ impl Assembly {
             plan,
             parts,
             policy: policy.into_policy(),
-            teacher_perplexities: resume.as_ref().map(|state| state.at_start.teacher.clone()),
+            teacher_perplexities: resume.as_ref().map(|state| state.baseline.teacher.clone()),
             resume,
         }
     }
@@ -240,7 +240,10 @@ impl Assembly {
 /// Settings that save every so many steps.
 pub fn saving_every(steps: u64) -> Arc<ddk_actors::Live> {
     let mut settings = ddk_settings::Settings::default();
-    (settings.checkpoint.every, settings.checkpoint.keep) = (steps, 2);
+    (
+        settings.checkpoint.interval,
+        settings.checkpoint.keep_latest,
+    ) = (steps, 2);
     ddk_actors::Live::new(settings)
 }
 
@@ -359,7 +362,7 @@ impl Student for FakeStudent {
         if (self.hook)("no update", step).is_err() {
             return self.discard(step, "on purpose");
         }
-        let learning_rate = self.live.get(|settings| settings.student.lr);
+        let learning_rate = self.live.get(|settings| settings.optimizer.lr);
         self.weight = mix(self.weight, std::mem::take(&mut self.pending));
         self.weight = mix(self.weight, learning_rate.to_bits());
         self.step = step;

@@ -232,7 +232,7 @@ fn rolled_back(error: &RunError) -> Option<(u64, u64)> {
 #[tokio::test]
 async fn a_roll_back_begins_with_the_first_step_without_an_update() {
     let mut world = World::new();
-    world.plan.guard.max_skipped = 2;
+    world.plan.recovery.max_consecutive_skips = 2;
     world.plan.skip = [6].into();
     world.hook = no_updates(&[5, 7]);
     let error = world.run().await.unwrap_err();
@@ -244,7 +244,7 @@ async fn a_roll_back_begins_with_the_first_step_without_an_update() {
 #[tokio::test]
 async fn steps_that_were_rolled_back_do_not_count_again() {
     let mut world = World::new();
-    world.plan.guard.max_skipped = 2;
+    world.plan.recovery.max_consecutive_skips = 2;
     world.plan.live = saving_every(1);
     world.hook = no_updates(&[5, 6, 7]);
     let error = world.run().await.unwrap_err();

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use ddk_actors::{End, StopReason};
-use ddk_mixture::{FirstInterval, Fixed, MixturePolicy, Policy, Sheared};
+use ddk_mixture::{Fixed, InitialMixture, MixturePolicy, Policy, Sheared};
 use serde_json::Value;
 
 use crate::fakes::{World, dawdle};
@@ -140,21 +140,21 @@ async fn limits_that_are_known_ahead_end_the_run_at_the_end_of_an_interval() {
     world.plan.max_passes = Some(4.0);
     world.plan.max_steps = None;
     let outcome = world.run().await.unwrap().unwrap();
-    assert_eq!(outcome.end, End::Finished(StopReason::MaxPasses));
+    assert_eq!(outcome.end, End::Finished(StopReason::MaxEpochs));
     let all = 4 * world.plan.domain_rows.iter().sum::<u64>();
     assert_eq!(outcome.step, all / world.plan.rows_per_step);
 
     let mut caught_up = self::world();
-    caught_up.plan.stop_ratio = Some(100.0);
+    caught_up.plan.target_gap = Some(100.0_f64.ln());
     let outcome = caught_up.run().await.unwrap().unwrap();
-    assert_eq!(outcome.end, End::Finished(StopReason::StopRatio));
+    assert_eq!(outcome.end, End::Finished(StopReason::TargetGap));
     // Measured after step 5, known in the interval that ends with step 10.
     assert_eq!(outcome.step, 10);
 }
 
 #[tokio::test]
 async fn other_policies_lag_too() {
-    let first = FirstInterval::Natural;
+    let first = InitialMixture::Natural;
     for policy in [
         Sheared::new(5, first, vec![None; 3]).state(),
         Fixed::new(MixturePolicy::Equal, &[1.0; 3], 5).state(),

@@ -53,8 +53,8 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
             .filter(|sample| sample["domain"] == **name)
             .map(|sample| {
                 (
-                    sample["pass"].as_u64().unwrap(),
-                    sample["row"].as_u64().unwrap(),
+                    sample["epoch"].as_u64().unwrap(),
+                    sample["sequence"].as_u64().unwrap(),
                 )
             })
             .collect();
@@ -74,7 +74,7 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
             .unwrap();
         let counts: Vec<u64> = names
             .iter()
-            .map(|name| drawn["drawn"][name]["rows"].as_u64().unwrap())
+            .map(|name| drawn["drawn"][name]["sequences"].as_u64().unwrap())
             .collect();
         assert_eq!(
             counts.iter().sum::<u64>(),
@@ -83,7 +83,7 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
         let expected = interval_order(&counts, 11, interval);
         let got: Vec<u16> = samples
             .iter()
-            .filter(|sample| sample["mixture_version"] == interval)
+            .filter(|sample| sample["interval"] == interval)
             .map(|sample| {
                 names
                     .iter()
@@ -94,10 +94,7 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
         assert_eq!(got, expected);
     }
     for step in world.lines("run.jsonl") {
-        assert_eq!(
-            step["mixture_version"],
-            (step["step"].as_u64().unwrap() - 1) / 5
-        );
+        assert_eq!(step["interval"], (step["step"].as_u64().unwrap() - 1) / 5);
     }
     // The tokens of the lines are the tokens of the rows.
     let mut tokens: BTreeMap<u64, u64> = BTreeMap::new();
@@ -163,11 +160,11 @@ async fn runs_end_by_tokens_and_by_ratio_as_defined() {
     );
 
     let mut world = World::new();
-    world.plan.stop_ratio = Some(10.0);
+    world.plan.target_gap = Some(10.0_f64.ln());
     let outcome = world.run().await.unwrap().unwrap();
     assert_eq!(
         (outcome.end, outcome.step),
-        (End::Finished(StopReason::StopRatio), 5)
+        (End::Finished(StopReason::TargetGap), 5)
     );
     assert!(outcome.after.is_some());
 }
@@ -178,12 +175,12 @@ async fn a_limit_on_passes_ends_a_small_domain_and_then_the_run() {
     world.plan.max_steps = None;
     world.plan.max_passes = Some(2.0);
     let outcome = world.run().await.unwrap().unwrap();
-    assert_eq!(outcome.end, End::Finished(StopReason::MaxPasses));
+    assert_eq!(outcome.end, End::Finished(StopReason::MaxEpochs));
     let samples = world.lines("samples.jsonl");
     assert!(
         samples
             .iter()
-            .all(|sample| sample["pass"].as_u64().unwrap() < 2)
+            .all(|sample| sample["epoch"].as_u64().unwrap() < 2)
     );
     // All of both passes, as far as it fills steps: the last interval is as short as it must be.
     let all = 2 * ROWS.iter().sum::<u64>();

@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use ddk_mixture::{
-    DdkNoSmoothing, DoremiProxy, FirstInterval, Fixed, MixturePolicy, Odm, Policy, PolicyState,
+    DdkNoSmoothing, DoremiProxy, Fixed, InitialMixture, MixturePolicy, Odm, Policy, PolicyState,
     Sheared,
 };
 use serde_json::Value;
@@ -23,7 +23,7 @@ fn world(policy: &PolicyState) -> World {
 /// Each with the lines that set its mixtures in 17 steps, and the evaluations that it needs (the one after
 /// the last step included).
 fn policies() -> Vec<(PolicyState, usize, u64)> {
-    let first = FirstInterval::Natural;
+    let first = InitialMixture::Natural;
     vec![
         (DdkNoSmoothing::new(5, first).state(), 4, 5),
         (Sheared::new(5, first, vec![None; 3]).state(), 4, 5),

@@ -8,7 +8,8 @@
 use std::{error::Error, fs, path::PathBuf, time::Instant};
 
 use ddk_corpus::{
-    DomainSource, Limits, Packing, PrepareOptions, Template, TokenizerFolder, ValidationBy, prepare,
+    DomainSource, Limits, Packing, PrepareOptions, Template, TokenizerFolder, ValidationSplit,
+    prepare,
 };
 use tokenizers::Tokenizer;
 
@@ -51,10 +52,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         packing: Packing::Concat,
         sequence_length: 2048,
         seed: 0,
-        validation_by: ValidationBy::Count,
-        validation_share: 0.0,
+        validation_split: ValidationSplit::Count,
+        validation_fraction: 0.0,
         validation_documents: 1,
-        max_bad_share: 0.0,
+        max_bad_fraction: 0.0,
         batch_bytes: 4 << 20,
     };
     let (mut theirs, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());

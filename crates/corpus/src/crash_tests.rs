@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     DomainSource, FileFormat, Limits, Packing, PrepareOptions, Template, TokenizerFolder,
-    ValidationBy, manifest::Manifest, prepare, train_tokenizer,
+    ValidationSplit, manifest::Manifest, prepare, train_tokenizer,
 };
 
 /// The environment of a child: the folder to work in, and the operation before which it ends.
@@ -71,10 +71,10 @@ fn options(place: &Path, folder: PathBuf, tokens: Option<u64>) -> PrepareOptions
         packing: Packing::Concat,
         sequence_length: 16,
         seed: 3,
-        validation_by: ValidationBy::Count,
-        validation_share: 0.1,
+        validation_split: ValidationSplit::Count,
+        validation_fraction: 0.1,
         validation_documents: 5,
-        max_bad_share: 0.01,
+        max_bad_fraction: 0.01,
         batch_bytes: 2000,
     }
 }

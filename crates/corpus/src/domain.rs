@@ -31,7 +31,7 @@ pub struct RowOptions {
     /// Tokens of a row.
     pub sequence_length: usize,
     /// Whether the predictions of prompts are left out.
-    pub mask_prompt: bool,
+    pub completion_only_loss: bool,
 }
 
 impl PreparedDomain {
@@ -116,7 +116,7 @@ impl PreparedDomain {
         span: Span,
     ) -> Result<(), CorpusError> {
         let (start, _) = documents.bounds(span.document)?;
-        if self.options.mask_prompt {
+        if self.options.completion_only_loss {
             let place = sequence.tokens.len() as u64;
             let end_of_span = span.offset + span.tokens;
             for range in documents.masked(span.document)? {

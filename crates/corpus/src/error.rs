@@ -63,7 +63,7 @@ pub enum CorpusError {
     },
     /// More records than allowed could not be used.
     #[error(
-        "domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_share = {limit} \
+        "domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_fraction = {limit} \
          allows; most are in {}, the first at line {}: {}{}",
         if *whole { "" } else { "the first " }, worst.file.display(), worst.line, worst.reason, having(fields)
     )]
@@ -86,7 +86,7 @@ pub enum CorpusError {
     /// Files that cannot be read to their end hold more than is allowed.
     #[error(
         "domain `{domain}`: at least {:.1} % of its files' bytes are in files that cannot be read to their end, \
-         more than corpus.max_bad_share = {limit} allows; the first is {} at line {line}: {reason}",
+         more than corpus.max_bad_fraction = {limit} allows; the first is {} at line {line}: {reason}",
         share * 100.0, path.display()
     )]
     TooMuchDamaged {

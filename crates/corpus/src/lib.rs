@@ -36,7 +36,7 @@ mod writing;
 pub use domain::{PreparedDomain, RowOptions};
 pub use error::{CorpusError, RefusedFile};
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
-pub use options::{Packing, PrepareOptions, Progress, ValidationBy};
+pub use options::{Packing, PrepareOptions, Progress, ValidationSplit};
 pub use prepare::{DomainReport, as_prepared, prepare, verify};
 pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
 pub use reader::{Cursor, RowReader, Sample};

@@ -75,8 +75,8 @@ pub(crate) struct MadeFrom {
     /// Where a limit leaves documents out: it chooses them.
     pub(crate) seed: Option<u64>,
     /// `Share` or `Count`: the names that manifests have had from the start.
-    pub(crate) validation_by: String,
-    pub(crate) validation_share: f64,
+    pub(crate) validation_split: String,
+    pub(crate) validation_fraction: f64,
     pub(crate) validation_documents: usize,
     pub(crate) tokenizer_hash: String,
 }
@@ -98,8 +98,8 @@ impl MadeFrom {
             only: domain.only.clone(),
             limits: domain.limits,
             seed: domain.limits.chooses().then_some(options.seed),
-            validation_by: format!("{:?}", options.validation_by),
-            validation_share: options.validation_share,
+            validation_split: format!("{:?}", options.validation_split),
+            validation_fraction: options.validation_fraction,
             validation_documents: options.validation_documents,
             tokenizer_hash: tokenizer.hash().to_owned(),
         })
@@ -139,10 +139,13 @@ impl MadeFrom {
                 "corpus.seed, or run.seed where that is not set,",
                 self.seed != now.seed,
             ),
-            ("validation_by", self.validation_by != now.validation_by),
             (
-                "validation_share",
-                self.validation_share != now.validation_share,
+                "validation_split",
+                self.validation_split != now.validation_split,
+            ),
+            (
+                "validation_fraction",
+                self.validation_fraction != now.validation_fraction,
             ),
             (
                 "validation_documents",

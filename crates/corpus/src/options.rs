@@ -21,13 +21,13 @@ pub struct PrepareOptions {
     /// Chooses the documents where a limit leaves some out.
     pub seed: u64,
     /// How documents are set aside for validation, where a domain has no files of its own for it.
-    pub validation_by: ValidationBy,
+    pub validation_split: ValidationSplit,
     /// Share of the documents that is set aside, by a hash of their content.
-    pub validation_share: f64,
+    pub validation_fraction: f64,
     /// Maximum validation documents per domain; by share, those over it are used for nothing.
     pub validation_documents: usize,
     /// Share of records that may be unusable.
-    pub max_bad_share: f64,
+    pub max_bad_fraction: f64,
     /// Bytes of text that are tokenized at a time: enough for all cores, little memory.
     pub batch_bytes: u64,
 }
@@ -39,7 +39,7 @@ pub enum Packing {
     /// Documents joined by their end tokens and cut at the length; a row is one text.
     Concat,
     /// The same rows, but the documents in a row see nothing of each other.
-    Document,
+    ConcatMasked,
     /// Whole documents put together with little padding, long ones split; they see nothing of each other.
     BestFit,
 }
@@ -61,9 +61,9 @@ impl fmt::Display for Packing {
 /// How documents are set aside for validation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum ValidationBy {
-    /// Those whose hash falls into a share.
-    Share,
+pub enum ValidationSplit {
+    /// Those whose hash falls into a fraction.
+    Fraction,
     /// A number of them, those with the smallest hashes.
     Count,
 }

@@ -132,7 +132,7 @@ fn report(
     if rows == 0 {
         return Err(CorpusError::TooLittle {
             domain: domain.name.clone(),
-            what: "has no text for a single row: add files, or lower corpus.validation_share"
+            what: "has no text for a single row: add files, or lower corpus.validation_fraction"
                 .to_owned(),
         });
     }

@@ -41,7 +41,7 @@ pub(crate) fn write_index(
         .zip(tokens.lengths(documents))
         .map(|(document, length)| Ok((document, length?)));
     let (rows, spans) = match packing {
-        Packing::Concat | Packing::Document => concat(bounds, sequence_length)?,
+        Packing::Concat | Packing::ConcatMasked => concat(bounds, sequence_length)?,
         Packing::BestFit => best_fit(bounds, sequence_length)?,
     };
     let count = rows.len() as u64 - 1;

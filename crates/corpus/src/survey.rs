@@ -3,7 +3,7 @@
 use std::{cell::OnceCell, collections::HashSet, ops::ControlFlow};
 
 use crate::{
-    CorpusError, DomainSource, PrepareOptions, ValidationBy, documents,
+    CorpusError, DomainSource, PrepareOptions, ValidationSplit, documents,
     manifest::MadeFrom,
     quarantine::Quarantine,
     source::{SourceFile, Use},
@@ -72,7 +72,7 @@ pub(crate) fn survey(
             let due = record.ends_file || quarantine.records.is_multiple_of(CHECKED_EVERY);
             let more = || Some(record.more?.saturating_add(following.after(number)?));
             Ok(
-                if due && quarantine.is_hopeless(options.max_bad_share, more) {
+                if due && quarantine.is_hopeless(options.max_bad_fraction, more) {
                     ControlFlow::Break(())
                 } else {
                     ControlFlow::Continue(())
@@ -81,13 +81,13 @@ pub(crate) fn survey(
         })?;
         if flow.is_break() {
             let quarantine = &survey.quarantine;
-            quarantine.check(&domain.name, options.max_bad_share, false)?;
+            quarantine.check(&domain.name, options.max_bad_fraction, false)?;
         }
     }
     drop(known);
     survey
         .quarantine
-        .check(&domain.name, options.max_bad_share, true)?;
+        .check(&domain.name, options.max_bad_fraction, true)?;
     let lacking = |what: &str| {
         Err(CorpusError::TooLittle {
             domain: domain.name.clone(),
@@ -105,7 +105,9 @@ pub(crate) fn survey(
             .any(|document| document.usage == usage)
     };
     if !has(Use::Train) {
-        return lacking("has no document to train on: add files, or lower corpus.validation_share");
+        return lacking(
+            "has no document to train on: add files, or lower corpus.validation_fraction",
+        );
     }
     if !has(Use::Validation) {
         return lacking(match survey.documents.len() {
@@ -113,7 +115,7 @@ pub(crate) fn survey(
                 "is a single document, and one more is needed for validation (files of records end in .jsonl or \
                  .parquet)"
             }
-            _ => "has no validation document: add files, or raise corpus.validation_share",
+            _ => "has no validation document: add files, or raise corpus.validation_fraction",
         });
     }
     Ok(survey)
@@ -169,9 +171,9 @@ fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen
             if domain.validation_files.is_empty() {
                 let hash = &documents[index].hash;
                 documents[index].usage == Use::Train
-                    && match options.validation_by {
-                        ValidationBy::Share => place(hash) < options.validation_share,
-                        ValidationBy::Count => true,
+                    && match options.validation_split {
+                        ValidationSplit::Fraction => place(hash) < options.validation_fraction,
+                        ValidationSplit::Count => true,
                     }
             } else {
                 documents[index].usage == Use::Validation
@@ -180,8 +182,8 @@ fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen
         .collect();
     candidates.sort_unstable_by_key(|&index| documents[index].hash);
     for (rank, index) in candidates.into_iter().enumerate() {
-        let own =
-            !domain.validation_files.is_empty() || options.validation_by == ValidationBy::Share;
+        let own = !domain.validation_files.is_empty()
+            || options.validation_split == ValidationSplit::Fraction;
         match (rank < options.validation_documents, own) {
             (true, _) => documents[index].usage = Use::Validation,
             (false, true) => documents[index].usage = Use::Nothing,

@@ -67,13 +67,13 @@ impl TokenizerFolder {
         let end_token = match end_token {
             Some(token) => tokenizer.token_to_id(token).ok_or_else(|| {
                 wrong(format!(
-                    "corpus.end_token is `{token}`, which is no token of it"
+                    "corpus.eos_token is `{token}`, which is no token of it"
                 ))
             })?,
             None => find_end_token(folder, &tokenizer).ok_or_else(|| {
                 wrong(
                     "no end token is named in tokenizer_config.json, special_tokens_map.json, generation_config.json \
-                     or config.json: set corpus.end_token"
+                     or config.json: set corpus.eos_token"
                         .to_owned(),
                 )
             })?,
@@ -83,7 +83,7 @@ impl TokenizerFolder {
         if end_token as usize >= vocabulary {
             return Err(wrong(format!(
                 "the end token is id {end_token} (eos_token_id of generation_config.json or config.json), and \
-                 its ids end at {}: set corpus.end_token",
+                 its ids end at {}: set corpus.eos_token",
                 vocabulary.saturating_sub(1)
             )));
         }

@@ -7,7 +7,7 @@ mod common;
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, thread};
 
 use common::{Place, rows_of, sentence};
-use ddk_corpus::{CorpusError, PreparedDomain, Sequence, ValidationBy, as_prepared, verify};
+use ddk_corpus::{CorpusError, PreparedDomain, Sequence, ValidationSplit, as_prepared, verify};
 
 const BLOCK: u64 = 1 << 20;
 
@@ -20,7 +20,7 @@ fn large() -> (Place, PreparedDomain) {
     place.write("records.jsonl", records.as_bytes());
     let mut options = place.options(vec![place.source("records", "records.jsonl")]);
     options.batch_bytes = 1 << 20;
-    options.validation_by = ValidationBy::Count;
+    options.validation_split = ValidationSplit::Count;
     place.prepare(&options).unwrap();
     let domain = open(&place);
     assert!(
@@ -209,7 +209,7 @@ fn no_domain_trains_on_what_another_is_measured_by() {
     sources[2].limits.tokens = Some(9000);
     let mut options = place.options(sources);
     options.sequence_length = 512;
-    options.validation_share = 0.3;
+    options.validation_fraction = 0.3;
     options.validation_documents = 40;
     place.prepare(&options).unwrap();
     let end = place.tokenizer().end_token();

@@ -123,7 +123,7 @@ fn binary_files_and_other_encodings_are_quarantined_by_name() {
     place.write("files/wide.md", &utf16);
     place.write("files/wide.jsonl", &utf16);
     let mut options = place.options(vec![place.source("files", "files")]);
-    options.max_bad_share = 0.2;
+    options.max_bad_fraction = 0.2;
     let report = place.prepare(&options).unwrap().remove(0);
     assert_eq!(report.documents + report.validation_documents, 60);
     let found: Vec<(String, String)> = quarantine(&place, "files")
@@ -170,7 +170,7 @@ fn a_zstd_window_over_the_limit_is_refused_and_says_what_to_do() {
         &zstd_frame(b"a window of 128 MiB", 27),
     );
     let mut options = place.options(vec![place.source("files", "files")]);
-    options.max_bad_share = 0.9;
+    options.max_bad_fraction = 0.9;
     assert_eq!(place.prepare(&options).unwrap()[0].quarantined, 0);
     place.write(
         "files/larger.md.zst",

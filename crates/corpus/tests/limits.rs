@@ -12,7 +12,7 @@ mod common;
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use common::{Place, data_files, sentence};
-use ddk_corpus::{CorpusError, DomainReport, Quarantined, ValidationBy, prepare};
+use ddk_corpus::{CorpusError, DomainReport, Quarantined, ValidationSplit, prepare};
 use parquet::{
     data_type::{ByteArray, ByteArrayType},
     file::{properties::WriterProperties, writer::SerializedFileWriter},
@@ -65,8 +65,8 @@ fn write_parquet(path: &Path, empty: u64, rows: u64) {
 
 fn try_with(place: &Place, file: &str, share: f64) -> Result<DomainReport, CorpusError> {
     let mut options = place.options(vec![place.source("records", file)]);
-    options.max_bad_share = share;
-    options.validation_by = ValidationBy::Count;
+    options.max_bad_fraction = share;
+    options.validation_split = ValidationSplit::Count;
     options.batch_bytes = 1 << 20;
     Ok(place.prepare(&options)?.remove(0))
 }

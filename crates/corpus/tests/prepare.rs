@@ -15,7 +15,7 @@ use ddk_corpus::{
 fn rows_are_the_documents_joined_by_the_end_token() {
     let place = Place::new();
     let mut options = place.both();
-    options.validation_share = 0.02;
+    options.validation_fraction = 0.02;
     let reports = place.prepare(&options).unwrap();
     let domain = place.open("records");
     let rows = all_rows(&domain);
@@ -232,7 +232,7 @@ fn bad_records_are_listed_and_too_many_are_an_error() {
     );
     assert!(!place.path("prepared/records").exists());
 
-    options.max_bad_share = 0.05;
+    options.max_bad_fraction = 0.05;
     assert_eq!(place.prepare(&options).unwrap()[0].quarantined, 5);
     let listed: Vec<(u64, String)> =
         fs::read_to_string(place.path("prepared/records/quarantine.jsonl"))
@@ -425,7 +425,7 @@ fn an_end_token_that_no_text_can_have_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        said.contains("id 4100") && said.contains("corpus.end_token"),
+        said.contains("id 4100") && said.contains("corpus.eos_token"),
         "{said}"
     );
 }

@@ -13,7 +13,8 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 
 use common::{Place, data_files, sentence};
 use ddk_corpus::{
-    DomainSource, Packing, PreparedDomain, Quarantined, RowOptions, Template, ValidationBy, verify,
+    DomainSource, Packing, PreparedDomain, Quarantined, RowOptions, Template, ValidationSplit,
+    verify,
 };
 use parquet::{
     data_type::{ByteArray, ByteArrayType},
@@ -164,13 +165,13 @@ fn cut_and_damaged_files_are_reported_and_the_rest_is_used() {
     }
     let mut options = place.options(vec![place.source("d", "d")]);
     // Three records of sixty, but most of the bytes: what is lost with them nobody can count.
-    options.max_bad_share = 0.4;
+    options.max_bad_fraction = 0.4;
     let said = place.prepare(&options).unwrap_err().to_string();
     assert!(
         said.contains("cannot be read to their end") && said.contains("a.jsonl.gz"),
         "{said}"
     );
-    options.max_bad_share = 1.0;
+    options.max_bad_fraction = 1.0;
     let report = &place.prepare(&options).unwrap()[0];
     let found = quarantine(&place, "d");
     assert_eq!(found.len(), 3, "{found:?}");
@@ -217,7 +218,7 @@ fn limits_on_documents_tokens_and_lengths_are_kept() {
 fn validation_comes_by_count_or_from_files_of_its_own() {
     let place = Place::new();
     let mut options = place.options(vec![place.source("records", "records.jsonl")]);
-    options.validation_by = ValidationBy::Count;
+    options.validation_split = ValidationSplit::Count;
     options.validation_documents = 7;
     let report = place.prepare(&options).unwrap().remove(0);
     assert_eq!((report.validation_documents, report.documents), (7, 193));
@@ -240,11 +241,16 @@ fn validation_comes_by_count_or_from_files_of_its_own() {
     );
 }
 
-fn open(place: &Place, packing: Packing, length: usize, mask_prompt: bool) -> PreparedDomain {
+fn open(
+    place: &Place,
+    packing: Packing,
+    length: usize,
+    completion_only_loss: bool,
+) -> PreparedDomain {
     let options = RowOptions {
         packing,
         sequence_length: length,
-        mask_prompt,
+        completion_only_loss,
     };
     PreparedDomain::open(&place.path("prepared"), "records", options).unwrap()
 }
@@ -403,9 +409,9 @@ proptest! {
         place.write("records.jsonl", records.as_bytes());
         let mut options = place.options(vec![place.source("records", "records.jsonl")]);
         options.sequence_length = row_length;
-        options.validation_by = ValidationBy::Count;
+        options.validation_split = ValidationSplit::Count;
         options.validation_documents = 3;
-        for packing in [Packing::Concat, Packing::Document, Packing::BestFit] {
+        for packing in [Packing::Concat, Packing::ConcatMasked, Packing::BestFit] {
             options.packing = packing;
             let report = place.prepare(&options).unwrap().remove(0);
             let domain = open(&place, packing, row_length, false);

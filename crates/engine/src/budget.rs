@@ -80,7 +80,7 @@ struct Sizes {
 impl Sizes {
     fn of(config: &ModelConfig) -> Result<Self, ModelError> {
         let counts = config.parameter_counts()?;
-        let (heads, kv_heads, head_dim) = config.heads();
+        let (heads, num_key_value_heads, head_dim) = config.heads();
         let size = |number: i64| number.unsigned_abs();
         Ok(Self {
             parameters: size(counts.total),
@@ -90,7 +90,7 @@ impl Sizes {
             layers: size(config.layers()),
             heads: size(heads),
             query: size(heads * head_dim),
-            key_value: size(kv_heads * head_dim),
+            key_value: size(num_key_value_heads * head_dim),
             mlp: size(config.intermediate_size()),
         })
     }
@@ -173,7 +173,7 @@ pub fn student_memory(
         part(
             STEP,
             activations + chunk + of_matrix,
-            "batch.micro_rows, student.recompute or objective.chunk",
+            "training.micro_batch_size, student.activation_checkpointing or objective.chunk_size",
         ),
     ])
 }
@@ -251,7 +251,7 @@ pub fn teacher_memory(
         part(
             "a forward",
             lanes * working * shape.positions() * shape.teacher_bytes,
-            "batch.micro_rows or teacher.lanes",
+            "training.micro_batch_size or the entries of teacher.devices",
         ),
     ])
 }
@@ -278,7 +278,7 @@ pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes:
         0
     };
     let bytes = batches * shape.positions() * (1 + shape.pairs) * width * shape.teacher_bytes;
-    part("hidden states in queues", bytes, "queues.depth")
+    part("hidden states in queues", bytes, "pipeline.queue_depth")
 }
 
 /// See [`queue_memory`].

@@ -102,20 +102,20 @@ pub struct Train {
     pub config: ConfigArgs,
     /// Insist on a new run: refuse a run folder that exists
     #[arg(long)]
-    pub new: bool,
+    pub no_resume: bool,
     /// Start over at step 0: what the run has made is set aside within its folder, not deleted
-    #[arg(long, conflicts_with_all = ["new", "fork", "from"])]
+    #[arg(long, conflicts_with_all = ["no_resume", "fork", "resume_from"])]
     pub restart: bool,
     /// Start a new run of this name from a checkpoint of the configuration's run, whose domains may differ
-    #[arg(long, value_name = "NAME", conflicts_with = "new")]
+    #[arg(long, value_name = "NAME", conflicts_with = "no_resume")]
     pub fork: Option<String>,
     /// Resume from the checkpoint of this step; later ones are set aside
-    #[arg(long, value_name = "STEP", conflicts_with = "new")]
-    pub from: Option<u64>,
+    #[arg(long, value_name = "STEP", conflicts_with = "no_resume")]
+    pub resume_from: Option<u64>,
     /// Once the run is done, also time this many steps one part after the other, for comparison
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
-    pub serial: u64,
-    /// Also write the metrics to this file now and then, for the node exporter (the same as --set telemetry.file=FILE)
+    pub serial_baseline: u64,
+    /// Also write the metrics to this file, for the node exporter (same as --set telemetry.metrics_file=FILE)
     #[arg(long, value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
     /// Print the run's summary as JSON on standard output instead of the table
@@ -196,13 +196,13 @@ pub struct Eval {
     pub model: PathBuf,
     /// A second model, printed beside the first with the ratio of the two
     #[arg(long, value_name = "DIR")]
-    pub against: Option<PathBuf>,
+    pub baseline: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
     /// Also write the validation documents' token ids to this JSON file, to check against another program
     #[arg(long, value_name = "FILE")]
-    pub documents: Option<PathBuf>,
+    pub dump_token_ids: Option<PathBuf>,
 }
 
 /// Arguments of [`crate::export`].

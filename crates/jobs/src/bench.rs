@@ -98,8 +98,8 @@ impl<'a> Bench<'a> {
         };
         Ok(Self {
             batch: Batch {
-                rows: (0..settings.batch.rows).map(row).collect(),
-                micro_rows: settings.batch.micro_rows as usize,
+                rows: (0..settings.training.global_batch_size).map(row).collect(),
+                micro_rows: settings.training.micro_batch_size as usize,
             },
             models: Models {
                 options: options::of_student(settings, vocabulary, None)?,
@@ -133,11 +133,15 @@ impl<'a> Bench<'a> {
         let (overlapped_seconds, student_waits) = self.overlapped()?;
         let teacher_seconds = teacher.as_ref().map(|side| side.parts[0].seconds);
         Ok(Measured {
-            rows: settings.batch.rows,
+            rows: settings.training.global_batch_size,
             sequence_length: settings.corpus.sequence_length,
             vocabulary: options.vocabulary,
             kernels: mkl_kernels(),
-            advice: report::advice(settings.teacher.lanes, teacher_seconds, &student.parts),
+            advice: report::advice(
+                settings.teacher.devices.len(),
+                teacher_seconds,
+                &student.parts,
+            ),
             teacher_rate: teacher.as_ref().map(|side| side.rate),
             student_rate: student.rate,
             teacher: teacher.and_then(|mut side| side.parts.pop()),

@@ -105,9 +105,9 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
         Ok((config, parameters))
     };
     let (config, parameters) = found.take(read())?;
-    let (heads, kv_heads, head_dim) = config.heads();
+    let (heads, num_key_value_heads, head_dim) = config.heads();
     found.line(&format!(
-        "{role}: {}, {} parameters ({} layers of {}, {heads} heads of {head_dim}, {kv_heads} of keys), {} \
+        "{role}: {}, {} parameters ({} layers of {}, {heads} heads of {head_dim}, {num_key_value_heads} of keys), {} \
          columns, in {}",
         config.architecture(),
         count(parameters),
@@ -152,7 +152,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     found.take(prepare::validation(&corpus))?;
     let rows = most_steps(settings)
         .ok()
-        .map(|steps| (steps * settings.batch.rows) as f64);
+        .map(|steps| (steps * settings.training.global_batch_size) as f64);
     let alpha = settings.mixture.alpha;
     let floor = (1.0 - alpha) / corpus.domains.len() as f64;
     let cap = alpha + floor;
@@ -176,7 +176,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
 fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     found.title("schedule");
     let steps = found.take(most_steps(settings))?;
-    let tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
+    let tokens = settings.training.global_batch_size * settings.corpus.sequence_length as u64;
     let policy = settings.mixture.policy;
     let interval = match policy {
         MixturePolicy::Odm | MixturePolicy::DoremiProxy => 1,
@@ -199,20 +199,19 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
         "{steps} steps of {tokens} tokens, {} in all; {mixture}",
         count((steps * tokens) as i64),
     ));
-    let student = &settings.student;
+    let warmup_steps = settings.lr_scheduler.warmup_steps;
     let schedule = options::schedule(settings);
     found.line(&format!(
         "learning rate {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; saved every {} steps",
         schedule.learning_rate(1),
         schedule.learning_rate(steps.div_ceil(2)),
         schedule.learning_rate(steps),
-        settings.checkpoint.every
+        settings.checkpoint.interval
     ));
-    if student.warmup_steps >= schedule.total_steps.min(steps) {
+    if warmup_steps >= schedule.total_steps.min(steps) {
         found.line(&format!(
-            "warning: student.warmup_steps is {}, but the run has only {steps} steps: the learning rate never \
-             reaches student.lr",
-            student.warmup_steps
+            "warning: lr_scheduler.warmup_steps is {warmup_steps}, but the run has only {steps} steps: the learning \
+             rate never reaches optimizer.lr"
         ));
     }
     Some(())

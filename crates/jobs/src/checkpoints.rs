@@ -26,13 +26,13 @@ pub fn measured(run: &Path, store: &CheckpointStore) -> Result<Vec<Measured>> {
     let mut states = newest.filter_map(|step| store.state::<LoopState>(step).ok());
     let mut measured = states.next().map_or_else(Vec::new, |state| state.measured);
     if let Ok(summary) = ddk_run::read::summary(run) {
-        let ratios = summary.domains.values().map(|domain| domain.ratio_after);
-        let ratio = ratios.sum::<f64>() / summary.domains.len() as f64;
+        let gaps = summary.domains.values().map(|domain| domain.gap_after);
+        let gap = gaps.sum::<f64>() / summary.domains.len() as f64;
         let known = measured.iter().any(|one| one.step == summary.steps);
-        if ratio.is_finite() && !known {
+        if gap.is_finite() && !known {
             measured.push(Measured {
                 step: summary.steps,
-                ratio,
+                gap,
             });
         }
     }

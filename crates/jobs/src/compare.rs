@@ -72,7 +72,9 @@ fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Resul
     let made: Vec<&String> = settings
         .pretrain
         .iter()
-        .filter(|(_, model)| wanted.contains(&&Some(model.out.clone())) && missing(&model.out))
+        .filter(|(_, model)| {
+            wanted.contains(&&Some(model.output_dir.clone())) && missing(&model.output_dir)
+        })
         .map(|(name, _)| name)
         .collect();
     if made.is_empty() {

@@ -38,7 +38,7 @@ pub fn of_run(folder: &Path) -> Result<Settings> {
 /// They name none.
 pub fn run_folder(settings: &Settings) -> Result<PathBuf> {
     let name = required(settings.run.name.clone(), "run.name")?;
-    Ok(settings.run.folder.join(name))
+    Ok(settings.run.output_dir.join(name))
 }
 
 /// The value of a key that training needs.

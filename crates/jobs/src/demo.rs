@@ -57,10 +57,10 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
     }
     say_step(5, &format!("distillation: ddk train {config}"));
     let mut flags = Flags::default();
-    (flags.args.json, flags.args.serial) = (args.json, SERIAL_STEPS);
+    (flags.args.json, flags.args.serial_baseline) = (args.json, SERIAL_STEPS);
     train::distill(&settings, &flags, signals, out)?;
     if let Some(name) = &settings.run.name {
-        let folder = settings.run.folder.join(name);
+        let folder = settings.run.output_dir.join(name);
         say(&format!(
             "everything about this run is in {}; open {} in a browser for the figures",
             folder.display(),

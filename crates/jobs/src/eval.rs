@@ -29,9 +29,9 @@ use crate::{
 #[derive(Serialize)]
 struct Evaluated {
     model: String,
-    /// The model beside it, with `--against`.
+    /// The model beside it, with `--baseline`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    against: Option<String>,
+    baseline: Option<String>,
     domains: BTreeMap<String, Domain>,
 }
 
@@ -39,7 +39,7 @@ struct Evaluated {
 struct Domain {
     perplexity: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    against: Option<f64>,
+    baseline: Option<f64>,
     documents: usize,
     predictions: u64,
 }
@@ -56,8 +56,8 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
         corpus.tokenizer.vocabulary(),
         settings.corpus.sequence_length,
     );
-    for folder in std::iter::once(&args.model).chain(&args.against) {
-        let own = TokenizerFolder::open(folder, settings.corpus.end_token.as_deref())
+    for folder in std::iter::once(&args.model).chain(&args.baseline) {
+        let own = TokenizerFolder::open(folder, settings.corpus.eos_token.as_deref())
             .hint("a model's folder needs its tokenizer.json")?;
         compatible(&own, &corpus.tokenizer).hint(
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
@@ -66,7 +66,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     }
     let evaluation = prepare::evaluation(&settings, &corpus)?;
     let validation = &evaluation.validation;
-    if let Some(path) = &args.documents {
+    if let Some(path) = &args.dump_token_ids {
         let tokens = validation.iter().map(|documents| -> Vec<&[u32]> {
             let documents = documents.iter();
             documents.map(|document| &document.tokens[..]).collect()
@@ -79,7 +79,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     signals.begin(Phase::Evaluate)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let _lane = Lane::enter(cores);
-    let reporter = Reporter::new(settings.log.line_seconds);
+    let reporter = Reporter::new(settings.log.interval_seconds);
     let measure = |folder: &Path| -> Result<Vec<f64>> {
         let model = Model::load(folder, &wiring::student_placement(&settings.student)?)?;
         let phase = format!("evaluation of {}", folder.display());
@@ -92,13 +92,13 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
         perplexities.context("the evaluation was cut off")
     };
     let perplexities = measure(&args.model)?;
-    let against = args.against.as_deref().map(measure).transpose()?;
+    let against = args.baseline.as_deref().map(measure).transpose()?;
     drop(reporter);
     let domain = |(index, name): (usize, &str)| {
         let documents = &validation[index];
         let domain = Domain {
             perplexity: perplexities[index],
-            against: against.as_ref().map(|other| other[index]),
+            baseline: against.as_ref().map(|other| other[index]),
             documents: documents.len(),
             predictions: documents.iter().map(Sequence::num_targets).sum(),
         };
@@ -107,7 +107,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     let shown = |folder: &PathBuf| folder.display().to_string();
     let evaluated = Evaluated {
         model: shown(&args.model),
-        against: args.against.as_ref().map(shown),
+        baseline: args.baseline.as_ref().map(shown),
         domains: corpus.names().enumerate().map(domain).collect(),
     };
     if args.json {
@@ -118,14 +118,14 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
 
 fn print(evaluated: &Evaluated, out: &mut dyn Write) -> io::Result<()> {
     let mut header = vec!["domain", "perplexity", "documents", "predictions"];
-    if let Some(other) = &evaluated.against {
+    if let Some(other) = &evaluated.baseline {
         writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
         header.splice(1..2, ["first", "second", "ratio"]);
     }
     let mut table = Table::new(header);
     for (name, domain) in &evaluated.domains {
         let mut row = vec![name.clone(), format!("{:.3}", domain.perplexity)];
-        if let Some(other) = domain.against {
+        if let Some(other) = domain.baseline {
             let ratio = domain.perplexity / other;
             row.extend([other, ratio].map(|number| format!("{number:.3}")));
         }

@@ -116,13 +116,15 @@ impl Faults {
     /// Reads a plan such as `["panic student 5", "kill save 8 3"]`.
     pub(crate) fn parse(plan: &[String]) -> Result<Arc<Self>> {
         if !plan.is_empty() && std::env::var("DDK_ALLOW_FAULTS").as_deref() != Ok("1") {
-            return Err(anyhow!("`faults.plan` is set, but faults are not allowed"))
-                .hint("faults are for tests: remove [faults], or set DDK_ALLOW_FAULTS=1")
-                .usage();
+            return Err(anyhow!(
+                "`fault_injection.plan` is set, but faults are not allowed"
+            ))
+            .hint("faults are for tests: remove [faults], or set DDK_ALLOW_FAULTS=1")
+            .usage();
         }
         let faults = plan.iter().map(|entry| {
             let expected = "KIND PLACE NUMBER [CALL], such as \"panic student 5\"";
-            let wrong = || format!("`faults.plan` holds \"{entry}\", expected {expected}");
+            let wrong = || format!("`fault_injection.plan` holds \"{entry}\", expected {expected}");
             parse(entry).with_context(wrong).usage()
         });
         Ok(Arc::new(Self {

@@ -81,7 +81,7 @@ pub fn tokenizers(
 ) -> Option<usize> {
     const ADVICE: &str = "a student can only learn from a teacher with the same tokens; both model folders need \
                           their tokenizer.json";
-    let end_token = settings.corpus.end_token.as_deref();
+    let end_token = settings.corpus.eos_token.as_deref();
     let open = |folder: &Path, advice| TokenizerFolder::open(folder, end_token).hint(advice);
     let teacher = found.take(open(&folders.teacher, ADVICE));
     let student = found.take(open(&folders.student, ADVICE));

@@ -8,7 +8,7 @@ pub fn of_settings(objective: &ddk_settings::Objective) -> Objective {
         divergence: objective.divergence(),
         gamma: objective.gamma,
         temperature: objective.temperature,
-        temperature_squared: objective.temperature_squared,
+        scale_by_temperature_squared: objective.scale_by_temperature_squared,
         layer_weight: if objective.has_layers() {
             objective.ted_weight
         } else {

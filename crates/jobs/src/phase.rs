@@ -11,7 +11,7 @@ pub enum Phase {
     Start,
     /// `ddk demo` collects text and learns a tokenizer.
     Text,
-    /// `run.threads = "auto"`.
+    /// `pipeline.threads = "auto"`.
     Threads,
     /// The corpus is tokenized.
     Prepare,
@@ -54,7 +54,7 @@ impl Phase {
         match self {
             Self::Start => "starting",
             Self::Text => "collecting text and training the tokenizer",
-            Self::Threads => "measuring how to share the cores (run.threads = \"auto\")",
+            Self::Threads => "measuring how to share the cores (pipeline.threads = \"auto\")",
             Self::Prepare => "preparing the corpus",
             Self::Verify => "verifying the prepared corpus",
             Self::Hash => "checking and hashing models and corpus",

@@ -13,7 +13,7 @@ use ddk_corpus::{
     prepare, stale, verify,
 };
 use ddk_engine::Evaluation;
-use ddk_settings::{Settings, WhenStale};
+use ddk_settings::{OnStale, Settings};
 
 use crate::{
     args, config,
@@ -83,7 +83,7 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
 /// What becomes of a domain that is prepared, but not as its sources and settings are now.
 #[derive(Debug, Clone, Copy)]
 pub enum Outdated<'a> {
-    /// What `corpus.when_stale` says.
+    /// What `corpus.on_stale` says.
     AsSet,
     /// It is taken as it is, with a warning: whoever only looks replaces nothing that a run may need.
     Kept,
@@ -111,8 +111,8 @@ impl Outdated<'_> {
                 stale.domain,
                 stale.reason
             ))
-            .hint("to continue with it as it is prepared: --set corpus.when_stale=use (a tokenizer that has \
-                   changed has to be put back); for a run on what is there now: another corpus.folder")
+            .hint("to continue with it as it is prepared: --set corpus.on_stale=use (a tokenizer that has \
+                   changed has to be put back); for a run on what is there now: another corpus.dir")
             .usage(),
         }
     }
@@ -120,7 +120,7 @@ impl Outdated<'_> {
 
 /// Refuses where preparing would replace what the run in this folder was made from.
 pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
-    if settings.corpus.when_stale != WhenStale::Prepare {
+    if settings.corpus.on_stale != OnStale::Prepare {
         return Ok(());
     }
     let (options, tokenizer) = options(settings)?;
@@ -133,15 +133,15 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
 /// Opens the corpus; prepares first what is missing or stale, and says why.
 pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let (options, tokenizer) = options(settings)?;
-    let reports = match settings.corpus.when_stale {
-        WhenStale::Use => take(&options)?,
-        when_stale => {
+    let reports = match settings.corpus.on_stale {
+        OnStale::Use => take(&options)?,
+        on_stale => {
             let mut kept = Vec::new();
             for stale in stale(&options, &tokenizer).map_err(advise)? {
                 let (domain, reason) = (&stale.domain, &stale.reason);
-                if when_stale == WhenStale::Refuse {
+                if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
-                        .hint("run `ddk prepare` on this configuration, or set corpus.when_stale = \"use\" to \
+                        .hint("run `ddk prepare` on this configuration, or set corpus.on_stale = \"use\" to \
                                take it as it is");
                 }
                 if outdated.keeps(&stale)? {
@@ -213,7 +213,7 @@ pub fn fields_hint(domain: &str, fields: &[String]) -> String {
     let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
     format!(
         "name the field that holds the text, such as domains.{domain}.text_field = \"{field}\", or make the \
-         text of several, such as domains.{domain}.text = \"{}\"",
+         text of several, such as domains.{domain}.text_template = \"{}\"",
         template.join("\\n")
     )
 }
@@ -284,22 +284,22 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let folder = tokenizer_folder(settings)
         .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
-    let tokenizer = TokenizerFolder::open(folder, corpus.end_token.as_deref()).hint(
+    let tokenizer = TokenizerFolder::open(folder, corpus.eos_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)",
     )?;
     let domains = settings.domains.iter();
     let domains = domains.map(|(name, domain)| source(name, domain));
     let options = PrepareOptions {
-        folder: corpus.folder.clone(),
+        folder: corpus.dir.clone(),
         domains: domains.collect::<Result<_>>()?,
         packing: corpus.packing,
         sequence_length: corpus.sequence_length,
         seed: corpus.seed.unwrap_or(settings.run.seed),
-        validation_by: corpus.validation_by,
+        validation_split: corpus.validation_split,
         batch_bytes: 4 << 20,
-        validation_share: corpus.validation_share,
+        validation_fraction: corpus.validation_fraction,
         validation_documents: corpus.validation_documents,
-        max_bad_share: corpus.max_bad_share,
+        max_bad_fraction: corpus.max_bad_fraction,
     };
     Ok((options, tokenizer))
 }
@@ -316,17 +316,17 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
             .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
             .usage()
     };
-    let prompt = domain.prompt.as_ref();
+    let prompt = domain.prompt_template.as_ref();
     Ok(DomainSource {
         name: name.to_owned(),
         files: domain.files.clone(),
         validation_files: domain.validation_files.clone(),
         format: domain.format,
-        text: template("text", &domain.text)?,
+        text: template("text_template", &domain.text_template)?,
         prompt: prompt
-            .map(|prompt| template("prompt", prompt))
+            .map(|prompt| template("prompt_template", prompt))
             .transpose()?,
-        only: domain.domain_field.clone().zip(domain.domain_value.clone()),
+        only: domain.filter_field.clone().zip(domain.filter_value.clone()),
         limits: Limits {
             bytes: domain.max_bytes,
             documents: domain.max_documents,
@@ -342,7 +342,7 @@ pub fn row_options(settings: &Settings) -> RowOptions {
     RowOptions {
         packing: settings.corpus.packing,
         sequence_length: settings.corpus.sequence_length,
-        mask_prompt: settings.objective.mask_prompt,
+        completion_only_loss: settings.objective.completion_only_loss,
     }
 }
 
@@ -376,8 +376,8 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
                 "domain `{}` has no token to predict in its validation documents",
                 domain.name()
             ))
-            .hint("with objective.mask_prompt its prompts fill corpus.sequence_length: make that longer, or the \
-                   prompts shorter")
+            .hint("with objective.completion_only_loss its prompts fill corpus.sequence_length: make that longer, or \
+                   the prompts shorter")
             .usage();
         }
         Ok(documents)
@@ -390,7 +390,7 @@ pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     Ok(Evaluation {
         validation: Arc::new(validation(corpus)?),
-        batch_rows: settings.evaluation.batch_rows,
+        batch_rows: settings.evaluation.batch_size,
         vocabulary,
         chunk: chunk(settings, vocabulary)?,
     })

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, anyhow};
 use ddk_model::{Architecture, Export, Model, ModelConfig};
 use ddk_run::RunFolder;
 use ddk_settings::{
-    Guard, Method, Mixture, MixturePolicy, Objective, ObjectiveName, Pretrain, Settings, Student,
-    Teacher, ThreadChoice,
+    LrScheduler, Method, Mixture, MixturePolicy, Objective, ObjectiveName, Optimizer, Pretrain,
+    Recovery, Settings, Student, Teacher, ThreadChoice,
 };
 use tch::Device;
 
@@ -60,12 +60,12 @@ pub(crate) fn model(
     });
     let model = model.usage()?;
     check_folders(settings, model, name)?;
-    let (run, out) = (run_folder(&model.out)?, model.out.display());
+    let (run, out) = (run_folder(&model.output_dir)?, model.output_dir.display());
     refuse_others(&run, model)?;
     // Text that has grown costs neither a finished model nor an unfinished run.
     let outdated = match force {
         false if is_unfinished(&run) => Outdated::NeededBy(&run),
-        false if model.out.join(RECORD).exists() => Outdated::Kept,
+        false if model.output_dir.join(RECORD).exists() => Outdated::Kept,
         _ => Outdated::AsSet,
     };
     signals.begin(Phase::Prepare)?;
@@ -73,20 +73,21 @@ pub(crate) fn model(
     signals.begin(Phase::Hash)?;
     let record = record(settings, model, &corpus)?;
     let resumes = !force && is_unfinished(&run) && holds(&run, &record);
-    if !force && !resumes && holds(&model.out, &record) {
+    if !force && !resumes && holds(&model.output_dir, &record) {
         say(&format!("{name}: {out} is there already"));
         return Ok(());
     }
-    if model.out.exists() && !model.out.join(RECORD).exists() {
-        let hint = format!("choose another folder for pretrain.{name}.out, or move that one away");
+    if model.output_dir.exists() && !model.output_dir.join(RECORD).exists() {
+        let hint =
+            format!("choose another folder for pretrain.{name}.output_dir, or move that one away");
         return Err(anyhow!(
             "{out} contains files that `ddk pretrain` did not write"
         ))
         .hint(hint);
     }
     let advice = "move your own files out of that folder";
-    ddk_model::may_replace(&model.out, Some(RECORD)).hint(advice)?;
-    if model.out.exists() && !force && !holds(&model.out, &record) {
+    ddk_model::may_replace(&model.output_dir, Some(RECORD)).hint(advice)?;
+    if model.output_dir.exists() && !force && !holds(&model.output_dir, &record) {
         say(&format!(
             "{name}: {out} was made by other settings or from other data, so it is trained again"
         ));
@@ -99,7 +100,7 @@ pub(crate) fn model(
     let settings = settings_of_run(settings, model, &run, resumes)?;
     begin(&settings, model, name, &corpus, &run, &record)?;
     let destination = Destination {
-        folder: model.out.clone(),
+        folder: model.output_dir.clone(),
         record: (RECORD, record),
     };
     let mut ran = stand_alone(&settings, destination, reloads, signals);
@@ -124,14 +125,14 @@ pub(crate) fn model(
 /// Refuses a model that would replace what it is made from.
 fn check_folders(settings: &Settings, model: &Pretrain, name: &str) -> Result<()> {
     let sources = [
-        ("init", model.init.as_ref()),
+        ("init_from", model.init_from.as_ref()),
         ("tokenizer", settings.corpus.tokenizer.as_ref()),
     ];
     for (what, folder) in sources {
-        if folder.is_some_and(|folder| ddk_model::same_folder(folder, &model.out)) {
+        if folder.is_some_and(|folder| ddk_model::same_folder(folder, &model.output_dir)) {
             return Err(anyhow!(
-                "`pretrain.{name}.out` is {}, the folder of the {what} that the model is made from",
-                model.out.display()
+                "`pretrain.{name}.output_dir` is {}, the folder of the {what} that the model is made from",
+                model.output_dir.display()
             ))
             .hint("choose another folder for the model")
             .usage();
@@ -150,7 +151,7 @@ fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
     let problem = if let Ok(text) = fs::read_to_string(run.join(RECORD)) {
         let record: serde_json::Value = serde_json::from_str(&text)?;
         let out = record["model"]["out"].as_str().map(Path::new);
-        out.filter(|out| *out != model.out)
+        out.filter(|out| *out != model.output_dir)
             .map(|out| format!("belongs to the model in {}", out.display()))
     } else {
         // An interrupted start-over may have set the record aside first.
@@ -192,9 +193,9 @@ fn settings_of_run(
     let mut run = settings_of(settings, parent, &name, model.steps);
     run.method = Some(Method::Cpt);
     run.run.seed = model.seed;
-    run.run.trace = false;
-    run.run.take_turns = false;
-    run.run.threads = ThreadChoice::Given;
+    run.log.samples = false;
+    run.pipeline.time_slicing = false;
+    run.pipeline.threads = ThreadChoice::Manual;
     // The corpus is the configuration's, whatever seed and tokenizer folder the model has.
     run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
@@ -208,36 +209,50 @@ fn settings_of_run(
         threads = config::of_run(folder)?.student.threads;
     }
     run.student = Student {
-        model: Some(model.init.clone().unwrap_or_else(|| folder.join(INITIAL))),
+        model: Some(
+            model
+                .init_from
+                .clone()
+                .unwrap_or_else(|| folder.join(INITIAL)),
+        ),
         device: model.device.clone(),
         threads,
-        lr: model.lr,
-        lr_end: model.lr_end,
-        warmup_steps: model.warmup_steps,
-        weight_decay: model.weight_decay,
         ..Student::default()
     };
-    run.batch.rows = model.rows;
-    run.batch.micro_rows = model.micro_rows;
+    run.optimizer = Optimizer {
+        lr: model.lr,
+        weight_decay: model.weight_decay,
+        ..Optimizer::default()
+    };
+    run.lr_scheduler = LrScheduler {
+        warmup_steps: model.warmup_steps,
+        min_lr: model.min_lr,
+        total_steps: None,
+    };
+    run.training.global_batch_size = model.global_batch_size;
+    run.training.micro_batch_size = model.micro_batch_size;
     run.objective = Objective {
         name: ObjectiveName::Ce,
-        mask_prompt: settings.objective.mask_prompt,
+        completion_only_loss: settings.objective.completion_only_loss,
         ..Objective::default()
     };
     run.mixture = Mixture {
-        policy: match model.shares {
+        policy: match model.weights {
             Some(_) => MixturePolicy::Static,
             None => MixturePolicy::Natural,
         },
-        shares: model.shares.clone(),
+        weights: model.weights.clone(),
         // As long as settings allow; the whole run, unless that is longer.
-        interval: model.steps.min(1_000_000).min(1_000_000_000 / model.rows),
+        interval: model
+            .steps
+            .min(1_000_000)
+            .min(1_000_000_000 / model.global_batch_size),
         ..Mixture::default()
     };
-    run.guard = Guard {
-        grace_seconds: settings.guard.grace_seconds,
-        compute_limit_seconds: settings.guard.compute_limit_seconds,
-        ..Guard::default()
+    run.recovery = Recovery {
+        shutdown_grace_seconds: settings.recovery.shutdown_grace_seconds,
+        watchdog_seconds: settings.recovery.watchdog_seconds,
+        ..Recovery::default()
     };
     Ok(run)
 }
@@ -259,7 +274,7 @@ fn begin(
     if folder.path().join(INITIAL).exists() {
         return Ok(());
     }
-    match (&model.init, &model.architecture) {
+    match (&model.init_from, &model.architecture) {
         (Some(init), _) => {
             let vocabulary = corpus.tokenizer.vocabulary();
             let size = (vocabulary, settings.corpus.sequence_length);
@@ -270,12 +285,12 @@ fn begin(
                 vocab_size: corpus.tokenizer.vocabulary() as i64,
                 hidden_size: shape.hidden_size,
                 intermediate_size: shape.intermediate_size,
-                num_hidden_layers: shape.layers,
-                num_attention_heads: shape.heads,
-                num_key_value_heads: shape.kv_heads,
+                num_hidden_layers: shape.num_hidden_layers,
+                num_attention_heads: shape.num_attention_heads,
+                num_key_value_heads: shape.num_key_value_heads,
                 max_position_embeddings: settings.corpus.sequence_length as i64,
                 rope_theta: shape.rope_theta,
-                tie_word_embeddings: shape.tie,
+                tie_word_embeddings: shape.tie_word_embeddings,
             };
             let config = ModelConfig::llama(architecture, Some(corpus.tokenizer.end_token()))?;
             let initial = Model::random(config, model.seed, Device::Cpu)?;
@@ -308,7 +323,7 @@ fn holds(folder: &Path, record: &str) -> bool {
 
 /// All that the model depends on.
 fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<String> {
-    let init = model.init.as_deref().map(hash_weights).transpose()?;
+    let init = model.init_from.as_deref().map(hash_weights).transpose()?;
     let domains = corpus.domains.iter();
     let content: Vec<&str> = domains.map(|domain| domain.content_hash()).collect();
     let mut described = serde_json::to_value(model)?;

@@ -47,7 +47,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// As often as steps are reported (`log.line_seconds`), but at least every 5 seconds.
+    /// As often as steps are reported (`log.interval_seconds`), but at least every 5 seconds.
     pub fn new(line_seconds: f64, clock: &Clock) -> Self {
         Self {
             every: Mutex::new(Duration::from_secs_f64(line_seconds)),
@@ -146,7 +146,7 @@ pub struct Printer {
 }
 
 fn line_seconds(settings: &Settings) -> f64 {
-    settings.log.line_seconds
+    settings.log.interval_seconds
 }
 
 /// The line said last, so that the next tells of the time since.
@@ -216,18 +216,18 @@ impl Observer for Printer {
         let weights: Vec<String> = weights
             .map(|(name, weight)| format!("{name} {weight:.3}"))
             .collect();
-        let layer = line.layer.map(|layer| format!("  layer {layer:.4}"));
+        let layer = line.layer_loss.map(|layer| format!("  layer {layer:.4}"));
         let skipped = line
             .skipped
             .as_ref()
             .map(|reason| format!("  update skipped: {reason}"));
         let text = format!(
-            "step {}/{limit}  loss {:.4}  ce {:.4}  kl {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  \
+            "step {}/{limit}  loss {:.4}  ce {:.4}  kd {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  \
              student {:.0} %  {}{}",
             line.step,
             line.loss,
-            line.ce,
-            line.kl,
+            line.ce_loss,
+            line.kd_loss,
             layer.unwrap_or_default(),
             line.learning_rate,
             (now.all_tokens() - before.all_tokens()) as f64 / seconds,

@@ -151,7 +151,7 @@ impl Signals {
     /// # Errors
     /// The plan of faults is not one, or faults are not allowed.
     pub fn begin_job(&self, settings: &Settings) -> Result<()> {
-        let faults = Faults::parse(&settings.faults.plan)?;
+        let faults = Faults::parse(&settings.fault_injection.plan)?;
         self.state().faults = faults;
         Ok(())
     }
@@ -258,8 +258,8 @@ impl Signals {
                 let grace = state.grace;
                 later(grace, move || {
                     say(&format!(
-                        "not done {} s after {name} (guard.grace_seconds): ending at once; the run resumes from \
-                         its last checkpoint",
+                        "not done {} s after {name} (recovery.shutdown_grace_seconds): ending at once; the run resumes \
+                         from its last checkpoint",
                         grace.as_secs_f64()
                     ));
                     exit(signal)

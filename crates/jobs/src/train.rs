@@ -52,7 +52,7 @@ pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result
     let sets = &mut args.config.set.set;
     if let Some(file) = &args.metrics_file {
         let file = toml::Value::String(file.display().to_string());
-        sets.push(format!("telemetry.file={file}"));
+        sets.push(format!("telemetry.metrics_file={file}"));
     }
     let mut settings = config::load(&args.config)?.settings;
     let mut fork_of = None;
@@ -82,7 +82,7 @@ pub fn distill(
     signals.begin_job(settings)?;
     let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
-    let (new, restart, shown) = (flags.args.new, flags.args.restart, path.display());
+    let (new, restart, shown) = (flags.args.no_resume, flags.args.restart, path.display());
     // Said before minutes of tokenizing.
     if restart && !begun {
         return Err(anyhow!("there is no run in {shown} to start over"))
@@ -92,9 +92,9 @@ pub fn distill(
     let goes_on = begun && !new && !restart;
     if goes_on {
         inputs::same_settings(&path, settings)?;
-    } else if !begun && flags.args.from.is_some() && flags.fork_of.is_none() {
+    } else if !begun && flags.args.resume_from.is_some() && flags.fork_of.is_none() {
         return Err(anyhow!("there is no run in {shown} to resume"))
-            .hint("leave --from out to start one; --fork NAME --from STEP starts one from another's checkpoint")
+            .hint("leave out --resume-from to start one; add --fork NAME to start one from another's checkpoint")
             .usage();
     }
     // What a run was made from is not replaced: this one, or the one that it is forked from.
@@ -121,14 +121,14 @@ pub fn distill(
         && !RunFolder::holds_a_run(&path)
     {
         signals.begin(Phase::Fork)?;
-        fork::fork(&prepared, source, flags.args.from, &folder)?;
+        fork::fork(&prepared, source, flags.args.resume_from, &folder)?;
     }
     // The step to fork from is one of the other run's.
-    let from = flags.args.from.filter(|_| flags.fork_of.is_none());
+    let from = flags.args.resume_from.filter(|_| flags.fork_of.is_none());
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         if let Some(step) = from {
-            let hint = format!("for a new run from there: --fork NAME --from {step}");
+            let hint = format!("for a new run from there: --fork NAME --resume-from {step}");
             return Err(anyhow!(
                 "the run in {shown} is done: it does not resume from step {step}"
             ))

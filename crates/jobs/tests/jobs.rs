@@ -53,20 +53,21 @@ fn world() -> (TempDir, args::ConfigArgs) {
     ddk_corpus::train_tokenizer(texts.into_iter(), 280, &tokenizer).unwrap();
     let shape = |hidden: u32| {
         format!(
-            "{{ hidden_size = {hidden}, intermediate_size = 24, layers = 1, heads = 2, kv_heads = 1 }}"
+            "{{ hidden_size = {hidden}, intermediate_size = 24, num_hidden_layers = 1, num_attention_heads = 2, \
+             num_key_value_heads = 1 }}"
         )
     };
     let config = format!(
         r#"
 [run]
 name = "small"
-folder = "{runs}"
+output_dir = "{runs}"
 max_steps = 6
 [corpus]
-folder = "{prepared}"
+dir = "{prepared}"
 tokenizer = "{tokenizer}"
 sequence_length = 24
-validation_share = 0.1
+validation_fraction = 0.1
 [domains.fish]
 files = ["{fish}"]
 [domains.rain]
@@ -75,27 +76,28 @@ files = ["{rain}"]
 model = "{teacher}"
 [student]
 model = "{student}"
+[lr_scheduler]
 warmup_steps = 1
-[batch]
-rows = 4
-micro_rows = 2
+[training]
+global_batch_size = 4
+micro_batch_size = 2
 [mixture]
 interval = 3
 [telemetry]
 enabled = false
 [pretrain.teacher]
-out = "{teacher}"
+output_dir = "{teacher}"
 steps = 8
-rows = 4
-micro_rows = 2
+global_batch_size = 4
+micro_batch_size = 2
 warmup_steps = 1
 threads = 1
 architecture = {large}
 [pretrain.student]
-out = "{student}"
+output_dir = "{student}"
 steps = 4
-rows = 4
-micro_rows = 2
+global_batch_size = 4
+micro_batch_size = 2
 warmup_steps = 1
 threads = 1
 architecture = {small}
@@ -122,11 +124,11 @@ architecture = {small}
 fn train_args(config: &args::ConfigArgs) -> args::Train {
     args::Train {
         config: config.clone(),
-        new: false,
+        no_resume: false,
         restart: false,
         fork: None,
-        from: None,
-        serial: 0,
+        resume_from: None,
+        serial_baseline: 0,
         metrics_file: None,
         json: true,
     }
@@ -203,9 +205,9 @@ fn every_job_runs_in_process_and_a_finished_run_is_left_alone() {
     let eval_args = args::Eval {
         config: config.clone(),
         model: at("runs/small/student"),
-        against: Some(at("teacher")),
+        baseline: Some(at("teacher")),
         json: true,
-        documents: None,
+        dump_token_ids: None,
     };
     let evaluated = out(|out| eval::run(&eval_args, signals(), out));
     let evaluated: Value = serde_json::from_str(&evaluated).unwrap();
@@ -246,7 +248,7 @@ fn a_job_says_what_is_wrong_with_its_arguments() {
         "the configuration has no [pretrain.giant] (there are: student, teacher)"
     );
     let mut forked = train_args(&config);
-    forked.from = Some(3);
+    forked.resume_from = Some(3);
     let nothing = train::run(&forked, signals(), &mut Vec::new()).unwrap_err();
     assert!(
         nothing.to_string().contains("there is no run in"),

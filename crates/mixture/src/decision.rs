@@ -1,12 +1,10 @@
-//! What a policy decides, and by what names configurations ask for it.
-
-use std::fmt;
+//! What a policy is asked, and what it decides.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Feedback, Needs, Perplexities, Refused,
+    Feedback, MixturePolicy, Needs, Perplexities, Refused,
     equations::{check_weights, discrepancy},
 };
 
@@ -58,53 +56,10 @@ pub trait Decide: Send {
     fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused>;
 }
 
-/// How the mixture moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum MixturePolicy {
-    /// Eq. 1 and 2 of the DDK paper.
-    Ddk,
-    /// Eq. 1 at each interval.
-    DdkNoSmoothing,
-    /// The same share for each domain.
-    Equal,
-    /// Each domain's share of the corpus' tokens.
-    Natural,
-    /// The given shares.
-    Static,
-    /// Dynamic batch loading of Sheared LLaMA.
-    Sheared,
-    /// Online Data Mixing.
-    Odm,
-    /// DoReMi: reference, proxy, and this run on the proxy's mean weights.
-    Doremi,
-    /// DoReMi's proxy: the teacher is the reference.
-    DoremiProxy,
-}
-
-impl MixturePolicy {
-    /// Whether it needs perplexities at each interval's end, so that they are measured.
-    pub fn measures_perplexities(self) -> bool {
-        matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
-    }
-
-    /// Whether it, or a phase of it, updates every step by what that step trained on.
-    pub fn moves_every_step(self) -> bool {
-        matches!(self, Self::Odm | Self::Doremi | Self::DoremiProxy)
-    }
-}
-
-/// The name that is written in a configuration.
-impl fmt::Display for MixturePolicy {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
-    }
-}
-
 /// What the first interval draws by, before any update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum FirstInterval {
+pub enum InitialMixture {
     /// Each domain's share of the corpus' tokens: the corpus as it is (Algorithm 1).
     Natural,
     /// The same weight for each domain.
@@ -113,7 +68,7 @@ pub enum FirstInterval {
     Discrepancy,
 }
 
-impl FirstInterval {
+impl InitialMixture {
     pub(crate) fn weights(
         self,
         natural: &[f64],

@@ -46,6 +46,11 @@ pub struct Perplexities {
     pub teacher: Vec<f64>,
 }
 
+/// ln(student's perplexity / teacher's), nats per token: 0 if the student has caught up.
+pub fn gap(student: f64, teacher: f64) -> f64 {
+    (student / teacher).ln()
+}
+
 /// JSON has no number for what is not finite: it is written as `null` and read back as NaN.
 fn numbers_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
     let numbers = Vec::<Option<f64>>::deserialize(deserializer)?;
@@ -63,6 +68,13 @@ impl Perplexities {
             .iter()
             .zip(&self.teacher)
             .map(|(student, teacher)| student / teacher)
+            .collect()
+    }
+
+    /// The gap of each domain.
+    pub fn gaps(&self) -> Vec<f64> {
+        let both = self.student.iter().zip(&self.teacher);
+        both.map(|(student, teacher)| gap(*student, *teacher))
             .collect()
     }
 

@@ -5,28 +5,16 @@
 //! left, [`Quota`] turns them into whole rows without losing a fraction over the intervals, and
 //! [`interval_order`] shuffles those rows. Vectors are indexed by domain, domains being sorted by name.
 
-mod ddk;
-mod ddk_no_smoothing;
 mod decision;
-mod doremi_proxy;
 mod equations;
 mod feedback;
-mod fixed;
-mod odm;
 mod plan;
 mod policy;
 mod quota;
-mod sheared;
 
-pub use ddk::Ddk;
-pub use ddk_no_smoothing::DdkNoSmoothing;
-pub use decision::{Decide, Decision, FirstInterval, MixturePolicy, shares_of_domains};
-pub use doremi_proxy::DoremiProxy;
+pub use decision::{Decide, Decision, InitialMixture, shares_of_domains};
 pub use equations::{Refused, discrepancy, smooth_update};
-pub use feedback::{Feedback, Needs, Perplexities, TrainingSums};
-pub use fixed::Fixed;
-pub use odm::Odm;
+pub use feedback::{Feedback, Needs, Perplexities, TrainingSums, gap};
 pub use plan::{interval_order, limit};
-pub use policy::{Policy, PolicyState};
+pub use policy::*;
 pub use quota::Quota;
-pub use sheared::Sheared;

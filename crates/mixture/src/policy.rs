@@ -1,8 +1,65 @@
-//! All policies as one type, for checkpoints.
+//! All policies: their names in a configuration, and one type for checkpoints.
 
+mod ddk;
+mod ddk_no_smoothing;
+mod doremi_proxy;
+mod fixed;
+mod odm;
+mod sheared;
+
+use std::fmt;
+
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Ddk, DdkNoSmoothing, Decide, DoremiProxy, Fixed, Odm, Sheared};
+pub use self::{
+    ddk::Ddk, ddk_no_smoothing::DdkNoSmoothing, doremi_proxy::DoremiProxy, fixed::Fixed, odm::Odm,
+    sheared::Sheared,
+};
+use crate::Decide;
+
+/// How the mixture moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MixturePolicy {
+    /// Eq. 1 and 2 of the DDK paper.
+    Ddk,
+    /// Eq. 1 at each interval.
+    DdkNoSmoothing,
+    /// The same share for each domain.
+    Equal,
+    /// Each domain's share of the corpus' tokens.
+    Natural,
+    /// The given shares.
+    Static,
+    /// Dynamic batch loading of Sheared LLaMA.
+    Sheared,
+    /// Online Data Mixing.
+    Odm,
+    /// DoReMi: reference, proxy, and this run on the proxy's mean weights.
+    Doremi,
+    /// DoReMi's proxy: the teacher is the reference.
+    DoremiProxy,
+}
+
+impl MixturePolicy {
+    /// Whether it needs perplexities at each interval's end, so that they are measured.
+    pub fn measures_perplexities(self) -> bool {
+        matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
+    }
+
+    /// Whether it, or a phase of it, updates every step by what that step trained on.
+    pub fn moves_every_step(self) -> bool {
+        matches!(self, Self::Odm | Self::Doremi | Self::DoremiProxy)
+    }
+}
+
+/// The name that is written in a configuration.
+impl fmt::Display for MixturePolicy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
+}
 
 /// A policy that a checkpoint can hold.
 pub trait Policy: Decide {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, FirstInterval, Odm, Perplexities, Policy,
+    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, InitialMixture, Odm, Perplexities, Policy,
     Sheared, TrainingSums,
 };
 use serde::Deserialize;
@@ -60,7 +60,7 @@ fn ddk_is_the_papers_equations() {
     for case in goldens.cases {
         let mut weights = vec![1.0 / case.ratios[0].len() as f64; case.ratios[0].len()];
         let mut policy: Box<dyn Policy> =
-            Box::new(Ddk::new(case.alpha, 1000, FirstInterval::Discrepancy));
+            Box::new(Ddk::new(case.alpha, 1000, InitialMixture::Discrepancy));
         for (interval, (ratios, expected)) in case.ratios.iter().zip(&case.r).enumerate() {
             // A teacher at perplexity 1, so that the student's perplexity is the ratio itself.
             let perplexities = Perplexities {
@@ -96,7 +96,7 @@ fn the_proxy_of_doremi_is_the_papers_algorithm() {
         number("eta"),
         number("c"),
         number("vocab").ln(),
-        FirstInterval::Natural,
+        InitialMixture::Natural,
     ));
     let nowhere = Perplexities {
         student: vec![1.0; 3],
@@ -135,7 +135,7 @@ fn the_proxy_of_doremi_is_the_papers_algorithm() {
 
 #[test]
 fn a_domain_that_was_never_drawn_has_the_score_of_knowing_nothing() {
-    let mut policy = DoremiProxy::new(1.0, 1e-3, 8192_f64.ln(), FirstInterval::Equal);
+    let mut policy = DoremiProxy::new(1.0, 1e-3, 8192_f64.ln(), InitialMixture::Equal);
     let nowhere = Perplexities {
         student: vec![1.0; 2],
         teacher: vec![1.0; 2],
@@ -166,7 +166,7 @@ fn sheared_is_the_papers_clipped_form() {
     let expected = numbers(&goldens["paper_clip_c0"]);
     // By the teacher's losses, and by the same ones given.
     for reference in [vec![None; 3], numbers_given(&goldens["reference"])] {
-        let mut policy = Sheared::new(10, FirstInterval::Natural, reference);
+        let mut policy = Sheared::new(10, InitialMixture::Natural, reference);
         assert_near(
             &next(&mut policy, &weights, &perplexities),
             &expected,
@@ -198,7 +198,7 @@ fn sheared_follows_its_trajectory() {
     for trajectory in trajectories()["sheared"].as_array().unwrap() {
         let reference = numbers_given(&trajectory["reference"]);
         let mut policy: Box<dyn Policy> =
-            Box::new(Sheared::new(10, FirstInterval::Natural, reference));
+            Box::new(Sheared::new(10, InitialMixture::Natural, reference));
         let measured = perplexities(trajectory);
         let natural = numbers(&trajectory["natural"]);
         let mut weights = policy.first(&natural, &measured[0]).unwrap().weights;
@@ -216,7 +216,8 @@ fn sheared_follows_its_trajectory() {
 #[test]
 fn ddk_without_smoothing_is_eq_1_each_time() {
     let trajectory = &trajectories()["no_smoothing"];
-    let mut policy: Box<dyn Policy> = Box::new(DdkNoSmoothing::new(10, FirstInterval::Discrepancy));
+    let mut policy: Box<dyn Policy> =
+        Box::new(DdkNoSmoothing::new(10, InitialMixture::Discrepancy));
     let expected = trajectory["weights"].as_array().unwrap();
     let measured = perplexities(trajectory);
     let first = policy.first(&[0.25; 4], &measured[0]).unwrap();

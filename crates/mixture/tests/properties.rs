@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, FirstInterval, Fixed, MixturePolicy, Needs,
-    Odm, Perplexities, Policy, PolicyState, Quota, Sheared, TrainingSums, interval_order, limit,
-    shares_of_domains, smooth_update,
+    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, Fixed, InitialMixture, MixturePolicy,
+    Needs, Odm, Perplexities, Policy, PolicyState, Quota, Sheared, TrainingSums, interval_order,
+    limit, shares_of_domains, smooth_update,
 };
 use proptest::prelude::*;
 
@@ -42,12 +42,12 @@ fn policies(natural: &[f64], alpha: f64) -> Vec<Box<dyn Policy>> {
         .map(|domain| (domain % 2 == 0).then_some(1.0))
         .collect();
     vec![
-        Box::new(Ddk::new(alpha, 10, FirstInterval::Natural)),
-        Box::new(DdkNoSmoothing::new(10, FirstInterval::Equal)),
+        Box::new(Ddk::new(alpha, 10, InitialMixture::Natural)),
+        Box::new(DdkNoSmoothing::new(10, InitialMixture::Equal)),
         Box::new(Fixed::new(MixturePolicy::Static, natural, 10)),
-        Box::new(Sheared::new(10, FirstInterval::Discrepancy, reference)),
+        Box::new(Sheared::new(10, InitialMixture::Discrepancy, reference)),
         Box::new(Odm::new(alpha * 0.99)),
-        Box::new(DoremiProxy::new(1.0, alpha, 5.0, FirstInterval::Natural)),
+        Box::new(DoremiProxy::new(1.0, alpha, 5.0, InitialMixture::Natural)),
     ]
 }
 
@@ -359,7 +359,7 @@ fn a_corpus_can_be_used_up_to_its_last_row() {
 
 #[test]
 fn what_no_model_can_have_is_named() {
-    let mut policy = Ddk::new(0.5, 1, FirstInterval::Natural);
+    let mut policy = Ddk::new(0.5, 1, InitialMixture::Natural);
     let of = |student: f64| Perplexities {
         student: vec![4.0, student],
         teacher: vec![2.0, student],

@@ -145,7 +145,11 @@ impl ModelConfig {
     /// Heads of the queries, heads of keys and values, and the size of a head.
     pub fn heads(&self) -> (i64, i64, i64) {
         let attention = &self.design.attention;
-        (attention.heads, attention.kv_heads, attention.head_dim)
+        (
+            attention.heads,
+            attention.num_key_value_heads,
+            attention.head_dim,
+        )
     }
 
     /// Longest sequence.
@@ -337,7 +341,7 @@ mod tests {
             concat!(
                 r#"{"vocab_size":300,"hidden_size":32,"layers":2,"max_positions":2048,"tied":false,"#,
                 r#""embedding_scale":null,"positions":{"Rotary":{"theta":500000.0,"scaling":"None"}},"#,
-                r#""norm":{"Rms":{"eps":1e-6,"plus_one":false}},"attention":{"heads":4,"kv_heads":4,"#,
+                r#""norm":{"Rms":{"eps":1e-6,"plus_one":false}},"attention":{"heads":4,"num_key_value_heads":4,"#,
                 r#""head_dim":8,"projections":{"Separate":{"bias":false}},"output_bias":false,"#,
                 r#""qk_norm":null,"scale":null},"#,
                 r#""mlp":{"width":64,"activation":"Silu","gated":true,"bias":false}}"#,

@@ -95,7 +95,7 @@ pub(crate) enum NormDesign {
 pub(crate) struct AttentionDesign {
     pub(crate) heads: i64,
     /// Heads of keys and values: divides `heads`.
-    pub(crate) kv_heads: i64,
+    pub(crate) num_key_value_heads: i64,
     pub(crate) head_dim: i64,
     pub(crate) projections: Projections,
     pub(crate) output_bias: bool,
@@ -145,7 +145,7 @@ impl Design {
     pub(crate) fn matrices(&self) -> Vec<[i64; 2]> {
         let (attention, width, inner) = (&self.attention, self.hidden_size, self.mlp.width);
         let query = attention.heads * attention.head_dim;
-        let key = attention.kv_heads * attention.head_dim;
+        let key = attention.num_key_value_heads * attention.head_dim;
         let mut matrices = match attention.projections {
             Projections::Separate { .. } => vec![[query, width], [key, width], [key, width]],
             Projections::Fused => vec![[query + 2 * key, width]],
@@ -163,13 +163,13 @@ impl Design {
         self.check_bounds()?;
         let AttentionDesign {
             heads,
-            kv_heads,
+            num_key_value_heads,
             head_dim,
             ..
         } = self.attention;
-        if heads % kv_heads != 0 {
+        if heads % num_key_value_heads != 0 {
             return Err(format!(
-                "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+                "num_attention_heads {heads} is not a multiple of num_key_value_heads {num_key_value_heads}"
             ));
         }
         if matches!(self.positions, Positions::Rotary(_)) && head_dim % 2 != 0 {
@@ -190,7 +190,11 @@ impl Design {
             ("number of layers", self.layers, MOST_LAYERS),
             ("longest sequence", self.max_positions, MOST_POSITIONS),
             ("number of attention heads", attention.heads, MOST_HEADS),
-            ("number of key-value heads", attention.kv_heads, MOST_HEADS),
+            (
+                "number of key-value heads",
+                attention.num_key_value_heads,
+                MOST_HEADS,
+            ),
             ("head size", attention.head_dim, LARGEST_HEAD),
         ];
         match sizes.iter().find(|(_, size, most)| size > most) {

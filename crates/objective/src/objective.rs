@@ -17,7 +17,7 @@ pub struct Objective {
     pub temperature: f64,
     /// Multiplies the divergence by the temperature's square, in its value and its gradient alike (Hinton et
     /// al., 2015). The paper does not.
-    pub temperature_squared: bool,
+    pub scale_by_temperature_squared: bool,
     /// Weight of the distance between layers; 0 leaves it out.
     pub layer_weight: f64,
 }
@@ -29,7 +29,7 @@ impl Default for Objective {
             divergence: Some(Divergence::ForwardKl),
             gamma: 0.2,
             temperature: 1.0,
-            temperature_squared: false,
+            scale_by_temperature_squared: false,
             layer_weight: 0.0,
         }
     }
@@ -59,7 +59,7 @@ impl Objective {
 
     /// What the divergence at temperature T is multiplied by.
     pub(crate) fn temperature_factor(&self) -> f64 {
-        if self.temperature_squared {
+        if self.scale_by_temperature_squared {
             self.temperature * self.temperature
         } else {
             1.0

@@ -119,11 +119,11 @@ fn values_and_gradient_are_met_in_f64_and_f32() {
 #[test]
 fn temperature_two_is_met_with_and_without_its_square() {
     let goldens = Goldens::read();
-    for (temperature_squared, factor) in [(false, 1.0), (true, 4.0)] {
+    for (scale_by_temperature_squared, factor) in [(false, 1.0), (true, 4.0)] {
         let objective = Objective {
             gamma: 0.2,
             temperature: 2.0,
-            temperature_squared,
+            scale_by_temperature_squared,
             ..Objective::default()
         };
         for chunk in CHUNKS {

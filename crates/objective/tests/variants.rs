@@ -247,15 +247,15 @@ fn in_fp32_gradients_of_the_logits_are_those_of_f64() {
 
 fn objectives() -> impl Iterator<Item = Objective> {
     DIVERGENCES.into_iter().flat_map(|divergence| {
-        [(1.0, false), (2.0, false), (2.0, true)].map(|(temperature, temperature_squared)| {
-            Objective {
+        [(1.0, false), (2.0, false), (2.0, true)].map(
+            |(temperature, scale_by_temperature_squared)| Objective {
                 divergence,
                 gamma: 0.2,
                 temperature,
-                temperature_squared,
+                scale_by_temperature_squared,
                 ..Objective::default()
-            }
-        })
+            },
+        )
     })
 }
 

@@ -173,7 +173,13 @@ pub struct MethodResult {
     pub ratio: BTreeMap<String, Spread>,
     /// The mean over the domains.
     pub mean_ratio: Spread,
-    /// The domain with the largest ratio.
+    /// ln(student's / teacher's), nats per token, by domain.
+    pub gap: BTreeMap<String, Spread>,
+    /// The mean over the domains.
+    pub mean_gap: Spread,
+    /// The largest gap of each run.
+    pub worst_gap: Spread,
+    /// The domain with the largest gap.
     pub worst_domain: String,
     /// Differences from the reference, seed by seed, by the names of [`Self::best_in`]; none for the reference itself.
     pub difference: Option<BTreeMap<String, Paired>>,
@@ -195,7 +201,7 @@ pub struct MethodResult {
     pub seconds: Spread,
     /// On other tasks, over the seeds that have them.
     pub scores: BTreeMap<String, BTreeMap<String, Spread>>,
-    /// The columns (`perplexity.DOMAIN`, `mean_perplexity`, `mean_ratio`) in which it is the lowest, and the
+    /// The columns (`mean_gap`, `worst_gap`, `perplexity.DOMAIN`, `mean_perplexity`) in which it is the lowest, and the
     /// interval of the difference excludes zero.
     pub best_in: Vec<String>,
 }
@@ -309,8 +315,8 @@ impl MethodResult {
                 values.map(value).sum::<f64>() / run.summary.domains.len() as f64
             })
         };
-        let ratio = by_domain(&|domain| domain.ratio_after);
-        let worst = ratio
+        let gap = by_domain(&|domain| domain.gap_after);
+        let worst = gap
             .iter()
             .max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean));
         Self {
@@ -319,8 +325,14 @@ impl MethodResult {
             perplexity: by_domain(&|domain| domain.student_perplexity_after),
             mean_perplexity: mean_of(|domain| domain.student_perplexity_after),
             worst_domain: worst.map_or_else(String::new, |(domain, _)| domain.clone()),
-            ratio,
+            ratio: by_domain(&|domain| domain.ratio_after),
             mean_ratio: mean_of(|domain| domain.ratio_after),
+            gap,
+            mean_gap: mean_of(|domain| domain.gap_after),
+            worst_gap: spread(&|run| {
+                let gaps = run.summary.domains.values().map(|domain| domain.gap_after);
+                gaps.fold(f64::NAN, f64::max)
+            }),
             difference: None,
             tokens: spread(&|run| run.summary.tokens as f64),
             token_share: by_domain(&|domain| domain.token_share),
@@ -343,12 +355,13 @@ impl MethodResult {
     /// The columns in which lower is better, by name.
     fn columns(&self) -> impl Iterator<Item = (String, &Spread)> {
         let domains = self.perplexity.iter();
-        domains
-            .map(|(domain, spread)| (format!("perplexity.{domain}"), spread))
-            .chain([
-                ("mean_perplexity".to_owned(), &self.mean_perplexity),
-                ("mean_ratio".to_owned(), &self.mean_ratio),
-            ])
+        let domains = domains.map(|(domain, spread)| (format!("perplexity.{domain}"), spread));
+        let gaps = [
+            ("mean_gap".to_owned(), &self.mean_gap),
+            ("worst_gap".to_owned(), &self.worst_gap),
+        ];
+        let mean = ("mean_perplexity".to_owned(), &self.mean_perplexity);
+        gaps.into_iter().chain(domains).chain([mean])
     }
 
     fn column(&self, name: &str) -> Option<&Spread> {

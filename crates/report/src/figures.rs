@@ -123,24 +123,16 @@ impl RunSeries {
 /// The charts of a run.
 pub fn charts(run: &RunSeries) -> Vec<Chart> {
     let (steps, course) = (&run.steps, run.course());
-    let ratios = course.measured(|line| &line.ratio, |domain| domain.ratio_after);
+    let gaps = course.measured(|line| &line.gap, |domain| domain.gap_after);
     let perplexities = course.measured(
         |line| &line.student_perplexity,
         |domain| domain.student_perplexity_after,
     );
-    let about =
-        "The student's perplexity on each domain's validation documents, divided by the teacher's.";
+    let about = "ln(student's perplexity / teacher's) on each domain's validation documents.";
     let weight =
         "How much of the data is drawn from each domain: more where the student is further behind.";
     let mut charts = vec![
-        chart(
-            "ratio",
-            "How far behind the student is",
-            about,
-            RATIO,
-            ratios,
-        )
-        .with_level(caught_up()),
+        chart("gap", "Gap to the teacher", about, GAP, gaps).with_level(caught_up()),
         losses(steps),
         Chart {
             log_scale: true,
@@ -162,7 +154,7 @@ pub fn charts(run: &RunSeries) -> Vec<Chart> {
     ];
     let others = [
         (Scalar::LearningRate, "Learning rate"),
-        (Scalar::GradientNorm, "Gradient norm before clipping"),
+        (Scalar::GradNorm, "Gradient norm before clipping"),
         (Scalar::TokensPerSecond, "Tokens per second"),
     ];
     charts.extend(others.map(|(scalar, title)| {
@@ -179,15 +171,15 @@ pub fn charts(run: &RunSeries) -> Vec<Chart> {
     charts
 }
 
-/// Mean ratio and loss of several runs, one line per run.
+/// Mean gap and loss of several runs, one line per run.
 pub fn runs_charts(runs: &[RunSeries]) -> Vec<Chart> {
-    let ratio = runs.iter().map(|run| {
+    let gaps = runs.iter().map(|run| {
         let course = run.course();
         let evaluations = course.evaluations().into_iter();
-        let measured = evaluations.map(|(x, line)| (x, mean(line.ratio.values())));
+        let measured = evaluations.map(|(x, line)| (x, mean(line.gap.values())));
         let after = run.mixture.after.as_ref().map(|after| {
-            let ratios = after.values().map(|domain| &domain.ratio_after);
-            (course.end, mean(ratios))
+            let gaps = after.values().map(|domain| &domain.gap_after);
+            (course.end, mean(gaps))
         });
         Line {
             name: run.name.clone(),
@@ -198,20 +190,11 @@ pub fn runs_charts(runs: &[RunSeries]) -> Vec<Chart> {
         name: run.name.clone(),
         points: scalar_line(&run.steps, Scalar::Loss, "").map_or_else(Vec::new, |line| line.points),
     });
-    let about = "Mean over the domains of the student's perplexity, divided by the teacher's.";
-    let (ratios, losses) = (
-        Content::Lines(ratio.collect()),
-        Content::Lines(losses.collect()),
-    );
+    let about = "Mean over the domains of ln(student's perplexity / teacher's).";
+    let gaps = Content::Lines(gaps.collect());
+    let losses = Content::Lines(losses.collect());
     vec![
-        chart(
-            "ratio",
-            "How far behind the students are",
-            about,
-            RATIO,
-            ratios,
-        )
-        .with_level(caught_up()),
+        chart("gap", "Mean gap to the teacher", about, GAP, gaps).with_level(caught_up()),
         chart("loss", "Loss", "", NATS, losses),
     ]
 }
@@ -220,9 +203,9 @@ pub fn runs_charts(runs: &[RunSeries]) -> Vec<Chart> {
 fn losses(steps: &Steps) -> Chart {
     let terms = [
         (Scalar::Loss, "loss"),
-        (Scalar::Ce, "cross-entropy"),
-        (Scalar::Kl, "KL"),
-        (Scalar::Layer, "layers"),
+        (Scalar::CeLoss, "cross-entropy"),
+        (Scalar::KdLoss, "KL"),
+        (Scalar::LayerLoss, "layers"),
     ];
     let lines = terms
         .iter()
@@ -248,7 +231,7 @@ fn mean<'a>(values: impl Iterator<Item = &'a f64>) -> f64 {
     finite.iter().sum::<f64>() / finite.len() as f64
 }
 
-const RATIO: &str = "student's over teacher's perplexity";
+const GAP: &str = "gap, nats per token";
 const NATS: &str = "nats per prediction";
 
 /// A chart over the steps with one panel.
@@ -277,10 +260,10 @@ impl Chart {
     }
 }
 
-/// A ratio of 1.
+/// A gap of 0.
 pub(crate) fn caught_up() -> Level {
     Level {
         name: "caught up".to_owned(),
-        value: 1.0,
+        value: 0.0,
     }
 }

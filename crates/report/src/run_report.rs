@@ -14,7 +14,7 @@ use crate::{
     document::{Block, Table, markdown, page},
     figures::{RunSeries, charts},
     svg::ChartError,
-    table::{facts, mean_ratios, results},
+    table::{facts, mean_gaps, results, worst_domain},
 };
 
 /// Maximum number of incidents that are listed; earlier ones are counted.
@@ -78,15 +78,14 @@ impl RunReport {
 }
 
 fn result(summary: &Summary) -> Vec<Block> {
-    let (before, after) = mean_ratios(summary);
-    let how = if before.is_nan() {
-        "The model learned from the text alone.".to_owned()
-    } else {
-        format!(
-            "The student's perplexity went from **{before:.3}** to **{after:.3}** times the teacher's (mean of {} \
-             domains).",
-            summary.domains.len()
-        )
+    let (before, after) = mean_gaps(summary);
+    let how = match worst_domain(summary) {
+        Some((worst, domain)) => format!(
+            "The mean gap to the teacher went from **{before:.3}** to **{after:.3}** nats per token. The worst domain \
+             is {worst}, with {:.3}.",
+            domain.gap_after
+        ),
+        None => "The model learned from the text alone.".to_owned(),
     };
     vec![
         Block::Text(how),

@@ -7,7 +7,7 @@ use ddk_run::{
 
 use crate::document::Table;
 
-/// A number, or a dash for one that is not known: without a teacher there is no ratio.
+/// A number, or a dash for one that is not known: without a teacher there is no gap.
 pub(crate) fn number(value: f64, decimals: usize) -> String {
     if value.is_nan() {
         "-".to_owned()
@@ -16,44 +16,53 @@ pub(crate) fn number(value: f64, decimals: usize) -> String {
     }
 }
 
-/// Means over the domains of the ratio before the first step and after the last; NaN without a teacher.
-pub(crate) fn mean_ratios(summary: &Summary) -> (f64, f64) {
+/// Means over the domains of the gap before the first step and after the last; NaN without a teacher.
+pub(crate) fn mean_gaps(summary: &Summary) -> (f64, f64) {
     let mean = |of: fn(&DomainSummary) -> f64| {
         let sum: f64 = summary.domains.values().map(of).sum();
         sum / summary.domains.len().max(1) as f64
     };
     (
-        mean(|domain| domain.ratio_before),
-        mean(|domain| domain.ratio_after),
+        mean(|domain| domain.gap_before),
+        mean(|domain| domain.gap_after),
     )
+}
+
+/// The domain with the largest gap after the last step; none without a teacher.
+pub(crate) fn worst_domain(summary: &Summary) -> Option<(&String, &DomainSummary)> {
+    let domains = summary.domains.iter();
+    let known = domains.filter(|(_, domain)| !domain.gap_after.is_nan());
+    known.max_by(|(_, a), (_, b)| a.gap_after.total_cmp(&b.gap_after))
 }
 
 /// The results by domain, and their means.
 pub(crate) fn results(summary: &Summary) -> Table {
     let header = [
         "domain",
+        "gap before",
+        "gap after",
+        "ratio after",
         "student before",
         "student after",
         "teacher",
-        "ratio before",
-        "ratio after",
         "share of tokens",
     ];
     let of_domain = |(name, domain): (&String, &DomainSummary)| {
         vec![
             name.clone(),
+            number(domain.gap_before, 3),
+            number(domain.gap_after, 3),
+            number(domain.ratio_after, 3),
             number(domain.student_perplexity_before, 2),
             number(domain.student_perplexity_after, 2),
             number(domain.teacher_perplexity, 2),
-            number(domain.ratio_before, 3),
-            number(domain.ratio_after, 3),
             format!("{:.1} %", 100.0 * domain.token_share),
         ]
     };
     let mut table = Table::new(header).with(summary.domains.iter().map(of_domain));
-    let (before, after) = mean_ratios(summary);
+    let (before, after) = mean_gaps(summary);
     let (before, after) = (number(before, 3), number(after, 3));
-    let mean = ["mean", "", "", "", &before, &after, ""];
+    let mean = ["mean", &before, &after, "", "", "", "", ""];
     table.row(mean.map(str::to_owned));
     table
 }

@@ -26,6 +26,8 @@ fn summary(math: f64, prose: f64, mixture_flops: f64) -> Summary {
         teacher_perplexity: teacher,
         ratio_before: before / teacher,
         ratio_after: after / teacher,
+        gap_before: (before / teacher).ln(),
+        gap_after: (after / teacher).ln(),
         token_share,
     };
     let value = serde_json::json!({
@@ -49,19 +51,20 @@ fn run(method: &str, seed: u64, math: f64, prose: f64) -> ComparedRun {
     let steers = method.starts_with("ddk");
     let mixture = |interval: u64, weight: f64| -> MixtureLine {
         let value = serde_json::json!({
-            "interval": interval, "step": interval * 10, "version": interval, "policy": method, "alpha": 0.5,
+            "interval": interval, "step": interval * 10, "policy": method, "alpha": 0.5,
             "weights": by_domain(weight, 1.0 - weight), "target": by_domain(weight, 1.0 - weight),
             "student_perplexity": by_domain(30.0, 120.0), "teacher_perplexity": by_domain(5.0, 80.0),
             "ratio": by_domain(6.0 / (interval + 1) as f64, 1.5),
+            "gap": by_domain((6.0 / (interval + 1) as f64).ln(), 1.5_f64.ln()),
             "evaluated_at_step": if steers { interval * 10 } else { 0 },
         });
         serde_json::from_value(value).unwrap()
     };
     let drawn = || {
         let drawn = Drawn {
-            rows: 100,
+            sequences: 100,
             tokens: 12_800,
-            passes: 0.5,
+            epochs: 0.5,
         };
         BTreeMap::from(["math", "prose"].map(|name| (name.to_owned(), drawn)))
     };
@@ -146,7 +149,7 @@ fn the_best_is_marked_only_where_the_interval_excludes_zero() {
         panic!("three methods");
     };
     // Math: differences -1, -0.98, -1.02. Prose: -0.5, 1.4, -2.4.
-    assert_eq!(ddk.best_in, ["perplexity.math", "mean_ratio"]);
+    assert_eq!(ddk.best_in, ["mean_gap", "worst_gap", "perplexity.math"]);
     let difference = ddk.difference.as_ref().unwrap();
     assert!(!difference["perplexity.prose"].excludes_zero());
     assert!(kd.best_in.is_empty() && kd.difference.is_none());
@@ -158,7 +161,7 @@ fn figures_are_well_formed_and_show_what_they_are_of() {
     let comparison = comparison(&runs(), None);
     let svgs = comparison.svgs().unwrap();
     let names: Vec<&str> = svgs.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["perplexity.svg", "ratios.svg", "weights.svg"]);
+    assert_eq!(names, ["perplexity.svg", "gaps.svg", "weights.svg"]);
     for (name, text) in &svgs {
         for tag in ["svg", "text"] {
             let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
@@ -172,7 +175,7 @@ fn figures_are_well_formed_and_show_what_they_are_of() {
     }
     // A bar for the student before and for each method, in each of two domains.
     assert_eq!(svgs[0].1.matches("<rect").count(), 2 * 4);
-    // Only the method that measures its ratios on the way, and whose mixture moves, has a panel.
+    // Only the method that measures its gaps on the way, and whose mixture moves, has a panel.
     for (_, text) in &svgs[1..] {
         assert!(text.contains("\nddk\n</text>") && !text.contains("\nkd\n</text>"));
     }
@@ -184,7 +187,7 @@ fn the_page_needs_nobody_and_the_json_reads_back() {
     let page = comparison.html().unwrap();
     for expected in [
         "aria-label=\"Perplexity of each domain, by method. ",
-        "aria-label=\"Student's over teacher's perplexity, over the tokens trained on. ",
+        "aria-label=\"Gap of each domain, over the tokens trained on. ",
         "aria-label=\"Weight of each domain in the mixture, over the tokens trained on. ",
         "<strong>6.000 ± 0.120</strong>",
         "<code>ddk compare small.toml</code>",

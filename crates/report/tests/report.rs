@@ -8,7 +8,7 @@ use ddk_report::{RunReport, WIDTH, svg, table};
 use ddk_run::{
     PhaseSeconds, RunView,
     records::{
-        ByDomain, DomainSummary, EventKind, EventLine, MixtureLine, Serial, StepLine, StopReason,
+        ByDomain, DomainSummary, EventKind, EventLine, MixtureLine, Serial, StepRecord, StopReason,
         Summary,
     },
 };
@@ -25,6 +25,8 @@ fn summary() -> Summary {
         teacher_perplexity: 20.0,
         ratio_before: 1.5,
         ratio_after: 1.125,
+        gap_before: 1.5_f64.ln(),
+        gap_after: 1.125_f64.ln(),
         token_share: 0.5,
     };
     Summary {
@@ -65,7 +67,6 @@ fn write_run(folder: &Path) {
     let mixture = |interval: u64, math: f64| MixtureLine {
         interval,
         step: interval * 10,
-        version: interval,
         policy: "ddk".to_owned(),
         alpha: Some(0.5),
         weights: by_domain(math, 1.0 - math),
@@ -74,6 +75,7 @@ fn write_run(folder: &Path) {
         student_perplexity: by_domain(30.0, 28.0),
         teacher_perplexity: by_domain(20.0, 20.0),
         ratio: by_domain(1.5, 1.4),
+        gap: by_domain(1.5_f64.ln(), 1.4_f64.ln()),
         evaluated_at_step: interval * 10,
         discrepancy: None,
         losses: None,
@@ -87,18 +89,18 @@ fn write_run(folder: &Path) {
         [mixture(0, 0.4), mixture(1, 0.6125)].map(|line| serde_json::to_string(&line).unwrap());
     fs::write(folder.join("mixture.jsonl"), lines(mixtures.to_vec())).unwrap();
     let steps = (1..=20).map(|step| {
-        let line = StepLine {
+        let line = StepRecord {
             step,
             loss: 4.0 / step as f64,
-            ce: 3.0 / step as f64,
-            kl: 5.0 / step as f64,
+            ce_loss: 3.0 / step as f64,
+            kd_loss: 5.0 / step as f64,
             gamma: 0.2,
-            layer: None,
+            layer_loss: None,
             layer_weight: None,
             learning_rate: 1e-3,
             grad_norm: 1.0,
             tokens: 4096,
-            mixture_version: (step - 1) / 10,
+            interval: (step - 1) / 10,
             skipped: None,
             seconds: PhaseSeconds::new(),
         };
@@ -162,7 +164,7 @@ fn the_page_holds_the_figures_and_asks_nobody() {
     }
     for expected in [
         "aria-label=\"Mixture. ",
-        "aria-label=\"How far behind the student is. ",
+        "aria-label=\"Gap to the teacher. ",
         "aria-label=\"Loss. ",
         "0.6125",
         "1.125",
@@ -210,7 +212,7 @@ fn the_distance_of_layers_is_drawn_where_there_is_one() {
     assert!(!drawn());
     let file = folder.path().join("run.jsonl");
     let steps = fs::read_to_string(&file).unwrap();
-    let with_layers = steps.replace("\"learning_rate\"", "\"layer\":0.25,\"learning_rate\"");
+    let with_layers = steps.replace("\"learning_rate\"", "\"layer_loss\":0.25,\"learning_rate\"");
     assert!(with_layers != steps);
     fs::write(&file, with_layers).unwrap();
     assert!(drawn());
@@ -248,7 +250,12 @@ fn a_long_run_has_a_report_of_less_than_500_kilobytes() {
     };
     repeat("run.jsonl", 100_000, &|line, index| {
         line["step"] = (index + 1).into();
-        for (key, by) in [("loss", 7), ("ce", 11), ("kl", 13), ("grad_norm", 17)] {
+        for (key, by) in [
+            ("loss", 7),
+            ("ce_loss", 11),
+            ("kd_loss", 13),
+            ("grad_norm", 17),
+        ] {
             line[key] = (1.0 + ((index * by) % 1009) as f64 / 1013.0).into();
         }
     });
@@ -259,6 +266,7 @@ fn a_long_run_has_a_report_of_less_than_500_kilobytes() {
         for key in [
             "weights",
             "ratio",
+            "gap",
             "student_perplexity",
             "teacher_perplexity",
         ] {

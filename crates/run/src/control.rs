@@ -15,7 +15,7 @@ pub const SOCKET: &str = "control.sock";
 /// Maximum bytes of a command.
 pub const LONGEST_COMMAND: usize = 4 << 10;
 
-/// A command, as JSON: `{"command": "set", "values": {"student.lr_end": 1e-6}}`.
+/// A command, as JSON: `{"command": "set", "values": {"lr_scheduler.min_lr": 1e-6}}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {

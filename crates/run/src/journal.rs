@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     RunFileError,
-    records::{DrawnLine, EventKind, EventLine, MixtureLine, SampleLine, StepLine},
+    records::{DrawnLine, EventKind, EventLine, MixtureLine, SampleLine, StepRecord},
 };
 
 /// Where events are appended.
@@ -65,7 +65,7 @@ impl Journal {
     }
 
     /// Appends a step, on its way to the disk at once too: the live page and `tail -f` read the file.
-    pub fn step(&self, line: &StepLine) -> Result<(), RunFileError> {
+    pub fn step(&self, line: &StepRecord) -> Result<(), RunFileError> {
         let mut files = self.files();
         files.last_step = line.step;
         files.run.append(line)?;
@@ -289,9 +289,9 @@ mod tests {
 
     fn drawn(interval: u64) -> DrawnLine {
         let drawn = Drawn {
-            rows: 3,
+            sequences: 3,
             tokens: 96,
-            passes: 0.5,
+            epochs: 0.5,
         };
         DrawnLine {
             interval,
@@ -302,10 +302,10 @@ mod tests {
     fn sample(step: u64) -> SampleLine {
         SampleLine {
             step,
-            row: 7,
+            sequence: 7,
             domain: "prose".to_owned(),
-            mixture_version: 0,
-            pass: 0,
+            interval: 0,
+            epoch: 0,
             spans: vec![SampleSpan {
                 document: 1,
                 offset: 0,

@@ -187,13 +187,13 @@ mod tests {
         Override {
             step,
             source,
-            set: [("student.lr".to_owned(), lr.into())].into(),
+            set: [("optimizer.lr".to_owned(), lr.into())].into(),
             ..Override::default()
         }
     }
 
     fn lr(values: &Assignments) -> Option<f64> {
-        values.get("student.lr").and_then(Value::as_f64)
+        values.get("optimizer.lr").and_then(Value::as_f64)
     }
 
     #[test]
@@ -258,7 +258,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,
-            "{\"step\":1,\"source\":\"socket\",\"set\":{\"student.lr\":0.30000000000000004}}\n"
+            "{\"step\":1,\"source\":\"socket\",\"set\":{\"optimizer.lr\":0.30000000000000004}}\n"
         );
         std::fs::write(&path, text + r#"{"step":2,"source":"so"#).unwrap();
         let overrides = Overrides::open(folder.path()).unwrap();

@@ -18,18 +18,18 @@ pub type ByDomain = BTreeMap<String, f64>;
 
 /// A line of `run.jsonl`: one optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepLine {
+pub struct StepRecord {
     /// The step, from 1.
     pub step: u64,
-    /// `ce + gamma * kl`, and with TED `+ layer_weight * layer`, a prediction.
+    /// Mean loss per prediction, nats: `ce_loss + gamma * kd_loss`, and with TED `+ layer_weight * layer_loss`.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     /// Mean cross-entropy over the step's predictions.
     #[serde(deserialize_with = "number_or_null")]
-    pub ce: f64,
-    /// Mean divergence from the teacher over the step's predictions, nats: the one that `objective.name` chooses.
+    pub ce_loss: f64,
+    /// Mean divergence from the teacher over the step's predictions, nats: the one that `objective.name` selects.
     #[serde(deserialize_with = "number_or_null")]
-    pub kl: f64,
+    pub kd_loss: f64,
     /// Weight of the divergence; 0 where there is none.
     pub gamma: f64,
     /// TED: mean squared difference between the filtered layers, over the step's predictions, the filters'
@@ -39,7 +39,7 @@ pub struct StepLine {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "present_number_or_null"
     )]
-    pub layer: Option<f64>,
+    pub layer_loss: Option<f64>,
     /// TED: weight of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_weight: Option<f64>,
@@ -50,9 +50,9 @@ pub struct StepLine {
     pub grad_norm: f64,
     /// Tokens that the step trained on, without padding: 0 if its update was skipped.
     pub tokens: u64,
-    /// The mixture that the rows were drawn by.
-    pub mixture_version: u64,
-    /// Why the update was not made, where it was not.
+    /// The interval whose mixture its sequences were drawn by.
+    pub interval: u64,
+    /// Why the update was not made, if it was skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
     /// Seconds by phase.
@@ -66,8 +66,6 @@ pub struct MixtureLine {
     pub interval: u64,
     /// The last step before this mixture applies.
     pub step: u64,
-    /// The mixture's version: its interval.
-    pub version: u64,
     /// Name of the policy.
     pub policy: String,
     /// Weight of the discrepancy against the floor, where the policy has one.
@@ -86,6 +84,8 @@ pub struct MixtureLine {
     pub teacher_perplexity: ByDomain,
     /// Student's over teacher's.
     pub ratio: ByDomain,
+    /// Its logarithm, nats per token.
+    pub gap: ByDomain,
     /// The step at which the student was evaluated; before `step` where nothing was measured since.
     pub evaluated_at_step: u64,
     /// Eq. 1 (interval 0).
@@ -121,27 +121,27 @@ pub struct DrawnLine {
 /// What an interval drew from a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Drawn {
-    /// Rows.
-    pub rows: u64,
+    /// Sequences.
+    pub sequences: u64,
     /// Their tokens, without padding.
     pub tokens: u64,
-    /// Passes over the domain since the run began, at the interval's end (1.5: half-way through the second).
-    pub passes: f64,
+    /// Epochs of the domain since the run began, at the interval's end (1.5: half-way through the second).
+    pub epochs: f64,
 }
 
-/// A line of `samples.jsonl`: one row that a step was trained on.
+/// A line of `samples.jsonl`: one sequence that a step was trained on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampleLine {
     /// The step.
     pub step: u64,
-    /// The row's number in the domain's row index.
-    pub row: u64,
+    /// The sequence's number in the domain's index.
+    pub sequence: u64,
     /// The domain.
     pub domain: String,
-    /// The mixture that it was drawn by.
-    pub mixture_version: u64,
-    /// Which pass over the domain, from 0.
-    pub pass: u64,
+    /// The interval whose mixture it was drawn by.
+    pub interval: u64,
+    /// Which epoch of the domain, from 0.
+    pub epoch: u64,
     /// The documents in it.
     pub spans: Vec<SampleSpan>,
 }
@@ -277,10 +277,10 @@ pub enum StopReason {
     MaxIntervals,
     /// The token budget.
     MaxTokens,
-    /// Every domain's ratio is small enough.
-    StopRatio,
+    /// Every domain's gap is at most `run.target_gap`.
+    TargetGap,
     /// The set number of epochs of the data.
-    MaxPasses,
+    MaxEpochs,
 }
 
 impl fmt::Display for StopReason {
@@ -376,6 +376,12 @@ pub struct DomainSummary {
     /// And after.
     #[serde(deserialize_with = "number_or_null")]
     pub ratio_after: f64,
+    /// ln(student's / teacher's), nats per token, before.
+    #[serde(deserialize_with = "number_or_null")]
+    pub gap_before: f64,
+    /// And after.
+    #[serde(deserialize_with = "number_or_null")]
+    pub gap_after: f64,
     /// The domain's share of all tokens trained on.
     pub token_share: f64,
 }
@@ -424,35 +430,39 @@ mod tests {
 
     #[test]
     fn numbers_keep_their_bits_and_nan_survives() {
-        let line = StepLine {
+        let line = StepRecord {
             step: 1,
             loss: 0.1 + 0.2,
-            ce: f64::MIN_POSITIVE,
-            kl: f64::NAN,
+            ce_loss: f64::MIN_POSITIVE,
+            kd_loss: f64::NAN,
             gamma: 0.2,
-            layer: None,
+            layer_loss: None,
             layer_weight: None,
             learning_rate: 3e-5,
             grad_norm: 1.0 / 3.0,
             tokens: 4096,
-            mixture_version: 0,
+            interval: 0,
             skipped: None,
             seconds: PhaseSeconds::from([(StepPhase::Forward, 0.25)]),
         };
         let text = serde_json::to_string(&line).unwrap();
         assert!(text.starts_with(r#"{"step":1,"loss":0.30000000000000004,"#));
-        let back: StepLine = serde_json::from_str(&text).unwrap();
+        let back: StepRecord = serde_json::from_str(&text).unwrap();
         assert_eq!(back.loss.to_bits(), line.loss.to_bits());
-        assert_eq!(back.ce.to_bits(), line.ce.to_bits());
-        assert!(back.kl.is_nan() && text.contains(r#""kl":null"#) && !text.contains("skipped"));
+        assert_eq!(back.ce_loss.to_bits(), line.ce_loss.to_bits());
+        assert!(
+            back.kd_loss.is_nan()
+                && text.contains(r#""kd_loss":null"#)
+                && !text.contains("skipped")
+        );
         assert!(!text.contains("layer"), "only TED has layers");
-        let with_layers = StepLine {
-            layer: Some(f64::NAN),
+        let with_layers = StepRecord {
+            layer_loss: Some(f64::NAN),
             layer_weight: Some(1.0),
             ..line
         };
         let text = serde_json::to_string(&with_layers).unwrap();
-        let back: StepLine = serde_json::from_str(&text).unwrap();
-        assert!(back.layer.is_some_and(f64::is_nan) && back.layer_weight == Some(1.0));
+        let back: StepRecord = serde_json::from_str(&text).unwrap();
+        assert!(back.layer_loss.is_some_and(f64::is_nan) && back.layer_weight == Some(1.0));
     }
 }

@@ -33,7 +33,7 @@ pub use self::{
 use crate::{
     PhaseSeconds, RunFolder, read,
     records::{
-        DomainSummary, EventKind, EventLine, StepLine, StopReason, Summary, seconds_since_1970,
+        DomainSummary, EventKind, EventLine, StepRecord, StopReason, Summary, seconds_since_1970,
     },
 };
 
@@ -71,10 +71,12 @@ pub struct RunStatus {
     pub scalars: BTreeMap<Scalar, f64>,
     /// Mean seconds of the last 50 steps by phase.
     pub phases: PhaseSeconds,
-    /// Mean over the domains of student's over teacher's perplexity, at the last evaluation.
-    pub ratio: Option<f64>,
-    /// The same before the first step.
-    pub ratio_at_start: Option<f64>,
+    /// Mean over the domains of ln(student's perplexity / teacher's) at the last evaluation, nats per token.
+    pub mean_gap: Option<f64>,
+    /// The mean gap before the first step.
+    pub mean_gap_at_start: Option<f64>,
+    /// The domain with the largest gap.
+    pub worst_domain: Option<String>,
     /// The step of the last evaluation.
     pub evaluated_at_step: Option<u64>,
     /// By domain, in the order of their names.
@@ -208,15 +210,15 @@ pub struct RunView {
 #[derive(Debug, Default)]
 struct StepLog {
     series: ScalarSeries,
-    recent: VecDeque<StepLine>,
+    recent: VecDeque<StepRecord>,
     phases: PhaseSeconds,
     tokens: u64,
 }
 
 impl Gather for StepLog {
-    type Record = StepLine;
+    type Record = StepRecord;
 
-    fn add(&mut self, line: StepLine) {
+    fn add(&mut self, line: StepRecord) {
         self.series.push(&line);
         self.tokens += line.tokens;
         add_seconds(&mut self.phases, &line.seconds, 1.0);
@@ -389,6 +391,12 @@ impl RunView {
         let mixtures = &self.mixtures.gathered;
         let domains = mixtures.domains(summary);
         let mean = |of: fn(&Domain) -> Option<f64>| Mean::over(domains.iter().filter_map(of));
+        let worst = domains.iter().filter(|domain| domain.gap.is_some());
+        let worst = worst.max_by(|a, b| {
+            a.gap
+                .partial_cmp(&b.gap)
+                .unwrap_or(std::cmp::Ordering::Equal)
+        });
         let last = mixtures.last().map(|interval| &interval.mixture);
         RunStatus {
             name: self.name(),
@@ -405,8 +413,9 @@ impl RunView {
                 .flatten(),
             scalars: self.recent_scalars(),
             phases: self.recent_phases(),
-            ratio: mean(|domain| domain.ratio),
-            ratio_at_start: mean(|domain| domain.ratio_at_start),
+            mean_gap: mean(|domain| domain.gap),
+            mean_gap_at_start: mean(|domain| domain.gap_at_start),
+            worst_domain: worst.map(|domain| domain.name.clone()),
             evaluated_at_step: summary
                 .map(|summary| summary.steps)
                 .or(last.map(|line| line.evaluated_at_step)),
@@ -440,7 +449,7 @@ impl RunView {
         }
     }
 
-    fn recent(&self) -> &VecDeque<StepLine> {
+    fn recent(&self) -> &VecDeque<StepRecord> {
         &self.steps.gathered.recent
     }
 

@@ -2,69 +2,68 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use ddk_corpus::{FileFormat, Packing, ValidationBy};
-use ddk_mixture::{FirstInterval, MixturePolicy};
+use ddk_corpus::{FileFormat, Packing, ValidationSplit};
+use ddk_mixture::{InitialMixture, MixturePolicy};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smart_default::SmartDefault;
 
 use crate::limits::{LARGE, MANY};
 
-/// How text becomes rows of tokens.
+/// How text becomes sequences of tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Corpus {
-    /// Where prepared domains are kept.
+    /// Folder of the prepared corpus.
     #[default = "data/prepared"]
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// Folder of the tokenizer; the student's model folder where absent.
     pub tokenizer: Option<PathBuf>,
     /// The token that ends a document; where absent, the end-of-text token that the tokenizer's folder names.
     #[schemars(example = "<|endoftext|>")]
-    pub end_token: Option<String>,
+    pub eos_token: Option<String>,
     /// Chooses the documents where `max_bytes` or `max_documents` leaves some out; run.seed where absent.
     pub seed: Option<u64>,
-    /// Tokens of a row; one prediction fewer.
+    /// Tokens per sequence; it has one prediction fewer.
     #[default = 2048]
     #[schemars(range(min = 2, max = LARGE))]
     pub sequence_length: usize,
-    /// How documents become rows: joined and cut (`concat`), the same but seeing nothing of each other
-    /// (`document`), or whole ones put together with little padding (`best_fit`).
+    /// How documents become sequences: `concat` joins and cuts them; `concat_masked` does the same, but attention
+    /// does not cross documents; `best_fit` puts whole documents together with little padding.
     #[default(Packing::Concat)]
     pub packing: Packing,
-    /// What to do where the prepared corpus is not what the sources, the tokenizer and the settings would
-    /// give: `prepare` it again, `refuse` to start, or `use` it as it is.
-    #[default(WhenStale::Prepare)]
+    /// What to do if sources, tokenizer or settings have changed since the corpus was prepared: `prepare` it again,
+    /// stop with an `error`, or `use` it unchanged.
+    #[default(OnStale::Prepare)]
     #[schemars(extend("x-may-differ-on-resume" = true))]
-    pub when_stale: WhenStale,
-    /// How documents are set aside for validation: a `share` of them, or a `count`, by a hash of their content.
-    #[default(ValidationBy::Share)]
-    pub validation_by: ValidationBy,
-    /// Share of the documents set aside for validation.
+    pub on_stale: OnStale,
+    /// How to set documents aside for validation, by a hash of their content: a `fraction` of them, or a `count`.
+    #[default(ValidationSplit::Fraction)]
+    pub validation_split: ValidationSplit,
+    /// Fraction of the documents to set aside for validation.
     #[default = 0.05]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
-    pub validation_share: f64,
-    /// Maximum validation documents per domain, each cut at sequence_length; what a share has over it is
-    /// used for nothing.
+    pub validation_fraction: f64,
+    /// Maximum validation documents per domain, each cut at sequence_length. DDK drops those that a fraction has
+    /// beyond it.
     #[default = 500]
     #[schemars(range(min = 1))]
     pub validation_documents: usize,
-    /// Share of records, and of the bytes in files that cannot be read to their end, that may be lost before
-    /// it is an error.
+    /// Maximum fraction of unusable records, and of bytes in files that cannot be read to their end.
     #[default = 0.01]
     #[schemars(range(min = 0, max = 1))]
-    pub max_bad_share: f64,
+    pub max_bad_fraction: f64,
 }
 
-/// What to do with a prepared corpus that is not current.
+/// What to do with a prepared corpus that is out of date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum WhenStale {
+pub enum OnStale {
     /// Prepare what changed.
     Prepare,
     /// Stop with an error.
-    Refuse,
-    /// Take it as it is.
+    Error,
+    /// Use it unchanged.
     Use,
 }
 
@@ -85,21 +84,21 @@ pub struct Domain {
     /// (each file is one document). Default: each file's extension decides.
     pub format: Option<FileFormat>,
     /// The field of a record that holds its text, instead of `text`; `a.b` goes into an object. Once loaded, it is
-    /// part of `text`.
+    /// part of `text_template`.
     #[schemars(example = &"content")]
     pub text_field: Option<String>,
     /// The text, made of fields of a record.
     #[default = "{text}"]
     #[schemars(example = "{question}\n{answer}")]
-    pub text: String,
-    /// What comes before the text and, with objective.mask_prompt, is not learned.
+    pub text_template: String,
+    /// What comes before the text. With objective.completion_only_loss, it is not learned.
     #[schemars(example = "{question}\n")]
-    pub prompt: Option<String>,
-    /// Take only the records that name the domain in this field; `a.b` goes into an object.
+    pub prompt_template: Option<String>,
+    /// Use only the records in which this field has filter_value; `a.b` goes into an object.
     #[schemars(example = "meta.redpajama_set_name")]
-    pub domain_field: Option<String>,
-    /// What that field has to say. Default: the domain's name.
-    pub domain_value: Option<String>,
+    pub filter_field: Option<String>,
+    /// The value of filter_field. Default: the domain's name.
+    pub filter_value: Option<String>,
     /// Maximum bytes of text to train on.
     #[schemars(range(min = 1))]
     pub max_bytes: Option<u64>,
@@ -119,18 +118,18 @@ pub struct Domain {
     pub max_document_bytes: u64,
 }
 
-/// The optimizer step's batch.
+/// Batch sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
-pub struct Batch {
-    /// Rows of an optimizer step.
+pub struct Training {
+    /// Sequences per optimizer step.
     #[default = 16]
     #[schemars(range(min = 1, max = LARGE))]
-    pub rows: u64,
-    /// Rows of a micro-batch: what teacher and student take at a time. Divides rows.
+    pub global_batch_size: u64,
+    /// Sequences per micro-batch: what teacher and student process at a time. Divides global_batch_size.
     #[default = 8]
     #[schemars(range(min = 1, max = LARGE))]
-    pub micro_rows: u64,
+    pub micro_batch_size: u64,
 }
 
 /// How the mixture of domains moves.
@@ -158,11 +157,11 @@ pub struct Mixture {
     pub lag: u64,
     /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights,
     /// or the discrepancy of Eq. 1. (odm begins with equal weights, as its formula says.)
-    #[default(FirstInterval::Natural)]
-    pub first: FirstInterval,
-    /// Maximum passes over a domain; its freed share goes to the others.
+    #[default(InitialMixture::Natural)]
+    pub initial: InitialMixture,
+    /// Maximum epochs of a domain; the other domains then share its weight.
     #[schemars(range(min = 1, max = LARGE))]
-    pub max_passes: Option<f64>,
+    pub max_epochs: Option<f64>,
     /// odm: how much of a domain's estimated reward stays at an update.
     #[default = 0.9]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
@@ -180,9 +179,9 @@ pub struct Mixture {
     #[default = 1e-3]
     #[schemars(range(min = 0, max = 1))]
     pub doremi_smoothing: f64,
-    /// static: the share of each domain; those left out get nothing. They need not sum to 1.
+    /// static: the weight of each domain; those left out get 0. They need not sum to 1.
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
-    pub shares: Option<BTreeMap<String, f64>>,
+    pub weights: Option<BTreeMap<String, f64>>,
     /// sheared: the loss of each domain, in nats, that the student's is held against; the teacher's for those left out.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]

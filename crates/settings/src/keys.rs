@@ -202,7 +202,8 @@ impl Reader<'_> {
             keys: Vec::new(),
         });
         for (name, declared) in table["properties"].as_object().into_iter().flatten() {
-            let may_differ = may_differ || declared["x-may-differ-on-resume"] == true;
+            let own = declared["x-may-differ-on-resume"].as_bool();
+            let may_differ = own.unwrap_or(may_differ);
             let separator = if path.is_empty() { "" } else { "." };
             let mut path = format!("{path}{separator}{name}");
             let mut value = self.resolved(declared);

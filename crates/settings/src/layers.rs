@@ -14,10 +14,10 @@ use crate::{
     Key, Method, Settings,
     error::{Error, Problem},
     keys::names_in,
-    rules,
+    renamed, rules,
 };
 
-/// Variables of the environment that are settings begin so: `DDK__STUDENT__LR=1e-4`.
+/// Variables of the environment that are settings begin so: `DDK__OPTIMIZER__LR=1e-4`.
 const PREFIX: &str = "DDK__";
 /// Why a token must not be an argument, and where it goes.
 const TOKEN_IN_ARGUMENTS: &str = "a token on the command line is visible to every user of the machine (ps): set \
@@ -262,12 +262,20 @@ impl Reader<'_> {
         let known = names_in(path);
         let values = table.iter().map(|(name, value)| {
             let key = name.get_ref().as_ref();
+            let is_root = path.is_empty();
+            let path = [path, &[key]].concat();
+            let is_known = known.contains(&"*") || known.contains(&key);
             // A table in place of a value is a wrong type, which serde reports.
-            if !known.is_empty() && !known.contains(&"*") && !known.contains(&key) {
-                let message = format!("unknown field `{key}`");
-                self.problem(name.span(), &message, Some(nearest(key, &known)));
+            let is_table = known.is_empty() || (is_root && renamed::was_table(key));
+            match renamed::new_name(&path) {
+                Some(renamed) if !is_known => self.problem(name.span(), &renamed, None),
+                None if !is_known && !is_table => {
+                    let message = format!("unknown field `{key}`");
+                    self.problem(name.span(), &message, Some(nearest(key, &known)));
+                }
+                _ => {}
             }
-            let (path, origin) = ([path, &[key]].concat(), self.place(name.span()));
+            let origin = self.place(name.span());
             (key.to_owned(), self.value(value, &path, &origin))
         });
         values.collect()

@@ -14,24 +14,27 @@ mod limits;
 mod method;
 mod models;
 mod reference;
+mod renamed;
 mod rules;
 mod run;
 mod settings;
 mod token;
 
-pub use data::{Batch, Corpus, Domain, Mixture, WhenStale};
-pub use ddk_corpus::{FileFormat, Packing, ValidationBy};
-pub use ddk_mixture::{FirstInterval, MixturePolicy};
+pub use data::{Corpus, Domain, Mixture, OnStale, Training};
+pub use ddk_corpus::{FileFormat, Packing, ValidationSplit};
+pub use ddk_mixture::{InitialMixture, MixturePolicy};
 pub use diff::{Change, Setting, diff};
 pub use error::{Error, Problem};
 pub use keys::{Key, Section, keys, schema, sections};
 pub use layers::{Loaded, Origins, load};
 pub use method::Method;
-pub use models::{Dtype, Objective, ObjectiveName, Pretrain, Shape, Student, Teacher};
+pub use models::{
+    Dtype, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape, Student, Teacher,
+};
 pub use reference::reference;
 pub use run::{
-    Checkpoint, Evaluation, ExportedStudent, Faults, Guard, Log, Queues, Run, Spike, Telemetry,
-    ThreadChoice,
+    Checkpoint, Evaluation, ExportedStudent, FaultInjection, Log, Pipeline, Recovery, Run,
+    SpikeAction, Telemetry, ThreadChoice,
 };
 pub use settings::Settings;
 pub use token::Token;

@@ -26,35 +26,27 @@ pub struct Teacher {
     /// Its folder, in the Hugging Face format. Needed to train.
     pub model: Option<PathBuf>,
     /// One entry per replica of the teacher: `["cpu"]`, or GPUs such as `["cuda:0", "cuda:1"]`.
-    /// `"cuda:0+cuda:1"` spreads the layers of one replica over both GPUs, in order.
+    /// `"cuda:0+cuda:1"` spreads the layers of one replica over both GPUs, in order. Replicas on the same device share
+    /// its weights. Micro-batch i goes to replica i modulo their number.
     #[default(vec!["cpu".to_owned()])]
-    #[schemars(length(min = 1), extend("x-expected" = "at least one device"))]
+    #[schemars(length(min = 1, max = 64), extend("x-expected" = "1 to 64 devices"))]
     pub devices: Vec<String>,
     /// Dtype of its weights and of its products: `fp32`, or `bf16` (GPUs).
     #[default(Dtype::Fp32)]
     pub dtype: Dtype,
-    /// Maximum rows per forward pass; default: a whole micro-batch. Other passes give other last bits.
+    /// Maximum sequences per forward pass; default: a whole micro-batch. Another value changes the last bits.
     #[schemars(range(min = 1))]
-    pub batch_rows: Option<u64>,
-    /// libtorch's threads of each lane on the CPU.
+    pub batch_size: Option<u64>,
+    /// libtorch's threads of each replica on the CPU.
     #[default = 1]
     #[schemars(range(min = 1, max = 256))]
     pub threads: usize,
-    /// Teachers side by side; micro-batch i goes to lane i modulo lanes.
-    #[default = 1]
-    #[schemars(range(min = 1, max = 64))]
-    pub lanes: usize,
 }
 
 impl Teacher {
-    /// Lanes of all replicas together.
-    pub fn all_lanes(&self) -> usize {
-        self.lanes * self.devices.len()
-    }
-
-    /// The devices that a lane's replica is spread over, in order. Lanes next to each other have different replicas.
-    pub fn devices_of_lane(&self, lane: usize) -> Vec<&str> {
-        let replica = self.devices.get(lane % self.devices.len().max(1));
+    /// The devices that a replica is spread over, in order.
+    pub fn devices_of(&self, replica: usize) -> Vec<&str> {
+        let replica = self.devices.get(replica);
         replica.map_or_else(Vec::new, |replica| replica.split('+').collect())
     }
 
@@ -64,7 +56,7 @@ impl Teacher {
     }
 }
 
-/// The student and how it learns.
+/// The student.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Student {
@@ -76,49 +68,61 @@ pub struct Student {
     /// Dtype of its products: `fp32`, or `bf16` (GPUs). Weights, gradients and moments are always fp32.
     #[default(Dtype::Fp32)]
     pub dtype: Dtype,
-    /// Compute the activations inside a layer again in the backward instead of keeping them: the same result,
-    /// less memory, one more forward.
-    pub recompute: bool,
-    /// libtorch's threads of its lane on the CPU.
+    /// Activation checkpointing: recompute the activations of a layer in the backward pass. Same result, less
+    /// memory, one extra forward pass.
+    pub activation_checkpointing: bool,
+    /// libtorch's threads on the CPU.
     #[default = 1]
     #[schemars(range(min = 1, max = 256))]
     pub threads: usize,
-    /// The highest learning rate.
+}
+
+/// The optimizer: AdamW with decoupled weight decay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optimizer {
+    /// Peak learning rate, at the end of the warmup.
     #[default = 3e-5]
     #[schemars(extend("exclusiveMinimum" = 0, "x-live" = true))]
     pub lr: f64,
-    /// The learning rate at the schedule's end; a cosine leads to it.
-    #[default = 3e-6]
-    #[schemars(range(min = 0), extend("x-live" = true))]
-    pub lr_end: f64,
-    /// Steps of the linear warm-up from 0.
-    #[default = 1000]
-    #[schemars(extend("x-quick" = 4))]
-    pub warmup_steps: u64,
-    /// Steps of the schedule, which ends at lr_end; steps after it keep that rate, and an interval ends with
-    /// it. As many as the run has when it is first started where absent, however many it is given later.
-    #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
-    pub schedule_steps: Option<u64>,
-    /// AdamW's decoupled weight decay; matrices only.
-    #[default = 0.1]
-    #[schemars(range(min = 0))]
-    pub weight_decay: f64,
-    /// AdamW's decay of the first moment.
+    /// Decay of the first moment.
     #[default = 0.9]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub beta1: f64,
-    /// AdamW's decay of the second moment.
+    /// Decay of the second moment.
     #[default = 0.95]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub beta2: f64,
-    /// AdamW's epsilon.
+    /// Added to the root of the second moment.
     #[default = 1e-8]
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub epsilon: f64,
-    /// Gradients are scaled down to this global norm.
+    pub eps: f64,
+    /// Weight decay, applied to matrices only.
+    #[default = 0.1]
+    #[schemars(range(min = 0))]
+    pub weight_decay: f64,
+    /// Gradients are clipped to this global norm.
     #[default = 1.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub clip_norm: f64,
+    pub max_grad_norm: f64,
+}
+
+/// The learning-rate schedule: a linear warmup, then a cosine decay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct LrScheduler {
+    /// Steps of the warmup, from a learning rate of 0.
+    #[default = 1000]
+    #[schemars(extend("x-quick" = 4))]
+    pub warmup_steps: u64,
+    /// Learning rate at the end of the schedule.
+    #[default = 3e-6]
+    #[schemars(range(min = 0), extend("x-live" = true))]
+    pub min_lr: f64,
+    /// Steps of the whole schedule; later steps use min_lr, and an interval ends with it. Default: the number of steps
+    /// with which the run was first started, even if the run is extended later.
+    #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
+    pub total_steps: Option<u64>,
 }
 
 /// What the student minimizes: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
@@ -139,7 +143,7 @@ pub struct Objective {
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,
     /// Multiply the divergence by the temperature's square, in value and gradient.
-    pub temperature_squared: bool,
+    pub scale_by_temperature_squared: bool,
     /// Weight of the teacher in the mixture that `jsd` compares both models with.
     #[default = 0.5]
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
@@ -149,11 +153,11 @@ pub struct Objective {
     #[default = 0.1]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub skew: f64,
-    /// Leave the prompts of the domains that have some out of every term of the loss, and of perplexities.
-    pub mask_prompt: bool,
+    /// Leave prompts out of every term of the loss, and of perplexities.
+    pub completion_only_loss: bool,
     /// Positions whose logits are formed at a time; chosen by vocabulary and device where absent.
     #[schemars(range(min = 1))]
-    pub chunk: Option<i64>,
+    pub chunk_size: Option<i64>,
     /// `ted`: weight of the distance between layers.
     #[default = 1.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
@@ -231,32 +235,32 @@ impl fmt::Display for ObjectiveName {
 pub struct Pretrain {
     /// Folder to write the model to. Needed.
     #[schemars(extend("minLength" = 1, "x-expected" = "a folder"))]
-    pub out: PathBuf,
+    pub output_dir: PathBuf,
     /// Folder of a model to start from, instead of a new one of this architecture.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub init: Option<PathBuf>,
+    pub init_from: Option<PathBuf>,
     /// The shape of a new model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Shape>,
     /// Optimizer steps. Needed.
     #[schemars(range(min = 1, max = MANY))]
     pub steps: u64,
-    /// Rows of an optimizer step.
+    /// Sequences per optimizer step.
     #[default = 16]
     #[schemars(range(min = 1, max = LARGE))]
-    pub rows: u64,
-    /// Rows of a micro-batch; divides rows.
+    pub global_batch_size: u64,
+    /// Sequences per micro-batch; divides global_batch_size.
     #[default = 8]
     #[schemars(range(min = 1, max = LARGE))]
-    pub micro_rows: u64,
-    /// The highest learning rate.
+    pub micro_batch_size: u64,
+    /// Peak learning rate.
     #[default = 1e-3]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub lr: f64,
     /// The learning rate of the last step. Default: a tenth of lr.
     #[schemars(range(min = 0), extend("default" = null))]
-    pub lr_end: f64,
-    /// Steps of the warm-up. Default: a twentieth of the steps.
+    pub min_lr: f64,
+    /// Steps of the warmup. Default: a twentieth of the steps.
     #[schemars(extend("default" = null))]
     pub warmup_steps: u64,
     /// AdamW's decoupled weight decay.
@@ -270,10 +274,10 @@ pub struct Pretrain {
     #[default = 1]
     #[schemars(range(min = 1, max = 256), extend("default" = null))]
     pub threads: usize,
-    /// Share of each domain; those left out get nothing. The corpus' own proportions where the table is absent.
+    /// Weight of each domain; those left out get 0. Default: the proportions of the corpus.
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub shares: Option<BTreeMap<String, f64>>,
+    pub weights: Option<BTreeMap<String, f64>>,
     /// Seed of the new weights and of the data's order. Default: run.seed.
     #[schemars(extend("default" = null))]
     pub seed: u64,
@@ -291,16 +295,16 @@ pub struct Shape {
     pub intermediate_size: i64,
     /// Layers. Needed.
     #[schemars(range(min = 1))]
-    pub layers: i64,
+    pub num_hidden_layers: i64,
     /// Heads of the queries. Needed.
     #[schemars(range(min = 1))]
-    pub heads: i64,
-    /// Heads of keys and values. Default: as many as heads.
+    pub num_attention_heads: i64,
+    /// Heads of keys and values. Default: num_attention_heads.
     #[default = 1]
     #[schemars(range(min = 1), extend("default" = null))]
-    pub kv_heads: i64,
-    /// Whether the output matrix is the embedding.
-    pub tie: bool,
+    pub num_key_value_heads: i64,
+    /// Whether the LM head is the embedding.
+    pub tie_word_embeddings: bool,
     /// Base of the rotary embedding.
     #[default = 10_000.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
@@ -312,19 +316,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lanes_take_replicas_in_turn_and_a_replica_may_be_spread() {
+    fn a_replica_may_be_spread_over_devices() {
         let teacher = Teacher {
             devices: ["cuda:0+cuda:1", "cuda:2"].map(str::to_owned).to_vec(),
-            lanes: 2,
             ..Teacher::default()
         };
-        assert_eq!(teacher.all_lanes(), 4);
-        let of_lanes: Vec<_> = (0..4).map(|lane| teacher.devices_of_lane(lane)).collect();
-        let (spread, single) = (vec!["cuda:0", "cuda:1"], vec!["cuda:2"]);
-        assert_eq!(
-            of_lanes,
-            [&spread, &single, &spread, &single].map(Clone::clone)
-        );
+        assert_eq!(teacher.devices_of(0), ["cuda:0", "cuda:1"]);
+        assert_eq!(teacher.devices_of(1), ["cuda:2"]);
         let every: Vec<&str> = teacher.every_device().collect();
         assert_eq!(every, ["cuda:0", "cuda:1", "cuda:2"]);
     }

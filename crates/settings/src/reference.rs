@@ -9,7 +9,7 @@ pub fn reference() -> String {
          Generated from the declarations in `crates/settings/src`. `ddk config schema` prints the JSON schema, \
          `ddk config show --origin CONFIG` the values in use and where each comes from.\n\n\
          Layers: built-in defaults, then what `method` stands for, then files in order, then the environment \
-         (`DDK__STUDENT__LR=1e-4`), then `--set student.lr=1e-4`. Tables merge key by key; arrays replace each \
+         (`DDK__OPTIMIZER__LR=1e-4`), then `--set optimizer.lr=1e-4`. Tables merge key by key; arrays replace each \
          other. Paths are relative to the folder in which `ddk` is started.\n",
     );
     for section in sections() {

@@ -71,31 +71,31 @@ impl Checker<'_> {
     }
 
     fn run(&mut self, settings: &Settings) {
-        let (run, guard, telemetry) = (&settings.run, &settings.guard, &settings.telemetry);
+        let (run, recovery, telemetry) = (&settings.run, &settings.recovery, &settings.telemetry);
         let name = run.name.as_deref().unwrap_or("unnamed");
         let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
         let wrong = name.is_empty() || name.starts_with('.') || !name.chars().all(plain);
         self.refuse(wrong, "run.name", || {
             format!("`run.name` is \"{name}\", expected letters, digits, `.`, `_` and `-`")
         });
-        let (window, from) = (guard.spike_window, guard.spike_from);
-        self.refuse(window < from, "guard.spike_window", || {
+        let (window, from) = (recovery.spike_window, recovery.spike_min_history);
+        self.refuse(window < from, "recovery.spike_window", || {
             format!(
-                "`guard.spike_window` is {window}, expected at least `guard.spike_from`, {from}: \
+                "`recovery.spike_window` is {window}, expected at least `recovery.spike_min_history`, {from}: \
                  nothing would ever be a spike"
             )
         });
-        let (address, token) = (&telemetry.address, telemetry.token.as_ref());
-        let parsed = address.parse::<SocketAddr>();
-        self.refuse(parsed.is_err(), "telemetry.address", || {
+        let (listen, token) = (&telemetry.listen, telemetry.token.as_ref());
+        let parsed = listen.parse::<SocketAddr>();
+        self.refuse(parsed.is_err(), "telemetry.listen", || {
             format!(
-                "`telemetry.address` is \"{address}\", expected an address and a port such as \"127.0.0.1:9469\""
+                "`telemetry.listen` is \"{listen}\", expected an address and a port such as \"127.0.0.1:9469\""
             )
         });
         let reached = parsed.is_ok_and(|parsed| !parsed.ip().is_loopback());
-        self.refuse(reached && token.is_none(), "telemetry.address", || {
+        self.refuse(reached && token.is_none(), "telemetry.listen", || {
             format!(
-                "`telemetry.address` is \"{address}\", which other machines reach: that needs a `telemetry.token` \
+                "`telemetry.listen` is \"{listen}\", which other machines reach: that needs a `telemetry.token` \
                  (best DDK__TELEMETRY__TOKEN in the environment)"
             )
         });
@@ -105,11 +105,15 @@ impl Checker<'_> {
              of letters, digits, `-`, `.`, `_` and `~`"
                 .to_owned()
         });
-        let file = telemetry.file.clone().unwrap_or_else(|| "a.prom".into());
+        let file = telemetry
+            .metrics_file
+            .clone()
+            .unwrap_or_else(|| "a.prom".into());
         let is_prom = file.extension().is_some_and(|end| end == "prom");
-        self.refuse(!is_prom, "telemetry.file", || {
+        self.refuse(!is_prom, "telemetry.metrics_file", || {
             format!(
-                "`telemetry.file` is \"{}\", expected a name that ends in `.prom`: the node exporter reads no other",
+                "`telemetry.metrics_file` is \"{}\", expected a name that ends in `.prom`: the node exporter reads \
+                 no other",
                 file.display()
             )
         });
@@ -121,18 +125,18 @@ impl Checker<'_> {
         self.refuse(wrong, &format!("domains.{name}"), || {
             format!("\"{name}\" is no name for a domain: it becomes a folder, so no `/` and no `.` at its start")
         });
-        let (text, field) = (key("text"), key("text_field"));
+        let (text, field) = (key("text_template"), key("text_field"));
         if let Some(name) = domain.text_field.take() {
-            domain.text = format!("{{{name}}}");
+            domain.text_template = format!("{{{name}}}");
             self.refuse(self.origins.has(&text), &text, || {
                 format!("`{text}` and `{field}` are both set: one is enough")
             });
         }
-        let (value, field) = (key("domain_value"), key("domain_field"));
-        if domain.domain_field.is_some() {
-            domain.domain_value.get_or_insert_with(|| name.to_owned());
+        let (value, field) = (key("filter_value"), key("filter_field"));
+        if domain.filter_field.is_some() {
+            domain.filter_value.get_or_insert_with(|| name.to_owned());
         }
-        let alone = domain.domain_value.is_some() && domain.domain_field.is_none();
+        let alone = domain.filter_value.is_some() && domain.filter_field.is_none();
         self.refuse(alone, &value, || {
             format!("`{value}` is set without `{field}`")
         });
@@ -143,7 +147,11 @@ impl Checker<'_> {
             self.device("teacher.devices", device);
         }
         self.device("student.device", &settings.student.device);
-        self.micro_rows("batch", settings.batch.rows, settings.batch.micro_rows);
+        self.batch_sizes(
+            "training",
+            settings.training.global_batch_size,
+            settings.training.micro_batch_size,
+        );
         let key = "objective.ted_layers";
         let pairs = settings.objective.ted_layers.as_deref().unwrap_or_default();
         let zero = pairs.iter().flatten().any(|layer| *layer == 0);
@@ -168,11 +176,13 @@ impl Checker<'_> {
         });
     }
 
-    fn micro_rows(&mut self, table: &str, rows: u64, micro_rows: u64) {
-        let key = format!("{table}.micro_rows");
-        let divides = micro_rows == 0 || rows.is_multiple_of(micro_rows);
+    fn batch_sizes(&mut self, table: &str, global: u64, micro: u64) {
+        let key = format!("{table}.micro_batch_size");
+        let divides = micro == 0 || global.is_multiple_of(micro);
         self.refuse(!divides, &key, || {
-            format!("`{key}` is {micro_rows}, expected a divisor of `{table}.rows` = {rows}")
+            format!(
+                "`{key}` is {micro}, expected a divisor of `{table}.global_batch_size` = {global}"
+            )
         });
     }
 
@@ -185,47 +195,47 @@ impl Checker<'_> {
                  it cannot run ahead of what it follows; set `mixture.lag` = 0"
             )
         });
-        let shares = mixture.shares.as_ref();
-        let none = shares.is_none() && policy == MixturePolicy::Static;
+        let weights = mixture.weights.as_ref();
+        let none = weights.is_none() && policy == MixturePolicy::Static;
         self.refuse(none, "mixture.policy", || {
-            "`mixture.policy` is \"static\", and `mixture.shares` is missing: it says what to draw by"
+            "`mixture.policy` is \"static\", and `mixture.weights` is missing: it says what to draw by"
                 .to_owned()
         });
-        self.shares("mixture.shares", shares, domains);
+        self.weights("mixture.weights", weights, domains);
         self.known("mixture.reference_loss", &mixture.reference_loss, domains);
-        let (interval, step_rows) = (mixture.interval, settings.batch.rows);
+        let (interval, step_rows) = (mixture.interval, settings.training.global_batch_size);
         let rows = interval.saturating_mul(step_rows);
         let many = rows > MANY && step_rows <= LARGE && interval <= LARGE;
         self.refuse(many && !follows, "mixture.interval", || {
             format!(
-                "`mixture.interval` times `batch.rows` is {rows}, expected {MANY} at most: \
+                "`mixture.interval` times `training.global_batch_size` is {rows}, expected {MANY} at most: \
                  an interval's order is held in memory"
             )
         });
         // These settings use perplexities during the run, which not every policy measures.
-        let measured = policy.measures_perplexities() || settings.evaluation.every.is_some();
+        let measured = policy.measures_perplexities() || settings.evaluation.interval.is_some();
         let best = settings.run.export == ExportedStudent::Best;
         for (key, is_set) in [
-            ("run.stop_ratio", settings.run.stop_ratio.is_some()),
+            ("run.target_gap", settings.run.target_gap.is_some()),
             ("checkpoint.keep_best", settings.checkpoint.keep_best),
             ("run.export", best),
         ] {
             self.refuse(is_set && !measured, key, || {
                 format!(
                     "`{key}` goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has none \
-                     measured: set `evaluation.every`"
+                     measured: set `evaluation.interval`"
                 )
             });
         }
     }
 
-    fn shares(&mut self, key: &str, shares: Option<&BTreeMap<String, f64>>, domains: &[String]) {
-        if let Some(shares) = shares {
-            let none = shares.values().all(|share| *share <= 0.0);
+    fn weights(&mut self, key: &str, weights: Option<&BTreeMap<String, f64>>, domains: &[String]) {
+        if let Some(weights) = weights {
+            let none = weights.values().all(|weight| *weight <= 0.0);
             self.refuse(none, key, || {
-                format!("`{key}` holds {shares:?}, expected numbers of 0 or more, not all 0")
+                format!("`{key}` holds {weights:?}, expected numbers of 0 or more, not all 0")
             });
-            self.known(key, shares, domains);
+            self.known(key, weights, domains);
         }
     }
 
@@ -244,8 +254,8 @@ impl Checker<'_> {
     fn pretrain(&mut self, name: &str, model: &mut Pretrain, run_seed: u64, domains: &[String]) {
         let (table, origins) = (format!("pretrain.{name}"), self.origins);
         let absent = |field: &str| !origins.has(&format!("{table}.{field}"));
-        if absent("lr_end") {
-            model.lr_end = model.lr / 10.0;
+        if absent("min_lr") {
+            model.min_lr = model.lr / 10.0;
         }
         if absent("warmup_steps") {
             model.warmup_steps = model.steps / 20;
@@ -257,36 +267,40 @@ impl Checker<'_> {
             model.seed = run_seed;
         }
         if let Some(shape) = &mut model.architecture {
-            if absent("architecture.kv_heads") {
-                shape.kv_heads = shape.heads;
+            if absent("architecture.num_key_value_heads") {
+                shape.num_key_value_heads = shape.num_attention_heads;
             }
             self.shape(&format!("{table}.architecture"), shape);
         }
-        self.micro_rows(&table, model.rows, model.micro_rows);
+        self.batch_sizes(&table, model.global_batch_size, model.micro_batch_size);
         self.device(&format!("{table}.device"), &model.device);
-        self.shares(&format!("{table}.shares"), model.shares.as_ref(), domains);
-        let start_and_shape = model.architecture.is_some() == model.init.is_some();
+        self.weights(&format!("{table}.weights"), model.weights.as_ref(), domains);
+        let start_and_shape = model.architecture.is_some() == model.init_from.is_some();
         self.refuse(start_and_shape, &table, || {
             format!(
-                "`{table}` needs either `init` (a model's folder) or `architecture` (a new model)"
+                "`{table}` needs either `init_from` (a model's folder) or `architecture` (a new model)"
             )
         });
     }
 
     fn shape(&mut self, table: &str, shape: &Shape) {
-        let (width, heads, kv_heads) = (shape.hidden_size, shape.heads, shape.kv_heads);
+        let (width, heads, kv_heads) = (
+            shape.hidden_size,
+            shape.num_attention_heads,
+            shape.num_key_value_heads,
+        );
         if width < 1 || heads < 1 || kv_heads < 1 {
             return;
         }
         let uneven = width % heads != 0 || (width / heads) % 2 != 0;
-        self.refuse(uneven, &format!("{table}.heads"), || {
+        self.refuse(uneven, &format!("{table}.num_attention_heads"), || {
             format!(
-                "`{table}.heads` is {heads}: hidden_size {width} must be an even multiple of it"
+                "`{table}.num_attention_heads` is {heads}: hidden_size {width} must be an even multiple of it"
             )
         });
         let divides = heads % kv_heads == 0;
-        self.refuse(!divides && !uneven, &format!("{table}.kv_heads"), || {
-            format!("`{table}.kv_heads` is {kv_heads}, expected a divisor of heads = {heads}")
+        self.refuse(!divides && !uneven, &format!("{table}.num_key_value_heads"), || {
+            format!("`{table}.num_key_value_heads` is {kv_heads}, expected a divisor of num_attention_heads = {heads}")
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The run itself: its end, its checkpoints, its guards, its telemetry.
+//! The run itself: its end, its pipeline, its checkpoints, its recovery, its telemetry.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub struct Run {
     /// The folder of all runs.
     #[default = "runs"]
     #[schemars(extend("x-may-differ-on-resume" = true))]
-    pub folder: PathBuf,
+    pub output_dir: PathBuf,
     /// Every random choice is drawn from it.
     pub seed: u64,
     /// Stop after this many optimizer steps. One of max_steps, max_intervals and max_tokens is needed to
@@ -34,27 +34,18 @@ pub struct Run {
     /// Stop at the end of the step in which this many tokens have been trained on.
     #[schemars(range(min = 1), extend("x-may-grow" = true, "x-quick" = 4))]
     pub max_tokens: Option<u64>,
-    /// Stop at an interval's end where the student's perplexity is at most this many times the teacher's in
-    /// every domain.
-    #[schemars(range(min = 1), example = 1.05)]
-    pub stop_ratio: Option<f64>,
-    /// Which student is exported when the run is done: the `last`, or the `best`, which has the smallest mean
-    /// ratio to the teacher of all that were measured.
+    /// Stop at the end of an interval if the gap of every domain is at most this, in nats per token. The gap is
+    /// ln(student's perplexity / teacher's).
+    #[schemars(range(min = 0), example = 0.05)]
+    pub target_gap: Option<f64>,
+    /// Which student to export when the run is done: the `last`, or the `best`, the one with the smallest mean gap
+    /// of all that were evaluated.
     #[default(ExportedStudent::Last)]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub export: ExportedStudent,
-    /// Write samples.jsonl: for each step, which rows of which documents it was trained on.
-    pub trace: bool,
-    /// Teachers and student compute one at a time, each on all its threads: on the CPU the faster way where
-    /// the student is the slower side and both have a thread for each core.
-    pub take_turns: bool,
-    /// Take only algorithms that give the same bits each time on a GPU, which makes attention's backward
+    /// Use only algorithms that give the same bits each time on a GPU, which makes the backward pass of attention
     /// slower. On the CPU every run gives the same bits anyway.
     pub deterministic: bool,
-    /// Who chooses `run.take_turns`, `teacher.lanes`, `teacher.threads` and `student.threads` on the CPU:
-    /// `given`, or `auto`, a measurement before step 1, whose choice the run keeps.
-    #[default(ThreadChoice::Given)]
-    pub threads: ThreadChoice,
 }
 
 /// Which student a run exports when it is done.
@@ -63,8 +54,26 @@ pub struct Run {
 pub enum ExportedStudent {
     /// The one after the last step.
     Last,
-    /// The one that was nearest to the teacher, by the mean ratio of perplexities.
+    /// The one with the smallest mean gap.
     Best,
+}
+
+/// How teacher and student share the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pipeline {
+    /// Micro-batches that may wait in each queue between workers. Changes speed and memory, never results.
+    #[default = 2]
+    #[schemars(range(max = 8), extend("x-may-differ-on-resume" = true))]
+    pub queue_depth: usize,
+    /// Let teachers and student compute one at a time, each on all its threads. On the CPU this is faster if the
+    /// student is the slower side and both have a thread for each core.
+    pub time_slicing: bool,
+    /// Who chooses `pipeline.time_slicing`, the number of `teacher.devices`, `teacher.threads` and
+    /// `student.threads` on the CPU: `manual`, the settings; or `auto`, a measurement before step 1. The run keeps
+    /// the choice.
+    #[default(ThreadChoice::Manual)]
+    pub threads: ThreadChoice,
 }
 
 /// Who shares the CPU's cores between teacher and student.
@@ -72,98 +81,87 @@ pub enum ExportedStudent {
 #[serde(rename_all = "kebab-case")]
 pub enum ThreadChoice {
     /// The settings of teacher and student.
-    Given,
+    Manual,
     /// A measurement of both.
     Auto,
-}
-
-/// The queues between workers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
-#[serde(default, deny_unknown_fields)]
-pub struct Queues {
-    /// Micro-batches that may wait in each queue. Changes speed and memory, never results.
-    #[default = 2]
-    #[schemars(range(max = 8))]
-    pub depth: usize,
 }
 
 /// How perplexities are measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evaluation {
-    /// Measure perplexities so often, in steps (at the next interval's end), where the mixture's policy does
-    /// without. They are always measured at the start and at the end.
+    /// Steps between two evaluations (at the end of an interval) if the mixture's policy does not need them. DDK
+    /// always evaluates at the start and at the end.
     #[schemars(range(min = 1, max = MANY))]
-    pub every: Option<u64>,
-    /// Validation documents in a batch.
+    pub interval: Option<u64>,
+    /// Validation documents per batch.
     #[default = 8]
     #[schemars(range(min = 1))]
-    pub batch_rows: usize,
+    pub batch_size: usize,
 }
 
 /// When the run is saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Checkpoint {
-    /// Steps between two saves.
+    /// Steps between two checkpoints.
     #[default = 500]
     #[schemars(range(min = 1), extend("x-live" = true))]
-    pub every: u64,
-    /// How many of the newest checkpoints stay.
+    pub interval: u64,
+    /// How many of the newest checkpoints to keep.
     #[default = 3]
     #[schemars(range(min = 1), extend("x-live" = true))]
-    pub keep: usize,
-    /// Checkpoints of steps that are multiples of this are never removed.
+    pub keep_latest: usize,
+    /// Keep every checkpoint whose step is a multiple of this.
     #[schemars(range(min = 1))]
     pub keep_every: Option<u64>,
-    /// Also keep the checkpoint at which the student was nearest to the teacher, and save one wherever it is
-    /// nearer than ever. With mixture.lag = 1 one is saved at each evaluation, because what that comes to is
-    /// known later.
+    /// Also keep the checkpoint with the smallest mean gap, and save one whenever the mean gap is smaller than ever.
+    /// With mixture.lag = 1, DDK saves one at each evaluation, because the result is known later.
     pub keep_best: bool,
 }
 
-/// What is done when something goes wrong. An update whose loss or gradient is not finite is never made.
+/// What to do if something goes wrong. DDK never makes an update whose loss or gradient is not finite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
-pub struct Guard {
-    /// After so many skipped updates in a row the run rewinds to its last checkpoint and skips their data.
+pub struct Recovery {
+    /// After this many skipped updates in a row, the run rewinds to its last checkpoint and skips their data.
     #[default = 10]
     #[schemars(range(min = 1))]
-    pub max_skipped: u64,
-    /// After so many such restorations the run stops.
+    pub max_consecutive_skips: u64,
+    /// After this many such rollbacks, the run stops.
     #[default = 3]
     pub max_rollbacks: u64,
-    /// What is done at a spike of the loss.
-    #[default(Spike::Warn)]
-    pub spike: Spike,
-    /// A spike is over the mean of the last losses by so many standard deviations.
+    /// What to do if the loss spikes.
+    #[default(SpikeAction::Warn)]
+    pub spike_action: SpikeAction,
+    /// A spike is a loss this many standard deviations over the mean of the last losses.
     #[default = 6.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub spike_sigmas: f64,
-    /// How many losses that is; at least spike_from.
+    pub spike_threshold: f64,
+    /// Number of last losses in the mean; at least spike_min_history.
     #[default = 128]
     #[schemars(range(min = 2))]
     pub spike_window: usize,
-    /// Nothing is a spike before so many losses.
+    /// Number of losses before the first one that can be a spike.
     #[default = 64]
     #[schemars(range(min = 2))]
-    pub spike_from: usize,
-    /// Seconds that finishing the step and saving may take after a signal; then the process ends as it is,
-    /// and the run resumes from the checkpoint before.
+    pub spike_min_history: usize,
+    /// Seconds that the run may take to finish the step and save after a signal. Then the process ends at once, and
+    /// the run resumes from the checkpoint before.
     #[default = 120.0]
     #[schemars(range(max = LONGEST_SECONDS), extend("exclusiveMinimum" = 0, "x-may-differ-on-resume" = true))]
-    pub grace_seconds: f64,
-    /// Seconds that a worker may compute at a stretch before /livez calls it sick and a watchdog is no longer
-    /// fed. Waiting is never sick.
+    pub shutdown_grace_seconds: f64,
+    /// Seconds that a worker may compute without a pause before /livez reports it and systemd's watchdog is no longer
+    /// notified. Waiting does not count.
     #[default = 900.0]
     #[schemars(range(max = LONGEST_SECONDS), extend("exclusiveMinimum" = 0, "x-may-differ-on-resume" = true))]
-    pub compute_limit_seconds: f64,
+    pub watchdog_seconds: f64,
 }
 
-/// What is done at a spike of the loss.
+/// What to do if the loss spikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Spike {
+pub enum SpikeAction {
     /// Nothing.
     Ignore,
     /// An event in events.jsonl.
@@ -177,7 +175,7 @@ pub enum Spike {
 /// Faults on purpose, for tests; refused unless DDK_ALLOW_FAULTS=1 is in the environment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Faults {
+pub struct FaultInjection {
     /// Each entry strikes once: `KIND PLACE NUMBER [CALL]`, such as "panic student 5" or "kill save 8 3" (at
     /// its third system call). docs/running.md lists kinds and places.
     pub plan: Vec<String>,
@@ -192,7 +190,7 @@ pub struct Telemetry {
     pub enabled: bool,
     /// Address and port; one that is not a loopback address needs a token.
     #[default = "127.0.0.1:9469"]
-    pub address: String,
+    pub listen: String,
     /// What everybody who asks has to know, 16 characters or more; best given as DDK__TELEMETRY__TOKEN in the
     /// environment. It is left out of what the program writes.
     #[schemars(extend("x-secret" = true))]
@@ -201,15 +199,18 @@ pub struct Telemetry {
     pub required: bool,
     /// Also write the metrics to this file every 5 seconds and at the end, for the node exporter's textfile
     /// collector; its name ends in `.prom`.
-    pub file: Option<PathBuf>,
+    pub metrics_file: Option<PathBuf>,
 }
 
-/// What is said while running.
+/// What DDK reports while it runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// Seconds between two lines about a step; 0: a line each step.
+    /// Seconds between two lines about a step; 0: one line per step.
     #[default = 15.0]
     #[schemars(range(min = 0, max = LONGEST_SECONDS), extend("x-live" = true))]
-    pub line_seconds: f64,
+    pub interval_seconds: f64,
+    /// Write samples.jsonl: for each step, which sequences of which documents it was trained on.
+    #[schemars(extend("x-may-differ-on-resume" = false))]
+    pub samples: bool,
 }

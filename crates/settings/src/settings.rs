@@ -6,8 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Batch, Checkpoint, Corpus, Domain, Error, Evaluation, Faults, Guard, Log, Method, Mixture,
-    Objective, Pretrain, Queues, Run, Student, Teacher, Telemetry,
+    Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
+    Mixture, Objective, Optimizer, Pipeline, Pretrain, Recovery, Run, Student, Teacher, Telemetry,
+    Training,
 };
 
 /// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
@@ -23,42 +24,45 @@ pub struct Settings {
     pub method: Option<Method>,
     /// The run: its name, its end, its seed.
     pub run: Run,
-    /// How text becomes rows of tokens.
+    /// How text becomes sequences of tokens.
     pub corpus: Corpus,
-    /// The domains, a table each: `[domains.math]`.
+    /// The domains, one table each: `[domains.math]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub domains: BTreeMap<String, Domain>,
     /// The frozen teacher.
     pub teacher: Teacher,
-    /// The student and how it learns.
+    /// The student.
     pub student: Student,
-    /// The optimizer step's batch.
-    pub batch: Batch,
+    /// Batch sizes.
+    pub training: Training,
+    /// The optimizer: AdamW with decoupled weight decay.
+    pub optimizer: Optimizer,
+    /// The learning-rate schedule: a linear warmup, then a cosine decay.
+    pub lr_scheduler: LrScheduler,
     /// How the mixture of domains moves.
     pub mixture: Mixture,
     /// What the student minimizes: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
     /// distance between layers.
     pub objective: Objective,
-    /// The queues between workers.
-    #[schemars(extend("x-may-differ-on-resume" = true))]
-    pub queues: Queues,
+    /// How teacher and student share the machine.
+    pub pipeline: Pipeline,
     /// How perplexities are measured.
     pub evaluation: Evaluation,
     /// When the run is saved.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub checkpoint: Checkpoint,
-    /// What is done when something goes wrong. An update whose loss or gradient is not finite is never made.
-    pub guard: Guard,
+    /// What to do if something goes wrong. DDK never makes an update whose loss or gradient is not finite.
+    pub recovery: Recovery,
     /// Faults on purpose, for tests; refused unless DDK_ALLOW_FAULTS=1 is in the environment.
     #[schemars(extend("x-may-differ-on-resume" = true))]
-    pub faults: Faults,
+    pub fault_injection: FaultInjection,
     /// The server of the live page, metrics and health.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub telemetry: Telemetry,
-    /// What is said while running.
+    /// What DDK reports while it runs.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub log: Log,
-    /// Models that `ddk pretrain` makes, a table each: `[pretrain.teacher]`.
+    /// Models that `ddk pretrain` makes, one table each: `[pretrain.teacher]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub pretrain: BTreeMap<String, Pretrain>,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ddk_settings::{
-    FirstInterval, Key, Loaded, Method, MixturePolicy, ObjectiveName, Origins, diff, keys, load,
+    InitialMixture, Key, Loaded, Method, MixturePolicy, ObjectiveName, Origins, diff, keys, load,
     reference, schema, sections,
 };
 
@@ -36,32 +36,32 @@ fn later_layers_win_key_by_key_and_each_value_knows_its_origin() {
     let base = file(
         folder.path(),
         "base.toml",
-        "[student]\nlr = 1e-3\nwarmup_steps = 5\n[domains.math]\nfiles = [\"a\", \"b\"]\n",
+        "[optimizer]\nlr = 1e-3\n[lr_scheduler]\nwarmup_steps = 5\n[domains.math]\nfiles = [\"a\", \"b\"]\n",
     );
     let over = file(
         folder.path(),
         "over.toml",
-        "[student]\nlr = 2e-3\n[domains.math]\nfiles = [\"c\"]\n[domains.code]\nfiles = [\"d\"]\n",
+        "[optimizer]\nlr = 2e-3\n[domains.math]\nfiles = [\"c\"]\n[domains.code]\nfiles = [\"d\"]\n",
     );
     let loaded = with(
         &[base.clone(), over.clone()],
-        &["student.beta1=0.8", "run.name=from-the-line"],
+        &["optimizer.beta1=0.8", "run.name=from-the-line"],
         &[
-            ("DDK__STUDENT__BETA1", "0.7"),
-            ("DDK__QUEUES__DEPTH", "5"),
+            ("DDK__OPTIMIZER__BETA1", "0.7"),
+            ("DDK__PIPELINE__QUEUE_DEPTH", "5"),
             ("HOME", "/"),
         ],
     );
     let settings = &loaded.settings;
     assert_eq!(
         (
-            settings.student.lr,
-            settings.student.warmup_steps,
-            settings.student.beta1
+            settings.optimizer.lr,
+            settings.lr_scheduler.warmup_steps,
+            settings.optimizer.beta1
         ),
         (2e-3, 5, 0.8)
     );
-    assert_eq!(settings.queues.depth, 5);
+    assert_eq!(settings.pipeline.queue_depth, 5);
     assert_eq!(settings.run.name.as_deref(), Some("from-the-line"));
     assert_eq!(
         settings.domains["math"].files,
@@ -70,14 +70,17 @@ fn later_layers_win_key_by_key_and_each_value_knows_its_origin() {
     );
     assert_eq!(settings.domains.len(), 2, "tables merge");
     let origin = |key: &str| loaded.origins.of(key);
-    assert_eq!(origin("student.lr"), format!("{}:2", over.display()));
+    assert_eq!(origin("optimizer.lr"), format!("{}:2", over.display()));
     assert_eq!(
-        origin("student.warmup_steps"),
-        format!("{}:3", base.display())
+        origin("lr_scheduler.warmup_steps"),
+        format!("{}:4", base.display())
     );
-    assert_eq!(origin("student.beta1"), "--set student.beta1=0.8");
-    assert_eq!(origin("queues.depth"), "environment DDK__QUEUES__DEPTH");
-    assert_eq!(origin("student.beta2"), Origins::DEFAULT);
+    assert_eq!(origin("optimizer.beta1"), "--set optimizer.beta1=0.8");
+    assert_eq!(
+        origin("pipeline.queue_depth"),
+        "environment DDK__PIPELINE__QUEUE_DEPTH"
+    );
+    assert_eq!(origin("optimizer.beta2"), Origins::DEFAULT);
 }
 
 #[test]
@@ -87,9 +90,9 @@ fn defaults_are_the_papers_settings() {
         (
             settings.mixture.alpha,
             settings.mixture.interval,
-            settings.mixture.first
+            settings.mixture.initial
         ),
-        (0.5, 1000, FirstInterval::Natural)
+        (0.5, 1000, InitialMixture::Natural)
     );
     assert_eq!(
         (
@@ -106,9 +109,9 @@ fn defaults_are_the_papers_settings() {
     );
     assert_eq!(
         (
-            settings.student.lr,
-            settings.student.lr_end,
-            settings.student.warmup_steps
+            settings.optimizer.lr,
+            settings.lr_scheduler.min_lr,
+            settings.lr_scheduler.warmup_steps
         ),
         (3e-5, 3e-6, 1000)
     );
@@ -140,7 +143,7 @@ fn every_ready_configuration_loads_and_reads_back_from_a_runs_folder() {
 #[test]
 fn a_token_is_used_but_never_written_down() {
     let secret = "12345678901234567890";
-    let address = "telemetry.address=0.0.0.0:9469";
+    let address = "telemetry.listen=0.0.0.0:9469";
     let from_environment = with(&[], &[address], &[("DDK__TELEMETRY__TOKEN", secret)]);
     let source = tempfile::tempdir().unwrap();
     let text = format!("[telemetry]\ntoken = \"{secret}\"\n");
@@ -162,7 +165,7 @@ fn a_token_is_used_but_never_written_down() {
     }
 }
 
-/// `UPDATE=1 cargo test --release -p ddk-settings` writes them anew.
+/// With `UPDATE=1`, as `make generate` sets it, writes them.
 #[test]
 fn reference_and_schema_are_current() {
     let schema = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
@@ -177,7 +180,7 @@ fn reference_and_schema_are_current() {
         let committed = fs::read_to_string(&path).unwrap_or_default();
         assert!(
             committed == text,
-            "{name} is not current: run UPDATE=1 cargo test --release -p ddk-settings"
+            "{name} is not current: run make generate"
         );
     }
 }
@@ -204,9 +207,18 @@ fn defaults_are_within_their_bounds_unless_a_key_is_needed() {
         default.is_some_and(|value| !key.accepts(value))
     };
     let needed = keys().filter(needed).map(|key| key.path.as_str());
-    let shape = ["hidden_size", "intermediate_size", "layers", "heads"];
+    let shape = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    ];
     let shape = shape.map(|name| format!("pretrain.*.architecture.{name}"));
-    let others = ["domains.*.files", "pretrain.*.out", "pretrain.*.steps"];
+    let others = [
+        "domains.*.files",
+        "pretrain.*.output_dir",
+        "pretrain.*.steps",
+    ];
     let expected = others.into_iter().chain(shape.iter().map(String::as_str));
     assert_eq!(needed.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     let examples = keys().filter_map(|key| Some((key, key.example.as_ref()?)));
@@ -222,18 +234,18 @@ fn flags_are_those_of_these_keys() {
         keys.map(|key| key.path.as_str()).collect::<Vec<_>>()
     };
     let live = [
-        "student.lr",
-        "student.lr_end",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "log.line_seconds",
+        "optimizer.lr",
+        "lr_scheduler.min_lr",
+        "checkpoint.interval",
+        "checkpoint.keep_latest",
+        "log.interval_seconds",
     ];
     assert_eq!(with(&|key| key.live), live);
     let quick = [
         "run.max_steps",
         "run.max_tokens",
-        "student.warmup_steps",
-        "student.schedule_steps",
+        "lr_scheduler.warmup_steps",
+        "lr_scheduler.total_steps",
         "mixture.interval",
         "mixture.doremi_steps",
         "objective.ted_steps",
@@ -245,8 +257,8 @@ fn flags_are_those_of_these_keys() {
 
 #[test]
 fn what_differs_is_named_with_both_values() {
-    let before = with(&[], &["run.max_steps=5", "student.lr=1"], &[]).settings;
-    let sets = ["run.max_steps=7", "run.name=a", "log.line_seconds=0"];
+    let before = with(&[], &["run.max_steps=5", "optimizer.lr=1"], &[]).settings;
+    let sets = ["run.max_steps=7", "run.name=a", "log.interval_seconds=0"];
     let after = with(&[], &sets, &[]).settings;
     let changes = diff(&before, &after).unwrap();
     let changes = changes.iter().map(|change| {
@@ -257,10 +269,10 @@ fn what_differs_is_named_with_both_values() {
     assert_eq!(
         changes.collect::<Vec<_>>(),
         [
-            "log.line_seconds: 15.0, 0.0, true",
+            "log.interval_seconds: 15.0, 0.0, true",
+            "optimizer.lr: 1.0, 0.00003, true",
             "run.max_steps: 5, 7, true",
             "run.name: not set, \"a\", false",
-            "student.lr: 1.0, 0.00003, true",
         ]
     );
     assert!(diff(&before, &before).unwrap().is_empty());
@@ -272,14 +284,14 @@ fn settings_take_other_values_of_some_keys_and_keep_the_rest() {
         "method=kd",
         "run.name=ab",
         "domains.math.files=[\"m.txt\"]",
-        "student.lr=0.1",
+        "optimizer.lr=0.1",
     ];
     let before = with(&[], &sets, &[]).settings;
     assert_eq!(before.with(&[].into()).unwrap(), before);
     let values = [
-        ("student.lr", 0.2.into()),
+        ("optimizer.lr", 0.2.into()),
         ("run.name", "7".into()),
-        ("checkpoint.keep", 9.into()),
+        ("checkpoint.keep_latest", 9.into()),
     ];
     let values = values.map(|(key, value): (&str, serde_json::Value)| (key.to_owned(), value));
     let after = before.with(&values.into()).unwrap();
@@ -288,13 +300,16 @@ fn settings_take_other_values_of_some_keys_and_keep_the_rest() {
         .into_iter()
         .map(|change| change.path)
         .collect();
-    assert_eq!(changed, ["checkpoint.keep", "run.name", "student.lr"]);
-    assert_eq!((after.student.lr, after.checkpoint.keep), (0.2, 9));
-    let wrong = [("student.lr".to_owned(), (-1).into())].into();
+    assert_eq!(
+        changed,
+        ["checkpoint.keep_latest", "optimizer.lr", "run.name"]
+    );
+    assert_eq!((after.optimizer.lr, after.checkpoint.keep_latest), (0.2, 9));
+    let wrong = [("optimizer.lr".to_owned(), (-1).into())].into();
     let error = before.with(&wrong).unwrap_err().to_string();
     assert_eq!(
         error,
-        "student.lr=-1: `student.lr` is -1, expected a number over 0"
+        "optimizer.lr=-1: `optimizer.lr` is -1, expected a number over 0"
     );
 }
 

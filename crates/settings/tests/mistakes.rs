@@ -22,7 +22,22 @@ fn said(text: &str, sets: &[&str], environment: &[(&str, &str)]) -> String {
 
 #[test]
 fn an_unknown_key_is_shown_with_the_nearest_valid_one() {
-    assert_snapshot!(said("[student]\nlr = 1e-3\nwarm_up_steps = 5\n", &[], &[]));
+    assert_snapshot!(said(
+        "[lr_scheduler]\nmin_lr = 1e-3\nwarm_up_steps = 5\n",
+        &[],
+        &[]
+    ));
+}
+
+#[test]
+fn a_key_of_an_earlier_version_is_named_with_its_new_name() {
+    let earlier =
+        "[run]\nstop_ratio = 1.05\n[batch]\nmicro_rows = 4\n[domains.math]\ntext = \"{body}\"\n";
+    assert_snapshot!(said(
+        earlier,
+        &["teacher.lanes=2"],
+        &[("DDK__STUDENT__LR", "1")]
+    ));
 }
 
 #[test]
@@ -32,9 +47,9 @@ fn an_unknown_table_lists_those_there_are() {
 
 #[test]
 fn a_mistyped_value_is_never_coerced() {
-    assert_snapshot!(said("[batch]\nrows = \"16\"\n", &[], &[]));
-    assert_snapshot!(said("[batch]\nrows = 16.5\n", &[], &[]));
-    assert_snapshot!(said("[run]\ntrace = 1\n", &[], &[]));
+    assert_snapshot!(said("[training]\nglobal_batch_size = \"16\"\n", &[], &[]));
+    assert_snapshot!(said("[training]\nglobal_batch_size = 16.5\n", &[], &[]));
+    assert_snapshot!(said("[log]\nsamples = 1\n", &[], &[]));
 }
 
 #[test]
@@ -45,8 +60,9 @@ fn toml_that_is_none_is_underlined() {
 #[test]
 fn all_values_out_of_range_are_named_at_once() {
     assert_snapshot!(said(
-        "[mixture]\nalpha = 1.5\n[batch]\nrows = 16\nmicro_rows = 5\n[queues]\ndepth = 9\n[student]\ndevice = \
-         \"gpu\"\nlr = -1.0\n[domains.a]\nfiles = []\n",
+        "[mixture]\nalpha = 1.5\n[training]\nglobal_batch_size = 16\nmicro_batch_size = 5\n\
+         [pipeline]\nqueue_depth = 9\n[student]\ndevice = \"gpu\"\n[optimizer]\nlr = -1.0\n\
+         [domains.a]\nfiles = []\n",
         &[],
         &[],
     ));
@@ -55,14 +71,19 @@ fn all_values_out_of_range_are_named_at_once() {
 #[test]
 fn numbers_that_no_run_has_are_named_before_they_overflow() {
     assert_snapshot!(said(
-        "[run]\nmax_intervals = 18446744073709551\n[guard]\ngrace_seconds = 1e30\nspike_window = 32\n[batch]\n\
-         rows = 10000000000\nmicro_rows = 1\n[log]\nline_seconds = 1e20\n",
-        &["mixture.max_passes=1e7"],
+        "[run]\nmax_intervals = 18446744073709551\n\
+         [recovery]\nshutdown_grace_seconds = 1e30\nspike_window = 32\n\
+         [training]\nglobal_batch_size = 10000000000\nmicro_batch_size = 1\n\
+         [log]\ninterval_seconds = 1e20\n",
+        &["mixture.max_epochs=1e7"],
         &[],
     ));
     assert_snapshot!(said(
         "",
-        &["mixture.interval=1000000", "batch.rows=8000"],
+        &[
+            "mixture.interval=1000000",
+            "training.global_batch_size=8000"
+        ],
         &[]
     ));
 }
@@ -79,18 +100,18 @@ fn an_objectives_numbers_are_checked() {
 
 #[test]
 fn the_environment_and_set_are_checked_as_files_are() {
-    assert_snapshot!(said("", &["student.lrr=1"], &[]));
-    assert_snapshot!(said("", &["student.lr=fast"], &[]));
-    assert_snapshot!(said("", &["student.lr"], &[]));
-    assert_snapshot!(said("", &[], &[("DDK__STUDENT__WARMUP", "3")]));
+    assert_snapshot!(said("", &["optimizer.lrr=1"], &[]));
+    assert_snapshot!(said("", &["optimizer.lr=fast"], &[]));
+    assert_snapshot!(said("", &["optimizer.lr"], &[]));
+    assert_snapshot!(said("", &[], &[("DDK__LR_SCHEDULER__WARMUP", "3")]));
     assert_snapshot!(said("", &["mixture.alpha=2"], &[]));
 }
 
 #[test]
 fn an_address_that_others_reach_needs_a_token() {
-    assert_snapshot!(said("[telemetry]\naddress = \"0.0.0.0:9469\"\n", &[], &[]));
+    assert_snapshot!(said("[telemetry]\nlisten = \"0.0.0.0:9469\"\n", &[], &[]));
     assert_snapshot!(said(
-        "[telemetry]\naddress = \"0.0.0.0:9469\"\n",
+        "[telemetry]\nlisten = \"0.0.0.0:9469\"\n",
         &[],
         &[("DDK__TELEMETRY__TOKEN", "guess me")]
     ));
@@ -99,7 +120,7 @@ fn an_address_that_others_reach_needs_a_token() {
 #[test]
 fn a_pretrained_model_needs_a_shape_or_a_start() {
     assert_snapshot!(said(
-        "[pretrain.teacher]\nout = \"models/teacher\"\nsteps = 10\nshares = { math = 1.0 }\n",
+        "[pretrain.teacher]\noutput_dir = \"models/teacher\"\nsteps = 10\nweights = { math = 1.0 }\n",
         &[],
         &[]
     ));
@@ -112,7 +133,7 @@ fn a_mixture_that_cannot_be_is_named() {
     assert_snapshot!(said(domains, &["mixture.policy=static"], &[]));
     assert_snapshot!(said(
         &format!(
-            "{domains}[mixture]\npolicy = \"static\"\nshares = {{ a = 1.0, b = 1.0 }}\n\
+            "{domains}[mixture]\npolicy = \"static\"\nweights = {{ a = 1.0, b = 1.0 }}\n\
              [mixture.reference_loss]\nc = -1.0\n"
         ),
         &[
@@ -126,7 +147,7 @@ fn a_mixture_that_cannot_be_is_named() {
         domains,
         &[
             "mixture.policy=odm",
-            "run.stop_ratio=1.1",
+            "run.target_gap=1.1",
             "checkpoint.keep_best=true"
         ],
         &[]

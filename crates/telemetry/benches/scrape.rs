@@ -51,10 +51,10 @@ fn main() {
             .worker(&format!("loader-{domain}"))
             .waiting_for_output();
         for gauge in [
-            &metrics::RATIO,
+            &metrics::GAP,
             &metrics::WEIGHT,
             &metrics::TARGET,
-            &metrics::PASSES,
+            &metrics::EPOCHS,
             &metrics::QUARANTINED,
         ] {
             gauge.with(&[domain]).set(0.1);
@@ -143,14 +143,14 @@ fn record_step(step: usize, domains: &[String], queues: &Queues) {
     metrics::STEP.with(&[]).set(step as f64);
     for domain in domains {
         metrics::TOKENS.with(&[domain]).increment(4096);
-        metrics::REALISED.with(&[domain]).set(0.1);
+        metrics::OBSERVED.with(&[domain]).set(0.1);
     }
     for term in ["total", "ce", "kl"] {
         metrics::LOSS.with(&[term]).set(2.5);
     }
     for gauge in [
         &metrics::TOKENS_PER_SECOND,
-        &metrics::GRADIENT_NORM,
+        &metrics::GRAD_NORM,
         &metrics::LEARNING_RATE,
         &metrics::CHECKPOINT_EVERY,
     ] {
@@ -158,7 +158,7 @@ fn record_step(step: usize, domains: &[String], queues: &Queues) {
     }
     for model in ["student", "teacher"] {
         metrics::MODEL_TOKENS.with(&[model]).increment(40_960);
-        metrics::MODEL_UTILISATION.with(&[model]).set(0.9);
+        metrics::MODEL_UTILIZATION.with(&[model]).set(0.9);
     }
     metrics::WHOLE_STEP_SECONDS.with(&[]).record(STEP_SECONDS);
     for phase in [

@@ -40,9 +40,9 @@ pub struct WorkerStatus {
     /// Seconds that this process's worker has computed.
     pub busy_seconds: f64,
     /// And waited for input.
-    pub starved_seconds: f64,
+    pub input_wait_seconds: f64,
     /// And waited to hand on its output.
-    pub blocked_seconds: f64,
+    pub output_wait_seconds: f64,
     /// How often it was restarted.
     pub restarts: u64,
     /// How far it is with what takes long: an evaluation.

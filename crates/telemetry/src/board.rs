@@ -21,14 +21,14 @@ use crate::{
 
 const STOPPED: u8 = 0;
 const COMPUTING: u8 = 1;
-const STARVED: u8 = 2;
-const BLOCKED: u8 = 3;
+const INPUT_WAIT: u8 = 2;
+const OUTPUT_WAIT: u8 = 3;
 /// What a worker does, by number: as metrics and as the API name it.
 const NAMES: [[&str; 2]; 4] = [
     ["stopped", "stopped"],
     ["computing", "busy"],
-    ["starved", "waiting_for_input"],
-    ["blocked", "waiting_for_output"],
+    ["input_wait", "waiting_for_input"],
+    ["output_wait", "waiting_for_output"],
 ];
 
 /// What workers publish. Reading it never asks a worker anything.
@@ -97,9 +97,9 @@ pub struct Totals {
     /// Computing.
     pub busy: f64,
     /// Waiting for input.
-    pub starved: f64,
+    pub input_wait: f64,
     /// Waiting to hand on its output.
-    pub blocked: f64,
+    pub output_wait: f64,
 }
 
 impl Board {
@@ -235,8 +235,11 @@ impl Board {
             workers.map(move |(name, spent)| (vec![*name], of(spent)))
         };
         samples.add(&metrics::WORKER_BUSY, each(|spent| spent.busy));
-        samples.add(&metrics::WORKER_STARVED, each(|spent| spent.starved));
-        samples.add(&metrics::WORKER_BLOCKED, each(|spent| spent.blocked));
+        samples.add(&metrics::WORKER_INPUT_WAIT, each(|spent| spent.input_wait));
+        samples.add(
+            &metrics::WORKER_OUTPUT_WAIT,
+            each(|spent| spent.output_wait),
+        );
         let values = workers.iter().flat_map(|worker| {
             let now = worker.inner.state.load(Ordering::Acquire);
             let states = NAMES.iter().zip(0..);
@@ -271,12 +274,12 @@ impl Worker {
 
     /// It waits for input.
     pub fn waiting_for_input(&self) {
-        self.enter(STARVED);
+        self.enter(INPUT_WAIT);
     }
 
     /// It waits to hand on its output.
     pub fn waiting_for_output(&self) {
-        self.enter(BLOCKED);
+        self.enter(OUTPUT_WAIT);
     }
 
     /// It has ended.
@@ -325,8 +328,8 @@ impl Worker {
             state: state.to_owned(),
             state_seconds: now.saturating_sub(since) as f64 / 1e9,
             busy_seconds: totals.busy,
-            starved_seconds: totals.starved,
-            blocked_seconds: totals.blocked,
+            input_wait_seconds: totals.input_wait,
+            output_wait_seconds: totals.output_wait,
             restarts: self.inner.restarts.load(Ordering::Relaxed),
             progress: self
                 .inner
@@ -348,8 +351,8 @@ impl Worker {
         };
         Totals {
             busy: seconds(COMPUTING),
-            starved: seconds(STARVED),
-            blocked: seconds(BLOCKED),
+            input_wait: seconds(INPUT_WAIT),
+            output_wait: seconds(OUTPUT_WAIT),
         }
     }
 }
@@ -385,8 +388,8 @@ pub(crate) mod tests {
             worker.totals(),
             Totals {
                 busy: 5.0,
-                starved: 2.0,
-                blocked: 3.0
+                input_wait: 2.0,
+                output_wait: 3.0
             }
         );
         // A restarted worker keeps the line of its name.
@@ -405,9 +408,9 @@ pub(crate) mod tests {
         let page = samples.into_page();
         for line in [
             "ddk_worker_busy_seconds_total{run=\"small\",worker=\"student\"} 4\n",
-            "ddk_worker_starved_seconds_total{run=\"small\",worker=\"student\"} 0\n",
+            "ddk_worker_input_wait_seconds_total{run=\"small\",worker=\"student\"} 0\n",
             "ddk_worker_state{run=\"small\",worker=\"student\",state=\"computing\"} 1\n",
-            "ddk_worker_state{run=\"small\",worker=\"student\",state=\"blocked\"} 0\n",
+            "ddk_worker_state{run=\"small\",worker=\"student\",state=\"output_wait\"} 0\n",
             "ddk_worker_heartbeat_age_seconds{run=\"small\",worker=\"student\"} 4\n",
         ] {
             assert!(page.contains(line), "{line} is not in\n{page}");

@@ -102,7 +102,7 @@ impl Machine {
         for (metric, values) in [
             (&metrics::DEVICE_MEMORY, &used),
             (&metrics::DEVICE_MEMORY_SIZE, &sizes),
-            (&metrics::DEVICE_UTILISATION, &busy),
+            (&metrics::DEVICE_UTILIZATION, &busy),
         ] {
             let of_devices = values.iter();
             samples.add(

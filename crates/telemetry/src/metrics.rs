@@ -1,6 +1,6 @@
-//! Every metric of DDK, declared once: name, unit, labels (with their values where these are known), help.
-//! Each also has the label `run`. Names follow Prometheus' conventions: base units, `_total` for counters; no
-//! label by step.
+//! Every metric of DDK, declared once: name, unit, labels (with their values if these are known), help, and its panel
+//! on the dashboard. Each also has the label `run`. Names follow Prometheus' conventions: base units, `_total` for
+//! counters; no label by step.
 //!
 //! The process's own metrics are not called `process_…`, because the node exporter, which may read them from
 //! a file, has metrics of these names already.
@@ -8,13 +8,17 @@
 mod kinds;
 
 pub(crate) use self::kinds::describe;
-pub use self::kinds::{CounterOf, GaugeOf, HistogramOf, Kind, LabelOf, Metric, SampledOf, Unit};
+pub use self::kinds::{
+    CounterOf, GaugeOf, HistogramOf, Kind, LabelOf, Look, Metric, Panel, Row, SampledOf, Unit,
+};
 
-/// Declares the handles and the table of all of them.
+/// Declares the handles and the table of all of them. After `=>` comes the panel that the dashboard shows of a metric;
+/// panels of several metrics are in `tests/it/monitoring/dashboard.rs`.
 macro_rules! declare {
     ($(
         $handle:ident: $type:ident $kind:ident $name:literal $unit:ident
-        [$($label:ident $(= $($value:ident)|+)?),*] $help:literal;
+        [$($label:ident $(= $($value:ident)|+)?),*] $help:literal
+        $(=> $row:ident $look:ident $title:literal $look_for:literal)?;
     )*) => {
         $(
             #[doc = $help]
@@ -25,69 +29,109 @@ macro_rules! declare {
                 labels: &[$(LabelOf { name: stringify!($label), values: &[$($(stringify!($value)),+)?] }),*],
                 kind: Kind::$kind,
                 sampled: $type::SAMPLED,
+                panel: declare!(@panel $($row $look $title $look_for)?),
             });
         )*
         /// All metrics.
         pub static ALL: &[&Metric] = &[$(&$handle.0),*];
     };
+    (@panel) => { None };
+    (@panel $row:ident $look:ident $title:literal $look_for:literal) => {
+        Some(Panel {
+            row: Row::$row,
+            look: Look::$look,
+            title: $title,
+            look_for: $look_for,
+        })
+    };
 }
 
 declare! {
-    BUILD_INFO: GaugeOf Gauge "ddk_build_info" Plain [version] "Always 1; the version that runs.";
-    READY: SampledOf Gauge "ddk_ready" Plain [] "1 while the run trains: models are loaded, workers are up.";
+    BUILD_INFO: GaugeOf Gauge "ddk_build_info" Plain [version] "Always 1; the label is the version that runs.";
+    READY: SampledOf Gauge "ddk_ready" Plain []
+        "1 while the run trains: the models are loaded and the workers are up.";
     START_TIME: SampledOf Gauge "ddk_start_timestamp_seconds" Seconds []
-        "When this process began with the run, seconds since 1970.";
+        "Start of this process, seconds since 1970.";
 
     STEPS: CounterOf Counter "ddk_steps_total" Count []
-        "Optimizer steps made by this process, those made again after a restoration included.";
+        "Optimizer steps of this process, including those repeated after a rewind.";
     STEP: GaugeOf Gauge "ddk_step" Plain [] "The last optimizer step.";
-    STEP_LIMIT: GaugeOf Gauge "ddk_step_limit" Plain [] "The step at which the run ends, where it has one.";
-    TOKENS: CounterOf Counter "ddk_tokens_total" Count [domain] "Tokens trained on, without padding.";
+    MAX_STEPS: GaugeOf Gauge "ddk_max_steps" Plain [] "The last step of the run, if the run has a limit.";
+    TOKENS: CounterOf Counter "ddk_tokens_total" Count [domain] "Tokens trained on, without padding."
+        => Data Stacked "Tokens per second by domain" "Follows the weights.";
     TOKENS_PER_SECOND: GaugeOf Gauge "ddk_tokens_per_second" Plain []
-        "Tokens trained on in a second, over the last step.";
+        "Tokens trained on per second, over the last step.";
 
     LOSS: GaugeOf Gauge "ddk_loss" Plain [term]
-        "The last step's loss by term (total, ce, kl, and layer with TED), nats a prediction.";
-    GRADIENT_NORM: GaugeOf Gauge "ddk_gradient_norm" Plain [] "The last step's global gradient norm before clipping.";
-    LEARNING_RATE: GaugeOf Gauge "ddk_learning_rate" Plain [] "The last step's learning rate.";
+        "Loss of the last step by term (total, ce, kd, and layer with TED), nats per prediction."
+        => Learning Log "Loss by term" "All terms should fall, fast at first. A jump that stays is a problem; a jump \
+        that recovers is a spike.";
+    GRAD_NORM: GaugeOf Gauge "ddk_grad_norm" Plain [] "Global gradient norm of the last step, before clipping."
+        => Learning Log "Gradient norm" "Before clipping. Steady, or slowly falling. If it climbs for long, the \
+        learning rate is too high.";
+    LEARNING_RATE: GaugeOf Gauge "ddk_learning_rate" Plain [] "Learning rate of the last step."
+        => Learning Lines "Learning rate" "Warmup, then a cosine decay.";
     SKIPPED_UPDATES: CounterOf Counter "ddk_skipped_updates_total" Count [reason = not_finite | spike | skip_list]
-        "Updates that were not made: a number was not finite, the loss was a spike, or the step's data is skipped.";
-    SPIKES: CounterOf Counter "ddk_loss_spikes_total" Count [] "Losses that were spikes, by guard.spike_sigmas.";
-    RESTORATIONS: CounterOf Counter "ddk_restorations_total" Count [reason = panic | numbers | memory]
-        "Times that the last checkpoint was restored: the student or the batcher panicked, numbers went wrong, a \
-         device ran out of memory.";
-    ROLLED_BACK_UPDATES: CounterOf Counter "ddk_rolled_back_updates_total" Count []
-        "Updates that were undone because the last checkpoint was restored.";
+        "Skipped updates: a number was not finite, the loss was a spike, or the step's data is on the skip list."
+        => Learning Events "Skipped updates" "Nearly always none. not_finite: an overflow, or data that breaks the \
+        model. skip_list: data that the run skips after a rewind.";
+    SPIKES: CounterOf Counter "ddk_loss_spikes_total" Count []
+        "Losses that were spikes, by recovery.spike_threshold."
+        => Learning Events "Spikes" "Losses far above those before them. One now and then recovers. Many in a row ask \
+        for a lower learning rate, or for another recovery.spike_action.";
+    REWINDS: CounterOf Counter "ddk_rewinds_total" Count [reason = panic | numbers | memory]
+        "Rewinds to the last checkpoint: the student or the batcher panicked, numbers went wrong, or a device ran out \
+         of memory.";
+    REWOUND_STEPS: CounterOf Counter "ddk_rewound_steps_total" Count []
+        "Steps that were lost to rewinds."
+        => Learning Events "Rewound steps" "At most the steps between two checkpoints, each time.";
 
     PERPLEXITY: GaugeOf Gauge "ddk_perplexity" Plain [model = student | teacher, domain]
-        "Perplexity on the domain's validation documents at the last evaluation.";
-    RATIO: GaugeOf Gauge "ddk_perplexity_ratio" Ratio [domain]
-        "Student's over teacher's perplexity at the last evaluation.";
-    WEIGHT: GaugeOf Gauge "ddk_mixture_weight" Ratio [domain] "The domain's weight in the mixture.";
+        "Perplexity on the domain's validation documents at the last evaluation."
+        => Domains Log "Perplexity" "The student's falls in every domain, to the teacher's at best. The teacher's \
+        never changes within a run. A domain in which the teacher itself is bad has little to teach.";
+    GAP: GaugeOf Gauge "ddk_gap_nats" Nats [domain]
+        "ln(student's perplexity / teacher's) at the last evaluation, nats per token."
+        => Domains Lines "Gap" "ln(student's perplexity / teacher's); 0 is caught up. The mixture follows the largest. \
+        A gap that grows belongs to a domain that is neglected or that others harm.";
+    WEIGHT: GaugeOf Gauge "ddk_mixture_weight" Ratio [domain] "Weight of the domain in the mixture."
+        => Mixture Stacked "Weights" "They should move toward the domains with the largest gap, smoothly, and not stay \
+        at a limit.";
     TARGET: GaugeOf Gauge "ddk_mixture_target" Ratio [domain]
-        "The domain's share of the interval's rows, after limits.";
-    REALISED: GaugeOf Gauge "ddk_mixture_realised" Ratio [domain]
-        "The domain's share of the tokens trained on in this interval so far.";
+        "Share of the domain in the interval's sequences, after limits.";
+    OBSERVED: GaugeOf Gauge "ddk_mixture_observed" Ratio [domain]
+        "Share of the domain in the tokens trained on in this interval so far.";
     WEIGHT_LIMIT: GaugeOf Gauge "ddk_mixture_weight_limit" Ratio [limit = floor | cap]
-        "The least and the most that a weight can be, (1 - alpha)/N and alpha + (1 - alpha)/N.";
-    MIXTURE_VERSION: GaugeOf Gauge "ddk_mixture_version" Plain [] "The version of the mixture in use: its interval.";
+        "Smallest and largest possible weight, (1 - alpha)/N and alpha + (1 - alpha)/N.";
+    MIXTURE_INTERVAL: GaugeOf Gauge "ddk_mixture_interval" Plain [] "The interval whose mixture is in use."
+        => Mixture Lines "Interval" "Rises by one with each update of the mixture.";
     MIXTURE_TIME: GaugeOf Gauge "ddk_mixture_timestamp_seconds" Seconds []
-        "When the mixture was last set, seconds since 1970.";
+        "Last update of the mixture, seconds since 1970."
+        => Mixture Lines "Since the last update" "A sawtooth: rises to the length of an interval, then falls to 0.";
     REFUSED_UPDATES: CounterOf Counter "ddk_mixture_refused_total" Count []
-        "Mixture updates refused because a perplexity was not finite, or absurd.";
-    PASSES: GaugeOf Gauge "ddk_domain_passes" Plain [domain] "Passes over the domain at the end of the last interval.";
-    QUARANTINED: GaugeOf Gauge "ddk_quarantined_records" Count [domain] "Records of the domain that could not be used.";
+        "Updates of the mixture that were refused because a perplexity was not finite, or absurd."
+        => Mixture Events "Refused updates" "None. A perplexity that is not finite, or absurd, leaves the mixture \
+        unchanged.";
+    EPOCHS: GaugeOf Gauge "ddk_domain_epochs" Plain [domain] "Epochs of the domain at the end of the last interval."
+        => Data Lines "Epochs" "A domain far above the others is small and drawn often. From four epochs on, a text \
+        teaches little. mixture.max_epochs limits it.";
+    QUARANTINED: GaugeOf Gauge "ddk_quarantined_records" Count [domain] "Unusable records of the domain."
+        => Data Lines "Unusable records" "None, or few. quarantine.jsonl of the run names each with its reason.";
 
     WORKER_BUSY: SampledOf Counter "ddk_worker_busy_seconds_total" Seconds [worker]
-        "Seconds that the worker has computed.";
-    WORKER_STARVED: SampledOf Counter "ddk_worker_starved_seconds_total" Seconds [worker]
+        "Seconds that the worker has computed."
+        => Throughput Lines "Workers: computing" "Share of the time that each worker computed.";
+    WORKER_INPUT_WAIT: SampledOf Counter "ddk_worker_input_wait_seconds_total" Seconds [worker]
         "Seconds that the worker has waited for input.";
-    WORKER_BLOCKED: SampledOf Counter "ddk_worker_blocked_seconds_total" Seconds [worker]
+    WORKER_OUTPUT_WAIT: SampledOf Counter "ddk_worker_output_wait_seconds_total" Seconds [worker]
         "Seconds that the worker has waited to hand on its output.";
-    WORKER_STATE: SampledOf Gauge "ddk_worker_state" Plain [worker, state = computing | starved | blocked | stopped]
-        "1 for what the worker does now, 0 for the others.";
+    WORKER_STATE: SampledOf Gauge "ddk_worker_state" Plain
+        [worker, state = computing | input_wait | output_wait | stopped]
+        "1 for the current state of the worker, 0 for the others.";
     WORKER_HEARTBEAT: SampledOf Gauge "ddk_worker_heartbeat_age_seconds" Seconds [worker]
-        "Seconds since the worker last said what it does; only computing for long is a bad sign.";
+        "Seconds since the worker last reported its state."
+        => Health Log "Heartbeat age by worker" "A wait may be long, as a checkpointer's between two checkpoints. A \
+        teacher or student that computes for minutes without a pause is stuck; /livez reports it after 15 minutes.";
     WORKER_RESTARTS: CounterOf Counter "ddk_worker_restarts_total" Count [worker]
         "Restarts of the worker after a failure.";
     QUEUE_SENT: CounterOf Counter "ddk_queue_sent_total" Count
@@ -98,64 +142,81 @@ declare! {
         "Items taken out of the queues of this kind.";
     QUEUE_WAITING: GaugeOf Gauge "ddk_queue_waiting" Count
         [queue = sequences | micro_batches | teacher_outputs | checkpoints]
-        "Items waiting in the queues of this kind, lanes and domains together.";
+        "Items waiting in the queues of this kind, of all workers together."
+        => Throughput Lines "Queues" "Full before a slow worker, empty behind it. micro_batches full and \
+        teacher_outputs empty: the teacher is slow. teacher_outputs full: the student is.";
 
     WHOLE_STEP_SECONDS: HistogramOf Histogram "ddk_step_seconds" Seconds []
-        "Seconds from an update to the next, evaluations and saves between them included.";
+        "Seconds from one update to the next, including evaluations and checkpoints between them."
+        => Throughput Lines "Step time" "Median and 95th percentile. A wide gap is unsteady: evaluations, checkpoints, \
+        or other programs on the machine.";
     STEP_SECONDS: HistogramOf Histogram "ddk_step_phase_seconds" Seconds
         [phase = data | teacher_wait | teacher | forward | head | backward | optimizer | evaluation | save]
-        "Seconds of a step by phase. teacher_wait is for labels and, with run.take_turns, for a turn; teacher is the \
-         teachers' own time, beside the student's; evaluation and save are only counted where there was one.";
-    BOUNDARY_SECONDS: HistogramOf Histogram "ddk_boundary_seconds" Seconds []
-        "Seconds from an interval's last update to the first micro-batch of the next.";
+        "Seconds of a step by phase. teacher_wait is for teacher outputs and, with pipeline.time_slicing, for a turn; \
+         teacher is the teachers' own time, beside the student's; evaluation and save count only steps that have one.";
+    UPDATE_SECONDS: HistogramOf Histogram "ddk_mixture_update_seconds" Seconds []
+        "Seconds from the last update of an interval to the first micro-batch of the next."
+        => Throughput Lines "Mixture update" "Median and 95th percentile of the time from the last update of an \
+        interval to the first micro-batch of the next: the student's evaluation, and the drained pipeline.";
     MODEL_TOKENS: CounterOf Counter "ddk_model_tokens_total" Count [model = student | teacher]
-        "Tokens that the model has processed, without padding and evaluations.";
+        "Tokens that the model has processed, without padding and evaluations."
+        => Throughput Lines "Tokens per second by model" "Equal for both in the long run: the teacher runs ahead by no \
+        more than the queues hold.";
     MODEL_FLOPS: GaugeOf Gauge "ddk_model_flops_per_second" Plain [model = student | teacher]
-        "Floating-point operations of the model's matrix products in a second, over the last step, evaluations left \
-         out.";
-    MODEL_UTILISATION: GaugeOf Gauge "ddk_model_utilisation_ratio" Ratio [model = student | teacher]
-        "Share of the last step's time that the model's lanes were busy, evaluations left out.";
+        "Floating-point operations per second of the model's matrix products, over the last step, without evaluations."
+        => Throughput Lines "FLOP/s by model" "Compare it with the device's peak. A fall at full utilization is a \
+        slower device: heat, or a neighbor.";
+    MODEL_UTILIZATION: GaugeOf Gauge "ddk_model_utilization_ratio" Ratio [model = student | teacher]
+        "Share of the last step that the model computed, without evaluations."
+        => Throughput Lines "Utilization by model" "The slower model should be near 100 %. If neither is, look at the \
+        waits below.";
 
-    CHECKPOINT_SECONDS: HistogramOf Histogram "ddk_checkpoint_seconds" Seconds [] "Seconds of a save, beside training.";
+    CHECKPOINT_SECONDS: HistogramOf Histogram "ddk_checkpoint_seconds" Seconds []
+        "Seconds to write a checkpoint, beside training."
+        => Machine Lines "Checkpoint time" "Median and 95th percentile, beside training.";
     CHECKPOINT_BYTES: GaugeOf Gauge "ddk_checkpoint_bytes" Bytes [] "Bytes of the last checkpoint.";
-    CHECKPOINT_STEP: GaugeOf Gauge "ddk_checkpoint_step" Plain []
-        "The step of the last checkpoint; 0 where there is none.";
-    CHECKPOINT_EVERY: GaugeOf Gauge "ddk_checkpoint_every_steps" Plain [] "Steps between two saves, as it is set now.";
+    CHECKPOINT_STEP: GaugeOf Gauge "ddk_checkpoint_step" Plain [] "Step of the last checkpoint; 0 if there is none.";
+    CHECKPOINT_EVERY: GaugeOf Gauge "ddk_checkpoint_every_steps" Plain []
+        "Current checkpoint.interval: steps between two checkpoints.";
     CHECKPOINT_TIME: GaugeOf Gauge "ddk_checkpoint_timestamp_seconds" Seconds []
-        "When this process last completed a checkpoint, seconds since 1970.";
-    CHECKPOINT_FAILURES: CounterOf Counter "ddk_checkpoint_failures_total" Count [] "Saves that failed.";
+        "Last checkpoint that this process completed, seconds since 1970.";
+    CHECKPOINT_FAILURES: CounterOf Counter "ddk_checkpoint_failures_total" Count []
+        "Checkpoints that could not be written.";
 
     RESIDENT: SampledOf Gauge "ddk_resident_memory_bytes" Bytes [] "Resident memory of the process.";
     PEAK_RESIDENT: SampledOf Gauge "ddk_peak_resident_memory_bytes" Bytes []
-        "The largest resident memory of the process so far.";
-    CPU_SECONDS: SampledOf Counter "ddk_cpu_seconds_total" Seconds [] "CPU time of the process, user and system.";
-    OPEN_FILES: SampledOf Gauge "ddk_open_files" Count [] "Files that the process has open.";
-    OPEN_FILES_LIMIT: SampledOf Gauge "ddk_open_files_limit" Count [] "Files that the process may have open.";
+        "Largest resident memory of the process so far.";
+    CPU_SECONDS: SampledOf Counter "ddk_cpu_seconds_total" Seconds []
+        "CPU time of the process, user and system."
+        => Machine Cores "CPU" "Cores in use. On the CPU: the threads of both models, and a little.";
+    OPEN_FILES: SampledOf Gauge "ddk_open_files" Count [] "Open files of the process.";
+    OPEN_FILES_LIMIT: SampledOf Gauge "ddk_open_files_limit" Count [] "Maximum open files of the process.";
     DISK_FREE: SampledOf Gauge "ddk_disk_free_bytes" Bytes []
         "Bytes that the process may still write on the file system of the run's folder.";
-    DISK_SIZE: SampledOf Gauge "ddk_disk_size_bytes" Bytes [] "Bytes of the file system of the run's folder.";
+    DISK_SIZE: SampledOf Gauge "ddk_disk_size_bytes" Bytes [] "Size of the file system of the run's folder.";
     DEVICE_MEMORY: SampledOf Gauge "ddk_device_memory_used_bytes" Bytes [device]
-        "Memory of a GPU that the run uses, taken by any process (NVML).";
+        "Used memory of a GPU of the run, by any process (NVML).";
     DEVICE_MEMORY_SIZE: SampledOf Gauge "ddk_device_memory_size_bytes" Bytes [device]
-        "Memory of a GPU that the run uses (NVML).";
-    DEVICE_UTILISATION: SampledOf Gauge "ddk_device_utilisation_ratio" Ratio [device]
-        "Share of the last moment in which the GPU ran anything (NVML).";
+        "Memory of a GPU of the run (NVML).";
+    DEVICE_UTILIZATION: SampledOf Gauge "ddk_device_utilization_ratio" Ratio [device]
+        "Share of the last moment in which the GPU ran a kernel (NVML)."
+        => Machine Lines "GPU utilization" "Near 100 % on the slower model's GPU. Empty without a GPU.";
 }
 
-/// Metrics that are not there in every run, and when they are.
+/// Metrics that only some runs have, and when.
 pub static SOMETIMES: &[(&str, &str)] = &[
-    ("ddk_device_memory_used_bytes", "where NVML finds a GPU"),
-    ("ddk_device_memory_size_bytes", "where NVML finds a GPU"),
-    ("ddk_device_utilisation_ratio", "where NVML finds a GPU"),
+    ("ddk_device_memory_used_bytes", "if NVML finds a GPU"),
+    ("ddk_device_memory_size_bytes", "if NVML finds a GPU"),
+    ("ddk_device_utilization_ratio", "if NVML finds a GPU"),
 ];
 
 /// docs/metrics.md.
 pub fn reference() -> String {
     let mut text = String::from(
         "# Metrics\n\n\
-         Made from `crates/telemetry/src/metrics.rs`. Each metric also has the label `run`, the run's name. \
-         A histogram `X` is `X_bucket`, `X_sum` and `X_count` to Prometheus.\n\n\
-         | metric | kind | unit | labels | what |\n|---|---|---|---|---|\n",
+         Generated from `crates/telemetry/src/metrics.rs` by `make generate`. Each metric also has the label `run`, \
+         the name of the run. In Prometheus, a histogram `X` has the series `X_bucket`, `X_sum` and `X_count`.\n\n\
+         | metric | kind | unit | labels | meaning |\n|---|---|---|---|---|\n",
     );
     for metric in ALL {
         let labels: Vec<String> = metric
@@ -178,7 +239,7 @@ pub fn reference() -> String {
             metric.help
         ));
     }
-    text.push_str("\nNot there in every run:\n\n");
+    text.push_str("\nOnly in some runs:\n\n");
     for (name, when) in SOMETIMES {
         text.push_str(&format!("- `{name}`: only {when}\n"));
     }

@@ -47,8 +47,8 @@ impl Timeline {
             };
             sample.push([
                 share(now.busy, before.busy),
-                share(now.starved, before.starved),
-                share(now.blocked, before.blocked),
+                share(now.input_wait, before.input_wait),
+                share(now.output_wait, before.output_wait),
             ]);
         }
         if self.samples.len() >= SAMPLES {

@@ -506,8 +506,8 @@ fn revisions_say_which_parts_have_changed() {
         (&json!("stopped"), &json!(0))
     );
     let line = concat!(
-        r#"{"step":1,"loss":1.5,"ce":1.25,"kl":1.25,"gamma":0.2,"learning_rate":0.001,"grad_norm":1.0,"#,
-        r#""tokens":64,"mixture_version":0,"seconds":{"forward":0.5}}"#
+        r#"{"step":1,"loss":1.5,"ce_loss":1.25,"kd_loss":1.25,"gamma":0.2,"learning_rate":0.001,"grad_norm":1.0,"#,
+        r#""tokens":64,"interval":0,"seconds":{"forward":0.5}}"#
     );
     append(&run.join("run.jsonl"), line);
     let event = r#"{"time":1.0,"step":1,"kind":"skipped","message":"now"}"#;
@@ -535,7 +535,7 @@ fn charts_are_drawn_for_one_run_and_for_several() {
     for (path, status) in [
         ("/api/chart/loss.svg?name=small&width=480", 200),
         ("/api/chart/weights.svg?name=small&width=99999999", 200),
-        (&format!("/api/chart/ratio.svg?side_by_side&{several}"), 200),
+        (&format!("/api/chart/gap.svg?side_by_side&{several}"), 200),
         (
             &format!("/api/chart/weights.svg?side_by_side&{several}"),
             404,

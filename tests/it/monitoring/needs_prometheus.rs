@@ -13,7 +13,7 @@ use ddk_telemetry::metrics::{self, Kind, SOMETIMES};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{dashboard, expressions, repository, selectors};
+use super::{committed_dashboard, expressions, repository, selectors};
 use crate::world::World;
 
 const MISSING: &str = "prometheus and promtool are needed: tools/test-tools installs them, SKIP=prometheus \
@@ -181,18 +181,18 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
     let mut arguments = vec!["train", "config.toml", "--metrics-file", "small.prom"];
     for set in [
         "telemetry.enabled=true",
-        "telemetry.address=127.0.0.1:0",
+        "telemetry.listen=127.0.0.1:0",
         "telemetry.required=true",
         "run.max_steps=1000000",
-        "run.trace=false",
+        "log.samples=false",
         "mixture.interval=20",
-        "checkpoint.every=50",
+        "checkpoint.interval=50",
         // A loss above the mean is a spike.
-        "guard.spike_sigmas=0.5",
-        "guard.spike_from=20",
-        "log.line_seconds=3600",
+        "recovery.spike_threshold=0.5",
+        "recovery.spike_min_history=20",
+        "log.interval_seconds=3600",
         // Late enough for Prometheus to have seen the counters before.
-        "faults.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student \
+        "fault_injection.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student \
          4060\", \"nan evaluation 220\"]",
     ] {
         arguments.extend(["--set", set]);
@@ -216,7 +216,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         "DdkWorkerRestarting",
         "DdkNonFiniteUpdates",
         "DdkSpike",
-        "DdkRestored",
+        "DdkRewound",
         "DdkSaveFailing",
     ] {
         let firing = format!("ALERTS{{alertname=\"{alert}\", alertstate=\"firing\"}}");
@@ -227,10 +227,10 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
     // The dashboard.
     let runs = "run=~\"small|another\"";
     let sometimes = |expression: &str| SOMETIMES.iter().any(|(name, _)| expression.contains(name));
-    let asked = expressions(&dashboard(), runs, "5s");
+    let asked = expressions(&committed_dashboard(), runs, "5s");
     assert!(asked.len() > 40);
     for (title, expression) in &asked {
-        let of_marks = title == "Restorations";
+        let of_marks = title == "Rewinds";
         if !sometimes(expression) {
             // A mark is there when something happened: without the comparison it always is.
             let expression = if of_marks {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::repository;
+use super::committed_dashboard;
 
 /// What a value may be.
 enum Is {
@@ -155,8 +155,7 @@ impl Is {
 
 #[test]
 fn the_dashboard_says_what_grafana_documents() {
-    let text = std::fs::read_to_string(repository("dashboards/ddk.json")).unwrap();
-    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let dashboard = committed_dashboard();
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 36);
     assert!(dashboard["uid"].as_str().unwrap().len() <= 40);
     assert!(dashboard["graphTooltip"].as_u64().unwrap() <= 2);

@@ -19,7 +19,6 @@ use crate::world::{Started, read_lines, stderr};
 /// The shipped comparison's shapes and data with short models, phases and runs.
 const SHORT: &str = r#"
 [run]
-trace = true
 max_intervals = 2
 [corpus]
 validation_documents = 4
@@ -28,14 +27,15 @@ interval = 4
 doremi_steps = 6
 [objective]
 ted_steps = 6
-[student]
+[lr_scheduler]
 warmup_steps = 2
 [checkpoint]
-every = 2
+interval = 2
 [telemetry]
 enabled = false
 [log]
-line_seconds = 0
+samples = true
+interval_seconds = 0
 [pretrain.teacher]
 steps = 12
 warmup_steps = 2
@@ -83,7 +83,7 @@ const CASES: [Case; 16] = [
     case(&["method=ddk", "mixture.lag=1"]),
     case(&[
         "mixture.policy=static",
-        "mixture.shares={ cpp = 3.0, rust = 1.0 }",
+        "mixture.weights={ cpp = 3.0, rust = 1.0 }",
     ]),
     case(&["mixture.policy=sheared"]),
     case(&["mixture.policy=odm"]),
@@ -120,7 +120,7 @@ impl Demo {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ddk"));
         command
             .args([name, &path("demo.toml"), &path("short.toml")])
-            .args(["--set", &format!("run.folder=\"{}\"", path("runs"))])
+            .args(["--set", &format!("run.output_dir=\"{}\"", path("runs"))])
             .args(["--set", &format!("run.name={run}")])
             .args(more)
             .current_dir(env!("CARGO_MANIFEST_DIR"))

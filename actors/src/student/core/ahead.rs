@@ -1,7 +1,7 @@
 //! What the student's books hold where mixtures lag: the evaluation that the interval in hand began with.
 
 use super::{Core, took};
-use crate::{LoopState, PortError, RunPlan, Student, interval::Evaluated, teacher::EvaluatedCopy};
+use crate::{LoopState, PortError, RunPlan, Student, interval::Evaluation, teacher::EvaluatedCopy};
 
 /// The evaluation that the interval in hand began with, where mixtures lag: the next one follows from it.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,20 +11,20 @@ pub(super) enum Ahead {
     /// A copy of the student is being evaluated.
     Awaited,
     /// It is known; empty where none was due.
-    Known(Evaluated),
+    Known(Evaluation),
 }
 
 impl Ahead {
     /// At a run's start, or when it resumes.
     pub(super) fn new(plan: &RunPlan, state: &LoopState) -> Self {
-        let ahead = state.ahead.clone();
+        let ahead = state.lagged_evaluation.clone();
         ahead
             .filter(|_| plan.lag > 0)
             .map_or(Self::None, Self::Known)
     }
 
     /// As a checkpoint holds it; none where it has not come yet.
-    pub(super) fn known(&self) -> Option<Evaluated> {
+    pub(super) fn known(&self) -> Option<Evaluation> {
         match self {
             Self::Known(evaluated) => Some(evaluated.clone()),
             Self::None | Self::Awaited => None,
@@ -46,13 +46,13 @@ impl<S: Student> Core<'_, S> {
 
     /// Whether the state of the last step is whole: a checkpoint holds what the next mixture follows from.
     pub(crate) fn is_whole(&self) -> bool {
-        !self.is_ahead() || self.state.ahead.is_some()
+        !self.is_ahead() || self.state.lagged_evaluation.is_some()
     }
 
     /// Remembers what was measured, or that nothing was, after the last step.
     pub(crate) fn remember(&mut self, perplexities: Option<&[f64]>) {
         if self.plan.lag > 0 {
-            let evaluated = Evaluated::new(self.step(), perplexities.unwrap_or_default());
+            let evaluated = Evaluation::new(self.step(), perplexities.unwrap_or_default());
             self.ahead = Ahead::Known(evaluated);
         }
     }
@@ -73,10 +73,10 @@ impl<S: Student> Core<'_, S> {
         took("evaluation", copy.busy_seconds);
         // Its checkpoint was saved when it was copied.
         self.measured(copy.step, &copy.perplexities);
-        let evaluated = Evaluated::new(copy.step, &copy.perplexities);
+        let evaluated = Evaluation::new(copy.step, &copy.perplexities);
         // Before the interval's first step the state is that of the interval before.
         if self.step() > copy.step {
-            self.state.ahead = Some(evaluated.clone());
+            self.state.lagged_evaluation = Some(evaluated.clone());
         }
         self.ahead = Ahead::Known(evaluated);
     }

@@ -5,7 +5,7 @@ use ddk_corpus::Sample;
 use ddk_mixture::TrainingSums;
 use ddk_run::{
     RunFileError,
-    records::{Drawn, DrawnLine, EventKind, SampleLine, SampleSpan, StepLine},
+    records::{Drawn, DrawnLine, EventKind, SampleLine, SampleSpan, StepRecord},
 };
 use ddk_telemetry::metrics;
 
@@ -21,10 +21,10 @@ impl<S: Student> Core<'_, S> {
         });
         SampleLine {
             step: batch.step,
-            row: sample.sequence.number,
+            sequence: sample.sequence.number,
             domain: self.plan.domains[usize::from(sample.domain)].clone(),
-            mixture_version: batch.interval.index,
-            pass: sample.epoch,
+            interval: batch.interval.index,
+            epoch: sample.epoch,
             spans: spans.collect(),
         }
     }
@@ -32,7 +32,7 @@ impl<S: Student> Core<'_, S> {
     /// Writes the step's lines, then takes down the state that a checkpoint of this step holds.
     pub(super) fn write(
         &mut self,
-        line: &StepLine,
+        line: &StepRecord,
         accumulator: &StepAccumulator,
         interval: &Interval,
     ) -> Result<(), RunFileError> {
@@ -63,14 +63,14 @@ impl<S: Student> Core<'_, S> {
         }
         state.step = line.step;
         let teacher = self.context.facts.teacher_perplexities.get();
-        state.at_start.teacher = teacher.cloned().unwrap_or_default();
-        state.ahead = self.ahead.known();
+        state.baseline.teacher = teacher.cloned().unwrap_or_default();
+        state.lagged_evaluation = self.ahead.known();
         state.totals.clone_from(&self.totals);
         state.lengths = journal.lengths();
         Ok(())
     }
 
-    pub(super) fn publish(&self, line: &StepLine, tokens: &[u64], step_seconds: f64) {
+    pub(super) fn publish(&self, line: &StepRecord, tokens: &[u64], step_seconds: f64) {
         let (plan, state) = (self.plan, &self.state);
         metrics::STEPS.with(&[]).increment(1);
         metrics::STEP.with(&[]).set(line.step as f64);
@@ -82,22 +82,22 @@ impl<S: Student> Core<'_, S> {
         metrics::WHOLE_STEP_SECONDS.with(&[]).record(step_seconds);
         let sum = state.interval_tokens.iter().sum::<u64>().max(1) as f64;
         for (domain, tokens) in plan.domains.iter().zip(&state.interval_tokens) {
-            metrics::REALISED.with(&[domain]).set(*tokens as f64 / sum);
+            metrics::OBSERVED.with(&[domain]).set(*tokens as f64 / sum);
         }
-        let every = plan.live.get(|settings| settings.checkpoint.every);
+        let every = plan.live.get(|settings| settings.checkpoint.interval);
         metrics::CHECKPOINT_EVERY.with(&[]).set(every as f64);
         let terms = [
             ("total", Some(line.loss)),
-            ("ce", Some(line.ce)),
-            ("kl", Some(line.kl)),
-            ("layer", line.layer),
+            ("ce", Some(line.ce_loss)),
+            ("kd", Some(line.kd_loss)),
+            ("layer", line.layer_loss),
         ];
         for (term, value) in terms {
             if let Some(value) = value {
                 metrics::LOSS.with(&[term]).set(value);
             }
         }
-        metrics::GRADIENT_NORM.with(&[]).set(line.grad_norm);
+        metrics::GRAD_NORM.with(&[]).set(line.grad_norm);
         metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);
         for (phase, seconds) in &line.seconds {
             took(&phase.to_string(), *seconds);
@@ -117,12 +117,12 @@ fn drawn_line(plan: &RunPlan, state: &LoopState) -> DrawnLine {
     let interval = &state.interval;
     let ends = interval.cursors_at_end(&plan.domain_rows);
     let drawn = plan.domains.iter().enumerate().map(|(domain, name)| {
-        let passes = ends[domain].passes(plan.domain_rows[domain]);
-        metrics::PASSES.with(&[name]).set(passes);
+        let epochs = ends[domain].passes(plan.domain_rows[domain]);
+        metrics::EPOCHS.with(&[name]).set(epochs);
         let drawn = Drawn {
-            rows: interval.counts[domain],
+            sequences: interval.counts[domain],
             tokens: state.interval_tokens[domain],
-            passes,
+            epochs,
         };
         (name.clone(), drawn)
     });

@@ -5,9 +5,9 @@ use std::{mem, time::Instant};
 use ddk_mixture::TrainingSums;
 use ddk_run::{
     MicroBatchSums, StepPhase, UpdateStats,
-    records::{EventKind, SampleLine, StepLine},
+    records::{EventKind, SampleLine, StepRecord},
 };
-use ddk_settings::Spike;
+use ddk_settings::SpikeAction;
 use ddk_telemetry::metrics;
 
 use super::{Core, took, unwritten};
@@ -93,7 +93,7 @@ impl<S: Student> Core<'_, S> {
             if let Some(update) = self.last_update {
                 let seconds = update.elapsed().as_secs_f64();
                 self.totals.boundary_seconds += seconds;
-                metrics::BOUNDARY_SECONDS.with(&[]).record(seconds);
+                metrics::UPDATE_SECONDS.with(&[]).record(seconds);
             }
         }
         Ok(StepAccumulator {
@@ -110,11 +110,11 @@ impl<S: Student> Core<'_, S> {
     ) -> Result<(), PortError> {
         let sums = &accumulator.sums;
         let predictions = batch.step_predictions as f64;
-        let (ce, kl) = (sums.ce / predictions, sums.kl / predictions);
+        let (ce_loss, kd_loss) = (sums.ce / predictions, sums.kl / predictions);
         let layer_weight = self.plan.layer_weight;
-        let layer = layer_weight.map(|_| sums.layer / predictions);
-        let of_layers = layer_weight.unwrap_or(0.0) * layer.unwrap_or(0.0);
-        let loss = ce + self.plan.gamma * kl + of_layers;
+        let layer_loss = layer_weight.map(|_| sums.layer / predictions);
+        let of_layers = layer_weight.unwrap_or(0.0) * layer_loss.unwrap_or(0.0);
+        let loss = ce_loss + self.plan.gamma * kd_loss + of_layers;
         let update = self.update(batch.step, loss)?;
         accumulator.sums.add_seconds(update.seconds);
         let student_busy = self.newly_busy();
@@ -137,18 +137,18 @@ impl<S: Student> Core<'_, S> {
         }
         self.last_update = Some(Instant::now());
 
-        let line = StepLine {
+        let line = StepRecord {
             step: batch.step,
             loss,
-            ce,
-            kl,
+            ce_loss,
+            kd_loss,
             gamma: self.plan.gamma,
-            layer,
+            layer_loss,
             layer_weight,
             learning_rate: update.learning_rate,
             grad_norm: update.grad_norm,
             tokens: trained.iter().sum(),
-            mixture_version: batch.interval.index,
+            interval: batch.interval.index,
             skipped: update.skipped,
             seconds: mem::take(&mut accumulator.sums.seconds),
         };
@@ -169,7 +169,7 @@ impl<S: Student> Core<'_, S> {
             ("teacher", lane_busy, sums.teacher_flops),
         ] {
             let (busy, flops) = (in_a_second(busy), in_a_second(flops));
-            metrics::MODEL_UTILISATION.with(&[model]).set(busy);
+            metrics::MODEL_UTILIZATION.with(&[model]).set(busy);
             metrics::MODEL_FLOPS.with(&[model]).set(flops);
         }
         Ok(())
@@ -178,12 +178,12 @@ impl<S: Student> Core<'_, S> {
     /// Updates the weights, unless the step's data is skipped or its loss is a spike. Asks for a
     /// rewind if that is the only way out.
     fn update(&mut self, step: u64, loss: f64) -> Result<UpdateStats, PortError> {
-        let guard = &self.plan.guard;
+        let recovery = &self.plan.recovery;
         if self.plan.skip.contains(&step) {
             metrics::SKIPPED_UPDATES.with(&["skip_list"]).increment(1);
             return self.student.discard(step, "its data is on the skip list");
         }
-        let spike = self.state.losses.is_spike(loss, guard);
+        let spike = self.state.loss_history.is_spike(loss, recovery);
         metrics::SPIKES.with(&[]).increment(u64::from(spike));
         let roll_back = |first, reason| {
             Err(PortError::RollBack {
@@ -193,14 +193,14 @@ impl<S: Student> Core<'_, S> {
             })
         };
         let told = format!("the loss of step {step} is a spike: {loss:.4}");
-        let (update, reason) = match guard.spike {
-            Spike::RollBack if spike => return roll_back(step, told),
-            Spike::Skip if spike => {
+        let (update, reason) = match recovery.spike_action {
+            SpikeAction::RollBack if spike => return roll_back(step, told),
+            SpikeAction::Skip if spike => {
                 let update = self.student.discard(step, "the loss is a spike")?;
                 (update, "spike")
             }
             how => {
-                if spike && how == Spike::Warn {
+                if spike && how == SpikeAction::Warn {
                     let event = self.context.event(step, EventKind::Spike, &told);
                     event.map_err(unwritten)?;
                 }
@@ -208,14 +208,14 @@ impl<S: Student> Core<'_, S> {
             }
         };
         if update.skipped.is_none() {
-            self.state.skipped_steps.clear();
-            self.state.losses.push(loss, guard);
+            self.state.consecutive_skips.clear();
+            self.state.loss_history.push(loss, recovery);
             return Ok(update);
         }
         metrics::SKIPPED_UPDATES.with(&[reason]).increment(1);
-        let skipped = &mut self.state.skipped_steps;
+        let skipped = &mut self.state.consecutive_skips;
         skipped.push(step);
-        if skipped.len() as u64 >= guard.max_skipped {
+        if skipped.len() as u64 >= recovery.max_consecutive_skips {
             // Steps on the skip list may lie in between.
             return roll_back(skipped[0], "no update could be made".to_owned());
         }

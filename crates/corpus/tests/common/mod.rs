@@ -10,7 +10,7 @@ use std::{
 
 use ddk_corpus::{
     CorpusError, DomainReport, DomainSource, Limits, Packing, PrepareOptions, PreparedDomain,
-    RowOptions, Template, TokenizerFolder, ValidationBy, prepare, train_tokenizer,
+    RowOptions, Template, TokenizerFolder, ValidationSplit, prepare, train_tokenizer,
 };
 
 /// Rows of documents joined and cut.
@@ -18,7 +18,7 @@ pub fn rows_of(sequence_length: usize) -> RowOptions {
     RowOptions {
         packing: Packing::Concat,
         sequence_length,
-        mask_prompt: false,
+        completion_only_loss: false,
     }
 }
 
@@ -108,10 +108,10 @@ impl Place {
             packing: Packing::Concat,
             sequence_length: 16,
             seed: 3,
-            validation_by: ValidationBy::Share,
-            validation_share: 0.1,
+            validation_split: ValidationSplit::Fraction,
+            validation_fraction: 0.1,
             validation_documents: 10,
-            max_bad_share: 0.01,
+            max_bad_fraction: 0.01,
             batch_bytes: 1000,
         }
     }

@@ -18,9 +18,9 @@ impl Bench<'_> {
     pub(super) fn overlapped(&self) -> Result<(f64, f64)> {
         let (models, settings) = (&self.models, self.models.settings);
         let asks_teacher = models.asks_teacher();
-        let lanes = settings.teacher.all_lanes();
-        let depth = settings.queues.depth;
-        let turns = Turns::new(settings.run.take_turns);
+        let lanes = settings.teacher.devices.len();
+        let depth = settings.pipeline.queue_depth;
+        let turns = Turns::new(settings.pipeline.time_slicing);
         let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
         std::thread::scope(|scope| {
             let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();

@@ -131,8 +131,8 @@ pub(super) fn advice(lanes: usize, teacher: Option<f64>, student: &[Part]) -> St
     let ratio = teacher / lanes as f64 / student;
     match ratio {
         ratio if ratio > IMBALANCE => format!(
-            "the teacher is slower by {ratio:.1} x: give it a lane more (teacher.lanes = {}), another device, \
-             or more threads",
+            "the teacher is slower by {ratio:.1} x: add a replica (teacher.devices with {} entries), use another \
+             device, or more threads",
             lanes + 1
         ),
         ratio if ratio < 1.0 / IMBALANCE => format!(

@@ -20,12 +20,12 @@ pub(crate) fn serial(
 ) -> Result<Serial> {
     let settings = models.settings;
     let threads =
-        settings.teacher.threads * settings.teacher.all_lanes() + settings.student.threads;
+        settings.teacher.threads * settings.teacher.devices.len() + settings.student.threads;
     let work = || -> Result<f64> {
         let lane = Lane::enter(threads);
         let teacher = models.asked_teacher()?;
         let mut student = models.student()?;
-        let (seed, rows) = (settings.run.seed, settings.batch.rows);
+        let (seed, rows) = (settings.run.seed, settings.training.global_batch_size);
         let all_rows = rows * (WARM_UP as u64 + steps);
         let counts = Quota::new(domains.len()).draw(shares, all_rows);
         let mut readers: Vec<RowReader> = domains
@@ -45,7 +45,7 @@ pub(crate) fn serial(
                 .iter()
                 .map(|&domain| readers[usize::from(domain)].read());
             let rows = rows.map(|row| Ok(row?.sequence)).collect::<Result<_>>()?;
-            let micro_rows = settings.batch.micro_rows as usize;
+            let micro_rows = settings.training.micro_batch_size as usize;
             let batch = Batch { rows, micro_rows };
             let label = |_, micro: &[&Sequence]| {
                 let signal = teacher.as_ref().map(|teacher| teacher.label(micro));

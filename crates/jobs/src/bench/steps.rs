@@ -40,7 +40,7 @@ impl Models<'_> {
             model,
             student,
             filters,
-            self.settings.teacher.batch_rows,
+            self.settings.teacher.batch_size,
         )?)
     }
 

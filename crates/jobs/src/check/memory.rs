@@ -35,11 +35,15 @@ fn needed<'a>(
     let pairs = layer_pairs(&settings.objective, &models.student, &models.teacher);
     let pairs = found.take(pairs);
     let shape = StepShape {
-        micro_rows: settings.batch.micro_rows,
+        micro_rows: settings.training.micro_batch_size,
         sequence_length: padded(settings.corpus.sequence_length as i64, device).unsigned_abs(),
-        chunk: settings.objective.chunk.unwrap_or(chunk).unsigned_abs(),
+        chunk: settings
+            .objective
+            .chunk_size
+            .unwrap_or(chunk)
+            .unsigned_abs(),
         vocabulary,
-        recompute: student.recompute,
+        recompute: student.activation_checkpointing,
         student_bytes: bytes(student.dtype),
         teacher_bytes: bytes(teacher.dtype),
         pairs: pairs.map_or(0, |pairs| pairs.len() as u64),
@@ -48,7 +52,7 @@ fn needed<'a>(
         needs_teacher_output: wiring::needs_teacher_output(settings),
         // The student's side takes the teacher's from a replica that ends on its device.
         shared_head: (0..teacher.devices.len())
-            .any(|lane| teacher.devices_of_lane(lane).last() == Some(&student.device.as_str())),
+            .any(|lane| teacher.devices_of(lane).last() == Some(&student.device.as_str())),
     };
     let mut devices: BTreeMap<&str, Parts> = BTreeMap::new();
     let mut add = |device, role: &str, parts: Vec<Part>, share: u64| {
@@ -63,12 +67,12 @@ fn needed<'a>(
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
     // One that does not label is only measured, by the first lane.
     let lanes = if shape.needs_teacher_output {
-        teacher.all_lanes()
+        teacher.devices.len()
     } else {
         1
     };
     for lane in 0..lanes {
-        *replicas.entry(teacher.devices_of_lane(lane)).or_default() += 1;
+        *replicas.entry(teacher.devices_of(lane)).or_default() += 1;
     }
     for (spread, lanes) in &replicas {
         for &device in spread {
@@ -83,8 +87,8 @@ fn needed<'a>(
         let copy = evaluated_copy_memory(&models.student, shape.student_bytes)?;
         add(&student.device, "student", vec![copy], 1);
     }
-    let depth = settings.queues.depth as u64;
-    let queue = queue_memory(&models.teacher, &shape, depth, teacher.all_lanes() as u64);
+    let depth = settings.pipeline.queue_depth as u64;
+    let queue = queue_memory(&models.teacher, &shape, depth, teacher.devices.len() as u64);
     add(&student.device, "run", vec![queue], 1);
     let of_run = vec![program_memory(), snapshot_memory(&models.student)?];
     add("cpu", "run", of_run, 1);

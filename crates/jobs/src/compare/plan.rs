@@ -58,7 +58,7 @@ impl Plan {
             .usage();
         }
         let name = format!("{name}{}", if args.quick { "-quick" } else { "" });
-        let folder = base.run.folder.join(&name);
+        let folder = base.run.output_dir.join(&name);
         if RunFolder::holds_a_run(&folder) {
             return Err(anyhow!("{} holds a run", folder.display()))
                 .hint("choose another name for the comparison: --set run.name=NAME")
@@ -117,7 +117,7 @@ impl Plan {
             ("corpus.seed", corpus_seed.to_string()),
             ("run.name", format!("seed-{seed}")),
             (
-                "run.folder",
+                "run.output_dir",
                 toml::Value::from(folder.display().to_string()).to_string(),
             ),
         ];
@@ -148,8 +148,9 @@ impl Plan {
 /// counted in intervals, and would look better for it. Who sweeps a limit itself (`run.*`) asks for just
 /// that.
 fn same_budget(runs: &[Planned]) -> Result<()> {
-    let step_tokens =
-        |run: &Planned| run.settings.batch.rows * run.settings.corpus.sequence_length as u64;
+    let step_tokens = |run: &Planned| {
+        run.settings.training.global_batch_size * run.settings.corpus.sequence_length as u64
+    };
     let tokens = |run: &Planned| Some(most_steps(&run.settings).ok()? * step_tokens(run));
     let Some((first, budget)) = runs.first().and_then(|run| Some((run, tokens(run)?))) else {
         return Ok(());

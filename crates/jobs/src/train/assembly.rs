@@ -58,7 +58,7 @@ impl Assembly {
         lock(&self.begun).journal = None;
         let settings = prepared.settings.with(&self.overrides.recovered())?;
         let retention = Retention {
-            last: settings.checkpoint.keep,
+            last: settings.checkpoint.keep_latest,
             every: settings.checkpoint.keep_every,
             best: keeps_best(&settings),
         };
@@ -85,7 +85,7 @@ impl Assembly {
         let (resume, checkpoint) = resumed.unzip();
         let state: Option<&LoopState> = resume.as_ref();
         let lengths = state.map(|state| state.lengths).unwrap_or_default();
-        let journal = Journal::open(folder.path(), lengths, settings.run.trace);
+        let journal = Journal::open(folder.path(), lengths, settings.log.samples);
         let journal = Arc::new(journal.hint(lost::ADVICE)?);
         let step = state.map_or(0, |state| state.step);
         for text in damaged {
@@ -93,7 +93,7 @@ impl Assembly {
             journal.event(step, EventKind::SetAside, &text)?;
         }
         let undone = printer.rewind(step);
-        metrics::ROLLED_BACK_UPDATES.with(&[]).increment(undone);
+        metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let totals = state.map(|state| state.totals.clone());
         let totals = totals.unwrap_or_else(|| Totals::new(prepared.plan.domains.len()));
         // Only a process's first generation meets a configuration that somebody may have edited.
@@ -143,21 +143,21 @@ impl Assembly {
         let prepared = &self.prepared;
         let known = match &resume {
             _ if !prepared.folders.has_teacher => Some(Vec::new()),
-            Some(state) if !state.at_start.teacher.is_empty() => {
-                Some(state.at_start.teacher.clone())
+            Some(state) if !state.baseline.teacher.is_empty() => {
+                Some(state.baseline.teacher.clone())
             }
             _ => prepared.inputs.cached_perplexities(&prepared.settings),
         };
         let options = StudentOptions {
             chunk: options::chunk(settings, prepared.options.vocabulary)?,
-            recompute: settings.student.recompute,
+            recompute: settings.student.activation_checkpointing,
             ..prepared.options.clone()
         };
         let mut evaluation = prepared.evaluation.clone();
-        (evaluation.chunk, evaluation.batch_rows) = (options.chunk, settings.evaluation.batch_rows);
+        (evaluation.chunk, evaluation.batch_rows) = (options.chunk, settings.evaluation.batch_size);
         let mut plan = prepared.plan.clone();
         plan.skip = self.overrides.skip_steps();
-        (plan.micro_rows, plan.chunk) = (settings.batch.micro_rows, options.chunk);
+        (plan.micro_rows, plan.chunk) = (settings.training.micro_batch_size, options.chunk);
         if known.is_some() {
             plan.teacher_evaluation_flops = 0.0;
         }
@@ -168,11 +168,11 @@ impl Assembly {
         let policy = policy.into_policy();
         tracing::info!(
             bytes = queue_bytes(prepared)?,
-            depth = settings.queues.depth,
+            depth = settings.pipeline.queue_depth,
             "the queues of micro-batches hold at most this much"
         );
         let faults = || Arc::clone(&prepared.faults);
-        let turns = Turns::new(settings.run.take_turns);
+        let turns = Turns::new(settings.pipeline.time_slicing);
         let parts = Parts {
             teacher: wiring::teachers(
                 settings,
@@ -251,8 +251,8 @@ fn skipped(opened: &Opened<LoopState>) -> Vec<String> {
 fn queue_bytes(prepared: &Prepared) -> Result<u64> {
     let settings = &prepared.settings;
     let width = ModelConfig::read(&prepared.folders.teacher)?.hidden_size() as u64;
-    let positions = settings.batch.micro_rows * settings.corpus.sequence_length as u64;
-    let batches = (settings.queues.depth * settings.teacher.all_lanes()) as u64;
+    let positions = settings.training.micro_batch_size * settings.corpus.sequence_length as u64;
+    let batches = (settings.pipeline.queue_depth * settings.teacher.devices.len()) as u64;
     let filters = prepared.options.filters.as_ref();
     let layers = 1 + filters.map_or(0, |filters| filters.pairs.len() as u64);
     let layers = u64::from(wiring::needs_teacher_output(settings)) * layers;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, PolicyState};
 use ddk_run::CheckpointStore;
-use ddk_settings::{FirstInterval, MixturePolicy, ObjectiveName, Settings};
+use ddk_settings::{InitialMixture, MixturePolicy, ObjectiveName, Settings};
 
 use super::{
     run::{phase, settings_of},
@@ -75,7 +75,7 @@ fn reference(settings: &Settings, folder: &Path, steps: u64) -> Settings {
 fn proxy(settings: &Settings, folder: &Path, steps: u64) -> Settings {
     let mut phase = common(settings, folder, PROXY, steps);
     phase.mixture.policy = MixturePolicy::DoremiProxy;
-    phase.mixture.first = FirstInterval::Equal;
+    phase.mixture.initial = InitialMixture::Equal;
     phase.teacher.model = Some(folder.join(REFERENCE).join("student"));
     // Each replica fits one device: it is as small as the student.
     for replica in &mut phase.teacher.devices {

@@ -39,7 +39,7 @@ pub(super) fn fork(
         .map(|(index, name)| {
             if kept.contains(&Some(index)) {
                 let options = prepare::row_options(&settings);
-                let domain = PreparedDomain::open(&settings.corpus.folder, name, options)?;
+                let domain = PreparedDomain::open(&settings.corpus.dir, name, options)?;
                 Ok(domain.rows())
             } else {
                 Ok(1)
@@ -51,7 +51,7 @@ pub(super) fn fork(
         kept: &kept,
         old_rows: &old_rows,
         new_rows: &prepared.plan.domain_rows,
-        rows_per_step: settings.batch.rows,
+        rows_per_step: settings.training.global_batch_size,
         seed: settings.run.seed,
         alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
     });
@@ -95,10 +95,10 @@ pub(super) fn fork(
 fn draws_and_measures_by(settings: &Settings) -> (u64, u64, usize, Packing, bool, Dtype, Dtype) {
     (
         settings.run.seed,
-        settings.batch.rows,
+        settings.training.global_batch_size,
         settings.corpus.sequence_length,
         settings.corpus.packing,
-        settings.objective.mask_prompt,
+        settings.objective.completion_only_loss,
         settings.teacher.dtype,
         settings.student.dtype,
     )

@@ -202,9 +202,9 @@ impl Inputs {
         };
         // What they depend on to the last bit.
         let by = (
-            settings.objective.mask_prompt,
-            settings.objective.chunk,
-            settings.evaluation.batch_rows,
+            settings.objective.completion_only_loss,
+            settings.objective.chunk_size,
+            settings.evaluation.batch_size,
             settings.teacher.dtype,
             // Lane 0 measures them.
             &settings.teacher.devices[..1],
@@ -214,7 +214,7 @@ impl Inputs {
         let key = blake3::hash(&text).to_hex();
         settings
             .corpus
-            .folder
+            .dir
             .join(format!("teacher-perplexities-{}.json", &key[..16]))
     }
 }
@@ -354,9 +354,9 @@ mod tests {
                 &[
                     "run.max_steps=150",
                     "run.max_tokens=1000",
-                    "student.beta1=0.5",
+                    "optimizer.beta1=0.5",
                 ],
-                "student.beta1",
+                "optimizer.beta1",
             ),
         ] {
             assert_eq!(refused(sets).as_deref(), Some(key));

@@ -15,19 +15,19 @@ pub fn of_student(
     vocabulary: i64,
     filters: Option<Filters>,
 ) -> Result<StudentOptions> {
-    let student = &settings.student;
+    let optimizer = &settings.optimizer;
     Ok(StudentOptions {
         objective: objective::of_settings(&settings.objective),
         vocabulary,
         chunk: chunk(settings, vocabulary)?,
-        recompute: student.recompute,
+        recompute: settings.student.activation_checkpointing,
         adamw: AdamWOptions {
-            beta1: student.beta1,
-            beta2: student.beta2,
-            epsilon: student.epsilon,
-            weight_decay: student.weight_decay,
+            beta1: optimizer.beta1,
+            beta2: optimizer.beta2,
+            epsilon: optimizer.eps,
+            weight_decay: optimizer.weight_decay,
         },
-        clip_norm: student.clip_norm,
+        clip_norm: optimizer.max_grad_norm,
         schedule: schedule(settings),
         filters,
     })
@@ -35,11 +35,11 @@ pub fn of_student(
 
 /// The learning rate of a new run.
 pub fn schedule(settings: &Settings) -> Schedule {
-    let student = &settings.student;
+    let lr_scheduler = &settings.lr_scheduler;
     Schedule {
-        peak: student.lr,
-        end: student.lr_end,
-        warmup_steps: student.warmup_steps,
+        peak: settings.optimizer.lr,
+        end: lr_scheduler.min_lr,
+        warmup_steps: lr_scheduler.warmup_steps,
         total_steps: Length::of(settings).steps,
     }
 }
@@ -47,7 +47,7 @@ pub fn schedule(settings: &Settings) -> Schedule {
 /// Positions whose logits are formed at a time.
 pub fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
     let device = parse_device(&settings.student.device)?;
-    let chunk = settings.objective.chunk;
+    let chunk = settings.objective.chunk_size;
     Ok(chunk.unwrap_or_else(|| default_chunk(vocabulary, device)))
 }
 
@@ -57,7 +57,7 @@ pub fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
 /// It has no limit.
 pub fn most_steps(settings: &Settings) -> Result<u64> {
     let run = &settings.run;
-    let step_tokens = settings.batch.rows * settings.corpus.sequence_length as u64;
+    let step_tokens = settings.training.global_batch_size * settings.corpus.sequence_length as u64;
     let limits = [
         run.max_steps,
         run.max_intervals

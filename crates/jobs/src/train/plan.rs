@@ -15,21 +15,21 @@ use crate::{
 
 /// Refuses a limit on passes that leaves no rows for a single step.
 pub(super) fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
-    let Some(passes) = settings.mixture.max_passes else {
+    let Some(passes) = settings.mixture.max_epochs else {
         return Ok(());
     };
     let rows = corpus.domains.iter();
     let rows: u64 = rows
         .map(|domain| (passes * domain.rows() as f64) as u64)
         .sum();
-    if rows >= settings.batch.rows {
+    if rows >= settings.training.global_batch_size {
         return Ok(());
     }
     Err(anyhow!(
-        "`mixture.max_passes` = {passes} allows {rows} rows, and a step has `batch.rows` = {}",
-        settings.batch.rows
+        "`mixture.max_epochs` = {passes} allows {rows} rows, and a step has `training.global_batch_size` = {}",
+        settings.training.global_batch_size
     ))
-    .hint("add text, or lower batch.rows or corpus.sequence_length")
+    .hint("add text, or lower training.global_batch_size or corpus.sequence_length")
     .usage()
 }
 
@@ -51,26 +51,26 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
         domain_rows: corpus.domains.iter().map(|domain| domain.rows()).collect(),
         natural: prepare::natural_shares(corpus),
         seed: run.seed,
-        rows_per_step: settings.batch.rows,
-        micro_rows: settings.batch.micro_rows,
+        rows_per_step: settings.training.global_batch_size,
+        micro_rows: settings.training.micro_batch_size,
         chunk: 0,
         max_steps,
         interval_end: length.interval_end(),
         max_steps_reason,
         max_tokens: run.max_tokens,
-        stop_ratio: run.stop_ratio,
+        target_gap: run.target_gap,
         lag: settings.mixture.lag,
-        evaluation_every: settings.evaluation.every,
+        evaluation_every: settings.evaluation.interval,
         keep_best: keeps_best(settings),
-        max_passes: settings.mixture.max_passes,
-        queue_depth: settings.queues.depth,
-        teacher_lanes: settings.teacher.all_lanes(),
+        max_passes: settings.mixture.max_epochs,
+        queue_depth: settings.pipeline.queue_depth,
+        teacher_lanes: settings.teacher.devices.len(),
         live: Live::new(settings.clone()),
         gamma: objective.divergence_weight(),
         layer_weight: (settings.objective.name == ObjectiveName::Ted)
             .then_some(objective.layer_weight),
         skip: BTreeSet::new(),
-        guard: settings.guard.clone(),
+        recovery: settings.recovery.clone(),
         evaluation_flops: 0.0,
         teacher_evaluation_flops: 0.0,
     }

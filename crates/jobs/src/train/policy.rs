@@ -22,7 +22,7 @@ pub(super) struct Ground<'a> {
 /// The policy of a new run.
 pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<dyn Policy>> {
     let interval = mixture.interval;
-    let first = mixture.first;
+    let first = mixture.initial;
     let fixed = |shares: &[f64]| Box::new(Fixed::new(mixture.policy, shares, interval));
     Ok(match mixture.policy {
         MixturePolicy::Ddk => Box::new(Ddk::new(mixture.alpha, interval, first)),
@@ -30,7 +30,7 @@ pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<
         MixturePolicy::Equal => fixed(&vec![1.0; ground.domains.len()]),
         MixturePolicy::Natural => fixed(ground.natural),
         MixturePolicy::Static => {
-            let shares = mixture.shares.as_ref();
+            let shares = mixture.weights.as_ref();
             let of = |name: &String| shares.and_then(|shares| shares.get(name).copied());
             let given: Vec<f64> = ground
                 .domains

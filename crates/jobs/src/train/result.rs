@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, io::Write, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{End, LoopState, Outcome};
+use ddk_mixture::gap;
 use ddk_model::Export;
 use ddk_run::{
     CheckpointStore, RunFolder,
@@ -128,7 +129,7 @@ fn export(
     }
     let (which, step) = match best {
         Some(best) => (
-            format!("best (step {}, mean ratio {:.3})", best.step, best.ratio),
+            format!("best (step {}, mean gap {:.3})", best.step, best.gap),
             best.step,
         ),
         None => ("last".to_owned(), outcome.step),
@@ -169,9 +170,9 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
     let tokens = totals.all_tokens();
     let mut domains = BTreeMap::new();
     for (index, name) in prepared.plan.domains.iter().enumerate() {
-        let before = outcome.at_start.student[index];
+        let before = outcome.baseline.student[index];
         // No number without a teacher.
-        let teacher = outcome.at_start.teacher.get(index);
+        let teacher = outcome.baseline.teacher.get(index);
         let teacher = teacher.copied().unwrap_or(f64::NAN);
         let domain = DomainSummary {
             student_perplexity_before: before,
@@ -179,6 +180,8 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
             teacher_perplexity: teacher,
             ratio_before: before / teacher,
             ratio_after: after[index] / teacher,
+            gap_before: gap(before, teacher),
+            gap_after: gap(after[index], teacher),
             token_share: totals.tokens[index] as f64 / tokens.max(1) as f64,
         };
         domains.insert(name.clone(), domain);

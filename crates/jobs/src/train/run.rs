@@ -50,7 +50,7 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
         return Ok(());
     }
     // The run that it is for reads the same corpus.
-    let outdated = match settings.run.folder.parent() {
+    let outdated = match settings.run.output_dir.parent() {
         Some(parent) => Outdated::NeededBy(parent),
         None => Outdated::AsSet,
     };
@@ -106,7 +106,7 @@ pub(super) fn bind(prepared: &Prepared, folder: &RunFolder) -> Result<()> {
     // The list of unusable records belongs to the run's inputs.
     let mut all = Vec::new();
     for report in &prepared.corpus.reports {
-        let path = quarantine(&prepared.settings.corpus.folder, &report.domain);
+        let path = quarantine(&prepared.settings.corpus.dir, &report.domain);
         all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
     }
     ddk_files::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
@@ -118,17 +118,17 @@ pub(super) fn bind(prepared: &Prepared, folder: &RunFolder) -> Result<()> {
 pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
     let mut run = settings.clone();
     run.run = Run {
-        folder: folder.to_owned(),
+        output_dir: folder.to_owned(),
         name: Some(name.to_owned()),
         max_steps: Some(steps),
         max_intervals: None,
         max_tokens: None,
-        stop_ratio: None,
+        target_gap: None,
         export: ExportedStudent::Last,
         ..run.run
     };
-    run.student.schedule_steps = None;
-    run.evaluation.every = None;
+    run.lr_scheduler.total_steps = None;
+    run.evaluation.interval = None;
     run.checkpoint.keep_best = false;
     run.mixture.doremi_model = None;
     run.mixture.doremi_steps = None;
@@ -161,7 +161,7 @@ pub(super) fn run_to_end(
             signal,
             step,
             folder.path(),
-            flags.args.from.is_some(),
+            flags.args.resume_from.is_some(),
         ));
     }
     let Some(outcome) = &ended.outcome else {
@@ -174,7 +174,7 @@ pub(super) fn run_to_end(
         outcome,
         ended.seconds_before,
         began,
-        flags.args.serial,
+        flags.args.serial_baseline,
     );
     if let Err(error) = &finished
         && let Err(unwritten) =
@@ -185,13 +185,13 @@ pub(super) fn run_to_end(
     finished
 }
 
-/// Says where a run was stopped. `from`: whether `--from` chose where it resumed.
+/// Says where a run was stopped. `from`: whether `--resume-from` chose where it resumed.
 fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error {
     let when = match step {
         0 => "before its first step".to_owned(),
         step => format!("after step {step}"),
     };
-    let without = if from { " without --from" } else { "" };
+    let without = if from { " without --resume-from" } else { "" };
     say(&format!(
         "stopped {when}, saved; the same command{without} resumes from there ({})",
         path.display()
@@ -214,8 +214,8 @@ fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
 pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
     if new {
         RunFolder::create(path)
-            .hint("leave --new out to resume that run, or choose another run.name")
+            .hint("leave out --no-resume to resume that run, or choose another run.name")
     } else {
-        RunFolder::open(path).hint("choose another run.name, or run.folder")
+        RunFolder::open(path).hint("choose another run.name, or run.output_dir")
     }
 }

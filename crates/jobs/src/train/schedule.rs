@@ -27,13 +27,13 @@ impl Length {
     /// Of a run that these settings start.
     pub(super) fn of(settings: &Settings) -> Self {
         let steps = settings
-            .student
-            .schedule_steps
+            .lr_scheduler
+            .total_steps
             .or(most_steps(settings).ok());
         let steps = steps.unwrap_or(u64::MAX);
         Self {
             steps,
-            ends_interval: settings.student.schedule_steps.is_some()
+            ends_interval: settings.lr_scheduler.total_steps.is_some()
                 || settings.run.max_steps == Some(steps),
         }
     }
@@ -84,13 +84,13 @@ mod tests {
             (length.steps, length.interval_end())
         };
         assert_eq!(of(&["run.max_steps=100"]), (100, Some(100)));
-        let set = ["run.max_steps=150", "student.schedule_steps=100"];
+        let set = ["run.max_steps=150", "lr_scheduler.total_steps=100"];
         assert_eq!(of(&set), (100, Some(100)));
         // A budget of tokens ends a run in the middle of an interval, which continues if the budget grows.
         let tokens = [
             "run.max_tokens=1000",
-            "batch.rows=8",
-            "batch.micro_rows=8",
+            "training.global_batch_size=8",
+            "training.micro_batch_size=8",
             "corpus.sequence_length=32",
         ];
         assert_eq!(of(&tokens), (4, None));

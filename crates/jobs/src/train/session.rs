@@ -74,19 +74,19 @@ impl Session {
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let limit = Duration::from_secs_f64(settings.guard.compute_limit_seconds);
+        let limit = Duration::from_secs_f64(settings.recovery.watchdog_seconds);
         let board = Board::new(limit);
         let run = settings.run.name.as_deref().unwrap_or_default();
         let gpus = gpus::of_run(settings);
         let recorder = Recorder::install(Arc::clone(&board), run, folder.path(), gpus)?;
-        let file = settings.telemetry.file.clone();
+        let file = settings.telemetry.metrics_file.clone();
         let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
-            .hint("choose another telemetry.file, in a folder that is there")?;
+            .hint("choose another telemetry.metrics_file, in a folder that is there")?;
         let control = RunControl::new(folder.path(), &board, signals);
         let server = serve(settings, recorder, folder.path(), &control)?.map(Arc::new);
         runtime.block_on(async { systemd::watch(Arc::clone(&board)) });
         let (watched, of_server) = (Arc::clone(&board), server.clone());
-        let grace = Duration::from_secs_f64(settings.guard.grace_seconds);
+        let grace = Duration::from_secs_f64(settings.recovery.shutdown_grace_seconds);
         signals.watched(grace, move || {
             watched.set_state(State::Stopped);
             if let Some(server) = &of_server {
@@ -135,7 +135,7 @@ fn serve(
     if !telemetry.enabled {
         return Ok(None);
     }
-    let address = telemetry.address.parse().context("telemetry.address")?;
+    let address = telemetry.listen.parse().context("telemetry.listen")?;
     let token = secret(telemetry.token.as_ref())?;
     let site = Site::of_run(recorder, folder)
         .with_token(token)
@@ -151,12 +151,12 @@ fn serve(
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
             say(&format!(
                 "warning: {error}; continuing without the live page and metrics (choose another port with \
-                 telemetry.address)"
+                 telemetry.listen)"
             ));
             Ok(None)
         }
         Err(error) => {
-            Err(error).hint("choose another telemetry.address, or set telemetry.enabled = false")
+            Err(error).hint("choose another telemetry.listen, or set telemetry.enabled = false")
         }
     }
 }

@@ -41,9 +41,9 @@ fn stage(settings: &Settings, folder: &Path) -> Settings {
     let (parent, name) = STAGE.split_once('/').unwrap_or((STAGE, STAGE));
     let mut stage = settings_of(settings, &folder.join(parent), name, steps);
     stage.objective.name = ObjectiveName::TedFilters;
-    stage.student.lr = lr;
-    stage.student.lr_end = lr / 10.0;
-    stage.student.warmup_steps = steps / 20;
+    stage.optimizer.lr = lr;
+    stage.lr_scheduler.min_lr = lr / 10.0;
+    stage.lr_scheduler.warmup_steps = steps / 20;
     stage.mixture.policy = MixturePolicy::Natural;
     stage.mixture.interval = steps;
     stage

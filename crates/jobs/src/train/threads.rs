@@ -1,4 +1,4 @@
-//! `run.threads = "auto"`: lanes and threads from a measurement before step 1, kept in the run's `config.toml`.
+//! `pipeline.threads = "auto"`: replicas and threads from a measurement before step 1, kept in the run's `config.toml`.
 
 use std::{path::Path, thread::available_parallelism};
 
@@ -18,7 +18,7 @@ const SLACK: f64 = 0.15;
 /// The settings with what the run in this folder has chosen, or, where there is none yet, with what a measurement says.
 pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Result<Settings> {
     let mut chosen = settings.clone();
-    if settings.run.threads == ThreadChoice::Given {
+    if settings.pipeline.threads == ThreadChoice::Manual {
         return Ok(chosen);
     }
     if RunFolder::holds_a_run(run) {
@@ -27,8 +27,8 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
     }
     if devices(settings).any(|device| device != "cpu") {
         say(
-            "run.threads = \"auto\": there is nothing to choose beside a GPU; the settings' lanes and threads \
-             are taken",
+            "pipeline.threads = \"auto\": DDK measures only CPUs; this run uses a GPU and keeps the replicas and \
+             threads of the settings",
         );
         return Ok(chosen);
     }
@@ -41,20 +41,25 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
     give_freed_memory_back();
     let choice = Choice::of(teacher, student, cores);
     choice.set(&mut chosen);
-    let turns = if choice.take_turns { ", in turns" } else { "" };
+    let turns = if choice.time_slicing {
+        ", with time slicing"
+    } else {
+        ""
+    };
     say(&format!(
-        "run.threads = \"auto\": a step takes the teacher {teacher:.3} s and the student {student:.3} s on one \
-         of {cores} cores, so teacher.lanes = {}, teacher.threads = {}, student.threads = {}{turns}",
-        choice.lanes, choice.teacher_threads, choice.student_threads
+        "pipeline.threads = \"auto\": a step takes the teacher {teacher:.3} s and the student {student:.3} s on one \
+         of {cores} cores, so teacher.devices has {} entries, teacher.threads = {}, student.threads = {}{turns}",
+        choice.replicas, choice.teacher_threads, choice.student_threads
     ));
     Ok(chosen)
 }
 
 /// Takes the choice of a run over, where both leave it to a measurement.
 pub(super) fn adopt(settings: &mut Settings, run: &Settings) {
-    if (settings.run.threads, run.run.threads) == (ThreadChoice::Auto, ThreadChoice::Auto) {
-        settings.run.take_turns = run.run.take_turns;
-        settings.teacher.lanes = run.teacher.lanes;
+    if (settings.pipeline.threads, run.pipeline.threads) == (ThreadChoice::Auto, ThreadChoice::Auto)
+    {
+        settings.pipeline.time_slicing = run.pipeline.time_slicing;
+        settings.teacher.devices.clone_from(&run.teacher.devices);
         settings.teacher.threads = run.teacher.threads;
         settings.student.threads = run.student.threads;
     }
@@ -63,10 +68,10 @@ pub(super) fn adopt(settings: &mut Settings, run: &Settings) {
 /// How cores are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Choice {
-    lanes: usize,
+    replicas: usize,
     teacher_threads: usize,
     student_threads: usize,
-    take_turns: bool,
+    time_slicing: bool,
 }
 
 impl Choice {
@@ -77,33 +82,32 @@ impl Choice {
         let whole = |cores: f64| (cores - SLACK).ceil().max(1.0) as usize;
         let student_threads = whole(wanted).min(cores);
         let of_teachers = cores as f64 - wanted;
-        // Several lanes of one thread use cores better than one of several threads. A core that the student
+        // Several replicas of one thread use cores better than one of several threads. A core that the student
         // leaves in part can be shared, as long as the student has no other: threads of a team wait for the
         // one of them that has lost its core.
-        let lanes = match student_threads {
+        let replicas = match student_threads {
             1 => whole(of_teachers).min(cores),
             _ => cores - student_threads,
         };
-        if teacher == 0.0 || lanes as f64 >= of_teachers - SLACK {
+        if teacher == 0.0 || replicas as f64 >= of_teachers - SLACK {
             return Self {
-                lanes: lanes.max(1),
+                replicas: replicas.max(1),
                 teacher_threads: 1,
                 student_threads,
-                take_turns: false,
+                time_slicing: false,
             };
         }
         Self {
-            lanes: 1,
+            replicas: 1,
             teacher_threads: cores,
             student_threads: cores,
-            take_turns: true,
+            time_slicing: true,
         }
     }
 
     fn set(self, settings: &mut Settings) {
-        settings.run.take_turns = self.take_turns;
-        // The setting counts lanes per replica.
-        settings.teacher.lanes = self.lanes.div_ceil(settings.teacher.devices.len());
+        settings.pipeline.time_slicing = self.time_slicing;
+        settings.teacher.devices = vec!["cpu".to_owned(); self.replicas];
         settings.teacher.threads = self.teacher_threads;
         settings.student.threads = self.student_threads;
     }
@@ -117,8 +121,8 @@ mod tests {
     fn cores_are_shared_as_the_work_is() {
         let of = |teacher, student, cores| {
             let choice = Choice::of(teacher, student, cores);
-            assert!(!choice.take_turns && choice.teacher_threads == 1);
-            (choice.lanes, choice.student_threads)
+            assert!(!choice.time_slicing && choice.teacher_threads == 1);
+            (choice.replicas, choice.student_threads)
         };
         assert_eq!(of(1.0, 1.0, 2), (1, 1));
         assert_eq!(of(1.1, 1.0, 2), (1, 1));
@@ -129,9 +133,13 @@ mod tests {
         assert_eq!(of(1.0, 1.0, 1), (1, 1));
         for (teacher, student, cores) in [(1.0, 4.0, 2), (1.5, 2.5, 4)] {
             let choice = Choice::of(teacher, student, cores);
-            assert!(choice.take_turns, "{choice:?}");
+            assert!(choice.time_slicing, "{choice:?}");
             assert_eq!(
-                (choice.lanes, choice.teacher_threads, choice.student_threads),
+                (
+                    choice.replicas,
+                    choice.teacher_threads,
+                    choice.student_threads
+                ),
                 (1, cores, cores)
             );
         }

@@ -119,7 +119,7 @@ pub(super) fn work(
             &by.unwrap_or_else(|| "told to stop".to_owned()),
         );
     }
-    let teacher = outcome.as_ref().map(|outcome| &outcome.at_start.teacher);
+    let teacher = outcome.as_ref().map(|outcome| &outcome.baseline.teacher);
     // A fork that is stopped before its first step has none; no run without a teacher has any.
     if let Some(teacher) = teacher.filter(|teacher| !teacher.is_empty()) {
         prepared

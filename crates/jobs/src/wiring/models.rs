@@ -150,7 +150,7 @@ pub fn teacher_placement(
     teacher: &ddk_settings::Teacher,
     lane: usize,
 ) -> Result<Placement, DeviceError> {
-    let devices = teacher.devices_of_lane(lane).into_iter();
+    let devices = teacher.devices_of(lane).into_iter();
     Ok(Placement {
         devices: devices.map(parse_device).collect::<Result<_, _>>()?,
         weights: kind(teacher.dtype),

@@ -65,7 +65,7 @@ pub fn student(
 impl StudentPort {
     /// Takes the rates as they are now: somebody may have changed them since the last step.
     fn take_learning_rates(&mut self) {
-        let rates = |settings: &Settings| (settings.student.lr, settings.student.lr_end);
+        let rates = |settings: &Settings| (settings.optimizer.lr, settings.lr_scheduler.min_lr);
         let (peak, end) = self.live.get(rates);
         self.student.set_learning_rates(peak, end);
     }

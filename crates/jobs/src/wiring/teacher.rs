@@ -63,7 +63,7 @@ pub fn teachers(
                         model,
                         student_device,
                         filters,
-                        teacher.batch_rows,
+                        teacher.batch_size,
                     )?)
                 })
             });

@@ -46,7 +46,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
         },
         attention: AttentionDesign {
             heads,
-            kv_heads: if fields.flag("multi_query", true)? {
+            num_key_value_heads: if fields.flag("multi_query", true)? {
                 1
             } else {
                 heads

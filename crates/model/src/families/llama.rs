@@ -33,7 +33,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
         },
         attention: AttentionDesign {
             heads,
-            kv_heads: fields
+            num_key_value_heads: fields
                 .optional_size("num_key_value_heads")?
                 .unwrap_or(heads),
             head_dim: match fields.optional_size("head_dim")? {

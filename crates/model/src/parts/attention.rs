@@ -39,7 +39,7 @@ impl Attention {
         let initial = Initial::Normal(design.initializer_range);
         let (q, kv) = (
             attention.heads * attention.head_dim,
-            attention.kv_heads * attention.head_dim,
+            attention.num_key_value_heads * attention.head_dim,
         );
         let mut linear = |part: &str, shape, bias| {
             Linear::new(parameters, &format!("{name}.{part}"), shape, bias, initial)
@@ -90,7 +90,7 @@ impl Attention {
     ) -> Result<Tensor, TchError> {
         let AttentionDesign {
             heads,
-            kv_heads,
+            num_key_value_heads,
             head_dim,
             ..
         } = self.design;
@@ -142,7 +142,7 @@ impl Attention {
                 0.0,
                 before == 0,
                 self.design.scale,
-                heads != kv_heads,
+                heads != num_key_value_heads,
             )
         };
         let mixed_bhte = match parts {
@@ -172,7 +172,7 @@ impl Attention {
     fn project(&self, x_btd: &Tensor) -> Result<[Tensor; 3], TchError> {
         let AttentionDesign {
             heads,
-            kv_heads,
+            num_key_value_heads,
             head_dim,
             ..
         } = self.design;
@@ -184,24 +184,24 @@ impl Attention {
         match &self.inputs {
             Inputs::Separate { q, k, v } => Ok([
                 split(&q.forward(x_btd)?, heads)?,
-                split(&k.forward(x_btd)?, kv_heads)?,
-                split(&v.forward(x_btd)?, kv_heads)?,
+                split(&k.forward(x_btd)?, num_key_value_heads)?,
+                split(&v.forward(x_btd)?, num_key_value_heads)?,
             ]),
             Inputs::Fused(c_attn) => {
                 // Groups of heads after one another, each with its queries, then its key, then its value.
-                let queries = heads / kv_heads;
+                let queries = heads / num_key_value_heads;
                 let all = c_attn.forward(x_btd)?.f_reshape([
                     batch,
                     time,
-                    kv_heads,
+                    num_key_value_heads,
                     queries + 2,
                     head_dim,
                 ])?;
                 let part = |start, count| all.f_narrow(3, start, count);
                 Ok([
                     split(&part(0, queries)?, heads)?,
-                    split(&part(queries, 1)?, kv_heads)?,
-                    split(&part(queries + 1, 1)?, kv_heads)?,
+                    split(&part(queries, 1)?, num_key_value_heads)?,
+                    split(&part(queries + 1, 1)?, num_key_value_heads)?,
                 ])
             }
         }

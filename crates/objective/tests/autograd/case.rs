@@ -172,7 +172,7 @@ impl Case {
         let log_teacher = (teacher / t).log_softmax(-1, Kind::Double);
         let divergence = objective.divergence.unwrap();
         let kl = by_definition(divergence, &s, &log_teacher.detach());
-        let factor = if objective.temperature_squared {
+        let factor = if objective.scale_by_temperature_squared {
             t * t
         } else {
             1.0

@@ -23,14 +23,14 @@ fn gradients_of_states_matrix_and_bias_are_autograds() {
         (case.scale, case.soft_cap) = (scale, soft_cap);
         case.weights = weighted.then(|| Tensor::rand([POSITIONS], (Kind::Double, Device::Cpu)));
         for divergence in DIVERGENCES {
-            for (temperature, temperature_squared) in
+            for (temperature, scale_by_temperature_squared) in
                 [(1.0, false), (2.0, false), (2.0, true), (0.5, true)]
             {
                 let objective = Objective {
                     divergence: Some(divergence),
                     gamma: 0.3,
                     temperature,
-                    temperature_squared,
+                    scale_by_temperature_squared,
                     ..Objective::default()
                 };
                 let (ce, kl, gradients) = case.dense(objective);

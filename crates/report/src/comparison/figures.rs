@@ -13,7 +13,7 @@ pub(super) fn charts(group: &Group, runs: &[ComparedRun]) -> Vec<Chart> {
     let firsts: Vec<&ComparedRun> = runs.iter().filter(|run| run.seed == first_seed).collect();
     let charts = [
         perplexity(group),
-        ratios(group, &firsts, first_seed),
+        gaps(group, &firsts, first_seed),
         weights(group, &firsts, first_seed),
     ];
     let drawn = charts.into_iter().filter(|chart| !chart.panels.is_empty());
@@ -66,24 +66,24 @@ fn course(run: &ComparedRun) -> Course<'_> {
     }
 }
 
-/// Figure 3: how the ratios move, for the methods that measure them on the way.
-fn ratios(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
+/// Figure 3: how the gaps move, for the methods that measure them on the way.
+fn gaps(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
     let panels = runs.iter().filter_map(|run| {
         let course = course(run);
         (course.evaluations().len() >= 3).then(|| Panel {
             title: run.method.clone(),
-            content: course.measured(|line| &line.ratio, |domain| domain.ratio_after),
+            content: course.measured(|line| &line.gap, |domain| domain.gap_after),
             level: Some(caught_up()),
         })
     });
     Chart {
-        name: format!("ratios{}", group.slug()),
-        title: "Student's over teacher's perplexity, over the tokens trained on".to_owned(),
+        name: format!("gaps{}", group.slug()),
+        title: "Gap of each domain, over the tokens trained on".to_owned(),
         about: format!(
-            "Of the methods that measure it during the run; seed {seed}. At 1 the student has caught up."
+            "Of the methods that measure it during the run; seed {seed}. At 0 the student has caught up."
         ),
         x_label: "tokens".to_owned(),
-        y_label: "ratio".to_owned(),
+        y_label: "gap, nats per token".to_owned(),
         same_scale: true,
         panels: panels.collect(),
         ..Chart::default()

@@ -58,6 +58,12 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
     let level = if group.swept.is_some() { 3 } else { 2 };
     let title = |text: &str| Block::Title(level, text.to_owned());
     let mut blocks = vec![
+        title("Gap to the teacher"),
+        Block::Text(
+            "ln(student's perplexity / teacher's) after the last step, in nats per token; 0 is caught up."
+                .to_owned(),
+        ),
+        Block::Table(gaps(group)),
         title("Perplexity"),
         Block::Text(
             "Of the student after the last step, on each domain's validation documents; lower is better."
@@ -74,8 +80,8 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
         blocks.extend([
             title(&format!("Difference from `{reference}`")),
             Block::Text(format!(
-                "Of the perplexities, seed by seed: mean and 95 % confidence interval. Below zero: better than \
-                 `{reference}`."
+                "Of the gaps and of the perplexities, seed by seed: mean and 95 % confidence interval. Below zero: \
+                 better than `{reference}`."
             )),
             Block::Table(differences(group)),
         ]);
@@ -142,17 +148,26 @@ fn perplexity(group: &Group) -> Table {
     )
 }
 
+fn gaps(group: &Group) -> Table {
+    let of_method = |method: &MethodResult| {
+        let mean = marked(method, "mean_gap", &method.mean_gap);
+        let worst = marked(method, "worst_gap", &method.worst_gap);
+        let worst = format!("{worst} ({})", method.worst_domain);
+        let domains = method.gap.values().map(spread);
+        row(&method.method, [mean, worst].into_iter().chain(domains))
+    };
+    let domains = group.teacher.perplexity.keys().cloned();
+    let columns = ["mean", "worst domain"].map(str::to_owned);
+    let header = row("method", columns.into_iter().chain(domains));
+    Table::new(header).with(group.methods.iter().map(of_method))
+}
+
 fn ratios(group: &Group) -> Table {
     let of_method = |method: &MethodResult| {
-        let worst = method.ratio.get(&method.worst_domain);
-        let worst = worst.map_or_else(String::new, |ratio| {
-            format!("{} {:.3}", method.worst_domain, ratio.mean)
-        });
         let domains = method.ratio.values().map(spread);
-        let mean = marked(method, "mean_ratio", &method.mean_ratio);
-        row(&method.method, domains.chain([mean, worst]))
+        row(&method.method, domains.chain([spread(&method.mean_ratio)]))
     };
-    Table::new(header(group, &["mean", "worst domain"])).with(group.methods.iter().map(of_method))
+    Table::new(header(group, &["mean"])).with(group.methods.iter().map(of_method))
 }
 
 fn differences(group: &Group) -> Table {
@@ -162,7 +177,10 @@ fn differences(group: &Group) -> Table {
         let cells = columns.filter_map(|(column, _)| difference.get(&column).map(paired));
         Some(row(&method.method, cells))
     });
-    Table::new(header(group, &["mean", "mean ratio"])).with(rows)
+    let domains = group.teacher.perplexity.keys().cloned();
+    let gaps = ["mean gap", "worst gap"].map(str::to_owned);
+    let perplexities = domains.chain(["mean perplexity".to_owned()]);
+    Table::new(row("method", gaps.into_iter().chain(perplexities))).with(rows)
 }
 
 fn tokens(group: &Group) -> Table {

@@ -13,20 +13,20 @@ pub struct Retention {
     pub best: bool,
 }
 
-/// How near the student was to the teacher after a step.
+/// The student's mean gap after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// The step.
     pub step: u64,
-    /// Mean over the domains of the student's perplexity over the teacher's; finite.
-    pub ratio: f64,
+    /// Mean over the domains of ln(student's perplexity / teacher's); finite.
+    pub gap: f64,
 }
 
 impl Measured {
-    /// The one with the smallest ratio, the first of several, of those at whose step there is a checkpoint.
+    /// The one with the smallest gap, the first of several, of those at whose step there is a checkpoint.
     pub fn best(measured: &[Self], is_there: impl Fn(u64) -> bool) -> Option<Self> {
         let there = measured.iter().filter(|one| is_there(one.step));
-        there.min_by(|a, b| a.ratio.total_cmp(&b.ratio)).copied()
+        there.min_by(|a, b| a.gap.total_cmp(&b.gap)).copied()
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
     fn the_newest_the_multiples_and_the_best_that_is_there_stay() {
         let steps = [10, 20, 30, 40, 50];
         let measured = [(10, 1.5), (20, 1.2), (35, 1.0), (40, 1.2)];
-        let measured = measured.map(|(step, ratio)| Measured { step, ratio });
+        let measured = measured.map(|(step, gap)| Measured { step, gap });
         let surplus =
             |last, every, best| Retention { last, every, best }.surplus(&steps, &measured);
         assert_eq!(surplus(2, None, false), [10, 20, 30]);

@@ -21,16 +21,18 @@ pub struct Domain {
     pub teacher_perplexity: Option<f64>,
     /// Student's over teacher's.
     pub ratio: Option<f64>,
-    /// The same before the first step.
-    pub ratio_at_start: Option<f64>,
+    /// The logarithm of the ratio, nats per token.
+    pub gap: Option<f64>,
+    /// The gap before the first step.
+    pub gap_at_start: Option<f64>,
     /// Weight in the mixture.
     pub weight: Option<f64>,
-    /// Share of the rows after limits.
+    /// Share of the sequences after limits.
     pub target: Option<f64>,
     /// Share of the tokens of all whole intervals.
     pub token_share: Option<f64>,
-    /// Passes over the domain at the end of the last whole interval.
-    pub passes: Option<f64>,
+    /// Epochs of the domain at the end of the last whole interval.
+    pub epochs: Option<f64>,
 }
 
 /// An interval: its mixture and what it drew.
@@ -63,7 +65,7 @@ pub(super) struct MixtureSeries {
     /// Tokens of all whole intervals by domain.
     tokens: BTreeMap<String, u64>,
     last_drawn: BTreeMap<String, Drawn>,
-    ratio_at_start: ByDomain,
+    gap_at_start: ByDomain,
 }
 
 impl Gather for MixtureSeries {
@@ -83,7 +85,7 @@ impl Gather for MixtureSeries {
             }
             MixtureRecord::Set(mixture) => {
                 if self.intervals.is_empty() {
-                    self.ratio_at_start.clone_from(&mixture.ratio);
+                    self.gap_at_start.clone_from(&mixture.gap);
                 }
                 self.thin();
                 self.intervals.push(IntervalRecord {
@@ -136,15 +138,17 @@ impl MixtureSeries {
                 student_perplexity: of(&last.student_perplexity),
                 teacher_perplexity: of(&last.teacher_perplexity),
                 ratio: of(&last.ratio),
-                ratio_at_start: of(&self.ratio_at_start),
+                gap: of(&last.gap),
+                gap_at_start: of(&self.gap_at_start),
                 weight: of(&last.weights),
                 target: of(&last.target),
                 token_share: self.tokens.get(name).and_then(share),
-                passes: self.last_drawn.get(name).map(|drawn| drawn.passes),
+                epochs: self.last_drawn.get(name).map(|drawn| drawn.epochs),
             };
             if let Some(after) = summary.and_then(|summary| summary.domains.get(name)) {
                 domain.student_perplexity = finite(after.student_perplexity_after);
                 domain.ratio = finite(after.ratio_after);
+                domain.gap = finite(after.gap_after);
                 domain.token_share = finite(after.token_share);
             }
             domain

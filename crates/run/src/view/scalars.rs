@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use super::part::finite;
-use crate::records::StepLine;
+use crate::records::StepRecord;
 
 /// Maximum number of points.
 const POINTS: usize = 1024;
@@ -14,16 +14,16 @@ const POINTS: usize = 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scalar {
-    /// `ce + gamma * kl`, with TED `+ layer_weight * layer`; nats per prediction.
+    /// `ce_loss + gamma * kd_loss`, with TED `+ layer_weight * layer_loss`; nats per prediction.
     Loss,
     /// Cross-entropy, nats per prediction.
-    Ce,
+    CeLoss,
     /// Divergence from the teacher, nats per prediction.
-    Kl,
+    KdLoss,
     /// TED: distance between filtered layers.
-    Layer,
+    LayerLoss,
     /// Global gradient norm before clipping.
-    GradientNorm,
+    GradNorm,
     /// Learning rate of the update.
     LearningRate,
     /// Tokens over the seconds of the step's phases.
@@ -34,22 +34,22 @@ impl Scalar {
     /// All scalars.
     pub const ALL: [Self; 7] = [
         Self::Loss,
-        Self::Ce,
-        Self::Kl,
-        Self::Layer,
-        Self::GradientNorm,
+        Self::CeLoss,
+        Self::KdLoss,
+        Self::LayerLoss,
+        Self::GradNorm,
         Self::LearningRate,
         Self::TokensPerSecond,
     ];
 
     /// Its value in a step and the weight of that in a mean.
-    fn of(self, line: &StepLine) -> (f64, f64) {
+    fn of(self, line: &StepRecord) -> (f64, f64) {
         match self {
             Self::Loss => (line.loss, 1.0),
-            Self::Ce => (line.ce, 1.0),
-            Self::Kl => (line.kl, 1.0),
-            Self::Layer => (line.layer.unwrap_or(f64::NAN), 1.0),
-            Self::GradientNorm => (line.grad_norm, 1.0),
+            Self::CeLoss => (line.ce_loss, 1.0),
+            Self::KdLoss => (line.kd_loss, 1.0),
+            Self::LayerLoss => (line.layer_loss.unwrap_or(f64::NAN), 1.0),
+            Self::GradNorm => (line.grad_norm, 1.0),
             Self::LearningRate => (line.learning_rate, 1.0),
             Self::TokensPerSecond => {
                 let seconds: f64 = line.seconds.values().sum();
@@ -100,7 +100,7 @@ struct Point {
 }
 
 impl Point {
-    fn add(&mut self, line: &StepLine) {
+    fn add(&mut self, line: &StepRecord) {
         (self.step, self.steps) = (line.step, self.steps + 1);
         for (mean, scalar) in self.means.iter_mut().zip(Scalar::ALL) {
             let (value, weight) = scalar.of(line);
@@ -119,7 +119,7 @@ impl Point {
 }
 
 /// Means of some steps, of the scalars that they have.
-pub(super) fn means<'a>(lines: impl IntoIterator<Item = &'a StepLine>) -> BTreeMap<Scalar, f64> {
+pub(super) fn means<'a>(lines: impl IntoIterator<Item = &'a StepRecord>) -> BTreeMap<Scalar, f64> {
     let mut point = Point::default();
     lines.into_iter().for_each(|line| point.add(line));
     let means = Scalar::ALL.into_iter().zip(point.means);
@@ -158,7 +158,7 @@ pub struct Steps {
 }
 
 impl ScalarSeries {
-    pub(super) fn push(&mut self, line: &StepLine) {
+    pub(super) fn push(&mut self, line: &StepRecord) {
         let is_full = |point: &Point| point.steps >= self.stride;
         if self.points.last().is_none_or(is_full) {
             if self.points.len() >= POINTS {
@@ -204,19 +204,19 @@ mod tests {
     use super::*;
     use crate::{PhaseSeconds, StepPhase};
 
-    fn line(step: u64, ce: f64) -> StepLine {
-        StepLine {
+    fn line(step: u64, ce_loss: f64) -> StepRecord {
+        StepRecord {
             step,
-            loss: ce,
-            ce,
-            kl: 0.0,
+            loss: ce_loss,
+            ce_loss,
+            kd_loss: 0.0,
             gamma: 0.2,
-            layer: None,
+            layer_loss: None,
             layer_weight: None,
             learning_rate: 1e-3,
             grad_norm: 1.0,
             tokens: 100,
-            mixture_version: 0,
+            interval: 0,
             skipped: None,
             seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5)]),
         }
@@ -234,22 +234,25 @@ mod tests {
         assert!(all.step.len() <= POINTS && all.step.len() > POINTS / 2);
         assert_eq!(all.step.last(), Some(&steps));
         // The mean of the steps 1 to 1024, and of the 1024 after these.
-        assert_eq!(all.scalars[&Scalar::Ce][..2], [Some(512.5), Some(1536.5)]);
+        assert_eq!(
+            all.scalars[&Scalar::CeLoss][..2],
+            [Some(512.5), Some(1536.5)]
+        );
         assert_eq!(all.scalars[&Scalar::TokensPerSecond][0], Some(200.0));
-        assert!(!all.scalars.contains_key(&Scalar::Layer));
+        assert!(!all.scalars.contains_key(&Scalar::LayerLoss));
     }
 
     #[test]
     fn what_is_not_finite_is_left_out_of_a_mean() {
         let mut series = ScalarSeries::default();
         series.push(&line(1, f64::NAN));
-        assert!(!series.columns().scalars.contains_key(&Scalar::Ce));
+        assert!(!series.columns().scalars.contains_key(&Scalar::CeLoss));
         series.push(&line(2, 4.0));
-        assert_eq!(series.columns().scalars[&Scalar::Ce], [None, Some(4.0)]);
+        assert_eq!(series.columns().scalars[&Scalar::CeLoss], [None, Some(4.0)]);
         for step in 3..=POINTS as u64 + 1 {
             series.push(&line(step, 4.0));
         }
-        assert_eq!(series.columns().scalars[&Scalar::Ce][0], Some(4.0));
+        assert_eq!(series.columns().scalars[&Scalar::CeLoss][0], Some(4.0));
     }
 
     #[test]
@@ -258,7 +261,7 @@ mod tests {
         series.push(&line(1, 2.0));
         let columns = series.columns();
         let value = serde_json::to_value(&columns).unwrap();
-        assert_eq!(value["gradient_norm"][0], 1.0);
+        assert_eq!(value["grad_norm"][0], 1.0);
         assert_eq!(serde_json::from_value::<Steps>(value).unwrap(), columns);
     }
 }

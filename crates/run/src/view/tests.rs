@@ -10,19 +10,19 @@ fn by_domain(coins: f64, rivers: f64) -> ByDomain {
     BTreeMap::from([("coins".to_owned(), coins), ("rivers".to_owned(), rivers)])
 }
 
-fn step(step: u64, ce: f64) -> StepLine {
-    StepLine {
+fn step(step: u64, ce_loss: f64) -> StepRecord {
+    StepRecord {
         step,
-        loss: ce + 0.2,
-        ce,
-        kl: 1.0,
+        loss: ce_loss + 0.2,
+        ce_loss,
+        kd_loss: 1.0,
         gamma: 0.2,
-        layer: None,
+        layer_loss: None,
         layer_weight: None,
         learning_rate: 1e-3,
         grad_norm: 2.0,
         tokens: 100,
-        mixture_version: 0,
+        interval: 0,
         skipped: None,
         seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5), (StepPhase::Head, 1.5)]),
     }
@@ -32,7 +32,6 @@ fn mixture(interval: u64, ratio: ByDomain) -> MixtureLine {
     MixtureLine {
         interval,
         step: 4 * interval,
-        version: interval,
         policy: "ddk".to_owned(),
         alpha: Some(0.5),
         weights: by_domain(0.75, 0.25),
@@ -40,6 +39,10 @@ fn mixture(interval: u64, ratio: ByDomain) -> MixtureLine {
         previous_weights: None,
         student_perplexity: by_domain(12.0, 6.0),
         teacher_perplexity: by_domain(4.0, 4.0),
+        gap: ratio
+            .iter()
+            .map(|(name, ratio)| (name.clone(), ratio.ln()))
+            .collect(),
         ratio,
         evaluated_at_step: 4 * interval,
         discrepancy: None,
@@ -66,9 +69,9 @@ fn run() -> (tempfile::TempDir, Journal) {
             journal.step(&step(4 * interval + number, 2.0)).unwrap();
         }
         let drawn = |tokens| Drawn {
-            rows: 1,
+            sequences: 1,
             tokens,
-            passes: 0.5,
+            epochs: 0.5,
         };
         let drawn = BTreeMap::from([
             ("coins".to_owned(), drawn(300)),
@@ -87,23 +90,24 @@ fn a_runs_folder_tells_how_it_stands() {
     let mut view = RunView::new(folder.path());
     view.refresh();
     let status = view.status(None);
+    let mean = |coins: f64, rivers: f64| Some((coins.ln() + rivers.ln()) / 2.0);
     assert_eq!(status.problems, Vec::<String>::new());
     assert_eq!((status.step, status.step_limit), (8, Some(20)));
     assert_eq!((status.tokens, status.interval), (800, Some(1)));
     assert_eq!(status.state, State::Stopped);
     assert_eq!(
-        (status.ratio_at_start, status.ratio),
-        (Some(2.25), Some(1.75))
+        (status.mean_gap_at_start, status.mean_gap),
+        (mean(3.0, 1.5), mean(2.0, 1.5))
     );
     let scalar = |scalar| status.scalars.get(&scalar).copied();
     assert_eq!(scalar(Scalar::TokensPerSecond), Some(50.0));
     assert_eq!(
-        (scalar(Scalar::Ce), scalar(Scalar::Kl)),
+        (scalar(Scalar::CeLoss), scalar(Scalar::KdLoss)),
         (Some(2.0), Some(1.0))
     );
     let coins = &status.domains[0];
     assert_eq!(
-        (coins.ratio, coins.weight, coins.token_share, coins.passes),
+        (coins.ratio, coins.weight, coins.token_share, coins.epochs),
         (Some(2.0), Some(0.75), Some(0.75), Some(0.5))
     );
     assert_eq!(status.incidents, BTreeMap::from([(EventKind::Skipped, 1)]));
@@ -140,7 +144,7 @@ fn a_run_that_goes_back_is_told_anew() {
     journal.step(&step(9, f64::NAN)).unwrap();
     view.refresh();
     assert_eq!(view.status(None).step, 9);
-    assert_eq!(view.steps().scalars[&Scalar::Ce].last(), Some(&None));
+    assert_eq!(view.steps().scalars[&Scalar::CeLoss].last(), Some(&None));
     // The lines after the checkpoint are cut; the same step is made again, otherwise.
     drop(journal);
     let journal = Journal::open(folder.path(), saved, false).unwrap();
@@ -150,7 +154,7 @@ fn a_run_that_goes_back_is_told_anew() {
     let (status, steps) = (view.status(None), view.steps());
     assert_eq!((status.step, status.tokens), (10, 1000));
     assert_eq!(steps.step, (1..=10).collect::<Vec<u64>>());
-    assert_eq!(steps.scalars[&Scalar::Ce][8..], [Some(7.0), Some(7.0)]);
+    assert_eq!(steps.scalars[&Scalar::CeLoss][8..], [Some(7.0), Some(7.0)]);
 }
 
 #[test]
@@ -168,7 +172,10 @@ fn many_intervals_stay_a_bounded_number_and_the_last_is_among_them() {
     assert!(intervals.len() <= 1025, "{}", intervals.len());
     assert_eq!(intervals[..3], [0, 8, 16]);
     assert_eq!(intervals.last(), Some(&4999));
-    assert_eq!(view.status(None).ratio_at_start, Some(2.25));
+    assert_eq!(
+        view.status(None).mean_gap_at_start,
+        Some((3_f64.ln() + 1.5_f64.ln()) / 2.0)
+    );
 }
 
 #[test]

@@ -17,6 +17,49 @@ pub struct Metric {
     pub kind: Kind,
     /// Whether it is read when somebody looks, instead of being recorded when something happens.
     pub sampled: bool,
+    /// Its panel on the dashboard, if it has one of its own.
+    pub panel: Option<Panel>,
+}
+
+/// A panel that shows one metric. Its query follows from the metric's kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Panel {
+    /// Where it is.
+    pub row: Row,
+    /// How it is drawn.
+    pub look: Look,
+    /// Title.
+    pub title: &'static str,
+    /// What to look for.
+    pub look_for: &'static str,
+}
+
+/// A row of the dashboard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the rows' titles")]
+pub enum Row {
+    Health,
+    Learning,
+    Mixture,
+    Throughput,
+    Domains,
+    Data,
+    Machine,
+}
+
+/// How a panel is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Lines.
+    Lines,
+    /// Lines on a logarithmic scale.
+    Log,
+    /// Areas on top of each other.
+    Stacked,
+    /// Increase of a counter over five minutes.
+    Events,
+    /// Seconds per second, as a number of cores.
+    Cores,
 }
 
 /// A label of a metric.
@@ -50,6 +93,8 @@ pub enum Unit {
     Bytes,
     /// A share of 1, or one number over another.
     Ratio,
+    /// Natural logarithms.
+    Nats,
     /// A number without a unit of its own.
     Plain,
 }
@@ -62,7 +107,7 @@ impl Unit {
             Self::Count => Some(metrics::Unit::Count),
             Self::Seconds => Some(metrics::Unit::Seconds),
             Self::Bytes => Some(metrics::Unit::Bytes),
-            Self::Ratio | Self::Plain => None,
+            Self::Ratio | Self::Nats | Self::Plain => None,
         }
     }
 }

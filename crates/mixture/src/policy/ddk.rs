@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
     decision::shares_of_domains,
     equations::{check_weights, discrepancy, smooth_update},
 };
@@ -14,14 +14,14 @@ use crate::{
 pub struct Ddk {
     alpha: f64,
     update_every: u64,
-    first: FirstInterval,
+    first: InitialMixture,
     /// r_t of Eq. 2; none before the first interval.
     factor: Option<Vec<f64>>,
 }
 
 impl Ddk {
     /// `alpha` from 0 (equal weights) to 1 (no floor); `update_every` is K, in steps.
-    pub fn new(alpha: f64, update_every: u64, first: FirstInterval) -> Self {
+    pub fn new(alpha: f64, update_every: u64, first: InitialMixture) -> Self {
         Self {
             alpha,
             update_every,
@@ -34,7 +34,7 @@ impl Ddk {
     pub fn going_on(alpha: f64, update_every: u64, factor: Vec<f64>) -> Self {
         Self {
             factor: Some(factor),
-            ..Self::new(alpha, update_every, FirstInterval::Natural)
+            ..Self::new(alpha, update_every, InitialMixture::Natural)
         }
     }
 

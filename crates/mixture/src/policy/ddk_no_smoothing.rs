@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
     equations::discrepancy,
 };
 
@@ -11,12 +11,12 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DdkNoSmoothing {
     update_every: u64,
-    first: FirstInterval,
+    first: InitialMixture,
 }
 
 impl DdkNoSmoothing {
     /// `update_every` is K, in steps.
-    pub fn new(update_every: u64, first: FirstInterval) -> Self {
+    pub fn new(update_every: u64, first: InitialMixture) -> Self {
         Self {
             update_every,
             first,

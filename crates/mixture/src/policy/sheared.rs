@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
     decision::of_domains, equations::tilted,
 };
 
@@ -14,14 +14,14 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sheared {
     update_every: u64,
-    first: FirstInterval,
+    first: InitialMixture,
     /// Reference losses in nats, by domain; the teacher's where there is none.
     reference: Vec<Option<f64>>,
 }
 
 impl Sheared {
     /// `update_every` in steps; `reference` losses in nats by domain, the teacher's where there is none.
-    pub fn new(update_every: u64, first: FirstInterval, reference: Vec<Option<f64>>) -> Self {
+    pub fn new(update_every: u64, first: InitialMixture, reference: Vec<Option<f64>>) -> Self {
         Self {
             update_every,
             first,

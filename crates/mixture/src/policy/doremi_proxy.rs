@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, FirstInterval, MixturePolicy, Needs, Perplexities, Refused,
+    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
     decision::{of_domains, shares_of_domains},
     equations::{lift, tilted},
 };
@@ -20,7 +20,7 @@ pub struct DoremiProxy {
     eta: f64,
     /// c.
     smoothing: f64,
-    first: FirstInterval,
+    first: InitialMixture,
     /// What a domain's score is before it was drawn: the logarithm of the vocabulary.
     initial_score: f64,
     scores: Vec<f64>,
@@ -31,7 +31,7 @@ pub struct DoremiProxy {
 
 impl DoremiProxy {
     /// `eta` is the step size, `smoothing` the c of the paper, `initial_score` the logarithm of the vocabulary.
-    pub fn new(eta: f64, smoothing: f64, initial_score: f64, first: FirstInterval) -> Self {
+    pub fn new(eta: f64, smoothing: f64, initial_score: f64, first: InitialMixture) -> Self {
         Self {
             eta,
             smoothing,
