@@ -242,7 +242,7 @@ fn a_run_that_goes_on_shows_its_mixture() {
         "ddk_mixture_interval{",
         "ddk_mixture_weight_limit{",
         "ddk_perplexity{",
-        "ddk_perplexity_ratio{",
+        "ddk_gap_nats{",
         "ddk_domain_epochs{",
     ] {
         assert!(page.contains(gauge), "no {gauge} in {page}");
