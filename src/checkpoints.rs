@@ -9,6 +9,10 @@ use ddk_run::{CheckpointStore, Measured};
 
 use crate::cli;
 
+/// Prints the checkpoints of a run and marks the best.
+///
+/// # Errors
+/// If the folder holds no run, if its checkpoints cannot be listed, or if `out` cannot be written.
 pub fn run(args: &cli::Checkpoints, out: &mut dyn Write) -> Result<()> {
     hint::must_hold_a_run(&args.run)?;
     let folder = args.run.join("checkpoints");

@@ -7,18 +7,18 @@ use ddk_jobs::args::{
     Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Prepare, Pretrain, Report, Train,
 };
 
-/// Distills a large language model (the teacher) into a small one (the student), and steers the training data, domain
-/// by domain, toward where the student is furthest behind.
+/// Distills a large language model (the teacher) into a small one (the student), and steers the training data toward
+/// the domains in which the student is furthest behind.
 #[derive(Debug, Parser)]
 #[command(
     name = "ddk",
     version,
     max_term_width = 100,
     after_help = "Start here:\n  \
-                  ddk demo                       the whole job on real text, in about five minutes\n  \
+                  ddk demo                       run the whole workflow on real text, in about five minutes\n  \
                   ddk train config/demo.toml     distill with a configuration of your own\n\n\
-                  Exit codes: 0 done, 1 error, 2 usage or configuration, 130 or 143 stopped by SIGINT or SIGTERM; \
-                  the same command resumes."
+                  Exit codes: 0 done, 1 error, 2 usage or configuration error, 130 or 143 stopped by SIGINT or \
+                  SIGTERM. After a stop, the same command resumes."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -27,104 +27,103 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the whole job on real text: corpus, tokenizer, teacher, student, distillation
+    /// Run the whole workflow on real text: corpus, tokenizer, teacher, student, distillation
     ///
-    /// Writes five domains of text that `make demo-text` has fetched, the same on every machine. Then trains
-    /// a tokenizer, a teacher and a student that lags behind it, and distills. Every part is kept under
-    /// data/demo and reused; delete that folder to start over.
+    /// Writes five domains of text that `make demo-text` has fetched; the text is the same on every machine. Then
+    /// trains a tokenizer, a teacher, and a student that lags behind it, and distills. Keeps every part under data/demo
+    /// and reuses it; delete that folder to start over.
     Demo(Demo),
     /// Write a commented configuration for two model folders and a folder of text
     Init(Init),
-    /// Say in seconds whether a configuration can run: models, tokenizers, memory, data, schedule
+    /// Check in seconds whether a configuration can run: models, tokenizers, memory, data, schedule
     Check(Check),
-    /// Measure how fast this machine distills a configuration's models: where the time goes, and what to change
+    /// Measure how fast this machine distills a configuration's models, where the time goes, and what to change
     ///
-    /// Random tokens of the configuration's shape; no corpus is needed, and nothing is written.
+    /// Uses random tokens in the shape of the configuration. Needs no corpus and writes nothing.
     Bench(Bench),
-    /// Tokenize the sources of a configuration into token files, once
+    /// Tokenize the sources of a configuration once, into token files
     Prepare(Prepare),
-    /// Look at prepared data, and at what a run was trained on
+    /// Inspect prepared data, or the data that a run was trained on
     #[command(subcommand)]
     Data(DataCommand),
-    /// Train a model with cross-entropy alone, as a [pretrain.NAME] section says
+    /// Train a model with cross-entropy alone, as a [pretrain.NAME] section specifies
     Pretrain(Pretrain),
-    /// Distill the teacher into the student; in an existing run's folder, resume from its last checkpoint
+    /// Distill the teacher into the student, or resume an existing run from its last checkpoint
     Train(Train),
-    /// Train the paper's methods side by side, over seeds, and write what came out as tables and figures
+    /// Train the paper's methods with several seeds, and write the results as tables and figures
     ///
-    /// The same initial student, token budget, validation sets and evaluation for all; seeds vary the data's
-    /// order alone. Skips finished runs and resumes interrupted ones.
+    /// All runs have the same initial student, token budget, validation sets and evaluation. Seeds vary only the order
+    /// of the data. Skips finished runs and resumes interrupted ones.
     Compare(Compare),
-    /// Watch a run in the terminal, here or on another machine, live or ended
+    /// Watch a live or ended run in the terminal, on this or another machine
     ///
-    /// Where standard output is no terminal, says once how it stands. A server's token is taken from
-    /// DDK__TELEMETRY__TOKEN.
+    /// Prints the status once if standard output is not a terminal. Takes a server's token from DDK__TELEMETRY__TOKEN.
     Watch(Watch),
-    /// Tell a run that trains to save, evaluate, pause, resume, stop, or change a setting
+    /// Control a run that trains: save, evaluate, pause, resume, stop, or change a setting
     ///
     /// Commands take effect between two steps. The run answers over a socket in its folder, or over HTTP with the
     /// token in DDK__TELEMETRY__TOKEN.
     Ctl(Ctl),
-    /// Serve the pages of all runs below a folder, several side by side
+    /// Serve the pages of all runs below a folder, and selected runs side by side
     ///
-    /// Another address than a loopback one needs a token in DDK__TELEMETRY__TOKEN. Ctrl-C ends it.
+    /// An address other than loopback requires a token in DDK__TELEMETRY__TOKEN. Ctrl-C stops the server.
     Serve(Serve),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
-    /// List a run's checkpoints: step, size, whether each verifies
+    /// List a run's checkpoints: step, size, and whether each one verifies
     Checkpoints(Checkpoints),
-    /// Write a run's report: one page that works without a network, Markdown, or its figures
+    /// Write a run's report as a page that works without a network, as Markdown, or as figures
     ///
-    /// What came out, how it came about, incidents, where the time went, settings that differ from the
-    /// defaults, how to have it again. `ddk train` writes the page when a run is done.
+    /// Contains results, charts over the steps, incidents, where the time went, settings that differ from the
+    /// defaults, and how to reproduce the run. `ddk train` writes the page when a run is done.
     Report(Report),
-    /// Write a run's student as a Hugging Face folder, from any of its checkpoints
+    /// Export a run's student from any checkpoint, as a Hugging Face folder
     Export(Export),
-    /// Let a model write on after a prompt, to look at what it says
+    /// Generate text from a prompt, to see what a model writes
     Generate(Generate),
     /// Show the settings in use, or their schema
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print what the next mixture weights would be, and why
     ///
-    /// Computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone) and, from it or from --previous,
-    /// Eq. 2 (the smooth update).
+    /// Computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone), then Eq. 2 (the smooth update) from
+    /// it or from --previous.
     Mixture(Mixture),
 }
 
-/// What a new configuration is made from.
+/// Inputs of a new configuration.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// The teacher's folder, in the Hugging Face format
+    /// Folder of the teacher, in Hugging Face format
     #[arg(long, value_name = "DIR")]
     pub teacher: PathBuf,
-    /// The folder of the model that the student starts as
+    /// Folder of the initial student
     #[arg(long, value_name = "DIR")]
     pub student: PathBuf,
-    /// A folder of text: each subfolder and each file in it becomes a domain
+    /// Folder of text; each subfolder and each file in it becomes a domain
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Make a domain of each value that this field has in the records, for example meta.source
+    /// Make one domain per value of this record field, for example meta.source
     #[arg(long, value_name = "FIELD")]
     pub domain_field: Option<String>,
-    /// The field of a record that holds its text
+    /// Field of a record that contains its text
     #[arg(long, value_name = "FIELD", default_value = "text")]
     pub text_field: String,
-    /// Where to write the configuration; an existing file is not overwritten
+    /// File to write the configuration to; must not exist yet
     #[arg(long, value_name = "FILE", default_value = "ddk.toml")]
     pub out: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// The run's folder, or the address of its live page: runs/my, or http://127.0.0.1:9469
+    /// Folder of the run, or URL of its live page: runs/my, or http://127.0.0.1:9469
     #[arg(value_name = "RUN_OR_URL")]
     pub run: String,
 }
 
 #[derive(Debug, Args)]
 pub struct Ctl {
-    /// The run's folder, or the address of its live page: runs/my, or http://127.0.0.1:9469
+    /// Folder of the run, or URL of its live page: runs/my, or http://127.0.0.1:9469
     #[arg(value_name = "RUN_OR_URL")]
     pub run: String,
     #[command(subcommand)]
@@ -136,57 +135,57 @@ pub struct Ctl {
 
 #[derive(Debug, Subcommand)]
 pub enum CtlCommand {
-    /// Say how the run stands
+    /// Print the status of the run
     Status,
     /// Save a checkpoint now
     Checkpoint,
-    /// Measure the student's perplexities now; the mixture does not follow from them
+    /// Measure the student's perplexities now, with no effect on the mixture
     Evaluate,
-    /// Make no further step until told to resume
+    /// Pause training until told to resume
     Pause,
-    /// Train on
+    /// Resume a paused run
     Resume,
     /// Change live settings from the next step on, for example optimizer.lr=1e-5
     ///
-    /// The change is written to overrides.jsonl, so a run that is killed repeats it at the same step.
+    /// DDK writes the change to overrides.jsonl, so a run that is killed repeats it at the same step.
     Set {
         /// Settings and their new values
         #[arg(value_name = "KEY=VALUE", required = true)]
         values: Vec<String>,
     },
-    /// Finish the step, save, and end, as on SIGTERM
+    /// Finish the step, save a checkpoint, and end the run, as on SIGTERM
     Stop,
 }
 
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// The folder of runs
+    /// Folder that contains the runs
     #[arg(value_name = "RUNS_DIR", default_value = "runs")]
     pub runs: PathBuf,
-    /// Address and port
+    /// Address and port of the server
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9470")]
     pub address: std::net::SocketAddr,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Print each domain's counts, the lengths of its documents, and some of its rows as text
+    /// Print each domain's counts, document lengths, and some sequences as text
     Inspect {
         #[command(flatten)]
         config: ConfigArgs,
-        /// Only this domain
+        /// Inspect only this domain
         #[arg(long, value_name = "NAME")]
         domain: Option<String>,
-        /// Rows to print
+        /// Number of sequences to print per domain
         #[arg(long, value_name = "N", default_value_t = 2)]
         rows: u64,
     },
-    /// Print the sequences that a step of a run was trained on (needs log.samples = true)
+    /// Print the sequences that a step of a run was trained on (requires log.samples = true)
     Samples {
-        /// The run's folder
+        /// Folder of the run
         #[arg(value_name = "RUN")]
         run: PathBuf,
-        /// The step
+        /// Step to print
         #[arg(long, value_name = "N")]
         step: u64,
     },
@@ -194,33 +193,33 @@ pub enum DataCommand {
 
 #[derive(Debug, Args)]
 pub struct Checkpoints {
-    /// The run's folder
+    /// Folder of the run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 }
 
-/// A model and how it samples.
+/// A model and its sampling parameters.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// The model's folder, in the Hugging Face format
+    /// Folder of the model, in Hugging Face format
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// The text to continue
+    /// Text to continue
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
-    /// Maximum number of tokens to write
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_new_tokens: usize,
-    /// 0: always the likeliest token; higher: bolder
+    /// Sampling temperature; 0 always picks the likeliest token, higher values are more random
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
-    /// Sample from the likeliest tokens that together have this probability
+    /// Sample only from the likeliest tokens that together have this probability
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
-    /// The same seed writes the same text
+    /// Seed of the sampling; the same seed generates the same text
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// `cpu`, or `cuda:0`, `cuda:1`, …
+    /// Device of the model: `cpu`, or `cuda:0`, `cuda:1`, …
     #[arg(long, default_value = "cpu")]
     pub device: String,
 }
@@ -231,7 +230,7 @@ pub enum ConfigCommand {
     Show {
         #[command(flatten)]
         config: ConfigArgs,
-        /// Say where each value comes from
+        /// Also print where each value comes from
         #[arg(long)]
         origin: bool,
     },
@@ -241,19 +240,19 @@ pub enum ConfigCommand {
 
 #[derive(Debug, Args)]
 pub struct Mixture {
-    /// The student's perplexity on each domain, separated by commas
+    /// Student's perplexity on each domain, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
     pub student_ppl: Vec<f64>,
-    /// The teacher's perplexity on each domain, in the same order
+    /// Teacher's perplexity on each domain, in the same order
     #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
     pub teacher_ppl: Vec<f64>,
-    /// The previous weights; without them, the discrepancy of the same perplexities (as at the first update)
+    /// Previous weights; default: the discrepancy of the same perplexities, as at the first update
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub previous: Option<Vec<f64>>,
-    /// How it moves: ddk, ddk-no-smoothing or sheared, the policies that follow perplexities
+    /// Policy that adapts the mixture to perplexities: ddk, ddk-no-smoothing or sheared
     #[arg(long, value_name = "POLICY", default_value = "ddk", value_parser = ["ddk", "ddk-no-smoothing", "sheared"])]
     pub policy: String,
-    /// Weight of the discrepancy against the uniform floor, 0 to 1 (ddk)
+    /// Weight of the discrepancy against the uniform floor, 0 to 1 (only ddk)
     #[arg(long, default_value_t = 0.5)]
     pub alpha: f64,
     /// Names of the domains, in the same order

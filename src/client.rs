@@ -26,20 +26,25 @@ pub struct Client {
 }
 
 impl Client {
-    /// For an address such as `http://127.0.0.1:9469`, or that of a run's page in `ddk serve`.
+    /// Creates a client for an address such as `http://127.0.0.1:9469`, or for that of a run's page in `ddk serve`.
+    ///
+    /// # Errors
+    /// If `url` does not begin with `http://` or names no server.
     pub fn new(url: &str, token: Option<String>) -> Result<Self> {
         if !url.starts_with("http://") {
-            return Err(anyhow!("{url} does not begin with http://"))
+            return Err(anyhow!("{url} does not start with http://"))
                 .hint("for a run on another machine: ssh -L 9469:127.0.0.1:9469 MACHINE, then http://127.0.0.1:9469")
                 .usage();
         }
         let uri = url.parse::<Uri>().map_err(anyhow::Error::from);
         let uri = uri
-            .with_context(|| format!("{url} is not an address"))
+            .with_context(|| format!("{url} is not a valid URL"))
             .usage()?;
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         if authority.is_empty() || authority.contains('@') {
-            return Err(usage(anyhow!("{url} names no server")));
+            return Err(usage(anyhow!(
+                "{url} does not name a server, expected http://HOST:PORT"
+            )));
         }
         let agent = Agent::config_builder()
             .timeout_connect(Some(PATIENCE))
@@ -60,7 +65,11 @@ impl Client {
         })
     }
 
-    /// Has a command carried out.
+    /// Sends a command and returns the answer.
+    ///
+    /// # Errors
+    /// If the server does not answer, requires a token, reports an error, or is not a server of ddk. A refused command
+    /// is an answer, not an error.
     pub fn command(&self, command: &Command) -> Result<Answer> {
         let base = &self.base;
         let mut request = self.agent.post(format!("{base}/api/control{}", self.query));
@@ -75,12 +84,12 @@ impl Client {
         let status = answer.status().as_u16();
         let body = answer.body_mut().with_config().limit(LONGEST);
         match status {
-            200 | 400 | 409 => body
-                .read_json()
-                .with_context(|| format!("{base}/api/control is not the API of ddk")),
+            200 | 400 | 409 => body.read_json().with_context(|| {
+                format!("the answer of {base}/api/control is not from the ddk API")
+            }),
             401 | 403 if self.token.is_none() => {
-                Err(anyhow!("{base} takes commands with its token alone"))
-                    .hint(format!("put it into {TOKEN}"))
+                Err(anyhow!("{base} accepts commands only with its token"))
+                    .hint(format!("set {TOKEN} to it"))
             }
             status => {
                 let said = body.read_to_string().unwrap_or_default();
@@ -92,7 +101,10 @@ impl Client {
         }
     }
 
-    /// Asks for a path of the API, with more values for its query.
+    /// Gets a path of the API. `query` is added to the query of the client's address.
+    ///
+    /// # Errors
+    /// If the server does not answer, requires a token, reports an error, or is not a server of ddk.
     pub fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T> {
         let base = &self.base;
         let mut request = self.agent.get(format!("{base}{path}{}", self.query));
@@ -108,8 +120,8 @@ impl Client {
         match status {
             200 => body
                 .read_json()
-                .with_context(|| format!("{base}{path} is not the API of ddk")),
-            401 => Err(anyhow!("{base} asks for its token")).hint(format!("put it into {TOKEN}")),
+                .with_context(|| format!("the answer of {base}{path} is not from the ddk API")),
+            401 => Err(anyhow!("{base} requires its token")).hint(format!("set {TOKEN} to it")),
             status => {
                 let said = body.read_to_string().unwrap_or_default();
                 Err(anyhow!("{base}{path} answers {status}: {}", said.trim()))

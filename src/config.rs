@@ -8,6 +8,10 @@ use ddk_settings::Origins;
 
 use crate::cli::ConfigCommand;
 
+/// Prints the settings in use or their schema.
+///
+/// # Errors
+/// If the settings cannot be loaded, or if `out` cannot be written.
 pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
     match command {
         ConfigCommand::Schema => print_json(&ddk_settings::schema(), out)?,

@@ -17,6 +17,10 @@ use serde_json::Value;
 
 use crate::{cli, client::Client, serve};
 
+/// Sends a command to a run and prints the answer.
+///
+/// # Errors
+/// If the command is wrong, if the run cannot be reached or refuses it, or if `out` cannot be written.
 pub fn run(args: &cli::Ctl, out: &mut dyn Write) -> Result<()> {
     let command = command(&args.command)?;
     let answer = if args.run.contains("://") {
@@ -83,7 +87,7 @@ fn ask(folder: &Path, command: &Command) -> Result<Answer> {
     BufReader::new(&stream).read_line(&mut answer)?;
     if answer.is_empty() {
         return Err(anyhow!(
-            "the process that works on {} ended before it answered",
+            "the process that trains {} ended before it answered",
             folder.display()
         ));
     }
@@ -104,9 +108,9 @@ fn without_process(folder: &Path, command: &Command) -> Result<Answer> {
         return Ok(Ok(Reply::Status(Box::new(status))).into());
     }
     Err(anyhow!(
-        "no process works on the run in {}: it is {}",
+        "no process is training the run in {}: it is {}",
         folder.display(),
         status.state
     ))
-    .hint("`ddk train` with the run's configuration starts one")
+    .hint("start one: `ddk train` with the run's configuration")
 }

@@ -17,6 +17,10 @@ use ddk_run::records::SampleLine;
 
 use crate::cli::DataCommand;
 
+/// Prints what a prepared corpus holds, or what a step of a run has seen of it.
+///
+/// # Errors
+/// If the corpus or the run's samples cannot be read, if they do not match, or if `out` cannot be written.
 pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
     match command {
         DataCommand::Inspect {
@@ -34,7 +38,7 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
     let names: Vec<&str> = corpus.names().collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
         return Err(anyhow!("there is no domain `{only}`"))
-            .hint(format!("there are: {}", names.join(", ")))
+            .hint(format!("available domains: {}", names.join(", ")))
             .usage();
     }
     let all = corpus.domains.iter().zip(&corpus.reports);
@@ -46,7 +50,7 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
             let row = domain.sequence(row)?;
             writeln!(
                 out,
-                "  row {} of {}: {} tokens",
+                "  sequence {} of {}: {} tokens",
                 row.number,
                 domain.rows(),
                 row.tokens.len()
@@ -70,7 +74,7 @@ fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
         counts[length?.max(1).ilog2() as usize] += 1;
     }
     let largest = counts.iter().copied().max().unwrap_or(0).max(1);
-    writeln!(out, "  tokens of a document")?;
+    writeln!(out, "  tokens per document")?;
     for (power, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
         let bar = "#".repeat((count * 40).div_ceil(largest) as usize);
         writeln!(
@@ -108,7 +112,7 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
     let path = run.join("samples.jsonl");
     let file = std::fs::File::open(&path)
         .with_context(|| format!("cannot read {}", path.display()))
-        .hint("samples.jsonl is written by runs with log.samples = true")?;
+        .hint("train with log.samples = true: only then does a run write samples.jsonl")?;
     let settings = ddk_jobs::config::of_run(run)?;
     let (options, tokenizer) = prepare::options(&settings)?;
     let row_options = prepare::row_options(&settings);
@@ -128,7 +132,7 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
         });
         if !same || row.spans.len() != sample.spans.len() {
             return Err(anyhow!(
-                "sequence {} of `{}` is not the one that the run saw: the corpus was prepared again since",
+                "sequence {} of `{}` differs from the one the run trained on: the corpus was prepared again since then",
                 sample.sequence,
                 sample.domain
             ));

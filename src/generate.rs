@@ -15,11 +15,14 @@ use tch::Kind;
 
 use crate::cli;
 
-/// Prints the prompt and what follows, as it comes.
+/// Prints the prompt and its continuation as the model generates it.
+///
+/// # Errors
+/// If an option is out of range, if the model or its tokenizer cannot be used, or if `out` cannot be written.
 pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
     let sampling = sampling(args)?;
     let tokenizer = TokenizerFolder::open(&args.model, None)
-        .hint("a model's folder needs its tokenizer.json")?;
+        .hint("copy the model's tokenizer.json to its folder")?;
     let device = parse_device(&args.device).usage()?;
     let _lane = Lane::enter(std::thread::available_parallelism().map_or(1, usize::from));
     let model = Model::load(&args.model, &Placement::on(device, Kind::Float))?;
@@ -37,7 +40,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
     let began = Instant::now();
     while tokens.len() - prompt.len() < args.max_new_tokens {
         let Some(token) = generator.next_token()? else {
-            say("\nthe model was made for no more positions");
+            say("\nstopped: the sequence fills all positions of the model");
             break;
         };
         if token == tokenizer.end_token() {
@@ -55,7 +58,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
     let count = tokens.len() - prompt.len();
     let rate = count as f64 / began.elapsed().as_secs_f64();
     say(&format!(
-        "{count} tokens after {}, {rate:.1} tokens/s",
+        "{count} tokens after a prompt of {}, {rate:.1} tokens/s",
         prompt.len()
     ));
     Ok(())

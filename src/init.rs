@@ -16,10 +16,14 @@ use ddk_model::ModelConfig;
 
 use crate::cli;
 
+/// Writes a commented configuration for two model folders and a folder of text.
+///
+/// # Errors
+/// If the file exists already or cannot be written, or if a model or the text cannot be used.
 pub fn run(args: &cli::Init) -> Result<()> {
     if args.out.exists() {
-        return Err(anyhow!("{} is there already", args.out.display()))
-            .hint("name another file with --out")
+        return Err(anyhow!("{} already exists", args.out.display()))
+            .hint("choose another file with --out")
             .usage();
     }
     let teacher = ModelConfig::read(&args.teacher).usage()?;
@@ -58,7 +62,7 @@ fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
         }
     };
     if domains.is_empty() {
-        return Err(anyhow!("{} holds no text", args.data.display())).usage();
+        return Err(anyhow!("{} contains no text", args.data.display())).usage();
     }
     for (index, domain) in domains.iter().enumerate() {
         let twin = domains[..index]
@@ -119,7 +123,7 @@ fn look_into(domains: &[DomainSource]) -> Result<()> {
             }
             Err(error @ CorpusError::UnknownFormat { .. }) => refused.push(error.to_string()),
             Err(CorpusError::NoFiles { .. }) => warnings.push(format!(
-                "warning: domain `{}`: {} holds no file",
+                "warning: domain `{}`: {} contains no files",
                 domain.name, domain.files[0]
             )),
             Err(error) => return Err(advise(error)),
@@ -174,10 +178,10 @@ fn render(
         "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
          # Every key, its default and its meaning: docs/settings.md, or `ddk config schema`.\n\n\
          [run]\nname = \"{student}-from-{teacher}\"\n\
-         max_steps = 5000          # an end; or max_tokens, or max_intervals\n\n\
+         max_steps = 5000          # or max_tokens, or max_intervals\n\n\
          [corpus]\ndir = \"prepared/{student}-from-{teacher}\"   # the prepared corpus\n\
          sequence_length = {length}    # tokens per sequence\n\
-         validation_fraction = 0.05   # documents set aside, by a hash of their content\n\
+         validation_fraction = 0.05   # share of documents held out, chosen by a hash of their content\n\
          validation_documents = 500\n\n\
          [teacher]\nmodel = {of_teacher}\n\
          # devices = [\"cuda:0\"]    # one entry per replica; \"cuda:0+cuda:1\" spreads one over two GPUs\n\
@@ -185,11 +189,11 @@ fn render(
          [student]\nmodel = {of_student}\n\
          # device = \"cuda:1\"\n# dtype = \"bf16\"\n\n\
          [training]\nglobal_batch_size = 16    # sequences per optimizer step\n\
-         micro_batch_size = 4      # sequences at a time: smaller needs less memory\n\n\
+         micro_batch_size = 4      # sequences at a time; fewer need less memory\n\n\
          [optimizer]\nlr = 3e-5                 # the peak, after the warmup\n\n\
          [lr_scheduler]\nwarmup_steps = 100\nmin_lr = 3e-6             # at the end of a cosine\n\n\
-         [mixture]\nalpha = 0.5               # 0: all domains alike; 1: no floor\n\
-         interval = 500            # steps between two updates of the mixture\n\n\
+         [mixture]\nalpha = 0.5               # 0: all domains equal; 1: no floor\n\
+         interval = 500            # steps between updates of the mixture\n\n\
          [objective]\ngamma = 0.2               # loss = CE + gamma KL(teacher, student)\n\n\
          [checkpoint]\ninterval = 500            # steps\n",
         out = args.out.display(),

@@ -28,6 +28,9 @@ struct Explanation {
 }
 
 /// Computes the next mixture for the given perplexities and prints it.
+///
+/// # Errors
+/// If an argument is out of range or has the wrong number of values, or if `out` cannot be written.
 pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
     let explanation = explain(args).usage()?;
     if args.json {
@@ -48,11 +51,10 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
             domains.len()
         ),
         ("sheared", _) => {
-            "previous x student's over teacher's perplexity where that is over 1, normalized \
-                           (dynamic batch loading)"
+            "previous x ratio (x 1 if the ratio is below 1), normalized (dynamic batch loading)"
                 .to_owned()
         }
-        _ => "the discrepancy, whatever the previous weights were".to_owned(),
+        _ => "the discrepancy; the previous weights have no effect".to_owned(),
     };
     let columns = [
         ("student", 3, &args.student_ppl),
@@ -88,7 +90,7 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
     let same_length = |name: &str, length: usize| {
         ensure!(
             length == count,
-            "--{name} has {length} values, but --student-ppl has {count}: give one for each domain, in the same order"
+            "--{name} has {length} values, but --student-ppl has {count}: give one per domain, in the same order"
         );
         Ok(())
     };
@@ -100,14 +102,14 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
         for value in values {
             ensure!(
                 value.is_finite() && *value >= 1.0,
-                "--{name} holds {value}: a perplexity is a finite number of at least 1"
+                "--{name} contains {value}, expected finite perplexities of at least 1"
             );
         }
     }
     let alpha = args.alpha;
     ensure!(
         (0.0..=1.0).contains(&alpha),
-        "--alpha is {alpha}: give a number from 0 to 1"
+        "--alpha is {alpha}, expected a number from 0 to 1"
     );
     let domains = match &args.domains {
         Some(names) => {
@@ -126,7 +128,7 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
             let mut weights = previous.iter();
             ensure!(
                 weights.all(|weight| (0.0..=1.0).contains(weight)) && (sum - 1.0).abs() <= 1e-3,
-                "--previous sums to {sum}: give weights from 0 to 1 that sum to 1"
+                "--previous sums to {sum}, expected weights from 0 to 1 that sum to 1"
             );
             previous.clone()
         }

@@ -17,10 +17,14 @@ pub const TOKEN: &str = "DDK__TELEMETRY__TOKEN";
 /// Characters that keep a token from being guessed.
 const TOKEN_LENGTH: usize = 16;
 
+/// Serves the pages of all runs in a folder until the process is told to stop.
+///
+/// # Errors
+/// If there is no such folder, if the token is not usable, or if the server cannot start.
 pub fn run(args: &cli::Serve) -> Result<()> {
     if !args.runs.is_dir() {
-        return Err(anyhow!("{} is no folder", args.runs.display()))
-            .hint("name the folder that holds the runs' folders; it is run.output_dir of their configurations")
+        return Err(anyhow!("{} is not a folder", args.runs.display()))
+            .hint("pass the folder that contains the run folders: run.output_dir in their configurations")
             .usage();
     }
     let token = token()?;
@@ -28,10 +32,10 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     let server = ddk_telemetry::serve(args.address, site).map_err(|error| match error {
         ServeError::NeedsToken(_) => usage(with_hint(
             error,
-            format!("put a token of {TOKEN_LENGTH} characters or more into {TOKEN}: for example that of \
+            format!("set {TOKEN} to a token of at least {TOKEN_LENGTH} characters, for example the output of \
                      `openssl rand -hex 16`"),
         )),
-        other => with_hint(other, "--address chooses another address and port"),
+        other => with_hint(other, "choose another address and port with --address"),
     })?;
     say(&format!(
         "the runs in {}: http://{}/",
@@ -52,7 +56,10 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     })
 }
 
-/// The token of the environment, where there is one.
+/// Returns the token from the environment, if there is one.
+///
+/// # Errors
+/// If the token is too short, or holds other characters than letters, digits, `-`, `.`, `_` and `~`.
 pub fn token() -> Result<Option<String>> {
     match std::env::var(TOKEN) {
         Ok(token) if !Token::new(token.clone()).is_usable() => Err(anyhow!(

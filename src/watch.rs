@@ -33,6 +33,10 @@ pub struct Snapshot {
     pub events: Vec<RunEvent>,
 }
 
+/// Shows a run in the terminal until the user leaves. Prints it once if the output is not a terminal.
+///
+/// # Errors
+/// If the run cannot be reached, if the terminal cannot be drawn on, or if `out` cannot be written.
 pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
     let mut source = Source::open(&args.run)?;
     let first = source.look()?;
@@ -44,7 +48,7 @@ pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
     thread::Builder::new()
         .name("watch".to_owned())
         .spawn(move || ask(source, &sender))?;
-    let mut terminal = ratatui::try_init().context("the terminal cannot be drawn on")?;
+    let mut terminal = ratatui::try_init().context("cannot draw on the terminal")?;
     let drawn = show(first, &news, |snapshot, problem| {
         terminal.draw(|frame| view::draw(frame, snapshot, problem))?;
         Ok(())

@@ -35,7 +35,10 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// The worker's thread: interval after interval, to the run's end.
+    /// Runs the worker's thread: sends the micro-batches of one interval after another until the run ends.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] when the run ends, or [`Exit::Failed`] if the hook fails.
     pub fn work(self, ready: Ready) -> Result<(), Exit> {
         ready.say();
         let mut sequence = 0;

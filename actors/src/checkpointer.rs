@@ -42,7 +42,10 @@ pub struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// The worker's thread.
+    /// Runs the worker's thread: writes each requested checkpoint until the student has ended.
+    ///
+    /// # Errors
+    /// None: a checkpoint that cannot be written is recorded as an event, and the worker continues.
     pub fn work(mut self, ready: Ready) -> Result<(), Exit> {
         ready.say();
         while let Ok(request) = self.input.recv() {
@@ -82,7 +85,7 @@ impl Checkpointer {
                     tracing::warn!(
                         step,
                         error = message,
-                        "saved, but checkpoints that need not stay could not be removed"
+                        "saved, but cannot remove old checkpoints"
                     );
                     event(EventKind::RetentionFailed, &message);
                 }
@@ -92,7 +95,7 @@ impl Checkpointer {
                 tracing::error!(
                     step,
                     error = message,
-                    "a checkpoint could not be saved; the ones before it stay"
+                    "cannot save a checkpoint; the earlier ones are kept"
                 );
                 event(EventKind::SaveFailed, message);
             }
@@ -103,7 +106,7 @@ impl Checkpointer {
                 bytes: report.bytes,
                 seconds,
             });
-            let refusal = |error| Refusal(format!("step {step} could not be saved: {error}"));
+            let refusal = |error| Refusal(format!("cannot save step {step}: {error}"));
             // Whoever asked may have left.
             let _ = asked.send(outcome.map_err(refusal));
         }

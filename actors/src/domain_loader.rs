@@ -24,7 +24,11 @@ pub struct DomainLoader {
 }
 
 impl DomainLoader {
-    /// The worker's thread.
+    /// Runs the worker's thread: sends the domain's sequences to the batcher until the run ends.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] when the run ends, or [`Exit::Failed`] if the domain cannot be opened or a sequence cannot be
+    /// read.
     pub fn work(&self, ready: Ready) -> Result<(), Exit> {
         let mut cursor = *self.cursor.lock();
         let mut rows = (self.rows)(self.domain, cursor)?;

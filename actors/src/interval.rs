@@ -30,7 +30,6 @@ pub struct Interval {
     /// Where each domain stood before it.
     pub cursors: Vec<Cursor>,
     /// The last evaluation before it.
-    #[serde(default)]
     pub evaluated: Evaluation,
     /// Its line in `mixture.jsonl`, which the student writes before its first step; none where that has been done.
     #[serde(skip)]

@@ -1,18 +1,28 @@
-//! Who does what, and when: the actors of a distillation run.
+//! The actors of a distillation run: messages and supervision.
 //!
 //! ```text
-//! DomainLoader x N ─rows─▶ Batcher ─micro-batches─▶ Teacher x M ─labeled─▶ Student ─snapshots─▶ Checkpointer
-//!                             ▲                                               │
-//!                             └──────interval── WeightScheduler ◀─────────────┘ perplexities
+//! DomainLoader x N ─sequences─▶ Batcher ─micro-batches─▶ Teacher x M ─labeled─▶ Student ─snapshots─▶ Checkpointer
+//!                                  ▲                                               │
+//!                                  └──────interval── WeightScheduler ◀─────────────┘ perplexities
 //! ```
 //!
-//! Data goes over bounded channels between threads; control goes over small messages between ractor actors,
-//! whose handlers never block. A part that computes is a *worker*: a named thread with a loop, owned by an
-//! actor ([`worker`]) that tells the actor of the [`run`] how it ended. Parts that only decide ([`weight_scheduler`])
-//! are actors without a thread.
+//! Data goes over bounded channels between threads. Control goes over small messages between ractor actors, whose
+//! handlers never block. A *worker* computes: it is a named thread with a loop, owned by an actor ([`worker`]) that
+//! tells the actor of the [`run`] how it ended. Actors that only decide ([`weight_scheduler`]) have no thread.
 //!
-//! What is computed is behind [`ports`], so that this crate never sees libtorch; `ddk-jobs` joins both. What is
-//! sent goes over a [`channel`] whose ends show what their workers wait for. Start with [`run::Run::start`].
+//! [`ports`] hide what is computed, so this crate never sees libtorch; `ddk-jobs` joins both. [`channel`]s show what
+//! their workers wait for. Start with [`run::Run::start`].
+//!
+//! ```
+//! use ddk_actors::LossHistory;
+//!
+//! let recovery = ddk_settings::Recovery { spike_min_history: 4, ..Default::default() };
+//! let mut history = LossHistory::default();
+//! for loss in [2.0, 2.1, 1.9, 2.0] {
+//!     history.push(loss, &recovery);
+//! }
+//! assert!(history.is_spike(9.0, &recovery) && !history.is_spike(2.1, &recovery));
+//! ```
 
 pub mod batch;
 pub mod batcher;

@@ -178,7 +178,7 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
             (
                 "objective.chunk_size",
                 half.into(),
-                format!("the head takes {half} positions at a time now"),
+                format!("the LM head now takes {half} positions at a time"),
             )
         })
     };
@@ -188,7 +188,7 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
             (
                 "teacher.batch_size",
                 rows.into(),
-                format!("the teacher takes {rows} rows at a time now"),
+                format!("the teacher now takes {rows} sequences at a time"),
             )
         }
         Work::Evaluate if evaluation_rows > 1 => {
@@ -196,7 +196,7 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
             (
                 "evaluation.batch_size",
                 rows.into(),
-                format!("an evaluation takes {rows} documents at a time now"),
+                format!("an evaluation now takes {rows} documents at a time"),
             )
         }
         Work::Train if micro_rows > 1 => {
@@ -204,13 +204,13 @@ fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments
             (
                 "training.micro_batch_size",
                 rows.into(),
-                format!("a micro-batch has {rows} rows now"),
+                format!("a micro-batch now has {rows} sequences"),
             )
         }
         Work::Train if !settings.student.activation_checkpointing => (
             "student.activation_checkpointing",
             true.into(),
-            "the backward pass recomputes activations now".to_owned(),
+            "activation checkpointing is now on".to_owned(),
         ),
         Work::Train | Work::Evaluate => of_head()?,
         Work::Label => return None,

@@ -1,10 +1,10 @@
 //! The actor of a run: builds a generation of workers, supervises it, decides what follows from failures, and hands
 //! commands on to the student.
 //!
-//! It owns both ends of every data queue and what each worker has in hand, so that a restarted worker continues
-//! with the same queue and loses nothing. A generation ends at the student: when that has ended, the `stop` channel is
-//! closed, which every blocking call of every other worker also waits on. After a rewind, the next generation is built
-//! from the last checkpoint.
+//! It keeps the ends of the loaders' and teachers' queues and what these workers have in hand, so that a restarted worker
+//! continues with the same queue and loses nothing. A generation ends with the student: then the `stop` channel closes,
+//! and every blocking call of the other workers returns. After a rewind, the next generation starts from the last
+//! checkpoint.
 
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
 
@@ -83,7 +83,7 @@ impl RunHandle {
         match self.0.call(request, None).await {
             Ok(CallResult::Success(outcome)) => outcome,
             _ => Err(Refusal(
-                "the run ended, or went back to its last checkpoint, before it could do that"
+                "the run ended or rewound to its last checkpoint before it could do that"
                     .to_owned(),
             )),
         }
@@ -143,7 +143,7 @@ impl Run {
     pub async fn ended(self) -> Result<Option<Outcome>, RunError> {
         let _ = self.task.await;
         let ended = self.result.lock().take();
-        ended.unwrap_or_else(|| Err(RunError::Lost("the actor of the run ended".to_owned())))
+        ended.unwrap_or_else(|| Err(RunError::Lost("the run's actor ended".to_owned())))
     }
 }
 
@@ -241,7 +241,8 @@ impl Actor for RunActor {
                 }
                 // The process that the run is in knows more.
                 Command::Status => {
-                    let refusal = Refusal("the workers do not know how the run stands".to_owned());
+                    let refusal =
+                        Refusal("the workers do not know the status of the run".to_owned());
                     let _ = request.reply.send(Err(refusal));
                 }
                 _ => state.tell(StudentCommand::Request(request)),
@@ -367,7 +368,7 @@ impl State {
             }
             Remedy::Rewind(rewind) => self.next = Some(Next::Rewind(rewind)),
             Remedy::Abandon => {
-                tracing::error!(part = %worker, cause = %exit, "a part of the run failed");
+                tracing::error!(part = %worker, cause = %exit, "a worker failed");
                 let cause = exit;
                 self.next
                     .get_or_insert(Next::Fail(RunError::Worker { worker, cause }));

@@ -21,15 +21,12 @@ pub struct LoopState {
     pub baseline: Perplexities,
     /// What the next interval is decided by, where mixtures lag: the evaluation made when this interval
     /// began, empty where none was due then.
-    #[serde(default)]
     pub lagged_evaluation: Option<Evaluation>,
     /// Tokens drawn from each domain in this interval so far.
     pub interval_tokens: Vec<u64>,
     /// Losses by domain of this interval's updates so far, where the mixture is moved by them.
-    #[serde(default)]
     pub interval_losses: TrainingSums,
     /// Gap to the teacher at each evaluation so far.
-    #[serde(default)]
     pub measured: Vec<Measured>,
     /// Sums over the run.
     pub totals: Totals,
@@ -38,7 +35,6 @@ pub struct LoopState {
     /// The losses that a spike is told by.
     pub loss_history: LossHistory,
     /// Steps whose update was skipped since the last update. Steps on the skip list do not count.
-    #[serde(default)]
     pub consecutive_skips: Vec<u64>,
 }
 
@@ -224,19 +220,14 @@ pub struct Totals {
     /// Time that training waited for snapshots.
     pub save_stall_seconds: f64,
     /// Time that somebody paused the run for; no part of `distill_seconds`.
-    #[serde(default)]
     pub paused_seconds: f64,
     /// Floating-point operations of the teacher's labeling.
-    #[serde(default)]
     pub teacher_flops: f64,
     /// Of the student's training.
-    #[serde(default)]
     pub student_flops: f64,
     /// Of all evaluations, the teacher's included.
-    #[serde(default)]
     pub evaluation_flops: f64,
     /// Of those that the mixture was decided by.
-    #[serde(default)]
     pub mixture_flops: f64,
 }
 

@@ -23,7 +23,11 @@ use crate::{
 };
 
 impl<S: Student> StudentLane<S> {
-    /// The worker's thread.
+    /// Runs the worker's thread: trains until the run finishes or stops, then waits for the last checkpoint.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] if the run is abandoned, or [`Exit::Failed`] if the student cannot be built or if a step, an
+    /// evaluation, or the last checkpoint fails.
     pub fn work(
         self,
         factory: StudentFactory<S>,

@@ -63,7 +63,12 @@ pub struct TeacherLane<T: Teacher> {
 }
 
 impl<T: Teacher> TeacherLane<T> {
-    /// The worker's thread.
+    /// Runs the worker's thread: labels micro-batches in order. Lane 0 also evaluates the teacher and copies of the
+    /// student.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] when the run ends, or [`Exit::Failed`] if the teacher cannot be built or if a label or an
+    /// evaluation fails.
     pub fn work(&self, ready: Ready) -> Result<(), Exit> {
         let mut teacher = (self.factory)(self.lane)?;
         ready.say();

@@ -255,7 +255,7 @@ impl WeightSchedulerState {
                         steps_done: 0,
                     };
                     let sent = self.intervals.try_send(set);
-                    sent.map_err(|_| "the batcher does not take the next interval")?;
+                    sent.map_err(|_| "the batcher does not accept the next interval")?;
                 }
                 Verdict::Finish(reason) => {
                     self.finished = true;
@@ -277,9 +277,12 @@ pub(crate) fn announce(line: &MixtureLine, context: &Context) -> Result<(), RunF
         tracing::warn!(
             step = line.step,
             reason,
-            "the mixture stays: an update was refused"
+            "the mixture is unchanged: an update was refused"
         );
-        let message = format!("the mixture of interval {} stays: {reason}", line.interval);
+        let message = format!(
+            "the mixture of interval {} is unchanged: {reason}",
+            line.interval
+        );
         context.event(line.step, EventKind::Refused, &message)?;
     }
     publish(line);

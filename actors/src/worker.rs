@@ -140,6 +140,9 @@ impl Context {
     }
 
     /// Records an event and tells the observer.
+    ///
+    /// # Errors
+    /// If the event cannot be written to `events.jsonl`.
     pub fn event(&self, step: u64, kind: EventKind, message: &str) -> Result<(), RunFileError> {
         let event = self.journal.event(step, kind, message)?;
         self.observer.on_event(&event);

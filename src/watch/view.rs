@@ -44,7 +44,7 @@ pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
         None if !status.problems.is_empty() => {
             Line::from(format!(" {}", status.problems.join("; "))).red()
         }
-        None if status.state.is_ended() => Line::from(" q leaves").dim(),
+        None if status.state.is_ended() => Line::from(" q quits").dim(),
         None => Line::from(" q quits; the run continues").dim(),
     };
     frame.render_widget(Paragraph::new(said), foot);

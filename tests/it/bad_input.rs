@@ -281,7 +281,10 @@ fn a_teacher_that_is_the_student_is_refused() {
     );
     says(
         &said,
-        &["teacher and student are the same weights", "models/student"],
+        &[
+            "teacher and student have the same weights",
+            "models/student",
+        ],
     );
     assert!(!world.path().join("runs").exists());
 }
@@ -296,7 +299,7 @@ fn a_damaged_model_is_an_error_of_the_start() {
         &world.fail(1, &["train", "config.toml"]),
         &[
             "models/student/model.safetensors",
-            "not a whole safetensors file",
+            "not a complete safetensors file",
         ],
     );
     fs::remove_file(&path).unwrap();
@@ -315,14 +318,14 @@ fn a_folder_that_holds_another_run_is_not_touched() {
     says(
         &said,
         &[
-            "runs/small holds another run",
-            "`run.max_steps` was 4, and is 3 now",
+            "runs/small contains a different run",
+            "`run.max_steps` was 4 and is now 3",
             "choose another run.name",
         ],
     );
     says(
         &world.fail(1, &["train", "config.toml", "--no-resume"]),
-        &["holds a run already", "--no-resume"],
+        &["already contains a run", "--no-resume"],
     );
     // The same weights, computed with otherwise.
     let path = world.path().join("models/teacher/config.json");
@@ -333,7 +336,10 @@ fn a_folder_that_holds_another_run_is_not_touched() {
     let said = world.fail(2, &["train", "config.toml", "--set", "run.max_steps=4"]);
     says(
         &said,
-        &["holds another run", "the teacher's config.json changed"],
+        &[
+            "contains a different run",
+            "the teacher's config.json changed",
+        ],
     );
     fs::write(&path, text).unwrap();
     // Another teacher is another run too.
@@ -353,7 +359,7 @@ fn a_folder_that_holds_another_run_is_not_touched() {
     fs::write(world.path().join("runs/thesis/chapter-1.tex"), "").unwrap();
     says(
         &world.fail(1, &["train", "config.toml", "--set", "run.name=thesis"]),
-        &["runs/thesis is not empty and does not hold a run"],
+        &["runs/thesis is not empty and is not the folder of a run"],
     );
 }
 

@@ -101,7 +101,7 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
     world.succeed(&["train", "config.toml", "--set", "checkpoint.keep_latest=9"]);
     let said = world.fail(2, &["train", "config.toml", "--resume-from", "6"]);
     assert!(
-        said.contains("is done: it does not resume from step 6") && said.contains("--fork"),
+        said.contains("is finished: it cannot resume from step 6") && said.contains("--fork"),
         "{said}"
     );
     let none = [
@@ -193,7 +193,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
         "6",
     ]);
     assert!(
-        stderr(&output).contains("2 of 3 domains stay, 1 are new"),
+        stderr(&output).contains("2 of 3 domains are kept, 1 are new"),
         "{}",
         stderr(&output)
     );
@@ -353,7 +353,7 @@ fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
     let world = World::new();
     let said = world.fail(2, &["train", "config.toml", "--restart"]);
     assert!(
-        said.contains("there is no run in runs/small to start over"),
+        said.contains("there is no run in runs/small to restart"),
         "{said}"
     );
     assert!(!world.run_folder().exists());

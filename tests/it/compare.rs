@@ -33,7 +33,7 @@ fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
     let output = world.succeed(&COMPARE);
     let said = stderr(&output);
     assert!(
-        said.contains("4 runs in runs/small, of which 0 are done"),
+        said.contains("4 runs in runs/small, 0 of them finished"),
         "{said}"
     );
     assert!(said.contains("[4/4] ddk, seed 1, about "), "{said}");
@@ -72,7 +72,7 @@ fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
 
     let again = world.succeed(&COMPARE);
     assert!(
-        stderr(&again).contains("of which 4 are done"),
+        stderr(&again).contains("4 of them finished"),
         "{}",
         stderr(&again)
     );
@@ -133,7 +133,7 @@ fn an_interrupted_comparison_goes_on_where_it_was() {
     let output = world.succeed(&COMPARE);
     let said = stderr(&output);
     assert!(
-        said.contains("of which 1 are done") || said.contains("of which 2 are done"),
+        said.contains("1 of them finished") || said.contains("2 of them finished"),
         "{said}"
     );
     for run in ["kd/seed-0", "kd/seed-1", "ddk/seed-0", "ddk/seed-1"] {
@@ -169,19 +169,23 @@ fn a_sweep_that_makes_some_runs_longer_is_refused() {
     let said = world.fail(2, &[&longer[..], &intervals].concat());
     // 4 and 8 steps of 8 rows of 32 tokens.
     assert!(
-        said.contains("mixture.interval: with 4 a run is 2048 tokens long, with 2 1024")
+        said.contains("mixture.interval: a run with 4 trains on 2048 tokens, a run with 2 on 1024")
             && said.contains("run.max_tokens"),
         "{said}"
     );
     let said = world.fail(2, &["compare", "config.toml", "--sweep", "run.seed=1,2"]);
-    assert!(said.contains("a comparison sets that itself"), "{said}");
+    assert!(said.contains("a comparison sets this key itself"), "{said}");
     let twice = [
         "compare",
         "config.toml",
         "--sweep",
         "objective.gamma=0.1,0.1",
     ];
-    assert!(world.fail(2, &twice).contains("0.1 is there twice"));
+    assert!(
+        world
+            .fail(2, &twice)
+            .contains("the value 0.1 appears twice")
+    );
     let rows = [
         "compare",
         "config.toml",
@@ -191,7 +195,7 @@ fn a_sweep_that_makes_some_runs_longer_is_refused() {
     assert!(
         world
             .fail(2, &rows)
-            .contains("training.global_batch_size: with 8")
+            .contains("training.global_batch_size: a run with 8")
     );
 }
 

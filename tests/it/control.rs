@@ -80,7 +80,7 @@ fn a_run_that_trains_and_one_that_is_paused_do_what_they_are_told() {
         assert!(refused(&world, run, &["resume"]).contains("not paused"));
 
         let step = ask(&["pause"])["step"].as_u64().unwrap();
-        assert!(refused(&world, run, &["pause"]).contains("paused already"));
+        assert!(refused(&world, run, &["pause"]).contains("already paused"));
         let status = ask(&["status"]);
         assert_eq!(
             (&status["state"], status["step"].as_u64()),
@@ -142,19 +142,19 @@ fn a_run_that_nobody_works_on_has_a_status_alone() {
     ] {
         let said = refused(&world, "runs/small", command);
         assert!(
-            said.contains("no process works on the run in runs/small: it is finished"),
+            said.contains("no process is training the run in runs/small: it is finished"),
             "{said}"
         );
         assert!(said.contains("hint: "), "{said}");
     }
     let said = world.fail(2, &["ctl", "runs/none", "status"]);
-    assert!(said.contains("runs/none holds no run"), "{said}");
+    assert!(said.contains("there is no run in runs/none"), "{said}");
     let said = world.fail(2, &["ctl", "runs/small", "set", "optimizer.lr"]);
     assert!(said.contains("optimizer.lr is not KEY=VALUE"), "{said}");
 
     // What a process that was killed has left.
     drop(UnixListener::bind(world.run_folder().join("control.sock")).unwrap());
-    assert!(refused(&world, "runs/small", &["pause"]).contains("no process works on the run"));
+    assert!(refused(&world, "runs/small", &["pause"]).contains("no process is training the run"));
 }
 
 #[test]

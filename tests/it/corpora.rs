@@ -103,7 +103,12 @@ fn prepared_files_are_verified_and_looked_at() {
         "1",
     ]);
     let said = String::from_utf8(inspected.stdout).unwrap();
-    for expected in ["rivers: ", "tokens of a document", "row 0 of", "the ford"] {
+    for expected in [
+        "rivers: ",
+        "tokens per document",
+        "sequence 0 of",
+        "the ford",
+    ] {
         assert!(said.contains(expected), "no {expected:?} in {said}");
     }
     let said = world.fail(2, &["data", "inspect", "config.toml", "--domain", "lakes"]);
@@ -181,12 +186,12 @@ fn a_run_keeps_the_corpus_that_it_was_made_from() {
     let eval = ["eval", "config.toml", "--model", "models/student"];
     let said = stderr(&world.succeed(&eval));
     assert!(
-        said.contains("warning: coins is taken as it is prepared"),
+        said.contains("warning: using the prepared coins as it is"),
         "{said}"
     );
     let said = world.fail(2, &["train", "config.toml"]);
     assert!(
-        said.contains("was made from the domain `coins` as it is prepared")
+        said.contains("was trained on the prepared domain `coins`, which is stale")
             && said.contains("coins.jsonl has changed"),
         "{said}"
     );
@@ -203,7 +208,7 @@ fn a_run_keeps_the_corpus_that_it_was_made_from() {
         "6",
     ];
     let said = world.fail(2, &fork);
-    assert!(said.contains("runs/small was made from"), "{said}");
+    assert!(said.contains("runs/small was trained on"), "{said}");
     // Replaced all the same, and its source put back: nothing is left to keep, and the corpus is made as it was.
     world.succeed(&["prepare", "config.toml"]);
     copy(&before, &sources);

@@ -87,7 +87,7 @@ fn documents_that_give_another_text_are_refused() {
     refuses(
         &command.output().unwrap(),
         &[
-            "do not give the demo's text of this version",
+            "do not produce this version's demo text",
             "\n  cpp: ",
             "\n  rust: ",
             "hint: remove",
@@ -113,8 +113,8 @@ fn text_of_an_earlier_version_is_refused_and_kept() {
         refuses(
             &command.output().unwrap(),
             &[
-                &format!("{} is not the demo's text of this version", old.display()),
-                "hint: an earlier version wrote it, or it was changed: move",
+                &format!("{} is not this version's demo text", old.display()),
+                "hint: an earlier version wrote it, or it was edited: move",
             ],
         );
     }

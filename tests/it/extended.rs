@@ -153,10 +153,10 @@ fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
     assert!(world.student_weights() == whole.student_weights());
     // Done again, with the new limit; a smaller one is refused, whatever was made.
     let said = train(&world, &[], &longer);
-    assert!(said.contains("is done already"), "{said}");
+    assert!(said.contains("is already finished"), "{said}");
     let said = world.fail(2, &["train", "config.toml"]);
     assert!(
-        said.contains("`run.max_steps` was 16, and is 12 now"),
+        said.contains("`run.max_steps` was 16 and is now 12"),
         "{said}"
     );
     let events = world.lines("events.jsonl");

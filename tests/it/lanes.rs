@@ -60,7 +60,7 @@ fn a_choice_by_measurement_is_said_kept_and_gone_on_with() {
     given.succeed(&arguments(&sets));
     assert!(world.trajectory() == given.trajectory());
     assert!(world.student_weights() == given.student_weights());
-    assert!(stderr(&world.succeed(&arguments(&auto))).contains("done already"));
+    assert!(stderr(&world.succeed(&arguments(&auto))).contains("already finished"));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn bench_says_where_the_time_goes() {
     let output = world.succeed(&["bench", "config.toml", "--seconds", "0.1"]);
     let text = String::from_utf8(output.stdout).unwrap();
     for word in [
-        "8 rows of 32 tokens",
+        "8 sequences of 32 tokens",
         "teacher ",
         "heads and losses",
         "optimizer",

@@ -339,7 +339,10 @@ fn a_fork_may_have_another_policy() {
         2,
         &[&fork[..], &["--set", "mixture.policy=doremi"]].concat(),
     );
-    assert!(said.contains("a fork has no phases before it"), "{said}");
+    assert!(
+        said.contains("a fork does not run the phases of DoReMi"),
+        "{said}"
+    );
 }
 
 /// Each replica's weights count on its own devices; those of a replica that is spread over two count in

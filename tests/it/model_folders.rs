@@ -74,7 +74,7 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
         assert_eq!(world.lines("run.jsonl").len(), 20, "{pair}");
         let (ready, said) = check(&world, &[]);
         assert!(
-            ready && said.contains("passes at the floor"),
+            ready && said.contains("epochs at the floor"),
             "{pair}: {said}"
         );
 
@@ -294,7 +294,7 @@ fn check_catches_too_little_memory_and_says_what_to_change() {
             "--set",
             "training.global_batch_size=1000000",
         ],
-        &["cpu lacks", "training.micro_batch_size"],
+        &["cpu is short of", "training.micro_batch_size"],
     );
 }
 
@@ -384,7 +384,7 @@ fn init_does_not_overwrite() {
         ],
     );
     assert!(
-        said.contains("my.toml is there already") && said.contains("--out"),
+        said.contains("my.toml already exists") && said.contains("--out"),
         "{said}"
     );
 }

@@ -182,7 +182,7 @@ fn layers_that_the_models_have_not_are_named() {
         ],
     );
     assert!(
-        said.contains("[2, 2]") && said.contains("the student has the layers 1 to 1"),
+        said.contains("[2, 2]") && said.contains("the student has layers 1 to 1"),
         "{said}"
     );
 }

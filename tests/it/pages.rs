@@ -311,7 +311,7 @@ fn watch_tells_of_a_folder_and_of_a_server() {
     let url = format!("http://{address}/run?name=small");
     let said = world.fail(1, &["watch", &url]);
     assert!(
-        said.contains("asks for its token") && said.contains("DDK__TELEMETRY__TOKEN"),
+        said.contains("requires its token") && said.contains("DDK__TELEMETRY__TOKEN"),
         "{said}"
     );
     let output = world
@@ -327,7 +327,7 @@ fn watch_tells_of_a_folder_and_of_a_server() {
     let said = world.fail(2, &["watch", "runs/absent"]);
     assert!(said.contains("there is no run in runs/absent"), "{said}");
     let said = world.fail(2, &["watch", "https://example"]);
-    assert!(said.contains("does not begin with http://"), "{said}");
+    assert!(said.contains("does not start with http://"), "{said}");
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_run_that_others_reach_needs_a_token_and_its_folder_does_not_hold_it() {
     assert!(said.contains("DDK__TELEMETRY__TOKEN"), "{said}");
     let said = world.fail(2, &["serve", "runs", "--address", "0.0.0.0:0"]);
     assert!(
-        said.contains("there is no token") && said.contains("hint:"),
+        said.contains("no token is set") && said.contains("hint:"),
         "{said}"
     );
     let summary: Value =

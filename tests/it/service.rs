@@ -52,15 +52,15 @@ fn settings_are_read_again_at_sighup() {
         .take(3)
         .collect();
     assert!(
-        told[0].contains("checkpoint.interval was 3, is 7: taken"),
+        told[0].contains("checkpoint.interval was 3, is now 7: applied"),
         "{told:?}"
     );
     assert!(
-        told[2].contains("mixture.alpha") && told[2].contains("left as it is"),
+        told[2].contains("mixture.alpha") && told[2].contains("not applied"),
         "{told:?}"
     );
     assert!(
-        told[1].contains("lr_scheduler.min_lr") && told[1].contains("taken"),
+        told[1].contains("lr_scheduler.min_lr") && told[1].contains(": applied"),
         "{told:?}"
     );
     // Long enough for the three that stay to be of the new rhythm.

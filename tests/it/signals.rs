@@ -113,7 +113,7 @@ fn a_run_that_is_summed_up_stays_done_when_its_report_is_cut_short() {
     assert_ne!(last_event(&world).0, "stopped");
     assert!(!world.run_folder().join("report.html").exists());
     let output = world.succeed(&["train", "config.toml"]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("is done already"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is already finished"));
     assert!(world.run_folder().join("report.html").exists());
 }
 

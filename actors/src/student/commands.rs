@@ -66,9 +66,9 @@ impl<S: Student> StudentLane<S> {
                 None => Err(Refusal("the run is not paused".to_owned())),
             },
             Command::Set { values } => self.set(core.step() + 1, source, values),
-            Command::Status | Command::Stop => {
-                Err(Refusal("the student does not do that".to_owned()))
-            }
+            Command::Status | Command::Stop => Err(Refusal(
+                "the student does not handle this command".to_owned(),
+            )),
         };
         // Whoever asked may have left.
         let _ = reply.send(outcome);
@@ -95,7 +95,7 @@ impl<S: Student> StudentLane<S> {
 
     fn pause(&self, step: u64) -> Outcome {
         if self.told.paused.get().is_some() {
-            return Err(Refusal("the run is paused already".to_owned()));
+            return Err(Refusal("the run is already paused".to_owned()));
         }
         self.told.paused.set(Some(Instant::now()));
         self.context.board.set_state(State::Paused);

@@ -172,7 +172,7 @@ impl<'a, S: Student> Core<'a, S> {
             self.save(None)?;
             self.await_save().map_err(|error| {
                 PortError::Other(format!(
-                    "the last checkpoint could not be saved (the ones before it stay): {error}"
+                    "cannot save the last checkpoint (the earlier ones are kept): {error}"
                 ))
             })?;
         }
@@ -299,5 +299,5 @@ fn took(phase: &str, seconds: f64) {
 }
 
 fn unwritten(error: RunFileError) -> PortError {
-    PortError::Other(format!("a line cannot be written: {}", with_causes(&error)))
+    PortError::Other(format!("cannot write a record: {}", with_causes(&error)))
 }

@@ -165,7 +165,7 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing() {
         "optimizer.lr=fast: invalid type",
         "unknown field `rate`",
         "`optimizer.beta1` cannot change while the run trains; these can: ",
-        "the run is paused already",
+        "the run is already paused",
     ] {
         assert!(
             refused.iter().any(|text| text.contains(expected)),

@@ -111,7 +111,7 @@ impl Checksums {
         if !whole || bytes.len() as u64 != first * SUM_BYTES as u64 {
             return Err(CorpusError::damaged(
                 &path,
-                "does not have the content that its manifest.json says: prepare it again (ddk prepare CONFIG --force)",
+                "does not match its manifest.json: prepare the corpus again (ddk prepare CONFIG --force)",
             ));
         }
         Ok(Self {
@@ -124,7 +124,9 @@ impl Checksums {
     /// The checksums of one file.
     pub(crate) fn of(&self, name: &str) -> Result<Blocks, CorpusError> {
         let Some(&(first, count)) = self.places.get(name) else {
-            let reason = format!("has no checksums of {name}: prepare it again (--force)");
+            let reason = format!(
+                "has no checksums of {name}: prepare the corpus again (ddk prepare CONFIG --force)"
+            );
             return Err(CorpusError::damaged(&self.path, reason));
         };
         let (first, count) = (first as usize, count as usize);

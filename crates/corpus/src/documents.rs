@@ -121,7 +121,7 @@ fn broken(file: &SourceFile, error: io::Error) -> Result<String, CorpusError> {
         Compression::None => Err(CorpusError::io("read", &file.path)(error)),
         // What zstd calls a window over the limit (ZSTD_error_frameParameter_windowTooLarge).
         Compression::Zstd if error.to_string().contains("too much memory") => Ok(format!(
-            "its zstd window is over {} MiB: compress it again without --long and --ultra",
+            "its zstd window is over {} MiB: compress it again without --long or --ultra",
             (1_u64 << ZSTD_WINDOW_LOG) >> 20
         )),
         _ => Ok(format!("the file is cut or damaged here: {error}")),

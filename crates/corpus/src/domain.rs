@@ -35,7 +35,10 @@ pub struct RowOptions {
 }
 
 impl PreparedDomain {
-    /// Opens `corpus/name` for rows of a packing and a length.
+    /// Opens `corpus/name` to read sequences of the given packing and length.
+    ///
+    /// # Errors
+    /// If the domain is not prepared with this packing and length, or if one of its files cannot be read or is damaged.
     pub fn open(corpus: &Path, name: &str, options: RowOptions) -> Result<Self, CorpusError> {
         let folder = corpus.join(name);
         let not_prepared = || CorpusError::NotPrepared {
@@ -48,7 +51,7 @@ impl PreparedDomain {
             let path = folder.join(MANIFEST);
             return Err(CorpusError::damaged(
                 &path,
-                format!("token_bytes is {width}"),
+                format!("token_bytes is {width}, expected 2 or 4"),
             ));
         }
         let index = index_file(&folder, options.packing, options.sequence_length);
@@ -91,7 +94,10 @@ impl PreparedDomain {
         &self.manifest.made_from.tokenizer_hash
     }
 
-    /// A training sequence by its number.
+    /// Returns the training sequence with this number.
+    ///
+    /// # Errors
+    /// If there is no such sequence, or if a prepared file cannot be read or is damaged.
     pub fn sequence(&self, number: u64) -> Result<Sequence, CorpusError> {
         let spans = self.index.spans(number)?;
         let mut sequence = Sequence {
@@ -142,7 +148,10 @@ impl PreparedDomain {
         self.tokens.lengths(self.manifest.documents)
     }
 
-    /// The validation documents, each cut at the sequence length.
+    /// Returns the validation documents, each cut at the sequence length.
+    ///
+    /// # Errors
+    /// If a prepared file cannot be read or is damaged.
     pub fn validation(&self) -> Result<Vec<Sequence>, CorpusError> {
         let of = |document| {
             let (start, end) = self.validation.bounds(document)?;

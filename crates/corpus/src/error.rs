@@ -34,7 +34,7 @@ pub enum CorpusError {
         pattern: String,
     },
     /// A glob that is not one.
-    #[error("domain `{domain}`: `{pattern}` is not a pattern: {reason}")]
+    #[error("domain `{domain}`: `{pattern}` is not a valid pattern: {reason}")]
     BadPattern {
         /// The domain.
         domain: String,
@@ -112,11 +112,11 @@ pub enum CorpusError {
         folder: PathBuf,
     },
     /// The receiving side of a preparation ended first; its own error is the one that is told.
-    #[error("the preparation was given up")]
+    #[error("the preparation was canceled")]
     Interrupted,
     /// A block of a prepared file that changed after it was written.
-    #[error("{} is damaged: the {bytes} bytes at byte {offset} do not have the checksum that they were written \
-             with: prepare the corpus again (ddk prepare CONFIG --force)", path.display())]
+    #[error("{} is damaged: the {bytes} bytes at byte {offset} do not match their checksum: prepare the corpus \
+             again (ddk prepare CONFIG --force)", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -164,8 +164,8 @@ pub struct RefusedFile {
 
 fn refused(count: usize, files: &[RefusedFile]) -> String {
     let mut text = match count {
-        1 => "the format of 1 file is not known".to_owned(),
-        _ => format!("the formats of {count} files are not known"),
+        1 => "1 file has an unknown format".to_owned(),
+        _ => format!("{count} files have unknown formats"),
     };
     for file in files {
         text.push_str(&format!("\n{}: {}", file.path.display(), file.reason));

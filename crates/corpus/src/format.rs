@@ -97,7 +97,7 @@ pub(crate) fn decide(path: &Path, given: Option<FileFormat>) -> Result<Format, S
         None => by_name(&inner)?,
     };
     if records == FileFormat::Parquet && compression != Compression::None {
-        return Err("Parquet files are compressed inside: unpack this one".to_owned());
+        return Err("Parquet files are already compressed inside: unpack this one".to_owned());
     }
     Ok(Format {
         records,
@@ -112,7 +112,7 @@ fn by_name(path: &Path) -> Result<FileFormat, String> {
         return if TEXT_NAMES.contains(&&*stem.to_ascii_lowercase()) {
             Ok(FileFormat::Text)
         } else {
-            Err("it has no extension that names a format".to_owned())
+            Err("it has no extension that tells its format".to_owned())
         };
     };
     let lower = extension.to_ascii_lowercase();

@@ -1,9 +1,18 @@
-//! From sources to rows: files to documents, documents to token files, token files to rows of a fixed length.
+//! From sources to sequences: files to documents, documents to token files, token files to sequences of a fixed length.
 //!
-//! [`prepare`] does the work once and leaves one folder per domain: tokens, document index, row index, validation
-//! documents and a manifest that says what they were made from. Training only reads: [`PreparedDomain`] maps
-//! a folder and gives any row in constant time; [`RowReader`] gives the rows of each pass in an order drawn
-//! from (seed, domain, pass), so a cursor is two numbers. No libtorch in here.
+//! [`prepare`] works once and leaves one folder per domain: tokens, document index, sequence index, validation
+//! documents, and a manifest of its inputs. Training only reads. [`PreparedDomain`] maps a folder and returns any
+//! sequence in constant time. [`RowReader`] returns the sequences of each epoch in an order drawn from (seed, domain,
+//! epoch), so its cursor is two numbers. This crate has no libtorch.
+//!
+//! ```
+//! use ddk_corpus::{FileFormat, Template};
+//!
+//! let template = Template::parse("{question}\n{answer}").unwrap();
+//! assert_eq!(template.source(), "{question}\n{answer}");
+//! assert!(Template::parse("{question").is_err());
+//! # let _ = FileFormat::Jsonl;
+//! ```
 
 mod checksums;
 #[cfg(test)]

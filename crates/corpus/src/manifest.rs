@@ -12,9 +12,7 @@ use crate::{
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// Raised when the format, or what it is made by, changes.
-const FORMAT: u32 = 4;
-/// The format of domains with a loss mask. Up to format 4 they stored one prompt length per document.
-const MASKED_FORMAT: u32 = 5;
+pub(crate) const FORMAT: u32 = 6;
 /// The files that hold a domain's documents.
 pub(crate) const DATA_FILES: [&str; 8] = [
     "tokens.bin",
@@ -128,15 +126,15 @@ impl MadeFrom {
             return of_files;
         }
         let settings = [
-            ("text or text_field", self.text != now.text),
-            ("prompt", self.prompt != now.prompt),
-            ("domain_field or domain_value", self.only != now.only),
+            ("text_template or text_field", self.text != now.text),
+            ("prompt_template", self.prompt != now.prompt),
+            ("filter_field or filter_value", self.only != now.only),
             (
                 "max_bytes, max_documents, max_tokens, min_document_bytes or max_document_bytes",
                 self.limits != now.limits,
             ),
             (
-                "corpus.seed, or run.seed where that is not set,",
+                "corpus.seed (or run.seed if it is not set)",
                 self.seed != now.seed,
             ),
             (
@@ -174,20 +172,10 @@ fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
         .map(|gone| format!("{} is gone", gone.path.display()))
 }
 
-/// The format of a domain that is written now.
-pub(crate) fn format_of(masked: bool) -> u32 {
-    if masked { MASKED_FORMAT } else { FORMAT }
-}
-
 impl Manifest {
     /// Whether its documents have a loss mask.
     pub(crate) fn is_masked(&self) -> bool {
         self.made_from.prompt.is_some()
-    }
-
-    /// Whether masks are lengths of prompts, as in domains that an earlier version prepared.
-    pub(crate) fn stores_prompts(&self) -> bool {
-        self.is_masked() && self.format == FORMAT
     }
 
     /// The manifest of a prepared domain; `None` where there is none.
@@ -200,8 +188,7 @@ impl Manifest {
         let damaged = |error: serde_json::Error| CorpusError::damaged(&path, error.to_string());
         let manifest: Value = serde_json::from_str(&text).map_err(damaged)?;
         // What another version wrote cannot be read, and is prepared again.
-        let is_masked = manifest["made_from"]["prompt"].is_string();
-        if manifest["format"] != format_of(is_masked) && manifest["format"] != FORMAT {
+        if manifest["format"] != FORMAT {
             return Ok(None);
         }
         Ok(Some(serde_json::from_value(manifest).map_err(damaged)?))

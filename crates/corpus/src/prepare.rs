@@ -39,11 +39,15 @@ pub struct DomainReport {
     pub quarantined: u64,
 }
 
-/// Prepares what is missing or stale (`force`: everything), and reports on each domain.
+/// Prepares the domains that are missing or stale (with `force`, all of them) and reports on each domain.
 ///
-/// A domain's folder is written beside its place and renamed when it is whole and durable; if it is stopped,
-/// the next call resumes with what was written. While another process prepares in the same folder, it waits
-/// for that.
+/// It writes a domain to a folder beside the final one, and renames that folder once it is complete and durable. After
+/// an interruption, the next call resumes with what was written. If another process is preparing in the same folder,
+/// the call waits for it.
+///
+/// # Errors
+/// If a source cannot be used, holds too many bad records or holds too little text. Also if a prepared file cannot be
+/// read or written.
 pub fn prepare(
     options: &PrepareOptions,
     tokenizer: &TokenizerFolder,
@@ -63,8 +67,12 @@ pub fn prepare(
         .collect()
 }
 
-/// Reports on domains as they were prepared, whatever their sources are now. Only a row index that is missing
-/// is written; while another process prepares in the same folder, it waits for that first.
+/// Reports on the domains as they are prepared, even if their sources have changed. Writes only row indexes that are
+/// missing; if another process is preparing in the same folder, it waits for that process first.
+///
+/// # Errors
+/// If a domain is not prepared or has no text for a single sequence, or if a file cannot be read or written or is
+/// damaged.
 pub fn as_prepared(
     options: &PrepareOptions,
     progress: &mut dyn FnMut(Progress),
@@ -132,7 +140,7 @@ fn report(
     if rows == 0 {
         return Err(CorpusError::TooLittle {
             domain: domain.name.clone(),
-            what: "has no text for a single row: add files, or lower corpus.validation_fraction"
+            what: "has too little text for one sequence: add files, or lower corpus.validation_fraction"
                 .to_owned(),
         });
     }
@@ -150,7 +158,10 @@ fn report(
     })
 }
 
-/// Compares every prepared file with its manifest: the names of the domains and how many bytes were read.
+/// Compares every prepared file with its manifest. Returns the names of the domains and how many bytes were read.
+///
+/// # Errors
+/// If a domain is not prepared, or if a file cannot be read or does not match its checksum.
 pub fn verify(options: &PrepareOptions) -> Result<Vec<(String, u64)>, CorpusError> {
     let of = |domain: &DomainSource| {
         let folder = options.folder.join(&domain.name);
@@ -163,7 +174,7 @@ pub fn verify(options: &PrepareOptions) -> Result<Vec<(String, u64)>, CorpusErro
             if found != *expected {
                 return Err(CorpusError::damaged(
                     &path,
-                    "does not have the content that its manifest.json says: prepare it again (--force)",
+                    "does not match its manifest.json: prepare the corpus again (ddk prepare CONFIG --force)",
                 ));
             }
             bytes += found.bytes;

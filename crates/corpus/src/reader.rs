@@ -80,7 +80,10 @@ impl RowReader {
         )
     }
 
-    /// The next sequence.
+    /// Returns the next sequence and advances the cursor.
+    ///
+    /// # Errors
+    /// If a prepared file cannot be read or is damaged.
     pub fn read(&mut self) -> Result<Sample, CorpusError> {
         let Cursor { pass, index } = self.cursor;
         let sequence = self.domain.sequence(self.order.at(index))?;

@@ -180,7 +180,7 @@ impl RowIndex {
         let damaged = || {
             CorpusError::damaged(
                 path,
-                "is not a whole row index: delete it and prepare again",
+                "is not a complete index of sequences: delete it and prepare again",
             )
         };
         // The file ends with a checksum for each block, and the hash of the checksums.
@@ -204,7 +204,7 @@ impl RowIndex {
         let ends = self.numbers.u64s(1 + row, 2)?;
         let count = ends[1].checked_sub(ends[0]).filter(|_| row < self.rows);
         let Some(count) = count else {
-            let reason = format!("has no row {row}: delete it and prepare again");
+            let reason = format!("has no sequence {row}: delete it and prepare again");
             return Err(CorpusError::damaged(self.numbers.path(), reason));
         };
         let first = self.rows + 2 + 3 * ends[0];

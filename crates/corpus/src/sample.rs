@@ -29,7 +29,7 @@ impl FirstRecords {
     pub fn problem(&self, domain: &str) -> Option<String> {
         match &self.first_bad {
             _ if self.records == 0 => Some(format!(
-                "domain `{domain}` is empty: none of its files holds text"
+                "domain `{domain}` is empty: none of its files contains text"
             )),
             Some(first) if self.bad == self.records => Some(format!(
                 "domain `{domain}`: no record can be used; the first is in {} at line {}: {}{}",

@@ -17,7 +17,10 @@ pub struct Stale {
     pub replaces: Option<String>,
 }
 
-/// The domains that are not prepared as the options ask.
+/// Lists the domains that are not prepared as the options ask.
+///
+/// # Errors
+/// If a pattern is invalid or matches no file, or if a source or a manifest cannot be read.
 pub fn stale(
     options: &PrepareOptions,
     tokenizer: &TokenizerFolder,
@@ -35,12 +38,12 @@ pub fn stale(
         let replaces = replaced.map(|manifest| manifest.content_hash.clone());
         let reason = match (manifest, difference) {
             (None, _) if folder.join(MANIFEST).exists() => {
-                "it was prepared by another version of this program".to_owned()
+                "it was prepared by another version of ddk".to_owned()
             }
             (None, _) => "it is not prepared yet".to_owned(),
             (Some(_), Some(difference)) => difference,
             (Some(_), None) if !index.exists() => format!(
-                "there are no rows of {} tokens yet",
+                "it has no sequences of {} tokens yet",
                 options.sequence_length
             ),
             (Some(_), None) => continue,

@@ -37,7 +37,7 @@ impl NumberWriter {
         if file.metadata().map_err(failed())?.len() < length {
             return Err(CorpusError::damaged(
                 &path,
-                "is shorter than its progress.json says: prepare it again (--force)",
+                "is shorter than its progress.json says: prepare the corpus again (ddk prepare CONFIG --force)",
             ));
         }
         file.set_len(length).map_err(failed())?;
@@ -81,7 +81,6 @@ pub(crate) struct Written {
     pub(crate) tokens: u64,
     pub(crate) documents: u64,
     /// Masked ranges.
-    #[serde(default)]
     pub(crate) masked: u64,
 }
 
@@ -216,7 +215,7 @@ impl Numbers {
             .filter(|end| *end <= self.length);
         let Some(end) = end else {
             let reason = format!(
-                "has no {count} bytes at byte {offset}: prepare the corpus again (ddk prepare CONFIG --force)"
+                "ends before byte {offset} + {count}: prepare the corpus again (ddk prepare CONFIG --force)"
             );
             return Err(CorpusError::damaged(&self.path, reason));
         };
@@ -288,19 +287,9 @@ const ENDS_AT_A_TIME: u64 = 1 << 14;
 pub(crate) struct Tokens {
     tokens: Numbers,
     ends: Numbers,
-    masks: Masks,
+    /// The ranges of tokens that are not to be predicted; none without a loss mask.
+    masks: Option<Masked<Numbers>>,
     width: usize,
-}
-
-/// Where the loss masks of documents are stored.
-#[derive(Debug)]
-enum Masks {
-    /// Nothing is masked.
-    None,
-    /// Any ranges.
-    Ranges(Masked<Numbers>),
-    /// One length of a prompt per document, as format 4 has it.
-    Prompts(Numbers),
 }
 
 impl Tokens {
@@ -324,12 +313,8 @@ impl Tokens {
             let record = manifest.files.get(&format!("{prefix}{name}.bin"));
             open(name, record.map_or(0, |record| record.bytes))
         };
-        let masks = if !manifest.is_masked() {
-            Masks::None
-        } else if manifest.stores_prompts() {
-            Masks::Prompts(open("prompts", documents * 8)?)
-        } else {
-            Masks::Ranges(Masked {
+        let masks = || {
+            Ok(Masked {
                 ranges: of_record("masked")?,
                 ends: open("masked-documents", (documents + 1) * 8)?,
             })
@@ -337,23 +322,15 @@ impl Tokens {
         Ok(Self {
             tokens: open("tokens", tokens * width as u64)?,
             ends: open("documents", (documents + 1) * 8)?,
-            masks,
+            masks: manifest.is_masked().then(masks).transpose()?,
             width,
         })
     }
 
     /// The ranges of a document's tokens that are not to be predicted.
     pub(crate) fn masked(&self, document: u64) -> Result<Vec<Range<u64>>, CorpusError> {
-        let masked = match &self.masks {
-            Masks::None => return Ok(Vec::new()),
-            Masks::Ranges(masked) => masked,
-            Masks::Prompts(lengths) => {
-                let lengths = lengths.u64s(document, 1)?.into_iter();
-                return Ok(lengths
-                    .filter(|length| *length > 0)
-                    .map(|length| 0..length)
-                    .collect());
-            }
+        let Some(masked) = &self.masks else {
+            return Ok(Vec::new());
         };
         let ends = masked.ends.u64s(document, 2)?;
         let count = ends[1].saturating_sub(ends[0]);
@@ -414,29 +391,6 @@ mod tests {
     use crate::checksums::{of_file, sums};
 
     #[test]
-    fn a_prompt_of_format_4_is_one_masked_range() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = |name: &str, numbers: &[u64]| {
-            let path = folder.path().join(name);
-            let bytes: Vec<u8> = numbers
-                .iter()
-                .flat_map(|number| number.to_le_bytes())
-                .collect();
-            std::fs::write(&path, bytes).unwrap();
-            let (file, blocks) = of_file(&path).unwrap();
-            Numbers::open(&path, file.bytes, Blocks::new(sums(&blocks))).unwrap()
-        };
-        let tokens = Tokens {
-            tokens: open("tokens.bin", &[]),
-            ends: open("documents.bin", &[0, 5, 9]),
-            masks: Masks::Prompts(open("prompts.bin", &[3, 0])),
-            width: 2,
-        };
-        assert_eq!(tokens.masked(0).unwrap(), [0..3]);
-        assert!(tokens.masked(1).unwrap().is_empty());
-    }
-
-    #[test]
     fn a_document_has_any_number_of_masked_ranges() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
@@ -461,7 +415,7 @@ mod tests {
         let tokens = Tokens {
             tokens: open("tokens.bin"),
             ends: open("documents.bin"),
-            masks: Masks::Ranges(Masked {
+            masks: Some(Masked {
                 ranges: open("masked.bin"),
                 ends: open("masked-documents.bin"),
             }),

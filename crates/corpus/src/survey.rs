@@ -95,7 +95,7 @@ pub(crate) fn survey(
         })
     };
     if survey.documents.is_empty() {
-        return lacking("is empty: none of its files holds text");
+        return lacking("is empty: none of its files contains text");
     }
     choose(options, domain, &mut survey.documents);
     let has = |usage| {
@@ -112,7 +112,7 @@ pub(crate) fn survey(
     if !has(Use::Validation) {
         return lacking(match survey.documents.len() {
             1 => {
-                "is a single document, and one more is needed for validation (files of records end in .jsonl or \
+                "has only one document, and validation needs another one (files of records end in .jsonl or \
                  .parquet)"
             }
             _ => "has no validation document: add files, or raise corpus.validation_fraction",

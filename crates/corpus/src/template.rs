@@ -26,7 +26,10 @@ impl Template {
         }
     }
 
-    /// Reads a template; says what is wrong with it.
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// What is wrong with it: an unbalanced brace, an empty field name, or no field at all.
     pub fn parse(source: &str) -> Result<Self, String> {
         let (mut pieces, mut text) = (Vec::new(), String::new());
         let mut characters = source.chars().peekable();

@@ -43,8 +43,12 @@ pub struct TokenizerFolder {
 }
 
 impl TokenizerFolder {
-    /// Opens `tokenizer.json` of a folder. The end token is `end_token` where given, otherwise the one that
+    /// Opens a folder's `tokenizer.json`. The end token is `end_token` if given, otherwise the one that
     /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` or `config.json` names.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is missing or invalid, if no file names an end token, or if the end token is not in the
+    /// vocabulary.
     pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Self, CorpusError> {
         let wrong = |reason: String| CorpusError::Tokenizer {
             path: folder.to_owned(),
@@ -67,7 +71,7 @@ impl TokenizerFolder {
         let end_token = match end_token {
             Some(token) => tokenizer.token_to_id(token).ok_or_else(|| {
                 wrong(format!(
-                    "corpus.eos_token is `{token}`, which is no token of it"
+                    "corpus.eos_token is `{token}`, which is not in its vocabulary"
                 ))
             })?,
             None => find_end_token(folder, &tokenizer).ok_or_else(|| {
@@ -82,8 +86,8 @@ impl TokenizerFolder {
         let vocabulary = largest.map_or(0, |id| id as usize + 1);
         if end_token as usize >= vocabulary {
             return Err(wrong(format!(
-                "the end token is id {end_token} (eos_token_id of generation_config.json or config.json), and \
-                 its ids end at {}: set corpus.eos_token",
+                "the end token is id {end_token} (eos_token_id of generation_config.json or config.json), but \
+                 its largest id is {}: set corpus.eos_token",
                 vocabulary.saturating_sub(1)
             )));
         }
@@ -180,7 +184,10 @@ impl TokenizerFolder {
         Ok(ids.collect())
     }
 
-    /// The tokens of one document, with its end token.
+    /// Encodes one document and appends its end token.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
         let document = Document {
             prompt: None,
@@ -194,7 +201,10 @@ impl TokenizerFolder {
             .unwrap_or_default())
     }
 
-    /// The tokens of a text to continue, without an end token.
+    /// Encodes a text to be continued, without an end token.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
         let encoding = self.tokenizer.encode(text, true);
         let mut tokens = encoding
@@ -207,7 +217,10 @@ impl TokenizerFolder {
         Ok(tokens)
     }
 
-    /// The text of tokens, special tokens left out. Bytes that are no whole character yet become U+FFFD.
+    /// Decodes tokens and leaves out special tokens. Bytes that do not form a whole character yet become U+FFFD.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot decode the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, CorpusError> {
         let text = self.tokenizer.decode(tokens, true);
         text.map_err(|error| self.failed(&error))
@@ -245,8 +258,11 @@ fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
     })
 }
 
-/// Whether teacher and student mean the same by every id that both have: the vocabularies are compared, then
-/// a few texts are encoded by both. One may have tokens that the other lacks.
+/// Checks that every id that teacher and student share means the same to both. It compares the vocabularies, then
+/// encodes a few texts with both. Either may have tokens that the other lacks.
+///
+/// # Errors
+/// If the tokenizers differ in an id, in the encoding of a text, or in the end token; also if a text cannot be encoded.
 pub fn compatible(teacher: &TokenizerFolder, student: &TokenizerFolder) -> Result<(), CorpusError> {
     let differ = |difference: String| CorpusError::TokenizersDiffer {
         teacher: teacher.folder.clone(),

@@ -17,8 +17,11 @@ use crate::CorpusError;
 /// The end token of tokenizers made here; its id is 0.
 pub const END_TOKEN: &str = "<|endoftext|>";
 
-/// Learns a byte-level BPE of `vocabulary` tokens and writes `tokenizer.json` and `tokenizer_config.json`, which also
-/// transformers' AutoTokenizer loads. The same texts give the same bytes.
+/// Trains a byte-level BPE of `vocabulary` tokens. Writes `tokenizer.json` and `tokenizer_config.json`, which the
+/// `AutoTokenizer` of transformers can load too. The same texts give the same bytes.
+///
+/// # Errors
+/// If training fails, or if the folder or a file cannot be written.
 pub fn train_tokenizer(
     texts: impl Iterator<Item = String> + Send,
     vocabulary: usize,

@@ -13,7 +13,7 @@ use crate::{
     CorpusError, DomainSource, TokenizerFolder,
     checksums::{self, BLOCK_BYTES, CHECKSUMS_FILE},
     documents::Document,
-    manifest::{DATA_FILES, MANIFEST, MadeFrom, Manifest, format_of},
+    manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest},
     quarantine::QUARANTINE_FILE,
     source::Use,
     store::{TokenWriter, Written},
@@ -184,7 +184,7 @@ impl<'a> Writing<'a> {
             content.update(name.as_bytes()).update(file.hash.as_bytes());
         }
         let manifest = Manifest {
-            format: format_of(self.saved.made_from.prompt.is_some()),
+            format: FORMAT,
             made_from: self.saved.made_from,
             token_bytes: self.tokenizer.token_bytes(),
             tokens: self.train.written.tokens,

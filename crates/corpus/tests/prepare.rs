@@ -187,7 +187,7 @@ fn what_is_prepared_is_kept_until_something_changes() {
     longer.sequence_length = 24;
     assert_eq!(
         stale(&longer, &tokenizer).unwrap()[0].reason,
-        "there are no rows of 24 tokens yet"
+        "it has no sequences of 24 tokens yet"
     );
     assert!(
         place
@@ -289,7 +289,7 @@ fn empty_and_missing_domains_are_named() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("domain `short` is a single document") && error.contains(".jsonl"),
+        error.contains("domain `short` has only one document") && error.contains(".jsonl"),
         "{error}"
     );
 }

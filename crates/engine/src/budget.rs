@@ -103,7 +103,11 @@ impl Sizes {
     }
 }
 
-/// The student's device: what is there all the time, and the most that a micro-batch or an update adds.
+/// Estimates the memory on the student's device: what is always allocated, and the most that a micro-batch or an update
+/// adds.
+///
+/// # Errors
+/// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
 pub fn student_memory(
     student: &ModelConfig,
     teacher: &ModelConfig,
@@ -217,9 +221,13 @@ pub fn program_memory() -> Part {
     }
 }
 
-/// A teacher's devices together; lanes share its weights. One that does not label is gone before the
-/// student's first step: there it counts only by what it needs more than that step, `student` being what
-/// [`student_memory`] said of the same device.
+/// Estimates the memory on all devices of the teacher together; its lanes share the weights.
+///
+/// A teacher that does not label is freed before the student's first step. It then counts only for what it needs beyond
+/// such a step. `student` is the result of [`student_memory`] for the same device.
+///
+/// # Errors
+/// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
 pub fn teacher_memory(
     teacher: &ModelConfig,
     shape: &StepShape,
@@ -256,8 +264,11 @@ pub fn teacher_memory(
     ])
 }
 
-/// The student's device with `mixture.lag = 1`: the model that teacher lane 0 evaluates there, and the
-/// weights on their way to it. `student_bytes`: of a number in its products.
+/// Estimates what `mixture.lag = 1` adds on the student's device: the model that teacher lane 0 evaluates there, and
+/// the weights on their way to it. `student_bytes`: bytes of a number in the student's products.
+///
+/// # Errors
+/// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
 pub fn evaluated_copy_memory(
     student: &ModelConfig,
     student_bytes: u64,
@@ -281,7 +292,10 @@ pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes:
     part("hidden states in queues", bytes, "pipeline.queue_depth")
 }
 
-/// See [`queue_memory`].
+/// Estimates the host memory of the weights and moments that are being saved. See [`queue_memory`].
+///
+/// # Errors
+/// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
 pub fn snapshot_memory(student: &ModelConfig) -> Result<Part, ModelError> {
     let bytes = 12 * Sizes::of(student)?.parameters;
     Ok(part(

@@ -39,8 +39,11 @@ pub struct FilterStage {
 }
 
 impl FilterStage {
-    /// New filters. Of the options the loss and recomputation do not matter here: the loss is the
-    /// cross-entropy of each filter, and nothing goes back through the student.
+    /// Starts with new filters. The options for the loss and for activation checkpointing have no effect here: the loss
+    /// is the cross-entropy of each filter, and no gradient flows through the student.
+    ///
+    /// # Errors
+    /// If libtorch cannot create the filters or the optimizer's moments.
     pub fn new(
         student: Model,
         options: StudentOptions,
@@ -67,6 +70,9 @@ impl FilterStage {
     }
 
     /// Resumes from a checkpoint's files.
+    ///
+    /// # Errors
+    /// If the checkpoint's weights or moments cannot be read or do not match the filters.
     pub fn restore(
         student: Model,
         options: StudentOptions,

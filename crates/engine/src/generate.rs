@@ -30,7 +30,10 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// Continues `prompt` (at least one token); tokens are drawn from the first `vocabulary` columns.
+    /// Continues `prompt` (at least one token). Tokens are drawn from the first `vocabulary` columns of the logits.
+    ///
+    /// # Errors
+    /// If libtorch cannot cast the LM head to the dtype of the products.
     pub fn new(
         model: &'a Model,
         prompt: &[u32],
@@ -48,7 +51,10 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// The next token; `None` where the model was made for no more positions.
+    /// Returns the next token, or `None` once the model has no position left.
+    ///
+    /// # Errors
+    /// If the forward pass fails.
     pub fn next_token(&mut self) -> Result<Option<u32>, EngineError> {
         let length = self.cache.len() + self.unread.len() as i64;
         if self.unread.is_empty() || length > self.model.config().max_positions() {

@@ -1,10 +1,17 @@
-//! What a lane does with models: label a batch ([`Teacher`]), take a step ([`Student`], or TED's
-//! [`FilterStage`]), measure perplexity ([`Evaluation`]), write a text ([`Generator`]), copy the
-//! state for a checkpoint ([`Snapshot`]); and what all of it costs ([`FlopCounter`]).
+//! What a worker does with models: run the teacher on a batch ([`Teacher`]), train a step ([`Student`], or TED's
+//! [`FilterStage`]), measure perplexity ([`Evaluation`]), generate text ([`Generator`]), copy the state for a
+//! checkpoint ([`Snapshot`]); and what all of it costs ([`FlopCounter`]).
 //!
-//! Everything here runs synchronously on the calling thread and returns numbers; who calls it when, and on which
-//! thread, is decided in `ddk-actors`. A model is built on the thread that uses it, because libtorch keeps grad mode
-//! and thread counts for each thread.
+//! Everything here runs synchronously on the calling thread and returns numbers. `ddk-actors` decides who calls it when
+//! and on which thread. A model is built on the thread that uses it, because libtorch keeps grad mode and thread counts
+//! per thread.
+//!
+//! ```
+//! // Linear warmup, then a cosine decay.
+//! let schedule = ddk_engine::Schedule { peak: 3e-5, end: 3e-6, warmup_steps: 100, total_steps: 1000 };
+//! assert_eq!(schedule.learning_rate(50), 1.5e-5);
+//! assert_eq!(schedule.learning_rate(1000), 3e-6);
+//! ```
 
 mod adamw;
 mod batch;

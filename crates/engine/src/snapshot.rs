@@ -74,7 +74,10 @@ impl Snapshot {
 }
 
 impl Student {
-    /// Resumes from a checkpoint's files: `model` gives the architecture; its weights are replaced.
+    /// Resumes from a checkpoint's files. `model` provides the architecture; the checkpoint replaces its weights.
+    ///
+    /// # Errors
+    /// If the checkpoint's weights, filters or moments cannot be read or do not match `model` and `options`.
     pub fn restore(
         mut model: Model,
         options: StudentOptions,

@@ -55,7 +55,11 @@ pub struct Student {
 }
 
 impl Student {
-    /// Starts from `model` with zero moments; filters are read from the file that their first stage made.
+    /// Starts from `model` with zero moments. Reads filters from the file that the filter stage wrote.
+    ///
+    /// # Errors
+    /// If the options name filters but no file for them, if that file cannot be read or lacks a filter, or if libtorch
+    /// cannot allocate the gradients and moments.
     pub fn new(
         mut model: Model,
         options: StudentOptions,

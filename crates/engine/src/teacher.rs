@@ -94,7 +94,10 @@ impl Teacher {
         self
     }
 
-    /// Sends the layers of these filters as well.
+    /// Also sends the outputs of the layers that these filters compare.
+    ///
+    /// # Errors
+    /// If the file of learned filters cannot be read or lacks a filter.
     pub fn with_filters(mut self, filters: &Filters) -> Result<Self, EngineError> {
         self.layers = filters.teacher_layers();
         if let Some(path) = &filters.learned {
@@ -114,7 +117,10 @@ impl Teacher {
         &self.model
     }
 
-    /// Hidden states of every position of `rows` (padded on the right to the longest).
+    /// Computes the hidden states at every position of `rows`, padded on the right to the longest.
+    ///
+    /// # Errors
+    /// If a token id is outside the vocabulary, if a layer to send does not exist, or if the forward pass fails.
     pub fn label(&self, rows: &[&Sequence]) -> Result<TeacherOutput, EngineError> {
         let _no_grad = tch::no_grad_guard();
         let batch = batch_tensors(rows, self.model.config().vocab_size(), self.model.device())?;

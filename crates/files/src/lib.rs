@@ -1,7 +1,15 @@
-//! File operations that survive a crash, and reading files that grow.
+//! Crash-safe file operations, and tails of growing files.
 //!
-//! [`replace`] writes a file whole or not at all, [`Swap`] does the same for a folder, and [`Tail`] reads what
-//! another process appends. What is renamed into its place is durable before.
+//! [`replace`] writes a file whole or not at all, [`Swap`] does the same for a folder, and [`Tail`] reads what another
+//! process appends. Data is durable before it is renamed into place.
+//!
+//! ```
+//! let path = std::env::temp_dir().join("ddk-files-example.json");
+//! ddk_files::write_atomically(&path, b"{}")?;
+//! assert_eq!(std::fs::read(&path).unwrap(), b"{}");
+//! ddk_files::remove(&path)?;
+//! # Ok::<(), ddk_files::FileError>(())
+//! ```
 
 mod swap;
 mod tail;

@@ -1,4 +1,4 @@
-//! Arguments of the jobs, as the command line takes them.
+//! Command-line arguments of the jobs.
 
 use std::path::PathBuf;
 
@@ -8,18 +8,18 @@ use clap::{
 };
 use ddk_settings::Method;
 
-/// Which settings: files in order, then the environment, then --set.
+/// Sources of the settings: files in order, then the environment, then --set.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ConfigArgs {
     /// Configuration files (TOML); later ones override earlier ones
     #[arg(value_name = "CONFIG", required = true)]
     pub files: Vec<PathBuf>,
-    /// Single settings.
+    /// Individual settings.
     #[command(flatten)]
     pub set: SetArgs,
 }
 
-/// Settings given one by one.
+/// Settings that the command line gives one by one.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SetArgs {
     /// Override one setting, for example --set run.seed=1 (may be repeated)
@@ -30,10 +30,10 @@ pub struct SetArgs {
 /// Arguments of [`crate::demo`].
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// The demo's configuration
+    /// Configuration of the demo
     #[arg(long, value_name = "FILE", default_value = "config/demo.toml")]
     pub config: PathBuf,
-    /// Single settings.
+    /// Individual settings.
     #[command(flatten)]
     pub set: SetArgs,
     /// Print the run's summary as JSON on standard output instead of the table
@@ -47,7 +47,7 @@ pub struct Check {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Load both models too and run each on one text: this reveals a broken checkpoint
+    /// Also load both models and run each on one text, which reveals a broken checkpoint
     #[arg(long)]
     pub forward: bool,
 }
@@ -58,10 +58,10 @@ pub struct Bench {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Seconds of each of the three measurements
+    /// Seconds for each of the three measurements
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     pub seconds: f64,
-    /// Print what was measured as JSON
+    /// Print the measurements as JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -72,10 +72,10 @@ pub struct Prepare {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Prepare again even where the prepared folder is current
+    /// Prepare again, even if the prepared folder is current
     #[arg(long)]
     pub force: bool,
-    /// Compare every prepared file with its manifest instead
+    /// Only compare every prepared file with its manifest
     #[arg(long, conflicts_with = "force")]
     pub verify: bool,
 }
@@ -86,10 +86,10 @@ pub struct Pretrain {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Which [pretrain.NAME] section to follow
+    /// Name of the [pretrain.NAME] section to use
     #[arg(long, value_name = "NAME")]
     pub model: String,
-    /// Train from the first step, even if the model is there or an interrupted run could resume
+    /// Train from the first step, even if the model exists or an interrupted run could resume
     #[arg(long)]
     pub force: bool,
 }
@@ -100,19 +100,19 @@ pub struct Train {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Insist on a new run: refuse a run folder that exists
+    /// Start a new run; fail if the run exists
     #[arg(long)]
     pub no_resume: bool,
-    /// Start over at step 0: what the run has made is set aside within its folder, not deleted
+    /// Start over at step 0; the run's files are set aside within its folder, not deleted
     #[arg(long, conflicts_with_all = ["no_resume", "fork", "resume_from"])]
     pub restart: bool,
-    /// Start a new run of this name from a checkpoint of the configuration's run, whose domains may differ
+    /// Start a new run with this name from a checkpoint of the configuration's run; the domains may differ
     #[arg(long, value_name = "NAME", conflicts_with = "no_resume")]
     pub fork: Option<String>,
     /// Resume from the checkpoint of this step; later ones are set aside
     #[arg(long, value_name = "STEP", conflicts_with = "no_resume")]
     pub resume_from: Option<u64>,
-    /// Once the run is done, also time this many steps one part after the other, for comparison
+    /// After the run, also time this many steps without overlap of teacher and student, for comparison
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub serial_baseline: u64,
     /// Also write the metrics to this file, for the node exporter (same as --set telemetry.metrics_file=FILE)
@@ -129,7 +129,7 @@ pub struct Compare {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Methods, by the names of the paper's rows, separated by commas
+    /// Methods, named as in the paper's tables, separated by commas
     #[arg(
         long,
         value_name = "LIST",
@@ -138,19 +138,19 @@ pub struct Compare {
         value_parser = PossibleValuesParser::new(Method::names()).try_map(|name| name.parse::<Method>())
     )]
     pub methods: Vec<Method>,
-    /// Seeds, from run.seed on
+    /// Number of seeds, starting at run.seed
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
-    /// Do it for each of these values of a setting, for example objective.gamma=0,0.1,0.2
+    /// Compare the methods at each of these values of a setting, for example objective.gamma=0,0.1,0.2
     #[arg(long, value_name = "KEY=LIST")]
     pub sweep: Option<String>,
-    /// A quarter of the steps; runs in a folder of their own
+    /// Train a quarter of the steps, in a separate folder of runs
     #[arg(long)]
     pub quick: bool,
-    /// Add the scores in a file of lm-evaluation-harness as columns (may be repeated)
+    /// Add the scores in a file from lm-evaluation-harness as columns (may be repeated)
     #[arg(long, value_name = "FILE")]
     pub import_scores: Vec<PathBuf>,
-    /// Where compare.md, compare.json, compare.html and figures/ go; the folder of the runs where absent
+    /// Folder for compare.md, compare.json, compare.html and figures/; default: the folder of the runs
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
@@ -158,10 +158,10 @@ pub struct Compare {
 /// Arguments of [`crate::report`].
 #[derive(Debug, Args)]
 pub struct Report {
-    /// The run's folder
+    /// Folder of the run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// report.html, report.md, figures/*.svg (the Markdown shows these); separated by commas
+    /// Formats, separated by commas: report.html, report.md, or figures/*.svg (which the Markdown shows)
     #[arg(
         long,
         value_name = "LIST",
@@ -169,12 +169,12 @@ pub struct Report {
         default_value = "html"
     )]
     pub format: Vec<ReportFormat>,
-    /// Where to write them; the run's folder where absent
+    /// Folder to write to; default: the run's folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
 
-/// What a report can be written as.
+/// Format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ReportFormat {
     /// `report.html`.
@@ -191,16 +191,16 @@ pub struct Eval {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// The model's folder, in the Hugging Face format
+    /// Folder of the model, in Hugging Face format
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// A second model, printed beside the first with the ratio of the two
+    /// Folder of a second model, printed next to the first with the ratio of their perplexities
     #[arg(long, value_name = "DIR")]
     pub baseline: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Also write the validation documents' token ids to this JSON file, to check against another program
+    /// Also write the token ids of the validation documents to this JSON file, to check against another program
     #[arg(long, value_name = "FILE")]
     pub dump_token_ids: Option<PathBuf>,
 }
@@ -208,13 +208,13 @@ pub struct Eval {
 /// Arguments of [`crate::export`].
 #[derive(Debug, Args)]
 pub struct Export {
-    /// The run's folder
+    /// Folder of the run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// The folder to write; replaced as a whole where it exists
+    /// Folder to write; an existing export is replaced as a whole
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The checkpoint's step, or `best` for the one nearest to the teacher; the newest that verifies where absent
+    /// Step of the checkpoint, or `best` for the one with the smallest mean gap; default: the newest that verifies
     #[arg(long, value_name = "N|best")]
     pub step: Option<ExportStep>,
     /// Dtype of the tensors in the files: fp32, bf16 or fp16
@@ -222,12 +222,12 @@ pub struct Export {
     pub dtype: String,
 }
 
-/// Which checkpoint is exported.
+/// Which checkpoint to export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportStep {
-    /// The one nearest to the teacher.
+    /// The checkpoint with the smallest mean gap.
     Best,
-    /// That of a step.
+    /// The checkpoint of a step.
     Number(u64),
 }
 

@@ -85,7 +85,11 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
 }
 
 impl<'a> Bench<'a> {
-    /// Each measurement takes about so many seconds, and the loading of a model.
+    /// Prepares a benchmark. Each measurement takes about `seconds`, plus the time to load a model.
+    ///
+    /// # Errors
+    /// If `teacher.model` or `student.model` is not set, if a `config.json` cannot be read, or if `student.device`
+    /// cannot be used.
     pub fn new(settings: &'a Settings, seconds: f64) -> Result<Self> {
         let folders = ModelFolders::of(settings)?;
         let (teacher, student) = folders.configs()?;
@@ -110,7 +114,10 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Seconds of a step: the teacher's (0 where it is not asked), and the student's.
+    /// Returns the seconds that a step takes the teacher (0 if its output is not needed) and the student.
+    ///
+    /// # Errors
+    /// If a model cannot be loaded, or if a step fails or panics.
     pub fn seconds(&self) -> Result<(f64, f64)> {
         let [teacher] = if self.models.asks_teacher() {
             alone("teacher", || self.teacher(|| Ok(())))?
@@ -123,13 +130,13 @@ impl<'a> Bench<'a> {
 
     fn measure(&self) -> Result<Measured> {
         let (settings, options) = (self.models.settings, &self.models.options);
-        say("the teacher alone");
+        say("measuring the teacher alone");
         let asked = self.models.asks_teacher();
         let teacher = asked.then(|| alone("teacher", || self.measure_teacher()));
         let teacher = teacher.transpose()?;
-        say("the student alone");
+        say("measuring the student alone");
         let student = alone("student", || self.measure_student())?;
-        say("both, overlapped");
+        say("measuring both, overlapped");
         let (overlapped_seconds, student_waits) = self.overlapped()?;
         let teacher_seconds = teacher.as_ref().map(|side| side.parts[0].seconds);
         Ok(Measured {

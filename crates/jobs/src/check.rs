@@ -43,7 +43,7 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     }
     let problems = found.problems();
     found.title(&match problems {
-        0 => "ready: ddk train starts it".to_owned(),
+        0 => "ready: start the run with ddk train".to_owned(),
         1 => "1 problem".to_owned(),
         count => format!("{count} problems"),
     });
@@ -107,8 +107,8 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
     let (config, parameters) = found.take(read())?;
     let (heads, num_key_value_heads, head_dim) = config.heads();
     found.line(&format!(
-        "{role}: {}, {} parameters ({} layers of {}, {heads} heads of {head_dim}, {num_key_value_heads} of keys), {} \
-         columns, in {}",
+        "{role}: {}, {} parameters ({} layers of width {}, {heads} heads of {head_dim}, {num_key_value_heads} \
+         key-value heads), {} columns, in {}",
         config.architecture(),
         count(parameters),
         config.layers(),
@@ -145,7 +145,9 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
         }
     }
     if !outdated.is_empty() {
-        found.line("rows and passes are known after `ddk prepare`; `ddk train` does that first");
+        found.line(
+            "run `ddk prepare` to see sequences and epochs; `ddk train` also prepares the corpus",
+        );
         return None;
     }
     let corpus = found.take(prepare::open(settings, Outdated::AsSet))?;
@@ -156,9 +158,16 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     let alpha = settings.mixture.alpha;
     let floor = (1.0 - alpha) / corpus.domains.len() as f64;
     let cap = alpha + floor;
-    let at_floor = format!("passes at the floor ({:.1} %)", 100.0 * floor);
+    let at_floor = format!("epochs at the floor ({:.1} %)", 100.0 * floor);
     let at_cap = format!("at the cap ({:.1} %)", 100.0 * cap);
-    let mut table = Table::new(["domain", "rows", "tokens", &at_floor, "naturally", &at_cap]);
+    let mut table = Table::new([
+        "domain",
+        "sequences",
+        "tokens",
+        &at_floor,
+        "natural",
+        &at_cap,
+    ]);
     for (domain, natural) in corpus.domains.iter().zip(prepare::natural_shares(&corpus)) {
         let passes = [floor, natural, cap].map(|share| match rows {
             Some(rows) => format!("{:.2}", share * rows / domain.rows() as f64),
@@ -184,14 +193,14 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     };
     let mixture = match policy {
         MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => {
-            format!("the mixture stays as it is ({policy})")
+            format!("the mixture is fixed ({policy})")
         }
         MixturePolicy::Doremi => format!(
-            "before them two runs of {} steps find the mixture (doremi)",
+            "two runs of {} steps find the mixture first (doremi)",
             settings.mixture.doremi_steps.unwrap_or(steps)
         ),
         _ => format!(
-            "the mixture ({policy}) moves every {interval} steps, {} times",
+            "{policy} updates the mixture every {interval} steps, {} times",
             steps.saturating_sub(1) / interval
         ),
     };
@@ -202,7 +211,7 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     let warmup_steps = settings.lr_scheduler.warmup_steps;
     let schedule = options::schedule(settings);
     found.line(&format!(
-        "learning rate {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; saved every {} steps",
+        "learning rate {:.1e} at step 1, {:.1e} halfway, {:.1e} at the end; a checkpoint every {} steps",
         schedule.learning_rate(1),
         schedule.learning_rate(steps.div_ceil(2)),
         schedule.learning_rate(steps),
@@ -219,7 +228,7 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
 
 /// Both models on the first text of the first domain: a broken checkpoint shows here.
 fn forward(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Result<()> {
-    found.title("one forward of each model");
+    found.title("one forward pass of each model");
     let (options, tokenizer) = prepare::options(settings)?;
     let source = options.domains.first().context("there is no domain")?;
     let text = first_document(source)?;
@@ -255,12 +264,12 @@ fn forward(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Re
         ));
         if !perplexity.is_finite() {
             found.problem(anyhow!(
-                "the {role}'s perplexity is not finite: is its checkpoint whole?"
+                "the {role}'s perplexity is not finite: are its weights damaged?"
             ));
         } else if perplexity > vocabulary as f64 {
             found.line(&format!(
-                "warning: that is worse than guessing among {vocabulary} tokens; are the weights and the tokenizer \
-                 of one model?"
+                "warning: that is worse than guessing among {vocabulary} tokens; do the weights and the tokenizer \
+                 belong to the same model?"
             ));
         }
     }

@@ -8,7 +8,10 @@ use ddk_run::{CheckpointStore, Measured, Override, Overrides, RunFolder};
 
 use crate::{hint::Hint, progress::say};
 
-/// The best of what was measured, where its checkpoint verifies.
+/// Returns the best measured step whose checkpoint verifies.
+///
+/// # Errors
+/// If the folder of checkpoints cannot be read.
 pub fn best(store: &CheckpointStore, measured: &[Measured]) -> Result<Option<Measured>> {
     let mut steps = store.steps()?;
     while let Some(best) = Measured::best(measured, |step| steps.contains(&step)) {
@@ -20,7 +23,10 @@ pub fn best(store: &CheckpointStore, measured: &[Measured]) -> Result<Option<Mea
     Ok(None)
 }
 
-/// What was measured of a run: what its newest checkpoint holds, and the last evaluation of one that is done.
+/// Returns what was measured in a run: what its newest checkpoint holds and, for a finished run, the last evaluation.
+///
+/// # Errors
+/// If the folder of checkpoints cannot be read.
 pub fn measured(run: &Path, store: &CheckpointStore) -> Result<Vec<Measured>> {
     let newest = store.steps()?.into_iter().rev();
     let mut states = newest.filter_map(|step| store.state::<LoopState>(step).ok());
@@ -39,13 +45,16 @@ pub fn measured(run: &Path, store: &CheckpointStore) -> Result<Vec<Measured>> {
     Ok(measured)
 }
 
-/// The checkpoint of a step, verified.
+/// Verifies the checkpoint of a step and returns its folder.
+///
+/// # Errors
+/// If the run has no checkpoint of this step, or if it is damaged.
 pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
     let steps = store.steps()?;
     if !steps.contains(&step) {
         let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
         return Err(anyhow!("the run has no checkpoint of step {step}"))
-            .hint(format!("there are: {}", steps.join(", ")))
+            .hint(format!("available steps: {}", steps.join(", ")))
             .usage();
     }
     let entry = store.entry(step);
@@ -55,7 +64,10 @@ pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
     }
 }
 
-/// The checkpoint of a step, or the newest, verified.
+/// Verifies the checkpoint of a step, or finds the newest that verifies. Returns its step and folder.
+///
+/// # Errors
+/// If there is no such checkpoint, or if none verifies.
 pub fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)> {
     if let Some(step) = step {
         return Ok((step, checkpoint_of(store, step)?));

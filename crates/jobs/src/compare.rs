@@ -84,7 +84,9 @@ fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Resul
         demo::text_and_tokenizer(settings)?;
     }
     for name in made {
-        say(&format!("{name} is missing: ddk pretrain --model {name}"));
+        say(&format!(
+            "{name} is missing: running ddk pretrain --model {name}"
+        ));
         let mut arguments = arguments("pretrain", &args.config);
         arguments.extend(["--model".to_owned(), name.clone()]);
         child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?;
@@ -113,7 +115,7 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
     let (count, folder) = (plan.runs.len(), plan.folder.display());
     let done = count - left.len();
     say(&format!(
-        "{count} runs in {folder}, of which {done} are done"
+        "{count} runs in {folder}, {done} of them finished"
     ));
     for (index, run) in left.iter().enumerate() {
         let time = match index as u32 {
@@ -148,11 +150,11 @@ fn same_inputs(plan: &Plan) -> Result<()> {
         let (other, theirs) = first.get_or_insert_with(|| (&run.folder, inputs.clone()));
         if *theirs != inputs {
             return Err(anyhow!(
-                "{} and {} were not made from the same models and data",
+                "{} and {} do not have the same models and data",
                 other.display(),
                 run.folder.display()
             ))
-            .hint("move the older one away, and the same command trains it again");
+            .hint("move the older one away; the same command then trains it again");
         }
     }
     Ok(())
@@ -165,7 +167,7 @@ fn import(paths: &[PathBuf]) -> Result<Vec<(PathBuf, scores::Harness)>> {
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let harness = scores::harness(&text)
             .with_context(|| path.display().to_string())
-            .hint("a file that lm-evaluation-harness writes with --output_path is expected (docs/evaluate.md)")?;
+            .hint("pass a file that lm-evaluation-harness wrote with --output_path (docs/evaluate.md)")?;
         Ok((path.clone(), harness))
     };
     paths.iter().map(read).collect()
@@ -204,7 +206,7 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
             None if is_model(model, &plan.base.student.model) => &mut of_student,
             None => {
                 return Err(anyhow!(
-                    "{} has the scores of {model}, which is no student of this comparison, nor its teacher",
+                    "{} contains the scores of {model}, which is neither a student nor the teacher of this comparison",
                     path.display()
                 ))
                 .hint(format!(

@@ -7,7 +7,10 @@ use ddk_settings::{Loaded, Settings};
 
 use crate::{args::ConfigArgs, hint::Hint, signals::Signals};
 
-/// The settings of a command line.
+/// Loads the settings that a command line names.
+///
+/// # Errors
+/// If a file cannot be read, or if a key or value is wrong.
 pub fn load(args: &ConfigArgs) -> Result<Loaded> {
     Ok(ddk_settings::load(
         &args.files,

@@ -104,7 +104,7 @@ impl RunControl {
         match run {
             Some(run) => run.ask(command, source).await,
             None => Err(Refusal(format!(
-                "the run is {}: it takes this command while it trains",
+                "the run is {}: it accepts this command only while it trains",
                 self.state()
             ))),
         }
@@ -145,7 +145,7 @@ impl Socket {
                         tokio::spawn(async move { serve(stream, control).await });
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a connection to the socket could not be accepted");
+                        tracing::warn!(%error, "cannot accept a connection on the socket");
                         tokio::time::sleep(PATIENCE).await;
                     }
                 }

@@ -32,7 +32,7 @@ const SERIAL_STEPS: u64 = 12;
 pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let began = Instant::now();
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
-        .hint("run `ddk demo` in a clone of the repository, or name the demo's configuration with --config")?;
+        .hint("run `ddk demo` in a clone of the repository, or pass the demo's configuration with --config")?;
     let settings = loaded.settings;
     // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first
     // backward, and would not see those of a library that is loaded later.
@@ -85,7 +85,11 @@ pub fn is_demo(settings: &Settings) -> bool {
     })
 }
 
-/// Makes what the demo's models are trained on, where it is missing.
+/// Writes the text that the demo's models are trained on, and trains its tokenizer, if they are missing.
+///
+/// # Errors
+/// If the settings are not the demo's, if existing text was changed, if a source cannot be read, or if a file cannot be
+/// written.
 pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
     collect(settings)?;
     tokenizer(settings)
@@ -101,7 +105,7 @@ fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
             .filter(|file| file.ends_with(&own) && files.next().is_none());
         let Some(file) = file else {
             return Err(anyhow!(
-                "domain `{name}`: the demo writes its own text to one file FOLDER/{own}"
+                "domain `{name}`: the demo writes its own text, expected a single file FOLDER/{own}"
             ))
             .hint("for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`");
         };
@@ -135,12 +139,12 @@ pub fn verify_text(settings: &Settings) -> Result<()> {
             let folder = file.parent().and_then(Path::parent);
             let folder = folder.unwrap_or(Path::new(".")).display();
             return Err(anyhow!(
-                "{} is not the demo's text of this version (blake3 {found}, expected {expected})",
+                "{} is not this version's demo text (blake3 {found}, expected {expected})",
                 file.display()
             ))
             .hint(format!(
-                "an earlier version wrote it, or it was changed: move {folder} away, and the runs that were \
-                 made from it, then run this again"
+                "an earlier version wrote it, or it was edited: move {folder} and the runs made from it away, then \
+                 run this command again"
             ));
         }
     }
@@ -153,7 +157,7 @@ fn collect(settings: &Settings) -> Result<()> {
     let mut missing = places(settings)?;
     missing.retain(|place| !place.file.exists());
     if missing.is_empty() {
-        say("the text is there already");
+        say("the text already exists");
     }
     let texts = demo_sources::collect(&missing)?;
     for (place, collected) in missing.iter().zip(texts) {
@@ -167,7 +171,7 @@ fn collect(settings: &Settings) -> Result<()> {
             match place.expected {
                 Some(_) => "",
                 None =>
-                    " (max_bytes is not the shipped one: figures differ from the published ones)",
+                    " (max_bytes differs from the default: results will differ from the published ones)",
             }
         ));
     }
@@ -178,7 +182,7 @@ fn collect(settings: &Settings) -> Result<()> {
 fn tokenizer(settings: &Settings) -> Result<()> {
     let folder = settings.corpus.tokenizer.as_ref();
     let folder = folder
-        .context("`corpus.tokenizer` is missing: the demo makes its tokenizer there")
+        .context("`corpus.tokenizer` is missing: the demo writes its tokenizer to that folder")
         .usage()?;
     if folder.join("tokenizer.json").exists() {
         return Ok(());
@@ -202,7 +206,7 @@ fn tokenizer(settings: &Settings) -> Result<()> {
     }
     ddk_corpus::train_tokenizer(texts.into_iter(), VOCABULARY, folder)?;
     say(&format!(
-        "a byte-level BPE of {VOCABULARY} tokens is in {}",
+        "wrote a byte-level BPE tokenizer of {VOCABULARY} tokens to {}",
         folder.display()
     ));
     Ok(())

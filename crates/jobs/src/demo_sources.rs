@@ -26,9 +26,8 @@ pub const NAMES: [&str; 5] = ["cpp", "data", "prose", "python", "rust"];
 const SEED: u64 = 0;
 
 /// What to do about documents that are missing or wrong.
-const FETCH: &str = "run `make demo-text` in a clone of the repository: it fetches the documents that the \
-                     demo's text is chosen from into the cache folder (DDK_CACHE, by default \
-                     $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
+const FETCH: &str = "run `make demo-text` in a clone of the repository: it downloads the demo's source documents \
+                     to the cache folder (DDK_CACHE, by default $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
 
 /// A line of the documents to choose from, and of the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -74,7 +73,10 @@ pub struct Collected {
     pub bytes: u64,
 }
 
-/// The expected hash of a domain's text, if this limit is the shipped one.
+/// Returns the expected hash of a domain's text if this limit is the shipped one.
+///
+/// # Errors
+/// If the built-in `expected.toml` cannot be parsed.
 pub fn expected_hash(domain: &str, max_bytes: u64) -> Result<Option<String>> {
     let all: BTreeMap<String, Expected> =
         toml::from_str(include_str!("../../../tools/demo-text/expected.toml"))
@@ -128,7 +130,7 @@ pub fn collect(places: &[Place<'_>]) -> Result<Vec<Collected>> {
         return Ok(texts);
     }
     Err(anyhow!(
-        "the documents in {} do not give the demo's text of this version (blake3)\n{}",
+        "the documents in {} do not produce this version's demo text (blake3)\n{}",
         folder.display(),
         wrong.join("\n")
     ))
@@ -143,7 +145,7 @@ fn cache_folder() -> Result<PathBuf> {
         .or_else(|| set("XDG_CACHE_HOME").map(|folder| Path::new(&folder).join("ddk")))
         .or_else(|| set("HOME").map(|folder| Path::new(&folder).join(".cache/ddk")))
         .context("the cache folder is unknown: none of DDK_CACHE, XDG_CACHE_HOME and HOME is set")
-        .hint("set DDK_CACHE to the folder that `make demo-text` was run with")
+        .hint("set DDK_CACHE to the cache folder that `make demo-text` used")
 }
 
 fn read(path: &Path) -> Result<Vec<Document>> {

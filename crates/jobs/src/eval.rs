@@ -58,7 +58,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     );
     for folder in std::iter::once(&args.model).chain(&args.baseline) {
         let own = TokenizerFolder::open(folder, settings.corpus.eos_token.as_deref())
-            .hint("a model's folder needs its tokenizer.json")?;
+            .hint("copy the model's tokenizer.json to its folder")?;
         compatible(&own, &corpus.tokenizer).hint(
             "the corpus was tokenized for another model: set corpus.tokenizer to this one's folder",
         )?;
@@ -89,7 +89,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
             false
         };
         let perplexities = evaluation.perplexities(&model, &tell)?;
-        perplexities.context("the evaluation was cut off")
+        perplexities.context("the evaluation was interrupted")
     };
     let perplexities = measure(&args.model)?;
     let against = args.baseline.as_deref().map(measure).transpose()?;

@@ -25,19 +25,19 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     hint::must_hold_a_run(&args.run)?;
     let settings = config::of_run(&args.run)?;
     let student = settings.student.model;
-    let student = student.context("the run's config.toml names no student.model")?;
+    let student = student.context("the run's config.toml does not set student.model")?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
     let step = step_of(&args.run, &store, args.step)?;
     let (step, checkpoint) = checkpoints::find(&store, step)?;
     let out = args.out.display();
-    let advice = "--out names a new folder, or one that ddk exported to before";
+    let advice = "set --out to a new folder, or to one that ddk exported to before";
     for (role, folder) in [
         ("student", Some(&student)),
         ("teacher", settings.teacher.model.as_ref()),
     ] {
         if folder.is_some_and(|folder| same_folder(folder, &args.out)) {
             return Err(anyhow!(
-                "{out} is the {role} that the run began with, and would be replaced"
+                "{out} is the {role} that the run started from: it is not replaced"
             ))
             .hint(advice)
             .usage();
@@ -52,15 +52,18 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
         _ => Kind::Float,
     });
     model.save(&args.out, &export)?;
-    say(&format!("the student of step {step} is in {out}"));
+    say(&format!("exported the student of step {step} to {out}"));
     Ok(())
 }
 
-/// The model in `student` with the weights of a checkpoint, on the CPU.
+/// Loads the model in `student` with the weights of a checkpoint, on the CPU.
+///
+/// # Errors
+/// If the student's folder or the checkpoint cannot be read, or if their tensors do not match.
 pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
     let placement = Placement::on(Device::Cpu, Kind::Float);
     let mut model = Model::load(student, &placement)
-        .context("the folder that the student began as is needed to export it")?;
+        .context("cannot load the initial student, which the export needs")?;
     model.replace_weights(&read_tensors(&checkpoint.join(WEIGHTS_FILE))?)?;
     Ok(model)
 }
@@ -71,14 +74,19 @@ fn step_of(
     store: &CheckpointStore,
     step: Option<args::ExportStep>,
 ) -> Result<Option<u64>> {
-    let hint = "perplexities are measured at ends of intervals: with checkpoint.keep_best one is saved wherever \
-                the student is nearest";
+    let hint = "set checkpoint.keep_best: the run then saves a checkpoint whenever the mean gap is smaller than \
+                ever";
     Ok(match step {
         None => None,
         Some(args::ExportStep::Number(step)) => Some(step),
         Some(args::ExportStep::Best) => {
             let best = checkpoints::best(store, &checkpoints::measured(run, store)?)?;
-            let none = || format!("no checkpoint of the run in {} was measured", run.display());
+            let none = || {
+                format!(
+                    "no checkpoint of the run in {} was evaluated",
+                    run.display()
+                )
+            };
             Some(best.with_context(none).hint(hint)?.step)
         }
     })

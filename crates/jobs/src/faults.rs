@@ -119,12 +119,13 @@ impl Faults {
             return Err(anyhow!(
                 "`fault_injection.plan` is set, but faults are not allowed"
             ))
-            .hint("faults are for tests: remove [faults], or set DDK_ALLOW_FAULTS=1")
+            .hint("faults are for tests: remove [fault_injection], or set DDK_ALLOW_FAULTS=1")
             .usage();
         }
         let faults = plan.iter().map(|entry| {
             let expected = "KIND PLACE NUMBER [CALL], such as \"panic student 5\"";
-            let wrong = || format!("`fault_injection.plan` holds \"{entry}\", expected {expected}");
+            let wrong =
+                || format!("`fault_injection.plan` contains \"{entry}\", expected {expected}");
             parse(entry).with_context(wrong).usage()
         });
         Ok(Arc::new(Self {
@@ -146,7 +147,10 @@ impl Faults {
         Some(fault.kind)
     }
 
-    /// Strikes where a phase begins.
+    /// Injects the fault that is planned for the start of a phase, if any.
+    ///
+    /// # Errors
+    /// None: a fault that is planned for a phase panics, stalls, hangs or kills the process.
     pub fn phase(&self, phase: Phase) -> Result<(), PortError> {
         let begun = {
             let mut begun = lock(&self.begun);
@@ -156,12 +160,19 @@ impl Faults {
         self.worker(Place::Phase(phase), begun as u64).map(drop)
     }
 
-    /// Strikes in a worker. True where the number that the worker computes is to be none.
+    /// Injects the fault that is planned for this point of a worker, if any. Returns true if the number that the worker
+    /// computes should become NaN.
+    ///
+    /// # Errors
+    /// The injected error, if the planned fault is running out of memory or an unreadable row.
     pub fn worker(&self, place: Place, at: u64) -> Result<bool, PortError> {
         self.worker_until(place, at, &|| false)
     }
 
-    /// As [`Self::worker`]; a hang ends when the worker is `told` to stop.
+    /// Works like [`Self::worker`], but a hang ends when the worker is `told` to stop.
+    ///
+    /// # Errors
+    /// As for [`Self::worker`].
     pub fn worker_until(
         &self,
         place: Place,

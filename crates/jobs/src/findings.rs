@@ -33,7 +33,10 @@ impl<'a> Findings<'a> {
         }
     }
 
-    /// The first problem that a check finds, as an error.
+    /// Runs a check and returns the first problem that it finds as an error.
+    ///
+    /// # Errors
+    /// The first problem.
     pub fn first<T>(check: impl FnOnce(&mut Findings<'_>) -> T) -> Result<()> {
         let mut nowhere = io::sink();
         let mut found = Findings::new(&mut nowhere);
@@ -67,7 +70,10 @@ impl<'a> Findings<'a> {
         self.problems.len()
     }
 
-    /// An error where `out` could not be written.
+    /// Returns the result of the writes to `out`.
+    ///
+    /// # Errors
+    /// If `out` could not be written.
     pub fn written(self) -> Result<()> {
         Ok(self.written?)
     }
@@ -79,8 +85,8 @@ pub fn tokenizers(
     folders: &ModelFolders,
     found: &mut Findings<'_>,
 ) -> Option<usize> {
-    const ADVICE: &str = "a student can only learn from a teacher with the same tokens; both model folders need \
-                          their tokenizer.json";
+    const ADVICE: &str = "choose a teacher and a student with the same tokenizer; both model folders need their \
+                          tokenizer.json";
     let end_token = settings.corpus.eos_token.as_deref();
     let open = |folder: &Path, advice| TokenizerFolder::open(folder, end_token).hint(advice);
     let teacher = found.take(open(&folders.teacher, ADVICE));
@@ -90,14 +96,17 @@ pub fn tokenizers(
     let Some(folder) = &settings.corpus.tokenizer else {
         return Some(student.vocabulary());
     };
-    let advice = "corpus.tokenizer may be left out: the student's is used then";
+    let advice = "leave out corpus.tokenizer to use the student's";
     let corpus = found.take(open(folder, advice))?;
     let same = compatible(&corpus, &student);
-    found.take(same.hint("corpus.tokenizer must be the models' own tokenizer"));
+    found.take(same.hint("set corpus.tokenizer to the models' own tokenizer, or leave it out"));
     Some(corpus.vocabulary())
 }
 
-/// Refuses a model that is too small for the tokenizer's ids or the documents' length.
+/// Checks that a model is large enough for the tokenizer's ids and the sequence length.
+///
+/// # Errors
+/// If the model has fewer columns than the tokenizer has ids, or fewer positions than a sequence has tokens.
 pub fn fits(
     role: &str,
     folder: &Path,
@@ -112,7 +121,7 @@ pub fn fits(
     });
     let few_positions = (positions < sequence_length as i64).then(|| {
         format!(
-            "`corpus.sequence_length` is {sequence_length}, but {model} was made for at most {positions} positions"
+            "`corpus.sequence_length` is {sequence_length}, but {model} supports at most {positions} positions"
         )
     });
     let problems = [few_columns, few_positions].into_iter().flatten();

@@ -54,13 +54,16 @@ impl<T, E: Into<anyhow::Error>> Hint<T> for Result<T, E> {
     }
 }
 
-/// Refuses a folder in which no run was started.
+/// Checks that a run was started in a folder.
+///
+/// # Errors
+/// If the folder holds no run.
 pub fn must_hold_a_run(folder: &Path) -> Result<()> {
     if RunFolder::holds_a_run(folder) {
         return Ok(());
     }
-    Err(anyhow!("{} holds no run", folder.display()))
-        .hint("name the folder of a run, such as runs/demo")
+    Err(anyhow!("there is no run in {}", folder.display()))
+        .hint("pass the folder of a run, such as runs/demo")
         .usage()
 }
 

@@ -1,7 +1,17 @@
-//! What `ddk` does: training runs and everything around them.
+//! The jobs of DDK: training runs and everything around them.
 //!
-//! A job takes its arguments ([`args`]) and the process's [`signals::Signals`], works in the folders that its settings
-//! name, and reports progress on standard error.
+//! A job takes its arguments ([`args`]) and the signals of the process ([`signals::Signals`]), works in the folders
+//! that its settings name, and reports progress on standard error.
+//!
+//! ```
+//! use ddk_jobs::{args::{ConfigArgs, SetArgs}, config};
+//!
+//! let set = SetArgs { set: vec!["method=ddk".to_owned(), "optimizer.lr=1e-4".to_owned()] };
+//! let loaded = config::load(&ConfigArgs { files: Vec::new(), set })?;
+//! assert_eq!(loaded.settings.optimizer.lr, 1e-4);
+//! assert_eq!(loaded.origins.of("mixture.policy"), "method ddk");
+//! # Ok::<(), anyhow::Error>(())
+//! ```
 
 pub mod args;
 pub mod bench;

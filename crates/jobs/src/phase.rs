@@ -60,7 +60,7 @@ impl Phase {
             Self::Hash => "checking and hashing models and corpus",
             Self::Fork => "forking the run",
             Self::Load => "loading the models",
-            Self::Between => "no step was being made",
+            Self::Between => "no step was running",
             Self::Export => "exporting the student",
             Self::ExportModel => "exporting a checkpoint",
             Self::Serial => "measuring the serial baseline",

@@ -51,10 +51,7 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     if args.verify {
         signals.begin(Phase::Verify)?;
         for (domain, bytes) in verify(&options)? {
-            say(&format!(
-                "{domain}: {:.1} MB as they were written",
-                bytes as f64 / 1e6
-            ));
+            say(&format!("{domain}: {:.1} MB verified", bytes as f64 / 1e6));
         }
         return Ok(());
     }
@@ -106,19 +103,22 @@ impl Outdated<'_> {
             Self::KeptFor(run) => made(run),
             Self::NeededBy(run) if !made(run)? => Ok(false),
             Self::NeededBy(run) => Err(anyhow!(
-                "{} was made from the domain `{}` as it is prepared, and {}",
+                "{} was trained on the prepared domain `{}`, which is stale: {}",
                 run.display(),
                 stale.domain,
                 stale.reason
             ))
-            .hint("to continue with it as it is prepared: --set corpus.on_stale=use (a tokenizer that has \
-                   changed has to be put back); for a run on what is there now: another corpus.dir")
+            .hint("to continue on the prepared data, pass --set corpus.on_stale=use (restore the tokenizer first if it \
+                   has changed); to start a run on the new data, choose another corpus.dir")
             .usage(),
         }
     }
 }
 
-/// Refuses where preparing would replace what the run in this folder was made from.
+/// Checks that preparing the corpus would not replace what the run in this folder was made from.
+///
+/// # Errors
+/// If it would, or if the settings, a source or the run's `inputs.json` cannot be used.
 pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     if settings.corpus.on_stale != OnStale::Prepare {
         return Ok(());
@@ -130,7 +130,11 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Opens the corpus; prepares first what is missing or stale, and says why.
+/// Opens the corpus. First prepares what is missing or stale, as `corpus.on_stale` says, and says why.
+///
+/// # Errors
+/// If a domain is stale and must not be replaced, if it was prepared with another tokenizer, or if it cannot be
+/// prepared or read.
 pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let (options, tokenizer) = options(settings)?;
     let reports = match settings.corpus.on_stale {
@@ -141,12 +145,12 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
-                        .hint("run `ddk prepare` on this configuration, or set corpus.on_stale = \"use\" to \
-                               take it as it is");
+                        .hint("run `ddk prepare` with this configuration, or set corpus.on_stale = \"use\" to \
+                               use it as it is");
                 }
                 if outdated.keeps(&stale)? {
                     say(&format!(
-                        "warning: {domain} is taken as it is prepared, though {reason}; `ddk prepare` takes that in"
+                        "warning: using the prepared {domain} as it is, although {reason}; `ddk prepare` updates it"
                     ));
                     kept.push(stale.domain);
                 } else {
@@ -173,7 +177,7 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
                 return Err(anyhow!(
                     "the domain `{name}` was prepared with another tokenizer"
                 ))
-                .hint("run `ddk prepare` on this configuration");
+                .hint("run `ddk prepare` with this configuration");
             }
             Ok(Arc::new(domain))
         })
@@ -212,8 +216,8 @@ pub fn fields_hint(domain: &str, fields: &[String]) -> String {
     let field = fields.last().map_or("text", String::as_str);
     let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
     format!(
-        "name the field that holds the text, such as domains.{domain}.text_field = \"{field}\", or make the \
-         text of several, such as domains.{domain}.text_template = \"{}\"",
+        "name the field that contains the text, such as domains.{domain}.text_field = \"{field}\", or combine \
+         several, such as domains.{domain}.text_template = \"{}\"",
         template.join("\\n")
     )
 }
@@ -273,11 +277,14 @@ pub(crate) fn quarantine(folder: &Path, domain: &str) -> PathBuf {
     folder.join(domain).join(ddk_corpus::QUARANTINE_FILE)
 }
 
-/// What the corpus is made from, without making it.
+/// Returns what the corpus is made from, without making it.
+///
+/// # Errors
+/// If the settings name no domain or no tokenizer, if the tokenizer cannot be opened, or if a template is wrong.
 pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
     if settings.domains.is_empty() {
-        return Err(anyhow!("the configuration has no domain"))
-            .hint("add a table for each, for example:\n  [domains.math]\n  files = [\"data/math/*.jsonl\"]")
+        return Err(anyhow!("the configuration defines no domains"))
+            .hint("add one table per domain, for example:\n  [domains.math]\n  files = [\"data/math/*.jsonl\"]")
             .usage();
     }
     let corpus = &settings.corpus;
@@ -285,7 +292,7 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
         .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
     let tokenizer = TokenizerFolder::open(folder, corpus.eos_token.as_deref()).hint(
-        "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` makes the demo's)",
+        "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` writes the demo's)",
     )?;
     let domains = settings.domains.iter();
     let domains = domains.map(|(name, domain)| source(name, domain));
@@ -349,8 +356,8 @@ pub fn row_options(settings: &Settings) -> RowOptions {
 /// What a domain holds, on a line.
 pub fn describe(report: &DomainReport) -> String {
     format!(
-        "{}: {} documents, {} tokens ({:.2} bytes each), {} rows; {} validation documents, {} duplicates and {} \
-         short ones left out{}",
+        "{}: {} documents, {} tokens ({:.2} bytes each), {} sequences; {} validation documents; left out {} \
+         duplicates and {} short documents{}",
         report.domain,
         report.documents,
         report.tokens,
@@ -362,12 +369,15 @@ pub fn describe(report: &DomainReport) -> String {
         if report.prepared {
             ""
         } else {
-            " (was prepared already)"
+            " (already prepared)"
         },
     )
 }
 
-/// The validation documents of all domains.
+/// Returns the validation documents of all domains.
+///
+/// # Errors
+/// If a prepared file cannot be read, or if a domain's validation documents have no token to predict.
 pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
     let of = |domain: &Arc<PreparedDomain>| {
         let documents = domain.validation()?;
@@ -376,8 +386,8 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
                 "domain `{}` has no token to predict in its validation documents",
                 domain.name()
             ))
-            .hint("with objective.completion_only_loss its prompts fill corpus.sequence_length: make that longer, or \
-                   the prompts shorter")
+            .hint("with objective.completion_only_loss, its prompts fill corpus.sequence_length: raise that, or \
+                   shorten the prompts")
             .usage();
         }
         Ok(documents)
@@ -385,7 +395,10 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
     corpus.domains.iter().map(of).collect()
 }
 
-/// How perplexities on the validation documents are measured.
+/// Returns how to measure perplexities on the validation documents.
+///
+/// # Errors
+/// As for [`validation`]; also if `student.device` cannot be used.
 pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
     let vocabulary = corpus.tokenizer.vocabulary() as i64;
     Ok(Evaluation {

@@ -56,7 +56,7 @@ pub(crate) fn model(
     let model = settings.pretrain.get(name).with_context(|| {
         let known: Vec<&str> = settings.pretrain.keys().map(String::as_str).collect();
         let known = known.join(", ");
-        format!("the configuration has no [pretrain.{name}] (there are: {known})")
+        format!("the configuration has no [pretrain.{name}] (available: {known})")
     });
     let model = model.usage()?;
     check_folders(settings, model, name)?;
@@ -74,12 +74,13 @@ pub(crate) fn model(
     let record = record(settings, model, &corpus)?;
     let resumes = !force && is_unfinished(&run) && holds(&run, &record);
     if !force && !resumes && holds(&model.output_dir, &record) {
-        say(&format!("{name}: {out} is there already"));
+        say(&format!("{name}: {out} already exists"));
         return Ok(());
     }
     if model.output_dir.exists() && !model.output_dir.join(RECORD).exists() {
-        let hint =
-            format!("choose another folder for pretrain.{name}.output_dir, or move that one away");
+        let hint = format!(
+            "choose another folder for pretrain.{name}.output_dir, or move the existing one away"
+        );
         return Err(anyhow!(
             "{out} contains files that `ddk pretrain` did not write"
         ))
@@ -89,7 +90,7 @@ pub(crate) fn model(
     ddk_model::may_replace(&model.output_dir, Some(RECORD)).hint(advice)?;
     if model.output_dir.exists() && !force && !holds(&model.output_dir, &record) {
         say(&format!(
-            "{name}: {out} was made by other settings or from other data, so it is trained again"
+            "{name}: {out} was trained with other settings or other data; training it again"
         ));
     }
     if !resumes && !RunFolder::made(&run)?.is_empty() {
@@ -131,7 +132,7 @@ fn check_folders(settings: &Settings, model: &Pretrain, name: &str) -> Result<()
     for (what, folder) in sources {
         if folder.is_some_and(|folder| ddk_model::same_folder(folder, &model.output_dir)) {
             return Err(anyhow!(
-                "`pretrain.{name}.output_dir` is {}, the folder of the {what} that the model is made from",
+                "`pretrain.{name}.output_dir` is {}, which is the folder of the {what} that the model needs",
                 model.output_dir.display()
             ))
             .hint("choose another folder for the model")
@@ -160,7 +161,7 @@ fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
     };
     match problem {
         Some(problem) => Err(anyhow!("{} {problem}", run.display()))
-            .hint("choose another folder for the model, or move that one away")
+            .hint("choose another folder for the model, or move the existing one away")
             .usage(),
         None => Ok(()),
     }
@@ -299,7 +300,7 @@ fn begin(
         }
         (None, None) => {
             return Err(anyhow!(
-                "[pretrain.{name}] has neither `init` nor `architecture`"
+                "[pretrain.{name}] has neither `init_from` nor `architecture`"
             ));
         }
     }
@@ -308,17 +309,7 @@ fn begin(
 
 /// Whether a folder's record says that it was made from the same inputs.
 fn holds(folder: &Path, record: &str) -> bool {
-    let parsed = |text: &str| {
-        let mut record: serde_json::Value = serde_json::from_str(text).ok()?;
-        let model = record.get_mut("model")?.as_object_mut()?;
-        // The number of threads changes the model only by rounding. Earlier versions recorded it.
-        model.remove("threads");
-        model.retain(|_, value| !value.is_null());
-        Some(record)
-    };
-    let made = fs::read_to_string(folder.join(RECORD)).ok();
-    made.and_then(|made| parsed(&made))
-        .is_some_and(|made| parsed(record) == Some(made))
+    fs::read_to_string(folder.join(RECORD)).is_ok_and(|made| made == record)
 }
 
 /// All that the model depends on.

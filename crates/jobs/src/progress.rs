@@ -160,7 +160,7 @@ impl Printer {
     pub fn new(live: Arc<Live>, limit: Option<u64>) -> Self {
         let bar = bar(
             limit.unwrap_or(0),
-            "{bar:30} step {pos}/{len}, {elapsed} gone, {eta} left",
+            "{bar:30} step {pos}/{len}, {elapsed} elapsed, {eta} left",
         );
         Self {
             bar,

@@ -39,7 +39,10 @@ pub fn run(args: &args::Report) -> Result<()> {
     Ok(())
 }
 
-/// A run's report, its settings held against the defaults.
+/// Builds a run's report, including how its settings differ from the defaults.
+///
+/// # Errors
+/// If the run's `config.toml` cannot be read.
 pub fn of_run(folder: &Path) -> Result<RunReport> {
     Ok(RunReport::new(&RunView::read(folder), &changed(folder)?))
 }

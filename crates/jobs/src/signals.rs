@@ -107,13 +107,16 @@ enum Answer {
 pub type Child = Arc<Mutex<Option<Pid>>>;
 
 impl Signals {
-    /// Listens from now on, on a thread of its own.
+    /// Starts to listen for signals on a separate thread.
+    ///
+    /// # Errors
+    /// If a signal handler, the runtime or the thread cannot be set up.
     pub fn listen() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let context = runtime.enter();
-        let listen = |kind| signal(kind).context("cannot listen to signals");
+        let listen = |kind| signal(kind).context("cannot listen for signals");
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut terminate = listen(SignalKind::terminate())?;
         drop(context);
@@ -253,13 +256,13 @@ impl Signals {
                 say(&format!(
                     "{name}: finishing the step and saving; a second signal ends the process at once"
                 ));
-                tracing::info!(name, "told to stop");
+                tracing::info!(name, "stop requested");
                 run.stop();
                 let grace = state.grace;
                 later(grace, move || {
                     say(&format!(
-                        "not done {} s after {name} (recovery.shutdown_grace_seconds): ending at once; the run resumes \
-                         from its last checkpoint",
+                        "not finished {} s after {name} (recovery.shutdown_grace_seconds): exiting now; the run \
+                         resumes from its last checkpoint",
                         grace.as_secs_f64()
                     ));
                     exit(signal)
@@ -290,11 +293,13 @@ impl State {
             phase.what(),
             phase.next()
         ));
-        tracing::info!(name, phase = phase.what(), "told to stop");
+        tracing::info!(name, phase = phase.what(), "stop requested");
         if let Some(run) = &self.run {
             let message = format!("{name} while {}", phase.what());
             if let Err(error) = ddk_run::append_event(run, EventKind::Stopped, &message) {
-                say(&format!("warning: the end is not in events.jsonl: {error}"));
+                say(&format!(
+                    "warning: cannot record the stop in events.jsonl: {error}"
+                ));
             }
         }
         if let Some(farewell) = &self.farewell {

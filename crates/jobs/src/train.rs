@@ -71,7 +71,11 @@ pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result
     distill(&settings, &flags, signals, out)
 }
 
-/// Distills as the settings say. Resumes if the run folder holds a checkpoint.
+/// Distills according to the settings. Resumes if the run folder holds a checkpoint.
+///
+/// # Errors
+/// If the settings or flags do not fit the run in the folder, if the corpus or a model cannot be used, or if a worker
+/// fails for good.
 pub fn distill(
     settings: &Settings,
     flags: &Flags,
@@ -85,8 +89,8 @@ pub fn distill(
     let (new, restart, shown) = (flags.args.no_resume, flags.args.restart, path.display());
     // Said before minutes of tokenizing.
     if restart && !begun {
-        return Err(anyhow!("there is no run in {shown} to start over"))
-            .hint("leave --restart out to start one")
+        return Err(anyhow!("there is no run in {shown} to restart"))
+            .hint("leave out --restart to start one")
             .usage();
     }
     let goes_on = begun && !new && !restart;
@@ -94,7 +98,7 @@ pub fn distill(
         inputs::same_settings(&path, settings)?;
     } else if !begun && flags.args.resume_from.is_some() && flags.fork_of.is_none() {
         return Err(anyhow!("there is no run in {shown} to resume"))
-            .hint("leave out --resume-from to start one; add --fork NAME to start one from another's checkpoint")
+            .hint("leave out --resume-from to start one; add --fork NAME to start one from a checkpoint of another run")
             .usage();
     }
     // What a run was made from is not replaced: this one, or the one that it is forked from.
@@ -128,9 +132,10 @@ pub fn distill(
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         if let Some(step) = from {
-            let hint = format!("for a new run from there: --fork NAME --resume-from {step}");
+            let hint =
+                format!("to start a new run from there, pass --fork NAME --resume-from {step}");
             return Err(anyhow!(
-                "the run in {shown} is done: it does not resume from step {step}"
+                "the run in {shown} is finished: it cannot resume from step {step}"
             ))
             .hint(hint)
             .usage();
@@ -142,7 +147,9 @@ pub fn distill(
             if result::lacks_report(&folder) {
                 result::write_report(&folder)?;
             }
-            say(&format!("the run in {shown} is done already; its summary:"));
+            say(&format!(
+                "the run in {shown} is already finished; its summary:"
+            ));
             return result::print(&ddk_run::read::summary(&path)?, flags.args.json, out);
         }
         result::reopen(&folder)?;
@@ -179,7 +186,10 @@ fn run_phases(
     run_to_end(prepared, folder, session, flags)
 }
 
-/// Whether the run of these settings is done; a folder whose run had other settings is refused.
+/// Returns whether the run of these settings is done.
+///
+/// # Errors
+/// If the settings name no run folder, if its run had other settings, or if its files cannot be read.
 pub fn is_done(settings: &Settings) -> Result<bool> {
     let path = run_folder(settings)?;
     if !path.join("summary.json").exists() {

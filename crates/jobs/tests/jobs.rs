@@ -245,7 +245,7 @@ fn a_job_says_what_is_wrong_with_its_arguments() {
     let unknown = pretrain::run(&pretrain_args(&config, "giant"), signals()).unwrap_err();
     assert_eq!(
         unknown.to_string(),
-        "the configuration has no [pretrain.giant] (there are: student, teacher)"
+        "the configuration has no [pretrain.giant] (available: student, teacher)"
     );
     let mut forked = train_args(&config);
     forked.resume_from = Some(3);

@@ -67,7 +67,10 @@ pub enum Refused {
 
 /// Eq. 1, the domain discrepancy factor: the softmax of the perplexity ratios (student's over teacher's).
 ///
-/// Computed with the largest ratio taken off, because `exp` of a ratio overflows for a student trained from scratch.
+/// Subtracts the largest ratio first, because `exp` of a ratio overflows for a student trained from scratch.
+///
+/// # Errors
+/// If there is no ratio, or if one is not a positive finite number.
 pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
     check(ratios, ratios.len())?;
     softmax(ratios)
@@ -75,7 +78,11 @@ pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
 
 /// Eq. 2, the factor smooth update: `alpha * normalized(previous * exp(ratio)) + (1 - alpha) / N`.
 ///
-/// In log space; a previous weight of 0 stays 0 before the floor is added.
+/// Computed in log space. A previous weight of 0 stays 0 before the floor is added.
+///
+/// # Errors
+/// If the lists are empty or differ in length, if a weight, a ratio or `alpha` is out of range, or if all previous
+/// weights are 0.
 pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec<f64>, Refused> {
     check(ratios, previous.len())?;
     if !(0.0..=1.0).contains(&alpha) {

@@ -1,9 +1,22 @@
 //! Domain weights and quotas: pure f64 state machines, without torch, files or a clock.
 //!
-//! A [`Policy`] turns what an interval came to ([`Feedback`]) into the weights of the next; each has a file
-//! of its own, and says what it [`Needs`] and how often. [`limit`] bounds the weights by the rows that are
-//! left, [`Quota`] turns them into whole rows without losing a fraction over the intervals, and
-//! [`interval_order`] shuffles those rows. Vectors are indexed by domain, domains being sorted by name.
+//! A [`Policy`] turns the [`Feedback`] of an interval into the weights of the next. Each policy has a file of its own
+//! and says what it [`Needs`] and how often. [`limit`] bounds the weights by the sequences that are left, [`Quota`]
+//! turns them into whole sequences without losing a fraction over the intervals, and [`interval_order`] shuffles those
+//! sequences. Vectors are indexed by domain; domains are sorted by name.
+//!
+//! ```
+//! use ddk_mixture::{Quota, discrepancy, gap, smooth_update};
+//!
+//! // Student's over teacher's perplexity of two domains.
+//! let ratios = [2.0, 1.25];
+//! assert!(gap(20.0, 10.0) > gap(12.5, 10.0));
+//! let weights = smooth_update(&discrepancy(&ratios)?, &ratios, 0.5)?;
+//! assert!(weights[0] > weights[1]);
+//! let drawn = Quota::new(2).draw(&weights, 64);
+//! assert_eq!(drawn.iter().sum::<u64>(), 64);
+//! # Ok::<(), ddk_mixture::Refused>(())
+//! ```
 
 mod decision;
 mod equations;

@@ -37,7 +37,7 @@ pub enum ModelError {
         reason: String,
     },
     /// A folder that would be lost if a model were written there.
-    #[error("{} holds {found}, which is no part of a model that ddk wrote: it is not replaced", folder.display())]
+    #[error("{} holds {found}, which ddk did not write: it is not replaced", folder.display())]
     NotReplaced {
         /// The folder.
         folder: PathBuf,
@@ -68,7 +68,7 @@ pub enum ModelError {
         problems: Vec<String>,
     },
     /// A layer that the model has not.
-    #[error("the model has no layer {number}: it has {count}, counted from 1")]
+    #[error("the model has no layer {number}: its layers are 1 to {count}")]
     NoLayer {
         /// What was asked for.
         number: usize,

@@ -82,7 +82,7 @@ impl<'a> Fields<'a> {
         };
         value
             .as_str()
-            .ok_or_else(|| self.malformed(format!("`{key}` is {value}: expected a text")))
+            .ok_or_else(|| self.malformed(format!("`{key}` is {value}: expected a string")))
     }
 
     /// An object within the object.

@@ -29,7 +29,10 @@ impl Frozen {
         }
     }
 
-    /// A model that shares its weights with the others made here.
+    /// Builds a model that shares its weights with the others built here.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, if its tensors do not match its `config.json`, or if libtorch fails.
     pub fn model(&self, placement: &Placement) -> Result<Model, ModelError> {
         let config = ModelConfig::read(&self.folder)?;
         let weights = Weights::open(&self.folder)?;
@@ -38,7 +41,10 @@ impl Frozen {
         Model::build(config, Parameters::of_frozen(&get), placement)
     }
 
-    /// The output matrix alone, `[vocab_size, hidden_size]`: what a student needs of its teacher.
+    /// Returns the LM head alone, `[vocab_size, hidden_size]`: what a student needs of its teacher.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or lacks the tensor, or if libtorch fails.
     pub fn head(&self, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
         let name = ModelConfig::read(&self.folder)?.design().head_name();
         self.get(&Weights::open(&self.folder)?, &name, device, kind)

@@ -1,11 +1,31 @@
 //! Decoder-only transformers on libtorch, in and out of Hugging Face folders.
 //!
-//! [`Model`] is what the rest of the program sees: load, hidden states, output matrix, save. `families` has a
-//! small file for each family, which turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder`
-//! is put together from shared `parts` as the design says. [`Trace`] is a forward whose backward is called by
-//! hand, from the hidden states and from the outputs of chosen layers; [`Output`] is the end of a model
-//! alone; [`Cache`] is for writing token by token. [`safetensors`] reads and writes tensors by name;
-//! [`Weights`] are the tensors of a folder, sharded or not.
+//! [`Model`] is what the rest of the program sees: load, hidden states, LM head, save. Each family in `families` is a
+//! small file that turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder` is built from shared `parts`
+//! as the design says. [`Trace`] is a forward pass whose backward is called by hand, from the hidden states and from
+//! the outputs of chosen layers. [`Output`] is the end of a model alone; [`Cache`] serves generation token by token.
+//! [`safetensors`] reads and writes tensors by name; [`Weights`] are the tensors of a folder, sharded or not.
+//!
+//! ```
+//! use ddk_model::{Architecture, Model, ModelConfig};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! let architecture = Architecture {
+//!     vocab_size: 32,
+//!     hidden_size: 8,
+//!     intermediate_size: 16,
+//!     num_hidden_layers: 1,
+//!     num_attention_heads: 2,
+//!     num_key_value_heads: 1,
+//!     max_position_embeddings: 16,
+//!     rope_theta: 10_000.0,
+//!     tie_word_embeddings: true,
+//! };
+//! let model = Model::random(ModelConfig::llama(architecture, None)?, 7, Device::Cpu)?;
+//! let tokens = Tensor::zeros([2, 4], (Kind::Int64, Device::Cpu));
+//! assert_eq!(model.hidden(&tokens, None)?.size(), [2, 4, 8]);
+//! # Ok::<(), ddk_model::ModelError>(())
+//! ```
 
 mod config;
 mod decoder;
@@ -26,7 +46,7 @@ pub mod safetensors;
 mod trace;
 mod weights;
 
-pub use config::{Architecture, CONFIG_HASH, ModelConfig, ParameterCounts};
+pub use config::{Architecture, ModelConfig, ParameterCounts};
 pub use decoder::Cache;
 pub use error::ModelError;
 pub use export::{Export, TOKENIZER_FILES, same_folder};

@@ -57,7 +57,10 @@ pub struct Head<'a> {
 }
 
 impl Model {
-    /// Loads a Hugging Face folder, tensor by tensor to its device in its dtype.
+    /// Loads a Hugging Face folder, one tensor at a time, to its device and dtype.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, if its tensors do not match its `config.json`, or if libtorch fails.
     pub fn load(folder: &Path, placement: &Placement) -> Result<Self, ModelError> {
         let config = ModelConfig::read(folder)?;
         let weights = Weights::open(folder)?;
@@ -69,7 +72,10 @@ impl Model {
         )
     }
 
-    /// Compares a folder's tensors with what its configuration needs, reading no more than their headers.
+    /// Compares a folder's tensors with what its configuration needs. Reads only their headers.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unexpected, or of the wrong shape. The error lists all of them.
     pub fn check(config: &ModelConfig, weights: &Weights) -> Result<(), ModelError> {
         weights.check(&Self::needed(config)?, |name| {
             name.ends_with("rotary_emb.inv_freq")
@@ -88,7 +94,10 @@ impl Model {
         Ok(list.map(|(name, tensor)| (name, tensor.size())).collect())
     }
 
-    /// A new model in fp32 with weights drawn from the seed.
+    /// Creates a model in fp32 with weights drawn from the seed.
+    ///
+    /// # Errors
+    /// If libtorch fails, for example because memory runs out.
     pub fn random(config: ModelConfig, seed: u64, device: Device) -> Result<Self, ModelError> {
         let placement = Placement::on(device, Kind::Float);
         Self::build(config, Parameters::of_seed(seed), &placement)
@@ -110,9 +119,13 @@ impl Model {
         })
     }
 
-    /// Token ids `[batch, time]` (i64) to hidden states `[batch, time, hidden_size]`, after the final norm.
+    /// Computes hidden states `[batch, time, hidden_size]`, after the final norm, from token ids `[batch, time]` (i64).
     ///
-    /// With `parts`, each row is several documents that see nothing of each other, as if each were a row of its own.
+    /// With `parts`, each sequence holds several documents that do not attend to each other, as if each were a sequence
+    /// of its own.
+    ///
+    /// # Errors
+    /// If libtorch fails, for example because memory runs out.
     pub fn hidden(&self, tokens: &Tensor, parts: Option<&Parts>) -> Result<Tensor, ModelError> {
         let padded = self.decoder.pad(tokens, parts)?;
         let hidden = self
@@ -121,7 +134,11 @@ impl Model {
         Ok(padded.cut(&hidden)?)
     }
 
-    /// As [`Self::hidden`], and what comes out of these layers (counted from 1), before any final norm, in their order.
+    /// Works like [`Self::hidden`] and also returns the outputs of these layers (counted from 1), before any final
+    /// norm, in their order.
+    ///
+    /// # Errors
+    /// If a layer does not exist, or if libtorch fails.
     pub fn hidden_and_layers(
         &self,
         tokens: &Tensor,
@@ -152,7 +169,11 @@ impl Model {
         Cache::new(self.decoder.layers())
     }
 
-    /// Hidden states of tokens `[batch, time]` that follow what the cache has read; the cache reads them as well.
+    /// Computes the hidden states of tokens `[batch, time]` that follow what the cache has read. The cache reads them
+    /// as well.
+    ///
+    /// # Errors
+    /// If libtorch fails, for example because memory runs out.
     pub fn hidden_after(&self, cache: &mut Cache, tokens: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.decoder.hidden(tokens, None, Some(cache), |_, _| {})?)
     }
@@ -170,13 +191,19 @@ impl Model {
         }
     }
 
-    /// The output matrix in the dtype of the products, without a graph.
+    /// Returns the LM head in the dtype of the products, without a graph.
+    ///
+    /// # Errors
+    /// If libtorch fails, for example because memory runs out.
     pub fn head_for_products(&self) -> Result<Tensor, ModelError> {
         let head = &self.decoder.head;
         Ok(self.head_cast.of(head, self.spread.compute)?.detach())
     }
 
-    /// Replaces all weights by those of a file that names them alike, such as a checkpoint's.
+    /// Replaces all weights with those of a file that uses the same names, such as a checkpoint's.
+    ///
+    /// # Errors
+    /// If a tensor is missing from the file or has another shape, or if libtorch cannot copy it.
     pub fn replace_weights(&mut self, file: &TensorFile) -> Result<(), ModelError> {
         let _no_grad = tch::no_grad_guard();
         for (name, parameter) in &mut self.parameters {
@@ -186,7 +213,10 @@ impl Model {
         Ok(())
     }
 
-    /// Copies of all parameters in their order, without a graph.
+    /// Copies all parameters in their order, without a graph.
+    ///
+    /// # Errors
+    /// If libtorch cannot allocate or copy a tensor.
     pub fn copy_parameters(&self) -> Result<Vec<Tensor>, ModelError> {
         let _no_grad = tch::no_grad_guard();
         let copy = |(_, parameter): &(String, Tensor)| {
@@ -197,7 +227,10 @@ impl Model {
         self.parameters.iter().map(copy).collect()
     }
 
-    /// Replaces all weights by copies that a model of the same configuration gave.
+    /// Replaces all weights with copies from a model of the same configuration.
+    ///
+    /// # Errors
+    /// If libtorch cannot copy a tensor, for example because its shape does not match.
     pub fn set_parameters(&mut self, copies: &[Tensor]) -> Result<(), ModelError> {
         let _no_grad = tch::no_grad_guard();
         for ((_, parameter), copy) in self.parameters.iter_mut().zip(copies) {

@@ -14,7 +14,10 @@ pub struct Output {
 }
 
 impl Output {
-    /// Reads no other tensor of the folder.
+    /// Loads the final norm and the LM head. Reads no other tensor of the folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or lacks a tensor, or if libtorch fails.
     pub fn load(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
         let config = ModelConfig::read(folder)?;
         let (design, weights) = (config.design(), Weights::open(folder)?);
@@ -27,7 +30,10 @@ impl Output {
         })
     }
 
-    /// What comes out of a layer `[.., hidden_size]`, after the final norm; gradients flow through.
+    /// Applies the final norm to a layer's output `[.., hidden_size]`. Gradients flow through.
+    ///
+    /// # Errors
+    /// If libtorch fails, for example because memory runs out.
     pub fn normed(&self, x: &Tensor) -> Result<Tensor, ModelError> {
         Ok(self.norm.forward(&x.f_to_kind(self.head.kind())?)?)
     }

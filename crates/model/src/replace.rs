@@ -53,7 +53,7 @@ pub fn may_replace(folder: &Path, record: Option<&str>) -> Result<(), ModelError
         })
     };
     if !folder.is_dir() {
-        return refused("something that is no folder");
+        return refused("something that is not a folder");
     }
     let entries = entries(folder)?;
     let Some((first, _)) = entries.first() else {

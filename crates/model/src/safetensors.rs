@@ -26,7 +26,10 @@ pub struct TensorFile {
     data: usize,
 }
 
-/// Opens a file and checks that its header describes it.
+/// Opens a safetensors file and checks that its header describes it.
+///
+/// # Errors
+/// If the file cannot be read or is not a whole safetensors file.
 pub fn read_tensors(path: &Path) -> Result<TensorFile, ModelError> {
     let file = File::open(path).map_err(ModelError::io("read", path))?;
     // SAFETY: the map is private and read-only. A file that another program cuts while it is mapped ends this
@@ -36,7 +39,7 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, ModelError> {
     let (length, header) =
         SafeTensors::read_metadata(&map).map_err(|error| ModelError::Malformed {
             path: path.to_owned(),
-            reason: format!("not a whole safetensors file: {error}"),
+            reason: format!("not a complete safetensors file: {error}"),
         })?;
     Ok(TensorFile {
         path: path.to_owned(),
@@ -82,7 +85,10 @@ impl TensorFile {
         ))
     }
 
-    /// A copy of a tensor on `device` in dtype `kind`, straight from the mapped file: no other copy is made on the way.
+    /// Copies a tensor to `device` in dtype `kind`, straight from the mapped file, without another copy on the way.
+    ///
+    /// # Errors
+    /// If there is no such tensor, if its shape is not `shape`, if its dtype is not supported, or if libtorch fails.
     pub fn tensor_on(
         &self,
         name: &str,
@@ -105,7 +111,10 @@ impl TensorFile {
         Ok(view.f_to_device_(device, kind, false, true)?)
     }
 
-    /// A copy of a tensor on the CPU, in the file's dtype; its shape must be `shape`.
+    /// Copies a tensor to the CPU in the file's dtype. Its shape must be `shape`.
+    ///
+    /// # Errors
+    /// As for [`Self::tensor_on`].
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor, ModelError> {
         let (bytes, kind) = self.find(name, shape)?;
         Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
@@ -155,7 +164,10 @@ fn kind(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// Writes tensors (on the CPU, sorted by the caller) tensor by tensor, without a copy of the whole file in memory.
+/// Writes tensors (on the CPU, sorted by the caller) one by one, without a copy of the whole file in memory.
+///
+/// # Errors
+/// If a tensor's dtype is not supported, if it cannot be copied, or if `out` cannot be written.
 pub fn write_tensors(
     tensors: &[(String, Tensor)],
     metadata: &[(&str, &str)],

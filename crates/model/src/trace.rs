@@ -38,8 +38,11 @@ struct Recomputed {
 }
 
 impl Model {
-    /// Token ids `[batch, time]` to hidden states, to be followed by [`Trace::backward`]. `layers` (counted
-    /// from 1): those whose outputs are wanted as well, because the loss depends on them.
+    /// Computes hidden states from token ids `[batch, time]`, to be followed by [`Trace::backward`]. `layers` (counted
+    /// from 1) names the layers whose outputs are needed too, because the loss depends on them.
+    ///
+    /// # Errors
+    /// If a layer does not exist, or if libtorch fails.
     pub fn trace<'a>(
         &'a self,
         tokens: &Tensor,
@@ -104,8 +107,11 @@ impl Trace<'_> {
         &self.layers
     }
 
-    /// Adds to the gradient of every parameter, from the gradient of the hidden states (of their shape) and
-    /// those of the layers; the embedding's is added to `embedding`, of its shape.
+    /// Backpropagates the gradients of the hidden states and of the layers' outputs, and adds to every parameter's
+    /// gradient. Adds the embedding's gradient to `embedding`. Each gradient has the shape of its tensor.
+    ///
+    /// # Errors
+    /// If libtorch fails, for example because a gradient has the wrong shape.
     pub fn backward(
         mut self,
         gradient: &Tensor,

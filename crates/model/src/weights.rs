@@ -92,7 +92,10 @@ impl Weights {
         })
     }
 
-    /// One tensor on `device` in dtype `kind`.
+    /// Copies one tensor to `device` in dtype `kind`.
+    ///
+    /// # Errors
+    /// If there is no such tensor, if its dtype is not supported, or if libtorch fails.
     pub fn tensor(&self, name: &str, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
         let (file, shape) = self.find(name).ok_or_else(|| ModelError::Tensors {
             folder: self.folder.clone(),
@@ -101,8 +104,11 @@ impl Weights {
         file.tensor_on(name, &shape, device, kind)
     }
 
-    /// Compares the names and shapes with those a model needs; every problem is in the error. `may_be_there` says which
-    /// others are no mistake (buffers that old programs saved, the copy of a tied matrix).
+    /// Compares names and shapes with those that a model needs. `may_be_there` says which other names are allowed
+    /// (buffers that old programs saved, the copy of a tied LM head).
+    ///
+    /// # Errors
+    /// If a tensor is missing, unexpected, or of the wrong shape. The error lists all of them.
     pub fn check(
         &self,
         needed: &[(String, Vec<i64>)],

@@ -180,7 +180,11 @@ pub fn chunked_head(
     values.finish(hidden_gradient)
 }
 
-/// Sum of the cross-entropy (nats) over the scored positions, and their number; no gradient. For evaluation.
+/// Returns the sum of the cross-entropy (nats) over the scored positions, and their number. Computes no gradient; meant
+/// for evaluation.
+///
+/// # Errors
+/// If libtorch fails, for example because shapes do not match or memory runs out.
 pub fn cross_entropy_sum(
     input: &HeadInput<'_>,
     labels: &Tensor,

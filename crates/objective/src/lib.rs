@@ -1,10 +1,19 @@
 //! The losses of distillation, computed chunk by chunk from hidden states.
 //!
-//! [`chunked_head`] takes hidden states of student and teacher and both output matrices. For a chunk of
-//! positions it forms the logits, the loss and the gradient with respect to the student's hidden states and
-//! output matrix, and drops the logits again; so memory does not grow with batch x length x vocabulary, and
-//! the teacher's signal is `d_model` numbers per position. [`Objective`] says what is minimized; softmaxes are
-//! in fp32 (f64 for f64 inputs) whatever the models' dtype. [`layer_loss`] is TED's distance between layers.
+//! [`chunked_head`] takes the hidden states and the LM heads of student and teacher. For a chunk of positions it forms
+//! the logits, the loss, and the gradients with respect to the student's hidden states and LM head, and drops the
+//! logits again. Memory therefore does not grow with batch x length x vocabulary, and the teacher's output is `d_model`
+//! numbers per position. [`Objective`] says what to minimize. Softmaxes are in fp32 (f64 for f64 inputs) whatever the
+//! dtype of the models. [`layer_loss`] is TED's distance between layers.
+//!
+//! ```
+//! use ddk_objective::{Objective, default_chunk};
+//!
+//! let objective = Objective::cross_entropy();
+//! assert!(!objective.needs_teacher_output());
+//! // Positions whose logits are formed at a time.
+//! assert!(default_chunk(151_936, tch::Device::Cpu) >= 1);
+//! ```
 
 mod chunk;
 mod divergence;

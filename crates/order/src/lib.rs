@@ -1,10 +1,19 @@
 //! Randomness from seeds and positions, never from arrival order.
 //!
-//! Every random choice of DDK is a pure function of a seed, a label that says what is being chosen, and the
-//! position of the choice (a domain's pass, an interval, …). So a choice can be made again after a restart,
-//! on any thread, in any order. The streams are ChaCha8, whose output is fixed; shuffles and
-//! distributions are our own, because those of general libraries change between versions. Golden tests pin
-//! them all.
+//! Every random choice of DDK is a pure function of a seed, a label that names the choice, and the position of the
+//! choice (the epoch of a domain, an interval, …). DDK can therefore repeat a choice after a restart, on any thread, in
+//! any order. The streams are ChaCha8, whose output is fixed. Shuffles and distributions are our own, because those of
+//! general libraries change between versions. Golden tests pin them all.
+//!
+//! ```
+//! let shuffled = |epoch| {
+//!     let mut documents = [0, 1, 2, 3, 4];
+//!     ddk_order::shuffle(&mut documents, &mut ddk_order::stream(7, "example", &[epoch]));
+//!     documents
+//! };
+//! assert_eq!(shuffled(1), shuffled(1));
+//! assert_ne!(shuffled(1), shuffled(2));
+//! ```
 
 mod permutation;
 

@@ -73,6 +73,9 @@ impl Costs {
 
 impl ComparedRun {
     /// Reads a run's folder.
+    ///
+    /// # Errors
+    /// If a file of the run cannot be read, or if its `summary.json` is missing.
     pub fn read(folder: &Path, method: &str, seed: u64) -> Result<Self, RunFileError> {
         let view = RunView::read(folder);
         if let Some(problem) = view.problems().first() {

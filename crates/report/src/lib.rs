@@ -1,7 +1,17 @@
-//! A run's result as people read it: charts ([`charts`]), a table for the terminal ([`table`]), a report with figures
-//! ([`RunReport`]), as one self-contained page or as Markdown; and the comparison of many runs ([`Comparison`]).
+//! Results for people: charts ([`charts`]), a table for the terminal ([`table()`]), a report with figures
+//! ([`RunReport`]) as one self-contained page or as Markdown, and the comparison of many runs ([`Comparison`]).
 //!
 //! A [`chart`] is data that [`svg()`] draws. A text with tables and figures ([`document`]) becomes Markdown or a page.
+//!
+//! ```
+//! use ddk_report::chart::{Chart, Content, Line, Panel};
+//!
+//! let line = Line { name: "prose".to_owned(), points: vec![(0.0, 0.9), (100.0, 0.4)] };
+//! let panel = Panel { title: String::new(), content: Content::Lines(vec![line]), level: None };
+//! let chart = Chart { name: "gap".to_owned(), panels: vec![panel], ..Chart::default() };
+//! assert!(ddk_report::svg(&chart, ddk_report::WIDTH)?.contains("<polyline"));
+//! # Ok::<(), ddk_report::ChartError>(())
+//! ```
 
 pub mod chart;
 pub mod comparison;

@@ -30,9 +30,12 @@ pub enum ScoresError {
     NoModel,
 }
 
-/// Reads the text of a file: `results` (task to `"metric,filter"` to number) and `config.model_args`, which
-/// names the model. Standard errors and other words are left out, and so are the parts of a group whose whole
-/// is there (the subjects of MMLU).
+/// Parses the text of a results file: `results` (task to `"metric,filter"` to number) and `config.model_args`, which
+/// names the model. Leaves out standard errors and values that are not numbers. Also leaves out the parts of a group
+/// that has a score as a whole (the subjects of MMLU).
+///
+/// # Errors
+/// If the text is not JSON, holds no scores, or names no model.
 pub fn harness(text: &str) -> Result<Harness, ScoresError> {
     let value: Value =
         serde_json::from_str(text).map_err(|error| ScoresError::NotJson(error.to_string()))?;

@@ -226,7 +226,7 @@ fn what_cannot_be_read_is_said_and_the_rest_is_there() {
     fs::write(&file, fs::read_to_string(&file).unwrap() + "nonsense\n").unwrap();
     let text = RunReport::new(&RunView::read(folder.path()), &[]).markdown();
     assert!(
-        text.contains("**Problem:** events.jsonl: a line is not the record"),
+        text.contains("**Problem:** events.jsonl: a line is not a valid record"),
         "{text}"
     );
     assert!(text.contains("loader-math is restarted"));

@@ -99,7 +99,7 @@ pub struct Opened<T> {
     /// The loop's state.
     pub state: T,
     /// Newer ones that did not verify, and why.
-    pub passed_over: Vec<Entry>,
+    pub skipped: Vec<Entry>,
 }
 
 /// What a save wrote.
@@ -114,8 +114,11 @@ pub struct SaveReport {
 }
 
 impl CheckpointStore {
-    /// Opens (or makes) the folder of checkpoints and cleans up after an interrupted save: what is half written or half
-    /// removed goes, and a checkpoint whose successor never came gets its name back.
+    /// Opens or creates the folder of checkpoints and cleans up after an interrupted save. Removes what is half written
+    /// or half removed, and restores the name of a checkpoint whose replacement is missing.
+    ///
+    /// # Errors
+    /// If the folder cannot be created or read, or if a leftover cannot be removed or renamed.
     pub fn open(folder: &Path, retention: Retention) -> Result<Self, RunFileError> {
         fs::create_dir_all(folder).map_err(RunFileError::io("create", folder))?;
         let store = Self {
@@ -166,8 +169,11 @@ impl CheckpointStore {
 
     /// Saves a checkpoint. `before_manifest` makes durable what the state refers to (the journal's lines).
     ///
-    /// Where anything fails, what was written is removed and the checkpoints before it are untouched. What
-    /// fails once the checkpoint is in its place is no failure of the save: the report says so.
+    /// If anything fails, it removes what was written and leaves earlier checkpoints untouched. What fails once the
+    /// checkpoint is in its place does not fail the save; the report names it.
+    ///
+    /// # Errors
+    /// If a file cannot be written, if `before_manifest` fails, or if the checkpoint cannot be put in its place.
     pub fn save<T: Serialize>(
         &self,
         step: u64,
@@ -277,7 +283,10 @@ impl CheckpointStore {
         disk.sync(&self.folder)
     }
 
-    /// All checkpoints by step, each verified.
+    /// Lists all checkpoints by step, each verified.
+    ///
+    /// # Errors
+    /// If the folder of checkpoints cannot be read. A damaged checkpoint is not an error; its entry says so.
     pub fn list(&self) -> Result<Vec<Entry>, RunFileError> {
         let steps = self.steps()?.into_iter();
         Ok(steps.map(|step| self.entry(step)).collect())
@@ -290,23 +299,29 @@ impl CheckpointStore {
         Entry { step, path, status }
     }
 
-    /// The loop's state in the checkpoint of a step, whether the other files verify or not; or why it cannot be read.
+    /// Reads the loop's state from the checkpoint of a step, whether or not the other files verify.
+    ///
+    /// # Errors
+    /// Why the state cannot be read.
     pub fn state<T: DeserializeOwned>(&self, step: u64) -> Result<T, String> {
         let text = fs::read_to_string(self.path(step).join(STATE));
         let text = text.map_err(|error| format!("{STATE}: {error}"))?;
         serde_json::from_str(&text).map_err(|error| format!("{STATE}: {error}"))
     }
 
-    /// The newest checkpoint that verifies and whose state can be read, and the newer ones that do not.
+    /// Returns the newest checkpoint that verifies and whose state can be read, and the newer ones that were skipped.
     ///
-    /// `None` where there is no checkpoint at all. Where there are some but none verifies, `passed_over` of
-    /// the error says why: a run must never begin again at 0 without being told to.
+    /// `None` if there is no checkpoint at all.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, or if there are checkpoints but none verifies; `skipped` says why. A run must
+    /// never restart at step 0 without being told to.
     pub fn newest<T: DeserializeOwned>(&self) -> Result<Option<Opened<T>>, NoneVerifies> {
         let steps = self.steps()?;
         if steps.is_empty() {
             return Ok(None);
         }
-        let mut passed_over = Vec::new();
+        let mut skipped = Vec::new();
         for step in steps.into_iter().rev() {
             let path = self.path(step);
             let state = Manifest::verify(&path).and_then(|_| self.state(step));
@@ -316,10 +331,10 @@ impl CheckpointStore {
                         step,
                         path,
                         state,
-                        passed_over,
+                        skipped,
                     }));
                 }
-                Err(reason) => passed_over.push(Entry {
+                Err(reason) => skipped.push(Entry {
                     step,
                     path,
                     status: Err(reason),
@@ -328,11 +343,14 @@ impl CheckpointStore {
         }
         Err(NoneVerifies::Damaged {
             folder: self.folder.clone(),
-            passed_over,
+            skipped,
         })
     }
 
-    /// The steps of all checkpoints, in order; none of them is read.
+    /// Returns the steps of all checkpoints, in order, without reading the checkpoints.
+    ///
+    /// # Errors
+    /// If the folder of checkpoints cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>, RunFileError> {
         let names = self.names()?;
         let step = |name: &String| names::step(name).or(names::replaced_step(name));
@@ -384,12 +402,12 @@ pub enum NoneVerifies {
     #[error(transparent)]
     File(#[from] RunFileError),
     /// There are checkpoints, but each is damaged.
-    #[error("no checkpoint in {} verifies: {}", folder.display(), describe(passed_over))]
+    #[error("every checkpoint in {} is damaged: {}", folder.display(), describe(skipped))]
     Damaged {
         /// The folder of checkpoints.
         folder: PathBuf,
         /// Each one, and why.
-        passed_over: Vec<Entry>,
+        skipped: Vec<Entry>,
     },
 }
 

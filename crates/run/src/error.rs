@@ -22,10 +22,10 @@ pub enum RunFileError {
         holder: String,
     },
     /// A new run was insisted on where one is.
-    #[error("the run folder {} holds a run already", .0.display())]
+    #[error("the folder {} already contains a run", .0.display())]
     Exists(PathBuf),
     /// A folder with files that are not a run's.
-    #[error("the folder {} is not empty and does not hold a run (there is no config.toml in it)", .0.display())]
+    #[error("the folder {} is not empty and is not the folder of a run (it has no config.toml)", .0.display())]
     NotARun(PathBuf),
     /// A line that is not the record it should be.
     #[error("{}:{line}: {reason}", path.display())]
@@ -41,8 +41,8 @@ pub enum RunFileError {
     #[error("{folder}: {problem}", folder = .0.display(), problem = .1)]
     Unreadable(PathBuf, String),
     /// A file shorter than a checkpoint says: lines that were saved have been lost.
-    #[error("{} has {found} bytes, but the checkpoint was saved when it had {expected}: the file was cut or \
-             replaced since", path.display())]
+    #[error("{} has {found} bytes, but had {expected} when the checkpoint was saved: the file was truncated or \
+             replaced since then", path.display())]
     Shrunk {
         /// The file.
         path: PathBuf,

@@ -23,9 +23,11 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens the folder of a run, or makes a new one.
+    /// Opens the folder of a run, or makes a new one, and locks it for this process.
     ///
-    /// A folder that holds other things than a run is refused, and so is one that another process has open.
+    /// # Errors
+    /// If the folder holds other things than a run, if another process has it open, or if it cannot be created or
+    /// locked.
     pub fn open(path: &Path) -> Result<Self, RunFileError> {
         // A crash may have come before the configuration was written; what is there then came after the lock.
         let is_ours = Self::holds_a_run(path) || path.join(LOCK).exists();
@@ -43,7 +45,10 @@ impl RunFolder {
         })
     }
 
-    /// As [`Self::open`], but refuses a folder that holds a run.
+    /// Works like [`Self::open`], but only for a new run.
+    ///
+    /// # Errors
+    /// If the folder holds a run; otherwise as for [`Self::open`].
     pub fn create(path: &Path) -> Result<Self, RunFileError> {
         if Self::holds_a_run(path) {
             return Err(RunFileError::Exists(path.to_owned()));

@@ -45,9 +45,11 @@ struct Files {
 }
 
 impl Journal {
-    /// Opens the files of a run's folder and cuts them to `lengths`, so that lines written after the
-    /// checkpoint (the last of them perhaps torn) are gone. `events.jsonl` is never cut, only ended with a
-    /// line break.
+    /// Opens the files of a run's folder and truncates them to `lengths`, which drops the lines written after the
+    /// checkpoint. `events.jsonl` loses only a torn last line.
+    ///
+    /// # Errors
+    /// If a file cannot be opened or truncated, or is shorter than `lengths` says.
     pub fn open(folder: &Path, lengths: Lengths, samples: bool) -> Result<Self, RunFileError> {
         let open = |name: &str, length| Appended::open(folder.join(name), Some(length));
         let files = Files {
@@ -64,7 +66,10 @@ impl Journal {
         })
     }
 
-    /// Appends a step, on its way to the disk at once too: the live page and `tail -f` read the file.
+    /// Appends a step and flushes it at once, because the live page and `tail -f` read the file.
+    ///
+    /// # Errors
+    /// If `run.jsonl` cannot be written.
     pub fn step(&self, line: &StepRecord) -> Result<(), RunFileError> {
         let mut files = self.files();
         files.last_step = line.step;
@@ -72,7 +77,10 @@ impl Journal {
         files.run.flush()
     }
 
-    /// Appends a mixture; it is on its way to the disk at once, so that a person who looks sees it.
+    /// Appends a mixture and flushes it at once, so that readers of the file see it.
+    ///
+    /// # Errors
+    /// If `mixture.jsonl` cannot be written.
     pub fn mixture(&self, line: &MixtureLine) -> Result<(), RunFileError> {
         let mut files = self.files();
         files.mixture.append(line)?;
@@ -80,13 +88,19 @@ impl Journal {
     }
 
     /// Appends what an interval drew.
+    ///
+    /// # Errors
+    /// If `mixture.jsonl` cannot be written.
     pub fn drawn(&self, line: &DrawnLine) -> Result<(), RunFileError> {
         let mut files = self.files();
         files.mixture.append(line)?;
         files.mixture.flush()
     }
 
-    /// Appends the rows of a step, where samples are traced.
+    /// Appends the sequences of a step if samples are traced.
+    ///
+    /// # Errors
+    /// If `samples.jsonl` cannot be written.
     pub fn samples(&self, lines: &[SampleLine]) -> Result<(), RunFileError> {
         if let Some(samples) = &mut self.files().samples {
             for line in lines {
@@ -96,7 +110,10 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends something that happened, now.
+    /// Appends an event that happened now.
+    ///
+    /// # Errors
+    /// If `events.jsonl` cannot be written.
     pub fn event(
         &self,
         step: u64,
@@ -111,7 +128,10 @@ impl Journal {
         Ok(line)
     }
 
-    /// Appends something that happened after the last step that was told of.
+    /// Appends an event at the last step that was recorded.
+    ///
+    /// # Errors
+    /// If `events.jsonl` cannot be written.
     pub fn event_now(&self, kind: EventKind, message: &str) -> Result<EventLine, RunFileError> {
         let step = self.files().last_step;
         self.event(step, kind, message)
@@ -121,7 +141,7 @@ impl Journal {
     pub fn note(&self, kind: EventKind, message: &str) -> Option<EventLine> {
         let event = self.event_now(kind, message);
         let logged = |error: &RunFileError| {
-            tracing::error!(%error, %kind, message, "an event could not be written");
+            tracing::error!(%error, %kind, message, "cannot write an event");
         };
         event.inspect_err(logged).ok()
     }
@@ -136,12 +156,18 @@ impl Journal {
         }
     }
 
-    /// Hands lines in memory to the system, so that other programs see them.
+    /// Flushes buffered lines to the system, so that other programs see them.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
     pub fn flush(&self) -> Result<(), RunFileError> {
         self.files().each(Appended::flush)
     }
 
-    /// Makes every line durable; before a checkpoint that names the lengths.
+    /// Makes every line durable. To be called before a checkpoint that records the lengths.
+    ///
+    /// # Errors
+    /// If a file cannot be written or synced.
     pub fn sync(&self) -> Result<(), RunFileError> {
         self.files().each(Appended::sync)
     }

@@ -1,9 +1,21 @@
-//! Every file of a run's folder: written, read, cut on resume.
+//! Every file of a run's folder: written, read, and cut on resume.
 //!
-//! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] are the
-//! lines of the JSON Lines files and the summary: a stable format that other programs read. [`Journal`]
-//! appends them and cuts them back when a run resumes from a checkpoint. [`CheckpointStore`] saves whole or
-//! not at all, and verifies before it loads. [`RunView`] reads it all back for whoever looks.
+//! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] are the lines of the
+//! JSON Lines files and the summary, a stable format for other programs. [`Journal`] appends them, and cuts them back
+//! when a run resumes from a checkpoint. [`CheckpointStore`] saves whole or not at all, and verifies before it loads.
+//! [`RunView`] reads a run's folder, live or finished.
+//!
+//! ```
+//! use ddk_run::{RunView, append_event, records::EventKind};
+//!
+//! let folder = std::env::temp_dir().join("ddk-run-example");
+//! std::fs::create_dir_all(&folder).unwrap();
+//! append_event(&folder, EventKind::Started, "process 1")?;
+//! let status = RunView::read(&folder).status(None);
+//! assert_eq!((status.step, status.incidents.len()), (0, 0));
+//! # std::fs::remove_dir_all(&folder).unwrap();
+//! # Ok::<(), ddk_run::RunFileError>(())
+//! ```
 
 mod checkpoint;
 pub mod control;

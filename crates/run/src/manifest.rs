@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The manifest's file name; it is written last, so a folder without one is no checkpoint.
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// The format of checkpoints; raised when it changes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
@@ -50,13 +50,13 @@ impl Manifest {
                 .len();
             if bytes != expected.bytes {
                 return Err(format!(
-                    "{name} has {bytes} bytes instead of {}",
+                    "{name} has {bytes} bytes, expected {}",
                     expected.bytes
                 ));
             }
             let hash = hash_file(&path).map_err(|error| format!("{name}: {error}"))?;
             if hash != expected.blake3 {
-                return Err(format!("{name} differs from what was saved (checksum)"));
+                return Err(format!("{name} does not match its checksum"));
             }
         }
         Ok(manifest)

@@ -9,17 +9,26 @@ use crate::{
     records::{EventLine, Summary},
 };
 
-/// The events of `events.jsonl`.
+/// Reads the events of `events.jsonl`.
+///
+/// # Errors
+/// If the file cannot be read, or if a line is not an event.
 pub fn events(folder: &Path) -> Result<Vec<EventLine>, RunFileError> {
     lines(&folder.join("events.jsonl"))
 }
 
-/// `summary.json`.
+/// Reads `summary.json`.
+///
+/// # Errors
+/// If the file cannot be read or is not a valid summary.
 pub fn summary(folder: &Path) -> Result<Summary, RunFileError> {
     record(&folder.join("summary.json"))
 }
 
-/// A file that holds one record.
+/// Reads a JSON file that holds one record.
+///
+/// # Errors
+/// If the file cannot be read or is not a valid record.
 pub fn record<T: DeserializeOwned>(path: &Path) -> Result<T, RunFileError> {
     let text = fs::read_to_string(path).map_err(RunFileError::io("read", path))?;
     serde_json::from_str(&text).map_err(|error| bad(path, error.line(), &error))

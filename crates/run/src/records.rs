@@ -315,10 +315,8 @@ pub struct Summary {
     /// Time from an interval's last update to the first micro-batch of the next.
     pub boundary_seconds: f64,
     /// Time that training waited for snapshots; saves are written beside it.
-    #[serde(default)]
     pub save_stall_seconds: f64,
     /// Time that somebody paused the run for.
-    #[serde(default)]
     pub paused_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
@@ -327,22 +325,16 @@ pub struct Summary {
     pub data_wait_share: f64,
     /// Floating-point operations of the teacher's labeling, from the models' shapes and the tokens that went
     /// through them.
-    #[serde(default)]
     pub teacher_flops: f64,
     /// Of the student's training, forward and backward.
-    #[serde(default)]
     pub student_flops: f64,
     /// Of all evaluations: at the start, for each mixture, at the end; the teacher's where they were not known.
-    #[serde(default)]
     pub evaluation_flops: f64,
     /// Of those evaluations that mixtures were decided by: all but the last one, where the policy goes by perplexities.
-    #[serde(default)]
     pub mixture_flops: f64,
     /// `mixture_flops / (teacher_flops + student_flops)`: what steering costs beside plain distillation.
-    #[serde(default)]
     pub mixture_flops_share: f64,
     /// `boundary_seconds / distill_seconds`: the same as time, with the draining and filling of the queues.
-    #[serde(default)]
     pub mixture_seconds_share: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,

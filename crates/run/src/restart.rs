@@ -65,8 +65,11 @@ impl RunFolder {
         Ok(names.into_iter().filter(made).collect())
     }
 
-    /// Sets aside all that the run has made, into a folder `aside-1`, `aside-2`, … within its own, so that it
-    /// starts over at step 0. `events.jsonl` keeps its lines and says so. If interrupted, it can be called again.
+    /// Moves all that the run has made into a folder `aside-1`, `aside-2`, … within its own, so that it restarts at
+    /// step 0. `events.jsonl` keeps its lines and records this. If interrupted, it can be called again.
+    ///
+    /// # Errors
+    /// If the run's folder cannot be read, or if a file cannot be written or moved.
     pub fn start_over(&self) -> Result<PathBuf, RunFileError> {
         let path = self.path();
         let aside = (1..)
@@ -80,7 +83,7 @@ impl RunFolder {
         let all: Vec<&str> = first.chain(last).collect();
         fs::create_dir(&aside).map_err(RunFileError::io("create", &aside))?;
         // Said first: without it, a run whose checkpoints are set aside would be taken for one that has lost them.
-        let message = format!("at step 0; what was there is in {}", aside.display());
+        let message = format!("at step 0; the old files are in {}", aside.display());
         record_event(path, 0, EventKind::StartedOver, &message)?;
         for name in all {
             let from = path.join(name);

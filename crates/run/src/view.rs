@@ -82,7 +82,6 @@ pub struct RunStatus {
     /// By domain, in the order of their names.
     pub domains: Vec<Domain>,
     /// The runs that it begins with, in their order: DoReMi's reference and proxy, TED's filters.
-    #[serde(default)]
     pub stages: Vec<Stage>,
     /// Number of incidents by kind.
     pub incidents: BTreeMap<EventKind, u64>,

@@ -22,8 +22,8 @@ fn save(store: &CheckpointStore, step: u64) {
 
 fn newest(store: &CheckpointStore) -> (u64, String, Vec<u64>) {
     let opened = store.newest::<String>().unwrap().unwrap();
-    let passed_over = opened.passed_over.iter().map(|entry| entry.step).collect();
-    (opened.step, opened.state, passed_over)
+    let skipped = opened.skipped.iter().map(|entry| entry.step).collect();
+    (opened.step, opened.state, skipped)
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn any_damage_to_the_newest_falls_back_to_the_one_before_and_says_why() {
         damage(&folder.path().join("step-00000020"));
         let opened = store.newest::<String>().unwrap().unwrap();
         assert_eq!((opened.step, opened.state.as_str()), (10, "state of 10"));
-        let reason = opened.passed_over[0].status.clone().unwrap_err();
+        let reason = opened.skipped[0].status.clone().unwrap_err();
         assert!(reason.contains(said), "{reason}");
     }
 }

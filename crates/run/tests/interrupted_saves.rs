@@ -184,7 +184,7 @@ impl Case {
             assert_eq!(text.unwrap(), format!("\"{state}\""), "{what}");
         }
         let opened = store.newest::<String>().unwrap();
-        let opened = opened.map(|opened| (opened.step, opened.state, opened.passed_over.len()));
+        let opened = opened.map(|opened| (opened.step, opened.state, opened.skipped.len()));
         let newest = expected.last();
         let newest = newest.map(|(step, state)| (*step, (*state).to_owned(), 0));
         assert_eq!(opened, newest, "{what}");

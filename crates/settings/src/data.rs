@@ -1,4 +1,4 @@
-//! The data: corpus, domains, batches, the mixture.
+//! Settings of the data: corpus, domains, batch sizes, mixture.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -17,45 +17,46 @@ pub struct Corpus {
     /// Folder of the prepared corpus.
     #[default = "data/prepared"]
     pub dir: PathBuf,
-    /// Folder of the tokenizer; the student's model folder where absent.
+    /// Folder of the tokenizer. Default: student.model.
     pub tokenizer: Option<PathBuf>,
-    /// The token that ends a document; where absent, the end-of-text token that the tokenizer's folder names.
+    /// Token that ends a document. Default: the end-of-text token that the tokenizer folder names.
     #[schemars(example = "<|endoftext|>")]
     pub eos_token: Option<String>,
-    /// Chooses the documents where `max_bytes` or `max_documents` leaves some out; run.seed where absent.
+    /// Seed that chooses the documents if `max_bytes` or `max_documents` leaves some out. Default: run.seed.
     pub seed: Option<u64>,
-    /// Tokens per sequence; it has one prediction fewer.
+    /// Tokens per sequence. A sequence has one prediction fewer than tokens.
     #[default = 2048]
     #[schemars(range(min = 2, max = LARGE))]
     pub sequence_length: usize,
-    /// How documents become sequences: `concat` joins and cuts them; `concat_masked` does the same, but attention
-    /// does not cross documents; `best_fit` puts whole documents together with little padding.
+    /// How to pack documents into sequences: `concat` joins and cuts them; `concat_masked` does the same, but attention
+    /// does not cross documents; `best_fit` combines whole documents with little padding.
     #[default(Packing::Concat)]
     pub packing: Packing,
-    /// What to do if sources, tokenizer or settings have changed since the corpus was prepared: `prepare` it again,
-    /// stop with an `error`, or `use` it unchanged.
+    /// What to do if the sources, the tokenizer or the settings have changed since the corpus was prepared: `prepare`
+    /// it again, stop with an `error`, or `use` it unchanged.
     #[default(OnStale::Prepare)]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub on_stale: OnStale,
-    /// How to set documents aside for validation, by a hash of their content: a `fraction` of them, or a `count`.
+    /// How to choose validation documents by a hash of their content: a `fraction` of all documents, or a `count`
+    /// of validation_documents.
     #[default(ValidationSplit::Fraction)]
     pub validation_split: ValidationSplit,
-    /// Fraction of the documents to set aside for validation.
+    /// Fraction of the documents to hold out for validation.
     #[default = 0.05]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation_fraction: f64,
-    /// Maximum validation documents per domain, each cut at sequence_length. DDK drops those that a fraction has
-    /// beyond it.
+    /// Maximum number of validation documents per domain, each cut at sequence_length. DDK drops the excess documents
+    /// of a `fraction`.
     #[default = 500]
     #[schemars(range(min = 1))]
     pub validation_documents: usize,
-    /// Maximum fraction of unusable records, and of bytes in files that cannot be read to their end.
+    /// Maximum fraction of unusable records, and of bytes in files that DDK cannot read to the end.
     #[default = 0.01]
     #[schemars(range(min = 0, max = 1))]
     pub max_bad_fraction: f64,
 }
 
-/// What to do with a prepared corpus that is out of date.
+/// What to do with an outdated prepared corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnStale {
@@ -67,52 +68,52 @@ pub enum OnStale {
     Use,
 }
 
-/// A domain's text.
+/// The text of a domain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Domain {
-    /// Files, folders or globs. Each line of a `.jsonl` file and each row of a `.parquet` file is a record; a
-    /// file with an extension of text or source code is one document. All but Parquet may end in `.gz` or
-    /// `.zst`. Other files are refused. Needed.
+    /// Files, folders or globs. Required. Each line of a `.jsonl` file and each row of a `.parquet` file is a record.
+    /// A file with a text or source code extension is one document. All formats but Parquet may be compressed (`.gz` or
+    /// `.zst`). DDK refuses other files.
     #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"]]))]
     #[schemars(extend("x-expected" = "at least one file, folder or glob"))]
     pub files: Vec<String>,
-    /// Files of validation documents; where there are none, documents are set aside as `[corpus]` says.
+    /// Files of validation documents. Default: hold out documents of `files` as `[corpus]` specifies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub validation_files: Vec<String>,
-    /// The format of all files of the domain, whatever their extensions are: `jsonl`, `parquet`, or `text`
-    /// (each file is one document). Default: each file's extension decides.
+    /// Format of all files of the domain, whatever their extensions: `jsonl`, `parquet`, or `text` (each file is one
+    /// document). Default: each file's extension decides.
     pub format: Option<FileFormat>,
-    /// The field of a record that holds its text, instead of `text`; `a.b` goes into an object. Once loaded, it is
-    /// part of `text_template`.
+    /// Field of a record that contains its text, instead of `text`; `a.b` is the field `b` of the object `a`. Short for
+    /// a `text_template` with only this field.
     #[schemars(example = &"content")]
     pub text_field: Option<String>,
-    /// The text, made of fields of a record.
+    /// Template of the text, with fields of the record in braces.
     #[default = "{text}"]
     #[schemars(example = "{question}\n{answer}")]
     pub text_template: String,
-    /// What comes before the text. With objective.completion_only_loss, it is not learned.
+    /// Template of a prompt before the text. objective.completion_only_loss excludes it from the loss.
     #[schemars(example = "{question}\n")]
     pub prompt_template: Option<String>,
-    /// Use only the records in which this field has filter_value; `a.b` goes into an object.
+    /// Use only records in which this field equals filter_value; `a.b` is the field `b` of the object `a`.
     #[schemars(example = "meta.redpajama_set_name")]
     pub filter_field: Option<String>,
-    /// The value of filter_field. Default: the domain's name.
+    /// Value that filter_field must have. Default: the domain's name.
     pub filter_value: Option<String>,
-    /// Maximum bytes of text to train on.
+    /// Maximum bytes of text to train on. Default: no limit.
     #[schemars(range(min = 1))]
     pub max_bytes: Option<u64>,
-    /// Maximum number of documents to train on.
+    /// Maximum number of documents to train on. Default: no limit.
     #[schemars(range(min = 1))]
     pub max_documents: Option<u64>,
-    /// Maximum number of tokens to train on, the first ones in the order of the files.
+    /// Maximum number of tokens to train on, taken in the order of the files. Default: no limit.
     #[schemars(range(min = 1))]
     pub max_tokens: Option<u64>,
-    /// Shorter documents, in bytes, are left out.
+    /// Minimum bytes of a document. DDK leaves out shorter ones.
     #[default = 1]
     #[schemars(range(min = 1))]
     pub min_document_bytes: u64,
-    /// Longer documents, in bytes, are quarantined.
+    /// Maximum bytes of a document. DDK quarantines longer ones.
     #[default(64 << 20)]
     #[schemars(range(min = 1))]
     pub max_document_bytes: u64,
@@ -126,63 +127,64 @@ pub struct Training {
     #[default = 16]
     #[schemars(range(min = 1, max = LARGE))]
     pub global_batch_size: u64,
-    /// Sequences per micro-batch: what teacher and student process at a time. Divides global_batch_size.
+    /// Sequences per micro-batch, which the teacher and the student process at a time. Must divide global_batch_size.
     #[default = 8]
     #[schemars(range(min = 1, max = LARGE))]
     pub micro_batch_size: u64,
 }
 
-/// How the mixture of domains moves.
+/// How the mixture of domains changes during a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mixture {
-    /// How it moves: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` follow the models; `equal`, `natural` and
-    /// `static` stay as they are; `doremi` finds a fixed mixture in two runs before this one; `doremi-proxy`
-    /// is the second of these alone.
+    /// Mixture policy: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` adapt the mixture to the models; `equal`,
+    /// `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two runs before this one;
+    /// `doremi-proxy` is only the second of these runs.
     #[default(MixturePolicy::Ddk)]
     pub policy: MixturePolicy,
-    /// ddk: weight of the discrepancy against the uniform floor (alpha of Eq. 2).
+    /// `ddk`: weight of the discrepancy against the uniform floor (alpha in Eq. 2).
     #[default = 0.5]
     #[schemars(range(min = 0, max = 1))]
     pub alpha: f64,
-    /// Steps between two updates (K), and the unit of run.max_intervals; odm and doremi-proxy move after
-    /// every step whatever this is.
+    /// Steps between mixture updates (K), and the unit of run.max_intervals. `odm` and `doremi-proxy` always update
+    /// after every step.
     #[default = 1000]
     #[schemars(range(min = 1, max = LARGE), extend("x-quick" = 4))]
     pub interval: u64,
-    /// Intervals between an evaluation and the mixture that follows from it. 0 (the paper): the
-    /// pipeline waits at each interval's end for the evaluation. 1: teacher lane 0 evaluates a copy of the
+    /// Intervals between an evaluation and the mixture that follows from it. With 0, as in the paper, the pipeline
+    /// waits for the evaluation at the end of each interval. With 1, replica 0 of the teacher evaluates a copy of the
     /// student on the student's device while training continues.
     #[schemars(range(max = 1), extend("x-expected" = "0 or 1"))]
     pub lag: u64,
-    /// What the first interval of a mixture that moves draws by: the corpus' own proportions, equal weights,
-    /// or the discrepancy of Eq. 1. (odm begins with equal weights, as its formula says.)
+    /// Mixture of the first interval if the policy adapts it: `natural` (the proportions of the corpus), `equal`
+    /// weights, or the `discrepancy` of Eq. 1. `odm` always starts with equal weights, as its formula requires.
     #[default(InitialMixture::Natural)]
     pub initial: InitialMixture,
-    /// Maximum epochs of a domain; the other domains then share its weight.
+    /// Maximum epochs over a domain. After that, the other domains share its weight. Default: no limit.
     #[schemars(range(min = 1, max = LARGE))]
     pub max_epochs: Option<f64>,
-    /// odm: how much of a domain's estimated reward stays at an update.
+    /// `odm`: fraction of a domain's estimated reward that an update keeps.
     #[default = 0.9]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub odm_smoothing: f64,
-    /// doremi: folder of the model that reference and proxy start as; the student's where absent.
+    /// `doremi`: folder of the model from which the reference and the proxy start. Default: student.model.
     pub doremi_model: Option<PathBuf>,
-    /// doremi: steps of the reference and of the proxy; as many as the run has where absent.
+    /// `doremi`: steps of the reference and of the proxy. Default: as many as the run has.
     #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
     pub doremi_steps: Option<u64>,
-    /// doremi and doremi-proxy: step size of the weights' update.
+    /// `doremi` and `doremi-proxy`: step size of the mixture update.
     #[default = 1.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub doremi_eta: f64,
-    /// doremi and doremi-proxy: how much of the weights is uniform after each update (c).
+    /// `doremi` and `doremi-proxy`: fraction of the mixture that is uniform after each update (c).
     #[default = 1e-3]
     #[schemars(range(min = 0, max = 1))]
     pub doremi_smoothing: f64,
-    /// static: the weight of each domain; those left out get 0. They need not sum to 1.
+    /// `static`: weight of each domain. Omitted domains get 0. The weights need not sum to 1.
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
     pub weights: Option<BTreeMap<String, f64>>,
-    /// sheared: the loss of each domain, in nats, that the student's is held against; the teacher's for those left out.
+    /// `sheared`: reference loss of each domain, in nats, to compare the student's loss with. Default: the teacher's
+    /// loss.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
     pub reference_loss: BTreeMap<String, f64>,

@@ -1,4 +1,4 @@
-//! Lists the values of settings, each with its key, and compares two settings.
+//! Lists all values of the settings with their keys, and compares two sets of settings.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ pub struct Setting {
     pub path: String,
     /// Declaration of its key.
     pub key: &'static Key,
-    /// The value in TOML.
+    /// The value as TOML.
     pub value: Value,
 }
 
-/// A value that differs between two settings.
+/// A value that differs between two sets of settings.
 #[derive(Debug, Clone)]
 pub struct Change {
     /// Dotted path, such as `domains.math.files`.

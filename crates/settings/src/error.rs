@@ -1,18 +1,18 @@
-//! Mistakes in a configuration, as its writer sees them.
+//! Problems in a configuration, as the user sees them.
 
 use std::fmt;
 
-/// Everything that is wrong with a configuration.
+/// All problems in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Error(pub Vec<Problem>);
 
-/// One mistake.
+/// One problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The file and line, the variable, or the option.
     pub place: String,
-    /// What is wrong: key, value, what was expected.
+    /// What is wrong: the key, its value, and what was expected.
     pub message: String,
     /// What to write instead.
     pub suggestion: Option<String>,

@@ -1,4 +1,4 @@
-//! The table of keys, read from the schema that the declarations of the sections generate.
+//! The table of keys, read from the JSON schema that the declarations of the sections generate.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use crate::Settings;
 /// The JSON schema of a configuration file.
 pub fn schema() -> Json {
     let mut schema = schemars::schema_for!(Settings).to_value();
-    // Each key has its default already.
+    // The keys state their defaults themselves.
     let tables = schema["properties"].as_object_mut().into_iter();
     for table in tables.flat_map(|tables| tables.values_mut()) {
         let table = table.as_object_mut();
@@ -27,7 +27,7 @@ pub fn schema() -> Json {
 pub struct Section {
     /// Its name; empty for the keys before the first table. `*` stands for a name that the user chooses.
     pub path: String,
-    /// What it is for.
+    /// Its documentation.
     pub doc: String,
     /// Its keys, in the order of declaration.
     pub keys: Vec<Key>,
@@ -38,15 +38,15 @@ pub struct Section {
 pub struct Key {
     /// Dotted path. `*` stands for a name that the user chooses, as in `domains.*.files`.
     pub path: String,
-    /// What it means.
+    /// Its documentation.
     pub doc: String,
     /// Its value if no layer sets it.
     pub default: Option<Value>,
-    /// The words to choose from, if the value is one of several.
+    /// The allowed words; empty if the key is not a choice among words.
     pub choices: Vec<String>,
     /// An example for the reference.
     pub example: Option<Value>,
-    /// Whether a new value applies to a run that trains: by `ddk ctl set`, or by SIGHUP.
+    /// Whether `ddk ctl set` and SIGHUP can change it while a run trains.
     pub live: bool,
     /// Whether a run may resume with another value.
     pub may_differ: bool,
@@ -54,13 +54,13 @@ pub struct Key {
     pub may_grow: bool,
     /// The divisor that `ddk compare --quick` applies.
     pub quick: Option<u64>,
-    /// Whether the value must not be shown.
+    /// Whether DDK must not show the value.
     pub secret: bool,
     bounds: [Option<f64>; 4],
     expected: Option<String>,
 }
 
-/// The bounds in a schema: of a number, or of the length of a list or a text.
+/// The bounds in a schema. They apply to a number, or to the length of a list or string.
 const BOUNDS: [&[&str]; 4] = [
     &["minimum", "minItems", "minLength"],
     &["maximum"],
@@ -85,7 +85,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
     sections().iter().flat_map(|section| &section.keys)
 }
 
-/// The names that a table may hold; `*` if the user chooses them.
+/// The names that a table may contain; `*` if the user chooses them.
 pub(crate) fn names_in(table: &[&str]) -> Vec<&'static str> {
     let mut names: Vec<&str> = Vec::new();
     for key in keys() {
@@ -142,11 +142,12 @@ impl Key {
         }
     }
 
-    /// The row of the reference. `whole_section`: whether all keys beside it may differ too, as its section says.
+    /// The row of docs/settings.md. `whole_section`: whether all keys of its section may differ, which the section
+    /// itself says.
     pub(crate) fn row(&self, whole_section: bool) -> String {
         let name = self.path.trim_end_matches(".*");
         let name = name.rsplit('.').next().unwrap_or(name);
-        // As JSON, because a text in TOML may span several lines.
+        // As JSON, because a TOML string may span several lines.
         let shown =
             |value: &Value| format!("`{}`", serde_json::to_string(value).unwrap_or_default());
         let default = self.default.as_ref().filter(|value| self.accepts(value));
@@ -220,7 +221,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Follows a reference to its definition.
+    /// Follows a `$ref` to its definition.
     fn resolved<'a>(&'a self, value: &'a Json) -> &'a Json {
         let choices = value["anyOf"].as_array().into_iter().flatten();
         let reference = [value].into_iter().chain(choices);
@@ -246,7 +247,7 @@ fn key(path: String, declared: &Json, value: &Json, may_differ: bool) -> Key {
         may_grow: declared["x-may-grow"] == true,
         quick: declared["x-quick"].as_u64(),
         secret: declared["x-secret"] == true,
-        // The bounds of a map are those of its entries.
+        // A map has the bounds of its entries.
         bounds: BOUNDS.map(|names| {
             let mut found = names
                 .iter()
@@ -257,7 +258,7 @@ fn key(path: String, declared: &Json, value: &Json, may_differ: bool) -> Key {
     }
 }
 
-/// A text of the schema, on one line.
+/// A string in the schema, on one line.
 fn text(value: &Json, name: &str) -> Option<String> {
     let words = value[name].as_str()?.split_whitespace();
     Some(words.collect::<Vec<_>>().join(" "))

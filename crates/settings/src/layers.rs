@@ -1,4 +1,4 @@
-//! Merges the layers: the choices of the method, files in order, the environment, `--set`.
+//! Merges the layers: the method's choices, files in order, the environment, `--set`.
 
 use std::{collections::BTreeMap, fmt::Display, fs, ops::Range, path::PathBuf};
 
@@ -17,13 +17,13 @@ use crate::{
     renamed, rules,
 };
 
-/// Variables of the environment that are settings begin so: `DDK__OPTIMIZER__LR=1e-4`.
+/// Prefix of environment variables that are settings: `DDK__OPTIMIZER__LR=1e-4`.
 const PREFIX: &str = "DDK__";
-/// Why a token must not be an argument, and where it goes.
+/// Why a token must not be an argument, and where to put it.
 const TOKEN_IN_ARGUMENTS: &str = "a token on the command line is visible to every user of the machine (ps): set \
      DDK__TELEMETRY__TOKEN in the environment, or write `telemetry.token` into a configuration file";
 
-/// Settings, and where each came from.
+/// Settings, and where each one came from.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The settings.
@@ -40,7 +40,7 @@ impl Origins {
     /// The origin of a value that no layer sets.
     pub const DEFAULT: &str = "default";
 
-    /// The origin of a key's value. For a table it is the origin of the first value in it.
+    /// The origin of a key's value; for a table, the origin of its first value.
     pub fn of(&self, key: &str) -> &str {
         let inside = format!("{key}.");
         let first = || {
@@ -57,10 +57,10 @@ impl Origins {
     }
 }
 
-/// Layers and validates. `sets` are `key=value`; of `environment`, variables that begin with `DDK__` count.
+/// Merges the layers and validates the result. `sets` are `key=value`. Of `environment`, only `DDK__` variables count.
 ///
 /// # Errors
-/// Everything that is wrong, each with its place, key and value.
+/// All problems, each with its place, key and value.
 pub fn load(
     files: &[PathBuf],
     sets: &[String],
@@ -103,10 +103,10 @@ pub fn load(
 }
 
 impl Settings {
-    /// These settings with other values of some keys, by their dotted paths.
+    /// These settings with new values for some keys, which are dotted paths.
     ///
     /// # Errors
-    /// A key or value that is wrong.
+    /// If a key or a value is wrong.
     pub fn with(&self, values: &BTreeMap<String, Json>) -> Result<Self, Error> {
         let mut layers = vec![Layer::read(
             &self.to_toml()?,
@@ -114,7 +114,7 @@ impl Settings {
             false,
         )?];
         for (key, value) in values {
-            // What is no string is the same in JSON and in TOML.
+            // Only strings look different in JSON and TOML.
             let text = match value {
                 Json::String(text) => Value::from(text.as_str()).to_string(),
                 other => other.to_string(),
@@ -148,7 +148,8 @@ fn merge(mut layers: Vec<Layer>) -> Result<Loaded, Error> {
     Ok(Loaded { settings, origins })
 }
 
-/// A layer of one key. A value that is not TOML (`run.name=demo`) is a string. So is a secret, even one of digits.
+/// A layer with one key. A value that is not TOML (`run.name=demo`) is a string. So is a secret, even if it is all
+/// digits.
 fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     if key.is_empty() || value.is_empty() {
         return Err(Error::one(
@@ -167,7 +168,7 @@ fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     Layer::read(&text, name, false)
 }
 
-/// Values with their origins. Later layers override earlier ones key by key; arrays replace each other.
+/// Values with their origins. Later layers override earlier ones key by key and replace whole arrays.
 #[derive(Debug, Clone)]
 struct Layer(Map<String, config::Value>);
 
@@ -206,7 +207,7 @@ impl Layer {
         Err(Error(reader.problems))
     }
 
-    /// Refuses a secret. The error does not show the origin, which contains the secret.
+    /// Refuses a secret. The error omits the origin, because it contains the secret.
     fn without_secrets(self) -> Result<Self, Error> {
         let mut written = Origins::default();
         let values = ValueKind::Table(self.0.clone());
@@ -222,7 +223,7 @@ impl Layer {
     }
 }
 
-/// Separates a value from its origin.
+/// Separates values from their origins.
 fn plain(value: config::Value, path: &str, origins: &mut Origins) -> Value {
     let origin = value.origin().unwrap_or_default().to_owned();
     if !matches!(value.kind, ValueKind::Table(_)) && !path.is_empty() {

@@ -1,8 +1,8 @@
 //! Upper bounds of settings.
 
-/// Upper limit of steps and intervals, small enough to be multiplied.
+/// Maximum steps and intervals; small enough to multiply without overflow.
 pub(crate) const MANY: u64 = 1_000_000_000;
-/// Upper limit of rows, positions, passes and steps of an interval.
+/// Maximum sequences, positions, epochs, and steps per interval.
 pub(crate) const LARGE: u64 = 1_000_000;
-/// Upper limit of a time in seconds: three years.
+/// Maximum time in seconds: three years.
 pub(crate) const LONGEST_SECONDS: f64 = 1e8;

@@ -1,5 +1,4 @@
-//! Methods by the names of the paper's rows: a method is two choices, how the mixture moves and what the
-//! student minimizes.
+//! The methods in the paper's tables. A method is two choices: the mixture policy and the objective.
 
 use std::{fmt, str::FromStr};
 
@@ -9,38 +8,38 @@ use serde::{Deserialize, Serialize, de::IntoDeserializer, de::value::Error};
 
 use crate::{Key, ObjectiveName};
 
-/// A row of the paper's tables.
+/// A method, named as in the paper's tables.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// Continued pre-training: cross-entropy alone, the corpus as it is.
+    /// Continued pretraining: cross-entropy alone, the natural mixture.
     Cpt,
-    /// Cross-entropy alone, a mixture by DoReMi.
+    /// Cross-entropy alone, the mixture that DoReMi finds.
     CptDoremi,
-    /// Knowledge distillation: forward KL, the corpus as it is.
+    /// Knowledge distillation: forward KL, the natural mixture.
     Kd,
-    /// Task-aware layer-wise distillation, the corpus as it is.
+    /// Task-aware layer-wise distillation, the natural mixture.
     Ted,
-    /// The paper's MiniLLM: reverse KL, the corpus as it is.
+    /// The paper's MiniLLM: reverse KL, the natural mixture.
     Minillm,
     /// Forward KL, the mixture of Eq. 1 and 2.
     Ddk,
     /// Forward KL, the mixture of Eq. 1 alone.
     DdkNoSmoothing,
-    /// Forward KL, the same share for each domain.
+    /// Forward KL, equal weights.
     DdkEqual,
 }
 
 impl Method {
-    /// All names, as the paper lists the methods.
+    /// All names, in the order of the paper.
     pub fn names() -> impl Iterator<Item = &'static str> {
         let key = Key::of(&["method"]).into_iter();
         key.flat_map(|key| key.choices.iter().map(String::as_str))
     }
 
-    /// The two choices: each key with its value.
+    /// The two choices, each as a key and its value.
     pub fn choices(self) -> [(&'static str, String); 2] {
         let (policy, objective) = match self {
             Self::Cpt => (MixturePolicy::Natural, ObjectiveName::Ce),

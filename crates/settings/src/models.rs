@@ -1,4 +1,4 @@
-//! The models: teacher, student, what is minimized, models that are pretrained.
+//! Settings of the models: teacher, student, optimizer, objective, pretraining.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -9,11 +9,11 @@ use smart_default::SmartDefault;
 
 use crate::limits::{LARGE, MANY};
 
-/// Dtype of a model's matrix products; softmaxes and losses are always in fp32.
+/// Dtype of a model's matrix products. Softmaxes and losses always use fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dtype {
-    /// 32-bit floats.
+    /// 32-bit floating point.
     Fp32,
     /// bfloat16.
     Bf16,
@@ -23,34 +23,35 @@ pub enum Dtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Teacher {
-    /// Its folder, in the Hugging Face format. Needed to train.
+    /// Folder of the teacher, in Hugging Face format. Required for training.
     pub model: Option<PathBuf>,
     /// One entry per replica of the teacher: `["cpu"]`, or GPUs such as `["cuda:0", "cuda:1"]`.
-    /// `"cuda:0+cuda:1"` spreads the layers of one replica over both GPUs, in order. Replicas on the same device share
-    /// its weights. Micro-batch i goes to replica i modulo their number.
+    /// `"cuda:0+cuda:1"` splits the layers of one replica across both GPUs, in order. Replicas on the same device
+    /// share the weights. Micro-batch i goes to replica i modulo the number of replicas.
     #[default(vec!["cpu".to_owned()])]
     #[schemars(length(min = 1, max = 64), extend("x-expected" = "1 to 64 devices"))]
     pub devices: Vec<String>,
-    /// Dtype of its weights and of its products: `fp32`, or `bf16` (GPUs).
+    /// Dtype of the teacher's weights and matrix products: `fp32`, or `bf16` (for GPUs).
     #[default(Dtype::Fp32)]
     pub dtype: Dtype,
-    /// Maximum sequences per forward pass; default: a whole micro-batch. Another value changes the last bits.
+    /// Maximum sequences per forward pass. Default: a whole micro-batch. Another value changes the last bits of the
+    /// results.
     #[schemars(range(min = 1))]
     pub batch_size: Option<u64>,
-    /// libtorch's threads of each replica on the CPU.
+    /// Number of libtorch threads per replica on the CPU.
     #[default = 1]
     #[schemars(range(min = 1, max = 256))]
     pub threads: usize,
 }
 
 impl Teacher {
-    /// The devices that a replica is spread over, in order.
+    /// The devices that hold a replica's layers, in order.
     pub fn devices_of(&self, replica: usize) -> Vec<&str> {
         let replica = self.devices.get(replica);
         replica.map_or_else(Vec::new, |replica| replica.split('+').collect())
     }
 
-    /// The devices of all replicas, in order; one that serves twice is there twice.
+    /// The devices of all replicas, in order, with repetitions.
     pub fn every_device(&self) -> impl Iterator<Item = &str> {
         self.devices.iter().flat_map(|replica| replica.split('+'))
     }
@@ -60,18 +61,19 @@ impl Teacher {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Student {
-    /// Folder of the model that it starts as, in the Hugging Face format. Needed to train.
+    /// Folder of the initial student, in Hugging Face format. Required for training.
     pub model: Option<PathBuf>,
-    /// `cpu`, or `cuda:0`, `cuda:1`, …
+    /// Device of the student: `cpu`, or `cuda:0`, `cuda:1`, …
     #[default = "cpu"]
     pub device: String,
-    /// Dtype of its products: `fp32`, or `bf16` (GPUs). Weights, gradients and moments are always fp32.
+    /// Dtype of the student's matrix products: `fp32`, or `bf16` (for GPUs). Weights, gradients and optimizer moments
+    /// are always fp32.
     #[default(Dtype::Fp32)]
     pub dtype: Dtype,
-    /// Activation checkpointing: recompute the activations of a layer in the backward pass. Same result, less
-    /// memory, one extra forward pass.
+    /// Recompute the activations of each layer in the backward pass. The result is the same, with less memory and one
+    /// extra forward pass.
     pub activation_checkpointing: bool,
-    /// libtorch's threads on the CPU.
+    /// Number of libtorch threads on the CPU.
     #[default = 1]
     #[schemars(range(min = 1, max = 256))]
     pub threads: usize,
@@ -85,15 +87,15 @@ pub struct Optimizer {
     #[default = 3e-5]
     #[schemars(extend("exclusiveMinimum" = 0, "x-live" = true))]
     pub lr: f64,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     #[default = 0.9]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     #[default = 0.95]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Term added to the square root of the second moment.
     #[default = 1e-8]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: f64,
@@ -101,7 +103,7 @@ pub struct Optimizer {
     #[default = 0.1]
     #[schemars(range(min = 0))]
     pub weight_decay: f64,
-    /// Gradients are clipped to this global norm.
+    /// Clip gradients to this global norm.
     #[default = 1.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub max_grad_norm: f64,
@@ -111,7 +113,7 @@ pub struct Optimizer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct LrScheduler {
-    /// Steps of the warmup, from a learning rate of 0.
+    /// Warmup steps, starting from a learning rate of 0.
     #[default = 1000]
     #[schemars(extend("x-quick" = 4))]
     pub warmup_steps: u64,
@@ -119,22 +121,22 @@ pub struct LrScheduler {
     #[default = 3e-6]
     #[schemars(range(min = 0), extend("x-live" = true))]
     pub min_lr: f64,
-    /// Steps of the whole schedule; later steps use min_lr, and an interval ends with it. Default: the number of steps
-    /// with which the run was first started, even if the run is extended later.
+    /// Steps of the whole schedule. An interval ends with it, and later steps use min_lr. Default: the run's number of
+    /// steps at its first start, even if the run is extended later.
     #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
     pub total_steps: Option<u64>,
 }
 
-/// What the student minimizes: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
-/// distance between layers.
+/// What the student minimizes: CE + gamma D, with D a divergence from the teacher. `ted` adds a distance between
+/// layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Objective {
-    /// The divergence: `ce` (none), `forward_kl`, `reverse_kl`, `jsd`, `skew_kl`, `skew_reverse_kl`, `tvd`,
-    /// or `ted` (forward_kl and layers; its first stage alone is `ted_filters`). See docs/methods.md.
+    /// The divergence D: `ce` (none), `forward_kl`, `reverse_kl`, `jsd`, `skew_kl`, `skew_reverse_kl`, `tvd`, or
+    /// `ted` (forward_kl plus layers). `ted_filters` is the first stage of `ted` alone. See docs/methods.md.
     #[default(ObjectiveName::ForwardKl)]
     pub name: ObjectiveName,
-    /// Weight of the divergence; 0 leaves it out.
+    /// Weight of the divergence; 0 turns it off.
     #[default = 0.2]
     #[schemars(range(min = 0))]
     pub gamma: f64,
@@ -142,44 +144,44 @@ pub struct Objective {
     #[default = 1.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub temperature: f64,
-    /// Multiply the divergence by the temperature's square, in value and gradient.
+    /// Multiply the divergence and its gradient by the square of the temperature.
     pub scale_by_temperature_squared: bool,
-    /// Weight of the teacher in the mixture that `jsd` compares both models with.
+    /// `jsd`: weight of the teacher in the mixture that both models are compared with.
     #[default = 0.5]
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     #[schemars(extend("x-expected" = "over 0 and under 1 (at both ends the divergence is 0 everywhere)"))]
     pub beta: f64,
-    /// Share of the first distribution in the mixture that `skew_kl` and `skew_reverse_kl` compare it with.
+    /// `skew_kl` and `skew_reverse_kl`: weight of the KL divergence's first argument in the mixture that is its second.
     #[default = 0.1]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub skew: f64,
-    /// Leave prompts out of every term of the loss, and of perplexities.
+    /// Exclude prompts from every term of the loss and from perplexities.
     pub completion_only_loss: bool,
-    /// Positions whose logits are formed at a time; chosen by vocabulary and device where absent.
+    /// Number of positions whose logits DDK computes at a time. Default: depends on vocabulary and device.
     #[schemars(range(min = 1))]
     pub chunk_size: Option<i64>,
     /// `ted`: weight of the distance between layers.
     #[default = 1.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub ted_weight: f64,
-    /// `ted`: steps of the first stage, in which the filters learn the task and both models are frozen.
+    /// `ted`: steps of the first stage, which trains the filters on the task while both models are frozen.
     #[default = 1000]
     #[schemars(range(min = 1, max = LARGE), extend("x-quick" = 4))]
     pub ted_steps: u64,
-    /// `ted`: the highest learning rate of the first stage; a warm-up of a twentieth of the steps leads to
-    /// it, a cosine to a tenth of it.
+    /// `ted`: peak learning rate of the first stage. The warmup takes a twentieth of the steps, and a cosine then
+    /// decays to a tenth of the peak.
     #[default = 1e-3]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub ted_lr: f64,
-    /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Four of them, evenly spread, the
-    /// last one with the last one, where absent.
+    /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Default: four evenly spaced pairs, the last
+    /// of which joins both last layers.
     #[schemars(length(min = 1), extend("examples" = [[[2, 4]]]))]
     #[schemars(extend("x-expected" = "at least one pair of layers counted from 1, such as [[2, 4]]"))]
     pub ted_layers: Option<Vec<[u64; 2]>>,
 }
 
 impl Objective {
-    /// The divergence, with its parameters; none where the loss has none.
+    /// The divergence with its parameters; `None` if the loss has none.
     pub fn divergence(&self) -> Option<Divergence> {
         let (beta, skew) = (self.beta, self.skew);
         match self.name {
@@ -193,7 +195,7 @@ impl Objective {
         }
     }
 
-    /// Whether layers are compared.
+    /// Whether the objective compares layers.
     pub fn has_layers(&self) -> bool {
         matches!(self.name, ObjectiveName::Ted | ObjectiveName::TedFilters)
     }
@@ -203,7 +205,7 @@ impl Objective {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveName {
-    /// Cross-entropy alone; the teacher is left out.
+    /// Cross-entropy alone, without the teacher.
     Ce,
     /// KL(teacher ‖ student).
     ForwardKl,
@@ -217,9 +219,9 @@ pub enum ObjectiveName {
     SkewReverseKl,
     /// Total variation distance.
     Tvd,
-    /// Forward KL, and the distance between filtered layers.
+    /// Forward KL plus the distance between filtered layers.
     Ted,
-    /// The first stage of `ted`: filters learn, both models are frozen.
+    /// The first stage of `ted`: trains the filters while both models are frozen.
     TedFilters,
 }
 
@@ -229,27 +231,27 @@ impl fmt::Display for ObjectiveName {
     }
 }
 
-/// A model that `ddk pretrain` makes, with cross-entropy alone.
+/// A model that `ddk pretrain` trains with cross-entropy alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pretrain {
-    /// Folder to write the model to. Needed.
+    /// Folder to write the model to. Required.
     #[schemars(extend("minLength" = 1, "x-expected" = "a folder"))]
     pub output_dir: PathBuf,
-    /// Folder of a model to start from, instead of a new one of this architecture.
+    /// Folder of a model to start from, instead of a new model with an `architecture`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
-    /// The shape of a new model.
+    /// The shape of a new Llama model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Shape>,
-    /// Optimizer steps. Needed.
+    /// Number of optimizer steps. Required.
     #[schemars(range(min = 1, max = MANY))]
     pub steps: u64,
     /// Sequences per optimizer step.
     #[default = 16]
     #[schemars(range(min = 1, max = LARGE))]
     pub global_batch_size: u64,
-    /// Sequences per micro-batch; divides global_batch_size.
+    /// Sequences per micro-batch. Must divide global_batch_size.
     #[default = 8]
     #[schemars(range(min = 1, max = LARGE))]
     pub micro_batch_size: u64,
@@ -257,28 +259,28 @@ pub struct Pretrain {
     #[default = 1e-3]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub lr: f64,
-    /// The learning rate of the last step. Default: a tenth of lr.
+    /// Learning rate of the last step. Default: a tenth of lr.
     #[schemars(range(min = 0), extend("default" = null))]
     pub min_lr: f64,
-    /// Steps of the warmup. Default: a twentieth of the steps.
+    /// Warmup steps. Default: a twentieth of the steps.
     #[schemars(extend("default" = null))]
     pub warmup_steps: u64,
     /// AdamW's decoupled weight decay.
     #[default = 0.1]
     #[schemars(range(min = 0))]
     pub weight_decay: f64,
-    /// `cpu`, or `cuda:0`, …
+    /// Device to train on: `cpu`, or `cuda:0`, …
     #[default = "cpu"]
     pub device: String,
-    /// libtorch's threads on the CPU. Default: all cores.
+    /// Number of libtorch threads on the CPU. Default: all cores.
     #[default = 1]
     #[schemars(range(min = 1, max = 256), extend("default" = null))]
     pub threads: usize,
-    /// Weight of each domain; those left out get 0. Default: the proportions of the corpus.
+    /// Weight of each domain; omitted domains get 0. Default: the proportions of the corpus.
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<BTreeMap<String, f64>>,
-    /// Seed of the new weights and of the data's order. Default: run.seed.
+    /// Seed of the initial weights and of the data order. Default: run.seed.
     #[schemars(extend("default" = null))]
     pub seed: u64,
 }
@@ -287,23 +289,23 @@ pub struct Pretrain {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shape {
-    /// Width of the hidden states. Needed.
+    /// Width of the hidden states. Required.
     #[schemars(range(min = 1))]
     pub hidden_size: i64,
-    /// Width of the MLP. Needed.
+    /// Width of the MLP. Required.
     #[schemars(range(min = 1))]
     pub intermediate_size: i64,
-    /// Layers. Needed.
+    /// Number of layers. Required.
     #[schemars(range(min = 1))]
     pub num_hidden_layers: i64,
-    /// Heads of the queries. Needed.
+    /// Number of query heads. Required.
     #[schemars(range(min = 1))]
     pub num_attention_heads: i64,
-    /// Heads of keys and values. Default: num_attention_heads.
+    /// Number of key and value heads. Default: num_attention_heads.
     #[default = 1]
     #[schemars(range(min = 1), extend("default" = null))]
     pub num_key_value_heads: i64,
-    /// Whether the LM head is the embedding.
+    /// Use the embedding as the LM head.
     pub tie_word_embeddings: bool,
     /// Base of the rotary embedding.
     #[default = 10_000.0]

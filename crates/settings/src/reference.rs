@@ -14,7 +14,7 @@ pub fn reference() -> String {
     );
     for section in sections() {
         let may_differ = section.keys.iter().all(|key| key.may_differ);
-        // The keys of `[pretrain.NAME]` are those of another run.
+        // The keys of `[pretrain.NAME]` belong to another run.
         let differs = may_differ && !section.path.starts_with("pretrain");
         let resumes = if differs {
             " A run may resume with other values."

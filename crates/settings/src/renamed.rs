@@ -1,6 +1,6 @@
-//! Names that keys had in earlier versions.
+//! Earlier names of keys.
 
-/// A key's earlier name, its name now, and how its values changed.
+/// A key's earlier name, its current name, and how its values changed.
 const RENAMED: &[(&str, &str, &str)] = &[
     ("batch.micro_rows", "training.micro_batch_size", ""),
     ("batch.rows", "training.global_batch_size", ""),
@@ -106,7 +106,7 @@ const RENAMED: &[(&str, &str, &str)] = &[
     ("telemetry.file", "telemetry.metrics_file", ""),
 ];
 
-/// Says what an earlier key is called now.
+/// An error message with the current name of an earlier key.
 pub(crate) fn new_name(path: &[&str]) -> Option<String> {
     let is = |name: &str| {
         let mut segments = name.split('.');

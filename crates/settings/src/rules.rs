@@ -10,7 +10,7 @@ use crate::{
     limits::{LARGE, MANY},
 };
 
-/// Fills in derived defaults and collects all mistakes.
+/// Fills in derived defaults and collects all problems.
 pub(crate) fn check(settings: &mut Settings, origins: &Origins) -> Result<(), Error> {
     let problems = Vec::new();
     let mut checker = Checker { origins, problems };
@@ -212,7 +212,7 @@ impl Checker<'_> {
                  an interval's order is held in memory"
             )
         });
-        // These settings use perplexities during the run, which not every policy measures.
+        // These settings need perplexities during the run, which some policies do not measure.
         let measured = policy.measures_perplexities() || settings.evaluation.interval.is_some();
         let best = settings.run.export == ExportedStudent::Best;
         for (key, is_set) in [
@@ -239,7 +239,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Refuses names of domains that do not exist.
+    /// Refuses unknown domains.
     fn known(&mut self, table: &str, of: &BTreeMap<String, f64>, domains: &[String]) {
         for name in of.keys() {
             let known = domains.join(", ");

@@ -1,4 +1,4 @@
-//! The root of a configuration.
+//! The root of the configuration.
 
 use std::collections::BTreeMap;
 
@@ -11,22 +11,22 @@ use crate::{
     Training,
 };
 
-/// A configuration of DDK. Paths are relative to the folder in which `ddk` is started.
+/// A DDK configuration. Paths are relative to the folder in which `ddk` is started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// What `mixture.policy` and `objective.name` are where they are not written, by the names of the paper's
-    /// rows: `cpt` (natural, ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural,
-    /// ted), `minillm` (natural, reverse_kl), `ddk` (ddk, forward_kl), `ddk-no-smoothing`, `ddk-equal`
-    /// (equal, forward_kl). Must come before the first table of a file.
-    // The two settings that it stands for are compared themselves.
+    /// Method, named as in the paper's tables. It sets the defaults of `mixture.policy` and `objective.name`: `cpt`
+    /// (natural, ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural, ted), `minillm` (natural,
+    /// reverse_kl), `ddk` (ddk, forward_kl), `ddk-no-smoothing` (ddk-no-smoothing, forward_kl), `ddk-equal` (equal,
+    /// forward_kl). Must come before the first table of a file.
+    // On resume, DDK compares the two settings that it stands for.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub method: Option<Method>,
-    /// The run: its name, its end, its seed.
+    /// Name, length and seed of the run.
     pub run: Run,
     /// How text becomes sequences of tokens.
     pub corpus: Corpus,
-    /// The domains, one table each: `[domains.math]`.
+    /// The text of the domains, one table per domain: `[domains.math]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub domains: BTreeMap<String, Domain>,
     /// The frozen teacher.
@@ -39,37 +39,37 @@ pub struct Settings {
     pub optimizer: Optimizer,
     /// The learning-rate schedule: a linear warmup, then a cosine decay.
     pub lr_scheduler: LrScheduler,
-    /// How the mixture of domains moves.
+    /// How the mixture of domains changes during a run.
     pub mixture: Mixture,
-    /// What the student minimizes: CE + gamma D, where D is a divergence from the teacher, and with `ted` a
-    /// distance between layers.
+    /// What the student minimizes: CE + gamma D, with D a divergence from the teacher. `ted` adds a distance between
+    /// layers.
     pub objective: Objective,
-    /// How teacher and student share the machine.
+    /// How the teacher and the student share the machine.
     pub pipeline: Pipeline,
-    /// How perplexities are measured.
+    /// How DDK measures perplexities.
     pub evaluation: Evaluation,
-    /// When the run is saved.
+    /// When DDK saves checkpoints, and which ones it keeps.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub checkpoint: Checkpoint,
-    /// What to do if something goes wrong. DDK never makes an update whose loss or gradient is not finite.
+    /// How the run recovers from failures. DDK always skips an update whose loss or gradient is not finite.
     pub recovery: Recovery,
-    /// Faults on purpose, for tests; refused unless DDK_ALLOW_FAULTS=1 is in the environment.
+    /// Faults that DDK injects for tests. They require DDK_ALLOW_FAULTS=1 in the environment.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub fault_injection: FaultInjection,
-    /// The server of the live page, metrics and health.
+    /// The server of the live page, the metrics and the health checks.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub telemetry: Telemetry,
-    /// What DDK reports while it runs.
+    /// What DDK reports during a run.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub log: Log,
-    /// Models that `ddk pretrain` makes, one table each: `[pretrain.teacher]`.
+    /// Models that `ddk pretrain` trains, one table per model: `[pretrain.teacher]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub pretrain: BTreeMap<String, Pretrain>,
 }
 
 impl Settings {
-    /// Writes the settings as a configuration file.
+    /// Formats the settings as a configuration file.
     ///
     /// # Errors
     /// If a value cannot be written as TOML.

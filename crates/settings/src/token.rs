@@ -1,32 +1,31 @@
-//! A secret among the settings.
+//! A secret setting.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What stands for a token in everything that the program writes.
+/// Stands for a token in everything that DDK writes.
 const WITHHELD: &str = "(given to the process, not written down)";
 
-/// The token that a server asks for. It is shown and written as a remark that it was there; a configuration
-/// that holds the remark (a run's own `config.toml`) reads back, but is no secret to serve with: see
-/// [`Token::secret`].
+/// The token that a server requires. DDK shows and writes a placeholder instead. A configuration with the placeholder
+/// (a run's own `config.toml`) still loads, but [`Token::secret`] is then `None`.
 #[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Token(String);
 
 impl Token {
-    /// What was given as a token, usable or not.
+    /// A token, usable or not.
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// The secret, where it is known.
+    /// The secret, if it is known.
     pub fn secret(&self) -> Option<&str> {
         (self.0 != WITHHELD).then_some(&self.0)
     }
 
-    /// Long enough not to be guessed, and of characters that headers and addresses carry as they are.
+    /// Whether it is long enough not to be guessed, and needs no escaping in headers and URLs.
     pub fn is_usable(&self) -> bool {
         let plain =
             |character: char| character.is_ascii_alphanumeric() || "-._~".contains(character);

@@ -69,7 +69,12 @@ impl Access {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let allow = [(header::ALLOW, "GET, HEAD")];
             return Some(
-                (StatusCode::METHOD_NOT_ALLOWED, allow, "only GET and HEAD\n").into_response(),
+                (
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    allow,
+                    "only GET and HEAD are allowed here\n",
+                )
+                    .into_response(),
             );
         }
         let headers = request.headers();
@@ -77,11 +82,17 @@ impl Access {
         if headers.contains_key(header::TRANSFER_ENCODING)
             || length.is_some_and(|length| length != "0")
         {
-            return Some((StatusCode::PAYLOAD_TOO_LARGE, "no body is taken\n").into_response());
+            return Some(
+                (
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "this request must not have a body\n",
+                )
+                    .into_response(),
+            );
         }
         let Some(token) = self.token else {
             return (!is_this_machine(headers)).then(|| {
-                let text = "this address is not a name of this machine: ask for http://127.0.0.1 or http://localhost\n";
+                let text = "this address does not name this machine: use http://127.0.0.1 or http://localhost\n";
                 (StatusCode::MISDIRECTED_REQUEST, text).into_response()
             });
         };
@@ -105,13 +116,15 @@ impl Access {
     fn refusal_of_command(&self, headers: &HeaderMap) -> Option<Response> {
         let refused = |text: &'static str| Some((StatusCode::FORBIDDEN, text).into_response());
         let Some(token) = self.token else {
-            return refused("commands need a token: set telemetry.token, and ask with it\n");
+            return refused(
+                "commands need a token: set telemetry.token, and send it with each command\n",
+            );
         };
         let length = headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         if length.is_none_or(|length| length > LONGEST_COMMAND) {
             let text =
-                format!("a command has a Content-Length of at most {LONGEST_COMMAND} bytes\n");
+                format!("a command needs a Content-Length of at most {LONGEST_COMMAND} bytes\n");
             return Some((StatusCode::PAYLOAD_TOO_LARGE, text).into_response());
         }
         let knows = |sent: &str| blake3::hash(sent.as_bytes()) == token;
@@ -124,7 +137,7 @@ impl Access {
         if is_own_page(headers) {
             None
         } else {
-            refused("a command with a cookie has to come from this server's own page\n")
+            refused("a command with a cookie must come from this server's own page\n")
         }
     }
 
@@ -180,9 +193,7 @@ pub(crate) async fn guard(
             refusal.headers_mut().insert(header::CONNECTION, close);
             refusal
         }
-        Verdict::Known if !place.is_known(patience).await => {
-            unavailable("there are too many connections\n")
-        }
+        Verdict::Known if !place.is_known(patience).await => unavailable("too many connections\n"),
         Verdict::Open | Verdict::Known => {
             match timeout(patience.max(allowance), next.run(request)).await {
                 Ok(response) => response,
@@ -240,7 +251,8 @@ fn is_own_page(headers: &HeaderMap) -> bool {
 
 fn unauthorized() -> Response {
     let headers = [(header::WWW_AUTHENTICATE, "Bearer")];
-    let text = "a token is needed: Authorization: Bearer …, or in a browser once /?token=…\n";
+    let text =
+        "a token is required: send Authorization: Bearer …, or open /?token=… once in a browser\n";
     (StatusCode::UNAUTHORIZED, headers, text).into_response()
 }
 

@@ -25,7 +25,7 @@ pub enum KeepError {
         source: io::Error,
     },
     /// No thread can be started.
-    #[error("cannot start the thread that looks after the metrics")]
+    #[error("cannot start the metrics thread")]
     Thread(#[source] io::Error),
 }
 
@@ -38,8 +38,12 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Does it at once, so that a file that cannot be written is said at the start, and then every so often.
-    /// `file`: for the node exporter's textfile collector; its folder has to be there.
+    /// Writes `file` and starts the thread that looks after `recorder` and writes `file` again once per `every`. The
+    /// first write shows at the start whether `file` can be written. `file`: for the node exporter's textfile
+    /// collector; its folder must exist.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or if the thread cannot be started.
     pub fn start(
         recorder: Recorder,
         every: Duration,
@@ -67,7 +71,7 @@ impl Keeper {
                     if let Err(error) = &written
                         && !failed
                     {
-                        tracing::warn!(path = %path.display(), %error, "the metrics could not be written");
+                        tracing::warn!(path = %path.display(), %error, "cannot write the metrics");
                     }
                     failed = written.is_err();
                 }

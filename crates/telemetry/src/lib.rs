@@ -1,10 +1,19 @@
-//! What can be seen from outside while a run trains, and after.
+//! What the outside sees of a run: metrics, health, the live page and its API.
 //!
-//! [`metrics`] declares every metric once: name, unit, labels, help. [`Recorder`] gathers them and renders the page
-//! that Prometheus scrapes; a [`Keeper`] looks after it, and writes the page to a file if asked to. [`Board`] is where
-//! workers say what they do, so that health and busy times can be read without asking a busy thread. [`serve`] answers
+//! [`metrics`] declares every metric once: name, unit, labels, help, panel. [`Recorder`] gathers them and renders the
+//! page that Prometheus scrapes; a [`Keeper`] looks after it, and writes the page to a file if asked to. Workers report
+//! their state to a [`Board`], so health and busy times can be read without asking a busy thread. [`serve`] answers
 //! over HTTP, from these and from a [`ddk_run::RunView`]: the pages of `dashboards/page/`, the API of [`api`],
-//! `/metrics`, `/livez` and `/readyz`. `access.rs` has the rules of who may ask.
+//! `/metrics`, `/livez` and `/readyz`. `access.rs` says who may ask.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! let board = ddk_telemetry::Board::new(Duration::from_secs(900));
+//! let worker = board.worker("student");
+//! worker.computing();
+//! assert!(board.unhealthy().is_empty());
+//! ```
 
 mod access;
 pub mod api;

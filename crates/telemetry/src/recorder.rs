@@ -53,9 +53,12 @@ impl std::fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// Records what the process does from now on as the run's. A process may make several runs, one after the
-    /// other: each begins with a recorder of its own, so that no number of one is told of another. `folder`:
-    /// the run's, whose disk is watched; `gpus`: those that the run uses.
+    /// Records what the process does from now on as this run's. A process may make several runs, one after the other.
+    /// Each begins with its own recorder, so that no number carries over to another run. `folder`: the run's, whose
+    /// disk is watched; `gpus`: those that the run uses.
+    ///
+    /// # Errors
+    /// If the recorder cannot be built, or if other code has installed a recorder in this process.
     pub fn install(
         board: Arc<Board>,
         run: &str,

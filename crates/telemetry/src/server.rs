@@ -64,7 +64,7 @@ pub enum ServeError {
     #[error("the port of {0} is in use by another program")]
     PortInUse(SocketAddr),
     /// Others than this machine would reach it, and could ask for anything.
-    #[error("{0} is reached by other machines, and there is no token to ask them for")]
+    #[error("other machines can reach {0}, but no token is set")]
     NeedsToken(SocketAddr),
     /// Anything else.
     #[error("cannot serve on {address}")]
@@ -121,8 +121,11 @@ impl Drop for Server {
     }
 }
 
-/// Serves a site: the pages, `/api/…`, `/metrics` (Prometheus' text format), `/livez` (503 where a worker has
-/// computed beyond its limit) and `/readyz` (503 until the run trains). See `docs/api.md`.
+/// Serves a site: the pages, `/api/…`, `/metrics` (Prometheus' text format), `/livez` (503 if a worker has computed
+/// beyond its limit) and `/readyz` (503 until the run trains). See `docs/api.md`.
+///
+/// # Errors
+/// If other machines can reach `address` and there is no token, if the port is in use, or if the server cannot start.
 pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, ServeError> {
     let site = site.into();
     if !address.ip().is_loopback() && site.token.is_none() {
@@ -230,7 +233,7 @@ async fn accept(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, or a client that was gone already.
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -321,7 +324,7 @@ async fn commands(State(site): State<Arc<Site>>) -> Json<&'static [&'static str]
 /// Has a command carried out.
 async fn control(State(site): State<Arc<Site>>, body: Bytes) -> Response {
     let Some(control) = &site.control else {
-        return (StatusCode::NOT_FOUND, "no run here takes commands\n").into_response();
+        return (StatusCode::NOT_FOUND, "no run here accepts commands\n").into_response();
     };
     let (status, outcome) = match serde_json::from_slice(&body) {
         Ok(command) => (
@@ -369,7 +372,7 @@ async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) 
     match drawn.await {
         Some(Ok(svg)) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),
         Some(Err(error)) => {
-            tracing::error!(%error, "a chart cannot be drawn");
+            tracing::error!(%error, "cannot draw a chart");
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
         }
         None => no_such_run(),
@@ -419,7 +422,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Option<T> {
     let asked = tokio::task::spawn_blocking(ask).await;
     asked
-        .inspect_err(|error| tracing::error!(%error, "a question could not be answered"))
+        .inspect_err(|error| tracing::error!(%error, "cannot answer a request"))
         .ok()
         .flatten()
 }

@@ -43,11 +43,14 @@ pub enum DeviceError {
     },
 }
 
-/// The device of a name such as `cpu` or `cuda:0`.
+/// Parses the name of a device, such as `cpu` or `cuda:0`.
 ///
-/// The program is linked with libtorch's CPU part alone. The first CUDA device asked for loads
-/// `libtorch_cuda.so` from the folder of the libtorch in use, which registers the CUDA backend. That has to
-/// be before the first backward of the process: autograd asks for the GPUs then, and never again.
+/// The program links only the CPU part of libtorch. The first CUDA device asked for loads `libtorch_cuda.so` from the
+/// folder of the libtorch in use, which registers the CUDA backend. That must happen before the first backward of the
+/// process: autograd looks for GPUs then and never again.
+///
+/// # Errors
+/// If the name is not a device's, if CUDA cannot be loaded or is loaded too late, or if there is no such GPU.
 pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     if text == "cpu" {
         return Ok(Device::Cpu);
@@ -74,8 +77,11 @@ pub fn test_device() -> Result<Device, DeviceError> {
     parse_device(name.as_deref().unwrap_or("cpu"))
 }
 
-/// A tensor of the CPU on a device. To a GPU it is copied from pinned memory, so that the calling thread need
-/// not wait for what the GPU was given before.
+/// Moves a CPU tensor to a device. A copy to a GPU goes through pinned memory, so that the calling thread need not wait
+/// for the GPU's earlier work.
+///
+/// # Errors
+/// If libtorch fails, for example because memory runs out.
 pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
     if device == Device::Cpu {
         return Ok(tensor);

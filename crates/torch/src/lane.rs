@@ -48,9 +48,12 @@ impl Lane {
         }
     }
 
-    /// As [`Self::enter`], for a lane that works beside others on these devices (its own, and those where its
-    /// results go to): on each GPU it has a stream of its own, so that the lanes' kernels run side by side;
-    /// on the CPU lanes may take turns.
+    /// Works like [`Self::enter`], for a lane that works beside others on these devices (its own, and those where its
+    /// results go). On each GPU it has a stream of its own, so that the lanes' kernels run side by side. On the CPU,
+    /// lanes may take turns.
+    ///
+    /// # Errors
+    /// If libtorch cannot provide or set a stream.
     pub fn beside_others(
         threads: usize,
         devices: &[Device],
@@ -71,8 +74,11 @@ impl Lane {
         self.threads
     }
 
-    /// Does a piece of the lane's work. When it returns, the lane's GPUs have done it: what comes out may be
-    /// read by other lanes, and what went in may be dropped, without events between their streams.
+    /// Runs a piece of the lane's work and waits until the lane's GPUs have done it. Other lanes may then read its
+    /// results, and its inputs may be dropped, without events between their streams.
+    ///
+    /// # Errors
+    /// If waiting for a GPU fails. An error of `work` itself is part of `T`.
     pub fn work<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
         let began = Instant::now();
         let done = work();
@@ -83,7 +89,10 @@ impl Lane {
         Ok(done)
     }
 
-    /// As [`Self::work`], once it is the lane's turn: for what is done for every batch.
+    /// Works like [`Self::work`], but first waits for the lane's turn. For work that is done for every batch.
+    ///
+    /// # Errors
+    /// As for [`Self::work`].
     pub fn work_in_turn<T>(&self, work: impl FnOnce() -> T) -> Result<T, TorchError> {
         let asked = Instant::now();
         let turn = self.turns.wait();

@@ -1,6 +1,11 @@
-//! What sits between DDK and libtorch: devices ([`parse_device`], [`upload`]), the thread of a lane
-//! ([`Lane`]), the allocator ([`keep_freed_memory`]), a tensor's numbers as a slice ([`numbers_mut`]), which
-//! kernels MKL takes ([`mkl_kernels`]), and errors that can be told apart ([`TorchError`]).
+//! What lies between DDK and libtorch: devices ([`parse_device`], [`upload`]), the thread of a lane ([`Lane`]), the
+//! allocator ([`keep_freed_memory`]), the numbers of a tensor as a slice ([`numbers_mut`]), the kernels that MKL uses
+//! ([`mkl_kernels`]), and errors by cause ([`TorchError`]).
+//!
+//! ```
+//! assert_eq!(ddk_torch::parse_device("cuda:1").unwrap(), tch::Device::Cuda(1));
+//! assert!(ddk_torch::parse_device("gpu").is_err());
+//! ```
 
 mod allocator;
 mod determinism;

@@ -27,7 +27,10 @@ pub(crate) fn take_stream(device: Device) -> Result<bool, TorchError> {
     Ok(true)
 }
 
-/// Waits until a GPU has done what the calling thread gave it; on the CPU there is nothing to wait for.
+/// Waits until a GPU has done what the calling thread gave it. On the CPU there is nothing to wait for.
+///
+/// # Errors
+/// If libtorch lacks the functions for streams, or if the GPU reports an error.
 pub fn finish(device: Device) -> Result<(), TorchError> {
     let Device::Cuda(index) = device else {
         return Ok(());

@@ -37,7 +37,7 @@ impl<S: Student> Core<'_, S> {
         interval: &Interval,
     ) -> Result<(), RunFileError> {
         if let Some(reason) = &line.skipped {
-            let message = format!("the update of step {} was not made: {reason}", line.step);
+            let message = format!("skipped the update of step {}: {reason}", line.step);
             self.context
                 .event(line.step, EventKind::Skipped, &message)?;
         }

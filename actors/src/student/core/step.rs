@@ -196,7 +196,7 @@ impl<S: Student> Core<'_, S> {
         let (update, reason) = match recovery.spike_action {
             SpikeAction::RollBack if spike => return roll_back(step, told),
             SpikeAction::Skip if spike => {
-                let update = self.student.discard(step, "the loss is a spike")?;
+                let update = self.student.discard(step, "its loss is a spike")?;
                 (update, "spike")
             }
             how => {

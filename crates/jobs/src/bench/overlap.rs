@@ -73,8 +73,8 @@ impl Bench<'_> {
             for (lane, teacher) in teachers.into_iter().enumerate() {
                 let ended = teacher.join();
                 ended
-                    .map_err(|_| anyhow!("teacher's lane {lane} panicked"))?
-                    .with_context(|| format!("teacher's lane {lane}"))?;
+                    .map_err(|_| anyhow!("teacher replica {lane} panicked"))?
+                    .with_context(|| format!("teacher replica {lane}"))?;
             }
             done
         })

@@ -61,7 +61,7 @@ impl Measured {
     pub(super) fn write(&self, out: &mut dyn Write) -> Result<()> {
         writeln!(
             out,
-            "a step: {} rows of {} tokens, {} ids; the CPU's matrix kernels: {}",
+            "a step: {} sequences of {} tokens, {} ids; the CPU's matrix kernels: {}",
             self.rows, self.sequence_length, self.vocabulary, self.kernels
         )?;
         let mut table = Table::new(["", "seconds", "GFLOP/s", "of rate", "products"]);
@@ -120,7 +120,7 @@ pub(super) fn advice(lanes: usize, teacher: Option<f64>, student: &[Part]) -> St
     let parts = student.iter().filter(|part| part.operations > 0.0);
     let part = match parts.max_by(|one, other| one.seconds.total_cmp(&other.seconds)) {
         Some(part) if part.name == PARTS[1] => {
-            "heads: a smaller vocabulary, or fewer tokens that are scored"
+            "heads: use a smaller vocabulary, or score fewer tokens"
         }
         part => part.map_or("", |part| part.name),
     };
@@ -131,13 +131,13 @@ pub(super) fn advice(lanes: usize, teacher: Option<f64>, student: &[Part]) -> St
     let ratio = teacher / lanes as f64 / student;
     match ratio {
         ratio if ratio > IMBALANCE => format!(
-            "the teacher is slower by {ratio:.1} x: add a replica (teacher.devices with {} entries), use another \
-             device, or more threads",
+            "the teacher takes {ratio:.1} x as long as the student: add a replica (teacher.devices with {} \
+             entries), use another device, or more threads",
             lanes + 1
         ),
         ratio if ratio < 1.0 / IMBALANCE => format!(
-            "the student is slower by {:.1} x: give it more threads (student.threads), or the faster device; \
-             most of its time goes into its {part}",
+            "the student takes {:.1} x as long as the teacher: give it more threads (student.threads), or the \
+             faster device; most of its time goes into its {part}",
             1.0 / ratio
         ),
         _ => "teacher and student are balanced".to_owned(),

@@ -121,7 +121,7 @@ pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'
                 format!("; the largest part is {name}: change {setting}")
             });
             let advice = advice.unwrap_or_default();
-            found.problem(anyhow!("{device} lacks {lacks}{advice}"));
+            found.problem(anyhow!("{device} is short of {lacks}{advice}"));
         }
     }
     Ok(())

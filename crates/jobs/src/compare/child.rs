@@ -46,14 +46,14 @@ pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result
         return Ok(());
     }
     let end = match status.signal() {
-        Some(number) => format!("it was ended by signal {number}"),
+        Some(number) => format!("killed by signal {number}"),
         None => format!("exit code {}", status.code().unwrap_or_default()),
     };
-    Err(anyhow!("{what}: {end}")).hint("the error is above; the same command resumes from there")
+    Err(anyhow!("{what}: {end}")).hint("see the error above; the same command resumes from there")
 }
 
 fn stopped(signal: signals::Signal) -> anyhow::Error {
-    say("the comparison is stopped; the same command resumes from there");
+    say("the comparison stopped; the same command resumes from there");
     signal.ended()
 }
 
@@ -91,7 +91,7 @@ fn start(arguments: &[String]) -> Result<Child> {
             is_here.then_some(()).ok_or_else(|| Errno::SRCH.into())
         });
     }
-    command.spawn().context("cannot start ddk once more")
+    command.spawn().context("cannot start another ddk process")
 }
 
 #[cfg(test)]

@@ -48,19 +48,19 @@ impl Plan {
             .run
             .name
             .clone()
-            .context("`run.name` is missing: the folder of the runs is named by it")
+            .context("`run.name` is missing: it names the folder of the runs")
             .usage()?;
         if let Some(method) = base.method {
             return Err(anyhow!(
-                "`method` is \"{method}\": a comparison sets it for each of its runs"
+                "`method` is \"{method}\", but a comparison sets it for each of its runs"
             ))
-            .hint("leave it out, and choose with --methods")
+            .hint("leave it out, and choose the methods with --methods")
             .usage();
         }
         let name = format!("{name}{}", if args.quick { "-quick" } else { "" });
         let folder = base.run.output_dir.join(&name);
         if RunFolder::holds_a_run(&folder) {
-            return Err(anyhow!("{} holds a run", folder.display()))
+            return Err(anyhow!("{} already contains a run", folder.display()))
                 .hint("choose another name for the comparison: --set run.name=NAME")
                 .usage();
         }
@@ -123,8 +123,8 @@ impl Plan {
         ];
         let swept_key = swept.as_ref().map(|(key, _)| key.as_str());
         if let Some((key, _)) = own.iter().find(|(key, _)| Some(*key) == swept_key) {
-            return Err(anyhow!("--sweep {key}: a comparison sets that itself"))
-                .hint("--methods and --seeds say what is compared; --set run.name=NAME names it")
+            return Err(anyhow!("--sweep {key}: a comparison sets this key itself"))
+                .hint("choose the runs with --methods and --seeds; name the comparison with --set run.name=NAME")
                 .usage();
         }
         sets.extend(own.map(|(key, value)| format!("{key}={value}")));
@@ -168,11 +168,11 @@ fn same_budget(runs: &[Planned]) -> Result<()> {
         match tokens(run) {
             Some(own) if own.abs_diff(budget) >= slack => {
                 return Err(anyhow!(
-                    "--sweep {key}: with {value} a run is {own} tokens long, with {} {budget}",
+                    "--sweep {key}: a run with {value} trains on {own} tokens, a run with {} on {budget}",
                     first.swept.as_ref().map_or("", |(_, value)| value)
                 ))
-                .hint("all runs of a comparison are to train on as much: --set run.max_tokens=N, and where \
-                       run.max_intervals is set, one that is never reached")
+                .hint("give all runs the same number of tokens: --set run.max_tokens=N, and if run.max_intervals is \
+                       set, raise it so that no run reaches it")
                 .usage();
             }
             _ => {}
@@ -190,7 +190,7 @@ fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
         let found = values.iter().find(|setting| setting.path == key);
         if let Some(found) = found.filter(|found| found.value != expected) {
             return Err(anyhow!(
-                "{}: `{key}` is {}, so that no run can be {method} ({expected})",
+                "{}: `{key}` is {}, but the method {method} needs {expected}",
                 loaded.origins.of(key),
                 found.value
             ))
@@ -217,7 +217,11 @@ fn swept(text: &str) -> Result<Vec<Swept>> {
     for value in values.split(',') {
         let one = Some((key.to_owned(), value.trim().to_owned()));
         if swept.contains(&one) {
-            return Err(anyhow!("--sweep {key}: {} is there twice", value.trim())).usage();
+            return Err(anyhow!(
+                "--sweep {key}: the value {} appears twice",
+                value.trim()
+            ))
+            .usage();
         }
         swept.push(one);
     }

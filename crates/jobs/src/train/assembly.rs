@@ -77,7 +77,7 @@ impl Assembly {
             None => {
                 lost::refuse_if_saved(folder)?;
                 if fs::metadata(folder.path().join("run.jsonl")).is_ok_and(|file| file.len() > 0) {
-                    say("no checkpoint was saved yet: the run begins again at its first step");
+                    say("no checkpoint was saved yet: the run starts again at its first step");
                 }
             }
         }
@@ -169,7 +169,7 @@ impl Assembly {
         tracing::info!(
             bytes = queue_bytes(prepared)?,
             depth = settings.pipeline.queue_depth,
-            "the queues of micro-batches hold at most this much"
+            "maximum size of the micro-batch queues"
         );
         let faults = || Arc::clone(&prepared.faults);
         let turns = Turns::new(settings.pipeline.time_slicing);
@@ -235,7 +235,7 @@ fn records(prepared: &Prepared) -> Result<Vec<Record>> {
 
 /// Checkpoints that were skipped, and why.
 fn skipped(opened: &Opened<LoopState>) -> Vec<String> {
-    let entries = opened.passed_over.iter();
+    let entries = opened.skipped.iter();
     let damaged = entries.filter_map(|entry| Some((entry, entry.status.as_ref().err()?)));
     let text = |(entry, reason): (&Entry, &String)| {
         format!(

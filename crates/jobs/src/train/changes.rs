@@ -38,7 +38,7 @@ pub(super) fn edited(
     changes.retain(|change| change.key.live);
     let in_words = changes.iter().map(|change| {
         let [old, new] = change.shown();
-        format!("`{}` was {old}, and is {new} now", change.path)
+        format!("`{}` was {old} and is now {new}", change.path)
     });
     let in_words = in_words.collect::<Vec<_>>().join("; ");
     Ok((live_values(&changes)?, in_words))
@@ -64,7 +64,7 @@ pub(super) fn on_hangup(
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             if let Err(error) = read_again(&source, &mut current, &control).await {
-                tracing::warn!(%error, "the settings were not read again");
+                tracing::warn!(%error, "cannot reload the settings");
                 say(&format!("SIGHUP: nothing changed: {error}"));
             }
         }
@@ -94,11 +94,11 @@ async fn read_again(
     for change in &changes {
         let (key, [old, new]) = (&change.path, change.shown());
         let done = if change.key.live {
-            "taken"
+            "applied"
         } else {
-            "left as it is: it needs a new start"
+            "not applied: it needs a restart"
         };
-        say(&format!("SIGHUP: {key} was {old}, is {new}: {done}"));
+        say(&format!("SIGHUP: {key} was {old}, is now {new}: {done}"));
     }
     Ok(())
 }
@@ -118,7 +118,7 @@ pub(super) fn not_yet() -> Result<NotYet> {
     Ok(NotYet(tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             say(
-                "SIGHUP: nothing changed: `ddk train` reads settings again once its own steps begin",
+                "SIGHUP: nothing changed: `ddk train` reloads settings only after its own steps have begun",
             );
         }
     })))

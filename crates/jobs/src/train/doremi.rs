@@ -89,7 +89,7 @@ fn proxy(settings: &Settings, folder: &Path, steps: u64) -> Settings {
 fn mean_weights(proxy: &Path) -> Result<Vec<f64>> {
     let newest = CheckpointStore::look(&proxy.join("checkpoints"))
         .newest::<LoopState>()?
-        .ok_or_else(|| anyhow!("the proxy in {} left no checkpoint", proxy.display()))?;
+        .ok_or_else(|| anyhow!("the DoReMi proxy in {} has no checkpoint", proxy.display()))?;
     let LoopState {
         interval,
         interval_losses,
@@ -104,12 +104,18 @@ fn mean_weights(proxy: &Path) -> Result<Vec<f64>> {
         },
     );
     let PolicyState::DoremiProxy(state) = policy.state() else {
-        return Err(anyhow!("the run in {} is no proxy's", proxy.display()));
+        return Err(anyhow!(
+            "the run in {} is not a DoReMi proxy",
+            proxy.display()
+        ));
     };
     if let Err(refused) = last {
-        tracing::warn!(%refused, "the proxy's last update is left out of the mean");
+        tracing::warn!(%refused, "leaving the proxy's last update out of the mean");
     }
-    state
-        .mean_weights()
-        .with_context(|| format!("the proxy in {} made no update", proxy.display()))
+    state.mean_weights().with_context(|| {
+        format!(
+            "the DoReMi proxy in {} never updated the mixture",
+            proxy.display()
+        )
+    })
 }

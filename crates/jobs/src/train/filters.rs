@@ -30,7 +30,10 @@ pub(super) fn of_run(settings: &Settings, folders: &ModelFolders) -> Result<Opti
     Ok(Some(Filters { pairs, learned }))
 }
 
-/// The pairs of layers that TED compares; empty for other objectives.
+/// Returns the pairs of layers that TED compares; empty for other objectives.
+///
+/// # Errors
+/// If `objective.ted_layers` names a layer that a model does not have.
 pub fn layer_pairs(
     objective: &ddk_settings::Objective,
     student: &ModelConfig,
@@ -52,8 +55,8 @@ pub fn layer_pairs(
     let absent = |pair: &&LayerPair| pair.student > of_student || pair.teacher > of_teacher;
     match pairs.iter().find(absent) {
         Some(pair) => Err(anyhow!(
-            "`objective.ted_layers` holds [{}, {}], but the student has the layers 1 to {of_student} and the \
-             teacher 1 to {of_teacher}",
+            "`objective.ted_layers` contains [{}, {}], but the student has layers 1 to {of_student} and the \
+             teacher has layers 1 to {of_teacher}",
             pair.student,
             pair.teacher
         ))
@@ -66,7 +69,7 @@ pub fn layer_pairs(
 pub(super) fn export(folder: &RunFolder, checkpoint: &Path) -> Result<()> {
     let file = folder.path().join(FILTERS_FILE);
     copy(&checkpoint.join(WEIGHTS_FILE), &file)?;
-    say(&format!("filters in {}", file.display()));
+    say(&format!("wrote the filters to {}", file.display()));
     Ok(())
 }
 

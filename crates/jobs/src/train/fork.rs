@@ -20,8 +20,8 @@ pub(super) fn fork(
     folder: &RunFolder,
 ) -> Result<()> {
     if !RunFolder::holds_a_run(source) {
-        return Err(anyhow!("{} holds no run to fork", source.display()))
-            .hint("run.name of the configuration is the run that is forked")
+        return Err(anyhow!("there is no run in {} to fork", source.display()))
+            .hint("set run.name to the run to fork")
             .usage();
     }
     let old = Inputs::of_run(source)?;
@@ -65,7 +65,7 @@ pub(super) fn fork(
     if !goes_on {
         let policy = prepared
             .policy()
-            .hint("a fork has no phases before it: run DoReMi anew, or fork a run of it");
+            .hint("a fork does not run the phases of DoReMi: start a new DoReMi run, or fork one");
         state.interval.policy = policy.usage()?.state();
     }
     let files = [ddk_engine::WEIGHTS_FILE, ddk_engine::MOMENTS_FILE].map(|name| {
@@ -83,7 +83,7 @@ pub(super) fn fork(
     ddk_run::record_event(folder.path(), step, EventKind::Saved, &message)?;
     let stay = kept.iter().flatten().count();
     say(&format!(
-        "forked from step {step} of {}: {stay} of {} domains stay, {} are new",
+        "forked from step {step} of {}: {stay} of {} domains are kept, {} are new",
         source.display(),
         kept.len(),
         kept.len() - stay

@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use ddk_model::CONFIG_HASH;
 use ddk_run::{Overrides, RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
@@ -39,13 +38,17 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Hashes the inputs; refuses a teacher that is the student, and a tokenizer that the models are too small for.
+    /// Hashes the inputs of a run.
+    ///
+    /// # Errors
+    /// If a model cannot be read, if teacher and student have the same weights, or if a model is too small for the
+    /// tokenizer or the sequence length.
     pub fn of(folders: &ModelFolders, corpus: &Corpus, sequence_length: usize) -> Result<Self> {
         let teacher = hash_weights(&folders.teacher)?;
         let student = hash_weights(&folders.student)?;
         if folders.has_teacher && teacher == student {
             return Err(anyhow!(
-                "teacher and student are the same weights: {} and {}",
+                "teacher and student have the same weights: {} and {}",
                 folders.teacher.display(),
                 folders.student.display()
             ))
@@ -76,7 +79,10 @@ impl Inputs {
         folder.join("inputs.json").exists()
     }
 
-    /// What a run was made from.
+    /// Reads what a run was made from.
+    ///
+    /// # Errors
+    /// If its `inputs.json` cannot be read.
     pub fn of_run(folder: &Path) -> Result<Self> {
         Ok(record(&folder.join("inputs.json"))?)
     }
@@ -101,14 +107,13 @@ impl Inputs {
     /// lists have the same.
     fn changed<'a>(&'a self, then: &'a Self) -> Option<(String, &'a str, &'a str)> {
         let mut pairs = then.hashes().into_iter().zip(self.hashes());
-        pairs.find_map(|((what, then), (_, now))| {
-            // Earlier versions hashed configurations in a way that cannot be repeated.
-            let unknown = what.ends_with("config.json") && !then.starts_with(CONFIG_HASH);
-            (then != now && !unknown).then_some((what, then, now))
-        })
+        pairs.find_map(|((what, then), (_, now))| (then != now).then_some((what, then, now)))
     }
 
-    /// Refuses another teacher, student or tokenizer than the other run's; the data may differ.
+    /// Checks that teacher, student and tokenizer are those of the other run. The data may differ.
+    ///
+    /// # Errors
+    /// If a model's weights or `config.json`, or the tokenizer, differ.
     pub fn same_models(&self, other: &Self) -> Result<()> {
         let models = Self {
             corpus: Vec::new(),
@@ -116,7 +121,7 @@ impl Inputs {
         };
         match self.changed(&models) {
             Some((what, ..)) => Err(anyhow!(
-                "a fork keeps weights and moments, so the {what} must be the same as in the run it is forked from"
+                "a fork keeps weights and moments, so the {what} must be the same as in the run it forks"
             ))
             .usage(),
             None => Ok(()),
@@ -140,7 +145,10 @@ impl Inputs {
         self.corpus.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Writes settings and inputs into a new run's folder; compares them where it holds a run.
+    /// Writes the settings and inputs to a new run's folder. If the folder holds a run, first checks them against it.
+    ///
+    /// # Errors
+    /// If they do not match the run in the folder, or if a file cannot be read or written.
     pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         let text = if RunFolder::holds_a_run(folder.path()) {
             self.check(folder, settings)?;
@@ -158,14 +166,17 @@ impl Inputs {
         )?)
     }
 
-    /// Refuses to resume with other settings or inputs than the run was started with.
+    /// Checks that the settings and inputs are those that the run was started with.
+    ///
+    /// # Errors
+    /// If one of them has changed and may not, or if the run's files cannot be read.
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         same_settings(folder.path(), settings)?;
         let advice = advice(folder.path());
         let then = Self::of_run(folder.path())?;
         match self.changed(&then) {
             Some((what, then, now)) => Err(anyhow!(
-                "{} holds another run: the {what} changed since it was started (hash {} then, {} now)",
+                "{} contains a different run: the {what} changed since it started (hash {} then, {} now)",
                 folder.path().display(),
                 shortened(then),
                 shortened(now)
@@ -190,7 +201,7 @@ impl Inputs {
             .map_err(anyhow::Error::from)
             .and_then(|text| Ok(ddk_files::write_atomically(&path, &text)?));
         if let Err(error) = written {
-            tracing::warn!(%error, "the teacher's perplexities are not kept");
+            tracing::warn!(%error, "cannot store the teacher's perplexities");
         }
     }
 
@@ -233,7 +244,7 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         Some(change) => {
             let [then, now] = change.shown();
             Err(anyhow!(
-                "{} holds another run: `{}` was {then}, and is {now} now",
+                "{} contains a different run: `{}` was {then} and is now {now}",
                 folder.display(),
                 change.path
             ))
@@ -252,7 +263,7 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     Err(anyhow!(
-        "{} holds a finished run: {in_words}",
+        "{} contains a finished run: {in_words}",
         folder.display()
     ))
     .hint(advice(folder))

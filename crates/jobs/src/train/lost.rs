@@ -6,8 +6,8 @@ use ddk_run::{CheckpointStore, RunFolder};
 use crate::{hint::Hint, progress::say};
 
 /// What to do where no checkpoint loads.
-pub(super) const ADVICE: &str = "restore it, or start over at step 0 with --restart, which sets aside what is \
-                                 there and deletes nothing";
+pub(super) const ADVICE: &str = "restore it, or start over at step 0 with --restart, which sets the old files \
+                                 aside and deletes nothing";
 
 /// Whether there is a checkpoint, sound or not.
 pub(super) fn has_checkpoints(folder: &RunFolder) -> Result<bool> {
@@ -35,7 +35,7 @@ pub(super) fn refuse_if_saved(folder: &RunFolder) -> Result<()> {
 pub(super) fn start_over(folder: &RunFolder) -> Result<()> {
     let aside = folder.start_over()?;
     say(&format!(
-        "starting over at step 0; what the run had made is in {}",
+        "starting over at step 0; the old files of the run are in {}",
         aside.display()
     ));
     Ok(())

@@ -9,7 +9,10 @@ use ddk_torch::parse_device;
 use super::schedule::Length;
 use crate::{hint::Hint, objective};
 
-/// How the student learns; `vocabulary`: the tokenizer's ids.
+/// Returns how the student learns. `vocabulary`: the number of the tokenizer's ids.
+///
+/// # Errors
+/// If `student.device` cannot be used.
 pub fn of_student(
     settings: &Settings,
     vocabulary: i64,
@@ -44,7 +47,10 @@ pub fn schedule(settings: &Settings) -> Schedule {
     }
 }
 
-/// Positions whose logits are formed at a time.
+/// Returns for how many positions logits are computed at a time.
+///
+/// # Errors
+/// If `student.device` cannot be used.
 pub fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
     let device = parse_device(&settings.student.device)?;
     let chunk = settings.objective.chunk_size;

@@ -26,7 +26,7 @@ pub(super) fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()
         return Ok(());
     }
     Err(anyhow!(
-        "`mixture.max_epochs` = {passes} allows {rows} rows, and a step has `training.global_batch_size` = {}",
+        "`mixture.max_epochs` = {passes} allows {rows} sequences, but a step needs `training.global_batch_size` = {}",
         settings.training.global_batch_size
     ))
     .hint("add text, or lower training.global_batch_size or corpus.sequence_length")

@@ -80,7 +80,7 @@ pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
     let steps = ddk_run::read::summary(folder.path())?.steps;
     let kept = format!("summary-{steps}.json");
     let message = format!(
-        "the run, which was done after step {steps}, continues; {kept} is its summary until then"
+        "the run finished at step {steps} and now continues; {kept} is its summary up to that step"
     );
     ddk_run::record_event(folder.path(), steps, EventKind::Extended, &message)?;
     let (from, to) = (folder.summary(), folder.path().join(kept));
@@ -118,14 +118,14 @@ fn export(
     let store = CheckpointStore::look(&folder.checkpoints());
     if prepared.settings.objective.name == ObjectiveName::TedFilters {
         filters::export(folder, &checkpoint_of(&store, outcome.step)?)?;
-        return Ok(("no student: the filters alone".to_owned(), None));
+        return Ok(("no student, only the filters".to_owned(), None));
     }
     let best = match prepared.settings.run.export {
         ExportedStudent::Last => None,
         ExportedStudent::Best => checkpoints::best(&store, &outcome.measured)?,
     };
     if best.is_none() && prepared.settings.run.export == ExportedStudent::Best {
-        say("warning: no checkpoint was measured, so the last student is exported");
+        say("warning: no checkpoint was evaluated: exporting the last student");
     }
     let (which, step) = match best {
         Some(best) => (
@@ -153,7 +153,7 @@ fn export(
             model.save(folder, &export).map(|()| folder.clone())
         }
     };
-    let out = out.hint("move what is in the way; the same command ends the run")?;
+    let out = out.hint("move those files away; the same command then finishes the run")?;
     say(&format!("student exported to {}", out.display()));
     Ok((format!("{which}, in {}", out.display()), Some(step)))
 }

@@ -46,7 +46,10 @@ pub struct Flags {
 pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
     let path = run_folder(settings)?;
     if path.join("summary.json").exists() {
-        say(&format!("the run in {} is done already", path.display()));
+        say(&format!(
+            "the run in {} is already finished",
+            path.display()
+        ));
         return Ok(());
     }
     // The run that it is for reads the same corpus.
@@ -216,6 +219,6 @@ pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
         RunFolder::create(path)
             .hint("leave out --no-resume to resume that run, or choose another run.name")
     } else {
-        RunFolder::open(path).hint("choose another run.name, or run.output_dir")
+        RunFolder::open(path).hint("choose another run.name or run.output_dir")
     }
 }

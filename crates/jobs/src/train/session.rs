@@ -81,7 +81,7 @@ impl Session {
         let recorder = Recorder::install(Arc::clone(&board), run, folder.path(), gpus)?;
         let file = settings.telemetry.metrics_file.clone();
         let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
-            .hint("choose another telemetry.metrics_file, in a folder that is there")?;
+            .hint("choose another telemetry.metrics_file, in an existing folder")?;
         let control = RunControl::new(folder.path(), &board, signals);
         let server = serve(settings, recorder, folder.path(), &control)?.map(Arc::new);
         runtime.block_on(async { systemd::watch(Arc::clone(&board)) });
@@ -167,9 +167,9 @@ fn secret(token: Option<&Token>) -> Result<Option<&str>> {
         None => Ok(None),
         Some(Some(secret)) => Ok(Some(secret)),
         Some(None) => Err(anyhow!(
-            "`telemetry.token` was left out of this configuration when it was written"
+            "this configuration was written without its `telemetry.token`"
         ))
-        .hint("give it as DDK__TELEMETRY__TOKEN in the environment")
+        .hint("set the environment variable DDK__TELEMETRY__TOKEN to it")
         .usage(),
     }
 }

@@ -26,12 +26,12 @@ pub(super) fn first_stage(
     let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
     let stage = stage(settings, folder.path());
     say(&format!(
-        "ted, stage 1 of 2: filters for pairs of layers learn the task, both models frozen; {} steps, in {}",
+        "ted, stage 1 of 2: train the filters of the layer pairs on the task, with both models frozen; {} steps, in {}",
         settings.objective.ted_steps,
         folder.path().join(STAGE).display()
     ));
     phase(&stage, session)?;
-    say("ted, stage 2 of 2: this run, the student and its filters learn together");
+    say("ted, stage 2 of 2: this run trains the student and its filters together");
     Ok(())
 }
 

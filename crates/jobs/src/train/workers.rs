@@ -113,10 +113,10 @@ pub(super) fn work(
     let signal = signals.came();
     let end = outcome.as_ref().map(|outcome| outcome.end);
     if end.is_none_or(|end| end == End::Stopped) {
-        let by = signal.map(|signal| format!("told by {}", signal.name()));
+        let by = signal.map(|signal| format!("received {}", signal.name()));
         note(
             EventKind::Stopped,
-            &by.unwrap_or_else(|| "told to stop".to_owned()),
+            &by.unwrap_or_else(|| "stop requested".to_owned()),
         );
     }
     let teacher = outcome.as_ref().map(|outcome| &outcome.baseline.teacher);
@@ -139,7 +139,7 @@ fn explain(error: RunError) -> anyhow::Error {
         RunError::Start { .. } => usage(error),
         RunError::Worker { .. } | RunError::Lost(_) => with_hint(
             error,
-            "the same command resumes from the last checkpoint; events.jsonl and run.log in the run's folder say more",
+            "the same command resumes from the last checkpoint; see events.jsonl and run.log in the run's folder",
         ),
     }
 }

@@ -58,14 +58,20 @@ impl ModelFolders {
         }
     }
 
-    /// Those that the settings name.
+    /// Returns the folders that the settings name.
+    ///
+    /// # Errors
+    /// If `teacher.model` or `student.model` is not set.
     pub fn of(settings: &Settings) -> Result<Self> {
         let teacher = required(settings.teacher.model.clone(), "teacher.model")?;
         let student = required(settings.student.model.clone(), "student.model")?;
         Ok(Self::new(teacher, student))
     }
 
-    /// The configurations of teacher and student.
+    /// Reads the configurations of teacher and student.
+    ///
+    /// # Errors
+    /// If a `config.json` cannot be read or describes a model that is not supported.
     pub fn configs(&self) -> Result<(ModelConfig, ModelConfig), ModelError> {
         let teacher = ModelConfig::read(&self.teacher)?;
         Ok((teacher, ModelConfig::read(&self.student)?))
@@ -80,7 +86,10 @@ impl ModelFolders {
     }
 }
 
-/// Counts what these models compute.
+/// Returns a counter of the FLOPs that these models compute.
+///
+/// # Errors
+/// If a `config.json` cannot be read or describes a model that is not supported.
 pub fn flop_counter(
     folders: &ModelFolders,
     options: &StudentOptions,
@@ -113,7 +122,10 @@ pub(super) fn build_learner(
     }))
 }
 
-/// A student, with its teacher's output matrix beside it where that is used.
+/// Builds a student, with its teacher's LM head if the teacher's output is needed.
+///
+/// # Errors
+/// If `student.device` cannot be used, if a model cannot be loaded, or if the checkpoint does not match.
 pub fn build_student(
     settings: &Settings,
     folders: &ModelFolders,
@@ -130,7 +142,10 @@ pub fn build_student(
     })
 }
 
-/// A teacher that sends what the student's loss asks for.
+/// Builds a teacher that sends what the student's loss needs.
+///
+/// # Errors
+/// If the file of learned filters cannot be read or lacks a filter.
 pub fn build_teacher(
     model: Model,
     student_device: Device,
@@ -145,7 +160,10 @@ pub fn build_teacher(
     }
 }
 
-/// The teacher of a lane. Its weights are in the dtype of its products: they never change.
+/// Returns where a lane's teacher is placed. Its weights never change, so they are in the dtype of its products.
+///
+/// # Errors
+/// If one of the lane's devices cannot be used.
 pub fn teacher_placement(
     teacher: &ddk_settings::Teacher,
     lane: usize,
@@ -158,7 +176,11 @@ pub fn teacher_placement(
     })
 }
 
-/// A student's weights are the optimizer's: in fp32, whatever its products are in.
+/// Returns where the student is placed. The optimizer updates its weights, so they are in fp32 whatever dtype its
+/// products are in.
+///
+/// # Errors
+/// If `student.device` cannot be used.
 pub fn student_placement(student: &ddk_settings::Student) -> Result<Placement, DeviceError> {
     Ok(Placement {
         devices: vec![parse_device(&student.device)?],

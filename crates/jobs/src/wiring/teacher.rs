@@ -103,7 +103,7 @@ impl ddk_actors::Teacher for TeacherPort {
         let perplexities = self.context.work(Work::Evaluate, || {
             let teacher = self.teacher.as_ref();
             let teacher = teacher
-                .ok_or_else(|| anyhow!("perplexities are asked of a lane without a teacher"))?;
+                .ok_or_else(|| anyhow!("cannot measure perplexities: this lane has no teacher"))?;
             let evaluation = &self.context.evaluation;
             Ok(evaluation.perplexities(teacher.model(), between)?)
         })?;

@@ -22,7 +22,10 @@ impl CheckpointStore {
         Ok(found.into_iter().map(|(.., path)| path).collect())
     }
 
-    /// Sets aside the checkpoints after `step`, so that a run resumes from there: they are renamed, not deleted.
+    /// Sets aside the checkpoints after `step`, so that a run resumes from there. Renames them and deletes nothing.
+    ///
+    /// # Errors
+    /// If the folder of checkpoints cannot be read or synced, or if a checkpoint cannot be renamed.
     pub fn set_aside_after(&self, step: u64) -> Result<Vec<u64>, RunFileError> {
         let steps = self.steps()?.into_iter();
         let newer: Vec<u64> = steps.filter(|other| *other > step).collect();

@@ -47,7 +47,7 @@ impl<G: Gather> Part<G> {
                 Found::Line(line) => match serde_json::from_slice(line) {
                     Ok(record) => self.gathered.add(record),
                     Err(error) => {
-                        let problem = || format!("a line is not the record it should be: {error}");
+                        let problem = || format!("a line is not a valid record: {error}");
                         self.bad_line.get_or_insert_with(problem);
                     }
                 },

@@ -192,7 +192,7 @@ fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
         let status = view.status(None);
         assert_eq!(status.step, 8);
         let problems = status.problems.join("\n");
-        assert!(problems.contains("run.jsonl: a line is not the record"));
+        assert!(problems.contains("run.jsonl: a line is not a valid record"));
         assert!(problems.contains("summary.json: "), "{problems}");
     }
 }
@@ -218,7 +218,7 @@ fn a_run_without_a_process_is_told_apart_by_its_last_word() {
     journal.event(8, EventKind::Resumed, "process 2").unwrap();
     assert_eq!(state(&mut view), State::Stopped);
     journal
-        .event(9, EventKind::Stopped, "told by SIGTERM")
+        .event(9, EventKind::Stopped, "received SIGTERM")
         .unwrap();
     assert_eq!(state(&mut view), State::Stopped);
     // What is known of its process comes first.
