@@ -115,7 +115,7 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
         .hint("train with log.samples = true: only then does a run write samples.jsonl")?;
     let settings = ddk_jobs::config::of_run(run)?;
     let (options, tokenizer) = prepare::options(&settings)?;
-    let row_options = prepare::row_options(&settings);
+    let sequence_options = prepare::sequence_options(&settings);
     let mut found = 0;
     for line in BufReader::new(file).lines() {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
@@ -124,7 +124,7 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
         if sample.step != step {
             continue;
         }
-        let domain = PreparedDomain::open(&options.folder, &sample.domain, row_options)?;
+        let domain = PreparedDomain::open(&options.folder, &sample.domain, sequence_options)?;
         let row = domain.sequence(sample.sequence)?;
         let spans = row.spans.iter().zip(&sample.spans);
         let same = spans.into_iter().all(|(now, then)| {

@@ -10,7 +10,7 @@ use ddk_jobs::{
     progress::say,
 };
 use ddk_model::{Model, Placement};
-use ddk_torch::{Lane, parse_device};
+use ddk_torch::{ComputeContext, parse_device};
 use tch::Kind;
 
 use crate::cli;
@@ -24,7 +24,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
     let tokenizer = TokenizerFolder::open(&args.model, None)
         .hint("copy the model's tokenizer.json to its folder")?;
     let device = parse_device(&args.device).usage()?;
-    let _lane = Lane::enter(std::thread::available_parallelism().map_or(1, usize::from));
+    let _lane = ComputeContext::enter(std::thread::available_parallelism().map_or(1, usize::from));
     let model = Model::load(&args.model, &Placement::on(device, Kind::Float))?;
     let vocabulary = (tokenizer.vocabulary() as i64).min(model.config().vocab_size());
     let mut prompt = tokenizer.encode(&args.prompt)?;

@@ -49,11 +49,11 @@ impl MicroBatch {
 
 /// A micro-batch with what the teacher says about it.
 #[derive(Debug)]
-pub struct Labeled<Signal> {
+pub struct LabeledBatch<TeacherOutput> {
     /// The micro-batch.
     pub batch: Arc<MicroBatch>,
     /// The teacher's word.
-    pub signal: Signal,
+    pub signal: TeacherOutput,
     /// Seconds that the teacher's lane waited for the rows.
     pub data_wait: f64,
     /// Seconds that it took to label them.

@@ -51,7 +51,7 @@ impl Batcher {
         let (plan, interval_set) = (&self.context.plan, Instant::now());
         let order = set.interval.order(plan.seed);
         let steps = order
-            .chunks(plan.rows_per_step as usize)
+            .chunks(plan.sequences_per_step as usize)
             .zip(set.interval.first_step..);
         for (domains, step) in steps.skip(set.steps_done as usize) {
             (self.hook)(step)?;

@@ -81,22 +81,27 @@ impl Interval {
         self.index + u64::from(self.steps > 0)
     }
 
-    /// Where each domain stands after the first `rows` rows of `order`. `domain_rows`: rows of a pass, by domain.
-    pub fn cursors_after(&self, order: &[u16], rows: usize, domain_rows: &[u64]) -> Vec<Cursor> {
+    /// Where each domain stands after the first `rows` rows of `order`. `domain_sequences`: rows of a pass, by domain.
+    pub fn cursors_after(
+        &self,
+        order: &[u16],
+        rows: usize,
+        domain_sequences: &[u64],
+    ) -> Vec<Cursor> {
         let mut drawn = vec![0; self.cursors.len()];
         for &domain in &order[..rows.min(order.len())] {
             drawn[usize::from(domain)] += 1;
         }
-        self.advanced(&drawn, domain_rows)
+        self.advanced(&drawn, domain_sequences)
     }
 
     /// Where each domain stands after all of it.
-    pub fn cursors_at_end(&self, domain_rows: &[u64]) -> Vec<Cursor> {
-        self.advanced(&self.counts, domain_rows)
+    pub fn cursors_at_end(&self, domain_sequences: &[u64]) -> Vec<Cursor> {
+        self.advanced(&self.counts, domain_sequences)
     }
 
-    fn advanced(&self, drawn: &[u64], domain_rows: &[u64]) -> Vec<Cursor> {
-        let rows = drawn.iter().zip(domain_rows);
+    fn advanced(&self, drawn: &[u64], domain_sequences: &[u64]) -> Vec<Cursor> {
+        let rows = drawn.iter().zip(domain_sequences);
         let cursors = self.cursors.iter().zip(rows);
         cursors
             .map(|(cursor, (&drawn, &rows))| cursor.advance(rows, drawn))

@@ -1,14 +1,14 @@
 //! The actors of a distillation run: messages and supervision.
 //!
 //! ```text
-//! DomainLoader x N ─sequences─▶ Batcher ─micro-batches─▶ Teacher x M ─labeled─▶ Student ─snapshots─▶ Checkpointer
+//! Loader x N ─sequences─▶ Batcher ─micro-batches─▶ Teacher x M ─labeled─▶ Student ─snapshots─▶ Checkpointer
 //!                                  ▲                                               │
-//!                                  └──────interval── WeightScheduler ◀─────────────┘ perplexities
+//!                                  └──────interval── MixtureActor ◀─────────────┘ perplexities
 //! ```
 //!
 //! Data goes over bounded channels between threads. Control goes over small messages between ractor actors, whose
 //! handlers never block. A *worker* computes: it is a named thread with a loop, owned by an actor ([`worker`]) that
-//! tells the actor of the [`run`] how it ended. Actors that only decide ([`weight_scheduler`]) have no thread.
+//! tells the actor of the [`run`] how it ended. Actors that only decide ([`mixture`]) have no thread.
 //!
 //! [`ports`] hide what is computed, so this crate never sees libtorch; `ddk-jobs` joins both. [`channel`]s show what
 //! their workers wait for. Start with [`run::Run::start`].
@@ -28,10 +28,11 @@ pub mod batch;
 pub mod batcher;
 pub mod channel;
 pub mod checkpointer;
-pub mod domain_loader;
 pub mod error;
 pub mod interval;
+pub mod loader;
 pub mod messages;
+pub mod mixture;
 mod pipeline;
 pub mod plan;
 pub mod ports;
@@ -40,10 +41,9 @@ pub mod run;
 pub mod state;
 pub mod student;
 pub mod teacher;
-pub mod weight_scheduler;
 pub mod worker;
 
-pub use batch::{Labeled, MicroBatch};
+pub use batch::{LabeledBatch, MicroBatch};
 pub use ddk_run::records::StopReason;
 pub use error::RunError;
 pub use interval::Interval;

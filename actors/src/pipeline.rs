@@ -10,19 +10,16 @@ use ddk_telemetry::{Queues, ShownQueue, metrics};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 
 use crate::{
-    Generation, Labeled, LoopState, MicroBatch, RunError, RunPlan, Student, Teacher,
+    Generation, LabeledBatch, LoopState, MicroBatch, RunError, RunPlan, Student, Teacher,
     batcher::{Batcher, SetInterval},
     channel::{MeteredReceiver, MeteredSender},
     checkpointer::{Checkpointer, SaveRequest},
-    domain_loader::DomainLoader,
+    loader::Loader,
     messages::StudentCommand,
+    mixture::{IntervalEnd, MixtureActor, MixtureMessage, MixtureState, Scheduler, publish},
     ports::{RowsFactory, TeacherFactory},
     student::{StudentLane, Told},
     teacher::{Evaluate, EvaluatedCopy, TeacherLane},
-    weight_scheduler::{
-        IntervalEnd, Scheduler, WeightScheduler, WeightSchedulerMessage, WeightSchedulerState,
-        publish,
-    },
     worker::{Body, Context, Exit, Ready, Slot, WorkerId},
 };
 
@@ -55,7 +52,7 @@ pub(crate) struct Built {
 pub(crate) async fn build<T, S>(generation: Generation<T, S>) -> Result<Built, RunError>
 where
     T: Teacher + 'static,
-    S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
+    S: Student<TeacherOutput = T::TeacherOutput, Weights = T::Weights> + 'static,
 {
     let Generation {
         plan,
@@ -99,7 +96,7 @@ where
 
     let (intervals, set_intervals) = bounded(2);
     let needs = policy.needs();
-    let scheduler = WeightSchedulerState {
+    let scheduler = MixtureState {
         scheduler: Scheduler::new(Arc::clone(&plan), policy, &state),
         intervals,
         student: pipeline.control.clone(),
@@ -116,7 +113,7 @@ where
         hook: parts.batcher,
         context: context.clone(),
     };
-    let cursors = state.cursors(plan.seed, plan.rows_per_step, &plan.domain_rows);
+    let cursors = state.cursors(plan.seed, plan.sequences_per_step, &plan.domain_sequences);
     for (domain, (id, cursor)) in loaders.iter().zip(cursors).enumerate() {
         let rows = pipeline.add_loader(id, domain, cursor, &parts.rows);
         batcher.rows.push(rows);
@@ -172,9 +169,9 @@ where
 /// end the student evaluates first.
 async fn start_scheduler(
     plan: &RunPlan,
-    scheduler: WeightSchedulerState,
+    scheduler: MixtureState,
     state: &LoopState,
-) -> Result<ActorRef<WeightSchedulerMessage>, ActorProcessingErr> {
+) -> Result<ActorRef<MixtureMessage>, ActorProcessingErr> {
     if let Some(last) = plan.max_steps {
         metrics::MAX_STEPS.with(&[]).set(last as f64);
     }
@@ -184,7 +181,7 @@ async fn start_scheduler(
         let interval = &state.interval;
         let of_interval = Decision::default();
         publish(&scheduler.scheduler.line(interval, of_interval, None));
-        let cursors = interval.cursors.iter().zip(&plan.domain_rows);
+        let cursors = interval.cursors.iter().zip(&plan.domain_sequences);
         for (domain, (cursor, rows)) in plan.domains.iter().zip(cursors) {
             metrics::EPOCHS.with(&[domain]).set(cursor.passes(*rows));
         }
@@ -196,7 +193,7 @@ async fn start_scheduler(
         };
         scheduler.intervals.try_send(set)?;
     }
-    let (scheduler, _) = Actor::spawn(None, WeightScheduler, scheduler).await?;
+    let (scheduler, _) = Actor::spawn(None, MixtureActor, scheduler).await?;
     Ok(scheduler)
 }
 
@@ -220,9 +217,9 @@ impl Pipeline {
         let context = &self.context;
         let (out, received) =
             context.channel(ROWS_AHEAD, &self.queues.rows, id, &WorkerId::Batcher);
-        let loader = DomainLoader {
+        let loader = Loader {
             domain,
-            domain_rows: context.plan.domain_rows[domain],
+            domain_sequences: context.plan.domain_sequences[domain],
             rows: Arc::clone(rows),
             cursor: Slot::new(cursor),
             out,
@@ -239,10 +236,10 @@ impl Pipeline {
         lane: usize,
         factory: TeacherFactory<T>,
         (copies, evaluated): (Receiver<Evaluate<T::Weights>>, Sender<EvaluatedCopy>),
-        scheduler: &ActorRef<WeightSchedulerMessage>,
+        scheduler: &ActorRef<MixtureMessage>,
     ) -> (
         MeteredSender<Arc<MicroBatch>>,
-        MeteredReceiver<Labeled<T::Signal>>,
+        MeteredReceiver<LabeledBatch<T::TeacherOutput>>,
     ) {
         let (context, depth) = (&self.context, self.context.plan.queue_depth);
         let (batches, input) = context.channel(depth, &self.queues.batches, &WorkerId::Batcher, id);

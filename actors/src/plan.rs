@@ -17,14 +17,14 @@ pub struct RunPlan {
     /// Names of the domains, sorted.
     pub domains: Vec<String>,
     /// Rows of a pass, by domain.
-    pub domain_rows: Vec<u64>,
+    pub domain_sequences: Vec<u64>,
     /// Each domain's share of the corpus' tokens.
     pub natural: Vec<f64>,
     /// Every random choice is drawn from it.
     pub seed: u64,
     /// Rows of an optimizer step.
-    pub rows_per_step: u64,
-    /// Rows of a micro-batch; divides `rows_per_step`.
+    pub sequences_per_step: u64,
+    /// Rows of a micro-batch; divides `sequences_per_step`.
     pub micro_rows: u64,
     /// Positions that the student's head takes at a time.
     pub chunk: i64,

@@ -58,17 +58,26 @@ pub type Between<'a> = &'a dyn Fn(u64, u64) -> bool;
 /// The frozen teacher, on the thread that built it.
 pub trait Teacher {
     /// What it says about a batch.
-    type Signal: Send + 'static;
+    type TeacherOutput: Send + 'static;
     /// A copy of a student's weights.
     type Weights: Send + 'static;
 
     /// Labels a micro-batch. Must be the same for the same batch, on any lane.
-    fn label(&mut self, batch: &MicroBatch) -> Result<Self::Signal, PortError>;
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
+    fn label(&mut self, batch: &MicroBatch) -> Result<Self::TeacherOutput, PortError>;
 
     /// Perplexity on each domain's validation documents; `None` where `between` cut it off.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
 
     /// As [`Self::perplexities`], of a student as it was when it gave these weights.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
     fn perplexities_of(
         &mut self,
         weights: &Self::Weights,
@@ -82,30 +91,48 @@ pub trait Teacher {
 /// The student, on the thread that built it.
 pub trait Student {
     /// What the teacher says about a batch.
-    type Signal: Send + 'static;
+    type TeacherOutput: Send + 'static;
     /// A copy of its weights.
     type Weights: Send + 'static;
 
     /// Adds a micro-batch's gradients, divided by the predictions of its whole step.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
     fn accumulate(
         &mut self,
         batch: &MicroBatch,
-        signal: Self::Signal,
+        signal: Self::TeacherOutput,
     ) -> Result<MicroBatchSums, PortError>;
 
     /// Updates the weights as step `step`.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory, or if the run must rewind.
     fn update(&mut self, step: u64) -> Result<UpdateStats, PortError>;
 
     /// Drops the step's gradients: weights and moments stay as they are.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError>;
 
     /// Perplexity on each domain's validation documents; `None` where `between` cut it off.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
 
     /// A copy of its weights, for an evaluation elsewhere while it learns on.
+    ///
+    /// # Errors
+    /// If the device fails or runs out of memory.
     fn weights(&mut self) -> Result<Self::Weights, PortError>;
 
     /// A copy of all that its next steps depend on, as files of a checkpoint that another thread writes.
+    ///
+    /// # Errors
+    /// If the device fails, or a tensor cannot be serialized.
     fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, PortError>;
 
     /// Seconds that this lane has been busy since it was built.
@@ -115,6 +142,9 @@ pub trait Student {
 /// A domain's rows, one after the other, without end.
 pub trait Rows: Send {
     /// The next row.
+    ///
+    /// # Errors
+    /// If the data cannot be read or does not match its checksum.
     fn read(&mut self) -> Result<Sample, PortError>;
 }
 

@@ -1,10 +1,10 @@
 //! The actor of a run: builds a generation of workers, supervises it, decides what follows from failures, and hands
 //! commands on to the student.
 //!
-//! It keeps the ends of the loaders' and teachers' queues and what these workers have in hand, so that a restarted worker
-//! continues with the same queue and loses nothing. A generation ends with the student: then the `stop` channel closes,
-//! and every blocking call of the other workers returns. After a rewind, the next generation starts from the last
-//! checkpoint.
+//! It keeps the ends of the loaders' and teachers' queues and what these workers have in hand, so that a restarted
+//! worker continues with the same queue and loses nothing. A generation ends with the student: then the `stop` channel
+//! closes, and every blocking call of the other workers returns. After a rewind, the next generation starts from the
+//! last checkpoint.
 
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
 
@@ -101,7 +101,7 @@ impl Run {
     ) -> Result<Self, RunError>
     where
         T: Teacher + 'static,
-        S: Student<Signal = T::Signal, Weights = T::Weights> + 'static,
+        S: Student<TeacherOutput = T::TeacherOutput, Weights = T::Weights> + 'static,
     {
         let assemble = Arc::new(Slot::new(assemble));
         let build: Builder = Box::new(move || {
@@ -269,7 +269,7 @@ impl Actor for RunActor {
         };
         state.ended(worker, exit, &myself);
         let mut alive = state.alive.values();
-        if alive.all(|(worker, _)| *worker == WorkerId::WeightScheduler) {
+        if alive.all(|(worker, _)| *worker == WorkerId::MixtureActor) {
             state.all_ended(&myself);
         }
         Ok(())
@@ -282,7 +282,7 @@ impl State {
         built.scheduler.link(myself.get_cell());
         let id = built.scheduler.get_id();
         self.alive
-            .insert(id, (WorkerId::WeightScheduler, built.scheduler));
+            .insert(id, (WorkerId::MixtureActor, built.scheduler));
         self.pipeline = Some(built.pipeline);
         for (worker, body) in built.workers {
             if let Err(cause) = self.spawn(worker.clone(), body, myself).await {

@@ -48,7 +48,7 @@ pub struct Fork<'a> {
     /// Rows of a pass over each new domain.
     pub new_rows: &'a [u64],
     /// Rows of an optimizer step, and the seed, of the old run.
-    pub rows_per_step: u64,
+    pub sequences_per_step: u64,
     /// See above.
     pub seed: u64,
     /// Whether the new run draws and measures as the old one did: the same seed, rows of a step, and settings
@@ -72,7 +72,7 @@ impl Fork<'_> {
         let cursor = cursors[old];
         let (then, now) = (self.old_rows[old].max(1), self.new_rows[new]);
         Cursor {
-            pass: cursor.pass,
+            epoch: cursor.epoch,
             index: (u128::from(cursor.index) * u128::from(now) / u128::from(then)) as u64,
         }
     }
@@ -120,10 +120,15 @@ impl LoopState {
     }
 
     /// Where each domain stands after the rows of all steps made.
-    pub fn cursors(&self, seed: u64, rows_per_step: u64, domain_rows: &[u64]) -> Vec<Cursor> {
+    pub fn cursors(
+        &self,
+        seed: u64,
+        sequences_per_step: u64,
+        domain_sequences: &[u64],
+    ) -> Vec<Cursor> {
         let order = self.interval.order(seed);
-        let rows = (self.steps_done() * rows_per_step) as usize;
-        self.interval.cursors_after(&order, rows, domain_rows)
+        let rows = (self.steps_done() * sequences_per_step) as usize;
+        self.interval.cursors_after(&order, rows, domain_sequences)
     }
 
     /// The state that a forked run starts with, its files empty. Where nothing that an interval depends on
@@ -139,7 +144,7 @@ impl LoopState {
             return state;
         }
         let old = &self.interval;
-        let cursors = self.cursors(fork.seed, fork.rows_per_step, fork.old_rows);
+        let cursors = self.cursors(fork.seed, fork.sequences_per_step, fork.old_rows);
         state.interval = Interval {
             index: old.index,
             first_step: old.first_step,

@@ -1,8 +1,8 @@
 //! The student's lane: takes the steps, writes their lines, tells how an interval ended, hands snapshots on.
 
 mod commands;
-mod core;
 mod lane;
+mod step_loop;
 mod told;
 
 use std::time::Instant;
@@ -10,15 +10,15 @@ use std::time::Instant;
 use crossbeam::channel::select_biased;
 use ddk_telemetry::metrics;
 
-use self::core::Core;
+use self::step_loop::StepLoop;
 pub use self::{lane::StudentLane, told::Told};
 use crate::{
     End, LoopState, PortError, Student,
     channel::Received,
     messages::StudentCommand,
+    mixture::{IntervalEnd, MixtureMessage},
     ports::StudentFactory,
     teacher::Evaluate,
-    weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
     worker::{Exit, Ready},
 };
 
@@ -38,7 +38,7 @@ impl<S: Student> StudentLane<S> {
         // Before its first evaluation: from here on, a stop lets the student save.
         self.context.board.set_ready(true);
         ready.say();
-        let mut core = Core::new(&self, student, state);
+        let mut core = StepLoop::new(&self, student, state);
         let end = self.train(&mut core)?;
         self.settle(&mut core)?;
         core.save_last()?;
@@ -57,7 +57,7 @@ impl<S: Student> StudentLane<S> {
     }
 
     /// Steps until the run's end; an error where it is abandoned.
-    fn train(&self, core: &mut Core<'_, S>) -> Result<End, Exit> {
+    fn train(&self, core: &mut StepLoop<'_, S>) -> Result<End, Exit> {
         // A run that was finished, but not yet summed up, when it was interrupted.
         if let Some(reason) = core.limit_reached() {
             return Ok(End::Finished(reason));
@@ -121,7 +121,7 @@ impl<S: Student> StudentLane<S> {
     }
 
     /// The run's end after another part has failed.
-    fn abandoned(&self, core: &mut Core<'_, S>) -> Result<Exit, Exit> {
+    fn abandoned(&self, core: &mut StepLoop<'_, S>) -> Result<Exit, Exit> {
         if let Ok(copy) = self.evaluated.try_recv() {
             core.evaluated(copy);
         }
@@ -133,7 +133,7 @@ impl<S: Student> StudentLane<S> {
     }
 
     /// Waits until the state of the last step is whole.
-    fn settle(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
+    fn settle(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         if core.is_whole() {
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl<S: Student> StudentLane<S> {
     }
 
     /// Waits for the evaluation that the interval began with, if one is on its way; an error if the run is abandoned.
-    fn settle_ahead(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
+    fn settle_ahead(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         while core.awaits_evaluation() {
             self.line.waiting_for_input();
             select_biased! {
@@ -159,7 +159,7 @@ impl<S: Student> StudentLane<S> {
 
     /// Tells what the next mixture follows from, perplexities where they are due; false where the run is told
     /// to stop meanwhile.
-    fn end_interval(&self, core: &mut Core<'_, S>) -> Result<bool, Exit> {
+    fn end_interval(&self, core: &mut StepLoop<'_, S>) -> Result<bool, Exit> {
         if core.is_ahead() && core.evaluation_is_due() {
             // What it comes to is known when the student is another one.
             if core.is_candidate() {
@@ -188,7 +188,7 @@ impl<S: Student> StudentLane<S> {
             intervals,
             training: core.state.interval_losses.clone(),
         };
-        let ended = WeightSchedulerMessage::IntervalEnded(ended);
+        let ended = MixtureMessage::IntervalEnded(ended);
         self.scheduler.cast(ended).map_err(|error| {
             PortError::Other(format!("the weight scheduler has ended: {error}"))
         })?;

@@ -9,10 +9,10 @@ use ddk_telemetry::{Worker, metrics};
 use ractor::ActorRef;
 
 use crate::{
-    Labeled, MicroBatch, Teacher,
+    LabeledBatch, MicroBatch, Teacher,
     channel::{MeteredReceiver, MeteredSender, Received},
+    mixture::{IntervalEnd, MixtureMessage},
     ports::TeacherFactory,
-    weight_scheduler::{IntervalEnd, WeightSchedulerMessage},
     worker::{Context, Exit, Ready, Slot},
 };
 
@@ -43,8 +43,8 @@ pub struct TeacherLane<T: Teacher> {
     pub factory: TeacherFactory<T>,
     /// Micro-batches of this lane.
     pub input: MeteredReceiver<Arc<MicroBatch>>,
-    /// Labeled ones, in the same order.
-    pub out: MeteredSender<Labeled<T::Signal>>,
+    /// LabeledBatch ones, in the same order.
+    pub out: MeteredSender<LabeledBatch<T::TeacherOutput>>,
     /// The one in hand. It outlives the thread, so that a teacher that is restarted after a panic labels it
     /// once more, and its place in the order is kept.
     pub in_hand: Slot<Option<Arc<MicroBatch>>>,
@@ -55,7 +55,7 @@ pub struct TeacherLane<T: Teacher> {
     /// What they came to.
     pub evaluated: Sender<EvaluatedCopy>,
     /// Who waits for perplexities.
-    pub scheduler: ActorRef<WeightSchedulerMessage>,
+    pub scheduler: ActorRef<MixtureMessage>,
     /// Its line on the board.
     pub line: Worker,
     /// What it shares with the others.
@@ -63,7 +63,7 @@ pub struct TeacherLane<T: Teacher> {
 }
 
 impl<T: Teacher> TeacherLane<T> {
-    /// Runs the worker's thread: labels micro-batches in order. Lane 0 also evaluates the teacher and copies of the
+    /// Runs the worker's thread: labels micro-batches in order. Replica 0 also evaluates the teacher and copies of the
     /// student.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl<T: Teacher> TeacherLane<T> {
             let between = self.between("evaluation of the teacher");
             let perplexities = teacher.perplexities(&between)?.ok_or(Exit::Done)?;
             let _ = facts.teacher_perplexities.set(perplexities);
-            let known = WeightSchedulerMessage::TeacherEvaluated;
+            let known = MixtureMessage::TeacherEvaluated;
             let _ = self.scheduler.cast(known);
         }
         // What was in hand when this lane failed.
@@ -97,7 +97,7 @@ impl<T: Teacher> TeacherLane<T> {
             let teacher_seconds = began.elapsed().as_secs_f64();
             tokens.increment(batch.tokens());
             *facts.teacher_busy.lock() += teacher.busy_seconds() - busy;
-            let mut labeled = Labeled {
+            let mut labeled = LabeledBatch {
                 batch,
                 signal,
                 data_wait,
@@ -143,7 +143,7 @@ impl<T: Teacher> TeacherLane<T> {
         })?;
         let domains = perplexities.len();
         let ended = IntervalEnd::lagged(step, Some(perplexities), domains);
-        let ended = WeightSchedulerMessage::IntervalEnded(ended);
+        let ended = MixtureMessage::IntervalEnded(ended);
         self.scheduler.cast(ended).map_err(|_| Exit::Done)?;
         *in_hand = None;
         Ok(())

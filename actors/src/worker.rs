@@ -35,7 +35,7 @@ pub enum WorkerId {
     /// The checkpointer.
     Checkpointer,
     /// The weight scheduler, which has no thread.
-    WeightScheduler,
+    MixtureActor,
 }
 
 impl fmt::Display for WorkerId {
@@ -46,7 +46,7 @@ impl fmt::Display for WorkerId {
             Self::Teacher(lane) => write!(formatter, "teacher-{lane}"),
             Self::Student => formatter.write_str("student"),
             Self::Checkpointer => formatter.write_str("checkpointer"),
-            Self::WeightScheduler => formatter.write_str("weight scheduler"),
+            Self::MixtureActor => formatter.write_str("weight scheduler"),
         }
     }
 }

@@ -10,12 +10,12 @@ use ddk_run::{
     view::State,
 };
 
-use super::{StudentLane, core::Core};
+use super::{StudentLane, step_loop::StepLoop};
 use crate::{Student, messages::Request, worker::Exit};
 
 impl<S: Student> StudentLane<S> {
     /// Carries out what was asked for, in its order. While the run is paused, waits for more.
-    pub(super) fn obey(&self, core: &mut Core<'_, S>) -> Result<(), Exit> {
+    pub(super) fn obey(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         let told = &self.told;
         loop {
             told.hear_all();
@@ -39,7 +39,7 @@ impl<S: Student> StudentLane<S> {
         }
     }
 
-    fn carry_out(&self, core: &mut Core<'_, S>, request: Request) -> Result<(), Exit> {
+    fn carry_out(&self, core: &mut StepLoop<'_, S>, request: Request) -> Result<(), Exit> {
         let Request {
             command,
             source,
@@ -76,7 +76,7 @@ impl<S: Student> StudentLane<S> {
     }
 
     /// Measures the student as it is. Neither the mixture nor the best checkpoint follows from that.
-    fn evaluate(&self, core: &mut Core<'_, S>) -> Result<Outcome, Exit> {
+    fn evaluate(&self, core: &mut StepLoop<'_, S>) -> Result<Outcome, Exit> {
         let began = Instant::now();
         let Some(perplexities) = core.evaluate_on_request()? else {
             return Ok(Err(Refusal("the run is ending".to_owned())));
@@ -105,7 +105,7 @@ impl<S: Student> StudentLane<S> {
     }
 
     /// Ends a pause; how long it was.
-    fn unpause(&self, core: &mut Core<'_, S>) -> Option<f64> {
+    fn unpause(&self, core: &mut StepLoop<'_, S>) -> Option<f64> {
         let since = self.told.paused.take()?;
         let seconds = core.paused(since);
         self.context.board.set_state(State::Running);

@@ -6,12 +6,12 @@ use ddk_telemetry::Worker;
 use ractor::ActorRef;
 
 use crate::{
-    Labeled, Student,
+    LabeledBatch, Student,
     channel::{MeteredReceiver, MeteredSender},
     checkpointer::SaveRequest,
+    mixture::MixtureMessage,
     student::Told,
     teacher::{Evaluate, EvaluatedCopy},
-    weight_scheduler::WeightSchedulerMessage,
     worker::Context,
 };
 
@@ -19,8 +19,8 @@ use crate::{
 pub struct StudentLane<S: Student> {
     /// What the mixture's policy has to know at an interval's end.
     pub needs: Needs,
-    /// Labeled micro-batches, by teacher lane.
-    pub input: Vec<MeteredReceiver<Labeled<S::Signal>>>,
+    /// LabeledBatch micro-batches, by teacher lane.
+    pub input: Vec<MeteredReceiver<LabeledBatch<S::TeacherOutput>>>,
     /// What it is told.
     pub told: Told,
     /// Copies of it that lane 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
@@ -28,7 +28,7 @@ pub struct StudentLane<S: Student> {
     /// What they came to.
     pub evaluated: Receiver<EvaluatedCopy>,
     /// Who takes its perplexities.
-    pub scheduler: ActorRef<WeightSchedulerMessage>,
+    pub scheduler: ActorRef<MixtureMessage>,
     /// Who writes its snapshots.
     pub saves: MeteredSender<SaveRequest>,
     /// Its line on the board.

@@ -52,10 +52,10 @@ impl World {
             folder: tempfile::tempdir().unwrap(),
             plan: RunPlan {
                 domains: ["a", "b", "c"].map(str::to_owned).to_vec(),
-                domain_rows: ROWS.to_vec(),
+                domain_sequences: ROWS.to_vec(),
                 natural: vec![0.1, 0.5, 0.4],
                 seed: 11,
-                rows_per_step: 6,
+                sequences_per_step: 6,
                 micro_rows: 2,
                 chunk: 64,
                 max_steps: Some(17),
@@ -276,7 +276,7 @@ pub struct FakeTeacher {
 }
 
 impl Teacher for FakeTeacher {
-    type Signal = u64;
+    type TeacherOutput = u64;
     type Weights = FakeCopy;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<u64, PortError> {
@@ -325,7 +325,7 @@ pub struct FakeStudent {
 }
 
 impl Student for FakeStudent {
-    type Signal = u64;
+    type TeacherOutput = u64;
     type Weights = FakeCopy;
 
     fn accumulate(&mut self, batch: &MicroBatch, signal: u64) -> Result<MicroBatchSums, PortError> {
@@ -439,7 +439,7 @@ struct FakeRows {
 impl Rows for FakeRows {
     fn read(&mut self) -> Result<Sample, PortError> {
         let rows = ROWS[self.domain as usize];
-        let Cursor { pass, index } = self.cursor;
+        let Cursor { epoch: pass, index } = self.cursor;
         (self.hook)("read", self.domain * 1000 + pass * rows + index)?;
         self.cursor = self.cursor.advance(rows, 1);
         let row = ddk_order::Permutation::new(rows, 1, "fake", &[self.domain, pass]).at(index);

@@ -59,7 +59,7 @@ async fn the_pipeline_reads_on_while_a_copy_is_evaluated() {
     world.plan.teacher_lanes = 2;
     world.plan.micro_rows = 6;
     world.hook = Arc::new(move |place, step| {
-        // Lane 1 labels the step after, so the student makes at least that while lane 0 evaluates; waits until it has.
+        // Replica 1 labels the step after, so the student makes at least that while replica 0 evaluates.
         if place == "evaluate copy" && step == 5 {
             while steps.steps.load(Ordering::Relaxed) < 6 {
                 std::thread::yield_now();
@@ -141,8 +141,8 @@ async fn limits_that_are_known_ahead_end_the_run_at_the_end_of_an_interval() {
     world.plan.max_steps = None;
     let outcome = world.run().await.unwrap().unwrap();
     assert_eq!(outcome.end, End::Finished(StopReason::MaxEpochs));
-    let all = 4 * world.plan.domain_rows.iter().sum::<u64>();
-    assert_eq!(outcome.step, all / world.plan.rows_per_step);
+    let all = 4 * world.plan.domain_sequences.iter().sum::<u64>();
+    assert_eq!(outcome.step, all / world.plan.sequences_per_step);
 
     let mut caught_up = self::world();
     caught_up.plan.target_gap = Some(100.0_f64.ln());

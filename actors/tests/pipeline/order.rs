@@ -184,7 +184,7 @@ async fn a_limit_on_passes_ends_a_small_domain_and_then_the_run() {
     );
     // All of both passes, as far as it fills steps: the last interval is as short as it must be.
     let all = 2 * ROWS.iter().sum::<u64>();
-    let per_step = world.plan.rows_per_step;
+    let per_step = world.plan.sequences_per_step;
     assert_eq!(samples.len() as u64, all - all % per_step);
 }
 

@@ -6,7 +6,7 @@ use crate::{
     CorpusError, Packing, Sequence, Span,
     checksums::Checksums,
     manifest::{MANIFEST, Manifest},
-    rows::{RowIndex, index_file},
+    packing::{RowIndex, index_file},
     store::Tokens,
 };
 
@@ -20,12 +20,12 @@ pub struct PreparedDomain {
     tokens: Tokens,
     validation: Tokens,
     index: RowIndex,
-    options: RowOptions,
+    options: SequenceOptions,
 }
 
 /// How the rows of a domain are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RowOptions {
+pub struct SequenceOptions {
     /// How documents are put into rows.
     pub packing: Packing,
     /// Tokens of a row.
@@ -39,7 +39,7 @@ impl PreparedDomain {
     ///
     /// # Errors
     /// If the domain is not prepared with this packing and length, or if one of its files cannot be read or is damaged.
-    pub fn open(corpus: &Path, name: &str, options: RowOptions) -> Result<Self, CorpusError> {
+    pub fn open(corpus: &Path, name: &str, options: SequenceOptions) -> Result<Self, CorpusError> {
         let folder = corpus.join(name);
         let not_prepared = || CorpusError::NotPrepared {
             domain: name.to_owned(),

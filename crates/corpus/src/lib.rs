@@ -2,8 +2,8 @@
 //!
 //! [`prepare`] works once and leaves one folder per domain: tokens, document index, sequence index, validation
 //! documents, and a manifest of its inputs. Training only reads. [`PreparedDomain`] maps a folder and returns any
-//! sequence in constant time. [`RowReader`] returns the sequences of each epoch in an order drawn from (seed, domain,
-//! epoch), so its cursor is two numbers. This crate has no libtorch.
+//! sequence in constant time. [`SequenceReader`] returns the sequences of each epoch in an order drawn from (seed,
+//! domain, epoch), so its cursor is two numbers. This crate has no libtorch.
 //!
 //! ```
 //! use ddk_corpus::{FileFormat, Template};
@@ -24,12 +24,12 @@ mod format;
 mod lock;
 mod manifest;
 mod options;
+mod packing;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod prepare;
 mod quarantine;
 mod reader;
-mod rows;
 mod sample;
 mod sequence;
 mod source;
@@ -42,13 +42,13 @@ mod tokenizer;
 mod train_tokenizer;
 mod writing;
 
-pub use domain::{PreparedDomain, RowOptions};
+pub use domain::{PreparedDomain, SequenceOptions};
 pub use error::{CorpusError, RefusedFile};
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
 pub use options::{Packing, PrepareOptions, Progress, ValidationSplit};
 pub use prepare::{DomainReport, as_prepared, prepare, verify};
 pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
-pub use reader::{Cursor, RowReader, Sample};
+pub use reader::{Cursor, Sample, SequenceReader};
 pub use sample::{FirstRecords, field_values, first_document, sample};
 pub use sequence::{Sequence, Span};
 pub use source::{DomainSource, Limits};

@@ -7,7 +7,7 @@ use crate::{
     checksums::{self, Checksums},
     lock::lock,
     manifest::{MadeFrom, Manifest},
-    rows::{RowIndex, index_file, write_index},
+    packing::{RowIndex, index_file, write_index},
     stale::stale,
     store::Tokens,
     tokenize::tokenize,

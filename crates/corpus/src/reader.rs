@@ -10,8 +10,8 @@ use crate::{CorpusError, PreparedDomain, Sequence};
 /// A place in the endless sequence of a domain's passes. All there is to save about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Cursor {
-    /// The pass over the domain, from 0.
-    pub pass: u64,
+    /// The epoch over the domain, from 0.
+    pub epoch: u64,
     /// The next position in the pass's order.
     pub index: u64,
 }
@@ -20,17 +20,17 @@ impl Cursor {
     /// The cursor after `count` more rows of a domain of `rows` rows.
     pub fn advance(self, rows: u64, count: u64) -> Self {
         let position =
-            u128::from(self.pass) * u128::from(rows) + u128::from(self.index) + u128::from(count);
+            u128::from(self.epoch) * u128::from(rows) + u128::from(self.index) + u128::from(count);
         let rows = u128::from(rows.max(1));
         Self {
-            pass: (position / rows) as u64,
+            epoch: (position / rows) as u64,
             index: (position % rows) as u64,
         }
     }
 
     /// Passes over a domain of `rows` rows so far (1.5: half-way through the second).
     pub fn passes(self, rows: u64) -> f64 {
-        self.pass as f64 + self.index as f64 / rows.max(1) as f64
+        self.epoch as f64 + self.index as f64 / rows.max(1) as f64
     }
 }
 
@@ -47,10 +47,10 @@ pub struct Sample {
     pub sequence: Sequence,
 }
 
-/// Reads a domain's rows from a cursor on. Each pass has all rows once, in an order of its own drawn from
-/// (seed, domain, pass); a domain that runs out starts its next pass.
+/// Reads a domain's rows from a cursor on. Each epoch has all rows once, in an order of its own drawn from
+/// (seed, domain, epoch); a domain that runs out starts its next pass.
 #[derive(Debug)]
-pub struct RowReader {
+pub struct SequenceReader {
     domain: Arc<PreparedDomain>,
     number: u16,
     seed: u64,
@@ -58,10 +58,10 @@ pub struct RowReader {
     order: Permutation,
 }
 
-impl RowReader {
+impl SequenceReader {
     /// A reader that gives the row at `cursor` first. `number`: the domain's index in the run's list.
     pub fn new(domain: Arc<PreparedDomain>, number: u16, seed: u64, cursor: Cursor) -> Self {
-        let order = Self::order(&domain, seed, cursor.pass);
+        let order = Self::order(&domain, seed, cursor.epoch);
         Self {
             domain,
             number,
@@ -71,12 +71,12 @@ impl RowReader {
         }
     }
 
-    fn order(domain: &PreparedDomain, seed: u64, pass: u64) -> Permutation {
+    fn order(domain: &PreparedDomain, seed: u64, epoch: u64) -> Permutation {
         Permutation::new(
             domain.rows(),
             seed,
             &format!("rows of {}", domain.name()),
-            &[pass],
+            &[epoch],
         )
     }
 
@@ -85,15 +85,15 @@ impl RowReader {
     /// # Errors
     /// If a prepared file cannot be read or is damaged.
     pub fn read(&mut self) -> Result<Sample, CorpusError> {
-        let Cursor { pass, index } = self.cursor;
+        let Cursor { epoch, index } = self.cursor;
         let sequence = self.domain.sequence(self.order.at(index))?;
         self.cursor = self.cursor.advance(self.domain.rows(), 1);
-        if self.cursor.pass != pass {
-            self.order = Self::order(&self.domain, self.seed, self.cursor.pass);
+        if self.cursor.epoch != epoch {
+            self.order = Self::order(&self.domain, self.seed, self.cursor.epoch);
         }
         Ok(Sample {
             domain: self.number,
-            epoch: pass,
+            epoch,
             index,
             sequence,
         })
@@ -106,10 +106,10 @@ mod tests {
 
     #[test]
     fn a_cursor_goes_over_the_ends_of_passes() {
-        let cursor = Cursor { pass: 2, index: 8 };
-        assert_eq!(cursor.advance(10, 1), Cursor { pass: 2, index: 9 });
-        assert_eq!(cursor.advance(10, 2), Cursor { pass: 3, index: 0 });
-        assert_eq!(cursor.advance(10, 25), Cursor { pass: 5, index: 3 });
+        let cursor = Cursor { epoch: 2, index: 8 };
+        assert_eq!(cursor.advance(10, 1), Cursor { epoch: 2, index: 9 });
+        assert_eq!(cursor.advance(10, 2), Cursor { epoch: 3, index: 0 });
+        assert_eq!(cursor.advance(10, 25), Cursor { epoch: 5, index: 3 });
         assert_eq!(cursor.passes(10), 2.8);
     }
 }

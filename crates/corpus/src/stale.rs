@@ -3,7 +3,7 @@
 use crate::{
     CorpusError, PrepareOptions, TokenizerFolder,
     manifest::{MANIFEST, MadeFrom, Manifest},
-    rows::index_file,
+    packing::index_file,
 };
 
 /// A domain that is not prepared as the options ask.

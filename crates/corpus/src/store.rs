@@ -314,7 +314,7 @@ impl Tokens {
             open(name, record.map_or(0, |record| record.bytes))
         };
         let masks = || {
-            Ok(Masked {
+            Ok::<_, CorpusError>(Masked {
                 ranges: of_record("masked")?,
                 ends: open("masked-documents", (documents + 1) * 8)?,
             })

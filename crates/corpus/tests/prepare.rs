@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, sync::Arc};
 
 use common::{Place, all_rows, data_files, rows_of, sentence};
 use ddk_corpus::{
-    Cursor, PreparedDomain, RowReader, TokenizerFolder, compatible, stale, train_tokenizer,
+    Cursor, PreparedDomain, SequenceReader, TokenizerFolder, compatible, stale, train_tokenizer,
 };
 
 #[test]
@@ -57,7 +57,7 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
     place.prepare(&place.both()).unwrap();
     let domain = Arc::new(place.open("records"));
     let rows = domain.rows();
-    let mut reader = RowReader::new(domain.clone(), 0, 3, Cursor::default());
+    let mut reader = SequenceReader::new(domain.clone(), 0, 3, Cursor::default());
     let mut pass = |expected: u64| -> Vec<u64> {
         (0..rows)
             .map(|index| {
@@ -73,7 +73,7 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
     assert_ne!(first, second);
     // A reader that starts at a cursor gives what the first one gave from there.
     let cursor = Cursor::default().advance(rows, rows - 2);
-    let mut late = RowReader::new(domain, 0, 3, cursor);
+    let mut late = SequenceReader::new(domain, 0, 3, cursor);
     let four: Vec<u64> = (0..4)
         .map(|_| late.read().unwrap().sequence.number)
         .collect();

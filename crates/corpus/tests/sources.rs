@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs, io::Write, path::Path, sync::Arc};
 
 use common::{Place, data_files, sentence};
 use ddk_corpus::{
-    DomainSource, Packing, PreparedDomain, Quarantined, RowOptions, Template, ValidationSplit,
+    DomainSource, Packing, PreparedDomain, Quarantined, SequenceOptions, Template, ValidationSplit,
     verify,
 };
 use parquet::{
@@ -247,7 +247,7 @@ fn open(
     length: usize,
     completion_only_loss: bool,
 ) -> PreparedDomain {
-    let options = RowOptions {
+    let options = SequenceOptions {
         packing,
         sequence_length: length,
         completion_only_loss,
@@ -312,7 +312,7 @@ fn prompts_are_not_predicted_where_they_are_masked() {
     // A format that this version cannot read is prepared again.
     let manifest = place.path("prepared/records/manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    let old = text.replace("\"format\": 5", "\"format\": 3");
+    let old = text.replace("\"format\": 6", "\"format\": 3");
     assert_ne!(old, text);
     fs::write(&manifest, old).unwrap();
     let stale = ddk_corpus::stale(&options, &tokenizer).unwrap();

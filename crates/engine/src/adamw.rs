@@ -1,7 +1,7 @@
 //! AdamW with flat moments that can be saved and restored.
 
 use ddk_kernel::{AdamWStep, adamw, sum_of_squares};
-use ddk_torch::{FusedAdamW, TorchError, are_apart, fused_adamw, numbers, numbers_mut};
+use ddk_torch::{FusedAdamW, TorchError, are_apart, as_slice, as_slice_mut, fused_adamw};
 use tch::{Device, Kind, Tensor};
 
 /// The constants of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
@@ -272,10 +272,10 @@ unsafe fn update(
     // before the slices are gone.
     let slices = unsafe {
         (
-            numbers_mut(parameter),
-            numbers(gradient),
-            numbers_mut(first),
-            numbers_mut(second),
+            as_slice_mut(parameter),
+            as_slice(gradient),
+            as_slice_mut(first),
+            as_slice_mut(second),
         )
     };
     let (Some(parameter), Some(gradient), Some(first), Some(second)) = slices else {
@@ -301,7 +301,7 @@ pub unsafe fn global_norm(gradients: &[Tensor]) -> Result<f64, TorchError> {
     let (mut total, mut on_device) = (0.0, Vec::new());
     for gradient in gradients {
         // SAFETY: nobody writes to it: no other thread, which the caller promises, and nothing here.
-        match unsafe { numbers(gradient) } {
+        match unsafe { as_slice(gradient) } {
             Some(numbers) => total += sum_of_squares(numbers, threads),
             None => {
                 let norm = gradient.f_norm()?.f_to_kind(Kind::Double)?;

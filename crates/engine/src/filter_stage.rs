@@ -6,7 +6,7 @@
 use std::{path::Path, time::Instant};
 
 use ddk_corpus::Sequence;
-use ddk_model::{Model, Output, safetensors::read_tensors};
+use ddk_model::{LmHead, Model, safetensors::read_tensors};
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, Objective, Positions, chunked_head,
 };
@@ -15,7 +15,7 @@ use ddk_torch::TorchError;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    EngineError, Learner,
+    EngineError, Trainable,
     adamw::AdamW,
     batch::batch_tensors,
     filters::{Filters, read_filter},
@@ -32,7 +32,7 @@ pub struct FilterStage {
     options: StudentOptions,
     filters: Filters,
     /// The teacher's, on the student's device.
-    output: Output,
+    output: LmHead,
     /// For each pair the student's filter, then the teacher's.
     parameters: Vec<(String, Tensor)>,
     updates: Updates,
@@ -48,7 +48,7 @@ impl FilterStage {
         student: Model,
         options: StudentOptions,
         filters: Filters,
-        output: Output,
+        output: LmHead,
     ) -> Result<Self, EngineError> {
         let device = student.device();
         let (from, to) = (student.config().hidden_size(), output.head().size()[1]);
@@ -77,7 +77,7 @@ impl FilterStage {
         student: Model,
         options: StudentOptions,
         filters: Filters,
-        output: Output,
+        output: LmHead,
         checkpoint: &Path,
     ) -> Result<Self, EngineError> {
         let file = read_tensors(&checkpoint.join(WEIGHTS_FILE))?;
@@ -99,7 +99,7 @@ impl FilterStage {
         mut student: Model,
         options: StudentOptions,
         filters: Filters,
-        output: Output,
+        output: LmHead,
         parameters: Vec<(String, Tensor)>,
         optimizer: AdamW,
     ) -> Self {
@@ -161,7 +161,7 @@ impl FilterStage {
     }
 }
 
-impl Learner for FilterStage {
+impl Trainable for FilterStage {
     fn model(&self) -> &Model {
         &self.student
     }

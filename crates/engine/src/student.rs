@@ -9,11 +9,11 @@ use ddk_objective::{
     chunked_head,
 };
 use ddk_run::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};
-use ddk_torch::{TorchError, finish};
+use ddk_torch::{TorchError, synchronize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    EngineError, Learner,
+    EngineError, Trainable,
     adamw::AdamW,
     batch::batch_tensors,
     filters::{Filter, Filters, distance_of_layers, read_filters, trained},
@@ -25,7 +25,7 @@ use crate::{
 
 /// Which sums of single rows are wanted beside those of the micro-batch. They change no loss and no gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RowLosses {
+pub enum SequenceLosses {
     /// None.
     None,
     /// The cross-entropy.
@@ -44,7 +44,7 @@ pub struct Student {
     options: StudentOptions,
     /// The teacher's output matrix on the student's device: `[teacher's columns, teacher's d_model]`.
     teacher_head: Option<Tensor>,
-    row_losses: RowLosses,
+    row_losses: SequenceLosses,
     /// Gradient of the student's output matrix, accumulated by the head over the step's micro-batches.
     head_gradient: Tensor,
     /// Gradient of the embedding, likewise; where the output matrix is the embedding, that one holds both.
@@ -94,7 +94,7 @@ impl Student {
             updates: Updates::new(optimizer, &options),
             options,
             teacher_head,
-            row_losses: RowLosses::None,
+            row_losses: SequenceLosses::None,
             head_gradient,
             embedding_gradient,
             filters,
@@ -108,7 +108,7 @@ impl Student {
     }
 
     /// Asks for sums of single rows from now on.
-    pub fn set_row_losses(&mut self, row_losses: RowLosses) {
+    pub fn set_row_losses(&mut self, row_losses: SequenceLosses) {
         self.row_losses = row_losses;
     }
 
@@ -152,7 +152,7 @@ impl Student {
     }
 }
 
-impl Learner for Student {
+impl Trainable for Student {
     fn model(&self) -> &Model {
         &self.model
     }
@@ -180,7 +180,7 @@ impl Learner for Student {
             .detach()
             .f_reshape([-1, width])
             .map_err(TorchError::from)?;
-        finish(self.model.device())?;
+        synchronize(self.model.device())?;
         let forward_seconds = started.elapsed().as_secs_f64();
 
         let started = Instant::now();
@@ -204,9 +204,9 @@ impl Learner for Student {
                 vocabulary: self.options.vocabulary,
                 chunk: self.options.chunk,
                 detail: match self.row_losses {
-                    RowLosses::None => Detail::Sums,
-                    RowLosses::CrossEntropy => Detail::Positions,
-                    RowLosses::Excess => Detail::PositionsAndTeacher,
+                    SequenceLosses::None => Detail::Sums,
+                    SequenceLosses::CrossEntropy => Detail::Positions,
+                    SequenceLosses::Excess => Detail::PositionsAndTeacher,
                 },
             },
             &mut HeadGradients {
@@ -288,7 +288,7 @@ impl Learner for Student {
 /// Sums the positions of each row, in f64.
 fn sequence_losses(
     values: &PerPosition,
-    wanted: RowLosses,
+    wanted: SequenceLosses,
     rows: usize,
 ) -> Result<Vec<SequenceLoss>, EngineError> {
     let sums = |positions: &Tensor| -> Result<Vec<f64>, TorchError> {
@@ -298,8 +298,8 @@ fn sequence_losses(
     };
     let ce = sums(&values.ce)?;
     let excess = match wanted {
-        RowLosses::None | RowLosses::CrossEntropy => vec![0.0; rows],
-        RowLosses::Excess => {
+        SequenceLosses::None | SequenceLosses::CrossEntropy => vec![0.0; rows],
+        SequenceLosses::Excess => {
             let teacher = values.teacher_ce.as_ref();
             let teacher = teacher.ok_or(EngineError::NoTeacherOutput)?;
             let behind = values

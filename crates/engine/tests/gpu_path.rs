@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_corpus::Sequence;
-use ddk_engine::{AdamWOptions, Learner, Schedule, Student, StudentOptions, Teacher};
+use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher, Trainable};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Divergence, Objective};
 use ddk_torch::on_gpu_path;

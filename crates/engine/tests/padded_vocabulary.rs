@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_corpus::Sequence;
-use ddk_engine::{AdamWOptions, Learner, Schedule, Student, StudentOptions, Teacher};
+use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher, Trainable};
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
 use tch::{Device, Kind, Tensor};

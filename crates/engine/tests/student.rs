@@ -6,8 +6,8 @@ use std::{cell::RefCell, fs};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, EngineError, Evaluation, Learner, RowLosses, Schedule, Student, StudentOptions,
-    Teacher, TeacherOutput,
+    AdamWOptions, EngineError, Evaluation, Schedule, SequenceLosses, Student, StudentOptions,
+    Teacher, TeacherOutput, Trainable,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -350,9 +350,9 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
     let rows = rows();
     let denominator = predictions(&rows);
     for (gamma, wanted) in [
-        (0.5, RowLosses::CrossEntropy),
-        (0.5, RowLosses::Excess),
-        (0.0, RowLosses::Excess),
+        (0.5, SequenceLosses::CrossEntropy),
+        (0.5, SequenceLosses::Excess),
+        (0.0, SequenceLosses::Excess),
     ] {
         let mut plain = Pair::new(false);
         plain.student = student(gamma, &plain.teacher);
@@ -381,7 +381,7 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
                 .sum();
             assert!((sums.ce - ce).abs() < 1e-5 * ce, "{} and {ce}", sums.ce);
             match wanted {
-                RowLosses::Excess => assert!((sums.excess - excess).abs() < 1e-5 * excess),
+                SequenceLosses::Excess => assert!((sums.excess - excess).abs() < 1e-5 * excess),
                 _ => assert_eq!(sums.excess, 0.0),
             }
         }
@@ -404,7 +404,7 @@ fn student(gamma: f64, teacher: &Teacher) -> Student {
 fn the_excess_over_a_teacher_that_said_nothing_is_an_error() {
     let rows = rows();
     let mut pair = Pair::new(false);
-    pair.student.set_row_losses(RowLosses::Excess);
+    pair.student.set_row_losses(SequenceLosses::Excess);
     let done = pair
         .student
         .accumulate(&views(&rows), None, predictions(&rows));

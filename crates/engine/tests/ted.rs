@@ -6,10 +6,10 @@ use std::{fs, path::Path};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, FilterStage, Filters, LayerPair, Learner, Schedule, Snapshot, Student,
-    StudentOptions, Teacher, WEIGHTS_FILE,
+    AdamWOptions, FilterStage, Filters, LayerPair, Schedule, Snapshot, Student, StudentOptions,
+    Teacher, Trainable, WEIGHTS_FILE,
 };
-use ddk_model::{Architecture, Export, Model, ModelConfig, Output};
+use ddk_model::{Architecture, Export, LmHead, Model, ModelConfig};
 use ddk_objective::Objective;
 use ddk_run::SnapshotFile;
 use tch::{Device, Kind, Tensor};
@@ -114,7 +114,7 @@ fn to_learn() -> Filters {
 fn first_stage(folder: &Path) -> (FilterStage, Teacher) {
     let teacher = teacher_model();
     teacher.save(folder, &Export::new(folder)).unwrap();
-    let output = Output::load(folder, Device::Cpu, Kind::Float).unwrap();
+    let output = LmHead::load(folder, Device::Cpu, Kind::Float).unwrap();
     let stage = FilterStage::new(student_model(), options(None, false), to_learn(), output);
     let teacher = Teacher::new(teacher, Device::Cpu).with_filters(&to_learn());
     (stage.unwrap(), teacher.unwrap())
@@ -179,7 +179,7 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
     write(stage.snapshot().unwrap(), folder.path());
     let of_student = leaves(folder.path(), LayerPair::of_student);
     let of_teacher = leaves(folder.path(), LayerPair::of_teacher);
-    let output = Output::load(&model_folder, Device::Cpu, Kind::Float).unwrap();
+    let output = LmHead::load(&model_folder, Device::Cpu, Kind::Float).unwrap();
     let mut loss = Tensor::zeros([1], (Kind::Float, Device::Cpu));
     for row in &rows {
         let (_, student_layers, labels) = of_row(stage.model(), &[1, 2], &row.tokens);
@@ -339,7 +339,7 @@ fn both_stages_go_on_bit_for_bit() {
         model(2, 16, 2),
         options(None, false),
         to_learn(),
-        Output::load(&model_folder, Device::Cpu, Kind::Float).unwrap(),
+        LmHead::load(&model_folder, Device::Cpu, Kind::Float).unwrap(),
         folder.path(),
     )
     .unwrap();

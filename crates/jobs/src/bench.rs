@@ -19,7 +19,7 @@ use anyhow::{Result, anyhow, ensure};
 use ddk_corpus::Sequence;
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
-use ddk_torch::{Turns, mkl_kernels};
+use ddk_torch::{TimeSlice, mkl_kernels};
 use tch::{Device, Kind, Tensor};
 
 use self::{
@@ -237,7 +237,7 @@ impl<'a> Bench<'a> {
 
     /// The seconds of a step's forwards; `between` is called now and then.
     fn teacher(&self, between: impl FnMut() -> Result<()>) -> Result<[f64; 1]> {
-        let lane = self.models.teacher_lane(0, &Turns::new(false))?;
+        let lane = self.models.teacher_lane(0, &TimeSlice::new(false))?;
         let teacher = self.models.teacher(0)?;
         self.timed(between, |_| {
             let began = Instant::now();
@@ -251,7 +251,7 @@ impl<'a> Bench<'a> {
     /// As [`Self::teacher`], of the student's step.
     fn student(&self, between: impl FnMut() -> Result<()>) -> Result<[f64; 4]> {
         let teacher = self.models.asked_teacher()?;
-        let lane = self.models.student_lane(&Turns::new(false))?;
+        let lane = self.models.student_lane(&TimeSlice::new(false))?;
         let mut student = self.models.student()?;
         let label = |micro: Vec<&Sequence>| {
             let signal = teacher.as_ref().map(|teacher| teacher.label(&micro));

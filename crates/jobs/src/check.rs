@@ -11,7 +11,7 @@ use ddk_model::{Model, ModelConfig, Weights};
 use ddk_objective::default_chunk;
 use ddk_report::document::Table;
 use ddk_settings::{MixturePolicy, Settings};
-use ddk_torch::{Lane, parse_device};
+use ddk_torch::{ComputeContext, parse_device};
 
 use crate::{
     args,
@@ -235,7 +235,7 @@ fn forward(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Re
     let text = text.with_context(|| format!("the domain {} is empty", source.name))?;
     let mut tokens = tokenizer.encode_document(&text)?;
     tokens.truncate(settings.corpus.sequence_length);
-    let _lane = Lane::enter(std::thread::available_parallelism().map_or(1, usize::from));
+    let _lane = ComputeContext::enter(std::thread::available_parallelism().map_or(1, usize::from));
     let vocabulary = models.vocabulary as i64;
     let evaluation = Evaluation {
         validation: Arc::new(vec![vec![tokens.into()]]),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
 use ddk_model::{Model, ModelConfig};
 use ddk_report::document::Table;
-use ddk_torch::Lane;
+use ddk_torch::ComputeContext;
 use serde::Serialize;
 
 use crate::{
@@ -78,7 +78,7 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
     }
     signals.begin(Phase::Evaluate)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let _lane = Lane::enter(cores);
+    let _lane = ComputeContext::enter(cores);
     let reporter = Reporter::new(settings.log.interval_seconds);
     let measure = |folder: &Path| -> Result<Vec<f64>> {
         let model = Model::load(folder, &wiring::student_placement(&settings.student)?)?;

@@ -39,8 +39,14 @@ struct Usage(String);
 /// Adds a hint to a failed result.
 pub trait Hint<T> {
     /// Says what to do about the error.
+    ///
+    /// # Errors
+    /// The same error, with the hint.
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
     /// Marks the error as one of usage or configuration.
+    ///
+    /// # Errors
+    /// The same error, marked.
     fn usage(self) -> anyhow::Result<T>;
 }
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{
     CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
-    QUARANTINED_PER_FILE, RowOptions, Sequence, Stale, Template, TokenizerFolder, as_prepared,
+    QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenizerFolder, as_prepared,
     prepare, stale, verify,
 };
 use ddk_engine::Evaluation;
@@ -167,11 +167,11 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
             }
         }
     };
-    let row_options = row_options(settings);
+    let sequence_options = sequence_options(settings);
     let domains = reports
         .iter()
         .map(|report| {
-            let domain = PreparedDomain::open(&options.folder, &report.domain, row_options)?;
+            let domain = PreparedDomain::open(&options.folder, &report.domain, sequence_options)?;
             if domain.tokenizer_hash() != tokenizer.hash() {
                 let name = &report.domain;
                 return Err(anyhow!(
@@ -345,8 +345,8 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
 }
 
 /// How rows of the corpus are read.
-pub fn row_options(settings: &Settings) -> RowOptions {
-    RowOptions {
+pub fn sequence_options(settings: &Settings) -> SequenceOptions {
+    SequenceOptions {
         packing: settings.corpus.packing,
         sequence_length: settings.corpus.sequence_length,
         completion_only_loss: settings.objective.completion_only_loss,

@@ -12,7 +12,7 @@ use ddk_actors::{
     error::with_causes,
     ports::{BatcherHook, RowsFactory},
 };
-use ddk_corpus::{PreparedDomain, RowReader, Sample};
+use ddk_corpus::{PreparedDomain, Sample, SequenceReader};
 
 pub use self::{
     models::{
@@ -33,7 +33,7 @@ pub fn batcher(faults: Arc<Faults>) -> BatcherHook {
 pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64, faults: Arc<Faults>) -> RowsFactory {
     Arc::new(move |domain, cursor| {
         Ok(Box::new(RowsPort {
-            reader: RowReader::new(Arc::clone(&domains[domain]), domain as u16, seed, cursor),
+            reader: SequenceReader::new(Arc::clone(&domains[domain]), domain as u16, seed, cursor),
             read: 0,
             faults: Arc::clone(&faults),
         }))
@@ -41,7 +41,7 @@ pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64, faults: Arc<Faults>) -
 }
 
 struct RowsPort {
-    reader: RowReader,
+    reader: SequenceReader,
     read: u64,
     faults: Arc<Faults>,
 }

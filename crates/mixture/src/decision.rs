@@ -49,10 +49,16 @@ pub trait Decide: Send {
     }
 
     /// The mixture of interval 0. `natural`: each domain's share of the corpus' tokens.
+    ///
+    /// # Errors
+    /// If a perplexity that the policy needs is not a positive finite number.
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;
 
     /// The mixture of the next interval; `weights` are those of the one that has ended. Refused feedback
     /// changes nothing.
+    ///
+    /// # Errors
+    /// If the feedback lacks what the policy needs, or a number in it is not finite.
     fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused>;
 }
 

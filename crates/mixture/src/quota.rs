@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Turns a target share into rows, interval by interval, without losing a fraction.
+/// TimeSlice a target share into rows, interval by interval, without losing a fraction.
 ///
 /// Each domain gets the floor or the ceiling of its share of an interval's rows; what it got too little or
 /// too much is carried into the next interval. So the error of an interval stays under one row, and a domain

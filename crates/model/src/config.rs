@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::{Model, ModelError, design::Design, families, fields::Fields};
+use crate::{Model, ModelError, families, fields::Fields, spec::ArchitectureSpec};
 
 /// The shape of a model that is made anew; field names as in a Hugging Face configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub struct Architecture {
 /// A model's configuration, as read from (or to be written to) `config.json`.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    design: Design,
+    design: ArchitectureSpec,
     /// The whole file: keys that this program does not use are carried over when the model is saved.
     raw: Map<String, Value>,
 }
@@ -112,7 +112,7 @@ impl ModelConfig {
         Ok(Self { design, raw })
     }
 
-    pub(crate) fn design(&self) -> &Design {
+    pub(crate) fn design(&self) -> &ArchitectureSpec {
         &self.design
     }
 
@@ -211,7 +211,7 @@ pub struct ParameterCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::design::{Positions, RotaryDesign, RotaryScaling};
+    use crate::spec::{Positions, RotaryScaling, RotarySpec};
 
     fn parse(change: impl FnOnce(&mut Map<String, Value>)) -> Result<ModelConfig, ModelError> {
         let mut raw = json!({
@@ -227,7 +227,7 @@ mod tests {
         let config = parse(|_| ()).unwrap();
         assert_eq!(config.heads(), (4, 4, 8));
         assert!(!config.tied());
-        let of = |theta| RotaryDesign {
+        let of = |theta| RotarySpec {
             theta,
             scaling: RotaryScaling::None,
         };

@@ -1,14 +1,14 @@
-//! A decoder put together from parts, as a [`Design`] says.
+//! A decoder put together from parts, as a [`ArchitectureSpec`] says.
 
-use ddk_torch::{padded, upload};
+use ddk_torch::{padded, to_device};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     ModelError,
-    design::{Design, Positions},
     padding::{Padded, Parts, Place},
     parameters::{Initial, Parameters},
     parts::{Attention, LayerCache, Mlp, Norm, Rotary, Tables, cast},
+    spec::{ArchitectureSpec, Positions},
 };
 
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Spread {
 
 impl Decoder {
     pub(crate) fn new(
-        design: &Design,
+        design: &ArchitectureSpec,
         parameters: &mut Parameters<'_>,
         spread: &Spread,
     ) -> Result<Self, ModelError> {
@@ -228,7 +228,7 @@ impl Decoder {
         if let PositionTable::Learned(table) = &self.positions {
             let table = match place.parts {
                 Some(parts) => {
-                    let positions = upload(positions(parts)?, table.device())?;
+                    let positions = to_device(positions(parts)?, table.device())?;
                     table.f_index(&[Some(positions)])?
                 }
                 None => table.f_narrow(0, place.start, rows_btd.size()[1])?,
@@ -280,7 +280,7 @@ impl Decoder {
             return Ok(Some((cos, sin)));
         };
         // Each row has positions of its own, the same for all heads: [B, 1, T, E].
-        let positions = upload(positions(parts)?, device)?;
+        let positions = to_device(positions(parts)?, device)?;
         let of_rows = |table: &Tensor| table.f_index(&[Some(&positions)])?.f_unsqueeze(1);
         Ok(Some((of_rows(&cos)?, of_rows(&sin)?)))
     }

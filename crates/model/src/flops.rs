@@ -1,6 +1,6 @@
 //! What a forward costs, from a model's shape alone.
 
-use crate::{ModelConfig, design::Design};
+use crate::{ModelConfig, spec::ArchitectureSpec};
 
 /// Floating-point operations of a model's matrix products; a multiplication with its addition is two.
 ///
@@ -29,7 +29,7 @@ impl ModelConfig {
 }
 
 impl Flops {
-    fn of(design: &Design) -> Self {
+    fn of(design: &ArchitectureSpec) -> Self {
         let size = |number: i64| number.unsigned_abs();
         let (layers, attention) = (size(design.layers), &design.attention);
         let weights: i64 = design.matrices().iter().map(|[out, of]| out * of).sum();

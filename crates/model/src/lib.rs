@@ -3,7 +3,7 @@
 //! [`Model`] is what the rest of the program sees: load, hidden states, LM head, save. Each family in `families` is a
 //! small file that turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder` is built from shared `parts`
 //! as the design says. [`Trace`] is a forward pass whose backward is called by hand, from the hidden states and from
-//! the outputs of chosen layers. [`Output`] is the end of a model alone; [`Cache`] serves generation token by token.
+//! the outputs of chosen layers. [`LmHead`] is the end of a model alone; [`Cache`] serves generation token by token.
 //! [`safetensors`] reads and writes tensors by name; [`Weights`] are the tensors of a folder, sharded or not.
 //!
 //! ```
@@ -29,20 +29,20 @@
 
 mod config;
 mod decoder;
-mod design;
 mod error;
 mod export;
 mod families;
 mod fields;
 mod flops;
-mod frozen;
+mod lm_head;
 mod model;
-mod output;
 mod padding;
 mod parameters;
 mod parts;
 mod replace;
 pub mod safetensors;
+mod shared_weights;
+mod spec;
 mod trace;
 mod weights;
 
@@ -51,10 +51,10 @@ pub use decoder::Cache;
 pub use error::ModelError;
 pub use export::{Export, TOKENIZER_FILES, same_folder};
 pub use flops::Flops;
-pub use frozen::Frozen;
+pub use lm_head::LmHead;
 pub use model::{Head, Model, Placement};
-pub use output::Output;
 pub use padding::Parts;
 pub use replace::may_replace;
+pub use shared_weights::SharedWeights;
 pub use trace::Trace;
 pub use weights::Weights;

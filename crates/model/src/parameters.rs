@@ -28,7 +28,7 @@ type Get<'a> = &'a dyn Fn(&str, Device) -> Result<Tensor, ModelError>;
 
 enum Source<'a> {
     Folder(&'a Weights),
-    Frozen(Get<'a>),
+    SharedWeights(Get<'a>),
     Seed(u64),
     /// Only names and shapes are wanted.
     Shapes,
@@ -41,7 +41,7 @@ impl<'a> Parameters<'a> {
 
     /// Parameters that others have as well.
     pub(crate) fn of_frozen(get: Get<'a>) -> Self {
-        Self::new(Source::Frozen(get), Kind::Float)
+        Self::new(Source::SharedWeights(get), Kind::Float)
     }
 
     /// New parameters in fp32, drawn from (seed, name): the same whatever else the model has.
@@ -79,7 +79,7 @@ impl<'a> Parameters<'a> {
     ) -> Result<Tensor, ModelError> {
         let tensor = match &self.source {
             Source::Folder(weights) => weights.tensor(&name, self.device, self.kind)?,
-            Source::Frozen(get) => get(&name, self.device)?,
+            Source::SharedWeights(get) => get(&name, self.device)?,
             Source::Seed(seed) => match initial {
                 Initial::Ones => Tensor::f_ones(shape, (self.kind, self.device))?,
                 Initial::Zeros => Tensor::f_zeros(shape, (self.kind, self.device))?,

@@ -1,7 +1,7 @@
 //! One chunk of positions: values and the gradient with respect to the student's logits.
 
 use ddk_kernel::Divergence;
-use ddk_torch::{are_apart, numbers, numbers_mut, takes_gpu_path};
+use ddk_torch::{are_apart, as_slice, as_slice_mut, takes_gpu_path};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
@@ -112,8 +112,8 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
     // SAFETY: logits may lie in buffers that have other handles, but nobody uses those meanwhile, which the
     // caller promises; the two are apart.
     let slices = unsafe {
-        let teacher = teacher.as_ref().map(|teacher| numbers(teacher));
-        numbers_mut(&mut student).zip(Some(teacher.flatten()))
+        let teacher = teacher.as_ref().map(|teacher| as_slice(teacher));
+        as_slice_mut(&mut student).zip(Some(teacher.flatten()))
     };
     if let Some((student, teacher)) = slices {
         let chunk = ddk_kernel::Chunk {

@@ -38,7 +38,7 @@ fn summary(math: f64, prose: f64, mixture_flops: f64) -> Summary {
         "steps": 20, "intervals": 2, "tokens": 81_920, "seconds": 25.0,
         "distill_seconds": 20.0, "tokens_per_second": 4096.0,
         "teacher_busy_seconds": 18.0, "student_busy_seconds": 17.0, "evaluation_seconds": 1.0, "boundary_seconds": 0.8,
-        "save_stall_seconds": 0.0, "overlap": 1.8, "data_wait_share": 0.001,
+        "save_stall_seconds": 0.0, "paused_seconds": 0.0, "overlap": 1.8, "data_wait_share": 0.001,
         "teacher_flops": 2.5e13, "student_flops": 1.4e13,
         "evaluation_flops": 1e11 + mixture_flops, "mixture_flops": mixture_flops,
         "mixture_flops_share": mixture_flops / 3.9e13, "mixture_seconds_share": 0.04, "peak_rss_bytes": 900_000_000,

@@ -56,7 +56,7 @@ fn any_damage_to_the_newest_falls_back_to_the_one_before_and_says_why() {
             bytes[3] ^= 1;
             fs::write(path, bytes).unwrap();
         }),
-        ("instead of", |newest| {
+        ("expected", |newest| {
             fs::write(newest.join("moments.safetensors"), b"mo").unwrap()
         }),
         ("moments.safetensors", |newest| {

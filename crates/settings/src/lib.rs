@@ -1,9 +1,17 @@
 //! Declares, layers and validates the settings.
 //!
-//! A field of a section ([`Run`], [`Student`], …) declares one key: type, default, range, example and flags. Its doc
-//! comment is the user documentation. [`sections`] is the table of all keys, which the loader, the schema, the
-//! reference, the comparison on resume, SIGHUP and `ddk compare` read. [`load`] layers files, the environment and
-//! `--set` over the defaults. [`Origins`] holds the place of each value, for errors and `ddk config show --origin`.
+//! A field of a section ([`Run`], [`Student`], …) declares one key: type, default, range, example and flags. Its
+//! comment is the user's documentation. [`sections`] is the table of all keys. The loader, the schema, the reference,
+//! the comparison on resume, SIGHUP and `ddk compare` read it. [`load`] layers files, the environment and `--set` over
+//! the defaults. [`Origins`] holds the place of each value, for errors and `ddk config show --origin`.
+//!
+//! ```
+//! let sets = ["optimizer.lr=1e-4".to_owned()];
+//! let loaded = ddk_settings::load(&[], &sets, [])?;
+//! assert_eq!(loaded.settings.optimizer.lr, 1e-4);
+//! assert_eq!(loaded.origins.of("optimizer.lr"), "--set optimizer.lr=1e-4");
+//! # Ok::<(), ddk_settings::Error>(())
+//! ```
 
 mod data;
 mod diff;

@@ -82,7 +82,7 @@ pub fn test_device() -> Result<Device, DeviceError> {
 ///
 /// # Errors
 /// If libtorch fails, for example because memory runs out.
-pub fn upload(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
+pub fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
     if device == Device::Cpu {
         return Ok(tensor);
     }

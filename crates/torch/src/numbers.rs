@@ -9,7 +9,7 @@ use crate::takes_gpu_path;
 /// # Safety
 /// Nothing may write to the tensor's storage while the slice is in use: no shallow clone or view of it in
 /// this thread or another.
-pub unsafe fn numbers(tensor: &Tensor) -> Option<&[f32]> {
+pub unsafe fn as_slice(tensor: &Tensor) -> Option<&[f32]> {
     let pointer = pointer(tensor)?;
     // SAFETY: contiguous, so that `numel` numbers follow; the tensor keeps its storage alive as long as it is borrowed.
     Some(unsafe { std::slice::from_raw_parts(pointer, tensor.numel()) })
@@ -19,7 +19,7 @@ pub unsafe fn numbers(tensor: &Tensor) -> Option<&[f32]> {
 ///
 /// # Safety
 /// Nothing else may read or write the tensor's storage while the slice is in use.
-pub unsafe fn numbers_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
+pub unsafe fn as_slice_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
     let pointer = pointer(tensor)?;
     // SAFETY: as above; the borrow is exclusive, and that no alias is used the caller promises.
     Some(unsafe { std::slice::from_raw_parts_mut(pointer, tensor.numel()) })
@@ -69,13 +69,13 @@ mod tests {
     fn a_tensor_is_written_through_its_slice() {
         let mut tensor = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
         // SAFETY: there is no other handle.
-        unsafe { numbers_mut(&mut tensor) }.unwrap()[4] = 7.0;
+        unsafe { as_slice_mut(&mut tensor) }.unwrap()[4] = 7.0;
         assert_eq!(tensor.double_value(&[1, 1]), 7.0);
         // SAFETY: as above.
         unsafe {
-            assert_eq!(numbers(&tensor).unwrap().len(), 6);
-            assert!(numbers(&tensor.tr()).is_none());
-            assert!(numbers(&tensor.to_kind(Kind::Double)).is_none());
+            assert_eq!(as_slice(&tensor).unwrap().len(), 6);
+            assert!(as_slice(&tensor.tr()).is_none());
+            assert!(as_slice(&tensor.to_kind(Kind::Double)).is_none());
         }
     }
 }

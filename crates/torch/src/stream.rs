@@ -31,7 +31,7 @@ pub(crate) fn take_stream(device: Device) -> Result<bool, TorchError> {
 ///
 /// # Errors
 /// If libtorch lacks the functions for streams, or if the GPU reports an error.
-pub fn finish(device: Device) -> Result<(), TorchError> {
+pub fn synchronize(device: Device) -> Result<(), TorchError> {
     let Device::Cuda(index) = device else {
         return Ok(());
     };

@@ -61,10 +61,12 @@ const COMPOSED: &[Composed] = &[
      Draw::Number(1.0, 0.5), "none", &[("ddk_ready{@}", "{{run}}")]),
     (Row::Health, "Done", "Share of the run's steps that are done.",
      Draw::Plain, "percentunit", &[("ddk_step{@} / ddk_max_steps{@}", "{{run}}")]),
-    (Row::Health, "Time left", "At the speed of the last ten minutes. A run that also ends by max_tokens or target_gap may \
+    (Row::Health, "Time left", "At the speed of the last ten minutes. A run that also ends by max_tokens or \
+      target_gap may \
       end earlier.",
      Draw::Plain, "s", &[("(ddk_max_steps{@} - ddk_step{@}) / rate(ddk_steps_total{@}[10m])", "{{run}}")]),
-    (Row::Health, "Last checkpoint", "What a crash would cost. It rises to the time between two checkpoints and falls to \
+    (Row::Health, "Last checkpoint", "What a crash would cost. It rises to the time between two checkpoints and \
+      falls to \
       0. If it keeps rising, checkpoints fail or hang.",
      Draw::Plain, "s", &[("time() - ddk_checkpoint_timestamp_seconds{@}", "{{run}}")]),
     (Row::Health, "Incidents in an hour", "Restarts, rewinds, refused mixtures, failed checkpoints. 0 is normal. \
@@ -76,7 +78,8 @@ const COMPOSED: &[Composed] = &[
     (Row::Health, "Alerts", "Alerts of DDK that fire now. docs/runbook.md says for each what it means and what to do.",
      Draw::Number(1.0, 3.0), "none",
      &[("count(ALERTS{alertname=~\"Ddk.*\", alertstate=\"firing\"}) or vector(0)", "alerts")]),
-    (Row::Health, "Progress", "Steps done, the last checkpoint, and the step at which the run ends. A flat line is a run \
+    (Row::Health, "Progress", "Steps done, the last checkpoint, and the step at which the run ends. A flat line is a \
+      run \
       that stands still.",
      Draw::Lines(Look::Lines), "none", &[("ddk_step{@}", "{{run}} done"), ("ddk_checkpoint_step{@}", "{{run}} saved"),
         ("ddk_max_steps{@}", "{{run}} end")]),
@@ -89,27 +92,33 @@ const COMPOSED: &[Composed] = &[
       alpha sets both.",
      Draw::Lines(Look::Lines), "percentunit",
      &[("ddk_mixture_weight{@}", "{{run}} {{domain}}"), ("ddk_mixture_weight_limit{@}", "{{run}} {{limit}}")]),
-    (Row::Mixture, "Observed minus target", "Near 0 at the end of each interval: the quota is exact in sequences. Before \
+    (Row::Mixture, "Observed minus target", "Near 0 at the end of each interval: the quota is exact in sequences. \
+      Before \
       that, and by padding, it is off by a little.",
      Draw::Lines(Look::Lines), "percentunit",
      &[("ddk_mixture_observed{@} - ddk_mixture_target{@}", "{{run}} {{domain}}")]),
-    (Row::Throughput, "Tokens per second", "Flat. A drop with a busy teacher is a slow teacher; with a teacher that waits \
+    (Row::Throughput, "Tokens per second", "Flat. A drop with a busy teacher is a slow teacher; with a teacher that \
+      waits \
       for input, slow data. Dips at the ends of intervals are evaluations.",
      Draw::Lines(Look::Lines), "none", &[("sum by (run) (rate(ddk_tokens_total{@}[$w]))", "{{run}}"),
         ("ddk_tokens_per_second{@}", "{{run}} last step")]),
-    (Row::Throughput, "Where a step's time goes", "Share of the student's time by phase. teacher_wait: the teacher is the \
+    (Row::Throughput, "Where a step's time goes", "Share of the student's time by phase. teacher_wait: the teacher \
+      is the \
       slower one. data: sequences come too slowly. The rest is the student's own work.",
      Draw::Lines(Look::Stacked), "percentunit", &[(
         "rate(ddk_step_phase_seconds_sum{@, phase!=\"teacher\"}[$w]) / on (run, instance, job) group_left () \
          rate(ddk_step_seconds_sum{@}[$w])", "{{run}} {{phase}}")]),
-    (Row::Throughput, "Mean time by phase", "Seconds of a step in each phase; teacher is beside the student, not before \
+    (Row::Throughput, "Mean time by phase", "Seconds of a step in each phase; teacher is beside the student, not \
+      before \
       it.",
      Draw::Lines(Look::Log), "s", &[(
         "rate(ddk_step_phase_seconds_sum{@}[$w]) / rate(ddk_step_phase_seconds_count{@}[$w])", "{{run}} {{phase}}")]),
-    (Row::Throughput, "Workers: state", "Green while the worker computes. Teacher and student should be green nearly all \
+    (Row::Throughput, "Workers: state", "Green while the worker computes. Teacher and student should be green nearly \
+      all \
       the time, side by side.",
      Draw::States, "none", &[("ddk_worker_state{@, state=\"computing\"}", "{{run}} {{worker}}")]),
-    (Row::Throughput, "Workers: waiting", "Input: waiting for the worker before it. Output: waiting for the worker after \
+    (Row::Throughput, "Workers: waiting", "Input: waiting for the worker before it. Output: waiting for the worker \
+      after \
       it. The slowest worker does neither.",
      Draw::Lines(Look::Lines), "percentunit", &[
         ("rate(ddk_worker_input_wait_seconds_total{@}[$w])", "{{run}} {{worker}} input"),
@@ -121,7 +130,8 @@ const COMPOSED: &[Composed] = &[
      Draw::Lines(Look::Lines), "bytes", &[("ddk_resident_memory_bytes{@}", "{{run}} now"),
         ("ddk_peak_resident_memory_bytes{@}", "{{run}} peak")]),
     (Row::Machine, "Open files", "Flat, far below the limit.",
-     Draw::Lines(Look::Log), "none", &[("ddk_open_files{@}", "{{run}} open"), ("ddk_open_files_limit{@}", "{{run}} limit")]),
+     Draw::Lines(Look::Log), "none", &[("ddk_open_files{@}", "{{run}} open"),
+        ("ddk_open_files_limit{@}", "{{run}} limit")]),
     (Row::Machine, "Disk", "Room for at least three more checkpoints.",
      Draw::Lines(Look::Log), "bytes", &[("ddk_disk_free_bytes{@}", "{{run}} free"),
         ("ddk_disk_size_bytes{@}", "{{run}} size"), ("ddk_checkpoint_bytes{@}", "{{run}} checkpoint")]),
@@ -262,7 +272,10 @@ fn expression(short: &str) -> String {
 }
 
 fn panel(spec: &Spec, id: usize, place: Value) -> Value {
-    let legend = |shown: bool| json!({"calcs": ["lastNotNull"], "displayMode": "list", "placement": "bottom", "showLegend": shown});
+    let legend = |shown: bool| {
+        let calcs = ["lastNotNull"];
+        json!({"calcs": calcs, "displayMode": "list", "placement": "bottom", "showLegend": shown})
+    };
     let tooltip = json!({"mode": "multi", "sort": "desc"});
     let is_stacked = spec.draw == Draw::Lines(Look::Stacked);
     let is_log = spec.draw == Draw::Lines(Look::Log);

@@ -10,12 +10,12 @@ use std::{
 
 use ddk_corpus::{
     CorpusError, DomainReport, DomainSource, Limits, Packing, PrepareOptions, PreparedDomain,
-    RowOptions, Template, TokenizerFolder, ValidationSplit, prepare, train_tokenizer,
+    SequenceOptions, Template, TokenizerFolder, ValidationSplit, prepare, train_tokenizer,
 };
 
 /// Rows of documents joined and cut.
-pub fn rows_of(sequence_length: usize) -> RowOptions {
-    RowOptions {
+pub fn rows_of(sequence_length: usize) -> SequenceOptions {
+    SequenceOptions {
         packing: Packing::Concat,
         sequence_length,
         completion_only_loss: false,

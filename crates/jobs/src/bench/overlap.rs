@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use crossbeam::channel::bounded;
 use ddk_corpus::Sequence;
-use ddk_torch::Turns;
+use ddk_torch::TimeSlice;
 
 use super::{
     Bench,
@@ -20,7 +20,7 @@ impl Bench<'_> {
         let asks_teacher = models.asks_teacher();
         let lanes = settings.teacher.devices.len();
         let depth = settings.pipeline.queue_depth;
-        let turns = Turns::new(settings.pipeline.time_slicing);
+        let turns = TimeSlice::new(settings.pipeline.time_slicing);
         let queues: Vec<_> = (0..lanes).map(|_| bounded(depth)).collect();
         std::thread::scope(|scope| {
             let (senders, receivers): (Vec<_>, Vec<_>) = queues.into_iter().unzip();

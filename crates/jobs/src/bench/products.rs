@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ddk_model::ModelConfig;
-use ddk_torch::{TorchError, finish};
+use ddk_torch::{TorchError, synchronize};
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Each product is timed so often.
@@ -124,7 +124,7 @@ pub(super) fn seconds_of(
     for _ in 0..=ROUNDS {
         let began = Instant::now();
         work()?;
-        finish(device)?;
+        synchronize(device)?;
         times.push(began.elapsed().as_secs_f64());
     }
     Ok(super::median(times.split_off(1)))

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::Result;
-use ddk_corpus::{Cursor, PreparedDomain, RowReader, Sequence};
+use ddk_corpus::{Cursor, PreparedDomain, Sequence, SequenceReader};
 use ddk_mixture::{Quota, interval_order};
 use ddk_run::records::Serial;
-use ddk_torch::Lane;
+use ddk_torch::ComputeContext;
 
 use super::steps::{Batch, Models, WARM_UP, alone, student_step};
 
@@ -22,17 +22,17 @@ pub(crate) fn serial(
     let threads =
         settings.teacher.threads * settings.teacher.devices.len() + settings.student.threads;
     let work = || -> Result<f64> {
-        let lane = Lane::enter(threads);
+        let lane = ComputeContext::enter(threads);
         let teacher = models.asked_teacher()?;
         let mut student = models.student()?;
         let (seed, rows) = (settings.run.seed, settings.training.global_batch_size);
         let all_rows = rows * (WARM_UP as u64 + steps);
         let counts = Quota::new(domains.len()).draw(shares, all_rows);
-        let mut readers: Vec<RowReader> = domains
+        let mut readers: Vec<SequenceReader> = domains
             .iter()
             .zip(0..)
             .map(|(domain, number)| {
-                RowReader::new(Arc::clone(domain), number, seed, Cursor::default())
+                SequenceReader::new(Arc::clone(domain), number, seed, Cursor::default())
             })
             .collect();
         let order = interval_order(&counts, seed, 0);

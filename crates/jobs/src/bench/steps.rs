@@ -4,10 +4,10 @@ use std::{borrow::Borrow, time::Instant};
 
 use anyhow::{Result, anyhow};
 use ddk_corpus::Sequence;
-use ddk_engine::{Learner, Student, StudentOptions, Teacher, TeacherOutput};
+use ddk_engine::{Student, StudentOptions, Teacher, TeacherOutput, Trainable};
 use ddk_run::StepPhase;
 use ddk_settings::Settings;
-use ddk_torch::{Lane, Turns, parse_device};
+use ddk_torch::{ComputeContext, TimeSlice, parse_device};
 
 use crate::wiring::{self, ModelFolders};
 
@@ -54,17 +54,25 @@ impl Models<'_> {
         wiring::build_student(self.settings, &self.folders, self.options.clone(), None)
     }
 
-    pub(super) fn teacher_lane(&self, number: usize, turns: &Turns) -> Result<Lane> {
+    pub(super) fn teacher_lane(&self, number: usize, turns: &TimeSlice) -> Result<ComputeContext> {
         let teacher = &self.settings.teacher;
         let mut devices = wiring::teacher_placement(teacher, number)?.devices;
         devices.push(parse_device(&self.settings.student.device)?);
-        Ok(Lane::beside_others(teacher.threads, &devices, turns)?)
+        Ok(ComputeContext::beside_others(
+            teacher.threads,
+            &devices,
+            turns,
+        )?)
     }
 
-    pub(super) fn student_lane(&self, turns: &Turns) -> Result<Lane> {
+    pub(super) fn student_lane(&self, turns: &TimeSlice) -> Result<ComputeContext> {
         let student = &self.settings.student;
         let device = parse_device(&student.device)?;
-        Ok(Lane::beside_others(student.threads, &[device], turns)?)
+        Ok(ComputeContext::beside_others(
+            student.threads,
+            &[device],
+            turns,
+        )?)
     }
 }
 
@@ -87,7 +95,7 @@ impl Batch {
 
 /// Makes a student's step, `number` from 1, with what `signal` gives for each micro-batch. Seconds of its parts.
 pub(super) fn student_step<Output: Borrow<TeacherOutput>>(
-    (lane, student): (&Lane, &mut Student),
+    (lane, student): (&ComputeContext, &mut Student),
     number: u64,
     batch: &Batch,
     mut signal: impl FnMut(usize, &[&Sequence]) -> Result<Option<Output>>,

@@ -16,7 +16,7 @@ use ddk_run::{
 };
 use ddk_settings::Settings;
 use ddk_telemetry::{Board, metrics};
-use ddk_torch::Turns;
+use ddk_torch::TimeSlice;
 
 use super::{changes, lost, options, plan::keeps_best, policy, prepared::Prepared};
 use crate::{
@@ -172,7 +172,7 @@ impl Assembly {
             "maximum size of the micro-batch queues"
         );
         let faults = || Arc::clone(&prepared.faults);
-        let turns = Turns::new(settings.pipeline.time_slicing);
+        let turns = TimeSlice::new(settings.pipeline.time_slicing);
         let parts = Parts {
             teacher: wiring::teachers(
                 settings,

@@ -38,7 +38,7 @@ pub(super) fn fork(
         .enumerate()
         .map(|(index, name)| {
             if kept.contains(&Some(index)) {
-                let options = prepare::row_options(&settings);
+                let options = prepare::sequence_options(&settings);
                 let domain = PreparedDomain::open(&settings.corpus.dir, name, options)?;
                 Ok(domain.rows())
             } else {
@@ -50,8 +50,8 @@ pub(super) fn fork(
     let mut state = state.fork(&Fork {
         kept: &kept,
         old_rows: &old_rows,
-        new_rows: &prepared.plan.domain_rows,
-        rows_per_step: settings.training.global_batch_size,
+        new_rows: &prepared.plan.domain_sequences,
+        sequences_per_step: settings.training.global_batch_size,
         seed: settings.run.seed,
         alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
     });

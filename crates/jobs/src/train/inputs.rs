@@ -217,7 +217,7 @@ impl Inputs {
             settings.objective.chunk_size,
             settings.evaluation.batch_size,
             settings.teacher.dtype,
-            // Lane 0 measures them.
+            // Replica 0 measures them.
             &settings.teacher.devices[..1],
             settings.teacher.threads,
         );

@@ -48,10 +48,10 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
     let objective = objective::of_settings(&settings.objective);
     RunPlan {
         domains: corpus.names().map(str::to_owned).collect(),
-        domain_rows: corpus.domains.iter().map(|domain| domain.rows()).collect(),
+        domain_sequences: corpus.domains.iter().map(|domain| domain.rows()).collect(),
         natural: prepare::natural_shares(corpus),
         seed: run.seed,
-        rows_per_step: settings.training.global_batch_size,
+        sequences_per_step: settings.training.global_batch_size,
         micro_rows: settings.training.micro_batch_size,
         chunk: 0,
         max_steps,

@@ -1,7 +1,7 @@
 //! How the mixture moves, as `[mixture]` says.
 
 use anyhow::{Result, anyhow};
-use ddk_engine::RowLosses;
+use ddk_engine::SequenceLosses;
 use ddk_mixture::{
     Ddk, DdkNoSmoothing, DoremiProxy, Fixed, MixturePolicy, Needs, Odm, Policy, Sheared,
 };
@@ -61,10 +61,10 @@ pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<
 }
 
 /// Which sums of single rows a policy is moved by.
-pub(super) fn row_losses(needs: Needs) -> RowLosses {
+pub(super) fn row_losses(needs: Needs) -> SequenceLosses {
     match needs {
-        Needs::Nothing | Needs::Perplexities => RowLosses::None,
-        Needs::Losses => RowLosses::CrossEntropy,
-        Needs::Excess => RowLosses::Excess,
+        Needs::Nothing | Needs::Perplexities => SequenceLosses::None,
+        Needs::Losses => SequenceLosses::CrossEntropy,
+        Needs::Excess => SequenceLosses::Excess,
     }
 }

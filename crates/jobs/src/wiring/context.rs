@@ -7,13 +7,13 @@ use ddk_actors::{MicroBatch, PortError, Work, error::with_causes, ports::Between
 use ddk_corpus::Sequence;
 use ddk_engine::{EngineError, Evaluation};
 use ddk_model::{Model, ModelError};
-use ddk_torch::{Lane, TorchError};
+use ddk_torch::{ComputeContext, TorchError};
 
 use crate::faults::{Faults, Place};
 
 /// What both models' ports have: a lane to compute on, faults on purpose, and how perplexities are measured.
 pub(super) struct Context {
-    pub(super) lane: Lane,
+    pub(super) lane: ComputeContext,
     pub(super) faults: Arc<Faults>,
     pub(super) evaluation: Evaluation,
     /// Evaluations of the student made so far.
@@ -21,7 +21,7 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(lane: Lane, faults: &Arc<Faults>, evaluation: &Evaluation) -> Self {
+    pub(super) fn new(lane: ComputeContext, faults: &Arc<Faults>, evaluation: &Evaluation) -> Self {
         Self {
             lane,
             faults: Arc::clone(faults),
@@ -30,7 +30,7 @@ impl Context {
         }
     }
 
-    /// Does a piece of the lane's work ([`Lane::work`]).
+    /// Does a piece of the lane's work ([`ComputeContext::work`]).
     pub(super) fn work<T>(
         &self,
         kind: Work,
@@ -40,7 +40,7 @@ impl Context {
         done.flatten().map_err(|error| port_error(error, kind))
     }
 
-    /// Does a piece of it in its turn ([`Lane::work_in_turn`]); also the seconds waited for that.
+    /// Does a piece of it in its turn ([`ComputeContext::work_in_turn`]); also the seconds waited for that.
     pub(super) fn work_in_turn<T>(
         &self,
         kind: Work,

@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::Result;
 use ddk_engine::{
-    EngineError, FilterStage, Filters, FlopCounter, Learner, RowLosses, Student, StudentOptions,
-    Teacher,
+    EngineError, FilterStage, Filters, FlopCounter, SequenceLosses, Student, StudentOptions,
+    Teacher, Trainable,
 };
-use ddk_model::{Frozen, Model, ModelConfig, ModelError, Output, Placement};
+use ddk_model::{LmHead, Model, ModelConfig, ModelError, Placement, SharedWeights};
 use ddk_settings::{Dtype, MixturePolicy, Settings};
-use ddk_torch::{DeviceError, Turns, parse_device};
+use ddk_torch::{DeviceError, TimeSlice, parse_device};
 use tch::{Device, Kind};
 
 use crate::{config::required, objective};
@@ -23,10 +23,10 @@ pub type Record = (&'static str, Arc<[u8]>);
 /// How a student begins.
 pub struct StudentStart {
     pub options: StudentOptions,
-    pub row_losses: RowLosses,
+    pub row_losses: SequenceLosses,
     /// The checkpoint that it resumes from; its folder where absent.
     pub checkpoint: Option<PathBuf>,
-    pub turns: Turns,
+    pub turns: TimeSlice,
 }
 
 /// Whether the loss or the mixture uses the teacher's output for each batch. If not, the teacher makes no
@@ -43,7 +43,7 @@ pub struct ModelFolders {
     pub teacher: PathBuf,
     pub student: PathBuf,
     /// The teacher's weights: lanes and the student's side have them in memory once a device.
-    pub frozen: Arc<Frozen>,
+    pub frozen: Arc<SharedWeights>,
     /// False for a student that learns from the text alone.
     pub has_teacher: bool,
 }
@@ -51,7 +51,7 @@ pub struct ModelFolders {
 impl ModelFolders {
     pub fn new(teacher: PathBuf, student: PathBuf) -> Self {
         Self {
-            frozen: Arc::new(Frozen::of(&teacher)),
+            frozen: Arc::new(SharedWeights::of(&teacher)),
             teacher,
             student,
             has_teacher: true,
@@ -105,7 +105,7 @@ pub(super) fn build_learner(
     settings: &Settings,
     folders: &ModelFolders,
     start: StudentStart,
-) -> Result<Box<dyn Learner>> {
+) -> Result<Box<dyn Trainable>> {
     let (options, checkpoint) = (start.options, start.checkpoint.as_deref());
     let to_learn = options.filters.clone();
     let Some(filters) = to_learn.filter(|filters| filters.learned.is_none()) else {
@@ -115,7 +115,7 @@ pub(super) fn build_learner(
     };
     let model = Model::load(&folders.student, &student_placement(&settings.student)?)?;
     let kind = kind(settings.teacher.dtype);
-    let output = Output::load(&folders.teacher, model.device(), kind)?;
+    let output = LmHead::load(&folders.teacher, model.device(), kind)?;
     Ok(Box::new(match checkpoint {
         Some(checkpoint) => FilterStage::restore(model, options, filters, output, checkpoint)?,
         None => FilterStage::new(model, options, filters, output)?,

@@ -6,10 +6,10 @@ use ddk_actors::{
     Live, MicroBatch, PortError, Work,
     ports::{Between, StudentFactory},
 };
-use ddk_engine::{Evaluation, FlopCounter, Learner, TeacherOutput};
+use ddk_engine::{Evaluation, FlopCounter, TeacherOutput, Trainable};
 use ddk_run::{MicroBatchSums, PhaseSeconds, SnapshotFile, StepPhase, UpdateStats};
 use ddk_settings::Settings;
-use ddk_torch::{Lane, parse_device};
+use ddk_torch::{ComputeContext, parse_device};
 use tch::Tensor;
 
 use super::{
@@ -24,7 +24,7 @@ use crate::{
 /// The student on its lane.
 pub struct StudentPort {
     context: Context,
-    student: Box<dyn Learner>,
+    student: Box<dyn Trainable>,
     flops: FlopCounter,
     records: Vec<Record>,
     live: Arc<Live>,
@@ -45,7 +45,8 @@ pub fn student(
         faults.phase(Phase::Load)?;
         let build = || -> anyhow::Result<StudentPort> {
             let device = parse_device(&settings.student.device)?;
-            let lane = Lane::beside_others(settings.student.threads, &[device], &start.turns)?;
+            let lane =
+                ComputeContext::beside_others(settings.student.threads, &[device], &start.turns)?;
             let context = Context::new(lane, &faults, &evaluation);
             let flops = flop_counter(&folders, &start.options)?;
             let student =
@@ -72,7 +73,7 @@ impl StudentPort {
 }
 
 impl ddk_actors::Student for StudentPort {
-    type Signal = Option<TeacherOutput>;
+    type TeacherOutput = Option<TeacherOutput>;
     type Weights = Vec<Tensor>;
 
     fn accumulate(

@@ -10,7 +10,7 @@ use ddk_actors::{
 use ddk_engine::{Evaluation, Filters, Teacher, TeacherOutput};
 use ddk_model::{Model, Placement};
 use ddk_settings::Settings;
-use ddk_torch::{Lane, Turns, give_freed_memory_back, parse_device};
+use ddk_torch::{ComputeContext, TimeSlice, give_freed_memory_back, parse_device};
 use tch::Tensor;
 
 use super::{
@@ -42,7 +42,7 @@ pub fn teachers(
     evaluation: Evaluation,
     known: bool,
     filters: Option<Filters>,
-    turns: Turns,
+    turns: TimeSlice,
     faults: Arc<Faults>,
 ) -> TeacherFactory<TeacherPort> {
     let (teacher, student) = (settings.teacher.clone(), settings.student.clone());
@@ -52,7 +52,7 @@ pub fn teachers(
             let placement = teacher_placement(&teacher, number)?;
             let student_device = parse_device(&student.device)?;
             let devices = [&placement.devices[..], &[student_device]].concat();
-            let lane = Lane::beside_others(teacher.threads, &devices, &turns)?;
+            let lane = ComputeContext::beside_others(teacher.threads, &devices, &turns)?;
             let context = Context::new(lane, &faults, &evaluation);
             let measures = number == 0 && !known;
             let teacher = (needs_output || measures).then(|| {
@@ -81,7 +81,7 @@ pub fn teachers(
 }
 
 impl ddk_actors::Teacher for TeacherPort {
-    type Signal = Option<TeacherOutput>;
+    type TeacherOutput = Option<TeacherOutput>;
     type Weights = Vec<Tensor>;
 
     fn label(&mut self, batch: &MicroBatch) -> Result<Option<TeacherOutput>, PortError> {

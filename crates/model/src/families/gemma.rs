@@ -6,11 +6,11 @@ use serde_json::Value;
 use super::llama;
 use crate::{
     ModelError,
-    design::{Activation, Design, NormDesign},
     fields::Fields,
+    spec::{Activation, ArchitectureSpec, NormSpec},
 };
 
-pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     // The first releases said "gelu" and meant its approximation by tanh.
     let activation = fields.text("hidden_act", "gelu_pytorch_tanh")?;
     if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
@@ -25,7 +25,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
     design.tied = fields.flag("tie_word_embeddings", true)?;
     design.attention.head_dim = fields.optional_size("head_dim")?.unwrap_or(256);
     design.embedding_scale = Some((design.hidden_size as f64).sqrt());
-    design.norm = NormDesign::Rms {
+    design.norm = NormSpec::Rms {
         eps: fields.number("rms_norm_eps", 1e-6)?,
         plus_one: true,
     };

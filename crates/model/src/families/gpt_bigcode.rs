@@ -3,11 +3,11 @@
 use super::expect_activation;
 use crate::{
     ModelError,
-    design::{
-        Activation, AttentionDesign, Design, MlpDesign, Names, NormDesign, Positions, Projections,
-        even_share,
-    },
     fields::Fields,
+    spec::{
+        Activation, ArchitectureSpec, AttentionSpec, MlpSpec, Names, NormSpec, Positions,
+        Projections, even_share,
+    },
 };
 
 const NAMES: Names = Names {
@@ -25,14 +25,14 @@ const NAMES: Names = Names {
     head: "lm_head",
 };
 
-pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     expect_activation(fields, "activation_function", "gelu_pytorch_tanh")?;
     if fields.flag("add_cross_attention", false)? {
         return Err(fields.unsupported("add_cross_attention", "true", "false"));
     }
     let hidden_size = fields.size("n_embd")?;
     let heads = fields.size("n_head")?;
-    Ok(Design {
+    Ok(ArchitectureSpec {
         vocab_size: fields.size("vocab_size")?,
         hidden_size,
         layers: fields.size("n_layer")?,
@@ -41,10 +41,10 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
         initializer_range: fields.number("initializer_range", 0.02)?,
         embedding_scale: None,
         positions: Positions::Learned,
-        norm: NormDesign::Layer {
+        norm: NormSpec::Layer {
             eps: fields.number("layer_norm_epsilon", 1e-5)?,
         },
-        attention: AttentionDesign {
+        attention: AttentionSpec {
             heads,
             num_key_value_heads: if fields.flag("multi_query", true)? {
                 1
@@ -57,7 +57,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
             qk_norm: None,
             scale: (!fields.flag("scale_attn_weights", true)?).then_some(1.0),
         },
-        mlp: MlpDesign {
+        mlp: MlpSpec {
             width: fields
                 .optional_size("n_inner")?
                 .unwrap_or(hidden_size.saturating_mul(4)),

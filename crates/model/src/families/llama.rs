@@ -4,19 +4,19 @@
 use super::{LLAMA_NAMES, expect_activation, rotary};
 use crate::{
     ModelError,
-    design::{
-        Activation, AttentionDesign, Design, MlpDesign, NormDesign, Positions, Projections,
+    fields::Fields,
+    spec::{
+        Activation, ArchitectureSpec, AttentionSpec, MlpSpec, NormSpec, Positions, Projections,
         even_share,
     },
-    fields::Fields,
 };
 
-pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     expect_activation(fields, "hidden_act", "silu")?;
     let hidden_size = fields.size("hidden_size")?;
     let heads = fields.size("num_attention_heads")?;
     let attention_bias = fields.flag("attention_bias", false)?;
-    Ok(Design {
+    Ok(ArchitectureSpec {
         vocab_size: fields.size("vocab_size")?,
         hidden_size,
         layers: fields.size("num_hidden_layers")?,
@@ -27,11 +27,11 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
         initializer_range: fields.number("initializer_range", 0.02)?,
         embedding_scale: None,
         positions: Positions::Rotary(rotary(fields)?),
-        norm: NormDesign::Rms {
+        norm: NormSpec::Rms {
             eps: fields.number("rms_norm_eps", 1e-6)?,
             plus_one: false,
         },
-        attention: AttentionDesign {
+        attention: AttentionSpec {
             heads,
             num_key_value_heads: fields
                 .optional_size("num_key_value_heads")?
@@ -47,7 +47,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
             qk_norm: None,
             scale: None,
         },
-        mlp: MlpDesign {
+        mlp: MlpSpec {
             width: fields.size("intermediate_size")?,
             activation: Activation::Silu,
             gated: true,

@@ -1,4 +1,4 @@
-//! Which model a `config.json` describes: one small file a family, each from its configuration to a [`Design`].
+//! Model families: each small file turns a `config.json` into an [`ArchitectureSpec`].
 
 mod gemma;
 mod gpt_bigcode;
@@ -9,12 +9,12 @@ mod qwen3;
 
 use crate::{
     ModelError,
-    design::{Design, Names, RotaryDesign, RotaryScaling},
     fields::Fields,
+    spec::{ArchitectureSpec, Names, RotaryScaling, RotarySpec},
 };
 
 /// From a configuration to the decoder that it describes.
-type Family = fn(Fields<'_>) -> Result<Design, ModelError>;
+type Family = fn(Fields<'_>) -> Result<ArchitectureSpec, ModelError>;
 
 /// Architectures by the name in `config.json`.
 const FAMILIES: [(&str, Family); 6] = [
@@ -30,7 +30,7 @@ const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
                          GemmaForCausalLM, GPTBigCodeForCausalLM";
 
 /// The design of the model that a configuration describes; what is not supported is refused by name.
-pub(crate) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+pub(crate) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     let architectures: Vec<&str> = fields
         .get("architectures")
         .and_then(|list| list.as_array())
@@ -85,14 +85,14 @@ fn expect_activation(
 }
 
 /// `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (older).
-fn rotary(fields: Fields<'_>) -> Result<RotaryDesign, ModelError> {
+fn rotary(fields: Fields<'_>) -> Result<RotarySpec, ModelError> {
     let theta = fields.number("rope_theta", 10_000.0)?;
     let parameters = match fields.inner("rope_parameters")? {
         Some(parameters) => Some(parameters),
         None => fields.inner("rope_scaling")?,
     };
     let Some(parameters) = parameters else {
-        return Ok(RotaryDesign {
+        return Ok(RotarySpec {
             theta,
             scaling: RotaryScaling::None,
         });
@@ -124,7 +124,7 @@ fn rotary(fields: Fields<'_>) -> Result<RotaryDesign, ModelError> {
         },
         other => return Err(fields.unsupported("rope type", other, "default, linear, llama3")),
     };
-    Ok(RotaryDesign {
+    Ok(RotarySpec {
         theta: parameters.number("rope_theta", theta)?,
         scaling,
     })

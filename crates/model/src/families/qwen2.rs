@@ -3,11 +3,11 @@
 use super::{llama, within_window};
 use crate::{
     ModelError,
-    design::{Design, Projections},
     fields::Fields,
+    spec::{ArchitectureSpec, Projections},
 };
 
-pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     let mut design = llama::design(fields)?;
     design.attention.projections = Projections::Separate { bias: true };
     design.attention.output_bias = false;

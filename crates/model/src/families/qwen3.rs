@@ -1,9 +1,9 @@
 //! Qwen3 (Yang et al., 2025): a Llama with norms over each head of queries and keys, and a head size of its own.
 
 use super::{llama, within_window};
-use crate::{ModelError, design::Design, fields::Fields};
+use crate::{ModelError, fields::Fields, spec::ArchitectureSpec};
 
-pub(super) fn design(fields: Fields<'_>) -> Result<Design, ModelError> {
+pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     let mut design = llama::design(fields)?;
     design.attention.head_dim = fields.optional_size("head_dim")?.unwrap_or(128);
     design.attention.qk_norm = Some(design.norm);

@@ -1,19 +1,19 @@
 //! Causal self-attention: multi-head, grouped queries (Ainslie et al., "GQA") or one key and value for all
 //! (Shazeer, "Fast transformer decoding").
 
-use ddk_torch::{flash_attention_of_sequences, padded, takes_gpu_path, upload};
+use ddk_torch::{flash_attention_of_sequences, padded, takes_gpu_path, to_device};
 use tch::{Kind, TchError, Tensor};
 
 use super::{Linear, Norm, Tables, fused, rotary::rotate};
 use crate::{
     ModelError, Parts,
-    design::{AttentionDesign, Design, Projections},
     parameters::{Initial, Parameters},
+    spec::{ArchitectureSpec, AttentionSpec, Projections},
 };
 
 #[derive(Debug)]
 pub(crate) struct Attention {
-    design: AttentionDesign,
+    design: AttentionSpec,
     inputs: Inputs,
     qk_norm: Option<(Norm, Norm)>,
     output: Linear,
@@ -33,7 +33,7 @@ impl Attention {
     pub(crate) fn new(
         parameters: &mut Parameters<'_>,
         name: &str,
-        design: &Design,
+        design: &ArchitectureSpec,
     ) -> Result<Self, ModelError> {
         let (attention, width) = (design.attention.clone(), design.hidden_size);
         let initial = Initial::Normal(design.initializer_range);
@@ -88,7 +88,7 @@ impl Attention {
         parts: Option<&Parts>,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor, TchError> {
-        let AttentionDesign {
+        let AttentionSpec {
             heads,
             num_key_value_heads,
             head_dim,
@@ -170,7 +170,7 @@ impl Attention {
 
     /// Queries `[B, H, T, E]`, keys and values `[B, K, T, E]`.
     fn project(&self, x_btd: &Tensor) -> Result<[Tensor; 3], TchError> {
-        let AttentionDesign {
+        let AttentionSpec {
             heads,
             num_key_value_heads,
             head_dim,
@@ -254,7 +254,7 @@ fn end_to_end(
             Some(*end)
         });
         let starts: Vec<i32> = [0].into_iter().chain(ends).map(|at| at as i32).collect();
-        let starts = upload(Tensor::f_from_slice(&starts)?, q.device())?;
+        let starts = to_device(Tensor::f_from_slice(&starts)?, q.device())?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         flash_attention_of_sequences([&q_nhe, &k_nke, &v_nke], &starts, longest, scale)?
     } else {

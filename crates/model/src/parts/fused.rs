@@ -2,7 +2,7 @@
 //! `None` or `false` where it cannot (another device or dtype, shapes that do not fit, tensors that share
 //! memory), and the caller takes libtorch's operations, whose errors say what is wrong.
 
-use ddk_torch::{are_apart, numbers, numbers_mut};
+use ddk_torch::{are_apart, as_slice, as_slice_mut};
 use tch::{TchError, Tensor};
 
 use super::Tables;
@@ -33,7 +33,7 @@ pub(super) unsafe fn rms_norm(
     // SAFETY: nobody writes to the inputs, which the caller promises; the output is new, so no other handle
     // of it exists.
     let done = unsafe {
-        match (numbers(x), numbers(weight), numbers_mut(&mut out)) {
+        match (as_slice(x), as_slice(weight), as_slice_mut(&mut out)) {
             (Some(x), Some(weight), Some(out)) => {
                 ddk_kernel::rms_norm(x, weight, eps as f32, out, threads());
                 true
@@ -57,7 +57,7 @@ pub(super) unsafe fn silu_mul(gate: &mut Tensor, up: &Tensor) -> bool {
     }
     // SAFETY: the two are apart; the rest the caller promises.
     unsafe {
-        match (numbers_mut(gate), numbers(up)) {
+        match (as_slice_mut(gate), as_slice(up)) {
             (Some(gate), Some(up)) => {
                 ddk_kernel::silu_mul(gate, up, threads());
                 true
@@ -86,7 +86,7 @@ pub(super) unsafe fn rotate(x: &Tensor, (cos, sin): &Tables) -> Result<bool, Tch
     // SAFETY: `x` is not looked at in between, and is apart from the tables, which are only read; the rest
     // the caller promises.
     let done = unsafe {
-        match (numbers_mut(&mut by_position), numbers(cos), numbers(sin)) {
+        match (as_slice_mut(&mut by_position), as_slice(cos), as_slice(sin)) {
             (Some(x), Some(cos), Some(sin)) => {
                 ddk_kernel::rotate(x, heads as usize, cos, sin, width as usize, threads());
                 true

@@ -5,8 +5,8 @@ use tch::{TchError, Tensor};
 use super::{Linear, fused};
 use crate::{
     ModelError,
-    design::{Activation, Design},
     parameters::{Initial, Parameters},
+    spec::{Activation, ArchitectureSpec},
 };
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Mlp {
     pub(crate) fn new(
         parameters: &mut Parameters<'_>,
         name: &str,
-        design: &Design,
+        design: &ArchitectureSpec,
     ) -> Result<Self, ModelError> {
         let (mlp, names) = (design.mlp, design.names);
         let initial = Initial::Normal(design.initializer_range);

@@ -5,13 +5,13 @@ use tch::{Kind, TchError, Tensor};
 use super::{cast, fused};
 use crate::{
     ModelError,
-    design::NormDesign,
     parameters::{Initial, Parameters},
+    spec::NormSpec,
 };
 
 #[derive(Debug)]
 pub(crate) struct Norm {
-    design: NormDesign,
+    design: NormSpec,
     /// `[D]`.
     weight: Tensor,
     bias: Option<Tensor>,
@@ -22,18 +22,18 @@ impl Norm {
         parameters: &mut Parameters<'_>,
         name: &str,
         width: i64,
-        design: NormDesign,
+        design: NormSpec,
     ) -> Result<Self, ModelError> {
         let initial = match design {
-            NormDesign::Rms { plus_one: true, .. } => Initial::Zeros,
+            NormSpec::Rms { plus_one: true, .. } => Initial::Zeros,
             _ => Initial::Ones,
         };
         let weight = parameters.get(format!("{name}.weight"), &[width], initial)?;
         let bias = match design {
-            NormDesign::Layer { .. } => {
+            NormSpec::Layer { .. } => {
                 Some(parameters.get(format!("{name}.bias"), &[width], Initial::Zeros)?)
             }
-            NormDesign::Rms { .. } => None,
+            NormSpec::Rms { .. } => None,
         };
         Ok(Self {
             design,
@@ -46,20 +46,20 @@ impl Norm {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let width = self.weight.size();
         match self.design {
-            NormDesign::Rms {
+            NormSpec::Rms {
                 eps,
                 plus_one: false,
             } => {
                 let weight = cast(&self.weight, x.kind())?;
                 // SAFETY: activations are written once, where they are made, and a model's weights by the
-                // thread that computes with it alone (`Frozen` weights by none).
+                // thread that computes with it alone (`SharedWeights` weights by none).
                 match unsafe { fused::rms_norm(x, &weight, eps)? } {
                     Some(normed) => Ok(normed),
                     None => x.f_rms_norm(width, Some(&weight), eps),
                 }
             }
             // 1 + w is rounded once, at the end, as the reference does.
-            NormDesign::Rms {
+            NormSpec::Rms {
                 eps,
                 plus_one: true,
             } => {
@@ -67,7 +67,7 @@ impl Norm {
                 let normed = cast(x, Kind::Float)?.f_rms_norm(width, Some(&weight), eps)?;
                 cast(&normed, x.kind())
             }
-            NormDesign::Layer { eps } => {
+            NormSpec::Layer { eps } => {
                 let bias = self
                     .bias
                     .as_ref()

@@ -5,7 +5,7 @@ use std::{cell::RefCell, f32::consts::PI};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::design::{RotaryDesign, RotaryScaling};
+use crate::spec::{RotaryScaling, RotarySpec};
 
 /// Cosines and sines of some positions, each `[T, E]`.
 pub(crate) type Tables = (Tensor, Tensor);
@@ -21,7 +21,7 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    pub(crate) fn new(design: &RotaryDesign, head_dim: i64, device: Device, kind: Kind) -> Self {
+    pub(crate) fn new(design: &RotarySpec, head_dim: i64, device: Device, kind: Kind) -> Self {
         Self {
             frequencies: frequencies(design, head_dim),
             device,
@@ -56,7 +56,7 @@ impl Rotary {
     }
 }
 
-fn frequencies(design: &RotaryDesign, head_dim: i64) -> Vec<f32> {
+fn frequencies(design: &RotarySpec, head_dim: i64) -> Vec<f32> {
     (0..head_dim / 2)
         .map(|index| {
             let exponent = 2.0 * index as f32 / head_dim as f32;

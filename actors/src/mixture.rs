@@ -27,7 +27,7 @@ use crate::{
 /// What the weight scheduler is told. The models' own lanes measure perplexities: the teacher's once, the student's
 /// at an interval's end, where the mixture or a setting asks for them.
 #[derive(Debug)]
-pub enum WeightSchedulerMessage {
+pub enum MixtureMessage {
     /// The teacher's perplexities are known.
     TeacherEvaluated,
     /// The next interval is due.
@@ -114,15 +114,15 @@ impl Scheduler {
             return Verdict::Nothing;
         }
         // Where passes are limited, the last interval is as long as what is left.
-        let cursors = self.last.cursors_at_end(&self.plan.domain_rows);
+        let cursors = self.last.cursors_at_end(&self.plan.domain_sequences);
         let left = self.rows_left(&cursors);
         let rows_left: Option<u64> = left.iter().copied().sum();
-        let steps_left = rows_left.map(|rows| rows / self.plan.rows_per_step);
+        let steps_left = rows_left.map(|rows| rows / self.plan.sequences_per_step);
         let steps = steps_left.map_or(steps, |left| steps.min(left));
         if steps == 0 {
             return Verdict::Finish(StopReason::MaxEpochs);
         }
-        let rows = steps * self.plan.rows_per_step;
+        let rows = steps * self.plan.sequences_per_step;
         let target = limit(&decision.weights, &left, rows);
         let mut quota = self.last.quota.clone();
         let mut interval = Interval {
@@ -204,20 +204,20 @@ impl Scheduler {
     fn rows_left(&self, cursors: &[Cursor]) -> Vec<Option<u64>> {
         cursors
             .iter()
-            .zip(&self.plan.domain_rows)
+            .zip(&self.plan.domain_sequences)
             .map(|(cursor, &rows)| {
                 let all = (self.plan.max_passes? * rows as f64) as u64;
-                Some(all.saturating_sub(cursor.pass * rows + cursor.index))
+                Some(all.saturating_sub(cursor.epoch * rows + cursor.index))
             })
             .collect()
     }
 }
 
 /// The actor.
-pub struct WeightScheduler;
+pub struct MixtureActor;
 
 /// What it works with.
-pub struct WeightSchedulerState {
+pub struct MixtureState {
     /// The state machine.
     pub scheduler: Scheduler,
     /// To the batcher. It has room for two: no interval is decided before the one but last has been trained on.
@@ -232,7 +232,7 @@ pub struct WeightSchedulerState {
     pub facts: Arc<Facts>,
 }
 
-impl WeightSchedulerState {
+impl MixtureState {
     /// Decides what follows from the interval's end that waits, as soon as the teacher's perplexities are known.
     fn decide(&mut self) -> Result<(), ActorProcessingErr> {
         let Some(teacher) = self.facts.teacher_perplexities.get().cloned() else {
@@ -319,10 +319,10 @@ pub fn publish(line: &MixtureLine) {
     }
 }
 
-impl Actor for WeightScheduler {
-    type Msg = WeightSchedulerMessage;
-    type State = WeightSchedulerState;
-    type Arguments = WeightSchedulerState;
+impl Actor for MixtureActor {
+    type Msg = MixtureMessage;
+    type State = MixtureState;
+    type Arguments = MixtureState;
 
     async fn pre_start(
         &self,
@@ -339,7 +339,7 @@ impl Actor for WeightScheduler {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if let WeightSchedulerMessage::IntervalEnded(ended) = message {
+        if let MixtureMessage::IntervalEnded(ended) = message {
             state.waiting = Some(ended);
         }
         state.decide()

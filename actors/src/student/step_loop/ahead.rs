@@ -1,6 +1,6 @@
 //! What the student's books hold where mixtures lag: the evaluation that the interval in hand began with.
 
-use super::{Core, took};
+use super::{StepLoop, took};
 use crate::{LoopState, PortError, RunPlan, Student, interval::Evaluation, teacher::EvaluatedCopy};
 
 /// The evaluation that the interval in hand began with, where mixtures lag: the next one follows from it.
@@ -32,7 +32,7 @@ impl Ahead {
     }
 }
 
-impl<S: Student> Core<'_, S> {
+impl<S: Student> StepLoop<'_, S> {
     /// Whether the next mixture follows from an evaluation made earlier, so that nobody has to wait for the
     /// one that is due now.
     pub(crate) fn is_ahead(&self) -> bool {

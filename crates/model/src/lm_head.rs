@@ -8,12 +8,12 @@ use crate::{ModelConfig, ModelError, Weights, parameters::Parameters, parts::Nor
 
 /// The final norm and the output matrix of a folder's model, frozen.
 #[derive(Debug)]
-pub struct Output {
+pub struct LmHead {
     norm: Norm,
     head: Tensor,
 }
 
-impl Output {
+impl LmHead {
     /// Loads the final norm and the LM head. Reads no other tensor of the folder.
     ///
     /// # Errors

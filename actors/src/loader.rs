@@ -9,11 +9,11 @@ use crate::{
 };
 
 /// What a loader works with.
-pub struct DomainLoader {
+pub struct Loader {
     /// Index of the domain.
     pub domain: usize,
     /// Its rows of a pass.
-    pub domain_rows: u64,
+    pub domain_sequences: u64,
     /// Opens its rows.
     pub rows: RowsFactory,
     /// The next row to hand on. It outlives the thread, so that a loader that is restarted after a panic
@@ -23,7 +23,7 @@ pub struct DomainLoader {
     pub out: MeteredSender<Sample>,
 }
 
-impl DomainLoader {
+impl Loader {
     /// Runs the worker's thread: sends the domain's sequences to the batcher until the run ends.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl DomainLoader {
         ready.say();
         loop {
             self.out.send(rows.read()?)?;
-            cursor = cursor.advance(self.domain_rows, 1);
+            cursor = cursor.advance(self.domain_sequences, 1);
             *self.cursor.lock() = cursor;
         }
     }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The student with its books.
-pub(crate) struct Core<'a, S: Student> {
+pub(crate) struct StepLoop<'a, S: Student> {
     lane: &'a StudentLane<S>,
     context: &'a Context,
     plan: &'a RunPlan,
@@ -49,7 +49,7 @@ pub(crate) struct Core<'a, S: Student> {
     paused: Duration,
 }
 
-impl<'a, S: Student> Core<'a, S> {
+impl<'a, S: Student> StepLoop<'a, S> {
     pub(crate) fn new(lane: &'a StudentLane<S>, student: S, mut state: LoopState) -> Self {
         let plan = &lane.context.plan;
         // A step that was rolled back since has been answered.

@@ -9,7 +9,7 @@ use crate::ModelError;
 /// Runs record the hash of its JSON. A field or variant that gets another name here keeps its name there:
 /// `#[serde(rename)]`.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Design {
+pub(crate) struct ArchitectureSpec {
     pub(crate) vocab_size: i64,
     pub(crate) hidden_size: i64,
     pub(crate) layers: i64,
@@ -23,9 +23,9 @@ pub(crate) struct Design {
     /// Embeddings are multiplied by this.
     pub(crate) embedding_scale: Option<f64>,
     pub(crate) positions: Positions,
-    pub(crate) norm: NormDesign,
-    pub(crate) attention: AttentionDesign,
-    pub(crate) mlp: MlpDesign,
+    pub(crate) norm: NormSpec,
+    pub(crate) attention: AttentionSpec,
+    pub(crate) mlp: MlpSpec,
     #[serde(skip)]
     pub(crate) names: &'static Names,
 }
@@ -53,14 +53,14 @@ pub(crate) struct Names {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) enum Positions {
     /// Queries and keys are rotated.
-    Rotary(RotaryDesign),
+    Rotary(RotarySpec),
     /// An embedding of its own for each position.
     Learned,
 }
 
 /// Frequencies of a rotary embedding.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct RotaryDesign {
+pub(crate) struct RotarySpec {
     pub(crate) theta: f64,
     pub(crate) scaling: RotaryScaling,
 }
@@ -84,7 +84,7 @@ pub(crate) enum RotaryScaling {
 
 /// Kind of a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) enum NormDesign {
+pub(crate) enum NormSpec {
     /// Root mean square; `plus_one`: the weight in the file is the distance from 1 (Gemma).
     Rms { eps: f64, plus_one: bool },
     /// Mean and variance, with a bias.
@@ -92,7 +92,7 @@ pub(crate) enum NormDesign {
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct AttentionDesign {
+pub(crate) struct AttentionSpec {
     pub(crate) heads: i64,
     /// Heads of keys and values: divides `heads`.
     pub(crate) num_key_value_heads: i64,
@@ -100,7 +100,7 @@ pub(crate) struct AttentionDesign {
     pub(crate) projections: Projections,
     pub(crate) output_bias: bool,
     /// A norm over each head of queries and keys (Qwen3).
-    pub(crate) qk_norm: Option<NormDesign>,
+    pub(crate) qk_norm: Option<NormSpec>,
     /// Logits of the attention are multiplied by this; `1 / sqrt(head_dim)` where absent.
     pub(crate) scale: Option<f64>,
 }
@@ -116,7 +116,7 @@ pub(crate) enum Projections {
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct MlpDesign {
+pub(crate) struct MlpSpec {
     pub(crate) width: i64,
     pub(crate) activation: Activation,
     /// `down(activation(gate x) * up x)` instead of `down(activation(up x))`.
@@ -140,7 +140,7 @@ const MOST_POSITIONS: i64 = 1 << 30;
 const MOST_HEADS: i64 = 1 << 12;
 const LARGEST_HEAD: i64 = 1 << 12;
 
-impl Design {
+impl ArchitectureSpec {
     /// See [`crate::ModelConfig::matrices`].
     pub(crate) fn matrices(&self) -> Vec<[i64; 2]> {
         let (attention, width, inner) = (&self.attention, self.hidden_size, self.mlp.width);
@@ -161,7 +161,7 @@ impl Design {
     /// What sizes must fulfil whatever the family.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.check_bounds()?;
-        let AttentionDesign {
+        let AttentionSpec {
             heads,
             num_key_value_heads,
             head_dim,

@@ -10,7 +10,7 @@ use std::{
 
 use tch::Device;
 
-use crate::{TorchError, finish, stream::take_stream};
+use crate::{TorchError, stream::take_stream, synchronize};
 
 /// The calling thread as a lane: it has a number of libtorch threads of its own and streams of its own on its
 /// GPUs, and the time for which it was busy can be read.
@@ -18,12 +18,12 @@ use crate::{TorchError, finish, stream::take_stream};
 /// libtorch's threads on the CPU are OpenMP's: each thread that calls libtorch has a team of its own, and the team's
 /// threads inherit the caller's name. So a lane's thread must have a name of its own.
 #[derive(Debug)]
-pub struct Lane {
+pub struct ComputeContext {
     name: String,
     threads: usize,
     /// GPUs on which it has a stream of its own.
     gpus: Vec<Device>,
-    turns: Turns,
+    turns: TimeSlice,
     /// Seconds in [`Self::work`], turns waited for apart.
     worked: Cell<f64>,
     waited: Cell<f64>,
@@ -31,8 +31,8 @@ pub struct Lane {
     ended: Cell<f64>,
 }
 
-impl Lane {
-    /// Turns the calling thread into a lane of `threads` libtorch threads (at least one) on the CPU, or alone.
+impl ComputeContext {
+    /// TimeSlice the calling thread into a lane of `threads` libtorch threads (at least one) on the CPU, or alone.
     pub fn enter(threads: usize) -> Self {
         let threads = threads.max(1);
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
@@ -41,7 +41,7 @@ impl Lane {
             name: name.trim().to_owned(),
             threads,
             gpus: Vec::new(),
-            turns: Turns::new(false),
+            turns: TimeSlice::new(false),
             worked: Cell::default(),
             waited: Cell::default(),
             ended: Cell::default(),
@@ -57,7 +57,7 @@ impl Lane {
     pub fn beside_others(
         threads: usize,
         devices: &[Device],
-        turns: &Turns,
+        turns: &TimeSlice,
     ) -> Result<Self, TorchError> {
         let mut lane = Self::enter(threads);
         lane.turns = turns.clone();
@@ -83,7 +83,7 @@ impl Lane {
         let began = Instant::now();
         let done = work();
         for gpu in &self.gpus {
-            finish(*gpu)?;
+            synchronize(*gpu)?;
         }
         add(&self.worked, began.elapsed().as_secs_f64());
         Ok(done)
@@ -176,9 +176,9 @@ fn let_go_of_threads() {
 ///
 /// What a lane computes does not depend on whose turn it was before.
 #[derive(Debug, Clone, Default)]
-pub struct Turns(Option<Arc<Mutex<()>>>);
+pub struct TimeSlice(Option<Arc<Mutex<()>>>);
 
-impl Turns {
+impl TimeSlice {
     /// Whether they take turns, or compute whenever they want.
     pub fn new(taken: bool) -> Self {
         Self(taken.then(Arc::default))
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn a_lane_is_busy_for_the_processor_time_of_its_threads() {
         named("lane-one", || {
-            let lane = Lane::enter(1);
+            let lane = ComputeContext::enter(1);
             multiply();
             let (outer, before, inner) = (
                 own_processor_seconds(),
@@ -239,7 +239,7 @@ mod tests {
         });
         // Of two threads, half of what both have had: at least half of this one's.
         named("lane-two", || {
-            let lane = Lane::enter(2);
+            let lane = ComputeContext::enter(2);
             let (before, own) = (lane.busy_seconds(), own_processor_seconds());
             multiply();
             let own = own_processor_seconds() - own;
@@ -251,7 +251,8 @@ mod tests {
     #[test]
     fn a_lane_that_lets_its_threads_go_keeps_their_time() {
         named("lane-turns", || {
-            let lane = Lane::beside_others(2, &[Device::Cpu], &Turns::new(true)).unwrap();
+            let lane =
+                ComputeContext::beside_others(2, &[Device::Cpu], &TimeSlice::new(true)).unwrap();
             let (own, mut last) = (own_processor_seconds(), lane.busy_seconds());
             for turn in 0..6 {
                 lane.work_in_turn(multiply).unwrap();
@@ -267,12 +268,12 @@ mod tests {
     #[test]
     fn a_lane_that_waits_is_not_busy_whatever_another_one_does() {
         named("lane-idle", || {
-            let lane = Lane::enter(1);
+            let lane = ComputeContext::enter(1);
             let (sender, receiver) = mpsc::channel();
             let before = lane.busy_seconds();
             let other = thread::Builder::new().name("lane-busy".to_owned());
             let other = other.spawn(move || {
-                let lane = Lane::enter(1);
+                let lane = ComputeContext::enter(1);
                 let before = lane.busy_seconds();
                 multiply();
                 sender.send(lane.busy_seconds() - before).unwrap();

@@ -9,10 +9,10 @@ use ddk_run::{
 };
 use ddk_telemetry::metrics;
 
-use super::{Core, StepAccumulator, took};
+use super::{StepAccumulator, StepLoop, took};
 use crate::{Interval, LoopState, MicroBatch, RunPlan, StepReport, Student};
 
-impl<S: Student> Core<'_, S> {
+impl<S: Student> StepLoop<'_, S> {
     pub(super) fn sample(&self, batch: &MicroBatch, sample: &Sample) -> SampleLine {
         let spans = sample.sequence.spans.iter().map(|span| SampleSpan {
             document: span.document,
@@ -115,9 +115,9 @@ impl<S: Student> Core<'_, S> {
 /// What the interval has drawn from each domain.
 fn drawn_line(plan: &RunPlan, state: &LoopState) -> DrawnLine {
     let interval = &state.interval;
-    let ends = interval.cursors_at_end(&plan.domain_rows);
+    let ends = interval.cursors_at_end(&plan.domain_sequences);
     let drawn = plan.domains.iter().enumerate().map(|(domain, name)| {
-        let epochs = ends[domain].passes(plan.domain_rows[domain]);
+        let epochs = ends[domain].passes(plan.domain_sequences[domain]);
         metrics::EPOCHS.with(&[name]).set(epochs);
         let drawn = Drawn {
             sequences: interval.counts[domain],

@@ -15,12 +15,12 @@ use crate::{Model, ModelConfig, ModelError, Placement, Weights, parameters::Para
 ///
 /// Models made from it must not be trained, nor their weights replaced: the others would see it.
 #[derive(Debug)]
-pub struct Frozen {
+pub struct SharedWeights {
     folder: PathBuf,
     loaded: Mutex<HashMap<(String, Device, Kind), Tensor>>,
 }
 
-impl Frozen {
+impl SharedWeights {
     /// Reads nothing yet.
     pub fn of(folder: &Path) -> Self {
         Self {

@@ -10,8 +10,8 @@ use ddk_run::{
 use ddk_settings::SpikeAction;
 use ddk_telemetry::metrics;
 
-use super::{Core, took, unwritten};
-use crate::{Labeled, MicroBatch, PortError, Student, weight_scheduler::announce};
+use super::{StepLoop, took, unwritten};
+use crate::{LabeledBatch, MicroBatch, PortError, Student, mixture::announce};
 
 /// What the micro-batches of a step add up to so far.
 #[derive(Debug, Default)]
@@ -27,14 +27,14 @@ pub(super) struct StepAccumulator {
     pub(super) losses: TrainingSums,
 }
 
-impl<S: Student> Core<'_, S> {
+impl<S: Student> StepLoop<'_, S> {
     /// Trains on a micro-batch. The wait for it began at `began`. Returns true if it was the last of its step.
     pub(crate) fn take(
         &mut self,
-        labeled: Labeled<S::Signal>,
+        labeled: LabeledBatch<S::TeacherOutput>,
         began: Instant,
     ) -> Result<bool, PortError> {
-        let Labeled {
+        let LabeledBatch {
             batch,
             signal,
             data_wait,
