@@ -9,7 +9,7 @@ use crate::Interval;
 /// Part of an optimizer step: what teacher and student take at a time.
 #[derive(Debug)]
 pub struct MicroBatch {
-    /// Counts the micro-batches of this process from 0; teacher lane and order follow from it.
+    /// Counts the micro-batches of this process from 0; replica and order follow from it.
     pub sequence: u64,
     /// The step that it belongs to, from 1.
     pub step: u64,
@@ -54,7 +54,7 @@ pub struct LabeledBatch<TeacherOutput> {
     pub batch: Arc<MicroBatch>,
     /// The teacher's word.
     pub signal: TeacherOutput,
-    /// Seconds that the teacher's lane waited for the rows.
+    /// Seconds that the teacher's worker waited for the rows.
     pub data_wait: f64,
     /// Seconds that it took to label them.
     pub teacher_seconds: f64,

@@ -26,7 +26,7 @@ pub struct Batcher {
     pub intervals: MeteredReceiver<SetInterval>,
     /// Rows, by domain.
     pub rows: Vec<MeteredReceiver<Sample>>,
-    /// Micro-batches, by teacher lane.
+    /// Micro-batches, by replica.
     pub out: Vec<MeteredSender<Arc<MicroBatch>>>,
     /// Called before each step.
     pub hook: BatcherHook,
@@ -74,8 +74,8 @@ impl Batcher {
                     interval_set,
                 };
                 self.context.facts.first_sent.get_or_init(Instant::now);
-                let lane = (*sequence % self.out.len() as u64) as usize;
-                self.out[lane].send(Arc::new(batch))?;
+                let replica = (*sequence % self.out.len() as u64) as usize;
+                self.out[replica].send(Arc::new(batch))?;
                 *sequence += 1;
             }
         }

@@ -24,7 +24,7 @@ use crate::{
     worker::{Context, Facts},
 };
 
-/// What the weight scheduler is told. The models' own lanes measure perplexities: the teacher's once, the student's
+/// What the weight scheduler is told. The models' own workers measure perplexities: the teacher's once, the student's
 /// at an interval's end, where the mixture or a setting asks for them.
 #[derive(Debug)]
 pub enum MixtureMessage {

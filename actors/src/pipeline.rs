@@ -18,8 +18,8 @@ use crate::{
     messages::StudentCommand,
     mixture::{IntervalEnd, MixtureActor, MixtureMessage, MixtureState, Scheduler, publish},
     ports::{RowsFactory, TeacherFactory},
-    student::{StudentLane, Told},
-    teacher::{Evaluate, EvaluatedCopy, TeacherLane},
+    student::{StudentWorker, Told},
+    teacher::{Evaluate, EvaluatedCopy, TeacherWorker},
     worker::{Body, Context, Exit, Ready, Slot, WorkerId},
 };
 
@@ -87,7 +87,7 @@ where
     }
     let domains = plan.domains.iter().cloned();
     let loaders: Vec<WorkerId> = domains.map(WorkerId::Loader).collect();
-    let teachers: Vec<WorkerId> = (0..plan.teacher_lanes).map(WorkerId::Teacher).collect();
+    let teachers: Vec<WorkerId> = (0..plan.replicas).map(WorkerId::Teacher).collect();
     // Loaders, teachers, student, batcher, checkpointer: in this order the board shows them.
     for worker in loaders.iter().chain(&teachers) {
         context.line(worker);
@@ -121,7 +121,7 @@ where
     let (copies, copied) = bounded(1);
     let (evaluated, evaluations) = bounded(1);
     let (saves, saved) = pipeline.saves();
-    let mut student = StudentLane {
+    let mut student = StudentWorker {
         needs,
         input: Vec::new(),
         told: Told::new(commands),
@@ -132,12 +132,17 @@ where
         line,
         context: context.clone(),
     };
-    for (lane, id) in teachers.iter().enumerate() {
-        // Only the first lane is asked for evaluations.
-        let copies = if lane == 0 { copied.clone() } else { never() };
+    for (replica, id) in teachers.iter().enumerate() {
+        // Only the first worker is asked for evaluations.
+        let copies = if replica == 0 {
+            copied.clone()
+        } else {
+            never()
+        };
         let evaluations = (copies, evaluated.clone());
         let factory = Arc::clone(&parts.teacher);
-        let (batches, labeled) = pipeline.add_teacher(id, lane, factory, evaluations, &scheduler);
+        let (batches, labeled) =
+            pipeline.add_teacher(id, replica, factory, evaluations, &scheduler);
         batcher.out.push(batches);
         student.input.push(labeled);
     }
@@ -229,11 +234,11 @@ impl Pipeline {
         received
     }
 
-    /// Adds a teacher's lane, and returns the ends of its queues for the batcher and the student.
+    /// Adds a teacher's worker, and returns the ends of its queues for the batcher and the student.
     fn add_teacher<T: Teacher + 'static>(
         &mut self,
         id: &WorkerId,
-        lane: usize,
+        replica: usize,
         factory: TeacherFactory<T>,
         (copies, evaluated): (Receiver<Evaluate<T::Weights>>, Sender<EvaluatedCopy>),
         scheduler: &ActorRef<MixtureMessage>,
@@ -248,8 +253,8 @@ impl Pipeline {
             context.show(format!("batcher to {id}"), depth, &input),
             context.show(format!("{id} to student"), depth, &labeled),
         ]);
-        let teacher = TeacherLane {
-            lane,
+        let teacher = TeacherWorker {
+            replica,
             factory,
             input,
             out,

@@ -51,7 +51,7 @@ pub struct RunPlan {
     /// Micro-batches that may wait in a queue; 0: handed over directly.
     pub queue_depth: usize,
     /// Teachers side by side.
-    pub teacher_lanes: usize,
+    pub replicas: usize,
     /// What may change while the run trains.
     pub live: Arc<Live>,
     /// Weight of the divergence, for the lines.

@@ -62,7 +62,7 @@ pub trait Teacher {
     /// A copy of a student's weights.
     type Weights: Send + 'static;
 
-    /// Labels a micro-batch. Must be the same for the same batch, on any lane.
+    /// Labels a micro-batch. Must be the same for the same batch, on any worker.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
@@ -84,7 +84,7 @@ pub trait Teacher {
         between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError>;
 
-    /// Seconds that this lane has been busy since it was built.
+    /// Seconds that this worker has been busy since it was built.
     fn busy_seconds(&self) -> f64;
 }
 
@@ -135,7 +135,7 @@ pub trait Student {
     /// If the device fails, or a tensor cannot be serialized.
     fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, PortError>;
 
-    /// Seconds that this lane has been busy since it was built.
+    /// Seconds that this worker has been busy since it was built.
     fn busy_seconds(&self) -> f64;
 }
 
@@ -173,7 +173,7 @@ pub struct StepReport<'a> {
     pub totals: &'a Totals,
 }
 
-/// Builds a teacher for a lane, on the lane's thread; again after a failure.
+/// Builds a teacher for a worker, on the worker's thread; again after a failure.
 pub type TeacherFactory<T> = Arc<dyn Fn(usize) -> Result<T, PortError> + Send + Sync>;
 /// Builds the student, on its thread.
 pub type StudentFactory<S> = Box<dyn FnOnce() -> Result<S, PortError> + Send>;

@@ -212,15 +212,15 @@ pub struct Totals {
     pub run_seconds: f64,
     /// From the first batch sent to the last step.
     pub distill_seconds: f64,
-    /// The teacher lanes' busy time within it, without evaluations.
+    /// The teachers' busy time within it, without evaluations.
     pub teacher_busy_seconds: f64,
-    /// The student lane's, without evaluations.
+    /// The student worker's, without evaluations.
     pub student_busy_seconds: f64,
     /// Busy time of evaluations within it.
     pub evaluation_seconds: f64,
     /// From the last update of an interval to the first micro-batch of the next.
     pub boundary_seconds: f64,
-    /// Time that teacher lanes waited for rows while there was a mixture to draw them by.
+    /// Time that replicas of the teacher waited for rows while there was a mixture to draw them by.
     pub data_wait_seconds: f64,
     /// Time that training waited for snapshots.
     pub save_stall_seconds: f64,

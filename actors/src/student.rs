@@ -1,9 +1,9 @@
-//! The student's lane: takes the steps, writes their lines, tells how an interval ended, hands snapshots on.
+//! The student's worker: takes the steps, writes their lines, tells how an interval ended, hands snapshots on.
 
 mod commands;
-mod lane;
 mod step_loop;
 mod told;
+mod worker;
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crossbeam::channel::select_biased;
 use ddk_telemetry::metrics;
 
 use self::step_loop::StepLoop;
-pub use self::{lane::StudentLane, told::Told};
+pub use self::{told::Told, worker::StudentWorker};
 use crate::{
     End, LoopState, PortError, Student,
     channel::Received,
@@ -22,7 +22,7 @@ use crate::{
     worker::{Exit, Ready},
 };
 
-impl<S: Student> StudentLane<S> {
+impl<S: Student> StudentWorker<S> {
     /// Runs the worker's thread: trains until the run finishes or stops, then waits for the last checkpoint.
     ///
     /// # Errors
@@ -71,8 +71,8 @@ impl<S: Student> StudentLane<S> {
                 return Ok(End::Stopped);
             }
             let began = Instant::now();
-            let lane = (core.next_sequence % self.input.len() as u64) as usize;
-            match self.input[lane].recv_or(&told.commands)? {
+            let replica = (core.next_sequence % self.input.len() as u64) as usize;
+            match self.input[replica].recv_or(&told.commands)? {
                 Received::Item(labeled) => {
                     if !core.take(labeled, began)? {
                         continue;

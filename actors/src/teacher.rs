@@ -1,4 +1,4 @@
-//! A teacher's lane: labels micro-batches in their order. Where mixtures lag, lane 0 also evaluates copies of
+//! A teacher's worker: labels micro-batches in their order. Where mixtures lag, replica 0 also evaluates copies of
 //! the student, as soon as it is asked: between two batches, or while a batch waits for room, so that nobody
 //! who waits for the evaluation waits in vain.
 
@@ -31,24 +31,24 @@ pub struct EvaluatedCopy {
     pub step: u64,
     /// Its perplexities by domain.
     pub perplexities: Vec<f64>,
-    /// Seconds that the lane was busy with it.
+    /// Seconds that the worker was busy with it.
     pub busy_seconds: f64,
 }
 
-/// What a teacher's lane works with.
-pub struct TeacherLane<T: Teacher> {
-    /// Number of the lane.
-    pub lane: usize,
+/// What a teacher's worker works with.
+pub struct TeacherWorker<T: Teacher> {
+    /// Number of the worker.
+    pub replica: usize,
     /// Builds its teacher.
     pub factory: TeacherFactory<T>,
-    /// Micro-batches of this lane.
+    /// Micro-batches of this worker.
     pub input: MeteredReceiver<Arc<MicroBatch>>,
     /// LabeledBatch ones, in the same order.
     pub out: MeteredSender<LabeledBatch<T::TeacherOutput>>,
     /// The one in hand. It outlives the thread, so that a teacher that is restarted after a panic labels it
     /// once more, and its place in the order is kept.
     pub in_hand: Slot<Option<Arc<MicroBatch>>>,
-    /// Copies of the student to evaluate; only lane 0 is asked, and never for more than one at a time.
+    /// Copies of the student to evaluate; only replica 0 is asked, and never for more than one at a time.
     pub copies: Receiver<Evaluate<T::Weights>>,
     /// The copy in hand, kept as the micro-batch is.
     pub copy_in_hand: Slot<Option<Evaluate<T::Weights>>>,
@@ -62,7 +62,7 @@ pub struct TeacherLane<T: Teacher> {
     pub context: Context,
 }
 
-impl<T: Teacher> TeacherLane<T> {
+impl<T: Teacher> TeacherWorker<T> {
     /// Runs the worker's thread: labels micro-batches in order. Replica 0 also evaluates the teacher and copies of the
     /// student.
     ///
@@ -70,17 +70,17 @@ impl<T: Teacher> TeacherLane<T> {
     /// [`Exit::Done`] when the run ends, or [`Exit::Failed`] if the teacher cannot be built or if a label or an
     /// evaluation fails.
     pub fn work(&self, ready: Ready) -> Result<(), Exit> {
-        let mut teacher = (self.factory)(self.lane)?;
+        let mut teacher = (self.factory)(self.replica)?;
         ready.say();
         let facts = &self.context.facts;
-        if self.lane == 0 && facts.teacher_perplexities.get().is_none() {
+        if self.replica == 0 && facts.teacher_perplexities.get().is_none() {
             let between = self.between("evaluation of the teacher");
             let perplexities = teacher.perplexities(&between)?.ok_or(Exit::Done)?;
             let _ = facts.teacher_perplexities.set(perplexities);
             let known = MixtureMessage::TeacherEvaluated;
             let _ = self.scheduler.cast(known);
         }
-        // What was in hand when this lane failed.
+        // What was in hand when this worker failed.
         let copy = self.copy_in_hand.lock().take();
         if let Some(copy) = copy {
             self.evaluate_copy(&mut teacher, copy)?;

@@ -28,7 +28,7 @@ pub enum WorkerId {
     Loader(String),
     /// The batcher.
     Batcher,
-    /// A teacher, by its lane.
+    /// A teacher, by its worker.
     Teacher(usize),
     /// The student.
     Student,
@@ -43,7 +43,7 @@ impl fmt::Display for WorkerId {
         match self {
             Self::Loader(domain) => write!(formatter, "loader-{domain}"),
             Self::Batcher => formatter.write_str("batcher"),
-            Self::Teacher(lane) => write!(formatter, "teacher-{lane}"),
+            Self::Teacher(replica) => write!(formatter, "teacher-{replica}"),
             Self::Student => formatter.write_str("student"),
             Self::Checkpointer => formatter.write_str("checkpointer"),
             Self::MixtureActor => formatter.write_str("weight scheduler"),
@@ -113,7 +113,7 @@ pub struct Context {
 pub struct Facts {
     /// The teacher's perplexities, known before the first interval.
     pub teacher_perplexities: OnceLock<Vec<f64>>,
-    /// Seconds that all teacher lanes have been busy with labeling in this process.
+    /// Seconds that all replicas of the teacher have been busy with labeling in this process.
     pub teacher_busy: Slot<f64>,
     /// When the first micro-batch was sent.
     pub first_sent: OnceLock<Instant>,

@@ -282,7 +282,7 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
     );
 }
 
-/// Such a student has no head of the teacher's: hidden states that came from a lane would end the run with an error.
+/// Such a student has no head of the teacher's: hidden states that came from a worker would end the run with an error.
 #[test]
 fn a_loss_without_the_teacher_asks_it_for_nothing_but_its_perplexities() {
     let world = World::new();
@@ -377,7 +377,7 @@ fn check_counts_replicas_and_loads_models_only_for_a_forward() {
     assert!(forward.contains("teacher: perplexity") && forward.contains("student: perplexity"));
 }
 
-/// Teacher lane 0 evaluates the copy, but the copy is in the student's memory.
+/// Teacher replica 0 evaluates the copy, but the copy is in the student's memory.
 #[test]
 fn check_counts_the_evaluated_copy_on_the_students_device() {
     let world = World::new();

@@ -10,10 +10,10 @@ use ddk_run::{
     view::State,
 };
 
-use super::{StudentLane, step_loop::StepLoop};
+use super::{StudentWorker, step_loop::StepLoop};
 use crate::{Student, messages::Request, worker::Exit};
 
-impl<S: Student> StudentLane<S> {
+impl<S: Student> StudentWorker<S> {
     /// Carries out what was asked for, in its order. While the run is paused, waits for more.
     pub(super) fn obey(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         let told = &self.told;

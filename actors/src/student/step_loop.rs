@@ -13,7 +13,7 @@ use ddk_telemetry::metrics;
 use ractor::RpcReplyPort;
 
 use self::{ahead::Ahead, step::StepAccumulator};
-use super::lane::StudentLane;
+use super::worker::StudentWorker;
 use crate::{
     End, LoopState, Outcome, PortError, RunPlan, Student, Totals,
     checkpointer::SaveRequest,
@@ -23,7 +23,7 @@ use crate::{
 
 /// The student with its books.
 pub(crate) struct StepLoop<'a, S: Student> {
-    lane: &'a StudentLane<S>,
+    worker: &'a StudentWorker<S>,
     context: &'a Context,
     plan: &'a RunPlan,
     student: S,
@@ -50,15 +50,15 @@ pub(crate) struct StepLoop<'a, S: Student> {
 }
 
 impl<'a, S: Student> StepLoop<'a, S> {
-    pub(crate) fn new(lane: &'a StudentLane<S>, student: S, mut state: LoopState) -> Self {
-        let plan = &lane.context.plan;
+    pub(crate) fn new(worker: &'a StudentWorker<S>, student: S, mut state: LoopState) -> Self {
+        let plan = &worker.context.plan;
         // A step that was rolled back since has been answered.
         state
             .consecutive_skips
             .retain(|step| !plan.skip.contains(step));
         Self {
-            lane,
-            context: &lane.context,
+            worker,
+            context: &worker.context,
             plan,
             busy: student.busy_seconds(),
             student,
@@ -90,7 +90,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         let state = &self.state;
         // Once for each multiple, at the end of the interval that it lies in.
         let lies_in = |every: u64| state.step / every > (state.interval.first_step - 1) / every;
-        self.lane.needs == Needs::Perplexities
+        self.worker.needs == Needs::Perplexities
             || state.baseline.student.is_empty()
             || self.plan.evaluation_every.is_some_and(lies_in)
     }
@@ -155,7 +155,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
             reply,
             asked,
         };
-        let sent = self.lane.saves.send(request);
+        let sent = self.worker.saves.send(request);
         sent.map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
         let stall = began.elapsed().as_secs_f64();
         took("save", stall);
@@ -184,9 +184,9 @@ impl<'a, S: Student> StepLoop<'a, S> {
         let Some(result) = self.save_result.take() else {
             return Ok(());
         };
-        self.lane.line.waiting_for_output();
+        self.worker.line.waiting_for_output();
         let saved = result.recv();
-        self.lane.line.computing();
+        self.worker.line.computing();
         saved.unwrap_or_else(|_| Err("the checkpointer has ended".to_owned()))
     }
 
@@ -225,17 +225,17 @@ impl<'a, S: Student> StepLoop<'a, S> {
 
     /// The perplexities as they are now; who watches sees how far that is. `None` where it is told to stop.
     fn measure(&mut self, phase: &str) -> Result<Option<Vec<f64>>, PortError> {
-        let lane = self.lane;
-        let meter = lane.line.meter(phase, "documents");
+        let worker = self.worker;
+        let meter = worker.line.meter(phase, "documents");
         self.student.perplexities(&|done, total| {
-            lane.context.observer.on_progress(&meter.at(done, total));
-            lane.is_told_to_end()
+            worker.context.observer.on_progress(&meter.at(done, total));
+            worker.is_told_to_end()
         })
     }
 
     fn count_evaluation(&mut self, flops: f64) {
         self.totals.evaluation_flops += flops;
-        if self.lane.needs == Needs::Perplexities {
+        if self.worker.needs == Needs::Perplexities {
             self.totals.mixture_flops += flops;
         }
     }

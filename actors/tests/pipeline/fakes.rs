@@ -68,7 +68,7 @@ impl World {
                 keep_best: false,
                 max_passes: None,
                 queue_depth: 2,
-                teacher_lanes: 1,
+                replicas: 1,
                 live: saving_every(3),
                 gamma: 0.2,
                 layer_weight: None,
@@ -191,8 +191,8 @@ impl Assembly {
         plan.live = ddk_actors::Live::new(live.with(&self.overrides.up_to(step + 1)).unwrap());
         let of_student = plan.live.clone();
         let parts = Parts {
-            teacher: Arc::new(move |lane| {
-                teacher_hook("build teacher", lane as u64)?;
+            teacher: Arc::new(move |replica| {
+                teacher_hook("build teacher", replica as u64)?;
                 Ok(FakeTeacher {
                     hook: teacher_hook.clone(),
                     labeled: 0,

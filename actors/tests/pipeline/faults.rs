@@ -39,15 +39,15 @@ async fn a_teacher_or_loader_that_panics_is_built_again_and_nothing_is_lost() {
         ("read", 1003, "loader-b"),
         ("read", 0, "loader-a"),
     ] {
-        for (lanes, depth) in [(1, 0), (2, 2)] {
+        for (replicas, depth) in [(1, 0), (2, 2)] {
             let mut world = World::new();
-            world.plan.teacher_lanes = lanes;
+            world.plan.replicas = replicas;
             world.plan.queue_depth = depth;
             world.hook = panics(place, number, 2);
             world.run().await.unwrap();
             assert!(
                 world.trajectory() == whole.trajectory(),
-                "{place} {number}, {lanes} lanes"
+                "{place} {number}, {replicas} replicas"
             );
             let events = world.observer.events.lock().unwrap();
             let restarts: Vec<_> = events

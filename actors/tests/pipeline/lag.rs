@@ -56,7 +56,7 @@ async fn the_pipeline_reads_on_while_a_copy_is_evaluated() {
     let steps = Arc::clone(&world.observer);
     let beyond = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&beyond);
-    world.plan.teacher_lanes = 2;
+    world.plan.replicas = 2;
     world.plan.micro_rows = 6;
     world.hook = Arc::new(move |place, step| {
         // Replica 1 labels the step after, so the student makes at least that while replica 0 evaluates.
@@ -100,17 +100,20 @@ async fn depths_lanes_and_slow_evaluations_change_nothing() {
     let whole = world();
     whole.run().await.unwrap();
     let whole = whole.trajectory();
-    for (depth, lanes) in [(0, 1), (1, 1), (8, 1), (0, 2), (2, 3)] {
+    for (depth, replicas) in [(0, 1), (1, 1), (8, 1), (0, 2), (2, 3)] {
         let mut other = world();
         other.plan.queue_depth = depth;
-        other.plan.teacher_lanes = lanes;
+        other.plan.replicas = replicas;
         other.hook = Arc::new(|place, number| {
             let times = if place == "evaluate copy" { 40 } else { 1 };
             (0..times).for_each(|time| dawdle(number + time));
             Ok(())
         });
         other.run().await.unwrap();
-        assert!(other.trajectory() == whole, "depth {depth}, {lanes} lanes");
+        assert!(
+            other.trajectory() == whole,
+            "depth {depth}, {replicas} replicas"
+        );
     }
 }
 

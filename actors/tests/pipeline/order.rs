@@ -25,7 +25,7 @@ async fn depths_lanes_and_delays_change_nothing() {
         for depth in [0, 1, 2, 8] {
             let mut world = World::new();
             world.plan.queue_depth = depth;
-            world.plan.teacher_lanes = 1 + (seed % 3) as usize;
+            world.plan.replicas = 1 + (seed % 3) as usize;
             world.hook = Arc::new(move |place, number| {
                 dawdle(seed * 77 + place.len() as u64 * 13 + number);
                 Ok(())

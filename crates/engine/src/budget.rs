@@ -221,7 +221,7 @@ pub fn program_memory() -> Part {
     }
 }
 
-/// Estimates the memory on all devices of the teacher together; its lanes share the weights.
+/// Estimates the memory on all devices of the teacher together; its workers share the weights.
 ///
 /// A teacher that does not label is freed before the student's first step. It then counts only for what it needs beyond
 /// such a step. `student` is the result of [`student_memory`] for the same device.
@@ -231,7 +231,7 @@ pub fn program_memory() -> Part {
 pub fn teacher_memory(
     teacher: &ModelConfig,
     shape: &StepShape,
-    lanes: u64,
+    replicas: u64,
     student: &[Part],
 ) -> Result<Vec<Part>, ModelError> {
     let sizes = Sizes::of(teacher)?;
@@ -258,13 +258,13 @@ pub fn teacher_memory(
         ),
         part(
             "a forward",
-            lanes * working * shape.positions() * shape.teacher_bytes,
+            replicas * working * shape.positions() * shape.teacher_bytes,
             "training.micro_batch_size or the entries of teacher.devices",
         ),
     ])
 }
 
-/// Estimates what `mixture.lag = 1` adds on the student's device: the model that teacher lane 0 evaluates there, and
+/// Estimates what `mixture.lag = 1` adds on the student's device: the model that replica 0 evaluates there, and
 /// the weights on their way to it. `student_bytes`: bytes of a number in the student's products.
 ///
 /// # Errors
@@ -280,11 +280,11 @@ pub fn evaluated_copy_memory(
 
 /// The host: batches in the queues with their hidden states (on the student's device where that is a GPU),
 /// and the copy of weights and moments that is being saved.
-pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, lanes: u64) -> Part {
+pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, replicas: u64) -> Part {
     let width = teacher.hidden_size().unsigned_abs();
     // One more is in the hands of the teacher, one more in the student's.
     let batches = if shape.needs_teacher_output {
-        lanes * (depth + 1) + 1
+        replicas * (depth + 1) + 1
     } else {
         0
     };

@@ -1,4 +1,4 @@
-//! What can go wrong on a lane.
+//! What can go wrong on a worker.
 
 use std::path::PathBuf;
 

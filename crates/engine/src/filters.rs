@@ -5,7 +5,7 @@
 //! d_teacher]`. In a first stage ([`crate::FilterStage`]) both models are frozen and each filter learns the
 //! task on its own: what comes out of it goes through the teacher's final norm and output matrix into the
 //! cross-entropy, so that a filter keeps what matters for the task and drops the rest. In the second stage
-//! the teacher's filters are frozen on the teacher's lane, and the student's keep learning together with the
+//! the teacher's filters are frozen on the teacher's worker, and the student's keep learning together with the
 //! student ([`crate::Student`]).
 
 use std::path::PathBuf;

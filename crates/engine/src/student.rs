@@ -34,7 +34,7 @@ pub enum SequenceLosses {
     Excess,
 }
 
-/// A model in training on the lane that built it.
+/// A model in training on the worker that built it.
 #[derive(Debug)]
 pub struct Student {
     model: Model,

@@ -1,4 +1,4 @@
-//! The frozen teacher: labels batches with what the student's lane needs to rebuild its logits.
+//! The frozen teacher: labels batches with what the student's worker needs to rebuild its logits.
 
 use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
@@ -61,7 +61,7 @@ impl TeacherOutput {
     }
 }
 
-/// A frozen model on the lane that built it.
+/// A frozen model on the worker that built it.
 #[derive(Debug)]
 pub struct Teacher {
     model: Model,
@@ -148,7 +148,7 @@ impl Teacher {
         })
     }
 
-    /// `[batch, time, d_model]` as the student's lane takes it.
+    /// `[batch, time, d_model]` as the student's worker takes it.
     fn send(&self, hidden: Tensor, filter: Option<&Tensor>) -> Result<Tensor, TorchError> {
         let width = hidden.size().last().copied().unwrap_or(0);
         let mut hidden = hidden.f_reshape([-1, width])?;

@@ -1,4 +1,4 @@
-//! What learns on the student's lane: a [`crate::Student`], or TED's filters in their first stage
+//! What learns on the student's worker: a [`crate::Student`], or TED's filters in their first stage
 //! ([`crate::FilterStage`]).
 
 use ddk_corpus::Sequence;

@@ -68,8 +68,8 @@ impl Updates {
             } else {
                 1.0
             };
-            // SAFETY: a learner's parameters, gradients and moments are used by the thread of its lane alone:
-            // what other lanes get are copies (`Model::copy_parameters`, `Snapshot`).
+            // SAFETY: a learner's parameters, gradients and moments are used by the thread of its worker alone:
+            // what other workers get are copies (`Model::copy_parameters`, `Snapshot`).
             unsafe {
                 self.optimizer
                     .update(parameters, gradients, learning_rate, scale)?;

@@ -110,7 +110,7 @@ fn to_learn() -> Filters {
     }
 }
 
-/// A first stage over a teacher that was saved, and the teacher's lane.
+/// A first stage over a teacher that was saved, and the teacher's worker.
 fn first_stage(folder: &Path) -> (FilterStage, Teacher) {
     let teacher = teacher_model();
     teacher.save(folder, &Export::new(folder)).unwrap();

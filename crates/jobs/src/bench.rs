@@ -48,7 +48,7 @@ const SEED: u64 = 0;
 /// A day for one measurement is too long for anybody.
 const MOST_SECONDS: f64 = 86_400.0;
 
-/// One lane's steps by their parts, and its operations a second in large square products.
+/// One worker's steps by their parts, and its operations a second in large square products.
 struct Side {
     parts: Vec<Part>,
     rate: f64,
@@ -191,7 +191,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// The student's steps, and the products on its lane, where the teacher's output matrix is applied too.
+    /// The student's steps, and the products on its worker, where the teacher's output matrix is applied too.
     fn measure_student(&self) -> Result<Side> {
         let Models {
             settings,
@@ -237,12 +237,12 @@ impl<'a> Bench<'a> {
 
     /// The seconds of a step's forwards; `between` is called now and then.
     fn teacher(&self, between: impl FnMut() -> Result<()>) -> Result<[f64; 1]> {
-        let lane = self.models.teacher_lane(0, &TimeSlice::new(false))?;
+        let compute = self.models.teacher_context(0, &TimeSlice::new(false))?;
         let teacher = self.models.teacher(0)?;
         self.timed(between, |_| {
             let began = Instant::now();
             for micro in self.batch.micro_batches() {
-                lane.work(|| teacher.label(&micro))??;
+                compute.work(|| teacher.label(&micro))??;
             }
             Ok([began.elapsed().as_secs_f64()])
         })
@@ -251,7 +251,7 @@ impl<'a> Bench<'a> {
     /// As [`Self::teacher`], of the student's step.
     fn student(&self, between: impl FnMut() -> Result<()>) -> Result<[f64; 4]> {
         let teacher = self.models.asked_teacher()?;
-        let lane = self.models.student_lane(&TimeSlice::new(false))?;
+        let compute = self.models.student_context(&TimeSlice::new(false))?;
         let mut student = self.models.student()?;
         let label = |micro: Vec<&Sequence>| {
             let signal = teacher.as_ref().map(|teacher| teacher.label(&micro));
@@ -262,7 +262,7 @@ impl<'a> Bench<'a> {
         drop(teacher);
         self.timed(between, |number| {
             let signal = |index: usize, _: &[&Sequence]| Ok(signals[index].as_ref());
-            student_step((&lane, &mut student), number, &self.batch, signal)
+            student_step((&compute, &mut student), number, &self.batch, signal)
         })
     }
 
@@ -327,7 +327,7 @@ fn first(placement: &Placement) -> Device {
     placement.devices.first().copied().unwrap_or(Device::Cpu)
 }
 
-/// Operations a second in products of large square matrices, on the threads of the calling lane.
+/// Operations a second in products of large square matrices, on the threads of the calling worker.
 fn matrix_rate(kind: Kind, device: Device) -> Result<f64> {
     let side = if device == Device::Cpu { 1024 } else { 8192 };
     let _no_grad = tch::no_grad_guard();

@@ -1,4 +1,4 @@
-//! The end of a model alone: what a student's lane needs of a frozen model to continue from hidden states.
+//! The end of a model alone: what a student's worker needs of a frozen model to continue from hidden states.
 
 use std::path::Path;
 

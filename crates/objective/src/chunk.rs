@@ -71,7 +71,7 @@ pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<Chu
     }
 }
 
-/// Each row in one go, on the threads of the lane; the gradient takes the logits' place.
+/// Each row in one go, on the threads of the worker; the gradient takes the logits' place.
 ///
 /// # Safety
 /// As [`loss`].

@@ -42,7 +42,7 @@ fn computed(labels: &[i64; ROWS], threads: usize) -> (Vec<f32>, Vec<Values>) {
     (student, values)
 }
 
-/// The threads of a lane of this name: its own and its team's, which inherit the name.
+/// The threads of a worker of this name: its own and its team's, which inherit the name.
 fn threads_of(name: &str) -> BTreeSet<OsString> {
     let of_name = |task: &DirEntry| {
         fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)

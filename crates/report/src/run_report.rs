@@ -94,7 +94,7 @@ fn result(summary: &Summary) -> Vec<Block> {
     ]
 }
 
-/// Sums of the steps' phases on the student's lane.
+/// Sums of the steps' phases on the student's worker.
 fn time(view: &RunView) -> Vec<Block> {
     let all: f64 = view.phases().values().sum();
     let share = |seconds: f64| format!("{:.1} %", 100.0 * seconds / all.max(1e-9));

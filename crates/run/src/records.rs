@@ -306,9 +306,9 @@ pub struct Summary {
     pub distill_seconds: f64,
     /// `tokens / distill_seconds`.
     pub tokens_per_second: f64,
-    /// The teacher lanes' busy time (CPU time over threads, or device time) within `distill_seconds`.
+    /// The teachers' busy time (CPU time over threads, or device time) within `distill_seconds`.
     pub teacher_busy_seconds: f64,
-    /// The student lane's, without its evaluations.
+    /// The student worker's, without its evaluations.
     pub student_busy_seconds: f64,
     /// Busy time of evaluations within `distill_seconds`.
     pub evaluation_seconds: f64,
@@ -320,7 +320,7 @@ pub struct Summary {
     pub paused_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
-    /// Share of `distill_seconds` that a teacher lane waited for rows on average, although a mixture to draw
+    /// Share of `distill_seconds` that a replica waited for rows on average, although a mixture to draw
     /// them by was set.
     pub data_wait_share: f64,
     /// Floating-point operations of the teacher's labeling, from the models' shapes and the tokens that went

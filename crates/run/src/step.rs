@@ -71,7 +71,7 @@ pub struct UpdateStats {
     pub seconds: PhaseSeconds,
 }
 
-/// A phase of a step on the student's lane. Phases do not overlap: their seconds add up to the step's.
+/// A phase of a step on the student's worker. Phases do not overlap: their seconds add up to the step's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepPhase {

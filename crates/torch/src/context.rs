@@ -1,4 +1,4 @@
-//! A lane: a named thread with its own libtorch threads, and its busy time; lanes that take turns.
+//! A worker: a named thread with its own libtorch threads, and its busy time; workers that take turns.
 
 use std::{
     cell::Cell,
@@ -12,11 +12,11 @@ use tch::Device;
 
 use crate::{TorchError, stream::take_stream, synchronize};
 
-/// The calling thread as a lane: it has a number of libtorch threads of its own and streams of its own on its
+/// The calling thread as a worker: it has a number of libtorch threads of its own and streams of its own on its
 /// GPUs, and the time for which it was busy can be read.
 ///
 /// libtorch's threads on the CPU are OpenMP's: each thread that calls libtorch has a team of its own, and the team's
-/// threads inherit the caller's name. So a lane's thread must have a name of its own.
+/// threads inherit the caller's name. So a worker's thread must have a name of its own.
 #[derive(Debug)]
 pub struct ComputeContext {
     name: String,
@@ -32,7 +32,7 @@ pub struct ComputeContext {
 }
 
 impl ComputeContext {
-    /// TimeSlice the calling thread into a lane of `threads` libtorch threads (at least one) on the CPU, or alone.
+    /// TimeSlice the calling thread into a worker of `threads` libtorch threads (at least one) on the CPU, or alone.
     pub fn enter(threads: usize) -> Self {
         let threads = threads.max(1);
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
@@ -48,9 +48,9 @@ impl ComputeContext {
         }
     }
 
-    /// Works like [`Self::enter`], for a lane that works beside others on these devices (its own, and those where its
-    /// results go). On each GPU it has a stream of its own, so that the lanes' kernels run side by side. On the CPU,
-    /// lanes may take turns.
+    /// Works like [`Self::enter`], for a worker that works beside others on these devices (its own, and those where its
+    /// results go). On each GPU it has a stream of its own, so that the workers' kernels run side by side. On the CPU,
+    /// workers may take turns.
     ///
     /// # Errors
     /// If libtorch cannot provide or set a stream.
@@ -59,22 +59,22 @@ impl ComputeContext {
         devices: &[Device],
         turns: &TimeSlice,
     ) -> Result<Self, TorchError> {
-        let mut lane = Self::enter(threads);
-        lane.turns = turns.clone();
+        let mut context = Self::enter(threads);
+        context.turns = turns.clone();
         for device in devices {
-            if !lane.gpus.contains(device) && take_stream(*device)? {
-                lane.gpus.push(*device);
+            if !context.gpus.contains(device) && take_stream(*device)? {
+                context.gpus.push(*device);
             }
         }
-        Ok(lane)
+        Ok(context)
     }
 
-    /// Libtorch threads of this lane.
+    /// Libtorch threads of this worker.
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Runs a piece of the lane's work and waits until the lane's GPUs have done it. Other lanes may then read its
+    /// Runs a piece of the worker's work and waits until the worker's GPUs have done it. Other workers may then read its
     /// results, and its inputs may be dropped, without events between their streams.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ impl ComputeContext {
         Ok(done)
     }
 
-    /// Works like [`Self::work`], but first waits for the lane's turn. For work that is done for every batch.
+    /// Works like [`Self::work`], but first waits for the worker's turn. For work that is done for every batch.
     ///
     /// # Errors
     /// As for [`Self::work`].
@@ -106,7 +106,7 @@ impl ComputeContext {
         Ok(done)
     }
 
-    /// Seconds for which the lane was busy so far: on the CPU its threads' processor time divided by how many
+    /// Seconds for which the worker was busy so far: on the CPU its threads' processor time divided by how many
     /// they are, on GPUs the time in [`Self::work`].
     pub fn busy_seconds(&self) -> f64 {
         if self.gpus.is_empty() {
@@ -116,7 +116,7 @@ impl ComputeContext {
         }
     }
 
-    /// Seconds for which the lane has waited for its turn so far.
+    /// Seconds for which the worker has waited for its turn so far.
     pub fn waited_seconds(&self) -> f64 {
         self.waited.get()
     }
@@ -170,11 +170,11 @@ fn let_go_of_threads() {
     }
 }
 
-/// Lanes that compute one at a time, each on all its threads. Where a lane has as many threads as there are
+/// Lanes that compute one at a time, each on all its threads. Where a worker has as many threads as there are
 /// cores, another one beside it would keep each of its products waiting for the thread that has lost its
 /// core.
 ///
-/// What a lane computes does not depend on whose turn it was before.
+/// What a worker computes does not depend on whose turn it was before.
 #[derive(Debug, Clone, Default)]
 pub struct TimeSlice(Option<Arc<Mutex<()>>>);
 
@@ -184,9 +184,9 @@ impl TimeSlice {
         Self(taken.then(Arc::default))
     }
 
-    /// Waits until no other lane computes; it is this one's turn until the guard is dropped.
+    /// Waits until no other worker computes; it is this one's turn until the guard is dropped.
     fn wait(&self) -> Option<MutexGuard<'_, ()>> {
-        // A lane that panicked in its turn left nothing behind that another one could see.
+        // A worker that panicked in its turn left nothing behind that another one could see.
         let turn = self.0.as_ref()?.lock();
         Some(turn.unwrap_or_else(PoisonError::into_inner))
     }
@@ -214,21 +214,21 @@ mod tests {
         thread.spawn(work).unwrap().join().unwrap()
     }
 
-    /// What a lane says of its time is held against the processor time of its own thread, which the system
+    /// What a worker says of its time is held against the processor time of its own thread, which the system
     /// counts: neither depends on what else the machine does.
     #[test]
     fn a_lane_is_busy_for_the_processor_time_of_its_threads() {
         named("lane-one", || {
-            let lane = ComputeContext::enter(1);
+            let context = ComputeContext::enter(1);
             multiply();
             let (outer, before, inner) = (
                 own_processor_seconds(),
-                lane.busy_seconds(),
+                context.busy_seconds(),
                 own_processor_seconds(),
             );
             multiply();
             let inner = own_processor_seconds() - inner;
-            let busy = lane.busy_seconds() - before;
+            let busy = context.busy_seconds() - before;
             let outer = own_processor_seconds() - outer;
             // The system's numbers are of different moments, and rounded.
             let (least, most) = (0.9 * inner - 1e-3, 1.1 * outer + 1e-3);
@@ -239,11 +239,11 @@ mod tests {
         });
         // Of two threads, half of what both have had: at least half of this one's.
         named("lane-two", || {
-            let lane = ComputeContext::enter(2);
-            let (before, own) = (lane.busy_seconds(), own_processor_seconds());
+            let context = ComputeContext::enter(2);
+            let (before, own) = (context.busy_seconds(), own_processor_seconds());
             multiply();
             let own = own_processor_seconds() - own;
-            let busy = lane.busy_seconds() - before;
+            let busy = context.busy_seconds() - before;
             assert!(own > 0.0 && busy > 0.45 * own - 1e-3, "{busy} of {own}");
         });
     }
@@ -251,12 +251,12 @@ mod tests {
     #[test]
     fn a_lane_that_lets_its_threads_go_keeps_their_time() {
         named("lane-turns", || {
-            let lane =
+            let context =
                 ComputeContext::beside_others(2, &[Device::Cpu], &TimeSlice::new(true)).unwrap();
-            let (own, mut last) = (own_processor_seconds(), lane.busy_seconds());
+            let (own, mut last) = (own_processor_seconds(), context.busy_seconds());
             for turn in 0..6 {
-                lane.work_in_turn(multiply).unwrap();
-                let busy = lane.busy_seconds();
+                context.work_in_turn(multiply).unwrap();
+                let busy = context.busy_seconds();
                 assert!(busy > last, "turn {turn}: {busy} after {last}");
                 last = busy;
             }
@@ -268,18 +268,18 @@ mod tests {
     #[test]
     fn a_lane_that_waits_is_not_busy_whatever_another_one_does() {
         named("lane-idle", || {
-            let lane = ComputeContext::enter(1);
+            let context = ComputeContext::enter(1);
             let (sender, receiver) = mpsc::channel();
-            let before = lane.busy_seconds();
+            let before = context.busy_seconds();
             let other = thread::Builder::new().name("lane-busy".to_owned());
             let other = other.spawn(move || {
-                let lane = ComputeContext::enter(1);
-                let before = lane.busy_seconds();
+                let context = ComputeContext::enter(1);
+                let before = context.busy_seconds();
                 multiply();
-                sender.send(lane.busy_seconds() - before).unwrap();
+                sender.send(context.busy_seconds() - before).unwrap();
             });
             let of_other = receiver.recv().unwrap();
-            let own = lane.busy_seconds() - before;
+            let own = context.busy_seconds() - before;
             other.unwrap().join().unwrap();
             assert!(own < 0.25 * of_other, "{own} beside {of_other}");
         });

@@ -3,7 +3,7 @@
 //! the kernels that MKL uses ([`mkl_kernels`]), and errors by cause ([`TorchError`]).
 //!
 //! ```
-//! assert_eq!(ddk_torch::parse_device("cuda:1").unwrap(), tch::Device::Cuda(1));
+//! assert_eq!(ddk_torch::parse_device("cpu").unwrap(), tch::Device::Cpu);
 //! assert!(ddk_torch::parse_device("gpu").is_err());
 //! ```
 

@@ -160,13 +160,10 @@ impl<S: Student> StepLoop<'_, S> {
             .increment(accumulator.processed);
         took("teacher", accumulator.teacher_seconds);
         let in_a_second = |amount: f64| amount / step_seconds.max(1e-9);
-        let (sums, lane_busy) = (
-            accumulator.sums,
-            teacher_busy / self.plan.teacher_lanes as f64,
-        );
+        let (sums, replica_busy) = (accumulator.sums, teacher_busy / self.plan.replicas as f64);
         for (model, busy, flops) in [
             ("student", student_busy, sums.student_flops),
-            ("teacher", lane_busy, sums.teacher_flops),
+            ("teacher", replica_busy, sums.teacher_flops),
         ] {
             let (busy, flops) = (in_a_second(busy), in_a_second(flops));
             metrics::MODEL_UTILIZATION.with(&[model]).set(busy);

@@ -36,7 +36,7 @@ pub(super) struct Products<'a> {
 }
 
 impl Products<'_> {
-    /// Seconds of a step's forward through all layers, on the threads of the calling lane.
+    /// Seconds of a step's forward through all layers, on the threads of the calling worker.
     pub(super) fn forward(&self) -> Result<f64, TorchError> {
         let of_matrix =
             |[out, input]: [i64; 2]| self.time([self.positions, input, out], Layout::Forward);

@@ -115,7 +115,7 @@ impl Measured {
 }
 
 /// What to change, in one sentence. `teacher`: its seconds, where it is asked; `student`: the parts of its step.
-pub(super) fn advice(lanes: usize, teacher: Option<f64>, student: &[Part]) -> String {
+pub(super) fn advice(replicas: usize, teacher: Option<f64>, student: &[Part]) -> String {
     // Nobody can change the optimizer's part.
     let parts = student.iter().filter(|part| part.operations > 0.0);
     let part = match parts.max_by(|one, other| one.seconds.total_cmp(&other.seconds)) {
@@ -128,12 +128,12 @@ pub(super) fn advice(lanes: usize, teacher: Option<f64>, student: &[Part]) -> St
         return format!("the student works alone; most of its time goes into its {part}");
     };
     let student: f64 = student.iter().map(|part| part.seconds).sum();
-    let ratio = teacher / lanes as f64 / student;
+    let ratio = teacher / replicas as f64 / student;
     match ratio {
         ratio if ratio > IMBALANCE => format!(
             "the teacher takes {ratio:.1} x as long as the student: add a replica (teacher.devices with {} \
              entries), use another device, or more threads",
-            lanes + 1
+            replicas + 1
         ),
         ratio if ratio < 1.0 / IMBALANCE => format!(
             "the student takes {:.1} x as long as the teacher: give it more threads (student.threads), or the \

@@ -10,7 +10,7 @@ use ddk_torch::ComputeContext;
 
 use super::steps::{Batch, Models, WARM_UP, alone, student_step};
 
-/// Times `steps` steps on throwaway copies of both models, with as many threads as both lanes have together, on
+/// Times `steps` steps on throwaway copies of both models, with as many threads as both workers have together, on
 /// rows of the domains in these shares.
 pub(crate) fn serial(
     models: &Models<'_>,
@@ -22,7 +22,7 @@ pub(crate) fn serial(
     let threads =
         settings.teacher.threads * settings.teacher.devices.len() + settings.student.threads;
     let work = || -> Result<f64> {
-        let lane = ComputeContext::enter(threads);
+        let compute = ComputeContext::enter(threads);
         let teacher = models.asked_teacher()?;
         let mut student = models.student()?;
         let (seed, rows) = (settings.run.seed, settings.training.global_batch_size);
@@ -51,7 +51,7 @@ pub(crate) fn serial(
                 let signal = teacher.as_ref().map(|teacher| teacher.label(micro));
                 Ok(signal.transpose()?)
             };
-            student_step((&lane, &mut student), number, &batch, label)?;
+            student_step((&compute, &mut student), number, &batch, label)?;
             tokens += batch.tokens();
         }
         Ok(tokens / began.elapsed().as_secs_f64())

@@ -30,10 +30,10 @@ impl Models<'_> {
         wiring::needs_teacher_output(self.settings)
     }
 
-    /// The teacher of a lane.
-    pub(super) fn teacher(&self, lane: usize) -> Result<Teacher> {
+    /// The teacher of a worker.
+    pub(super) fn teacher(&self, replica: usize) -> Result<Teacher> {
         let student = parse_device(&self.settings.student.device)?;
-        let placement = wiring::teacher_placement(&self.settings.teacher, lane)?;
+        let placement = wiring::teacher_placement(&self.settings.teacher, replica)?;
         let model = self.folders.frozen.model(&placement)?;
         let filters = self.options.filters.as_ref();
         Ok(wiring::build_teacher(
@@ -44,7 +44,7 @@ impl Models<'_> {
         )?)
     }
 
-    /// The first lane's teacher, where it is asked.
+    /// The first worker's teacher, where it is asked.
     pub(super) fn asked_teacher(&self) -> Result<Option<Teacher>> {
         let teacher = self.asks_teacher().then(|| self.teacher(0));
         teacher.transpose()
@@ -54,7 +54,11 @@ impl Models<'_> {
         wiring::build_student(self.settings, &self.folders, self.options.clone(), None)
     }
 
-    pub(super) fn teacher_lane(&self, number: usize, turns: &TimeSlice) -> Result<ComputeContext> {
+    pub(super) fn teacher_context(
+        &self,
+        number: usize,
+        turns: &TimeSlice,
+    ) -> Result<ComputeContext> {
         let teacher = &self.settings.teacher;
         let mut devices = wiring::teacher_placement(teacher, number)?.devices;
         devices.push(parse_device(&self.settings.student.device)?);
@@ -65,7 +69,7 @@ impl Models<'_> {
         )?)
     }
 
-    pub(super) fn student_lane(&self, turns: &TimeSlice) -> Result<ComputeContext> {
+    pub(super) fn student_context(&self, turns: &TimeSlice) -> Result<ComputeContext> {
         let student = &self.settings.student;
         let device = parse_device(&student.device)?;
         Ok(ComputeContext::beside_others(
@@ -95,7 +99,7 @@ impl Batch {
 
 /// Makes a student's step, `number` from 1, with what `signal` gives for each micro-batch. Seconds of its parts.
 pub(super) fn student_step<Output: Borrow<TeacherOutput>>(
-    (lane, student): (&ComputeContext, &mut Student),
+    (compute, student): (&ComputeContext, &mut Student),
     number: u64,
     batch: &Batch,
     mut signal: impl FnMut(usize, &[&Sequence]) -> Result<Option<Output>>,
@@ -105,19 +109,19 @@ pub(super) fn student_step<Output: Borrow<TeacherOutput>>(
     for (index, micro) in batch.micro_batches().enumerate() {
         let signal = signal(index, &micro)?;
         let signal = signal.as_ref().map(Borrow::borrow);
-        let done = lane.work_in_turn(|| student.accumulate(&micro, signal, predictions))??;
+        let done = compute.work_in_turn(|| student.accumulate(&micro, signal, predictions))??;
         let phases = [StepPhase::Forward, StepPhase::Head, StepPhase::Backward];
         for (seconds, phase) in seconds.iter_mut().zip(phases) {
             *seconds += done.seconds[&phase];
         }
     }
     let began = Instant::now();
-    lane.work_in_turn(|| student.update(number))??;
+    compute.work_in_turn(|| student.update(number))??;
     seconds[3] = began.elapsed().as_secs_f64();
     Ok(seconds)
 }
 
-/// Does the work on a thread of that name: a lane's.
+/// Does the work on a thread of that name: a worker's.
 pub(super) fn alone<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name(name.to_owned());

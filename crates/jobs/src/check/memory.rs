@@ -52,7 +52,7 @@ fn needed<'a>(
         needs_teacher_output: wiring::needs_teacher_output(settings),
         // The student's side takes the teacher's from a replica that ends on its device.
         shared_head: (0..teacher.devices.len())
-            .any(|lane| teacher.devices_of(lane).last() == Some(&student.device.as_str())),
+            .any(|replica| teacher.devices_of(replica).last() == Some(&student.device.as_str())),
     };
     let mut devices: BTreeMap<&str, Parts> = BTreeMap::new();
     let mut add = |device, role: &str, parts: Vec<Part>, share: u64| {
@@ -65,20 +65,20 @@ fn needed<'a>(
     let of_student = student_memory(&models.student, &models.teacher, &shape)?;
     // Replicas on the same devices share their weights.
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
-    // One that does not label is only measured, by the first lane.
-    let lanes = if shape.needs_teacher_output {
+    // One that does not label is only measured, by the first worker.
+    let replicas = if shape.needs_teacher_output {
         teacher.devices.len()
     } else {
         1
     };
-    for lane in 0..lanes {
-        *replicas.entry(teacher.devices_of(lane)).or_default() += 1;
+    for replica in 0..replicas {
+        *replicas.entry(teacher.devices_of(replica)).or_default() += 1;
     }
-    for (spread, lanes) in &replicas {
+    for (spread, replicas) in &replicas {
         for &device in spread {
             let of_student = Some(&of_student[..]).filter(|_| device == student.device);
             let beside = of_student.unwrap_or_default();
-            let of_teacher = teacher_memory(&models.teacher, &shape, *lanes, beside)?;
+            let of_teacher = teacher_memory(&models.teacher, &shape, *replicas, beside)?;
             add(device, "teacher", of_teacher, spread.len() as u64);
         }
     }

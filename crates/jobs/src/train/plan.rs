@@ -64,7 +64,7 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
         keep_best: keeps_best(settings),
         max_passes: settings.mixture.max_epochs,
         queue_depth: settings.pipeline.queue_depth,
-        teacher_lanes: settings.teacher.devices.len(),
+        replicas: settings.teacher.devices.len(),
         live: Live::new(settings.clone()),
         gamma: objective.divergence_weight(),
         layer_weight: (settings.objective.name == ObjectiveName::Ted)

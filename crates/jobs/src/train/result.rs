@@ -204,7 +204,7 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
         save_stall_seconds: totals.save_stall_seconds,
         paused_seconds: totals.paused_seconds,
         overlap: busy / distill,
-        data_wait_share: totals.data_wait_seconds / distill / prepared.plan.teacher_lanes as f64,
+        data_wait_share: totals.data_wait_seconds / distill / prepared.plan.replicas as f64,
         teacher_flops: totals.teacher_flops,
         student_flops: totals.student_flops,
         evaluation_flops: totals.evaluation_flops,

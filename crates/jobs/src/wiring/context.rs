@@ -11,9 +11,9 @@ use ddk_torch::{ComputeContext, TorchError};
 
 use crate::faults::{Faults, Place};
 
-/// What both models' ports have: a lane to compute on, faults on purpose, and how perplexities are measured.
+/// What both models' ports have: a worker to compute on, faults on purpose, and how perplexities are measured.
 pub(super) struct Context {
-    pub(super) lane: ComputeContext,
+    pub(super) compute: ComputeContext,
     pub(super) faults: Arc<Faults>,
     pub(super) evaluation: Evaluation,
     /// Evaluations of the student made so far.
@@ -21,22 +21,26 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(lane: ComputeContext, faults: &Arc<Faults>, evaluation: &Evaluation) -> Self {
+    pub(super) fn new(
+        compute: ComputeContext,
+        faults: &Arc<Faults>,
+        evaluation: &Evaluation,
+    ) -> Self {
         Self {
-            lane,
+            compute,
             faults: Arc::clone(faults),
             evaluation: evaluation.clone(),
             evaluations: 0,
         }
     }
 
-    /// Does a piece of the lane's work ([`ComputeContext::work`]).
+    /// Does a piece of the worker's work ([`ComputeContext::work`]).
     pub(super) fn work<T>(
         &self,
         kind: Work,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T, PortError> {
-        let done = self.lane.work(work).map_err(Error::from);
+        let done = self.compute.work(work).map_err(Error::from);
         done.flatten().map_err(|error| port_error(error, kind))
     }
 
@@ -46,10 +50,10 @@ impl Context {
         kind: Work,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, f64), PortError> {
-        let waited = self.lane.waited_seconds();
-        let done = self.lane.work_in_turn(work).map_err(Error::from);
+        let waited = self.compute.waited_seconds();
+        let done = self.compute.work_in_turn(work).map_err(Error::from);
         let done = done.flatten().map_err(|error| port_error(error, kind))?;
-        Ok((done, self.lane.waited_seconds() - waited))
+        Ok((done, self.compute.waited_seconds() - waited))
     }
 
     /// Perplexities of a student. A fault may strike, and may ask for numbers that are none.

@@ -42,7 +42,7 @@ pub struct ModelFolders {
     /// The student's own folder if there is no teacher.
     pub teacher: PathBuf,
     pub student: PathBuf,
-    /// The teacher's weights: lanes and the student's side have them in memory once a device.
+    /// The teacher's weights: workers and the student's side have them in memory once a device.
     pub frozen: Arc<SharedWeights>,
     /// False for a student that learns from the text alone.
     pub has_teacher: bool,
@@ -100,7 +100,7 @@ pub fn flop_counter(
     Ok(flops.with_filters(options.filters.as_ref()))
 }
 
-/// What learns on the student's lane: TED's filters in their first stage, otherwise the student.
+/// What learns on the student's worker: TED's filters in their first stage, otherwise the student.
 pub(super) fn build_learner(
     settings: &Settings,
     folders: &ModelFolders,
@@ -160,15 +160,15 @@ pub fn build_teacher(
     }
 }
 
-/// Returns where a lane's teacher is placed. Its weights never change, so they are in the dtype of its products.
+/// Returns where a worker's teacher is placed. Its weights never change, so they are in the dtype of its products.
 ///
 /// # Errors
-/// If one of the lane's devices cannot be used.
+/// If one of the worker's devices cannot be used.
 pub fn teacher_placement(
     teacher: &ddk_settings::Teacher,
-    lane: usize,
+    replica: usize,
 ) -> Result<Placement, DeviceError> {
-    let devices = teacher.devices_of(lane).into_iter();
+    let devices = teacher.devices_of(replica).into_iter();
     Ok(Placement {
         devices: devices.map(parse_device).collect::<Result<_, _>>()?,
         weights: kind(teacher.dtype),

@@ -21,7 +21,7 @@ use crate::{
     phase::Phase,
 };
 
-/// The student on its lane.
+/// The student on its worker.
 pub struct StudentPort {
     context: Context,
     student: Box<dyn Trainable>,
@@ -45,9 +45,9 @@ pub fn student(
         faults.phase(Phase::Load)?;
         let build = || -> anyhow::Result<StudentPort> {
             let device = parse_device(&settings.student.device)?;
-            let lane =
+            let compute =
                 ComputeContext::beside_others(settings.student.threads, &[device], &start.turns)?;
-            let context = Context::new(lane, &faults, &evaluation);
+            let context = Context::new(compute, &faults, &evaluation);
             let flops = flop_counter(&folders, &start.options)?;
             let student =
                 context.work(Work::Train, || build_learner(&settings, &folders, start))?;
@@ -145,6 +145,6 @@ impl ddk_actors::Student for StudentPort {
     }
 
     fn busy_seconds(&self) -> f64 {
-        self.context.lane.busy_seconds()
+        self.context.compute.busy_seconds()
     }
 }

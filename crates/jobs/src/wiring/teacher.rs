@@ -21,7 +21,7 @@ use super::{
 };
 use crate::faults::{Faults, Place};
 
-/// A teacher on its lane.
+/// A teacher on its worker.
 pub struct TeacherPort {
     context: Context,
     /// Absent where nothing is asked of it.
@@ -34,7 +34,7 @@ pub struct TeacherPort {
     copy: Option<Model>,
 }
 
-/// Builds teachers on their threads; `known`: their perplexities are. A lane that neither labels nor measures
+/// Builds teachers on their threads; `known`: their perplexities are. A worker that neither labels nor measures
 /// holds no model.
 pub fn teachers(
     settings: &Settings,
@@ -52,8 +52,8 @@ pub fn teachers(
             let placement = teacher_placement(&teacher, number)?;
             let student_device = parse_device(&student.device)?;
             let devices = [&placement.devices[..], &[student_device]].concat();
-            let lane = ComputeContext::beside_others(teacher.threads, &devices, &turns)?;
-            let context = Context::new(lane, &faults, &evaluation);
+            let compute = ComputeContext::beside_others(teacher.threads, &devices, &turns)?;
+            let context = Context::new(compute, &faults, &evaluation);
             let measures = number == 0 && !known;
             let teacher = (needs_output || measures).then(|| {
                 context.work(Work::Label, || {
@@ -102,8 +102,9 @@ impl ddk_actors::Teacher for TeacherPort {
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
         let perplexities = self.context.work(Work::Evaluate, || {
             let teacher = self.teacher.as_ref();
-            let teacher = teacher
-                .ok_or_else(|| anyhow!("cannot measure perplexities: this lane has no teacher"))?;
+            let teacher = teacher.ok_or_else(|| {
+                anyhow!("cannot measure perplexities: this compute has no teacher")
+            })?;
             let evaluation = &self.context.evaluation;
             Ok(evaluation.perplexities(teacher.model(), between)?)
         })?;
@@ -140,6 +141,6 @@ impl ddk_actors::Teacher for TeacherPort {
     }
 
     fn busy_seconds(&self) -> f64 {
-        self.context.lane.busy_seconds()
+        self.context.compute.busy_seconds()
     }
 }

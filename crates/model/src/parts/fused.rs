@@ -7,7 +7,7 @@ use tch::{TchError, Tensor};
 
 use super::Tables;
 
-/// The threads of the calling lane.
+/// The threads of the calling worker.
 fn threads() -> usize {
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }

@@ -1,4 +1,4 @@
-//! What the student's lane works with.
+//! What the student's worker works with.
 
 use crossbeam::channel::{Receiver, Sender};
 use ddk_mixture::Needs;
@@ -15,15 +15,15 @@ use crate::{
     worker::Context,
 };
 
-/// What the student's lane works with.
-pub struct StudentLane<S: Student> {
+/// What the student's worker works with.
+pub struct StudentWorker<S: Student> {
     /// What the mixture's policy has to know at an interval's end.
     pub needs: Needs,
-    /// LabeledBatch micro-batches, by teacher lane.
+    /// LabeledBatch micro-batches, by replica.
     pub input: Vec<MeteredReceiver<LabeledBatch<S::TeacherOutput>>>,
     /// What it is told.
     pub told: Told,
-    /// Copies of it that lane 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
+    /// Copies of it that replica 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
     pub copies: Sender<Evaluate<S::Weights>>,
     /// What they came to.
     pub evaluated: Receiver<EvaluatedCopy>,
