@@ -86,7 +86,7 @@ fn mixture_refuses_what_are_no_perplexities() {
         ),
         (
             &["--student-ppl", "9,0.5", "--teacher-ppl", "6,5"],
-            "--student-ppl holds 0.5",
+            "--student-ppl contains 0.5",
         ),
         (
             &[

@@ -66,19 +66,19 @@ fn needed<'a>(
     // Replicas on the same devices share their weights.
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
     // One that does not label is only measured, by the first worker.
-    let replicas = if shape.needs_teacher_output {
+    let count = if shape.needs_teacher_output {
         teacher.devices.len()
     } else {
         1
     };
-    for replica in 0..replicas {
+    for replica in 0..count {
         *replicas.entry(teacher.devices_of(replica)).or_default() += 1;
     }
-    for (spread, replicas) in &replicas {
+    for (spread, count) in &replicas {
         for &device in spread {
             let of_student = Some(&of_student[..]).filter(|_| device == student.device);
             let beside = of_student.unwrap_or_default();
-            let of_teacher = teacher_memory(&models.teacher, &shape, *replicas, beside)?;
+            let of_teacher = teacher_memory(&models.teacher, &shape, *count, beside)?;
             add(device, "teacher", of_teacher, spread.len() as u64);
         }
     }
