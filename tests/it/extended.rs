@@ -168,6 +168,22 @@ fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
     assert!(lines.len() == 20 && lines[11..].iter().all(|line| line["learning_rate"] == 5e-4));
 }
 
+/// The steps of a finished run would have followed the learning rate, so it must be the same; other live settings may
+/// differ.
+#[test]
+fn a_finished_run_refuses_another_learning_rate() {
+    let world = World::new();
+    train(&world, &[], &[]);
+    let with = |set| ["train", "config.toml", "--set", set];
+    let said = world.fail(2, &with("optimizer.lr=9e-3"));
+    assert!(
+        said.contains("finished run") && said.contains("optimizer.lr"),
+        "{said}"
+    );
+    let said = stderr(&world.succeed(&with("checkpoint.interval=5")));
+    assert!(said.contains("is already finished"), "{said}");
+}
+
 /// Nothing of a finished run is touched if there is nothing to resume from.
 #[test]
 fn a_run_without_checkpoints_is_not_extended() {

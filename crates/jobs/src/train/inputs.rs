@@ -259,7 +259,8 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
 pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     let overrides = Overrides::open(folder)?;
     let (set, in_words) = changes::edited(&config::of_run(folder)?, settings, &overrides)?;
-    if !set.keys().any(|key| key.starts_with("student.")) {
+    let is_rate = |key: &String| key.starts_with("optimizer.") || key.starts_with("lr_scheduler.");
+    if !set.keys().any(is_rate) {
         return Ok(());
     }
     Err(anyhow!(
