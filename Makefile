@@ -1,4 +1,4 @@
-# What a user and a developer type. Each target does all the set-up it needs.
+# Commands for users and developers. Each target does all the setup that it needs.
 .PHONY: help setup demo-text build demo test test-full full generate gpu-check gpu-loading check deny bench \
 	bench-telemetry
 
@@ -17,37 +17,37 @@ build: setup ## build ddk
 demo: build demo-text ## distill on real text: 5 to 13 minutes after the build
 	@cargo run --release --locked --quiet -- demo
 
-test: ## run every test at scale 1; SKIP=browser,prometheus,text leaves out those that need one of these
+test: ## run all tests at scale 1; SKIP=browser,prometheus,text skips those that need one of these
 	@SKIP='$(SKIP)' tools/test
 
-test-full: ## run every test with the full counts; SKIP as above
+test-full: ## run all tests with the full counts; SKIP as above
 	@DDK_TEST_SCALE=10 SKIP='$(SKIP)' tools/test
 
-full: ## run test-full and the demo from its start, and keep the last lines in docs/full-run.txt
+full: ## run test-full and the demo from the start, and keep the last lines in docs/full-run.txt
 	@tools/full-run
 
 generate: setup ## write the files that are generated from declarations: settings, metrics, dashboard
 	UPDATE=1 cargo test --release --locked --workspace --test layers
 	UPDATE=1 cargo test --release --locked --workspace --test it monitoring::files
 
-gpu-check: ## check all that GPUs compute differently, on cuda:0 (and cuda:1 if it is there); DEVICE=cpu: on the CPU
+gpu-check: ## check everything that GPUs compute differently, on cuda:0 (and cuda:1 if present); DEVICE=cpu: on the CPU
 	@DEVICE='$(DEVICE)' tools/gpu-check
 
 gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downloads 530 MB once)
 	@tools/gpu-loading
 
-check: setup ## formatting, line lengths, prose, clippy and docs, warnings as errors
+check: setup ## check formatting, line lengths, prose, clippy and docs; warnings are errors
 	cargo fmt --all --check
 	tools/line-length
 	tools/prose
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 
-deny: ## licenses, bans and sources of all dependencies; advisories where they can be reached
+deny: ## check licenses, bans and sources of all dependencies, and advisories if they can be reached
 	@tools/deny
 
-bench-telemetry: setup ## what being watched costs: a scrape, and the records of a step
+bench-telemetry: setup ## measure what monitoring costs: a scrape, and the records of a step
 	cargo bench --locked -p ddk-telemetry --bench scrape
 
-bench: setup ## the head's memory by number of positions
+bench: setup ## measure the LM head's memory by number of positions
 	cargo bench --locked -p ddk-objective --bench head_memory

@@ -1,9 +1,9 @@
-"""How many times a step asks the C library for memory, and whether later steps ask more often.
+"""Counts how often a step asks the C library for memory, and shows whether later steps ask more often.
 
 usage: make build; FOLDER/bin/python benches/allocations.py          FOLDER: from tools/python-env
 
-`ddk train` runs for 20, 40 and 60 steps with a library before it that counts; the differences are those of twenty
-steps each. Tensors are counted apart from the rest: libtorch asks for them aligned, with `posix_memalign`.
+Runs `ddk train` for 20, 40 and 60 steps with a preloaded library that counts. The differences are those of twenty
+steps each. Counts tensors separately: libtorch asks for them aligned, with `posix_memalign`.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""Two builds of ddk against each other at case A of `pytorch.py`, alternating in one run.
+"""Compares two builds of ddk at case A of `pytorch.py`, alternating in one run.
 
 usage: python3 benches/builds.py OLD NEW [--pairs 15] [--steps 6]
 
-Each pair runs `ddk train` of both programs on one small world, in turns which of them is first, and takes its steps
-but the first eight. Printed are the medians of the seconds per step, and the ratio new to old: the median over the
-pairs, the least and the largest.
+Each pair runs `ddk train` of both programs on one small world and takes all steps but the first eight. The program
+that runs first alternates. Prints the medians of the seconds per step, and the ratio new to old: the median, the
+minimum and the maximum over the pairs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from worlds import write_text, write_tokenizer
 
 
 def write_world(folder, shape, program):
-    """As in `pytorch.py`, but with models that ddk makes, so that no Python package is needed."""
+    """As in `pytorch.py`, but with models that ddk creates, so no Python package is needed."""
     length, vocabulary = shape["length"], shape["vocabulary"]
     write_tokenizer(folder / "tokenizer", vocabulary)
     write_text([folder / "one.jsonl", folder / "two.jsonl"], vocabulary, 24, 16 * length)

@@ -1,11 +1,11 @@
-"""The cost model of docs/performance.md against measurements: its constants from some configurations, its
-predictions for others.
+"""Compares the cost model of docs/performance.md with measurements: takes its constants from some configurations, and
+predicts others.
 
 usage: make build; FOLDER/bin/python benches/cost_model.py [--seconds 3] [--json FILE | --from FILE]
     FOLDER: from tools/python-env
 
-For each configuration `ddk bench --json` measures the parts of a step on one thread each, and `ddk train` the peak
-of memory in its steps, beside what `ddk check` says. `--json` keeps what was measured, `--from` takes it from there.
+For each configuration, `ddk bench --json` measures the parts of a step on one thread each. `ddk train` gives the peak
+memory of its steps, beside the prediction of `ddk check`. `--json` saves the measurements, `--from` reads them back.
 """
 
 import argparse
@@ -44,24 +44,24 @@ PREDICTED = [
 
 
 def terms(of):
-    """What the seconds of each part of a step are proportional to: FLOPs of products, and numbers that are read and
+    """What the seconds of each part of a step are proportional to: FLOPs of matmuls, and numbers that are read and
     written."""
     positions, vocabulary = of["rows"] * of["length"], of["vocabulary"]
     flops, moved, matrices = {}, {}, {}
     for name in ["teacher", "student"]:
         hidden, layers, _, inner = of[name]
         matrices[name] = layers * (4 * hidden * hidden + 3 * hidden * inner)
-        # Attention is causal: half of the square of the length.
+        # Attention is causal: half of the squared length.
         flops[name] = positions * (2 * matrices[name] + layers * 2 * of["length"] * hidden)
         moved[name] = positions * layers * (14 * hidden + 4 * inner)
     micro_batches = 4
     head = lambda name: 2 * positions * vocabulary * of[name][0]
-    # As the program chooses it. For each chunk the matrices of the heads are gone through, and the student's gradient.
+    # As the program chooses it. Each chunk reads the matrices of both LM heads, and the student's gradient.
     chunk = min(max((1 << 22) // vocabulary, 64), 128, positions // micro_batches)
     streams = positions / chunk * vocabulary * (3 * of["student"][0] + of["teacher"][0])
     return dict(
         teacher=[flops["teacher"], moved["teacher"]],
-        # The gradient of a matrix is made, then added, for each micro-batch.
+        # Each micro-batch computes the gradient of a matrix, then adds it.
         layers=[3 * flops["student"], 3 * moved["student"], micro_batches * matrices["student"]],
         head=[head("teacher") + 3 * head("student"), positions * vocabulary, streams],
         optimizer=[weights(of["student"], vocabulary)],
@@ -107,9 +107,9 @@ def main():
         options.json.write_text(json.dumps(measured))
     constants = {}
     for part in ["teacher", "layers", "head", "optimizer"]:
-        # Relative errors count, so that a large configuration does not rule.
+        # Fit relative errors, so that a large configuration does not dominate.
         rows = [(numpy.array(terms(of)[part]) / found["parts"][part]) for of, found in measured[: len(CALIBRATED)]]
-        # No negative constant: a term that would need one is left out.
+        # No negative constants: drop a term that would need one.
         keep = list(range(len(rows[0])))
         while True:
             solved, *_ = numpy.linalg.lstsq(numpy.array(rows)[:, keep], numpy.ones(len(rows)), rcond=None)
@@ -118,7 +118,7 @@ def main():
             keep.pop(int(numpy.argmin(solved)))
         constants[part] = [float(solved[keep.index(index)]) if index in keep else 0.0 for index in range(len(rows[0]))]
     rate = measured[0][1]["rate"]
-    # What two lanes take from each other.
+    # How much two workers slow each other down.
     alone = lambda found: max(
         found["parts"]["teacher"], sum(found["parts"][part] for part in ["layers", "head", "optimizer"])
     )

@@ -1,14 +1,14 @@
-"""DDK against PyTorch on one GPU, in the shapes of Qwen1.5 14B to 1.8B with random weights; bf16 products, the
+"""Compares DDK with PyTorch on one GPU, in the shapes of Qwen1.5 14B to 1.8B with random weights; bf16 matmuls, the
 student's weights in fp32.
 
 usage: LIBTORCH_USE_PYTORCH=1 make build          PYTHON: an environment with PyTorch 2.11 for CUDA and transformers 5
        PYTHON benches/gpu.py [--device cuda:0] [--shape qwen|small] [--rounds 2] [--steps 8] [--peak-tflops 989]
 
-The peer is `benches/pytorch_peer.py` (flash attention through sdpa), eager and with both models compiled; DDK is
-`ddk train`, teacher and student on the same GPU, each with a stream of its own. They do not fit beside each other,
-so that each is started, warmed up, measured and ended in turn, `--rounds` times. Printed: tokens per second (medians),
-the share of the GPU's peak that the models' products make up (MFU), and the peak of its memory as `nvidia-smi` has
-it. `--device cpu --shape small` tries the script itself where there is no GPU.
+The peer is `benches/pytorch_peer.py` (flash attention through sdpa), eager and with both models compiled. DDK is
+`ddk train`, with teacher and student on the same GPU, each with its own stream. Peer and DDK do not fit beside each
+other, so each is started, warmed up, measured and ended in turn, `--rounds` times. Prints tokens per second (medians),
+the share of the GPU's peak that the models' matmuls reach (MFU), and the peak of its memory by `nvidia-smi`.
+`--device cpu --shape small` tries the script itself without a GPU.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from worlds import write_text, write_tokenizer
 
 MODES = ["eager", "compile"]
 SHAPES = {
-    # Qwen1.5's biases are left out: Llama's shape is what the peer builds.
+    # Without Qwen1.5's biases, because the peer builds Llama's shape.
     "qwen": dict(vocabulary=151936, teacher=[5120, 40, 40, 13696], student=[2048, 24, 16, 5504], rows=4, length=2048),
     "small": dict(vocabulary=4096, teacher=[128, 4, 4, 352], student=[64, 2, 2, 176], rows=4, length=64),
 }
 
 
 def write_model(folder, sizes, vocabulary, length):
-    """A Llama of random bf16 weights: one random block, over and over, so that 28 GB are written as fast as the disk
-    takes them."""
+    """Writes a Llama with random bf16 weights. Repeats one random block, so that 28 GB are written as fast as the disk
+    allows."""
     hidden, layers, heads, inner = sizes
     folder.mkdir()
     config = dict(
@@ -78,7 +78,7 @@ def write_model(folder, sizes, vocabulary, length):
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    # Numbers of about 0.01 to 0.03 with either sign: exponents 0x3C, mantissas random.
+    # Numbers of about 0.01 to 0.03 with either sign: exponents 0x3C, random mantissas.
     numbers = random.Random(0)
     block = b"".join(bytes([numbers.randrange(256), numbers.choice([0x3C, 0xBC])]) for _ in range(1 << 19))
     with open(folder / "model.safetensors", "wb") as file:
@@ -127,10 +127,10 @@ enabled = false
 
 
 class GpuMemory:
-    """The largest memory in use on a GPU, in bytes, while it is looked at; 0 on the CPU."""
+    """The peak memory in use on a GPU within the `with` block, in bytes; 0 on the CPU."""
 
     def __init__(self, device):
-        # nvidia-smi numbers GPUs differently than libtorch; both know their UUIDs.
+        # nvidia-smi and libtorch number GPUs differently, but both know their UUIDs.
         self.uuid = None
         if device.startswith("cuda:"):
             import torch
@@ -158,11 +158,11 @@ class GpuMemory:
 
 
 def operations(shape):
-    """Of a step's matrix products: the teacher's forward, three times that of the student, both heads."""
+    """Operations of a step's matmuls: the teacher's forward pass, three times the student's, both LM heads."""
     positions, vocabulary, total = shape["rows"] * shape["length"], shape["vocabulary"], 0
     for name, passes in [("teacher", 1), ("student", 3)]:
         hidden, layers, _, _ = shape[name]
-        # The embedding multiplies nothing; attention sees half of the square of the length.
+        # The embedding needs no matmul. Attention sees half of the squared length.
         products = 2 * (weights(shape[name], vocabulary) - vocabulary * hidden) + layers * 2 * shape["length"] * hidden
         total += passes * positions * products
     return total

@@ -1,10 +1,10 @@
-"""Whether speed stays the same as jobs grow: more domains, a larger corpus, more steps; and what start-up and
-evaluation take.
+"""Shows whether throughput stays the same as jobs grow: more domains, a larger corpus, more steps. Also measures
+start-up and evaluation.
 
-usage: make build; python3 benches/growth.py [domains] [corpus] [steps] [evaluation]          (all, where none is named)
+usage: make build; python3 benches/growth.py [domains] [corpus] [steps] [evaluation]          (default: all)
 
-Small models on random words, so that what is around them is seen. The large corpus is a prepared one whose files are
-repeated; nothing in it is verified, as in every start of a run.
+Trains small models on random words, so that the cost of everything around them shows. The large corpus is a prepared
+one with repeated files. Nothing in it is verified, as at every start of a run.
 """
 
 import json
@@ -30,7 +30,7 @@ def run(folder, *arguments):
 
 
 def world(folder, domains, length, rows, validation=1):
-    """Text, tokenizer, corpus and two small models."""
+    """Creates text, tokenizer, corpus and two small models."""
     write_tokenizer(folder / "tokenizer", WORDS)
     names = [f"d{number:03}" for number in range(domains)]
     write_text([folder / f"{name}.jsonl" for name in names], WORDS, 200, 400)
@@ -80,7 +80,7 @@ enabled = false
 
 
 def train(folder, name, steps, *sets):
-    """Trains; tokens per second of each step, and the seconds of the whole program."""
+    """Trains. Returns the tokens per second of each step, and the seconds of the whole program."""
     sets = [f"run.name={name}", f"run.max_steps={steps}", *sets]
     seconds = run(folder, "train", "config.toml", *[word for set_ in sets for word in ["--set", set_]])
     lines = [json.loads(line) for line in (folder / "runs" / name / "run.jsonl").read_text().splitlines()]
@@ -92,9 +92,9 @@ def middle(rates):
 
 
 def by_turns(what, worlds, steps):
-    """Nine rounds, in each of which the worlds take turns, the first of them another one each time, so that a change
-    of the machine's pace hits all. Printed are medians, and the ratios to the first world of each round, in the
-    middle and from the lowest to the highest."""
+    """Runs nine rounds, in each of which the worlds take turns. Each round starts with another world, so that a change
+    of the machine's speed affects all. Prints medians, and the changes relative to the first world over the rounds:
+    median, minimum and maximum."""
     names, rates = list(worlds), {name: [] for name in worlds}
     for round_ in range(9):
         turn = round_ % len(names)
@@ -121,7 +121,7 @@ def domains(folder):
 
 
 def repeat(path, times):
-    """A prepared domain's documents, so many times."""
+    """Repeats a prepared domain's documents this many times."""
     tokens = (path / "tokens.bin").read_bytes()
     starts = (path / "documents.bin").read_bytes()
     starts = struct.unpack(f"<{len(starts) // 8}Q", starts)

@@ -1,9 +1,9 @@
-"""What balancing threads on the CPU gains: `pipeline.threads = "auto"` against one thread per model, alternating.
+"""Measures the gain of balancing threads on the CPU: `pipeline.threads = "auto"` and one thread per model, alternating.
 
 usage: make build; FOLDER/bin/python benches/lanes.py [--rounds 5] [--steps 12]          FOLDER: from tools/python-env
 
-Two pairs of models: one whose teacher takes about four times as long as the student's whole step, and one whose
-student does. Printed are the medians of tokens per second, and the ratio of each round with its spread.
+There are two pairs of models. In one, the teacher takes about four times as long as the student's whole step; in the
+other, the student does. Prints the medians of tokens per second, and the ratio over the rounds with its spread.
 """
 
 import argparse

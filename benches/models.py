@@ -1,13 +1,13 @@
-"""The forward of each family against Hugging Face transformers, and loading against `cat`; alternating in one run,
-medians.
+"""Compares the forward pass of each family with Hugging Face transformers, and loading with `cat`; alternating in one
+run, medians.
 
 usage: cargo build --release -p ddk-model --example time_model
        PYTHON benches/models.py [forward|load]        PYTHON: from tools/python-env
 
-`forward` prints, for hidden sizes 256 and 1024, the seconds of a forward of 4 x 256 tokens on one thread of
-transformers (eager and sdpa) and of DDK, and the ratio of the better peer to DDK (over 1: DDK is faster). `load`
-makes a checkpoint of 2 GB and prints GB/s beside `cat`, and the peak of resident memory as a multiple of the model's
-size.
+`forward` prints the seconds of a forward pass of 4 x 256 tokens on one thread, for hidden sizes 256 and 1024, of
+transformers (eager and sdpa) and of DDK. It also prints the ratio of the better peer to DDK (over 1: DDK is faster).
+`load` creates a checkpoint of 2 GB and prints GB/s beside `cat`, and the peak of resident memory as a multiple of the
+model's size.
 """
 
 import pathlib

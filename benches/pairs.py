@@ -4,9 +4,9 @@ stated rate.
 usage: make build; FOLDER/bin/python benches/pairs.py [--tflops 400] [--gigabytes 80] [--lines PAIR]
     FOLDER: from tools/python-env
 
-Nothing is measured here. Each model is a folder with its real configuration and a weights file that has a header and
-a hole; `ddk check` reads no more. `--tflops` is what a GPU does in these products: 400 is 40 % of an H100's dense
-bf16 peak. A student recomputes its activations where the memory of a GPU (`--gigabytes`) asks for it.
+Measures nothing. Each model is a folder with its real configuration and a weights file that has a header and a hole;
+`ddk check` reads no more. `--tflops` is the rate of a GPU in these matmuls: 400 is 40 % of an H100's dense bf16 peak.
+A student uses activation checkpointing if the memory of a GPU (`--gigabytes`) requires it.
 """
 
 import argparse
@@ -59,13 +59,13 @@ PAIRS = {
     "llama2-13b-tinyllama-1.1b": (LLAMA(5120, 40, 40, 40, 13824), LLAMA(2048, 22, 32, 4, 5632)),
     "starcoder-15.5b-3b": (STARCODER(6144, 40, 48), STARCODER(2816, 36, 22)),
 }
-# Rows of a step and tokens of a row in all of these configurations; ids the tokenizers have.
+# Sequences per step and tokens per sequence in all of these configurations, and the ids that the tokenizers have.
 ROWS, LENGTH = 256, 2048
 WORDS = {"qwen": 151646, "llama": 32000, "starc": 49152}
 
 
 def write_hollow(folder, config, words):
-    """The model's folder, its weights a hole of the right size."""
+    """Writes the model's folder, with a hole of the right size for the weights."""
     write_tokenizer(folder, words)
     config.architectures = [type(config).__name__.removesuffix("Config") + "ForCausalLM"]
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
@@ -83,7 +83,7 @@ def write_hollow(folder, config, words):
 
 
 def operations(model, words):
-    """Of a token: in the layers' matrices, in attention over half of the length, and in the head."""
+    """Operations per token: in the layers' matrices and in attention over half of the length; in the LM head."""
     config = model.config
     matrices = sum(
         weight.numel()
@@ -150,7 +150,7 @@ def main():
         number = lambda text: float(text.removesuffix(" GB"))
 
         def speed(plain, recomputing, seconds):
-            """Where it fits, without recomputation if it can do without."""
+            """Tokens per second if it fits, without activation checkpointing if possible."""
             for memory, of_student in [(plain, seconds[0]), (recomputing, seconds[1])]:
                 if number(memory) <= options.gigabytes:
                     return f"{tokens / of_student:.0f}"

@@ -1,15 +1,17 @@
-"""DDK against PyTorch at the same step: equal shapes, random weights, two cores, fp32; alternating in one run.
+"""Compares DDK with PyTorch at the same step: equal shapes, random weights, two cores, fp32; alternating in one run.
 
 usage: make build; tools/python-env FOLDER
        FOLDER/bin/python benches/pytorch.py [--cases ABCDE] [--rounds 5] [--steps 6] [--set KEY=VALUE …] [--json FILE]
 
-The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm (eager, both models compiled, the whole
-step compiled, and that with MKL's kernels for AVX-512 on any maker's processor, which DDK takes and PyTorch as
-installed does not); each round lets each make some steps, then runs `ddk train`, the whole program with its queues,
-files and saves, and takes its steps but the first eight. Printed are tokens per second as medians over the rounds, the
-ratio to the best peer of each round with its spread, the working memory (the peak above the idle process and above
-weights, gradients and moments; ddk's as medians) and the highest peak of a step beside what `ddk check` predicts;
-then where the time of case A goes, by `ddk bench`. Case D has no peer: `benches/lanes.py`.
+The peer is `benches/pytorch_peer.py`, in processes that stay alive and warm. There are four: eager, both models
+compiled, the whole step compiled, and the latter with MKL's AVX-512 kernels on any vendor's CPU. DDK uses these
+kernels; PyTorch as installed does not. Each round lets each peer make some steps. Then it runs `ddk train`, the whole
+program with its queues, files and checkpoints, and takes all steps but the first eight.
+
+Prints tokens per second as medians over the rounds, and the ratio to the best peer of each round with its spread. Also
+prints the working memory (the peak above the idle process and above weights, gradients and moments; ddk's as medians),
+and the highest peak of a step beside the prediction of `ddk check`. Then prints where the time of case A goes, by
+`ddk bench`. Case D has no peer: `benches/lanes.py`.
 """
 
 import argparse
@@ -29,7 +31,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 DDK = pathlib.Path(os.environ.get("DDK", ROOT / "target/release/ddk"))
 WARM_UP = 8
 MODES = ["eager", "compile", "compile-step"]
-# The best of them once more, its MKL led to the kernels for AVX-512 as DDK leads its own (crates/torch/src/mkl.rs).
+# The best of them again, with MKL led to its AVX-512 kernels as DDK leads its own (crates/torch/src/mkl.rs).
 LED = "compile-step, led"
 A = dict(method="kd", vocabulary=8192, teacher=[512, 8, 8, 1408], student=[256, 4, 4, 704], rows=8, length=256)
 CASES = {
@@ -38,7 +40,7 @@ CASES = {
     "C": dict(method="kd", vocabulary=151936, teacher=[256, 4, 4, 704], student=[128, 2, 2, 352], rows=4, length=128),
     "E": {**A, "method": "cpt"},
 }
-# Tokens per second at least this many times the peer's; working memory at most this share of its.
+# Minimum ratio to the peer's tokens per second, and maximum share of its working memory.
 WANTED = {"A": (1.2, 0.45), "B": (1.35, 0.25), "C": (1.6, 0.20), "E": (1.1, 0.6)}
 
 
@@ -60,7 +62,7 @@ class Peer:
 
 
 def write_config(folder, shape, more=""):
-    """A run of the shape. `more`: further tables."""
+    """Writes the configuration of a run with this shape. `more` holds further tables."""
     length = shape["length"]
     text = f"""
 method = "{shape['method']}"
@@ -94,7 +96,7 @@ enabled = false
 
 
 def write_world(folder, shape):
-    """Models in the Hugging Face format, a tokenizer of as many words, and two domains of random words in long
+    """Writes models in the Hugging Face format, a tokenizer of as many words, and two domains of random words in long
     documents."""
     import transformers
 
@@ -121,7 +123,7 @@ def write_world(folder, shape):
 
 
 def write_world_apart(folder, shape):
-    """In a process of its own, which ends with all that it has imported."""
+    """Writes the world in a separate process, which ends with everything that it has imported."""
     subprocess.run(
         [sys.executable, __file__, "--write-world", folder, json.dumps(shape)],
         check=True,
@@ -130,7 +132,7 @@ def write_world_apart(folder, shape):
 
 
 def peak(process):
-    """The peak of resident memory so far, in bytes; 0 where the process is gone."""
+    """The peak resident memory so far, in bytes; 0 if the process is gone."""
     try:
         lines = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except FileNotFoundError:
@@ -140,7 +142,7 @@ def peak(process):
 
 
 def run_ddk(folder, arguments, is_over=lambda: False):
-    """Runs `ddk` to its end; its peak resident memory until `is_over`, and in all."""
+    """Runs `ddk` to its end. Returns its peak resident memory until `is_over`, and overall."""
     until, whole = 0, 0
     with open(folder / "said", "w") as said:
         process = subprocess.Popen([DDK, *arguments], cwd=folder, stdout=said, stderr=said)
@@ -153,7 +155,7 @@ def run_ddk(folder, arguments, is_over=lambda: False):
 
 
 def leading(folder):
-    """A library that leads MKL to AVX-512 on any maker's processor."""
+    """Builds a library that leads MKL to its AVX-512 kernels on any vendor's CPU."""
     library = folder / "leading.so"
     source = "int mkl_serv_intel_cpu_true(void) { return 1; }"
     subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=source, text=True, check=True)
@@ -169,19 +171,19 @@ def ddk_steps(folder, shape, count, number, sets):
     ]
     file = folder / "runs" / name / "run.jsonl"
     lines = lambda: file.read_text().splitlines() if file.exists() else []
-    # The peer saves nothing: the copy that DDK saves at the end, with the step more, is in its peak, but not in what
-    # a step needs.
+    # The peer writes no checkpoint. DDK makes one more step and copies its state for the checkpoint at the end.
+    # That copy is part of DDK's peak, but not of what a step needs.
     of_steps, whole = run_ddk(folder, ["train", "config.toml", *more], lambda: len(lines()) >= WARM_UP + count)
     steps = [json.loads(line)["seconds"] for line in lines()[WARM_UP : WARM_UP + count]]
     assert len(steps) == count
-    # The tokens of a row are `length`; the peer predicts one fewer of each.
+    # A sequence has `length` tokens; the peer predicts one fewer per sequence.
     seconds = sum(sum(step.values()) for step in steps) / count
     parts = {part: sum(step[part] for step in steps) / count for part in steps[0]}
     return dict(seconds=seconds, of_steps=of_steps, peak=whole, parts=parts)
 
 
 def predicted_peak(folder, sets):
-    """What `ddk check` says of a step's memory, in bytes; the copy that is being saved comes later."""
+    """A step's memory by `ddk check`, in bytes, without the copy for a checkpoint, which comes later."""
     more = [word for set_ in ["run.max_steps=12", *sets] for word in ["--set", set_]]
     said = subprocess.run([DDK, "check", "config.toml", *more], cwd=folder, capture_output=True, text=True).stdout
     parts = re.findall(r"^ +([\d.]+) (kB|MB|GB)  (?!run: a snapshot)", said, re.M)
@@ -228,7 +230,7 @@ def compare(case, shape, rounds, count, sets):
 
     best = max(MODES, key=rate)
     of_peer = max(result[best]["peak"] - result[best]["idle"] - result[best]["static"] for result in results)
-    # The peer is one process for all rounds, ddk one for each.
+    # The peer is one process for all rounds; ddk is one process per round.
     of_steps = sorted(result["ddk"]["of_steps"] for result in results)
     of_ddk = [peak - idle - ours for peak in [statistics.median(of_steps), of_steps[0], of_steps[-1]]]
     peaks = [max(result[name]["peak"] for result in results) for name in [best, "ddk"]]

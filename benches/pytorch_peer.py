@@ -1,15 +1,15 @@
-"""The step that `benches/pytorch.py` holds DDK against, as a PyTorch user writes it with Hugging Face models; one
-JSON line a round.
+"""The step that `benches/pytorch.py` compares DDK with, as a PyTorch user writes it with Hugging Face models; one JSON
+line per round.
 
 usage: PYTHON benches/pytorch_peer.py MODE SHAPE_AS_JSON          MODE: eager, compile or compile-step
 
-SHAPE may name a `device` (the CPU otherwise) and a `dtype`: of the teacher, and of the student's products over fp32
+SHAPE may name a `device` (default: the CPU) and a `dtype`: of the teacher, and of the student's matmuls over fp32
 weights.
 
 Builds both models with random weights and warms up until three steps in a row agree within 10 % (at least 8, at most
-40), so that compilation is in no figure. Then, for each line on its standard input (a number of steps), it makes
-them and prints the mean seconds of a step, and the process's idle, static and peak memory in bytes. Static: weights,
-and for the student gradients and moments too.
+40), so no figure includes compilation. Each line on standard input is a number of steps. For each line, makes the
+steps and prints the mean seconds per step, and the process's idle, static and peak memory in bytes. Static memory is
+the weights, and for the student also gradients and moments.
 """
 
 import json
@@ -45,7 +45,7 @@ def model(sizes, dtype):
         tie_word_embeddings=False,
     )
     config._attn_implementation = "sdpa"
-    # Drawn where it stays, in its dtype: a large model would not fit otherwise.
+    # Initialize it on its device in its dtype: a large model would not fit otherwise.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     with torch.device(DEVICE):

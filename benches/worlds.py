@@ -1,11 +1,11 @@
-"""What the benchmarks' worlds have in common: a tokenizer of made-up words, and documents of them drawn at random."""
+"""What the benchmarks' worlds share: a tokenizer of made-up words, and documents of randomly drawn words."""
 
 import json
 import random
 
 
 def write_tokenizer(folder, vocabulary):
-    """A Hugging Face tokenizer of `vocabulary` words, into a folder that may hold a model."""
+    """Writes a Hugging Face tokenizer of `vocabulary` words into a folder, which may contain a model."""
     words = {"<end>": 0, **{f"w{word}": word for word in range(1, vocabulary)}}
     end = dict(id=0, content="<end>", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     tokenizer = dict(
@@ -20,7 +20,7 @@ def write_tokenizer(folder, vocabulary):
 
 
 def write_text(files, vocabulary, documents, length):
-    """Into each file so many documents of `length` words."""
+    """Writes this many documents of `length` words into each file."""
     numbers = random.Random(0)
     for file in files:
         texts = (" ".join(f"w{numbers.randrange(1, vocabulary)}" for _ in range(length)) for _ in range(documents))

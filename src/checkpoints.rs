@@ -1,4 +1,4 @@
-//! `ddk checkpoints`: which checkpoints a run has, and which of them is the best.
+//! `ddk checkpoints`: lists a run's checkpoints and marks the best one.
 
 use std::io::Write;
 

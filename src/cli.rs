@@ -1,4 +1,4 @@
-//! The command line. Each subcommand's work is in the file of its name.
+//! Declares the command line. Each subcommand is implemented in the file of its name.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Asks the server of `ddk` for parts of a run.
+//! HTTP client of a run's server: reads parts of the run and sends commands.
 
 use std::time::Duration;
 
@@ -10,23 +10,24 @@ use ureq::{Agent, http::Uri};
 
 use crate::serve::TOKEN;
 
-/// A server that does not answer by then is not there.
+/// Timeout after which a server counts as unreachable.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// No answer of the API is nearly as long.
+/// Maximum length of an answer, far above any answer of the API.
 const LONGEST: u64 = 64 << 20;
 
-/// A run's server.
+/// A client of a run's server.
 pub struct Client {
     agent: Agent,
     /// `http://host:port`.
     base: String,
-    /// What follows the path: `?name=…` of `ddk serve`.
+    /// The query that follows the path: `?name=…` for `ddk serve`.
     query: String,
     token: Option<String>,
 }
 
 impl Client {
-    /// Creates a client for an address such as `http://127.0.0.1:9469`, or for that of a run's page in `ddk serve`.
+    /// Creates a client for an address such as `http://127.0.0.1:9469`, or for the address of a run's page in
+    /// `ddk serve`.
     ///
     /// # Errors
     /// If `url` does not begin with `http://` or names no server.
@@ -51,7 +52,7 @@ impl Client {
             .timeout_recv_response(Some(PATIENCE))
             .timeout_recv_body(Some(6 * PATIENCE))
             .http_status_as_error(false)
-            // The token goes to that server and to no other.
+            // The token must not go to any other server.
             .max_redirects(0)
             .proxy(None)
             .build();
@@ -76,7 +77,7 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
-        // A checkpoint or an evaluation takes as long as it takes.
+        // A checkpoint or an evaluation may take any amount of time.
         let request = request.config().timeout_recv_response(None).build();
         let mut answer = request
             .send_json(command)
@@ -101,7 +102,7 @@ impl Client {
         }
     }
 
-    /// Gets a path of the API. `query` is added to the query of the client's address.
+    /// Gets a path of the API. Adds `query` to the query of the client's address.
     ///
     /// # Errors
     /// If the server does not answer, requires a token, reports an error, or is not a server of ddk.

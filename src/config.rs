@@ -1,4 +1,4 @@
-//! `ddk config`: the settings in use, or their schema.
+//! `ddk config`: prints the settings in use, or their schema.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! `ddk ctl`: commands to a run that trains.
+//! `ddk ctl`: sends commands to a run in training.
 
 use std::{
     fs::File,
@@ -61,12 +61,12 @@ fn command(command: &cli::CtlCommand) -> Result<Command> {
     })
 }
 
-/// Asks the process that works on the run in `folder`.
+/// Asks the process that trains the run in `folder`.
 fn ask(folder: &Path, command: &Command) -> Result<Answer> {
     ddk_jobs::hint::must_hold_a_run(folder)?;
     let stream = match connect(folder) {
         Ok(stream) => stream,
-        // What a process that was killed has left, or nothing.
+        // No process: the socket does not exist, or a killed process left it behind.
         Err(error)
             if matches!(
                 error.kind(),
@@ -94,14 +94,14 @@ fn ask(folder: &Path, command: &Command) -> Result<Answer> {
     Ok(serde_json::from_str(&answer)?)
 }
 
-/// The address of a socket holds 108 bytes, so a long path goes by way of an open folder.
+/// A socket's address is limited to 108 bytes, so a long path is reached through the open folder.
 fn connect(folder: &Path) -> std::io::Result<UnixStream> {
     let open = File::open(folder)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
     UnixStream::connect(short.join(SOCKET))
 }
 
-/// The files of a run tell how it stands; everything else takes a process.
+/// Answers `status` from the files of the run. Every other command needs a process.
 fn without_process(folder: &Path, command: &Command) -> Result<Answer> {
     let status = RunView::read(folder).status(None);
     if *command == Command::Status {

@@ -1,4 +1,4 @@
-//! `ddk data`: what is in a prepared corpus, and what a run has seen of it.
+//! `ddk data`: prints what a prepared corpus contains, and what a run trained on.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -17,7 +17,7 @@ use ddk_run::records::SampleLine;
 
 use crate::cli::DataCommand;
 
-/// Prints what a prepared corpus holds, or what a step of a run has seen of it.
+/// Prints what a prepared corpus contains, or the sequences that a step of a run trained on.
 ///
 /// # Errors
 /// If the corpus or the run's samples cannot be read, if they do not match, or if `out` cannot be written.
@@ -61,13 +61,13 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
     Ok(())
 }
 
-/// `count` numbers below `all`, evenly spread.
+/// `count` evenly spaced numbers below `all`.
 fn spread(all: u64, count: u64) -> impl Iterator<Item = u64> {
     let count = count.min(all);
     (0..count).map(move |index| index * all / count)
 }
 
-/// How many documents have how many tokens, in powers of two.
+/// Prints the number of documents by length in tokens, in powers of two.
 fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
     let mut counts = [0_u64; 64];
     for length in domain.document_lengths() {
@@ -87,7 +87,7 @@ fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// The documents of a row as text, each on lines of its own.
+/// Prints the documents of a sequence as text, each on separate lines.
 fn print_row(row: &Sequence, tokenizer: &TokenizerFolder, out: &mut dyn Write) -> Result<()> {
     let mut start = 0;
     for span in &row.spans {

@@ -1,4 +1,4 @@
-//! `ddk generate`: what a model says.
+//! `ddk generate`: generates text with a model.
 
 use std::{io::Write, time::Instant};
 
@@ -32,7 +32,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         // A document begins after the end of another.
         prompt.push(tokenizer.end_token());
     }
-    // Decoded together with the prompt: some decoders leave out the space before a text's first word.
+    // Decode together with the prompt: some decoders drop the space before a text's first word.
     let mut tokens = prompt.clone();
     let mut printed = whole(tokenizer.decode(&tokens)?);
     let mut generator = Generator::new(&model, &prompt, vocabulary, sampling)?;
@@ -64,7 +64,7 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// Only the whole characters: what the last bytes become is known with the next token.
+/// Returns only the complete characters: the next token decides what the last bytes become.
 fn whole(text: String) -> String {
     text.trim_end_matches(char::REPLACEMENT_CHARACTER)
         .to_owned()

@@ -1,4 +1,4 @@
-//! `ddk init`: a commented configuration from two model folders and a folder of text.
+//! `ddk init`: writes a commented configuration for two model folders and a folder of text.
 
 use std::{
     fs,
@@ -37,7 +37,7 @@ pub fn run(args: &cli::Init) -> Result<()> {
     Ok(())
 }
 
-/// The domains of the configuration to be written, each of one file or folder.
+/// Finds the domains for the configuration. Each domain has one file or folder.
 fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
     let mut entries = Vec::new();
     let failed = || format!("cannot read {}", args.data.display());
@@ -149,7 +149,7 @@ fn not_known(error: CorpusError) -> anyhow::Error {
     }
 }
 
-/// A name that can be a folder and a bare key.
+/// Converts `text` to a name that works as a folder and as a bare key.
 fn domain_name(text: &str) -> String {
     let plain = |character: char| match character {
         _ if character.is_alphanumeric() || character == '-' => character,
@@ -223,7 +223,7 @@ fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
-/// Bare where TOML allows it.
+/// A bare key if TOML allows it, otherwise a quoted one.
 fn toml_key(name: &str) -> String {
     let bare = |character: char| character.is_ascii_alphanumeric() || "_-".contains(character);
     if name.chars().all(bare) {

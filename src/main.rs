@@ -1,4 +1,4 @@
-//! `ddk`: the program. It reads the command line, joins the parts, and prints; algorithms live in the crates.
+//! The `ddk` program: reads the command line, runs the subcommand and prints. The algorithms are in the crates.
 
 mod checkpoints;
 mod cli;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     let done = run(&cli.command, &mut out);
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has gone away (`ddk … | head`) is no error of ours.
+        // A reader that closes the pipe early (`ddk … | head`) is not an error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             if !hint::has_ended(&error) {

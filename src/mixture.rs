@@ -1,4 +1,4 @@
-//! `ddk mixture`: what the next weights would be, and why.
+//! `ddk mixture`: prints the next mixture weights, and why.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! `ddk serve`: the pages of all runs below a folder, until it is told to stop.
+//! `ddk serve`: serves the pages of all runs in a folder.
 
 use anyhow::{Result, anyhow};
 use ddk_jobs::{
@@ -11,10 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli;
 
-/// What the server asks for, as `ddk train` has it; never a flag, which everybody on the machine could read.
+/// Variable with the token that the server requires, as in `ddk train`. There is no option for it, because every
+/// user of the machine could read that.
 pub const TOKEN: &str = "DDK__TELEMETRY__TOKEN";
 
-/// Characters that keep a token from being guessed.
+/// Minimum length of a token that resists guessing.
 const TOKEN_LENGTH: usize = 16;
 
 /// Serves the pages of all runs in a folder until the process is told to stop.
@@ -59,7 +60,7 @@ pub fn run(args: &cli::Serve) -> Result<()> {
 /// Returns the token from the environment, if there is one.
 ///
 /// # Errors
-/// If the token is too short, or holds other characters than letters, digits, `-`, `.`, `_` and `~`.
+/// If the token is too short, or contains characters other than letters, digits, `-`, `.`, `_` and `~`.
 pub fn token() -> Result<Option<String>> {
     match std::env::var(TOKEN) {
         Ok(token) if !Token::new(token.clone()).is_usable() => Err(anyhow!(

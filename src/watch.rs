@@ -1,6 +1,6 @@
-//! `ddk watch`: the essentials of a run in the terminal.
+//! `ddk watch`: shows the essentials of a run in the terminal.
 //!
-//! Asking for the run and drawing it are two threads: a server that answers slowly never keeps a key from being heard.
+//! One thread queries the run, and another draws it, so a slow server never delays the response to a key.
 
 mod view;
 
@@ -20,12 +20,12 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use crate::{cli, client::Client, serve};
 use ddk_jobs::hint::Hint;
 
-/// How often keys are looked for and the picture is drawn.
+/// Interval between looking for keys and redrawing.
 const TICK: Duration = Duration::from_millis(100);
-/// How often the run is asked.
+/// Interval between queries of the run.
 const ASK: Duration = Duration::from_secs(1);
 
-/// What is shown.
+/// The data on the screen.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub status: Status,
@@ -33,7 +33,7 @@ pub struct Snapshot {
     pub events: Vec<RunEvent>,
 }
 
-/// Shows a run in the terminal until the user leaves. Prints it once if the output is not a terminal.
+/// Shows a run in the terminal until the user quits. Prints it once if the output is not a terminal.
 ///
 /// # Errors
 /// If the run cannot be reached, if the terminal cannot be drawn on, or if `out` cannot be written.
@@ -44,7 +44,7 @@ pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
         return Ok(out.write_all(view::text(&first).as_bytes())?);
     }
     let (sender, news) = mpsc::channel();
-    // Not waited for at the end: whoever leaves a server that does not answer leaves at once.
+    // Not joined at the end, so quitting does not wait for a server that does not answer.
     thread::Builder::new()
         .name("watch".to_owned())
         .spawn(move || ask(source, &sender))?;
@@ -57,7 +57,7 @@ pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
     drawn
 }
 
-/// Looks once a second until nobody listens.
+/// Queries the run once per second until the receiver is gone.
 fn ask(mut source: Source, sender: &Sender<Result<Snapshot>>) {
     loop {
         thread::sleep(ASK);
@@ -67,7 +67,7 @@ fn ask(mut source: Source, sender: &Sender<Result<Snapshot>>) {
     }
 }
 
-/// Draws until somebody leaves. A run that cannot be asked any more stays as it was seen last, and the reason is shown.
+/// Draws until the user quits. If the run no longer answers, shows its last state and the reason.
 fn show(
     mut snapshot: Snapshot,
     news: &Receiver<Result<Snapshot>>,
@@ -78,7 +78,7 @@ fn show(
         for looked in news.try_iter() {
             match looked {
                 Ok(new) => (snapshot, problem) = (new, None),
-                // Its process has said how it ended, and is gone.
+                // The process has reported how it ended, and is gone.
                 Err(_) if snapshot.status.run.state.is_ended() => {}
                 Err(error) => problem = Some(format!("{error:#}")),
             }
@@ -90,7 +90,7 @@ fn show(
     }
 }
 
-/// `q`, Esc, or Ctrl-C, which the terminal hands on as a key.
+/// Whether the event is `q`, Esc, or Ctrl-C, which the terminal passes on as a key.
 fn leaves(event: &Event) -> bool {
     let Event::Key(key) = event else {
         return false;
@@ -104,7 +104,7 @@ fn leaves(event: &Event) -> bool {
         }
 }
 
-/// Where the run is looked at.
+/// Where the data of the run comes from.
 enum Source {
     Folder(Box<RunView>),
     Server(Client),
@@ -135,7 +135,7 @@ impl Source {
             Self::Server(client) => Ok(Snapshot {
                 events: client.get("/api/events", &[])?,
                 steps: client.get("/api/steps", &[])?,
-                // Last: a process that ends waits until it has said how.
+                // Query the status last: a process that ends exits once its watchers know how it ended.
                 status: client.get(
                     "/api/status",
                     &[("watcher", &format!("watch-{}", std::process::id()))],

@@ -1,4 +1,4 @@
-//! Dependencies go one way: between the crates of the workspace, and between the files of each crate.
+//! Checks that dependencies go one way: between the crates of the workspace, and between the files of each crate.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Crates in layers. A crate may depend on those in the lines above its own.
+/// Crates in layers. A crate may depend only on crates in earlier layers.
 const LAYERS: &[&[&str]] = &[
     &["ddk-files", "ddk-order"],
     &[
@@ -25,13 +25,13 @@ const LAYERS: &[&[&str]] = &[
     &["ddk"],
 ];
 
-/// Whatever their layers: what decides about a run has nothing to do with tensors.
+/// Forbidden whatever the layers: the code that controls a run must not depend on tensors.
 const NEVER: &[(&str, &[&str])] = &[(
     "ddk-actors",
     &["ddk-torch", "ddk-model", "ddk-objective", "ddk-engine"],
 )];
 
-/// So many files of a crate may import each other in a circle.
+/// Maximum number of files in an import cycle.
 const LARGEST_CYCLE: usize = 3;
 
 fn root() -> &'static Path {
@@ -50,7 +50,7 @@ fn crates() -> Vec<PathBuf> {
     folders
 }
 
-/// A crate's name and the crates of the workspace that it is built with.
+/// A crate's name and the workspace crates that it is built with.
 fn manifest(folder: &Path) -> (String, BTreeSet<String>) {
     let text = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
     let manifest: toml::Table = toml::from_str(&text).unwrap();
@@ -81,7 +81,7 @@ fn crates_depend_on_the_layers_below_them() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The module paths and sources of a crate's files, `[]` for its root.
+/// The module paths and sources of a crate's files. The root's path is `[]`.
 fn sources(root: &Path) -> Vec<(Module, String)> {
     let (mut found, mut folders) = (Vec::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -105,7 +105,8 @@ fn sources(root: &Path) -> Vec<(Module, String)> {
     found
 }
 
-/// Code without comments, literals and `#[cfg(test)]` modules (they are last in their files), as words and signs.
+/// The words and symbols of the code, without comments, literals, and `#[cfg(test)]` modules (which come last in
+/// their files).
 fn words(source: &str) -> Vec<String> {
     let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let (mut words, mut rest) = (Vec::new(), code);
@@ -140,7 +141,7 @@ fn words(source: &str) -> Vec<String> {
     words
 }
 
-/// All paths in a file, with the braces of `use a::{b, c::d}` multiplied out; whether each stands in a `use`.
+/// All paths in a file, with the braces of `use a::{b, c::d}` expanded, and whether each is in a `use`.
 fn paths(words: &[String]) -> Vec<(bool, Vec<String>)> {
     let (mut paths, mut prefixes) = (Vec::new(), Vec::<Option<Vec<String>>>::new());
     let (mut path, mut after_colons, mut in_use) = (Vec::<String>::new(), false, false);
@@ -176,7 +177,7 @@ fn paths(words: &[String]) -> Vec<(bool, Vec<String>)> {
 
 type Module = Vec<String>;
 
-/// The files of a crate: all paths in each.
+/// The files of a crate, with all paths in each.
 struct Files(BTreeMap<Module, Vec<(bool, Vec<String>)>>);
 
 impl Files {
@@ -188,7 +189,7 @@ impl Files {
         )
     }
 
-    /// The file that defines what a path in a module's file leads to, where that is in this crate.
+    /// The file that defines the target of a path in a module's file, if that file is in this crate.
     fn resolve(&self, module: &Module, path: &[String], depth: usize) -> Option<Module> {
         let child = |name: &String| [module, std::slice::from_ref(name)].concat();
         let mut target = match path.first()?.as_str() {
@@ -207,7 +208,7 @@ impl Files {
             if self.0.contains_key(&target) {
                 continue;
             }
-            // An item, which the module may only pass on.
+            // An item, which the module may only re-export.
             let item = target.pop();
             let passed_on = self.0.get(&target)?.iter().find(|(in_use, other)| {
                 *in_use
@@ -222,7 +223,7 @@ impl Files {
         Some(target)
     }
 
-    /// For each file those that it imports from.
+    /// For each file, the files that it imports from.
     fn imports(&self) -> BTreeMap<Module, BTreeSet<Module>> {
         let of = |(module, paths): (&Module, &Vec<(bool, Vec<String>)>)| {
             let long = paths.iter().filter(|(_, path)| path.len() > 1);
@@ -238,7 +239,7 @@ impl Files {
     }
 }
 
-/// The groups of files of which each imports, directly or not, from each other one.
+/// The groups of files in which each imports from every other, directly or indirectly.
 fn cycles(edges: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
     let reachable = |from: &Module| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from.clone()]);
@@ -319,7 +320,7 @@ fn imports_are_found_in_all_their_forms() {
         [""; 0]
     );
     assert_eq!(found("a::b", "use super::super::e::Z;"), ["e"]);
-    // What the root only passes on comes from the file that defines it.
+    // An item that the root only re-exports counts as an import from the file that defines it.
     assert_eq!(
         found("e", "use crate::{Other, Root, Thing};"),
         ["", "a", "d"]

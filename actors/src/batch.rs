@@ -1,4 +1,4 @@
-//! What goes over the data queues.
+//! What moves through the data queues.
 
 use std::{sync::Arc, time::Instant};
 
@@ -6,22 +6,22 @@ use ddk_corpus::Sample;
 
 use crate::Interval;
 
-/// Part of an optimizer step: what teacher and student take at a time.
+/// The part of an optimizer step that the teacher and the student process at once.
 #[derive(Debug)]
 pub struct MicroBatch {
-    /// Counts the micro-batches of this process from 0; replica and order follow from it.
+    /// Its number in this process, from 0. It determines the replica and the order.
     pub sequence: u64,
-    /// The step that it belongs to, from 1.
+    /// Its step, from 1.
     pub step: u64,
-    /// Whether it is the step's last.
+    /// Whether it is the last of its step.
     pub last_of_step: bool,
-    /// The interval, and with it the mixture, that its rows were drawn by.
+    /// The interval, and with it the mixture, that its sequences were drawn from.
     pub interval: Arc<Interval>,
-    /// Its samples.
+    /// Its sequences.
     pub samples: Vec<Sample>,
-    /// Predictions of the whole step: what losses and gradients are divided by.
+    /// Predicted tokens of the whole step: the divisor of losses and gradients.
     pub step_predictions: u64,
-    /// When the interval was set, so that waiting for a mixture is not taken for waiting for data.
+    /// When the interval was set, so that a wait for a mixture does not count as a wait for data.
     pub interval_set: Instant,
 }
 
@@ -34,8 +34,8 @@ impl MicroBatch {
             .sum()
     }
 
-    /// Seconds since `began` that a worker waited for this batch. Time before its interval was set does not count:
-    /// only the mixture was missing then.
+    /// Seconds since `began` that a worker waited for this batch. Time before its interval was set does not count,
+    /// because then only the mixture was missing.
     pub fn waited_since(&self, began: Instant) -> f64 {
         began.max(self.interval_set).elapsed().as_secs_f64()
     }
@@ -47,15 +47,15 @@ impl MicroBatch {
     }
 }
 
-/// A micro-batch with what the teacher says about it.
+/// A micro-batch with the teacher's output.
 #[derive(Debug)]
 pub struct LabeledBatch<TeacherOutput> {
     /// The micro-batch.
     pub batch: Arc<MicroBatch>,
-    /// The teacher's word.
+    /// The teacher's output for it.
     pub signal: TeacherOutput,
-    /// Seconds that the teacher's worker waited for the rows.
+    /// Seconds that the teacher's worker waited for its sequences.
     pub data_wait: f64,
-    /// Seconds that it took to label them.
+    /// Seconds that the teacher took to label it.
     pub teacher_seconds: f64,
 }

@@ -1,4 +1,4 @@
-//! The batcher: turns an interval's plan into micro-batches, in an order that depends on the plan alone.
+//! The batcher: turns an interval's plan into micro-batches. Their order depends on the plan alone.
 
 use std::{sync::Arc, time::Instant};
 
@@ -11,26 +11,26 @@ use crate::{
     worker::{Context, Exit, Ready},
 };
 
-/// An interval to draw, and how many of its steps have been trained on already.
+/// An interval to draw, and how many of its steps are already completed.
 #[derive(Debug)]
 pub struct SetInterval {
     /// The interval.
     pub interval: Arc<Interval>,
-    /// Steps to leave out; their rows have been drawn before a restart.
+    /// Steps to leave out, because their sequences were drawn before a restart.
     pub steps_done: u64,
 }
 
 /// What the batcher works with.
 pub struct Batcher {
-    /// The intervals, as the weight scheduler sets them.
+    /// Intervals from the weight scheduler.
     pub intervals: MeteredReceiver<SetInterval>,
-    /// Rows, by domain.
+    /// Sequences, by domain.
     pub rows: Vec<MeteredReceiver<Sample>>,
     /// Micro-batches, by replica.
     pub out: Vec<MeteredSender<Arc<MicroBatch>>>,
     /// Called before each step.
     pub hook: BatcherHook,
-    /// What it shares with the others.
+    /// What the workers share.
     pub context: Context,
 }
 
@@ -60,7 +60,7 @@ impl Batcher {
                 .map(|&domain| self.rows[usize::from(domain)].recv())
                 .collect::<Result<Vec<Sample>, Exit>>()?;
             let predictions = |sample: &Sample| sample.sequence.num_targets();
-            // At least one, so that a step of prompts alone is a step without a gradient.
+            // At least one: a step of prompts alone has no gradient, but must not divide by 0.
             let step_predictions = rows.iter().map(predictions).sum::<u64>().max(1);
             while !rows.is_empty() {
                 let rest = rows.split_off(rows.len().min(plan.micro_rows as usize));

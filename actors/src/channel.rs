@@ -1,5 +1,5 @@
-//! Channels between workers. Each end knows its worker's line on the board, the meter of its queue and the
-//! stop channel, so a worker's loop only sends and receives.
+//! Channels between workers. Each end knows its worker's line on the board, its queue's meter and the stop channel, so
+//! a worker's loop only sends and receives.
 
 use std::convert::Infallible;
 
@@ -8,7 +8,7 @@ use ddk_telemetry::{Queue, ShownQueue, Worker};
 
 use crate::worker::{Context, Exit, WorkerId};
 
-/// An end of a channel. Its worker shows as waiting inside a call, and as computing after it.
+/// An end of a channel. The board shows its worker as waiting during a call, and as computing after it.
 #[derive(Clone)]
 pub struct Metered<End> {
     end: End,
@@ -17,16 +17,16 @@ pub struct Metered<End> {
     stop: Receiver<Infallible>,
 }
 
-/// The end that items are put in at.
+/// The sending end.
 pub type MeteredSender<Item> = Metered<Sender<Item>>;
-/// The end that items are taken out at.
+/// The receiving end.
 pub type MeteredReceiver<Item> = Metered<Receiver<Item>>;
 
-/// What came first: an item of the channel, or a word of another one.
+/// What arrived first: an item of the channel, or a message (`Word`) of another one.
 pub enum Received<Item, Word> {
     /// An item.
     Item(Item),
-    /// A word.
+    /// A message of the other channel.
     Word(Word),
 }
 
@@ -46,7 +46,7 @@ impl Context {
         )
     }
 
-    /// Puts a queue on the board, by the end that it is taken from.
+    /// Shows a queue on the board, with the length of its receiving end.
     pub fn show<Item: Send + 'static>(
         &self,
         name: String,
@@ -57,7 +57,7 @@ impl Context {
         self.board.queue(name, capacity, move || end.len())
     }
 
-    /// The end of a channel that belongs to `worker`.
+    /// Wraps the end of a channel that belongs to `worker`.
     pub fn end<End>(&self, end: End, meter: Option<&Queue>, worker: &WorkerId) -> Metered<End> {
         Metered {
             end,
@@ -69,7 +69,7 @@ impl Context {
 }
 
 impl<Item> MeteredSender<Item> {
-    /// Hands an item on as soon as there is room.
+    /// Sends an item as soon as there is room.
     ///
     /// # Errors
     /// [`Exit::Done`] if the run ends first.
@@ -79,7 +79,7 @@ impl<Item> MeteredSender<Item> {
         }
     }
 
-    /// Hands an item on, or returns it with a word that comes before there is room.
+    /// Sends an item, or returns it with a message of `words` that arrives before there is room.
     ///
     /// # Errors
     /// [`Exit::Done`] if the run ends first.
@@ -114,7 +114,7 @@ impl<Item> MeteredReceiver<Item> {
         }
     }
 
-    /// Waits for the next item or a word. A word goes before an item.
+    /// Waits for the next item or for a message of `words`. A message takes precedence.
     ///
     /// # Errors
     /// [`Exit::Done`] if the run ends first.

@@ -1,4 +1,4 @@
-//! The checkpointer: writes snapshots beside training, one at a time.
+//! The checkpointer: writes snapshots while training continues, one at a time.
 
 use std::time::Instant;
 
@@ -18,26 +18,26 @@ use crate::{
     worker::{Context, Exit, Ready},
 };
 
-/// A checkpoint to be written.
+/// A checkpoint to write.
 #[derive(Debug)]
 pub struct SaveRequest {
-    /// The loop at the step boundary.
+    /// The state of the loop at the step boundary.
     pub state: LoopState,
     /// The student's files.
     pub files: Vec<SnapshotFile>,
-    /// Where the result goes; whoever needs it waits there.
+    /// Receives the result, for a student that waits for it.
     pub reply: Sender<Result<(), String>>,
-    /// Somebody who asked for it.
+    /// Receives the outcome, if a user asked for this checkpoint.
     pub asked: Option<RpcReplyPort<Outcome>>,
 }
 
-/// What the checkpointer works with. It ends when the student, the only sender, has ended.
+/// What the checkpointer works with. It ends after the student, its only sender, has ended.
 pub struct Checkpointer {
-    /// Snapshots. The channel holds none: a save in flight is the only one in memory besides the next.
+    /// Snapshots. The channel has no buffer, so memory holds at most two: the one being saved and the next.
     pub input: MeteredReceiver<SaveRequest>,
-    /// Where they go.
+    /// Where checkpoints go.
     pub store: CheckpointStore,
-    /// The journal's lines have to be durable before a checkpoint names their lengths.
+    /// What the workers share. The journal has to be durable before a checkpoint records the lengths of its files.
     pub context: Context,
 }
 
@@ -61,15 +61,15 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// A save that fails is an event: the checkpoints before it stay, and training continues. Old checkpoints
-    /// that could not be removed are an event of their own: the save has succeeded.
+    /// Saves a checkpoint. A save that fails is an event: earlier checkpoints stay, and training continues. If old
+    /// checkpoints cannot be removed, that is a separate event, because the save itself succeeded.
     fn save(&self, request: SaveRequest) {
         let (step, began) = (request.state.step, Instant::now());
         let sync = || self.context.journal.sync();
         let saved = self.store.save(step, &request.state, request.files, sync);
         let saved = saved.map_err(|error| with_causes(&error));
         let seconds = began.elapsed().as_secs_f64();
-        // An event that cannot be written (the disk that is full may be its own) has been logged.
+        // If the event cannot be written, perhaps because its disk is full too, the log still has the result.
         let event = |kind, message: &str| drop(self.context.event(step, kind, message));
         match &saved {
             Ok(report) => {
@@ -107,10 +107,10 @@ impl Checkpointer {
                 seconds,
             });
             let refusal = |error| Refusal(format!("cannot save step {step}: {error}"));
-            // Whoever asked may have left.
+            // The caller may be gone.
             let _ = asked.send(outcome.map_err(refusal));
         }
-        // Nobody asks any more where another save has taken its place.
+        // The receiver is gone if a later save has replaced it.
         let _ = request.reply.send(saved.map(drop));
     }
 }

@@ -2,18 +2,18 @@
 
 use crate::worker::{Exit, WorkerId};
 
-/// An error of a run; it names the worker and the cause.
+/// Why a run failed: the worker and the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A worker could not be started; nothing was trained.
+    /// A worker could not be started, so nothing was trained.
     #[error("{worker} could not be started: {cause}")]
     Start {
         /// The worker.
         worker: WorkerId,
-        /// What was wrong.
+        /// What went wrong.
         cause: String,
     },
-    /// A worker failed beyond repair. The next start resumes the run from its last checkpoint.
+    /// A worker failed beyond recovery. The next start resumes the run from its last checkpoint.
     #[error("{worker} failed: {cause}")]
     Worker {
         /// The worker.
@@ -21,12 +21,12 @@ pub enum RunError {
         /// How it ended.
         cause: Exit,
     },
-    /// The run's actors ended without saying why.
+    /// The run's actors ended without a reason.
     #[error("the run ended without a result: {0}")]
     Lost(String),
 }
 
-/// An error with its causes on one line, each once.
+/// An error and its causes on one line, without repetitions.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,4 +1,4 @@
-//! An interval: a mixture, the rows that it draws, and all that is needed to draw them again.
+//! An interval: a mixture, the sequences that it draws, and everything needed to draw them again.
 
 use std::sync::Arc;
 
@@ -7,46 +7,46 @@ use ddk_mixture::{Perplexities, PolicyState, Quota, interval_order};
 use ddk_run::records::MixtureLine;
 use serde::{Deserialize, Serialize};
 
-/// An interval as the weight scheduler sets it. It travels with every micro-batch, so that any step's
-/// checkpoint can hold it; from it and the seed alone, the order of its rows follows.
+/// An interval as the weight scheduler sets it. It travels with every micro-batch, so any step's checkpoint can hold
+/// it. The order of its sequences follows from it and the seed alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// The interval, from 0; the version of its mixture.
+    /// Its index, from 0; also the version of its mixture.
     pub index: u64,
     /// Its first step.
     pub first_step: u64,
-    /// Its steps.
+    /// The number of its steps.
     pub steps: u64,
-    /// What the policy decided, by domain.
+    /// The policy's weights, by domain.
     pub weights: Vec<f64>,
-    /// The shares after limits.
+    /// The shares after limits, by domain.
     pub target: Vec<f64>,
-    /// Rows of each domain.
+    /// The number of sequences drawn from each domain.
     pub counts: Vec<u64>,
-    /// The policy after its decision.
+    /// The policy's state after its decision.
     pub policy: PolicyState,
     /// The quota after this interval's draw.
     pub quota: Quota,
-    /// Where each domain stood before it.
+    /// The cursor of each domain before it.
     pub cursors: Vec<Cursor>,
     /// The last evaluation before it.
     pub evaluated: Evaluation,
-    /// Its line in `mixture.jsonl`, which the student writes before its first step; none where that has been done.
+    /// Its line in `mixture.jsonl`, which the student writes before its first step. None if it is already written.
     #[serde(skip)]
     pub line: Option<Arc<MixtureLine>>,
 }
 
-/// An evaluation of the student, as an interval remembers it.
+/// An evaluation of the student, as an interval stores it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The step after which it was made.
     pub step: u64,
-    /// Perplexities by domain; none where one is not finite.
+    /// Perplexities by domain; none if not finite.
     pub student: Vec<Option<f64>>,
 }
 
 impl Evaluation {
-    /// What the student's perplexities after `step` are remembered as.
+    /// An evaluation with the student's perplexities after `step`.
     pub fn new(step: u64, student: &[f64]) -> Self {
         let finite = |value: &f64| value.is_finite().then_some(*value);
         Self {
@@ -55,7 +55,7 @@ impl Evaluation {
         }
     }
 
-    /// Both models' perplexities; what was not finite is NaN.
+    /// Both models' perplexities. Values that were not finite are NaN.
     pub fn perplexities(&self, teacher: &[f64]) -> Perplexities {
         let number = |value: &Option<f64>| value.unwrap_or(f64::NAN);
         Perplexities {
@@ -66,7 +66,7 @@ impl Evaluation {
 }
 
 impl Interval {
-    /// The domain of each of its rows, in the order of training.
+    /// The domain of each of its sequences, in training order.
     pub fn order(&self, seed: u64) -> Vec<u16> {
         interval_order(&self.counts, seed, self.index)
     }
@@ -76,12 +76,13 @@ impl Interval {
         self.first_step + self.steps - 1
     }
 
-    /// The index of the one after it. One without steps comes before the first.
+    /// The index of the next interval. An interval without steps precedes the first one.
     pub fn next_index(&self) -> u64 {
         self.index + u64::from(self.steps > 0)
     }
 
-    /// Where each domain stands after the first `rows` rows of `order`. `domain_sequences`: rows of a pass, by domain.
+    /// The cursor of each domain after the first `rows` sequences of `order`. `domain_sequences` holds the sequences
+    /// per epoch, by domain.
     pub fn cursors_after(
         &self,
         order: &[u16],
@@ -95,7 +96,7 @@ impl Interval {
         self.advanced(&drawn, domain_sequences)
     }
 
-    /// Where each domain stands after all of it.
+    /// The cursor of each domain after the whole interval.
     pub fn cursors_at_end(&self, domain_sequences: &[u64]) -> Vec<Cursor> {
         self.advanced(&self.counts, domain_sequences)
     }

@@ -6,12 +6,12 @@
 //!                                  └──────interval── MixtureActor ◀─────────────┘ perplexities
 //! ```
 //!
-//! Data goes over bounded channels between threads. Control goes over small messages between ractor actors, whose
-//! handlers never block. A *worker* computes: it is a named thread with a loop, owned by an actor ([`worker`]) that
-//! tells the actor of the [`run`] how it ended. Actors that only decide ([`mixture`]) have no thread.
+//! Data moves over bounded channels between threads. Control uses small messages between ractor actors, whose handlers
+//! never block. A *worker* computes: it is a named thread with a loop. An actor owns it ([`worker`]) and tells the
+//! [`run`]'s actor how the thread ended. Actors that only decide ([`mixture`]) have no thread.
 //!
-//! [`ports`] hide what is computed, so this crate never sees libtorch; `ddk-jobs` joins both. [`channel`]s show what
-//! their workers wait for. Start with [`run::Run::start`].
+//! [`ports`] hide the computation, so this crate does not depend on libtorch; `ddk-jobs` implements them. [`channel`]s
+//! show what their workers wait for. Start with [`run::Run::start`].
 //!
 //! ```
 //! use ddk_actors::LossHistory;

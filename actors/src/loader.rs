@@ -1,4 +1,4 @@
-//! One domain's loader: reads its rows ahead of the batcher, without end.
+//! A domain's loader: reads its sequences ahead of the batcher, epoch after epoch.
 
 use ddk_corpus::{Cursor, Sample};
 
@@ -12,14 +12,14 @@ use crate::{
 pub struct Loader {
     /// Index of the domain.
     pub domain: usize,
-    /// Its rows of a pass.
+    /// Sequences per epoch.
     pub domain_sequences: u64,
-    /// Opens its rows.
+    /// Opens the domain's sequences.
     pub rows: RowsFactory,
-    /// The next row to hand on. It outlives the thread, so that a loader that is restarted after a panic
-    /// reads the row in hand once more, and none twice.
+    /// The next sequence to send. The cursor outlives the thread, so a loader restarted after a panic reads the
+    /// sequence in hand again and sends none twice.
     pub cursor: Slot<Cursor>,
-    /// Rows to the batcher.
+    /// Sequences for the batcher.
     pub out: MeteredSender<Sample>,
 }
 

@@ -1,4 +1,4 @@
-//! What the actors tell each other.
+//! Messages between the actors.
 
 use ddk_mixture::Perplexities;
 use ddk_run::{
@@ -10,53 +10,54 @@ use ractor::RpcReplyPort;
 
 use crate::Totals;
 
-/// What the student is told; it looks whenever it waits and between two batches of an evaluation.
+/// A command to the student. The student checks for commands whenever it waits and between two batches of an
+/// evaluation.
 #[derive(Debug)]
 pub enum StudentCommand {
-    /// The run is done after this step, an interval's last: from the weight scheduler.
+    /// From the weight scheduler: the run is finished after this step, the last of an interval.
     Finish(StopReason, u64),
-    /// Finish the step, save, end: from the run's actor, as all that follow.
+    /// From the run's actor, like the variants below: finish the step, save a checkpoint and end.
     Stop,
-    /// Another part has failed: save the last step made, end.
+    /// Another worker has failed: save the last completed step and end.
     Abandon,
-    /// Somebody asks for something.
+    /// Carry out a user's command.
     Request(Request),
 }
 
-/// A command, and where its answer goes.
+/// A command, and where to send the answer.
 #[derive(Debug)]
 pub struct Request {
-    /// What is asked for.
+    /// The command.
     pub command: Command,
-    /// Who asks.
+    /// Who sent it.
     pub source: Source,
-    /// If this is dropped, whoever asks hears that the run has ended.
+    /// If this is dropped, the caller learns that the run has ended.
     pub reply: RpcReplyPort<control::Outcome>,
 }
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// It is done.
+    /// It finished.
     Finished(StopReason),
-    /// It was told to stop, and is saved.
+    /// It was stopped, and its last step is saved.
     Stopped,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// How it ended.
     pub end: End,
     /// The last step.
     pub step: u64,
-    /// Intervals begun.
+    /// The number of intervals that began.
     pub intervals: u64,
     /// Perplexities before the first step.
     pub baseline: Perplexities,
-    /// The student's after the last, where the run is done.
+    /// The student's perplexities after the last step, if the run finished.
     pub after: Option<Vec<f64>>,
-    /// Gap to the teacher at each evaluation, the last one included.
+    /// Gap to the teacher at each evaluation, including the last one.
     pub measured: Vec<Measured>,
     /// Sums over the run.
     pub totals: Totals,

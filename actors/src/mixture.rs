@@ -1,8 +1,8 @@
-//! The weight scheduler: decides each interval's mixture and how many rows it draws from each domain.
+//! The weight scheduler: decides each interval's mixture and how many sequences it draws from each domain.
 //!
-//! A pure state machine ([`Scheduler`]) behind a mailbox. A mixture's line travels with its interval: the
-//! student writes it before the first step that was drawn by it, so that the run's files follow from the
-//! steps alone, however far ahead this is.
+//! [`Scheduler`] is a pure state machine, and [`MixtureActor`] gives it a mailbox. A mixture's line travels with its
+//! interval. The student writes it before the first step drawn from that mixture, so the run's files depend only on
+//! its steps, no matter how far ahead the scheduler is.
 
 use std::sync::Arc;
 
@@ -24,13 +24,13 @@ use crate::{
     worker::{Context, Facts},
 };
 
-/// What the weight scheduler is told. The models' own workers measure perplexities: the teacher's once, the student's
-/// at an interval's end, where the mixture or a setting asks for them.
+/// A message to the weight scheduler. The models' own workers measure perplexities: the teacher's once, and the
+/// student's at an interval's end if the mixture or a setting asks for them.
 #[derive(Debug)]
 pub enum MixtureMessage {
     /// The teacher's perplexities are known.
     TeacherEvaluated,
-    /// The next interval is due.
+    /// An interval has ended, and the next one is due.
     IntervalEnded(IntervalEnd),
 }
 
@@ -39,16 +39,17 @@ pub enum MixtureMessage {
 pub struct IntervalEnd {
     /// Its last step; 0 before the first interval.
     pub step: u64,
-    /// The student's perplexities after it, where they were measured. They always are before the first interval.
+    /// The student's perplexities after it, if measured. They always are before the first interval.
     pub student: Option<Vec<f64>>,
-    /// Intervals that follow from this: two where mixtures lag and nothing earlier has been measured, otherwise one.
+    /// Intervals to decide now: two if mixtures lag and nothing was measured earlier, otherwise one.
     pub intervals: u64,
-    /// What its updates were made from.
+    /// Sums over its updates.
     pub training: TrainingSums,
 }
 
 impl IntervalEnd {
-    /// One that the next interval follows from, where mixtures lag: of the evaluation after `step`, if any was due.
+    /// An interval's end when mixtures lag. It decides the next interval from the evaluation after `step`, if one was
+    /// due.
     pub fn lagged(step: u64, student: Option<Vec<f64>>, domains: usize) -> Self {
         Self {
             step,
@@ -59,29 +60,29 @@ impl IntervalEnd {
     }
 }
 
-/// The state machine: from the ends of intervals to intervals.
+/// The state machine: turns the end of an interval into the next interval.
 pub struct Scheduler {
     plan: Arc<RunPlan>,
     policy: Box<dyn Policy>,
-    /// The interval set last; the next one follows from it.
+    /// The interval set last, which the next one continues.
     last: Arc<Interval>,
-    /// The last evaluation: the step after which it was made, and what it gave.
+    /// The last evaluation: its step and its perplexities.
     evaluated: (u64, Perplexities),
 }
 
-/// What follows from an interval's end.
+/// The decision at the end of an interval.
 #[derive(Debug)]
 pub enum Verdict {
     /// Draw the next interval.
     Next(Arc<Interval>),
-    /// The run is done when the interval before has been trained on.
+    /// Finish the run after the interval that was set last.
     Finish(StopReason),
-    /// The run ends before another interval would begin.
+    /// Set no interval: the run ends before another one would begin.
     Nothing,
 }
 
 impl Scheduler {
-    /// Continues after the interval of `state`.
+    /// Continues after the interval in `state`.
     pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, state: &LoopState) -> Self {
         let evaluated = &state.interval.evaluated;
         let perplexities = evaluated.perplexities(&state.baseline.teacher);
@@ -93,7 +94,7 @@ impl Scheduler {
         }
     }
 
-    /// Decides what follows from how an interval ended.
+    /// Decides what to do after an interval has ended.
     pub fn ended(&mut self, ended: &IntervalEnd, measured: Option<&Perplexities>) -> Verdict {
         if let Some(perplexities) = measured {
             let gaps = perplexities.gaps();
@@ -113,7 +114,7 @@ impl Scheduler {
         if steps == 0 {
             return Verdict::Nothing;
         }
-        // Where passes are limited, the last interval is as long as what is left.
+        // If epochs are limited, the last interval takes only as many steps as the remaining sequences fill.
         let cursors = self.last.cursors_at_end(&self.plan.domain_sequences);
         let left = self.rows_left(&cursors);
         let rows_left: Option<u64> = left.iter().copied().sum();
@@ -143,7 +144,7 @@ impl Scheduler {
         Verdict::Next(Arc::clone(&self.last))
     }
 
-    /// The line of an interval: its mixture, what that was made from, and the perplexities measured last.
+    /// The line of an interval: its mixture, what the decision was based on, and the last measured perplexities.
     pub fn line(
         &self,
         interval: &Interval,
@@ -200,7 +201,7 @@ impl Scheduler {
         }
     }
 
-    /// Rows that each domain may still give, where passes are limited.
+    /// Sequences that each domain has left, if epochs are limited.
     fn rows_left(&self, cursors: &[Cursor]) -> Vec<Option<u64>> {
         cursors
             .iter()
@@ -213,27 +214,28 @@ impl Scheduler {
     }
 }
 
-/// The actor.
+/// The weight scheduler's actor.
 pub struct MixtureActor;
 
-/// What it works with.
+/// What the weight scheduler works with.
 pub struct MixtureState {
     /// The state machine.
     pub scheduler: Scheduler,
-    /// To the batcher. It has room for two: no interval is decided before the one but last has been trained on.
+    /// Intervals for the batcher. There is room for two, because interval n is set only after interval n - 2 is
+    /// trained on.
     pub intervals: Sender<SetInterval>,
-    /// To the student, where the run is done.
+    /// Tells the student when the run is finished.
     pub student: Sender<StudentCommand>,
-    /// Whether the run's end has been said.
+    /// Whether the student has been told that the run is finished.
     pub finished: bool,
     /// An interval's end that waits for the teacher's perplexities.
     pub waiting: Option<IntervalEnd>,
-    /// Where they are.
+    /// Holds the teacher's perplexities.
     pub facts: Arc<Facts>,
 }
 
 impl MixtureState {
-    /// Decides what follows from the interval's end that waits, as soon as the teacher's perplexities are known.
+    /// Decides what follows the interval's end in `waiting`, once the teacher's perplexities are known.
     fn decide(&mut self) -> Result<(), ActorProcessingErr> {
         let Some(teacher) = self.facts.teacher_perplexities.get().cloned() else {
             return Ok(());
@@ -244,7 +246,7 @@ impl MixtureState {
         let student = ended.student.take();
         let measured = student.map(|student| Perplexities { student, teacher });
         for _ in 0..ended.intervals {
-            // An evaluation may still come in when the run's end is known.
+            // The end of the run may already be decided when an evaluation arrives.
             if self.finished {
                 break;
             }
@@ -260,7 +262,7 @@ impl MixtureState {
                 Verdict::Finish(reason) => {
                     self.finished = true;
                     let after = self.scheduler.last.last_step();
-                    // A student that has ended needs no reason to.
+                    // The send fails only if the student has already ended.
                     let _ = self.student.send(StudentCommand::Finish(reason, after));
                 }
                 Verdict::Nothing => {}
@@ -270,7 +272,8 @@ impl MixtureState {
     }
 }
 
-/// Tells of a mixture that the next step is drawn by: its line, its gauges, and an event where an update was refused.
+/// Announces the mixture that the next step is drawn from: its line, its gauges, and an event if an update was
+/// refused.
 pub(crate) fn announce(line: &MixtureLine, context: &Context) -> Result<(), RunFileError> {
     if let Some(reason) = &line.refused {
         metrics::REFUSED_UPDATES.with(&[]).increment(1);
@@ -297,7 +300,8 @@ pub fn publish(line: &MixtureLine) {
     metrics::MIXTURE_INTERVAL
         .with(&[])
         .set(line.interval as f64);
-    // Where alpha is 0, or there is one domain, weights never move: they are at no limit. Other policies have none.
+    // If alpha is 0 or there is one domain, weights never move and have no limits. Policies without alpha have none
+    // either.
     let moves = line.weights.len() > 1;
     if let Some(alpha) = line.alpha.filter(|alpha| moves && *alpha > 0.0) {
         let floor = (1.0 - alpha) / line.weights.len() as f64;

@@ -1,4 +1,4 @@
-//! The pipeline: its queues, and what is needed to build a part of it again. The one place that wires actors together.
+//! The pipeline: its queues, and what is needed to rebuild a worker. All wiring between actors happens here.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
@@ -23,16 +23,17 @@ use crate::{
     worker::{Body, Context, Exit, Ready, Slot, WorkerId},
 };
 
-/// Rows that a loader reads ahead. A row is a few kilobytes; the heavy queues are those of micro-batches.
+/// Sequences that a loader reads ahead. A sequence takes a few kilobytes; the queues of micro-batches are the large
+/// ones.
 const ROWS_AHEAD: usize = 64;
 
-/// The work of a worker that can be restarted. It keeps what the worker has in hand.
+/// The body of a worker that can be restarted. It keeps the worker's work in hand.
 type Restartable = Arc<dyn Fn(Ready) -> Result<(), Exit> + Send + Sync>;
 
 pub(crate) struct Pipeline {
     pub(crate) context: Context,
     control: Sender<StudentCommand>,
-    /// Dropped to close the channel.
+    /// Dropped to close the stop channel.
     pub(crate) stop: Option<Sender<Infallible>>,
     queues: Queues,
     /// The queues' lines on the board.
@@ -40,11 +41,11 @@ pub(crate) struct Pipeline {
     restartable: HashMap<WorkerId, Restartable>,
 }
 
-/// A pipeline whose workers are still to be started.
+/// A pipeline whose workers are not started yet.
 pub(crate) struct Built {
     pub(crate) pipeline: Pipeline,
     pub(crate) scheduler: ActorCell,
-    /// In the order of their start: each when the ones that it talks to are ready.
+    /// In start order: a worker starts when those it talks to are ready.
     pub(crate) workers: Vec<(WorkerId, Body)>,
 }
 
@@ -88,7 +89,7 @@ where
     let domains = plan.domains.iter().cloned();
     let loaders: Vec<WorkerId> = domains.map(WorkerId::Loader).collect();
     let teachers: Vec<WorkerId> = (0..plan.replicas).map(WorkerId::Teacher).collect();
-    // Loaders, teachers, student, batcher, checkpointer: in this order the board shows them.
+    // The board shows workers in this order: loaders, teachers, student, batcher, checkpointer.
     for worker in loaders.iter().chain(&teachers) {
         context.line(worker);
     }
@@ -133,7 +134,7 @@ where
         context: context.clone(),
     };
     for (replica, id) in teachers.iter().enumerate() {
-        // Only the first worker is asked for evaluations.
+        // Only replica 0 evaluates.
         let copies = if replica == 0 {
             copied.clone()
         } else {
@@ -170,8 +171,8 @@ where
     })
 }
 
-/// Starts the weight scheduler, and shows what a run resumes with. Within an interval that is the interval; at its
-/// end the student evaluates first.
+/// Starts the weight scheduler and publishes the state that the run resumes with. Within an interval, it sends the
+/// rest of that interval to the batcher. At an interval's end, the student evaluates first.
 async fn start_scheduler(
     plan: &RunPlan,
     scheduler: MixtureState,
@@ -182,7 +183,7 @@ async fn start_scheduler(
     }
     metrics::CHECKPOINT_STEP.with(&[]).set(state.step as f64);
     if state.step > 0 {
-        // A resumed run shows its mixture at once, without waiting for the next one.
+        // A resumed run shows its mixture at once instead of waiting for the next one.
         let interval = &state.interval;
         let of_interval = Decision::default();
         publish(&scheduler.scheduler.line(interval, of_interval, None));
@@ -202,7 +203,7 @@ async fn start_scheduler(
     Ok(scheduler)
 }
 
-/// What the interval after that of `state` follows from, where mixtures lag.
+/// If mixtures lag, the evaluation that decides the interval after the one in `state`.
 fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<IntervalEnd> {
     let ahead = state.lagged_evaluation.as_ref().filter(|_| plan.lag > 0)?;
     let measured = !ahead.student.is_empty();
@@ -211,7 +212,7 @@ fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<IntervalEnd> {
 }
 
 impl Pipeline {
-    /// Adds a domain's loader, and returns where its rows come out.
+    /// Adds a domain's loader, and returns the receiving end of its sequences.
     fn add_loader(
         &mut self,
         id: &WorkerId,
@@ -234,7 +235,7 @@ impl Pipeline {
         received
     }
 
-    /// Adds a teacher's worker, and returns the ends of its queues for the batcher and the student.
+    /// Adds a teacher worker, and returns the ends of its queues for the batcher and the student.
     fn add_teacher<T: Teacher + 'static>(
         &mut self,
         id: &WorkerId,
@@ -271,8 +272,8 @@ impl Pipeline {
         (batches, labeled)
     }
 
-    /// The channel of snapshots. Saves continue after the run has stopped. No snapshot waits in the channel: it
-    /// would be one more copy of the student in memory.
+    /// The channel of snapshots. Saves continue after the run has stopped. The channel has no buffer, because a
+    /// waiting snapshot would be one more copy of the student in memory.
     fn saves(&self) -> (MeteredSender<SaveRequest>, MeteredReceiver<SaveRequest>) {
         let unstopped = Context {
             stop: never(),
@@ -282,13 +283,13 @@ impl Pipeline {
         unstopped.channel(0, &self.queues.saves, &from, &to)
     }
 
-    /// The work of a loader or a teacher: on the same queues each time, with what it had in hand.
+    /// The body of a loader or a teacher. It uses the same queues each time, and resumes the work in hand.
     pub(crate) fn body(&self, worker: &WorkerId) -> Body {
         let work = Arc::clone(&self.restartable[worker]);
         Box::new(move |ready| work(ready))
     }
 
-    /// Tells the student something. One that has ended hears nothing.
+    /// Sends the student a command. Does nothing if the student has ended.
     pub(crate) fn tell(&self, command: StudentCommand) {
         let _ = self.control.send(command);
     }

@@ -1,4 +1,4 @@
-//! What a run is to do.
+//! The plan of a run, and the settings that may change while it trains.
 
 use std::{
     collections::BTreeSet,
@@ -11,82 +11,82 @@ use ddk_run::{
 };
 use ddk_settings::{Recovery, Settings, keys};
 
-/// The plan of a run; fixed before its first step.
+/// The plan of a run, fixed before its first step.
 #[derive(Debug, Clone)]
 pub struct RunPlan {
     /// Names of the domains, sorted.
     pub domains: Vec<String>,
-    /// Rows of a pass, by domain.
+    /// Sequences per epoch, by domain.
     pub domain_sequences: Vec<u64>,
-    /// Each domain's share of the corpus' tokens.
+    /// Each domain's share of the corpus's tokens.
     pub natural: Vec<f64>,
-    /// Every random choice is drawn from it.
+    /// The seed of every random choice.
     pub seed: u64,
-    /// Rows of an optimizer step.
+    /// Sequences per optimizer step.
     pub sequences_per_step: u64,
-    /// Rows of a micro-batch; divides `sequences_per_step`.
+    /// Sequences per micro-batch; divides `sequences_per_step`.
     pub micro_rows: u64,
-    /// Positions that the student's head takes at a time.
+    /// Positions that the LM head takes at a time.
     pub chunk: i64,
-    /// The last step, where there is one (the smaller of both limits).
+    /// The last step, if limited: the smaller of both limits.
     pub max_steps: Option<u64>,
-    /// A step with which an interval ends, whatever its length: where the schedule of the learning rate does.
-    /// So a run whose last interval was cut short by its limit resumes like a run with a larger limit.
+    /// A step that ends its interval whatever the length, because the learning-rate schedule ends there. This way, a
+    /// run whose limit cut its last interval short resumes like a run with a larger limit.
     pub interval_end: Option<u64>,
-    /// The name of the limit that `max_steps` comes from.
+    /// The limit that `max_steps` comes from.
     pub max_steps_reason: StopReason,
-    /// Ends the run at the end of the step in which so many tokens have been trained on.
+    /// The run ends with the step that reaches this number of trained tokens.
     pub max_tokens: Option<u64>,
-    /// Ends the run at an evaluation in which no domain's gap is larger.
+    /// The run ends at an evaluation in which every domain's gap is at most this.
     pub target_gap: Option<f64>,
     /// Intervals between an evaluation and the mixture that follows from it: 0 (the pipeline waits at each
     /// interval's end) or 1.
     pub lag: u64,
-    /// Perplexities are measured so often, in steps, where the mixture's policy does without.
+    /// Steps between evaluations, if the mixture's policy does not need perplexities.
     pub evaluation_every: Option<u64>,
-    /// Whether a checkpoint is saved at each evaluation that is the best so far, beside the scheduled ones.
+    /// Whether to save a checkpoint at each evaluation that is the best so far, in addition to the scheduled ones.
     pub keep_best: bool,
-    /// Maximum passes over a domain.
+    /// Maximum epochs of a domain.
     pub max_passes: Option<f64>,
-    /// Micro-batches that may wait in a queue; 0: handed over directly.
+    /// Micro-batches that may wait in a queue. 0: they are handed over directly.
     pub queue_depth: usize,
-    /// Teachers side by side.
+    /// Number of teacher replicas.
     pub replicas: usize,
-    /// What may change while the run trains.
+    /// Settings that may change while the run trains.
     pub live: Arc<Live>,
-    /// Weight of the divergence, for the lines.
+    /// Weight of the divergence, for `run.jsonl`.
     pub gamma: f64,
-    /// Weight of the distance between layers, where the loss has one.
+    /// Weight of the distance between layers, if the loss has one.
     pub layer_weight: Option<f64>,
-    /// Steps whose data is skipped, because training went wrong on it.
+    /// Steps whose data is skipped because training went wrong on it.
     pub skip: BTreeSet<u64>,
-    /// What is done when numbers go wrong.
+    /// What to do if training goes wrong.
     pub recovery: Recovery,
     /// Floating-point operations of one evaluation of the student.
     pub evaluation_flops: f64,
-    /// Of the teacher's, where it is still to be made: 0 where its perplexities are known.
+    /// Floating-point operations of the teacher's evaluation. 0 if its perplexities are known.
     pub teacher_evaluation_flops: f64,
 }
 
-/// The settings of a run that trains. Some of them may change; whoever needs one reads it here.
+/// The settings of a running run. Some may change, so read them here whenever they are needed.
 #[derive(Debug)]
 pub struct Live(RwLock<Settings>);
 
 impl Live {
-    /// What a run starts with.
+    /// The settings that a run starts with.
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new(Self(RwLock::new(settings)))
     }
 
-    /// Reads what is needed of them.
+    /// Reads from the settings.
     pub fn get<T>(&self, read: impl FnOnce(&Settings) -> T) -> T {
         read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What they would be with other values.
+    /// The settings with these values changed.
     ///
     /// # Errors
-    /// A key or value that is wrong, or a setting that must not change while the run trains.
+    /// If a key or value is invalid, or if a setting must not change while the run trains.
     pub fn with(&self, values: &Assignments) -> Result<Settings, String> {
         let after = self.get(|settings| settings.with(values));
         let after = after.map_err(|error| error.to_string())?;
@@ -101,25 +101,25 @@ impl Live {
         }
     }
 
-    /// Changes them.
+    /// Replaces the settings.
     pub fn set(&self, settings: Settings) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 }
 
 impl RunPlan {
-    /// A list by domain as a map by name.
+    /// Turns a list by domain into a map by name.
     pub fn by_name(&self, values: &[f64]) -> ByDomain {
         self.known_by_name(values.iter().copied().map(Some))
     }
 
-    /// As [`Self::by_name`], without the values that are not finite.
+    /// Like [`Self::by_name`], without values that are not finite.
     pub fn finite_by_name(&self, values: &[f64]) -> ByDomain {
         let finite = |value: &f64| value.is_finite().then_some(*value);
         self.known_by_name(values.iter().map(finite))
     }
 
-    /// As [`Self::by_name`], without those that there are not.
+    /// Like [`Self::by_name`], without missing values.
     pub fn known_by_name(&self, values: impl IntoIterator<Item = Option<f64>>) -> ByDomain {
         let named = self.domains.iter().cloned().zip(values);
         named

@@ -1,5 +1,5 @@
-//! What the actors need from outside: models, rows, somebody who watches. The program joins these to `ddk-engine` and
-//! `ddk-corpus`; the tests to fakes.
+//! What the actors need from outside: models, sequences and an observer. The program connects these to `ddk-engine`
+//! and `ddk-corpus`; the tests connect them to fakes.
 
 use std::sync::Arc;
 
@@ -12,26 +12,26 @@ use ddk_telemetry::{Board, Progress};
 
 use crate::{MicroBatch, Totals};
 
-/// An error of a port, by what can be done about it.
+/// An error of a port, classified by its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
-    /// Data that cannot be read; the message names file and offset.
+    /// Data cannot be read; the message names the file and the offset.
     #[error("{0}")]
     Data(String),
-    /// A device has no memory left.
+    /// A device ran out of memory.
     #[error("{message}")]
     OutOfMemory {
-        /// For what.
+        /// The work that ran out of memory.
         during: Work,
-        /// What the device said.
+        /// The device's message.
         message: String,
     },
-    /// Training went wrong: the run has to rewind to its last checkpoint and skip the data of these steps.
+    /// Training went wrong: the run must rewind to its last checkpoint and skip the data of these steps.
     #[error("steps {first} to {last}: {reason}")]
     RollBack {
-        /// The first step to pass over.
+        /// The first step to skip.
         first: u64,
-        /// The last one.
+        /// The last step to skip.
         last: u64,
         /// What went wrong.
         reason: String,
@@ -41,40 +41,41 @@ pub enum PortError {
     Other(String),
 }
 
-/// What a model does: each has a size of its own that can be made smaller.
+/// A kind of model work. It determines which setting recovery changes when the work runs out of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// The teacher labels a micro-batch.
     Label,
-    /// The student learns from one, updates, or is copied.
+    /// The student trains on a micro-batch, updates its weights, or is copied.
     Train,
     /// A model is evaluated.
     Evaluate,
 }
 
-/// Called before each batch of an evaluation with the documents done and those there are; true cuts it off.
+/// Called before each batch of an evaluation with the number of documents done and their total. Returns true to cut
+/// the evaluation off.
 pub type Between<'a> = &'a dyn Fn(u64, u64) -> bool;
 
-/// The frozen teacher, on the thread that built it.
+/// The frozen teacher. It stays on the thread that built it.
 pub trait Teacher {
-    /// What it says about a batch.
+    /// Its output for a micro-batch.
     type TeacherOutput: Send + 'static;
-    /// A copy of a student's weights.
+    /// A copy of the student's weights.
     type Weights: Send + 'static;
 
-    /// Labels a micro-batch. Must be the same for the same batch, on any worker.
+    /// Labels a micro-batch. Every worker must return the same output for the same batch.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
     fn label(&mut self, batch: &MicroBatch) -> Result<Self::TeacherOutput, PortError>;
 
-    /// Perplexity on each domain's validation documents; `None` where `between` cut it off.
+    /// Perplexity on each domain's validation documents; `None` if `between` cut the evaluation off.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
 
-    /// As [`Self::perplexities`], of a student as it was when it gave these weights.
+    /// Like [`Self::perplexities`], but for a student with these weights.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
@@ -88,14 +89,14 @@ pub trait Teacher {
     fn busy_seconds(&self) -> f64;
 }
 
-/// The student, on the thread that built it.
+/// The student. It stays on the thread that built it.
 pub trait Student {
-    /// What the teacher says about a batch.
+    /// The teacher's output for a micro-batch.
     type TeacherOutput: Send + 'static;
     /// A copy of its weights.
     type Weights: Send + 'static;
 
-    /// Adds a micro-batch's gradients, divided by the predictions of its whole step.
+    /// Adds a micro-batch's gradients, divided by the predicted tokens of its whole step.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
@@ -105,31 +106,31 @@ pub trait Student {
         signal: Self::TeacherOutput,
     ) -> Result<MicroBatchSums, PortError>;
 
-    /// Updates the weights as step `step`.
+    /// Updates the weights in step `step`.
     ///
     /// # Errors
     /// If the device fails or runs out of memory, or if the run must rewind.
     fn update(&mut self, step: u64) -> Result<UpdateStats, PortError>;
 
-    /// Drops the step's gradients: weights and moments stay as they are.
+    /// Drops the step's gradients. Weights and moments stay unchanged.
     ///
     /// # Errors
     /// If the device fails.
     fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError>;
 
-    /// Perplexity on each domain's validation documents; `None` where `between` cut it off.
+    /// Perplexity on each domain's validation documents; `None` if `between` cut the evaluation off.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
 
-    /// A copy of its weights, for an evaluation elsewhere while it learns on.
+    /// A copy of its weights, to evaluate elsewhere while training continues.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
     fn weights(&mut self) -> Result<Self::Weights, PortError>;
 
-    /// A copy of all that its next steps depend on, as files of a checkpoint that another thread writes.
+    /// A copy of everything that its next steps depend on, as checkpoint files that another thread writes.
     ///
     /// # Errors
     /// If the device fails, or a tensor cannot be serialized.
@@ -139,68 +140,68 @@ pub trait Student {
     fn busy_seconds(&self) -> f64;
 }
 
-/// A domain's rows, one after the other, without end.
+/// A domain's sequences, one after another, epoch after epoch.
 pub trait Rows: Send {
-    /// The next row.
+    /// The next sequence.
     ///
     /// # Errors
     /// If the data cannot be read or does not match its checksum.
     fn read(&mut self) -> Result<Sample, PortError>;
 }
 
-/// Somebody who watches a run; called from the run's threads, so it must be quick.
+/// Watches a run. The run's threads call it, so it must return quickly.
 pub trait Observer: Send + Sync {
     /// A step is done.
     fn on_step(&self, step: &StepReport<'_>);
-    /// A mixture is set.
+    /// A mixture has been set.
     fn on_mixture(&self, line: &MixtureLine);
     /// Something happened.
     fn on_event(&self, event: &EventLine);
-    /// A long phase is so far; told before each batch of an evaluation.
+    /// A long phase has made progress; called before each batch of an evaluation.
     fn on_progress(&self, progress: &Progress);
 }
 
-/// A step, for who watches.
+/// A step, as reported to the observer.
 #[derive(Debug)]
 pub struct StepReport<'a> {
     /// Its line in `run.jsonl`.
     pub line: &'a StepRecord,
-    /// The step at which the run ends, where it has one.
+    /// The step at which the run ends, if there is one.
     pub limit: Option<u64>,
     /// Weight of each domain, by name.
     pub weights: Vec<(&'a str, f64)>,
-    /// Sums so far.
+    /// Sums over the run so far.
     pub totals: &'a Totals,
 }
 
-/// Builds a teacher for a worker, on the worker's thread; again after a failure.
+/// Builds the teacher of a replica on its worker's thread; called again after a failure.
 pub type TeacherFactory<T> = Arc<dyn Fn(usize) -> Result<T, PortError> + Send + Sync>;
-/// Builds the student, on its thread.
+/// Builds the student on its thread.
 pub type StudentFactory<S> = Box<dyn FnOnce() -> Result<S, PortError> + Send>;
-/// Opens a domain's rows at a cursor; again after a failure.
+/// Opens a domain's sequences at a cursor; called again after a failure.
 pub type RowsFactory = Arc<dyn Fn(usize, Cursor) -> Result<Box<dyn Rows>, PortError> + Send + Sync>;
 
-/// Called by the batcher before it draws a step's rows, with the step; for faults on purpose.
+/// Called with a step before the batcher draws its sequences, to inject faults.
 pub type BatcherHook = Arc<dyn Fn(u64) -> Result<(), PortError> + Send + Sync>;
 
-/// All that a run is put together from.
+/// Everything that a run is built from.
 pub struct Parts<T, S> {
-    /// Builds teachers.
+    /// Builds the teachers.
     pub teacher: TeacherFactory<T>,
     /// Builds the student, restored if the run resumes.
     pub student: StudentFactory<S>,
-    /// Opens domains.
+    /// Opens the domains.
     pub rows: RowsFactory,
     /// See [`BatcherHook`].
     pub batcher: BatcherHook,
     /// Where checkpoints go.
     pub checkpoints: CheckpointStore,
-    /// Where lines go.
+    /// The run's JSON Lines files.
     pub journal: Arc<Journal>,
-    /// What was changed since the start.
+    /// Changes since the run's start.
     pub overrides: Arc<Overrides>,
-    /// Where workers say what they do.
+    /// Shows what each worker is doing.
     pub board: Arc<Board>,
-    /// Who watches.
+    /// Watches the run.
     pub observer: Arc<dyn Observer>,
 }

@@ -1,4 +1,4 @@
-//! What follows from a worker that failed: the one table, and the one budget.
+//! What to do when a worker fails: one table of remedies and one budget.
 //!
 //! | exit | worker | remedy |
 //! |---|---|---|
@@ -20,31 +20,31 @@ use crate::{
     worker::{Exit, WorkerId},
 };
 
-/// Restarts and rewinds of a worker within the window; one more ends the run.
+/// Restarts and rewinds of a worker within `WINDOW`. One more ends the run.
 const LIMIT: usize = 3;
 const WINDOW: Duration = Duration::from_secs(600);
-/// Before the first restart in a window; four times as long before each further one. What passes by itself (a busy
-/// disk, a network folder that comes back) has time to.
+/// Delay before the first restart in a window; each further delay is four times as long. This gives transient faults
+/// (a busy disk, a network folder that comes back) time to pass.
 const BACKOFF: Duration = Duration::from_millis(50);
 
-/// No chunk of positions is made smaller.
+/// Recovery makes no chunk of positions smaller than this.
 const SMALLEST_CHUNK: i64 = 64;
 
-/// What is done about a worker that failed.
+/// What to do about a worker that failed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Remedy {
-    /// Restart it after this time.
+    /// Restart it after this delay.
     Restart(Duration),
-    /// End all workers, and start others from the last checkpoint.
+    /// End all workers, and start new ones from the last checkpoint.
     Rewind(Box<Rewind>),
-    /// Save the last step, and end the run.
+    /// Save the last step and end the run.
     Abandon,
 }
 
-/// How a run goes back to its last checkpoint.
+/// How a run rewinds to its last checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rewind {
-    /// After this time.
+    /// The delay before it.
     pub after: Duration,
     /// The kind of its event.
     pub kind: EventKind,
@@ -52,11 +52,11 @@ pub struct Rewind {
     pub reason: &'static str,
     /// Its event's message.
     pub message: String,
-    /// What is different from then on, if anything is.
+    /// What changes from then on, if anything.
     pub change: Option<Override>,
 }
 
-/// Decides what follows from failures.
+/// Decides the remedy for each failure.
 #[derive(Debug)]
 pub struct Recovery {
     overrides: Arc<Overrides>,
@@ -64,7 +64,7 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// For the run that has these overrides.
+    /// The recovery of a run with these overrides.
     pub fn new(overrides: Arc<Overrides>) -> Self {
         Self {
             overrides,
@@ -72,7 +72,7 @@ impl Recovery {
         }
     }
 
-    /// What is done about this exit. Counts it.
+    /// The remedy for this exit. Counts the failure.
     pub fn remedy(&mut self, worker: &WorkerId, exit: &Exit, plan: &RunPlan) -> Remedy {
         let rewind = match (worker, exit) {
             (WorkerId::Loader(_), Exit::Panicked(_) | Exit::Failed(PortError::Data(_)))
@@ -81,7 +81,7 @@ impl Recovery {
                     .within_budget(worker)
                     .map_or(Remedy::Abandon, Remedy::Restart);
             }
-            // Weights that may be half updated; rows in hand that nobody else has.
+            // The student's weights may be half updated. The batcher's sequences in hand exist nowhere else.
             (WorkerId::Student | WorkerId::Batcher, Exit::Panicked(text)) => {
                 self.within_budget(worker).map(|after| Rewind {
                     after,
@@ -114,7 +114,7 @@ impl Recovery {
                     }),
                 })
             }
-            // Each time something is halved, so this ends.
+            // Each time a size is halved or an option turned on, so this ends.
             (_, Exit::Failed(PortError::OutOfMemory { during, message })) => {
                 let smaller = plan
                     .live
@@ -137,16 +137,16 @@ impl Recovery {
         rewind.map_or(Remedy::Abandon, |rewind| Remedy::Rewind(Box::new(rewind)))
     }
 
-    /// Writes down what is different after a rewind, before the run trains on.
+    /// Records what the rewind changes, before the run resumes.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// If the change cannot be written.
     pub fn record(&self, rewind: &Rewind) -> Result<(), ddk_run::RunFileError> {
         let change = rewind.change.clone();
         change.map_or(Ok(()), |change| self.overrides.append(change))
     }
 
-    /// After how long the worker may work again, if at all.
+    /// The delay after which the worker may restart; none if the budget is spent.
     fn within_budget(&mut self, worker: &WorkerId) -> Option<Duration> {
         let now = Instant::now();
         let times = self.failures.entry(worker.clone()).or_default();
@@ -160,8 +160,8 @@ impl Recovery {
     }
 }
 
-/// The setting to make smaller after that work ran out of memory, and what that means; `None` if nothing is left to
-/// make smaller.
+/// The setting to change after this work ran out of memory, and a description of the change. `None` if nothing is left
+/// to reduce.
 fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments, String)> {
     let micro_rows = settings.training.micro_batch_size;
     let teacher_rows = settings

@@ -1,10 +1,9 @@
-//! The actor of a run: builds a generation of workers, supervises it, decides what follows from failures, and hands
+//! The actor of a run: builds a generation of workers, supervises it, decides how to recover from failures, and passes
 //! commands on to the student.
 //!
-//! It keeps the ends of the loaders' and teachers' queues and what these workers have in hand, so that a restarted
-//! worker continues with the same queue and loses nothing. A generation ends with the student: then the `stop` channel
-//! closes, and every blocking call of the other workers returns. After a rewind, the next generation starts from the
-//! last checkpoint.
+//! It keeps the queue ends and the work in hand of loaders and teachers, so a restarted worker continues with the same
+//! queue and loses nothing. A generation ends with its student: the `stop` channel closes, and every blocking call of
+//! the other workers returns. After a rewind, the next generation starts from the last checkpoint.
 
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
 
@@ -29,20 +28,20 @@ use crate::{
     worker::{Body, Exit, Slot, WorkerActor, WorkerId},
 };
 
-/// How the run ended; nothing before that.
+/// How the run ended; none until then.
 type RunResult = Arc<Slot<Option<Result<Option<Outcome>, RunError>>>>;
 
 /// What a generation of workers is built from.
 pub struct Generation<T, S> {
-    /// What is to be done.
+    /// The run's plan.
     pub plan: RunPlan,
-    /// Models, rows, files.
+    /// Models, data and files.
     pub parts: Parts<T, S>,
-    /// How the mixture moves, as it was at the checkpoint.
+    /// The mixture's policy, in its state at the checkpoint.
     pub policy: Box<dyn Policy>,
     /// The checkpoint that the run resumes from.
     pub resume: Option<LoopState>,
-    /// Where known, they are not measured again.
+    /// The teacher's perplexities if known, so that they are not measured again.
     pub teacher_perplexities: Option<Vec<f64>>,
 }
 
@@ -57,21 +56,21 @@ pub struct Run {
     result: RunResult,
 }
 
-/// Takes commands for a run. Cheap to clone.
+/// Sends commands to a run. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RunHandle(ActorRef<RunMessage>);
 
 impl RunHandle {
-    /// Tells the run to finish the step, save and end.
+    /// Tells the run to finish the step, save a checkpoint and end.
     pub fn stop(&self) {
-        // If it cannot be told any more, it is ending.
+        // The send fails only if the run is already ending.
         let _ = self.0.cast(RunMessage::Stop);
     }
 
-    /// Has a command carried out at the next step boundary.
+    /// Sends a command, which the run carries out at the next step boundary.
     ///
     /// # Errors
-    /// It is refused, or the run ends before it could be.
+    /// If the command is refused, or if the run ends or rewinds before it could carry the command out.
     pub async fn ask(&self, command: Command, source: Source) -> control::Outcome {
         let request = |reply| {
             RunMessage::Request(Request {
@@ -91,10 +90,10 @@ impl RunHandle {
 }
 
 impl Run {
-    /// Starts a run: its first generation, and after each rewind another one, is what `assemble` returns.
+    /// Starts a run. `assemble` returns its first generation, and another one after each rewind.
     ///
     /// # Errors
-    /// The actor cannot be started.
+    /// If the actor cannot be started.
     pub async fn start<T, S>(
         assemble: impl FnMut() -> Result<Generation<T, S>, RunError> + Send + 'static,
         overrides: Arc<Overrides>,
@@ -131,15 +130,15 @@ impl Run {
         })
     }
 
-    /// Takes commands for it.
+    /// A handle for sending commands to the run.
     pub fn handle(&self) -> RunHandle {
         self.handle.clone()
     }
 
-    /// Waits for its end. `None`: it was told to stop before the first step.
+    /// Waits for the run to end. Returns `None` if it was told to stop before the first step.
     ///
     /// # Errors
-    /// A worker could not be started, or failed for good.
+    /// If a worker could not be started, or failed beyond recovery.
     pub async fn ended(self) -> Result<Option<Outcome>, RunError> {
         let _ = self.task.await;
         let ended = self.result.lock().take();
@@ -147,7 +146,7 @@ impl Run {
     }
 }
 
-/// What an actor's start has failed with.
+/// Why an actor failed to start.
 fn cause(error: SpawnErr) -> ActorProcessingErr {
     match error {
         SpawnErr::StartupFailed(cause) => cause,
@@ -155,37 +154,37 @@ fn cause(error: SpawnErr) -> ActorProcessingErr {
     }
 }
 
-/// What the actor of a run is told.
+/// A message to the run's actor.
 enum RunMessage {
-    /// Build a generation: from its own start, or when the time of a rewind has come.
+    /// Build a generation. The actor sends this to itself at its start and after the delay of a rewind.
     Build,
-    /// A generation is built, and its workers are to be started: from the task that built it.
+    /// A generation is built, so start its workers. Sent by the task that built it.
     Built(Box<Result<Built, RunError>>),
-    /// Finish the step, save, end: from a handle.
+    /// Finish the step, save a checkpoint and end. Sent by a handle.
     Stop,
-    /// Somebody asks for something: from a handle.
+    /// Carry out a user's command. Sent by a handle.
     Request(Request),
-    /// A worker's time to be restarted has come: from itself.
+    /// Restart a worker. The actor sends this to itself after the delay.
     Restart(WorkerId),
 }
 
-/// The actor.
+/// The run's actor.
 struct RunActor;
 
 struct State {
     build: Builder,
-    /// The generation at work.
+    /// The current generation.
     pipeline: Option<Pipeline>,
     /// Its actors.
     alive: HashMap<ActorId, (WorkerId, ActorCell)>,
     recovery: Recovery,
-    /// What follows when all workers have ended, if one has failed.
+    /// What to do after all workers have ended, if one has failed.
     next: Option<Next>,
     is_stopped: bool,
     result: RunResult,
 }
 
-/// What follows from the first failure of a generation.
+/// What to do after the first failure of a generation.
 enum Next {
     Fail(RunError),
     Rewind(Box<Rewind>),
@@ -239,7 +238,7 @@ impl Actor for RunActor {
                     state.tell(StudentCommand::Stop);
                     let _ = request.reply.send(Ok(Reply::Stop));
                 }
-                // The process that the run is in knows more.
+                // The process that hosts the run answers this command itself.
                 Command::Status => {
                     let refusal =
                         Refusal("the workers do not know the status of the run".to_owned());
@@ -263,7 +262,7 @@ impl Actor for RunActor {
             SupervisionEvent::ActorFailed(cell, error) => (cell, Exit::of(error)),
             _ => return Ok(()),
         };
-        // Actors of an earlier generation are not among these.
+        // Actors of an earlier generation are not in `alive`.
         let Some((worker, _)) = state.alive.remove(&cell.get_id()) else {
             return Ok(());
         };
@@ -277,7 +276,7 @@ impl Actor for RunActor {
 }
 
 impl State {
-    /// Starts the workers of a generation. If one cannot be started, dropping the pipeline ends those that were.
+    /// Starts the workers of a generation. If one cannot be started, dropping the pipeline ends the others.
     async fn start(&mut self, built: Built, myself: &ActorRef<RunMessage>) -> Result<(), RunError> {
         built.scheduler.link(myself.get_cell());
         let id = built.scheduler.get_id();
@@ -296,7 +295,7 @@ impl State {
         Ok(())
     }
 
-    /// Starts a worker below this actor and waits until it is ready.
+    /// Starts a worker under this actor and waits until it is ready.
     async fn spawn(
         &mut self,
         worker: WorkerId,
@@ -314,27 +313,27 @@ impl State {
         Ok(())
     }
 
-    /// Tells the student something. A request that nobody is there for is refused when it is dropped.
+    /// Sends the student a command. If there is no student, dropping a request refuses it.
     fn tell(&self, command: StudentCommand) {
         if let Some(pipeline) = &self.pipeline {
             pipeline.tell(command);
         }
     }
 
-    /// Whether workers are to continue: the generation's student has not ended.
+    /// Whether the workers continue: the generation's student has not ended.
     fn goes_on(&self) -> bool {
         self.pipeline
             .as_ref()
             .is_some_and(|pipeline| pipeline.stop.is_some())
     }
 
-    /// Decides what follows when a worker has ended.
+    /// Decides what to do after a worker has ended.
     fn ended(&mut self, worker: WorkerId, exit: Exit, myself: &ActorRef<RunMessage>) {
         let is_student = worker == WorkerId::Student;
         if exit != Exit::Done {
             self.failed(worker, exit, myself);
         }
-        // The student's end is the generation's, however it came.
+        // A generation ends with its student, however the student ended.
         if is_student {
             self.stop_workers();
         }
@@ -344,7 +343,7 @@ impl State {
         let Some(pipeline) = self.pipeline.as_mut() else {
             return;
         };
-        // The first failure decides; what follows from it is the end of the others.
+        // The first failure decides. Later ones result from it, as the other workers end.
         let remedy = if pipeline.stop.is_some() && self.next.is_none() {
             self.recovery.remedy(&worker, &exit, &pipeline.context.plan)
         } else {
@@ -374,7 +373,7 @@ impl State {
                     .get_or_insert(Next::Fail(RunError::Worker { worker, cause }));
             }
         }
-        // The student saves the last step made, if it is still there.
+        // The student saves the last completed step if it is still running.
         self.tell(StudentCommand::Abandon);
         let mut alive = self.alive.values();
         if !alive.any(|(worker, _)| *worker == WorkerId::Student) {
@@ -390,7 +389,7 @@ impl State {
 
     /// Restarts a worker, unless its generation is ending.
     async fn restart(&mut self, worker: WorkerId, myself: &ActorRef<RunMessage>) {
-        // The time of a worker of an earlier generation may come now.
+        // This restart may belong to a worker of an earlier generation.
         let is_alive = self.alive.values().any(|(alive, _)| *alive == worker);
         let goes_on = self.goes_on() && !is_alive;
         let Some(pipeline) = self.pipeline.as_ref().filter(|_| goes_on) else {
@@ -402,7 +401,7 @@ impl State {
         }
     }
 
-    /// All workers of the generation have ended: so does the run, or it rewinds.
+    /// After all workers of the generation have ended, ends the run or rewinds it.
     fn all_ended(&mut self, myself: &ActorRef<RunMessage>) {
         let Some(pipeline) = self.pipeline.take() else {
             return;

@@ -1,4 +1,4 @@
-//! What the loop has to remember: the part of a checkpoint that is not the student's.
+//! The state of the training loop: the part of a checkpoint that does not belong to the student.
 
 use std::collections::VecDeque;
 
@@ -10,61 +10,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Interval, RunPlan, interval::Evaluation};
 
-/// The loop at a step boundary.
+/// The state of the training loop at a step boundary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoopState {
-    /// The last step made.
+    /// The last completed step.
     pub step: u64,
-    /// The interval that it belongs to.
+    /// The interval of that step.
     pub interval: Interval,
     /// Perplexities before the first step.
     pub baseline: Perplexities,
-    /// What the next interval is decided by, where mixtures lag: the evaluation made when this interval
-    /// began, empty where none was due then.
+    /// If mixtures lag, the evaluation that decides the next interval. It was made when this interval began, and is
+    /// empty if none was due then.
     pub lagged_evaluation: Option<Evaluation>,
     /// Tokens drawn from each domain in this interval so far.
     pub interval_tokens: Vec<u64>,
-    /// Losses by domain of this interval's updates so far, where the mixture is moved by them.
+    /// Losses of this interval's updates so far, by domain, if the mixture depends on them.
     pub interval_losses: TrainingSums,
     /// Gap to the teacher at each evaluation so far.
     pub measured: Vec<Measured>,
     /// Sums over the run.
     pub totals: Totals,
-    /// Bytes of the run's files.
+    /// Byte lengths of the run's files.
     pub lengths: Lengths,
-    /// The losses that a spike is told by.
+    /// Recent losses, for detecting spikes.
     pub loss_history: LossHistory,
-    /// Steps whose update was skipped since the last update. Steps on the skip list do not count.
+    /// Steps skipped since the last update. Steps on the skip list do not count.
     pub consecutive_skips: Vec<u64>,
 }
 
-/// How a forked run follows from the run that it is forked from.
+/// How a forked run differs from the run it is forked from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fork<'a> {
-    /// Where each new domain was in the old list, where its content is the same.
+    /// For each new domain, its index in the old list. None if its content is not the same.
     pub kept: &'a [Option<usize>],
-    /// Rows of a pass over each old domain.
+    /// Sequences per epoch of each old domain.
     pub old_rows: &'a [u64],
-    /// Rows of a pass over each new domain.
+    /// Sequences per epoch of each new domain.
     pub new_rows: &'a [u64],
-    /// Rows of an optimizer step, and the seed, of the old run.
+    /// Sequences per optimizer step of the old run.
     pub sequences_per_step: u64,
-    /// See above.
+    /// Seed of the old run.
     pub seed: u64,
-    /// Whether the new run draws and measures as the old one did: the same seed, rows of a step, and settings
-    /// of perplexities.
+    /// Whether the new run draws and measures like the old one: the same seed, sequences per step, and settings for
+    /// perplexities.
     pub alike: bool,
 }
 
 impl Fork<'_> {
-    /// Whether the new run can continue within the old one's interval.
+    /// Whether the new run can continue within the old run's interval.
     fn within_interval(&self) -> bool {
         let in_place = |(new, old): (usize, &Option<usize>)| *old == Some(new);
         self.alike && self.old_rows == self.new_rows && self.kept.iter().enumerate().all(in_place)
     }
 
-    /// Where a new domain stands, after where the old one it was stood. Where its rows are others now
-    /// (another length, another packing), as far through the pass as it was.
+    /// The cursor of a new domain, from the old domain's cursor. If its sequences changed (another length, another
+    /// packing), the cursor keeps its fraction of the epoch.
     fn cursor(&self, new: usize, cursors: &[Cursor]) -> Cursor {
         let Some(old) = self.kept[new] else {
             return Cursor::default();
@@ -79,7 +79,7 @@ impl Fork<'_> {
 }
 
 impl LoopState {
-    /// The loop before the first step: in an interval without steps, with nothing measured.
+    /// The state before the first step: an interval without steps, and nothing measured.
     pub fn new(plan: &RunPlan, policy: PolicyState) -> Self {
         let domains = plan.domains.len();
         Self {
@@ -109,17 +109,17 @@ impl LoopState {
         }
     }
 
-    /// Steps of the interval that have been made.
+    /// Completed steps of the interval.
     pub fn steps_done(&self) -> u64 {
         self.step + 1 - self.interval.first_step
     }
 
-    /// Whether the interval has been trained on to its end.
+    /// Whether all steps of the interval are completed.
     pub fn at_interval_end(&self) -> bool {
         self.step == self.interval.last_step()
     }
 
-    /// Where each domain stands after the rows of all steps made.
+    /// The cursor of each domain after all completed steps.
     pub fn cursors(
         &self,
         seed: u64,
@@ -131,13 +131,13 @@ impl LoopState {
         self.interval.cursors_after(&order, rows, domain_sequences)
     }
 
-    /// The state that a forked run starts with, its files empty. Where nothing that an interval depends on
-    /// differs, it continues within the interval; otherwise the interval ends here, and the first thing that
-    /// the new run does is to measure and set a mixture.
+    /// The state that a forked run starts with, with empty files. If nothing that an interval depends on has changed,
+    /// the run continues within the interval. Otherwise the interval ends here, and the new run first evaluates and
+    /// sets a mixture.
     pub fn fork(&self, fork: &Fork<'_>) -> Self {
         let mut state = self.clone();
         state.lengths = Lengths::default();
-        // The checkpoints that were measured are the old run's.
+        // The measured checkpoints belong to the old run.
         state.measured = Vec::new();
         let count = fork.kept.len();
         if fork.within_interval() {
@@ -155,11 +155,12 @@ impl LoopState {
             policy: old.policy.of_domains(fork.kept),
             quota: old.quota.of_domains(fork.kept),
             cursors: (0..count).map(|new| fork.cursor(new, &cursors)).collect(),
-            // As for the perplexities at the start.
+            // Measured again, like the baseline below.
             evaluated: Evaluation::default(),
             line: None,
         };
-        // Measured again on the new list: what a forked run begins with is what it is compared with.
+        // The fork measures its baseline again on the new domains, because its results are compared with its own
+        // start.
         state.baseline = Perplexities::default();
         state.lagged_evaluation = None;
         state.interval_tokens = vec![0; count];
@@ -170,16 +171,16 @@ impl LoopState {
     }
 }
 
-/// Losses are sums of fp32 numbers: a relative spread below this is rounding.
+/// Losses are sums of fp32 numbers, so a relative spread below this is rounding.
 const LOSS_RESOLUTION: f64 = 1e-6;
 
-/// The last losses of a run, those that are finite.
+/// The last finite losses of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossHistory(VecDeque<f64>);
 
 impl LossHistory {
     /// Whether `loss` is a spike: more than `recovery.spike_threshold` standard deviations above the mean of the
-    /// losses before it. The deviation counts as at least the rounding of a loss.
+    /// previous losses. The deviation counts as at least the rounding error of a loss.
     pub fn is_spike(&self, loss: f64, recovery: &Recovery) -> bool {
         let count = self.0.len();
         if !loss.is_finite() || count < recovery.spike_min_history.max(2) {
@@ -192,7 +193,7 @@ impl LossHistory {
         loss > mean + recovery.spike_threshold * deviation
     }
 
-    /// Remembers a loss that was trained on.
+    /// Adds the loss of a step that was trained on.
     pub fn push(&mut self, loss: f64, recovery: &Recovery) {
         if loss.is_finite() {
             self.0.push_back(loss);
@@ -203,41 +204,41 @@ impl LossHistory {
     }
 }
 
-/// Sums over a run, restarts included.
+/// Sums over a run, including restarts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Tokens trained on, by domain.
     pub tokens: Vec<u64>,
-    /// From the start of the workers to the last step.
+    /// Time from the start of the workers to the last step.
     pub run_seconds: f64,
-    /// From the first batch sent to the last step.
+    /// Time from the first batch sent to the last step.
     pub distill_seconds: f64,
-    /// The teachers' busy time within it, without evaluations.
+    /// Busy time of the teachers within `distill_seconds`, without evaluations.
     pub teacher_busy_seconds: f64,
-    /// The student worker's, without evaluations.
+    /// Busy time of the student's worker within `distill_seconds`, without evaluations.
     pub student_busy_seconds: f64,
-    /// Busy time of evaluations within it.
+    /// Busy time of evaluations within `distill_seconds`.
     pub evaluation_seconds: f64,
-    /// From the last update of an interval to the first micro-batch of the next.
+    /// Time from the last update of an interval to the first micro-batch of the next one.
     pub boundary_seconds: f64,
-    /// Time that replicas of the teacher waited for rows while there was a mixture to draw them by.
+    /// Time that teacher replicas waited for sequences while a mixture was set.
     pub data_wait_seconds: f64,
     /// Time that training waited for snapshots.
     pub save_stall_seconds: f64,
-    /// Time that somebody paused the run for; no part of `distill_seconds`.
+    /// Time that the run was paused; not part of `distill_seconds`.
     pub paused_seconds: f64,
     /// Floating-point operations of the teacher's labeling.
     pub teacher_flops: f64,
-    /// Of the student's training.
+    /// Floating-point operations of the student's training.
     pub student_flops: f64,
-    /// Of all evaluations, the teacher's included.
+    /// Floating-point operations of all evaluations, including the teacher's.
     pub evaluation_flops: f64,
-    /// Of those that the mixture was decided by.
+    /// Floating-point operations of the evaluations that decide mixtures.
     pub mixture_flops: f64,
 }
 
 impl Totals {
-    /// Zero, for so many domains.
+    /// Zeros for `domains` domains.
     pub fn new(domains: usize) -> Self {
         Self {
             tokens: vec![0; domains],
@@ -274,7 +275,7 @@ mod tests {
         // Mean 2, standard deviation sqrt(2 / 3).
         let varied = window([1.0, 2.0, 2.0, 3.0]);
         assert!(!varied.is_spike(4.4, &recovery) && varied.is_spike(4.5, &recovery));
-        // Equal losses: rounding is no spike, a rise is.
+        // With equal losses, rounding is not a spike, but a rise is.
         for equal in [5.0, 0.1, 1.0 / 3.0] {
             let equal_ones = window([equal; 4]);
             assert!(!equal_ones.is_spike(equal * (1.0 + f64::from(f32::EPSILON)), &recovery));

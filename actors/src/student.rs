@@ -1,4 +1,4 @@
-//! The student's worker: takes the steps, writes their lines, tells how an interval ended, hands snapshots on.
+//! The student's worker: trains, records the steps, reports the end of each interval, and sends snapshots.
 
 mod commands;
 mod step_loop;
@@ -35,7 +35,7 @@ impl<S: Student> StudentWorker<S> {
         ready: Ready,
     ) -> Result<(), Exit> {
         let student = factory()?;
-        // Before its first evaluation: from here on, a stop lets the student save.
+        // Ready before the first evaluation: from here on, a stop lets the student save.
         self.context.board.set_ready(true);
         ready.say();
         let mut core = StepLoop::new(&self, student, state);
@@ -44,21 +44,22 @@ impl<S: Student> StudentWorker<S> {
         core.save_last()?;
         let after = match end {
             End::Finished(_) => {
-                // Whatever ended it: nothing is missing any more.
+                // Whatever ended the run, no steps are left.
                 metrics::MAX_STEPS.with(&[]).set(core.step() as f64);
                 core.evaluate_last()?
             }
             End::Stopped => None,
         };
-        // All steps are saved: the run is summed up when it is started again.
+        // If the last evaluation was cut off, the run counts as stopped. All steps are saved, and the next start
+        // repeats the evaluation.
         let end = if after.is_some() { end } else { End::Stopped };
         *self.context.facts.outcome.lock() = core.outcome(end, after);
         Ok(())
     }
 
-    /// Steps until the run's end; an error where it is abandoned.
+    /// Trains until the run ends. Returns an error if the run is abandoned.
     fn train(&self, core: &mut StepLoop<'_, S>) -> Result<End, Exit> {
-        // A run that was finished, but not yet summed up, when it was interrupted.
+        // The run was interrupted after its last step, before its last evaluation.
         if let Some(reason) = core.limit_reached() {
             return Ok(End::Finished(reason));
         }
@@ -120,19 +121,19 @@ impl<S: Student> StudentWorker<S> {
         }
     }
 
-    /// The run's end after another part has failed.
+    /// Ends the run after another worker has failed.
     fn abandoned(&self, core: &mut StepLoop<'_, S>) -> Result<Exit, Exit> {
         if let Ok(copy) = self.evaluated.try_recv() {
             core.evaluated(copy);
         }
-        // Without the evaluation that the interval began with, the run resumes from the checkpoint before.
+        // Without the evaluation that the interval began with, the run has to resume from the checkpoint before.
         if core.is_whole() {
             core.save_last()?;
         }
         Ok(Exit::Done)
     }
 
-    /// Waits until the state of the last step is whole.
+    /// Waits until the state of the last step is complete.
     fn settle(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         if core.is_whole() {
             return Ok(());
@@ -140,7 +141,8 @@ impl<S: Student> StudentWorker<S> {
         self.settle_ahead(core)
     }
 
-    /// Waits for the evaluation that the interval began with, if one is on its way; an error if the run is abandoned.
+    /// Waits for the evaluation that the interval began with, if it is pending. Returns an error if the run is
+    /// abandoned.
     fn settle_ahead(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         while core.awaits_evaluation() {
             self.line.waiting_for_input();
@@ -157,11 +159,11 @@ impl<S: Student> StudentWorker<S> {
         Ok(())
     }
 
-    /// Tells what the next mixture follows from, perplexities where they are due; false where the run is told
-    /// to stop meanwhile.
+    /// Sends what decides the next mixture, with perplexities if they are due. Returns false if the run is told to
+    /// stop meanwhile.
     fn end_interval(&self, core: &mut StepLoop<'_, S>) -> Result<bool, Exit> {
         if core.is_ahead() && core.evaluation_is_due() {
-            // What it comes to is known when the student is another one.
+            // When the result arrives, the student will have changed, so save it now.
             if core.is_candidate() {
                 core.save(None)?;
             }
@@ -198,7 +200,7 @@ impl<S: Student> StudentWorker<S> {
         Ok(true)
     }
 
-    /// Whether the student has been told to end; asked between two batches of an evaluation.
+    /// Whether the student has been told to end; checked between two batches of an evaluation.
     fn is_told_to_end(&self) -> bool {
         self.told.hear_all();
         self.told.is_cut_off() || self.context.is_over()

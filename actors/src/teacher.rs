@@ -1,6 +1,6 @@
-//! A teacher's worker: labels micro-batches in their order. Where mixtures lag, replica 0 also evaluates copies of
-//! the student, as soon as it is asked: between two batches, or while a batch waits for room, so that nobody
-//! who waits for the evaluation waits in vain.
+//! A teacher's worker: labels micro-batches in order. If mixtures lag, replica 0 also evaluates copies of the student
+//! as soon as it is asked: between two batches, or while a batch waits for room in the queue. Otherwise a student that
+//! waits for the evaluation could wait forever.
 
 use std::{sync::Arc, time::Instant};
 
@@ -24,41 +24,41 @@ pub struct Evaluate<Weights> {
     pub weights: Weights,
 }
 
-/// What an evaluation came to, for the student's books.
+/// The result of evaluating a copy, for the student.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvaluatedCopy {
     /// The step after which the copy was made.
     pub step: u64,
     /// Its perplexities by domain.
     pub perplexities: Vec<f64>,
-    /// Seconds that the worker was busy with it.
+    /// Seconds that the worker was busy evaluating.
     pub busy_seconds: f64,
 }
 
 /// What a teacher's worker works with.
 pub struct TeacherWorker<T: Teacher> {
-    /// Number of the worker.
+    /// Index of the replica.
     pub replica: usize,
     /// Builds its teacher.
     pub factory: TeacherFactory<T>,
-    /// Micro-batches of this worker.
+    /// Micro-batches of this replica.
     pub input: MeteredReceiver<Arc<MicroBatch>>,
-    /// LabeledBatch ones, in the same order.
+    /// Labeled micro-batches, in the same order.
     pub out: MeteredSender<LabeledBatch<T::TeacherOutput>>,
-    /// The one in hand. It outlives the thread, so that a teacher that is restarted after a panic labels it
-    /// once more, and its place in the order is kept.
+    /// The micro-batch in hand. It outlives the thread, so a teacher restarted after a panic labels it again and keeps
+    /// its place in the order.
     pub in_hand: Slot<Option<Arc<MicroBatch>>>,
-    /// Copies of the student to evaluate; only replica 0 is asked, and never for more than one at a time.
+    /// Copies of the student to evaluate. Only replica 0 is asked, for one at a time.
     pub copies: Receiver<Evaluate<T::Weights>>,
-    /// The copy in hand, kept as the micro-batch is.
+    /// The copy in hand. It outlives the thread, like the micro-batch in hand.
     pub copy_in_hand: Slot<Option<Evaluate<T::Weights>>>,
-    /// What they came to.
+    /// Results of these evaluations.
     pub evaluated: Sender<EvaluatedCopy>,
-    /// Who waits for perplexities.
+    /// Waits for perplexities.
     pub scheduler: ActorRef<MixtureMessage>,
     /// Its line on the board.
     pub line: Worker,
-    /// What it shares with the others.
+    /// What the workers share.
     pub context: Context,
 }
 
@@ -80,7 +80,7 @@ impl<T: Teacher> TeacherWorker<T> {
             let known = MixtureMessage::TeacherEvaluated;
             let _ = self.scheduler.cast(known);
         }
-        // What was in hand when this worker failed.
+        // The copy in hand when this worker failed.
         let copy = self.copy_in_hand.lock().take();
         if let Some(copy) = copy {
             self.evaluate_copy(&mut teacher, copy)?;
@@ -111,7 +111,7 @@ impl<T: Teacher> TeacherWorker<T> {
         }
     }
 
-    /// The next micro-batch and the seconds waited for its rows; evaluates while there is none.
+    /// The next micro-batch and the seconds waited for its sequences. Evaluates copies while there is no batch.
     fn next(&self, teacher: &mut T) -> Result<(Arc<MicroBatch>, f64), Exit> {
         loop {
             let began = Instant::now();
@@ -126,7 +126,7 @@ impl<T: Teacher> TeacherWorker<T> {
         }
     }
 
-    /// Evaluates a copy of the student, and tells the student and the scheduler.
+    /// Evaluates a copy of the student, and sends the result to the student and the scheduler.
     fn evaluate_copy(&self, teacher: &mut T, copy: Evaluate<T::Weights>) -> Result<(), Exit> {
         let mut in_hand = self.copy_in_hand.lock();
         let copy = &*in_hand.insert(copy);
@@ -135,7 +135,7 @@ impl<T: Teacher> TeacherWorker<T> {
         let between = self.between(&phase);
         let perplexities = teacher.perplexities_of(&copy.weights, &between)?;
         let perplexities = perplexities.ok_or(Exit::Done)?;
-        // The student first: its books hold what a mixture follows from before anything is drawn by it.
+        // The student first: its state must hold what decides a mixture before anything is drawn from that mixture.
         self.evaluated.send(EvaluatedCopy {
             step,
             perplexities: perplexities.clone(),
@@ -149,7 +149,8 @@ impl<T: Teacher> TeacherWorker<T> {
         Ok(())
     }
 
-    /// Called between two batches of an evaluation: tells how far it is, and cuts it off where the run has ended.
+    /// The callback between two batches of an evaluation: reports progress, and cuts the evaluation off if the run has
+    /// ended.
     fn between(&self, phase: &str) -> impl Fn(u64, u64) -> bool {
         let meter = self.line.meter(phase, "documents");
         move |done, total| {

@@ -1,8 +1,8 @@
-//! A worker: a named thread that an actor owns. All parts that compute share this.
+//! A worker: a named thread that an actor owns. Everything that computes runs in one.
 //!
-//! The actor starts only when the worker says that it is ready (its model is built), so a part that cannot be
-//! built is an error of the start. However the thread ends, exactly one [`Exit`] reaches the actor, which
-//! ends with it; the actor of the run hears of that from ractor.
+//! The actor's start completes when the worker reports that it is ready, with its model built. So a worker that cannot
+//! be built fails the start. However the thread ends, exactly one [`Exit`] reaches the actor, which then ends too.
+//! ractor reports that to the run's actor.
 
 use std::{
     convert::Infallible,
@@ -21,14 +21,14 @@ use tokio::sync::oneshot;
 
 use crate::{Observer, Outcome, PortError, RunPlan};
 
-/// Which worker; its name on threads, boards and in messages.
+/// A worker. Its name appears on threads, on the board and in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum WorkerId {
     /// A domain's loader, by the domain's name.
     Loader(String),
     /// The batcher.
     Batcher,
-    /// A teacher, by its worker.
+    /// A teacher, by its replica.
     Teacher(usize),
     /// The student.
     Student,
@@ -51,22 +51,22 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// How a worker ended. As an error it ends the worker's loop: [`Exit::Done`] if the run is over.
+/// How a worker ended. Returned as an error, it ends the worker's loop; [`Exit::Done`] means that the run is over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Exit {
-    /// It has done its work, or was told to stop.
+    /// It finished its work or was told to stop.
     #[error("it is done")]
     Done,
-    /// It gave up on an error.
+    /// It failed with an error.
     #[error(transparent)]
     Failed(#[from] PortError),
-    /// It panicked; the text of the panic.
+    /// It panicked, with this message.
     #[error("it panicked: {0}")]
     Panicked(String),
 }
 
 impl Exit {
-    /// The exit that an actor's error holds; any other error is a failure.
+    /// The exit inside an actor's error. Any other error is a failure.
     pub(crate) fn of(error: ActorProcessingErr) -> Self {
         match error.downcast::<Self>() {
             Ok(exit) => *exit,
@@ -75,14 +75,14 @@ impl Exit {
     }
 }
 
-/// Nobody is left to take it: the run ends.
+/// No receiver is left, so the run is ending.
 impl<Item> From<SendError<Item>> for Exit {
     fn from(_: SendError<Item>) -> Self {
         Self::Done
     }
 }
 
-/// Nobody is left to send: the run ends.
+/// No sender is left, so the run is ending.
 impl From<RecvError> for Exit {
     fn from(_: RecvError) -> Self {
         Self::Done
@@ -92,17 +92,17 @@ impl From<RecvError> for Exit {
 /// What the workers of a run share.
 #[derive(Clone)]
 pub struct Context {
-    /// What is to be done.
+    /// The run's plan.
     pub plan: Arc<RunPlan>,
-    /// Where lines go.
+    /// The run's JSON Lines files.
     pub journal: Arc<Journal>,
-    /// What was changed since the start.
+    /// Changes since the run's start.
     pub overrides: Arc<Overrides>,
-    /// Who watches.
+    /// Watches the run.
     pub observer: Arc<dyn Observer>,
-    /// Where workers say what they do.
+    /// Shows what each worker is doing.
     pub board: Arc<Board>,
-    /// What they find out.
+    /// What workers find out for others.
     pub facts: Arc<Facts>,
     /// Closed when the run ends; nothing is ever sent over it.
     pub stop: Receiver<Infallible>,
@@ -113,11 +113,11 @@ pub struct Context {
 pub struct Facts {
     /// The teacher's perplexities, known before the first interval.
     pub teacher_perplexities: OnceLock<Vec<f64>>,
-    /// Seconds that all replicas of the teacher have been busy with labeling in this process.
+    /// Seconds that all teacher replicas together have spent labeling in this process.
     pub teacher_busy: Slot<f64>,
     /// When the first micro-batch was sent.
     pub first_sent: OnceLock<Instant>,
-    /// What the run came to.
+    /// The run's result.
     pub outcome: Slot<Option<Outcome>>,
 }
 
@@ -132,7 +132,7 @@ impl Context {
         matches!(self.stop.try_recv(), Err(TryRecvError::Disconnected))
     }
 
-    /// Records an event after the last step and tells the observer. One that cannot be written is logged.
+    /// Records an event at the last recorded step and tells the observer. If it cannot be written, it is logged.
     pub fn note(&self, kind: EventKind, message: &str) {
         if let Some(event) = self.journal.note(kind, message) {
             self.observer.on_event(&event);
@@ -160,28 +160,28 @@ impl<Value> Slot<Value> {
         Self(Mutex::new(value))
     }
 
-    /// Access to the value.
+    /// Locks the value, even if a thread panicked while it held the lock.
     pub fn lock(&self) -> MutexGuard<'_, Value> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Says that the worker is ready.
+/// Reports that the worker is ready.
 pub struct Ready(oneshot::Sender<()>);
 
 impl Ready {
-    /// To be called once, when everything is built.
+    /// Reports it. Call this once everything is built.
     pub fn say(self) {
-        // The other end is gone only where the start has been given up.
+        // The receiver is gone only if the start was abandoned.
         let _ = self.0.send(());
     }
 }
 
-/// What a worker's thread does: build, say ready, work.
+/// What a worker's thread runs: it builds its parts, reports that it is ready, and works.
 pub type Body = Box<dyn FnOnce(Ready) -> Result<(), Exit> + Send>;
 
-/// The actor of any worker. It starts with the worker's line on the board, which also names the thread (the
-/// system keeps at most 15 bytes), and the worker's body. Its only message is the thread's exit.
+/// The actor of any worker. Its arguments are the worker's line on the board and the worker's body. The line's name is
+/// also the thread's name (the system keeps at most 15 bytes). Its only message is the thread's exit.
 pub struct WorkerActor;
 
 impl Actor for WorkerActor {
@@ -201,11 +201,11 @@ impl Actor for WorkerActor {
             line.computing();
             let exit = run(body, Ready(ready));
             line.stopped();
-            // Nobody listens if the run's actors have been dropped.
+            // The receiver is gone if the run's actors have been dropped.
             let _ = ended.send(exit);
         })?;
         if is_ready.await.is_err() {
-            // The word was dropped unsaid: the thread ends without having been ready.
+            // The sender was dropped: the thread ends without having been ready.
             return Err(exit.await?.into());
         }
         tokio::spawn(async move { exit.await.map(|exit| myself.cast(exit)) });

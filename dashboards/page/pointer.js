@@ -50,7 +50,7 @@ function show(svg, event) {
   const here = panel.lines.filter(({ y }) => y[place] !== null);
   const rows = here.map(({ name, color, y }) => row(name, color, y[place]));
   const node = tip();
-  // Bars lie between whole numbers; only an axis has numbers to name.
+  // A bar lies halfway between whole numbers, so a whole number belongs to an axis and is shown.
   const title = Number.isInteger(x) ? [Object.assign(document.createElement('p'), { textContent: short(x) })] : [];
   node.replaceChildren(...title, ...rows);
   node.hidden = false;

@@ -1,4 +1,4 @@
-// The page of one run: asks for the status every second, and for the other parts when they have changed.
+// The page of one run: requests the status every second, and the other parts when they have changed.
 import {
   ask, byId, chart, color, duration, element, named, number, percent, perplexity, swatch, tokens, whole, write,
 } from '/shared.js';
@@ -6,10 +6,10 @@ import '/pointer.js';
 
 const EVERY = 1000;
 const LANE_SAMPLES = 300;
-/** A run that ends waits until each watcher has heard of it. */
+/** The name of this page as a watcher. A run that ends waits until it has told each watcher. */
 const WATCHER = crypto.getRandomValues(new Uint32Array(2)).join('-');
 const ENDED = new Set(['finished', 'stopped', 'failed']);
-/** The charts of the page, by the part of the run that they show. */
+/** The charts on the page, by the part of the run that they show. */
 const CHARTS = {
   steps: ['loss', 'learning_rate', 'grad_norm', 'tokens_per_second', 'weights'],
   mixture: ['gap', 'perplexity', 'weights'],
@@ -27,7 +27,7 @@ const run = {
   busy: null,
 };
 
-/** An address of the API for this run. */
+/** Returns an API address for this run. */
 function address(path, more = {}) {
   const query = new URLSearchParams(location.search);
   for (const [key, value] of Object.entries(more)) query.set(key, value);
@@ -46,7 +46,7 @@ function showStatus() {
   byId('progress').value = Math.min(1, share);
   write(byId('done'), `step ${whole(status.step)}${limit ? ` of ${whole(limit)}` : ''}`);
   const left = status.stop_reason
-    ? `done by ${status.stop_reason}, took ${duration(status.seconds)}`
+    ? `reached ${status.stop_reason} after ${duration(status.seconds)}`
     : status.seconds_left === null
       ? ''
       : `about ${duration(status.seconds_left)} left`;
@@ -64,7 +64,7 @@ function showState(text, kind) {
   byId('state').className = `pill ${kind}`;
 }
 
-/** The runs that this one begins with. */
+/** Shows the preliminary runs. */
 function showStages(stages) {
   byId('stages').hidden = stages.length === 0;
   byId('stages').replaceChildren(
@@ -74,7 +74,7 @@ function showStages(stages) {
   );
 }
 
-/** What the run can be told now. */
+/** Shows the commands that the run accepts now. */
 function showCommands(state) {
   const trains = state === 'running' || state === 'paused';
   byId('commands').hidden = !run.takesCommands || ENDED.has(state);
@@ -82,7 +82,7 @@ function showCommands(state) {
   for (const id of BUTTONS) byId(id).disabled = !trains || run.isAsking;
 }
 
-/** Tells the run something, and shows what it answers. */
+/** Sends a command to the run and shows the answer. */
 async function tell(command) {
   run.isAsking = true;
   write(byId('answer'), `${command}: waiting for the step to end`);
@@ -112,7 +112,7 @@ function showTiles(status) {
     [
       'mean gap',
       number(status.mean_gap),
-      status.mean_gap_at_start === null ? '' : `${number(status.mean_gap_at_start)} at the start`,
+      status.mean_gap_at_start === null ? '' : `${number(status.mean_gap_at_start)} at start`,
     ],
     ['worst domain', number(worst?.gap), worst?.name ?? ''],
     ['loss', number(scalars.loss), `CE ${number(scalars.ce_loss)}, KL ${number(scalars.kd_loss)}`],
@@ -127,7 +127,7 @@ function showTiles(status) {
       `gradient norm ${number(scalars.grad_norm, 2)}`,
     ],
     [
-      'last save',
+      'last checkpoint',
       status.saved ? `step ${whole(status.saved.step)}` : '–',
       status.saved ? new Date(1000 * status.saved.time).toLocaleTimeString() : '',
     ],
@@ -178,7 +178,7 @@ function showPhases(status) {
   const phases = Object.entries(status.phases);
   const sum = phases.reduce((all, [, seconds]) => all + seconds, 0);
   byId('phases-figure').hidden = sum === 0;
-  write(byId('phases-text'), `The student takes ${number(sum, 3)} s per step, on average over the last 50.`);
+  write(byId('phases-text'), `The student takes ${number(sum, 3)} s per step, averaged over the last 50 steps.`);
   byId('phases').replaceChildren(...phases.map(([, seconds], index) => {
     const part = element('i');
     part.style.width = `${(100 * seconds) / sum}%`;
@@ -242,7 +242,7 @@ function showLanes() {
     const busy = Math.round(minute.reduce((sum, value) => sum + value, 0) / Math.max(1, minute.length));
     write(share, `${busy} %`);
     canvas.setAttribute('aria-label', `${name}: busy ${busy} % of the last minute`);
-    // The checkpointer that waits is idle, and nobody's loss.
+    // A waiting checkpointer is idle and slows nothing down, so its waits have no color.
     const shades = name === 'checkpointer' ? ['saving', 'page', 'page'] : ['busy', 'output-wait', 'input-wait'];
     paint(canvas, samples.map((sample) => sample[index]), shades.map(named));
   });
@@ -251,7 +251,7 @@ function showLanes() {
 const rank = (name) =>
   ['teacher', 'student', 'checkpointer', 'batcher', 'loader'].findIndex((kind) => name.startsWith(kind));
 
-/** One column per second, from the right: busy from below, then what it waited for. */
+/** Paints one column per second, the latest at the right. Each has busy at the bottom, and the waits above. */
 function paint(canvas, samples, shades) {
   const height = 22;
   canvas.width = LANE_SAMPLES;
@@ -291,25 +291,25 @@ function showEvents(events) {
 }
 
 function takeLanes(news) {
-  // Another process counts from 0 again.
+  // A new process starts counting from 0 again.
   const follows = news.from === run.lanes.from + run.lanes.samples.length;
   const samples = follows ? [...run.lanes.samples, ...news.samples] : news.samples;
   const kept = samples.slice(-LANE_SAMPLES);
   run.lanes = { from: news.from + news.samples.length - kept.length, workers: news.workers, samples: kept };
 }
 
-/** Brings the parts up to date that have changed since they were seen. */
+/** Updates the parts that have changed since they were last shown. */
 async function update({ revisions }) {
   const isNew = (part) => run.seen[part] !== revisions[part];
   const charts = new Set(Object.keys(CHARTS).filter(isNew).flatMap((part) => CHARTS[part]));
   const draw = (name) => chart(byId(`${name}-chart`), address(`/api/chart/${name}.svg`));
   const drawn = await Promise.allSettled([...charts].map(draw));
   if (isNew('events')) showEvents(await ask(address('/api/events')));
-  // What could not be drawn is asked for again.
+  // If a chart could not be drawn, request the parts again.
   if (drawn.every(({ status }) => status === 'fulfilled')) run.seen = revisions;
 }
 
-/** Lanes, and on a slow machine less often charts: most of its time has to stay with whoever reads. */
+/** Shows the worker timeline and the charts. On a slow machine, charts update less often, so the page stays usable. */
 async function showRest(status) {
   const { from, samples } = run.lanes;
   takeLanes(await ask(address('/api/workers', { from: from + samples.length })));
@@ -323,7 +323,7 @@ async function showRest(status) {
   }
 }
 
-/** The status never waits for a chart: a run that ends says so to those who ask in time. */
+/** Shows the status without waiting for charts, because a run that ends tells only watchers that ask in time. */
 async function look() {
   const status = await ask(address('/api/status', { watcher: WATCHER }));
   if (status === null) {
@@ -335,13 +335,13 @@ async function look() {
   run.busy ??= showRest(status).catch(() => {}).finally(() => { run.busy = null; });
 }
 
-/** Asks again and again, one question at a time. A page that nobody sees asks for nothing. */
+/** Polls the server, one request at a time. A hidden page requests nothing. */
 async function watch() {
   if (!document.hidden) {
     try {
       await look();
     } catch {
-      // A process that ends says how before its server goes; one that was killed says nothing.
+      // A process that ends reports its final state before its server shuts down. A killed process reports nothing.
       if (!ENDED.has(run.status?.state)) showState('no connection', 'lost');
     }
   }

@@ -1,4 +1,4 @@
-// The list of runs, and the chosen ones side by side. The choice is in the address, so that it can be kept and sent.
+// The list of runs, and the selected ones side by side. The selection is in the URL, so that it can be bookmarked.
 import { ask, byId, chart, color, duration, element, number, swatch, tokens, whole, write } from '/shared.js';
 import '/pointer.js';
 
@@ -10,7 +10,7 @@ const page = {
 
 const query = (name) => `?name=${encodeURIComponent(name)}`;
 
-/** The row of a run, made once: whoever is at its box, or in the middle of a press, is not disturbed by news. */
+/** Returns the row of a run. It is created once, so that updates do not disturb a focused checkbox or a click. */
 function rowOf(name) {
   if (!page.rows.has(name)) {
     const box = element('input', { type: 'checkbox', name, 'aria-label': `compare ${name}` });
@@ -66,7 +66,7 @@ function choose(name, isChosen) {
   compare().catch(failed);
 }
 
-/** Draws the chosen runs side by side, when the choice or a chosen run has changed. */
+/** Draws the selected runs side by side if the selection or a selected run has changed. */
 async function compare() {
   const known = new Map(page.runs.map(({ name, status }) => [name, status]));
   const names = [...page.chosen].filter((name) => known.has(name));
@@ -76,7 +76,7 @@ async function compare() {
   if (names.length === 0 || state === page.shown) return;
   page.shown = state;
   const query = new URLSearchParams([['side_by_side', ''], ...names.map((name) => ['name', name])]);
-  // An answer that comes late never shows an earlier choice.
+  // A late answer must not show an earlier selection.
   const isWanted = () => page.shown === state;
   const draw = (name) => chart(byId(`${name}-chart`), `/api/chart/${name}.svg?${query}`, isWanted);
   try {
@@ -89,7 +89,7 @@ async function compare() {
 
 function failed(error) {
   byId('notice').hidden = false;
-  write(byId('notice'), `no answer: ${error.message}`);
+  write(byId('notice'), `request failed: ${error.message}`);
 }
 
 async function refresh() {

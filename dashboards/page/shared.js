@@ -1,9 +1,9 @@
 // What both pages share: elements, numbers as text, and charts that the server draws.
 
-/** The color of a domain or run, by its place: those of the charts. */
+/** The color of a domain or run by its index, as in the charts. */
 export const color = (index) => `var(--series-${index % 10})`;
 
-/** An element with attributes and children; text is always text. */
+/** Creates an element with attributes and children. Strings become text, never HTML. */
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -15,7 +15,7 @@ export function element(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Writes only what is another text, so that nothing is read out anew. */
+/** Writes text only if it has changed, so that screen readers do not repeat it. */
 export function write(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -27,7 +27,7 @@ export const number = (value, digits = 3) =>
 
 export const whole = (value) => (value === null || value === undefined ? '–' : Math.round(value).toLocaleString('en'));
 
-/** Perplexities span orders of magnitude: four digits that count. */
+/** Perplexities span orders of magnitude, so show four significant digits. */
 export const perplexity = (value) => {
   if (value === null || value === undefined) return '–';
   return value >= 1000 ? whole(value) : number(value, value >= 100 ? 1 : value >= 10 ? 2 : 3);
@@ -61,10 +61,10 @@ export const swatch = (background) => {
   return node;
 };
 
-/** A color of page.css, as it is now. */
+/** The current value of a color in page.css. */
 export const named = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** What the server answers; `null` if there is no such thing. */
+/** Requests `path` and returns the answer; `null` if it does not exist. */
 export async function ask(path) {
   const answer = await fetch(path);
   if (answer.status === 404) return null;
@@ -72,7 +72,7 @@ export async function ask(path) {
   return answer.headers.get('content-type').startsWith('image/svg') ? answer.text() : answer.json();
 }
 
-/** Puts a chart that the server has drawn into its place, as wide as that is. */
+/** Puts a chart drawn by the server into `node`, at the width of `node`. */
 export async function chart(node, path, isWanted = () => true) {
   const text = await ask(`${path}&width=${node.clientWidth}`);
   if (text === null || !isWanted()) return;

@@ -1,4 +1,4 @@
-//! What `ddk watch` shows: a picture for a terminal, or a text.
+//! What `ddk watch` shows: a screen for a terminal, or text.
 
 use std::fmt::Write;
 
@@ -16,7 +16,7 @@ use ratatui::{
 
 use super::Snapshot;
 
-/// Draws everything that there is room for.
+/// Draws everything that fits.
 pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
     let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
     let domains = status.domains.len() as u16 + 3;
@@ -169,7 +169,7 @@ fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[Event]) {
     frame.render_widget(list, area);
 }
 
-/// The same as a text, for a file or a pipe.
+/// The same content as text, for a file or a pipe.
 pub fn text(snapshot: &Snapshot) -> String {
     let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
     let mut text = format!(
@@ -213,7 +213,7 @@ pub fn text(snapshot: &Snapshot) -> String {
     text
 }
 
-/// The mean gap, and the worst domain's.
+/// The mean gap, and the gap of the worst domain.
 fn gaps(status: &RunStatus) -> String {
     let worst = status.worst_domain.as_ref().and_then(|name| {
         let domain = status.domains.iter().find(|domain| domain.name == *name)?;

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Controls a run from its live page, as a person does.
+"""Controls a run from its live page, as a user does.
 
     control_page.py URL OUT
 
-URL holds the token. A picture of the paused run goes to the folder OUT. Anything that is not as it should be ends this
-with a message."""
+URL holds the token. The script saves a screenshot of the paused run in the folder OUT. If a check fails, the script
+exits with a message."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def check(holds, message):
 
 
 def press(browser, button, answer):
-    """Presses a button; what the page then says has to begin with `answer`."""
+    """Presses a button and waits until the page shows a response that begins with `answer`."""
     wait_for(f"the button {button}", lambda: browser.run(READY, button))
     browser.run("document.getElementById(arguments[0]).click()", button)
     wait_for(f"the answer '{answer}'", lambda: browser.run(ANSWER).startswith(answer), seconds=60)
@@ -38,7 +38,7 @@ def main():
         wait_for("a run", lambda: browser.run(STATE) == "running")
         press(browser, "pause", "paused after step")
         wait_for("the word 'paused'", lambda: browser.run(STATE) == "paused")
-        # The files behind the page are read a moment later.
+        # The page updates from the run's files a moment later.
         paused = f"step {int(browser.run(ANSWER).split()[-1]):,} of"
         wait_for(paused, lambda: browser.run(STEP).startswith(paused))
         press(browser, "evaluate", "perplexity after step")

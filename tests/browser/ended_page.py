@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Has the live page of a run open while that ends, as a person who waits for it does.
+"""Keeps the live page of a run open while the run ends, as a user who waits for it does.
 
     ended_page.py URL PID SIGNAL EXPECTED
 
-SIGNAL (`TERM`, `KILL`; `-`: none) goes to the process PID once the page shows its run. The page has to say EXPECTED,
-and to keep that when it finds nobody at the address any more. Anything that is not as it should be ends this with a
-message."""
+The script sends SIGNAL (`TERM`, `KILL`; `-`: none) to the process PID once the page shows its run. The page must show
+EXPECTED and keep showing it after the server is gone. If a check fails, the script exits with a message."""
 
 import json
 import os
@@ -23,7 +22,7 @@ def check(holds, message):
 
 
 def failures(browser):
-    """Requests for the status that found nobody."""
+    """Counts the status requests that no server answered."""
     asked, failed = set(), 0
     for entry in browser.log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -39,7 +38,7 @@ def main():
     address, process, name, expected = sys.argv[1:]
     with Browser() as browser:
         browser.open(address)
-        # A run that is held at its end is shown as `ending`.
+        # The page shows a run that is held at its end as `ending`.
         seen = ("ending",) if name == "INT" else ("running", "ending", expected)
         wait_for("a run", lambda: browser.run(STATE) in seen)
         browser.log("performance")

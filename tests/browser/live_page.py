@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Opens the live page of a run that trains, and that of ended runs, as a person does.
+"""Opens the live page of a training run and the page of ended runs, as a user does.
 
     live_page.py LIVE_URL RUNS_URL OUT
 
-LIVE_URL is a `ddk train`'s page, RUNS_URL a `ddk serve`'s with the same run among others. Pictures go to the folder
-OUT. Anything that is not as it should be ends this with a message."""
+LIVE_URL is the page of a `ddk train`. RUNS_URL is the page of a `ddk serve` that lists the same run among others. The
+script saves screenshots in the folder OUT. If a check fails, the script exits with a message."""
 
 import json
 import os
@@ -17,7 +17,7 @@ TAB = "\ue004"
 ENTER = "\ue007"
 SPACE = "\ue00d"
 
-# Charts are drawn: lines, areas and points that have a length, and lanes whose pixels are of more than one color.
+# Counts what is drawn: lines, areas, and points in charts that have a length, and the colors in each lane.
 DRAWN = """
 const shapes = (id) => {
   const drawn = document.querySelectorAll(`#${id} svg polyline, #${id} svg polygon`);
@@ -66,7 +66,7 @@ def check(holds, message):
 
 
 def check_logs(browser, *addresses):
-    """No error in the console, and nothing was asked of another place."""
+    """Checks that the console has no errors and that the page sent no requests to other hosts."""
     complaints = [entry for entry in browser.log("browser") if entry["level"] in ("SEVERE", "WARNING")]
     check(not complaints, f"the console complains: {complaints}")
     asked = set()
@@ -98,7 +98,7 @@ def step(browser):
 
 
 def check_values_move(browser):
-    """Without a reload: a mark on the window is still there."""
+    """Checks that values change without a reload: a mark on the window must survive."""
     browser.run("window.notReloaded = true")
     first = wait_for("a first step", lambda: step(browser))
     wait_for("a later step", lambda: step(browser) > first)
@@ -106,7 +106,7 @@ def check_values_move(browser):
 
 
 def check_keyboard(browser):
-    """Tab reaches the skip link first, every section's link and every table, and never stays."""
+    """Checks that Tab reaches the skip link first, then every section's link and every table, and never gets stuck."""
     browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     reached = []
     for _ in range(40):
@@ -128,7 +128,7 @@ def check_keyboard(browser):
 
 
 def check_pointer(browser):
-    """The values under the pointer are shown, and no longer where there is no chart."""
+    """Checks that the page shows the values under the pointer, and hides them outside the charts."""
     said = wait_for("values under the pointer", lambda: browser.run(POINT))
     for name in ("loss", "cross-entropy", "KL"):
         check(name in said, f"{name} is not in '{said}'")
@@ -137,7 +137,7 @@ def check_pointer(browser):
 
 
 def check_narrow(browser):
-    """Nothing is wider than the screen."""
+    """Checks that nothing is wider than the screen."""
     wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     wait_for("a page that fits", lambda: browser.run(wide) <= 0, seconds=10)
 
@@ -153,7 +153,7 @@ def live(browser, address, out):
     browser.open(address)
     wait_for("charts after a reload", lambda: is_drawn(browser))
     browser.picture(os.path.join(out, "live-light.png"))
-    # The README's picture.
+    # The README's screenshot.
     browser.look_like(1280, 1180, "light")
     browser.picture(os.path.join(out, "live-page.png"), whole=False)
     background = "return getComputedStyle(document.body).backgroundColor"
@@ -166,7 +166,7 @@ def live(browser, address, out):
     check_narrow(browser)
     wait_for("charts on a narrow screen", lambda: is_drawn(browser))
     browser.picture(os.path.join(out, "live-narrow.png"))
-    # The page asks until it is left.
+    # Leave the page, because it polls until then.
     browser.open("about:blank")
     check_logs(browser, address)
 

@@ -1,5 +1,4 @@
-"""A browser that a test drives: chromium through chromedriver, over plain HTTP (WebDriver); the standard library is
-enough."""
+"""Drives chromium through chromedriver over plain HTTP (WebDriver) for the tests, using only the standard library."""
 
 import base64
 import json
@@ -34,7 +33,7 @@ FLAGS = [
 
 
 class Browser:
-    """One browser with a profile of its own; use it in a `with`."""
+    """One browser with its own profile; use it in a `with` statement."""
 
     def __enter__(self):
         self.chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -63,7 +62,7 @@ class Browser:
         }
         answer = self._send("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.session = f"/session/{answer['sessionId']}"
-        # What the browser's own first tab asks for is none of the page's doing.
+        # Discard the requests of the browser's own first tab, which no page of ours made.
         self.open("about:blank")
         self.log("performance")
         return self
@@ -92,23 +91,23 @@ class Browser:
         self._send("POST", f"{self.session}/url", {"url": url})
 
     def run(self, script, *arguments):
-        """What a script returns."""
+        """Runs a script and returns its result."""
         body = {"script": script, "args": list(arguments)}
         return self._send("POST", f"{self.session}/execute/sync", body)
 
     def press(self, key, times=1):
-        """Presses a key as a person does."""
+        """Presses a key as a user does."""
         actions = [{"type": kind, "value": key} for _ in range(times) for kind in ("keyDown", "keyUp")]
         body = {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}
         self._send("POST", f"{self.session}/actions", body)
 
     def tell(self, command, **parameters):
-        """A command of the DevTools protocol."""
+        """Sends a command of the DevTools protocol."""
         body = {"cmd": command, "params": parameters}
         return self._send("POST", f"{self.session}/goog/cdp/execute", body)
 
     def look_like(self, width, height, scheme):
-        """A screen of this size, of a person who likes it light or dark."""
+        """Emulates a screen of this size and a preference for a light or dark color scheme."""
         self.tell(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
@@ -117,18 +116,18 @@ class Browser:
         self.tell("Emulation.setEmulatedMedia", features=features)
 
     def picture(self, path, whole=True):
-        """A picture of the page, all of it where `whole`."""
+        """Saves a screenshot of the visible page, or of the whole page if `whole`."""
         shot = self.tell("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         with open(path, "wb") as out:
             out.write(base64.b64decode(shot["data"]))
 
     def log(self, kind):
-        """What the browser has written down since it was asked last."""
+        """Returns the browser's log entries since the last call."""
         return self._send("POST", f"{self.session}/se/log", {"type": kind})
 
 
 def wait_for(what, ask, seconds=60):
-    """What `ask` returns, as soon as that is something."""
+    """Repeats `ask` until it returns something, and returns that."""
     deadline = time.monotonic() + seconds
     problem = None
     while time.monotonic() < deadline:

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, stderr};
 
-/// The message has each of these.
+/// Asserts that the message contains every expected part.
 fn says(message: &str, expected: &[&str]) {
     for part in expected {
         assert!(message.contains(part), "`{part}` is not in: {message}");
@@ -85,7 +85,7 @@ fn an_empty_and_a_missing_domain_are_named() {
     );
 }
 
-/// What a file's name does not say is not guessed.
+/// DDK does not guess the format of a file whose name does not reveal it.
 #[test]
 fn files_of_unknown_formats_are_refused_by_init_check_and_prepare() {
     let world = World::new();
@@ -143,7 +143,7 @@ fn files_of_unknown_formats_are_refused_by_init_check_and_prepare() {
             );
         }
     }
-    // The same lines under a name that says nothing, with a format that is given.
+    // The same lines in a file whose name does not reveal the format, with the format set explicitly.
     fs::remove_dir_all(world.path().join("data")).unwrap();
     fs::create_dir_all(world.path().join("data")).unwrap();
     fs::write(world.path().join("data/records.json"), &lines).unwrap();
@@ -202,7 +202,7 @@ fn records_without_the_field_are_told_with_those_that_they_have() {
         &stderr(&said),
         &["warning: domain `rivers`", expected[1], hint],
     );
-    // The hint, taken.
+    // Follow the hint.
     let set = "domains.rivers.text_template={question}\n{answer}";
     world.succeed(&["prepare", "config.toml", "--set", set]);
 }
@@ -327,7 +327,7 @@ fn a_folder_that_holds_another_run_is_not_touched() {
         &world.fail(1, &["train", "config.toml", "--no-resume"]),
         &["already contains a run", "--no-resume"],
     );
-    // The same weights, computed with otherwise.
+    // The weights are the same, but the model computes something else with them.
     let path = world.path().join("models/teacher/config.json");
     let text = fs::read_to_string(&path).unwrap();
     let mut config: Value = serde_json::from_str(&text).unwrap();
@@ -342,7 +342,7 @@ fn a_folder_that_holds_another_run_is_not_touched() {
         ],
     );
     fs::write(&path, text).unwrap();
-    // Another teacher is another run too.
+    // A different teacher also makes a different run.
     world.succeed(&[
         "pretrain",
         "config.toml",

@@ -1,4 +1,4 @@
-//! The best student: kept wherever evaluations fall, marked, exported.
+//! DDK keeps, marks, and exports the best student, whether or not evaluations and checkpoints coincide.
 
 use std::{collections::BTreeMap, fs};
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use crate::world::{World, stderr, train_with};
 
-/// Saves at steps 5, 10 and 12; evaluations at 4, 8 and 12.
+/// Checkpoints at steps 5, 10 and 12; evaluations at 4, 8 and 12.
 const APART: [&str; 2] = ["checkpoint.interval=5", "checkpoint.keep_latest=1"];
 
-/// Learning rates at the end: one that makes the student better to the end, and one that spoils it.
+/// Final learning rates: with the first, the student improves to the end; the second ruins it.
 const RATES: [&str; 2] = ["lr_scheduler.min_lr=5e-4", "lr_scheduler.min_lr=0.5"];
 
 fn train(world: &World, more: &[&str]) {
@@ -33,7 +33,7 @@ fn weights_of_step(world: &World, step: &str) -> Vec<u8> {
     fs::read(world.path().join(to).join("model.safetensors")).unwrap()
 }
 
-/// Mean ratios after steps 4, 8 and 12, by `ddk eval` on what a run exports that keeps every checkpoint.
+/// Mean gaps after steps 4, 8 and 12, from `ddk eval` on exports of a run that keeps every checkpoint.
 fn gaps(world: &World, more: &[&str]) -> BTreeMap<u64, f64> {
     train(
         world,
@@ -90,7 +90,7 @@ fn the_best_is_kept_and_exported_wherever_evaluations_fall() {
             &[&APART[..], &[lag, rate, "checkpoint.keep_best=true"]].concat(),
         );
         assert_eq!(checkpoints(&kept), [of_intervals, 12], "{what}");
-        // Saves change nothing.
+        // Saving checkpoints does not change the run.
         assert!(kept.trajectory() == all.trajectory(), "{what}");
         assert!(
             kept.student_weights() == weights_of_step(&all, "12"),
@@ -114,12 +114,12 @@ fn the_best_is_kept_and_exported_wherever_evaluations_fall() {
         let best = weights_of_step(&all, &of_all.to_string());
         assert!(weights_of_step(&kept, "best") == best, "{what}");
 
-        // Killed on the way, it knows all the same.
+        // A run that is killed and resumed finds the same best student.
         for kill in ["kill student 7", "kill evaluation 2", "kill save 12 3"] {
             let world = World::new();
             let set = [&APART[..], &[lag, rate, "run.export=best"]].concat();
             let killed = train_with(&world, &[kill], &set);
-            // With a lag the student measures nothing itself but at its start and end.
+            // With a lag, the student itself evaluates only at the start and at the end.
             assert!(!killed.status.success(), "{what}, {kill}");
             train(&world, &set);
             assert_eq!(checkpoints(&world), [of_intervals, 12], "{what}, {kill}");
@@ -155,7 +155,7 @@ fn the_last_student_is_exported_unless_the_best_is_asked_for() {
         &["export", "runs/small", "--step", "bestest", "--out", "x"],
     );
     assert!(said.contains("expected a step, or `best`"), "{said}");
-    // Nothing is measured on the way.
+    // This run evaluates nothing between its start and its end.
     let refused = [
         "train",
         "config.toml",

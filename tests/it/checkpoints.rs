@@ -1,4 +1,4 @@
-//! Checkpoints by choice: which of them stay, resuming from one, forking a run.
+//! Choosing checkpoints: which ones to keep, which one to resume from, and which one to fork.
 
 use std::{fs, path::Path};
 
@@ -56,14 +56,14 @@ fn checkpoints_that_are_to_stay_for_ever_stay() {
     ];
     assert!(train_with(&world, &[], &set).status.success());
     let listed = String::from_utf8(world.succeed(&["checkpoints", "runs/best"]).stdout).unwrap();
-    // The student learns: the best of what was measured is the last interval's beginning.
+    // The student keeps improving, so the best measured checkpoint is the one at the start of the last interval.
     assert!(
         listed.contains("\n   8  ") && listed.contains("\n  12  "),
         "{listed}"
     );
 }
 
-/// A damaged checkpoint of a later step neither stays in the way nor takes a sound one's place.
+/// A damaged checkpoint of a later step neither blocks the run nor takes a sound checkpoint's place.
 #[test]
 fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
     let world = World::new();
@@ -88,7 +88,7 @@ fn a_damaged_checkpoint_is_set_aside_and_counts_no_more() {
     let output = world.succeed(&keep);
     let said = stderr(&output);
     assert!(!said.contains("damaged"), "{said}");
-    // What is set aside is never replaced.
+    // DDK never overwrites a checkpoint that it set aside.
     fs::remove_file(world.run_folder().join("summary.json")).unwrap();
     world.succeed(&[&keep[..], &["--resume-from", "6"]].concat());
     assert!(checkpoints.join("aside-step-00000012-2").exists());
@@ -120,12 +120,12 @@ fn where_a_run_goes_on_from_is_never_left_unsaid() {
     assert!(!world.path().join("runs/none").exists());
     let said = world.fail(2, &["train", "config.toml", "--fork", "../elsewhere"]);
     assert!(said.contains("`run.name` is \"../elsewhere\""), "{said}");
-    // What the end of a run was interrupted in is made up for.
+    // If the end of a run was interrupted, the next start completes it.
     let report = world.run_folder().join("report.html");
     fs::remove_file(&report).unwrap();
     world.succeed(&["train", "config.toml"]);
     assert!(report.exists());
-    // The same command again resumes the fork.
+    // Repeating the command resumes the fork.
     let fork = [
         "train",
         "config.toml",
@@ -150,7 +150,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
     let lines =
         |name: &str, file: &str| read_lines(&world.path().join("runs").join(name).join(file));
 
-    // The same domains: the same steps as the run itself would have made.
+    // With the same domains, the fork makes the same steps as the original run.
     let fork = [
         "train",
         "config.toml",
@@ -170,7 +170,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
     let weights = fs::read(world.path().join("runs/same/student/model.safetensors")).unwrap();
     assert!(weights == whole.student_weights());
 
-    // A domain dropped and one added: the mixture is set anew at once, from what stays.
+    // One domain removed and one added: the fork computes a new mixture at once from the remaining domains.
     let records: String = (0..80)
         .map(|number| {
             format!("{{\"text\":\"field {number}: the gravel hides a purse and hail\"}}\n")
@@ -207,7 +207,7 @@ fn a_run_is_forked_with_its_domains_or_others() {
         ["fields", "rivers", "storms"]
     );
     assert_eq!(mixtures[0]["step"], 6);
-    // Rows of a domain that stays continue where they were.
+    // A remaining domain continues at the sequence where it stopped.
     let (old, new) = (
         world.lines("samples.jsonl"),
         lines("other", "samples.jsonl"),
@@ -242,7 +242,8 @@ fn a_run_is_forked_with_its_domains_or_others() {
     assert!(said.contains("fork keeps weights"), "{said}");
 }
 
-/// Within an interval of four steps: what is drawn by other settings begins with a mixture of its own.
+/// The fork starts inside an interval of four steps. Settings that change drawing or evaluation start a new mixture
+/// there.
 #[test]
 fn a_fork_that_draws_or_measures_otherwise_ends_the_interval() {
     let world = World::new();
@@ -269,7 +270,7 @@ fn a_fork_that_draws_or_measures_otherwise_ends_the_interval() {
     }
 }
 
-/// The teacher's perplexities are kept beside the corpus: only for what gives the same.
+/// DDK caches the teacher's perplexities next to the corpus and reuses them only if the settings give the same values.
 #[test]
 fn kept_perplexities_are_those_of_the_same_settings() {
     let (world, alone) = (World::new(), World::new());
@@ -280,7 +281,7 @@ fn kept_perplexities_are_those_of_the_same_settings() {
     assert_same(&world, &alone, "after a run with another dtype");
 }
 
-/// Whatever became of the checkpoints: a run that had some does not begin again by itself, and nothing of it is cut.
+/// A run that lost its checkpoints, in whatever way, does not start over on its own. DDK truncates none of its files.
 #[test]
 fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
     let whole = whole();
@@ -321,7 +322,7 @@ fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
         }
         assert!(world.trajectory() == before, "nothing is cut");
 
-        // Told to start over, and killed before the first save: the saves before it no longer count.
+        // Restart the run and kill it before its first checkpoint: the old checkpoints no longer count.
         let restart = [
             "train",
             "config.toml",
@@ -343,7 +344,7 @@ fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
         let said = stderr(&world.succeed(&["train", "config.toml"]));
         assert!(said.contains("no checkpoint was saved yet"), "{said}");
         assert_same(&world, &whole, named);
-        // What was there is set aside, and what happened is still told.
+        // DDK sets the old files aside, and the event log keeps its history.
         let aside = read_lines(&folder.join("aside-1/run.jsonl"));
         assert!(aside == before["run.jsonl"]);
         let events = world.lines("events.jsonl");
@@ -359,7 +360,7 @@ fn a_run_that_lost_its_checkpoints_says_so_and_starts_over_only_when_told() {
     assert!(!world.run_folder().exists());
 }
 
-/// The checkpoint that a fork begins with is its only one.
+/// At first, the checkpoint that a fork starts from is its only one.
 #[test]
 fn a_fork_that_lost_its_checkpoint_does_not_begin_with_the_student() {
     let world = World::new();

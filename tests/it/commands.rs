@@ -43,7 +43,7 @@ fn help_names_every_command_and_the_exit_codes() {
     }
 }
 
-/// The example of the paper's equations that anybody can check by hand.
+/// An example of the paper's equations that a reader can check by hand.
 #[test]
 fn mixture_explains_the_next_weights() {
     let (code, out, _) = ddk(&[
@@ -144,7 +144,7 @@ fn config_show_says_where_each_value_comes_from() {
     assert!(line("pipeline.queue_depth").ends_with("environment DDK__PIPELINE__QUEUE_DEPTH"));
     assert!(line("optimizer.beta1").ends_with("default"));
     assert!(line("run.max_steps").contains("config.toml:"));
-    // What is shown without origins is a configuration itself.
+    // The output without origins is itself a valid configuration.
     let shown = world.succeed(&["config", "show", "config.toml"]);
     std::fs::write(world.path().join("shown.toml"), &shown.stdout).unwrap();
     assert_eq!(

@@ -22,7 +22,7 @@ fn json(world: &World, path: &str) -> Value {
 #[test]
 fn two_methods_and_two_seeds_become_a_table_and_a_second_call_skips_all() {
     let world = World::new();
-    // Seeds vary the order of the data, never which documents there are.
+    // Seeds change the order of the data, never the set of documents.
     let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
     let limited = config.replace(
         "[domains.coins]\n",
@@ -94,8 +94,8 @@ fn all_eight_methods_stand_in_one_table() {
     assert_eq!(methods.len(), 8);
     let (kd, cpt, doremi, ted) = (flops("kd"), flops("cpt"), flops("cpt-doremi"), flops("ted"));
     assert_eq!(cpt[0], 0.0, "no teacher is run for cross-entropy alone");
-    // Reference and proxy train as the student does; the proxy's teacher is the reference. TED's filters come
-    // before it, and with it.
+    // DoReMi's reference and proxy train like the student, and the reference is the proxy's teacher. TED trains its
+    // filters before the student and together with it.
     assert!(
         doremi[0] > 0.0 && doremi[1] > 1.5 * cpt[1],
         "{doremi:?} {cpt:?}"
@@ -167,7 +167,7 @@ fn a_sweep_that_makes_some_runs_longer_is_refused() {
     let longer = ["compare", "config.toml", "--set", "run.max_intervals=2"];
     let intervals = ["--sweep", "mixture.interval=2,4"];
     let said = world.fail(2, &[&longer[..], &intervals].concat());
-    // 4 and 8 steps of 8 rows of 32 tokens.
+    // 4 and 8 steps, each with 8 sequences of 32 tokens.
     assert!(
         said.contains("mixture.interval: a run with 4 trains on 2048 tokens, a run with 2 on 1024")
             && said.contains("run.max_tokens"),

@@ -12,7 +12,7 @@ use crate::world::{STEPS, Started, World, assert_same, is_step, stderr, whole};
 
 const TOKEN: &str = "a-token-of-this-test";
 
-/// A run too long to end by itself.
+/// A run too long to end on its own.
 const LONG: [&str; 4] = ["train", "config.toml", "--set", "run.max_steps=100000"];
 
 fn ctl(world: &World, run: &str, command: &[&str]) -> Output {
@@ -21,7 +21,7 @@ fn ctl(world: &World, run: &str, command: &[&str]) -> Output {
     ctl.env("DDK__TELEMETRY__TOKEN", TOKEN).output().unwrap()
 }
 
-/// The reply to a command that is carried out.
+/// Sends a command that must succeed; returns the reply.
 fn done(world: &World, run: &str, command: &[&str]) -> Value {
     let output = ctl(world, run, command);
     assert!(output.status.success(), "{command:?}: {}", stderr(&output));
@@ -29,7 +29,7 @@ fn done(world: &World, run: &str, command: &[&str]) -> Value {
     answer["reply"].clone()
 }
 
-/// Why a command is refused.
+/// Sends a command that must be refused; returns the reason.
 fn refused(world: &World, run: &str, command: &[&str]) -> String {
     let output = ctl(world, run, command);
     assert_eq!(
@@ -41,7 +41,7 @@ fn refused(world: &World, run: &str, command: &[&str]) -> String {
     stderr(&output)
 }
 
-/// Starts a long run with a live page; also its address.
+/// Starts a long run with a live page; returns it and its address.
 fn start(world: &World) -> (Started, String) {
     let mut command = world.command(&LONG);
     command.args([
@@ -152,7 +152,7 @@ fn a_run_that_nobody_works_on_has_a_status_alone() {
     let said = world.fail(2, &["ctl", "runs/small", "set", "optimizer.lr"]);
     assert!(said.contains("optimizer.lr is not KEY=VALUE"), "{said}");
 
-    // What a process that was killed has left.
+    // A socket that a killed process left behind.
     drop(UnixListener::bind(world.run_folder().join("control.sock")).unwrap());
     assert!(refused(&world, "runs/small", &["pause"]).contains("no process is training the run"));
 }
@@ -172,14 +172,14 @@ fn the_socket_is_the_users_alone_and_works_in_a_deep_folder() {
     started.signal("KILL");
     started.wait();
     assert!(refused(&world, &run, &["stop"]).contains("it is stopped"));
-    // The next process takes the place of the socket that the killed one has left.
+    // The next process replaces the socket that the killed one left behind.
     let started = world.start_until(&train, |line| line.starts_with("step "));
     done(&world, &run, &["stop"]);
     assert_eq!(started.wait().0.code(), Some(143));
     assert!(!socket.exists());
 }
 
-/// A run with steps that take long enough to tell it something.
+/// A run whose steps take long enough for commands to arrive.
 fn slow(world: &World) -> Started {
     let stalls: Vec<String> = (2..8)
         .map(|step| format!("\"stall student {step}\""))
@@ -191,12 +191,13 @@ fn slow(world: &World) -> Started {
     })
 }
 
-/// A run whose settings are changed on the way equals the same run killed by -9 and resumed, which nobody tells again.
+/// A run with settings changed midway equals the same run killed with SIGKILL and resumed, without sending the
+/// change again.
 #[test]
 fn a_change_outlives_a_kill_and_is_made_at_the_same_step() {
     let changed = World::new();
     let started = slow(&changed);
-    // Wherever it is now: the step is in the file.
+    // The run may pause at any step; the file records which one.
     let reply = done(&changed, "runs/small", &["pause"]);
     let step = reply["step"].as_u64().unwrap();
     done(
@@ -220,7 +221,7 @@ fn a_change_outlives_a_kill_and_is_made_at_the_same_step() {
         assert_ne!(rate(&changed, step + 1), rate(&undisturbed, step + 1));
     }
 
-    // The same plan in a run that is killed before and after the change, and around checkpoints.
+    // Replay the same change in runs killed before and after it, and around checkpoints.
     for killed in [1, step.max(1), step + 1, 6, 11] {
         let world = World::new();
         let plan = format!("fault_injection.plan=[\"kill student {killed}\"]");
@@ -239,7 +240,7 @@ fn a_change_outlives_a_kill_and_is_made_at_the_same_step() {
     }
 }
 
-/// Pauses, checkpoints and evaluations change nothing of what is learned.
+/// Pauses, checkpoints, and evaluations do not change what the student learns.
 #[test]
 fn what_does_not_change_settings_leaves_every_bit() {
     let world = World::new();
@@ -252,7 +253,7 @@ fn what_does_not_change_settings_leaves_every_bit() {
     assert_same(&world, &whole(), "paused");
 }
 
-/// A live setting that is edited between two starts applies from the next step on, and again after a kill.
+/// A live setting edited between two starts applies from the next step on, and again after a kill.
 #[test]
 fn an_edited_configuration_is_a_change_at_the_step_that_follows() {
     let train = ["train", "config.toml", "--set"];
@@ -288,7 +289,7 @@ fn an_edited_configuration_is_a_change_at_the_step_that_follows() {
     let mut command = killed.command(&kill);
     let output = command.env("DDK_ALLOW_FAULTS", "1").output().unwrap();
     assert!(output.status.code().is_none());
-    // The checkpoint since, if it was written by then, is gone: the run makes the change again.
+    // Remove the later checkpoint, if one was written, so that the run must apply the change again.
     let _ = fs::remove_dir_all(killed.run_folder().join("checkpoints/step-00000006"));
     killed.succeed(&edit);
     assert_same(&killed, &edited, "killed after an edit");

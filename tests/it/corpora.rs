@@ -1,4 +1,4 @@
-//! Corpora through the program: packing, prompts, verification, looking at data, compressed sources.
+//! Corpora in whole-program tests: packing, prompts, verification, inspecting data, and compressed sources.
 
 use std::fs;
 
@@ -64,7 +64,7 @@ fn masked_prompts_change_the_loss() {
         world.lines("run.jsonl")[0]["ce_loss"].as_f64().unwrap()
     };
     let (masked, plain) = (train(true), train(false));
-    // The prompts are all alike and soon known: without them the loss is of what is harder.
+    // The prompts are all alike and easy to predict. Masking them leaves only the harder tokens in the loss.
     assert!((masked - plain).abs() > 1e-3, "{masked} {plain}");
 }
 
@@ -130,7 +130,7 @@ fn prepared_files_are_verified_and_looked_at() {
     assert!(said.contains("prepared/storms/tokens.bin"), "{said}");
 }
 
-/// A run stops at a block that changed on the disk, and trains on nothing of it.
+/// A run stops at a block that changed on disk and does not train on it.
 #[test]
 fn a_byte_that_changed_after_preparation_stops_the_run_with_its_place() {
     let world = World::new();
@@ -147,7 +147,7 @@ fn a_byte_that_changed_after_preparation_stops_the_run_with_its_place() {
     );
     let steps = fs::read_to_string(world.run_folder().join("run.jsonl")).unwrap_or_default();
     assert_eq!(steps, "", "no step without rows of storms");
-    // Put right, the run is the one that nothing happened to.
+    // With the file restored, the run equals an undisturbed one.
     fs::write(&path, whole).unwrap();
     world.succeed(&["train", "config.toml"]);
     assert_same(&world, &crate::world::whole(), "after damage to its corpus");
@@ -170,7 +170,7 @@ fn a_stale_corpus_is_refused_or_used_where_that_is_asked_for() {
     world.succeed(&["train", "config.toml", "--set", "corpus.on_stale=use"]);
 }
 
-/// The corpus that a run needs is not replaced because a source has grown.
+/// DDK does not replace a corpus that a run needs just because a source has grown.
 #[test]
 fn a_run_keeps_the_corpus_that_it_was_made_from() {
     let whole = whole();
@@ -197,7 +197,7 @@ fn a_run_keeps_the_corpus_that_it_was_made_from() {
     );
     world.succeed(&["train", "config.toml", "--set", "corpus.on_stale=use"]);
     assert_same(&world, &whole, "with a source that has grown");
-    // It is done, and can still be looked at, though not forked without saying so.
+    // The run is finished. DDK still accepts its command, but refuses to fork it without an explicit choice.
     world.succeed(&["train", "config.toml"]);
     let fork = [
         "train",
@@ -209,7 +209,8 @@ fn a_run_keeps_the_corpus_that_it_was_made_from() {
     ];
     let said = world.fail(2, &fork);
     assert!(said.contains("runs/small was trained on"), "{said}");
-    // Replaced all the same, and its source put back: nothing is left to keep, and the corpus is made as it was.
+    // Replace the corpus anyway, then restore its source. No run's corpus is left to protect, and DDK prepares the
+    // original one again.
     world.succeed(&["prepare", "config.toml"]);
     copy(&before, &sources);
     world.succeed(&["train", "config.toml"]);

@@ -1,4 +1,4 @@
-//! The demo takes no text for its own that is not.
+//! The demo refuses text that is not its own.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::world::stderr;
 
-/// Writes the shipped configuration as `demo.toml` into the folder, with all its paths in there.
+/// Writes the shipped configuration to `demo.toml` in the folder, with all its paths inside that folder.
 pub fn configuration(folder: &Path) {
     let shipped = include_str!("../../config/demo.toml");
     let data = format!("\"{}/data/demo/", folder.display());
@@ -42,7 +42,7 @@ fn refuses(output: &Output, expected: &[&str]) {
     }
 }
 
-/// A cache folder with a single document for each domain.
+/// A cache folder with one document per domain.
 fn cache_of(folder: &Path) {
     let documents = folder.join("demo-text");
     fs::create_dir_all(&documents).unwrap();
@@ -119,7 +119,7 @@ fn text_of_an_earlier_version_is_refused_and_kept() {
         );
     }
     assert_eq!(fs::read_to_string(&old).unwrap(), "{\"text\": \"old\"}\n");
-    // With a limit of one's own there is nothing to compare with: the text that is there is used.
+    // With a custom size limit there is no reference text to compare with, so DDK uses the existing text.
     let mut own = demo(folder.path());
     own.args(["--set", "domains.prose.max_bytes=1000"])
         .env("DDK_CACHE", folder.path().join("cache"));

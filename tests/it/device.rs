@@ -1,14 +1,15 @@
-//! Runs on the path of GPUs: on the GPUs that `DDK_TEST_DEVICE` and `DDK_TEST_DEVICE_2` name, or on the CPU,
-//! which then computes as a GPU would (`DDK_GPU_PATH=1`). They learn what the CPU's run learns, whatever the
-//! method, and a run that is killed resumes.
+//! Runs on the GPU path learn what CPU runs learn, whatever the method, and resume after a kill.
+//!
+//! They use the GPUs that `DDK_TEST_DEVICE` and `DDK_TEST_DEVICE_2` name. Otherwise they use the CPU, which then
+//! computes as a GPU would (`DDK_GPU_PATH=1`).
 
 use serde_json::Value;
 
 use crate::world::{World, stderr};
 
-/// How near values have to be in fp32: twelve steps differ by far less from one order of sums to another.
+/// Relative tolerance in fp32. Over twelve steps, a different order of summation changes values by far less.
 const NEAR: f64 = 1e-3;
-/// In bf16, of which a number has eight bits.
+/// Relative tolerance in bf16, which has eight bits of precision.
 const NEAR_BF16: f64 = 2e-2;
 
 const BF16: [&str; 2] = ["teacher.dtype=bf16", "student.dtype=bf16"];
@@ -36,7 +37,7 @@ impl On {
     }
 }
 
-/// `ddk train` on these devices: whether it came to its end, and what it said.
+/// Runs `ddk train` on these devices; returns whether it succeeded, and its standard error.
 fn train(world: &World, on: On, sets: &[&str]) -> (bool, String) {
     let [teacher, student] = on.devices();
     let places = [
@@ -65,7 +66,7 @@ fn succeeds(world: &World, on: On, sets: &[&str]) -> String {
     said
 }
 
-/// The loss of each step, and what each domain's perplexity is at the end.
+/// The loss of each step, then each domain's final perplexity.
 fn learned(world: &World) -> Vec<f64> {
     let steps = world.lines("run.jsonl").into_iter();
     let losses = steps.map(|line| line["loss"].as_f64().unwrap());
@@ -92,7 +93,7 @@ fn assert_near(found: &World, expected: &World, near: f64, what: &str) {
     }
 }
 
-/// The same run on the CPU and on the device under test.
+/// Makes the same run on the CPU and on the device under test, and compares them.
 fn compare(on: On, sets: &[&str], near: f64) {
     let [on_cpu, on_device] = [On::Cpu, on].map(|on| {
         let world = World::new();
@@ -170,7 +171,8 @@ fn a_run_that_is_killed_or_out_of_memory_goes_on() {
     assert_near(&short, &on_cpu, NEAR, "out of memory");
 }
 
-/// On a GPU this is what the setting is for. On the CPU runs are the same anyway, and the setting leaves them so.
+/// On a GPU, this is what the setting is for. On the CPU, runs repeat exactly anyway, and the setting must not
+/// change that.
 #[test]
 fn a_deterministic_run_gives_the_same_bits_twice() {
     let sets = [&BF16[..], &["run.deterministic=true"]].concat();

@@ -1,4 +1,4 @@
-//! Runs that are made longer: by a larger limit, finished or not, bit for bit.
+//! Extends runs, finished or not, with a larger limit, and checks them bit for bit.
 
 use std::fs;
 
@@ -22,9 +22,9 @@ fn summary(world: &World, name: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// What it was limited to, what it is extended to, and a run that has the second limit from the start and the
-/// first one's schedule; limits at the end of an interval, within one, and within the first one; intervals of
-/// four steps and of one.
+/// Each case has a first limit, a longer limit, the schedule's steps, and one more setting. The reference run has
+/// the longer limit from the start, with the first limit's schedule. First limits fall at the end of an interval,
+/// inside one, and inside the first one. Intervals have four steps or one.
 #[test]
 fn a_run_that_is_extended_equals_one_that_was_to_be_so_long_with_the_same_schedule() {
     let schedule = |steps: u64| format!("lr_scheduler.total_steps={steps}");
@@ -57,7 +57,7 @@ fn a_run_that_is_extended_equals_one_that_was_to_be_so_long_with_the_same_schedu
             "{what}"
         );
 
-        // Finished, and killed on the way.
+        // One world extends a finished run, the other a killed one.
         let finished = World::new();
         train(&finished, &[], &[limit, more]);
         let short = finished.student_weights();
@@ -83,7 +83,7 @@ fn a_run_that_is_extended_equals_one_that_was_to_be_so_long_with_the_same_schedu
     }
 }
 
-/// Intervals and tokens as limits: the schedule stays as long as it was.
+/// With limits on intervals and tokens, the schedule also keeps its length.
 #[test]
 fn other_limits_extend_a_run_too() {
     for (first, longer, set) in [
@@ -92,7 +92,7 @@ fn other_limits_extend_a_run_too() {
             &["run.max_intervals=3"][..],
             "lr_scheduler.total_steps=8",
         ),
-        // Rows are full: 256 tokens per step, so 8 steps.
+        // Sequences are full: 256 tokens per step, so 8 steps.
         (
             &["run.max_tokens=2000"],
             &["run.max_tokens=3000"],
@@ -104,7 +104,7 @@ fn other_limits_extend_a_run_too() {
             "lr_scheduler.total_steps=8",
         ),
     ] {
-        // In this world's configuration max_steps is set.
+        // The shared configuration sets max_steps; remove it.
         let world = |sets: &[&str]| {
             let world = World::new();
             let config = fs::read_to_string(world.path().join("config.toml")).unwrap();
@@ -129,7 +129,7 @@ fn other_limits_extend_a_run_too() {
     }
 }
 
-/// A run that is done is never without a student, and the same command ends what it was killed in.
+/// A finished run always has a student, and the same command completes an extension that was killed.
 #[test]
 fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
     let whole = World::new();
@@ -151,7 +151,7 @@ fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
     train(&world, &[], &longer);
     assert!(world.trajectory() == whole.trajectory());
     assert!(world.student_weights() == whole.student_weights());
-    // Done again, with the new limit; a smaller one is refused, whatever was made.
+    // The run is finished again, now with the new limit. DDK refuses a smaller limit in any case.
     let said = train(&world, &[], &longer);
     assert!(said.contains("is already finished"), "{said}");
     let said = world.fail(2, &["train", "config.toml"]);
@@ -162,7 +162,7 @@ fn a_kill_in_an_extended_run_leaves_the_student_that_there_was() {
     let events = world.lines("events.jsonl");
     let extended = events.iter().filter(|event| event["kind"] == "extended");
     assert_eq!(extended.count(), 1);
-    // One more time: the schedule is still the first.
+    // Extend once more: the schedule is still the first one.
     train(&world, &[], &["run.max_steps=20"]);
     let lines = world.lines("run.jsonl");
     assert!(lines.len() == 20 && lines[11..].iter().all(|line| line["learning_rate"] == 5e-4));
@@ -184,7 +184,7 @@ fn a_finished_run_refuses_another_learning_rate() {
     assert!(said.contains("is already finished"), "{said}");
 }
 
-/// Nothing of a finished run is touched if there is nothing to resume from.
+/// DDK leaves a finished run untouched if it has no checkpoint to resume from.
 #[test]
 fn a_run_without_checkpoints_is_not_extended() {
     let world = World::new();
@@ -197,7 +197,7 @@ fn a_run_without_checkpoints_is_not_extended() {
     );
     assert!(world.run_folder().join("summary.json").exists());
     world.succeed(&["train", "config.toml"]);
-    // Started over, it is a new run with a schedule of its own.
+    // After a restart, it is a new run with its own schedule.
     let restart = [
         "train",
         "config.toml",

@@ -1,5 +1,5 @@
-//! Faults on purpose: what heals ends as if nothing had been, what does not stops with its cause and can be
-//! resumed.
+//! Injected faults. A run that recovers ends as if nothing had happened. Any other run reports the cause, stops,
+//! and can be resumed.
 
 use std::{collections::BTreeSet, fs};
 
@@ -70,7 +70,7 @@ fn what_heals_ends_as_if_nothing_had_been() {
     }
 }
 
-/// What somebody would set to make the run smaller, in the order in which it was.
+/// The settings that DDK changed to shrink the run, in order.
 fn sizes(world: &World) -> Vec<String> {
     let lines = world.lines("overrides.jsonl");
     let sets = lines.iter().map(|line| line["set"].as_object().unwrap());
@@ -81,7 +81,7 @@ fn sizes(world: &World) -> Vec<String> {
     sets.map(text).collect()
 }
 
-/// Each part that runs out of memory makes its own work smaller, the cheapest size first.
+/// Each part that runs out of memory shrinks its own work, starting with the cheapest size.
 #[test]
 fn a_device_without_memory_makes_smaller_what_ran_out_of_it() {
     for (faults, smaller) in [
@@ -113,7 +113,7 @@ fn a_device_without_memory_makes_smaller_what_ran_out_of_it() {
         assert_eq!(events(&world, "shrunk").len(), smaller.len(), "{faults:?}");
         assert_eq!(world.lines("run.jsonl").len() as u64, STEPS);
     }
-    // Nothing is left to make smaller.
+    // In this run, no size is left to shrink.
     let world = World::new();
     let set = ["training.micro_batch_size=1"];
     let output = train_with(&world, &["oom teacher 3"], &set);
@@ -125,7 +125,7 @@ fn a_device_without_memory_makes_smaller_what_ran_out_of_it() {
     );
 }
 
-/// A smaller chunk that still holds a whole micro-batch changes no bit.
+/// A smaller chunk changes no bit as long as it holds a whole micro-batch.
 #[test]
 fn a_head_that_takes_fewer_positions_ends_as_if_nothing_had_been() {
     let set = [
@@ -177,7 +177,7 @@ fn what_does_not_heal_stops_with_its_cause_and_can_be_gone_on_with() {
 
 #[test]
 fn a_token_file_that_cannot_be_read_stops_the_run_with_file_and_place() {
-    // Many more rows than a loader reads ahead.
+    // Many more sequences than a loader reads ahead.
     let train = ["train", "config.toml", "--set", "run.max_steps=100"];
     let whole = World::new();
     whole.succeed(&train);
@@ -213,7 +213,7 @@ fn a_run_folder_that_cannot_be_written_is_named() {
     fs::create_dir_all(world.path().join("runs/small")).unwrap();
     let command = format!(
         "chmod 555 runs/small && exec {} {} train config.toml",
-        // Root may write everywhere unless it gives that up.
+        // Root can write anywhere unless it drops that capability.
         "$([ $(id -u) = 0 ] && echo setpriv --bounding-set=-dac_override --inh-caps=-dac_override)",
         env!("CARGO_BIN_EXE_ddk")
     );
@@ -231,12 +231,12 @@ fn a_run_folder_that_cannot_be_written_is_named() {
     );
 }
 
-/// Calls that remove a checkpoint: its name, the fsync of that, seven files, its folder.
+/// Calls that remove a checkpoint: the rename and its fsync, seven files, the folder.
 const REMOVE: u64 = 2 + 7 + 1;
 
-/// Where a run resumes whose process died in a save is known by the order of its calls, not read from the folder:
-/// from the second last call that is no removal, which gives the checkpoint its name, the one before or none
-/// is what is left.
+/// When a process dies during a save, the order of its calls, not the folder, tells which checkpoint the run
+/// resumes from. The second-to-last call, not counting removals, names the checkpoint. A process that dies at that
+/// call or earlier leaves the previous checkpoint, or none.
 #[test]
 fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_must_be_there() {
     let whole = whole();
@@ -247,7 +247,7 @@ fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_mu
             let plan = format!("kill save {step} {call}");
             !train_with(world, &[&plan], &[&keep]).status.success()
         };
-        // How often files are written to is not known here: the first call that the save does not have ends the search.
+        // The test does not know how many calls a save makes, so it searches for the last one.
         let has = last_call(|call| dies(&World::new(), call));
         let named = has - removals * REMOVE - 1;
         let ends = [1, 2, named - 1, named, named + 1, has];
@@ -276,7 +276,7 @@ fn a_process_that_dies_at_any_call_of_a_save_goes_on_from_the_checkpoint_that_mu
     }
 }
 
-/// The checkpoint is whole: what could not be removed is a warning, and the run's end is a success.
+/// The new checkpoint is complete. If DDK cannot remove an old one, it warns, and the run still succeeds.
 #[test]
 fn a_retention_that_fails_is_a_warning_and_the_save_counts() {
     let whole = whole();
@@ -290,7 +290,7 @@ fn a_retention_that_fails_is_a_warning_and_the_save_counts() {
         assert!(output.status.success(), "{}", stderr(&output));
         (world, stderr(&output))
     };
-    // The call after the last one that makes the save fail is the first of those that remove the checkpoint before.
+    // After the last call that makes the save fail comes the first call that removes the previous checkpoint.
     let last = last_call(|call| !events(&failing(call).0, "save_failed").is_empty());
     let (world, said) = failing(last + 1);
     assert!(said.contains("retention_failed: cannot rename"), "{said}");
@@ -299,7 +299,7 @@ fn a_retention_that_fails_is_a_warning_and_the_save_counts() {
     assert_same(&world, &whole, "a retention that failed");
 }
 
-/// The last call of a save of which this is true, as it is of all before.
+/// The last call of a save for which `holds` is true. It must be true for all earlier calls too.
 fn last_call(mut holds: impl FnMut(u64) -> bool) -> u64 {
     let (mut last, mut beyond) = (16, 256);
     while beyond - last > 1 {
@@ -327,7 +327,7 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     assert_eq!(skipped, [6]);
     assert!(events(&world, "skipped")[0].contains("step 6"));
 
-    // The same where the teacher's word is none; an evaluation that is none leaves the mixture.
+    // A NaN from the teacher also skips the update. A NaN from an evaluation leaves the mixture unchanged.
     let world = World::new();
     let output = train_with(&world, &["nan teacher 6", "nan evaluation 2"], &[]);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -341,14 +341,14 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     assert_eq!(set[1]["weights"], set[0]["weights"]);
     assert_ne!(set[2]["weights"], set[1]["weights"]);
 
-    // Even the first evaluation of all: a checkpoint holds it, and the run resumes from there.
+    // Even the very first evaluation may be NaN: a checkpoint holds it, and the run resumes from there.
     let world = World::new();
     let output = train_with(&world, &["nan evaluation 1", "kill student 5"], &[]);
     assert!(output.status.code().is_none(), "{}", stderr(&output));
     world.succeed(&["train", "config.toml"]);
     assert!(events(&world, "refused")[0].contains("interval 0 is unchanged"));
 
-    // Twice in a row: back to the last checkpoint (step 3), and past the data of both steps.
+    // Two in a row: the run rewinds to its last checkpoint (step 3) and skips the data of both steps.
     let world = World::new();
     let set = ["recovery.max_consecutive_skips=2"];
     let output = train_with(&world, &["nan student 5", "nan student 6"], &set);
@@ -361,7 +361,7 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
     let learned = world.lines("overrides.jsonl");
     assert_eq!(learned[0]["skip_steps"], serde_json::json!([5, 6]));
 
-    // A kill after the rolling back does not undo it.
+    // A kill after the rewind does not undo it.
     let killed = World::new();
     let plan = ["nan student 5", "nan student 6", "kill student 8"];
     assert!(!train_with(&killed, &plan, &set).status.success());
@@ -386,7 +386,8 @@ fn a_number_that_is_none_skips_one_update_and_several_are_passed_over() {
 
 #[test]
 fn a_spike_is_told_skipped_or_rolled_back() {
-    // A student that hardly learns, and a limit far below what losses vary by: a loss above the mean is a spike.
+    // The student hardly learns, and the threshold is far below the losses' variation: any loss above the mean is a
+    // spike.
     let guard = [
         "recovery.spike_threshold=1e-9",
         "recovery.spike_min_history=2",

@@ -1,4 +1,4 @@
-//! Runs that are killed, stopped, or cannot save, and resume as if nothing had been.
+//! Runs that are killed, stopped, or unable to save resume as if nothing had happened.
 
 use std::{
     fs,
@@ -16,14 +16,14 @@ use crate::world::{World, is_step, scale, stderr, train_with};
 
 /// Steps at which a run is killed: a tenth of the full count at scale 1.
 fn kill_steps() -> Vec<u64> {
-    // Before the first save, just after one, at an interval's end, in a later interval.
+    // Before the first checkpoint, just after one, at the end of an interval, in a later interval.
     let all = [1, 8, 10, 7, 4, 2, 5, 6, 9, 3, 11];
     all[..(3 * scale() as usize).min(all.len())].to_vec()
 }
 
-/// A run that was sent a signal when it had said that it made `step`; its end, and all that it said.
+/// Sends a signal to a run once it reports `step`. Returns its world, exit status, and standard error.
 ///
-/// A run may be over before the signal reaches it, on a busy machine: then another one is tried.
+/// On a busy machine, a run may end before the signal reaches it; then the test tries another run.
 fn signalled(signal: &str, step: u64) -> (World, ExitStatus, String) {
     for _ in 0..20 {
         let world = World::new();
@@ -38,12 +38,12 @@ fn signalled(signal: &str, step: u64) -> (World, ExitStatus, String) {
     panic!("20 runs were over before SIG{signal} came");
 }
 
-/// The step of the newest complete checkpoint, found without DDK's own reader. No save that the run recorded
-/// may be newer.
+/// The step of the newest complete checkpoint, found without DDK's own reader. Asserts that the run recorded no
+/// newer one.
 fn newest_checkpoint(world: &World) -> Option<usize> {
     let folder = world.run_folder().join("checkpoints");
     let names = fs::read_dir(folder).into_iter().flatten();
-    // Others are hidden: a kill may leave half a manifest there.
+    // Other names are hidden: a kill may leave half a manifest there.
     let step = |path: &Path| {
         path.file_name()?
             .to_str()?
@@ -71,7 +71,7 @@ fn newest_checkpoint(world: &World) -> Option<usize> {
     newest
 }
 
-/// Whether each file that the manifest in this folder names has its size and its hash.
+/// Whether each file in the folder's manifest has the recorded size and hash.
 fn is_complete(folder: &Path) -> bool {
     let Ok(manifest) = fs::read(folder.join("manifest.json")) else {
         return false;
@@ -95,7 +95,8 @@ fn a_killed_run_goes_on_bit_for_bit() {
         eprintln!("kill after step {step}");
         let (world, status, _) = signalled("KILL", step);
         assert_eq!(status.signal(), Some(9));
-        // Saves run beside training, so the newest may be older than the last multiple of `checkpoint.interval`.
+        // Saves run alongside training, so the newest checkpoint may be older than the last multiple of
+        // `checkpoint.interval`.
         let saved = newest_checkpoint(&world);
         let output = world.succeed(&["train", "config.toml"]);
         let went_on = saved.map(|saved| format!("resuming from step {saved} "));
@@ -171,8 +172,8 @@ fn a_disk_that_fills_during_a_save_keeps_the_last_good_checkpoint() {
     let (world, ..) = signalled("TERM", 5);
     let saved = world.lines("run.jsonl").len();
 
-    // A limit on the size of files stands in for the full disk: writes past it fail, and the program hears of it as an
-    // error because the signal that comes with it is ignored.
+    // A file size limit stands in for a full disk. The shell ignores the signal for exceeding it, so writes fail
+    // with an error.
     let program = env!("CARGO_BIN_EXE_ddk");
     let output = Command::new("sh")
         .args([
@@ -238,7 +239,7 @@ fn runs_killed_at_any_instant_twice_in_a_row_go_on_bit_for_bit() {
     let began = Instant::now();
     whole.succeed(&["train", "config.toml"]);
     let length = began.elapsed();
-    // Instants spread over the whole run, its start and end included; 25 at full scale.
+    // Kills are spread over the whole run, including its start and end; 25 at full scale.
     let count = (3 * scale()).min(25);
     for index in 0..count {
         let world = World::new();
@@ -249,7 +250,7 @@ fn runs_killed_at_any_instant_twice_in_a_row_go_on_bit_for_bit() {
                 .stdout(Stdio::null())
                 .spawn()
                 .unwrap();
-            // The instant itself is the test's subject: nothing is waited for.
+            // The time of the kill is what the test varies, so it sleeps instead of waiting for an event.
             std::thread::sleep(length.mul_f64(share));
             child.kill().unwrap();
             child.wait().unwrap();
@@ -268,7 +269,7 @@ fn runs_killed_at_any_instant_twice_in_a_row_go_on_bit_for_bit() {
 
 #[test]
 fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
-    // A domain so small that a run makes several passes over it.
+    // A domain so small that a run goes through it for several epochs.
     let small = [
         "--set",
         "domains.coins.max_tokens=700",
@@ -296,12 +297,12 @@ fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
     };
     assert!(passes(2) > 1.0, "{} passes", passes(2));
     for kills in [
-        // In a step of a second pass; in an evaluation; in a save; just after an update of the mixture.
+        // In a step of a second epoch; in an evaluation; in a save; just after an update of the mixture.
         &["\"kill student 11\""][..],
         &["\"kill evaluation 2\""],
         &["\"kill save 6 9\""],
         &["\"kill batcher 5\""],
-        // In the first step of all and again in the first one after it resumed; while a teacher computes.
+        // In the very first step and again in the first step after resuming; while a teacher computes.
         &["\"kill student 1\"", "\"kill student 1\""],
         &["\"kill teacher 9\"", "\"kill evaluation 1\""],
     ] {
@@ -322,7 +323,7 @@ fn runs_killed_where_it_hurts_go_on_bit_for_bit() {
 fn sigterm_is_heard_in_every_phase_within_its_grace() {
     let whole = World::new();
     whole.succeed(&["train", "config.toml"]);
-    // A stall holds the run in the phase: in a step, in a teacher's forward, in an evaluation, in a save.
+    // A stall holds the run in one phase: a step, a teacher's forward pass, an evaluation, or a save.
     for stall in [
         "stall student 5",
         "stall teacher 6",
@@ -343,7 +344,7 @@ fn sigterm_is_heard_in_every_phase_within_its_grace() {
     }
 }
 
-/// A run that is in this stall now.
+/// Starts a run and waits until it stalls.
 fn stalled(world: &World, stall: &str, more: &[&str]) -> crate::world::Started {
     let plan = format!("fault_injection.plan=[\"{stall}\"]");
     let train = [&["train", "config.toml", "--set", &plan][..], more].concat();
@@ -411,7 +412,7 @@ fn a_worker_that_computes_past_its_limit_is_sick_until_it_is_done() {
         stream.read_to_string(&mut answer).unwrap();
         answer
     };
-    // The stall lasts longer than the limit; both answers have to come.
+    // The stall lasts longer than the limit, so both responses must come.
     let answers = |what: &str| {
         let began = Instant::now();
         let in_time = |_: &String| began.elapsed() < Duration::from_secs(60);
@@ -476,7 +477,8 @@ fn a_terminal_that_goes_away_ends_nothing() {
     assert!(whole.student_weights() == world.student_weights());
 }
 
-/// The save of an interval's end fails, and then the run ends there: what it leaves is the last step all the same.
+/// The save at the end of an interval fails, and then the run ends there. It must still leave a checkpoint of its
+/// last step.
 #[test]
 fn a_save_that_failed_is_made_again_before_the_run_ends() {
     let set = ["run.target_gap=1000", "checkpoint.interval=4"];
@@ -495,7 +497,7 @@ fn a_save_that_failed_is_made_again_before_the_run_ends() {
     assert!(whole.student_weights() == world.student_weights());
 }
 
-/// A signal, and then the attempt that was told of it is lost: no other one is made.
+/// A signal arrives, then the attempt that received it fails. DDK must not start another attempt.
 #[test]
 fn a_signal_is_not_forgotten_when_a_run_heals() {
     let world = World::new();

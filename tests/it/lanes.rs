@@ -1,4 +1,4 @@
-//! How cores are shared: what is chosen by a measurement is kept, and whoever computes when changes no bit.
+//! Sharing CPU cores: DDK keeps the settings that it chose by measurement, and the schedule of workers changes no bit.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn resolved(world: &World) -> toml::Table {
     text.parse().unwrap()
 }
 
-/// The settings that a measurement chooses, as arguments to give them.
+/// The settings that a measurement chooses, as values for `--set`.
 fn choice(world: &World) -> Vec<String> {
     let settings = resolved(world);
     let keys = [
@@ -54,7 +54,7 @@ fn a_choice_by_measurement_is_said_kept_and_gone_on_with() {
     );
     assert_eq!(choice(&world), chosen);
 
-    // The same as if it had been given.
+    // Setting the same choice explicitly gives the same run.
     let given = World::new();
     let sets: Vec<&str> = chosen.iter().map(String::as_str).collect();
     given.succeed(&arguments(&sets));

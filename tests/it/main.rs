@@ -1,6 +1,6 @@
-//! Whole-program tests: they start `ddk` as a user does and look at what it leaves behind.
+//! Whole-program tests: they start `ddk` as a user does and check what it leaves behind.
 //!
-//! A test whose path contains `needs_WORD` needs what not every machine has; `make test SKIP=WORD` leaves it
+//! A test with `needs_WORD` in its path needs something that not every machine has; `make test SKIP=WORD` leaves it
 //! out (docs/testing.md).
 
 #![allow(

@@ -1,4 +1,4 @@
-//! How the mixture moves: every policy, each killed once in the middle of an interval and resumed.
+//! How the mixture moves under every policy. Each policy's run is also killed once inside an interval and resumed.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -8,7 +8,7 @@ use crate::world::{STEPS, World, read_lines, stderr};
 
 const DOMAINS: [&str; 3] = ["coins", "rivers", "storms"];
 
-/// The values of an object by domain, in the order of names.
+/// The values of an object by domain, in name order.
 fn by_domain(object: &Value) -> [f64; 3] {
     DOMAINS.map(|domain| object[domain].as_f64().unwrap())
 }
@@ -35,7 +35,7 @@ fn arguments<'a>(sets: &[&'a str]) -> Vec<&'a str> {
     ["train", "config.toml"].into_iter().chain(sets).collect()
 }
 
-/// Ends without a farewell in that step of the first run that comes to it.
+/// Kills the process in this step of the first run that reaches it.
 fn killed(world: &World, step: u64, sets: &[&str]) {
     let plan = format!("fault_injection.plan=[\"kill student {step}\"]");
     let mut command = world.command(&arguments(&[sets, &[plan.as_str()]].concat()));
@@ -43,7 +43,8 @@ fn killed(world: &World, step: u64, sets: &[&str]) {
     assert!(!output.status.success(), "{}", stderr(&output));
 }
 
-/// A whole run, and one that was killed in step 7 and resumed: the same. The lines of its mixtures.
+/// Makes an undisturbed run and one that is killed in step 7 and resumed. Asserts that they match and returns the
+/// lines that set a mixture.
 fn run(sets: &[&str]) -> Vec<Value> {
     let whole = World::new();
     whole.succeed(&arguments(sets));
@@ -123,7 +124,7 @@ fn a_mixture_that_lags_follows_the_evaluation_an_interval_earlier() {
     let lines = run(&["mixture.policy=ddk", "mixture.lag=1"]);
     let at = |line: &Value| line["evaluated_at_step"].as_u64().unwrap();
     assert_eq!(lines.iter().map(at).collect::<Vec<u64>>(), [0, 0, 4]);
-    // The first interval is the same in both, and so is what is measured after it.
+    // The first interval is the same in both runs, and so is the evaluation after it.
     assert_eq!(lines[0], exact[0]);
     assert_eq!(
         lines[1]["student_perplexity"],
@@ -157,7 +158,7 @@ fn odm_moves_after_every_step_by_the_losses_of_training() {
         );
         if index > 0 {
             for (domain, name) in DOMAINS.iter().enumerate() {
-                // Absent where nothing of the domain was drawn.
+                // Missing if the step drew nothing from the domain.
                 if let Some(loss) = line["losses"][name].as_f64() {
                     assert!((0.1..8.0).contains(&loss), "{loss}");
                     reward[domain] = 0.5 * reward[domain] + 0.5 * loss / weights[domain];
@@ -181,7 +182,7 @@ fn odm_moves_after_every_step_by_the_losses_of_training() {
     );
 }
 
-/// All files of the phases that have to be the same for two equal runs.
+/// All files of the phases that must match between two equal runs.
 fn phases(run: &Path) -> BTreeMap<String, Vec<Value>> {
     let mut all = BTreeMap::new();
     for phase in ["reference", "proxy"] {
@@ -228,8 +229,8 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
     assert!(world.student_weights() == whole.student_weights());
     assert!(phases(&world.run_folder()) == phases(&whole.run_folder()));
 
-    // The reference learns from the labels alone, on the corpus as it is; so does the proxy, whose mixture is
-    // the formula's.
+    // The reference trains on labels alone, with the natural mixture. The proxy also trains on labels alone, but
+    // the formula sets its mixture.
     let phases = phases(&whole.run_folder());
     for phase in ["reference", "proxy"] {
         let steps = &phases[&format!("phases/{phase}/run.jsonl")];
@@ -261,7 +262,7 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
         let mean = sum.map(|sum| sum / updates);
         assert_near(by_domain(&pair[1]["mean_weights"]), mean, "the mean");
     }
-    // The run itself stays on the mean over all six updates; the last one is not in the proxy's lines.
+    // The main run keeps the mean over all six updates. The proxy's lines lack the last update.
     let lines = mixtures(whole.lines("mixture.jsonl"));
     assert_eq!(lines.len() as u64, STEPS / 4);
     for line in &lines {
@@ -282,7 +283,7 @@ fn doremi_has_three_phases_each_of_which_goes_on_after_a_kill() {
     );
 }
 
-/// Such a student has no head of the teacher's: hidden states that came from a worker would end the run with an error.
+/// This student has no copy of the teacher's LM head, so hidden states from a worker would end the run with an error.
 #[test]
 fn a_loss_without_the_teacher_asks_it_for_nothing_but_its_perplexities() {
     let world = World::new();
@@ -345,8 +346,8 @@ fn a_fork_may_have_another_policy() {
     );
 }
 
-/// Each replica's weights count on its own devices; those of a replica that is spread over two count in
-/// halves. A GPU also holds what is no tensor. Only a forward loads models.
+/// Each replica's weights count on its own devices; a replica split over two devices counts half on each. A GPU
+/// also holds memory that is not tensors. Only a forward pass loads models.
 #[test]
 fn check_counts_replicas_and_loads_models_only_for_a_forward() {
     let world = World::new();
@@ -377,7 +378,7 @@ fn check_counts_replicas_and_loads_models_only_for_a_forward() {
     assert!(forward.contains("teacher: perplexity") && forward.contains("student: perplexity"));
 }
 
-/// Teacher replica 0 evaluates the copy, but the copy is in the student's memory.
+/// Teacher replica 0 evaluates the copy of the student, but the copy is in the student's memory.
 #[test]
 fn check_counts_the_evaluated_copy_on_the_students_device() {
     let world = World::new();

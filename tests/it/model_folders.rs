@@ -8,8 +8,8 @@ use crate::world::{World, copy, stderr, write_sources};
 
 const PAIRS: [&str; 3] = ["qwen2", "llama", "gpt-bigcode"];
 
-/// A folder with a pair of models that transformers made (tests/reference/make_pairs.py) in `models/`, three
-/// domains of text in `text/`, and the configuration that `ddk init` writes for them.
+/// A folder with a pair of models made by transformers (tests/reference/make_pairs.py) in `models/`, three domains
+/// of text in `text/`, and the configuration that `ddk init` writes for them.
 fn world_of(pair: &str) -> World {
     let world = World::empty();
     let pairs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pairs");
@@ -141,7 +141,8 @@ fn two_folders_and_a_folder_of_text_become_a_run() {
     }
 }
 
-/// Of a model that ddk wrote nothing but what it wrote is replaced; one that somebody else wrote is not.
+/// In a model folder that ddk wrote, an export replaces only ddk's own files. It never replaces another program's
+/// model.
 #[test]
 fn an_export_replaces_what_an_export_wrote_and_nothing_else() {
     let world = world_of("llama");
@@ -167,7 +168,7 @@ fn an_export_replaces_what_an_export_wrote_and_nothing_else() {
     );
     fs::remove_file(exported.join("notes.md")).unwrap();
     world.succeed(&export);
-    // A model of another program, with the same names of files.
+    // A model that another program wrote, with the same file names.
     copy(
         &world.path().join("models/teacher"),
         &world.path().join("theirs"),
@@ -355,7 +356,7 @@ fn domains_come_from_a_field_of_the_records() {
     };
     let by_field = prepared("by-field.toml");
     assert_eq!(by_field.len(), 3);
-    // The same records in a file for each domain give the same tokens.
+    // The same records in one file per domain give the same tokens.
     write_sources(world.path());
     let own = fs::read_to_string(world.path().join("my.toml")).unwrap();
     fs::write(

@@ -1,4 +1,4 @@
-//! What the student minimizes: every objective trains, and resumes after a kill as if nothing had been.
+//! Objectives: the student trains with each one and resumes after a kill as if nothing had happened.
 
 use std::{fs, path::Path};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::world::{STEPS, World, read_lines, stderr};
 
-/// Trains with these settings; with a fault the process dies in the middle.
+/// Trains with these settings. If `kill` is set, the process must die from that fault.
 fn train(world: &World, sets: &[&str], kill: Option<&str>) {
     let plan = kill.map(|fault| format!("fault_injection.plan=[\"{fault}\"]"));
     let mut arguments = vec!["train", "config.toml"];
@@ -69,7 +69,7 @@ fn every_objective_trains_and_goes_on_after_a_kill() {
                 .sum::<f64>()
         };
         assert!(mean(&steps[9..]) < mean(&steps[..3]), "{name}");
-        // The cross-entropy of the first step does not depend on the objective; the divergence does.
+        // The first step's cross-entropy does not depend on the objective; its divergence does.
         first.push((number(&steps[0], "ce_loss"), number(&steps[0], "kd_loss")));
     }
     for (index, (ce, kl)) in first.iter().enumerate() {
@@ -102,7 +102,7 @@ fn ted_trains_in_two_stages_and_each_goes_on_after_a_kill() {
     let before = models(&whole);
     train(&whole, &sets, None);
     assert!(before == models(&whole));
-    // Step 8 comes in the first stage first, step 11 only in the second.
+    // The first stage is the first to reach step 8; only the second stage reaches step 11.
     train(&killed, &sets, Some("kill student 8"));
     let stage = |world: &World| world.run_folder().join("phases/filters");
     assert!(!stage(&killed).join("filters.safetensors").exists());
@@ -128,7 +128,7 @@ fn ted_trains_in_two_stages_and_each_goes_on_after_a_kill() {
         assert!(of(&whole) == of(&killed), "{file}");
     }
 
-    // The first stage lowers its task loss; its checkpoints hold filters and no model.
+    // The first stage lowers its task loss. Its checkpoints hold filters and no model.
     let (steps, _, _) = of_stage(&whole);
     assert_eq!(steps.len(), 9);
     assert!(number(&steps[8], "ce_loss") < number(&steps[0], "ce_loss"));
@@ -137,7 +137,8 @@ fn ted_trains_in_two_stages_and_each_goes_on_after_a_kill() {
     let checkpoint = stage(&whole).join("checkpoints/step-00000009/weights.safetensors");
     assert_eq!(tensors(&checkpoint), filters);
 
-    // The second: the loss is the sum of its terms; the student's filters are in the checkpoint, and none is exported.
+    // In the second stage, the loss is the sum of its terms. The checkpoint holds the student's filters; the export
+    // holds none.
     for line in whole.lines("run.jsonl") {
         let [loss, ce, kl, gamma, layer, weight] = [
             "loss",
@@ -160,7 +161,7 @@ fn ted_trains_in_two_stages_and_each_goes_on_after_a_kill() {
         tensors(&whole.path().join("models/student/model.safetensors"))
     );
     let log = fs::read_to_string(run.join("run.log")).unwrap();
-    // Two batches in the queue, of 4 rows of 32 tokens: ids, and hidden states of two layers of width 32.
+    // Two batches in the queue, each with 4 sequences of 32 tokens: ids, and hidden states of two layers of width 32.
     assert!(
         log.contains(&format!("bytes={}", 2 * 4 * 32 * (8 + 4 * 32 * 2))),
         "{log}"

@@ -12,10 +12,10 @@ use serde_json::Value;
 
 use crate::world::{Started, World, stderr};
 
-/// Where the browser test leaves its pictures.
+/// Where the browser tests save their screenshots.
 const PICTURES: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/pages");
 
-/// A run that trains until it is stopped, with its page.
+/// A run with a live page that trains until it is stopped.
 const FOR_EVER: [&str; 14] = [
     "train",
     "config.toml",
@@ -33,7 +33,7 @@ const FOR_EVER: [&str; 14] = [
     "--set=checkpoint.interval=100",
 ];
 
-/// Starts a `ddk` that serves; with the address it says.
+/// Starts a `ddk` that serves a page; returns it and the address that it prints.
 fn serving(world: &World, arguments: &[&str]) -> (Started, String) {
     let mut address = None;
     let started = world.start_until(arguments, |line| {
@@ -78,15 +78,15 @@ fn a_browser_sees_a_run_live_and_ended_runs_side_by_side_needs_browser() {
     }
 }
 
-/// How a run that is watched ends.
+/// One way in which a watched run ends.
 struct Ended {
-    /// What is sent to it, where it does not end by itself.
+    /// The signal to send. `None` if the run ends on its own.
     signal: Option<&'static str>,
-    /// Its exit code, where it has one.
+    /// The exit code. `None` if a signal kills the process.
     code: Option<i32>,
-    /// Its settings.
+    /// The run's settings.
     sets: &'static [&'static str],
-    /// What is seen last.
+    /// The last state that a watcher sees.
     last: &'static str,
 }
 
@@ -112,7 +112,7 @@ const ENDS: [Ended; 5] = [
         ],
         last: "failed",
     },
-    // In a phase in which it stops at once.
+    // The signal arrives in a phase that stops at once.
     Ended {
         signal: Some("INT"),
         code: Some(130),
@@ -123,7 +123,7 @@ const ENDS: [Ended; 5] = [
         ],
         last: "stopped",
     },
-    // It has not said a word.
+    // A killed run cannot report its end.
     Ended {
         signal: Some("KILL"),
         code: None,
@@ -132,7 +132,7 @@ const ENDS: [Ended; 5] = [
     },
 ];
 
-/// A run with its page that allows faults.
+/// Starts a run with a page and with faults allowed; returns it and its address.
 fn watched(world: &World, sets: &[&str]) -> (Started, String) {
     let sets = sets.iter().flat_map(|set| ["--set", set]);
     let arguments: Vec<&str> = FOR_EVER.into_iter().chain(sets).collect();
@@ -148,7 +148,7 @@ fn watched(world: &World, sets: &[&str]) -> (Started, String) {
     (started, address.unwrap())
 }
 
-/// Somebody who asks a run's server for its status again and again.
+/// Polls a run's server for its status.
 struct Watcher {
     name: &'static str,
     address: String,
@@ -157,7 +157,7 @@ struct Watcher {
 impl Iterator for Watcher {
     type Item = String;
 
-    /// The next state; none once the server is gone. An answer that was cut off says nothing.
+    /// The next state, or `None` once the server is gone or cuts off a response.
     fn next(&mut self) -> Option<String> {
         let mut stream = TcpStream::connect(&self.address).ok()?;
         let path = format!("/api/status?watcher={}", self.name);
@@ -200,7 +200,7 @@ fn whoever_watches_a_run_hears_how_it_ended() {
         assert_eq!(status.code(), ended.code, "{said}");
         assert_eq!(last, expected, "{said}");
         assert_eq!(other.join().unwrap(), expected, "{said}");
-        // From the folder alone, the same; a process that was killed is no process.
+        // `ddk watch` reports the same from the folder alone, but a killed run as stopped.
         let name = ended.sets[0].strip_prefix("run.name=").unwrap();
         let output = world.succeed(&["watch", &format!("runs/{name}")]);
         let seen = match expected {
@@ -212,7 +212,7 @@ fn whoever_watches_a_run_hears_how_it_ended() {
     }
 }
 
-/// A script of `tests/browser`.
+/// Runs a script of `tests/browser`.
 fn browse(script: &str, arguments: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/browser")
@@ -362,7 +362,7 @@ fn a_run_that_others_reach_needs_a_token_and_its_folder_does_not_hold_it() {
             .any(|window| window == secret.as_bytes());
         assert!(!found, "the token is in {}", entry.display());
     }
-    // Without it, what the folder says is not enough to start again.
+    // Without the token, the configuration in the run folder is not enough to start again.
     fs::remove_file(world.run_folder().join("summary.json")).unwrap();
     let said = world.fail(2, &["train", "runs/small/config.toml"]);
     assert!(said.contains("DDK__TELEMETRY__TOKEN"), "{said}");

@@ -1,4 +1,4 @@
-//! Pretraining: interrupted in any way it resumes to the same model, and a finished model is made once.
+//! Pretraining resumes to the same model after any interruption, and DDK trains a finished model only once.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn made(world: &World) -> (Vec<u8>, String) {
     (read("models/teacher/model.safetensors"), without_times)
 }
 
-/// A world whose teacher has still to be made.
+/// A world whose teacher is not pretrained yet.
 fn without_teacher() -> World {
     let world = World::new();
     for folder in ["models/teacher", "models/teacher.run"] {
@@ -47,7 +47,7 @@ fn a_killed_or_stopped_pretraining_resumes_to_the_same_bits() {
         assert!(resumes, "{plan}: {resumed}");
         assert!(made(&world) == expected, "{plan}");
     }
-    // Before its first step, and after its last one.
+    // Stop it before its first step and after its last one.
     for (fault, signal, code) in [
         ("hang evaluation 1", "INT", 130),
         ("hang evaluation 2", "TERM", 143),
@@ -76,7 +76,7 @@ fn a_finished_model_is_made_again_only_if_what_it_is_made_from_has_changed() {
     };
     let there = "models/teacher already exists";
     assert!(with(&[]).contains(there));
-    // Threads change the last bits and the speed, not the model.
+    // The thread count changes the last bits and the speed, but does not call for a new model.
     assert!(with(&["pretrain.teacher.threads=2"]).contains(there));
     let record = world.path().join("models/teacher/pretrain.json");
     let text = fs::read_to_string(&record).unwrap();
@@ -90,7 +90,7 @@ fn a_finished_model_is_made_again_only_if_what_it_is_made_from_has_changed() {
         text.lines().count()
     };
     assert_eq!(steps("models/teacher.run"), 6);
-    // What an interrupted run with other settings had made is set aside.
+    // DDK sets aside the work of an interrupted run with other settings.
     let said = with(&["pretrain.teacher.steps=5"]);
     assert!(said.contains("starting over at step 0"), "{said}");
     assert_eq!(steps("models/teacher.run"), 5);
@@ -107,7 +107,7 @@ fn an_interrupted_run_resumes_on_another_machine_and_costs_no_other_model() {
         assert_eq!(command.output().unwrap().status.code(), None);
     };
     kill(&[]);
-    // Another number of cores, and settings that pretraining does not use.
+    // Change the number of cores and settings that pretraining does not use.
     let sets = [
         "pretrain.teacher.threads=2",
         "objective.gamma=0.7",
@@ -119,7 +119,7 @@ fn an_interrupted_run_resumes_on_another_machine_and_costs_no_other_model() {
     assert!(resumed.contains("from step"), "{resumed}");
     assert!(made(&world) == expected);
 
-    // An unfinished run of other settings is no reason to train a finished model again.
+    // An unfinished run with other settings does not make DDK retrain a finished model.
     kill(&["--set", "pretrain.teacher.lr=0.02"]);
     let said = stderr(&world.succeed(&PRETRAIN));
     assert!(said.contains("already exists"), "{said}");

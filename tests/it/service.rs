@@ -1,4 +1,4 @@
-//! A run for days: settings read again, a service manager told, nothing that grows.
+//! Runs that last for days: they reload settings, notify the service manager, and do not grow.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::world::{World, is_step, scale, stderr};
 #[test]
 fn settings_are_read_again_at_sighup() {
     let world = World::new();
-    // Steps enough to be told something while they last.
+    // Enough steps for the signals to arrive before the run ends.
     let train = ["train", "config.toml", "--set", "run.max_steps=4000"];
     let mut child = world
         .command(&train)
@@ -63,7 +63,7 @@ fn settings_are_read_again_at_sighup() {
         told[1].contains("lr_scheduler.min_lr") && told[1].contains(": applied"),
         "{told:?}"
     );
-    // Long enough for the three that stay to be of the new rhythm.
+    // Run long enough for the three checkpoints that remain to follow the new interval.
     let mut since = 0;
     assert!(lines.any(|line| {
         since += u32::from(line.starts_with("step "));
@@ -78,7 +78,7 @@ fn settings_are_read_again_at_sighup() {
         .lines()
         .filter_map(|line| line.split_whitespace().next()?.parse().ok())
         .collect();
-    // All but the last, which the signal asked for, are of the new rhythm.
+    // All checkpoints follow the new interval, except the last one, which the signal caused.
     assert!(
         steps[..steps.len() - 1].iter().all(|step| step % 7 == 0),
         "{listed}"
@@ -123,12 +123,12 @@ fn systemd_is_told_of_readiness_and_stop() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
 }
 
-/// What a process takes up at a step.
+/// The resources that a process uses at a step.
 struct Sample {
     step: f64,
     kilobytes: f64,
     files: usize,
-    /// Seconds of all its threads on a processor: unlike time, the same beside other work.
+    /// CPU seconds of all threads. Unlike wall time, they do not depend on other load.
     cpu: f64,
 }
 
@@ -136,7 +136,7 @@ fn sample(id: u32, step: u64) -> Option<Sample> {
     let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("RssAnon"))?;
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // After the name, which is in parentheses: user and system time, in hundredths of a second.
+    // After the name in parentheses come, among others, user and system time in hundredths of a second.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<f64>().ok();
     Some(Sample {
@@ -180,7 +180,7 @@ fn memory_files_and_step_time_do_not_grow_with_steps() {
         }
     }
     assert!(child.wait().unwrap().success());
-    // The first fifth warms up.
+    // The first fifth is warm-up.
     let samples = &samples[4..];
     let count = samples.len() as f64;
     let mean = |of: &dyn Fn(&Sample) -> f64| samples.iter().map(of).sum::<f64>() / count;
@@ -211,7 +211,7 @@ fn memory_files_and_step_time_do_not_grow_with_steps() {
     assert!(last < 1.5 * first, "{first} s of CPU, {last} s");
 }
 
-/// A run that resumes in the middle of an interval shows its mixture on its page of metrics at once.
+/// A run that resumes inside an interval shows its mixture on its metrics page at once.
 #[test]
 fn a_run_that_goes_on_shows_its_mixture() {
     let world = World::new();
@@ -251,7 +251,7 @@ fn a_run_that_goes_on_shows_its_mixture() {
     assert_eq!(last["kind"], "stopped");
 }
 
-/// Lines that tell how far an evaluation is, as (documents done, all).
+/// The progress lines of an evaluation, as (documents done, all documents).
 fn progress(said: &str, phase: &str) -> Vec<(u64, u64)> {
     let start = format!("{phase}: ");
     let told = said.lines().filter_map(|line| line.strip_prefix(&start));
@@ -263,8 +263,8 @@ fn progress(said: &str, phase: &str) -> Vec<(u64, u64)> {
     .collect()
 }
 
-/// Each batch has a line where each step has one (`log.interval_seconds = 0`); otherwise the short evaluations of
-/// this world have none.
+/// If every step prints a line (`log.interval_seconds = 0`), so does every evaluation batch. Otherwise the short
+/// evaluations of this world print none.
 #[test]
 fn evaluations_say_how_far_they_are() {
     let world = World::new();
@@ -288,7 +288,7 @@ fn evaluations_say_how_far_they_are() {
         .map(|done| (done, documents))
         .collect();
     assert!(batches.len() > 3 && documents % 3 == 0);
-    // A domain has 8 documents, which two batches hold.
+    // Each domain has 8 documents, which fill two batches.
     assert!(all.iter().all(|told| *told == batches), "{all:?}");
     let eval = [
         "eval",

@@ -1,13 +1,14 @@
-//! SIGTERM and SIGINT in every phase of every long command: the process says what it was doing and ends with
-//! 143 or 130, and the same command then leads to the same result.
+//! SIGTERM and SIGINT in every phase of every long command: the process reports what it was doing and exits with
+//! 143 or 130. Repeating the command then gives the same result.
 //!
-//! A fault on purpose holds the process in the phase until the signal has come, so no test waits for a clock.
+//! An injected fault holds the process in the phase until the signal arrives, so no test depends on timing.
 
 use std::{fs, path::Path};
 
 use crate::world::{Started, World, assert_same, whole};
 
-/// Starts `ddk`, waits until the fault holds it, sends the signal; what was said. The exit code must be the signal's.
+/// Starts `ddk`, waits until the fault holds it, and sends the signal. Asserts the signal's exit code and returns
+/// standard error.
 fn stopped(world: &World, arguments: &[&str], fault: &str, signal: &str) -> String {
     let plan = format!("fault_injection.plan=[\"{fault}\"]");
     let arguments: Vec<&str> = arguments.iter().copied().chain(["--set", &plan]).collect();
@@ -33,8 +34,7 @@ fn last_event(world: &World) -> (String, u64) {
 #[test]
 fn a_run_stops_in_every_phase_and_goes_on_to_the_same_result() {
     let whole = whole();
-    // The fault that holds the phase, the signal, what is said, and the step of the event where there is a
-    // run's folder.
+    // The fault that holds the phase, the signal, the expected message, and the event's step if the run has a folder.
     let cases = [
         (
             "hang prepare 1",
@@ -66,7 +66,7 @@ fn a_run_stops_in_every_phase_and_goes_on_to_the_same_result() {
             "stopped after step 8, saved; ",
             Some(8),
         ),
-        // The last one: every step is saved before it begins.
+        // The last evaluation: all steps are saved before it starts.
         (
             "hang evaluation 4",
             "TERM",

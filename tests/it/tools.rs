@@ -1,4 +1,4 @@
-//! The tools that `make` calls, as far as they can be tried without changing this machine.
+//! The tools that `make` calls, tested as far as possible without changing this machine.
 
 use std::{
     fs,
@@ -28,7 +28,8 @@ fn program(folder: &Path, name: &str, script: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A folder with what the script itself calls, a user who is not root, and none of the programs that it looks for.
+/// A folder with the programs that the script itself calls, an `id` that is not root, and none of the programs that
+/// it looks for.
 fn bare() -> TempDir {
     let folder = TempDir::new().unwrap();
     for name in ["bash", "echo", "find", "xargs"] {
@@ -64,7 +65,7 @@ fn what_is_missing_is_told_in_one_line_and_not_installed_by_a_user() {
     for expected in [install, "prometheus chromium chromium-driver"] {
         assert!(said.contains(expected), "{said}");
     }
-    // Nothing that SKIP leaves out would do without g++.
+    // No value of SKIP makes g++ unnecessary.
     assert!(!said.contains("SKIP"), "{said}");
 
     for name in ["g++", "python3", "kill", "setpriv"] {

@@ -1,4 +1,4 @@
-//! A whole run, and that its speed never changes its results.
+//! Checks a whole run, and that settings for speed never change its results.
 
 use std::{collections::BTreeMap, fs};
 
@@ -32,7 +32,7 @@ fn a_run_leaves_what_the_design_names_and_its_student_is_the_one_it_reports() {
         assert!(world.run_folder().join(file).exists(), "{file} is missing");
     }
 
-    // The loss is CE + gamma KL, and the steps are numbered without a hole.
+    // The loss is CE + gamma KL, and step numbers are consecutive.
     let steps = world.lines("run.jsonl");
     for (index, line) in steps.iter().enumerate() {
         assert_eq!(line["step"], index as u64 + 1);
@@ -41,7 +41,7 @@ fn a_run_leaves_what_the_design_names_and_its_student_is_the_one_it_reports() {
         assert!((loss - (ce + gamma * kl)).abs() < 1e-9 && kl > 0.0);
     }
 
-    // An evaluation of the exported folder gives the perplexities that the run reported.
+    // Evaluating the exported folder gives the perplexities that the run reported.
     let output = world.succeed(&[
         "eval",
         "config.toml",
@@ -60,7 +60,7 @@ fn a_run_leaves_what_the_design_names_and_its_student_is_the_one_it_reports() {
         assert!(reported < values["student_perplexity_before"].as_f64().unwrap());
     }
 
-    // Started again, a finished run says so and changes nothing.
+    // A finished run that is started again says so and changes nothing.
     let before = world.trajectory();
     world.succeed(&["train", "config.toml"]);
     assert_eq!(world.trajectory(), before);
@@ -130,7 +130,7 @@ fn another_seed_is_another_run() {
 #[test]
 fn a_run_stops_at_its_token_budget_or_when_the_student_has_caught_up() {
     let world = World::new();
-    // A step has at most 8 rows of 32 tokens; the budget is reached in the fifth.
+    // A step has at most 8 sequences of 32 tokens; the fifth step reaches the budget.
     world.succeed(&["train", "config.toml", "--set", "run.max_tokens=1100"]);
     let summary = fs::read_to_string(world.run_folder().join("summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&summary).unwrap();

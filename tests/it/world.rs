@@ -1,5 +1,5 @@
-//! A small world to run `ddk` in: three domains of generated text, a tokenizer, a teacher and a student, all made once
-//! by `ddk` itself and shared by the tests; each test has a folder and a run of its own.
+//! A small world to run `ddk` in: three domains of generated text, a tokenizer, a teacher, and a student. `ddk`
+//! makes all of it once for all tests; each test has its own folder and run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,19 +16,19 @@ use tempfile::TempDir;
 /// Steps of a full run in this world: three intervals of four steps.
 pub const STEPS: u64 = 12;
 
-/// The counts of long tests are multiplied by this: 1 in CI, 10 under `make test-full`.
+/// Multiplies the counts of long tests: 1 in CI, 10 under `make test-full`.
 pub fn scale() -> u64 {
     let set = std::env::var("DDK_TEST_SCALE").ok();
     set.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// Where something is that cargo put in its place: elsewhere if a variable says so, on a machine without cargo.
+/// The path where cargo put something, unless an environment variable names another one (on a machine without cargo).
 fn place(variable: &str, of_cargo: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| PathBuf::from(of_cargo), PathBuf::from)
 }
 
-/// A folder for what the tests of this process share. Nothing drops what is static: those of processes that
-/// are gone are removed.
+/// A folder that the tests of this process share. Rust does not drop statics, so this also removes the folders of
+/// processes that have ended.
 fn shared_folder() -> TempDir {
     const PREFIX: &str = "world-of-";
     let place = place("DDK_TEST_TMP", env!("CARGO_TARGET_TMPDIR"));
@@ -48,7 +48,7 @@ fn shared_folder() -> TempDir {
         .unwrap()
 }
 
-/// What the tests share: the corpus and the two models.
+/// The folder that the tests share, with the corpus and the two models.
 fn base() -> &'static Path {
     static BASE: OnceLock<TempDir> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -80,7 +80,7 @@ fn base() -> &'static Path {
     .path()
 }
 
-/// Sentences from a small grammar with a vocabulary of the domain's own; deterministic.
+/// Writes deterministic sentences from a small grammar, with a separate vocabulary per domain.
 pub fn write_sources(folder: &Path) {
     fs::create_dir_all(folder.join("sources")).unwrap();
     let domains: [(&str, &[&str]); 3] = [
@@ -237,7 +237,7 @@ num_attention_heads = 2
 num_key_value_heads = 1
 "#;
 
-/// A folder of a test's own, in which the shared corpus and models can be used.
+/// A test's own folder, with a copy of the shared corpus and models.
 pub struct World {
     folder: TempDir,
 }
@@ -249,7 +249,7 @@ impl World {
         Self { folder }
     }
 
-    /// A folder with nothing in it.
+    /// An empty folder.
     pub fn empty() -> Self {
         Self {
             folder: TempDir::new().unwrap(),
@@ -268,7 +268,7 @@ impl World {
         self.command(arguments).output().unwrap()
     }
 
-    /// Runs and expects success.
+    /// Runs `ddk` and expects success.
     pub fn succeed(&self, arguments: &[&str]) -> Output {
         let output = self.run(arguments);
         assert!(
@@ -280,7 +280,7 @@ impl World {
         output
     }
 
-    /// Runs, expects this exit code, and returns what was said.
+    /// Runs `ddk`, expects this exit code, and returns standard error.
     pub fn fail(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
@@ -292,7 +292,7 @@ impl World {
         self.start_until_with(arguments, &[], seen)
     }
 
-    /// The same with variables in its environment.
+    /// Like [`World::start_until`], with environment variables.
     pub fn start_until_with(
         &self,
         arguments: &[&str],
@@ -308,7 +308,7 @@ impl World {
         self.path().join("runs/small")
     }
 
-    /// The lines of a file of the run as JSON, without what a clock put there.
+    /// The lines of a file of the run as JSON, without values from a clock.
     pub fn lines(&self, file: &str) -> Vec<Value> {
         read_lines(&self.run_folder().join(file))
     }
@@ -317,7 +317,7 @@ impl World {
         fs::read(self.run_folder().join("student/model.safetensors")).unwrap()
     }
 
-    /// All that must be the same for two equal runs, whatever their speed.
+    /// Everything that must match between two equal runs, whatever their speed.
     pub fn trajectory(&self) -> BTreeMap<&'static str, Vec<Value>> {
         ["run.jsonl", "mixture.jsonl", "samples.jsonl"]
             .into_iter()
@@ -326,7 +326,7 @@ impl World {
     }
 }
 
-/// A `ddk` that runs beside the test.
+/// A `ddk` that runs alongside the test.
 pub struct Started {
     child: Child,
     said: String,
@@ -348,7 +348,7 @@ impl Started {
             said.push_str(&line);
             said.push('\n');
             if seen(&line) {
-                // Somebody has to read on, so that the child never blocks on a full pipe.
+                // Keep reading, so that the child never blocks on a full pipe.
                 let reader = std::thread::spawn(move || {
                     lines
                         .map_while(Result::ok)
@@ -367,7 +367,7 @@ impl Started {
         );
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -380,7 +380,7 @@ impl Started {
         assert!(status.success());
     }
 
-    /// Waits for the end; the exit status and all that was said.
+    /// Waits for the process to end; returns its exit status and standard error.
     pub fn wait(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().unwrap();
         let reader = self.reader.take().unwrap();
@@ -389,7 +389,7 @@ impl Started {
     }
 }
 
-/// A test that fails leaves no process behind.
+/// Kills the process, so that a failing test leaves none behind.
 impl Drop for Started {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -431,7 +431,7 @@ pub fn copy(from: &Path, to: &Path) {
             copy(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), &target).unwrap();
-            // Sources keep their times, so that the copied corpus is not taken for stale.
+            // Keep modification times, so that DDK does not treat the copied corpus as stale.
             let times =
                 fs::FileTimes::new().set_modified(entry.metadata().unwrap().modified().unwrap());
             fs::File::options()
@@ -444,7 +444,7 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Whether a line of a run's output tells of this step.
+/// Whether a line of a run's output reports this step.
 pub fn is_step(line: &str, step: u64) -> bool {
     line.contains(&format!("step {step}/"))
 }
@@ -463,18 +463,18 @@ pub fn train_with(world: &World, faults: &[&str], more: &[&str]) -> Output {
     command.env("DDK_ALLOW_FAULTS", "1").output().unwrap()
 }
 
-/// A run that nothing disturbed.
+/// A world with an undisturbed run.
 pub fn whole() -> World {
     let world = World::new();
     world.succeed(&["train", "config.toml"]);
     world
 }
 
-/// That a run ended as the undisturbed one, bit for bit.
+/// Asserts that a run matches the undisturbed one, bit for bit.
 pub fn assert_same(world: &World, whole: &World, what: &str) {
     assert!(world.trajectory() == whole.trajectory(), "{what}");
     assert!(world.student_weights() == whole.student_weights(), "{what}");
-    // No row lost or doubled: every step has its rows, and no row of a pass comes twice.
+    // No sequence is lost or duplicated: every step has all its sequences, and none comes twice in an epoch.
     let samples = world.lines("samples.jsonl");
     assert_eq!(samples.len() as u64, 8 * STEPS, "{what}");
     let places: BTreeSet<String> = samples

@@ -1,9 +1,9 @@
-"""Whether models that DDK exported give the logits of the originals in Hugging Face transformers.
+"""Checks that models exported by DDK give the same logits as the originals in Hugging Face transformers.
 
 usage: cargo run --release -p ddk-model --example export_fixtures -- FOLDER
        PYTHON tests/reference/exported.py FOLDER        PYTHON: from tools/python-env
 
-Exits 1 where a logit differs by more than 1e-5.
+Exits 1 if a logit differs by more than 1e-5.
 """
 
 import pathlib

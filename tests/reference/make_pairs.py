@@ -3,8 +3,8 @@ transformers.
 
 usage: PYTHON tests/reference/make_pairs.py        PYTHON: from tools/python-env
 
-One pair for each pair of families in the paper, random weights, each with the tokenizer that teacher and student
-share. As in Qwen1.5, the Qwen2 teacher's vocabulary is padded further than its student's.
+Each pair of families in the paper gets one pair of models with random weights and a shared tokenizer. As in Qwen1.5,
+the Qwen2 teacher's vocabulary has more padding than its student's.
 """
 
 import pathlib

@@ -1,10 +1,10 @@
-"""The loss of a teacher with 152,064 columns and a student with 151,936 over one tokenizer of 151,646 ids, with
-PyTorch.
+"""Computes the loss of a teacher with 152,064 columns and a student with 151,936 over one tokenizer of 151,646 ids,
+with PyTorch.
 
 usage: PYTHON tests/reference/padded_vocabulary.py        PYTHON: from tools/python-env
 
-Weights are a formula that crates/engine/tests/padded_vocabulary.rs computes as well; the numbers printed here are in
-that test. Logits of both models are sliced to the tokenizer's ids before any softmax.
+The weights come from a formula that crates/engine/tests/padded_vocabulary.rs also computes; that test contains the
+numbers printed here. The logits of both models are sliced to the tokenizer's ids before any softmax.
 """
 
 import torch
@@ -32,7 +32,7 @@ def model(vocab_size, width, phase):
                 parameter.copy_((0.4 * torch.sin(0.7 * place + 1.3 * index + phase)).reshape(parameter.shape))
             else:
                 parameter.fill_(1.0)
-    # In f64, so that the numbers do not depend on the processor's order of additions.
+    # In f64, so that the numbers do not depend on the processor's order of summation.
     return model.double()
 
 

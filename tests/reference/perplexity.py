@@ -1,10 +1,10 @@
-"""Perplexity of a model folder with Hugging Face transformers, to compare with `ddk eval`.
+"""Computes the perplexity of a model folder with Hugging Face transformers, to compare with `ddk eval`.
 
 usage: ddk eval CONFIG --model FOLDER --json --dump-token-ids documents.json > ddk.json
        PYTHON tests/reference/perplexity.py FOLDER documents.json ddk.json      PYTHON: from tools/python-env
 
-Each document on its own; logits are cut to the tokenizer's ids before the softmax; the mean is over all predicted
-tokens of a domain. Exits 1 where a domain differs by more than 1e-3.
+Evaluates each document on its own, with logits cut to the tokenizer's ids before the softmax. The mean is over all
+predicted tokens of a domain. Exits 1 if a domain differs by more than 1e-3.
 """
 
 import json

@@ -1,1 +1,1 @@
-//! Empty: cargo wants a target beside a list of dependencies.
+//! Empty: cargo requires a target besides a list of dependencies.

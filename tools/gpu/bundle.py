@@ -1,5 +1,4 @@
-"""What verify.py and measure.py have in common: the bundle's place, libtorch's place, and the report that both
-write."""
+"""What verify.py and measure.py share: where the bundle and libtorch are, and the report that both write."""
 
 import json
 import os
@@ -14,7 +13,7 @@ DDK = HERE / "bin" / "ddk"
 
 
 def environment(**more):
-    """Programs find libtorch in PyTorch's folder; what the machine has set for the driver's library stays."""
+    """Lets programs find libtorch in PyTorch's folder. Keeps the machine's own path, for the driver's library."""
     folders = [str(pathlib.Path(torch.__file__).parent / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(folder for folder in folders if folder), **more}
 
@@ -42,7 +41,7 @@ def reason(error):
 
 
 class Report:
-    """Rows, printed as they come, and written as JSON and as a Markdown table."""
+    """Rows that are printed as they arrive, then written as JSON and as a Markdown table."""
 
     def __init__(self, name, device, columns):
         self.name, self.columns, self.rows, self.began = name, columns, [], time.time()

@@ -1,8 +1,8 @@
-"""Measures DDK on this machine's GPU in the shapes of the paper's pairs, sized for 80 GB; at most 8 minutes.
+"""Measures DDK on this machine's GPU in the shapes of the paper's pairs, sized for 80 GB. Takes at most 8 minutes.
 
 usage: python3 measure.py [--device cuda:0] [--small]
 Writes measure.json and measure.md: DDK with and without padded columns, other variants, PyTorch (if transformers is
-there too) at the same shapes, then single operations. --device cpu --small tries the script out.
+installed) at the same shapes, then single operations. --device cpu --small tries the script itself.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import tempfile
 
 from bundle import DDK, HERE, Report, environment, reason
 
-# The whole takes about this many seconds; no measurement begins past its share of them.
+# The approximate total time in seconds. No measurement starts after its share of it.
 LIMIT = 8 * 60
 
 
 def main():
-    """Whatever fails, what was measured is written."""
+    """Writes what was measured, even if something fails."""
     options = parse()
     os.environ.update(environment(DDK=str(DDK)))
     report = Report("measure", options.device, ["what", "result", "detail"])
@@ -45,7 +45,7 @@ def measure(options, report):
     import worlds
     from operations import operations
 
-    # Qwen1.5 7B to 1.8B: both fit 80 GB without recomputation, which the 14B teacher leaves no room for.
+    # Qwen1.5 7B to 1.8B: both fit into 80 GB without activation checkpointing. With the 14B teacher they would not.
     shape = dict(vocabulary=151_936, teacher=[4096, 32, 32, 11008], student=[2048, 24, 16, 5504], rows=4, length=2048)
     words = 151_646
     if options.small:
@@ -69,7 +69,7 @@ def measure(options, report):
         ("ddk, recomputing", ["student.activation_checkpointing=true"], {}, True),
         ("ddk, columns not padded", [], {}, False),
     ]
-    # Models in memory if there is room for them and for a run's files: reading them is not what is measured.
+    # Keep the models in memory if they and a run's files fit: reading them is not part of the measurement.
     memory = pathlib.Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > (1e9 if options.small else 60e9)
     with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
@@ -79,7 +79,7 @@ def measure(options, report):
             if report.seconds() > 0.55 * LIMIT:
                 report.add(what=what, result="not measured: no time left")
                 continue
-            # Tables of exactly the tokenizer's words have no rows for padding.
+            # Tables with exactly the tokenizer's words have no rows for padding.
             of = shape if padded else shape | dict(vocabulary=words)
             os.environ.update(variables)
             try:

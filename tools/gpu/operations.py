@@ -1,5 +1,5 @@
-"""What single operations cost in the shapes of Qwen1.5 14B to 1.8B, a part of measure.py: where a step's time goes,
-and what the alternatives are. Each is timed with CUDA events, the median of eight after three to warm up."""
+"""Times single operations in the shapes of Qwen1.5 14B to 1.8B, as a part of measure.py: where a step's time goes, and
+what the alternatives are. On a GPU, each time is the median of eight after three to warm up, by CUDA events."""
 
 import statistics
 import time
@@ -58,7 +58,7 @@ def operations(device, report, small):
     timed("copy", lambda: numbers.clone(), bytes_=4 * numbers.numel())
     del square, numbers
 
-    # The head: how columns are cut, and how many positions are taken at a time.
+    # The LM head: how columns are cut, and how many positions are computed at a time.
     for side, width in [("student", 2048 // shrink), ("teacher", 5120 // shrink)]:
         table = random(TABLE // shrink, width)
         for name, count in columns.items():

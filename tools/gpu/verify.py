@@ -1,7 +1,7 @@
-"""Checks DDK on this machine's GPU, or with --device cpu on the path of GPUs on the CPU; at most 4 minutes.
+"""Checks DDK on this machine's GPU, or with --device cpu the GPU path on the CPU. Takes at most 4 minutes.
 
 usage: python3 verify.py [--device cuda:0]
-Writes verify.json and verify.md; ends with 1 if a check failed. The output of each check is in logs/.
+Writes verify.json and verify.md. Exits with 1 if a check failed. The output of each check is in logs/.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 
 from bundle import DDK, HERE, Report, environment
 
-# All must end in this many seconds.
+# Time limit for all checks together, in seconds.
 LIMIT = 4 * 60
 
 
@@ -39,7 +39,7 @@ def main():
         tests["DDK_TEST_DEVICE_2"] = "cuda:1"
 
     def run(name, command, expect=lambda code, out, said: code == 0):
-        """One check: the command's end is as expected. What it printed to stdout."""
+        """Runs one check: the command must end as expected. Returns what it printed to stdout."""
         began = time.time()
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -54,7 +54,7 @@ def main():
             out, errors = process.communicate(timeout=max(1, LIMIT - report.seconds()))
             code, said = process.returncode, out + errors
         except subprocess.TimeoutExpired:
-            # With the runs that a test has started.
+            # Kill the runs that a test has started, too.
             os.killpg(process.pid, signal.SIGKILL)
             out, errors = process.communicate()
             code, said = None, f"error: no time left after {LIMIT} s in all\n{out}{errors}"
@@ -93,7 +93,7 @@ def main():
     run("steps, fused and cast", ["bin/gpu_path"])
     run("whole runs", ["bin/it", "device::"])
     if gpu:
-        # Memory that is really full: another process takes all but what is too little for a context.
+        # Really fill the memory: another process takes all of it, except too little for a context.
         index = torch.device(device).index
         hog = (
             f"import torch; free = torch.cuda.mem_get_info({index})[0]; x = torch.empty(free - 64_000_000,"

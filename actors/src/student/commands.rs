@@ -1,4 +1,4 @@
-//! What somebody asks of a run, carried out between two steps.
+//! Carries out users' commands between two steps.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use super::{StudentWorker, step_loop::StepLoop};
 use crate::{Student, messages::Request, worker::Exit};
 
 impl<S: Student> StudentWorker<S> {
-    /// Carries out what was asked for, in its order. While the run is paused, waits for more.
+    /// Carries out the requests in order. While the run is paused, waits for more.
     pub(super) fn obey(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         let told = &self.told;
         loop {
@@ -25,7 +25,7 @@ impl<S: Student> StudentWorker<S> {
             if told.paused.get().is_none() {
                 return Ok(());
             }
-            // Perhaps it came while a request was carried out.
+            // A stop may have arrived while a request was carried out.
             if told.is_cut_off() {
                 self.unpause(core);
                 return Ok(());
@@ -46,7 +46,7 @@ impl<S: Student> StudentWorker<S> {
             reply,
         } = request;
         let outcome = match command {
-            // Before that, what the first mixture follows from is not in the state.
+            // Until then, the state does not hold what the first mixture depends on.
             Command::Checkpoint if core.state.baseline.teacher.is_empty() && core.step() == 0 => {
                 Err(Refusal(
                     "there is nothing to save before the first step".to_owned(),
@@ -70,12 +70,12 @@ impl<S: Student> StudentWorker<S> {
                 "the student does not handle this command".to_owned(),
             )),
         };
-        // Whoever asked may have left.
+        // The caller may be gone.
         let _ = reply.send(outcome);
         Ok(())
     }
 
-    /// Measures the student as it is. Neither the mixture nor the best checkpoint follows from that.
+    /// Evaluates the student as it is. This affects neither the mixture nor the best checkpoint.
     fn evaluate(&self, core: &mut StepLoop<'_, S>) -> Result<Outcome, Exit> {
         let began = Instant::now();
         let Some(perplexities) = core.evaluate_on_request()? else {
@@ -104,7 +104,7 @@ impl<S: Student> StudentWorker<S> {
         Ok(reply)
     }
 
-    /// Ends a pause; how long it was.
+    /// Ends a pause and returns its seconds.
     fn unpause(&self, core: &mut StepLoop<'_, S>) -> Option<f64> {
         let since = self.told.paused.take()?;
         let seconds = core.paused(since);
@@ -117,7 +117,7 @@ impl<S: Student> StudentWorker<S> {
         Some(seconds)
     }
 
-    /// Changes settings from `step` on. They are on the disk before they apply, so a run that is killed repeats this.
+    /// Changes settings from `step` on. The change is on disk before it applies, so a killed run repeats it.
     fn set(&self, step: u64, source: Source, values: Assignments) -> Outcome {
         let settings = self.context.plan.live.with(&values).map_err(Refusal)?;
         let line = Override {
@@ -134,7 +134,7 @@ impl<S: Student> StudentWorker<S> {
         Ok(reply)
     }
 
-    /// Changes what was changed with `step` before the run was killed.
+    /// Repeats a change made at `step` before the run was killed.
     pub(super) fn repeat_changes(&self, step: u64) -> Result<(), Exit> {
         let Some(values) = self.context.overrides.at(step) else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! The student's bookkeeping: what a step adds up to, whether its update is made, what is due after it.
+//! The student's bookkeeping: the sums of a step, whether its update is made, and what is due after it.
 
 mod ahead;
 mod lines;
@@ -21,38 +21,38 @@ use crate::{
     worker::{Context, Exit},
 };
 
-/// The student with its books.
+/// The student and its bookkeeping.
 pub(crate) struct StepLoop<'a, S: Student> {
     worker: &'a StudentWorker<S>,
     context: &'a Context,
     plan: &'a RunPlan,
     student: S,
-    /// The loop after the last step.
+    /// The state of the training loop after the last step.
     pub(crate) state: LoopState,
-    /// The micro-batch that is due.
+    /// The number of the next micro-batch.
     pub(crate) next_sequence: u64,
     ahead: Ahead,
-    /// When this process's student was ready.
+    /// When this process's student became ready.
     started: Instant,
-    /// Sums of the processes before this one.
+    /// Totals of the processes before this one.
     before: Totals,
-    /// The state's, with what came after its step.
+    /// The totals in `state`, plus what came after its step.
     totals: Totals,
     accumulator: Option<StepAccumulator>,
-    /// The step whose snapshot was handed on last, and where the result of that comes.
+    /// The step of the last snapshot sent. `save_result` receives whether it was saved.
     saved_step: u64,
     save_result: Option<Receiver<Result<(), String>>>,
-    /// The port's busy seconds, as read last.
+    /// The student's busy seconds at the last reading.
     busy: f64,
     last_update: Option<Instant>,
-    /// How long this process was paused since its first micro-batch.
+    /// How long this process has been paused since its first micro-batch.
     paused: Duration,
 }
 
 impl<'a, S: Student> StepLoop<'a, S> {
     pub(crate) fn new(worker: &'a StudentWorker<S>, student: S, mut state: LoopState) -> Self {
         let plan = &worker.context.plan;
-        // A step that was rolled back since has been answered.
+        // Skipped steps that have since been rolled back no longer count.
         state
             .consecutive_skips
             .retain(|step| !plan.skip.contains(step));
@@ -80,22 +80,22 @@ impl<'a, S: Student> StepLoop<'a, S> {
         self.state.step
     }
 
-    /// Whether a step has begun whose update is not made yet.
+    /// Whether a step has begun and its update is still to come.
     pub(crate) fn within_step(&self) -> bool {
         self.accumulator.is_some()
     }
 
-    /// Whether perplexities are measured now that an interval has ended: always before the first one.
+    /// Whether to measure perplexities at this end of an interval: always before the first interval.
     pub(crate) fn evaluation_is_due(&self) -> bool {
         let state = &self.state;
-        // Once for each multiple, at the end of the interval that it lies in.
+        // Once for each multiple of `every`, at the end of the interval that contains it.
         let lies_in = |every: u64| state.step / every > (state.interval.first_step - 1) / every;
         self.worker.needs == Needs::Perplexities
             || state.baseline.student.is_empty()
             || self.plan.evaluation_every.is_some_and(lies_in)
     }
 
-    /// The limit that the last step has reached.
+    /// The limit that the last step has reached, if any.
     pub(crate) fn limit_reached(&self) -> Option<StopReason> {
         let (state, plan) = (&self.state, self.plan);
         let tokens = state.totals.all_tokens();
@@ -110,19 +110,18 @@ impl<'a, S: Student> StepLoop<'a, S> {
         self.step().is_multiple_of(every) && !self.is_saved()
     }
 
-    /// Whether the last step's snapshot was handed on.
+    /// Whether the last step's snapshot was sent.
     fn is_saved(&self) -> bool {
         self.saved_step == self.step()
     }
 
-    /// Whether the student is to be saved as it is, because an evaluation of it is on its way that may be the
-    /// best so far.
+    /// Whether the student needs a checkpoint now in case its evaluation is the best so far.
     pub(crate) fn is_candidate(&self) -> bool {
         self.plan.keep_best && !self.is_saved()
     }
 
-    /// Records the evaluation after `step`. True if no student so far had a smaller mean gap, and a checkpoint of
-    /// this one is still missing.
+    /// Records the evaluation after `step`. Returns true if its mean gap is the smallest so far and the student still
+    /// needs a checkpoint.
     pub(crate) fn measured(&mut self, step: u64, student: &[f64]) -> bool {
         let teacher = self.context.facts.teacher_perplexities.get();
         // Without a teacher there is no gap.
@@ -132,7 +131,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         let both = student.iter().zip(teacher);
         let sum: f64 = both.map(|(student, teacher)| gap(*student, *teacher)).sum();
         let gap = sum / student.len() as f64;
-        // A run that resumes here has measured it before.
+        // A run that resumes here has measured this step before.
         let measured = &mut self.state.measured;
         measured.retain(|other| other.step != step);
         if !gap.is_finite() {
@@ -143,8 +142,8 @@ impl<'a, S: Student> StepLoop<'a, S> {
         is_best && self.is_candidate()
     }
 
-    /// Hands a snapshot to the checkpointer; waits only for the snapshot, and for a save that is still in flight.
-    /// `asked`: who hears what was saved.
+    /// Sends a snapshot to the checkpointer. Waits only for the snapshot and for a save that is still in flight.
+    /// `asked` receives the outcome.
     pub(crate) fn save(&mut self, asked: Option<RpcReplyPort<Answered>>) -> Result<(), Exit> {
         let began = Instant::now();
         let files = self.student.snapshot()?;
@@ -165,8 +164,8 @@ impl<'a, S: Student> StepLoop<'a, S> {
         Ok(())
     }
 
-    /// Waits until the last step made is saved on the disk: a run that ends must not end without it. If
-    /// its save failed while training continued, it is saved once more.
+    /// Waits until the last completed step is saved on disk, because a run must not end without it. If its save failed
+    /// while training continued, saves it again.
     pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
         if !self.is_saved() || self.await_save().is_err() {
             self.save(None)?;
@@ -179,7 +178,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         Ok(())
     }
 
-    /// Waits until the snapshot that was handed on last is on the disk, or could not be written.
+    /// Waits until the last snapshot sent is on disk, or its save has failed.
     fn await_save(&mut self) -> Result<(), String> {
         let Some(result) = self.save_result.take() else {
             return Ok(());
@@ -190,7 +189,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         saved.unwrap_or_else(|_| Err("the checkpointer has ended".to_owned()))
     }
 
-    /// The port's busy seconds since this was asked last.
+    /// The student's busy seconds since the last call.
     fn newly_busy(&mut self) -> f64 {
         let now = self.student.busy_seconds();
         now - std::mem::replace(&mut self.busy, now)
@@ -206,14 +205,14 @@ impl<'a, S: Student> StepLoop<'a, S> {
         };
         let perplexities = self.measure(&phase)?;
         let busy = self.newly_busy();
-        // The first evaluation of a process comes before its first batch.
+        // A process's first evaluation comes before its first batch, so it is not part of `distill_seconds`.
         if self.context.facts.first_sent.get().is_some() {
             self.totals.evaluation_seconds += busy;
         }
         took("evaluation", began.elapsed().as_secs_f64());
         if let Some(perplexities) = &perplexities {
             let mut flops = self.plan.evaluation_flops;
-            // Before the first step of a run, or of a fork whose domains are others.
+            // Before the first step of a run, or of a fork that measures its baseline again.
             if self.state.baseline.student.is_empty() {
                 self.state.baseline.student.clone_from(perplexities);
                 flops += self.plan.teacher_evaluation_flops;
@@ -223,7 +222,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         Ok(perplexities)
     }
 
-    /// The perplexities as they are now; who watches sees how far that is. `None` where it is told to stop.
+    /// The current perplexities. The observer sees the progress. `None` if the student is told to stop.
     fn measure(&mut self, phase: &str) -> Result<Option<Vec<f64>>, PortError> {
         let worker = self.worker;
         let meter = worker.line.meter(phase, "documents");
@@ -240,7 +239,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         }
     }
 
-    /// Perplexities at the run's end: for its result, not for a mixture.
+    /// Perplexities at the run's end, for its result and not for a mixture.
     pub(crate) fn evaluate_last(&mut self) -> Result<Option<Vec<f64>>, PortError> {
         let perplexities = self.measure("last evaluation of the student")?;
         self.totals.evaluation_flops += self.plan.evaluation_flops;
@@ -250,7 +249,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         Ok(perplexities)
     }
 
-    /// Perplexities that somebody asked for.
+    /// Perplexities for a user's request.
     pub(crate) fn evaluate_on_request(&mut self) -> Result<Option<Vec<f64>>, PortError> {
         let phase = format!(
             "requested evaluation of the student after step {}",
@@ -263,12 +262,12 @@ impl<'a, S: Student> StepLoop<'a, S> {
         Ok(perplexities)
     }
 
-    /// The run was paused until now; how long.
+    /// Accounts for a pause from `since` until now, and returns its seconds.
     pub(crate) fn paused(&mut self, since: Instant) -> f64 {
         let now = Instant::now();
         let seconds = now.duration_since(since).as_secs_f64();
         self.totals.paused_seconds += seconds;
-        // Nor does a pause count as time in which the run trained.
+        // A pause does not count as training time either.
         if let Some(first) = self.context.facts.first_sent.get() {
             self.paused += now.duration_since(since.max(*first));
         }
@@ -278,7 +277,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         seconds
     }
 
-    /// The run's result; none where it ended before its first step.
+    /// The run's result; none if it ended before its first step.
     pub(crate) fn outcome(&self, end: End, after: Option<Vec<f64>>) -> Option<Outcome> {
         let state = &self.state;
         (state.step > 0).then(|| Outcome {

@@ -1,4 +1,4 @@
-//! What the student has been told and has still to do.
+//! Commands that the student has received and not yet carried out.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,23 +14,24 @@ use crate::{
     messages::{Request, StudentCommand},
 };
 
-/// Commands, heard whenever the student waits and between two batches of an evaluation, and obeyed between two steps.
+/// Commands to the student. It receives them whenever it waits and between two batches of an evaluation, and carries
+/// them out between two steps.
 #[derive(Debug)]
 pub struct Told {
-    /// Where they come from.
+    /// The channel that they arrive on.
     pub commands: Receiver<StudentCommand>,
     /// Whether to save and end.
     pub(super) stop: Cell<bool>,
-    /// Whether another part has failed.
+    /// Whether another worker has failed.
     pub(super) abandon: Cell<bool>,
-    /// Since when the run is paused.
+    /// When the current pause began, if any.
     pub(super) paused: Cell<Option<Instant>>,
     finish: Cell<Option<(StopReason, u64)>>,
     requests: RefCell<VecDeque<Request>>,
 }
 
 impl Told {
-    /// Nothing yet.
+    /// No commands yet.
     pub fn new(commands: Receiver<StudentCommand>) -> Self {
         Self {
             commands,
@@ -42,7 +43,7 @@ impl Told {
         }
     }
 
-    /// Remembers a command.
+    /// Records a command.
     pub(super) fn hear(&self, command: StudentCommand) {
         match command {
             StudentCommand::Stop => self.stop.set(true),
@@ -52,24 +53,24 @@ impl Told {
         }
     }
 
-    /// Remembers all commands that have come.
+    /// Records all commands that have arrived.
     pub(super) fn hear_all(&self) {
         self.commands
             .try_iter()
             .for_each(|command| self.hear(command));
     }
 
-    /// Whether work is to be cut off: by what has been heard.
+    /// Whether a recorded command cuts the current work off.
     pub(super) fn is_cut_off(&self) -> bool {
         self.stop.get() || self.abandon.get()
     }
 
-    /// The next request.
+    /// The next request, if any.
     pub(super) fn request(&self) -> Option<Request> {
         self.requests.borrow_mut().pop_front()
     }
 
-    /// Whether the run is done after `step`.
+    /// How the run ends, if it is finished after `step`.
     pub(super) fn finished(&self, step: u64) -> Option<End> {
         let (reason, _) = self.finish.get().filter(|(_, after)| step >= *after)?;
         Some(End::Finished(reason))

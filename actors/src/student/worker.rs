@@ -1,4 +1,4 @@
-//! What the student's worker works with.
+//! The parts of the student's worker.
 
 use crossbeam::channel::{Receiver, Sender};
 use ddk_mixture::Needs;
@@ -17,22 +17,22 @@ use crate::{
 
 /// What the student's worker works with.
 pub struct StudentWorker<S: Student> {
-    /// What the mixture's policy has to know at an interval's end.
+    /// What the mixture's policy needs at an interval's end.
     pub needs: Needs,
-    /// LabeledBatch micro-batches, by replica.
+    /// Labeled micro-batches, by replica.
     pub input: Vec<MeteredReceiver<LabeledBatch<S::TeacherOutput>>>,
-    /// What it is told.
+    /// Commands to the student.
     pub told: Told,
-    /// Copies of it that replica 0 of the teacher evaluates, where mixtures lag; never more than one is on its way.
+    /// Copies of the student for teacher replica 0 to evaluate if mixtures lag. At most one is pending.
     pub copies: Sender<Evaluate<S::Weights>>,
-    /// What they came to.
+    /// Results of these evaluations.
     pub evaluated: Receiver<EvaluatedCopy>,
-    /// Who takes its perplexities.
+    /// Receives the student's perplexities.
     pub scheduler: ActorRef<MixtureMessage>,
-    /// Who writes its snapshots.
+    /// Snapshots for the checkpointer.
     pub saves: MeteredSender<SaveRequest>,
     /// Its line on the board.
     pub line: Worker,
-    /// What it shares with the others.
+    /// What the workers share.
     pub context: Context,
 }

@@ -1,4 +1,4 @@
-//! Commands to a run that trains: what they do, and that the run is the same with and without an interruption.
+//! Commands to a running run: their effects, and that a run is the same with and without an interruption.
 
 use std::sync::Arc;
 
@@ -120,7 +120,7 @@ async fn a_setting_that_changes_changes_again_when_the_run_is_repeated() {
     };
     assert_eq!(saved(&whole), [3, 6, 8, 10, 12, 14, 16, 17]);
 
-    // Started with the same file, nobody has to say it again.
+    // A run that starts with the same file needs no commands.
     let repeated = World::new();
     let file = whole.folder.path().join(OVERRIDES);
     std::fs::copy(&file, repeated.folder.path().join(OVERRIDES)).unwrap();
@@ -128,7 +128,7 @@ async fn a_setting_that_changes_changes_again_when_the_run_is_repeated() {
     assert!(repeated.trajectory() == whole.trajectory());
     assert_eq!(saved(&repeated), saved(&whole));
 
-    // Nor in a run that dies, whether the change was before or after its last checkpoint.
+    // A run that dies repeats its changes too, whether they came before or after its last checkpoint.
     for died in [5, 8, 9, 12, 13] {
         let mut world = telling(&commands).dying_in(died);
         world.run().await.unwrap_err();
@@ -190,7 +190,7 @@ async fn a_paused_run_can_be_stopped_and_resumes_unpaused() {
     assert!(world.trajectory() == whole.trajectory());
 }
 
-/// The evaluation hears the word and is cut off; the pause must hear of it too.
+/// The stop cuts off the evaluation, and it must also end the pause.
 #[tokio::test]
 async fn a_stop_in_an_evaluation_that_was_asked_for_ends_the_pause() {
     let whole = World::new();
@@ -218,11 +218,11 @@ async fn a_stop_in_an_evaluation_that_was_asked_for_ends_the_pause() {
     assert!(world.trajectory() == whole.trajectory());
 }
 
-/// Every part but the student fails while it is paused: the last step is saved, and the run ends with the cause.
+/// The teacher fails during a pause: the last step is saved, and the run ends with the cause.
 #[tokio::test]
 async fn a_failure_ends_a_pause() {
     let mut world = telling(&[(6, Command::Pause)]);
-    // The batch that the teacher has in hand while the queue behind it is full.
+    // The batch that the teacher has in hand while its output queue is full.
     world.hook = Arc::new(|place, number| {
         assert!(!(place == "label" && number == 20), "the teacher dies");
         Ok(())

@@ -1,4 +1,4 @@
-//! Fakes: a teacher and a student whose state is a hash of everything they saw, in its order; rows that are numbers.
+//! Fakes: a teacher and a student whose state is a hash of everything they saw, in order; sequences that are numbers.
 
 use std::{
     collections::BTreeMap,
@@ -25,22 +25,22 @@ use ddk_run::{
 use ddk_telemetry::{Board, Progress};
 use serde_json::Value;
 
-/// What a test may do at a place of the pipeline: delay, panic, fail, wait for a gate.
+/// What a test may do at a place in the pipeline: delay, panic, fail, wait for a gate.
 pub type Hook = Arc<dyn Fn(&str, u64) -> Result<(), PortError> + Send + Sync>;
 
-/// A run in a folder of its own.
+/// A run in its own folder.
 pub struct World {
     pub folder: tempfile::TempDir,
     pub plan: RunPlan,
     pub hook: Hook,
     pub observer: Arc<Watcher>,
-    /// What is asked for when a step is done.
+    /// Commands to send after a step.
     pub commands: Vec<(u64, Command)>,
-    /// Told to stop when this step is done.
+    /// The step after which to stop the run.
     pub stop_after: Option<u64>,
     /// Every save of these steps fails.
     pub full_disk: Vec<u64>,
-    /// How the mixture of a new run moves.
+    /// The mixture's policy of a new run.
     pub policy: PolicyState,
 }
 
@@ -116,7 +116,7 @@ impl World {
         ended
     }
 
-    /// Its student dies in that step.
+    /// Makes the student die in this step.
     pub fn dying_in(mut self, step: u64) -> Self {
         self.hook = Arc::new(move |place, number| {
             assert!(
@@ -128,7 +128,7 @@ impl World {
         self
     }
 
-    /// All that has to be equal for equal runs: lines without their seconds, and the student's weight.
+    /// Everything that must be equal for equal runs: lines without their seconds, and the student's weight.
     pub fn trajectory(&self) -> (BTreeMap<&'static str, Vec<Value>>, u64) {
         let files = ["run.jsonl", "mixture.jsonl", "samples.jsonl"];
         let lines = files.map(|file| (file, self.lines(file)));
@@ -155,7 +155,7 @@ impl World {
     }
 }
 
-/// What the generations of a run are made from.
+/// What the generations of a run are built from.
 struct Assembly {
     folder: std::path::PathBuf,
     plan: RunPlan,
@@ -237,7 +237,7 @@ impl Assembly {
     }
 }
 
-/// Settings that save every so many steps.
+/// Settings that save a checkpoint every `steps` steps.
 pub fn saving_every(steps: u64) -> Arc<ddk_actors::Live> {
     let mut settings = ddk_settings::Settings::default();
     (
@@ -462,7 +462,7 @@ impl Rows for FakeRows {
     }
 }
 
-/// Watches, and tells the run something after a step.
+/// Watches a run and sends it commands after steps.
 #[derive(Default)]
 pub struct Watcher {
     pub events: Mutex<Vec<EventLine>>,
@@ -471,7 +471,7 @@ pub struct Watcher {
     pub steps: AtomicU64,
 }
 
-/// What a run is told, and when.
+/// The commands to send to a run, and when.
 struct Telling {
     run: RunHandle,
     stop_after: Option<u64>,
@@ -480,8 +480,7 @@ struct Telling {
 }
 
 impl Telling {
-    /// Has a command carried out. When this returns, the student hears of it at its next boundary; its answer comes
-    /// later.
+    /// Sends a command. After this returns, the student sees it at its next boundary. The answer comes later.
     fn tell(&self, command: Command, watcher: &Arc<Watcher>) {
         let (run, watcher) = (self.run.clone(), watcher.clone());
         let mut asking = Box::pin(async move {
@@ -489,7 +488,7 @@ impl Telling {
             watcher.answers.lock().unwrap().push(answer);
         });
         self.runtime.block_on(async {
-            // Polled once, it is sent; what is sent after it is answered after it was handed on.
+            // Polling once sends the command. The status request is answered only after the command was passed on.
             let is_answered = tokio::select! {
                 biased;
                 () = &mut asking => true,
@@ -504,7 +503,7 @@ impl Telling {
 }
 
 impl Watcher {
-    /// Has a command carried out at once, from any thread of the run.
+    /// Sends a command at once, from any thread of the run.
     pub fn tell(self: &Arc<Self>, command: Command) {
         if let Some(telling) = &*self.telling.lock().unwrap() {
             telling.tell(command, self);
@@ -512,7 +511,7 @@ impl Watcher {
     }
 }
 
-/// The watcher of a run, which keeps the answers.
+/// The run's observer; it shares the watcher with the test.
 pub struct Watching(pub Arc<Watcher>);
 
 impl Observer for Watching {
@@ -544,7 +543,7 @@ impl Observer for Watching {
     }
 }
 
-/// Keeps a thread busy for a while that depends on `seed`, without a clock.
+/// Keeps a thread busy without a clock; `seed` determines how long.
 pub fn dawdle(seed: u64) {
     for _ in 0..mix(seed, 5) % 400 {
         std::thread::yield_now();

@@ -1,4 +1,4 @@
-//! Parts that fail: healed where that is possible, named where it is not, never a hang.
+//! Workers that fail: they recover if possible; otherwise the error names them. A run never hangs.
 
 use std::sync::{
     Arc,
@@ -10,7 +10,7 @@ use ddk_run::records::EventKind;
 
 use crate::fakes::{World, saving_every};
 
-/// Panics the first `times` times that a place is reached with this number.
+/// Panics the first `times` times that the pipeline reaches `place` with this number.
 fn panics(place: &'static str, number: u64, times: u64) -> crate::fakes::Hook {
     let left = Arc::new(AtomicU64::new(times));
     Arc::new(move |at, n| {
@@ -74,7 +74,7 @@ async fn a_part_that_cannot_be_healed_is_named_and_the_last_step_is_saved() {
         "{error}"
     );
     let steps = world.lines("run.jsonl").len() as u64;
-    // Batches 0 to 19 could be labeled: six whole steps of three. The seventh was never finished.
+    // Batches 0 to 19 could be labeled: six complete steps of three. The seventh was never finished.
     assert_eq!(steps, 6);
     world.hook = Arc::new(|_, _| Ok(()));
     world.run().await.unwrap();
@@ -83,7 +83,7 @@ async fn a_part_that_cannot_be_healed_is_named_and_the_last_step_is_saved() {
     assert!(world.trajectory() == whole.trajectory());
 }
 
-/// Row 5 of domain c cannot be read, so many times.
+/// Makes reading sequence 5 of domain c fail `times` times.
 fn unreadable(times: u64) -> crate::fakes::Hook {
     let left = Arc::new(AtomicU64::new(times));
     let count_down = |left: u64| left.checked_sub(1);
@@ -204,7 +204,7 @@ async fn a_save_that_fails_is_an_event_and_only_the_last_one_an_error() {
     assert!(world.trajectory() == whole.trajectory());
 }
 
-/// No update can be made in these steps.
+/// Skips the updates of these steps.
 fn no_updates(steps: &'static [u64]) -> crate::fakes::Hook {
     Arc::new(move |place, step| {
         if place == "no update" && steps.contains(&step) {
@@ -225,7 +225,7 @@ fn rolled_back(error: &RunError) -> Option<(u64, u64)> {
     }
 }
 
-/// A step on the skip list neither counts nor ends the row.
+/// A step on the skip list neither counts as a consecutive skip nor ends the series.
 #[tokio::test]
 async fn a_roll_back_begins_with_the_first_step_without_an_update() {
     let mut world = World::new();
@@ -236,8 +236,8 @@ async fn a_roll_back_begins_with_the_first_step_without_an_update() {
     assert_eq!(rolled_back(&error), Some((5, 7)), "{error}");
 }
 
-/// A checkpoint within such a row holds the steps that were skipped before it; once they are on the skip list
-/// they no longer count.
+/// A checkpoint within such a series holds the steps skipped before it. Once they are on the skip list, they no longer
+/// count.
 #[tokio::test]
 async fn steps_that_were_rolled_back_do_not_count_again() {
     let mut world = World::new();

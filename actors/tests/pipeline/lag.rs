@@ -1,4 +1,5 @@
-//! Mixtures that lag: decided ahead, by an evaluation of a copy of the student; exact wherever a run ends and resumes.
+//! Mixtures that lag: an evaluation of a copy of the student decides them ahead. A run resumes exactly wherever it
+//! ends.
 
 use std::sync::{
     Arc,
@@ -32,7 +33,7 @@ async fn each_mixture_follows_from_the_evaluation_an_interval_earlier() {
     };
     assert_eq!(steps("step"), [0, 5, 10, 15]);
     assert_eq!(steps("evaluated_at_step"), [0, 0, 5, 10]);
-    // The second interval: r_0, from what was measured before the first step.
+    // The second interval uses r_0, measured before the first step.
     assert_eq!(
         lines[1]["student_perplexity"],
         lines[0]["student_perplexity"]
@@ -59,7 +60,7 @@ async fn the_pipeline_reads_on_while_a_copy_is_evaluated() {
     world.plan.replicas = 2;
     world.plan.micro_rows = 6;
     world.hook = Arc::new(move |place, step| {
-        // Replica 1 labels the step after, so the student makes at least that while replica 0 evaluates.
+        // Replica 1 labels the next step, so the student completes at least that step while replica 0 evaluates.
         if place == "evaluate copy" && step == 5 {
             while steps.steps.load(Ordering::Relaxed) < 6 {
                 std::thread::yield_now();

@@ -1,4 +1,4 @@
-//! The whole pipeline with fakes: models that hash what they see. No test waits on a clock.
+//! Tests of the whole pipeline with fake models that hash what they see. No test waits on a clock.
 
 #![allow(
     clippy::unwrap_used,

@@ -46,7 +46,7 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
     let samples = world.lines("samples.jsonl");
     assert_eq!(samples.len(), 17 * 6);
     let names = ["a", "b", "c"];
-    // Each domain's rows come pass by pass, each row once a pass.
+    // Each domain's sequences come epoch by epoch, each sequence once per epoch.
     for (domain, name) in names.iter().enumerate() {
         let seen: Vec<(u64, u64)> = samples
             .iter()
@@ -65,7 +65,7 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
             assert_eq!(*row, order.at(index % rows));
         }
     }
-    // The domains of an interval are its counts, shuffled by (seed, interval); a shorter last interval is scaled.
+    // An interval's domains are its counts, shuffled by (seed, interval). A shorter last interval has scaled counts.
     let lines = world.lines("mixture.jsonl");
     for interval in 0..4_u64 {
         let drawn = lines
@@ -96,7 +96,7 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
     for step in world.lines("run.jsonl") {
         assert_eq!(step["interval"], (step["step"].as_u64().unwrap() - 1) / 5);
     }
-    // The tokens of the lines are the tokens of the rows.
+    // A step's tokens are the tokens of its sequences.
     let mut tokens: BTreeMap<u64, u64> = BTreeMap::new();
     for sample in &samples {
         let count: u64 = sample["spans"]
@@ -115,8 +115,8 @@ async fn each_step_consumes_the_plans_next_rows_by_its_own_mixture() {
     }
 }
 
-/// The student does not return from its first micro-batch until the teacher has begun the second: without
-/// overlap this would hang forever.
+/// The student does not return from its first micro-batch until the teacher has begun the second. Without overlap this
+/// would hang forever.
 #[tokio::test]
 async fn the_teacher_labels_the_next_batch_while_the_student_is_busy() {
     for depth in [0, 2] {
@@ -182,7 +182,7 @@ async fn a_limit_on_passes_ends_a_small_domain_and_then_the_run() {
             .iter()
             .all(|sample| sample["epoch"].as_u64().unwrap() < 2)
     );
-    // All of both passes, as far as it fills steps: the last interval is as short as it must be.
+    // All sequences of both epochs, as far as they fill steps: the last interval is as short as necessary.
     let all = 2 * ROWS.iter().sum::<u64>();
     let per_step = world.plan.sequences_per_step;
     assert_eq!(samples.len() as u64, all - all % per_step);

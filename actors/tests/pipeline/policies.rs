@@ -1,5 +1,5 @@
-//! Every policy through the pipeline: what is measured for it, and that nothing of its feedback is lost where
-//! a run ends and resumes.
+//! Every policy through the pipeline: what is measured for it, and that it loses no feedback when a run ends and
+//! resumes.
 
 use std::sync::{
     Arc,
@@ -20,8 +20,8 @@ fn world(policy: &PolicyState) -> World {
     world
 }
 
-/// Each with the lines that set its mixtures in 17 steps, and the evaluations that it needs (the one after
-/// the last step included).
+/// Each policy with the number of lines that set its mixtures in 17 steps, and of the evaluations that it needs
+/// (including the one after the last step).
 fn policies() -> Vec<(PolicyState, usize, u64)> {
     let first = InitialMixture::Natural;
     vec![

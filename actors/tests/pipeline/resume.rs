@@ -1,4 +1,4 @@
-//! Stopped or killed anywhere, and started again: as if nothing had been.
+//! Runs that are stopped or killed anywhere and started again: the result is the same as without an interruption.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ fn flops(outcome: &Outcome) -> [f64; 4] {
 async fn a_stop_at_any_step_saves_that_step_and_goes_on_from_it() {
     let whole = World::new();
     let computed = flops(&whole.run().await.unwrap().unwrap());
-    // 17 steps of 6 rows; evaluated at the start, after steps 5, 10 and 15, and at the end.
+    // 17 steps of 6 sequences; evaluated at the start, after steps 5, 10 and 15, and at the end.
     assert_eq!(computed, [3060.0, 1020.0, 15e6, 14e6]);
     let whole = whole.trajectory();
     let mut stopped = 0;
@@ -29,7 +29,7 @@ async fn a_stop_at_any_step_saves_that_step_and_goes_on_from_it() {
         world.stop_after = Some(step);
         let outcome = world.run().await.unwrap().unwrap();
         stopped += u64::from(outcome.end == End::Stopped);
-        // The stop is seen while waiting; a step that had begun is finished.
+        // The student sees the stop while it waits. It finishes a step that has begun.
         assert!(outcome.step >= step && world.lines("run.jsonl").len() as u64 == outcome.step);
         world.stop_after = None;
         let resumed = world.run().await.unwrap().unwrap();
@@ -68,7 +68,8 @@ async fn a_student_that_dies_at_any_step_costs_only_the_steps_since_the_last_sav
     }
 }
 
-/// The last evaluation hears the word too: every step is saved before it begins, and the next start sums up.
+/// A stop also cuts off the last evaluation: every step is saved before it begins, and the next start finishes the
+/// run.
 #[tokio::test]
 async fn a_stop_in_the_last_evaluation_loses_nothing() {
     let whole = World::new();
@@ -116,9 +117,9 @@ async fn a_run_interrupted_after_its_last_step_only_sums_up() {
     assert!(outcome.after.is_some());
 }
 
-/// A run to step 12, or killed on its way there, that is then extended to 17, equals one to 17 whose schedule
-/// ends with step 12; with 12 in the middle of an interval and, as the schedule ends intervals, at the end of
-/// one.
+/// A run to step 12 that is then extended to 17 equals a run to 17 whose schedule ends with step 12. It does so even
+/// if it was killed on its way to 12. Step 12 is in the middle of an interval unless the schedule ends there; step 10
+/// is at the end of one anyway.
 #[tokio::test(start_paused = true)]
 async fn an_extended_run_equals_one_whose_limit_lay_further_on() {
     for (lag, limit) in [(0, 12), (0, 10), (1, 12), (1, 10)] {
@@ -131,7 +132,7 @@ async fn an_extended_run_equals_one_whose_limit_lay_further_on() {
         };
         let whole = to(17);
         whole.run().await.unwrap().unwrap();
-        // The schedule's end changes nothing of a run that ends there.
+        // The schedule's end changes nothing for a run that ends there.
         let (mut plain, short) = (to(limit), to(limit));
         plain.plan.interval_end = None;
         plain.run().await.unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! The rate of `prepare` against `tokenizers`' own batch encoding of the same text, alternating; and the
-//! memory it takes.
+//! Compares the throughput of `prepare` with the batch encoding of `tokenizers` on the same text, in alternation;
+//! also the memory it takes.
 //!
 //! usage: cargo bench -p ddk-corpus --bench prepare -- TOKENIZER_FOLDER FILE.jsonl…
 
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut theirs, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let began = Instant::now();
-        // In batches of the same size, so that both hold as little at a time.
+        // Use batches of the same size, so that both hold equally little text at a time.
         let (mut batch, mut size, mut tokens) = (Vec::new(), 0, 0);
         for (index, text) in texts.iter().enumerate() {
             size += text.len();

@@ -1,4 +1,4 @@
-//! A checksum for each block of a prepared file, so that damage is found when a block is first read.
+//! Keeps a checksum for each block of a prepared file, to detect damage when a block is first read.
 
 use std::{
     collections::BTreeMap,
@@ -13,21 +13,21 @@ use crate::{
     manifest::{FileRecord, MANIFEST, Manifest},
 };
 
-/// Bytes of a block; the last one of a file may be shorter.
+/// Bytes per block; the last block of a file may be shorter.
 pub(crate) const BLOCK_BYTES: u64 = 1 << 20;
 /// Bytes of a block's checksum, a BLAKE3 hash.
 pub(crate) const SUM_BYTES: usize = blake3::OUT_LEN;
-/// The blocks' checksums of all data files of a domain, in the order of the files' names.
+/// The block checksums of all data files of a domain, in the order of the file names.
 pub(crate) const CHECKSUMS_FILE: &str = "checksums.bin";
 
 type Sum = [u8; SUM_BYTES];
 
-/// How many blocks a file of `bytes` bytes has.
+/// Number of blocks in a file of `bytes` bytes.
 pub(crate) fn blocks_of(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK_BYTES)
 }
 
-/// Gathers the checksums of a file's blocks.
+/// Computes the checksums of a file's blocks.
 #[derive(Default)]
 pub(crate) struct BlockSums {
     block: Vec<u8>,
@@ -53,7 +53,7 @@ impl BlockSums {
         self.block.clear();
     }
 
-    /// The checksums, one after the other.
+    /// Returns the concatenated checksums.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         if !self.block.is_empty() {
             self.end_block();
@@ -62,7 +62,7 @@ impl BlockSums {
     }
 }
 
-/// Size and hash of a file, and the checksums of its blocks.
+/// Returns the size and hash of a file, and the checksums of its blocks.
 pub(crate) fn of_file(path: &Path) -> Result<(FileRecord, Vec<u8>), CorpusError> {
     let failed = || CorpusError::io("read", path);
     let mut file = File::open(path).map_err(failed())?;
@@ -85,7 +85,7 @@ pub(crate) fn of_file(path: &Path) -> Result<(FileRecord, Vec<u8>), CorpusError>
 pub(crate) struct Checksums {
     path: PathBuf,
     sums: Vec<Sum>,
-    /// For each file its first block's number, and how many there are.
+    /// For each file: the number of its first block, and the number of its blocks.
     places: BTreeMap<String, (u64, u64)>,
 }
 
@@ -121,7 +121,7 @@ impl Checksums {
         })
     }
 
-    /// The checksums of one file.
+    /// Returns the checksums of one file.
     pub(crate) fn of(&self, name: &str) -> Result<Blocks, CorpusError> {
         let Some(&(first, count)) = self.places.get(name) else {
             let reason = format!(
@@ -134,16 +134,16 @@ impl Checksums {
     }
 }
 
-/// Checksums that stand one after the other.
+/// Splits concatenated checksums.
 pub(crate) fn sums(bytes: &[u8]) -> Vec<Sum> {
     bytes.as_chunks::<SUM_BYTES>().0.to_vec()
 }
 
-/// A file's checksums, and which of its blocks this process has already compared.
+/// A file's checksums, and which of its blocks this process has already verified.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     sums: Vec<Sum>,
-    /// A bit for each block. Threads may compare the same block twice; they find the same.
+    /// One bit per block. Two threads may verify the same block; both get the same result.
     verified: Vec<AtomicU64>,
 }
 
@@ -156,7 +156,7 @@ impl Blocks {
         }
     }
 
-    /// Whether this process has compared the block and found it intact.
+    /// Whether this process has verified the block and found it intact.
     pub(crate) fn is_verified(&self, block: u64) -> bool {
         let word = self.verified.get((block / 64) as usize);
         word.is_some_and(|word| word.load(Ordering::Relaxed) >> (block % 64) & 1 == 1)

@@ -1,4 +1,4 @@
-//! A preparation that ends at each of its file operations in turn, and the order in which it makes files durable.
+//! Ends a preparation at each of its file operations in turn, and checks the order in which it makes files durable.
 
 use std::{
     cell::RefCell,
@@ -14,7 +14,7 @@ use crate::{
     ValidationSplit, manifest::Manifest, prepare, train_tokenizer,
 };
 
-/// The environment of a child: the folder to work in, and the operation before which it ends.
+/// Environment variables of a child: the folder to work in, and the operation before which it exits.
 const FOLDER: &str = "DDK_TEST_CRASH_FOLDER";
 const CRASH_AT: &str = "DDK_TEST_CRASH_AT";
 const CRASHED: i32 = 86;
@@ -23,16 +23,16 @@ thread_local! {
     static LOG: RefCell<Vec<(&'static str, PathBuf)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Stands before every file operation ([`ddk_files::set_hook`]).
+/// Runs before every file operation ([`ddk_files::set_hook`]).
 fn step(operation: &'static str, path: &Path) {
     static DONE: AtomicU64 = AtomicU64::new(0);
     LOG.with_borrow_mut(|log| log.push((operation, path.to_owned())));
-    // What is appended stays in a buffer: the operations around it are enough.
+    // Appended bytes stay in a buffer, so it is enough to exit at the operations around an append.
     if operation != "append"
         && let Ok(crash_at) = std::env::var(CRASH_AT)
         && DONE.fetch_add(1, Ordering::Relaxed).to_string() == crash_at
     {
-        // As after a kill: no destructor runs and no buffer is flushed.
+        // As with a kill, no destructor runs and no buffer is flushed.
         std::process::exit(CRASHED);
     }
 }
@@ -102,7 +102,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Run as a child by the test below.
+/// The test below runs this as a child.
 #[test]
 fn child_that_prepares() {
     if let Ok(place) = std::env::var(FOLDER) {
@@ -223,7 +223,7 @@ fn everything_is_durable_before_it_is_renamed_into_its_place() {
     ] {
         assert!(renamed.iter().any(|renamed| renamed == name), "{name}");
     }
-    // The names, too: of the files before the folder is renamed, then of the folder.
+    // The names must be durable too: those of the files before the folder is renamed, then that of the folder.
     let place_of = |operation: &str, path: &str| {
         let path = place.join(path);
         log.iter()

@@ -1,4 +1,4 @@
-//! The documents of a source, one after the other, never a whole file of records in memory.
+//! Reads the documents of a source one by one, never holding a whole file of records in memory.
 
 use std::{
     fs::File,
@@ -18,9 +18,9 @@ pub(crate) struct Record {
     /// The line or row, from 1.
     pub(crate) line: u64,
     pub(crate) document: Result<Document, Unusable>,
-    /// Whether nothing of the file can be read from here on.
+    /// Whether the rest of the file cannot be read.
     pub(crate) ends_file: bool,
-    /// At most so many usable records follow in the file; `None` if nobody knows.
+    /// Maximum number of usable records that follow in the file; `None` if unknown.
     pub(crate) more: Option<u64>,
 }
 
@@ -35,7 +35,7 @@ impl Record {
     }
 }
 
-/// A document's text, in two parts where the first is a prompt.
+/// A document's text, split in two if the first part is a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Document {
     pub(crate) prompt: Option<String>,
@@ -61,17 +61,17 @@ impl Document {
     }
 }
 
-/// What is done with each record. A break or an error ends the reading.
+/// The callback for each record. A break or an error ends reading.
 type Each<'a> = &'a mut dyn FnMut(Record) -> Flow;
-/// Whether the reading was ended by a break.
+/// Whether a break ended reading.
 type Flow = Result<ControlFlow<()>, CorpusError>;
 
-/// The largest zstd window that is read, as a power of two: 128 MiB, the most that the zstd tool reads by
-/// default. What a file asks for is allocated, so that a larger one could take all memory.
+/// The largest zstd window that DDK accepts, as a power of two: 128 MiB, the default limit of the zstd tool. The
+/// decoder allocates what a file asks for, so a larger window could take all memory.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Calls `each` with every record of a file. Damage inside a compressed or Parquet file is a record that
-/// cannot be used, the file's last.
+/// Calls `each` with every record of a file. Damage inside a compressed or Parquet file counts as an unusable record,
+/// the last one of the file.
 pub(crate) fn read(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
     if !is_of(file, source) {
         return Ok(ControlFlow::Continue(()));
@@ -83,12 +83,12 @@ pub(crate) fn read(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> 
     }
 }
 
-/// Whether a file is read for a source at all: one that is a single document has no field to tell a domain by.
+/// Whether a file is read for a source at all. A single-document file has no field to filter by.
 pub(crate) fn is_of(file: &SourceFile, source: &DomainSource) -> bool {
     source.only.is_none() || file.format.records != FileFormat::Text
 }
 
-/// At most so many usable records are in a file, without reading it; `None` if nobody knows.
+/// Maximum number of usable records in a file, without reading it; `None` if unknown.
 pub(crate) fn most_records(file: &SourceFile, source: &DomainSource) -> Option<u64> {
     match (file.format.records, file.format.compression) {
         _ if !is_of(file, source) => Some(0),
@@ -115,11 +115,11 @@ fn open(file: &SourceFile) -> Result<Box<dyn Read>, CorpusError> {
     })
 }
 
-/// An error of reading: of the disk, or of what is compressed.
+/// Handles a read error: returns a disk error as an error, and damage in compressed data as a reason.
 fn broken(file: &SourceFile, error: io::Error) -> Result<String, CorpusError> {
     match file.format.compression {
         Compression::None => Err(CorpusError::io("read", &file.path)(error)),
-        // What zstd calls a window over the limit (ZSTD_error_frameParameter_windowTooLarge).
+        // zstd's message for a window over the limit (ZSTD_error_frameParameter_windowTooLarge).
         Compression::Zstd if error.to_string().contains("too much memory") => Ok(format!(
             "its zstd window is over {} MiB: compress it again without --long or --ultra",
             (1_u64 << ZSTD_WINDOW_LOG) >> 20
@@ -144,7 +144,7 @@ fn read_whole(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow 
     })
 }
 
-/// A file's bytes as one document, or why they are none.
+/// Turns a file's bytes into one document, or returns why it cannot.
 fn whole_text(mut bytes: Vec<u8>, source: &DomainSource) -> Result<Document, String> {
     strip_mark(&mut bytes)?;
     if let Some(place) = bytes.iter().position(|&byte| byte == 0) {
@@ -157,10 +157,10 @@ fn whole_text(mut bytes: Vec<u8>, source: &DomainSource) -> Result<Document, Str
     usable(Document { prompt: None, text }, source)
 }
 
-/// What programs on Windows put in front of UTF-8.
+/// The byte-order mark that Windows programs put before UTF-8 text.
 const UTF8_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
-/// Removes the byte-order mark of UTF-8 from a file's beginning; refuses the marks of other encodings.
+/// Removes a UTF-8 byte-order mark from the start of a file; refuses the marks of other encodings.
 fn strip_mark(bytes: &mut Vec<u8>) -> Result<(), String> {
     if bytes.starts_with(&UTF8_MARK) {
         bytes.drain(..UTF8_MARK.len());
@@ -177,7 +177,7 @@ fn strip_mark(bytes: &mut Vec<u8>) -> Result<(), String> {
 fn read_lines(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
     let mut reader = BufReader::with_capacity(1 << 16, open(file)?);
     let mut bytes = Vec::new();
-    // A record is longer than its text; past this the line is not even kept.
+    // A record is longer than its text. Do not even keep a line beyond this length.
     let longest = source
         .limits
         .longest
@@ -213,7 +213,7 @@ fn read_lines(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow 
         while bytes.last().is_some_and(u8::is_ascii_whitespace) {
             bytes.pop();
         }
-        // A blank line is no record.
+        // A blank line is not a record.
         if bytes.is_empty() {
             continue;
         }
@@ -233,7 +233,7 @@ fn read_lines(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow 
     Ok(ControlFlow::Continue(()))
 }
 
-/// Passes over the rest of a line; returns its bytes.
+/// Skips the rest of a line and returns its length in bytes.
 fn skip_line(reader: &mut impl BufRead) -> io::Result<u64> {
     let mut skipped = 0;
     loop {
@@ -286,7 +286,7 @@ fn read_parquet(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flo
     Ok(ControlFlow::Continue(()))
 }
 
-/// Rows of a Parquet file, as its footer says. A file without a footer is one record that cannot be used.
+/// Number of rows of a Parquet file, from its footer. A file without a footer counts as one unusable record.
 #[cfg(feature = "parquet")]
 fn parquet_rows(file: &SourceFile) -> Option<u64> {
     use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
@@ -310,7 +310,7 @@ fn parquet_rows(_file: &SourceFile) -> Option<u64> {
     None
 }
 
-/// Gives a record of the domain to `each`; those of other domains are skipped.
+/// Passes a record of the domain to `each`; skips records of other domains.
 fn give(
     line: u64,
     record: Result<Value, String>,
@@ -333,7 +333,7 @@ fn give(
     })
 }
 
-/// The document of a record, or why it has none.
+/// Returns the document of a record, or why it has none.
 fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable> {
     let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(record));
     let filled = prompt

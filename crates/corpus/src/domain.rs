@@ -1,4 +1,4 @@
-//! A prepared domain, open for reading.
+//! Reads the sequences and the validation documents of a prepared domain.
 
 use std::path::Path;
 
@@ -10,9 +10,9 @@ use crate::{
     store::Tokens,
 };
 
-/// A prepared domain: its rows in constant time, its validation documents. Opening reads the manifest, the
-/// checksums and the sizes of the files, nothing else. A block of a file is compared with its checksum when
-/// this process first reads it.
+/// A prepared domain, open for reading. It returns any sequence in constant time, and the validation documents.
+/// Opening reads only the manifest, the checksums and the file sizes. A process compares a block of a file with its
+/// checksum when it first reads the block.
 #[derive(Debug)]
 pub struct PreparedDomain {
     name: String,
@@ -23,14 +23,14 @@ pub struct PreparedDomain {
     options: SequenceOptions,
 }
 
-/// How the rows of a domain are read.
+/// How to read the sequences of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SequenceOptions {
-    /// How documents are put into rows.
+    /// How documents are packed into sequences.
     pub packing: Packing,
-    /// Tokens of a row.
+    /// Tokens per sequence.
     pub sequence_length: usize,
-    /// Whether the predictions of prompts are left out.
+    /// Whether the loss leaves out prompts.
     pub completion_only_loss: bool,
 }
 
@@ -74,12 +74,12 @@ impl PreparedDomain {
         &self.name
     }
 
-    /// Rows of a pass.
+    /// Sequences per epoch.
     pub fn rows(&self) -> u64 {
         self.index.rows
     }
 
-    /// Tokens to train on.
+    /// Number of training tokens.
     pub fn tokens(&self) -> u64 {
         self.manifest.tokens
     }
@@ -114,7 +114,7 @@ impl PreparedDomain {
         Ok(Sequence { spans, ..sequence })
     }
 
-    /// Puts a stretch of a document behind what a sequence holds.
+    /// Appends a span of a document to a sequence.
     fn append(
         &self,
         sequence: &mut Sequence,
@@ -138,12 +138,12 @@ impl PreparedDomain {
         Ok(())
     }
 
-    /// Documents to train on.
+    /// Number of training documents.
     pub fn documents(&self) -> u64 {
         self.manifest.documents
     }
 
-    /// Tokens of each document in order, its end token included.
+    /// Number of tokens of each training document, in order, including the end token.
     pub fn document_lengths(&self) -> impl Iterator<Item = Result<u64, CorpusError>> + '_ {
         self.tokens.lengths(self.manifest.documents)
     }

@@ -1,4 +1,4 @@
-//! What can be wrong with a corpus.
+//! Defines the errors of preparing and reading a corpus.
 
 use std::{
     io,
@@ -9,20 +9,20 @@ use ddk_files::FileError;
 
 use crate::Quarantined;
 
-/// An error of the corpus; each says what it is about.
+/// An error in preparing or reading a corpus.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
     /// A file that cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A place of a prepared file that cannot be read.
+    /// A prepared file that cannot be read at some offset.
     #[error("cannot read {} at byte {offset}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Where, in bytes.
+        /// Offset in bytes.
         offset: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A pattern that matches nothing.
@@ -30,27 +30,27 @@ pub enum CorpusError {
     NoFiles {
         /// The domain.
         domain: String,
-        /// The file, folder or glob of the configuration.
+        /// The file, folder or glob from the configuration.
         pattern: String,
     },
-    /// A glob that is not one.
+    /// An invalid glob.
     #[error("domain `{domain}`: `{pattern}` is not a valid pattern: {reason}")]
     BadPattern {
         /// The domain.
         domain: String,
-        /// What was written.
+        /// The pattern.
         pattern: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// Files whose format is not known.
+    /// Files of unknown format.
     #[error("domain `{domain}`: {}", refused(*count, files))]
     UnknownFormat {
         /// The domain.
         domain: String,
-        /// How many files are refused.
+        /// Number of refused files.
         count: usize,
-        /// The first of them.
+        /// The first refused files.
         files: Vec<RefusedFile>,
     },
     /// A domain without enough text.
@@ -61,7 +61,7 @@ pub enum CorpusError {
         /// What it lacks, and what to change.
         what: String,
     },
-    /// More records than allowed could not be used.
+    /// More unusable records than allowed.
     #[error(
         "domain `{domain}`: {bad} of {}{records} records cannot be used, more than corpus.max_bad_fraction = {limit} \
          allows; most are in {}, the first at line {}: {}{}",
@@ -70,20 +70,20 @@ pub enum CorpusError {
     TooManyBad {
         /// The domain.
         domain: String,
-        /// Records that cannot be used.
+        /// Unusable records.
         bad: u64,
         /// Records read.
         records: u64,
-        /// Whether these are all records. Reading stops when the share cannot be met any more.
+        /// Whether these are all records. Reading stops once the limit can no longer be met.
         whole: bool,
-        /// The share allowed.
+        /// Maximum share.
         limit: f64,
-        /// The first of them in the source with the most.
+        /// The first unusable record in the source with the most of them.
         worst: Box<Quarantined>,
-        /// The fields of records that lack the one asked for; empty if none lacks it.
+        /// Fields of the records that lack the required one; empty if none lacks it.
         fields: Vec<String>,
     },
-    /// Files that cannot be read to their end hold more than is allowed.
+    /// Files that cannot be read to their end hold more bytes than allowed.
     #[error(
         "domain `{domain}`: at least {:.1} % of its files' bytes are in files that cannot be read to their end, \
          more than corpus.max_bad_fraction = {limit} allows; the first is {} at line {line}: {reason}",
@@ -92,13 +92,13 @@ pub enum CorpusError {
     TooMuchDamaged {
         /// The domain.
         domain: String,
-        /// Share of the bytes.
+        /// Share of the bytes in such files.
         share: f64,
-        /// The share allowed.
+        /// Maximum share.
         limit: f64,
         /// The first such file.
         path: PathBuf,
-        /// The line, or row, that could not be read.
+        /// The line or row that could not be read.
         line: u64,
         /// What is wrong there.
         reason: String,
@@ -108,10 +108,10 @@ pub enum CorpusError {
     NotPrepared {
         /// The domain.
         domain: String,
-        /// The corpus' folder.
+        /// The corpus folder.
         folder: PathBuf,
     },
-    /// The receiving side of a preparation ended first; its own error is the one that is told.
+    /// The receiving side of a preparation ended first. DDK reports its error instead of this one.
     #[error("the preparation was canceled")]
     Interrupted,
     /// A block of a prepared file that changed after it was written.
@@ -125,7 +125,7 @@ pub enum CorpusError {
         /// Bytes of the block.
         bytes: u64,
     },
-    /// A prepared file that is not as its manifest says.
+    /// A prepared file that does not match its manifest.
     #[error("{}: {reason}", path.display())]
     Damaged {
         /// The file.
@@ -141,7 +141,7 @@ pub enum CorpusError {
         /// What is wrong.
         reason: String,
     },
-    /// Two tokenizers that give one id to two tokens.
+    /// Two tokenizers that assign one id to different tokens.
     #[error("the tokenizers of {} and {} differ: {difference}", teacher.display(), student.display())]
     TokenizersDiffer {
         /// The teacher's folder.
@@ -153,7 +153,7 @@ pub enum CorpusError {
     },
 }
 
-/// A file whose format is not known.
+/// A file of unknown format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedFile {
     /// The file.
@@ -176,7 +176,7 @@ fn refused(count: usize, files: &[RefusedFile]) -> String {
     text
 }
 
-/// What a message adds about the fields that records do have.
+/// The part of a message that names the fields that the records do have.
 pub(crate) fn having(fields: &[String]) -> String {
     match fields {
         [] => String::new(),

@@ -1,7 +1,7 @@
-//! Which format a file has. [`decide`] is the only place where a file's name is judged.
+//! Decides which format a file has. Only [`decide`] judges the name of a file.
 //!
-//! A file that is read in the wrong format trains a model on the wrong text without an error. Therefore a
-//! name that is not known is refused, and the reason says what to do.
+//! A file read in the wrong format would train a model on the wrong text without an error. DDK therefore refuses
+//! unknown names, and the reason says what to do.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ pub(crate) struct Format {
     pub(crate) compression: Compression,
 }
 
-/// Extensions of text and source code, in lower case. A file with one of them is one document, in any letter case.
+/// Extensions of text and source code, in lowercase. A file with one of them, in any letter case, is one document.
 /// docs/corpora.md repeats this table.
 #[rustfmt::skip]
 pub const TEXT_EXTENSIONS: &[&str] = &[
@@ -56,8 +56,7 @@ pub const TEXT_EXTENSIONS: &[&str] = &[
     "cfg", "conf", "ini", "properties", "toml", "yaml", "yml",
 ];
 
-/// Names without an extension that are one document, in lower case. What follows a hyphen does not count:
-/// `LICENSE-MIT`.
+/// Names without an extension that mean one document, in lowercase. DDK ignores what follows a hyphen: `LICENSE-MIT`.
 #[rustfmt::skip]
 pub const TEXT_NAMES: &[&str] = &[
     "authors", "build", "changelog", "changes", "containerfile", "contributing", "contributors",
@@ -67,14 +66,14 @@ pub const TEXT_NAMES: &[&str] = &[
     "workspace",
 ];
 
-/// Compressed and archived files that are not read.
+/// Extensions of compressed and archived files that DDK does not read.
 const OTHER_COMPRESSIONS: &[&str] = &[
     "7z", "br", "bz2", "lz", "lz4", "lzma", "rar", "snappy", "tar", "tbz2", "tgz", "txz", "xz",
     "z", "zip", "zstd",
 ];
 
-/// The format of a file by its name, or why it is refused and what to do. `given` is the domain's `format`:
-/// it overrides the extension, but not the compression.
+/// Returns the format of a file by its name, or why DDK refuses the file and what to do. `given` is the domain's
+/// `format`: it overrides the extension, but not the compression.
 pub(crate) fn decide(path: &Path, given: Option<FileFormat>) -> Result<Format, String> {
     let (compression, inner) = match extension(path) {
         Some("gz") => (Compression::Gzip, path.with_extension("")),
@@ -137,12 +136,12 @@ fn by_name(path: &Path) -> Result<FileFormat, String> {
     }
 }
 
-/// The part after the last dot, if it is UTF-8: a name that is not is refused like one without an extension.
+/// The part after the last dot, if it is UTF-8. Any other name is refused like one without an extension.
 fn extension(path: &Path) -> Option<&str> {
     path.extension()?.to_str()
 }
 
-/// Records are read only under the exact name. Text is text in any letter case.
+/// Extensions of records must match exactly, while text matches in any letter case.
 fn other_case(extension: &str, lower: &str) -> String {
     format!("`.{extension}` is not `.{lower}`: rename it to end in `.{lower}`")
 }

@@ -1,9 +1,10 @@
-//! From sources to sequences: files to documents, documents to token files, token files to sequences of a fixed length.
+//! Turns sources into sequences: files to documents, documents to token files, token files to sequences of a fixed
+//! length.
 //!
-//! [`prepare`] works once and leaves one folder per domain: tokens, document index, sequence index, validation
+//! [`prepare`] runs once and writes one folder per domain: tokens, document index, sequence index, validation
 //! documents, and a manifest of its inputs. Training only reads. [`PreparedDomain`] maps a folder and returns any
 //! sequence in constant time. [`SequenceReader`] returns the sequences of each epoch in an order drawn from (seed,
-//! domain, epoch), so its cursor is two numbers. This crate has no libtorch.
+//! domain, epoch), so its cursor is two numbers. This crate does not depend on libtorch.
 //!
 //! ```
 //! use ddk_corpus::{FileFormat, Template};

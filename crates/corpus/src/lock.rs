@@ -1,4 +1,4 @@
-//! One process prepares in a folder at a time.
+//! Lets only one process at a time prepare in a folder.
 
 use std::{
     fs::{File, TryLockError},
@@ -7,16 +7,16 @@ use std::{
 
 use crate::{CorpusError, Progress};
 
-/// Keeps other processes from preparing in the same folder until it is dropped; it goes with the process.
+/// Locks a folder against other preparing processes until the returned file is dropped or the process ends.
 pub(crate) fn lock(folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, CorpusError> {
     let path = folder.join(".lock");
     let failed = || CorpusError::io("lock", &path);
-    // Another user's need not be writable.
+    // Another user's lock file may not be writable.
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(_) => File::create(&path).map_err(failed())?,
     };
-    // Where a file system has no locks, there is nothing to wait for.
+    // If the file system has no locks, there is nothing to wait for.
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
         progress(Progress {
             waiting: true,

@@ -1,4 +1,4 @@
-//! What a prepared domain was made from, and what it holds.
+//! Describes the inputs and the contents of a prepared domain.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(crate) const MANIFEST: &str = "manifest.json";
-/// Raised when the format, or what it is made by, changes.
+/// Incremented when the format, or the way its contents are produced, changes.
 pub(crate) const FORMAT: u32 = 6;
 /// The files that hold a domain's documents.
 pub(crate) const DATA_FILES: [&str; 8] = [
@@ -29,23 +29,23 @@ pub(crate) const DATA_FILES: [&str; 8] = [
 pub(crate) struct Manifest {
     pub(crate) format: u32,
     pub(crate) made_from: MadeFrom,
-    /// Bytes of a token: 2 or 4.
+    /// Bytes per token: 2 or 4.
     pub(crate) token_bytes: usize,
     pub(crate) tokens: u64,
     pub(crate) documents: u64,
     pub(crate) text_bytes: u64,
     pub(crate) validation_tokens: u64,
     pub(crate) validation_documents: u64,
-    /// Exact duplicates that were left out.
+    /// Exact duplicates left out.
     pub(crate) duplicates: u64,
-    /// Documents that were left out because they are too short.
+    /// Documents left out because they are too short.
     pub(crate) short: u64,
     pub(crate) quarantined: u64,
-    /// The data files. A file that a later format adds gets its blocks' checksums by being listed here.
+    /// The data files. A file that a later format adds gets block checksums if it is listed here.
     pub(crate) files: BTreeMap<String, FileRecord>,
-    /// Bytes of the blocks that have a checksum each.
+    /// Bytes per block; each block has a checksum.
     pub(crate) block_bytes: u64,
-    /// BLAKE3 of the file with the blocks' checksums.
+    /// BLAKE3 of the file with the block checksums.
     pub(crate) checksums_hash: String,
     /// BLAKE3 of the names and hashes of the data files.
     pub(crate) content_hash: String,
@@ -59,7 +59,7 @@ pub(crate) struct FileRecord {
     pub(crate) hash: String,
 }
 
-/// All that the data files depend on.
+/// Everything that the data files depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MadeFrom {
     pub(crate) sources: Vec<SourceFile>,
@@ -70,9 +70,9 @@ pub(crate) struct MadeFrom {
     pub(crate) prompt: Option<String>,
     pub(crate) only: Option<(String, String)>,
     pub(crate) limits: Limits,
-    /// Where a limit leaves documents out: it chooses them.
+    /// The seed that chooses documents; `None` if no limit needs it.
     pub(crate) seed: Option<u64>,
-    /// `Share` or `Count`: the names that manifests have had from the start.
+    /// `Share` or `Count`: manifests have used these names from the start.
     pub(crate) validation_split: String,
     pub(crate) validation_fraction: f64,
     pub(crate) validation_documents: usize,
@@ -80,7 +80,7 @@ pub(crate) struct MadeFrom {
 }
 
 impl MadeFrom {
-    /// What a domain would be made from now.
+    /// Returns the current inputs of a domain.
     pub(crate) fn now(
         options: &PrepareOptions,
         domain: &DomainSource,
@@ -103,7 +103,7 @@ impl MadeFrom {
         })
     }
 
-    /// All files in the order in which they are read, with what their documents are for at first.
+    /// Returns all files in reading order, with the initial use of their documents.
     pub(crate) fn files(&self) -> impl Iterator<Item = (&SourceFile, Use)> {
         let validation = self.validation_sources.iter();
         let train = self.sources.iter();
@@ -112,7 +112,7 @@ impl MadeFrom {
             .chain(train.map(|file| (file, Use::Train)))
     }
 
-    /// The first difference, in words.
+    /// Describes the first difference in words.
     pub(crate) fn difference(&self, now: &Self) -> Option<String> {
         if self.tokenizer_hash != now.tokenizer_hash {
             return Some("the tokenizer has changed".to_owned());
@@ -178,7 +178,7 @@ impl Manifest {
         self.made_from.prompt.is_some()
     }
 
-    /// The manifest of a prepared domain; `None` where there is none.
+    /// Reads the manifest of a prepared domain; `None` if there is none.
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>, CorpusError> {
         let path = folder.join(MANIFEST);
         if !path.exists() {
@@ -187,7 +187,7 @@ impl Manifest {
         let text = fs::read_to_string(&path).map_err(CorpusError::io("read", &path))?;
         let damaged = |error: serde_json::Error| CorpusError::damaged(&path, error.to_string());
         let manifest: Value = serde_json::from_str(&text).map_err(damaged)?;
-        // What another version wrote cannot be read, and is prepared again.
+        // This version cannot read the manifest of another version. DDK prepares such a domain again.
         if manifest["format"] != FORMAT {
             return Ok(None);
         }

@@ -1,4 +1,4 @@
-//! What is to be prepared, and how far it is.
+//! Defines the options and the progress of a preparation.
 
 use std::{fmt, path::PathBuf};
 
@@ -7,76 +7,76 @@ use serde::{Deserialize, Serialize};
 
 use crate::DomainSource;
 
-/// What is to be prepared, and how.
+/// What to prepare, and how.
 #[derive(Debug, Clone)]
 pub struct PrepareOptions {
-    /// Where the prepared domains are, one folder each.
+    /// The folder of the prepared domains, with one folder per domain.
     pub folder: PathBuf,
     /// The domains.
     pub domains: Vec<DomainSource>,
-    /// How documents are put into rows.
+    /// How documents are packed into sequences.
     pub packing: Packing,
-    /// Tokens of a row.
+    /// Tokens per sequence.
     pub sequence_length: usize,
-    /// Chooses the documents where a limit leaves some out.
+    /// The seed that chooses documents if a limit leaves some out.
     pub seed: u64,
-    /// How documents are set aside for validation, where a domain has no files of its own for it.
+    /// How to set documents aside for validation if a domain has no validation files.
     pub validation_split: ValidationSplit,
-    /// Share of the documents that is set aside, by a hash of their content.
+    /// Share of the documents to set aside, by a hash of their content.
     pub validation_fraction: f64,
-    /// Maximum validation documents per domain; by share, those over it are used for nothing.
+    /// Maximum number of validation documents per domain. With `Fraction`, documents beyond it are not used at all.
     pub validation_documents: usize,
-    /// Share of records that may be unusable.
+    /// Maximum share of unusable records.
     pub max_bad_fraction: f64,
-    /// Bytes of text that are tokenized at a time: enough for all cores, little memory.
+    /// Bytes of text to tokenize at a time: enough to use all cores, with little memory.
     pub batch_bytes: u64,
 }
 
-/// How documents become rows of a fixed length.
+/// How documents become sequences of a fixed length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
-    /// Documents joined by their end tokens and cut at the length; a row is one text.
+    /// Documents joined by their end tokens and cut at the sequence length; each sequence is one text.
     Concat,
-    /// The same rows, but the documents in a row see nothing of each other.
+    /// The same sequences, but attention does not cross documents.
     ConcatMasked,
-    /// Whole documents put together with little padding, long ones split; they see nothing of each other.
+    /// Whole documents packed with little padding, long ones split; attention does not cross documents.
     BestFit,
 }
 
 impl Packing {
-    /// Whether the documents in a row see nothing of each other.
+    /// Whether attention stays within each document of a sequence.
     pub(crate) fn separates(self) -> bool {
         self != Self::Concat
     }
 }
 
-/// The name in configurations, and in the names of files.
+/// The name in configurations and file names.
 impl fmt::Display for Packing {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(formatter)
     }
 }
 
-/// How documents are set aside for validation.
+/// How to set documents aside for validation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ValidationSplit {
-    /// Those whose hash falls into a fraction.
+    /// The documents whose hash falls into a fraction.
     Fraction,
-    /// A number of them, those with the smallest hashes.
+    /// A number of documents: those with the smallest hashes.
     Count,
 }
 
-/// How far it is.
+/// The progress of a preparation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether nothing is done yet, because another process prepares in the same folder.
+    /// Whether the call is still waiting for another process that prepares in the same folder.
     pub waiting: bool,
     /// The domain.
     pub domain: String,
     /// Bytes of text tokenized.
     pub bytes: u64,
-    /// Of how many.
+    /// Total bytes of text.
     pub total_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! Rows: how documents are packed into sequences of a fixed length.
+//! Packs documents into sequences of a fixed length, and stores the result in a row index.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,21 +15,21 @@ use crate::{
     store::{Numbers, Tokens},
 };
 
-/// The row index: for each row its spans, so that any packing is read alike. The file holds, as little-endian
-/// u64, the number of rows, for each row the number of spans before it (and the total), then three numbers a
-/// span; then the checksum of each block of these numbers, and the BLAKE3 hash of the checksums.
+/// The row index lists the spans of each sequence, so that every packing is read alike. The file holds, as
+/// little-endian u64: the number of sequences; for each sequence the number of spans before it (and the total); three
+/// numbers per span. The checksum of each block of these numbers follows, then the BLAKE3 hash of the checksums.
 #[derive(Debug)]
 pub(crate) struct RowIndex {
     numbers: Numbers,
     pub(crate) rows: u64,
 }
 
-/// The file of a row index.
+/// Path of a row index.
 pub(crate) fn index_file(folder: &Path, packing: Packing, sequence_length: usize) -> PathBuf {
     folder.join(format!("rows-{packing}-{sequence_length}.bin"))
 }
 
-/// Writes a row index; returns the number of rows.
+/// Writes a row index and returns the number of sequences.
 pub(crate) fn write_index(
     path: &Path,
     packing: Packing,
@@ -61,11 +61,11 @@ pub(crate) fn write_index(
     Ok(count)
 }
 
-/// For each row the number of spans before it, and the total; then all spans.
+/// For each sequence the number of spans before it, and the total; then all spans.
 type Packed = (Vec<u64>, Vec<Span>);
 
-/// All documents one after the other (each with its end token), cut every `length` tokens. A last row of a
-/// single token predicts nothing and is left out.
+/// Joins all documents (each with its end token) and cuts them every `length` tokens. A last sequence of a single
+/// token predicts nothing and is left out.
 fn concat(
     documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
     length: u64,
@@ -98,9 +98,9 @@ fn concat(
     Ok((rows, spans))
 }
 
-/// Documents (long ones cut every `length` tokens) by falling length, each into the row where it leaves the
-/// least room, or a new one. A rest of one token is dropped where it stays alone in a row: it predicts
-/// nothing.
+/// Packs documents (long ones cut every `length` tokens) in order of decreasing length. Each piece goes into the
+/// sequence where it leaves the least room, or into a new one. A piece of one token that stays alone in a sequence is
+/// dropped, because it predicts nothing.
 fn best_fit(
     documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
     length: u64,
@@ -126,7 +126,7 @@ fn best_fit(
             piece.offset,
         )
     });
-    // Rows by the room that they have left, the oldest first.
+    // Sequences by their remaining room, the oldest first.
     let mut open: BTreeMap<u64, VecDeque<usize>> = BTreeMap::new();
     let mut packed: Vec<Vec<Span>> = Vec::new();
     for piece in pieces {
@@ -162,7 +162,7 @@ fn best_fit(
 }
 
 impl RowIndex {
-    /// Whether a file is a row index, by its name.
+    /// Whether a file is a row index, judging by its name.
     pub(crate) fn is_one(path: &Path) -> bool {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("rows-") && name.ends_with(".bin")
@@ -199,7 +199,7 @@ impl RowIndex {
         Ok(Self { numbers, rows })
     }
 
-    /// The spans of a row, in constant time.
+    /// Returns the spans of a sequence, in constant time.
     pub(crate) fn spans(&self, row: u64) -> Result<Vec<Span>, CorpusError> {
         let ends = self.numbers.u64s(1 + row, 2)?;
         let count = ends[1].checked_sub(ends[0]).filter(|_| row < self.rows);

@@ -1,9 +1,9 @@
-//! Rows of Parquet files as JSON records.
+//! Converts rows of Parquet files to JSON records.
 
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-/// A row as a JSON object; what is neither text, number, truth value nor a group of such is null.
+/// Converts a row to a JSON object. Values other than text, numbers, Booleans, and groups of these become null.
 pub(crate) fn record(row: &Row) -> Value {
     let fields = row.get_column_iter();
     let fields = fields.map(|(name, field)| (name.clone(), value(field)));

@@ -1,4 +1,4 @@
-//! Sources into prepared folders.
+//! Turns sources into prepared folders, and verifies these folders.
 
 use std::fs;
 
@@ -14,20 +14,20 @@ use crate::{
     writing,
 };
 
-/// What a prepared domain holds.
+/// The counts of a prepared domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainReport {
     /// The domain.
     pub domain: String,
-    /// Whether it was made now, or found as it should be.
+    /// Whether this call prepared the domain; false if it was already prepared.
     pub prepared: bool,
-    /// Documents to train on.
+    /// Training documents.
     pub documents: u64,
     /// Their tokens.
     pub tokens: u64,
     /// Bytes of their text.
     pub text_bytes: u64,
-    /// Rows of a pass.
+    /// Sequences per epoch.
     pub rows: u64,
     /// Validation documents.
     pub validation_documents: u64,
@@ -35,7 +35,7 @@ pub struct DomainReport {
     pub duplicates: u64,
     /// Documents left out because they are too short.
     pub short: u64,
-    /// Records that could not be used.
+    /// Unusable records.
     pub quarantined: u64,
 }
 
@@ -54,7 +54,7 @@ pub fn prepare(
     force: bool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<DomainReport>, CorpusError> {
-    // What is prepared may lie where nobody may write.
+    // The prepared folder may be read-only.
     if !force && stale(options, tokenizer)?.is_empty() {
         return as_prepared(options, progress);
     }
@@ -67,8 +67,8 @@ pub fn prepare(
         .collect()
 }
 
-/// Reports on the domains as they are prepared, even if their sources have changed. Writes only row indexes that are
-/// missing; if another process is preparing in the same folder, it waits for that process first.
+/// Reports on the domains as they are prepared, even if their sources have changed. Writes only missing row indexes;
+/// for that, it first waits for any other process that is preparing in the same folder.
 ///
 /// # Errors
 /// If a domain is not prepared or has no text for a single sequence, or if a file cannot be read or written or is
@@ -99,7 +99,7 @@ fn read_manifest(options: &PrepareOptions, domain: &DomainSource) -> Result<Mani
     })
 }
 
-/// The caller holds the lock.
+/// The caller must hold the lock.
 fn prepare_domain(
     options: &PrepareOptions,
     domain: &DomainSource,
@@ -120,7 +120,7 @@ fn prepare_domain(
     report(options, domain, &manifest, prepared)
 }
 
-/// What a prepared domain holds. Its row index is made if it is missing; the caller then holds the lock.
+/// Reports on a prepared domain. Writes its row index if it is missing; the caller must then hold the lock.
 fn report(
     options: &PrepareOptions,
     domain: &DomainSource,

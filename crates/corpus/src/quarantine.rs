@@ -1,4 +1,4 @@
-//! Records that cannot be used.
+//! Counts and lists the unusable records of a domain.
 
 use std::path::{Path, PathBuf};
 
@@ -8,11 +8,11 @@ use crate::CorpusError;
 
 /// The list of a domain's unusable records, in its prepared folder.
 pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
-/// Unusable records of a file that are listed. All are counted.
+/// Maximum number of unusable records listed per file. All of them are counted.
 pub const QUARANTINED_PER_FILE: usize = 100;
-/// Records after which a domain is given up if all were unusable and nobody knows how many follow.
+/// Number of records after which reading stops if all were unusable and the number of remaining records is unknown.
 const ALL_BAD: u64 = 10_000;
-/// Fields that an error names at most.
+/// Maximum number of fields that an error names.
 const FIELDS: usize = 12;
 
 /// A line of `quarantine.jsonl`.
@@ -24,15 +24,15 @@ pub struct Quarantined {
     pub file: PathBuf,
     /// The line, from 1.
     pub line: u64,
-    /// Why it cannot be used.
+    /// Why the record is unusable.
     pub reason: String,
 }
 
-/// Why a record cannot be used.
+/// Why a record is unusable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unusable {
     pub(crate) reason: String,
-    /// The fields that it has, if it lacks the one asked for.
+    /// The fields of the record, if it lacks the required one.
     pub(crate) fields: Vec<String>,
 }
 
@@ -45,33 +45,34 @@ impl From<String> for Unusable {
     }
 }
 
-/// Counts a domain's unusable records and keeps the first of each file. Its memory does not grow with their number.
+/// Counts a domain's unusable records and keeps the first ones of each file. Its memory use does not grow with their
+/// number.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
     pub(crate) list: Vec<Quarantined>,
     pub(crate) bad: u64,
     pub(crate) records: u64,
-    /// Of all files.
+    /// Bytes of all files.
     pub(crate) bytes: u64,
-    /// Of the files that could not be read to their end: how many records are lost there nobody knows.
+    /// Bytes of the files that could not be read to their end. The number of records lost in them is unknown.
     pub(crate) damaged_bytes: u64,
-    /// The first such place.
+    /// The place where the first such file could not be read.
     damaged: Option<Quarantined>,
-    /// Bad records of the file that is being read, and where its first is in the list.
+    /// Number of bad records in the current file, and the index in the list of its first one.
     current: (u64, usize),
-    /// The same of the file with most of them.
+    /// The same for the file with the most bad records.
     worst: (u64, usize),
-    /// The fields of records that lack the one asked for.
+    /// The fields of records that lack the required one.
     fields: Vec<String>,
 }
 
 impl Quarantine {
-    /// The next records are of another file.
+    /// Starts the next file.
     pub(crate) fn begin_file(&mut self) {
         self.current = (0, self.list.len());
     }
 
-    /// Takes a record that cannot be used. `lost`: bytes of its file, if nothing of it can be read from here on.
+    /// Adds an unusable record. `lost`: bytes of its file, if the rest of the file cannot be read.
     pub(crate) fn add(
         &mut self,
         domain: &str,
@@ -109,8 +110,8 @@ impl Quarantine {
         }
     }
 
-    /// Whether too much is lost already, however good all that follows is. `more`: at most so many records
-    /// follow; `None` if nobody knows.
+    /// Whether too much is lost already, even if all remaining records are good. `more`: returns the maximum number
+    /// of remaining records; `None` if unknown.
     pub(crate) fn is_hopeless(&self, limit: f64, more: impl FnOnce() -> Option<u64>) -> bool {
         if self.too_much_damaged(limit) {
             return true;
@@ -132,9 +133,8 @@ impl Quarantine {
         self.damaged_bytes as f64 > limit * self.bytes as f64
     }
 
-    /// Fails if more than `limit` of the records are bad, and names the source with most of them; and if more
-    /// than that of the files' bytes are in files that are cut or damaged. `whole`: whether all files were
-    /// read.
+    /// Fails if more than `limit` of the records are bad, and names the source with the most of them. Also fails if
+    /// more than `limit` of the bytes are in files that are cut or damaged. `whole`: whether all files were read.
     pub(crate) fn check(&self, domain: &str, limit: f64, whole: bool) -> Result<(), CorpusError> {
         if let (true, Some(entry)) = (self.too_much_damaged(limit), &self.damaged) {
             return Err(CorpusError::TooMuchDamaged {

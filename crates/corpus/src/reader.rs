@@ -1,4 +1,4 @@
-//! The rows of a domain in the order of its passes.
+//! Reads the sequences of a domain epoch by epoch, each epoch in its own order.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CorpusError, PreparedDomain, Sequence};
 
-/// A place in the endless sequence of a domain's passes. All there is to save about it.
+/// A position in the endless series of a domain's epochs. This is the entire state to save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Cursor {
-    /// The epoch over the domain, from 0.
+    /// The epoch of the domain, from 0.
     pub epoch: u64,
-    /// The next position in the pass's order.
+    /// The next position in the epoch's order.
     pub index: u64,
 }
 
 impl Cursor {
-    /// The cursor after `count` more rows of a domain of `rows` rows.
+    /// Returns the cursor after `count` more sequences of a domain with `rows` sequences.
     pub fn advance(self, rows: u64, count: u64) -> Self {
         let position =
             u128::from(self.epoch) * u128::from(rows) + u128::from(self.index) + u128::from(count);
@@ -28,13 +28,13 @@ impl Cursor {
         }
     }
 
-    /// Passes over a domain of `rows` rows so far (1.5: half-way through the second).
+    /// Epochs of a domain with `rows` sequences so far (1.5: halfway through the second).
     pub fn passes(self, rows: u64) -> f64 {
         self.epoch as f64 + self.index as f64 / rows.max(1) as f64
     }
 }
 
-/// A sequence as it is drawn for training.
+/// A sequence drawn for training.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Index of its domain in the run's list.
@@ -47,8 +47,8 @@ pub struct Sample {
     pub sequence: Sequence,
 }
 
-/// Reads a domain's rows from a cursor on. Each epoch has all rows once, in an order of its own drawn from
-/// (seed, domain, epoch); a domain that runs out starts its next pass.
+/// Reads a domain's sequences from a cursor on. Each epoch has every sequence once, in its own order drawn from
+/// (seed, domain, epoch). At the end of an epoch, the next one starts.
 #[derive(Debug)]
 pub struct SequenceReader {
     domain: Arc<PreparedDomain>,
@@ -59,7 +59,7 @@ pub struct SequenceReader {
 }
 
 impl SequenceReader {
-    /// A reader that gives the row at `cursor` first. `number`: the domain's index in the run's list.
+    /// Creates a reader that starts with the sequence at `cursor`. `number`: the domain's index in the run's list.
     pub fn new(domain: Arc<PreparedDomain>, number: u16, seed: u64, cursor: Cursor) -> Self {
         let order = Self::order(&domain, seed, cursor.epoch);
         Self {

@@ -1,4 +1,4 @@
-//! A look at a source's records, without reading all of them.
+//! Inspects a source's records without preparing them.
 
 use std::{collections::BTreeSet, ops::ControlFlow};
 
@@ -6,7 +6,7 @@ use crate::{
     CorpusError, DomainSource, FileFormat, Quarantined, Template, documents::read, error::having,
 };
 
-/// Records that a sample has at most.
+/// Maximum number of records in a sample.
 const RECORDS: u64 = 100;
 /// Bytes of text after which a sample ends.
 const BYTES: u64 = 16 << 20;
@@ -14,18 +14,18 @@ const BYTES: u64 = 16 << 20;
 /// The first records of a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FirstRecords {
-    /// How many were read.
+    /// Number of records read.
     pub records: u64,
-    /// How many of these cannot be used.
+    /// Number of unusable records.
     pub bad: u64,
-    /// The first of these.
+    /// The first unusable record.
     pub first_bad: Option<Quarantined>,
-    /// The fields of the first record that lacks the one asked for.
+    /// The fields of the first record that lacks the required one.
     pub fields: Vec<String>,
 }
 
 impl FirstRecords {
-    /// Why none of a source's first records can be used; `None` if some can.
+    /// Returns why none of a source's first records is usable; `None` if some are.
     pub fn problem(&self, domain: &str) -> Option<String> {
         match &self.first_bad {
             _ if self.records == 0 => Some(format!(
@@ -80,7 +80,7 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
     Ok(sample)
 }
 
-/// The text of a source's first record that has one.
+/// Returns the text of a source's first record that has one.
 ///
 /// # Errors
 /// As for [`sample`].
@@ -104,7 +104,7 @@ pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusErr
     Ok(found)
 }
 
-/// The values that a field has in the records of a source, sorted.
+/// Returns the values of a field in the records of a source, sorted.
 ///
 /// # Errors
 /// As for [`sample`].

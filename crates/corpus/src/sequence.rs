@@ -1,22 +1,22 @@
-//! The unit that models train on and are evaluated on.
+//! Defines the sequence, the unit of training and evaluation.
 
 use std::{iter, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-/// A stretch of a document in a sequence.
+/// A contiguous part of a document in a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The document's number in the prepared domain.
     pub document: u64,
-    /// Its first token in the document.
+    /// Offset of the first token in the document.
     pub offset: u64,
     /// Number of tokens.
     pub tokens: u64,
 }
 
-/// Token ids, and what a model needs to know to learn from them. A training sequence has at most
-/// `sequence_length` tokens of one or more documents; a validation sequence is the start of one document.
+/// Token ids, and what a model needs to know to train on them. A training sequence has at most `sequence_length`
+/// tokens of one or more documents; a validation sequence is the start of one document.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
     /// Its number in the domain's row index, or among the validation documents.
@@ -25,9 +25,9 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// Lengths of the documents that do not attend to each other; empty if all tokens are one text.
     pub document_lengths: Vec<u32>,
-    /// Places of tokens that no loss predicts (prompts).
+    /// Positions of tokens that no loss predicts (prompts).
     pub masked: Vec<Range<u64>>,
-    /// Where the tokens of a training sequence come from, in their order.
+    /// Where the tokens of a training sequence come from, in order.
     pub spans: Vec<Span>,
 }
 
@@ -43,8 +43,8 @@ impl From<Vec<u32>> for Sequence {
 impl Sequence {
     /// Identity of the content: a BLAKE3 hash of the document lengths and the tokens.
     ///
-    /// The output of a causal model at each place depends on nothing else, so this is the key to store it by. It
-    /// does not depend on epoch, order of arrival, packing or loss mask.
+    /// The output of a causal model at each position depends on nothing else, so this hash is the key to store it
+    /// under. The hash does not depend on epoch, order of arrival, packing or loss mask.
     pub fn id(&self) -> [u8; 32] {
         let mut hash = blake3::Hasher::new();
         hash.update(&(self.document_lengths.len() as u64).to_le_bytes());
@@ -54,8 +54,8 @@ impl Sequence {
         *hash.finalize().as_bytes()
     }
 
-    /// Places of the tokens that are predicted, in order: all but the first of the sequence, the first of each
-    /// document, and the masked ones. The place before a target makes the prediction.
+    /// Positions of the predicted tokens, in order: all but the first of the sequence, the first of each document,
+    /// and the masked ones. The position before a target makes the prediction.
     pub fn targets(&self) -> impl Iterator<Item = usize> + use<> {
         let mut predicted = vec![true; self.tokens.len()];
         let starts = self.document_lengths.iter().scan(0, |next, length| {
@@ -74,7 +74,7 @@ impl Sequence {
         places.filter_map(|(place, predicted)| predicted.then_some(place))
     }
 
-    /// Number of tokens that are predicted.
+    /// Number of predicted tokens.
     pub fn num_targets(&self) -> u64 {
         self.targets().count() as u64
     }

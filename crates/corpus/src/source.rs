@@ -1,4 +1,4 @@
-//! The files of a domain.
+//! Finds the source files of a domain.
 
 use std::{
     fs,
@@ -19,41 +19,41 @@ use crate::{
 pub struct DomainSource {
     /// The domain's name.
     pub name: String,
-    /// Files, folders (walked) or globs. Each `.jsonl` line and each `.parquet` row is a record; a file with
-    /// an extension of text or source code is one document. All but Parquet may be compressed: `.gz`, `.zst`.
-    /// Other files are refused. Hidden files are skipped unless they are named.
+    /// Files, folders (searched recursively) or globs. Each `.jsonl` line and each `.parquet` row is a record; a file
+    /// with an extension of text or source code is one document. All but Parquet may be compressed: `.gz`, `.zst`.
+    /// DDK refuses other files. It skips hidden files unless they are named.
     pub files: Vec<String>,
-    /// Files of validation documents. Where there are none, documents are set aside by a hash of their content.
+    /// Files of validation documents. If there are none, documents are set aside by a hash of their content.
     pub validation_files: Vec<String>,
-    /// The format of all files, whatever their names say; `None`: each file's extension decides.
+    /// The format of all files, regardless of their names. `None`: each file's extension decides.
     pub format: Option<FileFormat>,
-    /// The text of a record.
+    /// Template for the text of a record.
     pub text: Template,
-    /// The part of a record that comes before the text, and need not be learned.
+    /// Template for the prompt: the part of a record that comes before the text and need not be learned.
     pub prompt: Option<Template>,
-    /// Only records whose field has this value are of the domain: field and value.
+    /// Field and value: only records whose field has this value belong to the domain.
     pub only: Option<(String, String)>,
-    /// What is taken of it.
+    /// Limits on the text that DDK uses.
     pub limits: Limits,
 }
 
-/// What is taken of a domain.
+/// Limits on the text that DDK uses of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Maximum bytes of text to train on.
     pub bytes: Option<u64>,
     /// Maximum number of documents to train on.
     pub documents: Option<u64>,
-    /// Maximum number of tokens to train on: the first ones in the order of the files.
+    /// Maximum number of tokens to train on: the first ones in file order.
     pub tokens: Option<u64>,
-    /// Shorter documents, in bytes, are left out.
+    /// Minimum bytes of a document; DDK leaves out shorter ones.
     pub shortest: u64,
-    /// Longer documents, in bytes, are quarantined.
+    /// Maximum bytes of a document; DDK quarantines longer ones.
     pub longest: u64,
 }
 
 impl Limits {
-    /// Whether documents are chosen from, by the seed. (The first tokens are taken in order.)
+    /// Whether the seed chooses documents. (A limit on tokens takes the first ones instead.)
     pub(crate) fn chooses(&self) -> bool {
         self.bytes.is_some() || self.documents.is_some()
     }
@@ -78,11 +78,10 @@ pub(crate) struct SourceFile {
     pub(crate) bytes: u64,
     /// Nanoseconds since 1970.
     pub(crate) modified: u64,
-    /// How it is read.
     pub(crate) format: Format,
 }
 
-/// What becomes of a document.
+/// What DDK uses a document for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
     Train,
@@ -90,16 +89,16 @@ pub(crate) enum Use {
     Nothing,
 }
 
-/// Refused files that an error lists by name.
+/// Maximum number of refused files that an error names.
 const LISTED: usize = 5;
 
 impl DomainSource {
-    /// The files to train on, sorted by path, each once.
+    /// Returns the training files, sorted by path, without duplicates.
     pub(crate) fn expand(&self) -> Result<Vec<SourceFile>, CorpusError> {
         self.matches(&self.files)
     }
 
-    /// The files of validation documents.
+    /// Returns the validation files in the same way.
     pub(crate) fn expand_validation(&self) -> Result<Vec<SourceFile>, CorpusError> {
         self.matches(&self.validation_files)
     }
@@ -112,7 +111,7 @@ impl DomainSource {
             if path.exists() {
                 walk(path, &mut paths)?;
             } else {
-                // As in a walk, hidden files are skipped.
+                // Skip hidden files, as `walk` does.
                 let options = glob::MatchOptions {
                     require_literal_leading_dot: true,
                     ..glob::MatchOptions::new()
@@ -141,7 +140,8 @@ impl DomainSource {
         self.with_formats(paths)
     }
 
-    /// Each file with its format. All are judged before any is read, so that one error lists what is refused.
+    /// Pairs each file with its format. Checks all files before any is read, so that one error covers all refused
+    /// files.
     fn with_formats(&self, paths: Vec<PathBuf>) -> Result<Vec<SourceFile>, CorpusError> {
         let (mut files, mut refused, mut count) = (Vec::with_capacity(paths.len()), Vec::new(), 0);
         for path in paths {
@@ -183,7 +183,7 @@ impl SourceFile {
     }
 }
 
-/// A file itself, or all files below a folder; hidden ones are left out.
+/// Collects a file, or all files below a folder except hidden ones.
 fn walk(path: &Path, found: &mut Vec<PathBuf>) -> Result<(), CorpusError> {
     if path.is_file() {
         found.push(path.to_owned());

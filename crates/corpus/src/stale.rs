@@ -1,4 +1,4 @@
-//! Which domains are not prepared as they should be.
+//! Finds the domains that are not prepared as the options ask.
 
 use crate::{
     CorpusError, PrepareOptions, TokenizerFolder,
@@ -13,7 +13,7 @@ pub struct Stale {
     pub domain: String,
     /// What is missing, or has changed.
     pub reason: String,
-    /// The content's hash of what is prepared in its place, and would be gone.
+    /// Content hash of the prepared domain that preparing again would replace.
     pub replaces: Option<String>,
 }
 

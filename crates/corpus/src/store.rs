@@ -1,4 +1,4 @@
-//! Tokens and document ends in files: written in a stream, read piece by piece.
+//! Writes tokens and document ends to files as a stream, and reads them piece by piece.
 
 use std::{
     fs::File,
@@ -24,7 +24,7 @@ pub(crate) struct NumberWriter {
 }
 
 impl NumberWriter {
-    /// Continues after the first `length` bytes of a file and cuts off the rest.
+    /// Opens a file to append after its first `length` bytes, and cuts off the rest.
     pub(crate) fn open_at(path: PathBuf, length: u64) -> Result<Self, CorpusError> {
         ddk_files::step("open", &path);
         let failed = || CorpusError::io("write", &path);
@@ -55,7 +55,7 @@ impl NumberWriter {
             .map_err(CorpusError::io("write", &self.path))
     }
 
-    /// Makes what was written durable.
+    /// Makes all written bytes durable.
     pub(crate) fn sync(&mut self) -> Result<(), CorpusError> {
         self.out
             .flush()
@@ -69,13 +69,13 @@ impl NumberWriter {
 /// The two files of a loss mask.
 #[derive(Debug)]
 struct Masked<T> {
-    /// First token and end of each range, counted from the document's start.
+    /// Start and end of each range, counted from the document's start.
     ranges: T,
     /// The number of ranges before each document, and the total.
     ends: T,
 }
 
-/// What a [`TokenWriter`] has written.
+/// How much a [`TokenWriter`] has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Written {
     pub(crate) tokens: u64,
@@ -84,9 +84,9 @@ pub(crate) struct Written {
     pub(crate) masked: u64,
 }
 
-/// Documents' tokens and the place where each document ends: `tokens.bin` and `documents.bin`, both behind a prefix.
-/// With a loss mask also the ranges of tokens in each document that are not to be predicted, and the number of ranges
-/// up to its end: `masked.bin` and `masked-documents.bin`.
+/// Writes `tokens.bin` (the tokens of documents) and `documents.bin` (where each document ends), with a prefix before
+/// both names. With a loss mask, also writes `masked.bin` (the token ranges in each document that are not to be
+/// predicted) and `masked-documents.bin` (the number of ranges up to the document's end).
 pub(crate) struct TokenWriter {
     tokens: NumberWriter,
     documents: NumberWriter,
@@ -96,7 +96,7 @@ pub(crate) struct TokenWriter {
 }
 
 impl TokenWriter {
-    /// Continues after what was written. `width`: bytes of a token, 2 or 4.
+    /// Continues after `written`. `width`: bytes per token, 2 or 4.
     pub(crate) fn open(
         folder: &Path,
         prefix: &str,
@@ -161,14 +161,14 @@ impl TokenWriter {
     }
 }
 
-/// A file of little-endian numbers that stays open. It is read, not mapped: a disk that cannot be read is an
-/// error that names file and offset, where a map would kill the process. What is read often is in the
-/// system's cache either way. The first time that a block is read, it is compared with its checksum.
+/// An open file of little-endian numbers. It is read, not mapped: if the disk fails, a read returns an error with
+/// file and offset, while a map would kill the process. The system caches frequent reads either way. The first read
+/// of a block compares it with its checksum.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     path: PathBuf,
     file: File,
-    /// Bytes of the numbers: the file's length, but for a row index, whose checksums follow.
+    /// Bytes of the numbers. This is the length of the file, except for a row index, where checksums follow.
     pub(crate) length: u64,
     blocks: Blocks,
 }
@@ -192,7 +192,7 @@ impl Numbers {
         Ok(Self::of_file(path, file, bytes, blocks))
     }
 
-    /// The first `length` bytes of an open file.
+    /// Wraps the first `length` bytes of an open file.
     pub(crate) fn of_file(path: &Path, file: File, length: u64, blocks: Blocks) -> Self {
         Self {
             path: path.to_owned(),
@@ -202,14 +202,13 @@ impl Numbers {
         }
     }
 
-    /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// `count` bytes from `offset` on.
+    /// Returns `count` bytes from `offset` on.
     pub(crate) fn bytes(&self, offset: u64, count: usize) -> Result<Vec<u8>, CorpusError> {
-        // Before anything is allocated: a number that was read may be anything.
+        // Check before allocating: the offset and the count may come from damaged data.
         let end = offset
             .checked_add(count as u64)
             .filter(|end| *end <= self.length);
@@ -223,7 +222,7 @@ impl Numbers {
         if blocks.clone().all(|block| self.blocks.is_verified(block)) {
             return self.raw(offset, count);
         }
-        // What is returned comes from the very bytes that were compared.
+        // Return the same bytes that were compared.
         let mut bytes = Vec::with_capacity(count);
         for block in blocks {
             let start = block * BLOCK_BYTES;
@@ -268,7 +267,7 @@ impl Numbers {
         }
     }
 
-    /// `count` numbers from the `index`th on.
+    /// Returns `count` numbers from number `index` on.
     pub(crate) fn u64s(&self, index: u64, count: usize) -> Result<Vec<u64>, CorpusError> {
         let bytes = self.bytes(8 * index, 8 * count)?;
         let (numbers, _) = bytes.as_chunks::<8>();
@@ -279,7 +278,7 @@ impl Numbers {
     }
 }
 
-/// Document ends that are read at a time, where all are gone through.
+/// Number of document ends per read when iterating over all documents.
 const ENDS_AT_A_TIME: u64 = 1 << 14;
 
 /// Documents as [`TokenWriter`] wrote them.
@@ -287,13 +286,13 @@ const ENDS_AT_A_TIME: u64 = 1 << 14;
 pub(crate) struct Tokens {
     tokens: Numbers,
     ends: Numbers,
-    /// The ranges of tokens that are not to be predicted; none without a loss mask.
+    /// Token ranges that are not to be predicted; `None` without a loss mask.
     masks: Option<Masked<Numbers>>,
     width: usize,
 }
 
 impl Tokens {
-    /// `prefix`: "" for what is trained on, "validation-" for what is not.
+    /// `prefix`: "" for training documents, "validation-" for validation documents.
     pub(crate) fn open(
         folder: &Path,
         prefix: &str,
@@ -327,7 +326,7 @@ impl Tokens {
         })
     }
 
-    /// The ranges of a document's tokens that are not to be predicted.
+    /// Returns the token ranges of a document that are not to be predicted.
     pub(crate) fn masked(&self, document: u64) -> Result<Vec<Range<u64>>, CorpusError> {
         let Some(masked) = &self.masks else {
             return Ok(Vec::new());
@@ -339,13 +338,13 @@ impl Tokens {
         Ok(ranges.iter().map(|&[start, end]| start..end).collect())
     }
 
-    /// Where a document starts and ends, in tokens.
+    /// Returns the start and the end of a document, in tokens.
     pub(crate) fn bounds(&self, document: u64) -> Result<(u64, u64), CorpusError> {
         let ends = self.ends.u64s(document, 2)?;
         Ok((ends[0], ends[1]))
     }
 
-    /// The length of each document, in order.
+    /// Returns the length of each document, in order.
     pub(crate) fn lengths(
         &self,
         documents: u64,
@@ -370,7 +369,7 @@ impl Tokens {
         })
     }
 
-    /// The tokens `start..start + count`.
+    /// Returns the tokens `start..start + count`.
     pub(crate) fn slice(&self, start: u64, count: u64) -> Result<Vec<u32>, CorpusError> {
         let width = self.width;
         let bytes = self
@@ -397,7 +396,7 @@ mod tests {
         let ranges: [&[Range<u64>]; 3] = [&[0..2, 3..4], &[], &[1..2, 3..5]];
         let mut written = Written::default();
         for masked in ranges {
-            // Reopened as after an interruption.
+            // Reopen the files, as after an interruption.
             let mut out = TokenWriter::open(folder, "", 2, true, written).unwrap();
             let document = EncodedDocument {
                 tokens: vec![7; 5],

@@ -1,4 +1,4 @@
-//! The first reading of a domain: which documents there are, and what becomes of each.
+//! Reads a domain for the first time, to find its documents and decide how to use each of them.
 
 use std::{cell::OnceCell, collections::HashSet, ops::ControlFlow};
 
@@ -9,7 +9,7 @@ use crate::{
     source::{SourceFile, Use},
 };
 
-/// A document as the first reading sees it: 24 bytes, so that a hundred million of them fit.
+/// A document as the first reading records it. It takes 24 bytes, so that a hundred million fit in memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(crate) hash: [u8; 16],
@@ -18,10 +18,10 @@ pub(crate) struct Seen {
 }
 
 pub(crate) struct Survey {
-    /// In the order in which they are read: the files of validation documents first.
+    /// In reading order: documents of validation files come first.
     pub(crate) documents: Vec<Seen>,
     pub(crate) duplicates: u64,
-    /// Left out because they are shorter than the limit.
+    /// Number of documents left out because they are shorter than the limit.
     pub(crate) short: u64,
     pub(crate) quarantine: Quarantine,
 }
@@ -52,7 +52,7 @@ pub(crate) fn survey(
                 Ok(document) => {
                     let (hash, bytes) = (document.hash(), document.bytes());
                     let short = bytes < domain.limits.shortest;
-                    // What validation holds is never trained on, for its files are read first.
+                    // Validation files are read first, so DDK never trains on a text that they contain.
                     let new = !short && known.insert(hash);
                     survey.short += u64::from(short);
                     survey.duplicates += u64::from(!short && !new);
@@ -121,15 +121,15 @@ pub(crate) fn survey(
     Ok(survey)
 }
 
-/// After so many records it is asked whether too many are bad already. A domain of fewer is read whole, and
-/// the error counts all.
+/// Number of records between checks for too many bad ones. A domain with fewer records is read to its end, so its
+/// error counts all of them.
 const CHECKED_EVERY: u64 = 1000;
 
-/// How many usable records can follow a file.
+/// Bounds the number of usable records after each file.
 struct Following<'a> {
     files: &'a [(&'a SourceFile, Use)],
     domain: &'a DomainSource,
-    /// After each file, at most; counted when it is first asked for.
+    /// Maximum number after each file, computed on first use.
     after: OnceCell<Vec<Option<u64>>>,
 }
 
@@ -142,7 +142,7 @@ impl<'a> Following<'a> {
         }
     }
 
-    /// After the file of a number; `None` if nobody knows.
+    /// Returns the maximum number after the file with this number; `None` if unknown.
     fn after(&self, number: usize) -> Option<u64> {
         let after = self.after.get_or_init(|| {
             let mut counts = vec![Some(0); self.files.len()];
@@ -157,9 +157,8 @@ impl<'a> Following<'a> {
     }
 }
 
-/// Sets documents aside for validation by their content's hash alone, so that the same text is never on both
-/// sides; then, in an order drawn from the seed and the content, takes documents to train on until a limit is
-/// reached.
+/// Sets documents aside for validation by the hash of their content alone, so that the same text is never on both
+/// sides. Then takes training documents up to the limits, in an order drawn from the seed and the content.
 fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen]) {
     let place = |hash: &[u8; 16]| {
         let mut first = [0; 8];
@@ -187,7 +186,7 @@ fn choose(options: &PrepareOptions, domain: &DomainSource, documents: &mut [Seen
         match (rank < options.validation_documents, own) {
             (true, _) => documents[index].usage = Use::Validation,
             (false, true) => documents[index].usage = Use::Nothing,
-            // By count, what is not needed for validation is trained on.
+            // With `Count`, documents that validation does not need are trained on.
             (false, false) => {}
         }
     }

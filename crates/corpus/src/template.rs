@@ -1,10 +1,11 @@
-//! How a record becomes text: a template of its fields.
+//! Builds the text of a record from a template of its fields.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// A text with fields in it: `{question}\n{answer}`. A dot goes into an object; `{{` and `}}` are braces.
+/// A text with fields in it: `{question}\n{answer}`. A dot selects a field of an object; `{{` and `}}` are literal
+/// braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     pieces: Vec<Piece>,
@@ -18,7 +19,7 @@ enum Piece {
 }
 
 impl Template {
-    /// The template that is one field.
+    /// Creates a template of a single field.
     pub fn field(path: &str) -> Self {
         Self {
             pieces: vec![Piece::Field(path.to_owned())],
@@ -29,7 +30,7 @@ impl Template {
     /// Parses a template.
     ///
     /// # Errors
-    /// What is wrong with it: an unbalanced brace, an empty field name, or no field at all.
+    /// If the template has an unbalanced brace, an empty field name, or no field at all.
     pub fn parse(source: &str) -> Result<Self, String> {
         let (mut pieces, mut text) = (Vec::new(), String::new());
         let mut characters = source.chars().peekable();
@@ -73,7 +74,7 @@ impl Template {
         })
     }
 
-    /// The fewest bytes of a line that holds a record with all of its fields, the line's end included.
+    /// Minimum bytes of a line that holds a record with all fields of the template, including the line break.
     pub(crate) fn shortest_line(&self) -> u64 {
         let keys: BTreeSet<&str> = self
             .pieces
@@ -83,17 +84,17 @@ impl Template {
                 Piece::Text(_) => None,
             })
             .collect();
-        // `{"a":"","b":""}` and the line's end.
+        // `{"a":"","b":""}` and the line break.
         let pairs: usize = keys.iter().map(|key| key.len() + 5).sum();
         (2 + pairs + keys.len().saturating_sub(1) + 1) as u64
     }
 
-    /// As it was written.
+    /// The template as written.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The text of a record, or why it has none.
+    /// Returns the text of a record, or why it has none.
     pub(crate) fn fill(&self, record: &Value) -> Result<String, String> {
         let mut filled = String::new();
         for piece in &self.pieces {
@@ -106,7 +107,7 @@ impl Template {
     }
 }
 
-/// A string in a record.
+/// Returns a string field of a record.
 pub(crate) fn field<'a>(record: &'a Value, path: &str) -> Result<&'a str, String> {
     value(record, path)
         .ok_or_else(|| format!("no field `{path}`"))?
@@ -114,7 +115,7 @@ pub(crate) fn field<'a>(record: &'a Value, path: &str) -> Result<&'a str, String
         .ok_or_else(|| format!("the field `{path}` is not a string"))
 }
 
-/// Whether a field says `expected`, as a string, a number or a truth value.
+/// Whether a field equals `expected`, as a string, a number or a Boolean.
 pub(crate) fn says(record: &Value, path: &str, expected: &str) -> bool {
     match value(record, path) {
         Some(Value::String(text)) => text == expected,

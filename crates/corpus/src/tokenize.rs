@@ -1,4 +1,4 @@
-//! The second reading of a domain: its documents into token files.
+//! Reads a domain for the second time and writes its documents to token files.
 
 use std::{
     ops::ControlFlow,
@@ -19,7 +19,7 @@ use crate::{
     writing::{self, Batch, Writing},
 };
 
-/// Tokenizes a domain and puts it into its place.
+/// Tokenizes a domain and moves its folder into place.
 pub(crate) fn tokenize(
     options: &PrepareOptions,
     domain: &DomainSource,
@@ -75,23 +75,24 @@ pub(crate) fn tokenize(
     Ok(manifest)
 }
 
-/// Skipped text after which an empty batch is sent, in multiples of a batch: it reports the progress of the reading.
+/// Amount of text, in multiples of `batch_bytes`, after which a batch is sent even if most of that text was skipped.
+/// This keeps the reported progress current.
 const PASSED_OVER: u64 = 64;
 
-/// What the reading thread works with.
+/// The state of the reading thread.
 struct Reading<'a> {
     batch_bytes: u64,
     domain: &'a DomainSource,
     made_from: &'a MadeFrom,
     documents: &'a [Seen],
-    /// The document to begin at.
+    /// The document to start at.
     start: usize,
-    /// Whether the limit on tokens is reached: from here on only validation documents are read.
+    /// Whether the token limit is reached. From then on, only validation documents are used.
     full: AtomicBool,
 }
 
 impl Reading<'_> {
-    /// Reads the sources again and sends what is used on, `batch_bytes` at a time.
+    /// Reads the sources again and sends the documents that are used, `batch_bytes` at a time.
     fn send_batches(
         &self,
         sender: &mpsc::SyncSender<Result<Batch, CorpusError>>,
@@ -108,7 +109,7 @@ impl Reading<'_> {
                 read,
                 ..std::mem::take(batch)
             };
-            // The receiver ends early only with an error of its own.
+            // The receiver stops early only because of an error of its own.
             sender.send(Ok(batch)).map_err(|_| CorpusError::Interrupted)
         };
         for (file, _) in self.made_from.files() {

@@ -1,4 +1,4 @@
-//! The tokenizer of a Hugging Face folder.
+//! Loads the tokenizer of a Hugging Face folder, and checks that two tokenizers are compatible.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use crate::{CorpusError, documents::Document};
 
-/// Texts that tokenizers of one family encode alike: letters, digits, white space, code, scripts, emoji.
+/// Texts that compatible tokenizers encode alike: letters, digits, white space, code, scripts, emoji.
 const PROBES: [&str; 8] = [
     "The quick brown fox jumps over the lazy dog.",
     "x = 3.14159 * 2**10  # comment\n\tif (a != b) { return; }",
@@ -28,11 +28,11 @@ const PROBES: [&str; 8] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EncodedDocument {
     pub(crate) tokens: Vec<u32>,
-    /// The ranges of them that need not be predicted, in order; a prompt is one range from the start.
+    /// Ranges of tokens that need not be predicted, in order. A prompt is one range at the start.
     pub(crate) masked: Vec<Range<u64>>,
 }
 
-/// A tokenizer with its end token, as a model's folder holds it.
+/// A tokenizer and its end token, loaded from a model's folder.
 #[derive(Debug, Clone)]
 pub struct TokenizerFolder {
     folder: PathBuf,
@@ -63,7 +63,7 @@ impl TokenizerFolder {
         let bytes = fs::read(&path).map_err(CorpusError::io("read", &path))?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|error| wrong(format!("tokenizer.json cannot be used: {error}")))?;
-        // What somebody once truncated or padded by is saved along with a tokenizer; documents are taken whole.
+        // A saved tokenizer may include truncation and padding settings, but documents are encoded whole.
         tokenizer
             .with_truncation(None)
             .map_err(|error| wrong(error.to_string()))?
@@ -108,7 +108,7 @@ impl TokenizerFolder {
         &self.folder
     }
 
-    /// The largest id + 1 (ids may have holes): the columns of the logits that mean something.
+    /// The largest id + 1 (ids may have gaps). Only this many columns of the logits are meaningful.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
     }
@@ -118,19 +118,19 @@ impl TokenizerFolder {
         self.end_token
     }
 
-    /// Changes with anything that changes the tokens of a text.
+    /// Hash of everything that affects the tokens of a text.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Bytes of a token in a file: 2 where every id fits, otherwise 4.
+    /// Bytes per token in a file: 2 if every id fits, otherwise 4.
     pub(crate) fn token_bytes(&self) -> usize {
         if self.vocabulary <= 1 << 16 { 2 } else { 4 }
     }
 
-    /// The tokens of documents: with the special tokens that the tokenizer's post-processor adds (a beginning
-    /// token, where the model has one), and the end token last. A prompt is encoded apart from what follows
-    /// it. On all cores.
+    /// Encodes documents on all cores. Adds the special tokens of the tokenizer's post-processor (a beginning token,
+    /// if the model has one) and ends each document with the end token. A prompt is encoded separately from the text
+    /// after it.
     pub(crate) fn encode_documents(
         &self,
         documents: Vec<Document>,
@@ -258,8 +258,8 @@ fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
     })
 }
 
-/// Checks that every id that teacher and student share means the same to both. It compares the vocabularies, then
-/// encodes a few texts with both. Either may have tokens that the other lacks.
+/// Checks that every id shared by teacher and student means the same to both. Compares the vocabularies, then encodes
+/// a few texts with both. Either may have tokens that the other lacks.
 ///
 /// # Errors
 /// If the tokenizers differ in an id, in the encoding of a text, or in the end token; also if a text cannot be encoded.

@@ -1,4 +1,4 @@
-//! A new tokenizer, learned from texts.
+//! Trains a new tokenizer on texts.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use tokenizers::{
 
 use crate::CorpusError;
 
-/// The end token of tokenizers made here; its id is 0.
+/// The end token of tokenizers trained here; its id is 0.
 pub const END_TOKEN: &str = "<|endoftext|>";
 
 /// Trains a byte-level BPE of `vocabulary` tokens. Writes `tokenizer.json` and `tokenizer_config.json`, which the

@@ -1,4 +1,4 @@
-//! Documents on their way into a domain's folder.
+//! Writes the folder of a domain, and resumes it after an interruption.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::{
     survey::Survey,
 };
 
-/// Where a domain is, and where it is on its way there.
+/// The final, the temporary and the old folder of a domain.
 pub(crate) fn places(corpus: &Path, domain: &str) -> Swap {
     Swap {
         folder: corpus.join(domain),
@@ -29,16 +29,16 @@ pub(crate) fn places(corpus: &Path, domain: &str) -> Swap {
     }
 }
 
-/// Puts the finished folder into its place.
+/// Moves the finished folder into place.
 pub(crate) fn publish(places: &Swap) -> Result<(), CorpusError> {
     ddk_files::remove(&places.temporary.join(SAVED))?;
     Ok(places.publish(false)?)
 }
 
-/// Ends what a process that is gone was about: puts a finished folder that is `wanted` into its place, or
-/// what was there before back.
+/// Cleans up after an interrupted process: moves a finished folder that is `wanted` into place, or restores the
+/// previous one.
 pub(crate) fn recover(places: &Swap, wanted: &MadeFrom) -> Result<(), CorpusError> {
-    // A manifest is written last, and whole or not at all.
+    // The manifest is written last, and atomically.
     let finished = Manifest::read(&places.temporary).unwrap_or_default();
     if finished.is_some_and(|manifest| manifest.made_from == *wanted) {
         return publish(places);
@@ -46,28 +46,28 @@ pub(crate) fn recover(places: &Swap, wanted: &MadeFrom) -> Result<(), CorpusErro
     Ok(places.recover()?)
 }
 
-/// How far a domain's files are, so that a stopped preparation resumes.
+/// Progress of a domain's files, from which a stopped preparation resumes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Saved {
     made_from: MadeFrom,
-    /// Documents (used or not) whose tokens are in the files.
+    /// Number of documents (used or not) that the files cover.
     documents: usize,
     train: Written,
     validation: Written,
     text_bytes: u64,
-    /// Whether a document did not fit into the limit on tokens: that ends the domain.
+    /// Whether a document did not fit into the token limit. After that, DDK adds no training documents.
     full: bool,
 }
 
 const SAVED: &str = "progress.json";
 
-/// Documents that are tokenized together, in their order.
+/// Documents to tokenize together, in order.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) documents: Vec<(Document, Use)>,
-    /// Documents read so far, used or not.
+    /// Number of documents read so far, used or not.
     pub(crate) read: usize,
-    /// Bytes of text since the previous batch, skipped text included.
+    /// Bytes of text since the previous batch, including skipped text.
     pub(crate) bytes: u64,
 }
 
@@ -78,12 +78,12 @@ pub(crate) struct Writing<'a> {
     train: TokenWriter,
     validation: TokenWriter,
     most_tokens: u64,
-    /// What is durable.
+    /// The durable progress.
     saved: Saved,
 }
 
 impl<'a> Writing<'a> {
-    /// Resumes what is in `folder` if that was made from the same, otherwise starts over.
+    /// Resumes from `folder` if it has the same inputs, otherwise starts over.
     pub(crate) fn begin(
         folder: &Path,
         domain: &DomainSource,
@@ -118,19 +118,19 @@ impl<'a> Writing<'a> {
         })
     }
 
-    /// Documents (used or not) that are in the files.
+    /// Number of documents (used or not) that the files cover.
     pub(crate) fn documents(&self) -> usize {
         self.saved.documents
     }
 
-    /// Whether the limit on tokens is reached.
+    /// Whether the token limit is reached.
     pub(crate) fn is_full(&self) -> bool {
         self.saved.full
     }
 
     pub(crate) fn write(&mut self, batch: Batch) -> Result<(), CorpusError> {
         let full = self.saved.full;
-        // The reader may have learned too late that the limit is reached.
+        // The reader may have learned too late that the token limit is reached.
         let wanted = batch
             .documents
             .into_iter()
@@ -158,13 +158,13 @@ impl<'a> Writing<'a> {
         self.saved.documents = batch.read;
         self.saved.train = self.train.written;
         self.saved.validation = self.validation.written;
-        // Only when the tokens are durable: what it says is in the files is.
+        // Write this only after the tokens are durable, so that it never claims more than the files hold.
         let path = self.folder.join(SAVED);
         let text = json(&path, &self.saved)?;
         Ok(ddk_files::write_atomically(&path, &text)?)
     }
 
-    /// Writes all that belongs to the folder but tokens; the manifest, last, makes it whole.
+    /// Writes everything in the folder except tokens. The manifest comes last and completes the folder.
     pub(crate) fn finish(mut self, survey: &Survey) -> Result<Manifest, CorpusError> {
         self.train.sync()?;
         self.validation.sync()?;

@@ -1,4 +1,5 @@
-//! Prepared files that change on the disk are never trained on; what several processes share is written by one.
+//! Checks that DDK never trains on prepared files that changed on disk, and that only one process at a time writes
+//! shared files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -41,7 +42,7 @@ fn flip(path: &Path, place: u64) {
     fs::write(path, bytes).unwrap();
 }
 
-/// The offset of the damaged block, in the file of this name.
+/// Returns the offset of the damaged block in the file `name`.
 fn corrupt(error: CorpusError, name: &str) -> u64 {
     let said = error.to_string();
     match error {
@@ -60,12 +61,12 @@ fn a_block_that_changed_is_refused_and_the_others_are_read() {
     let path = place.path("prepared/records/tokens.bin");
     flip(&path, BLOCK + 1000);
     let damaged = open(&place);
-    // Rows of 16 tokens of two bytes.
+    // Each sequence has 16 tokens of two bytes.
     let row_at = |byte: u64| byte / 32;
     for row in [0, row_at(BLOCK) - 1, row_at(2 * BLOCK) + 1] {
         assert_eq!(damaged.sequence(row).unwrap(), whole.sequence(row).unwrap());
     }
-    // Every byte of the damaged block is refused, on each read.
+    // Every read of any byte in the damaged block fails.
     for row in [
         row_at(BLOCK) + 1,
         row_at(BLOCK + 1000),
@@ -88,7 +89,7 @@ fn a_block_that_changed_is_refused_and_the_others_are_read() {
 #[test]
 fn all_files_that_training_reads_are_compared() {
     let (place, whole) = large();
-    // A damaged block is compared at each try: some rows of each block are enough.
+    // Each read of a damaged block verifies it again, so read only some sequences of each block.
     let numbers: Vec<u64> = (0..whole.rows()).step_by(251).collect();
     let read = |domain: &PreparedDomain| -> Vec<Result<Sequence, CorpusError>> {
         numbers.iter().map(|row| domain.sequence(*row)).collect()
@@ -120,7 +121,7 @@ fn all_files_that_training_reads_are_compared() {
     assert_eq!(corrupt(error, "validation-tokens.bin"), 0);
     flip(&place.path("prepared/records/validation-tokens.bin"), 3);
 
-    // The checksums themselves, in both places.
+    // Damage the checksums themselves, in both places.
     flip(&place.path("prepared/records/checksums.bin"), 40);
     let opened = PreparedDomain::open(&place.path("prepared"), "records", rows_of(16));
     assert!(opened.unwrap_err().to_string().contains("checksums.bin"));
@@ -166,7 +167,7 @@ fn verification_covers_the_checksums() {
     assert!(said.contains("checksums.bin"), "{said}");
 }
 
-/// The first process writes a missing row index; others wait, even if they take the corpus as it is.
+/// The first process writes a missing row index; others wait, even if they use the corpus as it is.
 #[test]
 fn a_row_index_is_written_by_one_process_at_a_time() {
     let place = Place::new();
@@ -185,16 +186,16 @@ fn a_row_index_is_written_by_one_process_at_a_time() {
     .unwrap();
     assert_eq!(waited, 1);
     assert!(index.exists());
-    // Nothing is missing now, so nothing is waited for.
+    // Nothing is missing now, so there is nothing to wait for.
     other.lock().unwrap();
     as_prepared(&options, &mut |_| panic!("it waits")).unwrap();
 }
 
-/// By share, one text is on the same side of all domains.
+/// With `Fraction`, a text is on the same side of the split in all domains.
 #[test]
 fn no_domain_trains_on_what_another_is_measured_by() {
     let place = Place::new();
-    // Domains that overlap, of other sizes and with other limits.
+    // Domains that overlap, with different sizes and limits.
     let ranges = [0..300_u64, 150..700, 250..1000];
     let mut sources = Vec::new();
     for (number, range) in ranges.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A file is read in the format that its name or the configuration says, and in no other.
+//! Checks that DDK reads a file only in the format that its name or the configuration gives.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -60,7 +60,7 @@ fn files_of_unknown_formats_are_refused_before_any_is_read() {
     }
     assert!(!place.path("prepared").exists());
 
-    // What a glob leaves out is not refused, and a format that is given overrides the extension.
+    // DDK does not refuse files that a glob leaves out. A configured format overrides the extension.
     options.domains[0].files = vec![place.path("mixed/**/*.jsonl").display().to_string()];
     place.prepare(&options).unwrap();
     let expected = data_files(&place.path("prepared/mixed"));

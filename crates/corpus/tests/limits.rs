@@ -1,4 +1,4 @@
-//! Work and memory that do not grow with what is not used: bad records, and text past a limit.
+//! Checks that work and memory do not grow with unused input: bad records, and text past a limit.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     out.finish().unwrap()
 }
 
-/// Questions and answers; nothing is called `text`.
+/// Records with a question and an answer, but no field `text`.
 fn unlike(count: u64) -> String {
     let line =
         |number| format!("{{\"question\": \"what is {number}?\", \"answer\": \"a number\"}}\n");
@@ -39,7 +39,7 @@ fn texts(numbers: std::ops::Range<u64>) -> String {
         .collect()
 }
 
-/// A column `text`; the first `empty` rows hold nothing that can be used.
+/// Writes a column `text` whose first `empty` rows are unusable.
 fn write_parquet(path: &Path, empty: u64, rows: u64) {
     let schema =
         Arc::new(parse_message_type("message m { required binary text (UTF8); }").unwrap());
@@ -71,7 +71,7 @@ fn try_with(place: &Place, file: &str, share: f64) -> Result<DomainReport, Corpu
     Ok(place.prepare(&options)?.remove(0))
 }
 
-/// Bad records, records read, and whether these were all.
+/// Returns the bad records, the records read, and whether these were all.
 fn refused(error: CorpusError) -> (u64, u64, bool) {
     match error {
         CorpusError::TooManyBad {
@@ -87,7 +87,7 @@ fn refused(error: CorpusError) -> (u64, u64, bool) {
 #[test]
 fn reading_stops_when_the_share_of_bad_records_cannot_be_met_any_more() {
     let place = Place::new();
-    // A plain file: the bytes that remain are records of the shortest kind at best.
+    // A plain file: at best, the remaining bytes are records of the shortest kind.
     place.write("records.jsonl", unlike(50_000).as_bytes());
     let error = try_with(&place, "records.jsonl", 0.01).unwrap_err();
     let said = error.to_string();
@@ -97,15 +97,15 @@ fn reading_stops_when_the_share_of_bad_records_cannot_be_met_any_more() {
     );
     let (bad, records, whole) = refused(error);
     assert!(bad == records && records < 5_000 && !whole, "{said}");
-    // A compressed one: nobody knows how many follow.
+    // A compressed file: the number of remaining records is unknown.
     place.write("records.jsonl.gz", &gzip(unlike(50_000).as_bytes()));
     let error = try_with(&place, "records.jsonl.gz", 0.01).unwrap_err();
     assert_eq!(refused(error), (10_000, 10_000, false));
-    // Parquet says how many rows it has.
+    // A Parquet file: its number of rows is known.
     write_parquet(&place.path("records.parquet"), 3_000, 5_000);
     let error = try_with(&place, "records.parquet", 0.5).unwrap_err();
     assert_eq!(refused(error), (3_000, 3_000, false));
-    // Whole files, and a file that follows.
+    // Single-document files, then the same files followed by another one.
     for number in 0..1_500 {
         place.write(&format!("many/{number}.md"), b"  ");
     }
@@ -139,7 +139,7 @@ fn reading_goes_on_while_the_share_of_bad_records_can_still_be_met() {
     }
 }
 
-/// Run as a child by the test below: is refused, and prints the most memory that it took, in kilobytes.
+/// The test below runs this as a child. Its preparation fails, and it prints its peak memory in kilobytes.
 #[test]
 fn child_that_is_refused() {
     let Ok(folder) = std::env::var("DDK_TEST_REFUSED") else {
@@ -193,7 +193,7 @@ fn memory_does_not_grow_with_the_number_of_bad_records() {
         ("many.jsonl", "1"),
     ] {
         let more = peak(file, share).saturating_sub(few);
-        // The records alone are 5 MB at scale 1, and their entries were 20 MB.
+        // At scale 1, the records alone are 5 MB, and their quarantine entries were 20 MB.
         assert!(
             more < 10_000,
             "{file}, {share}: {more} kB more than {few} kB"
@@ -235,6 +235,6 @@ fn a_limit_on_tokens_takes_the_first_documents_and_ends_the_tokenizing() {
     );
     assert_eq!((first.duplicates, all.duplicates), (100, 100));
     assert_eq!(first.validation_documents, all.validation_documents);
-    // Batches of 1000 bytes are tokenized until the limit, then only what is for validation.
+    // DDK tokenizes batches of 1000 bytes until the limit, then only validation documents.
     assert!(batches[0] > 200 && batches[1] < 20, "{batches:?}");
 }

@@ -1,4 +1,4 @@
-//! Corpora from files on a disk to rows, and all that can be wrong with them.
+//! Prepares corpora from files on disk, reads their sequences, and checks the errors.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -20,8 +20,7 @@ fn rows_are_the_documents_joined_by_the_end_token() {
     let domain = place.open("records");
     let rows = all_rows(&domain);
     assert!(rows[..rows.len() - 1].iter().all(|row| row.len() == 16));
-    // Taken apart at the end token and tokenized again, the stream is the records in their order, less the
-    // validation ones.
+    // Split at the end token, the stream is the tokenized records in order, without the validation ones.
     let joined: Vec<u32> = rows.concat();
     assert_eq!(joined.len() as u64, domain.tokens());
     let tokenizer = place.tokenizer();
@@ -41,7 +40,7 @@ fn rows_are_the_documents_joined_by_the_end_token() {
         (documents.len() as u64, rows.len() as u64)
     );
     assert_eq!(report.documents + report.validation_documents, 200);
-    // Spans say where each token is from.
+    // Spans tell where each token comes from.
     let row = domain.sequence(5).unwrap();
     assert_eq!(row.spans.iter().map(|span| span.tokens).sum::<u64>(), 16);
     let span = row.spans[0];
@@ -71,7 +70,7 @@ fn a_pass_has_every_row_once_and_the_next_another_order() {
     assert_eq!(first.iter().collect::<BTreeSet<_>>().len() as u64, rows);
     assert_eq!(second.iter().collect::<BTreeSet<_>>().len() as u64, rows);
     assert_ne!(first, second);
-    // A reader that starts at a cursor gives what the first one gave from there.
+    // A reader that starts at a cursor returns what the first one returned from there.
     let cursor = Cursor::default().advance(rows, rows - 2);
     let mut late = SequenceReader::new(domain, 0, 3, cursor);
     let four: Vec<u64> = (0..4)
@@ -197,7 +196,7 @@ fn what_is_prepared_is_kept_until_something_changes() {
             .all(|report| !report.prepared),
         "rows alone are cut anew"
     );
-    // The seed chooses documents where a limit leaves some out, and nothing else.
+    // The seed chooses documents if a limit leaves some out. It affects nothing else.
     let mut seeded = options.clone();
     seeded.seed = 9;
     assert_eq!(stale(&seeded, &tokenizer).unwrap(), []);
@@ -322,7 +321,7 @@ fn a_file_that_cannot_be_read_any_more_is_named_with_the_place() {
     let row = domain.sequence(1).unwrap();
     let tokens = place.path("prepared/records/tokens.bin");
     let whole = fs::read(&tokens).unwrap();
-    // Cut under the eyes of who has it open.
+    // Cut the file while the domain has it open.
     let file = fs::File::options().write(true).open(&tokens).unwrap();
     file.set_len(20).unwrap();
     let error = domain.sequence(1).unwrap_err().to_string();
@@ -338,7 +337,7 @@ fn tokenizers_are_compared_id_by_id() {
     compatible(&student, &place.tokenizer()).unwrap();
     assert_eq!(student.vocabulary(), 320);
 
-    // Two tokens that have changed places.
+    // Swap the ids of two tokens.
     let text = fs::read_to_string(place.path("tokenizer/tokenizer.json")).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
@@ -389,7 +388,7 @@ fn a_tokenizer_is_the_same_each_time_it_is_learned() {
     assert_eq!(place.tokenizer().end_token(), 0);
 }
 
-/// transformers saves with a tokenizer what it was last asked to truncate or pad by.
+/// transformers saves the last truncation and padding settings with a tokenizer.
 #[test]
 fn documents_are_whole_whatever_a_tokenizer_was_saved_with() {
     let (plain, saved) = (Place::new(), Place::new());

@@ -1,4 +1,4 @@
-//! Preparing in processes of their own: any number of threads, killed, several at a time.
+//! Prepares in child processes: with any number of threads, killed, and several at a time.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +18,7 @@ use std::{
 use common::{Place, data_files, sentence};
 use ddk_corpus::{prepare, stale};
 
-/// Run as a child by the tests below: prepares what the environment says and prints a line for each batch.
+/// The tests below run this as a child. It prepares the folder from the environment and prints one line per batch.
 #[test]
 fn child_that_prepares() {
     let Ok(folder) = std::env::var("DDK_TEST_CHILD") else {
@@ -98,7 +98,7 @@ fn a_preparation_that_was_killed_goes_on_to_the_same_bytes() {
             data_files(&place.path("prepared/records")) == expected,
             "point {point}"
         );
-        // A source that changes afterwards is noticed.
+        // DDK notices a source that changes afterwards.
         place.write(
             "records.jsonl",
             format!("{}\n", serde_json::json!({ "text": "new" })).as_bytes(),

@@ -1,4 +1,5 @@
-//! Every format gives the same tokens, damage is quarantined where it is, limits are kept, rows hold each token once.
+//! Checks that every format gives the same tokens, that damage is quarantined where it occurs, that limits hold, and
+//! that sequences contain each token once.
 
 #![allow(
     clippy::unwrap_used,
@@ -87,7 +88,7 @@ fn every_format_prepares_to_the_same_tokens() {
     }
     place.write("t/records.jsonl", split.as_bytes());
     for (index, text) in texts.iter().enumerate() {
-        // Sorted by path, as the records are by line; each file is a document, compressed or not.
+        // The paths sort in the order of the record lines. Each file is a document, compressed or not.
         let name = format!("w/{index:03}.md");
         match index % 3 {
             0 => place.write(&name, text.as_bytes()),
@@ -164,7 +165,7 @@ fn cut_and_damaged_files_are_reported_and_the_rest_is_used() {
         place.write(&format!("d/{number}.md"), sentence(number).as_bytes());
     }
     let mut options = place.options(vec![place.source("d", "d")]);
-    // Three records of sixty, but most of the bytes: what is lost with them nobody can count.
+    // Three of sixty records, but most of the bytes. The number of records lost with them is unknown.
     options.max_bad_fraction = 0.4;
     let said = place.prepare(&options).unwrap_err().to_string();
     assert!(
@@ -223,7 +224,7 @@ fn validation_comes_by_count_or_from_files_of_its_own() {
     let report = place.prepare(&options).unwrap().remove(0);
     assert_eq!((report.validation_documents, report.documents), (7, 193));
 
-    // Texts 190 to 204 are set aside; those of them in the records are not trained on.
+    // Texts 190 to 204 are set aside. DDK does not train on those that are also in the records.
     let aside: String = (190..205)
         .map(|number| format!("{}\n", serde_json::json!({ "text": sentence(number) })))
         .collect();
@@ -294,7 +295,7 @@ fn prompts_are_not_predicted_where_they_are_masked() {
         let questions = text.matches("question").count();
         seen += questions;
         assert_eq!(questions, row.spans.len(), "{text}");
-        // The first token of a part is a prompt's, and is not predicted anyway.
+        // The first token of a part belongs to a prompt and is never predicted anyway.
         let masked_predictions = masked_tokens.len() - row.spans.len();
         assert_eq!(
             row.num_targets() + masked_predictions as u64,
@@ -309,7 +310,7 @@ fn prompts_are_not_predicted_where_they_are_masked() {
             .iter()
             .all(|document| !document.masked.is_empty())
     );
-    // A format that this version cannot read is prepared again.
+    // DDK prepares a domain again if this version cannot read its format.
     let manifest = place.path("prepared/records/manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
     let old = text.replace("\"format\": 6", "\"format\": 3");
@@ -321,7 +322,7 @@ fn prompts_are_not_predicted_where_they_are_masked() {
     assert_eq!(fs::read_to_string(&manifest).unwrap(), text);
 }
 
-/// A file that is one document stands between records with prompts: it has none, and takes nobody's.
+/// A single-document file between records with prompts has no prompt, and takes none from a record.
 #[test]
 fn a_prompt_stays_with_its_text() {
     let place = Place::new();
@@ -434,7 +435,7 @@ proptest! {
                     }
                 }
             }
-            // Only a token that would be a row of its own is left out.
+            // Only a token that would be a sequence of its own is left out.
             let left_out = report.tokens - seen.len() as u64;
             let most = match packing {
                 Packing::BestFit => lengths.len() as u64,

@@ -11,9 +11,9 @@ pub struct AdamWOptions {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay; applied to matrices only, never to norms and biases.
+    /// Decoupled weight decay. Applied to matrices only, never to norms and biases.
     pub weight_decay: f64,
 }
 
@@ -28,16 +28,17 @@ impl Default for AdamWOptions {
     }
 }
 
-/// A bucket of several parameters holds at most this many numbers: 64 MiB of fp32.
+/// Maximum size of a bucket with several parameters, in numbers: 64 MiB of fp32.
 const BUCKET: i64 = 1 << 24;
 
-/// A moment begins at a multiple of this many numbers, as aligned as an allocation of its own (64 bytes of fp32).
+/// Each moment begins at a multiple of this many numbers, so it is aligned like a separate allocation (64 bytes of
+/// fp32).
 const ALIGNMENT: i64 = 16;
 
 /// Names of the two moments in a checkpoint.
 pub(crate) const MOMENTS: [&str; 2] = ["first", "second"];
 
-/// AdamW over a fixed list of parameters. Both moments are fp32 and lie in flat buckets.
+/// AdamW over a fixed list of parameters. Both moments are fp32, in flat buckets.
 #[derive(Debug)]
 pub struct AdamW {
     options: AdamWOptions,
@@ -50,9 +51,9 @@ pub struct AdamW {
 #[derive(Debug)]
 pub(crate) struct Bucket {
     decays: bool,
-    /// Positions in the list of parameters.
+    /// Indices into the list of parameters.
     pub(crate) members: Vec<usize>,
-    /// The first and the second moments.
+    /// The first and second moments.
     pub(crate) moments: [Flat; 2],
 }
 
@@ -79,7 +80,7 @@ impl Flat {
         })
     }
 
-    /// A deep copy on the CPU, made in one piece.
+    /// Makes a deep copy on the CPU with a single copy operation.
     pub(crate) fn copy(&self) -> Result<Self, TorchError> {
         Self::new(copy(&self.whole)?, self.views.iter().map(Tensor::size))
     }
@@ -96,10 +97,10 @@ fn aligned(numbers: i64) -> i64 {
     numbers + (-numbers).rem_euclid(ALIGNMENT)
 }
 
-/// What the parameters of a bucket share: whether they decay, dtype and device.
+/// What the parameters of a bucket share: whether they decay, their dtype and their device.
 type Class = (bool, Kind, Device);
 
-/// Zeroed buckets for `parameters`, each of at most `limit` numbers unless a single parameter has more.
+/// Creates zeroed buckets for `parameters`, each with at most `limit` numbers unless a single parameter has more.
 fn buckets(parameters: &[(String, Tensor)], limit: i64) -> Result<Vec<Bucket>, TorchError> {
     let mut plans: Vec<(Class, i64, Vec<usize>)> = Vec::new();
     for (index, (_, parameter)) in parameters.iter().enumerate() {
@@ -131,10 +132,10 @@ fn buckets(parameters: &[(String, Tensor)], limit: i64) -> Result<Vec<Bucket>, T
 }
 
 impl AdamW {
-    /// Zero moments for `parameters`.
+    /// Creates an optimizer with zero moments for `parameters`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// If libtorch fails.
     pub fn new(options: AdamWOptions, parameters: &[(String, Tensor)]) -> Result<Self, TorchError> {
         Ok(Self {
             options,
@@ -143,15 +144,15 @@ impl AdamW {
         })
     }
 
-    /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor). On a
-    /// GPU the gradients are scaled in their own place.
+    /// Updates every parameter in place from its gradient times `gradient_scale` (the clipping factor). On a GPU,
+    /// this also scales the gradients in place.
     ///
     /// # Errors
-    /// There are not as many gradients and moments as parameters, their shapes differ, or two of a
-    /// parameter's four tensors share memory: nothing is updated. And what libtorch says.
+    /// Before any update, if the numbers of parameters, gradients and moments differ, if their shapes differ, or if
+    /// two of a parameter's four tensors share memory. During the updates, if libtorch fails.
     ///
     /// # Safety
-    /// No other thread uses the storage of the parameters, gradients or moments meanwhile.
+    /// No other thread may use the storage of the parameters, gradients or moments during the call.
     pub unsafe fn update(
         &mut self,
         parameters: &[(String, Tensor)],
@@ -186,13 +187,14 @@ impl AdamW {
                 keep: (1.0 - learning_rate * weight_decay) as f32,
                 ..step
             };
-            // For one call of libtorch: parameters, gradients, first and second moments.
+            // The tensors for one call of libtorch: parameters, gradients, first and second moments.
             let mut fused: [Vec<Tensor>; 4] = Default::default();
             let [first, second] = &mut bucket.moments;
             let moments = first.views.iter_mut().zip(&mut second.views);
             for (&index, (first, second)) in bucket.members.iter().zip(moments) {
                 let (mut parameter, gradient) = (parameters[index].1.detach(), &gradients[index]);
-                // SAFETY: `check` found the four apart and alike; the caller promises that no other thread uses them.
+                // SAFETY: `check` found that the four share no memory and have one shape. The caller promises that
+                // no other thread uses them.
                 if !unsafe { update(&mut parameter, gradient, first, second, &step) } {
                     let four = [&parameter, gradient, first, second].map(Tensor::shallow_clone);
                     for (list, tensor) in fused.iter_mut().zip(four) {
@@ -260,7 +262,7 @@ impl AdamW {
 /// Updates in one pass if all four tensors are fp32 on the CPU; otherwise returns false.
 ///
 /// # Safety
-/// The four tensors have one shape and share no memory, and no other thread uses their storages meanwhile.
+/// The four tensors must have one shape and share no memory. No other thread may use their storage during the call.
 unsafe fn update(
     parameter: &mut Tensor,
     gradient: &Tensor,
@@ -268,8 +270,8 @@ unsafe fn update(
     second: &mut Tensor,
     step: &AdamWStep,
 ) -> bool {
-    // SAFETY: as the caller promises; this thread uses no other handle of them (the model's, autograd's)
-    // before the slices are gone.
+    // SAFETY: the caller promises it. This thread uses no other handle to them (the model's, autograd's) before the
+    // slices are gone.
     let slices = unsafe {
         (
             as_slice_mut(parameter),
@@ -286,21 +288,21 @@ unsafe fn update(
     true
 }
 
-/// The L2 norm over all gradients together, summed in f64 (of a GPU's tensor in fp32, by its tree of sums);
-/// one wait for the device.
+/// Returns the L2 norm over all gradients together, summed in f64. A tensor on a GPU is summed in fp32, by the
+/// GPU's tree of sums. Waits for the device once.
 ///
 /// # Errors
-/// What libtorch says.
+/// If libtorch fails.
 ///
 /// # Safety
-/// No thread writes to the storage of the gradients meanwhile.
+/// No thread may write to the storage of the gradients during the call.
 pub unsafe fn global_norm(gradients: &[Tensor]) -> Result<f64, TorchError> {
     let _no_grad = tch::no_grad_guard();
     let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    // libtorch's own sum on the CPU is in fp32, and in a hundred million numbers a percent too small.
+    // libtorch's own sum on the CPU is in fp32. Over a hundred million numbers it is one percent too small.
     let (mut total, mut on_device) = (0.0, Vec::new());
     for gradient in gradients {
-        // SAFETY: nobody writes to it: no other thread, which the caller promises, and nothing here.
+        // SAFETY: the caller promises that no other thread writes to it, and this function does not either.
         match unsafe { as_slice(gradient) } {
             Some(numbers) => total += sum_of_squares(numbers, threads),
             None => {
@@ -320,7 +322,7 @@ pub unsafe fn global_norm(gradients: &[Tensor]) -> Result<f64, TorchError> {
 mod tests {
     use super::*;
 
-    /// Against the formulas of the paper, computed in f64 by hand for one number.
+    /// Compares with the formulas of the paper, computed by hand in f64 for one number.
     #[test]
     fn three_updates_of_one_weight_follow_the_formula() {
         let options = AdamWOptions {
@@ -335,7 +337,7 @@ mod tests {
         let (mut weight, mut first, mut second) = (0.5_f64, 0.0_f64, 0.0_f64);
         for (update, gradient) in [0.3_f64, -0.2, 0.05].into_iter().enumerate() {
             let gradients = [Tensor::from_slice(&[gradient as f32]).reshape([1, 1])];
-            // SAFETY: this thread alone has them.
+            // SAFETY: only this thread uses them.
             unsafe { optimizer.update(&parameters, &gradients, 1e-2, 0.5) }.unwrap();
             let g = gradient * 0.5;
             first = 0.9 * first + 0.1 * g;
@@ -356,7 +358,7 @@ mod tests {
         let parameters = vec![("norm".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))];
         let mut optimizer = AdamW::new(AdamWOptions::default(), &parameters).unwrap();
         let gradients = [Tensor::zeros([2], (Kind::Float, tch::Device::Cpu))];
-        // SAFETY: this thread alone has them.
+        // SAFETY: only this thread uses them.
         unsafe { optimizer.update(&parameters, &gradients, 0.1, 1.0) }.unwrap();
         assert_eq!(
             Vec::<f32>::try_from(&parameters[0].1).unwrap(),
@@ -364,8 +366,8 @@ mod tests {
         );
     }
 
-    /// Slices of tensors that share memory, or have other lengths, would be undefined behavior: they are
-    /// refused before anything is written.
+    /// Slices of tensors that share memory or differ in length would be undefined behavior. They are refused before
+    /// anything is written.
     #[test]
     fn tensors_that_do_not_belong_together_are_refused() {
         let parameters = vec![("w".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))];
@@ -379,7 +381,7 @@ mod tests {
                 "w shares memory",
             ),
         ] {
-            // SAFETY: this thread alone has them.
+            // SAFETY: only this thread uses them.
             let refused = unsafe { optimizer.update(&parameters, &gradients, 0.1, 1.0) };
             let error = refused.unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
@@ -389,7 +391,7 @@ mod tests {
         assert_eq!(weights, [1.0, 2.0]);
     }
 
-    /// Buckets of any size, and one optimizer for each parameter, make the same weights.
+    /// Buckets of any size give the same weights as one optimizer per parameter.
     #[test]
     fn buckets_change_no_bit() {
         let shapes: [&[i64]; 6] = [&[5, 3], &[7], &[3, 2, 5], &[0], &[17], &[40, 2]];
@@ -421,7 +423,7 @@ mod tests {
                 let chunks = gradients.chunks(lists[0].len());
                 for ((optimizer, list), gradients) in optimizers.iter_mut().zip(&lists).zip(chunks)
                 {
-                    // SAFETY: this thread alone has them.
+                    // SAFETY: only this thread uses them.
                     unsafe { optimizer.update(list, gradients, 1e-2, 0.5) }.unwrap();
                 }
             }
@@ -450,7 +452,7 @@ mod tests {
             Tensor::from_slice(&[3.0_f32]),
             Tensor::from_slice(&[0.0_f32, 4.0]),
         ];
-        // SAFETY: this thread alone has them, here and below.
+        // SAFETY: only this thread uses them, here and below.
         let global_norm = |gradients: &[Tensor]| unsafe { global_norm(gradients) };
         assert_eq!(global_norm(&gradients).unwrap(), 5.0);
         let broken = [

@@ -1,4 +1,4 @@
-//! Rows of token ids as the tensors that the models take.
+//! Converts sequences of token ids into the tensors that the models take.
 
 use ddk_corpus::Sequence;
 use ddk_torch::{TorchError, to_device};
@@ -6,30 +6,31 @@ use tch::{Device, Tensor};
 
 use crate::EngineError;
 
-/// The label of a position that predicts no target ([`Sequence::targets`]), and of padding.
+/// The label of padding, and of a position without a target ([`Sequence::targets`]).
 pub const NOT_SCORED: i64 = -100;
 
-/// Rows padded on the right to the longest of them.
+/// Sequences padded on the right to the longest of them.
 ///
-/// Attention is causal, so padding on the right changes no position before it and needs no mask; its labels are
-/// [`NOT_SCORED`].
+/// Attention is causal, so padding on the right affects no position before it and needs no mask. The labels of
+/// padding are [`NOT_SCORED`].
 #[derive(Debug)]
 pub struct BatchTensors {
     /// `[rows, time]`, i64.
     pub tokens: Tensor,
     /// `[rows * time]`, i64: the next token of each position, or [`NOT_SCORED`].
     pub labels: Tensor,
-    /// Labels that are scored.
+    /// Number of labels that are scored.
     pub predictions: i64,
-    /// Lengths of the parts of each row, padding as a part of its own; absent where no row has parts.
+    /// Lengths of the parts of each sequence, with padding as a separate part. `None` if no sequence has parts.
     pub parts: Option<Vec<Vec<i64>>>,
 }
 
-/// Builds the tensors of `rows` on `device`. Rows may differ in length; at least one must not be empty.
+/// Builds the tensors of `rows` on `device`. The sequences may differ in length, but at least one must not be
+/// empty.
 ///
 /// # Errors
-/// A token id that is not below `vocabulary`: on a GPU it would end the process's use of the device. And what
-/// libtorch says.
+/// If a token id is not below `vocabulary` (on a GPU, such an id would make the device unusable for the process),
+/// or if libtorch fails.
 pub fn batch_tensors(
     rows: &[&Sequence],
     vocabulary: i64,
@@ -69,7 +70,7 @@ pub fn batch_tensors(
     })
 }
 
-/// Lengths that add up to `time`.
+/// Lengths of the parts of `row`, with padding. They add up to `time`.
 fn parts(row: &Sequence, time: usize) -> Vec<i64> {
     let mut parts: Vec<i64> = match &row.document_lengths[..] {
         [] if row.tokens.is_empty() => Vec::new(),

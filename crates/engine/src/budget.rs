@@ -1,49 +1,49 @@
-//! What a run needs of memory, computed from sizes alone.
+//! Estimates the memory of a run from sizes alone.
 //!
-//! The formulas count what libtorch keeps: the tensors that autograd saves of each layer, the buffers of a
+//! The formulas count what libtorch keeps: the tensors that autograd saves for each layer, and the buffers for a
 //! chunk of logits. docs/performance.md compares them with measurements.
 
 use ddk_model::{ModelConfig, ModelError};
 
-/// A use of memory.
+/// One use of memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// What it is for.
+    /// What the memory is for.
     pub name: &'static str,
-    /// How much.
+    /// Its size.
     pub bytes: u64,
-    /// The setting that makes it smaller, where one does.
+    /// The setting that reduces it, if there is one.
     pub setting: Option<&'static str>,
 }
 
-/// What the sizes of a step's tensors depend on beside the models.
+/// What determines the sizes of a step's tensors, besides the models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepShape {
-    /// Rows of a micro-batch.
+    /// Sequences per micro-batch.
     pub micro_rows: u64,
-    /// Tokens of a row.
+    /// Tokens per sequence.
     pub sequence_length: u64,
-    /// Positions whose logits exist at a time.
+    /// Maximum number of positions whose logits exist at the same time.
     pub chunk: u64,
-    /// Columns of the logits that count.
+    /// Logit columns that are used.
     pub vocabulary: u64,
-    /// Whether the student computes activations again.
+    /// Whether the student uses activation checkpointing.
     pub recompute: bool,
-    /// Bytes of a number in the student's products.
+    /// Bytes per number in the student's matmuls.
     pub student_bytes: u64,
-    /// Bytes of a number in the teacher's weights and products.
+    /// Bytes per number in the teacher's weights and matmuls.
     pub teacher_bytes: u64,
-    /// Pairs of layers that TED compares.
+    /// Layer pairs that TED compares.
     pub pairs: u64,
     /// Whether the student is on the CPU.
     pub on_cpu: bool,
-    /// Whether the kernel on the CPU computes losses, in the logits' own memory; elsewhere as much is needed
-    /// beside them.
+    /// Whether the CPU kernel computes the losses, in the memory of the logits. Otherwise the losses need the same
+    /// amount of memory again.
     pub kernel: bool,
     /// Whether each batch needs the teacher's output. If not, the run uses only its perplexities, measured before
     /// the first step.
     pub needs_teacher_output: bool,
-    /// Whether the student's side has the teacher's output matrix from the teacher, on the same device.
+    /// Whether the student's worker shares the teacher's LM head, because both are on the same device.
     pub shared_head: bool,
 }
 
@@ -53,15 +53,15 @@ impl StepShape {
     }
 }
 
-/// Name of what exists only while a step is computed.
+/// Name of the part that exists only during a step.
 const STEP: &str = "activations and logits of a step";
 
-/// What a process has on the CPU before and beside all tensors: libtorch's libraries, a tokenizer, threads,
-/// and what the allocator cannot use again. Measured (docs/performance.md).
+/// What a process uses on the CPU besides its tensors: libtorch's libraries, a tokenizer, threads, and memory that
+/// the allocator cannot reuse. Measured (docs/performance.md).
 const PROGRAM: u64 = 175_000_000;
 
-/// On the CPU activations take twice their size: the C library serves aligned memory of ever other sizes with
-/// holes between. Measured.
+/// On the CPU, activations take twice their size: the C library leaves gaps between aligned allocations of
+/// ever-changing sizes. Measured.
 const HOLES_ON_CPU: u64 = 2;
 
 /// Sizes of a model as unsigned numbers.
@@ -95,16 +95,16 @@ impl Sizes {
         })
     }
 
-    /// Numbers that autograd keeps of a layer, for each position: its input, the input and output of both
-    /// norms, queries, keys, values, the mixed values with their log-sum-exps, and four tensors of the MLP's
+    /// Numbers that autograd keeps for one layer and one position: the layer's input, the inputs and outputs of
+    /// both norms, queries, keys, values, the attention output with its log-sum-exps, and four tensors of the MLP's
     /// width.
     fn kept_by_layer(&self) -> u64 {
         4 * self.width + 2 * self.query + 2 * self.key_value + self.heads + 4 * self.mlp
     }
 }
 
-/// Estimates the memory on the student's device: what is always allocated, and the most that a micro-batch or an update
-/// adds.
+/// Estimates the memory on the student's device: what is always allocated, and the maximum that a micro-batch or an
+/// update adds.
 ///
 /// # Errors
 /// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
@@ -125,25 +125,27 @@ pub fn student_memory(
     };
     // Input and output of the final norm, and the gradient of the hidden states.
     let activations = activations + 3 * between;
-    // Of each pair of layers the gradient; of one the difference and its square.
+    // For each layer pair, its gradient. For one pair at a time, the difference and its square.
     let of_layers = match shape.pairs {
         0 => 0,
         pairs => pairs * between + 2 * 4 * teacher.width * positions,
     };
     let holes = if shape.on_cpu { HOLES_ON_CPU } else { 1 };
     let activations = holes * (activations + of_layers);
-    // Logits of both models, which become the gradient; or log-probabilities and probabilities beside them.
+    // The kernel turns the logits of both models into the gradient in place. Without it, log-probabilities and
+    // probabilities need the same amount again.
     let matrices =
         if shape.needs_teacher_output { 2 } else { 1 } * if shape.kernel { 1 } else { 2 };
     let chunk = shape.chunk.min(positions) * shape.vocabulary;
-    // In another dtype than fp32, the product that becomes logits, and the gradient for the products back.
+    // In a dtype other than fp32: the matmul's result that becomes logits, and the gradient for the matmuls of the
+    // backward pass.
     let chunk_for_products = match shape.student_bytes {
         4 => 0,
         bytes => 2 * bytes * chunk,
     };
     let chunk = 4 * matrices * chunk + chunk_for_products;
-    // A chunk's gradient of the output matrix, which the CPU makes and casts before it is added; GPUs add it
-    // as it is made.
+    // A chunk's gradient of the LM head. The CPU computes and casts it before adding it; GPUs add it while
+    // computing.
     let of_matrix = match (shape.on_cpu, shape.student_bytes) {
         (true, bytes @ 1..4) => (4 + bytes) * sizes.table,
         _ => 0,
@@ -182,21 +184,21 @@ pub fn student_memory(
     ])
 }
 
-/// The student's weights in the dtype of its products, kept from one update to the next.
+/// The student's weights in the dtype of its matmuls, kept until the next update.
 fn weight_copies(sizes: &Sizes, student_bytes: u64) -> Part {
     let bytes = match student_bytes {
         4 => 0,
-        // All but an embedding that is not the output matrix too: its rows are cast as they are looked up.
+        // All weights except an untied embedding: its rows are cast as they are looked up.
         bytes => bytes * (sizes.parameters - sizes.head),
     };
     part("weights for products", bytes, "student.dtype")
 }
 
-/// What a process has on a GPU besides its tensors. Estimates, not measured.
+/// What a process uses on a GPU besides its tensors. Estimated, not measured.
 pub fn gpu_memory(tensors: u64) -> Vec<Part> {
     /// CUDA's context and kernels, and the workspaces of cuBLAS and cuDNN.
     const CONTEXT: u64 = 1_000_000_000;
-    /// Holes of libtorch's allocator: 2 to 4 GB of 80.
+    /// Fragmentation in libtorch's allocator: 2 to 4 GB of 80.
     const HOLES_PERCENT: u64 = 4;
     let of_process = |name, bytes| Part {
         name,
@@ -212,7 +214,7 @@ pub fn gpu_memory(tensors: u64) -> Vec<Part> {
     ]
 }
 
-/// The program itself, on the CPU.
+/// Memory of the program itself, on the CPU.
 pub fn program_memory() -> Part {
     Part {
         name: "the program itself",
@@ -221,10 +223,10 @@ pub fn program_memory() -> Part {
     }
 }
 
-/// Estimates the memory on all devices of the teacher together; its workers share the weights.
+/// Estimates the teacher's memory on all its devices together; its workers share the weights.
 ///
-/// A teacher that does not label is freed before the student's first step. It then counts only for what it needs beyond
-/// such a step. `student` is the result of [`student_memory`] for the same device.
+/// A teacher that does not label is freed before the student's first step. Then only the memory that it needs
+/// beyond such a step counts. `student` is the result of [`student_memory`] for the same device.
 ///
 /// # Errors
 /// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
@@ -235,10 +237,10 @@ pub fn teacher_memory(
     student: &[Part],
 ) -> Result<Vec<Part>, ModelError> {
     let sizes = Sizes::of(teacher)?;
-    // Without gradients only what one layer is working on exists.
+    // Without gradients, only the tensors of the current layer exist.
     let working = (3 * sizes.width + 2 * sizes.query + 2 * sizes.key_value)
         .max(2 * sizes.width + 3 * sizes.mlp);
-    // TED's filters are square here.
+    // The teacher's filters for TED are square.
     let weights = sizes.parameters + shape.pairs * sizes.width * sizes.width;
     if !shape.needs_teacher_output {
         let bytes = shape.teacher_bytes * (weights + working * shape.positions());
@@ -264,8 +266,8 @@ pub fn teacher_memory(
     ])
 }
 
-/// Estimates what `mixture.lag = 1` adds on the student's device: the model that replica 0 evaluates there, and
-/// the weights on their way to it. `student_bytes`: bytes of a number in the student's products.
+/// Estimates what `mixture.lag = 1` adds on the student's device: the model that replica 0 evaluates there, and the
+/// weights on their way to it. `student_bytes` is the number of bytes per number in the student's matmuls.
 ///
 /// # Errors
 /// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
@@ -278,11 +280,11 @@ pub fn evaluated_copy_memory(
     Ok(part("a copy to evaluate", bytes, "mixture.lag"))
 }
 
-/// The host: batches in the queues with their hidden states (on the student's device where that is a GPU),
-/// and the copy of weights and moments that is being saved.
+/// Estimates the memory for the hidden states of queued batches. They are on the host, or on the student's device
+/// if that is a GPU.
 pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, replicas: u64) -> Part {
     let width = teacher.hidden_size().unsigned_abs();
-    // One more is in the hands of the teacher, one more in the student's.
+    // Each teacher replica holds one more batch, and the student holds one.
     let batches = if shape.needs_teacher_output {
         replicas * (depth + 1) + 1
     } else {
@@ -292,7 +294,7 @@ pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, replic
     part("hidden states in queues", bytes, "pipeline.queue_depth")
 }
 
-/// Estimates the host memory of the weights and moments that are being saved. See [`queue_memory`].
+/// Estimates the host memory of the weights and moments that are being saved.
 ///
 /// # Errors
 /// If libtorch cannot create the placeholder tensors that give the parameters' shapes.

@@ -1,41 +1,41 @@
-//! What can go wrong on a worker.
+//! Errors on a worker.
 
 use std::path::PathBuf;
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// A model's folder or forward.
+    /// Loading a model or its forward pass failed.
     #[error(transparent)]
     Model(#[from] ddk_model::ModelError),
-    /// The head.
+    /// The LM head with its loss failed.
     #[error(transparent)]
     Objective(#[from] ddk_objective::ObjectiveError),
-    /// A libtorch call.
+    /// A libtorch call failed.
     #[error(transparent)]
     Torch(#[from] ddk_torch::TorchError),
-    /// A labeled batch came to a student that was built without the teacher's output matrix.
+    /// A labeled batch reached a student that was built without the teacher's LM head.
     #[error("the batch carries a teacher's hidden states, but the student has no teacher head")]
     NoTeacherHead,
-    /// The excess over the teacher was asked for, and the batch carries nothing of a teacher's.
+    /// The caller asked for the excess over the teacher's loss, but the batch carries no output of a teacher.
     #[error(
         "the excess over the teacher's loss is wanted, but the batch carries no hidden states of it"
     )]
     NoTeacherOutput,
-    /// A batch came without the layers that filters need.
+    /// A batch lacks the layer outputs that the filters need.
     #[error("the batch does not carry the teacher's layers that the filters are for")]
     NoLayers,
-    /// A row was made with another tokenizer.
+    /// A sequence was made with another tokenizer.
     #[error(
         "token id {token} is past the vocabulary of {vocabulary}: the text was tokenized with another tokenizer"
     )]
     TokenPastVocabulary {
-        /// The id.
+        /// The token id.
         token: u32,
-        /// Ids that there are.
+        /// Number of ids in the vocabulary.
         vocabulary: i64,
     },
-    /// A checkpoint's file that verified but does not hold what it should.
+    /// A file of a checkpoint passed verification but has the wrong content.
     #[error("{file}: {reason}")]
     BadCheckpoint {
         /// The file.

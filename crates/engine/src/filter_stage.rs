@@ -1,7 +1,7 @@
-//! TED's first stage: filters that learn the task while both models are frozen.
+//! TED's first stage: trains the filters on the task while both models are frozen.
 //!
-//! A filter between equal widths starts as the identity; another one from the normal distribution of variance
-//! 1 / d_student, drawn from its name alone, so that runs whose seeds differ start alike.
+//! A filter between equal widths starts as the identity. Any other filter is drawn from a normal distribution with
+//! variance 1 / d_student. The draw depends only on the filter's name, so runs with different seeds start alike.
 
 use std::{path::Path, time::Instant};
 
@@ -25,15 +25,15 @@ use crate::{
     update::Updates,
 };
 
-/// Filters that learn the task while both models are frozen.
+/// Trains TED's filters on the task while both models are frozen.
 #[derive(Debug)]
 pub struct FilterStage {
     student: Model,
     options: StudentOptions,
     filters: Filters,
-    /// The teacher's, on the student's device.
+    /// The teacher's final norm and LM head, on the student's device.
     output: LmHead,
-    /// For each pair the student's filter, then the teacher's.
+    /// For each pair, the student's filter and then the teacher's.
     parameters: Vec<(String, Tensor)>,
     updates: Updates,
 }
@@ -69,7 +69,7 @@ impl FilterStage {
         ))
     }
 
-    /// Resumes from a checkpoint's files.
+    /// Resumes from the files of a checkpoint.
     ///
     /// # Errors
     /// If the checkpoint's weights or moments cannot be read or do not match the filters.
@@ -117,7 +117,7 @@ impl FilterStage {
         }
     }
 
-    /// Cross-entropy of what comes out of a filter; adds to the filter's gradient.
+    /// Returns the cross-entropy of a filter's output, and adds to the filter's gradient.
     fn task_loss(
         &self,
         index: usize,
@@ -140,7 +140,7 @@ impl FilterStage {
             &mut HeadGradients::default(),
         )?;
         if done.ce_sum.is_finite() {
-            // The backward of sum(normed * constant) is exactly the given gradient.
+            // The gradient of sum(normed * constant) with respect to `normed` is exactly the constant.
             normed
                 .f_mul(&done.hidden_gradient)
                 .and_then(|product| product.f_sum(Kind::Float)?.f_backward())
@@ -166,7 +166,7 @@ impl Trainable for FilterStage {
         &self.student
     }
 
-    /// The loss is the mean over all filters, the teacher's and the student's.
+    /// The loss is the mean over all filters, both the teacher's and the student's.
     fn accumulate(
         &mut self,
         rows: &[&Sequence],

@@ -1,12 +1,11 @@
-//! TED's filters: linear maps through which a layer of the student is compared with one of the teacher.
+//! TED's filters: linear maps through which a student layer is compared with a teacher layer.
 //!
-//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML
-//! 2023. A pair of layers has a student's filter `[d_teacher, d_student]` and a teacher's `[d_teacher,
-//! d_teacher]`. In a first stage ([`crate::FilterStage`]) both models are frozen and each filter learns the
-//! task on its own: what comes out of it goes through the teacher's final norm and output matrix into the
-//! cross-entropy, so that a filter keeps what matters for the task and drops the rest. In the second stage
-//! the teacher's filters are frozen on the teacher's worker, and the student's keep learning together with the
-//! student ([`crate::Student`]).
+//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML 2023. A
+//! layer pair has a student filter `[d_teacher, d_student]` and a teacher filter `[d_teacher, d_teacher]`. In the
+//! first stage ([`crate::FilterStage`]), both models are frozen and each filter learns the task by itself. Its
+//! output goes through the teacher's final norm and LM head into the cross-entropy. So the filter keeps what
+//! matters for the task and drops the rest. In the second stage, the teacher's filters are frozen on the teacher's
+//! worker. The student's filters keep training together with the student ([`crate::Student`]).
 
 use std::path::PathBuf;
 
@@ -17,20 +16,20 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{EngineError, options::StudentOptions, teacher::TeacherOutput};
 
-/// No more pairs are chosen where none are named: each costs the teacher's width for every position in the queues.
+/// Maximum number of pairs if none are named. Each pair adds the teacher's width for every position in the queues.
 const PAIRS: usize = 4;
 
-/// A layer of the student, and the layer of the teacher that it is to be like; both counted from 1.
+/// A student layer and the teacher layer that it learns to match, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerPair {
-    /// The student's.
+    /// The student's layer.
     pub student: usize,
-    /// The teacher's.
+    /// The teacher's layer.
     pub teacher: usize,
 }
 
 impl LayerPair {
-    /// At most four pairs, evenly spread over both models, the last layer with the last one.
+    /// Picks at most four pairs, spread evenly over both models. The last pair consists of both last layers.
     pub fn spread(student_layers: usize, teacher_layers: usize) -> Vec<Self> {
         let count = PAIRS.min(student_layers).min(teacher_layers);
         (1..=count)
@@ -52,28 +51,28 @@ impl LayerPair {
     }
 }
 
-/// What a run does with filters.
+/// The layer pairs of a run, and the filters that the first stage trained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filters {
     /// The pairs of layers.
     pub pairs: Vec<LayerPair>,
-    /// The file of the filters that the first stage made; none in the first stage itself.
+    /// The file with the filters from the first stage; `None` in the first stage itself.
     pub learned: Option<PathBuf>,
 }
 
 impl Filters {
-    /// The student's layers.
+    /// The student layer of each pair.
     pub(crate) fn student_layers(&self) -> Vec<usize> {
         self.pairs.iter().map(|pair| pair.student).collect()
     }
 
-    /// The teacher's layers.
+    /// The teacher layer of each pair.
     pub(crate) fn teacher_layers(&self) -> Vec<usize> {
         self.pairs.iter().map(|pair| pair.teacher).collect()
     }
 }
 
-/// A filter of a file, on `device` in fp32.
+/// Reads a filter from `file` to `device` in fp32.
 pub(crate) fn read_filter(
     file: &TensorFile,
     name: &str,
@@ -86,7 +85,7 @@ pub(crate) fn read_filter(
     Ok(file.tensor_on(name, &shape, device, Kind::Float)?)
 }
 
-/// A filter that learns together with the student.
+/// A filter that trains together with the student.
 #[derive(Debug)]
 pub(crate) struct Filter {
     name: String,
@@ -96,7 +95,7 @@ pub(crate) struct Filter {
     pub(crate) gradient: Tensor,
 }
 
-/// The student's filters of a file; none where the options name none.
+/// Reads the student's filters from `file`; none if the options name none.
 pub(crate) fn read_filters(
     model: &Model,
     options: &StudentOptions,
@@ -115,7 +114,7 @@ pub(crate) fn read_filters(
         .collect()
 }
 
-/// All that learns, in the optimizer's order.
+/// Everything that trains, in the optimizer's order.
 pub(crate) fn trained(model: &Model, filters: &[Filter]) -> Vec<(String, Tensor)> {
     let of_model = model.parameters().iter();
     let of_filters = filters.iter().map(|filter| (&filter.name, &filter.weight));
@@ -126,8 +125,8 @@ pub(crate) fn trained(model: &Model, filters: &[Filter]) -> Vec<(String, Tensor)
         .collect()
 }
 
-/// The distance of the student's layers from the teacher's behind the filters, mean over the layers, and its gradients
-/// (those of the filters are added in place).
+/// Returns the distance between the student's and the teacher's layers after the filters, averaged over the layers,
+/// and the gradients of the student's layers. Adds the gradients of the filters in place.
 pub(crate) fn distance_of_layers(
     filters: &mut [Filter],
     layers: &[Tensor],

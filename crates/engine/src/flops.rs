@@ -1,27 +1,27 @@
-//! What a run computes: operations of the matrix products, by teacher, student and evaluation.
+//! Counts a run's floating-point operations in matmuls, by teacher, student and evaluation.
 
 use ddk_corpus::Sequence;
 use ddk_model::{Flops, ModelConfig};
 
 use crate::Filters;
 
-/// Counts a run's floating-point operations from the models' shapes and the tokens that go through them,
-/// padding left out.
+/// Counts a run's floating-point operations from the shapes of the models and the lengths of the sequences, without
+/// padding.
 ///
-/// A backward is twice its forward: the gradient of the inputs, and that of the weights. The teacher's output
-/// matrix is applied beside the student, and counted as the teacher's.
+/// A backward pass counts as two forward passes: one for the gradient of the inputs, one for that of the weights.
+/// The student's worker applies the teacher's LM head, but its operations count as the teacher's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlopCounter {
     teacher: Flops,
     student: Flops,
-    /// Columns of the logits that are computed.
+    /// Number of logit columns that are computed.
     vocabulary: u64,
-    /// Whether the student's layers go forward once more in the backward.
+    /// Whether the backward pass repeats the forward pass of the student's layers.
     recompute: bool,
     filters: Option<FilterPairs>,
 }
 
-/// TED's filters: how many pairs of layers have some, and whether they are learned already.
+/// TED's filters: the number of layer pairs, and whether the first stage has already trained the filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FilterPairs {
     pairs: u64,
@@ -29,7 +29,7 @@ struct FilterPairs {
 }
 
 impl FlopCounter {
-    /// Both logits are cut to `vocabulary` columns.
+    /// Creates a counter. Both models' logits are cut to `vocabulary` columns.
     pub fn new(
         teacher: &ModelConfig,
         student: &ModelConfig,
@@ -45,7 +45,7 @@ impl FlopCounter {
         }
     }
 
-    /// With TED's filters between the two models.
+    /// Adds TED's filters between the two models, if there are any.
     pub fn with_filters(self, filters: Option<&Filters>) -> Self {
         let filters = filters.map(|filters| FilterPairs {
             pairs: filters.pairs.len() as u64,
@@ -54,17 +54,17 @@ impl FlopCounter {
         Self { filters, ..self }
     }
 
-    /// The teacher labels rows: one forward with the output matrix.
+    /// Operations to label `rows` with the teacher: one forward pass with the LM head.
     pub fn teacher(&self, rows: &[&Sequence]) -> f64 {
         self.teacher_of(rows.iter().flat_map(lengths))
     }
 
-    /// The student learns from rows: forward and backward.
+    /// Operations to train the student on `rows`: a forward and a backward pass.
     pub fn student(&self, rows: &[&Sequence]) -> f64 {
         self.student_of(rows.iter().flat_map(lengths))
     }
 
-    /// As [`Self::student`], of texts of these lengths.
+    /// Like [`Self::student`], for texts of these lengths.
     pub fn student_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
         let positions: u64 = lengths.clone().sum();
         let (own, of_teacher) = (self.student.width(), self.teacher.width());
@@ -73,13 +73,13 @@ impl FlopCounter {
         let learning = times * forward + 3.0 * self.student.head(positions, self.vocabulary);
         match self.filters {
             None => learning,
-            // The student's filters go forward and backward with it.
+            // The student's filters run forward and backward with it.
             Some(FilterPairs {
                 pairs,
                 learned: true,
             }) => learning + (positions * pairs * 6 * own * of_teacher) as f64,
-            // Both models are frozen: a forward, then each filter, forward and its own gradient, and the
-            // teacher's output matrix behind it, forward and back to the filter.
+            // Both models are frozen: the student runs forward. Each filter runs forward and computes its own
+            // gradient. Behind it, the teacher's LM head runs forward and passes the gradient back to the filter.
             Some(FilterPairs { pairs, .. }) => {
                 forward
                     + (positions * pairs * 4 * (own + of_teacher) * of_teacher) as f64
@@ -88,7 +88,7 @@ impl FlopCounter {
         }
     }
 
-    /// As [`Self::teacher`], of texts of these lengths.
+    /// Like [`Self::teacher`], for texts of these lengths.
     pub fn teacher_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
         match self.filters {
             None => forward(&self.teacher, lengths, self.vocabulary),
@@ -100,22 +100,22 @@ impl FlopCounter {
                 let filters = positions * pairs * 2 * self.teacher.width().pow(2);
                 forward(&self.teacher, lengths, self.vocabulary) + filters as f64
             }
-            // Nothing is learned from its logits yet.
+            // The first stage does not train on the teacher's logits.
             Some(_) => self.teacher.hidden(lengths),
         }
     }
 
-    /// The student's perplexities on all documents, once.
+    /// Operations to measure the student's perplexity on all documents once.
     pub fn student_evaluation(&self, domains: &[Vec<Sequence>]) -> f64 {
         self.student_evaluation_of(scored(domains))
     }
 
-    /// As [`Self::student_evaluation`], of documents of these lengths.
+    /// Like [`Self::student_evaluation`], for documents of these lengths.
     pub fn student_evaluation_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
         forward(&self.student, lengths, self.vocabulary)
     }
 
-    /// The teacher's perplexities on all documents, once.
+    /// Operations to measure the teacher's perplexity on all documents once.
     pub fn teacher_evaluation(&self, domains: &[Vec<Sequence>]) -> f64 {
         forward(&self.teacher, scored(domains), self.vocabulary)
     }
@@ -125,7 +125,7 @@ fn forward(model: &Flops, lengths: impl Iterator<Item = u64> + Clone, vocabulary
     model.hidden(lengths.clone()) + model.head(lengths.sum(), vocabulary)
 }
 
-/// Lengths of the texts in a row that see nothing of each other.
+/// Lengths of the texts in a sequence that do not attend to each other.
 fn lengths<'a>(row: &&'a Sequence) -> impl Iterator<Item = u64> + Clone + use<'a> {
     let whole = row.document_lengths.is_empty();
     let whole = whole.then_some(row.tokens.len() as u64);
@@ -133,7 +133,7 @@ fn lengths<'a>(row: &&'a Sequence) -> impl Iterator<Item = u64> + Clone + use<'a
     whole.into_iter().chain(parts)
 }
 
-/// Lengths of the documents that have something to predict.
+/// Lengths of the documents that have at least one token to predict.
 fn scored(domains: &[Vec<Sequence>]) -> impl Iterator<Item = u64> + Clone {
     let lengths = domains
         .iter()

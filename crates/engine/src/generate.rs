@@ -1,4 +1,4 @@
-//! Writing on after a prompt, a token at a time, with a cache of keys and values.
+//! Generates text after a prompt, one token at a time, with a KV cache.
 
 use ddk_model::{Cache, Model, ModelError};
 use tch::{Kind, Tensor};
@@ -8,15 +8,15 @@ use crate::EngineError;
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the likeliest token.
+    /// The logits are divided by it; 0 takes the most likely token.
     pub temperature: f64,
-    /// Only the likeliest tokens that together have this probability are drawn from; 1: all.
+    /// Draws only from the most likely tokens that together have this probability; 1 draws from all.
     pub top_p: f64,
     /// The same seed draws the same tokens.
     pub seed: u64,
 }
 
-/// A text in the making.
+/// A text that is being generated.
 #[derive(Debug)]
 pub struct Generator<'a> {
     model: &'a Model,
@@ -24,7 +24,7 @@ pub struct Generator<'a> {
     cache: Cache,
     sampling: Sampling,
     vocabulary: i64,
-    /// What the model reads next.
+    /// Tokens that the model reads next.
     unread: Vec<i64>,
     written: u64,
 }
@@ -33,7 +33,7 @@ impl<'a> Generator<'a> {
     /// Continues `prompt` (at least one token). Tokens are drawn from the first `vocabulary` columns of the logits.
     ///
     /// # Errors
-    /// If libtorch cannot cast the LM head to the dtype of the products.
+    /// If libtorch cannot cast the LM head to the dtype of the matmuls.
     pub fn new(
         model: &'a Model,
         prompt: &[u32],
@@ -72,7 +72,7 @@ impl<'a> Generator<'a> {
         Ok(Some(token))
     }
 
-    /// Logits of the next token, after reading what is unread.
+    /// Reads the unread tokens and returns the logits of the next one.
     fn logits(&mut self) -> Result<Vec<f32>, ModelError> {
         let tokens = Tensor::f_from_slice(&self.unread)?
             .f_unsqueeze(0)?
@@ -85,7 +85,7 @@ impl<'a> Generator<'a> {
         Ok(Vec::try_from(&logits)?)
     }
 
-    /// Draws by (seed, number of the token), in f64.
+    /// Draws a token in f64. The draw depends on the seed and on the number of the token.
     fn draw(&self, logits: &[f32]) -> u32 {
         let Sampling {
             temperature,
@@ -123,7 +123,7 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// The first of the largest.
+/// Returns the largest logit's id; of several, the first.
 fn likeliest(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {

@@ -1,10 +1,10 @@
 //! What a worker does with models: run the teacher on a batch ([`Teacher`]), train a step ([`Student`], or TED's
 //! [`FilterStage`]), measure perplexity ([`Evaluation`]), generate text ([`Generator`]), copy the state for a
-//! checkpoint ([`Snapshot`]); and what all of it costs ([`FlopCounter`]).
+//! checkpoint ([`Snapshot`]), and count floating-point operations ([`FlopCounter`]).
 //!
-//! Everything here runs synchronously on the calling thread and returns numbers. `ddk-actors` decides who calls it when
-//! and on which thread. A model is built on the thread that uses it, because libtorch keeps grad mode and thread counts
-//! per thread.
+//! Everything here runs synchronously on the calling thread and returns numbers. `ddk-actors` decides when to call
+//! it and on which thread. Build a model on the thread that uses it, because libtorch keeps grad mode and thread
+//! counts per thread.
 //!
 //! ```
 //! // Linear warmup, then a cosine decay.

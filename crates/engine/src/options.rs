@@ -1,27 +1,27 @@
-//! How a student learns.
+//! Options for training a student.
 
 use ddk_objective::Objective;
 
 use crate::{adamw::AdamWOptions, filters::Filters, schedule::Schedule};
 
-/// How a student learns.
+/// How a student is trained.
 #[derive(Debug, Clone)]
 pub struct StudentOptions {
-    /// The loss. A gamma of 0, or no teacher, leaves the cross-entropy alone.
+    /// The loss. With a gamma of 0, or without a teacher, it is the cross-entropy alone.
     pub objective: Objective,
     /// Both models' logits are cut to this many columns before any softmax: the tokenizer's largest id + 1.
     pub vocabulary: i64,
-    /// Positions whose logits exist at a time.
+    /// Maximum number of positions whose logits exist at the same time.
     pub chunk: i64,
     /// The optimizer's constants.
     pub adamw: AdamWOptions,
-    /// Whether the activations inside a layer are computed again in the backward instead of kept: the same result, less
-    /// memory, one more forward.
+    /// Activation checkpointing: the backward pass recomputes the activations inside each layer. The result is the
+    /// same. It takes less memory and one more forward pass.
     pub recompute: bool,
-    /// Gradients are scaled down to this global L2 norm.
+    /// Gradients with a larger global L2 norm are scaled down to this one.
     pub clip_norm: f64,
     /// The learning rate by step.
     pub schedule: Schedule,
-    /// TED's filters, where the loss has a distance between layers.
+    /// TED's filters, if the loss includes a distance between layers.
     pub filters: Option<Filters>,
 }

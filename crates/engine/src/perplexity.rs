@@ -1,4 +1,4 @@
-//! Perplexity of a model on validation documents.
+//! Measures the perplexity of a model on validation documents.
 
 use std::sync::Arc;
 
@@ -9,31 +9,32 @@ use ddk_torch::TorchError;
 
 use crate::{EngineError, batch::batch_tensors};
 
-/// What perplexities are measured on, and how. Cheap to clone.
+/// The validation documents, and how to measure perplexity on them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
     /// Validation documents by domain.
     pub validation: Arc<Vec<Vec<Sequence>>>,
     /// Documents per batch.
     pub batch_rows: usize,
-    /// Logits are cut to this many columns.
+    /// Number of columns that the logits are cut to.
     pub vocabulary: i64,
-    /// Positions whose logits exist at a time.
+    /// Maximum number of positions whose logits exist at the same time.
     pub chunk: i64,
 }
 
 impl Evaluation {
-    /// Perplexity of `model` on each domain's documents: `exp` of the mean cross-entropy over all predicted tokens
-    /// of the domain (token-weighted), each document on its own.
+    /// Returns the perplexity of `model` on each domain's documents: `exp` of the mean cross-entropy over all
+    /// predicted tokens of the domain (token-weighted). Each document is evaluated on its own. Documents without a
+    /// prediction are skipped.
     ///
-    /// Documents are put into batches by length, so that padding is rare; the grouping depends on the documents
-    /// alone, so that an evaluation made again gives the same bits. Documents without a prediction are left out.
+    /// Batches group documents by length, so there is little padding. The grouping depends only on the documents,
+    /// so a repeated evaluation returns the same bits.
     ///
-    /// `between` is called before each batch with the documents done and those there are, of all domains
-    /// together; where it says true, the evaluation is cut off and `None` returned.
+    /// Calls `between` before each batch with the number of finished documents and the number of all documents,
+    /// over all domains. If `between` returns true, the evaluation stops and returns `None`.
     ///
     /// # Errors
-    /// A token that is past the vocabulary, and what libtorch says.
+    /// If a token id is not below the vocabulary size, or if libtorch fails.
     pub fn perplexities(
         &self,
         model: &Model,

@@ -1,9 +1,9 @@
-//! The learning rate of each step: linear warm-up, then cosine to the end value.
+//! The learning rate of each step: linear warm-up, then cosine decay to the end value.
 
 /// Linear warm-up from 0 to `peak` over `warmup_steps`, then a cosine from `peak` to `end` at `total_steps`.
 ///
-/// A pure function of the step, so that a resumed run needs no state for it. Steps count from 1: the first step
-/// already learns (`peak / warmup_steps`), and the last one runs at `end`.
+/// It is a pure function of the step, so a resumed run needs no state for it. Steps count from 1: the first step
+/// already trains (at `peak / warmup_steps`), and the last one runs at `end`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// The highest learning rate, reached at the end of the warm-up.

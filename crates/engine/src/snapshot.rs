@@ -1,4 +1,4 @@
-//! Weights and moments at a step boundary: copied, written, read back.
+//! Copies weights and moments at a step boundary, writes them to a checkpoint and reads them back.
 
 use std::path::Path;
 
@@ -18,9 +18,11 @@ use crate::{
     student::Student,
 };
 
-/// The student's weights in a checkpoint, by parameter name; with TED also its filters, which no export takes.
+/// The student's weights in a checkpoint, by parameter name. With TED, the file also holds the filters, which
+/// exports leave out.
 pub const WEIGHTS_FILE: &str = "weights.safetensors";
-/// AdamW's moments in a checkpoint: `first.NAME` and `second.NAME`; the metadata's `updates` counts the updates made.
+/// AdamW's moments in a checkpoint: `first.NAME` and `second.NAME`. `updates` in the metadata is the number of
+/// updates made.
 pub const MOMENTS_FILE: &str = "moments.safetensors";
 
 /// A copy of a student's state, detached from training.
@@ -57,7 +59,7 @@ impl Snapshot {
         })
     }
 
-    /// The files of a checkpoint, to be written on any thread.
+    /// Returns the files of a checkpoint, which any thread can write.
     pub fn into_files(self) -> Vec<SnapshotFile> {
         let Self {
             weights,
@@ -95,7 +97,7 @@ impl Student {
     }
 }
 
-/// Reads the optimizer state of these parameters.
+/// Reads the optimizer state of `parameters`.
 pub(crate) fn read_moments(
     path: &Path,
     options: AdamWOptions,

@@ -1,4 +1,4 @@
-//! The student: gradients of a step's micro-batches, then one update.
+//! The student: accumulates the gradients of a step's micro-batches, then makes one update.
 
 use std::time::Instant;
 
@@ -23,18 +23,18 @@ use crate::{
     update::Updates,
 };
 
-/// Which sums of single rows are wanted beside those of the micro-batch. They change no loss and no gradient.
+/// Which per-sequence sums to return besides those of the micro-batch. They change no loss and no gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SequenceLosses {
     /// None.
     None,
     /// The cross-entropy.
     CrossEntropy,
-    /// And what it exceeds the teacher's by; the teacher's head is applied for it even at gamma 0.
+    /// The cross-entropy, and its excess over the teacher's. Applies the teacher's LM head even at gamma 0.
     Excess,
 }
 
-/// A model in training on the worker that built it.
+/// A model in training, on the worker that built it.
 #[derive(Debug)]
 pub struct Student {
     model: Model,
@@ -42,12 +42,13 @@ pub struct Student {
     trained: Vec<(String, Tensor)>,
     updates: Updates,
     options: StudentOptions,
-    /// The teacher's output matrix on the student's device: `[teacher's columns, teacher's d_model]`.
+    /// The teacher's LM head on the student's device: `[teacher's columns, teacher's d_model]`.
     teacher_head: Option<Tensor>,
     row_losses: SequenceLosses,
-    /// Gradient of the student's output matrix, accumulated by the head over the step's micro-batches.
+    /// Gradient of the student's LM head, accumulated over the step's micro-batches.
     head_gradient: Tensor,
-    /// Gradient of the embedding, likewise; where the output matrix is the embedding, that one holds both.
+    /// Gradient of the embedding, accumulated likewise. `None` if the LM head is tied to the embedding:
+    /// `head_gradient` then holds both.
     embedding_gradient: Option<Tensor>,
     /// TED's filters, with the gradients accumulated over the step's micro-batches.
     filters: Vec<Filter>,
@@ -102,17 +103,17 @@ impl Student {
         })
     }
 
-    /// How it learns.
+    /// How the student is trained.
     pub fn options(&self) -> &StudentOptions {
         &self.options
     }
 
-    /// Asks for sums of single rows from now on.
+    /// Sets which per-sequence sums to return from now on.
     pub fn set_row_losses(&mut self, row_losses: SequenceLosses) {
         self.row_losses = row_losses;
     }
 
-    /// The gradient of each parameter, then of each filter.
+    /// Returns the gradient of each parameter, then of each filter.
     fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
         let _no_grad = tch::no_grad_guard();
         let head = self.model.head().weight.data_ptr();
@@ -259,7 +260,7 @@ impl Trainable for Student {
     fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         let gradients = self.gradients()?;
         let report = self.updates.make(step, &self.trained, &gradients);
-        // An update that failed half-way has changed some.
+        // Even an update that failed may have changed some weights.
         self.model.weights_changed();
         let report = report?;
         self.clear_gradients()?;
@@ -285,7 +286,7 @@ impl Trainable for Student {
     }
 }
 
-/// Sums the positions of each row, in f64.
+/// Sums the positions of each sequence, in f64.
 fn sequence_losses(
     values: &PerPosition,
     wanted: SequenceLosses,

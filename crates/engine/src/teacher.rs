@@ -13,9 +13,9 @@ use crate::{
 
 /// A teacher's output for a batch.
 ///
-/// Hidden states have `d_model` numbers per position, where logits have one per vocabulary entry. The student's worker
-/// applies the teacher's head chunk by chunk, so the divergence is exact. An enum, because a served or cached teacher
-/// will send its top logits instead.
+/// Hidden states have `d_model` numbers per position, while logits have one per vocabulary entry. The student's
+/// worker applies the teacher's LM head chunk by chunk, so the divergence is exact. This is an enum because a
+/// served or cached teacher will send its top logits instead.
 #[derive(Debug)]
 pub enum TeacherOutput {
     /// Hidden states after the final norm: `[positions, d_model]` in the teacher's dtype, on the student's device.
@@ -24,7 +24,7 @@ pub enum TeacherOutput {
     HiddenAndLayers {
         /// After the final norm.
         hidden: Tensor,
-        /// Layer outputs, behind the teacher's filters if those were learned.
+        /// Layer outputs, after the teacher's filters if those were trained.
         layers: Vec<Tensor>,
     },
 }
@@ -48,7 +48,7 @@ impl TeacherOutput {
     /// Replaces all numbers with NaN, for fault injection.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// If libtorch fails.
     pub fn poison(&mut self) -> Result<(), EngineError> {
         let (hidden, layers) = match self {
             Self::Hidden(hidden) => (hidden, &mut [][..]),
@@ -61,22 +61,23 @@ impl TeacherOutput {
     }
 }
 
-/// A frozen model on the worker that built it.
+/// A frozen model, on the worker that built it.
 #[derive(Debug)]
 pub struct Teacher {
     model: Model,
-    /// Where the outputs are used.
+    /// The device that uses the outputs.
     student_device: Device,
-    /// Layers whose outputs are sent as well, from 1.
+    /// Layers whose outputs are sent too, counted from 1.
     layers: Vec<usize>,
-    /// What they are sent through, `[d_model, d_model]` in the teacher's dtype; empty where they are sent as they are.
+    /// Filters for those outputs, `[d_model, d_model]` in the teacher's dtype. Empty if the outputs are sent
+    /// unfiltered.
     filters: Vec<Tensor>,
-    /// Rows per forward pass.
+    /// Sequences per forward pass.
     batch_rows: usize,
 }
 
 impl Teacher {
-    /// Freezes `model`; its outputs are moved to `student_device`.
+    /// Freezes `model`. Its outputs are moved to `student_device`.
     pub fn new(mut model: Model, student_device: Device) -> Self {
         model.set_trainable(false);
         Self {
@@ -88,7 +89,7 @@ impl Teacher {
         }
     }
 
-    /// Labels at most so many rows per forward pass.
+    /// Labels at most `rows` sequences per forward pass.
     pub fn with_batch_rows(mut self, rows: usize) -> Self {
         self.batch_rows = rows.max(1);
         self
@@ -97,7 +98,7 @@ impl Teacher {
     /// Also sends the outputs of the layers that these filters compare.
     ///
     /// # Errors
-    /// If the file of learned filters cannot be read or lacks a filter.
+    /// If the file of trained filters cannot be read or lacks a filter.
     pub fn with_filters(mut self, filters: &Filters) -> Result<Self, EngineError> {
         self.layers = filters.teacher_layers();
         if let Some(path) = &filters.learned {
@@ -117,7 +118,7 @@ impl Teacher {
         &self.model
     }
 
-    /// Computes the hidden states at every position of `rows`, padded on the right to the longest.
+    /// Computes the hidden states at every position of `rows`, padded on the right to the longest sequence.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary, if a layer to send does not exist, or if the forward pass fails.
@@ -148,7 +149,7 @@ impl Teacher {
         })
     }
 
-    /// `[batch, time, d_model]` as the student's worker takes it.
+    /// Converts `[batch, time, d_model]` to what the student's worker takes.
     fn send(&self, hidden: Tensor, filter: Option<&Tensor>) -> Result<Tensor, TorchError> {
         let width = hidden.size().last().copied().unwrap_or(0);
         let mut hidden = hidden.f_reshape([-1, width])?;
@@ -159,7 +160,7 @@ impl Teacher {
     }
 }
 
-/// The outputs of several passes as those of one.
+/// Joins the outputs of several forward passes.
 fn joined(mut passes: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, TorchError> {
     if passes.len() == 1 {
         return Ok(passes.remove(0));

@@ -1,4 +1,5 @@
-//! One update from a step's gradients: the guard against what is not finite, clipping, AdamW, the schedule.
+//! Makes one update from a step's gradients: checks that they are finite, clips them, and applies AdamW at the
+//! scheduled learning rate.
 
 use ddk_run::{PhaseSeconds, UpdateStats};
 use tch::Tensor;
@@ -16,7 +17,7 @@ pub(crate) struct Updates {
     optimizer: AdamW,
     clip_norm: f64,
     schedule: Schedule,
-    /// Whether every loss of this step was finite so far.
+    /// Whether every loss of this step has been finite so far.
     finite: bool,
 }
 
@@ -34,18 +35,18 @@ impl Updates {
         &self.optimizer
     }
 
-    /// Takes note of whether a loss is finite.
+    /// Records whether a loss is finite.
     pub(crate) fn see(&mut self, finite: bool) {
         self.finite &= finite;
     }
 
-    /// Changes the schedule's highest learning rate and the one that it ends at.
+    /// Sets the schedule's peak and final learning rates.
     pub(crate) fn set_learning_rates(&mut self, peak: f64, end: f64) {
         (self.schedule.peak, self.schedule.end) = (peak, end);
     }
 
-    /// Updates `parameters` as step `step` (from 1). A loss or gradient that is not finite reaches neither
-    /// them nor the moments: the update is skipped, which still counts as a step of the schedule.
+    /// Updates `parameters` as step `step` (from 1). If a loss or gradient is not finite, the update is skipped and
+    /// changes neither the parameters nor the moments. A skipped update still counts as a step of the schedule.
     pub(crate) fn make(
         &mut self,
         step: u64,
@@ -53,7 +54,7 @@ impl Updates {
         gradients: &[Tensor],
     ) -> Result<UpdateStats, EngineError> {
         let learning_rate = self.schedule.learning_rate(step);
-        // SAFETY: gradients are written by the backward of the thread that makes the update, which is done.
+        // SAFETY: only the backward pass of this thread writes gradients, and it is done.
         let grad_norm = unsafe { global_norm(gradients)? };
         let skipped = if !self.finite {
             Some("the loss is not finite".to_owned())
@@ -68,8 +69,8 @@ impl Updates {
             } else {
                 1.0
             };
-            // SAFETY: a learner's parameters, gradients and moments are used by the thread of its worker alone:
-            // what other workers get are copies (`Model::copy_parameters`, `Snapshot`).
+            // SAFETY: only the thread of this worker uses the parameters, gradients and moments. Other workers get
+            // copies (`Model::copy_parameters`, `Snapshot`).
             unsafe {
                 self.optimizer
                     .update(parameters, gradients, learning_rate, scale)?;
@@ -84,7 +85,7 @@ impl Updates {
         })
     }
 
-    /// Makes no update: weights and moments stay as they are, the schedule continues.
+    /// Makes no update: weights and moments stay as they are, and the schedule continues.
     pub(crate) fn discard(&mut self, step: u64, reason: &str) -> UpdateStats {
         self.finite = true;
         UpdateStats {

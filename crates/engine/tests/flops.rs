@@ -1,4 +1,4 @@
-//! Operations counted by hand, and the paper's cost of DDK over plain distillation.
+//! Compares the counts with counts by hand, and DDK's cost over plain distillation with the paper's.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,8 +36,8 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
         ..vec![1, 2, 3, 4, 5].into()
     };
     let whole = &vec![1, 2, 3, 4].into();
-    // Student: 2 layers of 480 weights, 64 a pair; 6 + 3 pairs in the parts, 10 in the whole row; 9 positions
-    // of 10 columns.
+    // Student: 2 layers of 480 weights, 64 operations per attention pair; 6 + 3 pairs in the parts, 10 in the whole
+    // sequence; 9 positions of 10 columns.
     let (layers, head) = (9.0 * 1920.0 + 19.0 * 64.0, 9.0 * 10.0 * 16.0);
     assert_eq!(counter.student(&[packed, whole]), 3.0 * (layers + head));
     let again = FlopCounter::new(&llama(16), &llama(8), 10, true);
@@ -46,12 +46,13 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
         4.0 * layers + 3.0 * head,
         "the output matrix is not applied again"
     );
-    // Teacher: a layer has 16 x 16 + 2 x 16 x 8 + 16 x 16 + 3 x 16 x 12 = 1344 weights, a pair costs 128.
+    // Teacher: a layer has 16 x 16 + 2 x 16 x 8 + 16 x 16 + 3 x 16 x 12 = 1344 weights, an attention pair costs
+    // 128.
     let teacher = 9.0 * 5376.0 + 19.0 * 128.0 + 9.0 * 10.0 * 32.0;
     assert_eq!(counter.teacher(&[packed, whole]), teacher);
 
-    // TED, one pair: filters of 16 x 8 and 16 x 16; learned already, then being learned behind the teacher's
-    // output matrix.
+    // TED with one pair, so filters of 16 x 8 and 16 x 16. They are already trained in the second stage. In the
+    // first stage they train behind the teacher's LM head.
     let of = |learned| {
         let (student, teacher) = (2, 2);
         let filters = Filters {
@@ -76,7 +77,7 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
     assert_eq!(counter.teacher_evaluation(&documents), by_teacher);
 }
 
-/// Qwen1.5 as its configurations on the Hub have it; ids go up to 151,645.
+/// Qwen1.5 with the values of its configurations on the Hub. Token ids go up to 151,645.
 fn qwen(
     hidden_size: i64,
     intermediate_size: i64,
@@ -102,7 +103,8 @@ fn at_the_papers_proportions_ddk_costs_less_than_the_papers_0_69_percent() {
         qwen(2048, 5504, 24, 16, 151_936),
     );
     let counter = FlopCounter::new(&teacher, &student, 151_646, false);
-    // 30,000 steps of 256 rows of 2,048 tokens; K = 1,000; 10 domains of 500 documents, none shorter than a row.
+    // 30,000 steps of 256 sequences of 2,048 tokens; K = 1,000; 10 domains of 500 documents, none shorter than a
+    // sequence.
     let (steps, interval, rows) = (30_000_u64, 1_000, 256);
     let rows = (steps * rows) as usize;
     let training =
@@ -118,6 +120,6 @@ fn at_the_papers_proportions_ddk_costs_less_than_the_papers_0_69_percent() {
         100.0 * share
     );
     assert!(share < 0.0069, "{share}");
-    // The paper's own totals for this pair are 5.364e20 for KD; a count of products has to come near it.
+    // The paper reports 5.364e20 in total for KD of this pair. A count of matmuls must come close to it.
     assert!((4.5e20..7.5e20).contains(&training), "{training:e}");
 }

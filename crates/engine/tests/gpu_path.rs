@@ -1,6 +1,6 @@
-//! The path of GPUs, on the CPU or on the device that `DDK_TEST_DEVICE` names: whole steps with libtorch's
-//! operations, padded sizes and the fused AdamW against those with the CPU's kernels, for every objective;
-//! and weights that are cast once a step against weights that are cast each time.
+//! Tests the GPU path, on the CPU or on the device that `DDK_TEST_DEVICE` names. For every objective, compares
+//! whole steps with libtorch's operations, padded sizes and the fused AdamW with steps of the CPU kernels. Also
+//! compares weights that are cast once per step with weights that are cast each time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 const VOCABULARY: i64 = 120;
 const STEPS: u64 = 3;
 
-/// The CPU, or what `make gpu-check` asks for.
+/// The CPU, or the device that `make gpu-check` asks for.
 fn device() -> Device {
     ddk_torch::test_device().unwrap()
 }
@@ -49,13 +49,13 @@ fn model(device: Device, seed: u64, hidden_size: i64, tie: bool, compute: Kind) 
     }
 }
 
-/// A student and its teacher, and what a step of them comes to.
+/// A student and its teacher.
 struct Pair {
     teacher: Teacher,
     student: Student,
 }
 
-/// Two micro-batches per step: the second one packed.
+/// Lengths of the documents in the second micro-batch of each step, which is packed.
 const PARTS: [u32; 3] = [4, 9, 7];
 
 impl Pair {
@@ -81,7 +81,7 @@ impl Pair {
         Self { teacher, student }
     }
 
-    /// The losses and gradient norms of the steps; `between` is called after each micro-batch.
+    /// Returns the losses and gradient norms of the steps. Calls `between` after each micro-batch.
     fn steps(&mut self, between: impl Fn(&Student)) -> Vec<f64> {
         let mut numbers = Vec::new();
         for step in 1..=STEPS {
@@ -140,13 +140,13 @@ fn objectives() -> Vec<Objective> {
     both.collect()
 }
 
-/// Steps on both paths: numbers within `of_numbers` of each other, and weights within `of_change` of what
-/// they changed by.
+/// Runs the steps on both paths. Losses and norms must be within `of_numbers` of each other, and weights within
+/// `of_change` of the size of their change.
 fn compare(kind: Kind, of_numbers: f64, of_change: f64) {
     // Load CUDA before the first backward on the CPU.
     device();
     for (index, objective) in objectives().into_iter().enumerate() {
-        // Ties and recomputation alternate: neither depends on the objective.
+        // Tied weights and activation checkpointing alternate: neither depends on the objective.
         let (tie, recompute) = (index % 2 == 1, index % 4 > 1);
         let what = format!("{kind:?}, {objective:?}, tied {tie}, recomputed {recompute}");
         let mut on_cpu = Pair::new(Device::Cpu, objective, tie, kind, recompute);
@@ -180,7 +180,7 @@ fn steps_in_bf16_are_near_those_of_the_kernels() {
     compare(Kind::BFloat16, 1e-2, 0.2);
 }
 
-/// The cast has no rounding of its own: casting for each micro-batch gives the same bits.
+/// The cast adds no rounding of its own: casting for each micro-batch gives the same bits.
 #[test]
 fn weights_cast_once_a_step_give_the_bits_of_weights_cast_each_time() {
     for recompute in [false, true] {

@@ -1,6 +1,6 @@
-//! A teacher with 152,064 columns and a student with 151,936 over one tokenizer of 151,646 ids (as Qwen1.5
-//! 14B and 1.8B), against PyTorch in f64 on sliced logits: tests/reference/padded_vocabulary.py prints the
-//! numbers.
+//! Distills a teacher with 152,064 columns into a student with 151,936, over one tokenizer of 151,646 ids (like
+//! Qwen1.5 14B and 1.8B). The expected numbers come from PyTorch in f64 on sliced logits:
+//! tests/reference/padded_vocabulary.py prints them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 const VOCABULARY: i64 = 151_646;
 
-/// A model whose weights are a formula of name and place.
+/// A model whose weights are a formula of the parameter and the position in it.
 fn model(vocab_size: i64, hidden_size: i64, phase: f64) -> Model {
     let architecture = Architecture {
         vocab_size,
@@ -79,7 +79,8 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
         ("kl", losses.kl / 22.0, 0.794_346_5),
         ("gradient norm", norm, 1.767_475_2),
     ] {
-        // The reference is in f64. In fp32 PyTorch's own gradient norm is 1.1e-5 off on a processor with AVX2 alone.
+        // The reference is in f64. In fp32, PyTorch's own gradient norm is off by 1.1e-5 on a CPU that has only
+        // AVX2.
         assert!(
             (value - expected).abs() < 2e-5 * expected.max(1.0),
             "{name}: {value}"

@@ -1,4 +1,4 @@
-//! A student's step against autograd on dense logits, and what must never change it.
+//! Compares a student's step with autograd on dense logits, and tests what must never change it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -64,7 +64,7 @@ fn rows() -> Vec<Sequence> {
         .collect()
 }
 
-/// A few token ids from a tiny generator.
+/// Pseudorandom token ids from a small generator.
 fn token_ids() -> impl FnMut() -> u32 {
     let mut state = 12_345_u64;
     move || {
@@ -128,7 +128,7 @@ fn largest_difference(a: &[Tensor], b: &[Tensor]) -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// Loss and gradient norm of the dense computation: whole logits, autograd, both models from the same seeds.
+/// Loss and gradient norm of the dense computation: full logits, autograd, both models from the same seeds.
 fn dense(tie: bool, rows: &[Sequence]) -> (f64, f64) {
     let (teacher, mut student) = (model(1, 24, false), model(2, 16, tie));
     student.set_trainable(true);
@@ -218,7 +218,7 @@ fn a_restored_student_goes_on_bit_for_bit() {
         let mut file = fs::File::create(folder.path().join(name)).unwrap();
         write(&mut file).unwrap();
     }
-    // A snapshot is a copy: what the student does next does not reach it.
+    // A snapshot is a copy: further training does not change it.
     stopped.step(4, &rows, 2);
     let head = stopped.teacher.model().head().weight.shallow_clone();
     stopped.student =
@@ -250,7 +250,7 @@ fn what_is_not_finite_never_reaches_the_weights() {
     let report = pair.student.update(1).unwrap();
     assert!(report.skipped.unwrap().contains("loss"));
     assert_eq!(largest_difference(&before, &pair.weights()), 0.0);
-    // Nothing of it is left: the next step is that of a student which never saw the batch.
+    // No trace of it is left: the next step equals that of a student that never saw the batch.
     assert_eq!(pair.step(2, &rows, 4), untouched.step(2, &rows, 4));
     assert_eq!(
         largest_difference(&pair.weights(), &untouched.weights()),
@@ -286,7 +286,8 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
         total += single[0].ln() * (row.tokens.len() - 1) as f64;
     }
     assert!((one[0] - (total / predictions(&rows)).exp()).abs() < 1e-4);
-    // Documents done before each batch, of those that have something to predict; cut off before the third.
+    // `between` gets the finished documents before each batch, out of those with a token to predict. It stops the
+    // evaluation before the third batch.
     let mut domains = domains;
     domains[0].push(Sequence::from(vec![1]));
     let told = RefCell::new(Vec::new());
@@ -328,7 +329,7 @@ fn documents_packed_into_a_row_learn_as_rows_of_their_own() {
     assert!(largest_difference(&packed.weights(), &alone.weights()) < 1e-5);
 }
 
-/// The cross-entropy of each prediction of a row, from dense logits in f64.
+/// The cross-entropy of each prediction in a sequence, from dense logits in f64.
 fn losses(model: &Model, row: &[u32]) -> Vec<f64> {
     let _no_grad = tch::no_grad_guard();
     let tokens: Vec<i64> = row.iter().map(|&token| i64::from(token)).collect();

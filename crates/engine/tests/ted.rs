@@ -1,4 +1,4 @@
-//! TED's two stages against dense autograd, and what must never change them.
+//! Compares TED's two stages with dense autograd, and tests what must never change them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -54,7 +54,7 @@ fn teacher_model() -> Model {
     model(1, 24, 3)
 }
 
-/// Rows of different lengths, so that there is padding.
+/// Sequences of different lengths, so that there is padding.
 fn rows() -> Vec<Sequence> {
     let mut state = 12_345_u64;
     let mut next = || {
@@ -110,7 +110,7 @@ fn to_learn() -> Filters {
     }
 }
 
-/// A first stage over a teacher that was saved, and the teacher's worker.
+/// A first stage with the LM head of a saved teacher, and the teacher.
 fn first_stage(folder: &Path) -> (FilterStage, Teacher) {
     let teacher = teacher_model();
     teacher.save(folder, &Export::new(folder)).unwrap();
@@ -133,7 +133,8 @@ fn bytes(model: &Model) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// Hidden states and labels of a row, each layer `[length - 1, width]`: the last position predicts nothing.
+/// Hidden states and labels of a sequence. Each layer is `[length - 1, width]`, because the last position predicts
+/// nothing.
 fn of_row(model: &Model, layers: &[usize], row: &[u32]) -> (Tensor, Vec<Tensor>, Tensor) {
     let ids: Vec<i64> = row.iter().map(|&id| i64::from(id)).collect();
     let (tokens, length) = (Tensor::from_slice(&ids).unsqueeze(0), row.len() as i64);
@@ -155,7 +156,7 @@ fn norm(gradients: impl Iterator<Item = Tensor>) -> f64 {
         .sqrt()
 }
 
-/// The filters of a snapshot's file as leaves of a graph, by name.
+/// Reads the filters from a snapshot's file as autograd leaves.
 fn leaves(folder: &Path, name: impl Fn(&LayerPair) -> String) -> Vec<Tensor> {
     let file = ddk_model::safetensors::read_tensors(&folder.join(WEIGHTS_FILE)).unwrap();
     let read = |pair: &LayerPair| {
@@ -175,7 +176,7 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
     let rows = rows();
     let denominator = predictions(&rows);
 
-    // By definition, on whole logits.
+    // By definition, on the full logits.
     write(stage.snapshot().unwrap(), folder.path());
     let of_student = leaves(folder.path(), LayerPair::of_student);
     let of_teacher = leaves(folder.path(), LayerPair::of_teacher);
@@ -222,7 +223,7 @@ fn the_first_stage_is_dense_autograd_lowers_its_loss_and_leaves_both_models_alon
     assert!(before == (bytes(stage.model()), bytes(teacher.model())));
 }
 
-/// A file of filters that have learned a little, and the folder that it is in.
+/// A file with filters after a few steps of training, and its folder.
 fn learned() -> (TempDir, Filters) {
     let folder = TempDir::new().unwrap();
     let (mut stage, teacher) = first_stage(&folder.path().join("teacher"));
@@ -258,7 +259,7 @@ impl SecondStage {
         Self { student, teacher }
     }
 
-    /// The sums of the terms, each divided by the predictions: cross-entropy, KL, layers.
+    /// Returns the sums of cross-entropy, KL and layer distance, each divided by the number of predictions.
     fn accumulate(&mut self, rows: &[Sequence], micro_rows: usize) -> [f64; 3] {
         let denominator = predictions(rows);
         let mut sums = [0.0; 3];
@@ -296,7 +297,7 @@ fn the_second_stage_is_dense_autograd_however_the_rows_are_padded() {
         for index in 0..2 {
             let target = targets[index].matmul(&of_teacher[index].tr()).detach();
             let difference = layers[index].matmul(&of_student[index].tr()) - target;
-            // Mean over the width, 24, and the two pairs.
+            // Mean over the width (24) and the two pairs.
             terms[2] += difference.square().sum(Kind::Float) / (24.0 * 2.0 * denominator);
         }
     }
@@ -368,7 +369,7 @@ fn both_stages_go_on_bit_for_bit() {
         assert_eq!(step(&mut whole, number), step(&mut restored, number));
     }
 
-    // A checkpoint without filters is refused by name.
+    // A checkpoint without filters is refused, and the error names the missing filter.
     let other = SecondStage::new(&filters, false);
     let with_filters = other.student.options().clone();
     let without = StudentOptions {

@@ -1,7 +1,7 @@
-//! Crash-safe file operations, and tails of growing files.
+//! Performs crash-safe file operations, and reads the tails of growing files.
 //!
-//! [`replace`] writes a file whole or not at all, [`Swap`] does the same for a folder, and [`Tail`] reads what another
-//! process appends. Data is durable before it is renamed into place.
+//! [`replace`] writes a file whole or not at all, [`Swap`] does the same for a folder, and [`Tail`] reads what
+//! another process appends. Data is durable before it is renamed into place.
 //!
 //! ```
 //! let path = std::env::temp_dir().join("ddk-files-example.json");
@@ -24,7 +24,7 @@ use std::{
 pub use swap::Swap;
 pub use tail::{Found, Tail};
 
-/// A call of the operating system that failed.
+/// A failed system call.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", path.display())]
 pub struct FileError {
@@ -32,12 +32,12 @@ pub struct FileError {
     pub action: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
 impl FileError {
-    /// For `map_err`.
+    /// Returns a function for `map_err` that adds the action and the path.
     pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self {
@@ -52,13 +52,13 @@ type Hook = fn(&'static str, &Path);
 
 static HOOK: OnceLock<Hook> = OnceLock::new();
 
-/// Sets what every operation that changes the disk calls first, with its name and path. The first hook of a
-/// process stays. Tests end the process at each operation in turn, and look at their order.
+/// Sets a function that every operation that changes the disk calls first, with its name and path. A process keeps
+/// the first hook that it sets. Tests use it to end the process at each operation in turn, and to check their order.
 pub fn set_hook(hook: Hook) {
     let _ = HOOK.set(hook);
 }
 
-/// To be called before an operation that this crate does not do itself.
+/// Calls the hook. Call this before an operation that this crate does not perform itself.
 pub fn step(operation: &'static str, path: &Path) {
     if let Some(hook) = HOOK.get() {
         hook(operation, path);
@@ -76,7 +76,7 @@ pub fn parent(path: &Path) -> &Path {
 /// Writes a new file and makes its contents durable.
 ///
 /// # Errors
-/// The file cannot be written.
+/// If the file cannot be written.
 pub fn write(
     path: &Path,
     contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -92,11 +92,11 @@ pub fn write(
     written.map_err(FileError::at("write", path))
 }
 
-/// Replaces a file: temporary file `NAME.tmp` beside it, fsync, rename, fsync of the folder. A crash leaves the old
-/// one or the new one, never half of either.
+/// Replaces a file: writes a temporary file `NAME.tmp` next to it, fsyncs and renames that file, and fsyncs the
+/// folder. A crash leaves the old file or the new one, never half of either.
 ///
 /// # Errors
-/// The file cannot be written. The old one is unchanged.
+/// If the file cannot be written. The old one is then unchanged.
 pub fn replace(
     path: &Path,
     contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -112,10 +112,10 @@ pub fn replace(
     sync_folder(parent(path))
 }
 
-/// As [`replace`], with these bytes.
+/// Like [`replace`], with these bytes as contents.
 ///
 /// # Errors
-/// The file cannot be written. The old one is unchanged.
+/// If the file cannot be written. The old one is then unchanged.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace(path, |out| out.write_all(bytes))
 }
@@ -123,7 +123,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// Makes the names in a folder durable.
 ///
 /// # Errors
-/// The folder cannot be synced.
+/// If the folder cannot be synced.
 pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
     step("sync folder", folder);
     File::open(folder)
@@ -134,25 +134,25 @@ pub fn sync_folder(folder: &Path) -> Result<(), FileError> {
 /// Renames a file or folder.
 ///
 /// # Errors
-/// It cannot be renamed.
+/// If it cannot be renamed.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     step("rename", to);
     fs::rename(from, to).map_err(FileError::at("rename", from))
 }
 
-/// Creates a folder and those above it.
+/// Creates a folder and its parents.
 ///
 /// # Errors
-/// It cannot be created.
+/// If it cannot be created.
 pub fn create_folder(path: &Path) -> Result<(), FileError> {
     step("create", path);
     fs::create_dir_all(path).map_err(FileError::at("create", path))
 }
 
-/// Removes a file, or a folder and all that is in it, if it is there.
+/// Removes a file, or a folder and everything in it, if it exists.
 ///
 /// # Errors
-/// It is there and cannot be removed.
+/// If it exists and cannot be removed.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! A folder takes the place of an older one.
+//! Replaces a folder with a new one.
 
 use std::path::PathBuf;
 
@@ -6,23 +6,23 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::{FileError, parent, remove, rename, step, sync_folder};
 
-/// A folder to be written, and what it is called on the way. All three names are in one folder.
+/// A folder to write, and its names on the way. All three names are in the same parent folder.
 #[derive(Debug)]
 pub struct Swap {
     /// The folder's own name.
     pub folder: PathBuf,
     /// Where the new folder is written; after an exchange, the old one until it is removed.
     pub temporary: PathBuf,
-    /// The old folder, while it has no successor in its place.
+    /// Where the old folder is until the new one is in place.
     pub old: PathBuf,
 }
 
 impl Swap {
-    /// Cleans up after an interrupted [`Self::publish`]: an old folder whose successor never came gets its name back.
-    /// What is in the temporary folder stays.
+    /// Cleans up after an interrupted [`Self::publish`]: renames the old folder back if the new one never came.
+    /// Leaves the temporary folder as it is.
     ///
     /// # Errors
-    /// A folder cannot be renamed or removed.
+    /// If a folder cannot be renamed or removed.
     pub fn recover(&self) -> Result<(), FileError> {
         if self.old.exists() && !self.folder.exists() {
             return rename(&self.old, &self.folder);
@@ -30,11 +30,11 @@ impl Swap {
         remove(&self.old)
     }
 
-    /// Puts the temporary folder, whose files are durable, into its place. At each instant the old or the new folder
-    /// is there, whole. `exchange`: under its own name, if the system can exchange two folders.
+    /// Moves the temporary folder, whose files are durable, into place. At each instant, the old or the new folder
+    /// exists, whole. With `exchange`, that folder always has its final name, if the system can exchange two folders.
     ///
     /// # Errors
-    /// A folder cannot be renamed, synced or removed.
+    /// If a folder cannot be renamed, synced or removed.
     pub fn publish(&self, exchange: bool) -> Result<(), FileError> {
         sync_folder(&self.temporary)?;
         let exists = self.folder.exists();
@@ -45,7 +45,7 @@ impl Swap {
                 rename(&self.folder, &self.old)?;
             }
             if let Err(error) = rename(&self.temporary, &self.folder) {
-                // Where this fails too, `recover` puts it back.
+                // If this fails too, a later `recover` restores the old folder.
                 let _ = self.recover();
                 return Err(error);
             }

@@ -1,4 +1,4 @@
-//! Reading a file that somebody else appends to: only what is new, and from the start again where it was cut back.
+//! Reads a file that another process appends to: only what is new, or from the start again if the file was cut back.
 
 use std::{
     fs::File,
@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-/// Bytes before the place reached that have to be as they were.
+/// Number of bytes before the current offset that must be unchanged.
 const REMEMBERED: usize = 256;
 
 /// A JSON Lines file and how far it has been read.
@@ -14,22 +14,22 @@ const REMEMBERED: usize = 256;
 pub struct Tail {
     path: PathBuf,
     offset: u64,
-    /// The last bytes before `offset`: a run that resumes from a checkpoint cuts its files back, and may have
-    /// written past the old end before anybody looks.
+    /// The last bytes before `offset`. A run that resumes from a checkpoint cuts its files back, and may write past
+    /// the old end before the next read.
     before: Vec<u8>,
 }
 
-/// What reading on finds.
+/// What a read finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found<'a> {
-    /// The file is another one than before: what was read of it no longer counts.
+    /// The file is not the same as before: discard everything read from it.
     Anew,
     /// The next line, without its line break.
     Line(&'a [u8]),
 }
 
 impl Tail {
-    /// Nothing of the file is read yet.
+    /// Starts at the beginning of a file.
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -38,11 +38,11 @@ impl Tail {
         }
     }
 
-    /// Gives each whole line that is new to `each`, in order. A file that is not there yet is empty; a last
-    /// line without its line break is left for the next time.
+    /// Passes each new complete line to `each`, in order. A missing file counts as empty. A last line without a line
+    /// break is left for the next read.
     ///
     /// # Errors
-    /// The file is there and cannot be read.
+    /// If the file exists and cannot be read.
     pub fn read(&mut self, mut each: impl FnMut(Found<'_>)) -> io::Result<()> {
         let mut file = match File::open(&self.path) {
             Ok(file) => Some(file),
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// What is found, as text.
+    /// Returns what is found, as text.
     fn found(tail: &mut Tail) -> Vec<String> {
         let mut all = Vec::new();
         let each = |found: Found<'_>| {
@@ -126,7 +126,7 @@ mod tests {
         // Cut back.
         fs::write(&path, "one\n").unwrap();
         assert_eq!(found(&mut tail), ["(anew)", "one"]);
-        // Cut back, and longer than before when somebody looks again.
+        // Cut back, and longer than before at the next read.
         fs::write(&path, "uno\ndos\ntres\n").unwrap();
         assert_eq!(found(&mut tail), ["(anew)", "uno", "dos", "tres"]);
         // Gone.

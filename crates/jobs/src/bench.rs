@@ -1,7 +1,7 @@
 //! `ddk bench`: how fast this machine distills these models, where the time goes, and what to change.
 //!
-//! Both models work on rows of random tokens of the configuration's shape; nothing is read from a corpus and
-//! nothing is written.
+//! Both models run on sequences of random tokens with the configuration's shape. The benchmark reads no corpus and
+//! writes no files.
 
 mod overlap;
 mod products;
@@ -39,33 +39,33 @@ use crate::{
     wiring::{self, ModelFolders},
 };
 
-/// So often steps and their products alone take turns, so that a machine that is slower for a while is so for both.
+/// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
 const TURNS: u32 = 5;
 
-/// Tokens do not matter to speed, as long as a head is asked for all kinds of columns.
+/// Seed of the random tokens. They do not affect speed, as long as they cover all kinds of LM head columns.
 const SEED: u64 = 0;
 
-/// A day for one measurement is too long for anybody.
+/// Maximum seconds of a measurement: one day.
 const MOST_SECONDS: f64 = 86_400.0;
 
-/// One worker's steps by their parts, and its operations a second in large square products.
+/// The parts of one worker's steps, and its operations per second in large square matmuls.
 struct Side {
     parts: Vec<Part>,
     rate: f64,
 }
 
-/// Both models of a configuration, and what they work on.
+/// Both models of a configuration, and the batch that they run on.
 pub struct Bench<'a> {
     models: Models<'a>,
     batch: Batch,
-    /// Of each measurement.
+    /// Duration of each measurement.
     time: Duration,
 }
 
 /// Measures teacher, student and both together, and prints where the time goes.
 ///
 /// # Errors
-/// The settings are wrong, or a model cannot be loaded or run.
+/// If the settings are wrong, or if a model cannot be loaded or run.
 pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
     signals.begin(Phase::Bench)?;
@@ -114,7 +114,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Returns the seconds that a step takes the teacher (0 if its output is not needed) and the student.
+    /// Returns the seconds per step of the teacher (0 if its output is not needed) and of the student.
     ///
     /// # Errors
     /// If a model cannot be loaded, or if a step fails or panics.
@@ -159,7 +159,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// The products that a model's part of a step is made of.
+    /// Returns the matmuls in a model's part of a step.
     fn products<'b>(&self, model: &'b ModelConfig, kind: Kind, device: Device) -> Products<'b> {
         let length = self.models.settings.corpus.sequence_length as i64;
         let positions = self.batch.micro_rows as i64 * length;
@@ -179,7 +179,7 @@ impl<'a> Bench<'a> {
         self.batch.rows.iter().map(|row| row.tokens.len() as u64)
     }
 
-    /// The teacher's steps, and their products in its layers.
+    /// Measures the teacher's steps, and the matmuls of its layers.
     fn measure_teacher(&self) -> Result<Side> {
         let placement = wiring::teacher_placement(&self.models.settings.teacher, 0)?;
         let model = ModelConfig::read(&self.models.folders.teacher)?;
@@ -191,7 +191,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// The student's steps, and the products on its worker, where the teacher's output matrix is applied too.
+    /// Measures the student's steps, and the matmuls on its worker, which also applies the teacher's LM head.
     fn measure_student(&self) -> Result<Side> {
         let Models {
             settings,
@@ -205,11 +205,11 @@ impl<'a> Bench<'a> {
         let kind = wiring::kind(settings.teacher.dtype);
         let asked = self.models.asks_teacher();
         let of_teacher = asked.then(|| self.products(&teacher, kind, device));
-        // Forwards that a backward makes once more.
+        // Forward passes that the backward pass repeats.
         let recomputed = f64::from(u8::from(options.recompute));
         let (positions, columns) = (self.lengths().sum(), options.vocabulary.unsigned_abs());
         let forward = model.flops().hidden(self.lengths());
-        // The teacher's head is applied beside the student's.
+        // The teacher's LM head runs beside the student's.
         let head = of_teacher.as_ref().map_or(0.0, |products| {
             products.model.flops().head(positions, columns)
         });
@@ -235,7 +235,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// The seconds of a step's forwards; `between` is called now and then.
+    /// Times a step's forward passes. Calls `between` from time to time.
     fn teacher(&self, between: impl FnMut() -> Result<()>) -> Result<[f64; 1]> {
         let compute = self.models.teacher_context(0, &TimeSlice::new(false))?;
         let teacher = self.models.teacher(0)?;
@@ -248,7 +248,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// As [`Self::teacher`], of the student's step.
+    /// Like [`Self::teacher`], for the student's step.
     fn student(&self, between: impl FnMut() -> Result<()>) -> Result<[f64; 4]> {
         let teacher = self.models.asked_teacher()?;
         let compute = self.models.student_context(&TimeSlice::new(false))?;
@@ -266,7 +266,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Medians of steps, in turns with `between`.
+    /// Returns the medians of steps, which alternate with `between`.
     fn timed<const N: usize>(
         &self,
         mut between: impl FnMut() -> Result<()>,
@@ -290,7 +290,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Measures `steps`, which calls what it is given between steps; the products come from `alone`.
+/// Measures one model. `steps` calls its argument between steps; `alone` times the matmuls.
 fn side<const N: usize>(
     names: [&'static str; N],
     placement: &Placement,
@@ -317,17 +317,17 @@ fn side<const N: usize>(
     })
 }
 
-/// Of each part.
+/// Returns the median of each part.
 fn medians<const N: usize>(all: &[[f64; N]]) -> [f64; N] {
     array::from_fn(|part| median(all.iter().map(|seconds| seconds[part]).collect()))
 }
 
-/// Where a model's first layers are.
+/// Returns the device of a model's first layers.
 fn first(placement: &Placement) -> Device {
     placement.devices.first().copied().unwrap_or(Device::Cpu)
 }
 
-/// Operations a second in products of large square matrices, on the threads of the calling worker.
+/// Returns the operations per second in large square matmuls, on the threads of the calling worker.
 fn matrix_rate(kind: Kind, device: Device) -> Result<f64> {
     let side = if device == Device::Cpu { 1024 } else { 8192 };
     let _no_grad = tch::no_grad_guard();

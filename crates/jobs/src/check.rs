@@ -1,4 +1,4 @@
-//! `ddk check`: whether a configuration can run, said in seconds.
+//! `ddk check`: reports within seconds whether a configuration can run.
 
 mod memory;
 
@@ -23,10 +23,10 @@ use crate::{
     wiring::{self, ModelFolders},
 };
 
-/// Prints everything that keeps a configuration from running; exit code 1 if there is something.
+/// Prints everything that keeps a configuration from running. Ends with exit code 1 if there is a problem.
 ///
 /// # Errors
-/// The settings cannot be read, or `out` cannot be written.
+/// If the settings cannot be read, or if `out` cannot be written.
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
@@ -54,7 +54,7 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// Both models as far as their headers tell.
+/// What the headers of both models say.
 struct Models {
     folders: ModelFolders,
     teacher: ModelConfig,
@@ -96,7 +96,7 @@ fn models(settings: &Settings, found: &mut Findings<'_>) -> Option<Models> {
     })
 }
 
-/// A model's configuration and parameters, once the headers of its weights are read.
+/// Returns a model's configuration and its number of parameters, after checking the headers of its weights.
 fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(ModelConfig, i64)> {
     let read = || -> Result<(ModelConfig, i64)> {
         let config = ModelConfig::read(folder)?;
@@ -119,14 +119,14 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
     Some((config, parameters))
 }
 
-/// Rows and passes of each domain.
+/// Reports the sequences and epochs of each domain.
 fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     found.title("data");
     let before = found.problems();
     let (options, tokenizer) = found.take(prepare::options(settings))?;
     let mut outdated = Vec::new();
     for domain in &options.domains {
-        // One by one, so that the problems of all domains are named.
+        // Check them one by one, so that the problems of all domains are reported.
         let mut alone = options.clone();
         alone.domains = vec![domain.clone()];
         let stale = found.take(stale(&alone, &tokenizer).map_err(prepare::advise));
@@ -226,7 +226,7 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     Some(())
 }
 
-/// Both models on the first text of the first domain: a broken checkpoint shows here.
+/// Runs both models on the first text of the first domain, which reveals a broken checkpoint.
 fn forward(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Result<()> {
     found.title("one forward pass of each model");
     let (options, tokenizer) = prepare::options(settings)?;

@@ -1,4 +1,4 @@
-//! Which checkpoints of a run were measured, and which of them is the best.
+//! Finds the checkpoints of a run: the measured ones, the best and the newest.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub fn best(store: &CheckpointStore, measured: &[Measured]) -> Result<Option<Mea
     Ok(None)
 }
 
-/// Returns what was measured in a run: what its newest checkpoint holds and, for a finished run, the last evaluation.
+/// Returns the measurements of a run: those in its newest checkpoint and, for a finished run, the last evaluation.
 ///
 /// # Errors
 /// If the folder of checkpoints cannot be read.
@@ -77,7 +77,7 @@ pub fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)
     Ok((newest.step, newest.path))
 }
 
-/// Sets the checkpoints after `step` aside, so that the run resumes from there.
+/// Sets aside the checkpoints after `step`, so that the run resumes from there.
 pub(crate) fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
     let store = CheckpointStore::look(&folder.checkpoints());
     checkpoint_of(&store, step)?;

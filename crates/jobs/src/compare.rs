@@ -1,8 +1,8 @@
-//! `ddk compare`: methods beside each other, each a run of `ddk train` in a process of its own.
+//! `ddk compare`: compares methods. Each run of `ddk train` is a separate process.
 //!
-//! A run has its own log, its own peak memory and its own end; what this program does is to start them one
-//! after the other, pass signals on, and read their folders. A run that is done is skipped, one that was
-//! interrupted is resumed: the same command always leads further.
+//! A run has its own log, peak memory and exit. This program starts the runs one after the other, forwards signals,
+//! and reads their folders. It skips finished runs and resumes interrupted ones, so the same command always makes
+//! progress.
 
 mod child;
 mod plan;
@@ -34,17 +34,17 @@ use crate::{
     train::{self, inputs::Inputs},
 };
 
-/// What the others are held against.
+/// The method that the others are compared with.
 const REFERENCE: Method = Method::Kd;
 
 /// Runs every method with every seed, each in a child process, and writes the comparison.
 ///
 /// # Errors
-/// The settings or the arguments are wrong, a run fails, or a file cannot be written.
+/// If the settings or the arguments are wrong, if a run fails, or if a file cannot be written.
 pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     signals.begin(Phase::Compare)?;
     let plan = Plan::new(args)?;
-    // Files that cannot be used are said before hours of training.
+    // Report unusable files before hours of training.
     let imported = import(&args.import_scores)?;
     same_inputs(&plan)?;
     models(args, &plan.base, signals)?;
@@ -61,7 +61,7 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
     Ok(())
 }
 
-/// Makes teacher and student where they are missing and the configuration says how.
+/// Pretrains the teacher and the student if they are missing and the configuration says how.
 fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Result<()> {
     let is_demo = demo::is_demo(settings);
     if is_demo {
@@ -94,7 +94,7 @@ fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Resul
     Ok(())
 }
 
-/// The arguments of a command of this program with these settings.
+/// Returns the arguments of a command of this program with these settings.
 fn arguments(command: &str, config: &args::ConfigArgs) -> Vec<String> {
     let files = config.files.iter().map(|file| file.display().to_string());
     let sets = config.set.set.iter();
@@ -103,7 +103,7 @@ fn arguments(command: &str, config: &args::ConfigArgs) -> Vec<String> {
     command.chain(files).chain(sets).collect()
 }
 
-/// Trains what is not done yet.
+/// Trains the runs that are not finished.
 fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
     let mut took = Duration::ZERO;
     let mut left = Vec::new();
@@ -128,21 +128,21 @@ fn train_all(plan: &Plan, signals: &Signals) -> Result<()> {
         let what = format!("{}, seed {}", run.label, run.seed);
         let number = done + index + 1;
         say(&format!("[{number}/{count}] {what}{time}"));
-        // A source that has changed would cost the others their corpus.
+        // Preparing a changed source would replace the corpus of the other runs.
         if let Some(begun) = plan.runs.iter().find(|run| Inputs::are_in(&run.folder)) {
             prepare::keep_for(&begun.folder, &run.settings)?;
         }
         let began = Instant::now();
         child::run(&arguments("train", &run.config), &what, signals)?;
-        // Not only after the last: hours of training would be for nothing.
+        // Check after each run, not only after the last, so that no hours of training are wasted.
         same_inputs(plan)?;
         took += began.elapsed();
     }
     Ok(())
 }
 
-/// A comparison of runs that began with other models or other data would say nothing. Those that have not
-/// begun are skipped.
+/// Checks that all runs began with the same models and data, because comparing them would be meaningless otherwise.
+/// Skips runs that have not begun.
 fn same_inputs(plan: &Plan) -> Result<()> {
     let mut first: Option<(&Path, Inputs)> = None;
     for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {
@@ -160,7 +160,7 @@ fn same_inputs(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Reads the harness's files.
+/// Reads the score files of lm-evaluation-harness.
 fn import(paths: &[PathBuf]) -> Result<Vec<(PathBuf, scores::Harness)>> {
     let read = |path: &PathBuf| {
         let text =
@@ -173,12 +173,12 @@ fn import(paths: &[PathBuf]) -> Result<Vec<(PathBuf, scores::Harness)>> {
     paths.iter().map(read).collect()
 }
 
-/// Whether the harness's model is this folder, perhaps seen from elsewhere.
+/// Returns whether the harness's model is this folder, even if it ran on another machine.
 fn is_folder(model: &str, folder: &Path) -> bool {
     let model = Path::new(model);
     match model.canonicalize() {
         Ok(model) => folder.canonicalize().is_ok_and(|folder| folder == model),
-        // From another machine: the comparison's name, method, seed and `student` say which it is.
+        // From another machine: comparison, method, seed and `student` identify the folder.
         Err(_) => folder.iter().rev().take(4).eq(model.iter().rev().take(4)),
     }
 }

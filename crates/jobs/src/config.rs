@@ -1,4 +1,4 @@
-//! Settings of a command line, and of a run.
+//! Loads the settings of a command line, or of a run.
 
 use std::path::{Path, PathBuf};
 
@@ -26,28 +26,28 @@ pub(crate) fn begin(args: &ConfigArgs, signals: &Signals) -> Result<Settings> {
     Ok(settings)
 }
 
-/// The settings that the run in this folder was started with.
+/// Returns the settings that the run in this folder was started with.
 ///
 /// # Errors
-/// Its `config.toml` cannot be read.
+/// If its `config.toml` cannot be read.
 pub fn of_run(folder: &Path) -> Result<Settings> {
     let config = folder.join("config.toml");
     Ok(ddk_settings::load(&[config], &[], [])?.settings)
 }
 
-/// The folder of the run that these settings name.
+/// Returns the folder of the run that these settings name.
 ///
 /// # Errors
-/// They name none.
+/// If they name no run.
 pub fn run_folder(settings: &Settings) -> Result<PathBuf> {
     let name = required(settings.run.name.clone(), "run.name")?;
     Ok(settings.run.output_dir.join(name))
 }
 
-/// The value of a key that training needs.
+/// Returns the value of a key that training needs.
 ///
 /// # Errors
-/// The key is not set.
+/// If the key is not set.
 pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {
     value
         .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))

@@ -1,4 +1,4 @@
-//! Takes commands for the run at work, over a socket in its folder and for the server.
+//! Accepts commands for the current run, over a socket in its folder and from the HTTP server.
 
 use std::{
     fs::{self, Permissions},
@@ -29,18 +29,18 @@ use crate::{
     signals::{Signal, Signals},
 };
 
-/// A command has to arrive by then.
+/// Maximum time for a command to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The answer to a stop leaves before the process may end.
+/// Delay before a stop, so that its answer is sent before the process may end.
 const HEAD_START: Duration = Duration::from_millis(200);
 
-/// Carries out commands on the run at work.
+/// Carries out commands on the current run.
 #[derive(Debug)]
 pub(crate) struct RunControl {
     board: Arc<Board>,
     signals: Signals,
     folder: PathBuf,
-    /// The run at work: this one, or one that it begins with.
+    /// The current run: the requested one, or one of its preliminary runs.
     run: Mutex<Option<RunHandle>>,
 }
 
@@ -54,22 +54,22 @@ impl RunControl {
         })
     }
 
-    /// The workers of this run take commands from now on.
+    /// Sends commands to this run's workers from now on.
     pub(crate) fn works_on(&self, run: RunHandle) {
         *lock(&self.run) = Some(run);
     }
 
-    /// They no longer do.
+    /// Stops sending commands to workers.
     pub(crate) fn is_done(&self) {
         *lock(&self.run) = None;
     }
 
-    /// Whether workers train, and so can finish a step.
+    /// Returns whether workers are training, and so can finish a step.
     pub(crate) fn trains(&self) -> bool {
         self.board.is_ready() && lock(&self.run).is_some()
     }
 
-    /// What the run does.
+    /// Returns the state of the run.
     pub(crate) fn state(&self) -> State {
         self.board.state()
     }
@@ -117,7 +117,7 @@ impl Control for RunControl {
     }
 }
 
-/// The socket in a run's folder. It goes with this.
+/// The socket in a run's folder. Dropping it removes the file.
 #[derive(Debug)]
 pub(crate) struct Socket {
     path: PathBuf,
@@ -132,7 +132,7 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// Takes commands for the run in `folder`, from nobody but this user. To be called within a runtime.
+    /// Accepts commands for the run in `folder`, from this user only. Call it within a runtime.
     pub(crate) fn listen(folder: &Path, control: Arc<RunControl>) -> Result<Self> {
         let path = folder.join(SOCKET);
         let listener =
@@ -155,10 +155,10 @@ impl Socket {
     }
 }
 
-/// Binds the socket under another name: it has its mode before anybody finds it, and takes the place of one that a
-/// process which was killed has left.
+/// Binds the socket under a temporary name, then renames it. That sets its mode before any client can find it, and
+/// replaces a socket left by a killed process.
 fn bind(folder: &Path) -> io::Result<UnixListener> {
-    // The address of a socket holds 108 bytes, so a long path goes by way of an open folder.
+    // A socket address holds 108 bytes, so reach a long path through an open folder.
     let open = fs::File::open(folder)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
     let new = short.join(format!("{SOCKET}.new"));

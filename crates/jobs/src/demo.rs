@@ -1,4 +1,5 @@
-//! `ddk demo`: the whole job on text that is the same on every machine, by the same steps that a user takes.
+//! `ddk demo`: runs the whole pipeline on text that is the same on every machine, with the same steps that a user
+//! takes.
 
 use std::{fs, io::Write, path::Path, time::Instant};
 
@@ -18,24 +19,24 @@ use crate::{
     train::{self, Flags},
 };
 
-/// Tokens of the demo's tokenizer.
+/// Vocabulary size of the demo's tokenizer.
 const VOCABULARY: usize = 4096;
-/// Bytes of each domain that the tokenizer learns from.
+/// Maximum bytes of each domain's text to train the tokenizer on.
 const TOKENIZER_BYTES: usize = 1_500_000;
-/// Steps of the serial comparison.
+/// Steps of the serial baseline.
 const SERIAL_STEPS: u64 = 12;
 
-/// Makes text, tokenizer, teacher and student where they are missing, then distills.
+/// Creates the text, tokenizer, teacher and student if they are missing, then distills.
 ///
 /// # Errors
-/// The text is missing or changed, or a part fails.
+/// If the text is missing or was changed, or if a step fails.
 pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let began = Instant::now();
     let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or pass the demo's configuration with --config")?;
     let settings = loaded.settings;
-    // GPUs are looked for before anything is computed: libtorch's autograd asks for them once, at its first
-    // backward, and would not see those of a library that is loaded later.
+    // Look for GPUs before computing anything. libtorch's autograd asks for them only once, at its first backward
+    // pass, and would miss those of a library that is loaded later.
     for device in devices(&settings) {
         parse_device(device)?;
     }
@@ -70,7 +71,8 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
     Ok(())
 }
 
-/// Whether a configuration's text and tokenizer are the demo's: `FOLDER/sources/NAME.jsonl` and `FOLDER/tokenizer`.
+/// Returns whether the configuration uses the demo's text and tokenizer: `FOLDER/sources/NAME.jsonl` and
+/// `FOLDER/tokenizer`.
 pub fn is_demo(settings: &Settings) -> bool {
     let folder = settings
         .corpus
@@ -95,7 +97,7 @@ pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
     tokenizer(settings)
 }
 
-/// Where the configuration expects each domain's text.
+/// Returns the file that the configuration expects for each domain's text.
 fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
     let mut places = Vec::new();
     for (name, domain) in &settings.domains {
@@ -120,14 +122,14 @@ fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
     Ok(places)
 }
 
-/// Refuses text that is there and is not this version's.
+/// Checks that existing text is this version's.
 ///
-/// The tokenizer, the models and the runs beside it were made from that text. Their figures would look like
-/// the published ones and mean something else, so this is an error and not a warning.
+/// The tokenizer, models and runs beside it were made from that text. Their figures would look like the published
+/// ones but mean something else, so this is an error, not a warning.
 ///
 /// # Errors
 ///
-/// A file cannot be read, or its limit is the shipped one and its text is not.
+/// If a file cannot be read, or if a domain has the shipped limit but a different text.
 pub fn verify_text(settings: &Settings) -> Result<()> {
     for Place { file, expected, .. } in places(settings)? {
         let Some(expected) = expected.filter(|_| file.exists()) else {
@@ -151,7 +153,7 @@ pub fn verify_text(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Writes each domain's text where the configuration expects it, and verifies what is there.
+/// Writes each domain's text where the configuration expects it, and verifies existing text.
 fn collect(settings: &Settings) -> Result<()> {
     verify_text(settings)?;
     let mut missing = places(settings)?;
@@ -178,7 +180,7 @@ fn collect(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Learns the tokenizer from the collected text, unless it is there.
+/// Trains the tokenizer on the collected text, unless it already exists.
 fn tokenizer(settings: &Settings) -> Result<()> {
     let folder = settings.corpus.tokenizer.as_ref();
     let folder = folder

@@ -1,8 +1,8 @@
 //! The demo's text: one JSON Lines file per domain, the same on every machine.
 //!
-//! `tools/demo-text/fetch` has put the documents to choose from into the cache folder. A fixed shuffle of
-//! their names decides which of them fit into a domain's limit, and `tools/demo-text/expected.toml` says what
-//! the shipped limits have to give, to the byte.
+//! `tools/demo-text/fetch` downloads the source documents to the cache folder. A fixed shuffle, independent of
+//! their order, decides which documents fit into a domain's limit. `tools/demo-text/expected.toml` holds the hash
+//! of each domain's text at the shipped limit.
 
 use std::{
     collections::BTreeMap,
@@ -19,31 +19,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::hint::Hint;
 
-/// The domains that there are documents for.
+/// The domains that have source documents.
 pub const NAMES: [&str; 5] = ["cpp", "data", "prose", "python", "rust"];
 
-/// Of the choice of documents. Not the run's seed: runs with different seeds are compared on the same text.
+/// Seed for choosing documents. It is not the run's seed, because runs with different seeds are compared on the
+/// same text.
 const SEED: u64 = 0;
 
-/// What to do about documents that are missing or wrong.
+/// Hint for missing or wrong documents.
 const FETCH: &str = "run `make demo-text` in a clone of the repository: it downloads the demo's source documents \
                      to the cache folder (DDK_CACHE, by default $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
 
-/// A line of the documents to choose from, and of the text.
+/// A source document, also as a line of a domain's text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 struct Document {
     source: String,
     text: String,
 }
 
-/// As the text's files have it.
+/// A line of a domain's text file.
 #[derive(Serialize)]
 struct Line<'document> {
     text: &'document str,
     source: &'document str,
 }
 
-/// What a domain's text has to be, by `tools/demo-text/expected.toml`.
+/// The text that a domain must have, according to `tools/demo-text/expected.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Expected {
@@ -51,13 +52,13 @@ struct Expected {
     blake3: String,
 }
 
-/// A domain's one file of text.
+/// The one text file of a domain.
 pub struct Place<'settings> {
     /// The domain.
     pub domain: &'settings str,
     /// Its file.
     pub file: &'settings Path,
-    /// The most bytes of text in it.
+    /// Maximum bytes of text in it.
     pub max_bytes: u64,
     /// The hash of the text, if `max_bytes` is the shipped limit.
     pub expected: Option<String>,
@@ -65,7 +66,7 @@ pub struct Place<'settings> {
 
 /// A domain's text.
 pub struct Collected {
-    /// Its file's content.
+    /// The content of its file.
     pub jsonl: Vec<u8>,
     /// Documents in it.
     pub documents: usize,
@@ -87,17 +88,17 @@ pub fn expected_hash(domain: &str, max_bytes: u64) -> Result<Option<String>> {
     Ok(of_limit.map(|(_, expected)| expected.blake3))
 }
 
-/// The hash of a text as `tools/demo-text/expected.toml` writes it.
+/// Returns the hash of a text in the format of `tools/demo-text/expected.toml`.
 pub fn hash(jsonl: &[u8]) -> String {
     blake3::hash(jsonl).to_hex().to_string()
 }
 
-/// Chooses the text of each domain, at most so many bytes of it, from its documents in the cache folder.
+/// Chooses the text of each domain from its documents in the cache folder, up to the domain's `max_bytes`.
 ///
 /// # Errors
 ///
-/// There are no documents for a domain, they cannot be read, or a text is not the expected one. All texts
-/// that are not are named with their hashes.
+/// If a domain has no documents, if they cannot be read, or if a text is not the expected one. The error lists all
+/// wrong texts with their hashes.
 pub fn collect(places: &[Place<'_>]) -> Result<Vec<Collected>> {
     let folder = cache_folder()?.join("demo-text");
     let mut texts = Vec::new();
@@ -137,7 +138,7 @@ pub fn collect(places: &[Place<'_>]) -> Result<Vec<Collected>> {
     .hint(format!("remove {} and {FETCH}", folder.display()))
 }
 
-/// Where the tools in `tools/` keep what they download; the same rule as theirs.
+/// Returns the download folder of the tools in `tools/`, by the same rule as theirs.
 fn cache_folder() -> Result<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty());
     set("DDK_CACHE")
@@ -158,7 +159,7 @@ fn read(path: &Path) -> Result<Vec<Document>> {
         .with_context(of_file)
 }
 
-/// The text of a domain, whatever order its documents are in.
+/// Chooses the text of a domain, whatever the order of its documents.
 fn choose(domain: &str, mut documents: Vec<Document>, max_bytes: u64) -> Result<Collected> {
     documents.sort();
     ddk_order::shuffle(
@@ -172,7 +173,7 @@ fn choose(domain: &str, mut documents: Vec<Document>, max_bytes: u64) -> Result<
     };
     for Document { source, text } in &documents {
         let length = text.len() as u64;
-        // A shorter one may still fit.
+        // A shorter document may still fit.
         if collected.bytes + length > max_bytes {
             continue;
         }
@@ -216,7 +217,7 @@ mod tests {
             .collect();
         assert_eq!(lines.len(), sorted.documents);
         assert!(lines.iter().all(|line| documents().contains(line)));
-        // Chosen, not the first ones.
+        // The documents are shuffled, not just the first ones in order.
         assert!(!lines.is_sorted());
     }
 

@@ -29,7 +29,7 @@ use crate::{
 #[derive(Serialize)]
 struct Evaluated {
     model: String,
-    /// The model beside it, with `--baseline`.
+    /// The second model, with `--baseline`.
     #[serde(skip_serializing_if = "Option::is_none")]
     baseline: Option<String>,
     domains: BTreeMap<String, Domain>,
@@ -47,7 +47,7 @@ struct Domain {
 /// Prints the perplexity of one or two models on each domain.
 ///
 /// # Errors
-/// The corpus cannot be opened, or a model does not fit it.
+/// If the corpus cannot be opened, or if a model does not fit it.
 pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
     signals.begin(Phase::Prepare)?;

@@ -19,7 +19,7 @@ use crate::{
 /// Writes the student of a checkpoint as a Hugging Face folder.
 ///
 /// # Errors
-/// The folder holds no run, the checkpoint is missing or damaged, or `--out` must not be replaced.
+/// If the folder holds no run, if the checkpoint is missing or damaged, or if `--out` must not be replaced.
 pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     signals.begin(Phase::ExportModel)?;
     hint::must_hold_a_run(&args.run)?;
@@ -68,7 +68,7 @@ pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
     Ok(model)
 }
 
-/// The step that is asked for; the newest where absent.
+/// Returns the requested step, or none for the newest.
 fn step_of(
     run: &Path,
     store: &CheckpointStore,

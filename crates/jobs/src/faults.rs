@@ -1,5 +1,5 @@
-//! Faults on purpose: always compiled, so that the program that ships is the one that is tested; refused unless
-//! `DDK_ALLOW_FAULTS=1` is in the environment.
+//! Injects faults for tests. The code is always compiled, so that the tested program is the one that ships. It
+//! rejects faults unless `DDK_ALLOW_FAULTS=1` is in the environment.
 
 use std::{
     io,
@@ -27,10 +27,10 @@ use crate::{
 /// How long a stall lasts.
 const STALL: Duration = Duration::from_millis(400);
 
-/// How often a hang looks whether it is over.
+/// How often a hang checks whether it is over.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// The system's number of an input or output error.
+/// The system's error number for an I/O error.
 const EIO: i32 = 5;
 
 /// What goes wrong.
@@ -41,11 +41,11 @@ pub enum Kind {
     Panic,
     /// It pauses for a while.
     Stall,
-    /// Waits until the process is told to stop: for tests of what happens then.
+    /// It waits until the process is told to stop, to test what happens then.
     Hang,
-    /// What it computes is NaN.
+    /// It computes NaN.
     Nan,
-    /// Its device has no memory left.
+    /// Its device is out of memory.
     Oom,
     /// Its data cannot be read.
     Unreadable,
@@ -57,11 +57,11 @@ pub enum Kind {
     Kill,
 }
 
-/// Where it goes wrong.
+/// Where a fault strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Place {
-    /// A loader, at the n-th row that it reads.
+    /// A loader, at the n-th sequence that it reads.
     Loader,
     /// The batcher, at a step.
     Batcher,
@@ -71,7 +71,7 @@ pub enum Place {
     Student,
     /// The student, at the n-th evaluation of this process.
     Evaluation,
-    /// The save of a step, at its n-th system call.
+    /// Saving the checkpoint of a step, at its n-th system call.
     Save,
     /// The n-th time that this process begins a phase.
     #[serde(skip)]
@@ -79,7 +79,7 @@ pub enum Place {
 }
 
 impl Kind {
-    /// Whether this can go wrong there.
+    /// Returns whether this fault can happen at that place.
     fn happens_at(self, place: Place) -> bool {
         match self {
             Self::Panic | Self::Stall | Self::Kill => true,
@@ -95,12 +95,12 @@ impl Kind {
 
 #[derive(Debug)]
 struct Fault {
-    /// As it was written.
+    /// The entry as written.
     entry: String,
     kind: Kind,
     place: Place,
     at: u64,
-    /// Times that it goes by before it strikes: the call of a save.
+    /// Calls left until it strikes, counted down from the entry's CALL.
     calls_left: AtomicU64,
 }
 
@@ -134,7 +134,7 @@ impl Faults {
         }))
     }
 
-    /// What goes wrong at this place now, if anything.
+    /// Returns the fault that strikes at this place now, if any.
     fn strike(&self, place: Place, at: u64) -> Option<Kind> {
         let strikes = |fault: &&Fault| {
             let order = Ordering::SeqCst;
@@ -164,7 +164,7 @@ impl Faults {
     /// computes should become NaN.
     ///
     /// # Errors
-    /// The injected error, if the planned fault is running out of memory or an unreadable row.
+    /// The injected error, if the planned fault is running out of memory or an unreadable sequence.
     pub fn worker(&self, place: Place, at: u64) -> Result<bool, PortError> {
         self.worker_until(place, at, &|| false)
     }
@@ -200,7 +200,7 @@ impl Faults {
         }
     }
 
-    /// Strikes in the saves.
+    /// Returns a hook that injects faults while a checkpoint is saved.
     pub fn save_hook(self: &Arc<Self>) -> SaveHook {
         let faults = Arc::clone(self);
         Arc::new(move |step| match faults.strike(Place::Save, step) {
@@ -234,20 +234,20 @@ fn parse(entry: &str) -> Option<Fault> {
     })
 }
 
-/// A variant by its name.
+/// Returns a variant by its name.
 fn named<'a, T: Deserialize<'a>>(name: &'a str) -> Option<T> {
     let name: StrDeserializer<'_, value::Error> = name.into_deserializer();
     T::deserialize(name).ok()
 }
 
-/// What can happen anywhere; nothing where the fault is in a result. A hang ends when it is `told` to stop.
+/// Injects a fault that can happen anywhere, and does nothing for a fault in a result. A hang ends when it is
+/// `told` to stop.
 #[allow(clippy::panic)]
 fn happen(kind: Kind, told: &dyn Fn() -> bool) {
     match kind {
         Kind::Panic => panic!("on purpose"),
-        // Between two instructions: nothing is flushed, nothing is dropped.
+        // Ends between two instructions: nothing is flushed, nothing is dropped.
         Kind::Kill => std::process::abort(),
-        // A stall is what a sleep is.
         Kind::Stall => std::thread::sleep(STALL),
         Kind::Hang => {
             while !told() {

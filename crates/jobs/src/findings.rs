@@ -1,5 +1,4 @@
-//! What a configuration is checked for before a run, by `ddk train` up to the first problem and by `ddk check` to the
-//! last.
+//! Checks a configuration before a run. `ddk train` stops at the first problem; `ddk check` reports all of them.
 
 use std::{
     io::{self, Write},
@@ -16,10 +15,10 @@ use crate::{
     wiring::ModelFolders,
 };
 
-/// What is found, printed as it is found.
+/// Collects problems, and prints them as they are found.
 pub struct Findings<'a> {
     out: &'a mut dyn Write,
-    /// Whether `out` could be written so far.
+    /// The result of the writes to `out` so far.
     written: io::Result<()>,
     problems: Vec<Error>,
 }
@@ -44,14 +43,14 @@ impl<'a> Findings<'a> {
         found.problems.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Begins a part.
+    /// Begins a section.
     pub fn title(&mut self, text: &str) {
         if self.written.is_ok() {
             self.written = writeln!(self.out, "{text}");
         }
     }
 
-    /// Says something in a part.
+    /// Prints a line in a section.
     pub fn line(&mut self, text: &str) {
         self.title(&format!("  {}", text.replace('\n', "\n  ")));
     }
@@ -61,7 +60,7 @@ impl<'a> Findings<'a> {
         self.problems.push(problem);
     }
 
-    /// The value, or its error as a problem.
+    /// Returns the value, or records its error as a problem.
     pub fn take<T>(&mut self, result: Result<T>) -> Option<T> {
         result.map_err(|error| self.problem(error)).ok()
     }
@@ -79,7 +78,8 @@ impl<'a> Findings<'a> {
     }
 }
 
-/// Teacher, student and corpus must mean the same by every token. The number of its ids, where the tokenizers open.
+/// Checks that teacher, student and corpus agree on every token. Returns the number of ids, if the tokenizers can
+/// be opened.
 pub fn tokenizers(
     settings: &Settings,
     folders: &ModelFolders,

@@ -1,4 +1,4 @@
-//! Errors as a user sees them: the chain of causes, then what to do, and the exit code.
+//! Errors as the user sees them: the chain of causes, a hint, and the exit code.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use ddk_run::RunFolder;
 
 /// Exit codes, as documented in `ddk --help`.
 pub mod exit {
-    /// The run, or whatever was asked for, failed.
+    /// The requested work failed.
     pub const ERROR: u8 = 1;
     /// The command line or the configuration is wrong.
     pub const USAGE: u8 = 2;
@@ -18,12 +18,12 @@ pub mod exit {
 #[error("ended with exit code {0}")]
 pub struct Ended(pub u8);
 
-/// Whether nothing failed: a signal ended the work, say, and the user was told.
+/// Returns whether the work ended without an error to report, for example because of a signal.
 pub fn has_ended(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Ended>().is_some()
 }
 
-/// What to do about an error, attached to it as its outermost context.
+/// A hint, attached to an error as its outermost context.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 struct Advice {
@@ -38,7 +38,7 @@ struct Usage(String);
 
 /// Adds a hint to a failed result.
 pub trait Hint<T> {
-    /// Says what to do about the error.
+    /// Adds a hint that says what to do about the error.
     ///
     /// # Errors
     /// The same error, with the hint.
@@ -73,7 +73,7 @@ pub fn must_hold_a_run(folder: &Path) -> Result<()> {
         .usage()
 }
 
-/// The error with what to do about it.
+/// Adds a hint to an error.
 pub fn with_hint(error: impl Into<anyhow::Error>, hint: impl Into<String>) -> anyhow::Error {
     let error = error.into();
     let message = error.to_string();
@@ -83,20 +83,20 @@ pub fn with_hint(error: impl Into<anyhow::Error>, hint: impl Into<String>) -> an
     })
 }
 
-/// The error marked as one of usage or configuration.
+/// Marks an error as one of usage or configuration.
 pub fn usage(error: impl Into<anyhow::Error>) -> anyhow::Error {
     let error = error.into();
     let message = error.to_string();
     error.context(Usage(message))
 }
 
-/// The error's text for the terminal: what failed, why, and what to do.
+/// Formats an error for the terminal: what failed, why, and what to do.
 pub fn render(error: &anyhow::Error) -> String {
     let mut text = String::new();
     let mut last = String::new();
     for (depth, cause) in error.chain().enumerate() {
         let message = cause.to_string();
-        // A wrapper that only repeats its source (a hint, a transparent error) is not a cause of its own.
+        // A wrapper that only repeats its source (a hint, a transparent error) is not a separate cause.
         if message == last {
             continue;
         }
@@ -114,7 +114,7 @@ pub fn render(error: &anyhow::Error) -> String {
     text
 }
 
-/// The error's text as an entry of a list.
+/// Formats an error as a list entry.
 pub fn render_line(error: &anyhow::Error) -> String {
     let text = render(error);
     text.strip_prefix("error: ")
@@ -122,7 +122,8 @@ pub fn render_line(error: &anyhow::Error) -> String {
         .replace("\n  caused by: ", ": ")
 }
 
-/// The exit code for an error: that of [`Ended`]; 2 where the user's command line or configuration is wrong; 1.
+/// Returns the exit code for an error: that of [`Ended`], 2 if the command line or the configuration is wrong,
+/// otherwise 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(Ended(code)) = error.downcast_ref() {
         return *code;

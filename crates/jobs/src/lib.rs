@@ -1,6 +1,6 @@
 //! The jobs of DDK: training runs and everything around them.
 //!
-//! A job takes its arguments ([`args`]) and the signals of the process ([`signals::Signals`]), works in the folders
+//! A job takes its arguments ([`args`]) and the process's signals ([`signals::Signals`]). It works in the folders
 //! that its settings name, and reports progress on standard error.
 //!
 //! ```

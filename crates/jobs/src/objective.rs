@@ -1,8 +1,8 @@
-//! What the student minimizes, as `[objective]` says.
+//! Builds the student's loss from `[objective]`.
 
 use ddk_objective::Objective;
 
-/// The loss of a run with these settings.
+/// Returns the loss for these settings.
 pub fn of_settings(objective: &ddk_settings::Objective) -> Objective {
     Objective {
         divergence: objective.divergence(),

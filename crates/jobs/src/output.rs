@@ -1,4 +1,4 @@
-//! Results on standard output as JSON.
+//! Prints results to standard output as JSON.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 /// Prints a result as JSON.
 ///
 /// # Errors
-/// `out` cannot be written.
+/// If `out` cannot be written.
 pub fn print_json(result: &impl Serialize, out: &mut dyn Write) -> anyhow::Result<()> {
     Ok(writeln!(out, "{}", serde_json::to_string_pretty(result)?)?)
 }

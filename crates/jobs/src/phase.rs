@@ -1,17 +1,17 @@
-//! What a command does, step by step: what a signal's answer names, and where faults on purpose strike.
+//! The phases of a command. A response to a signal names the phase, and injected faults can strike in it.
 
 use serde::Deserialize;
 
-/// A phase of a command that has nothing to save. Injected faults can name every phase that is not skipped.
+/// A phase of a command that has nothing to save. Injected faults can name every phase that serde does not skip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// The command begins.
     #[serde(skip)]
     Start,
-    /// `ddk demo` collects text and learns a tokenizer.
+    /// `ddk demo` collects text and trains a tokenizer.
     Text,
-    /// `pipeline.threads = "auto"`.
+    /// Both models are timed for `pipeline.threads = "auto"`.
     Threads,
     /// The corpus is tokenized.
     Prepare,
@@ -22,9 +22,9 @@ pub enum Phase {
     /// A checkpoint of another run is copied.
     #[serde(skip)]
     Fork,
-    /// Models are loaded, workers start.
+    /// Models are loaded, and workers start.
     Load,
-    /// No worker is at work: the run goes back to its last checkpoint, or its last step is made.
+    /// No worker is running: the run is rewinding to its last checkpoint, or has made its last step.
     #[serde(skip)]
     Between,
     /// The student is exported.
@@ -32,7 +32,7 @@ pub enum Phase {
     /// `ddk export` writes a model.
     #[serde(skip)]
     ExportModel,
-    /// The same work without overlap is timed.
+    /// The serial baseline is timed.
     Serial,
     /// The report is written.
     Report,
@@ -49,7 +49,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// What the command does, after "stopped while".
+    /// Says what the command is doing; follows "stopped while".
     pub fn what(self) -> &'static str {
         match self {
             Self::Start => "starting",
@@ -72,7 +72,7 @@ impl Phase {
         }
     }
 
-    /// What the same command does next.
+    /// Says what the same command will do next.
     pub fn next(self) -> &'static str {
         match self {
             Self::Prepare => "the same command resumes with what is left",

@@ -24,13 +24,13 @@ use crate::{
     train::{inputs::Inputs, options::chunk},
 };
 
-/// A prepared corpus: the domains sorted by name, and the tokenizer that made them.
+/// A prepared corpus: the domains, and the tokenizer that they were prepared with.
 pub struct Corpus {
     /// The tokenizer of all domains.
     pub tokenizer: TokenizerFolder,
     /// The domains, sorted by name.
     pub domains: Vec<Arc<PreparedDomain>>,
-    /// Records of each domain that could not be used.
+    /// A report on each domain.
     pub reports: Vec<DomainReport>,
 }
 
@@ -41,10 +41,10 @@ impl Corpus {
     }
 }
 
-/// Prepares the corpus, or verifies what is prepared.
+/// Prepares the corpus, or verifies the prepared files.
 ///
 /// # Errors
-/// A source cannot be read, or a prepared file differs from its manifest.
+/// If a source cannot be read, or if a prepared file differs from its manifest.
 pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
     let (options, tokenizer) = options(&settings)?;
@@ -77,21 +77,21 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     Ok(())
 }
 
-/// What becomes of a domain that is prepared, but not as its sources and settings are now.
+/// What to do with a stale domain: one whose sources or settings changed since it was prepared.
 #[derive(Debug, Clone, Copy)]
 pub enum Outdated<'a> {
-    /// What `corpus.on_stale` says.
+    /// Follow `corpus.on_stale`.
     AsSet,
-    /// It is taken as it is, with a warning: whoever only looks replaces nothing that a run may need.
+    /// Use it as it is, with a warning. A read-only command must not replace data that a run may need.
     Kept,
-    /// The same where the run in this folder was made from it as it is prepared; that run is done.
+    /// Like [`Self::Kept`], if the finished run in this folder was trained on it as prepared.
     KeptFor(&'a Path),
-    /// An error where the run in this folder was made from it as it is prepared.
+    /// Fail if the run in this folder was trained on it as prepared.
     NeededBy(&'a Path),
 }
 
 impl Outdated<'_> {
-    /// Whether a domain is to be taken as it is prepared.
+    /// Returns whether to use a domain as it is prepared.
     fn keeps(self, stale: &Stale) -> Result<bool> {
         let Some(prepared) = &stale.replaces else {
             return Ok(false);
@@ -115,7 +115,7 @@ impl Outdated<'_> {
     }
 }
 
-/// Checks that preparing the corpus would not replace what the run in this folder was made from.
+/// Checks that preparing the corpus would not replace data that the run in this folder was trained on.
 ///
 /// # Errors
 /// If it would, or if the settings, a source or the run's `inputs.json` cannot be used.
@@ -130,7 +130,7 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Opens the corpus. First prepares what is missing or stale, as `corpus.on_stale` says, and says why.
+/// Opens the corpus. First prepares missing and stale domains according to `corpus.on_stale`, and reports why.
 ///
 /// # Errors
 /// If a domain is stale and must not be replaced, if it was prepared with another tokenizer, or if it cannot be
@@ -192,7 +192,7 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
 const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says \
                       where each value comes from";
 
-/// A corpus error with what to do about it.
+/// Adds a hint to a corpus error.
 pub fn advise(error: CorpusError) -> anyhow::Error {
     match &error {
         CorpusError::UnknownFormat { domain, .. } => {
@@ -211,7 +211,7 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
     }
 }
 
-/// What to set if the records lack the field that is asked for.
+/// Returns a hint for records that lack the configured field.
 pub fn fields_hint(domain: &str, fields: &[String]) -> String {
     let field = fields.last().map_or("text", String::as_str);
     let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
@@ -222,7 +222,7 @@ pub fn fields_hint(domain: &str, fields: &[String]) -> String {
     )
 }
 
-/// Takes the corpus as it is prepared.
+/// Uses the corpus as it is prepared.
 fn take(options: &PrepareOptions) -> Result<Vec<DomainReport>> {
     as_prepared(options, &mut |progress| {
         if progress.waiting {
@@ -272,15 +272,15 @@ fn make(
     Ok(reports)
 }
 
-/// The list of a domain's records that could not be used.
+/// Returns the path to the list of a domain's unusable records.
 pub(crate) fn quarantine(folder: &Path, domain: &str) -> PathBuf {
     folder.join(domain).join(ddk_corpus::QUARANTINE_FILE)
 }
 
-/// Returns what the corpus is made from, without making it.
+/// Returns the options and the tokenizer for preparing the corpus, without preparing it.
 ///
 /// # Errors
-/// If the settings name no domain or no tokenizer, if the tokenizer cannot be opened, or if a template is wrong.
+/// If the settings name no domain or no tokenizer, if the tokenizer cannot be opened, or if a template is invalid.
 pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)> {
     if settings.domains.is_empty() {
         return Err(anyhow!("the configuration defines no domains"))
@@ -311,7 +311,7 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     Ok((options, tokenizer))
 }
 
-/// Whose tokenizer the corpus is made with.
+/// Returns the folder of the corpus's tokenizer.
 pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
     let own = settings.corpus.tokenizer.as_ref();
     own.or(settings.student.model.as_ref())
@@ -344,7 +344,7 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
     })
 }
 
-/// How rows of the corpus are read.
+/// Returns how to read sequences of the corpus.
 pub fn sequence_options(settings: &Settings) -> SequenceOptions {
     SequenceOptions {
         packing: settings.corpus.packing,
@@ -353,7 +353,7 @@ pub fn sequence_options(settings: &Settings) -> SequenceOptions {
     }
 }
 
-/// What a domain holds, on a line.
+/// Describes a domain on one line.
 pub fn describe(report: &DomainReport) -> String {
     format!(
         "{}: {} documents, {} tokens ({:.2} bytes each), {} sequences; {} validation documents; left out {} \
@@ -409,7 +409,7 @@ pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
     })
 }
 
-/// Each domain's share of the corpus' tokens.
+/// Each domain's share of the corpus's tokens.
 pub fn natural_shares(corpus: &Corpus) -> Vec<f64> {
     let all: u64 = corpus.domains.iter().map(|domain| domain.tokens()).sum();
     let share = |domain: &Arc<PreparedDomain>| domain.tokens() as f64 / all as f64;

@@ -31,21 +31,21 @@ use crate::{
     },
 };
 
-/// Records what the model is made from, in its folder and in the run's, so that it is not made twice.
+/// Records the model's inputs, in its folder and in the run's, so that the model is not trained twice.
 const RECORD: &str = "pretrain.json";
-/// In the run folder: the model before its first step.
+/// The initial model, in the run folder.
 const INITIAL: &str = "initial";
 
-/// Makes the model of `[pretrain.NAME]`, unless it is there already.
+/// Trains the model of `[pretrain.NAME]`, unless it already exists.
 ///
 /// # Errors
-/// There is no such section, the folder holds something else, or training fails.
+/// If there is no such section, if the folder holds something else, or if training fails.
 pub fn run(args: &args::Pretrain, signals: &Signals) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
     model(&settings, &args.model, args.force, true, signals)
 }
 
-/// As [`run`]. `reloads`: whether SIGHUP is answered.
+/// Like [`run`]. `reloads`: whether to answer SIGHUP.
 pub(crate) fn model(
     settings: &Settings,
     name: &str,
@@ -62,7 +62,7 @@ pub(crate) fn model(
     check_folders(settings, model, name)?;
     let (run, out) = (run_folder(&model.output_dir)?, model.output_dir.display());
     refuse_others(&run, model)?;
-    // Text that has grown costs neither a finished model nor an unfinished run.
+    // Added text must not invalidate a finished model or an unfinished run.
     let outdated = match force {
         false if is_unfinished(&run) => Outdated::NeededBy(&run),
         false if model.output_dir.join(RECORD).exists() => Outdated::Kept,
@@ -94,7 +94,7 @@ pub(crate) fn model(
         ));
     }
     if !resumes && !RunFolder::made(&run)?.is_empty() {
-        // Without its record an interrupted start-over is never taken for the run that it sets aside.
+        // Clear the record first, so that an interrupted restart is never mistaken for the run that it sets aside.
         ddk_files::write_atomically(&run.join(RECORD), b"{}")?;
         restart(&run)?;
     }
@@ -123,7 +123,7 @@ pub(crate) fn model(
     Ok(())
 }
 
-/// Refuses a model that would replace what it is made from.
+/// Rejects a model that would replace one of its inputs.
 fn check_folders(settings: &Settings, model: &Pretrain, name: &str) -> Result<()> {
     let sources = [
         ("init_from", model.init_from.as_ref()),
@@ -142,12 +142,12 @@ fn check_folders(settings: &Settings, model: &Pretrain, name: &str) -> Result<()
     Ok(())
 }
 
-/// Whether a pretraining that has begun in this folder is not finished.
+/// Returns whether this folder holds an unfinished pretraining run.
 fn is_unfinished(run: &Path) -> bool {
     RunFolder::holds_a_run(run) && run.join(RECORD).exists() && !run.join("summary.json").exists()
 }
 
-/// Refuses a run folder that is not of this model.
+/// Rejects a run folder that does not belong to this model.
 fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
     let problem = if let Ok(text) = fs::read_to_string(run.join(RECORD)) {
         let record: serde_json::Value = serde_json::from_str(&text)?;
@@ -155,7 +155,7 @@ fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
         out.filter(|out| *out != model.output_dir)
             .map(|out| format!("belongs to the model in {}", out.display()))
     } else {
-        // An interrupted start-over may have set the record aside first.
+        // An interrupted restart may have set the record aside first.
         let is_ours = run.join("aside-1").join(RECORD).exists() || RunFolder::made(run)?.is_empty();
         (!is_ours).then(|| "contains files that `ddk pretrain` did not write".to_owned())
     };
@@ -167,11 +167,11 @@ fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
     }
 }
 
-/// The folder of the run that makes the model in `out`.
+/// Returns the folder of the run that trains the model in `out`.
 fn run_folder(out: &Path) -> Result<PathBuf> {
     let name = out.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| anyhow!("{} does not end in a folder name", out.display()));
-    // Only what `run.name` allows.
+    // Keep only what `run.name` allows.
     let letter = |letter: char| match letter {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => letter,
         _ => '-',
@@ -181,8 +181,8 @@ fn run_folder(out: &Path) -> Result<PathBuf> {
     Ok(out.with_file_name(format!("{name}.run")))
 }
 
-/// The settings of a run that trains the student alone: one interval, no teacher. What it does not use is at its
-/// default, so that a change there does not keep the run from resuming.
+/// Returns the settings of a run that trains the student alone: one interval, no teacher. Unused settings have
+/// their defaults, so that changing them does not keep the run from resuming.
 fn settings_of_run(
     settings: &Settings,
     model: &Pretrain,
@@ -197,7 +197,7 @@ fn settings_of_run(
     run.log.samples = false;
     run.pipeline.time_slicing = false;
     run.pipeline.threads = ThreadChoice::Manual;
-    // The corpus is the configuration's, whatever seed and tokenizer folder the model has.
+    // Use the configuration's corpus, whatever seed and tokenizer folder the model has.
     run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
     run.teacher = Teacher {
@@ -206,7 +206,7 @@ fn settings_of_run(
     };
     let mut threads = model.threads;
     if resumes {
-        // With as many as before, whatever machine this is: others would give other last bits.
+        // Keep the number of threads, even on another machine: another number would change the last bits.
         threads = config::of_run(folder)?.student.threads;
     }
     run.student = Student {
@@ -243,7 +243,7 @@ fn settings_of_run(
             None => MixturePolicy::Natural,
         },
         weights: model.weights.clone(),
-        // As long as settings allow; the whole run, unless that is longer.
+        // The whole run, or the longest interval that the settings allow.
         interval: model
             .steps
             .min(1_000_000)
@@ -258,7 +258,7 @@ fn settings_of_run(
     Ok(run)
 }
 
-/// Writes what the run starts from: its record, and the model before its first step.
+/// Writes what the run starts from: its record and the initial model.
 fn begin(
     settings: &Settings,
     model: &Pretrain,
@@ -269,7 +269,7 @@ fn begin(
 ) -> Result<()> {
     let folder = RunFolder::open(run)?;
     if !holds(run, record) {
-        // First of all: it says whose folder this is.
+        // Write the record first, because it says which model this folder belongs to.
         ddk_files::write_atomically(&folder.path().join(RECORD), record.as_bytes())?;
     }
     if folder.path().join(INITIAL).exists() {
@@ -307,12 +307,12 @@ fn begin(
     Ok(())
 }
 
-/// Whether a folder's record says that it was made from the same inputs.
+/// Returns whether a folder's record says that it was made from the same inputs.
 fn holds(folder: &Path, record: &str) -> bool {
     fs::read_to_string(folder.join(RECORD)).is_ok_and(|made| made == record)
 }
 
-/// All that the model depends on.
+/// Returns the record of everything that the model depends on.
 fn record(settings: &Settings, model: &Pretrain, corpus: &Corpus) -> Result<String> {
     let init = model.init_from.as_deref().map(hash_weights).transpose()?;
     let domains = corpus.domains.iter();

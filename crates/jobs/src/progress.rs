@@ -1,4 +1,4 @@
-//! What a user sees while something runs: a bar on a terminal, and now and then a dense line, on standard error.
+//! Prints progress to standard error: a bar on a terminal, and status lines from time to time.
 
 use std::{
     collections::VecDeque,
@@ -15,12 +15,12 @@ use ddk_settings::Settings;
 use ddk_telemetry::{Clock, Meter, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Says a line on standard error. If nobody listens any more (a closed terminal or pipe, a full disk), work continues.
+/// Prints a line to standard error. Work continues if that fails (a closed terminal or pipe, a full disk).
 pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// A bar that is hidden where standard error is no terminal.
+/// Creates a bar, which is hidden if standard error is not a terminal.
 pub fn bar(total: u64, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(total);
     if !std::io::stderr().is_terminal() {
@@ -32,22 +32,23 @@ pub fn bar(total: u64, template: &str) -> ProgressBar {
     bar
 }
 
-/// Long phases are told of at least so often.
+/// Maximum time between two reports of a long phase.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
-/// Phases whose last line is remembered; no more run at a time.
+/// Number of phases to remember. At most this many run at a time.
 const PHASES: usize = 8;
 
-/// Says when a long phase is to be told of again: each phase on its own, the first time after a while.
+/// Decides when to report a long phase again. Each phase has its own timer, so the first report comes after a
+/// while.
 pub struct Pace {
-    /// How often steps are told of.
+    /// How often steps are reported.
     every: Mutex<Duration>,
     clock: Clock,
-    /// When each phase was told of last, or began.
+    /// When each phase was last reported, or began.
     told: Mutex<VecDeque<(String, Duration)>>,
 }
 
 impl Pace {
-    /// As often as steps are reported (`log.interval_seconds`), but at least every 5 seconds.
+    /// Reports as often as steps (`log.interval_seconds`), but at least every 5 seconds.
     pub fn new(line_seconds: f64, clock: &Clock) -> Self {
         Self {
             every: Mutex::new(Duration::from_secs_f64(line_seconds)),
@@ -56,7 +57,7 @@ impl Pace {
         }
     }
 
-    /// Whether it is to be told of now.
+    /// Returns whether to report the phase now.
     pub fn is_due(&self, progress: &Progress) -> bool {
         let every = LONGEST_SILENCE.min(*lock(&self.every));
         let now = self.clock.now();
@@ -80,7 +81,7 @@ impl Pace {
     }
 }
 
-/// Reports how far a long job is: with a bar on a terminal, otherwise with a line now and then.
+/// Reports the progress of a long job: with a bar on a terminal, otherwise with a line from time to time.
 pub struct Reporter {
     bar: ProgressBar,
     pace: Pace,
@@ -88,7 +89,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Lines come every `seconds`, and at least every 5 seconds.
+    /// Prints a line every `seconds`, but at least every 5 seconds.
     pub fn new(seconds: f64) -> Self {
         let clock = Clock::system();
         Self {
@@ -98,12 +99,12 @@ impl Reporter {
         }
     }
 
-    /// A phase that begins now. `unit`: what is counted, in the plural.
+    /// Begins a phase. `unit`: what is counted, in the plural.
     pub fn meter(&self, phase: &str, unit: &'static str) -> Meter {
         Meter::start(phase, unit, &self.clock)
     }
 
-    /// Shows how far a phase is.
+    /// Shows the progress of a phase.
     pub fn report(&self, progress: &Progress) {
         let text = progress.to_string();
         if self.bar.is_hidden() && self.pace.is_due(progress) {
@@ -124,7 +125,7 @@ impl Drop for Reporter {
 /// Hashes the weights of a model.
 ///
 /// # Errors
-/// The folder holds no weights.
+/// If the folder holds no weights.
 pub fn hash_weights(folder: &Path) -> Result<String, ModelError> {
     let reporter = Reporter::new(LONGEST_SILENCE.as_secs_f64());
     let meter = reporter.meter(&format!("hashing {}", folder.display()), "MB");
@@ -132,12 +133,12 @@ pub fn hash_weights(folder: &Path) -> Result<String, ModelError> {
     Ok(Weights::open(folder)?.hash(tell))
 }
 
-/// Locks what is whole between any two statements.
+/// Locks data that is consistent between any two statements, even if another thread panicked.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Watches a distillation.
+/// Prints the progress of a distillation.
 pub struct Printer {
     bar: ProgressBar,
     pace: Pace,
@@ -149,14 +150,14 @@ fn line_seconds(settings: &Settings) -> f64 {
     settings.log.interval_seconds
 }
 
-/// The line said last, so that the next tells of the time since.
+/// Time and totals of the last line. The next line reports what changed since.
 struct Last {
     time: Option<Instant>,
     totals: Totals,
 }
 
 impl Printer {
-    /// A line as often as the settings say. `limit`: the run's last step.
+    /// Prints a line as often as the settings say. `limit`: the run's last step.
     pub fn new(live: Arc<Live>, limit: Option<u64>) -> Self {
         let bar = bar(
             limit.unwrap_or(0),
@@ -173,19 +174,19 @@ impl Printer {
         }
     }
 
-    /// The run continues from these sums, perhaps smaller ones than before.
+    /// Continues from these totals, which may be smaller than before.
     pub fn begin(&self, totals: Totals) {
         *lock(&self.last) = Last { time: None, totals };
     }
 
-    /// The run continues after this step. Returns how many later steps had been made.
+    /// Rewinds to this step. Returns the number of later steps that had been made.
     pub fn rewind(&self, step: u64) -> u64 {
         let undone = self.bar.position().saturating_sub(step);
         self.bar.set_position(step);
         undone
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -261,7 +262,7 @@ impl Observer for Printer {
     }
 
     fn on_event(&self, event: &EventLine) {
-        // Saves are routine; everything else deserves a line.
+        // Checkpoints are routine; everything else deserves a line.
         if event.kind != EventKind::Saved {
             self.line(&format!("{}: {}", event.kind, event.message));
         }
@@ -293,7 +294,7 @@ mod tests {
                 if pace.is_due(&student.at(batch, 20)) {
                     told.push(batch);
                 }
-                // The other phase is short, and keeps no line from this one.
+                // The other phase is short and does not suppress this one's lines.
                 assert!(line_seconds == 0.0 || batch >= 2 || !pace.is_due(&teacher.at(batch, 20)));
             }
             told
@@ -301,7 +302,7 @@ mod tests {
         assert_eq!(told(15.0), [5, 10, 15]);
         assert_eq!(told(2.0), [2, 4, 6, 8, 10, 12, 14, 16, 18]);
         assert_eq!(told(0.0).len(), 20);
-        // However many phases there were, the last ones are remembered.
+        // After many phases, only the last ones are remembered.
         let pace = Pace::new(15.0, &clock);
         for step in 0..100 {
             let phase = format!("evaluation of the student after step {step}");

@@ -1,4 +1,4 @@
-//! `ddk report`: a run's report as a page, as Markdown, or its figures alone.
+//! `ddk report`: writes a run's report as a page, as Markdown, or its figures alone.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use ddk_run::RunView;
 
 use crate::{args, hint, progress::say};
 
-/// Writes the report of a run in each of the formats asked for.
+/// Writes the report of a run in each requested format.
 ///
 /// # Errors
-/// The folder holds no run, or a file cannot be written.
+/// If the folder holds no run, or if a file cannot be written.
 pub fn run(args: &args::Report) -> Result<()> {
     let folder = &args.run;
     hint::must_hold_a_run(folder)?;

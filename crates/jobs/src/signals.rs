@@ -1,8 +1,9 @@
-//! SIGINT and SIGTERM: every long command listens to them from its start to its end and answers by what it is doing.
+//! Handles SIGINT and SIGTERM. Every long command listens for them from start to end and responds according to its
+//! phase.
 //!
-//! While a run trains, the step is finished and saved. In every other phase nothing has to be saved: what is
-//! on the disk is whole at each instant, so the process says what the same command will do next and ends at
-//! once. A change of phases and an answer exclude each other, so a signal belongs to exactly one phase.
+//! During training, DDK finishes the step and saves a checkpoint. Other phases have nothing to save, because the
+//! files on disk are always complete. The process then prints what the same command will do next, and exits at
+//! once. A phase change and a response to a signal exclude each other, so a signal belongs to exactly one phase.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,9 +26,9 @@ use crate::{
     systemd,
 };
 
-/// An end that takes longer is cut short: a disk that hangs, a browser that reads slowly.
+/// Maximum time for an orderly exit. A disk may hang, or a browser may read slowly.
 const END_PATIENCE: Duration = Duration::from_secs(5);
-/// The grace before settings are known.
+/// Grace period before the settings are known.
 const GRACE: Duration = Duration::from_secs(120);
 
 /// A signal that asks the process to end.
@@ -40,7 +41,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// Its name.
+    /// The signal's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Interrupt => "SIGINT",
@@ -48,7 +49,7 @@ impl Signal {
         }
     }
 
-    /// The exit code of a process that it ended: 128 plus its number.
+    /// The exit code of a process that this signal ended: 128 plus the signal's number.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Interrupt => 130,
@@ -56,7 +57,7 @@ impl Signal {
         }
     }
 
-    /// The end of a command that it stopped, once that is said.
+    /// Returns the error that ends a stopped command after it has told the user.
     pub fn ended(self) -> anyhow::Error {
         Ended(self.exit_code()).into()
     }
@@ -69,7 +70,7 @@ impl Signal {
     }
 }
 
-/// The process's answers to signals. Cheap to clone.
+/// The process's signal handling. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Signals(Arc<Mutex<State>>);
 
@@ -81,33 +82,34 @@ impl std::fmt::Debug for State {
 
 struct State {
     answer: Answer,
-    /// What goes wrong on purpose in the job at work.
+    /// Injected faults of the current job.
     faults: Arc<Faults>,
-    /// The first one that came.
+    /// The first signal received.
     came: Option<Signal>,
-    /// The folder of the run at work, where its end is recorded.
+    /// Folder of the current run, where a stop is recorded.
     run: Option<PathBuf>,
-    /// Tells whoever watches the run that it was stopped.
+    /// Tells clients that watch the run that it was stopped.
     farewell: Option<Box<dyn Fn() + Send>>,
-    /// How long a step may take to be finished and saved.
+    /// Maximum time to finish and save a step.
     grace: Duration,
 }
 
-/// What a signal does now.
+/// The current response to a signal.
 enum Answer {
-    /// The process ends at once.
+    /// End the process at once.
     End(Phase),
-    /// The run is told, if it trains; while models are loaded the process ends at once.
+    /// Tell the run to stop if it is training; otherwise end the process at once.
     Train(Arc<RunControl>),
-    /// The child gets every signal; this process ends with it.
+    /// Forward every signal to the child. This process ends with the child.
     Child(Child),
 }
 
-/// A child that can be signaled: its id is here only until the child is reaped, so that it never names another process.
+/// A child that can receive signals. Its id is removed before the child is reaped, so it never names another
+/// process.
 pub type Child = Arc<Mutex<Option<Pid>>>;
 
 impl Signals {
-    /// Starts to listen for signals on a separate thread.
+    /// Starts listening for signals on a separate thread.
     ///
     /// # Errors
     /// If a signal handler, the runtime or the thread cannot be set up.
@@ -139,7 +141,8 @@ impl Signals {
                 if !std::mem::take(&mut is_first) && !listener.forwards() {
                     exit(signal);
                 }
-                // On another thread, so that the next signal is heard whatever this one waits for.
+                // Respond on another thread, so that a blocked response does not keep the next signal from being
+                // received.
                 let answering = listener.clone();
                 tokio::task::spawn_blocking(move || answering.answer(signal));
             }
@@ -149,29 +152,29 @@ impl Signals {
         Ok(signals)
     }
 
-    /// A job with these settings begins: these faults on purpose strike in it.
+    /// Begins a job with these settings, including their injected faults.
     ///
     /// # Errors
-    /// The plan of faults is not one, or faults are not allowed.
+    /// If the fault plan is invalid, or if faults are not allowed.
     pub fn begin_job(&self, settings: &Settings) -> Result<()> {
         let faults = Faults::parse(&settings.fault_injection.plan)?;
         self.state().faults = faults;
         Ok(())
     }
 
-    /// The faults on purpose of the job at work.
+    /// Returns the injected faults of the current job.
     pub(crate) fn faults(&self) -> Arc<Faults> {
         Arc::clone(&self.state().faults)
     }
 
-    /// A phase begins in which a signal ends the process at once. Faults on purpose strike here.
+    /// Begins a phase in which a signal ends the process at once. Injects a fault if one is planned for the phase.
     ///
     /// # Errors
-    /// A fault strikes.
+    /// If a planned fault returns an error.
     pub fn begin(&self, phase: Phase) -> Result<()> {
         let mut state = self.state();
         state.answer = Answer::End(phase);
-        // The phase before was told, and was done before it could stop.
+        // The signal arrived during the previous phase, which finished before it could stop.
         if let Some(signal) = state.came {
             state.end(signal, phase);
         }
@@ -179,24 +182,25 @@ impl Signals {
         Ok(self.faults().phase(phase)?)
     }
 
-    /// This process works on the run in `folder` from now on, and may write there.
+    /// Sets the current run. From now on, this process may write to `folder`.
     pub fn in_run(&self, folder: &Path) {
         self.state().run = Some(folder.to_owned());
     }
 
-    /// The run is summed up: it cannot be stopped any more.
+    /// Marks the run as done: its summary is written, so it can no longer be stopped.
     pub fn run_is_done(&self) {
         self.state().run = None;
     }
 
-    /// What is done for those who watch when a signal ends the process, and how long a step may take.
+    /// Sets the grace period for a step, and what to do for clients that watch the run when a signal ends the
+    /// process.
     pub fn watched(&self, grace: Duration, farewell: impl Fn() + Send + 'static) {
         let mut state = self.state();
         state.grace = grace;
         state.farewell = Some(Box::new(farewell));
     }
 
-    /// The run is left, however it ended.
+    /// Leaves the run, however it ended.
     pub fn left(&self) {
         let mut state = self.state();
         state.answer = Answer::End(Phase::Leave);
@@ -204,13 +208,13 @@ impl Signals {
         state.farewell = None;
     }
 
-    /// Workers are at work: a signal goes to them once they train. The signal that came before, which no worker has
-    /// heard.
+    /// Sends signals to the workers from now on, while they train. Returns a signal that arrived earlier, which no
+    /// worker has received.
     pub(crate) fn train(&self, run: &Arc<RunControl>) -> Option<Signal> {
         self.answer_by(Answer::Train(Arc::clone(run)))
     }
 
-    /// Signals go to this child, which may not have started yet.
+    /// Forwards signals to this child, which may not have started yet. Returns a signal that arrived earlier.
     pub fn forward(&self, child: &Child) -> Option<Signal> {
         self.answer_by(Answer::Child(Arc::clone(child)))
     }
@@ -221,12 +225,12 @@ impl Signals {
         state.came
     }
 
-    /// The signal that has come.
+    /// Returns the first signal received, if any.
     pub fn came(&self) -> Option<Signal> {
         self.state().came
     }
 
-    /// Whether a further signal is for a child. An answer that is being given ends this process.
+    /// Returns whether the next signal is for a child. If the lock is held, the current response ends this process.
     fn forwards(&self) -> bool {
         match self.0.try_lock() {
             Ok(state) => matches!(state.answer, Answer::Child(_)),
@@ -237,7 +241,7 @@ impl Signals {
         }
     }
 
-    /// Answers a signal, or whoever asks for the same.
+    /// Responds to a signal, or to a command that asks for the same.
     pub(crate) fn answer(&self, signal: Signal) {
         let mut state = self.state();
         state.came.get_or_insert(signal);
@@ -271,7 +275,7 @@ impl Signals {
             Answer::Child(child) => {
                 let child = lock(child);
                 if let Some(id) = *child {
-                    // A child that has ended is not reaped yet: the signal does nothing.
+                    // If the child has ended, it is not reaped yet, so the signal has no effect.
                     let _ = kill_process(id, signal.to_system());
                 }
             }
@@ -284,7 +288,8 @@ impl Signals {
 }
 
 impl State {
-    /// Says which phase it interrupts, records that, and ends the process. It holds the lock, so no phase follows.
+    /// Reports and records the interrupted phase, then ends the process. It holds the lock, so no other phase can
+    /// begin.
     fn end(&self, signal: Signal, phase: Phase) -> ! {
         let name = signal.name();
         later(END_PATIENCE, move || exit(signal));
@@ -309,7 +314,7 @@ impl State {
     }
 }
 
-/// Does something later, where the process is still there.
+/// Runs `what` after a delay, if the process still exists.
 fn later(after: Duration, what: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {
         std::thread::sleep(after);
@@ -317,7 +322,8 @@ fn later(after: Duration, what: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// Ends the process. Nothing of libtorch is taken down while its threads compute; what is saved is saved.
+/// Ends the process at once, because libtorch must not be torn down while its threads compute. Saved files stay
+/// intact.
 fn exit(signal: Signal) -> ! {
     // SAFETY: `_exit` takes a number and ends the process.
     unsafe { libc::_exit(i32::from(signal.exit_code())) }

@@ -1,14 +1,15 @@
-//! systemd: readiness and watchdog, where the service asks for them (`docs/ddk.service`).
+//! Notifies systemd of readiness and feeds its watchdog, if the service asks for it (`docs/ddk.service`).
 
 use std::{sync::Arc, time::Duration};
 
 use ddk_telemetry::Board;
 use sd_notify::NotifyState;
 
-/// How often the board is looked at, where no watchdog asks for more.
+/// How often to check the board, unless the watchdog needs shorter intervals.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Tells systemd when training begins, and that no worker computes past its limit. Does nothing outside of systemd.
+/// Tells systemd when training begins, and feeds the watchdog while every worker is healthy. Does nothing outside
+/// systemd.
 pub fn watch(board: Arc<Board>) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
@@ -24,7 +25,8 @@ pub fn watch(board: Arc<Board>) {
                 ready = true;
                 tell(&[NotifyState::Ready]);
             }
-            // A worker that waits is healthy; one that computes too long is not, and the watchdog is not fed.
+            // A waiting worker is healthy. A worker that computes past its limit is not, so the watchdog gets no
+            // signal.
             if watchdog.is_some() && board.unhealthy().is_empty() {
                 tell(&[NotifyState::Watchdog]);
             }
@@ -32,7 +34,7 @@ pub fn watch(board: Arc<Board>) {
     });
 }
 
-/// The run is saving and ends.
+/// Tells systemd that the run is saving and will end.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

@@ -43,10 +43,10 @@ use crate::{
     signals::Signals,
 };
 
-/// Distills as the command line says; resumes if the run folder holds a run.
+/// Distills according to the command line. Resumes if the run folder holds a run.
 ///
 /// # Errors
-/// The settings are wrong or not those of the run, or a worker fails for good.
+/// If the settings are wrong or do not match the run, or if a worker fails for good.
 pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let mut args = args.clone();
     let sets = &mut args.config.set.set;
@@ -58,7 +58,7 @@ pub fn run(args: &args::Train, signals: &Signals, out: &mut dyn Write) -> Result
     let mut fork_of = None;
     if let Some(name) = &args.fork {
         fork_of = Some(run_folder(&settings)?);
-        // As if it had been set, so that it is checked as any name.
+        // Treat it like `--set`, so that it is checked like any other name.
         let name = toml::Value::String(name.clone());
         args.config.set.set.push(format!("run.name={name}"));
         settings = config::load(&args.config)?.settings;
@@ -87,7 +87,7 @@ pub fn distill(
     let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
     let (new, restart, shown) = (flags.args.no_resume, flags.args.restart, path.display());
-    // Said before minutes of tokenizing.
+    // Fail before minutes of tokenizing.
     if restart && !begun {
         return Err(anyhow!("there is no run in {shown} to restart"))
             .hint("leave out --restart to start one")
@@ -101,7 +101,7 @@ pub fn distill(
             .hint("leave out --resume-from to start one; add --fork NAME to start one from a checkpoint of another run")
             .usage();
     }
-    // What a run was made from is not replaced: this one, or the one that it is forked from.
+    // Do not replace the inputs of this run, or of the run that it is forked from.
     let extends = goes_on && inputs::extends(&path, settings)?;
     let length = if restart {
         Length::of(settings)
@@ -127,7 +127,7 @@ pub fn distill(
         signals.begin(Phase::Fork)?;
         fork::fork(&prepared, source, flags.args.resume_from, &folder)?;
     }
-    // The step to fork from is one of the other run's.
+    // With `--fork`, the step belongs to the other run.
     let from = flags.args.resume_from.filter(|_| flags.fork_of.is_none());
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
@@ -154,7 +154,7 @@ pub fn distill(
         }
         result::reopen(&folder)?;
     }
-    // Said before the phases of a run that has some.
+    // Fail before the preliminary runs of a method that has some.
     lost::refuse_if_saved(&folder)?;
     bind(&prepared, &folder)?;
     if let Some(step) = from {
@@ -166,7 +166,7 @@ pub fn distill(
     result::print(&ddk_run::read::summary(&path)?, flags.args.json, out)
 }
 
-/// The phases before the run, where its method has some, and the run itself.
+/// Runs the preliminary runs, if the method has any, and then the run itself.
 fn run_phases(
     mut prepared: Prepared,
     folder: &RunFolder,

@@ -1,4 +1,4 @@
-//! Joins the ports of `ddk-actors` to the engine and the corpus.
+//! Connects the ports of `ddk-actors` to the engine and the corpus.
 
 mod context;
 mod models;
@@ -24,12 +24,12 @@ pub use self::{
 };
 use crate::faults::{Faults, Place};
 
-/// What the batcher calls before each step.
+/// Returns the hook that the batcher calls before each step.
 pub fn batcher(faults: Arc<Faults>) -> BatcherHook {
     Arc::new(move |step| faults.worker(Place::Batcher, step).map(drop))
 }
 
-/// Opens domains at a cursor.
+/// Returns a factory that opens a domain at a cursor.
 pub fn rows(domains: Vec<Arc<PreparedDomain>>, seed: u64, faults: Arc<Faults>) -> RowsFactory {
     Arc::new(move |domain, cursor| {
         Ok(Box::new(RowsPort {

@@ -1,4 +1,4 @@
-//! The jobs in one process, as a program of somebody else's would run them.
+//! Runs the jobs in one process, as another program would.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,7 +14,7 @@ use ddk_jobs::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Signals are the process's: one listener serves all tests.
+/// Signals belong to the process, so one listener serves all tests.
 fn signals() -> &'static Signals {
     static SIGNALS: OnceLock<Signals> = OnceLock::new();
     SIGNALS.get_or_init(|| Signals::listen().unwrap())
@@ -37,7 +37,7 @@ fn world() -> (TempDir, args::ConfigArgs) {
     let mut texts = Vec::new();
     for (name, nouns) in domains {
         let document = |number: usize| {
-            // Digits of the number, so that no two documents are the same.
+            // Uses digits of the number, so that no two documents are the same.
             let noun = |at: usize| nouns[(number / 5_usize.pow(at as u32 % 3) + at) % nouns.len()];
             let sentences =
                 (0..12).map(|at| format!("{} follows {}. ", noun(at), noun(2 * at + 1)));
@@ -142,7 +142,7 @@ fn pretrain_args(config: &args::ConfigArgs, model: &str) -> args::Pretrain {
     }
 }
 
-/// What a job wrote, which must have succeeded.
+/// Returns what a job wrote. The job must succeed.
 fn out(job: impl FnOnce(&mut dyn std::io::Write) -> anyhow::Result<()>) -> String {
     let mut out = Vec::new();
     job(&mut out).unwrap();

@@ -1,14 +1,14 @@
-//! An update of AdamW in one pass over weights, gradient and both moments.
+//! Runs an AdamW update in one pass over weights, gradient, and both moments.
 
 use crate::{
     processor::for_this_processor,
     team::{in_parts, part_of},
 };
 
-/// The constants of an update of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
+/// The constants of an AdamW update (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
-    /// The gradient is multiplied by this first (clipping).
+    /// Factor applied to the gradient first (clipping).
     pub gradient_scale: f32,
     /// `1 - beta1`.
     pub first_rate: f32,
@@ -22,15 +22,15 @@ pub struct AdamWStep {
     pub epsilon: f32,
     /// `learning rate / (1 - beta1^t)`.
     pub rate: f32,
-    /// What a weight keeps of itself: `1 - learning rate x weight decay`.
+    /// Factor by which weight decay scales a weight: `1 - learning rate x weight decay`.
     pub keep: f32,
 }
 
-/// Updates `weights` and both moments in place, on so many threads; every number by itself, so that threads
-/// change no bit.
+/// Updates `weights` and both moments in place, on `threads` threads. Each number is updated independently, so the
+/// number of threads changes no bit.
 ///
 /// # Panics
-/// Where the lengths differ.
+/// If the lengths differ.
 pub fn adamw(
     weights: &mut [f32],
     gradient: &[f32],

@@ -1,11 +1,11 @@
-//! What the student's distribution is held against the teacher's by: at one column, from both probabilities
-//! and their logarithms.
+//! Computes a divergence between the student's and the teacher's distributions, column by column, from both
+//! probabilities and their logarithms.
 //!
-//! With `s` and `t` the log-probabilities of student and teacher at a position, `p = exp(s)`, `q = exp(t)`
-//! and `u` the student's logits, all at the same temperature, `ds_k / du_j = [k = j] - p_j`. A divergence
-//! with the partial derivatives `g_j = dD / ds_j` has the gradient `dD / du_j = g_j - p_j sum g`. Here a
-//! column gives its part of the value, and `g` in one of two forms: as a slope, `g = p h` (then the gradient
-//! is `p (h - sum p h)`), or as a share, `g = -c` (then it is `p sum c - c`):
+//! Let `s` and `t` be the log-probabilities of student and teacher at a position, `p = exp(s)`, `q = exp(t)`, and
+//! `u` the student's logits, all at the same temperature. Then `ds_k / du_j = [k = j] - p_j`, so a divergence with
+//! the partial derivatives `g_j = dD / ds_j` has the gradient `dD / du_j = g_j - p_j sum g`. Each column gives its
+//! part of the value, and `g` in one of two forms. As a slope, `g = p h`, and the gradient is `p (h - sum p h)`. As
+//! a share, `g = -c`, and the gradient is `p sum c - c`:
 //!
 //! | divergence | value | gradient |
 //! |---|---|---|
@@ -16,21 +16,21 @@
 //! | skew reverse KL, a | `sum p (s - m)`, `m = log(a p + (1 - a) q)` | `h = s - m - a p / exp(m)` |
 //! | total variation | `1/2 sum abs(p - q)` | `h = sign(p - q) / 2` |
 //!
-//! where JSD has `m = log(beta q + (1 - beta) p)`.
+//! For JSD, `m = log(beta q + (1 - beta) p)`.
 //!
 //! Every quotient by a mixture is the exponential of a difference that is bounded above by 0.
 //!
 //! Sources: forward KL: Hinton et al., 2015; reverse KL: Gu et al., "MiniLLM", 2024; JSD: Agarwal et al.,
-//! "On-Policy Distillation of Language Models" (GKD), 2024, in the convention of TRL, in which beta weighs
-//! the teacher; skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence
-//! Minimization for Sequence-Level Knowledge Distillation", 2023.
+//! "On-Policy Distillation of Language Models" (GKD), 2024, in TRL's convention, in which beta weights the teacher;
+//! skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence Minimization for
+//! Sequence-Level Knowledge Distillation", 2023.
 
 use crate::{
     math::{exp, ln_1p, log_add},
     row::Rows,
 };
 
-/// A divergence between the teacher's distribution T and the student's S over the next token, nats.
+/// A divergence between the teacher's distribution T and the student's distribution S over the next token, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Divergence {
     /// `KL(T || S)`.
@@ -57,7 +57,7 @@ pub enum Divergence {
 }
 
 impl Divergence {
-    /// At a position; the gradient in the place of the student's logits.
+    /// Computes the divergence at a position. The gradient overwrites the student's logits.
     #[inline(always)]
     pub(crate) fn of_rows(self, rows: Rows<'_>) -> f64 {
         match self {
@@ -78,28 +78,31 @@ pub(crate) struct Column {
     pub(crate) p: f32,
     /// The teacher's.
     pub(crate) q: f32,
-    /// `s - t`, formed from differences: fp32 would round it like the two.
+    /// `s - t`, computed from differences. Subtracting the rounded `t` from the rounded `s` would keep their
+    /// rounding errors.
     pub(crate) ahead: f32,
-    /// `t - s` but for a constant of the position, which is added in f64.
+    /// `t - s` without a constant of the position, which is added in f64.
     pub(crate) gap: f32,
-    /// The same in f64 and with another constant: logits of 1e4 leave fp32 three digits for what they differ by.
+    /// The same in f64, with another constant: for logits of 1e4, fp32 has only three digits left for their
+    /// difference.
     pub(crate) wide_gap: f64,
 }
 
-/// What a column adds.
+/// What a column contributes.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Part {
-    /// To the value; that of a KL but for the constant of the gap.
+    /// Part of the value. For a KL, without the constant of the gap.
     pub(crate) value: f32,
-    /// h, but for a constant of the position.
+    /// h, without a constant of the position.
     pub(crate) slope: f64,
     /// c.
     pub(crate) share: f32,
 }
 
-/// A divergence with its constants, as the loops over columns are made for it.
+/// A divergence with its constants. The loops over columns are compiled for each divergence.
 pub(crate) trait OfColumn: Copy {
-    /// What the value has of the gap's constant: 1 where it is `sum q gap`, -1 where it is `-sum p gap`, 0 elsewhere.
+    /// Factor of the gap's constant in the value: 1 if the value is `sum q gap`, -1 if it is `-sum p gap`, 0
+    /// otherwise.
     const GAP: f64 = 0.0;
     /// Whether the gradient has slopes; otherwise it has shares.
     const SLOPES: bool = true;
@@ -167,8 +170,8 @@ impl Jsd {
 impl OfColumn for Jsd {
     #[inline(always)]
     fn part(self, Column { ahead, p, q, .. }: Column) -> Part {
-        // m - t and m - s, each from the larger of the two that are mixed: their difference may be far larger
-        // than either.
+        // Compute m - t and m - s each from the larger of the two mixed terms, because their difference may be far
+        // larger than either.
         let (of_teacher, of_student) = (self.log_beta, ahead + self.log_one_less);
         let more = ln_1p(exp(-(of_teacher - of_student).abs()));
         let (less_t, less_s) = if of_teacher > of_student {
@@ -205,7 +208,7 @@ impl OfColumn for SkewKl {
 
     #[inline(always)]
     fn part(self, Column { ahead, q, .. }: Column) -> Part {
-        // Everything less t.
+        // All terms are relative to t.
         let of_student = ahead + self.log_one_less;
         let mixed = log_add(self.log_skew, of_student);
         Part {
@@ -222,7 +225,7 @@ pub(crate) struct SkewReverseKl(SkewKl);
 impl OfColumn for SkewReverseKl {
     #[inline(always)]
     fn part(self, Column { ahead, p, .. }: Column) -> Part {
-        // Everything less s.
+        // All terms are relative to s.
         let mixed = log_add(self.0.log_skew, self.0.log_one_less - ahead);
         Part {
             value: -p * mixed,
@@ -239,7 +242,7 @@ impl OfColumn for TotalVariation {
     #[inline(always)]
     fn part(self, Column { p, q, .. }: Column) -> Part {
         let difference = p - q;
-        // Equal logits give equal bits, and the sign of their difference is 0.
+        // Equal logits give equal bits, so the sign of their difference is 0.
         let sign = f32::from(u8::from(difference > 0.0)) - f32::from(u8::from(difference < 0.0));
         Part {
             value: 0.5 * difference.abs(),

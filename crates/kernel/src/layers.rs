@@ -1,4 +1,5 @@
-//! What a layer does between its matrix products, where no gradient is wanted: each in one pass instead of up to six.
+//! Runs the operations of a layer between its matmuls if no gradient is needed. Each takes one pass instead of up
+//! to six.
 
 use crate::{
     math::exp,
@@ -7,11 +8,11 @@ use crate::{
     team::{in_parts, part_of},
 };
 
-/// `x / sqrt(mean(x²) + eps) * weight` for each row of `x`, into `out` (Zhang and Sennrich, "Root mean square
-/// layer normalization").
+/// Computes `x / sqrt(mean(x²) + eps) * weight` for each row of `x` into `out` (Zhang and Sennrich, "Root mean
+/// square layer normalization").
 ///
 /// # Panics
-/// Where the lengths do not belong together.
+/// If the lengths do not match.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], threads: usize) {
     let width = weight.len();
     assert!(width > 0 && x.len() == out.len() && x.len().is_multiple_of(width));
@@ -21,10 +22,10 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], threads: u
     });
 }
 
-/// `gate / (1 + exp(-gate)) * up`, in the gate's place.
+/// Computes `gate / (1 + exp(-gate)) * up` in place of the gate.
 ///
 /// # Panics
-/// Where the lengths differ.
+/// If the lengths differ.
 pub fn silu_mul(gate: &mut [f32], up: &[f32], threads: usize) {
     assert_eq!(gate.len(), up.len());
     let part = part_of(gate.len(), 1, threads);
@@ -33,12 +34,11 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32], threads: usize) {
     });
 }
 
-/// Rotates each head of each position in place (Su et al., "RoFormer", the halves of a head paired): `x` is
-/// `[positions, heads, width]`, `cos` and `sin` `[time, width]`; positions go through the times again and
-/// again.
+/// Rotates each head of each position in place (Su et al., "RoFormer", with the halves of a head paired). `x` is
+/// `[positions, heads, width]`; `cos` and `sin` are `[time, width]`. The times repeat for each sequence.
 ///
 /// # Panics
-/// Where the lengths do not belong together.
+/// If the lengths do not match.
 pub fn rotate(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usize, threads: usize) {
     let (position, sequence) = (heads * width, heads * cos.len());
     assert!(width.is_multiple_of(2) && position > 0 && cos.len() == sin.len());
@@ -77,7 +77,7 @@ fn norm_each(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 #[inline(always)]
 fn gate_each(gate: &mut [f32], up: &[f32]) {
     for (gate, up) in gate.iter_mut().zip(up) {
-        // The exponential of a number up to 0 is all that there is; a large one never overflows.
+        // Use only exponentials of numbers up to 0, so that a large number never overflows.
         let small = exp(-gate.abs());
         let share = if *gate < 0.0 { small } else { 1.0 };
         *gate = *gate * (share / (1.0 + small)) * up;
@@ -112,7 +112,7 @@ mod tests {
         numbers.map(|x| spread * x).collect()
     }
 
-    /// More than a part, so that threads have something to share.
+    /// More than one part, so that threads share the work.
     const COUNT: usize = 3 * PART;
 
     #[test]

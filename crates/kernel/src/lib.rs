@@ -1,12 +1,13 @@
 //! CPU kernels in fp32 that are faster than chains of libtorch operations: the loss of a chunk of positions
-//! ([`losses`]), the update of the optimizer ([`adamw`]), and what a frozen layer does between its matmuls
-//! ([`rms_norm`], [`rotate`], [`silu_mul`]).
+//! ([`losses`]), the optimizer update ([`adamw`]), and what a frozen layer does between its matmuls ([`rms_norm`],
+//! [`rotate`], [`silu_mul`]).
 //!
-//! A chain of tensor operations reads and writes all logits at every link. Here a row of logits is finished while it is
-//! in the cache, and its gradient takes its place. Sums are in f64; exponentials are within 1e-7.
+//! A chain of tensor operations reads and writes all logits at every step. These kernels finish a row of logits
+//! while it is in the cache, and replace it with its gradient. Sums are in f64; exponentials are within 1e-7.
 //!
-//! Rows do not depend on each other, so values and gradients are the same bits for any number of threads. They are also
-//! the same on every processor: operations round as IEEE 754 says, and the number of partial sums is fixed.
+//! Rows do not depend on each other, so values and gradients have the same bits for any number of threads. They
+//! also have the same bits on every processor: operations round as IEEE 754 specifies, and the number of partial
+//! sums is fixed.
 //!
 //! ```
 //! use ddk_kernel::{Chunk, Loss, Values};
@@ -43,49 +44,50 @@ pub use sum::sum_of_squares;
 use processor::for_this_processor;
 use team::in_parts;
 
-/// What is computed at each position: `ce + weight * factor * D`, where D takes both softmaxes at `temperature`.
+/// The loss at each position: `ce + weight * factor * D`, with both softmaxes of D at `temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Loss {
-    /// D; none: the cross-entropy alone.
+    /// The divergence D. `None`: cross-entropy alone.
     pub divergence: Option<Divergence>,
-    /// Its weight; 0 leaves it out.
+    /// Weight of the divergence; 0 turns it off.
     pub weight: f64,
-    /// Over 0.
+    /// Greater than 0.
     pub temperature: f64,
-    /// 1, or the temperature's square.
+    /// 1, or the square of the temperature.
     pub factor: f64,
 }
 
-/// Of a position, nats; all 0 where nothing is scored.
+/// Values of a position in nats; all 0 if it is not scored.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Values {
     /// The student's cross-entropy of the label.
     pub ce: f64,
     /// `factor * D`; 0 without a teacher or at weight 0.
     pub divergence: f64,
-    /// The teacher's own cross-entropy of the label, where asked for; otherwise it may be 0.
+    /// The teacher's own cross-entropy of the label, if requested; otherwise it may be 0.
     pub teacher_ce: f64,
 }
 
 /// Logits and labels of a chunk of positions.
 pub struct Chunk<'a> {
-    /// `[positions x vocabulary]`: logits, which become the gradient of `scale (ce + weight * factor * D)`.
+    /// `[positions x vocabulary]`: logits, overwritten with the gradient of `scale (ce + weight * factor * D)`.
     pub student: &'a mut [f32],
-    /// The same shape; left as they are.
+    /// Same shape as `student`; unchanged.
     pub teacher: Option<&'a [f32]>,
-    /// The next token of each position, under the vocabulary; negative where nothing is scored: then values
-    /// and gradient are 0.
+    /// The next token of each position, less than the vocabulary size. Negative if the position is not scored; its
+    /// values and gradient are then 0.
     pub labels: &'a [i64],
-    /// What each position's gradient is multiplied by.
+    /// Scale factor for each position's gradient.
     pub scales: &'a [f32],
-    /// Whether the teacher's cross-entropy is wanted.
+    /// Whether to compute the teacher's cross-entropy.
     pub teacher_ce: bool,
 }
 
-/// Values of each position into `values`, the gradient into the student's logits, on so many threads.
+/// Writes each position's values to `values` and overwrites the student's logits with the gradient, on `threads`
+/// threads.
 ///
 /// # Panics
-/// Where the lengths do not belong together, or a label is past the vocabulary.
+/// If the lengths do not match, or if a label is past the vocabulary.
 pub fn losses(chunk: Chunk<'_>, loss: &Loss, threads: usize, values: &mut [Values]) {
     let count = values.len();
     if count == 0 {
@@ -99,7 +101,7 @@ pub fn losses(chunk: Chunk<'_>, loss: &Loss, threads: usize, values: &mut [Value
             .is_none_or(|teacher| teacher.len() == count * columns)
     );
     assert_eq!((chunk.labels.len(), chunk.scales.len()), (count, count));
-    // As many rows for each, the last one fewer.
+    // Every part has the same number of rows, except that the last may have fewer.
     let rows = count.div_ceil(threads.clamp(1, count));
     let mut teachers = chunk.teacher.map(|teacher| teacher.chunks(rows * columns));
     let parts = chunk

@@ -1,15 +1,15 @@
-//! Exponential and logarithm as straight-line arithmetic, which the compiler turns into vectors in a loop over numbers.
+//! Exponential and logarithm as straight-line arithmetic, which the compiler vectorizes in loops over numbers.
 //!
-//! Every operation is rounded as IEEE 754 says, the fused ones included, so results are the same bits on
-//! every processor.
+//! Every operation rounds as IEEE 754 specifies, including the fused ones, so results have the same bits on every
+//! processor.
 
-/// `exp(x)` for x up to 0, within 1e-7 of it relatively; 0 under -87.3, where fp32 has no normal numbers; NaN
-/// stays NaN.
+/// Computes `exp(x)` for x up to 0 with a relative error within 1e-7. Gives 0 below -87.3, where fp32 has no normal
+/// numbers. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to a whole number, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts, of which the first times a whole number is exact.
+    // ln 2 in two parts. A whole number times the first part is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -28,11 +28,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     }
     let mantissa = polynomial.mul_add(rest * rest, rest) + 1.0;
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
-    // Written so that NaN is not caught.
+    // Written so that NaN passes through.
     if x < -87.3 { 0.0 } else { mantissa * power }
 }
 
-/// `ln(1 + y)` for y from 0 to 1, within 2.5e-7 of it relatively.
+/// Computes `ln(1 + y)` for y from 0 to 1 with a relative error within 2.5e-7.
 #[inline(always)]
 pub(crate) fn ln_1p(y: f32) -> f32 {
     // ln(1 + y) = 2 atanh(z), z = y / (2 + y) up to 1/3.
@@ -52,7 +52,7 @@ pub(crate) fn ln_1p(y: f32) -> f32 {
     2.0 * z * series.mul_add(square, 1.0)
 }
 
-/// `ln(exp(a) + exp(b))`; finite where one of the two is.
+/// Computes `ln(exp(a) + exp(b))`; finite if one of the two is.
 #[inline(always)]
 pub(crate) fn log_add(a: f32, b: f32) -> f32 {
     let (high, low) = if a > b { (a, b) } else { (b, a) };

@@ -1,6 +1,6 @@
-//! One loop, compiled for each kind of processor and chosen when it runs.
+//! Compiles a loop for each kind of processor and chooses one at run time.
 
-/// Defines a function that calls `$body` (which is to be inlined) with the widest vectors that the processor has.
+/// Defines a function that calls `$body` (which must be inlined) with the widest vectors of the processor.
 macro_rules! for_this_processor {
     (fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:path) => {
         fn $name($($argument: $type),*) {
@@ -17,7 +17,7 @@ macro_rules! for_this_processor {
                 }
 
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
-                    // SAFETY: the processor has what the function is compiled for.
+                    // SAFETY: the processor has the features that the function is compiled for.
                     return unsafe { with_avx512($($argument),*) };
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {

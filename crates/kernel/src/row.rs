@@ -1,4 +1,4 @@
-//! One position: everything about a row of logits, in passes over the row while it is in the cache.
+//! Computes everything for one position, in passes over its row of logits while the row is in the cache.
 
 use crate::{
     Loss, Values,
@@ -7,17 +7,17 @@ use crate::{
     sum::{LANES, sum},
 };
 
-/// Numbers that are worked on at a time: a few arrays of that many stay in the innermost cache.
+/// Numbers to process at a time: a few arrays of this size stay in the innermost cache.
 const BLOCK: usize = 512;
 
-/// What is asked for at a position.
+/// Inputs of one position.
 pub(crate) struct Position<'a> {
     pub(crate) student: &'a mut [f32],
     pub(crate) teacher: Option<&'a [f32]>,
     pub(crate) label: usize,
-    /// The gradient is multiplied by this.
+    /// Scale factor for the gradient.
     pub(crate) scale: f32,
-    /// Whether the teacher's own cross-entropy is wanted.
+    /// Whether to compute the teacher's own cross-entropy.
     pub(crate) teacher_ce: bool,
 }
 
@@ -46,7 +46,7 @@ impl Softmax {
         }
     }
 
-    /// The negative logarithm of the probability of a number of the row, at T = 1, nats.
+    /// Returns the negative log-probability of a logit of the row, at T = 1, in nats.
     fn cross_entropy(&self, number: f32) -> f64 {
         self.sum.ln() + (f64::from(self.max) - f64::from(number))
     }
@@ -110,7 +110,7 @@ pub(crate) fn position(position: Position<'_>, loss: &Loss) -> Values {
     values
 }
 
-/// Both rows, with what is known of them.
+/// Both rows of logits, and their softmaxes.
 pub(crate) struct Rows<'a> {
     student: &'a mut [f32],
     teacher: &'a [f32],
@@ -124,7 +124,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// The divergence; the gradient of `ce + weight * divergence` in the student's place.
+    /// Returns the divergence. Overwrites the student's logits with the gradient of `ce + weight * divergence`.
     #[inline(always)]
     pub(crate) fn diverge<D: OfColumn>(self, divergence: D) -> f64 {
         let (of_student, of_teacher) = self.pair;
@@ -151,12 +151,12 @@ impl Rows<'_> {
             *x = gradient.at(*x, *y, 0.0);
         }
         self.student[label] = of_label;
-        // What the sums leave out of the value: the probabilities of a row sum to 1.
+        // The sums leave out the constant. Add it once, because the probabilities of a row sum to 1.
         loss.factor * (sums.value + D::GAP * constant)
     }
 }
 
-/// From the logits of both models at a column to their probabilities. Pairs are of student and teacher.
+/// Turns the logits of both models at a column into probabilities. Pairs are (student, teacher).
 #[derive(Clone, Copy)]
 struct Columns {
     max: (f32, f32),
@@ -164,12 +164,13 @@ struct Columns {
     inverse: (f32, f32),
     /// 1 / T.
     sharpness: f32,
-    /// The logarithm of the student's sum over the teacher's.
+    /// Logarithm of the ratio of the student's sum to the teacher's.
     log_ratio: f32,
 }
 
 impl Columns {
-    // Called twice, and compiled for the processor's vectors only where it is inlined; so with all that loops call.
+    // This is called twice, and the compiler uses the processor's vectors only if it is inlined. The same goes for
+    // everything that the loops call.
     #[inline(always)]
     fn at(self, own: f32, other: f32) -> Column {
         let x = (own - self.max.0) * self.sharpness;
@@ -184,14 +185,14 @@ impl Columns {
     }
 }
 
-/// What the gradient of a column needs of all columns.
+/// Sums over all columns, which the gradient of each column needs.
 #[derive(Clone, Copy)]
 struct Sums {
-    /// Of the parts of the value.
+    /// Sum of the parts of the value.
     value: f64,
-    /// The mean of the slopes by the student's probabilities.
+    /// Mean of the slopes, weighted by the student's probabilities.
     slope: f64,
-    /// Of the shares.
+    /// Sum of the shares.
     share: f32,
 }
 
@@ -201,7 +202,7 @@ impl Sums {
         let (mut value, mut slope, mut share) = (0.0_f64, 0.0_f64, 0.0_f64);
         let mut values = [0.0_f32; BLOCK];
         let mut of_slopes = [0.0_f64; BLOCK];
-        // Of the student's probabilities where there are slopes.
+        // Holds the student's probabilities if there are slopes.
         let mut of_shares = [0.0_f32; BLOCK];
         for (student, teacher) in student.chunks(BLOCK).zip(teacher.chunks(BLOCK)) {
             let count = student.len().min(teacher.len()).min(BLOCK);
@@ -224,7 +225,8 @@ impl Sums {
         }
         Self {
             value,
-            // Slopes of 1e4 show that rounded probabilities do not sum to 1: the mean is over what they do sum to.
+            // Rounded probabilities do not sum to exactly 1, which shows with slopes of 1e4. Divide by their actual
+            // sum.
             slope: slope / share,
             share: share as f32,
         }
@@ -237,15 +239,16 @@ struct Gradient<D> {
     columns: Columns,
     divergence: D,
     sums: Sums,
-    /// Largest logit and 1 / sum of the student at T = 1, where that is not the divergence's temperature.
+    /// Largest logit and 1 / sum of the student at T = 1, if the divergence has another temperature.
     own: Option<(f32, f32)>,
-    /// Of the divergence.
+    /// Weight of the divergence.
     weight: f32,
     scale: f32,
 }
 
 impl<D: OfColumn> Gradient<D> {
-    /// `one`: 1 at the label, 0 elsewhere. It is taken from the probability first, of which it may leave little.
+    /// `one` is 1 at the label and 0 elsewhere. It is subtracted from the probability first, because little may
+    /// remain.
     #[inline(always)]
     fn at(&self, x: f32, y: f32, one: f32) -> f32 {
         let column = self.columns.at(x, y);
@@ -263,7 +266,7 @@ impl<D: OfColumn> Gradient<D> {
     }
 }
 
-/// NaN is skipped here, and comes back with the differences from the largest.
+/// Skips NaN, which reappears in the differences from the largest number.
 #[inline(always)]
 fn max(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -279,7 +282,7 @@ fn max(row: &[f32]) -> f32 {
     rest.iter().copied().fold(largest, larger)
 }
 
-/// The sum of what `fill` makes of a row, block by block.
+/// Sums what `fill` computes from a row, block by block.
 #[inline(always)]
 fn sum_of(row: &[f32], fill: impl Fn(&[f32], &mut [f32])) -> f64 {
     let mut out = [0.0_f32; BLOCK];

@@ -1,20 +1,20 @@
-//! Sums whose bits are the same on every processor.
+//! Sums that have the same bits on every processor.
 
 use crate::{
     processor::for_this_processor,
     team::{PART, in_parts},
 };
 
-/// Partial sums: as many as the widest registers hold, whatever the processor.
+/// Number of partial sums: as many as the widest registers hold, whatever the processor.
 pub(crate) const LANES: usize = 16;
 
-/// The sum in f64.
+/// Sums the numbers in f64.
 #[inline(always)]
 pub(crate) fn sum<T: Copy + Into<f64>>(block: &[T]) -> f64 {
     sum_by(block, Into::into)
 }
 
-/// The sum in f64 of what `of` makes of each.
+/// Sums `of(x)` over all numbers, in f64.
 #[inline(always)]
 fn sum_by<T: Copy>(block: &[T], of: impl Fn(T) -> f64) -> f64 {
     let mut lanes = [0.0_f64; LANES];
@@ -28,7 +28,7 @@ fn sum_by<T: Copy>(block: &[T], of: impl Fn(T) -> f64) -> f64 {
     lanes.into_iter().sum::<f64>() + rest.iter().map(|x| of(*x)).sum::<f64>()
 }
 
-/// The sum of all squares, in f64: the same bits on any number of threads.
+/// Sums all squares in f64, with the same bits on any number of threads.
 pub fn sum_of_squares(numbers: &[f32], threads: usize) -> f64 {
     let mut sums = vec![0.0; numbers.len().div_ceil(PART)];
     let each = sums.len().div_ceil(threads.max(1)).max(1);
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn squares_of_many_numbers_are_summed_exactly_enough_on_any_number_of_threads() {
-        // Squares of multiples of 1/1024: each sum is a whole number of 2^-20, and exact in f64.
+        // Squares of multiples of 1/1024: each sum is a multiple of 2^-20 and exact in f64.
         let count = 5 * PART + 13;
         let numbers: Vec<f32> = (0..count)
             .map(|at| (at % 2003) as f32 / 1024.0 - 1.0)

@@ -1,6 +1,6 @@
-//! Work that is shared by threads. Where the program has OpenMP (libtorch brings it), it is done by the
-//! caller's own team there: threads beside it would meet those of the team, which wait for the next matrix
-//! product on the same cores.
+//! Shares work among threads. If the program has OpenMP (libtorch brings it), the caller's own OpenMP team does the
+//! work. Other threads would compete for the same cores with the team's threads, which wait there for the next
+//! matmul.
 
 use std::{
     ffi::{c_uint, c_void},
@@ -9,16 +9,17 @@ use std::{
     thread,
 };
 
-/// Numbers of a part: fewer are not worth waking a thread of a team.
+/// Numbers per part: fewer are not worth waking a thread of a team.
 pub(crate) const PART: usize = 1 << 16;
 
-/// The size of a part of `count` numbers: whole rows of `row` numbers, no more parts than threads.
+/// Returns the size of a part of `count` numbers: whole rows of `row` numbers, and no more parts than threads.
 pub(crate) fn part_of(count: usize, row: usize, threads: usize) -> usize {
     let numbers = count.div_ceil(threads.max(1)).max(PART);
     numbers.div_ceil(row).max(1) * row
 }
 
-/// Does `work` for each of `parts`, which are no more than the caller's threads; a single one on this thread.
+/// Calls `work` for each of `parts`. There must be no more parts than the caller has threads. A single part runs on
+/// this thread.
 pub(crate) fn in_parts<T: Send>(
     parts: impl ExactSizeIterator<Item = T> + Send,
     work: impl Fn(T) + Sync,
@@ -29,7 +30,7 @@ pub(crate) fn in_parts<T: Send>(
     }
     let parts = Mutex::new(parts);
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-    // How many threads come does not matter: each takes parts for as long as there are any.
+    // It does not matter how many threads arrive: each takes parts until none are left.
     on_threads(threads, &|| {
         while let Some(part) = next() {
             work(part);
@@ -37,10 +38,10 @@ pub(crate) fn in_parts<T: Send>(
     });
 }
 
-/// Calls `work` on several threads, this one among them, and waits for all: on the caller's team, which has
-/// the size that the caller has set for OpenMP, or where there is none on `threads`.
+/// Calls `work` on several threads, including this one, and waits for all of them. Uses the caller's OpenMP team,
+/// whose size the caller has set for OpenMP. Without OpenMP, uses `threads` threads.
 fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
-    // A panic must not leave Rust: it continues in the caller.
+    // A panic must not unwind out of Rust, so it resumes in the caller.
     let panicked = Mutex::new(None);
     let caught = || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
@@ -51,10 +52,10 @@ fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
     match openmp() {
         Some(parallel) => {
             let caught: Work<'_> = &caught;
-            // The whole team even for fewer parts: libgomp would end the threads that are not asked for, and
+            // Use the whole team even for fewer parts: libgomp would end the threads that are not requested, and
             // libtorch's next operation would have to start them again.
             const WHOLE_TEAM: c_uint = 0;
-            // SAFETY: what is passed outlives the call, which returns when the last thread has done its work.
+            // SAFETY: `caught` outlives the call, which returns only after the last thread has done its work.
             unsafe { parallel(enter, (&raw const caught).cast_mut().cast(), WHOLE_TEAM, 0) }
         }
         None => thread::scope(|scope| {
@@ -72,21 +73,22 @@ fn on_threads(threads: usize, work: &(dyn Fn() + Sync)) {
 
 type Work<'a> = &'a (dyn Fn() + Sync);
 
-/// Each thread of a team comes in here.
+/// Entry point of each thread of a team.
 extern "C" fn enter(work: *mut c_void) {
-    // SAFETY: `on_threads` passes a reference to what lives until all have left; nothing unwinds out of it.
+    // SAFETY: `on_threads` passes a reference to a value that lives until all threads have left. Nothing unwinds
+    // out of it.
     let work = unsafe { *work.cast::<Work<'_>>() };
     work();
 }
 
-/// What a compiler calls for `#pragma omp parallel` (libgomp's interface, which LLVM's runtime has as well):
-/// a function, its argument, the number of threads (0: as the caller has set), flags.
+/// The function that compilers call for `#pragma omp parallel` (libgomp's interface, which LLVM's runtime also
+/// has). Arguments: a function, its argument, the number of threads (0: as the caller has set), flags.
 type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
 fn openmp() -> Option<Parallel> {
     static FOUND: OnceLock<Option<Parallel>> = OnceLock::new();
     *FOUND.get_or_init(|| {
-        // SAFETY: the name ends with its NUL; the type is the runtime's.
+        // SAFETY: the name ends with its NUL, and the type is that of the runtime's function.
         unsafe {
             let found = libc::dlsym(libc::RTLD_DEFAULT, c"GOMP_parallel".as_ptr());
             (!found.is_null()).then(|| std::mem::transmute::<*mut c_void, Parallel>(found))

@@ -1,4 +1,4 @@
-//! Values against their definitions in f64, gradients against differences of those values.
+//! Compares values with their definitions in f64, and gradients with finite differences of those values.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -24,7 +24,7 @@ fn log_softmax(logits: &[f64], temperature: f64) -> Vec<f64> {
     all.map(|x| (x - max) / temperature - sum.ln()).collect()
 }
 
-/// A divergence by its definition, from log-probabilities.
+/// Computes a divergence by its definition from log-probabilities.
 fn by_definition(divergence: Divergence, s: &[f64], t: &[f64]) -> f64 {
     let kl = |one: &[f64], other: &[f64]| -> f64 {
         let pairs = one.iter().zip(other).filter(|(one, _)| one.exp() > 0.0);
@@ -56,7 +56,7 @@ fn by_definition(divergence: Divergence, s: &[f64], t: &[f64]) -> f64 {
     }
 }
 
-/// `ce + weight factor D` of one position, and its parts.
+/// Returns `ce + weight factor D` of one position, and its parts.
 fn loss_of(student: &[f64], teacher: &[f64], label: usize, loss: &Loss) -> (f64, f64, f64) {
     let ce = -log_softmax(student, 1.0)[label];
     let d = loss.divergence.map_or(0.0, |divergence| {
@@ -180,14 +180,14 @@ fn check(case: &Case, difference: f64, slack: f64) {
 #[test]
 fn values_are_their_definitions_and_gradients_their_slopes() {
     check(&Case::new(7, 37, 2.0), 1e-4, 1e-8);
-    // More than a block.
+    // More than one block.
     check(&Case::new(2, 530, 1.0), 1e-4, 1e-8);
 }
 
 #[test]
 fn logits_of_ten_thousand_are_no_trouble() {
     check(&Case::new(9, 37, 1e4), 1e-4, 2e-7);
-    // Two columns of the student's on top, which the teacher holds for the least likely.
+    // The student's two most likely columns are the least likely for the teacher.
     let mut case = Case::new(3, 8, 1.0);
     for position in [0, 1] {
         let row = position * 8..position * 8 + 8;

@@ -1,4 +1,4 @@
-//! What a policy is asked, and what it decides.
+//! The trait of all policies, and the decision that a policy returns.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,61 +8,61 @@ use crate::{
     equations::{check_weights, discrepancy},
 };
 
-/// The mixture of an interval, and what it was made from.
+/// The mixture of an interval, and the values that it is based on.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Decision {
     /// Weight of each domain; they sum to 1.
     pub weights: Vec<f64>,
-    /// The weights that the update started from; none where there was no update.
+    /// The weights that the update started from; `None` if there was no update.
     pub previous: Option<Vec<f64>>,
-    /// Eq. 1 of the perplexities at the start (first interval only).
+    /// Eq. 1 applied to the perplexities at the start (first interval only).
     pub discrepancy: Option<Vec<f64>>,
-    /// The losses that it was made from, nats; none for a domain that was not drawn.
+    /// The losses that the decision is based on, in nats; `None` for a domain that was not drawn.
     pub losses: Option<Vec<Option<f64>>>,
-    /// The losses that those were held against.
+    /// The reference losses that those are compared with.
     pub reference: Option<Vec<f64>>,
-    /// The excess over the reference that it was made from, nats.
+    /// The excess over the reference that the decision is based on, in nats.
     pub excess: Option<Vec<f64>>,
     /// Mean of the weights over the updates so far.
     pub mean_weights: Option<Vec<f64>>,
 }
 
-/// Moves the mixture from interval to interval.
+/// Updates the mixture from interval to interval.
 pub trait Decide: Send {
     /// Its name in configurations and in `mixture.jsonl`.
     fn name(&self) -> MixturePolicy;
 
-    /// What it has to know at an interval's end.
+    /// What it needs to know at the end of an interval.
     fn needs(&self) -> Needs;
 
     /// Steps between two updates: the length of an interval. A policy that updates every step cannot run ahead.
     fn update_every(&self) -> u64;
 
-    /// Weight of the discrepancy against the uniform floor, where the policy has one.
+    /// Weight of the discrepancy relative to the uniform floor; `None` if the policy has no such weight.
     fn alpha(&self) -> Option<f64> {
         None
     }
 
-    /// No weight of an update is under this, of `domains` domains.
+    /// Minimum weight that an update gives a domain, with `domains` domains.
     fn floor(&self, _domains: usize) -> f64 {
         0.0
     }
 
-    /// The mixture of interval 0. `natural`: each domain's share of the corpus' tokens.
+    /// The mixture of interval 0. `natural` holds each domain's share of the corpus' tokens.
     ///
     /// # Errors
     /// If a perplexity that the policy needs is not a positive finite number.
     fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;
 
-    /// The mixture of the next interval; `weights` are those of the one that has ended. Refused feedback
-    /// changes nothing.
+    /// The mixture of the next interval. `weights` are those of the interval that ended. Refused feedback changes
+    /// nothing.
     ///
     /// # Errors
     /// If the feedback lacks what the policy needs, or a number in it is not finite.
     fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused>;
 }
 
-/// What the first interval draws by, before any update.
+/// The mixture of the first interval, before any update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum InitialMixture {
@@ -89,7 +89,7 @@ impl InitialMixture {
     }
 }
 
-/// Shares for another list of domains; they sum to 1, and are equal where none of those that stay had one.
+/// Converts shares to another list of domains. The result sums to 1. If no kept domain had a share, all are equal.
 pub fn shares_of_domains(shares: &[f64], kept: &[Option<usize>]) -> Vec<f64> {
     let equal = 1.0 / kept.len().max(1) as f64;
     let new = of_domains(shares, kept, equal);
@@ -100,7 +100,7 @@ pub fn shares_of_domains(shares: &[f64], kept: &[Option<usize>]) -> Vec<f64> {
     new.iter().map(|share| share / sum).collect()
 }
 
-/// Values for another list of domains; a new one gets `otherwise`.
+/// Converts values to another list of domains. A new domain gets `otherwise`.
 pub(crate) fn of_domains<T: Copy>(values: &[T], kept: &[Option<usize>], otherwise: T) -> Vec<T> {
     let of = |old: &Option<usize>| old.and_then(|old| values.get(old).copied());
     kept.iter()

@@ -1,7 +1,7 @@
-//! Equations 1 and 2 of "DDK: Distilling Domain Knowledge for Efficient Large Language Models" (NeurIPS
-//! 2024), and what the other policies share with them.
+//! Equations 1 and 2 of "DDK: Distilling Domain Knowledge for Efficient Large Language Models" (NeurIPS 2024), and
+//! the math that other policies share with them.
 
-/// Why an interval's feedback gives no new mixture; its text is what `mixture.jsonl` holds as `refused`.
+/// Why the feedback of an interval yields no new mixture. `mixture.jsonl` records the text as `refused`.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refused {
     /// A perplexity ratio that is NaN, infinite or not positive.
@@ -26,7 +26,7 @@ pub enum Refused {
         /// The offending perplexity.
         value: f64,
     },
-    /// A training loss, or what it exceeds the reference by, that is NaN, infinite, negative or absurdly large.
+    /// A training loss, or its excess over the reference, that is NaN, infinite, negative or absurdly large.
     #[error("the {what} of domain {domain} is {value}, which is not a loss of a working model")]
     Training {
         /// "loss" or "excess".
@@ -36,10 +36,10 @@ pub enum Refused {
         /// The offending value.
         value: f64,
     },
-    /// The policy needs perplexities, and none were measured.
+    /// The policy needs perplexities, but none were measured.
     #[error("no perplexities were measured")]
     NotMeasured,
-    /// A weight to start from that is NaN, infinite or negative.
+    /// A previous weight that is NaN, infinite or negative.
     #[error(
         "the previous weight of domain {domain} is {weight}, which is not a finite number of at least 0"
     )]
@@ -52,7 +52,7 @@ pub enum Refused {
     /// An alpha that is NaN or outside 0 to 1.
     #[error("alpha is {0}, which is not a number from 0 to 1")]
     Alpha(f64),
-    /// Lists of different lengths, or empty ones.
+    /// Lists that differ in length or are empty.
     #[error("expected {expected} values, one for each domain, but got {got}")]
     Length {
         /// Domains of the mixture.
@@ -60,7 +60,7 @@ pub enum Refused {
         /// Values given.
         got: usize,
     },
-    /// Previous weights that sum to nothing, so that no domain could be drawn.
+    /// Previous weights that sum to 0, so no domain could be drawn.
     #[error("the previous weights hold no mass")]
     NoMass,
 }
@@ -93,7 +93,7 @@ pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec
     Ok(weights)
 }
 
-/// `previous * exp(by)`, normalized: a step of exponentiated gradient. In log space; a weight of 0 stays 0.
+/// `previous * exp(by)`, normalized: a step of exponentiated gradient. Computed in log space; 0 stays 0.
 pub(crate) fn tilted(previous: &[f64], by: &[f64]) -> Result<Vec<f64>, Refused> {
     check_weights(previous, by.len())?;
     let logits: Vec<f64> = previous
@@ -104,7 +104,7 @@ pub(crate) fn tilted(previous: &[f64], by: &[f64]) -> Result<Vec<f64>, Refused> 
     softmax(&logits)
 }
 
-/// `share * weights + (1 - share) / N`: no weight stays under `(1 - share) / N`.
+/// `share * weights + (1 - share) / N`: raises every weight to at least `(1 - share) / N`.
 pub(crate) fn lift(weights: &mut [f64], share: f64) {
     let floor = (1.0 - share) / weights.len() as f64;
     for weight in weights {
@@ -131,7 +131,7 @@ fn check(ratios: &[f64], expected: usize) -> Result<(), Refused> {
     }
 }
 
-/// Weights to start from: one for each of `expected` domains, finite and not negative.
+/// Checks previous weights: one for each of `expected` domains, finite and not negative.
 pub(crate) fn check_weights(weights: &[f64], expected: usize) -> Result<(), Refused> {
     if weights.len() != expected {
         return Err(Refused::Length {

@@ -1,33 +1,33 @@
-//! What a policy is told at an interval's end.
+//! The measurements that a policy gets at the end of an interval.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Refused;
 
-/// What a policy has to know at an interval's end. Only that is measured.
+/// What a policy needs to know at the end of an interval. DDK measures nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     /// Nothing: its mixture does not depend on the models.
     Nothing,
     /// Both models' perplexities on the validation documents.
     Perplexities,
-    /// The student's loss on each domain's rows of the interval.
+    /// The student's loss on each domain's sequences in the interval.
     Losses,
-    /// By how much the student's loss exceeds the teacher's on those rows, each prediction clipped at 0.
+    /// The excess of the student's loss over the teacher's on those sequences, with each prediction clipped at 0.
     Excess,
 }
 
-/// What an interval came to.
+/// The measurements of an interval.
 #[derive(Debug, Clone, Copy)]
 pub struct Feedback<'a> {
-    /// Perplexities after the interval's last step, where they were measured.
+    /// Perplexities after the interval's last step, if they were measured.
     pub perplexities: Option<&'a Perplexities>,
-    /// Sums over what was trained on.
+    /// Sums over the sequences that were trained on.
     pub training: &'a TrainingSums,
 }
 
 impl Feedback<'_> {
-    /// The perplexities' ratios, for a policy that cannot do without.
+    /// Returns the perplexity ratios, for a policy that requires them.
     pub(crate) fn ratios(&self) -> Result<Vec<f64>, Refused> {
         self.perplexities
             .ok_or(Refused::NotMeasured)?
@@ -51,18 +51,18 @@ pub fn gap(student: f64, teacher: f64) -> f64 {
     (student / teacher).ln()
 }
 
-/// JSON has no number for what is not finite: it is written as `null` and read back as NaN.
+/// JSON has no numbers that are not finite. Such a value is written as `null` and read back as NaN.
 fn numbers_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
     let numbers = Vec::<Option<f64>>::deserialize(deserializer)?;
     let number = |number: Option<f64>| number.unwrap_or(f64::NAN);
     Ok(numbers.into_iter().map(number).collect())
 }
 
-/// No model is as bad as this on text, whatever its vocabulary: something is broken.
+/// No working model is this bad on text, whatever its vocabulary. A larger value means that something is broken.
 const ABSURD: f64 = 1e12;
 
 impl Perplexities {
-    /// Student's over teacher's, by domain: 1 where the student has caught up.
+    /// Student's over teacher's perplexity, by domain: 1 if the student has caught up.
     pub fn ratios(&self) -> Vec<f64> {
         self.student
             .iter()
@@ -78,8 +78,8 @@ impl Perplexities {
             .collect()
     }
 
-    /// The ratios, where both models have a positive finite perplexity on the same domains: two infinite or
-    /// two negative perplexities would otherwise pass for a ratio.
+    /// Returns the ratios after checking that both models have positive finite perplexities on the same domains.
+    /// Without the check, two infinite or two negative perplexities could pass for a ratio.
     pub(crate) fn checked_ratios(&self) -> Result<Vec<f64>, Refused> {
         if self.student.len() != self.teacher.len() {
             return Err(Refused::Length {
@@ -108,15 +108,15 @@ pub struct TrainingSums {
     /// Cross-entropy, nats.
     #[serde(deserialize_with = "numbers_or_null")]
     ce: Vec<f64>,
-    /// What it exceeds the teacher's by, each prediction clipped at 0; 0 where that is not measured.
+    /// Excess over the teacher's cross-entropy, with each prediction clipped at 0; 0 if it is not measured.
     #[serde(deserialize_with = "numbers_or_null")]
     excess: Vec<f64>,
-    /// Predictions.
+    /// Number of predictions.
     predictions: Vec<u64>,
 }
 
 impl TrainingSums {
-    /// Nothing yet, over `domains` domains.
+    /// Empty sums over `domains` domains.
     pub fn new(domains: usize) -> Self {
         Self {
             ce: vec![0.0; domains],
@@ -125,19 +125,19 @@ impl TrainingSums {
         }
     }
 
-    /// Domains that it is over.
+    /// Number of domains.
     pub fn domains(&self) -> usize {
         self.predictions.len()
     }
 
-    /// Adds a row of `domain`.
+    /// Adds a sequence of `domain`.
     pub fn add_row(&mut self, domain: usize, ce: f64, excess: f64, predictions: u64) {
         self.ce[domain] += ce;
         self.excess[domain] += excess;
         self.predictions[domain] += predictions;
     }
 
-    /// Adds all of `other`; sums over another list of domains begin anew.
+    /// Adds all of `other`. If the number of domains differs, the sums first restart at 0.
     pub fn add(&mut self, other: &Self) {
         if self.domains() != other.domains() {
             *self = Self::new(other.domains());
@@ -148,12 +148,12 @@ impl TrainingSums {
         }
     }
 
-    /// Mean loss a prediction of each domain, nats; none where nothing of it was trained on.
+    /// Mean loss per prediction of each domain, in nats; `None` for a domain that was not trained on.
     pub(crate) fn losses(&self) -> Result<Vec<Option<f64>>, Refused> {
         self.means(&self.ce, "loss")
     }
 
-    /// Mean excess a prediction of each domain, nats.
+    /// Mean excess per prediction of each domain, in nats.
     pub(crate) fn excesses(&self) -> Result<Vec<Option<f64>>, Refused> {
         self.means(&self.excess, "excess")
     }

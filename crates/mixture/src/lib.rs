@@ -1,9 +1,9 @@
-//! Domain weights and quotas: pure f64 state machines, without torch, files or a clock.
+//! Domain weights and quotas: pure f64 state machines without torch, files or a clock.
 //!
-//! A [`Policy`] turns the [`Feedback`] of an interval into the weights of the next. Each policy has a file of its own
-//! and says what it [`Needs`] and how often. [`limit`] bounds the weights by the sequences that are left, [`Quota`]
-//! turns them into whole sequences without losing a fraction over the intervals, and [`interval_order`] shuffles those
-//! sequences. Vectors are indexed by domain; domains are sorted by name.
+//! A [`Policy`] turns the [`Feedback`] of an interval into the weights of the next. Each policy has its own file
+//! and declares what it [`Needs`] and how often. [`limit`] bounds the weights by the sequences that are left,
+//! [`Quota`] turns them into whole sequences without losing a fraction over the intervals, and [`interval_order`]
+//! shuffles those sequences. Vectors are indexed by domain; domains are sorted by name.
 //!
 //! ```
 //! use ddk_mixture::{Quota, discrepancy, gap, smooth_update};

@@ -1,11 +1,11 @@
-//! The rows of an interval: how many may be drawn, and in which order.
+//! Plans the sequences of an interval: how many each domain may contribute, and their order.
 
-/// The weights after the limit on passes: no domain is given more rows than it has left; the share that this
-/// frees goes to the others in proportion to their weights (equally, where those are all 0). `rows_left` is
-/// `None` where a domain has no limit.
+/// Applies the epoch limits to the weights: no domain gets more sequences than it has left. The freed share goes to
+/// the other domains in proportion to their weights, or equally if those are all 0. `rows_left` is `None` for a
+/// domain without a limit.
 ///
-/// Where all domains together have fewer than `rows` rows, no mixture keeps the limits and the weights are
-/// returned as they are: the caller ends the run when the data is used up.
+/// If all domains together have fewer than `rows` sequences left, no mixture can keep the limits. The weights are
+/// then returned unchanged, and the caller ends the run when the data is used up.
 pub fn limit(weights: &[f64], rows_left: &[Option<u64>], rows: u64) -> Vec<f64> {
     let all_left = rows_left
         .iter()
@@ -37,7 +37,8 @@ pub fn limit(weights: &[f64], rows_left: &[Option<u64>], rows: u64) -> Vec<f64> 
             .filter(|&domain| !capped[domain])
             .collect();
         let mass: f64 = free.iter().map(|&domain| weights[domain]).sum();
-        // Every domain may be at its limit when the data is used up exactly; then rounding alone is left to share out.
+        // When the data is used up exactly, every domain may be at its limit. Then only a rounding error is left to
+        // distribute.
         let freed = (1.0 - fixed).max(0.0);
         for domain in 0..weights.len() {
             target[domain] = match cap(domain) {
@@ -49,7 +50,7 @@ pub fn limit(weights: &[f64], rows_left: &[Option<u64>], rows: u64) -> Vec<f64> 
     }
 }
 
-/// The domain of each row of an interval: `counts[domain]` rows of each, shuffled by (seed, interval).
+/// Returns the domain of each sequence in an interval: `counts[domain]` of each, shuffled by (seed, interval).
 pub fn interval_order(counts: &[u64], seed: u64, interval: u64) -> Vec<u16> {
     let mut order = Vec::with_capacity(counts.iter().sum::<u64>() as usize);
     for (domain, &count) in counts.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! All policies: their names in a configuration, and one type for checkpoints.
+//! All policies: their names in a configuration, and one type to store them in checkpoints.
 
 mod ddk;
 mod ddk_no_smoothing;
@@ -18,7 +18,7 @@ pub use self::{
 };
 use crate::Decide;
 
-/// How the mixture moves.
+/// How the mixture changes during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MixturePolicy {
@@ -30,40 +30,40 @@ pub enum MixturePolicy {
     Equal,
     /// Each domain's share of the corpus' tokens.
     Natural,
-    /// The given shares.
+    /// The given weights.
     Static,
     /// Dynamic batch loading of Sheared LLaMA.
     Sheared,
     /// Online Data Mixing.
     Odm,
-    /// DoReMi: reference, proxy, and this run on the proxy's mean weights.
+    /// DoReMi: a reference run, a proxy run, and this run with the proxy's mean weights.
     Doremi,
-    /// DoReMi's proxy: the teacher is the reference.
+    /// DoReMi's proxy, with the teacher as the reference.
     DoremiProxy,
 }
 
 impl MixturePolicy {
-    /// Whether it needs perplexities at each interval's end, so that they are measured.
+    /// Whether it needs perplexities at the end of each interval.
     pub fn measures_perplexities(self) -> bool {
         matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
     }
 
-    /// Whether it, or a phase of it, updates every step by what that step trained on.
+    /// Whether it, or one of its phases, updates at every step from what that step trained on.
     pub fn moves_every_step(self) -> bool {
         matches!(self, Self::Odm | Self::Doremi | Self::DoremiProxy)
     }
 }
 
-/// The name that is written in a configuration.
+/// The name in a configuration.
 impl fmt::Display for MixturePolicy {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(formatter)
     }
 }
 
-/// A policy that a checkpoint can hold.
+/// A policy that a checkpoint can store.
 pub trait Policy: Decide {
-    /// All it has to remember.
+    /// Everything that the policy has to remember.
     fn state(&self) -> PolicyState;
 }
 
@@ -78,7 +78,7 @@ macro_rules! policies {
         }
 
         impl PolicyState {
-            /// The policy, to continue with.
+            /// Converts the state back into a policy.
             pub fn into_policy(self) -> Box<dyn Policy> {
                 match self {
                     $(Self::$name(policy) => Box::new(policy),)+
@@ -97,8 +97,8 @@ macro_rules! policies {
 policies!(Ddk, DdkNoSmoothing, Fixed, Sheared, Odm, DoremiProxy);
 
 impl PolicyState {
-    /// The state for another list of domains: `kept[i]` is where the new domain i was in the old list. Those
-    /// that stay keep their proportions; a new one starts with an equal share.
+    /// Converts the state to another list of domains: `kept[i]` is the index of new domain i in the old list.
+    /// Domains that stay keep their proportions; a new one starts with an equal share.
     pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
         match self {
             Self::Ddk(policy) => Self::Ddk(policy.of_domains(kept)),

@@ -1,46 +1,46 @@
-//! From weights to whole rows, exactly.
+//! Converts weights into whole sequences without losing a fraction.
 
 use serde::{Deserialize, Serialize};
 
-/// TimeSlice a target share into rows, interval by interval, without losing a fraction.
+/// Turns a target share into sequences, interval by interval, without losing a fraction.
 ///
-/// Each domain gets the floor or the ceiling of its share of an interval's rows; what it got too little or
-/// too much is carried into the next interval. So the error of an interval stays under one row, and a domain
-/// whose share is less than a row gets its row when it has saved up for it.
+/// Each domain gets the floor or the ceiling of its share of an interval's sequences. The difference carries over
+/// to the next interval. So the error of an interval stays below one sequence. A domain whose share is less than
+/// one sequence gets one when its carry has grown enough.
 ///
-/// Over a run a domain stays within `(N - 1) / 2` rows of its share, for N domains, whatever the targets. Carries of
-/// real mixtures stay about one row.
+/// Over a run, a domain stays within `(N - 1) / 2` sequences of its share, for N domains, whatever the targets.
+/// With real mixtures, the carry stays around one sequence.
 ///
 /// Proof: any `s` domains together are owed at most `u(s) = s (N - s) / 2`. Take the `s` domains that are owed the
-/// most after a draw. If all of them got a leftover row, or if they got all leftover rows, they are owed no more
-/// than before. Otherwise `b` of them competed for a row and got none, while `p` other domains got one on larger
-/// claims. So the `b` claims are at most `b / (b + p)` of all `b + p` claims, and the `s` domains are owed at most
-/// `(p u(s - b) + b u(s + p) + b p) / (b + p)`. That equals `u(s) - b p / 2 + b p / (b + p)`, which is at most
-/// `u(s)`.
+/// most after a draw. If all of them got a leftover sequence, or if they got all leftover sequences, they are owed
+/// no more than before. Otherwise `b` of them competed for a leftover sequence and got none, while `p` other
+/// domains got one with larger claims. So the `b` claims are at most `b / (b + p)` of all `b + p` claims, and the
+/// `s` domains are owed at most `(p u(s - b) + b u(s + p) + b p) / (b + p)`. That equals
+/// `u(s) - b p / 2 + b p / (b + p)`, which is at most `u(s)`.
 ///
-/// With three domains, targets that change the number of leftover rows come arbitrarily close to the bound. With
-/// one leftover row in each interval, the worst targets attain `1/2 + 1/3 + … + 1/N`.
+/// With three domains, targets that change the number of leftover sequences come arbitrarily close to the bound.
+/// With one leftover sequence per interval, the worst targets attain `1/2 + 1/3 + … + 1/N`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quota {
-    /// Rows that each domain is owed (negative: was given ahead). They sum to 0 up to rounding.
+    /// Sequences that each domain is owed; negative if it got too many. They sum to 0 up to rounding.
     carry: Vec<f64>,
 }
 
 impl Quota {
-    /// A quota over `domains` domains that owes nothing.
+    /// Creates a quota over `domains` domains that owes nothing.
     pub fn new(domains: usize) -> Self {
         Self {
             carry: vec![0.0; domains],
         }
     }
 
-    /// Rows owed to each domain.
+    /// Sequences owed to each domain.
     pub fn carry(&self) -> &[f64] {
         &self.carry
     }
 
-    /// The quota for another list of domains: `kept[i]` is where the new domain i was in the old list. What
-    /// is owed to those that stay is kept, less its mean, so that it still sums to 0.
+    /// Converts the quota to another list of domains: `kept[i]` is the index of new domain i in the old list.
+    /// Domains that stay keep what they are owed, minus the mean, so the sum is still 0.
     pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
         let of = |old: &Option<usize>| old.and_then(|old| self.carry.get(old).copied());
         let carry: Vec<f64> = kept.iter().map(|old| of(old).unwrap_or(0.0)).collect();
@@ -50,11 +50,11 @@ impl Quota {
         }
     }
 
-    /// Draws the rows of an interval: `target` sums to 1, the result sums to `rows`.
+    /// Draws the sequences of an interval: `target` sums to 1, the result sums to `rows`.
     ///
-    /// The rows left over after every floor go to the domains with the largest carry + fraction; ties go by
-    /// the order of names. A share that is whole up to rounding is drawn as that whole number: a share that
-    /// was set to the rows a domain has left never gets one more.
+    /// The sequences left over after rounding down go to the domains with the largest carry + fraction. Ties go by
+    /// the order of names. A share that is whole up to rounding errors is drawn as that whole number. So a share
+    /// that was set to the sequences a domain has left never gets one more.
     pub fn draw(&mut self, target: &[f64], rows: u64) -> Vec<u64> {
         assert_eq!(target.len(), self.carry.len());
         let shares: Vec<f64> = target.iter().map(|weight| weight * rows as f64).collect();

@@ -1,4 +1,4 @@
-//! Every policy against golden values computed in float64 from the papers' formulas.
+//! Compares every policy with golden values computed in float64 from the papers' formulas.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -9,7 +9,7 @@ use ddk_mixture::{
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A restart: through a checkpoint's text and back.
+/// Restarts a policy: writes its state as a checkpoint does, and reads it back.
 fn restarted(policy: &dyn Policy) -> Box<dyn Policy> {
     let text = serde_json::to_string(&policy.state()).unwrap();
     serde_json::from_str::<ddk_mixture::PolicyState>(&text)
@@ -31,7 +31,7 @@ fn numbers(value: &Value) -> Vec<f64> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-/// The next weights from perplexities.
+/// Updates the policy with these perplexities and returns the next weights.
 fn next(policy: &mut dyn Policy, weights: &[f64], perplexities: &Perplexities) -> Vec<f64> {
     let feedback = Feedback {
         perplexities: Some(perplexities),
@@ -62,7 +62,7 @@ fn ddk_is_the_papers_equations() {
         let mut policy: Box<dyn Policy> =
             Box::new(Ddk::new(case.alpha, 1000, InitialMixture::Discrepancy));
         for (interval, (ratios, expected)) in case.ratios.iter().zip(&case.r).enumerate() {
-            // A teacher at perplexity 1, so that the student's perplexity is the ratio itself.
+            // The teacher has perplexity 1, so the student's perplexity is the ratio itself.
             let perplexities = Perplexities {
                 student: ratios.clone(),
                 teacher: vec![1.0; ratios.len()],
@@ -108,7 +108,7 @@ fn the_proxy_of_doremi_is_the_papers_algorithm() {
     for update in updates {
         let mut training = TrainingSums::new(3);
         for (domain, tokens) in update["excess"].as_array().unwrap().iter().enumerate() {
-            // The clipping of each prediction is the head's; here it is a sum already.
+            // The head clips each prediction. The policy gets only their sum.
             let clipped: f64 = numbers(tokens).iter().map(|excess| excess.max(0.0)).sum();
             training.add_row(domain, 0.0, clipped, numbers(tokens).len() as u64);
         }
@@ -164,7 +164,7 @@ fn sheared_is_the_papers_clipped_form() {
     };
     let weights = numbers(&goldens["weights"]);
     let expected = numbers(&goldens["paper_clip_c0"]);
-    // By the teacher's losses, and by the same ones given.
+    // With the teacher's losses, and with the same losses as the given reference.
     for reference in [vec![None; 3], numbers_given(&goldens["reference"])] {
         let mut policy = Sheared::new(10, InitialMixture::Natural, reference);
         assert_near(

@@ -36,7 +36,7 @@ fn of_ratios(ratios: &[f64]) -> Perplexities {
     }
 }
 
-/// Each policy there is.
+/// One of each policy.
 fn policies(natural: &[f64], alpha: f64) -> Vec<Box<dyn Policy>> {
     let reference = (0..natural.len())
         .map(|domain| (domain % 2 == 0).then_some(1.0))
@@ -51,7 +51,7 @@ fn policies(natural: &[f64], alpha: f64) -> Vec<Box<dyn Policy>> {
     ]
 }
 
-/// Perplexities and training losses of `10^exponent`; so many predictions, and the excess with or without.
+/// Perplexities and training losses of `10^exponent`, with a number of predictions, and with or without excess.
 fn feedback_of(values: &[(f64, u64, bool)]) -> (Perplexities, TrainingSums) {
     let ratios: Vec<f64> = values
         .iter()
@@ -106,7 +106,7 @@ proptest! {
                     prop_assert!(weight.is_finite() && *weight >= floor - 1e-15, "{name}: {weight} under {floor}");
                 }
             }
-            // For other domains: the first one goes, two new ones come.
+            // Another list of domains: the first one is gone, and two are new.
             let kept: Vec<Option<usize>> = (1..count).map(Some).chain([None, None]).collect();
             let mut forked = policy.state().of_domains(&kept).into_policy();
             let weights = shares_of_domains(&weights, &kept);
@@ -177,7 +177,7 @@ proptest! {
         let mut quota = Quota::new(domains);
         let bound = quota_bound(domains);
         for (share, favor_the_owed) in moves {
-            // Equal targets for those who are owed the most, or the least.
+            // Equal targets for the domains that are owed the most, or the least.
             let mut by_carry: Vec<usize> = (0..domains).collect();
             by_carry.sort_by(|&a, &b| quota.carry()[b].total_cmp(&quota.carry()[a]));
             if !favor_the_owed {
@@ -237,12 +237,13 @@ fn a_limit_keeps_the_proportions_of_the_others() {
     assert!((target[1] / target[2] - 1.5).abs() < 1e-12);
 }
 
-/// Rows that a domain may be behind or ahead over a run, whatever the targets: [`Quota`] has the proof.
+/// Sequences that a domain may be behind or ahead over a run, whatever the targets. [`Quota`] has the proof.
 fn quota_bound(domains: usize) -> f64 {
     (domains - 1) as f64 / 2.0
 }
 
-/// Targets that favor the domains without a row, or without a miss, attain `1/2 + 1/3 + … + 1/N`.
+/// Targets that favor the domains that never got the leftover sequence, or that always got one, attain
+/// `1/2 + 1/3 + … + 1/N`.
 #[test]
 fn with_one_row_left_over_the_worst_targets_attain_the_harmonic_sum_in_both_directions() {
     for domains in [2, 3, 11, 40] {
@@ -267,8 +268,8 @@ fn with_one_row_left_over_the_worst_targets_attain_the_harmonic_sum_in_both_dire
     }
 }
 
-/// Intervals alternate between one and two leftover rows. Each time, the two domains that compete for the last row have
-/// equal claims.
+/// Intervals alternate between one and two leftover sequences. Each time, the two domains that compete for the last
+/// sequence have equal claims.
 #[test]
 fn targets_that_alternate_come_near_the_bound_of_three_domains() {
     let mut quota = Quota::new(3);
@@ -277,7 +278,7 @@ fn targets_that_alternate_come_near_the_bound_of_three_domains() {
             let carry = quota.carry().to_vec();
             let mut by_carry = [0, 1, 2];
             by_carry.sort_by(|&a, &b| carry[a].total_cmp(&carry[b]));
-            // Give no share to the domain that is furthest ahead, or almost a row to the one furthest behind.
+            // Give no share to the domain that is furthest ahead, or almost a sequence to the one furthest behind.
             let (apart, share) = if rows == 1 {
                 (by_carry[0], 0.0)
             } else {
@@ -309,7 +310,7 @@ fn equal_claims_go_by_name() {
 
 #[test]
 fn domains_that_stay_keep_their_proportions_and_what_they_are_owed() {
-    // b stays, a goes, d is new, c stays.
+    // b and c stay, a is gone, d is new.
     let kept = [Some(1), Some(2), None];
     let shares = shares_of_domains(&[0.5, 0.2, 0.3], &kept);
     assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-12);

@@ -1,4 +1,5 @@
-//! Loads each test model that transformers made and exports it again, for `tests/reference/exported.py` to compare.
+//! Loads each test model that transformers created and exports it again, for `tests/reference/exported.py` to
+//! compare.
 //!
 //! usage: cargo run -p ddk-model --example export_fixtures -- FOLDER
 
@@ -17,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let name = folder.file_name().ok_or("a fixture without a name")?;
         let model = Model::load(&folder, &Placement::on(Device::Cpu, Kind::Float))?;
         let mut export = Export::new(&folder);
-        // Small shards, so that the index is read as well.
+        // Use small shards, so that the index is read too.
         export.shard_bytes = 20_000;
         model.save(&Path::new(&target).join(name), &export)?;
     }

@@ -1,4 +1,4 @@
-//! Our half of benches/models.py: loads a folder, then answers each line on standard input with a line on
+//! DDK's half of benches/models.py: loads a folder, then answers each line on standard input with a line on
 //! standard output.
 //!
 //! usage: time_model FOLDER THREADS f32|bf16; lines: `load`, or `forward BATCH TIME REPETITIONS`
@@ -66,8 +66,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The model, the seconds that it took, and the most anonymous memory that was resident meanwhile above what
-/// was before: mapped pages of the file can be dropped by the kernel and do not count.
+/// Returns the model, the loading time in seconds, and the peak of resident anonymous memory above the level
+/// before. Mapped pages of the file do not count, because the kernel can drop them.
 fn load(folder: &Path, placement: &Placement) -> Result<(Model, f64, u64), Box<dyn Error>> {
     let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
     let before = anonymous();

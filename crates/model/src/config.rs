@@ -1,4 +1,4 @@
-//! `config.json`: which model a folder holds.
+//! Reads and writes `config.json`, the configuration of the model in a folder.
 
 use std::{fs, path::Path};
 
@@ -7,26 +7,26 @@ use serde_json::{Map, Value, json};
 
 use crate::{Model, ModelError, families, fields::Fields, spec::ArchitectureSpec};
 
-/// The shape of a model that is made anew; field names as in a Hugging Face configuration.
+/// The shape of a new model. Field names match those of a Hugging Face configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Architecture {
-    /// Columns of the output matrix, rows of the embedding.
+    /// Size of the vocabulary: rows of the embedding and of the LM head.
     pub vocab_size: i64,
     /// Width of the hidden states, d_model.
     pub hidden_size: i64,
     /// Width of the MLP.
     pub intermediate_size: i64,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: i64,
-    /// Heads of the queries.
+    /// Number of query heads.
     pub num_attention_heads: i64,
-    /// Heads of keys and values; divides `num_attention_heads`.
+    /// Number of key-value heads. Divides `num_attention_heads`.
     pub num_key_value_heads: i64,
-    /// Longest sequence.
+    /// Maximum sequence length.
     pub max_position_embeddings: i64,
     /// Base of the rotary embedding.
     pub rope_theta: f64,
-    /// Whether the output matrix is the embedding.
+    /// Whether the LM head is the embedding.
     pub tie_word_embeddings: bool,
 }
 
@@ -34,12 +34,12 @@ pub struct Architecture {
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
     design: ArchitectureSpec,
-    /// The whole file: keys that this program does not use are carried over when the model is saved.
+    /// The whole file. Saving the model keeps the keys that this program does not use.
     raw: Map<String, Value>,
 }
 
 impl ModelConfig {
-    /// Returns the configuration of a new Llama model. `end_token`: the id that ends a document.
+    /// Returns the configuration of a new Llama model. `end_token` is the id that ends a document.
     ///
     /// # Errors
     /// If a size is out of range, or if the sizes do not fit together.
@@ -58,7 +58,7 @@ impl ModelConfig {
         });
         let shape = serde_json::to_value(&architecture).unwrap_or_default();
         if let (Value::Object(raw), Value::Object(shape)) = (&mut raw, shape) {
-            // The name that transformers 5 reads; `rope_theta` beside it is what older programs read.
+            // transformers 5 reads this key; older programs read `rope_theta` beside it.
             raw.insert(
                 "rope_parameters".to_owned(),
                 json!({ "rope_type": "default", "rope_theta": architecture.rope_theta }),
@@ -72,10 +72,10 @@ impl ModelConfig {
         Self::parse(raw, Path::new("config.json"))
     }
 
-    /// A hash of what the model computes by: sizes, kinds of parts, constants. What else the file says is left out.
+    /// Hashes what determines the computation: sizes, kinds of parts, and constants. Ignores the rest of the file.
     ///
     /// # Errors
-    /// The constants cannot be written as JSON.
+    /// If the constants cannot be written as JSON.
     pub fn hash(&self) -> serde_json::Result<String> {
         let constants = serde_json::to_vec(&self.design)?;
         Ok(blake3::hash(&constants).to_hex().to_string())
@@ -122,7 +122,7 @@ impl ModelConfig {
         names.and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Columns of the output matrix, padding included.
+    /// Size of the vocabulary, padding included.
     pub fn vocab_size(&self) -> i64 {
         self.design.vocab_size
     }
@@ -137,12 +137,12 @@ impl ModelConfig {
         self.design.mlp.width
     }
 
-    /// Layers.
+    /// Number of layers.
     pub fn layers(&self) -> i64 {
         self.design.layers
     }
 
-    /// Heads of the queries, heads of keys and values, and the size of a head.
+    /// Number of query heads, number of key-value heads, and head size.
     pub fn heads(&self) -> (i64, i64, i64) {
         let attention = &self.design.attention;
         (
@@ -152,12 +152,12 @@ impl ModelConfig {
         )
     }
 
-    /// Longest sequence.
+    /// Maximum sequence length.
     pub fn max_positions(&self) -> i64 {
         self.design.max_positions
     }
 
-    /// Whether the output matrix is the embedding.
+    /// Whether the LM head is the embedding.
     pub fn tied(&self) -> bool {
         self.design.tied
     }
@@ -179,7 +179,7 @@ impl ModelConfig {
         })
     }
 
-    /// The dtype that the file names for the weights, such as `bfloat16`.
+    /// The dtype of the weights according to the file, such as `bfloat16`.
     pub fn dtype(&self) -> Option<&str> {
         let named = self
             .raw
@@ -188,7 +188,7 @@ impl ModelConfig {
         named.and_then(Value::as_str)
     }
 
-    /// The file to be written beside weights of the dtype named.
+    /// The contents of the file to write beside weights of this dtype.
     pub(crate) fn to_json(&self, dtype: &str) -> Value {
         let mut raw = self.raw.clone();
         raw.remove("torch_dtype");
@@ -197,14 +197,14 @@ impl ModelConfig {
     }
 }
 
-/// How many numbers a model has.
+/// Parameter counts of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParameterCounts {
-    /// All.
+    /// All parameters.
     pub total: i64,
-    /// In the embedding.
+    /// Parameters of the embedding.
     pub embedding: i64,
-    /// In the output matrix, where it is not the embedding.
+    /// Parameters of the LM head; 0 if it is the embedding.
     pub head: i64,
 }
 
@@ -279,7 +279,7 @@ mod tests {
         }
     }
 
-    /// A size is an i64 in the file, and would be allocated, looped over or multiplied.
+    /// A size in the file is an i64. Without limits, DDK would allocate, loop over, or multiply by it.
     #[test]
     fn sizes_that_no_model_has_are_refused_before_anything_is_made_of_them() {
         for (key, name, most) in [
@@ -315,7 +315,7 @@ mod tests {
             let error = error.unwrap_err().to_string();
             assert!(error.contains(said), "{error}");
         }
-        // The largest of all together can still be counted.
+        // The parameter count still fits if all sizes are at their limits.
         let largest = parse(|raw| {
             for (key, size) in [
                 ("vocab_size", 1 << 24),

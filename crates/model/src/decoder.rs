@@ -1,4 +1,4 @@
-//! A decoder put together from parts, as a [`ArchitectureSpec`] says.
+//! Builds a decoder from parts, according to an [`ArchitectureSpec`].
 
 use ddk_torch::{padded, to_device};
 use tch::{Device, Kind, TchError, Tensor};
@@ -19,7 +19,7 @@ pub(crate) struct Decoder {
     positions: PositionTable,
     layers: Vec<Layer>,
     norm: Norm,
-    /// `[V, D]`; the embedding itself where the two are tied.
+    /// `[V, D]`; the embedding itself if the two are tied.
     pub(crate) head: Tensor,
     /// Dtype of the hidden states.
     compute: Kind,
@@ -27,7 +27,7 @@ pub(crate) struct Decoder {
 
 #[derive(Debug)]
 enum PositionTable {
-    /// One for each device that has layers.
+    /// One per device that has layers.
     Rotary(Vec<(Device, Rotary)>),
     /// `[positions, D]`.
     Learned(Tensor),
@@ -42,7 +42,7 @@ struct Layer {
     mlp: Mlp,
 }
 
-/// Positions within the parts, `[B, T]`.
+/// Position of each token within its part, `[B, T]`.
 fn positions(parts: &Parts) -> Result<Tensor, TchError> {
     let rows: Vec<i64> = parts
         .iter()
@@ -51,11 +51,11 @@ fn positions(parts: &Parts) -> Result<Tensor, TchError> {
     Tensor::f_from_slice(&rows)?.f_view([parts.len() as i64, -1])
 }
 
-/// Where a decoder is, and in which dtype it computes.
+/// Devices of a decoder, and the dtype in which it computes.
 #[derive(Debug, Clone)]
 pub(crate) struct Spread {
-    /// The layers are spread over these in equal shares; the embedding is on the first, the final norm and
-    /// the output matrix on the last.
+    /// The layers are split evenly over these devices. The embedding is on the first device, the final norm and the
+    /// LM head on the last.
     pub(crate) devices: Vec<Device>,
     pub(crate) compute: Kind,
 }
@@ -145,7 +145,7 @@ impl Decoder {
         self.layers.len()
     }
 
-    /// Tokens `[B, T]` as the decoder's device takes them; not for a cache.
+    /// Pads tokens `[B, T]` as the decoder's device requires. Not for use with a cache.
     pub(crate) fn pad(
         &self,
         tokens_bt: &Tensor,
@@ -154,7 +154,7 @@ impl Decoder {
         let time = tokens_bt.size()[1];
         let length = padded(time, self.embedding.device());
         let length = match &self.positions {
-            // There are no positions past the table's.
+            // The table has no positions past its end.
             PositionTable::Learned(table) if length > table.size()[0] => time,
             _ => length,
         };
@@ -169,8 +169,8 @@ impl Decoder {
         }
     }
 
-    /// Token ids `[B, T]` to hidden states after the final norm `[B, T, D]`; with a cache, the tokens continue
-    /// after it. What comes out of each layer is shown to `seen`, with the layer's number from 1.
+    /// Computes hidden states after the final norm `[B, T, D]` from token ids `[B, T]`. With a cache, the tokens
+    /// follow the cached ones. Calls `seen` with the number (from 1) and the output of each layer.
     pub(crate) fn hidden(
         &self,
         tokens_bt: &Tensor,
@@ -181,7 +181,7 @@ impl Decoder {
         self.hidden_of(&self.look_up(tokens_bt)?, parts, cache, seen)
     }
 
-    /// As [`Self::hidden`], from the rows of the embedding that the tokens choose.
+    /// Works like [`Self::hidden`], but starts from the embedding rows of the tokens.
     pub(crate) fn hidden_of(
         &self,
         rows_btd: &Tensor,
@@ -211,17 +211,17 @@ impl Decoder {
         &self.embedding
     }
 
-    /// The rows of the embedding that the tokens `[B, T]` choose, `[B, T, D]` in its dtype.
+    /// Looks up the embedding rows of the tokens `[B, T]`: `[B, T, D]`, in the dtype of the embedding.
     pub(crate) fn look_up(&self, tokens_bt: &Tensor) -> Result<Tensor, TchError> {
         let tokens_bt = tokens_bt.f_to_device(self.embedding.device())?;
         Tensor::f_embedding(&self.embedding, &tokens_bt, -1, false, false)
     }
 
-    /// What goes into the first layer, from what [`Self::look_up`] gave.
+    /// Computes the input of the first layer from the result of [`Self::look_up`].
     pub(crate) fn embed(&self, rows_btd: &Tensor, place: Place<'_>) -> Result<Tensor, TchError> {
         let mut x_btd = cast(rows_btd, self.compute)?;
         if let Some(scale) = self.embedding_scale {
-            // The scale is rounded to the dtype first, as the reference does.
+            // Round the scale to the dtype first, as the reference does.
             let scale = Tensor::from(scale).f_to_kind(self.compute)?;
             x_btd = x_btd.f_mul(&scale.f_to_device(x_btd.device())?)?;
         }
@@ -238,7 +238,7 @@ impl Decoder {
         Ok(x_btd)
     }
 
-    /// One block.
+    /// Runs one block.
     pub(crate) fn layer(
         &self,
         index: usize,
@@ -258,7 +258,7 @@ impl Decoder {
         x_btd.f_add(&layer.mlp.forward(&normed)?)
     }
 
-    /// The final norm.
+    /// Applies the final norm.
     pub(crate) fn norm(&self, x_btd: &Tensor) -> Result<Tensor, TchError> {
         self.norm.forward(&x_btd.f_to_device(self.head.device())?)
     }
@@ -279,14 +279,14 @@ impl Decoder {
         let Some(parts) = place.parts else {
             return Ok(Some((cos, sin)));
         };
-        // Each row has positions of its own, the same for all heads: [B, 1, T, E].
+        // Each sequence has its own positions, the same for all heads: [B, 1, T, E].
         let positions = to_device(positions(parts)?, device)?;
         let of_rows = |table: &Tensor| table.f_index(&[Some(&positions)])?.f_unsqueeze(1);
         Ok(Some((of_rows(&cos)?, of_rows(&sin)?)))
     }
 }
 
-/// Keys and values of what a model has read so far, so that each new token costs one position.
+/// Keys and values of all positions that a model has read, so that each new token costs one position.
 #[derive(Debug)]
 pub struct Cache {
     layers: Vec<LayerCache>,
@@ -301,12 +301,12 @@ impl Cache {
         }
     }
 
-    /// Positions read.
+    /// Number of positions read.
     pub fn len(&self) -> i64 {
         self.length
     }
 
-    /// Whether nothing was read yet.
+    /// Whether the cache is still empty.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }

@@ -1,4 +1,4 @@
-//! What can be wrong with a model's folder.
+//! Errors of models and their folders.
 
 use std::{
     io,
@@ -11,24 +11,24 @@ use ddk_torch::TorchError;
 /// An error of a model or its folder.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A file that cannot be read or written.
+    /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A folder without a model in it.
+    /// The folder holds no model.
     #[error("{} holds no {missing}: expected a model folder in the Hugging Face format (config.json, \
              model.safetensors, tokenizer.json)", folder.display())]
     NotAModel {
         /// The folder.
         folder: PathBuf,
-        /// The file that is not there.
+        /// The missing file.
         missing: &'static str,
     },
-    /// Only pickled weights.
+    /// The folder holds only pickled weights.
     #[error("{} holds pickled weights (pytorch_model.bin), which can run code when they are read; convert them: \
              AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)",
             .0.display())]
     Pickled(PathBuf),
-    /// A file that does not hold what it should.
+    /// A file does not hold what it should.
     #[error("{}: {reason}", path.display())]
     Malformed {
         /// The file.
@@ -36,7 +36,7 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
-    /// A folder that would be lost if a model were written there.
+    /// The folder holds something that would be lost if a model were written there.
     #[error("{} holds {found}, which ddk did not write: it is not replaced", folder.display())]
     NotReplaced {
         /// The folder.
@@ -44,38 +44,38 @@ pub enum ModelError {
         /// What is in it.
         found: String,
     },
-    /// A model that would be written over the one that it is made from.
+    /// The model would overwrite the folder that it comes from.
     #[error("{} is the folder that the model or its tokenizer comes from: it is not replaced", .0.display())]
     Source(PathBuf),
-    /// A model that this program does not build.
+    /// This program does not support the model.
     #[error("{}: {what} `{value}` is not supported (supported: {supported})", path.display())]
     Unsupported {
-        /// The configuration.
+        /// The configuration file.
         path: PathBuf,
-        /// Which of its settings.
+        /// The setting.
         what: &'static str,
         /// The setting's value.
         value: String,
-        /// What there is.
+        /// The supported values.
         supported: &'static str,
     },
-    /// Tensors that do not fit the configuration; all of them.
+    /// Tensors do not fit the configuration. Lists all of them.
     #[error("the tensors in {} do not fit its config.json:\n{}", folder.display(), problems.join("\n"))]
     Tensors {
         /// The model's folder.
         folder: PathBuf,
-        /// One line for each.
+        /// One line per tensor.
         problems: Vec<String>,
     },
-    /// A layer that the model has not.
+    /// The model has no such layer.
     #[error("the model has no layer {number}: its layers are 1 to {count}")]
     NoLayer {
-        /// What was asked for.
+        /// The requested layer.
         number: usize,
-        /// Layers of the model.
+        /// Number of layers in the model.
         count: usize,
     },
-    /// A libtorch call.
+    /// A libtorch call failed.
     #[error(transparent)]
     Torch(#[from] TorchError),
 }

@@ -1,4 +1,4 @@
-//! A model back into a Hugging Face folder.
+//! Writes a model to a Hugging Face folder.
 
 use std::{fs, io::Write, path::Path};
 
@@ -12,7 +12,7 @@ use crate::{
     weights::INDEX,
 };
 
-/// Files that are carried over from the folder of the tokenizer, where they are there.
+/// Tokenizer files that an export copies if they exist.
 pub const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,22 +24,22 @@ pub const TOKENIZER_FILES: [&str; 8] = [
     "chat_template.jinja",
 ];
 
-/// How a model is written.
+/// How to write a model.
 #[derive(Debug, Clone)]
 pub struct Export<'a> {
-    /// The folder of the model it began as, or of the tokenizer: its tokenizer files and
-    /// `generation_config.json` are copied.
+    /// Folder of the original model or of the tokenizer. An export copies its tokenizer files and
+    /// `generation_config.json`.
     pub carry_from: &'a Path,
-    /// Dtype of the tensors in the file; as in memory where absent.
+    /// Dtype of the tensors in the file. Default: as in memory.
     pub dtype: Option<Kind>,
-    /// No file of weights grows past this, unless a single tensor does.
+    /// Maximum size of a weights file. Only a single tensor can exceed it.
     pub shard_bytes: usize,
-    /// Other files that belong to it: name and text.
+    /// Additional files to write: name and text.
     pub beside: &'a [(&'a str, &'a str)],
 }
 
 impl<'a> Export<'a> {
-    /// In the dtype that the model has in memory, in shards of at most 5 GB.
+    /// Returns the defaults: the dtype that the model has in memory, and shards of at most 5 GB.
     pub fn new(carry_from: &'a Path) -> Self {
         Self {
             carry_from,
@@ -51,12 +51,13 @@ impl<'a> Export<'a> {
 }
 
 impl Model {
-    /// Writes `config.json`, the weights, and what is carried over. The folder is complete or not there: it
-    /// is written beside its place, down to the disk, and takes the place of an older model at once.
+    /// Writes `config.json`, the weights, and the copied files. The folder is either complete or absent: it is
+    /// written and synced under a temporary name beside its destination, and then replaces an older model in one
+    /// step.
     ///
     /// # Errors
-    /// Also where the folder holds anything but a model that this program wrote, or is the one that files are
-    /// carried over from: it is left as it is.
+    /// If writing fails, if the folder holds anything but a model that this program wrote, or if files are copied
+    /// from this folder. In the last two cases the folder stays as it is.
     pub fn save(&self, folder: &Path, export: &Export<'_>) -> Result<(), ModelError> {
         if same_folder(folder, export.carry_from) {
             return Err(ModelError::Source(folder.to_owned()));
@@ -69,7 +70,7 @@ impl Model {
         let written = self
             .write(temporary, export)
             .and_then(|()| Ok(place.publish(true)?));
-        // After a failure in the last of these it holds the old model, where the new one is in place.
+        // If `publish` failed in its last step, this is the old model, and the new one is already in place.
         if written.is_err() && temporary.exists() {
             let _ = fs::remove_dir_all(temporary);
         }
@@ -93,7 +94,7 @@ impl Model {
                 1 => "model.safetensors".to_owned(),
                 count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
             };
-            // One shard at a time is copied and cast.
+            // Copy and cast only one shard at a time.
             let tensors = shard
                 .iter()
                 .map(|(name, tensor)| {
@@ -127,7 +128,7 @@ impl Model {
     }
 }
 
-/// Whether two paths lead to one folder.
+/// Whether two paths lead to the same folder.
 pub fn same_folder(one: &Path, other: &Path) -> bool {
     match (fs::canonicalize(one), fs::canonicalize(other)) {
         (Ok(one), Ok(other)) => one == other,
@@ -135,7 +136,7 @@ pub fn same_folder(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Parameters in their order, cut where a file would grow past `limit` bytes.
+/// Splits the parameters, in order, so that no file grows past `limit` bytes.
 fn shards(parameters: &[(String, Tensor)], kind: Kind, limit: usize) -> Vec<&[(String, Tensor)]> {
     let (mut shards, mut start, mut size) = (Vec::new(), 0, 0);
     for (index, parameter) in parameters.iter().enumerate() {

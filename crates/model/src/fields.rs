@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::ModelError;
 
-/// The object of a `config.json`, and where it was read.
+/// A JSON object from a `config.json`, and the path of the file.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     pub(crate) raw: &'a Map<String, Value>,
@@ -40,7 +40,7 @@ impl<'a> Fields<'a> {
         self.raw.get(key).filter(|value| !value.is_null())
     }
 
-    /// A size: at least 1.
+    /// Reads a size, which must be at least 1.
     pub(crate) fn size(&self, key: &str) -> Result<i64, ModelError> {
         self.optional_size(key)?
             .ok_or_else(|| self.malformed(format!("`{key}` is missing")))
@@ -85,7 +85,7 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.malformed(format!("`{key}` is {value}: expected a string")))
     }
 
-    /// An object within the object.
+    /// Reads a nested object.
     pub(crate) fn inner(&self, key: &str) -> Result<Option<Fields<'a>>, ModelError> {
         match self.get(key) {
             None => Ok(None),

@@ -1,28 +1,29 @@
-//! What a forward costs, from a model's shape alone.
+//! Computes the floating-point operations of a forward pass from the shape of the model.
 
 use crate::{ModelConfig, spec::ArchitectureSpec};
 
-/// Floating-point operations of a model's matrix products; a multiplication with its addition is two.
+/// Floating-point operations of a model's matmuls. A multiplication with its addition counts as two.
 ///
-/// Norms, activations, rotations and softmaxes are left out, as is usual: they are under a percent of the
-/// products. Attention is causal, so a text of T tokens has T (T + 1) / 2 pairs of a query and a key.
+/// Norms, activations, rotations, and softmaxes are left out, as is usual: they cost under one percent of the
+/// matmuls. Attention is causal, so a text of T tokens has T (T + 1) / 2 query-key pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flops {
-    /// A token's way through the projections and MLPs of all layers.
+    /// Operations per token in the projections and MLPs of all layers.
     per_token: u64,
-    /// A pair of a query and a key in all layers: their product, and the value's share.
+    /// Operations per query-key pair in all layers: their dot product, and the weighted value.
     per_pair: u64,
-    /// A number of the logits.
+    /// Operations per logit.
     per_logit: u64,
 }
 
 impl ModelConfig {
-    /// What this model's forward costs.
+    /// Returns the operations of a forward pass of this model.
     pub fn flops(&self) -> Flops {
         Flops::of(self.design())
     }
 
-    /// Shapes of the matrices of one layer, each `[out, in]`, in the order in which a forward multiplies with them.
+    /// Returns the shapes of one layer's matrices, each `[out, in]`, in the order in which a forward pass
+    /// multiplies by them.
     pub fn matrices(&self) -> Vec<[i64; 2]> {
         self.design().matrices()
     }
@@ -40,7 +41,7 @@ impl Flops {
         }
     }
 
-    /// Texts of these lengths, each on its own, from token ids to hidden states.
+    /// Counts the operations from token ids to hidden states, for separate texts of these lengths.
     pub fn hidden(&self, lengths: impl IntoIterator<Item = u64>) -> f64 {
         let of_text = |length: u64| {
             let (tokens, pairs) = (length as f64, (length * (length + 1) / 2) as f64);
@@ -54,7 +55,7 @@ impl Flops {
         self.per_logit / 2
     }
 
-    /// Hidden states of so many positions to logits of so many columns.
+    /// Counts the operations from the hidden states of `positions` positions to logits of `columns` columns.
     pub fn head(&self, positions: u64, columns: u64) -> f64 {
         (positions * columns) as f64 * self.per_logit as f64
     }
@@ -82,9 +83,9 @@ mod tests {
             None,
         );
         let flops = config.unwrap().flops();
-        // A layer: q 8 x 8, k and v 8 x 4 each, o 8 x 8, three matrices of 8 x 12: 480 weights.
+        // One layer: q 8 x 8, k and v 8 x 4 each, o 8 x 8, three matrices of 8 x 12: 480 weights.
         assert_eq!(flops.hidden([1]), 2.0 * 2.0 * 480.0 + 64.0);
-        // A pair: 2 heads of 4 numbers, once for the logit and once for the value, in 2 layers.
+        // One pair: 2 heads of size 4, once for the logit and once for the value, in 2 layers.
         assert_eq!(flops.hidden([3, 2]), 5.0 * 1920.0 + (6.0 + 3.0) * 64.0);
         assert_eq!(flops.head(5, 10), 5.0 * 10.0 * 16.0);
     }

@@ -1,10 +1,11 @@
-//! Decoder-only transformers on libtorch, in and out of Hugging Face folders.
+//! Builds decoder-only transformers on libtorch. Reads and writes Hugging Face model folders.
 //!
-//! [`Model`] is what the rest of the program sees: load, hidden states, LM head, save. Each family in `families` is a
-//! small file that turns its `config.json` ([`ModelConfig`]) into a `design`; a `decoder` is built from shared `parts`
-//! as the design says. [`Trace`] is a forward pass whose backward is called by hand, from the hidden states and from
-//! the outputs of chosen layers. [`LmHead`] is the end of a model alone; [`Cache`] serves generation token by token.
-//! [`safetensors`] reads and writes tensors by name; [`Weights`] are the tensors of a folder, sharded or not.
+//! [`Model`] is the interface for the rest of the program: load, hidden states, LM head, save. Each family in
+//! `families` is a small file that turns its `config.json` ([`ModelConfig`]) into an architecture spec. `decoder`
+//! builds the model from shared `parts` according to the spec. [`Trace`] is a forward pass whose backward pass the
+//! caller runs, from the hidden states and from the outputs of chosen layers. [`LmHead`] is the final norm and LM
+//! head alone. [`Cache`] is the KV cache for token-by-token generation. [`safetensors`] reads and writes tensors by
+//! name. [`Weights`] holds the tensors of a folder, sharded or not.
 //!
 //! ```
 //! use ddk_model::{Architecture, Model, ModelConfig};

@@ -1,4 +1,4 @@
-//! The end of a model alone: what a student's worker needs of a frozen model to continue from hidden states.
+//! The final norm and LM head of a frozen model. A student worker needs only these to continue from hidden states.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{ModelConfig, ModelError, Weights, parameters::Parameters, parts::Norm};
 
-/// The final norm and the output matrix of a folder's model, frozen.
+/// The frozen final norm and LM head of the model in a folder.
 #[derive(Debug)]
 pub struct LmHead {
     norm: Norm,
@@ -38,7 +38,7 @@ impl LmHead {
         Ok(self.norm.forward(&x.f_to_kind(self.head.kind())?)?)
     }
 
-    /// The output matrix `[vocab_size, hidden_size]`.
+    /// The weight of the LM head, `[vocab_size, hidden_size]`.
     pub fn head(&self) -> &Tensor {
         &self.head
     }

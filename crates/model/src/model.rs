@@ -1,4 +1,4 @@
-//! A model as the rest of the program sees it.
+//! The model interface that the rest of the program uses.
 
 use std::path::Path;
 
@@ -19,25 +19,25 @@ pub struct Model {
     config: ModelConfig,
     decoder: Decoder,
     parameters: Vec<(String, Tensor)>,
-    /// The output matrix for products.
+    /// The LM head, cast for matmuls.
     head_cast: Cast,
     spread: Spread,
 }
 
-/// Where a model is put, and its dtypes.
+/// Devices and dtypes of a model.
 #[derive(Debug, Clone)]
 pub struct Placement {
-    /// At least one. Layers are spread over them in equal shares, in order.
+    /// At least one device. The layers are split evenly over the devices, in order.
     pub devices: Vec<Device>,
     /// Dtype of the parameters in memory.
     pub weights: Kind,
-    /// Dtype of the hidden states and of the matrix products: weights of another dtype are cast whenever they
-    /// have changed.
+    /// Dtype of the hidden states and of the matmuls. Weights of another dtype are cast again each time they
+    /// change.
     pub compute: Kind,
 }
 
 impl Placement {
-    /// All on one device, in one dtype.
+    /// Puts everything on one device, in one dtype.
     pub fn on(device: Device, kind: Kind) -> Self {
         Self {
             devices: vec![device],
@@ -47,17 +47,17 @@ impl Placement {
     }
 }
 
-/// The output matrix.
+/// The LM head.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
     /// `[vocab_size, hidden_size]`.
     pub weight: &'a Tensor,
-    /// Whether it is the embedding, so that their gradients add up.
+    /// Whether the LM head is the embedding, so that their gradients add up.
     pub tied: bool,
 }
 
 impl Model {
-    /// Loads a Hugging Face folder, one tensor at a time, to its device and dtype.
+    /// Loads a Hugging Face folder, one tensor at a time, directly to its device and dtype.
     ///
     /// # Errors
     /// If the folder cannot be read, if its tensors do not match its `config.json`, or if libtorch fails.
@@ -134,8 +134,8 @@ impl Model {
         Ok(padded.cut(&hidden)?)
     }
 
-    /// Works like [`Self::hidden`] and also returns the outputs of these layers (counted from 1), before any final
-    /// norm, in their order.
+    /// Works like [`Self::hidden`] and also returns the outputs of `layers` (counted from 1), in that order and
+    /// before any final norm.
     ///
     /// # Errors
     /// If a layer does not exist, or if libtorch fails.
@@ -155,7 +155,7 @@ impl Model {
         Ok((padded.cut(&hidden)?, taken.into_outputs(&padded)?))
     }
 
-    /// Refuses numbers of layers that there are not.
+    /// Checks that the model has these layers.
     pub(crate) fn check_layers(&self, layers: &[usize]) -> Result<(), ModelError> {
         let count = self.decoder.layers();
         match layers.iter().find(|number| !(1..=count).contains(*number)) {
@@ -164,13 +164,13 @@ impl Model {
         }
     }
 
-    /// A cache for [`Self::hidden_after`] that has read nothing yet.
+    /// Creates an empty cache for [`Self::hidden_after`].
     pub fn cache(&self) -> Cache {
         Cache::new(self.decoder.layers())
     }
 
-    /// Computes the hidden states of tokens `[batch, time]` that follow what the cache has read. The cache reads them
-    /// as well.
+    /// Computes the hidden states of tokens `[batch, time]` that follow the cached ones. Adds these tokens to the
+    /// cache.
     ///
     /// # Errors
     /// If libtorch fails, for example because memory runs out.
@@ -183,7 +183,7 @@ impl Model {
         self.decoder.embedding()
     }
 
-    /// The output matrix: logits are hidden states times its transpose.
+    /// Returns the LM head. Logits are the hidden states times its transpose.
     pub fn head(&self) -> Head<'_> {
         Head {
             weight: &self.decoder.head,
@@ -191,7 +191,7 @@ impl Model {
         }
     }
 
-    /// Returns the LM head in the dtype of the products, without a graph.
+    /// Returns the LM head in the dtype of the matmuls, without a graph.
     ///
     /// # Errors
     /// If libtorch fails, for example because memory runs out.
@@ -213,7 +213,7 @@ impl Model {
         Ok(())
     }
 
-    /// Copies all parameters in their order, without a graph.
+    /// Copies all parameters, in order, without a graph.
     ///
     /// # Errors
     /// If libtorch cannot allocate or copy a tensor.
@@ -240,19 +240,19 @@ impl Model {
         Ok(())
     }
 
-    /// To be called after weights were changed from outside: forgets what was derived from them. Products in
-    /// another dtype than the weights' take copies that are made once until then.
+    /// Discards what was derived from the weights. Call it after changing weights from outside. If the matmuls use
+    /// another dtype than the weights, the model casts each weight once and keeps the copy until this call.
     pub fn weights_changed(&self) {
         self.head_cast.forget();
         self.decoder.weights_changed();
     }
 
-    /// All parameters, sorted by name; a tied output matrix appears once, as the embedding.
+    /// All parameters, sorted by name. A tied LM head appears once, as the embedding.
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.parameters
     }
 
-    /// Whether gradients are gathered for the parameters.
+    /// Sets whether the parameters accumulate gradients.
     pub fn set_trainable(&mut self, trainable: bool) {
         for (_, parameter) in &self.parameters {
             let _ = parameter.set_requires_grad(trainable);
@@ -265,7 +265,7 @@ impl Model {
         &self.config
     }
 
-    /// Where its hidden states come out.
+    /// The device that holds the final hidden states.
     pub fn device(&self) -> Device {
         self.spread.last()
     }
@@ -275,10 +275,10 @@ impl Model {
     }
 }
 
-/// The outputs of chosen layers, taken as they come by.
+/// Collects the outputs of chosen layers during a forward pass.
 pub(crate) struct Taken<'a> {
     layers: &'a [usize],
-    /// With the place in `layers`.
+    /// Each output with its index in `layers`.
     outputs: Vec<(usize, Tensor)>,
 }
 
@@ -298,7 +298,7 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// In the order in which the layers were chosen.
+    /// Returns the outputs in the order in which the layers were chosen.
     pub(crate) fn into_outputs(mut self, padded: &Padded) -> Result<Vec<Tensor>, TchError> {
         self.outputs.sort_by_key(|(place, _)| *place);
         let outputs = self.outputs.iter();

@@ -1,41 +1,41 @@
-//! Lengths on GPUs. cuDNN builds a plan for each length that its attention has not seen, which takes half a
-//! second, so sequences are padded on the right up to a multiple of [`ddk_torch::TILE`]. Attention is causal:
-//! what comes before the padding does not change.
+//! Pads sequences on GPUs. cuDNN builds a plan for each new attention length, which takes half a second, so
+//! sequences are padded on the right to a multiple of [`ddk_torch::TILE`]. Attention is causal, so the padding does
+//! not change the positions before it.
 
 use tch::{TchError, Tensor};
 
-/// For each row of a batch the lengths of its parts, which see nothing of each other and whose positions
-/// start at 0. The lengths of a row add up to the batch's time.
+/// For each sequence of a batch, the lengths of its parts. Parts do not attend to each other, and each starts at
+/// position 0. The lengths add up to the time dimension of the batch.
 pub type Parts = [Vec<i64>];
 
-/// Where in their sequences the tokens of a batch are.
+/// Positions of the tokens of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
-    /// Position of the first token, where rows have no parts.
+    /// Position of the first token, if the sequences have no parts.
     pub(crate) start: i64,
     pub(crate) parts: Option<&'a Parts>,
 }
 
 impl<'a> Place<'a> {
-    /// At the beginning.
+    /// Starts at position 0.
     pub(crate) fn first(parts: Option<&'a Parts>) -> Self {
         Self { start: 0, parts }
     }
 }
 
-/// Tokens as a decoder takes them.
+/// Tokens padded for a decoder.
 #[derive(Debug)]
 pub(crate) struct Padded {
     /// `[B, T]`, padding included.
     pub(crate) tokens: Tensor,
-    /// Padding is a part of its own.
+    /// The padding is a separate part.
     parts: Option<Vec<Vec<i64>>>,
-    /// Positions that are no padding.
+    /// Number of positions without padding.
     time: i64,
 }
 
 impl Padded {
-    /// Tokens `[B, time]` padded to `length`, which is at least that.
+    /// Pads tokens `[B, time]` to `length`, which is at least `time`.
     pub(crate) fn new(
         tokens: &Tensor,
         parts: Option<&Parts>,
@@ -69,17 +69,17 @@ impl Padded {
         Place::first(self.parts())
     }
 
-    /// Hidden states `[B, T, D]` without those of the padding.
+    /// Removes the padding from hidden states `[B, T, D]`.
     pub(crate) fn cut(&self, x_btd: &Tensor) -> Result<Tensor, TchError> {
         if self.tokens.size()[1] == self.time {
-            // Not even a view: its backward would copy.
+            // Avoid a view: its backward pass would copy.
             Ok(x_btd.shallow_clone())
         } else {
             x_btd.f_narrow(1, 0, self.time)
         }
     }
 
-    /// Gradients of what [`Self::cut`] gave, `[B, time, D]`, with zeros for the padding.
+    /// Extends the gradients of the result of [`Self::cut`], `[B, time, D]`, with zeros for the padding.
     pub(crate) fn uncut(&self, gradient_btd: &Tensor) -> Result<Tensor, TchError> {
         let padding = self.tokens.size()[1] - self.time;
         match padding {

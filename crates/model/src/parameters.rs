@@ -1,13 +1,13 @@
-//! A model's parameters by name: where they come from (a folder, or a seed), and their list.
+//! Provides the parameters of a model by name, from a folder or a seed, and lists them.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::{ModelError, Weights};
 
-/// What a new parameter starts as.
+/// Initial value of a new parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Initial {
-    /// Normal with this standard deviation.
+    /// Normal distribution with this standard deviation.
     Normal(f64),
     /// All ones (norms).
     Ones,
@@ -15,7 +15,7 @@ pub(crate) enum Initial {
     Zeros,
 }
 
-/// Gives a family its parameters as it asks for them, and remembers their names.
+/// Hands out parameters on request and records their names.
 pub(crate) struct Parameters<'a> {
     source: Source<'a>,
     device: Device,
@@ -23,14 +23,14 @@ pub(crate) struct Parameters<'a> {
     list: Vec<(String, Tensor)>,
 }
 
-/// Gives the weight of a name, on a device.
+/// Returns the weight of this name on a device.
 type Get<'a> = &'a dyn Fn(&str, Device) -> Result<Tensor, ModelError>;
 
 enum Source<'a> {
     Folder(&'a Weights),
     SharedWeights(Get<'a>),
     Seed(u64),
-    /// Only names and shapes are wanted.
+    /// Only names and shapes are needed.
     Shapes,
 }
 
@@ -39,17 +39,17 @@ impl<'a> Parameters<'a> {
         Self::new(Source::Folder(weights), kind)
     }
 
-    /// Parameters that others have as well.
+    /// Parameters that other models share.
     pub(crate) fn of_frozen(get: Get<'a>) -> Self {
         Self::new(Source::SharedWeights(get), Kind::Float)
     }
 
-    /// New parameters in fp32, drawn from (seed, name): the same whatever else the model has.
+    /// New parameters in fp32, drawn from (seed, name). They do not depend on what else the model has.
     pub(crate) fn of_seed(seed: u64) -> Self {
         Self::new(Source::Seed(seed), Kind::Float)
     }
 
-    /// Parameters without memory, to learn their names and shapes.
+    /// Parameters without memory, only for their names and shapes.
     pub(crate) fn of_shapes() -> Self {
         Self::new(Source::Shapes, Kind::Float)
     }
@@ -63,14 +63,14 @@ impl<'a> Parameters<'a> {
         }
     }
 
-    /// Where the parameters asked for from now on are put. Names and shapes alone are always on the CPU.
+    /// Sets the device of all parameters requested from now on. Placeholders for names and shapes stay on the CPU.
     pub(crate) fn place_on(&mut self, device: Device) {
         if !matches!(self.source, Source::Shapes) {
             self.device = device;
         }
     }
 
-    /// The parameter `name`; its shape was checked when the folder was opened.
+    /// Returns the parameter `name`. Its shape was checked when the folder was opened.
     pub(crate) fn get(
         &mut self,
         name: String,

@@ -1,4 +1,4 @@
-//! A model's folder takes the place of an older one, and of nothing else.
+//! Replaces a model folder with a new one, and refuses to replace anything else.
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +18,11 @@ pub(crate) const MARKER: &str = "ddk_model.json";
 struct Marker {
     /// The program's version.
     written_by: String,
-    /// Bytes of each file.
+    /// Size of each file in bytes.
     files: BTreeMap<String, u64>,
 }
 
-/// The marker's text for a folder whose files are all written.
+/// Returns the marker's text for a folder whose files are all written.
 pub(crate) fn marker(folder: &Path) -> Result<String, ModelError> {
     let mut files = BTreeMap::new();
     for (name, path) in entries(folder)? {
@@ -36,12 +36,12 @@ pub(crate) fn marker(folder: &Path) -> Result<String, ModelError> {
         .map_err(ModelError::io("write", &folder.join(MARKER)))
 }
 
-/// Whether a model may be written to `folder`: it is not there, is empty, or holds a model that this program
-/// wrote, as it was written. `record`: a file that only this program puts beside its models, which says the
-/// same of models of earlier versions.
+/// Checks whether a model may be written to `folder`: the folder does not exist, is empty, or holds an unchanged
+/// model that this program wrote. `record` names a file that only this program puts beside its models. It
+/// identifies models of earlier versions, which have no marker.
 ///
 /// # Errors
-/// What is in the folder that would be lost.
+/// If the folder holds something that would be lost. The error names it.
 pub fn may_replace(folder: &Path, record: Option<&str>) -> Result<(), ModelError> {
     if fs::symlink_metadata(folder).is_err() {
         return Ok(());
@@ -80,7 +80,7 @@ pub fn may_replace(folder: &Path, record: Option<&str>) -> Result<(), ModelError
     }
 }
 
-/// The names that a model's files have.
+/// Whether a file of a model can have this name.
 fn is_a_models(name: &str) -> bool {
     let is_shard = name.starts_with("model-") && name.ends_with(".safetensors");
     let fixed = [
@@ -92,7 +92,7 @@ fn is_a_models(name: &str) -> bool {
     is_shard || fixed.contains(&name) || TOKENIZER_FILES.contains(&name)
 }
 
-/// Names and paths of what is in a folder, by name.
+/// Names and paths of a folder's entries, sorted by name.
 fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, ModelError> {
     let failed = || ModelError::io("read", folder);
     let mut entries = fs::read_dir(folder)
@@ -107,9 +107,9 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, ModelError> {
     Ok(entries)
 }
 
-/// Where a model is written, after cleaning up what an interrupted save left.
+/// Returns where to write a model, after cleaning up what an interrupted export left behind.
 pub(crate) fn place(folder: &Path) -> Result<Swap, ModelError> {
-    // Of a link the folder that it leads to is replaced.
+    // For a symlink, replace the folder that it points to.
     let folder = if folder.is_symlink() {
         fs::canonicalize(folder).map_err(ModelError::io("read", folder))?
     } else {
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(found(None), None, "empty");
         model(&folder, "{}");
         assert_eq!(found(None), None, "as it was written");
-        // A file of the user's, a changed file, a link, and a folder in place of a file.
+        // A user's file, a changed file, a symlink, and a folder in place of a file.
         fs::write(folder.join("notes.md"), "mine").unwrap();
         assert!(found(None).unwrap().contains("`notes.md`"));
         fs::remove_file(folder.join("notes.md")).unwrap();
@@ -168,7 +168,7 @@ mod tests {
         fs::write(folder.join("config.json"), "{}").unwrap();
         fs::remove_file(folder.join(MARKER)).unwrap();
         assert!(found(None).unwrap().contains("`config.json`"));
-        // One of an earlier version, with the record that only this program writes.
+        // A model of an earlier version, with the record that only this program writes.
         fs::write(folder.join("record.json"), "{}").unwrap();
         assert_eq!(found(Some("record.json")), None);
         fs::write(folder.join("notes.md"), "mine").unwrap();
@@ -192,7 +192,7 @@ mod tests {
         }
     }
 
-    /// What a kill leaves: before the exchange or after it, between the two renames or after both.
+    /// What a kill leaves behind: before or after the exchange, between the two renames, or after both.
     #[test]
     fn a_kill_at_any_call_leaves_a_model_that_is_found_again() {
         type Folders = &'static [(&'static str, &'static str)];

@@ -1,4 +1,4 @@
-//! Tensors by name in a safetensors file.
+//! Reads and writes safetensors files, tensor by tensor.
 
 use std::{
     fs::File,
@@ -16,13 +16,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 
-/// An open file: mapped, its header read and checked; tensors are copied out one by one.
+/// An open, memory-mapped file with a checked header. Tensors are copied out one by one.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
     map: Mmap,
     header: Metadata,
-    /// Where the data begins.
+    /// Offset of the data.
     data: usize,
 }
 
@@ -32,9 +32,8 @@ pub struct TensorFile {
 /// If the file cannot be read or is not a whole safetensors file.
 pub fn read_tensors(path: &Path) -> Result<TensorFile, ModelError> {
     let file = File::open(path).map_err(ModelError::io("read", path))?;
-    // SAFETY: the map is private and read-only. A file that another program cuts while it is mapped ends this
-    // process; it cannot be guarded against short of copying, which is why checkpoints and exports are
-    // replaced by rename only.
+    // SAFETY: the map is private and read-only. If another program truncates the file while it is mapped, this
+    // process dies. Only a copy could prevent that, so checkpoints and exports are replaced only by rename.
     let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("read", path))?;
     let (length, header) =
         SafeTensors::read_metadata(&map).map_err(|error| ModelError::Malformed {
@@ -50,7 +49,7 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, ModelError> {
 }
 
 impl TensorFile {
-    /// The file.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -75,7 +74,7 @@ impl TensorFile {
         Some(info.shape.iter().map(|&size| size as i64).collect())
     }
 
-    /// Dtype and bytes of a tensor as they stand in the file.
+    /// Dtype and bytes of a tensor as stored in the file.
     pub(crate) fn bytes(&self, name: &str) -> Option<(Dtype, &[u8])> {
         let info = self.header.info(name)?;
         let (start, end) = info.data_offsets;
@@ -85,10 +84,11 @@ impl TensorFile {
         ))
     }
 
-    /// Copies a tensor to `device` in dtype `kind`, straight from the mapped file, without another copy on the way.
+    /// Copies a tensor to `device` in dtype `kind`, directly from the mapped file, without an intermediate copy.
     ///
     /// # Errors
-    /// If there is no such tensor, if its shape is not `shape`, if its dtype is not supported, or if libtorch fails.
+    /// If there is no such tensor, if its shape is not `shape`, if its dtype is not supported, or if libtorch
+    /// fails.
     pub fn tensor_on(
         &self,
         name: &str,
@@ -102,9 +102,9 @@ impl TensorFile {
             let copy = Tensor::f_from_data_size(bytes, shape, found)?;
             return Ok(copy.f_to_kind(kind)?.f_to_device(device)?);
         }
-        // SAFETY: `find` checked that the bytes are as many as shape and dtype say, and they are aligned. The
-        // view is only read, and it is dropped before this function returns, while `self` keeps the file
-        // mapped.
+        // SAFETY: `find` checked the shape, and opening the file checked that the number of bytes matches shape and
+        // dtype. The bytes are aligned. The view is only read, and it is dropped before this function returns,
+        // while `self` keeps the file mapped.
         let view = unsafe {
             Tensor::f_from_blob(bytes.as_ptr(), shape, &strides(shape), found, Device::Cpu)
         }?;
@@ -144,7 +144,7 @@ impl TensorFile {
     }
 }
 
-/// Numbers between neighbors along each dimension of a tensor without gaps.
+/// Strides of a contiguous tensor, in elements.
 fn strides(shape: &[i64]) -> Vec<i64> {
     let mut strides = vec![1; shape.len()];
     for index in (1..shape.len()).rev() {
@@ -202,7 +202,7 @@ pub fn write_tensors(
         offset = end;
     }
     let mut header = serde_json::to_vec(&header)?;
-    // The data begins at a multiple of 8 bytes, so that it can be mapped as numbers.
+    // Start the data at a multiple of 8 bytes, so that it can be mapped as numbers.
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;

@@ -1,4 +1,4 @@
-//! Weights that nobody changes, in memory once.
+//! Shares read-only weights, so that they are in memory only once.
 
 use std::{
     collections::HashMap,
@@ -10,10 +10,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Model, ModelConfig, ModelError, Placement, Weights, parameters::Parameters};
 
-/// A folder's weights for all who only read them: models on several threads of one device share their
-/// tensors, and so does who needs the output matrix alone. Each tensor is loaded when it is first asked for.
+/// A folder's weights, shared by everything that only reads them: models on several threads of one device, and
+/// users of the LM head alone. Each tensor is loaded at its first use.
 ///
-/// Models made from it must not be trained, nor their weights replaced: the others would see it.
+/// Do not train models built from it, and do not replace their weights: all other users would see the change.
 #[derive(Debug)]
 pub struct SharedWeights {
     folder: PathBuf,
@@ -21,7 +21,7 @@ pub struct SharedWeights {
 }
 
 impl SharedWeights {
-    /// Reads nothing yet.
+    /// Prepares to share a folder's weights. Reads nothing yet.
     pub fn of(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -41,7 +41,7 @@ impl SharedWeights {
         Model::build(config, Parameters::of_frozen(&get), placement)
     }
 
-    /// Returns the LM head alone, `[vocab_size, hidden_size]`: what a student needs of its teacher.
+    /// Returns only the LM head, `[vocab_size, hidden_size]`, which a student needs from its teacher.
     ///
     /// # Errors
     /// If the folder cannot be read or lacks the tensor, or if libtorch fails.
@@ -50,7 +50,7 @@ impl SharedWeights {
         self.get(&Weights::open(&self.folder)?, &name, device, kind)
     }
 
-    /// Forgets what was loaded: memory is free again once nobody else has it.
+    /// Drops the loaded tensors. Their memory is free once no other user holds them.
     pub fn forget(&self) {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.clear();
@@ -63,7 +63,7 @@ impl SharedWeights {
         device: Device,
         kind: Kind,
     ) -> Result<Tensor, ModelError> {
-        // A panic in between leaves a map without the tensor, which is as good as before.
+        // After a panic, the map only lacks the tensor, so a poisoned lock is still usable.
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (name.to_owned(), device, kind);
         if let Some(tensor) = loaded.get(&key) {

@@ -1,26 +1,26 @@
-//! A decoder as a family describes it: sizes, kinds of parts, and the names of the parameters.
+//! Describes a family's decoder: sizes, kinds of parts, and parameter names.
 
 use serde::Serialize;
 
 use crate::ModelError;
 
-/// All that tells one family's decoder from another's.
+/// Everything that distinguishes one family's decoder from another's.
 ///
-/// Runs record the hash of its JSON. A field or variant that gets another name here keeps its name there:
+/// Runs record the hash of its JSON. If you rename a field or variant, keep the old name in the JSON:
 /// `#[serde(rename)]`.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ArchitectureSpec {
     pub(crate) vocab_size: i64,
     pub(crate) hidden_size: i64,
     pub(crate) layers: i64,
-    /// Longest sequence.
+    /// Maximum sequence length.
     pub(crate) max_positions: i64,
-    /// Whether the output matrix is the embedding.
+    /// Whether the LM head is the embedding.
     pub(crate) tied: bool,
     /// Standard deviation of new weights.
     #[serde(skip)]
     pub(crate) initializer_range: f64,
-    /// Embeddings are multiplied by this.
+    /// Scale factor for the embeddings.
     pub(crate) embedding_scale: Option<f64>,
     pub(crate) positions: Positions,
     pub(crate) norm: NormSpec,
@@ -30,11 +30,11 @@ pub(crate) struct ArchitectureSpec {
     pub(crate) names: &'static Names,
 }
 
-/// Where the decoder's parts are in a checkpoint.
+/// Names of the decoder's parts in a checkpoint.
 #[derive(Debug)]
 pub(crate) struct Names {
     pub(crate) embedding: &'static str,
-    /// Only read where positions are learned.
+    /// Used only if positions are learned.
     pub(crate) positions: &'static str,
     /// Followed by the layer's number.
     pub(crate) layers: &'static str,
@@ -49,12 +49,12 @@ pub(crate) struct Names {
     pub(crate) head: &'static str,
 }
 
-/// How a position is told from another.
+/// How the decoder encodes positions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) enum Positions {
-    /// Queries and keys are rotated.
+    /// Rotates queries and keys.
     Rotary(RotarySpec),
-    /// An embedding of its own for each position.
+    /// One learned embedding per position.
     Learned,
 }
 
@@ -65,15 +65,16 @@ pub(crate) struct RotarySpec {
     pub(crate) scaling: RotaryScaling,
 }
 
-/// What was done to the frequencies to reach longer sequences.
+/// How the frequencies are scaled for longer sequences.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) enum RotaryScaling {
     None,
-    /// All divided by the factor.
+    /// Divides all frequencies by the factor.
     Linear {
         factor: f64,
     },
-    /// Llama 3: long wavelengths divided by the factor, short ones kept, those between interpolated.
+    /// Llama 3: divides the frequencies of long wavelengths by the factor, keeps those of short ones, and
+    /// interpolates in between.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -82,36 +83,36 @@ pub(crate) enum RotaryScaling {
     },
 }
 
-/// Kind of a norm.
+/// Kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) enum NormSpec {
-    /// Root mean square; `plus_one`: the weight in the file is the distance from 1 (Gemma).
+    /// Root mean square. With `plus_one`, the file stores the weight minus 1 (Gemma).
     Rms { eps: f64, plus_one: bool },
-    /// Mean and variance, with a bias.
+    /// Mean and variance (LayerNorm), with a bias.
     Layer { eps: f64 },
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct AttentionSpec {
     pub(crate) heads: i64,
-    /// Heads of keys and values: divides `heads`.
+    /// Number of key-value heads. Divides `heads`.
     pub(crate) num_key_value_heads: i64,
     pub(crate) head_dim: i64,
     pub(crate) projections: Projections,
     pub(crate) output_bias: bool,
     /// A norm over each head of queries and keys (Qwen3).
     pub(crate) qk_norm: Option<NormSpec>,
-    /// Logits of the attention are multiplied by this; `1 / sqrt(head_dim)` where absent.
+    /// Scale factor for the attention logits. Default: `1 / sqrt(head_dim)`.
     pub(crate) scale: Option<f64>,
 }
 
-/// How queries, keys and values come out of the hidden states.
+/// How the decoder projects hidden states to queries, keys, and values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) enum Projections {
     /// `q_proj`, `k_proj`, `v_proj`.
     Separate { bias: bool },
-    /// One matrix `c_attn` with a bias. Multi-query: all queries, one key, one value. Multi-head: query, key
-    /// and value of each head after one another.
+    /// One matrix `c_attn` with a bias. Multi-query: all queries, one key, one value. Multi-head: the query, key,
+    /// and value of each head in turn.
     Fused,
 }
 
@@ -127,12 +128,12 @@ pub(crate) struct MlpSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) enum Activation {
     Silu,
-    /// The approximation of GELU by tanh.
+    /// The tanh approximation of GELU.
     GeluTanh,
 }
 
-// Each is at least ten times what the largest published models have. The parameters of a model within all of
-// them can be counted in an i64.
+// Each limit is at least ten times that of the largest published models. The parameter count of any model within
+// all limits fits in an i64.
 const LARGEST_VOCABULARY: i64 = 1 << 24;
 const LARGEST_WIDTH: i64 = 1 << 20;
 const MOST_LAYERS: i64 = 1 << 12;
@@ -158,7 +159,7 @@ impl ArchitectureSpec {
         matrices
     }
 
-    /// What sizes must fulfil whatever the family.
+    /// Checks the constraints on sizes that all families share.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.check_bounds()?;
         let AttentionSpec {
@@ -205,7 +206,7 @@ impl ArchitectureSpec {
         }
     }
 
-    /// The output matrix's name in a checkpoint.
+    /// The LM head's name in a checkpoint.
     pub(crate) fn head_name(&self) -> String {
         let part = if self.tied {
             self.names.embedding
@@ -216,7 +217,7 @@ impl ArchitectureSpec {
     }
 }
 
-/// The size of a head where a configuration has none of its own.
+/// The head size for a configuration that does not set one.
 pub(crate) fn even_share(
     hidden_size: i64,
     heads: i64,

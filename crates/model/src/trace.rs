@@ -1,45 +1,45 @@
-//! A forward whose backward is called by hand, with or without the activations of every layer kept.
+//! A forward pass whose backward pass the caller runs, with or without activation checkpointing.
 
 use ddk_torch::takes_gpu_path;
 use tch::{Kind, TchError, Tensor};
 
 use crate::{Model, ModelError, Parts, decoder::Decoder, model::Taken, padding::Padded};
 
-/// Hidden states, and what is needed to go back from them.
+/// Hidden states, and what the backward pass needs.
 ///
-/// Kept activations cost memory in proportion to the layers. Recomputed ones cost one more forward: only the
-/// input of each layer is kept, and a layer's inside exists while its own gradient is computed. Both give the
-/// same gradients.
+/// Kept activations cost memory in proportion to the number of layers. Activation checkpointing costs one more
+/// forward pass: it keeps only the input of each layer and recomputes the layer while computing its gradient. Both
+/// give the same gradients.
 ///
-/// The embedding is left out of the graph: what a micro-batch adds to its gradient is as many rows as it has
-/// different tokens, for which autograd would make a matrix of the whole vocabulary.
+/// The graph leaves out the embedding. A micro-batch adds one row per distinct token to the embedding's gradient,
+/// but autograd would allocate a matrix for the whole vocabulary.
 #[derive(Debug)]
 pub struct Trace<'a> {
     decoder: &'a Decoder,
     padded: Padded,
-    /// The rows of the embedding that they choose: where the graph begins.
+    /// The embedding rows of the tokens. The graph starts here.
     rows: Tensor,
     hidden: Tensor,
-    /// Numbers of the layers whose outputs are wanted, from 1.
+    /// Numbers of the requested layers, from 1.
     numbers: Vec<usize>,
-    /// Their outputs: with a graph where nothing is recomputed.
+    /// Outputs of the requested layers. They have a graph unless activations are recomputed.
     layers: Vec<Tensor>,
     recomputed: Option<Recomputed>,
 }
 
 #[derive(Debug)]
 struct Recomputed {
-    /// Input of the first layer, with the graph back to the rows.
+    /// Input of the first layer, with the graph back to the embedding rows.
     embedded: Tensor,
     /// Inputs of all layers, without graphs.
     inputs: Vec<Tensor>,
-    /// Input of the final norm: where the norm's graph begins.
+    /// Input of the final norm. The norm's graph starts here.
     last: Tensor,
 }
 
 impl Model {
-    /// Computes hidden states from token ids `[batch, time]`, to be followed by [`Trace::backward`]. `layers` (counted
-    /// from 1) names the layers whose outputs are needed too, because the loss depends on them.
+    /// Computes hidden states from token ids `[batch, time]`. Call [`Trace::backward`] next. `layers` lists the
+    /// layers (counted from 1) whose outputs are needed too, because the loss depends on them.
     ///
     /// # Errors
     /// If a layer does not exist, or if libtorch fails.
@@ -97,18 +97,18 @@ impl Model {
 }
 
 impl Trace<'_> {
-    /// `[batch, time, hidden_size]`, after the final norm.
+    /// Hidden states after the final norm, `[batch, time, hidden_size]`.
     pub fn hidden(&self) -> &Tensor {
         &self.hidden
     }
 
-    /// What comes out of the layers that were asked for, each `[batch, time, hidden_size]`.
+    /// Outputs of the requested layers, each `[batch, time, hidden_size]`.
     pub fn layers(&self) -> &[Tensor] {
         &self.layers
     }
 
-    /// Backpropagates the gradients of the hidden states and of the layers' outputs, and adds to every parameter's
-    /// gradient. Adds the embedding's gradient to `embedding`. Each gradient has the shape of its tensor.
+    /// Backpropagates the gradients of the hidden states and of the layers' outputs. Adds to the gradient of every
+    /// parameter, and adds the embedding's gradient to `embedding`. Each gradient has the shape of its tensor.
     ///
     /// # Errors
     /// If libtorch fails, for example because a gradient has the wrong shape.
@@ -129,7 +129,7 @@ impl Trace<'_> {
         )?)
     }
 
-    /// From the last layer to the first, each computed again.
+    /// Backpropagates from the last layer to the first, recomputing each layer.
     fn back_through_layers(
         &self,
         recomputed: Recomputed,
@@ -161,9 +161,9 @@ impl Trace<'_> {
     }
 }
 
-/// Adds the rows `[B, T, D]` of the tokens `[B, T]` to their rows of a table `[V, D]`, in one order, so that
-/// sums are the same bits each time. On the CPU rows are added up for each token first, then to the table
-/// once. CUDA's kernel for that has a race; there they are sorted and added.
+/// Adds the rows `[B, T, D]` of the tokens `[B, T]` to those tokens' rows of a table `[V, D]`. The order is fixed,
+/// so the sums have the same bits each time. The CPU first sums the rows of each token and then adds the sum to the
+/// table once. CUDA's kernel for that has a race, so GPUs sort the rows and add them.
 fn add_rows(table: &mut Tensor, tokens: &Tensor, rows: &Tensor) -> Result<(), TchError> {
     let _no_grad = tch::no_grad_guard();
     let tokens = tokens.f_to_device(table.device())?.f_flatten(0, -1)?;
@@ -178,8 +178,8 @@ fn add_rows(table: &mut Tensor, tokens: &Tensor, rows: &Tensor) -> Result<(), Tc
     Ok(())
 }
 
-/// The backward of sum(output * constant) is exactly the given gradient; the sum over several outputs goes
-/// back from all at once.
+/// Backpropagates `gradient` from `output`, and the pairs in `more` along with it. The gradient of sum(output *
+/// constant) is exactly the constant, and a sum over several outputs backpropagates from all of them at once.
 fn back<'a>(
     output: &Tensor,
     gradient: &Tensor,

@@ -1,4 +1,4 @@
-//! The tensors of a model's folder, in one file or in shards.
+//! Reads the tensors of a model folder, from one file or from shards.
 
 use std::{
     collections::BTreeMap,
@@ -15,15 +15,15 @@ use crate::{
 };
 
 const SINGLE: &str = "model.safetensors";
-/// Which shard holds which tensor.
+/// Maps each tensor to its shard.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// The tensors of a folder by name, mapped, not yet copied.
+/// The tensors of a folder by name, memory-mapped and not yet copied.
 #[derive(Debug)]
 pub struct Weights {
     folder: PathBuf,
     files: Vec<TensorFile>,
-    /// Name to file.
+    /// Tensor name to index in `files`.
     names: BTreeMap<String, usize>,
 }
 
@@ -32,7 +32,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Whether a shard's name is that of a file in the folder, so that an index never reads files of others.
+/// Whether a shard's name is a plain file name, so that an index cannot point to files outside its folder.
 fn is_file_name(shard: &str) -> bool {
     Path::new(shard)
         .file_name()
@@ -43,7 +43,8 @@ impl Weights {
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// A folder without weights, weights that cannot be read, and an index that names a shard outside the folder.
+    /// If the folder has no weights, if the weights cannot be read, or if the index names a shard outside the
+    /// folder.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let index = folder.join(INDEX);
         let files = if folder.join(SINGLE).exists() {
@@ -104,7 +105,7 @@ impl Weights {
         file.tensor_on(name, &shape, device, kind)
     }
 
-    /// Compares names and shapes with those that a model needs. `may_be_there` says which other names are allowed
+    /// Compares names and shapes with those that a model needs. `may_be_there` accepts other names that are allowed
     /// (buffers that old programs saved, the copy of a tied LM head).
     ///
     /// # Errors
@@ -142,8 +143,8 @@ impl Weights {
         })
     }
 
-    /// A hash of all tensors (names, shapes, dtypes and bytes), the same however they are sharded. `told` hears after
-    /// each tensor how many bytes are hashed, and of how many.
+    /// Hashes all tensors (names, shapes, dtypes, and bytes). The hash does not depend on sharding. After each
+    /// tensor, calls `told` with the number of bytes hashed so far and the total.
     pub fn hash(&self, mut told: impl FnMut(u64, u64)) -> String {
         let bytes = |(name, file): (&String, &usize)| self.files[*file].bytes(name);
         let total = self

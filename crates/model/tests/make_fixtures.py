@@ -1,10 +1,10 @@
-"""Makes the tiny models that crates/model is tested against, with Hugging Face transformers.
+"""Creates the tiny models for the tests of crates/model, with Hugging Face transformers.
 
 usage: PYTHON crates/model/tests/make_fixtures.py        PYTHON: from tools/python-env
 
 Each folder of fixtures/ holds a random model as transformers saves it, and `reference.safetensors`: token ids, the
 logits that transformers computes, the gradient of the mean next-token loss with respect to every parameter, and the
-tokens that greedy generation appends to the first row's first five.
+tokens that greedy generation appends to the first five tokens of the first sequence.
 """
 
 import pathlib

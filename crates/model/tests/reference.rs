@@ -1,4 +1,4 @@
-//! Models against Hugging Face transformers: logits and gradients of tiny models that transformers made
+//! Compares models with Hugging Face transformers: logits and gradients of tiny models that transformers created
 //! (make_fixtures.py).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -36,13 +36,13 @@ const CASES: [&str; 20] = [
     "gpt-bigcode-multi-query-narrow-mlp",
 ];
 
-/// The CPU, or what `make gpu-check` asks for.
+/// The CPU, or the device that `make gpu-check` sets.
 fn device() -> Device {
     ddk_torch::test_device().unwrap()
 }
 
 fn folder(case: &str) -> PathBuf {
-    // Elsewhere on a machine without cargo.
+    // On a machine without cargo, the fixtures are elsewhere.
     let fixtures = std::env::var_os("DDK_TEST_FIXTURES").map(PathBuf::from);
     let fixtures =
         fixtures.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"));
@@ -106,7 +106,7 @@ fn gradients_are_those_of_transformers() {
     }
 }
 
-/// The next token after what the cache has read, the largest logit's.
+/// The most likely next token: the largest logit at the last position.
 fn most_likely(model: &Model, hidden: &Tensor) -> i64 {
     let last = hidden.narrow(1, hidden.size()[1] - 1, 1);
     let logits = last.linear(model.head().weight, None::<&Tensor>);
@@ -152,7 +152,7 @@ fn a_cache_may_be_fed_in_pieces_of_any_length() {
     }
 }
 
-/// The gradients that autograd left in the parameters, by name, which are cleared.
+/// Takes the gradients that autograd left in the parameters, by name, and clears them.
 fn take_gradients(model: &Model) -> Vec<(String, Tensor)> {
     let mut gradients = Vec::new();
     for (name, parameter) in model.parameters() {
@@ -165,14 +165,14 @@ fn take_gradients(model: &Model) -> Vec<(String, Tensor)> {
     gradients
 }
 
-/// Takes the gradients of a trace that went back into `embedding`: an output matrix of its own is the
-/// objective's business and has none.
+/// Takes the gradients of a trace whose backward pass wrote to `embedding`. An untied LM head has none, because the
+/// objective computes its gradient.
 fn take_traced(model: &Model, embedding: Tensor) -> Vec<(String, Tensor)> {
     let mut gradients = take_gradients(model);
     let at = model.embedding().data_ptr();
     let mut parameters = model.parameters().iter();
     let (name, _) = parameters.find(|(_, of)| of.data_ptr() == at).unwrap();
-    // Autograd has left it alone; zeros are there where it was asked before.
+    // Autograd skips the embedding. Its gradient is missing, or zero if an earlier backward pass created it.
     gradients.retain(|(of, gradient)| {
         assert!(of != name || gradient.abs().max().double_value(&[]) == 0.0);
         of != name
@@ -204,7 +204,8 @@ fn recomputed_activations_give_the_same_gradients_bit_for_bit() {
     }
 }
 
-/// The gradient of a loss on the hidden states and on the outputs of layers, one of them the last, recomputed or not.
+/// Tests the gradient of a loss on the hidden states and on layer outputs, including the last layer's, with and
+/// without activation checkpointing.
 #[test]
 fn layers_that_are_asked_for_learn_too() {
     for case in CASES {
@@ -265,14 +266,14 @@ fn parts_of_a_row_are_as_rows_of_their_own() {
             let expected = model.hidden(&alone, None).unwrap();
             let found = packed.narrow(0, 0, 1).narrow(1, start, *length);
             let difference = largest_difference(&found, &expected);
-            // Products of other shapes round differently, by processor: 1.0e-5 was seen.
+            // Matmuls of other shapes round differently, depending on the processor. Observed: 1.0e-5.
             assert!(difference < 2e-5, "{case}: {difference}");
             start += length;
         }
         let alone = model.hidden(&tokens.narrow(0, 1, 1), None).unwrap();
         assert!(largest_difference(&packed.narrow(0, 1, 1), &alone) < 1e-5);
 
-        // Recomputed in the backward, parts are still parts.
+        // Recomputation in the backward pass respects parts too.
         model.set_trainable(true);
         let mut gradients = Vec::new();
         for recompute in [false, true] {
@@ -286,8 +287,7 @@ fn parts_of_a_row_are_as_rows_of_their_own() {
     }
 }
 
-/// In bf16, in which GPUs attend to all parts in one call: hidden states, and the gradient that goes back
-/// into the embedding.
+/// In bf16, GPUs attend to all parts in one call. Compares the hidden states and the gradient of the embedding.
 #[test]
 fn parts_in_bf16_are_as_rows_of_their_own() {
     for case in CASES {
@@ -357,7 +357,8 @@ fn bf16_products_on_fp32_weights_stay_near() {
     }
 }
 
-/// Of all gradients together: bf16 has eight bits, and a backward multiplies twice as often as a forward.
+/// Compares all gradients together. bf16 has eight bits, and a backward pass multiplies twice as often as a forward
+/// pass.
 #[test]
 fn gradients_through_bf16_products_stay_near() {
     for case in CASES {
@@ -404,7 +405,7 @@ fn a_saved_model_is_the_same_model() {
         let target = scratch.path().join("model");
         let model = load(case);
         model.save(&target, &Export::new(&folder(case))).unwrap();
-        // Saved over an older one as well.
+        // Saving over an older model works too.
         model.save(&target, &Export::new(&folder(case))).unwrap();
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
         let back = Model::load(&target, &Placement::on(device(), Kind::Float)).unwrap();

@@ -1,4 +1,4 @@
-//! One chunk of positions: values and the gradient with respect to the student's logits.
+//! Computes one chunk of positions: values and the gradient with respect to the student's logits.
 
 use ddk_kernel::Divergence;
 use ddk_torch::{are_apart, as_slice, as_slice_mut, takes_gpu_path};
@@ -9,11 +9,11 @@ use crate::{
     divergence::{diverge, forward_kl, into_exp},
 };
 
-/// Positions whose logits are formed at a time, for a vocabulary.
+/// Default number of positions whose logits are formed at a time, for this vocabulary size.
 ///
-/// On the CPU a buffer of the chunk (positions x vocabulary, fp32) is kept near 16 MiB, two of which exist:
-/// fewer positions make products that read the output matrix more often, more of them gain a few percent
-/// (docs/performance.md). On a GPU products of fewer than 2,048 positions leave it idle.
+/// On the CPU, each of the two buffers of a chunk (positions x vocabulary, fp32) stays near 16 MiB. With fewer
+/// positions, the matmuls read the LM head more often. More positions gain a few percent (docs/performance.md). On
+/// a GPU, matmuls of fewer than 2,048 positions leave it idle.
 pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
     let (numbers, range) = match device {
         Device::Cpu => (1 << 22, (64, 128)),
@@ -22,22 +22,22 @@ pub fn default_chunk(vocabulary: i64, device: Device) -> i64 {
     (numbers / vocabulary.max(1)).clamp(range.0, range.1)
 }
 
-/// What is known of a chunk of positions.
+/// Inputs of a chunk of positions.
 pub(crate) struct Chunk<'a> {
     /// Logits `[count, vocabulary]`.
     pub(crate) student: Tensor,
-    /// The same shape.
+    /// Same shape as `student`.
     pub(crate) teacher: Option<Tensor>,
-    /// `[count]`; negative where nothing is scored.
+    /// `[count]`; negative if the position is not scored.
     pub(crate) labels: &'a Tensor,
-    /// `[count]`: what each position's gradient is multiplied by; 0 where nothing is scored.
+    /// `[count]`: scale factor for each position's gradient; 0 if the position is not scored.
     pub(crate) scale: &'a Tensor,
-    /// Whether the teacher's own cross-entropy is wanted.
+    /// Whether to compute the teacher's own cross-entropy.
     pub(crate) teacher_ce: bool,
 }
 
 /// The values of a chunk, each `[count]`, and the gradient `[count, vocabulary]` of `scale (ce + gamma *
-/// divergence)`. Where nothing is scored values are of no meaning.
+/// divergence)`. Values at unscored positions are meaningless.
 pub(crate) struct ChunkLoss {
     pub(crate) ce: Tensor,
     pub(crate) divergence: Option<Tensor>,
@@ -45,14 +45,15 @@ pub(crate) struct ChunkLoss {
     pub(crate) gradient: Tensor,
 }
 
-/// Losses of a chunk: by the kernel where it can (fp32 on the CPU), by libtorch otherwise.
+/// Computes the losses of a chunk: with the kernel if it applies (fp32 on the CPU), with libtorch otherwise.
 ///
 /// # Errors
-/// The teacher's logits have another shape, dtype or device than the student's, or share memory with them; a
-/// label is past the vocabulary. And what libtorch says.
+/// If the teacher's logits have another shape, dtype, or device than the student's, or share memory with them; if a
+/// label is past the vocabulary; or if libtorch fails.
 ///
 /// # Safety
-/// Nobody else uses the storage of the student's logits meanwhile, and no thread writes to that of the teacher's.
+/// Nothing else may use the storage of the student's logits during the call, and no thread may write to that of the
+/// teacher's logits.
 pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
     if let Some(teacher) = &chunk.teacher {
         let of = |logits: &Tensor| (logits.size(), logits.kind(), logits.device());
@@ -64,17 +65,17 @@ pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<Chu
         }
     }
     if !takes_gpu_path(chunk.student.device()) && chunk.student.kind() == Kind::Float {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller makes the same promises.
         unsafe { by_kernel(chunk, objective) }
     } else {
         by_tensors(chunk, objective)
     }
 }
 
-/// Each row in one go, on the threads of the worker; the gradient takes the logits' place.
+/// Computes one row of logits at a time, on the threads of the worker. The gradient replaces the logits.
 ///
 /// # Safety
-/// As [`loss`].
+/// As for [`loss`].
 unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
     let Chunk {
         student,
@@ -83,7 +84,7 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
         scale,
         teacher_ce,
     } = chunk;
-    // Only of what is not so already a copy is made.
+    // This copies only tensors that are not contiguous.
     let mut student = student.f_contiguous()?;
     let teacher = teacher.map(|teacher| teacher.f_contiguous()).transpose()?;
     let labels = Vec::<i64>::try_from(labels)?;
@@ -109,8 +110,8 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
             "the teacher's logits share memory with the student's".to_owned(),
         ));
     }
-    // SAFETY: logits may lie in buffers that have other handles, but nobody uses those meanwhile, which the
-    // caller promises; the two are apart.
+    // SAFETY: other handles of this memory may exist, but the caller promises that nothing uses them during the
+    // call. The student's and the teacher's logits do not overlap.
     let slices = unsafe {
         let teacher = teacher.as_ref().map(|teacher| as_slice(teacher));
         as_slice_mut(&mut student).zip(Some(teacher.flatten()))
@@ -143,7 +144,7 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
     })
 }
 
-/// By one operation after the other, on any device and in f64 too.
+/// Computes one libtorch operation after another, on any device and also in f64.
 fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
     let Chunk {
         student,
@@ -211,7 +212,7 @@ fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchE
     loss(Some(value), gradient)
 }
 
-/// The gradient of the cross-entropy from the probabilities, in their place.
+/// Turns probabilities into the gradient of the cross-entropy, in place.
 fn without_label(mut probabilities: Tensor, labels: &Tensor) -> Result<Tensor, TchError> {
     let minus_one = labels
         .f_ones_like()?
@@ -224,7 +225,7 @@ fn without_label(mut probabilities: Tensor, labels: &Tensor) -> Result<Tensor, T
 mod tests {
     use super::*;
 
-    /// A teacher whose logits do not fit would be left out of the loss, or read as if they did.
+    /// Without the check, the teacher's logits would be left out of the loss or misread if they do not fit.
     #[test]
     fn logits_that_do_not_belong_together_are_refused() {
         let objective = Objective {
@@ -245,7 +246,7 @@ mod tests {
                 scale: &scale,
                 teacher_ce: false,
             };
-            // SAFETY: this thread alone has them.
+            // SAFETY: only this thread has them.
             unsafe { loss(chunk, &objective) }
         };
         assert!(of_teacher(logits.flip([0])).unwrap().divergence.is_some());
@@ -263,7 +264,7 @@ mod tests {
             scale: &scale,
             teacher_ce: false,
         };
-        // SAFETY: this thread alone has them.
+        // SAFETY: only this thread has them.
         let error = unsafe { loss(chunk, &objective) }.err().unwrap();
         assert!(error.to_string().contains("share memory"), "{error}");
         assert_eq!(logits.double_value(&[1, 2]), 6.0, "nothing is written");

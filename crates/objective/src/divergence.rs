@@ -1,9 +1,9 @@
-//! The divergences: values and gradients by hand, in log space.
+//! Computes divergences and their gradients by explicit formulas, in log space.
 //!
-//! For a position, `s` and `t` are the log-probabilities of student and teacher over the vocabulary, `p =
-//! exp(s)` and `q = exp(t)`, and `u` the student's logits, all at the same temperature. Since `ds_k / du_j =
-//! [k = j] - p_j`, a divergence with the partial derivatives `g_j = dD / ds_j` has the gradient `dD / du_j =
-//! g_j - p_j sum_k g_k`. That gives:
+//! At a position, let `s` and `t` be the log-probabilities of student and teacher over the vocabulary, `p =
+//! exp(s)`, `q = exp(t)`, and `u` the student's logits, all at the same temperature. Since `ds_k / du_j = [k = j] -
+//! p_j`, a divergence with the partial derivatives `g_j = dD / ds_j` has the gradient `dD / du_j = g_j - p_j sum_k
+//! g_k`. This gives:
 //!
 //! | divergence | value | gradient with respect to u |
 //! |---|---|---|
@@ -14,15 +14,15 @@
 //! | skew reverse KL, a | `sum p (s - m)`, `m = log(a p + (1 - a) q)` | `p (h - sum p h)`, `h = s - m - a p / exp(m)` |
 //! | total variation | `1/2 sum abs(p - q)` | `1/2 p (h - sum p h)`, `h = sign(p - q)` |
 //!
-//! where JSD has `m = log(beta q + (1 - beta) p)`.
+//! For JSD, `m = log(beta q + (1 - beta) p)`.
 //!
-//! Mixtures are formed as `logaddexp` of the two logarithms, so that a probability that underflows leaves a
-//! finite logarithm; every quotient by a mixture is the exponential of a difference that is bounded above.
+//! A mixture is the `logaddexp` of the two logarithms, so its logarithm stays finite if a probability underflows.
+//! Every quotient by a mixture is the exponential of a difference that is bounded above.
 //!
 //! Sources: forward KL: Hinton et al., 2015; reverse KL: Gu et al., "MiniLLM", 2024; JSD: Agarwal et al.,
-//! "On-Policy Distillation of Language Models" (GKD), 2024, in the convention of TRL, in which beta weighs
-//! the teacher; skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence
-//! Minimization for Sequence-Level Knowledge Distillation", 2023.
+//! "On-Policy Distillation of Language Models" (GKD), 2024, in TRL's convention, in which beta weights the teacher;
+//! skew KLs: Ko et al., "DistiLLM", 2024; total variation: Wen et al., "f-Divergence Minimization for
+//! Sequence-Level Knowledge Distillation", 2023.
 
 use ddk_kernel::Divergence;
 use tch::{TchError, Tensor};
@@ -37,8 +37,8 @@ pub(crate) struct Diverged {
     pub(crate) probabilities: Tensor,
 }
 
-/// `log_student`: log-probabilities; `teacher`: logits; both at the temperature, `[count, vocabulary]`. Both
-/// are used up: at most four matrices of their shape exist at a time.
+/// `log_student` holds log-probabilities and `teacher` holds logits, both `[count, vocabulary]` and at the
+/// temperature. Consumes both: at most four matrices of their shape exist at a time.
 pub(crate) fn diverge(
     divergence: Divergence,
     log_student: Tensor,
@@ -63,7 +63,7 @@ pub(crate) fn diverge(
     }
 }
 
-/// `sum q (t - s)` for each position, and q.
+/// Returns `sum q (t - s)` for each position, and also q.
 pub(crate) fn forward_kl(
     log_student: &Tensor,
     teacher: Tensor,
@@ -78,7 +78,8 @@ pub(crate) fn forward_kl(
 fn reverse_kl(log_student: Tensor, teacher: Tensor) -> Result<Diverged, TchError> {
     let mut slope = into_log_softmax(teacher)?.f_neg_()?.f_add_(&log_student)?;
     let probabilities = into_exp(log_student)?;
-    // In two passes: s - t has no bound, and where it is large the rounding of D is not small against s - t - D.
+    // Use two passes, because s - t has no bound. If it is large, the rounding error of D is not small next to the
+    // difference s - t - D.
     let first = row_dots(&probabilities, &slope)?;
     let slope = slope.f_sub_(&first.f_unsqueeze(1)?)?;
     let rest = row_dots(&probabilities, &slope)?;
@@ -153,7 +154,8 @@ fn skew_reverse_kl(log_student: Tensor, teacher: Tensor, skew: f64) -> Result<Di
 }
 
 fn total_variation(log_student: Tensor, teacher: Tensor) -> Result<Diverged, TchError> {
-    // Both sides by the same steps, so that equal logits give equal bits and the sign of their difference is 0.
+    // Compute both sides by the same steps, so that equal logits give equal bits and the sign of their difference
+    // is 0.
     let teacher_probabilities = into_exp(into_log_softmax(teacher)?)?;
     let probabilities = into_exp(log_student)?;
     let mut difference = { teacher_probabilities }.f_neg_()?.f_add_(&probabilities)?;
@@ -169,7 +171,7 @@ fn total_variation(log_student: Tensor, teacher: Tensor) -> Result<Diverged, Tch
     })
 }
 
-/// `p (h - mean)`, in the place of h; `mean`: `[count]`.
+/// Computes `p (h - mean)` in place of h. `mean` is `[count]`.
 fn centered(mut slope: Tensor, mean: &Tensor, probabilities: &Tensor) -> Result<Tensor, TchError> {
     slope.f_sub_(&mean.f_unsqueeze(1)?)?.f_mul_(probabilities)
 }
@@ -185,12 +187,12 @@ fn into_log_softmax(logits: Tensor) -> Result<Tensor, TchError> {
     logits.f_log_softmax(-1, None)
 }
 
-/// The exponential in the logarithm's place.
+/// Computes the exponential in place.
 pub(crate) fn into_exp(mut logarithm: Tensor) -> Result<Tensor, TchError> {
     logarithm.f_exp_()
 }
 
-/// The dot product of each position's two rows, without a third matrix: `[count]`.
+/// Computes the dot product of the two rows at each position without a third matrix: `[count]`.
 fn row_dots(left: &Tensor, right: &Tensor) -> Result<Tensor, TchError> {
     left.f_unsqueeze(1)?
         .f_bmm(&right.f_unsqueeze(2)?)?

@@ -1,21 +1,21 @@
-//! What can go wrong in the head.
+//! Errors of the chunked head and the layer distance.
 
 use ddk_torch::TorchError;
 
-/// An error of the head.
+/// An error of the head or the layer distance.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectiveError {
-    /// Inputs that do not belong together.
+    /// The shapes of the inputs do not match.
     #[error("{what} has the shape {got:?}, expected {expected}")]
     Shape {
         /// Which input.
         what: &'static str,
         /// Its shape.
         got: Vec<i64>,
-        /// What it should be.
+        /// The expected shape.
         expected: String,
     },
-    /// A libtorch call; a label outside of the vocabulary ends here too.
+    /// A libtorch call failed. A label outside the vocabulary also gives this error.
     #[error(transparent)]
     Torch(#[from] TorchError),
 }

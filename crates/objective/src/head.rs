@@ -1,4 +1,4 @@
-//! The chunked head: from hidden states to losses and gradients.
+//! The chunked head: computes losses and gradients from hidden states.
 
 use ddk_torch::{padded, takes_gpu_path};
 use tch::{Device, Kind, TchError, Tensor};
@@ -8,15 +8,15 @@ use crate::{
     chunk::{self, Chunk},
 };
 
-/// Which positions are scored, and what their sum is divided by.
+/// Which positions are scored, and the divisor of their sum.
 #[derive(Debug, Clone, Copy)]
 pub struct Positions<'a> {
-    /// `[positions]`, i64: the next token; negative (-100 by custom) where nothing is scored.
+    /// `[positions]`, i64: the next token; negative (-100 by convention) if the position is not scored.
     pub labels: &'a Tensor,
-    /// `[positions]`: weight of each position, in every term alike; 1 where absent.
+    /// `[positions]`: weight of each position, the same in every term. Default: 1.
     pub weights: Option<&'a Tensor>,
-    /// Predictions of the whole optimizer step (not of this micro-batch): the gradient is that of the sum
-    /// divided by it.
+    /// Number of predictions in the whole optimizer step, not in this micro-batch. The gradient is that of the sum
+    /// divided by this number.
     pub denominator: f64,
 }
 
@@ -25,35 +25,36 @@ pub struct Positions<'a> {
 pub struct HeadOptions {
     /// The loss.
     pub objective: Objective,
-    /// Logits of both models are cut to this many columns before any softmax; on a GPU, a few more are formed
-    /// and left out of it.
+    /// Logits of both models are cut to this many columns before any softmax. A GPU forms a few more columns and
+    /// leaves them out of the softmax.
     pub vocabulary: i64,
-    /// Positions at a time.
+    /// Number of positions per chunk.
     pub chunk: i64,
-    /// What is wanted beside sums and gradients.
+    /// What to return besides sums and gradients.
     pub detail: Detail,
 }
 
-/// Which values of single positions are wanted.
+/// Which values of single positions to return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
     /// None: the sums are enough.
     Sums,
-    /// Those that the loss is made of.
+    /// The terms of the loss.
     Positions,
-    /// And the teacher's own cross-entropy, where there is a teacher; its logits are formed for it even where
-    /// the loss leaves the teacher out.
+    /// Also the teacher's own cross-entropy, if there is a teacher. This forms the teacher's logits even if the
+    /// loss leaves the teacher out.
     PositionsAndTeacher,
 }
 
-/// Where gradients of the student's head are added, in place, and what the head works in.
+/// Accumulators for the gradients of the student's LM head, and the buffers of the head.
 #[derive(Debug, Default)]
 pub struct HeadGradients<'a> {
-    /// Shape of the student's matrix; rows past the vocabulary stay as they are. Absent where the matrix is frozen.
+    /// Same shape as the student's LM head. Rows past the vocabulary stay as they are. `None` if the LM head is
+    /// frozen.
     pub weight: Option<&'a mut Tensor>,
-    /// Shape of the student's bias, where it has one that learns.
+    /// Same shape as the student's bias, if it has a trainable one.
     pub bias: Option<&'a mut Tensor>,
-    /// Kept for the next call; memory of its own where absent.
+    /// Buffers to reuse in the next call. Default: temporary buffers.
     pub buffers: Option<&'a mut LogitBuffers>,
 }
 
@@ -62,33 +63,33 @@ pub struct HeadGradients<'a> {
 pub struct HeadOutput {
     /// Sum of weight x cross-entropy, nats.
     pub ce_sum: f64,
-    /// Sum of weight x divergence, nats (times T² where that is switched on); 0 without a teacher.
+    /// Sum of weight x divergence, nats (times T² if that is enabled); 0 without a teacher.
     pub kl_sum: f64,
-    /// `[positions, d_model]`, of (ce + gamma divergence) / denominator, in the hidden states' dtype.
+    /// `[positions, d_model]`: gradient of (ce + gamma divergence) / denominator, in the hidden states' dtype.
     pub hidden_gradient: Tensor,
-    /// Where asked for.
+    /// Present if requested.
     pub per_position: Option<PerPosition>,
 }
 
-/// Values of each position, each `[positions]` in the dtype of softmaxes: nats, before weights, 0 where
-/// nothing is scored.
+/// Values of each position, each `[positions]` in the dtype of the softmaxes: nats, before weights, 0 if the
+/// position is not scored.
 #[derive(Debug)]
 pub struct PerPosition {
     /// The student's cross-entropy.
     pub ce: Tensor,
-    /// The divergence from the teacher (times T² where that is switched on); 0 where the loss leaves the teacher out.
+    /// The divergence from the teacher (times T² if that is enabled); 0 if the loss leaves the teacher out.
     pub divergence: Tensor,
-    /// The teacher's own cross-entropy of the label; only with a teacher, and only where asked for.
+    /// The teacher's own cross-entropy of the label; only with a teacher, and only if requested.
     pub teacher_ce: Option<Tensor>,
 }
 
-/// Losses and gradients of all positions, chunk by chunk. Without a teacher, or at gamma 0, the teacher is
-/// left out of the loss.
+/// Computes losses and gradients of all positions, chunk by chunk. Without a teacher, or at gamma 0, the loss
+/// leaves the teacher out.
 ///
-/// Results depend on the inputs and the chunk alone; they are the same bits each time.
+/// Results depend only on the inputs and the chunk size. They have the same bits each time.
 ///
 /// # Errors
-/// Shapes that do not belong together, a label past the vocabulary, memory.
+/// If shapes do not match, if a label is past the vocabulary, or if memory runs out.
 pub fn chunked_head(
     student: &HeadInput<'_>,
     teacher: Option<&HeadInput<'_>>,
@@ -137,7 +138,7 @@ pub fn chunked_head(
                 logits.f_to_kind(kind)
             })
             .transpose()?;
-        // The logits give their place to the gradient; the cap's slope still needs them.
+        // The gradient overwrites the logits, but the slope of the cap still needs them.
         let capped = student
             .soft_cap
             .map(|_| logits.f_detach_copy())
@@ -150,8 +151,8 @@ pub fn chunked_head(
             scale: &scale.f_narrow(0, start, size)?,
             teacher_ce,
         };
-        // SAFETY: logits lie in the buffers borrowed here, of which nobody else has a handle, or are new;
-        // `capped` is a copy.
+        // SAFETY: the logits are new or in the buffers borrowed here, of which nothing else has a handle. `capped`
+        // is a copy.
         let loss = unsafe { chunk::loss(chunk, &options.objective)? };
         values.add(
             start,
@@ -180,8 +181,8 @@ pub fn chunked_head(
     values.finish(hidden_gradient)
 }
 
-/// Returns the sum of the cross-entropy (nats) over the scored positions, and their number. Computes no gradient; meant
-/// for evaluation.
+/// Returns the sum of the cross-entropy (nats) over the scored positions, and their number. Computes no gradient.
+/// For evaluation.
 ///
 /// # Errors
 /// If libtorch fails, for example because shapes do not match or memory runs out.
@@ -215,9 +216,9 @@ pub fn cross_entropy_sum(
     Ok((sum.f_double_value(&[0])?, scored))
 }
 
-/// The columns of logits to form: on a GPU a multiple of [`ddk_torch::TILE`] if the matrices have that many
-/// rows, because rows of other sizes are not aligned for the fast products. Where one of them has fewer, the
-/// vocabulary itself.
+/// Returns the number of logit columns to form. On a GPU it is a multiple of [`ddk_torch::TILE`] if the matrices
+/// have that many rows, because rows of other sizes are not aligned for the fast matmuls. If one matrix has fewer
+/// rows, it is the vocabulary size.
 fn columns(vocabulary: i64, inputs: [Option<&HeadInput<'_>>; 2]) -> i64 {
     let inputs = inputs.into_iter().flatten();
     let fits = |input: &HeadInput<'_>| {
@@ -230,11 +231,11 @@ fn columns(vocabulary: i64, inputs: [Option<&HeadInput<'_>>; 2]) -> i64 {
         .unwrap_or(vocabulary)
 }
 
-/// What padding's logits are: finite, so that no difference of two is undefined, and so low that its
-/// probability is 0 whatever the temperature.
+/// The logit of padding: finite, so that every difference of two logits is defined, and so low that its probability
+/// is 0 at any temperature.
 const HIDDEN_LOGIT: f64 = -1e30;
 
-/// Takes the columns past the vocabulary out of every softmax; their gradients are 0.
+/// Removes the columns past the vocabulary from every softmax. Their gradients are 0.
 fn hide_past(vocabulary: i64, logits: &Tensor) -> Result<(), TchError> {
     let padding = logits.size()[1] - vocabulary;
     if padding > 0 {
@@ -245,8 +246,8 @@ fn hide_past(vocabulary: i64, logits: &Tensor) -> Result<(), TchError> {
     Ok(())
 }
 
-/// `target += left x right`. Of products in another dtype than the target's, GPUs add the sums to it as they
-/// are; the CPU rounds them to the product's dtype first.
+/// Computes `target += left x right`. If the target has another dtype than the factors, GPUs add the unrounded sums
+/// to it. The CPU first rounds the sums to the dtype of the factors.
 fn accumulate(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<(), TchError> {
     let kind = target.kind();
     let _ = if kind == left.kind() {
@@ -254,7 +255,7 @@ fn accumulate(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<(), 
     } else if target.device().is_cuda() {
         target.f_addmm_dtype_out(target, left, right, kind)?
     } else if takes_gpu_path(target.device()) {
-        // The CPU has no such product: numbers of 16 bits have exact products in the target's dtype.
+        // The CPU has no such matmul. Products of 16-bit numbers are exact in the dtype of the target.
         target.f_addmm_(&left.f_to_kind(kind)?, &right.f_to_kind(kind)?)?
     } else {
         target.f_add_(&left.f_mm(right)?.f_to_kind(kind)?)?
@@ -262,7 +263,7 @@ fn accumulate(target: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<(), 
     Ok(())
 }
 
-/// Sums of the values, in f64 on the device: nothing is waited for until the end.
+/// Sums of the values, in f64 on the device, so that nothing waits for the device until the end.
 struct Values {
     sums: Tensor,
     per_position: Option<PerPosition>,

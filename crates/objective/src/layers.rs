@@ -1,41 +1,42 @@
-//! The distance between a layer of the student and one of the teacher, behind filters: TED.
+//! Computes TED's distance between a student layer and a teacher layer, both after filtering.
 //!
-//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML
-//! 2023: the mean squared difference between the student's hidden states behind a filter of its own and the
-//! teacher's behind theirs. The filters are linear maps here; how they come to be is told in `ddk-engine`.
+//! Liang et al., "Less is More: Task-aware Layer-wise Distillation for Language Model Compression", ICML 2023. The
+//! distance is the mean squared difference between the student's filtered hidden states and the teacher's. Here the
+//! filters are linear maps. `ddk-engine` describes how they are trained.
 
 use tch::{Kind, Tensor};
 
 use crate::{ObjectiveError, Positions};
 
-/// A layer of the student, and what it is to be like.
+/// A layer of the student and its target.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerInput<'a> {
     /// The student's hidden states `[positions, d_student]`.
     pub hidden: &'a Tensor,
     /// The student's filter `[d_teacher, d_student]`, in the dtype of the master weights.
     pub filter: &'a Tensor,
-    /// The teacher's hidden states behind its filter `[positions, d_teacher]`.
+    /// The teacher's filtered hidden states `[positions, d_teacher]`.
     pub target: &'a Tensor,
 }
 
 /// The distance of a layer, and its gradient.
 #[derive(Debug)]
 pub struct LayerOutput {
-    /// Sum over the scored positions of weight x the mean of the squared differences over d_teacher; not divided.
+    /// Sum over the scored positions of weight x mean squared difference over d_teacher; not divided by the
+    /// denominator.
     pub sum: f64,
-    /// `[positions, d_student]`, of `weight * distance / denominator`, in the hidden states' dtype.
+    /// `[positions, d_student]`: gradient of `weight * distance / denominator`, in the hidden states' dtype.
     pub hidden_gradient: Tensor,
 }
 
-/// The distance at the positions that are scored (the same as for every other term: padding and skipped
-/// tokens count for nothing). `weight` is what the layer's distance counts in the loss; the filter's gradient
-/// is added to `filter_gradient`.
+/// Computes the distance over the scored positions. As in every other term, padding and skipped tokens do not
+/// count. `weight` is the weight of this distance in the loss. Adds the gradient of the filter to
+/// `filter_gradient`.
 ///
 /// Differences and their squares are in fp32 (f64 for f64 inputs).
 ///
 /// # Errors
-/// Shapes that do not belong together, memory.
+/// If shapes do not match, or if memory runs out.
 pub fn layer_loss(
     input: &LayerInput<'_>,
     positions: &Positions<'_>,

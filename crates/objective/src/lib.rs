@@ -1,10 +1,10 @@
-//! The losses of distillation, computed chunk by chunk from hidden states.
+//! Computes distillation losses from hidden states, chunk by chunk.
 //!
-//! [`chunked_head`] takes the hidden states and the LM heads of student and teacher. For a chunk of positions it forms
-//! the logits, the loss, and the gradients with respect to the student's hidden states and LM head, and drops the
-//! logits again. Memory therefore does not grow with batch x length x vocabulary, and the teacher's output is `d_model`
-//! numbers per position. [`Objective`] says what to minimize. Softmaxes are in fp32 (f64 for f64 inputs) whatever the
-//! dtype of the models. [`layer_loss`] is TED's distance between layers.
+//! [`chunked_head`] takes the hidden states and LM heads of student and teacher. For each chunk of positions it
+//! forms the logits, the loss, and the gradients with respect to the student's hidden states and LM head, and then
+//! drops the logits. Memory therefore does not grow with batch x length x vocabulary, and the teacher's output is
+//! `d_model` numbers per position. [`Objective`] says what to minimize. Softmaxes are in fp32 (f64 for f64 inputs),
+//! whatever the dtype of the models. [`layer_loss`] is TED's distance between layers.
 //!
 //! ```
 //! use ddk_objective::{Objective, default_chunk};

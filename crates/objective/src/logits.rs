@@ -1,8 +1,8 @@
-//! From hidden states to logits, and gradients back.
+//! Computes logits from hidden states, and backpropagates their gradients.
 
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Hidden states and the output matrix of a model.
+/// Hidden states and LM head of a model.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadInput<'a> {
     /// `[positions, d_model]`.
@@ -11,26 +11,26 @@ pub struct HeadInput<'a> {
     pub weight: &'a Tensor,
     /// `[columns]`.
     pub bias: Option<&'a Tensor>,
-    /// Logits are multiplied by this (Cohere); 1 for most models.
+    /// Scale factor for the logits (Cohere); 1 for most models.
     pub scale: f64,
     /// Logits z become `cap * tanh(z / cap)` (Gemma 2), after the scale.
     pub soft_cap: Option<f64>,
 }
 
-/// Memory for the logits of a chunk, student's and teacher's. Kept from call to call it is got from the
-/// system once: buffers of such a size would be given back and faulted in again for every chunk.
+/// Memory for the logits of a chunk, for student and teacher. Reuse it across calls: otherwise the system takes
+/// back buffers of this size and faults them in again for every chunk.
 #[derive(Debug, Default)]
 pub struct LogitBuffers {
     pub(crate) student: Buffer,
     pub(crate) teacher: Buffer,
 }
 
-/// Memory for a matrix; grows to the largest that was asked for.
+/// Memory for a matrix. Grows to the largest size requested.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer(Option<Tensor>);
 
 impl Buffer {
-    /// A matrix without values in this memory. What it was before is overwritten.
+    /// Returns an uninitialized matrix in this memory. It overwrites the previous one.
     fn matrix(
         &mut self,
         [rows, columns]: [i64; 2],
@@ -52,7 +52,7 @@ impl Buffer {
 }
 
 impl<'a> HeadInput<'a> {
-    /// A head that is its matrix alone.
+    /// A head with no bias, scale, or cap.
     pub fn new(hidden: &'a Tensor, weight: &'a Tensor) -> Self {
         Self {
             hidden,
@@ -63,7 +63,7 @@ impl<'a> HeadInput<'a> {
         }
     }
 
-    /// The dtype of softmaxes: fp32, or f64 for f64 inputs.
+    /// The dtype of the softmaxes: fp32, or f64 for f64 inputs.
     pub(crate) fn softmax_kind(&self) -> Kind {
         match self.hidden.kind() {
             Kind::Double => Kind::Double,
@@ -71,8 +71,8 @@ impl<'a> HeadInput<'a> {
         }
     }
 
-    /// Logits `[count, columns]` of the positions `start..start + count`, in the dtype of softmaxes; in the
-    /// buffer where they are formed in that dtype.
+    /// Computes logits `[count, columns]` of the positions `start..start + count`, in the dtype of the softmaxes.
+    /// Uses the buffer if the matmul has that dtype too.
     pub(crate) fn logits(
         &self,
         start: i64,
@@ -104,7 +104,7 @@ impl<'a> HeadInput<'a> {
         Ok(logits)
     }
 
-    /// The gradient before scale and cap, from that of the finished `logits`.
+    /// Computes the gradient before scale and cap from that of the finished `logits`.
     pub(crate) fn through(
         &self,
         mut gradient: Tensor,

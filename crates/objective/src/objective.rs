@@ -1,24 +1,24 @@
-//! What the student minimizes.
+//! The objective that the student minimizes.
 
 use ddk_kernel::Divergence;
 
 /// `CE(student, labels) + gamma * D(teacher, student) + layer_weight * L(teacher, student)`: Eq. 3 of the DDK
-/// paper, with other divergences in the place of its KL, and TED's distance between layers (see
+/// paper, with a choice of divergences instead of its KL, and with TED's distance between layers (see
 /// [`crate::layer_loss`]).
 ///
-/// The cross-entropy is always at temperature 1; the divergence takes both softmaxes at `temperature`.
+/// The cross-entropy is always at temperature 1. Both softmaxes in the divergence are at `temperature`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
-    /// How far the student's distribution is from the teacher's; none: cross-entropy alone.
+    /// Divergence between the teacher's and the student's distributions. `None`: cross-entropy alone.
     pub divergence: Option<Divergence>,
-    /// Weight of the divergence; 0 leaves it out.
+    /// Weight of the divergence; 0 turns it off.
     pub gamma: f64,
     /// Temperature of both softmaxes in the divergence.
     pub temperature: f64,
-    /// Multiplies the divergence by the temperature's square, in its value and its gradient alike (Hinton et
-    /// al., 2015). The paper does not.
+    /// Multiplies the value and the gradient of the divergence by the square of the temperature (Hinton et al.,
+    /// 2015). The DDK paper does not.
     pub scale_by_temperature_squared: bool,
-    /// Weight of the distance between layers; 0 leaves it out.
+    /// Weight of the distance between layers; 0 turns it off.
     pub layer_weight: f64,
 }
 
@@ -49,7 +49,7 @@ impl Objective {
         self.divergence_weight() != 0.0 || self.layer_weight != 0.0
     }
 
-    /// What the divergence counts in the loss: gamma, or 0 where there is no divergence.
+    /// The weight of the divergence in the loss: gamma, or 0 if there is no divergence.
     pub fn divergence_weight(&self) -> f64 {
         match self.divergence {
             Some(_) => self.gamma,
@@ -57,7 +57,7 @@ impl Objective {
         }
     }
 
-    /// What the divergence at temperature T is multiplied by.
+    /// The factor of the divergence at temperature T.
     pub(crate) fn temperature_factor(&self) -> f64 {
         if self.scale_by_temperature_squared {
             self.temperature * self.temperature

@@ -1,4 +1,4 @@
-//! The head against golden values computed in float64 from the formulas.
+//! Compares the head with golden values that were computed in float64 from the formulas.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -9,7 +9,7 @@ use ddk_objective::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-/// The CPU, or what `make gpu-check` asks for.
+/// The CPU, or the device that `make gpu-check` sets.
 fn device() -> Device {
     ddk_torch::test_device().unwrap()
 }
@@ -41,12 +41,12 @@ fn vector(value: &Value) -> Tensor {
     Tensor::from_slice(&values).to_device(device())
 }
 
-/// Which positions of the goldens are scored.
+/// Mask of the scored positions of the goldens.
 fn scored() -> Tensor {
     Tensor::from_slice(&[1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]).to_device(device())
 }
 
-/// Runs the head on logits: the hidden states are the logits, the output matrix is the identity.
+/// Runs the head on logits: the hidden states are the logits, and the LM head is the identity.
 fn head(goldens: &Goldens, objective: Objective, chunk: i64, kind: Kind) -> HeadOutput {
     let [student, teacher] = ["S", "T"].map(|key| goldens.matrix(key).to_kind(kind));
     let vocabulary = student.size()[1];

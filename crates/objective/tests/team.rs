@@ -1,4 +1,4 @@
-//! The kernel beside libtorch, whose OpenMP team it takes.
+//! Tests the kernel beside libtorch, whose OpenMP team it uses.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ use tch::Tensor;
 const ROWS: usize = 37;
 const COLUMNS: usize = 501;
 
-/// Of random logits, on so many threads.
+/// Computes the losses of random logits on this many threads.
 fn computed(labels: &[i64; ROWS], threads: usize) -> (Vec<f32>, Vec<Values>) {
     let mut rng = ddk_order::stream(3, "logits", &[]);
     let mut logits = || -> Vec<f32> {
@@ -42,7 +42,7 @@ fn computed(labels: &[i64; ROWS], threads: usize) -> (Vec<f32>, Vec<Values>) {
     (student, values)
 }
 
-/// The threads of a worker of this name: its own and its team's, which inherit the name.
+/// Threads of the worker with this name: its own and those of its team, which inherit the name.
 fn threads_of(name: &str) -> BTreeSet<OsString> {
     let of_name = |task: &DirEntry| {
         fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
@@ -60,7 +60,7 @@ fn a_team_of_any_size_gives_the_same_bits_and_stays() {
         let lane = thread::Builder::new().name(name.clone()).spawn(move || {
             tch::set_num_threads(i32::try_from(threads).unwrap());
             let before = threads_of(&name);
-            // The kernel first: it makes the team, which libtorch then uses.
+            // Run the kernel first: it creates the team, which libtorch then uses.
             let first = computed(&[7; ROWS], threads);
             let team = &threads_of(&name) - &before;
             assert_eq!(team.len(), threads - 1);
@@ -86,6 +86,6 @@ fn a_panic_on_the_team_comes_back_to_its_caller() {
     let panicked = catch_unwind(AssertUnwindSafe(|| computed(&labels, 3)));
     let said = panicked.unwrap_err();
     assert!(format!("{:?}", said.downcast_ref::<&str>()).contains("past the vocabulary"));
-    // The team continues.
+    // The team still works.
     assert!(computed(&[7; ROWS], 3) == computed(&[7; ROWS], 1));
 }

@@ -1,6 +1,6 @@
-//! What GPUs compute differently (columns padded to a multiple of 128, losses by libtorch's operations, the
-//! matrix gradient added in fp32) against float64 on exactly the vocabulary's columns: every divergence, at
-//! temperatures 1 and 2, in fp32 and bf16.
+//! Compares GPU-specific computations with float64 on exactly the vocabulary's columns. GPUs pad columns to a
+//! multiple of 128, compute losses by libtorch's operations, and add the gradient of the LM head in fp32. Covers
+//! every divergence, at temperatures 1 and 2, in fp32 and bf16.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 const POSITIONS: i64 = 37;
 const VOCABULARY: i64 = 200;
-/// Rows of the output matrices: room for the columns padded to 256.
+/// Rows of the LM heads: room for the columns padded to 256.
 const TABLE: i64 = 270;
 const WIDTHS: [i64; 2] = [24, 40];
 
@@ -29,13 +29,13 @@ const DIVERGENCES: [Option<Divergence>; 9] = [
     Some(Divergence::TotalVariation),
 ];
 
-/// The CPU, or what `make gpu-check` asks for.
+/// The CPU, or the device that `make gpu-check` sets.
 fn device() -> Device {
     ddk_torch::test_device().unwrap()
 }
 
-/// Multiples of an eighth up to 1: products of two have few enough bits to be added exactly in fp32, and each
-/// fits bf16.
+/// Multiples of 1/8 up to 1. Products of two have few enough bits to be added exactly in fp32, and each number fits
+/// bf16.
 fn eighths(shape: [i64; 2], seed: i64) -> Tensor {
     let eighth = |at: i64| ((at + seed) * 7919 % 1009 % 17 - 8) as f32 / 8.0;
     let eighths: Vec<f32> = (0..shape[0] * shape[1]).map(eighth).collect();
@@ -57,7 +57,7 @@ impl Side {
         }
     }
 
-    /// The logits that the head works with, in f64: of bf16 inputs rounded to bf16.
+    /// The logits that the head works with, in f64. For bf16 inputs, they are first rounded to bf16.
     fn logits(&self) -> Tensor {
         let weight = self.weight.narrow(0, 0, VOCABULARY);
         self.hidden.mm(&weight.tr()).to_kind(Kind::Double)
@@ -109,7 +109,7 @@ fn largest(tensor: &Tensor) -> f64 {
     tensor.abs().max().double_value(&[])
 }
 
-/// The largest difference, as a share of the expected tensor's largest number.
+/// The largest difference, relative to the largest number in the expected tensor.
 fn difference(found: &Tensor, expected: &Tensor) -> f64 {
     largest(&(found.to_kind(Kind::Double) - expected)) / largest(expected).max(1e-30)
 }
@@ -117,7 +117,7 @@ fn difference(found: &Tensor, expected: &Tensor) -> f64 {
 fn compare(kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) {
     let [student, teacher] =
         [(WIDTHS[0], 1), (WIDTHS[1], 2)].map(|(width, seed)| Side::new(width, seed, kind));
-    // The reference: the identity takes the output matrix's place, so that the gradient is that of the logits.
+    // The reference uses the identity as the LM head, so that the gradient is that of the logits.
     let identity = Tensor::eye(VOCABULARY, (Kind::Double, device()));
     let [of_student, of_teacher] = [&student, &teacher].map(Side::logits);
     let expected = head(
@@ -200,8 +200,8 @@ fn compare(kind: Kind, objective: Objective, of_values: f64, of_gradients: f64) 
     assert_eq!(largest(&past), 0.0, "{what}: rows past the vocabulary");
 }
 
-/// Gradients of the logits themselves: the identity, with other rows below it for the padding, takes the output
-/// matrix's place on both paths. Within 1e-6 of each row's largest gradient.
+/// Compares gradients of the logits themselves. The identity is the LM head on both paths, with other rows below it
+/// for the padding. The tolerance is 1e-6 of the largest gradient in each row.
 fn compare_logits(objective: Objective) {
     let [student, teacher] = [1, 2].map(|seed| eighths([POSITIONS, VOCABULARY], seed) * 4.0);
     let identity = Tensor::eye(VOCABULARY, (Kind::Float, device()));
@@ -229,7 +229,7 @@ fn compare_logits(objective: Objective) {
     let off = (double(&found.hidden_gradient) - &expected)
         .abs()
         .amax([1], false);
-    // Rows that are not scored are 0 in both.
+    // Unscored rows are 0 in both.
     let scale = expected.abs().amax([1], false).clamp_min(1e-30);
     let worst = largest(&(off / scale));
     assert!(
@@ -266,7 +266,8 @@ fn in_fp32_every_objective_is_that_of_f64_on_the_vocabulary_alone() {
     }
 }
 
-/// Softmaxes are in fp32 whatever the products are in; gradients are rounded to bf16 once, for the products back.
+/// Softmaxes are in fp32, whatever the dtype of the matmuls. Gradients are rounded to bf16 once, for the backward
+/// matmuls.
 #[test]
 fn in_bf16_only_the_products_are_rounded() {
     for objective in objectives() {

@@ -1,4 +1,4 @@
-//! Randomness from seeds and positions, never from arrival order.
+//! Draws random numbers from seeds and positions, never from arrival order.
 //!
 //! Every random choice of DDK is a pure function of a seed, a label that names the choice, and the position of the
 //! choice (the epoch of a domain, an interval, …). DDK can therefore repeat a choice after a restart, on any thread, in
@@ -21,9 +21,10 @@ pub use permutation::Permutation;
 pub use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// The stream of a choice: `label` names what is chosen, `positions` where (for example the pass over a domain).
+/// Returns the random stream of a choice. `label` names the choice; `positions` gives its position (for example the
+/// epoch of a domain).
 ///
-/// The key is the BLAKE3 hash of seed, label and positions, so that neighboring seeds give unrelated streams.
+/// The key is the BLAKE3 hash of seed, label and positions, so neighboring seeds give unrelated streams.
 pub fn stream(seed: u64, label: &str, positions: &[u64]) -> ChaCha8Rng {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes());
@@ -35,7 +36,7 @@ pub fn stream(seed: u64, label: &str, positions: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
 }
 
-/// A whole number in `0..bound`, each equally likely. A bound of 0 gives 0.
+/// An integer in `0..bound`, each equally likely. A bound of 0 gives 0.
 pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     if bound == 0 {
         return 0;
@@ -55,13 +56,13 @@ pub fn unit(rng: &mut ChaCha8Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// A standard normal number (Box and Muller's transform).
+/// A standard normal number (Box-Muller transform).
 pub fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
     let radius = (-2.0 * (1.0 - unit(rng)).ln()).sqrt();
     radius * (std::f64::consts::TAU * unit(rng)).cos()
 }
 
-/// Shuffles in place (Fisher and Yates).
+/// Shuffles in place (Fisher-Yates).
 pub fn shuffle<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
     for last in (1..items.len()).rev() {
         let other = below(rng, last as u64 + 1) as usize;
@@ -123,7 +124,8 @@ mod tests {
         assert_eq!(items, (0..1000).collect::<Vec<_>>());
     }
 
-    /// A change of these numbers changes the order of every run: it needs a new format version, not a new golden.
+    /// If these numbers change, the order of every run changes. That needs a new format version, not new golden
+    /// values.
     #[test]
     fn the_streams_are_pinned() {
         let mut rng = stream(42, "golden", &[1, 2]);

@@ -1,4 +1,4 @@
-//! A random order of `0..len` that needs no memory.
+//! Computes a random order of `0..len` without storing it.
 
 use rand_chacha::rand_core::Rng;
 
@@ -6,11 +6,12 @@ use crate::stream;
 
 const ROUNDS: usize = 6;
 
-/// A bijection of `0..len` onto itself, drawn from (seed, label, positions), in constant memory and time: a
-/// corpus of any size has a fresh order of its rows for each pass, and a cursor into it is one number.
+/// A bijection of `0..len` onto itself, drawn from (seed, label, positions), in constant memory and time. A corpus of
+/// any size can have a new order of its sequences for each epoch, and a cursor into it is one number.
 ///
-/// A balanced Feistel network over the next even number of bits; values past `len` are walked on until they fall inside
-/// (Black and Rogaway, "Ciphers with arbitrary finite domains"), which takes fewer than four rounds on average.
+/// This is a balanced Feistel network over the next even number of bits. It encrypts values past `len` again until
+/// they fall inside (Black and Rogaway, "Ciphers with arbitrary finite domains"), which takes fewer than four rounds
+/// on average.
 #[derive(Debug, Clone)]
 pub struct Permutation {
     len: u64,
@@ -30,7 +31,7 @@ impl Permutation {
         }
     }
 
-    /// Where position `index` (below `len`) goes. Panics never: an index past the end is returned as it is.
+    /// Returns where position `index` (below `len`) goes. Never panics: an index past the end comes back unchanged.
     pub fn at(&self, index: u64) -> u64 {
         if index >= self.len {
             return index;
@@ -52,7 +53,7 @@ impl Permutation {
     }
 }
 
-/// A full avalanche of 64 bits (the finaliser of SplitMix64).
+/// A full avalanche of 64 bits (the finalizer of SplitMix64).
 fn mix(mut value: u64) -> u64 {
     value ^= value >> 30;
     value = value.wrapping_mul(0xbf58_476d_1ce4_e5b9);

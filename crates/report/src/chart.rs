@@ -17,7 +17,7 @@ pub struct Chart {
     pub same_scale: bool,
     /// Whether the vertical scale is logarithmic.
     pub log_scale: bool,
-    /// Side by side. The same name has the same color in all panels.
+    /// Panels, side by side. A name has the same color in all panels.
     pub panels: Vec<Panel>,
 }
 
@@ -39,7 +39,7 @@ pub enum Content {
     Bars(Vec<Bar>),
     /// Lines.
     Lines(Vec<Line>),
-    /// Areas on top of each other. Each holds its value until the next point. All have the same x.
+    /// Stacked areas. Each holds its value until the next point. All have the same x values.
     Areas(Vec<Line>),
 }
 
@@ -72,7 +72,7 @@ pub struct Level {
     pub value: f64,
 }
 
-/// Colors that can be read on light and dark, and that most eyes tell apart.
+/// Colors that are readable on light and dark backgrounds, and that most eyes can tell apart.
 pub const PALETTE: [(u8, u8, u8); 10] = [
     (0x3f, 0x7f, 0xd9),
     (0xe0, 0x81, 0x3a),
@@ -104,7 +104,7 @@ impl Chart {
         PALETTE[index.unwrap_or(0) % PALETTE.len()]
     }
 
-    /// The vertical range of a panel: from 0 for bars and areas, the values with a margin for lines.
+    /// The vertical range of a panel: from 0 for bars and areas, the range of the values with a margin for lines.
     pub fn y_range(&self, panel: &Panel) -> (f64, f64) {
         let shared = |other: &&Panel| self.same_scale || *other == panel;
         let ranges = self.panels.iter().filter(shared).map(Panel::y_range);
@@ -142,7 +142,7 @@ impl Panel {
     }
 }
 
-/// The smallest and largest finite value; a range that is not empty.
+/// The range of the finite values, widened if it would be empty.
 fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let finite = values.filter(|value| value.is_finite());
     let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
@@ -158,7 +158,7 @@ fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 impl Content {
-    /// Names and values: of bars, those in the middle of each.
+    /// Names and points. The point of a bar is at the middle of the bar.
     pub fn series(&self) -> Vec<(&str, Vec<(f64, f64)>)> {
         match self {
             Self::Bars(bars) => {

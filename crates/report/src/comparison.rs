@@ -1,7 +1,7 @@
-//! Many runs beside each other: methods by seeds, in groups where a setting is swept.
+//! Compares many runs: methods by seeds, in groups if a setting is swept.
 //!
-//! [`ComparedRun`] is what a run's folder says; a [`Comparison`] is made from these and from nothing else,
-//! and becomes Markdown, a page, JSON and SVG files.
+//! A [`ComparedRun`] holds the data of a run's folder. A [`Comparison`] is made only from these, and becomes Markdown,
+//! a page, JSON and SVG files.
 
 mod figures;
 mod text;
@@ -27,7 +27,7 @@ use crate::{
     svg::{ChartError, WIDTH, svg},
 };
 
-/// A run that is done.
+/// A finished run.
 #[derive(Debug, Clone)]
 pub struct ComparedRun {
     /// Its method.
@@ -38,7 +38,7 @@ pub struct ComparedRun {
     pub folder: PathBuf,
     /// Its `summary.json`.
     pub summary: Summary,
-    /// What its phases cost before it (DoReMi's reference and proxy, TED's filters): their sums.
+    /// The total cost of its preliminary runs (DoReMi's reference and proxy, TED's filters).
     pub phases: Costs,
     /// Its mixtures and evaluations.
     pub mixture: Mixture,
@@ -46,15 +46,15 @@ pub struct ComparedRun {
     pub scores: Scores,
 }
 
-/// What a run, or a phase of one, took.
+/// The cost of a run or of a preliminary run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Costs {
     /// FLOPs of the teacher.
     pub teacher_flops: f64,
-    /// Of the student's training.
+    /// FLOPs of the student's training.
     pub student_flops: f64,
-    /// Of evaluations.
+    /// FLOPs of evaluations.
     pub evaluation_flops: f64,
     /// Wall time.
     pub seconds: f64,
@@ -93,7 +93,7 @@ impl ComparedRun {
         })
     }
 
-    /// Of the run and its phases.
+    /// The cost of the run and its preliminary runs.
     fn costs(&self) -> Costs {
         let summary = &self.summary;
         self.phases.plus(Costs {
@@ -105,7 +105,7 @@ impl ComparedRun {
     }
 }
 
-/// Sums of the runs in `phases/`.
+/// The total cost of the runs in `phases/`.
 fn phases(folder: &Path) -> Result<Costs, RunFileError> {
     let Ok(entries) = fs::read_dir(folder.join("phases")) else {
         return Ok(Costs::default());
@@ -121,18 +121,18 @@ fn phases(folder: &Path) -> Result<Costs, RunFileError> {
     Ok(sum)
 }
 
-/// What is compared.
+/// A comparison of runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Its name.
     pub name: String,
     /// The command that made it.
     pub command: String,
-    /// The method that the others are held against, where it is among them.
+    /// The method that the others are compared with, if it is among them.
     pub reference: Option<String>,
     /// The seeds.
     pub seeds: Vec<u64>,
-    /// One a swept value; one where nothing is swept.
+    /// One group per swept value; a single group if nothing is swept.
     pub groups: Vec<Group>,
 }
 
@@ -145,72 +145,73 @@ pub struct Group {
     pub start: Model,
     /// The teacher.
     pub teacher: Model,
-    /// One a method.
+    /// One result per method.
     pub methods: Vec<MethodResult>,
     /// Its figures.
     #[serde(skip)]
     pub charts: Vec<Chart>,
 }
 
-/// A model that is the same for all.
+/// A model that is the same for all methods.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Model {
-    /// By domain.
+    /// Perplexity by domain.
     pub perplexity: ByDomain,
-    /// On other tasks.
+    /// Scores on other tasks.
     pub scores: Scores,
 }
 
-/// What a method led to.
+/// The results of a method.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MethodResult {
     /// Its name.
     pub method: String,
-    /// The runs' folders, one a seed.
+    /// The runs' folders, one per seed.
     pub folders: Vec<PathBuf>,
     /// The student's perplexity after the last step, by domain.
     pub perplexity: BTreeMap<String, Spread>,
-    /// The mean over the domains.
+    /// The mean perplexity over the domains.
     pub mean_perplexity: Spread,
-    /// Student's over teacher's, by domain.
+    /// Student's over teacher's perplexity, by domain.
     pub ratio: BTreeMap<String, Spread>,
-    /// The mean over the domains.
+    /// The mean ratio over the domains.
     pub mean_ratio: Spread,
-    /// ln(student's / teacher's), nats per token, by domain.
+    /// ln(student's / teacher's perplexity), nats per token, by domain.
     pub gap: BTreeMap<String, Spread>,
-    /// The mean over the domains.
+    /// The mean gap over the domains.
     pub mean_gap: Spread,
     /// The largest gap of each run.
     pub worst_gap: Spread,
     /// The domain with the largest gap.
     pub worst_domain: String,
-    /// Differences from the reference, seed by seed, by the names of [`Self::best_in`]; none for the reference itself.
+    /// Differences from the reference, paired by seed, with the column names of [`Self::best_in`]; `None` for the
+    /// reference itself.
     pub difference: Option<BTreeMap<String, Paired>>,
     /// Tokens trained on.
     pub tokens: Spread,
-    /// Each domain's share of them.
+    /// Each domain's share of the tokens.
     pub token_share: BTreeMap<String, Spread>,
-    /// FLOPs of the teacher, phases included.
+    /// FLOPs of the teacher, including preliminary runs.
     pub teacher_flops: Spread,
-    /// Of the student's training.
+    /// FLOPs of the student's training, including preliminary runs.
     pub student_flops: Spread,
-    /// Of evaluations.
+    /// FLOPs of evaluations, including preliminary runs.
     pub evaluation_flops: Spread,
-    /// Evaluation and mixture during the run as a share of the training's FLOPs.
+    /// FLOPs of evaluation and mixture during the run, as a share of the training's FLOPs.
     pub mixture_flops_share: Spread,
-    /// The same of the time.
+    /// Time of evaluation and mixture during the run, as a share of the training's time.
     pub mixture_seconds_share: Spread,
-    /// Wall time, phases included.
+    /// Wall time, including preliminary runs.
     pub seconds: Spread,
-    /// On other tasks, over the seeds that have them.
+    /// Scores on other tasks, over the seeds that have them.
     pub scores: BTreeMap<String, BTreeMap<String, Spread>>,
-    /// The columns (`mean_gap`, `worst_gap`, `perplexity.DOMAIN`, `mean_perplexity`) in which it is the lowest, and the
+    /// The columns (`mean_gap`, `worst_gap`, `perplexity.DOMAIN`, `mean_perplexity`) in which it is the lowest and the
     /// interval of the difference excludes zero.
     pub best_in: Vec<String>,
 }
 
 impl Group {
-    /// A group of runs: every method with the same seeds, in the order in which methods come.
+    /// Groups runs by method, in the order in which the methods first appear. Every method must have the same seeds.
     pub fn new(
         swept: Option<String>,
         runs: &[ComparedRun],
@@ -272,7 +273,7 @@ impl Group {
         group
     }
 
-    /// A part of a file's name.
+    /// The swept value as a part of file names.
     fn slug(&self) -> String {
         let plain = |character: char| {
             if character.is_ascii_alphanumeric() || character == '.' {
@@ -350,7 +351,7 @@ impl MethodResult {
         }
     }
 
-    /// FLOPs of everything.
+    /// Total FLOPs.
     fn all_flops(&self) -> f64 {
         self.teacher_flops.mean + self.student_flops.mean + self.evaluation_flops.mean
     }
@@ -382,8 +383,8 @@ impl MethodResult {
     }
 }
 
-/// Marks the lowest of each column, if its paired difference from the reference excludes zero; the reference itself
-/// if that of the next lowest does.
+/// Marks the lowest method of each column if the interval of its paired difference from the reference excludes zero.
+/// If the reference is the lowest, the difference of the next lowest decides.
 fn mark(methods: &mut [MethodResult], reference: &str) {
     let columns: Vec<String> = methods.first().map_or_else(Vec::new, |method| {
         method.columns().map(|(name, _)| name).collect()
@@ -432,15 +433,15 @@ fn scores(runs: &[&ComparedRun]) -> BTreeMap<String, BTreeMap<String, Spread>> {
 }
 
 impl Comparison {
-    /// As Markdown, with figures as files beside it (see [`Self::svgs`]).
+    /// Renders Markdown, with figures as files beside it (see [`Self::svgs`]).
     pub fn markdown(&self) -> String {
         document::markdown(&text::blocks(self))
     }
 
-    /// As a page that works without a network.
+    /// Renders a page that works offline.
     ///
     /// # Errors
-    /// A chart cannot be drawn.
+    /// If a chart cannot be drawn.
     pub fn html(&self) -> Result<String, ChartError> {
         document::page(&self.name, &text::blocks(self))
     }
@@ -448,7 +449,7 @@ impl Comparison {
     /// The figures that the Markdown refers to: name and content.
     ///
     /// # Errors
-    /// A chart cannot be drawn.
+    /// If a chart cannot be drawn.
     pub fn svgs(&self) -> Result<Vec<(String, String)>, ChartError> {
         let charts = self.groups.iter().flat_map(|group| &group.charts);
         charts

@@ -1,4 +1,4 @@
-//! A text with tables and figures, written as Markdown or as one self-contained page.
+//! A document with tables and figures, rendered as Markdown or as one self-contained page.
 
 use std::fmt;
 
@@ -7,28 +7,28 @@ use crate::{
     svg::{ChartError, WIDTH, svg},
 };
 
-/// A part of a text. Where text is marked, it is with `**` (strong) and `` ` `` (code), as Markdown has it.
+/// A part of a document. Text may have Markdown's marks `**` (strong) and `` ` `` (code).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Block {
-    /// A title of the level.
+    /// A heading: its level and its text.
     Title(u8, String),
     /// A paragraph.
     Text(String),
-    /// Lines, one below the other.
+    /// A list of lines.
     List(Vec<String>),
     /// Rows under a header.
     Table(Table),
     /// A figure.
     Figure(Chart),
-    /// A file's name and its text, folded away in a page.
+    /// A file's name and its text, collapsed in a page.
     Code(String, String),
 }
 
-/// A table: its header, and rows as long as that or shorter.
+/// A table: a header, and rows with at most as many cells.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Table(Vec<Vec<String>>);
 
-/// As Markdown; figures are files `figures/NAME.svg` beside it.
+/// Renders Markdown. Figures are files `figures/NAME.svg` beside it.
 pub fn markdown(blocks: &[Block]) -> String {
     let blocks = blocks.iter().map(|block| match block {
         Block::Title(level, text) => format!("{} {text}\n", "#".repeat(usize::from(*level))),
@@ -46,10 +46,10 @@ pub fn markdown(blocks: &[Block]) -> String {
     blocks.collect::<Vec<_>>().join("\n")
 }
 
-/// As a page that works without a network.
+/// Renders a page that works offline.
 ///
 /// # Errors
-/// A chart cannot be drawn.
+/// If a chart cannot be drawn.
 pub fn page(title: &str, blocks: &[Block]) -> Result<String, ChartError> {
     let html = |block: &Block| {
         Ok(match block {
@@ -88,23 +88,23 @@ pub fn page(title: &str, blocks: &[Block]) -> Result<String, ChartError> {
     ))
 }
 
-/// The look of the live page.
+/// The stylesheet of the live page.
 const STYLE: &str = include_str!("../../../dashboards/page/page.css");
 /// Shows the values of a chart under the pointer.
 const POINTER: &str = include_str!("../../../dashboards/page/pointer.js");
 
 impl Table {
-    /// A table with this header, without rows.
+    /// Creates a table with this header and no rows.
     pub fn new<Cell: Into<String>>(header: impl IntoIterator<Item = Cell>) -> Self {
         Self(vec![header.into_iter().map(Into::into).collect()])
     }
 
-    /// Adds a row. Cells at its end may be left out.
+    /// Adds a row. Trailing cells may be left out.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.0.push(cells.into_iter().collect());
     }
 
-    /// With more rows.
+    /// Adds rows.
     pub fn with(mut self, rows: impl IntoIterator<Item = Vec<String>>) -> Self {
         self.0.extend(rows);
         self
@@ -144,7 +144,7 @@ impl Table {
     }
 }
 
-/// As text for a terminal: columns of numbers go to the right, columns of words to the left.
+/// Text for a terminal: columns of numbers are right-aligned, columns of words left-aligned.
 impl fmt::Display for Table {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (header, rows) = self.split();
@@ -170,13 +170,13 @@ impl fmt::Display for Table {
     }
 }
 
-/// A number, perhaps in percent, or a cell where one is unknown.
+/// Whether a cell is a number, possibly in percent, or stands for an unknown number.
 fn is_number(cell: &str) -> bool {
     let number = cell.trim_end_matches([' ', '%', '?', '-']);
     number.is_empty() || number.parse::<f64>().is_ok()
 }
 
-/// Text as HTML shows it.
+/// Escapes text for HTML.
 pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -184,7 +184,7 @@ pub(crate) fn escape(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-/// Marked text as HTML.
+/// Converts marked text to HTML.
 fn inline(text: &str) -> String {
     let mut html = escape(text);
     for (mark, tag) in [("**", "strong"), ("`", "code")] {

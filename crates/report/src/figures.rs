@@ -10,12 +10,12 @@ use ddk_run::{
 
 use crate::chart::{Chart, Content, Level, Line, Panel};
 
-/// How a run went, domain by domain, along an axis of steps or tokens.
+/// The mixtures and evaluations of a run by domain, along an axis of steps or tokens.
 pub(crate) struct Course<'a> {
     pub(crate) mixture: &'a Mixture,
-    /// Where the run is now.
+    /// The position of the run's last step on the axis.
     pub(crate) end: f64,
-    /// Where an interval begins.
+    /// The position of an interval's start on the axis.
     pub(crate) x: fn(&IntervalRecord) -> f64,
 }
 
@@ -32,7 +32,7 @@ impl Course<'_> {
         domains.into_iter().map(line).collect()
     }
 
-    /// Weight of each domain, stacked. A mixture holds until the next one, or until now.
+    /// Weight of each domain, stacked. A mixture holds until the next one, or until `end`.
     pub(crate) fn weights(&self) -> Content {
         Content::Areas(self.lines(|domain| {
             let weight = |interval: &IntervalRecord| {
@@ -44,14 +44,14 @@ impl Course<'_> {
         }))
     }
 
-    /// Intervals that begin with an evaluation of their own, each with the place where it was made: several may hold
-    /// the same one.
+    /// Returns the intervals that start with a new evaluation, each with the evaluation's position on the axis. Several
+    /// intervals may have the same evaluation.
     pub(crate) fn evaluations(&self) -> Vec<(f64, &MixtureLine)> {
         let intervals = || self.mixture.intervals.iter();
         let begins = intervals().map(|interval| (interval.mixture.step, (self.x)(interval)));
         let begins: BTreeMap<u64, f64> = begins.collect();
         let placed = intervals().map(|interval| {
-            // The interval that began with the evaluation may be one that is not charted.
+            // The chart may leave out the interval that started with the evaluation.
             let at = begins.get(&interval.mixture.evaluated_at_step).copied();
             (at.unwrap_or_else(|| (self.x)(interval)), &interval.mixture)
         });
@@ -60,7 +60,7 @@ impl Course<'_> {
         evaluations
     }
 
-    /// What evaluations measured by domain, the last one of a finished run included.
+    /// Results of the evaluations by domain, including the last one of a finished run.
     pub(crate) fn measured(
         &self,
         value: fn(&MixtureLine) -> &ByDomain,
@@ -80,10 +80,10 @@ impl Course<'_> {
     }
 }
 
-/// Intervals that a chart shows at most: twice as many would not be seen.
+/// Maximum number of intervals in a chart. Twice as many would not be visible.
 const CHARTED: usize = 256;
 
-/// What charts show of a run.
+/// The data of a run that its charts show.
 #[derive(Debug)]
 pub struct RunSeries {
     name: String,
@@ -93,7 +93,7 @@ pub struct RunSeries {
 }
 
 impl RunSeries {
-    /// Of a run that is called `name`.
+    /// Takes the data of a run from its view. `name` is the name to show.
     pub fn new(name: String, view: &RunView) -> Self {
         let mut mixture = view.mixture();
         let last = mixture.intervals.len().saturating_sub(1);
@@ -199,7 +199,7 @@ pub fn runs_charts(runs: &[RunSeries]) -> Vec<Chart> {
     ]
 }
 
-/// Loss by term. Only TED has layers.
+/// Loss by term. Only TED has a layer term.
 fn losses(steps: &Steps) -> Chart {
     let terms = [
         (Scalar::Loss, "loss"),
@@ -225,7 +225,7 @@ fn scalar_line(steps: &Steps, scalar: Scalar, name: &str) -> Option<Line> {
     })
 }
 
-/// The mean of what is finite.
+/// The mean of the finite values.
 fn mean<'a>(values: impl Iterator<Item = &'a f64>) -> f64 {
     let finite: Vec<f64> = values.copied().filter(|value| value.is_finite()).collect();
     finite.iter().sum::<f64>() / finite.len() as f64
@@ -260,7 +260,7 @@ impl Chart {
     }
 }
 
-/// A gap of 0.
+/// The level line at a gap of 0.
 pub(crate) fn caught_up() -> Level {
     Level {
         name: "caught up".to_owned(),

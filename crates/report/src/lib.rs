@@ -1,7 +1,7 @@
 //! Results for people: charts ([`charts`]), a table for the terminal ([`table()`]), a report with figures
 //! ([`RunReport`]) as one self-contained page or as Markdown, and the comparison of many runs ([`Comparison`]).
 //!
-//! A [`chart`] is data that [`svg()`] draws. A text with tables and figures ([`document`]) becomes Markdown or a page.
+//! A [`chart`] is data that [`svg()`] draws. A [`document`] with tables and figures becomes Markdown or a page.
 //!
 //! ```
 //! use ddk_report::chart::{Chart, Content, Line, Panel};

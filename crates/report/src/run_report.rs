@@ -1,4 +1,4 @@
-//! The report of a run: what came out, how it came about, what went wrong meanwhile, and how to have it again.
+//! The report of a run: its results, how they came about, what went wrong, and how to reproduce the run.
 
 use std::{fs, path::Path};
 
@@ -17,13 +17,13 @@ use crate::{
     table::{facts, mean_gaps, results, worst_domain},
 };
 
-/// Maximum number of incidents that are listed; earlier ones are counted.
+/// Maximum number of incidents to list. Earlier ones are only counted.
 const LISTED: usize = 50;
 
-/// A setting that is not the default: key, default, value of the run.
+/// A setting that is not the default: key, default, value in the run.
 pub type Changed = (String, String, String);
 
-/// A run's report, to be written as a page or as Markdown with figures beside it.
+/// A run's report, which renders as a page, or as Markdown with figures beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunReport {
     name: String,
@@ -31,8 +31,8 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// The report of a run, and how its settings differ from the defaults. A run that has not ended has no summary; its
-    /// report goes as far as the run does.
+    /// Creates the report of a run. `changed` are the settings that differ from the defaults. A run that has not ended
+    /// has no summary, and its report covers the run so far.
     pub fn new(view: &RunView, changed: &[Changed]) -> Self {
         let name = view.name();
         let mut blocks = vec![Block::Title(1, name.clone())];
@@ -55,15 +55,15 @@ impl RunReport {
         Self { name, blocks }
     }
 
-    /// One page that works without a network.
+    /// Renders one page that works offline.
     ///
     /// # Errors
-    /// A chart cannot be drawn.
+    /// If a chart cannot be drawn.
     pub fn html(&self) -> Result<String, ChartError> {
         page(&self.name, &self.blocks)
     }
 
-    /// Markdown; its figures are `figures/NAME.svg` beside it.
+    /// Renders Markdown. Its figures are `figures/NAME.svg` beside it.
     pub fn markdown(&self) -> String {
         markdown(&self.blocks)
     }
@@ -102,7 +102,7 @@ fn time(view: &RunView) -> Vec<Block> {
     let rows = phases.map(|(phase, sum)| vec![phase.to_string(), duration(*sum), share(*sum)]);
     vec![
         Block::Title(2, "Where the time went".to_owned()),
-        Block::Text("The student's lane, sums over all steps:".to_owned()),
+        Block::Text("The student's time, summed over all steps:".to_owned()),
         Block::Table(Table::new(["phase", "time", "share"]).with(rows)),
     ]
 }
@@ -165,7 +165,7 @@ fn again(folder: &Path) -> Vec<Block> {
         "ddk train config.toml --set run.name=again"
     };
     vec![
-        Block::Title(2, "How to have it again".to_owned()),
+        Block::Title(2, "Reproduce this run".to_owned()),
         Block::Text(format!(
             "`{command}` with ddk {}, the settings below as config.toml, and the models and data of these hashes: \
              the same bits on a CPU with the same number of threads.",
@@ -176,7 +176,7 @@ fn again(folder: &Path) -> Vec<Block> {
     ]
 }
 
-/// Seconds since 1970 as a date and a time, UTC.
+/// Formats seconds since 1970 as a date and time in UTC.
 fn moment(seconds: f64) -> String {
     match Timestamp::from_second(seconds as i64) {
         Ok(time) => time.to_string(),

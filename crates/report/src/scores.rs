@@ -1,4 +1,4 @@
-//! Scores of lm-evaluation-harness on runs' students, from the files that it writes.
+//! Reads lm-evaluation-harness scores of runs' students, from the results files that the harness writes.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,32 @@ use serde_json::Value;
 /// The scores of one model: task to metric to value.
 pub type Scores = BTreeMap<String, BTreeMap<String, f64>>;
 
-/// A file of the harness.
+/// A results file of the harness.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Harness {
-    /// The model's folder, as `pretrained=` was given.
+    /// The model's folder, as given in `pretrained=`.
     pub model: String,
     /// Its scores.
     pub scores: Scores,
 }
 
-/// Why a file is none of the harness.
+/// Why a file is not a results file of the harness.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScoresError {
-    /// Not JSON at all.
+    /// It is not JSON.
     #[error("not JSON: {0}")]
     NotJson(String),
-    /// No scores in it.
+    /// It has no scores.
     #[error("no object `results` with a task's numbers")]
     NoResults,
-    /// No model named.
+    /// It names no model.
     #[error("`config.model_args` names no model (`pretrained=FOLDER`)")]
     NoModel,
 }
 
 /// Parses the text of a results file: `results` (task to `"metric,filter"` to number) and `config.model_args`, which
 /// names the model. Leaves out standard errors and values that are not numbers. Also leaves out the parts of a group
-/// that has a score as a whole (the subjects of MMLU).
+/// that has an overall score (the subjects of MMLU).
 ///
 /// # Errors
 /// If the text is not JSON, holds no scores, or names no model.
@@ -70,7 +70,7 @@ pub fn harness(text: &str) -> Result<Harness, ScoresError> {
     Ok(Harness { model, scores })
 }
 
-/// `model_args` is a text in older versions of the harness, an object in newer ones.
+/// `model_args` is a string in older versions of the harness and an object in newer ones.
 fn model(value: &Value) -> Option<String> {
     let arguments = value.pointer("/config/model_args")?;
     let model = match arguments {
@@ -82,7 +82,7 @@ fn model(value: &Value) -> Option<String> {
     Some(model.trim_end_matches('/').to_owned())
 }
 
-/// The one number of a task that a table shows: the first of these that there is, otherwise the first by name.
+/// Selects the one metric of a task that a table shows: the first of `FIRST` that exists, otherwise the first by name.
 pub fn shown(metrics: &BTreeMap<String, f64>) -> Option<(&str, f64)> {
     const FIRST: [&str; 5] = [
         "exact_match,strict-match",

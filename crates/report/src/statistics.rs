@@ -1,15 +1,15 @@
-//! What a few runs with different seeds say: spread, and paired differences with their confidence interval.
+//! Statistics of a few runs with different seeds: spread, and paired differences with their confidence interval.
 
 use serde::Serialize;
 
-/// Values of the same thing over seeds.
+/// Values of one quantity over seeds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spread {
-    /// One a seed.
+    /// One value per seed.
     pub values: Vec<f64>,
     /// Their mean.
     pub mean: f64,
-    /// Their standard deviation (divided by n - 1); none of a single value.
+    /// Their standard deviation (divided by n - 1); `None` for a single value.
     pub deviation: Option<f64>,
 }
 
@@ -28,11 +28,11 @@ impl Spread {
 /// Differences between two methods on the same seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Paired {
-    /// Pairs.
+    /// Number of pairs.
     pub n: usize,
-    /// Mean difference: negative where the first is smaller.
+    /// Mean difference: negative if the first is smaller.
     pub mean: f64,
-    /// The 95 % confidence interval of the mean (Student's t, n - 1 degrees of freedom); none of a single pair.
+    /// The 95 % confidence interval of the mean (Student's t, n - 1 degrees of freedom); `None` for a single pair.
     pub interval: Option<(f64, f64)>,
 }
 
@@ -52,7 +52,7 @@ impl Paired {
         Self { n, mean, interval }
     }
 
-    /// Whether zero is outside the interval; without one nothing can be said.
+    /// Whether zero is outside the interval; false if there is no interval.
     pub fn excludes_zero(&self) -> bool {
         self.interval
             .is_some_and(|(low, high)| low > 0.0 || high < 0.0)
@@ -71,9 +71,9 @@ fn deviation(values: &[f64], mean: f64) -> Option<f64> {
     Some((squares / (values.len() - 1) as f64).sqrt())
 }
 
-/// The t that 97.5 % of Student's distribution with `freedom` degrees (at least 1) lie below, by bisection.
+/// The 97.5 % quantile of Student's t distribution with `freedom` degrees of freedom (at least 1), by bisection.
 pub fn t_quantile_975(freedom: u64) -> f64 {
-    // 12.706 at one degree is the largest.
+    // The largest quantile is 12.706, at one degree of freedom.
     let (mut low, mut high) = (0.0, 13.0);
     for _ in 0..100 {
         let middle = f64::midpoint(low, high);

@@ -1,7 +1,7 @@
 //! Draws a chart as SVG, for pages and for files.
 //!
-//! Grays and colors can be read on light and on dark; a page may style texts and grid lines with CSS. The attribute
-//! `data-panels` holds the values, from which `dashboards/page/pointer.js` shows those under the pointer.
+//! Grays and colors are readable on light and dark backgrounds. A page may style text and grid lines with CSS. The
+//! attribute `data-panels` holds the values. From these, `dashboards/page/pointer.js` shows those under the pointer.
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ use crate::{
     document::escape,
 };
 
-/// Width for a page or a file of its own.
+/// Width for a page or a separate file.
 pub const WIDTH: u32 = 960;
 /// Minimum width of a panel.
 const PANEL: u32 = 300;
@@ -29,7 +29,7 @@ const PANEL: u32 = 300;
 const HEIGHT: u32 = 250;
 const LEGEND_LINE: i32 = 20;
 const INK: RGBColor = RGBColor(0x80, 0x80, 0x80);
-/// plotters makes this 12 pixels.
+/// plotters draws this 12 pixels high.
 const FONT: u32 = 15;
 
 /// A chart that cannot be drawn.
@@ -43,10 +43,10 @@ pub struct ChartError {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
-/// The chart as an SVG document, `width` pixels wide.
+/// Draws the chart as an SVG document, `width` pixels wide.
 ///
 /// # Errors
-/// The chart has values that cannot be drawn.
+/// If the chart has values that cannot be drawn.
 pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
     let width = width.max(PANEL);
     let count = chart.panels.len().max(1);
@@ -83,10 +83,10 @@ pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
     Ok(text.replacen("<svg ", &start, 1))
 }
 
-/// A name in the legend: its color, the thickness of that, and its place.
+/// A legend entry: name, color, line thickness, and position (x, y).
 type Entry<'a> = (&'a str, RGBColor, u32, i32, i32);
 
-/// The legend in as many lines as it needs.
+/// Lays out the legend in as many lines as it needs.
 fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
     let level = chart.panels.iter().find_map(|panel| panel.level.as_ref());
     let names = chart.names().into_iter();
@@ -102,7 +102,7 @@ fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
         entries.push((name, color, thickness, right, y));
         right += needed;
     }
-    // The title says what a single line is.
+    // A single line needs no legend, because the title names it.
     if entries.len() > 1 {
         entries
     } else {
@@ -154,7 +154,7 @@ impl Ranged for Axis {
     }
 }
 
-/// Draws a panel; returns what a script has to know of it: pixels of its frame, values of its lines.
+/// Draws a panel. Returns what `pointer.js` needs: the pixels of its frame and the values of its lines.
 fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
     let is_log = chart.log_scale;
     let scaled = |y: f64| if is_log { y.ln() } else { y };
@@ -220,7 +220,7 @@ fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
                 };
                 let color = color(chart, &line.name);
                 plot.draw_series(LineSeries::new(points(), color.stroke_width(2)))?;
-                // Markers on few points, so that a single one can be seen.
+                // If there are few points, mark each, so that a single point is visible.
                 let markers = points().filter(|_| line.points.len() <= 40);
                 plot.draw_series(markers.map(|point| Circle::new(point, 2, color.filled())))?;
             }
@@ -252,7 +252,7 @@ fn decades(low: f64, high: f64) -> Vec<f64> {
     inside.map(f64::ln).collect()
 }
 
-/// The areas between stacked lines: to the right along the upper edge, back along the lower one.
+/// Outlines of stacked areas: to the right along the upper edge, and back along the lower edge.
 fn outlines(lines: &[Line]) -> Vec<Vec<(f64, f64)>> {
     let mut below: Vec<f64> = vec![0.0; lines.first().map_or(0, |line| line.points.len())];
     let outline = |line: &Line| {
@@ -277,14 +277,14 @@ fn outlines(lines: &[Line]) -> Vec<Vec<(f64, f64)>> {
     lines.iter().map(outline).collect()
 }
 
-/// The values of a panel: every x once, and by name a value for each x, if there is one.
+/// The values of a panel: every x once, and for each name its value at each x, if it has one.
 fn values(chart: &Chart, panel: &Panel) -> (Vec<f64>, Vec<Value>) {
     let series = panel.content.series();
     let points = series.iter().flat_map(|(_, points)| points);
     let mut xs: Vec<f64> = points.map(|point| point.0).collect();
     xs.sort_by(f64::total_cmp);
     xs.dedup();
-    // Four digits are as many as anybody reads.
+    // Readers need no more than four digits.
     let short = |value: f64| format!("{value:.3e}").parse::<f64>().ok();
     let line = |(name, points): (&str, Vec<(f64, f64)>)| {
         let (red, green, blue) = chart.color(name);
@@ -301,7 +301,7 @@ fn values(chart: &Chart, panel: &Panel) -> (Vec<f64>, Vec<Value>) {
     (xs, lines)
 }
 
-/// A number on an axis.
+/// Formats a number for an axis.
 fn tick(value: f64) -> String {
     let plain = |value: f64| {
         let text = format!("{value:.6}");

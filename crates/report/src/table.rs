@@ -7,7 +7,7 @@ use ddk_run::{
 
 use crate::document::Table;
 
-/// A number, or a dash for one that is not known: without a teacher there is no gap.
+/// Formats a number, or a dash if it is unknown. Without a teacher, there is no gap.
 pub(crate) fn number(value: f64, decimals: usize) -> String {
     if value.is_nan() {
         "-".to_owned()
@@ -67,7 +67,7 @@ pub(crate) fn results(summary: &Summary) -> Table {
     table
 }
 
-/// Totals and where the time went, a line each.
+/// Totals and where the time went, one line each.
 pub(crate) fn facts(summary: &Summary) -> Vec<String> {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     let flops = [

@@ -1,4 +1,4 @@
-//! A comparison from fixed inputs: its text, its page, its figures.
+//! Tests a comparison of fixed inputs: its text, its page, its figures.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -89,8 +89,8 @@ fn run(method: &str, seed: u64, math: f64, prose: f64) -> ComparedRun {
     }
 }
 
-/// Three seeds of three methods: `ddk` is clearly better on math and not to be told apart on prose, `cpt` is
-/// worse everywhere.
+/// Three seeds of three methods: `ddk` is clearly better on math and indistinguishable on prose, `cpt` is worse
+/// everywhere.
 fn runs() -> Vec<ComparedRun> {
     let mut runs = Vec::new();
     for (seed, wobble) in [(0, 0.0), (1, 0.1), (2, -0.1)] {
@@ -173,9 +173,9 @@ fn figures_are_well_formed_and_show_what_they_are_of() {
         }
         assert!(!text.contains("NaN") && !text.contains("inf"), "{name}");
     }
-    // A bar for the student before and for each method, in each of two domains.
+    // In each of two domains, one bar for the student before training and one per method.
     assert_eq!(svgs[0].1.matches("<rect").count(), 2 * 4);
-    // Only the method that measures its gaps on the way, and whose mixture moves, has a panel.
+    // Only the method that measures its gaps during the run and changes its mixture has a panel.
     for (_, text) in &svgs[1..] {
         assert!(text.contains("\nddk\n</text>") && !text.contains("\nkd\n</text>"));
     }

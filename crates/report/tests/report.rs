@@ -1,4 +1,4 @@
-//! Table and page from a small run's files.
+//! Tests the table and the page made from the files of a small run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -232,7 +232,7 @@ fn what_cannot_be_read_is_said_and_the_rest_is_there() {
     assert!(text.contains("loader-math is restarted"));
 }
 
-/// The largest report that there is: as many points, intervals and events as a view holds, of twelve domains.
+/// The largest possible report for twelve domains: as many points, intervals and events as a view holds.
 #[test]
 fn a_long_run_has_a_report_of_less_than_500_kilobytes() {
     let folder = tempfile::tempdir().unwrap();

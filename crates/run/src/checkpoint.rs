@@ -1,4 +1,4 @@
-//! Checkpoints: whole or absent, verified before they are loaded.
+//! Saves checkpoints atomically and verifies them before it loads them.
 
 mod aside;
 mod disk;
@@ -22,13 +22,13 @@ use crate::{
     manifest::{FORMAT, MANIFEST, Manifest},
 };
 
-/// The file of a checkpoint that holds the loop's state (mixture, quotas, cursors, totals).
+/// The checkpoint file that holds the training loop's state (mixture, quotas, cursors, totals).
 const STATE: &str = "state.json";
 
 /// Writes the contents of a file.
 type FileWriter = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 
-/// A file of a checkpoint: a name and what writes it, to be called on the writer's thread.
+/// A checkpoint file: its name, and the function that writes it, which is called on the writer's thread.
 pub struct SnapshotFile {
     /// The name within the checkpoint's folder.
     pub name: String,
@@ -37,7 +37,7 @@ pub struct SnapshotFile {
 }
 
 impl SnapshotFile {
-    /// A file that `write` writes.
+    /// Creates a file whose contents `write` writes.
     pub fn new(
         name: impl Into<String>,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
@@ -55,15 +55,16 @@ impl std::fmt::Debug for SnapshotFile {
     }
 }
 
-/// The checkpoints of a run, in folders `step-00001000`.
+/// The checkpoints of a run, one folder per step (`step-00001000`).
 ///
-/// A save writes a hidden temporary folder, each file fsynced, the manifest with sizes and checksums last,
-/// and renames it. A checkpoint of the same step is renamed aside first and removed last. A save that is cut
-/// off at any instant leaves the ones before it, and either the old or the new one of its own step.
+/// A save writes to a hidden temporary folder, fsyncs each file, and writes the manifest with sizes and checksums
+/// last. Then it renames the folder. If the step already has a checkpoint, the save first renames the old one aside,
+/// and removes it last. A save that is interrupted at any point leaves the earlier checkpoints whole, and either the
+/// old or the new checkpoint of its own step.
 pub struct CheckpointStore {
     folder: PathBuf,
     retention: Retention,
-    /// By which the best is known.
+    /// Evaluations so far, which determine the best checkpoint.
     measured: Vec<Measured>,
     hook: Option<SaveHook>,
 }
@@ -74,11 +75,11 @@ impl std::fmt::Debug for CheckpointStore {
     }
 }
 
-/// Called with the step before each of a save's system calls that change something; its error is the call's.
-/// For faults on purpose: a process may also be ended in it.
+/// Called with the step before each system call of a save that changes the disk. The call fails with the hook's error.
+/// For fault injection, the hook may also kill the process.
 pub type SaveHook = Arc<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 
-/// A checkpoint in a list.
+/// A checkpoint, and whether it verifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Its step.
@@ -96,26 +97,26 @@ pub struct Opened<T> {
     pub step: u64,
     /// Its folder.
     pub path: PathBuf,
-    /// The loop's state.
+    /// The training loop's state.
     pub state: T,
-    /// Newer ones that did not verify, and why.
+    /// Newer checkpoints that were skipped, and why.
     pub skipped: Vec<Entry>,
 }
 
-/// What a save wrote.
+/// The result of a save.
 #[derive(Debug)]
 pub struct SaveReport {
     /// The step.
     pub step: u64,
     /// Bytes of all files.
     pub bytes: u64,
-    /// Why checkpoints that should be gone are still there. The one that was saved is whole all the same.
+    /// Why old checkpoints could not be removed. The new checkpoint is complete regardless.
     pub not_removed: Option<RunFileError>,
 }
 
 impl CheckpointStore {
-    /// Opens or creates the folder of checkpoints and cleans up after an interrupted save. Removes what is half written
-    /// or half removed, and restores the name of a checkpoint whose replacement is missing.
+    /// Opens or creates the folder of checkpoints and cleans up after an interrupted save. Removes partially written
+    /// and partially removed folders, and renames an old checkpoint back if its replacement is missing.
     ///
     /// # Errors
     /// If the folder cannot be created or read, or if a leftover cannot be removed or renamed.
@@ -129,7 +130,7 @@ impl CheckpointStore {
         };
         let disk = Disk::unhooked();
         for name in store.names()? {
-            // Earlier versions kept the name of the newest in `latest`.
+            // Earlier versions kept the name of the newest checkpoint in `latest`.
             if name.ends_with(TEMPORARY) || name == "latest" {
                 disk.remove(&folder.join(name))?;
             } else if let Some(step) = names::replaced_step(&name) {
@@ -139,7 +140,7 @@ impl CheckpointStore {
         Ok(store)
     }
 
-    /// With a hook before each system call of a save.
+    /// Sets a hook that runs before each system call of a save.
     pub fn with_hook(self, hook: SaveHook) -> Self {
         Self {
             hook: Some(hook),
@@ -147,17 +148,17 @@ impl CheckpointStore {
         }
     }
 
-    /// Changes how many of the newest stay, from the next save on.
+    /// Changes how many of the newest checkpoints to keep, from the next save on.
     pub fn keep_last(&mut self, last: usize) {
         self.retention.last = last;
     }
 
-    /// Says what was measured so far, so that the best may stay, from the next save on.
+    /// Sets the evaluations so far. From the next save on, they determine which checkpoint is the best to keep.
     pub fn measured(&mut self, measured: &[Measured]) {
         self.measured = measured.to_vec();
     }
 
-    /// Looks at the checkpoints of a folder without touching anything.
+    /// Opens the checkpoints of a folder read-only, without cleaning up.
     pub fn look(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -169,11 +170,11 @@ impl CheckpointStore {
 
     /// Saves a checkpoint. `before_manifest` makes durable what the state refers to (the journal's lines).
     ///
-    /// If anything fails, it removes what was written and leaves earlier checkpoints untouched. What fails once the
-    /// checkpoint is in its place does not fail the save; the report names it.
+    /// If anything fails, it removes what was written and leaves earlier checkpoints untouched. A failure after the
+    /// checkpoint is in place does not fail the save; the report names it.
     ///
     /// # Errors
-    /// If a file cannot be written, if `before_manifest` fails, or if the checkpoint cannot be put in its place.
+    /// If a file cannot be written, if `before_manifest` fails, or if the checkpoint cannot be renamed into place.
     pub fn save<T: Serialize>(
         &self,
         step: u64,
@@ -207,7 +208,7 @@ impl CheckpointStore {
         })
     }
 
-    /// Writes all files of a checkpoint into `folder`; returns their bytes.
+    /// Writes all files of a checkpoint into `folder` and returns their total size in bytes.
     fn write<T: Serialize>(
         &self,
         disk: &Disk,
@@ -250,26 +251,26 @@ impl CheckpointStore {
         Ok(manifest.bytes())
     }
 
-    /// Renames a checkpoint that is written whole to its name. One that has the name already stays beside it
-    /// until the new one is durable.
+    /// Renames a fully written checkpoint to its final name. An old checkpoint of that name stays beside it until the
+    /// new one is durable.
     fn put_in_place(&self, disk: &Disk, temporary: &Path, step: u64) -> Result<(), RunFileError> {
         let path = self.folder.join(names::of_step(step));
         let replaced = self.folder.join(names::of_replaced(step));
-        // From a save of this step that failed.
+        // A failed save of this step may have left one.
         self.end_replacement(disk, step)?;
         if path.exists() {
             disk.rename(&path, &replaced)?;
         }
         if let Err(error) = disk.rename(temporary, &path) {
-            // Where this fails too, the old one is still found under its other name.
+            // If this fails too, the old checkpoint is still found under its other name.
             let _ = self.end_replacement(disk, step);
             return Err(error);
         }
         disk.sync(&self.folder)
     }
 
-    /// Removes the old checkpoint of a step once the new one has its name; gives it its name back where there
-    /// is no new one.
+    /// Ends the replacement of a step's checkpoint. Removes the old one if the new one is in place, and otherwise
+    /// renames the old one back.
     fn end_replacement(&self, disk: &Disk, step: u64) -> Result<(), RunFileError> {
         let path = self.folder.join(names::of_step(step));
         let replaced = self.folder.join(names::of_replaced(step));
@@ -283,7 +284,7 @@ impl CheckpointStore {
         disk.sync(&self.folder)
     }
 
-    /// Lists all checkpoints by step, each verified.
+    /// Lists all checkpoints in the order of their steps, and verifies each.
     ///
     /// # Errors
     /// If the folder of checkpoints cannot be read. A damaged checkpoint is not an error; its entry says so.
@@ -292,7 +293,7 @@ impl CheckpointStore {
         Ok(steps.map(|step| self.entry(step)).collect())
     }
 
-    /// The checkpoint of a step, verified, whether it is there or not.
+    /// Verifies the checkpoint of a step. If there is none, the entry says so.
     pub fn entry(&self, step: u64) -> Entry {
         let path = self.path(step);
         let status = Manifest::verify(&path).map(|manifest| manifest.bytes());
@@ -302,7 +303,7 @@ impl CheckpointStore {
     /// Reads the loop's state from the checkpoint of a step, whether or not the other files verify.
     ///
     /// # Errors
-    /// Why the state cannot be read.
+    /// If the state cannot be read. The error is the reason.
     pub fn state<T: DeserializeOwned>(&self, step: u64) -> Result<T, String> {
         let text = fs::read_to_string(self.path(step).join(STATE));
         let text = text.map_err(|error| format!("{STATE}: {error}"))?;
@@ -311,7 +312,7 @@ impl CheckpointStore {
 
     /// Returns the newest checkpoint that verifies and whose state can be read, and the newer ones that were skipped.
     ///
-    /// `None` if there is no checkpoint at all.
+    /// Returns `None` if there are no checkpoints.
     ///
     /// # Errors
     /// If the folder cannot be read, or if there are checkpoints but none verifies; `skipped` says why. A run must
@@ -358,7 +359,7 @@ impl CheckpointStore {
         Ok(steps.into_iter().collect())
     }
 
-    /// Where the checkpoint of a step is: the old one, while a new one is taking its place.
+    /// The folder of a step's checkpoint. While a new checkpoint is replacing it, the folder of the old one.
     fn path(&self, step: u64) -> PathBuf {
         let path = self.folder.join(names::of_step(step));
         let replaced = self.folder.join(names::of_replaced(step));
@@ -379,9 +380,9 @@ impl CheckpointStore {
         entries.map(name).collect()
     }
 
-    /// Removes what need not stay. Only called after a save, so that of step `saved` has just been written
-    /// whole; what else may lie there of later steps is not touched, and does not count. One that cannot be
-    /// removed keeps no other from going.
+    /// Removes the checkpoints that need not be kept. Called only after a save, so the checkpoint of step `saved` is
+    /// complete. Neither touches nor counts checkpoints of later steps. If one cannot be removed, still removes the
+    /// others.
     fn retain(&self, disk: &Disk, saved: u64) -> Result<(), RunFileError> {
         let mut steps = self.steps()?;
         steps.retain(|step| *step <= saved);
@@ -406,7 +407,7 @@ pub enum NoneVerifies {
     Damaged {
         /// The folder of checkpoints.
         folder: PathBuf,
-        /// Each one, and why.
+        /// Each checkpoint, and why it does not load.
         skipped: Vec<Entry>,
     },
 }

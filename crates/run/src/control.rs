@@ -1,4 +1,4 @@
-//! What somebody can ask of a run that trains, and what it answers.
+//! Commands to a run in progress, and its replies.
 
 use std::{fmt, pin::Pin, sync::Arc};
 
@@ -19,15 +19,15 @@ pub const LONGEST_COMMAND: usize = 4 << 10;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
-    /// How the run stands.
+    /// Return the status of the run.
     Status,
     /// Save a checkpoint after the step in progress.
     Checkpoint,
-    /// Measure the student's perplexities after the step in progress. No mixture follows from them.
+    /// Evaluate the student after the step in progress, without changing the mixture.
     Evaluate,
-    /// Make no further step until told to resume.
+    /// Make no further steps until resumed.
     Pause,
-    /// Train on.
+    /// Continue training.
     Resume,
     /// Change settings from the next step on.
     Set {
@@ -49,11 +49,11 @@ pub const COMMANDS: [&str; 7] = [
     "stop",
 ];
 
-/// What was done, as JSON.
+/// The result of a command, as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Reply {
-    /// How the run stands.
+    /// The status of the run.
     Status(Box<RunStatus>),
     /// A checkpoint is on the disk.
     Checkpoint {
@@ -66,32 +66,32 @@ pub enum Reply {
     },
     /// The student was evaluated.
     Evaluate {
-        /// After this step.
+        /// The step after which it was evaluated.
         step: u64,
         /// How long it took.
         seconds: f64,
-        /// Its perplexity on each domain, where that is finite.
+        /// Its perplexity by domain, if finite.
         student_perplexity: ByDomain,
         /// The teacher's; empty if there is no teacher.
         teacher_perplexity: ByDomain,
     },
-    /// The run waits.
+    /// The run is paused.
     Pause {
-        /// After this step.
+        /// The last step before the pause.
         step: u64,
     },
-    /// The run trains on.
+    /// The run continues.
     Resume {
-        /// After this step.
+        /// The last step before the pause.
         step: u64,
-        /// How long it waited.
+        /// How long it was paused.
         seconds: f64,
     },
     /// Settings have changed.
     Set {
-        /// From this step on.
+        /// The first step that they apply to.
         step: u64,
-        /// Their values.
+        /// The new values.
         values: Assignments,
     },
     /// The run is about to end.
@@ -150,15 +150,15 @@ impl fmt::Display for Reply {
 #[error("{0}")]
 pub struct Refusal(pub String);
 
-/// What a command comes to.
+/// The outcome of a command.
 pub type Outcome = Result<Reply, Refusal>;
 
-/// An answer as it is sent. Without a reply it is a refusal.
+/// The answer that is sent to the client. Without a reply, it is a refusal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
-    /// In words.
+    /// The reply or the refusal as text.
     pub message: String,
-    /// What was done.
+    /// The reply, if the command was carried out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Reply>,
 }
@@ -178,7 +178,7 @@ impl From<Outcome> for Answer {
     }
 }
 
-/// What a command comes to, some time later.
+/// The outcome of a command, once it is known.
 pub type Asked = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// Carries out commands.

@@ -1,4 +1,4 @@
-//! What can go wrong with a run's files.
+//! Errors of a run's files.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 
 use ddk_files::FileError;
 
-/// An error of a run's folder; each names the file.
+/// An error in a run's folder. Each variant names the file or folder.
 #[derive(Debug, thiserror::Error)]
 pub enum RunFileError {
     /// A file that cannot be read or written.
@@ -18,16 +18,16 @@ pub enum RunFileError {
     Locked {
         /// The run's folder.
         folder: PathBuf,
-        /// Its process id, as it wrote it.
+        /// The process ID that the other process wrote into the lock file.
         holder: String,
     },
-    /// A new run was insisted on where one is.
+    /// A new run was required, but the folder already contains a run.
     #[error("the folder {} already contains a run", .0.display())]
     Exists(PathBuf),
-    /// A folder with files that are not a run's.
+    /// A folder that is not empty and is not a run's.
     #[error("the folder {} is not empty and is not the folder of a run (it has no config.toml)", .0.display())]
     NotARun(PathBuf),
-    /// A line that is not the record it should be.
+    /// A line that is not a valid record.
     #[error("{}:{line}: {reason}", path.display())]
     Record {
         /// The file.
@@ -37,18 +37,18 @@ pub enum RunFileError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A file of a run that cannot be read: the run's folder, and file and reason.
+    /// A file of a run that cannot be read. Holds the run's folder, and the file with the reason.
     #[error("{folder}: {problem}", folder = .0.display(), problem = .1)]
     Unreadable(PathBuf, String),
-    /// A file shorter than a checkpoint says: lines that were saved have been lost.
+    /// A file that is shorter than its checkpoint says, so saved lines have been lost.
     #[error("{} has {found} bytes, but had {expected} when the checkpoint was saved: the file was truncated or \
              replaced since then", path.display())]
     Shrunk {
         /// The file.
         path: PathBuf,
-        /// Bytes there should be at least.
+        /// The minimum length in bytes.
         expected: u64,
-        /// Bytes there are.
+        /// The actual length in bytes.
         found: u64,
     },
 }

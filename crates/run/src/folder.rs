@@ -1,4 +1,4 @@
-//! The run's folder: its paths and its lock.
+//! The paths and the lock of a run's folder.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -10,12 +10,12 @@ use std::{
 
 use crate::RunFileError;
 
-/// The first file that is made in a run's folder.
+/// The lock file, the first file that DDK creates in a run's folder.
 pub(crate) const LOCK: &str = "lock";
 
 /// A run's folder, locked for this process until it and its clones are dropped.
 ///
-/// The lock is the kernel's (`flock`): it goes with the process, however that ends, so it is never stale.
+/// The lock is the kernel's (`flock`). The kernel releases it however the process ends, so it is never stale.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
@@ -23,13 +23,13 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens the folder of a run, or makes a new one, and locks it for this process.
+    /// Opens the folder of a run, or creates a new one, and locks it for this process.
     ///
     /// # Errors
-    /// If the folder holds other things than a run, if another process has it open, or if it cannot be created or
+    /// If the folder is not empty and is not a run's, if another process has it open, or if it cannot be created or
     /// locked.
     pub fn open(path: &Path) -> Result<Self, RunFileError> {
-        // A crash may have come before the configuration was written; what is there then came after the lock.
+        // After a crash before the configuration was written, only the lock file marks the folder as a run's.
         let is_ours = Self::holds_a_run(path) || path.join(LOCK).exists();
         if path.exists() && !is_ours {
             let mut entries = fs::read_dir(path).map_err(RunFileError::io("read", path))?;
@@ -61,8 +61,8 @@ impl RunFolder {
         path.join("config.toml").exists()
     }
 
-    /// The process that works on the run in this folder, without touching its lock: a lock taken only to look
-    /// could keep a run from starting.
+    /// Returns the ID of the process that works on the run in this folder. Does not touch the lock, because taking it
+    /// only to look could keep a run from starting.
     pub fn holder(path: &Path) -> Option<u32> {
         let lock = path.join(LOCK);
         let pid: u32 = fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
@@ -112,7 +112,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// The settings as resolved.
+    /// The resolved settings.
     pub fn config(&self) -> PathBuf {
         self.path.join("config.toml")
     }
@@ -165,7 +165,7 @@ mod tests {
             RunFolder::open(folder.path()),
             Err(RunFileError::NotARun(_))
         ));
-        // What a crash leaves before there is a configuration is no other people's.
+        // A folder that a crash left without a configuration still counts as a run's.
         let begun = folder.path().join("begun");
         drop(RunFolder::create(&begun).unwrap());
         fs::write(begun.join("inputs.json"), "{}").unwrap();

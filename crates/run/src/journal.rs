@@ -1,4 +1,4 @@
-//! Appending to the JSON Lines files, and cutting them back.
+//! Appends to the JSON Lines files, and truncates them on resume.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,17 +14,17 @@ use crate::{
     records::{DrawnLine, EventKind, EventLine, MixtureLine, SampleLine, StepRecord},
 };
 
-/// Where events are appended.
+/// The file of events.
 pub(crate) const EVENTS: &str = "events.jsonl";
 
-/// Bytes of each file at a step boundary; part of a checkpoint.
+/// Length of each file in bytes at a step boundary; part of a checkpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lengths {
     /// `run.jsonl`.
     pub run: u64,
     /// `mixture.jsonl`.
     pub mixture: u64,
-    /// `samples.jsonl`; 0 where it is not written.
+    /// `samples.jsonl`; 0 if it is not written.
     pub samples: u64,
 }
 
@@ -40,7 +40,7 @@ struct Files {
     mixture: Appended,
     samples: Option<Appended>,
     events: Appended,
-    /// The last step that a line or an event told of.
+    /// The last step in a line or an event.
     last_step: u64,
 }
 
@@ -137,7 +137,7 @@ impl Journal {
         self.event(step, kind, message)
     }
 
-    /// As [`Self::event_now`]. An event that cannot be written, perhaps because the disk is full, is logged.
+    /// Works like [`Self::event_now`], but logs an event that cannot be written, for example because the disk is full.
     pub fn note(&self, kind: EventKind, message: &str) -> Option<EventLine> {
         let event = self.event_now(kind, message);
         let logged = |error: &RunFileError| {
@@ -146,7 +146,7 @@ impl Journal {
         event.inspect_err(logged).ok()
     }
 
-    /// The files' lengths, lines still in memory included.
+    /// The files' lengths, including lines still in memory.
     pub fn lengths(&self) -> Lengths {
         let files = self.files();
         Lengths {
@@ -164,7 +164,7 @@ impl Journal {
         self.files().each(Appended::flush)
     }
 
-    /// Makes every line durable. To be called before a checkpoint that records the lengths.
+    /// Makes every line durable. Call this before saving a checkpoint that records the lengths.
     ///
     /// # Errors
     /// If a file cannot be written or synced.
@@ -172,16 +172,16 @@ impl Journal {
         self.files().each(Appended::sync)
     }
 
-    /// A thread that panicked while it appended has at worst left a line out; the others continue.
+    /// Ignores poisoning: a thread that panicked while appending has at worst left out a line.
     fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// As [`record_event`], with the step of the event before.
+/// Works like [`record_event`], with the step of the last event.
 ///
 /// # Errors
-/// The file cannot be read or written.
+/// If the file cannot be read or written.
 pub fn append_event(folder: &Path, kind: EventKind, message: &str) -> Result<(), RunFileError> {
     let path = folder.join(EVENTS);
     let before = match std::fs::read_to_string(&path) {
@@ -196,7 +196,7 @@ pub fn append_event(folder: &Path, kind: EventKind, message: &str) -> Result<(),
 /// Appends an event of `step` to a run whose journal is not open. The line is on the disk when this returns.
 ///
 /// # Errors
-/// The file cannot be written.
+/// If the file cannot be written.
 pub fn record_event(
     folder: &Path,
     step: u64,
@@ -222,7 +222,7 @@ impl Files {
     }
 }
 
-/// A file that only grows.
+/// A file open for appending.
 #[derive(Debug)]
 pub(crate) struct Appended {
     path: PathBuf,

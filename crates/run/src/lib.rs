@@ -1,9 +1,9 @@
-//! Every file of a run's folder: written, read, and cut on resume.
+//! Writes and reads every file of a run's folder, and truncates the files on resume.
 //!
-//! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] are the lines of the
-//! JSON Lines files and the summary, a stable format for other programs. [`Journal`] appends them, and cuts them back
-//! when a run resumes from a checkpoint. [`CheckpointStore`] saves whole or not at all, and verifies before it loads.
-//! [`RunView`] reads a run's folder, live or finished.
+//! [`RunFolder`] knows the paths and holds the lock that keeps a second process out. [`records`] defines the lines of
+//! the JSON Lines files and the summary, in a stable format for other programs. [`Journal`] appends these lines, and
+//! truncates the files when a run resumes from a checkpoint. [`CheckpointStore`] saves checkpoints atomically and
+//! verifies them before it loads them. [`RunView`] reads a run's folder, live or finished.
 //!
 //! ```
 //! use ddk_run::{RunView, append_event, records::EventKind};

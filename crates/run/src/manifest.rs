@@ -1,19 +1,19 @@
-//! A checkpoint's manifest: what must be there, byte for byte.
+//! A checkpoint's manifest: the size and checksum of every file.
 
 use std::{collections::BTreeMap, fs::File, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-/// The manifest's file name; it is written last, so a folder without one is no checkpoint.
+/// The manifest's file name. It is written last, so a folder without it is not a checkpoint.
 pub(crate) const MANIFEST: &str = "manifest.json";
-/// The format of checkpoints; raised when it changes.
+/// The version of the checkpoint format. Raise it when the format changes.
 pub const FORMAT: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) format: u32,
     pub(crate) step: u64,
-    /// The program's version that wrote it.
+    /// The version of DDK that wrote the checkpoint.
     pub(crate) written_by: String,
     pub(crate) files: BTreeMap<String, FileEntry>,
 }
@@ -30,7 +30,7 @@ impl Manifest {
         self.files.values().map(|file| file.bytes).sum()
     }
 
-    /// Reads the manifest of `folder` and compares every file with it; what does not hold is said in words.
+    /// Reads the manifest of `folder` and compares every file with it. The error says what does not match.
     pub(crate) fn verify(folder: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(folder.join(MANIFEST))
             .map_err(|error| format!("{MANIFEST}: {error}"))?;

@@ -1,7 +1,7 @@
-//! What changes a run after its start: `overrides.jsonl`. With `config.toml` it is the plan of the run.
+//! Changes to a run after its start: `overrides.jsonl`. Together with `config.toml`, it is the plan of the run.
 //!
-//! A line is on the disk before it applies, and the file is never cut. A run that is killed therefore repeats what was
-//! changed, at the same steps.
+//! A line is on the disk before it applies, and no complete line is ever removed. A killed run therefore repeats the
+//! changes at the same steps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,13 +16,13 @@ use serde_json::Value;
 
 use crate::{RunFileError, journal::Appended, read};
 
-/// Where overrides are appended.
+/// The file of overrides.
 pub const OVERRIDES: &str = "overrides.jsonl";
 
-/// Settings by their dotted keys.
+/// Values of settings by dotted key.
 pub type Assignments = BTreeMap<String, Value>;
 
-/// Who changed something.
+/// Where a change came from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
@@ -44,9 +44,9 @@ pub enum Source {
 /// A line of `overrides.jsonl`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Override {
-    /// The first step that it applies to. Those of a recovery apply to every step that is still to be made.
+    /// The first step that it applies to. A recovery's line applies to every step from now on.
     pub step: u64,
-    /// Who asked for it.
+    /// Where it came from.
     pub source: Source,
     /// New values of settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -54,10 +54,10 @@ pub struct Override {
     /// Steps whose data is skipped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skip_steps: Vec<u64>,
-    /// Whether the lines above no longer count from `step` on, except those of recoveries.
+    /// Whether to discard what earlier lines change from `step` on, except recoveries' lines.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub discard_later: bool,
-    /// Why, if a recovery asked for it.
+    /// The reason, if a recovery made the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -70,10 +70,10 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// Reads the file in a run's folder, if there is one. A torn last line never applied, and is cut.
+    /// Reads the file in a run's folder, if there is one. Removes a torn last line, which never applied.
     ///
     /// # Errors
-    /// The file cannot be read or cut, or holds a line that is none.
+    /// If the file cannot be read or truncated, or if a line is not an override.
     pub fn open(folder: &Path) -> Result<Self, RunFileError> {
         let path = folder.join(OVERRIDES);
         let mut lines = Vec::new();
@@ -90,7 +90,7 @@ impl Overrides {
     /// Appends a line. It is on the disk when this returns.
     ///
     /// # Errors
-    /// It cannot be written. It must not apply then, and is not in the file.
+    /// If the line cannot be written. Then it is not in the file and must not apply.
     pub fn append(&self, line: Override) -> Result<(), RunFileError> {
         let error = |error| RunFileError::io("write", &self.path)(error);
         let mut bytes = serde_json::to_vec(&line).map_err(|failed| error(failed.into()))?;
@@ -118,7 +118,7 @@ impl Overrides {
         skipped.copied().collect()
     }
 
-    /// How often steps were skipped because training went wrong.
+    /// Number of times that steps were skipped because training went wrong.
     pub fn rollbacks(&self) -> u64 {
         let lines = self.lines();
         let skips = lines.iter().filter(|line| !line.skip_steps.is_empty());
@@ -132,18 +132,18 @@ impl Overrides {
         lines.flat_map(|line| line.set.clone()).collect()
     }
 
-    /// Settings that somebody has changed, as they apply to step `step`.
+    /// Settings that users have changed, as they apply to step `step`.
     pub fn up_to(&self, step: u64) -> Assignments {
         merged(by_step(&self.lines(), |_| true).range(..=step))
     }
 
-    /// What changes with step `step`.
+    /// Settings whose changes first apply to step `step`.
     pub fn at(&self, step: u64) -> Option<Assignments> {
         let values = by_step(&self.lines(), |_| true).remove(&step);
         values.filter(|values| !values.is_empty())
     }
 
-    /// What the configuration said last of settings that it has changed since the start.
+    /// The latest values of the settings that edits of the configuration have changed since the start.
     pub fn configured(&self) -> Assignments {
         let of_config = |source| matches!(source, Source::Config | Source::Sighup);
         merged(&by_step(&self.lines(), of_config))
@@ -154,8 +154,8 @@ impl Overrides {
     }
 }
 
-/// What somebody has changed, by the first step that it applies to. A later line replaces what earlier ones say of the
-/// same key for the same or a later step.
+/// Users' changes, by the first step that they apply to. A later line replaces earlier values of the same key for the
+/// same or a later step.
 fn by_step(lines: &[Override], counts: impl Fn(Source) -> bool) -> BTreeMap<u64, Assignments> {
     let mut steps = BTreeMap::<u64, Assignments>::new();
     for line in lines {
@@ -203,7 +203,7 @@ mod tests {
         for line in [
             set(5, Source::Socket, 0.5),
             set(9, Source::Sighup, 0.25),
-            // A run that was killed is at step 7 again, and somebody changes their mind.
+            // After a kill, the run is at step 7 again, and the user chooses another value.
             set(7, Source::Http, 0.125),
         ] {
             overrides.append(line).unwrap();

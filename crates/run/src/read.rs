@@ -1,4 +1,4 @@
-//! Reading a run's folder, for reports and for checks.
+//! Reads the files of a run's folder, for reports and checks.
 
 use std::{fs, path::Path};
 
@@ -34,7 +34,7 @@ pub fn record<T: DeserializeOwned>(path: &Path) -> Result<T, RunFileError> {
     serde_json::from_str(&text).map_err(|error| bad(path, error.line(), &error))
 }
 
-/// Every line of a file. A last line without a line break was being written when its writer ended; it is left out.
+/// Reads every line of a file. Leaves out a last line without a line break, which its writer did not finish.
 pub(crate) fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunFileError> {
     let text = fs::read_to_string(path).map_err(RunFileError::io("read", path))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);

@@ -1,4 +1,4 @@
-//! The records of a run's files. Keys are stable; maps are by domain name and sorted.
+//! The records of a run's files. Keys are stable. Maps have domain names as keys and are sorted.
 //!
 //! Numbers are written as the shortest decimal that reads back to the same bits. A number that is not finite
 //! is written as `null` and read back as NaN.
@@ -30,17 +30,17 @@ pub struct StepRecord {
     /// Mean divergence from the teacher over the step's predictions, nats: the one that `objective.name` selects.
     #[serde(deserialize_with = "number_or_null")]
     pub kd_loss: f64,
-    /// Weight of the divergence; 0 where there is none.
+    /// Weight of the divergence; 0 if there is none.
     pub gamma: f64,
-    /// TED: mean squared difference between the filtered layers, over the step's predictions, the filters'
-    /// width and the layers.
+    /// TED: squared difference between the filtered layers, averaged over the step's predictions, the filters' width,
+    /// and the layers.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "present_number_or_null"
     )]
     pub layer_loss: Option<f64>,
-    /// TED: weight of that.
+    /// TED: weight of `layer_loss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_weight: Option<f64>,
     /// Learning rate of the update.
@@ -50,16 +50,16 @@ pub struct StepRecord {
     pub grad_norm: f64,
     /// Tokens that the step trained on, without padding: 0 if its update was skipped.
     pub tokens: u64,
-    /// The interval whose mixture its sequences were drawn by.
+    /// The interval whose mixture its sequences were drawn from.
     pub interval: u64,
-    /// Why the update was not made, if it was skipped.
+    /// Why the update was skipped, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
     /// Seconds by phase.
     pub seconds: PhaseSeconds,
 }
 
-/// A line of `mixture.jsonl`: the mixture of an interval, when it is set.
+/// A line of `mixture.jsonl`: the mixture of an interval, written when it is set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MixtureLine {
     /// The interval, from 0.
@@ -68,48 +68,49 @@ pub struct MixtureLine {
     pub step: u64,
     /// Name of the policy.
     pub policy: String,
-    /// Weight of the discrepancy against the floor, where the policy has one.
+    /// Weight of the discrepancy relative to the floor, if the policy has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// What the policy decided.
+    /// The weights that the policy decided.
     pub weights: ByDomain,
-    /// The weights after limits, by which rows are drawn.
+    /// The weights after limits, from which sequences are drawn.
     pub target: ByDomain,
     /// The weights that the update started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_weights: Option<ByDomain>,
-    /// The student's perplexities, as they were measured last.
+    /// The student's perplexities at the last evaluation.
     pub student_perplexity: ByDomain,
     /// The teacher's perplexities.
     pub teacher_perplexity: ByDomain,
-    /// Student's over teacher's.
+    /// Student's over teacher's perplexity.
     pub ratio: ByDomain,
-    /// Its logarithm, nats per token.
+    /// ln of the ratio, nats per token.
     pub gap: ByDomain,
-    /// The step at which the student was evaluated; before `step` where nothing was measured since.
+    /// The step at which the student was evaluated; earlier than `step` if there was no evaluation since.
     pub evaluated_at_step: u64,
-    /// Eq. 1 (interval 0).
+    /// The discrepancy factor of Eq. 1 in the DDK paper (interval 0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discrepancy: Option<ByDomain>,
-    /// The losses that the update was made from, nats: `odm`'s are those of training, of the domains that
-    /// were drawn; `sheared`'s the logarithms of the perplexities.
+    /// The losses that the update used, nats. `odm` uses the training losses of the domains that were drawn; `sheared`
+    /// uses the logarithms of the perplexities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<ByDomain>,
-    /// The losses that those were held against (`sheared`).
+    /// The losses that `losses` was compared with (`sheared`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<ByDomain>,
     /// Each domain's excess over the reference model's loss, nats, each prediction clipped at 0 (`doremi-proxy`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub excess: Option<ByDomain>,
-    /// Mean of the weights over the updates so far (`doremi-proxy`): what it is run for.
+    /// Mean of the weights over the updates so far (`doremi-proxy`): the result of the proxy run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_weights: Option<ByDomain>,
-    /// Why the update was refused; the weights stayed, and values that are not finite are left out.
+    /// Why the update was refused, if it was. Then the weights stay the same, and values that are not finite are left
+    /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
-/// A line of `mixture.jsonl`: what an interval drew, when it has ended.
+/// A line of `mixture.jsonl`: what an interval drew, written when it has ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DrawnLine {
     /// The interval.
@@ -125,11 +126,11 @@ pub struct Drawn {
     pub sequences: u64,
     /// Their tokens, without padding.
     pub tokens: u64,
-    /// Epochs of the domain since the run began, at the interval's end (1.5: half-way through the second).
+    /// Epochs of the domain from the start of the run to the interval's end (1.5: halfway through the second).
     pub epochs: f64,
 }
 
-/// A line of `samples.jsonl`: one sequence that a step was trained on.
+/// A line of `samples.jsonl`: one sequence that a step trained on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampleLine {
     /// The step.
@@ -138,7 +139,7 @@ pub struct SampleLine {
     pub sequence: u64,
     /// The domain.
     pub domain: String,
-    /// The interval whose mixture it was drawn by.
+    /// The interval whose mixture it was drawn from.
     pub interval: u64,
     /// Which epoch of the domain, from 0.
     pub epoch: u64,
@@ -146,38 +147,38 @@ pub struct SampleLine {
     pub spans: Vec<SampleSpan>,
 }
 
-/// A stretch of a document in a row.
+/// A span of a document in a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleSpan {
     /// The document's number in the prepared domain.
     pub document: u64,
-    /// The first token, counted in the document.
+    /// The first token's position in the document.
     pub offset: u64,
-    /// How many.
+    /// Number of tokens.
     pub tokens: u64,
 }
 
-/// A line of `events.jsonl`: something that happened, never cut.
+/// A line of `events.jsonl`: something that happened. Resuming a run never removes these lines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EventLine {
     /// Seconds since 1970.
     pub time: f64,
     /// The step after which it happened.
     pub step: u64,
-    /// What kind.
+    /// The kind of event.
     pub kind: EventKind,
-    /// In words.
+    /// What happened, as text.
     pub message: String,
 }
 
-/// Now, as events and Prometheus have it.
+/// The current time, in the form that events and Prometheus use.
 pub fn seconds_since_1970() -> f64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
     elapsed.map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
 impl EventLine {
-    /// Something that happens now, after this step.
+    /// An event that happens now, after `step`.
     pub(crate) fn now(step: u64, kind: EventKind, message: &str) -> Self {
         Self {
             time: seconds_since_1970(),
@@ -188,19 +189,19 @@ impl EventLine {
     }
 }
 
-/// What kind of thing happened, in alphabetical order: lists of kinds are sorted by it.
+/// The kinds of events. They are in alphabetical order, because lists of kinds are sorted by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// Somebody changed settings while the run trained.
+    /// A user changed settings while the run trained.
     Changed,
-    /// Somebody asked for the student's perplexities.
+    /// A user requested an evaluation.
     Evaluated,
-    /// A run that was done trains on.
+    /// A finished run was extended.
     Extended,
     /// The run ended with an error.
     Failed,
-    /// Somebody paused the run.
+    /// A user paused the run.
     Paused,
     /// An update of the mixture was refused.
     Refused,
@@ -224,17 +225,17 @@ pub enum EventKind {
     Shrunk,
     /// An update was skipped.
     Skipped,
-    /// The loss was a spike.
+    /// The loss spiked.
     Spike,
     /// A process started the run.
     Started,
-    /// The run was set aside, to start again at step 0. The saves before this no longer count.
+    /// The run was set aside, to start over at step 0. Earlier `saved` events no longer count.
     StartedOver,
     /// The run was told to stop.
     Stopped,
-    /// Somebody told a paused run to train on.
+    /// A user resumed a paused run.
     Unpaused,
-    /// A kind that only another version knows.
+    /// A kind from another version of DDK.
     #[serde(other)]
     Other,
 }
@@ -255,7 +256,7 @@ impl EventKind {
         Self::Other,
     ];
 
-    /// Whether somebody who reads about the run wants to know of it.
+    /// Whether this is an incident, not part of the normal course of a run.
     pub fn is_incident(self) -> bool {
         !Self::ROUTINE.contains(&self)
     }
@@ -267,19 +268,19 @@ impl fmt::Display for EventKind {
     }
 }
 
-/// Why a run is done.
+/// The limit that ended a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// The set number of steps.
+    /// The maximum number of steps.
     MaxSteps,
-    /// The set number of intervals.
+    /// The maximum number of intervals.
     MaxIntervals,
     /// The token budget.
     MaxTokens,
     /// Every domain's gap is at most `run.target_gap`.
     TargetGap,
-    /// The set number of epochs of the data.
+    /// The maximum number of epochs of the data.
     MaxEpochs,
 }
 
@@ -296,45 +297,47 @@ pub struct Summary {
     pub domains: BTreeMap<String, DomainSummary>,
     /// Optimizer steps made.
     pub steps: u64,
-    /// Intervals begun.
+    /// Intervals started.
     pub intervals: u64,
     /// Tokens trained on, without padding.
     pub tokens: u64,
-    /// From the start of the program to its end, sums over restarts.
+    /// Time from the start of the program to its end, summed over restarts.
     pub seconds: f64,
-    /// From the first batch sent to the last step, evaluations included.
+    /// Time from the first batch sent to the last step, including evaluations.
     pub distill_seconds: f64,
     /// `tokens / distill_seconds`.
     pub tokens_per_second: f64,
     /// The teachers' busy time (CPU time over threads, or device time) within `distill_seconds`.
     pub teacher_busy_seconds: f64,
-    /// The student worker's, without its evaluations.
+    /// The student worker's busy time, without its evaluations.
     pub student_busy_seconds: f64,
     /// Busy time of evaluations within `distill_seconds`.
     pub evaluation_seconds: f64,
     /// Time from an interval's last update to the first micro-batch of the next.
     pub boundary_seconds: f64,
-    /// Time that training waited for snapshots; saves are written beside it.
+    /// Time that training waited for snapshots. Checkpoints are written in the background.
     pub save_stall_seconds: f64,
-    /// Time that somebody paused the run for.
+    /// Time that the run was paused.
     pub paused_seconds: f64,
     /// (teacher + student + evaluation) / `distill_seconds`.
     pub overlap: f64,
-    /// Share of `distill_seconds` that a replica waited for rows on average, although a mixture to draw
-    /// them by was set.
+    /// Average share of `distill_seconds` that a teacher replica waited for sequences although there was a mixture to
+    /// draw them from.
     pub data_wait_share: f64,
-    /// Floating-point operations of the teacher's labeling, from the models' shapes and the tokens that went
-    /// through them.
+    /// Floating-point operations of the teacher's labeling, computed from the models' shapes and the tokens that they
+    /// processed.
     pub teacher_flops: f64,
-    /// Of the student's training, forward and backward.
+    /// Floating-point operations of the student's training, forward and backward.
     pub student_flops: f64,
-    /// Of all evaluations: at the start, for each mixture, at the end; the teacher's where they were not known.
+    /// Floating-point operations of all evaluations: at the start, for each mixture, and at the end. Includes the
+    /// teacher's evaluation if its perplexities were not known.
     pub evaluation_flops: f64,
-    /// Of those evaluations that mixtures were decided by: all but the last one, where the policy goes by perplexities.
+    /// Floating-point operations of the evaluations that decided mixtures: all but the last one, if the policy uses
+    /// perplexities.
     pub mixture_flops: f64,
-    /// `mixture_flops / (teacher_flops + student_flops)`: what steering costs beside plain distillation.
+    /// `mixture_flops / (teacher_flops + student_flops)`: the cost of steering relative to plain distillation.
     pub mixture_flops_share: f64,
-    /// `boundary_seconds / distill_seconds`: the same as time, with the draining and filling of the queues.
+    /// `boundary_seconds / distill_seconds`: the cost of steering in time, including draining and refilling the queues.
     pub mixture_seconds_share: f64,
     /// Largest resident memory of the process.
     pub peak_rss_bytes: u64,
@@ -345,7 +348,7 @@ pub struct Summary {
     /// The step of that student's checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exported_step: Option<u64>,
-    /// The same work done one part after the other, where it was measured.
+    /// The same work without overlap, if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
 }
@@ -356,36 +359,36 @@ pub struct DomainSummary {
     /// The student's perplexity before the first step.
     #[serde(deserialize_with = "number_or_null")]
     pub student_perplexity_before: f64,
-    /// And after the last.
+    /// The student's perplexity after the last step.
     #[serde(deserialize_with = "number_or_null")]
     pub student_perplexity_after: f64,
-    /// The teacher's.
+    /// The teacher's perplexity.
     #[serde(deserialize_with = "number_or_null")]
     pub teacher_perplexity: f64,
-    /// Student's over teacher's, before.
+    /// Student's over teacher's perplexity before the first step.
     #[serde(deserialize_with = "number_or_null")]
     pub ratio_before: f64,
-    /// And after.
+    /// The ratio after the last step.
     #[serde(deserialize_with = "number_or_null")]
     pub ratio_after: f64,
-    /// ln(student's / teacher's), nats per token, before.
+    /// ln(student's / teacher's perplexity) before the first step, nats per token.
     #[serde(deserialize_with = "number_or_null")]
     pub gap_before: f64,
-    /// And after.
+    /// The gap after the last step.
     #[serde(deserialize_with = "number_or_null")]
     pub gap_after: f64,
     /// The domain's share of all tokens trained on.
     pub token_share: f64,
 }
 
-/// Teacher and student one after the other on all threads.
+/// A measurement of teacher and student one after the other, each on all threads.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Serial {
-    /// Threads that both used in turn.
+    /// Threads that the two used in turn.
     pub threads: u64,
     /// Steps measured.
     pub steps: u64,
-    /// Their rate.
+    /// Throughput of these steps.
     pub tokens_per_second: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Starting over: what a run's files say of checkpoints that should be there, and setting all of it aside.
+//! Finds the last save that a run's events record, and sets the run's files aside to start it over.
 
 use std::{
     fs, io,
@@ -13,15 +13,15 @@ use crate::{
     records::EventKind,
 };
 
-/// What stays when all else is set aside: the lock, what has happened, the log.
+/// Files that stay when everything else is set aside: the lock, the events, the log.
 const KEPT: [&str; 3] = [LOCK, EVENTS, "run.log"];
-/// What is set aside last, in this order: without `config.toml` the folder holds no run.
+/// Files to set aside last, in this order: without `config.toml`, the folder holds no run.
 const LAST: [&str; 3] = ["checkpoints", "config.toml", "inputs.json"];
 
-/// The last step whose checkpoint was saved, by `events.jsonl`, since the run was last started over.
+/// Returns the step of the last save in `events.jsonl` since the run was last started over.
 ///
 /// # Errors
-/// An `events.jsonl` that cannot be read, and one that is not there beside the lines of steps.
+/// If `events.jsonl` cannot be read, or if it is missing although `run.jsonl` has steps.
 pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
     let (events, steps) = (folder.join(EVENTS), folder.join("run.jsonl"));
     if !events.exists() {
@@ -44,10 +44,10 @@ pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
 }
 
 impl RunFolder {
-    /// Names in a run folder of all that starting over would set aside; empty if there is no folder.
+    /// Returns the names in a run's folder that starting over would set aside; empty if there is no folder.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// If the folder cannot be read.
     pub fn made(path: &Path) -> Result<Vec<String>, RunFileError> {
         if !path.exists() {
             return Ok(Vec::new());
@@ -65,8 +65,8 @@ impl RunFolder {
         Ok(names.into_iter().filter(made).collect())
     }
 
-    /// Moves all that the run has made into a folder `aside-1`, `aside-2`, … within its own, so that it restarts at
-    /// step 0. `events.jsonl` keeps its lines and records this. If interrupted, it can be called again.
+    /// Moves everything that the run has made into a folder `aside-1`, `aside-2`, … within the run's folder, so that
+    /// the run starts over at step 0. `events.jsonl` keeps its lines and records this. If interrupted, call it again.
     ///
     /// # Errors
     /// If the run's folder cannot be read, or if a file cannot be written or moved.
@@ -82,7 +82,7 @@ impl RunFolder {
         let last = LAST.into_iter().filter(|name| path.join(name).exists());
         let all: Vec<&str> = first.chain(last).collect();
         fs::create_dir(&aside).map_err(RunFileError::io("create", &aside))?;
-        // Said first: without it, a run whose checkpoints are set aside would be taken for one that has lost them.
+        // Record this first. Otherwise, a run with its checkpoints set aside would look like one that has lost them.
         let message = format!("at step 0; the old files are in {}", aside.display());
         record_event(path, 0, EventKind::StartedOver, &message)?;
         for name in all {

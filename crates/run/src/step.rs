@@ -1,4 +1,4 @@
-//! What the engine reports of training, in the form that the loop adds up.
+//! What the engine reports about training, in the form that the training loop adds up.
 
 use std::fmt;
 
@@ -8,29 +8,29 @@ use serde::{Deserialize, Serialize};
 /// Seconds by phase, in the order in which phases were added.
 pub type PhaseSeconds = IndexMap<StepPhase, f64>;
 
-/// The sums of a micro-batch over its predicted tokens, not divided, and what they cost.
+/// The loss sums of a micro-batch over its predicted tokens (not means), and what they cost.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MicroBatchSums {
     /// Cross-entropy, nats.
     pub ce: f64,
-    /// Divergence from the teacher, nats (times T² where that is switched on).
+    /// Divergence from the teacher, nats (times T² if that is enabled).
     pub kl: f64,
     /// Distance between filtered layers, mean over the layers; 0 without filters.
     pub layer: f64,
-    /// The sums of each sequence, where the mixture asks for them; otherwise empty.
+    /// The sums of each sequence, if the mixture needs them; otherwise empty.
     pub sequences: Vec<SequenceLoss>,
     /// Predicted tokens.
     pub targets: u64,
     /// Seconds by phase.
     pub seconds: PhaseSeconds,
-    /// Floating-point operations of the teacher that labeled it, its output matrix beside the student included.
+    /// Floating-point operations of the teacher's labeling, including its LM head, which runs on the student's worker.
     pub teacher_flops: f64,
     /// Floating-point operations of the student, forward and backward.
     pub student_flops: f64,
 }
 
 impl MicroBatchSums {
-    /// Adds those of another micro-batch of the step, without its sequences.
+    /// Adds the sums of another micro-batch of the step, except its sequences.
     pub fn add(&mut self, other: Self) {
         self.ce += other.ce;
         self.kl += other.kl;
@@ -54,18 +54,18 @@ impl MicroBatchSums {
 pub struct SequenceLoss {
     /// Cross-entropy.
     pub ce: f64,
-    /// `max(student's - teacher's, 0)` of each prediction; 0 where it is not asked for.
+    /// `max(student's - teacher's, 0)` of each prediction; 0 if the mixture does not need it.
     pub excess: f64,
 }
 
-/// What an update did.
+/// The result of an update.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdateStats {
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Global gradient norm before clipping; not finite where the update was skipped for it.
+    /// Global gradient norm before clipping; not finite if the update was skipped for that reason.
     pub grad_norm: f64,
-    /// Why weights and moments were left as they were.
+    /// Why the update was skipped, if it was. Then weights and moments are unchanged.
     pub skipped: Option<String>,
     /// Seconds by phase.
     pub seconds: PhaseSeconds,
@@ -77,13 +77,13 @@ pub struct UpdateStats {
 pub enum StepPhase {
     /// Waiting for data.
     Data,
-    /// Waiting for the teacher's output, or for a turn.
+    /// Waiting for the teacher's output, or for a turn with `pipeline.time_slicing`.
     TeacherWait,
-    /// The model's forward.
+    /// The model's forward pass.
     Forward,
     /// Logits of both models, losses and their gradients.
     Head,
-    /// The model's backward.
+    /// The model's backward pass.
     Backward,
     /// Clipping and AdamW.
     Optimizer,

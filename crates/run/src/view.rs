@@ -1,7 +1,7 @@
-//! One view of a run: what its folder says, read on while the run grows.
+//! A view of a run, read incrementally from its folder while the run grows.
 //!
-//! The page, the terminal, the report and comparisons read a run through [`RunView`] and nothing else. Its memory is
-//! bounded, however long the run is: at most 1,024 points, 1,024 intervals and 250 events.
+//! The page, the terminal, the report and comparisons read a run only through [`RunView`]. Its memory is bounded,
+//! however long the run is: at most 1,024 points, 1,024 intervals and 250 events.
 
 mod events;
 mod limits;
@@ -37,21 +37,21 @@ use crate::{
     },
 };
 
-/// Steps that a current value is the mean of.
+/// Number of recent steps that current values are averaged over.
 const RECENT: usize = 50;
-/// The folder in a run's that holds the runs it begins with.
+/// The subfolder of a run's folder that holds its preliminary runs.
 const STAGES: &str = "phases";
-/// Looks that the pace is measured over: ten minutes at one per second.
+/// Number of refreshes that the pace is measured over: ten minutes at one per second.
 const LOOKS: usize = 600;
 
-/// How a run stands: `/api/status`. Numbers that are not finite or not known are absent or `null`.
+/// The status of a run: `/api/status`. Numbers that are not finite or not known are absent or `null`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunStatus {
-    /// Name of the run: that of its folder.
+    /// Name of the run, which is the name of its folder.
     pub name: String,
-    /// What it does.
+    /// Its state.
     pub state: State,
-    /// Why it is done, if it is.
+    /// Why it finished, if it has.
     pub stop_reason: Option<StopReason>,
     /// The last optimizer step.
     pub step: u64,
@@ -63,7 +63,7 @@ pub struct RunStatus {
     pub tokens: u64,
     /// Tokens at which it ends, if there is such a limit.
     pub token_limit: Option<u64>,
-    /// Seconds since the first start, pauses included; for a finished run, what it took.
+    /// Seconds since the first start, including pauses; for a finished run, its total time.
     pub seconds: Option<f64>,
     /// Estimated seconds until the end.
     pub seconds_left: Option<f64>,
@@ -81,24 +81,24 @@ pub struct RunStatus {
     pub evaluated_at_step: Option<u64>,
     /// By domain, in the order of their names.
     pub domains: Vec<Domain>,
-    /// The runs that it begins with, in their order: DoReMi's reference and proxy, TED's filters.
+    /// Its preliminary runs in order: DoReMi's reference and proxy, TED's filters.
     pub stages: Vec<Stage>,
     /// Number of incidents by kind.
     pub incidents: BTreeMap<EventKind, u64>,
     /// The last checkpoint.
     pub saved: Option<Saved>,
-    /// What of the run's files cannot be read.
+    /// What cannot be read in the run's files.
     pub problems: Vec<String>,
     /// How often each part of the view has changed.
     pub revisions: Revisions,
 }
 
-/// A run that another one begins with.
+/// A preliminary run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     /// `reference`, `proxy` or `filters`.
     pub name: String,
-    /// What it does.
+    /// Its state.
     pub state: State,
     /// Its last step.
     pub step: u64,
@@ -135,18 +135,18 @@ impl fmt::Display for RunStatus {
     }
 }
 
-/// Counters that rise when a part of the view changes, so that a client asks only for what is new.
+/// Counters that rise when a part of the view changes, so that a client requests only what is new.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revisions {
-    /// Of the steps and their charts.
+    /// Counts changes of the steps and their charts.
     pub steps: u64,
-    /// Of the mixtures and their charts.
+    /// Counts changes of the mixtures and their charts.
     pub mixture: u64,
-    /// Of the events.
+    /// Counts changes of the events.
     pub events: u64,
 }
 
-/// What a run does.
+/// The state of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -154,17 +154,17 @@ pub enum State {
     Starting,
     /// It trains.
     Running,
-    /// Somebody paused it.
+    /// It is paused.
     Paused,
     /// Its process rewinds to the last checkpoint.
     Recovering,
-    /// The last step is made, or the run was told to stop: it exports the student and writes the report.
+    /// The last step is done, or the run was told to stop: it exports the student and writes the report.
     Ending,
-    /// It is done and has a summary.
+    /// It has finished and has a summary.
     Finished,
-    /// It is not done, and no process works on it; the last one was told to stop, or was killed.
+    /// It has not finished, and no process works on it. The last process was told to stop, or was killed.
     Stopped,
-    /// It is not done, and its last process ended with an error.
+    /// It has not finished, and its last process ended with an error.
     Failed,
 }
 
@@ -190,7 +190,7 @@ pub struct Mixture {
     pub after: Option<BTreeMap<String, DomainSummary>>,
 }
 
-/// A run's folder and what has been read of it.
+/// A run's folder and what has been read from it.
 #[derive(Debug)]
 pub struct RunView {
     folder: PathBuf,
@@ -200,12 +200,12 @@ pub struct RunView {
     limits: Option<Limits>,
     summary: Option<Summary>,
     stages: BTreeMap<PathBuf, Self>,
-    /// When somebody looked, and the step then.
+    /// The times of the last refreshes, and the step at each.
     looks: VecDeque<(Instant, u64)>,
     problems: Vec<String>,
 }
 
-/// What has been gathered from `run.jsonl`.
+/// Data gathered from `run.jsonl`.
 #[derive(Debug, Default)]
 struct StepLog {
     series: ScalarSeries,
@@ -231,7 +231,7 @@ fn add_seconds(sums: &mut PhaseSeconds, seconds: &PhaseSeconds, weight: f64) {
     }
 }
 
-/// A span of time in the two largest units.
+/// Formats a duration in its two largest units.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
     let whole = seconds.round() as u64;
@@ -246,7 +246,7 @@ pub fn duration(seconds: f64) -> String {
 }
 
 impl RunView {
-    /// A view of the run in `folder`; nothing is read yet.
+    /// Creates a view of the run in `folder`. Reads nothing yet.
     pub fn new(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -261,14 +261,14 @@ impl RunView {
         }
     }
 
-    /// A view of the run in `folder` as it is now.
+    /// Creates a view of the run in `folder` and reads its files.
     pub fn read(folder: &Path) -> Self {
         let mut view = Self::new(folder);
         view.refresh();
         view
     }
 
-    /// Reads what is new. A file that cannot be read is a problem of the run, not of the reader.
+    /// Reads what is new. If a file cannot be read, lists it in [`Self::problems`] instead of failing.
     pub fn refresh(&mut self) {
         self.problems.clear();
         self.problems.extend(self.steps.refresh());
@@ -292,7 +292,7 @@ impl RunView {
         if self.summary != before {
             self.mixtures.revision += 1;
         }
-        // A run that went back is measured anew.
+        // After a rewind, start measuring the pace again.
         if self.looks.back().is_some_and(|look| look.1 > self.step()) {
             self.looks.clear();
         }
@@ -312,7 +312,7 @@ impl RunView {
         }
     }
 
-    /// The runs that it begins with, in the order in which they began.
+    /// The preliminary runs, in the order in which they started.
     fn stages(&self) -> Vec<Stage> {
         let mut stages: Vec<&Self> = self.stages.values().collect();
         let began = |stage: &Self| stage.events.gathered.first_time.unwrap_or(f64::INFINITY);
@@ -331,7 +331,7 @@ impl RunView {
         &self.folder
     }
 
-    /// Name of the run: that of its folder.
+    /// Name of the run, which is the name of its folder.
     pub fn name(&self) -> String {
         let name = self.folder.file_name().unwrap_or(self.folder.as_os_str());
         name.to_string_lossy().into_owned()
@@ -342,17 +342,17 @@ impl RunView {
         self.recent().back().map_or(0, |line| line.step)
     }
 
-    /// `summary.json` of a run that is done.
+    /// `summary.json` of a finished run.
     pub fn summary(&self) -> Option<&Summary> {
         self.summary.as_ref()
     }
 
-    /// What cannot be read: file and reason.
+    /// The files that cannot be read, each with the reason.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
 
-    /// Seconds of all steps by phase.
+    /// Total seconds of all steps by phase.
     pub fn phases(&self) -> &PhaseSeconds {
         &self.steps.gathered.phases
     }
@@ -371,7 +371,7 @@ impl RunView {
         }
     }
 
-    /// The last 50 saves and the last 200 other events, in the order of time.
+    /// The last 50 saves and the last 200 other events, in chronological order.
     pub fn events(&self) -> Vec<EventLine> {
         self.events.gathered.shown()
     }
@@ -381,7 +381,7 @@ impl RunView {
         self.events.gathered.incidents()
     }
 
-    /// How the run stands. `process`: the state that its own process knows, if that asks.
+    /// The status of the run. `process` is the state that the run's own process knows, if that process is the caller.
     pub fn status(&self, process: Option<State>) -> RunStatus {
         let summary = self.summary.as_ref();
         let events = &self.events.gathered;
@@ -470,7 +470,7 @@ impl RunView {
         phases
     }
 
-    /// Seconds since the first start; a run that has ended no longer ages.
+    /// Seconds since the first start; for a run that has ended, until its end.
     fn seconds(&self, state: State) -> Option<f64> {
         let events = &self.events.gathered;
         if let Some(summary) = &self.summary {
@@ -495,8 +495,8 @@ impl RunView {
         finite(left * self.seconds_per_step()?)
     }
 
-    /// The pace seen while somebody looked, evaluations and saves included. Before that was long enough, the pace
-    /// of the last steps.
+    /// The pace over the last refreshes, including evaluations and saves. Until these cover enough time, the pace of
+    /// the last steps.
     fn seconds_per_step(&self) -> Option<f64> {
         if let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) {
             let seconds = (last.0 - first.0).as_secs_f64();

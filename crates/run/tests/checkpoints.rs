@@ -1,4 +1,4 @@
-//! Saves that fail and checkpoints that are damaged.
+//! Tests failed saves and damaged checkpoints.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -104,7 +104,7 @@ fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
         name: "weights.safetensors".to_owned(),
         write: Box::new(|out| {
             out.write_all(&[0; 4096])?;
-            // What the kernel answers on a full disk, from a device that is always full.
+            // `/dev/full` returns the error of a full disk.
             fs::write("/dev/full", [0; 4096]).map(|()| unreachable!("/dev/full took a write"))
         }),
     };
@@ -116,7 +116,7 @@ fn a_disk_that_fills_in_a_save_leaves_the_ones_before() {
     );
     assert!(error.to_string().contains("weights.safetensors"));
     assert_eq!(newest(&store).0, 10);
-    // What the journal cannot make durable must not be named by a manifest either.
+    // If the journal cannot be made durable, there must be no manifest either.
     let unsynced = || {
         Ok(ddk_files::write_atomically(
             Path::new("/dev/null/journal"),
@@ -142,7 +142,7 @@ fn what_a_killed_save_left_is_removed_at_the_next_start() {
     assert_eq!(newest(&store).0, 10);
 }
 
-/// A folder of an earlier version, and what a kill between two renames leaves.
+/// A folder of an earlier version that also has the leftovers of a kill between two renames.
 #[test]
 fn opening_a_folder_puts_back_what_was_replaced_and_removes_what_is_no_longer_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -152,7 +152,7 @@ fn opening_a_folder_puts_back_what_was_replaced_and_removes_what_is_no_longer_re
     fs::write(folder.path().join("latest"), "step-00000020").unwrap();
     let replaced = folder.path().join(".step-00000020.old");
     fs::rename(folder.path().join("step-00000020"), &replaced).unwrap();
-    // Somebody who only looks finds it, and touches nothing.
+    // A read-only store finds the checkpoint and changes nothing.
     let seen = CheckpointStore::look(folder.path());
     assert_eq!(newest(&seen).0, 20);
     assert_eq!(seen.entry(20).path, replaced);
@@ -166,7 +166,7 @@ fn opening_a_folder_puts_back_what_was_replaced_and_removes_what_is_no_longer_re
     assert_eq!(names, ["step-00000010", "step-00000020"]);
 }
 
-/// Of the folders that were set aside as many stay as of the others; those written last.
+/// A save keeps as many set-aside checkpoints as others, the most recently written ones.
 #[test]
 fn what_is_set_aside_does_not_pile_up() {
     let folder = tempfile::tempdir().unwrap();

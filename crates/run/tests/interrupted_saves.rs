@@ -1,6 +1,5 @@
-//! A walk through every system call of a save: at each one the save fails, or its process dies. What the next
-//! start loads is held against a list that is made here, by the order of the calls, and not read from the
-//! folder under test.
+//! Fails a save, or kills its process, at every system call. Compares what the next start loads with a list that this
+//! test derives from the order of the calls, not from the folder under test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -17,28 +16,27 @@ use std::{
 
 use ddk_run::{CheckpointStore, Retention, SaveHook, SaveReport, SnapshotFile};
 
-/// Calls that write a checkpoint of two files beside its place: its folder; create, write and fsync of
-/// weights, moments and state; the journal's fsync; create, write and fsync of the manifest; the folder's
-/// fsync.
+/// Calls that write a checkpoint of two files to a temporary folder: create the folder; create, write and fsync
+/// weights, moments and state; fsync the journal; create, write and fsync the manifest; fsync the folder.
 const WRITE: u64 = 1 + 3 * 3 + 1 + 3 + 1;
-/// Calls that rename it to its name: the rename, the fsync of the checkpoints' folder.
+/// Calls that move it into place: the rename, the fsync of the folder of checkpoints.
 const PLACE: u64 = 2;
-/// Calls that remove a checkpoint: rename, fsync, four files, its folder.
+/// Calls that remove a checkpoint: rename, fsync, four files, the folder.
 const REMOVE: u64 = 7;
 
-/// A checkpoint as the list holds it: its step and what its state says.
+/// A checkpoint in the list: its step, and the text of its state.
 type Listed = (u64, &'static str);
 
-/// A save, and what has to be there where it is interrupted at a call.
+/// A save, and what must exist after an interruption at each call.
 struct Case {
     name: &'static str,
-    /// What is saved before, keeping all of it.
+    /// Checkpoints saved before, all of them kept.
     before: &'static [Listed],
-    /// Set aside before: all after this step.
+    /// Then set aside the checkpoints after this step.
     aside_after: Option<u64>,
-    /// Saved while it is interrupted.
+    /// The checkpoint of the interrupted save.
     saved: Listed,
-    /// How many stay.
+    /// How many checkpoints to keep.
     keep: usize,
     calls: u64,
     /// The checkpoints after an interruption at this call, from 1.
@@ -47,7 +45,7 @@ struct Case {
     aside: fn(u64) -> Vec<&'static str>,
 }
 
-/// Whether the call that is interrupted comes after this one.
+/// Whether `call` completed before the interrupted one.
 fn done(interrupted: u64, call: u64) -> bool {
     interrupted > call
 }
@@ -92,7 +90,7 @@ const CASES: [Case; 4] = [
         saved: (20, "new"),
         keep: 3,
         calls: WRITE + 1 + PLACE + REMOVE,
-        // The old one is renamed aside at WRITE + 1, the new one renamed in at WRITE + 2.
+        // Call WRITE + 1 renames the old checkpoint aside, WRITE + 2 renames the new one into place.
         expected: |call| {
             if done(call, WRITE + 2) {
                 vec![(10, "a"), (20, "new")]
@@ -140,7 +138,7 @@ fn open(folder: &Path, keep: usize) -> CheckpointStore {
 }
 
 impl Case {
-    /// A folder as it is before the save.
+    /// Creates the folder as it is before the save.
     fn prepare(&self, folder: &Path) {
         let store = open(folder, 9);
         for listed in self.before {
@@ -151,7 +149,7 @@ impl Case {
         }
     }
 
-    /// The save, with this done at its n-th call.
+    /// Runs the save, with `done` called at system call `at`.
     fn save_with(
         &self,
         folder: &Path,
@@ -169,7 +167,7 @@ impl Case {
         save(&open(folder, self.keep).with_hook(hook), self.saved)
     }
 
-    /// That the next start finds exactly this, and can save.
+    /// Asserts that the next start finds exactly this, and can save.
     fn holds(&self, folder: &Path, expected: &[Listed], aside: &[&str], what: &str) {
         let store = open(folder, 9);
         let names: BTreeSet<String> = fs::read_dir(folder)
@@ -204,8 +202,8 @@ fn a_save_that_fails_at_any_call_leaves_what_the_list_says() {
             let full = || io::Error::from(io::ErrorKind::StorageFull);
             let report = case.save_with(folder.path(), call, full);
             let replaces = u64::from(case.name == "a save that replaces one");
-            // From here on the checkpoint is durable: the save has succeeded, and what could not be removed
-            // is said beside it. What the failed removal keeps is another test's.
+            // From here on the checkpoint is durable, so the save succeeds and reports what it could not remove.
+            // Another test checks what a failed removal leaves.
             if call > WRITE + replaces + PLACE {
                 assert!(report.unwrap().not_removed.is_some(), "{what}");
                 continue;
@@ -240,7 +238,8 @@ fn a_save_that_fails_at_any_call_leaves_what_the_list_says() {
     }
 }
 
-/// One that cannot be removed stays whole under its name, or goes at the next start; the others go at once.
+/// A checkpoint that cannot be removed stays whole under its name, or is removed at the next start. The others are
+/// removed at once.
 #[test]
 fn a_removal_that_fails_keeps_no_other_from_going() {
     let case = &CASES[3];
@@ -251,7 +250,7 @@ fn a_removal_that_fails_keeps_no_other_from_going() {
         case.prepare(folder.path());
         let report = case.save_with(folder.path(), call, full).unwrap();
         let error = report.not_removed.unwrap().to_string();
-        // What fails at the second call is the fsync of the folder.
+        // The second call is the fsync of the folder.
         let named = ["step-00000010", "cannot sync"][usize::from(call == first + 1)];
         assert!(error.contains(named), "call {call}: {error}");
         let mut expected = vec![(30, "c")];
@@ -269,7 +268,7 @@ fn a_removal_that_fails_keeps_no_other_from_going() {
 
 const CHILD: &str = "DDK_TEST_INTERRUPTED_SAVE";
 
-/// The process that dies: the test below again, told by the environment which save and at which call.
+/// The child process that dies: it runs the test below, and the environment names the save and the call.
 fn die_in_a_save(told: &str) -> ! {
     let words: Vec<&str> = told.splitn(3, ' ').collect();
     let [case, call, folder] = words[..] else {
@@ -299,7 +298,7 @@ fn a_process_that_dies_at_any_call_of_a_save_leaves_what_the_list_says() {
                 .unwrap();
             let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
             assert_eq!(signal, Some(6), "{what}: {output:?}");
-            // Whoever only looks sees the same before anything is cleaned up.
+            // A read-only store sees the same before the cleanup.
             let looked = CheckpointStore::look(folder.path())
                 .newest::<String>()
                 .unwrap();

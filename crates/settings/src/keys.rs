@@ -142,8 +142,8 @@ impl Key {
         }
     }
 
-    /// The row of docs/settings.md. `whole_section`: whether all keys of its section may differ, which the section
-    /// itself says.
+    /// The row of docs/settings.md. `whole_section` is true if all keys of the section may differ; the section then
+    /// says so itself.
     pub(crate) fn row(&self, whole_section: bool) -> String {
         let name = self.path.trim_end_matches(".*");
         let name = name.rsplit('.').next().unwrap_or(name);
@@ -247,7 +247,7 @@ fn key(path: String, declared: &Json, value: &Json, may_differ: bool) -> Key {
         may_grow: declared["x-may-grow"] == true,
         quick: declared["x-quick"].as_u64(),
         secret: declared["x-secret"] == true,
-        // A map has the bounds of its entries.
+        // A map uses the bounds of its entries.
         bounds: BOUNDS.map(|names| {
             let mut found = names
                 .iter()

@@ -60,7 +60,7 @@ impl Origins {
 /// Merges the layers and validates the result. `sets` are `key=value`. Of `environment`, only `DDK__` variables count.
 ///
 /// # Errors
-/// All problems, each with its place, key and value.
+/// Returns all problems, each with its place, key and value.
 pub fn load(
     files: &[PathBuf],
     sets: &[String],
@@ -103,7 +103,7 @@ pub fn load(
 }
 
 impl Settings {
-    /// These settings with new values for some keys, which are dotted paths.
+    /// Returns these settings with new values for some keys, given as dotted paths.
     ///
     /// # Errors
     /// If a key or a value is wrong.
@@ -114,7 +114,7 @@ impl Settings {
             false,
         )?];
         for (key, value) in values {
-            // Only strings look different in JSON and TOML.
+            // Only strings are written differently in JSON and TOML.
             let text = match value {
                 Json::String(text) => Value::from(text.as_str()).to_string(),
                 other => other.to_string(),
@@ -148,8 +148,8 @@ fn merge(mut layers: Vec<Layer>) -> Result<Loaded, Error> {
     Ok(Loaded { settings, origins })
 }
 
-/// A layer with one key. A value that is not TOML (`run.name=demo`) is a string. So is a secret, even if it is all
-/// digits.
+/// Creates a layer with one key. A value that is not TOML (`run.name=demo`) is a string. A secret is always a
+/// string, even if it is all digits.
 fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     if key.is_empty() || value.is_empty() {
         return Err(Error::one(
@@ -266,7 +266,7 @@ impl Reader<'_> {
             let is_root = path.is_empty();
             let path = [path, &[key]].concat();
             let is_known = known.contains(&"*") || known.contains(&key);
-            // A table in place of a value is a wrong type, which serde reports.
+            // If a table stands in place of a value, serde reports a wrong type.
             let is_table = known.is_empty() || (is_root && renamed::was_table(key));
             match renamed::new_name(&path) {
                 Some(renamed) if !is_known => self.problem(name.span(), &renamed, None),

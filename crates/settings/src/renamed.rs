@@ -106,7 +106,7 @@ const RENAMED: &[(&str, &str, &str)] = &[
     ("telemetry.file", "telemetry.metrics_file", ""),
 ];
 
-/// An error message with the current name of an earlier key.
+/// Returns an error message with the current name of a renamed key.
 pub(crate) fn new_name(path: &[&str]) -> Option<String> {
     let is = |name: &str| {
         let mut segments = name.split('.');

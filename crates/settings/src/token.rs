@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Stands for a token in everything that DDK writes.
+/// Placeholder for a token in everything that DDK writes.
 const WITHHELD: &str = "(given to the process, not written down)";
 
 /// The token that a server requires. DDK shows and writes a placeholder instead. A configuration with the placeholder
@@ -15,7 +15,7 @@ const WITHHELD: &str = "(given to the process, not written down)";
 pub struct Token(String);
 
 impl Token {
-    /// A token, usable or not.
+    /// Creates a token, usable or not.
     pub fn new(text: String) -> Self {
         Self(text)
     }
@@ -25,7 +25,7 @@ impl Token {
         (self.0 != WITHHELD).then_some(&self.0)
     }
 
-    /// Whether it is long enough not to be guessed, and needs no escaping in headers and URLs.
+    /// Whether it is too long to guess and needs no escaping in headers and URLs.
     pub fn is_usable(&self) -> bool {
         let plain =
             |character: char| character.is_ascii_alphanumeric() || "-._~".contains(character);

@@ -1,4 +1,4 @@
-//! Layers, origins, and the ready configurations.
+//! Tests the layers, the origins and the ready-made configurations.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -157,7 +157,7 @@ fn a_token_is_used_but_never_written_down() {
         for text in [&written, &origin, &format!("{:?}", loaded.settings)] {
             assert!(!text.contains(secret), "{text}");
         }
-        // What a run's folder holds reads back, but there is nothing in it to serve with.
+        // The configuration in a run's folder loads again, but it contains no token to serve with.
         let folder = tempfile::tempdir().unwrap();
         let resolved = file(folder.path(), "config.toml", &written);
         let again = with(&[resolved], &[], &[]).settings.telemetry.token;
@@ -165,7 +165,7 @@ fn a_token_is_used_but_never_written_down() {
     }
 }
 
-/// With `UPDATE=1`, as `make generate` sets it, writes them.
+/// Compares the generated files. With `UPDATE=1`, which `make generate` sets, writes them first.
 #[test]
 fn reference_and_schema_are_current() {
     let schema = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
@@ -330,7 +330,7 @@ fn a_method_stands_for_two_choices_directly_above_the_defaults() {
             assert_eq!(loaded.origins.of(key), format!("method {name}"));
         }
     }
-    // What is written wins, wherever it stands; the last word on the method counts.
+    // An explicit value wins, wherever it stands. The last `method` counts.
     let folder = tempfile::tempdir().unwrap();
     let path = file(
         folder.path(),

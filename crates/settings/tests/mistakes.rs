@@ -1,4 +1,4 @@
-//! What a user sees who made a mistake.
+//! Tests the messages that users see after a mistake.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 use ddk_settings::load;
 use insta::assert_snapshot;
 
-/// The message for a file of this text, these `--set`s and variables.
+/// Returns the message for a file with this text, these `--set` options and these variables.
 fn said(text: &str, sets: &[&str], environment: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("my.toml");

@@ -1,12 +1,11 @@
-//! What being watched costs a run with ten domains and four teachers that makes a step every tenth of a
-//! second and is scraped every ten seconds.
+//! Measures what monitoring costs a run with ten domains and four teachers that makes a step every tenth of a second
+//! and is scraped every ten seconds.
 //!
-//! The bench does all that such a run does for those who watch it: a thread records the steps, another keeps
-//! the histograms, and meanwhile a client scrapes over HTTP. What it costs is the processor time that the
-//! whole process has taken, against the time that the run would have taken; only the waiting in between is
-//! left out.
+//! The bench does everything that such a run does for monitoring. It records the steps and maintains the histograms
+//! while a client scrapes over HTTP. The cost is the CPU time of the whole process relative to the time that the run
+//! would have taken. Only the waiting in between is left out.
 //!
-//! `make bench-telemetry`. It fails if half of the scrapes take 5 ms or more, or if being watched takes a
+//! Run it with `make bench-telemetry`. It fails if half of the scrapes take 5 ms or more, or if monitoring takes a
 //! thousandth of the run's time or more.
 
 #![allow(
@@ -30,11 +29,11 @@ const DOMAINS: usize = 10;
 const TEACHERS: usize = 4;
 const MICRO_BATCHES: usize = 4;
 const ROWS: usize = 16;
-/// Times that it is scraped.
+/// Number of scrapes.
 const PERIODS: usize = 1000;
 /// Steps between two scrapes: ten seconds.
 const STEPS_OF_A_PERIOD: usize = 100;
-/// Between two upkeeps: five seconds.
+/// Steps between two upkeeps: five seconds.
 const STEPS_OF_AN_UPKEEP: usize = 50;
 const STEP_SECONDS: f64 = 0.1;
 
@@ -114,7 +113,7 @@ fn main() {
     );
 }
 
-/// Of all threads of this process so far, those that have ended included.
+/// CPU time of all threads of this process so far, including those that have ended.
 fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     // After the name, which is in parentheses: user and system time, in hundredths of a second.
@@ -127,7 +126,7 @@ fn processor_seconds() -> f64 {
     ticks as f64 / 100.0
 }
 
-/// What the workers record for a step, all of it on one thread here.
+/// Records what the workers record for a step, but all on one thread.
 fn record_step(step: usize, domains: &[String], queues: &Queues) {
     for _ in 0..ROWS {
         queues.rows.sent();
@@ -145,7 +144,7 @@ fn record_step(step: usize, domains: &[String], queues: &Queues) {
         metrics::TOKENS.with(&[domain]).increment(4096);
         metrics::OBSERVED.with(&[domain]).set(0.1);
     }
-    for term in ["total", "ce", "kl"] {
+    for term in ["total", "ce", "kd"] {
         metrics::LOSS.with(&[term]).set(2.5);
     }
     for gauge in [
@@ -174,7 +173,7 @@ fn record_step(step: usize, domains: &[String], queues: &Queues) {
     }
 }
 
-/// Bytes of the page.
+/// Scrapes the page and returns its size in bytes.
 fn scrape(address: SocketAddr) -> usize {
     let mut stream = TcpStream::connect(address).unwrap();
     let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");

@@ -1,9 +1,9 @@
-//! Who may ask, and what: checked before any answer is made.
+//! Decides who has access to what, before any answer is computed.
 //!
-//! On a loopback address without a token, whoever is on this machine may ask, but not a page of another site
-//! whose name was made to mean this machine (DNS rebinding): the `Host` has to be a name of this machine.
-//! With a token, only who knows it gets more than health: as `Authorization: Bearer`, or, for browsers, once
-//! as `/?token=…`, which becomes a cookie.
+//! On a loopback address without a token, anyone on this machine has access. A page of another site whose name was made
+//! to resolve to this machine (DNS rebinding) does not: the `Host` must name this machine. With a token, a client
+//! without it gets only the health checks. A client sends the token as `Authorization: Bearer`. A browser may send it
+//! once as `/?token=…`, and the server turns it into a cookie.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,24 +23,24 @@ use tokio::time::timeout;
 
 use crate::places::Place;
 
-/// Takes commands, from those who know the token alone.
+/// Accepts commands, only from clients with the token.
 pub(crate) const CONTROL: &str = "/api/control";
-/// A command has so long to be carried out: a large checkpoint takes minutes.
+/// Maximum time to carry out a command. A large checkpoint takes minutes.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Answered to everybody: what a health check asks, and nothing of the run.
+/// Open to everyone: the health checks, which reveal nothing about the run.
 const OPEN: [&str; 2] = ["/livez", "/readyz"];
 
 /// Only our own files, nothing inline, no frames, no forms.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The rules of a server.
+/// The access rules of a server.
 #[derive(Debug)]
 pub(crate) struct Access {
-    /// Hashes are compared in constant time, and are of the same length whatever was sent.
+    /// A hash, because hashes compare in constant time and have the same length whatever the client sent.
     token: Option<blake3::Hash>,
-    /// Browsers send cookies to every port of a host, so each server has one of its own.
+    /// The name of the cookie. Browsers send a host's cookies to all of its ports, so each server has its own name.
     cookie: String,
     answer_timeout: Duration,
 }
@@ -111,8 +111,8 @@ impl Access {
         (!is_known).then(unauthorized)
     }
 
-    /// A command changes the run, so a token is needed even on this machine, and a cookie counts for the page's own
-    /// requests alone.
+    /// A command changes the run, so it needs a token even on this machine. A cookie is accepted only in requests from
+    /// the server's own page.
     fn refusal_of_command(&self, headers: &HeaderMap) -> Option<Response> {
         let refused = |text: &'static str| Some((StatusCode::FORBIDDEN, text).into_response());
         let Some(token) = self.token else {
@@ -141,7 +141,8 @@ impl Access {
         }
     }
 
-    /// A cookie that scripts cannot read and other sites cannot send; then the page, without the token in its address.
+    /// Sets a cookie that scripts cannot read and other sites cannot send. Then redirects to the page, without the
+    /// token in its address.
     fn sign_in(&self, token: &str) -> Response {
         let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict", self.cookie);
         let headers = [
@@ -162,17 +163,17 @@ impl Access {
     }
 }
 
-/// What becomes of a request.
+/// The decision about a request.
 enum Verdict {
-    /// The answer to somebody who may not ask so.
+    /// Refused, with this answer.
     Refused(Response),
-    /// Anybody may ask that.
+    /// Open to everyone.
     Open,
-    /// Whoever asks has shown that they may.
+    /// The client has shown that it has access.
     Known,
 }
 
-/// The rules, before and after whatever answers.
+/// Applies the access rules before a request is handled, and adds security headers to the answer.
 pub(crate) async fn guard(
     State(access): State<Arc<Access>>,
     Extension(place): Extension<Arc<Place>>,
@@ -187,7 +188,7 @@ pub(crate) async fn guard(
     };
     let unavailable = |text: &'static str| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     let mut response = match access.judge(&request) {
-        // Whoever may not ask has nothing to keep a connection for.
+        // A client without access has no reason to keep its connection.
         Verdict::Refused(mut refusal) => {
             let close = HeaderValue::from_static("close");
             refusal.headers_mut().insert(header::CONNECTION, close);
@@ -224,7 +225,7 @@ pub(crate) async fn guard(
     response
 }
 
-/// Whether everybody may ask for that.
+/// Whether the request is open to everyone.
 fn is_open(request: &Request) -> bool {
     OPEN.contains(&request.uri().path())
 }
@@ -233,7 +234,7 @@ fn is_command(request: &Request) -> bool {
     *request.method() == Method::POST && request.uri().path() == CONTROL
 }
 
-/// Whether a browser says that a page of this server asks.
+/// Whether the browser says that the request comes from a page of this server.
 fn is_own_page(headers: &HeaderMap) -> bool {
     let text = |name| {
         headers
@@ -265,7 +266,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// `/?token=…`; a token holds only characters that an address carries as they are.
+/// Returns the token in `/?token=…`. A token has only characters that a URL needs no escapes for.
 fn sent_in_query(request: &Request) -> Option<&str> {
     let uri = request.uri();
     let query = uri.query().filter(|_| uri.path() == "/")?;
@@ -274,8 +275,7 @@ fn sent_in_query(request: &Request) -> Option<&str> {
         .find_map(|part| part.strip_prefix("token="))
 }
 
-/// Whether the name that the client believes to speak to is one of this machine, whatever the port (it may be
-/// a tunnel's).
+/// Whether the `Host` header names this machine. The port does not matter, because it may be a tunnel's.
 fn is_this_machine(headers: &HeaderMap) -> bool {
     let Some(host) = headers
         .get(header::HOST)

@@ -1,4 +1,4 @@
-//! What the API answers beside the parts of a [`ddk_run::RunView`]: the types behind `docs/api.md`.
+//! The types of the API's answers (`docs/api.md`), except those of a [`ddk_run::RunView`].
 
 use ddk_run::{RunView, records::EventLine, view::RunStatus};
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ pub use crate::progress::Progress;
 /// `/api/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// How the run stands.
+    /// The status of the run.
     #[serde(flatten)]
     pub run: RunStatus,
     /// Only from the process that trains.
@@ -18,7 +18,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// As the folder alone tells it.
+    /// The status according to the run's folder alone.
     pub fn of_folder(view: &RunView) -> Self {
         Self {
             run: view.status(None),
@@ -28,36 +28,36 @@ impl Status {
     }
 }
 
-/// A worker, now.
+/// The current status of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerStatus {
     /// `student`, `teacher-0`, `loader-NAME`, …
     pub name: String,
     /// `busy`, `waiting_for_input`, `waiting_for_output` or `stopped`.
     pub state: String,
-    /// For how long.
+    /// Seconds that it has been in this state.
     pub state_seconds: f64,
-    /// Seconds that this process's worker has computed.
+    /// Seconds that it has computed in this process.
     pub busy_seconds: f64,
-    /// And waited for input.
+    /// Seconds that it has waited for input.
     pub input_wait_seconds: f64,
-    /// And waited to hand on its output.
+    /// Seconds that it has waited to pass on its output.
     pub output_wait_seconds: f64,
     /// How often it was restarted.
     pub restarts: u64,
-    /// How far it is with what takes long: an evaluation.
+    /// The progress of a long phase, such as an evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
 }
 
-/// A queue, now.
+/// The current status of a queue.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QueueStatus {
-    /// From whom to whom.
+    /// Its sender and its receiver.
     pub name: String,
-    /// What waits in it.
+    /// Number of items that wait in it.
     pub length: usize,
-    /// What may.
+    /// Maximum number of items.
     pub capacity: usize,
 }
 
@@ -67,7 +67,7 @@ pub struct Event {
     /// A line of `events.jsonl`.
     #[serde(flatten)]
     pub line: EventLine,
-    /// Whether it is not routine.
+    /// Whether it is an incident.
     pub is_incident: bool,
 }
 
@@ -87,20 +87,20 @@ impl Event {
 pub struct Lanes {
     /// Number of the first sample given here, counted from the start of the process.
     pub from: u64,
-    /// How long a sample is.
+    /// Length of a sample in seconds.
     pub seconds: f64,
     /// The workers' names.
     pub workers: Vec<String>,
-    /// A sample: for each worker, per cent busy, waiting for input, waiting for output; a worker that came
-    /// later is not in the earlier samples.
+    /// One entry per sample: for each worker, the percentages of time busy, waiting for input, and waiting for output.
+    /// Earlier samples do not contain workers that started later.
     pub samples: Vec<Vec<[u8; 3]>>,
 }
 
 /// An entry of `/api/runs` (`ddk serve`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunEntry {
-    /// Its folder below the one that is served; to be given as `?name=` to the other addresses.
+    /// Its folder below the served folder. Pass it as `?name=` to the other addresses.
     pub name: String,
-    /// How it stands.
+    /// Its status.
     pub status: Status,
 }

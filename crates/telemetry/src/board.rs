@@ -1,4 +1,4 @@
-//! What each worker does right now, and how it has spent its time.
+//! The current state of each worker, and how it has spent its time.
 
 use std::{
     fmt,
@@ -23,7 +23,7 @@ const STOPPED: u8 = 0;
 const COMPUTING: u8 = 1;
 const INPUT_WAIT: u8 = 2;
 const OUTPUT_WAIT: u8 = 3;
-/// What a worker does, by number: as metrics and as the API name it.
+/// The names of the states by number: in metrics, and in the API.
 const NAMES: [[&str; 2]; 4] = [
     ["stopped", "stopped"],
     ["computing", "busy"],
@@ -31,9 +31,10 @@ const NAMES: [[&str; 2]; 4] = [
     ["output_wait", "waiting_for_output"],
 ];
 
-/// What workers publish. Reading it never asks a worker anything.
+/// What workers publish. Reading it never involves a worker.
 ///
-/// A worker that waits, for input or to hand on its output, is healthy; only one that computes beyond the limit is not.
+/// A worker that waits, for input or to pass on its output, is healthy. Only a worker that computes beyond the limit is
+/// not.
 #[derive(Debug)]
 pub struct Board {
     clock: Clock,
@@ -43,7 +44,7 @@ pub struct Board {
     state: Mutex<State>,
 }
 
-/// A queue that can be looked at.
+/// A queue whose length can be read.
 struct Probe {
     name: String,
     capacity: usize,
@@ -56,7 +57,7 @@ impl fmt::Debug for Probe {
     }
 }
 
-/// A queue's line on the board; it is taken off with this, so that the board keeps no queue alive.
+/// A queue's line on the board. Dropping this removes the line, so that the board keeps no queue alive.
 #[derive(Debug)]
 pub struct ShownQueue {
     board: Arc<Board>,
@@ -71,7 +72,7 @@ impl Drop for ShownQueue {
     }
 }
 
-/// A worker's line on the board; the worker itself writes it. Cheap to clone.
+/// A worker's line on the board, which the worker itself writes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Worker {
     inner: Arc<Inner>,
@@ -87,23 +88,24 @@ struct Inner {
     /// Nanoseconds in each state, by its number.
     spent: [AtomicU64; 4],
     restarts: AtomicU64,
-    /// How far it is with what takes long.
+    /// The progress of its current long phase.
     progress: Mutex<Option<Progress>>,
 }
 
-/// How a worker has spent its time, in seconds; the state that it is in included.
+/// How a worker has spent its time, in seconds, including the current state.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Totals {
     /// Computing.
     pub busy: f64,
     /// Waiting for input.
     pub input_wait: f64,
-    /// Waiting to hand on its output.
+    /// Waiting to pass on its output.
     pub output_wait: f64,
 }
 
 impl Board {
-    /// A board by the system's monotonic clock. `compute_limit`: longer than this, nothing computes at a stretch.
+    /// Creates a board that uses the system's monotonic clock. A worker that computes for longer than `compute_limit`
+    /// without a pause is unhealthy.
     pub fn new(compute_limit: Duration) -> Arc<Self> {
         Self::with_clock(compute_limit, Clock::system())
     }
@@ -118,7 +120,7 @@ impl Board {
         })
     }
 
-    /// The line of a worker; a restarted worker keeps its line.
+    /// Returns the line of a worker. A restarted worker keeps its line.
     pub fn worker(&self, name: &str) -> Worker {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(worker) = workers.iter().find(|worker| worker.inner.name == name) {
@@ -136,12 +138,12 @@ impl Board {
             }),
         };
         workers.push(worker.clone());
-        // From 0, so that the first restart is an increase.
+        // Start at 0, so that the first restart is an increase.
         metrics::WORKER_RESTARTS.with(&[name]).increment(0);
         worker
     }
 
-    /// Puts a queue on the board: `length` is asked whenever somebody looks.
+    /// Puts a queue on the board, which calls `length` whenever its queues are read.
     pub fn queue(
         self: &Arc<Self>,
         name: String,
@@ -164,12 +166,12 @@ impl Board {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every worker, as it is now.
+    /// Returns the current status of every worker.
     pub(crate) fn worker_statuses(&self) -> Vec<WorkerStatus> {
         self.workers().iter().map(Worker::status).collect()
     }
 
-    /// Every queue, as it is now.
+    /// Returns the current status of every queue.
     pub(crate) fn queue_statuses(&self) -> Vec<QueueStatus> {
         let queues = self.queue_list();
         let look = |probe: &Arc<Probe>| QueueStatus {
@@ -180,7 +182,8 @@ impl Board {
         queues.iter().map(look).collect()
     }
 
-    /// The run trains (models are loaded, workers are up), or does so no longer: until it ends, it recovers.
+    /// Sets whether the run trains (models are loaded, workers are up). A run that stops training is recovering until
+    /// it ends.
     pub fn set_ready(&self, ready: bool) {
         let mut state = self.lock_state();
         *state = match (ready, *state) {
@@ -190,12 +193,12 @@ impl Board {
         };
     }
 
-    /// What the run does from now on.
+    /// Sets the state of the run.
     pub fn set_state(&self, state: State) {
         *self.lock_state() = state;
     }
 
-    /// What the run does.
+    /// Returns the state of the run.
     pub fn state(&self) -> State {
         *self.lock_state()
     }
@@ -209,7 +212,7 @@ impl Board {
         matches!(self.state(), State::Running | State::Paused)
     }
 
-    /// Workers that have computed beyond the limit, each with for how long; none: all is well.
+    /// Returns the workers that have computed beyond the limit, each with the time. Empty if all workers are healthy.
     pub fn unhealthy(&self) -> Vec<(String, Duration)> {
         let now = self.clock.now();
         self.workers()
@@ -223,7 +226,7 @@ impl Board {
             .collect()
     }
 
-    /// How all workers have spent their time and what they do now.
+    /// Samples the times, the current state and the heartbeat age of all workers.
     pub(crate) fn sample(&self, samples: &mut Samples<'_>) {
         let workers = self.workers();
         let totals: Vec<(&str, Totals)> = workers
@@ -267,22 +270,22 @@ impl Board {
 }
 
 impl Worker {
-    /// It computes.
+    /// Reports that it computes.
     pub fn computing(&self) {
         self.enter(COMPUTING);
     }
 
-    /// It waits for input.
+    /// Reports that it waits for input.
     pub fn waiting_for_input(&self) {
         self.enter(INPUT_WAIT);
     }
 
-    /// It waits to hand on its output.
+    /// Reports that it waits to pass on its output.
     pub fn waiting_for_output(&self) {
         self.enter(OUTPUT_WAIT);
     }
 
-    /// It has ended.
+    /// Reports that it has ended.
     pub fn stopped(&self) {
         self.enter(STOPPED);
     }
@@ -294,7 +297,7 @@ impl Worker {
         self.inner.spent[usize::from(old)].fetch_add(now.saturating_sub(since), Ordering::Relaxed);
     }
 
-    /// It begins something long. `unit`: what is counted, in the plural.
+    /// Starts to measure a long phase. `unit` names what is counted, in the plural.
     pub fn meter(&self, phase: &str, unit: &'static str) -> Meter {
         Meter::start(phase, unit, &self.inner.clock).of(self)
     }
@@ -308,7 +311,7 @@ impl Worker {
         *shown = progress;
     }
 
-    /// It is restarted after a failure.
+    /// Counts a restart after a failure.
     pub fn restarted(&self) {
         self.inner.restarts.fetch_add(1, Ordering::Relaxed);
     }

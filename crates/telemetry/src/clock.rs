@@ -1,4 +1,4 @@
-//! The time as it is asked for.
+//! A clock that tests can replace.
 
 use std::{
     fmt,
@@ -6,18 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The time since some fixed moment; injected, so that tests need not wait. Cheap to clone.
+/// The time since some fixed moment. It is injected, so that tests need not wait. Cheap to clone.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
 
 impl Clock {
-    /// The system's monotonic clock, from now on.
+    /// The system's monotonic clock, starting at 0.
     pub fn system() -> Self {
         let start = Instant::now();
         Self::new(move || start.elapsed())
     }
 
-    /// One that says what it is told to.
+    /// A clock that returns what `now` returns.
     pub fn new(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }

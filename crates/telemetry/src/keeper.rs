@@ -1,4 +1,4 @@
-//! What has to be done now and then whether anybody looks or not: histograms kept small, and the page as a file.
+//! Periodic work that does not depend on scrapes: keeps the histograms small, and writes the page of metrics to a file.
 
 use std::{
     io,
@@ -10,10 +10,10 @@ use std::{
 
 use crate::Recorder;
 
-/// How often a run's recorder is looked after.
+/// Interval at which a run's recorder is maintained.
 pub const KEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Why a recorder is not looked after.
+/// Why a keeper cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
     /// The file cannot be written.
@@ -29,7 +29,7 @@ pub enum KeepError {
     Thread(#[source] io::Error),
 }
 
-/// Looks after a recorder on a thread of its own until it is dropped; then writes the file a last time.
+/// Maintains a recorder on a separate thread until it is dropped. Then writes the file one last time.
 #[derive(Debug)]
 pub struct Keeper {
     /// Dropped to end the thread.
@@ -38,9 +38,9 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Writes `file` and starts the thread that looks after `recorder` and writes `file` again once per `every`. The
-    /// first write shows at the start whether `file` can be written. `file`: for the node exporter's textfile
-    /// collector; its folder must exist.
+    /// Writes `file`, and starts the thread that maintains `recorder` and writes `file` again once per `every`. The
+    /// first write shows at the start whether `file` can be written. `file` is for the node exporter's textfile
+    /// collector, and its folder must exist.
     ///
     /// # Errors
     /// If the file cannot be written, or if the thread cannot be started.
@@ -50,8 +50,8 @@ impl Keeper {
         file: Option<PathBuf>,
     ) -> Result<Self, KeepError> {
         if let Some(path) = &file {
-            // Whoever reads it never sees half a page. The temporary name does not end in `.prom`, which is all that
-            // the node exporter reads.
+            // A reader never sees half a page. The node exporter reads only names that end in `.prom`, and the
+            // temporary name does not.
             let written = ddk_files::write_atomically(path, recorder.render().as_bytes());
             written.map_err(|error| KeepError::Write {
                 path: error.path,
@@ -67,7 +67,7 @@ impl Keeper {
                 if let Some(path) = &file {
                     let page = recorder.render();
                     let written = ddk_files::write_atomically(path, page.as_bytes());
-                    // A disk that stays full is said once.
+                    // Warn only once if the disk stays full.
                     if let Err(error) = &written
                         && !failed
                     {

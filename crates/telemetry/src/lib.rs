@@ -1,10 +1,10 @@
 //! What the outside sees of a run: metrics, health, the live page and its API.
 //!
 //! [`metrics`] declares every metric once: name, unit, labels, help, panel. [`Recorder`] gathers them and renders the
-//! page that Prometheus scrapes; a [`Keeper`] looks after it, and writes the page to a file if asked to. Workers report
-//! their state to a [`Board`], so health and busy times can be read without asking a busy thread. [`serve`] answers
-//! over HTTP, from these and from a [`ddk_run::RunView`]: the pages of `dashboards/page/`, the API of [`api`],
-//! `/metrics`, `/livez` and `/readyz`. `access.rs` says who may ask.
+//! page that Prometheus scrapes. A [`Keeper`] maintains the recorder and can write the page to a file. Workers report
+//! their state to a [`Board`], so health and busy times can be read without asking a busy thread. From these and a
+//! [`ddk_run::RunView`], [`serve`] answers over HTTP: the pages of `dashboards/page/`, the API of [`api`], `/metrics`,
+//! `/livez` and `/readyz`. `access.rs` decides who has access.
 //!
 //! ```
 //! use std::time::Duration;

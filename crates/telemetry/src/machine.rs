@@ -1,5 +1,4 @@
-//! What the process takes of its machine: memory, CPU, files, disk, GPUs. Read when somebody looks; what
-//! cannot be read is left out.
+//! Samples what the process uses of its machine: memory, CPU, files, disk, GPUs. Leaves out what cannot be read.
 
 use std::path::PathBuf;
 
@@ -26,17 +25,17 @@ impl Gpu {
     }
 }
 
-/// The machine as far as a run sees it.
+/// The resources of the machine that a run watches.
 pub(crate) struct Machine {
     /// The run's folder.
     folder: PathBuf,
-    /// Absent where there is no NVIDIA driver, or no GPU to watch.
+    /// `None` if there is no NVIDIA driver, or no GPU to watch.
     nvml: Option<Nvml>,
     gpus: Vec<Gpu>,
 }
 
 impl Machine {
-    /// `folder`: on the disk that is watched.
+    /// `folder` is on the disk to watch.
     pub(crate) fn new(folder: PathBuf, gpus: Vec<Gpu>) -> Self {
         Self {
             folder,

@@ -1,9 +1,9 @@
-//! Every metric of DDK, declared once: name, unit, labels (with their values if these are known), help, and its panel
-//! on the dashboard. Each also has the label `run`. Names follow Prometheus' conventions: base units, `_total` for
-//! counters; no label by step.
+//! Declares every metric of DDK once: name, unit, labels (with their values if these are known), help, and panel on
+//! the dashboard. Each metric also has the label `run`. Names follow Prometheus' conventions: base units, `_total` for
+//! counters. No metric has a label by step.
 //!
-//! The process's own metrics are not called `process_…`, because the node exporter, which may read them from
-//! a file, has metrics of these names already.
+//! The process's own metrics are not called `process_…`. The node exporter, which may read them from a file, already
+//! has metrics with these names.
 
 mod kinds;
 
@@ -12,8 +12,8 @@ pub use self::kinds::{
     CounterOf, GaugeOf, HistogramOf, Kind, LabelOf, Look, Metric, Panel, Row, SampledOf, Unit,
 };
 
-/// Declares the handles and the table of all of them. After `=>` comes the panel that the dashboard shows of a metric;
-/// panels of several metrics are in `tests/it/monitoring/dashboard.rs`.
+/// Declares the handles of the metrics and the table of all metrics. `=>` starts the dashboard panel of a metric.
+/// Panels that show several metrics are in `tests/it/monitoring/dashboard.rs`.
 macro_rules! declare {
     ($(
         $handle:ident: $type:ident $kind:ident $name:literal $unit:ident
@@ -210,7 +210,7 @@ pub static SOMETIMES: &[(&str, &str)] = &[
     ("ddk_device_utilization_ratio", "if NVML finds a GPU"),
 ];
 
-/// docs/metrics.md.
+/// Generates docs/metrics.md.
 pub fn reference() -> String {
     let mut text = String::from(
         "# Metrics\n\n\

@@ -1,4 +1,4 @@
-//! The pages' own files, carried in the program: `dashboards/page/`.
+//! The files of the pages (`dashboards/page/`), embedded in the program.
 
 use axum::{Router, http::header, response::IntoResponse, routing::get};
 use ddk_report::chart::PALETTE;
@@ -18,7 +18,7 @@ macro_rules! file {
     };
 }
 
-/// What the pages load.
+/// The files that the pages load.
 const FILES: [(&str, &str); 6] = [
     file!("page.css"),
     file!("shared.js"),
@@ -28,7 +28,7 @@ const FILES: [(&str, &str); 6] = [
     file!("icon.svg"),
 ];
 
-/// Routes to all files but the pages themselves. The stylesheet names the colors of the charts.
+/// Routes to all files except the pages themselves. Appends the colors of the charts to the stylesheet.
 pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let mut router = Router::new();
     for (path, content) in FILES {
@@ -37,7 +37,7 @@ pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
             Some("svg") => (content.to_owned(), "image/svg+xml"),
             _ => (content.to_owned(), "text/javascript; charset=utf-8"),
         };
-        // Browsers ask for them again each time: they change with the program, and are small.
+        // Browsers must request them each time, because they change with the program. They are small.
         let headers = [
             (header::CONTENT_TYPE, kind),
             (header::CACHE_CONTROL, "no-cache"),
@@ -55,7 +55,7 @@ fn colors() -> String {
     format!(":root {{ {} }}\n", colors.collect::<Vec<_>>().join(" "))
 }
 
-/// A page.
+/// Answers with a page.
 pub(crate) async fn page(content: &'static str) -> impl IntoResponse {
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),

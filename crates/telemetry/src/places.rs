@@ -1,10 +1,9 @@
-//! Places for connections: those that have shown that they may ask, and those that have not yet.
+//! Places for connections: separate ones for connections with access and for strangers.
 //!
-//! A connection begins as a stranger. Strangers have a number of places of their own, so however many of them
-//! are silent, they take none from the others; where their places are full, the one that has been there
-//! longest makes room for the next. A client that knows the token says so with its first bytes, long before
-//! its turn to go comes. Strangers on this machine and those from elsewhere do not take each other's places
-//! either.
+//! A connection starts as a stranger: it has not shown yet that it has access. Strangers have their own places, so
+//! silent ones never take places from connections with access. When the places of strangers are full, the server closes
+//! the oldest stranger to admit the next. A client with the token sends it with its first bytes, long before its
+//! connection is the oldest. Strangers on this machine and strangers from elsewhere have separate places too.
 
 use std::{
     collections::VecDeque,
@@ -23,10 +22,10 @@ use crate::Limits;
 /// The places of a server.
 #[derive(Debug)]
 pub(crate) struct Places {
-    /// For connections that may ask.
+    /// Places of connections with access.
     known: Arc<Semaphore>,
     strangers: Mutex<Strangers>,
-    /// Of strangers, on this machine and from elsewhere each.
+    /// Maximum number of strangers, counted separately for this machine and for all others.
     most: usize,
 }
 
@@ -37,7 +36,7 @@ struct Strangers {
     remote: VecDeque<Stranger>,
 }
 
-/// A stranger's number, and how it is sent away.
+/// A stranger's number, and the signal that closes its connection.
 #[derive(Debug)]
 struct Stranger {
     number: u64,
@@ -63,7 +62,7 @@ impl Places {
         })
     }
 
-    /// A place for a connection that has said nothing yet; another stranger may have to go for it.
+    /// Gives a new connection a place as a stranger. This may close the oldest stranger.
     pub(crate) fn enter(self: &Arc<Self>, peer: IpAddr) -> Arc<Place> {
         let is_local = peer.to_canonical().is_loopback();
         let leave = Arc::new(Notify::new());
@@ -89,7 +88,7 @@ impl Places {
         })
     }
 
-    /// All strangers have to go.
+    /// Closes the connections of all strangers.
     pub(crate) fn send_strangers_away(&self) {
         let mut strangers = self.strangers();
         for is_local in [true, false] {
@@ -117,7 +116,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The connection may ask: it is no stranger any more. False where no such place becomes free in time.
+    /// Records that the connection has access, and moves it to a place for such connections. Returns false if none
+    /// becomes free in time.
     pub(crate) async fn is_known(&self, patience: Duration) -> bool {
         if self.permit().is_some() {
             return true;
@@ -131,7 +131,7 @@ impl Place {
         true
     }
 
-    /// Ends when the connection has to make room: never once it may ask.
+    /// Completes when the connection has to close to make room. Never completes once the connection has access.
     pub(crate) async fn has_to_leave(&self) {
         loop {
             self.leave.notified().await;

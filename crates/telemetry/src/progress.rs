@@ -1,4 +1,4 @@
-//! How far a long phase is, for whoever waits for it.
+//! The progress of long phases, such as an evaluation.
 
 use std::{fmt, sync::OnceLock, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Clock, Worker};
 
-/// How far a long phase is.
+/// The progress of a long phase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// What the phase is: `first evaluation of the student`, …
@@ -18,7 +18,7 @@ pub struct Progress {
     pub done: u64,
     /// How many there are.
     pub total: u64,
-    /// By the pace so far; `null` until something is done.
+    /// Estimated from the pace so far; `null` until something is done.
     pub seconds_left: Option<f64>,
 }
 
@@ -39,20 +39,21 @@ impl fmt::Display for Progress {
     }
 }
 
-/// Measures a phase from its beginning; on the board of its worker, where it has one, until it is dropped.
+/// Measures the progress of a phase from its start. If it has a worker, shows the progress on the worker's line of the
+/// board until it is dropped.
 #[derive(Debug)]
 pub struct Meter {
     phase: String,
     unit: &'static str,
     clock: Clock,
     began: Duration,
-    /// What was done when it was asked first.
+    /// What was done at the first report.
     first: OnceLock<u64>,
     worker: Option<Worker>,
 }
 
 impl Meter {
-    /// Of a phase that begins now. `unit`: what is counted, in the plural.
+    /// Starts to measure a phase. `unit` names what is counted, in the plural.
     pub fn start(phase: &str, unit: &'static str, clock: &Clock) -> Self {
         Self {
             phase: phase.to_owned(),
@@ -74,11 +75,11 @@ impl Meter {
         &self.phase
     }
 
-    /// So many are done.
+    /// Reports that `done` of `total` are done, and returns the progress.
     pub fn at(&self, done: u64, total: u64) -> Progress {
         let seconds = self.clock.now().saturating_sub(self.began).as_secs_f64();
         let left = total.saturating_sub(done) as f64;
-        // What was done before this process began says nothing of the pace.
+        // What was done before this process started says nothing about the pace.
         let made = done.saturating_sub(*self.first.get_or_init(|| done));
         let progress = Progress {
             phase: self.phase.clone(),

@@ -1,10 +1,10 @@
-//! How much goes through the queues between workers, counted at both of their ends.
+//! Counts the items that enter and leave the queues between workers.
 
 use metrics::{Counter, Gauge};
 
 use crate::metrics::{QUEUE_RECEIVED, QUEUE_SENT, QUEUE_WAITING};
 
-/// The queues of one kind, of all lanes and domains together. Cheap to clone.
+/// The queues of one kind, for all replicas and domains together. Cheap to clone.
 #[derive(Clone)]
 pub struct Queue {
     sent: Counter,
@@ -13,7 +13,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Empty queues of this kind: what waited in those before them is gone.
+    /// Empty queues of this kind. Items that waited in the queues before them are gone.
     fn empty(kind: &str) -> Self {
         let waiting = QUEUE_WAITING.with(&[kind]);
         waiting.set(0.0);
@@ -24,13 +24,13 @@ impl Queue {
         }
     }
 
-    /// An item was put in.
+    /// Counts an item that was put in.
     pub fn sent(&self) {
         self.sent.increment(1);
         self.waiting.increment(1.0);
     }
 
-    /// An item was taken out.
+    /// Counts an item that was taken out.
     pub fn received(&self) {
         self.received.increment(1);
         self.waiting.decrement(1.0);
@@ -40,7 +40,7 @@ impl Queue {
 /// All queues of a pipeline. Cheap to clone.
 #[derive(Clone)]
 pub struct Queues {
-    /// Rows, from the loaders to the batcher.
+    /// Sequences, from the loaders to the batcher.
     pub rows: Queue,
     /// Micro-batches, from the batcher to the teachers.
     pub batches: Queue,
@@ -51,7 +51,7 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// Those of a pipeline that begins.
+    /// The empty queues of a new pipeline.
     pub fn empty() -> Self {
         Self {
             rows: Queue::empty("sequences"),

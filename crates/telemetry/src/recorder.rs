@@ -1,4 +1,4 @@
-//! The recorder behind the handles, and the page that Prometheus reads.
+//! The recorder behind the metric handles, and the page that Prometheus scrapes.
 
 use std::{
     path::Path,
@@ -16,18 +16,18 @@ use crate::{
     samples::Samples,
 };
 
-/// Bounds of the histograms' buckets, in seconds: from a queue's hop to a long evaluation.
+/// Bounds of the histograms' buckets, in seconds: from a hop through a queue to a long evaluation.
 const BUCKETS: [f64; 15] = [
     1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
 ];
 
-/// The recorder of the run at work.
+/// The recorder of the current run.
 static CURRENT: RwLock<Option<Arc<PrometheusRecorder>>> = RwLock::new(None);
 
 /// Why no recorder could be installed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
-    /// The process has one of another kind.
+    /// Other code has installed a recorder in this process.
     #[error("another metrics recorder is installed already")]
     Installed,
     /// The recorder could not be built.
@@ -53,9 +53,9 @@ impl std::fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// Records what the process does from now on as this run's. A process may make several runs, one after the other.
-    /// Each begins with its own recorder, so that no number carries over to another run. `folder`: the run's, whose
-    /// disk is watched; `gpus`: those that the run uses.
+    /// Installs the recorder of a run. A process may make several runs, one after the other. Each has its own recorder,
+    /// so that no number carries over to another run. `folder` is the run's folder, whose disk is watched; `gpus` are
+    /// the GPUs that the run uses.
     ///
     /// # Errors
     /// If the recorder cannot be built, or if other code has installed a recorder in this process.
@@ -94,7 +94,7 @@ impl Recorder {
         })
     }
 
-    /// The page of all metrics, with what is read at the moment that somebody looks.
+    /// Renders the page of all metrics. Reads the sampled metrics at this moment.
     pub fn render(&self) -> String {
         let mut samples = Samples::new(self.handle.render(), &self.run);
         let ready = f64::from(u8::from(self.board.is_ready()));
@@ -105,23 +105,24 @@ impl Recorder {
         samples.into_page()
     }
 
-    /// Health, for the server.
+    /// The board, from which the server reads health.
     pub(crate) fn board(&self) -> &Arc<Board> {
         &self.board
     }
 
-    /// The run that is recorded.
+    /// The name of the run.
     pub fn run(&self) -> &str {
         &self.run
     }
 
-    /// Moves what histograms have gathered into their buckets. Without it, or a scrape, they grow with every record.
+    /// Moves the values that histograms have gathered into their buckets. Without this or a scrape, histograms grow
+    /// with every value.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
 }
 
-/// The process's recorder: hands on to the current run's.
+/// The global recorder of the process. Passes everything on to the current run's recorder.
 struct Switch;
 
 impl Switch {

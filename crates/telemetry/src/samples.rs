@@ -1,4 +1,4 @@
-//! Metrics that are read when somebody looks, in Prometheus' text format.
+//! Writes sampled metrics, which are read when the page is rendered, in Prometheus' text format.
 
 use std::fmt::Write;
 
@@ -11,12 +11,12 @@ pub(crate) struct Samples<'a> {
 }
 
 impl<'a> Samples<'a> {
-    /// Continues at the end of `page`.
+    /// Appends to `page`.
     pub(crate) fn new(page: String, run: &'a str) -> Self {
         Self { page, run }
     }
 
-    /// All samples of a metric: the values of its labels, and its value. Nothing where there are none.
+    /// Adds all samples of a metric, each with its label values and its value. Adds nothing if there are none.
     pub(crate) fn add<'b>(
         &mut self,
         metric: &SampledOf,
@@ -45,7 +45,7 @@ impl<'a> Samples<'a> {
         }
     }
 
-    /// The sample of a metric without labels, where it is known.
+    /// Adds the sample of a metric without labels, if its value is known.
     pub(crate) fn add_one(&mut self, metric: &SampledOf, value: Option<f64>) {
         self.add(metric, value.map(|value| (Vec::new(), value)));
     }
@@ -56,7 +56,7 @@ impl<'a> Samples<'a> {
     }
 }
 
-/// A label's value as the text format wants it.
+/// Escapes a label's value for the text format.
 fn escape(value: &str) -> String {
     value
         .replace('\\', "\\\\")

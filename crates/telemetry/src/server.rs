@@ -1,5 +1,5 @@
-//! The HTTP server: a thread of its own, so that neither reading a long run's files nor a slow client is felt
-//! by training.
+//! The HTTP server. It has its own thread, so that neither reading a long run's files nor a slow client slows down
+//! training.
 
 use std::{
     io,
@@ -49,7 +49,7 @@ use crate::{
     timeline::SAMPLE,
 };
 
-/// What was answered may take so long to reach a client.
+/// Extra time for the last answers to reach their clients.
 const FLUSH: Duration = Duration::from_millis(250);
 
 /// Maximum number of runs in a chart.
@@ -63,7 +63,7 @@ pub enum ServeError {
     /// Another program has the port.
     #[error("the port of {0} is in use by another program")]
     PortInUse(SocketAddr),
-    /// Others than this machine would reach it, and could ask for anything.
+    /// Other machines could reach the server and request anything.
     #[error("other machines can reach {0}, but no token is set")]
     NeedsToken(SocketAddr),
     /// Anything else.
@@ -76,17 +76,17 @@ pub enum ServeError {
     },
 }
 
-/// A running server; it ends when this is dropped.
+/// A running server. Dropping it ends the server.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     orders: mpsc::UnboundedSender<Finish>,
-    /// Dropped to end it at once.
+    /// Dropped to end the server at once.
     running: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// To be finished with.
+/// An order to finish.
 #[derive(Debug)]
 struct Finish {
     patience: Duration,
@@ -95,18 +95,18 @@ struct Finish {
 }
 
 impl Server {
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Tells whoever watches how the run has ended, which the board has to say by now, and ends. Every client that
-    /// asked for the status a moment ago gets one more answer, within `patience`. If nobody watches, this returns at
-    /// once.
+    /// Tells all watchers how the run has ended, then ends the server. The board must already have the final state.
+    /// Every client that recently requested the status can request it once more, within `patience`. Returns at once if
+    /// there are no watchers.
     pub fn finish(&self, patience: Duration) {
         let (done, finished) = std::sync::mpsc::channel();
         if self.orders.send(Finish { patience, done }).is_ok() {
-            // Nothing is ever sent: the other end goes.
+            // The server never sends anything here. It drops its end when it is done.
             let _ = finished.recv_timeout(patience + FLUSH);
         }
     }
@@ -150,7 +150,7 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
         .spawn(move || {
             let ended = runtime.block_on(async {
                 tokio::select! {
-                    // Also where the other end is gone.
+                    // Also completes if the other end is dropped.
                     _ = stopped => Ok(()),
                     ended = work(listener, bound, site, finish) => ended,
                 }
@@ -158,7 +158,7 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
             if let Err(error) = ended {
                 tracing::error!(%error, "the HTTP server ended");
             }
-            // A read of files in progress is not waited for.
+            // Do not wait for file reads in progress.
             runtime.shutdown_timeout(Duration::from_millis(100));
         })
         .map_err(bind)?;
@@ -196,14 +196,14 @@ async fn work(
         }
         (until, done)
     };
-    // Silent clients have nothing to wait for; the others still read their answers.
+    // Silent clients wait for nothing. The others still read their answers.
     places.send_strangers_away();
     let _ = timeout_at(until + FLUSH, connections.shutdown()).await;
     drop(done);
     Ok(())
 }
 
-/// Takes down what the workers do, whether or not somebody looks.
+/// Samples what the workers do, whether or not a client is watching.
 async fn sampling(site: Arc<Site>) {
     let Runs::One(source) = &site.runs else {
         return;
@@ -232,7 +232,7 @@ async fn accept(
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, or a client that was gone already.
+                // Out of file descriptors, or the client is already gone.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -249,7 +249,7 @@ async fn accept(
         let connection = connections.watcher().watch(connection);
         tokio::spawn(async move {
             tokio::select! {
-                // How a client ends its connection is its own matter.
+                // It does not matter how a client ends its connection.
                 _ = connection => {}
                 () = place.has_to_leave() => {}
             }
@@ -285,7 +285,7 @@ fn router(site: Arc<Site>) -> Router {
         .with_state(site)
 }
 
-/// A request of the API, as `?name=NAME&…`.
+/// A request to the API, with a query `?name=NAME&…`.
 type Asked = (State<Arc<Site>>, RawQuery);
 
 async fn status(asked: Asked) -> Response {
@@ -315,13 +315,13 @@ async fn workers(asked: Asked) -> Response {
     .await
 }
 
-/// The commands that [`control`] takes.
+/// Lists the commands that [`control`] accepts.
 async fn commands(State(site): State<Arc<Site>>) -> Json<&'static [&'static str]> {
     let takes_commands = site.control.is_some() && site.token.is_some();
     Json(if takes_commands { &COMMANDS } else { &[] })
 }
 
-/// Has a command carried out.
+/// Passes a command to the run and answers with the outcome.
 async fn control(State(site): State<Arc<Site>>, body: Bytes) -> Response {
     let Some(control) = &site.control else {
         return (StatusCode::NOT_FOUND, "no run here accepts commands\n").into_response();
@@ -344,7 +344,7 @@ async fn control(State(site): State<Arc<Site>>, body: Bytes) -> Response {
     (status, Json(Answer::from(outcome))).into_response()
 }
 
-/// A chart of a run, or of several runs if several names are given.
+/// Draws a chart of one run, or of several runs if several names are given.
 async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) -> Response {
     let drawn = blocking(move || {
         let query = query.unwrap_or_default();
@@ -416,7 +416,7 @@ async fn answer<T: serde::Serialize + Send + 'static>(
         .map_or_else(no_such_run, |answer| Json(answer).into_response())
 }
 
-/// Reads files on a thread that may wait for the disk.
+/// Runs `ask` on a thread that may wait for the disk.
 async fn blocking<T: Send + 'static>(
     ask: impl FnOnce() -> Option<T> + Send + 'static,
 ) -> Option<T> {

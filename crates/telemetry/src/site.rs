@@ -1,4 +1,4 @@
-//! What is served: the run that this process trains, or the runs in a folder.
+//! What the server serves: the run that this process trains, or the runs in a folder.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,11 +18,11 @@ use crate::{
     timeline::Timeline,
 };
 
-/// Files are read again when they were read longer ago than this.
+/// Files are read again if the last read is older than this.
 const FRESH: Duration = Duration::from_millis(300);
-/// Whoever asked within this time is about to ask again.
+/// A client that asked within this time is expected to ask again.
 const POLLED: Duration = Duration::from_secs(3);
-/// Folders that runs may lie deep.
+/// Maximum depth of a run below the served folder.
 const DEPTH: usize = 4;
 
 /// What a server serves, and to whom. A [`Recorder`] alone is a site of metrics and health.
@@ -35,19 +35,19 @@ pub struct Site {
     pub(crate) limits: Limits,
 }
 
-/// What a client may take up.
+/// Limits on what clients may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at a time that may ask; further ones wait.
+    /// Maximum number of simultaneous connections with access; further ones wait.
     pub connections: usize,
-    /// Connections at a time that have not shown yet that they may, on this machine and from elsewhere each;
-    /// the oldest makes room for the next.
+    /// Maximum number of simultaneous connections that have not shown access yet, counted separately for this machine
+    /// and for all others. The server closes the oldest to admit the next.
     pub strangers: usize,
-    /// For a whole request to arrive, and between two of them.
+    /// Maximum time for a whole request to arrive, and between two requests.
     pub header_timeout: Duration,
-    /// For an answer to begin.
+    /// Maximum time until an answer begins.
     pub answer_timeout: Duration,
-    /// Bytes of a request.
+    /// Maximum size of a request in bytes.
     pub request_bytes: usize,
 }
 
@@ -76,7 +76,7 @@ impl From<Recorder> for Site {
 }
 
 impl Site {
-    /// The run that this process trains in `folder`, with its metrics.
+    /// Serves the run that this process trains in `folder`, with its metrics.
     pub fn of_run(recorder: Recorder, folder: &Path) -> Self {
         let board = Arc::clone(recorder.board());
         let source = Source::new(folder, Some(board));
@@ -86,7 +86,7 @@ impl Site {
         }
     }
 
-    /// All runs below `folder`, whoever trains them.
+    /// Serves all runs below `folder`, whichever process trains them.
     pub fn of_runs(folder: &Path) -> Self {
         Self {
             recorder: None,
@@ -100,25 +100,25 @@ impl Site {
         }
     }
 
-    /// Asks everybody for this token.
+    /// Requires this token from every client.
     pub fn with_token(mut self, token: Option<&str>) -> Self {
         self.token = token.map(str::to_owned);
         self
     }
 
-    /// Hands commands on to this, if there is a token to ask for.
+    /// Passes commands to `control`, if a token is set.
     pub fn with_control(mut self, control: Arc<dyn Control>) -> Self {
         self.control = Some(control);
         self
     }
 
-    /// With other limits.
+    /// Sets other limits.
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Waits until whoever watches has heard how the run ended.
+    /// Waits until every watcher has been told how the run ended.
     pub(crate) async fn farewell(&self) {
         let Runs::One(source) = &self.runs else {
             return;
@@ -144,7 +144,7 @@ pub(crate) enum Runs {
 }
 
 impl Runs {
-    /// The run of this name; a site of one run has only that.
+    /// Finds a run by its name. If the site has only one run, `name` must be `None`.
     pub(crate) fn find(&self, name: Option<&str>) -> Option<Arc<Source>> {
         match self {
             Self::None => None,
@@ -162,8 +162,8 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Every run by its name: the path below the root. A name that is asked for is looked up here and never
-    /// made into a path, and links are not followed, so nothing outside of the root is ever read.
+    /// Lists every run by its name, which is its path below the root. The server looks up a requested name in this list
+    /// and never turns it into a path. It does not follow links. So it never reads anything outside the root.
     fn list(&self) -> BTreeMap<String, PathBuf> {
         let mut runs = BTreeMap::new();
         gather(&self.root, "", DEPTH, &mut runs);
@@ -177,7 +177,7 @@ impl Folder {
     /// Every run with its source.
     pub(crate) fn all(&self) -> Vec<(String, Arc<Source>)> {
         let runs = self.list();
-        // What was read of those that are gone is forgotten; of the others it stays, at most some megabytes per run.
+        // Forget what was read of runs that are gone. The data of the others, a few megabytes per run at most, stays.
         let paths: HashSet<&PathBuf> = runs.values().collect();
         lock(&self.open).retain(|path, _| paths.contains(path));
         runs.iter()
@@ -215,19 +215,19 @@ fn gather(folder: &Path, prefix: &str, depth: usize, runs: &mut BTreeMap<String,
     }
 }
 
-/// A run that can be asked.
+/// A run whose status and data can be requested.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// Who asked for its status a moment ago, by the name that each gave.
+    /// Clients that recently requested its status, by the name that each gave.
     watchers: Mutex<HashMap<String, Watcher>>,
-    /// Whether all of them have been told that it has ended.
+    /// Whether all watchers have been told that the run has ended.
     all_told: watch::Sender<bool>,
     view: Mutex<(RunView, Option<Instant>)>,
     board: Option<Arc<Board>>,
     timeline: Option<Mutex<Timeline>>,
 }
 
-/// Somebody who asks for a run's status again and again.
+/// A client that polls the status of a run.
 #[derive(Debug)]
 struct Watcher {
     asked: Instant,
@@ -246,7 +246,7 @@ impl Source {
         }
     }
 
-    /// What its files say. Reads what is new, so never to be called where a wait matters.
+    /// Passes the view of its files to `ask`. Reads what is new first, so never call this where a wait matters.
     pub(crate) fn look<T>(&self, ask: impl FnOnce(&RunView) -> T) -> T {
         let mut guard = lock(&self.view);
         let (view, read) = &mut *guard;
@@ -257,7 +257,7 @@ impl Source {
         ask(view)
     }
 
-    /// How it stands, for a list.
+    /// The status of the run, for a list.
     pub(crate) fn status(&self) -> Status {
         let board = self.board.as_ref();
         let process = board.map(|board| board.state());
@@ -268,7 +268,7 @@ impl Source {
         }
     }
 
-    /// How it stands, for somebody who watches it.
+    /// The status of the run, for a watcher.
     pub(crate) fn watched_status(&self, watcher: String) -> Status {
         let status = self.status();
         let mut watchers = lock(&self.watchers);
@@ -277,25 +277,25 @@ impl Source {
             asked: Instant::now(),
             told: status.run.state.is_ended(),
         };
-        // Long names do not fill the memory.
+        // Cut long names, so that they cannot fill the memory.
         watchers.insert(watcher.chars().take(64).collect(), now);
         let all_told = watchers.values().all(|watcher| watcher.told);
         self.all_told.send_replace(all_told);
         status
     }
 
-    /// The next who looks sees the files as they are then.
+    /// Makes the next [`Self::look`] read the files again.
     fn read_anew(&self) {
         lock(&self.view).1 = None;
     }
 
-    /// What the workers did, from the sample of this number on.
+    /// What the workers did, from sample number `from` on.
     pub(crate) fn lanes(&self, from: u64) -> Lanes {
         let timeline = self.timeline.as_ref();
         timeline.map_or_else(Lanes::default, |timeline| lock(timeline).from(from))
     }
 
-    /// To be called once a [`crate::timeline::SAMPLE`].
+    /// Takes a sample of the workers. Call this once per [`crate::timeline::SAMPLE`].
     pub(crate) fn sample(&self) {
         if let Some(timeline) = &self.timeline {
             lock(timeline).sample();
@@ -303,7 +303,8 @@ impl Source {
     }
 }
 
-/// What is behind these locks is whole between any two statements; a thread that panicked has left at worst old values.
+/// Ignores poisoning: the data behind these locks is consistent after every statement, so a thread that panicked has
+/// at worst left old values.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

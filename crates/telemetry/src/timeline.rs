@@ -1,12 +1,12 @@
-//! What each worker did in the last minutes, sampled from the sums on the board: it costs the workers nothing.
+//! What each worker did in the last five minutes, sampled from the totals on the board at no cost to the workers.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{Board, Totals, api::Lanes};
 
-/// How long a sample is.
+/// Length of a sample.
 pub(crate) const SAMPLE: Duration = Duration::from_secs(1);
-/// Samples that are kept: five minutes.
+/// Number of samples to keep: five minutes.
 const SAMPLES: usize = 300;
 
 /// The last samples of every worker.
@@ -28,8 +28,8 @@ impl Timeline {
         }
     }
 
-    /// Adds the share of each worker's time since the last sample; called once a [`SAMPLE`]. Workers keep
-    /// their places on the board, and new ones come last.
+    /// Adds the shares of each worker's time since the last sample. Call this once per [`SAMPLE`]. Workers keep their
+    /// positions on the board, and new ones come last.
     pub(crate) fn sample(&mut self) {
         let mut sample = Vec::new();
         for (index, worker) in self.board.workers().iter().enumerate() {
@@ -58,7 +58,7 @@ impl Timeline {
         self.samples.push_back(sample);
     }
 
-    /// The samples from this number on.
+    /// Returns the samples from number `from` on.
     pub(crate) fn from(&self, from: u64) -> Lanes {
         let from = from.max(self.first);
         let skipped = (from - self.first) as usize;

@@ -1,4 +1,4 @@
-//! Who gets what over a real socket: tokens, hosts, methods, sizes, patience, places, paths.
+//! Tests access over a real socket: tokens, hosts, methods, sizes, timeouts, places, paths.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 const TOKEN: &str = "0123456789abcdef";
 
-/// A folder `runs` with a run `small` and one deeper, and a secret beside it.
+/// A folder `runs` with a run `small` and a run deeper down, and a secret beside the folder.
 fn world() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for run in ["runs/small", "runs/compare/kd/seed-1"] {
@@ -65,7 +65,7 @@ fn send(address: SocketAddr, request: &str) -> Answer {
         .unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut bytes = Vec::new();
-    // A server that cuts a request short may reset the connection behind its answer.
+    // A server that cuts a request short may reset the connection after its answer.
     let _ = stream.read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
@@ -103,7 +103,7 @@ fn an_address_that_others_reach_needs_a_token() {
     serve(everywhere, site(&world).with_token(Some(TOKEN))).unwrap();
 }
 
-/// Repeats what it is asked.
+/// Answers a command with a description of it.
 #[derive(Debug)]
 struct Echo;
 
@@ -168,7 +168,7 @@ fn a_command_takes_the_token_and_a_cookie_from_the_page_alone() {
     assert_eq!(ask(&server, "POST", "/api/control", &bearer).status, 413);
     assert_eq!(ask(&server, "POST", "/api/status", &bearer).status, 405);
 
-    // Without a token nobody commands, on this machine either.
+    // Without a token, the server accepts no commands, even from this machine.
     assert_eq!(command(&open, pause, "").status, 403);
     assert_eq!(get(&open, "/api/control", "").body, "[]");
     assert!(
@@ -217,7 +217,7 @@ fn with_a_token_nothing_but_health_is_told_without_it() {
     let answer = get(&server, "/api/runs", &bearer);
     assert_eq!(answer.status, 200);
     assert!(answer.body.contains("\"name\":\"small\""));
-    // Who knows the token may come by any name: a proxy's, a machine's.
+    // A client with the token may use any host name: a proxy's, a machine's.
     let named = format!("Host: trainer.example\r\n{bearer}");
     assert_eq!(get(&server, "/api/runs", &named).status, 200);
 }
@@ -361,19 +361,18 @@ fn requests_that_are_too_long_are_cut() {
     assert_eq!(get(&server, "/", &many).status, 431);
     let answer = get(&server, &format!("/?{long}"), "");
     assert!(matches!(answer.status, 414 | 431), "{}", answer.status);
-    // And the next one is answered.
+    // The server answers the next request.
     assert_eq!(get(&server, "/", "").status, 200);
 }
 
-/// Connections that hold all places of strangers and more: some silent, some with half a request, some that
-/// send a byte now and then.
+/// Opens connections of strangers: some silent, some with half a request, some that send a byte now and then.
 fn strangers(server: &Server, count: usize) -> Vec<TcpStream> {
     let stranger = |number| {
         let mut stream = TcpStream::connect(server.address()).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
-        // A server that needs the place has closed it by now.
+        // A server that needs the place may have closed the connection already.
         let _ = match number % 3 {
             0 => Ok(()),
             1 => stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: loc"),
@@ -384,7 +383,7 @@ fn strangers(server: &Server, count: usize) -> Vec<TcpStream> {
     (0..count).map(stranger).collect()
 }
 
-/// Patience that no test outlasts: a place that becomes free has been made free.
+/// Timeouts longer than any test, so that no place becomes free through a timeout.
 fn patient() -> Limits {
     Limits {
         header_timeout: Duration::from_secs(3600),
@@ -401,14 +400,14 @@ fn strangers_never_keep_away_who_knows_the_token() {
     let mut held = strangers(&server, 200);
     for _ in 0..100 {
         assert_eq!(get(&server, "/api/runs", &bearer).status, 200);
-        // Slow ones continue, and others come: those that are still there are the newest.
+        // The slow ones continue, and new ones replace those that were closed. So those still open are the newest.
         for stream in &mut held {
             if stream.write_all(b"E").is_err() {
                 *stream = strangers(&server, 1).remove(0);
             }
         }
     }
-    // Whoever may ask keeps the place, however many come.
+    // A client with access keeps its place, however many strangers come.
     let mut known = TcpStream::connect(server.address()).unwrap();
     let request = format!("GET /api/runs HTTP/1.1\r\nHost: localhost\r\n{bearer}\r\n");
     for _ in 0..3 {
@@ -422,7 +421,7 @@ fn strangers_never_keep_away_who_knows_the_token() {
         }
         held.extend(strangers(&server, 100));
     }
-    // Who is refused has no connection any more.
+    // A refused client loses its connection.
     let answer = send(
         server.address(),
         "GET /api/runs HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -442,7 +441,7 @@ fn the_oldest_stranger_makes_room_and_the_silent_are_sent_away() {
     };
     let server = start(site(&world).with_limits(limits));
     let held = strangers(&server, 3);
-    // A reset is an end too: of a connection whose last bytes nobody has read.
+    // A connection whose last bytes were not read ends with a reset.
     let ends = |stream: &TcpStream| {
         let mut stream = stream;
         match stream.read_to_end(&mut Vec::new()) {
@@ -484,7 +483,7 @@ fn who_may_ask_waits_for_a_place_and_is_told_where_there_is_none() {
     assert_eq!(answer.status, 503);
     assert!(answer.body.contains("too many connections"));
     drop(first);
-    // Its place is free as soon as the server has seen that.
+    // The place is free once the server has noticed that.
     let mut statuses = std::iter::repeat_with(|| get(&server, "/livez", "").status).take(50);
     assert!(statuses.any(|status| status == 200));
 }
@@ -512,7 +511,7 @@ fn revisions_say_which_parts_have_changed() {
     append(&run.join("run.jsonl"), line);
     let event = r#"{"time":1.0,"step":1,"kind":"skipped","message":"now"}"#;
     append(&run.join("events.jsonl"), event);
-    // Files that were read a moment ago are not read again at once.
+    // The server does not read files again right away, so ask until it has.
     let read = || Some(status()).filter(|status| status["step"] == 1);
     let second = std::iter::repeat_with(read).flatten().next().unwrap();
     let rise = |part: &str| second["revisions"][part] != first["revisions"][part];

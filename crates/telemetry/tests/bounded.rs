@@ -1,4 +1,5 @@
-//! A run that nobody scrapes does not grow. The recorder is the process's: one test function in all.
+//! Tests that a run without scrapes does not grow in memory. The recorder is global to the process, so there is only
+//! one test function.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -10,7 +11,7 @@ use std::{
 
 use ddk_telemetry::{Board, Keeper, Recorder, metrics};
 
-/// Steps between two upkeeps: five seconds of a run that makes 200 steps in one.
+/// Steps between two upkeeps: five seconds of a run that makes 200 steps per second.
 const STEPS_OF_AN_UPKEEP: usize = 1000;
 
 fn record_steps(count: usize, mut after_each: impl FnMut(usize)) {
@@ -59,12 +60,12 @@ fn memory_is_flat_over_100_000_steps_without_a_scrape() {
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 2 << 20, "grown by {grown} bytes");
 
-    // What the upkeep is for: without it, every record stays.
+    // Without the upkeep, every recorded value stays in memory.
     record_steps(100_000, |_| ());
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown > 8 << 20, "grown by only {grown} bytes");
 
-    // It is done by a thread, and so is the file: until it ends, and once more then.
+    // The keeper's thread does the upkeep and writes the file until it ends, and one last time at the end.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ddk.prom");
     let keeper = Keeper::start(
@@ -87,7 +88,7 @@ fn memory_is_flat_over_100_000_steps_without_a_scrape() {
     metrics::STEP.with(&[]).set(8.0);
     drop(keeper);
     assert!(reads(8));
-    // Nothing else is left in the folder.
+    // The folder contains no other files.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
     let nowhere = folder.path().join("nowhere/ddk.prom");

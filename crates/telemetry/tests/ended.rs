@@ -1,4 +1,5 @@
-//! A server whose run ends: who watches hears how. The recorder is the process's: one test function in all.
+//! Tests that a server tells watchers how its run ended. The recorder is global to the process, so there is only one
+//! test function.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -15,7 +16,7 @@ use ddk_run::view::State;
 use ddk_telemetry::{Board, Recorder, Server, Site, serve};
 use serde_json::Value;
 
-/// Far longer than any of these takes.
+/// Far longer than any step of this test takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn start(board: &Arc<Board>, folder: &Path) -> Server {
@@ -24,7 +25,7 @@ fn start(board: &Arc<Board>, folder: &Path) -> Server {
     serve("127.0.0.1:0".parse().unwrap(), site).unwrap()
 }
 
-/// The state that the server tells this watcher. The older protocol has no chunks.
+/// The state that the server reports to this watcher. HTTP/1.0 has no chunked encoding.
 fn polled(address: SocketAddr, watcher: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let path = format!("/api/status?watcher={watcher}");
@@ -45,7 +46,7 @@ fn who_watches_hears_how_the_run_ended_and_nobody_else_is_waited_for() {
         (State::Failed, "failed"),
         (State::Finished, "finished"),
     ] {
-        // Nobody watches: nobody is waited for, not even a client that has said nothing yet.
+        // Without watchers, the server waits for no client, not even one that has sent nothing yet.
         let board = Board::new(PATIENCE);
         let server = start(&board, folder.path());
         let silent = TcpStream::connect(server.address()).unwrap();
@@ -59,7 +60,7 @@ fn who_watches_hears_how_the_run_ended_and_nobody_else_is_waited_for() {
         let server = start(&board, folder.path());
         let address = server.address();
         board.set_ready(true);
-        // Each of those who watch asks once more, and then no connection is taken any more.
+        // Each watcher asks once more. After that, the server accepts no connections.
         for watcher in ["page", "terminal"] {
             assert_eq!(polled(address, watcher), "running");
         }
@@ -72,7 +73,7 @@ fn who_watches_hears_how_the_run_ended_and_nobody_else_is_waited_for() {
             finishing.join().unwrap();
         });
         assert!(TcpStream::connect(address).is_err());
-        // Once more does nothing.
+        // A second call does nothing.
         server.finish(PATIENCE);
     }
 }

@@ -1,4 +1,4 @@
-//! The server over a real socket. The recorder is the process's: one test function in all.
+//! Tests the server over a real socket. The recorder is global to the process, so there is only one test function.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -26,7 +26,7 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
     let install = |run| Recorder::install(Arc::clone(&board), run, Path::new("/"), Vec::new());
     let before = install("before").unwrap();
     metrics::STEPS.with(&[]).increment(7);
-    // A run's recorder is told nothing of the runs before it.
+    // A run's recorder has no values of earlier runs.
     let recorder = install("small").unwrap();
     assert!(
         before

@@ -1,5 +1,5 @@
-//! What a process may do before CUDA's part of libtorch is loaded: nothing, a forward on the CPU, or a
-//! backward. For `tools/gpu-loading`.
+//! Shows what a process may do before CUDA's part of libtorch is loaded: nothing, a forward pass on the CPU, or a
+//! backward pass. For `tools/gpu-loading`.
 //!
 //! usage: loading plain|forward|backward
 
@@ -27,7 +27,7 @@ fn main() -> Result<ExitCode> {
     let device = parse_device("cuda:0");
     let said = device.map_or_else(|error| error.to_string(), |device| format!("{device:?}"));
     writeln!(stdout(), "{before}: {said}")?;
-    // What was loaded with it, by the names that cuDNN opens.
+    // Libraries loaded with it, by the names that cuDNN opens.
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     for name in ["libnvrtc-builtins.so", "libnvrtc.so", "libcublasLt.so"] {
         let loaded = maps.contains(&format!("/{name}"));

@@ -1,11 +1,11 @@
-//! The C library's allocator, set up for tensors.
+//! Tunes the C library's allocator for tensors.
 
-/// Keeps freed memory for the next tensor instead of giving it back to the system. Call it before the first
-/// thread starts.
+/// Keeps freed memory for the next tensor instead of returning it to the system. Call it before the first thread
+/// starts.
 ///
-/// A step allocates and frees the same large tensors over and over; glibc gives them back each time, and the
-/// page faults of getting them again cost 5 to 15 % of a forward (docs/performance.md). Tensors of 32 MiB and
-/// more are still given back. Elsewhere than on glibc this does nothing.
+/// A step allocates and frees the same large tensors over and over. By default, glibc returns them each time, and
+/// the page faults for getting them back cost 5 to 15 % of a forward pass (docs/performance.md). Tensors of 32 MiB
+/// and more are still returned. Without glibc, this does nothing.
 pub fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
@@ -17,7 +17,7 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Gives what was freed back to the system, once: after work of another kind than what follows.
+/// Returns freed memory to the system once. Call it between two different kinds of work.
 pub fn give_freed_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: a plain call into the C library, which any thread may make.

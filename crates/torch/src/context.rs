@@ -1,4 +1,4 @@
-//! A worker: a named thread with its own libtorch threads, and its busy time; workers that take turns.
+//! A worker: a named thread with its own libtorch threads and busy time. Workers can take turns.
 
 use std::{
     cell::Cell,
@@ -12,27 +12,28 @@ use tch::Device;
 
 use crate::{TorchError, stream::take_stream, synchronize};
 
-/// The calling thread as a worker: it has a number of libtorch threads of its own and streams of its own on its
-/// GPUs, and the time for which it was busy can be read.
+/// The calling thread as a worker. It has its own libtorch threads and its own streams on its GPUs, and it measures
+/// its busy time.
 ///
-/// libtorch's threads on the CPU are OpenMP's: each thread that calls libtorch has a team of its own, and the team's
-/// threads inherit the caller's name. So a worker's thread must have a name of its own.
+/// libtorch's CPU threads are OpenMP threads: each thread that calls libtorch has its own team, and the threads of
+/// the team inherit the caller's name. So the thread of each worker needs a unique name.
 #[derive(Debug)]
 pub struct ComputeContext {
     name: String,
     threads: usize,
-    /// GPUs on which it has a stream of its own.
+    /// GPUs on which the worker has its own stream.
     gpus: Vec<Device>,
     turns: TimeSlice,
-    /// Seconds in [`Self::work`], turns waited for apart.
+    /// Seconds in [`Self::work`], excluding waits for a turn.
     worked: Cell<f64>,
     waited: Cell<f64>,
-    /// Processor seconds of threads of its that are no more.
+    /// Processor seconds of threads of this worker that have ended.
     ended: Cell<f64>,
 }
 
 impl ComputeContext {
-    /// TimeSlice the calling thread into a worker of `threads` libtorch threads (at least one) on the CPU, or alone.
+    /// Turns the calling thread into a worker with `threads` libtorch threads (at least one), for a worker on the
+    /// CPU or one that works alone.
     pub fn enter(threads: usize) -> Self {
         let threads = threads.max(1);
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
@@ -48,9 +49,9 @@ impl ComputeContext {
         }
     }
 
-    /// Works like [`Self::enter`], for a worker that works beside others on these devices (its own, and those where its
-    /// results go). On each GPU it has a stream of its own, so that the workers' kernels run side by side. On the CPU,
-    /// workers may take turns.
+    /// Works like [`Self::enter`], for a worker that works beside others on these devices (its own, and those that
+    /// receive its results). The worker has its own stream on each GPU, so that the kernels of several workers run
+    /// side by side. On the CPU, workers may take turns.
     ///
     /// # Errors
     /// If libtorch cannot provide or set a stream.
@@ -69,12 +70,12 @@ impl ComputeContext {
         Ok(context)
     }
 
-    /// Libtorch threads of this worker.
+    /// Number of libtorch threads of this worker.
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Runs a piece of the worker's work and waits until the worker's GPUs have done it. Other workers may then read its
+    /// Runs `work` and waits until the GPUs of the worker have finished it. Other workers may then read its
     /// results, and its inputs may be dropped, without events between their streams.
     ///
     /// # Errors
@@ -89,7 +90,7 @@ impl ComputeContext {
         Ok(done)
     }
 
-    /// Works like [`Self::work`], but first waits for the worker's turn. For work that is done for every batch.
+    /// Works like [`Self::work`], but first waits for the worker's turn. For work that is repeated for every batch.
     ///
     /// # Errors
     /// As for [`Self::work`].
@@ -106,8 +107,8 @@ impl ComputeContext {
         Ok(done)
     }
 
-    /// Seconds for which the worker was busy so far: on the CPU its threads' processor time divided by how many
-    /// they are, on GPUs the time in [`Self::work`].
+    /// Seconds for which the worker was busy so far. On the CPU this is the processor time of its threads divided
+    /// by their number. On GPUs it is the time in [`Self::work`].
     pub fn busy_seconds(&self) -> f64 {
         if self.gpus.is_empty() {
             (self.ended.get() + self.processor_seconds()) / self.threads as f64
@@ -121,7 +122,7 @@ impl ComputeContext {
         self.waited.get()
     }
 
-    /// Processor time of the threads that it has now.
+    /// Processor time of the current threads of the worker, in seconds.
     fn processor_seconds(&self) -> f64 {
         let Ok(tasks) = fs::read_dir("/proc/self/task") else {
             return 0.0;
@@ -138,7 +139,7 @@ impl ComputeContext {
     }
 }
 
-/// Of the thread with this folder.
+/// Processor time of the thread with this `/proc` folder.
 fn processor_nanoseconds(task: &Path) -> Option<u64> {
     let times = fs::read_to_string(task.join("schedstat")).ok()?;
     times.split_whitespace().next()?.parse().ok()
@@ -154,14 +155,14 @@ fn add(sum: &Cell<f64>, seconds: f64) {
     sum.set(sum.get() + seconds);
 }
 
-/// Ends the calling thread's team of OpenMP, which is made again when it is next needed. While it lasted, the
-/// runtime would see more threads than cores and let every thread sleep between two products instead of
-/// waiting for the next; that costs more than making one team a turn.
+/// Ends the OpenMP team of the calling thread. OpenMP creates it again when it is next needed. If the team stayed,
+/// the runtime would see more threads than cores. It would then put every thread to sleep between two matmuls
+/// instead of letting it wait for the next. That costs more than creating one team per turn.
 fn let_go_of_threads() {
     type Pause = unsafe extern "C" fn(i32) -> i32;
     /// `omp_pause_soft` of OpenMP 5.
     const SOFT: i32 = 1;
-    // SAFETY: the name ends with its NUL; the type is the standard's.
+    // SAFETY: the name ends with its NUL, and the type is that of the standard.
     unsafe {
         let found = libc::dlsym(libc::RTLD_DEFAULT, c"omp_pause_resource_all".as_ptr());
         if !found.is_null() {
@@ -170,23 +171,23 @@ fn let_go_of_threads() {
     }
 }
 
-/// Lanes that compute one at a time, each on all its threads. Where a worker has as many threads as there are
-/// cores, another one beside it would keep each of its products waiting for the thread that has lost its
-/// core.
+/// Makes workers compute one at a time, each on all its threads. If a worker has as many threads as there are
+/// cores, a second worker would take a core away from one of these threads, and each matmul would wait for that
+/// thread.
 ///
-/// What a worker computes does not depend on whose turn it was before.
+/// A worker's results do not depend on whose turn came before.
 #[derive(Debug, Clone, Default)]
 pub struct TimeSlice(Option<Arc<Mutex<()>>>);
 
 impl TimeSlice {
-    /// Whether they take turns, or compute whenever they want.
+    /// With `taken`, workers take turns. Otherwise they compute at any time.
     pub fn new(taken: bool) -> Self {
         Self(taken.then(Arc::default))
     }
 
-    /// Waits until no other worker computes; it is this one's turn until the guard is dropped.
+    /// Waits until no other worker computes. The turn lasts until the guard is dropped.
     fn wait(&self) -> Option<MutexGuard<'_, ()>> {
-        // A worker that panicked in its turn left nothing behind that another one could see.
+        // A worker that panicked in its turn left nothing that other workers can see.
         let turn = self.0.as_ref()?.lock();
         Some(turn.unwrap_or_else(PoisonError::into_inner))
     }
@@ -198,7 +199,7 @@ mod tests {
     use std::{sync::mpsc, thread};
     use tch::{Kind, Tensor};
 
-    /// Products of a piece of work; one takes a core milliseconds.
+    /// Matmuls per piece of work. One takes milliseconds on a core.
     const PRODUCTS: usize = 20;
 
     fn multiply() {
@@ -208,14 +209,14 @@ mod tests {
         }
     }
 
-    /// What a thread of this name gives back.
+    /// Runs `work` on a thread of this name and returns its result.
     fn named<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
         let thread = thread::Builder::new().name(name.to_owned());
         thread.spawn(work).unwrap().join().unwrap()
     }
 
-    /// What a worker says of its time is held against the processor time of its own thread, which the system
-    /// counts: neither depends on what else the machine does.
+    /// Compares the busy time of a worker with the processor time that the system counts for its thread. Neither
+    /// depends on what else the machine does.
     #[test]
     fn a_lane_is_busy_for_the_processor_time_of_its_threads() {
         named("lane-one", || {
@@ -230,14 +231,14 @@ mod tests {
             let inner = own_processor_seconds() - inner;
             let busy = context.busy_seconds() - before;
             let outer = own_processor_seconds() - outer;
-            // The system's numbers are of different moments, and rounded.
+            // The system rounds its numbers and takes them at different moments.
             let (least, most) = (0.9 * inner - 1e-3, 1.1 * outer + 1e-3);
             assert!(
                 inner > 0.0 && (least..=most).contains(&busy),
                 "{inner} {busy} {outer}"
             );
         });
-        // Of two threads, half of what both have had: at least half of this one's.
+        // With two threads, the busy time is half of their total: at least half of the time of this thread.
         named("lane-two", || {
             let context = ComputeContext::enter(2);
             let (before, own) = (context.busy_seconds(), own_processor_seconds());

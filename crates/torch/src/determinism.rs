@@ -1,4 +1,4 @@
-//! The same bits each time on a GPU. On the CPU they are the same anyway.
+//! Makes GPU results bitwise reproducible. CPU results always are.
 
 use std::{
     ffi::{CStr, c_void},
@@ -7,31 +7,31 @@ use std::{
 
 use crate::TorchError;
 
-/// The release of libtorch that tch and torch-sys are made for.
+/// The release of libtorch that tch and torch-sys require.
 pub const VERSION: &str = "2.11.0";
 
-/// cuBLAS adds in the same order each time only if its workspace is set. Eight buffers of 4 MiB are what
-/// libtorch takes on a Hopper GPU anyway, so this costs nothing there.
+/// cuBLAS adds in the same order each time only if its workspace is set. On a Hopper GPU, libtorch uses eight
+/// buffers of 4 MiB anyway, so this costs nothing there.
 const CUBLAS_WORKSPACE: (&CStr, &CStr) = (c"CUBLAS_WORKSPACE_CONFIG", c":4096:8");
 
-/// Those that fix the order of cuBLAS's sums.
+/// Workspaces that fix the order of cuBLAS's sums.
 const DETERMINISTIC_WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
 
-/// Sets cuBLAS's workspace unless the environment has one. Call it before the first thread starts.
+/// Sets cuBLAS's workspace unless the environment sets one. Call it before the first thread starts.
 pub fn prepare_cublas() {
     let (name, value) = CUBLAS_WORKSPACE;
-    // SAFETY: both end with their NUL; no other thread reads the environment yet.
+    // SAFETY: both strings end with their NUL, and no other thread reads the environment yet.
     unsafe {
         libc::setenv(name.as_ptr(), value.as_ptr(), 0);
     }
 }
 
-/// Makes libtorch choose algorithms that give the same bits each time, for the whole process: flash
-/// attention's backward adds in one order, and cuDNN's attention is left out. An operation that has no such
-/// algorithm fails from now on.
+/// Makes libtorch choose algorithms that give the same bits each time, for the whole process. The backward pass of
+/// flash attention then adds in one order, and cuDNN's attention is not used. From then on, an operation without
+/// such an algorithm fails.
 ///
 /// # Errors
-/// A libtorch of another release; a workspace of cuBLAS, set in the environment, that does not fix the order
+/// If libtorch is of another release, or if the environment sets a workspace of cuBLAS that does not fix the order
 /// of its sums.
 pub fn make_deterministic() -> Result<(), TorchError> {
     type GlobalContext = unsafe extern "C" fn() -> *mut c_void;
@@ -49,8 +49,8 @@ pub fn make_deterministic() -> Result<(), TorchError> {
              set it so"
         )));
     }
-    // SAFETY: the names are C++'s for `at::globalContext()` and two methods of `at::Context` in
-    // ATen/Context.h of this release; a method takes its object first.
+    // SAFETY: the names are the C++ symbols of `at::globalContext()` and of two methods of `at::Context` in
+    // ATen/Context.h of this release. A method takes its object first.
     unsafe {
         let context: GlobalContext = transmute(symbol(c"_ZN2at13globalContextEv")?);
         let set: SetDeterministic =
@@ -58,15 +58,15 @@ pub fn make_deterministic() -> Result<(), TorchError> {
         let set_fill: SetFill = transmute(symbol(
             c"_ZN2at7Context39setDeterministicFillUninitializedMemoryEb",
         )?);
-        // Not "warn only": attention would continue as before.
+        // With "warn only", attention would continue as before.
         set(context(), true, false);
-        // New memory is written before it is read: filling it first would only cost time.
+        // New memory is written before it is read, so filling it first would only cost time.
         set_fill(context(), false);
     }
     Ok(())
 }
 
-/// A function of the libtorch in use, by its name.
+/// Looks up a function of the libtorch in use by its name.
 pub(crate) fn symbol(name: &CStr) -> Result<*mut c_void, TorchError> {
     // SAFETY: the name ends with its NUL.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
@@ -85,7 +85,7 @@ pub(crate) fn symbol(name: &CStr) -> Result<*mut c_void, TorchError> {
 mod tests {
     use super::*;
 
-    /// Asks libtorch back: attention looks at both flags.
+    /// Reads the flags back from libtorch, because attention checks both.
     #[test]
     fn libtorch_takes_the_flags() {
         type GlobalContext = unsafe extern "C" fn() -> *mut c_void;

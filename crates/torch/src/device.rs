@@ -1,4 +1,4 @@
-//! Devices by name.
+//! Finds devices by name, and loads CUDA.
 
 use std::{
     ffi::{CStr, CString},
@@ -12,22 +12,22 @@ use tch::{Device, TchError, Tensor};
 /// Why a device cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DeviceError {
-    /// Not a device's name.
+    /// Not a device name.
     #[error("`{0}` is not a device: expected `cpu`, or `cuda:0`, `cuda:1`, …")]
     Unknown(String),
-    /// The libtorch in use is one for the CPU.
+    /// The libtorch in use is for the CPU only.
     #[error(
         "CUDA was asked for, but {} could not be loaded: {reason}; build with a PyTorch that has CUDA \
          (LIBTORCH_USE_PYTORCH=1 make build)",
         library.display()
     )]
     NoCudaLibrary {
-        /// The library that was tried.
+        /// The library that DDK tried to load.
         library: PathBuf,
-        /// What the loader said.
+        /// The loader's message.
         reason: String,
     },
-    /// Autograd asked for GPUs before there was a CUDA backend, and never asks again.
+    /// Autograd looked for GPUs before there was a CUDA backend, and never looks again.
     #[error(
         "CUDA was loaded too late: libtorch computed a gradient on the CPU first; name every CUDA device before \
          that, or start another process"
@@ -36,21 +36,21 @@ pub enum DeviceError {
     /// libtorch sees fewer GPUs.
     #[error("`cuda:{index}` was asked for, but libtorch sees {found} CUDA devices")]
     Absent {
-        /// The device's number.
+        /// The requested device number.
         index: usize,
-        /// How many there are.
+        /// Number of devices found.
         found: i64,
     },
 }
 
 /// Parses the name of a device, such as `cpu` or `cuda:0`.
 ///
-/// The program links only the CPU part of libtorch. The first CUDA device asked for loads `libtorch_cuda.so` from the
-/// folder of the libtorch in use, which registers the CUDA backend. That must happen before the first backward of the
-/// process: autograd looks for GPUs then and never again.
+/// The program links only the CPU part of libtorch. The first request for a CUDA device loads `libtorch_cuda.so`
+/// from the folder of the libtorch in use, which registers the CUDA backend. This must happen before the first
+/// backward pass of the process: autograd looks for GPUs then and never again.
 ///
 /// # Errors
-/// If the name is not a device's, if CUDA cannot be loaded or is loaded too late, or if there is no such GPU.
+/// If it is not a device name, if CUDA cannot be loaded or is loaded too late, or if there is no such GPU.
 pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     if text == "cpu" {
         return Ok(Device::Cpu);
@@ -68,7 +68,7 @@ pub fn parse_device(text: &str) -> Result<Device, DeviceError> {
     }
 }
 
-/// The device that tests compute on: `DDK_TEST_DEVICE` names it; the CPU without it.
+/// The device for tests, from `DDK_TEST_DEVICE`. Default: the CPU.
 ///
 /// # Errors
 /// See [`parse_device`].
@@ -91,8 +91,8 @@ pub fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, TchError> {
     pinned.f_to_device_(device, tensor.kind(), true, false)
 }
 
-/// The UUID of GPU `cuda:index`, as `nvidia-smi -L` prints it. libtorch numbers GPUs by
-/// `CUDA_VISIBLE_DEVICES` and by speed; NVML and `nvidia-smi` number them by their place on the bus. `None`
+/// Returns the UUID of GPU `cuda:index`, as `nvidia-smi -L` prints it. libtorch numbers GPUs by
+/// `CUDA_VISIBLE_DEVICES` and by speed; NVML and `nvidia-smi` number them by their place on the bus. Returns `None`
 /// without a driver, or without this GPU.
 pub fn gpu_uuid(index: usize) -> Option<String> {
     type Init = unsafe extern "C" fn(u32) -> i32;
@@ -100,8 +100,8 @@ pub fn gpu_uuid(index: usize) -> Option<String> {
     type Uuid = unsafe extern "C" fn(*mut [u8; 16], i32) -> i32;
     let index = i32::try_from(index).ok()?;
     let (mut device, mut uuid) = (0, [0; 16]);
-    // SAFETY: the functions have these types in cuda.h since CUDA 11.4; both pointers are to places of the
-    // size that they fill.
+    // SAFETY: the functions have these types in cuda.h since CUDA 11.4. Both pointers are to places of the size
+    // that the functions fill.
     unsafe {
         let driver = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW);
         if driver.is_null() {
@@ -128,9 +128,9 @@ fn uuid_text(uuid: &[u8; 16]) -> String {
     format!("GPU-{}", groups.join("-"))
 }
 
-/// NVIDIA's libraries that `libtorch_cuda.so` or cuDNN open by their bare names, in the order in which they
-/// need each other. PyTorch loads them from its packages at import; a program that does not preload them
-/// fails at its first attention call.
+/// NVIDIA's libraries that `libtorch_cuda.so` or cuDNN open by their bare names, in the order in which they need
+/// each other. PyTorch loads them from its packages at import. A program that does not preload them fails at its
+/// first attention call.
 const PRELOADED: [&str; 4] = [
     "libnvrtc-builtins.so.13.0",
     "libnvrtc.so.13",
@@ -143,7 +143,8 @@ fn load_cuda() -> Result<(), DeviceError> {
     LOADED
         .get_or_init(|| {
             let folder = libtorch_folder();
-            // Beside torch/lib in a Python environment. Where they are not, the system's are found by name.
+            // In a Python environment, these libraries are beside torch/lib. If they are missing, the system's are
+            // found by name.
             let packages = folder.join("../../nvidia/cu13/lib");
             for name in PRELOADED {
                 let library = packages.join(name);
@@ -162,16 +163,16 @@ fn load_cuda() -> Result<(), DeviceError> {
         .clone()
 }
 
-/// Loads a library for good, its symbols visible to all; what the loader said where it cannot.
+/// Loads a library permanently, with its symbols visible to all. If that fails, returns the loader's message.
 fn load(library: &Path) -> Result<(), String> {
     let name = CString::new(library.as_os_str().as_encoded_bytes())
         .map_err(|_| "its path holds a NUL byte".to_owned())?;
-    // SAFETY: the name ends with its only NUL; the library's initializers are libtorch's or NVIDIA's own.
+    // SAFETY: the only NUL of the name is at its end. The library's initializers are libtorch's or NVIDIA's own.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
         return Ok(());
     }
-    // SAFETY: after a failed dlopen on this thread, dlerror gives a string or null.
+    // SAFETY: after a failed dlopen on this thread, dlerror returns a string or null.
     Err(unsafe {
         let message = libc::dlerror();
         if message.is_null() {
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_gpu_that_is_not_there_is_an_error_that_says_what_to_do() {
-        // A link to libtorch, so that it is loaded even if this is the only test that runs.
+        // Use libtorch, so that it is loaded even if this is the only test that runs.
         let _ = tch::Tensor::from_slice(&[0.0_f32]);
         let error = parse_device("cuda:97").unwrap_err().to_string();
         assert!(

@@ -9,7 +9,7 @@ use std::{
 
 use tch::{TchError, Tensor};
 
-/// The release whose argument lists are meant: major, minor, patch in the upper bytes.
+/// The release whose argument lists this module uses: major, minor, and patch in the upper bytes.
 const RELEASE: u64 = (2 << 56) | (11 << 48);
 
 /// An argument or a result as the interface passes it: a number's bits, or a pointer.
@@ -37,20 +37,20 @@ pub(crate) enum Argument<'a> {
     Integer(i64),
     Real(f64),
     Flag(bool),
-    /// An optional argument that is there.
+    /// An optional argument that is present.
     Given(&'a Argument<'a>),
-    /// An optional argument that is not.
+    /// An optional argument that is absent.
     Absent,
 }
 
 impl Argument<'_> {
-    /// The word that hands the argument over; libtorch frees what it points to.
+    /// Returns the word that passes the argument. libtorch frees what it points to.
     fn word(self) -> Result<Word, TchError> {
         Ok(match self {
             Self::Tensor(tensor) => handle(tensor),
             Self::Tensors(tensors) => {
                 let mut list = ptr::null_mut();
-                // SAFETY: the pointer is to a place for a pointer; the list takes over each handle.
+                // SAFETY: `list` is a place for a pointer, and the list takes ownership of each handle.
                 unsafe {
                     done(torch_new_list_reserve_size(tensors.len(), &raw mut list))?;
                     for tensor in tensors {
@@ -64,7 +64,7 @@ impl Argument<'_> {
             Self::Flag(flag) => Word::from(flag),
             Self::Given(argument) => {
                 let word = argument.word()?;
-                // SAFETY: `operator new` gives memory of the size and alignment asked for, or does not return.
+                // SAFETY: `operator new` returns memory of the requested size and alignment, or does not return.
                 unsafe {
                     let place = operator_new(size_of::<Word>()).cast::<Word>();
                     place.write(word);
@@ -76,13 +76,14 @@ impl Argument<'_> {
     }
 }
 
-/// Calls `aten::NAME` and takes its results, all of which must be tensors.
+/// Calls `aten::NAME` and returns its results, all of which must be tensors.
 ///
 /// # Errors
-/// What the operation failed with is on stderr; the error names the operation.
+/// If the operation fails. The error names the operation, and libtorch prints the reason to stderr.
 ///
 /// # Safety
-/// The arguments are of the number and types that the operation's schema names, and it has `results` results.
+/// The arguments must have the number and types of the operation's schema, and the operation must have `results`
+/// results.
 pub(crate) unsafe fn call(
     name: &CStr,
     arguments: &[Argument<'_>],
@@ -91,7 +92,8 @@ pub(crate) unsafe fn call(
     let words = arguments.iter().map(|argument| argument.word());
     let mut stack: Vec<Word> = words.collect::<Result<_, _>>()?;
     stack.resize(stack.len().max(results), 0);
-    // SAFETY: names end with their NUL; the stack has room for arguments and results, which are as the caller promises.
+    // SAFETY: both names end with their NUL. The stack has room for arguments and results, and the caller promises
+    // that they match the schema.
     let code =
         unsafe { torch_call_dispatcher(name.as_ptr(), c"".as_ptr(), stack.as_mut_ptr(), RELEASE) };
     if code != 0 {
@@ -100,7 +102,7 @@ pub(crate) unsafe fn call(
             name.to_string_lossy()
         )));
     }
-    // SAFETY: each result is a new handle of a tensor, which nobody else frees.
+    // SAFETY: each result is a new handle of a tensor, which nothing else frees.
     let tensors = stack
         .into_iter()
         .take(results)
@@ -108,7 +110,7 @@ pub(crate) unsafe fn call(
     Ok(tensors.collect())
 }
 
-/// A new handle of a tensor.
+/// Creates a new handle of a tensor.
 fn handle(tensor: &Tensor) -> Word {
     let mut handle = tensor.shallow_clone();
     let word = address(handle.as_mut_ptr().cast());
@@ -133,12 +135,12 @@ fn done(code: i32) -> Result<(), TchError> {
 mod tests {
     use super::*;
 
-    /// Every kind of argument that an operation can take, on operations whose results are known.
+    /// Passes every kind of argument that an operation can take, to operations with known results.
     #[test]
     fn operations_are_called_by_name() {
         let a = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]);
         let b = Tensor::from_slice(&[4.0_f32]);
-        // SAFETY: arguments and results are those of the schemas.
+        // SAFETY: arguments and results match the schemas.
         unsafe {
             let tensors = [a.shallow_clone(), b.shallow_clone()];
             let joined = call(
@@ -173,7 +175,7 @@ mod tests {
             Tensor::from_slice(&[1.0_f32, 2.0]),
             Tensor::from_slice(&[1.0_f32, 2.0, 3.0]),
         );
-        // SAFETY: arguments and results are those of the schema; the shapes do not fit.
+        // SAFETY: arguments and results match the schema; only the shapes do not fit.
         let failed = unsafe {
             call(
                 c"aten::dot",

@@ -1,4 +1,4 @@
-//! libtorch's exceptions as errors of ours.
+//! Turns libtorch's exceptions into errors of this program.
 
 use tch::TchError;
 
@@ -8,7 +8,7 @@ pub enum TorchError {
     /// A device has no room for a tensor; smaller chunks or micro-batches may fit.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
-    /// Anything else: shapes that do not match, an operator that is not there, ….
+    /// Anything else: shapes that do not match, a missing operator, ….
     #[error("libtorch: {0}")]
     Other(String),
 }
@@ -33,8 +33,8 @@ impl From<TchError> for TorchError {
     }
 }
 
-/// What allocators and libraries say where memory runs out: libtorch's for the CPU and for CUDA, the CUDA
-/// runtime, and the libraries that allocate workspaces of their own.
+/// Messages of allocators and libraries when memory runs out: libtorch's for the CPU and for CUDA, the CUDA
+/// runtime, and the libraries that allocate their own workspaces.
 const OUT_OF_MEMORY: [&str; 6] = [
     "out of memory",
     "can't allocate memory",
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
     use tch::{Kind, Tensor};
 
-    /// The texts are those of PyTorch 2.11's sources.
+    /// The texts are from the sources of PyTorch 2.11.
     #[test]
     fn every_form_of_running_out_of_memory_is_known() {
         for text in [

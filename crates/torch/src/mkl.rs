@@ -1,28 +1,28 @@
-//! Matrix products on the CPU are MKL's, inside libtorch. MKL asks for the processor's maker before it asks
-//! what the processor can do: on one that is not Intel's it takes kernels for AVX2, at half the speed of
-//! those for AVX-512 where the processor has full registers of that (Zen 5; docs/performance.md has the
-//! measurement).
+//! Makes MKL use its AVX-512 kernels on processors that Intel did not make. libtorch's CPU matmuls run on MKL,
+//! which checks the processor's maker before its features. On other makers' processors, MKL uses AVX2 kernels. If
+//! the processor has full-width AVX-512 registers (Zen 5), these are half as fast as the AVX-512 kernels
+//! (docs/performance.md has the measurement).
 //!
-//! libtorch exports the function that is asked, so one of the same name in the program is called in its
-//! place. It says "Intel" where AVX-512 is there, and the truth elsewhere; MKL then asks the processor
-//! for each instruction set that it uses.
+//! libtorch exports the function that MKL calls for this, so a function of the same name in the program replaces
+//! it. It answers "Intel" if AVX-512 is present, and the truth otherwise. MKL then checks the processor for each
+//! instruction set that it uses.
 
 use std::ffi::c_int;
 
-/// Set to 1: MKL chooses as if DDK were not there.
+/// If set to 1, MKL chooses as if DDK were not there.
 const SWITCH: &str = "DDK_MKL_UNCHANGED";
 
-/// Called by MKL once, when it chooses its kernels.
+/// MKL calls this once, when it chooses its kernels.
 #[unsafe(no_mangle)]
 extern "C" fn mkl_serv_intel_cpu_true() -> c_int {
     c_int::from(is_intel() || (has_avx512() && !is_unchanged()))
 }
 
-/// What keeps the function in the program although nothing of the program calls it.
+/// Keeps the function in the program, although nothing in the program calls it.
 #[used]
 static KEPT: extern "C" fn() -> c_int = mkl_serv_intel_cpu_true;
 
-/// The kernels that MKL is led to, in words; for reports of speed.
+/// Describes the kernels that MKL will use, for performance reports.
 pub fn mkl_kernels() -> &'static str {
     match (has_avx512() && !is_unchanged(), is_intel()) {
         (true, _) => "AVX-512",

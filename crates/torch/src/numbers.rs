@@ -1,32 +1,33 @@
-//! A tensor's memory as a slice, for what is computed in Rust.
+//! Exposes a tensor's memory as a slice, for computation in Rust.
 
 use tch::{Kind, Tensor};
 
 use crate::takes_gpu_path;
 
-/// The numbers of a contiguous fp32 tensor on the CPU, in order; `None` for any other, and on the path of GPUs.
+/// Returns the numbers of a contiguous fp32 tensor on the CPU, in order. Returns `None` for any other tensor, and
+/// on the GPU path.
 ///
 /// # Safety
-/// Nothing may write to the tensor's storage while the slice is in use: no shallow clone or view of it in
-/// this thread or another.
+/// Nothing may write to the tensor's storage while the slice is in use, including through a shallow clone or view
+/// in this thread or another.
 pub unsafe fn as_slice(tensor: &Tensor) -> Option<&[f32]> {
     let pointer = pointer(tensor)?;
-    // SAFETY: contiguous, so that `numel` numbers follow; the tensor keeps its storage alive as long as it is borrowed.
+    // SAFETY: the tensor is contiguous, so `numel` numbers follow. It keeps its storage alive as long as it is
+    // borrowed.
     Some(unsafe { std::slice::from_raw_parts(pointer, tensor.numel()) })
 }
 
-/// The same to write to.
+/// Works like [`as_slice`], for writing.
 ///
 /// # Safety
 /// Nothing else may read or write the tensor's storage while the slice is in use.
 pub unsafe fn as_slice_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
     let pointer = pointer(tensor)?;
-    // SAFETY: as above; the borrow is exclusive, and that no alias is used the caller promises.
+    // SAFETY: as above. The borrow is exclusive, and the caller promises that no alias is used.
     Some(unsafe { std::slice::from_raw_parts_mut(pointer, tensor.numel()) })
 }
 
-/// Whether no two of these contiguous tensors have a byte of memory in common, so that slices of them may be
-/// used together.
+/// Whether no two of these contiguous tensors overlap in memory, so that slices of them may be used together.
 pub fn are_apart(tensors: &[&Tensor]) -> bool {
     let range = |tensor: &&Tensor| {
         let start = tensor.data_ptr().addr();

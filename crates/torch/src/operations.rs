@@ -1,4 +1,4 @@
-//! Operations of libtorch for GPUs that tch does not bind.
+//! GPU operations of libtorch that tch does not bind.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -7,7 +7,7 @@ use crate::dispatch::{Argument, call};
 /// The constants of [`fused_adamw`].
 #[derive(Debug, Clone, Copy)]
 pub struct FusedAdamW {
-    /// Of this update.
+    /// Learning rate of this update.
     pub learning_rate: f64,
     /// Decay of the first moment.
     pub beta1: f64,
@@ -17,18 +17,18 @@ pub struct FusedAdamW {
     pub weight_decay: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Updates made, this one included.
+    /// Number of updates, including this one.
     pub updates: u64,
-    /// Gradients are multiplied by this, in their own place.
+    /// Scale factor for the gradients, applied in place.
     pub gradient_scale: f64,
 }
 
-/// AdamW on lists of tensors of one device in a few kernels, without a temporary of a tensor's size.
+/// Runs AdamW on lists of tensors on one device in a few kernels, without a temporary of a tensor's size.
 ///
 /// Parameters must not require a gradient in this mode (wrap the call in a no-grad guard).
 ///
 /// # Errors
-/// Lists of different lengths or shapes, and what libtorch says.
+/// If the lists have different lengths or shapes, or if libtorch fails.
 pub fn fused_adamw(
     parameters: &[Tensor],
     gradients: &[Tensor],
@@ -39,12 +39,12 @@ pub fn fused_adamw(
     let Some(device) = parameters.first().map(Tensor::device) else {
         return Ok(());
     };
-    // libtorch corrects the bias by these, one for each parameter.
+    // libtorch uses these for the bias correction, one per parameter.
     let count = Tensor::f_full([], step.updates as f64, (Kind::Float, device))?;
     let counts: Vec<Tensor> = parameters.iter().map(|_| count.shallow_clone()).collect();
-    // It divides gradients by this.
+    // libtorch divides gradients by this.
     let divisor = Tensor::f_full([], step.gradient_scale.recip(), (Kind::Float, device))?;
-    // SAFETY: as the schema of _fused_adamw_ has it: six lists, five numbers, two flags, two optional
+    // SAFETY: the arguments match the schema of _fused_adamw_: six lists, five numbers, two flags, two optional
     // tensors, no result.
     unsafe {
         call(
@@ -72,15 +72,15 @@ pub fn fused_adamw(
     Ok(())
 }
 
-/// Causal attention within each of several sequences laid end to end, by flash attention, with its backward.
-/// For CUDA in bf16 or fp16.
+/// Runs causal flash attention within each of several sequences laid end to end, with its backward pass. For CUDA
+/// in bf16 or fp16.
 ///
-/// `query` is `[positions, heads, E]`; `key` and `value` are `[positions, kv heads, E]`; `starts` (i32, on
-/// the device) holds where each sequence begins, and the number of positions at its end. `longest` is the
-/// length of the longest sequence. Gives `[positions, heads, E]`.
+/// `query` is `[positions, heads, E]`; `key` and `value` are `[positions, kv heads, E]`. `starts` (i32, on the
+/// device) holds the start of each sequence, followed by the number of positions. `longest` is the length of the
+/// longest sequence. Returns `[positions, heads, E]`.
 ///
 /// # Errors
-/// What libtorch says: a device or dtype that has no flash attention, a head size over 256.
+/// If libtorch fails, for example because the device or dtype has no flash attention or the head size is over 256.
 pub fn flash_attention_of_sequences(
     [query, key, value]: [&Tensor; 3],
     starts: &Tensor,
@@ -88,7 +88,7 @@ pub fn flash_attention_of_sequences(
     scale: Option<f64>,
 ) -> Result<Tensor, TchError> {
     let scale = scale.map(Argument::Real);
-    // SAFETY: as the schema of _flash_attention_forward has it, with its five results, all tensors.
+    // SAFETY: the arguments match the schema of _flash_attention_forward, with its five results, all tensors.
     let results = unsafe {
         call(
             c"aten::_flash_attention_forward",
@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    /// Against the formulas of the paper in f64.
+    /// Compares with the formulas of the paper in f64.
     #[test]
     fn three_fused_updates_follow_the_formula() {
         let shapes: [&[i64]; 2] = [&[3, 2], &[5]];

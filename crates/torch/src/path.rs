@@ -1,26 +1,28 @@
-//! Which code computes: the kernels of `ddk-kernel` on the CPU, libtorch's operations in shapes that suit them on GPUs.
+//! Chooses the code path: the kernels of `ddk-kernel` on the CPU, or libtorch's operations on GPUs, in shapes that
+//! suit GPUs.
 
 use std::{cell::Cell, sync::OnceLock};
 
 use tch::Device;
 
-/// Set to 1, the CPU computes as a GPU would. For tests on machines without one: it is slower and rounds differently.
+/// If set to 1, the CPU computes as a GPU would. For tests on machines without a GPU: it is slower and rounds
+/// differently.
 const SWITCH: &str = "DDK_GPU_PATH";
 
-/// GPUs multiply fastest if sizes are multiples of this, and cuDNN builds a plan for each new length.
+/// GPUs run matmuls fastest if sizes are multiples of this, and cuDNN builds a plan for each new length.
 pub const TILE: i64 = 128;
 
 thread_local! {
     static FORCED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether work on `device` takes the path of GPUs: losses, norms, AdamW and frozen layers by libtorch's
-/// operations, sizes padded to multiples of [`TILE`].
+/// Whether work on `device` takes the GPU path: losses, norms, AdamW, and frozen layers use libtorch's operations,
+/// and sizes are padded to multiples of [`TILE`].
 pub fn takes_gpu_path(device: Device) -> bool {
     device != Device::Cpu || FORCED.get() || is_switched_on()
 }
 
-/// Does `work` on the path of GPUs, whatever the device, as long as it stays on this thread.
+/// Runs `work` on the GPU path, whatever the device, as long as it stays on this thread.
 pub fn on_gpu_path<T>(work: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
@@ -32,7 +34,7 @@ pub fn on_gpu_path<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// The next multiple of [`TILE`] on the path of GPUs, `size` itself elsewhere.
+/// Rounds `size` up to a multiple of [`TILE`] on the GPU path. Returns `size` itself otherwise.
 pub fn padded(size: i64, device: Device) -> i64 {
     if takes_gpu_path(device) {
         (size + TILE - 1) / TILE * TILE

@@ -1,5 +1,5 @@
-//! CUDA streams. Their functions are in `libtorch_cuda.so` alone, which is loaded when a GPU is first asked for
-//! ([`parse_device`](crate::parse_device)): they are found by name, never linked.
+//! CUDA streams. Their functions are only in `libtorch_cuda.so`, which DDK loads when a GPU is first requested
+//! ([`parse_device`](crate::parse_device)). They are looked up by name and never linked.
 
 use std::{ffi::c_void, mem::transmute, ptr};
 
@@ -7,16 +7,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{TorchError, determinism::symbol};
 
-/// Gives the calling thread a stream of its own on a GPU, other than other threads'. False on the CPU, which has none.
+/// Gives the calling thread its own stream on a GPU. Returns false on the CPU, which has no streams.
 pub(crate) fn take_stream(device: Device) -> Result<bool, TorchError> {
     let Device::Cuda(index) = device else {
         return Ok(false);
     };
     let device = i32::try_from(index).unwrap_or(i32::MAX);
     let mut stream = ptr::null_mut();
-    // SAFETY: the types are those that torch/csrc/stable/c/shim.h of this release (`crate::VERSION`)
-    // declares; the pointer is to a place for a pointer; the stream is the device's, and libtorch never
-    // destroys those of its pool.
+    // SAFETY: the types are those in torch/csrc/stable/c/shim.h of this release (`crate::VERSION`). `stream` is a
+    // place for a pointer. The stream belongs to the device, and libtorch never destroys the streams of its pool.
     unsafe {
         type FromPool = unsafe extern "C" fn(bool, i32, *mut *mut c_void) -> i32;
         let from_pool: FromPool = transmute(symbol(c"torch_get_cuda_stream_from_pool")?);
@@ -27,7 +26,7 @@ pub(crate) fn take_stream(device: Device) -> Result<bool, TorchError> {
     Ok(true)
 }
 
-/// Waits until a GPU has done what the calling thread gave it. On the CPU there is nothing to wait for.
+/// Waits until a GPU has finished the work of the calling thread. On the CPU there is nothing to wait for.
 ///
 /// # Errors
 /// If libtorch lacks the functions for streams, or if the GPU reports an error.
@@ -37,7 +36,7 @@ pub fn synchronize(device: Device) -> Result<(), TorchError> {
     };
     let device = i32::try_from(index).unwrap_or(i32::MAX);
     let mut stream = ptr::null_mut();
-    // SAFETY: as above; the first function is of torch/csrc/inductor/aoti_torch/c/shim.h.
+    // SAFETY: as above. The first function is declared in torch/csrc/inductor/aoti_torch/c/shim.h.
     unsafe {
         type Current = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
         let current: Current = transmute(symbol(c"aoti_torch_get_current_cuda_stream")?);
@@ -47,11 +46,11 @@ pub fn synchronize(device: Device) -> Result<(), TorchError> {
     }
 }
 
-/// A stream, and the number of its device.
+/// Takes a stream and the number of its device.
 type OfStream = unsafe extern "C" fn(*mut c_void, i32) -> i32;
 
-/// From a function's code: 0 if it worked. The code says nothing else, so the reason is asked for by another
-/// call on the device: CUDA reports an error of the past at the next call.
+/// Converts the return code of a function: 0 means success. The code says nothing else, so another call on the
+/// device finds the reason: CUDA reports a past error at the next call.
 fn done(code: i32, device: i32) -> Result<(), TorchError> {
     if code == 0 {
         return Ok(());

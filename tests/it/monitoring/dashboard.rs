@@ -1,9 +1,9 @@
-//! The Grafana dashboard: a panel for each metric that declares one, and the panels that show several metrics.
+//! Generates the Grafana dashboard: one panel per metric that declares one, plus panels that show several metrics.
 
 use ddk_telemetry::metrics::{self, Kind, Look, Metric, Row, Unit};
 use serde_json::{Value, json};
 
-/// The runs that the reader has chosen.
+/// Selects the runs that the reader chose.
 pub const RUNS: &str = "run=~\"$run\"";
 /// The window of a rate: a few scrapes.
 pub const RATE: &str = "$__rate_interval";
@@ -19,25 +19,24 @@ const ROWS: [(Row, &str); 7] = [
     (Row::Machine, "Machine"),
 ];
 
-/// A panel in short.
+/// A short description of a panel.
 struct Spec {
     title: &'static str,
-    /// What to look for.
     look_for: &'static str,
     draw: Draw,
-    /// Grafana's name of the unit.
+    /// Grafana's name for the unit.
     unit: &'static str,
-    /// Expressions, and what their lines are called. `@` stands for the chosen runs, `$w` for the window of a rate.
+    /// Expressions with their legends. `@` stands for the chosen runs, `$w` for the window of a rate.
     queries: Vec<(String, String)>,
 }
 
-/// What a panel is.
+/// How a panel draws its values.
 #[derive(Clone, Copy, PartialEq)]
 enum Draw {
-    /// A number, green at first, orange from the first value on, red from the second; if the second is smaller, the
-    /// other way round.
+    /// A number: green at first, orange from the first value on, red from the second. If the second is smaller: red
+    /// at first, orange from the second value on, green from the first.
     Number(f64, f64),
-    /// A number without a judgment.
+    /// A number without threshold colors.
     Plain,
     /// 0 or 1 over time.
     States,
@@ -54,7 +53,7 @@ type Composed = (
     &'static [(&'static str, &'static str)],
 );
 
-/// Panels of several metrics, or of one that is compared with the time.
+/// Panels of several metrics, or of one metric compared with the current time.
 #[rustfmt::skip]
 const COMPOSED: &[Composed] = &[
     (Row::Health, "Training", "1 while the run trains; 0 while it starts, ends, or rewinds.",
@@ -229,7 +228,7 @@ pub fn generate() -> Value {
                 Draw::Number(..) | Draw::Plain => (4, 4),
                 _ => (8, 8),
             };
-            // A line of numbers and a line of graphs do not mix.
+            // Number panels and graph panels never share a line.
             if x + w > 24 || (height != 0 && height != h) {
                 (x, y) = (0, y + height);
             }
@@ -244,14 +243,14 @@ pub fn generate() -> Value {
         "title": "DDK",
         "description": "Distillation runs of DDK: health, learning, the mixture, and where the time goes.",
         "uid": "ddk", "schemaVersion": 39, "version": 1, "editable": true, "tags": ["ddk"],
-        // The crosshair is shared by all panels.
+        // All panels share the crosshair.
         "graphTooltip": 1,
         "refresh": "10s", "time": {"from": "now-1h", "to": "now"},
         "templating": {"list": [
             {"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus"},
             {"type": "query", "name": "run", "label": "Run", "datasource": source(),
              "query": {"query": runs, "refId": "run"}, "definition": runs,
-             // Refreshed if the time range changes, and sorted by name.
+             // Refresh when the time range changes; sort by name.
              "refresh": 2, "sort": 1, "multi": true, "includeAll": true, "allValue": ".*"},
         ]},
         "annotations": {"list": [{

@@ -1,4 +1,4 @@
-//! The files of `dashboards/` and the pages about them fit together.
+//! Checks that the files of `dashboards/` and the pages about them agree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use super::{
     expressions, registered, repository, selectors,
 };
 
-/// With `UPDATE=1`, as `make generate` sets it, writes the file.
+/// Asserts that the committed file equals `text`. With `UPDATE=1`, which `make generate` sets, writes the file first.
 fn assert_current(name: &str, text: &str) {
     let path = repository(name);
     if std::env::var_os("UPDATE").is_some() {
@@ -118,7 +118,7 @@ fn every_metric_is_used_and_every_name_used_is_a_metric() {
     for (title, expression) in of_dashboard.into_iter().chain(of_rules) {
         for selector in selectors(&expression) {
             let name = selector.name.unwrap_or_else(|| panic!("{title}: no name"));
-            // Prometheus' own.
+            // Prometheus defines these itself.
             if name == "up" || name == "ALERTS" {
                 continue;
             }
@@ -229,7 +229,7 @@ fn the_compose_file_brings_up_what_is_in_the_folder() {
         mounted,
         ["alerts.yml", "ddk.json", "prometheus.yml", "provisioning"].into()
     );
-    // Neither of them is to be reached from outside of the machine.
+    // Neither service may be reachable from outside the machine.
     let prometheus = &compose.services["prometheus"].command;
     assert!(prometheus.contains(&"--web.listen-address=127.0.0.1:9090".to_owned()));
     let grafana = &compose.services["grafana"].environment;
@@ -287,7 +287,7 @@ fn grafana_is_told_of_the_data_source_and_the_dashboard() {
     );
     assert_eq!(source.url, "http://127.0.0.1:9090");
     assert!(source.access == "proxy" && source.is_default);
-    // Rates are over four scrapes: Grafana has to know how often there is one.
+    // Rates cover four scrapes, so Grafana must know the scrape interval.
     let config = fs::read_to_string(repository("dashboards/prometheus.yml")).unwrap();
     let interval = format!("scrape_interval: {}\n", source.json_data["timeInterval"]);
     assert!(config.contains(&interval));

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use self::dashboard::{RATE, RUNS};
 
-/// A file of the repository.
+/// The path of a file in the repository.
 fn repository(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
@@ -27,7 +27,7 @@ fn committed_dashboard() -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Every expression of the dashboard with the title of its panel, its variables replaced by these.
+/// Every expression of the dashboard with its panel's title. `runs` and `rate` replace the variables.
 fn expressions(dashboard: &Value, runs: &str, rate: &str) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -48,7 +48,7 @@ fn expressions(dashboard: &Value, runs: &str, rate: &str) -> Vec<(String, String
         .collect()
 }
 
-/// What an expression reads.
+/// The selectors of the series that an expression reads.
 fn selectors(expression: &str) -> Vec<VectorSelector> {
     struct Gather(Vec<VectorSelector>);
     impl ExprVisitor for Gather {
@@ -70,7 +70,7 @@ fn selectors(expression: &str) -> Vec<VectorSelector> {
     gather.0
 }
 
-/// The metric's name in the registry: that of a histogram without what Prometheus adds.
+/// The metric's name in the registry. For a histogram, this drops the suffix that Prometheus adds.
 fn registered(name: &str) -> &str {
     let of_histogram = ["_bucket", "_sum", "_count"]
         .iter()

@@ -1,5 +1,4 @@
-//! A real Prometheus scrapes a real run in which things go wrong, and answers everything that the dashboard
-//! and the rules ask.
+//! A real Prometheus scrapes a real run with faults and answers every query of the dashboard and the rules.
 
 use std::{
     fs,
@@ -19,18 +18,18 @@ use crate::world::World;
 const MISSING: &str = "prometheus and promtool are needed: tools/test-tools installs them, SKIP=prometheus \
                        leaves these tests out";
 
-/// Nothing takes longer; what does has failed.
+/// A query that takes longer than this has failed.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 struct Prometheus {
     child: Child,
     address: String,
-    /// Its configuration and its data.
+    /// Keeps the configuration and the data until drop.
     _folder: TempDir,
 }
 
 impl Prometheus {
-    /// Scrapes the run at `target`.
+    /// Starts a Prometheus that scrapes the run at `target`.
     fn start(target: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let config = folder.path().join("prometheus.yml");
@@ -62,7 +61,7 @@ impl Prometheus {
             Some(rest.trim().to_owned())
         });
         let address = address.unwrap_or_else(|| panic!("prometheus ended: {said}"));
-        // Somebody has to read on, so that it never blocks on a full pipe.
+        // Keep reading, so that Prometheus never blocks on a full pipe.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Self {
             child,
@@ -74,7 +73,7 @@ impl Prometheus {
     fn get(&self, path: &str) -> Value {
         let (status, body) = get(&self.address, path);
         let answer: Value = serde_json::from_str(&body).unwrap_or(Value::Null);
-        // Until it is ready, it answers with 503.
+        // Prometheus answers 503 until it is ready.
         match status {
             200 => answer["data"].clone(),
             503 => Value::Null,
@@ -82,7 +81,7 @@ impl Prometheus {
         }
     }
 
-    /// The value of each series that the expression gives now.
+    /// The current value of each series that the expression returns.
     fn query(&self, expression: &str) -> Vec<f64> {
         let data = self.get(&format!("/api/v1/query?query={}", encode(expression)));
         let series = data["result"].as_array().cloned().unwrap_or_default();
@@ -90,7 +89,7 @@ impl Prometheus {
         series.iter().map(value).collect()
     }
 
-    /// Asks until what comes back is good.
+    /// Repeats the query until `good` accepts its values.
     fn wait(&self, expression: &str, good: impl Fn(&[f64]) -> bool) {
         let began = Instant::now();
         loop {
@@ -134,7 +133,7 @@ fn encode(text: &str) -> String {
         .collect()
 }
 
-/// What `promtool check metrics` says about a page; nothing is good.
+/// The output of `promtool check metrics` for a page; empty if the page is valid.
 fn lint(page: &str) -> String {
     let mut child = Command::new("promtool")
         .args(["check", "metrics"])
@@ -191,7 +190,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         "recovery.spike_threshold=0.5",
         "recovery.spike_min_history=20",
         "log.interval_seconds=3600",
-        // Late enough for Prometheus to have seen the counters before.
+        // Late enough for Prometheus to have seen the counters before the faults.
         "fault_injection.plan=[\"nan student 4000\", \"panic teacher 4010\", \"eio save 4050 4\", \"panic student \
          4060\", \"nan evaluation 220\"]",
     ] {
@@ -205,7 +204,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         target = address.unwrap_or_default().to_owned();
         address.is_some()
     });
-    // Held until somebody scrapes, so that the counters are seen before the faults move them.
+    // Hold the run until Prometheus scrapes it, so that Prometheus sees the counters before the faults move them.
     run.signal("STOP");
     let prometheus = Prometheus::start(&target);
     run.signal("CONT");
@@ -232,7 +231,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
     for (title, expression) in &asked {
         let of_marks = title == "Rewinds";
         if !sometimes(expression) {
-            // A mark is there when something happened: without the comparison it always is.
+            // A mark appears only when something happened; without the comparison, its series always exists.
             let expression = if of_marks {
                 expression.trim_end_matches(" > 0")
             } else {
@@ -242,7 +241,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         }
     }
 
-    // The rules: each is evaluated without an error, and finds the series that it compares. (The comparison
+    // The rules: Prometheus evaluates each without an error and finds the series that it compares. (The comparison
     // itself is empty while all is well; alerts_test.yml has a case for each.)
     let groups = prometheus.get("/api/v1/rules?type=alert");
     let rules = groups["groups"][0]["rules"].as_array().unwrap();
@@ -254,7 +253,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         }
     }
 
-    // The registry: everything declared is set somewhere, and everything that counts has counted.
+    // The registry: every declared metric is set somewhere, and every counter and histogram has counted.
     for metric in metrics::ALL.iter().filter(|metric| !sometimes(metric.name)) {
         let name = match metric.kind {
             Kind::Histogram => format!("{}_count", metric.name),
@@ -264,7 +263,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         if metric.kind != Kind::Gauge {
             prometheus.wait(&format!("max_over_time({name}[10m]) > 0"), known);
         }
-        // Of the values that a label can have, each is seen.
+        // Every possible value of a label occurs.
         for label in metric.labels {
             for value in label.values {
                 prometheus.wait(&format!("{name}{{{}=\"{value}\"}}", label.name), known);
@@ -274,7 +273,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
 
     let (status, page) = get(&target, "/metrics");
     assert_eq!((status, lint(&page)), (200, String::new()));
-    // The page says the same.
+    // The status page agrees.
     let (_, page) = get(&target, "/api/status");
     let status: Value = serde_json::from_str(&page).unwrap();
     let workers = status["workers"].as_array().unwrap();
@@ -284,7 +283,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
     let (status, said) = run.wait();
     assert_eq!(status.code(), Some(143), "{said}");
 
-    // The file was written a last time when all was done.
+    // The run wrote the file one last time after everything was done.
     let page = fs::read_to_string(&file).unwrap();
     assert_eq!(lint(&page), "");
     let last = world.lines("run.jsonl").last().unwrap()["step"].clone();

@@ -1,6 +1,6 @@
-//! The committed dashboard against what Grafana documents of its dashboards, without the types that wrote it:
-//! the keys of each part and the values that they may have, from Grafana's published schema
-//! (`kinds/dashboard` and the panels' `panelcfg`).
+//! Checks the committed dashboard against Grafana's published schema (`kinds/dashboard` and the panels'
+//! `panelcfg`). The schema gives the keys of each part and their allowed values. The check does not use the types
+//! that wrote the dashboard.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use super::committed_dashboard;
 
-/// What a value may be.
+/// The values that a key allows.
 enum Is {
     /// One of these words.
     Word(&'static [&'static str]),
-    /// A number from the first to the second.
+    /// A number in this inclusive range.
     Number(f64, f64),
     Text,
     Flag,
@@ -24,7 +24,7 @@ use Is::{Flag, Number, Text, Word, Words};
 const CALCULATIONS: &[&str] = &["lastNotNull", "last", "first", "min", "max", "mean", "sum"];
 const COLORS: &[&str] = &["green", "orange", "red", "yellow", "blue", "transparent"];
 
-/// Paths in a panel with what is allowed there; `*` stands for each entry of a list.
+/// Paths in a panel and the values allowed there; `*` stands for each entry of a list.
 const OF_ALL: &[(&str, Is)] = &[
     ("title", Text),
     ("description", Text),
@@ -125,7 +125,7 @@ const STATE_TIMELINE: &[(&str, Is)] = &[
     ("options.rowHeight", Number(0.0, 1.0)),
 ];
 
-/// What lies at a path.
+/// The values at a path.
 fn at<'a>(value: &'a Value, path: &str) -> Vec<&'a Value> {
     path.split('.').fold(vec![value], |found, key| {
         let below = found.into_iter().flat_map(|value| match key {
@@ -187,7 +187,7 @@ fn the_dashboard_says_what_grafana_documents() {
                 assert!(allowed.allows(value), "{title}: {path} is {value}");
             }
         }
-        // A logarithmic scale has a base; a scale of another kind has none.
+        // A logarithmic scale has a base; other scales have none.
         let scale = &panel["fieldConfig"]["defaults"]["custom"]["scaleDistribution"];
         if scale["type"] == "log" {
             assert!(scale["log"] == 2 || scale["log"] == 10, "{title}")

@@ -68,7 +68,7 @@ fn the_documents_depend_on_their_own_lock_file_alone() {
         &Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/demo-text"),
         &tools,
     );
-    // A workspace around it whose packages cannot be had.
+    // Surround it with a workspace whose packages do not resolve.
     fs::write(
         clone.path().join("Cargo.toml"),
         "[package]\nname = \"other\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[lib]\npath = \"other.rs\"\n\

@@ -1,7 +1,8 @@
-//! Every method on the demo's own text: each is killed with signal 9 in the middle, in each of its phases,
-//! and resumes exactly.
+//! Trains every method on the demo's own text. Each run is killed with signal 9 in the middle of each of its phases
+//! and must resume exactly.
 //!
-//! Text, tokenizer and models are made as `ddk compare config/compare-demo.toml` makes them, the models in a few steps.
+//! The text, tokenizer, and models are made as `ddk compare config/compare-demo.toml` makes them, but the models
+//! take only a few steps.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::world::{Started, read_lines, stderr};
 
-/// The shipped comparison's shapes and data with short models, phases and runs.
+/// Keeps the shipped comparison's shapes and data, but shortens pretraining, phases, and runs.
 const SHORT: &str = r#"
 [run]
 max_intervals = 2
@@ -44,14 +45,13 @@ steps = 6
 warmup_steps = 2
 "#;
 
-/// A method's settings, and where its run is killed: after this step, counted once the line that begins a
-/// phase was said.
+/// A method's settings and its kills: each after this step, counted from the line that announces the phase.
 struct Case {
     sets: &'static [&'static str],
     kills: &'static [(&'static str, u64)],
 }
 
-/// Where a run without phases is killed: in its second interval.
+/// Kills a run without phases in its second interval.
 const IN_THE_MIDDLE: &[(&str, u64)] = &[("", 5)];
 
 const fn case(sets: &'static [&'static str]) -> Case {
@@ -93,7 +93,7 @@ const CASES: [Case; 16] = [
     case(&["objective.name=tvd"]),
 ];
 
-/// A folder with the demo's text and short models.
+/// A folder with the demo's text and briefly trained models.
 struct Demo(TempDir);
 
 impl Demo {
@@ -114,7 +114,7 @@ impl Demo {
         demo
     }
 
-    /// A command on the configuration, in the clone: the demo's text is found from there.
+    /// A command on the configuration. It runs in the clone so that it finds the demo's text.
     fn command(&self, name: &str, run: &str, more: &[&str]) -> Command {
         let path = |name: &str| self.0.path().join(name).display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ddk"));
@@ -155,7 +155,7 @@ fn succeed(mut command: Command) {
     assert!(output.status.success(), "{command:?}: {}", stderr(&output));
 }
 
-/// Lines and weights that have to be the same for two equal runs, by their path; those of phases included.
+/// Lines and weights that must match between two equal runs, by path, including those of phases.
 fn trajectory(run: &Path) -> BTreeMap<PathBuf, (Vec<Value>, Vec<u8>)> {
     let mut files = BTreeMap::new();
     let phases = fs::read_dir(run.join("phases")).into_iter().flatten();

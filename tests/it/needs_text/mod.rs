@@ -1,4 +1,4 @@
-//! What runs on the demo's own text, whose documents `tools/demo-text/fetch` has put into the cache folder.
+//! Tests on the demo's own text. `tools/demo-text/fetch` must have put its documents into the cache folder.
 
 mod documents;
 mod methods;

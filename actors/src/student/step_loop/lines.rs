@@ -1,5 +1,5 @@
-//! What a step leaves behind: its lines in the run's files, the state that a checkpoint of it holds, its
-//! metrics, what is told to the observer.
+//! What a step leaves behind: its lines in the run's files, the state for its checkpoint, its metrics, and its report
+//! to the observer.
 
 use ddk_corpus::Sample;
 use ddk_mixture::TrainingSums;
@@ -29,7 +29,7 @@ impl<S: Student> StepLoop<'_, S> {
         }
     }
 
-    /// Writes the step's lines, then takes down the state that a checkpoint of this step holds.
+    /// Writes the step's lines, then updates the state that a checkpoint of this step holds.
     pub(super) fn write(
         &mut self,
         line: &StepRecord,
@@ -54,7 +54,7 @@ impl<S: Student> StepLoop<'_, S> {
         for (sum, tokens) in state.interval_tokens.iter_mut().zip(&accumulator.drawn) {
             *sum += tokens;
         }
-        // What was not learned from moves no mixture.
+        // A skipped step does not move the mixture.
         if line.skipped.is_none() {
             state.interval_losses.add(&accumulator.losses);
         }
@@ -112,7 +112,7 @@ impl<S: Student> StepLoop<'_, S> {
     }
 }
 
-/// What the interval has drawn from each domain.
+/// What the interval drew from each domain.
 fn drawn_line(plan: &RunPlan, state: &LoopState) -> DrawnLine {
     let interval = &state.interval;
     let ends = interval.cursors_at_end(&plan.domain_sequences);

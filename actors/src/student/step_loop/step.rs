@@ -1,4 +1,4 @@
-//! A step of the student: what its micro-batches add up to, and whether its update is made.
+//! A step of the student: the sums of its micro-batches, and whether its update is made.
 
 use std::{mem, time::Instant};
 
@@ -13,22 +13,23 @@ use ddk_telemetry::metrics;
 use super::{StepLoop, took, unwritten};
 use crate::{LabeledBatch, MicroBatch, PortError, Student, mixture::announce};
 
-/// What the micro-batches of a step add up to so far.
+/// The sums of a step's micro-batches so far.
 #[derive(Debug, Default)]
 pub(super) struct StepAccumulator {
     sums: MicroBatchSums,
-    /// Tokens of the step's rows, by domain.
+    /// Tokens of the step's sequences, by domain.
     pub(super) drawn: Vec<u64>,
     /// Tokens that went through the student.
     processed: u64,
-    /// The teachers' own, beside the student's: no part of the step's time, and so not among its phases in `run.jsonl`.
+    /// Seconds that the teachers spent labeling while the student worked. They are not part of the step's time, and so
+    /// not among its phases in `run.jsonl`.
     teacher_seconds: f64,
     pub(super) samples: Vec<SampleLine>,
     pub(super) losses: TrainingSums,
 }
 
 impl<S: Student> StepLoop<'_, S> {
-    /// Trains on a micro-batch. The wait for it began at `began`. Returns true if it was the last of its step.
+    /// Trains on a micro-batch. `began` is when the wait for it began. Returns true if it was the last of its step.
     pub(crate) fn take(
         &mut self,
         labeled: LabeledBatch<S::TeacherOutput>,
@@ -46,10 +47,11 @@ impl<S: Student> StepLoop<'_, S> {
             Some(accumulator) => accumulator,
             None => self.begin_step(&batch)?,
         };
-        // The wait for the mixture is the boundary's.
+        // A wait for the mixture counts as boundary time instead.
         let waited = batch.waited_since(began);
         self.totals.data_wait_seconds += data_wait;
-        // What of it was for rows; teachers that waited for them while others were at work held nobody up.
+        // The part of the wait that was for data. A teacher that waits for data while others label does not delay the
+        // student.
         let data = data_wait.min(waited);
         let waits = [
             (StepPhase::Data, data),
@@ -127,7 +129,7 @@ impl<S: Student> StepLoop<'_, S> {
             - self.paused.as_secs_f64();
         let step_seconds = distill - mem::replace(&mut totals.distill_seconds, distill);
         totals.run_seconds = before.run_seconds + elapsed(&self.started);
-        // Nothing is learned from a step whose update is not made.
+        // Tokens of a step without an update do not count as trained.
         let trained = match update.skipped {
             None => accumulator.drawn.clone(),
             Some(_) => vec![0; accumulator.drawn.len()],
@@ -172,8 +174,8 @@ impl<S: Student> StepLoop<'_, S> {
         Ok(())
     }
 
-    /// Updates the weights, unless the step's data is skipped or its loss is a spike. Asks for a
-    /// rewind if that is the only way out.
+    /// Updates the weights. Discards the gradients instead if the step is on the skip list, or if its loss is a spike
+    /// to skip. Requests a rewind if a spike must be rolled back or too many consecutive steps were skipped.
     fn update(&mut self, step: u64, loss: f64) -> Result<UpdateStats, PortError> {
         let recovery = &self.plan.recovery;
         if self.plan.skip.contains(&step) {
@@ -220,8 +222,8 @@ impl<S: Student> StepLoop<'_, S> {
     }
 }
 
-/// Refuses a micro-batch for which engine and corpus count other targets: its losses would be divided by the
-/// wrong number.
+/// Rejects a micro-batch if the engine and the corpus count different numbers of predicted tokens, because its losses
+/// would be divided by the wrong number.
 fn check_targets(batch: &MicroBatch, counted: u64) -> Result<(), PortError> {
     let expected = batch.num_targets();
     if counted == expected {

@@ -1,4 +1,4 @@
-//! What the tests of the corpus share.
+//! Helpers that the corpus tests share.
 
 #![allow(dead_code)]
 
@@ -13,7 +13,7 @@ use ddk_corpus::{
     SequenceOptions, Template, TokenizerFolder, ValidationSplit, prepare, train_tokenizer,
 };
 
-/// Rows of documents joined and cut.
+/// Options for sequences of documents joined and cut.
 pub fn rows_of(sequence_length: usize) -> SequenceOptions {
     SequenceOptions {
         packing: Packing::Concat,
@@ -24,7 +24,7 @@ pub fn rows_of(sequence_length: usize) -> SequenceOptions {
 
 /// A folder with sources of two kinds and a tokenizer.
 pub struct Place {
-    /// Removed when the place is dropped, where it is this one's own.
+    /// The folder, if this place owns it. It is removed when the place is dropped.
     own: Option<tempfile::TempDir>,
     path: PathBuf,
 }
@@ -66,7 +66,7 @@ impl Place {
         place
     }
 
-    /// A place that another process made.
+    /// Opens a place that another process made.
     pub fn at(folder: &Path) -> Self {
         Self {
             own: None,
@@ -138,7 +138,7 @@ pub fn all_rows(domain: &PreparedDomain) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// A prepared domain's files by name, without what tells of times.
+/// Contents of a prepared domain's files by name, without the manifest, which contains times.
 pub fn data_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     fs::read_dir(folder)
         .unwrap()

@@ -1,4 +1,4 @@
-//! Teachers and student side by side.
+//! Measures teachers and student running concurrently.
 
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ use super::{
 };
 
 impl Bench<'_> {
-    /// Seconds of a step while teachers and student work side by side, and the share of them in which the
-    /// student waits.
+    /// Returns the seconds per step while teachers and student run concurrently, and the share of that time in
+    /// which the student waits.
     pub(super) fn overlapped(&self) -> Result<(f64, f64)> {
         let (models, settings) = (&self.models, self.models.settings);
         let asks_teacher = models.asks_teacher();
@@ -31,10 +31,10 @@ impl Bench<'_> {
                 teachers.push(thread.spawn_scoped(scope, move || -> Result<()> {
                     let on = models.teacher_context(replica, &turns)?;
                     let teacher = models.teacher(replica)?;
-                    // Micro-batch i is worker i mod workers', step after step.
+                    // Worker `i mod workers` labels micro-batch i, step after step.
                     let all: Vec<_> = self.batch.micro_batches().collect();
                     let mut number = replica;
-                    // The student hangs up when it has seen enough.
+                    // The student closes its end when it has seen enough.
                     let label = |number: usize| teacher.label(&all[number % all.len()]);
                     while sender.send(on.work_in_turn(|| label(number))??).is_ok() {
                         number += replicas;
@@ -46,7 +46,7 @@ impl Bench<'_> {
                 let replica = models.student_context(&turns)?;
                 let mut student = models.student()?;
                 let (mut times, mut waits, mut number) = (Vec::new(), Vec::new(), 0);
-                // The queues were filled while nobody took from them: that many batches come for nothing.
+                // The queues filled up before the student took from them: that many batches come for free.
                 let free =
                     WARM_UP + (depth * replicas).div_ceil(self.batch.micro_batches().count());
                 let counted = |times: &[f64]| times[free..].iter().sum::<f64>();
@@ -70,7 +70,7 @@ impl Bench<'_> {
                 Ok((all / (times.len() - free) as f64, counted(&waits) / all))
             };
             let done = alone("student", work);
-            // A teacher that failed is why a student waits in vain.
+            // A failed teacher makes the student fail too, so report the teacher's error first.
             for (replica, teacher) in teachers.into_iter().enumerate() {
                 let ended = teacher.join();
                 ended

@@ -1,4 +1,4 @@
-//! The matrix products of a step alone: what no arrangement of the rest could be faster than.
+//! Times the matmuls of a step alone. A step cannot be faster than its matmuls.
 
 use std::time::Instant;
 
@@ -6,10 +6,10 @@ use ddk_model::ModelConfig;
 use ddk_torch::{TorchError, synchronize};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Each product is timed so often.
+/// How often each matmul is timed.
 const ROUNDS: usize = 5;
 
-/// Which factor of a product lies in memory transposed.
+/// Which factor of a matmul is transposed in memory.
 #[derive(Debug, Clone, Copy)]
 enum Layout {
     /// `X W^T`.
@@ -20,15 +20,15 @@ enum Layout {
     OfMatrix,
 }
 
-/// The products that one model's part of a step is made of.
+/// The matmuls in one model's part of a step.
 pub(super) struct Products<'a> {
     pub(super) model: &'a ModelConfig,
-    /// Tokens of a row.
+    /// Tokens per sequence.
     pub(super) length: i64,
-    /// Positions of a micro-batch, and micro-batches of a step.
+    /// Positions per micro-batch, and micro-batches per step.
     pub(super) positions: i64,
     pub(super) micro_batches: f64,
-    /// Positions whose logits are formed at a time, and columns of these.
+    /// Positions whose logits are computed at a time, and the number of logit columns.
     pub(super) chunk: i64,
     pub(super) columns: i64,
     pub(super) kind: Kind,
@@ -36,14 +36,15 @@ pub(super) struct Products<'a> {
 }
 
 impl Products<'_> {
-    /// Seconds of a step's forward through all layers, on the threads of the calling worker.
+    /// Seconds of a step's forward pass through all layers, on the threads of the calling worker.
     pub(super) fn forward(&self) -> Result<f64, TorchError> {
         let of_matrix =
             |[out, input]: [i64; 2]| self.time([self.positions, input, out], Layout::Forward);
         self.in_layers(of_matrix, 1.0)
     }
 
-    /// Of the backward: for each product of the forward that of the gradient of what went in, and that of the matrix.
+    /// Seconds of the backward pass: for each matmul of the forward pass, one for the gradient of its input and one
+    /// for the gradient of its matrix.
     pub(super) fn backward(&self) -> Result<f64, TorchError> {
         let of_matrix = |[out, input]: [i64; 2]| {
             let of_input = self.time([self.positions, out, input], Layout::OfInput)?;
@@ -52,7 +53,8 @@ impl Products<'_> {
         self.in_layers(of_matrix, 2.0)
     }
 
-    /// Of a step, where each of a layer's matrices takes so long, and its attention so many times that of a forward.
+    /// Seconds per step. `of_matrix` times one matrix of a layer. `attentions`: cost of a layer's attention as a
+    /// multiple of that in a forward pass.
     fn in_layers(
         &self,
         of_matrix: impl Fn([i64; 2]) -> Result<f64, TorchError>,
@@ -63,14 +65,14 @@ impl Products<'_> {
         Ok(of_layer * self.model.layers() as f64 * self.micro_batches)
     }
 
-    /// Of the logits of a step.
+    /// Seconds of a step's logits.
     pub(super) fn logits(&self) -> Result<f64, TorchError> {
         let width = self.model.hidden_size();
         let shape = [self.chunk, width, self.columns];
         Ok(self.chunks() * self.time(shape, Layout::Forward)?)
     }
 
-    /// Of their gradients.
+    /// Seconds of their gradients.
     pub(super) fn logits_backward(&self) -> Result<f64, TorchError> {
         let width = self.model.hidden_size();
         let of_hidden = self.time([self.chunk, self.columns, width], Layout::OfInput)?;
@@ -82,8 +84,8 @@ impl Products<'_> {
         self.positions as f64 / self.chunk as f64 * self.micro_batches
     }
 
-    /// Of one layer's products of queries with keys and of their weights with the values. They are causal:
-    /// half of those of whole squares.
+    /// Seconds of one layer's attention matmuls: queries with keys, and attention weights with values. Attention is
+    /// causal, so it needs half of the full squares.
     fn attention(&self) -> Result<f64, TorchError> {
         let _no_grad = tch::no_grad_guard();
         let (heads, _, width) = self.model.heads();
@@ -99,7 +101,7 @@ impl Products<'_> {
         Ok(whole / 2.0)
     }
 
-    /// Seconds of `[rows, inner] [inner, columns]`, into memory that is there.
+    /// Seconds of `[rows, inner] [inner, columns]`, into memory that is already allocated.
     fn time(&self, [rows, inner, columns]: [i64; 3], layout: Layout) -> Result<f64, TorchError> {
         let _no_grad = tch::no_grad_guard();
         let options = (self.kind, self.device);
@@ -115,7 +117,7 @@ impl Products<'_> {
     }
 }
 
-/// The median of the seconds that some work takes, after a first time that does not count.
+/// Returns the median seconds of some work, after a warm-up round.
 pub(super) fn seconds_of(
     device: Device,
     work: impl Fn() -> Result<(), TchError>,

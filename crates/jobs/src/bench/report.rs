@@ -1,4 +1,4 @@
-//! What was measured, as a table or as JSON, and what to change.
+//! The measurements as a table or as JSON, and advice on what to change.
 
 use std::io::Write;
 
@@ -8,46 +8,46 @@ use serde::Serialize;
 use super::steps::PARTS;
 use ddk_report::document::Table;
 
-/// A side that is slower than the other by more than this is worth a change.
+/// If one side is slower than the other by more than this factor, a change is worthwhile.
 const IMBALANCE: f64 = 1.15;
 
 /// A part of a step.
 #[derive(Debug, Serialize)]
 pub(super) struct Part {
     pub(super) name: &'static str,
-    /// Of a step.
+    /// Seconds per step.
     pub(super) seconds: f64,
-    /// Floating-point operations of its matrix products.
+    /// Floating-point operations of its matmuls.
     pub(super) operations: f64,
-    /// Seconds of its matrix products alone, in their shapes.
+    /// Seconds of its matmuls alone, in the same shapes.
     pub(super) products: f64,
 }
 
-/// What was measured.
+/// All measurements.
 #[derive(Debug, Serialize)]
 pub(super) struct Measured {
     pub(super) rows: u64,
     pub(super) sequence_length: usize,
     pub(super) vocabulary: i64,
-    /// MKL's.
+    /// MKL's matrix kernels.
     pub(super) kernels: &'static str,
-    /// Operations a second in large square products, on the teacher's device and threads (where it is asked)
+    /// Operations per second in large square matmuls, on the teacher's device and threads (if its output is needed)
     /// and on the student's.
     pub(super) teacher_rate: Option<f64>,
     pub(super) student_rate: f64,
-    /// Absent where the teacher is not asked.
+    /// Absent if the teacher's output is not needed.
     pub(super) teacher: Option<Part>,
     pub(super) student: Vec<Part>,
-    /// Of a step while both compute side by side.
+    /// Seconds per step while both run concurrently.
     pub(super) overlapped_seconds: f64,
-    /// The share of them in which the student waits.
+    /// The share of that time in which the student waits.
     pub(super) student_waits: f64,
     pub(super) tokens_per_second: f64,
     pub(super) advice: String,
 }
 
 impl Measured {
-    /// All parts of the student together.
+    /// Sums up all parts of the student.
     fn student(&self) -> Part {
         let sum = |of: fn(&Part) -> f64| self.student.iter().map(of).sum::<f64>();
         Part {
@@ -114,9 +114,10 @@ impl Measured {
     }
 }
 
-/// What to change, in one sentence. `teacher`: its seconds, where it is asked; `student`: the parts of its step.
+/// Returns what to change, in one sentence. `teacher`: its seconds, if its output is needed. `student`: the parts
+/// of its step.
 pub(super) fn advice(replicas: usize, teacher: Option<f64>, student: &[Part]) -> String {
-    // Nobody can change the optimizer's part.
+    // Users cannot change the optimizer's part.
     let parts = student.iter().filter(|part| part.operations > 0.0);
     let part = match parts.max_by(|one, other| one.seconds.total_cmp(&other.seconds)) {
         Some(part) if part.name == PARTS[1] => {

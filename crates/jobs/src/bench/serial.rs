@@ -1,4 +1,4 @@
-//! The same work without overlap: teacher, then student, on all threads; what the overlapped run is compared with.
+//! The serial baseline for the overlapped run: first the teacher, then the student, on all threads.
 
 use std::{sync::Arc, time::Instant};
 
@@ -10,8 +10,8 @@ use ddk_torch::ComputeContext;
 
 use super::steps::{Batch, Models, WARM_UP, alone, student_step};
 
-/// Times `steps` steps on throwaway copies of both models, with as many threads as both workers have together, on
-/// rows of the domains in these shares.
+/// Times `steps` steps on throwaway copies of both models, with as many threads as all workers have together. Draws
+/// sequences from the domains in these shares.
 pub(crate) fn serial(
     models: &Models<'_>,
     domains: &[Arc<PreparedDomain>],

@@ -1,4 +1,4 @@
-//! Steps of both models, as they are timed.
+//! The steps of both models that the benchmark times.
 
 use std::{borrow::Borrow, time::Instant};
 
@@ -11,7 +11,7 @@ use ddk_torch::{ComputeContext, TimeSlice, parse_device};
 
 use crate::wiring::{self, ModelFolders};
 
-/// Steps before the clock starts: libtorch chooses algorithms, memory is got from the system.
+/// Warm-up steps before the clock starts, in which libtorch chooses algorithms and allocates memory.
 pub(super) const WARM_UP: usize = 2;
 
 /// The parts of a student's step.
@@ -30,7 +30,7 @@ impl Models<'_> {
         wiring::needs_teacher_output(self.settings)
     }
 
-    /// The teacher of a worker.
+    /// Builds the teacher of a worker.
     pub(super) fn teacher(&self, replica: usize) -> Result<Teacher> {
         let student = parse_device(&self.settings.student.device)?;
         let placement = wiring::teacher_placement(&self.settings.teacher, replica)?;
@@ -44,7 +44,7 @@ impl Models<'_> {
         )?)
     }
 
-    /// The first worker's teacher, where it is asked.
+    /// Builds the first worker's teacher, if its output is needed.
     pub(super) fn asked_teacher(&self) -> Result<Option<Teacher>> {
         let teacher = self.asks_teacher().then(|| self.teacher(0));
         teacher.transpose()
@@ -80,7 +80,7 @@ impl Models<'_> {
     }
 }
 
-/// The rows of a step, as micro-batches.
+/// The sequences of a step, split into micro-batches.
 pub(super) struct Batch {
     pub(super) rows: Vec<Sequence>,
     pub(super) micro_rows: usize,
@@ -97,7 +97,8 @@ impl Batch {
     }
 }
 
-/// Makes a student's step, `number` from 1, with what `signal` gives for each micro-batch. Seconds of its parts.
+/// Runs a student's step with the teacher output from `signal` for each micro-batch. `number` starts at 1. Returns
+/// the seconds of the step's parts.
 pub(super) fn student_step<Output: Borrow<TeacherOutput>>(
     (compute, student): (&ComputeContext, &mut Student),
     number: u64,
@@ -121,7 +122,7 @@ pub(super) fn student_step<Output: Borrow<TeacherOutput>>(
     Ok(seconds)
 }
 
-/// Does the work on a thread of that name: a worker's.
+/// Runs work on a new thread with this name, like a worker's.
 pub(super) fn alone<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name(name.to_owned());

@@ -1,4 +1,4 @@
-//! What each device needs against what it has.
+//! Compares the memory that each device needs with what is free.
 
 use std::{collections::BTreeMap, fs};
 
@@ -15,10 +15,10 @@ use procfs::Current;
 use super::Models;
 use crate::{findings::Findings, gpus::gpu, train::filters::layer_pairs, wiring};
 
-/// Parts of a device's memory by name, those with a role in front.
+/// Parts of a device's memory, each with a name that starts with its role.
 type Parts = Vec<(String, Part)>;
 
-/// What each device needs, by its name.
+/// Returns what each device needs, by the device's name.
 fn needed<'a>(
     settings: &'a Settings,
     models: &Models,
@@ -50,7 +50,7 @@ fn needed<'a>(
         on_cpu: student.device == "cpu",
         kernel: (student.device.as_str(), student.dtype) == ("cpu", Dtype::Fp32),
         needs_teacher_output: wiring::needs_teacher_output(settings),
-        // The student's side takes the teacher's from a replica that ends on its device.
+        // The student's side shares the teacher's LM head with a replica whose last device is the student's.
         shared_head: (0..teacher.devices.len())
             .any(|replica| teacher.devices_of(replica).last() == Some(&student.device.as_str())),
     };
@@ -65,8 +65,13 @@ fn needed<'a>(
     let of_student = student_memory(&models.student, &models.teacher, &shape)?;
     // Replicas on the same devices share their weights.
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
+<<<<<<< HEAD
     // One that does not label is only measured, by the first worker.
     let count = if shape.needs_teacher_output {
+=======
+    // A teacher that does not label is only evaluated, by the first worker.
+    let replicas = if shape.needs_teacher_output {
+>>>>>>> comments
         teacher.devices.len()
     } else {
         1
@@ -100,7 +105,7 @@ fn needed<'a>(
     Ok(devices)
 }
 
-/// Whether each device has the memory that the run needs there.
+/// Checks that each device has the memory that the run needs there.
 pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Result<()> {
     for (device, parts) in needed(settings, models, found)? {
         let needed: u64 = parts.iter().map(|(_, part)| part.bytes).sum();
@@ -127,14 +132,14 @@ pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'
     Ok(())
 }
 
-/// Memory that a device could give; `None` where that cannot be learned.
+/// Returns the memory that a device can provide, or `None` if it is unknown.
 fn free_bytes(device: &str) -> Option<u64> {
     if device != "cpu" {
         return gpu(device)?.free_bytes();
     }
     let available = procfs::Meminfo::current().ok()?.mem_available?;
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    // A container may be allowed less than the machine has.
+    // A container may have a lower limit than the machine.
     let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
     Some(match limit {
         Some((most, used)) => available.min(most.saturating_sub(used)),

@@ -1,4 +1,4 @@
-//! This program once more, as a child whose signals come through its parent.
+//! Runs this program as a child that receives signals through its parent.
 
 use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
@@ -18,8 +18,8 @@ use crate::{
     signals::{self, Signals},
 };
 
-/// Runs `ddk` with these arguments to its end, standard error shared. `what`: its name in messages. A signal
-/// that comes to this program stops both.
+/// Runs `ddk` with these arguments to its end, with shared standard error. `what`: its name in messages. A signal
+/// to this program stops both.
 pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result<()> {
     let slot = signals::Child::default();
     // From now on a signal cannot end this program alone.
@@ -27,14 +27,14 @@ pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result
         return Err(stopped(signal));
     }
     let mut child = {
-        // A signal that comes meanwhile waits for the child to be there.
+        // A signal that arrives in the meantime waits until the child exists.
         let mut id = lock(&slot);
         let child = start(arguments)?;
         *id = Some(Pid::from_child(&child));
         child
     };
     let status = wait(&mut child, &slot)?;
-    // Saved, ended by the signal itself, or done before it came.
+    // The child saved and ended, was killed by the signal, or finished before it arrived.
     let is_stop = |signal: &signals::Signal| {
         let code = i32::from(signal.exit_code());
         [Some(code), Some(0)].contains(&status.code()) || status.signal() == Some(code - 128)
@@ -57,7 +57,7 @@ fn stopped(signal: signals::Signal) -> anyhow::Error {
     signal.ended()
 }
 
-/// Waits for the child's end. Its id stays its own until it is reaped, and nobody signals it any more then.
+/// Waits for the child to end. Removes its id before reaping it, so that no signal can reach another process.
 fn wait(child: &mut Child, slot: &Arc<Mutex<Option<Pid>>>) -> Result<ExitStatus> {
     let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     loop {
@@ -73,7 +73,7 @@ fn wait(child: &mut Child, slot: &Arc<Mutex<Option<Pid>>>) -> Result<ExitStatus>
 
 fn start(arguments: &[String]) -> Result<Child> {
     let mut command = Command::new("/proc/self/exe");
-    // Its own group, so that a Ctrl-C comes to it once, through us.
+    // A separate process group, so that the child receives Ctrl-C once, through us.
     command
         .args(arguments)
         .stdin(Stdio::null())
@@ -83,9 +83,9 @@ fn start(arguments: &[String]) -> Result<Child> {
     // SAFETY: between fork and exec these are two system calls, which allocate nothing and take no lock.
     unsafe {
         command.pre_exec(move || {
-            // A run is saved and ends with its comparison, however that ends.
+            // However the comparison ends, the child saves and ends with it.
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-            // The comparison may have ended before it was asked for.
+            // The comparison may have ended before this call.
             let is_here = rustix::process::getppid()
                 .is_some_and(|id| id.as_raw_nonzero().get().unsigned_abs() == parent);
             is_here.then_some(()).ok_or_else(|| Errno::SRCH.into())
@@ -98,8 +98,8 @@ fn start(arguments: &[String]) -> Result<Child> {
 mod tests {
     use super::*;
 
-    /// The id is taken away between the end and the reaping: whoever signals meanwhile signals a child that
-    /// has ended, never another process with its number.
+    /// The id is removed after the child ends and before it is reaped. A signal in between reaches the ended child,
+    /// never another process with the same id.
     #[test]
     fn the_id_is_gone_before_the_child_is_reaped() {
         let mut child = Command::new("true").spawn().unwrap();
@@ -110,7 +110,7 @@ mod tests {
             let waiting = scope.spawn(|| wait(&mut child, &slot));
             let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
             waitid(WaitId::Pid(id), seen).unwrap();
-            // It has ended, and as long as the slot is held its number is its own.
+            // The child has ended, but its id is still its own while the slot is locked.
             assert!(std::path::Path::new(&format!("/proc/{}", id.as_raw_nonzero())).exists());
             assert!(!waiting.is_finished());
             rustix::process::test_kill_process(id).unwrap();

@@ -1,4 +1,4 @@
-//! Which runs a comparison is made of.
+//! Plans the runs of a comparison.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -8,23 +8,23 @@ use ddk_settings::{Loaded, Method, Settings};
 
 use crate::{args, config::load, hint::Hint, train::options::most_steps};
 
-/// A swept key with one of its values.
+/// A swept key with one of its values, if there is a sweep.
 pub(super) type Swept = Option<(String, String)>;
 
-/// All runs.
+/// All runs of a comparison.
 pub(super) struct Plan {
-    /// Of the comparison: `run.name`, with `-quick` where it is.
+    /// Name of the comparison: `run.name`, plus `-quick` for a quick one.
     pub(super) name: String,
-    /// Where its runs are.
+    /// The folder of its runs.
     pub(super) folder: PathBuf,
-    /// The settings that all have in common.
+    /// The settings that all runs have in common.
     pub(super) base: Settings,
     pub(super) methods: Vec<Method>,
     pub(super) seeds: Vec<u64>,
-    /// One a swept value; one of nothing where nothing is swept.
+    /// One entry per swept value, or a single `None` without a sweep.
     pub(super) sweep: Vec<Swept>,
-    /// In the order in which they are trained: all methods of a seed, so that a comparison that is stopped
-    /// has whole seeds.
+    /// In training order: all methods of a seed come together, so that an interrupted comparison has complete
+    /// seeds.
     pub(super) runs: Vec<Planned>,
 }
 
@@ -33,9 +33,9 @@ pub(super) struct Planned {
     pub(super) method: Method,
     pub(super) seed: u64,
     pub(super) swept: Swept,
-    /// Method and swept value, as its folder is called.
+    /// Method and swept value; also the name of its folder.
     pub(super) label: String,
-    /// The comparison's, and what is set beside it.
+    /// The comparison's arguments, plus the settings of this run.
     pub(super) config: args::ConfigArgs,
     pub(super) settings: Settings,
     pub(super) folder: PathBuf,
@@ -109,7 +109,7 @@ impl Plan {
             sets.push(format!("{key}={value}"));
         }
         let folder = self.folder.join(&label);
-        // Seeds are of what is drawn from a corpus: it is the same for all.
+        // Seeds affect what is drawn from a corpus. The corpus is the same for all runs.
         let corpus_seed = self.base.corpus.seed.unwrap_or(self.base.run.seed);
         let own = [
             ("method", method.to_string()),
@@ -144,9 +144,8 @@ impl Plan {
     }
 }
 
-/// All runs of a comparison have one budget of tokens: a longer interval would make a run longer whose end is
-/// counted in intervals, and would look better for it. Who sweeps a limit itself (`run.*`) asks for just
-/// that.
+/// Checks that all runs have the same token budget. A longer interval would lengthen a run whose end is counted in
+/// intervals, and so make it look better. Sweeping a limit itself (`run.*`) is allowed.
 fn same_budget(runs: &[Planned]) -> Result<()> {
     let step_tokens = |run: &Planned| {
         run.settings.training.global_batch_size * run.settings.corpus.sequence_length as u64
@@ -163,7 +162,7 @@ fn same_budget(runs: &[Planned]) -> Result<()> {
         else {
             continue;
         };
-        // A limit in tokens is reached in whole steps.
+        // A token limit is reached in whole steps.
         let slack = step_tokens(run).max(step_tokens(first));
         match tokens(run) {
             Some(own) if own.abs_diff(budget) >= slack => {
@@ -181,8 +180,8 @@ fn same_budget(runs: &[Planned]) -> Result<()> {
     Ok(())
 }
 
-/// What is written wins over a method: a comparison whose configuration writes one of the choices would
-/// compare it with itself.
+/// Checks that the configuration does not set a method's own choices. Explicit settings take precedence over a
+/// method, so the comparison would compare a choice with itself.
 fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
     let values = loaded.settings.values()?;
     for (key, expected) in method.choices() {
@@ -203,7 +202,7 @@ fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
-/// `KEY=VALUE,VALUE,…`
+/// Parses `KEY=VALUE,VALUE,…`.
 fn swept(text: &str) -> Result<Vec<Swept>> {
     let (key, values) = text
         .split_once('=')
@@ -228,7 +227,7 @@ fn swept(text: &str) -> Result<Vec<Swept>> {
     Ok(swept)
 }
 
-/// A value as a part of a folder's name.
+/// Converts a value to a part of a folder name.
 fn plain(value: &str) -> String {
     let keep = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
     value
@@ -237,8 +236,8 @@ fn plain(value: &str) -> String {
         .collect()
 }
 
-/// A quarter of the steps: the interval, the warm-up, what comes before a run and its end shrink alike, so
-/// that the mixture moves as often.
+/// Returns the settings for a quarter of the steps. The interval, the warmup, the preliminary runs and the limits
+/// shrink alike, so that the mixture changes as often.
 fn quarter(settings: &Settings) -> Result<Vec<String>> {
     let values = settings.values()?.into_iter();
     let shrunk = values.filter_map(|setting| {

@@ -1,4 +1,4 @@
-//! What the workers of a run are made from: put together at its start, and again after each rewind.
+//! Assembles the workers of a run at its start, and again after each rewind.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ use crate::{
     wiring::{self, Record, StudentPort, StudentStart, TeacherPort},
 };
 
-/// Puts together what the workers of a run need: at its start, and after each rewind.
+/// Assembles what the workers of a run need, at its start and after each rewind.
 pub(super) struct Assembly {
     pub(super) prepared: Arc<Prepared>,
     pub(super) folder: RunFolder,
@@ -39,14 +39,15 @@ pub(super) struct Assembly {
 /// What is known once the first generation is assembled.
 #[derive(Default)]
 pub(super) struct Begun {
-    /// Seconds of the processes before this one.
+    /// Seconds that earlier processes spent on the run.
     pub(super) seconds_before: Option<f64>,
-    /// Of the last generation.
+    /// The journal of the last generation.
     pub(super) journal: Option<Arc<Journal>>,
 }
 
 impl Assembly {
-    /// Opens the newest checkpoint that verifies, cuts the run's lines back to it, and builds parts from it.
+    /// Opens the newest checkpoint that verifies, truncates the run's record files to match it, and builds the
+    /// parts from it.
     pub(super) fn assemble(&self) -> Result<Generation<TeacherPort, StudentPort>> {
         let Self {
             prepared,
@@ -54,7 +55,7 @@ impl Assembly {
             printer,
             ..
         } = self;
-        // What the journal of the generation before still holds is written before the files are cut.
+        // Write out what the previous generation's journal still holds before truncating its files.
         lock(&self.begun).journal = None;
         let settings = prepared.settings.with(&self.overrides.recovered())?;
         let retention = Retention {
@@ -69,7 +70,7 @@ impl Assembly {
         match &opened {
             Some(opened) => {
                 damaged = skipped(opened);
-                // Skipped checkpoints must not count among those that are kept.
+                // Skipped checkpoints must not count toward the number of kept ones.
                 checkpoints.set_aside_after(opened.step)?;
                 let (step, run) = (opened.step, folder.path().display());
                 say(&format!("resuming from step {step} of the run in {run}"));
@@ -96,7 +97,7 @@ impl Assembly {
         metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let totals = state.map(|state| state.totals.clone());
         let totals = totals.unwrap_or_else(|| Totals::new(prepared.plan.domains.len()));
-        // Only a process's first generation meets a configuration that somebody may have edited.
+        // Only the first generation of a process can find an edited configuration.
         let is_first = {
             let mut begun = lock(&self.begun);
             begun.journal = Some(Arc::clone(&journal));
@@ -131,7 +132,7 @@ impl Assembly {
         self.generation(&settings, checkpoints, journal, resume, checkpoint)
     }
 
-    /// `settings`: those of the run, as failures have changed them.
+    /// Builds a generation. `settings`: the run's, with the changes that recoveries made.
     fn generation(
         &self,
         settings: &Settings,
@@ -215,8 +216,8 @@ impl Assembly {
     }
 }
 
-/// What a checkpoint says about itself: the settings, the hashes of what the run is made from (the teacher's
-/// perplexities belong to these), the versions of what wrote it.
+/// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the
+/// teacher's perplexities depend on), and the versions of what wrote it.
 fn records(prepared: &Prepared) -> Result<Vec<Record>> {
     let config = prepared.settings.to_toml()?;
     let versions = serde_json::json!({
@@ -233,7 +234,7 @@ fn records(prepared: &Prepared) -> Result<Vec<Record>> {
     ])
 }
 
-/// Checkpoints that were skipped, and why.
+/// Describes the damaged checkpoints that were skipped.
 fn skipped(opened: &Opened<LoopState>) -> Vec<String> {
     let entries = opened.skipped.iter();
     let damaged = entries.filter_map(|entry| Some((entry, entry.status.as_ref().err()?)));
@@ -246,8 +247,8 @@ fn skipped(opened: &Opened<LoopState>) -> Vec<String> {
     damaged.map(text).collect()
 }
 
-/// Bytes that the queues before and behind the teachers hold at most: token ids, and hidden states in fp32,
-/// those of TED's layers included.
+/// Returns the maximum bytes in the queues before and after the teachers: token ids, and hidden states in fp32,
+/// including those of TED's layers.
 fn queue_bytes(prepared: &Prepared) -> Result<u64> {
     let settings = &prepared.settings;
     let width = ModelConfig::read(&prepared.folders.teacher)?.hidden_size() as u64;

@@ -1,5 +1,5 @@
-//! Settings that change after a run's start: edited between two starts, or read again on SIGHUP. `ddk ctl` is the
-//! third way, and takes the same one from here on.
+//! Settings that change after a run's start: edited between two starts, or reloaded on SIGHUP. `ddk ctl` is the
+//! third way; SIGHUP sends the same command to the run.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tokio::{
 use super::threads;
 use crate::{args, config, control::RunControl, progress::say};
 
-/// Settings with the live values that a run had at its start: what changed since is in its `overrides.jsonl`.
+/// Returns the settings with the live values that a run started with. Later changes are in its `overrides.jsonl`.
 pub(super) fn of_start(settings: &Settings, at_start: &Settings) -> Result<Settings> {
     let values = live_values(&diff(settings, at_start)?)?;
     Ok(if values.is_empty() {
@@ -27,7 +27,8 @@ pub(super) fn of_start(settings: &Settings, at_start: &Settings) -> Result<Setti
     })
 }
 
-/// Live settings that were edited since the configuration was read last: their values, and both in words.
+/// Returns the live settings that were edited since the configuration was last read: their new values, and a
+/// description.
 pub(super) fn edited(
     at_start: &Settings,
     settings: &Settings,
@@ -44,7 +45,7 @@ pub(super) fn edited(
     Ok((live_values(&changes)?, in_words))
 }
 
-/// The new values of live settings.
+/// Returns the new values of live settings.
 fn live_values(changes: &[Change]) -> Result<Assignments> {
     let live = changes.iter().filter(|change| change.key.live);
     let values = live.filter_map(|change| Some((change.path.clone(), change.values[1].as_ref()?)));
@@ -53,7 +54,7 @@ fn live_values(changes: &[Change]) -> Result<Assignments> {
         .collect()
 }
 
-/// Reads the settings again whenever the process is told to.
+/// Reloads the settings on SIGHUP.
 pub(super) fn on_hangup(
     source: args::ConfigArgs,
     settings: Settings,
@@ -103,7 +104,7 @@ async fn read_again(
     Ok(())
 }
 
-/// While it is held, SIGHUP is answered, but nothing is read: the settings of a run within a run are derived ones.
+/// While held, answers SIGHUP without reloading, because a preliminary run has derived settings.
 pub(super) struct NotYet(JoinHandle<()>);
 
 impl Drop for NotYet {
@@ -112,7 +113,7 @@ impl Drop for NotYet {
     }
 }
 
-/// Answers SIGHUP with a word.
+/// Answers SIGHUP with a message.
 pub(super) fn not_yet() -> Result<NotYet> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(NotYet(tokio::spawn(async move {

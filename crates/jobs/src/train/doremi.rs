@@ -1,7 +1,7 @@
 //! DoReMi's first two phases: a reference model, then a proxy that finds the mixture. The run itself is the third.
 //!
-//! Each phase is a run like any other, in `phases/` within the run's folder: saved, resumed, and left
-//! alone once done.
+//! Each phase is an ordinary run in `phases/` within the run's folder: it saves checkpoints, resumes, and is left
+//! alone once it is done.
 
 use std::path::Path;
 
@@ -53,10 +53,10 @@ pub(super) fn phases(
 const REFERENCE: &str = "reference";
 const PROXY: &str = "proxy";
 
-/// What both phases have in common: a small model that learns by cross-entropy alone, to a set number of steps.
+/// Returns what both phases share: a small model that learns by cross-entropy alone, for a fixed number of steps.
 fn common(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
     let mut phase = settings_of(settings, folder, name, steps);
-    // The corpus is the run's, whatever the tokenizer folder of the model.
+    // Use the run's corpus, whatever tokenizer folder the model has.
     phase.corpus.tokenizer = tokenizer_folder(settings).cloned();
     if let Some(model) = &settings.mixture.doremi_model {
         phase.student.model = Some(model.clone());
@@ -77,7 +77,7 @@ fn proxy(settings: &Settings, folder: &Path, steps: u64) -> Settings {
     phase.mixture.policy = MixturePolicy::DoremiProxy;
     phase.mixture.initial = InitialMixture::Equal;
     phase.teacher.model = Some(folder.join(REFERENCE).join("student"));
-    // Each replica fits one device: it is as small as the student.
+    // Each replica fits on one device, because it is as small as the student.
     for replica in &mut phase.teacher.devices {
         replica.truncate(replica.find('+').unwrap_or(replica.len()));
     }
@@ -85,7 +85,7 @@ fn proxy(settings: &Settings, folder: &Path, steps: u64) -> Settings {
     phase
 }
 
-/// The mean over all steps of the proxy, the last one's update included, which no interval followed.
+/// Returns the mean over all steps of the proxy, including the last update, which no interval followed.
 fn mean_weights(proxy: &Path) -> Result<Vec<f64>> {
     let newest = CheckpointStore::look(&proxy.join("checkpoints"))
         .newest::<LoopState>()?

@@ -1,4 +1,4 @@
-//! TED's filters: which layers they join, and where they are kept between the stages.
+//! TED's filters: which layers they connect, and where they are stored between the stages.
 
 use std::{
     fs,
@@ -13,12 +13,12 @@ use ddk_settings::{ObjectiveName, Settings};
 
 use crate::{config::run_folder, hint::Hint, progress::say, wiring::ModelFolders};
 
-/// The folder of the first stage within a run's.
+/// The folder of the first stage within a run's folder.
 pub(super) const STAGE: &str = "phases/filters";
-/// What the first stage leaves in its folder.
+/// The file that the first stage leaves in its folder.
 const FILTERS_FILE: &str = "filters.safetensors";
 
-/// What the run does with filters; none where its loss has no layers.
+/// Returns the run's filters, or none if its loss has no layers.
 pub(super) fn of_run(settings: &Settings, folders: &ModelFolders) -> Result<Option<Filters>> {
     let learned = match settings.objective.name {
         ObjectiveName::Ted => Some(file(&run_folder(settings)?)),
@@ -65,7 +65,7 @@ pub fn layer_pairs(
     }
 }
 
-/// Puts the filters of the first stage's last checkpoint where the second one looks for them.
+/// Copies the filters of the first stage's last checkpoint to where the second stage expects them.
 pub(super) fn export(folder: &RunFolder, checkpoint: &Path) -> Result<()> {
     let file = folder.path().join(FILTERS_FILE);
     copy(&checkpoint.join(WEIGHTS_FILE), &file)?;
@@ -73,7 +73,7 @@ pub(super) fn export(folder: &RunFolder, checkpoint: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes the filters of the run that is forked along, where it has some.
+/// Copies the filters of the forked run, if it has any.
 pub(super) fn fork(source: &Path, folder: &RunFolder) -> Result<()> {
     let (from, to) = (file(source), file(folder.path()));
     if !from.exists() {

@@ -11,8 +11,8 @@ use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
 use super::{filters, inputs::Inputs, prepared::Prepared};
 use crate::{checkpoints, config, hint::Hint, prepare, progress::say};
 
-/// Puts a checkpoint of the run in `source` into the new run's folder: weights, moments and the mixture of
-/// the domains that stay.
+/// Copies a checkpoint of the run in `source` to the new run's folder: weights, moments, and the mixture of the
+/// kept domains.
 pub(super) fn fork(
     prepared: &Prepared,
     source: &Path,
@@ -32,7 +32,7 @@ pub(super) fn fork(
     let state: LoopState = store.state(step).map_err(Error::msg)?;
     let settings = config::of_run(source)?;
     let kept = prepared.inputs.kept(&old);
-    // Cursors of domains that went are of no use: only those that stay have to be there still.
+    // Cursors of dropped domains are not needed, so only the kept domains must still exist.
     let old_rows: Vec<u64> = old
         .domains()
         .enumerate()
@@ -56,7 +56,8 @@ pub(super) fn fork(
         alike: draws_and_measures_by(&settings) == draws_and_measures_by(new),
     });
     assert_eq!(state.lengths, Lengths::default());
-    // Keep what a policy has learned. Another one, or one that only holds shares, begins with the mixture in use.
+    // Keep what a policy has learned. A different policy, or one with fixed shares, starts from the current
+    // mixture.
     let wanted = new.mixture.policy;
     let goes_on = match wanted {
         MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => false,
@@ -78,7 +79,7 @@ pub(super) fn fork(
     filters::fork(source, folder)?;
     let store = CheckpointStore::open(&folder.checkpoints(), Retention::last(1))?;
     store.save(step, &state, files.into(), || Ok(()))?;
-    // From here on the new run has something to lose.
+    // From here on, the new run has a checkpoint to lose, so record it.
     let message = format!("forked from {}", source.display());
     ddk_run::record_event(folder.path(), step, EventKind::Saved, &message)?;
     let stay = kept.iter().flatten().count();
@@ -91,7 +92,7 @@ pub(super) fn fork(
     Ok(())
 }
 
-/// Settings that an interval's draws and perplexities depend on.
+/// Returns the settings that an interval's draws and perplexities depend on.
 fn draws_and_measures_by(settings: &Settings) -> (u64, u64, usize, Packing, bool, Dtype, Dtype) {
     (
         settings.run.seed,

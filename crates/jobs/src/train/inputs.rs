@@ -1,4 +1,4 @@
-//! What a run is made from: checked before it starts, bound to its folder, and checked again when it resumes.
+//! The inputs of a run: checked before it starts, recorded in its folder, and checked again when it resumes.
 
 use std::{
     fs,
@@ -16,24 +16,24 @@ use crate::{
     wiring::ModelFolders,
 };
 
-/// Hashes of all that a run's results depend on beside its settings.
+/// Hashes of everything besides the settings that a run's results depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
     /// The teacher's tensors.
     teacher: String,
-    /// What its config.json says of how they are computed with.
+    /// The part of its config.json that affects the computation.
     teacher_config: String,
     /// The student's tensors at the start.
     student: String,
-    /// See above.
+    /// The same for the student's config.json.
     student_config: String,
     /// The tokenizer.
     tokenizer: String,
     /// The prepared domains, validation documents included.
     corpus: Vec<(String, String)>,
-    /// Columns of the logits that count.
+    /// Number of logit columns in use.
     vocabulary: i64,
-    /// Tokens of a row, and of a validation document.
+    /// Tokens of a sequence, and of a validation document.
     sequence_length: usize,
 }
 
@@ -74,12 +74,12 @@ impl Inputs {
         })
     }
 
-    /// Whether a run's folder says what it was made from: it has begun.
+    /// Returns whether a folder records the inputs of a run, which has therefore begun.
     pub fn are_in(folder: &Path) -> bool {
         folder.join("inputs.json").exists()
     }
 
-    /// Reads what a run was made from.
+    /// Reads the inputs of a run.
     ///
     /// # Errors
     /// If its `inputs.json` cannot be read.
@@ -87,7 +87,7 @@ impl Inputs {
         Ok(record(&folder.join("inputs.json"))?)
     }
 
-    /// Hashes by their names: of models and tokenizer, then of the domains.
+    /// Returns the hashes with their names: models and tokenizer first, then the domains.
     fn hashes(&self) -> Vec<(String, &str)> {
         let models = [
             ("teacher's weights", &self.teacher),
@@ -103,8 +103,8 @@ impl Inputs {
         all.map(|(what, hash)| (what, hash.as_str())).collect()
     }
 
-    /// The first hash that differs from that of an earlier run, and both. Settings name the domains, so both
-    /// lists have the same.
+    /// Returns the first input whose hash differs from an earlier run's, with both hashes. Both lists have the same
+    /// domains, because the settings name them.
     fn changed<'a>(&'a self, then: &'a Self) -> Option<(String, &'a str, &'a str)> {
         let mut pairs = then.hashes().into_iter().zip(self.hashes());
         pairs.find_map(|((what, then), (_, now))| (then != now).then_some((what, then, now)))
@@ -128,13 +128,13 @@ impl Inputs {
         }
     }
 
-    /// Where each of these domains was in the other run, with the same content.
+    /// Returns, for each domain, its index in the other run if its content is the same there.
     pub fn kept(&self, other: &Self) -> Vec<Option<usize>> {
         let find = |domain| other.corpus.iter().position(|old| old == domain);
         self.corpus.iter().map(find).collect()
     }
 
-    /// Whether a domain with this content is among them.
+    /// Returns whether these inputs include a domain with this content.
     pub fn has(&self, domain: &str, content: &str) -> bool {
         let mut all = self.corpus.iter();
         all.any(|(name, hash)| name == domain && hash == content)
@@ -152,21 +152,21 @@ impl Inputs {
     pub fn bind(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         let text = if RunFolder::holds_a_run(folder.path()) {
             self.check(folder, settings)?;
-            // What changes while a run trains is in `overrides.jsonl`; the rest is written down as it is now.
+            // Changes made while a run trains are in `overrides.jsonl`. Everything else is written as it is now.
             changes::of_start(settings, &config::of_run(folder.path())?)?.to_toml()?
         } else {
             let text = serde_json::to_vec_pretty(self)?;
             ddk_files::write_atomically(&folder.path().join("inputs.json"), &text)?;
             settings.to_toml()?
         };
-        // The configuration last: a folder that has it is a run's.
+        // Write the configuration last: a folder that has it holds a run.
         Ok(ddk_files::write_atomically(
             &folder.config(),
             text.as_bytes(),
         )?)
     }
 
-    /// Checks that the settings and inputs are those that the run was started with.
+    /// Checks that the run was started with these settings and inputs.
     ///
     /// # Errors
     /// If one of them has changed and may not, or if the run's files cannot be read.
@@ -187,14 +187,15 @@ impl Inputs {
         }
     }
 
-    /// The teacher is frozen: its perplexities on the same documents are measured once and kept beside the corpus.
+    /// Returns the cached perplexities of the teacher. It is frozen, so DDK measures them once and keeps them
+    /// beside the corpus.
     pub fn cached_perplexities(&self, settings: &Settings) -> Option<Vec<f64>> {
         let text = fs::read_to_string(self.perplexities_file(settings)).ok()?;
         let known: Vec<f64> = serde_json::from_str(&text).ok()?;
         (known.len() == self.corpus.len()).then_some(known)
     }
 
-    /// Keeps them; a cache that cannot be written costs the next run an evaluation.
+    /// Caches the teacher's perplexities. If that fails, the next run measures them again.
     pub fn keep_perplexities(&self, settings: &Settings, perplexities: &[f64]) {
         let path = self.perplexities_file(settings);
         let written = serde_json::to_vec(perplexities)
@@ -211,7 +212,7 @@ impl Inputs {
             student_config: String::new(),
             ..self.clone()
         };
-        // What they depend on to the last bit.
+        // Everything that affects them, down to the last bit.
         let by = (
             settings.objective.completion_only_loss,
             settings.objective.chunk_size,
@@ -230,12 +231,12 @@ impl Inputs {
     }
 }
 
-/// Enough of a hash to tell two apart.
+/// Shortens a hash, but keeps enough to tell two apart.
 fn shortened(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
-/// Refuses to resume in a run's folder with settings that lead to other results.
+/// Fails if these settings would change the results of the run in this folder.
 pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let then = config::of_run(folder)?;
     let mut now = settings.clone();
@@ -255,7 +256,7 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     }
 }
 
-/// Refuses the settings of a finished run if one was edited that its steps would have followed.
+/// Fails if a setting was edited that would have affected the steps of this finished run.
 pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     let overrides = Overrides::open(folder)?;
     let (set, in_words) = changes::edited(&config::of_run(folder)?, settings, &overrides)?;
@@ -278,13 +279,13 @@ fn advice(folder: &Path) -> String {
     )
 }
 
-/// The first setting that differs and may not.
+/// Returns the first setting that differs but must not.
 fn difference(then: &Settings, now: &Settings) -> Result<Option<Change>> {
     let mut changes = diff(then, now)?.into_iter();
     Ok(changes.find(|change| !change.is_allowed_on_resume()))
 }
 
-/// Whether these settings make the run in a folder longer than it was to be.
+/// Returns whether these settings extend the run in this folder.
 pub(super) fn extends(folder: &Path, settings: &Settings) -> Result<bool> {
     Ok(diff(&config::of_run(folder)?, settings)?
         .iter()
@@ -299,7 +300,7 @@ mod tests {
 
     use super::*;
 
-    /// The paragraph of the documentation that begins so, its code words alone.
+    /// Returns the code words in the documentation's paragraph that begins like this.
     fn listed(beginning: &str) -> BTreeSet<&'static str> {
         let text = include_str!("../../../../docs/running.md");
         let paragraph = &text[text.find(beginning).unwrap()..];

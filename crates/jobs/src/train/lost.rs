@@ -1,21 +1,21 @@
-//! A run that has lost its checkpoints does not begin again by itself.
+//! Keeps a run that has lost its checkpoints from starting over by itself.
 
 use anyhow::{Result, anyhow};
 use ddk_run::{CheckpointStore, RunFolder};
 
 use crate::{hint::Hint, progress::say};
 
-/// What to do where no checkpoint loads.
+/// Hint for a run without a usable checkpoint.
 pub(super) const ADVICE: &str = "restore it, or start over at step 0 with --restart, which sets the old files \
                                  aside and deletes nothing";
 
-/// Whether there is a checkpoint, sound or not.
+/// Returns whether there is a checkpoint, intact or damaged.
 pub(super) fn has_checkpoints(folder: &RunFolder) -> Result<bool> {
     let checkpoints = folder.checkpoints();
     Ok(checkpoints.exists() && !CheckpointStore::look(&checkpoints).steps()?.is_empty())
 }
 
-/// Where there is no checkpoint: refuses to begin at step 0 if one was ever saved.
+/// If there is no checkpoint, fails if one was ever saved, so that the run does not start over at step 0.
 pub(super) fn refuse_if_saved(folder: &RunFolder) -> Result<()> {
     if has_checkpoints(folder)? {
         return Ok(());
@@ -31,7 +31,7 @@ pub(super) fn refuse_if_saved(folder: &RunFolder) -> Result<()> {
     .hint(ADVICE)
 }
 
-/// Sets aside all that the run has made.
+/// Sets aside everything that the run has written.
 pub(super) fn start_over(folder: &RunFolder) -> Result<()> {
     let aside = folder.start_over()?;
     say(&format!(

@@ -1,4 +1,4 @@
-//! From settings to what the student is made with.
+//! Converts settings to the student's options.
 
 use anyhow::{Context, Result};
 use ddk_engine::{AdamWOptions, Filters, Schedule, StudentOptions};
@@ -9,7 +9,7 @@ use ddk_torch::parse_device;
 use super::schedule::Length;
 use crate::{hint::Hint, objective};
 
-/// Returns how the student learns. `vocabulary`: the number of the tokenizer's ids.
+/// Returns the student's options. `vocabulary`: number of the tokenizer's ids.
 ///
 /// # Errors
 /// If `student.device` cannot be used.
@@ -36,7 +36,7 @@ pub fn of_student(
     })
 }
 
-/// The learning rate of a new run.
+/// Returns the learning-rate schedule of a new run.
 pub fn schedule(settings: &Settings) -> Schedule {
     let lr_scheduler = &settings.lr_scheduler;
     Schedule {
@@ -47,7 +47,7 @@ pub fn schedule(settings: &Settings) -> Schedule {
     }
 }
 
-/// Returns for how many positions logits are computed at a time.
+/// Returns the number of positions whose logits are computed at a time.
 ///
 /// # Errors
 /// If `student.device` cannot be used.
@@ -57,10 +57,10 @@ pub fn chunk(settings: &Settings, vocabulary: i64) -> Result<i64> {
     Ok(chunk.unwrap_or_else(|| default_chunk(vocabulary, device)))
 }
 
-/// Maximum steps of a run, by the nearest of its limits, if all its rows are full.
+/// Returns the maximum number of steps of a run, by the nearest of its limits, if all its sequences are full.
 ///
 /// # Errors
-/// It has no limit.
+/// If the run has no limit.
 pub fn most_steps(settings: &Settings) -> Result<u64> {
     let run = &settings.run;
     let step_tokens = settings.training.global_batch_size * settings.corpus.sequence_length as u64;

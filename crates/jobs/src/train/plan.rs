@@ -1,4 +1,4 @@
-//! What the actors are to do, by the settings and the corpus.
+//! Builds the actors' plan from the settings and the corpus.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::{
     prepare::{self, Corpus},
 };
 
-/// Refuses a limit on passes that leaves no rows for a single step.
+/// Fails if the limit on epochs leaves too few sequences for a single step.
 pub(super) fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
     let Some(passes) = settings.mixture.max_epochs else {
         return Ok(());
@@ -76,7 +76,8 @@ pub(super) fn of_settings(settings: &Settings, corpus: &Corpus, length: &Length)
     }
 }
 
-/// Whether the checkpoint of the best student stays: where that is asked for, and where it is to be exported.
+/// Returns whether to keep the checkpoint of the best student: if the settings ask for it, or if it is to be
+/// exported.
 pub(super) fn keeps_best(settings: &Settings) -> bool {
     settings.checkpoint.keep_best || settings.run.export == ExportedStudent::Best
 }

@@ -1,4 +1,4 @@
-//! How the mixture moves, as `[mixture]` says.
+//! Builds the mixture policy from `[mixture]`.
 
 use anyhow::{Result, anyhow};
 use ddk_engine::SequenceLosses;
@@ -7,19 +7,19 @@ use ddk_mixture::{
 };
 use ddk_settings::Mixture;
 
-/// What a policy is made from beside its settings.
+/// What a policy needs besides its settings.
 pub(super) struct Ground<'a> {
     /// Names of the domains, sorted.
     pub(super) domains: &'a [String],
-    /// Each domain's share of the corpus' tokens.
+    /// Each domain's share of the corpus's tokens.
     pub(super) natural: &'a [f64],
-    /// Columns of the logits that count.
+    /// Number of logit columns in use.
     pub(super) vocabulary: i64,
     /// The mean weights of DoReMi's proxy, once it has run.
     pub(super) doremi: Option<&'a [f64]>,
 }
 
-/// The policy of a new run.
+/// Returns the policy of a new run.
 pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<dyn Policy>> {
     let interval = mixture.interval;
     let first = mixture.initial;
@@ -60,7 +60,7 @@ pub(super) fn of_settings(mixture: &Mixture, ground: &Ground<'_>) -> Result<Box<
     })
 }
 
-/// Which sums of single rows a policy is moved by.
+/// Returns the per-sequence losses that a policy needs.
 pub(super) fn row_losses(needs: Needs) -> SequenceLosses {
     match needs {
         Needs::Nothing | Needs::Perplexities => SequenceLosses::None,

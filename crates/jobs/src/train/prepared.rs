@@ -1,4 +1,4 @@
-//! What is known of a run before its first worker starts.
+//! Prepares a run: collects and checks everything that is known before its first worker starts.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -35,24 +35,24 @@ pub(super) struct Prepared {
     pub(super) evaluation: Evaluation,
     pub(super) options: StudentOptions,
     pub(super) plan: RunPlan,
-    /// The mean weights of DoReMi's proxy, where this run is DoReMi's third phase and its proxy has run.
+    /// The mean weights of DoReMi's proxy, if this run is DoReMi's third phase and the proxy has run.
     pub(super) doremi: Option<Vec<f64>>,
     pub(super) faults: Arc<Faults>,
     /// Where the student is exported, if not to the run folder. Such a run has no teacher.
     pub(super) destination: Option<Destination>,
 }
 
-/// The model that `ddk pretrain` makes, without a teacher.
+/// Where `ddk pretrain` exports its model, which it trains without a teacher.
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
-    /// Its folder.
+    /// The model's folder.
     pub(crate) folder: PathBuf,
-    /// A file beside its weights: name and text.
+    /// Name and text of a file beside its weights.
     pub(crate) record: (&'static str, String),
 }
 
 impl Prepared {
-    /// The policy that a new run begins with.
+    /// Returns the policy that a new run begins with.
     pub(super) fn policy(&self) -> Result<Box<dyn Policy>> {
         let ground = policy::Ground {
             domains: &self.plan.domains,
@@ -64,7 +64,7 @@ impl Prepared {
     }
 }
 
-/// Loads what is small and checks what belongs together, before anything is written.
+/// Loads everything small and checks that it fits together, before writing anything.
 pub(super) fn prepare_run(
     settings: &Settings,
     destination: Option<Destination>,
@@ -79,7 +79,7 @@ pub(super) fn prepare_run(
     };
     most_steps(settings)?;
     signals.begin(Phase::Prepare)?;
-    // The models first: what is wrong with them is said before minutes of tokenizing.
+    // Check the models first, so that their problems appear before minutes of tokenizing.
     if folders.has_teacher {
         folders.configs()?;
         Findings::first(|found| tokenizers(settings, &folders, found))?;

@@ -1,4 +1,4 @@
-//! The end of a run: the exported student, the summary, the report, the table.
+//! Finishes a run: exports the student, and writes the summary, the report and the table.
 
 use std::{collections::BTreeMap, fs, io::Write, time::Instant};
 
@@ -31,8 +31,8 @@ use crate::{
 
 const REPORT: &str = "report.html";
 
-/// Exports the student, then writes `summary.json`: a folder that has it holds a run that is done. The report
-/// is made from that.
+/// Exports the student, then writes `summary.json`, which marks the run in the folder as done. The report is built
+/// from the summary.
 pub(super) fn finish(
     prepared: &Prepared,
     folder: &RunFolder,
@@ -71,8 +71,8 @@ pub(super) fn finish(
     write_report(folder)
 }
 
-/// Reopens a run that is done: its summary is put aside once it is known that there is a
-/// checkpoint to resume from. The exported student stays until the next one takes its place.
+/// Reopens a finished run. Sets its summary aside after checking that there is a checkpoint to resume from. The
+/// exported student stays until the next one replaces it.
 pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
     lost::refuse_if_saved(folder)?;
     let store = CheckpointStore::look(&folder.checkpoints());
@@ -95,7 +95,7 @@ pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
     Ok(())
 }
 
-/// Whether what comes after the summary is missing: the process ended in between.
+/// Returns whether the report is missing because the process ended after it wrote the summary.
 pub(super) fn lacks_report(folder: &RunFolder) -> bool {
     !folder.path().join(REPORT).exists()
 }
@@ -108,8 +108,8 @@ pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Resul
     Ok(write!(out, "{}", ddk_report::table(summary))?)
 }
 
-/// Exports the last student, or the best, as a Hugging Face folder; of TED's first stage the filters. What was
-/// exported, and the step of a student.
+/// Exports the last or the best student as a Hugging Face folder, or the filters of TED's first stage. Returns what
+/// was exported, and the step of a student.
 fn export(
     prepared: &Prepared,
     folder: &RunFolder,
@@ -171,7 +171,7 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
     let mut domains = BTreeMap::new();
     for (index, name) in prepared.plan.domains.iter().enumerate() {
         let before = outcome.baseline.student[index];
-        // No number without a teacher.
+        // NaN without a teacher.
         let teacher = outcome.baseline.teacher.get(index);
         let teacher = teacher.copied().unwrap_or(f64::NAN);
         let domain = DomainSummary {

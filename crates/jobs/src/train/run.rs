@@ -1,4 +1,4 @@
-//! One run, from its first step to its result: the one that was asked for, or one that it begins with.
+//! Runs one run from its first step to its result: the requested run, or a preliminary one.
 
 use std::{
     fs,
@@ -33,16 +33,16 @@ use crate::{
 /// What the command line adds to the settings.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
-    /// As they were given.
+    /// The arguments as given.
     pub args: args::Train,
-    /// Whether SIGHUP has the settings read again.
+    /// Whether SIGHUP reloads the settings.
     pub reloads: bool,
-    /// The folder of the run to fork, where the run is new.
+    /// The folder of the run to fork, with `--fork`.
     pub fork_of: Option<PathBuf>,
 }
 
-/// A run that another one begins with, in a folder within its own. It resumes where it was, and a finished one is
-/// left alone.
+/// Runs a preliminary run, in a folder within the main run's. Resumes it if it was interrupted, and leaves a
+/// finished one alone.
 pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
     let path = run_folder(settings)?;
     if path.join("summary.json").exists() {
@@ -52,7 +52,7 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
         ));
         return Ok(());
     }
-    // The run that it is for reads the same corpus.
+    // The main run reads the same corpus.
     let outdated = match settings.run.output_dir.parent() {
         Some(parent) => Outdated::NeededBy(parent),
         None => Outdated::AsSet,
@@ -61,11 +61,12 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
     let signals = session.signals.clone();
     let (prepared, folder) = begin(settings, None, outdated, &signals)?;
     run_to_end(prepared, &folder, session, &Flags::default())?;
-    // What follows is not this run's.
+    // Signals no longer belong to this run.
     signals.begin(Phase::Between)
 }
 
-/// A run of its own without a teacher, whose result goes to `destination`. `reloads`: whether SIGHUP is answered.
+/// Runs a stand-alone run without a teacher and exports its student to `destination`. `reloads`: whether to answer
+/// SIGHUP.
 pub(crate) fn stand_alone(
     settings: &Settings,
     destination: Destination,
@@ -102,7 +103,7 @@ fn begin(
     Ok((prepared, folder))
 }
 
-/// Writes into a run's folder what the run is made from, or compares it with what is there.
+/// Writes the inputs of a run to its folder, or compares them with those already there.
 pub(super) fn bind(prepared: &Prepared, folder: &RunFolder) -> Result<()> {
     prepared.length.record(folder)?;
     prepared.inputs.bind(folder, &prepared.settings)?;
@@ -116,8 +117,8 @@ pub(super) fn bind(prepared: &Prepared, folder: &RunFolder) -> Result<()> {
     Ok(())
 }
 
-/// The settings of a run that another one begins with, or that stands alone: a set number of steps, no evaluation
-/// on the way, the last student exported.
+/// Returns the settings of a preliminary or stand-alone run: a fixed number of steps, no evaluation on the way, the
+/// last student exported.
 pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps: u64) -> Settings {
     let mut run = settings.clone();
     run.run = Run {
@@ -138,7 +139,7 @@ pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps:
     run
 }
 
-/// Sets aside all that is in a run folder.
+/// Sets aside everything in a run folder.
 pub(crate) fn restart(path: &Path) -> Result<()> {
     lost::start_over(&open_folder(path, false)?)
 }
@@ -188,7 +189,7 @@ pub(super) fn run_to_end(
     finished
 }
 
-/// Says where a run was stopped. `from`: whether `--resume-from` chose where it resumed.
+/// Reports where a run was stopped. `from`: whether `--resume-from` chose where it resumed.
 fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error {
     let when = match step {
         0 => "before its first step".to_owned(),
@@ -202,7 +203,7 @@ fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error 
     signal.ended()
 }
 
-/// The step of the newest checkpoint; 0 if there is none.
+/// Returns the step of the newest intact checkpoint, or 0 if there is none.
 fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
     let path = folder.checkpoints();
     if !path.exists() {

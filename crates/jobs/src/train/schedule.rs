@@ -1,5 +1,4 @@
-//! How long the schedule of a run is: as long as the run was to be when it was first started, however long it
-//! is made later.
+//! The length of a run's schedule: the length that the run had at its first start, even if it is extended later.
 
 use std::path::Path;
 
@@ -16,15 +15,15 @@ const FILE: &str = "schedule.json";
 /// The length of a run's schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Length {
-    /// Steps until the learning rate is at its end.
+    /// Steps until the learning rate reaches its final value.
     pub(super) steps: u64,
-    /// Whether an interval ends with the schedule: where `run.max_steps` may have cut one short there, and
-    /// where the schedule's length is set, so that both give the same.
+    /// Whether an interval ends with the schedule. It does if `run.max_steps` may have cut one short there. It also
+    /// does if the schedule's length is set, so that both give the same result.
     ends_interval: bool,
 }
 
 impl Length {
-    /// Of a run that these settings start.
+    /// Returns the length for a run that these settings start.
     pub(super) fn of(settings: &Settings) -> Self {
         let steps = settings
             .lr_scheduler
@@ -38,20 +37,20 @@ impl Length {
         }
     }
 
-    /// Of the run in this folder, where there is one.
+    /// Returns the length for the run in this folder, or for a new run if there is none.
     pub(super) fn of_run(folder: &Path, settings: &Settings) -> Result<Self> {
         if !RunFolder::holds_a_run(folder) {
             return Ok(Self::of(settings));
         }
         let path = folder.join(FILE);
         if !path.exists() {
-            // Earlier versions did not write it down: no limit could change since.
+            // Earlier versions did not record it, and no limit could change after the start.
             return Ok(Self::of(&config::of_run(folder)?));
         }
         Ok(record(&path)?)
     }
 
-    /// Writes it into the run's folder; before `config.toml` is written, which may hold other limits.
+    /// Writes the length to the run's folder. Call it before `config.toml` is written, which may hold other limits.
     pub(super) fn record(&self, folder: &RunFolder) -> Result<()> {
         let path = folder.path().join(FILE);
         Ok(ddk_files::write_atomically(
@@ -60,7 +59,7 @@ impl Length {
         )?)
     }
 
-    /// The step with which an interval ends, whatever its length.
+    /// Returns the step at which an interval ends, whatever the interval's length.
     pub(super) fn interval_end(&self) -> Option<u64> {
         self.ends_interval.then_some(self.steps)
     }
@@ -86,7 +85,7 @@ mod tests {
         assert_eq!(of(&["run.max_steps=100"]), (100, Some(100)));
         let set = ["run.max_steps=150", "lr_scheduler.total_steps=100"];
         assert_eq!(of(&set), (100, Some(100)));
-        // A budget of tokens ends a run in the middle of an interval, which continues if the budget grows.
+        // A token budget ends a run in the middle of an interval, which continues if the budget grows.
         let tokens = [
             "run.max_tokens=1000",
             "training.global_batch_size=8",
@@ -105,7 +104,7 @@ mod tests {
             settings(&["run.max_steps=150"]),
         );
         let steps = || Length::of_run(folder.path(), &longer).unwrap().steps;
-        // Left by a start that was interrupted before it was one.
+        // Left by a start that was interrupted before the run existed.
         Length::of(&settings(&["run.max_steps=7"]))
             .record(&folder)
             .unwrap();

@@ -1,5 +1,5 @@
-//! What surrounds a process's runs: the HTTP server, the metrics file, the watchdog, the word to those who
-//! watch when it ends.
+//! What the runs of a process share: the HTTP server, the metrics file, the watchdog, and the final message to
+//! clients.
 
 use std::{
     fs,
@@ -25,23 +25,24 @@ use crate::{
     systemd,
 };
 
-/// Those who watch a run have this long to hear how it ended.
+/// Time for clients that watch a run to learn how it ended.
 const FAREWELL: Duration = Duration::from_millis(1500);
 
-/// What the runs of a process share: DoReMi has three of them.
+/// State that the runs of a process share. DoReMi has three runs.
 pub(super) struct Session {
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) board: Arc<Board>,
     pub(super) signals: Signals,
     server: Option<Arc<Server>>,
-    /// Writes the metrics to their file a last time when all is done.
+    /// Writes the metrics file a last time when the session ends.
     _keeper: Keeper,
-    /// Takes commands for the run at work.
+    /// Carries out commands on the current run.
     pub(super) control: Arc<RunControl>,
     _socket: Option<Socket>,
 }
 
-/// Does the work of a run in a session of its own, whose log is the run's; who watches it hears how it ended.
+/// Does the work of a run in a new session that logs to the run's folder. Clients that watch the run learn how it
+/// ended.
 pub(super) fn in_one(
     settings: &Settings,
     folder: &RunFolder,
@@ -64,12 +65,12 @@ pub(super) fn in_one(
 }
 
 impl Session {
-    /// Starts the metrics server; from now on who watches the run hears how it ends.
+    /// Starts the HTTP server. From now on, clients that watch the run learn how it ends.
     fn start(settings: &Settings, folder: &RunFolder, signals: &Signals) -> Result<Self> {
         if settings.run.deterministic {
             make_deterministic()?;
         }
-        // On a thread of its own: the watchdog continues while this one loads, hashes or exports.
+        // Runs on a separate thread, so that the watchdog continues while this one loads, hashes or exports.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -111,20 +112,20 @@ impl Session {
         })
     }
 
-    /// Another run of this process begins.
+    /// Begins another run of this process.
     pub(super) fn begin_phase(&self) {
         self.board.set_state(State::Starting);
     }
 
-    /// While the result is held, SIGHUP is answered with a word.
+    /// Answers SIGHUP with a message while the result is held.
     pub(super) fn answer_hangup(&self) -> Result<changes::NotYet> {
         let _context = self.runtime.enter();
         changes::not_yet()
     }
 }
 
-/// The server of the live page and the metrics; a port that is taken is said, and stops the run only where it
-/// is required.
+/// Starts the server of the live page and the metrics. If the port is in use, prints a warning, or fails if
+/// `telemetry.required` is set.
 fn serve(
     settings: &Settings,
     recorder: Recorder,
@@ -161,7 +162,7 @@ fn serve(
     }
 }
 
-/// The token that the server asks for. A configuration out of a run's folder says only that there was one.
+/// Returns the token that the server requires. The `config.toml` in a run's folder says only that there was one.
 fn secret(token: Option<&Token>) -> Result<Option<&str>> {
     match token.map(Token::secret) {
         None => Ok(None),
@@ -174,10 +175,10 @@ fn secret(token: Option<&Token>) -> Result<Option<&str>> {
     }
 }
 
-/// The log of the run at work. One process may have several runs, one after the other.
+/// The log of the current run. One process may have several runs, one after the other.
 static LOG: Mutex<Option<Arc<fs::File>>> = Mutex::new(None);
 
-/// From now on everything that `tracing` is told goes to this run's own log.
+/// Sends everything from `tracing` to this run's own log from now on.
 fn start_log(folder: &RunFolder) -> Result<()> {
     let path = folder.log();
     let file = fs::File::options().create(true).append(true).open(&path);
@@ -185,7 +186,7 @@ fn start_log(folder: &RunFolder) -> Result<()> {
     *lock(&LOG) = Some(Arc::new(file));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
-    // Fails if an earlier run of this process has done so.
+    // Fails if an earlier run of this process already did this.
     let _ = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_env_filter(filter)

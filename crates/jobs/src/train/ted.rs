@@ -1,4 +1,5 @@
-//! TED's first stage: filters for pairs of layers, in a run of their own in `phases/filters` within the run's folder.
+//! TED's first stage: trains filters for pairs of layers, in a separate run in `phases/filters` within the run's
+//! folder.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::progress::say;
 
-/// Runs what is left of the first stage. `reloads`: whether SIGHUP is meant for this program.
+/// Runs the rest of the first stage. `reloads`: whether SIGHUP reloads this program's settings.
 pub(super) fn first_stage(
     settings: &Settings,
     folder: &RunFolder,
@@ -35,7 +36,7 @@ pub(super) fn first_stage(
     Ok(())
 }
 
-/// The settings of the first stage: the run's rows by their natural shares, one interval long.
+/// Returns the settings of the first stage: natural shares of the run's domains, in one interval.
 fn stage(settings: &Settings, folder: &Path) -> Settings {
     let (steps, lr) = (settings.objective.ted_steps, settings.objective.ted_lr);
     let (parent, name) = STAGE.split_once('/').unwrap_or((STAGE, STAGE));

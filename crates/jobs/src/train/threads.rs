@@ -1,4 +1,5 @@
-//! `pipeline.threads = "auto"`: replicas and threads from a measurement before step 1, kept in the run's `config.toml`.
+//! `pipeline.threads = "auto"`: measures both models before step 1 to choose replicas and threads. The run's
+//! `config.toml` keeps the choice.
 
 use std::{path::Path, thread::available_parallelism};
 
@@ -12,10 +13,11 @@ use crate::{bench::Bench, config, gpus::devices, phase::Phase, progress::say, si
 /// Seconds of each of the two measurements.
 const SECONDS: f64 = 0.5;
 
-/// A part of a core that is not worth a thread of its own.
+/// A fraction of a core that is too small to deserve its own thread.
 const SLACK: f64 = 0.15;
 
-/// The settings with what the run in this folder has chosen, or, where there is none yet, with what a measurement says.
+/// Returns the settings with the choice of the run in this folder, or with a new measurement if there is no run
+/// yet.
 pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Result<Settings> {
     let mut chosen = settings.clone();
     if settings.pipeline.threads == ThreadChoice::Manual {
@@ -37,7 +39,7 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
     let mut alone = settings.clone();
     (alone.teacher.threads, alone.student.threads) = (1, 1);
     let (teacher, student) = Bench::new(&alone, SECONDS)?.seconds()?;
-    // The models of the measurement are gone; so is their memory, before the run gets its own.
+    // Return the memory of the measured models before the run allocates its own.
     give_freed_memory_back();
     let choice = Choice::of(teacher, student, cores);
     choice.set(&mut chosen);
@@ -54,7 +56,7 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
     Ok(chosen)
 }
 
-/// Takes the choice of a run over, where both leave it to a measurement.
+/// Adopts the choice of a run, if both leave it to a measurement.
 pub(super) fn adopt(settings: &mut Settings, run: &Settings) {
     if (settings.pipeline.threads, run.pipeline.threads) == (ThreadChoice::Auto, ThreadChoice::Auto)
     {
@@ -65,7 +67,7 @@ pub(super) fn adopt(settings: &mut Settings, run: &Settings) {
     }
 }
 
-/// How cores are shared.
+/// How the cores are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Choice {
     replicas: usize,
@@ -75,16 +77,16 @@ struct Choice {
 }
 
 impl Choice {
-    /// From the seconds that a step takes each on one core; 0 for a teacher that is not asked.
+    /// Chooses by each model's seconds per step on one core; 0 for a teacher whose output is not needed.
     fn of(teacher: f64, student: f64, cores: usize) -> Self {
         // The cores that keep the student as fast as its teachers.
         let wanted = cores as f64 * student / (teacher + student);
         let whole = |cores: f64| (cores - SLACK).ceil().max(1.0) as usize;
         let student_threads = whole(wanted).min(cores);
         let of_teachers = cores as f64 - wanted;
-        // Several replicas of one thread use cores better than one of several threads. A core that the student
-        // leaves in part can be shared, as long as the student has no other: threads of a team wait for the
-        // one of them that has lost its core.
+        // Several single-threaded replicas use cores better than one replica with several threads. A replica may
+        // share a core that the student uses only in part, but only if the student has no other core: all threads
+        // of a team wait for the one that lost its core.
         let replicas = match student_threads {
             1 => whole(of_teachers).min(cores),
             _ => cores - student_threads,

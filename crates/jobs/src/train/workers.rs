@@ -1,4 +1,4 @@
-//! The run itself: the actors, from their start to their end.
+//! Runs the actors of a run from start to end.
 
 use std::sync::{Arc, Mutex};
 
@@ -21,13 +21,13 @@ use crate::{
     signals::Signal,
 };
 
-/// How the run ended, and what is needed to sum it up.
+/// How the run ended, and what its summary needs.
 pub(super) struct Ended {
-    /// Absent where it was stopped before it made a step.
+    /// Absent if the run was stopped before its first step.
     pub(super) outcome: Option<Outcome>,
-    /// The signal that came while it ran.
+    /// The signal received while the run was active.
     pub(super) signal: Option<Signal>,
-    /// Seconds of the processes before this one.
+    /// Seconds that earlier processes spent on the run.
     pub(super) seconds_before: f64,
 }
 
@@ -39,7 +39,7 @@ pub(super) fn work(
     reload: Option<&args::ConfigArgs>,
 ) -> Result<Ended> {
     session.begin_phase();
-    // Tokenizers were compared, a corpus perhaps prepared: none of that is needed any more.
+    // Comparing tokenizers and preparing a corpus needed memory that is no longer in use.
     give_freed_memory_back();
     for report in &prepared.corpus.reports {
         metrics::QUARANTINED
@@ -61,7 +61,7 @@ pub(super) fn work(
     );
     let begun = Arc::clone(&assembly.begun);
     let (control, signals) = (&session.control, &session.signals);
-    // The signal came while something else was at work.
+    // The signal arrived before the workers could receive it.
     if let Some(came) = signals.train(control) {
         return Ok(Ended {
             outcome: None,
@@ -69,7 +69,7 @@ pub(super) fn work(
             seconds_before: 0.0,
         });
     }
-    // As it came about, with its hints; the actors only hear its text.
+    // Keep the error with its hints, because the actors receive only its text.
     let failure = Arc::new(Mutex::new(None));
     let failed = Arc::clone(&failure);
     let assemble = move || {
@@ -120,7 +120,7 @@ pub(super) fn work(
         );
     }
     let teacher = outcome.as_ref().map(|outcome| &outcome.baseline.teacher);
-    // A fork that is stopped before its first step has none; no run without a teacher has any.
+    // Empty for a fork that is stopped before its first step, and for a run without a teacher.
     if let Some(teacher) = teacher.filter(|teacher| !teacher.is_empty()) {
         prepared
             .inputs
@@ -133,7 +133,7 @@ pub(super) fn work(
     })
 }
 
-/// A part that cannot be started is a matter of configuration; after any other failure the run can resume.
+/// Marks a failure to start as a configuration error. After any other failure, the run can resume.
 fn explain(error: RunError) -> anyhow::Error {
     match error {
         RunError::Start { .. } => usage(error),

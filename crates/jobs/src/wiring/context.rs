@@ -1,4 +1,4 @@
-//! What the ports of both models have in common.
+//! State and helpers that the teacher's and the student's ports share.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use ddk_torch::{ComputeContext, TorchError};
 
 use crate::faults::{Faults, Place};
 
-/// What both models' ports have: a worker to compute on, faults on purpose, and how perplexities are measured.
+/// State of a port: the worker's compute context, injected faults, and how to measure perplexities.
 pub(super) struct Context {
     pub(super) compute: ComputeContext,
     pub(super) faults: Arc<Faults>,
     pub(super) evaluation: Evaluation,
-    /// Evaluations of the student made so far.
+    /// Student evaluations so far.
     pub(super) evaluations: u64,
 }
 
@@ -34,7 +34,7 @@ impl Context {
         }
     }
 
-    /// Does a piece of the worker's work ([`ComputeContext::work`]).
+    /// Runs work on the worker ([`ComputeContext::work`]).
     pub(super) fn work<T>(
         &self,
         kind: Work,
@@ -44,7 +44,8 @@ impl Context {
         done.flatten().map_err(|error| port_error(error, kind))
     }
 
-    /// Does a piece of it in its turn ([`ComputeContext::work_in_turn`]); also the seconds waited for that.
+    /// Runs work in the worker's turn ([`ComputeContext::work_in_turn`]). Also returns the seconds spent waiting
+    /// for it.
     pub(super) fn work_in_turn<T>(
         &self,
         kind: Work,
@@ -56,7 +57,7 @@ impl Context {
         Ok((done, self.compute.waited_seconds() - waited))
     }
 
-    /// Perplexities of a student. A fault may strike, and may ask for numbers that are none.
+    /// Measures a student's perplexities. An injected fault may turn them into NaN.
     pub(super) fn evaluate<'a>(
         &mut self,
         model: impl FnOnce() -> Result<&'a Model>,
@@ -90,7 +91,7 @@ pub(super) fn sequences(batch: &MicroBatch) -> Vec<&Sequence> {
     samples.map(|sample| &sample.sequence).collect()
 }
 
-/// An error as the actors tell errors apart: smaller sizes help where a device ran out of memory.
+/// Converts an error for the actors, which treat running out of memory separately: smaller sizes help then.
 pub(super) fn port_error(error: Error, during: Work) -> PortError {
     let error = match error.downcast() {
         Ok(error) => return error,

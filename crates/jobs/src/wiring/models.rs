@@ -1,4 +1,4 @@
-//! Models from their folders, where and how the settings say.
+//! Loads models from their folders, with the devices and dtypes of the settings.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,14 +17,15 @@ use tch::{Device, Kind};
 
 use crate::{config::required, objective};
 
-/// A file that every checkpoint holds beside the student's own: what the run is made from, and what wrote it.
+/// Name and text of a file in every checkpoint beside the student's own: the run's inputs, or the versions that
+/// wrote it.
 pub type Record = (&'static str, Arc<[u8]>);
 
-/// How a student begins.
+/// What a student starts from.
 pub struct StudentStart {
     pub options: StudentOptions,
     pub row_losses: SequenceLosses,
-    /// The checkpoint that it resumes from; its folder where absent.
+    /// The checkpoint to resume from. Default: the student's folder.
     pub checkpoint: Option<PathBuf>,
     pub turns: TimeSlice,
 }
@@ -36,15 +37,15 @@ pub fn needs_teacher_output(settings: &Settings) -> bool {
         || settings.mixture.policy == MixturePolicy::DoremiProxy
 }
 
-/// Where both models come from.
+/// The folders of both models.
 #[derive(Debug, Clone)]
 pub struct ModelFolders {
     /// The student's own folder if there is no teacher.
     pub teacher: PathBuf,
     pub student: PathBuf,
-    /// The teacher's weights: workers and the student's side have them in memory once a device.
+    /// The teacher's weights. The workers and the student's side share one copy per device.
     pub frozen: Arc<SharedWeights>,
-    /// False for a student that learns from the text alone.
+    /// False if the student learns from the text alone.
     pub has_teacher: bool,
 }
 
@@ -77,7 +78,7 @@ impl ModelFolders {
         Ok((teacher, ModelConfig::read(&self.student)?))
     }
 
-    /// A student that learns from the text alone.
+    /// Returns the folders for a student that learns from the text alone.
     pub fn without_teacher(student: PathBuf) -> Self {
         Self {
             has_teacher: false,
@@ -100,7 +101,7 @@ pub fn flop_counter(
     Ok(flops.with_filters(options.filters.as_ref()))
 }
 
-/// What learns on the student's worker: TED's filters in their first stage, otherwise the student.
+/// Builds what the student's worker trains: the filters in TED's first stage, otherwise the student.
 pub(super) fn build_learner(
     settings: &Settings,
     folders: &ModelFolders,
@@ -160,7 +161,7 @@ pub fn build_teacher(
     }
 }
 
-/// Returns where a worker's teacher is placed. Its weights never change, so they are in the dtype of its products.
+/// Returns the placement of a worker's teacher. Its weights never change, so they have the dtype of its matmuls.
 ///
 /// # Errors
 /// If one of the worker's devices cannot be used.
@@ -176,8 +177,8 @@ pub fn teacher_placement(
     })
 }
 
-/// Returns where the student is placed. The optimizer updates its weights, so they are in fp32 whatever dtype its
-/// products are in.
+/// Returns the placement of the student. The optimizer updates its weights, so they are fp32 whatever the dtype of
+/// its matmuls.
 ///
 /// # Errors
 /// If `student.device` cannot be used.
@@ -189,7 +190,7 @@ pub fn student_placement(student: &ddk_settings::Student) -> Result<Placement, D
     })
 }
 
-/// libtorch's name for a dtype.
+/// Returns libtorch's name for a dtype.
 pub fn kind(dtype: Dtype) -> Kind {
     match dtype {
         Dtype::Fp32 => Kind::Float,

@@ -1,4 +1,4 @@
-//! The student's port.
+//! The student's port: runs the student on its worker.
 
 use std::{sync::Arc, time::Instant};
 
@@ -30,7 +30,7 @@ pub struct StudentPort {
     live: Arc<Live>,
 }
 
-/// Builds the student on its thread.
+/// Returns a factory that builds the student on its thread.
 pub fn student(
     settings: &Settings,
     folders: ModelFolders,
@@ -64,7 +64,7 @@ pub fn student(
 }
 
 impl StudentPort {
-    /// Takes the rates as they are now: somebody may have changed them since the last step.
+    /// Applies the current learning rates, which may have changed since the last step.
     fn take_learning_rates(&mut self) {
         let rates = |settings: &Settings| (settings.optimizer.lr, settings.lr_scheduler.min_lr);
         let (peak, end) = self.live.get(rates);
@@ -85,7 +85,7 @@ impl ddk_actors::Student for StudentPort {
         let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
         let accumulate = || Ok(student.accumulate(&rows, teacher.as_ref(), predictions)?);
         let (mut sums, waited) = self.context.work_in_turn(Work::Train, accumulate)?;
-        // What is not a number has to come out of the engine to be skipped there.
+        // The NaN must come from the engine, because the engine skips the step.
         if self.context.faults.worker(Place::Student, batch.step)? {
             sums.ce = self.student.poison();
         }
@@ -104,7 +104,7 @@ impl ddk_actors::Student for StudentPort {
         let (mut stats, waited) = self.context.work_in_turn(Work::Train, update)?;
         stats.seconds = PhaseSeconds::from([
             (StepPhase::TeacherWait, waited),
-            // With what a GPU does of it: the phases of a step add up to its time.
+            // Includes the GPU's part of it, so that the phases of a step add up to its time.
             (StepPhase::Optimizer, began.elapsed().as_secs_f64() - waited),
         ]);
         Ok(stats)

@@ -1,4 +1,4 @@
-//! The teacher's port.
+//! The teacher's port: runs a teacher on its worker.
 
 use std::sync::Arc;
 
@@ -24,18 +24,18 @@ use crate::faults::{Faults, Place};
 /// A teacher on its worker.
 pub struct TeacherPort {
     context: Context,
-    /// Absent where nothing is asked of it.
+    /// Absent if it has no work.
     teacher: Option<Teacher>,
-    /// Whether batches need its output.
+    /// Whether batches need the teacher's output.
     needs_output: bool,
     folders: ModelFolders,
-    /// Where copies of the student are evaluated, and the model that holds them, built for the first one.
+    /// Where student copies are evaluated, and the model that holds them, built for the first copy.
     copy_placement: Placement,
     copy: Option<Model>,
 }
 
-/// Builds teachers on their threads; `known`: their perplexities are. A worker that neither labels nor measures
-/// holds no model.
+/// Returns a factory that builds teachers on their threads. `known`: whether the teacher's perplexities are known.
+/// A worker that neither labels nor measures holds no model.
 pub fn teachers(
     settings: &Settings,
     folders: ModelFolders,
@@ -109,11 +109,11 @@ impl ddk_actors::Teacher for TeacherPort {
             Ok(evaluation.perplexities(teacher.model(), between)?)
         })?;
         if !self.needs_output {
-            // It has said all that it is asked for.
+            // Nothing else needs the teacher.
             self.teacher = None;
             self.folders.frozen.forget();
         }
-        // Batches of the evaluation are larger than those that follow.
+        // Evaluation batches are larger than later ones.
         give_freed_memory_back();
         Ok(perplexities)
     }
@@ -129,7 +129,8 @@ impl ddk_actors::Teacher for TeacherPort {
                 Some(model) => model,
                 none => {
                     let mut model = Model::load(folder, &self.copy_placement)?;
-                    // As the student is: a frozen model's layers are computed otherwise, with other last bits.
+                    // Trainable like the student: a frozen model computes its layers differently, so the last bits
+                    // would differ.
                     model.set_trainable(true);
                     none.insert(model)
                 }

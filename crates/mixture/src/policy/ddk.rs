@@ -8,19 +8,19 @@ use crate::{
     equations::{check_weights, discrepancy, smooth_update},
 };
 
-/// Equations 1 and 2: r_0 is the discrepancy at the start; each later interval draws by
+/// Equations 1 and 2: r_0 is the discrepancy at the start. Each later interval uses the weights
 /// `r_{t+1} = alpha * normalized(r_t * exp(ratio)) + (1 - alpha) / N`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ddk {
     alpha: f64,
     update_every: u64,
     first: InitialMixture,
-    /// r_t of Eq. 2; none before the first interval.
+    /// r_t of Eq. 2; `None` before the first interval.
     factor: Option<Vec<f64>>,
 }
 
 impl Ddk {
-    /// `alpha` from 0 (equal weights) to 1 (no floor); `update_every` is K, in steps.
+    /// `alpha` ranges from 0 (equal weights) to 1 (no floor); `update_every` is K, in steps.
     pub fn new(alpha: f64, update_every: u64, first: InitialMixture) -> Self {
         Self {
             alpha,
@@ -30,7 +30,7 @@ impl Ddk {
         }
     }
 
-    /// As after an interval that was drawn by `factor`.
+    /// Continues after an interval with the weights `factor`.
     pub fn going_on(alpha: f64, update_every: u64, factor: Vec<f64>) -> Self {
         Self {
             factor: Some(factor),

@@ -1,4 +1,4 @@
-//! The paper's ablation: Eq. 1 at every interval, nothing carried over.
+//! The paper's ablation: Eq. 1 at every interval, with nothing carried over.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::{
     equations::discrepancy,
 };
 
-/// Each interval draws by the discrepancy of the perplexities at its start: the softmax of the ratios.
+/// The weights of an interval are the discrepancy of the perplexities at its start: the softmax of the ratios.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DdkNoSmoothing {
     update_every: u64,

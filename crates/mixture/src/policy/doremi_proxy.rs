@@ -9,19 +9,19 @@ use crate::{
     equations::{lift, tilted},
 };
 
-/// Algorithm 1 of the paper, in each step: a domain's score is the mean over its predictions of `max(loss -
-/// reference, 0)`, and `w_t = (1 - c) normalized(w_{t-1} * exp(eta * score)) + c / N`. The result is the mean
-/// of w over the steps.
+/// Algorithm 1 of the paper, at every step. A domain's score is the mean over its predictions of
+/// `max(loss - reference, 0)`, and `w_t = (1 - c) normalized(w_{t-1} * exp(eta * score)) + c / N`. The result is
+/// the mean of w over the steps.
 ///
-/// A domain of which nothing was drawn keeps its last score; before it was ever drawn that is the loss of
-/// knowing nothing.
+/// A domain that was not drawn keeps its last score. Before it is drawn for the first time, its score is the loss
+/// of a model that knows nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DoremiProxy {
     eta: f64,
     /// c.
     smoothing: f64,
     first: InitialMixture,
-    /// What a domain's score is before it was drawn: the logarithm of the vocabulary.
+    /// A domain's score before it is drawn for the first time: the logarithm of the vocabulary size.
     initial_score: f64,
     scores: Vec<f64>,
     /// Sum of the weights over the updates.
@@ -30,7 +30,7 @@ pub struct DoremiProxy {
 }
 
 impl DoremiProxy {
-    /// `eta` is the step size, `smoothing` the c of the paper, `initial_score` the logarithm of the vocabulary.
+    /// `eta` is the step size, `smoothing` the c of the paper, `initial_score` the log of the vocabulary size.
     pub fn new(eta: f64, smoothing: f64, initial_score: f64, first: InitialMixture) -> Self {
         Self {
             eta,
@@ -43,7 +43,7 @@ impl DoremiProxy {
         }
     }
 
-    /// Mean of the weights over the updates; none before the first.
+    /// Mean of the weights over the updates; `None` before the first.
     pub fn mean_weights(&self) -> Option<Vec<f64>> {
         let updates = self.updates as f64;
         (self.updates > 0).then(|| self.sum.iter().map(|sum| sum / updates).collect())

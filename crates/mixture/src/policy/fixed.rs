@@ -1,4 +1,4 @@
-//! Mixtures that never move: equal, natural, given, or found by DoReMi's proxy.
+//! Mixtures that never change: equal, natural, given, or found by DoReMi's proxy.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::{
 /// The same shares in every interval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fixed {
-    /// Equal, natural, static or DoReMi's: where the shares come from.
+    /// Where the shares come from: equal, natural, static or DoReMi.
     origin: MixturePolicy,
     update_every: u64,
     /// They sum to 1.
@@ -18,7 +18,8 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    /// `shares` of 0 or more, of any sum over 0; `update_every` is the length of the intervals that rows are drawn in.
+    /// `shares` are 0 or more, with any sum over 0. `update_every` is the length of the intervals in which
+    /// sequences are drawn.
     pub fn new(origin: MixturePolicy, shares: &[f64], update_every: u64) -> Self {
         let sum: f64 = shares.iter().sum();
         Self {

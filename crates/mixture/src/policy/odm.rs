@@ -9,18 +9,17 @@ use crate::{
     equations::{check_weights, softmax},
 };
 
-/// A bandit of the EXP3 kind over the domains, whose reward is the training loss: `R` estimates each domain's
-/// reward, and
+/// An EXP3 bandit over the domains, with the training loss as the reward. `R` estimates each domain's reward, and
 ///
-/// - `R_i <- a R_i + (1 - a) loss_i / w_i` for the domains that were drawn (importance-weighted; a the smoothing);
+/// - `R_i <- a R_i + (1 - a) loss_i / w_i` for the domains that were drawn (importance-weighted with smoothing a);
 /// - `eps_t = min(1 / N, sqrt(ln N / (N t)))`;
 /// - `w_i = (1 - N eps_t) softmax(eps_{t-1} R)_i + eps_t`.
 ///
-/// The first turn has no reward yet, so that its weights are equal.
+/// The first turn has no reward yet, so its weights are equal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Odm {
     smoothing: f64,
-    /// The turn that the weights in use were made for, from 1; 0 before the first interval.
+    /// The turn that the current weights belong to, from 1; 0 before the first interval.
     turn: u64,
     /// R, by domain.
     reward: Vec<f64>,
@@ -35,7 +34,7 @@ fn exploration(domains: usize, turn: u64) -> f64 {
 }
 
 impl Odm {
-    /// `smoothing`: how much of a domain's estimated reward stays at an update, from 0 and under 1.
+    /// `smoothing` is the fraction of a domain's estimated reward that an update keeps: 0 or more and under 1.
     pub fn new(smoothing: f64) -> Self {
         Self {
             smoothing,
@@ -49,7 +48,7 @@ impl Odm {
             .iter()
             .filter_map(|old| self.reward.get((*old)?).copied())
             .collect();
-        // A new domain is taken for an average one until it has been drawn.
+        // A new domain counts as an average one until it is drawn.
         let mean = stay.iter().sum::<f64>() / stay.len().max(1) as f64;
         Self {
             reward: of_domains(&self.reward, kept, mean),
@@ -95,7 +94,7 @@ impl Decide for Odm {
             vec![0.0; count]
         };
         for (domain, loss) in losses.iter().enumerate() {
-            // A domain that was drawn has a weight; where it underflowed there is nothing to weight by.
+            // A domain that was drawn has a positive weight. If it underflowed to 0, there is nothing to divide by.
             if let (Some(loss), true) = (loss, weights[domain] > 0.0) {
                 let weighted = loss / weights[domain];
                 let new = self.smoothing * reward[domain] + (1.0 - self.smoothing) * weighted;

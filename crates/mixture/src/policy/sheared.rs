@@ -8,19 +8,20 @@ use crate::{
     decision::of_domains, equations::tilted,
 };
 
-/// Algorithm 1 of the paper: `w_t ∝ w_{t-1} * exp(max(loss - reference, 0))`, losses on the validation documents.
+/// Algorithm 1 of the paper: `w_t ∝ w_{t-1} * exp(max(loss - reference, 0))`, with losses on the validation
+/// documents.
 ///
-/// The authors' program leaves the clipping out and adds a floor; this is the paper's form.
+/// The authors' code omits the clipping and adds a floor; this is the paper's form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sheared {
     update_every: u64,
     first: InitialMixture,
-    /// Reference losses in nats, by domain; the teacher's where there is none.
+    /// Reference losses in nats, by domain; `None` stands for the teacher's loss.
     reference: Vec<Option<f64>>,
 }
 
 impl Sheared {
-    /// `update_every` in steps; `reference` losses in nats by domain, the teacher's where there is none.
+    /// `update_every` is in steps. `reference` holds losses in nats by domain; `None`: the teacher's loss.
     pub fn new(update_every: u64, first: InitialMixture, reference: Vec<Option<f64>>) -> Self {
         Self {
             update_every,

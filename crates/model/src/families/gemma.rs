@@ -1,5 +1,5 @@
-//! Gemma (Gemma Team, 2024): a Llama with GELU, embeddings scaled by sqrt(d_model) and tied to the output,
-//! and norms that store their distance from 1.
+//! Gemma (Gemma Team, 2024): a Llama with GELU, embeddings scaled by sqrt(d_model) and tied to the LM head, and
+//! norms that store their weight minus 1.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
-    // The first releases said "gelu" and meant its approximation by tanh.
+    // The first releases say "gelu" but mean its tanh approximation.
     let activation = fields.text("hidden_act", "gelu_pytorch_tanh")?;
     if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
         return Err(fields.unsupported("activation", activation, "gelu_pytorch_tanh"));

@@ -1,5 +1,5 @@
-//! Llama (Touvron et al., 2023; Llama 3: Grattafiori et al., 2024): pre-norm blocks of rotary attention with
-//! grouped queries and a SwiGLU. TinyLlama and many others are Llamas.
+//! Llama (Touvron et al., 2023; Llama 3: Grattafiori et al., 2024): pre-norm blocks of rotary grouped-query
+//! attention and a SwiGLU MLP. TinyLlama and many other models are Llamas.
 
 use super::{LLAMA_NAMES, expect_activation, rotary};
 use crate::{

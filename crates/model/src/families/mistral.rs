@@ -1,5 +1,5 @@
-//! Mistral (Jiang et al., 2023): a Llama whose attention may look back over a window only. Sequences up to the window's
-//! length are the same with and without it, and no longer ones are allowed.
+//! Mistral (Jiang et al., 2023): a Llama whose attention may be limited to a window. The window makes no difference
+//! to sequences up to its length, and longer ones are not allowed.
 
 use super::{llama, within_window};
 use crate::{ModelError, fields::Fields, spec::ArchitectureSpec};

@@ -13,10 +13,10 @@ use crate::{
     spec::{ArchitectureSpec, Names, RotaryScaling, RotarySpec},
 };
 
-/// From a configuration to the decoder that it describes.
+/// Turns a configuration into the spec of the decoder that it describes.
 type Family = fn(Fields<'_>) -> Result<ArchitectureSpec, ModelError>;
 
-/// Architectures by the name in `config.json`.
+/// Families by the architecture name in `config.json`.
 const FAMILIES: [(&str, Family); 6] = [
     ("LlamaForCausalLM", llama::design),
     ("MistralForCausalLM", mistral::design),
@@ -29,7 +29,7 @@ const FAMILIES: [(&str, Family); 6] = [
 const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
                          GemmaForCausalLM, GPTBigCodeForCausalLM";
 
-/// The design of the model that a configuration describes; what is not supported is refused by name.
+/// Returns the spec of the model that a configuration describes. Refuses unsupported settings by name.
 pub(crate) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     let architectures: Vec<&str> = fields
         .get("architectures")
@@ -54,7 +54,7 @@ pub(crate) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError>
     Ok(design)
 }
 
-/// Names that Llama gave the parts, and that most families kept.
+/// Llama's names for the parts, which most families share.
 const LLAMA_NAMES: Names = Names {
     embedding: "model.embed_tokens",
     positions: "",
@@ -84,7 +84,7 @@ fn expect_activation(
     }
 }
 
-/// `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (older).
+/// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (older).
 fn rotary(fields: Fields<'_>) -> Result<RotarySpec, ModelError> {
     let theta = fields.number("rope_theta", 10_000.0)?;
     let parameters = match fields.inner("rope_parameters")? {
@@ -130,7 +130,8 @@ fn rotary(fields: Fields<'_>) -> Result<RotarySpec, ModelError> {
     })
 }
 
-/// Attention over a window equals full attention on sequences that fit into it: longer ones are not allowed for.
+/// Limits the sequence length to the attention window. On sequences that fit into the window, attention over a
+/// window equals full attention.
 fn within_window(fields: Fields<'_>, max_positions: i64, in_use: bool) -> Result<i64, ModelError> {
     let window = fields.optional_size("sliding_window")?;
     Ok(match window {

@@ -1,4 +1,4 @@
-//! Qwen3 (Yang et al., 2025): a Llama with norms over each head of queries and keys, and a head size of its own.
+//! Qwen3 (Yang et al., 2025): a Llama with norms over each head of queries and keys, and an independent head size.
 
 use super::{llama, within_window};
 use crate::{ModelError, fields::Fields, spec::ArchitectureSpec};

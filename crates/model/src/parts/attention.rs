@@ -1,5 +1,5 @@
-//! Causal self-attention: multi-head, grouped queries (Ainslie et al., "GQA") or one key and value for all
-//! (Shazeer, "Fast transformer decoding").
+//! Causal self-attention: multi-head, grouped-query (Ainslie et al., "GQA"), or multi-query (Shazeer, "Fast
+//! transformer decoding").
 
 use ddk_torch::{flash_attention_of_sequences, padded, takes_gpu_path, to_device};
 use tch::{Kind, TchError, Tensor};
@@ -25,7 +25,7 @@ enum Inputs {
     Fused(Linear),
 }
 
-/// Keys and values of the positions seen so far, `[B, K, S, E]`; empty at first.
+/// Keys and values of the cached positions, `[B, K, S, E]`. Empty at first.
 #[derive(Debug, Default)]
 pub(crate) struct LayerCache(Option<(Tensor, Tensor)>);
 
@@ -79,8 +79,8 @@ impl Attention {
         })
     }
 
-    /// `[B, T, D]` to `[B, T, D]`. Parts see nothing of each other. With a cache, `x_btd` continues after what
-    /// is cached. No mask is made where the whole sequence is there: attention is causal.
+    /// Computes attention, `[B, T, D]` to `[B, T, D]`. Parts do not attend to each other. With a cache, `x_btd`
+    /// follows the cached positions. If the whole sequence is there, no mask is needed: attention is causal.
     pub(crate) fn forward(
         &self,
         x_btd: &Tensor,
@@ -103,8 +103,8 @@ impl Attention {
         if let Some(tables) = rotary {
             let frozen = self.output.is_frozen();
             for x in [&mut q_bhte, &mut k_bkte] {
-                // SAFETY: the projection just made `x`, and its caller alone has it; tables are written once,
-                // when they are made.
+                // SAFETY: the projection just created `x`, and only this function holds it. Tables are written
+                // once, when they are created.
                 if !(frozen && unsafe { fused::rotate(x, tables)? }) {
                     *x = rotate(x, tables)?;
                 }
@@ -120,10 +120,10 @@ impl Attention {
         let before = k_bkte.size()[2] - time;
         let mut mask = None;
         if before > 0 {
-            // A plan for each token that is written would take longer than all the rest.
+            // Building a plan for each generated token would take longer than everything else.
             let length = padded(before + time, x_btd.device());
             let padding = [0, 0, 0, length - before - time];
-            // "Causal" pairs the first query with the first key, which is right only where nothing is cached.
+            // "Causal" aligns the first query with the first key, which is right only if nothing is cached.
             if time > 1 || padding[3] > 0 {
                 let ones = Tensor::f_ones([time, length], (Kind::Bool, x_btd.device()))?;
                 mask = Some(ones.f_tril(before)?);
@@ -168,7 +168,7 @@ impl Attention {
         self.output.weights_changed();
     }
 
-    /// Queries `[B, H, T, E]`, keys and values `[B, K, T, E]`.
+    /// Projects to queries `[B, H, T, E]`, and to keys and values `[B, K, T, E]`.
     fn project(&self, x_btd: &Tensor) -> Result<[Tensor; 3], TchError> {
         let AttentionSpec {
             heads,
@@ -188,7 +188,7 @@ impl Attention {
                 split(&v.forward(x_btd)?, num_key_value_heads)?,
             ]),
             Inputs::Fused(c_attn) => {
-                // Groups of heads after one another, each with its queries, then its key, then its value.
+                // Each group of heads has its queries first, then its key, then its value.
                 let queries = heads / num_key_value_heads;
                 let all = c_attn.forward(x_btd)?.f_reshape([
                     batch,
@@ -208,8 +208,8 @@ impl Attention {
     }
 }
 
-/// Attention within each part of each row: on the CPU faster than a mask over the whole row, because nothing
-/// is computed that is thrown away.
+/// Computes attention within each part of each sequence. On the CPU this is faster than a mask over the whole
+/// sequence, because nothing is computed and then thrown away.
 fn each_part(
     parts: &Parts,
     qkv: [&Tensor; 3],
@@ -228,8 +228,8 @@ fn each_part(
     Tensor::f_cat(&rows, 0)
 }
 
-/// As [`each_part`] on GPUs: the parts of all rows are laid end to end, so that one call serves all of them,
-/// whatever their lengths.
+/// The GPU version of [`each_part`]. Lays the parts of all sequences end to end, so that one call handles all of
+/// them, whatever their lengths.
 fn end_to_end(
     parts: &Parts,
     [q, k, v]: [&Tensor; 3],
@@ -258,7 +258,7 @@ fn end_to_end(
         let longest = lengths.iter().copied().max().unwrap_or(0);
         flash_attention_of_sequences([&q_nhe, &k_nke, &v_nke], &starts, longest, scale)?
     } else {
-        // One by one: flash attention has no fp32, and none on the CPU.
+        // One part at a time: flash attention supports neither fp32 nor the CPU.
         let (mut mixed, mut start) = (Vec::with_capacity(lengths.len()), 0);
         for length in lengths {
             let part = |x: &Tensor| {
@@ -280,7 +280,7 @@ fn end_to_end(
         .f_transpose(1, 2)
 }
 
-/// Whether libtorch's flash attention takes sequences of these queries `[B, H, T, E]`.
+/// Whether libtorch's flash attention supports sequences of these queries `[B, H, T, E]`.
 fn has_flash_attention(q: &Tensor) -> bool {
     let width = q.size().last().copied().unwrap_or(0);
     q.device().is_cuda()

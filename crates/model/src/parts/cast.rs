@@ -1,17 +1,17 @@
-//! Weights in the dtype of matrix products.
+//! Casts weights to the dtype of matmuls.
 
 use std::cell::RefCell;
 
 use tch::{Kind, TchError, Tensor};
 
-/// A weight in the dtype of products: cast once, and kept until the weight has changed.
+/// A weight in the dtype of matmuls: cast once, and kept until the weight changes.
 ///
-/// The cast is part of the graph, so gradients reach the weight in its own dtype, micro-batch by micro-batch.
+/// The cast is part of the graph, so the gradients of each micro-batch reach the weight in its own dtype.
 #[derive(Debug, Default)]
 pub(crate) struct Cast(RefCell<Option<Tensor>>);
 
 impl Cast {
-    /// The weight itself if it has the dtype.
+    /// Returns the weight in dtype `kind`, or the weight itself if it already has that dtype.
     pub(crate) fn of(&self, weight: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
         if weight.kind() == kind {
             return Ok(weight.shallow_clone());
@@ -19,20 +19,20 @@ impl Cast {
         let mut kept = self.0.borrow_mut();
         let cast = match kept.take().filter(|kept| kept.kind() == kind) {
             Some(cast) => cast,
-            // With a graph even where none is recorded: a forward that records one may come next.
+            // Record a graph even in no-grad mode: the next forward pass may need it.
             None => tch::with_grad(|| weight.f_to_kind(kind))?,
         };
         *kept = Some(cast.shallow_clone());
         Ok(cast)
     }
 
-    /// The weight has changed.
+    /// Drops the cast. Call it after the weight changes.
     pub(crate) fn forget(&self) {
         self.0.take();
     }
 }
 
-/// The tensor in dtype `kind`: itself where it has that dtype already.
+/// Returns the tensor in dtype `kind`, or the tensor itself if it already has that dtype.
 pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
     if tensor.kind() == kind {
         Ok(tensor.shallow_clone())

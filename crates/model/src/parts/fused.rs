@@ -1,21 +1,21 @@
-//! What `ddk-kernel` does in one pass where a model is frozen, in fp32 on the CPU. Everything here says
-//! `None` or `false` where it cannot (another device or dtype, shapes that do not fit, tensors that share
-//! memory), and the caller takes libtorch's operations, whose errors say what is wrong.
+//! Calls the one-pass kernels of `ddk-kernel` for frozen models, in fp32 on the CPU. Each function returns `None`
+//! or `false` if it cannot handle its inputs: another device or dtype, shapes that do not fit, or tensors that
+//! share memory. The caller then uses libtorch's operations, whose errors say what is wrong.
 
 use ddk_torch::{are_apart, as_slice, as_slice_mut};
 use tch::{TchError, Tensor};
 
 use super::Tables;
 
-/// The threads of the calling worker.
+/// Number of threads of the calling worker.
 fn threads() -> usize {
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }
 
-/// The root mean square norm of the last dimension.
+/// Computes the root mean square norm of the last dimension.
 ///
 /// # Safety
-/// No thread writes to the storage of `x` or `weight` meanwhile.
+/// No thread may write to the storage of `x` or `weight` during the call.
 pub(super) unsafe fn rms_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -30,8 +30,8 @@ pub(super) unsafe fn rms_norm(
         return Ok(None);
     }
     let mut out = x.f_empty_like()?;
-    // SAFETY: nobody writes to the inputs, which the caller promises; the output is new, so no other handle
-    // of it exists.
+    // SAFETY: the caller promises that no thread writes to the inputs. The output is new, so it has no other
+    // handle.
     let done = unsafe {
         match (as_slice(x), as_slice(weight), as_slice_mut(&mut out)) {
             (Some(x), Some(weight), Some(out)) => {
@@ -44,10 +44,10 @@ pub(super) unsafe fn rms_norm(
     Ok(done.then_some(out))
 }
 
-/// `silu(gate) * up`, in the gate's place.
+/// Computes `silu(gate) * up` in place of the gate.
 ///
 /// # Safety
-/// Nobody else uses the gate's storage meanwhile, and no thread writes to that of `up`.
+/// Nothing else may use the storage of the gate during the call, and no thread may write to that of `up`.
 pub(super) unsafe fn silu_mul(gate: &mut Tensor, up: &Tensor) -> bool {
     if gate.requires_grad() || up.requires_grad() || gate.size() != up.size() {
         return false;
@@ -55,7 +55,7 @@ pub(super) unsafe fn silu_mul(gate: &mut Tensor, up: &Tensor) -> bool {
     if !are_apart(&[gate, up]) {
         return false;
     }
-    // SAFETY: the two are apart; the rest the caller promises.
+    // SAFETY: the two do not overlap. The caller promises the rest.
     unsafe {
         match (as_slice_mut(gate), as_slice(up)) {
             (Some(gate), Some(up)) => {
@@ -67,10 +67,10 @@ pub(super) unsafe fn silu_mul(gate: &mut Tensor, up: &Tensor) -> bool {
     }
 }
 
-/// Rotates `x` `[B, H, T, E]` in place where it lies in memory as `[B, T, H, E]`.
+/// Rotates `x` `[B, H, T, E]` in place if its layout in memory is `[B, T, H, E]`.
 ///
 /// # Safety
-/// Nobody else uses the storage of `x` meanwhile, and no thread writes to the tables'.
+/// Nothing else may use the storage of `x` during the call, and no thread may write to that of the tables.
 pub(super) unsafe fn rotate(x: &Tensor, (cos, sin): &Tables) -> Result<bool, TchError> {
     let &[_, heads, time, width] = &x.size()[..] else {
         return Ok(false);
@@ -83,8 +83,8 @@ pub(super) unsafe fn rotate(x: &Tensor, (cos, sin): &Tables) -> Result<bool, Tch
     if !are_apart(&[&by_position, cos]) || !are_apart(&[&by_position, sin]) {
         return Ok(false);
     }
-    // SAFETY: `x` is not looked at in between, and is apart from the tables, which are only read; the rest
-    // the caller promises.
+    // SAFETY: `x` is not read in between, and it does not overlap the tables, which are only read. The caller
+    // promises the rest.
     let done = unsafe {
         match (as_slice_mut(&mut by_position), as_slice(cos), as_slice(sin)) {
             (Some(x), Some(cos), Some(sin)) => {
@@ -107,13 +107,13 @@ mod tests {
         Tensor::zeros(size, (Kind::Float, Device::Cpu))
     }
 
-    /// What does not fit is left to libtorch, and nothing is written.
+    /// Inputs that do not fit are left to libtorch, and nothing is written.
     #[test]
     fn shapes_that_do_not_fit_and_shared_memory_are_left_to_libtorch() {
         let whole = Tensor::ones([4, 6], (Kind::Float, Device::Cpu));
         let same =
             |tensor: &Tensor| tensor.equal(&Tensor::ones([4, 6], (Kind::Float, Device::Cpu)));
-        // SAFETY: one thread, and no other handle is used meanwhile.
+        // SAFETY: there is one thread, and no other handle is used during a call.
         unsafe {
             assert!(rms_norm(&whole, &zeros(&[4]), 1e-6).unwrap().is_none());
             assert!(rms_norm(&whole, &zeros(&[2, 3]), 1e-6).unwrap().is_none());

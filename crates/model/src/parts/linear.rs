@@ -1,4 +1,4 @@
-//! `x W^T + b`.
+//! A linear layer: `x W^T + b`.
 
 use tch::{TchError, Tensor};
 
@@ -12,7 +12,7 @@ use crate::{
 pub(crate) struct Linear {
     /// `[out, in]`.
     weight: Tensor,
-    /// The weight for products.
+    /// The weight, cast for matmuls.
     cast: Cast,
     /// `[out]`.
     bias: Option<Tensor>,
@@ -37,13 +37,13 @@ impl Linear {
         })
     }
 
-    /// Whether it gathers no gradient, in any mode: what is computed a second time for a backward has to be
-    /// the same bits.
+    /// Whether the weight accumulates no gradient, in any grad mode. The mode must not matter, because a
+    /// recomputation for the backward pass must give the same bits.
     pub(crate) fn is_frozen(&self) -> bool {
         !self.weight.requires_grad()
     }
 
-    /// `[.., in]` to `[.., out]`, in the dtype of `x`: master weights of another dtype are cast for products.
+    /// `[.., in]` to `[.., out]`, in the dtype of `x`. Master weights of another dtype are cast for the matmul.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let kind = x.kind();
         let bias = self

@@ -50,7 +50,7 @@ impl Mlp {
             Some(gate) => {
                 let mut gate_btf = gate.forward(x_btd)?;
                 let can = matches!(self.activation, Activation::Silu) && self.down.is_frozen();
-                // SAFETY: the products just made both, and nobody else has them.
+                // SAFETY: the matmuls just created both tensors, and only this function holds them.
                 if can && unsafe { fused::silu_mul(&mut gate_btf, &up_btf) } {
                     gate_btf
                 } else {

@@ -1,5 +1,6 @@
-//! What families are put together from. In names, the letters after the underscore are the shape: B batch, T time,
-//! S time with what is cached, D d_model, H heads, K heads of keys and values, E size of a head, F width of the MLP.
+//! The parts that families build their decoders from. In variable names, the letters after the underscore are the
+//! shape: B batch, T time, S time including cached positions, D d_model, H heads, K key-value heads, E head size, F
+//! MLP width.
 
 mod attention;
 mod cast;

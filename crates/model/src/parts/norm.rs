@@ -51,14 +51,14 @@ impl Norm {
                 plus_one: false,
             } => {
                 let weight = cast(&self.weight, x.kind())?;
-                // SAFETY: activations are written once, where they are made, and a model's weights by the
-                // thread that computes with it alone (`SharedWeights` weights by none).
+                // SAFETY: activations are written once, when they are created. Only the thread that computes with a
+                // model writes to its weights, and no thread writes to `SharedWeights` weights.
                 match unsafe { fused::rms_norm(x, &weight, eps)? } {
                     Some(normed) => Ok(normed),
                     None => x.f_rms_norm(width, Some(&weight), eps),
                 }
             }
-            // 1 + w is rounded once, at the end, as the reference does.
+            // Round 1 + w once, at the end, as the reference does.
             NormSpec::Rms {
                 eps,
                 plus_one: true,

@@ -7,16 +7,17 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::spec::{RotaryScaling, RotarySpec};
 
-/// Cosines and sines of some positions, each `[T, E]`.
+/// Cosines and sines of a range of positions, each `[T, E]`.
 pub(crate) type Tables = (Tensor, Tensor);
 
 #[derive(Debug)]
 pub(crate) struct Rotary {
-    /// Radians a position, `[E / 2]`.
+    /// Radians per position, `[E / 2]`.
     frequencies: Vec<f32>,
     device: Device,
     kind: Kind,
-    /// Tables of the longest sequence seen. A model stays on the thread that built it.
+    /// Tables of the longest sequence so far. A `RefCell` suffices, because a model stays on the thread that built
+    /// it.
     tables: RefCell<Option<Tables>>,
 }
 
@@ -30,13 +31,13 @@ impl Rotary {
         }
     }
 
-    /// Tables of the positions from `start` on.
+    /// Returns the tables of `time` positions from `start` on.
     pub(crate) fn tables(&self, start: i64, time: i64) -> Result<Tables, TchError> {
         let end = start + time;
         let mut tables = self.tables.borrow_mut();
         let (cos, sin) = match tables.take() {
             Some(tables) if tables.0.size()[0] >= end => tables,
-            // Room to grow, so that a sequence that is written token by token does not compute its table each time.
+            // Leave room to grow, so that token-by-token generation does not recompute the tables for each token.
             old => self.compute(if old.is_some() { 2 * end } else { end })?,
         };
         let wanted = (cos.f_narrow(0, start, time)?, sin.f_narrow(0, start, time)?);
@@ -44,7 +45,7 @@ impl Rotary {
         Ok(wanted)
     }
 
-    /// In fp32, as the reference does, then in the model's dtype.
+    /// Computes in fp32, as the reference does, and then casts to the dtype of the model.
     fn compute(&self, time: i64) -> Result<Tables, TchError> {
         let _no_grad = tch::no_grad_guard();
         let frequencies = Tensor::f_from_slice(&self.frequencies)?;
@@ -70,10 +71,10 @@ fn frequencies(design: &RotarySpec, head_dim: i64) -> Vec<f32> {
                     high_freq_factor,
                     original_max_positions,
                 } => {
-                    // How often the frequency turns in the length that the model was first trained for.
+                    // Number of full turns within the length on which the model was first trained.
                     let turns = original_max_positions as f32 * frequency / (2.0 * PI);
                     let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
-                    // 0: stretched by the factor; 1: kept.
+                    // 0: divided by the factor; 1: kept.
                     let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                     (1.0 - kept) * frequency / factor as f32 + kept * frequency
                 }

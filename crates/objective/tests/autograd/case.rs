@@ -1,4 +1,4 @@
-//! Inputs of a head, and what it should make of them by definition and autograd.
+//! Inputs of a head, and the expected results by definition and autograd.
 
 use ddk_objective::{
     Detail, Divergence, HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions,
@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 pub const POSITIONS: i64 = 23;
 pub const VOCABULARY: i64 = 37;
 
-/// Every divergence, at settings where nothing cancels.
+/// Every divergence, at settings without cancellation.
 pub const DIVERGENCES: [Divergence; 8] = [
     Divergence::ForwardKl,
     Divergence::ReverseKl,
@@ -21,7 +21,8 @@ pub const DIVERGENCES: [Divergence; 8] = [
     Divergence::TotalVariation,
 ];
 
-/// A divergence by its definition, from log-probabilities `[positions, vocabulary]` in f64: `[positions]`.
+/// Computes a divergence by its definition from log-probabilities `[positions, vocabulary]` in f64. Returns
+/// `[positions]`.
 pub fn by_definition(divergence: Divergence, s: &Tensor, t: &Tensor) -> Tensor {
     let kl = |one: &Tensor, other: &Tensor| {
         (one.exp() * (one - other)).sum_dim_intlist(1, false, Kind::Double)
@@ -47,7 +48,7 @@ pub fn by_definition(divergence: Divergence, s: &Tensor, t: &Tensor) -> Tensor {
     }
 }
 
-/// A student of width 6 and a teacher of width 9, with padded output matrices of different heights.
+/// A student of width 6 and a teacher of width 9, with LM heads padded to different heights.
 pub struct Case {
     pub student: [Tensor; 3],
     pub teacher: [Tensor; 3],
@@ -59,7 +60,7 @@ pub struct Case {
 
 impl Case {
     pub fn new(seed: u64) -> Self {
-        // libtorch's generator is one for the whole process, and tests run side by side.
+        // libtorch has one generator for the whole process, and tests run in parallel.
         let mut rng = ddk_order::stream(seed, "case", &[]);
         let mut random = |shape: &[i64]| {
             let count: i64 = shape.iter().product();
@@ -146,8 +147,8 @@ impl Case {
         logits.narrow(1, 0, VOCABULARY)
     }
 
-    /// CE sum, divergence sum, and autograd's gradients of (CE + gamma divergence) / 50, from dense logits by
-    /// the definitions.
+    /// Returns the CE sum, the divergence sum, and autograd's gradients of (CE + gamma divergence) / 50, from dense
+    /// logits by the definitions.
     pub fn dense(&self, objective: Objective) -> (f64, f64, Vec<Tensor>) {
         let leaves: Vec<Tensor> = self
             .student

@@ -1,4 +1,5 @@
-//! Values and gradients against autograd on dense logits; that they repeat; inputs that do not belong together.
+//! Compares values and gradients with autograd on dense logits. Also tests reproducibility and inputs that do not
+//! match.
 
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, LayerInput, Objective, Positions, chunked_head,
@@ -51,8 +52,8 @@ fn gradients_of_states_matrix_and_bias_are_autograds() {
     }
 }
 
-/// The teacher's own cross-entropy comes where it is asked for, whatever the loss makes of the teacher, and
-/// changes nothing else.
+/// The head returns the teacher's own cross-entropy on request, whether or not the loss uses the teacher. The
+/// request changes nothing else.
 #[test]
 fn values_of_positions_come_where_they_are_asked_for() {
     let mut case = Case::new(13);
@@ -216,7 +217,7 @@ fn the_evaluations_sum_is_the_heads() {
     }
 }
 
-/// What the head says of a student's hidden states and labels that it cannot use.
+/// The head's error message for hidden states and labels that it cannot use.
 fn said_of(hidden: &Tensor, case: &Case, labels: &Tensor) -> String {
     chunked_head(
         &HeadInput::new(hidden, &case.student[1]),

@@ -1,4 +1,5 @@
-//! The head's gradients against autograd on dense logits, and the traps that well-known code falls into.
+//! Compares the head's gradients with autograd on dense logits, and tests the traps that well-known code falls
+//! into.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! What well-known code gets wrong: extreme logits, padded columns, unscored positions, a softmax in bf16.
+//! Tests what well-known code gets wrong: extreme logits, padded columns, unscored positions, a softmax in bf16.
 
 use ddk_objective::{
     Detail, HeadGradients, HeadInput, HeadOptions, HeadOutput, Objective, Positions, chunked_head,
@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::case::{Case, DIVERGENCES, POSITIONS, VOCABULARY, by_definition};
 
-/// The head on logits of their own: the hidden states are the logits, the output matrix is the identity. Values of each
-/// position, and the gradient of the logits.
+/// Runs the head directly on logits: the hidden states are the logits, and the LM head is the identity. Returns the
+/// output, with the gradient of the logits, and the divergence at each position.
 fn on_logits(
     [student, teacher]: [&Tensor; 2],
     labels: &Tensor,
@@ -37,9 +37,9 @@ fn on_logits(
     (output, values)
 }
 
-/// Against f64 from the same fp32 logits: values within 1e-6 max(1, |value|), gradients within 1e-6 of the
-/// row's largest; logits of an ordinary size, late in training (almost the same), large, and ±1e4, where a
-/// naive softmax overflows.
+/// Compares with f64 on the same fp32 logits: values within 1e-6 max(1, |value|), gradients within 1e-6 of the
+/// largest in the row. The logits are of ordinary size, late in training (almost the same), large, and ±1e4, at
+/// which a naive softmax overflows.
 #[test]
 fn fp32_is_within_its_tolerance_at_ordinary_and_extreme_logits() {
     let case = Case::new(8);
@@ -86,8 +86,8 @@ fn fp32_is_within_its_tolerance_at_ordinary_and_extreme_logits() {
                 let expected = leaf.grad();
                 let error = (output.hidden_gradient.to_kind(Kind::Double) - &expected).abs();
                 let largest = expected.abs().amax([1], true);
-                // If the student is sure and right, p - 1 is a difference of fp32 numbers near 1: half a unit
-                // in the last place.
+                // If the student is confident and right, p - 1 is a difference of fp32 numbers near 1, accurate to
+                // half a unit in the last place.
                 let tolerance = (largest * 1e-6).clamp_min(f64::from(f32::EPSILON) / 2.0);
                 let worst = (error / tolerance).max().double_value(&[]);
                 assert!(worst < 1.0, "{what}: gradient off by {worst} tolerances");
@@ -144,7 +144,7 @@ fn the_softmax_of_bf16_models_is_in_fp32() {
     assert!(weight.abs().max().double_value(&[]) > 0.0);
 }
 
-/// Whatever stands at a position that is not scored changes nothing.
+/// The inputs at unscored positions change nothing.
 #[test]
 fn positions_that_are_not_scored_count_for_nothing() {
     for divergence in DIVERGENCES {

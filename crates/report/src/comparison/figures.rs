@@ -57,7 +57,7 @@ fn perplexity(group: &Group) -> Chart {
     }
 }
 
-/// The run along the tokens trained on.
+/// The run over the tokens trained on.
 fn course(run: &ComparedRun) -> Course<'_> {
     Course {
         mixture: &run.mixture,
@@ -66,7 +66,7 @@ fn course(run: &ComparedRun) -> Course<'_> {
     }
 }
 
-/// Figure 3: how the gaps move, for the methods that measure them on the way.
+/// Figure 3: how the gaps change, for the methods that measure them during the run.
 fn gaps(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
     let panels = runs.iter().filter_map(|run| {
         let course = course(run);
@@ -90,7 +90,7 @@ fn gaps(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
     }
 }
 
-/// How the mixtures move, for the methods whose mixture does.
+/// How the mixtures change, for the methods that change the mixture.
 fn weights(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
     let moves = |run: &&&ComparedRun| {
         let weights = |interval: &IntervalRecord| interval.mixture.weights.clone();

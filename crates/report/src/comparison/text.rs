@@ -1,4 +1,4 @@
-//! A comparison in words and tables.
+//! Renders a comparison as text and tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -226,7 +226,7 @@ fn costs(group: &Group, reference: Option<&str>) -> Table {
     Table::new(header).with(group.methods.iter().map(of_method))
 }
 
-/// A column a task; none where nothing was imported.
+/// One column per task. `None` if no scores were imported.
 fn scores(group: &Group) -> Option<Table> {
     let fixed = [
         ("student before", &group.start),
@@ -240,7 +240,7 @@ fn scores(group: &Group) -> Option<Table> {
     for (task, metrics) in fixed.iter().flat_map(|(_, model)| &model.scores) {
         tasks.entry(task).or_default().extend(metrics.keys());
     }
-    // The metric that is shown of each task.
+    // The metric to show for each task.
     let columns: Vec<(&String, String)> = tasks
         .into_iter()
         .filter_map(|(task, metrics)| {
@@ -288,7 +288,7 @@ fn scores(group: &Group) -> Option<Table> {
     Some(Table::new(row("method", names)).with(rows))
 }
 
-/// Five digits that count, as far as they are behind the point.
+/// Number of decimals to show, fewer for larger values.
 fn decimals(value: f64) -> usize {
     match value.abs() {
         small if small < 10.0 => 3,

@@ -1,4 +1,4 @@
-//! Checkpoints that were set aside: a run no longer resumes from them.
+//! Sets checkpoints aside, so that a run no longer resumes from them.
 
 use std::{path::PathBuf, time::SystemTime};
 
@@ -6,7 +6,7 @@ use super::{CheckpointStore, disk::Disk, names};
 use crate::RunFileError;
 
 impl CheckpointStore {
-    /// The folders that were set aside, the one that was written first at the front.
+    /// The folders of set-aside checkpoints, the earliest written first.
     pub(super) fn set_aside(&self) -> Result<Vec<PathBuf>, RunFileError> {
         let names = self.names()?;
         let mut found: Vec<(SystemTime, (u64, u64), PathBuf)> = names
@@ -31,7 +31,7 @@ impl CheckpointStore {
         let newer: Vec<u64> = steps.filter(|other| *other > step).collect();
         let disk = Disk::unhooked();
         for newer in &newer {
-            // One of this step may have been set aside before, and stays.
+            // Keep any checkpoint of this step that was set aside before.
             let aside = (1..)
                 .map(|number| self.folder.join(names::of_set_aside(*newer, number)))
                 .find(|aside| !aside.exists());

@@ -1,5 +1,5 @@
-//! The system calls of a save that change something on the disk. Each one goes past the hook first, so that a test can
-//! interrupt a save at any of them.
+//! The system calls of a save that change the disk. Each one calls the hook first, so that a test can interrupt a save
+//! at any of them.
 
 use std::{
     fs::{self, File},
@@ -10,10 +10,10 @@ use std::{
 use super::{FileWriter, SaveHook};
 use crate::{RunFileError, manifest::FileEntry};
 
-/// Ends the names of what is only half there; whoever opens the folder removes it.
+/// Suffix of partially written or partially removed folders. Opening the folder of checkpoints removes them.
 pub(super) const TEMPORARY: &str = ".tmp";
 
-/// The disk as the save of a step sees it.
+/// The disk operations of one step's save.
 pub(super) struct Disk {
     hook: Option<SaveHook>,
     step: u64,
@@ -24,12 +24,12 @@ impl Disk {
         Self { hook, step }
     }
 
-    /// Without a hook: outside of a save.
+    /// Without a hook, for use outside a save.
     pub(super) fn unhooked() -> Self {
         Self::new(None, 0)
     }
 
-    /// Before a system call.
+    /// Calls the hook, before a system call.
     pub(super) fn call(&self) -> io::Result<()> {
         self.hook.as_ref().map_or(Ok(()), |hook| hook(self.step))
     }
@@ -71,12 +71,13 @@ impl Disk {
         written.map_err(RunFileError::io("write", path))
     }
 
-    /// Removes a folder and all that is in it, so that no half of it is ever seen under its name: the name goes first.
+    /// Removes a folder and everything in it. Renames it first, so that no partial folder is ever visible under its
+    /// name.
     pub(super) fn retire(&self, path: &Path) -> Result<(), RunFileError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let hidden = format!(".{}.removed{TEMPORARY}", name.trim_start_matches('.'));
         let hidden = path.with_file_name(hidden);
-        // What an earlier attempt could not remove.
+        // Left by an earlier attempt.
         if hidden.exists() {
             self.remove(&hidden)?;
         }
@@ -85,7 +86,7 @@ impl Disk {
         self.remove(&hidden)
     }
 
-    /// Removes a file, or a folder and all that is in it, one by one.
+    /// Removes a file, or a folder and everything in it, with one hooked system call per file.
     pub(super) fn remove(&self, path: &Path) -> Result<(), RunFileError> {
         let failed = || RunFileError::io("remove", path);
         let is_folder = fs::symlink_metadata(path).map_err(failed())?.is_dir();
@@ -105,7 +106,7 @@ impl Disk {
     }
 }
 
-/// A file whose writes go past the hook.
+/// A file that calls the hook before each write.
 struct Hooked<'a> {
     disk: &'a Disk,
     file: File,

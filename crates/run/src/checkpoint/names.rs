@@ -1,27 +1,27 @@
-//! The names in a folder of checkpoints.
+//! Names of the folders within the folder of checkpoints.
 
 /// `step-00001000`: a checkpoint.
 pub(super) fn of_step(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// The step of a checkpoint's name.
+/// Parses the step from a checkpoint's name.
 pub(super) fn step(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (of_step(step) == name).then_some(step)
 }
 
-/// `.step-00001000.old`: a checkpoint that a new one of the same step is taking the place of.
+/// `.step-00001000.old`: a checkpoint that a new one of the same step is replacing.
 pub(super) fn of_replaced(step: u64) -> String {
     format!(".{}.old", of_step(step))
 }
 
-/// The step of a replaced checkpoint's name.
+/// Parses the step from a replaced checkpoint's name.
 pub(super) fn replaced_step(name: &str) -> Option<u64> {
     step(name.strip_prefix('.')?.strip_suffix(".old")?)
 }
 
-/// `aside-step-00001000`, `aside-step-00001000-2`, …: the n-th checkpoint of the step that was set aside, from 1.
+/// `aside-step-00001000`, `aside-step-00001000-2`, …: the n-th set-aside checkpoint of the step, from 1.
 pub(super) fn of_set_aside(step: u64, number: u64) -> String {
     match number {
         0 | 1 => format!("aside-{}", of_step(step)),
@@ -29,7 +29,7 @@ pub(super) fn of_set_aside(step: u64, number: u64) -> String {
     }
 }
 
-/// Step and number of a name that was set aside.
+/// Parses the step and number from a set-aside checkpoint's name.
 pub(super) fn set_aside(name: &str) -> Option<(u64, u64)> {
     let rest = name.strip_prefix("aside-")?;
     if let Some(step) = step(rest) {

@@ -1,15 +1,15 @@
-//! Which checkpoints stay.
+//! Decides which checkpoints to keep.
 
 use serde::{Deserialize, Serialize};
 
-/// Which checkpoints stay. The newest, just written whole, always does.
+/// Which checkpoints to keep. The newest, which was just saved, is always kept.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Retention {
-    /// So many of the newest, at least one; and so many of those that were set aside.
+    /// How many of the newest checkpoints to keep, at least one. Also how many set-aside checkpoints to keep.
     pub last: usize,
-    /// Those of steps that are multiples of this are never removed.
+    /// Never remove a checkpoint whose step is a multiple of this.
     pub every: Option<u64>,
-    /// Whether the best of those that were measured stays.
+    /// Whether to keep the best of the evaluated checkpoints.
     pub best: bool,
 }
 
@@ -23,7 +23,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// The one with the smallest gap, the first of several, of those at whose step there is a checkpoint.
+    /// Returns the smallest gap among the steps that have a checkpoint; if several are equal, the first.
     pub fn best(measured: &[Self], is_there: impl Fn(u64) -> bool) -> Option<Self> {
         let there = measured.iter().filter(|one| is_there(one.step));
         there.min_by(|a, b| a.gap.total_cmp(&b.gap)).copied()
@@ -31,7 +31,7 @@ impl Measured {
 }
 
 impl Retention {
-    /// Only the newest.
+    /// Keeps only the newest checkpoints.
     pub fn last(last: usize) -> Self {
         Self {
             last,
@@ -39,7 +39,7 @@ impl Retention {
         }
     }
 
-    /// The steps to remove, of all there are in their order.
+    /// The steps to remove. `steps` are those of all checkpoints, in order.
     pub(super) fn surplus(&self, steps: &[u64], measured: &[Measured]) -> Vec<u64> {
         let best = self
             .best
@@ -74,7 +74,7 @@ mod tests {
         );
         assert_eq!(surplus(9, None, false), Vec::<u64>::new());
         assert_eq!(surplus(1, Some(20), false), [10, 30]);
-        // There is no checkpoint of step 35; of equal ones the first is the best.
+        // Step 35 has no checkpoint. Of equal gaps, the first is the best.
         assert_eq!(surplus(1, None, true), [10, 30, 40]);
         assert_eq!(Measured::best(&measured, |_| false), None);
     }

@@ -1,4 +1,4 @@
-//! The events of a run: the last ones, and how many there were.
+//! The last events of a run, and how many of each kind there were.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::part::{Gather, keep};
 use crate::records::{EventKind, EventLine};
 
-/// Events that are kept. Saves are routine and would drive out the others.
+/// Maximum number of events to keep. Saves have their own limit, because they are routine and would push out the
+/// others.
 const EVENTS: usize = 200;
 const SAVES: usize = 50;
 
@@ -20,7 +21,7 @@ pub struct Saved {
     pub time: f64,
 }
 
-/// What has been gathered from `events.jsonl`.
+/// Data gathered from `events.jsonl`.
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
     others: VecDeque<EventLine>,
@@ -28,9 +29,9 @@ pub(super) struct EventLog {
     counts: BTreeMap<EventKind, u64>,
     pub(super) first_time: Option<f64>,
     pub(super) last_time: Option<f64>,
-    /// Whether the last process said that it failed.
+    /// Whether the last process recorded a failure.
     pub(super) has_failed: bool,
-    /// Whether its process has been paused since.
+    /// Whether the run is paused, according to its events.
     pub(super) is_paused: bool,
 }
 

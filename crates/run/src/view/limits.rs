@@ -1,19 +1,19 @@
-//! Where a run ends, as its `config.toml` says.
+//! Reads a run's limits from its `config.toml`.
 
 use std::{fs, path::Path};
 
 use serde::Deserialize;
 
-/// The ends that are set.
+/// The limits that are set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Steps, by `run.max_steps` or `run.max_intervals`.
+    /// Steps, from `run.max_steps` or `run.max_intervals`.
     pub(super) steps: Option<u64>,
     /// `run.max_tokens`.
     pub(super) tokens: Option<u64>,
 }
 
-/// What counts of the settings. Everything is optional: a run of another version can still be looked at.
+/// The settings needed here. All are optional, so that a run of another version can still be viewed.
 #[derive(Deserialize)]
 struct Config {
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! The intervals of a run, in a bounded number.
+//! The intervals of a run, thinned to a bounded number.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::part::{Gather, finite};
 use crate::records::{ByDomain, Drawn, DrawnLine, MixtureLine, Summary};
 
-/// Maximum number of intervals. Of more, every second, fourth, … is kept.
+/// Maximum number of intervals. If there are more, only every second, fourth, … is kept.
 const INTERVALS: usize = 1024;
 
-/// How a domain stands.
+/// The current state of a domain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Domain {
     /// Name of the domain.
@@ -19,9 +19,9 @@ pub struct Domain {
     pub student_perplexity: Option<f64>,
     /// The teacher's perplexity.
     pub teacher_perplexity: Option<f64>,
-    /// Student's over teacher's.
+    /// Student's over teacher's perplexity.
     pub ratio: Option<f64>,
-    /// The logarithm of the ratio, nats per token.
+    /// ln of the ratio, nats per token.
     pub gap: Option<f64>,
     /// The gap before the first step.
     pub gap_at_start: Option<f64>,
@@ -29,9 +29,9 @@ pub struct Domain {
     pub weight: Option<f64>,
     /// Share of the sequences after limits.
     pub target: Option<f64>,
-    /// Share of the tokens of all whole intervals.
+    /// Share of the tokens of all completed intervals.
     pub token_share: Option<f64>,
-    /// Epochs of the domain at the end of the last whole interval.
+    /// Epochs of the domain at the end of the last completed interval.
     pub epochs: Option<f64>,
 }
 
@@ -41,7 +41,7 @@ pub struct IntervalRecord {
     /// The mixture, as in `mixture.jsonl`.
     #[serde(flatten)]
     pub mixture: MixtureLine,
-    /// Tokens that the intervals before it drew.
+    /// Tokens that earlier intervals drew.
     pub tokens_before: u64,
     /// What it drew by domain, once it has ended.
     pub drawn: Option<BTreeMap<String, Drawn>>,
@@ -55,14 +55,14 @@ pub(super) enum MixtureRecord {
     Set(Box<MixtureLine>),
 }
 
-/// What has been gathered from `mixture.jsonl`.
+/// Data gathered from `mixture.jsonl`.
 #[derive(Debug, Default)]
 pub(super) struct MixtureSeries {
-    /// Evenly spaced intervals, and the last.
+    /// Evenly spaced intervals, and the last one.
     intervals: Vec<IntervalRecord>,
-    /// Every so many intervals are kept, as a power of two.
+    /// Every 2^`stride`-th interval is kept.
     stride: u32,
-    /// Tokens of all whole intervals by domain.
+    /// Tokens of all completed intervals by domain.
     tokens: BTreeMap<String, u64>,
     last_drawn: BTreeMap<String, Drawn>,
     gap_at_start: ByDomain,
@@ -99,7 +99,7 @@ impl Gather for MixtureSeries {
 }
 
 impl MixtureSeries {
-    /// Makes room for an interval: the last one stays only if it is at its stride.
+    /// Makes room for an interval. Removes the last one unless its number is a multiple of the stride.
     fn thin(&mut self) {
         let is_kept =
             |stride: u32, kept: &IntervalRecord| kept.mixture.interval.is_multiple_of(1 << stride);
@@ -124,7 +124,7 @@ impl MixtureSeries {
         self.intervals.last()
     }
 
-    /// How each domain stood at the last evaluation, that of the summary if there is one.
+    /// The state of each domain at the last evaluation, which is the summary's if there is one.
     pub(super) fn domains(&self, summary: Option<&Summary>) -> Vec<Domain> {
         let Some(IntervalRecord { mixture: last, .. }) = self.last() else {
             return Vec::new();

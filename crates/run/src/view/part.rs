@@ -1,20 +1,20 @@
-//! A JSON Lines file of a run, and what is gathered from it.
+//! Reads a JSON Lines file of a run as it grows, and gathers data from its records.
 
 use std::{collections::VecDeque, path::Path};
 
 use ddk_files::{Found, Tail};
 use serde::de::DeserializeOwned;
 
-/// What is gathered from a file's records.
+/// Data gathered from a file's records.
 pub(super) trait Gather: Default {
     /// A line of the file.
     type Record: DeserializeOwned;
 
-    /// Takes the next record.
+    /// Adds the next record.
     fn add(&mut self, record: Self::Record);
 }
 
-/// A file that is read on while it grows.
+/// A file that is read incrementally while it grows.
 #[derive(Debug)]
 pub(super) struct Part<G> {
     name: &'static str,
@@ -22,7 +22,8 @@ pub(super) struct Part<G> {
     pub(super) gathered: G,
     /// Rises whenever something was read.
     pub(super) revision: u64,
-    /// The first line that is no record. It is read once, and stays a problem until the file is read anew.
+    /// What is wrong with the first invalid line. The line is read once, and stays a problem until the file is read
+    /// from the start again.
     bad_line: Option<String>,
 }
 
@@ -37,7 +38,7 @@ impl<G: Gather> Part<G> {
         }
     }
 
-    /// Reads what is new, from the start if the file was cut back; returns what is wrong with the file.
+    /// Reads what is new, or the whole file if it was truncated. Returns what is wrong with the file.
     pub(super) fn refresh(&mut self) -> Option<String> {
         let mut is_new = false;
         let read = self.tail.read(|found| {

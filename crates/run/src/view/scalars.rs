@@ -1,4 +1,4 @@
-//! The numbers of each step, in a bounded number of points.
+//! The scalars of all steps, averaged into a bounded number of points.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,7 +10,7 @@ use crate::records::StepRecord;
 /// Maximum number of points.
 const POINTS: usize = 1024;
 
-/// A number that every step has.
+/// A number recorded for each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scalar {
@@ -26,7 +26,7 @@ pub enum Scalar {
     GradNorm,
     /// Learning rate of the update.
     LearningRate,
-    /// Tokens over the seconds of the step's phases.
+    /// Tokens divided by the seconds of the step's phases.
     TokensPerSecond,
 }
 
@@ -42,7 +42,7 @@ impl Scalar {
         Self::TokensPerSecond,
     ];
 
-    /// Its value in a step and the weight of that in a mean.
+    /// Returns its value in a step, and the weight of that value in a mean.
     fn of(self, line: &StepRecord) -> (f64, f64) {
         match self {
             Self::Loss => (line.loss, 1.0),
@@ -65,7 +65,7 @@ impl fmt::Display for Scalar {
     }
 }
 
-/// A mean over what is finite: the loss of a skipped step is not.
+/// A mean over finite values. The loss of a skipped step, for example, may not be finite.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Mean {
     sum: f64,
@@ -91,7 +91,7 @@ impl Mean {
     }
 }
 
-/// Up to `stride` steps.
+/// The means of up to `stride` steps.
 #[derive(Debug, Clone, Copy, Default)]
 struct Point {
     step: u64,
@@ -118,7 +118,7 @@ impl Point {
     }
 }
 
-/// Means of some steps, of the scalars that they have.
+/// Returns the means of some steps, for the scalars that they have.
 pub(super) fn means<'a>(lines: impl IntoIterator<Item = &'a StepRecord>) -> BTreeMap<Scalar, f64> {
     let mut point = Point::default();
     lines.into_iter().for_each(|line| point.add(line));
@@ -128,8 +128,8 @@ pub(super) fn means<'a>(lines: impl IntoIterator<Item = &'a StepRecord>) -> BTre
         .collect()
 }
 
-/// The steps of a run: each point is the mean of `stride` neighbors. When there are too many points, pairs are joined
-/// and the stride doubles.
+/// The steps of a run. Each point is the mean of `stride` consecutive steps. When there are too many points, pairs are
+/// merged and the stride doubles.
 #[derive(Debug)]
 pub struct ScalarSeries {
     stride: u64,
@@ -148,7 +148,7 @@ impl Default for ScalarSeries {
 /// Steps as columns of equal length: `/api/steps`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Steps {
-    /// Steps of a whole point.
+    /// Number of steps in a full point.
     pub stride: u64,
     /// The last step of each point.
     pub step: Vec<u64>,
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(all.stride, 1024);
         assert!(all.step.len() <= POINTS && all.step.len() > POINTS / 2);
         assert_eq!(all.step.last(), Some(&steps));
-        // The mean of the steps 1 to 1024, and of the 1024 after these.
+        // The means of steps 1 to 1024 and of the next 1024.
         assert_eq!(
             all.scalars[&Scalar::CeLoss][..2],
             [Some(512.5), Some(1536.5)]

@@ -54,7 +54,7 @@ fn mixture(interval: u64, ratio: ByDomain) -> MixtureLine {
     }
 }
 
-/// A run of 8 steps in two intervals, whose limit is 20.
+/// A run of 8 steps in two intervals, with a limit of 20 steps.
 fn run() -> (tempfile::TempDir, Journal) {
     let folder = tempfile::tempdir().unwrap();
     let config = "[run]\nname = \"small\"\nmax_intervals = 5\n[mixture]\ninterval = 4\n";
@@ -128,7 +128,7 @@ fn a_runs_folder_tells_how_it_stands() {
         [EventKind::Started, EventKind::Saved, EventKind::Skipped]
     );
 
-    // Twelve steps are left, of two seconds each; a process that works on it holds its lock.
+    // Twelve steps of two seconds each are left. A process that works on the run holds its lock.
     let _held = RunFolder::open(folder.path()).unwrap();
     let status = view.status(None);
     assert_eq!(status.state, State::Running);
@@ -145,7 +145,7 @@ fn a_run_that_goes_back_is_told_anew() {
     view.refresh();
     assert_eq!(view.status(None).step, 9);
     assert_eq!(view.steps().scalars[&Scalar::CeLoss].last(), Some(&None));
-    // The lines after the checkpoint are cut; the same step is made again, otherwise.
+    // Truncate the lines after the checkpoint, then repeat the step with other values.
     drop(journal);
     let journal = Journal::open(folder.path(), saved, false).unwrap();
     journal.step(&step(9, 7.0)).unwrap();
@@ -186,7 +186,7 @@ fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
     fs::write(&path, text).unwrap();
     fs::write(folder.path().join("summary.json"), "{").unwrap();
     let mut view = RunView::new(folder.path());
-    // As long as it is so: the next look does not read the line again.
+    // The problem stays on later refreshes, which do not read the line again.
     for _ in 0..3 {
         view.refresh();
         let status = view.status(None);
@@ -197,8 +197,8 @@ fn what_cannot_be_read_is_a_problem_of_the_run_and_the_rest_is_shown() {
     }
 }
 
-/// From the files alone: a run that no process works on has failed if its last process said so, and has not
-/// if a later one began.
+/// From the files alone: a run without a process has failed if its last process recorded a failure, unless a later one
+/// started.
 #[test]
 fn a_run_without_a_process_is_told_apart_by_its_last_word() {
     let (folder, journal) = run();
@@ -221,7 +221,7 @@ fn a_run_without_a_process_is_told_apart_by_its_last_word() {
         .event(9, EventKind::Stopped, "received SIGTERM")
         .unwrap();
     assert_eq!(state(&mut view), State::Stopped);
-    // What is known of its process comes first.
+    // The state that its process knows takes precedence.
     assert_eq!(view.status(Some(State::Failed)).state, State::Failed);
 }
 

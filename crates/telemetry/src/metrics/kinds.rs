@@ -1,13 +1,13 @@
-//! What a metric is, and the handles through which it is set.
+//! The declaration of a metric, and the handles that set it.
 
 use metrics::{Counter, Gauge, Histogram, Label};
 
-/// What a metric is, for its description and for checks.
+/// The declaration of a metric, for its description and for checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metric {
     /// The name that Prometheus sees.
     pub name: &'static str,
-    /// What its numbers are in.
+    /// The unit of its values.
     pub unit: Unit,
     /// What it counts or measures.
     pub help: &'static str,
@@ -15,7 +15,7 @@ pub struct Metric {
     pub labels: &'static [LabelOf],
     /// Counter, gauge or histogram.
     pub kind: Kind,
-    /// Whether it is read when somebody looks, instead of being recorded when something happens.
+    /// Whether it is read when the page of metrics is rendered, instead of recorded when something happens.
     pub sampled: bool,
     /// Its panel on the dashboard, if it has one of its own.
     pub panel: Option<Panel>,
@@ -24,7 +24,7 @@ pub struct Metric {
 /// A panel that shows one metric. Its query follows from the metric's kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Panel {
-    /// Where it is.
+    /// The row that it is in.
     pub row: Row,
     /// How it is drawn.
     pub look: Look,
@@ -67,7 +67,7 @@ pub enum Look {
 pub struct LabelOf {
     /// Its name.
     pub name: &'static str,
-    /// The values that it can have; empty where they depend on the run.
+    /// Its possible values; empty if they depend on the run.
     pub values: &'static [&'static str],
 }
 
@@ -82,12 +82,12 @@ pub enum Kind {
     Histogram,
 }
 
-/// What a metric's numbers are in; base units, as Prometheus has it.
+/// The unit of a metric's values. Units are base units, as Prometheus recommends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Things that are counted.
     Count,
-    /// Seconds, also since 1970.
+    /// Seconds, including seconds since 1970.
     Seconds,
     /// Bytes.
     Bytes,
@@ -100,8 +100,8 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// The exporter's name for it. It would add this to a name that lacks it; the names here have theirs (a
-    /// test checks).
+    /// The exporter's name for the unit. The exporter appends it to names that lack it. The names here already have it,
+    /// which a test checks.
     pub(crate) fn exported(self) -> Option<metrics::Unit> {
         match self {
             Self::Count => Some(metrics::Unit::Count),
@@ -112,16 +112,17 @@ impl Unit {
     }
 }
 
-/// A counter; give a value for each of its labels.
+/// A counter. `with` takes one value per label.
 #[derive(Debug)]
 pub struct CounterOf(pub(super) Metric);
-/// A gauge; give a value for each of its labels.
+/// A gauge. `with` takes one value per label.
 #[derive(Debug)]
 pub struct GaugeOf(pub(super) Metric);
-/// A histogram; give a value for each of its labels.
+/// A histogram. `with` takes one value per label.
 #[derive(Debug)]
 pub struct HistogramOf(pub(super) Metric);
-/// A metric that is read when somebody looks, such as memory. Unlike the exporter's counters it may count in fractions.
+/// A metric that is read when the page is rendered, such as memory. Unlike the exporter's counters, it may have
+/// fractions.
 #[derive(Debug)]
 pub struct SampledOf(pub(super) Metric);
 
@@ -143,7 +144,7 @@ fn labels(metric: &Metric, values: &[&str]) -> Vec<Label> {
 impl CounterOf {
     pub(super) const SAMPLED: bool = false;
 
-    /// The counter with these values of its labels.
+    /// Returns the counter with these label values.
     #[allow(clippy::disallowed_macros)]
     pub fn with(&self, values: &[&str]) -> Counter {
         metrics::counter!(self.0.name, labels(&self.0, values))
@@ -153,7 +154,7 @@ impl CounterOf {
 impl GaugeOf {
     pub(super) const SAMPLED: bool = false;
 
-    /// The gauge with these values of its labels.
+    /// Returns the gauge with these label values.
     #[allow(clippy::disallowed_macros)]
     pub fn with(&self, values: &[&str]) -> Gauge {
         metrics::gauge!(self.0.name, labels(&self.0, values))
@@ -163,7 +164,7 @@ impl GaugeOf {
 impl HistogramOf {
     pub(super) const SAMPLED: bool = false;
 
-    /// The histogram with these values of its labels.
+    /// Returns the histogram with these label values.
     #[allow(clippy::disallowed_macros)]
     pub fn with(&self, values: &[&str]) -> Histogram {
         metrics::histogram!(self.0.name, labels(&self.0, values))
@@ -173,14 +174,14 @@ impl HistogramOf {
 impl SampledOf {
     pub(super) const SAMPLED: bool = true;
 
-    /// What it is.
+    /// The declaration of the metric.
     pub(crate) fn metric(&self) -> &Metric {
         &self.0
     }
 }
 
-/// Tells the installed recorder what a metric is. A counter whose labels are known begins at 0, so that its
-/// first increment is one that `increase` can see.
+/// Describes a metric to the installed recorder. Counters with known label values start at 0, so that PromQL's
+/// `increase` sees their first increment.
 #[allow(clippy::disallowed_macros)]
 pub(crate) fn describe(metric: &'static Metric) {
     if metric.sampled {
