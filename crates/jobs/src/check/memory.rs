@@ -65,13 +65,8 @@ fn needed<'a>(
     let of_student = student_memory(&models.student, &models.teacher, &shape)?;
     // Replicas on the same devices share their weights.
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
-<<<<<<< HEAD
-    // One that does not label is only measured, by the first worker.
-    let count = if shape.needs_teacher_output {
-=======
     // A teacher that does not label is only evaluated, by the first worker.
-    let replicas = if shape.needs_teacher_output {
->>>>>>> comments
+    let count = if shape.needs_teacher_output {
         teacher.devices.len()
     } else {
         1
