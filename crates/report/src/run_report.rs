@@ -45,7 +45,7 @@ impl RunReport {
             Some(summary) => blocks.extend(result(summary)),
             None => blocks.push(Block::Text("This run has not ended yet.".to_owned())),
         }
-        blocks.push(Block::Title(2, "How it came about".to_owned()));
+        blocks.push(Block::Title(2, "Charts".to_owned()));
         let charts = charts(&RunSeries::new(name.clone(), view)).into_iter();
         blocks.extend(charts.map(Block::Figure));
         blocks.extend(time(view));

@@ -96,7 +96,7 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             percent(summary.data_wait_share)
         ),
         format!(
-            "training waited {} for new mixtures and {} for saves",
+            "training waited {} for new mixtures and {} for checkpoints",
             duration(summary.boundary_seconds),
             duration(summary.save_stall_seconds)
         ),
@@ -116,7 +116,7 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
     if let Some(serial) = &summary.serial {
         let ratio = summary.tokens_per_second / serial.tokens_per_second;
         facts.push(format!(
-            "one part after the other on {} threads: {:.0} tokens/s; overlap is {} ({ratio:.2} x)",
+            "serial baseline on {} threads: {:.0} tokens/s; overlap is {} ({ratio:.2} x)",
             serial.threads,
             serial.tokens_per_second,
             if ratio >= 1.0 { "faster" } else { "slower" },
