@@ -95,14 +95,11 @@ fn write_run(folder: &Path) {
             ce_loss: 3.0 / step as f64,
             kd_loss: 5.0 / step as f64,
             gamma: 0.2,
-            layer_loss: None,
-            layer_weight: None,
             learning_rate: 1e-3,
             grad_norm: 1.0,
             tokens: 4096,
             interval: (step - 1) / 10,
-            skipped: None,
-            seconds: PhaseSeconds::new(),
+            ..StepRecord::default()
         };
         serde_json::to_string(&line).unwrap()
     });

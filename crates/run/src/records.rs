@@ -17,7 +17,7 @@ use crate::PhaseSeconds;
 pub type ByDomain = BTreeMap<String, f64>;
 
 /// A line of `run.jsonl`: one optimizer step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// The step, from 1.
     pub step: u64,
@@ -431,14 +431,11 @@ mod tests {
             ce_loss: f64::MIN_POSITIVE,
             kd_loss: f64::NAN,
             gamma: 0.2,
-            layer_loss: None,
-            layer_weight: None,
             learning_rate: 3e-5,
             grad_norm: 1.0 / 3.0,
             tokens: 4096,
-            interval: 0,
-            skipped: None,
             seconds: PhaseSeconds::from([(StepPhase::Forward, 0.25)]),
+            ..StepRecord::default()
         };
         let text = serde_json::to_string(&line).unwrap();
         assert!(text.starts_with(r#"{"step":1,"loss":0.30000000000000004,"#));

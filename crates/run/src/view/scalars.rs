@@ -211,14 +211,11 @@ mod tests {
             ce_loss,
             kd_loss: 0.0,
             gamma: 0.2,
-            layer_loss: None,
-            layer_weight: None,
             learning_rate: 1e-3,
             grad_norm: 1.0,
             tokens: 100,
-            interval: 0,
-            skipped: None,
             seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5)]),
+        ..StepRecord::default()
         }
     }
 

@@ -17,14 +17,11 @@ fn step(step: u64, ce_loss: f64) -> StepRecord {
         ce_loss,
         kd_loss: 1.0,
         gamma: 0.2,
-        layer_loss: None,
-        layer_weight: None,
         learning_rate: 1e-3,
         grad_norm: 2.0,
         tokens: 100,
-        interval: 0,
-        skipped: None,
         seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5), (StepPhase::Head, 1.5)]),
+    ..StepRecord::default()
     }
 }
 
