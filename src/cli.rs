@@ -7,8 +7,8 @@ use ddk_jobs::args::{
     Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Prepare, Pretrain, Report, Train,
 };
 
-/// Distills a large language model (the teacher) into a small one (the student), and steers the training data toward
-/// the domains in which the student is furthest behind.
+/// Distills a large language model (the teacher) into a small one (the student), and shifts the training data toward
+/// the domains where the student lags furthest behind.
 #[derive(Debug, Parser)]
 #[command(
     name = "ddk",
@@ -29,53 +29,54 @@ pub struct Cli {
 pub enum Command {
     /// Run the whole workflow on real text: corpus, tokenizer, teacher, student, distillation
     ///
-    /// Writes five domains of text that `make demo-text` has fetched; the text is the same on every machine. Then
-    /// trains a tokenizer, a teacher, and a student that lags behind it, and distills. Keeps every part under data/demo
-    /// and reuses it; delete that folder to start over.
+    /// Writes five domains of text that `make demo-text` fetched. The text is the same on every machine. Then trains a
+    /// tokenizer, a teacher, and a student that lags behind the teacher, and distills. Keeps each result under
+    /// data/demo and reuses it. To start over, delete that folder.
     Demo(Demo),
     /// Write a commented configuration for two model folders and a folder of text
     Init(Init),
     /// Check in seconds whether a configuration can run: models, tokenizers, memory, data, schedule
     Check(Check),
-    /// Measure how fast this machine distills a configuration's models, where the time goes, and what to change
+    /// Measure distillation speed on this machine, show where the time goes, and suggest changes
     ///
-    /// Uses random tokens in the shape of the configuration. Needs no corpus and writes nothing.
+    /// Uses random tokens, with the models and batch shapes of the configuration. Needs no corpus and writes nothing.
     Bench(Bench),
-    /// Tokenize the sources of a configuration once, into token files
+    /// Tokenize a configuration's text once and write token files
     Prepare(Prepare),
-    /// Inspect prepared data, or the data that a run was trained on
+    /// Inspect prepared data, or the data that a run trained on
     #[command(subcommand)]
     Data(DataCommand),
-    /// Train a model with cross-entropy alone, as a [pretrain.NAME] section specifies
+    /// Train a model with cross-entropy only, as specified in a [pretrain.NAME] section
     Pretrain(Pretrain),
     /// Distill the teacher into the student, or resume an existing run from its last checkpoint
     Train(Train),
     /// Train the paper's methods with several seeds, and write the results as tables and figures
     ///
-    /// All runs have the same initial student, token budget, validation sets and evaluation. Seeds vary only the order
-    /// of the data. Skips finished runs and resumes interrupted ones.
+    /// All runs share the same initial student, token budget, validation sets and evaluation. Seeds vary only the data
+    /// order. Skips finished runs and resumes interrupted ones.
     Compare(Compare),
-    /// Watch a live or ended run in the terminal, on this or another machine
+    /// Watch a live or past run in the terminal, on this or another machine
     ///
-    /// Prints the status once if standard output is not a terminal. Takes a server's token from DDK__TELEMETRY__TOKEN.
+    /// Prints the status once if standard output is not a terminal. Reads the server's token from
+    /// DDK__TELEMETRY__TOKEN.
     Watch(Watch),
-    /// Control a run that trains: save, evaluate, pause, resume, stop, or change a setting
+    /// Control a live run: save, evaluate, pause, resume, stop, or change a setting
     ///
     /// Commands take effect between two steps. The run answers over a socket in its folder, or over HTTP with the
     /// token in DDK__TELEMETRY__TOKEN.
     Ctl(Ctl),
-    /// Serve the pages of all runs below a folder, and selected runs side by side
+    /// Serve web pages for all runs under a folder, and compare selected runs side by side
     ///
     /// An address other than loopback requires a token in DDK__TELEMETRY__TOKEN. Ctrl-C stops the server.
     Serve(Serve),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
-    /// List a run's checkpoints: step, size, and whether each one verifies
+    /// List a run's checkpoints: step, size, and whether each one passes verification
     Checkpoints(Checkpoints),
-    /// Write a run's report as a page that works without a network, as Markdown, or as figures
+    /// Write a run's report as a self-contained web page, as Markdown, or as figures
     ///
-    /// Contains results, charts over the steps, incidents, where the time went, settings that differ from the
-    /// defaults, and how to reproduce the run. `ddk train` writes the page when a run is done.
+    /// The report contains results, charts by step, incidents, and a time breakdown. It also lists the settings that
+    /// differ from the defaults, and how to reproduce the run. `ddk train` writes the page when a run finishes.
     Report(Report),
     /// Export a run's student from any checkpoint, as a Hugging Face folder
     Export(Export),
@@ -141,13 +142,13 @@ pub enum CtlCommand {
     Checkpoint,
     /// Measure the student's perplexities now, with no effect on the mixture
     Evaluate,
-    /// Pause training until told to resume
+    /// Pause training until `ddk ctl resume`
     Pause,
     /// Resume a paused run
     Resume,
     /// Change live settings from the next step on, for example optimizer.lr=1e-5
     ///
-    /// DDK writes the change to overrides.jsonl, so a run that is killed repeats it at the same step.
+    /// DDK writes the change to overrides.jsonl, so a killed run repeats it at the same step.
     Set {
         /// Settings and their new values
         #[arg(value_name = "KEY=VALUE", required = true)]
@@ -180,7 +181,7 @@ pub enum DataCommand {
         #[arg(long, value_name = "N", default_value_t = 2)]
         rows: u64,
     },
-    /// Print the sequences that a step of a run was trained on (requires log.samples = true)
+    /// Print the sequences that a run trained on in one step (requires log.samples = true)
     Samples {
         /// Folder of the run
         #[arg(value_name = "RUN")]
@@ -210,13 +211,13 @@ pub struct Generate {
     /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_new_tokens: usize,
-    /// Sampling temperature; 0 always picks the likeliest token, higher values are more random
+    /// Sampling temperature; 0 always picks the likeliest token, and higher values are more random
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
-    /// Sample only from the likeliest tokens that together have this probability
+    /// Nucleus sampling: sample only from the likeliest tokens that together have this probability
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
-    /// Seed of the sampling; the same seed generates the same text
+    /// Sampling seed; the same seed generates the same text
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Device of the model: `cpu`, or `cuda:0`, `cuda:1`, …
@@ -246,13 +247,13 @@ pub struct Mixture {
     /// Teacher's perplexity on each domain, in the same order
     #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
     pub teacher_ppl: Vec<f64>,
-    /// Previous weights; default: the discrepancy of the same perplexities, as at the first update
+    /// Previous weights; default: the discrepancy of these perplexities, as in the first update
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub previous: Option<Vec<f64>>,
     /// Policy that adapts the mixture to perplexities: ddk, ddk-no-smoothing or sheared
     #[arg(long, value_name = "POLICY", default_value = "ddk", value_parser = ["ddk", "ddk-no-smoothing", "sheared"])]
     pub policy: String,
-    /// Weight of the discrepancy against the uniform floor, 0 to 1 (only ddk)
+    /// Weight of the discrepancy relative to the uniform floor, 0 to 1 (ddk only)
     #[arg(long, default_value_t = 0.5)]
     pub alpha: f64,
     /// Names of the domains, in the same order

@@ -334,3 +334,18 @@ fn imports_are_found_in_all_their_forms() {
     ]);
     assert_eq!(cycles(&edges), [["a", "d", "e"].map(module).to_vec()]);
 }
+
+#[test]
+fn the_files_that_the_guide_names_exist() {
+    let guide = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let code = guide.split('`').skip(1).step_by(2);
+    let is_path = |text: &&str| text.contains('/') && !text.contains(['{', ' ', ':']);
+    let paths: Vec<&str> = code
+        .filter(is_path)
+        .filter(|path| !path.contains("NAME"))
+        .collect();
+    assert!(paths.len() > 30);
+    for path in paths {
+        assert!(root().join(path).exists(), "{path} does not exist");
+    }
+}

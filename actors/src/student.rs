@@ -38,117 +38,117 @@ impl<S: Student> StudentWorker<S> {
         // Ready before the first evaluation: from here on, a stop lets the student save.
         self.context.board.set_ready(true);
         ready.say();
-        let mut core = StepLoop::new(&self, student, state);
-        let end = self.train(&mut core)?;
-        self.settle(&mut core)?;
-        core.save_last()?;
+        let mut step_loop = StepLoop::new(&self, student, state);
+        let end = self.train(&mut step_loop)?;
+        self.settle(&mut step_loop)?;
+        step_loop.save_last()?;
         let after = match end {
             End::Finished(_) => {
                 // Whatever ended the run, no steps are left.
-                metrics::MAX_STEPS.with(&[]).set(core.step() as f64);
-                core.evaluate_last()?
+                metrics::MAX_STEPS.with(&[]).set(step_loop.step() as f64);
+                step_loop.evaluate_last()?
             }
             End::Stopped => None,
         };
         // If the last evaluation was cut off, the run counts as stopped. All steps are saved, and the next start
         // repeats the evaluation.
         let end = if after.is_some() { end } else { End::Stopped };
-        *self.context.facts.outcome.lock() = core.outcome(end, after);
+        *self.context.facts.outcome.lock() = step_loop.outcome(end, after);
         Ok(())
     }
 
     /// Trains until the run ends. Returns an error if the run is abandoned.
-    fn train(&self, core: &mut StepLoop<'_, S>) -> Result<End, Exit> {
+    fn train(&self, step_loop: &mut StepLoop<'_, S>) -> Result<End, Exit> {
         // The run was interrupted after its last step, before its last evaluation.
-        if let Some(reason) = core.limit_reached() {
+        if let Some(reason) = step_loop.limit_reached() {
             return Ok(End::Finished(reason));
         }
-        if core.state.at_interval_end() && !self.end_interval(core)? {
+        if step_loop.state.at_interval_end() && !self.end_interval(step_loop)? {
             return Ok(End::Stopped);
         }
         let told = &self.told;
         loop {
-            if told.stop.get() && !core.within_step() {
+            if told.stop.get() && !step_loop.within_step() {
                 return Ok(End::Stopped);
             }
             let began = Instant::now();
-            let replica = (core.next_sequence % self.input.len() as u64) as usize;
+            let replica = (step_loop.next_sequence % self.input.len() as u64) as usize;
             match self.input[replica].recv_or(&told.commands)? {
                 Received::Item(labeled) => {
-                    if !core.take(labeled, began)? {
+                    if !step_loop.take(labeled, began)? {
                         continue;
                     }
                 }
                 Received::Word(command) => {
                     told.hear(command);
-                    if !told.abandon.get() && !core.within_step() {
-                        self.obey(core)?;
+                    if !told.abandon.get() && !step_loop.within_step() {
+                        self.obey(step_loop)?;
                     }
                     if told.abandon.get() {
-                        return Err(self.abandoned(core)?);
+                        return Err(self.abandoned(step_loop)?);
                     }
-                    match told.finished(core.step()) {
+                    match told.finished(step_loop.step()) {
                         Some(end) => return Ok(end),
                         None => continue,
                     }
                 }
             }
-            self.repeat_changes(core.step() + 1)?;
-            self.obey(core)?;
+            self.repeat_changes(step_loop.step() + 1)?;
+            self.obey(step_loop)?;
             if told.abandon.get() {
-                return Err(self.abandoned(core)?);
+                return Err(self.abandoned(step_loop)?);
             }
-            if let Some(reason) = core.limit_reached() {
+            if let Some(reason) = step_loop.limit_reached() {
                 return Ok(End::Finished(reason));
             }
             if told.stop.get() {
                 return Ok(End::Stopped);
             }
-            if core.save_is_due() {
-                self.settle(core)?;
-                core.save(None)?;
+            if step_loop.save_is_due() {
+                self.settle(step_loop)?;
+                step_loop.save(None)?;
             }
-            if !core.state.at_interval_end() {
+            if !step_loop.state.at_interval_end() {
                 continue;
             }
-            self.settle_ahead(core)?;
-            if let Some(end) = told.finished(core.step()) {
+            self.settle_ahead(step_loop)?;
+            if let Some(end) = told.finished(step_loop.step()) {
                 return Ok(end);
             }
-            if !self.end_interval(core)? {
+            if !self.end_interval(step_loop)? {
                 return Ok(End::Stopped);
             }
         }
     }
 
     /// Ends the run after another worker has failed.
-    fn abandoned(&self, core: &mut StepLoop<'_, S>) -> Result<Exit, Exit> {
+    fn abandoned(&self, step_loop: &mut StepLoop<'_, S>) -> Result<Exit, Exit> {
         if let Ok(copy) = self.evaluated.try_recv() {
-            core.evaluated(copy);
+            step_loop.evaluated(copy);
         }
         // Without the evaluation that the interval began with, the run has to resume from the checkpoint before.
-        if core.is_whole() {
-            core.save_last()?;
+        if step_loop.is_whole() {
+            step_loop.save_last()?;
         }
         Ok(Exit::Done)
     }
 
     /// Waits until the state of the last step is complete.
-    fn settle(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
-        if core.is_whole() {
+    fn settle(&self, step_loop: &mut StepLoop<'_, S>) -> Result<(), Exit> {
+        if step_loop.is_whole() {
             return Ok(());
         }
-        self.settle_ahead(core)
+        self.settle_ahead(step_loop)
     }
 
     /// Waits for the evaluation that the interval began with, if it is pending. Returns an error if the run is
     /// abandoned.
-    fn settle_ahead(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
-        while core.awaits_evaluation() {
+    fn settle_ahead(&self, step_loop: &mut StepLoop<'_, S>) -> Result<(), Exit> {
+        while step_loop.awaits_evaluation() {
             self.line.waiting_for_input();
             select_biased! {
                 recv(self.context.stop) -> _ => return Err(Exit::Done),
-                recv(self.evaluated) -> copy => core.evaluated(copy?),
+                recv(self.evaluated) -> copy => step_loop.evaluated(copy?),
                 recv(self.told.commands) -> command => match command? {
                     StudentCommand::Abandon => return Err(Exit::Done),
                     command => self.told.hear(command),
@@ -161,17 +161,17 @@ impl<S: Student> StudentWorker<S> {
 
     /// Sends what decides the next mixture, with perplexities if they are due. Returns false if the run is told to
     /// stop meanwhile.
-    fn end_interval(&self, core: &mut StepLoop<'_, S>) -> Result<bool, Exit> {
-        if core.is_ahead() && core.evaluation_is_due() {
+    fn end_interval(&self, step_loop: &mut StepLoop<'_, S>) -> Result<bool, Exit> {
+        if step_loop.is_ahead() && step_loop.evaluation_is_due() {
             // When the result arrives, the student will have changed, so save it now.
-            if core.is_candidate() {
-                core.save(None)?;
+            if step_loop.is_candidate() {
+                step_loop.save(None)?;
             }
-            let (step, weights) = (core.step(), core.copy()?);
+            let (step, weights) = (step_loop.step(), step_loop.copy()?);
             return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
         }
-        let perplexities = if core.evaluation_is_due() {
-            match core.evaluate()? {
+        let perplexities = if step_loop.evaluation_is_due() {
+            match step_loop.evaluate()? {
                 None => return Ok(false),
                 measured => measured,
             }
@@ -179,23 +179,23 @@ impl<S: Student> StudentWorker<S> {
             None
         };
         let lag = self.context.plan.lag;
-        let intervals = if core.is_ahead() { 1 } else { 1 + lag };
-        core.remember(perplexities.as_deref());
+        let intervals = if step_loop.is_ahead() { 1 } else { 1 + lag };
+        step_loop.remember(perplexities.as_deref());
         let is_best = perplexities
             .as_ref()
-            .is_some_and(|perplexities| core.measured(core.step(), perplexities));
+            .is_some_and(|perplexities| step_loop.measured(step_loop.step(), perplexities));
         let ended = IntervalEnd {
-            step: core.step(),
+            step: step_loop.step(),
             student: perplexities,
             intervals,
-            training: core.state.interval_losses.clone(),
+            training: step_loop.state.interval_losses.clone(),
         };
         let ended = MixtureMessage::IntervalEnded(ended);
         self.scheduler.cast(ended).map_err(|error| {
             PortError::Other(format!("the weight scheduler has ended: {error}"))
         })?;
         if is_best {
-            core.save(None)?;
+            step_loop.save(None)?;
         }
         Ok(true)
     }

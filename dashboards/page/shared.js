@@ -1,7 +1,7 @@
 // What both pages share: elements, numbers as text, and charts that the server draws.
 
 /** The color of a domain or run by its index, as in the charts. */
-export const color = (index) => `var(--series-${index % 10})`;
+export const color = (index) => `var(--series-${index % Number(named('series-count'))})`;
 
 /** Creates an element with attributes and children. Strings become text, never HTML. */
 export function element(tag, attributes = {}, ...children) {

@@ -15,19 +15,19 @@ use crate::{Student, messages::Request, worker::Exit};
 
 impl<S: Student> StudentWorker<S> {
     /// Carries out the requests in order. While the run is paused, waits for more.
-    pub(super) fn obey(&self, core: &mut StepLoop<'_, S>) -> Result<(), Exit> {
+    pub(super) fn obey(&self, step_loop: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         let told = &self.told;
         loop {
             told.hear_all();
             while let Some(request) = told.request() {
-                self.carry_out(core, request)?;
+                self.carry_out(step_loop, request)?;
             }
             if told.paused.get().is_none() {
                 return Ok(());
             }
             // A stop may have arrived while a request was carried out.
             if told.is_cut_off() {
-                self.unpause(core);
+                self.unpause(step_loop);
                 return Ok(());
             }
             self.line.waiting_for_input();
@@ -39,7 +39,7 @@ impl<S: Student> StudentWorker<S> {
         }
     }
 
-    fn carry_out(&self, core: &mut StepLoop<'_, S>, request: Request) -> Result<(), Exit> {
+    fn carry_out(&self, step_loop: &mut StepLoop<'_, S>, request: Request) -> Result<(), Exit> {
         let Request {
             command,
             source,
@@ -47,25 +47,27 @@ impl<S: Student> StudentWorker<S> {
         } = request;
         let outcome = match command {
             // Until then, the state does not hold what the first mixture depends on.
-            Command::Checkpoint if core.state.baseline.teacher.is_empty() && core.step() == 0 => {
+            Command::Checkpoint
+                if step_loop.state.baseline.teacher.is_empty() && step_loop.step() == 0 =>
+            {
                 Err(Refusal(
                     "there is nothing to save before the first step".to_owned(),
                 ))
             }
             Command::Checkpoint => {
-                self.settle(core)?;
-                return core.save(Some(reply));
+                self.settle(step_loop)?;
+                return step_loop.save(Some(reply));
             }
-            Command::Evaluate => self.evaluate(core)?,
-            Command::Pause => self.pause(core.step()),
-            Command::Resume => match self.unpause(core) {
+            Command::Evaluate => self.evaluate(step_loop)?,
+            Command::Pause => self.pause(step_loop.step()),
+            Command::Resume => match self.unpause(step_loop) {
                 Some(seconds) => Ok(Reply::Resume {
-                    step: core.step(),
+                    step: step_loop.step(),
                     seconds,
                 }),
                 None => Err(Refusal("the run is not paused".to_owned())),
             },
-            Command::Set { values } => self.set(core.step() + 1, source, values),
+            Command::Set { values } => self.set(step_loop.step() + 1, source, values),
             Command::Status | Command::Stop => Err(Refusal(
                 "the student does not handle this command".to_owned(),
             )),
@@ -76,15 +78,15 @@ impl<S: Student> StudentWorker<S> {
     }
 
     /// Evaluates the student as it is. This affects neither the mixture nor the best checkpoint.
-    fn evaluate(&self, core: &mut StepLoop<'_, S>) -> Result<Outcome, Exit> {
+    fn evaluate(&self, step_loop: &mut StepLoop<'_, S>) -> Result<Outcome, Exit> {
         let began = Instant::now();
-        let Some(perplexities) = core.evaluate_on_request()? else {
+        let Some(perplexities) = step_loop.evaluate_on_request()? else {
             return Ok(Err(Refusal("the run is ending".to_owned())));
         };
         let plan = &self.context.plan;
         let teacher = self.context.facts.teacher_perplexities.get();
         let reply = Reply::Evaluate {
-            step: core.step(),
+            step: step_loop.step(),
             seconds: began.elapsed().as_secs_f64(),
             student_perplexity: plan.finite_by_name(&perplexities),
             teacher_perplexity: plan.finite_by_name(teacher.map_or(&[], Vec::as_slice)),
@@ -105,12 +107,12 @@ impl<S: Student> StudentWorker<S> {
     }
 
     /// Ends a pause and returns its seconds.
-    fn unpause(&self, core: &mut StepLoop<'_, S>) -> Option<f64> {
+    fn unpause(&self, step_loop: &mut StepLoop<'_, S>) -> Option<f64> {
         let since = self.told.paused.take()?;
-        let seconds = core.paused(since);
+        let seconds = step_loop.paused(since);
         self.context.board.set_state(State::Running);
         let reply = Reply::Resume {
-            step: core.step(),
+            step: step_loop.step(),
             seconds,
         };
         self.context.note(EventKind::Unpaused, &reply.to_string());

@@ -72,10 +72,10 @@ pub struct Prepare {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Prepare again, even if the prepared folder is current
+    /// Prepare again, even if the prepared folder is up to date
     #[arg(long)]
     pub force: bool,
-    /// Only compare every prepared file with its manifest
+    /// Only verify every prepared file against its manifest
     #[arg(long, conflicts_with = "force")]
     pub verify: bool,
 }
@@ -103,16 +103,16 @@ pub struct Train {
     /// Start a new run; fail if the run exists
     #[arg(long)]
     pub no_resume: bool,
-    /// Start over at step 0; the run's files are set aside within its folder, not deleted
+    /// Start over at step 0, and set the run's files aside in its folder instead of deleting them
     #[arg(long, conflicts_with_all = ["no_resume", "fork", "resume_from"])]
     pub restart: bool,
-    /// Start a new run with this name from a checkpoint of the configuration's run; the domains may differ
+    /// Start a new run with this name from a checkpoint of the configuration's run; its domains may differ
     #[arg(long, value_name = "NAME", conflicts_with = "no_resume")]
     pub fork: Option<String>,
-    /// Resume from the checkpoint of this step; later ones are set aside
+    /// Resume from the checkpoint at this step, and set later ones aside
     #[arg(long, value_name = "STEP", conflicts_with = "no_resume")]
     pub resume_from: Option<u64>,
-    /// After the run, also time this many steps without overlap of teacher and student, for comparison
+    /// After the run, also time this many steps without overlapping teacher and student, for comparison
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub serial_baseline: u64,
     /// Also write the metrics to this file, for the node exporter (same as --set telemetry.metrics_file=FILE)
@@ -144,7 +144,7 @@ pub struct Compare {
     /// Compare the methods at each of these values of a setting, for example objective.gamma=0,0.1,0.2
     #[arg(long, value_name = "KEY=LIST")]
     pub sweep: Option<String>,
-    /// Train a quarter of the steps, in a separate folder of runs
+    /// Train for a quarter of the steps, in a separate runs folder
     #[arg(long)]
     pub quick: bool,
     /// Add the scores in a file from lm-evaluation-harness as columns (may be repeated)
@@ -194,13 +194,13 @@ pub struct Eval {
     /// Folder of the model, in Hugging Face format
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Folder of a second model, printed next to the first with the ratio of their perplexities
+    /// Folder of a second model; prints its perplexities next to the first model's, and their ratio
     #[arg(long, value_name = "DIR")]
     pub baseline: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Also write the token ids of the validation documents to this JSON file, to check against another program
+    /// Also write the token ids of the validation documents to this JSON file, to compare with another program
     #[arg(long, value_name = "FILE")]
     pub dump_token_ids: Option<PathBuf>,
 }
@@ -211,10 +211,11 @@ pub struct Export {
     /// Folder of the run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Folder to write; an existing export is replaced as a whole
+    /// Folder to write; replaces an existing export as a whole
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Step of the checkpoint, or `best` for the one with the smallest mean gap; default: the newest that verifies
+    /// Step of the checkpoint, or `best` for the one with the smallest mean gap; default: the newest that passes
+    /// verification
     #[arg(long, value_name = "N|best")]
     pub step: Option<ExportStep>,
     /// Dtype of the tensors in the files: fp32, bf16 or fp16

@@ -45,12 +45,20 @@ pub enum MixturePolicy {
 impl MixturePolicy {
     /// Whether it needs perplexities at the end of each interval.
     pub fn measures_perplexities(self) -> bool {
-        matches!(self, Self::Ddk | Self::DdkNoSmoothing | Self::Sheared)
+        match self {
+            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => true,
+            Self::Equal | Self::Natural | Self::Static => false,
+            Self::Odm | Self::Doremi | Self::DoremiProxy => false,
+        }
     }
 
     /// Whether it, or one of its phases, updates at every step from what that step trained on.
     pub fn moves_every_step(self) -> bool {
-        matches!(self, Self::Odm | Self::Doremi | Self::DoremiProxy)
+        match self {
+            Self::Odm | Self::Doremi | Self::DoremiProxy => true,
+            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => false,
+            Self::Equal | Self::Natural | Self::Static => false,
+        }
     }
 }
 

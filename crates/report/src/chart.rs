@@ -73,7 +73,7 @@ pub struct Level {
 }
 
 /// Colors that are readable on light and dark backgrounds, and that most eyes can tell apart.
-pub const PALETTE: [(u8, u8, u8); 10] = [
+pub const PALETTE: [(u8, u8, u8); 12] = [
     (0x3f, 0x7f, 0xd9),
     (0xe0, 0x81, 0x3a),
     (0x2f, 0xa3, 0x7a),
@@ -84,6 +84,8 @@ pub const PALETTE: [(u8, u8, u8); 10] = [
     (0xd2, 0x5f, 0x55),
     (0x7f, 0x8b, 0x99),
     (0x6f, 0xa8, 0x4a),
+    (0x8f, 0x5f, 0x3f),
+    (0xc2, 0x5f, 0xc9),
 ];
 
 impl Chart {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use ddk_report::{RunReport, WIDTH, svg, table};
 use ddk_run::{
-    PhaseSeconds, RunView,
+    RunView,
     records::{
         ByDomain, DomainSummary, EventKind, EventLine, MixtureLine, Serial, StepRecord, StopReason,
         Summary,

@@ -24,7 +24,7 @@ pub struct Corpus {
     pub eos_token: Option<String>,
     /// Seed that chooses the documents if `max_bytes` or `max_documents` leaves some out. Default: run.seed.
     pub seed: Option<u64>,
-    /// Tokens per sequence. A sequence has one prediction fewer than tokens.
+    /// Tokens per sequence. A sequence has one fewer prediction than tokens.
     #[default = 2048]
     #[schemars(range(min = 2, max = LARGE))]
     pub sequence_length: usize,
@@ -37,8 +37,8 @@ pub struct Corpus {
     #[default(OnStale::Prepare)]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub on_stale: OnStale,
-    /// How to choose validation documents by a hash of their content: a `fraction` of all documents, or a `count`
-    /// of validation_documents.
+    /// How many validation documents to choose by a hash of their content: a `fraction` of all documents, or a `count`
+    /// (validation_documents).
     #[default(ValidationSplit::Fraction)]
     pub validation_split: ValidationSplit,
     /// Fraction of the documents to hold out for validation.
@@ -84,8 +84,8 @@ pub struct Domain {
     /// Format of all files of the domain, whatever their extensions: `jsonl`, `parquet`, or `text` (each file is one
     /// document). Default: each file's extension decides.
     pub format: Option<FileFormat>,
-    /// Field of a record that contains its text, instead of `text`; `a.b` is the field `b` of the object `a`. Short for
-    /// a `text_template` with only this field.
+    /// Field of a record that contains its text, instead of `text`; `a.b` is the field `b` of the object `a`. Shorthand
+    /// for a `text_template` with only this field.
     #[schemars(example = &"content")]
     pub text_field: Option<String>,
     /// Template of the text, with fields of the record in braces.
@@ -100,7 +100,7 @@ pub struct Domain {
     pub filter_field: Option<String>,
     /// Value that filter_field must have. Default: the domain's name.
     pub filter_value: Option<String>,
-    /// Maximum bytes of text to train on. Default: no limit.
+    /// Maximum number of bytes of text to train on. Default: no limit.
     #[schemars(range(min = 1))]
     pub max_bytes: Option<u64>,
     /// Maximum number of documents to train on. Default: no limit.
@@ -127,7 +127,7 @@ pub struct Training {
     #[default = 16]
     #[schemars(range(min = 1, max = LARGE))]
     pub global_batch_size: u64,
-    /// Sequences per micro-batch, which the teacher and the student process at a time. Must divide global_batch_size.
+    /// Sequences per micro-batch, the unit that the teacher and the student process. Must divide global_batch_size.
     #[default = 8]
     #[schemars(range(min = 1, max = LARGE))]
     pub micro_batch_size: u64,
@@ -138,11 +138,11 @@ pub struct Training {
 #[serde(default, deny_unknown_fields)]
 pub struct Mixture {
     /// Mixture policy: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` adapt the mixture to the models; `equal`,
-    /// `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two runs before this one;
-    /// `doremi-proxy` is only the second of these runs.
+    /// `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two preliminary runs; `doremi-proxy` is
+    /// only the second of these runs.
     #[default(MixturePolicy::Ddk)]
     pub policy: MixturePolicy,
-    /// `ddk`: weight of the discrepancy against the uniform floor (alpha in Eq. 2).
+    /// `ddk`: weight of the discrepancy relative to the uniform floor (alpha in Eq. 2).
     #[default = 0.5]
     #[schemars(range(min = 0, max = 1))]
     pub alpha: f64,
@@ -151,7 +151,7 @@ pub struct Mixture {
     #[default = 1000]
     #[schemars(range(min = 1, max = LARGE), extend("x-quick" = 4))]
     pub interval: u64,
-    /// Intervals between an evaluation and the mixture that follows from it. With 0, as in the paper, the pipeline
+    /// Number of intervals between an evaluation and the mixture that uses it. With 0, as in the paper, the pipeline
     /// waits for the evaluation at the end of each interval. With 1, replica 0 of the teacher evaluates a copy of the
     /// student on the student's device while training continues.
     #[schemars(range(max = 1), extend("x-expected" = "0 or 1"))]
@@ -160,7 +160,7 @@ pub struct Mixture {
     /// weights, or the `discrepancy` of Eq. 1. `odm` always starts with equal weights, as its formula requires.
     #[default(InitialMixture::Natural)]
     pub initial: InitialMixture,
-    /// Maximum epochs over a domain. After that, the other domains share its weight. Default: no limit.
+    /// Maximum number of epochs over a domain. After that, the other domains share its weight. Default: no limit.
     #[schemars(range(min = 1, max = LARGE))]
     pub max_epochs: Option<f64>,
     /// `odm`: fraction of a domain's estimated reward that an update keeps.

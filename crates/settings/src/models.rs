@@ -121,13 +121,13 @@ pub struct LrScheduler {
     #[default = 3e-6]
     #[schemars(range(min = 0), extend("x-live" = true))]
     pub min_lr: f64,
-    /// Steps of the whole schedule. An interval ends with it, and later steps use min_lr. Default: the run's number of
-    /// steps at its first start, even if the run is extended later.
+    /// Steps of the whole schedule. An interval ends where the schedule ends, and later steps use min_lr. Default: the
+    /// run's number of steps at its first start, even if the run is extended later.
     #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
     pub total_steps: Option<u64>,
 }
 
-/// What the student minimizes: CE + gamma D, with D a divergence from the teacher. `ted` adds a distance between
+/// What the student minimizes: CE + gamma D, where D is a divergence from the teacher. `ted` adds a distance between
 /// layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
@@ -146,18 +146,19 @@ pub struct Objective {
     pub temperature: f64,
     /// Multiply the divergence and its gradient by the square of the temperature.
     pub scale_by_temperature_squared: bool,
-    /// `jsd`: weight of the teacher in the mixture that both models are compared with.
+    /// `jsd`: weight of the teacher in the mixture with which DDK compares both models.
     #[default = 0.5]
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     #[schemars(extend("x-expected" = "over 0 and under 1 (at both ends the divergence is 0 everywhere)"))]
     pub beta: f64,
-    /// `skew_kl` and `skew_reverse_kl`: weight of the KL divergence's first argument in the mixture that is its second.
+    /// `skew_kl` and `skew_reverse_kl`: weight of the first KL argument within the mixture that forms the second
+    /// argument.
     #[default = 0.1]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub skew: f64,
     /// Exclude prompts from every term of the loss and from perplexities.
     pub completion_only_loss: bool,
-    /// Number of positions whose logits DDK computes at a time. Default: depends on vocabulary and device.
+    /// Number of positions for which DDK computes logits at a time. Default: depends on vocabulary and device.
     #[schemars(range(min = 1))]
     pub chunk_size: Option<i64>,
     /// `ted`: weight of the distance between layers.
@@ -173,8 +174,8 @@ pub struct Objective {
     #[default = 1e-3]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub ted_lr: f64,
-    /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Default: four evenly spaced pairs, the last
-    /// of which joins both last layers.
+    /// `ted`: pairs of layers, counted from 1: [[student's, teacher's], …]. Default: four evenly spaced pairs; the last
+    /// pair joins the last layers of both models.
     #[schemars(length(min = 1), extend("examples" = [[[2, 4]]]))]
     #[schemars(extend("x-expected" = "at least one pair of layers counted from 1, such as [[2, 4]]"))]
     pub ted_layers: Option<Vec<[u64; 2]>>,

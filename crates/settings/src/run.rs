@@ -31,7 +31,7 @@ pub struct Run {
     /// Stop after this many intervals, each counted as mixture.interval steps.
     #[schemars(range(min = 1, max = MANY), extend("x-may-grow" = true))]
     pub max_intervals: Option<u64>,
-    /// Stop after the step that reaches this total of trained tokens.
+    /// Stop after the step at which the total of trained tokens reaches this number.
     #[schemars(range(min = 1), extend("x-may-grow" = true, "x-quick" = 4))]
     pub max_tokens: Option<u64>,
     /// Stop at the end of an interval if the gap of every domain is at most this, in nats per token. The gap is
@@ -90,8 +90,8 @@ pub enum ThreadChoice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evaluation {
-    /// Steps between evaluations, each at the end of an interval, for mixture policies that do not need them. DDK
-    /// always evaluates at the start and at the end of a run. Default: no evaluations in between.
+    /// Steps between evaluations, for mixture policies that do not need evaluations. Each one takes place at the end of
+    /// an interval. DDK always evaluates at the start and at the end of a run. Default: no evaluations in between.
     #[schemars(range(min = 1, max = MANY))]
     pub interval: Option<u64>,
     /// Validation documents per batch.
@@ -135,11 +135,11 @@ pub struct Recovery {
     /// `roll-back`: rewind to the last checkpoint and skip the step's data.
     #[default(SpikeAction::Warn)]
     pub spike_action: SpikeAction,
-    /// A loss is a spike if it is more than this many standard deviations above the mean of the last losses.
+    /// A loss is a spike if it is more than this many standard deviations above the mean of the recent losses.
     #[default = 6.0]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub spike_threshold: f64,
-    /// Number of last losses in the mean and the standard deviation; at least spike_min_history.
+    /// Number of recent losses in the mean and the standard deviation; at least spike_min_history.
     #[default = 128]
     #[schemars(range(min = 2))]
     pub spike_window: usize,
@@ -147,8 +147,8 @@ pub struct Recovery {
     #[default = 64]
     #[schemars(range(min = 2))]
     pub spike_min_history: usize,
-    /// Maximum seconds to finish the step and save a checkpoint after a stop signal. After that, the process ends at
-    /// once. The run then resumes from its last checkpoint.
+    /// Maximum number of seconds to finish the step and save a checkpoint after a stop signal. After that, the process
+    /// ends at once. The run then resumes from its last checkpoint.
     #[default = 120.0]
     #[schemars(range(max = LONGEST_SECONDS), extend("exclusiveMinimum" = 0, "x-may-differ-on-resume" = true))]
     pub shutdown_grace_seconds: f64,
@@ -192,8 +192,8 @@ pub struct Telemetry {
     /// Address and port of the server. An address other than loopback requires a token.
     #[default = "127.0.0.1:9469"]
     pub listen: String,
-    /// Token that clients must present, 16 characters or more. Best set as DDK__TELEMETRY__TOKEN in the environment.
-    /// DDK leaves it out of everything that it writes.
+    /// Token that clients must present, 16 characters or more. Preferably, set DDK__TELEMETRY__TOKEN in the environment
+    /// instead. DDK leaves it out of everything that it writes.
     #[schemars(extend("x-secret" = true))]
     pub token: Option<Token>,
     /// Stop if the port is taken, instead of running without the server.

@@ -52,7 +52,8 @@ fn colors() -> String {
     let colors = colors.map(|(index, (red, green, blue))| {
         format!("--series-{index}: #{red:02x}{green:02x}{blue:02x};")
     });
-    format!(":root {{ {} }}\n", colors.collect::<Vec<_>>().join(" "))
+    let colors = colors.collect::<Vec<_>>().join(" ");
+    format!(":root {{ --series-count: {}; {colors} }}\n", PALETTE.len())
 }
 
 /// Answers with a page.

@@ -215,7 +215,7 @@ mod tests {
             grad_norm: 1.0,
             tokens: 100,
             seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5)]),
-        ..StepRecord::default()
+            ..StepRecord::default()
         }
     }
 

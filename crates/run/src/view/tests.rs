@@ -21,7 +21,7 @@ fn step(step: u64, ce_loss: f64) -> StepRecord {
         grad_norm: 2.0,
         tokens: 100,
         seconds: PhaseSeconds::from([(StepPhase::Forward, 0.5), (StepPhase::Head, 1.5)]),
-    ..StepRecord::default()
+        ..StepRecord::default()
     }
 }
 
