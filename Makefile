@@ -27,8 +27,8 @@ full: ## run test-full and the demo from the start, and keep the last lines in d
 	@tools/full-run
 
 generate: setup ## write the files that are generated from declarations: settings, metrics, dashboard
-	UPDATE=1 cargo test --release --locked --workspace --test layers
-	UPDATE=1 cargo test --release --locked --workspace --test it monitoring::files
+	UPDATE=1 cargo test --release --locked --workspace --test layers are_current
+	UPDATE=1 cargo test --release --locked --workspace --test it are_current
 
 gpu-check: ## check everything that GPUs compute differently, on cuda:0 (and cuda:1 if present); DEVICE=cpu: on the CPU
 	@DEVICE='$(DEVICE)' tools/gpu-check

@@ -167,7 +167,7 @@ pub fn student_memory(
             "student.model",
         ),
         part(
-            "the teacher's output matrix",
+            "the teacher's LM head",
             if shape.needs_teacher_output && !shape.shared_head {
                 shape.teacher_bytes * teacher.table
             } else {

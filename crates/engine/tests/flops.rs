@@ -44,7 +44,7 @@ fn teacher_student_and_evaluation_are_counted_by_hand() {
     assert_eq!(
         again.student(&[packed, whole]),
         4.0 * layers + 3.0 * head,
-        "the output matrix is not applied again"
+        "the LM head is not applied again"
     );
     // Teacher: a layer has 16 x 16 + 2 x 16 x 8 + 16 x 16 + 3 x 16 x 12 = 1344 weights, an attention pair costs
     // 128.

@@ -351,12 +351,12 @@ fn check(
     let sides = [
         (
             "the student's hidden states",
-            "the student's output matrix",
+            "the student's LM head",
             Some(student),
         ),
         (
             "the teacher's hidden states",
-            "the teacher's output matrix",
+            "the teacher's LM head",
             teacher,
         ),
     ];

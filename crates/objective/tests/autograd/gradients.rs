@@ -248,7 +248,7 @@ fn inputs_that_do_not_belong_together_are_named() {
     let case = Case::new(12);
     let error = said_of(&case.teacher[0], &case, &case.labels);
     assert!(
-        error.contains("the student's output matrix") && error.contains("9]"),
+        error.contains("the student's LM head") && error.contains("9]"),
         "{error}"
     );
     let mut case = case;
