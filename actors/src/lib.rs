@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Loader x N ─sequences─▶ Batcher ─micro-batches─▶ Teacher x M ─labeled─▶ Student ─snapshots─▶ Checkpointer
-//!                                  ▲                                               │
-//!                                  └──────interval── MixtureActor ◀─────────────┘ perplexities
+//!                            ▲                                               │
+//!                            └─────interval── MixtureActor ◀─────────────────┘ perplexities or losses
 //! ```
 //!
 //! Data moves over bounded channels between threads. Control uses small messages between ractor actors, whose handlers
