@@ -1,17 +1,22 @@
 """Compares two builds of ddk at case A of `pytorch.py`, alternating in one run.
 
-usage: python3 benches/builds.py OLD NEW [--pairs 15] [--steps 6]
+usage: python3 benches/builds.py OLD NEW [--pairs 15] [--steps 6] [--renamed]
 
-Each pair runs `ddk train` of both programs on one small world and takes all steps but the first eight. The program
+Each pair runs `ddk train` of both programs on equal small worlds and takes all steps but the first eight. The program
 that runs first alternates. Prints the medians of the seconds per step, and the ratio new to old: the median, the
-minimum and the maximum over the pairs.
+minimum and the maximum over the pairs. With --renamed, OLD gets the earlier names of the keys.
 """
 
 import argparse
+import importlib.machinery
+import importlib.util
+import json
 import pathlib
+import shutil
 import statistics
 import subprocess
 import tempfile
+import tomllib
 
 import pytorch
 from worlds import write_text, write_tokenizer
@@ -46,24 +51,47 @@ num_key_value_heads = {heads}
         subprocess.run(command, cwd=folder, check=True, stderr=subprocess.DEVNULL)
 
 
+def equivalence():
+    """The module of `tools/equivalence`, which knows the earlier names."""
+    loader = importlib.machinery.SourceFileLoader("equivalence", str(pytorch.ROOT / "tools/equivalence"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
+def copy_with_earlier_names(folder, target):
+    """Copies the world with the keys of its configuration renamed."""
+    shutil.copytree(folder, target)
+    names = equivalence()
+    earlier = [(new, old) for old, new in names.renamed_keys()]
+    config = names.flat(tomllib.loads((target / "config.toml").read_text()))
+    lines = (f"{names.translated(key, earlier)} = {json.dumps(value)}\n" for key, value in config.items())
+    (target / "config.toml").write_text("".join(lines))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=pathlib.Path)
     parser.add_argument("new", type=pathlib.Path)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--renamed", action="store_true")
     options = parser.parse_args()
     programs = {"old": options.old.resolve(), "new": options.new.resolve()}
     shape, pairs = pytorch.A, []
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        write_world(folder, shape, programs["old"])
+        worlds = dict.fromkeys(programs, pathlib.Path(folder) / "world")
+        worlds["new"].mkdir()
+        write_world(worlds["new"], shape, programs["new"])
+        if options.renamed:
+            worlds["old"] = pathlib.Path(folder) / "earlier"
+            copy_with_earlier_names(worlds["new"], worlds["old"])
         for number in range(options.pairs):
             pair = {}
             for name in sorted(programs, reverse=number % 2 == 0):
                 pytorch.DDK = programs[name]
                 run = f"{name}-{number}"
-                pair[name] = pytorch.ddk_steps(folder, shape, options.steps, run, [])["seconds"]
+                pair[name] = pytorch.ddk_steps(worlds[name], shape, options.steps, run, [])["seconds"]
             pairs.append(pair)
             print(f"pair {number + 1}: old {pair['old']:.4f} s, new {pair['new']:.4f} s", flush=True)
     ratios = sorted(pair["new"] / pair["old"] for pair in pairs)
