@@ -15,8 +15,8 @@ use ddk_jobs::args::{
     version,
     max_term_width = 100,
     after_help = "Start here:\n  \
-                  ddk demo                       run the whole workflow on real text, in about five minutes\n  \
-                  ddk train config/demo.toml     distill with a configuration of your own\n\n\
+                  ddk demo                       run the whole workflow on real text, in 5 to 13 minutes\n  \
+                  ddk train my.toml              distill with a configuration of your own\n\n\
                   Exit codes: 0 done, 1 error, 2 usage or configuration error, 130 or 143 stopped by SIGINT or \
                   SIGTERM. After a stop, the same command resumes."
 )]
@@ -30,8 +30,8 @@ pub enum Command {
     /// Run the whole workflow on real text: corpus, tokenizer, teacher, student, distillation
     ///
     /// Writes five domains of text that `make demo-text` fetched. The text is the same on every machine. Then trains a
-    /// tokenizer, a teacher, and a student that lags behind the teacher, and distills. Keeps each result under
-    /// data/demo and reuses it. To start over, delete that folder.
+    /// tokenizer, a teacher, and a student that lags behind the teacher. Finally, distills the teacher into the
+    /// student. Keeps each result under data/demo and reuses it. To start over, delete that folder.
     Demo(Demo),
     /// Write a commented configuration for two model folders and a folder of text
     Init(Init),
@@ -57,12 +57,16 @@ pub enum Command {
     Compare(Compare),
     /// Watch a live or past run in the terminal, on this or another machine
     ///
-    /// Prints the status once if standard output is not a terminal. Reads the server's token from
+    /// If standard output is not a terminal, prints the status once. Reads the server's token from
     /// DDK__TELEMETRY__TOKEN.
-    Watch(Watch),
+    Watch {
+        /// Folder of the run, or URL of its live page: runs/my, or http://127.0.0.1:9469
+        #[arg(value_name = "RUN_OR_URL")]
+        run: String,
+    },
     /// Control a live run: save, evaluate, pause, resume, stop, or change a setting
     ///
-    /// Commands take effect between two steps. The run answers over a socket in its folder, or over HTTP with the
+    /// Commands take effect between steps. The run answers over a socket in its folder, or over HTTP with the
     /// token in DDK__TELEMETRY__TOKEN.
     Ctl(Ctl),
     /// Serve web pages for all runs under a folder, and compare selected runs side by side
@@ -72,7 +76,11 @@ pub enum Command {
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
     /// List a run's checkpoints: step, size, and whether each one passes verification
-    Checkpoints(Checkpoints),
+    Checkpoints {
+        /// Folder of the run
+        #[arg(value_name = "RUN")]
+        run: PathBuf,
+    },
     /// Write a run's report as a self-contained web page, as Markdown, or as figures
     ///
     /// The report contains results, charts by step, incidents, and a time breakdown. It also lists the settings that
@@ -85,7 +93,7 @@ pub enum Command {
     /// Show the settings in use, or their schema
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Print what the next mixture weights would be, and why
+    /// Compute the next mixture weights, and show why
     ///
     /// Computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone), then Eq. 2 (the smooth update) from
     /// it or from --previous.
@@ -113,13 +121,6 @@ pub struct Init {
     /// File to write the configuration to; must not exist yet
     #[arg(long, value_name = "FILE", default_value = "ddk.toml")]
     pub out: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct Watch {
-    /// Folder of the run, or URL of its live page: runs/my, or http://127.0.0.1:9469
-    #[arg(value_name = "RUN_OR_URL")]
-    pub run: String,
 }
 
 #[derive(Debug, Args)]
@@ -192,13 +193,6 @@ pub enum DataCommand {
     },
 }
 
-#[derive(Debug, Args)]
-pub struct Checkpoints {
-    /// Folder of the run
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
-}
-
 /// A model and its sampling parameters.
 #[derive(Debug, Args)]
 pub struct Generate {
@@ -211,7 +205,7 @@ pub struct Generate {
     /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_new_tokens: usize,
-    /// Sampling temperature; 0 always picks the likeliest token, and higher values are more random
+    /// Sampling temperature; 0 always picks the likeliest token, and higher values give more random text
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
     /// Nucleus sampling: sample only from the likeliest tokens that together have this probability
@@ -253,7 +247,7 @@ pub struct Mixture {
     /// Policy that adapts the mixture to perplexities: ddk, ddk-no-smoothing or sheared
     #[arg(long, value_name = "POLICY", default_value = "ddk", value_parser = ["ddk", "ddk-no-smoothing", "sheared"])]
     pub policy: String,
-    /// Weight of the discrepancy relative to the uniform floor, 0 to 1 (ddk only)
+    /// Weight of the discrepancy relative to the uniform floor, from 0 to 1 (ddk only)
     #[arg(long, default_value_t = 0.5)]
     pub alpha: f64,
     /// Names of the domains, in the same order

@@ -37,10 +37,9 @@ impl Client {
                 .hint("for a run on another machine: ssh -L 9469:127.0.0.1:9469 MACHINE, then http://127.0.0.1:9469")
                 .usage();
         }
-        let uri = url.parse::<Uri>().map_err(anyhow::Error::from);
-        let uri = uri
-            .with_context(|| format!("{url} is not a valid URL"))
-            .usage()?;
+        let uri = url.parse::<Uri>();
+        let uri = uri.with_context(|| format!("{url} is not a valid URL"));
+        let uri = uri.usage()?;
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         if authority.is_empty() || authority.contains('@') {
             return Err(usage(anyhow!(
@@ -56,12 +55,11 @@ impl Client {
             .max_redirects(0)
             .proxy(None)
             .build();
+        let query = uri.query().map(|query| format!("?{query}"));
         Ok(Self {
             agent: agent.into(),
             base: format!("http://{authority}"),
-            query: uri
-                .query()
-                .map_or(String::new(), |query| format!("?{query}")),
+            query: query.unwrap_or_default(),
             token,
         })
     }
@@ -79,9 +77,8 @@ impl Client {
         }
         // A checkpoint or an evaluation may take any amount of time.
         let request = request.config().timeout_recv_response(None).build();
-        let mut answer = request
-            .send_json(command)
-            .with_context(|| format!("no answer from {base}"))?;
+        let answer = request.send_json(command);
+        let mut answer = answer.with_context(|| format!("no answer from {base}"))?;
         let status = answer.status().as_u16();
         let body = answer.body_mut().with_config().limit(LONGEST);
         match status {
@@ -113,9 +110,8 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
-        let mut answer = request
-            .call()
-            .with_context(|| format!("no answer from {base}"))?;
+        let answer = request.call();
+        let mut answer = answer.with_context(|| format!("no answer from {base}"))?;
         let status = answer.status().as_u16();
         let body = answer.body_mut().with_config().limit(LONGEST);
         match status {

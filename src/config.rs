@@ -22,17 +22,14 @@ pub fn run(command: &ConfigCommand, out: &mut dyn Write) -> Result<()> {
                 return Ok(());
             }
             let values = loaded.settings.values()?.into_iter();
-            let values: Vec<_> = values
-                .map(|setting| (setting.path, setting.value.to_string()))
-                .collect();
+            let values = values.map(|setting| (setting.path, setting.value.to_string()));
+            let values: Vec<_> = values.collect();
             let widths = values.iter().map(|(key, value)| key.len() + value.len());
             let width = "* ".len() + " = ".len() + widths.max().unwrap_or(0).min(60);
             for (key, value) in values {
                 let origin = loaded.origins.of(&key);
-                let mark = match origin {
-                    Origins::DEFAULT => "  ",
-                    _ => "* ",
-                };
+                let is_default = origin == Origins::DEFAULT;
+                let mark = if is_default { "  " } else { "* " };
                 let setting = format!("{mark}{key} = {value}");
                 writeln!(out, "{setting:width$}   {origin}")?;
             }

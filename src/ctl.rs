@@ -1,17 +1,16 @@
 //! `ddk ctl`: sends commands to a run in training.
 
 use std::{
-    fs::File,
     io::{BufRead, BufReader, ErrorKind, Write},
-    os::{fd::AsRawFd, unix::net::UnixStream},
-    path::{Path, PathBuf},
+    os::unix::net::UnixStream,
+    path::Path,
 };
 
 use anyhow::{Context, Result, anyhow};
 use ddk_jobs::{hint::Hint, output::print_json};
 use ddk_run::{
     RunView,
-    control::{Answer, Command, Reply, SOCKET},
+    control::{Answer, Command, Reply, SOCKET, short_path},
 };
 use serde_json::Value;
 
@@ -49,13 +48,12 @@ fn command(command: &cli::CtlCommand) -> Result<Command> {
             let value =
                 |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
             let pair = |pair: &String| {
-                let (key, text) = pair
-                    .split_once('=')
-                    .with_context(|| format!("{pair} is not KEY=VALUE"))
-                    .usage()?;
+                let parts = pair.split_once('=');
+                let (key, text) = parts.with_context(|| format!("{pair} is not KEY=VALUE"))?;
                 Ok((key.trim().to_owned(), value(text.trim())))
             };
-            let values = values.iter().map(pair).collect::<Result<_>>()?;
+            let values: Result<_> = values.iter().map(pair).collect();
+            let values = values.usage()?;
             Command::Set { values }
         }
     })
@@ -64,21 +62,14 @@ fn command(command: &cli::CtlCommand) -> Result<Command> {
 /// Asks the process that trains the run in `folder`.
 fn ask(folder: &Path, command: &Command) -> Result<Answer> {
     ddk_jobs::hint::must_hold_a_run(folder)?;
-    let stream = match connect(folder) {
-        Ok(stream) => stream,
+    let connected =
+        short_path(folder).and_then(|(_open, short)| UnixStream::connect(short.join(SOCKET)));
+    let gone = [ErrorKind::ConnectionRefused, ErrorKind::NotFound];
+    let failed = || format!("cannot reach {}", folder.join(SOCKET).display());
+    let stream = match connected {
         // No process: the socket does not exist, or a killed process left it behind.
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::ConnectionRefused | ErrorKind::NotFound
-            ) =>
-        {
-            return without_process(folder, command);
-        }
-        Err(error) => {
-            return Err(error)
-                .with_context(|| format!("cannot reach {}", folder.join(SOCKET).display()));
-        }
+        Err(error) if gone.contains(&error.kind()) => return without_process(folder, command),
+        connected => connected.with_context(failed)?,
     };
     let mut line = serde_json::to_vec(command)?;
     line.push(b'\n');
@@ -92,13 +83,6 @@ fn ask(folder: &Path, command: &Command) -> Result<Answer> {
         ));
     }
     Ok(serde_json::from_str(&answer)?)
-}
-
-/// A socket's address is limited to 108 bytes, so a long path is reached through the open folder.
-fn connect(folder: &Path) -> std::io::Result<UnixStream> {
-    let open = File::open(folder)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
-    UnixStream::connect(short.join(SOCKET))
 }
 
 /// Answers `status` from the files of the run. Every other command needs a process.

@@ -48,13 +48,8 @@ fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write
         histogram(domain, out)?;
         for row in spread(domain.rows(), rows) {
             let row = domain.sequence(row)?;
-            writeln!(
-                out,
-                "  sequence {} of {}: {} tokens",
-                row.number,
-                domain.rows(),
-                row.tokens.len()
-            )?;
+            let (number, rows, tokens) = (row.number, domain.rows(), row.tokens.len());
+            writeln!(out, "  sequence {number} of {rows}: {tokens} tokens")?;
             print_row(&row, &corpus.tokenizer, out)?;
         }
     }
@@ -70,19 +65,15 @@ fn spread(all: u64, count: u64) -> impl Iterator<Item = u64> {
 /// Prints the number of documents by length in tokens, in powers of two.
 fn histogram(domain: &Arc<PreparedDomain>, out: &mut dyn Write) -> Result<()> {
     let mut counts = [0_u64; 64];
-    for length in domain.document_lengths() {
-        counts[length?.max(1).ilog2() as usize] += 1;
+    for length in domain.document_lengths()? {
+        counts[length.max(1).ilog2() as usize] += 1;
     }
     let largest = counts.iter().copied().max().unwrap_or(0).max(1);
     writeln!(out, "  tokens per document")?;
     for (power, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
         let bar = "#".repeat((count * 40).div_ceil(largest) as usize);
-        writeln!(
-            out,
-            "  {:>9} to {:<9} {count:>9} {bar}",
-            1_u64 << power,
-            (2_u64 << power) - 1
-        )?;
+        let (from, to) = (1_u64 << power, (2_u64 << power) - 1);
+        writeln!(out, "  {from:>9} to {to:<9} {count:>9} {bar}")?;
     }
     Ok(())
 }
@@ -93,13 +84,8 @@ fn print_row(row: &Sequence, tokenizer: &TokenizerFolder, out: &mut dyn Write) -
     for span in &row.spans {
         let end = (start + span.tokens as usize).min(row.tokens.len());
         let text = tokenizer.decode(&row.tokens[start..end])?;
-        writeln!(
-            out,
-            "  | document {}, tokens {} to {}",
-            span.document,
-            span.offset,
-            span.offset + span.tokens
-        )?;
+        let (document, from, to) = (span.document, span.offset, span.offset + span.tokens);
+        writeln!(out, "  | document {document}, tokens {from} to {to}")?;
         for line in text.lines() {
             writeln!(out, "  |   {line}")?;
         }
@@ -126,11 +112,11 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
         }
         let domain = PreparedDomain::open(&options.folder, &sample.domain, sequence_options)?;
         let row = domain.sequence(sample.sequence)?;
-        let spans = row.spans.iter().zip(&sample.spans);
-        let same = spans.into_iter().all(|(now, then)| {
-            (now.document, now.offset, now.tokens) == (then.document, then.offset, then.tokens)
-        });
-        if !same || row.spans.len() != sample.spans.len() {
+        let now = row.spans.iter();
+        let now = now.map(|span| (span.document, span.offset, span.tokens));
+        let then = sample.spans.iter();
+        let then = then.map(|span| (span.document, span.offset, span.tokens));
+        if !now.eq(then) {
             return Err(anyhow!(
                 "sequence {} of `{}` differs from the one the run trained on: the corpus was prepared again since then",
                 sample.sequence,

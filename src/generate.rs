@@ -2,13 +2,10 @@
 
 use std::{io::Write, time::Instant};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use ddk_corpus::TokenizerFolder;
 use ddk_engine::{Generator, Sampling};
-use ddk_jobs::{
-    hint::{Hint, usage},
-    progress::say,
-};
+use ddk_jobs::{hint::Hint, progress::say};
 use ddk_model::{Model, Placement};
 use ddk_torch::{ComputeContext, parse_device};
 use tch::Kind;
@@ -20,7 +17,7 @@ use crate::cli;
 /// # Errors
 /// If an option is out of range, if the model or its tokenizer cannot be used, or if `out` cannot be written.
 pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
-    let sampling = sampling(args)?;
+    let sampling = sampling(args).usage()?;
     let tokenizer = TokenizerFolder::open(&args.model, None)
         .hint("copy the model's tokenizer.json to its folder")?;
     let device = parse_device(&args.device).usage()?;
@@ -74,13 +71,11 @@ fn sampling(args: &cli::Generate) -> Result<Sampling> {
     let (temperature, top_p) = (args.temperature, args.top_p);
     ensure!(
         temperature.is_finite() && temperature >= 0.0,
-        usage(anyhow!(
-            "--temperature is {temperature}, expected 0 or more"
-        ))
+        "--temperature is {temperature}, expected 0 or more"
     );
     ensure!(
         top_p > 0.0 && top_p <= 1.0,
-        usage(anyhow!("--top-p is {top_p}, expected over 0 and at most 1"))
+        "--top-p is {top_p}, expected over 0 and at most 1"
     );
     Ok(Sampling {
         temperature,

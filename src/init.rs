@@ -13,6 +13,7 @@ use ddk_jobs::{
     progress::say,
 };
 use ddk_model::ModelConfig;
+use serde_json::json;
 
 use crate::cli;
 
@@ -30,7 +31,7 @@ pub fn run(args: &cli::Init) -> Result<()> {
     let student = ModelConfig::read(&args.student).usage()?;
     let domains = find_domains(args)?;
     look_into(&domains)?;
-    let text = render(args, &teacher, &student, &domains);
+    let text = render(args, &teacher, &student, &domains)?;
     fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
     let (count, out) = (domains.len(), args.out.display());
     say(&format!("{count} domains in {out}; next: ddk check {out}"));
@@ -42,12 +43,9 @@ fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
     let mut entries = Vec::new();
     let failed = || format!("cannot read {}", args.data.display());
     for entry in fs::read_dir(&args.data).with_context(failed).usage()? {
-        let path = entry.with_context(failed)?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if !hidden {
-            entries.push(path);
+        let entry = entry.with_context(failed)?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            entries.push(entry.path());
         }
     }
     entries.sort();
@@ -65,17 +63,12 @@ fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
         return Err(anyhow!("{} contains no text", args.data.display())).usage();
     }
     for (index, domain) in domains.iter().enumerate() {
-        let twin = domains[..index]
-            .iter()
-            .find(|other| other.name == domain.name);
-        if let Some(twin) = twin {
-            return Err(anyhow!(
-                "{} and {} would both be the domain `{}`: rename one",
-                twin.files[0],
-                domain.files[0],
-                domain.name
-            ))
-            .usage();
+        let mut before = domains[..index].iter();
+        if let Some(twin) = before.find(|other| other.name == domain.name) {
+            let (one, other, name) = (&twin.files[0], &domain.files[0], &domain.name);
+            let message =
+                format!("{one} and {other} would both be the domain `{name}`: rename one");
+            return Err(anyhow!(message)).usage();
         }
     }
     Ok(domains)
@@ -151,11 +144,8 @@ fn not_known(error: CorpusError) -> anyhow::Error {
 
 /// Converts `text` to a name that works as a folder and as a bare key.
 fn domain_name(text: &str) -> String {
-    let plain = |character: char| match character {
-        _ if character.is_alphanumeric() || character == '-' => character,
-        _ => '_',
-    };
-    text.chars().map(plain).collect()
+    let is_allowed = |letter: char| letter.is_alphanumeric() || letter == '-';
+    text.replace(|letter| !is_allowed(letter), "_")
 }
 
 fn render(
@@ -163,16 +153,14 @@ fn render(
     teacher: &ModelConfig,
     student: &ModelConfig,
     domains: &[DomainSource],
-) -> String {
+) -> Result<String> {
     let name = |folder: &Path| {
         let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         domain_name(&name.file_name().unwrap_or_default().to_string_lossy())
     };
-    let length = teacher
-        .max_positions()
-        .min(student.max_positions())
-        .min(2048);
-    let of_path = |path: &Path| quoted(&path.display().to_string());
+    let positions = teacher.max_positions().min(student.max_positions());
+    let length = positions.min(2048);
+    let of_path = |path: &Path| toml::Value::from(path.display().to_string());
     let (of_teacher, of_student) = (of_path(&args.teacher), of_path(&args.student));
     let mut text = format!(
         "# Written by `ddk init`. Next: ddk check {out}, then ddk train {out}\n\
@@ -201,34 +189,18 @@ fn render(
         student = name(&args.student),
     );
     for domain in domains {
-        text.push_str(&format!(
-            "\n[domains.{}]\nfiles = [{}]\n",
-            toml_key(&domain.name),
-            quoted(&domain.files[0])
-        ));
+        let mut table = json!({ "files": domain.files });
         if args.text_field != "text" {
-            text.push_str(&format!("text_field = {}\n", quoted(&args.text_field)));
+            table["text_field"] = json!(args.text_field);
         }
         if let Some((field, value)) = &domain.only {
-            text.push_str(&format!("filter_field = {}\n", quoted(field)));
+            table["filter_field"] = json!(field);
             if *value != domain.name {
-                text.push_str(&format!("filter_value = {}\n", quoted(value)));
+                table["filter_value"] = json!(value);
             }
         }
+        let tables = json!({ "domains": { &domain.name: table } });
+        text.push_str(&format!("\n{}", toml::to_string(&tables)?));
     }
-    text
-}
-
-fn quoted(text: &str) -> String {
-    toml::Value::from(text).to_string()
-}
-
-/// A bare key if TOML allows it, otherwise a quoted one.
-fn toml_key(name: &str) -> String {
-    let bare = |character: char| character.is_ascii_alphanumeric() || "_-".contains(character);
-    if name.chars().all(bare) {
-        name.to_owned()
-    } else {
-        quoted(name)
-    }
+    Ok(text)
 }

@@ -36,19 +36,14 @@ pub fn run(args: &cli::Mixture, out: &mut dyn Write) -> Result<()> {
     if args.json {
         return print_json(&explanation, out);
     }
-    let Explanation {
-        domains,
-        alpha,
-        floor,
-        cap,
-        ..
-    } = &explanation;
-    let weight = match (args.policy.as_str(), alpha) {
+    let domains = &explanation.domains;
+    let weight = match (args.policy.as_str(), explanation.alpha) {
         (_, Some(alpha)) => format!(
-            "{alpha} x previous x exp(ratio), normalized, + {} / {} domains (Eq. 2); always between {floor:.4} \
-             and {cap:.4}",
+            "{alpha} x previous x exp(ratio), normalized, + {} / {} domains (Eq. 2); always between {:.4} and {:.4}",
             1.0 - alpha,
-            domains.len()
+            domains.len(),
+            explanation.floor,
+            explanation.cap
         ),
         ("sheared", _) => {
             "previous x ratio (x 1 if the ratio is below 1), normalized (dynamic batch loading)"
@@ -111,45 +106,41 @@ fn explain(args: &cli::Mixture) -> Result<Explanation> {
         (0.0..=1.0).contains(&alpha),
         "--alpha is {alpha}, expected a number from 0 to 1"
     );
-    let domains = match &args.domains {
-        Some(names) => {
-            same_length("domains", names.len())?;
-            names.clone()
-        }
-        None => (1..=count).map(|number| number.to_string()).collect(),
-    };
+    if let Some(names) = &args.domains {
+        same_length("domains", names.len())?;
+    }
+    let numbers = || (1..=count).map(|number| number.to_string()).collect();
+    let domains = args.domains.clone().unwrap_or_else(numbers);
     let both = args.student_ppl.iter().zip(&args.teacher_ppl);
     let ratio: Vec<f64> = both.map(|(student, teacher)| student / teacher).collect();
     let discrepancy = discrepancy(&ratio)?;
-    let previous = match &args.previous {
-        Some(previous) => {
-            same_length("previous", previous.len())?;
-            let sum: f64 = previous.iter().sum();
-            let mut weights = previous.iter();
-            ensure!(
-                weights.all(|weight| (0.0..=1.0).contains(weight)) && (sum - 1.0).abs() <= 1e-3,
-                "--previous sums to {sum}, expected weights from 0 to 1 that sum to 1"
-            );
-            previous.clone()
-        }
-        None => discrepancy.clone(),
-    };
+    let previous = args.previous.as_ref().unwrap_or(&discrepancy).clone();
+    if args.previous.is_some() {
+        same_length("previous", previous.len())?;
+        let sum: f64 = previous.iter().sum();
+        let mut weights = previous.iter();
+        ensure!(
+            weights.all(|weight| (0.0..=1.0).contains(weight)) && (sum - 1.0).abs() <= 1e-3,
+            "--previous sums to {sum}, expected weights from 0 to 1 that sum to 1"
+        );
+    }
     let perplexities = Perplexities {
         student: args.student_ppl.clone(),
         teacher: args.teacher_ppl.clone(),
     };
     let first = InitialMixture::Natural;
-    let policy: &mut dyn Policy = match args.policy.as_str() {
-        "ddk" => &mut Ddk::going_on(args.alpha, 1, previous.clone()),
-        "sheared" => &mut Sheared::new(1, first, vec![None; count]),
-        _ => &mut DdkNoSmoothing::new(1, first),
+    let mut policy = match args.policy.as_str() {
+        "ddk" => Policy::Ddk(Ddk::going_on(args.alpha, 1, previous.clone())),
+        "sheared" => Policy::Sheared(Sheared::new(1, first, vec![None; count])),
+        _ => Policy::DdkNoSmoothing(DdkNoSmoothing::new(1, first)),
     };
     let feedback = Feedback {
         perplexities: Some(&perplexities),
         training: &TrainingSums::new(count),
     };
     let weights = policy.next(&previous, &feedback)?.weights;
-    let (alpha, floor) = (policy.alpha(), policy.floor(count));
+    let alpha = policy.alpha();
+    let floor = alpha.map_or(0.0, |alpha| (1.0 - alpha) / count as f64);
     Ok(Explanation {
         domains,
         ratio,

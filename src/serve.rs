@@ -29,7 +29,8 @@ pub fn run(args: &cli::Serve) -> Result<()> {
             .usage();
     }
     let token = token()?;
-    let site = Site::of_runs(&args.runs).with_token(token.as_deref());
+    let mut site = Site::of_runs(&args.runs);
+    site.token = token;
     let server = ddk_telemetry::serve(args.address, site).map_err(|error| match error {
         ServeError::NeedsToken(_) => usage(with_hint(
             error,

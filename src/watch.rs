@@ -6,7 +6,7 @@ mod view;
 
 use std::{
     io::{IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc::{self, Receiver, Sender},
     thread,
     time::Duration,
@@ -15,9 +15,12 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_run::{RunFolder, RunView, view::Steps};
 use ddk_telemetry::api::{Event as RunEvent, Status};
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event, KeyCode, KeyModifiers},
+};
 
-use crate::{cli, client::Client, serve};
+use crate::{client::Client, serve};
 use ddk_jobs::hint::Hint;
 
 /// Interval between looking for keys and redrawing.
@@ -37,8 +40,8 @@ pub struct Snapshot {
 ///
 /// # Errors
 /// If the run cannot be reached, if the terminal cannot be drawn on, or if `out` cannot be written.
-pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
-    let mut source = Source::open(&args.run)?;
+pub fn run(run: &str, out: &mut dyn Write) -> Result<()> {
+    let mut source = Source::open(run)?;
     let first = source.look()?;
     if !std::io::stdout().is_terminal() {
         return Ok(out.write_all(view::text(&first).as_bytes())?);
@@ -49,10 +52,7 @@ pub fn run(args: &cli::Watch, out: &mut dyn Write) -> Result<()> {
         .name("watch".to_owned())
         .spawn(move || ask(source, &sender))?;
     let mut terminal = ratatui::try_init().context("cannot draw on the terminal")?;
-    let drawn = show(first, &news, |snapshot, problem| {
-        terminal.draw(|frame| view::draw(frame, snapshot, problem))?;
-        Ok(())
-    });
+    let drawn = show(&mut terminal, first, &news);
     ratatui::restore();
     drawn
 }
@@ -69,9 +69,9 @@ fn ask(mut source: Source, sender: &Sender<Result<Snapshot>>) {
 
 /// Draws until the user quits. If the run no longer answers, shows its last state and the reason.
 fn show(
+    terminal: &mut DefaultTerminal,
     mut snapshot: Snapshot,
     news: &Receiver<Result<Snapshot>>,
-    mut draw: impl FnMut(&Snapshot, Option<&str>) -> Result<()>,
 ) -> Result<()> {
     let mut problem = None;
     loop {
@@ -83,7 +83,7 @@ fn show(
                 Err(error) => problem = Some(format!("{error:#}")),
             }
         }
-        draw(&snapshot, problem.as_deref())?;
+        terminal.draw(|frame| view::draw(frame, &snapshot, problem.as_deref()))?;
         if event::poll(TICK)? && leaves(&event::read()?) {
             return Ok(());
         }
@@ -92,16 +92,13 @@ fn show(
 
 /// Whether the event is `q`, Esc, or Ctrl-C, which the terminal passes on as a key.
 fn leaves(event: &Event) -> bool {
-    let Event::Key(key) = event else {
-        return false;
-    };
-    let control = key.modifiers.contains(KeyModifiers::CONTROL);
-    key.kind == KeyEventKind::Press
-        && match key.code {
+    event
+        .as_key_press_event()
+        .is_some_and(|key| match key.code {
             KeyCode::Char('q') | KeyCode::Esc => true,
-            KeyCode::Char('c') => control,
+            KeyCode::Char('c') => key.modifiers.contains(KeyModifiers::CONTROL),
             _ => false,
-        }
+        })
 }
 
 /// Where the data of the run comes from.
@@ -117,7 +114,7 @@ impl Source {
         }
         let folder = PathBuf::from(run);
         if !RunFolder::holds_a_run(&folder) {
-            return Err(no_run(&folder)).usage();
+            return Err(anyhow!("there is no run in {}", folder.display())).usage();
         }
         Ok(Self::Folder(Box::new(RunView::new(&folder))))
     }
@@ -127,7 +124,7 @@ impl Source {
             Self::Folder(view) => {
                 view.refresh();
                 Ok(Snapshot {
-                    status: Status::of_folder(view),
+                    status: Status::new(view, None),
                     steps: view.steps(),
                     events: RunEvent::all(view),
                 })
@@ -143,8 +140,4 @@ impl Source {
             }),
         }
     }
-}
-
-fn no_run(folder: &Path) -> anyhow::Error {
-    anyhow!("there is no run in {}", folder.display())
 }

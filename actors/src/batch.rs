@@ -28,10 +28,8 @@ pub struct MicroBatch {
 impl MicroBatch {
     /// Its tokens, without padding.
     pub fn tokens(&self) -> u64 {
-        let samples = self.samples.iter();
-        samples
-            .map(|sample| sample.sequence.tokens.len() as u64)
-            .sum()
+        let sequences = self.samples.iter().map(|sample| &sample.sequence);
+        sequences.map(|sequence| sequence.tokens.len() as u64).sum()
     }
 
     /// Seconds since `began` that a worker waited for this batch. Time before its interval was set does not count,

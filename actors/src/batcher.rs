@@ -11,19 +11,12 @@ use crate::{
     worker::{Context, Exit, Ready},
 };
 
-/// An interval to draw, and how many of its steps are already completed.
-#[derive(Debug)]
-pub struct SetInterval {
-    /// The interval.
-    pub interval: Arc<Interval>,
-    /// Steps to leave out, because their sequences were drawn before a restart.
-    pub steps_done: u64,
-}
-
 /// What the batcher works with.
 pub struct Batcher {
     /// Intervals from the weight scheduler.
-    pub intervals: MeteredReceiver<SetInterval>,
+    pub intervals: MeteredReceiver<Arc<Interval>>,
+    /// The last completed step. Sequences up to it were drawn before a restart.
+    pub after: u64,
     /// Sequences, by domain.
     pub rows: Vec<MeteredReceiver<Sample>>,
     /// Micro-batches, by replica.
@@ -47,13 +40,12 @@ impl Batcher {
         }
     }
 
-    fn send_interval(&self, set: &SetInterval, sequence: &mut u64) -> Result<(), Exit> {
+    fn send_interval(&self, interval: &Arc<Interval>, sequence: &mut u64) -> Result<(), Exit> {
         let (plan, interval_set) = (&self.context.plan, Instant::now());
-        let order = set.interval.order(plan.seed);
-        let steps = order
-            .chunks(plan.sequences_per_step as usize)
-            .zip(set.interval.first_step..);
-        for (domains, step) in steps.skip(set.steps_done as usize) {
+        let order = interval.order(plan.seed);
+        let sequences = order.chunks(plan.sequences_per_step as usize);
+        let steps = sequences.zip(interval.first_step..);
+        for (domains, step) in steps.filter(|(_, step)| *step > self.after) {
             (self.hook)(step)?;
             let mut rows = domains
                 .iter()
@@ -68,7 +60,7 @@ impl Batcher {
                     sequence: *sequence,
                     step,
                     last_of_step: rest.is_empty(),
-                    interval: Arc::clone(&set.interval),
+                    interval: Arc::clone(interval),
                     samples: std::mem::replace(&mut rows, rest),
                     step_predictions,
                     interval_set,

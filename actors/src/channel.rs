@@ -11,7 +11,7 @@ use crate::worker::{Context, Exit, WorkerId};
 /// An end of a channel. The board shows its worker as waiting during a call, and as computing after it.
 #[derive(Clone)]
 pub struct Metered<End> {
-    end: End,
+    pub(crate) end: End,
     meter: Option<Queue>,
     line: Worker,
     stop: Receiver<Infallible>,

@@ -19,7 +19,6 @@ use crate::{
 };
 
 /// A checkpoint to write.
-#[derive(Debug)]
 pub struct SaveRequest {
     /// The state of the loop at the step boundary.
     pub state: LoopState,
@@ -49,13 +48,9 @@ impl Checkpointer {
     pub fn work(mut self, ready: Ready) -> Result<(), Exit> {
         ready.say();
         while let Ok(request) = self.input.recv() {
-            self.store.keep_last(
-                self.context
-                    .plan
-                    .live
-                    .get(|settings| settings.checkpoint.keep_latest),
-            );
-            self.store.measured(&request.state.measured);
+            let live = &self.context.plan.live;
+            self.store.retention.last = live.get(|settings| settings.checkpoint.keep_latest);
+            self.store.measured.clone_from(&request.state.measured);
             self.save(request);
         }
         Ok(())

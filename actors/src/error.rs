@@ -1,5 +1,7 @@
 //! Why a run ended without a result.
 
+use std::{error::Error, fmt::Display, iter::successors};
+
 use crate::worker::{Exit, WorkerId};
 
 /// Why a run failed: the worker and the cause.
@@ -26,16 +28,20 @@ pub enum RunError {
     Lost(String),
 }
 
+impl RunError {
+    pub(crate) fn lost(reason: impl Display) -> Self {
+        Self::Lost(reason.to_string())
+    }
+}
+
 /// An error and its causes on one line, without repetitions.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(&format!(": {cause_text}"));
+    for cause in successors(error.source(), |&cause| cause.source()) {
+        let cause = cause.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(&format!(": {cause}"));
         }
-        source = cause.source();
     }
     text
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ddk_corpus::Cursor;
-use ddk_mixture::{Perplexities, PolicyState, Quota, interval_order};
+use ddk_mixture::{Perplexities, Policy, Quota, interval_order, numbers_or_null};
 use ddk_run::records::MixtureLine;
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +23,8 @@ pub struct Interval {
     pub target: Vec<f64>,
     /// The number of sequences drawn from each domain.
     pub counts: Vec<u64>,
-    /// The policy's state after its decision.
-    pub policy: PolicyState,
+    /// The policy after its decision.
+    pub policy: Policy,
     /// The quota after this interval's draw.
     pub quota: Quota,
     /// The cursor of each domain before it.
@@ -41,25 +41,16 @@ pub struct Interval {
 pub struct Evaluation {
     /// The step after which it was made.
     pub step: u64,
-    /// Perplexities by domain; none if not finite.
-    pub student: Vec<Option<f64>>,
+    /// Perplexities by domain. Those that are not finite are NaN once a checkpoint held them.
+    #[serde(deserialize_with = "numbers_or_null")]
+    pub student: Vec<f64>,
 }
 
 impl Evaluation {
-    /// An evaluation with the student's perplexities after `step`.
-    pub fn new(step: u64, student: &[f64]) -> Self {
-        let finite = |value: &f64| value.is_finite().then_some(*value);
-        Self {
-            step,
-            student: student.iter().map(finite).collect(),
-        }
-    }
-
-    /// Both models' perplexities. Values that were not finite are NaN.
-    pub fn perplexities(&self, teacher: &[f64]) -> Perplexities {
-        let number = |value: &Option<f64>| value.unwrap_or(f64::NAN);
+    /// Both models' perplexities.
+    pub fn beside(&self, teacher: &[f64]) -> Perplexities {
         Perplexities {
-            student: self.student.iter().map(number).collect(),
+            student: self.student.clone(),
             teacher: teacher.to_vec(),
         }
     }
@@ -81,27 +72,9 @@ impl Interval {
         self.index + u64::from(self.steps > 0)
     }
 
-    /// The cursor of each domain after the first `rows` sequences of `order`. `domain_sequences` holds the sequences
-    /// per epoch, by domain.
-    pub fn cursors_after(
-        &self,
-        order: &[u16],
-        rows: usize,
-        domain_sequences: &[u64],
-    ) -> Vec<Cursor> {
-        let mut drawn = vec![0; self.cursors.len()];
-        for &domain in &order[..rows.min(order.len())] {
-            drawn[usize::from(domain)] += 1;
-        }
-        self.advanced(&drawn, domain_sequences)
-    }
-
-    /// The cursor of each domain after the whole interval.
-    pub fn cursors_at_end(&self, domain_sequences: &[u64]) -> Vec<Cursor> {
-        self.advanced(&self.counts, domain_sequences)
-    }
-
-    fn advanced(&self, drawn: &[u64], domain_sequences: &[u64]) -> Vec<Cursor> {
+    /// The cursor of each domain after these numbers of sequences. `domain_sequences` holds the sequences per epoch, by
+    /// domain.
+    pub fn cursors_after(&self, drawn: &[u64], domain_sequences: &[u64]) -> Vec<Cursor> {
         let rows = drawn.iter().zip(domain_sequences);
         let cursors = self.cursors.iter().zip(rows);
         cursors

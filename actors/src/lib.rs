@@ -49,7 +49,7 @@ pub use error::RunError;
 pub use interval::Interval;
 pub use messages::{End, Outcome};
 pub use plan::{Live, RunPlan};
-pub use ports::{Observer, Parts, PortError, Rows, StepReport, Student, Teacher, Work};
+pub use ports::{Observer, PortError, Rows, StepReport, Student, Teacher, Work};
 pub use run::{Generation, Run, RunHandle};
 pub use state::{Fork, LoopState, LossHistory, Totals};
 pub use worker::{Exit, WorkerId};

@@ -1,11 +1,12 @@
 //! A domain's loader: reads its sequences ahead of the batcher, epoch after epoch.
 
 use ddk_corpus::{Cursor, Sample};
+use parking_lot::Mutex;
 
 use crate::{
     channel::MeteredSender,
     ports::RowsFactory,
-    worker::{Exit, Ready, Slot},
+    worker::{Exit, Ready},
 };
 
 /// What a loader works with.
@@ -18,7 +19,7 @@ pub struct Loader {
     pub rows: RowsFactory,
     /// The next sequence to send. The cursor outlives the thread, so a loader restarted after a panic reads the
     /// sequence in hand again and sends none twice.
-    pub cursor: Slot<Cursor>,
+    pub cursor: Mutex<Cursor>,
     /// Sequences for the batcher.
     pub out: MeteredSender<Sample>,
 }

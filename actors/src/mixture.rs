@@ -1,14 +1,14 @@
-//! The weight scheduler: decides each interval's mixture and how many sequences it draws from each domain.
+//! The mixture actor: decides each interval's mixture and how many sequences it draws from each domain.
 //!
 //! [`Scheduler`] is a pure state machine, and [`MixtureActor`] gives it a mailbox. A mixture's line travels with its
 //! interval. The student writes it before the first step drawn from that mixture, so the run's files depend only on
-//! its steps, no matter how far ahead the scheduler is.
+//! its steps, no matter how far ahead this actor is.
 
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use ddk_corpus::Cursor;
-use ddk_mixture::{Decision, Feedback, Perplexities, Policy, TrainingSums, limit};
+use ddk_mixture::{Decision, Feedback, TrainingSums, limit};
 use ddk_run::{
     RunFileError,
     records::{EventKind, MixtureLine, StopReason, seconds_since_1970},
@@ -18,7 +18,6 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::{
     Interval, LoopState, RunPlan,
-    batcher::SetInterval,
     interval::Evaluation,
     messages::StudentCommand,
     worker::{Context, Facts},
@@ -48,12 +47,13 @@ pub struct IntervalEnd {
 }
 
 impl IntervalEnd {
-    /// An interval's end when mixtures lag. It decides the next interval from the evaluation after `step`, if one was
-    /// due.
-    pub fn lagged(step: u64, student: Option<Vec<f64>>, domains: usize) -> Self {
+    /// An interval's end when mixtures lag. It decides the next interval from this evaluation, which is empty if none
+    /// was due.
+    pub fn lagged(evaluation: &Evaluation, domains: usize) -> Self {
+        let student = Some(evaluation.student.clone());
         Self {
-            step,
-            student,
+            step: evaluation.step,
+            student: student.filter(|student| !student.is_empty()),
             intervals: 1,
             training: TrainingSums::new(domains),
         }
@@ -63,11 +63,8 @@ impl IntervalEnd {
 /// The state machine: turns the end of an interval into the next interval.
 pub struct Scheduler {
     plan: Arc<RunPlan>,
-    policy: Box<dyn Policy>,
     /// The interval set last, which the next one continues.
     last: Arc<Interval>,
-    /// The last evaluation: its step and its perplexities.
-    evaluated: (u64, Perplexities),
 }
 
 /// The decision at the end of an interval.
@@ -83,39 +80,52 @@ pub enum Verdict {
 
 impl Scheduler {
     /// Continues after the interval in `state`.
-    pub fn new(plan: Arc<RunPlan>, policy: Box<dyn Policy>, state: &LoopState) -> Self {
-        let evaluated = &state.interval.evaluated;
-        let perplexities = evaluated.perplexities(&state.baseline.teacher);
-        Self {
-            plan,
-            policy,
-            evaluated: (evaluated.step, perplexities),
-            last: Arc::new(state.interval.clone()),
-        }
+    pub fn new(plan: Arc<RunPlan>, state: &LoopState) -> Self {
+        let last = Arc::new(state.interval.clone());
+        Self { plan, last }
     }
 
-    /// Decides what to do after an interval has ended.
-    pub fn ended(&mut self, ended: &IntervalEnd, measured: Option<&Perplexities>) -> Verdict {
-        if let Some(perplexities) = measured {
-            let gaps = perplexities.gaps();
-            let caught_up = |target: f64| gaps.iter().all(|gap| *gap <= target);
-            if ended.step > 0 && self.plan.target_gap.is_some_and(caught_up) {
-                return Verdict::Finish(StopReason::TargetGap);
-            }
-            self.evaluated = (ended.step, perplexities.clone());
+    /// Decides what to do after an interval has ended. `teacher` holds the teacher's perplexities.
+    pub fn ended(&mut self, ended: &IntervalEnd, teacher: &[f64]) -> Verdict {
+        let last = Arc::clone(&self.last);
+        let measured = ended.student.clone().map(|student| Evaluation {
+            step: ended.step,
+            student,
+        });
+        let is_measured = measured.is_some();
+        let evaluated = measured.unwrap_or_else(|| last.evaluated.clone());
+        let perplexities = evaluated.beside(teacher);
+        let gaps = perplexities.gaps();
+        let caught_up = |target: f64| gaps.iter().all(|gap| *gap <= target);
+        if is_measured && ended.step > 0 && self.plan.target_gap.is_some_and(caught_up) {
+            return Verdict::Finish(StopReason::TargetGap);
         }
-        let (decision, refused) = self.decide(&ended.training, measured);
-        let first_step = self.last.last_step() + 1;
+        let mut policy = last.policy.clone();
+        let feedback = Feedback {
+            perplexities: is_measured.then_some(&perplexities),
+            training: &ended.training,
+        };
+        let decision = match last.next_index() {
+            0 => policy.first(&self.plan.natural, &perplexities),
+            _ => policy.next(&last.weights, &feedback),
+        };
+        let (decision, refused) = match decision {
+            Ok(decision) => (decision, None),
+            Err(refused) => (
+                Decision::of(last.weights.clone()),
+                Some(refused.to_string()),
+            ),
+        };
+        let first_step = last.last_step() + 1;
         let until = |last: u64| (last + 1).saturating_sub(first_step);
         let end = self.plan.interval_end.map(until).filter(|left| *left > 0);
-        let limits = [self.plan.max_steps.map(until), end];
-        let limits = limits.into_iter().flatten();
-        let steps = limits.fold(self.policy.update_every(), u64::min);
+        let limits = [self.plan.max_steps.map(until), end].into_iter().flatten();
+        let steps = limits.fold(policy.update_every(), u64::min);
         if steps == 0 {
             return Verdict::Nothing;
         }
         // If epochs are limited, the last interval takes only as many steps as the remaining sequences fill.
-        let cursors = self.last.cursors_at_end(&self.plan.domain_sequences);
+        let cursors = last.cursors_after(&last.counts, &self.plan.domain_sequences);
         let left = self.rows_left(&cursors);
         let rows_left: Option<u64> = left.iter().copied().sum();
         let steps_left = rows_left.map(|rows| rows / self.plan.sequences_per_step);
@@ -125,21 +135,21 @@ impl Scheduler {
         }
         let rows = steps * self.plan.sequences_per_step;
         let target = limit(&decision.weights, &left, rows);
-        let mut quota = self.last.quota.clone();
+        let mut quota = last.quota.clone();
         let mut interval = Interval {
-            index: self.last.next_index(),
+            index: last.next_index(),
             first_step,
             steps,
             weights: decision.weights.clone(),
             counts: quota.draw(&target, rows),
             target,
-            policy: self.policy.state(),
+            policy,
             quota,
             cursors,
-            evaluated: Evaluation::new(self.evaluated.0, &self.evaluated.1.student),
+            evaluated,
             line: None,
         };
-        interval.line = Some(Arc::new(self.line(&interval, decision, refused)));
+        interval.line = Some(Arc::new(self.line(&interval, teacher, decision, refused)));
         self.last = Arc::new(interval);
         Verdict::Next(Arc::clone(&self.last))
     }
@@ -148,17 +158,18 @@ impl Scheduler {
     pub fn line(
         &self,
         interval: &Interval,
+        teacher: &[f64],
         decision: Decision,
         refused: Option<String>,
     ) -> MixtureLine {
         let plan = &self.plan;
         let by_name = |values: Option<Vec<f64>>| values.map(|values| plan.by_name(&values));
-        let (evaluated_at_step, perplexities) = &self.evaluated;
+        let perplexities = interval.evaluated.beside(teacher);
         MixtureLine {
             interval: interval.index,
             step: interval.first_step - 1,
-            policy: self.policy.name().to_string(),
-            alpha: self.policy.alpha(),
+            policy: interval.policy.name().to_string(),
+            alpha: interval.policy.alpha(),
             weights: plan.by_name(&interval.weights),
             target: plan.by_name(&interval.target),
             previous_weights: by_name(decision.previous),
@@ -166,38 +177,13 @@ impl Scheduler {
             teacher_perplexity: plan.finite_by_name(&perplexities.teacher),
             ratio: plan.finite_by_name(&perplexities.ratios()),
             gap: plan.finite_by_name(&perplexities.gaps()),
-            evaluated_at_step: *evaluated_at_step,
+            evaluated_at_step: interval.evaluated.step,
             discrepancy: by_name(decision.discrepancy),
             losses: decision.losses.map(|losses| plan.known_by_name(losses)),
             reference: by_name(decision.reference),
             excess: by_name(decision.excess),
             mean_weights: by_name(decision.mean_weights),
             refused,
-        }
-    }
-
-    fn decide(
-        &mut self,
-        training: &TrainingSums,
-        perplexities: Option<&Perplexities>,
-    ) -> (Decision, Option<String>) {
-        let feedback = Feedback {
-            perplexities,
-            training,
-        };
-        let decision = match self.last.next_index() {
-            0 => self.policy.first(&self.plan.natural, &self.evaluated.1),
-            _ => self.policy.next(&self.last.weights, &feedback),
-        };
-        match decision {
-            Ok(decision) => (decision, None),
-            Err(refused) => {
-                let kept = Decision {
-                    weights: self.last.weights.clone(),
-                    ..Decision::default()
-                };
-                (kept, Some(refused.to_string()))
-            }
         }
     }
 
@@ -223,7 +209,7 @@ pub struct MixtureState {
     pub scheduler: Scheduler,
     /// Intervals for the batcher. There is room for two, because interval n is set only after interval n - 2 is
     /// trained on.
-    pub intervals: Sender<SetInterval>,
+    pub intervals: Sender<Arc<Interval>>,
     /// Tells the student when the run is finished.
     pub student: Sender<StudentCommand>,
     /// Whether the student has been told that the run is finished.
@@ -237,26 +223,20 @@ pub struct MixtureState {
 impl MixtureState {
     /// Decides what follows the interval's end in `waiting`, once the teacher's perplexities are known.
     fn decide(&mut self) -> Result<(), ActorProcessingErr> {
-        let Some(teacher) = self.facts.teacher_perplexities.get().cloned() else {
+        let Some(teacher) = self.facts.teacher_perplexities.get() else {
             return Ok(());
         };
-        let Some(mut ended) = self.waiting.take() else {
+        let Some(ended) = self.waiting.take() else {
             return Ok(());
         };
-        let student = ended.student.take();
-        let measured = student.map(|student| Perplexities { student, teacher });
         for _ in 0..ended.intervals {
             // The end of the run may already be decided when an evaluation arrives.
             if self.finished {
                 break;
             }
-            match self.scheduler.ended(&ended, measured.as_ref()) {
+            match self.scheduler.ended(&ended, teacher) {
                 Verdict::Next(interval) => {
-                    let set = SetInterval {
-                        interval,
-                        steps_done: 0,
-                    };
-                    let sent = self.intervals.try_send(set);
+                    let sent = self.intervals.try_send(interval);
                     sent.map_err(|_| "the batcher does not accept the next interval")?;
                 }
                 Verdict::Finish(reason) => {
@@ -297,9 +277,8 @@ pub(crate) fn announce(line: &MixtureLine, context: &Context) -> Result<(), RunF
 
 /// Sets the gauges of a mixture.
 pub fn publish(line: &MixtureLine) {
-    metrics::MIXTURE_INTERVAL
-        .with(&[])
-        .set(line.interval as f64);
+    let interval = line.interval as f64;
+    metrics::MIXTURE_INTERVAL.with(&[]).set(interval);
     // If alpha is 0 or there is one domain, weights never move and have no limits. Policies without alpha have none
     // either.
     let moves = line.weights.len() > 1;

@@ -1,26 +1,30 @@
 //! The pipeline: its queues, and what is needed to rebuild a worker. All wiring between actors happens here.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use ddk_corpus::{Cursor, Sample};
 use ddk_mixture::Decision;
-use ddk_run::records::EventKind;
 use ddk_telemetry::{Queues, ShownQueue, metrics};
+use parking_lot::Mutex;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 
 use crate::{
     Generation, LabeledBatch, LoopState, MicroBatch, RunError, RunPlan, Student, Teacher,
-    batcher::{Batcher, SetInterval},
+    batcher::Batcher,
     channel::{MeteredReceiver, MeteredSender},
-    checkpointer::{Checkpointer, SaveRequest},
+    checkpointer::Checkpointer,
     loader::Loader,
     messages::StudentCommand,
     mixture::{IntervalEnd, MixtureActor, MixtureMessage, MixtureState, Scheduler, publish},
     ports::{RowsFactory, TeacherFactory},
     student::{StudentWorker, Told},
     teacher::{Evaluate, EvaluatedCopy, TeacherWorker},
-    worker::{Body, Context, Exit, Ready, Slot, WorkerId},
+    worker::{Body, Context, Exit, Facts, Ready, WorkerId},
 };
 
 /// Sequences that a loader reads ahead. A sequence takes a few kilobytes; the queues of micro-batches are the large
@@ -32,7 +36,9 @@ type Restartable = Arc<dyn Fn(Ready) -> Result<(), Exit> + Send + Sync>;
 
 pub(crate) struct Pipeline {
     pub(crate) context: Context,
-    control: Sender<StudentCommand>,
+    pub(crate) scheduler: ActorCell,
+    /// Commands to the student.
+    pub(crate) control: Sender<StudentCommand>,
     /// Dropped to close the stop channel.
     pub(crate) stop: Option<Sender<Infallible>>,
     queues: Queues,
@@ -44,7 +50,6 @@ pub(crate) struct Pipeline {
 /// A pipeline whose workers are not started yet.
 pub(crate) struct Built {
     pub(crate) pipeline: Pipeline,
-    pub(crate) scheduler: ActorCell,
     /// In start order: a worker starts when those it talks to are ready.
     pub(crate) workers: Vec<(WorkerId, Body)>,
 }
@@ -55,37 +60,22 @@ where
     T: Teacher + 'static,
     S: Student<TeacherOutput = T::TeacherOutput, Weights = T::Weights> + 'static,
 {
-    let Generation {
-        plan,
-        parts,
-        policy,
-        resume,
-        teacher_perplexities,
-    } = generation;
-    let plan = Arc::new(plan);
-    let state = resume.unwrap_or_else(|| LoopState::new(&plan, policy.state()));
+    let (plan, state) = (Arc::new(generation.plan), generation.state);
+    let known = generation.teacher_perplexities.map(OnceLock::from);
     let (stop, stopped) = bounded(0);
     let (control, commands) = unbounded();
-    let mut pipeline = Pipeline {
-        context: Context {
-            plan: Arc::clone(&plan),
-            journal: parts.journal,
-            overrides: parts.overrides,
-            observer: parts.observer,
-            board: parts.board,
-            facts: Arc::default(),
-            stop: stopped,
-        },
-        control,
-        stop: Some(stop),
-        queues: Queues::empty(),
-        shown: Vec::new(),
-        restartable: HashMap::new(),
+    let context = Context {
+        plan: Arc::clone(&plan),
+        journal: generation.journal,
+        overrides: generation.overrides,
+        observer: generation.observer,
+        board: generation.board,
+        facts: Arc::new(Facts {
+            teacher_perplexities: known.unwrap_or_default(),
+            ..Facts::default()
+        }),
+        stop: stopped,
     };
-    let context = pipeline.context.clone();
-    if let Some(perplexities) = teacher_perplexities {
-        let _ = context.facts.teacher_perplexities.set(perplexities);
-    }
     let domains = plan.domains.iter().cloned();
     let loaders: Vec<WorkerId> = domains.map(WorkerId::Loader).collect();
     let teachers: Vec<WorkerId> = (0..plan.replicas).map(WorkerId::Teacher).collect();
@@ -96,36 +86,54 @@ where
     let line = context.line(&WorkerId::Student);
 
     let (intervals, set_intervals) = bounded(2);
-    let needs = policy.needs();
+    // If mixtures lag, the evaluation that decides the interval after the one in `state`.
+    let ahead = state.lagged_evaluation.as_ref();
+    let ahead = ahead.filter(|_| plan.lag > 0);
     let scheduler = MixtureState {
-        scheduler: Scheduler::new(Arc::clone(&plan), policy, &state),
+        scheduler: Scheduler::new(Arc::clone(&plan), &state),
         intervals,
-        student: pipeline.control.clone(),
+        student: control.clone(),
         finished: false,
-        waiting: known_ahead(&plan, &state),
+        waiting: ahead.map(|ahead| IntervalEnd::lagged(ahead, plan.domains.len())),
         facts: Arc::clone(&context.facts),
     };
     let scheduler = start_scheduler(&plan, scheduler, &state).await;
-    let scheduler = scheduler.map_err(|error| RunError::Lost(error.to_string()))?;
+    let scheduler = scheduler.map_err(RunError::lost)?;
+    let mut pipeline = Pipeline {
+        context: context.clone(),
+        scheduler: scheduler.get_cell(),
+        control,
+        stop: Some(stop),
+        queues: Queues::empty(),
+        shown: Vec::new(),
+        restartable: HashMap::new(),
+    };
     let mut batcher = Batcher {
         intervals: context.end(set_intervals, None, &WorkerId::Batcher),
+        after: state.step,
         rows: Vec::new(),
         out: Vec::new(),
-        hook: parts.batcher,
+        hook: generation.batcher,
         context: context.clone(),
     };
     let cursors = state.cursors(plan.seed, plan.sequences_per_step, &plan.domain_sequences);
     for (domain, (id, cursor)) in loaders.iter().zip(cursors).enumerate() {
-        let rows = pipeline.add_loader(id, domain, cursor, &parts.rows);
+        let rows = pipeline.add_loader(id, domain, cursor, &generation.rows);
         batcher.rows.push(rows);
     }
     let (copies, copied) = bounded(1);
     let (evaluated, evaluations) = bounded(1);
-    let (saves, saved) = pipeline.saves();
+    // Saves continue after the run has stopped. The channel has no buffer, because a waiting snapshot would be one
+    // more copy of the student in memory.
+    let unstopped = Context {
+        stop: never(),
+        ..context.clone()
+    };
+    let (from, to) = (WorkerId::Student, WorkerId::Checkpointer);
+    let (saves, saved) = unstopped.channel(0, &pipeline.queues.saves, &from, &to);
     let mut student = StudentWorker {
-        needs,
         input: Vec::new(),
-        told: Told::new(commands),
+        told: Told::new(context.end(commands, None, &WorkerId::Student)),
         copies,
         evaluated: evaluations,
         scheduler: scheduler.clone(),
@@ -141,7 +149,7 @@ where
             never()
         };
         let evaluations = (copies, evaluated.clone());
-        let factory = Arc::clone(&parts.teacher);
+        let factory = Arc::clone(&generation.teacher);
         let (batches, labeled) =
             pipeline.add_teacher(id, replica, factory, evaluations, &scheduler);
         batcher.out.push(batches);
@@ -149,11 +157,11 @@ where
     }
     let checkpointer = Checkpointer {
         input: saved,
-        store: parts.checkpoints,
+        store: generation.checkpoints,
         context,
     };
 
-    let factory = parts.student;
+    let factory = generation.student;
     let mut workers: Vec<(WorkerId, Body)> = vec![(
         WorkerId::Checkpointer,
         Box::new(|ready| checkpointer.work(ready)),
@@ -164,11 +172,7 @@ where
     workers.push((WorkerId::Student, Box::new(work)));
     workers.push((WorkerId::Batcher, Box::new(|ready| batcher.work(ready))));
     workers.extend(loaders.into_iter().map(again));
-    Ok(Built {
-        pipeline,
-        scheduler: scheduler.get_cell(),
-        workers,
-    })
+    Ok(Built { pipeline, workers })
 }
 
 /// Starts the weight scheduler and publishes the state that the run resumes with. Within an interval, it sends the
@@ -185,30 +189,19 @@ async fn start_scheduler(
     if state.step > 0 {
         // A resumed run shows its mixture at once instead of waiting for the next one.
         let interval = &state.interval;
-        let of_interval = Decision::default();
-        publish(&scheduler.scheduler.line(interval, of_interval, None));
+        let (teacher, decision) = (&state.baseline.teacher, Decision::default());
+        publish(&scheduler.scheduler.line(interval, teacher, decision, None));
         let cursors = interval.cursors.iter().zip(&plan.domain_sequences);
         for (domain, (cursor, rows)) in plan.domains.iter().zip(cursors) {
             metrics::EPOCHS.with(&[domain]).set(cursor.passes(*rows));
         }
     }
     if !state.at_interval_end() {
-        let set = SetInterval {
-            interval: Arc::new(state.interval.clone()),
-            steps_done: state.steps_done(),
-        };
-        scheduler.intervals.try_send(set)?;
+        let rest = Arc::new(state.interval.clone());
+        scheduler.intervals.try_send(rest)?;
     }
     let (scheduler, _) = Actor::spawn(None, MixtureActor, scheduler).await?;
     Ok(scheduler)
-}
-
-/// If mixtures lag, the evaluation that decides the interval after the one in `state`.
-fn known_ahead(plan: &RunPlan, state: &LoopState) -> Option<IntervalEnd> {
-    let ahead = state.lagged_evaluation.as_ref().filter(|_| plan.lag > 0)?;
-    let measured = !ahead.student.is_empty();
-    let student = measured.then(|| ahead.perplexities(&[]).student);
-    Some(IntervalEnd::lagged(ahead.step, student, plan.domains.len()))
 }
 
 impl Pipeline {
@@ -227,7 +220,7 @@ impl Pipeline {
             domain,
             domain_sequences: context.plan.domain_sequences[domain],
             rows: Arc::clone(rows),
-            cursor: Slot::new(cursor),
+            cursor: Mutex::new(cursor),
             out,
         };
         let work = Arc::new(move |ready| loader.work(ready));
@@ -259,9 +252,9 @@ impl Pipeline {
             factory,
             input,
             out,
-            in_hand: Slot::default(),
+            in_hand: Mutex::default(),
             copies,
-            copy_in_hand: Slot::default(),
+            copy_in_hand: Mutex::default(),
             evaluated,
             scheduler: scheduler.clone(),
             line: context.line(id),
@@ -272,35 +265,9 @@ impl Pipeline {
         (batches, labeled)
     }
 
-    /// The channel of snapshots. Saves continue after the run has stopped. The channel has no buffer, because a
-    /// waiting snapshot would be one more copy of the student in memory.
-    fn saves(&self) -> (MeteredSender<SaveRequest>, MeteredReceiver<SaveRequest>) {
-        let unstopped = Context {
-            stop: never(),
-            ..self.context.clone()
-        };
-        let (from, to) = (WorkerId::Student, WorkerId::Checkpointer);
-        unstopped.channel(0, &self.queues.saves, &from, &to)
-    }
-
     /// The body of a loader or a teacher. It uses the same queues each time, and resumes the work in hand.
     pub(crate) fn body(&self, worker: &WorkerId) -> Body {
         let work = Arc::clone(&self.restartable[worker]);
         Box::new(move |ready| work(ready))
-    }
-
-    /// Sends the student a command. Does nothing if the student has ended.
-    pub(crate) fn tell(&self, command: StudentCommand) {
-        let _ = self.control.send(command);
-    }
-
-    /// Reports that a worker is about to be restarted.
-    pub(crate) fn restarts(&self, worker: &WorkerId, cause: &Exit) {
-        let name = worker.to_string();
-        tracing::warn!(part = name, %cause, "restarting after a failure");
-        self.context.note(
-            EventKind::Restarted,
-            &format!("{name} is restarted: {cause}"),
-        );
     }
 }

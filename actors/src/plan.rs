@@ -1,15 +1,13 @@
 //! The plan of a run, and the settings that may change while it trains.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use ddk_run::{
     Assignments,
     records::{ByDomain, StopReason},
 };
 use ddk_settings::{Recovery, Settings, keys};
+use parking_lot::RwLock;
 
 /// The plan of a run, fixed before its first step.
 #[derive(Debug, Clone)]
@@ -80,7 +78,7 @@ impl Live {
 
     /// Reads from the settings.
     pub fn get<T>(&self, read: impl FnOnce(&Settings) -> T) -> T {
-        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        read(&self.0.read())
     }
 
     /// The settings with these values changed.
@@ -103,7 +101,7 @@ impl Live {
 
     /// Replaces the settings.
     pub fn set(&self, settings: Settings) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = settings;
+        *self.0.write() = settings;
     }
 }
 

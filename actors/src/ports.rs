@@ -1,14 +1,14 @@
 //! What the actors need from outside: models, sequences and an observer. The program connects these to `ddk-engine`
 //! and `ddk-corpus`; the tests connect them to fakes.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use ddk_corpus::{Cursor, Sample};
 use ddk_run::{
-    CheckpointStore, Journal, MicroBatchSums, Overrides, SnapshotFile, UpdateStats,
+    MicroBatchSums, SnapshotFile, UpdateStats,
     records::{EventLine, MixtureLine, StepRecord},
 };
-use ddk_telemetry::{Board, Progress};
+use ddk_telemetry::Progress;
 
 use crate::{MicroBatch, Totals};
 
@@ -27,12 +27,10 @@ pub enum PortError {
         message: String,
     },
     /// Training went wrong: the run must rewind to its last checkpoint and skip the data of these steps.
-    #[error("steps {first} to {last}: {reason}")]
+    #[error("steps {} to {}: {reason}", steps.start(), steps.end())]
     RollBack {
-        /// The first step to skip.
-        first: u64,
-        /// The last step to skip.
-        last: u64,
+        /// The steps to skip.
+        steps: RangeInclusive<u64>,
         /// What went wrong.
         reason: String,
     },
@@ -183,25 +181,3 @@ pub type RowsFactory = Arc<dyn Fn(usize, Cursor) -> Result<Box<dyn Rows>, PortEr
 
 /// Called with a step before the batcher draws its sequences, to inject faults.
 pub type BatcherHook = Arc<dyn Fn(u64) -> Result<(), PortError> + Send + Sync>;
-
-/// Everything that a run is built from.
-pub struct Parts<T, S> {
-    /// Builds the teachers.
-    pub teacher: TeacherFactory<T>,
-    /// Builds the student, restored if the run resumes.
-    pub student: StudentFactory<S>,
-    /// Opens the domains.
-    pub rows: RowsFactory,
-    /// See [`BatcherHook`].
-    pub batcher: BatcherHook,
-    /// Where checkpoints go.
-    pub checkpoints: CheckpointStore,
-    /// The run's JSON Lines files.
-    pub journal: Arc<Journal>,
-    /// Changes since the run's start.
-    pub overrides: Arc<Overrides>,
-    /// Shows what each worker is doing.
-    pub board: Arc<Board>,
-    /// Watches the run.
-    pub observer: Arc<dyn Observer>,
-}

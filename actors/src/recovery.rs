@@ -28,7 +28,7 @@ const WINDOW: Duration = Duration::from_secs(600);
 const BACKOFF: Duration = Duration::from_millis(50);
 
 /// Recovery makes no chunk of positions smaller than this.
-const SMALLEST_CHUNK: i64 = 64;
+const SMALLEST_CHUNK: u64 = 64;
 
 /// What to do about a worker that failed.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,9 +77,8 @@ impl Recovery {
         let rewind = match (worker, exit) {
             (WorkerId::Loader(_), Exit::Panicked(_) | Exit::Failed(PortError::Data(_)))
             | (WorkerId::Teacher(_), Exit::Panicked(_)) => {
-                return self
-                    .within_budget(worker)
-                    .map_or(Remedy::Abandon, Remedy::Restart);
+                let delay = self.within_budget(worker);
+                return delay.map_or(Remedy::Abandon, Remedy::Restart);
             }
             // The student's weights may be half updated. The batcher's sequences in hand exist nowhere else.
             (WorkerId::Student | WorkerId::Batcher, Exit::Panicked(text)) => {
@@ -91,15 +90,9 @@ impl Recovery {
                     change: None,
                 })
             }
-            (
-                _,
-                Exit::Failed(PortError::RollBack {
-                    first,
-                    last,
-                    reason,
-                }),
-            ) => {
+            (_, Exit::Failed(PortError::RollBack { steps, reason })) => {
                 let is_allowed = self.overrides.rollbacks() < plan.recovery.max_rollbacks;
+                let (first, last) = (steps.start(), steps.end());
                 is_allowed.then(|| Rewind {
                     after: Duration::ZERO,
                     kind: EventKind::RolledBack,
@@ -108,7 +101,7 @@ impl Recovery {
                     change: Some(Override {
                         step: *first,
                         source: Source::Recovery,
-                        skip_steps: (*first..=*last).collect(),
+                        skip_steps: steps.clone().collect(),
                         reason: Some(reason.clone()),
                         ..Override::default()
                     }),
@@ -116,10 +109,8 @@ impl Recovery {
             }
             // Each time a size is halved or an option turned on, so this ends.
             (_, Exit::Failed(PortError::OutOfMemory { during, message })) => {
-                let smaller = plan
-                    .live
-                    .get(|settings| smaller(settings, plan.chunk, *during));
-                smaller.map(|(set, what)| Rewind {
+                let smaller = |settings: &Settings| smaller(settings, plan.chunk, *during);
+                plan.live.get(smaller).map(|(set, what)| Rewind {
                     after: Duration::ZERO,
                     kind: EventKind::Shrunk,
                     reason: "memory",
@@ -164,56 +155,40 @@ impl Recovery {
 /// to reduce.
 fn smaller(settings: &Settings, chunk: i64, during: Work) -> Option<(Assignments, String)> {
     let micro_rows = settings.training.micro_batch_size;
-    let teacher_rows = settings
-        .teacher
-        .batch_size
-        .unwrap_or(micro_rows)
-        .min(micro_rows);
+    let teacher_rows = settings.teacher.batch_size.unwrap_or(micro_rows);
+    let teacher_rows = teacher_rows.min(micro_rows);
     let evaluation_rows = settings.evaluation.batch_size as u64;
+    let positions = chunk as u64 / 2;
     // A micro-batch has to divide the batch.
     let half = |rows: u64| if rows.is_multiple_of(2) { rows / 2 } else { 1 };
-    let of_head = || {
-        let half = chunk / 2;
-        (half >= SMALLEST_CHUNK).then(|| {
-            (
-                "objective.chunk_size",
-                half.into(),
-                format!("the LM head now takes {half} positions at a time"),
-            )
-        })
-    };
-    let (key, value, what) = match during {
-        Work::Label if teacher_rows > 1 => {
-            let rows = half(teacher_rows);
-            (
-                "teacher.batch_size",
-                rows.into(),
-                format!("the teacher now takes {rows} sequences at a time"),
-            )
-        }
-        Work::Evaluate if evaluation_rows > 1 => {
-            let rows = half(evaluation_rows);
-            (
-                "evaluation.batch_size",
-                rows.into(),
-                format!("an evaluation now takes {rows} documents at a time"),
-            )
-        }
-        Work::Train if micro_rows > 1 => {
-            let rows = half(micro_rows);
-            (
-                "training.micro_batch_size",
-                rows.into(),
-                format!("a micro-batch now has {rows} sequences"),
-            )
-        }
-        Work::Train if !settings.student.activation_checkpointing => (
-            "student.activation_checkpointing",
-            true.into(),
-            "activation checkpointing is now on".to_owned(),
+    let (key, size, what) = match during {
+        Work::Label if teacher_rows > 1 => (
+            "teacher.batch_size",
+            half(teacher_rows),
+            "the teacher now takes {} sequences at a time",
         ),
-        Work::Train | Work::Evaluate => of_head()?,
-        Work::Label => return None,
+        Work::Evaluate if evaluation_rows > 1 => (
+            "evaluation.batch_size",
+            half(evaluation_rows),
+            "an evaluation now takes {} documents at a time",
+        ),
+        Work::Train if micro_rows > 1 => (
+            "training.micro_batch_size",
+            half(micro_rows),
+            "a micro-batch now has {} sequences",
+        ),
+        Work::Train if !settings.student.activation_checkpointing => {
+            let key = "student.activation_checkpointing".to_owned();
+            let what = "activation checkpointing is now on".to_owned();
+            return Some(([(key, true.into())].into(), what));
+        }
+        Work::Train | Work::Evaluate if positions >= SMALLEST_CHUNK => (
+            "objective.chunk_size",
+            positions,
+            "the LM head now takes {} positions at a time",
+        ),
+        Work::Label | Work::Train | Work::Evaluate => return None,
     };
-    Some(([(key.to_owned(), value)].into(), what))
+    let what = what.replace("{}", &size.to_string());
+    Some(([(key.to_owned(), size.into())].into(), what))
 }

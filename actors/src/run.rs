@@ -5,49 +5,62 @@
 //! queue and loses nothing. A generation ends with its student: the `stop` channel closes, and every blocking call of
 //! the other workers returns. After a rewind, the next generation starts from the last checkpoint.
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
-use ddk_mixture::Policy;
 use ddk_run::{
-    Overrides, Source,
+    CheckpointStore, Journal, Overrides, Source,
     control::{self, Command, Refusal, Reply},
     records::EventKind,
 };
-use ddk_telemetry::metrics;
+use ddk_telemetry::{Board, metrics};
+use parking_lot::Mutex;
 use ractor::{
-    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent,
-    rpc::CallResult,
+    Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent, rpc::CallResult,
 };
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::{
-    LoopState, Outcome, Parts, RunError, RunPlan, Student, Teacher,
+    LoopState, Observer, Outcome, RunError, RunPlan, Student, Teacher,
     messages::{Request, StudentCommand},
     pipeline::{self, Built, Pipeline},
+    ports::{BatcherHook, RowsFactory, StudentFactory, TeacherFactory},
     recovery::{Recovery, Remedy, Rewind},
-    worker::{Body, Exit, Slot, WorkerActor, WorkerId},
+    worker::{Body, Exit, WorkerActor, WorkerId},
 };
 
 /// How the run ended; none until then.
-type RunResult = Arc<Slot<Option<Result<Option<Outcome>, RunError>>>>;
+type RunResult = Arc<Mutex<Option<Result<Option<Outcome>, RunError>>>>;
 
 /// What a generation of workers is built from.
 pub struct Generation<T, S> {
     /// The run's plan.
     pub plan: RunPlan,
-    /// Models, data and files.
-    pub parts: Parts<T, S>,
-    /// The mixture's policy, in its state at the checkpoint.
-    pub policy: Box<dyn Policy>,
-    /// The checkpoint that the run resumes from.
-    pub resume: Option<LoopState>,
+    /// The state at the checkpoint that the run resumes from, or before the first step.
+    pub state: LoopState,
     /// The teacher's perplexities if known, so that they are not measured again.
     pub teacher_perplexities: Option<Vec<f64>>,
+    /// Builds the teachers.
+    pub teacher: TeacherFactory<T>,
+    /// Builds the student, restored if the run resumes.
+    pub student: StudentFactory<S>,
+    /// Opens the domains.
+    pub rows: RowsFactory,
+    /// See [`BatcherHook`].
+    pub batcher: BatcherHook,
+    /// Where checkpoints go.
+    pub checkpoints: CheckpointStore,
+    /// The run's JSON Lines files.
+    pub journal: Arc<Journal>,
+    /// Changes since the run's start.
+    pub overrides: Arc<Overrides>,
+    /// Shows what each worker is doing.
+    pub board: Arc<Board>,
+    /// Watches the run.
+    pub observer: Arc<dyn Observer>,
 }
 
-/// Builds a generation. May wait for a disk.
-type Builder = Box<dyn Fn() -> Building + Send>;
-type Building = Pin<Box<dyn Future<Output = Result<Built, RunError>> + Send>>;
+/// Starts to build a generation. May wait for a disk.
+type Builder = Box<dyn Fn() -> JoinHandle<Result<Built, RunError>> + Send>;
 
 /// A run that has been started.
 pub struct Run {
@@ -102,13 +115,12 @@ impl Run {
         T: Teacher + 'static,
         S: Student<TeacherOutput = T::TeacherOutput, Weights = T::Weights> + 'static,
     {
-        let assemble = Arc::new(Slot::new(assemble));
+        let assemble = Arc::new(Mutex::new(assemble));
         let build: Builder = Box::new(move || {
             let assemble = Arc::clone(&assemble);
-            Box::pin(async move {
+            tokio::spawn(async move {
                 let assembled = tokio::task::spawn_blocking(move || (*assemble.lock())()).await;
-                pipeline::build(assembled.map_err(|error| RunError::Lost(error.to_string()))??)
-                    .await
+                pipeline::build(assembled.map_err(RunError::lost)??).await
             })
         });
         let result = RunResult::default();
@@ -122,7 +134,7 @@ impl Run {
             result: Arc::clone(&result),
         };
         let started = Actor::spawn(None, RunActor, state).await;
-        let (actor, task) = started.map_err(|error| RunError::Lost(error.to_string()))?;
+        let (actor, task) = started.map_err(RunError::lost)?;
         Ok(Self {
             handle: RunHandle(actor),
             task,
@@ -176,18 +188,12 @@ struct State {
     /// The current generation.
     pipeline: Option<Pipeline>,
     /// Its actors.
-    alive: HashMap<ActorId, (WorkerId, ActorCell)>,
+    alive: HashMap<ActorId, WorkerId>,
     recovery: Recovery,
-    /// What to do after all workers have ended, if one has failed.
-    next: Option<Next>,
+    /// After a failure, what to do once all workers have ended: rewind, or end the run with an error.
+    next: Option<Result<Box<Rewind>, RunError>>,
     is_stopped: bool,
     result: RunResult,
-}
-
-/// What to do after the first failure of a generation.
-enum Next {
-    Fail(RunError),
-    Rewind(Box<Rewind>),
 }
 
 impl Actor for RunActor {
@@ -212,11 +218,10 @@ impl Actor for RunActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             RunMessage::Build => {
-                let building = tokio::spawn((state.build)());
+                let building = (state.build)();
                 tokio::spawn(async move {
-                    let lost = |error: JoinError| Err(RunError::Lost(error.to_string()));
-                    let built = Box::new(building.await.unwrap_or_else(lost));
-                    myself.cast(RunMessage::Built(built))
+                    let built = building.await.map_err(RunError::lost).flatten();
+                    myself.cast(RunMessage::Built(Box::new(built)))
                 });
             }
             RunMessage::Built(built) => {
@@ -263,12 +268,12 @@ impl Actor for RunActor {
             _ => return Ok(()),
         };
         // Actors of an earlier generation are not in `alive`.
-        let Some((worker, _)) = state.alive.remove(&cell.get_id()) else {
+        let Some(worker) = state.alive.remove(&cell.get_id()) else {
             return Ok(());
         };
         state.ended(worker, exit, &myself);
         let mut alive = state.alive.values();
-        if alive.all(|(worker, _)| *worker == WorkerId::MixtureActor) {
+        if alive.all(|worker| *worker == WorkerId::MixtureActor) {
             state.all_ended(&myself);
         }
         Ok(())
@@ -278,10 +283,10 @@ impl Actor for RunActor {
 impl State {
     /// Starts the workers of a generation. If one cannot be started, dropping the pipeline ends the others.
     async fn start(&mut self, built: Built, myself: &ActorRef<RunMessage>) -> Result<(), RunError> {
-        built.scheduler.link(myself.get_cell());
-        let id = built.scheduler.get_id();
-        self.alive
-            .insert(id, (WorkerId::MixtureActor, built.scheduler));
+        let scheduler = &built.pipeline.scheduler;
+        scheduler.link(myself.get_cell());
+        let id = scheduler.get_id();
+        self.alive.insert(id, WorkerId::MixtureActor);
         self.pipeline = Some(built.pipeline);
         for (worker, body) in built.workers {
             if let Err(cause) = self.spawn(worker.clone(), body, myself).await {
@@ -308,34 +313,24 @@ impl State {
         let arguments = (pipeline.context.line(&worker), body);
         let started = Actor::spawn_linked(None, WorkerActor, arguments, myself.get_cell()).await;
         let (actor, _) = started.map_err(|error| Exit::of(cause(error)))?;
-        let cell = actor.get_cell();
-        self.alive.insert(cell.get_id(), (worker, cell));
+        self.alive.insert(actor.get_id(), worker);
         Ok(())
     }
 
-    /// Sends the student a command. If there is no student, dropping a request refuses it.
+    /// Sends the student a command. If there is no student, or it has ended, dropping a request refuses it.
     fn tell(&self, command: StudentCommand) {
         if let Some(pipeline) = &self.pipeline {
-            pipeline.tell(command);
+            let _ = pipeline.control.send(command);
         }
-    }
-
-    /// Whether the workers continue: the generation's student has not ended.
-    fn goes_on(&self) -> bool {
-        self.pipeline
-            .as_ref()
-            .is_some_and(|pipeline| pipeline.stop.is_some())
     }
 
     /// Decides what to do after a worker has ended.
     fn ended(&mut self, worker: WorkerId, exit: Exit, myself: &ActorRef<RunMessage>) {
-        let is_student = worker == WorkerId::Student;
-        if exit != Exit::Done {
-            self.failed(worker, exit, myself);
-        }
-        // A generation ends with its student, however the student ended.
-        if is_student {
-            self.stop_workers();
+        match exit {
+            // A generation ends with its student, however the student ended.
+            Exit::Done if worker == WorkerId::Student => self.stop_workers(),
+            Exit::Done => {}
+            exit => self.failed(worker, exit, myself),
         }
     }
 
@@ -349,34 +344,39 @@ impl State {
         } else {
             Remedy::Abandon
         };
-        let restarts = match &remedy {
-            Remedy::Restart(_) => true,
-            Remedy::Rewind(rewind) => rewind.kind == EventKind::Rewound,
-            Remedy::Abandon => false,
-        };
-        if restarts {
-            let name = worker.to_string();
+        let (context, name) = (&pipeline.context, worker.to_string());
+        let count_restart = || {
             metrics::WORKER_RESTARTS.with(&[&name]).increment(1);
-            pipeline.context.line(&worker).restarted();
-        }
+            context.line(&worker).restarted();
+        };
         match remedy {
             Remedy::Restart(after) => {
-                pipeline.restarts(&worker, &exit);
+                count_restart();
+                tracing::warn!(part = name, cause = %exit, "restarting after a failure");
+                let message = format!("{name} is restarted: {exit}");
+                context.note(EventKind::Restarted, &message);
                 myself.send_after(after, move || RunMessage::Restart(worker));
                 return;
             }
-            Remedy::Rewind(rewind) => self.next = Some(Next::Rewind(rewind)),
+            Remedy::Rewind(rewind) => {
+                if rewind.kind == EventKind::Rewound {
+                    count_restart();
+                }
+                self.next = Some(Ok(rewind));
+            }
             Remedy::Abandon => {
                 tracing::error!(part = %worker, cause = %exit, "a worker failed");
-                let cause = exit;
-                self.next
-                    .get_or_insert(Next::Fail(RunError::Worker { worker, cause }));
+                let failure = RunError::Worker {
+                    worker,
+                    cause: exit,
+                };
+                self.next.get_or_insert(Err(failure));
             }
         }
         // The student saves the last completed step if it is still running.
         self.tell(StudentCommand::Abandon);
         let mut alive = self.alive.values();
-        if !alive.any(|(worker, _)| *worker == WorkerId::Student) {
+        if !alive.any(|worker| *worker == WorkerId::Student) {
             self.stop_workers();
         }
     }
@@ -390,9 +390,9 @@ impl State {
     /// Restarts a worker, unless its generation is ending.
     async fn restart(&mut self, worker: WorkerId, myself: &ActorRef<RunMessage>) {
         // This restart may belong to a worker of an earlier generation.
-        let is_alive = self.alive.values().any(|(alive, _)| *alive == worker);
-        let goes_on = self.goes_on() && !is_alive;
-        let Some(pipeline) = self.pipeline.as_ref().filter(|_| goes_on) else {
+        let is_alive = self.alive.values().any(|alive| *alive == worker);
+        let goes_on = |pipeline: &&Pipeline| pipeline.stop.is_some() && !is_alive;
+        let Some(pipeline) = self.pipeline.as_ref().filter(goes_on) else {
             return;
         };
         let body = pipeline.body(&worker);
@@ -407,19 +407,18 @@ impl State {
             return;
         };
         pipeline.context.board.set_ready(false);
-        for (_, (_, scheduler)) in self.alive.drain() {
-            scheduler.stop(None);
-        }
+        self.alive.clear();
+        pipeline.scheduler.stop(None);
         let rewind = match self.next.take() {
             None => {
                 let outcome = pipeline.context.facts.outcome.lock().take();
                 return self.end(Ok(outcome), myself);
             }
-            Some(Next::Fail(error)) => return self.end(Err(error), myself),
-            Some(Next::Rewind(rewind)) => rewind,
+            Some(Err(error)) => return self.end(Err(error), myself),
+            Some(Ok(rewind)) => rewind,
         };
         if let Err(error) = self.recovery.record(&rewind) {
-            return self.end(Err(RunError::Lost(error.to_string())), myself);
+            return self.end(Err(RunError::lost(error)), myself);
         }
         pipeline.context.note(rewind.kind, &rewind.message);
         metrics::REWINDS.with(&[rewind.reason]).increment(1);

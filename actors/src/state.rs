@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use ddk_corpus::Cursor;
-use ddk_mixture::{Perplexities, PolicyState, Quota, TrainingSums, shares_of_domains};
+use ddk_mixture::{Perplexities, Policy, Quota, TrainingSums, shares_of_domains};
 use ddk_run::{Lengths, Measured};
 use ddk_settings::Recovery;
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,7 @@ impl Fork<'_> {
 
 impl LoopState {
     /// The state before the first step: an interval without steps, and nothing measured.
-    pub fn new(plan: &RunPlan, policy: PolicyState) -> Self {
+    pub fn new(plan: &RunPlan, policy: Policy) -> Self {
         let domains = plan.domains.len();
         Self {
             step: 0,
@@ -126,9 +126,12 @@ impl LoopState {
         sequences_per_step: u64,
         domain_sequences: &[u64],
     ) -> Vec<Cursor> {
-        let order = self.interval.order(seed);
         let rows = (self.steps_done() * sequences_per_step) as usize;
-        self.interval.cursors_after(&order, rows, domain_sequences)
+        let mut drawn = vec![0; domain_sequences.len()];
+        for domain in self.interval.order(seed).into_iter().take(rows) {
+            drawn[usize::from(domain)] += 1;
+        }
+        self.interval.cursors_after(&drawn, domain_sequences)
     }
 
     /// The state that a forked run starts with, with empty files. If nothing that an interval depends on has changed,
@@ -146,8 +149,6 @@ impl LoopState {
         let old = &self.interval;
         let cursors = self.cursors(fork.seed, fork.sequences_per_step, fork.old_rows);
         state.interval = Interval {
-            index: old.index,
-            first_step: old.first_step,
             steps: self.steps_done(),
             weights: shares_of_domains(&old.weights, fork.kept),
             target: shares_of_domains(&old.target, fork.kept),
@@ -157,7 +158,7 @@ impl LoopState {
             cursors: (0..count).map(|new| fork.cursor(new, &cursors)).collect(),
             // Measured again, like the baseline below.
             evaluated: Evaluation::default(),
-            line: None,
+            ..old.clone()
         };
         // The fork measures its baseline again on the new domains, because its results are compared with its own
         // start.

@@ -3,24 +3,45 @@
 mod commands;
 mod step_loop;
 mod told;
-mod worker;
 
 use std::time::Instant;
 
-use crossbeam::channel::select_biased;
-use ddk_telemetry::metrics;
+use crossbeam::channel::{Receiver, Sender};
+use ddk_telemetry::{Worker, metrics};
+use ractor::ActorRef;
 
 use self::step_loop::StepLoop;
-pub use self::{told::Told, worker::StudentWorker};
+pub use self::told::Told;
 use crate::{
-    End, LoopState, PortError, Student,
-    channel::Received,
+    End, LabeledBatch, LoopState, PortError, Student,
+    channel::{MeteredReceiver, MeteredSender, Received},
+    checkpointer::SaveRequest,
     messages::StudentCommand,
     mixture::{IntervalEnd, MixtureMessage},
     ports::StudentFactory,
-    teacher::Evaluate,
-    worker::{Exit, Ready},
+    teacher::{Evaluate, EvaluatedCopy},
+    worker::{Context, Exit, Ready},
 };
+
+/// What the student's worker works with.
+pub struct StudentWorker<S: Student> {
+    /// Labeled micro-batches, by replica.
+    pub input: Vec<MeteredReceiver<LabeledBatch<S::TeacherOutput>>>,
+    /// Commands to the student.
+    pub told: Told,
+    /// Copies of the student for teacher replica 0 to evaluate if mixtures lag. At most one is pending.
+    pub copies: Sender<Evaluate<S::Weights>>,
+    /// Results of these evaluations.
+    pub evaluated: Receiver<EvaluatedCopy>,
+    /// Receives the student's perplexities.
+    pub scheduler: ActorRef<MixtureMessage>,
+    /// Snapshots for the checkpointer.
+    pub saves: MeteredSender<SaveRequest>,
+    /// Its line on the board.
+    pub line: Worker,
+    /// What the workers share.
+    pub context: Context,
+}
 
 impl<S: Student> StudentWorker<S> {
     /// Runs the worker's thread: trains until the run finishes or stops, then waits for the last checkpoint.
@@ -73,30 +94,27 @@ impl<S: Student> StudentWorker<S> {
             }
             let began = Instant::now();
             let replica = (step_loop.next_sequence % self.input.len() as u64) as usize;
-            match self.input[replica].recv_or(&told.commands)? {
-                Received::Item(labeled) => {
-                    if !step_loop.take(labeled, began)? {
-                        continue;
-                    }
-                }
+            let is_step_done = match self.input[replica].recv_or(&told.commands.end)? {
+                Received::Item(labeled) => step_loop.take(labeled, began)?,
                 Received::Word(command) => {
                     told.hear(command);
-                    if !told.abandon.get() && !step_loop.within_step() {
-                        self.obey(step_loop)?;
-                    }
-                    if told.abandon.get() {
-                        return Err(self.abandoned(step_loop)?);
-                    }
-                    match told.finished(step_loop.step()) {
-                        Some(end) => return Ok(end),
-                        None => continue,
-                    }
+                    false
                 }
+            };
+            if is_step_done {
+                self.repeat_changes(step_loop.step() + 1)?;
             }
-            self.repeat_changes(step_loop.step() + 1)?;
-            self.obey(step_loop)?;
+            if !step_loop.within_step() {
+                self.obey(step_loop)?;
+            }
             if told.abandon.get() {
                 return Err(self.abandoned(step_loop)?);
+            }
+            if !is_step_done {
+                match told.finished(step_loop.step()) {
+                    Some(end) => return Ok(end),
+                    None => continue,
+                }
             }
             if let Some(reason) = step_loop.limit_reached() {
                 return Ok(End::Finished(reason));
@@ -145,17 +163,12 @@ impl<S: Student> StudentWorker<S> {
     /// abandoned.
     fn settle_ahead(&self, step_loop: &mut StepLoop<'_, S>) -> Result<(), Exit> {
         while step_loop.awaits_evaluation() {
-            self.line.waiting_for_input();
-            select_biased! {
-                recv(self.context.stop) -> _ => return Err(Exit::Done),
-                recv(self.evaluated) -> copy => step_loop.evaluated(copy?),
-                recv(self.told.commands) -> command => match command? {
-                    StudentCommand::Abandon => return Err(Exit::Done),
-                    command => self.told.hear(command),
-                },
+            match self.told.commands.recv_or(&self.evaluated)? {
+                Received::Word(copy) => step_loop.evaluated(copy),
+                Received::Item(StudentCommand::Abandon) => return Err(Exit::Done),
+                Received::Item(command) => self.told.hear(command),
             }
         }
-        self.line.computing();
         Ok(())
     }
 
@@ -170,14 +183,11 @@ impl<S: Student> StudentWorker<S> {
             let (step, weights) = (step_loop.step(), step_loop.copy()?);
             return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
         }
-        let perplexities = if step_loop.evaluation_is_due() {
-            match step_loop.evaluate()? {
-                None => return Ok(false),
-                measured => measured,
-            }
-        } else {
-            None
-        };
+        let is_due = step_loop.evaluation_is_due();
+        let perplexities = if is_due { step_loop.evaluate()? } else { None };
+        if is_due && perplexities.is_none() {
+            return Ok(false);
+        }
         let lag = self.context.plan.lag;
         let intervals = if step_loop.is_ahead() { 1 } else { 1 + lag };
         step_loop.remember(perplexities.as_deref());

@@ -6,14 +6,16 @@ use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use ddk_telemetry::{Worker, metrics};
+use parking_lot::Mutex;
 use ractor::ActorRef;
 
 use crate::{
     LabeledBatch, MicroBatch, Teacher,
     channel::{MeteredReceiver, MeteredSender, Received},
+    interval::Evaluation,
     mixture::{IntervalEnd, MixtureMessage},
     ports::TeacherFactory,
-    worker::{Context, Exit, Ready, Slot},
+    worker::{Context, Exit, Ready},
 };
 
 /// A copy of the student to evaluate.
@@ -27,10 +29,8 @@ pub struct Evaluate<Weights> {
 /// The result of evaluating a copy, for the student.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvaluatedCopy {
-    /// The step after which the copy was made.
-    pub step: u64,
-    /// Its perplexities by domain.
-    pub perplexities: Vec<f64>,
+    /// The step after which the copy was made, and its perplexities.
+    pub evaluation: Evaluation,
     /// Seconds that the worker was busy evaluating.
     pub busy_seconds: f64,
 }
@@ -47,11 +47,11 @@ pub struct TeacherWorker<T: Teacher> {
     pub out: MeteredSender<LabeledBatch<T::TeacherOutput>>,
     /// The micro-batch in hand. It outlives the thread, so a teacher restarted after a panic labels it again and keeps
     /// its place in the order.
-    pub in_hand: Slot<Option<Arc<MicroBatch>>>,
+    pub in_hand: Mutex<Option<Arc<MicroBatch>>>,
     /// Copies of the student to evaluate. Only replica 0 is asked, for one at a time.
     pub copies: Receiver<Evaluate<T::Weights>>,
     /// The copy in hand. It outlives the thread, like the micro-batch in hand.
-    pub copy_in_hand: Slot<Option<Evaluate<T::Weights>>>,
+    pub copy_in_hand: Mutex<Option<Evaluate<T::Weights>>>,
     /// Results of these evaluations.
     pub evaluated: Sender<EvaluatedCopy>,
     /// Waits for perplexities.
@@ -77,8 +77,7 @@ impl<T: Teacher> TeacherWorker<T> {
             let between = self.between("evaluation of the teacher");
             let perplexities = teacher.perplexities(&between)?.ok_or(Exit::Done)?;
             let _ = facts.teacher_perplexities.set(perplexities);
-            let known = MixtureMessage::TeacherEvaluated;
-            let _ = self.scheduler.cast(known);
+            let _ = self.scheduler.cast(MixtureMessage::TeacherEvaluated);
         }
         // The copy in hand when this worker failed.
         let copy = self.copy_in_hand.lock().take();
@@ -133,16 +132,15 @@ impl<T: Teacher> TeacherWorker<T> {
         let (step, busy) = (copy.step, teacher.busy_seconds());
         let phase = format!("evaluation of the student after step {step}");
         let between = self.between(&phase);
-        let perplexities = teacher.perplexities_of(&copy.weights, &between)?;
-        let perplexities = perplexities.ok_or(Exit::Done)?;
+        let student = teacher.perplexities_of(&copy.weights, &between)?;
+        let student = student.ok_or(Exit::Done)?;
+        let evaluation = Evaluation { step, student };
+        let ended = IntervalEnd::lagged(&evaluation, evaluation.student.len());
         // The student first: its state must hold what decides a mixture before anything is drawn from that mixture.
         self.evaluated.send(EvaluatedCopy {
-            step,
-            perplexities: perplexities.clone(),
+            evaluation,
             busy_seconds: teacher.busy_seconds() - busy,
         })?;
-        let domains = perplexities.len();
-        let ended = IntervalEnd::lagged(step, Some(perplexities), domains);
         let ended = MixtureMessage::IntervalEnded(ended);
         self.scheduler.cast(ended).map_err(|_| Exit::Done)?;
         *in_hand = None;

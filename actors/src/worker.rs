@@ -6,9 +6,8 @@
 
 use std::{
     convert::Infallible,
-    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     thread,
     time::Instant,
 };
@@ -16,39 +15,31 @@ use std::{
 use crossbeam::channel::{Receiver, RecvError, SendError, TryRecvError};
 use ddk_run::{Journal, Overrides, RunFileError, records::EventKind};
 use ddk_telemetry::{Board, Worker};
+use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use crate::{Observer, Outcome, PortError, RunPlan};
 
 /// A worker. Its name appears on threads, on the board and in messages.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum WorkerId {
     /// A domain's loader, by the domain's name.
+    #[strum(to_string = "loader-{0}")]
     Loader(String),
     /// The batcher.
     Batcher,
     /// A teacher, by its replica.
+    #[strum(to_string = "teacher-{0}")]
     Teacher(usize),
     /// The student.
     Student,
     /// The checkpointer.
     Checkpointer,
     /// The weight scheduler, which has no thread.
+    #[strum(to_string = "weight scheduler")]
     MixtureActor,
-}
-
-impl fmt::Display for WorkerId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Loader(domain) => write!(formatter, "loader-{domain}"),
-            Self::Batcher => formatter.write_str("batcher"),
-            Self::Teacher(replica) => write!(formatter, "teacher-{replica}"),
-            Self::Student => formatter.write_str("student"),
-            Self::Checkpointer => formatter.write_str("checkpointer"),
-            Self::MixtureActor => formatter.write_str("weight scheduler"),
-        }
-    }
 }
 
 /// How a worker ended. Returned as an error, it ends the worker's loop; [`Exit::Done`] means that the run is over.
@@ -114,11 +105,11 @@ pub struct Facts {
     /// The teacher's perplexities, known before the first interval.
     pub teacher_perplexities: OnceLock<Vec<f64>>,
     /// Seconds that all teacher replicas together have spent labeling in this process.
-    pub teacher_busy: Slot<f64>,
+    pub teacher_busy: Mutex<f64>,
     /// When the first micro-batch was sent.
     pub first_sent: OnceLock<Instant>,
     /// The run's result.
-    pub outcome: Slot<Option<Outcome>>,
+    pub outcome: Mutex<Option<Outcome>>,
 }
 
 impl Context {
@@ -147,22 +138,6 @@ impl Context {
         let event = self.journal.event(step, kind, message)?;
         self.observer.on_event(&event);
         Ok(())
-    }
-}
-
-/// A value that outlives the thread that works on it, even a thread that panicked.
-#[derive(Debug, Default)]
-pub struct Slot<Value>(Mutex<Value>);
-
-impl<Value> Slot<Value> {
-    /// A slot that holds `value`.
-    pub fn new(value: Value) -> Self {
-        Self(Mutex::new(value))
-    }
-
-    /// Locks the value, even if a thread panicked while it held the lock.
-    pub fn lock(&self) -> MutexGuard<'_, Value> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -230,8 +205,7 @@ impl Actor for WorkerActor {
 
 fn run(body: Body, ready: Ready) -> Exit {
     match catch_unwind(AssertUnwindSafe(|| body(ready))) {
-        Ok(Ok(())) => Exit::Done,
-        Ok(Err(exit)) => exit,
+        Ok(ended) => ended.err().unwrap_or(Exit::Done),
         Err(panic) => {
             let text = panic.downcast_ref::<&str>().copied();
             let text = text.or_else(|| panic.downcast_ref().map(String::as_str));

@@ -7,7 +7,10 @@ use ddk_run::view::{Domain, RunStatus, Scalar, duration};
 use ddk_telemetry::api::{Event, WorkerStatus};
 use ratatui::{
     Frame,
-    layout::{Constraint, Layout, Rect},
+    layout::{
+        Constraint::{Fill, Length, Min},
+        Layout, Rect,
+    },
     style::{Color, Style, Stylize},
     symbols::Marker,
     text::{Line, Span},
@@ -20,20 +23,14 @@ use super::Snapshot;
 pub fn draw(frame: &mut Frame<'_>, snapshot: &Snapshot, problem: Option<&str>) {
     let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
     let domains = status.domains.len() as u16 + 3;
-    let [head, table, middle, events, foot] = Layout::vertical([
-        Constraint::Length(3),
-        Constraint::Length(domains),
-        Constraint::Min(6),
-        Constraint::Length(7),
-        Constraint::Length(1),
-    ])
-    .areas(frame.area());
+    let rows = [Length(3), Length(domains), Min(6), Length(7), Length(1)];
+    let [head, table, middle, events, foot] = Layout::vertical(rows).areas(frame.area());
     draw_head(frame, head, status);
     draw_domains(frame, table, status);
     if workers.is_empty() {
         draw_loss(frame, middle, snapshot)
     } else {
-        let halves = [Constraint::Fill(1), Constraint::Length(38)];
+        let halves = [Fill(1), Length(38)];
         let [loss, area] = Layout::horizontal(halves).areas(middle);
         draw_loss(frame, loss, snapshot);
         draw_workers(frame, area, workers);
@@ -72,11 +69,9 @@ fn draw_domains(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
         });
         Row::new(cells.map(Cell::from))
     };
-    let rows = status
-        .domains
-        .iter()
-        .map(|domain| row(domain_cells(domain)));
-    let widths = [14, 7, 8, 9, 9, 7, 7, 7].map(Constraint::Length);
+    let domains = status.domains.iter();
+    let rows = domains.map(|domain| row(domain_cells(domain)));
+    let widths = [14, 7, 8, 9, 9, 7, 7, 7].map(Length);
     let table = widgets::Table::new(rows, widths)
         .header(row(DOMAIN_COLUMNS.map(str::to_owned)).dim())
         .block(Block::bordered().title(format!(" {} ", gaps(status))));
@@ -85,27 +80,19 @@ fn draw_domains(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
 
 fn draw_loss(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
     let steps = &snapshot.steps;
-    let losses = steps.scalars.get(&Scalar::Loss).into_iter().flatten();
-    let points: Vec<(f64, f64)> = steps
-        .step
-        .iter()
-        .zip(losses)
-        .filter_map(|(&step, loss)| Some((step as f64, (*loss)?)))
-        .collect();
+    let values = steps.scalars.get(&Scalar::Loss).into_iter().flatten();
+    let points = steps.step.iter().zip(values);
+    let points = points.filter_map(|(&step, loss)| Some((step as f64, (*loss)?)));
+    let points: Vec<(f64, f64)> = points.collect();
     let last = points.last().map_or(1.0, |point| point.0.max(1.0));
     let values = || points.iter().map(|point| point.1);
-    let (low, high) = values().fold((f64::MAX, f64::MIN), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
+    let low = values().fold(f64::MAX, f64::min);
+    let high = values().fold(f64::MIN, f64::max);
     let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
     let room = ((high - low) * 0.05).max(1e-3);
-    let status = &snapshot.status.run;
-    let title = format!(
-        " loss {}: cross-entropy {}, KL {} ",
-        scalar(status, Scalar::Loss),
-        scalar(status, Scalar::CeLoss),
-        scalar(status, Scalar::KdLoss)
-    );
+    let [loss, cross_entropy, kl] = losses(&snapshot.status.run);
+    let title = format!(" loss {loss}: cross-entropy {cross_entropy}, KL {kl} ");
+    let axis = |bounds, labels: [String; 2]| Axis::default().bounds(bounds).labels(labels);
     let chart = Chart::new(vec![
         Dataset::default()
             .marker(Marker::Braille)
@@ -114,16 +101,11 @@ fn draw_loss(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
             .data(&points),
     ])
     .block(Block::bordered().title(title))
-    .x_axis(
-        Axis::default()
-            .bounds([0.0, last])
-            .labels(["0".to_owned(), format!("step {last}")]),
-    )
-    .y_axis(
-        Axis::default()
-            .bounds([low - room, high + room])
-            .labels([format!("{low:.2}"), format!("{high:.2}")]),
-    );
+    .x_axis(axis([0.0, last], ["0".to_owned(), format!("step {last}")]))
+    .y_axis(axis(
+        [low - room, high + room],
+        [format!("{low:.2}"), format!("{high:.2}")],
+    ));
     frame.render_widget(chart, area);
 }
 
@@ -140,56 +122,43 @@ fn draw_workers(frame: &mut Frame<'_>, area: Rect, workers: &[WorkerStatus]) {
             Cell::from(Line::from(busy(worker)).right_aligned()),
         ])
     });
-    let widths = [13, 18, 4].map(Constraint::Length);
+    let widths = [13, 18, 4].map(Length);
     let table = widgets::Table::new(rows, widths).block(Block::bordered().title(" workers "));
     frame.render_widget(table, area);
 }
 
 fn draw_events(frame: &mut Frame<'_>, area: Rect, events: &[Event]) {
     let room = area.height.saturating_sub(2) as usize;
-    let lines: Vec<Line<'_>> = events
-        .iter()
-        .rev()
-        .take(room)
-        .map(
-            |Event {
-                 line: event,
-                 is_incident,
-             }| {
-                let kind = Span::from(format!("{:12}", event.kind));
-                Line::from(vec![
-                    Span::from(format!("step {:<8} ", event.step)).dim(),
-                    if *is_incident { kind.red() } else { kind },
-                    Span::from(event.message.as_str()),
-                ])
-            },
-        )
-        .collect();
-    let list = Paragraph::new(lines).block(Block::bordered().title(" last events "));
+    let lines = events.iter().rev().take(room).map(|event| {
+        let (line, kind) = (&event.line, Span::from(format!("{:12}", event.line.kind)));
+        Line::from(vec![
+            Span::from(format!("step {:<8} ", line.step)).dim(),
+            if event.is_incident { kind.red() } else { kind },
+            Span::from(line.message.as_str()),
+        ])
+    });
+    let list =
+        Paragraph::new(lines.collect::<Vec<_>>()).block(Block::bordered().title(" last events "));
     frame.render_widget(list, area);
 }
 
 /// The same content as text, for a file or a pipe.
 pub fn text(snapshot: &Snapshot) -> String {
     let (status, workers) = (&snapshot.status.run, &snapshot.status.workers);
+    let [loss, cross_entropy, kl] = losses(status);
     let mut text = format!(
-        "{}: {}, {}\nloss {}  cross-entropy {}  KL {}\n{}\n",
+        "{}: {}, {}\nloss {loss}  cross-entropy {cross_entropy}  KL {kl}\n{}\n",
         status.name,
         status.state,
         progress(status),
-        scalar(status, Scalar::Loss),
-        scalar(status, Scalar::CeLoss),
-        scalar(status, Scalar::KdLoss),
         gaps(status)
     );
     for stage in &status.stages {
         let _ = writeln!(text, "stage {stage}");
     }
     if !status.domains.is_empty() {
-        let rows = status
-            .domains
-            .iter()
-            .map(|domain| domain_cells(domain).to_vec());
+        let domains = status.domains.iter();
+        let rows = domains.map(|domain| domain_cells(domain).to_vec());
         let _ = write!(text, "\n{}", Table::new(DOMAIN_COLUMNS).with(rows));
     }
     let said = |worker: &WorkerStatus| {
@@ -217,12 +186,12 @@ pub fn text(snapshot: &Snapshot) -> String {
 fn gaps(status: &RunStatus) -> String {
     let worst = status.worst_domain.as_ref().and_then(|name| {
         let domain = status.domains.iter().find(|domain| domain.name == *name)?;
-        Some(format!(", worst {name} {}", number(domain.gap)))
+        Some(format!(", worst {name} {}", number(domain.gap, 3)))
     });
     format!(
         "mean gap {} ({} at the start){}",
-        number(status.mean_gap),
-        number(status.mean_gap_at_start),
+        number(status.mean_gap, 3),
+        number(status.mean_gap_at_start, 3),
         worst.unwrap_or_default()
     )
 }
@@ -234,11 +203,11 @@ const DOMAIN_COLUMNS: [&str; 8] = [
 fn domain_cells(domain: &Domain) -> [String; 8] {
     [
         domain.name.clone(),
-        number(domain.gap),
-        number(domain.gap_at_start),
-        perplexity(domain.student_perplexity),
-        perplexity(domain.teacher_perplexity),
-        number(domain.ratio),
+        number(domain.gap, 3),
+        number(domain.gap_at_start, 3),
+        number(domain.student_perplexity, 2),
+        number(domain.teacher_perplexity, 2),
+        number(domain.ratio, 3),
         percent(domain.weight),
         percent(domain.token_share),
     ]
@@ -254,13 +223,10 @@ fn share_done(status: &RunStatus) -> f64 {
 }
 
 fn progress(status: &RunStatus) -> String {
-    let limit = status
-        .step_limit
-        .map_or(String::new(), |limit| format!(" of {limit}"));
-    let rate = status
-        .scalars
-        .get(&Scalar::TokensPerSecond)
-        .map_or(String::new(), |rate| format!(", {rate:.0} tokens/s"));
+    let limit = status.step_limit.map(|limit| format!(" of {limit}"));
+    let rate = status.scalars.get(&Scalar::TokensPerSecond);
+    let rate = rate.map(|rate| format!(", {rate:.0} tokens/s"));
+    let (limit, rate) = (limit.unwrap_or_default(), rate.unwrap_or_default());
     let end = match (&status.stop_reason, status.seconds_left) {
         (Some(reason), _) => format!(", done by {reason}"),
         (None, Some(seconds)) => format!(", about {} left", duration(seconds)),
@@ -278,16 +244,14 @@ fn busy(worker: &WorkerStatus) -> String {
     }
 }
 
-fn scalar(status: &RunStatus, scalar: Scalar) -> String {
-    number(status.scalars.get(&scalar).copied())
+/// The loss and its two terms.
+fn losses(status: &RunStatus) -> [String; 3] {
+    let terms = [Scalar::Loss, Scalar::CeLoss, Scalar::KdLoss];
+    terms.map(|term| number(status.scalars.get(&term).copied(), 3))
 }
 
-fn number(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |value| format!("{value:.3}"))
-}
-
-fn perplexity(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |value| format!("{value:.2}"))
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"))
 }
 
 fn percent(value: Option<f64>) -> String {

@@ -145,6 +145,13 @@ fn folders_of_others_are_refused() {
         fs::read_to_string(run.join("config.toml")).unwrap(),
         "mine = true"
     );
+    let other = r#"{"model": {"output_dir": "models/other"}}"#;
+    fs::write(run.join("pretrain.json"), other).unwrap();
+    let said = world.fail(2, &PRETRAIN);
+    assert!(
+        said.contains("teacher.run belongs to the model in models/other"),
+        "{said}"
+    );
     let same = [
         &PRETRAIN[..],
         &["--set", "pretrain.teacher.output_dir=tokenizer"],

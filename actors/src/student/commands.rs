@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use crossbeam::channel::select_biased;
 use ddk_run::{
     Assignments, Override, Source,
     control::{Command, Outcome, Refusal, Reply},
@@ -30,29 +29,18 @@ impl<S: Student> StudentWorker<S> {
                 self.unpause(step_loop);
                 return Ok(());
             }
-            self.line.waiting_for_input();
-            select_biased! {
-                recv(self.context.stop) -> _ => return Err(Exit::Done),
-                recv(told.commands) -> command => told.hear(command?),
-            }
-            self.line.computing();
+            told.hear(told.commands.recv()?);
         }
     }
 
     fn carry_out(&self, step_loop: &mut StepLoop<'_, S>, request: Request) -> Result<(), Exit> {
-        let Request {
-            command,
-            source,
-            reply,
-        } = request;
-        let outcome = match command {
+        let reply = request.reply;
+        let outcome = match request.command {
             // Until then, the state does not hold what the first mixture depends on.
             Command::Checkpoint
                 if step_loop.state.baseline.teacher.is_empty() && step_loop.step() == 0 =>
             {
-                Err(Refusal(
-                    "there is nothing to save before the first step".to_owned(),
-                ))
+                Err(refusal("there is nothing to save before the first step"))
             }
             Command::Checkpoint => {
                 self.settle(step_loop)?;
@@ -60,17 +48,14 @@ impl<S: Student> StudentWorker<S> {
             }
             Command::Evaluate => self.evaluate(step_loop)?,
             Command::Pause => self.pause(step_loop.step()),
-            Command::Resume => match self.unpause(step_loop) {
-                Some(seconds) => Ok(Reply::Resume {
-                    step: step_loop.step(),
-                    seconds,
-                }),
-                None => Err(Refusal("the run is not paused".to_owned())),
-            },
-            Command::Set { values } => self.set(step_loop.step() + 1, source, values),
-            Command::Status | Command::Stop => Err(Refusal(
-                "the student does not handle this command".to_owned(),
-            )),
+            Command::Resume => {
+                let resumed = self.unpause(step_loop);
+                resumed.ok_or_else(|| refusal("the run is not paused"))
+            }
+            Command::Set { values } => self.set(step_loop.step() + 1, request.source, values),
+            Command::Status | Command::Stop => {
+                Err(refusal("the student does not handle this command"))
+            }
         };
         // The caller may be gone.
         let _ = reply.send(outcome);
@@ -81,7 +66,7 @@ impl<S: Student> StudentWorker<S> {
     fn evaluate(&self, step_loop: &mut StepLoop<'_, S>) -> Result<Outcome, Exit> {
         let began = Instant::now();
         let Some(perplexities) = step_loop.evaluate_on_request()? else {
-            return Ok(Err(Refusal("the run is ending".to_owned())));
+            return Ok(Err(refusal("the run is ending")));
         };
         let plan = &self.context.plan;
         let teacher = self.context.facts.teacher_perplexities.get();
@@ -97,7 +82,7 @@ impl<S: Student> StudentWorker<S> {
 
     fn pause(&self, step: u64) -> Outcome {
         if self.told.paused.get().is_some() {
-            return Err(Refusal("the run is already paused".to_owned()));
+            return Err(refusal("the run is already paused"));
         }
         self.told.paused.set(Some(Instant::now()));
         self.context.board.set_state(State::Paused);
@@ -106,17 +91,14 @@ impl<S: Student> StudentWorker<S> {
         Ok(reply)
     }
 
-    /// Ends a pause and returns its seconds.
-    fn unpause(&self, step_loop: &mut StepLoop<'_, S>) -> Option<f64> {
-        let since = self.told.paused.take()?;
-        let seconds = step_loop.paused(since);
+    /// Ends a pause, if there is one.
+    fn unpause(&self, step_loop: &mut StepLoop<'_, S>) -> Option<Reply> {
+        let seconds = step_loop.paused(self.told.paused.take()?);
         self.context.board.set_state(State::Running);
-        let reply = Reply::Resume {
-            step: step_loop.step(),
-            seconds,
-        };
+        let step = step_loop.step();
+        let reply = Reply::Resume { step, seconds };
         self.context.note(EventKind::Unpaused, &reply.to_string());
-        Some(seconds)
+        Some(reply)
     }
 
     /// Changes settings from `step` on. The change is on disk before it applies, so a killed run repeats it.
@@ -146,4 +128,8 @@ impl<S: Student> StudentWorker<S> {
         live.set(settings);
         Ok(())
     }
+}
+
+fn refusal(reason: &str) -> Refusal {
+    Refusal(reason.to_owned())
 }

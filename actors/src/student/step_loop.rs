@@ -1,6 +1,5 @@
 //! The student's bookkeeping: the sums of a step, whether its update is made, and what is due after it.
 
-mod ahead;
 mod lines;
 mod step;
 
@@ -12,14 +11,27 @@ use ddk_run::{Measured, RunFileError, control::Outcome as Answered, records::Sto
 use ddk_telemetry::metrics;
 use ractor::RpcReplyPort;
 
-use self::{ahead::Ahead, step::StepAccumulator};
-use super::worker::StudentWorker;
+use self::step::StepAccumulator;
+use super::StudentWorker;
 use crate::{
     End, LoopState, Outcome, PortError, RunPlan, Student, Totals,
     checkpointer::SaveRequest,
     error::with_causes,
+    interval::Evaluation,
+    teacher::EvaluatedCopy,
     worker::{Context, Exit},
 };
+
+/// The evaluation that the current interval began with if mixtures lag. It decides the next mixture.
+#[derive(Debug, Clone, PartialEq)]
+enum Ahead {
+    /// Mixtures do not lag, or nothing has been measured yet.
+    None,
+    /// A copy of the student is being evaluated.
+    Awaited,
+    /// The result is known; empty if no evaluation was due.
+    Known(Evaluation),
+}
 
 /// The student and its bookkeeping.
 pub(crate) struct StepLoop<'a, S: Student> {
@@ -56,6 +68,8 @@ impl<'a, S: Student> StepLoop<'a, S> {
         state
             .consecutive_skips
             .retain(|step| !plan.skip.contains(step));
+        let ahead = state.lagged_evaluation.clone();
+        let ahead = ahead.filter(|_| plan.lag > 0);
         Self {
             worker,
             context: &worker.context,
@@ -63,7 +77,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
             busy: student.busy_seconds(),
             student,
             next_sequence: 0,
-            ahead: Ahead::new(plan, &state),
+            ahead: ahead.map_or(Ahead::None, Ahead::Known),
             started: Instant::now(),
             before: state.totals.clone(),
             totals: state.totals.clone(),
@@ -90,9 +104,13 @@ impl<'a, S: Student> StepLoop<'a, S> {
         let state = &self.state;
         // Once for each multiple of `every`, at the end of the interval that contains it.
         let lies_in = |every: u64| state.step / every > (state.interval.first_step - 1) / every;
-        self.worker.needs == Needs::Perplexities
+        self.needs_perplexities()
             || state.baseline.student.is_empty()
             || self.plan.evaluation_every.is_some_and(lies_in)
+    }
+
+    fn needs_perplexities(&self) -> bool {
+        self.state.interval.policy.needs() == Needs::Perplexities
     }
 
     /// The limit that the last step has reached, if any.
@@ -167,15 +185,13 @@ impl<'a, S: Student> StepLoop<'a, S> {
     /// Waits until the last completed step is saved on disk, because a run must not end without it. If its save failed
     /// while training continued, saves it again.
     pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
-        if !self.is_saved() || self.await_save().is_err() {
-            self.save(None)?;
-            self.await_save().map_err(|error| {
-                PortError::Other(format!(
-                    "cannot save the last checkpoint (the earlier ones are kept): {error}"
-                ))
-            })?;
+        if self.is_saved() && self.await_save().is_ok() {
+            return Ok(());
         }
-        Ok(())
+        self.save(None)?;
+        let what = "cannot save the last checkpoint (the earlier ones are kept)";
+        let saved = self.await_save();
+        Ok(saved.map_err(|error| PortError::Other(format!("{what}: {error}")))?)
     }
 
     /// Waits until the last snapshot sent is on disk, or its save has failed.
@@ -198,7 +214,8 @@ impl<'a, S: Student> StepLoop<'a, S> {
     pub(crate) fn evaluate(&mut self) -> Result<Option<Vec<f64>>, PortError> {
         let began = Instant::now();
         self.newly_busy();
-        let phase = if self.state.baseline.student.is_empty() {
+        let is_first = self.state.baseline.student.is_empty();
+        let phase = if is_first {
             "first evaluation of the student".to_owned()
         } else {
             format!("evaluation of the student after step {}", self.step())
@@ -213,7 +230,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         if let Some(perplexities) = &perplexities {
             let mut flops = self.plan.evaluation_flops;
             // Before the first step of a run, or of a fork that measures its baseline again.
-            if self.state.baseline.student.is_empty() {
+            if is_first {
                 self.state.baseline.student.clone_from(perplexities);
                 flops += self.plan.teacher_evaluation_flops;
             }
@@ -234,7 +251,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
 
     fn count_evaluation(&mut self, flops: f64) {
         self.totals.evaluation_flops += flops;
-        if self.worker.needs == Needs::Perplexities {
+        if self.needs_perplexities() {
             self.totals.mixture_flops += flops;
         }
     }
@@ -251,15 +268,60 @@ impl<'a, S: Student> StepLoop<'a, S> {
 
     /// Perplexities for a user's request.
     pub(crate) fn evaluate_on_request(&mut self) -> Result<Option<Vec<f64>>, PortError> {
-        let phase = format!(
-            "requested evaluation of the student after step {}",
-            self.step()
-        );
+        let step = self.step();
+        let phase = format!("requested evaluation of the student after step {step}");
         self.newly_busy();
         let perplexities = self.measure(&phase)?;
         self.totals.evaluation_seconds += self.newly_busy();
         self.totals.evaluation_flops += self.plan.evaluation_flops;
         Ok(perplexities)
+    }
+
+    /// Whether an earlier evaluation decides the next mixture, so that training does not wait for the one due now.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.ahead != Ahead::None
+    }
+
+    /// Whether the evaluation that this interval began with is pending.
+    pub(crate) fn awaits_evaluation(&self) -> bool {
+        self.ahead == Ahead::Awaited
+    }
+
+    /// Whether the state of the last step is complete, so that a checkpoint holds what decides the next mixture.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.is_ahead() || self.state.lagged_evaluation.is_some()
+    }
+
+    /// Stores what was measured after the last step, or that nothing was.
+    pub(crate) fn remember(&mut self, perplexities: Option<&[f64]>) {
+        if self.plan.lag > 0 {
+            let (step, student) = (self.step(), perplexities.unwrap_or_default().to_vec());
+            self.ahead = Ahead::Known(Evaluation { step, student });
+        }
+    }
+
+    /// A copy of the weights, to evaluate elsewhere.
+    pub(crate) fn copy(&mut self) -> Result<S::Weights, PortError> {
+        self.newly_busy();
+        let weights = self.student.weights()?;
+        self.totals.evaluation_seconds += self.newly_busy();
+        self.count_evaluation(self.plan.evaluation_flops);
+        self.ahead = Ahead::Awaited;
+        Ok(weights)
+    }
+
+    /// Records the result of a copy's evaluation.
+    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
+        self.totals.evaluation_seconds += copy.busy_seconds;
+        took("evaluation", copy.busy_seconds);
+        let evaluation = copy.evaluation;
+        // If it needed a checkpoint, that was saved when the copy was made.
+        self.measured(evaluation.step, &evaluation.student);
+        // Before the interval's first step, the state is still that of the previous interval.
+        if self.step() > evaluation.step {
+            self.state.lagged_evaluation = Some(evaluation.clone());
+        }
+        self.ahead = Ahead::Known(evaluation);
     }
 
     /// Accounts for a pause from `since` until now, and returns its seconds.

@@ -6,20 +6,19 @@ use std::{
     time::Instant,
 };
 
-use crossbeam::channel::Receiver;
 use ddk_run::records::StopReason;
 
 use crate::{
     End,
+    channel::MeteredReceiver,
     messages::{Request, StudentCommand},
 };
 
 /// Commands to the student. It receives them whenever it waits and between two batches of an evaluation, and carries
 /// them out between two steps.
-#[derive(Debug)]
 pub struct Told {
     /// The channel that they arrive on.
-    pub commands: Receiver<StudentCommand>,
+    pub commands: MeteredReceiver<StudentCommand>,
     /// Whether to save and end.
     pub(super) stop: Cell<bool>,
     /// Whether another worker has failed.
@@ -32,7 +31,7 @@ pub struct Told {
 
 impl Told {
     /// No commands yet.
-    pub fn new(commands: Receiver<StudentCommand>) -> Self {
+    pub fn new(commands: MeteredReceiver<StudentCommand>) -> Self {
         Self {
             commands,
             stop: Cell::new(false),
@@ -55,9 +54,8 @@ impl Told {
 
     /// Records all commands that have arrived.
     pub(super) fn hear_all(&self) {
-        self.commands
-            .try_iter()
-            .for_each(|command| self.hear(command));
+        let arrived = self.commands.end.try_iter();
+        arrived.for_each(|command| self.hear(command));
     }
 
     /// Whether a recorded command cuts the current work off.
@@ -65,9 +63,10 @@ impl Told {
         self.stop.get() || self.abandon.get()
     }
 
-    /// The next request, if any.
+    /// The next request, if any. After another worker has failed, none is carried out.
     pub(super) fn request(&self) -> Option<Request> {
-        self.requests.borrow_mut().pop_front()
+        let request = self.requests.borrow_mut().pop_front();
+        request.filter(|_| !self.abandon.get())
     }
 
     /// How the run ends, if it is finished after `step`.

@@ -11,11 +11,11 @@ use std::{
 };
 
 use ddk_actors::{
-    Generation, LoopState, MicroBatch, Observer, Outcome, Parts, PortError, Rows, Run, RunError,
+    Generation, LoopState, MicroBatch, Observer, Outcome, PortError, Rows, Run, RunError,
     RunHandle, RunPlan, StepReport, StopReason, Student, Teacher, ports::Between,
 };
 use ddk_corpus::{Cursor, Sample, Sequence, Span};
-use ddk_mixture::{Ddk, InitialMixture, Policy, PolicyState};
+use ddk_mixture::{Ddk, InitialMixture, Policy};
 use ddk_run::{
     CheckpointStore, Journal, Lengths, MicroBatchSums, Overrides, PhaseSeconds, Retention,
     SequenceLoss, SnapshotFile, Source, StepPhase, UpdateStats,
@@ -41,7 +41,7 @@ pub struct World {
     /// Every save of these steps fails.
     pub full_disk: Vec<u64>,
     /// The mixture's policy of a new run.
-    pub policy: PolicyState,
+    pub policy: Policy,
 }
 
 pub const ROWS: [u64; 3] = [7, 40, 23];
@@ -87,7 +87,7 @@ impl World {
             commands: Vec::new(),
             stop_after: None,
             full_disk: Vec::new(),
-            policy: Ddk::new(0.5, 5, InitialMixture::Natural).state(),
+            policy: Policy::Ddk(Ddk::new(0.5, 5, InitialMixture::Natural)),
         }
     }
 
@@ -162,7 +162,7 @@ struct Assembly {
     hook: Hook,
     observer: Arc<Watcher>,
     full_disk: Vec<u64>,
-    policy: PolicyState,
+    policy: Policy,
     overrides: Arc<Overrides>,
 }
 
@@ -178,10 +178,6 @@ impl Assembly {
         let lengths = resume
             .as_ref()
             .map_or(Lengths::default(), |state| state.lengths);
-        let policy = match &resume {
-            Some(state) => state.interval.policy.clone(),
-            None => self.policy.clone(),
-        };
         let (hook, full_disk) = (self.hook.clone(), self.full_disk.clone());
         let (student_hook, teacher_hook, batcher_hook) = (hook.clone(), hook.clone(), hook.clone());
         let mut plan = self.plan.clone();
@@ -190,7 +186,12 @@ impl Assembly {
         let live = plan.live.get(ddk_settings::Settings::clone);
         plan.live = ddk_actors::Live::new(live.with(&self.overrides.up_to(step + 1)).unwrap());
         let of_student = plan.live.clone();
-        let parts = Parts {
+        let teacher_perplexities = resume.as_ref().map(|state| state.baseline.teacher.clone());
+        let new_run = || LoopState::new(&plan, self.policy.clone());
+        Generation {
+            state: resume.unwrap_or_else(new_run),
+            plan,
+            teacher_perplexities,
             teacher: Arc::new(move |replica| {
                 teacher_hook("build teacher", replica as u64)?;
                 Ok(FakeTeacher {
@@ -226,13 +227,6 @@ impl Assembly {
             overrides: self.overrides.clone(),
             board: Board::new(std::time::Duration::from_secs(3600)),
             observer: Arc::new(Watching(self.observer.clone())),
-        };
-        Generation {
-            plan,
-            parts,
-            policy: policy.into_policy(),
-            teacher_perplexities: resume.as_ref().map(|state| state.baseline.teacher.clone()),
-            resume,
         }
     }
 }

@@ -218,9 +218,9 @@ fn no_updates(steps: &'static [u64]) -> crate::fakes::Hook {
 fn rolled_back(error: &RunError) -> Option<(u64, u64)> {
     match error {
         RunError::Worker {
-            cause: Exit::Failed(PortError::RollBack { first, last, .. }),
+            cause: Exit::Failed(PortError::RollBack { steps, .. }),
             ..
-        } => Some((*first, *last)),
+        } => Some((*steps.start(), *steps.end())),
         _ => None,
     }
 }

@@ -160,8 +160,8 @@ async fn limits_that_are_known_ahead_end_the_run_at_the_end_of_an_interval() {
 async fn other_policies_lag_too() {
     let first = InitialMixture::Natural;
     for policy in [
-        Sheared::new(5, first, vec![None; 3]).state(),
-        Fixed::new(MixturePolicy::Equal, &[1.0; 3], 5).state(),
+        Policy::Sheared(Sheared::new(5, first, vec![None; 3])),
+        Policy::Fixed(Fixed::new(MixturePolicy::Equal, &[1.0; 3], 5)),
     ] {
         let mut whole = world();
         whole.policy = policy.clone();

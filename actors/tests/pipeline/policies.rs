@@ -7,14 +7,13 @@ use std::sync::{
 };
 
 use ddk_mixture::{
-    DdkNoSmoothing, DoremiProxy, Fixed, InitialMixture, MixturePolicy, Odm, Policy, PolicyState,
-    Sheared,
+    DdkNoSmoothing, DoremiProxy, Fixed, InitialMixture, MixturePolicy, Odm, Policy, Sheared,
 };
 use serde_json::Value;
 
 use crate::fakes::World;
 
-fn world(policy: &PolicyState) -> World {
+fn world(policy: &Policy) -> World {
     let mut world = World::new();
     world.policy = policy.clone();
     world
@@ -22,18 +21,22 @@ fn world(policy: &PolicyState) -> World {
 
 /// Each policy with the number of lines that set its mixtures in 17 steps, and of the evaluations that it needs
 /// (including the one after the last step).
-fn policies() -> Vec<(PolicyState, usize, u64)> {
+fn policies() -> Vec<(Policy, usize, u64)> {
     let first = InitialMixture::Natural;
     vec![
-        (DdkNoSmoothing::new(5, first).state(), 4, 5),
-        (Sheared::new(5, first, vec![None; 3]).state(), 4, 5),
+        (Policy::DdkNoSmoothing(DdkNoSmoothing::new(5, first)), 4, 5),
+        (Policy::Sheared(Sheared::new(5, first, vec![None; 3])), 4, 5),
         (
-            Fixed::new(MixturePolicy::Static, &[3.0, 1.0, 0.0], 5).state(),
+            Policy::Fixed(Fixed::new(MixturePolicy::Static, &[3.0, 1.0, 0.0], 5)),
             4,
             2,
         ),
-        (Odm::new(0.9).state(), 17, 2),
-        (DoremiProxy::new(1.0, 1e-3, 6.0, first).state(), 17, 2),
+        (Policy::Odm(Odm::new(0.9)), 17, 2),
+        (
+            Policy::DoremiProxy(DoremiProxy::new(1.0, 1e-3, 6.0, first)),
+            17,
+            2,
+        ),
     ]
 }
 
@@ -55,7 +58,7 @@ async fn only_what_a_policy_needs_is_measured() {
             Ok(())
         });
         world.run().await.unwrap();
-        let name = policy.into_policy().name().to_string();
+        let name = policy.name().to_string();
         assert_eq!(measured.load(Ordering::Relaxed), evaluations, "{name}");
         let lines = mixtures(&world);
         assert_eq!(lines.len(), intervals, "{name}");
@@ -74,7 +77,7 @@ async fn only_what_a_policy_needs_is_measured() {
 
 #[tokio::test]
 async fn evaluations_on_the_way_come_where_they_are_asked_for() {
-    let mut world = world(&Odm::new(0.9).state());
+    let mut world = world(&Policy::Odm(Odm::new(0.9)));
     world.plan.evaluation_every = Some(6);
     world.run().await.unwrap();
     let seen: Vec<u64> = mixtures(&world)

@@ -3,9 +3,10 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
-    ops::ControlFlow,
+    iter,
 };
 
+use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
 use serde_json::Value;
 
 use crate::{
@@ -61,26 +62,31 @@ impl Document {
     }
 }
 
-/// The callback for each record. A break or an error ends reading.
-type Each<'a> = &'a mut dyn FnMut(Record) -> Flow;
-/// Whether a break ended reading.
-type Flow = Result<ControlFlow<()>, CorpusError>;
+/// The records of a file, until the disk fails.
+type Records<'a> = Box<dyn Iterator<Item = Result<Record, CorpusError>> + 'a>;
 
 /// The largest zstd window that DDK accepts, as a power of two: 128 MiB, the default limit of the zstd tool. The
 /// decoder allocates what a file asks for, so a larger window could take all memory.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Calls `each` with every record of a file. Damage inside a compressed or Parquet file counts as an unusable record,
-/// the last one of the file.
-pub(crate) fn read(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
-    if !is_of(file, source) {
-        return Ok(ControlFlow::Continue(()));
-    }
-    match file.format.records {
-        FileFormat::Parquet => read_parquet(file, source, each),
-        FileFormat::Jsonl => read_lines(file, source, each),
-        FileFormat::Text => read_whole(file, source, each),
-    }
+/// Reads the records of a file one by one. Damage inside a compressed or Parquet file counts as an unusable record, the
+/// last one of the file.
+pub(crate) fn read<'a>(
+    file: &'a SourceFile,
+    source: &'a DomainSource,
+) -> Result<Records<'a>, CorpusError> {
+    let mut records: Records<'a> = match file.format.records {
+        _ if !is_of(file, source) => Box::new(iter::empty()),
+        FileFormat::Parquet => read_parquet(file, source)?,
+        FileFormat::Jsonl => read_lines(file, source)?,
+        FileFormat::Text => Box::new(iter::once(read_whole(file, source))),
+    };
+    let mut ended = false;
+    Ok(Box::new(iter::from_fn(move || {
+        let record = if ended { None } else { records.next() };
+        ended |= matches!(&record, Some(Ok(record)) if record.ends_file);
+        record
+    })))
 }
 
 /// Whether a file is read for a source at all. A single-document file has no field to filter by.
@@ -115,30 +121,30 @@ fn open(file: &SourceFile) -> Result<Box<dyn Read>, CorpusError> {
     })
 }
 
-/// Handles a read error: returns a disk error as an error, and damage in compressed data as a reason.
-fn broken(file: &SourceFile, error: io::Error) -> Result<String, CorpusError> {
-    match file.format.compression {
-        Compression::None => Err(CorpusError::io("read", &file.path)(error)),
+/// Handles a read error: returns a disk error as an error, and damage in compressed data as an unusable record.
+fn broken(file: &SourceFile, line: u64, error: io::Error) -> Result<Record, CorpusError> {
+    let reason = match file.format.compression {
+        Compression::None => return Err(CorpusError::io("read", &file.path)(error)),
         // zstd's message for a window over the limit (ZSTD_error_frameParameter_windowTooLarge).
-        Compression::Zstd if error.to_string().contains("too much memory") => Ok(format!(
+        Compression::Zstd if error.to_string().contains("too much memory") => format!(
             "its zstd window is over {} MiB: compress it again without --long or --ultra",
             (1_u64 << ZSTD_WINDOW_LOG) >> 20
-        )),
-        _ => Ok(format!("the file is cut or damaged here: {error}")),
-    }
+        ),
+        _ => format!("the file is cut or damaged here: {error}"),
+    };
+    Ok(Record::damage(line, reason))
 }
 
-fn read_whole(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
+fn read_whole(file: &SourceFile, source: &DomainSource) -> Result<Record, CorpusError> {
     let mut bytes = Vec::new();
     let longest = source.limits.longest;
     let room = longest.saturating_add(1 + UTF8_MARK.len() as u64);
-    let document = match open(file)?.take(room).read_to_end(&mut bytes) {
-        Ok(_) => whole_text(bytes, source),
-        Err(error) => return each(Record::damage(1, broken(file, error)?)),
-    };
-    each(Record {
+    if let Err(error) = open(file)?.take(room).read_to_end(&mut bytes) {
+        return broken(file, 1, error);
+    }
+    Ok(Record {
         line: 1,
-        document: document.map_err(Unusable::from),
+        document: whole_text(bytes, source).map_err(Unusable::from),
         ends_file: false,
         more: Some(0),
     })
@@ -174,160 +180,117 @@ fn strip_mark(bytes: &mut Vec<u8>) -> Result<(), String> {
     Ok(())
 }
 
-fn read_lines(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
+fn read_lines<'a>(
+    file: &'a SourceFile,
+    source: &'a DomainSource,
+) -> Result<Records<'a>, CorpusError> {
     let mut reader = BufReader::with_capacity(1 << 16, open(file)?);
-    let mut bytes = Vec::new();
     // A record is longer than its text. Do not even keep a line beyond this length.
-    let longest = source
-        .limits
-        .longest
-        .saturating_mul(2)
-        .saturating_add(1 << 16);
+    let limit = source.limits.longest;
+    let longest = limit.saturating_mul(2).saturating_add(1 << 16);
     let shortest = source.text.shortest_line();
-    let mut consumed: u64 = 0;
-    for line in 1.. {
-        bytes.clear();
-        let read = (&mut reader).take(longest).read_until(b'\n', &mut bytes);
-        let mut too_long = false;
-        match read {
-            Ok(0) => break,
-            Ok(count) => {
-                consumed += count as u64;
-                too_long |= count as u64 == longest && bytes.last() != Some(&b'\n');
+    let (mut lines, mut consumed) = (1.., 0_u64);
+    let mut next = move || {
+        for line in &mut lines {
+            let mut bytes = Vec::new();
+            let (length, too_long) = match read_line(&mut reader, longest, &mut bytes) {
+                Ok(read) => read,
+                Err(error) => return broken(file, line, error).map(Some),
+            };
+            if length == 0 {
+                break;
             }
-            Err(error) => {
-                return each(Record::damage(line, broken(file, error)?));
+            consumed += length;
+            if line == 1
+                && let Err(reason) = strip_mark(&mut bytes)
+            {
+                return Ok(Some(Record::damage(line, reason)));
+            }
+            bytes.truncate(bytes.trim_ascii_end().len());
+            // A blank line is not a record.
+            if bytes.is_empty() {
+                continue;
+            }
+            let value = if too_long {
+                Err(over_the_limit(source))
+            } else {
+                text(bytes).and_then(|line| parse(&line))
+            };
+            let most = file.bytes.saturating_sub(consumed).div_ceil(shortest);
+            let more = (file.format.compression == Compression::None).then_some(most);
+            let record = record(line, value, more, source);
+            if record.is_some() {
+                return Ok(record);
             }
         }
-        if line == 1
-            && let Err(reason) = strip_mark(&mut bytes)
-        {
-            return each(Record::damage(line, reason));
-        }
-        if too_long {
-            match skip_line(&mut reader) {
-                Ok(skipped) => consumed += skipped,
-                Err(error) => return each(Record::damage(line, broken(file, error)?)),
-            }
-        }
-        while bytes.last().is_some_and(u8::is_ascii_whitespace) {
-            bytes.pop();
-        }
-        // A blank line is not a record.
-        if bytes.is_empty() {
-            continue;
-        }
-        let record = if too_long {
-            Err(over_the_limit(source))
-        } else {
-            text(std::mem::take(&mut bytes)).and_then(|line| parse(&line))
-        };
-        let more = match file.format.compression {
-            Compression::None => Some(file.bytes.saturating_sub(consumed).div_ceil(shortest)),
-            _ => None,
-        };
-        if give(line, record, more, source, each)?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-    }
-    Ok(ControlFlow::Continue(()))
+        Ok(None)
+    };
+    Ok(Box::new(iter::from_fn(move || next().transpose())))
 }
 
-/// Skips the rest of a line and returns its length in bytes.
-fn skip_line(reader: &mut impl BufRead) -> io::Result<u64> {
-    let mut skipped = 0;
-    loop {
-        let buffer = reader.fill_buf()?;
-        let (end, found) = match buffer.iter().position(|&byte| byte == b'\n') {
-            Some(place) => (place + 1, true),
-            None => (buffer.len(), buffer.is_empty()),
-        };
-        reader.consume(end);
-        skipped += end as u64;
-        if found {
-            return Ok(skipped);
-        }
+/// Reads a line, but keeps at most `longest` bytes of it. Returns the length of the line in bytes, and whether it is
+/// too long.
+fn read_line(
+    reader: &mut impl BufRead,
+    longest: u64,
+    line: &mut Vec<u8>,
+) -> io::Result<(u64, bool)> {
+    let mut length = reader.by_ref().take(longest).read_until(b'\n', line)?;
+    let too_long = length as u64 == longest && line.last() != Some(&b'\n');
+    if too_long {
+        length += reader.skip_until(b'\n')?;
     }
+    Ok((length as u64, too_long))
 }
 
-#[cfg(feature = "parquet")]
-fn read_parquet(file: &SourceFile, source: &DomainSource, each: Each<'_>) -> Flow {
-    use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
-
+fn read_parquet<'a>(
+    file: &SourceFile,
+    source: &'a DomainSource,
+) -> Result<Records<'a>, CorpusError> {
     let opened = File::open(&file.path).map_err(CorpusError::io("read", &file.path))?;
-    let damaged = |error: &dyn std::fmt::Display| format!("the file is cut or damaged: {error}");
+    let damage = |line, error| Record::damage(line, format!("the file is cut or damaged: {error}"));
     let reader = match SerializedFileReader::new(opened) {
         Ok(reader) => reader,
-        Err(error) => {
-            return each(Record::damage(1, damaged(&error)));
-        }
+        Err(error) => return Ok(Box::new(iter::once(Ok(damage(1, error))))),
     };
-    let count = reader.metadata().file_metadata().num_rows().unsigned_abs();
-    let rows = match reader.get_row_iter(None) {
-        Ok(rows) => rows,
-        Err(error) => {
-            return each(Record::damage(1, damaged(&error)));
+    let count = row_count(&reader);
+    let records = (1..).zip(reader).filter_map(move |(line, row)| match row {
+        Ok(row) => {
+            let more = Some(count.saturating_sub(line));
+            record(line, Ok(crate::parquet::record(&row)), more, source)
         }
-    };
-    for (line, row) in (1..).zip(rows) {
-        let flow = match row {
-            Ok(row) => {
-                let more = Some(count.saturating_sub(line));
-                give(line, Ok(crate::parquet::record(&row)), more, source, each)?
-            }
-            Err(error) => {
-                return each(Record::damage(line, damaged(&error)));
-            }
-        };
-        if flow.is_break() {
-            return Ok(flow);
-        }
-    }
-    Ok(ControlFlow::Continue(()))
+        Err(error) => Some(damage(line, error)),
+    });
+    Ok(Box::new(records.map(Ok)))
 }
 
 /// Number of rows of a Parquet file, from its footer. A file without a footer counts as one unusable record.
-#[cfg(feature = "parquet")]
 fn parquet_rows(file: &SourceFile) -> Option<u64> {
-    use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
-
     let reader = SerializedFileReader::new(File::open(&file.path).ok()?);
-    Some(reader.map_or(1, |reader| {
-        reader.metadata().file_metadata().num_rows().unsigned_abs()
-    }))
+    Some(reader.map_or(1, |reader| row_count(&reader)))
 }
 
-#[cfg(not(feature = "parquet"))]
-fn read_parquet(file: &SourceFile, _source: &DomainSource, _each: Each<'_>) -> Flow {
-    Err(CorpusError::damaged(
-        &file.path,
-        "is Parquet, which this program was built without (feature `parquet`)",
-    ))
+fn row_count(reader: &SerializedFileReader<File>) -> u64 {
+    reader.metadata().file_metadata().num_rows().unsigned_abs()
 }
 
-#[cfg(not(feature = "parquet"))]
-fn parquet_rows(_file: &SourceFile) -> Option<u64> {
-    None
-}
-
-/// Passes a record of the domain to `each`; skips records of other domains.
-fn give(
+/// Makes a record of a value; `None` if it belongs to another domain.
+fn record(
     line: u64,
-    record: Result<Value, String>,
+    value: Result<Value, String>,
     more: Option<u64>,
     source: &DomainSource,
-    each: Each<'_>,
-) -> Flow {
-    if let (Ok(record), Some((path, value))) = (&record, &source.only)
-        && !says(record, path, value)
+) -> Option<Record> {
+    if let (Ok(value), Some((path, expected))) = (&value, &source.only)
+        && !says(value, path, expected)
     {
-        return Ok(ControlFlow::Continue(()));
+        return None;
     }
-    each(Record {
+    Some(Record {
         line,
-        document: record
+        document: value
             .map_err(Unusable::from)
-            .and_then(|record| document(&record, source)),
+            .and_then(|value| document(&value, source)),
         ends_file: false,
         more,
     })
@@ -336,15 +299,13 @@ fn give(
 /// Returns the document of a record, or why it has none.
 fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable> {
     let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(record));
+    let fields = || Some(record.as_object()?.keys().cloned().collect());
     let filled = prompt
         .transpose()
         .and_then(|prompt| Ok((prompt, source.text.fill(record)?)));
     let (prompt, text) = filled.map_err(|reason| Unusable {
         reason,
-        fields: record
-            .as_object()
-            .map(|fields| fields.keys().cloned().collect())
-            .unwrap_or_default(),
+        fields: fields().unwrap_or_default(),
     })?;
     Ok(usable(Document { prompt, text }, source)?)
 }

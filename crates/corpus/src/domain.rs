@@ -4,7 +4,6 @@ use std::path::Path;
 
 use crate::{
     CorpusError, Packing, Sequence, Span,
-    checksums::Checksums,
     manifest::{MANIFEST, Manifest},
     packing::{RowIndex, index_file},
     store::Tokens,
@@ -48,21 +47,17 @@ impl PreparedDomain {
         let manifest = Manifest::read(&folder)?.ok_or_else(not_prepared)?;
         let width = manifest.token_bytes;
         if width != 2 && width != 4 {
-            let path = folder.join(MANIFEST);
-            return Err(CorpusError::damaged(
-                &path,
-                format!("token_bytes is {width}, expected 2 or 4"),
-            ));
+            let reason = format!("token_bytes is {width}, expected 2 or 4");
+            return Err(CorpusError::damaged(&folder.join(MANIFEST), reason));
         }
         let index = index_file(&folder, options.packing, options.sequence_length);
         if !index.exists() {
             return Err(not_prepared());
         }
-        let checksums = Checksums::read(&folder, &manifest)?;
         Ok(Self {
             name: name.to_owned(),
-            tokens: Tokens::open(&folder, "", &manifest, &checksums)?,
-            validation: Tokens::open(&folder, "validation-", &manifest, &checksums)?,
+            tokens: Tokens::open(&folder, "", &manifest)?,
+            validation: Tokens::open(&folder, "validation-", &manifest)?,
             index: RowIndex::open(&index)?,
             manifest,
             options,
@@ -138,13 +133,11 @@ impl PreparedDomain {
         Ok(())
     }
 
-    /// Number of training documents.
-    pub fn documents(&self) -> u64 {
-        self.manifest.documents
-    }
-
     /// Number of tokens of each training document, in order, including the end token.
-    pub fn document_lengths(&self) -> impl Iterator<Item = Result<u64, CorpusError>> + '_ {
+    ///
+    /// # Errors
+    /// If a prepared file cannot be read or is damaged.
+    pub fn document_lengths(&self) -> Result<Vec<u64>, CorpusError> {
         self.tokens.lengths(self.manifest.documents)
     }
 

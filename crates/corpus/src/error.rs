@@ -50,8 +50,8 @@ pub enum CorpusError {
         domain: String,
         /// Number of refused files.
         count: usize,
-        /// The first refused files.
-        files: Vec<RefusedFile>,
+        /// The first refused files, and for each of them why it is refused, and what to do.
+        files: Vec<(PathBuf, String)>,
     },
     /// A domain without enough text.
     #[error("domain `{domain}` {what}")]
@@ -59,7 +59,7 @@ pub enum CorpusError {
         /// The domain.
         domain: String,
         /// What it lacks, and what to change.
-        what: String,
+        what: &'static str,
     },
     /// More unusable records than allowed.
     #[error(
@@ -111,9 +111,6 @@ pub enum CorpusError {
         /// The corpus folder.
         folder: PathBuf,
     },
-    /// The receiving side of a preparation ended first. DDK reports its error instead of this one.
-    #[error("the preparation was canceled")]
-    Interrupted,
     /// A block of a prepared file that changed after it was written.
     #[error("{} is damaged: the {bytes} bytes at byte {offset} do not match their checksum: prepare the corpus \
              again (ddk prepare CONFIG --force)", path.display())]
@@ -153,22 +150,13 @@ pub enum CorpusError {
     },
 }
 
-/// A file of unknown format.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefusedFile {
-    /// The file.
-    pub path: PathBuf,
-    /// Why it is refused, and what to do.
-    pub reason: String,
-}
-
-fn refused(count: usize, files: &[RefusedFile]) -> String {
+fn refused(count: usize, files: &[(PathBuf, String)]) -> String {
     let mut text = match count {
         1 => "1 file has an unknown format".to_owned(),
         _ => format!("{count} files have unknown formats"),
     };
-    for file in files {
-        text.push_str(&format!("\n{}: {}", file.path.display(), file.reason));
+    for (path, reason) in files {
+        text.push_str(&format!("\n{}: {reason}", path.display()));
     }
     if count > files.len() {
         text.push_str(&format!("\nand {} more", count - files.len()));
@@ -196,5 +184,11 @@ impl CorpusError {
             path: path.to_owned(),
             reason: reason.into(),
         }
+    }
+
+    /// Like [`Self::damaged`], for a file that only a new preparation replaces.
+    pub(crate) fn lost(path: &Path, reason: impl std::fmt::Display) -> Self {
+        let advice = "prepare the corpus again (ddk prepare CONFIG --force)";
+        Self::damaged(path, format!("{reason}: {advice}"))
     }
 }

@@ -115,25 +115,23 @@ fn by_name(path: &Path) -> Result<FileFormat, String> {
         };
     };
     let lower = extension.to_ascii_lowercase();
-    match (extension, &*lower) {
-        ("jsonl", _) => Ok(FileFormat::Jsonl),
-        ("parquet", _) => Ok(FileFormat::Parquet),
-        (_, "jsonl" | "parquet") => Err(other_case(extension, &lower)),
-        (_, "json") => Err(format!(
-            "`.{extension}` files are not read as records: convert it to JSON Lines (.jsonl), for example with \
-             `jq -c '.[]'`"
-        )),
-        (_, "ndjson" | "jsonlines" | "ldjson") => Err(format!(
-            "`.{extension}` files are not read as records: rename it to `.jsonl` if each line is one JSON object"
-        )),
-        (_, "csv" | "tsv") => Err(format!(
-            "`.{extension}` files are not read as records: convert its rows to JSON Lines (.jsonl) or Parquet"
-        )),
-        (_, text) if TEXT_EXTENSIONS.contains(&text) => Ok(FileFormat::Text),
-        _ => Err(format!(
-            "`.{extension}` is not a known extension of records, text or source code"
-        )),
-    }
+    let problem = match (extension, &*lower) {
+        ("jsonl", _) => return Ok(FileFormat::Jsonl),
+        ("parquet", _) => return Ok(FileFormat::Parquet),
+        (_, text) if TEXT_EXTENSIONS.contains(&text) => return Ok(FileFormat::Text),
+        (_, "jsonl" | "parquet") => return Err(other_case(extension, &lower)),
+        (_, "json") => {
+            "files are not read as records: convert it to JSON Lines (.jsonl), for example with `jq -c '.[]'`"
+        }
+        (_, "ndjson" | "jsonlines" | "ldjson") => {
+            "files are not read as records: rename it to `.jsonl` if each line is one JSON object"
+        }
+        (_, "csv" | "tsv") => {
+            "files are not read as records: convert its rows to JSON Lines (.jsonl) or Parquet"
+        }
+        _ => "is not a known extension of records, text or source code",
+    };
+    Err(format!("`.{extension}` {problem}"))
 }
 
 /// The part after the last dot, if it is UTF-8. Any other name is refused like one without an extension.

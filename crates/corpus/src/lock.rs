@@ -12,10 +12,8 @@ pub(crate) fn lock(folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<
     let path = folder.join(".lock");
     let failed = || CorpusError::io("lock", &path);
     // Another user's lock file may not be writable.
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(_) => File::create(&path).map_err(failed())?,
-    };
+    let file = File::open(&path).or_else(|_| File::create(&path));
+    let file = file.map_err(failed())?;
     // If the file system has no locks, there is nothing to wait for.
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
         progress(Progress {

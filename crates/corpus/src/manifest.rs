@@ -13,16 +13,16 @@ use crate::{
 pub(crate) const MANIFEST: &str = "manifest.json";
 /// Incremented when the format, or the way its contents are produced, changes.
 pub(crate) const FORMAT: u32 = 6;
-/// The files that hold a domain's documents.
+/// The files that hold a domain's documents, sorted.
 pub(crate) const DATA_FILES: [&str; 8] = [
-    "tokens.bin",
     "documents.bin",
-    "masked.bin",
     "masked-documents.bin",
-    "validation-tokens.bin",
+    "masked.bin",
+    "tokens.bin",
     "validation-documents.bin",
-    "validation-masked.bin",
     "validation-masked-documents.bin",
+    "validation-masked.bin",
+    "validation-tokens.bin",
 ];
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,8 +88,8 @@ impl MadeFrom {
     ) -> Result<Self, CorpusError> {
         let source = |template: &Template| template.source().to_owned();
         Ok(Self {
-            sources: domain.expand()?,
-            validation_sources: domain.expand_validation()?,
+            sources: domain.expand(&domain.files)?,
+            validation_sources: domain.expand(&domain.validation_files)?,
             format: domain.format,
             text: source(&domain.text),
             prompt: domain.prompt.as_ref().map(source),

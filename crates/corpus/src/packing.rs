@@ -1,7 +1,8 @@
 //! Packs documents into sequences of a fixed length, and stores the result in a row index.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    cmp::Reverse,
+    collections::BTreeSet,
     fs::File,
     io::Write,
     iter,
@@ -11,7 +12,7 @@ use std::{
 
 use crate::{
     CorpusError, Packing, Span,
-    checksums::{BLOCK_BYTES, BlockSums, Blocks, SUM_BYTES, sums},
+    checksums::{BLOCK_BYTES, Blocks, SUM_BYTES},
     store::{Numbers, Tokens},
 };
 
@@ -37,24 +38,26 @@ pub(crate) fn write_index(
     documents: u64,
     sequence_length: u64,
 ) -> Result<u64, CorpusError> {
-    let bounds = (0..)
-        .zip(tokens.lengths(documents))
-        .map(|(document, length)| Ok((document, length?)));
+    let lengths = tokens.lengths(documents)?;
     let (rows, spans) = match packing {
-        Packing::Concat | Packing::ConcatMasked => concat(bounds, sequence_length)?,
-        Packing::BestFit => best_fit(bounds, sequence_length)?,
+        Packing::Concat | Packing::ConcatMasked => concat(&lengths, sequence_length),
+        Packing::BestFit => best_fit(&lengths, sequence_length),
     };
     let count = rows.len() as u64 - 1;
     let of_span = |span: Span| [span.document, span.offset, span.tokens];
     let numbers = iter::once(count).chain(rows);
-    let numbers = numbers.chain(spans.into_iter().flat_map(of_span));
+    let mut numbers = numbers.chain(spans.into_iter().flat_map(of_span));
     ddk_files::replace(path, |out| {
-        let mut blocks = BlockSums::default();
-        for number in numbers {
-            blocks.update(&number.to_le_bytes());
-            out.write_all(&number.to_le_bytes())?;
+        let mut sums = Vec::new();
+        loop {
+            let of_block = numbers.by_ref().take(BLOCK_BYTES as usize / 8);
+            let block: Vec<u8> = of_block.flat_map(u64::to_le_bytes).collect();
+            if block.is_empty() {
+                break;
+            }
+            out.write_all(&block)?;
+            sums.extend_from_slice(blake3::hash(&block).as_bytes());
         }
-        let sums = blocks.finish();
         out.write_all(&sums)?;
         out.write_all(blake3::hash(&sums).as_bytes())
     })?;
@@ -66,27 +69,14 @@ type Packed = (Vec<u64>, Vec<Span>);
 
 /// Joins all documents (each with its end token) and cuts them every `length` tokens. A last sequence of a single
 /// token predicts nothing and is left out.
-fn concat(
-    documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
-    length: u64,
-) -> Result<Packed, CorpusError> {
-    let (mut rows, mut row_length) = (vec![0_u64], 0);
-    let mut spans: Vec<Span> = Vec::new();
-    for document in documents {
-        let (document, tokens) = document?;
-        let mut offset = 0;
-        while offset < tokens {
-            let count = (tokens - offset).min(length - row_length);
-            spans.push(Span {
-                document,
-                offset,
-                tokens: count,
-            });
-            offset += count;
-            row_length += count;
-            if row_length == length {
+fn concat(lengths: &[u64], length: u64) -> Packed {
+    let (mut rows, mut spans, mut row_length) = (vec![0], Vec::new(), 0);
+    for (document, &tokens) in (0..).zip(lengths) {
+        for span in cut(document, tokens, length - row_length, length) {
+            row_length = (row_length + span.tokens) % length;
+            spans.push(span);
+            if row_length == 0 {
                 rows.push(spans.len() as u64);
-                row_length = 0;
             }
         }
     }
@@ -95,70 +85,57 @@ fn concat(
     } else if row_length == 1 {
         spans.pop();
     }
-    Ok((rows, spans))
+    (rows, spans)
+}
+
+/// Cuts a document after `first` tokens and then every `length` tokens.
+fn cut(document: u64, tokens: u64, first: u64, length: u64) -> impl Iterator<Item = Span> {
+    let mut offset = 0;
+    iter::from_fn(move || {
+        let room = if offset == 0 { first } else { length };
+        let span = Span {
+            document,
+            offset,
+            tokens: room.min(tokens - offset),
+        };
+        offset += span.tokens;
+        (span.tokens > 0).then_some(span)
+    })
 }
 
 /// Packs documents (long ones cut every `length` tokens) in order of decreasing length. Each piece goes into the
 /// sequence where it leaves the least room, or into a new one. A piece of one token that stays alone in a sequence is
 /// dropped, because it predicts nothing.
-fn best_fit(
-    documents: impl Iterator<Item = Result<(u64, u64), CorpusError>>,
-    length: u64,
-) -> Result<Packed, CorpusError> {
-    let mut pieces: Vec<Span> = Vec::new();
-    for document in documents {
-        let (document, tokens) = document?;
-        let mut offset = 0;
-        while offset < tokens {
-            let count = (tokens - offset).min(length);
-            pieces.push(Span {
-                document,
-                offset,
-                tokens: count,
-            });
-            offset += count;
-        }
-    }
-    pieces.sort_by_key(|piece| {
-        (
-            std::cmp::Reverse(piece.tokens),
-            piece.document,
-            piece.offset,
-        )
-    });
-    // Sequences by their remaining room, the oldest first.
-    let mut open: BTreeMap<u64, VecDeque<usize>> = BTreeMap::new();
+fn best_fit(lengths: &[u64], length: u64) -> Packed {
+    let mut pieces: Vec<Span> = (0..)
+        .zip(lengths)
+        .flat_map(|(document, &tokens)| cut(document, tokens, length, length))
+        .collect();
+    // Pieces of the same length stay in order.
+    pieces.sort_by_key(|piece| Reverse(piece.tokens));
+    // Sequences with room: how much, the number of the piece that left it, and the number of the sequence.
+    let mut open = BTreeSet::new();
     let mut packed: Vec<Vec<Span>> = Vec::new();
-    for piece in pieces {
-        let room = open.range(piece.tokens..).next().map(|(room, _)| *room);
-        let row = match room {
-            Some(room) => {
-                let rows = open.entry(room).or_default();
-                let row = rows.pop_front();
-                if rows.is_empty() {
-                    open.remove(&room);
-                }
-                row.map(|row| (row, room))
-            }
-            None => None,
-        };
-        let (row, room) = row.unwrap_or_else(|| {
+    for (number, piece) in pieces.into_iter().enumerate() {
+        let fitting = open.range((piece.tokens, 0, 0)..).next().copied();
+        let place = fitting.unwrap_or_else(|| {
             packed.push(Vec::new());
-            (packed.len() - 1, length)
+            (length, number, packed.len() - 1)
         });
+        open.remove(&place);
+        let (room, _, row) = place;
         packed[row].push(piece);
         if room > piece.tokens {
-            open.entry(room - piece.tokens).or_default().push_back(row);
+            open.insert((room - piece.tokens, number, row));
         }
     }
     packed.retain(|row| row.iter().any(|span| span.tokens > 1));
-    let mut rows = vec![0_u64];
-    let mut spans = Vec::new();
+    let (mut rows, mut spans) = (vec![0], Vec::new());
     for row in packed {
         spans.extend(row);
         rows.push(spans.len() as u64);
     }
-    Ok((rows, spans))
+    (rows, spans)
 }
 
 impl RowIndex {
@@ -177,12 +154,8 @@ impl RowIndex {
         let failed = || CorpusError::io("read", path);
         let file = File::open(path).map_err(failed())?;
         let bytes = file.metadata().map_err(failed())?.len();
-        let damaged = || {
-            CorpusError::damaged(
-                path,
-                "is not a complete index of sequences: delete it and prepare again",
-            )
-        };
+        let incomplete = "is not a complete index of sequences: delete it and prepare again";
+        let damaged = || CorpusError::damaged(path, incomplete);
         // The file ends with a checksum for each block, and the hash of the checksums.
         let sum = SUM_BYTES as u64;
         let blocks = bytes.saturating_sub(sum).div_ceil(BLOCK_BYTES + sum);
@@ -193,8 +166,12 @@ impl RowIndex {
         if blake3::hash(written).as_bytes() != hash {
             return Err(damaged());
         }
-        let blocks = Blocks::new(sums(written));
-        let numbers = Numbers::of_file(path, file, length, blocks);
+        let numbers = Numbers {
+            path: path.to_owned(),
+            file,
+            length,
+            blocks: Blocks::new(written),
+        };
         let rows = numbers.u64s(0, 1)?[0];
         Ok(Self { numbers, rows })
     }
@@ -205,7 +182,7 @@ impl RowIndex {
         let count = ends[1].checked_sub(ends[0]).filter(|_| row < self.rows);
         let Some(count) = count else {
             let reason = format!("has no sequence {row}: delete it and prepare again");
-            return Err(CorpusError::damaged(self.numbers.path(), reason));
+            return Err(CorpusError::damaged(&self.numbers.path, reason));
         };
         let first = self.rows + 2 + 3 * ends[0];
         let numbers = self.numbers.u64s(first, 3 * count as usize)?;

@@ -3,8 +3,7 @@
 use std::fs;
 
 use crate::{
-    CorpusError, DomainSource, PrepareOptions, Progress, TokenizerFolder,
-    checksums::{self, Checksums},
+    CorpusError, DomainSource, PrepareOptions, Progress, TokenizerFolder, checksums,
     lock::lock,
     manifest::{MadeFrom, Manifest},
     packing::{RowIndex, index_file, write_index},
@@ -92,8 +91,8 @@ pub fn as_prepared(
 }
 
 fn read_manifest(options: &PrepareOptions, domain: &DomainSource) -> Result<Manifest, CorpusError> {
-    let folder = options.folder.join(&domain.name);
-    Manifest::read(&folder)?.ok_or_else(|| CorpusError::NotPrepared {
+    let manifest = Manifest::read(&options.folder.join(&domain.name))?;
+    manifest.ok_or_else(|| CorpusError::NotPrepared {
         domain: domain.name.clone(),
         folder: options.folder.clone(),
     })
@@ -132,16 +131,14 @@ fn report(
     let rows = if index.exists() {
         RowIndex::open(&index)?.rows
     } else {
-        let checksums = Checksums::read(&folder, manifest)?;
-        let tokens = Tokens::open(&folder, "", manifest, &checksums)?;
+        let tokens = Tokens::open(&folder, "", manifest)?;
         let length = options.sequence_length as u64;
         write_index(&index, options.packing, &tokens, manifest.documents, length)?
     };
     if rows == 0 {
         return Err(CorpusError::TooLittle {
             domain: domain.name.clone(),
-            what: "has too little text for one sequence: add files, or lower corpus.validation_fraction"
-                .to_owned(),
+            what: "has too little text for one sequence: add files, or lower corpus.validation_fraction",
         });
     }
     Ok(DomainReport {
@@ -166,16 +163,13 @@ pub fn verify(options: &PrepareOptions) -> Result<Vec<(String, u64)>, CorpusErro
     let of = |domain: &DomainSource| {
         let folder = options.folder.join(&domain.name);
         let manifest = read_manifest(options, domain)?;
-        Checksums::read(&folder, &manifest)?;
+        checksums::read(&folder, &manifest)?;
         let mut bytes = 0;
         for (name, expected) in &manifest.files {
             let path = folder.join(name);
             let (found, _) = checksums::of_file(&path)?;
             if found != *expected {
-                return Err(CorpusError::damaged(
-                    &path,
-                    "does not match its manifest.json: prepare the corpus again (ddk prepare CONFIG --force)",
-                ));
+                return Err(CorpusError::lost(&path, "does not match its manifest.json"));
             }
             bytes += found.bytes;
         }
@@ -183,9 +177,8 @@ pub fn verify(options: &PrepareOptions) -> Result<Vec<(String, u64)>, CorpusErro
             let path = entry.map_err(CorpusError::io("read", &folder))?.path();
             if RowIndex::is_one(&path) {
                 RowIndex::verify(&path)?;
-                bytes += fs::metadata(&path)
-                    .map_err(CorpusError::io("read", &path))?
-                    .len();
+                let metadata = fs::metadata(&path).map_err(CorpusError::io("read", &path))?;
+                bytes += metadata.len();
             }
         }
         Ok((domain.name.clone(), bytes))

@@ -113,16 +113,9 @@ impl Quarantine {
     /// Whether too much is lost already, even if all remaining records are good. `more`: returns the maximum number
     /// of remaining records; `None` if unknown.
     pub(crate) fn is_hopeless(&self, limit: f64, more: impl FnOnce() -> Option<u64>) -> bool {
-        if self.too_much_damaged(limit) {
-            return true;
-        }
-        if !self.too_many_bad(limit, 0) {
-            return false;
-        }
-        match more() {
-            Some(more) => self.too_many_bad(limit, more),
-            None => self.bad == self.records && self.records >= ALL_BAD,
-        }
+        let all_bad = self.bad == self.records && self.records >= ALL_BAD;
+        let whatever_follows = || more().map_or(all_bad, |more| self.too_many_bad(limit, more));
+        self.too_much_damaged(limit) || (self.too_many_bad(limit, 0) && whatever_follows())
     }
 
     fn too_many_bad(&self, limit: f64, more: u64) -> bool {

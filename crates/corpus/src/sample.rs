@@ -1,6 +1,6 @@
 //! Inspects a source's records without preparing them.
 
-use std::{collections::BTreeSet, ops::ControlFlow};
+use std::collections::BTreeSet;
 
 use crate::{
     CorpusError, DomainSource, FileFormat, Quarantined, Template, documents::read, error::having,
@@ -49,8 +49,9 @@ impl FirstRecords {
 /// As for [`crate::prepare`]: a file that is missing, cannot be read, or has an unknown format.
 pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
     let (mut sample, mut bytes) = (FirstRecords::default(), 0);
-    for file in source.expand()? {
-        let flow = read(&file, source, &mut |record| {
+    for file in source.expand(&source.files)? {
+        for record in read(&file, source)? {
+            let record = record?;
             sample.records += 1;
             match record.document {
                 Ok(document) => bytes += document.bytes(),
@@ -67,14 +68,9 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
                     });
                 }
             }
-            Ok(if sample.records >= RECORDS || bytes >= BYTES {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            })
-        })?;
-        if flow.is_break() {
-            break;
+            if sample.records >= RECORDS || bytes >= BYTES {
+                return Ok(sample);
+            }
         }
     }
     Ok(sample)
@@ -85,23 +81,14 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
 /// # Errors
 /// As for [`sample`].
 pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusError> {
-    let mut found = None;
-    for file in source.expand()? {
-        let flow = read(&file, source, &mut |record| {
-            found = record
-                .document
-                .ok()
-                .map(|document| document.prompt.unwrap_or_default() + &document.text);
-            Ok(match found {
-                Some(_) => ControlFlow::Break(()),
-                None => ControlFlow::Continue(()),
-            })
-        })?;
-        if flow.is_break() {
-            break;
+    for file in source.expand(&source.files)? {
+        for record in read(&file, source)? {
+            if let Ok(document) = record?.document {
+                return Ok(Some(document.prompt.unwrap_or_default() + &document.text));
+            }
         }
     }
-    Ok(found)
+    Ok(None)
 }
 
 /// Returns the values of a field in the records of a source, sorted.
@@ -115,12 +102,11 @@ pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, Co
         ..source.clone()
     };
     let mut values = BTreeSet::new();
-    for file in by_field.expand()? {
+    for file in by_field.expand(&by_field.files)? {
         if file.format.records != FileFormat::Text {
-            let _ = read(&file, &by_field, &mut |record| {
-                values.extend(record.document.ok().map(|document| document.text));
-                Ok(ControlFlow::Continue(()))
-            })?;
+            for record in read(&file, &by_field)? {
+                values.extend(record?.document.ok().map(|document| document.text));
+            }
         }
     }
     Ok(values.into_iter().collect())

@@ -10,7 +10,7 @@ use ddk_files::FileError;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CorpusError, FileFormat, RefusedFile, Template,
+    CorpusError, FileFormat, Template,
     format::{Format, decide},
 };
 
@@ -93,17 +93,8 @@ pub(crate) enum Use {
 const LISTED: usize = 5;
 
 impl DomainSource {
-    /// Returns the training files, sorted by path, without duplicates.
-    pub(crate) fn expand(&self) -> Result<Vec<SourceFile>, CorpusError> {
-        self.matches(&self.files)
-    }
-
-    /// Returns the validation files in the same way.
-    pub(crate) fn expand_validation(&self) -> Result<Vec<SourceFile>, CorpusError> {
-        self.matches(&self.validation_files)
-    }
-
-    fn matches(&self, patterns: &[String]) -> Result<Vec<SourceFile>, CorpusError> {
+    /// Returns the files that the patterns match, sorted by path, without duplicates.
+    pub(crate) fn expand(&self, patterns: &[String]) -> Result<Vec<SourceFile>, CorpusError> {
         let mut paths = Vec::new();
         for pattern in patterns {
             let before = paths.len();
@@ -143,26 +134,23 @@ impl DomainSource {
     /// Pairs each file with its format. Checks all files before any is read, so that one error covers all refused
     /// files.
     fn with_formats(&self, paths: Vec<PathBuf>) -> Result<Vec<SourceFile>, CorpusError> {
-        let (mut files, mut refused, mut count) = (Vec::with_capacity(paths.len()), Vec::new(), 0);
+        let (mut files, mut refused) = (Vec::with_capacity(paths.len()), Vec::new());
         for path in paths {
             match decide(&path, self.format) {
                 Ok(format) => files.push(SourceFile::of(path, format)?),
-                Err(reason) => {
-                    count += 1;
-                    if refused.len() < LISTED {
-                        refused.push(RefusedFile { path, reason });
-                    }
-                }
+                Err(reason) => refused.push((path, reason)),
             }
         }
-        match count {
-            0 => Ok(files),
-            _ => Err(CorpusError::UnknownFormat {
-                domain: self.name.clone(),
-                count,
-                files: refused,
-            }),
+        if refused.is_empty() {
+            return Ok(files);
         }
+        let count = refused.len();
+        refused.truncate(LISTED);
+        Err(CorpusError::UnknownFormat {
+            domain: self.name.clone(),
+            count,
+            files: refused,
+        })
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, Seek, SeekFrom, Write},
+    io::{BufWriter, Write},
+    iter,
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CorpusError,
-    checksums::{BLOCK_BYTES, Blocks, Checksums},
+    checksums::{self, BLOCK_BYTES, Blocks, CHECKSUMS_FILE},
     manifest::Manifest,
     tokenizer::EncodedDocument,
 };
@@ -28,20 +29,13 @@ impl NumberWriter {
     pub(crate) fn open_at(path: PathBuf, length: u64) -> Result<Self, CorpusError> {
         ddk_files::step("open", &path);
         let failed = || CorpusError::io("write", &path);
-        let mut file = File::options()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed())?;
+        let file = File::options().create(true).append(true).open(&path);
+        let file = file.map_err(failed())?;
         if file.metadata().map_err(failed())?.len() < length {
-            return Err(CorpusError::damaged(
-                &path,
-                "is shorter than its progress.json says: prepare the corpus again (ddk prepare CONFIG --force)",
-            ));
+            let reason = "is shorter than its progress.json says";
+            return Err(CorpusError::lost(&path, reason));
         }
         file.set_len(length).map_err(failed())?;
-        file.seek(SeekFrom::End(0)).map_err(failed())?;
         Ok(Self {
             out: BufWriter::with_capacity(1 << 18, file),
             path,
@@ -57,21 +51,18 @@ impl NumberWriter {
 
     /// Makes all written bytes durable.
     pub(crate) fn sync(&mut self) -> Result<(), CorpusError> {
-        self.out
-            .flush()
-            .map_err(CorpusError::io("write", &self.path))?;
-        ddk_files::step("sync", &self.path);
-        let synced = self.out.get_ref().sync_all();
+        let synced = self.out.flush().and_then(|()| {
+            ddk_files::step("sync", &self.path);
+            self.out.get_ref().sync_all()
+        });
         synced.map_err(CorpusError::io("write", &self.path))
     }
 }
 
-/// The two files of a loss mask.
+/// The items of all documents in one file. Another one has the number of items before each document, and the total.
 #[derive(Debug)]
-struct Masked<T> {
-    /// Start and end of each range, counted from the document's start.
-    ranges: T,
-    /// The number of ranges before each document, and the total.
+struct Lists<T> {
+    items: T,
     ends: T,
 }
 
@@ -88,9 +79,9 @@ pub(crate) struct Written {
 /// both names. With a loss mask, also writes `masked.bin` (the token ranges in each document that are not to be
 /// predicted) and `masked-documents.bin` (the number of ranges up to the document's end).
 pub(crate) struct TokenWriter {
-    tokens: NumberWriter,
-    documents: NumberWriter,
-    masked: Option<Masked<NumberWriter>>,
+    tokens: Lists<NumberWriter>,
+    /// Start and end of each range, counted from the document's start; `None` without a loss mask.
+    masked: Option<Lists<NumberWriter>>,
     width: usize,
     pub(crate) written: Written,
 }
@@ -107,23 +98,21 @@ impl TokenWriter {
         let open = |name: &str, length| {
             NumberWriter::open_at(folder.join(format!("{prefix}{name}.bin")), length)
         };
-        let ends = |name: &str| {
-            if written.documents > 0 {
-                return open(name, 8 * (written.documents + 1));
+        let lists = |items: &str, length, ends: &str| {
+            let is_new = written.documents == 0;
+            let count = if is_new { 0 } else { written.documents + 1 };
+            let mut lists = Lists {
+                items: open(items, length)?,
+                ends: open(ends, 8 * count)?,
+            };
+            if is_new {
+                lists.ends.write(&0_u64.to_le_bytes())?;
             }
-            let mut ends = open(name, 0)?;
-            ends.write(&0_u64.to_le_bytes())?;
-            Ok(ends)
+            Ok::<_, CorpusError>(lists)
         };
-        let open_masked = || {
-            Ok::<_, CorpusError>(Masked {
-                ranges: open("masked", 16 * written.masked)?,
-                ends: ends("masked-documents")?,
-            })
-        };
+        let open_masked = || lists("masked", 16 * written.masked, "masked-documents");
         Ok(Self {
-            tokens: open("tokens", written.tokens * width as u64)?,
-            documents: ends("documents")?,
+            tokens: lists("tokens", written.tokens * width as u64, "documents")?,
             masked: masked.then(open_masked).transpose()?,
             width,
             written,
@@ -135,27 +124,26 @@ impl TokenWriter {
         for token in &document.tokens {
             bytes.extend_from_slice(&token.to_le_bytes()[..self.width]);
         }
-        self.tokens.write(&bytes)?;
+        self.tokens.items.write(&bytes)?;
         self.written.tokens += document.tokens.len() as u64;
         self.written.documents += 1;
         if let Some(masked) = &mut self.masked {
             self.written.masked += document.masked.len() as u64;
             for range in &document.masked {
-                masked.ranges.write(&range.start.to_le_bytes())?;
-                masked.ranges.write(&range.end.to_le_bytes())?;
+                masked.items.write(&range.start.to_le_bytes())?;
+                masked.items.write(&range.end.to_le_bytes())?;
             }
             masked.ends.write(&self.written.masked.to_le_bytes())?;
         }
-        self.documents.write(&self.written.tokens.to_le_bytes())
+        let end = self.written.tokens.to_le_bytes();
+        self.tokens.ends.write(&end)
     }
 
     /// Makes all files durable.
     pub(crate) fn sync(&mut self) -> Result<(), CorpusError> {
-        self.tokens.sync()?;
-        self.documents.sync()?;
-        if let Some(masked) = &mut self.masked {
-            masked.ranges.sync()?;
-            masked.ends.sync()?;
+        for lists in iter::once(&mut self.tokens).chain(&mut self.masked) {
+            lists.items.sync()?;
+            lists.ends.sync()?;
         }
         Ok(())
     }
@@ -166,72 +154,50 @@ impl TokenWriter {
 /// of a block compares it with its checksum.
 #[derive(Debug)]
 pub(crate) struct Numbers {
-    path: PathBuf,
-    file: File,
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
     /// Bytes of the numbers. This is the length of the file, except for a row index, where checksums follow.
     pub(crate) length: u64,
-    blocks: Blocks,
+    pub(crate) blocks: Blocks,
 }
 
 impl Numbers {
-    /// Opens a file that must have `bytes` bytes.
-    pub(crate) fn open(path: &Path, bytes: u64, blocks: Blocks) -> Result<Self, CorpusError> {
-        let file = File::open(path).map_err(CorpusError::io("read", path))?;
-        let found = file
-            .metadata()
-            .map_err(CorpusError::io("read", path))?
-            .len();
-        if found != bytes {
-            return Err(CorpusError::damaged(
-                path,
-                format!(
-                    "has {found} bytes, expected {bytes}: prepare the corpus again (ddk prepare CONFIG --force)"
-                ),
-            ));
+    /// Opens a file that must have `length` bytes.
+    pub(crate) fn open(path: &Path, length: u64, blocks: Blocks) -> Result<Self, CorpusError> {
+        let failed = || CorpusError::io("read", path);
+        let file = File::open(path).map_err(failed())?;
+        let found = file.metadata().map_err(failed())?.len();
+        if found != length {
+            let reason = format!("has {found} bytes, expected {length}");
+            return Err(CorpusError::lost(path, reason));
         }
-        Ok(Self::of_file(path, file, bytes, blocks))
-    }
-
-    /// Wraps the first `length` bytes of an open file.
-    pub(crate) fn of_file(path: &Path, file: File, length: u64, blocks: Blocks) -> Self {
-        Self {
+        Ok(Self {
             path: path.to_owned(),
             file,
             length,
             blocks,
-        }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+        })
     }
 
     /// Returns `count` bytes from `offset` on.
     pub(crate) fn bytes(&self, offset: u64, count: usize) -> Result<Vec<u8>, CorpusError> {
         // Check before allocating: the offset and the count may come from damaged data.
-        let end = offset
-            .checked_add(count as u64)
-            .filter(|end| *end <= self.length);
-        let Some(end) = end else {
-            let reason = format!(
-                "ends before byte {offset} + {count}: prepare the corpus again (ddk prepare CONFIG --force)"
-            );
-            return Err(CorpusError::damaged(&self.path, reason));
-        };
+        let end = offset.saturating_add(count as u64);
+        if end > self.length {
+            let reason = format!("ends before byte {offset} + {count}");
+            return Err(CorpusError::lost(&self.path, reason));
+        }
         let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
         if blocks.clone().all(|block| self.blocks.is_verified(block)) {
             return self.raw(offset, count);
         }
         // Return the same bytes that were compared.
-        let mut bytes = Vec::with_capacity(count);
+        let (mut bytes, start) = (Vec::new(), (offset % BLOCK_BYTES) as usize);
         for block in blocks {
-            let start = block * BLOCK_BYTES;
-            let whole = self.block(block)?;
-            let from = offset.saturating_sub(start) as usize;
-            let to = (end - start).min(whole.len() as u64) as usize;
-            bytes.extend_from_slice(&whole[from..to]);
+            bytes.extend(self.block(block)?);
         }
-        Ok(bytes)
+        bytes.truncate(start + count);
+        Ok(bytes.split_off(start))
     }
 
     /// Reads a block and compares it with its checksum.
@@ -257,37 +223,37 @@ impl Numbers {
 
     fn raw(&self, offset: u64, count: usize) -> Result<Vec<u8>, CorpusError> {
         let mut bytes = vec![0; count];
-        match self.file.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(bytes),
-            Err(source) => Err(CorpusError::Unreadable {
-                path: self.path.clone(),
-                offset,
-                source,
-            }),
-        }
+        let read = self.file.read_exact_at(&mut bytes, offset);
+        read.map_err(|source| CorpusError::Unreadable {
+            path: self.path.clone(),
+            offset,
+            source,
+        })?;
+        Ok(bytes)
     }
 
     /// Returns `count` numbers from number `index` on.
     pub(crate) fn u64s(&self, index: u64, count: usize) -> Result<Vec<u64>, CorpusError> {
         let bytes = self.bytes(8 * index, 8 * count)?;
         let (numbers, _) = bytes.as_chunks::<8>();
-        Ok(numbers
-            .iter()
-            .map(|number| u64::from_le_bytes(*number))
-            .collect())
+        Ok(numbers.iter().copied().map(u64::from_le_bytes).collect())
     }
 }
 
-/// Number of document ends per read when iterating over all documents.
-const ENDS_AT_A_TIME: u64 = 1 << 14;
+impl Lists<Numbers> {
+    /// Returns where the items of a document start and end.
+    fn bounds(&self, document: u64) -> Result<(u64, u64), CorpusError> {
+        let ends = self.ends.u64s(document, 2)?;
+        Ok((ends[0], ends[1]))
+    }
+}
 
 /// Documents as [`TokenWriter`] wrote them.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    tokens: Numbers,
-    ends: Numbers,
+    tokens: Lists<Numbers>,
     /// Token ranges that are not to be predicted; `None` without a loss mask.
-    masks: Option<Masked<Numbers>>,
+    masked: Option<Lists<Numbers>>,
     width: usize,
 }
 
@@ -297,84 +263,72 @@ impl Tokens {
         folder: &Path,
         prefix: &str,
         manifest: &Manifest,
-        checksums: &Checksums,
     ) -> Result<Self, CorpusError> {
         let (tokens, documents) = match prefix {
             "" => (manifest.tokens, manifest.documents),
             _ => (manifest.validation_tokens, manifest.validation_documents),
         };
         let width = manifest.token_bytes;
+        let checksums = checksums::read(folder, manifest)?;
         let open = |name: &str, bytes| {
             let name = format!("{prefix}{name}.bin");
-            Numbers::open(&folder.join(&name), bytes, checksums.of(&name)?)
+            let lacking = || {
+                let reason = format!("has no checksums of {name}");
+                CorpusError::lost(&folder.join(CHECKSUMS_FILE), reason)
+            };
+            let sums = checksums.get(&name).ok_or_else(lacking)?;
+            Numbers::open(&folder.join(&name), bytes, Blocks::new(sums))
         };
-        let of_record = |name: &str| {
-            let record = manifest.files.get(&format!("{prefix}{name}.bin"));
-            open(name, record.map_or(0, |record| record.bytes))
-        };
-        let masks = || {
-            Ok::<_, CorpusError>(Masked {
-                ranges: of_record("masked")?,
-                ends: open("masked-documents", (documents + 1) * 8)?,
+        let lists = |items: &str, bytes, ends: &str| {
+            Ok::<_, CorpusError>(Lists {
+                items: open(items, bytes)?,
+                ends: open(ends, (documents + 1) * 8)?,
             })
         };
+        let masked = || {
+            let record = manifest.files.get(&format!("{prefix}masked.bin"));
+            let bytes = record.map_or(0, |record| record.bytes);
+            lists("masked", bytes, "masked-documents")
+        };
         Ok(Self {
-            tokens: open("tokens", tokens * width as u64)?,
-            ends: open("documents", (documents + 1) * 8)?,
-            masks: manifest.is_masked().then(masks).transpose()?,
+            tokens: lists("tokens", tokens * width as u64, "documents")?,
+            masked: manifest.is_masked().then(masked).transpose()?,
             width,
         })
     }
 
     /// Returns the token ranges of a document that are not to be predicted.
     pub(crate) fn masked(&self, document: u64) -> Result<Vec<Range<u64>>, CorpusError> {
-        let Some(masked) = &self.masks else {
+        let Some(masked) = &self.masked else {
             return Ok(Vec::new());
         };
-        let ends = masked.ends.u64s(document, 2)?;
-        let count = ends[1].saturating_sub(ends[0]);
-        let numbers = masked.ranges.u64s(2 * ends[0], 2 * count as usize)?;
+        let (start, end) = masked.bounds(document)?;
+        let count = end.saturating_sub(start);
+        let numbers = masked.items.u64s(2 * start, 2 * count as usize)?;
         let (ranges, _) = numbers.as_chunks::<2>();
         Ok(ranges.iter().map(|&[start, end]| start..end).collect())
     }
 
     /// Returns the start and the end of a document, in tokens.
     pub(crate) fn bounds(&self, document: u64) -> Result<(u64, u64), CorpusError> {
-        let ends = self.ends.u64s(document, 2)?;
-        Ok((ends[0], ends[1]))
+        self.tokens.bounds(document)
     }
 
     /// Returns the length of each document, in order.
-    pub(crate) fn lengths(
-        &self,
-        documents: u64,
-    ) -> impl Iterator<Item = Result<u64, CorpusError>> + '_ {
-        let starts = (0..documents).step_by(ENDS_AT_A_TIME as usize);
-        starts.flat_map(move |start| {
-            let count = ENDS_AT_A_TIME.min(documents - start) as usize;
-            match self.ends.u64s(start, count + 1) {
-                Ok(ends) => ends
-                    .windows(2)
-                    .map(|pair| match pair[1].checked_sub(pair[0]) {
-                        Some(length) => Ok(length),
-                        None => Err(CorpusError::damaged(
-                            self.ends.path(),
-                            "has documents that end before they start: prepare the corpus again (ddk prepare \
-                             CONFIG --force)",
-                        )),
-                    })
-                    .collect(),
-                Err(error) => vec![Err(error)],
-            }
-        })
+    pub(crate) fn lengths(&self, documents: u64) -> Result<Vec<u64>, CorpusError> {
+        let ends = &self.tokens.ends;
+        let numbers = ends.u64s(0, documents as usize + 1)?;
+        let lengths = numbers.windows(2).map(|pair| pair[1].checked_sub(pair[0]));
+        let reason = "has documents that end before they start";
+        let lengths: Option<Vec<u64>> = lengths.collect();
+        lengths.ok_or_else(|| CorpusError::lost(&ends.path, reason))
     }
 
     /// Returns the tokens `start..start + count`.
     pub(crate) fn slice(&self, start: u64, count: u64) -> Result<Vec<u32>, CorpusError> {
         let width = self.width;
-        let bytes = self
-            .tokens
-            .bytes(start * width as u64, count as usize * width)?;
+        let (start, count) = (start * width as u64, count as usize * width);
+        let bytes = self.tokens.items.bytes(start, count)?;
         let token = |token: &[u8]| {
             let mut number = [0; 4];
             number[..width].copy_from_slice(token);
@@ -387,7 +341,7 @@ impl Tokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checksums::{of_file, sums};
+    use crate::checksums::of_file;
 
     #[test]
     fn a_document_has_any_number_of_masked_ranges() {
@@ -409,13 +363,15 @@ mod tests {
         let open = |name: &str| {
             let path = folder.join(name);
             let (file, blocks) = of_file(&path).unwrap();
-            Numbers::open(&path, file.bytes, Blocks::new(sums(&blocks))).unwrap()
+            Numbers::open(&path, file.bytes, Blocks::new(&blocks)).unwrap()
         };
         let tokens = Tokens {
-            tokens: open("tokens.bin"),
-            ends: open("documents.bin"),
-            masks: Some(Masked {
-                ranges: open("masked.bin"),
+            tokens: Lists {
+                items: open("tokens.bin"),
+                ends: open("documents.bin"),
+            },
+            masked: Some(Lists {
+                items: open("masked.bin"),
                 ends: open("masked-documents.bin"),
             }),
             width: 2,

@@ -1,6 +1,6 @@
 //! Builds the text of a record from a template of its fields.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, mem};
 
 use serde_json::Value;
 
@@ -8,21 +8,19 @@ use serde_json::Value;
 /// braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    pieces: Vec<Piece>,
+    /// The path of each field, and the text before it.
+    fields: Vec<(String, String)>,
+    /// The text after the last field.
+    rest: String,
     source: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
-    Text(String),
-    Field(String),
 }
 
 impl Template {
     /// Creates a template of a single field.
     pub fn field(path: &str) -> Self {
         Self {
-            pieces: vec![Piece::Field(path.to_owned())],
+            fields: vec![(path.to_owned(), String::new())],
+            rest: String::new(),
             source: format!("{{{path}}}"),
         }
     }
@@ -32,58 +30,42 @@ impl Template {
     /// # Errors
     /// If the template has an unbalanced brace, an empty field name, or no field at all.
     pub fn parse(source: &str) -> Result<Self, String> {
-        let (mut pieces, mut text) = (Vec::new(), String::new());
-        let mut characters = source.chars().peekable();
-        while let Some(character) = characters.next() {
-            let doubled = characters.peek() == Some(&character);
-            match character {
-                '{' | '}' if doubled => {
-                    characters.next();
-                    text.push(character);
-                }
-                '{' => {
-                    let mut field = String::new();
-                    loop {
-                        match characters.next() {
-                            Some('}') => break,
-                            Some(other) => field.push(other),
-                            None => return Err(format!("`{{{field}` is not closed")),
-                        }
-                    }
-                    if field.is_empty() {
-                        return Err("`{}` names no field".to_owned());
-                    }
-                    if !text.is_empty() {
-                        pieces.push(Piece::Text(std::mem::take(&mut text)));
-                    }
-                    pieces.push(Piece::Field(field));
-                }
-                '}' => return Err("`}` closes nothing (write `}}` for a brace)".to_owned()),
-                other => text.push(other),
+        let (mut fields, mut text, mut rest) = (Vec::new(), String::new(), source);
+        while let Some(place) = rest.find(['{', '}']) {
+            text.push_str(&rest[..place]);
+            let (brace, after) = rest[place..].split_at(1);
+            if let Some(after) = after.strip_prefix(brace) {
+                text.push_str(brace);
+                rest = after;
+                continue;
             }
+            if brace == "}" {
+                return Err("`}` closes nothing (write `}}` for a brace)".to_owned());
+            }
+            let Some((field, after)) = after.split_once('}') else {
+                return Err(format!("`{{{after}` is not closed"));
+            };
+            if field.is_empty() {
+                return Err("`{}` names no field".to_owned());
+            }
+            fields.push((field.to_owned(), mem::take(&mut text)));
+            rest = after;
         }
-        if !text.is_empty() {
-            pieces.push(Piece::Text(text));
-        }
-        if !pieces.iter().any(|piece| matches!(piece, Piece::Field(_))) {
+        text.push_str(rest);
+        if fields.is_empty() {
             return Err("it has no field, such as {text}".to_owned());
         }
         Ok(Self {
-            pieces,
+            fields,
+            rest: text,
             source: source.to_owned(),
         })
     }
 
     /// Minimum bytes of a line that holds a record with all fields of the template, including the line break.
     pub(crate) fn shortest_line(&self) -> u64 {
-        let keys: BTreeSet<&str> = self
-            .pieces
-            .iter()
-            .filter_map(|piece| match piece {
-                Piece::Field(path) => path.split('.').next(),
-                Piece::Text(_) => None,
-            })
-            .collect();
+        let paths = self.fields.iter().map(|(path, _)| path);
+        let keys: BTreeSet<&str> = paths.filter_map(|path| path.split('.').next()).collect();
         // `{"a":"","b":""}` and the line break.
         let pairs: usize = keys.iter().map(|key| key.len() + 5).sum();
         (2 + pairs + keys.len().saturating_sub(1) + 1) as u64
@@ -97,12 +79,11 @@ impl Template {
     /// Returns the text of a record, or why it has none.
     pub(crate) fn fill(&self, record: &Value) -> Result<String, String> {
         let mut filled = String::new();
-        for piece in &self.pieces {
-            match piece {
-                Piece::Text(text) => filled.push_str(text),
-                Piece::Field(path) => filled.push_str(field(record, path)?),
-            }
+        for (path, text) in &self.fields {
+            filled.push_str(text);
+            filled.push_str(field(record, path)?);
         }
+        filled.push_str(&self.rest);
         Ok(filled)
     }
 }

@@ -1,7 +1,7 @@
 //! Reads a domain for the second time and writes its documents to token files.
 
 use std::{
-    ops::ControlFlow,
+    mem,
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc,
@@ -35,7 +35,7 @@ pub(crate) fn tokenize(
         let used = used.filter(|document| document.usage != Use::Nothing);
         used.map(|document| u64::from(document.bytes)).sum()
     };
-    let start = writing.documents().min(survey.documents.len());
+    let start = writing.saved.documents.min(survey.documents.len());
     let total_bytes = bytes_of(&survey.documents);
     let mut bytes = bytes_of(&survey.documents[..start]);
     let reading = Reading {
@@ -44,7 +44,7 @@ pub(crate) fn tokenize(
         made_from: &made_from,
         documents: &survey.documents,
         start,
-        full: AtomicBool::new(writing.is_full()),
+        full: AtomicBool::new(writing.saved.full),
     };
     // One batch is tokenized on all cores while the next is read.
     let (sender, batches) = mpsc::sync_channel(1);
@@ -60,7 +60,7 @@ pub(crate) fn tokenize(
             let batch: Batch = batch?;
             bytes += batch.bytes;
             writing.write(batch)?;
-            reading.full.store(writing.is_full(), Ordering::Relaxed);
+            reading.full.store(writing.saved.full, Ordering::Relaxed);
             progress(Progress {
                 waiting: false,
                 domain: domain.name.clone(),
@@ -104,54 +104,45 @@ impl Reading<'_> {
         let end = end_of(&|usage| usage != Use::Nothing);
         let end_of_validation = end_of(&|usage| usage == Use::Validation);
         let (mut batch, mut size, mut next) = (Batch::default(), 0, 0);
-        let send = |batch: &mut Batch, read: usize| {
-            let batch = Batch {
-                read,
-                ..std::mem::take(batch)
-            };
-            // The receiver stops early only because of an error of its own.
-            sender.send(Ok(batch)).map_err(|_| CorpusError::Interrupted)
-        };
-        for (file, _) in self.made_from.files() {
-            let flow = documents::read(file, self.domain, &mut |record| {
-                let Ok(document) = record.document else {
-                    return Ok(ControlFlow::Continue(()));
+        'files: for (file, _) in self.made_from.files() {
+            for record in documents::read(file, self.domain)? {
+                let Ok(document) = record?.document else {
+                    continue;
                 };
                 let changed =
                     || CorpusError::damaged(&file.path, "changed while it was read: prepare again");
                 let seen: &Seen = self.documents.get(next).ok_or_else(changed)?;
                 next += 1;
                 let full = self.full.load(Ordering::Relaxed);
-                let flow = if next < if full { end_of_validation } else { end } {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                };
-                if next <= self.start {
-                    return Ok(flow);
+                if next > self.start {
+                    if seen.hash != document.hash() {
+                        return Err(changed());
+                    }
+                    if seen.usage != Use::Nothing {
+                        batch.bytes += document.bytes();
+                    }
+                    if seen.usage == Use::Validation || (seen.usage == Use::Train && !full) {
+                        size += document.bytes();
+                        batch.documents.push((document, seen.usage));
+                    }
+                    if size >= self.batch_bytes
+                        || batch.bytes >= self.batch_bytes.saturating_mul(PASSED_OVER)
+                    {
+                        size = 0;
+                        batch.read = next;
+                        // The receiver stops early only because of an error of its own.
+                        if sender.send(Ok(mem::take(&mut batch))).is_err() {
+                            return Ok(());
+                        }
+                    }
                 }
-                if seen.hash != document.hash() {
-                    return Err(changed());
+                if next >= if full { end_of_validation } else { end } {
+                    break 'files;
                 }
-                if seen.usage != Use::Nothing {
-                    batch.bytes += document.bytes();
-                }
-                if seen.usage == Use::Validation || (seen.usage == Use::Train && !full) {
-                    size += document.bytes();
-                    batch.documents.push((document, seen.usage));
-                }
-                if size >= self.batch_bytes
-                    || batch.bytes >= self.batch_bytes.saturating_mul(PASSED_OVER)
-                {
-                    size = 0;
-                    send(&mut batch, next)?;
-                }
-                Ok(flow)
-            })?;
-            if flow.is_break() {
-                break;
             }
         }
-        send(&mut batch, next)
+        batch.read = next;
+        let _ = sender.send(Ok(batch));
+        Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! Loads the tokenizer of a Hugging Face folder, and checks that two tokenizers are compatible.
 
 use std::{
-    collections::HashMap,
     fs,
     ops::Range,
     path::{Path, PathBuf},
@@ -70,18 +69,15 @@ impl TokenizerFolder {
             .with_padding(None);
         let end_token = match end_token {
             Some(token) => tokenizer.token_to_id(token).ok_or_else(|| {
-                wrong(format!(
-                    "corpus.eos_token is `{token}`, which is not in its vocabulary"
-                ))
-            })?,
+                format!("corpus.eos_token is `{token}`, which is not in its vocabulary")
+            }),
             None => find_end_token(folder, &tokenizer).ok_or_else(|| {
-                wrong(
-                    "no end token is named in tokenizer_config.json, special_tokens_map.json, generation_config.json \
-                     or config.json: set corpus.eos_token"
-                        .to_owned(),
-                )
-            })?,
+                "no end token is named in tokenizer_config.json, special_tokens_map.json, generation_config.json \
+                 or config.json: set corpus.eos_token"
+                    .to_owned()
+            }),
         };
+        let end_token = end_token.map_err(wrong)?;
         let largest = tokenizer.get_vocab(true).into_values().max();
         let vocabulary = largest.map_or(0, |id| id as usize + 1);
         if end_token as usize >= vocabulary {
@@ -135,42 +131,39 @@ impl TokenizerFolder {
         &self,
         documents: Vec<Document>,
     ) -> Result<Vec<EncodedDocument>, CorpusError> {
-        let has_prompt: Vec<bool> = documents
-            .iter()
-            .map(|document| document.prompt.is_some())
-            .collect();
-        let (mut alone, mut prompts, mut after) = (Vec::new(), Vec::new(), Vec::new());
+        // The texts that documents start with, and the texts after a prompt.
+        let (mut starts, mut rests) = (Vec::new(), Vec::new());
+        let mut has_prompt = Vec::new();
         for document in documents {
-            match document.prompt {
-                None => alone.push(document.text),
-                Some(prompt) => {
-                    prompts.push(prompt);
-                    after.push(document.text);
-                }
+            has_prompt.push(document.prompt.is_some());
+            if let Some(prompt) = document.prompt {
+                starts.push(prompt);
+                rests.push(document.text);
+            } else {
+                starts.push(document.text);
             }
         }
-        let mut alone = self.encode_batch(alone, true)?.into_iter();
-        let mut prompts = self.encode_batch(prompts, true)?.into_iter();
-        let mut after = self.encode_batch(after, false)?.into_iter();
-        let join = |has_prompt: bool| {
-            let (prompt, text) = if has_prompt {
-                (prompts.next(), after.next())
-            } else {
-                (None, alone.next())
-            };
-            let mut tokens = prompt.unwrap_or_default();
-            if tokens.last() == Some(&self.end_token) {
-                tokens.pop();
+        let starts = self.encode_batch(starts, true)?;
+        let mut rests = self.encode_batch(rests, false)?.into_iter();
+        let join = |(mut tokens, has_prompt): (Vec<u32>, bool)| {
+            let mut masked = Vec::new();
+            if has_prompt {
+                self.strip_end(&mut tokens);
+                if !tokens.is_empty() {
+                    masked.push(0..tokens.len() as u64);
+                }
+                tokens.extend(rests.next().unwrap_or_default());
             }
-            let prompt = tokens.len() as u64;
-            let masked = (prompt > 0).then_some(0..prompt).into_iter().collect();
-            tokens.extend(text.unwrap_or_default());
-            if tokens.last() != Some(&self.end_token) {
-                tokens.push(self.end_token);
-            }
+            self.strip_end(&mut tokens);
+            tokens.push(self.end_token);
             EncodedDocument { tokens, masked }
         };
-        Ok(has_prompt.into_iter().map(join).collect())
+        Ok(starts.into_iter().zip(has_prompt).map(join).collect())
+    }
+
+    /// Removes the end token from the end of a text.
+    fn strip_end(&self, tokens: &mut Vec<u32>) {
+        tokens.pop_if(|token| *token == self.end_token);
     }
 
     fn encode_batch(
@@ -189,16 +182,9 @@ impl TokenizerFolder {
     /// # Errors
     /// If the tokenizer cannot encode the text.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
-        let document = Document {
-            prompt: None,
-            text: text.to_owned(),
-        };
-        let encoded = self.encode_documents(vec![document])?;
-        Ok(encoded
-            .into_iter()
-            .next()
-            .map(|document| document.tokens)
-            .unwrap_or_default())
+        let mut tokens = self.encode(text)?;
+        tokens.push(self.end_token);
+        Ok(tokens)
     }
 
     /// Encodes a text to be continued, without an end token.
@@ -206,15 +192,15 @@ impl TokenizerFolder {
     /// # Errors
     /// If the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
-        let encoding = self.tokenizer.encode(text, true);
-        let mut tokens = encoding
-            .map_err(|error| self.failed(&error))?
-            .get_ids()
-            .to_vec();
-        if tokens.last() == Some(&self.end_token) {
-            tokens.pop();
-        }
+        let mut tokens = self.ids(text)?;
+        self.strip_end(&mut tokens);
         Ok(tokens)
+    }
+
+    fn ids(&self, text: &str) -> Result<Vec<u32>, CorpusError> {
+        let encoding = self.tokenizer.encode(text, true);
+        let encoding = encoding.map_err(|error| self.failed(&error))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// Decodes tokens and leaves out special tokens. Bytes that do not form a whole character yet become U+FFFD.
@@ -238,24 +224,22 @@ fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
     let json = |name: &str| -> Option<Value> {
         serde_json::from_str(&fs::read_to_string(folder.join(name)).ok()?).ok()
     };
-    let by_name = ["tokenizer_config.json", "special_tokens_map.json"]
-        .into_iter()
-        .find_map(|name| {
-            let value = json(name)?;
-            let token = value.get("eos_token")?;
-            let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
-            tokenizer.token_to_id(text)
-        });
-    by_name.or_else(|| {
-        ["generation_config.json", "config.json"]
-            .into_iter()
-            .find_map(|name| {
-                let value = json(name)?;
-                let id = value.get("eos_token_id")?;
-                let id = id.as_u64().or_else(|| id.get(0)?.as_u64())?;
-                u32::try_from(id).ok()
-            })
-    })
+    let by_name = |file| {
+        let value = json(file)?;
+        let token = value.get("eos_token")?;
+        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
+        tokenizer.token_to_id(text)
+    };
+    let by_id = |file| {
+        let value = json(file)?;
+        let id = value.get("eos_token_id")?;
+        let id = id.as_u64().or_else(|| id.get(0)?.as_u64())?;
+        u32::try_from(id).ok()
+    };
+    by_name("tokenizer_config.json")
+        .or_else(|| by_name("special_tokens_map.json"))
+        .or_else(|| by_id("generation_config.json"))
+        .or_else(|| by_id("config.json"))
 }
 
 /// Checks that every id shared by teacher and student means the same to both. Compares the vocabularies, then encodes
@@ -269,32 +253,18 @@ pub fn compatible(teacher: &TokenizerFolder, student: &TokenizerFolder) -> Resul
         student: student.folder.clone(),
         difference,
     };
-    let by_id = |tokenizer: &TokenizerFolder| -> HashMap<u32, String> {
-        let vocabulary = tokenizer.tokenizer.get_vocab(true);
-        vocabulary
-            .into_iter()
-            .map(|(token, id)| (id, token))
-            .collect()
-    };
-    let (teachers, students) = (by_id(teacher), by_id(student));
-    let first_difference = teachers
-        .iter()
-        .filter_map(|(id, token)| Some((id, token, students.get(id)?)))
-        .filter(|(_, token, other)| token != other)
-        .min_by_key(|(id, ..)| **id);
-    if let Some((id, token, other)) = first_difference {
-        return Err(differ(format!(
-            "id {id} is {token:?} for the teacher and {other:?} for the student"
-        )));
+    for id in 0..teacher.vocabulary.min(student.vocabulary) as u32 {
+        let token = |of: &TokenizerFolder| of.tokenizer.id_to_token(id);
+        if let (Some(teachers), Some(students)) = (token(teacher), token(student))
+            && teachers != students
+        {
+            return Err(differ(format!(
+                "id {id} is {teachers:?} for the teacher and {students:?} for the student"
+            )));
+        }
     }
     for probe in PROBES {
-        let encode = |tokenizer: &TokenizerFolder| {
-            let encoding = tokenizer.tokenizer.encode(probe, true);
-            encoding
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| tokenizer.failed(&error))
-        };
-        let (teachers, students) = (encode(teacher)?, encode(student)?);
+        let (teachers, students) = (teacher.ids(probe)?, student.ids(probe)?);
         if teachers != students {
             return Err(differ(format!(
                 "{probe:?} is {teachers:?} for the teacher and {students:?} for the student"

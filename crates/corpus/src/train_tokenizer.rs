@@ -27,7 +27,7 @@ pub fn train_tokenizer(
     vocabulary: usize,
     folder: &Path,
 ) -> Result<(), CorpusError> {
-    let failed = |error: &dyn std::fmt::Display| CorpusError::Tokenizer {
+    let failed = |error: tokenizers::Error| CorpusError::Tokenizer {
         path: folder.to_owned(),
         reason: format!("cannot be trained: {error}"),
     };
@@ -42,21 +42,16 @@ pub fn train_tokenizer(
             .show_progress(false)
             .build(),
     );
-    tokenizer
-        .train(&mut trainer, texts)
-        .map_err(|error| failed(&error))?;
-    let text = tokenizer.to_string(true).map_err(|error| failed(&error))?;
+    tokenizer.train(&mut trainer, texts).map_err(failed)?;
+    let text = tokenizer.to_string(true).map_err(failed)?;
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_TOKEN,
         "clean_up_tokenization_spaces": false,
     });
     ddk_files::create_folder(folder)?;
-    for (name, contents) in [
-        ("tokenizer_config.json", config.to_string()),
-        ("tokenizer.json", text),
-    ] {
-        ddk_files::write_atomically(&folder.join(name), contents.as_bytes())?;
-    }
+    let config = config.to_string();
+    ddk_files::write_atomically(&folder.join("tokenizer_config.json"), config.as_bytes())?;
+    ddk_files::write_atomically(&folder.join("tokenizer.json"), text.as_bytes())?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -48,15 +49,15 @@ pub(crate) fn recover(places: &Swap, wanted: &MadeFrom) -> Result<(), CorpusErro
 
 /// Progress of a domain's files, from which a stopped preparation resumes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Saved {
+pub(crate) struct Saved {
     made_from: MadeFrom,
     /// Number of documents (used or not) that the files cover.
-    documents: usize,
+    pub(crate) documents: usize,
     train: Written,
     validation: Written,
     text_bytes: u64,
     /// Whether a document did not fit into the token limit. After that, DDK adds no training documents.
-    full: bool,
+    pub(crate) full: bool,
 }
 
 const SAVED: &str = "progress.json";
@@ -79,7 +80,7 @@ pub(crate) struct Writing<'a> {
     validation: TokenWriter,
     most_tokens: u64,
     /// The durable progress.
-    saved: Saved,
+    pub(crate) saved: Saved,
 }
 
 impl<'a> Writing<'a> {
@@ -118,16 +119,6 @@ impl<'a> Writing<'a> {
         })
     }
 
-    /// Number of documents (used or not) that the files cover.
-    pub(crate) fn documents(&self) -> usize {
-        self.saved.documents
-    }
-
-    /// Whether the token limit is reached.
-    pub(crate) fn is_full(&self) -> bool {
-        self.saved.full
-    }
-
     pub(crate) fn write(&mut self, batch: Batch) -> Result<(), CorpusError> {
         let full = self.saved.full;
         // The reader may have learned too late that the token limit is reached.
@@ -159,9 +150,10 @@ impl<'a> Writing<'a> {
         self.saved.train = self.train.written;
         self.saved.validation = self.validation.written;
         // Write this only after the tokens are durable, so that it never claims more than the files hold.
-        let path = self.folder.join(SAVED);
-        let text = json(&path, &self.saved)?;
-        Ok(ddk_files::write_atomically(&path, &text)?)
+        ddk_files::replace(&self.folder.join(SAVED), |out| {
+            Ok(serde_json::to_writer(out, &self.saved)?)
+        })?;
+        Ok(())
     }
 
     /// Writes everything in the folder except tokens. The manifest comes last and completes the folder.
@@ -169,19 +161,16 @@ impl<'a> Writing<'a> {
         self.train.sync()?;
         self.validation.sync()?;
         let folder = self.folder;
-        let (mut data_files, mut sums) = (BTreeMap::new(), BTreeMap::new());
+        let (mut files, mut sums) = (BTreeMap::new(), Vec::new());
+        let mut content = blake3::Hasher::new();
         for name in DATA_FILES {
             let path = folder.join(name);
             if path.exists() {
                 let (file, blocks) = checksums::of_file(&path)?;
-                data_files.insert(name.to_owned(), file);
-                sums.insert(name, blocks);
+                content.update(name.as_bytes()).update(file.hash.as_bytes());
+                files.insert(name.to_owned(), file);
+                sums.extend(blocks);
             }
-        }
-        let sums = sums.into_values().flatten().collect::<Vec<u8>>();
-        let mut content = blake3::Hasher::new();
-        for (name, file) in &data_files {
-            content.update(name.as_bytes()).update(file.hash.as_bytes());
         }
         let manifest = Manifest {
             format: FORMAT,
@@ -195,30 +184,22 @@ impl<'a> Writing<'a> {
             duplicates: survey.duplicates,
             short: survey.short,
             quarantined: survey.quarantine.bad,
-            files: data_files,
+            files,
             block_bytes: BLOCK_BYTES,
             checksums_hash: blake3::hash(&sums).to_hex().to_string(),
             content_hash: content.finalize().to_hex().to_string(),
         };
-        let mut quarantine = Vec::new();
-        let path = folder.join(QUARANTINE_FILE);
-        for entry in &survey.quarantine.list {
-            quarantine.extend(json(&path, entry)?);
-            quarantine.push(b'\n');
-        }
-        ddk_files::write_atomically(&path, &quarantine)?;
+        ddk_files::replace(&folder.join(QUARANTINE_FILE), |out| {
+            for entry in &survey.quarantine.list {
+                serde_json::to_writer(&mut *out, entry)?;
+                out.write_all(b"\n")?;
+            }
+            Ok(())
+        })?;
         ddk_files::write_atomically(&folder.join(CHECKSUMS_FILE), &sums)?;
-        let path = folder.join(MANIFEST);
-        let text = serde_json::to_vec_pretty(&manifest).map_err(unwritable(&path))?;
-        ddk_files::write_atomically(&path, &text)?;
+        ddk_files::replace(&folder.join(MANIFEST), |out| {
+            Ok(serde_json::to_writer_pretty(out, &manifest)?)
+        })?;
         Ok(manifest)
     }
-}
-
-fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, CorpusError> {
-    serde_json::to_vec(value).map_err(unwritable(path))
-}
-
-fn unwritable(path: &Path) -> impl FnOnce(serde_json::Error) -> CorpusError {
-    move |error| CorpusError::io("write", path)(error.into())
 }

@@ -1,32 +1,10 @@
 //! AdamW with flat moments that can be saved and restored.
 
 use ddk_kernel::{AdamWStep, adamw, sum_of_squares};
-use ddk_torch::{FusedAdamW, TorchError, are_apart, as_slice, as_slice_mut, fused_adamw};
+use ddk_torch::{
+    AdamWOptions, TorchError, are_apart, as_slice, as_slice_mut, fused_adamw, threads,
+};
 use tch::{Device, Kind, Tensor};
-
-/// The constants of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamWOptions {
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the square root of the second moment.
-    pub epsilon: f64,
-    /// Decoupled weight decay. Applied to matrices only, never to norms and biases.
-    pub weight_decay: f64,
-}
-
-impl Default for AdamWOptions {
-    fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-        }
-    }
-}
 
 /// Maximum size of a bucket with several parameters, in numbers: 64 MiB of fp32.
 const BUCKET: i64 = 1 << 24;
@@ -115,20 +93,18 @@ fn buckets(parameters: &[(String, Tensor)], limit: i64) -> Result<Vec<Bucket>, T
             None => plans.push((class, numbers, vec![index])),
         }
     }
-    let buckets = plans
-        .into_iter()
-        .map(|((decays, kind, device), size, members)| {
-            let zeros = || {
-                let shapes = members.iter().map(|&index| parameters[index].1.size());
-                Flat::new(Tensor::f_zeros([size], (kind, device))?, shapes)
-            };
-            Ok(Bucket {
-                decays,
-                moments: [zeros()?, zeros()?],
-                members,
-            })
-        });
-    buckets.collect()
+    let bucket = |((decays, kind, device), size, members): (Class, i64, Vec<usize>)| {
+        let zeros = || {
+            let shapes = members.iter().map(|&index| parameters[index].1.size());
+            Flat::new(Tensor::f_zeros([size], (kind, device))?, shapes)
+        };
+        Ok(Bucket {
+            decays,
+            moments: [zeros()?, zeros()?],
+            members,
+        })
+    };
+    plans.into_iter().map(bucket).collect()
 }
 
 impl AdamW {
@@ -160,31 +136,26 @@ impl AdamW {
         learning_rate: f64,
         gradient_scale: f64,
     ) -> Result<(), TorchError> {
-        let AdamWOptions {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-        } = self.options;
+        let (mut options, decay) = (self.options, self.options.weight_decay);
         self.check(parameters, gradients)?;
         self.updates += 1;
-        let correction1 = 1.0 - beta1.powf(self.updates as f64);
-        let correction2 = 1.0 - beta2.powf(self.updates as f64);
+        let correction1 = 1.0 - options.beta1.powf(self.updates as f64);
+        let correction2 = 1.0 - options.beta2.powf(self.updates as f64);
         let _no_grad = tch::no_grad_guard();
         let step = AdamWStep {
             gradient_scale: gradient_scale as f32,
-            first_rate: (1.0 - beta1) as f32,
-            second_decay: beta2 as f32,
-            second_rate: (1.0 - beta2) as f32,
+            first_rate: (1.0 - options.beta1) as f32,
+            second_decay: options.beta2 as f32,
+            second_rate: (1.0 - options.beta2) as f32,
             root_scale: (1.0 / correction2.sqrt()) as f32,
-            epsilon: epsilon as f32,
+            epsilon: options.epsilon as f32,
             rate: (learning_rate / correction1) as f32,
             keep: 1.0,
         };
         for bucket in &mut self.buckets {
-            let weight_decay = if bucket.decays { weight_decay } else { 0.0 };
+            options.weight_decay = if bucket.decays { decay } else { 0.0 };
             let step = AdamWStep {
-                keep: (1.0 - learning_rate * weight_decay) as f32,
+                keep: (1.0 - learning_rate * options.weight_decay) as f32,
                 ..step
             };
             // The tensors for one call of libtorch: parameters, gradients, first and second moments.
@@ -202,17 +173,8 @@ impl AdamW {
                     }
                 }
             }
-            let step = FusedAdamW {
-                learning_rate,
-                beta1,
-                beta2,
-                weight_decay,
-                epsilon,
-                updates: self.updates,
-                gradient_scale,
-            };
-            let [parameters, gradients, first, second] = &fused;
-            fused_adamw(parameters, gradients, first, second, &step)?;
+            let (lists, updates) = (fused.each_ref().map(|list| &list[..]), self.updates);
+            fused_adamw(lists, &options, learning_rate, updates, gradient_scale)?;
         }
         Ok(())
     }
@@ -272,19 +234,14 @@ unsafe fn update(
 ) -> bool {
     // SAFETY: the caller promises it. This thread uses no other handle to them (the model's, autograd's) before the
     // slices are gone.
-    let slices = unsafe {
-        (
-            as_slice_mut(parameter),
-            as_slice(gradient),
-            as_slice_mut(first),
-            as_slice_mut(second),
-        )
+    let (weights, moments) = unsafe {
+        let moments = as_slice_mut(first).zip(as_slice_mut(second));
+        (as_slice_mut(parameter).zip(as_slice(gradient)), moments)
     };
-    let (Some(parameter), Some(gradient), Some(first), Some(second)) = slices else {
+    let (Some((parameter, gradient)), Some((first, second))) = (weights, moments) else {
         return false;
     };
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    adamw(parameter, gradient, first, second, step, threads);
+    adamw(parameter, gradient, first, second, step, threads());
     true
 }
 
@@ -298,13 +255,12 @@ unsafe fn update(
 /// No thread may write to the storage of the gradients during the call.
 pub unsafe fn global_norm(gradients: &[Tensor]) -> Result<f64, TorchError> {
     let _no_grad = tch::no_grad_guard();
-    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
     // libtorch's own sum on the CPU is in fp32. Over a hundred million numbers it is one percent too small.
     let (mut total, mut on_device) = (0.0, Vec::new());
     for gradient in gradients {
         // SAFETY: the caller promises that no other thread writes to it, and this function does not either.
         match unsafe { as_slice(gradient) } {
-            Some(numbers) => total += sum_of_squares(numbers, threads),
+            Some(numbers) => total += sum_of_squares(numbers, threads()),
             None => {
                 let norm = gradient.f_norm()?.f_to_kind(Kind::Double)?;
                 on_device.push(norm.f_square()?);

@@ -1,7 +1,7 @@
 //! Converts sequences of token ids into the tensors that the models take.
 
 use ddk_corpus::Sequence;
-use ddk_torch::{TorchError, to_device};
+use ddk_torch::to_device;
 use tch::{Device, Tensor};
 
 use crate::EngineError;
@@ -56,11 +56,8 @@ pub fn batch_tensors(
     }
     let has_parts = rows.iter().any(|row| !row.document_lengths.is_empty());
     let shape = [rows.len() as i64, time as i64];
-    let on_device = |values: &[i64], shape: &[i64]| -> Result<Tensor, TorchError> {
-        Ok(to_device(
-            Tensor::f_from_slice(values)?.f_reshape(shape)?,
-            device,
-        )?)
+    let on_device = |values: &[i64], shape: &[i64]| {
+        to_device(Tensor::f_from_slice(values)?.f_reshape(shape)?, device)
     };
     Ok(BatchTensors {
         tokens: on_device(&tokens, &shape)?,

@@ -67,7 +67,9 @@ const HOLES_ON_CPU: u64 = 2;
 /// Sizes of a model as unsigned numbers.
 struct Sizes {
     parameters: u64,
+    /// Parameters of the embedding.
     table: u64,
+    /// Parameters of the LM head; 0 if it is the embedding.
     head: u64,
     width: u64,
     layers: u64,
@@ -79,13 +81,13 @@ struct Sizes {
 
 impl Sizes {
     fn of(config: &ModelConfig) -> Result<Self, ModelError> {
-        let counts = config.parameter_counts()?;
         let (heads, num_key_value_heads, head_dim) = config.heads();
         let size = |number: i64| number.unsigned_abs();
+        let table = size(config.vocab_size() * config.hidden_size());
         Ok(Self {
-            parameters: size(counts.total),
-            table: size(counts.embedding),
-            head: size(counts.head),
+            parameters: size(config.parameter_count()?),
+            table,
+            head: if config.tied() { 0 } else { table },
             width: size(config.hidden_size()),
             layers: size(config.layers()),
             heads: size(heads),
@@ -150,37 +152,20 @@ pub fn student_memory(
         (true, bytes @ 1..4) => (4 + bytes) * sizes.table,
         _ => 0,
     };
+    let of_step = activations + chunk + of_matrix;
+    let step_setting =
+        "training.micro_batch_size, student.activation_checkpointing or objective.chunk_size";
+    let trained = sizes.parameters + filters;
+    let gradients = 4 * (trained - sizes.head) + 4 * sizes.table;
+    let has_head = shape.needs_teacher_output && !shape.shared_head;
+    let teacher_head = u64::from(has_head) * shape.teacher_bytes * teacher.table;
     Ok(vec![
-        part(
-            "weights, fp32",
-            4 * (sizes.parameters + filters),
-            "student.model",
-        ),
-        part(
-            "moments of AdamW, fp32",
-            8 * (sizes.parameters + filters),
-            "student.model",
-        ),
-        part(
-            "gradients, fp32",
-            4 * (sizes.parameters + filters - sizes.head) + 4 * sizes.table,
-            "student.model",
-        ),
-        part(
-            "the teacher's LM head",
-            if shape.needs_teacher_output && !shape.shared_head {
-                shape.teacher_bytes * teacher.table
-            } else {
-                0
-            },
-            "teacher.dtype",
-        ),
+        part("weights, fp32", 4 * trained, Some("student.model")),
+        part("moments of AdamW, fp32", 8 * trained, Some("student.model")),
+        part("gradients, fp32", gradients, Some("student.model")),
+        part("the teacher's LM head", teacher_head, Some("teacher.dtype")),
         weight_copies(&sizes, shape.student_bytes),
-        part(
-            STEP,
-            activations + chunk + of_matrix,
-            "training.micro_batch_size, student.activation_checkpointing or objective.chunk_size",
-        ),
+        part(STEP, of_step, Some(step_setting)),
     ])
 }
 
@@ -191,7 +176,7 @@ fn weight_copies(sizes: &Sizes, student_bytes: u64) -> Part {
         // All weights except an untied embedding: its rows are cast as they are looked up.
         bytes => bytes * (sizes.parameters - sizes.head),
     };
-    part("weights for products", bytes, "student.dtype")
+    part("weights for products", bytes, Some("student.dtype"))
 }
 
 /// What a process uses on a GPU besides its tensors. Estimated, not measured.
@@ -200,27 +185,16 @@ pub fn gpu_memory(tensors: u64) -> Vec<Part> {
     const CONTEXT: u64 = 1_000_000_000;
     /// Fragmentation in libtorch's allocator: 2 to 4 GB of 80.
     const HOLES_PERCENT: u64 = 4;
-    let of_process = |name, bytes| Part {
-        name,
-        bytes,
-        setting: None,
-    };
+    let holes = tensors * HOLES_PERCENT / 100;
     vec![
-        of_process("CUDA's context and workspaces (estimated)", CONTEXT),
-        of_process(
-            "fragments of the allocator (estimated)",
-            tensors * HOLES_PERCENT / 100,
-        ),
+        part("CUDA's context and workspaces (estimated)", CONTEXT, None),
+        part("fragments of the allocator (estimated)", holes, None),
     ]
 }
 
 /// Memory of the program itself, on the CPU.
 pub fn program_memory() -> Part {
-    Part {
-        name: "the program itself",
-        bytes: PROGRAM,
-        setting: None,
-    }
+    part("the program itself", PROGRAM, None)
 }
 
 /// Estimates the teacher's memory on all its devices together; its workers share the weights.
@@ -242,27 +216,21 @@ pub fn teacher_memory(
         .max(2 * sizes.width + 3 * sizes.mlp);
     // The teacher's filters for TED are square.
     let weights = sizes.parameters + shape.pairs * sizes.width * sizes.width;
+    let weights_setting = Some("teacher.dtype or teacher.devices");
     if !shape.needs_teacher_output {
         let bytes = shape.teacher_bytes * (weights + working * shape.positions());
         let step = student.iter().filter(|part| part.name == STEP);
         let step: u64 = step.map(|part| part.bytes).sum();
-        return Ok(vec![part(
-            "weights until it is measured, over a step of the student",
-            bytes.saturating_sub(step),
-            "teacher.dtype or teacher.devices",
-        )]);
+        let name = "weights until it is measured, over a step of the student";
+        let bytes = bytes.saturating_sub(step);
+        return Ok(vec![part(name, bytes, weights_setting)]);
     }
+    let bytes = shape.teacher_bytes * weights;
+    let of_forward = replicas * working * shape.positions() * shape.teacher_bytes;
+    let forward_setting = Some("training.micro_batch_size or the entries of teacher.devices");
     Ok(vec![
-        part(
-            "weights",
-            shape.teacher_bytes * weights,
-            "teacher.dtype or teacher.devices",
-        ),
-        part(
-            "a forward",
-            replicas * working * shape.positions() * shape.teacher_bytes,
-            "training.micro_batch_size or the entries of teacher.devices",
-        ),
+        part("weights", bytes, weights_setting),
+        part("a forward", of_forward, forward_setting),
     ])
 }
 
@@ -277,7 +245,7 @@ pub fn evaluated_copy_memory(
 ) -> Result<Part, ModelError> {
     let sizes = Sizes::of(student)?;
     let bytes = 2 * 4 * sizes.parameters + weight_copies(&sizes, student_bytes).bytes;
-    Ok(part("a copy to evaluate", bytes, "mixture.lag"))
+    Ok(part("a copy to evaluate", bytes, Some("mixture.lag")))
 }
 
 /// Estimates the memory for the hidden states of queued batches. They are on the host, or on the student's device
@@ -285,13 +253,10 @@ pub fn evaluated_copy_memory(
 pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, replicas: u64) -> Part {
     let width = teacher.hidden_size().unsigned_abs();
     // Each teacher replica holds one more batch, and the student holds one.
-    let batches = if shape.needs_teacher_output {
-        replicas * (depth + 1) + 1
-    } else {
-        0
-    };
+    let batches = u64::from(shape.needs_teacher_output) * (replicas * (depth + 1) + 1);
     let bytes = batches * shape.positions() * (1 + shape.pairs) * width * shape.teacher_bytes;
-    part("hidden states in queues", bytes, "pipeline.queue_depth")
+    let setting = Some("pipeline.queue_depth");
+    part("hidden states in queues", bytes, setting)
 }
 
 /// Estimates the host memory of the weights and moments that are being saved.
@@ -299,18 +264,14 @@ pub fn queue_memory(teacher: &ModelConfig, shape: &StepShape, depth: u64, replic
 /// # Errors
 /// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
 pub fn snapshot_memory(student: &ModelConfig) -> Result<Part, ModelError> {
-    let bytes = 12 * Sizes::of(student)?.parameters;
-    Ok(part(
-        "a snapshot that is being saved",
-        bytes,
-        "student.model",
-    ))
+    let (bytes, setting) = (12 * Sizes::of(student)?.parameters, Some("student.model"));
+    Ok(part("a snapshot that is being saved", bytes, setting))
 }
 
-fn part(name: &'static str, bytes: u64, setting: &'static str) -> Part {
+fn part(name: &'static str, bytes: u64, setting: Option<&'static str>) -> Part {
     Part {
         name,
         bytes,
-        setting: Some(setting),
+        setting,
     }
 }

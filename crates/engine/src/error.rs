@@ -52,11 +52,13 @@ impl EngineError {
             Self::Torch(error) => error.is_out_of_memory(),
             Self::Model(error) => error.is_out_of_memory(),
             Self::Objective(error) => error.is_out_of_memory(),
-            Self::NoTeacherHead
-            | Self::NoTeacherOutput
-            | Self::NoLayers
-            | Self::TokenPastVocabulary { .. }
-            | Self::BadCheckpoint { .. } => false,
+            _ => false,
         }
+    }
+}
+
+impl From<tch::TchError> for EngineError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error.into())
     }
 }

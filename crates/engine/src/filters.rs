@@ -11,7 +11,6 @@ use std::path::PathBuf;
 
 use ddk_model::{Model, safetensors::TensorFile};
 use ddk_objective::{LayerInput, Positions, layer_loss};
-use ddk_torch::TorchError;
 use tch::{Device, Kind, Tensor};
 
 use crate::{EngineError, options::StudentOptions, teacher::TeacherOutput};
@@ -65,11 +64,6 @@ impl Filters {
     pub(crate) fn student_layers(&self) -> Vec<usize> {
         self.pairs.iter().map(|pair| pair.student).collect()
     }
-
-    /// The teacher layer of each pair.
-    pub(crate) fn teacher_layers(&self) -> Vec<usize> {
-        self.pairs.iter().map(|pair| pair.teacher).collect()
-    }
 }
 
 /// Reads a filter from `file` to `device` in fp32.
@@ -107,7 +101,7 @@ pub(crate) fn read_filters(
             let weight = read_filter(file, &pair.of_student(), model.device())?;
             Ok(Filter {
                 name: pair.of_student(),
-                gradient: weight.f_zeros_like().map_err(TorchError::from)?,
+                gradient: weight.f_zeros_like()?,
                 weight,
             })
         })
@@ -116,13 +110,12 @@ pub(crate) fn read_filters(
 
 /// Everything that trains, in the optimizer's order.
 pub(crate) fn trained(model: &Model, filters: &[Filter]) -> Vec<(String, Tensor)> {
-    let of_model = model.parameters().iter();
-    let of_filters = filters.iter().map(|filter| (&filter.name, &filter.weight));
-    of_model
-        .map(|(name, parameter)| (name, parameter))
-        .chain(of_filters)
-        .map(|(name, parameter)| (name.clone(), parameter.shallow_clone()))
-        .collect()
+    let copy = |name: &String, parameter: &Tensor| (name.clone(), parameter.shallow_clone());
+    let of_model = model.parameters().iter().map(|(name, of)| copy(name, of));
+    let of_filters = filters
+        .iter()
+        .map(|filter| copy(&filter.name, &filter.weight));
+    of_model.chain(of_filters).collect()
 }
 
 /// Returns the distance between the student's and the teacher's layers after the filters, averaged over the layers,
@@ -137,7 +130,7 @@ pub(crate) fn distance_of_layers(
     if filters.is_empty() {
         return Ok((0.0, Vec::new()));
     }
-    let targets = teacher.map_or(&[][..], TeacherOutput::layers);
+    let targets = teacher.map_or(&[][..], |output| &output.layers);
     if targets.len() != layers.len() {
         return Err(EngineError::NoLayers);
     }
@@ -145,18 +138,14 @@ pub(crate) fn distance_of_layers(
     let weight = weight / count;
     let (mut sum, mut gradients) = (0.0, Vec::with_capacity(layers.len()));
     for ((layer, target), filter) in layers.iter().zip(targets).zip(filters) {
-        let (shape, hidden) = (layer.size(), layer.detach());
-        let width = shape.last().copied().unwrap_or(0);
-        let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
         let input = LayerInput {
-            hidden: &hidden,
+            hidden: &layer.detach().f_flatten(0, -2)?,
             filter: &filter.weight,
             target,
         };
         let done = layer_loss(&input, positions, weight, &mut filter.gradient)?;
         sum += done.sum / count;
-        let gradient = done.hidden_gradient.f_reshape(shape);
-        gradients.push(gradient.map_err(TorchError::from)?);
+        gradients.push(done.hidden_gradient.f_reshape(layer.size())?);
     }
     Ok((sum, gradients))
 }

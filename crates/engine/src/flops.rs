@@ -18,14 +18,10 @@ pub struct FlopCounter {
     vocabulary: u64,
     /// Whether the backward pass repeats the forward pass of the student's layers.
     recompute: bool,
-    filters: Option<FilterPairs>,
-}
-
-/// TED's filters: the number of layer pairs, and whether the first stage has already trained the filters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FilterPairs {
+    /// TED's layer pairs.
     pairs: u64,
-    learned: bool,
+    /// Whether the run is TED's first stage, which trains the filters instead of the student.
+    learns_filters: bool,
 }
 
 impl FlopCounter {
@@ -41,78 +37,54 @@ impl FlopCounter {
             student: student.flops(),
             vocabulary,
             recompute,
-            filters: None,
+            pairs: 0,
+            learns_filters: false,
         }
     }
 
     /// Adds TED's filters between the two models, if there are any.
     pub fn with_filters(self, filters: Option<&Filters>) -> Self {
-        let filters = filters.map(|filters| FilterPairs {
-            pairs: filters.pairs.len() as u64,
-            learned: filters.learned.is_some(),
-        });
-        Self { filters, ..self }
+        Self {
+            pairs: filters.map_or(0, |filters| filters.pairs.len() as u64),
+            learns_filters: filters.is_some_and(|filters| filters.learned.is_none()),
+            ..self
+        }
     }
 
     /// Operations to label `rows` with the teacher: one forward pass with the LM head.
     pub fn teacher(&self, rows: &[&Sequence]) -> f64 {
-        self.teacher_of(rows.iter().flat_map(lengths))
+        let lengths = rows.iter().flat_map(lengths);
+        if self.learns_filters {
+            // The first stage does not train on the teacher's logits.
+            return self.teacher.hidden(lengths);
+        }
+        let positions: u64 = lengths.clone().sum();
+        let filters = positions * self.pairs * 2 * self.teacher.width().pow(2);
+        forward(&self.teacher, lengths, self.vocabulary) + filters as f64
     }
 
     /// Operations to train the student on `rows`: a forward and a backward pass.
     pub fn student(&self, rows: &[&Sequence]) -> f64 {
-        self.student_of(rows.iter().flat_map(lengths))
-    }
-
-    /// Like [`Self::student`], for texts of these lengths.
-    pub fn student_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
+        let (lengths, pairs) = (rows.iter().flat_map(lengths), self.pairs);
         let positions: u64 = lengths.clone().sum();
         let (own, of_teacher) = (self.student.width(), self.teacher.width());
         let forward = self.student.hidden(lengths);
-        let times = if self.recompute { 4.0 } else { 3.0 };
-        let learning = times * forward + 3.0 * self.student.head(positions, self.vocabulary);
-        match self.filters {
-            None => learning,
-            // The student's filters run forward and backward with it.
-            Some(FilterPairs {
-                pairs,
-                learned: true,
-            }) => learning + (positions * pairs * 6 * own * of_teacher) as f64,
+        if self.learns_filters {
             // Both models are frozen: the student runs forward. Each filter runs forward and computes its own
             // gradient. Behind it, the teacher's LM head runs forward and passes the gradient back to the filter.
-            Some(FilterPairs { pairs, .. }) => {
-                forward
-                    + (positions * pairs * 4 * (own + of_teacher) * of_teacher) as f64
-                    + 4.0 * pairs as f64 * self.teacher.head(positions, self.vocabulary)
-            }
+            return forward
+                + (positions * pairs * 4 * (own + of_teacher) * of_teacher) as f64
+                + 4.0 * pairs as f64 * self.teacher.head(positions, self.vocabulary);
         }
-    }
-
-    /// Like [`Self::teacher`], for texts of these lengths.
-    pub fn teacher_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
-        match self.filters {
-            None => forward(&self.teacher, lengths, self.vocabulary),
-            Some(FilterPairs {
-                pairs,
-                learned: true,
-            }) => {
-                let positions: u64 = lengths.clone().sum();
-                let filters = positions * pairs * 2 * self.teacher.width().pow(2);
-                forward(&self.teacher, lengths, self.vocabulary) + filters as f64
-            }
-            // The first stage does not train on the teacher's logits.
-            Some(_) => self.teacher.hidden(lengths),
-        }
+        let times = if self.recompute { 4.0 } else { 3.0 };
+        let learning = times * forward + 3.0 * self.student.head(positions, self.vocabulary);
+        // The student's filters run forward and backward with it.
+        learning + (positions * pairs * 6 * own * of_teacher) as f64
     }
 
     /// Operations to measure the student's perplexity on all documents once.
     pub fn student_evaluation(&self, domains: &[Vec<Sequence>]) -> f64 {
-        self.student_evaluation_of(scored(domains))
-    }
-
-    /// Like [`Self::student_evaluation`], for documents of these lengths.
-    pub fn student_evaluation_of(&self, lengths: impl Iterator<Item = u64> + Clone) -> f64 {
-        forward(&self.student, lengths, self.vocabulary)
+        forward(&self.student, scored(domains), self.vocabulary)
     }
 
     /// Operations to measure the teacher's perplexity on all documents once.
@@ -135,9 +107,7 @@ fn lengths<'a>(row: &&'a Sequence) -> impl Iterator<Item = u64> + Clone + use<'a
 
 /// Lengths of the documents that have at least one token to predict.
 fn scored(domains: &[Vec<Sequence>]) -> impl Iterator<Item = u64> + Clone {
-    let lengths = domains
-        .iter()
-        .flatten()
-        .map(|document| document.tokens.len() as u64);
+    let documents = domains.iter().flatten();
+    let lengths = documents.map(|document| document.tokens.len() as u64);
     lengths.filter(|&length| length > 1)
 }

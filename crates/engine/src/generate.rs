@@ -56,7 +56,7 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// If the forward pass fails.
     pub fn next_token(&mut self) -> Result<Option<u32>, EngineError> {
-        let length = self.cache.len() + self.unread.len() as i64;
+        let length = self.cache.positions() + self.unread.len() as i64;
         if self.unread.is_empty() || length > self.model.config().max_positions() {
             return Ok(None);
         }
@@ -87,18 +87,11 @@ impl<'a> Generator<'a> {
 
     /// Draws a token in f64. The draw depends on the seed and on the number of the token.
     fn draw(&self, logits: &[f32]) -> u32 {
-        let Sampling {
-            temperature,
-            top_p,
-            seed,
-        } = self.sampling;
+        let (temperature, top_p) = (self.sampling.temperature, self.sampling.top_p);
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut weights: Vec<(u32, f64)> = logits
-            .iter()
-            .map(|&logit| (f64::from(logit - largest) / temperature).exp())
-            .zip(0_u32..)
-            .map(|(weight, id)| (id, weight))
-            .collect();
+        let weight = |logit: f32| (f64::from(logit - largest) / temperature).exp();
+        let weights = (0..).zip(logits).map(|(id, &logit)| (id, weight(logit)));
+        let mut weights: Vec<(u32, f64)> = weights.collect();
         weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
         let mut kept = 0.0;
@@ -111,7 +104,7 @@ impl<'a> Generator<'a> {
             .map_or(weights.len(), |last| last + 1);
         let weights = &weights[..count];
         let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
-        let mut rng = ddk_order::stream(seed, "generate", &[self.written]);
+        let mut rng = ddk_order::stream(self.sampling.seed, "generate", &[self.written]);
         let mut left = ddk_order::unit(&mut rng) * total;
         for &(id, weight) in weights {
             left -= weight;
@@ -125,11 +118,7 @@ impl<'a> Generator<'a> {
 
 /// Returns the largest logit's id; of several, the first.
 fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
-        }
-    }
-    best as u32
+    let numbered = (0..).zip(logits.iter().copied());
+    let largest = numbered.reduce(|best, next| if next.1 > best.1 { next } else { best });
+    largest.map_or(0, |(id, _)| id)
 }

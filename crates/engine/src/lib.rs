@@ -1,6 +1,6 @@
 //! What a worker does with models: run the teacher on a batch ([`Teacher`]), train a step ([`Student`], or TED's
 //! [`FilterStage`]), measure perplexity ([`Evaluation`]), generate text ([`Generator`]), copy the state for a
-//! checkpoint ([`Snapshot`]), and count floating-point operations ([`FlopCounter`]).
+//! checkpoint ([`Trainable::snapshot`]), and count floating-point operations ([`FlopCounter`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers. `ddk-actors` decides when to call
 //! it and on which thread. Build a model on the thread that uses it, because libtorch keeps grad mode and thread
@@ -30,12 +30,12 @@ mod teacher;
 mod trainable;
 mod update;
 
-pub use adamw::AdamWOptions;
 pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
 pub use budget::{
     Part, StepShape, evaluated_copy_memory, gpu_memory, program_memory, queue_memory,
     snapshot_memory, student_memory, teacher_memory,
 };
+pub use ddk_torch::AdamWOptions;
 pub use error::EngineError;
 pub use filter_stage::FilterStage;
 pub use filters::{Filters, LayerPair};
@@ -44,7 +44,7 @@ pub use generate::{Generator, Sampling};
 pub use options::StudentOptions;
 pub use perplexity::Evaluation;
 pub use schedule::Schedule;
-pub use snapshot::{MOMENTS_FILE, Snapshot, WEIGHTS_FILE};
-pub use student::{SequenceLosses, Student};
+pub use snapshot::{MOMENTS_FILE, WEIGHTS_FILE};
+pub use student::Student;
 pub use teacher::{Teacher, TeacherOutput};
 pub use trainable::Trainable;

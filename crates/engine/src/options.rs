@@ -1,8 +1,9 @@
 //! Options for training a student.
 
 use ddk_objective::Objective;
+use ddk_torch::AdamWOptions;
 
-use crate::{adamw::AdamWOptions, filters::Filters, schedule::Schedule};
+use crate::{filters::Filters, schedule::Schedule};
 
 /// How a student is trained.
 #[derive(Debug, Clone)]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use ddk_corpus::Sequence;
 use ddk_model::Model;
 use ddk_objective::{HeadInput, cross_entropy_sum};
-use ddk_torch::TorchError;
 
 use crate::{EngineError, batch::batch_tensors};
 
@@ -43,12 +42,8 @@ impl Evaluation {
         let _no_grad = tch::no_grad_guard();
         let head = model.head_for_products()?;
         let has_predictions = |document: &&Sequence| document.tokens.len() > 1;
-        let all = self
-            .validation
-            .iter()
-            .flatten()
-            .filter(has_predictions)
-            .count() as u64;
+        let all = self.validation.iter().flatten();
+        let all = all.filter(has_predictions).count() as u64;
         let mut done = 0;
         let mut perplexities = Vec::with_capacity(self.validation.len());
         for documents in self.validation.iter() {
@@ -62,8 +57,7 @@ impl Evaluation {
                 done += rows.len() as u64;
                 let batch = batch_tensors(rows, self.vocabulary, model.device())?;
                 let hidden = model.hidden(&batch.tokens, None)?;
-                let width = hidden.size().last().copied().unwrap_or(0);
-                let hidden = hidden.f_reshape([-1, width]).map_err(TorchError::from)?;
+                let hidden = hidden.f_flatten(0, -2)?;
                 let (sum, count) = cross_entropy_sum(
                     &HeadInput::new(&hidden, &head),
                     &batch.labels,

@@ -1,6 +1,6 @@
 //! The student: accumulates the gradients of a step's micro-batches, then makes one update.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
@@ -9,42 +9,29 @@ use ddk_objective::{
     chunked_head,
 };
 use ddk_run::{MicroBatchSums, PhaseSeconds, SequenceLoss, StepPhase, UpdateStats};
-use ddk_torch::{TorchError, synchronize};
+use ddk_torch::synchronize;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     EngineError, Trainable,
-    adamw::AdamW,
     batch::batch_tensors,
     filters::{Filter, Filters, distance_of_layers, read_filters, trained},
     options::StudentOptions,
-    snapshot::Snapshot,
+    snapshot::WEIGHTS_FILE,
     teacher::TeacherOutput,
-    update::Updates,
+    update::{Updates, gradient_of},
 };
-
-/// Which per-sequence sums to return besides those of the micro-batch. They change no loss and no gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SequenceLosses {
-    /// None.
-    None,
-    /// The cross-entropy.
-    CrossEntropy,
-    /// The cross-entropy, and its excess over the teacher's. Applies the teacher's LM head even at gamma 0.
-    Excess,
-}
 
 /// A model in training, on the worker that built it.
 #[derive(Debug)]
 pub struct Student {
     model: Model,
-    /// The model's parameters, then the filters.
-    trained: Vec<(String, Tensor)>,
+    /// Over the model's parameters, then the filters.
     updates: Updates,
     options: StudentOptions,
     /// The teacher's LM head on the student's device: `[teacher's columns, teacher's d_model]`.
     teacher_head: Option<Tensor>,
-    row_losses: SequenceLosses,
+    row_losses: Detail,
     /// Gradient of the student's LM head, accumulated over the step's micro-batches.
     head_gradient: Tensor,
     /// Gradient of the embedding, accumulated likewise. `None` if the LM head is tied to the embedding:
@@ -56,106 +43,78 @@ pub struct Student {
 }
 
 impl Student {
-    /// Starts from `model` with zero moments. Reads filters from the file that the filter stage wrote.
+    /// Starts from `model` with zero moments, and reads filters from the file that the filter stage wrote. With a
+    /// checkpoint, resumes from its files instead. `model` then provides only the architecture.
     ///
     /// # Errors
-    /// If the options name filters but no file for them, if that file cannot be read or lacks a filter, or if libtorch
-    /// cannot allocate the gradients and moments.
+    /// If the options name filters but no file for them, if a file cannot be read, lacks a filter or does not match, or
+    /// if libtorch cannot allocate the gradients and moments.
     pub fn new(
         mut model: Model,
         options: StudentOptions,
         teacher_head: Option<Tensor>,
+        checkpoint: Option<&Path>,
     ) -> Result<Self, EngineError> {
         model.set_trainable(true);
         let learned = options.filters.as_ref().map(|filters| &filters.learned);
-        let filters = match learned {
-            None => Vec::new(),
-            Some(None) => return Err(EngineError::NoLayers),
-            Some(Some(path)) => read_filters(&model, &options, &read_tensors(path)?)?,
+        let filters = match (checkpoint, learned) {
+            (Some(folder), _) => {
+                let weights = read_tensors(&folder.join(WEIGHTS_FILE))?;
+                model.replace_weights(&weights)?;
+                read_filters(&model, &options, &weights)?
+            }
+            (None, None) => Vec::new(),
+            (None, Some(None)) => return Err(EngineError::NoLayers),
+            (None, Some(Some(path))) => read_filters(&model, &options, &read_tensors(path)?)?,
         };
-        let optimizer = AdamW::new(options.adamw, &trained(&model, &filters))?;
-        Self::with_optimizer(model, optimizer, options, teacher_head, filters)
-    }
-
-    pub(crate) fn with_optimizer(
-        model: Model,
-        optimizer: AdamW,
-        options: StudentOptions,
-        teacher_head: Option<Tensor>,
-        filters: Vec<Filter>,
-    ) -> Result<Self, EngineError> {
-        let zeros = |like: &Tensor| like.detach().f_zeros_like().map_err(TorchError::from);
-        let head_gradient = zeros(model.head().weight)?;
-        let embedding_gradient = (!model.head().tied)
-            .then(|| zeros(model.embedding()))
-            .transpose()?;
+        let zeros = |like: &Tensor| like.detach().f_zeros_like();
+        let is_tied = model.config().tied();
         Ok(Self {
-            trained: trained(&model, &filters),
-            model,
-            updates: Updates::new(optimizer, &options),
-            options,
-            teacher_head,
-            row_losses: SequenceLosses::None,
-            head_gradient,
-            embedding_gradient,
+            updates: Updates::new(trained(&model, &filters), &options, checkpoint)?,
+            row_losses: Detail::Sums,
+            head_gradient: zeros(model.head())?,
+            embedding_gradient: (!is_tied).then(|| zeros(model.embedding())).transpose()?,
             filters,
             buffers: LogitBuffers::default(),
+            model,
+            options,
+            teacher_head,
         })
     }
 
-    /// How the student is trained.
-    pub fn options(&self) -> &StudentOptions {
-        &self.options
-    }
-
-    /// Sets which per-sequence sums to return from now on.
-    pub fn set_row_losses(&mut self, row_losses: SequenceLosses) {
+    /// Sets which sums of each sequence to return from now on, besides those of the micro-batch: none, the
+    /// cross-entropy, or also its excess over the teacher's. They change no loss and no gradient. The excess applies
+    /// the teacher's LM head even at gamma 0.
+    pub fn set_row_losses(&mut self, row_losses: Detail) {
         self.row_losses = row_losses;
     }
 
     /// Returns the gradient of each parameter, then of each filter.
-    fn gradients(&self) -> Result<Vec<Tensor>, TorchError> {
+    fn gradients(&self) -> Result<Vec<Tensor>, EngineError> {
         let _no_grad = tch::no_grad_guard();
-        let head = self.model.head().weight.data_ptr();
+        let head = self.model.head().data_ptr();
         let embedding = self.model.embedding().data_ptr();
         let of_filters = self.filters.iter();
         let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
         let of_model = self.model.parameters().iter().map(|(_, parameter)| {
-            let (gradient, at) = (parameter.f_grad()?, parameter.data_ptr());
+            let at = parameter.data_ptr();
             Ok(match &self.embedding_gradient {
                 _ if at == head => self.head_gradient.shallow_clone(),
                 Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
-                _ if gradient.defined() => gradient,
-                _ => parameter.detach().f_zeros_like()?,
+                _ => gradient_of(parameter)?,
             })
         });
         of_model.chain(of_filters).collect()
-    }
-
-    fn clear_gradients(&mut self) -> Result<(), TorchError> {
-        let _no_grad = tch::no_grad_guard();
-        for (_, parameter) in self.model.parameters() {
-            let mut gradient = parameter.f_grad()?;
-            if gradient.defined() {
-                let _ = gradient.f_zero_()?;
-            }
-        }
-        for gradient in [&mut self.head_gradient]
-            .into_iter()
-            .chain(&mut self.embedding_gradient)
-        {
-            let _ = gradient.f_zero_()?;
-        }
-        for filter in &mut self.filters {
-            let _ = filter.gradient.f_zero_()?;
-        }
-        Ok(())
     }
 }
 
 impl Trainable for Student {
     fn model(&self) -> &Model {
         &self.model
+    }
+
+    fn updates(&mut self) -> &mut Updates {
+        &mut self.updates
     }
 
     fn accumulate(
@@ -174,20 +133,14 @@ impl Trainable for Student {
             self.options.recompute,
             &layers,
         )?;
-        let shape = trace.hidden().size();
-        let width = shape.last().copied().unwrap_or(0);
-        let detached = trace
-            .hidden()
-            .detach()
-            .f_reshape([-1, width])
-            .map_err(TorchError::from)?;
+        let detached = trace.hidden().detach().f_flatten(0, -2)?;
         synchronize(self.model.device())?;
         let forward_seconds = started.elapsed().as_secs_f64();
 
         let started = Instant::now();
         let student_head = self.model.head_for_products()?;
         let teacher_input = match (teacher, &self.teacher_head) {
-            (Some(output), Some(weight)) => Some(HeadInput::new(output.hidden(), weight)),
+            (Some(output), Some(weight)) => Some(HeadInput::new(&output.hidden, weight)),
             (None, _) => None,
             (Some(_), None) => return Err(EngineError::NoTeacherHead),
         };
@@ -204,11 +157,7 @@ impl Trainable for Student {
                 objective: self.options.objective,
                 vocabulary: self.options.vocabulary,
                 chunk: self.options.chunk,
-                detail: match self.row_losses {
-                    SequenceLosses::None => Detail::Sums,
-                    SequenceLosses::CrossEntropy => Detail::Positions,
-                    SequenceLosses::Excess => Detail::PositionsAndTeacher,
-                },
+                detail: self.row_losses,
             },
             &mut HeadGradients {
                 weight: Some(&mut self.head_gradient),
@@ -234,10 +183,7 @@ impl Trainable for Student {
 
         let started = Instant::now();
         if finite {
-            let gradient = output
-                .hidden_gradient
-                .f_reshape(shape)
-                .map_err(TorchError::from)?;
+            let gradient = output.hidden_gradient.f_reshape(trace.hidden().size())?;
             let of_embedding = self.embedding_gradient.as_mut();
             let of_embedding = of_embedding.unwrap_or(&mut self.head_gradient);
             trace.backward(&gradient, &layer_gradients, of_embedding)?;
@@ -259,7 +205,7 @@ impl Trainable for Student {
 
     fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
         let gradients = self.gradients()?;
-        let report = self.updates.make(step, &self.trained, &gradients);
+        let report = self.updates.make(step, &gradients);
         // Even an update that failed may have changed some weights.
         self.model.weights_changed();
         let report = report?;
@@ -267,49 +213,38 @@ impl Trainable for Student {
         Ok(report)
     }
 
-    fn set_learning_rates(&mut self, peak: f64, end: f64) {
-        self.updates.set_learning_rates(peak, end);
-    }
-
-    fn poison(&mut self) -> f64 {
-        self.updates.see(false);
-        f64::NAN
-    }
-
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
-        self.clear_gradients()?;
-        Ok(self.updates.discard(step, reason))
-    }
-
-    fn snapshot(&self) -> Result<Snapshot, EngineError> {
-        Snapshot::take(&self.trained, self.updates.optimizer())
+    fn clear_gradients(&mut self) -> Result<(), EngineError> {
+        self.updates.clear_gradients()?;
+        let _no_grad = tch::no_grad_guard();
+        let of_filters = self.filters.iter_mut().map(|filter| &mut filter.gradient);
+        let of_tables = [&mut self.head_gradient]
+            .into_iter()
+            .chain(&mut self.embedding_gradient);
+        for gradient in of_tables.chain(of_filters) {
+            let _ = gradient.f_zero_()?;
+        }
+        Ok(())
     }
 }
 
 /// Sums the positions of each sequence, in f64.
 fn sequence_losses(
     values: &PerPosition,
-    wanted: SequenceLosses,
+    wanted: Detail,
     rows: usize,
 ) -> Result<Vec<SequenceLoss>, EngineError> {
-    let sums = |positions: &Tensor| -> Result<Vec<f64>, TorchError> {
+    let sums = |positions: &Tensor| -> Result<Vec<f64>, EngineError> {
         let by_row = positions.f_reshape([rows as i64, -1])?;
         let sums = by_row.f_sum_dim_intlist(1, false, Kind::Double)?;
         Ok(Vec::try_from(&sums.f_to_device(Device::Cpu)?)?)
     };
     let ce = sums(&values.ce)?;
-    let excess = match wanted {
-        SequenceLosses::None | SequenceLosses::CrossEntropy => vec![0.0; rows],
-        SequenceLosses::Excess => {
-            let teacher = values.teacher_ce.as_ref();
-            let teacher = teacher.ok_or(EngineError::NoTeacherOutput)?;
-            let behind = values
-                .ce
-                .f_sub(teacher)
-                .and_then(|behind| behind.f_clamp_min(0.0))
-                .map_err(TorchError::from)?;
-            sums(&behind)?
-        }
+    let excess = if wanted == Detail::PositionsAndTeacher {
+        let teacher = values.teacher_ce.as_ref();
+        let teacher = teacher.ok_or(EngineError::NoTeacherOutput)?;
+        sums(&values.ce.f_sub(teacher)?.f_clamp_min(0.0)?)?
+    } else {
+        vec![0.0; rows]
     };
     let both = ce.into_iter().zip(excess);
     Ok(both

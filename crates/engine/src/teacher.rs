@@ -14,48 +14,24 @@ use crate::{
 /// A teacher's output for a batch.
 ///
 /// Hidden states have `d_model` numbers per position, while logits have one per vocabulary entry. The student's
-/// worker applies the teacher's LM head chunk by chunk, so the divergence is exact. This is an enum because a
-/// served or cached teacher will send its top logits instead.
+/// worker applies the teacher's LM head chunk by chunk, so the divergence is exact. All tensors are `[positions,
+/// d_model]` in the teacher's dtype, on the student's device.
 #[derive(Debug)]
-pub enum TeacherOutput {
-    /// Hidden states after the final norm: `[positions, d_model]` in the teacher's dtype, on the student's device.
-    Hidden(Tensor),
-    /// Hidden states and the outputs of the layers that TED compares, all of the same shape, dtype and device.
-    HiddenAndLayers {
-        /// After the final norm.
-        hidden: Tensor,
-        /// Layer outputs, after the teacher's filters if those were trained.
-        layers: Vec<Tensor>,
-    },
+pub struct TeacherOutput {
+    /// Hidden states after the final norm.
+    pub hidden: Tensor,
+    /// Outputs of the layers that TED compares, after the teacher's filters if those were trained. Empty without TED.
+    pub layers: Vec<Tensor>,
 }
 
 impl TeacherOutput {
-    /// The hidden states after the final norm.
-    pub fn hidden(&self) -> &Tensor {
-        match self {
-            Self::Hidden(hidden) | Self::HiddenAndLayers { hidden, .. } => hidden,
-        }
-    }
-
-    /// The layer outputs; empty without TED.
-    pub fn layers(&self) -> &[Tensor] {
-        match self {
-            Self::Hidden(_) => &[],
-            Self::HiddenAndLayers { layers, .. } => layers,
-        }
-    }
-
     /// Replaces all numbers with NaN, for fault injection.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn poison(&mut self) -> Result<(), EngineError> {
-        let (hidden, layers) = match self {
-            Self::Hidden(hidden) => (hidden, &mut [][..]),
-            Self::HiddenAndLayers { hidden, layers } => (hidden, &mut layers[..]),
-        };
-        for tensor in [hidden].into_iter().chain(layers) {
-            *tensor = tensor.f_full_like(f64::NAN).map_err(TorchError::from)?;
+        for tensor in [&mut self.hidden].into_iter().chain(&mut self.layers) {
+            *tensor = tensor.f_full_like(f64::NAN)?;
         }
         Ok(())
     }
@@ -100,14 +76,13 @@ impl Teacher {
     /// # Errors
     /// If the file of trained filters cannot be read or lacks a filter.
     pub fn with_filters(mut self, filters: &Filters) -> Result<Self, EngineError> {
-        self.layers = filters.teacher_layers();
+        self.layers = filters.pairs.iter().map(|pair| pair.teacher).collect();
         if let Some(path) = &filters.learned {
             let file = read_tensors(path)?;
-            let (device, kind) = (self.model.device(), self.model.head().weight.kind());
+            let (device, kind) = (self.model.device(), self.model.head().kind());
             for pair in &filters.pairs {
                 let filter = read_filter(&file, &pair.of_teacher(), device)?;
-                self.filters
-                    .push(filter.f_to_kind(kind).map_err(TorchError::from)?);
+                self.filters.push(filter.f_to_kind(kind)?);
             }
         }
         Ok(self)
@@ -128,12 +103,9 @@ impl Teacher {
         let mut passes = Vec::new();
         for first in (0..rows.len()).step_by(self.batch_rows) {
             let count = self.batch_rows.min(rows.len() - first);
-            let tokens = batch.tokens.f_narrow(0, first as i64, count as i64);
-            let parts = batch
-                .parts
-                .as_deref()
-                .map(|parts| &parts[first..first + count]);
-            let tokens = tokens.map_err(TorchError::from)?;
+            let tokens = batch.tokens.f_narrow(0, first as i64, count as i64)?;
+            let parts = batch.parts.as_deref();
+            let parts = parts.map(|parts| &parts[first..first + count]);
             let (hidden, layers) = self.model.hidden_and_layers(&tokens, parts, &self.layers)?;
             let mut outputs = vec![self.send(hidden, None)?];
             for (index, layer) in layers.into_iter().enumerate() {
@@ -141,18 +113,14 @@ impl Teacher {
             }
             passes.push(outputs);
         }
-        let mut outputs = joined(passes)?;
-        let hidden = outputs.remove(0);
-        Ok(match outputs {
-            layers if layers.is_empty() => TeacherOutput::Hidden(hidden),
-            layers => TeacherOutput::HiddenAndLayers { hidden, layers },
-        })
+        let mut layers = joined(passes)?;
+        let hidden = layers.remove(0);
+        Ok(TeacherOutput { hidden, layers })
     }
 
     /// Converts `[batch, time, d_model]` to what the student's worker takes.
     fn send(&self, hidden: Tensor, filter: Option<&Tensor>) -> Result<Tensor, TorchError> {
-        let width = hidden.size().last().copied().unwrap_or(0);
-        let mut hidden = hidden.f_reshape([-1, width])?;
+        let mut hidden = hidden.f_flatten(0, -2)?;
         if let Some(filter) = filter {
             hidden = hidden.f_to_device(filter.device())?.f_mm(&filter.f_tr()?)?;
         }

@@ -3,14 +3,17 @@
 
 use ddk_corpus::Sequence;
 use ddk_model::Model;
-use ddk_run::{MicroBatchSums, UpdateStats};
+use ddk_run::{MicroBatchSums, SnapshotFile, UpdateStats};
 
-use crate::{EngineError, snapshot::Snapshot, teacher::TeacherOutput};
+use crate::{EngineError, snapshot::snapshot, teacher::TeacherOutput, update::Updates};
 
 /// Trains in steps of micro-batches, with snapshots between steps.
 pub trait Trainable {
     /// The model whose perplexity is measured.
     fn model(&self) -> &Model;
+
+    /// What trains, with its optimizer.
+    fn updates(&mut self) -> &mut Updates;
 
     /// Accumulates the gradients of one micro-batch. `denominator` is the number of predictions in the whole
     /// optimizer step, so micro-batches of any size add up to the mean over the step.
@@ -35,18 +38,36 @@ pub trait Trainable {
     ///
     /// # Errors
     /// If libtorch fails.
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError>;
+    fn clear_gradients(&mut self) -> Result<(), EngineError>;
 
-    /// Copies the trained parameters and their moments, so that another thread can write them while training
-    /// continues.
+    /// Drops the gradients and makes no update in step `step`, for this reason.
     ///
     /// # Errors
-    /// If libtorch fails, or a tensor cannot be serialized.
-    fn snapshot(&self) -> Result<Snapshot, EngineError>;
+    /// If libtorch fails.
+    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, EngineError> {
+        self.clear_gradients()?;
+        Ok(self.updates().discard(step, reason))
+    }
+
+    /// Copies the trained parameters and their moments into the files of a checkpoint. Another thread can write them
+    /// while training continues.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, EngineError> {
+        let updates = self.updates();
+        snapshot(&updates.parameters, &updates.optimizer)
+    }
 
     /// Sets the schedule's peak and final learning rates.
-    fn set_learning_rates(&mut self, peak: f64, end: f64);
+    fn set_learning_rates(&mut self, peak: f64, end: f64) {
+        let schedule = &mut self.updates().schedule;
+        (schedule.peak, schedule.end) = (peak, end);
+    }
 
     /// Marks this step's loss as not finite and returns NaN, for fault injection.
-    fn poison(&mut self) -> f64;
+    fn poison(&mut self) -> f64 {
+        self.updates().see(false);
+        f64::NAN
+    }
 }

@@ -7,7 +7,7 @@
     clippy::print_stderr
 )]
 
-use std::{fs, iter::repeat_n};
+use std::fs;
 
 use ddk_corpus::Sequence;
 use ddk_engine::{Filters, FlopCounter, LayerPair};
@@ -106,13 +106,15 @@ fn at_the_papers_proportions_ddk_costs_less_than_the_papers_0_69_percent() {
     // 30,000 steps of 256 sequences of 2,048 tokens; K = 1,000; 10 domains of 500 documents, none shorter than a
     // sequence.
     let (steps, interval, rows) = (30_000_u64, 1_000, 256);
-    let rows = (steps * rows) as usize;
-    let training =
-        counter.teacher_of(repeat_n(2048, rows)) + counter.student_of(repeat_n(2048, rows));
-    let documents = || repeat_n(2048_u64, 10 * 500);
+    let all_rows = Sequence {
+        document_lengths: vec![2048; (steps * rows) as usize],
+        ..Vec::new().into()
+    };
+    let training = counter.teacher(&[&all_rows]) + counter.student(&[&all_rows]);
+    let documents = [vec![Sequence::from(vec![0; 2048]); 10 * 500]];
     let evaluations = steps / interval;
-    let extra = evaluations as f64 * counter.student_evaluation_of(documents())
-        + counter.teacher_of(documents());
+    let extra = evaluations as f64 * counter.student_evaluation(&documents)
+        + counter.teacher_evaluation(&documents);
     let share = extra / training;
     eprintln!(
         "training {training:.4e} FLOPs; {evaluations} evaluations of the student and one of the teacher \

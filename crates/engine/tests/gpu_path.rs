@@ -77,7 +77,8 @@ impl Pair {
             },
             filters: None,
         };
-        let student = Student::new(model(device, 2, 32, tie, kind), options, Some(head)).unwrap();
+        let student =
+            Student::new(model(device, 2, 32, tie, kind), options, Some(head), None).unwrap();
         Self { teacher, student }
     }
 

@@ -70,7 +70,8 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
         },
         filters: None,
     };
-    let mut student = Student::new(model(151_936, 4, 0.5), options, Some(teacher_head)).unwrap();
+    let mut student =
+        Student::new(model(151_936, 4, 0.5), options, Some(teacher_head), None).unwrap();
     let output = teacher.label(&rows).unwrap();
     let losses = student.accumulate(&rows, Some(&output), 22.0).unwrap();
     let norm = student.update(1).unwrap().grad_norm;

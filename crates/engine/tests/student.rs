@@ -6,11 +6,11 @@ use std::{cell::RefCell, fs};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, EngineError, Evaluation, Schedule, SequenceLosses, Student, StudentOptions,
-    Teacher, TeacherOutput, Trainable,
+    AdamWOptions, EngineError, Evaluation, Schedule, Student, StudentOptions, Teacher,
+    TeacherOutput, Trainable,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
-use ddk_objective::Objective;
+use ddk_objective::{Detail, Objective};
 use ddk_run::SnapshotFile;
 use tch::{Device, Kind, Tensor};
 
@@ -91,8 +91,8 @@ struct Pair {
 impl Pair {
     fn new(tie: bool) -> Self {
         let teacher = Teacher::new(model(1, 24, false), Device::Cpu);
-        let head = teacher.model().head().weight.shallow_clone();
-        let student = Student::new(model(2, 16, tie), options(), Some(head)).unwrap();
+        let head = teacher.model().head().shallow_clone();
+        let student = Student::new(model(2, 16, tie), options(), Some(head), None).unwrap();
         Self { teacher, student }
     }
 
@@ -139,7 +139,7 @@ fn dense(tie: bool, rows: &[Sequence]) -> (f64, f64) {
         let logits = |model: &Model| {
             let hidden = model.hidden(&tokens, None).unwrap();
             hidden
-                .matmul(&model.head().weight.tr())
+                .matmul(&model.head().tr())
                 .narrow(2, 0, VOCABULARY)
                 .narrow(1, 0, length - 1)
                 .squeeze_dim(0)
@@ -214,15 +214,20 @@ fn a_restored_student_goes_on_bit_for_bit() {
         stopped.step(step, &rows, 2);
     }
     let folder = tempfile::tempdir().unwrap();
-    for SnapshotFile { name, write } in stopped.student.snapshot().unwrap().into_files() {
+    for SnapshotFile { name, write } in stopped.student.snapshot().unwrap() {
         let mut file = fs::File::create(folder.path().join(name)).unwrap();
         write(&mut file).unwrap();
     }
     // A snapshot is a copy: further training does not change it.
     stopped.step(4, &rows, 2);
-    let head = stopped.teacher.model().head().weight.shallow_clone();
-    stopped.student =
-        Student::restore(model(9, 16, true), options(), Some(head), folder.path()).unwrap();
+    let head = stopped.teacher.model().head().shallow_clone();
+    stopped.student = Student::new(
+        model(9, 16, true),
+        options(),
+        Some(head),
+        Some(folder.path()),
+    )
+    .unwrap();
     for step in 4..=6 {
         let (one, two) = (whole.step(step, &rows, 2), stopped.step(step, &rows, 2));
         assert_eq!(one.to_bits(), two.to_bits(), "step {step}");
@@ -240,7 +245,10 @@ fn what_is_not_finite_never_reaches_the_weights() {
     let mut untouched = Pair::new(false);
     let micro = views(&rows);
     let output = pair.teacher.label(&micro).unwrap();
-    let broken = TeacherOutput::Hidden(output.hidden() * f64::NAN);
+    let broken = TeacherOutput {
+        hidden: output.hidden * f64::NAN,
+        layers: Vec::new(),
+    };
     let done = pair
         .student
         .accumulate(&micro, Some(&broken), 10.0)
@@ -337,9 +345,7 @@ fn losses(model: &Model, row: &[u32]) -> Vec<f64> {
         .hidden(&Tensor::from_slice(&tokens).unsqueeze(0), None)
         .unwrap()
         .squeeze_dim(0);
-    let logits = hidden
-        .matmul(&model.head().weight.tr())
-        .narrow(1, 0, VOCABULARY);
+    let logits = hidden.matmul(&model.head().tr()).narrow(1, 0, VOCABULARY);
     let log = logits.to_kind(Kind::Double).log_softmax(-1, None);
     let next = tokens[1..].iter().enumerate();
     next.map(|(at, &token)| -log.double_value(&[at as i64, token]))
@@ -351,9 +357,9 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
     let rows = rows();
     let denominator = predictions(&rows);
     for (gamma, wanted) in [
-        (0.5, SequenceLosses::CrossEntropy),
-        (0.5, SequenceLosses::Excess),
-        (0.0, SequenceLosses::Excess),
+        (0.5, Detail::Positions),
+        (0.5, Detail::PositionsAndTeacher),
+        (0.0, Detail::PositionsAndTeacher),
     ] {
         let mut plain = Pair::new(false);
         plain.student = student(gamma, &plain.teacher);
@@ -382,7 +388,9 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
                 .sum();
             assert!((sums.ce - ce).abs() < 1e-5 * ce, "{} and {ce}", sums.ce);
             match wanted {
-                SequenceLosses::Excess => assert!((sums.excess - excess).abs() < 1e-5 * excess),
+                Detail::PositionsAndTeacher => {
+                    assert!((sums.excess - excess).abs() < 1e-5 * excess)
+                }
                 _ => assert_eq!(sums.excess, 0.0),
             }
         }
@@ -397,15 +405,15 @@ fn sums_of_rows_are_those_of_each_row_alone_and_change_nothing() {
 fn student(gamma: f64, teacher: &Teacher) -> Student {
     let mut options = options();
     options.objective.gamma = gamma;
-    let head = teacher.model().head().weight.shallow_clone();
-    Student::new(model(2, 16, false), options, Some(head)).unwrap()
+    let head = teacher.model().head().shallow_clone();
+    Student::new(model(2, 16, false), options, Some(head), None).unwrap()
 }
 
 #[test]
 fn the_excess_over_a_teacher_that_said_nothing_is_an_error() {
     let rows = rows();
     let mut pair = Pair::new(false);
-    pair.student.set_row_losses(SequenceLosses::Excess);
+    pair.student.set_row_losses(Detail::PositionsAndTeacher);
     let done = pair
         .student
         .accumulate(&views(&rows), None, predictions(&rows));

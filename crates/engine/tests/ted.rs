@@ -6,8 +6,8 @@ use std::{fs, path::Path};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, FilterStage, Filters, LayerPair, Schedule, Snapshot, Student, StudentOptions,
-    Teacher, Trainable, WEIGHTS_FILE,
+    AdamWOptions, FilterStage, Filters, LayerPair, Schedule, Student, StudentOptions, Teacher,
+    Trainable, WEIGHTS_FILE,
 };
 use ddk_model::{Architecture, Export, LmHead, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -115,13 +115,19 @@ fn first_stage(folder: &Path) -> (FilterStage, Teacher) {
     let teacher = teacher_model();
     teacher.save(folder, &Export::new(folder)).unwrap();
     let output = LmHead::load(folder, Device::Cpu, Kind::Float).unwrap();
-    let stage = FilterStage::new(student_model(), options(None, false), to_learn(), output);
+    let stage = FilterStage::new(
+        student_model(),
+        options(None, false),
+        to_learn(),
+        output,
+        None,
+    );
     let teacher = Teacher::new(teacher, Device::Cpu).with_filters(&to_learn());
     (stage.unwrap(), teacher.unwrap())
 }
 
-fn write(snapshot: Snapshot, folder: &Path) {
-    for SnapshotFile { name, write } in snapshot.into_files() {
+fn write(snapshot: Vec<SnapshotFile>, folder: &Path) {
+    for SnapshotFile { name, write } in snapshot {
         write(&mut fs::File::create(folder.join(name)).unwrap()).unwrap();
     }
 }
@@ -253,9 +259,9 @@ impl SecondStage {
     fn new(filters: &Filters, recompute: bool) -> Self {
         let teacher = Teacher::new(teacher_model(), Device::Cpu);
         let teacher = teacher.with_filters(filters).unwrap();
-        let head = teacher.model().head().weight.shallow_clone();
+        let head = teacher.model().head().shallow_clone();
         let options = options(Some(filters.clone()), recompute);
-        let student = Student::new(student_model(), options, Some(head)).unwrap();
+        let student = Student::new(student_model(), options, Some(head), None).unwrap();
         Self { student, teacher }
     }
 
@@ -290,8 +296,8 @@ fn the_second_stage_is_dense_autograd_however_the_rows_are_padded() {
     for row in &rows {
         let (hidden, layers, labels) = of_row(&student, &[1, 2], &row.tokens);
         let (of_last, targets, _) = of_row(&teacher, &[2, 3], &row.tokens);
-        let s = log_probabilities(&hidden, student.head().weight);
-        let t = log_probabilities(&of_last, teacher.head().weight).detach();
+        let s = log_probabilities(&hidden, student.head());
+        let t = log_probabilities(&of_last, teacher.head()).detach();
         terms[0] -= s.gather(1, &labels, false).sum(Kind::Float) / denominator;
         terms[1] += (t.exp() * (&t - &s)).sum(Kind::Float) / denominator;
         for index in 0..2 {
@@ -336,12 +342,12 @@ fn both_stages_go_on_bit_for_bit() {
         step(&mut whole, number);
     }
     write(whole.snapshot().unwrap(), folder.path());
-    let mut restored = FilterStage::restore(
+    let mut restored = FilterStage::new(
         model(2, 16, 2),
         options(None, false),
         to_learn(),
         LmHead::load(&model_folder, Device::Cpu, Kind::Float).unwrap(),
-        folder.path(),
+        Some(folder.path()),
     )
     .unwrap();
     for number in 4..=6 {
@@ -361,24 +367,27 @@ fn both_stages_go_on_bit_for_bit() {
     let checkpoint = TempDir::new().unwrap();
     write(whole.student.snapshot().unwrap(), checkpoint.path());
     let mut restored = SecondStage::new(&filters, false);
-    let head = restored.teacher.model().head().weight.shallow_clone();
-    let options = options(Some(filters.clone()), false);
-    restored.student =
-        Student::restore(model(9, 16, 2), options, Some(head), checkpoint.path()).unwrap();
+    let head = restored.teacher.model().head().shallow_clone();
+    let with_filters = options(Some(filters.clone()), false);
+    restored.student = Student::new(
+        model(9, 16, 2),
+        with_filters.clone(),
+        Some(head),
+        Some(checkpoint.path()),
+    )
+    .unwrap();
     for number in 4..=6 {
         assert_eq!(step(&mut whole, number), step(&mut restored, number));
     }
 
     // A checkpoint without filters is refused, and the error names the missing filter.
-    let other = SecondStage::new(&filters, false);
-    let with_filters = other.student.options().clone();
     let without = StudentOptions {
         filters: None,
         ..with_filters.clone()
     };
-    let plain = Student::new(student_model(), without, None).unwrap();
+    let mut plain = Student::new(student_model(), without, None, None).unwrap();
     write(plain.snapshot().unwrap(), checkpoint.path());
-    let error = Student::restore(student_model(), with_filters, None, checkpoint.path());
+    let error = Student::new(student_model(), with_filters, None, Some(checkpoint.path()));
     let error = error.unwrap_err();
     assert!(error.to_string().contains("filters.student.1-2"), "{error}");
 }

@@ -101,9 +101,7 @@ pub fn replace(
     path: &Path,
     contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), FileError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
+    let temporary = path.with_added_extension("tmp");
     let written = write(&temporary, contents).and_then(|()| rename(&temporary, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&temporary);

@@ -45,21 +45,13 @@ impl Tail {
     /// If the file exists and cannot be read.
     pub fn read(&mut self, mut each: impl FnMut(Found<'_>)) -> io::Result<()> {
         let mut file = match File::open(&self.path) {
-            Ok(file) => Some(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open("/dev/null")?,
+            opened => opened?,
         };
-        let follows_on = match &mut file {
-            Some(file) => self.follows_on(file)?,
-            None => self.offset == 0,
-        };
-        if !follows_on {
+        if !self.follows_on(&mut file)? {
             (self.offset, self.before) = (0, Vec::new());
             each(Found::Anew);
         }
-        let Some(mut file) = file else {
-            return Ok(());
-        };
         file.seek(SeekFrom::Start(self.offset))?;
         let mut reader = BufReader::with_capacity(1 << 18, file);
         let mut line = Vec::new();
@@ -69,7 +61,9 @@ impl Tail {
                 return Ok(());
             }
             self.offset += line.len() as u64;
-            self.remember(&line);
+            self.before.extend_from_slice(&line);
+            let extra = self.before.len().saturating_sub(REMEMBERED);
+            self.before.drain(..extra);
             line.pop();
             if !line.is_empty() {
                 each(Found::Line(&line));
@@ -85,12 +79,6 @@ impl Tail {
         file.seek(SeekFrom::Start(self.offset - there.len() as u64))?;
         file.read_exact(&mut there)?;
         Ok(there == self.before)
-    }
-
-    fn remember(&mut self, line: &[u8]) {
-        self.before.extend_from_slice(line);
-        let extra = self.before.len().saturating_sub(REMEMBERED);
-        self.before.drain(..extra);
     }
 }
 

@@ -14,16 +14,8 @@ pub struct ConfigArgs {
     /// Configuration files (TOML); later ones override earlier ones
     #[arg(value_name = "CONFIG", required = true)]
     pub files: Vec<PathBuf>,
-    /// Individual settings.
-    #[command(flatten)]
-    pub set: SetArgs,
-}
-
-/// Settings that the command line gives one by one.
-#[derive(Debug, Clone, Default, Args)]
-pub struct SetArgs {
     /// Override one setting, for example --set run.seed=1 (may be repeated)
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
@@ -33,9 +25,9 @@ pub struct Demo {
     /// Configuration of the demo
     #[arg(long, value_name = "FILE", default_value = "config/demo.toml")]
     pub config: PathBuf,
-    /// Individual settings.
-    #[command(flatten)]
-    pub set: SetArgs,
+    /// Override one setting, for example --set run.seed=1 (may be repeated)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
     /// Print the run's summary as JSON on standard output instead of the table
     #[arg(long)]
     pub json: bool,
@@ -75,7 +67,7 @@ pub struct Prepare {
     /// Prepare again, even if the prepared folder is up to date
     #[arg(long)]
     pub force: bool,
-    /// Only verify every prepared file against its manifest
+    /// Verify every prepared file against its manifest, and prepare nothing
     #[arg(long, conflicts_with = "force")]
     pub verify: bool,
 }
@@ -103,10 +95,10 @@ pub struct Train {
     /// Start a new run; fail if the run exists
     #[arg(long)]
     pub no_resume: bool,
-    /// Start over at step 0, and set the run's files aside in its folder instead of deleting them
+    /// Start over at step 0; set the run's files aside in its folder, and delete nothing
     #[arg(long, conflicts_with_all = ["no_resume", "fork", "resume_from"])]
     pub restart: bool,
-    /// Start a new run with this name from a checkpoint of the configuration's run; its domains may differ
+    /// Start a new run with this name from a checkpoint of the configuration's run; the domains may differ
     #[arg(long, value_name = "NAME", conflicts_with = "no_resume")]
     pub fork: Option<String>,
     /// Resume from the checkpoint at this step, and set later ones aside
@@ -121,6 +113,12 @@ pub struct Train {
     /// Print the run's summary as JSON on standard output instead of the table
     #[arg(long)]
     pub json: bool,
+    /// Not an argument: whether SIGHUP reloads the settings.
+    #[arg(skip)]
+    pub reloads: bool,
+    /// Not an argument: the folder of the run to fork, with `--fork`.
+    #[arg(skip)]
+    pub fork_of: Option<PathBuf>,
 }
 
 /// Arguments of [`crate::compare`].
@@ -130,13 +128,9 @@ pub struct Compare {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Methods, named as in the paper's tables, separated by commas
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "cpt,cpt-doremi,kd,ted,minillm,ddk,ddk-no-smoothing,ddk-equal",
-        value_parser = PossibleValuesParser::new(Method::names()).try_map(|name| name.parse::<Method>())
-    )]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(default_value = "cpt,cpt-doremi,kd,ted,minillm,ddk,ddk-no-smoothing,ddk-equal")]
+    #[arg(value_parser = PossibleValuesParser::new(Method::names()).try_map(|name| name.parse::<Method>()))]
     pub methods: Vec<Method>,
     /// Number of seeds, starting at run.seed
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -144,7 +138,7 @@ pub struct Compare {
     /// Compare the methods at each of these values of a setting, for example objective.gamma=0,0.1,0.2
     #[arg(long, value_name = "KEY=LIST")]
     pub sweep: Option<String>,
-    /// Train for a quarter of the steps, in a separate runs folder
+    /// Train for a quarter of the steps, in a separate folder
     #[arg(long)]
     pub quick: bool,
     /// Add the scores in a file from lm-evaluation-harness as columns (may be repeated)
@@ -161,13 +155,9 @@ pub struct Report {
     /// Folder of the run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Formats, separated by commas: report.html, report.md, or figures/*.svg (which the Markdown shows)
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "html"
-    )]
+    /// Formats, separated by commas: report.html, report.md, or figures/*.svg (which report.md shows)
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(default_value = "html")]
     pub format: Vec<ReportFormat>,
     /// Folder to write to; default: the run's folder
     #[arg(long, value_name = "DIR")]
@@ -211,14 +201,14 @@ pub struct Export {
     /// Folder of the run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Folder to write; replaces an existing export as a whole
+    /// Folder to write to; replaces an existing export as a whole
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Step of the checkpoint, or `best` for the one with the smallest mean gap; default: the newest that passes
     /// verification
-    #[arg(long, value_name = "N|best")]
+    #[arg(long, value_name = "N|best", value_parser = export_step)]
     pub step: Option<ExportStep>,
-    /// Dtype of the tensors in the files: fp32, bf16 or fp16
+    /// Dtype of the exported tensors: fp32, bf16 or fp16
     #[arg(long, value_name = "DTYPE", default_value = "fp32", value_parser = ["fp32", "bf16", "fp16"])]
     pub dtype: String,
 }
@@ -232,16 +222,10 @@ pub enum ExportStep {
     Number(u64),
 }
 
-impl std::str::FromStr for ExportStep {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "best" => Ok(Self::Best),
-            _ => text
-                .parse()
-                .map(Self::Number)
-                .map_err(|_| "expected a step, or `best`".to_owned()),
-        }
+fn export_step(text: &str) -> Result<ExportStep, &'static str> {
+    if text == "best" {
+        return Ok(ExportStep::Best);
     }
+    let step = text.parse().map_err(|_| "expected a step, or `best`")?;
+    Ok(ExportStep::Number(step))
 }

@@ -3,10 +3,8 @@
 //! Both models run on sequences of random tokens with the configuration's shape. The benchmark reads no corpus and
 //! writes no files.
 
-mod overlap;
 mod products;
 mod report;
-mod serial;
 mod steps;
 
 use std::{
@@ -22,21 +20,15 @@ use ddk_settings::Settings;
 use ddk_torch::{TimeSlice, mkl_kernels};
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use self::steps::serial;
 use self::{
     products::Products,
     report::{Measured, Part},
-    steps::{Batch, PARTS, WARM_UP, alone, student_step},
+    steps::{Batch, PARTS, WARM_UP, alone, overlapped, student_step},
 };
-pub(crate) use self::{serial::serial, steps::Models};
 use crate::{
-    args, config,
-    hint::usage,
-    output::print_json,
-    phase::Phase,
-    progress::say,
-    signals::Signals,
-    train::options,
-    wiring::{self, ModelFolders},
+    args, config, hint::usage, output::print_json, phase::Phase, progress::say, signals::Signals,
+    train::options, wiring,
 };
 
 /// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
@@ -48,15 +40,9 @@ const SEED: u64 = 0;
 /// Maximum seconds of a measurement: one day.
 const MOST_SECONDS: f64 = 86_400.0;
 
-/// The parts of one worker's steps, and its operations per second in large square matmuls.
-struct Side {
-    parts: Vec<Part>,
-    rate: f64,
-}
-
 /// Both models of a configuration, and the batch that they run on.
-pub struct Bench<'a> {
-    models: Models<'a>,
+pub struct Bench {
+    models: wiring::Models,
     batch: Batch,
     /// Duration of each measurement.
     time: Duration,
@@ -84,14 +70,14 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
     }
 }
 
-impl<'a> Bench<'a> {
+impl Bench {
     /// Prepares a benchmark. Each measurement takes about `seconds`, plus the time to load a model.
     ///
     /// # Errors
     /// If `teacher.model` or `student.model` is not set, if a `config.json` cannot be read, or if `student.device`
     /// cannot be used.
-    pub fn new(settings: &'a Settings, seconds: f64) -> Result<Self> {
-        let folders = ModelFolders::of(settings)?;
+    pub fn new(settings: &Settings, seconds: f64) -> Result<Self> {
+        let folders = wiring::ModelFolders::of(settings)?;
         let (teacher, student) = folders.configs()?;
         let vocabulary = teacher.vocab_size().min(student.vocab_size());
         let mut rng = ddk_order::stream(SEED, "bench", &[]);
@@ -105,9 +91,9 @@ impl<'a> Bench<'a> {
                 rows: (0..settings.training.global_batch_size).map(row).collect(),
                 micro_rows: settings.training.micro_batch_size as usize,
             },
-            models: Models {
+            models: wiring::Models {
                 options: options::of_student(settings, vocabulary, None)?,
-                settings,
+                settings: settings.clone(),
                 folders,
             },
             time: Duration::from_secs_f64(seconds),
@@ -119,40 +105,36 @@ impl<'a> Bench<'a> {
     /// # Errors
     /// If a model cannot be loaded, or if a step fails or panics.
     pub fn seconds(&self) -> Result<(f64, f64)> {
-        let [teacher] = if self.models.asks_teacher() {
-            alone("teacher", || self.teacher(|| Ok(())))?
-        } else {
-            [0.0]
-        };
+        let asked = self.models.asks_teacher();
+        let teacher = asked.then(|| alone("teacher", || self.teacher(|| Ok(()))));
+        let [teacher] = teacher.transpose()?.unwrap_or_default();
         let student = alone("student", || self.student(|| Ok(())))?;
         Ok((teacher, student.iter().sum()))
     }
 
     fn measure(&self) -> Result<Measured> {
-        let (settings, options) = (self.models.settings, &self.models.options);
+        let (settings, options) = (&self.models.settings, &self.models.options);
         say("measuring the teacher alone");
         let asked = self.models.asks_teacher();
         let teacher = asked.then(|| alone("teacher", || self.measure_teacher()));
-        let teacher = teacher.transpose()?;
+        let (teacher_rate, teacher) = teacher.transpose()?.unzip();
         say("measuring the student alone");
-        let student = alone("student", || self.measure_student())?;
+        let (student_rate, student) = alone("student", || self.measure_student())?;
         say("measuring both, overlapped");
-        let (overlapped_seconds, student_waits) = self.overlapped()?;
-        let teacher_seconds = teacher.as_ref().map(|side| side.parts[0].seconds);
+        let (overlapped_seconds, student_waits) = overlapped(&self.models, &self.batch, self.time)?;
+        let teacher = teacher.map(|[teacher]| teacher);
+        let teacher_seconds = teacher.as_ref().map(|part| part.seconds);
+        let replicas = settings.teacher.devices.len();
         Ok(Measured {
             rows: settings.training.global_batch_size,
             sequence_length: settings.corpus.sequence_length,
             vocabulary: options.vocabulary,
             kernels: mkl_kernels(),
-            advice: report::advice(
-                settings.teacher.devices.len(),
-                teacher_seconds,
-                &student.parts,
-            ),
-            teacher_rate: teacher.as_ref().map(|side| side.rate),
-            student_rate: student.rate,
-            teacher: teacher.and_then(|mut side| side.parts.pop()),
-            student: student.parts,
+            advice: report::advice(replicas, teacher_seconds, &student),
+            teacher_rate,
+            student_rate,
+            teacher,
+            student,
             overlapped_seconds,
             student_waits,
             tokens_per_second: self.batch.tokens() / overlapped_seconds,
@@ -180,10 +162,10 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures the teacher's steps, and the matmuls of its layers.
-    fn measure_teacher(&self) -> Result<Side> {
+    fn measure_teacher(&self) -> Result<(f64, [Part; 1])> {
         let placement = wiring::teacher_placement(&self.models.settings.teacher, 0)?;
         let model = ModelConfig::read(&self.models.folders.teacher)?;
-        let products = self.products(&model, placement.compute, first(&placement));
+        let products = self.products(&model, placement.compute, placement.devices[0]);
         let operations = [model.flops().hidden(self.lengths())];
         let alone = || Ok([products.forward()?]);
         side(["teacher"], &placement, operations, alone, |between| {
@@ -192,15 +174,11 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures the student's steps, and the matmuls on its worker, which also applies the teacher's LM head.
-    fn measure_student(&self) -> Result<Side> {
-        let Models {
-            settings,
-            folders,
-            options,
-        } = &self.models;
+    fn measure_student(&self) -> Result<(f64, [Part; 4])> {
+        let (settings, options) = (&self.models.settings, &self.models.options);
         let placement = wiring::student_placement(&settings.student)?;
-        let device = first(&placement);
-        let (teacher, model) = folders.configs()?;
+        let device = placement.devices[0];
+        let (teacher, model) = self.models.folders.configs()?;
         let products = self.products(&model, placement.compute, device);
         let kind = wiring::kind(settings.teacher.dtype);
         let asked = self.models.asks_teacher();
@@ -209,13 +187,11 @@ impl<'a> Bench<'a> {
         let recomputed = f64::from(u8::from(options.recompute));
         let (positions, columns) = (self.lengths().sum(), options.vocabulary.unsigned_abs());
         let forward = model.flops().hidden(self.lengths());
-        // The teacher's LM head runs beside the student's.
-        let head = of_teacher.as_ref().map_or(0.0, |products| {
-            products.model.flops().head(positions, columns)
-        });
+        let head = |products: &Products| products.model.flops().head(positions, columns);
         let operations = [
             forward,
-            head + 3.0 * model.flops().head(positions, columns),
+            // The teacher's LM head runs beside the student's.
+            of_teacher.as_ref().map_or(0.0, head) + 3.0 * head(&products),
             (2.0 + recomputed) * forward,
             0.0,
         ];
@@ -252,7 +228,7 @@ impl<'a> Bench<'a> {
     fn student(&self, between: impl FnMut() -> Result<()>) -> Result<[f64; 4]> {
         let teacher = self.models.asked_teacher()?;
         let compute = self.models.student_context(&TimeSlice::new(false))?;
-        let mut student = self.models.student()?;
+        let mut student = self.models.student(None)?;
         let label = |micro: Vec<&Sequence>| {
             let signal = teacher.as_ref().map(|teacher| teacher.label(&micro));
             signal.transpose()
@@ -290,17 +266,18 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Measures one model. `steps` calls its argument between steps; `alone` times the matmuls.
+/// Measures one model. `steps` calls its argument between steps; `alone` times the matmuls. Returns the operations
+/// per second in large square matmuls, and the parts of a step.
 fn side<const N: usize>(
     names: [&'static str; N],
     placement: &Placement,
     operations: [f64; N],
     alone: impl Fn() -> Result<[f64; N]>,
     steps: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<[f64; N]>,
-) -> Result<Side> {
+) -> Result<(f64, [Part; N])> {
     let (mut rates, mut products) = (Vec::new(), Vec::new());
     let seconds = steps(&mut || {
-        rates.push(matrix_rate(placement.compute, first(placement))?);
+        rates.push(matrix_rate(placement.compute, placement.devices[0])?);
         products.push(alone()?);
         Ok(())
     })?;
@@ -311,20 +288,12 @@ fn side<const N: usize>(
         operations: operations[number],
         products: products[number],
     };
-    Ok(Side {
-        parts: (0..N).map(part).collect(),
-        rate: median(rates),
-    })
+    Ok((median(rates), array::from_fn(part)))
 }
 
 /// Returns the median of each part.
 fn medians<const N: usize>(all: &[[f64; N]]) -> [f64; N] {
     array::from_fn(|part| median(all.iter().map(|seconds| seconds[part]).collect()))
-}
-
-/// Returns the device of a model's first layers.
-fn first(placement: &Placement) -> Device {
-    placement.devices.first().copied().unwrap_or(Device::Cpu)
 }
 
 /// Returns the operations per second in large square matmuls, on the threads of the calling worker.

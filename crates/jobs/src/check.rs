@@ -4,7 +4,7 @@ mod memory;
 
 use std::{io::Write, path::Path, sync::Arc};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use ddk_corpus::{Stale, first_document, sample, stale};
 use ddk_engine::Evaluation;
 use ddk_model::{Model, ModelConfig, Weights};
@@ -47,10 +47,8 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
         1 => "1 problem".to_owned(),
         count => format!("{count} problems"),
     });
-    found.written()?;
-    if problems > 0 {
-        return Err(Ended(exit::ERROR).into());
-    }
+    found.written?;
+    ensure!(problems == 0, Ended(exit::ERROR));
     Ok(())
 }
 
@@ -101,7 +99,7 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
     let read = || -> Result<(ModelConfig, i64)> {
         let config = ModelConfig::read(folder)?;
         Model::check(&config, &Weights::open(folder)?)?;
-        let parameters = config.parameter_counts()?.total;
+        let parameters = config.parameter_count()?;
         Ok((config, parameters))
     };
     let (config, parameters) = found.take(read())?;
@@ -152,9 +150,8 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     }
     let corpus = found.take(prepare::open(settings, Outdated::AsSet))?;
     found.take(prepare::validation(&corpus))?;
-    let rows = most_steps(settings)
-        .ok()
-        .map(|steps| (steps * settings.training.global_batch_size) as f64);
+    let rows = |steps| (steps * settings.training.global_batch_size) as f64;
+    let rows = most_steps(settings).ok().map(rows);
     let alpha = settings.mixture.alpha;
     let floor = (1.0 - alpha) / corpus.domains.len() as f64;
     let cap = alpha + floor;
@@ -174,9 +171,8 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
             None => "?".to_owned(),
         });
         let (name, rows, tokens) = (domain.name(), domain.rows(), domain.tokens());
-        let mut row = vec![name.to_owned(), rows.to_string(), tokens.to_string()];
-        row.extend(passes);
-        table.row(row);
+        let row = [name.to_owned(), rows.to_string(), tokens.to_string()];
+        table.row(row.into_iter().chain(passes));
     }
     found.line(table.to_string().trim_end());
     Some(())
@@ -187,14 +183,10 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     let steps = found.take(most_steps(settings))?;
     let tokens = settings.training.global_batch_size * settings.corpus.sequence_length as u64;
     let policy = settings.mixture.policy;
-    let interval = match policy {
-        MixturePolicy::Odm | MixturePolicy::DoremiProxy => 1,
-        _ => settings.mixture.interval,
-    };
+    let each = policy.moves_every_step();
+    let interval = if each { 1 } else { settings.mixture.interval };
     let mixture = match policy {
-        MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => {
-            format!("the mixture is fixed ({policy})")
-        }
+        fixed if fixed.is_fixed() => format!("the mixture is fixed ({policy})"),
         MixturePolicy::Doremi => format!(
             "two runs of {} steps find the mixture first (doremi)",
             settings.mixture.doremi_steps.unwrap_or(steps)

@@ -1,4 +1,5 @@
-//! Finds the checkpoints of a run: the measured ones, the best and the newest.
+//! Finds the checkpoints of a run: the measured ones, the best and the newest. Keeps a run that has lost its
+//! checkpoints from starting over by itself.
 
 use std::path::{Path, PathBuf};
 
@@ -58,10 +59,10 @@ pub fn checkpoint_of(store: &CheckpointStore, step: u64) -> Result<PathBuf> {
             .usage();
     }
     let entry = store.entry(step);
-    match entry.status {
-        Ok(_) => Ok(entry.path),
-        Err(reason) => Err(anyhow!("{} is damaged: {reason}", entry.path.display())),
-    }
+    let path = entry.path.display();
+    let status = entry.status;
+    status.map_err(|reason| anyhow!("{path} is damaged: {reason}"))?;
+    Ok(entry.path)
 }
 
 /// Verifies the checkpoint of a step, or finds the newest that verifies. Returns its step and folder.
@@ -84,11 +85,45 @@ pub(crate) fn go_back(folder: &RunFolder, step: u64) -> Result<()> {
     for newer in store.set_aside_after(step)? {
         say(&format!("the checkpoint of step {newer} is set aside"));
     }
-    let overrides = Overrides::open(folder.path())?;
-    overrides.append(Override {
+    Ok(Overrides::open(folder.path())?.append(Override {
         step: step + 1,
         discard_later: true,
         ..Override::default()
-    })?;
+    })?)
+}
+
+/// Hint for a run without a usable checkpoint.
+pub(crate) const LOST: &str = "restore it, or start over at step 0 with --restart, which sets the old files aside \
+                               and deletes nothing";
+
+/// Returns whether there is a checkpoint, intact or damaged.
+pub(crate) fn are_in(folder: &RunFolder) -> Result<bool> {
+    let checkpoints = folder.checkpoints();
+    Ok(checkpoints.exists() && !CheckpointStore::look(&checkpoints).steps()?.is_empty())
+}
+
+/// If there is no checkpoint, fails if one was ever saved, so that the run does not start over at step 0.
+pub(crate) fn refuse_if_saved(folder: &RunFolder) -> Result<()> {
+    if are_in(folder)? {
+        return Ok(());
+    }
+    let Some(step) = ddk_run::recorded_save(folder.path()).hint(LOST)? else {
+        return Ok(());
+    };
+    Err(anyhow!(
+        "events.jsonl of the run in {} records a checkpoint of step {step}, but {} holds none",
+        folder.path().display(),
+        folder.checkpoints().display()
+    ))
+    .hint(LOST)
+}
+
+/// Sets aside everything that the run has written.
+pub(crate) fn start_over(folder: &RunFolder) -> Result<()> {
+    let aside = folder.start_over()?;
+    say(&format!(
+        "starting over at step 0; the old files of the run are in {}",
+        aside.display()
+    ));
     Ok(())
 }

@@ -15,15 +15,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ddk_report::{
-    ComparedRun, Comparison,
-    comparison::Group,
-    scores::{self, Scores},
-};
+use ddk_report::{ComparedRun, Comparison, comparison::Group, scores};
 use ddk_run::view::duration;
-use ddk_settings::{Method, Settings};
+use ddk_settings::{Method, Pretrain, Settings};
 
-use self::plan::Plan;
+use self::plan::{Plan, Planned};
 use crate::{
     args, demo,
     hint::Hint,
@@ -52,7 +48,7 @@ pub fn run(args: &args::Compare, signals: &Signals, out: &mut dyn Write) -> Resu
     let comparison = read(&plan, imported)?;
     let folder = args.out.clone().unwrap_or_else(|| plan.folder.clone());
     write(&comparison, &folder)?;
-    write!(out, "{}", comparison.markdown())?;
+    write!(out, "{}", comparison.document().markdown())?;
     say(&format!(
         "compare.md, compare.json and figures/ are in {}; open {} in a browser for all of it",
         folder.display(),
@@ -68,28 +64,20 @@ fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Resul
         demo::verify_text(settings)?;
     }
     let wanted = [&settings.teacher.model, &settings.student.model];
-    let missing = |out: &Path| !out.join("config.json").exists();
-    let made: Vec<&String> = settings
-        .pretrain
-        .iter()
-        .filter(|(_, model)| {
-            wanted.contains(&&Some(model.output_dir.clone())) && missing(&model.output_dir)
-        })
-        .map(|(name, _)| name)
-        .collect();
-    if made.is_empty() {
-        return Ok(());
+    let is_missing = |(_, Pretrain { output_dir, .. }): &(&String, &Pretrain)| {
+        wanted.contains(&&Some(output_dir.clone())) && !output_dir.join("config.json").exists()
+    };
+    let missing: Vec<_> = settings.pretrain.iter().filter(is_missing).collect();
+    if is_demo && !missing.is_empty() {
+        demo::collect(settings)?;
+        demo::tokenizer(settings)?;
     }
-    if is_demo {
-        demo::text_and_tokenizer(settings)?;
-    }
-    for name in made {
-        say(&format!(
-            "{name} is missing: running ddk pretrain --model {name}"
-        ));
+    for (name, _) in missing {
+        let command = format!("ddk pretrain --model {name}");
+        say(&format!("{name} is missing: running {command}"));
         let mut arguments = arguments("pretrain", &args.config);
         arguments.extend(["--model".to_owned(), name.clone()]);
-        child::run(&arguments, &format!("ddk pretrain --model {name}"), signals)?;
+        child::run(&arguments, &command, signals)?;
     }
     Ok(())
 }
@@ -97,7 +85,7 @@ fn models(args: &args::Compare, settings: &Settings, signals: &Signals) -> Resul
 /// Returns the arguments of a command of this program with these settings.
 fn arguments(command: &str, config: &args::ConfigArgs) -> Vec<String> {
     let files = config.files.iter().map(|file| file.display().to_string());
-    let sets = config.set.set.iter();
+    let sets = config.set.iter();
     let sets = sets.flat_map(|set| ["--set".to_owned(), set.clone()]);
     let command = [command.to_owned()].into_iter();
     command.chain(files).chain(sets).collect()
@@ -184,26 +172,22 @@ fn is_folder(model: &str, folder: &Path) -> bool {
 }
 
 fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Comparison> {
-    let mut runs = Vec::new();
-    for planned in &plan.runs {
-        let method = planned.method.to_string();
-        runs.push(ComparedRun::read(&planned.folder, &method, planned.seed)?);
-    }
-    let (mut of_student, mut of_teacher) = (Scores::new(), Scores::new());
-    let is_model = |model: &str, folder: &Option<PathBuf>| {
-        folder
-            .as_ref()
-            .is_some_and(|folder| is_folder(model, folder))
-    };
+    let read = |run: &Planned| ComparedRun::read(&run.folder, &run.method.to_string(), run.seed);
+    let mut runs: Vec<_> = plan.runs.iter().map(read).collect::<Result<_, _>>()?;
+    let (mut of_student, mut of_teacher) = (scores::Scores::new(), scores::Scores::new());
     for (path, harness) in imported {
         let model = &harness.model;
+        let is_model = |folder: &Option<PathBuf>| {
+            let folder = folder.as_ref();
+            folder.is_some_and(|folder| is_folder(model, folder))
+        };
         let of_run = runs
             .iter_mut()
             .find(|run| is_folder(model, &run.folder.join("student")));
         let scores = match of_run {
             Some(run) => &mut run.scores,
-            None if is_model(model, &plan.base.teacher.model) => &mut of_teacher,
-            None if is_model(model, &plan.base.student.model) => &mut of_student,
+            None if is_model(&plan.base.teacher.model) => &mut of_teacher,
+            None if is_model(&plan.base.student.model) => &mut of_student,
             None => {
                 return Err(anyhow!(
                     "{} contains the scores of {model}, which is neither a student nor the teacher of this comparison",
@@ -220,32 +204,18 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
     let reference = plan.methods.contains(&REFERENCE);
     let reference = reference.then(|| REFERENCE.to_string());
     let groups = plan.sweep.iter().map(|swept| {
-        let own: Vec<ComparedRun> = plan
-            .runs
-            .iter()
-            .zip(&runs)
-            .filter(|(planned, _)| planned.swept == *swept)
-            .map(|(_, run)| run.clone())
-            .collect();
-        let title = swept
-            .as_ref()
-            .map(|(key, value)| format!("{key} = {value}"));
-        Group::new(
-            title,
-            &own,
-            reference.as_deref(),
-            of_student.clone(),
-            of_teacher.clone(),
-        )
+        let own = plan.runs.iter().zip(&runs);
+        let own = own.filter(|(planned, _)| planned.swept == *swept);
+        let own: Vec<ComparedRun> = own.map(|(_, run)| run.clone()).collect();
+        let title = swept.as_ref();
+        let title = title.map(|(key, value)| format!("{key} = {value}"));
+        let (of_student, of_teacher) = (of_student.clone(), of_teacher.clone());
+        Group::new(title, &own, reference.as_deref(), of_student, of_teacher)
     });
+    let (methods, seeds) = (plan.methods.len(), plan.seeds.len());
     let typed: Vec<String> = std::env::args().skip(1).collect();
     Ok(Comparison {
-        name: format!(
-            "{}: {} methods, {} seeds",
-            plan.name,
-            plan.methods.len(),
-            plan.seeds.len()
-        ),
+        name: format!("{}: {methods} methods, {seeds} seeds", plan.name),
         // The command line as typed.
         command: format!("ddk {}", typed.join(" ")),
         reference: reference.clone(),
@@ -255,14 +225,15 @@ fn read(plan: &Plan, imported: Vec<(PathBuf, scores::Harness)>) -> Result<Compar
 }
 
 fn write(comparison: &Comparison, folder: &Path) -> Result<()> {
+    let document = comparison.document();
     let figures = folder.join("figures");
-    fs::create_dir_all(&figures).with_context(|| format!("cannot create {}", figures.display()))?;
-    for (name, text) in comparison.svgs()? {
+    ddk_files::create_folder(&figures)?;
+    for (name, text) in document.svgs()? {
         ddk_files::write_atomically(&figures.join(name), text.as_bytes())?;
     }
     let json = serde_json::to_vec_pretty(comparison)?;
     ddk_files::write_atomically(&folder.join("compare.json"), &json)?;
-    ddk_files::write_atomically(&folder.join("compare.html"), comparison.html()?.as_bytes())?;
-    ddk_files::write_atomically(&folder.join("compare.md"), comparison.markdown().as_bytes())?;
+    ddk_files::write_atomically(&folder.join("compare.html"), document.html()?.as_bytes())?;
+    ddk_files::write_atomically(&folder.join("compare.md"), document.markdown().as_bytes())?;
     Ok(())
 }

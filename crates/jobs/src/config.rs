@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result};
 use ddk_settings::{Loaded, Settings};
 
 use crate::{args::ConfigArgs, hint::Hint, signals::Signals};
@@ -12,11 +12,8 @@ use crate::{args::ConfigArgs, hint::Hint, signals::Signals};
 /// # Errors
 /// If a file cannot be read, or if a key or value is wrong.
 pub fn load(args: &ConfigArgs) -> Result<Loaded> {
-    Ok(ddk_settings::load(
-        &args.files,
-        &args.set.set,
-        std::env::vars(),
-    )?)
+    let environment = std::env::vars();
+    Ok(ddk_settings::load(&args.files, &args.set, environment)?)
 }
 
 /// Begins a job with the settings of a command line.
@@ -44,12 +41,17 @@ pub fn run_folder(settings: &Settings) -> Result<PathBuf> {
     Ok(settings.run.output_dir.join(name))
 }
 
+/// Replaces the characters that `run.name` does not allow.
+pub(crate) fn plain_name(text: &str) -> String {
+    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    text.replace(|letter| !is_allowed(letter), "-")
+}
+
 /// Returns the value of a key that training needs.
 ///
 /// # Errors
 /// If the key is not set.
 pub fn required<T>(value: Option<T>, key: &str) -> Result<T> {
-    value
-        .ok_or_else(|| anyhow!("`{key}` is missing: training needs it"))
-        .usage()
+    let value = value.with_context(|| format!("`{key}` is missing: training needs it"));
+    value.usage()
 }

@@ -3,9 +3,9 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,10 +13,13 @@ use anyhow::{Context, Result};
 use ddk_actors::RunHandle;
 use ddk_run::{
     RunView, Source,
-    control::{Answer, Asked, Command, Control, LONGEST_COMMAND, Outcome, Refusal, Reply, SOCKET},
+    control::{
+        Answer, Asked, Command, Control, LONGEST_COMMAND, Refusal, Reply, SOCKET, short_path,
+    },
     view::State,
 };
 use ddk_telemetry::Board;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
@@ -24,10 +27,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    progress::lock,
-    signals::{Signal, Signals},
-};
+use crate::signals::{Signal, Signals, later};
 
 /// Maximum time for a command to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,19 +54,14 @@ impl RunControl {
         })
     }
 
-    /// Sends commands to this run's workers from now on.
-    pub(crate) fn works_on(&self, run: RunHandle) {
-        *lock(&self.run) = Some(run);
-    }
-
-    /// Stops sending commands to workers.
-    pub(crate) fn is_done(&self) {
-        *lock(&self.run) = None;
+    /// Sends commands to the workers of this run from now on, or to none.
+    pub(crate) fn works_on(&self, run: Option<RunHandle>) {
+        *self.run.lock() = run;
     }
 
     /// Returns whether workers are training, and so can finish a step.
     pub(crate) fn trains(&self) -> bool {
-        self.board.is_ready() && lock(&self.run).is_some()
+        self.board.is_ready() && self.run.lock().is_some()
     }
 
     /// Returns the state of the run.
@@ -76,44 +71,36 @@ impl RunControl {
 
     /// Tells the workers to finish the step, save and end.
     pub(crate) fn stop(&self) {
-        if let Some(run) = &*lock(&self.run) {
+        if let Some(run) = &*self.run.lock() {
             run.stop();
-        }
-    }
-
-    async fn carry_out(&self, command: Command, source: Source) -> Outcome {
-        match command {
-            Command::Status => {
-                let (folder, state) = (self.folder.clone(), self.state());
-                let read = move || RunView::read(&folder).status(Some(state));
-                let status = tokio::task::spawn_blocking(read).await;
-                let status = status.map_err(|error| Refusal(error.to_string()))?;
-                return Ok(Reply::Status(Box::new(status)));
-            }
-            Command::Stop => {
-                let signals = self.signals.clone();
-                std::thread::spawn(move || {
-                    std::thread::sleep(HEAD_START);
-                    signals.answer(Signal::Terminate);
-                });
-                return Ok(Reply::Stop);
-            }
-            _ => {}
-        }
-        let run = lock(&self.run).clone().filter(|_| self.board.is_ready());
-        match run {
-            Some(run) => run.ask(command, source).await,
-            None => Err(Refusal(format!(
-                "the run is {}: it accepts this command only while it trains",
-                self.state()
-            ))),
         }
     }
 }
 
 impl Control for RunControl {
     fn ask(self: Arc<Self>, command: Command, source: Source) -> Asked {
-        Box::pin(async move { self.carry_out(command, source).await })
+        Box::pin(async move {
+            let run = self.run.lock().clone().filter(|_| self.board.is_ready());
+            match (command, run) {
+                (Command::Status, _) => {
+                    let (folder, state) = (self.folder.clone(), self.state());
+                    let read = move || RunView::read(&folder).status(Some(state));
+                    let status = tokio::task::spawn_blocking(read).await;
+                    let status = status.map_err(|error| Refusal(error.to_string()))?;
+                    Ok(Reply::Status(Box::new(status)))
+                }
+                (Command::Stop, _) => {
+                    let signals = self.signals.clone();
+                    later(HEAD_START, move || signals.answer(Signal::Terminate));
+                    Ok(Reply::Stop)
+                }
+                (command, Some(run)) => run.ask(command, source).await,
+                (_, None) => Err(Refusal(format!(
+                    "the run is {}: it accepts this command only while it trains",
+                    self.state()
+                ))),
+            }
+        })
     }
 }
 
@@ -141,8 +128,7 @@ impl Socket {
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        let control = Arc::clone(&control);
-                        tokio::spawn(async move { serve(stream, control).await });
+                        tokio::spawn(serve(stream, Arc::clone(&control)));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection on the socket");
@@ -158,9 +144,7 @@ impl Socket {
 /// Binds the socket under a temporary name, then renames it. That sets its mode before any client can find it, and
 /// replaces a socket left by a killed process.
 fn bind(folder: &Path) -> io::Result<UnixListener> {
-    // A socket address holds 108 bytes, so reach a long path through an open folder.
-    let open = fs::File::open(folder)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    let (_open, short) = short_path(folder)?;
     let new = short.join(format!("{SOCKET}.new"));
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -8,15 +8,8 @@ use ddk_settings::Settings;
 use ddk_torch::parse_device;
 
 use crate::{
-    args,
-    demo_sources::{self, Place},
-    gpus::devices,
-    hint::Hint,
-    phase::Phase,
-    pretrain,
-    progress::say,
-    signals::Signals,
-    train::{self, Flags},
+    args, config, demo_sources, gpus::devices, hint::Hint, phase::Phase, pretrain, progress::say,
+    signals::Signals, train,
 };
 
 /// Vocabulary size of the demo's tokenizer.
@@ -32,7 +25,7 @@ const SERIAL_STEPS: u64 = 12;
 /// If the text is missing or was changed, or if a step fails.
 pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let began = Instant::now();
-    let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set.set, std::env::vars())
+    let loaded = ddk_settings::load(std::slice::from_ref(&args.config), &args.set, std::env::vars())
         .hint("run `ddk demo` in a clone of the repository, or pass the demo's configuration with --config")?;
     let settings = loaded.settings;
     // Look for GPUs before computing anything. libtorch's autograd asks for them only once, at its first backward
@@ -57,29 +50,27 @@ pub fn run(args: &args::Demo, signals: &Signals, out: &mut dyn Write) -> Result<
         pretrain::model(&settings, name, false, false, signals)?;
     }
     say_step(5, &format!("distillation: ddk train {config}"));
-    let mut flags = Flags::default();
-    (flags.args.json, flags.args.serial_baseline) = (args.json, SERIAL_STEPS);
-    train::distill(&settings, &flags, signals, out)?;
-    if let Some(name) = &settings.run.name {
-        let folder = settings.run.output_dir.join(name);
-        say(&format!(
-            "everything about this run is in {}; open {} in a browser for the figures",
-            folder.display(),
-            folder.join("report.html").display()
-        ));
-    }
+    let train = args::Train {
+        json: args.json,
+        serial_baseline: SERIAL_STEPS,
+        ..args::Train::default()
+    };
+    train::distill(&settings, &train, signals, out)?;
+    let folder = config::run_folder(&settings)?;
+    say(&format!(
+        "everything about this run is in {}; open {} in a browser for the figures",
+        folder.display(),
+        folder.join("report.html").display()
+    ));
     Ok(())
 }
 
 /// Returns whether the configuration uses the demo's text and tokenizer: `FOLDER/sources/NAME.jsonl` and
 /// `FOLDER/tokenizer`.
 pub fn is_demo(settings: &Settings) -> bool {
-    let folder = settings
-        .corpus
-        .tokenizer
-        .as_deref()
-        .filter(|tokenizer| tokenizer.ends_with("tokenizer"))
-        .and_then(Path::parent);
+    let tokenizer = settings.corpus.tokenizer.as_deref();
+    let tokenizer = tokenizer.filter(|folder| folder.ends_with("tokenizer"));
+    let folder = tokenizer.and_then(Path::parent);
     settings.domains.iter().all(|(name, domain)| {
         let file = folder.map(|folder| folder.join("sources").join(format!("{name}.jsonl")));
         let files = domain.files.iter().map(Path::new);
@@ -87,18 +78,8 @@ pub fn is_demo(settings: &Settings) -> bool {
     })
 }
 
-/// Writes the text that the demo's models are trained on, and trains its tokenizer, if they are missing.
-///
-/// # Errors
-/// If the settings are not the demo's, if existing text was changed, if a source cannot be read, or if a file cannot be
-/// written.
-pub fn text_and_tokenizer(settings: &Settings) -> Result<()> {
-    collect(settings)?;
-    tokenizer(settings)
-}
-
 /// Returns the file that the configuration expects for each domain's text.
-fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
+fn places(settings: &Settings) -> Result<Vec<demo_sources::Place<'_>>> {
     let mut places = Vec::new();
     for (name, domain) in &settings.domains {
         let (own, mut files) = (format!("{name}.jsonl"), domain.files.iter().map(Path::new));
@@ -112,7 +93,7 @@ fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
             .hint("for text of your own, use `ddk prepare`, `ddk pretrain` and `ddk train`");
         };
         let max_bytes = domain.max_bytes.unwrap_or(4_000_000);
-        places.push(Place {
+        places.push(demo_sources::Place {
             domain: name,
             file,
             max_bytes,
@@ -131,8 +112,9 @@ fn places(settings: &Settings) -> Result<Vec<Place<'_>>> {
 ///
 /// If a file cannot be read, or if a domain has the shipped limit but a different text.
 pub fn verify_text(settings: &Settings) -> Result<()> {
-    for Place { file, expected, .. } in places(settings)? {
-        let Some(expected) = expected.filter(|_| file.exists()) else {
+    for place in places(settings)? {
+        let file = place.file;
+        let Some(expected) = place.expected.filter(|_| file.exists()) else {
             continue;
         };
         let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -154,7 +136,7 @@ pub fn verify_text(settings: &Settings) -> Result<()> {
 }
 
 /// Writes each domain's text where the configuration expects it, and verifies existing text.
-fn collect(settings: &Settings) -> Result<()> {
+pub(crate) fn collect(settings: &Settings) -> Result<()> {
     verify_text(settings)?;
     let mut missing = places(settings)?;
     missing.retain(|place| !place.file.exists());
@@ -181,7 +163,7 @@ fn collect(settings: &Settings) -> Result<()> {
 }
 
 /// Trains the tokenizer on the collected text, unless it already exists.
-fn tokenizer(settings: &Settings) -> Result<()> {
+pub(crate) fn tokenizer(settings: &Settings) -> Result<()> {
     let folder = settings.corpus.tokenizer.as_ref();
     let folder = folder
         .context("`corpus.tokenizer` is missing: the demo writes its tokenizer to that folder")
@@ -190,20 +172,18 @@ fn tokenizer(settings: &Settings) -> Result<()> {
         return Ok(());
     }
     let mut texts = Vec::new();
-    for domain in settings.domains.values() {
-        for file in &domain.files {
-            let text = fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
-            let mut bytes = 0;
-            for line in text.lines() {
-                let record: serde_json::Value =
-                    serde_json::from_str(line).with_context(|| file.clone())?;
-                let text = record["text"].as_str().unwrap_or_default();
-                bytes += text.len();
-                if bytes > TOKENIZER_BYTES {
-                    break;
-                }
-                texts.push(text.to_owned());
+    for file in settings.domains.values().flat_map(|domain| &domain.files) {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
+        let mut bytes = 0;
+        for line in text.lines() {
+            let record: serde_json::Value =
+                serde_json::from_str(line).with_context(|| file.clone())?;
+            let text = record["text"].as_str().unwrap_or_default();
+            bytes += text.len();
+            if bytes > TOKENIZER_BYTES {
+                break;
             }
+            texts.push(text.to_owned());
         }
     }
     ddk_corpus::train_tokenizer(texts.into_iter(), VOCABULARY, folder)?;

@@ -6,16 +6,14 @@
 
 use std::{
     collections::BTreeMap,
-    env,
-    ffi::OsString,
-    fs,
+    env, fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, anyhow};
 use flate2::read::MultiGzDecoder;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::hint::Hint;
 
@@ -30,18 +28,11 @@ const SEED: u64 = 0;
 const FETCH: &str = "run `make demo-text` in a clone of the repository: it downloads the demo's source documents \
                      to the cache folder (DDK_CACHE, by default $XDG_CACHE_HOME/ddk or ~/.cache/ddk)";
 
-/// A source document, also as a line of a domain's text.
+/// A source document. Also a line of a domain's text, in which the text comes first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 struct Document {
     source: String,
     text: String,
-}
-
-/// A line of a domain's text file.
-#[derive(Serialize)]
-struct Line<'document> {
-    text: &'document str,
-    source: &'document str,
 }
 
 /// The text that a domain must have, according to `tools/demo-text/expected.toml`.
@@ -65,6 +56,7 @@ pub struct Place<'settings> {
 }
 
 /// A domain's text.
+#[derive(Default)]
 pub struct Collected {
     /// The content of its file.
     pub jsonl: Vec<u8>,
@@ -79,13 +71,12 @@ pub struct Collected {
 /// # Errors
 /// If the built-in `expected.toml` cannot be parsed.
 pub fn expected_hash(domain: &str, max_bytes: u64) -> Result<Option<String>> {
-    let all: BTreeMap<String, Expected> =
+    let mut all: BTreeMap<String, Expected> =
         toml::from_str(include_str!("../../../tools/demo-text/expected.toml"))
             .context("tools/demo-text/expected.toml")?;
-    let of_limit = all
-        .into_iter()
-        .find(|(name, expected)| name == domain && expected.max_bytes == max_bytes);
-    Ok(of_limit.map(|(_, expected)| expected.blake3))
+    let of_limit = all.remove(domain);
+    let of_limit = of_limit.filter(|expected| expected.max_bytes == max_bytes);
+    Ok(of_limit.map(|expected| expected.blake3))
 }
 
 /// Returns the hash of a text in the format of `tools/demo-text/expected.toml`.
@@ -103,14 +94,9 @@ pub fn collect(places: &[Place<'_>]) -> Result<Vec<Collected>> {
     let folder = cache_folder()?.join("demo-text");
     let mut texts = Vec::new();
     let mut wrong = Vec::new();
-    for Place {
-        domain,
-        max_bytes,
-        expected,
-        ..
-    } in places
-    {
-        if !NAMES.contains(domain) {
+    for place in places {
+        let domain = place.domain;
+        if !NAMES.contains(&domain) {
             return Err(anyhow!(
                 "the demo has no text for the domain `{domain}` (it has {})",
                 NAMES.join(", ")
@@ -120,9 +106,9 @@ pub fn collect(places: &[Place<'_>]) -> Result<Vec<Collected>> {
         let documents = read(&folder.join(format!("{domain}.jsonl.gz")))
             .with_context(|| format!("cannot read the documents for the domain `{domain}`"))
             .hint(FETCH)?;
-        let text = choose(domain, documents, *max_bytes)?;
+        let text = choose(domain, documents, place.max_bytes)?;
         let found = hash(&text.jsonl);
-        if let Some(expected) = expected.as_ref().filter(|expected| **expected != found) {
+        if let Some(expected) = place.expected.as_ref().filter(|hash| **hash != found) {
             wrong.push(format!("{domain}: {found}, expected {expected}"));
         }
         texts.push(text);
@@ -140,11 +126,13 @@ pub fn collect(places: &[Place<'_>]) -> Result<Vec<Collected>> {
 
 /// Returns the download folder of the tools in `tools/`, by the same rule as theirs.
 fn cache_folder() -> Result<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty());
+    let set = |name: &str| {
+        let folder = env::var_os(name).map(PathBuf::from);
+        folder.filter(|folder| !folder.as_os_str().is_empty())
+    };
     set("DDK_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| set("XDG_CACHE_HOME").map(|folder| Path::new(&folder).join("ddk")))
-        .or_else(|| set("HOME").map(|folder| Path::new(&folder).join(".cache/ddk")))
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("ddk")))
+        .or_else(|| Some(set("HOME")?.join(".cache/ddk")))
         .context("the cache folder is unknown: none of DDK_CACHE, XDG_CACHE_HOME and HOME is set")
         .hint("set DDK_CACHE to the cache folder that `make demo-text` used")
 }
@@ -153,24 +141,16 @@ fn read(path: &Path) -> Result<Vec<Document>> {
     let of_file = || path.display().to_string();
     let file = fs::File::open(path).with_context(of_file)?;
     let lines = BufReader::new(MultiGzDecoder::new(file)).lines();
-    lines
-        .map(|line| Ok(serde_json::from_str(&line?)?))
-        .collect::<Result<_>>()
-        .with_context(of_file)
+    let documents = lines.map(|line| Ok(serde_json::from_str(&line?)?));
+    documents.collect::<Result<_>>().with_context(of_file)
 }
 
 /// Chooses the text of a domain, whatever the order of its documents.
 fn choose(domain: &str, mut documents: Vec<Document>, max_bytes: u64) -> Result<Collected> {
     documents.sort();
-    ddk_order::shuffle(
-        &mut documents,
-        &mut ddk_order::stream(SEED, &format!("demo sources {domain}"), &[]),
-    );
-    let mut collected = Collected {
-        jsonl: Vec::new(),
-        documents: 0,
-        bytes: 0,
-    };
+    let mut rng = ddk_order::stream(SEED, &format!("demo sources {domain}"), &[]);
+    ddk_order::shuffle(&mut documents, &mut rng);
+    let mut collected = Collected::default();
     for Document { source, text } in &documents {
         let length = text.len() as u64;
         // A shorter document may still fit.
@@ -179,7 +159,8 @@ fn choose(domain: &str, mut documents: Vec<Document>, max_bytes: u64) -> Result<
         }
         collected.documents += 1;
         collected.bytes += length;
-        serde_json::to_writer(&mut collected.jsonl, &Line { text, source })?;
+        let line = serde_json::json!({ "text": text, "source": source });
+        serde_json::to_writer(&mut collected.jsonl, &line)?;
         collected.jsonl.push(b'\n');
     }
     Ok(collected)

@@ -1,11 +1,6 @@
 //! `ddk eval`: a model's perplexity on each domain.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use anyhow::{Context, Result};
 use ddk_corpus::{Sequence, TokenizerFolder, compatible};
@@ -15,15 +10,8 @@ use ddk_torch::ComputeContext;
 use serde::Serialize;
 
 use crate::{
-    args, config,
-    findings::fits,
-    hint::Hint,
-    output::print_json,
-    phase::Phase,
-    prepare::{self, Outdated},
-    progress::Reporter,
-    signals::Signals,
-    wiring,
+    args, config, findings::fits, hint::Hint, output::print_json, phase::Phase, prepare,
+    progress::Reporter, signals::Signals, wiring,
 };
 
 #[derive(Serialize)]
@@ -51,11 +39,9 @@ struct Domain {
 pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
     signals.begin(Phase::Prepare)?;
-    let corpus = prepare::open(&settings, Outdated::Kept)?;
-    let size = (
-        corpus.tokenizer.vocabulary(),
-        settings.corpus.sequence_length,
-    );
+    let corpus = prepare::open(&settings, prepare::Outdated::Kept)?;
+    let vocabulary = corpus.tokenizer.vocabulary();
+    let size = (vocabulary, settings.corpus.sequence_length);
     for folder in std::iter::once(&args.model).chain(&args.baseline) {
         let own = TokenizerFolder::open(folder, settings.corpus.eos_token.as_deref())
             .hint("copy the model's tokenizer.json to its folder")?;
@@ -72,13 +58,12 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
             documents.map(|document| &document.tokens[..]).collect()
         });
         let documents: BTreeMap<&str, _> = corpus.names().zip(tokens).collect();
-        let text = serde_json::json!({ "vocabulary": corpus.tokenizer.vocabulary(), "domains": documents });
+        let text = serde_json::json!({ "vocabulary": vocabulary, "domains": documents });
         fs::write(path, text.to_string())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     signals.begin(Phase::Evaluate)?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let _lane = ComputeContext::enter(cores);
+    let _lane = ComputeContext::enter(std::thread::available_parallelism().map_or(1, usize::from));
     let reporter = Reporter::new(settings.log.interval_seconds);
     let measure = |folder: &Path| -> Result<Vec<f64>> {
         let model = Model::load(folder, &wiring::student_placement(&settings.student)?)?;
@@ -104,19 +89,19 @@ pub fn run(args: &args::Eval, signals: &Signals, out: &mut dyn Write) -> Result<
         };
         (name.to_owned(), domain)
     };
-    let shown = |folder: &PathBuf| folder.display().to_string();
+    let shown = |folder: &Path| folder.display().to_string();
     let evaluated = Evaluated {
         model: shown(&args.model),
-        baseline: args.baseline.as_ref().map(shown),
+        baseline: args.baseline.as_deref().map(shown),
         domains: corpus.names().enumerate().map(domain).collect(),
     };
     if args.json {
         return print_json(&evaluated, out);
     }
-    Ok(print(&evaluated, out)?)
+    print(&evaluated, out)
 }
 
-fn print(evaluated: &Evaluated, out: &mut dyn Write) -> io::Result<()> {
+fn print(evaluated: &Evaluated, out: &mut dyn Write) -> Result<()> {
     let mut header = vec!["domain", "perplexity", "documents", "predictions"];
     if let Some(other) = &evaluated.baseline {
         writeln!(out, "first: {}\nsecond: {other}\n", evaluated.model)?;
@@ -132,5 +117,5 @@ fn print(evaluated: &Evaluated, out: &mut dyn Write) -> io::Result<()> {
         row.extend([domain.documents.to_string(), domain.predictions.to_string()]);
         table.row(row);
     }
-    write!(out, "{table}")
+    Ok(write!(out, "{table}")?)
 }

@@ -27,7 +27,11 @@ pub fn run(args: &args::Export, signals: &Signals) -> Result<()> {
     let student = settings.student.model;
     let student = student.context("the run's config.toml does not set student.model")?;
     let store = CheckpointStore::look(&args.run.join("checkpoints"));
-    let step = step_of(&args.run, &store, args.step)?;
+    let step = match args.step {
+        Some(args::ExportStep::Best) => Some(best_step(&args.run, &store)?),
+        Some(args::ExportStep::Number(step)) => Some(step),
+        None => None,
+    };
     let (step, checkpoint) = checkpoints::find(&store, step)?;
     let out = args.out.display();
     let advice = "set --out to a new folder, or to one that ddk exported to before";
@@ -68,26 +72,12 @@ pub fn of_checkpoint(student: &Path, checkpoint: &Path) -> Result<Model> {
     Ok(model)
 }
 
-/// Returns the requested step, or none for the newest.
-fn step_of(
-    run: &Path,
-    store: &CheckpointStore,
-    step: Option<args::ExportStep>,
-) -> Result<Option<u64>> {
+/// Returns the step of the checkpoint with the smallest mean gap.
+fn best_step(run: &Path, store: &CheckpointStore) -> Result<u64> {
     let hint = "set checkpoint.keep_best: the run then saves a checkpoint whenever the mean gap is smaller than \
                 ever";
-    Ok(match step {
-        None => None,
-        Some(args::ExportStep::Number(step)) => Some(step),
-        Some(args::ExportStep::Best) => {
-            let best = checkpoints::best(store, &checkpoints::measured(run, store)?)?;
-            let none = || {
-                format!(
-                    "no checkpoint of the run in {} was evaluated",
-                    run.display()
-                )
-            };
-            Some(best.with_context(none).hint(hint)?.step)
-        }
-    })
+    let best = checkpoints::best(store, &checkpoints::measured(run, store)?)?;
+    let run = run.display();
+    let none = || format!("no checkpoint of the run in {run} was evaluated");
+    Ok(best.with_context(none).hint(hint)?.step)
 }

@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,16 +13,11 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_actors::{PortError, Work};
 use ddk_run::SaveHook;
-use serde::{
-    Deserialize,
-    de::{IntoDeserializer, value, value::StrDeserializer},
-};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use strum::EnumString;
 
-use crate::{
-    hint::Hint,
-    phase::Phase,
-    progress::{lock, say},
-};
+use crate::{hint::Hint, phase::Phase, progress::say};
 
 /// How long a stall lasts.
 const STALL: Duration = Duration::from_millis(400);
@@ -30,12 +25,9 @@ const STALL: Duration = Duration::from_millis(400);
 /// How often a hang checks whether it is over.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// The system's error number for an I/O error.
-const EIO: i32 = 5;
-
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Kind {
     /// The worker panics.
     Panic,
@@ -58,8 +50,8 @@ pub enum Kind {
 }
 
 /// Where a fault strikes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Place {
     /// A loader, at the n-th sequence that it reads.
     Loader,
@@ -74,7 +66,7 @@ pub enum Place {
     /// Saving the checkpoint of a step, at its n-th system call.
     Save,
     /// The n-th time that this process begins a phase.
-    #[serde(skip)]
+    #[strum(disabled)]
     Phase(Phase),
 }
 
@@ -153,7 +145,7 @@ impl Faults {
     /// None: a fault that is planned for a phase panics, stalls, hangs or kills the process.
     pub fn phase(&self, phase: Phase) -> Result<(), PortError> {
         let begun = {
-            let mut begun = lock(&self.begun);
+            let mut begun = self.begun.lock();
             begun.push(phase);
             begun.iter().filter(|other| **other == phase).count()
         };
@@ -182,7 +174,6 @@ impl Faults {
         let Some(kind) = self.strike(place, at) else {
             return Ok(false);
         };
-        let no_row = "on purpose: a row cannot be read";
         match kind {
             Kind::Oom => Err(PortError::OutOfMemory {
                 during: match place {
@@ -192,7 +183,9 @@ impl Faults {
                 },
                 message: "on purpose".to_owned(),
             }),
-            Kind::Unreadable => Err(PortError::Data(no_row.to_owned())),
+            Kind::Unreadable => Err(PortError::Data(
+                "on purpose: a row cannot be read".to_owned(),
+            )),
             _ => {
                 happen(kind, told);
                 Ok(kind == Kind::Nan)
@@ -206,7 +199,7 @@ impl Faults {
         Arc::new(move |step| match faults.strike(Place::Save, step) {
             None => Ok(()),
             Some(Kind::Enospc) => Err(io::Error::from(io::ErrorKind::StorageFull)),
-            Some(Kind::Eio) => Err(io::Error::from_raw_os_error(EIO)),
+            Some(Kind::Eio) => Err(Errno::IO.into()),
             Some(kind) => {
                 happen(kind, &|| true);
                 Ok(())
@@ -222,8 +215,9 @@ fn parse(entry: &str) -> Option<Fault> {
         [kind, place, at, call] => (kind, place, at, call),
         _ => return None,
     };
-    let kind: Kind = named(kind)?;
-    let place = named(place).or_else(|| named(place).map(Place::Phase))?;
+    let kind: Kind = kind.parse().ok()?;
+    let phase = || place.parse().map(Place::Phase);
+    let place = place.parse().or_else(|_| phase()).ok()?;
     kind.happens_at(place).then_some(())?;
     Some(Fault {
         entry: entry.to_owned(),
@@ -232,12 +226,6 @@ fn parse(entry: &str) -> Option<Fault> {
         at: at.parse().ok()?,
         calls_left: AtomicU64::new(call.parse().ok().filter(|call| *call > 0)?),
     })
-}
-
-/// Returns a variant by its name.
-fn named<'a, T: Deserialize<'a>>(name: &'a str) -> Option<T> {
-    let name: StrDeserializer<'_, value::Error> = name.into_deserializer();
-    T::deserialize(name).ok()
 }
 
 /// Injects a fault that can happen anywhere, and does nothing for a fault in a result. A hang ends when it is

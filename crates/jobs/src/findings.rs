@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, ensure};
 use ddk_corpus::{TokenizerFolder, compatible};
 use ddk_model::ModelConfig;
 use ddk_settings::Settings;
@@ -19,7 +19,7 @@ use crate::{
 pub struct Findings<'a> {
     out: &'a mut dyn Write,
     /// The result of the writes to `out` so far.
-    written: io::Result<()>,
+    pub written: io::Result<()>,
     problems: Vec<Error>,
 }
 
@@ -68,14 +68,6 @@ impl<'a> Findings<'a> {
     pub fn problems(&self) -> usize {
         self.problems.len()
     }
-
-    /// Returns the result of the writes to `out`.
-    ///
-    /// # Errors
-    /// If `out` could not be written.
-    pub fn written(self) -> Result<()> {
-        Ok(self.written?)
-    }
 }
 
 /// Checks that teacher, student and corpus agree on every token. Returns the number of ids, if the tokenizers can
@@ -115,18 +107,18 @@ pub fn fits(
 ) -> Result<()> {
     let model = format!("the {role} in {}", folder.display());
     let (columns, positions) = (config.vocab_size(), config.max_positions());
-    let few_columns = (columns < vocabulary as i64).then(|| {
+    let mut problems = Vec::new();
+    if columns < vocabulary as i64 {
         let last = vocabulary - 1;
-        format!("the tokenizer has ids up to {last}, but {model} has only {columns} columns")
-    });
-    let few_positions = (positions < sequence_length as i64).then(|| {
-        format!(
-            "`corpus.sequence_length` is {sequence_length}, but {model} supports at most {positions} positions"
-        )
-    });
-    let problems = [few_columns, few_positions].into_iter().flatten();
-    match problems.collect::<Vec<_>>() {
-        problems if problems.is_empty() => Ok(()),
-        problems => Err(usage(anyhow!(problems.join("\n")))),
+        problems.push(format!(
+            "the tokenizer has ids up to {last}, but {model} has only {columns} columns"
+        ));
     }
+    if positions < sequence_length as i64 {
+        problems.push(format!(
+            "`corpus.sequence_length` is {sequence_length}, but {model} supports at most {positions} positions"
+        ));
+    }
+    ensure!(problems.is_empty(), usage(anyhow!(problems.join("\n"))));
+    Ok(())
 }

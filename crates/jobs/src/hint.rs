@@ -65,12 +65,16 @@ impl<T, E: Into<anyhow::Error>> Hint<T> for Result<T, E> {
 /// # Errors
 /// If the folder holds no run.
 pub fn must_hold_a_run(folder: &Path) -> Result<()> {
+    must_hold("", folder, "pass the folder of a run, such as runs/demo")
+}
+
+/// Works like [`must_hold_a_run`], with a hint, and with a purpose for the message, such as `" to fork"`.
+pub(crate) fn must_hold(purpose: &str, folder: &Path, hint: &str) -> Result<()> {
     if RunFolder::holds_a_run(folder) {
         return Ok(());
     }
-    Err(anyhow!("there is no run in {}", folder.display()))
-        .hint("pass the folder of a run, such as runs/demo")
-        .usage()
+    let missing = anyhow!("there is no run in {}{purpose}", folder.display());
+    Err(usage(with_hint(missing, hint)))
 }
 
 /// Adds a hint to an error.
@@ -92,34 +96,24 @@ pub fn usage(error: impl Into<anyhow::Error>) -> anyhow::Error {
 
 /// Formats an error for the terminal: what failed, why, and what to do.
 pub fn render(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    let mut last = String::new();
-    for (depth, cause) in error.chain().enumerate() {
-        let message = cause.to_string();
-        // A wrapper that only repeats its source (a hint, a transparent error) is not a separate cause.
-        if message == last {
-            continue;
-        }
-        let indented = message.replace('\n', "\n  ");
-        if depth == 0 {
-            text = format!("error: {indented}");
-        } else {
-            text.push_str(&format!("\n  caused by: {indented}"));
-        }
-        last = message;
-    }
-    if let Some(advice) = error.downcast_ref::<Advice>() {
-        text.push_str(&format!("\nhint: {}", advice.hint));
-    }
-    text
+    format!("error: {}", with_causes(error, "\n  caused by: "))
 }
 
 /// Formats an error as a list entry.
 pub fn render_line(error: &anyhow::Error) -> String {
-    let text = render(error);
-    text.strip_prefix("error: ")
-        .unwrap_or(&text)
-        .replace("\n  caused by: ", ": ")
+    with_causes(error, ": ")
+}
+
+fn with_causes(error: &anyhow::Error, separator: &str) -> String {
+    let causes = error.chain().map(|cause| cause.to_string());
+    let mut causes: Vec<String> = causes.map(|text| text.replace('\n', "\n  ")).collect();
+    // A wrapper that only repeats its source (a hint, a transparent error) is not a separate cause.
+    causes.dedup();
+    let mut text = causes.join(separator);
+    if let Some(advice) = error.downcast_ref::<Advice>() {
+        text.push_str(&format!("\nhint: {}", advice.hint));
+    }
+    text
 }
 
 /// Returns the exit code for an error: that of [`Ended`], 2 if the command line or the configuration is wrong,

@@ -4,9 +4,9 @@
 //! that its settings name, and reports progress on standard error.
 //!
 //! ```
-//! use ddk_jobs::{args::{ConfigArgs, SetArgs}, config};
+//! use ddk_jobs::{args::ConfigArgs, config};
 //!
-//! let set = SetArgs { set: vec!["method=ddk".to_owned(), "optimizer.lr=1e-4".to_owned()] };
+//! let set = vec!["method=ddk".to_owned(), "optimizer.lr=1e-4".to_owned()];
 //! let loaded = config::load(&ConfigArgs { files: Vec::new(), set })?;
 //! assert_eq!(loaded.settings.optimizer.lr, 1e-4);
 //! assert_eq!(loaded.origins.of("mixture.policy"), "method ddk");
@@ -28,7 +28,6 @@ pub mod faults;
 mod findings;
 mod gpus;
 pub mod hint;
-mod objective;
 pub mod output;
 pub mod phase;
 pub mod prepare;

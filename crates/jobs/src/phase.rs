@@ -1,13 +1,13 @@
 //! The phases of a command. A response to a signal names the phase, and injected faults can strike in it.
 
-use serde::Deserialize;
+use strum::EnumString;
 
-/// A phase of a command that has nothing to save. Injected faults can name every phase that serde does not skip.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// A phase of a command that has nothing to save. Injected faults can name every phase that is not disabled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum Phase {
     /// The command begins.
-    #[serde(skip)]
+    #[strum(disabled)]
     Start,
     /// `ddk demo` collects text and trains a tokenizer.
     Text,
@@ -20,74 +20,70 @@ pub enum Phase {
     /// Models and corpus are opened, checked and hashed.
     Hash,
     /// A checkpoint of another run is copied.
-    #[serde(skip)]
+    #[strum(disabled)]
     Fork,
     /// Models are loaded, and workers start.
     Load,
     /// No worker is running: the run is rewinding to its last checkpoint, or has made its last step.
-    #[serde(skip)]
+    #[strum(disabled)]
     Between,
     /// The student is exported.
     Export,
     /// `ddk export` writes a model.
-    #[serde(skip)]
+    #[strum(disabled)]
     ExportModel,
     /// The serial baseline is timed.
     Serial,
     /// The report is written.
     Report,
     /// The process is done with its run.
-    #[serde(skip)]
+    #[strum(disabled)]
     Leave,
     /// `ddk eval` evaluates.
     Evaluate,
     /// `ddk bench` measures.
     Bench,
     /// `ddk compare` reads runs, or writes their comparison.
-    #[serde(skip)]
+    #[strum(disabled)]
     Compare,
 }
 
-impl Phase {
-    /// Says what the command is doing; follows "stopped while".
-    pub fn what(self) -> &'static str {
-        match self {
-            Self::Start => "starting",
-            Self::Text => "collecting text and training the tokenizer",
-            Self::Threads => "measuring how to share the cores (pipeline.threads = \"auto\")",
-            Self::Prepare => "preparing the corpus",
-            Self::Verify => "verifying the prepared corpus",
-            Self::Hash => "checking and hashing models and corpus",
-            Self::Fork => "forking the run",
-            Self::Load => "loading the models",
-            Self::Between => "no step was running",
-            Self::Export => "exporting the student",
-            Self::ExportModel => "exporting a checkpoint",
-            Self::Serial => "measuring the serial baseline",
-            Self::Report => "writing the report",
-            Self::Leave => "closing",
-            Self::Evaluate => "evaluating",
-            Self::Bench => "measuring",
-            Self::Compare => "comparing",
-        }
-    }
+/// What the same command does next, if more than one phase ends like this.
+const AGAIN: &str = "the same command starts this part over";
+const FROM_CHECKPOINT: &str = "the same command resumes from the last checkpoint, or starts at the first step if there \
+                               is none";
+const SAVED: &str = "the last step is saved; the same command does what is left";
 
-    /// Says what the same command will do next.
-    pub fn next(self) -> &'static str {
+impl Phase {
+    /// Says what the command is doing, which follows "stopped while", and what the same command will do next.
+    pub fn describe(self) -> (&'static str, &'static str) {
         match self {
-            Self::Prepare => "the same command resumes with what is left",
-            Self::Load | Self::Between => {
-                "the same command resumes from the last checkpoint, or starts at the first step if there is none"
-            }
-            Self::Export | Self::Serial => {
-                "the last step is saved; the same command does what is left"
-            }
-            Self::Report => {
-                "the run is done; the same command writes the report and prints the result"
-            }
-            Self::Leave => "nothing is lost",
-            Self::Compare => "the same command resumes; finished runs stay",
-            _ => "the same command starts this part over",
+            Self::Start => ("starting", AGAIN),
+            Self::Text => ("collecting text and training the tokenizer", AGAIN),
+            Self::Threads => (
+                "measuring how to share the cores (pipeline.threads = \"auto\")",
+                AGAIN,
+            ),
+            Self::Prepare => (
+                "preparing the corpus",
+                "the same command resumes with what is left",
+            ),
+            Self::Verify => ("verifying the prepared corpus", AGAIN),
+            Self::Hash => ("checking and hashing models and corpus", AGAIN),
+            Self::Fork => ("forking the run", AGAIN),
+            Self::Load => ("loading the models", FROM_CHECKPOINT),
+            Self::Between => ("no step was running", FROM_CHECKPOINT),
+            Self::Export => ("exporting the student", SAVED),
+            Self::ExportModel => ("exporting a checkpoint", AGAIN),
+            Self::Serial => ("measuring the serial baseline", SAVED),
+            Self::Report => (
+                "writing the report",
+                "the run is done; the same command writes the report and prints the result",
+            ),
+            Self::Leave => ("closing", "nothing is lost"),
+            Self::Evaluate => ("evaluating", AGAIN),
+            Self::Bench => ("measuring", AGAIN),
+            Self::Compare => ("comparing", "the same command resumes; finished runs stay"),
         }
     }
 }

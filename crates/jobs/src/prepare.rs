@@ -168,20 +168,17 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
         }
     };
     let sequence_options = sequence_options(settings);
-    let domains = reports
-        .iter()
-        .map(|report| {
-            let domain = PreparedDomain::open(&options.folder, &report.domain, sequence_options)?;
-            if domain.tokenizer_hash() != tokenizer.hash() {
-                let name = &report.domain;
-                return Err(anyhow!(
-                    "the domain `{name}` was prepared with another tokenizer"
-                ))
-                .hint("run `ddk prepare` with this configuration");
-            }
-            Ok(Arc::new(domain))
-        })
-        .collect::<Result<_>>()?;
+    let mut domains = Vec::new();
+    for DomainReport { domain: name, .. } in &reports {
+        let domain = PreparedDomain::open(&options.folder, name, sequence_options)?;
+        if domain.tokenizer_hash() != tokenizer.hash() {
+            return Err(anyhow!(
+                "the domain `{name}` was prepared with another tokenizer"
+            ))
+            .hint("run `ddk prepare` with this configuration");
+        }
+        domains.push(Arc::new(domain));
+    }
     Ok(Corpus {
         tokenizer,
         domains,
@@ -224,12 +221,8 @@ pub fn fields_hint(domain: &str, fields: &[String]) -> String {
 
 /// Uses the corpus as it is prepared.
 fn take(options: &PrepareOptions) -> Result<Vec<DomainReport>> {
-    as_prepared(options, &mut |progress| {
-        if progress.waiting {
-            say_waiting(options);
-        }
-    })
-    .map_err(advise)
+    // Waiting is its only progress.
+    as_prepared(options, &mut |_| say_waiting(options)).map_err(advise)
 }
 
 fn say_waiting(options: &PrepareOptions) {
@@ -258,10 +251,8 @@ fn make(
     });
     drop(reporter);
     let reports = reports.map_err(advise)?;
-    for report in reports
-        .iter()
-        .filter(|report| report.prepared && report.quarantined > 0)
-    {
+    let unclean = |report: &&DomainReport| report.prepared && report.quarantined > 0;
+    for report in reports.iter().filter(unclean) {
         say(&format!(
             "{}: {} records could not be used; the first {QUARANTINED_PER_FILE} of each file are listed in {}",
             report.domain,
@@ -324,15 +315,14 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
             .usage()
     };
     let prompt = domain.prompt_template.as_ref();
+    let prompt = prompt.map(|prompt| template("prompt_template", prompt));
     Ok(DomainSource {
         name: name.to_owned(),
         files: domain.files.clone(),
         validation_files: domain.validation_files.clone(),
         format: domain.format,
         text: template("text_template", &domain.text_template)?,
-        prompt: prompt
-            .map(|prompt| template("prompt_template", prompt))
-            .transpose()?,
+        prompt: prompt.transpose()?,
         only: domain.filter_field.clone().zip(domain.filter_value.clone()),
         limits: Limits {
             bytes: domain.max_bytes,
@@ -355,6 +345,7 @@ pub fn sequence_options(settings: &Settings) -> SequenceOptions {
 
 /// Describes a domain on one line.
 pub fn describe(report: &DomainReport) -> String {
+    let made = report.prepared;
     format!(
         "{}: {} documents, {} tokens ({:.2} bytes each), {} sequences; {} validation documents; left out {} \
          duplicates and {} short documents{}",
@@ -366,11 +357,7 @@ pub fn describe(report: &DomainReport) -> String {
         report.validation_documents,
         report.duplicates,
         report.short,
-        if report.prepared {
-            ""
-        } else {
-            " (already prepared)"
-        },
+        if made { "" } else { " (already prepared)" },
     )
 }
 

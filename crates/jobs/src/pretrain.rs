@@ -8,17 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use ddk_model::{Architecture, Export, Model, ModelConfig};
 use ddk_run::RunFolder;
-use ddk_settings::{
-    LrScheduler, Method, Mixture, MixturePolicy, Objective, ObjectiveName, Optimizer, Pretrain,
-    Recovery, Settings, Student, Teacher, ThreadChoice,
-};
+use ddk_settings::{Method, MixturePolicy, ObjectiveName, Pretrain, Settings, ThreadChoice};
 use tch::Device;
 
 use crate::{
-    args, config,
+    args,
+    checkpoints::start_over,
+    config,
     findings::fits,
     hint::Hint,
     phase::Phase,
@@ -27,7 +26,7 @@ use crate::{
     signals::Signals,
     train::{
         prepared::Destination,
-        run::{restart, settings_of, stand_alone},
+        run::{open_folder, settings_of, stand_alone},
     },
 };
 
@@ -78,13 +77,12 @@ pub(crate) fn model(
         return Ok(());
     }
     if model.output_dir.exists() && !model.output_dir.join(RECORD).exists() {
-        let hint = format!(
-            "choose another folder for pretrain.{name}.output_dir, or move the existing one away"
-        );
         return Err(anyhow!(
             "{out} contains files that `ddk pretrain` did not write"
         ))
-        .hint(hint);
+        .hint(format!(
+            "choose another folder for pretrain.{name}.output_dir, or move the existing one away"
+        ));
     }
     let advice = "move your own files out of that folder";
     ddk_model::may_replace(&model.output_dir, Some(RECORD)).hint(advice)?;
@@ -96,7 +94,7 @@ pub(crate) fn model(
     if !resumes && !RunFolder::made(&run)?.is_empty() {
         // Clear the record first, so that an interrupted restart is never mistaken for the run that it sets aside.
         ddk_files::write_atomically(&run.join(RECORD), b"{}")?;
-        restart(&run)?;
+        start_over(&open_folder(&run, false)?)?;
     }
     let settings = settings_of_run(settings, model, &run, resumes)?;
     begin(&settings, model, name, &corpus, &run, &record)?;
@@ -125,12 +123,12 @@ pub(crate) fn model(
 
 /// Rejects a model that would replace one of its inputs.
 fn check_folders(settings: &Settings, model: &Pretrain, name: &str) -> Result<()> {
-    let sources = [
-        ("init_from", model.init_from.as_ref()),
-        ("tokenizer", settings.corpus.tokenizer.as_ref()),
-    ];
-    for (what, folder) in sources {
-        if folder.is_some_and(|folder| ddk_model::same_folder(folder, &model.output_dir)) {
+    for (what, folder) in [
+        ("init_from", &model.init_from),
+        ("tokenizer", &settings.corpus.tokenizer),
+    ] {
+        let is_out = |folder: &PathBuf| ddk_model::same_folder(folder, &model.output_dir);
+        if folder.as_ref().is_some_and(is_out) {
             return Err(anyhow!(
                 "`pretrain.{name}.output_dir` is {}, which is the folder of the {what} that the model needs",
                 model.output_dir.display()
@@ -151,7 +149,7 @@ fn is_unfinished(run: &Path) -> bool {
 fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
     let problem = if let Ok(text) = fs::read_to_string(run.join(RECORD)) {
         let record: serde_json::Value = serde_json::from_str(&text)?;
-        let out = record["model"]["out"].as_str().map(Path::new);
+        let out = record["model"]["output_dir"].as_str().map(Path::new);
         out.filter(|out| *out != model.output_dir)
             .map(|out| format!("belongs to the model in {}", out.display()))
     } else {
@@ -171,14 +169,8 @@ fn refuse_others(run: &Path, model: &Pretrain) -> Result<()> {
 fn run_folder(out: &Path) -> Result<PathBuf> {
     let name = out.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| anyhow!("{} does not end in a folder name", out.display()));
-    // Keep only what `run.name` allows.
-    let letter = |letter: char| match letter {
-        'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => letter,
-        _ => '-',
-    };
-    let name: String = name.usage()?.chars().map(letter).collect();
-    let name = name.trim_start_matches('.');
-    Ok(out.with_file_name(format!("{name}.run")))
+    let name = config::plain_name(name.usage()?);
+    Ok(out.with_file_name(format!("{}.run", name.trim_start_matches('.'))))
 }
 
 /// Returns the settings of a run that trains the student alone: one interval, no teacher. Unused settings have
@@ -192,6 +184,8 @@ fn settings_of_run(
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let parent = folder.parent().unwrap_or(Path::new(""));
     let mut run = settings_of(settings, parent, &name, model.steps);
+    (run.teacher, run.student, run.optimizer) = Default::default();
+    (run.mixture, run.objective, run.recovery) = Default::default();
     run.method = Some(Method::Cpt);
     run.run.seed = model.seed;
     run.log.samples = false;
@@ -200,61 +194,33 @@ fn settings_of_run(
     // Use the configuration's corpus, whatever seed and tokenizer folder the model has.
     run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
-    run.teacher = Teacher {
-        devices: vec![model.device.clone()],
-        ..Teacher::default()
-    };
-    let mut threads = model.threads;
+    run.teacher.devices = vec![model.device.clone()];
+    let initial = model.init_from.clone();
+    run.student.model = Some(initial.unwrap_or_else(|| folder.join(INITIAL)));
+    run.student.device = model.device.clone();
+    run.student.threads = model.threads;
     if resumes {
         // Keep the number of threads, even on another machine: another number would change the last bits.
-        threads = config::of_run(folder)?.student.threads;
+        run.student.threads = config::of_run(folder)?.student.threads;
     }
-    run.student = Student {
-        model: Some(
-            model
-                .init_from
-                .clone()
-                .unwrap_or_else(|| folder.join(INITIAL)),
-        ),
-        device: model.device.clone(),
-        threads,
-        ..Student::default()
-    };
-    run.optimizer = Optimizer {
-        lr: model.lr,
-        weight_decay: model.weight_decay,
-        ..Optimizer::default()
-    };
-    run.lr_scheduler = LrScheduler {
-        warmup_steps: model.warmup_steps,
-        min_lr: model.min_lr,
-        total_steps: None,
-    };
+    run.optimizer.lr = model.lr;
+    run.optimizer.weight_decay = model.weight_decay;
+    run.lr_scheduler.warmup_steps = model.warmup_steps;
+    run.lr_scheduler.min_lr = model.min_lr;
     run.training.global_batch_size = model.global_batch_size;
     run.training.micro_batch_size = model.micro_batch_size;
-    run.objective = Objective {
-        name: ObjectiveName::Ce,
-        completion_only_loss: settings.objective.completion_only_loss,
-        ..Objective::default()
+    run.objective.name = ObjectiveName::Ce;
+    run.objective.completion_only_loss = settings.objective.completion_only_loss;
+    run.mixture.policy = match model.weights {
+        Some(_) => MixturePolicy::Static,
+        None => MixturePolicy::Natural,
     };
-    run.mixture = Mixture {
-        policy: match model.weights {
-            Some(_) => MixturePolicy::Static,
-            None => MixturePolicy::Natural,
-        },
-        weights: model.weights.clone(),
-        // The whole run, or the longest interval that the settings allow.
-        interval: model
-            .steps
-            .min(1_000_000)
-            .min(1_000_000_000 / model.global_batch_size),
-        ..Mixture::default()
-    };
-    run.recovery = Recovery {
-        shutdown_grace_seconds: settings.recovery.shutdown_grace_seconds,
-        watchdog_seconds: settings.recovery.watchdog_seconds,
-        ..Recovery::default()
-    };
+    run.mixture.weights = model.weights.clone();
+    // The whole run, or the longest interval that the settings allow.
+    let longest = (1_000_000_000 / model.global_batch_size).min(1_000_000);
+    run.mixture.interval = model.steps.min(longest);
+    run.recovery.shutdown_grace_seconds = settings.recovery.shutdown_grace_seconds;
+    run.recovery.watchdog_seconds = settings.recovery.watchdog_seconds;
     Ok(run)
 }
 
@@ -275,15 +241,15 @@ fn begin(
     if folder.path().join(INITIAL).exists() {
         return Ok(());
     }
+    let vocabulary = corpus.tokenizer.vocabulary();
     match (&model.init_from, &model.architecture) {
         (Some(init), _) => {
-            let vocabulary = corpus.tokenizer.vocabulary();
             let size = (vocabulary, settings.corpus.sequence_length);
             fits("model", init, &ModelConfig::read(init)?, size)?;
         }
         (None, Some(shape)) => {
             let architecture = Architecture {
-                vocab_size: corpus.tokenizer.vocabulary() as i64,
+                vocab_size: vocabulary as i64,
                 hidden_size: shape.hidden_size,
                 intermediate_size: shape.intermediate_size,
                 num_hidden_layers: shape.num_hidden_layers,
@@ -298,11 +264,7 @@ fn begin(
             let export = Export::new(corpus.tokenizer.folder());
             initial.save(&folder.path().join(INITIAL), &export)?;
         }
-        (None, None) => {
-            return Err(anyhow!(
-                "[pretrain.{name}] has neither `init_from` nor `architecture`"
-            ));
-        }
+        (None, None) => bail!("[pretrain.{name}] has neither `init_from` nor `architecture`"),
     }
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,23 +13,25 @@ use ddk_model::{ModelError, Weights};
 use ddk_run::records::{EventKind, EventLine, MixtureLine};
 use ddk_settings::Settings;
 use ddk_telemetry::{Clock, Meter, Progress};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 
 /// Prints a line to standard error. Work continues if that fails (a closed terminal or pipe, a full disk).
 pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Lists weights with their names.
+pub(crate) fn list_weights<'a>(weights: impl IntoIterator<Item = (&'a str, f64)>) -> String {
+    let weights = weights.into_iter();
+    let weights = weights.map(|(name, weight)| format!("{name} {weight:.3}"));
+    weights.collect::<Vec<_>>().join(" ")
+}
+
 /// Creates a bar, which is hidden if standard error is not a terminal.
-pub fn bar(total: u64, template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(total);
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
+fn bar(total: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Maximum time between two reports of a long phase.
@@ -40,42 +42,35 @@ const PHASES: usize = 8;
 /// Decides when to report a long phase again. Each phase has its own timer, so the first report comes after a
 /// while.
 pub struct Pace {
-    /// How often steps are reported.
-    every: Mutex<Duration>,
     clock: Clock,
     /// When each phase was last reported, or began.
     told: Mutex<VecDeque<(String, Duration)>>,
 }
 
 impl Pace {
-    /// Reports as often as steps (`log.interval_seconds`), but at least every 5 seconds.
-    pub fn new(line_seconds: f64, clock: &Clock) -> Self {
+    /// Creates timers by this clock.
+    pub fn new(clock: Clock) -> Self {
         Self {
-            every: Mutex::new(Duration::from_secs_f64(line_seconds)),
-            clock: clock.clone(),
+            clock,
             told: Mutex::default(),
         }
     }
 
-    /// Returns whether to report the phase now.
-    pub fn is_due(&self, progress: &Progress) -> bool {
-        let every = LONGEST_SILENCE.min(*lock(&self.every));
+    /// Returns whether to report the phase now: as often as steps (`log.interval_seconds`), but at least every 5
+    /// seconds.
+    pub fn is_due(&self, progress: &Progress, line_seconds: f64) -> bool {
+        let every = LONGEST_SILENCE.min(Duration::from_secs_f64(line_seconds));
         let now = self.clock.now();
-        let mut told = lock(&self.told);
-        let at = match told.iter().position(|(phase, _)| *phase == progress.phase) {
-            Some(at) => at,
-            None => {
-                if told.len() == PHASES {
-                    told.pop_front();
-                }
-                told.push_back((progress.phase.clone(), now));
-                told.len() - 1
-            }
-        };
-        let last = &mut told[at].1;
-        let is_due = now.saturating_sub(*last) >= every;
-        if is_due {
-            *last = now;
+        let mut told = self.told.lock();
+        let at = told.iter().position(|(phase, _)| *phase == progress.phase);
+        let last = at
+            .and_then(|at| told.remove(at))
+            .map_or(now, |(_, last)| last);
+        let is_due = now.saturating_sub(last) >= every;
+        let last = if is_due { now } else { last };
+        told.push_back((progress.phase.clone(), last));
+        if told.len() > PHASES {
+            told.pop_front();
         }
         is_due
     }
@@ -83,31 +78,30 @@ impl Pace {
 
 /// Reports the progress of a long job: with a bar on a terminal, otherwise with a line from time to time.
 pub struct Reporter {
+    seconds: f64,
     bar: ProgressBar,
     pace: Pace,
-    clock: Clock,
 }
 
 impl Reporter {
     /// Prints a line every `seconds`, but at least every 5 seconds.
     pub fn new(seconds: f64) -> Self {
-        let clock = Clock::system();
         Self {
+            seconds,
             bar: bar(0, "{bar:30} {msg}"),
-            pace: Pace::new(seconds, &clock),
-            clock,
+            pace: Pace::new(Clock::system()),
         }
     }
 
     /// Begins a phase. `unit`: what is counted, in the plural.
     pub fn meter(&self, phase: &str, unit: &'static str) -> Meter {
-        Meter::start(phase, unit, &self.clock)
+        Meter::start(phase, unit, &self.pace.clock)
     }
 
     /// Shows the progress of a phase.
     pub fn report(&self, progress: &Progress) {
         let text = progress.to_string();
-        if self.bar.is_hidden() && self.pace.is_due(progress) {
+        if self.bar.is_hidden() && self.pace.is_due(progress, self.seconds) {
             say(&text);
         }
         self.bar.set_length(progress.total);
@@ -133,11 +127,6 @@ pub fn hash_weights(folder: &Path) -> Result<String, ModelError> {
     Ok(Weights::open(folder)?.hash(tell))
 }
 
-/// Locks data that is consistent between any two statements, even if another thread panicked.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Prints the progress of a distillation.
 pub struct Printer {
     bar: ProgressBar,
@@ -151,6 +140,7 @@ fn line_seconds(settings: &Settings) -> f64 {
 }
 
 /// Time and totals of the last line. The next line reports what changed since.
+#[derive(Default)]
 struct Last {
     time: Option<Instant>,
     totals: Totals,
@@ -159,24 +149,18 @@ struct Last {
 impl Printer {
     /// Prints a line as often as the settings say. `limit`: the run's last step.
     pub fn new(live: Arc<Live>, limit: Option<u64>) -> Self {
-        let bar = bar(
-            limit.unwrap_or(0),
-            "{bar:30} step {pos}/{len}, {elapsed} elapsed, {eta} left",
-        );
+        let template = "{bar:30} step {pos}/{len}, {elapsed} elapsed, {eta} left";
         Self {
-            bar,
-            pace: Pace::new(live.get(line_seconds), &Clock::system()),
+            bar: bar(limit.unwrap_or(0), template),
+            pace: Pace::new(Clock::system()),
             live,
-            last: Mutex::new(Last {
-                time: None,
-                totals: Totals::default(),
-            }),
+            last: Mutex::default(),
         }
     }
 
     /// Continues from these totals, which may be smaller than before.
     pub fn begin(&self, totals: Totals) {
-        *lock(&self.last) = Last { time: None, totals };
+        *self.last.lock() = Last { time: None, totals };
     }
 
     /// Rewinds to this step. Returns the number of later steps that had been made.
@@ -200,9 +184,8 @@ impl Observer for Printer {
     fn on_step(&self, report: &StepReport<'_>) {
         let line = report.line;
         self.bar.set_position(line.step);
-        let mut last = lock(&self.last);
+        let mut last = self.last.lock();
         let every = Duration::from_secs_f64(self.live.get(line_seconds));
-        *lock(&self.pace.every) = every;
         let due = last.time.is_none_or(|time| time.elapsed() >= every);
         if !due && report.limit != Some(line.step) {
             return;
@@ -210,22 +193,16 @@ impl Observer for Printer {
         let (now, before) = (report.totals, &last.totals);
         let seconds = (now.distill_seconds - before.distill_seconds).max(1e-9);
         let share = |now: f64, before: f64| 100.0 * (now - before) / seconds;
-        let limit = report
-            .limit
-            .map_or(String::new(), |limit| limit.to_string());
-        let weights = report.weights.iter();
-        let weights: Vec<String> = weights
-            .map(|(name, weight)| format!("{name} {weight:.3}"))
-            .collect();
+        let limit = report.limit.map(|limit| limit.to_string());
         let layer = line.layer_loss.map(|layer| format!("  layer {layer:.4}"));
-        let skipped = line
-            .skipped
-            .as_ref()
-            .map(|reason| format!("  update skipped: {reason}"));
+        let skipped = line.skipped.as_ref();
+        let skipped = skipped.map(|reason| format!("  update skipped: {reason}"));
+        let student = |totals: &Totals| totals.student_busy_seconds + totals.evaluation_seconds;
         let text = format!(
-            "step {}/{limit}  loss {:.4}  ce {:.4}  kd {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  \
+            "step {}/{}  loss {:.4}  ce {:.4}  kd {:.4}{}  lr {:.2e}  {:.0} tok/s  teacher {:.0} %  \
              student {:.0} %  {}{}",
             line.step,
+            limit.unwrap_or_default(),
             line.loss,
             line.ce_loss,
             line.kd_loss,
@@ -233,11 +210,8 @@ impl Observer for Printer {
             line.learning_rate,
             (now.all_tokens() - before.all_tokens()) as f64 / seconds,
             share(now.teacher_busy_seconds, before.teacher_busy_seconds),
-            share(
-                now.student_busy_seconds + now.evaluation_seconds,
-                before.student_busy_seconds + before.evaluation_seconds
-            ),
-            weights.join(" "),
+            share(student(now), student(before)),
+            list_weights(report.weights.iter().copied()),
             skipped.unwrap_or_default(),
         );
         tracing::info!("{text}");
@@ -254,7 +228,7 @@ impl Observer for Printer {
     }
 
     fn on_progress(&self, progress: &Progress) {
-        if self.pace.is_due(progress) {
+        if self.pace.is_due(progress, self.live.get(line_seconds)) {
             let text = progress.to_string();
             tracing::info!("{text}");
             self.line(&text);
@@ -285,17 +259,21 @@ mod tests {
         let clock = Clock::new(move || Duration::from_secs(read.load(Ordering::Relaxed)));
         let told = |line_seconds: f64| -> Vec<u64> {
             seconds.store(100, Ordering::Relaxed);
-            let pace = Pace::new(line_seconds, &clock);
+            let pace = Pace::new(clock.clone());
             let student = Meter::start("evaluation of the student", "documents", &clock);
             let teacher = Meter::start("evaluation of the teacher", "documents", &clock);
             let mut told = Vec::new();
             for batch in 0..20 {
                 seconds.store(100 + batch, Ordering::Relaxed);
-                if pace.is_due(&student.at(batch, 20)) {
+                if pace.is_due(&student.at(batch, 20), line_seconds) {
                     told.push(batch);
                 }
                 // The other phase is short and does not suppress this one's lines.
-                assert!(line_seconds == 0.0 || batch >= 2 || !pace.is_due(&teacher.at(batch, 20)));
+                assert!(
+                    line_seconds == 0.0
+                        || batch >= 2
+                        || !pace.is_due(&teacher.at(batch, 20), line_seconds)
+                );
             }
             told
         };
@@ -303,11 +281,11 @@ mod tests {
         assert_eq!(told(2.0), [2, 4, 6, 8, 10, 12, 14, 16, 18]);
         assert_eq!(told(0.0).len(), 20);
         // After many phases, only the last ones are remembered.
-        let pace = Pace::new(15.0, &clock);
+        let pace = Pace::new(clock.clone());
         for step in 0..100 {
             let phase = format!("evaluation of the student after step {step}");
-            let _ = pace.is_due(&Meter::start(&phase, "documents", &clock).at(0, 20));
+            let _ = pace.is_due(&Meter::start(&phase, "documents", &clock).at(0, 20), 15.0);
         }
-        assert_eq!(pace.told.lock().unwrap().len(), PHASES);
+        assert_eq!(pace.told.lock().len(), PHASES);
     }
 }

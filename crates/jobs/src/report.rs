@@ -1,15 +1,12 @@
 //! `ddk report`: writes a run's report as a page, as Markdown, or its figures alone.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use ddk_report::{RunReport, run_report::Changed};
+use anyhow::Result;
+use ddk_report::{document::Document, run_report, run_report::Changed};
 use ddk_run::RunView;
 
-use crate::{args, hint, progress::say};
+use crate::{args, config, hint, progress::say};
 
 /// Writes the report of a run in each requested format.
 ///
@@ -20,18 +17,16 @@ pub fn run(args: &args::Report) -> Result<()> {
     hint::must_hold_a_run(folder)?;
     let report = of_run(folder)?;
     let out = args.out.clone().unwrap_or_else(|| folder.clone());
-    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    ddk_files::create_folder(&out)?;
     for format in &args.format {
         match format {
             args::ReportFormat::Html => write(out.join("report.html"), &report.html()?)?,
             args::ReportFormat::Md => write(out.join("report.md"), &report.markdown())?,
             args::ReportFormat::Svg => {
                 let figures = out.join("figures");
-                fs::create_dir_all(&figures)
-                    .with_context(|| format!("cannot create {}", figures.display()))?;
-                for chart in report.charts() {
-                    let path = figures.join(format!("{}.svg", chart.name));
-                    write(path, &ddk_report::svg(chart, ddk_report::WIDTH)?)?;
+                ddk_files::create_folder(&figures)?;
+                for (name, text) in report.svgs()? {
+                    write(figures.join(name), &text)?;
                 }
             }
         }
@@ -43,20 +38,15 @@ pub fn run(args: &args::Report) -> Result<()> {
 ///
 /// # Errors
 /// If the run's `config.toml` cannot be read.
-pub fn of_run(folder: &Path) -> Result<RunReport> {
-    Ok(RunReport::new(&RunView::read(folder), &changed(folder)?))
-}
-
-fn changed(folder: &Path) -> Result<Vec<Changed>> {
+pub fn of_run(folder: &Path) -> Result<Document> {
     let defaults = ddk_settings::load(&[], &[], [])?.settings;
-    let config = folder.join("config.toml");
-    let settings = ddk_settings::load(&[config], &[], [])?.settings;
-    let changes = ddk_settings::diff(&defaults, &settings)?.into_iter();
+    let changes = ddk_settings::diff(&defaults, &config::of_run(folder)?)?.into_iter();
     let changes = changes.map(|change| {
         let [before, after] = change.shown();
         (change.path, before, after)
     });
-    Ok(changes.collect())
+    let changes: Vec<Changed> = changes.collect();
+    Ok(run_report(&RunView::read(folder), &changes))
 }
 
 fn write(path: PathBuf, text: &str) -> Result<()> {

@@ -7,23 +7,19 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, TryLockError},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use ddk_run::{records::EventKind, view};
 use ddk_settings::Settings;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    control::RunControl,
-    faults::Faults,
-    hint::Ended,
-    phase::Phase,
-    progress::{lock, say},
-    systemd,
+    control::RunControl, faults::Faults, hint::Ended, phase::Phase, progress::say, systemd,
 };
 
 /// Maximum time for an orderly exit. A disk may hang, or a browser may read slowly.
@@ -35,9 +31,9 @@ const GRACE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGINT.
-    Interrupt,
+    Interrupt = 2,
     /// SIGTERM.
-    Terminate,
+    Terminate = 15,
 }
 
 impl Signal {
@@ -51,22 +47,12 @@ impl Signal {
 
     /// The exit code of a process that this signal ended: 128 plus the signal's number.
     pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Interrupt => 130,
-            Self::Terminate => 143,
-        }
+        128 + self as u8
     }
 
     /// Returns the error that ends a stopped command after it has told the user.
     pub fn ended(self) -> anyhow::Error {
         Ended(self.exit_code()).into()
-    }
-
-    fn to_system(self) -> rustix::process::Signal {
-        match self {
-            Self::Interrupt => rustix::process::Signal::INT,
-            Self::Terminate => rustix::process::Signal::TERM,
-        }
     }
 }
 
@@ -95,12 +81,12 @@ struct State {
 }
 
 /// The current response to a signal.
-enum Answer {
+pub(crate) enum Answer {
     /// End the process at once.
     End(Phase),
     /// Tell the run to stop if it is training; otherwise end the process at once.
     Train(Arc<RunControl>),
-    /// Forward every signal to the child. This process ends with the child.
+    /// Forward every signal to the child, which may not have started yet. This process ends with the child.
     Child(Child),
 }
 
@@ -208,18 +194,8 @@ impl Signals {
         state.farewell = None;
     }
 
-    /// Sends signals to the workers from now on, while they train. Returns a signal that arrived earlier, which no
-    /// worker has received.
-    pub(crate) fn train(&self, run: &Arc<RunControl>) -> Option<Signal> {
-        self.answer_by(Answer::Train(Arc::clone(run)))
-    }
-
-    /// Forwards signals to this child, which may not have started yet. Returns a signal that arrived earlier.
-    pub fn forward(&self, child: &Child) -> Option<Signal> {
-        self.answer_by(Answer::Child(Arc::clone(child)))
-    }
-
-    fn answer_by(&self, answer: Answer) -> Option<Signal> {
+    /// Responds like this from now on. Returns a signal that arrived earlier, which no worker or child has received.
+    pub(crate) fn answer_by(&self, answer: Answer) -> Option<Signal> {
         let mut state = self.state();
         state.answer = answer;
         state.came
@@ -232,13 +208,8 @@ impl Signals {
 
     /// Returns whether the next signal is for a child. If the lock is held, the current response ends this process.
     fn forwards(&self) -> bool {
-        match self.0.try_lock() {
-            Ok(state) => matches!(state.answer, Answer::Child(_)),
-            Err(TryLockError::Poisoned(state)) => {
-                matches!(state.into_inner().answer, Answer::Child(_))
-            }
-            Err(TryLockError::WouldBlock) => false,
-        }
+        let state = self.0.try_lock();
+        state.is_some_and(|state| matches!(state.answer, Answer::Child(_)))
     }
 
     /// Responds to a signal, or to a command that asks for the same.
@@ -273,17 +244,18 @@ impl Signals {
                 });
             }
             Answer::Child(child) => {
-                let child = lock(child);
-                if let Some(id) = *child {
+                let child = child.lock();
+                let signal = rustix::process::Signal::from_named_raw(signal as i32);
+                if let Some((id, signal)) = child.zip(signal) {
                     // If the child has ended, it is not reaped yet, so the signal has no effect.
-                    let _ = kill_process(id, signal.to_system());
+                    let _ = kill_process(id, signal);
                 }
             }
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.0)
+        self.0.lock()
     }
 }
 
@@ -293,14 +265,11 @@ impl State {
     fn end(&self, signal: Signal, phase: Phase) -> ! {
         let name = signal.name();
         later(END_PATIENCE, move || exit(signal));
-        say(&format!(
-            "{name}: stopped while {}; {}",
-            phase.what(),
-            phase.next()
-        ));
-        tracing::info!(name, phase = phase.what(), "stop requested");
+        let (what, next) = phase.describe();
+        say(&format!("{name}: stopped while {what}; {next}"));
+        tracing::info!(name, phase = what, "stop requested");
         if let Some(run) = &self.run {
-            let message = format!("{name} while {}", phase.what());
+            let message = format!("{name} while {what}");
             if let Err(error) = ddk_run::append_event(run, EventKind::Stopped, &message) {
                 say(&format!(
                     "warning: cannot record the stop in events.jsonl: {error}"
@@ -315,7 +284,7 @@ impl State {
 }
 
 /// Runs `what` after a delay, if the process still exists.
-fn later(after: Duration, what: impl FnOnce() + Send + 'static) {
+pub(crate) fn later(after: Duration, what: impl FnOnce() + Send + 'static) {
     std::thread::spawn(move || {
         std::thread::sleep(after);
         what();

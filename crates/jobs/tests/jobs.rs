@@ -116,7 +116,7 @@ architecture = {small}
     fs::write(&file, config).unwrap();
     let config = args::ConfigArgs {
         files: vec![file],
-        set: args::SetArgs { set: Vec::new() },
+        set: Vec::new(),
     };
     (folder, config)
 }
@@ -124,13 +124,8 @@ architecture = {small}
 fn train_args(config: &args::ConfigArgs) -> args::Train {
     args::Train {
         config: config.clone(),
-        no_resume: false,
-        restart: false,
-        fork: None,
-        resume_from: None,
-        serial_baseline: 0,
-        metrics_file: None,
         json: true,
+        ..args::Train::default()
     }
 }
 

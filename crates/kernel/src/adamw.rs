@@ -40,10 +40,7 @@ pub fn adamw(
     threads: usize,
 ) {
     let count = weights.len();
-    assert_eq!(
-        (gradient.len(), first.len(), second.len()),
-        (count, count, count)
-    );
+    assert_eq!([gradient.len(), first.len(), second.len()], [count; 3]);
     let part = part_of(count, 1, threads);
     let parts = weights
         .chunks_mut(part)
@@ -62,25 +59,15 @@ for_this_processor! {
         first: &mut [f32],
         second: &mut [f32],
         step: &AdamWStep,
-    ) = each
-}
-
-#[inline(always)]
-fn each(
-    weights: &mut [f32],
-    gradient: &[f32],
-    first: &mut [f32],
-    second: &mut [f32],
-    step: &AdamWStep,
-) {
-    for (((weight, gradient), first), second) in
-        weights.iter_mut().zip(gradient).zip(first).zip(second)
-    {
-        let gradient = gradient * step.gradient_scale;
-        *first += step.first_rate * (gradient - *first);
-        *second = step.second_decay * *second + step.second_rate * (gradient * gradient);
-        let denominator = second.sqrt() * step.root_scale + step.epsilon;
-        *weight = step.keep * *weight - step.rate * (*first / denominator);
+    ) {
+        let numbers = weights.iter_mut().zip(gradient).zip(first).zip(second);
+        for (((weight, gradient), first), second) in numbers {
+            let gradient = gradient * step.gradient_scale;
+            *first += step.first_rate * (gradient - *first);
+            *second = step.second_decay * *second + step.second_rate * (gradient * gradient);
+            let denominator = second.sqrt() * step.root_scale + step.epsilon;
+            *weight = step.keep * *weight - step.rate * (*first / denominator);
+        }
     }
 }
 

@@ -134,15 +134,10 @@ impl OfColumn for ReverseKl {
     const GAP: f64 = -1.0;
 
     #[inline(always)]
-    fn part(
-        self,
-        Column {
-            p, gap, wide_gap, ..
-        }: Column,
-    ) -> Part {
+    fn part(self, column: Column) -> Part {
         Part {
-            value: -p * gap,
-            slope: -wide_gap,
+            value: -column.p * column.gap,
+            slope: -column.wide_gap,
             ..Part::default()
         }
     }

@@ -48,54 +48,45 @@ pub fn rotate(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usiz
 }
 
 for_this_processor! {
-    fn normed_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = norm_each
-}
-
-for_this_processor! {
-    fn gated(gate: &mut [f32], up: &[f32]) = gate_each
-}
-
-for_this_processor! {
-    fn rotated(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usize) = rotate_each
-}
-
-#[inline(always)]
-fn norm_each(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let width = weight.len();
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = x * x;
-        }
-        let mean = (sum(out) / width as f64) as f32;
-        let scale = 1.0 / (mean + eps).sqrt();
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            *out = x * scale * weight;
+    fn normed_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let width = weight.len();
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = x * x;
+            }
+            let mean = (sum(out) / width as f64) as f32;
+            let scale = 1.0 / (mean + eps).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * weight;
+            }
         }
     }
 }
 
-#[inline(always)]
-fn gate_each(gate: &mut [f32], up: &[f32]) {
-    for (gate, up) in gate.iter_mut().zip(up) {
-        // Use only exponentials of numbers up to 0, so that a large number never overflows.
-        let small = exp(-gate.abs());
-        let share = if *gate < 0.0 { small } else { 1.0 };
-        *gate = *gate * (share / (1.0 + small)) * up;
+for_this_processor! {
+    fn gated(gate: &mut [f32], up: &[f32]) {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            // Use only exponentials of numbers up to 0, so that a large number never overflows.
+            let small = exp(-gate.abs());
+            let share = if *gate < 0.0 { small } else { 1.0 };
+            *gate = *gate * (share / (1.0 + small)) * up;
+        }
     }
 }
 
-#[inline(always)]
-fn rotate_each(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usize) {
-    let half = width / 2;
-    for sequence in x.chunks_exact_mut(heads * cos.len()) {
-        let times = cos.chunks_exact(width).zip(sin.chunks_exact(width));
-        for (position, (cos, sin)) in sequence.chunks_exact_mut(heads * width).zip(times) {
-            for head in position.chunks_exact_mut(width) {
-                let (first, second) = head.split_at_mut(half);
-                for index in 0..half {
-                    let (a, b) = (first[index], second[index]);
-                    first[index] = a * cos[index] - b * sin[index];
-                    second[index] = b * cos[half + index] + a * sin[half + index];
+for_this_processor! {
+    fn rotated(x: &mut [f32], heads: usize, cos: &[f32], sin: &[f32], width: usize) {
+        let half = width / 2;
+        for sequence in x.chunks_exact_mut(heads * cos.len()) {
+            let times = cos.chunks_exact(width).zip(sin.chunks_exact(width));
+            for (position, (cos, sin)) in sequence.chunks_exact_mut(heads * width).zip(times) {
+                for head in position.chunks_exact_mut(width) {
+                    let (first, second) = head.split_at_mut(half);
+                    for index in 0..half {
+                        let (a, b) = (first[index], second[index]);
+                        first[index] = a * cos[index] - b * sin[index];
+                        second[index] = b * cos[half + index] + a * sin[half + index];
+                    }
                 }
             }
         }

@@ -94,12 +94,9 @@ pub fn losses(chunk: Chunk<'_>, loss: &Loss, threads: usize, values: &mut [Value
         return;
     }
     let columns = chunk.student.len() / count;
-    assert_eq!(chunk.student.len(), count * columns, "the student's logits");
-    assert!(
-        chunk
-            .teacher
-            .is_none_or(|teacher| teacher.len() == count * columns)
-    );
+    let fits = |logits: &[f32]| logits.len() == count * columns;
+    assert!(fits(chunk.student), "the student's logits");
+    assert!(chunk.teacher.is_none_or(fits));
     assert_eq!((chunk.labels.len(), chunk.scales.len()), (count, count));
     // Every part has the same number of rows, except that the last may have fewer.
     let rows = count.div_ceil(threads.clamp(1, count));
@@ -126,38 +123,22 @@ pub fn losses(chunk: Chunk<'_>, loss: &Loss, threads: usize, values: &mut [Value
 }
 
 for_this_processor! {
-    fn some_rows(chunk: Chunk<'_>, columns: usize, loss: &Loss, values: &mut [Values]) = rows
-}
-
-#[inline(always)]
-fn rows(chunk: Chunk<'_>, columns: usize, loss: &Loss, values: &mut [Values]) {
-    let mut teachers = chunk.teacher.map(|teacher| teacher.chunks_exact(columns));
-    for (((student, label), scale), values) in chunk
-        .student
-        .chunks_exact_mut(columns)
-        .zip(chunk.labels)
-        .zip(chunk.scales)
-        .zip(values)
-    {
-        let teacher = teachers.as_mut().and_then(Iterator::next);
-        *values = match usize::try_from(*label) {
-            Ok(label) => {
-                assert!(label < columns, "a label past the vocabulary");
-                row::position(
-                    row::Position {
-                        student,
-                        teacher,
-                        label,
-                        scale: *scale,
-                        teacher_ce: chunk.teacher_ce,
-                    },
-                    loss,
-                )
-            }
-            Err(_) => {
-                student.fill(0.0);
-                Values::default()
-            }
-        };
+    fn some_rows(chunk: Chunk<'_>, columns: usize, loss: &Loss, values: &mut [Values]) {
+        let mut teachers = chunk.teacher.map(|teacher| teacher.chunks_exact(columns));
+        let students = chunk.student.chunks_exact_mut(columns);
+        let rows = students.zip(chunk.labels).zip(chunk.scales).zip(values);
+        for (((student, label), scale), values) in rows {
+            let teacher = teachers.as_mut().and_then(Iterator::next);
+            *values = match usize::try_from(*label) {
+                Ok(label) => {
+                    assert!(label < columns, "a label past the vocabulary");
+                    row::position(student, teacher, label, *scale, chunk.teacher_ce, loss)
+                }
+                Err(_) => {
+                    student.fill(0.0);
+                    Values::default()
+                }
+            };
+        }
     }
 }

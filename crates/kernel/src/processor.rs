@@ -1,19 +1,23 @@
 //! Compiles a loop for each kind of processor and chooses one at run time.
 
-/// Defines a function that calls `$body` (which must be inlined) with the widest vectors of the processor.
+/// Defines a function that runs its body with the widest vectors of the processor.
 macro_rules! for_this_processor {
-    (fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:path) => {
+    (fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         fn $name($($argument: $type),*) {
+            // Each caller below compiles its own copy.
+            #[inline(always)]
+            fn body($($argument: $type),*) $body
+
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512dq,fma")]
                 fn with_avx512($($argument: $type),*) {
-                    $body($($argument),*);
+                    body($($argument),*);
                 }
 
                 #[target_feature(enable = "avx2,fma")]
                 fn with_avx2($($argument: $type),*) {
-                    $body($($argument),*);
+                    body($($argument),*);
                 }
 
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
@@ -25,7 +29,7 @@ macro_rules! for_this_processor {
                     return unsafe { with_avx2($($argument),*) };
                 }
             }
-            $body($($argument),*);
+            body($($argument),*);
         }
     };
 }

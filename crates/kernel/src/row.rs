@@ -10,17 +10,6 @@ use crate::{
 /// Numbers to process at a time: a few arrays of this size stay in the innermost cache.
 const BLOCK: usize = 512;
 
-/// Inputs of one position.
-pub(crate) struct Position<'a> {
-    pub(crate) student: &'a mut [f32],
-    pub(crate) teacher: Option<&'a [f32]>,
-    pub(crate) label: usize,
-    /// Scale factor for the gradient.
-    pub(crate) scale: f32,
-    /// Whether to compute the teacher's own cross-entropy.
-    pub(crate) teacher_ce: bool,
-}
-
 /// A softmax over a row: `p_j = exp((x_j - max) / T) / sum`.
 #[derive(Clone, Copy)]
 struct Softmax {
@@ -34,15 +23,18 @@ impl Softmax {
     #[inline(always)]
     fn of(row: &[f32], sharpness: f32) -> Self {
         let max = max(row);
-        let sum = sum_of(row, |block, out| {
-            for (out, x) in out.iter_mut().zip(block) {
-                *out = exp((x - max) * sharpness);
+        let (mut exponentials, mut total) = ([0.0_f32; BLOCK], 0.0);
+        for block in row.chunks(BLOCK) {
+            let exponentials = &mut exponentials[..block.len()];
+            for (exponential, x) in exponentials.iter_mut().zip(block) {
+                *exponential = exp((x - max) * sharpness);
             }
-        });
+            total += sum(exponentials);
+        }
         Self {
             max,
             sharpness,
-            sum,
+            sum: total,
         }
     }
 
@@ -57,15 +49,17 @@ impl Softmax {
     }
 }
 
+/// Computes one position. The gradient, times `scale`, overwrites the student's logits. `teacher_ce`: whether to
+/// compute the teacher's own cross-entropy.
 #[inline(always)]
-pub(crate) fn position(position: Position<'_>, loss: &Loss) -> Values {
-    let Position {
-        student,
-        teacher,
-        label,
-        scale,
-        teacher_ce,
-    } = position;
+pub(crate) fn position(
+    student: &mut [f32],
+    teacher: Option<&[f32]>,
+    label: usize,
+    scale: f32,
+    teacher_ce: bool,
+    loss: &Loss,
+) -> Values {
     let own = Softmax::of(student, 1.0);
     let mut values = Values {
         ce: own.cross_entropy(student[label]),
@@ -280,17 +274,4 @@ fn max(row: &[f32]) -> f32 {
     }
     let largest = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
     rest.iter().copied().fold(largest, larger)
-}
-
-/// Sums what `fill` computes from a row, block by block.
-#[inline(always)]
-fn sum_of(row: &[f32], fill: impl Fn(&[f32], &mut [f32])) -> f64 {
-    let mut out = [0.0_f32; BLOCK];
-    let mut total = 0.0;
-    for block in row.chunks(BLOCK) {
-        let out = &mut out[..block.len()];
-        fill(block, out);
-        total += sum(out);
-    }
-    total
 }

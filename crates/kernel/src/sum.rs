@@ -38,13 +38,10 @@ pub fn sum_of_squares(numbers: &[f32], threads: usize) -> f64 {
 }
 
 for_this_processor! {
-    fn squares_of_parts(numbers: &[f32], sums: &mut [f64]) = each_part
-}
-
-#[inline(always)]
-fn each_part(numbers: &[f32], sums: &mut [f64]) {
-    for (sum, part) in sums.iter_mut().zip(numbers.chunks(PART)) {
-        *sum = sum_by(part, |x| f64::from(x) * f64::from(x));
+    fn squares_of_parts(numbers: &[f32], sums: &mut [f64]) {
+        for (sum, part) in sums.iter_mut().zip(numbers.chunks(PART)) {
+            *sum = sum_by(part, |x| f64::from(x) * f64::from(x));
+        }
     }
 }
 

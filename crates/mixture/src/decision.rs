@@ -1,10 +1,10 @@
-//! The trait of all policies, and the decision that a policy returns.
+//! The decision that a policy returns.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Feedback, MixturePolicy, Needs, Perplexities, Refused,
+    Perplexities, Refused,
     equations::{check_weights, discrepancy},
 };
 
@@ -27,39 +27,14 @@ pub struct Decision {
     pub mean_weights: Option<Vec<f64>>,
 }
 
-/// Updates the mixture from interval to interval.
-pub trait Decide: Send {
-    /// Its name in configurations and in `mixture.jsonl`.
-    fn name(&self) -> MixturePolicy;
-
-    /// What it needs to know at the end of an interval.
-    fn needs(&self) -> Needs;
-
-    /// Steps between two updates: the length of an interval. A policy that updates every step cannot run ahead.
-    fn update_every(&self) -> u64;
-
-    /// Weight of the discrepancy relative to the uniform floor; `None` if the policy has no such weight.
-    fn alpha(&self) -> Option<f64> {
-        None
+impl Decision {
+    /// A decision for these weights, without anything else to record.
+    pub fn of(weights: Vec<f64>) -> Self {
+        Self {
+            weights,
+            ..Self::default()
+        }
     }
-
-    /// Minimum weight that an update gives a domain, with `domains` domains.
-    fn floor(&self, _domains: usize) -> f64 {
-        0.0
-    }
-
-    /// The mixture of interval 0. `natural` holds each domain's share of the corpus' tokens.
-    ///
-    /// # Errors
-    /// If a perplexity that the policy needs is not a positive finite number.
-    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused>;
-
-    /// The mixture of the next interval. `weights` are those of the interval that ended. Refused feedback changes
-    /// nothing.
-    ///
-    /// # Errors
-    /// If the feedback lacks what the policy needs, or a number in it is not finite.
-    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused>;
 }
 
 /// The mixture of the first interval, before any update.
@@ -102,8 +77,7 @@ pub fn shares_of_domains(shares: &[f64], kept: &[Option<usize>]) -> Vec<f64> {
 
 /// Converts values to another list of domains. A new domain gets `otherwise`.
 pub(crate) fn of_domains<T: Copy>(values: &[T], kept: &[Option<usize>], otherwise: T) -> Vec<T> {
-    let of = |old: &Option<usize>| old.and_then(|old| values.get(old).copied());
-    kept.iter()
-        .map(|old| of(old).unwrap_or(otherwise))
-        .collect()
+    let of = |old: &Option<usize>| values.get((*old)?).copied();
+    let new = kept.iter().map(|old| of(old).unwrap_or(otherwise));
+    new.collect()
 }

@@ -4,51 +4,21 @@
 /// Why the feedback of an interval yields no new mixture. `mixture.jsonl` records the text as `refused`.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refused {
-    /// A perplexity ratio that is NaN, infinite or not positive.
-    #[error(
-        "the perplexity ratio of domain {domain} is {ratio}, which is not a positive finite number"
-    )]
-    Ratio {
-        /// Index of the domain, in the order of names.
-        domain: usize,
-        /// The offending ratio.
-        ratio: f64,
-    },
-    /// A perplexity that is NaN, infinite, not positive or absurdly large.
-    #[error(
-        "the {model}'s perplexity of domain {domain} is {value}, which is no perplexity of a working model"
-    )]
-    Perplexity {
-        /// "student" or "teacher".
-        model: &'static str,
-        /// Index of the domain, in the order of names.
-        domain: usize,
-        /// The offending perplexity.
-        value: f64,
-    },
-    /// A training loss, or its excess over the reference, that is NaN, infinite, negative or absurdly large.
-    #[error("the {what} of domain {domain} is {value}, which is not a loss of a working model")]
-    Training {
-        /// "loss" or "excess".
+    /// A value that no working run has: not finite, out of range, or absurdly large.
+    #[error("the {what} of domain {domain} is {value}, which is {fault}")]
+    Value {
+        /// What the value is, such as "perplexity ratio".
         what: &'static str,
         /// Index of the domain, in the order of names.
         domain: usize,
         /// The offending value.
         value: f64,
+        /// What is wrong with it.
+        fault: &'static str,
     },
     /// The policy needs perplexities, but none were measured.
     #[error("no perplexities were measured")]
     NotMeasured,
-    /// A previous weight that is NaN, infinite or negative.
-    #[error(
-        "the previous weight of domain {domain} is {weight}, which is not a finite number of at least 0"
-    )]
-    Previous {
-        /// Index of the domain, in the order of names.
-        domain: usize,
-        /// The offending weight.
-        weight: f64,
-    },
     /// An alpha that is NaN or outside 0 to 1.
     #[error("alpha is {0}, which is not a number from 0 to 1")]
     Alpha(f64),
@@ -65,6 +35,18 @@ pub enum Refused {
     NoMass,
 }
 
+impl Refused {
+    /// For a training loss, or its excess over the reference, that no working model has.
+    pub(crate) fn loss(what: &'static str, domain: usize, value: f64) -> Self {
+        Self::Value {
+            what,
+            domain,
+            value,
+            fault: "not a loss of a working model",
+        }
+    }
+}
+
 /// Eq. 1, the domain discrepancy factor: the softmax of the perplexity ratios (student's over teacher's).
 ///
 /// Subtracts the largest ratio first, because `exp` of a ratio overflows for a student trained from scratch.
@@ -72,7 +54,7 @@ pub enum Refused {
 /// # Errors
 /// If there is no ratio, or if one is not a positive finite number.
 pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
-    check(ratios, ratios.len())?;
+    check_ratios(ratios, ratios.len())?;
     softmax(ratios)
 }
 
@@ -84,7 +66,7 @@ pub fn discrepancy(ratios: &[f64]) -> Result<Vec<f64>, Refused> {
 /// If the lists are empty or differ in length, if a weight, a ratio or `alpha` is out of range, or if all previous
 /// weights are 0.
 pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec<f64>, Refused> {
-    check(ratios, previous.len())?;
+    check_ratios(ratios, previous.len())?;
     if !(0.0..=1.0).contains(&alpha) {
         return Err(Refused::Alpha(alpha));
     }
@@ -96,12 +78,7 @@ pub fn smooth_update(previous: &[f64], ratios: &[f64], alpha: f64) -> Result<Vec
 /// `previous * exp(by)`, normalized: a step of exponentiated gradient. Computed in log space; 0 stays 0.
 pub(crate) fn tilted(previous: &[f64], by: &[f64]) -> Result<Vec<f64>, Refused> {
     check_weights(previous, by.len())?;
-    let logits: Vec<f64> = previous
-        .iter()
-        .zip(by)
-        .map(|(weight, by)| weight.ln() + by)
-        .collect();
-    softmax(&logits)
+    softmax(&combined(previous, by, |weight, by| weight.ln() + by))
 }
 
 /// `share * weights + (1 - share) / N`: raises every weight to at least `(1 - share) / N`.
@@ -112,43 +89,49 @@ pub(crate) fn lift(weights: &mut [f64], share: f64) {
     }
 }
 
-fn check(ratios: &[f64], expected: usize) -> Result<(), Refused> {
-    if ratios.is_empty() || ratios.len() != expected {
-        return Err(Refused::Length {
-            expected,
-            got: ratios.len(),
-        });
-    }
-    match ratios
-        .iter()
-        .position(|ratio| !(ratio.is_finite() && *ratio > 0.0))
-    {
-        Some(domain) => Err(Refused::Ratio {
-            domain,
-            ratio: ratios[domain],
-        }),
-        None => Ok(()),
-    }
+fn check_ratios(ratios: &[f64], expected: usize) -> Result<(), Refused> {
+    let fault = "not a positive finite number";
+    check("perplexity ratio", fault, ratios, expected, |ratio| {
+        ratio.is_finite() && ratio > 0.0
+    })
 }
 
 /// Checks previous weights: one for each of `expected` domains, finite and not negative.
 pub(crate) fn check_weights(weights: &[f64], expected: usize) -> Result<(), Refused> {
-    if weights.len() != expected {
-        return Err(Refused::Length {
-            expected,
-            got: weights.len(),
-        });
+    let fault = "not a finite number of at least 0";
+    check("previous weight", fault, weights, expected, |weight| {
+        weight.is_finite() && weight >= 0.0
+    })
+}
+
+/// Checks that there is a value for each of `expected` domains, and that each is valid. `fault` says what is wrong
+/// with one that is not.
+pub(crate) fn check(
+    what: &'static str,
+    fault: &'static str,
+    values: &[f64],
+    expected: usize,
+    is_valid: impl Fn(f64) -> bool,
+) -> Result<(), Refused> {
+    let got = values.len();
+    if got == 0 || got != expected {
+        return Err(Refused::Length { expected, got });
     }
-    match weights
-        .iter()
-        .position(|weight| !(weight.is_finite() && *weight >= 0.0))
-    {
-        Some(domain) => Err(Refused::Previous {
-            domain,
-            weight: weights[domain],
-        }),
+    match values.iter().position(|&value| !is_valid(value)) {
         None => Ok(()),
+        Some(domain) => Err(Refused::Value {
+            what,
+            domain,
+            value: values[domain],
+            fault,
+        }),
     }
+}
+
+/// Combines two values of each domain into one.
+pub(crate) fn combined(a: &[f64], b: &[f64], by: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+    let both = a.iter().zip(b);
+    both.map(|(a, b)| by(*a, *b)).collect()
 }
 
 pub(crate) fn softmax(logits: &[f64]) -> Result<Vec<f64>, Refused> {

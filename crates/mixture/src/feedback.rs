@@ -1,8 +1,13 @@
 //! The measurements that a policy gets at the end of an interval.
 
+use std::ops::Div;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::Refused;
+use crate::{
+    Refused,
+    equations::{check, combined},
+};
 
 /// What a policy needs to know at the end of an interval. DDK measures nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +34,8 @@ pub struct Feedback<'a> {
 impl Feedback<'_> {
     /// Returns the perplexity ratios, for a policy that requires them.
     pub(crate) fn ratios(&self) -> Result<Vec<f64>, Refused> {
-        self.perplexities
-            .ok_or(Refused::NotMeasured)?
-            .checked_ratios()
+        let perplexities = self.perplexities.ok_or(Refused::NotMeasured)?;
+        perplexities.checked_ratios()
     }
 }
 
@@ -51,11 +55,13 @@ pub fn gap(student: f64, teacher: f64) -> f64 {
     (student / teacher).ln()
 }
 
-/// JSON has no numbers that are not finite. Such a value is written as `null` and read back as NaN.
-fn numbers_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
-    let numbers = Vec::<Option<f64>>::deserialize(deserializer)?;
-    let number = |number: Option<f64>| number.unwrap_or(f64::NAN);
-    Ok(numbers.into_iter().map(number).collect())
+/// Reads numbers from JSON, which has none that are not finite: such a value is written as `null` and read back as NaN.
+///
+/// # Errors
+/// If it is not a list of numbers and `null`.
+pub fn numbers_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+    let numbers = Vec::<Option<f64>>::deserialize(deserializer)?.into_iter();
+    Ok(numbers.map(|number| number.unwrap_or(f64::NAN)).collect())
 }
 
 /// No working model is this bad on text, whatever its vocabulary. A larger value means that something is broken.
@@ -64,40 +70,24 @@ const ABSURD: f64 = 1e12;
 impl Perplexities {
     /// Student's over teacher's perplexity, by domain: 1 if the student has caught up.
     pub fn ratios(&self) -> Vec<f64> {
-        self.student
-            .iter()
-            .zip(&self.teacher)
-            .map(|(student, teacher)| student / teacher)
-            .collect()
+        combined(&self.student, &self.teacher, Div::div)
     }
 
     /// The gap of each domain.
     pub fn gaps(&self) -> Vec<f64> {
-        let both = self.student.iter().zip(&self.teacher);
-        both.map(|(student, teacher)| gap(*student, *teacher))
-            .collect()
+        combined(&self.student, &self.teacher, gap)
     }
 
     /// Returns the ratios after checking that both models have positive finite perplexities on the same domains.
     /// Without the check, two infinite or two negative perplexities could pass for a ratio.
     pub(crate) fn checked_ratios(&self) -> Result<Vec<f64>, Refused> {
-        if self.student.len() != self.teacher.len() {
-            return Err(Refused::Length {
-                expected: self.teacher.len(),
-                got: self.student.len(),
-            });
-        }
-        for (model, perplexities) in [("student", &self.student), ("teacher", &self.teacher)] {
-            for (domain, &value) in perplexities.iter().enumerate() {
-                if !(value > 0.0 && value < ABSURD) {
-                    return Err(Refused::Perplexity {
-                        model,
-                        domain,
-                        value,
-                    });
-                }
-            }
-        }
+        let check = |what, perplexities: &[f64], expected| {
+            let fault = "no perplexity of a working model";
+            let is_valid = |value| value > 0.0 && value < ABSURD;
+            check(what, fault, perplexities, expected, is_valid)
+        };
+        check("student's perplexity", &self.student, self.teacher.len())?;
+        check("teacher's perplexity", &self.teacher, self.student.len())?;
         Ok(self.ratios())
     }
 }
@@ -125,11 +115,6 @@ impl TrainingSums {
         }
     }
 
-    /// Number of domains.
-    pub fn domains(&self) -> usize {
-        self.predictions.len()
-    }
-
     /// Adds a sequence of `domain`.
     pub fn add_row(&mut self, domain: usize, ce: f64, excess: f64, predictions: u64) {
         self.ce[domain] += ce;
@@ -139,10 +124,11 @@ impl TrainingSums {
 
     /// Adds all of `other`. If the number of domains differs, the sums first restart at 0.
     pub fn add(&mut self, other: &Self) {
-        if self.domains() != other.domains() {
-            *self = Self::new(other.domains());
+        let domains = other.predictions.len();
+        if self.predictions.len() != domains {
+            *self = Self::new(domains);
         }
-        for domain in 0..other.domains() {
+        for domain in 0..domains {
             let (ce, excess) = (other.ce[domain], other.excess[domain]);
             self.add_row(domain, ce, excess, other.predictions[domain]);
         }
@@ -159,22 +145,15 @@ impl TrainingSums {
     }
 
     fn means(&self, sums: &[f64], what: &'static str) -> Result<Vec<Option<f64>>, Refused> {
-        let means = sums.iter().zip(&self.predictions).enumerate();
-        means
-            .map(|(domain, (sum, &predictions))| {
-                if predictions == 0 {
-                    return Ok(None);
-                }
-                let value = sum / predictions as f64;
-                if !(0.0..ABSURD).contains(&value) {
-                    return Err(Refused::Training {
-                        what,
-                        domain,
-                        value,
-                    });
-                }
-                Ok(Some(value))
-            })
-            .collect()
+        let sums = sums.iter().zip(&self.predictions).enumerate();
+        let mean = |(domain, (sum, &predictions)): (usize, (&f64, &u64))| {
+            let mean = sum / predictions as f64;
+            match predictions {
+                0 => Ok(None),
+                _ if (0.0..ABSURD).contains(&mean) => Ok(Some(mean)),
+                _ => Err(Refused::loss(what, domain, mean)),
+            }
+        };
+        sums.map(mean).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! Domain weights and quotas: pure f64 state machines without torch, files or a clock.
 //!
-//! A [`Policy`] turns the [`Feedback`] of an interval into the weights of the next. Each policy has its own file
-//! and declares what it [`Needs`] and how often. [`limit`] bounds the weights by the sequences that are left,
+//! A [`Policy`] turns the [`Feedback`] of an interval into the weights of the next. It says what it [`Needs`] and how
+//! often. The arithmetic of each policy has its own file. [`limit`] bounds the weights by the sequences that are left,
 //! [`Quota`] turns them into whole sequences without losing a fraction over the intervals, and [`interval_order`]
 //! shuffles those sequences. Vectors are indexed by domain; domains are sorted by name.
 //!
@@ -25,9 +25,9 @@ mod plan;
 mod policy;
 mod quota;
 
-pub use decision::{Decide, Decision, InitialMixture, shares_of_domains};
+pub use decision::{Decision, InitialMixture, shares_of_domains};
 pub use equations::{Refused, discrepancy, smooth_update};
-pub use feedback::{Feedback, Needs, Perplexities, TrainingSums, gap};
+pub use feedback::{Feedback, Needs, Perplexities, TrainingSums, gap, numbers_or_null};
 pub use plan::{interval_order, limit};
 pub use policy::*;
 pub use quota::Quota;

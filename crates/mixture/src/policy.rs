@@ -16,7 +16,7 @@ pub use self::{
     ddk::Ddk, ddk_no_smoothing::DdkNoSmoothing, doremi_proxy::DoremiProxy, fixed::Fixed, odm::Odm,
     sheared::Sheared,
 };
-use crate::Decide;
+use crate::{Decision, Feedback, Needs, Perplexities, Refused};
 
 /// How the mixture changes during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,11 +43,26 @@ pub enum MixturePolicy {
 }
 
 impl MixturePolicy {
+    /// What it needs to know at the end of an interval.
+    pub fn needs(self) -> Needs {
+        match self {
+            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => Needs::Perplexities,
+            Self::Equal | Self::Natural | Self::Static | Self::Doremi => Needs::Nothing,
+            Self::Odm => Needs::Losses,
+            Self::DoremiProxy => Needs::Excess,
+        }
+    }
+
     /// Whether it needs perplexities at the end of each interval.
     pub fn measures_perplexities(self) -> bool {
+        self.needs() == Needs::Perplexities
+    }
+
+    /// Whether its weights follow from the configuration and the corpus alone.
+    pub fn is_fixed(self) -> bool {
         match self {
-            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => true,
-            Self::Equal | Self::Natural | Self::Static => false,
+            Self::Equal | Self::Natural | Self::Static => true,
+            Self::Ddk | Self::DdkNoSmoothing | Self::Sheared => false,
             Self::Odm | Self::Doremi | Self::DoremiProxy => false,
         }
     }
@@ -69,43 +84,88 @@ impl fmt::Display for MixturePolicy {
     }
 }
 
-/// A policy that a checkpoint can store.
-pub trait Policy: Decide {
-    /// Everything that the policy has to remember.
-    fn state(&self) -> PolicyState;
+/// A policy with its state, as a checkpoint stores it. It updates the mixture from interval to interval.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "policy", rename_all = "kebab-case")]
+#[allow(missing_docs)] // Each is the policy of its name.
+pub enum Policy {
+    Ddk(Ddk),
+    DdkNoSmoothing(DdkNoSmoothing),
+    Fixed(Fixed),
+    Sheared(Sheared),
+    Odm(Odm),
+    DoremiProxy(DoremiProxy),
 }
 
-macro_rules! policies {
-    ($($name:ident),+) => {
-        /// A policy in a checkpoint.
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "policy", rename_all = "kebab-case")]
-        #[allow(missing_docs)] // Each is the policy of its name.
-        pub enum PolicyState {
-            $($name($name),)+
+impl Policy {
+    /// Its name in configurations and in `mixture.jsonl`.
+    pub fn name(&self) -> MixturePolicy {
+        match self {
+            Self::Ddk(_) => MixturePolicy::Ddk,
+            Self::DdkNoSmoothing(_) => MixturePolicy::DdkNoSmoothing,
+            Self::Fixed(policy) => policy.origin,
+            Self::Sheared(_) => MixturePolicy::Sheared,
+            Self::Odm(_) => MixturePolicy::Odm,
+            Self::DoremiProxy(_) => MixturePolicy::DoremiProxy,
         }
+    }
 
-        impl PolicyState {
-            /// Converts the state back into a policy.
-            pub fn into_policy(self) -> Box<dyn Policy> {
-                match self {
-                    $(Self::$name(policy) => Box::new(policy),)+
-                }
-            }
+    /// What it needs to know at the end of an interval.
+    pub fn needs(&self) -> Needs {
+        self.name().needs()
+    }
+
+    /// Steps between two updates: the length of an interval. A policy that updates every step cannot run ahead.
+    pub fn update_every(&self) -> u64 {
+        match self {
+            Self::Ddk(policy) => policy.update_every,
+            Self::DdkNoSmoothing(policy) => policy.update_every,
+            Self::Fixed(policy) => policy.update_every,
+            Self::Sheared(policy) => policy.update_every,
+            Self::Odm(_) | Self::DoremiProxy(_) => 1,
         }
+    }
 
-        $(impl Policy for $name {
-            fn state(&self) -> PolicyState {
-                PolicyState::$name(self.clone())
-            }
-        })+
-    };
-}
+    /// Weight of the discrepancy relative to the uniform floor; `None` if the policy has no such weight.
+    pub fn alpha(&self) -> Option<f64> {
+        match self {
+            Self::Ddk(policy) => Some(policy.alpha),
+            _ => None,
+        }
+    }
 
-policies!(Ddk, DdkNoSmoothing, Fixed, Sheared, Odm, DoremiProxy);
+    /// The mixture of interval 0. `natural` holds each domain's share of the corpus' tokens.
+    ///
+    /// # Errors
+    /// If a perplexity that the policy needs is not a positive finite number.
+    pub fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
+        match self {
+            Self::Ddk(policy) => policy.first(natural, at_start),
+            Self::DdkNoSmoothing(policy) => policy.first(natural, at_start),
+            Self::Fixed(policy) => policy.decision(),
+            Self::Sheared(policy) => policy.first(natural, at_start),
+            Self::Odm(policy) => policy.first(natural),
+            Self::DoremiProxy(policy) => policy.first(natural, at_start),
+        }
+    }
 
-impl PolicyState {
-    /// Converts the state to another list of domains: `kept[i]` is the index of new domain i in the old list.
+    /// The mixture of the next interval. `weights` are those of the interval that ended. Refused feedback changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// If the feedback lacks what the policy needs, or a number in it is not finite.
+    pub fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+        match self {
+            Self::Ddk(policy) => policy.next(feedback),
+            Self::DdkNoSmoothing(policy) => policy.next(feedback),
+            Self::Fixed(policy) => policy.decision(),
+            Self::Sheared(policy) => policy.next(weights, feedback),
+            Self::Odm(policy) => policy.next(weights, feedback),
+            Self::DoremiProxy(policy) => policy.next(weights, feedback),
+        }
+    }
+
+    /// Converts the policy to another list of domains: `kept[i]` is the index of new domain i in the old list.
     /// Domains that stay keep their proportions; a new one starts with an equal share.
     pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
         match self {

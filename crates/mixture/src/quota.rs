@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::of_domains;
+
 /// Turns a target share into sequences, interval by interval, without losing a fraction.
 ///
 /// Each domain gets the floor or the ceiling of its share of an interval's sequences. The difference carries over
@@ -42,8 +44,7 @@ impl Quota {
     /// Converts the quota to another list of domains: `kept[i]` is the index of new domain i in the old list.
     /// Domains that stay keep what they are owed, minus the mean, so the sum is still 0.
     pub fn of_domains(&self, kept: &[Option<usize>]) -> Self {
-        let of = |old: &Option<usize>| old.and_then(|old| self.carry.get(old).copied());
-        let carry: Vec<f64> = kept.iter().map(|old| of(old).unwrap_or(0.0)).collect();
+        let carry = of_domains(&self.carry, kept, 0.0);
         let mean = carry.iter().sum::<f64>() / carry.len().max(1) as f64;
         Self {
             carry: carry.iter().map(|owed| owed - mean).collect(),
@@ -60,20 +61,17 @@ impl Quota {
         let shares: Vec<f64> = target.iter().map(|weight| weight * rows as f64).collect();
         let rounding = rows as f64 * 16.0 * f64::EPSILON;
         let is_whole = |share: f64| (share - share.round()).abs() <= rounding;
-        let mut counts: Vec<u64> = shares
-            .iter()
-            .map(|&share| {
-                if is_whole(share) {
-                    share.round() as u64
-                } else {
-                    share.floor() as u64
-                }
-            })
-            .collect();
+        let whole = |&share: &f64| {
+            if is_whole(share) {
+                share.round() as u64
+            } else {
+                share.floor() as u64
+            }
+        };
+        let mut counts: Vec<u64> = shares.iter().map(whole).collect();
         let left_over = rows.saturating_sub(counts.iter().sum()) as usize;
-        let mut by_claim: Vec<usize> = (0..target.len())
-            .filter(|&domain| !is_whole(shares[domain]))
-            .collect();
+        let is_split = |&domain: &usize| !is_whole(shares[domain]);
+        let mut by_claim: Vec<usize> = (0..target.len()).filter(is_split).collect();
         let claim = |domain: usize| self.carry[domain] + shares[domain].fract();
         by_claim.sort_by(|&a, &b| claim(b).total_cmp(&claim(a)).then(a.cmp(&b)));
         for &domain in by_claim.iter().take(left_over) {

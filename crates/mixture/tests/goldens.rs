@@ -3,18 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, InitialMixture, Odm, Perplexities, Policy,
-    Sheared, TrainingSums,
+    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, InitialMixture, Odm, Perplexities, Policy, Sheared,
+    TrainingSums,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 /// Restarts a policy: writes its state as a checkpoint does, and reads it back.
-fn restarted(policy: &dyn Policy) -> Box<dyn Policy> {
-    let text = serde_json::to_string(&policy.state()).unwrap();
-    serde_json::from_str::<ddk_mixture::PolicyState>(&text)
-        .unwrap()
-        .into_policy()
+fn restarted(policy: &Policy) -> Policy {
+    let text = serde_json::to_string(policy).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 fn assert_near(got: &[f64], expected: &[f64], what: &str) {
@@ -32,7 +30,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 /// Updates the policy with these perplexities and returns the next weights.
-fn next(policy: &mut dyn Policy, weights: &[f64], perplexities: &Perplexities) -> Vec<f64> {
+fn next(policy: &mut Policy, weights: &[f64], perplexities: &Perplexities) -> Vec<f64> {
     let feedback = Feedback {
         perplexities: Some(perplexities),
         training: &TrainingSums::new(weights.len()),
@@ -59,8 +57,7 @@ fn ddk_is_the_papers_equations() {
     assert_eq!(goldens.cases.len(), 6);
     for case in goldens.cases {
         let mut weights = vec![1.0 / case.ratios[0].len() as f64; case.ratios[0].len()];
-        let mut policy: Box<dyn Policy> =
-            Box::new(Ddk::new(case.alpha, 1000, InitialMixture::Discrepancy));
+        let mut policy = Policy::Ddk(Ddk::new(case.alpha, 1000, InitialMixture::Discrepancy));
         for (interval, (ratios, expected)) in case.ratios.iter().zip(&case.r).enumerate() {
             // The teacher has perplexity 1, so the student's perplexity is the ratio itself.
             let perplexities = Perplexities {
@@ -70,8 +67,8 @@ fn ddk_is_the_papers_equations() {
             weights = match interval {
                 0 => policy.first(&weights, &perplexities).unwrap().weights,
                 _ => {
-                    policy = restarted(policy.as_ref());
-                    next(policy.as_mut(), &weights, &perplexities)
+                    policy = restarted(&policy);
+                    next(&mut policy, &weights, &perplexities)
                 }
             };
             assert_near(
@@ -92,7 +89,7 @@ fn the_proxy_of_doremi_is_the_papers_algorithm() {
     let goldens = &given()["doremi"];
     let number = |key: &str| goldens[key].as_f64().unwrap();
     let mut weights = numbers(&goldens["initial"]);
-    let mut policy: Box<dyn Policy> = Box::new(DoremiProxy::new(
+    let mut policy = Policy::DoremiProxy(DoremiProxy::new(
         number("eta"),
         number("c"),
         number("vocab").ln(),
@@ -112,7 +109,7 @@ fn the_proxy_of_doremi_is_the_papers_algorithm() {
             let clipped: f64 = numbers(tokens).iter().map(|excess| excess.max(0.0)).sum();
             training.add_row(domain, 0.0, clipped, numbers(tokens).len() as u64);
         }
-        policy = restarted(policy.as_ref());
+        policy = restarted(&policy);
         let feedback = Feedback {
             perplexities: None,
             training: &training,
@@ -135,7 +132,8 @@ fn the_proxy_of_doremi_is_the_papers_algorithm() {
 
 #[test]
 fn a_domain_that_was_never_drawn_has_the_score_of_knowing_nothing() {
-    let mut policy = DoremiProxy::new(1.0, 1e-3, 8192_f64.ln(), InitialMixture::Equal);
+    let proxy = DoremiProxy::new(1.0, 1e-3, 8192_f64.ln(), InitialMixture::Equal);
+    let mut policy = Policy::DoremiProxy(proxy);
     let nowhere = Perplexities {
         student: vec![1.0; 2],
         teacher: vec![1.0; 2],
@@ -166,7 +164,7 @@ fn sheared_is_the_papers_clipped_form() {
     let expected = numbers(&goldens["paper_clip_c0"]);
     // With the teacher's losses, and with the same losses as the given reference.
     for reference in [vec![None; 3], numbers_given(&goldens["reference"])] {
-        let mut policy = Sheared::new(10, InitialMixture::Natural, reference);
+        let mut policy = Policy::Sheared(Sheared::new(10, InitialMixture::Natural, reference));
         assert_near(
             &next(&mut policy, &weights, &perplexities),
             &expected,
@@ -197,8 +195,7 @@ fn perplexities(trajectory: &Value) -> Vec<Perplexities> {
 fn sheared_follows_its_trajectory() {
     for trajectory in trajectories()["sheared"].as_array().unwrap() {
         let reference = numbers_given(&trajectory["reference"]);
-        let mut policy: Box<dyn Policy> =
-            Box::new(Sheared::new(10, InitialMixture::Natural, reference));
+        let mut policy = Policy::Sheared(Sheared::new(10, InitialMixture::Natural, reference));
         let measured = perplexities(trajectory);
         let natural = numbers(&trajectory["natural"]);
         let mut weights = policy.first(&natural, &measured[0]).unwrap().weights;
@@ -206,8 +203,8 @@ fn sheared_follows_its_trajectory() {
         let expected = trajectory["weights"].as_array().unwrap();
         assert_eq!(expected.len(), 3);
         for (perplexities, expected) in measured[1..].iter().zip(expected) {
-            policy = restarted(policy.as_ref());
-            weights = next(policy.as_mut(), &weights, perplexities);
+            policy = restarted(&policy);
+            weights = next(&mut policy, &weights, perplexities);
             assert_near(&weights, &numbers(expected), "sheared");
         }
     }
@@ -216,15 +213,15 @@ fn sheared_follows_its_trajectory() {
 #[test]
 fn ddk_without_smoothing_is_eq_1_each_time() {
     let trajectory = &trajectories()["no_smoothing"];
-    let mut policy: Box<dyn Policy> =
-        Box::new(DdkNoSmoothing::new(10, InitialMixture::Discrepancy));
+    let unsmoothed = DdkNoSmoothing::new(10, InitialMixture::Discrepancy);
+    let mut policy = Policy::DdkNoSmoothing(unsmoothed);
     let expected = trajectory["weights"].as_array().unwrap();
     let measured = perplexities(trajectory);
     let first = policy.first(&[0.25; 4], &measured[0]).unwrap();
     assert_near(&first.weights, &numbers(&expected[0]), "interval 0");
     for (perplexities, expected) in measured[1..].iter().zip(&expected[1..]) {
-        policy = restarted(policy.as_ref());
-        let weights = next(policy.as_mut(), &first.weights, perplexities);
+        policy = restarted(&policy);
+        let weights = next(&mut policy, &first.weights, perplexities);
         assert_near(&weights, &numbers(expected), "without smoothing");
     }
 }
@@ -233,7 +230,7 @@ fn ddk_without_smoothing_is_eq_1_each_time() {
 fn odm_follows_its_trajectory() {
     for trajectory in trajectories()["odm"].as_array().unwrap() {
         let smoothing = trajectory["smoothing"].as_f64().unwrap();
-        let mut policy: Box<dyn Policy> = Box::new(Odm::new(smoothing));
+        let mut policy = Policy::Odm(Odm::new(smoothing));
         let nowhere = Perplexities {
             student: vec![1.0; 4],
             teacher: vec![1.0; 4],
@@ -254,7 +251,7 @@ fn odm_follows_its_trajectory() {
                     training.add_row(domain, 7.0 * loss, 0.0, 7);
                 }
             }
-            policy = restarted(policy.as_ref());
+            policy = restarted(&policy);
             let feedback = Feedback {
                 perplexities: None,
                 training: &training,

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_mixture::{
-    Ddk, DdkNoSmoothing, Decide, DoremiProxy, Feedback, Fixed, InitialMixture, MixturePolicy,
-    Needs, Odm, Perplexities, Policy, PolicyState, Quota, Sheared, TrainingSums, interval_order,
-    limit, shares_of_domains, smooth_update,
+    Ddk, DdkNoSmoothing, DoremiProxy, Feedback, Fixed, InitialMixture, MixturePolicy, Needs, Odm,
+    Perplexities, Policy, Quota, Sheared, TrainingSums, interval_order, limit, shares_of_domains,
+    smooth_update,
 };
 use proptest::prelude::*;
 
@@ -37,18 +37,30 @@ fn of_ratios(ratios: &[f64]) -> Perplexities {
 }
 
 /// One of each policy.
-fn policies(natural: &[f64], alpha: f64) -> Vec<Box<dyn Policy>> {
+fn policies(natural: &[f64], alpha: f64) -> Vec<Policy> {
     let reference = (0..natural.len())
         .map(|domain| (domain % 2 == 0).then_some(1.0))
         .collect();
     vec![
-        Box::new(Ddk::new(alpha, 10, InitialMixture::Natural)),
-        Box::new(DdkNoSmoothing::new(10, InitialMixture::Equal)),
-        Box::new(Fixed::new(MixturePolicy::Static, natural, 10)),
-        Box::new(Sheared::new(10, InitialMixture::Discrepancy, reference)),
-        Box::new(Odm::new(alpha * 0.99)),
-        Box::new(DoremiProxy::new(1.0, alpha, 5.0, InitialMixture::Natural)),
+        Policy::Ddk(Ddk::new(alpha, 10, InitialMixture::Natural)),
+        Policy::DdkNoSmoothing(DdkNoSmoothing::new(10, InitialMixture::Equal)),
+        Policy::Fixed(Fixed::new(MixturePolicy::Static, natural, 10)),
+        Policy::Sheared(Sheared::new(10, InitialMixture::Discrepancy, reference)),
+        Policy::Odm(Odm::new(alpha * 0.99)),
+        Policy::DoremiProxy(DoremiProxy::new(1.0, alpha, 5.0, InitialMixture::Natural)),
     ]
+}
+
+/// Minimum weight of a domain in this turn, counted from 1, by a policy of [`policies`].
+fn floor(policy: &Policy, natural: &[f64], alpha: f64, turn: u64) -> f64 {
+    let count = natural.len() as f64;
+    match policy {
+        Policy::Ddk(_) => (1.0 - alpha) / count,
+        Policy::Fixed(_) => natural.iter().copied().fold(1.0, f64::min),
+        Policy::Odm(_) => (count.ln() / (count * turn as f64)).sqrt().min(1.0 / count),
+        Policy::DoremiProxy(_) => alpha / count,
+        Policy::DdkNoSmoothing(_) | Policy::Sheared(_) => 0.0,
+    }
 }
 
 /// Perplexities and training losses of `10^exponent`, with a number of predictions, and with or without excess.
@@ -91,24 +103,24 @@ proptest! {
             let name = policy.name();
             let at_start = of_ratios(&vec![1.5; count]);
             let mut weights = policy.first(&natural, &at_start).unwrap().weights;
-            for values in &intervals {
+            for (turn, values) in (2..).zip(&intervals) {
                 let (measured, training) = feedback_of(&values[..count]);
                 let feedback = Feedback { perplexities: Some(&measured), training: &training };
-                let text = serde_json::to_string(&policy.state()).unwrap();
-                let mut other = serde_json::from_str::<PolicyState>(&text).unwrap().into_policy();
+                let text = serde_json::to_string(&policy).unwrap();
+                let mut other: Policy = serde_json::from_str(&text).unwrap();
                 let decision = policy.next(&weights, &feedback).unwrap();
                 prop_assert_eq!(&decision, &other.next(&weights, &feedback).unwrap(), "{} restored", name);
-                prop_assert_eq!(policy.state(), other.state());
+                prop_assert_eq!(&policy, &other);
                 weights = decision.weights;
                 prop_assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{name}: {weights:?}");
-                let floor = policy.floor(count);
+                let floor = floor(&policy, &natural, alpha, turn);
                 for weight in &weights {
                     prop_assert!(weight.is_finite() && *weight >= floor - 1e-15, "{name}: {weight} under {floor}");
                 }
             }
             // Another list of domains: the first one is gone, and two are new.
             let kept: Vec<Option<usize>> = (1..count).map(Some).chain([None, None]).collect();
-            let mut forked = policy.state().of_domains(&kept).into_policy();
+            let mut forked = policy.of_domains(&kept);
             let weights = shares_of_domains(&weights, &kept);
             let ones = vec![(0.0, 1, true); kept.len()];
             let (measured, training) = feedback_of(&ones);
@@ -129,7 +141,7 @@ proptest! {
         let at = at % count;
         for mut policy in policies(&natural, 0.5) {
             let weights = policy.first(&natural, &of_ratios(&vec![1.5; count])).unwrap().weights;
-            let before = policy.state();
+            let before = policy.clone();
             let mut ratios = vec![1.5; count];
             ratios[at] = bad;
             let mut training = TrainingSums::new(count);
@@ -141,7 +153,7 @@ proptest! {
             let feedback = Feedback { perplexities: Some(&perplexities), training: &training };
             let decision = policy.next(&weights, &feedback);
             prop_assert_eq!(decision.is_err(), policy.needs() != Needs::Nothing, "{}", policy.name());
-            prop_assert_eq!(policy.state(), before, "{}", policy.name());
+            prop_assert_eq!(&policy, &before, "{}", policy.name());
         }
     }
 
@@ -360,7 +372,7 @@ fn a_corpus_can_be_used_up_to_its_last_row() {
 
 #[test]
 fn what_no_model_can_have_is_named() {
-    let mut policy = Ddk::new(0.5, 1, InitialMixture::Natural);
+    let mut policy = Policy::Ddk(Ddk::new(0.5, 1, InitialMixture::Natural));
     let of = |student: f64| Perplexities {
         student: vec![4.0, student],
         teacher: vec![2.0, student],

@@ -1,11 +1,15 @@
 //! Reads and writes `config.json`, the configuration of the model in a folder.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::{Model, ModelError, families, fields::Fields, spec::ArchitectureSpec};
+use crate::{
+    Model, ModelError, families,
+    fields::{Fields, read_json},
+    spec::ArchitectureSpec,
+};
 
 /// The shape of a new model. Field names match those of a Hugging Face configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,18 +59,12 @@ impl ModelConfig {
             "dtype": "float32",
             "bos_token_id": null,
             "eos_token_id": end_token,
+            // transformers 5 reads this key; older programs read `rope_theta` beside it.
+            "rope_parameters": { "rope_type": "default", "rope_theta": architecture.rope_theta },
+            "head_dim": architecture.hidden_size / architecture.num_attention_heads.max(1),
         });
         let shape = serde_json::to_value(&architecture).unwrap_or_default();
         if let (Value::Object(raw), Value::Object(shape)) = (&mut raw, shape) {
-            // transformers 5 reads this key; older programs read `rope_theta` beside it.
-            raw.insert(
-                "rope_parameters".to_owned(),
-                json!({ "rope_type": "default", "rope_theta": architecture.rope_theta }),
-            );
-            raw.insert(
-                "head_dim".to_owned(),
-                json!(architecture.hidden_size / architecture.num_attention_heads.max(1)),
-            );
             raw.extend(shape);
         }
         Self::parse(raw, Path::new("config.json"))
@@ -93,20 +91,12 @@ impl ModelConfig {
                 missing: "config.json",
             });
         }
-        let text = fs::read_to_string(&path).map_err(ModelError::io("read", &path))?;
-        let raw = serde_json::from_str(&text).map_err(|error| ModelError::Malformed {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        Self::parse(raw, &path)
+        Self::parse(read_json(&path)?, &path)
     }
 
     fn parse(raw: Value, path: &Path) -> Result<Self, ModelError> {
         let Value::Object(raw) = raw else {
-            return Err(ModelError::Malformed {
-                path: path.to_owned(),
-                reason: "not a JSON object".to_owned(),
-            });
+            return Err(ModelError::malformed(path, "not a JSON object"));
         };
         let design = families::design(Fields { raw: &raw, path })?;
         Ok(Self { design, raw })
@@ -118,8 +108,11 @@ impl ModelConfig {
 
     /// The name of the model's class in transformers, such as `LlamaForCausalLM`.
     pub fn architecture(&self) -> &str {
-        let names = self.raw.get("architectures").and_then(|list| list.get(0));
-        names.and_then(Value::as_str).unwrap_or_default()
+        let name = self
+            .raw
+            .get("architectures")
+            .and_then(|list| list.get(0)?.as_str());
+        name.unwrap_or_default()
     }
 
     /// Size of the vocabulary, padding included.
@@ -144,12 +137,7 @@ impl ModelConfig {
 
     /// Number of query heads, number of key-value heads, and head size.
     pub fn heads(&self) -> (i64, i64, i64) {
-        let attention = &self.design.attention;
-        (
-            attention.heads,
-            attention.num_key_value_heads,
-            attention.head_dim,
-        )
+        self.design.attention.sizes()
     }
 
     /// Maximum sequence length.
@@ -162,30 +150,22 @@ impl ModelConfig {
         self.design.tied
     }
 
-    /// Counts all parameters, those of the embedding, and those of an untied LM head.
+    /// Counts all parameters.
     ///
     /// # Errors
     /// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
-    pub fn parameter_counts(&self) -> Result<ParameterCounts, ModelError> {
-        let total = Model::needed(self)?
+    pub fn parameter_count(&self) -> Result<i64, ModelError> {
+        let needed = Model::needed(self)?;
+        let sizes = needed
             .iter()
-            .map(|(_, shape)| shape.iter().product::<i64>())
-            .sum();
-        let table = self.vocab_size() * self.hidden_size();
-        Ok(ParameterCounts {
-            total,
-            embedding: table,
-            head: if self.tied() { 0 } else { table },
-        })
+            .map(|(_, shape)| shape.iter().product::<i64>());
+        Ok(sizes.sum())
     }
 
     /// The dtype of the weights according to the file, such as `bfloat16`.
     pub fn dtype(&self) -> Option<&str> {
-        let named = self
-            .raw
-            .get("dtype")
-            .or_else(|| self.raw.get("torch_dtype"));
-        named.and_then(Value::as_str)
+        let raw = &self.raw;
+        raw.get("dtype").or(raw.get("torch_dtype"))?.as_str()
     }
 
     /// The contents of the file to write beside weights of this dtype.
@@ -195,17 +175,6 @@ impl ModelConfig {
         raw.insert("dtype".to_owned(), dtype.into());
         Value::Object(raw)
     }
-}
-
-/// Parameter counts of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ParameterCounts {
-    /// All parameters.
-    pub total: i64,
-    /// Parameters of the embedding.
-    pub embedding: i64,
-    /// Parameters of the LM head; 0 if it is the embedding.
-    pub head: i64,
 }
 
 #[cfg(test)]
@@ -331,7 +300,7 @@ mod tests {
         let (a_layer, layers) = (5 * (1_i64 << 44), 1 << 12);
         assert!(a_layer.checked_mul(layers).is_some());
         assert_eq!(largest.layers(), 2);
-        assert!(largest.parameter_counts().unwrap().total > 2 * (1 << 44));
+        assert!(largest.parameter_count().unwrap() > 2 * (1 << 44));
     }
 
     /// Runs record the hash: none of these names may change.

@@ -1,5 +1,7 @@
 //! Builds a decoder from parts, according to an [`ArchitectureSpec`].
 
+use std::collections::HashMap;
+
 use ddk_torch::{padded, to_device};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -14,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Decoder {
     /// `[V, D]`.
-    embedding: Tensor,
+    pub(crate) embedding: Tensor,
     embedding_scale: Option<f64>,
     positions: PositionTable,
     layers: Vec<Layer>,
@@ -28,7 +30,7 @@ pub(crate) struct Decoder {
 #[derive(Debug)]
 enum PositionTable {
     /// One per device that has layers.
-    Rotary(Vec<(Device, Rotary)>),
+    Rotary(HashMap<Device, Rotary>),
     /// `[positions, D]`.
     Learned(Tensor),
 }
@@ -51,18 +53,27 @@ fn positions(parts: &Parts) -> Result<Tensor, TchError> {
     Tensor::f_from_slice(&rows)?.f_view([parts.len() as i64, -1])
 }
 
-/// Devices of a decoder, and the dtype in which it computes.
+/// Devices and dtypes of a model.
 #[derive(Debug, Clone)]
-pub(crate) struct Spread {
-    /// The layers are split evenly over these devices. The embedding is on the first device, the final norm and the
-    /// LM head on the last.
-    pub(crate) devices: Vec<Device>,
-    pub(crate) compute: Kind,
+pub struct Placement {
+    /// At least one device. The layers are split evenly over the devices, in order. The embedding is on the first
+    /// device, the final norm and the LM head on the last.
+    pub devices: Vec<Device>,
+    /// Dtype of the parameters in memory.
+    pub weights: Kind,
+    /// Dtype of the hidden states and of the matmuls. Weights of another dtype are cast again each time they
+    /// change.
+    pub compute: Kind,
 }
 
-impl Spread {
-    fn first(&self) -> Device {
-        self.devices.first().copied().unwrap_or(Device::Cpu)
+impl Placement {
+    /// Puts everything on one device, in one dtype.
+    pub fn on(device: Device, kind: Kind) -> Self {
+        Self {
+            devices: vec![device],
+            weights: kind,
+            compute: kind,
+        }
     }
 
     pub(crate) fn last(&self) -> Device {
@@ -79,12 +90,12 @@ impl Decoder {
     pub(crate) fn new(
         design: &ArchitectureSpec,
         parameters: &mut Parameters<'_>,
-        spread: &Spread,
+        placement: &Placement,
     ) -> Result<Self, ModelError> {
         let (names, width) = (design.names, design.hidden_size);
         let initial = Initial::Normal(design.initializer_range);
         let table = [design.vocab_size, width];
-        parameters.place_on(spread.first());
+        parameters.place_on(placement.of_layer(0, design.layers));
         let embedding = parameters.get(format!("{}.weight", names.embedding), &table, initial)?;
         let positions = match &design.positions {
             Positions::Learned => PositionTable::Learned(parameters.get(
@@ -93,40 +104,30 @@ impl Decoder {
                 initial,
             )?),
             Positions::Rotary(rotary) => {
-                let mut devices = spread.devices.clone();
-                devices.dedup();
                 let head_dim = design.attention.head_dim;
-                let of = |device| Rotary::new(rotary, head_dim, device, spread.compute);
-                PositionTable::Rotary(
-                    devices
-                        .into_iter()
-                        .map(|device| (device, of(device)))
-                        .collect(),
-                )
+                let of = |device| Rotary::new(rotary, head_dim, device, placement.compute);
+                let devices = placement.devices.iter();
+                PositionTable::Rotary(devices.map(|&device| (device, of(device))).collect())
             }
         };
         let mut layers = Vec::new();
         for index in 0..design.layers {
-            let device = spread.of_layer(index, design.layers);
+            let device = placement.of_layer(index, design.layers);
             parameters.place_on(device);
             let name = |part: &str| format!("{}.{index}.{part}", names.layers);
+            let mut norm = |part| Norm::new(parameters, &name(part), width, design.norm);
             layers.push(Layer {
                 device,
-                attention_norm: Norm::new(
-                    parameters,
-                    &name(names.attention_norm),
-                    width,
-                    design.norm,
-                )?,
+                attention_norm: norm(names.attention_norm)?,
+                mlp_norm: norm(names.mlp_norm)?,
                 attention: Attention::new(parameters, &name(names.attention), design)?,
-                mlp_norm: Norm::new(parameters, &name(names.mlp_norm), width, design.norm)?,
                 mlp: Mlp::new(parameters, &name(names.mlp), design)?,
             });
         }
-        parameters.place_on(spread.last());
+        parameters.place_on(placement.last());
         let norm = Norm::new(parameters, names.final_norm, width, design.norm)?;
         let head = if design.tied {
-            embedding.f_to_device(spread.last())?
+            embedding.f_to_device(placement.last())?
         } else {
             parameters.get(design.head_name(), &table, initial)?
         };
@@ -137,12 +138,20 @@ impl Decoder {
             layers,
             norm,
             head,
-            compute: spread.compute,
+            compute: placement.compute,
         })
     }
 
     pub(crate) fn layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// See [`crate::Model::cache`].
+    pub(crate) fn cache(&self) -> Cache {
+        Cache {
+            layers: self.layers.iter().map(|_| LayerCache::default()).collect(),
+            positions: 0,
+        }
     }
 
     /// Pads tokens `[B, T]` as the decoder's device requires. Not for use with a cache.
@@ -169,20 +178,9 @@ impl Decoder {
         }
     }
 
-    /// Computes hidden states after the final norm `[B, T, D]` from token ids `[B, T]`. With a cache, the tokens
-    /// follow the cached ones. Calls `seen` with the number (from 1) and the output of each layer.
+    /// Computes hidden states after the final norm `[B, T, D]` from the result of [`Self::look_up`]. With a cache, the
+    /// tokens follow the cached ones. Calls `seen` with the number (from 1) and the output of each layer.
     pub(crate) fn hidden(
-        &self,
-        tokens_bt: &Tensor,
-        parts: Option<&Parts>,
-        cache: Option<&mut Cache>,
-        seen: impl FnMut(usize, &Tensor),
-    ) -> Result<Tensor, TchError> {
-        self.hidden_of(&self.look_up(tokens_bt)?, parts, cache, seen)
-    }
-
-    /// Works like [`Self::hidden`], but starts from the embedding rows of the tokens.
-    pub(crate) fn hidden_of(
         &self,
         rows_btd: &Tensor,
         parts: Option<&Parts>,
@@ -191,7 +189,7 @@ impl Decoder {
     ) -> Result<Tensor, TchError> {
         let time = rows_btd.size()[1];
         let place = Place {
-            start: cache.as_ref().map_or(0, |cache| cache.length),
+            start: cache.as_ref().map_or(0, |cache| cache.positions),
             parts,
         };
         let mut x_btd = self.embed(rows_btd, place)?;
@@ -201,14 +199,9 @@ impl Decoder {
             seen(index + 1, &x_btd);
         }
         if let Some(cache) = cache {
-            cache.length += time;
+            cache.positions += time;
         }
         self.norm(&x_btd)
-    }
-
-    /// The embedding, `[V, D]`.
-    pub(crate) fn embedding(&self) -> &Tensor {
-        &self.embedding
     }
 
     /// Looks up the embedding rows of the tokens `[B, T]`: `[B, T, D]`, in the dtype of the embedding.
@@ -272,10 +265,7 @@ impl Decoder {
         let PositionTable::Rotary(tables) = &self.positions else {
             return Ok(None);
         };
-        let Some((_, rotary)) = tables.iter().find(|(of, _)| *of == device) else {
-            return Ok(None);
-        };
-        let (cos, sin) = rotary.tables(place.start, time)?;
+        let (cos, sin) = tables[&device].tables(place.start, time)?;
         let Some(parts) = place.parts else {
             return Ok(Some((cos, sin)));
         };
@@ -290,24 +280,12 @@ impl Decoder {
 #[derive(Debug)]
 pub struct Cache {
     layers: Vec<LayerCache>,
-    length: i64,
+    positions: i64,
 }
 
 impl Cache {
-    pub(crate) fn new(layers: usize) -> Self {
-        Self {
-            layers: (0..layers).map(|_| LayerCache::default()).collect(),
-            length: 0,
-        }
-    }
-
     /// Number of positions read.
-    pub fn len(&self) -> i64 {
-        self.length
-    }
-
-    /// Whether the cache is still empty.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
+    pub fn positions(&self) -> i64 {
+        self.positions
     }
 }

@@ -57,7 +57,7 @@ pub enum ModelError {
         /// The setting's value.
         value: String,
         /// The supported values.
-        supported: &'static str,
+        supported: String,
     },
     /// Tensors do not fit the configuration. Lists all of them.
     #[error("the tensors in {} do not fit its config.json:\n{}", folder.display(), problems.join("\n"))]
@@ -84,6 +84,14 @@ impl ModelError {
     /// Whether a device ran out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Torch(error) if error.is_out_of_memory())
+    }
+
+    /// For a file that does not hold what it should.
+    pub(crate) fn malformed(path: &Path, reason: impl ToString) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
     }
 
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

@@ -110,30 +110,28 @@ impl Model {
             let index = json!({ "metadata": { "total_size": total }, "weight_map": files });
             write_json(&folder.join(INDEX), &index)?;
         }
-        for name in TOKENIZER_FILES
+        let copied = TOKENIZER_FILES
             .into_iter()
-            .chain(["generation_config.json"])
-        {
+            .chain(["generation_config.json"]);
+        for name in copied {
             let from = export.carry_from.join(name);
             if from.exists() {
                 let bytes = fs::read(&from).map_err(ModelError::io("copy", &from))?;
-                ddk_files::write(&folder.join(name), |out| out.write_all(&bytes))?;
+                write(&folder.join(name), &bytes)?;
             }
         }
         for (name, text) in export.beside {
-            write_text(&folder.join(name), text)?;
+            write(&folder.join(name), text.as_bytes())?;
         }
         let marker = marker(folder)?;
-        write_text(&folder.join(MARKER), &marker)
+        write(&folder.join(MARKER), marker.as_bytes())
     }
 }
 
 /// Whether two paths lead to the same folder.
 pub fn same_folder(one: &Path, other: &Path) -> bool {
-    match (fs::canonicalize(one), fs::canonicalize(other)) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => false,
-    }
+    let other = fs::canonicalize(other);
+    fs::canonicalize(one).is_ok_and(|one| other.is_ok_and(|other| one == other))
 }
 
 /// Splits the parameters, in order, so that no file grows past `limit` bytes.
@@ -157,11 +155,9 @@ fn bytes((_, tensor): &(String, Tensor), kind: Kind) -> usize {
 
 fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    write_text(path, &text)
+    write(path, text.as_bytes())
 }
 
-fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
-    Ok(ddk_files::write(path, |out| {
-        out.write_all(text.as_bytes())
-    })?)
+fn write(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    Ok(ddk_files::write(path, |out| out.write_all(bytes))?)
 }

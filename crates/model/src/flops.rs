@@ -1,6 +1,6 @@
 //! Computes the floating-point operations of a forward pass from the shape of the model.
 
-use crate::{ModelConfig, spec::ArchitectureSpec};
+use crate::ModelConfig;
 
 /// Floating-point operations of a model's matmuls. A multiplication with its addition counts as two.
 ///
@@ -19,7 +19,14 @@ pub struct Flops {
 impl ModelConfig {
     /// Returns the operations of a forward pass of this model.
     pub fn flops(&self) -> Flops {
-        Flops::of(self.design())
+        let (design, size) = (self.design(), i64::unsigned_abs);
+        let (layers, (queries, _)) = (size(design.layers), design.attention.widths());
+        let weights: i64 = design.matrices().iter().map(|[out, of]| out * of).sum();
+        Flops {
+            per_token: 2 * layers * size(weights),
+            per_pair: 4 * layers * size(queries),
+            per_logit: 2 * size(design.hidden_size),
+        }
     }
 
     /// Returns the shapes of one layer's matrices, each `[out, in]`, in the order in which a forward pass
@@ -30,17 +37,6 @@ impl ModelConfig {
 }
 
 impl Flops {
-    fn of(design: &ArchitectureSpec) -> Self {
-        let size = |number: i64| number.unsigned_abs();
-        let (layers, attention) = (size(design.layers), &design.attention);
-        let weights: i64 = design.matrices().iter().map(|[out, of]| out * of).sum();
-        Self {
-            per_token: 2 * layers * size(weights),
-            per_pair: 4 * layers * size(attention.heads * attention.head_dim),
-            per_logit: 2 * size(design.hidden_size),
-        }
-    }
-
     /// Counts the operations from token ids to hidden states, for separate texts of these lengths.
     pub fn hidden(&self, lengths: impl IntoIterator<Item = u64>) -> f64 {
         let of_text = |length: u64| {

@@ -47,14 +47,15 @@ mod spec;
 mod trace;
 mod weights;
 
-pub use config::{Architecture, ModelConfig, ParameterCounts};
-pub use decoder::Cache;
+pub use config::{Architecture, ModelConfig};
+pub use decoder::{Cache, Placement};
 pub use error::ModelError;
 pub use export::{Export, TOKENIZER_FILES, same_folder};
 pub use flops::Flops;
 pub use lm_head::LmHead;
-pub use model::{Head, Model, Placement};
+pub use model::Model;
 pub use padding::Parts;
+pub use parameters::normal;
 pub use replace::may_replace;
 pub use shared_weights::SharedWeights;
 pub use trace::Trace;

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{ModelConfig, ModelError, Weights, parameters::Parameters, parts::Norm};
+use crate::{
+    ModelConfig, ModelError, Weights,
+    parameters::{Parameters, Source},
+    parts::Norm,
+};
 
 /// The frozen final norm and LM head of the model in a folder.
 #[derive(Debug)]
@@ -21,7 +25,8 @@ impl LmHead {
     pub fn load(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
         let config = ModelConfig::read(folder)?;
         let (design, weights) = (config.design(), Weights::open(folder)?);
-        let mut parameters = Parameters::of_folder(&weights, kind);
+        let get = |name: &str, device| weights.tensor(name, device, kind);
+        let mut parameters = Parameters::new(Source::Loaded(&get));
         parameters.place_on(device);
         let (name, width) = (design.names.final_norm, design.hidden_size);
         Ok(Self {

@@ -1,14 +1,14 @@
 //! The model interface that the rest of the program uses.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
-    Cache, ModelConfig, ModelError, Parts, Weights,
-    decoder::{Decoder, Spread},
+    Cache, ModelConfig, ModelError, Parts, SharedWeights, Weights,
+    decoder::{Decoder, Placement},
     padding::Padded,
-    parameters::Parameters,
+    parameters::{Parameters, Source},
     parts::Cast,
     safetensors::TensorFile,
 };
@@ -17,43 +17,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
     parameters: Vec<(String, Tensor)>,
     /// The LM head, cast for matmuls.
     head_cast: Cast,
-    spread: Spread,
-}
-
-/// Devices and dtypes of a model.
-#[derive(Debug, Clone)]
-pub struct Placement {
-    /// At least one device. The layers are split evenly over the devices, in order.
-    pub devices: Vec<Device>,
-    /// Dtype of the parameters in memory.
-    pub weights: Kind,
-    /// Dtype of the hidden states and of the matmuls. Weights of another dtype are cast again each time they
-    /// change.
-    pub compute: Kind,
-}
-
-impl Placement {
-    /// Puts everything on one device, in one dtype.
-    pub fn on(device: Device, kind: Kind) -> Self {
-        Self {
-            devices: vec![device],
-            weights: kind,
-            compute: kind,
-        }
-    }
-}
-
-/// The LM head.
-#[derive(Debug, Clone, Copy)]
-pub struct Head<'a> {
-    /// `[vocab_size, hidden_size]`.
-    pub weight: &'a Tensor,
-    /// Whether the LM head is the embedding, so that their gradients add up.
-    pub tied: bool,
+    placement: Placement,
 }
 
 impl Model {
@@ -62,14 +30,7 @@ impl Model {
     /// # Errors
     /// If the folder cannot be read, if its tensors do not match its `config.json`, or if libtorch fails.
     pub fn load(folder: &Path, placement: &Placement) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(folder)?;
-        let weights = Weights::open(folder)?;
-        Self::check(&config, &weights)?;
-        Self::build(
-            config,
-            Parameters::of_folder(&weights, placement.weights),
-            placement,
-        )
+        SharedWeights::of(folder).model(placement)
     }
 
     /// Compares a folder's tensors with what its configuration needs. Reads only their headers.
@@ -87,9 +48,9 @@ impl Model {
 
     /// Names and shapes of all parameters, sorted by name.
     pub(crate) fn needed(config: &ModelConfig) -> Result<Vec<(String, Vec<i64>)>, ModelError> {
-        let mut shapes = Parameters::of_shapes();
+        let mut shapes = Parameters::new(Source::Shapes);
         let nowhere = Placement::on(Device::Cpu, Kind::Float);
-        Decoder::new(config.design(), &mut shapes, &spread(&nowhere))?;
+        Decoder::new(config.design(), &mut shapes, &nowhere)?;
         let list = shapes.into_list().into_iter();
         Ok(list.map(|(name, tensor)| (name, tensor.size())).collect())
     }
@@ -100,7 +61,7 @@ impl Model {
     /// If libtorch fails, for example because memory runs out.
     pub fn random(config: ModelConfig, seed: u64, device: Device) -> Result<Self, ModelError> {
         let placement = Placement::on(device, Kind::Float);
-        Self::build(config, Parameters::of_seed(seed), &placement)
+        Self::build(config, Parameters::new(Source::Seed(seed)), &placement)
     }
 
     pub(crate) fn build(
@@ -108,14 +69,13 @@ impl Model {
         mut parameters: Parameters<'_>,
         placement: &Placement,
     ) -> Result<Self, ModelError> {
-        let spread = spread(placement);
-        let decoder = Decoder::new(config.design(), &mut parameters, &spread)?;
+        let decoder = Decoder::new(config.design(), &mut parameters, placement)?;
         Ok(Self {
             config,
             decoder,
             parameters: parameters.into_list(),
             head_cast: Cast::default(),
-            spread,
+            placement: placement.clone(),
         })
     }
 
@@ -127,11 +87,7 @@ impl Model {
     /// # Errors
     /// If libtorch fails, for example because memory runs out.
     pub fn hidden(&self, tokens: &Tensor, parts: Option<&Parts>) -> Result<Tensor, ModelError> {
-        let padded = self.decoder.pad(tokens, parts)?;
-        let hidden = self
-            .decoder
-            .hidden(&padded.tokens, padded.parts(), None, |_, _| {})?;
-        Ok(padded.cut(&hidden)?)
+        Ok(self.hidden_and_layers(tokens, parts, &[])?.0)
     }
 
     /// Works like [`Self::hidden`] and also returns the outputs of `layers` (counted from 1), in that order and
@@ -145,28 +101,27 @@ impl Model {
         parts: Option<&Parts>,
         layers: &[usize],
     ) -> Result<(Tensor, Vec<Tensor>), ModelError> {
-        self.check_layers(layers)?;
-        let mut taken = Taken::new(layers);
+        let mut taken = self.take(layers)?;
         let padded = self.decoder.pad(tokens, parts)?;
+        let rows = self.decoder.look_up(&padded.tokens)?;
         let seen = |number, output: &Tensor| taken.see(number, output);
-        let hidden = self
-            .decoder
-            .hidden(&padded.tokens, padded.parts(), None, seen)?;
+        let hidden = self.decoder.hidden(&rows, padded.parts(), None, seen)?;
         Ok((padded.cut(&hidden)?, taken.into_outputs(&padded)?))
     }
 
-    /// Checks that the model has these layers.
-    pub(crate) fn check_layers(&self, layers: &[usize]) -> Result<(), ModelError> {
+    /// Prepares to collect the outputs of these layers.
+    pub(crate) fn take<'a>(&self, layers: &'a [usize]) -> Result<Taken<'a>, ModelError> {
         let count = self.decoder.layers();
+        let outputs = BTreeMap::new();
         match layers.iter().find(|number| !(1..=count).contains(*number)) {
             Some(&number) => Err(ModelError::NoLayer { number, count }),
-            None => Ok(()),
+            None => Ok(Taken { layers, outputs }),
         }
     }
 
     /// Creates an empty cache for [`Self::hidden_after`].
     pub fn cache(&self) -> Cache {
-        Cache::new(self.decoder.layers())
+        self.decoder.cache()
     }
 
     /// Computes the hidden states of tokens `[batch, time]` that follow the cached ones. Adds these tokens to the
@@ -175,20 +130,19 @@ impl Model {
     /// # Errors
     /// If libtorch fails, for example because memory runs out.
     pub fn hidden_after(&self, cache: &mut Cache, tokens: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.decoder.hidden(tokens, None, Some(cache), |_, _| {})?)
+        let rows = self.decoder.look_up(tokens)?;
+        Ok(self.decoder.hidden(&rows, None, Some(cache), |_, _| {})?)
     }
 
     /// The embedding, `[vocab_size, hidden_size]`.
     pub fn embedding(&self) -> &Tensor {
-        self.decoder.embedding()
+        &self.decoder.embedding
     }
 
-    /// Returns the LM head. Logits are the hidden states times its transpose.
-    pub fn head(&self) -> Head<'_> {
-        Head {
-            weight: &self.decoder.head,
-            tied: self.config.tied(),
-        }
+    /// The LM head, `[vocab_size, hidden_size]`. Logits are the hidden states times its transpose. If it is tied, it
+    /// is the embedding, so that their gradients add up.
+    pub fn head(&self) -> &Tensor {
+        &self.decoder.head
     }
 
     /// Returns the LM head in the dtype of the matmuls, without a graph.
@@ -197,7 +151,7 @@ impl Model {
     /// If libtorch fails, for example because memory runs out.
     pub fn head_for_products(&self) -> Result<Tensor, ModelError> {
         let head = &self.decoder.head;
-        Ok(self.head_cast.of(head, self.spread.compute)?.detach())
+        Ok(self.head_cast.of(head, self.placement.compute)?.detach())
     }
 
     /// Replaces all weights with those of a file that uses the same names, such as a checkpoint's.
@@ -219,11 +173,7 @@ impl Model {
     /// If libtorch cannot allocate or copy a tensor.
     pub fn copy_parameters(&self) -> Result<Vec<Tensor>, ModelError> {
         let _no_grad = tch::no_grad_guard();
-        let copy = |(_, parameter): &(String, Tensor)| {
-            let mut copy = parameter.f_empty_like()?;
-            copy.f_copy_(parameter)?;
-            Ok(copy)
-        };
+        let copy = |(_, parameter): &(String, Tensor)| Ok(parameter.f_detach_copy()?);
         self.parameters.iter().map(copy).collect()
     }
 
@@ -267,48 +217,27 @@ impl Model {
 
     /// The device that holds the final hidden states.
     pub fn device(&self) -> Device {
-        self.spread.last()
-    }
-
-    pub(crate) fn decoder(&self) -> &Decoder {
-        &self.decoder
+        self.placement.last()
     }
 }
 
 /// Collects the outputs of chosen layers during a forward pass.
 pub(crate) struct Taken<'a> {
     layers: &'a [usize],
-    /// Each output with its index in `layers`.
-    outputs: Vec<(usize, Tensor)>,
+    /// Outputs by the number of the layer.
+    outputs: BTreeMap<usize, Tensor>,
 }
 
-impl<'a> Taken<'a> {
-    pub(crate) fn new(layers: &'a [usize]) -> Self {
-        Self {
-            layers,
-            outputs: Vec::with_capacity(layers.len()),
-        }
-    }
-
+impl Taken<'_> {
     pub(crate) fn see(&mut self, number: usize, output: &Tensor) {
-        for (place, wanted) in self.layers.iter().enumerate() {
-            if *wanted == number {
-                self.outputs.push((place, output.shallow_clone()));
-            }
+        if self.layers.contains(&number) {
+            self.outputs.insert(number, output.shallow_clone());
         }
     }
 
     /// Returns the outputs in the order in which the layers were chosen.
-    pub(crate) fn into_outputs(mut self, padded: &Padded) -> Result<Vec<Tensor>, TchError> {
-        self.outputs.sort_by_key(|(place, _)| *place);
-        let outputs = self.outputs.iter();
-        outputs.map(|(_, output)| padded.cut(output)).collect()
-    }
-}
-
-fn spread(placement: &Placement) -> Spread {
-    Spread {
-        devices: placement.devices.clone(),
-        compute: placement.compute,
+    pub(crate) fn into_outputs(self, padded: &Padded) -> Result<Vec<Tensor>, TchError> {
+        let cut = |number| padded.cut(&self.outputs[number]);
+        self.layers.iter().map(cut).collect()
     }
 }

@@ -16,13 +16,6 @@ pub(crate) struct Place<'a> {
     pub(crate) parts: Option<&'a Parts>,
 }
 
-impl<'a> Place<'a> {
-    /// Starts at position 0.
-    pub(crate) fn first(parts: Option<&'a Parts>) -> Self {
-        Self { start: 0, parts }
-    }
-}
-
 /// Tokens padded for a decoder.
 #[derive(Debug)]
 pub(crate) struct Padded {
@@ -43,17 +36,11 @@ impl Padded {
     ) -> Result<Self, TchError> {
         let time = tokens.size()[1];
         let padding = length - time;
-        let tokens = match padding {
-            0 => tokens.shallow_clone(),
-            _ => tokens.f_constant_pad_nd([0, padding])?,
-        };
-        let parts = parts.map(|rows| {
-            let mut rows = rows.to_vec();
-            if padding > 0 {
-                rows.iter_mut().for_each(|row| row.push(padding));
-            }
-            rows
-        });
+        let (mut tokens, mut parts) = (tokens.shallow_clone(), parts.map(<[_]>::to_vec));
+        if padding > 0 {
+            tokens = tokens.f_constant_pad_nd([0, padding])?;
+            parts.iter_mut().flatten().for_each(|row| row.push(padding));
+        }
         Ok(Self {
             tokens,
             parts,
@@ -66,7 +53,10 @@ impl Padded {
     }
 
     pub(crate) fn place(&self) -> Place<'_> {
-        Place::first(self.parts())
+        Place {
+            start: 0,
+            parts: self.parts(),
+        }
     }
 
     /// Removes the padding from hidden states `[B, T, D]`.

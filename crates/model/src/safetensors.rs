@@ -35,11 +35,9 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, ModelError> {
     // SAFETY: the map is private and read-only. If another program truncates the file while it is mapped, this
     // process dies. Only a copy could prevent that, so checkpoints and exports are replaced only by rename.
     let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("read", path))?;
-    let (length, header) =
-        SafeTensors::read_metadata(&map).map_err(|error| ModelError::Malformed {
-            path: path.to_owned(),
-            reason: format!("not a complete safetensors file: {error}"),
-        })?;
+    let (length, header) = SafeTensors::read_metadata(&map).map_err(|error| {
+        ModelError::malformed(path, format!("not a complete safetensors file: {error}"))
+    })?;
     Ok(TensorFile {
         path: path.to_owned(),
         map,
@@ -56,11 +54,8 @@ impl TensorFile {
 
     /// A value of the header's `__metadata__`.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.header
-            .metadata()
-            .as_ref()?
-            .get(key)
-            .map(String::as_str)
+        let values = self.header.metadata().as_ref()?;
+        values.get(key).map(String::as_str)
     }
 
     /// Names of all tensors.
@@ -78,10 +73,8 @@ impl TensorFile {
     pub(crate) fn bytes(&self, name: &str) -> Option<(Dtype, &[u8])> {
         let info = self.header.info(name)?;
         let (start, end) = info.data_offsets;
-        Some((
-            info.dtype,
-            self.map.get(self.data + start..self.data + end)?,
-        ))
+        let bytes = self.map.get(self.data + start..self.data + end)?;
+        Some((info.dtype, bytes))
     }
 
     /// Copies a tensor to `device` in dtype `kind`, directly from the mapped file, without an intermediate copy.
@@ -105,9 +98,7 @@ impl TensorFile {
         // SAFETY: `find` checked the shape, and opening the file checked that the number of bytes matches shape and
         // dtype. The bytes are aligned. The view is only read, and it is dropped before this function returns,
         // while `self` keeps the file mapped.
-        let view = unsafe {
-            Tensor::f_from_blob(bytes.as_ptr(), shape, &strides(shape), found, Device::Cpu)
-        }?;
+        let view = unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, &[], found, Device::Cpu) }?;
         Ok(view.f_to_device_(device, kind, false, true)?)
     }
 
@@ -122,10 +113,7 @@ impl TensorFile {
 
     /// Bytes and dtype of a tensor that must have the shape `shape`.
     fn find(&self, name: &str, shape: &[i64]) -> Result<(&[u8], Kind), ModelError> {
-        let malformed = |reason| ModelError::Malformed {
-            path: self.path.clone(),
-            reason,
-        };
+        let malformed = |reason: String| ModelError::malformed(&self.path, reason);
         let (dtype, bytes) = self
             .bytes(name)
             .ok_or_else(|| malformed(format!("there is no tensor `{name}`")))?;
@@ -135,34 +123,24 @@ impl TensorFile {
                 "the tensor `{name}` has the shape {found:?}, expected {shape:?}"
             )));
         }
-        let kind = kind(dtype).ok_or_else(|| {
+        let kind = KINDS.iter().find(|(of_file, _)| *of_file == dtype);
+        let (_, kind) = kind.ok_or_else(|| {
             malformed(format!(
                 "the tensor `{name}` has the dtype {dtype:?} (supported: F32, F16, BF16, F64)"
             ))
         })?;
-        Ok((bytes, kind))
+        Ok((bytes, *kind))
     }
 }
 
-/// Strides of a contiguous tensor, in elements.
-fn strides(shape: &[i64]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
-    for index in (1..shape.len()).rev() {
-        strides[index - 1] = strides[index] * shape[index];
-    }
-    strides
-}
-
-fn kind(dtype: Dtype) -> Option<Kind> {
-    Some(match dtype {
-        Dtype::F64 => Kind::Double,
-        Dtype::F32 => Kind::Float,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::I64 => Kind::Int64,
-        _ => return None,
-    })
-}
+/// The dtypes that DDK reads and writes, and libtorch's names for them.
+const KINDS: [(Dtype, Kind); 5] = [
+    (Dtype::F64, Kind::Double),
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::I64, Kind::Int64),
+];
 
 /// Writes tensors (on the CPU, sorted by the caller) one by one, without a copy of the whole file in memory.
 ///
@@ -173,32 +151,22 @@ pub fn write_tensors(
     metadata: &[(&str, &str)],
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let mut header = Map::new();
     let mut entries: Map<String, Value> = metadata
         .iter()
         .map(|(key, value)| ((*key).to_owned(), json!(value)))
         .collect();
     entries.insert("format".to_owned(), json!("pt"));
-    header.insert("__metadata__".to_owned(), Value::Object(entries));
+    let mut header = json!({ "__metadata__": entries });
     let mut offset = 0;
     for (name, tensor) in tensors {
-        let dtype = match tensor.kind() {
-            Kind::Float => "F32",
-            Kind::Half => "F16",
-            Kind::BFloat16 => "BF16",
-            Kind::Double => "F64",
-            Kind::Int64 => "I64",
-            other => {
-                return Err(io::Error::other(format!(
-                    "cannot write {name}: dtype {other:?}"
-                )));
-            }
+        let kind = tensor.kind();
+        let Some((dtype, _)) = KINDS.iter().find(|(_, of_tensor)| *of_tensor == kind) else {
+            let reason = format!("cannot write {name}: dtype {kind:?}");
+            return Err(io::Error::other(reason));
         };
-        let end = offset + tensor.numel() * tensor.kind().elt_size_in_bytes();
-        header.insert(
-            name.clone(),
-            json!({ "dtype": dtype, "shape": tensor.size(), "data_offsets": [offset, end] }),
-        );
+        let end = offset + tensor.numel() * kind.elt_size_in_bytes();
+        header[name] =
+            json!({ "dtype": dtype, "shape": tensor.size(), "data_offsets": [offset, end] });
         offset = end;
     }
     let mut header = serde_json::to_vec(&header)?;

@@ -8,7 +8,10 @@ use std::{
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Model, ModelConfig, ModelError, Placement, Weights, parameters::Parameters};
+use crate::{
+    Model, ModelConfig, ModelError, Placement, Weights,
+    parameters::{Parameters, Source},
+};
 
 /// A folder's weights, shared by everything that only reads them: models on several threads of one device, and
 /// users of the LM head alone. Each tensor is loaded at its first use.
@@ -38,7 +41,7 @@ impl SharedWeights {
         let weights = Weights::open(&self.folder)?;
         Model::check(&config, &weights)?;
         let get = |name: &str, device| self.get(&weights, name, device, placement.weights);
-        Model::build(config, Parameters::of_frozen(&get), placement)
+        Model::build(config, Parameters::new(Source::Loaded(&get)), placement)
     }
 
     /// Returns only the LM head, `[vocab_size, hidden_size]`, which a student needs from its teacher.

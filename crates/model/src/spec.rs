@@ -2,8 +2,6 @@
 
 use serde::Serialize;
 
-use crate::ModelError;
-
 /// Everything that distinguishes one family's decoder from another's.
 ///
 /// Runs record the hash of its JSON. If you rename a field or variant, keep the old name in the JSON:
@@ -106,6 +104,19 @@ pub(crate) struct AttentionSpec {
     pub(crate) scale: Option<f64>,
 }
 
+impl AttentionSpec {
+    /// Number of query heads, number of key-value heads, and head size.
+    pub(crate) fn sizes(&self) -> (i64, i64, i64) {
+        (self.heads, self.num_key_value_heads, self.head_dim)
+    }
+
+    /// Width of all queries together, and width of all keys (or values) together.
+    pub(crate) fn widths(&self) -> (i64, i64) {
+        let (heads, num_key_value_heads, head_dim) = self.sizes();
+        (heads * head_dim, num_key_value_heads * head_dim)
+    }
+}
+
 /// How the decoder projects hidden states to queries, keys, and values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) enum Projections {
@@ -132,22 +143,12 @@ pub(crate) enum Activation {
     GeluTanh,
 }
 
-// Each limit is at least ten times that of the largest published models. The parameter count of any model within
-// all limits fits in an i64.
-const LARGEST_VOCABULARY: i64 = 1 << 24;
-const LARGEST_WIDTH: i64 = 1 << 20;
-const MOST_LAYERS: i64 = 1 << 12;
-const MOST_POSITIONS: i64 = 1 << 30;
-const MOST_HEADS: i64 = 1 << 12;
-const LARGEST_HEAD: i64 = 1 << 12;
-
 impl ArchitectureSpec {
     /// See [`crate::ModelConfig::matrices`].
     pub(crate) fn matrices(&self) -> Vec<[i64; 2]> {
-        let (attention, width, inner) = (&self.attention, self.hidden_size, self.mlp.width);
-        let query = attention.heads * attention.head_dim;
-        let key = attention.num_key_value_heads * attention.head_dim;
-        let mut matrices = match attention.projections {
+        let (width, inner) = (self.hidden_size, self.mlp.width);
+        let (query, key) = self.attention.widths();
+        let mut matrices = match self.attention.projections {
             Projections::Separate { .. } => vec![[query, width], [key, width], [key, width]],
             Projections::Fused => vec![[query + 2 * key, width]],
         };
@@ -161,13 +162,26 @@ impl ArchitectureSpec {
 
     /// Checks the constraints on sizes that all families share.
     pub(crate) fn check(&self) -> Result<(), String> {
-        self.check_bounds()?;
-        let AttentionSpec {
-            heads,
-            num_key_value_heads,
-            head_dim,
-            ..
-        } = self.attention;
+        let (heads, num_key_value_heads, head_dim) = self.attention.sizes();
+        // Refuse sizes that no model has, before anything is allocated or multiplied by them. Each limit is at least
+        // ten times that of the largest published models. The parameter count of any model within all limits fits in
+        // an i64.
+        for (name, size, most) in [
+            ("vocabulary size", self.vocab_size, 1 << 24),
+            ("hidden size", self.hidden_size, 1 << 20),
+            ("MLP width", self.mlp.width, 1 << 20),
+            ("number of layers", self.layers, 1 << 12),
+            ("longest sequence", self.max_positions, 1 << 30),
+            ("number of attention heads", heads, 1 << 12),
+            ("number of key-value heads", num_key_value_heads, 1 << 12),
+            ("head size", head_dim, 1 << 12),
+        ] {
+            if size > most {
+                return Err(format!(
+                    "the {name} is {size}, expected at most {most}: is the file damaged?"
+                ));
+            }
+        }
         if heads % num_key_value_heads != 0 {
             return Err(format!(
                 "num_attention_heads {heads} is not a multiple of num_key_value_heads {num_key_value_heads}"
@@ -181,31 +195,6 @@ impl ArchitectureSpec {
         Ok(())
     }
 
-    /// Refuses sizes that no model has, before anything is allocated or multiplied by them.
-    fn check_bounds(&self) -> Result<(), String> {
-        let attention = &self.attention;
-        let sizes = [
-            ("vocabulary size", self.vocab_size, LARGEST_VOCABULARY),
-            ("hidden size", self.hidden_size, LARGEST_WIDTH),
-            ("MLP width", self.mlp.width, LARGEST_WIDTH),
-            ("number of layers", self.layers, MOST_LAYERS),
-            ("longest sequence", self.max_positions, MOST_POSITIONS),
-            ("number of attention heads", attention.heads, MOST_HEADS),
-            (
-                "number of key-value heads",
-                attention.num_key_value_heads,
-                MOST_HEADS,
-            ),
-            ("head size", attention.head_dim, LARGEST_HEAD),
-        ];
-        match sizes.iter().find(|(_, size, most)| size > most) {
-            None => Ok(()),
-            Some((name, size, most)) => Err(format!(
-                "the {name} is {size}, expected at most {most}: is the file damaged?"
-            )),
-        }
-    }
-
     /// The LM head's name in a checkpoint.
     pub(crate) fn head_name(&self) -> String {
         let part = if self.tied {
@@ -214,20 +203,5 @@ impl ArchitectureSpec {
             self.names.head
         };
         format!("{part}.weight")
-    }
-}
-
-/// The head size for a configuration that does not set one.
-pub(crate) fn even_share(
-    hidden_size: i64,
-    heads: i64,
-    malformed: impl FnOnce(String) -> ModelError,
-) -> Result<i64, ModelError> {
-    if hidden_size % heads == 0 {
-        Ok(hidden_size / heads)
-    } else {
-        Err(malformed(format!(
-            "the hidden size {hidden_size} is not a multiple of the {heads} heads"
-        )))
     }
 }

@@ -3,7 +3,7 @@
 use ddk_torch::takes_gpu_path;
 use tch::{Kind, TchError, Tensor};
 
-use crate::{Model, ModelError, Parts, decoder::Decoder, model::Taken, padding::Padded};
+use crate::{Model, ModelError, Parts, decoder::Decoder, padding::Padded};
 
 /// Hidden states, and what the backward pass needs.
 ///
@@ -50,14 +50,10 @@ impl Model {
         recompute: bool,
         layers: &[usize],
     ) -> Result<Trace<'a>, ModelError> {
-        self.check_layers(layers)?;
-        let mut taken = Taken::new(layers);
-        let decoder = self.decoder();
+        let mut taken = self.take(layers)?;
+        let decoder = &self.decoder;
         let padded = decoder.pad(tokens, parts)?;
-        let rows = {
-            let _no_grad = tch::no_grad_guard();
-            decoder.look_up(&padded.tokens)?
-        };
+        let rows = tch::no_grad(|| decoder.look_up(&padded.tokens))?;
         let rows = rows.set_requires_grad(true);
         let (hidden, recomputed) = if recompute {
             let place = padded.place();
@@ -82,7 +78,7 @@ impl Model {
             (hidden, Some(recomputed))
         } else {
             let seen = |number, output: &Tensor| taken.see(number, output);
-            (decoder.hidden_of(&rows, padded.parts(), None, seen)?, None)
+            (decoder.hidden(&rows, padded.parts(), None, seen)?, None)
         };
         Ok(Trace {
             decoder,
@@ -122,11 +118,8 @@ impl Trace<'_> {
             None => back(&self.hidden, gradient, self.layers.iter().zip(layers))?,
             Some(recomputed) => self.back_through_layers(recomputed, gradient, layers)?,
         }
-        Ok(add_rows(
-            embedding,
-            &self.padded.tokens,
-            &self.rows.f_grad()?,
-        )?)
+        let rows = self.rows.f_grad()?;
+        Ok(add_rows(embedding, &self.padded.tokens, &rows)?)
     }
 
     /// Backpropagates from the last layer to the first, recomputing each layer.
@@ -137,13 +130,10 @@ impl Trace<'_> {
         layers: &[Tensor],
     ) -> Result<(), TchError> {
         let with_layer = |number: usize, mut gradient: Tensor| -> Result<Tensor, TchError> {
-            for (_, of_layer) in self
-                .numbers
-                .iter()
-                .zip(layers)
-                .filter(|(of, _)| **of == number)
-            {
-                gradient = gradient.f_add(&self.padded.uncut(of_layer)?)?;
+            for (of, of_layer) in self.numbers.iter().zip(layers) {
+                if *of == number {
+                    gradient = gradient.f_add(&self.padded.uncut(of_layer)?)?;
+                }
             }
             Ok(gradient)
         };
@@ -151,9 +141,8 @@ impl Trace<'_> {
         let mut gradient = with_layer(recomputed.inputs.len(), recomputed.last.f_grad()?)?;
         for (index, input) in recomputed.inputs.into_iter().enumerate().rev() {
             let input = input.set_requires_grad(true);
-            let output = self
-                .decoder
-                .layer(index, &input, self.padded.place(), None)?;
+            let place = self.padded.place();
+            let output = self.decoder.layer(index, &input, place, None)?;
             back(&output, &gradient, [])?;
             gradient = with_layer(index, input.f_grad()?)?;
         }

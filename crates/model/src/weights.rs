@@ -1,8 +1,7 @@
 //! Reads the tensors of a model folder, from one file or from shards.
 
 use std::{
-    collections::BTreeMap,
-    fs,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     ModelError,
+    fields::read_json,
     safetensors::{TensorFile, read_tensors},
 };
 
@@ -34,9 +34,7 @@ struct Index {
 
 /// Whether a shard's name is a plain file name, so that an index cannot point to files outside its folder.
 fn is_file_name(shard: &str) -> bool {
-    Path::new(shard)
-        .file_name()
-        .is_some_and(|name| name == shard)
+    Path::new(shard).file_name() == Some(shard.as_ref())
 }
 
 impl Weights {
@@ -50,27 +48,16 @@ impl Weights {
         let files = if folder.join(SINGLE).exists() {
             vec![read_tensors(&folder.join(SINGLE))?]
         } else if index.exists() {
-            let text = fs::read_to_string(&index).map_err(ModelError::io("read", &index))?;
-            let parsed: Index =
-                serde_json::from_str(&text).map_err(|error| ModelError::Malformed {
-                    path: index.clone(),
-                    reason: error.to_string(),
-                })?;
-            let mut shards: Vec<String> = parsed.weight_map.into_values().collect();
-            shards.sort();
-            shards.dedup();
+            let parsed: Index = read_json(&index)?;
+            let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
             if let Some(shard) = shards.iter().find(|shard| !is_file_name(shard)) {
-                return Err(ModelError::Malformed {
-                    reason: format!(
-                        "the shard {shard:?} is not in the model's folder: expected a file name without a path"
-                    ),
-                    path: index,
-                });
+                let reason = format!(
+                    "the shard {shard:?} is not in the model's folder: expected a file name without a path"
+                );
+                return Err(ModelError::malformed(&index, reason));
             }
-            shards
-                .iter()
-                .map(|shard| read_tensors(&folder.join(shard)))
-                .collect::<Result<_, _>>()?
+            let files = shards.iter().map(|shard| read_tensors(&folder.join(shard)));
+            files.collect::<Result<_, _>>()?
         } else if folder.join("pytorch_model.bin").exists()
             || folder.join("pytorch_model.bin.index.json").exists()
         {
@@ -146,22 +133,17 @@ impl Weights {
     /// Hashes all tensors (names, shapes, dtypes, and bytes). The hash does not depend on sharding. After each
     /// tensor, calls `told` with the number of bytes hashed so far and the total.
     pub fn hash(&self, mut told: impl FnMut(u64, u64)) -> String {
-        let bytes = |(name, file): (&String, &usize)| self.files[*file].bytes(name);
-        let total = self
-            .names
-            .iter()
-            .filter_map(bytes)
-            .map(|(_, bytes)| bytes.len() as u64)
-            .sum();
+        let tensors = self.names.iter().filter_map(|(name, &file)| {
+            let (dtype, bytes) = self.files[file].bytes(name)?;
+            Some((name, dtype, self.files[file].shape(name)?, bytes))
+        });
+        let total = tensors.clone().map(|(.., bytes)| bytes.len() as u64).sum();
         let (mut hasher, mut done) = (blake3::Hasher::new(), 0);
-        for (name, &file) in &self.names {
-            let shape = self.files[file].shape(name).unwrap_or_default();
-            if let Some((dtype, bytes)) = self.files[file].bytes(name) {
-                hasher.update(format!("{name} {dtype:?} {shape:?}\n").as_bytes());
-                hasher.update(bytes);
-                done += bytes.len() as u64;
-                told(done, total);
-            }
+        for (name, dtype, shape, bytes) in tensors {
+            hasher.update(format!("{name} {dtype:?} {shape:?}\n").as_bytes());
+            hasher.update(bytes);
+            done += bytes.len() as u64;
+            told(done, total);
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -174,6 +156,8 @@ impl Weights {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -63,12 +63,24 @@ fn logits(model: &Model, tokens: &Tensor) -> Tensor {
     model
         .hidden(tokens, None)
         .unwrap()
-        .linear(model.head().weight, None::<&Tensor>)
+        .linear(model.head(), None::<&Tensor>)
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])
+}
+
+#[test]
+fn every_fixture_is_compared() {
+    let mut found: Vec<String> = fs::read_dir(folder(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let mut expected = CASES.to_vec();
+    found.sort();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -109,7 +121,7 @@ fn gradients_are_those_of_transformers() {
 /// The most likely next token: the largest logit at the last position.
 fn most_likely(model: &Model, hidden: &Tensor) -> i64 {
     let last = hidden.narrow(1, hidden.size()[1] - 1, 1);
-    let logits = last.linear(model.head().weight, None::<&Tensor>);
+    let logits = last.linear(model.head(), None::<&Tensor>);
     logits.argmax(-1, false).int64_value(&[0, 0])
 }
 
@@ -145,8 +157,8 @@ fn a_cache_may_be_fed_in_pieces_of_any_length() {
             })
             .collect();
         let hidden = Tensor::cat(&pieces, 1);
-        assert_eq!(cache.len(), 17);
-        let logits = hidden.linear(model.head().weight, None::<&Tensor>);
+        assert_eq!(cache.positions(), 17);
+        let logits = hidden.linear(model.head(), None::<&Tensor>);
         let difference = largest_difference(&logits, &tensor(case, "logits"));
         assert!(difference < 1e-4, "{case}: {difference}");
     }
@@ -368,7 +380,7 @@ fn gradients_through_bf16_products_stay_near() {
         model.set_trainable(true);
         let tokens = tensor(case, "tokens");
         let logits = model.hidden(&tokens, None).unwrap().to_kind(Kind::Float);
-        let logits = logits.linear(model.head().weight, None::<&Tensor>);
+        let logits = logits.linear(model.head(), None::<&Tensor>);
         let vocabulary = logits.size()[2];
         let predicted = logits.narrow(1, 0, 16).reshape([-1, vocabulary]);
         predicted

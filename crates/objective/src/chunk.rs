@@ -1,7 +1,7 @@
 //! Computes one chunk of positions: values and the gradient with respect to the student's logits.
 
 use ddk_kernel::Divergence;
-use ddk_torch::{are_apart, as_slice, as_slice_mut, takes_gpu_path};
+use ddk_torch::{are_apart, as_slice, as_slice_mut, takes_gpu_path, threads};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
@@ -77,24 +77,18 @@ pub(crate) unsafe fn loss(chunk: Chunk<'_>, objective: &Objective) -> Result<Chu
 /// # Safety
 /// As for [`loss`].
 unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
-    let Chunk {
-        student,
-        teacher,
-        labels,
-        scale,
-        teacher_ce,
-    } = chunk;
     // This copies only tensors that are not contiguous.
-    let mut student = student.f_contiguous()?;
-    let teacher = teacher.map(|teacher| teacher.f_contiguous()).transpose()?;
-    let labels = Vec::<i64>::try_from(labels)?;
+    let mut student = chunk.student.f_contiguous()?;
+    let teacher = chunk.teacher.map(|teacher| teacher.f_contiguous());
+    let teacher = teacher.transpose()?;
+    let labels = Vec::<i64>::try_from(chunk.labels)?;
     let columns = student.size()[1];
     if let Some(label) = labels.iter().find(|label| **label >= columns) {
         return Err(TchError::Torch(format!(
             "label {label} is past the vocabulary of {columns}"
         )));
     }
-    let scales = Vec::<f32>::try_from(scale)?;
+    let scales = Vec::<f32>::try_from(chunk.scale)?;
     let weight = objective.divergence_weight();
     let loss = ddk_kernel::Loss {
         divergence: objective.divergence,
@@ -122,45 +116,34 @@ unsafe fn by_kernel(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss
             teacher,
             labels: &labels,
             scales: &scales,
-            teacher_ce,
+            teacher_ce: chunk.teacher_ce,
         };
-        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-        ddk_kernel::losses(chunk, &loss, threads, &mut values);
+        ddk_kernel::losses(chunk, &loss, threads(), &mut values);
     }
     let column = |of: fn(&ddk_kernel::Values) -> f64| {
         let column: Vec<f64> = values.iter().map(of).collect();
         Tensor::f_from_slice(&column)
     };
-    let diverged = teacher.is_some() && weight != 0.0;
+    let of_teacher = |wanted: bool, of: fn(&ddk_kernel::Values) -> f64| {
+        let column = (wanted && teacher.is_some()).then(|| column(of));
+        column.transpose()
+    };
     Ok(ChunkLoss {
         ce: column(|values| values.ce)?,
-        divergence: diverged
-            .then(|| column(|values| values.divergence))
-            .transpose()?,
-        teacher_ce: (teacher.is_some() && teacher_ce)
-            .then(|| column(|values| values.teacher_ce))
-            .transpose()?,
+        divergence: of_teacher(weight != 0.0, |values| values.divergence)?,
+        teacher_ce: of_teacher(chunk.teacher_ce, |values| values.teacher_ce)?,
         gradient: student,
     })
 }
 
 /// Computes one libtorch operation after another, on any device and also in f64.
 fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchError> {
-    let Chunk {
-        student,
-        teacher,
-        labels,
-        scale,
-        teacher_ce,
-    } = chunk;
-    let labels = &labels.f_clamp_min(0)?.f_unsqueeze(1)?;
+    let (student, teacher) = (chunk.student, chunk.teacher);
+    let labels = &chunk.labels.f_clamp_min(0)?.f_unsqueeze(1)?;
     let of_labels = |values: &Tensor| values.f_gather(1, labels, false)?.f_squeeze_dim(1);
-    let teacher_ce = match &teacher {
-        Some(logits) if teacher_ce => {
-            Some(logits.f_logsumexp(1, false)?.f_sub(&of_labels(logits)?)?)
-        }
-        _ => None,
-    };
+    let asked = teacher.as_ref().filter(|_| chunk.teacher_ce);
+    let cross_entropy = |logits: &Tensor| logits.f_logsumexp(1, false)?.f_sub(&of_labels(logits)?);
+    let teacher_ce = asked.map(cross_entropy).transpose()?;
     let log_student = student.f_log_softmax(-1, None)?;
     let ce = of_labels(&log_student)?.f_neg()?;
     let loss = |divergence, gradient: Tensor| {
@@ -168,14 +151,13 @@ fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchE
             ce,
             divergence,
             teacher_ce,
-            gradient: { gradient }.f_mul_(&scale.f_unsqueeze(1)?)?,
+            gradient: { gradient }.f_mul_(&chunk.scale.f_unsqueeze(1)?)?,
         })
     };
     let weight = objective.divergence_weight();
-    let (Some(mut teacher), Some(divergence)) = (
-        teacher.filter(|_| weight != 0.0),
-        objective.divergence.as_ref(),
-    ) else {
+    let (Some(mut teacher), Some(divergence)) =
+        (teacher.filter(|_| weight != 0.0), objective.divergence)
+    else {
         let gradient = without_label(into_exp(log_student)?, labels)?;
         return loss(None, gradient);
     };
@@ -189,7 +171,7 @@ fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchE
                 (value, gradient)
             }
             _ => {
-                let mut diverged = diverge(*divergence, log_student, teacher)?;
+                let mut diverged = diverge(divergence, log_student, teacher)?;
                 let gradient = diverged.gradient.f_mul_scalar_(weight)?;
                 let gradient = diverged.probabilities.f_add_(&gradient)?;
                 (diverged.value, gradient)
@@ -201,7 +183,7 @@ fn by_tensors(chunk: Chunk<'_>, objective: &Objective) -> Result<ChunkLoss, TchE
     let log_student = student.f_div_scalar(temperature)?.f_log_softmax(-1, None)?;
     drop(student);
     let teacher = teacher.f_div_scalar_(temperature)?;
-    let mut diverged = diverge(*divergence, log_student, teacher)?;
+    let mut diverged = diverge(divergence, log_student, teacher)?;
     drop(diverged.probabilities);
     let factor = objective.temperature_factor();
     let of_divergence = diverged

@@ -6,15 +6,8 @@ use ddk_torch::TorchError;
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectiveError {
     /// The shapes of the inputs do not match.
-    #[error("{what} has the shape {got:?}, expected {expected}")]
-    Shape {
-        /// Which input.
-        what: &'static str,
-        /// Its shape.
-        got: Vec<i64>,
-        /// The expected shape.
-        expected: String,
-    },
+    #[error("{0}")]
+    Shape(String),
     /// A libtorch call failed. A label outside the vocabulary also gives this error.
     #[error(transparent)]
     Torch(#[from] TorchError),
@@ -25,6 +18,12 @@ impl ObjectiveError {
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Torch(error) if error.is_out_of_memory())
     }
+}
+
+/// Refuses an input because of its shape.
+pub(crate) fn wrong_shape(what: &str, got: &[i64], expected: &str) -> Result<(), ObjectiveError> {
+    let message = format!("{what} has the shape {got:?}, expected {expected}");
+    Err(ObjectiveError::Shape(message))
 }
 
 impl From<tch::TchError> for ObjectiveError {

@@ -6,6 +6,8 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::{
     HeadInput, LogitBuffers, Objective, ObjectiveError,
     chunk::{self, Chunk},
+    error::wrong_shape,
+    logits::softmax_kind,
 };
 
 /// Which positions are scored, and the divisor of their sum.
@@ -18,6 +20,18 @@ pub struct Positions<'a> {
     /// Number of predictions in the whole optimizer step, not in this micro-batch. The gradient is that of the sum
     /// divided by this number.
     pub denominator: f64,
+}
+
+impl Positions<'_> {
+    /// Returns 1 for each scored position and 0 for the others, and the same times the weights, both in dtype `kind`.
+    pub(crate) fn scored_and_weights(&self, kind: Kind) -> Result<(Tensor, Tensor), TchError> {
+        let scored = self.labels.f_ge(0)?.f_to_kind(kind)?;
+        let weights = match self.weights {
+            Some(weights) => scored.f_mul(&weights.f_to_kind(kind)?)?,
+            None => scored.shallow_clone(),
+        };
+        Ok((scored, weights))
+    }
 }
 
 /// How the head computes.
@@ -102,19 +116,11 @@ pub fn chunked_head(
     let teacher_ce = options.detail == Detail::PositionsAndTeacher;
     let teacher = teacher.filter(|_| options.objective.divergence_weight() != 0.0 || teacher_ce);
     let count = positions.labels.size()[0];
-    let kind = student.softmax_kind();
-    let scored = positions.labels.f_ge(0)?.f_to_kind(kind)?;
-    let weights = match positions.weights {
-        Some(weights) => scored.f_mul(&weights.f_to_kind(kind)?)?,
-        None => scored.shallow_clone(),
-    };
+    let kind = softmax_kind(student.hidden);
+    let (scored, weights) = positions.scored_and_weights(kind)?;
     let scale = weights.f_mul_scalar(1.0 / positions.denominator)?;
     let hidden_gradient = student.hidden.f_empty_like()?;
     let columns = columns(options.vocabulary, [Some(student), teacher]);
-    let mut weight_gradient = match &gradients.weight {
-        Some(weight) => Some(weight.f_narrow(0, 0, columns)?),
-        None => None,
-    };
     let weight = student.weight.f_narrow(0, 0, columns)?;
     let mut values = Values::new(
         options.detail,
@@ -123,13 +129,9 @@ pub fn chunked_head(
     )?;
 
     let mut own = LogitBuffers::default();
-    let buffers = match &mut gradients.buffers {
-        Some(buffers) => buffers,
-        None => &mut own,
-    };
-    let mut start = 0;
-    while start < count {
-        let size = options.chunk.max(1).min(count - start);
+    let buffers = gradients.buffers.as_deref_mut().unwrap_or(&mut own);
+    for (start, size) in chunks(count, options.chunk) {
+        let of_chunk = |all: &Tensor| all.f_narrow(0, start, size);
         let logits = student.logits(start, size, columns, &mut buffers.student)?;
         let teacher_logits = teacher
             .map(|teacher| {
@@ -147,38 +149,43 @@ pub fn chunked_head(
         let chunk = Chunk {
             student: logits,
             teacher: teacher_logits,
-            labels: &positions.labels.f_narrow(0, start, size)?,
-            scale: &scale.f_narrow(0, start, size)?,
+            labels: &of_chunk(positions.labels)?,
+            scale: &of_chunk(&scale)?,
             teacher_ce,
         };
         // SAFETY: the logits are new or in the buffers borrowed here, of which nothing else has a handle. `capped`
         // is a copy.
         let loss = unsafe { chunk::loss(chunk, &options.objective)? };
-        values.add(
-            start,
-            &loss,
-            &scored.f_narrow(0, start, size)?,
-            &weights.f_narrow(0, start, size)?,
-        )?;
+        values.add(start, &loss, &of_chunk(&scored)?, &of_chunk(&weights)?)?;
         let gradient = student
             .through(loss.gradient, capped.as_ref())?
             .f_to_kind(student.weight.kind())?;
-        if let Some(weight_gradient) = &mut weight_gradient {
-            let hidden = student.hidden.f_narrow(0, start, size)?;
-            let hidden = hidden.f_to_kind(student.weight.kind())?;
-            accumulate(weight_gradient, &gradient.f_tr()?, &hidden)?;
+        if let Some(weight) = &gradients.weight {
+            let mut of_columns = weight.f_narrow(0, 0, columns)?;
+            let hidden = of_chunk(student.hidden)?.f_to_kind(student.weight.kind())?;
+            accumulate(&mut of_columns, &gradient.f_tr()?, &hidden)?;
         }
         if let Some(bias) = &mut gradients.bias {
             let mut bias = bias.f_narrow(0, 0, columns)?;
             let column_sums = gradient.f_sum_dim_intlist(0, false, bias.kind())?;
             let _ = bias.f_add_(&column_sums)?;
         }
-        hidden_gradient
-            .f_narrow(0, start, size)?
-            .f_copy_(&gradient.f_mm(&weight)?)?;
-        start += size;
+        of_chunk(&hidden_gradient)?.f_copy_(&gradient.f_mm(&weight)?)?;
     }
-    values.finish(hidden_gradient)
+    let sums = values.sums.f_to_device(Device::Cpu)?;
+    Ok(HeadOutput {
+        ce_sum: sums.f_double_value(&[0])?,
+        kl_sum: sums.f_double_value(&[1])?,
+        hidden_gradient,
+        per_position: values.per_position,
+    })
+}
+
+/// Start and size of each chunk of `count` positions.
+fn chunks(count: i64, chunk: i64) -> impl Iterator<Item = (i64, i64)> {
+    let chunk = chunk.max(1);
+    let starts = (0..count).step_by(chunk as usize);
+    starts.map(move |start| (start, chunk.min(count - start)))
 }
 
 /// Returns the sum of the cross-entropy (nats) over the scored positions, and their number. Computes no gradient.
@@ -199,9 +206,7 @@ pub fn cross_entropy_sum(
     let mut sum = Tensor::f_zeros([1], (Kind::Double, labels.device()))?;
     let mut buffers = LogitBuffers::default();
     let columns = columns(vocabulary, [Some(input), None]);
-    let mut start = 0;
-    while start < count {
-        let size = chunk.max(1).min(count - start);
+    for (start, size) in chunks(count, chunk) {
         let logits = input.logits(start, size, columns, &mut buffers.student)?;
         hide_past(vocabulary, &logits)?;
         let of_label = logits
@@ -210,7 +215,6 @@ pub fn cross_entropy_sum(
         let ce = logits.f_logsumexp(1, false)?.f_sub(&of_label)?;
         let scored = scored.f_narrow(0, start, size)?.f_to_kind(Kind::Double)?;
         sum = sum.f_add_(&ce.f_mul(&scored)?.f_sum(Kind::Double)?)?;
-        start += size;
     }
     let scored = scored.f_sum(Kind::Int64)?.f_int64_value(&[])?;
     Ok((sum.f_double_value(&[0])?, scored))
@@ -220,15 +224,12 @@ pub fn cross_entropy_sum(
 /// have that many rows, because rows of other sizes are not aligned for the fast matmuls. If one matrix has fewer
 /// rows, it is the vocabulary size.
 fn columns(vocabulary: i64, inputs: [Option<&HeadInput<'_>>; 2]) -> i64 {
-    let inputs = inputs.into_iter().flatten();
-    let fits = |input: &HeadInput<'_>| {
+    let fitting = inputs.into_iter().flatten().map(|input| {
         let columns = padded(vocabulary, input.weight.device());
-        (input.weight.size()[0] >= columns).then_some(columns)
-    };
-    let columns: Option<Vec<i64>> = inputs.map(fits).collect();
-    columns
-        .and_then(|columns| columns.into_iter().min())
-        .unwrap_or(vocabulary)
+        let fits = input.weight.size()[0] >= columns;
+        if fits { columns } else { vocabulary }
+    });
+    fitting.min().unwrap_or(vocabulary)
 }
 
 /// The logit of padding: finite, so that every difference of two logits is defined, and so low that its probability
@@ -319,16 +320,6 @@ impl Values {
         }
         Ok(())
     }
-
-    fn finish(self, hidden_gradient: Tensor) -> Result<HeadOutput, ObjectiveError> {
-        let sums = self.sums.f_to_device(Device::Cpu)?;
-        Ok(HeadOutput {
-            ce_sum: sums.f_double_value(&[0])?,
-            kl_sum: sums.f_double_value(&[1])?,
-            hidden_gradient,
-            per_position: self.per_position,
-        })
-    }
 }
 
 fn check(
@@ -338,37 +329,19 @@ fn check(
     options: &HeadOptions,
 ) -> Result<(), ObjectiveError> {
     let count = positions.labels.size();
-    let wrong = |what, got: Vec<i64>, expected: String| {
-        Err(ObjectiveError::Shape {
-            what,
-            got,
-            expected,
-        })
-    };
     if count.len() != 1 {
-        return wrong("labels", count, "[positions]".to_owned());
+        return wrong_shape("labels", &count, "[positions]");
     }
-    let sides = [
-        (
-            "the student's hidden states",
-            "the student's LM head",
-            Some(student),
-        ),
-        (
-            "the teacher's hidden states",
-            "the teacher's LM head",
-            teacher,
-        ),
-    ];
-    for (hidden_name, weight_name, input) in sides {
+    for (side, input) in [("student", Some(student)), ("teacher", teacher)] {
         let Some(input) = input else { continue };
         let (hidden, weight) = (input.hidden.size(), input.weight.size());
         if hidden.len() != 2 || hidden[0] != count[0] {
-            return wrong(hidden_name, hidden, format!("[{}, d_model]", count[0]));
+            let expected = format!("[{}, d_model]", count[0]);
+            return wrong_shape(&format!("the {side}'s hidden states"), &hidden, &expected);
         }
         if weight.len() != 2 || weight[1] != hidden[1] || weight[0] < options.vocabulary {
             let expected = format!("[at least {}, {}]", options.vocabulary, hidden[1]);
-            return wrong(weight_name, weight, expected);
+            return wrong_shape(&format!("the {side}'s LM head"), &weight, &expected);
         }
     }
     Ok(())

@@ -6,7 +6,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::{ObjectiveError, Positions};
+use crate::{ObjectiveError, Positions, error::wrong_shape, logits::softmax_kind};
 
 /// A layer of the student and its target.
 #[derive(Debug, Clone, Copy)]
@@ -45,17 +45,10 @@ pub fn layer_loss(
 ) -> Result<LayerOutput, ObjectiveError> {
     check(input, positions)?;
     let _no_grad = tch::no_grad_guard();
-    let kind = match input.hidden.kind() {
-        Kind::Double => Kind::Double,
-        _ => Kind::Float,
-    };
+    let kind = softmax_kind(input.hidden);
     let filter = input.filter.f_to_kind(input.hidden.kind())?;
     let width = input.target.size()[1] as f64;
-    let scored = positions.labels.f_ge(0)?.f_to_kind(kind)?;
-    let weights = match positions.weights {
-        Some(weights) => scored.f_mul(&weights.f_to_kind(kind)?)?,
-        None => scored,
-    };
+    let (_, weights) = positions.scored_and_weights(kind)?;
     let mut difference = input
         .hidden
         .f_mm(&filter.f_tr()?)?
@@ -81,26 +74,20 @@ pub fn layer_loss(
 fn check(input: &LayerInput<'_>, positions: &Positions<'_>) -> Result<(), ObjectiveError> {
     let count = positions.labels.size()[0];
     let (hidden, filter) = (input.hidden.size(), input.filter.size());
-    let wrong = |what, got: Vec<i64>, expected: String| {
-        Err(ObjectiveError::Shape {
-            what,
-            got,
-            expected,
-        })
-    };
     if hidden.len() != 2 || hidden[0] != count {
-        return wrong("a student's layer", hidden, format!("[{count}, d_student]"));
+        return wrong_shape(
+            "a student's layer",
+            &hidden,
+            &format!("[{count}, d_student]"),
+        );
     }
     if filter.len() != 2 || filter[1] != hidden[1] {
-        return wrong(
-            "a student's filter",
-            filter,
-            format!("[d_teacher, {}]", hidden[1]),
-        );
+        let expected = format!("[d_teacher, {}]", hidden[1]);
+        return wrong_shape("a student's filter", &filter, &expected);
     }
     let (target, expected) = (input.target.size(), [count, filter[0]]);
     if target != expected {
-        return wrong("a teacher's layer", target, format!("{expected:?}"));
+        return wrong_shape("a teacher's layer", &target, &format!("{expected:?}"));
     }
     Ok(())
 }

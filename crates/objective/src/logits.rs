@@ -2,6 +2,14 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+/// The dtype of softmaxes and differences for these inputs: fp32, or f64 for f64 inputs.
+pub(crate) fn softmax_kind(hidden: &Tensor) -> Kind {
+    match hidden.kind() {
+        Kind::Double => Kind::Double,
+        _ => Kind::Float,
+    }
+}
+
 /// Hidden states and LM head of a model.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadInput<'a> {
@@ -63,14 +71,6 @@ impl<'a> HeadInput<'a> {
         }
     }
 
-    /// The dtype of the softmaxes: fp32, or f64 for f64 inputs.
-    pub(crate) fn softmax_kind(&self) -> Kind {
-        match self.hidden.kind() {
-            Kind::Double => Kind::Double,
-            _ => Kind::Float,
-        }
-    }
-
     /// Computes logits `[count, columns]` of the positions `start..start + count`, in the dtype of the softmaxes.
     /// Uses the buffer if the matmul has that dtype too.
     pub(crate) fn logits(
@@ -82,7 +82,7 @@ impl<'a> HeadInput<'a> {
     ) -> Result<Tensor, TchError> {
         let hidden = self.hidden.f_narrow(0, start, count)?;
         let weight = self.weight.f_narrow(0, 0, columns)?.f_tr()?;
-        let kind = self.softmax_kind();
+        let kind = softmax_kind(self.hidden);
         let mut logits = if hidden.kind() == kind {
             let out = buffer.matrix([count, columns], kind, hidden.device())?;
             hidden.f_mm_out(&out, &weight)?

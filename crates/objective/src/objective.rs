@@ -51,10 +51,7 @@ impl Objective {
 
     /// The weight of the divergence in the loss: gamma, or 0 if there is no divergence.
     pub fn divergence_weight(&self) -> f64 {
-        match self.divergence {
-            Some(_) => self.gamma,
-            None => 0.0,
-        }
+        self.divergence.map_or(0.0, |_| self.gamma)
     }
 
     /// The factor of the divergence at temperature T.

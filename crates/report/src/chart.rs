@@ -1,5 +1,7 @@
 //! A chart as data: panels of bars, lines or areas. [`crate::svg()`] draws it.
 
+use indexmap::IndexSet;
+
 /// A chart.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chart {
@@ -72,37 +74,22 @@ pub struct Level {
     pub value: f64,
 }
 
-/// Colors that are readable on light and dark backgrounds, and that most eyes can tell apart.
-pub const PALETTE: [(u8, u8, u8); 12] = [
-    (0x3f, 0x7f, 0xd9),
-    (0xe0, 0x81, 0x3a),
-    (0x2f, 0xa3, 0x7a),
-    (0xc9, 0x55, 0x7f),
-    (0x8d, 0x6f, 0xd0),
-    (0xb3, 0x9a, 0x24),
-    (0x2f, 0xa3, 0xb8),
-    (0xd2, 0x5f, 0x55),
-    (0x7f, 0x8b, 0x99),
-    (0x6f, 0xa8, 0x4a),
-    (0x8f, 0x5f, 0x3f),
-    (0xc2, 0x5f, 0xc9),
+/// Colors (`0xRRGGBB`) that are readable on light and dark backgrounds, and that most eyes can tell apart.
+pub const PALETTE: [u32; 12] = [
+    0x3f7fd9, 0xe0813a, 0x2fa37a, 0xc9557f, 0x8d6fd0, 0xb39a24, 0x2fa3b8, 0xd25f55, 0x7f8b99,
+    0x6fa84a, 0x8f5f3f, 0xc25fc9,
 ];
 
 impl Chart {
     /// Names of bars and lines, each once, in the order of their first appearance.
-    pub fn names(&self) -> Vec<&str> {
-        let mut names = Vec::new();
-        for (name, _) in self.panels.iter().flat_map(|panel| panel.content.series()) {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        names
+    pub fn names(&self) -> IndexSet<&str> {
+        let series = self.panels.iter().flat_map(|panel| panel.content.series());
+        series.map(|(name, _)| name).collect()
     }
 
-    /// The color of a name: red, green, blue.
-    pub fn color(&self, name: &str) -> (u8, u8, u8) {
-        let index = self.names().iter().position(|other| *other == name);
+    /// The color of a name: `0xRRGGBB`.
+    pub fn color(&self, name: &str) -> u32 {
+        let index = self.names().get_index_of(name);
         PALETTE[index.unwrap_or(0) % PALETTE.len()]
     }
 
@@ -112,7 +99,10 @@ impl Chart {
         let ranges = self.panels.iter().filter(shared).map(Panel::y_range);
         let (low, high) = extent(ranges.flat_map(|(low, high)| [low, high]));
         let margin = 0.05 * (high - low);
-        if self.log_scale {
+        if self.log_scale && low <= 0.0 {
+            // There is no value yet, and a logarithmic axis cannot start at 0.
+            (1.0, 10.0)
+        } else if self.log_scale {
             (0.9 * low, 1.1 * high)
         } else if matches!(panel.content, Content::Lines(_)) {
             (low - margin, high + margin)
@@ -164,15 +154,16 @@ impl Content {
     pub fn series(&self) -> Vec<(&str, Vec<(f64, f64)>)> {
         match self {
             Self::Bars(bars) => {
+                let point = |bar: &Bar, x: u32| (f64::from(x) + 0.5, bar.value);
                 let bars = bars.iter().zip(0..);
-                bars.map(|(bar, x)| (&bar.name[..], vec![(f64::from(x) + 0.5, bar.value)]))
+                bars.map(|(bar, x)| (&bar.name[..], vec![point(bar, x)]))
                     .collect()
             }
             Self::Lines(lines) | Self::Areas(lines) => {
-                let lines = lines.iter();
-                lines
-                    .map(|line| (&line.name[..], line.points.clone()))
-                    .collect()
+                let series = lines
+                    .iter()
+                    .map(|line| (&line.name[..], line.points.clone()));
+                series.collect()
             }
         }
     }

@@ -14,17 +14,18 @@ use std::{
 
 use ddk_run::{
     RunFileError, RunView, read,
-    records::{ByDomain, Summary},
+    records::{ByDomain, DomainSummary, Summary},
     view::Mixture,
 };
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     chart::Chart,
-    document,
+    document::Document,
     scores::Scores,
     statistics::{Paired, Spread},
-    svg::{ChartError, WIDTH, svg},
+    table::mean,
 };
 
 /// A finished run.
@@ -38,8 +39,8 @@ pub struct ComparedRun {
     pub folder: PathBuf,
     /// Its `summary.json`.
     pub summary: Summary,
-    /// The total cost of its preliminary runs (DoReMi's reference and proxy, TED's filters).
-    pub phases: Costs,
+    /// The costs of its preliminary runs (DoReMi's reference and proxy, TED's filters).
+    pub phases: Vec<Costs>,
     /// Its mixtures and evaluations.
     pub mixture: Mixture,
     /// Its student's scores on other tasks.
@@ -58,17 +59,6 @@ pub struct Costs {
     pub evaluation_flops: f64,
     /// Wall time.
     pub seconds: f64,
-}
-
-impl Costs {
-    fn plus(self, other: Self) -> Self {
-        Self {
-            teacher_flops: self.teacher_flops + other.teacher_flops,
-            student_flops: self.student_flops + other.student_flops,
-            evaluation_flops: self.evaluation_flops + other.evaluation_flops,
-            seconds: self.seconds + other.seconds,
-        }
-    }
 }
 
 impl ComparedRun {
@@ -93,32 +83,28 @@ impl ComparedRun {
         })
     }
 
-    /// The cost of the run and its preliminary runs.
-    fn costs(&self) -> Costs {
+    /// A cost of the run and its preliminary runs.
+    fn cost(&self, of: fn(&Costs) -> f64) -> f64 {
         let summary = &self.summary;
-        self.phases.plus(Costs {
+        let own = Costs {
             teacher_flops: summary.teacher_flops,
             student_flops: summary.student_flops,
             evaluation_flops: summary.evaluation_flops,
             seconds: summary.seconds,
-        })
+        };
+        self.phases.iter().chain([&own]).map(of).sum()
     }
 }
 
-/// The total cost of the runs in `phases/`.
-fn phases(folder: &Path) -> Result<Costs, RunFileError> {
-    let Ok(entries) = fs::read_dir(folder.join("phases")) else {
-        return Ok(Costs::default());
-    };
-    let mut sum = Costs::default();
-    for entry in entries.filter_map(Result::ok) {
-        let path = entry.path().join("summary.json");
-        if !path.exists() {
-            continue;
-        }
-        sum = sum.plus(read::record(&path)?);
-    }
-    Ok(sum)
+/// The costs of the runs in `phases/`.
+fn phases(folder: &Path) -> Result<Vec<Costs>, RunFileError> {
+    let entries = fs::read_dir(folder.join("phases")).into_iter();
+    let summaries = entries
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("summary.json"));
+    let summaries = summaries.filter(|path| path.exists());
+    summaries.map(|path| read::record(&path)).collect()
 }
 
 /// A comparison of runs.
@@ -219,51 +205,36 @@ impl Group {
         start_scores: Scores,
         teacher_scores: Scores,
     ) -> Self {
-        let mut names: Vec<&str> = Vec::new();
+        let mut of_methods: IndexMap<&str, Vec<&ComparedRun>> = IndexMap::new();
         for run in runs {
-            if !names.contains(&run.method.as_str()) {
-                names.push(&run.method);
-            }
+            of_methods.entry(&run.method).or_default().push(run);
         }
-        let of = |name: &str| -> Vec<&ComparedRun> {
-            let mut own: Vec<&ComparedRun> = runs.iter().filter(|run| run.method == name).collect();
-            own.sort_by_key(|run| run.seed);
-            own
-        };
-        let mut methods: Vec<MethodResult> = names
-            .iter()
-            .map(|name| MethodResult::of(name, &of(name)))
-            .collect();
-        let against = methods
-            .iter()
-            .find(|method| Some(method.method.as_str()) == reference)
-            .cloned();
-        if let Some(against) = &against {
+        let methods = of_methods.into_iter().map(|(name, mut runs)| {
+            runs.sort_by_key(|run| run.seed);
+            MethodResult::of(name, &runs)
+        });
+        let mut methods: Vec<MethodResult> = methods.collect();
+        if let Some(against) = find(&methods, reference).cloned() {
             for method in &mut methods {
                 if method.method != against.method {
-                    method.difference = Some(method.difference_from(against));
+                    method.difference = Some(method.difference_from(&against));
                 }
             }
             mark(&mut methods, &against.method);
         }
-        let domains = runs.iter().take(1).flat_map(|run| &run.summary.domains);
-        let (start, teacher) = domains
-            .map(|(name, domain)| {
-                let of = |value| (name.clone(), value);
-                (
-                    of(domain.student_perplexity_before),
-                    of(domain.teacher_perplexity),
-                )
-            })
-            .unzip();
+        let perplexity = |of: fn(&DomainSummary) -> f64| {
+            let domains = runs.iter().take(1).flat_map(|run| &run.summary.domains);
+            let values = domains.map(|(name, domain)| (name.clone(), of(domain)));
+            values.collect()
+        };
         let mut group = Self {
             swept,
             start: Model {
-                perplexity: start,
+                perplexity: perplexity(|domain| domain.student_perplexity_before),
                 scores: start_scores,
             },
             teacher: Model {
-                perplexity: teacher,
+                perplexity: perplexity(|domain| domain.teacher_perplexity),
                 scores: teacher_scores,
             },
             methods,
@@ -275,25 +246,10 @@ impl Group {
 
     /// The swept value as a part of file names.
     fn slug(&self) -> String {
-        let plain = |character: char| {
-            if character.is_ascii_alphanumeric() || character == '.' {
-                character
-            } else {
-                '-'
-            }
-        };
-        let swept = self.swept.iter();
-        swept
-            .map(|text| {
-                format!(
-                    "-{}",
-                    text.replace(" = ", "-")
-                        .chars()
-                        .map(plain)
-                        .collect::<String>()
-                )
-            })
-            .collect()
+        let is_special = |letter: char| !letter.is_ascii_alphanumeric() && letter != '.';
+        let slug = |swept: &String| swept.replace(" = ", "-").replace(is_special, "-");
+        let swept = self.swept.iter().map(|swept| format!("-{}", slug(swept)));
+        swept.collect()
     }
 }
 
@@ -302,34 +258,27 @@ impl MethodResult {
         let spread = |value: &dyn Fn(&ComparedRun) -> f64| {
             Spread::of(runs.iter().map(|run| value(run)).collect())
         };
-        let domains: Vec<&String> = runs
-            .first()
-            .map_or_else(Vec::new, |run| run.summary.domains.keys().collect());
-        let by_domain = |value: &dyn Fn(&ddk_run::records::DomainSummary) -> f64| {
-            let of_domain = |domain: &&String| {
+        let by_domain = |value: fn(&DomainSummary) -> f64| {
+            let first = runs.iter().take(1);
+            let domains = first.flat_map(|run| run.summary.domains.keys());
+            let of_domain = |name: &String| {
                 let of_run =
-                    |run: &ComparedRun| run.summary.domains.get(*domain).map_or(f64::NAN, value);
-                ((*domain).clone(), spread(&of_run))
+                    |run: &ComparedRun| run.summary.domains.get(name).map_or(f64::NAN, value);
+                (name.clone(), spread(&of_run))
             };
-            domains.iter().map(of_domain).collect::<BTreeMap<_, _>>()
+            domains.map(of_domain).collect::<BTreeMap<_, _>>()
         };
-        let mean_of = |value: fn(&ddk_run::records::DomainSummary) -> f64| {
-            spread(&move |run: &ComparedRun| {
-                let values = run.summary.domains.values();
-                values.map(value).sum::<f64>() / run.summary.domains.len() as f64
-            })
-        };
-        let gap = by_domain(&|domain| domain.gap_after);
-        let worst = gap
-            .iter()
-            .max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean));
+        let mean_of = |value: fn(&DomainSummary) -> f64| spread(&|run| mean(&run.summary, value));
+        let gap = by_domain(|domain| domain.gap_after);
+        let gaps = gap.iter();
+        let worst = gaps.max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean));
         Self {
             method: name.to_owned(),
             folders: runs.iter().map(|run| run.folder.clone()).collect(),
-            perplexity: by_domain(&|domain| domain.student_perplexity_after),
+            perplexity: by_domain(|domain| domain.student_perplexity_after),
             mean_perplexity: mean_of(|domain| domain.student_perplexity_after),
             worst_domain: worst.map_or_else(String::new, |(domain, _)| domain.clone()),
-            ratio: by_domain(&|domain| domain.ratio_after),
+            ratio: by_domain(|domain| domain.ratio_after),
             mean_ratio: mean_of(|domain| domain.ratio_after),
             gap,
             mean_gap: mean_of(|domain| domain.gap_after),
@@ -339,14 +288,14 @@ impl MethodResult {
             }),
             difference: None,
             tokens: spread(&|run| run.summary.tokens as f64),
-            token_share: by_domain(&|domain| domain.token_share),
-            teacher_flops: spread(&|run| run.costs().teacher_flops),
-            student_flops: spread(&|run| run.costs().student_flops),
-            evaluation_flops: spread(&|run| run.costs().evaluation_flops),
+            token_share: by_domain(|domain| domain.token_share),
+            teacher_flops: spread(&|run| run.cost(|costs| costs.teacher_flops)),
+            student_flops: spread(&|run| run.cost(|costs| costs.student_flops)),
+            evaluation_flops: spread(&|run| run.cost(|costs| costs.evaluation_flops)),
             mixture_flops_share: spread(&|run| run.summary.mixture_flops_share),
             mixture_seconds_share: spread(&|run| run.summary.mixture_seconds_share),
-            seconds: spread(&|run| run.costs().seconds),
-            scores: scores(runs),
+            seconds: spread(&|run| run.cost(|costs| costs.seconds)),
+            scores: spreads(runs.iter().map(|run| &run.scores)),
             best_in: Vec::new(),
         }
     }
@@ -369,9 +318,8 @@ impl MethodResult {
     }
 
     fn column(&self, name: &str) -> Option<&Spread> {
-        self.columns()
-            .find(|(other, _)| other == name)
-            .map(|(_, spread)| spread)
+        let mut columns = self.columns();
+        Some(columns.find(|(other, _)| other == name)?.1)
     }
 
     fn difference_from(&self, reference: &Self) -> BTreeMap<String, Paired> {
@@ -386,15 +334,11 @@ impl MethodResult {
 /// Marks the lowest method of each column if the interval of its paired difference from the reference excludes zero.
 /// If the reference is the lowest, the difference of the next lowest decides.
 fn mark(methods: &mut [MethodResult], reference: &str) {
-    let columns: Vec<String> = methods.first().map_or_else(Vec::new, |method| {
-        method.columns().map(|(name, _)| name).collect()
-    });
+    let columns = methods.iter().take(1).flat_map(MethodResult::columns);
+    let columns: Vec<String> = columns.map(|(name, _)| name).collect();
     for column in columns {
-        let mean = |index: &usize| {
-            methods[*index]
-                .column(&column)
-                .map_or(f64::NAN, |of| of.mean)
-        };
+        let spread = |index: &usize| methods[*index].column(&column);
+        let mean = |index: &usize| spread(index).map_or(f64::NAN, |spread| spread.mean);
         let mut order: Vec<usize> = (0..methods.len()).collect();
         order.sort_by(|a, b| mean(a).total_cmp(&mean(b)));
         let [best, next, ..] = order[..] else {
@@ -409,51 +353,40 @@ fn mark(methods: &mut [MethodResult], reference: &str) {
     }
 }
 
-/// Scores over the seeds that have them.
-fn scores(runs: &[&ComparedRun]) -> BTreeMap<String, BTreeMap<String, Spread>> {
-    let mut values: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
-    for run in runs {
-        for (task, metrics) in &run.scores {
-            for (metric, value) in metrics {
-                let of_task = values.entry(task.clone()).or_default();
-                of_task.entry(metric.clone()).or_default().push(*value);
-            }
+/// Finds a method by its name.
+fn find<'a>(methods: &'a [MethodResult], name: Option<&str>) -> Option<&'a MethodResult> {
+    methods.iter().find(|method| Some(&*method.method) == name)
+}
+
+/// Scores over the models that have them: task to metric to values.
+fn spreads<'a>(
+    models: impl IntoIterator<Item = &'a Scores>,
+) -> BTreeMap<String, BTreeMap<String, Spread>> {
+    let mut values: BTreeMap<&String, BTreeMap<&String, Vec<f64>>> = BTreeMap::new();
+    for (task, metrics) in models.into_iter().flatten() {
+        for (metric, value) in metrics {
+            let of_task = values.entry(task).or_default();
+            of_task.entry(metric).or_default().push(*value);
         }
     }
-    let spreads = |metrics: BTreeMap<String, Vec<f64>>| {
-        let spreads = metrics
-            .into_iter()
-            .map(|(metric, values)| (metric, Spread::of(values)));
-        spreads.collect()
+    let of_task = |metrics: BTreeMap<&String, Vec<f64>>| {
+        let metrics = metrics.into_iter();
+        metrics
+            .map(|(metric, values)| (metric.clone(), Spread::of(values)))
+            .collect()
     };
-    values
-        .into_iter()
-        .map(|(task, metrics)| (task, spreads(metrics)))
+    let tasks = values.into_iter();
+    tasks
+        .map(|(task, metrics)| (task.clone(), of_task(metrics)))
         .collect()
 }
 
 impl Comparison {
-    /// Renders Markdown, with figures as files beside it (see [`Self::svgs`]).
-    pub fn markdown(&self) -> String {
-        document::markdown(&text::blocks(self))
-    }
-
-    /// Renders a page that works offline.
-    ///
-    /// # Errors
-    /// If a chart cannot be drawn.
-    pub fn html(&self) -> Result<String, ChartError> {
-        document::page(&self.name, &text::blocks(self))
-    }
-
-    /// The figures that the Markdown refers to: name and content.
-    ///
-    /// # Errors
-    /// If a chart cannot be drawn.
-    pub fn svgs(&self) -> Result<Vec<(String, String)>, ChartError> {
-        let charts = self.groups.iter().flat_map(|group| &group.charts);
-        charts
-            .map(|chart| Ok((format!("{}.svg", chart.name), svg(chart, WIDTH)?)))
-            .collect()
+    /// Its text, tables and figures.
+    pub fn document(&self) -> Document {
+        Document {
+            title: self.name.clone(),
+            blocks: text::blocks(self),
+        }
     }
 }

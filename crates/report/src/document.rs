@@ -1,11 +1,20 @@
 //! A document with tables and figures, rendered as Markdown or as one self-contained page.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use crate::{
     chart::Chart,
     svg::{ChartError, WIDTH, svg},
 };
+
+/// A document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// The title of its page.
+    pub title: String,
+    /// Its parts in order.
+    pub blocks: Vec<Block>,
+}
 
 /// A part of a document. Text may have Markdown's marks `**` (strong) and `` ` `` (code).
 #[derive(Debug, Clone, PartialEq)]
@@ -25,67 +34,85 @@ pub enum Block {
 }
 
 /// A table: a header, and rows with at most as many cells.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Table(Vec<Vec<String>>);
-
-/// Renders Markdown. Figures are files `figures/NAME.svg` beside it.
-pub fn markdown(blocks: &[Block]) -> String {
-    let blocks = blocks.iter().map(|block| match block {
-        Block::Title(level, text) => format!("{} {text}\n", "#".repeat(usize::from(*level))),
-        Block::Text(text) => format!("{text}\n"),
-        Block::List(lines) => lines.iter().map(|line| format!("- {line}\n")).collect(),
-        Block::Table(table) => table.markdown(),
-        Block::Figure(chart) => format!(
-            "![{title}](figures/{name}.svg)\n\n{caption}\n",
-            title = chart.title,
-            name = chart.name,
-            caption = format!("*{}.* {}", chart.title, chart.about).trim_end()
-        ),
-        Block::Code(name, text) => format!("`{name}`:\n\n```\n{}\n```\n", text.trim_end()),
-    });
-    blocks.collect::<Vec<_>>().join("\n")
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
 }
 
-/// Renders a page that works offline.
-///
-/// # Errors
-/// If a chart cannot be drawn.
-pub fn page(title: &str, blocks: &[Block]) -> Result<String, ChartError> {
-    let html = |block: &Block| {
-        Ok(match block {
-            Block::Title(level, text) => format!("<h{level}>{}</h{level}>\n", inline(text)),
-            Block::Text(text) => format!("<p>{}</p>\n", inline(text)),
-            Block::List(lines) => {
-                let items = lines
-                    .iter()
-                    .map(|line| format!("<li>{}</li>", inline(line)));
-                format!("<ul>{}</ul>\n", items.collect::<String>())
-            }
-            Block::Table(table) => table.html(),
+impl Document {
+    /// Renders Markdown. Its figures are files `figures/NAME.svg` beside it (see [`Self::svgs`]).
+    pub fn markdown(&self) -> String {
+        let blocks = self.blocks.iter().map(|block| match block {
+            Block::Title(level, text) => format!("{} {text}\n", "#".repeat(usize::from(*level))),
+            Block::Text(text) => format!("{text}\n"),
+            Block::List(lines) => lines.iter().map(|line| format!("- {line}\n")).collect(),
+            Block::Table(table) => table.markdown(),
             Block::Figure(chart) => format!(
-                "<figure><figcaption><b>{}</b> {}</figcaption><div class=\"chart\">{}</div></figure>\n",
-                inline(&chart.title),
-                inline(&chart.about),
-                svg(chart, WIDTH)?
+                "![{title}](figures/{name}.svg)\n\n{caption}\n",
+                title = chart.title,
+                name = chart.name,
+                caption = format!("*{}.* {}", chart.title, chart.about).trim_end()
             ),
-            Block::Code(name, text) => format!(
-                "<details><summary>{}</summary><pre>{}</pre></details>\n",
-                escape(name),
-                escape(text)
-            ),
-        })
-    };
-    let body = blocks
-        .iter()
-        .map(html)
-        .collect::<Result<String, ChartError>>()?;
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+            Block::Code(name, text) => format!("`{name}`:\n\n```\n{}\n```\n", text.trim_end()),
+        });
+        blocks.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Renders one page that works offline.
+    ///
+    /// # Errors
+    /// If a chart cannot be drawn.
+    pub fn html(&self) -> Result<String, ChartError> {
+        let html = |block: &Block| {
+            Ok(match block {
+                Block::Title(level, text) => format!("<h{level}>{}</h{level}>\n", inline(text)),
+                Block::Text(text) => format!("<p>{}</p>\n", inline(text)),
+                Block::List(lines) => {
+                    let item = |line: &String| format!("<li>{}</li>", inline(line));
+                    format!("<ul>{}</ul>\n", lines.iter().map(item).collect::<String>())
+                }
+                Block::Table(table) => table.html(),
+                Block::Figure(chart) => format!(
+                    "<figure><figcaption><b>{}</b> {}</figcaption><div class=\"chart\">{}</div></figure>\n",
+                    inline(&chart.title),
+                    inline(&chart.about),
+                    svg(chart, WIDTH)?
+                ),
+                Block::Code(name, text) => format!(
+                    "<details><summary>{}</summary><pre>{}</pre></details>\n",
+                    escape(name),
+                    escape(text)
+                ),
+            })
+        };
+        let body: Result<String, ChartError> = self.blocks.iter().map(html).collect();
+        let body = body?;
+        Ok(format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<title>{} - DDK</title>\n<style>{STYLE}</style>\n\
          </head>\n<body class=\"report\">\n{body}<script type=\"module\">{POINTER}</script>\n</body>\n</html>\n",
-        escape(title)
-    ))
+            escape(&self.title)
+        ))
+    }
+
+    /// Its figures.
+    pub fn charts(&self) -> impl Iterator<Item = &Chart> {
+        self.blocks.iter().filter_map(|block| match block {
+            Block::Figure(chart) => Some(chart),
+            _ => None,
+        })
+    }
+
+    /// Its figures as files: name and content.
+    ///
+    /// # Errors
+    /// If a chart cannot be drawn.
+    pub fn svgs(&self) -> Result<Vec<(String, String)>, ChartError> {
+        let file = |chart: &Chart| Ok((format!("{}.svg", chart.name), svg(chart, WIDTH)?));
+        self.charts().map(file).collect()
+    }
 }
 
 /// The stylesheet of the live page.
@@ -96,17 +123,20 @@ const POINTER: &str = include_str!("../../../dashboards/page/pointer.js");
 impl Table {
     /// Creates a table with this header and no rows.
     pub fn new<Cell: Into<String>>(header: impl IntoIterator<Item = Cell>) -> Self {
-        Self(vec![header.into_iter().map(Into::into).collect()])
+        Self {
+            header: header.into_iter().map(Into::into).collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row. Trailing cells may be left out.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.0.push(cells.into_iter().collect());
+        self.rows.push(cells.into_iter().collect());
     }
 
     /// Adds rows.
     pub fn with(mut self, rows: impl IntoIterator<Item = Vec<String>>) -> Self {
-        self.0.extend(rows);
+        self.rows.extend(rows);
         self
     }
 
@@ -115,47 +145,36 @@ impl Table {
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
             format!("| {} |\n", cells.join(" | "))
         };
-        let (header, rows) = self.split();
-        let rule = format!("|---{}|\n", "|---:".repeat(header.len().saturating_sub(1)));
-        let rows: String = rows.iter().map(|row| line(row)).collect();
-        format!("{}{rule}{rows}", line(header))
+        let numbers = "|---:".repeat(self.header.len().saturating_sub(1));
+        let rows: String = self.rows.iter().map(|row| line(row)).collect();
+        format!("{}|---{numbers}|\n{rows}", line(&self.header))
     }
 
     fn html(&self) -> String {
         let row = |cells: &[String], tag: &str| {
-            let cells: String = cells
-                .iter()
-                .map(|cell| format!("<{tag}>{}</{tag}>", inline(cell)))
-                .collect();
+            let cell = |cell: &String| format!("<{tag}>{}</{tag}>", inline(cell));
+            let cells: String = cells.iter().map(cell).collect();
             format!("<tr>{cells}</tr>\n")
         };
-        let (header, rows) = self.split();
-        let rows: String = rows.iter().map(|cells| row(cells, "td")).collect();
+        let rows: String = self.rows.iter().map(|cells| row(cells, "td")).collect();
         format!(
             "<div class=\"table\"><table>\n<thead>{}</thead>\n<tbody>{rows}</tbody>\n</table></div>\n",
-            row(header, "th")
+            row(&self.header, "th")
         )
-    }
-
-    fn split(&self) -> (&[String], &[Vec<String>]) {
-        self.0
-            .split_first()
-            .map_or((&[], &[]), |(header, rows)| (header, rows))
     }
 }
 
 /// Text for a terminal: columns of numbers are right-aligned, columns of words left-aligned.
 impl fmt::Display for Table {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (header, rows) = self.split();
-        let column = |number: usize| {
-            let cells = self.0.iter().filter_map(|row| row.get(number));
-            let width = cells.map(|cell| cell.chars().count()).max();
-            let mut cells = rows.iter().filter_map(|row| row.get(number));
-            (width.unwrap_or(0), cells.all(|cell| is_number(cell)))
+        let column = |(number, name): (usize, &String)| {
+            let cells = || self.rows.iter().filter_map(|row| row.get(number));
+            let widths = cells().chain([name]).map(|cell| cell.chars().count());
+            let width = widths.max().unwrap_or(0);
+            (width, cells().all(|cell| is_number(cell)))
         };
-        let columns: Vec<_> = (0..header.len()).map(column).collect();
-        for row in &self.0 {
+        let columns: Vec<_> = self.header.iter().enumerate().map(column).collect();
+        for row in iter::once(&self.header).chain(&self.rows) {
             let cells = row.iter().zip(&columns).map(|(cell, &(width, right))| {
                 if right {
                     format!("{cell:>width$}")

@@ -69,13 +69,9 @@ impl Course<'_> {
         let evaluations = self.evaluations();
         Content::Lines(self.lines(|domain| {
             let at = |(x, line): &(f64, &MixtureLine)| Some((*x, *value(line).get(domain)?));
-            let summary = self
-                .mixture
-                .after
-                .as_ref()
-                .and_then(|domains| domains.get(domain));
-            let end = summary.map(|summary| (self.end, after(summary)));
-            evaluations.iter().filter_map(at).chain(end).collect()
+            let ends = self.mixture.after.iter();
+            let ends = ends.filter_map(|domains| Some((self.end, after(domains.get(domain)?))));
+            evaluations.iter().filter_map(at).chain(ends).collect()
         }))
     }
 }
@@ -98,11 +94,9 @@ impl RunSeries {
         let mut mixture = view.mixture();
         let last = mixture.intervals.len().saturating_sub(1);
         let every = last.div_ceil(CHARTED).max(1);
-        let mut index = 0..;
-        mixture.intervals.retain(|_| {
-            let index = index.next().unwrap_or(last);
-            index.is_multiple_of(every) || index == last
-        });
+        let intervals = mixture.intervals.into_iter().enumerate();
+        let shown = intervals.filter(|(index, _)| index.is_multiple_of(every) || *index == last);
+        mixture.intervals = shown.map(|(_, interval)| interval).collect();
         Self {
             name,
             step: view.step(),
@@ -129,29 +123,16 @@ pub fn charts(run: &RunSeries) -> Vec<Chart> {
         |domain| domain.student_perplexity_after,
     );
     let about = "ln(student's perplexity / teacher's) on each domain's validation documents.";
-    let weight =
+    let gap = gap_chart("Gap to the teacher", about, gaps);
+    let about = "The student's, on each domain's validation documents.";
+    let (name, title) = ("perplexity", "Perplexity");
+    let mut perplexity = chart(name, title, about, "perplexity", perplexities);
+    perplexity.log_scale = true;
+    let about =
         "How much of the data is drawn from each domain: more where the student is further behind.";
-    let mut charts = vec![
-        chart("gap", "Gap to the teacher", about, GAP, gaps).with_level(caught_up()),
-        losses(steps),
-        Chart {
-            log_scale: true,
-            ..chart(
-                "perplexity",
-                "Perplexity",
-                "The student's, on each domain's validation documents.",
-                "perplexity",
-                perplexities,
-            )
-        },
-        chart(
-            "weights",
-            "Mixture",
-            weight,
-            "weight in the mixture",
-            course.weights(),
-        ),
-    ];
+    let (label, content) = ("weight in the mixture", course.weights());
+    let weights = chart("weights", "Mixture", about, label, content);
+    let mut charts = vec![gap, losses(steps), perplexity, weights];
     let others = [
         (Scalar::LearningRate, "Learning rate"),
         (Scalar::GradNorm, "Gradient norm before clipping"),
@@ -159,14 +140,8 @@ pub fn charts(run: &RunSeries) -> Vec<Chart> {
     ];
     charts.extend(others.map(|(scalar, title)| {
         let line = scalar_line(steps, scalar, title);
-        let lines = line.into_iter().filter(|line| !line.points.is_empty());
-        chart(
-            &scalar.to_string(),
-            title,
-            "",
-            "",
-            Content::Lines(lines.collect()),
-        )
+        let content = Content::Lines(line.into_iter().collect());
+        chart(&scalar.to_string(), title, "", "", content)
     }));
     charts
 }
@@ -194,7 +169,7 @@ pub fn runs_charts(runs: &[RunSeries]) -> Vec<Chart> {
     let gaps = Content::Lines(gaps.collect());
     let losses = Content::Lines(losses.collect());
     vec![
-        chart("gap", "Mean gap to the teacher", about, GAP, gaps).with_level(caught_up()),
+        gap_chart("Mean gap to the teacher", about, gaps),
         chart("loss", "Loss", "", NATS, losses),
     ]
 }
@@ -207,9 +182,8 @@ fn losses(steps: &Steps) -> Chart {
         (Scalar::KdLoss, "KL"),
         (Scalar::LayerLoss, "layers"),
     ];
-    let lines = terms
-        .iter()
-        .filter_map(|(scalar, name)| scalar_line(steps, *scalar, name));
+    let terms = terms.into_iter();
+    let lines = terms.filter_map(|(scalar, name)| scalar_line(steps, scalar, name));
     let about = "Means over each step's predictions: loss = cross-entropy + gamma KL, which is KL(teacher || student) \
                  or the divergence that `objective.name` says; with TED also a weight times the distance of layers.";
     chart("loss", "Loss", about, NATS, Content::Lines(lines.collect()))
@@ -217,11 +191,10 @@ fn losses(steps: &Steps) -> Chart {
 
 fn scalar_line(steps: &Steps, scalar: Scalar, name: &str) -> Option<Line> {
     let values = steps.scalars.get(&scalar)?.iter().zip(&steps.step);
+    let points = values.filter_map(|(value, step)| Some((*step as f64, (*value)?)));
     Some(Line {
         name: name.to_owned(),
-        points: values
-            .filter_map(|(value, step)| Some((*step as f64, (*value)?)))
-            .collect(),
+        points: points.collect(),
     })
 }
 
@@ -231,7 +204,6 @@ fn mean<'a>(values: impl Iterator<Item = &'a f64>) -> f64 {
     finite.iter().sum::<f64>() / finite.len() as f64
 }
 
-const GAP: &str = "gap, nats per token";
 const NATS: &str = "nats per prediction";
 
 /// A chart over the steps with one panel.
@@ -251,13 +223,11 @@ fn chart(name: &str, title: &str, about: &str, y_label: &str, content: Content) 
     }
 }
 
-impl Chart {
-    fn with_level(mut self, level: Level) -> Self {
-        self.panels
-            .iter_mut()
-            .for_each(|panel| panel.level = Some(level.clone()));
-        self
-    }
+/// A chart of gaps over the steps.
+fn gap_chart(title: &str, about: &str, gaps: Content) -> Chart {
+    let mut chart = chart("gap", title, about, "gap, nats per token", gaps);
+    chart.panels[0].level = Some(caught_up());
+    chart
 }
 
 /// The level line at a gap of 0.

@@ -1,5 +1,5 @@
 //! Results for people: charts ([`charts`]), a table for the terminal ([`table()`]), a report with figures
-//! ([`RunReport`]) as one self-contained page or as Markdown, and the comparison of many runs ([`Comparison`]).
+//! ([`run_report()`]) as one self-contained page or as Markdown, and the comparison of many runs ([`Comparison`]).
 //!
 //! A [`chart`] is data that [`svg()`] draws. A [`document`] with tables and figures becomes Markdown or a page.
 //!
@@ -26,6 +26,6 @@ mod table;
 pub use chart::Chart;
 pub use comparison::{ComparedRun, Comparison};
 pub use figures::{RunSeries, charts, runs_charts};
-pub use run_report::RunReport;
+pub use run_report::run_report;
 pub use svg::{ChartError, WIDTH, svg};
 pub use table::table;

@@ -10,10 +10,8 @@ use ddk_run::{
 use jiff::Timestamp;
 
 use crate::{
-    chart::Chart,
-    document::{Block, Table, markdown, page},
+    document::{Block, Document, Table},
     figures::{RunSeries, charts},
-    svg::ChartError,
     table::{facts, mean_gaps, results, worst_domain},
 };
 
@@ -23,57 +21,28 @@ const LISTED: usize = 50;
 /// A setting that is not the default: key, default, value in the run.
 pub type Changed = (String, String, String);
 
-/// A run's report, which renders as a page, or as Markdown with figures beside it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RunReport {
-    name: String,
-    blocks: Vec<Block>,
-}
-
-impl RunReport {
-    /// Creates the report of a run. `changed` are the settings that differ from the defaults. A run that has not ended
-    /// has no summary, and its report covers the run so far.
-    pub fn new(view: &RunView, changed: &[Changed]) -> Self {
-        let name = view.name();
-        let mut blocks = vec![Block::Title(1, name.clone())];
-        blocks.extend(
-            view.problems()
-                .iter()
-                .map(|problem| Block::Text(format!("**Problem:** {problem}"))),
-        );
-        match view.summary() {
-            Some(summary) => blocks.extend(result(summary)),
-            None => blocks.push(Block::Text("This run has not ended yet.".to_owned())),
-        }
-        blocks.push(Block::Title(2, "Charts".to_owned()));
-        let charts = charts(&RunSeries::new(name.clone(), view)).into_iter();
-        blocks.extend(charts.map(Block::Figure));
-        blocks.extend(time(view));
-        blocks.extend(incidents(view));
-        blocks.extend(settings(changed));
-        blocks.extend(again(view.folder()));
-        Self { name, blocks }
+/// Creates the report of a run. `changed` are the settings that differ from the defaults. A run that has not ended has
+/// no summary, and its report covers the run so far.
+pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
+    let name = view.name();
+    let mut blocks = vec![Block::Title(1, name.clone())];
+    let problems = view.problems().iter();
+    let problems = problems.map(|problem| format!("**Problem:** {problem}"));
+    blocks.extend(problems.map(Block::Text));
+    match view.summary() {
+        Some(summary) => blocks.extend(result(summary)),
+        None => blocks.push(Block::Text("This run has not ended yet.".to_owned())),
     }
-
-    /// Renders one page that works offline.
-    ///
-    /// # Errors
-    /// If a chart cannot be drawn.
-    pub fn html(&self) -> Result<String, ChartError> {
-        page(&self.name, &self.blocks)
-    }
-
-    /// Renders Markdown. Its figures are `figures/NAME.svg` beside it.
-    pub fn markdown(&self) -> String {
-        markdown(&self.blocks)
-    }
-
-    /// Its figures.
-    pub fn charts(&self) -> impl Iterator<Item = &Chart> {
-        self.blocks.iter().filter_map(|block| match block {
-            Block::Figure(chart) => Some(chart),
-            _ => None,
-        })
+    blocks.push(Block::Title(2, "Charts".to_owned()));
+    let charts = charts(&RunSeries::new(name.clone(), view)).into_iter();
+    blocks.extend(charts.map(Block::Figure));
+    blocks.extend(time(view));
+    blocks.extend(incidents(view));
+    blocks.extend(settings(changed));
+    blocks.extend(again(view.folder()));
+    Document {
+        title: name,
+        blocks,
     }
 }
 
@@ -116,40 +85,32 @@ fn incidents(view: &RunView) -> Vec<Block> {
         ));
         return blocks;
     }
-    let counts: Vec<String> = kinds
+    let counts = kinds
         .iter()
-        .map(|(kind, count)| format!("{count} `{kind}`"))
-        .collect();
+        .map(|(kind, count)| format!("{count} `{kind}`"));
+    let counts: Vec<String> = counts.collect();
     blocks.push(Block::Text(counts.join(", ") + "."));
     let events = view.events().into_iter();
     let last: Vec<EventLine> = events.filter(|event| event.kind.is_incident()).collect();
     let listed = &last[last.len().saturating_sub(LISTED)..];
     let rows = listed.iter().map(|event| {
-        vec![
-            moment(event.time),
-            event.kind.to_string(),
-            event.message.clone(),
-        ]
+        let (kind, message) = (event.kind.to_string(), event.message.clone());
+        vec![moment(event.time), kind, message]
     });
-    blocks.push(Block::Table(
-        Table::new(["time (UTC)", "what", "how"]).with(rows),
-    ));
+    let table = Table::new(["time (UTC)", "what", "how"]);
+    blocks.push(Block::Table(table.with(rows)));
     let earlier = kinds.values().sum::<u64>() - listed.len() as u64;
     if earlier > 0 {
-        blocks.push(Block::Text(format!(
-            "{earlier} earlier ones are in events.jsonl."
-        )));
+        let text = format!("{earlier} earlier ones are in events.jsonl.");
+        blocks.push(Block::Text(text));
     }
     blocks
 }
 
 fn settings(changed: &[Changed]) -> Vec<Block> {
     let rows = changed.iter().map(|(key, default, value)| {
-        vec![
-            format!("`{key}`"),
-            format!("`{default}`"),
-            format!("`{value}`"),
-        ]
+        let cells = [key, default, value];
+        cells.map(|text| format!("`{text}`")).to_vec()
     });
     vec![
         Block::Title(2, "Settings that differ from the defaults".to_owned()),

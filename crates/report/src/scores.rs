@@ -1,6 +1,6 @@
 //! Reads lm-evaluation-harness scores of runs' students, from the results files that the harness writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -39,12 +39,9 @@ pub enum ScoresError {
 pub fn harness(text: &str) -> Result<Harness, ScoresError> {
     let value: Value =
         serde_json::from_str(text).map_err(|error| ScoresError::NotJson(error.to_string()))?;
-    let results = value
-        .get("results")
-        .and_then(Value::as_object)
-        .ok_or(ScoresError::NoResults)?;
+    let results = value["results"].as_object().ok_or(ScoresError::NoResults)?;
     let mut scores = Scores::new();
-    let groups = value.get("group_subtasks").and_then(Value::as_object);
+    let groups = value["group_subtasks"].as_object();
     let is_part = |task: &String| {
         groups.into_iter().flatten().any(|(group, parts)| {
             let mut parts = parts.as_array().into_iter().flatten();
@@ -53,12 +50,11 @@ pub fn harness(text: &str) -> Result<Harness, ScoresError> {
     };
     for (task, metrics) in results.iter().filter(|(task, _)| !is_part(task)) {
         let numbers = metrics.as_object().into_iter().flatten();
-        let numbers: BTreeMap<String, f64> = numbers
-            .filter(|(name, _)| !name.contains("_stderr"))
-            .filter_map(|(name, value)| {
-                Some((name.trim_end_matches(",none").to_owned(), value.as_f64()?))
-            })
-            .collect();
+        let numbers = numbers.filter(|(name, _)| !name.contains("_stderr"));
+        let numbers = numbers.filter_map(|(name, value)| {
+            Some((name.trim_end_matches(",none").to_owned(), value.as_f64()?))
+        });
+        let numbers: BTreeMap<String, f64> = numbers.collect();
         if !numbers.is_empty() {
             scores.insert(task.clone(), numbers);
         }
@@ -72,18 +68,18 @@ pub fn harness(text: &str) -> Result<Harness, ScoresError> {
 
 /// `model_args` is a string in older versions of the harness and an object in newer ones.
 fn model(value: &Value) -> Option<String> {
-    let arguments = value.pointer("/config/model_args")?;
-    let model = match arguments {
-        Value::String(text) => text
-            .split(',')
-            .find_map(|argument| argument.trim().strip_prefix("pretrained="))?,
-        other => other.get("pretrained")?.as_str()?,
+    let model = match &value["config"]["model_args"] {
+        Value::String(text) => {
+            let mut arguments = text.split(',').map(str::trim);
+            arguments.find_map(|argument| argument.strip_prefix("pretrained="))?
+        }
+        other => other["pretrained"].as_str()?,
     };
     Some(model.trim_end_matches('/').to_owned())
 }
 
 /// Selects the one metric of a task that a table shows: the first of `FIRST` that exists, otherwise the first by name.
-pub fn shown(metrics: &BTreeMap<String, f64>) -> Option<(&str, f64)> {
+pub(crate) fn shown<'a>(metrics: &BTreeSet<&'a str>) -> Option<&'a str> {
     const FIRST: [&str; 5] = [
         "exact_match,strict-match",
         "exact_match",
@@ -91,13 +87,8 @@ pub fn shown(metrics: &BTreeMap<String, f64>) -> Option<(&str, f64)> {
         "acc_norm",
         "acc",
     ];
-    let named = FIRST
-        .into_iter()
-        .find_map(|name| Some((name, *metrics.get(name)?)));
-    named.or_else(|| {
-        let (name, value) = metrics.first_key_value()?;
-        Some((name, *value))
-    })
+    let named = FIRST.into_iter().find(|name| metrics.contains(name));
+    named.or_else(|| metrics.first().copied())
 }
 
 #[cfg(test)]
@@ -119,7 +110,9 @@ mod tests {
             assert_eq!(harness.model, "runs/a/kd/seed-0/student");
             let metrics = &harness.scores["arc_easy"];
             assert_eq!(metrics.len(), 2);
-            assert_eq!(shown(metrics), Some(("acc_norm", 0.25)));
+            assert_eq!(metrics["acc_norm"], 0.25);
+            let names = metrics.keys().map(String::as_str).collect();
+            assert_eq!(shown(&names), Some("acc_norm"));
         }
     }
 

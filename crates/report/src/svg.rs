@@ -63,9 +63,8 @@ pub fn svg(chart: &Chart, width: u32) -> Result<String, ChartError> {
         draw_legend(&head, &entries)?;
         let areas = body.split_evenly((rows, columns));
         let panels = areas.iter().zip(&chart.panels);
-        let frames = panels
-            .map(|(area, panel)| draw(area, chart, panel))
-            .collect();
+        let frames = panels.map(|(area, panel)| draw(area, chart, panel));
+        let frames = frames.collect();
         root.present()?;
         frames
     };
@@ -103,11 +102,10 @@ fn legend(chart: &Chart, width: i32) -> Vec<Entry<'_>> {
         right += needed;
     }
     // A single line needs no legend, because the title names it.
-    if entries.len() > 1 {
-        entries
-    } else {
-        Vec::new()
+    if entries.len() == 1 {
+        entries.clear();
     }
+    entries
 }
 
 fn draw_legend(area: &Area<'_>, entries: &[Entry<'_>]) -> Drawn<()> {
@@ -127,7 +125,7 @@ fn text() -> TextStyle<'static> {
 }
 
 fn color(chart: &Chart, name: &str) -> RGBColor {
-    let (red, green, blue) = chart.color(name);
+    let [_, red, green, blue] = chart.color(name).to_be_bytes();
     RGBColor(red, green, blue)
 }
 
@@ -164,10 +162,8 @@ fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
     } else {
         RangedCoordf64::from(low..high).key_points(6)
     };
-    let y = Axis {
-        scale: RangedCoordf64::from(scaled(low)..scaled(high)),
-        marks,
-    };
+    let scale = RangedCoordf64::from(scaled(low)..scaled(high));
+    let y = Axis { scale, marks };
     let (from, to) = panel.x_range();
     let mut builder = ChartBuilder::on(area);
     builder
@@ -213,10 +209,9 @@ fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
         Content::Lines(lines) => {
             for line in lines {
                 let points = || {
-                    line.points
-                        .iter()
-                        .map(|point| (point.0, scaled(point.1)))
-                        .filter(|point| point.1.is_finite())
+                    let points = line.points.iter();
+                    let points = points.map(|point| (point.0, scaled(point.1)));
+                    points.filter(|point| point.1.is_finite())
                 };
                 let color = color(chart, &line.name);
                 plot.draw_series(LineSeries::new(points(), color.stroke_width(2)))?;
@@ -257,18 +252,14 @@ fn outlines(lines: &[Line]) -> Vec<Vec<(f64, f64)>> {
     let mut below: Vec<f64> = vec![0.0; lines.first().map_or(0, |line| line.points.len())];
     let outline = |line: &Line| {
         let xs: Vec<f64> = line.points.iter().map(|point| point.0).collect();
-        let above: Vec<f64> = below
-            .iter()
-            .zip(&line.points)
-            .map(|(y, point)| y + point.1)
-            .collect();
+        let own = below.iter().zip(&line.points);
+        let above: Vec<f64> = own.map(|(y, point)| y + point.1).collect();
         // Each value holds until the next x.
         let steps = |ys: &[f64]| -> Vec<(f64, f64)> {
             let next = xs.iter().skip(1).chain(xs.last());
-            let pairs = xs.iter().zip(next).zip(ys);
-            pairs
-                .flat_map(|((x, next), y)| [(*x, *y), (*next, *y)])
-                .collect()
+            let steps = xs.iter().zip(next).zip(ys);
+            let ends = steps.flat_map(|((x, next), y)| [(*x, *y), (*next, *y)]);
+            ends.collect()
         };
         let (upper, lower) = (steps(&above), steps(&below));
         below = above;
@@ -287,15 +278,13 @@ fn values(chart: &Chart, panel: &Panel) -> (Vec<f64>, Vec<Value>) {
     // Readers need no more than four digits.
     let short = |value: f64| format!("{value:.3e}").parse::<f64>().ok();
     let line = |(name, points): (&str, Vec<(f64, f64)>)| {
-        let (red, green, blue) = chart.color(name);
         let mut points = points.into_iter().peekable();
         let at = |x: &f64| {
             let here = std::iter::from_fn(|| points.next_if(|point| point.0 <= *x));
-            here.last()
-                .and_then(|point| short(point.1).filter(|value| value.is_finite()))
+            short(here.last()?.1).filter(|value| value.is_finite())
         };
         let y: Vec<Option<f64>> = xs.iter().map(at).collect();
-        json!({ "name": name, "color": format!("#{red:02x}{green:02x}{blue:02x}"), "y": y })
+        json!({ "name": name, "color": format!("#{:06x}", chart.color(name)), "y": y })
     };
     let lines = series.into_iter().map(line).collect();
     (xs, lines)

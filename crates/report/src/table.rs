@@ -16,16 +16,16 @@ pub(crate) fn number(value: f64, decimals: usize) -> String {
     }
 }
 
+/// The mean of a value over the domains.
+pub(crate) fn mean(summary: &Summary, of: fn(&DomainSummary) -> f64) -> f64 {
+    let sum: f64 = summary.domains.values().map(of).sum();
+    sum / summary.domains.len().max(1) as f64
+}
+
 /// Means over the domains of the gap before the first step and after the last; NaN without a teacher.
 pub(crate) fn mean_gaps(summary: &Summary) -> (f64, f64) {
-    let mean = |of: fn(&DomainSummary) -> f64| {
-        let sum: f64 = summary.domains.values().map(of).sum();
-        sum / summary.domains.len().max(1) as f64
-    };
-    (
-        mean(|domain| domain.gap_before),
-        mean(|domain| domain.gap_after),
-    )
+    let before = mean(summary, |domain| domain.gap_before);
+    (before, mean(summary, |domain| domain.gap_after))
 }
 
 /// The domain with the largest gap after the last step; none without a teacher.
@@ -70,11 +70,8 @@ pub(crate) fn results(summary: &Summary) -> Table {
 /// Totals and where the time went, one line each.
 pub(crate) fn facts(summary: &Summary) -> Vec<String> {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-    let flops = [
-        summary.teacher_flops,
-        summary.student_flops,
-        summary.evaluation_flops,
-    ];
+    let (teacher, student) = (summary.teacher_flops, summary.student_flops);
+    let evaluation = summary.evaluation_flops;
     let mut facts = vec![
         format!(
             "{} steps in {} intervals on {} tokens; stopped by {}",
@@ -101,11 +98,8 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             duration(summary.save_stall_seconds)
         ),
         format!(
-            "computed {:.3e} FLOPs: teacher {:.3e}, student {:.3e}, evaluations {:.3e}",
-            flops.iter().sum::<f64>(),
-            flops[0],
-            flops[1],
-            flops[2]
+            "computed {:.3e} FLOPs: teacher {teacher:.3e}, student {student:.3e}, evaluations {evaluation:.3e}",
+            teacher + student + evaluation
         ),
         format!(
             "steering (evaluations and mixture) cost {} of the FLOPs and {} of the time",

@@ -84,7 +84,7 @@ fn run(method: &str, seed: u64, math: f64, prose: f64) -> ComparedRun {
             after: Some(summary.domains.clone()),
         },
         summary,
-        phases: Costs::default(),
+        phases: Vec::new(),
         scores: Scores::new(),
     }
 }
@@ -101,11 +101,11 @@ fn runs() -> Vec<ComparedRun> {
         ]);
     }
     let doremi = &mut runs[0];
-    doremi.phases = Costs {
+    doremi.phases = vec![Costs {
         student_flops: 6e12,
         seconds: 9.0,
         ..Costs::default()
-    };
+    }];
     let scores = BTreeMap::from([("acc".to_owned(), 0.25), ("acc_norm".to_owned(), 0.5)]);
     runs[1].scores.insert("arc_easy".to_owned(), scores);
     runs
@@ -129,13 +129,15 @@ fn comparison(runs: &[ComparedRun], swept: Option<&str>) -> Comparison {
 
 #[test]
 fn what_is_worse_is_said_as_plainly_as_what_is_better() {
-    assert_snapshot!(comparison(&runs(), None).markdown());
+    assert_snapshot!(comparison(&runs(), None).document().markdown());
 }
 
 #[test]
 fn one_seed_marks_nothing() {
     let one: Vec<ComparedRun> = runs().into_iter().filter(|run| run.seed == 0).collect();
-    let text = comparison(&one, Some("objective.gamma = 0.1")).markdown();
+    let text = comparison(&one, Some("objective.gamma = 0.1"))
+        .document()
+        .markdown();
     assert!(text.contains("One seed") && !text.contains("**") && !text.contains('±'));
     assert!(text.contains("## `objective.gamma = 0.1`"));
     assert!(text.contains("figures/perplexity-objective.gamma-0.1.svg"));
@@ -159,7 +161,7 @@ fn the_best_is_marked_only_where_the_interval_excludes_zero() {
 #[test]
 fn figures_are_well_formed_and_show_what_they_are_of() {
     let comparison = comparison(&runs(), None);
-    let svgs = comparison.svgs().unwrap();
+    let svgs = comparison.document().svgs().unwrap();
     let names: Vec<&str> = svgs.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["perplexity.svg", "gaps.svg", "weights.svg"]);
     for (name, text) in &svgs {
@@ -184,7 +186,7 @@ fn figures_are_well_formed_and_show_what_they_are_of() {
 #[test]
 fn the_page_needs_nobody_and_the_json_reads_back() {
     let comparison = comparison(&runs(), None);
-    let page = comparison.html().unwrap();
+    let page = comparison.document().html().unwrap();
     for expected in [
         "aria-label=\"Perplexity of each domain, by method. ",
         "aria-label=\"Gap of each domain, over the tokens trained on. ",

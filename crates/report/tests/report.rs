@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use ddk_report::{RunReport, WIDTH, svg, table};
+use ddk_report::{WIDTH, run_report, svg, table};
 use ddk_run::{
     RunView,
     records::{
@@ -137,7 +137,7 @@ fn the_page_holds_the_figures_and_asks_nobody() {
     write_run(folder.path());
     let changed = [("run.seed".to_owned(), "0".to_owned(), "7".to_owned())];
     let report = || {
-        RunReport::new(&RunView::read(folder.path()), &changed)
+        run_report(&RunView::read(folder.path()), &changed)
             .html()
             .unwrap()
     };
@@ -184,7 +184,7 @@ fn the_markdown_says_the_same_and_names_its_figures() {
         serde_json::to_string(&summary()).unwrap(),
     )
     .unwrap();
-    let report = RunReport::new(&RunView::read(folder.path()), &[]);
+    let report = run_report(&RunView::read(folder.path()), &[]);
     let text = report.markdown();
     for chart in report.charts() {
         assert!(text.contains(&format!("](figures/{}.svg)", chart.name)));
@@ -200,7 +200,7 @@ fn the_distance_of_layers_is_drawn_where_there_is_one() {
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path());
     let drawn = || {
-        let report = RunReport::new(&RunView::read(folder.path()), &[]);
+        let report = run_report(&RunView::read(folder.path()), &[]);
         let losses = report.charts().find(|chart| chart.name == "loss");
         svg(losses.unwrap(), WIDTH)
             .unwrap()
@@ -221,7 +221,7 @@ fn what_cannot_be_read_is_said_and_the_rest_is_there() {
     write_run(folder.path());
     let file = folder.path().join("events.jsonl");
     fs::write(&file, fs::read_to_string(&file).unwrap() + "nonsense\n").unwrap();
-    let text = RunReport::new(&RunView::read(folder.path()), &[]).markdown();
+    let text = run_report(&RunView::read(folder.path()), &[]).markdown();
     assert!(
         text.contains("**Problem:** events.jsonl: a line is not a valid record"),
         "{text}"
@@ -272,7 +272,7 @@ fn a_long_run_has_a_report_of_less_than_500_kilobytes() {
             line[key] = values.collect::<BTreeMap<_, _>>().into_iter().collect();
         }
     });
-    let page = RunReport::new(&RunView::read(folder.path()), &[])
+    let page = run_report(&RunView::read(folder.path()), &[])
         .html()
         .unwrap();
     assert!(page.len() < 500_000, "{} bytes", page.len());

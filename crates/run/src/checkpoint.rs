@@ -19,7 +19,8 @@ use self::disk::{Disk, TEMPORARY};
 pub use self::retention::{Measured, Retention};
 use crate::{
     RunFileError,
-    manifest::{FORMAT, MANIFEST, Manifest},
+    manifest::{FORMAT, MANIFEST, Manifest, read_json},
+    read,
 };
 
 /// The checkpoint file that holds the training loop's state (mixture, quotas, cursors, totals).
@@ -49,30 +50,21 @@ impl SnapshotFile {
     }
 }
 
-impl std::fmt::Debug for SnapshotFile {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "SnapshotFile({})", self.name)
-    }
-}
-
 /// The checkpoints of a run, one folder per step (`step-00001000`).
 ///
 /// A save writes to a hidden temporary folder, fsyncs each file, and writes the manifest with sizes and checksums
 /// last. Then it renames the folder. If the step already has a checkpoint, the save first renames the old one aside,
 /// and removes it last. A save that is interrupted at any point leaves the earlier checkpoints whole, and either the
 /// old or the new checkpoint of its own step.
+#[derive(Default)]
 pub struct CheckpointStore {
     folder: PathBuf,
-    retention: Retention,
-    /// Evaluations so far, which determine the best checkpoint.
-    measured: Vec<Measured>,
-    hook: Option<SaveHook>,
-}
-
-impl std::fmt::Debug for CheckpointStore {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "CheckpointStore({})", self.folder.display())
-    }
+    /// Which checkpoints the next save keeps.
+    pub retention: Retention,
+    /// Evaluations so far. At the next save, they determine which checkpoint is the best to keep.
+    pub measured: Vec<Measured>,
+    /// Called before each system call of a save.
+    pub hook: Option<SaveHook>,
 }
 
 /// Called with the step before each system call of a save that changes the disk. The call fails with the hook's error.
@@ -106,8 +98,6 @@ pub struct Opened<T> {
 /// The result of a save.
 #[derive(Debug)]
 pub struct SaveReport {
-    /// The step.
-    pub step: u64,
     /// Bytes of all files.
     pub bytes: u64,
     /// Why old checkpoints could not be removed. The new checkpoint is complete regardless.
@@ -123,13 +113,11 @@ impl CheckpointStore {
     pub fn open(folder: &Path, retention: Retention) -> Result<Self, RunFileError> {
         fs::create_dir_all(folder).map_err(RunFileError::io("create", folder))?;
         let store = Self {
-            folder: folder.to_owned(),
             retention,
-            measured: Vec::new(),
-            hook: None,
+            ..Self::look(folder)
         };
-        let disk = Disk::unhooked();
-        for name in store.names()? {
+        let disk = Disk::default();
+        for name in read::names(folder)? {
             // Earlier versions kept the name of the newest checkpoint in `latest`.
             if name.ends_with(TEMPORARY) || name == "latest" {
                 disk.remove(&folder.join(name))?;
@@ -140,31 +128,11 @@ impl CheckpointStore {
         Ok(store)
     }
 
-    /// Sets a hook that runs before each system call of a save.
-    pub fn with_hook(self, hook: SaveHook) -> Self {
-        Self {
-            hook: Some(hook),
-            ..self
-        }
-    }
-
-    /// Changes how many of the newest checkpoints to keep, from the next save on.
-    pub fn keep_last(&mut self, last: usize) {
-        self.retention.last = last;
-    }
-
-    /// Sets the evaluations so far. From the next save on, they determine which checkpoint is the best to keep.
-    pub fn measured(&mut self, measured: &[Measured]) {
-        self.measured = measured.to_vec();
-    }
-
     /// Opens the checkpoints of a folder read-only, without cleaning up.
     pub fn look(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
-            retention: Retention::last(1),
-            measured: Vec::new(),
-            hook: None,
+            ..Self::default()
         }
     }
 
@@ -182,27 +150,20 @@ impl CheckpointStore {
         files: Vec<SnapshotFile>,
         before_manifest: impl FnOnce() -> Result<(), RunFileError>,
     ) -> Result<SaveReport, RunFileError> {
-        let disk = Disk::new(self.hook.clone(), step);
+        let hook = self.hook.clone();
+        let disk = Disk { hook, step };
         let temporary = self
             .folder
             .join(format!(".{}{TEMPORARY}", names::of_step(step)));
         let written = self
             .write(&disk, &temporary, step, state, files, before_manifest)
             .and_then(|bytes| self.put_in_place(&disk, &temporary, step).map(|()| bytes));
-        let bytes = match written {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                if temporary.exists() {
-                    let _ = disk.remove(&temporary);
-                }
-                return Err(error);
-            }
-        };
+        // There may be nothing to remove yet.
+        let bytes = written.inspect_err(|_| drop(disk.remove(&temporary)))?;
         let removed = self
             .end_replacement(&disk, step)
             .and(self.retain(&disk, step));
         Ok(SaveReport {
-            step,
             bytes,
             not_removed: removed.err(),
         })
@@ -222,17 +183,13 @@ impl CheckpointStore {
             disk.remove(folder)?;
         }
         disk.create_folder(folder)?;
-        let state = serde_json::to_vec_pretty(state)
-            .map_err(io::Error::from)
-            .map_err(RunFileError::io("write", &folder.join(STATE)))?;
         let mut entries = BTreeMap::new();
-        for file in files
-            .into_iter()
-            .chain([SnapshotFile::new(STATE, move |out| out.write_all(&state))])
-        {
-            let entry = disk.write(&folder.join(&file.name), file.write)?;
-            entries.insert(file.name, entry);
+        for SnapshotFile { name, write } in files {
+            let entry = disk.write(&folder.join(&name), write)?;
+            entries.insert(name, entry);
         }
+        let entry = disk.write(&folder.join(STATE), pretty(state))?;
+        entries.insert(STATE.to_owned(), entry);
         disk.call()
             .map_err(RunFileError::io("sync", &self.folder))?;
         before_manifest()?;
@@ -242,11 +199,7 @@ impl CheckpointStore {
             written_by: format!("ddk {}", env!("CARGO_PKG_VERSION")),
             files: entries,
         };
-        let path = folder.join(MANIFEST);
-        let text = serde_json::to_vec_pretty(&manifest)
-            .map_err(io::Error::from)
-            .map_err(RunFileError::io("write", &path))?;
-        disk.write(&path, Box::new(move |out| out.write_all(&text)))?;
+        disk.write(&folder.join(MANIFEST), pretty(&manifest))?;
         disk.sync(folder)?;
         Ok(manifest.bytes())
     }
@@ -305,9 +258,7 @@ impl CheckpointStore {
     /// # Errors
     /// If the state cannot be read. The error is the reason.
     pub fn state<T: DeserializeOwned>(&self, step: u64) -> Result<T, String> {
-        let text = fs::read_to_string(self.path(step).join(STATE));
-        let text = text.map_err(|error| format!("{STATE}: {error}"))?;
-        serde_json::from_str(&text).map_err(|error| format!("{STATE}: {error}"))
+        read_json(&self.path(step), STATE)
     }
 
     /// Returns the newest checkpoint that verifies and whose state can be read, and the newer ones that were skipped.
@@ -315,36 +266,36 @@ impl CheckpointStore {
     /// Returns `None` if there are no checkpoints.
     ///
     /// # Errors
-    /// If the folder cannot be read, or if there are checkpoints but none verifies; `skipped` says why. A run must
+    /// If the folder cannot be read, or if there are checkpoints but none verifies; the error says why. A run must
     /// never restart at step 0 without being told to.
-    pub fn newest<T: DeserializeOwned>(&self) -> Result<Option<Opened<T>>, NoneVerifies> {
+    pub fn newest<T: DeserializeOwned>(&self) -> Result<Option<Opened<T>>, RunFileError> {
         let steps = self.steps()?;
         if steps.is_empty() {
             return Ok(None);
         }
         let mut skipped = Vec::new();
         for step in steps.into_iter().rev() {
-            let path = self.path(step);
-            let state = Manifest::verify(&path).and_then(|_| self.state(step));
-            match state {
+            let mut entry = self.entry(step);
+            match entry.status.and_then(|_| self.state(step)) {
                 Ok(state) => {
                     return Ok(Some(Opened {
                         step,
-                        path,
+                        path: entry.path,
                         state,
                         skipped,
                     }));
                 }
-                Err(reason) => skipped.push(Entry {
-                    step,
-                    path,
-                    status: Err(reason),
-                }),
+                Err(reason) => entry.status = Err(reason),
             }
+            skipped.push(entry);
         }
-        Err(NoneVerifies::Damaged {
+        let reasons = skipped.into_iter().filter_map(|entry| {
+            let reason = entry.status.err()?;
+            Some(format!("{}: {reason}", names::of_step(entry.step)))
+        });
+        Err(RunFileError::NoneVerifies {
             folder: self.folder.clone(),
-            skipped,
+            reasons: reasons.collect::<Vec<_>>().join("; "),
         })
     }
 
@@ -353,7 +304,7 @@ impl CheckpointStore {
     /// # Errors
     /// If the folder of checkpoints cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>, RunFileError> {
-        let names = self.names()?;
+        let names = read::names(&self.folder)?;
         let step = |name: &String| names::step(name).or(names::replaced_step(name));
         let steps: BTreeSet<u64> = names.iter().filter_map(step).collect();
         Ok(steps.into_iter().collect())
@@ -368,16 +319,6 @@ impl CheckpointStore {
         } else {
             path
         }
-    }
-
-    fn names(&self) -> Result<Vec<String>, RunFileError> {
-        let failed = || RunFileError::io("read", &self.folder);
-        let entries = fs::read_dir(&self.folder).map_err(failed())?;
-        let name = |entry: io::Result<fs::DirEntry>| {
-            let name = entry.map_err(failed())?.file_name();
-            Ok(name.to_string_lossy().into_owned())
-        };
-        entries.map(name).collect()
     }
 
     /// Removes the checkpoints that need not be kept. Called only after a save, so the checkpoint of step `saved` is
@@ -396,29 +337,7 @@ impl CheckpointStore {
     }
 }
 
-/// Why no checkpoint could be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum NoneVerifies {
-    /// The folder could not be read.
-    #[error(transparent)]
-    File(#[from] RunFileError),
-    /// There are checkpoints, but each is damaged.
-    #[error("every checkpoint in {} is damaged: {}", folder.display(), describe(skipped))]
-    Damaged {
-        /// The folder of checkpoints.
-        folder: PathBuf,
-        /// Each checkpoint, and why it does not load.
-        skipped: Vec<Entry>,
-    },
-}
-
-fn describe(entries: &[Entry]) -> String {
-    let parts: Vec<String> = entries
-        .iter()
-        .map(|entry| match &entry.status {
-            Ok(_) => names::of_step(entry.step),
-            Err(reason) => format!("{}: {reason}", names::of_step(entry.step)),
-        })
-        .collect();
-    parts.join("; ")
+/// Writes a value as indented JSON.
+fn pretty(value: &impl Serialize) -> impl FnOnce(&mut dyn Write) -> io::Result<()> {
+    move |out| out.write_all(&serde_json::to_vec_pretty(value)?)
 }

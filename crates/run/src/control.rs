@@ -1,8 +1,17 @@
 //! Commands to a run in progress, and its replies.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 use crate::{
     Assignments, Source,
@@ -15,9 +24,21 @@ pub const SOCKET: &str = "control.sock";
 /// Maximum bytes of a command.
 pub const LONGEST_COMMAND: usize = 4 << 10;
 
-/// A command, as JSON: `{"command": "set", "values": {"lr_scheduler.min_lr": 1e-6}}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Opens a folder and returns a short path to it, which works while the folder is open. A socket's address holds 108
+/// bytes, so it must not contain the folder's own path, which may be long.
+///
+/// # Errors
+/// If the folder cannot be opened.
+pub fn short_path(folder: &Path) -> io::Result<(File, PathBuf)> {
+    let open = File::open(folder)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    Ok((open, short))
+}
+
+/// A command, as JSON: `{"command": "set", "values": {"lr_scheduler.min_lr": 1e-6}}`. `VARIANTS` has all names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, VariantNames)]
 #[serde(tag = "command", rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Command {
     /// Return the status of the run.
     Status,
@@ -37,17 +58,6 @@ pub enum Command {
     /// Finish the step in progress, save, and end, as on SIGTERM.
     Stop,
 }
-
-/// The names of all commands.
-pub const COMMANDS: [&str; 7] = [
-    "status",
-    "checkpoint",
-    "evaluate",
-    "pause",
-    "resume",
-    "set",
-    "stop",
-];
 
 /// The result of a command, as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,16 +175,11 @@ pub struct Answer {
 
 impl From<Outcome> for Answer {
     fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Ok(reply) => Self {
-                message: reply.to_string(),
-                reply: Some(reply),
-            },
-            Err(refusal) => Self {
-                message: refusal.to_string(),
-                reply: None,
-            },
-        }
+        let (message, reply) = match outcome {
+            Ok(reply) => (reply.to_string(), Some(reply)),
+            Err(Refusal(reason)) => (reason, None),
+        };
+        Self { message, reply }
     }
 }
 

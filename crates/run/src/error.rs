@@ -40,6 +40,14 @@ pub enum RunFileError {
     /// A file of a run that cannot be read. Holds the run's folder, and the file with the reason.
     #[error("{folder}: {problem}", folder = .0.display(), problem = .1)]
     Unreadable(PathBuf, String),
+    /// There are checkpoints, but each is damaged.
+    #[error("every checkpoint in {} is damaged: {reasons}", folder.display())]
+    NoneVerifies {
+        /// The folder of checkpoints.
+        folder: PathBuf,
+        /// Why each one does not load.
+        reasons: String,
+    },
     /// A file that is shorter than its checkpoint says, so saved lines have been lost.
     #[error("{} has {found} bytes, but had {expected} when the checkpoint was saved: the file was truncated or \
              replaced since then", path.display())]

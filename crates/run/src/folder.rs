@@ -2,13 +2,13 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{Read, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use crate::RunFileError;
+use crate::{RunFileError, read};
 
 /// The lock file, the first file that DDK creates in a run's folder.
 pub(crate) const LOCK: &str = "lock";
@@ -31,11 +31,8 @@ impl RunFolder {
     pub fn open(path: &Path) -> Result<Self, RunFileError> {
         // After a crash before the configuration was written, only the lock file marks the folder as a run's.
         let is_ours = Self::holds_a_run(path) || path.join(LOCK).exists();
-        if path.exists() && !is_ours {
-            let mut entries = fs::read_dir(path).map_err(RunFileError::io("read", path))?;
-            if entries.next().is_some() {
-                return Err(RunFileError::NotARun(path.to_owned()));
-            }
+        if path.exists() && !is_ours && !read::names(path)?.is_empty() {
+            return Err(RunFileError::NotARun(path.to_owned()));
         }
         fs::create_dir_all(path).map_err(RunFileError::io("create", path))?;
         let lock = Self::lock(path)?;
@@ -100,10 +97,9 @@ impl RunFolder {
             }
             Err(TryLockError::Error(error)) => return Err(RunFileError::io("lock", &path)(error)),
         }
-        file.set_len(0)
-            .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .and_then(|_| writeln!(file, "{}", std::process::id()))
-            .map_err(RunFileError::io("write", &path))?;
+        let written = file.set_len(0);
+        let written = written.and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(RunFileError::io("write", &path))?;
         Ok(file)
     }
 

@@ -1,12 +1,12 @@
 //! Appends to the JSON Lines files, and truncates them on resume.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, BufWriter, Write},
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -31,6 +31,7 @@ pub struct Lengths {
 /// The run's JSON Lines files, open for appending; may be shared between threads.
 #[derive(Debug)]
 pub struct Journal {
+    /// Not poisoned by a panic: a thread that panicked while appending has at worst left out a line.
     files: Mutex<Files>,
 }
 
@@ -71,10 +72,9 @@ impl Journal {
     /// # Errors
     /// If `run.jsonl` cannot be written.
     pub fn step(&self, line: &StepRecord) -> Result<(), RunFileError> {
-        let mut files = self.files();
+        let mut files = self.files.lock();
         files.last_step = line.step;
-        files.run.append(line)?;
-        files.run.flush()
+        files.run.append_visibly(line)
     }
 
     /// Appends a mixture and flushes it at once, so that readers of the file see it.
@@ -82,9 +82,7 @@ impl Journal {
     /// # Errors
     /// If `mixture.jsonl` cannot be written.
     pub fn mixture(&self, line: &MixtureLine) -> Result<(), RunFileError> {
-        let mut files = self.files();
-        files.mixture.append(line)?;
-        files.mixture.flush()
+        self.files.lock().mixture.append_visibly(line)
     }
 
     /// Appends what an interval drew.
@@ -92,9 +90,7 @@ impl Journal {
     /// # Errors
     /// If `mixture.jsonl` cannot be written.
     pub fn drawn(&self, line: &DrawnLine) -> Result<(), RunFileError> {
-        let mut files = self.files();
-        files.mixture.append(line)?;
-        files.mixture.flush()
+        self.files.lock().mixture.append_visibly(line)
     }
 
     /// Appends the sequences of a step if samples are traced.
@@ -102,12 +98,11 @@ impl Journal {
     /// # Errors
     /// If `samples.jsonl` cannot be written.
     pub fn samples(&self, lines: &[SampleLine]) -> Result<(), RunFileError> {
-        if let Some(samples) = &mut self.files().samples {
-            for line in lines {
-                samples.append(line)?;
-            }
-        }
-        Ok(())
+        let mut files = self.files.lock();
+        let Some(samples) = &mut files.samples else {
+            return Ok(());
+        };
+        lines.iter().try_for_each(|line| samples.append(line))
     }
 
     /// Appends an event that happened now.
@@ -121,25 +116,17 @@ impl Journal {
         message: &str,
     ) -> Result<EventLine, RunFileError> {
         let line = EventLine::now(step, kind, message);
-        let mut files = self.files();
+        let mut files = self.files.lock();
         files.last_step = files.last_step.max(step);
-        files.events.append(&line)?;
-        files.events.flush()?;
+        files.events.append_visibly(&line)?;
         Ok(line)
     }
 
-    /// Appends an event at the last step that was recorded.
-    ///
-    /// # Errors
-    /// If `events.jsonl` cannot be written.
-    pub fn event_now(&self, kind: EventKind, message: &str) -> Result<EventLine, RunFileError> {
-        let step = self.files().last_step;
-        self.event(step, kind, message)
-    }
-
-    /// Works like [`Self::event_now`], but logs an event that cannot be written, for example because the disk is full.
+    /// Appends an event at the last step that was recorded. Logs an event that cannot be written, for example because
+    /// the disk is full.
     pub fn note(&self, kind: EventKind, message: &str) -> Option<EventLine> {
-        let event = self.event_now(kind, message);
+        let step = self.files.lock().last_step;
+        let event = self.event(step, kind, message);
         let logged = |error: &RunFileError| {
             tracing::error!(%error, %kind, message, "cannot write an event");
         };
@@ -148,7 +135,7 @@ impl Journal {
 
     /// The files' lengths, including lines still in memory.
     pub fn lengths(&self) -> Lengths {
-        let files = self.files();
+        let files = self.files.lock();
         Lengths {
             run: files.run.length,
             mixture: files.mixture.length,
@@ -161,7 +148,7 @@ impl Journal {
     /// # Errors
     /// If a file cannot be written.
     pub fn flush(&self) -> Result<(), RunFileError> {
-        self.files().each(Appended::flush)
+        self.files.lock().all().try_for_each(Appended::flush)
     }
 
     /// Makes every line durable. Call this before saving a checkpoint that records the lengths.
@@ -169,12 +156,7 @@ impl Journal {
     /// # Errors
     /// If a file cannot be written or synced.
     pub fn sync(&self) -> Result<(), RunFileError> {
-        self.files().each(Appended::sync)
-    }
-
-    /// Ignores poisoning: a thread that panicked while appending has at worst left out a line.
-    fn files(&self) -> MutexGuard<'_, Files> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+        self.files.lock().all().try_for_each(Appended::sync)
     }
 }
 
@@ -184,7 +166,7 @@ impl Journal {
 /// If the file cannot be read or written.
 pub fn append_event(folder: &Path, kind: EventKind, message: &str) -> Result<(), RunFileError> {
     let path = folder.join(EVENTS);
-    let before = match std::fs::read_to_string(&path) {
+    let before = match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         read => read.map_err(RunFileError::io("read", &path))?,
     };
@@ -209,16 +191,9 @@ pub fn record_event(
 }
 
 impl Files {
-    fn each(
-        &mut self,
-        call: impl Fn(&mut Appended) -> Result<(), RunFileError>,
-    ) -> Result<(), RunFileError> {
-        call(&mut self.run)?;
-        call(&mut self.mixture)?;
-        if let Some(samples) = &mut self.samples {
-            call(samples)?;
-        }
-        call(&mut self.events)
+    fn all(&mut self) -> impl Iterator<Item = &mut Appended> {
+        let steps = [&mut self.run, &mut self.mixture].into_iter();
+        steps.chain(&mut self.samples).chain([&mut self.events])
     }
 }
 
@@ -251,7 +226,12 @@ impl Appended {
                 });
             }
             Some(length) => length,
-            None => whole_lines(&file, &path)?,
+            // Without a torn last line.
+            None => {
+                let text = fs::read(&path).map_err(RunFileError::io("read", &path))?;
+                let end = text.iter().rposition(|byte| *byte == b'\n');
+                end.map_or(0, |end| end as u64 + 1)
+            }
         };
         if length != found {
             file.set_len(length)
@@ -266,7 +246,7 @@ impl Appended {
 
     pub(crate) fn append(&mut self, line: &impl Serialize) -> Result<(), RunFileError> {
         let mut bytes = serde_json::to_vec(line)
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .map_err(RunFileError::io("write", &self.path))?;
         bytes.push(b'\n');
         self.out
@@ -274,6 +254,12 @@ impl Appended {
             .map_err(RunFileError::io("write", &self.path))?;
         self.length += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Appends a line and flushes it at once, so that readers of the file see it.
+    fn append_visibly(&mut self, line: &impl Serialize) -> Result<(), RunFileError> {
+        self.append(line)?;
+        self.flush()
     }
 
     fn flush(&mut self) -> Result<(), RunFileError> {
@@ -291,27 +277,11 @@ impl Appended {
     }
 }
 
-/// The length of a file without a torn last line.
-fn whole_lines(file: &File, path: &Path) -> Result<u64, RunFileError> {
-    let mut reader = BufReader::new(file);
-    let (mut length, mut line) = (0, Vec::new());
-    loop {
-        line.clear();
-        let read = reader
-            .read_until(b'\n', &mut line)
-            .map_err(RunFileError::io("read", path))?;
-        if line.last() != Some(&b'\n') {
-            return Ok(length);
-        }
-        length += read as u64;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::records::{Drawn, SampleSpan};
-    use std::{collections::BTreeMap, fs};
+    use std::collections::BTreeMap;
 
     fn drawn(interval: u64) -> DrawnLine {
         let drawn = Drawn {

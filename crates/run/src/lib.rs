@@ -31,8 +31,7 @@ mod step;
 pub mod view;
 
 pub use checkpoint::{
-    CheckpointStore, Entry, Measured, NoneVerifies, Opened, Retention, SaveHook, SaveReport,
-    SnapshotFile,
+    CheckpointStore, Entry, Measured, Opened, Retention, SaveHook, SaveReport, SnapshotFile,
 };
 pub use error::RunFileError;
 pub use folder::RunFolder;

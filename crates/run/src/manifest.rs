@@ -1,8 +1,8 @@
 //! A checkpoint's manifest: the size and checksum of every file.
 
-use std::{collections::BTreeMap, fs::File, io, path::Path};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The manifest's file name. It is written last, so a folder without it is not a checkpoint.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -32,10 +32,7 @@ impl Manifest {
 
     /// Reads the manifest of `folder` and compares every file with it. The error says what does not match.
     pub(crate) fn verify(folder: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(folder.join(MANIFEST))
-            .map_err(|error| format!("{MANIFEST}: {error}"))?;
-        let manifest: Self =
-            serde_json::from_str(&text).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let manifest: Self = read_json(folder, MANIFEST)?;
         if manifest.format != FORMAT {
             return Err(format!(
                 "{MANIFEST}: format {}, but this program reads {FORMAT}",
@@ -44,18 +41,13 @@ impl Manifest {
         }
         for (name, expected) in &manifest.files {
             let path = folder.join(name);
-            let bytes = path
-                .metadata()
-                .map_err(|error| format!("{name}: {error}"))?
-                .len();
+            let failed = |error: io::Error| format!("{name}: {error}");
+            let bytes = path.metadata().map_err(failed)?.len();
             if bytes != expected.bytes {
-                return Err(format!(
-                    "{name} has {bytes} bytes, expected {}",
-                    expected.bytes
-                ));
+                let expected = expected.bytes;
+                return Err(format!("{name} has {bytes} bytes, expected {expected}"));
             }
-            let hash = hash_file(&path).map_err(|error| format!("{name}: {error}"))?;
-            if hash != expected.blake3 {
+            if hash_file(&path).map_err(failed)? != expected.blake3 {
                 return Err(format!("{name} does not match its checksum"));
             }
         }
@@ -63,8 +55,14 @@ impl Manifest {
     }
 }
 
+/// Reads a JSON file of a checkpoint. The error names the file.
+pub(crate) fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T, String> {
+    let text = fs::read_to_string(folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
+    serde_json::from_str(&text).map_err(|error| format!("{name}: {error}"))
+}
+
 fn hash_file(path: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
+    hasher.update_reader(fs::File::open(path)?)?;
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -8,9 +8,9 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -95,62 +95,55 @@ impl Overrides {
         let error = |error| RunFileError::io("write", &self.path)(error);
         let mut bytes = serde_json::to_vec(&line).map_err(|failed| error(failed.into()))?;
         bytes.push(b'\n');
-        let mut lines = self.lines();
+        let mut lines = self.lines.lock();
         let options = fs::OpenOptions::new().create(true).append(true).clone();
         let mut file = options.open(&self.path).map_err(error)?;
         let length = file.metadata().map_err(error)?.len();
         let written = file.write_all(&bytes).and_then(|()| file.sync_all());
-        let written = written
+        written
             .map_err(error)
-            .and_then(|()| Ok(ddk_files::sync_folder(ddk_files::parent(&self.path))?));
-        if written.is_err() {
-            let _ = file.set_len(length);
-        }
-        written?;
+            .and_then(|()| Ok(ddk_files::sync_folder(ddk_files::parent(&self.path))?))
+            .inspect_err(|_| drop(file.set_len(length)))?;
         lines.push(line);
         Ok(())
     }
 
     /// Steps whose data is skipped.
     pub fn skip_steps(&self) -> BTreeSet<u64> {
-        let lines = self.lines();
+        let lines = self.lines.lock();
         let skipped = lines.iter().flat_map(|line| &line.skip_steps);
         skipped.copied().collect()
     }
 
     /// Number of times that steps were skipped because training went wrong.
     pub fn rollbacks(&self) -> u64 {
-        let lines = self.lines();
+        let lines = self.lines.lock();
         let skips = lines.iter().filter(|line| !line.skip_steps.is_empty());
         skips.count() as u64
     }
 
     /// Settings that recoveries have changed.
     pub fn recovered(&self) -> Assignments {
-        let lines = self.lines();
+        let lines = self.lines.lock();
         let lines = lines.iter().filter(|line| line.source == Source::Recovery);
         lines.flat_map(|line| line.set.clone()).collect()
     }
 
     /// Settings that users have changed, as they apply to step `step`.
     pub fn up_to(&self, step: u64) -> Assignments {
-        merged(by_step(&self.lines(), |_| true).range(..=step))
+        merged(by_step(&self.lines.lock(), |_| true).range(..=step))
     }
 
     /// Settings whose changes first apply to step `step`.
     pub fn at(&self, step: u64) -> Option<Assignments> {
-        let values = by_step(&self.lines(), |_| true).remove(&step);
+        let values = by_step(&self.lines.lock(), |_| true).remove(&step);
         values.filter(|values| !values.is_empty())
     }
 
     /// The latest values of the settings that edits of the configuration have changed since the start.
     pub fn configured(&self) -> Assignments {
         let of_config = |source| matches!(source, Source::Config | Source::Sighup);
-        merged(&by_step(&self.lines(), of_config))
-    }
-
-    fn lines(&self) -> MutexGuard<'_, Vec<Override>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        merged(&by_step(&self.lines.lock(), of_config))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads the files of a run's folder, for reports and checks.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use serde::de::DeserializeOwned;
 
@@ -46,6 +46,14 @@ pub(crate) fn lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunFileE
             serde_json::from_str(line).map_err(|error| bad(path, index + 1, &error))
         })
         .collect()
+}
+
+/// Lists the names in a folder.
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, RunFileError> {
+    let entries = fs::read_dir(folder).map_err(RunFileError::io("read", folder))?;
+    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let names: io::Result<Vec<String>> = entries.map(|entry| entry.map(name)).collect();
+    names.map_err(RunFileError::io("read", folder))
 }
 
 fn bad(path: &Path, line: usize, error: &serde_json::Error) -> RunFileError {

@@ -5,11 +5,11 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Deserializer, Serialize};
+use strum::Display;
 
 use crate::PhaseSeconds;
 
@@ -190,8 +190,9 @@ impl EventLine {
 }
 
 /// The kinds of events. They are in alphabetical order, because lists of kinds are sorted by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum EventKind {
     /// A user changed settings while the run trained.
     Changed,
@@ -262,15 +263,10 @@ impl EventKind {
     }
 }
 
-impl fmt::Display for EventKind {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
-    }
-}
-
 /// The limit that ended a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum StopReason {
     /// The maximum number of steps.
     MaxSteps,
@@ -282,12 +278,6 @@ pub enum StopReason {
     TargetGap,
     /// The maximum number of epochs of the data.
     MaxEpochs,
-}
-
-impl fmt::Display for StopReason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
-    }
 }
 
 /// `summary.json`.

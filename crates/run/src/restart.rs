@@ -26,13 +26,8 @@ pub fn recorded_save(folder: &Path) -> Result<Option<u64>, RunFileError> {
     let (events, steps) = (folder.join(EVENTS), folder.join("run.jsonl"));
     if !events.exists() {
         let has_steps = fs::metadata(&steps).is_ok_and(|metadata| metadata.len() > 0);
-        return if has_steps {
-            Err(RunFileError::io("read", &events)(io::Error::from(
-                io::ErrorKind::NotFound,
-            )))
-        } else {
-            Ok(None)
-        };
+        let missing = RunFileError::io("read", &events)(io::ErrorKind::NotFound.into());
+        return if has_steps { Err(missing) } else { Ok(None) };
     }
     let events = read::events(folder)?;
     let since = events
@@ -56,13 +51,9 @@ impl RunFolder {
             let number = name.strip_prefix("aside-");
             number.is_some_and(|number| number.parse::<u64>().is_ok())
         };
-        let names = fs::read_dir(path)
-            .map_err(RunFileError::io("read", path))?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect::<io::Result<Vec<String>>>()
-            .map_err(RunFileError::io("read", path))?;
-        let made = |name: &String| !KEPT.contains(&name.as_str()) && !is_aside(name);
-        Ok(names.into_iter().filter(made).collect())
+        let mut names = read::names(path)?;
+        names.retain(|name| !KEPT.contains(&name.as_str()) && !is_aside(name));
+        Ok(names)
     }
 
     /// Moves everything that the run has made into a folder `aside-1`, `aside-2`, … within the run's folder, so that
@@ -76,18 +67,14 @@ impl RunFolder {
             .map(|number| path.join(format!("aside-{number}")))
             .find(|aside| !aside.exists())
             .unwrap_or_else(|| path.join("aside"));
-        let names = Self::made(path)?;
-        let first = names.iter().map(String::as_str);
-        let first = first.filter(|name| !LAST.contains(name));
-        let last = LAST.into_iter().filter(|name| path.join(name).exists());
-        let all: Vec<&str> = first.chain(last).collect();
+        let mut names = Self::made(path)?;
+        names.sort_by_key(|name| LAST.iter().position(|last| last == name));
         fs::create_dir(&aside).map_err(RunFileError::io("create", &aside))?;
         // Record this first. Otherwise, a run with its checkpoints set aside would look like one that has lost them.
         let message = format!("at step 0; the old files are in {}", aside.display());
         record_event(path, 0, EventKind::StartedOver, &message)?;
-        for name in all {
-            let from = path.join(name);
-            ddk_files::rename(&from, &aside.join(name))?;
+        for name in names {
+            ddk_files::rename(&path.join(&name), &aside.join(name))?;
         }
         ddk_files::sync_folder(&aside)?;
         ddk_files::sync_folder(path)?;

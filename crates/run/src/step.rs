@@ -1,9 +1,8 @@
 //! What the engine reports about training, in the form that the training loop adds up.
 
-use std::fmt;
-
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
+use strum::Display;
 
 /// Seconds by phase, in the order in which phases were added.
 pub type PhaseSeconds = IndexMap<StepPhase, f64>;
@@ -72,8 +71,11 @@ pub struct UpdateStats {
 }
 
 /// A phase of a step on the student's worker. Phases do not overlap: their seconds add up to the step's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Display,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum StepPhase {
     /// Waiting for data.
     Data,
@@ -87,10 +89,4 @@ pub enum StepPhase {
     Backward,
     /// Clipping and AdamW.
     Optimizer,
-}
-
-impl fmt::Display for StepPhase {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
-    }
 }

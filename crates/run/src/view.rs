@@ -8,33 +8,31 @@ mod limits;
 mod mixtures;
 mod part;
 mod scalars;
+mod status;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
-
-use serde::{Deserialize, Serialize};
 
 use self::{
     events::EventLog,
     limits::Limits,
     mixtures::MixtureSeries,
     part::{Gather, Part, finite, keep},
-    scalars::Mean,
+    scalars::{Mean, ScalarSeries},
 };
 pub use self::{
     events::Saved,
-    mixtures::{Domain, IntervalRecord},
-    scalars::{Scalar, ScalarSeries, Steps},
+    mixtures::{Domain, IntervalRecord, Mixture},
+    scalars::{Scalar, Steps},
+    status::{Revisions, RunStatus, Stage, State, duration},
 };
 use crate::{
     PhaseSeconds, RunFolder, read,
-    records::{
-        DomainSummary, EventKind, EventLine, StepRecord, StopReason, Summary, seconds_since_1970,
-    },
+    records::{EventKind, EventLine, StepRecord, Summary, seconds_since_1970},
 };
 
 /// Number of recent steps that current values are averaged over.
@@ -43,152 +41,6 @@ const RECENT: usize = 50;
 const STAGES: &str = "phases";
 /// Number of refreshes that the pace is measured over: ten minutes at one per second.
 const LOOKS: usize = 600;
-
-/// The status of a run: `/api/status`. Numbers that are not finite or not known are absent or `null`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RunStatus {
-    /// Name of the run, which is the name of its folder.
-    pub name: String,
-    /// Its state.
-    pub state: State,
-    /// Why it finished, if it has.
-    pub stop_reason: Option<StopReason>,
-    /// The last optimizer step.
-    pub step: u64,
-    /// The step at which it ends, if that is known.
-    pub step_limit: Option<u64>,
-    /// The last interval that has a mixture.
-    pub interval: Option<u64>,
-    /// Tokens trained on.
-    pub tokens: u64,
-    /// Tokens at which it ends, if there is such a limit.
-    pub token_limit: Option<u64>,
-    /// Seconds since the first start, including pauses; for a finished run, its total time.
-    pub seconds: Option<f64>,
-    /// Estimated seconds until the end.
-    pub seconds_left: Option<f64>,
-    /// Means of the last 50 steps; the learning rate is that of the last step.
-    pub scalars: BTreeMap<Scalar, f64>,
-    /// Mean seconds of the last 50 steps by phase.
-    pub phases: PhaseSeconds,
-    /// Mean over the domains of ln(student's perplexity / teacher's) at the last evaluation, nats per token.
-    pub mean_gap: Option<f64>,
-    /// The mean gap before the first step.
-    pub mean_gap_at_start: Option<f64>,
-    /// The domain with the largest gap.
-    pub worst_domain: Option<String>,
-    /// The step of the last evaluation.
-    pub evaluated_at_step: Option<u64>,
-    /// By domain, in the order of their names.
-    pub domains: Vec<Domain>,
-    /// Its preliminary runs in order: DoReMi's reference and proxy, TED's filters.
-    pub stages: Vec<Stage>,
-    /// Number of incidents by kind.
-    pub incidents: BTreeMap<EventKind, u64>,
-    /// The last checkpoint.
-    pub saved: Option<Saved>,
-    /// What cannot be read in the run's files.
-    pub problems: Vec<String>,
-    /// How often each part of the view has changed.
-    pub revisions: Revisions,
-}
-
-/// A preliminary run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Stage {
-    /// `reference`, `proxy` or `filters`.
-    pub name: String,
-    /// Its state.
-    pub state: State,
-    /// Its last step.
-    pub step: u64,
-    /// The step at which it ends.
-    pub step_limit: Option<u64>,
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}: {}, step {}",
-            self.name, self.state, self.step
-        )?;
-        self.step_limit
-            .map_or(Ok(()), |limit| write!(formatter, " of {limit}"))
-    }
-}
-
-impl fmt::Display for RunStatus {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}: {}, step {}",
-            self.name, self.state, self.step
-        )?;
-        if let Some(limit) = self.step_limit {
-            write!(formatter, " of {limit}")?;
-        }
-        if let Some(seconds) = self.seconds_left {
-            write!(formatter, ", about {} left", duration(seconds))?;
-        }
-        Ok(())
-    }
-}
-
-/// Counters that rise when a part of the view changes, so that a client requests only what is new.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revisions {
-    /// Counts changes of the steps and their charts.
-    pub steps: u64,
-    /// Counts changes of the mixtures and their charts.
-    pub mixture: u64,
-    /// Counts changes of the events.
-    pub events: u64,
-}
-
-/// The state of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Its process builds models and workers.
-    Starting,
-    /// It trains.
-    Running,
-    /// It is paused.
-    Paused,
-    /// Its process rewinds to the last checkpoint.
-    Recovering,
-    /// The last step is done, or the run was told to stop: it exports the student and writes the report.
-    Ending,
-    /// It has finished and has a summary.
-    Finished,
-    /// It has not finished, and no process works on it. The last process was told to stop, or was killed.
-    Stopped,
-    /// It has not finished, and its last process ended with an error.
-    Failed,
-}
-
-impl State {
-    /// Whether no process works on the run.
-    pub fn is_ended(self) -> bool {
-        matches!(self, Self::Finished | Self::Stopped | Self::Failed)
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
-    }
-}
-
-/// The intervals of a run and its last evaluation: `/api/mixture`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Mixture {
-    /// At most 1,024 intervals, evenly spaced, and the last.
-    pub intervals: Vec<IntervalRecord>,
-    /// Results of a finished run by domain.
-    pub after: Option<BTreeMap<String, DomainSummary>>,
-}
 
 /// A run's folder and what has been read from it.
 #[derive(Debug)]
@@ -231,20 +83,6 @@ fn add_seconds(sums: &mut PhaseSeconds, seconds: &PhaseSeconds, weight: f64) {
     }
 }
 
-/// Formats a duration in its two largest units.
-pub fn duration(seconds: f64) -> String {
-    let seconds = seconds.max(0.0);
-    let whole = seconds.round() as u64;
-    let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) if seconds < 9.95 => format!("{seconds:.1} s"),
-        (0, 0, 0) => format!("{whole} s"),
-        (0, 0, _) => format!("{minutes} min {} s", whole % 60),
-        (0, _, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
-}
-
 impl RunView {
     /// Creates a view of the run in `folder`. Reads nothing yet.
     pub fn new(folder: &Path) -> Self {
@@ -281,14 +119,11 @@ impl RunView {
         }
         self.refresh_stages();
         let before = self.summary.take();
-        let is_there = self.folder.join("summary.json").exists();
-        self.summary = is_there
-            .then(|| read::summary(&self.folder))
-            .and_then(|summary| {
-                summary
-                    .map_err(|error| self.problems.push(format!("summary.json: {error}")))
-                    .ok()
-            });
+        if self.folder.join("summary.json").exists() {
+            self.summary = read::summary(&self.folder)
+                .map_err(|error| self.problems.push(format!("summary.json: {error}")))
+                .ok();
+        }
         if self.summary != before {
             self.mixtures.revision += 1;
         }
@@ -305,9 +140,8 @@ impl RunView {
         for folder in folders.flatten().flatten().map(|entry| entry.path()) {
             if RunFolder::holds_a_run(&folder) {
                 let stage = self.stages.entry(folder);
-                stage
-                    .or_insert_with_key(|folder| Self::new(folder))
-                    .refresh();
+                let stage = stage.or_insert_with_key(|folder| Self::new(folder));
+                stage.refresh();
             }
         }
     }
@@ -321,7 +155,7 @@ impl RunView {
             name: stage.name(),
             state: stage.state(None),
             step: stage.step(),
-            step_limit: stage.limits.unwrap_or_default().steps,
+            step_limit: stage.limits.unwrap_or_default().steps(),
         };
         stages.into_iter().map(stage).collect()
     }
@@ -364,10 +198,10 @@ impl RunView {
 
     /// Mixtures and evaluations.
     pub fn mixture(&self) -> Mixture {
-        let domains = self.summary.as_ref().map(|summary| summary.domains.clone());
+        let after = self.summary.as_ref().map(|summary| summary.domains.clone());
         Mixture {
-            intervals: self.mixtures.gathered.shown().cloned().collect(),
-            after: domains,
+            intervals: self.mixtures.gathered.intervals.clone(),
+            after,
         }
     }
 
@@ -390,22 +224,20 @@ impl RunView {
         let mixtures = &self.mixtures.gathered;
         let domains = mixtures.domains(summary);
         let mean = |of: fn(&Domain) -> Option<f64>| Mean::over(domains.iter().filter_map(of));
-        let worst = domains.iter().filter(|domain| domain.gap.is_some());
-        let worst = worst.max_by(|a, b| {
-            a.gap
-                .partial_cmp(&b.gap)
-                .unwrap_or(std::cmp::Ordering::Equal)
-        });
-        let last = mixtures.last().map(|interval| &interval.mixture);
+        let gaps = domains
+            .iter()
+            .filter_map(|domain| Some((domain.gap?, domain)));
+        let worst = gaps.max_by(|(a, _), (b, _)| a.total_cmp(b));
+        let last = mixtures.intervals.last().map(|interval| &interval.mixture);
         RunStatus {
             name: self.name(),
             state,
             stop_reason: summary.map(|summary| summary.stop_reason),
             step: self.step(),
-            step_limit: limits.steps,
+            step_limit: limits.steps(),
             interval: last.map(|line| line.interval),
             tokens: self.steps.gathered.tokens,
-            token_limit: limits.tokens,
+            token_limit: limits.tokens(),
             seconds: self.seconds(state),
             seconds_left: (!state.is_ended())
                 .then(|| self.seconds_left(&limits))
@@ -414,7 +246,7 @@ impl RunView {
             phases: self.recent_phases(),
             mean_gap: mean(|domain| domain.gap),
             mean_gap_at_start: mean(|domain| domain.gap_at_start),
-            worst_domain: worst.map(|domain| domain.name.clone()),
+            worst_domain: worst.map(|(_, domain)| domain.name.clone()),
             evaluated_at_step: summary
                 .map(|summary| summary.steps)
                 .or(last.map(|line| line.evaluated_at_step)),
@@ -433,19 +265,15 @@ impl RunView {
 
     fn state(&self, process: Option<State>) -> State {
         let events = &self.events.gathered;
-        match process {
-            _ if self.summary.is_some() => State::Finished,
-            Some(state) => state,
-            None if RunFolder::holder(&self.folder).is_none() => {
-                if events.has_failed {
-                    State::Failed
-                } else {
-                    State::Stopped
-                }
-            }
-            None if events.is_paused => State::Paused,
-            None => State::Running,
+        if self.summary.is_some() {
+            return State::Finished;
         }
+        process.unwrap_or_else(|| match RunFolder::holder(&self.folder) {
+            Some(_) if events.is_paused => State::Paused,
+            Some(_) => State::Running,
+            None if events.has_failed => State::Failed,
+            None => State::Stopped,
+        })
     }
 
     fn recent(&self) -> &VecDeque<StepRecord> {
@@ -490,8 +318,10 @@ impl RunView {
         let steps = |limit: u64| limit.saturating_sub(self.step()) as f64;
         let by_tokens =
             |limit: u64| limit.saturating_sub(self.steps.gathered.tokens) as f64 / tokens_per_step;
-        let left = limits.steps.map(steps).into_iter();
-        let left = left.chain(limits.tokens.map(by_tokens)).reduce(f64::min)?;
+        let left = limits.steps().map(steps).into_iter();
+        let left = left
+            .chain(limits.tokens().map(by_tokens))
+            .reduce(f64::min)?;
         finite(left * self.seconds_per_step()?)
     }
 

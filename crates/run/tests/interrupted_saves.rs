@@ -164,7 +164,9 @@ impl Case {
                 Ok(())
             }
         });
-        save(&open(folder, self.keep).with_hook(hook), self.saved)
+        let mut store = open(folder, self.keep);
+        store.hook = Some(hook);
+        save(&store, self.saved)
     }
 
     /// Asserts that the next start finds exactly this, and can save.
@@ -221,7 +223,8 @@ fn a_save_that_fails_at_any_call_leaves_what_the_list_says() {
         let counted = AtomicU64::new(0);
         let counter = Arc::new(counted);
         let hook = Arc::clone(&counter);
-        let store = open(folder.path(), case.keep).with_hook(Arc::new(move |_| {
+        let mut store = open(folder.path(), case.keep);
+        store.hook = Some(Arc::new(move |_| {
             hook.fetch_add(1, Ordering::SeqCst);
             Ok(())
         }));

@@ -45,8 +45,8 @@ pub struct Corpus {
     #[default = 0.05]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation_fraction: f64,
-    /// Maximum number of validation documents per domain, each cut at sequence_length. DDK drops the excess documents
-    /// of a `fraction`.
+    /// Maximum number of validation documents per domain, each cut at sequence_length. With a fraction, DDK drops
+    /// documents beyond this number.
     #[default = 500]
     #[schemars(range(min = 1))]
     pub validation_documents: usize,
@@ -109,11 +109,11 @@ pub struct Domain {
     /// Maximum number of tokens to train on, taken in the order of the files. Default: no limit.
     #[schemars(range(min = 1))]
     pub max_tokens: Option<u64>,
-    /// Minimum bytes of a document. DDK leaves out shorter ones.
+    /// Minimum document size in bytes. DDK leaves out shorter ones.
     #[default = 1]
     #[schemars(range(min = 1))]
     pub min_document_bytes: u64,
-    /// Maximum bytes of a document. DDK quarantines longer ones.
+    /// Maximum document size in bytes. DDK quarantines longer ones.
     #[default(64 << 20)]
     #[schemars(range(min = 1))]
     pub max_document_bytes: u64,

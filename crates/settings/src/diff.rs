@@ -57,27 +57,21 @@ impl Settings {
     pub fn values(&self) -> Result<Vec<Setting>, Error> {
         let table = Value::try_from(self).map_err(|error| Error::not_written(&error))?;
         let mut values = Vec::new();
-        flatten(table, &mut Vec::new(), &mut values);
+        flatten(table, &[], &mut values);
         values.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(values)
     }
 }
 
-fn flatten(value: Value, path: &mut Vec<String>, values: &mut Vec<Setting>) {
+fn flatten(value: Value, path: &[&str], values: &mut Vec<Setting>) {
     if let Value::Table(table) = value {
         for (name, value) in table {
-            path.push(name);
-            flatten(value, path, values);
-            path.pop();
+            flatten(value, &[path, &[&name]].concat(), values);
         }
-        return;
+    } else if let Some(key) = Key::of(path) {
+        let path = path.join(".");
+        values.push(Setting { path, key, value });
     }
-    let names: Vec<&str> = path.iter().map(String::as_str).collect();
-    values.extend(Key::of(&names).map(|key| Setting {
-        path: names.join("."),
-        key,
-        value,
-    }));
 }
 
 /// All values that differ, sorted by path.

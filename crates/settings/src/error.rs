@@ -1,31 +1,18 @@
 //! Problems in a configuration, as the user sees them.
 
-use std::fmt;
-
 /// All problems in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Error(pub Vec<Problem>);
 
 /// One problem.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {message}")]
 pub struct Problem {
     /// The file and line, the variable, or the option.
     pub place: String,
-    /// What is wrong: the key, its value, and what was expected.
+    /// What is wrong: the key, its value, and what was expected; if it is known, also what to write instead.
     pub message: String,
-    /// What to write instead.
-    pub suggestion: Option<String>,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.place, self.message)?;
-        match &self.suggestion {
-            Some(suggestion) => write!(formatter, " ({suggestion})"),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Error {
@@ -33,14 +20,19 @@ impl Error {
         Self(vec![Problem {
             place: place.into(),
             message: message.into(),
-            suggestion: None,
         }])
     }
 
+    /// Returns an error if there are problems.
+    pub(crate) fn unless_none(problems: Vec<Problem>) -> Result<(), Self> {
+        match problems[..] {
+            [] => Ok(()),
+            _ => Err(Self(problems)),
+        }
+    }
+
     pub(crate) fn not_written(error: &toml::ser::Error) -> Self {
-        Self::one(
-            "the settings",
-            format!("cannot be written as TOML: {error}"),
-        )
+        let message = format!("cannot be written as TOML: {error}");
+        Self::one("the settings", message)
     }
 }

@@ -1,7 +1,8 @@
 //! The table of keys, read from the JSON schema that the declarations of the sections generate.
 
-use std::sync::LazyLock;
+use std::{iter, str::Split, sync::LazyLock};
 
+use schemars::generate::SchemaSettings;
 use serde_json::Value as Json;
 use toml::Value;
 
@@ -12,12 +13,9 @@ pub fn schema() -> Json {
     let mut schema = schemars::schema_for!(Settings).to_value();
     // The keys state their defaults themselves.
     let tables = schema["properties"].as_object_mut().into_iter();
-    for table in tables.flat_map(|tables| tables.values_mut()) {
-        let table = table.as_object_mut();
-        if let Some(table) = table.filter(|table| table.get("default").is_some_and(Json::is_object))
-        {
-            table.remove("default");
-        }
+    let tables = tables.flat_map(|tables| tables.values_mut().filter_map(Json::as_object_mut));
+    for table in tables.filter(|table| table.get("default").is_some_and(Json::is_object)) {
+        table.remove("default");
     }
     schema
 }
@@ -71,11 +69,9 @@ const BOUNDS: [&[&str]; 4] = [
 /// All tables, in the order of declaration.
 pub fn sections() -> &'static [Section] {
     static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(|| {
-        let schema = schema();
-        let mut sections = Vec::new();
-        let reader = Reader { schema: &schema };
-        reader.table("", &schema, &schema, false, &mut sections);
-        sections
+        let inline = SchemaSettings::default().with(|settings| settings.inline_subschemas = true);
+        let schema = inline.into_generator().into_root_schema_for::<Settings>();
+        tables("", schema.as_value(), schema.as_value(), false)
     });
     &SECTIONS
 }
@@ -87,27 +83,32 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
 
 /// The names that a table may contain; `*` if the user chooses them.
 pub(crate) fn names_in(table: &[&str]) -> Vec<&'static str> {
-    let mut names: Vec<&str> = Vec::new();
-    for key in keys() {
-        let mut segments = key.path.split('.');
-        if table.iter().all(|name| is(segments.next(), name)) {
-            names.extend(segments.next().filter(|name| !names.contains(name)));
-        }
-    }
+    let names = keys().filter_map(|key| after(&key.path, table)?.next());
+    let mut names: Vec<&str> = names.collect();
+    // The keys of a table, and those of each table in it, follow each other.
+    names.dedup();
     names
 }
 
-fn is(segment: Option<&str>, name: &str) -> bool {
-    segment.is_some_and(|segment| segment == "*" || segment == name)
+/// Whether a dotted path, in which `*` stands for any name, matches these segments.
+pub(crate) fn matches(pattern: &str, path: &[&str]) -> bool {
+    after(pattern, path).is_some_and(|mut rest| rest.next().is_none())
+}
+
+/// The segments of a dotted path after those that match `start`; `None` if it does not start so.
+fn after<'a>(pattern: &'a str, start: &[&str]) -> Option<Split<'a, char>> {
+    let mut segments = pattern.split('.');
+    for name in start {
+        let segment = segments.next()?;
+        (segment == "*" || segment == *name).then_some(())?;
+    }
+    Some(segments)
 }
 
 impl Key {
     /// Finds the key of a value by the segments of its path.
     pub fn of(path: &[&str]) -> Option<&'static Self> {
-        keys().find(|key| {
-            let mut segments = key.path.split('.');
-            path.iter().all(|name| is(segments.next(), name)) && segments.next().is_none()
-        })
+        keys().find(|key| matches(&key.path, path))
     }
 
     /// Whether a value is within the bounds.
@@ -157,16 +158,9 @@ impl Key {
         if !expected.is_empty() && expected != "0 or more" {
             about.push_str(&format!(" Allowed: {expected}."));
         }
-        if self
-            .choices
-            .iter()
-            .any(|choice| !about.contains(&format!("`{choice}`")))
-        {
-            let choices: Vec<String> = self
-                .choices
-                .iter()
-                .map(|choice| format!("`{choice}`"))
-                .collect();
+        let choices = self.choices.iter().map(|choice| format!("`{choice}`"));
+        let choices: Vec<String> = choices.collect();
+        if choices.iter().any(|choice| !about.contains(choice)) {
             about.push_str(&format!(" One of {}.", choices.join(", ")));
         }
         if self.live {
@@ -183,52 +177,32 @@ impl Key {
     }
 }
 
-struct Reader<'a> {
-    schema: &'a Json,
-}
-
-impl Reader<'_> {
-    fn table(
-        &self,
-        path: &str,
-        declared: &Json,
-        table: &Json,
-        may_differ: bool,
-        sections: &mut Vec<Section>,
-    ) {
-        let index = sections.len();
-        sections.push(Section {
-            path: path.to_owned(),
-            doc: text(declared, "description").unwrap_or_default(),
-            keys: Vec::new(),
-        });
-        for (name, declared) in table["properties"].as_object().into_iter().flatten() {
-            let own = declared["x-may-differ-on-resume"].as_bool();
-            let may_differ = own.unwrap_or(may_differ);
-            let separator = if path.is_empty() { "" } else { "." };
-            let mut path = format!("{path}{separator}{name}");
-            let mut value = self.resolved(declared);
-            if value["additionalProperties"].is_object() {
-                path.push_str(".*");
-                value = self.resolved(&value["additionalProperties"]);
-            }
-            if value["properties"].is_object() {
-                self.table(&path, declared, value, may_differ, sections);
-            } else {
-                let key = key(path, declared, value, may_differ);
-                sections[index].keys.push(key);
-            }
+/// Reads a table, then the tables in it.
+fn tables(path: &str, declared: &Json, table: &Json, may_differ: bool) -> Vec<Section> {
+    let (mut keys, mut inner) = (Vec::new(), Vec::new());
+    for (name, declared) in table["properties"].as_object().into_iter().flatten() {
+        let own = declared["x-may-differ-on-resume"].as_bool();
+        let may_differ = own.unwrap_or(may_differ);
+        let separator = if path.is_empty() { "" } else { "." };
+        let mut path = format!("{path}{separator}{name}");
+        // What is optional is either this or null.
+        let mut value = declared["anyOf"].get(0).unwrap_or(declared);
+        if value["additionalProperties"].is_object() {
+            path.push_str(".*");
+            value = &value["additionalProperties"];
+        }
+        if value["properties"].is_object() {
+            inner.extend(tables(&path, declared, value, may_differ));
+        } else {
+            keys.push(key(path, declared, value, may_differ));
         }
     }
-
-    /// Follows a `$ref` to its definition.
-    fn resolved<'a>(&'a self, value: &'a Json) -> &'a Json {
-        let choices = value["anyOf"].as_array().into_iter().flatten();
-        let reference = [value].into_iter().chain(choices);
-        let reference = reference.filter_map(|value| value["$ref"].as_str()?.strip_prefix('#'));
-        let mut definitions = reference.filter_map(|path| self.schema.pointer(path));
-        definitions.next().unwrap_or(value)
-    }
+    let section = Section {
+        path: path.to_owned(),
+        doc: text(declared, "description").unwrap_or_default(),
+        keys,
+    };
+    iter::once(section).chain(inner).collect()
 }
 
 fn key(path: String, declared: &Json, value: &Json, may_differ: bool) -> Key {

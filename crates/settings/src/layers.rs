@@ -1,12 +1,16 @@
 //! Merges the layers: the method's choices, files in order, the environment, `--set`.
 
-use std::{collections::BTreeMap, fmt::Display, fs, ops::Range, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    ops::Range,
+    path::PathBuf,
+};
 
-use config::{Config, ConfigError, Map, Source, ValueKind};
-use serde::Deserialize;
+use config::{Config, File, FileFormat};
 use serde_json::Value as Json;
 use toml::{
-    Spanned, Value,
+    Spanned, Table, Value,
     de::{DeTable, DeValue},
 };
 
@@ -43,11 +47,8 @@ impl Origins {
     /// The origin of a key's value; for a table, the origin of its first value.
     pub fn of(&self, key: &str) -> &str {
         let inside = format!("{key}.");
-        let first = || {
-            let first = self.0.range(inside.clone()..).next();
-            first.filter(|(found, _)| found.starts_with(&inside))
-        };
-        let found = self.0.get_key_value(key).or_else(first);
+        let mut origins = self.0.iter();
+        let found = origins.find(|(found, _)| *found == key || found.starts_with(&inside));
         found.map_or(Self::DEFAULT, |(_, origin)| origin)
     }
 
@@ -73,21 +74,14 @@ pub fn load(
         Err(error) => problems.extend(error.0),
     };
     for path in files {
-        let name = path.display();
-        add(match fs::read_to_string(path) {
-            Ok(text) => Layer::read(&text, name.to_string(), true),
-            Err(error) => Err(Error::one(
-                name.to_string(),
-                format!("cannot be read: {error}"),
-            )),
-        });
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path);
+        let text = text.map_err(|error| Error::one(&name, format!("cannot be read: {error}")));
+        add(text.and_then(|text| Layer::read(&text, name, true)));
     }
     let environment = environment.into_iter();
-    let mut variables: Vec<_> = environment
-        .filter(|(name, _)| name.starts_with(PREFIX))
-        .collect();
-    variables.sort();
-    for (name, value) in variables {
+    let variables = environment.filter(|(name, _)| name.starts_with(PREFIX));
+    for (name, value) in variables.collect::<BTreeSet<_>>() {
         let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
         add(assigned(&key, &value, format!("environment {name}")));
     }
@@ -96,9 +90,7 @@ pub fn load(
         let layer = assigned(key.trim(), value.trim(), format!("--set {text}"));
         add(layer.and_then(Layer::without_secrets));
     }
-    if !problems.is_empty() {
-        return Err(Error(problems));
-    }
+    Error::unless_none(problems)?;
     merge(layers)
 }
 
@@ -108,11 +100,8 @@ impl Settings {
     /// # Errors
     /// If a key or a value is wrong.
     pub fn with(&self, values: &BTreeMap<String, Json>) -> Result<Self, Error> {
-        let mut layers = vec![Layer::read(
-            &self.to_toml()?,
-            "the settings".to_owned(),
-            false,
-        )?];
+        let own = Layer::read(&self.to_toml()?, "the settings".to_owned(), false)?;
+        let mut layers = vec![own];
         for (key, value) in values {
             // Only strings are written differently in JSON and TOML.
             let text = match value {
@@ -126,24 +115,31 @@ impl Settings {
     }
 }
 
+/// Merges the layers' values. Later layers override earlier ones key by key and replace whole arrays.
+fn values_of(layers: &[Layer]) -> Result<Table, Error> {
+    let builder = layers.iter().fold(Config::builder(), |builder, layer| {
+        builder.add_source(File::from_str(&layer.text, FileFormat::Toml))
+    });
+    let merged = builder.build().and_then(Config::try_deserialize);
+    merged.map_err(|error| Error::one("the merged configuration", error.to_string()))
+}
+
 fn merge(mut layers: Vec<Layer>) -> Result<Loaded, Error> {
-    let method = layers.iter().rev().find_map(|layer| layer.0.get("method"));
-    if let Some(Ok(method)) = method.map(|name| name.to_string().parse::<Method>()) {
-        let lines = method
-            .choices()
-            .map(|(key, value)| format!("{key} = \"{value}\"\n"));
+    let values = values_of(&layers)?;
+    let method = values.get("method").and_then(Value::as_str);
+    if let Some(Ok(method)) = method.map(str::parse::<Method>) {
+        let choices = method.choices();
+        let lines = choices.map(|(key, value)| format!("{key} = \"{value}\"\n"));
         let name = format!("method {method}");
         layers.insert(0, Layer::read(&lines.concat(), name, false)?);
     }
-    let failed = |error: &dyn Display| Error::one("the merged configuration", error.to_string());
-    let layers = layers.into_iter();
-    let merged = layers.fold(Config::builder(), |builder, layer| {
-        builder.add_source(layer)
-    });
-    let merged = merged.build().map_err(|error| failed(&error))?.cache;
+    let settings = values_of(&layers)?.try_into::<Settings>();
+    let mut settings =
+        settings.map_err(|error| Error::one("the merged configuration", error.to_string()))?;
     let mut origins = Origins::default();
-    let merged = plain(merged, "", &mut origins);
-    let mut settings = Settings::deserialize(merged).map_err(|error| failed(&error))?;
+    for layer in layers {
+        origins.0.extend(layer.origins.0);
+    }
     rules::check(&mut settings, &origins)?;
     Ok(Loaded { settings, origins })
 }
@@ -152,15 +148,11 @@ fn merge(mut layers: Vec<Layer>) -> Result<Loaded, Error> {
 /// string, even if it is all digits.
 fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     if key.is_empty() || value.is_empty() {
-        return Err(Error::one(
-            name,
-            "expected key=value, for example run.seed=1",
-        ));
+        let expected = "expected key=value, for example run.seed=1";
+        return Err(Error::one(name, expected));
     }
     let as_is = format!("{key} = {value}");
-    let path: Vec<&str> = key.split('.').collect();
-    let is_secret = Key::of(&path).is_some_and(|key| key.secret);
-    let text = if !is_secret && as_is.parse::<toml::Table>().is_ok() {
+    let text = if !is_secret(key) && as_is.parse::<Table>().is_ok() {
         as_is
     } else {
         format!("{key} = {}", Value::from(value))
@@ -168,18 +160,15 @@ fn assigned(key: &str, value: &str, name: String) -> Result<Layer, Error> {
     Layer::read(&text, name, false)
 }
 
-/// Values with their origins. Later layers override earlier ones key by key and replace whole arrays.
-#[derive(Debug, Clone)]
-struct Layer(Map<String, config::Value>);
+fn is_secret(key: &str) -> bool {
+    let path: Vec<&str> = key.split('.').collect();
+    Key::of(&path).is_some_and(|key| key.secret)
+}
 
-impl Source for Layer {
-    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
-        Box::new(self.clone())
-    }
-
-    fn collect(&self) -> Result<Map<String, config::Value>, ConfigError> {
-        Ok(self.0.clone())
-    }
+/// The text of a layer, with the origins of its values.
+struct Layer {
+    text: String,
+    origins: Origins,
 }
 
 impl Layer {
@@ -189,63 +178,26 @@ impl Layer {
             text,
             name,
             is_file,
+            origins: Origins::default(),
             problems: Vec::new(),
         };
-        let parsed = DeTable::parse(text).map(|table| reader.table(table.get_ref(), &[]));
-        let values = match parsed {
-            // Report unknown names before wrong types.
-            Ok(values) if reader.problems.is_empty() => {
-                toml::from_str::<Settings>(text).map(|_| values)
-            }
-            other => other,
-        };
-        match values {
-            Ok(values) if reader.problems.is_empty() => return Ok(Self(values)),
-            Ok(_) => {}
-            Err(error) => reader.problem(error.span().unwrap_or_default(), error.message(), None),
+        let names = DeTable::parse(text).map(|table| reader.table(table.get_ref(), &[]));
+        // Report unknown names before wrong types.
+        if reader.problems.is_empty()
+            && let Err(error) = names.and_then(|()| toml::from_str::<Settings>(text))
+        {
+            reader.problem(error.span().unwrap_or_default(), error.message(), "");
         }
-        Err(Error(reader.problems))
+        let (text, origins) = (text.to_owned(), reader.origins);
+        Error::unless_none(reader.problems).map(|()| Self { text, origins })
     }
 
     /// Refuses a secret. The error omits the origin, because it contains the secret.
     fn without_secrets(self) -> Result<Self, Error> {
-        let mut written = Origins::default();
-        let values = ValueKind::Table(self.0.clone());
-        plain(config::Value::new(None, values), "", &mut written);
-        let is_secret = |key: &&String| {
-            let path: Vec<&str> = key.split('.').collect();
-            Key::of(&path).is_some_and(|key| key.secret)
-        };
-        match written.0.keys().find(is_secret) {
+        match self.origins.0.keys().find(|key| is_secret(key)) {
             Some(key) => Err(Error::one(format!("--set {key}"), TOKEN_IN_ARGUMENTS)),
             None => Ok(self),
         }
-    }
-}
-
-/// Separates values from their origins.
-fn plain(value: config::Value, path: &str, origins: &mut Origins) -> Value {
-    let origin = value.origin().unwrap_or_default().to_owned();
-    if !matches!(value.kind, ValueKind::Table(_)) && !path.is_empty() {
-        origins.0.insert(path.to_owned(), origin);
-    }
-    match value.kind {
-        ValueKind::Table(table) => {
-            let separator = if path.is_empty() { "" } else { "." };
-            let values = table.into_iter().map(|(name, value)| {
-                let value = plain(value, &format!("{path}{separator}{name}"), origins);
-                (name, value)
-            });
-            Value::Table(values.collect())
-        }
-        ValueKind::Array(values) => {
-            let values = values.into_iter();
-            Value::Array(values.map(|value| plain(value, "", origins)).collect())
-        }
-        ValueKind::I64(number) => number.into(),
-        ValueKind::Float(number) => number.into(),
-        ValueKind::Boolean(yes) => yes.into(),
-        text => text.to_string().into(),
     }
 }
 
@@ -255,13 +207,14 @@ struct Reader<'a> {
     /// The file, the variable or the option.
     name: String,
     is_file: bool,
+    origins: Origins,
     problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
-    fn table(&mut self, table: &DeTable<'_>, path: &[&str]) -> Map<String, config::Value> {
+    fn table(&mut self, table: &DeTable<'_>, path: &[&str]) {
         let known = names_in(path);
-        let values = table.iter().map(|(name, value)| {
+        for (name, value) in table {
             let key = name.get_ref().as_ref();
             let is_root = path.is_empty();
             let path = [path, &[key]].concat();
@@ -269,57 +222,41 @@ impl Reader<'_> {
             // If a table stands in place of a value, serde reports a wrong type.
             let is_table = known.is_empty() || (is_root && renamed::was_table(key));
             match renamed::new_name(&path) {
-                Some(renamed) if !is_known => self.problem(name.span(), &renamed, None),
+                Some(renamed) if !is_known => self.problem(name.span(), &renamed, ""),
                 None if !is_known && !is_table => {
                     let message = format!("unknown field `{key}`");
-                    self.problem(name.span(), &message, Some(nearest(key, &known)));
+                    self.problem(name.span(), &message, &nearest(key, &known));
                 }
                 _ => {}
             }
-            let origin = self.place(name.span());
-            (key.to_owned(), self.value(value, &path, &origin))
-        });
-        values.collect()
+            if !value.get_ref().is_table() {
+                let origin = self.place(name.span());
+                self.origins.0.insert(path.join("."), origin);
+            }
+            self.value(value, &path);
+        }
     }
 
-    fn value(
-        &mut self,
-        value: &Spanned<DeValue<'_>>,
-        path: &[&str],
-        origin: &String,
-    ) -> config::Value {
-        let kind = match value.get_ref() {
-            DeValue::Table(table) => ValueKind::Table(self.table(table, path)),
-            DeValue::Array(values) => {
-                let values = values.iter();
-                ValueKind::Array(
-                    values
-                        .map(|value| self.value(value, path, origin))
-                        .collect(),
-                )
-            }
+    fn value(&mut self, value: &Spanned<DeValue<'_>>, path: &[&str]) {
+        match value.get_ref() {
+            DeValue::Table(table) => self.table(table, path),
+            DeValue::Array(values) => values.iter().for_each(|value| self.value(value, path)),
             DeValue::Integer(number) => {
-                let parsed = i64::from_str_radix(number.as_str(), number.radix());
-                if parsed.is_err() {
+                if i64::from_str_radix(number.as_str(), number.radix()).is_err() {
                     let message = format!("{number} is too large, expected {} at most", i64::MAX);
-                    self.problem(value.span(), &message, None);
+                    self.problem(value.span(), &message, "");
                 }
-                ValueKind::I64(parsed.unwrap_or_default())
             }
-            DeValue::Float(number) => ValueKind::Float(number.as_str().parse().unwrap_or(f64::NAN)),
-            DeValue::Boolean(yes) => ValueKind::Boolean(*yes),
-            DeValue::Datetime(time) => ValueKind::String(time.to_string()),
             DeValue::String(text) => {
                 let choices = Key::of(path).map_or(&[][..], |key| &key.choices);
                 if !choices.is_empty() && !choices.iter().any(|choice| choice == text) {
                     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
                     let message = format!("unknown variant `{text}`");
-                    self.problem(value.span(), &message, Some(nearest(text, &choices)));
+                    self.problem(value.span(), &message, &nearest(text, &choices));
                 }
-                ValueKind::String(text.to_string())
             }
-        };
-        config::Value::new(Some(origin), kind)
+            DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {}
+        }
     }
 
     fn place(&self, span: Range<usize>) -> String {
@@ -331,21 +268,15 @@ impl Reader<'_> {
         }
     }
 
-    fn problem(&mut self, span: Range<usize>, message: &str, suggestion: Option<String>) {
+    fn problem(&mut self, span: Range<usize>, message: &str, suggestion: &str) {
         let place = self.place(span.clone());
-        let message = if self.is_file {
-            format!("{message}\n{}", underline(self.text, span))
-        } else {
-            message.to_owned()
-        };
-        self.problems.push(Problem {
-            place,
-            message,
-            suggestion,
-        });
+        let line = self.is_file.then(|| underline(self.text, span));
+        let message = format!("{message}{}{suggestion}", line.unwrap_or_default());
+        self.problems.push(Problem { place, message });
     }
 }
 
+/// The line below a message that shows what it is about.
 fn underline(text: &str, span: Range<usize>) -> String {
     let start = text[..span.start.min(text.len())]
         .rfind('\n')
@@ -354,7 +285,7 @@ fn underline(text: &str, span: Range<usize>) -> String {
     let width = span.end.min(end).saturating_sub(span.start).max(1);
     let indent = text[start..span.start.min(end)].chars().count();
     let (line, spaces, marks) = (&text[start..end], " ".repeat(indent), "^".repeat(width));
-    format!("  | {line}\n  | {spaces}{marks}")
+    format!("\n  | {line}\n  | {spaces}{marks}")
 }
 
 /// Suggests the valid name nearest to an unknown one.
@@ -362,7 +293,7 @@ fn nearest(unknown: &str, names: &[&str]) -> String {
     let alike = |name: &&str| strsim::jaro_winkler(unknown, name);
     let nearest = names.iter().max_by(|a, b| alike(a).total_cmp(&alike(b)));
     match nearest.filter(|name| alike(name) > 0.75) {
-        Some(name) => format!("did you mean `{name}`?"),
-        None => format!("there are {}", names.join(", ")),
+        Some(name) => format!(" (did you mean `{name}`?)"),
+        None => format!(" (there are {})", names.join(", ")),
     }
 }

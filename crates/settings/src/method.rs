@@ -1,18 +1,17 @@
 //! The methods in the paper's tables. A method is two choices: the mixture policy and the objective.
 
-use std::{fmt, str::FromStr};
-
 use ddk_mixture::MixturePolicy;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::IntoDeserializer, de::value::Error};
+use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantNames};
 
-use crate::{Key, ObjectiveName};
+use crate::ObjectiveName;
 
 /// A method, named as in the paper's tables.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(JsonSchema, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Method {
     /// Continued pretraining: cross-entropy alone, the natural mixture.
     Cpt,
@@ -35,8 +34,7 @@ pub enum Method {
 impl Method {
     /// All names, in the order of the paper.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        let key = Key::of(&["method"]).into_iter();
-        key.flat_map(|key| key.choices.iter().map(String::as_str))
+        Self::VARIANTS.iter().copied()
     }
 
     /// The two choices, each as a key and its value.
@@ -55,20 +53,5 @@ impl Method {
             ("mixture.policy", policy.to_string()),
             ("objective.name", objective.to_string()),
         ]
-    }
-}
-
-impl FromStr for Method {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        Self::deserialize(name.into_deserializer())
-    }
-}
-
-/// The name in configurations and on the command line.
-impl fmt::Display for Method {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of the models: teacher, student, optimizer, objective, pretraining.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use ddk_kernel::Divergence;
 use schemars::JsonSchema;
@@ -57,7 +57,7 @@ impl Teacher {
     }
 }
 
-/// The student.
+/// The student model, which DDK trains.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Student {
@@ -146,13 +146,12 @@ pub struct Objective {
     pub temperature: f64,
     /// Multiply the divergence and its gradient by the square of the temperature.
     pub scale_by_temperature_squared: bool,
-    /// `jsd`: weight of the teacher in the mixture with which DDK compares both models.
+    /// `jsd`: weight of the teacher in the mixture distribution M (docs/methods.md).
     #[default = 0.5]
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     #[schemars(extend("x-expected" = "over 0 and under 1 (at both ends the divergence is 0 everywhere)"))]
     pub beta: f64,
-    /// `skew_kl` and `skew_reverse_kl`: weight of the first KL argument within the mixture that forms the second
-    /// argument.
+    /// `skew_kl` and `skew_reverse_kl`: weight a in KL(P ‖ a P + (1 - a) Q).
     #[default = 0.1]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub skew: f64,
@@ -203,8 +202,9 @@ impl Objective {
 }
 
 /// What the student minimizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ObjectiveName {
     /// Cross-entropy alone, without the teacher.
     Ce,
@@ -224,12 +224,6 @@ pub enum ObjectiveName {
     Ted,
     /// The first stage of `ted`: trains the filters while both models are frozen.
     TedFilters,
-}
-
-impl fmt::Display for ObjectiveName {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
-    }
 }
 
 /// A model that `ddk pretrain` trains with cross-entropy alone.

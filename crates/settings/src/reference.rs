@@ -8,9 +8,9 @@ pub fn reference() -> String {
         "# Settings\n\n\
          Generated from the declarations in `crates/settings/src`. `ddk config schema` prints the JSON schema, \
          `ddk config show --origin CONFIG` the values in use and where each comes from.\n\n\
-         Layers: built-in defaults, then what `method` stands for, then files in order, then the environment \
-         (`DDK__OPTIMIZER__LR=1e-4`), then `--set optimizer.lr=1e-4`. Tables merge key by key; arrays replace each \
-         other. Paths are relative to the folder in which `ddk` is started.\n",
+         Later layers override earlier ones: built-in defaults, the choices of `method`, files in order, the \
+         environment (`DDK__OPTIMIZER__LR=1e-4`), `--set optimizer.lr=1e-4`. Tables merge key by key; arrays \
+         replace each other. Paths are relative to the folder in which `ddk` is started.\n",
     );
     for section in sections() {
         let may_differ = section.keys.iter().all(|key| key.may_differ);
@@ -30,7 +30,7 @@ pub fn reference() -> String {
             ),
         };
         text.push_str(&format!(
-            "\n## {title}\n\n| key | default | what |\n|---|---|---|\n"
+            "\n## {title}\n\n| key | default | description |\n|---|---|---|\n"
         ));
         text.extend(section.keys.iter().map(|key| key.row(may_differ)));
     }

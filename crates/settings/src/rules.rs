@@ -1,6 +1,8 @@
 //! Checks ranges and rules between keys, and derives defaults from other keys.
 
-use std::{collections::BTreeMap, net::SocketAddr, thread::available_parallelism};
+use std::{
+    collections::BTreeMap, fmt::Display, net::SocketAddr, path::Path, thread::available_parallelism,
+};
 
 use ddk_mixture::MixturePolicy;
 
@@ -25,11 +27,7 @@ pub(crate) fn check(settings: &mut Settings, origins: &Origins) -> Result<(), Er
     for (name, model) in &mut settings.pretrain {
         checker.pretrain(name, model, settings.run.seed, &domains);
     }
-    if checker.problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Error(checker.problems))
-    }
+    Error::unless_none(checker.problems)
 }
 
 struct Checker<'a> {
@@ -38,15 +36,15 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn refuse(&mut self, wrong: bool, key: &str, message: impl FnOnce() -> String) {
+    /// Refuses the value of a key. `why` follows the key in the message.
+    fn refuse(&mut self, wrong: bool, key: &str, why: impl Display) {
+        self.report(wrong, key, format!("`{key}` {why}"));
+    }
+
+    fn report(&mut self, wrong: bool, place: &str, message: String) {
         if wrong {
-            let place = self.origins.of(key).to_owned();
-            let (message, suggestion) = (message(), None);
-            self.problems.push(Problem {
-                place,
-                message,
-                suggestion,
-            });
+            let place = self.origins.of(place).to_owned();
+            self.problems.push(Problem { place, message });
         }
     }
 
@@ -56,16 +54,14 @@ impl Checker<'_> {
             let path = &value.path;
             let wrong = !value.key.accepts(&value.value);
             let written = self.origins.has(path);
-            self.refuse(wrong && written, path, || {
-                let shown = match &value.value {
-                    toml::Value::Float(number) => number.to_string(),
-                    other => other.to_string(),
-                };
-                let expected = value.key.expected();
-                format!("`{path}` is {shown}, expected {expected}")
-            });
+            let shown = match &value.value {
+                toml::Value::Float(number) => number.to_string(),
+                other => other.to_string(),
+            };
+            let why = format!("is {shown}, expected {}", value.key.expected());
+            self.refuse(wrong && written, path, why);
             let table = path.rsplit_once('.').map_or("", |(table, _)| table);
-            self.refuse(wrong && !written, table, || format!("`{path}` is missing"));
+            self.report(wrong && !written, table, format!("`{path}` is missing"));
         }
         Ok(())
     }
@@ -75,71 +71,56 @@ impl Checker<'_> {
         let name = run.name.as_deref().unwrap_or("unnamed");
         let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
         let wrong = name.is_empty() || name.starts_with('.') || !name.chars().all(plain);
-        self.refuse(wrong, "run.name", || {
-            format!("`run.name` is \"{name}\", expected letters, digits, `.`, `_` and `-`")
-        });
+        let why = format!("is \"{name}\", expected letters, digits, `.`, `_` and `-`");
+        self.refuse(wrong, "run.name", why);
         let (window, from) = (recovery.spike_window, recovery.spike_min_history);
-        self.refuse(window < from, "recovery.spike_window", || {
-            format!(
-                "`recovery.spike_window` is {window}, expected at least `recovery.spike_min_history`, {from}: \
-                 nothing would ever be a spike"
-            )
-        });
+        let why = format!(
+            "is {window}, expected at least `recovery.spike_min_history`, {from}: nothing would ever be a spike"
+        );
+        self.refuse(window < from, "recovery.spike_window", why);
         let (listen, token) = (&telemetry.listen, telemetry.token.as_ref());
         let parsed = listen.parse::<SocketAddr>();
-        self.refuse(parsed.is_err(), "telemetry.listen", || {
-            format!(
-                "`telemetry.listen` is \"{listen}\", expected an address and a port such as \"127.0.0.1:9469\""
-            )
-        });
+        let why =
+            format!("is \"{listen}\", expected an address and a port such as \"127.0.0.1:9469\"");
+        self.refuse(parsed.is_err(), "telemetry.listen", why);
         let reached = parsed.is_ok_and(|parsed| !parsed.ip().is_loopback());
-        self.refuse(reached && token.is_none(), "telemetry.listen", || {
-            format!(
-                "`telemetry.listen` is \"{listen}\", which other machines reach: that needs a `telemetry.token` \
-                 (best DDK__TELEMETRY__TOKEN in the environment)"
-            )
-        });
+        let why = format!(
+            "is \"{listen}\", which other machines reach: that needs a `telemetry.token` \
+             (best DDK__TELEMETRY__TOKEN in the environment)"
+        );
+        self.refuse(reached && token.is_none(), "telemetry.listen", why);
         let unusable = token.is_some_and(|token| !token.is_usable());
-        self.refuse(unusable, "telemetry.token", || {
-            "`telemetry.token` is not usable, expected 16 characters or more, \
-             of letters, digits, `-`, `.`, `_` and `~`"
-                .to_owned()
-        });
-        let file = telemetry
-            .metrics_file
-            .clone()
-            .unwrap_or_else(|| "a.prom".into());
+        let why = "is not usable, expected 16 characters or more, of letters, digits, `-`, `.`, `_` and `~`";
+        self.refuse(unusable, "telemetry.token", why);
+        let file = telemetry.metrics_file.as_deref();
+        let file = file.unwrap_or(Path::new("a.prom"));
         let is_prom = file.extension().is_some_and(|end| end == "prom");
-        self.refuse(!is_prom, "telemetry.metrics_file", || {
-            format!(
-                "`telemetry.metrics_file` is \"{}\", expected a name that ends in `.prom`: the node exporter reads \
-                 no other",
-                file.display()
-            )
-        });
+        let why = format!(
+            "is \"{}\", expected a name that ends in `.prom`: the node exporter reads no other",
+            file.display()
+        );
+        self.refuse(!is_prom, "telemetry.metrics_file", why);
     }
 
     fn domain(&mut self, name: &str, domain: &mut Domain) {
         let key = |field: &str| format!("domains.{name}.{field}");
         let wrong = name.is_empty() || name.starts_with('.') || name.contains(['/', '\\']);
-        self.refuse(wrong, &format!("domains.{name}"), || {
-            format!("\"{name}\" is no name for a domain: it becomes a folder, so no `/` and no `.` at its start")
-        });
+        let message = format!(
+            "\"{name}\" is no name for a domain: it becomes a folder, so no `/` and no `.` at its start"
+        );
+        self.report(wrong, &format!("domains.{name}"), message);
         let (text, field) = (key("text_template"), key("text_field"));
         if let Some(name) = domain.text_field.take() {
             domain.text_template = format!("{{{name}}}");
-            self.refuse(self.origins.has(&text), &text, || {
-                format!("`{text}` and `{field}` are both set: one is enough")
-            });
+            let why = format!("and `{field}` are both set: one is enough");
+            self.refuse(self.origins.has(&text), &text, why);
         }
         let (value, field) = (key("filter_value"), key("filter_field"));
         if domain.filter_field.is_some() {
             domain.filter_value.get_or_insert_with(|| name.to_owned());
         }
         let alone = domain.filter_value.is_some() && domain.filter_field.is_none();
-        self.refuse(alone, &value, || {
-            format!("`{value}` is set without `{field}`")
-        });
+        self.refuse(alone, &value, format!("is set without `{field}`"));
     }
 
     fn models(&mut self, settings: &Settings) {
@@ -147,107 +128,91 @@ impl Checker<'_> {
             self.device("teacher.devices", device);
         }
         self.device("student.device", &settings.student.device);
-        self.batch_sizes(
-            "training",
-            settings.training.global_batch_size,
-            settings.training.micro_batch_size,
-        );
+        let sizes = &settings.training;
+        self.batch_sizes("training", sizes.global_batch_size, sizes.micro_batch_size);
         let key = "objective.ted_layers";
         let pairs = settings.objective.ted_layers.as_deref().unwrap_or_default();
         let zero = pairs.iter().flatten().any(|layer| *layer == 0);
-        self.refuse(zero, key, || {
-            format!(
-                "`{key}` is {pairs:?}, expected at least one pair of layers counted from 1, such as [[2, 4]]"
-            )
-        });
+        let why = format!(
+            "is {pairs:?}, expected at least one pair of layers counted from 1, such as [[2, 4]]"
+        );
+        self.refuse(zero, key, why);
         let mut indices = 0..pairs.len();
         if let Some(index) = indices.find(|index| pairs[..*index].contains(&pairs[*index])) {
-            self.refuse(!zero, key, || {
-                format!("`{key}` holds {:?} twice", pairs[index])
-            });
+            self.refuse(!zero, key, format!("holds {:?} twice", pairs[index]));
         }
     }
 
     fn device(&mut self, key: &str, device: &str) {
         let number = device.strip_prefix("cuda:").map(str::parse::<usize>);
         let is_one = device == "cpu" || matches!(number, Some(Ok(_)));
-        self.refuse(!is_one, key, || {
-            format!("`{key}` is \"{device}\", expected \"cpu\" or \"cuda:0\", \"cuda:1\", …")
-        });
+        let why = format!("is \"{device}\", expected \"cpu\" or \"cuda:0\", \"cuda:1\", …");
+        self.refuse(!is_one, key, why);
     }
 
     fn batch_sizes(&mut self, table: &str, global: u64, micro: u64) {
         let key = format!("{table}.micro_batch_size");
         let divides = micro == 0 || global.is_multiple_of(micro);
-        self.refuse(!divides, &key, || {
-            format!(
-                "`{key}` is {micro}, expected a divisor of `{table}.global_batch_size` = {global}"
-            )
-        });
+        let why =
+            format!("is {micro}, expected a divisor of `{table}.global_batch_size` = {global}");
+        self.refuse(!divides, &key, why);
     }
 
     fn mixture(&mut self, settings: &Settings, domains: &[String]) {
         let (mixture, policy) = (&settings.mixture, settings.mixture.policy);
         let follows = policy.moves_every_step();
-        self.refuse(mixture.lag == 1 && follows, "mixture.lag", || {
-            format!(
-                "`mixture.lag` is 1, and `mixture.policy` = \"{policy}\" updates every step: \
-                 it cannot run ahead of what it follows; set `mixture.lag` = 0"
-            )
-        });
+        let why = format!(
+            "is 1, and `mixture.policy` = \"{policy}\" updates every step: \
+             it cannot run ahead of what it follows; set `mixture.lag` = 0"
+        );
+        self.refuse(mixture.lag == 1 && follows, "mixture.lag", why);
         let weights = mixture.weights.as_ref();
         let none = weights.is_none() && policy == MixturePolicy::Static;
-        self.refuse(none, "mixture.policy", || {
-            "`mixture.policy` is \"static\", and `mixture.weights` is missing: it says what to draw by"
-                .to_owned()
-        });
+        let why = "is \"static\", and `mixture.weights` is missing: it says what to draw by";
+        self.refuse(none, "mixture.policy", why);
         self.weights("mixture.weights", weights, domains);
         self.known("mixture.reference_loss", &mixture.reference_loss, domains);
         let (interval, step_rows) = (mixture.interval, settings.training.global_batch_size);
         let rows = interval.saturating_mul(step_rows);
         let many = rows > MANY && step_rows <= LARGE && interval <= LARGE;
-        self.refuse(many && !follows, "mixture.interval", || {
-            format!(
-                "`mixture.interval` times `training.global_batch_size` is {rows}, expected {MANY} at most: \
-                 an interval's order is held in memory"
-            )
-        });
+        let why = format!(
+            "times `training.global_batch_size` is {rows}, expected {MANY} at most: \
+             an interval's order is held in memory"
+        );
+        self.refuse(many && !follows, "mixture.interval", why);
         // These settings need perplexities during the run, which some policies do not measure.
         let measured = policy.measures_perplexities() || settings.evaluation.interval.is_some();
         let best = settings.run.export == ExportedStudent::Best;
+        let why = format!(
+            "goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has none \
+             measured: set `evaluation.interval`"
+        );
         for (key, is_set) in [
             ("run.target_gap", settings.run.target_gap.is_some()),
             ("checkpoint.keep_best", settings.checkpoint.keep_best),
             ("run.export", best),
         ] {
-            self.refuse(is_set && !measured, key, || {
-                format!(
-                    "`{key}` goes by perplexities during the run, and `mixture.policy` = \"{policy}\" has none \
-                     measured: set `evaluation.interval`"
-                )
-            });
+            self.refuse(is_set && !measured, key, &why);
         }
     }
 
     fn weights(&mut self, key: &str, weights: Option<&BTreeMap<String, f64>>, domains: &[String]) {
         if let Some(weights) = weights {
             let none = weights.values().all(|weight| *weight <= 0.0);
-            self.refuse(none, key, || {
-                format!("`{key}` holds {weights:?}, expected numbers of 0 or more, not all 0")
-            });
+            let why = format!("holds {weights:?}, expected numbers of 0 or more, not all 0");
+            self.refuse(none, key, why);
             self.known(key, weights, domains);
         }
     }
 
     /// Refuses unknown domains.
     fn known(&mut self, table: &str, of: &BTreeMap<String, f64>, domains: &[String]) {
+        let known = domains.join(", ");
         for name in of.keys() {
-            let known = domains.join(", ");
-            self.refuse(!domains.contains(name), &format!("{table}.{name}"), || {
-                format!(
-                    "`{table}` names the domain \"{name}\", which there is not (there are: {known})"
-                )
-            });
+            let message = format!(
+                "`{table}` names the domain \"{name}\", which there is not (there are: {known})"
+            );
+            self.report(!domains.contains(name), &format!("{table}.{name}"), message);
         }
     }
 
@@ -276,11 +241,8 @@ impl Checker<'_> {
         self.device(&format!("{table}.device"), &model.device);
         self.weights(&format!("{table}.weights"), model.weights.as_ref(), domains);
         let start_and_shape = model.architecture.is_some() == model.init_from.is_some();
-        self.refuse(start_and_shape, &table, || {
-            format!(
-                "`{table}` needs either `init_from` (a model's folder) or `architecture` (a new model)"
-            )
-        });
+        let why = "needs either `init_from` (a model's folder) or `architecture` (a new model)";
+        self.refuse(start_and_shape, &table, why);
     }
 
     fn shape(&mut self, table: &str, shape: &Shape) {
@@ -293,14 +255,11 @@ impl Checker<'_> {
             return;
         }
         let uneven = width % heads != 0 || (width / heads) % 2 != 0;
-        self.refuse(uneven, &format!("{table}.num_attention_heads"), || {
-            format!(
-                "`{table}.num_attention_heads` is {heads}: hidden_size {width} must be an even multiple of it"
-            )
-        });
+        let why = format!("is {heads}: hidden_size {width} must be an even multiple of it");
+        self.refuse(uneven, &format!("{table}.num_attention_heads"), why);
         let divides = heads % kv_heads == 0;
-        self.refuse(!divides && !uneven, &format!("{table}.num_key_value_heads"), || {
-            format!("`{table}.num_key_value_heads` is {kv_heads}, expected a divisor of num_attention_heads = {heads}")
-        });
+        let key = format!("{table}.num_key_value_heads");
+        let why = format!("is {kv_heads}, expected a divisor of num_attention_heads = {heads}");
+        self.refuse(!divides && !uneven, &key, why);
     }
 }

@@ -44,7 +44,7 @@ pub struct Run {
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub export: ExportedStudent,
     /// Use only deterministic algorithms on GPUs, so that a repeated run gives the same bits. This slows down the
-    /// backward pass of attention. On the CPU, runs always give the same bits.
+    /// backward pass of attention. On the CPU, runs with the same thread counts always give the same bits.
     pub deterministic: bool,
 }
 
@@ -192,8 +192,8 @@ pub struct Telemetry {
     /// Address and port of the server. An address other than loopback requires a token.
     #[default = "127.0.0.1:9469"]
     pub listen: String,
-    /// Token that clients must present, 16 characters or more. Preferably, set DDK__TELEMETRY__TOKEN in the environment
-    /// instead. DDK leaves it out of everything that it writes.
+    /// Token that clients must present, 16 characters or more. We recommend the environment variable
+    /// DDK__TELEMETRY__TOKEN instead. DDK leaves the token out of everything that it writes.
     #[schemars(extend("x-secret" = true))]
     pub token: Option<Token>,
     /// Stop if the port is taken, instead of running without the server.

@@ -31,7 +31,7 @@ pub struct Settings {
     pub domains: BTreeMap<String, Domain>,
     /// The frozen teacher.
     pub teacher: Teacher,
-    /// The student.
+    /// The student model, which DDK trains.
     pub student: Student,
     /// Batch sizes.
     pub training: Training,

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ddk_telemetry::{Board, Queues, Recorder, metrics, serve};
+use ddk_telemetry::{Board, Queues, Recorder, Site, metrics, serve};
 
 const DOMAINS: usize = 10;
 const TEACHERS: usize = 4;
@@ -68,7 +68,8 @@ fn main() {
     let recorder =
         Recorder::install(Arc::clone(&board), "bench", Path::new("/"), Vec::new()).unwrap();
     let queues = Queues::empty();
-    let server = serve("127.0.0.1:0".parse().unwrap(), recorder.clone()).unwrap();
+    let site = Site::of_run(recorder.clone(), Path::new("/"));
+    let server = serve("127.0.0.1:0".parse().unwrap(), site).unwrap();
     let (mut times, mut bytes) = (Vec::new(), 0);
     let before = processor_seconds();
     for period in 0..PERIODS {

@@ -54,91 +54,69 @@ impl Access {
         }
     }
 
-    fn judge(&self, request: &Request) -> Verdict {
-        match self.refusal(request) {
-            Some(refusal) => Verdict::Refused(refusal),
-            None if self.token.is_some() && is_open(request) => Verdict::Open,
-            None => Verdict::Known,
-        }
-    }
-
+    /// Why the request is refused, or where its client has to go instead; `None` if it may proceed.
     fn refusal(&self, request: &Request) -> Option<Response> {
         if is_command(request) {
             return self.refusal_of_command(request.headers());
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let allow = [(header::ALLOW, "GET, HEAD")];
-            return Some(
-                (
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    allow,
-                    "only GET and HEAD are allowed here\n",
-                )
-                    .into_response(),
-            );
+            let text = "only GET and HEAD are allowed here\n";
+            return Some((StatusCode::METHOD_NOT_ALLOWED, allow, text).into_response());
         }
         let headers = request.headers();
         let length = headers.get(header::CONTENT_LENGTH);
         if headers.contains_key(header::TRANSFER_ENCODING)
             || length.is_some_and(|length| length != "0")
         {
-            return Some(
-                (
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "this request must not have a body\n",
-                )
-                    .into_response(),
-            );
+            let text = "this request must not have a body\n";
+            return Some((StatusCode::PAYLOAD_TOO_LARGE, text).into_response());
         }
-        let Some(token) = self.token else {
+        if self.token.is_none() {
             return (!is_this_machine(headers)).then(|| {
                 let text = "this address does not name this machine: use http://127.0.0.1 or http://localhost\n";
                 (StatusCode::MISDIRECTED_REQUEST, text).into_response()
             });
-        };
+        }
         if is_open(request) {
             return None;
         }
-        let knows = |sent: &str| blake3::hash(sent.as_bytes()) == token;
-        if let Some(sent) = sent_in_query(request) {
-            return Some(if knows(sent) {
-                self.sign_in(sent)
-            } else {
-                unauthorized()
-            });
+        match sent_in_query(request) {
+            Some(sent) if self.knows(sent) => Some(self.sign_in(sent)),
+            None if self.has_bearer(headers) || self.has_cookie(headers) => None,
+            _ => Some(unauthorized()),
         }
-        let is_known = bearer(headers).is_some_and(knows) || self.cookies(headers).any(knows);
-        (!is_known).then(unauthorized)
     }
 
     /// A command changes the run, so it needs a token even on this machine. A cookie is accepted only in requests from
     /// the server's own page.
     fn refusal_of_command(&self, headers: &HeaderMap) -> Option<Response> {
         let refused = |text: &'static str| Some((StatusCode::FORBIDDEN, text).into_response());
-        let Some(token) = self.token else {
-            return refused(
-                "commands need a token: set telemetry.token, and send it with each command\n",
-            );
-        };
-        let length = headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if self.token.is_none() {
+            let text =
+                "commands need a token: set telemetry.token, and send it with each command\n";
+            return refused(text);
+        }
+        let length = value_of(headers, header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.parse::<usize>().ok());
         if length.is_none_or(|length| length > LONGEST_COMMAND) {
             let text =
                 format!("a command needs a Content-Length of at most {LONGEST_COMMAND} bytes\n");
             return Some((StatusCode::PAYLOAD_TOO_LARGE, text).into_response());
         }
-        let knows = |sent: &str| blake3::hash(sent.as_bytes()) == token;
-        if bearer(headers).is_some_and(knows) {
-            return None;
-        }
-        if !self.cookies(headers).any(knows) {
-            return Some(unauthorized());
-        }
-        if is_own_page(headers) {
+        let has_cookie = self.has_cookie(headers);
+        if self.has_bearer(headers) || (has_cookie && is_own_page(headers)) {
             None
-        } else {
+        } else if has_cookie {
             refused("a command with a cookie must come from this server's own page\n")
+        } else {
+            Some(unauthorized())
         }
+    }
+
+    /// Whether this is the server's token.
+    fn knows(&self, sent: &str) -> bool {
+        self.token == Some(blake3::hash(sent.as_bytes()))
     }
 
     /// Sets a cookie that scripts cannot read and other sites cannot send. Then redirects to the page, without the
@@ -152,26 +130,32 @@ impl Access {
         (StatusCode::SEE_OTHER, headers).into_response()
     }
 
-    fn cookies<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
+    fn has_bearer(&self, headers: &HeaderMap) -> bool {
+        let sent = value_of(headers, header::AUTHORIZATION).and_then(|sent| sent.split_once(' '));
+        sent.is_some_and(|(scheme, token)| {
+            scheme.eq_ignore_ascii_case("bearer") && self.knows(token.trim())
+        })
+    }
+
+    fn has_cookie(&self, headers: &HeaderMap) -> bool {
         let lines = headers.get_all(header::COOKIE).into_iter();
         lines
             .filter_map(|line| line.to_str().ok())
             .flat_map(|line| line.split(';'))
             .filter_map(|cookie| cookie.trim().split_once('='))
-            .filter(|(name, _)| *name == self.cookie)
-            .map(|(_, value)| value)
+            .any(|(name, value)| name == self.cookie && self.knows(value))
     }
 }
 
-/// The decision about a request.
-enum Verdict {
-    /// Refused, with this answer.
-    Refused(Response),
-    /// Open to everyone.
-    Open,
-    /// The client has shown that it has access.
-    Known,
-}
+/// Headers of every answer.
+const HEADERS: [(&str, &str); 6] = [
+    ("content-security-policy", POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+];
 
 /// Applies the access rules before a request is handled, and adds security headers to the answer.
 pub(crate) async fn guard(
@@ -181,42 +165,23 @@ pub(crate) async fn guard(
     next: Next,
 ) -> Response {
     let patience = access.answer_timeout;
-    let allowance = if is_command(&request) {
-        CONTROL_TIMEOUT
-    } else {
-        patience
-    };
     let unavailable = |text: &'static str| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
-    let mut response = match access.judge(&request) {
+    let is_known = access.token.is_none() || !is_open(&request);
+    let mut response = if let Some(mut refusal) = access.refusal(&request) {
         // A client without access has no reason to keep its connection.
-        Verdict::Refused(mut refusal) => {
-            let close = HeaderValue::from_static("close");
-            refusal.headers_mut().insert(header::CONNECTION, close);
-            refusal
-        }
-        Verdict::Known if !place.is_known(patience).await => unavailable("too many connections\n"),
-        Verdict::Open | Verdict::Known => {
-            match timeout(patience.max(allowance), next.run(request)).await {
-                Ok(response) => response,
-                Err(_) => unavailable("the answer took too long\n"),
-            }
-        }
+        let close = HeaderValue::from_static("close");
+        refusal.headers_mut().insert(header::CONNECTION, close);
+        refusal
+    } else if is_known && !place.is_known(patience).await {
+        unavailable("too many connections\n")
+    } else {
+        let longest = is_command(&request).then_some(CONTROL_TIMEOUT);
+        let allowance = longest.unwrap_or(patience).max(patience);
+        let answer = timeout(allowance, next.run(request)).await;
+        answer.unwrap_or_else(|_| unavailable("the answer took too long\n"))
     };
     let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (
-            HeaderName::from_static("cross-origin-opener-policy"),
-            "same-origin",
-        ),
-        (
-            HeaderName::from_static("cross-origin-resource-policy"),
-            "same-origin",
-        ),
-    ] {
+    for (name, value) in HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
     headers
@@ -236,18 +201,16 @@ fn is_command(request: &Request) -> bool {
 
 /// Whether the browser says that the request comes from a page of this server.
 fn is_own_page(headers: &HeaderMap) -> bool {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-    };
-    let Some((origin, host)) = text(header::ORIGIN).zip(text(header::HOST)) else {
-        return false;
-    };
-    let origin = origin
-        .strip_prefix("http://")
-        .or(origin.strip_prefix("https://"));
-    origin.is_some_and(|origin| origin.eq_ignore_ascii_case(host))
+    let host = value_of(headers, header::HOST);
+    let origin = value_of(headers, header::ORIGIN).and_then(|origin| origin.split_once("://"));
+    origin.zip(host).is_some_and(|((scheme, origin), host)| {
+        matches!(scheme, "http" | "https") && origin.eq_ignore_ascii_case(host)
+    })
+}
+
+/// The value of a header, if it is text.
+fn value_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
 }
 
 fn unauthorized() -> Response {
@@ -255,15 +218,6 @@ fn unauthorized() -> Response {
     let text =
         "a token is required: send Authorization: Bearer …, or open /?token=… once in a browser\n";
     (StatusCode::UNAUTHORIZED, headers, text).into_response()
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = headers
-        .get(header::AUTHORIZATION)?
-        .to_str()
-        .ok()?
-        .split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// Returns the token in `/?token=…`. A token has only characters that a URL needs no escapes for.
@@ -277,21 +231,14 @@ fn sent_in_query(request: &Request) -> Option<&str> {
 
 /// Whether the `Host` header names this machine. The port does not matter, because it may be a tunnel's.
 fn is_this_machine(headers: &HeaderMap) -> bool {
-    let Some(host) = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-    else {
-        return false;
-    };
+    let host = value_of(headers, header::HOST).unwrap_or_default();
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
     let name = name.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost")
-        || name
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+    let address = name.parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

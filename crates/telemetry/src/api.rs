@@ -3,7 +3,7 @@
 use ddk_run::{RunView, records::EventLine, view::RunStatus};
 use serde::{Deserialize, Serialize};
 
-pub use crate::progress::Progress;
+use crate::{Board, progress::Progress};
 
 /// `/api/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,12 +18,12 @@ pub struct Status {
 }
 
 impl Status {
-    /// The status according to the run's folder alone.
-    pub fn of_folder(view: &RunView) -> Self {
+    /// The status according to the run's folder and, if this process trains it, its board.
+    pub fn new(view: &RunView, board: Option<&Board>) -> Self {
         Self {
-            run: view.status(None),
-            workers: Vec::new(),
-            queues: Vec::new(),
+            run: view.status(board.map(Board::state)),
+            workers: board.map_or_else(Vec::new, Board::worker_statuses),
+            queues: board.map_or_else(Vec::new, Board::queue_statuses),
         }
     }
 }

@@ -1,15 +1,15 @@
 //! The current state of each worker, and how it has spent its time.
 
 use std::{
-    fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Weak,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use ddk_run::view::State;
+use parking_lot::Mutex;
 
 use crate::{
     api::{QueueStatus, WorkerStatus},
@@ -40,46 +40,22 @@ pub struct Board {
     clock: Clock,
     compute_limit: Duration,
     workers: Mutex<Vec<Worker>>,
-    queues: Mutex<Vec<Arc<Probe>>>,
+    queues: Mutex<Vec<Weak<ReadQueue>>>,
     state: Mutex<State>,
 }
 
-/// A queue whose length can be read.
-struct Probe {
-    name: String,
-    capacity: usize,
-    length: Box<dyn Fn() -> usize + Send + Sync>,
-}
-
-impl fmt::Debug for Probe {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Probe({})", self.name)
-    }
-}
+/// Reads the status of a queue.
+type ReadQueue = dyn Fn() -> QueueStatus + Send + Sync;
 
 /// A queue's line on the board. Dropping this removes the line, so that the board keeps no queue alive.
+pub type ShownQueue = Arc<ReadQueue>;
+
+/// A worker's line on the board. Cheap to clone.
+pub type Worker = Arc<Line>;
+
+/// A line on the board, which its worker itself writes.
 #[derive(Debug)]
-pub struct ShownQueue {
-    board: Arc<Board>,
-    probe: Arc<Probe>,
-}
-
-impl Drop for ShownQueue {
-    fn drop(&mut self) {
-        self.board
-            .queue_list()
-            .retain(|probe| !Arc::ptr_eq(probe, &self.probe));
-    }
-}
-
-/// A worker's line on the board, which the worker itself writes. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Worker {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
+pub struct Line {
     name: String,
     clock: Clock,
     state: AtomicU8,
@@ -89,18 +65,7 @@ struct Inner {
     spent: [AtomicU64; 4],
     restarts: AtomicU64,
     /// The progress of its current long phase.
-    progress: Mutex<Option<Progress>>,
-}
-
-/// How a worker has spent its time, in seconds, including the current state.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Totals {
-    /// Computing.
-    pub busy: f64,
-    /// Waiting for input.
-    pub input_wait: f64,
-    /// Waiting to pass on its output.
-    pub output_wait: f64,
+    pub(crate) progress: Mutex<Option<Progress>>,
 }
 
 impl Board {
@@ -122,21 +87,19 @@ impl Board {
 
     /// Returns the line of a worker. A restarted worker keeps its line.
     pub fn worker(&self, name: &str) -> Worker {
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = workers.iter().find(|worker| worker.inner.name == name) {
+        let mut workers = self.workers.lock();
+        if let Some(worker) = workers.iter().find(|worker| worker.name == name) {
             return worker.clone();
         }
-        let worker = Worker {
-            inner: Arc::new(Inner {
-                name: name.to_owned(),
-                since: AtomicU64::new(self.clock.now().as_nanos() as u64),
-                clock: self.clock.clone(),
-                state: AtomicU8::new(STOPPED),
-                spent: Default::default(),
-                restarts: AtomicU64::new(0),
-                progress: Mutex::default(),
-            }),
-        };
+        let worker = Arc::new(Line {
+            name: name.to_owned(),
+            since: AtomicU64::new(self.clock.now().as_nanos() as u64),
+            clock: self.clock.clone(),
+            state: AtomicU8::new(STOPPED),
+            spent: Default::default(),
+            restarts: AtomicU64::new(0),
+            progress: Mutex::default(),
+        });
         workers.push(worker.clone());
         // Start at 0, so that the first restart is an increase.
         metrics::WORKER_RESTARTS.with(&[name]).increment(0);
@@ -145,47 +108,38 @@ impl Board {
 
     /// Puts a queue on the board, which calls `length` whenever its queues are read.
     pub fn queue(
-        self: &Arc<Self>,
+        &self,
         name: String,
         capacity: usize,
         length: impl Fn() -> usize + Send + Sync + 'static,
     ) -> ShownQueue {
-        let probe = Arc::new(Probe {
-            name,
+        let shown: ShownQueue = Arc::new(move || QueueStatus {
+            name: name.clone(),
+            length: length(),
             capacity,
-            length: Box::new(length),
         });
-        self.queue_list().push(Arc::clone(&probe));
-        ShownQueue {
-            board: Arc::clone(self),
-            probe,
-        }
-    }
-
-    fn queue_list(&self) -> MutexGuard<'_, Vec<Arc<Probe>>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock().push(Arc::downgrade(&shown));
+        shown
     }
 
     /// Returns the current status of every worker.
     pub(crate) fn worker_statuses(&self) -> Vec<WorkerStatus> {
-        self.workers().iter().map(Worker::status).collect()
+        let workers = self.workers();
+        workers.iter().map(|worker| worker.status()).collect()
     }
 
     /// Returns the current status of every queue.
     pub(crate) fn queue_statuses(&self) -> Vec<QueueStatus> {
-        let queues = self.queue_list();
-        let look = |probe: &Arc<Probe>| QueueStatus {
-            name: probe.name.clone(),
-            length: (probe.length)(),
-            capacity: probe.capacity,
-        };
-        queues.iter().map(look).collect()
+        let mut queues = self.queues.lock();
+        queues.retain(|queue| queue.strong_count() > 0);
+        let shown = queues.iter().filter_map(Weak::upgrade);
+        shown.map(|queue| queue()).collect()
     }
 
     /// Sets whether the run trains (models are loaded, workers are up). A run that stops training is recovering until
     /// it ends.
     pub fn set_ready(&self, ready: bool) {
-        let mut state = self.lock_state();
+        let mut state = self.state.lock();
         *state = match (ready, *state) {
             (true, _) => State::Running,
             (false, State::Starting) => State::Starting,
@@ -195,16 +149,12 @@ impl Board {
 
     /// Sets the state of the run.
     pub fn set_state(&self, state: State) {
-        *self.lock_state() = state;
+        *self.state.lock() = state;
     }
 
     /// Returns the state of the run.
     pub fn state(&self) -> State {
-        *self.lock_state()
-    }
-
-    fn lock_state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.lock()
     }
 
     /// Whether the run trains, or would if it were not paused.
@@ -214,14 +164,10 @@ impl Board {
 
     /// Returns the workers that have computed beyond the limit, each with the time. Empty if all workers are healthy.
     pub fn unhealthy(&self) -> Vec<(String, Duration)> {
-        let now = self.clock.now();
-        self.workers()
-            .iter()
-            .filter(|worker| worker.inner.state.load(Ordering::Acquire) == COMPUTING)
-            .map(|worker| {
-                let since = Duration::from_nanos(worker.inner.since.load(Ordering::Acquire));
-                (worker.inner.name.clone(), now.saturating_sub(since))
-            })
+        let workers = self.workers().into_iter();
+        workers
+            .filter(|worker| worker.state.load(Ordering::Acquire) == COMPUTING)
+            .map(|worker| (worker.name.clone(), Duration::from_nanos(worker.age())))
             .filter(|(_, computing)| *computing > self.compute_limit)
             .collect()
     }
@@ -229,47 +175,37 @@ impl Board {
     /// Samples the times, the current state and the heartbeat age of all workers.
     pub(crate) fn sample(&self, samples: &mut Samples<'_>) {
         let workers = self.workers();
-        let totals: Vec<(&str, Totals)> = workers
-            .iter()
-            .map(|worker| (worker.inner.name.as_str(), worker.totals()))
-            .collect();
-        let each = |of: fn(&Totals) -> f64| {
-            let workers = totals.iter();
-            workers.map(move |(name, spent)| (vec![*name], of(spent)))
+        let totals: Vec<[f64; 3]> = workers.iter().map(|worker| worker.totals()).collect();
+        let mut add = |metric, index: usize| {
+            let spent = workers.iter().zip(&totals);
+            let spent = spent.map(|(worker, spent)| (vec![worker.name()], spent[index]));
+            samples.add(metric, spent);
         };
-        samples.add(&metrics::WORKER_BUSY, each(|spent| spent.busy));
-        samples.add(&metrics::WORKER_INPUT_WAIT, each(|spent| spent.input_wait));
-        samples.add(
-            &metrics::WORKER_OUTPUT_WAIT,
-            each(|spent| spent.output_wait),
-        );
+        add(&metrics::WORKER_BUSY, 0);
+        add(&metrics::WORKER_INPUT_WAIT, 1);
+        add(&metrics::WORKER_OUTPUT_WAIT, 2);
         let values = workers.iter().flat_map(|worker| {
-            let now = worker.inner.state.load(Ordering::Acquire);
+            let now = worker.state.load(Ordering::Acquire);
             let states = NAMES.iter().zip(0..);
             states.map(move |([state, _], number)| {
                 let is = f64::from(u8::from(number == now));
-                (vec![worker.inner.name.as_str(), state], is)
+                (vec![worker.name(), state], is)
             })
         });
         samples.add(&metrics::WORKER_STATE, values);
-        let now = self.clock.now();
         let ages = workers.iter().map(|worker| {
-            let since = Duration::from_nanos(worker.inner.since.load(Ordering::Acquire));
-            let age = now.saturating_sub(since).as_secs_f64();
-            (vec![worker.inner.name.as_str()], age)
+            let age = Duration::from_nanos(worker.age());
+            (vec![worker.name()], age.as_secs_f64())
         });
         samples.add(&metrics::WORKER_HEARTBEAT, ages);
     }
 
     pub(crate) fn workers(&self) -> Vec<Worker> {
-        self.workers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.workers.lock().clone()
     }
 }
 
-impl Worker {
+impl Line {
     /// Reports that it computes.
     pub fn computing(&self) {
         self.enter(COMPUTING);
@@ -291,72 +227,59 @@ impl Worker {
     }
 
     fn enter(&self, state: u8) {
-        let now = self.inner.clock.now().as_nanos() as u64;
-        let since = self.inner.since.swap(now, Ordering::AcqRel);
-        let old = self.inner.state.swap(state, Ordering::AcqRel);
-        self.inner.spent[usize::from(old)].fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+        let now = self.clock.now().as_nanos() as u64;
+        let since = self.since.swap(now, Ordering::AcqRel);
+        let old = self.state.swap(state, Ordering::AcqRel);
+        self.spent[usize::from(old)].fetch_add(now.saturating_sub(since), Ordering::Relaxed);
     }
 
     /// Starts to measure a long phase. `unit` names what is counted, in the plural.
-    pub fn meter(&self, phase: &str, unit: &'static str) -> Meter {
-        Meter::start(phase, unit, &self.inner.clock).of(self)
-    }
-
-    pub(crate) fn set_progress(&self, progress: Option<Progress>) {
-        let mut shown = self
-            .inner
-            .progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *shown = progress;
+    pub fn meter(self: &Arc<Self>, phase: &str, unit: &'static str) -> Meter {
+        let mut meter = Meter::start(phase, unit, &self.clock);
+        meter.worker = Some(Arc::clone(self));
+        meter
     }
 
     /// Counts a restart after a failure.
     pub fn restarted(&self) {
-        self.inner.restarts.fetch_add(1, Ordering::Relaxed);
+        self.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
-        &self.inner.name
+        &self.name
     }
 
     fn status(&self) -> WorkerStatus {
-        let now = self.inner.clock.now().as_nanos() as u64;
-        let since = self.inner.since.load(Ordering::Acquire);
-        let [_, state] = NAMES[usize::from(self.inner.state.load(Ordering::Acquire))];
-        let totals = self.totals();
+        let [_, state] = NAMES[usize::from(self.state.load(Ordering::Acquire))];
+        let [busy_seconds, input_wait_seconds, output_wait_seconds] = self.totals();
         WorkerStatus {
-            name: self.inner.name.clone(),
+            name: self.name.clone(),
             state: state.to_owned(),
-            state_seconds: now.saturating_sub(since) as f64 / 1e9,
-            busy_seconds: totals.busy,
-            input_wait_seconds: totals.input_wait,
-            output_wait_seconds: totals.output_wait,
-            restarts: self.inner.restarts.load(Ordering::Relaxed),
-            progress: self
-                .inner
-                .progress
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            state_seconds: self.age() as f64 / 1e9,
+            busy_seconds,
+            input_wait_seconds,
+            output_wait_seconds,
+            restarts: self.restarts.load(Ordering::Relaxed),
+            progress: self.progress.lock().clone(),
         }
     }
 
-    /// How it has spent its time.
-    pub fn totals(&self) -> Totals {
-        let now = self.inner.clock.now().as_nanos() as u64;
-        let state = self.inner.state.load(Ordering::Acquire);
-        let current = now.saturating_sub(self.inner.since.load(Ordering::Acquire));
-        let seconds = |of: u8| {
-            let spent = self.inner.spent[usize::from(of)].load(Ordering::Relaxed);
+    /// Nanoseconds in the current state.
+    fn age(&self) -> u64 {
+        let now = self.clock.now().as_nanos() as u64;
+        now.saturating_sub(self.since.load(Ordering::Acquire))
+    }
+
+    /// The seconds that it has computed, waited for input, and waited to pass on its output, including the current
+    /// state.
+    pub(crate) fn totals(&self) -> [f64; 3] {
+        let state = self.state.load(Ordering::Acquire);
+        let current = self.age();
+        [COMPUTING, INPUT_WAIT, OUTPUT_WAIT].map(|of| {
+            let spent = self.spent[usize::from(of)].load(Ordering::Relaxed);
             (spent + if state == of { current } else { 0 }) as f64 / 1e9
-        };
-        Totals {
-            busy: seconds(COMPUTING),
-            input_wait: seconds(INPUT_WAIT),
-            output_wait: seconds(OUTPUT_WAIT),
-        }
+        })
     }
 }
 
@@ -387,18 +310,11 @@ pub(crate) mod tests {
         advance(5);
         worker.waiting_for_output();
         advance(3);
-        assert_eq!(
-            worker.totals(),
-            Totals {
-                busy: 5.0,
-                input_wait: 2.0,
-                output_wait: 3.0
-            }
-        );
+        assert_eq!(worker.totals(), [5.0, 2.0, 3.0]);
         // A restarted worker keeps the line of its name.
         board.worker("teacher-0").computing();
         advance(1);
-        assert_eq!(worker.totals().busy, 6.0);
+        assert_eq!(worker.totals()[0], 6.0);
     }
 
     #[test]
@@ -408,7 +324,7 @@ pub(crate) mod tests {
         seconds.store(4, Ordering::Relaxed);
         let mut samples = Samples::new(String::new(), "small");
         board.sample(&mut samples);
-        let page = samples.into_page();
+        let page = samples.page;
         for line in [
             "ddk_worker_busy_seconds_total{run=\"small\",worker=\"student\"} 4\n",
             "ddk_worker_input_wait_seconds_total{run=\"small\",worker=\"student\"} 0\n",

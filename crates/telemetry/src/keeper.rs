@@ -60,9 +60,9 @@ impl Keeper {
         }
         let (running, ended) = mpsc::channel();
         let work = move || {
-            let mut failed = false;
-            loop {
-                let last = ended.recv_timeout(every) != Err(RecvTimeoutError::Timeout);
+            let (mut failed, mut last) = (false, false);
+            while !last {
+                last = ended.recv_timeout(every) != Err(RecvTimeoutError::Timeout);
                 recorder.upkeep();
                 if let Some(path) = &file {
                     let page = recorder.render();
@@ -74,9 +74,6 @@ impl Keeper {
                         tracing::warn!(path = %path.display(), %error, "cannot write the metrics");
                     }
                     failed = written.is_err();
-                }
-                if last {
-                    break;
                 }
             }
         };

@@ -32,7 +32,7 @@ mod server;
 mod site;
 mod timeline;
 
-pub use board::{Board, ShownQueue, Totals, Worker};
+pub use board::{Board, Line, ShownQueue, Worker};
 pub use clock::Clock;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};
 pub use machine::{Gpu, peak_resident_bytes};

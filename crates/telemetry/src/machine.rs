@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use nvml_wrapper::Nvml;
+use nvml_wrapper::{Device, Nvml, error::NvmlError};
 use procfs::process::{LimitValue, Process};
 
 use crate::{metrics, samples::Samples};
@@ -39,39 +39,30 @@ impl Machine {
     pub(crate) fn new(folder: PathBuf, gpus: Vec<Gpu>) -> Self {
         Self {
             folder,
-            nvml: if gpus.is_empty() {
-                None
-            } else {
-                Nvml::init().ok()
-            },
+            nvml: (!gpus.is_empty()).then(|| Nvml::init().ok()).flatten(),
             gpus,
         }
     }
 
     pub(crate) fn sample(&self, samples: &mut Samples<'_>) {
         if let Ok(process) = Process::myself() {
-            let kibibytes = |count: Option<u64>| Some(1024.0 * count? as f64);
-            let status = process.status().ok();
-            let resident = status.as_ref().and_then(|status| status.vmrss);
-            samples.add_one(&metrics::RESIDENT, kibibytes(resident));
-            samples.add_one(
-                &metrics::PEAK_RESIDENT,
-                kibibytes(status.and_then(|status| status.vmhwm)),
-            );
-            let ticks = process
-                .stat()
-                .ok()
-                .map(|stat| (stat.utime + stat.stime) as f64);
-            let seconds = ticks.map(|ticks| ticks / procfs::ticks_per_second() as f64);
-            samples.add_one(&metrics::CPU_SECONDS, seconds);
+            if let Ok(status) = process.status() {
+                let kibibytes = |count: Option<u64>| Some(1024.0 * count? as f64);
+                samples.add_one(&metrics::RESIDENT, kibibytes(status.vmrss));
+                samples.add_one(&metrics::PEAK_RESIDENT, kibibytes(status.vmhwm));
+            }
+            if let Ok(stat) = process.stat() {
+                let ticks = (stat.utime + stat.stime) as f64;
+                let seconds = ticks / procfs::ticks_per_second() as f64;
+                samples.add_one(&metrics::CPU_SECONDS, Some(seconds));
+            }
             let open = process.fd_count().ok();
             samples.add_one(&metrics::OPEN_FILES, open.map(|count| count as f64));
-            let limits = process.limits().ok();
-            let limit = limits.and_then(|limits| match limits.max_open_files.soft_limit {
-                LimitValue::Value(limit) => Some(limit as f64),
-                LimitValue::Unlimited => None,
-            });
-            samples.add_one(&metrics::OPEN_FILES_LIMIT, limit);
+            if let Ok(limits) = process.limits()
+                && let LimitValue::Value(limit) = limits.max_open_files.soft_limit
+            {
+                samples.add_one(&metrics::OPEN_FILES_LIMIT, Some(limit as f64));
+            }
         }
         if let Ok(disk) = rustix::fs::statvfs(&self.folder) {
             let bytes = |blocks: u64| Some(blocks as f64 * disk.f_frsize as f64);
@@ -85,30 +76,22 @@ impl Machine {
         let Some(nvml) = &self.nvml else {
             return;
         };
-        let (mut used, mut sizes, mut busy) = (Vec::new(), Vec::new(), Vec::new());
-        for Gpu { name, uuid } in &self.gpus {
-            let Ok(device) = nvml.device_by_uuid(uuid.as_str()) else {
-                continue;
-            };
-            if let Ok(memory) = device.memory_info() {
-                used.push((name, memory.used as f64));
-                sizes.push((name, memory.total as f64));
-            }
-            if let Ok(rates) = device.utilization_rates() {
-                busy.push((name, f64::from(rates.gpu) / 100.0));
-            }
-        }
-        for (metric, values) in [
-            (&metrics::DEVICE_MEMORY, &used),
-            (&metrics::DEVICE_MEMORY_SIZE, &sizes),
-            (&metrics::DEVICE_UTILIZATION, &busy),
-        ] {
-            let of_devices = values.iter();
-            samples.add(
-                metric,
-                of_devices.map(|(device, value)| (vec![device.as_str()], *value)),
-            );
-        }
+        let mut add = |metric, value: fn(&Device<'_>) -> Result<f64, NvmlError>| {
+            let values = self.gpus.iter().filter_map(|Gpu { name, uuid }| {
+                let device = nvml.device_by_uuid(uuid.as_str()).ok()?;
+                Some((vec![name.as_str()], value(&device).ok()?))
+            });
+            samples.add(metric, values);
+        };
+        add(&metrics::DEVICE_MEMORY, |device| {
+            Ok(device.memory_info()?.used as f64)
+        });
+        add(&metrics::DEVICE_MEMORY_SIZE, |device| {
+            Ok(device.memory_info()?.total as f64)
+        });
+        add(&metrics::DEVICE_UTILIZATION, |device| {
+            Ok(f64::from(device.utilization_rates()?.gpu) / 100.0)
+        });
     }
 }
 

@@ -28,13 +28,15 @@ macro_rules! declare {
                 help: $help,
                 labels: &[$(LabelOf { name: stringify!($label), values: &[$($(stringify!($value)),+)?] }),*],
                 kind: Kind::$kind,
-                sampled: $type::SAMPLED,
+                sampled: declare!(@sampled $type),
                 panel: declare!(@panel $($row $look $title $look_for)?),
             });
         )*
         /// All metrics.
         pub static ALL: &[&Metric] = &[$(&$handle.0),*];
     };
+    (@sampled SampledOf) => { true };
+    (@sampled $type:ident) => { false };
     (@panel) => { None };
     (@panel $row:ident $look:ident $title:literal $look_for:literal) => {
         Some(Panel {
@@ -47,23 +49,23 @@ macro_rules! declare {
 }
 
 declare! {
-    BUILD_INFO: GaugeOf Gauge "ddk_build_info" Plain [version] "Always 1; the label is the version that runs.";
+    BUILD_INFO: GaugeOf Gauge "ddk_build_info" Plain [version] "Always 1; the label is the running version.";
     READY: SampledOf Gauge "ddk_ready" Plain []
-        "1 while the run trains: the models are loaded and the workers are up.";
+        "1 while the run trains (models loaded, workers running), otherwise 0.";
     START_TIME: SampledOf Gauge "ddk_start_timestamp_seconds" Seconds []
-        "Start of this process, seconds since 1970.";
+        "Unix time at which this process started.";
 
     STEPS: CounterOf Counter "ddk_steps_total" Count []
         "Optimizer steps of this process, including those repeated after a rewind.";
-    STEP: GaugeOf Gauge "ddk_step" Plain [] "The last optimizer step.";
-    MAX_STEPS: GaugeOf Gauge "ddk_max_steps" Plain [] "The last step of the run, if the run has a limit.";
+    STEP: GaugeOf Gauge "ddk_step" Plain [] "Last completed optimizer step.";
+    MAX_STEPS: GaugeOf Gauge "ddk_max_steps" Plain [] "Step at which the run ends, if it has a limit.";
     TOKENS: CounterOf Counter "ddk_tokens_total" Count [domain] "Tokens trained on, without padding."
         => Data Stacked "Tokens per second by domain" "Follows the weights.";
     TOKENS_PER_SECOND: GaugeOf Gauge "ddk_tokens_per_second" Plain []
-        "Tokens trained on per second, over the last step.";
+        "Training throughput of the last step, in tokens per second.";
 
     LOSS: GaugeOf Gauge "ddk_loss" Plain [term]
-        "Loss of the last step by term (total, ce, kd, and layer with TED), nats per prediction."
+        "Loss of the last step by term (total, ce, kd, and layer with TED), in nats per prediction."
         => Learning Log "Loss by term" "All terms should fall, fast at first. A jump that stays is a problem; a jump \
         that recovers is a spike.";
     GRAD_NORM: GaugeOf Gauge "ddk_grad_norm" Plain [] "Global gradient norm of the last step, before clipping."
@@ -72,18 +74,18 @@ declare! {
     LEARNING_RATE: GaugeOf Gauge "ddk_learning_rate" Plain [] "Learning rate of the last step."
         => Learning Lines "Learning rate" "Warmup, then a cosine decay.";
     SKIPPED_UPDATES: CounterOf Counter "ddk_skipped_updates_total" Count [reason = not_finite | spike | skip_list]
-        "Skipped updates: a number was not finite, the loss was a spike, or the step's data is on the skip list."
+        "Skipped updates: a loss or gradient was not finite, the loss spiked, or the step's data is on the skip list."
         => Learning Events "Skipped updates" "Nearly always none. not_finite: an overflow, or data that breaks the \
         model. skip_list: data that the run skips after a rewind.";
     SPIKES: CounterOf Counter "ddk_loss_spikes_total" Count []
-        "Losses that were spikes, by recovery.spike_threshold."
+        "Loss spikes, as defined by recovery.spike_threshold."
         => Learning Events "Spikes" "Losses far above those before them. One now and then recovers. Many in a row ask \
         for a lower learning rate, or for another recovery.spike_action.";
     REWINDS: CounterOf Counter "ddk_rewinds_total" Count [reason = panic | numbers | memory]
-        "Rewinds to the last checkpoint: the student or the batcher panicked, numbers went wrong, or a device ran out \
-         of memory.";
+        "Rewinds to the last checkpoint: after a panic of the student or batcher, after spikes or skipped updates, or \
+         when a device ran out of memory.";
     REWOUND_STEPS: CounterOf Counter "ddk_rewound_steps_total" Count []
-        "Steps that were lost to rewinds."
+        "Steps lost to rewinds."
         => Learning Events "Rewound steps" "At most the steps between two checkpoints, each time.";
 
     PERPLEXITY: GaugeOf Gauge "ddk_perplexity" Plain [model = student | teacher, domain]
@@ -91,26 +93,26 @@ declare! {
         => Domains Log "Perplexity" "The student's falls in every domain, to the teacher's at best. The teacher's \
         never changes within a run. A domain in which the teacher itself is bad has little to teach.";
     GAP: GaugeOf Gauge "ddk_gap_nats" Nats [domain]
-        "ln(student's perplexity / teacher's) at the last evaluation, nats per token."
+        "ln(student's perplexity / teacher's) at the last evaluation, in nats per token."
         => Domains Lines "Gap" "ln(student's perplexity / teacher's); 0 is caught up. The mixture follows the largest. \
         A gap that grows belongs to a domain that is neglected or that others harm.";
     WEIGHT: GaugeOf Gauge "ddk_mixture_weight" Ratio [domain] "Weight of the domain in the mixture."
         => Mixture Stacked "Weights" "They should move toward the domains with the largest gap, smoothly, and not stay \
         at a limit.";
     TARGET: GaugeOf Gauge "ddk_mixture_target" Ratio [domain]
-        "Share of the domain in the interval's sequences, after limits.";
+        "Target share of the domain in the interval's sequences, after limits such as mixture.max_epochs.";
     OBSERVED: GaugeOf Gauge "ddk_mixture_observed" Ratio [domain]
-        "Share of the domain in the tokens trained on in this interval so far.";
+        "Share of the domain in the tokens of this interval so far.";
     WEIGHT_LIMIT: GaugeOf Gauge "ddk_mixture_weight_limit" Ratio [limit = floor | cap]
-        "Smallest and largest possible weight, (1 - alpha)/N and alpha + (1 - alpha)/N.";
-    MIXTURE_INTERVAL: GaugeOf Gauge "ddk_mixture_interval" Plain [] "The interval whose mixture is in use."
+        "Minimum and maximum weight: (1 - alpha)/N and alpha + (1 - alpha)/N.";
+    MIXTURE_INTERVAL: GaugeOf Gauge "ddk_mixture_interval" Plain [] "Index of the current interval."
         => Mixture Lines "Interval" "Rises by one with each update of the mixture.";
     MIXTURE_TIME: GaugeOf Gauge "ddk_mixture_timestamp_seconds" Seconds []
-        "Last update of the mixture, seconds since 1970."
+        "Unix time of the last mixture update."
         => Mixture Lines "Since the last update" "A sawtooth: rises to the length of an interval, then falls to 0.";
     REFUSED_UPDATES: CounterOf Counter "ddk_mixture_refused_total" Count []
-        "Updates of the mixture that were refused because a perplexity was not finite, or absurd."
-        => Mixture Events "Refused updates" "None. A perplexity that is not finite, or absurd, leaves the mixture \
+        "Mixture updates that DDK rejected because a perplexity was not finite or not plausible."
+        => Mixture Events "Refused updates" "None. A perplexity that is not finite or not plausible leaves the mixture \
         unchanged.";
     EPOCHS: GaugeOf Gauge "ddk_domain_epochs" Plain [domain] "Epochs of the domain at the end of the last interval."
         => Data Lines "Epochs" "A domain far above the others is small and drawn often. From four epochs on, a text \
@@ -119,12 +121,12 @@ declare! {
         => Data Lines "Unusable records" "None, or few. quarantine.jsonl of the run names each with its reason.";
 
     WORKER_BUSY: SampledOf Counter "ddk_worker_busy_seconds_total" Seconds [worker]
-        "Seconds that the worker has computed."
+        "Seconds that the worker has spent computing."
         => Throughput Lines "Workers: computing" "Share of the time that each worker computed.";
     WORKER_INPUT_WAIT: SampledOf Counter "ddk_worker_input_wait_seconds_total" Seconds [worker]
         "Seconds that the worker has waited for input.";
     WORKER_OUTPUT_WAIT: SampledOf Counter "ddk_worker_output_wait_seconds_total" Seconds [worker]
-        "Seconds that the worker has waited to hand on its output.";
+        "Seconds that the worker has waited to pass on its output.";
     WORKER_STATE: SampledOf Gauge "ddk_worker_state" Plain
         [worker, state = computing | input_wait | output_wait | stopped]
         "1 for the current state of the worker, 0 for the others.";
@@ -136,13 +138,13 @@ declare! {
         "Restarts of the worker after a failure.";
     QUEUE_SENT: CounterOf Counter "ddk_queue_sent_total" Count
         [queue = sequences | micro_batches | teacher_outputs | checkpoints]
-        "Items put into the queues of this kind.";
+        "Items added to queues of this kind.";
     QUEUE_RECEIVED: CounterOf Counter "ddk_queue_received_total" Count
         [queue = sequences | micro_batches | teacher_outputs | checkpoints]
-        "Items taken out of the queues of this kind.";
+        "Items removed from queues of this kind.";
     QUEUE_WAITING: GaugeOf Gauge "ddk_queue_waiting" Count
         [queue = sequences | micro_batches | teacher_outputs | checkpoints]
-        "Items waiting in the queues of this kind, of all workers together."
+        "Items waiting in all queues of this kind."
         => Throughput Lines "Queues" "Full before a slow worker, empty behind it. micro_batches full and \
         teacher_outputs empty: the teacher is slow. teacher_outputs full: the student is.";
 
@@ -152,36 +154,37 @@ declare! {
         or other programs on the machine.";
     STEP_SECONDS: HistogramOf Histogram "ddk_step_phase_seconds" Seconds
         [phase = data | teacher_wait | teacher | forward | head | backward | optimizer | evaluation | save]
-        "Seconds of a step by phase. teacher_wait is for teacher outputs and, with pipeline.time_slicing, for a turn; \
-         teacher is the teachers' own time, beside the student's; evaluation and save count only steps that have one.";
+        "Seconds of a step by phase. teacher_wait: waiting for teacher outputs and, with pipeline.time_slicing, for a \
+         turn. teacher: the teachers' compute time, in parallel with the student. evaluation, save: only steps that \
+         have one.";
     UPDATE_SECONDS: HistogramOf Histogram "ddk_mixture_update_seconds" Seconds []
         "Seconds from the last update of an interval to the first micro-batch of the next."
         => Throughput Lines "Mixture update" "Median and 95th percentile of the time from the last update of an \
         interval to the first micro-batch of the next: the student's evaluation, and the drained pipeline.";
     MODEL_TOKENS: CounterOf Counter "ddk_model_tokens_total" Count [model = student | teacher]
-        "Tokens that the model has processed, without padding and evaluations."
+        "Tokens that the model has processed, excluding padding and evaluations."
         => Throughput Lines "Tokens per second by model" "Equal for both in the long run: the teacher runs ahead by no \
         more than the queues hold.";
     MODEL_FLOPS: GaugeOf Gauge "ddk_model_flops_per_second" Plain [model = student | teacher]
-        "Floating-point operations per second of the model's matrix products, over the last step, without evaluations."
+        "Floating-point operations per second of the model's matrix products in the last step, excluding evaluations."
         => Throughput Lines "FLOP/s by model" "Compare it with the device's peak. A fall at full utilization is a \
         slower device: heat, or a neighbor.";
     MODEL_UTILIZATION: GaugeOf Gauge "ddk_model_utilization_ratio" Ratio [model = student | teacher]
-        "Share of the last step that the model computed, without evaluations."
+        "Share of the last step in which the model was computing, excluding evaluations."
         => Throughput Lines "Utilization by model" "The slower model should be near 100 %. If neither is, look at the \
         waits below.";
 
     CHECKPOINT_SECONDS: HistogramOf Histogram "ddk_checkpoint_seconds" Seconds []
-        "Seconds to write a checkpoint, beside training."
-        => Machine Lines "Checkpoint time" "Median and 95th percentile, beside training.";
-    CHECKPOINT_BYTES: GaugeOf Gauge "ddk_checkpoint_bytes" Bytes [] "Bytes of the last checkpoint.";
+        "Seconds to write a checkpoint in the background."
+        => Machine Lines "Checkpoint time" "Median and 95th percentile, in the background.";
+    CHECKPOINT_BYTES: GaugeOf Gauge "ddk_checkpoint_bytes" Bytes [] "Size of the last checkpoint.";
     CHECKPOINT_STEP: GaugeOf Gauge "ddk_checkpoint_step" Plain [] "Step of the last checkpoint; 0 if there is none.";
     CHECKPOINT_EVERY: GaugeOf Gauge "ddk_checkpoint_every_steps" Plain []
         "Current checkpoint.interval: steps between two checkpoints.";
     CHECKPOINT_TIME: GaugeOf Gauge "ddk_checkpoint_timestamp_seconds" Seconds []
-        "Last checkpoint that this process completed, seconds since 1970.";
+        "Unix time of the last checkpoint that this process completed.";
     CHECKPOINT_FAILURES: CounterOf Counter "ddk_checkpoint_failures_total" Count []
-        "Checkpoints that could not be written.";
+        "Failed checkpoint writes.";
 
     RESIDENT: SampledOf Gauge "ddk_resident_memory_bytes" Bytes [] "Resident memory of the process.";
     PEAK_RESIDENT: SampledOf Gauge "ddk_peak_resident_memory_bytes" Bytes []
@@ -189,17 +192,17 @@ declare! {
     CPU_SECONDS: SampledOf Counter "ddk_cpu_seconds_total" Seconds []
         "CPU time of the process, user and system."
         => Machine Cores "CPU" "Cores in use. On the CPU: the threads of both models, and a little.";
-    OPEN_FILES: SampledOf Gauge "ddk_open_files" Count [] "Open files of the process.";
-    OPEN_FILES_LIMIT: SampledOf Gauge "ddk_open_files_limit" Count [] "Maximum open files of the process.";
+    OPEN_FILES: SampledOf Gauge "ddk_open_files" Count [] "Open file descriptors of the process.";
+    OPEN_FILES_LIMIT: SampledOf Gauge "ddk_open_files_limit" Count [] "Soft limit on open file descriptors.";
     DISK_FREE: SampledOf Gauge "ddk_disk_free_bytes" Bytes []
-        "Bytes that the process may still write on the file system of the run's folder.";
+        "Free bytes available to the process on the file system of the run's folder.";
     DISK_SIZE: SampledOf Gauge "ddk_disk_size_bytes" Bytes [] "Size of the file system of the run's folder.";
     DEVICE_MEMORY: SampledOf Gauge "ddk_device_memory_used_bytes" Bytes [device]
-        "Used memory of a GPU of the run, by any process (NVML).";
+        "GPU memory in use by all processes (NVML).";
     DEVICE_MEMORY_SIZE: SampledOf Gauge "ddk_device_memory_size_bytes" Bytes [device]
-        "Memory of a GPU of the run (NVML).";
+        "Total GPU memory (NVML).";
     DEVICE_UTILIZATION: SampledOf Gauge "ddk_device_utilization_ratio" Ratio [device]
-        "Share of the last moment in which the GPU ran a kernel (NVML)."
+        "Share of NVML's last sampling period in which the GPU ran a kernel."
         => Machine Lines "GPU utilization" "Near 100 % on the slower model's GPU. Empty without a GPU.";
 }
 

@@ -49,9 +49,7 @@ pub(crate) fn files<S: Clone + Send + Sync + 'static>() -> Router<S> {
 
 fn colors() -> String {
     let colors = PALETTE.iter().enumerate();
-    let colors = colors.map(|(index, (red, green, blue))| {
-        format!("--series-{index}: #{red:02x}{green:02x}{blue:02x};")
-    });
+    let colors = colors.map(|(index, color)| format!("--series-{index}: #{color:06x};"));
     let colors = colors.collect::<Vec<_>>().join(" ");
     format!(":root {{ --series-count: {}; {colors} }}\n", PALETTE.len())
 }

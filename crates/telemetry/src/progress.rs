@@ -24,18 +24,11 @@ pub struct Progress {
 
 impl fmt::Display for Progress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            phase,
-            unit,
-            done,
-            total,
-            seconds_left,
-        } = self;
-        write!(formatter, "{phase}: {done} of {total} {unit}")?;
-        match seconds_left {
-            Some(seconds) => write!(formatter, ", about {} left", duration(*seconds)),
-            None => Ok(()),
-        }
+        write!(formatter, "{}: {} of ", self.phase, self.done)?;
+        write!(formatter, "{} {}", self.total, self.unit)?;
+        self.seconds_left.map_or(Ok(()), |seconds| {
+            write!(formatter, ", about {} left", duration(seconds))
+        })
     }
 }
 
@@ -49,7 +42,7 @@ pub struct Meter {
     began: Duration,
     /// What was done at the first report.
     first: OnceLock<u64>,
-    worker: Option<Worker>,
+    pub(crate) worker: Option<Worker>,
 }
 
 impl Meter {
@@ -63,11 +56,6 @@ impl Meter {
             first: OnceLock::new(),
             worker: None,
         }
-    }
-
-    pub(crate) fn of(mut self, worker: &Worker) -> Self {
-        self.worker = Some(worker.clone());
-        self
     }
 
     /// The phase.
@@ -89,7 +77,7 @@ impl Meter {
             seconds_left: (made > 0).then(|| seconds / made as f64 * left),
         };
         if let Some(worker) = &self.worker {
-            worker.set_progress(Some(progress.clone()));
+            *worker.progress.lock() = Some(progress.clone());
         }
         progress
     }
@@ -98,7 +86,7 @@ impl Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         if let Some(worker) = &self.worker {
-            worker.set_progress(None);
+            *worker.progress.lock() = None;
         }
     }
 }

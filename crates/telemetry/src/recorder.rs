@@ -1,13 +1,11 @@
 //! The recorder behind the metric handles, and the page that Prometheus scrapes.
 
-use std::{
-    path::Path,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{path::Path, sync::Arc};
 
 use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
 use ddk_run::records::seconds_since_1970;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use parking_lot::RwLock;
 
 use crate::{
     Board,
@@ -22,7 +20,7 @@ const BUCKETS: [f64; 15] = [
 ];
 
 /// The recorder of the current run.
-static CURRENT: RwLock<Option<Arc<PrometheusRecorder>>> = RwLock::new(None);
+static CURRENT: RwLock<Option<PrometheusRecorder>> = RwLock::new(None);
 
 /// Why no recorder could be installed.
 #[derive(Debug, thiserror::Error)]
@@ -39,17 +37,12 @@ pub enum RecorderError {
 #[derive(Clone)]
 pub struct Recorder {
     handle: PrometheusHandle,
-    board: Arc<Board>,
+    /// The server reads health from it.
+    pub(crate) board: Arc<Board>,
     run: Arc<str>,
     machine: Arc<Machine>,
     /// Seconds since 1970.
     started: f64,
-}
-
-impl std::fmt::Debug for Recorder {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Recorder({})", self.run)
-    }
 }
 
 impl Recorder {
@@ -72,19 +65,13 @@ impl Recorder {
             .map_err(|error| RecorderError::Build(error.to_string()))?
             .build_recorder();
         let handle = recorder.handle();
-        let first = {
-            let mut current = CURRENT.write().unwrap_or_else(PoisonError::into_inner);
-            current.replace(Arc::new(recorder)).is_none()
-        };
-        if first {
+        let before = CURRENT.write().replace(recorder);
+        if before.is_none() {
             ::metrics::set_global_recorder(Switch).map_err(|_| RecorderError::Installed)?;
         }
-        for metric in ALL {
-            describe(metric);
-        }
-        metrics::BUILD_INFO
-            .with(&[env!("CARGO_PKG_VERSION")])
-            .set(1.0);
+        ALL.iter().for_each(|metric| describe(metric));
+        let version = env!("CARGO_PKG_VERSION");
+        metrics::BUILD_INFO.with(&[version]).set(1.0);
         Ok(Self {
             handle,
             board,
@@ -102,17 +89,7 @@ impl Recorder {
         samples.add_one(&metrics::START_TIME, Some(self.started));
         self.board.sample(&mut samples);
         self.machine.sample(&mut samples);
-        samples.into_page()
-    }
-
-    /// The board, from which the server reads health.
-    pub(crate) fn board(&self) -> &Arc<Board> {
-        &self.board
-    }
-
-    /// The name of the run.
-    pub fn run(&self) -> &str {
-        &self.run
+        samples.page
     }
 
     /// Moves the values that histograms have gathered into their buckets. Without this or a scrape, histograms grow
@@ -127,8 +104,7 @@ struct Switch;
 
 impl Switch {
     fn current<T>(&self, ask: impl FnOnce(&PrometheusRecorder) -> T) -> Option<T> {
-        let current = CURRENT.read().unwrap_or_else(PoisonError::into_inner);
-        current.as_deref().map(ask)
+        CURRENT.read().as_ref().map(ask)
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::fmt::Write;
 
+use metrics_exporter_prometheus::formatting::sanitize_label_value as escape;
+
 use crate::metrics::{Kind, SampledOf};
 
 /// A page of samples; every line has the label `run`.
 pub(crate) struct Samples<'a> {
-    page: String,
+    /// The whole page so far.
+    pub(crate) page: String,
     run: &'a str,
 }
 
@@ -22,46 +25,32 @@ impl<'a> Samples<'a> {
         metric: &SampledOf,
         samples: impl IntoIterator<Item = (Vec<&'b str>, f64)>,
     ) {
-        let metric = metric.metric();
+        let SampledOf(metric) = metric;
         let kind = match metric.kind {
             Kind::Counter => "counter",
             Kind::Gauge | Kind::Histogram => "gauge",
         };
-        let mut begun = false;
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
+            return;
+        }
+        let (name, help) = (metric.name, metric.help);
+        let _ = write!(self.page, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         for (values, value) in samples {
-            assert_eq!(metric.labels.len(), values.len(), "{}", metric.name);
-            if !std::mem::replace(&mut begun, true) {
-                let (name, help) = (metric.name, metric.help);
-                let _ = write!(self.page, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-            }
-            let _ = write!(self.page, "{}{{run=\"{}\"", metric.name, escape(self.run));
+            assert_eq!(metric.labels.len(), values.len(), "{name}");
+            let _ = write!(self.page, "{name}{{run=\"{}\"", escape(self.run));
             for (label, value) in metric.labels.iter().zip(values) {
                 let _ = write!(self.page, ",{}=\"{}\"", label.name, escape(value));
             }
             let _ = writeln!(self.page, "}} {value}");
         }
-        if begun {
-            self.page.push('\n');
-        }
+        self.page.push('\n');
     }
 
     /// Adds the sample of a metric without labels, if its value is known.
     pub(crate) fn add_one(&mut self, metric: &SampledOf, value: Option<f64>) {
         self.add(metric, value.map(|value| (Vec::new(), value)));
     }
-
-    /// The whole page.
-    pub(crate) fn into_page(self) -> String {
-        self.page
-    }
-}
-
-/// Escapes a label's value for the text format.
-fn escape(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -78,8 +67,8 @@ mod tests {
             [(vec!["loader-x\ny"], 1.5), (vec!["student"], 2.0)],
         );
         assert_eq!(
-            samples.into_page(),
-            "# HELP ddk_worker_busy_seconds_total Seconds that the worker has computed.\n\
+            samples.page,
+            "# HELP ddk_worker_busy_seconds_total Seconds that the worker has spent computing.\n\
              # TYPE ddk_worker_busy_seconds_total counter\n\
              ddk_worker_busy_seconds_total{run=\"a\\\"b\\\\c\",worker=\"loader-x\\ny\"} 1.5\n\
              ddk_worker_busy_seconds_total{run=\"a\\\"b\\\\c\",worker=\"student\"} 2\n\n"

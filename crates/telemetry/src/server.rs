@@ -13,16 +13,16 @@ use std::{
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Path, RawQuery, State},
+    extract::{Path, Query, State},
     http::{StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use ddk_report::{RunSeries, WIDTH, charts, runs_charts, svg};
 use ddk_run::{
     RunView, Source as Asker,
-    control::{Answer, COMMANDS, Refusal},
+    control::{Answer, Command, Refusal},
 };
 use hyper::{
     body::Incoming,
@@ -34,15 +34,17 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
+use serde::Serialize;
+use strum::VariantNames;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, timeout_at},
 };
 
 use crate::{
     Limits, Recorder, Site,
-    access::{CONTROL, guard},
-    api::{Event, RunEntry},
+    access::{Access, CONTROL, guard},
+    api::{Event, Lanes, Status},
     pages,
     places::Places,
     site::{Runs, Source},
@@ -80,9 +82,8 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    orders: mpsc::UnboundedSender<Finish>,
     /// Dropped to end the server at once.
-    running: Option<oneshot::Sender<()>>,
+    orders: Option<mpsc::UnboundedSender<Finish>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -105,7 +106,9 @@ impl Server {
     /// there are no watchers.
     pub fn finish(&self, patience: Duration) {
         let (done, finished) = std::sync::mpsc::channel();
-        if self.orders.send(Finish { patience, done }).is_ok() {
+        let order = Finish { patience, done };
+        let sent = self.orders.as_ref().map(|orders| orders.send(order));
+        if let Some(Ok(())) = sent {
             // The server never sends anything here. It drops its end when it is done.
             let _ = finished.recv_timeout(patience + FLUSH);
         }
@@ -114,7 +117,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.running = None;
+        self.orders = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -126,8 +129,7 @@ impl Drop for Server {
 ///
 /// # Errors
 /// If other machines can reach `address` and there is no token, if the port is in use, or if the server cannot start.
-pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, ServeError> {
-    let site = site.into();
+pub fn serve(address: SocketAddr, site: Site) -> Result<Server, ServeError> {
     if !address.ip().is_loopback() && site.token.is_none() {
         return Err(ServeError::NeedsToken(address));
     }
@@ -143,19 +145,11 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
         .max_blocking_threads(4)
         .build()
         .map_err(bind)?;
-    let (running, stopped) = oneshot::channel();
     let (orders, finish) = mpsc::unbounded_channel();
     let thread = thread::Builder::new()
         .name("http".to_owned())
         .spawn(move || {
-            let ended = runtime.block_on(async {
-                tokio::select! {
-                    // Also completes if the other end is dropped.
-                    _ = stopped => Ok(()),
-                    ended = work(listener, bound, site, finish) => ended,
-                }
-            });
-            if let Err(error) = ended {
+            if let Err(error) = runtime.block_on(work(listener, bound, site, finish)) {
                 tracing::error!(%error, "the HTTP server ended");
             }
             // Do not wait for file reads in progress.
@@ -164,8 +158,7 @@ pub fn serve(address: SocketAddr, site: impl Into<Site>) -> Result<Server, Serve
         .map_err(bind)?;
     Ok(Server {
         address: bound,
-        orders,
-        running: Some(running),
+        orders: Some(orders),
         thread: Some(thread),
     })
 }
@@ -178,16 +171,20 @@ async fn work(
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let limits = site.limits;
-    let access = Arc::new(site.access(address));
+    let access = Access::new(address, site.token.as_deref(), limits.answer_timeout);
     let site = Arc::new(site);
-    let router = router(Arc::clone(&site)).layer(middleware::from_fn_with_state(access, guard));
+    let router =
+        router(Arc::clone(&site)).layer(middleware::from_fn_with_state(Arc::new(access), guard));
     tokio::spawn(sampling(Arc::clone(&site)));
     let (places, connections) = (Places::new(&limits), GracefulShutdown::new());
     let (until, done) = {
         let mut accepting = pin!(accept(listener, router, limits, &places, &connections));
-        let Finish { patience, done } = tokio::select! {
+        let order = tokio::select! {
             ended = &mut accepting => return ended,
-            Some(order) = orders.recv() => order,
+            order = orders.recv() => order,
+        };
+        let Some(Finish { patience, done }) = order else {
+            return Ok(());
         };
         let until = Instant::now() + patience;
         tokio::select! {
@@ -259,66 +256,56 @@ async fn accept(
 
 fn router(site: Arc<Site>) -> Router {
     let router = match &site.runs {
-        Runs::None => Router::new(),
         Runs::One(_) => Router::new().route("/", get(|| pages::page(pages::RUN))),
         Runs::Many(_) => Router::new()
             .route("/", get(|| pages::page(pages::RUNS)))
             .route("/run", get(|| pages::page(pages::RUN)))
             .route("/api/runs", get(runs)),
     };
-    let router = match site.runs {
-        Runs::None => router,
-        _ => router
-            .merge(pages::files())
-            .route("/api/status", get(status))
-            .route("/api/steps", get(steps))
-            .route("/api/mixture", get(mixture))
-            .route("/api/events", get(events))
-            .route("/api/workers", get(workers))
-            .route("/api/chart/{name}", get(chart))
-            .route(CONTROL, get(commands).post(control)),
-    };
     router
+        .merge(pages::files())
+        .route("/api/status", about(status))
+        .route("/api/steps", about(|run, _| run.look(RunView::steps)))
+        .route("/api/mixture", about(|run, _| run.look(RunView::mixture)))
+        .route("/api/events", about(|run, _| run.look(Event::all)))
+        .route("/api/workers", about(workers))
+        .route("/api/chart/{name}", get(chart))
+        .route(CONTROL, get(commands).post(control))
         .route("/metrics", get(metrics))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .with_state(site)
 }
 
-/// A request to the API, with a query `?name=NAME&…`.
-type Asked = (State<Arc<Site>>, RawQuery);
+/// The keys and values of a query `?name=NAME&…`.
+type Pairs = [(String, String)];
+/// A request to the API, with its query.
+type Asked = (State<Arc<Site>>, Query<Vec<(String, String)>>);
 
-async fn status(asked: Asked) -> Response {
-    answer(asked, |source, query| {
-        source.watched_status(values(query, "watcher").next().unwrap_or_default())
+/// Answers with what `ask` returns for the run that the query names, and for the query itself.
+fn about<T: Serialize + Send + 'static>(ask: fn(&Source, &Pairs) -> T) -> MethodRouter<Arc<Site>> {
+    get(move |(State(site), Query(query)): Asked| {
+        answer(move || {
+            let source = site.runs.find(values(&query, "name").next())?;
+            Some(ask(&source, &query))
+        })
     })
-    .await
 }
 
-async fn steps(asked: Asked) -> Response {
-    answer(asked, |source, _| source.look(RunView::steps)).await
+fn status(run: &Source, query: &Pairs) -> Status {
+    run.watched_status(values(query, "watcher").next().unwrap_or_default())
 }
 
-async fn mixture(asked: Asked) -> Response {
-    answer(asked, |source, _| source.look(RunView::mixture)).await
-}
-
-async fn events(asked: Asked) -> Response {
-    answer(asked, |source, _| source.look(Event::all)).await
-}
-
-async fn workers(asked: Asked) -> Response {
-    answer(asked, |source, query| {
-        let from = values(query, "from").find_map(|from| from.parse().ok());
-        source.lanes(from.unwrap_or(0))
-    })
-    .await
+fn workers(run: &Source, query: &Pairs) -> Lanes {
+    let from = values(query, "from").find_map(|from| from.parse().ok());
+    run.lanes(from.unwrap_or(0))
 }
 
 /// Lists the commands that [`control`] accepts.
 async fn commands(State(site): State<Arc<Site>>) -> Json<&'static [&'static str]> {
     let takes_commands = site.control.is_some() && site.token.is_some();
-    Json(if takes_commands { &COMMANDS } else { &[] })
+    let commands = takes_commands.then_some(Command::VARIANTS);
+    Json(commands.unwrap_or_default())
 }
 
 /// Passes a command to the run and answers with the outcome.
@@ -327,28 +314,22 @@ async fn control(State(site): State<Arc<Site>>, body: Bytes) -> Response {
         return (StatusCode::NOT_FOUND, "no run here accepts commands\n").into_response();
     };
     let (status, outcome) = match serde_json::from_slice(&body) {
-        Ok(command) => (
-            StatusCode::CONFLICT,
-            Arc::clone(control).ask(command, Asker::Http).await,
-        ),
-        Err(error) => (
-            StatusCode::BAD_REQUEST,
-            Err(Refusal(format!("not a command: {error}"))),
-        ),
-    };
-    let status = if outcome.is_ok() {
-        StatusCode::OK
-    } else {
-        status
+        Ok(command) => match Arc::clone(control).ask(command, Asker::Http).await {
+            Ok(reply) => (StatusCode::OK, Ok(reply)),
+            Err(refusal) => (StatusCode::CONFLICT, Err(refusal)),
+        },
+        Err(error) => {
+            let refusal = Refusal(format!("not a command: {error}"));
+            (StatusCode::BAD_REQUEST, Err(refusal))
+        }
     };
     (status, Json(Answer::from(outcome))).into_response()
 }
 
 /// Draws a chart of one run, or of several runs if several names are given.
-async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) -> Response {
+async fn chart(Path(file): Path<String>, (State(site), Query(query)): Asked) -> Response {
     let drawn = blocking(move || {
-        let query = query.unwrap_or_default();
-        let names: Vec<String> = values(&query, "name").take(MOST_RUNS).collect();
+        let names: Vec<&str> = values(&query, "name").take(MOST_RUNS).collect();
         let series = |name: Option<&str>| {
             let source = site.runs.find(name)?;
             let name = name.unwrap_or_default().to_owned();
@@ -380,40 +361,24 @@ async fn chart(Path(file): Path<String>, (State(site), RawQuery(query)): Asked) 
 }
 
 /// The values of a key in a query.
-fn values(query: &str, key: &'static str) -> impl Iterator<Item = String> {
-    let pairs = form_urlencoded::parse(query.as_bytes());
-    pairs.filter_map(move |(name, value)| (name == key).then(|| value.into_owned()))
+fn values<'a>(query: &'a Pairs, key: &'static str) -> impl Iterator<Item = &'a str> {
+    let pairs = query.iter().filter(move |(name, _)| name == key);
+    pairs.map(|(_, value)| value.as_str())
 }
 
 async fn runs(State(site): State<Arc<Site>>) -> Response {
-    let entries = blocking(move || {
-        let Runs::Many(folder) = &site.runs else {
-            return None;
-        };
-        let entry = |(name, source): (String, Arc<Source>)| RunEntry {
-            name,
-            status: source.status(),
-        };
-        Some(folder.all().into_iter().map(entry).collect::<Vec<_>>())
-    });
-    entries
-        .await
-        .map_or_else(no_such_run, |entries| Json(entries).into_response())
+    let all = move || match &site.runs {
+        Runs::Many(folder) => Some(folder.all()),
+        Runs::One(_) => None,
+    };
+    answer(all).await
 }
 
-async fn answer<T: serde::Serialize + Send + 'static>(
-    (State(site), RawQuery(query)): Asked,
-    ask: impl FnOnce(&Source, &str) -> T + Send + 'static,
+async fn answer<T: Serialize + Send + 'static>(
+    ask: impl FnOnce() -> Option<T> + Send + 'static,
 ) -> Response {
-    let asked = blocking(move || {
-        let query = query.unwrap_or_default();
-        let name = values(&query, "name").next();
-        let source = site.runs.find(name.as_deref())?;
-        Some(ask(&source, &query))
-    });
-    asked
-        .await
-        .map_or_else(no_such_run, |answer| Json(answer).into_response())
+    let answer = blocking(ask).await;
+    answer.map_or_else(no_such_run, |answer| Json(answer).into_response())
 }
 
 /// Runs `ask` on a thread that may wait for the disk.
@@ -441,22 +406,20 @@ async fn metrics(State(site): State<Arc<Site>>) -> Response {
 }
 
 async fn live(State(site): State<Arc<Site>>) -> impl IntoResponse {
-    let unhealthy = site
-        .recorder
-        .as_ref()
-        .map_or_else(Vec::new, |recorder| recorder.board().unhealthy());
-    if unhealthy.is_empty() {
-        return (StatusCode::OK, "live\n".to_owned());
-    }
-    let text = unhealthy.iter().map(|(worker, computing)| {
+    let recorder = site.recorder.iter();
+    let unhealthy = recorder.flat_map(|recorder| recorder.board.unhealthy());
+    let lines = unhealthy.map(|(worker, computing)| {
         let seconds = computing.as_secs_f64();
         format!("{worker} has computed for {seconds:.0} s\n")
     });
-    (StatusCode::SERVICE_UNAVAILABLE, text.collect())
+    match lines.collect::<String>() {
+        text if text.is_empty() => (StatusCode::OK, "live\n".to_owned()),
+        text => (StatusCode::SERVICE_UNAVAILABLE, text),
+    }
 }
 
 async fn ready(State(site): State<Arc<Site>>) -> impl IntoResponse {
-    let is_ready = |recorder: &Recorder| recorder.board().is_ready();
+    let is_ready = |recorder: &Recorder| recorder.board.is_ready();
     if site.recorder.as_ref().is_none_or(is_ready) {
         (StatusCode::OK, "ready\n")
     } else {

@@ -4,17 +4,18 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use ddk_run::{RunFolder, RunView, control::Control};
+use parking_lot::Mutex;
+use smart_default::SmartDefault;
 use tokio::sync::watch;
 
 use crate::{
     Board, Recorder,
-    access::Access,
-    api::{Lanes, Status},
+    api::{Lanes, RunEntry, Status},
     timeline::Timeline,
 };
 
@@ -25,97 +26,60 @@ const POLLED: Duration = Duration::from_secs(3);
 /// Maximum depth of a run below the served folder.
 const DEPTH: usize = 4;
 
-/// What a server serves, and to whom. A [`Recorder`] alone is a site of metrics and health.
-#[derive(Debug)]
+/// What a server serves, and to whom.
 pub struct Site {
     pub(crate) recorder: Option<Recorder>,
     pub(crate) runs: Runs,
-    pub(crate) token: Option<String>,
-    pub(crate) control: Option<Arc<dyn Control>>,
-    pub(crate) limits: Limits,
+    /// The token that every client must have.
+    pub token: Option<String>,
+    /// Carries out commands, if a token is set.
+    pub control: Option<Arc<dyn Control>>,
+    /// Limits on what clients may use.
+    pub limits: Limits,
 }
 
 /// Limits on what clients may use.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, SmartDefault)]
 pub struct Limits {
     /// Maximum number of simultaneous connections with access; further ones wait.
+    #[default(64)]
     pub connections: usize,
     /// Maximum number of simultaneous connections that have not shown access yet, counted separately for this machine
     /// and for all others. The server closes the oldest to admit the next.
+    #[default(64)]
     pub strangers: usize,
     /// Maximum time for a whole request to arrive, and between two requests.
+    #[default(Duration::from_secs(30))]
     pub header_timeout: Duration,
     /// Maximum time until an answer begins.
+    #[default(Duration::from_secs(30))]
     pub answer_timeout: Duration,
     /// Maximum size of a request in bytes.
+    #[default(16 << 10)]
     pub request_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 64,
-            strangers: 64,
-            header_timeout: Duration::from_secs(30),
-            answer_timeout: Duration::from_secs(30),
-            request_bytes: 16 << 10,
-        }
-    }
-}
-
-impl From<Recorder> for Site {
-    fn from(recorder: Recorder) -> Self {
-        Self {
-            recorder: Some(recorder),
-            runs: Runs::None,
-            token: None,
-            control: None,
-            limits: Limits::default(),
-        }
-    }
 }
 
 impl Site {
     /// Serves the run that this process trains in `folder`, with its metrics.
     pub fn of_run(recorder: Recorder, folder: &Path) -> Self {
-        let board = Arc::clone(recorder.board());
-        let source = Source::new(folder, Some(board));
-        Self {
-            runs: Runs::One(Arc::new(source)),
-            ..Self::from(recorder)
-        }
+        let source = Source::new(folder, Some(Arc::clone(&recorder.board)));
+        Self::new(Some(recorder), Runs::One(Arc::new(source)))
     }
 
     /// Serves all runs below `folder`, whichever process trains them.
     pub fn of_runs(folder: &Path) -> Self {
+        let (root, open) = (folder.to_owned(), Mutex::default());
+        Self::new(None, Runs::Many(Folder { root, open }))
+    }
+
+    fn new(recorder: Option<Recorder>, runs: Runs) -> Self {
         Self {
-            recorder: None,
-            runs: Runs::Many(Folder {
-                root: folder.to_owned(),
-                open: Mutex::default(),
-            }),
+            recorder,
+            runs,
             token: None,
             control: None,
             limits: Limits::default(),
         }
-    }
-
-    /// Requires this token from every client.
-    pub fn with_token(mut self, token: Option<&str>) -> Self {
-        self.token = token.map(str::to_owned);
-        self
-    }
-
-    /// Passes commands to `control`, if a token is set.
-    pub fn with_control(mut self, control: Arc<dyn Control>) -> Self {
-        self.control = Some(control);
-        self
-    }
-
-    /// Sets other limits.
-    pub fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
     }
 
     /// Waits until every watcher has been told how the run ended.
@@ -123,22 +87,18 @@ impl Site {
         let Runs::One(source) = &self.runs else {
             return;
         };
-        source.read_anew();
+        // The next look reads the files again.
+        source.view.lock().1 = None;
         let is_recent = |watcher: &Watcher| watcher.asked.elapsed() < POLLED;
-        if lock(&source.watchers).values().any(is_recent) {
+        if source.watchers.lock().values().any(is_recent) {
             let _ = source.all_told.subscribe().wait_for(|told| *told).await;
         }
-    }
-
-    pub(crate) fn access(&self, address: std::net::SocketAddr) -> Access {
-        Access::new(address, self.token.as_deref(), self.limits.answer_timeout)
     }
 }
 
 /// The runs of a site.
 #[derive(Debug)]
 pub(crate) enum Runs {
-    None,
     One(Arc<Source>),
     Many(Folder),
 }
@@ -147,7 +107,6 @@ impl Runs {
     /// Finds a run by its name. If the site has only one run, `name` must be `None`.
     pub(crate) fn find(&self, name: Option<&str>) -> Option<Arc<Source>> {
         match self {
-            Self::None => None,
             Self::One(source) => name.is_none().then(|| Arc::clone(source)),
             Self::Many(folder) => folder.find(name?),
         }
@@ -174,23 +133,23 @@ impl Folder {
         self.list().remove(name).map(|path| self.source(path))
     }
 
-    /// Every run with its source.
-    pub(crate) fn all(&self) -> Vec<(String, Arc<Source>)> {
+    /// Every run with its status.
+    pub(crate) fn all(&self) -> Vec<RunEntry> {
         let runs = self.list();
         // Forget what was read of runs that are gone. The data of the others, a few megabytes per run at most, stays.
         let paths: HashSet<&PathBuf> = runs.values().collect();
-        lock(&self.open).retain(|path, _| paths.contains(path));
-        runs.iter()
-            .map(|(name, path)| (name.clone(), self.source(path.clone())))
-            .collect()
+        self.open.lock().retain(|path, _| paths.contains(path));
+        let entry = |(name, path): (&String, &PathBuf)| RunEntry {
+            name: name.clone(),
+            status: self.source(path.clone()).status(),
+        };
+        runs.iter().map(entry).collect()
     }
 
     fn source(&self, path: PathBuf) -> Arc<Source> {
-        let mut open = lock(&self.open);
-        let source = open
-            .entry(path.clone())
-            .or_insert_with(|| Arc::new(Source::new(&path, None)));
-        Arc::clone(source)
+        let mut open = self.open.lock();
+        let source = open.entry(path);
+        Arc::clone(source.or_insert_with_key(|path| Arc::new(Source::new(path, None))))
     }
 }
 
@@ -200,7 +159,7 @@ fn gather(folder: &Path, prefix: &str, depth: usize, runs: &mut BTreeMap<String,
     };
     for entry in entries.flatten() {
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+        let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
         if !is_folder || name.starts_with('.') {
@@ -215,7 +174,8 @@ fn gather(folder: &Path, prefix: &str, depth: usize, runs: &mut BTreeMap<String,
     }
 }
 
-/// A run whose status and data can be requested.
+/// A run whose status and data can be requested. The data behind its locks is consistent after every statement, so a
+/// thread that panicked has at worst left old values.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// Clients that recently requested its status, by the name that each gave.
@@ -224,7 +184,7 @@ pub(crate) struct Source {
     all_told: watch::Sender<bool>,
     view: Mutex<(RunView, Option<Instant>)>,
     board: Option<Arc<Board>>,
-    timeline: Option<Mutex<Timeline>>,
+    timeline: Mutex<Timeline>,
 }
 
 /// A client that polls the status of a run.
@@ -241,14 +201,14 @@ impl Source {
             watchers: Mutex::default(),
             all_told: watch::Sender::new(false),
             view: Mutex::new((RunView::new(folder), None)),
-            timeline: board.clone().map(Timeline::new).map(Mutex::new),
             board,
+            timeline: Mutex::default(),
         }
     }
 
     /// Passes the view of its files to `ask`. Reads what is new first, so never call this where a wait matters.
     pub(crate) fn look<T>(&self, ask: impl FnOnce(&RunView) -> T) -> T {
-        let mut guard = lock(&self.view);
+        let mut guard = self.view.lock();
         let (view, read) = &mut *guard;
         if read.is_none_or(|read| read.elapsed() >= FRESH) {
             view.refresh();
@@ -258,20 +218,14 @@ impl Source {
     }
 
     /// The status of the run, for a list.
-    pub(crate) fn status(&self) -> Status {
-        let board = self.board.as_ref();
-        let process = board.map(|board| board.state());
-        Status {
-            run: self.look(|view| view.status(process)),
-            workers: board.map_or_else(Vec::new, |board| board.worker_statuses()),
-            queues: board.map_or_else(Vec::new, |board| board.queue_statuses()),
-        }
+    fn status(&self) -> Status {
+        self.look(|view| Status::new(view, self.board.as_deref()))
     }
 
     /// The status of the run, for a watcher.
-    pub(crate) fn watched_status(&self, watcher: String) -> Status {
+    pub(crate) fn watched_status(&self, watcher: &str) -> Status {
         let status = self.status();
-        let mut watchers = lock(&self.watchers);
+        let mut watchers = self.watchers.lock();
         watchers.retain(|_, watcher| watcher.asked.elapsed() < POLLED);
         let now = Watcher {
             asked: Instant::now(),
@@ -284,27 +238,17 @@ impl Source {
         status
     }
 
-    /// Makes the next [`Self::look`] read the files again.
-    fn read_anew(&self) {
-        lock(&self.view).1 = None;
-    }
-
     /// What the workers did, from sample number `from` on.
     pub(crate) fn lanes(&self, from: u64) -> Lanes {
-        let timeline = self.timeline.as_ref();
-        timeline.map_or_else(Lanes::default, |timeline| lock(timeline).from(from))
+        let timeline = self.timeline.lock();
+        let board = self.board.as_ref();
+        board.map_or_else(Lanes::default, |_| timeline.from(from))
     }
 
     /// Takes a sample of the workers. Call this once per [`crate::timeline::SAMPLE`].
     pub(crate) fn sample(&self) {
-        if let Some(timeline) = &self.timeline {
-            lock(timeline).sample();
+        if let Some(board) = &self.board {
+            self.timeline.lock().sample(&board.workers());
         }
     }
-}
-
-/// Ignores poisoning: the data behind these locks is consistent after every statement, so a thread that panicked has
-/// at worst left old values.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

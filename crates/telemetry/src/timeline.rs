@@ -1,8 +1,8 @@
 //! What each worker did in the last five minutes, sampled from the totals on the board at no cost to the workers.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{array, collections::VecDeque, mem, time::Duration};
 
-use crate::{Board, Totals, api::Lanes};
+use crate::{Worker, api::Lanes};
 
 /// Length of a sample.
 pub(crate) const SAMPLE: Duration = Duration::from_secs(1);
@@ -10,46 +10,29 @@ pub(crate) const SAMPLE: Duration = Duration::from_secs(1);
 const SAMPLES: usize = 300;
 
 /// The last samples of every worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Timeline {
-    board: Arc<Board>,
-    workers: Vec<(String, Totals)>,
+    /// The name of each worker, and its totals at the last sample.
+    workers: Vec<(String, [f64; 3])>,
     first: u64,
     samples: VecDeque<Vec<[u8; 3]>>,
 }
 
 impl Timeline {
-    pub(crate) fn new(board: Arc<Board>) -> Self {
-        Self {
-            board,
-            workers: Vec::new(),
-            first: 0,
-            samples: VecDeque::new(),
-        }
-    }
-
     /// Adds the shares of each worker's time since the last sample. Call this once per [`SAMPLE`]. Workers keep their
-    /// positions on the board, and new ones come last.
-    pub(crate) fn sample(&mut self) {
+    /// positions, and new ones come last.
+    pub(crate) fn sample(&mut self, workers: &[Worker]) {
         let mut sample = Vec::new();
-        for (index, worker) in self.board.workers().iter().enumerate() {
+        for (index, worker) in workers.iter().enumerate() {
+            if index == self.workers.len() {
+                self.workers.push((worker.name().to_owned(), [0.0; 3]));
+            }
             let now = worker.totals();
-            let before = match self.workers.get_mut(index) {
-                Some((_, totals)) => std::mem::replace(totals, now),
-                None => {
-                    self.workers.push((worker.name().to_owned(), now));
-                    Totals::default()
-                }
-            };
-            let share = |now: f64, before: f64| {
-                let share = (now - before) / SAMPLE.as_secs_f64();
+            let before = mem::replace(&mut self.workers[index].1, now);
+            sample.push(array::from_fn(|of| {
+                let share = (now[of] - before[of]) / SAMPLE.as_secs_f64();
                 (100.0 * share).round().clamp(0.0, 100.0) as u8
-            };
-            sample.push([
-                share(now.busy, before.busy),
-                share(now.input_wait, before.input_wait),
-                share(now.output_wait, before.output_wait),
-            ]);
+            }));
         }
         if self.samples.len() >= SAMPLES {
             self.samples.pop_front();
@@ -81,10 +64,10 @@ mod tests {
     #[test]
     fn samples_are_shares_of_a_second_and_the_oldest_go() {
         let (board, seconds) = board();
-        let mut timeline = Timeline::new(Arc::clone(&board));
+        let mut timeline = Timeline::default();
         let tick = |timeline: &mut Timeline| {
             seconds.fetch_add(1, Ordering::Relaxed);
-            timeline.sample();
+            timeline.sample(&board.workers());
         };
         board.worker("student").computing();
         tick(&mut timeline);

@@ -38,6 +38,17 @@ fn site(world: &TempDir) -> Site {
     Site::of_runs(&world.path().join("runs"))
 }
 
+/// The same site, with the token.
+fn with_token(mut site: Site) -> Site {
+    site.token = Some(TOKEN.to_owned());
+    site
+}
+
+fn with_limits(mut site: Site, limits: Limits) -> Site {
+    site.limits = limits;
+    site
+}
+
 fn start(site: Site) -> Server {
     serve("127.0.0.1:0".parse().unwrap(), site).unwrap()
 }
@@ -100,7 +111,7 @@ fn an_address_that_others_reach_needs_a_token() {
     let everywhere = "0.0.0.0:0".parse().unwrap();
     let error = serve(everywhere, site(&world)).unwrap_err();
     assert!(matches!(error, ServeError::NeedsToken(_)), "{error}");
-    serve(everywhere, site(&world).with_token(Some(TOKEN))).unwrap();
+    serve(everywhere, with_token(site(&world))).unwrap();
 }
 
 /// Answers a command with a description of it.
@@ -127,11 +138,12 @@ fn command(server: &Server, body: &str, headers: &str) -> Answer {
 #[test]
 fn a_command_takes_the_token_and_a_cookie_from_the_page_alone() {
     let world = world();
-    let controlled = || site(&world).with_control(Arc::new(Echo));
-    let (open, server) = (
-        start(controlled()),
-        start(controlled().with_token(Some(TOKEN))),
-    );
+    let controlled = || {
+        let mut site = site(&world);
+        site.control = Some(Arc::new(Echo));
+        site
+    };
+    let (open, server) = (start(controlled()), start(with_token(controlled())));
     let pause = r#"{"command":"pause"}"#;
     let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
     let answer = command(&server, pause, &bearer);
@@ -181,7 +193,7 @@ fn a_command_takes_the_token_and_a_cookie_from_the_page_alone() {
 #[test]
 fn with_a_token_nothing_but_health_is_told_without_it() {
     let world = world();
-    let server = start(site(&world).with_token(Some(TOKEN)));
+    let server = start(with_token(site(&world)));
     for path in ["/livez", "/readyz"] {
         assert_eq!(get(&server, path, "").status, 200, "{path}");
     }
@@ -225,7 +237,7 @@ fn with_a_token_nothing_but_health_is_told_without_it() {
 #[test]
 fn a_browser_signs_in_once_and_its_cookie_is_out_of_reach() {
     let world = world();
-    let server = start(site(&world).with_token(Some(TOKEN)));
+    let server = start(with_token(site(&world)));
     assert_eq!(get(&server, "/?token=wrong", "").status, 401);
     assert_eq!(
         get(&server, &format!("/api/runs?token={TOKEN}"), "").status,
@@ -395,7 +407,7 @@ fn patient() -> Limits {
 #[test]
 fn strangers_never_keep_away_who_knows_the_token() {
     let world = world();
-    let server = start(site(&world).with_token(Some(TOKEN)).with_limits(patient()));
+    let server = start(with_limits(with_token(site(&world)), patient()));
     let bearer = format!("Authorization: Bearer {TOKEN}\r\n");
     let mut held = strangers(&server, 200);
     for _ in 0..100 {
@@ -439,7 +451,7 @@ fn the_oldest_stranger_makes_room_and_the_silent_are_sent_away() {
         strangers: 2,
         ..patient()
     };
-    let server = start(site(&world).with_limits(limits));
+    let server = start(with_limits(site(&world), limits));
     let held = strangers(&server, 3);
     // A connection whose last bytes were not read ends with a reset.
     let ends = |stream: &TcpStream| {
@@ -459,7 +471,7 @@ fn the_oldest_stranger_makes_room_and_the_silent_are_sent_away() {
         header_timeout: Duration::from_millis(200),
         ..Limits::default()
     };
-    let server = start(site(&world).with_limits(limits));
+    let server = start(with_limits(site(&world), limits));
     for stream in &strangers(&server, 3) {
         assert!(ends(stream));
     }
@@ -473,7 +485,7 @@ fn who_may_ask_waits_for_a_place_and_is_told_where_there_is_none() {
         answer_timeout: Duration::from_millis(200),
         ..patient()
     };
-    let server = start(site(&world).with_limits(limits));
+    let server = start(with_limits(site(&world), limits));
     let mut first = TcpStream::connect(server.address()).unwrap();
     first
         .write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use ddk_telemetry::{Board, Recorder, ServeError, metrics, serve};
+use ddk_telemetry::{Board, Recorder, ServeError, Site, metrics, serve};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -33,7 +33,8 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
             .render()
             .contains("ddk_steps_total{run=\"before\"} 7\n")
     );
-    let server = serve("127.0.0.1:0".parse().unwrap(), recorder.clone()).unwrap();
+    let site = || Site::of_run(recorder.clone(), Path::new("/"));
+    let server = serve("127.0.0.1:0".parse().unwrap(), site()).unwrap();
     let address = server.address();
 
     assert_eq!(get(address, "/readyz").await.0, 503);
@@ -68,7 +69,7 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
         .unwrap();
     assert!(resident.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() > 1e6);
 
-    let error = serve(address, recorder).unwrap_err();
+    let error = serve(address, site()).unwrap_err();
     assert!(matches!(&error, ServeError::PortInUse(taken) if *taken == address));
     assert!(error.to_string().contains(&address.to_string()));
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tch::Device;
 
-use crate::{TorchError, stream::take_stream, synchronize};
+use crate::{TorchError, determinism::symbol, stream::take_stream, synchronize};
 
 /// The calling thread as a worker. It has its own libtorch threads and its own streams on its GPUs, and it measures
 /// its busy time.
@@ -139,6 +139,11 @@ impl ComputeContext {
     }
 }
 
+/// Number of libtorch threads of the calling thread.
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
 /// Processor time of the thread with this `/proc` folder.
 fn processor_nanoseconds(task: &Path) -> Option<u64> {
     let times = fs::read_to_string(task.join("schedstat")).ok()?;
@@ -162,12 +167,9 @@ fn let_go_of_threads() {
     type Pause = unsafe extern "C" fn(i32) -> i32;
     /// `omp_pause_soft` of OpenMP 5.
     const SOFT: i32 = 1;
-    // SAFETY: the name ends with its NUL, and the type is that of the standard.
-    unsafe {
-        let found = libc::dlsym(libc::RTLD_DEFAULT, c"omp_pause_resource_all".as_ptr());
-        if !found.is_null() {
-            std::mem::transmute::<*mut libc::c_void, Pause>(found)(SOFT);
-        }
+    if let Ok(found) = symbol(c"omp_pause_resource_all") {
+        // SAFETY: the type is that of the standard.
+        unsafe { std::mem::transmute::<*mut libc::c_void, Pause>(found)(SOFT) };
     }
 }
 

@@ -1,6 +1,7 @@
 //! Makes GPU results bitwise reproducible. CPU results always are.
 
 use std::{
+    env,
     ffi::{CStr, c_void},
     mem::transmute,
 };
@@ -12,17 +13,16 @@ pub const VERSION: &str = "2.11.0";
 
 /// cuBLAS adds in the same order each time only if its workspace is set. On a Hopper GPU, libtorch uses eight
 /// buffers of 4 MiB anyway, so this costs nothing there.
-const CUBLAS_WORKSPACE: (&CStr, &CStr) = (c"CUBLAS_WORKSPACE_CONFIG", c":4096:8");
+const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
 
-/// Workspaces that fix the order of cuBLAS's sums.
+/// Workspaces that fix the order of cuBLAS's sums. The first is the default.
 const DETERMINISTIC_WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
 
 /// Sets cuBLAS's workspace unless the environment sets one. Call it before the first thread starts.
 pub fn prepare_cublas() {
-    let (name, value) = CUBLAS_WORKSPACE;
-    // SAFETY: both strings end with their NUL, and no other thread reads the environment yet.
-    unsafe {
-        libc::setenv(name.as_ptr(), value.as_ptr(), 0);
+    if env::var_os(CUBLAS_WORKSPACE).is_none() {
+        // SAFETY: no other thread reads the environment yet.
+        unsafe { env::set_var(CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES[0]) };
     }
 }
 
@@ -37,16 +37,13 @@ pub fn make_deterministic() -> Result<(), TorchError> {
     type GlobalContext = unsafe extern "C" fn() -> *mut c_void;
     type SetDeterministic = unsafe extern "C" fn(*mut c_void, bool, bool);
     type SetFill = unsafe extern "C" fn(*mut c_void, bool);
-    let (name, value) = (
-        CUBLAS_WORKSPACE.0.to_string_lossy(),
-        CUBLAS_WORKSPACE.1.to_string_lossy(),
-    );
-    if let Ok(set) = std::env::var(&*name)
+    if let Ok(set) = env::var(CUBLAS_WORKSPACE)
         && !DETERMINISTIC_WORKSPACES.contains(&&*set)
     {
         return Err(TorchError::Other(format!(
-            "{name} is \"{set}\" in the environment, expected \"{value}\" for deterministic runs: remove it, or \
-             set it so"
+            "{CUBLAS_WORKSPACE} is \"{set}\" in the environment, expected \"{}\" for deterministic runs: remove it, \
+             or set it so",
+            DETERMINISTIC_WORKSPACES[0]
         )));
     }
     // SAFETY: the names are the C++ symbols of `at::globalContext()` and of two methods of `at::Context` in

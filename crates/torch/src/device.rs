@@ -188,11 +188,8 @@ fn libtorch_folder() -> PathBuf {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     maps.lines()
         .filter_map(|line| line.split_whitespace().nth(5))
-        .map(PathBuf::from)
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name == "libtorch_cpu.so")
-        })
+        .map(Path::new)
+        .find(|path| path.ends_with("libtorch_cpu.so"))
         .and_then(|path| Some(path.parent()?.to_owned()))
         .unwrap_or_default()
 }

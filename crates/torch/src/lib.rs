@@ -20,12 +20,12 @@ mod path;
 mod stream;
 
 pub use allocator::{give_freed_memory_back, keep_freed_memory};
-pub use context::{ComputeContext, TimeSlice};
+pub use context::{ComputeContext, TimeSlice, threads};
 pub use determinism::{VERSION, make_deterministic, prepare_cublas};
 pub use device::{DeviceError, gpu_uuid, parse_device, test_device, to_device};
 pub use error::TorchError;
 pub use mkl::mkl_kernels;
 pub use numbers::{are_apart, as_slice, as_slice_mut};
-pub use operations::{FusedAdamW, flash_attention_of_sequences, fused_adamw};
+pub use operations::{AdamWOptions, flash_attention_of_sequences, fused_adamw};
 pub use path::{TILE, on_gpu_path, padded, takes_gpu_path};
 pub use stream::synchronize;

@@ -4,46 +4,54 @@ use tch::{Kind, TchError, Tensor};
 
 use crate::dispatch::{Argument, call};
 
-/// The constants of [`fused_adamw`].
-#[derive(Debug, Clone, Copy)]
-pub struct FusedAdamW {
-    /// Learning rate of this update.
-    pub learning_rate: f64,
+/// The constants of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWOptions {
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
-    /// Number of updates, including this one.
-    pub updates: u64,
-    /// Scale factor for the gradients, applied in place.
-    pub gradient_scale: f64,
+    /// Decoupled weight decay. Applied to matrices only, never to norms and biases.
+    pub weight_decay: f64,
 }
 
-/// Runs AdamW on lists of tensors on one device in a few kernels, without a temporary of a tensor's size.
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+        }
+    }
+}
+
+/// Runs AdamW in a few kernels, without a temporary of a tensor's size. The lists hold parameters, gradients, first
+/// and second moments, all on one device. `updates` is the number of updates, including this one. Scales the gradients
+/// in place by `gradient_scale`.
 ///
 /// Parameters must not require a gradient in this mode (wrap the call in a no-grad guard).
 ///
 /// # Errors
 /// If the lists have different lengths or shapes, or if libtorch fails.
 pub fn fused_adamw(
-    parameters: &[Tensor],
-    gradients: &[Tensor],
-    first: &[Tensor],
-    second: &[Tensor],
-    step: &FusedAdamW,
+    lists: [&[Tensor]; 4],
+    options: &AdamWOptions,
+    learning_rate: f64,
+    updates: u64,
+    gradient_scale: f64,
 ) -> Result<(), TchError> {
+    let [parameters, gradients, first, second] = lists;
     let Some(device) = parameters.first().map(Tensor::device) else {
         return Ok(());
     };
     // libtorch uses these for the bias correction, one per parameter.
-    let count = Tensor::f_full([], step.updates as f64, (Kind::Float, device))?;
+    let count = Tensor::f_full([], updates as f64, (Kind::Float, device))?;
     let counts: Vec<Tensor> = parameters.iter().map(|_| count.shallow_clone()).collect();
     // libtorch divides gradients by this.
-    let divisor = Tensor::f_full([], step.gradient_scale.recip(), (Kind::Float, device))?;
+    let divisor = Tensor::f_full([], gradient_scale.recip(), (Kind::Float, device))?;
     // SAFETY: the arguments match the schema of _fused_adamw_: six lists, five numbers, two flags, two optional
     // tensors, no result.
     unsafe {
@@ -56,11 +64,11 @@ pub fn fused_adamw(
                 Argument::Tensors(second),
                 Argument::Tensors(&[]),
                 Argument::Tensors(&counts),
-                Argument::Real(step.learning_rate),
-                Argument::Real(step.beta1),
-                Argument::Real(step.beta2),
-                Argument::Real(step.weight_decay),
-                Argument::Real(step.epsilon),
+                Argument::Real(learning_rate),
+                Argument::Real(options.beta1),
+                Argument::Real(options.beta2),
+                Argument::Real(options.weight_decay),
+                Argument::Real(options.epsilon),
                 Argument::Flag(false),
                 Argument::Flag(false),
                 Argument::Given(&Argument::Tensor(&divisor)),
@@ -112,18 +120,12 @@ pub fn flash_attention_of_sequences(
             5,
         )
     };
-    let results = match results {
-        Ok(results) => results,
+    if results.is_err() {
         // The call does not say why it failed. If memory has run out, an allocation of the result's size says so.
-        Err(error) => {
-            let _ = query.f_zeros_like()?;
-            return Err(error);
-        }
-    };
-    let mut results = results.into_iter();
-    results
-        .next()
-        .ok_or_else(|| TchError::Torch("flash attention gave no result".to_owned()))
+        let _ = query.f_zeros_like()?;
+    }
+    let result = results?.into_iter().next();
+    result.ok_or_else(|| TchError::Torch("flash attention gave no result".to_owned()))
 }
 
 #[cfg(test)]
@@ -131,17 +133,12 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    fn step(updates: u64) -> FusedAdamW {
-        FusedAdamW {
-            learning_rate: 1e-2,
-            beta1: 0.9,
-            beta2: 0.95,
-            weight_decay: 0.1,
-            epsilon: 1e-8,
-            updates,
-            gradient_scale: 0.5,
-        }
-    }
+    const OPTIONS: AdamWOptions = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.95,
+        weight_decay: 0.1,
+        epsilon: 1e-8,
+    };
 
     /// Compares with the formulas of the paper in f64.
     #[test]
@@ -156,7 +153,8 @@ mod tests {
         for updates in 1..=3 {
             let gradients = shapes.each_ref().map(random);
             let g = double(&gradients);
-            fused_adamw(&parameters, &gradients, &first, &second, &step(updates)).unwrap();
+            let lists: [&[Tensor]; 4] = [&parameters, &gradients, &first, &second];
+            fused_adamw(lists, &OPTIONS, 1e-2, updates, 0.5).unwrap();
             for index in 0..2 {
                 let g = 0.5 * &g[index];
                 m[index] = 0.9 * &m[index] + 0.1 * &g;
@@ -174,6 +172,6 @@ mod tests {
     #[test]
     fn lists_that_do_not_fit_are_refused() {
         let one = [Tensor::zeros([2], (Kind::Float, Device::Cpu))];
-        assert!(fused_adamw(&one, &[], &one, &one, &step(1)).is_err());
+        assert!(fused_adamw([&one, &[], &one, &one], &OPTIONS, 1e-2, 1, 0.5).is_err());
     }
 }

@@ -9,7 +9,7 @@ use ddk_run::{
 };
 use ddk_telemetry::metrics;
 
-use super::{StepAccumulator, StepLoop, took};
+use super::{Ahead, StepAccumulator, StepLoop, took};
 use crate::{Interval, LoopState, MicroBatch, RunPlan, StepReport, Student};
 
 impl<S: Student> StepLoop<'_, S> {
@@ -64,7 +64,10 @@ impl<S: Student> StepLoop<'_, S> {
         state.step = line.step;
         let teacher = self.context.facts.teacher_perplexities.get();
         state.baseline.teacher = teacher.cloned().unwrap_or_default();
-        state.lagged_evaluation = self.ahead.known();
+        state.lagged_evaluation = match &self.ahead {
+            Ahead::Known(evaluation) => Some(evaluation.clone()),
+            Ahead::None | Ahead::Awaited => None,
+        };
         state.totals.clone_from(&self.totals);
         state.lengths = journal.lengths();
         Ok(())
@@ -87,15 +90,13 @@ impl<S: Student> StepLoop<'_, S> {
         let every = plan.live.get(|settings| settings.checkpoint.interval);
         metrics::CHECKPOINT_EVERY.with(&[]).set(every as f64);
         let terms = [
-            ("total", Some(line.loss)),
-            ("ce", Some(line.ce_loss)),
-            ("kd", Some(line.kd_loss)),
-            ("layer", line.layer_loss),
+            ("total", line.loss),
+            ("ce", line.ce_loss),
+            ("kd", line.kd_loss),
         ];
-        for (term, value) in terms {
-            if let Some(value) = value {
-                metrics::LOSS.with(&[term]).set(value);
-            }
+        let layer = line.layer_loss.map(|loss| ("layer", loss));
+        for (term, value) in terms.into_iter().chain(layer) {
+            metrics::LOSS.with(&[term]).set(value);
         }
         metrics::GRAD_NORM.with(&[]).set(line.grad_norm);
         metrics::LEARNING_RATE.with(&[]).set(line.learning_rate);
@@ -115,7 +116,7 @@ impl<S: Student> StepLoop<'_, S> {
 /// What the interval drew from each domain.
 fn drawn_line(plan: &RunPlan, state: &LoopState) -> DrawnLine {
     let interval = &state.interval;
-    let ends = interval.cursors_at_end(&plan.domain_sequences);
+    let ends = interval.cursors_after(&interval.counts, &plan.domain_sequences);
     let drawn = plan.domains.iter().enumerate().map(|(domain, name)| {
         let epochs = ends[domain].passes(plan.domain_sequences[domain]);
         metrics::EPOCHS.with(&[name]).set(epochs);

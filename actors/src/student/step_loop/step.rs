@@ -35,12 +35,7 @@ impl<S: Student> StepLoop<'_, S> {
         labeled: LabeledBatch<S::TeacherOutput>,
         began: Instant,
     ) -> Result<bool, PortError> {
-        let LabeledBatch {
-            batch,
-            signal,
-            data_wait,
-            teacher_seconds,
-        } = labeled;
+        let (batch, data_wait) = (labeled.batch, labeled.data_wait);
         assert_eq!(batch.sequence, self.next_sequence);
         self.next_sequence += 1;
         let mut accumulator = match self.accumulator.take() {
@@ -53,16 +48,14 @@ impl<S: Student> StepLoop<'_, S> {
         // The part of the wait that was for data. A teacher that waits for data while others label does not delay the
         // student.
         let data = data_wait.min(waited);
-        let waits = [
-            (StepPhase::Data, data),
-            (StepPhase::TeacherWait, waited - data),
-        ];
+        let teacher = waited - data;
+        let waits = [(StepPhase::Data, data), (StepPhase::TeacherWait, teacher)];
         accumulator.sums.add_seconds(waits);
-        accumulator.teacher_seconds += teacher_seconds;
+        accumulator.teacher_seconds += labeled.teacher_seconds;
         if self.plan.skip.contains(&batch.step) {
             accumulator.sums.ce = f64::NAN;
         } else {
-            let sums = self.student.accumulate(&batch, signal)?;
+            let sums = self.student.accumulate(&batch, labeled.signal)?;
             check_targets(&batch, sums.targets)?;
             self.totals.teacher_flops += sums.teacher_flops;
             self.totals.student_flops += sums.student_flops;
@@ -184,16 +177,13 @@ impl<S: Student> StepLoop<'_, S> {
         }
         let spike = self.state.loss_history.is_spike(loss, recovery);
         metrics::SPIKES.with(&[]).increment(u64::from(spike));
-        let roll_back = |first, reason| {
-            Err(PortError::RollBack {
-                first,
-                last: step,
-                reason,
-            })
+        let roll_back = |first, reason| PortError::RollBack {
+            steps: first..=step,
+            reason,
         };
         let told = format!("the loss of step {step} is a spike: {loss:.4}");
         let (update, reason) = match recovery.spike_action {
-            SpikeAction::RollBack if spike => return roll_back(step, told),
+            SpikeAction::RollBack if spike => return Err(roll_back(step, told)),
             SpikeAction::Skip if spike => {
                 let update = self.student.discard(step, "its loss is a spike")?;
                 (update, "spike")
@@ -216,7 +206,7 @@ impl<S: Student> StepLoop<'_, S> {
         skipped.push(step);
         if skipped.len() as u64 >= recovery.max_consecutive_skips {
             // Steps on the skip list may lie in between.
-            return roll_back(skipped[0], "no update could be made".to_owned());
+            return Err(roll_back(skipped[0], "no update could be made".to_owned()));
         }
         Ok(update)
     }

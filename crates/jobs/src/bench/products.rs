@@ -9,17 +9,6 @@ use tch::{Device, Kind, TchError, Tensor};
 /// How often each matmul is timed.
 const ROUNDS: usize = 5;
 
-/// Which factor of a matmul is transposed in memory.
-#[derive(Debug, Clone, Copy)]
-enum Layout {
-    /// `X W^T`.
-    Forward,
-    /// `G W`.
-    OfInput,
-    /// `G^T X`.
-    OfMatrix,
-}
-
 /// The matmuls in one model's part of a step.
 pub(super) struct Products<'a> {
     pub(super) model: &'a ModelConfig,
@@ -38,19 +27,12 @@ pub(super) struct Products<'a> {
 impl Products<'_> {
     /// Seconds of a step's forward pass through all layers, on the threads of the calling worker.
     pub(super) fn forward(&self) -> Result<f64, TorchError> {
-        let of_matrix =
-            |[out, input]: [i64; 2]| self.time([self.positions, input, out], Layout::Forward);
-        self.in_layers(of_matrix, 1.0)
+        self.in_layers(|matrix| self.product(self.positions, matrix), 1.0)
     }
 
-    /// Seconds of the backward pass: for each matmul of the forward pass, one for the gradient of its input and one
-    /// for the gradient of its matrix.
+    /// Seconds of the backward pass.
     pub(super) fn backward(&self) -> Result<f64, TorchError> {
-        let of_matrix = |[out, input]: [i64; 2]| {
-            let of_input = self.time([self.positions, out, input], Layout::OfInput)?;
-            Ok(of_input + self.time([out, self.positions, input], Layout::OfMatrix)?)
-        };
-        self.in_layers(of_matrix, 2.0)
+        self.in_layers(|matrix| self.gradients(self.positions, matrix), 2.0)
     }
 
     /// Seconds per step. `of_matrix` times one matrix of a layer. `attentions`: cost of a layer's attention as a
@@ -67,17 +49,17 @@ impl Products<'_> {
 
     /// Seconds of a step's logits.
     pub(super) fn logits(&self) -> Result<f64, TorchError> {
-        let width = self.model.hidden_size();
-        let shape = [self.chunk, width, self.columns];
-        Ok(self.chunks() * self.time(shape, Layout::Forward)?)
+        Ok(self.chunks() * self.product(self.chunk, self.head())?)
     }
 
     /// Seconds of their gradients.
     pub(super) fn logits_backward(&self) -> Result<f64, TorchError> {
-        let width = self.model.hidden_size();
-        let of_hidden = self.time([self.chunk, self.columns, width], Layout::OfInput)?;
-        let of_matrix = self.time([self.columns, self.chunk, width], Layout::OfMatrix)?;
-        Ok(self.chunks() * (of_hidden + of_matrix))
+        Ok(self.chunks() * self.gradients(self.chunk, self.head())?)
+    }
+
+    /// Shape of the LM head, in the columns that are used.
+    fn head(&self) -> [i64; 2] {
+        [self.columns, self.model.hidden_size()]
     }
 
     fn chunks(&self) -> f64 {
@@ -90,10 +72,10 @@ impl Products<'_> {
         let _no_grad = tch::no_grad_guard();
         let (heads, _, width) = self.model.heads();
         let (count, length) = (self.positions / self.length * heads, self.length);
-        let new = |shape: [i64; 3]| Tensor::f_rand(shape, (self.kind, self.device));
-        let [queries, keys, values] = [(); 3].map(|()| new([count, length, width]));
+        let [queries, keys, values] = [(); 3].map(|()| self.random([count, length, width]));
         let (queries, keys, values) = (queries?, keys?.f_transpose(1, 2)?, values?);
-        let (weights, mixed) = (new([count, length, length])?, new([count, length, width])?);
+        let weights = self.random([count, length, length])?;
+        let mixed = self.random([count, length, width])?;
         let whole = seconds_of(self.device, || {
             let _ = queries.f_bmm_out(&weights, &keys)?;
             weights.f_bmm_out(&mixed, &values).map(drop)
@@ -101,18 +83,28 @@ impl Products<'_> {
         Ok(whole / 2.0)
     }
 
-    /// Seconds of `[rows, inner] [inner, columns]`, into memory that is already allocated.
-    fn time(&self, [rows, inner, columns]: [i64; 3], layout: Layout) -> Result<f64, TorchError> {
+    /// Seconds of `X W^T` for `rows` positions.
+    fn product(&self, rows: i64, [out, input]: [i64; 2]) -> Result<f64, TorchError> {
+        let inputs = self.random([rows, input])?;
+        self.time(inputs, self.random([out, input])?.f_tr()?)
+    }
+
+    /// Seconds of its gradients: `G W`, for the input, and `G^T X`, for the matrix.
+    fn gradients(&self, rows: i64, [out, input]: [i64; 2]) -> Result<f64, TorchError> {
+        let of_input = self.time(self.random([rows, out])?, self.random([out, input])?)?;
+        let gradient = self.random([rows, out])?.f_tr()?;
+        Ok(of_input + self.time(gradient, self.random([rows, input])?)?)
+    }
+
+    fn random<const N: usize>(&self, shape: [i64; N]) -> Result<Tensor, TchError> {
+        Tensor::f_rand(shape, (self.kind, self.device))
+    }
+
+    /// Seconds of a matmul, into memory that is already allocated.
+    fn time(&self, left: Tensor, right: Tensor) -> Result<f64, TorchError> {
         let _no_grad = tch::no_grad_guard();
-        let options = (self.kind, self.device);
-        let plain = |rows, columns| Tensor::f_rand([rows, columns], options);
-        let transposed = |rows, columns| Tensor::f_rand([columns, rows], options)?.f_tr();
-        let (left, right) = match layout {
-            Layout::Forward => (plain(rows, inner)?, transposed(inner, columns)?),
-            Layout::OfInput => (plain(rows, inner)?, plain(inner, columns)?),
-            Layout::OfMatrix => (transposed(rows, inner)?, plain(inner, columns)?),
-        };
-        let out = Tensor::f_zeros([rows, columns], options)?;
+        let shape = [left.size()[0], right.size()[1]];
+        let out = Tensor::f_zeros(shape, (self.kind, self.device))?;
         seconds_of(self.device, || left.f_mm_out(&out, &right).map(drop))
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Measured {
     pub(super) student_rate: f64,
     /// Absent if the teacher's output is not needed.
     pub(super) teacher: Option<Part>,
-    pub(super) student: Vec<Part>,
+    pub(super) student: [Part; 4],
     /// Seconds per step while both run concurrently.
     pub(super) overlapped_seconds: f64,
     /// The share of that time in which the student waits.

@@ -32,16 +32,13 @@ fn needed<'a>(
     };
     let vocabulary = models.vocabulary as u64;
     let chunk = default_chunk(vocabulary as i64, device);
+    let chunk = settings.objective.chunk_size.unwrap_or(chunk);
     let pairs = layer_pairs(&settings.objective, &models.student, &models.teacher);
     let pairs = found.take(pairs);
     let shape = StepShape {
         micro_rows: settings.training.micro_batch_size,
         sequence_length: padded(settings.corpus.sequence_length as i64, device).unsigned_abs(),
-        chunk: settings
-            .objective
-            .chunk_size
-            .unwrap_or(chunk)
-            .unsigned_abs(),
+        chunk: chunk.unsigned_abs(),
         vocabulary,
         recompute: student.activation_checkpointing,
         student_bytes: bytes(student.dtype),
@@ -66,11 +63,8 @@ fn needed<'a>(
     // Replicas on the same devices share their weights.
     let mut replicas: BTreeMap<Vec<&str>, u64> = BTreeMap::new();
     // A teacher that does not label is only evaluated, by the first worker.
-    let count = if shape.needs_teacher_output {
-        teacher.devices.len()
-    } else {
-        1
-    };
+    let labels = shape.needs_teacher_output;
+    let count = if labels { teacher.devices.len() } else { 1 };
     for replica in 0..count {
         *replicas.entry(teacher.devices_of(replica)).or_default() += 1;
     }
@@ -136,10 +130,8 @@ fn free_bytes(device: &str) -> Option<u64> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     // A container may have a lower limit than the machine.
     let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
-    Some(match limit {
-        Some((most, used)) => available.min(most.saturating_sub(used)),
-        None => available,
-    })
+    let limit = limit.map_or(u64::MAX, |(most, used)| most.saturating_sub(used));
+    Some(available.min(limit))
 }
 
 fn size(bytes: u64) -> String {

@@ -3,19 +3,20 @@
 use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{self, Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, anyhow};
+use parking_lot::Mutex;
 use rustix::{
-    io::Errno,
+    io::{Errno, retry_on_intr},
     process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 
 use crate::{
     hint::Hint,
-    progress::{lock, say},
-    signals::{self, Signals},
+    progress::say,
+    signals::{self, Answer, Signals},
 };
 
 /// Runs `ddk` with these arguments to its end, with shared standard error. `what`: its name in messages. A signal
@@ -23,12 +24,12 @@ use crate::{
 pub(super) fn run(arguments: &[String], what: &str, signals: &Signals) -> Result<()> {
     let slot = signals::Child::default();
     // From now on a signal cannot end this program alone.
-    if let Some(signal) = signals.forward(&slot) {
+    if let Some(signal) = signals.answer_by(Answer::Child(Arc::clone(&slot))) {
         return Err(stopped(signal));
     }
     let mut child = {
         // A signal that arrives in the meantime waits until the child exists.
-        let mut id = lock(&slot);
+        let mut id = slot.lock();
         let child = start(arguments)?;
         *id = Some(Pid::from_child(&child));
         child
@@ -60,14 +61,9 @@ fn stopped(signal: signals::Signal) -> anyhow::Error {
 /// Waits for the child to end. Removes its id before reaping it, so that no signal can reach another process.
 fn wait(child: &mut Child, slot: &Arc<Mutex<Option<Pid>>>) -> Result<ExitStatus> {
     let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    loop {
-        match waitid(WaitId::Pid(Pid::from_child(child)), seen) {
-            Ok(_) => break,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error).context("cannot wait for a run"),
-        }
-    }
-    *lock(slot) = None;
+    let id = Pid::from_child(child);
+    retry_on_intr(|| waitid(WaitId::Pid(id), seen)).context("cannot wait for a run")?;
+    *slot.lock() = None;
     child.wait().context("cannot wait for a run")
 }
 
@@ -105,7 +101,7 @@ mod tests {
         let mut child = Command::new("true").spawn().unwrap();
         let id = Pid::from_child(&child);
         let slot = Arc::new(Mutex::new(Some(id)));
-        let guard = slot.lock().unwrap();
+        let guard = slot.lock();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| wait(&mut child, &slot));
             let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -117,7 +113,7 @@ mod tests {
             drop(guard);
             assert!(waiting.join().unwrap().unwrap().success());
         });
-        assert_eq!(*slot.lock().unwrap(), None);
+        assert_eq!(*slot.lock(), None);
         assert!(rustix::process::test_kill_process(id).is_err());
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{Loaded, Method, Settings};
 
-use crate::{args, config::load, hint::Hint, train::options::most_steps};
+use crate::{args, config, hint::Hint, train::options::most_steps};
 
 /// A swept key with one of its values, if there is a sweep.
 pub(super) type Swept = Option<(String, String)>;
@@ -43,13 +43,10 @@ pub(super) struct Planned {
 
 impl Plan {
     pub(super) fn new(args: &args::Compare) -> Result<Self> {
-        let base = load(&args.config)?.settings;
-        let name = base
-            .run
-            .name
-            .clone()
-            .context("`run.name` is missing: it names the folder of the runs")
-            .usage()?;
+        let base = config::load(&args.config)?.settings;
+        let name = base.run.name.as_ref();
+        let name = name.context("`run.name` is missing: it names the folder of the runs");
+        let name = name.usage()?;
         if let Some(method) = base.method {
             return Err(anyhow!(
                 "`method` is \"{method}\", but a comparison sets it for each of its runs"
@@ -66,10 +63,7 @@ impl Plan {
         }
         let (mut methods, mut seen) = (args.methods.clone(), BTreeSet::new());
         methods.retain(|method| seen.insert(*method));
-        let sweep = match &args.sweep {
-            Some(text) => swept(text)?,
-            None => vec![None],
-        };
+        let sweep = args.sweep.as_deref().map(swept).transpose()?;
         let seeds: Vec<u64> = (0..args.seeds).map(|index| base.run.seed + index).collect();
         let mut plan = Self {
             name,
@@ -77,7 +71,7 @@ impl Plan {
             base,
             methods,
             seeds,
-            sweep,
+            sweep: sweep.unwrap_or_else(|| vec![None]),
             runs: Vec::new(),
         };
         for &seed in &plan.seeds {
@@ -99,27 +93,22 @@ impl Plan {
         swept: &Swept,
     ) -> Result<Planned> {
         let mut label = method.to_string();
-        let mut sets = if args.quick {
-            quarter(&self.base)?
-        } else {
-            Vec::new()
-        };
+        let quarter = args.quick.then(|| quarter(&self.base)).transpose()?;
+        let mut sets = quarter.unwrap_or_default();
         if let Some((key, value)) = swept {
-            label.push_str(&format!("-{key}-{}", plain(value)));
+            label.push_str(&format!("-{key}-{}", config::plain_name(value)));
             sets.push(format!("{key}={value}"));
         }
         let folder = self.folder.join(&label);
         // Seeds affect what is drawn from a corpus. The corpus is the same for all runs.
         let corpus_seed = self.base.corpus.seed.unwrap_or(self.base.run.seed);
+        let output_dir = toml::Value::from(folder.display().to_string());
         let own = [
             ("method", method.to_string()),
             ("run.seed", seed.to_string()),
             ("corpus.seed", corpus_seed.to_string()),
             ("run.name", format!("seed-{seed}")),
-            (
-                "run.output_dir",
-                toml::Value::from(folder.display().to_string()).to_string(),
-            ),
+            ("run.output_dir", output_dir.to_string()),
         ];
         let swept_key = swept.as_ref().map(|(key, _)| key.as_str());
         if let Some((key, _)) = own.iter().find(|(key, _)| Some(*key) == swept_key) {
@@ -129,8 +118,8 @@ impl Plan {
         }
         sets.extend(own.map(|(key, value)| format!("{key}={value}")));
         let mut config = args.config.clone();
-        config.set.set.extend(sets);
-        let loaded = load(&config)?;
+        config.set.extend(sets);
+        let loaded = config::load(&config)?;
         is_method(method, &loaded)?;
         Ok(Planned {
             method,
@@ -154,27 +143,20 @@ fn same_budget(runs: &[Planned]) -> Result<()> {
     let Some((first, budget)) = runs.first().and_then(|run| Some((run, tokens(run)?))) else {
         return Ok(());
     };
-    for run in runs {
-        let Some((key, value)) = run
-            .swept
-            .as_ref()
-            .filter(|(key, _)| !key.starts_with("run."))
-        else {
-            continue;
-        };
+    let swept = runs
+        .iter()
+        .filter_map(|run| Some((run, run.swept.as_ref()?)));
+    for (run, (key, value)) in swept.filter(|(_, (key, _))| !key.starts_with("run.")) {
         // A token limit is reached in whole steps.
         let slack = step_tokens(run).max(step_tokens(first));
-        match tokens(run) {
-            Some(own) if own.abs_diff(budget) >= slack => {
-                return Err(anyhow!(
-                    "--sweep {key}: a run with {value} trains on {own} tokens, a run with {} on {budget}",
-                    first.swept.as_ref().map_or("", |(_, value)| value)
-                ))
-                .hint("give all runs the same number of tokens: --set run.max_tokens=N, and if run.max_intervals is \
-                       set, raise it so that no run reaches it")
-                .usage();
-            }
-            _ => {}
+        if let Some(own) = tokens(run).filter(|own| own.abs_diff(budget) >= slack) {
+            return Err(anyhow!(
+                "--sweep {key}: a run with {value} trains on {own} tokens, a run with {} on {budget}",
+                first.swept.as_ref().map_or("", |(_, value)| value)
+            ))
+            .hint("give all runs the same number of tokens: --set run.max_tokens=N, and if run.max_intervals is set, \
+                   raise it so that no run reaches it")
+            .usage();
         }
     }
     Ok(())
@@ -204,36 +186,21 @@ fn is_method(method: Method, loaded: &Loaded) -> Result<()> {
 
 /// Parses `KEY=VALUE,VALUE,…`.
 fn swept(text: &str) -> Result<Vec<Swept>> {
-    let (key, values) = text
-        .split_once('=')
-        .filter(|(key, values)| !key.trim().is_empty() && !values.trim().is_empty())
-        .ok_or_else(|| {
-            anyhow!("--sweep {text}: expected a key and its values, for example objective.gamma=0,0.1,0.2")
-        })
-        .usage()?;
-    let key = key.trim();
+    let (key, values) = text.split_once('=').unwrap_or_default();
+    let (key, values) = (key.trim(), values.trim());
+    if key.is_empty() || values.is_empty() {
+        let example = "expected a key and its values, for example objective.gamma=0,0.1,0.2";
+        return Err(anyhow!("--sweep {text}: {example}")).usage();
+    }
     let mut swept: Vec<Swept> = Vec::new();
-    for value in values.split(',') {
-        let one = Some((key.to_owned(), value.trim().to_owned()));
+    for value in values.split(',').map(str::trim) {
+        let one = Some((key.to_owned(), value.to_owned()));
         if swept.contains(&one) {
-            return Err(anyhow!(
-                "--sweep {key}: the value {} appears twice",
-                value.trim()
-            ))
-            .usage();
+            return Err(anyhow!("--sweep {key}: the value {value} appears twice")).usage();
         }
         swept.push(one);
     }
     Ok(swept)
-}
-
-/// Converts a value to a part of a folder name.
-fn plain(value: &str) -> String {
-    let keep = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
-    value
-        .chars()
-        .map(|character| if keep(character) { character } else { '-' })
-        .collect()
 }
 
 /// Returns the settings for a quarter of the steps. The interval, the warmup, the preliminary runs and the limits

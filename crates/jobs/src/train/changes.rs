@@ -10,8 +10,9 @@ use ddk_run::{
 };
 use ddk_settings::{Change, Settings, diff};
 use tokio::{
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
-    task::JoinHandle,
+    task::JoinSet,
 };
 
 use super::threads;
@@ -19,12 +20,7 @@ use crate::{args, config, control::RunControl, progress::say};
 
 /// Returns the settings with the live values that a run started with. Later changes are in its `overrides.jsonl`.
 pub(super) fn of_start(settings: &Settings, at_start: &Settings) -> Result<Settings> {
-    let values = live_values(&diff(settings, at_start)?)?;
-    Ok(if values.is_empty() {
-        settings.clone()
-    } else {
-        settings.with(&values)?
-    })
+    Ok(settings.with(&live_values(&diff(settings, at_start)?)?)?)
 }
 
 /// Returns the live settings that were edited since the configuration was last read: their new values, and a
@@ -104,23 +100,21 @@ async fn read_again(
     Ok(())
 }
 
-/// While held, answers SIGHUP without reloading, because a preliminary run has derived settings.
-pub(super) struct NotYet(JoinHandle<()>);
-
-impl Drop for NotYet {
-    fn drop(&mut self) {
-        self.0.abort();
+/// Answers SIGHUP without reloading while the result is held, because a preliminary run has derived settings. Leaves
+/// SIGHUP alone unless this program `reloads` its settings.
+pub(super) fn not_yet(reloads: bool, runtime: &Runtime) -> Result<JoinSet<()>> {
+    let mut answers = JoinSet::new();
+    if !reloads {
+        return Ok(answers);
     }
-}
-
-/// Answers SIGHUP with a message.
-pub(super) fn not_yet() -> Result<NotYet> {
+    let _context = runtime.enter();
     let mut hangup = signal(SignalKind::hangup())?;
-    Ok(NotYet(tokio::spawn(async move {
+    answers.spawn(async move {
         while hangup.recv().await.is_some() {
             say(
                 "SIGHUP: nothing changed: `ddk train` reloads settings only after its own steps have begun",
             );
         }
-    })))
+    });
+    Ok(answers)
 }

@@ -5,13 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use ddk_engine::{Filters, LayerPair, WEIGHTS_FILE};
 use ddk_model::ModelConfig;
 use ddk_run::RunFolder;
 use ddk_settings::{ObjectiveName, Settings};
 
-use crate::{config::run_folder, hint::Hint, progress::say, wiring::ModelFolders};
+use crate::{config::run_folder, hint::usage, progress::say, wiring::ModelFolders};
 
 /// The folder of the first stage within a run's folder.
 pub(super) const STAGE: &str = "phases/filters";
@@ -47,22 +47,18 @@ pub fn layer_pairs(
     let Some(pairs) = &objective.ted_layers else {
         return Ok(LayerPair::spread(of_student, of_teacher));
     };
-    let pairs = pairs.iter().map(|&[student, teacher]| LayerPair {
-        student: student as usize,
-        teacher: teacher as usize,
+    let pairs = pairs.iter().map(|&[student, teacher]| {
+        let (student, teacher) = (student as usize, teacher as usize);
+        ensure!(
+            student <= of_student && teacher <= of_teacher,
+            usage(anyhow!(
+                "`objective.ted_layers` contains [{student}, {teacher}], but the student has layers 1 to {of_student} \
+                 and the teacher has layers 1 to {of_teacher}"
+            ))
+        );
+        Ok(LayerPair { student, teacher })
     });
-    let pairs: Vec<LayerPair> = pairs.collect();
-    let absent = |pair: &&LayerPair| pair.student > of_student || pair.teacher > of_teacher;
-    match pairs.iter().find(absent) {
-        Some(pair) => Err(anyhow!(
-            "`objective.ted_layers` contains [{}, {}], but the student has layers 1 to {of_student} and the \
-             teacher has layers 1 to {of_teacher}",
-            pair.student,
-            pair.teacher
-        ))
-        .usage(),
-        None => Ok(pairs),
-    }
+    pairs.collect()
 }
 
 /// Copies the filters of the first stage's last checkpoint to where the second stage expects them.

@@ -2,14 +2,19 @@
 
 use std::{fs, io, path::Path};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result};
 use ddk_actors::{Fork, LoopState};
 use ddk_corpus::PreparedDomain;
 use ddk_run::{CheckpointStore, Lengths, Retention, RunFolder, SnapshotFile, records::EventKind};
-use ddk_settings::{Dtype, MixturePolicy, Packing, Settings};
+use ddk_settings::{Dtype, Packing, Settings};
 
-use super::{filters, inputs::Inputs, prepared::Prepared};
-use crate::{checkpoints, config, hint::Hint, prepare, progress::say};
+use super::{filters, inputs::Inputs, policy, prepared::Prepared};
+use crate::{
+    checkpoints, config,
+    hint::{self, Hint},
+    prepare,
+    progress::say,
+};
 
 /// Copies a checkpoint of the run in `source` to the new run's folder: weights, moments, and the mixture of the
 /// kept domains.
@@ -19,11 +24,7 @@ pub(super) fn fork(
     from: Option<u64>,
     folder: &RunFolder,
 ) -> Result<()> {
-    if !RunFolder::holds_a_run(source) {
-        return Err(anyhow!("there is no run in {} to fork", source.display()))
-            .hint("set run.name to the run to fork")
-            .usage();
-    }
+    hint::must_hold(" to fork", source, "set run.name to the run to fork")?;
     let old = Inputs::of_run(source)?;
     prepared.inputs.same_models(&old)?;
     let store = CheckpointStore::look(&source.join("checkpoints"));
@@ -32,21 +33,17 @@ pub(super) fn fork(
     let state: LoopState = store.state(step).map_err(Error::msg)?;
     let settings = config::of_run(source)?;
     let kept = prepared.inputs.kept(&old);
-    // Cursors of dropped domains are not needed, so only the kept domains must still exist.
-    let old_rows: Vec<u64> = old
-        .domains()
-        .enumerate()
-        .map(|(index, name)| {
-            if kept.contains(&Some(index)) {
-                let options = prepare::sequence_options(&settings);
-                let domain = PreparedDomain::open(&settings.corpus.dir, name, options)?;
-                Ok(domain.rows())
-            } else {
-                Ok(1)
-            }
-        })
-        .collect::<Result<_>>()?;
-    let new = &prepared.settings;
+    let rows = |(index, name): (usize, &str)| -> Result<u64> {
+        // Cursors of dropped domains are not needed, so only the kept domains must still exist.
+        if !kept.contains(&Some(index)) {
+            return Ok(1);
+        }
+        let options = prepare::sequence_options(&settings);
+        Ok(PreparedDomain::open(&settings.corpus.dir, name, options)?.rows())
+    };
+    let old_rows = old.domains().enumerate().map(rows);
+    let old_rows = old_rows.collect::<Result<Vec<_>>>()?;
+    let new = &prepared.models.settings;
     let mut state = state.fork(&Fork {
         kept: &kept,
         old_rows: &old_rows,
@@ -59,21 +56,15 @@ pub(super) fn fork(
     // Keep what a policy has learned. A different policy, or one with fixed shares, starts from the current
     // mixture.
     let wanted = new.mixture.policy;
-    let goes_on = match wanted {
-        MixturePolicy::Equal | MixturePolicy::Natural | MixturePolicy::Static => false,
-        _ => wanted == state.interval.policy.clone().into_policy().name(),
-    };
-    if !goes_on {
-        let policy = prepared
-            .policy()
+    if wanted.is_fixed() || wanted != state.interval.policy.name() {
+        let policy = policy::of_run(prepared)
             .hint("a fork does not run the phases of DoReMi: start a new DoReMi run, or fork one");
-        state.interval.policy = policy.usage()?.state();
+        state.interval.policy = policy.usage()?;
     }
     let files = [ddk_engine::WEIGHTS_FILE, ddk_engine::MOMENTS_FILE].map(|name| {
         let from = path.join(name);
         SnapshotFile::new(name, move |out| {
-            let mut file = fs::File::open(&from)?;
-            io::copy(&mut file, out).map(|_| ())
+            io::copy(&mut fs::File::open(&from)?, out).map(drop)
         })
     });
     filters::fork(source, folder)?;

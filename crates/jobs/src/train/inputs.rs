@@ -88,7 +88,7 @@ impl Inputs {
     }
 
     /// Returns the hashes with their names: models and tokenizer first, then the domains.
-    fn hashes(&self) -> Vec<(String, &str)> {
+    fn hashes(&self) -> impl Iterator<Item = (String, &String)> {
         let models = [
             ("teacher's weights", &self.teacher),
             ("teacher's config.json", &self.teacher_config),
@@ -99,14 +99,13 @@ impl Inputs {
         let models = models.map(|(what, hash)| (what.to_owned(), hash));
         let domains = self.corpus.iter();
         let domains = domains.map(|(name, hash)| (format!("corpus of domain `{name}`"), hash));
-        let all = models.into_iter().chain(domains);
-        all.map(|(what, hash)| (what, hash.as_str())).collect()
+        models.into_iter().chain(domains)
     }
 
     /// Returns the first input whose hash differs from an earlier run's, with both hashes. Both lists have the same
     /// domains, because the settings name them.
-    fn changed<'a>(&'a self, then: &'a Self) -> Option<(String, &'a str, &'a str)> {
-        let mut pairs = then.hashes().into_iter().zip(self.hashes());
+    fn changed<'a>(&'a self, then: &'a Self) -> Option<(String, &'a String, &'a String)> {
+        let mut pairs = then.hashes().zip(self.hashes());
         pairs.find_map(|((what, then), (_, now))| (then != now).then_some((what, then, now)))
     }
 
@@ -160,10 +159,8 @@ impl Inputs {
             settings.to_toml()?
         };
         // Write the configuration last: a folder that has it holds a run.
-        Ok(ddk_files::write_atomically(
-            &folder.config(),
-            text.as_bytes(),
-        )?)
+        ddk_files::write_atomically(&folder.config(), text.as_bytes())?;
+        Ok(())
     }
 
     /// Checks that the run was started with these settings and inputs.
@@ -172,19 +169,17 @@ impl Inputs {
     /// If one of them has changed and may not, or if the run's files cannot be read.
     pub fn check(&self, folder: &RunFolder, settings: &Settings) -> Result<()> {
         same_settings(folder.path(), settings)?;
-        let advice = advice(folder.path());
-        let then = Self::of_run(folder.path())?;
-        match self.changed(&then) {
-            Some((what, then, now)) => Err(anyhow!(
-                "{} contains a different run: the {what} changed since it started (hash {} then, {} now)",
-                folder.path().display(),
-                shortened(then),
-                shortened(now)
-            ))
-            .hint(advice)
-            .usage(),
-            None => Ok(()),
-        }
+        let (shown, then) = (folder.path().display(), Self::of_run(folder.path())?);
+        let Some((what, then, now)) = self.changed(&then) else {
+            return Ok(());
+        };
+        // Enough to tell two hashes apart.
+        let [then, now] = [then, now].map(|hash| hash.get(..12).unwrap_or(hash));
+        Err(anyhow!(
+            "{shown} contains a different run: the {what} changed since it started (hash {then} then, {now} now)"
+        ))
+        .hint(advice(folder.path()))
+        .usage()
     }
 
     /// Returns the cached perplexities of the teacher. It is frozen, so DDK measures them once and keeps them
@@ -198,10 +193,8 @@ impl Inputs {
     /// Caches the teacher's perplexities. If that fails, the next run measures them again.
     pub fn keep_perplexities(&self, settings: &Settings, perplexities: &[f64]) {
         let path = self.perplexities_file(settings);
-        let written = serde_json::to_vec(perplexities)
-            .map_err(anyhow::Error::from)
-            .and_then(|text| Ok(ddk_files::write_atomically(&path, &text)?));
-        if let Err(error) = written {
+        let text = serde_json::json!(perplexities).to_string();
+        if let Err(error) = ddk_files::write_atomically(&path, text.as_bytes()) {
             tracing::warn!(%error, "cannot store the teacher's perplexities");
         }
     }
@@ -224,16 +217,9 @@ impl Inputs {
         );
         let text = serde_json::to_vec(&(of_teacher, by)).unwrap_or_default();
         let key = blake3::hash(&text).to_hex();
-        settings
-            .corpus
-            .dir
-            .join(format!("teacher-perplexities-{}.json", &key[..16]))
+        let name = format!("teacher-perplexities-{}.json", &key[..16]);
+        settings.corpus.dir.join(name)
     }
-}
-
-/// Shortens a hash, but keeps enough to tell two apart.
-fn shortened(hash: &str) -> &str {
-    hash.get(..12).unwrap_or(hash)
 }
 
 /// Fails if these settings would change the results of the run in this folder.
@@ -241,19 +227,17 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let then = config::of_run(folder)?;
     let mut now = settings.clone();
     threads::adopt(&mut now, &then);
-    match difference(&then, &now)? {
-        Some(change) => {
-            let [then, now] = change.shown();
-            Err(anyhow!(
-                "{} contains a different run: `{}` was {then} and is now {now}",
-                folder.display(),
-                change.path
-            ))
-            .hint(advice(folder))
-            .usage()
-        }
-        None => Ok(()),
-    }
+    let Some(change) = difference(&then, &now)? else {
+        return Ok(());
+    };
+    let [then, now] = change.shown();
+    Err(anyhow!(
+        "{} contains a different run: `{}` was {then} and is now {now}",
+        folder.display(),
+        change.path
+    ))
+    .hint(advice(folder))
+    .usage()
 }
 
 /// Fails if a setting was edited that would have affected the steps of this finished run.
@@ -264,12 +248,10 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     if !set.keys().any(is_rate) {
         return Ok(());
     }
-    Err(anyhow!(
-        "{} contains a finished run: {in_words}",
-        folder.display()
-    ))
-    .hint(advice(folder))
-    .usage()
+    let shown = folder.display();
+    Err(anyhow!("{shown} contains a finished run: {in_words}"))
+        .hint(advice(folder))
+        .usage()
 }
 
 fn advice(folder: &Path) -> String {

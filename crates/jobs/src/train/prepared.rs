@@ -1,39 +1,36 @@
 //! Prepares a run: collects and checks everything that is known before its first worker starts.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
-use anyhow::Result;
-use ddk_actors::RunPlan;
-use ddk_engine::{Evaluation, StudentOptions};
-use ddk_mixture::Policy;
-use ddk_settings::Settings;
+use anyhow::{Result, anyhow};
+use ddk_actors::{Live, RunPlan, StopReason};
+use ddk_engine::Evaluation;
+use ddk_settings::{ExportedStudent, ObjectiveName, Settings};
 
 use super::{
     filters,
     inputs::Inputs,
-    options::{self, most_steps},
-    plan, policy,
-    schedule::Length,
+    options::{self, Length, most_steps, objective, steps_of_intervals},
 };
 use crate::{
     config::required,
     faults::Faults,
     findings::{Findings, tokenizers},
+    hint::Hint,
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     signals::Signals,
-    wiring::{self, ModelFolders},
+    wiring::{ModelFolders, Models},
 };
 
 /// Everything that is known before the first worker starts.
 pub(super) struct Prepared {
-    pub(super) settings: Settings,
-    pub(super) folders: ModelFolders,
+    /// The models, and the settings of the run.
+    pub(super) models: Models,
     pub(super) corpus: Corpus,
     pub(super) inputs: Inputs,
     pub(super) length: Length,
     pub(super) evaluation: Evaluation,
-    pub(super) options: StudentOptions,
     pub(super) plan: RunPlan,
     /// The mean weights of DoReMi's proxy, if this run is DoReMi's third phase and the proxy has run.
     pub(super) doremi: Option<Vec<f64>>,
@@ -49,19 +46,6 @@ pub(crate) struct Destination {
     pub(crate) folder: PathBuf,
     /// Name and text of a file beside its weights.
     pub(crate) record: (&'static str, String),
-}
-
-impl Prepared {
-    /// Returns the policy that a new run begins with.
-    pub(super) fn policy(&self) -> Result<Box<dyn Policy>> {
-        let ground = policy::Ground {
-            domains: &self.plan.domains,
-            natural: &self.plan.natural,
-            vocabulary: self.options.vocabulary,
-            doremi: self.doremi.as_deref(),
-        };
-        policy::of_settings(&self.settings.mixture, &ground)
-    }
 }
 
 /// Loads everything small and checks that it fits together, before writing anything.
@@ -88,27 +72,91 @@ pub(super) fn prepare_run(
     let corpus = prepare::open(settings, outdated)?;
     signals.begin(Phase::Hash)?;
     let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
-    plan::room_for_a_step(settings, &corpus)?;
+    room_for_a_step(settings, &corpus)?;
     let evaluation = prepare::evaluation(settings, &corpus)?;
     let mut options = options::of_student(settings, evaluation.vocabulary, filters)?;
     options.schedule.total_steps = length.steps;
-    let flops = wiring::flop_counter(&folders, &options)?;
-    let plan = RunPlan {
-        evaluation_flops: flops.student_evaluation(&evaluation.validation),
-        teacher_evaluation_flops: flops.teacher_evaluation(&evaluation.validation),
-        ..plan::of_settings(settings, &corpus, &length)
-    };
-    Ok(Prepared {
+    let models = Models {
         settings: settings.clone(),
         folders,
+        options,
+    };
+    let flops = models.flop_counter()?;
+    let mut plan = plan(settings, &corpus, &length);
+    plan.evaluation_flops = flops.student_evaluation(&evaluation.validation);
+    plan.teacher_evaluation_flops = flops.teacher_evaluation(&evaluation.validation);
+    Ok(Prepared {
+        models,
         corpus,
         inputs,
         length,
         evaluation,
-        options,
         plan,
         doremi: None,
         faults: signals.faults(),
         destination,
     })
+}
+
+/// Fails if the limit on epochs leaves too few sequences for a single step.
+fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
+    let Some(passes) = settings.mixture.max_epochs else {
+        return Ok(());
+    };
+    let rows = corpus.domains.iter().map(|domain| domain.rows() as f64);
+    let rows: u64 = rows.map(|rows| (passes * rows) as u64).sum();
+    if rows >= settings.training.global_batch_size {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "`mixture.max_epochs` = {passes} allows {rows} sequences, but a step needs `training.global_batch_size` = {}",
+        settings.training.global_batch_size
+    ))
+    .hint("add text, or lower training.global_batch_size or corpus.sequence_length")
+    .usage()
+}
+
+/// Builds the actors' plan from the settings and the corpus.
+fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
+    let run = &settings.run;
+    let limits = [
+        run.max_steps.map(|steps| (steps, StopReason::MaxSteps)),
+        steps_of_intervals(settings).map(|steps| (steps, StopReason::MaxIntervals)),
+    ];
+    let nearest = limits.into_iter().flatten().min_by_key(|(steps, _)| *steps);
+    let objective = objective(&settings.objective);
+    RunPlan {
+        domains: corpus.names().map(str::to_owned).collect(),
+        domain_sequences: corpus.domains.iter().map(|domain| domain.rows()).collect(),
+        natural: prepare::natural_shares(corpus),
+        seed: run.seed,
+        sequences_per_step: settings.training.global_batch_size,
+        micro_rows: settings.training.micro_batch_size,
+        chunk: 0,
+        max_steps: nearest.map(|(steps, _)| steps),
+        interval_end: length.interval_end(),
+        max_steps_reason: nearest.map_or(StopReason::MaxSteps, |(_, reason)| reason),
+        max_tokens: run.max_tokens,
+        target_gap: run.target_gap,
+        lag: settings.mixture.lag,
+        evaluation_every: settings.evaluation.interval,
+        keep_best: keeps_best(settings),
+        max_passes: settings.mixture.max_epochs,
+        queue_depth: settings.pipeline.queue_depth,
+        replicas: settings.teacher.devices.len(),
+        live: Live::new(settings.clone()),
+        gamma: objective.divergence_weight(),
+        layer_weight: (settings.objective.name == ObjectiveName::Ted)
+            .then_some(objective.layer_weight),
+        skip: BTreeSet::new(),
+        recovery: settings.recovery.clone(),
+        evaluation_flops: 0.0,
+        teacher_evaluation_flops: 0.0,
+    }
+}
+
+/// Returns whether to keep the checkpoint of the best student: if the settings ask for it, or if it is to be
+/// exported.
+pub(super) fn keeps_best(settings: &Settings) -> bool {
+    settings.checkpoint.keep_best || settings.run.export == ExportedStudent::Best
 }

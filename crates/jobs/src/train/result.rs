@@ -13,13 +13,10 @@ use ddk_run::{
 use ddk_settings::{ExportedStudent, ObjectiveName};
 use ddk_telemetry::peak_resident_bytes;
 
-use super::{
-    filters, lost,
-    prepared::{Destination, Prepared},
-};
+use super::{filters, prepared::Prepared};
 use crate::{
-    bench::{Models, serial},
-    checkpoints::{self, checkpoint_of},
+    bench::serial,
+    checkpoints::{self, LOST, checkpoint_of, refuse_if_saved},
     export,
     hint::Hint,
     output::print_json,
@@ -29,7 +26,7 @@ use crate::{
     signals::Signals,
 };
 
-const REPORT: &str = "report.html";
+pub(super) const REPORT: &str = "report.html";
 
 /// Exports the student, then writes `summary.json`, which marks the run in the folder as done. The report is built
 /// from the summary.
@@ -44,23 +41,16 @@ pub(super) fn finish(
 ) -> Result<()> {
     signals.begin(Phase::Export)?;
     let (exported, exported_step) = export(prepared, folder, outcome)?;
+    let mut measured = None;
     if serial_steps > 0 {
         signals.begin(Phase::Serial)?;
-    }
-    let serial = (serial_steps > 0).then(|| {
-        let models = Models {
-            settings: &prepared.settings,
-            folders: prepared.folders.clone(),
-            options: prepared.options.clone(),
-        };
         let (domains, shares) = (&prepared.corpus.domains, &prepared.plan.natural);
-        serial(&models, domains, shares, serial_steps)
-    });
-    let serial = serial.transpose()?;
+        measured = Some(serial(&prepared.models, domains, shares, serial_steps)?);
+    }
     let summary = Summary {
         exported,
         exported_step,
-        serial,
+        serial: measured,
         seconds: seconds_before + began.elapsed().as_secs_f64(),
         ..summarize(prepared, outcome)?
     };
@@ -74,9 +64,9 @@ pub(super) fn finish(
 /// Reopens a finished run. Sets its summary aside after checking that there is a checkpoint to resume from. The
 /// exported student stays until the next one replaces it.
 pub(super) fn reopen(folder: &RunFolder) -> Result<()> {
-    lost::refuse_if_saved(folder)?;
+    refuse_if_saved(folder)?;
     let store = CheckpointStore::look(&folder.checkpoints());
-    store.newest::<LoopState>().hint(lost::ADVICE)?;
+    store.newest::<LoopState>().hint(LOST)?;
     let steps = ddk_run::read::summary(folder.path())?.steps;
     let kept = format!("summary-{steps}.json");
     let message = format!(
@@ -95,11 +85,6 @@ pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether the report is missing because the process ended after it wrote the summary.
-pub(super) fn lacks_report(folder: &RunFolder) -> bool {
-    !folder.path().join(REPORT).exists()
-}
-
 /// Prints the table, or the summary as JSON.
 pub(super) fn print(summary: &Summary, json: bool, out: &mut dyn Write) -> Result<()> {
     if json {
@@ -116,44 +101,33 @@ fn export(
     outcome: &Outcome,
 ) -> Result<(String, Option<u64>)> {
     let store = CheckpointStore::look(&folder.checkpoints());
-    if prepared.settings.objective.name == ObjectiveName::TedFilters {
+    let settings = &prepared.models.settings;
+    if settings.objective.name == ObjectiveName::TedFilters {
         filters::export(folder, &checkpoint_of(&store, outcome.step)?)?;
         return Ok(("no student, only the filters".to_owned(), None));
     }
-    let best = match prepared.settings.run.export {
-        ExportedStudent::Last => None,
-        ExportedStudent::Best => checkpoints::best(&store, &outcome.measured)?,
-    };
-    if best.is_none() && prepared.settings.run.export == ExportedStudent::Best {
-        say("warning: no checkpoint was evaluated: exporting the last student");
+    let (mut which, mut step) = ("last".to_owned(), outcome.step);
+    if settings.run.export == ExportedStudent::Best {
+        if let Some(best) = checkpoints::best(&store, &outcome.measured)? {
+            which = format!("best (step {}, mean gap {:.3})", best.step, best.gap);
+            step = best.step;
+        } else {
+            say("warning: no checkpoint was evaluated: exporting the last student");
+        }
     }
-    let (which, step) = match best {
-        Some(best) => (
-            format!("best (step {}, mean gap {:.3})", best.step, best.gap),
-            best.step,
-        ),
-        None => ("last".to_owned(), outcome.step),
-    };
     let checkpoint = checkpoint_of(&store, step)?;
-    let student = &prepared.folders.student;
+    let student = &prepared.models.folders.student;
     let model = export::of_checkpoint(student, &checkpoint)?;
-    let out = match &prepared.destination {
-        None => {
-            let out = folder.student();
-            model.save(&out, &Export::new(student)).map(|()| out)
-        }
-        Some(Destination {
-            folder,
-            record: (name, text),
-        }) => {
-            let export = Export {
-                beside: &[(*name, text.as_str())],
-                ..Export::new(prepared.corpus.tokenizer.folder())
-            };
-            model.save(folder, &export).map(|()| folder.clone())
-        }
+    let destination = prepared.destination.as_ref();
+    let record = destination.map(|to| (to.record.0, to.record.1.as_str()));
+    let (out, source) = match destination {
+        None => (folder.student(), student.as_path()),
+        Some(to) => (to.folder.clone(), prepared.corpus.tokenizer.folder()),
     };
-    let out = out.hint("move those files away; the same command then finishes the run")?;
+    let mut export = Export::new(source);
+    export.beside = record.as_slice();
+    let saved = model.save(&out, &export);
+    saved.hint("move those files away; the same command then finishes the run")?;
     say(&format!("student exported to {}", out.display()));
     Ok((format!("{which}, in {}", out.display()), Some(step)))
 }
@@ -162,10 +136,8 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
     let End::Finished(reason) = outcome.end else {
         return Err(anyhow!("the run was stopped and has no summary"));
     };
-    let after = outcome
-        .after
-        .as_ref()
-        .ok_or_else(|| anyhow!("the last evaluation is missing"))?;
+    let after = outcome.after.as_ref();
+    let after = after.context("the last evaluation is missing")?;
     let totals = &outcome.totals;
     let tokens = totals.all_tokens();
     let mut domains = BTreeMap::new();

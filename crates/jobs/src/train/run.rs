@@ -1,22 +1,17 @@
 //! Runs one run from its first step to its result: the requested run, or a preliminary one.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use std::{fs, path::Path, sync::Arc, time::Instant};
 
-use anyhow::{Context, Result, anyhow};
-use ddk_actors::End;
-use ddk_run::{CheckpointStore, RunFolder, records::EventKind};
+use anyhow::{Context, Error, Result};
+use ddk_actors::{End, Outcome};
+use ddk_run::{CheckpointStore, RunFolder, records::EventKind, view::State};
 use ddk_settings::{ExportedStudent, Run, Settings};
 
 use super::{
-    lost,
+    changes,
+    options::Length,
     prepared::{Destination, Prepared, prepare_run},
     result,
-    schedule::Length,
     session::{self, Session},
     workers::work,
 };
@@ -30,37 +25,21 @@ use crate::{
     signals::{Signal, Signals},
 };
 
-/// What the command line adds to the settings.
-#[derive(Debug, Clone, Default)]
-pub struct Flags {
-    /// The arguments as given.
-    pub args: args::Train,
-    /// Whether SIGHUP reloads the settings.
-    pub reloads: bool,
-    /// The folder of the run to fork, with `--fork`.
-    pub fork_of: Option<PathBuf>,
-}
-
 /// Runs a preliminary run, in a folder within the main run's. Resumes it if it was interrupted, and leaves a
 /// finished one alone.
 pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
     let path = run_folder(settings)?;
     if path.join("summary.json").exists() {
-        say(&format!(
-            "the run in {} is already finished",
-            path.display()
-        ));
+        let shown = path.display();
+        say(&format!("the run in {shown} is already finished"));
         return Ok(());
     }
-    // The main run reads the same corpus.
-    let outdated = match settings.run.output_dir.parent() {
-        Some(parent) => Outdated::NeededBy(parent),
-        None => Outdated::AsSet,
-    };
-    session.begin_phase();
+    session.board.set_state(State::Starting);
     let signals = session.signals.clone();
-    let (prepared, folder) = begin(settings, None, outdated, &signals)?;
-    run_to_end(prepared, &folder, session, &Flags::default())?;
+    // The main run reads the same corpus.
+    let reader = settings.run.output_dir.parent();
+    let (prepared, folder) = begin(settings, None, reader, &signals)?;
+    run_to_end(prepared, &folder, session, &args::Train::default())?;
     // Signals no longer belong to this run.
     signals.begin(Phase::Between)
 }
@@ -74,27 +53,24 @@ pub(crate) fn stand_alone(
     signals: &Signals,
 ) -> Result<()> {
     let path = run_folder(settings)?;
-    let outdated = if RunFolder::holds_a_run(&path) {
-        Outdated::NeededBy(&path)
-    } else {
-        Outdated::AsSet
-    };
-    let (prepared, folder) = begin(settings, Some(destination), outdated, signals)?;
+    let reader = Some(&*path).filter(|path| RunFolder::holds_a_run(path));
+    let (prepared, folder) = begin(settings, Some(destination), reader, signals)?;
     session::in_one(settings, &folder, signals, |session| {
-        let _answers = reloads.then(|| session.answer_hangup()).transpose()?;
-        run_to_end(prepared, &folder, session, &Flags::default())
+        let _answers = changes::not_yet(reloads, &session.runtime)?;
+        run_to_end(prepared, &folder, session, &args::Train::default())
     })?;
     signals.begin(Phase::Leave)
 }
 
-/// Prepares a run and opens its folder.
+/// Prepares a run and opens its folder. `reader`: a run that was trained on the corpus as prepared.
 fn begin(
     settings: &Settings,
     destination: Option<Destination>,
-    outdated: Outdated<'_>,
+    reader: Option<&Path>,
     signals: &Signals,
 ) -> Result<(Prepared, RunFolder)> {
     let path = run_folder(settings)?;
+    let outdated = reader.map_or(Outdated::AsSet, Outdated::NeededBy);
     let length = Length::of_run(&path, settings)?;
     let prepared = prepare_run(settings, destination, outdated, length, signals)?;
     let folder = open_folder(&path, false)?;
@@ -106,11 +82,12 @@ fn begin(
 /// Writes the inputs of a run to its folder, or compares them with those already there.
 pub(super) fn bind(prepared: &Prepared, folder: &RunFolder) -> Result<()> {
     prepared.length.record(folder)?;
-    prepared.inputs.bind(folder, &prepared.settings)?;
+    let settings = &prepared.models.settings;
+    prepared.inputs.bind(folder, settings)?;
     // The list of unusable records belongs to the run's inputs.
     let mut all = Vec::new();
     for report in &prepared.corpus.reports {
-        let path = quarantine(&prepared.settings.corpus.dir, &report.domain);
+        let path = quarantine(&settings.corpus.dir, &report.domain);
         all.extend(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
     }
     ddk_files::write_atomically(&folder.path().join(ddk_corpus::QUARANTINE_FILE), &all)?;
@@ -139,46 +116,28 @@ pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps:
     run
 }
 
-/// Sets aside everything in a run folder.
-pub(crate) fn restart(path: &Path) -> Result<()> {
-    lost::start_over(&open_folder(path, false)?)
-}
-
 pub(super) fn run_to_end(
     prepared: Prepared,
     folder: &RunFolder,
     session: &mut Session,
-    flags: &Flags,
+    args: &args::Train,
 ) -> Result<()> {
     let began = Instant::now();
     let prepared = Arc::new(prepared);
-    let reload = flags.reloads.then_some(&flags.args.config);
-    let ended = work(session, &prepared, folder, reload)?;
-    let step = match &ended.outcome {
-        Some(outcome) if outcome.end != End::Stopped => None,
-        Some(outcome) => Some(outcome.step),
-        None => Some(last_checkpoint(folder)?),
-    };
-    if let Some(step) = step {
-        let signal = ended.signal.unwrap_or(Signal::Terminate);
-        return Err(stopped(
-            signal,
-            step,
-            folder.path(),
-            flags.args.resume_from.is_some(),
-        ));
-    }
-    let Some(outcome) = &ended.outcome else {
-        return Err(anyhow!("the run ended without a result"));
+    let reload = args.reloads.then_some(&args.config);
+    let (outcome, seconds_before) = work(session, &prepared, folder, reload)?;
+    let outcome = match &outcome {
+        Some(outcome) if outcome.end != End::Stopped => outcome,
+        stopped => return Err(ended(stopped.as_ref(), folder, session, args)?),
     };
     let finished = result::finish(
         &prepared,
         folder,
         &session.signals,
         outcome,
-        ended.seconds_before,
+        seconds_before,
         began,
-        flags.args.serial_baseline,
+        args.serial_baseline,
     );
     if let Err(error) = &finished
         && let Err(unwritten) =
@@ -189,18 +148,26 @@ pub(super) fn run_to_end(
     finished
 }
 
-/// Reports where a run was stopped. `from`: whether `--resume-from` chose where it resumed.
-fn stopped(signal: Signal, step: u64, path: &Path, from: bool) -> anyhow::Error {
+/// Reports where a run was stopped. Returns the error that ends the command.
+fn ended(
+    outcome: Option<&Outcome>,
+    folder: &RunFolder,
+    session: &Session,
+    args: &args::Train,
+) -> Result<Error> {
+    let step = outcome.map_or_else(|| last_checkpoint(folder), |outcome| Ok(outcome.step))?;
     let when = match step {
         0 => "before its first step".to_owned(),
         step => format!("after step {step}"),
     };
-    let without = if from { " without --resume-from" } else { "" };
+    let from = args.resume_from;
+    let without = from.map_or("", |_| " without --resume-from");
     say(&format!(
         "stopped {when}, saved; the same command{without} resumes from there ({})",
-        path.display()
+        folder.path().display()
     ));
-    signal.ended()
+    let signal = session.signals.came();
+    Ok(signal.unwrap_or(Signal::Terminate).ended())
 }
 
 /// Returns the step of the newest intact checkpoint, or 0 if there is none.
@@ -215,7 +182,7 @@ fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
     Ok(sound.next().unwrap_or(0))
 }
 
-pub(super) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
+pub(crate) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
     if new {
         RunFolder::create(path)
             .hint("leave out --no-resume to resume that run, or choose another run.name")

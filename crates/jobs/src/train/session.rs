@@ -1,26 +1,21 @@
 //! What the runs of a process share: the HTTP server, the metrics file, the watchdog, and the final message to
 //! clients.
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use ddk_run::{RunFolder, control::Control, view::State};
 use ddk_settings::{Settings, Token};
 use ddk_telemetry::{Board, KEEP_EVERY, Keeper, Recorder, ServeError, Server, Site};
 use ddk_torch::make_deterministic;
+use parking_lot::Mutex;
 use tracing_subscriber::fmt::writer::OptionalWriter;
 
-use super::changes;
 use crate::{
     control::{RunControl, Socket},
     gpus,
     hint::{Hint, has_ended},
-    progress::{lock, say},
+    progress::say,
     signals::Signals,
     systemd,
 };
@@ -85,7 +80,8 @@ impl Session {
             .hint("choose another telemetry.metrics_file, in an existing folder")?;
         let control = RunControl::new(folder.path(), &board, signals);
         let server = serve(settings, recorder, folder.path(), &control)?.map(Arc::new);
-        runtime.block_on(async { systemd::watch(Arc::clone(&board)) });
+        let context = runtime.enter();
+        systemd::watch(Arc::clone(&board));
         let (watched, of_server) = (Arc::clone(&board), server.clone());
         let grace = Duration::from_secs_f64(settings.recovery.shutdown_grace_seconds);
         signals.watched(grace, move || {
@@ -94,13 +90,11 @@ impl Session {
                 server.finish(FAREWELL);
             }
         });
-        let socket =
-            runtime.block_on(async { Socket::listen(folder.path(), Arc::clone(&control)) });
-        let socket = socket.map_err(|error| {
-            say(&format!(
-                "warning: {error:#}; `ddk ctl` cannot reach this run"
-            ))
+        let socket = Socket::listen(folder.path(), Arc::clone(&control)).map_err(|error| {
+            let what = format!("warning: {error:#}; `ddk ctl` cannot reach this run");
+            say(&what)
         });
+        drop(context);
         Ok(Self {
             runtime,
             board,
@@ -110,17 +104,6 @@ impl Session {
             control,
             _socket: socket.ok(),
         })
-    }
-
-    /// Begins another run of this process.
-    pub(super) fn begin_phase(&self) {
-        self.board.set_state(State::Starting);
-    }
-
-    /// Answers SIGHUP with a message while the result is held.
-    pub(super) fn answer_hangup(&self) -> Result<changes::NotYet> {
-        let _context = self.runtime.enter();
-        changes::not_yet()
     }
 }
 
@@ -137,10 +120,10 @@ fn serve(
         return Ok(None);
     }
     let address = telemetry.listen.parse().context("telemetry.listen")?;
-    let token = secret(telemetry.token.as_ref())?;
-    let site = Site::of_run(recorder, folder)
-        .with_token(token)
-        .with_control(Arc::clone(control) as Arc<dyn Control>);
+    let token = telemetry.token.as_ref().map(secret).transpose()?;
+    let mut site = Site::of_run(recorder, folder);
+    site.token = token.map(str::to_owned);
+    site.control = Some(Arc::clone(control) as Arc<dyn Control>);
     match ddk_telemetry::serve(address, site) {
         Ok(server) => {
             let address = server.address();
@@ -163,16 +146,11 @@ fn serve(
 }
 
 /// Returns the token that the server requires. The `config.toml` in a run's folder says only that there was one.
-fn secret(token: Option<&Token>) -> Result<Option<&str>> {
-    match token.map(Token::secret) {
-        None => Ok(None),
-        Some(Some(secret)) => Ok(Some(secret)),
-        Some(None) => Err(anyhow!(
-            "this configuration was written without its `telemetry.token`"
-        ))
-        .hint("set the environment variable DDK__TELEMETRY__TOKEN to it")
-        .usage(),
-    }
+fn secret(token: &Token) -> Result<&str> {
+    let secret = token.secret();
+    let secret = secret.context("this configuration was written without its `telemetry.token`");
+    let secret = secret.hint("set the environment variable DDK__TELEMETRY__TOKEN to it");
+    secret.usage()
 }
 
 /// The log of the current run. One process may have several runs, one after the other.
@@ -183,14 +161,14 @@ fn start_log(folder: &RunFolder) -> Result<()> {
     let path = folder.log();
     let file = fs::File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-    *lock(&LOG) = Some(Arc::new(file));
+    *LOG.lock() = Some(Arc::new(file));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
     // Fails if an earlier run of this process already did this.
     let _ = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_env_filter(filter)
-        .with_writer(|| OptionalWriter::from(lock(&LOG).clone()))
+        .with_writer(|| OptionalWriter::from(LOG.lock().clone()))
         .try_init();
     Ok(())
 }

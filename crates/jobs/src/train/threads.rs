@@ -41,9 +41,8 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
     let (teacher, student) = Bench::new(&alone, SECONDS)?.seconds()?;
     // Return the memory of the measured models before the run allocates its own.
     give_freed_memory_back();
-    let choice = Choice::of(teacher, student, cores);
-    choice.set(&mut chosen);
-    let turns = if choice.time_slicing {
+    share(&mut chosen, teacher, student, cores);
+    let turns = if chosen.pipeline.time_slicing {
         ", with time slicing"
     } else {
         ""
@@ -51,7 +50,9 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
     say(&format!(
         "pipeline.threads = \"auto\": a step takes the teacher {teacher:.3} s and the student {student:.3} s on one \
          of {cores} cores, so teacher.devices has {} entries, teacher.threads = {}, student.threads = {}{turns}",
-        choice.replicas, choice.teacher_threads, choice.student_threads
+        chosen.teacher.devices.len(),
+        chosen.teacher.threads,
+        chosen.student.threads
     ));
     Ok(chosen)
 }
@@ -67,64 +68,51 @@ pub(super) fn adopt(settings: &mut Settings, run: &Settings) {
     }
 }
 
-/// How the cores are shared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Choice {
-    replicas: usize,
-    teacher_threads: usize,
-    student_threads: usize,
-    time_slicing: bool,
-}
-
-impl Choice {
-    /// Chooses by each model's seconds per step on one core; 0 for a teacher whose output is not needed.
-    fn of(teacher: f64, student: f64, cores: usize) -> Self {
-        // The cores that keep the student as fast as its teachers.
-        let wanted = cores as f64 * student / (teacher + student);
-        let whole = |cores: f64| (cores - SLACK).ceil().max(1.0) as usize;
-        let student_threads = whole(wanted).min(cores);
-        let of_teachers = cores as f64 - wanted;
-        // Several single-threaded replicas use cores better than one replica with several threads. A replica may
-        // share a core that the student uses only in part, but only if the student has no other core: all threads
-        // of a team wait for the one that lost its core.
-        let replicas = match student_threads {
-            1 => whole(of_teachers).min(cores),
-            _ => cores - student_threads,
-        };
-        if teacher == 0.0 || replicas as f64 >= of_teachers - SLACK {
-            return Self {
-                replicas: replicas.max(1),
-                teacher_threads: 1,
-                student_threads,
-                time_slicing: false,
-            };
-        }
-        Self {
-            replicas: 1,
-            teacher_threads: cores,
-            student_threads: cores,
-            time_slicing: true,
-        }
-    }
-
-    fn set(self, settings: &mut Settings) {
-        settings.pipeline.time_slicing = self.time_slicing;
-        settings.teacher.devices = vec!["cpu".to_owned(); self.replicas];
-        settings.teacher.threads = self.teacher_threads;
-        settings.student.threads = self.student_threads;
-    }
+/// Shares the cores by each model's seconds per step on one core; 0 for a teacher whose output is not needed.
+fn share(settings: &mut Settings, teacher: f64, student: f64, cores: usize) {
+    // The cores that keep the student as fast as its teachers.
+    let wanted = cores as f64 * student / (teacher + student);
+    let whole = |cores: f64| (cores - SLACK).ceil().max(1.0) as usize;
+    let of_student = whole(wanted).min(cores);
+    let of_teachers = cores as f64 - wanted;
+    // Several single-threaded replicas use cores better than one replica with several threads. A replica may share a
+    // core that the student uses only in part, but only if the student has no other core: all threads of a team wait
+    // for the one that lost its core.
+    let replicas = match of_student {
+        1 => whole(of_teachers).min(cores),
+        _ => cores - of_student,
+    };
+    let is_enough = teacher == 0.0 || replicas as f64 >= of_teachers - SLACK;
+    let (replicas, teacher_threads, student_threads) = if is_enough {
+        (replicas.max(1), 1, of_student)
+    } else {
+        (1, cores, cores)
+    };
+    settings.pipeline.time_slicing = !is_enough;
+    settings.teacher.devices = vec!["cpu".to_owned(); replicas];
+    settings.teacher.threads = teacher_threads;
+    settings.student.threads = student_threads;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Returns whether time is sliced, the number of replicas, and the threads of teacher and student.
+    fn shared(teacher: f64, student: f64, cores: usize) -> (bool, usize, [usize; 2]) {
+        let mut chosen = Settings::default();
+        share(&mut chosen, teacher, student, cores);
+        let threads = [chosen.teacher.threads, chosen.student.threads];
+        let replicas = chosen.teacher.devices.len();
+        (chosen.pipeline.time_slicing, replicas, threads)
+    }
+
     #[test]
     fn cores_are_shared_as_the_work_is() {
         let of = |teacher, student, cores| {
-            let choice = Choice::of(teacher, student, cores);
-            assert!(!choice.time_slicing && choice.teacher_threads == 1);
-            (choice.replicas, choice.student_threads)
+            let (is_sliced, replicas, [of_teacher, of_student]) = shared(teacher, student, cores);
+            assert!(!is_sliced && of_teacher == 1);
+            (replicas, of_student)
         };
         assert_eq!(of(1.0, 1.0, 2), (1, 1));
         assert_eq!(of(1.1, 1.0, 2), (1, 1));
@@ -134,16 +122,8 @@ mod tests {
         assert_eq!(of(0.0, 1.0, 8), (1, 8));
         assert_eq!(of(1.0, 1.0, 1), (1, 1));
         for (teacher, student, cores) in [(1.0, 4.0, 2), (1.5, 2.5, 4)] {
-            let choice = Choice::of(teacher, student, cores);
-            assert!(choice.time_slicing, "{choice:?}");
-            assert_eq!(
-                (
-                    choice.replicas,
-                    choice.teacher_threads,
-                    choice.student_threads
-                ),
-                (1, cores, cores)
-            );
+            let choice = shared(teacher, student, cores);
+            assert_eq!(choice, (true, 1, [cores, cores]));
         }
     }
 }

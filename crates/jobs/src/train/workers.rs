@@ -1,136 +1,115 @@
-//! Runs the actors of a run from start to end.
+//! Runs the actors of a run from start to end. Assembles the workers at its start, and again after each rewind.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    fs,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::Result;
-use ddk_actors::{End, Outcome, Run, RunError};
-use ddk_run::{Overrides, RunFolder, records::EventKind, view::State};
-use ddk_telemetry::metrics;
-use ddk_torch::give_freed_memory_back;
+use ddk_actors::{End, Generation, LoopState, Observer, Outcome, Run, RunError, Totals};
+use ddk_engine::StudentOptions;
+use ddk_model::ModelConfig;
+use ddk_run::{
+    CheckpointStore, Journal, Opened, Override, Overrides, Retention, RunFolder, Source,
+    records::EventKind, view::State,
+};
+use ddk_settings::Settings;
+use ddk_telemetry::{Board, metrics};
+use ddk_torch::{TimeSlice, give_freed_memory_back};
+use parking_lot::Mutex;
 
 use super::{
-    assembly::{Assembly, Begun},
-    changes, lost,
-    prepared::Prepared,
+    changes, options, policy,
+    prepared::{Prepared, keeps_best},
     session::Session,
 };
 use crate::{
     args,
+    checkpoints::{LOST, refuse_if_saved},
+    config,
     hint::{Hint, usage, with_hint},
-    progress::{Printer, lock},
-    signals::Signal,
+    progress::{Printer, say},
+    signals::Answer,
+    wiring::{Models, Ports, Record, StudentPort, TeacherPort},
 };
 
-/// How the run ended, and what its summary needs.
-pub(super) struct Ended {
-    /// Absent if the run was stopped before its first step.
-    pub(super) outcome: Option<Outcome>,
-    /// The signal received while the run was active.
-    pub(super) signal: Option<Signal>,
-    /// Seconds that earlier processes spent on the run.
-    pub(super) seconds_before: f64,
-}
-
-/// Runs the actors to the end.
+/// Runs the actors to the end. Returns how the run ended, or `None` if it was stopped before its first step. Also
+/// returns the seconds that earlier processes spent on the run.
 pub(super) fn work(
     session: &mut Session,
     prepared: &Arc<Prepared>,
     folder: &RunFolder,
     reload: Option<&args::ConfigArgs>,
-) -> Result<Ended> {
-    session.begin_phase();
+) -> Result<(Option<Outcome>, f64)> {
+    session.board.set_state(State::Starting);
     // Comparing tokenizers and preparing a corpus needed memory that is no longer in use.
     give_freed_memory_back();
     for report in &prepared.corpus.reports {
-        metrics::QUARANTINED
-            .with(&[&report.domain])
-            .set(report.quarantined as f64);
+        let quarantined = metrics::QUARANTINED.with(&[&report.domain]);
+        quarantined.set(report.quarantined as f64);
     }
     let plan = &prepared.plan;
-    let assembly = Assembly {
+    let assembly = Arc::new(Assembly {
         prepared: Arc::clone(prepared),
         folder: folder.clone(),
         board: Arc::clone(&session.board),
-        overrides: Arc::new(Overrides::open(folder.path()).hint(lost::ADVICE)?),
+        overrides: Arc::new(Overrides::open(folder.path()).hint(LOST)?),
         printer: Arc::new(Printer::new(Arc::clone(&plan.live), plan.max_steps)),
-        begun: Arc::default(),
-    };
-    let (overrides, printer) = (
-        Arc::clone(&assembly.overrides),
-        Arc::clone(&assembly.printer),
-    );
-    let begun = Arc::clone(&assembly.begun);
+        seconds_before: OnceLock::new(),
+        journal: Mutex::default(),
+    });
     let (control, signals) = (&session.control, &session.signals);
     // The signal arrived before the workers could receive it.
-    if let Some(came) = signals.train(control) {
-        return Ok(Ended {
-            outcome: None,
-            signal: Some(came),
-            seconds_before: 0.0,
-        });
+    let answer = Answer::Train(Arc::clone(control));
+    if signals.answer_by(answer).is_some() {
+        return Ok((None, 0.0));
     }
     // Keep the error with its hints, because the actors receive only its text.
     let failure = Arc::new(Mutex::new(None));
-    let failed = Arc::clone(&failure);
+    let (assembler, failed) = (Arc::clone(&assembly), Arc::clone(&failure));
     let assemble = move || {
-        let assembled = assembly.assemble();
-        assembled.map_err(|error| {
+        assembler.assemble().map_err(|error| {
             let text = error.to_string();
-            *lock(&failed) = Some(error);
+            *failed.lock() = Some(error);
             RunError::Lost(text)
         })
     };
     let ended = session.runtime.block_on(async {
-        let run = Run::start(assemble, overrides).await?;
-        control.works_on(run.handle());
+        let run = Run::start(assemble, Arc::clone(&assembly.overrides)).await?;
+        control.works_on(Some(run.handle()));
         if let Some(source) = reload {
-            changes::on_hangup(
-                source.clone(),
-                prepared.settings.clone(),
-                Arc::clone(control),
-            )?;
+            let settings = prepared.models.settings.clone();
+            changes::on_hangup(source.clone(), settings, Arc::clone(control))?;
         }
         let ended = run.ended().await;
-        control.is_done();
+        control.works_on(None);
         Ok::<_, anyhow::Error>(ended)
     })?;
-    printer.finish();
-    let Begun {
-        seconds_before,
-        journal,
-    } = std::mem::take(&mut *lock(&begun));
+    assembly.printer.finish();
+    let journal = assembly.journal.lock().take();
     let note = |kind, message: &str| {
         journal.as_ref().map(|journal| journal.note(kind, message));
     };
-    let outcome = match ended {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            note(EventKind::Failed, &error.to_string());
-            return Err(lock(&failure).take().unwrap_or_else(|| explain(error)));
-        }
-    };
+    let outcome = ended.map_err(|error| {
+        note(EventKind::Failed, &error.to_string());
+        failure.lock().take().unwrap_or_else(|| explain(error))
+    })?;
     session.board.set_state(State::Ending);
-    let signal = signals.came();
     let end = outcome.as_ref().map(|outcome| outcome.end);
     if end.is_none_or(|end| end == End::Stopped) {
-        let by = signal.map(|signal| format!("received {}", signal.name()));
-        note(
-            EventKind::Stopped,
-            &by.unwrap_or_else(|| "stop requested".to_owned()),
-        );
+        let by = signals.came();
+        let by = by.map(|signal| format!("received {}", signal.name()));
+        let by = by.as_deref().unwrap_or("stop requested");
+        note(EventKind::Stopped, by);
     }
     let teacher = outcome.as_ref().map(|outcome| &outcome.baseline.teacher);
     // Empty for a fork that is stopped before its first step, and for a run without a teacher.
     if let Some(teacher) = teacher.filter(|teacher| !teacher.is_empty()) {
-        prepared
-            .inputs
-            .keep_perplexities(&prepared.settings, teacher);
+        let settings = &prepared.models.settings;
+        prepared.inputs.keep_perplexities(settings, teacher);
     }
-    Ok(Ended {
-        outcome,
-        signal,
-        seconds_before: seconds_before.unwrap_or_default(),
-    })
+    let seconds_before = assembly.seconds_before.get().copied();
+    Ok((outcome, seconds_before.unwrap_or_default()))
 }
 
 /// Marks a failure to start as a configuration error. After any other failure, the run can resume.
@@ -142,4 +121,189 @@ fn explain(error: RunError) -> anyhow::Error {
             "the same command resumes from the last checkpoint; see events.jsonl and run.log in the run's folder",
         ),
     }
+}
+
+/// Assembles what the workers of a run need, at its start and after each rewind.
+struct Assembly {
+    prepared: Arc<Prepared>,
+    folder: RunFolder,
+    board: Arc<Board>,
+    overrides: Arc<Overrides>,
+    printer: Arc<Printer>,
+    /// Seconds that earlier processes spent on the run, known once the first generation is assembled.
+    seconds_before: OnceLock<f64>,
+    /// The journal of the last generation.
+    journal: Mutex<Option<Arc<Journal>>>,
+}
+
+impl Assembly {
+    /// Opens the newest checkpoint that verifies, truncates the run's record files to match it, and builds the
+    /// parts from it.
+    fn assemble(&self) -> Result<Generation<TeacherPort, StudentPort>> {
+        let (prepared, folder, printer) = (&self.prepared, &self.folder, &self.printer);
+        // Write out what the previous generation's journal still holds before truncating its files.
+        *self.journal.lock() = None;
+        let settings = &prepared.models.settings;
+        let recovered = settings.with(&self.overrides.recovered())?;
+        let retention = Retention {
+            last: recovered.checkpoint.keep_latest,
+            every: recovered.checkpoint.keep_every,
+            best: keeps_best(&recovered),
+        };
+        let mut checkpoints = CheckpointStore::open(&folder.checkpoints(), retention)?;
+        checkpoints.hook = Some(prepared.faults.save_hook());
+        let opened = checkpoints.newest::<LoopState>().hint(LOST)?;
+        if let Some(opened) = &opened {
+            // Skipped checkpoints must not count toward the number of kept ones.
+            checkpoints.set_aside_after(opened.step)?;
+            let (step, run) = (opened.step, folder.path().display());
+            say(&format!("resuming from step {step} of the run in {run}"));
+        } else {
+            refuse_if_saved(folder)?;
+            if fs::metadata(folder.path().join("run.jsonl")).is_ok_and(|file| file.len() > 0) {
+                say("no checkpoint was saved yet: the run starts again at its first step");
+            }
+        }
+        let state = opened.as_ref().map(|opened| &opened.state);
+        let lengths = state.map(|state| state.lengths).unwrap_or_default();
+        let journal = Journal::open(folder.path(), lengths, recovered.log.samples);
+        let journal = Arc::new(journal.hint(LOST)?);
+        let step = state.map_or(0, |state| state.step);
+        for skipped in opened.iter().flat_map(|opened| &opened.skipped) {
+            if let Err(reason) = &skipped.status {
+                let path = skipped.path.display();
+                let text = format!("{path} is damaged, skipped and set aside: {reason}");
+                say(&format!("warning: {text}"));
+                journal.event(step, EventKind::SetAside, &text)?;
+            }
+        }
+        let undone = printer.rewind(step);
+        metrics::REWOUND_STEPS.with(&[]).increment(undone);
+        let totals = state.map(|state| state.totals.clone());
+        let totals = totals.unwrap_or_else(|| Totals::new(prepared.plan.domains.len()));
+        *self.journal.lock() = Some(Arc::clone(&journal));
+        // Only the first generation of a process can find an edited configuration.
+        let is_first = self.seconds_before.set(totals.run_seconds).is_ok();
+        printer.begin(totals);
+        let at_start = config::of_run(folder.path())?;
+        if is_first {
+            let (set, in_words) = changes::edited(&at_start, settings, &self.overrides)?;
+            if !set.is_empty() {
+                say(&format!("from step {} on: {in_words}", step + 1));
+                self.overrides.append(Override {
+                    step: step + 1,
+                    source: Source::Config,
+                    set,
+                    ..Override::default()
+                })?;
+                journal.event(step, EventKind::Changed, &in_words)?;
+            }
+        }
+        let live = changes::of_start(&recovered, &at_start)?;
+        let live = live.with(&self.overrides.up_to(step + 1))?;
+        prepared.plan.live.set(live);
+        let kind = match step {
+            0 => EventKind::Started,
+            _ => EventKind::Resumed,
+        };
+        journal.event(step, kind, &format!("process {}", std::process::id()))?;
+        self.generation(recovered, checkpoints, journal, opened)
+    }
+
+    /// Builds a generation. `recovered`: the run's settings with the changes that recoveries made.
+    fn generation(
+        &self,
+        recovered: Settings,
+        checkpoints: CheckpointStore,
+        journal: Arc<Journal>,
+        opened: Option<Opened<LoopState>>,
+    ) -> Result<Generation<TeacherPort, StudentPort>> {
+        let prepared = &self.prepared;
+        let models = &prepared.models;
+        let opened = opened.map(|opened| (opened.state, opened.path));
+        let (resume, checkpoint) = opened.unzip();
+        let teacher = resume.as_ref().map(|state| &state.baseline.teacher);
+        let known = match teacher {
+            _ if !models.folders.has_teacher => Some(Vec::new()),
+            Some(teacher) if !teacher.is_empty() => Some(teacher.clone()),
+            _ => prepared.inputs.cached_perplexities(&models.settings),
+        };
+        let options = StudentOptions {
+            chunk: options::chunk(&recovered, models.options.vocabulary)?,
+            recompute: recovered.student.activation_checkpointing,
+            ..models.options.clone()
+        };
+        let mut evaluation = prepared.evaluation.clone();
+        (evaluation.chunk, evaluation.batch_rows) =
+            (options.chunk, recovered.evaluation.batch_size);
+        let mut plan = prepared.plan.clone();
+        plan.skip = self.overrides.skip_steps();
+        (plan.micro_rows, plan.chunk) = (recovered.training.micro_batch_size, options.chunk);
+        if known.is_some() {
+            plan.teacher_evaluation_flops = 0.0;
+        }
+        let state = match resume {
+            Some(state) => state,
+            None => LoopState::new(&plan, policy::of_run(prepared)?),
+        };
+        let (bytes, depth) = (queue_bytes(prepared)?, recovered.pipeline.queue_depth);
+        tracing::info!(bytes, depth, "maximum size of the micro-batch queues");
+        let row_losses = policy::row_losses(state.interval.policy.needs());
+        let (records, live) = (records(prepared)?, Arc::clone(&plan.live));
+        let ports = Arc::new(Ports {
+            turns: TimeSlice::new(recovered.pipeline.time_slicing),
+            models: Models {
+                settings: recovered,
+                folders: models.folders.clone(),
+                options,
+            },
+            evaluation,
+            faults: Arc::clone(&prepared.faults),
+        });
+        Ok(Generation {
+            plan,
+            state,
+            teacher: ports.teachers(known.is_some()),
+            student: ports.student(row_losses, checkpoint, records, live),
+            rows: ports.rows(prepared.corpus.domains.clone()),
+            batcher: ports.batcher(),
+            checkpoints,
+            journal,
+            overrides: Arc::clone(&self.overrides),
+            board: Arc::clone(&self.board),
+            observer: Arc::clone(&self.printer) as Arc<dyn Observer>,
+            teacher_perplexities: known,
+        })
+    }
+}
+
+/// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the
+/// teacher's perplexities depend on), and the versions of what wrote it.
+fn records(prepared: &Prepared) -> Result<Vec<Record>> {
+    let config = prepared.models.settings.to_toml()?;
+    let versions = serde_json::json!({
+        "ddk": env!("CARGO_PKG_VERSION"),
+        "libtorch": ddk_torch::VERSION,
+        "checkpoint": ddk_run::CHECKPOINT_FORMAT,
+    });
+    let inputs = serde_json::to_vec_pretty(&prepared.inputs)?;
+    let versions = serde_json::to_vec_pretty(&versions)?;
+    Ok(vec![
+        ("config.toml", config.into_bytes().into()),
+        ("inputs.json", inputs.into()),
+        ("versions.json", versions.into()),
+    ])
+}
+
+/// Returns the maximum bytes in the queues before and after the teachers: token ids, and hidden states in fp32,
+/// including those of TED's layers.
+fn queue_bytes(prepared: &Prepared) -> Result<u64> {
+    let (models, settings) = (&prepared.models, &prepared.models.settings);
+    let width = ModelConfig::read(&models.folders.teacher)?.hidden_size() as u64;
+    let positions = settings.training.micro_batch_size * settings.corpus.sequence_length as u64;
+    let batches = (settings.pipeline.queue_depth * settings.teacher.devices.len()) as u64;
+    let filters = models.options.filters.as_ref();
+    let layers = 1 + filters.map_or(0, |filters| filters.pairs.len() as u64);
+    let layers = u64::from(models.asks_teacher()) * layers;
+    Ok(batches * positions * (8 + 4 * width * layers))
 }

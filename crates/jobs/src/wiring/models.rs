@@ -1,4 +1,4 @@
-//! Loads models from their folders, with the devices and dtypes of the settings.
+//! Builds models from their folders, with the devices and dtypes of the settings.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,35 +6,21 @@ use std::{
 };
 
 use anyhow::Result;
-use ddk_engine::{
-    EngineError, FilterStage, Filters, FlopCounter, SequenceLosses, Student, StudentOptions,
-    Teacher, Trainable,
-};
+use ddk_engine::{FilterStage, FlopCounter, Student, StudentOptions, Teacher, Trainable};
+use ddk_mixture::Needs;
 use ddk_model::{LmHead, Model, ModelConfig, ModelError, Placement, SharedWeights};
-use ddk_settings::{Dtype, MixturePolicy, Settings};
-use ddk_torch::{DeviceError, TimeSlice, parse_device};
-use tch::{Device, Kind};
+use ddk_objective::Detail;
+use ddk_settings::{Dtype, Settings};
+use ddk_torch::{ComputeContext, DeviceError, TimeSlice, parse_device};
+use tch::Kind;
 
-use crate::{config::required, objective};
-
-/// Name and text of a file in every checkpoint beside the student's own: the run's inputs, or the versions that
-/// wrote it.
-pub type Record = (&'static str, Arc<[u8]>);
-
-/// What a student starts from.
-pub struct StudentStart {
-    pub options: StudentOptions,
-    pub row_losses: SequenceLosses,
-    /// The checkpoint to resume from. Default: the student's folder.
-    pub checkpoint: Option<PathBuf>,
-    pub turns: TimeSlice,
-}
+use crate::{config::required, train::options};
 
 /// Whether the loss or the mixture uses the teacher's output for each batch. If not, the teacher makes no
 /// forward pass.
 pub fn needs_teacher_output(settings: &Settings) -> bool {
-    objective::of_settings(&settings.objective).needs_teacher_output()
-        || settings.mixture.policy == MixturePolicy::DoremiProxy
+    options::objective(&settings.objective).needs_teacher_output()
+        || settings.mixture.policy.needs() == Needs::Excess
 }
 
 /// The folders of both models.
@@ -87,77 +73,116 @@ impl ModelFolders {
     }
 }
 
-/// Returns a counter of the FLOPs that these models compute.
-///
-/// # Errors
-/// If a `config.json` cannot be read or describes a model that is not supported.
-pub fn flop_counter(
-    folders: &ModelFolders,
-    options: &StudentOptions,
-) -> Result<FlopCounter, ModelError> {
-    let (teacher, student) = folders.configs()?;
-    let (vocabulary, recompute) = (options.vocabulary.unsigned_abs(), options.recompute);
-    let flops = FlopCounter::new(&teacher, &student, vocabulary, recompute);
-    Ok(flops.with_filters(options.filters.as_ref()))
+/// Both models of a configuration, and how the student is trained.
+#[derive(Clone)]
+pub struct Models {
+    pub settings: Settings,
+    pub folders: ModelFolders,
+    pub options: StudentOptions,
 }
 
-/// Builds what the student's worker trains: the filters in TED's first stage, otherwise the student.
-pub(super) fn build_learner(
-    settings: &Settings,
-    folders: &ModelFolders,
-    start: StudentStart,
-) -> Result<Box<dyn Trainable>> {
-    let (options, checkpoint) = (start.options, start.checkpoint.as_deref());
-    let to_learn = options.filters.clone();
-    let Some(filters) = to_learn.filter(|filters| filters.learned.is_none()) else {
-        let mut student = build_student(settings, folders, options, checkpoint)?;
-        student.set_row_losses(start.row_losses);
-        return Ok(Box::new(student));
-    };
-    let model = Model::load(&folders.student, &student_placement(&settings.student)?)?;
-    let kind = kind(settings.teacher.dtype);
-    let output = LmHead::load(&folders.teacher, model.device(), kind)?;
-    Ok(Box::new(match checkpoint {
-        Some(checkpoint) => FilterStage::restore(model, options, filters, output, checkpoint)?,
-        None => FilterStage::new(model, options, filters, output)?,
-    }))
-}
+impl Models {
+    /// Whether batches need the teacher's output.
+    pub fn asks_teacher(&self) -> bool {
+        needs_teacher_output(&self.settings)
+    }
 
-/// Builds a student, with its teacher's LM head if the teacher's output is needed.
-///
-/// # Errors
-/// If `student.device` cannot be used, if a model cannot be loaded, or if the checkpoint does not match.
-pub fn build_student(
-    settings: &Settings,
-    folders: &ModelFolders,
-    options: StudentOptions,
-    checkpoint: Option<&Path>,
-) -> Result<Student> {
-    let model = Model::load(&folders.student, &student_placement(&settings.student)?)?;
-    let kind = kind(settings.teacher.dtype);
-    let head = needs_teacher_output(settings).then(|| folders.frozen.head(model.device(), kind));
-    let head = head.transpose()?;
-    Ok(match checkpoint {
-        Some(checkpoint) => Student::restore(model, options, head, checkpoint)?,
-        None => Student::new(model, options, head)?,
-    })
-}
+    /// Returns a counter of the FLOPs that these models compute.
+    ///
+    /// # Errors
+    /// If a `config.json` cannot be read or describes a model that is not supported.
+    pub fn flop_counter(&self) -> Result<FlopCounter, ModelError> {
+        let (teacher, student) = self.folders.configs()?;
+        let options = &self.options;
+        let vocabulary = options.vocabulary.unsigned_abs();
+        let flops = FlopCounter::new(&teacher, &student, vocabulary, options.recompute);
+        Ok(flops.with_filters(options.filters.as_ref()))
+    }
 
-/// Builds a teacher that sends what the student's loss needs.
-///
-/// # Errors
-/// If the file of learned filters cannot be read or lacks a filter.
-pub fn build_teacher(
-    model: Model,
-    student_device: Device,
-    filters: Option<&Filters>,
-    batch_rows: Option<u64>,
-) -> Result<Teacher, EngineError> {
-    let teacher = Teacher::new(model, student_device);
-    let teacher = teacher.with_batch_rows(batch_rows.map_or(usize::MAX, |rows| rows as usize));
-    match filters {
-        Some(filters) => teacher.with_filters(filters),
-        None => Ok(teacher),
+    /// Turns the calling thread into a teacher's worker, which sends its results to the student's device.
+    ///
+    /// # Errors
+    /// If a device cannot be used.
+    pub fn teacher_context(&self, replica: usize, turns: &TimeSlice) -> Result<ComputeContext> {
+        let teacher = &self.settings.teacher;
+        let mut devices = teacher_placement(teacher, replica)?.devices;
+        devices.push(parse_device(&self.settings.student.device)?);
+        let context = ComputeContext::beside_others(teacher.threads, &devices, turns);
+        Ok(context?)
+    }
+
+    /// Turns the calling thread into the student's worker.
+    ///
+    /// # Errors
+    /// If `student.device` cannot be used.
+    pub fn student_context(&self, turns: &TimeSlice) -> Result<ComputeContext> {
+        let student = &self.settings.student;
+        let devices = [parse_device(&student.device)?];
+        let context = ComputeContext::beside_others(student.threads, &devices, turns);
+        Ok(context?)
+    }
+
+    /// Builds the teacher of a worker, which sends what the student's loss needs.
+    ///
+    /// # Errors
+    /// If a device cannot be used, if the model cannot be loaded, or if the file of learned filters cannot be read or
+    /// lacks a filter.
+    pub fn teacher(&self, replica: usize) -> Result<Teacher> {
+        let settings = &self.settings.teacher;
+        let placement = teacher_placement(settings, replica)?;
+        let model = self.folders.frozen.model(&placement)?;
+        let rows = settings.batch_size.map_or(usize::MAX, |rows| rows as usize);
+        let teacher = Teacher::new(model, parse_device(&self.settings.student.device)?);
+        let teacher = teacher.with_batch_rows(rows);
+        match &self.options.filters {
+            Some(filters) => Ok(teacher.with_filters(filters)?),
+            None => Ok(teacher),
+        }
+    }
+
+    /// Builds the first worker's teacher, if its output is needed.
+    ///
+    /// # Errors
+    /// As for [`Self::teacher`].
+    pub fn asked_teacher(&self) -> Result<Option<Teacher>> {
+        self.asks_teacher().then(|| self.teacher(0)).transpose()
+    }
+
+    /// Builds the student, with its teacher's LM head if the teacher's output is needed.
+    ///
+    /// # Errors
+    /// If `student.device` cannot be used, if a model cannot be loaded, or if the checkpoint does not match.
+    pub fn student(&self, checkpoint: Option<&Path>) -> Result<Student> {
+        let (model, kind) = (self.initial()?, kind(self.settings.teacher.dtype));
+        let head = || self.folders.frozen.head(model.device(), kind);
+        let head = self.asks_teacher().then(head).transpose()?;
+        let options = self.options.clone();
+        Ok(Student::new(model, options, head, checkpoint)?)
+    }
+
+    /// Builds what the student's worker trains: the filters in TED's first stage, otherwise the student.
+    pub(super) fn learner(
+        &self,
+        checkpoint: Option<&Path>,
+        row_losses: Detail,
+    ) -> Result<Box<dyn Trainable>> {
+        let options = self.options.clone();
+        let to_learn = options.filters.clone();
+        let Some(filters) = to_learn.filter(|filters| filters.learned.is_none()) else {
+            let mut student = self.student(checkpoint)?;
+            student.set_row_losses(row_losses);
+            return Ok(Box::new(student));
+        };
+        let (model, kind) = (self.initial()?, kind(self.settings.teacher.dtype));
+        let output = LmHead::load(&self.folders.teacher, model.device(), kind)?;
+        let stage = FilterStage::new(model, options, filters, output, checkpoint)?;
+        Ok(Box::new(stage))
+    }
+
+    /// Loads the model that the student starts from.
+    pub(super) fn initial(&self) -> Result<Model> {
+        let placement = student_placement(&self.settings.student)?;
+        Ok(Model::load(&self.folders.student, &placement)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
+    Decision, Feedback, InitialMixture, Perplexities, Refused,
     decision::shares_of_domains,
     equations::{check_weights, discrepancy, smooth_update},
 };
@@ -12,8 +12,8 @@ use crate::{
 /// `r_{t+1} = alpha * normalized(r_t * exp(ratio)) + (1 - alpha) / N`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ddk {
-    alpha: f64,
-    update_every: u64,
+    pub(super) alpha: f64,
+    pub(super) update_every: u64,
     first: InitialMixture,
     /// r_t of Eq. 2; `None` before the first interval.
     factor: Option<Vec<f64>>,
@@ -45,43 +45,24 @@ impl Ddk {
             ..self.clone()
         }
     }
-}
 
-impl Decide for Ddk {
-    fn name(&self) -> MixturePolicy {
-        MixturePolicy::Ddk
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::Perplexities
-    }
-
-    fn update_every(&self) -> u64 {
-        self.update_every
-    }
-
-    fn alpha(&self) -> Option<f64> {
-        Some(self.alpha)
-    }
-
-    fn floor(&self, domains: usize) -> f64 {
-        (1.0 - self.alpha) / domains as f64
-    }
-
-    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
+    pub(super) fn first(
+        &mut self,
+        natural: &[f64],
+        at_start: &Perplexities,
+    ) -> Result<Decision, Refused> {
         let ratio = at_start.checked_ratios()?;
         check_weights(natural, ratio.len())?;
         let factor = discrepancy(&ratio)?;
         let weights = self.first.weights(natural, at_start)?;
         self.factor = Some(factor.clone());
         Ok(Decision {
-            weights,
             discrepancy: Some(factor),
-            ..Decision::default()
+            ..Decision::of(weights)
         })
     }
 
-    fn next(&mut self, _weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+    pub(super) fn next(&mut self, feedback: &Feedback<'_>) -> Result<Decision, Refused> {
         let ratio = feedback.ratios()?;
         let previous = match &self.factor {
             Some(factor) => factor.clone(),
@@ -90,9 +71,8 @@ impl Decide for Ddk {
         let weights = smooth_update(&previous, &ratio, self.alpha)?;
         self.factor = Some(weights.clone());
         Ok(Decision {
-            weights,
             previous: Some(previous),
-            ..Decision::default()
+            ..Decision::of(weights)
         })
     }
 }

@@ -2,15 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
-    equations::discrepancy,
-};
+use crate::{Decision, Feedback, InitialMixture, Perplexities, Refused, equations::discrepancy};
 
 /// The weights of an interval are the discrepancy of the perplexities at its start: the softmax of the ratios.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DdkNoSmoothing {
-    update_every: u64,
+    pub(super) update_every: u64,
     first: InitialMixture,
 }
 
@@ -22,33 +19,19 @@ impl DdkNoSmoothing {
             first,
         }
     }
-}
 
-impl Decide for DdkNoSmoothing {
-    fn name(&self) -> MixturePolicy {
-        MixturePolicy::DdkNoSmoothing
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::Perplexities
-    }
-
-    fn update_every(&self) -> u64 {
-        self.update_every
-    }
-
-    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
+    pub(super) fn first(
+        &self,
+        natural: &[f64],
+        at_start: &Perplexities,
+    ) -> Result<Decision, Refused> {
         Ok(Decision {
             discrepancy: Some(discrepancy(&at_start.checked_ratios()?)?),
-            weights: self.first.weights(natural, at_start)?,
-            ..Decision::default()
+            ..Decision::of(self.first.weights(natural, at_start)?)
         })
     }
 
-    fn next(&mut self, _weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
-        Ok(Decision {
-            weights: discrepancy(&feedback.ratios()?)?,
-            ..Decision::default()
-        })
+    pub(super) fn next(&self, feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+        discrepancy(&feedback.ratios()?).map(Decision::of)
     }
 }

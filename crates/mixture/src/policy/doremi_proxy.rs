@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
+    Decision, Feedback, InitialMixture, Perplexities, Refused,
     decision::{of_domains, shares_of_domains},
     equations::{lift, tilted},
 };
@@ -50,57 +50,38 @@ impl DoremiProxy {
     }
 
     pub(crate) fn of_domains(&self, kept: &[Option<usize>]) -> Self {
-        let mean = self.mean_weights().unwrap_or_default();
+        let mean = shares_of_domains(&self.mean_weights().unwrap_or_default(), kept);
         let updates = self.updates as f64;
         Self {
             scores: of_domains(&self.scores, kept, self.initial_score),
-            sum: shares_of_domains(&mean, kept)
-                .iter()
-                .map(|mean| mean * updates)
-                .collect(),
+            sum: mean.iter().map(|mean| mean * updates).collect(),
             ..self.clone()
         }
     }
-}
 
-impl Decide for DoremiProxy {
-    fn name(&self) -> MixturePolicy {
-        MixturePolicy::DoremiProxy
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::Excess
-    }
-
-    fn update_every(&self) -> u64 {
-        1
-    }
-
-    fn floor(&self, domains: usize) -> f64 {
-        self.smoothing / domains as f64
-    }
-
-    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
+    pub(super) fn first(
+        &mut self,
+        natural: &[f64],
+        at_start: &Perplexities,
+    ) -> Result<Decision, Refused> {
         let weights = self.first.weights(natural, at_start)?;
         self.scores = vec![self.initial_score; weights.len()];
         self.sum = vec![0.0; weights.len()];
         self.updates = 0;
-        Ok(Decision {
-            weights,
-            ..Decision::default()
-        })
+        Ok(Decision::of(weights))
     }
 
-    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+    pub(super) fn next(
+        &mut self,
+        weights: &[f64],
+        feedback: &Feedback<'_>,
+    ) -> Result<Decision, Refused> {
         let measured = feedback.training.excesses()?;
-        let scores: Vec<f64> = measured
-            .iter()
-            .enumerate()
-            .map(|(domain, score)| {
-                let last = self.scores.get(domain).copied();
-                score.or(last).unwrap_or(self.initial_score)
-            })
-            .collect();
+        let mut scores = self.scores.clone();
+        scores.resize(measured.len(), self.initial_score);
+        for (score, measured) in scores.iter_mut().zip(measured) {
+            *score = measured.unwrap_or(*score);
+        }
         let tilt: Vec<f64> = scores.iter().map(|score| self.eta * score).collect();
         let mut new = tilted(weights, &tilt)?;
         lift(&mut new, 1.0 - self.smoothing);
@@ -111,11 +92,10 @@ impl Decide for DoremiProxy {
         self.updates += 1;
         self.scores.clone_from(&scores);
         Ok(Decision {
-            weights: new,
             previous: Some(weights.to_vec()),
             excess: Some(scores),
             mean_weights: self.mean_weights(),
-            ..Decision::default()
+            ..Decision::of(new)
         })
     }
 }

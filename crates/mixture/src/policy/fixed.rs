@@ -3,16 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, MixturePolicy, Needs, Perplexities, Refused,
-    decision::shares_of_domains, equations::check_weights,
+    Decision, MixturePolicy, Refused, decision::shares_of_domains, equations::check_weights,
 };
 
 /// The same shares in every interval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fixed {
     /// Where the shares come from: equal, natural, static or DoReMi.
-    origin: MixturePolicy,
-    update_every: u64,
+    pub(super) origin: MixturePolicy,
+    pub(super) update_every: u64,
     /// They sum to 1.
     shares: Vec<f64>,
 }
@@ -36,37 +35,8 @@ impl Fixed {
         }
     }
 
-    fn decision(&self) -> Result<Decision, Refused> {
+    pub(super) fn decision(&self) -> Result<Decision, Refused> {
         check_weights(&self.shares, self.shares.len())?;
-        Ok(Decision {
-            weights: self.shares.clone(),
-            ..Decision::default()
-        })
-    }
-}
-
-impl Decide for Fixed {
-    fn name(&self) -> MixturePolicy {
-        self.origin
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::Nothing
-    }
-
-    fn update_every(&self) -> u64 {
-        self.update_every
-    }
-
-    fn floor(&self, _domains: usize) -> f64 {
-        self.shares.iter().copied().fold(1.0, f64::min)
-    }
-
-    fn first(&mut self, _natural: &[f64], _at_start: &Perplexities) -> Result<Decision, Refused> {
-        self.decision()
-    }
-
-    fn next(&mut self, _weights: &[f64], _feedback: &Feedback<'_>) -> Result<Decision, Refused> {
-        self.decision()
+        Ok(Decision::of(self.shares.clone()))
     }
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, MixturePolicy, Needs, Perplexities, Refused,
+    Decision, Feedback, Refused,
     decision::of_domains,
     equations::{check_weights, softmax},
 };
@@ -44,10 +44,8 @@ impl Odm {
     }
 
     pub(crate) fn of_domains(&self, kept: &[Option<usize>]) -> Self {
-        let stay: Vec<f64> = kept
-            .iter()
-            .filter_map(|old| self.reward.get((*old)?).copied())
-            .collect();
+        let stay = kept.iter().filter_map(|old| self.reward.get((*old)?));
+        let stay: Vec<f64> = stay.copied().collect();
         // A new domain counts as an average one until it is drawn.
         let mean = stay.iter().sum::<f64>() / stay.len().max(1) as f64;
         Self {
@@ -55,55 +53,34 @@ impl Odm {
             ..self.clone()
         }
     }
-}
 
-impl Decide for Odm {
-    fn name(&self) -> MixturePolicy {
-        MixturePolicy::Odm
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::Losses
-    }
-
-    fn update_every(&self) -> u64 {
-        1
-    }
-
-    fn floor(&self, domains: usize) -> f64 {
-        exploration(domains, self.turn)
-    }
-
-    fn first(&mut self, natural: &[f64], _at_start: &Perplexities) -> Result<Decision, Refused> {
+    pub(super) fn first(&mut self, natural: &[f64]) -> Result<Decision, Refused> {
         check_weights(natural, natural.len())?;
         self.turn = 1;
         self.reward = vec![0.0; natural.len()];
-        Ok(Decision {
-            weights: vec![1.0 / natural.len() as f64; natural.len()],
-            ..Decision::default()
-        })
+        let equal = vec![1.0 / natural.len() as f64; natural.len()];
+        Ok(Decision::of(equal))
     }
 
-    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+    pub(super) fn next(
+        &mut self,
+        weights: &[f64],
+        feedback: &Feedback<'_>,
+    ) -> Result<Decision, Refused> {
         let losses = feedback.training.losses()?;
         let count = losses.len();
         check_weights(weights, count)?;
-        let mut reward = if self.reward.len() == count {
-            self.reward.clone()
-        } else {
-            vec![0.0; count]
-        };
+        let mut reward = self.reward.clone();
+        if reward.len() != count {
+            reward = vec![0.0; count];
+        }
         for (domain, loss) in losses.iter().enumerate() {
             // A domain that was drawn has a positive weight. If it underflowed to 0, there is nothing to divide by.
             if let (Some(loss), true) = (loss, weights[domain] > 0.0) {
                 let weighted = loss / weights[domain];
                 let new = self.smoothing * reward[domain] + (1.0 - self.smoothing) * weighted;
                 if !new.is_finite() {
-                    return Err(Refused::Training {
-                        what: "loss",
-                        domain,
-                        value: *loss,
-                    });
+                    return Err(Refused::loss("loss", domain, *loss));
                 }
                 reward[domain] = new;
             }
@@ -118,10 +95,9 @@ impl Decide for Odm {
         }
         (self.turn, self.reward) = (turn, reward);
         Ok(Decision {
-            weights: new,
             previous: Some(weights.to_vec()),
             losses: Some(losses),
-            ..Decision::default()
+            ..Decision::of(new)
         })
     }
 }

@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decide, Decision, Feedback, InitialMixture, MixturePolicy, Needs, Perplexities, Refused,
-    decision::of_domains, equations::tilted,
+    Decision, Feedback, InitialMixture, Perplexities, Refused,
+    decision::of_domains,
+    equations::{combined, tilted},
 };
 
 /// Algorithm 1 of the paper: `w_t ∝ w_{t-1} * exp(max(loss - reference, 0))`, with losses on the validation
@@ -14,7 +15,7 @@ use crate::{
 /// The authors' code omits the clipping and adds a floor; this is the paper's form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sheared {
-    update_every: u64,
+    pub(super) update_every: u64,
     first: InitialMixture,
     /// Reference losses in nats, by domain; `None` stands for the teacher's loss.
     reference: Vec<Option<f64>>,
@@ -36,52 +37,35 @@ impl Sheared {
             ..self.clone()
         }
     }
-}
 
-impl Decide for Sheared {
-    fn name(&self) -> MixturePolicy {
-        MixturePolicy::Sheared
+    pub(super) fn first(
+        &self,
+        natural: &[f64],
+        at_start: &Perplexities,
+    ) -> Result<Decision, Refused> {
+        self.first.weights(natural, at_start).map(Decision::of)
     }
 
-    fn needs(&self) -> Needs {
-        Needs::Perplexities
-    }
-
-    fn update_every(&self) -> u64 {
-        self.update_every
-    }
-
-    fn first(&mut self, natural: &[f64], at_start: &Perplexities) -> Result<Decision, Refused> {
-        Ok(Decision {
-            weights: self.first.weights(natural, at_start)?,
-            ..Decision::default()
-        })
-    }
-
-    fn next(&mut self, weights: &[f64], feedback: &Feedback<'_>) -> Result<Decision, Refused> {
+    pub(super) fn next(
+        &self,
+        weights: &[f64],
+        feedback: &Feedback<'_>,
+    ) -> Result<Decision, Refused> {
         let perplexities = feedback.perplexities.ok_or(Refused::NotMeasured)?;
         perplexities.checked_ratios()?;
         let losses: Vec<f64> = perplexities.student.iter().map(|ppl| ppl.ln()).collect();
-        let reference: Vec<f64> = perplexities
-            .teacher
-            .iter()
-            .enumerate()
-            .map(|(domain, teacher)| {
-                let given = self.reference.get(domain).copied().flatten();
-                given.unwrap_or_else(|| teacher.ln())
-            })
-            .collect();
-        let behind: Vec<f64> = losses
-            .iter()
-            .zip(&reference)
-            .map(|(loss, reference)| (loss - reference).max(0.0))
-            .collect();
+        let mut reference: Vec<f64> = perplexities.teacher.iter().map(|ppl| ppl.ln()).collect();
+        for (reference, given) in reference.iter_mut().zip(&self.reference) {
+            *reference = given.unwrap_or(*reference);
+        }
+        let behind = combined(&losses, &reference, |loss, reference| {
+            (loss - reference).max(0.0)
+        });
         Ok(Decision {
-            weights: tilted(weights, &behind)?,
             previous: Some(weights.to_vec()),
             losses: Some(losses.into_iter().map(Some).collect()),
             reference: Some(reference),
-            ..Decision::default()
+            ..Decision::of(tilted(weights, &behind)?)
         })
     }
 }

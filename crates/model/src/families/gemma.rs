@@ -1,8 +1,6 @@
 //! Gemma (Gemma Team, 2024): a Llama with GELU, embeddings scaled by sqrt(d_model) and tied to the LM head, and
 //! norms that store their weight minus 1.
 
-use serde_json::Value;
-
 use super::llama;
 use crate::{
     ModelError,
@@ -16,12 +14,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError>
     if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
         return Err(fields.unsupported("activation", activation, "gelu_pytorch_tanh"));
     }
-    let mut rest = fields.raw.clone();
-    rest.insert("hidden_act".to_owned(), Value::from("silu"));
-    let mut design = llama::design(Fields {
-        raw: &rest,
-        path: fields.path,
-    })?;
+    let mut design = llama::with_any_activation(fields)?;
     design.tied = fields.flag("tie_word_embeddings", true)?;
     design.attention.head_dim = fields.optional_size("head_dim")?.unwrap_or(256);
     design.embedding_scale = Some((design.hidden_size as f64).sqrt());

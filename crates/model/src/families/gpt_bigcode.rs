@@ -6,7 +6,7 @@ use crate::{
     fields::Fields,
     spec::{
         Activation, ArchitectureSpec, AttentionSpec, MlpSpec, Names, NormSpec, Positions,
-        Projections, even_share,
+        Projections,
     },
 };
 
@@ -51,7 +51,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError>
             } else {
                 heads
             },
-            head_dim: even_share(hidden_size, heads, |reason| fields.malformed(reason))?,
+            head_dim: fields.even_share(hidden_size, heads)?,
             projections: Projections::Fused,
             output_bias: true,
             qk_norm: None,

@@ -7,12 +7,16 @@ use crate::{
     fields::Fields,
     spec::{
         Activation, ArchitectureSpec, AttentionSpec, MlpSpec, NormSpec, Positions, Projections,
-        even_share,
     },
 };
 
 pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     expect_activation(fields, "hidden_act", "silu")?;
+    with_any_activation(fields)
+}
+
+/// Works like [`design`], for a family with its own activation.
+pub(super) fn with_any_activation(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     let hidden_size = fields.size("hidden_size")?;
     let heads = fields.size("num_attention_heads")?;
     let attention_bias = fields.flag("attention_bias", false)?;
@@ -38,7 +42,7 @@ pub(super) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError>
                 .unwrap_or(heads),
             head_dim: match fields.optional_size("head_dim")? {
                 Some(size) => size,
-                None => even_share(hidden_size, heads, |reason| fields.malformed(reason))?,
+                None => fields.even_share(hidden_size, heads)?,
             },
             projections: Projections::Separate {
                 bias: attention_bias,

@@ -26,9 +26,6 @@ const FAMILIES: [(&str, Family); 6] = [
     ("GPTBigCodeForCausalLM", gpt_bigcode::design),
 ];
 
-const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
-                         GemmaForCausalLM, GPTBigCodeForCausalLM";
-
 /// Returns the spec of the model that a configuration describes. Refuses unsupported settings by name.
 pub(crate) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     let architectures: Vec<&str> = fields
@@ -40,7 +37,8 @@ pub(crate) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError>
         .iter()
         .find(|(name, _)| architectures.first() == Some(name));
     let Some((_, of_family)) = family else {
-        return Err(fields.unsupported("architecture", architectures.join(", "), SUPPORTED));
+        let supported = FAMILIES.map(|(name, _)| name).join(", ");
+        return Err(fields.unsupported("architecture", architectures.join(", "), supported));
     };
     if let Some(quantization) = fields.get("quantization_config") {
         let method = quantization.get("quant_method").unwrap_or(quantization);
@@ -92,10 +90,8 @@ fn rotary(fields: Fields<'_>) -> Result<RotarySpec, ModelError> {
         None => fields.inner("rope_scaling")?,
     };
     let Some(parameters) = parameters else {
-        return Ok(RotarySpec {
-            theta,
-            scaling: RotaryScaling::None,
-        });
+        let scaling = RotaryScaling::None;
+        return Ok(RotarySpec { theta, scaling });
     };
     let required = |key: &'static str| {
         let value = parameters.number(key, f64::NAN)?;
@@ -133,9 +129,6 @@ fn rotary(fields: Fields<'_>) -> Result<RotarySpec, ModelError> {
 /// Limits the sequence length to the attention window. On sequences that fit into the window, attention over a
 /// window equals full attention.
 fn within_window(fields: Fields<'_>, max_positions: i64, in_use: bool) -> Result<i64, ModelError> {
-    let window = fields.optional_size("sliding_window")?;
-    Ok(match window {
-        Some(window) if in_use => max_positions.min(window),
-        _ => max_positions,
-    })
+    let window = fields.optional_size("sliding_window")?.filter(|_| in_use);
+    Ok(window.map_or(max_positions, |window| max_positions.min(window)))
 }

@@ -37,10 +37,7 @@ impl Attention {
     ) -> Result<Self, ModelError> {
         let (attention, width) = (design.attention.clone(), design.hidden_size);
         let initial = Initial::Normal(design.initializer_range);
-        let (q, kv) = (
-            attention.heads * attention.head_dim,
-            attention.num_key_value_heads * attention.head_dim,
-        );
+        let (q, kv) = attention.widths();
         let mut linear = |part: &str, shape, bias| {
             Linear::new(parameters, &format!("{name}.{part}"), shape, bias, initial)
         };
@@ -52,23 +49,14 @@ impl Attention {
             },
             Projections::Fused => Inputs::Fused(linear("c_attn", [q + 2 * kv, width], true)?),
         };
-        let output = linear(
-            design.names.attention_output,
-            [width, q],
-            attention.output_bias,
-        )?;
+        let (output, bias) = (design.names.attention_output, attention.output_bias);
+        let output = linear(output, [width, q], bias)?;
+        let mut norm = |part: &str, kind| {
+            let name = format!("{name}.{part}");
+            Norm::new(parameters, &name, attention.head_dim, kind)
+        };
         let qk_norm = match attention.qk_norm {
-            Some(norm) => {
-                let mut of = |part: &str| {
-                    Norm::new(
-                        parameters,
-                        &format!("{name}.{part}"),
-                        attention.head_dim,
-                        norm,
-                    )
-                };
-                Some((of("q_norm")?, of("k_norm")?))
-            }
+            Some(kind) => Some((norm("q_norm", kind)?, norm("k_norm", kind)?)),
             None => None,
         };
         Ok(Self {
@@ -88,12 +76,7 @@ impl Attention {
         parts: Option<&Parts>,
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor, TchError> {
-        let AttentionSpec {
-            heads,
-            num_key_value_heads,
-            head_dim,
-            ..
-        } = self.design;
+        let (heads, num_key_value_heads, head_dim) = self.design.sizes();
         let (batch, time) = (x_btd.size()[0], x_btd.size()[1]);
         let [mut q_bhte, mut k_bkte, mut v_bkte] = self.project(x_btd)?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
@@ -170,12 +153,7 @@ impl Attention {
 
     /// Projects to queries `[B, H, T, E]`, and to keys and values `[B, K, T, E]`.
     fn project(&self, x_btd: &Tensor) -> Result<[Tensor; 3], TchError> {
-        let AttentionSpec {
-            heads,
-            num_key_value_heads,
-            head_dim,
-            ..
-        } = self.design;
+        let (heads, num_key_value_heads, head_dim) = self.design.sizes();
         let (batch, time) = (x_btd.size()[0], x_btd.size()[1]);
         let split = |x: &Tensor, heads: i64| {
             x.f_reshape([batch, time, heads, head_dim])?
@@ -190,13 +168,8 @@ impl Attention {
             Inputs::Fused(c_attn) => {
                 // Each group of heads has its queries first, then its key, then its value.
                 let queries = heads / num_key_value_heads;
-                let all = c_attn.forward(x_btd)?.f_reshape([
-                    batch,
-                    time,
-                    num_key_value_heads,
-                    queries + 2,
-                    head_dim,
-                ])?;
+                let shape = [batch, time, num_key_value_heads, queries + 2, head_dim];
+                let all = c_attn.forward(x_btd)?.f_reshape(shape)?;
                 let part = |start, count| all.f_narrow(3, start, count);
                 Ok([
                     split(&part(0, queries)?, heads)?,
@@ -236,18 +209,11 @@ fn end_to_end(
     scale: Option<f64>,
     attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Tensor, TchError> {
-    let lengths: Vec<i64> = parts
-        .iter()
-        .flatten()
-        .copied()
-        .filter(|&of| of > 0)
-        .collect();
+    let lengths = parts.iter().flatten().copied();
+    let lengths: Vec<i64> = lengths.filter(|&length| length > 0).collect();
     let positions_first = |x: &Tensor| x.f_transpose(1, 2)?.f_flatten(0, 1);
-    let (q_nhe, k_nke, v_nke) = (
-        positions_first(q)?,
-        positions_first(k)?,
-        positions_first(v)?,
-    );
+    let (q_nhe, k_nke) = (positions_first(q)?, positions_first(k)?);
+    let v_nke = positions_first(v)?;
     let mixed_nhe = if has_flash_attention(q) {
         let ends = lengths.iter().scan(0, |end, length| {
             *end += length;
@@ -261,20 +227,15 @@ fn end_to_end(
         // One part at a time: flash attention supports neither fp32 nor the CPU.
         let (mut mixed, mut start) = (Vec::with_capacity(lengths.len()), 0);
         for length in lengths {
-            let part = |x: &Tensor| {
-                x.f_narrow(0, start, length)?
-                    .f_transpose(0, 1)?
-                    .f_unsqueeze(0)
-            };
+            let heads_first = |x: &Tensor| x.f_narrow(0, start, length)?.f_transpose(0, 1);
+            let part = |x: &Tensor| heads_first(x)?.f_unsqueeze(0);
             let of_part = attend(&part(&q_nhe)?, &part(&k_nke)?, &part(&v_nke)?)?;
             mixed.push(of_part.f_squeeze_dim(0)?.f_transpose(0, 1)?);
             start += length;
         }
         Tensor::f_cat(&mixed, 0)?
     };
-    let &[batch, heads, time, width] = &q.size()[..] else {
-        return Err(TchError::Shape(format!("queries are {:?}", q.size())));
-    };
+    let (batch, heads, time, width) = q.size4()?;
     mixed_nhe
         .f_reshape([batch, time, heads, width])?
         .f_transpose(1, 2)

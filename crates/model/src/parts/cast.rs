@@ -40,3 +40,8 @@ pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
         tensor.f_to_kind(kind)
     }
 }
+
+/// Works like [`cast`], for a bias that a layer may not have.
+pub(super) fn cast_bias(bias: &Option<Tensor>, kind: Kind) -> Result<Option<Tensor>, TchError> {
+    bias.as_ref().map(|bias| cast(bias, kind)).transpose()
+}

@@ -2,15 +2,10 @@
 //! or `false` if it cannot handle its inputs: another device or dtype, shapes that do not fit, or tensors that
 //! share memory. The caller then uses libtorch's operations, whose errors say what is wrong.
 
-use ddk_torch::{are_apart, as_slice, as_slice_mut};
+use ddk_torch::{are_apart, as_slice, as_slice_mut, threads};
 use tch::{TchError, Tensor};
 
 use super::Tables;
-
-/// Number of threads of the calling worker.
-fn threads() -> usize {
-    usize::try_from(tch::get_num_threads()).unwrap_or(1)
-}
 
 /// Computes the root mean square norm of the last dimension.
 ///
@@ -32,16 +27,12 @@ pub(super) unsafe fn rms_norm(
     let mut out = x.f_empty_like()?;
     // SAFETY: the caller promises that no thread writes to the inputs. The output is new, so it has no other
     // handle.
-    let done = unsafe {
-        match (as_slice(x), as_slice(weight), as_slice_mut(&mut out)) {
-            (Some(x), Some(weight), Some(out)) => {
-                ddk_kernel::rms_norm(x, weight, eps as f32, out, threads());
-                true
-            }
-            _ => false,
-        }
+    let slices = unsafe { (as_slice(x), as_slice(weight), as_slice_mut(&mut out)) };
+    let (Some(x), Some(weight), Some(normed)) = slices else {
+        return Ok(None);
     };
-    Ok(done.then_some(out))
+    ddk_kernel::rms_norm(x, weight, eps as f32, normed, threads());
+    Ok(Some(out))
 }
 
 /// Computes `silu(gate) * up` in place of the gate.
@@ -49,22 +40,16 @@ pub(super) unsafe fn rms_norm(
 /// # Safety
 /// Nothing else may use the storage of the gate during the call, and no thread may write to that of `up`.
 pub(super) unsafe fn silu_mul(gate: &mut Tensor, up: &Tensor) -> bool {
-    if gate.requires_grad() || up.requires_grad() || gate.size() != up.size() {
-        return false;
-    }
-    if !are_apart(&[gate, up]) {
+    let fits = gate.size() == up.size() && are_apart(&[gate, up]);
+    if gate.requires_grad() || up.requires_grad() || !fits {
         return false;
     }
     // SAFETY: the two do not overlap. The caller promises the rest.
-    unsafe {
-        match (as_slice_mut(gate), as_slice(up)) {
-            (Some(gate), Some(up)) => {
-                ddk_kernel::silu_mul(gate, up, threads());
-                true
-            }
-            _ => false,
-        }
-    }
+    let (Some(gate), Some(up)) = (unsafe { (as_slice_mut(gate), as_slice(up)) }) else {
+        return false;
+    };
+    ddk_kernel::silu_mul(gate, up, threads());
+    true
 }
 
 /// Rotates `x` `[B, H, T, E]` in place if its layout in memory is `[B, T, H, E]`.
@@ -85,16 +70,12 @@ pub(super) unsafe fn rotate(x: &Tensor, (cos, sin): &Tables) -> Result<bool, Tch
     }
     // SAFETY: `x` is not read in between, and it does not overlap the tables, which are only read. The caller
     // promises the rest.
-    let done = unsafe {
-        match (as_slice_mut(&mut by_position), as_slice(cos), as_slice(sin)) {
-            (Some(x), Some(cos), Some(sin)) => {
-                ddk_kernel::rotate(x, heads as usize, cos, sin, width as usize, threads());
-                true
-            }
-            _ => false,
-        }
+    let slices = unsafe { (as_slice_mut(&mut by_position), as_slice(cos), as_slice(sin)) };
+    let (Some(x), Some(cos), Some(sin)) = slices else {
+        return Ok(false);
     };
-    Ok(done)
+    ddk_kernel::rotate(x, heads as usize, cos, sin, width as usize, threads());
+    Ok(true)
 }
 
 #[cfg(test)]

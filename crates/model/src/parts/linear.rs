@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::{Cast, cast};
+use super::{Cast, cast::cast_bias};
 use crate::{
     ModelError,
     parameters::{Initial, Parameters},
@@ -46,11 +46,7 @@ impl Linear {
     /// `[.., in]` to `[.., out]`, in the dtype of `x`. Master weights of another dtype are cast for the matmul.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let kind = x.kind();
-        let bias = self
-            .bias
-            .as_ref()
-            .map(|bias| cast(bias, kind))
-            .transpose()?;
+        let bias = cast_bias(&self.bias, kind)?;
         x.f_linear(&self.cast.of(&self.weight, kind)?, bias.as_ref())
     }
 

@@ -26,13 +26,8 @@ impl Mlp {
         let (mlp, names) = (design.mlp, design.names);
         let initial = Initial::Normal(design.initializer_range);
         let mut linear = |part: &str, shape| {
-            Linear::new(
-                parameters,
-                &format!("{name}.{part}"),
-                shape,
-                mlp.bias,
-                initial,
-            )
+            let name = format!("{name}.{part}");
+            Linear::new(parameters, &name, shape, mlp.bias, initial)
         };
         let wide = [mlp.width, design.hidden_size];
         Ok(Self {

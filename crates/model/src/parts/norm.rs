@@ -2,7 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use super::{cast, fused};
+use super::{cast, cast::cast_bias, fused};
 use crate::{
     ModelError,
     parameters::{Initial, Parameters},
@@ -29,12 +29,9 @@ impl Norm {
             _ => Initial::Ones,
         };
         let weight = parameters.get(format!("{name}.weight"), &[width], initial)?;
-        let bias = match design {
-            NormSpec::Layer { .. } => {
-                Some(parameters.get(format!("{name}.bias"), &[width], Initial::Zeros)?)
-            }
-            NormSpec::Rms { .. } => None,
-        };
+        let has_bias = matches!(design, NormSpec::Layer { .. });
+        let bias = || parameters.get(format!("{name}.bias"), &[width], Initial::Zeros);
+        let bias = has_bias.then(bias).transpose()?;
         Ok(Self {
             design,
             weight,
@@ -46,10 +43,13 @@ impl Norm {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let width = self.weight.size();
         match self.design {
-            NormSpec::Rms {
-                eps,
-                plus_one: false,
-            } => {
+            // Round 1 + w once, at the end, as the reference does.
+            NormSpec::Rms { eps, plus_one } if plus_one => {
+                let weight = cast(&self.weight, Kind::Float)?.f_add_scalar(1.0)?;
+                let normed = cast(x, Kind::Float)?.f_rms_norm(width, Some(&weight), eps)?;
+                cast(&normed, x.kind())
+            }
+            NormSpec::Rms { eps, .. } => {
                 let weight = cast(&self.weight, x.kind())?;
                 // SAFETY: activations are written once, when they are created. Only the thread that computes with a
                 // model writes to its weights, and no thread writes to `SharedWeights` weights.
@@ -58,28 +58,10 @@ impl Norm {
                     None => x.f_rms_norm(width, Some(&weight), eps),
                 }
             }
-            // Round 1 + w once, at the end, as the reference does.
-            NormSpec::Rms {
-                eps,
-                plus_one: true,
-            } => {
-                let weight = cast(&self.weight, Kind::Float)?.f_add_scalar(1.0)?;
-                let normed = cast(x, Kind::Float)?.f_rms_norm(width, Some(&weight), eps)?;
-                cast(&normed, x.kind())
-            }
             NormSpec::Layer { eps } => {
-                let bias = self
-                    .bias
-                    .as_ref()
-                    .map(|bias| cast(bias, x.kind()))
-                    .transpose()?;
-                x.f_layer_norm(
-                    width,
-                    Some(&cast(&self.weight, x.kind())?),
-                    bias.as_ref(),
-                    eps,
-                    true,
-                )
+                let weight = cast(&self.weight, x.kind())?;
+                let bias = cast_bias(&self.bias, x.kind())?;
+                x.f_layer_norm(width, Some(&weight), bias.as_ref(), eps, true)
             }
         }
     }

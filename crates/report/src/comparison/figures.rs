@@ -1,7 +1,5 @@
 //! The figures of a comparison: the paper's figures 1 and 3, and the weights.
 
-use ddk_run::view::IntervalRecord;
-
 use super::{ComparedRun, Group};
 use crate::{
     chart::{Bar, Chart, Content, Level, Panel},
@@ -93,11 +91,8 @@ fn gaps(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
 /// How the mixtures change, for the methods that change the mixture.
 fn weights(group: &Group, runs: &[&ComparedRun], seed: u64) -> Chart {
     let moves = |run: &&&ComparedRun| {
-        let weights = |interval: &IntervalRecord| interval.mixture.weights.clone();
-        let intervals = &run.mixture.intervals;
-        intervals
-            .windows(2)
-            .any(|pair| weights(&pair[0]) != weights(&pair[1]))
+        let mut pairs = run.mixture.intervals.windows(2);
+        pairs.any(|pair| pair[0].mixture.weights != pair[1].mixture.weights)
     };
     let panels = runs.iter().filter(moves).map(|run| Panel {
         title: run.method.clone(),

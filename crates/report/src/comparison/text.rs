@@ -5,7 +5,7 @@ use std::{
     iter,
 };
 
-use super::{Comparison, Group, MethodResult};
+use super::{Comparison, Group, MethodResult, find, spreads};
 use crate::{
     document::{Block, Table},
     scores::shown,
@@ -56,60 +56,37 @@ fn how_to_read(comparison: &Comparison) -> String {
 
 fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
     let level = if group.swept.is_some() { 3 } else { 2 };
-    let title = |text: &str| Block::Title(level, text.to_owned());
-    let mut blocks = vec![
-        title("Gap to the teacher"),
-        Block::Text(
-            "ln(student's perplexity / teacher's) after the last step, in nats per token; 0 is caught up."
-                .to_owned(),
-        ),
-        Block::Table(gaps(group)),
-        title("Perplexity"),
-        Block::Text(
-            "Of the student after the last step, on each domain's validation documents; lower is better."
-                .to_owned(),
-        ),
-        Block::Table(perplexity(group)),
-        title("Ratio to the teacher"),
-        Block::Text(
-            "The student's perplexity divided by the teacher's; 1 is caught up.".to_owned(),
-        ),
-        Block::Table(ratios(group)),
-    ];
+    let mut blocks = Vec::new();
+    let mut section = |title: &str, about: &str, table: Option<Table>| {
+        blocks.push(Block::Title(level, title.to_owned()));
+        blocks.extend((!about.is_empty()).then(|| Block::Text(about.to_owned())));
+        blocks.extend(table.map(Block::Table));
+    };
+    let about = "ln(student's perplexity / teacher's) after the last step, in nats per token; 0 is caught up.";
+    section("Gap to the teacher", about, Some(gaps(group)));
+    let about = "Of the student after the last step, on each domain's validation documents; lower is better.";
+    section("Perplexity", about, Some(perplexity(group)));
+    let about = "The student's perplexity divided by the teacher's; 1 is caught up.";
+    section("Ratio to the teacher", about, Some(ratios(group)));
     if let Some(reference) = reference {
-        blocks.extend([
-            title(&format!("Difference from `{reference}`")),
-            Block::Text(format!(
-                "Of the gaps and of the perplexities, seed by seed: mean and 95 % confidence interval. Below zero: \
-                 better than `{reference}`."
-            )),
-            Block::Table(differences(group)),
-        ]);
+        let title = format!("Difference from `{reference}`");
+        let about = format!(
+            "Of the gaps and of the perplexities, seed by seed: mean and 95 % confidence interval. Below zero: \
+             better than `{reference}`."
+        );
+        section(&title, &about, Some(differences(group)));
     }
-    blocks.extend([
-        title("Tokens drawn"),
-        Block::Table(tokens(group)),
-        title("Cost"),
-        Block::Text(
-            "Floating-point operations of the models' matrix products, what comes before a run (DoReMi's \
-             reference and proxy, TED's filters) included. Evaluation and mixture: what steering takes, as a \
-             share of the training's operations and of its time; methods that do not steer measure at the start \
-             and at the end only."
-                .to_owned(),
-        ),
-        Block::Table(costs(group, reference)),
-    ]);
-    if let Some(table) = scores(group) {
-        blocks.extend([
-            title("Scores"),
-            Block::Text(
-                "By lm-evaluation-harness, imported with `--import-scores`; higher is better."
-                    .to_owned(),
-            ),
-            Block::Table(table),
-        ]);
+    section("Tokens drawn", "", Some(tokens(group)));
+    let about = "Floating-point operations of the models' matrix products, what comes before a run (DoReMi's \
+                 reference and proxy, TED's filters) included. Evaluation and mixture: what steering takes, as a \
+                 share of the training's operations and of its time; methods that do not steer measure at the start \
+                 and at the end only.";
+    section("Cost", about, Some(costs(group, reference)));
+    if let Some(scores) = scores(group) {
+        let about = "By lm-evaluation-harness, imported with `--import-scores`; higher is better.";
+        section("Scores", about, Some(scores));
     }
-    blocks.push(title("Figures"));
+    section("Figures", "", None);
     blocks.extend(group.charts.iter().cloned().map(Block::Figure));
     blocks
 }
@@ -119,10 +96,12 @@ fn row(name: &str, cells: impl Iterator<Item = String>) -> Vec<String> {
     iter::once(name.to_owned()).chain(cells).collect()
 }
 
-fn header(group: &Group, more: &[&str]) -> Vec<String> {
-    let domains = group.teacher.perplexity.keys().cloned();
-    let more = more.iter().map(|name| (*name).to_owned());
-    row("method", domains.chain(more))
+/// A header with a column per domain between `first` and `last`.
+fn header(first: &[&str], group: &Group, last: &[&str]) -> Vec<String> {
+    let domains = group.teacher.perplexity.keys();
+    let domains: Vec<&str> = domains.map(String::as_str).collect();
+    let names = [first, &domains, last].concat();
+    row("method", names.into_iter().map(str::to_owned))
 }
 
 fn perplexity(group: &Group) -> Table {
@@ -131,21 +110,16 @@ fn perplexity(group: &Group) -> Table {
         row(name, values.values().copied().chain([mean]).map(number))
     };
     let of_method = |method: &MethodResult| {
-        let domains = method
-            .perplexity
-            .iter()
-            .map(|(domain, spread)| marked(method, &format!("perplexity.{domain}"), spread));
+        let domains = method.perplexity.iter();
+        let domains =
+            domains.map(|(domain, spread)| marked(method, &format!("perplexity.{domain}"), spread));
         let mean = marked(method, "mean_perplexity", &method.mean_perplexity);
         row(&method.method, domains.chain([mean]))
     };
-    let start = of_model("student before", &group.start.perplexity);
-    let teacher = of_model("teacher", &group.teacher.perplexity);
-    Table::new(header(group, &["mean"])).with(
-        [start]
-            .into_iter()
-            .chain(group.methods.iter().map(of_method))
-            .chain([teacher]),
-    )
+    Table::new(header(&[], group, &["mean"]))
+        .with([of_model("student before", &group.start.perplexity)])
+        .with(group.methods.iter().map(of_method))
+        .with([of_model("teacher", &group.teacher.perplexity)])
 }
 
 fn gaps(group: &Group) -> Table {
@@ -156,9 +130,7 @@ fn gaps(group: &Group) -> Table {
         let domains = method.gap.values().map(spread);
         row(&method.method, [mean, worst].into_iter().chain(domains))
     };
-    let domains = group.teacher.perplexity.keys().cloned();
-    let columns = ["mean", "worst domain"].map(str::to_owned);
-    let header = row("method", columns.into_iter().chain(domains));
+    let header = header(&["mean", "worst domain"], group, &[]);
     Table::new(header).with(group.methods.iter().map(of_method))
 }
 
@@ -167,7 +139,7 @@ fn ratios(group: &Group) -> Table {
         let domains = method.ratio.values().map(spread);
         row(&method.method, domains.chain([spread(&method.mean_ratio)]))
     };
-    Table::new(header(group, &["mean"])).with(group.methods.iter().map(of_method))
+    Table::new(header(&[], group, &["mean"])).with(group.methods.iter().map(of_method))
 }
 
 fn differences(group: &Group) -> Table {
@@ -177,29 +149,22 @@ fn differences(group: &Group) -> Table {
         let cells = columns.filter_map(|(column, _)| difference.get(&column).map(paired));
         Some(row(&method.method, cells))
     });
-    let domains = group.teacher.perplexity.keys().cloned();
-    let gaps = ["mean gap", "worst gap"].map(str::to_owned);
-    let perplexities = domains.chain(["mean perplexity".to_owned()]);
-    Table::new(row("method", gaps.into_iter().chain(perplexities))).with(rows)
+    let gaps = ["mean gap", "worst gap"];
+    Table::new(header(&gaps, group, &["mean perplexity"])).with(rows)
 }
 
 fn tokens(group: &Group) -> Table {
     let of_method = |method: &MethodResult| {
-        let shares = method
-            .token_share
-            .values()
-            .map(|share| format!("{:.1} %", 100.0 * share.mean));
+        let shares = method.token_share.values();
+        let shares = shares.map(|share| format!("{:.1} %", 100.0 * share.mean));
         let all = format!("{:.0}", method.tokens.mean);
         row(&method.method, shares.chain([all]))
     };
-    Table::new(header(group, &["all"])).with(group.methods.iter().map(of_method))
+    Table::new(header(&[], group, &["all"])).with(group.methods.iter().map(of_method))
 }
 
 fn costs(group: &Group, reference: Option<&str>) -> Table {
-    let against = group
-        .methods
-        .iter()
-        .find(|method| Some(method.method.as_str()) == reference);
+    let against = find(&group.methods, reference);
     let flops = ["teacher FLOPs", "student FLOPs", "evaluation FLOPs"].map(str::to_owned);
     let more = against.map(|method| format!("all, against {}", method.method));
     let shares = ["evaluation and mixture: FLOPs", "time", "wall time"].map(str::to_owned);
@@ -218,73 +183,46 @@ fn costs(group: &Group, reference: Option<&str>) -> Table {
         let flops = flops.map(|flops| format!("{:.3e}", flops.mean));
         let shares = shares.map(|share| format!("{:.2} %", 100.0 * share.mean));
         let seconds = format!("{:.0} s", method.seconds.mean);
-        row(
-            &method.method,
-            flops.into_iter().chain(more).chain(shares).chain([seconds]),
-        )
+        let cells = flops.into_iter().chain(more).chain(shares);
+        row(&method.method, cells.chain([seconds]))
     };
     Table::new(header).with(group.methods.iter().map(of_method))
 }
 
 /// One column per task. `None` if no scores were imported.
 fn scores(group: &Group) -> Option<Table> {
-    let fixed = [
-        ("student before", &group.start),
-        ("teacher", &group.teacher),
-    ];
-    let of_methods = group.methods.iter().flat_map(|method| &method.scores);
-    let mut tasks: BTreeMap<&String, BTreeSet<&String>> = BTreeMap::new();
-    for (task, metrics) in of_methods {
-        tasks.entry(task).or_default().extend(metrics.keys());
+    let [start, teacher] = [&group.start, &group.teacher].map(|model| spreads([&model.scores]));
+    let methods = group.methods.iter();
+    let methods = methods.map(|method| (&*method.method, &method.scores));
+    let rows = iter::once(("student before", &start)).chain(methods);
+    let rows: Vec<_> = rows.chain([("teacher", &teacher)]).collect();
+    let mut tasks: BTreeMap<&String, BTreeSet<&str>> = BTreeMap::new();
+    for (task, metrics) in rows.iter().flat_map(|(_, scores)| *scores) {
+        let names = metrics.keys().map(String::as_str);
+        tasks.entry(task).or_default().extend(names);
     }
-    for (task, metrics) in fixed.iter().flat_map(|(_, model)| &model.scores) {
-        tasks.entry(task).or_default().extend(metrics.keys());
-    }
-    // The metric to show for each task.
-    let columns: Vec<(&String, String)> = tasks
-        .into_iter()
-        .filter_map(|(task, metrics)| {
-            let names = metrics
-                .into_iter()
-                .map(|name| (name.clone(), 0.0))
-                .collect();
-            Some((task, shown(&names)?.0.to_owned()))
-        })
-        .collect();
-    if columns.is_empty() {
+    if tasks.is_empty() {
         return None;
     }
+    // The metric to show for each task.
+    let columns = tasks.iter();
+    let columns = columns.filter_map(|(task, metrics)| Some((*task, shown(metrics)?)));
+    let columns: Vec<(&String, &str)> = columns.collect();
     let percent = |value: f64| format!("{:.2}", 100.0 * value);
-    let of_model = |(name, model): &(&str, &super::Model)| {
-        let cells = columns.iter().map(|(task, metric)| {
-            let value = model
-                .scores
-                .get(*task)
-                .and_then(|metrics| metrics.get(metric));
-            value.map_or_else(String::new, |value| percent(*value))
-        });
-        row(name, cells)
+    let cell = |spread: &Spread| match spread.deviation {
+        Some(deviation) => format!("{} ± {}", percent(spread.mean), percent(deviation)),
+        None => percent(spread.mean),
     };
-    let of_method = |method: &MethodResult| {
-        let cells = columns.iter().map(|(task, metric)| {
-            let spread = method
-                .scores
-                .get(*task)
-                .and_then(|metrics| metrics.get(metric));
-            spread.map_or_else(String::new, |spread| match spread.deviation {
-                Some(deviation) => format!("{} ± {}", percent(spread.mean), percent(deviation)),
-                None => percent(spread.mean),
-            })
-        });
-        row(&method.method, cells)
-    };
-    let names = columns
-        .iter()
-        .map(|(task, metric)| format!("{task} ({metric}, %)"));
-    let rows = [of_model(&fixed[0])]
-        .into_iter()
-        .chain(group.methods.iter().map(of_method))
-        .chain([of_model(&fixed[1])]);
+    let rows = rows.iter().map(|(name, scores)| {
+        let columns = columns.iter();
+        let spreads = columns.map(|(task, metric)| scores.get(*task)?.get(*metric));
+        row(
+            name,
+            spreads.map(|spread| spread.map_or_else(String::new, cell)),
+        )
+    });
+    let columns = columns.iter();
+    let names = columns.map(|(task, metric)| format!("{task} ({metric}, %)"));
     Some(Table::new(row("method", names)).with(rows))
 }
 

@@ -1,23 +1,22 @@
 //! Sets checkpoints aside, so that a run no longer resumes from them.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::path::PathBuf;
 
 use super::{CheckpointStore, disk::Disk, names};
-use crate::RunFileError;
+use crate::{RunFileError, read};
 
 impl CheckpointStore {
     /// The folders of set-aside checkpoints, the earliest written first.
     pub(super) fn set_aside(&self) -> Result<Vec<PathBuf>, RunFileError> {
-        let names = self.names()?;
-        let mut found: Vec<(SystemTime, (u64, u64), PathBuf)> = names
-            .iter()
-            .filter_map(|name| Some((names::set_aside(name)?, self.folder.join(name))))
-            .map(|(number, path)| {
+        let mut found = Vec::new();
+        for name in read::names(&self.folder)? {
+            if let Some(number) = names::set_aside(&name) {
+                let path = self.folder.join(name);
                 let written = path.metadata().and_then(|metadata| metadata.modified());
                 let written = written.map_err(RunFileError::io("read", &path))?;
-                Ok((written, number, path))
-            })
-            .collect::<Result<_, RunFileError>>()?;
+                found.push((written, number, path));
+            }
+        }
         found.sort();
         Ok(found.into_iter().map(|(.., path)| path).collect())
     }
@@ -29,7 +28,7 @@ impl CheckpointStore {
     pub fn set_aside_after(&self, step: u64) -> Result<Vec<u64>, RunFileError> {
         let steps = self.steps()?.into_iter();
         let newer: Vec<u64> = steps.filter(|other| *other > step).collect();
-        let disk = Disk::unhooked();
+        let disk = Disk::default();
         for newer in &newer {
             // Keep any checkpoint of this step that was set aside before.
             let aside = (1..)

@@ -7,28 +7,20 @@ use std::{
     path::Path,
 };
 
-use super::{FileWriter, SaveHook};
+use super::SaveHook;
 use crate::{RunFileError, manifest::FileEntry};
 
 /// Suffix of partially written or partially removed folders. Opening the folder of checkpoints removes them.
 pub(super) const TEMPORARY: &str = ".tmp";
 
-/// The disk operations of one step's save.
+/// The disk operations of one step's save; by default without a hook, for use outside a save.
+#[derive(Default)]
 pub(super) struct Disk {
-    hook: Option<SaveHook>,
-    step: u64,
+    pub(super) hook: Option<SaveHook>,
+    pub(super) step: u64,
 }
 
 impl Disk {
-    pub(super) fn new(hook: Option<SaveHook>, step: u64) -> Self {
-        Self { hook, step }
-    }
-
-    /// Without a hook, for use outside a save.
-    pub(super) fn unhooked() -> Self {
-        Self::new(None, 0)
-    }
-
     /// Calls the hook, before a system call.
     pub(super) fn call(&self) -> io::Result<()> {
         self.hook.as_ref().map_or(Ok(()), |hook| hook(self.step))
@@ -51,21 +43,25 @@ impl Disk {
     }
 
     /// Writes, hashes and fsyncs a new file.
-    pub(super) fn write(&self, path: &Path, write: FileWriter) -> Result<FileEntry, RunFileError> {
+    pub(super) fn write(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<FileEntry, RunFileError> {
         let written = self.call().and_then(|()| {
-            let file = File::create(path)?;
-            let mut out = Hashing {
-                out: BufWriter::new(Hooked { disk: self, file }),
+            let mut out = BufWriter::new(Hashed {
+                disk: self,
+                file: File::create(path)?,
                 hasher: blake3::Hasher::new(),
-                bytes: 0,
-            };
+            });
             write(&mut out)?;
             out.flush()?;
             self.call()?;
-            out.out.get_ref().file.sync_all()?;
+            let Hashed { file, hasher, .. } = out.get_ref();
+            file.sync_all()?;
             Ok(FileEntry {
-                bytes: out.bytes,
-                blake3: out.hasher.finalize().to_hex().to_string(),
+                bytes: hasher.count(),
+                blake3: hasher.finalize().to_hex().to_string(),
             })
         });
         written.map_err(RunFileError::io("write", path))
@@ -106,38 +102,22 @@ impl Disk {
     }
 }
 
-/// A file that calls the hook before each write.
-struct Hooked<'a> {
+/// A file that calls the hook before each write, and hashes what is written.
+struct Hashed<'a> {
     disk: &'a Disk,
     file: File,
+    hasher: blake3::Hasher,
 }
 
-impl Write for Hooked<'_> {
+impl Write for Hashed<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.disk.call()?;
-        self.file.write(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-struct Hashing<'a> {
-    out: BufWriter<Hooked<'a>>,
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl Write for Hashing<'_> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(buffer)?;
+        let written = self.file.write(buffer)?;
         self.hasher.update(&buffer[..written]);
-        self.bytes += written as u64;
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        self.file.flush()
     }
 }

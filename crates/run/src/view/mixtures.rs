@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::part::{Gather, finite};
-use crate::records::{ByDomain, Drawn, DrawnLine, MixtureLine, Summary};
+use crate::records::{ByDomain, DomainSummary, Drawn, DrawnLine, MixtureLine, Summary};
 
 /// Maximum number of intervals. If there are more, only every second, fourth, … is kept.
 const INTERVALS: usize = 1024;
@@ -47,6 +47,15 @@ pub struct IntervalRecord {
     pub drawn: Option<BTreeMap<String, Drawn>>,
 }
 
+/// The intervals of a run and its last evaluation: `/api/mixture`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mixture {
+    /// At most 1,024 intervals, evenly spaced, and the last.
+    pub intervals: Vec<IntervalRecord>,
+    /// Results of a finished run by domain.
+    pub after: Option<BTreeMap<String, DomainSummary>>,
+}
+
 /// A line of `mixture.jsonl`.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -59,7 +68,7 @@ pub(super) enum MixtureRecord {
 #[derive(Debug, Default)]
 pub(super) struct MixtureSeries {
     /// Evenly spaced intervals, and the last one.
-    intervals: Vec<IntervalRecord>,
+    pub(super) intervals: Vec<IntervalRecord>,
     /// Every 2^`stride`-th interval is kept.
     stride: u32,
     /// Tokens of all completed intervals by domain.
@@ -103,30 +112,16 @@ impl MixtureSeries {
     fn thin(&mut self) {
         let is_kept =
             |stride: u32, kept: &IntervalRecord| kept.mixture.interval.is_multiple_of(1 << stride);
-        if self
-            .intervals
-            .last()
-            .is_some_and(|last| !is_kept(self.stride, last))
-        {
-            self.intervals.pop();
-        }
+        self.intervals.pop_if(|last| !is_kept(self.stride, last));
         if self.intervals.len() > INTERVALS {
             self.stride += 1;
             self.intervals.retain(|kept| is_kept(self.stride, kept));
         }
     }
 
-    pub(super) fn shown(&self) -> impl Iterator<Item = &IntervalRecord> {
-        self.intervals.iter()
-    }
-
-    pub(super) fn last(&self) -> Option<&IntervalRecord> {
-        self.intervals.last()
-    }
-
     /// The state of each domain at the last evaluation, which is the summary's if there is one.
     pub(super) fn domains(&self, summary: Option<&Summary>) -> Vec<Domain> {
-        let Some(IntervalRecord { mixture: last, .. }) = self.last() else {
+        let Some(IntervalRecord { mixture: last, .. }) = self.intervals.last() else {
             return Vec::new();
         };
         let all: u64 = self.tokens.values().sum();

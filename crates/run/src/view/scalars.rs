@@ -1,8 +1,9 @@
 //! The scalars of all steps, averaged into a bounded number of points.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use strum::{Display, VariantArray};
 
 use super::part::finite;
 use crate::records::StepRecord;
@@ -13,6 +14,8 @@ const POINTS: usize = 1024;
 /// A number recorded for each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[derive(Display, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Scalar {
     /// `ce_loss + gamma * kd_loss`, with TED `+ layer_weight * layer_loss`; nats per prediction.
     Loss,
@@ -31,17 +34,6 @@ pub enum Scalar {
 }
 
 impl Scalar {
-    /// All scalars.
-    pub const ALL: [Self; 7] = [
-        Self::Loss,
-        Self::CeLoss,
-        Self::KdLoss,
-        Self::LayerLoss,
-        Self::GradNorm,
-        Self::LearningRate,
-        Self::TokensPerSecond,
-    ];
-
     /// Returns its value in a step, and the weight of that value in a mean.
     fn of(self, line: &StepRecord) -> (f64, f64) {
         match self {
@@ -56,12 +48,6 @@ impl Scalar {
                 (line.tokens as f64 / seconds, seconds)
             }
         }
-    }
-}
-
-impl fmt::Display for Scalar {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(formatter)
     }
 }
 
@@ -96,13 +82,13 @@ impl Mean {
 struct Point {
     step: u64,
     steps: u64,
-    means: [Mean; Scalar::ALL.len()],
+    means: [Mean; Scalar::VARIANTS.len()],
 }
 
 impl Point {
     fn add(&mut self, line: &StepRecord) {
         (self.step, self.steps) = (line.step, self.steps + 1);
-        for (mean, scalar) in self.means.iter_mut().zip(Scalar::ALL) {
+        for (mean, scalar) in self.means.iter_mut().zip(Scalar::VARIANTS) {
             let (value, weight) = scalar.of(line);
             mean.add(value, weight);
         }
@@ -122,27 +108,19 @@ impl Point {
 pub(super) fn means<'a>(lines: impl IntoIterator<Item = &'a StepRecord>) -> BTreeMap<Scalar, f64> {
     let mut point = Point::default();
     lines.into_iter().for_each(|line| point.add(line));
-    let means = Scalar::ALL.into_iter().zip(point.means);
+    let means = Scalar::VARIANTS.iter().zip(point.means);
     means
-        .filter_map(|(scalar, mean)| Some((scalar, mean.get()?)))
+        .filter_map(|(scalar, mean)| Some((*scalar, mean.get()?)))
         .collect()
 }
 
 /// The steps of a run. Each point is the mean of `stride` consecutive steps. When there are too many points, pairs are
 /// merged and the stride doubles.
-#[derive(Debug)]
-pub struct ScalarSeries {
-    stride: u64,
+#[derive(Debug, Default)]
+pub(super) struct ScalarSeries {
+    /// Number of times that the stride, 1 at first, has doubled.
+    doublings: u32,
     points: Vec<Point>,
-}
-
-impl Default for ScalarSeries {
-    fn default() -> Self {
-        Self {
-            stride: 1,
-            points: Vec::new(),
-        }
-    }
 }
 
 /// Steps as columns of equal length: `/api/steps`.
@@ -159,7 +137,7 @@ pub struct Steps {
 
 impl ScalarSeries {
     pub(super) fn push(&mut self, line: &StepRecord) {
-        let is_full = |point: &Point| point.steps >= self.stride;
+        let is_full = |point: &Point| point.steps >= self.stride();
         if self.points.last().is_none_or(is_full) {
             if self.points.len() >= POINTS {
                 self.halve();
@@ -175,25 +153,24 @@ impl ScalarSeries {
         let pairs = self.points.chunks(2);
         let joined = pairs.filter_map(|pair| pair.iter().copied().reduce(|a, b| a.join(&b)));
         self.points = joined.collect();
-        self.stride *= 2;
+        self.doublings += 1;
+    }
+
+    fn stride(&self) -> u64 {
+        1 << self.doublings
     }
 
     pub(super) fn columns(&self) -> Steps {
-        let column = |(index, scalar): (usize, Scalar)| {
+        let column = |(index, scalar): (usize, &Scalar)| {
             let means = self.points.iter().map(|point| point.means[index].get());
-            let values: Vec<Option<f64>> = means.collect();
-            values
-                .iter()
-                .any(Option::is_some)
-                .then_some((scalar, values))
+            (*scalar, means.collect::<Vec<_>>())
         };
+        let columns = Scalar::VARIANTS.iter().enumerate().map(column);
         Steps {
-            stride: self.stride,
+            stride: self.stride(),
             step: self.points.iter().map(|point| point.step).collect(),
-            scalars: Scalar::ALL
-                .into_iter()
-                .enumerate()
-                .filter_map(column)
+            scalars: columns
+                .filter(|(_, means)| means.iter().any(Option::is_some))
                 .collect(),
         }
     }

@@ -1,5 +1,8 @@
 //! The declaration of a metric, and the handles that set it.
 
+// Only here: everyone else uses the declared metrics.
+#![allow(clippy::disallowed_macros)]
+
 use metrics::{Counter, Gauge, Histogram, Label};
 
 /// The declaration of a metric, for its description and for checks.
@@ -99,19 +102,6 @@ pub enum Unit {
     Plain,
 }
 
-impl Unit {
-    /// The exporter's name for the unit. The exporter appends it to names that lack it. The names here already have it,
-    /// which a test checks.
-    pub(crate) fn exported(self) -> Option<metrics::Unit> {
-        match self {
-            Self::Count => Some(metrics::Unit::Count),
-            Self::Seconds => Some(metrics::Unit::Seconds),
-            Self::Bytes => Some(metrics::Unit::Bytes),
-            Self::Ratio | Self::Nats | Self::Plain => None,
-        }
-    }
-}
-
 /// A counter. `with` takes one value per label.
 #[derive(Debug)]
 pub struct CounterOf(pub(super) Metric);
@@ -124,87 +114,59 @@ pub struct HistogramOf(pub(super) Metric);
 /// A metric that is read when the page is rendered, such as memory. Unlike the exporter's counters, it may have
 /// fractions.
 #[derive(Debug)]
-pub struct SampledOf(pub(super) Metric);
+pub struct SampledOf(pub(crate) Metric);
 
 fn labels(metric: &Metric, values: &[&str]) -> Vec<Label> {
-    assert_eq!(
-        metric.labels.len(),
-        values.len(),
-        "labels of {}",
-        metric.name
-    );
-    metric
-        .labels
-        .iter()
-        .zip(values)
-        .map(|(label, value)| Label::new(label.name, (*value).to_owned()))
-        .collect()
+    let (name, labels) = (metric.name, metric.labels);
+    assert_eq!(labels.len(), values.len(), "labels of {name}");
+    let labels = labels.iter().zip(values);
+    let label = |(label, value): (&LabelOf, &&str)| Label::new(label.name, (*value).to_owned());
+    labels.map(label).collect()
 }
 
 impl CounterOf {
-    pub(super) const SAMPLED: bool = false;
-
     /// Returns the counter with these label values.
-    #[allow(clippy::disallowed_macros)]
     pub fn with(&self, values: &[&str]) -> Counter {
         metrics::counter!(self.0.name, labels(&self.0, values))
     }
 }
 
 impl GaugeOf {
-    pub(super) const SAMPLED: bool = false;
-
     /// Returns the gauge with these label values.
-    #[allow(clippy::disallowed_macros)]
     pub fn with(&self, values: &[&str]) -> Gauge {
         metrics::gauge!(self.0.name, labels(&self.0, values))
     }
 }
 
 impl HistogramOf {
-    pub(super) const SAMPLED: bool = false;
-
     /// Returns the histogram with these label values.
-    #[allow(clippy::disallowed_macros)]
     pub fn with(&self, values: &[&str]) -> Histogram {
         metrics::histogram!(self.0.name, labels(&self.0, values))
     }
 }
 
-impl SampledOf {
-    pub(super) const SAMPLED: bool = true;
-
-    /// The declaration of the metric.
-    pub(crate) fn metric(&self) -> &Metric {
-        &self.0
-    }
-}
-
 /// Describes a metric to the installed recorder. Counters with known label values start at 0, so that PromQL's
 /// `increase` sees their first increment.
-#[allow(clippy::disallowed_macros)]
+///
+/// Does not pass the unit on: the exporter would append it to names that lack it, but the names here already have it,
+/// which a test checks.
 pub(crate) fn describe(metric: &'static Metric) {
     if metric.sampled {
         return;
     }
     let (name, help) = (metric.name, metric.help);
-    match (metric.kind, metric.unit.exported()) {
-        (Kind::Counter, Some(unit)) => metrics::describe_counter!(name, unit, help),
-        (Kind::Counter, None) => metrics::describe_counter!(name, help),
-        (Kind::Gauge, Some(unit)) => metrics::describe_gauge!(name, unit, help),
-        (Kind::Gauge, None) => metrics::describe_gauge!(name, help),
-        (Kind::Histogram, Some(unit)) => metrics::describe_histogram!(name, unit, help),
-        (Kind::Histogram, None) => metrics::describe_histogram!(name, help),
+    match metric.kind {
+        Kind::Counter => metrics::describe_counter!(name, help),
+        Kind::Gauge => metrics::describe_gauge!(name, help),
+        Kind::Histogram => metrics::describe_histogram!(name, help),
     }
-    if metric.kind == Kind::Counter {
-        match metric.labels {
-            [] => metrics::counter!(name).increment(0),
-            [label] => {
-                for value in label.values {
-                    metrics::counter!(name, label.name => *value).increment(0);
-                }
+    match (metric.kind, metric.labels) {
+        (Kind::Counter, []) => metrics::counter!(name).increment(0),
+        (Kind::Counter, [label]) => {
+            for value in label.values {
+                metrics::counter!(name, label.name => *value).increment(0);
             }
-            _ => {}
         }
+        _ => {}
     }
 }

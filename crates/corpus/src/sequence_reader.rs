@@ -55,29 +55,17 @@ pub struct SequenceReader {
     number: u16,
     seed: u64,
     cursor: Cursor,
-    order: Permutation,
 }
 
 impl SequenceReader {
     /// Creates a reader that starts with the sequence at `cursor`. `number`: the domain's index in the run's list.
     pub fn new(domain: Arc<PreparedDomain>, number: u16, seed: u64, cursor: Cursor) -> Self {
-        let order = Self::order(&domain, seed, cursor.epoch);
         Self {
             domain,
             number,
             seed,
             cursor,
-            order,
         }
-    }
-
-    fn order(domain: &PreparedDomain, seed: u64, epoch: u64) -> Permutation {
-        Permutation::new(
-            domain.rows(),
-            seed,
-            &format!("rows of {}", domain.name()),
-            &[epoch],
-        )
     }
 
     /// Returns the next sequence and advances the cursor.
@@ -86,11 +74,13 @@ impl SequenceReader {
     /// If a prepared file cannot be read or is damaged.
     pub fn read(&mut self) -> Result<Sample, CorpusError> {
         let Cursor { epoch, index } = self.cursor;
-        let sequence = self.domain.sequence(self.order.at(index))?;
-        self.cursor = self.cursor.advance(self.domain.rows(), 1);
-        if self.cursor.epoch != epoch {
-            self.order = Self::order(&self.domain, self.seed, self.cursor.epoch);
-        }
+        let (rows, label) = (
+            self.domain.rows(),
+            format!("rows of {}", self.domain.name()),
+        );
+        let order = Permutation::new(rows, self.seed, &label, &[epoch]);
+        let sequence = self.domain.sequence(order.at(index))?;
+        self.cursor = self.cursor.advance(rows, 1);
         Ok(Sample {
             domain: self.number,
             epoch,
