@@ -1,10 +1,12 @@
 """Compares two builds of ddk at case A of `pytorch.py`, alternating in one run.
 
-usage: python3 benches/builds.py OLD NEW [--pairs 15] [--steps 6] [--renamed]
+usage: python3 benches/builds.py OLD NEW [--pairs 15] [--steps 6] [--renamed] [--at-once]
 
 Each pair runs `ddk train` of both programs on equal small worlds and takes all steps but the first eight. The program
 that runs first alternates. Prints the medians of the seconds per step, and the ratio new to old: the median, the
-minimum and the maximum over the pairs. With --renamed, OLD gets the earlier names of the keys.
+minimum and the maximum over the pairs. With --renamed, OLD gets the earlier names of the keys. With --at-once, both
+programs of a pair run at the same time, each on one core, and swap cores from pair to pair: on a machine whose speed
+varies, both then meet the same conditions.
 """
 
 import argparse
@@ -69,6 +71,34 @@ def copy_with_earlier_names(folder, target):
     (target / "config.toml").write_text("".join(lines))
 
 
+def in_turn(programs, worlds, count, number):
+    """Runs both programs, one after the other. Returns the mean seconds per step of each."""
+    pair = {}
+    for name in sorted(programs, reverse=number % 2 == 0):
+        pytorch.DDK = programs[name]
+        run = f"{name}-{number}"
+        pair[name] = pytorch.ddk_steps(worlds[name], pytorch.A, count, run, [])["seconds"]
+    return pair
+
+
+def at_once(programs, worlds, count, number):
+    """Runs both programs at the same time, each on one core. Returns the median seconds per step of each."""
+    running = {}
+    for core, name in enumerate(sorted(programs, reverse=number % 2 == 0)):
+        steps = f"run.max_steps={pytorch.WARM_UP + count}"
+        arguments = ["train", "config.toml", "--set", f"run.name=round-{number}", "--set", steps]
+        command = ["taskset", "--cpu-list", str(core), programs[name], *arguments]
+        silent = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running[name] = subprocess.Popen(command, cwd=worlds[name], **silent)
+    pair = {}
+    for name, process in running.items():
+        assert process.wait() == 0, f"{name} failed"
+        lines = (worlds[name] / "runs" / f"round-{number}" / "run.jsonl").read_text().splitlines()
+        seconds = [sum(json.loads(line)["seconds"].values()) for line in lines[pytorch.WARM_UP :]]
+        pair[name] = statistics.median(seconds)
+    return pair
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", type=pathlib.Path)
@@ -76,22 +106,21 @@ def main():
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--renamed", action="store_true")
+    parser.add_argument("--at-once", action="store_true")
     options = parser.parse_args()
     programs = {"old": options.old.resolve(), "new": options.new.resolve()}
-    shape, pairs = pytorch.A, []
+    pairs = []
     with tempfile.TemporaryDirectory() as folder:
         worlds = dict.fromkeys(programs, pathlib.Path(folder) / "world")
         worlds["new"].mkdir()
-        write_world(worlds["new"], shape, programs["new"])
-        if options.renamed:
+        write_world(worlds["new"], pytorch.A, programs["new"])
+        if options.renamed or options.at_once:
             worlds["old"] = pathlib.Path(folder) / "earlier"
-            copy_with_earlier_names(worlds["new"], worlds["old"])
+            copy = copy_with_earlier_names if options.renamed else shutil.copytree
+            copy(worlds["new"], worlds["old"])
         for number in range(options.pairs):
-            pair = {}
-            for name in sorted(programs, reverse=number % 2 == 0):
-                pytorch.DDK = programs[name]
-                run = f"{name}-{number}"
-                pair[name] = pytorch.ddk_steps(worlds[name], shape, options.steps, run, [])["seconds"]
+            run_pair = at_once if options.at_once else in_turn
+            pair = run_pair(programs, worlds, options.steps, number)
             pairs.append(pair)
             print(f"pair {number + 1}: old {pair['old']:.4f} s, new {pair['new']:.4f} s", flush=True)
     ratios = sorted(pair["new"] / pair["old"] for pair in pairs)
