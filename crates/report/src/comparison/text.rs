@@ -160,14 +160,19 @@ fn tokens(group: &Group) -> Table {
         let all = format!("{:.0}", method.tokens.mean);
         row(&method.method, shares.chain([all]))
     };
-    Table::new(header(&[], group, &["all"])).with(group.methods.iter().map(of_method))
+    Table::new(header(&[], group, &["total tokens"])).with(group.methods.iter().map(of_method))
 }
 
 fn costs(group: &Group, reference: Option<&str>) -> Table {
     let against = find(&group.methods, reference);
     let flops = ["teacher FLOPs", "student FLOPs", "evaluation FLOPs"].map(str::to_owned);
-    let more = against.map(|method| format!("all, against {}", method.method));
-    let shares = ["evaluation and mixture: FLOPs", "time", "wall time"].map(str::to_owned);
+    let more = against.map(|method| format!("total FLOPs relative to {}", method.method));
+    let shares = [
+        "evaluation and mixture: FLOPs",
+        "evaluation and mixture: time",
+        "wall time",
+    ]
+    .map(str::to_owned);
     let header = row("method", flops.into_iter().chain(more).chain(shares));
     let of_method = |method: &MethodResult| {
         let flops = [
