@@ -95,8 +95,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Compute the next mixture weights, and show why
     ///
-    /// Computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone), then Eq. 2 (the smooth update) from
-    /// it or from --previous.
+    /// With the policy ddk, computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone), then Eq. 2 (the
+    /// smooth update) from it or from --previous. ddk-no-smoothing uses Eq. 1 alone. sheared multiplies the previous
+    /// weights by the ratio of the perplexities.
     Mixture(Mixture),
 }
 

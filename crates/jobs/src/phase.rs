@@ -50,9 +50,9 @@ pub enum Phase {
 
 /// What the same command does next, if more than one phase ends like this.
 const AGAIN: &str = "the same command starts this part over";
-const FROM_CHECKPOINT: &str = "the same command resumes from the last checkpoint, or starts at the first step if there \
-                               is none";
-const SAVED: &str = "the last step is saved; the same command does what is left";
+const FROM_CHECKPOINT: &str = "the same command resumes from the last checkpoint; without one, it starts at the first \
+                               step";
+const SAVED: &str = "the last step is saved; the same command completes the rest";
 
 impl Phase {
     /// Says what the command is doing, which follows "stopped while", and what the same command will do next.
@@ -66,7 +66,7 @@ impl Phase {
             ),
             Self::Prepare => (
                 "preparing the corpus",
-                "the same command resumes with what is left",
+                "the same command prepares the remaining domains",
             ),
             Self::Verify => ("verifying the prepared corpus", AGAIN),
             Self::Hash => ("checking and hashing models and corpus", AGAIN),

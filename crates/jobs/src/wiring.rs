@@ -123,7 +123,7 @@ impl Rows for RowsPort {
     }
 }
 
-/// State of a port: the worker's compute context, and what the port was built from.
+/// Compute context of a worker, with the inputs of its port.
 struct Context {
     compute: ComputeContext,
     ports: Arc<Ports>,

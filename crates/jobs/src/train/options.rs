@@ -123,7 +123,7 @@ impl Length {
         }
     }
 
-    /// Returns the length for the run in this folder, or for a new run if there is none.
+    /// Returns the length of the run in this folder. If the folder holds no run, returns the length of a new one.
     pub(super) fn of_run(folder: &Path, settings: &Settings) -> Result<Self> {
         if !RunFolder::holds_a_run(folder) {
             return Ok(Self::of(settings));
