@@ -1,6 +1,9 @@
 # Commands for users and developers. Each target does all the setup that it needs.
-.PHONY: help setup demo-text build demo test test-full full generate gpu-check gpu-loading check deny bench \
-	bench-telemetry
+.PHONY: help setup demo-text build demo test test-full full generate gpu-check gpu-loading vllm-check check deny \
+	bench bench-telemetry
+
+# The cache folder, as a shell expression.
+CACHE = $${DDK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ddk}
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +38,11 @@ gpu-check: ## check everything that GPUs compute differently, on cuda:0 (and cud
 
 gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downloads 530 MB once)
 	@tools/gpu-loading
+
+vllm-check: build ## check served teachers against a real vLLM on the CPU (keeps 3.1 GB in the cache folder)
+	@tools/vllm-env "$(CACHE)/vllm"
+	@tools/smollm2 "$(CACHE)/vllm" "$(CACHE)/smollm2-135m"
+	@tools/vllm-check "$(CACHE)/vllm" --ddk target/release/ddk --smollm2 "$(CACHE)/smollm2-135m"
 
 check: setup ## check formatting, line lengths, prose, clippy and docs; warnings are errors
 	cargo fmt --all --check

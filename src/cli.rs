@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ddk_jobs::args::{
-    Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Prepare, Pretrain, Report, Train,
+    Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report, Train,
 };
 
 /// Distills a large language model (the teacher) into a small one (the student), and shifts the training data toward
@@ -48,6 +48,11 @@ pub enum Command {
     Data(DataCommand),
     /// Train a model with cross-entropy only, as specified in a [pretrain.NAME] section
     Pretrain(Pretrain),
+    /// Compute the teacher's outputs ahead of time, for the cache that teacher.cache names
+    ///
+    /// Labels the sequences that the cache lacks, and measures the teacher's perplexities. Runs that use the cache then
+    /// need only the teacher's LM head.
+    Label(Label),
     /// Distill the teacher into the student, or resume an existing run from its last checkpoint
     Train(Train),
     /// Train the paper's methods with several seeds, and write the results as tables and figures
@@ -104,9 +109,13 @@ pub enum Command {
 /// Inputs of a new configuration.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// Folder of the teacher, in Hugging Face format
+    /// Folder of the teacher, in Hugging Face format; with --teacher-server, its config.json, tokenizer and LM head
+    /// are enough
     #[arg(long, value_name = "DIR")]
     pub teacher: PathBuf,
+    /// vLLM server that computes the teacher (may be repeated), for example http://10.0.0.5:8000
+    #[arg(long, value_name = "URL")]
+    pub teacher_server: Vec<String>,
     /// Folder of the initial student
     #[arg(long, value_name = "DIR")]
     pub student: PathBuf,

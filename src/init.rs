@@ -27,7 +27,12 @@ pub fn run(args: &cli::Init) -> Result<()> {
             .hint("choose another file with --out")
             .usage();
     }
-    let teacher = ModelConfig::read(&args.teacher).usage()?;
+    let teacher = if is_served(args) {
+        ModelConfig::read_served(&args.teacher)
+    } else {
+        ModelConfig::read(&args.teacher)
+    };
+    let teacher = teacher.usage()?;
     let student = ModelConfig::read(&args.student).usage()?;
     let domains = find_domains(args)?;
     look_into(&domains)?;
@@ -36,6 +41,10 @@ pub fn run(args: &cli::Init) -> Result<()> {
     let (count, out) = (domains.len(), args.out.display());
     say(&format!("{count} domains in {out}; next: ddk check {out}"));
     Ok(())
+}
+
+fn is_served(args: &cli::Init) -> bool {
+    !args.teacher_server.is_empty()
 }
 
 /// Finds the domains for the configuration. Each domain has one file or folder.
@@ -159,7 +168,15 @@ fn render(
         domain_name(&name.file_name().unwrap_or_default().to_string_lossy())
     };
     let positions = teacher.max_positions().min(student.max_positions());
-    let length = positions.min(2048);
+    let is_served = is_served(args);
+    // A server needs a context that is one token longer than the sequences.
+    let length = (positions - i64::from(is_served)).min(2048);
+    let devices = if is_served {
+        let servers = toml::Value::from(args.teacher_server.clone());
+        format!("servers = {servers}    # one entry per replica; see docs/teachers.md\n")
+    } else {
+        "# devices = [\"cuda:0\"]    # one entry per replica; \"cuda:0+cuda:1\" spreads one over two GPUs\n".to_owned()
+    };
     let of_path = |path: &Path| toml::Value::from(path.display().to_string());
     let (of_teacher, of_student) = (of_path(&args.teacher), of_path(&args.student));
     let mut text = format!(
@@ -171,8 +188,7 @@ fn render(
          sequence_length = {length}    # tokens per sequence\n\
          validation_fraction = 0.05   # share of documents held out, chosen by a hash of their content\n\
          validation_documents = 500\n\n\
-         [teacher]\nmodel = {of_teacher}\n\
-         # devices = [\"cuda:0\"]    # one entry per replica; \"cuda:0+cuda:1\" spreads one over two GPUs\n\
+         [teacher]\nmodel = {of_teacher}\n{devices}\
          # dtype = \"bf16\"\n\n\
          [student]\nmodel = {of_student}\n\
          # device = \"cuda:1\"\n# dtype = \"bf16\"\n\n\

@@ -17,8 +17,8 @@ use std::{io::Write, process::ExitCode};
 use clap::Parser;
 use cli::{Cli, Command};
 use ddk_jobs::{
-    bench, check, compare, demo, eval, export, hint, prepare, pretrain, report, signals::Signals,
-    train,
+    bench, check, compare, demo, eval, export, hint, label, prepare, pretrain, report,
+    signals::Signals, train,
 };
 
 fn main() -> ExitCode {
@@ -50,6 +50,7 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Prepare(args) => prepare::run(args, &signals()?),
         Command::Data(args) => data::run(args, out),
         Command::Pretrain(args) => pretrain::run(args, &signals()?),
+        Command::Label(args) => label::run(args, &signals()?),
         Command::Train(args) => train::run(args, &signals()?, out),
         Command::Compare(args) => compare::run(args, &signals()?, out),
         Command::Watch { run } => watch::run(run, out),

@@ -10,11 +10,12 @@ use std::{
 
 /// Crates in layers. A crate may depend only on crates in earlier layers.
 const LAYERS: &[&[&str]] = &[
-    &["ddk-files", "ddk-order"],
+    &["ddk-files", "ddk-order", "ddk-serving"],
     &[
         "ddk-kernel",
         "ddk-torch",
         "ddk-corpus",
+        "ddk-labels",
         "ddk-mixture",
         "ddk-run",
     ],

@@ -1,7 +1,7 @@
 //! Channels between workers. Each end knows its worker's line on the board, its queue's meter and the stop channel, so
 //! a worker's loop only sends and receives.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, never, select_biased};
 use ddk_telemetry::{Queue, ShownQueue, Worker};
@@ -119,15 +119,29 @@ impl<Item> MeteredReceiver<Item> {
     /// # Errors
     /// [`Exit::Done`] if the run ends first.
     pub fn recv_or<Word>(&self, words: &Receiver<Word>) -> Result<Received<Item, Word>, Exit> {
+        let received = self.recv_or_until(words, &never())?;
+        received.ok_or(Exit::Done)
+    }
+
+    /// Works like [`Self::recv_or`], but returns `None` once `deadline` has a message.
+    ///
+    /// # Errors
+    /// [`Exit::Done`] if the run ends first.
+    pub fn recv_or_until<Word>(
+        &self,
+        words: &Receiver<Word>,
+        deadline: &Receiver<Instant>,
+    ) -> Result<Option<Received<Item, Word>>, Exit> {
         self.line.waiting_for_input();
         let received = select_biased! {
             recv(self.stop) -> _ => return Err(Exit::Done),
-            recv(words) -> word => Received::Word(word?),
+            recv(words) -> word => Some(Received::Word(word?)),
             recv(self.end) -> item => {
                 let item = item?;
                 self.meter.iter().for_each(Queue::received);
-                Received::Item(item)
+                Some(Received::Item(item))
             }
+            recv(deadline) -> _ => None,
         };
         self.line.computing();
         Ok(received)

@@ -6,9 +6,9 @@ use std::{ops::RangeInclusive, sync::Arc};
 use ddk_corpus::{Cursor, Sample};
 use ddk_run::{
     MicroBatchSums, SnapshotFile, UpdateStats,
-    records::{EventLine, MixtureLine, StepRecord},
+    records::{EventKind, EventLine, MixtureLine, StepRecord},
 };
-use ddk_telemetry::Progress;
+use ddk_telemetry::{Meter, Progress};
 
 use crate::{MicroBatch, Totals};
 
@@ -54,6 +54,21 @@ pub enum Work {
 /// the evaluation off.
 pub type Between<'a> = &'a dyn Fn(u64, u64) -> bool;
 
+/// The run of a teacher that waits for something outside the process, such as a server.
+pub trait RunLink {
+    /// Whether the run has ended, so that nothing needs the teacher any more.
+    fn is_over(&self) -> bool;
+
+    /// Records an event.
+    fn note(&self, kind: EventKind, message: &str);
+
+    /// Shows the worker as waiting for input, in a phase that lasts until the meter is dropped.
+    fn waiting(&self, phase: &str, unit: &'static str) -> Meter;
+
+    /// Shows the worker as computing again.
+    fn computing(&self);
+}
+
 /// The frozen teacher. It stays on the thread that built it.
 pub trait Teacher {
     /// Its output for a micro-batch.
@@ -61,17 +76,27 @@ pub trait Teacher {
     /// A copy of the student's weights.
     type Weights: Send + 'static;
 
-    /// Labels a micro-batch. Every worker must return the same output for the same batch.
+    /// Labels a micro-batch. Every worker must return the same output for the same batch; `None` if the run ended
+    /// first.
     ///
     /// # Errors
-    /// If the device fails or runs out of memory.
-    fn label(&mut self, batch: &MicroBatch) -> Result<Self::TeacherOutput, PortError>;
+    /// If the device or the server fails, or if the device runs out of memory.
+    fn label(
+        &mut self,
+        batch: &MicroBatch,
+        run: &dyn RunLink,
+    ) -> Result<Option<Self::TeacherOutput>, PortError>;
 
-    /// Perplexity on each domain's validation documents; `None` if `between` cut the evaluation off.
+    /// Perplexity on each domain's validation documents; `None` if the run ended first, or if `between` cut the
+    /// evaluation off.
     ///
     /// # Errors
-    /// If the device fails or runs out of memory.
-    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
+    /// As for [`Self::label`].
+    fn perplexities(
+        &mut self,
+        run: &dyn RunLink,
+        between: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError>;
 
     /// Like [`Self::perplexities`], but for a student with these weights.
     ///

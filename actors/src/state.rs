@@ -230,6 +230,9 @@ pub struct Totals {
     pub paused_seconds: f64,
     /// Floating-point operations of the teacher's labeling.
     pub teacher_flops: f64,
+    /// Floating-point operations of the teacher's labeling that the cache saved.
+    #[serde(default)]
+    pub teacher_flops_saved: f64,
     /// Floating-point operations of the student's training.
     pub student_flops: f64,
     /// Floating-point operations of all evaluations, including the teacher's.

@@ -4,9 +4,9 @@ mod commands;
 mod step_loop;
 mod told;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::{Receiver, Sender, at, never};
 use ddk_telemetry::{Worker, metrics};
 use ractor::ActorRef;
 
@@ -89,17 +89,20 @@ impl<S: Student> StudentWorker<S> {
         }
         let told = &self.told;
         loop {
-            if told.stop.get() && !step_loop.within_step() {
+            if told.stop.get().is_some() && !step_loop.within_step() {
                 return Ok(End::Stopped);
             }
             let began = Instant::now();
             let replica = (step_loop.next_sequence % self.input.len() as u64) as usize;
-            let is_step_done = match self.input[replica].recv_or(&told.commands.end)? {
-                Received::Item(labeled) => step_loop.take(labeled, began)?,
-                Received::Word(command) => {
+            let (input, deadline) = (&self.input[replica], self.deadline());
+            let is_step_done = match input.recv_or_until(&told.commands.end, &deadline)? {
+                Some(Received::Item(labeled)) => step_loop.take(labeled, began)?,
+                Some(Received::Word(command)) => {
                     told.hear(command);
                     false
                 }
+                // The step before this one is saved.
+                None => return Ok(End::Stopped),
             };
             if is_step_done {
                 self.repeat_changes(step_loop.step() + 1)?;
@@ -119,7 +122,7 @@ impl<S: Student> StudentWorker<S> {
             if let Some(reason) = step_loop.limit_reached() {
                 return Ok(End::Finished(reason));
             }
-            if told.stop.get() {
+            if told.stop.get().is_some() {
                 return Ok(End::Stopped);
             }
             if step_loop.save_is_due() {
@@ -137,6 +140,14 @@ impl<S: Student> StudentWorker<S> {
                 return Ok(End::Stopped);
             }
         }
+    }
+
+    /// Until when a stopped run waits for the rest of its step: for half of the grace period, so that the other half is
+    /// left to save. A teacher's server may be away for longer.
+    fn deadline(&self) -> Receiver<Instant> {
+        let grace = self.context.plan.recovery.shutdown_grace_seconds / 2.0;
+        let stop = self.told.stop.get();
+        stop.map_or_else(never, |stop| at(stop + Duration::from_secs_f64(grace)))
     }
 
     /// Ends the run after another worker has failed.

@@ -5,7 +5,8 @@
 use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use ddk_telemetry::{Worker, metrics};
+use ddk_run::records::EventKind;
+use ddk_telemetry::{Meter, Worker, metrics};
 use parking_lot::Mutex;
 use ractor::ActorRef;
 
@@ -14,7 +15,7 @@ use crate::{
     channel::{MeteredReceiver, MeteredSender, Received},
     interval::Evaluation,
     mixture::{IntervalEnd, MixtureMessage},
-    ports::TeacherFactory,
+    ports::{RunLink, TeacherFactory},
     worker::{Context, Exit, Ready},
 };
 
@@ -62,6 +63,25 @@ pub struct TeacherWorker<T: Teacher> {
     pub context: Context,
 }
 
+impl<T: Teacher> RunLink for TeacherWorker<T> {
+    fn is_over(&self) -> bool {
+        self.context.is_over()
+    }
+
+    fn note(&self, kind: EventKind, message: &str) {
+        self.context.note(kind, message);
+    }
+
+    fn waiting(&self, phase: &str, unit: &'static str) -> Meter {
+        self.line.waiting_for_input();
+        self.line.meter(phase, unit)
+    }
+
+    fn computing(&self) {
+        self.line.computing();
+    }
+}
+
 impl<T: Teacher> TeacherWorker<T> {
     /// Runs the worker's thread: labels micro-batches in order. Replica 0 also evaluates the teacher and copies of the
     /// student.
@@ -75,7 +95,7 @@ impl<T: Teacher> TeacherWorker<T> {
         let facts = &self.context.facts;
         if self.replica == 0 && facts.teacher_perplexities.get().is_none() {
             let between = self.between("evaluation of the teacher");
-            let perplexities = teacher.perplexities(&between)?.ok_or(Exit::Done)?;
+            let perplexities = teacher.perplexities(self, &between)?.ok_or(Exit::Done)?;
             let _ = facts.teacher_perplexities.set(perplexities);
             let _ = self.scheduler.cast(MixtureMessage::TeacherEvaluated);
         }
@@ -92,7 +112,7 @@ impl<T: Teacher> TeacherWorker<T> {
                 None => self.next(&mut teacher)?,
             };
             let (began, busy) = (Instant::now(), teacher.busy_seconds());
-            let signal = teacher.label(&batch)?;
+            let signal = teacher.label(&batch, self)?.ok_or(Exit::Done)?;
             let teacher_seconds = began.elapsed().as_secs_f64();
             tokens.increment(batch.tokens());
             *facts.teacher_busy.lock() += teacher.busy_seconds() - busy;

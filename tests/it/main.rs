@@ -31,6 +31,7 @@ mod needs_text;
 mod objectives;
 mod pages;
 mod pretrain;
+mod served;
 mod service;
 mod signals;
 mod tools;

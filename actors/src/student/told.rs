@@ -19,8 +19,8 @@ use crate::{
 pub struct Told {
     /// The channel that they arrive on.
     pub commands: MeteredReceiver<StudentCommand>,
-    /// Whether to save and end.
-    pub(super) stop: Cell<bool>,
+    /// When the student was told to save and end, if it was.
+    pub(super) stop: Cell<Option<Instant>>,
     /// Whether another worker has failed.
     pub(super) abandon: Cell<bool>,
     /// When the current pause began, if any.
@@ -34,7 +34,7 @@ impl Told {
     pub fn new(commands: MeteredReceiver<StudentCommand>) -> Self {
         Self {
             commands,
-            stop: Cell::new(false),
+            stop: Cell::new(None),
             abandon: Cell::new(false),
             paused: Cell::new(None),
             finish: Cell::new(None),
@@ -45,7 +45,7 @@ impl Told {
     /// Records a command.
     pub(super) fn hear(&self, command: StudentCommand) {
         match command {
-            StudentCommand::Stop => self.stop.set(true),
+            StudentCommand::Stop => self.stop.set(self.stop.get().or(Some(Instant::now()))),
             StudentCommand::Abandon => self.abandon.set(true),
             StudentCommand::Finish(reason, after) => self.finish.set(Some((reason, after))),
             StudentCommand::Request(request) => self.requests.borrow_mut().push_back(request),
@@ -60,7 +60,7 @@ impl Told {
 
     /// Whether a recorded command cuts the current work off.
     pub(super) fn is_cut_off(&self) -> bool {
-        self.stop.get() || self.abandon.get()
+        self.stop.get().is_some() || self.abandon.get()
     }
 
     /// The next request, if any. After another worker has failed, none is carried out.

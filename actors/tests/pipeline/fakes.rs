@@ -12,7 +12,8 @@ use std::{
 
 use ddk_actors::{
     Generation, LoopState, MicroBatch, Observer, Outcome, PortError, Rows, Run, RunError,
-    RunHandle, RunPlan, StepReport, StopReason, Student, Teacher, ports::Between,
+    RunHandle, RunPlan, StepReport, StopReason, Student, Teacher,
+    ports::{Between, RunLink},
 };
 use ddk_corpus::{Cursor, Sample, Sequence, Span};
 use ddk_mixture::{Ddk, InitialMixture, Policy};
@@ -273,13 +274,17 @@ impl Teacher for FakeTeacher {
     type TeacherOutput = u64;
     type Weights = FakeCopy;
 
-    fn label(&mut self, batch: &MicroBatch) -> Result<u64, PortError> {
+    fn label(&mut self, batch: &MicroBatch, _: &dyn RunLink) -> Result<Option<u64>, PortError> {
         (self.hook)("label", batch.sequence)?;
         self.labeled += 1;
-        Ok(hash_rows(batch))
+        Ok(Some(hash_rows(batch)))
     }
 
-    fn perplexities(&mut self, _: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
+    fn perplexities(
+        &mut self,
+        _: &dyn RunLink,
+        _: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError> {
         (self.hook)("evaluate teacher", 0)?;
         Ok(Some(vec![2.0, 3.0, 4.0]))
     }
@@ -347,6 +352,7 @@ impl Student for FakeStudent {
                 (StepPhase::Backward, 0.0),
             ]),
             teacher_flops: 30.0 * batch.samples.len() as f64,
+            teacher_flops_saved: 0.0,
             student_flops: 10.0 * batch.samples.len() as f64,
         })
     }

@@ -35,6 +35,16 @@ pub enum EngineError {
         /// Number of ids in the vocabulary.
         vocabulary: i64,
     },
+    /// A label is not as long as its sequence.
+    #[error(
+        "a label of the teacher has {found} bytes, expected {expected}: it belongs to another sequence or model"
+    )]
+    WrongLabel {
+        /// Its bytes.
+        found: usize,
+        /// The bytes of a label of its sequence.
+        expected: usize,
+    },
     /// A file of a checkpoint passed verification but has the wrong content.
     #[error("{file}: {reason}")]
     BadCheckpoint {

@@ -63,6 +63,12 @@ impl FlopCounter {
         forward(&self.teacher, lengths, self.vocabulary) + filters as f64
     }
 
+    /// Operations of [`Self::teacher`] that remain if `rows` have labels already: those of the LM head.
+    pub fn teacher_head(&self, rows: &[&Sequence]) -> f64 {
+        let positions = rows.iter().flat_map(lengths).sum();
+        self.teacher.head(positions, self.vocabulary)
+    }
+
     /// Operations to train the student on `rows`: a forward and a backward pass.
     pub fn student(&self, rows: &[&Sequence]) -> f64 {
         let (lengths, pairs) = (rows.iter().flat_map(lengths), self.pairs);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ddk_corpus::Sequence;
 use ddk_model::Model;
 use ddk_objective::{HeadInput, cross_entropy_sum};
+use tch::Tensor;
 
 use crate::{EngineError, batch::batch_tensors};
 
@@ -41,6 +42,26 @@ impl Evaluation {
     ) -> Result<Option<Vec<f64>>, EngineError> {
         let _no_grad = tch::no_grad_guard();
         let head = model.head_for_products()?;
+        let hidden = |_: &[&Sequence], tokens: &Tensor| -> Result<_, EngineError> {
+            let hidden = model.hidden(tokens, None)?;
+            Ok(Some(hidden.f_flatten(0, -2)?))
+        };
+        self.perplexities_by(&head, between, hidden)
+    }
+
+    /// Works like [`Self::perplexities`], for a model of which only the LM head `[vocab_size, hidden_size]` is here.
+    /// `hidden` returns the hidden states `[rows * time, hidden_size]` of a batch, given its documents and their ids
+    /// `[rows, time]`. If it returns `None`, so does the evaluation.
+    ///
+    /// # Errors
+    /// As for [`Self::perplexities`], or if `hidden` fails.
+    pub fn perplexities_by<E: From<EngineError>>(
+        &self,
+        head: &Tensor,
+        between: &dyn Fn(u64, u64) -> bool,
+        mut hidden: impl FnMut(&[&Sequence], &Tensor) -> Result<Option<Tensor>, E>,
+    ) -> Result<Option<Vec<f64>>, E> {
+        let _no_grad = tch::no_grad_guard();
         let has_predictions = |document: &&Sequence| document.tokens.len() > 1;
         let all = self.validation.iter().flatten();
         let all = all.filter(has_predictions).count() as u64;
@@ -55,15 +76,17 @@ impl Evaluation {
                     return Ok(None);
                 }
                 done += rows.len() as u64;
-                let batch = batch_tensors(rows, self.vocabulary, model.device())?;
-                let hidden = model.hidden(&batch.tokens, None)?;
-                let hidden = hidden.f_flatten(0, -2)?;
+                let batch = batch_tensors(rows, self.vocabulary, head.device())?;
+                let Some(hidden) = hidden(rows, &batch.tokens)? else {
+                    return Ok(None);
+                };
                 let (sum, count) = cross_entropy_sum(
-                    &HeadInput::new(&hidden, &head),
+                    &HeadInput::new(&hidden, head),
                     &batch.labels,
                     self.vocabulary,
                     self.chunk,
-                )?;
+                )
+                .map_err(EngineError::from)?;
                 total += sum;
                 predictions += count;
             }

@@ -2,7 +2,7 @@
 
 use ddk_corpus::Sequence;
 use ddk_model::{Model, safetensors::read_tensors};
-use ddk_torch::TorchError;
+use ddk_torch::{TorchError, threads};
 use tch::{Device, Tensor};
 
 use crate::{
@@ -36,6 +36,10 @@ impl TeacherOutput {
         Ok(())
     }
 }
+
+/// On the CPU, sequences with fewer tokens share no forward pass: libtorch computes very small matrices differently.
+/// The test `labels` finds no difference from 32 tokens on.
+const SHORT: usize = 32;
 
 /// A frozen model, on the worker that built it.
 #[derive(Debug)]
@@ -95,27 +99,64 @@ impl Teacher {
 
     /// Computes the hidden states at every position of `rows`, padded on the right to the longest sequence.
     ///
+    /// On the CPU, a sequence's hidden states do not depend on the other rows, unless layers are sent too.
+    ///
     /// # Errors
     /// If a token id is outside the vocabulary, if a layer to send does not exist, or if the forward pass fails.
     pub fn label(&self, rows: &[&Sequence]) -> Result<TeacherOutput, EngineError> {
         let _no_grad = tch::no_grad_guard();
-        let batch = batch_tensors(rows, self.model.config().vocab_size(), self.model.device())?;
-        let mut passes = Vec::new();
-        for first in (0..rows.len()).step_by(self.batch_rows) {
-            let count = self.batch_rows.min(rows.len() - first);
-            let tokens = batch.tokens.f_narrow(0, first as i64, count as i64)?;
-            let parts = batch.parts.as_deref();
-            let parts = parts.map(|parts| &parts[first..first + count]);
-            let (hidden, layers) = self.model.hidden_and_layers(&tokens, parts, &self.layers)?;
-            let mut outputs = vec![self.send(hidden, None)?];
-            for (index, layer) in layers.into_iter().enumerate() {
-                outputs.push(self.send(layer, self.filters.get(index))?);
-            }
-            passes.push(outputs);
+        let passes = self.passes(rows);
+        let mut outputs = Vec::with_capacity(passes.len());
+        for pass in &passes {
+            let rows: Vec<&Sequence> = pass.iter().map(|row| rows[*row]).collect();
+            outputs.push(self.forward(&rows)?);
         }
-        let mut layers = joined(passes)?;
+        let time = rows.iter().map(|row| row.tokens.len()).max();
+        let time = time.unwrap_or(0).max(1) as i64;
+        let mut layers = joined(rows.len(), time, &passes, outputs)?;
         let hidden = layers.remove(0);
         Ok(TeacherOutput { hidden, layers })
+    }
+
+    /// Groups the rows, by index, that one forward pass computes together.
+    ///
+    /// On the CPU, padding changes the last bits of a row. So does the number of rows if they are short, or if several
+    /// threads share a matrix product. So only rows of one length share a pass there, with a single thread and if they
+    /// are long enough.
+    fn passes(&self, rows: &[&Sequence]) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        if self.model.device() != Device::Cpu || !self.layers.is_empty() {
+            return order
+                .chunks(self.batch_rows)
+                .map(<[usize]>::to_vec)
+                .collect();
+        }
+        let kind = |row: &usize| {
+            let row = rows[*row];
+            (row.tokens.len(), row.document_lengths.is_empty())
+        };
+        order.sort_by_key(kind);
+        let groups = order.chunk_by(|one, other| kind(one) == kind(other));
+        let passes = groups.flat_map(|group| {
+            let shares = threads() == 1 && kind(&group[0]).0 >= SHORT;
+            let most = if shares { self.batch_rows } else { 1 };
+            group.chunks(most).map(<[usize]>::to_vec)
+        });
+        passes.collect()
+    }
+
+    /// One forward pass: the hidden states of the rows, then the outputs of the layers to send.
+    fn forward(&self, rows: &[&Sequence]) -> Result<Vec<Tensor>, EngineError> {
+        let batch = batch_tensors(rows, self.model.config().vocab_size(), self.model.device())?;
+        let parts = batch.parts.as_deref();
+        let (hidden, layers) = self
+            .model
+            .hidden_and_layers(&batch.tokens, parts, &self.layers)?;
+        let mut outputs = vec![self.send(hidden, None)?];
+        for (index, layer) in layers.into_iter().enumerate() {
+            outputs.push(self.send(layer, self.filters.get(index))?);
+        }
+        Ok(outputs)
     }
 
     /// Converts `[batch, time, d_model]` to what the student's worker takes.
@@ -128,14 +169,31 @@ impl Teacher {
     }
 }
 
-/// Joins the outputs of several forward passes.
-fn joined(mut passes: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, TorchError> {
-    if passes.len() == 1 {
-        return Ok(passes.remove(0));
+/// Joins the outputs of several forward passes into tensors of `rows * time` positions, with zeros as padding.
+fn joined(
+    rows: usize,
+    time: i64,
+    passes: &[Vec<usize>],
+    mut outputs: Vec<Vec<Tensor>>,
+) -> Result<Vec<Tensor>, TorchError> {
+    if outputs.len() == 1 {
+        return Ok(outputs.remove(0));
     }
     let of = |output: usize| {
-        let tensors: Vec<&Tensor> = passes.iter().map(|outputs| &outputs[output]).collect();
-        Ok(Tensor::f_cat(&tensors, 0)?)
+        let first = &outputs[0][output];
+        let whole = Tensor::f_zeros(
+            [rows as i64, time, first.size()[1]],
+            (first.kind(), first.device()),
+        )?;
+        for (pass, tensors) in passes.iter().zip(&outputs) {
+            let own = tensors[output].f_unflatten(0, [pass.len() as i64, -1])?;
+            for (index, row) in pass.iter().enumerate() {
+                let own = own.f_select(0, index as i64)?;
+                let place = whole.f_select(0, *row as i64)?;
+                place.f_narrow(0, 0, own.size()[0])?.f_copy_(&own)?;
+            }
+        }
+        Ok(whole.f_flatten(0, 1)?)
     };
-    (0..passes[0].len()).map(of).collect()
+    (0..outputs[0].len()).map(of).collect()
 }

@@ -86,6 +86,26 @@ pub struct Pretrain {
     pub force: bool,
 }
 
+/// Arguments of [`crate::label`].
+#[derive(Debug, Args)]
+pub struct Label {
+    /// The settings.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Epochs of each domain to label, in the order of run.seed; 1 labels every sequence, and more have the same
+    /// sequences
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = positive)]
+    pub epochs: f64,
+}
+
+fn positive(text: &str) -> Result<f64, &'static str> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite() && *number > 0.0);
+    number.ok_or("expected a number over 0")
+}
+
 /// Arguments of [`crate::train`].
 #[derive(Debug, Clone, Default, Args)]
 pub struct Train {
@@ -141,6 +161,9 @@ pub struct Compare {
     /// Train for a quarter of the steps, in a separate folder
     #[arg(long)]
     pub quick: bool,
+    /// Compute the teacher's outputs in every run, instead of once in a cache that the runs share
+    #[arg(long)]
+    pub no_cache: bool,
     /// Add the scores in a file from lm-evaluation-harness as columns (may be repeated)
     #[arg(long, value_name = "FILE")]
     pub import_scores: Vec<PathBuf>,

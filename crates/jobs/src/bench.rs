@@ -27,8 +27,14 @@ use self::{
     steps::{Batch, PARTS, WARM_UP, alone, overlapped, student_step},
 };
 use crate::{
-    args, config, hint::usage, output::print_json, phase::Phase, progress::say, signals::Signals,
-    train::options, wiring,
+    args, config,
+    hint::{Hint, usage},
+    output::print_json,
+    phase::Phase,
+    progress::say,
+    signals::Signals,
+    train::options,
+    wiring,
 };
 
 /// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
@@ -55,6 +61,7 @@ pub struct Bench {
 pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
     signals.begin(Phase::Bench)?;
+    teacher_is_here(&settings, "ddk bench")?;
     let seconds = args.seconds;
     ensure!(
         (0.0..=MOST_SECONDS).contains(&seconds),
@@ -68,6 +75,22 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
     } else {
         measured.write(out)
     }
+}
+
+/// Fails if servers compute the teacher, because `command` times it on this machine.
+///
+/// # Errors
+/// If `teacher.servers` is set.
+pub(crate) fn teacher_is_here(settings: &Settings, command: &str) -> Result<()> {
+    if !settings.teacher.is_served() {
+        return Ok(());
+    }
+    let servers = settings.teacher.servers.join(", ");
+    Err(anyhow!(
+        "{command} times both models on this machine, but the teacher runs on {servers}"
+    ))
+    .hint("time a teacher on this machine: --set 'teacher.servers=[]'")
+    .usage()
 }
 
 impl Bench {
@@ -124,7 +147,7 @@ impl Bench {
         let (overlapped_seconds, student_waits) = overlapped(&self.models, &self.batch, self.time)?;
         let teacher = teacher.map(|[teacher]| teacher);
         let teacher_seconds = teacher.as_ref().map(|part| part.seconds);
-        let replicas = settings.teacher.devices.len();
+        let replicas = settings.teacher.replicas();
         Ok(Measured {
             rows: settings.training.global_batch_size,
             sequence_length: settings.corpus.sequence_length,
@@ -164,7 +187,7 @@ impl Bench {
     /// Measures the teacher's steps, and the matmuls of its layers.
     fn measure_teacher(&self) -> Result<(f64, [Part; 1])> {
         let placement = wiring::teacher_placement(&self.models.settings.teacher, 0)?;
-        let model = ModelConfig::read(&self.models.folders.teacher)?;
+        let model = self.models.folders.teacher_config()?;
         let products = self.products(&model, placement.compute, placement.devices[0]);
         let operations = [model.flops().hidden(self.lengths())];
         let alone = || Ok([products.forward()?]);

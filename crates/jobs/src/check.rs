@@ -1,6 +1,8 @@
 //! `ddk check`: reports within seconds whether a configuration can run.
 
+mod cache;
 mod memory;
+mod servers;
 
 use std::{io::Write, path::Path, sync::Arc};
 
@@ -18,7 +20,7 @@ use crate::{
     config::{self, required},
     findings::{Findings, fits, tokenizers},
     hint::{Ended, exit},
-    prepare::{self, Outdated},
+    prepare::{self, Corpus, Outdated},
     train::options::{self, most_steps},
     wiring::{self, ModelFolders},
 };
@@ -35,7 +37,15 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
         let done = memory::check(&settings, models, &mut found);
         found.take(done);
     }
-    data(&settings, &mut found);
+    if let Some(models) = models.as_ref().filter(|models| models.folders.is_served) {
+        let done = servers::check(&settings, models, &mut found);
+        found.take(done);
+    }
+    let corpus = data(&settings, &mut found);
+    if let (Some(models), Some(corpus)) = (&models, &corpus) {
+        let done = cache::check(&settings, models, corpus, &mut found);
+        found.take(done);
+    }
     schedule(&settings, &mut found);
     if let (Some(models), true) = (&models, args.forward && found.problems() == 0) {
         let done = forward(&settings, models, &mut found);
@@ -62,10 +72,14 @@ struct Models {
 
 fn models(settings: &Settings, found: &mut Findings<'_>) -> Option<Models> {
     found.title("models");
-    let teacher = found.take(required(settings.teacher.model.clone(), "teacher.model"));
-    let student = found.take(required(settings.student.model.clone(), "student.model"));
-    let folders = ModelFolders::new(teacher?, student?);
-    let teacher = one_model("teacher", &folders.teacher, found);
+    found.take(required(settings.teacher.model.clone(), "teacher.model"));
+    found.take(required(settings.student.model.clone(), "student.model"));
+    let folders = ModelFolders::of(settings).ok()?;
+    let teacher = if folders.head_only {
+        head_only(&folders, found)
+    } else {
+        one_model("teacher", &folders.teacher, found)
+    };
     let student = one_model("student", &folders.student, found);
     let before = found.problems();
     let vocabulary = tokenizers(settings, &folders, found);
@@ -117,8 +131,28 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
     Some((config, parameters))
 }
 
-/// Reports the sequences and epochs of each domain.
-fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
+/// Works like [`one_model`], for a teacher of which only the LM head is needed. Its parameters are estimated.
+fn head_only(folders: &ModelFolders, found: &mut Findings<'_>) -> Option<(ModelConfig, i64)> {
+    let read = || -> Result<(ModelConfig, i64)> {
+        let config = folders.teacher_config()?;
+        Weights::open_head(&folders.teacher, &config)?;
+        let parameters = config.parameter_count()?;
+        Ok((config, parameters))
+    };
+    let (config, parameters) = found.take(read())?;
+    found.line(&format!(
+        "teacher: {}, about {} parameters, of which DDK loads only the LM head ({} columns of width {}), in {}",
+        config.architecture(),
+        count(parameters),
+        config.vocab_size(),
+        config.hidden_size(),
+        folders.teacher.display()
+    ));
+    Some((config, parameters))
+}
+
+/// Reports the sequences and epochs of each domain. Returns the corpus if it is prepared.
+fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     found.title("data");
     let before = found.problems();
     let (options, tokenizer) = found.take(prepare::options(settings))?;
@@ -175,7 +209,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
         table.row(row.into_iter().chain(passes));
     }
     found.line(table.to_string().trim_end());
-    Some(())
+    Some(corpus)
 }
 
 fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
@@ -235,12 +269,13 @@ fn forward(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Re
         vocabulary,
         chunk: default_chunk(vocabulary, parse_device(&settings.student.device)?),
     };
-    let teacher = wiring::teacher_placement(&settings.teacher, 0);
+    let teacher = (!models.folders.head_only).then(|| {
+        let placement = wiring::teacher_placement(&settings.teacher, 0);
+        ("teacher", &models.folders.teacher, placement)
+    });
     let student = wiring::student_placement(&settings.student);
-    for (role, folder, placement) in [
-        ("teacher", &models.folders.teacher, teacher),
-        ("student", &models.folders.student, student),
-    ] {
+    let student = ("student", &models.folders.student, student);
+    for (role, folder, placement) in teacher.into_iter().chain([student]) {
         let measure = || -> Result<f64> {
             let model = Model::load(folder, &placement?)?;
             let measured = evaluation.perplexities(&model, &|_, _| false)?;

@@ -136,7 +136,7 @@ fn same_inputs(plan: &Plan) -> Result<()> {
     for run in plan.runs.iter().filter(|run| Inputs::are_in(&run.folder)) {
         let inputs = Inputs::of_run(&run.folder)?;
         let (other, theirs) = first.get_or_insert_with(|| (&run.folder, inputs.clone()));
-        if *theirs != inputs {
+        if theirs.changed(&inputs).is_some() {
             return Err(anyhow!(
                 "{} and {} do not have the same models and data",
                 other.display(),

@@ -41,6 +41,8 @@ pub enum Phase {
     Leave,
     /// `ddk eval` evaluates.
     Evaluate,
+    /// `ddk label` labels.
+    Label,
     /// `ddk bench` measures.
     Bench,
     /// `ddk compare` reads runs, or writes their comparison.
@@ -82,6 +84,7 @@ impl Phase {
             ),
             Self::Leave => ("closing", "nothing is lost"),
             Self::Evaluate => ("evaluating", AGAIN),
+            Self::Label => ("labeling", "the same command labels the rest"),
             Self::Bench => ("measuring", AGAIN),
             Self::Compare => ("comparing", "the same command resumes; finished runs stay"),
         }

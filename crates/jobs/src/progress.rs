@@ -121,10 +121,15 @@ impl Drop for Reporter {
 /// # Errors
 /// If the folder holds no weights.
 pub fn hash_weights(folder: &Path) -> Result<String, ModelError> {
+    Ok(hash_tensors(folder, &Weights::open(folder)?))
+}
+
+/// Hashes some weights of a model's folder.
+pub fn hash_tensors(folder: &Path, weights: &Weights) -> String {
     let reporter = Reporter::new(LONGEST_SILENCE.as_secs_f64());
     let meter = reporter.meter(&format!("hashing {}", folder.display()), "MB");
     let tell = |done, total| reporter.report(&meter.at(done >> 20, total >> 20));
-    Ok(Weights::open(folder)?.hash(tell))
+    weights.hash(tell)
 }
 
 /// Prints the progress of a distillation.

@@ -4,6 +4,7 @@ mod changes;
 pub(crate) mod filters;
 mod fork;
 pub(crate) mod inputs;
+pub(crate) mod labels;
 pub(crate) mod options;
 mod phases;
 mod policy;
@@ -28,6 +29,7 @@ use self::{
 };
 use crate::{
     args,
+    bench::teacher_is_here,
     checkpoints::{self, go_back},
     config::{self, run_folder},
     hint::{must_hold, usage, with_hint},
@@ -73,6 +75,9 @@ pub fn distill(
 ) -> Result<()> {
     let path = run_folder(settings)?;
     signals.begin_job(settings)?;
+    if args.serial_baseline > 0 {
+        teacher_is_here(settings, "--serial-baseline")?;
+    }
     let settings = &threads::chosen(settings, &path, signals)?;
     let begun = RunFolder::holds_a_run(&path);
     let (new, restart, shown) = (args.no_resume, args.restart, path.display());

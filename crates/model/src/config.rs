@@ -84,6 +84,19 @@ impl ModelConfig {
     /// # Errors
     /// If the file is missing or invalid, or if the model is not supported. The error names the setting.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        Self::read_by(folder, families::design)
+    }
+
+    /// Works like [`Self::read`], for a model that a server computes: DDK reads only its LM head, so every
+    /// architecture and quantization is supported. [`Self::parameter_count`] and the FLOPs are then estimates.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn read_served(folder: &Path) -> Result<Self, ModelError> {
+        Self::read_by(folder, families::served_design)
+    }
+
+    fn read_by(folder: &Path, design: families::Family) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
         if !path.exists() {
             return Err(ModelError::NotAModel {
@@ -91,14 +104,18 @@ impl ModelConfig {
                 missing: "config.json",
             });
         }
-        Self::parse(read_json(&path)?, &path)
+        Self::parse_by(read_json(&path)?, &path, design)
     }
 
     fn parse(raw: Value, path: &Path) -> Result<Self, ModelError> {
+        Self::parse_by(raw, path, families::design)
+    }
+
+    fn parse_by(raw: Value, path: &Path, design: families::Family) -> Result<Self, ModelError> {
         let Value::Object(raw) = raw else {
             return Err(ModelError::malformed(path, "not a JSON object"));
         };
-        let design = families::design(Fields { raw: &raw, path })?;
+        let design = design(Fields { raw: &raw, path })?;
         Ok(Self { design, raw })
     }
 
@@ -246,6 +263,42 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_served_model_may_be_of_any_family() {
+        let served = |change: &dyn Fn(&mut Map<String, Value>)| {
+            let mut raw = json!({
+                "architectures": ["NewForCausalLM"], "vocab_size": 300, "hidden_size": 32,
+                "quantization_config": {"quant_method": "awq"},
+            });
+            change(raw.as_object_mut().unwrap());
+            ModelConfig::parse_by(raw, Path::new("m/config.json"), families::served_design)
+        };
+        let config = served(&|_| ()).unwrap();
+        assert_eq!((config.hidden_size(), config.vocab_size()), (32, 300));
+        assert_eq!(config.design().head_name(), "lm_head.weight");
+        let outer = served(&|raw| {
+            let text = Value::Object(raw.clone());
+            *raw =
+                json!({ "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text })
+                    .as_object()
+                    .unwrap()
+                    .clone();
+        });
+        let outer = outer.unwrap();
+        assert_eq!((outer.hidden_size(), outer.vocab_size()), (32, 300));
+        assert!(outer.tied());
+        // A setting that DDK would refuse in its own forward pass does not matter here.
+        let yarn = served(&|raw| {
+            raw.insert("architectures".to_owned(), json!(["LlamaForCausalLM"]));
+            raw.insert("rope_scaling".to_owned(), json!({"rope_type": "yarn"}));
+        });
+        assert_eq!(yarn.unwrap().hidden_size(), 32);
+        let capped =
+            served(&|raw| drop(raw.insert("final_logit_softcapping".to_owned(), json!(30.0))));
+        let error = capped.unwrap_err().to_string();
+        assert!(error.contains("final_logit_softcapping `30`"), "{error}");
     }
 
     /// A size in the file is an i64. Without limits, DDK would allocate, loop over, or multiply by it.

@@ -44,13 +44,20 @@ impl SharedWeights {
         Model::build(config, Parameters::new(Source::Loaded(&get)), placement)
     }
 
-    /// Returns only the LM head, `[vocab_size, hidden_size]`, which a student needs from its teacher.
+    /// Returns only the LM head, `[vocab_size, hidden_size]`, which a student needs from its teacher. Reads no other
+    /// tensor. `config`: the folder's.
     ///
     /// # Errors
     /// If the folder cannot be read or lacks the tensor, or if libtorch fails.
-    pub fn head(&self, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
-        let name = ModelConfig::read(&self.folder)?.design().head_name();
-        self.get(&Weights::open(&self.folder)?, &name, device, kind)
+    pub fn head(
+        &self,
+        config: &ModelConfig,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Tensor, ModelError> {
+        let weights = Weights::open_head(&self.folder, config)?;
+        let name = weights.names().next().unwrap_or_default().to_owned();
+        self.get(&weights, &name, device, kind)
     }
 
     /// Drops the loaded tensors. Their memory is free once no other user holds them.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    ModelError,
+    ModelConfig, ModelError,
     fields::read_json,
     safetensors::{TensorFile, read_tensors},
 };
@@ -44,12 +44,23 @@ impl Weights {
     /// If the folder has no weights, if the weights cannot be read, or if the index names a shard outside the
     /// folder.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        Self::open_with(folder, |_| true)
+    }
+
+    /// Works like [`Self::open`], but opens only the shards with tensors whose names are `wanted`. The other shards
+    /// may be missing.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn open_with(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self, ModelError> {
         let index = folder.join(INDEX);
         let files = if folder.join(SINGLE).exists() {
             vec![read_tensors(&folder.join(SINGLE))?]
         } else if index.exists() {
             let parsed: Index = read_json(&index)?;
-            let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+            let shards = parsed.weight_map.into_iter();
+            let shards = shards.filter(|(name, _)| wanted(name));
+            let shards: BTreeSet<String> = shards.map(|(_, shard)| shard).collect();
             if let Some(shard) = shards.iter().find(|shard| !is_file_name(shard)) {
                 let reason = format!(
                     "the shard {shard:?} is not in the model's folder: expected a file name without a path"
@@ -78,6 +89,31 @@ impl Weights {
             files,
             names,
         })
+    }
+
+    /// Opens the LM head alone. The folder need not hold any other tensor.
+    ///
+    /// # Errors
+    /// As for [`Self::open`], or if the folder lacks the LM head.
+    pub fn open_head(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
+        let name = config.design().head_name();
+        // In a model of text and images, a prefix precedes the names of the language model.
+        let end = format!(".{}", name.trim_start_matches("model."));
+        let is_head = |other: &str| other == name || other.ends_with(&end);
+        let mut weights = Self::open_with(folder, is_head)?;
+        let named = weights.names.keys().filter(|other| is_head(other));
+        // The exact name first, if the folder has it.
+        let head = named.min_by_key(|other| **other != name).cloned();
+        let head = head.unwrap_or(name);
+        weights.names.retain(|other, _| *other == head);
+        let shape = vec![config.vocab_size(), config.hidden_size()];
+        weights.check(&[(head, shape)], |_| false)?;
+        Ok(weights)
+    }
+
+    /// Names of the tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
     }
 
     /// Copies one tensor to `device` in dtype `kind`.
@@ -158,7 +194,46 @@ impl Weights {
 mod tests {
     use std::fs;
 
+    use serde_json::json;
+
     use super::*;
+    use crate::safetensors::write_tensors;
+
+    #[test]
+    fn the_head_alone_is_enough_for_a_served_model() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path();
+        let config =
+            json!({ "architectures": ["NewForCausalLM"], "vocab_size": 6, "hidden_size": 4 });
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        let config = ModelConfig::read_served(folder).unwrap();
+        let write = |shard: &str, name: &str, rows| {
+            let tensor = Tensor::randn([rows, 4], (Kind::Float, Device::Cpu));
+            let mut file = fs::File::create(folder.join(shard)).unwrap();
+            write_tensors(&[(name.to_owned(), tensor)], &[], &mut file).unwrap();
+        };
+        // The shard of the layers is not here.
+        let index = json!({ "weight_map": {
+            "language_model.model.layers.0.mlp.up_proj.weight": "1.safetensors",
+            "language_model.lm_head.weight": "2.safetensors",
+        } });
+        fs::write(folder.join(INDEX), index.to_string()).unwrap();
+        write("2.safetensors", "language_model.lm_head.weight", 6);
+        let head = Weights::open_head(folder, &config).unwrap();
+        assert_eq!(
+            head.names().collect::<Vec<_>>(),
+            ["language_model.lm_head.weight"]
+        );
+        assert!(Weights::open(folder).is_err());
+        for (name, rows, wrong) in [
+            ("language_model.lm_head.weight", 5, "[5, 4]"),
+            ("another.weight", 6, "missing: lm_head.weight"),
+        ] {
+            write("2.safetensors", name, rows);
+            let error = Weights::open_head(folder, &config).unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
 
     #[test]
     fn an_index_never_leads_out_of_its_folder() {

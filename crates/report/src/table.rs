@@ -67,6 +67,15 @@ pub(crate) fn results(summary: &Summary) -> Table {
     table
 }
 
+/// What the teacher's cache saved; empty if nothing.
+pub(crate) fn saved(computed: f64, saved: f64) -> String {
+    if saved == 0.0 {
+        return String::new();
+    }
+    let share = 100.0 * saved / (computed + saved);
+    format!("the teacher's cache saved {saved:.3e} FLOPs, {share:.1} % of the teacher's")
+}
+
 /// Totals and where the time went, one line each.
 pub(crate) fn facts(summary: &Summary) -> Vec<String> {
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
@@ -101,12 +110,14 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             "computed {:.3e} FLOPs: teacher {teacher:.3e}, student {student:.3e}, evaluations {evaluation:.3e}",
             teacher + student + evaluation
         ),
+        saved(teacher, summary.teacher_flops_saved),
         format!(
             "steering (evaluations and mixture) cost {} of the FLOPs and {} of the time",
             percent(summary.mixture_flops_share),
             percent(summary.mixture_seconds_share)
         ),
     ];
+    facts.retain(|fact| !fact.is_empty());
     if let Some(serial) = &summary.serial {
         let ratio = summary.tokens_per_second / serial.tokens_per_second;
         facts.push(format!(

@@ -46,6 +46,7 @@ fn summary() -> Summary {
         overlap: 1.8,
         data_wait_share: 0.001,
         teacher_flops: 2.5e13,
+        teacher_flops_saved: 0.0,
         student_flops: 1.4e13,
         evaluation_flops: 3e11,
         mixture_flops: 2e11,

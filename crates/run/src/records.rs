@@ -196,12 +196,16 @@ impl EventLine {
 pub enum EventKind {
     /// A user changed settings while the run trained.
     Changed,
+    /// The teacher's cache is full, or its disk is: nothing more is added to it.
+    CacheFull,
     /// A user requested an evaluation.
     Evaluated,
     /// A finished run was extended.
     Extended,
     /// The run ended with an error.
     Failed,
+    /// A label in the teacher's cache was damaged, and is computed again.
+    LabelDamaged,
     /// A user paused the run.
     Paused,
     /// An update of the mixture was refused.
@@ -220,6 +224,10 @@ pub enum EventKind {
     SaveFailed,
     /// A checkpoint was saved.
     Saved,
+    /// A server of the teacher does not answer; the run waits for it.
+    ServerAway,
+    /// A server of the teacher answers again.
+    ServerBack,
     /// A damaged checkpoint was set aside.
     SetAside,
     /// A device ran out of memory, and the run was rewound with smaller sizes.
@@ -243,13 +251,14 @@ pub enum EventKind {
 
 impl EventKind {
     /// The normal course of a run; all other kinds are incidents.
-    pub const ROUTINE: [Self; 11] = [
+    pub const ROUTINE: [Self; 12] = [
         Self::Changed,
         Self::Evaluated,
         Self::Extended,
         Self::Paused,
         Self::Resumed,
         Self::Saved,
+        Self::ServerBack,
         Self::Started,
         Self::StartedOver,
         Self::Stopped,
@@ -317,6 +326,9 @@ pub struct Summary {
     /// Floating-point operations of the teacher's labeling, computed from the models' shapes and the tokens that they
     /// processed.
     pub teacher_flops: f64,
+    /// Floating-point operations of the teacher's labeling that the cache saved.
+    #[serde(default)]
+    pub teacher_flops_saved: f64,
     /// Floating-point operations of the student's training, forward and backward.
     pub student_flops: f64,
     /// Floating-point operations of all evaluations: at the start, for each mixture, and at the end. Includes the
@@ -325,7 +337,8 @@ pub struct Summary {
     /// Floating-point operations of the evaluations that decided mixtures: all but the last one, if the policy uses
     /// perplexities.
     pub mixture_flops: f64,
-    /// `mixture_flops / (teacher_flops + student_flops)`: the cost of steering relative to plain distillation.
+    /// `mixture_flops / (teacher_flops + teacher_flops_saved + student_flops)`: the cost of steering relative to plain
+    /// distillation.
     pub mixture_flops_share: f64,
     /// `boundary_seconds / distill_seconds`: the cost of steering in time, including draining and refilling the queues.
     pub mixture_seconds_share: f64,

@@ -24,6 +24,8 @@ pub struct MicroBatchSums {
     pub seconds: PhaseSeconds,
     /// Floating-point operations of the teacher's labeling, including its LM head, which runs on the student's worker.
     pub teacher_flops: f64,
+    /// Floating-point operations of the teacher that the cache saved.
+    pub teacher_flops_saved: f64,
     /// Floating-point operations of the student, forward and backward.
     pub student_flops: f64,
 }
@@ -37,6 +39,7 @@ impl MicroBatchSums {
         self.targets += other.targets;
         self.add_seconds(other.seconds);
         self.teacher_flops += other.teacher_flops;
+        self.teacher_flops_saved += other.teacher_flops_saved;
         self.student_flops += other.student_flops;
     }
 

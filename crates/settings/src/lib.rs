@@ -38,6 +38,7 @@ pub use layers::{Loaded, Origins, load};
 pub use method::Method;
 pub use models::{
     Dtype, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape, Student, Teacher,
+    TeacherCache,
 };
 pub use reference::reference;
 pub use run::{

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smart_default::SmartDefault;
 
-use crate::limits::{LARGE, MANY};
+use crate::limits::{LARGE, LONGEST_SECONDS, MANY};
 
 /// Dtype of a model's matrix products. Softmaxes and losses always use fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -34,17 +34,64 @@ pub struct Teacher {
     /// Dtype of the teacher's weights and matrix products: `fp32`, or `bf16` (for GPUs).
     #[default(Dtype::Fp32)]
     pub dtype: Dtype,
-    /// Maximum sequences per forward pass. Default: a whole micro-batch. Another value changes the last bits of the
-    /// results.
+    /// Maximum sequences per forward pass. Default: a whole micro-batch. On a GPU, another value changes the last bits
+    /// of the results.
     #[schemars(range(min = 1))]
     pub batch_size: Option<u64>,
     /// Number of libtorch threads per replica on the CPU.
     #[default = 1]
     #[schemars(range(min = 1, max = 256))]
     pub threads: usize,
+    /// vLLM servers that compute the teacher's hidden states, one replica per entry: `["http://10.0.0.5:8000"]`. They
+    /// replace `devices`. The folder `model` then needs only config.json, the tokenizer and the LM head. See
+    /// docs/teachers.md.
+    #[schemars(extend("examples" = [["http://10.0.0.5:8000"]]))]
+    pub servers: Vec<String>,
+    /// Name of the model on the servers. Default: the only model that they serve.
+    #[schemars(extend("x-may-differ-on-resume" = true))]
+    pub served_model: Option<String>,
+    /// Maximum number of requests that one server works on at a time.
+    #[default = 4]
+    #[schemars(range(min = 1, max = 256), extend("x-may-differ-on-resume" = true))]
+    pub requests_in_flight: usize,
+    /// Seconds after which DDK repeats a request that a server has not answered.
+    #[default = 300.0]
+    #[schemars(range(max = LONGEST_SECONDS), extend("exclusiveMinimum" = 0, "x-may-differ-on-resume" = true))]
+    pub request_timeout_seconds: f64,
+    /// Seconds that the run waits for a server that is away, for example while it restarts. After that, the run fails.
+    #[default = 600.0]
+    #[schemars(range(min = 0, max = LONGEST_SECONDS), extend("x-may-differ-on-resume" = true))]
+    pub patience_seconds: f64,
+    /// Where DDK keeps the teacher's outputs, so that no run computes them again.
+    #[schemars(extend("x-may-differ-on-resume" = true))]
+    pub cache: TeacherCache,
+}
+
+/// The cache of the teacher's outputs on disk. Runs, seeds and methods share it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TeacherCache {
+    /// Folder of the cache. Default: no cache.
+    pub dir: Option<PathBuf>,
+    /// Maximum size of the folder in bytes. At the limit, DDK stops adding to the cache. Default: no limit.
+    #[schemars(range(min = 1))]
+    pub max_bytes: Option<u64>,
 }
 
 impl Teacher {
+    /// Number of replicas: one per server or per entry of `devices`.
+    pub fn replicas(&self) -> usize {
+        match self.servers.len() {
+            0 => self.devices.len(),
+            servers => servers,
+        }
+    }
+
+    /// Whether servers compute the hidden states.
+    pub fn is_served(&self) -> bool {
+        !self.servers.is_empty()
+    }
+
     /// The devices that hold a replica's layers, in order.
     pub fn devices_of(&self, replica: usize) -> Vec<&str> {
         let replica = self.devices.get(replica);

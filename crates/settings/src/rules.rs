@@ -7,7 +7,7 @@ use std::{
 use ddk_mixture::MixturePolicy;
 
 use crate::{
-    Domain, ExportedStudent, Origins, Pretrain, Settings, Shape,
+    Domain, ExportedStudent, Origins, Pretrain, Settings, Shape, Teacher, ThreadChoice,
     error::{Error, Problem},
     limits::{LARGE, MANY},
 };
@@ -128,6 +128,7 @@ impl Checker<'_> {
             self.device("teacher.devices", device);
         }
         self.device("student.device", &settings.student.device);
+        self.servers(settings);
         let sizes = &settings.training;
         self.batch_sizes("training", sizes.global_batch_size, sizes.micro_batch_size);
         let key = "objective.ted_layers";
@@ -141,6 +142,39 @@ impl Checker<'_> {
         if let Some(index) = indices.find(|index| pairs[..*index].contains(&pairs[*index])) {
             self.refuse(!zero, key, format!("holds {:?} twice", pairs[index]));
         }
+    }
+
+    fn servers(&mut self, settings: &Settings) {
+        let (teacher, key) = (&settings.teacher, "teacher.servers");
+        for server in &teacher.servers {
+            let host = server.strip_prefix("http://");
+            let host = host.or_else(|| server.strip_prefix("https://"));
+            let why =
+                format!("holds \"{server}\", expected an address such as \"http://10.0.0.5:8000\"");
+            self.refuse(host.is_none_or(str::is_empty), key, why);
+        }
+        let is_served = teacher.is_served();
+        // A run's own configuration lists the default.
+        let both = is_served && teacher.devices != Teacher::default().devices;
+        let why =
+            "and `teacher.devices` are both set: a server replaces the devices, so remove one";
+        self.refuse(both, key, why);
+        let why = format!(
+            "is \"{}\", which compares layers, but a server returns only the last hidden states: remove \
+             `teacher.servers`, or choose another objective",
+            settings.objective.name
+        );
+        let layers = settings.objective.has_layers();
+        self.refuse(is_served && layers, "objective.name", why);
+        let auto = settings.pipeline.threads == ThreadChoice::Auto;
+        let why = "is \"auto\", which times the teacher on this machine: with `teacher.servers`, set it to \"manual\"";
+        self.refuse(is_served && auto, "pipeline.threads", why);
+        let alone = !is_served && teacher.served_model.is_some();
+        let why = "is set without `teacher.servers`";
+        self.refuse(alone, "teacher.served_model", why);
+        let alone = teacher.cache.max_bytes.is_some() && teacher.cache.dir.is_none();
+        let why = "is set without `teacher.cache.dir`";
+        self.refuse(alone, "teacher.cache.max_bytes", why);
     }
 
     fn device(&mut self, key: &str, device: &str) {

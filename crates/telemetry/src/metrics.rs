@@ -174,6 +174,23 @@ declare! {
         => Throughput Lines "Utilization by model" "The slower model should be near 100 %. If neither is, look at the \
         waits below.";
 
+    SERVER_SECONDS: HistogramOf Histogram "ddk_teacher_server_request_seconds" Seconds [server]
+        "Seconds from a request to the answer of the teacher's server."
+        => TeacherOutputs Lines "Server: time per request" "Median and 95th percentile. A rise without a change of the \
+        run is a busy server or network.";
+    SERVER_BYTES: CounterOf Counter "ddk_teacher_server_bytes_total" Bytes [server]
+        "Bytes of hidden states that the teacher's server has sent."
+        => TeacherOutputs Lines "Server: bytes per second" "Compare it with the network's bandwidth.";
+    SERVER_RETRIES: CounterOf Counter "ddk_teacher_server_retries_total" Count [server]
+        "Requests that DDK repeated because the server failed or did not answer in time."
+        => TeacherOutputs Events "Server: repeated requests" "None, or a few while a server restarts.";
+    CACHE_SEQUENCES: CounterOf Counter "ddk_teacher_cache_sequences_total" Count [result = hit | miss]
+        "Sequences whose teacher output was in the cache (hit), or was not (miss)."
+        => TeacherOutputs Lines "Cache: sequences per second" "Misses fall to 0 once the cache has every sequence that \
+        the run draws.";
+    CACHE_BYTES: GaugeOf Gauge "ddk_teacher_cache_bytes" Bytes [] "Size of the label set on disk."
+        => TeacherOutputs Lines "Cache: size" "Rises with the misses, up to teacher.cache.max_bytes.";
+
     CHECKPOINT_SECONDS: HistogramOf Histogram "ddk_checkpoint_seconds" Seconds []
         "Seconds to write a checkpoint in the background."
         => Machine Lines "Checkpoint time" "Median and 95th percentile, in the background.";
@@ -208,6 +225,10 @@ declare! {
 
 /// Metrics that only some runs have, and when.
 pub static SOMETIMES: &[(&str, &str)] = &[
+    ("ddk_teacher_server_request_seconds", "with teacher.servers"),
+    ("ddk_teacher_server_bytes_total", "with teacher.servers"),
+    ("ddk_teacher_server_retries_total", "with teacher.servers"),
+    ("ddk_teacher_cache_bytes", "with teacher.cache"),
     ("ddk_device_memory_used_bytes", "if NVML finds a GPU"),
     ("ddk_device_memory_size_bytes", "if NVML finds a GPU"),
     ("ddk_device_utilization_ratio", "if NVML finds a GPU"),

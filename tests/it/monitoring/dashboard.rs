@@ -9,13 +9,14 @@ pub const RUNS: &str = "run=~\"$run\"";
 pub const RATE: &str = "$__rate_interval";
 
 /// Rows in order, with their titles.
-const ROWS: [(Row, &str); 7] = [
+const ROWS: [(Row, &str); 8] = [
     (Row::Health, "Health"),
     (Row::Learning, "Learning"),
     (Row::Mixture, "Mixture"),
     (Row::Throughput, "Throughput, and where the time goes"),
     (Row::Domains, "Domains"),
     (Row::Data, "Data"),
+    (Row::TeacherOutputs, "Teacher servers and cache"),
     (Row::Machine, "Machine"),
 ];
 

@@ -58,6 +58,7 @@ impl<S: Student> StepLoop<'_, S> {
             let sums = self.student.accumulate(&batch, labeled.signal)?;
             check_targets(&batch, sums.targets)?;
             self.totals.teacher_flops += sums.teacher_flops;
+            self.totals.teacher_flops_saved += sums.teacher_flops_saved;
             self.totals.student_flops += sums.student_flops;
             for (sample, loss) in batch.samples.iter().zip(&sums.sequences) {
                 let predictions = sample.sequence.num_targets();

@@ -78,7 +78,7 @@ pub(super) fn alone<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send
 pub(super) fn overlapped(models: &Models, batch: &Batch, time: Duration) -> Result<(f64, f64)> {
     let settings = &models.settings;
     let asks_teacher = models.asks_teacher();
-    let replicas = settings.teacher.devices.len();
+    let replicas = settings.teacher.replicas();
     let depth = settings.pipeline.queue_depth;
     let turns = TimeSlice::new(settings.pipeline.time_slicing);
     let queues: Vec<_> = (0..replicas).map(|_| bounded(depth)).collect();
@@ -151,8 +151,7 @@ pub(crate) fn serial(
     steps: u64,
 ) -> Result<Serial> {
     let settings = &models.settings;
-    let threads =
-        settings.teacher.threads * settings.teacher.devices.len() + settings.student.threads;
+    let threads = settings.teacher.threads * settings.teacher.replicas() + settings.student.threads;
     let work = || -> Result<f64> {
         let compute = ComputeContext::enter(threads);
         let teacher = models.asked_teacher()?;

@@ -48,8 +48,10 @@ fn needed<'a>(
         kernel: (student.device.as_str(), student.dtype) == ("cpu", Dtype::Fp32),
         needs_teacher_output: wiring::needs_teacher_output(settings),
         // The student's side shares the teacher's LM head with a replica whose last device is the student's.
-        shared_head: (0..teacher.devices.len())
-            .any(|replica| teacher.devices_of(replica).last() == Some(&student.device.as_str())),
+        shared_head: !models.folders.head_only
+            && (0..teacher.devices.len()).any(|replica| {
+                teacher.devices_of(replica).last() == Some(&student.device.as_str())
+            }),
     };
     let mut devices: BTreeMap<&str, Parts> = BTreeMap::new();
     let mut add = |device, role: &str, parts: Vec<Part>, share: u64| {
@@ -65,7 +67,8 @@ fn needed<'a>(
     // A teacher that does not label is only evaluated, by the first worker.
     let labels = shape.needs_teacher_output;
     let count = if labels { teacher.devices.len() } else { 1 };
-    for replica in 0..count {
+    let here = if models.folders.head_only { 0 } else { count };
+    for replica in 0..here {
         *replicas.entry(teacher.devices_of(replica)).or_default() += 1;
     }
     for (spread, count) in &replicas {
@@ -82,7 +85,7 @@ fn needed<'a>(
         add(&student.device, "student", vec![copy], 1);
     }
     let depth = settings.pipeline.queue_depth as u64;
-    let queue = queue_memory(&models.teacher, &shape, depth, teacher.devices.len() as u64);
+    let queue = queue_memory(&models.teacher, &shape, depth, teacher.replicas() as u64);
     add(&student.device, "run", vec![queue], 1);
     let of_run = vec![program_memory(), snapshot_memory(&models.student)?];
     add("cpu", "run", of_run, 1);
@@ -134,7 +137,7 @@ fn free_bytes(device: &str) -> Option<u64> {
     Some(available.min(limit))
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let bytes = bytes as f64;
     match bytes {
         _ if bytes >= 1e9 => format!("{:.2} GB", bytes / 1e9),

@@ -1,10 +1,14 @@
 //! Plans the runs of a comparison.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{Loaded, Method, Settings};
+use rustix::fs::statvfs;
 
 use crate::{args, config, hint::Hint, train::options::most_steps};
 
@@ -19,6 +23,8 @@ pub(super) struct Plan {
     pub(super) folder: PathBuf,
     /// The settings that all runs have in common.
     pub(super) base: Settings,
+    /// Settings of the teacher's cache that the runs share, unless the configuration has one or the user wants none.
+    cache: Vec<String>,
     pub(super) methods: Vec<Method>,
     pub(super) seeds: Vec<u64>,
     /// One entry per swept value, or a single `None` without a sweep.
@@ -65,9 +71,14 @@ impl Plan {
         methods.retain(|method| seen.insert(*method));
         let sweep = args.sweep.as_deref().map(swept).transpose()?;
         let seeds: Vec<u64> = (0..args.seeds).map(|index| base.run.seed + index).collect();
+        let cache = match &base.teacher.cache.dir {
+            None if !args.no_cache => shared_cache(&folder),
+            _ => Vec::new(),
+        };
         let mut plan = Self {
             name,
             folder,
+            cache,
             base,
             methods,
             seeds,
@@ -95,6 +106,7 @@ impl Plan {
         let mut label = method.to_string();
         let quarter = args.quick.then(|| quarter(&self.base)).transpose()?;
         let mut sets = quarter.unwrap_or_default();
+        sets.extend_from_slice(&self.cache);
         if let Some((key, value)) = swept {
             label.push_str(&format!("-{key}-{}", config::plain_name(value)));
             sets.push(format!("{key}={value}"));
@@ -213,4 +225,18 @@ fn quarter(settings: &Settings) -> Result<Vec<String>> {
         Some(format!("{}={}", setting.path, value.div_ceil(divisor)))
     });
     Ok(shrunk.collect())
+}
+
+/// Settings of a cache in the comparison's folder. It may fill half of the disk's free space, because checkpoints need
+/// room too.
+fn shared_cache(folder: &Path) -> Vec<String> {
+    let dir = toml::Value::from(folder.join("teacher-cache").display().to_string());
+    let mut sets = vec![format!("teacher.cache.dir={dir}")];
+    // The folder may not exist yet.
+    let existing = folder.ancestors().find(|folder| folder.exists());
+    if let Ok(disk) = statvfs(existing.unwrap_or(Path::new("."))) {
+        let free = disk.f_bavail * disk.f_frsize;
+        sets.push(format!("teacher.cache.max_bytes={}", (free / 2).max(1)));
+    }
+    sets
 }

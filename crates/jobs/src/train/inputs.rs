@@ -6,21 +6,30 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use ddk_labels::LabelSet;
+use ddk_model::Weights;
 use ddk_run::{Overrides, RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
 use super::{changes, threads};
 use crate::{
-    config, findings::fits, hint::Hint, prepare::Corpus, progress::hash_weights,
+    config,
+    findings::fits,
+    hint::Hint,
+    prepare::Corpus,
+    progress::{hash_tensors, hash_weights},
     wiring::ModelFolders,
 };
 
 /// Hashes of everything besides the settings that a run's results depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
-    /// The teacher's tensors.
+    /// The teacher's tensors; empty if only the LM head is here.
     teacher: String,
+    /// The teacher's LM head.
+    #[serde(default)]
+    teacher_head: String,
     /// The part of its config.json that affects the computation.
     teacher_config: String,
     /// The student's tensors at the start.
@@ -44,7 +53,11 @@ impl Inputs {
     /// If a model cannot be read, if teacher and student have the same weights, or if a model is too small for the
     /// tokenizer or the sequence length.
     pub fn of(folders: &ModelFolders, corpus: &Corpus, sequence_length: usize) -> Result<Self> {
-        let teacher = hash_weights(&folders.teacher)?;
+        let teacher = if folders.head_only {
+            String::new()
+        } else {
+            hash_weights(&folders.teacher)?
+        };
         let student = hash_weights(&folders.student)?;
         if folders.has_teacher && teacher == student {
             return Err(anyhow!(
@@ -55,16 +68,35 @@ impl Inputs {
             .hint("set teacher.model to the larger model's folder")
             .usage();
         }
-        let configs = folders.configs()?;
         let size = (corpus.tokenizer.vocabulary(), sequence_length);
+        let configs = folders.configs()?;
         fits("teacher", &folders.teacher, &configs.0, size)?;
         fits("student", &folders.student, &configs.1, size)?;
-        let domains = corpus.domains.iter();
         Ok(Self {
             teacher,
-            teacher_config: configs.0.hash()?,
             student,
-            student_config: configs.1.hash()?,
+            ..Self::without_weights(folders, corpus, sequence_length)?
+        })
+    }
+
+    /// Hashes everything but the weights, of which it hashes only the teacher's LM head.
+    ///
+    /// # Errors
+    /// If a model cannot be read.
+    pub(crate) fn without_weights(
+        folders: &ModelFolders,
+        corpus: &Corpus,
+        sequence_length: usize,
+    ) -> Result<Self> {
+        let (teacher, student) = folders.configs()?;
+        let head = Weights::open_head(&folders.teacher, &teacher)?;
+        let domains = corpus.domains.iter();
+        Ok(Self {
+            teacher: String::new(),
+            teacher_head: hash_tensors(&folders.teacher, &head),
+            teacher_config: teacher.hash()?,
+            student: String::new(),
+            student_config: student.hash()?,
             tokenizer: corpus.tokenizer.hash().to_owned(),
             corpus: domains
                 .map(|domain| (domain.name().to_owned(), domain.content_hash().to_owned()))
@@ -91,6 +123,7 @@ impl Inputs {
     fn hashes(&self) -> impl Iterator<Item = (String, &String)> {
         let models = [
             ("teacher's weights", &self.teacher),
+            ("teacher's LM head", &self.teacher_head),
             ("teacher's config.json", &self.teacher_config),
             ("student's weights", &self.student),
             ("student's config.json", &self.student_config),
@@ -103,10 +136,29 @@ impl Inputs {
     }
 
     /// Returns the first input whose hash differs from an earlier run's, with both hashes. Both lists have the same
-    /// domains, because the settings name them.
-    fn changed<'a>(&'a self, then: &'a Self) -> Option<(String, &'a String, &'a String)> {
+    /// domains, because the settings name them. An input that is unknown in one of them does not differ.
+    pub(crate) fn changed<'a>(
+        &'a self,
+        then: &'a Self,
+    ) -> Option<(String, &'a String, &'a String)> {
         let mut pairs = then.hashes().zip(self.hashes());
-        pairs.find_map(|((what, then), (_, now))| (then != now).then_some((what, then, now)))
+        pairs.find_map(|((what, then), (_, now))| {
+            let differ = then != now && !then.is_empty() && !now.is_empty();
+            differ.then_some((what, then, now))
+        })
+    }
+
+    /// Returns what the teacher's outputs depend on: names and values. The teacher's weights are left out.
+    pub(super) fn of_labels(&self) -> impl Iterator<Item = (String, String)> {
+        let others = self
+            .hashes()
+            .filter(|(what, _)| !what.starts_with("student") && what != "teacher's weights");
+        others.map(|(what, hash)| (what, hash.clone()))
+    }
+
+    /// Hash of all tensors of the teacher; `None` if only the LM head is here.
+    pub(super) fn teacher_weights(&self) -> Option<&str> {
+        Some(&*self.teacher).filter(|hash| !hash.is_empty())
     }
 
     /// Checks that teacher, student and tokenizer are those of the other run. The data may differ.
@@ -182,19 +234,40 @@ impl Inputs {
         .usage()
     }
 
-    /// Returns the cached perplexities of the teacher. It is frozen, so DDK measures them once and keeps them
-    /// beside the corpus.
-    pub fn cached_perplexities(&self, settings: &Settings) -> Option<Vec<f64>> {
-        let text = fs::read_to_string(self.perplexities_file(settings)).ok()?;
-        let known: Vec<f64> = serde_json::from_str(&text).ok()?;
+    /// Returns the known perplexities of the teacher. It is frozen, so DDK measures them once and keeps them: in the
+    /// label set, or beside the corpus without a cache.
+    pub(crate) fn known_perplexities(
+        &self,
+        settings: &Settings,
+        labels: Option<&LabelSet>,
+    ) -> Option<Vec<f64>> {
+        let known: Vec<f64> = if let Some(set) = labels {
+            let kept = set.record(&of_evaluation(settings)).ok()??;
+            serde_json::from_value(kept).ok()?
+        } else {
+            let text = fs::read_to_string(self.perplexities_file(settings)).ok()?;
+            serde_json::from_str(&text).ok()?
+        };
         (known.len() == self.corpus.len()).then_some(known)
     }
 
-    /// Caches the teacher's perplexities. If that fails, the next run measures them again.
-    pub fn keep_perplexities(&self, settings: &Settings, perplexities: &[f64]) {
-        let path = self.perplexities_file(settings);
-        let text = serde_json::json!(perplexities).to_string();
-        if let Err(error) = ddk_files::write_atomically(&path, text.as_bytes()) {
+    /// Keeps the teacher's perplexities. If that fails, the next run measures them again.
+    pub(crate) fn keep_perplexities(
+        &self,
+        settings: &Settings,
+        labels: Option<&LabelSet>,
+        perplexities: &[f64],
+    ) {
+        let values = serde_json::json!(perplexities);
+        let kept = if let Some(set) = labels {
+            set.keep_record(&of_evaluation(settings), &values)
+                .map_err(anyhow::Error::from)
+        } else {
+            let path = self.perplexities_file(settings);
+            let written = ddk_files::write_atomically(&path, values.to_string().as_bytes());
+            written.map_err(anyhow::Error::from)
+        };
+        if let Err(error) = kept {
             tracing::warn!(%error, "cannot store the teacher's perplexities");
         }
     }
@@ -222,11 +295,26 @@ impl Inputs {
     }
 }
 
+/// Name of the teacher's perplexities in a label set, by the settings that affect them.
+fn of_evaluation(settings: &Settings) -> String {
+    let by = (
+        settings.objective.completion_only_loss,
+        settings.objective.chunk_size,
+        settings.evaluation.batch_size,
+    );
+    let text = serde_json::to_vec(&by).unwrap_or_default();
+    format!("perplexities-{}", &blake3::hash(&text).to_hex()[..16])
+}
+
 /// Fails if these settings would change the results of the run in this folder.
 pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
     let then = config::of_run(folder)?;
     let mut now = settings.clone();
     threads::adopt(&mut now, &then);
+    if now.teacher.is_served() && then.teacher.is_served() {
+        // The servers may have moved.
+        now.teacher.servers.clone_from(&then.teacher.servers);
+    }
     let Some(change) = difference(&then, &now)? else {
         return Ok(());
     };
@@ -297,7 +385,7 @@ mod tests {
             let names = section.keys.iter().filter(|key| key.may_differ);
             let names: Vec<&str> = names.map(|key| key.path.as_str()).collect();
             if names.len() == section.keys.len() {
-                may_differ.extend(section.path.split('.').next());
+                may_differ.extend(section.path.split(".*").next());
             } else {
                 may_differ.extend(names);
             }

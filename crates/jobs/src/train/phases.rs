@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, Policy};
 use ddk_run::{CheckpointStore, RunFolder};
-use ddk_settings::{InitialMixture, MixturePolicy, ObjectiveName, Settings};
+use ddk_settings::{InitialMixture, MixturePolicy, ObjectiveName, Settings, Teacher};
 
 use super::{
     changes,
@@ -72,11 +72,20 @@ fn proxy(settings: &Settings, folder: &Path, steps: u64) -> Settings {
     let mut phase = common(settings, folder, PROXY, steps);
     phase.mixture.policy = MixturePolicy::DoremiProxy;
     phase.mixture.initial = InitialMixture::Equal;
-    phase.teacher.model = Some(folder.join(REFERENCE).join("student"));
     // Each replica fits on one device, because it is as small as the student.
-    for replica in &mut phase.teacher.devices {
-        replica.truncate(replica.find('+').unwrap_or(replica.len()));
-    }
+    let first = |replica: &String| replica.split('+').take(1).collect();
+    let devices = if settings.teacher.is_served() {
+        vec![settings.student.device.clone()]
+    } else {
+        settings.teacher.devices.iter().map(first).collect()
+    };
+    phase.teacher = Teacher {
+        model: Some(folder.join(REFERENCE).join("student")),
+        devices,
+        batch_size: settings.teacher.batch_size,
+        threads: settings.teacher.threads,
+        ..Teacher::default()
+    };
     phase.teacher.dtype = settings.student.dtype;
     phase
 }

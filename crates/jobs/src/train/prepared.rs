@@ -5,11 +5,13 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use anyhow::{Result, anyhow};
 use ddk_actors::{Live, RunPlan, StopReason};
 use ddk_engine::Evaluation;
+use ddk_labels::LabelSet;
 use ddk_settings::{ExportedStudent, ObjectiveName, Settings};
 
 use super::{
     filters,
     inputs::Inputs,
+    labels,
     options::{self, Length, most_steps, objective, steps_of_intervals},
 };
 use crate::{
@@ -31,6 +33,8 @@ pub(super) struct Prepared {
     pub(super) inputs: Inputs,
     pub(super) length: Length,
     pub(super) evaluation: Evaluation,
+    /// The cache of the teacher's outputs, if the run has one.
+    pub(super) labels: Option<Arc<LabelSet>>,
     pub(super) plan: RunPlan,
     /// The mean weights of DoReMi's proxy, if this run is DoReMi's third phase and the proxy has run.
     pub(super) doremi: Option<Vec<f64>>,
@@ -73,6 +77,7 @@ pub(super) fn prepare_run(
     signals.begin(Phase::Hash)?;
     let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
     room_for_a_step(settings, &corpus)?;
+    let labels = labels::of_run(settings, &folders, &inputs)?;
     let evaluation = prepare::evaluation(settings, &corpus)?;
     let mut options = options::of_student(settings, evaluation.vocabulary, filters)?;
     options.schedule.total_steps = length.steps;
@@ -91,6 +96,7 @@ pub(super) fn prepare_run(
         inputs,
         length,
         evaluation,
+        labels,
         plan,
         doremi: None,
         faults: signals.faults(),
@@ -143,7 +149,7 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         keep_best: keeps_best(settings),
         max_passes: settings.mixture.max_epochs,
         queue_depth: settings.pipeline.queue_depth,
-        replicas: settings.teacher.devices.len(),
+        replicas: settings.teacher.replicas(),
         live: Live::new(settings.clone()),
         gamma: objective.divergence_weight(),
         layer_weight: (settings.objective.name == ObjectiveName::Ted)

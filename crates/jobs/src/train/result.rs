@@ -178,11 +178,12 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
         overlap: busy / distill,
         data_wait_share: totals.data_wait_seconds / distill / prepared.plan.replicas as f64,
         teacher_flops: totals.teacher_flops,
+        teacher_flops_saved: totals.teacher_flops_saved,
         student_flops: totals.student_flops,
         evaluation_flops: totals.evaluation_flops,
         mixture_flops: totals.mixture_flops,
         mixture_flops_share: totals.mixture_flops
-            / (totals.teacher_flops + totals.student_flops).max(1.0),
+            / (totals.teacher_flops + totals.teacher_flops_saved + totals.student_flops).max(1.0),
         mixture_seconds_share: totals.boundary_seconds / distill,
         peak_rss_bytes: peak_resident_bytes().unwrap_or(0),
         stop_reason: reason,

@@ -8,7 +8,6 @@ use std::{
 use anyhow::Result;
 use ddk_actors::{End, Generation, LoopState, Observer, Outcome, Run, RunError, Totals};
 use ddk_engine::StudentOptions;
-use ddk_model::ModelConfig;
 use ddk_run::{
     CheckpointStore, Journal, Opened, Override, Overrides, Retention, RunFolder, Source,
     records::EventKind, view::State,
@@ -86,6 +85,9 @@ pub(super) fn work(
         Ok::<_, anyhow::Error>(ended)
     })?;
     assembly.printer.finish();
+    if let Some(Err(error)) = prepared.labels.as_ref().map(|set| set.flush()) {
+        tracing::warn!(%error, "cannot write the last labels to the teacher's cache");
+    }
     let journal = assembly.journal.lock().take();
     let note = |kind, message: &str| {
         journal.as_ref().map(|journal| journal.note(kind, message));
@@ -106,7 +108,8 @@ pub(super) fn work(
     // Empty for a fork that is stopped before its first step, and for a run without a teacher.
     if let Some(teacher) = teacher.filter(|teacher| !teacher.is_empty()) {
         let settings = &prepared.models.settings;
-        prepared.inputs.keep_perplexities(settings, teacher);
+        let labels = prepared.labels.as_deref();
+        prepared.inputs.keep_perplexities(settings, labels, teacher);
     }
     let seconds_before = assembly.seconds_before.get().copied();
     Ok((outcome, seconds_before.unwrap_or_default()))
@@ -226,7 +229,10 @@ impl Assembly {
         let known = match teacher {
             _ if !models.folders.has_teacher => Some(Vec::new()),
             Some(teacher) if !teacher.is_empty() => Some(teacher.clone()),
-            _ => prepared.inputs.cached_perplexities(&models.settings),
+            _ => {
+                let labels = prepared.labels.as_deref();
+                prepared.inputs.known_perplexities(&models.settings, labels)
+            }
         };
         let options = StudentOptions {
             chunk: options::chunk(&recovered, models.options.vocabulary)?,
@@ -258,6 +264,7 @@ impl Assembly {
                 options,
             },
             evaluation,
+            labels: prepared.labels.clone(),
             faults: Arc::clone(&prepared.faults),
         });
         Ok(Generation {
@@ -299,9 +306,9 @@ fn records(prepared: &Prepared) -> Result<Vec<Record>> {
 /// including those of TED's layers.
 fn queue_bytes(prepared: &Prepared) -> Result<u64> {
     let (models, settings) = (&prepared.models, &prepared.models.settings);
-    let width = ModelConfig::read(&models.folders.teacher)?.hidden_size() as u64;
+    let width = models.folders.teacher_config()?.hidden_size() as u64;
     let positions = settings.training.micro_batch_size * settings.corpus.sequence_length as u64;
-    let batches = (settings.pipeline.queue_depth * settings.teacher.devices.len()) as u64;
+    let batches = (settings.pipeline.queue_depth * settings.teacher.replicas()) as u64;
     let filters = models.options.filters.as_ref();
     let layers = 1 + filters.map_or(0, |filters| filters.pairs.len() as u64);
     let layers = u64::from(models.asks_teacher()) * layers;

@@ -5,14 +5,16 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Result;
-use ddk_engine::{FilterStage, FlopCounter, Student, StudentOptions, Teacher, Trainable};
+use anyhow::{Result, bail};
+use ddk_engine::{
+    FilterStage, FlopCounter, LabelFormat, Student, StudentOptions, Teacher, Trainable,
+};
 use ddk_mixture::Needs;
-use ddk_model::{LmHead, Model, ModelConfig, ModelError, Placement, SharedWeights};
+use ddk_model::{LmHead, Model, ModelConfig, ModelError, Placement, SharedWeights, Weights};
 use ddk_objective::Detail;
 use ddk_settings::{Dtype, Settings};
 use ddk_torch::{ComputeContext, DeviceError, TimeSlice, parse_device};
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 
 use crate::{config::required, train::options};
 
@@ -33,6 +35,11 @@ pub struct ModelFolders {
     pub frozen: Arc<SharedWeights>,
     /// False if the student learns from the text alone.
     pub has_teacher: bool,
+    /// Whether servers compute the teacher.
+    pub is_served: bool,
+    /// Whether DDK may use nothing of the teacher's folder but the LM head: the teacher is served, or the folder holds
+    /// no more and the cache has the rest.
+    pub head_only: bool,
 }
 
 impl ModelFolders {
@@ -42,6 +49,8 @@ impl ModelFolders {
             teacher,
             student,
             has_teacher: true,
+            is_served: false,
+            head_only: false,
         }
     }
 
@@ -52,7 +61,17 @@ impl ModelFolders {
     pub fn of(settings: &Settings) -> Result<Self> {
         let teacher = required(settings.teacher.model.clone(), "teacher.model")?;
         let student = required(settings.student.model.clone(), "student.model")?;
-        Ok(Self::new(teacher, student))
+        let mut folders = Self::new(teacher, student);
+        folders.is_served = settings.teacher.is_served();
+        let is_whole = || -> Result<(), ModelError> {
+            Model::check(
+                &folders.teacher_config()?,
+                &Weights::open(&folders.teacher)?,
+            )
+        };
+        folders.head_only =
+            folders.is_served || (settings.teacher.cache.dir.is_some() && is_whole().is_err());
+        Ok(folders)
     }
 
     /// Reads the configurations of teacher and student.
@@ -60,8 +79,27 @@ impl ModelFolders {
     /// # Errors
     /// If a `config.json` cannot be read or describes a model that is not supported.
     pub fn configs(&self) -> Result<(ModelConfig, ModelConfig), ModelError> {
-        let teacher = ModelConfig::read(&self.teacher)?;
-        Ok((teacher, ModelConfig::read(&self.student)?))
+        Ok((self.teacher_config()?, ModelConfig::read(&self.student)?))
+    }
+
+    /// Reads the configuration of the teacher.
+    ///
+    /// # Errors
+    /// As for [`Self::configs`].
+    pub fn teacher_config(&self) -> Result<ModelConfig, ModelError> {
+        if self.is_served {
+            ModelConfig::read_served(&self.teacher)
+        } else {
+            ModelConfig::read(&self.teacher)
+        }
+    }
+
+    /// Loads the teacher's LM head.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or lacks the LM head, or if libtorch fails.
+    pub fn head(&self, device: Device, kind: Kind) -> Result<Tensor, ModelError> {
+        self.frozen.head(&self.teacher_config()?, device, kind)
     }
 
     /// Returns the folders for a student that learns from the text alone.
@@ -105,7 +143,11 @@ impl Models {
     /// If a device cannot be used.
     pub fn teacher_context(&self, replica: usize, turns: &TimeSlice) -> Result<ComputeContext> {
         let teacher = &self.settings.teacher;
-        let mut devices = teacher_placement(teacher, replica)?.devices;
+        let mut devices = if teacher.is_served() {
+            Vec::new()
+        } else {
+            teacher_placement(teacher, replica)?.devices
+        };
         devices.push(parse_device(&self.settings.student.device)?);
         let context = ComputeContext::beside_others(teacher.threads, &devices, turns);
         Ok(context?)
@@ -129,6 +171,13 @@ impl Models {
     /// lacks a filter.
     pub fn teacher(&self, replica: usize) -> Result<Teacher> {
         let settings = &self.settings.teacher;
+        if self.folders.head_only {
+            let folder = self.folders.teacher.display();
+            bail!(
+                "the cache lacks an output of the teacher, and {folder} holds only its LM head: run `ddk label` with \
+                 this configuration where the whole teacher is"
+            );
+        }
         let placement = teacher_placement(settings, replica)?;
         let model = self.folders.frozen.model(&placement)?;
         let rows = settings.batch_size.map_or(usize::MAX, |rows| rows as usize);
@@ -138,6 +187,28 @@ impl Models {
             Some(filters) => Ok(teacher.with_filters(filters)?),
             None => Ok(teacher),
         }
+    }
+
+    /// Loads the teacher's LM head to the student's device.
+    ///
+    /// # Errors
+    /// As for [`ModelFolders::head`], or if `student.device` cannot be used.
+    pub fn teacher_head(&self) -> Result<Tensor> {
+        let device = parse_device(&self.settings.student.device)?;
+        Ok(self
+            .folders
+            .head(device, kind(self.settings.teacher.dtype))?)
+    }
+
+    /// Returns the form of the teacher's labels.
+    ///
+    /// # Errors
+    /// If the teacher's `config.json` cannot be read.
+    pub fn label_format(&self) -> Result<LabelFormat, ModelError> {
+        Ok(LabelFormat {
+            hidden_size: self.folders.teacher_config()?.hidden_size(),
+            kind: kind(self.settings.teacher.dtype),
+        })
     }
 
     /// Builds the first worker's teacher, if its output is needed.
@@ -154,7 +225,7 @@ impl Models {
     /// If `student.device` cannot be used, if a model cannot be loaded, or if the checkpoint does not match.
     pub fn student(&self, checkpoint: Option<&Path>) -> Result<Student> {
         let (model, kind) = (self.initial()?, kind(self.settings.teacher.dtype));
-        let head = || self.folders.frozen.head(model.device(), kind);
+        let head = || self.folders.head(model.device(), kind);
         let head = self.asks_teacher().then(head).transpose()?;
         let options = self.options.clone();
         Ok(Student::new(model, options, head, checkpoint)?)

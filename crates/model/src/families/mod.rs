@@ -6,6 +6,7 @@ mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod served;
 
 use crate::{
     ModelError,
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// Turns a configuration into the spec of the decoder that it describes.
-type Family = fn(Fields<'_>) -> Result<ArchitectureSpec, ModelError>;
+pub(crate) type Family = fn(Fields<'_>) -> Result<ArchitectureSpec, ModelError>;
 
 /// Families by the architecture name in `config.json`.
 const FAMILIES: [(&str, Family); 6] = [
@@ -26,19 +27,21 @@ const FAMILIES: [(&str, Family); 6] = [
     ("GPTBigCodeForCausalLM", gpt_bigcode::design),
 ];
 
+/// The architecture's name, and its family if DDK has it.
+fn family(fields: Fields<'_>) -> (&str, Option<Family>) {
+    let list = fields.get("architectures");
+    let name = list.and_then(|list| list.get(0)?.as_str());
+    let name = name.unwrap_or_default();
+    let found = FAMILIES.iter().find(|(of, _)| *of == name);
+    (name, found.map(|(_, family)| *family))
+}
+
 /// Returns the spec of the model that a configuration describes. Refuses unsupported settings by name.
 pub(crate) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
-    let architectures: Vec<&str> = fields
-        .get("architectures")
-        .and_then(|list| list.as_array())
-        .map(|list| list.iter().filter_map(|name| name.as_str()).collect())
-        .unwrap_or_default();
-    let family = FAMILIES
-        .iter()
-        .find(|(name, _)| architectures.first() == Some(name));
-    let Some((_, of_family)) = family else {
+    let (name, family) = family(fields);
+    let Some(of_family) = family else {
         let supported = FAMILIES.map(|(name, _)| name).join(", ");
-        return Err(fields.unsupported("architecture", architectures.join(", "), supported));
+        return Err(fields.unsupported("architecture", name, supported));
     };
     if let Some(quantization) = fields.get("quantization_config") {
         let method = quantization.get("quant_method").unwrap_or(quantization);
@@ -47,7 +50,20 @@ pub(crate) fn design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError>
             .map_or_else(|| method.to_string(), ToOwned::to_owned);
         return Err(fields.unsupported("quantization", method, "weights in f32, f16 or bf16"));
     }
-    let design = of_family(fields)?;
+    checked(of_family(fields)?, fields)
+}
+
+/// Works like [`design`], for a model that a server computes. Accepts every architecture and quantization.
+pub(crate) fn served_design(fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
+    let of_family = family(fields).1.map(|of_family| of_family(fields));
+    // A setting that DDK cannot compute does not matter: the server computes it.
+    match of_family {
+        Some(Ok(design)) => checked(design, fields),
+        _ => checked(served::design(fields)?, fields),
+    }
+}
+
+fn checked(design: ArchitectureSpec, fields: Fields<'_>) -> Result<ArchitectureSpec, ModelError> {
     design.check().map_err(|reason| fields.malformed(reason))?;
     Ok(design)
 }

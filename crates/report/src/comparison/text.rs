@@ -10,6 +10,7 @@ use crate::{
     document::{Block, Table},
     scores::shown,
     statistics::{Paired, Spread},
+    table::saved,
 };
 
 pub(super) fn blocks(comparison: &Comparison) -> Vec<Block> {
@@ -81,7 +82,8 @@ fn of_group(group: &Group, reference: Option<&str>) -> Vec<Block> {
                  reference and proxy, TED's filters) included. Evaluation and mixture: what steering takes, as a \
                  share of the training's operations and of its time; methods that do not steer measure at the start \
                  and at the end only.";
-    section("Cost", about, Some(costs(group, reference)));
+    let about = format!("{about}{}", cached(group));
+    section("Cost", &about, Some(costs(group, reference)));
     if let Some(scores) = scores(group) {
         let about = "By lm-evaluation-harness, imported with `--import-scores`; higher is better.";
         section("Scores", about, Some(scores));
@@ -163,6 +165,24 @@ fn tokens(group: &Group) -> Table {
     Table::new(header(&[], group, &["total tokens"])).with(group.methods.iter().map(of_method))
 }
 
+/// What the shared cache of the teacher saved; empty if nothing.
+fn cached(group: &Group) -> String {
+    let sum = |of: fn(&MethodResult) -> &Spread| {
+        let values = group.methods.iter().flat_map(|method| &of(method).values);
+        values.sum::<f64>()
+    };
+    let saved = saved(
+        sum(|method| &method.teacher_flops),
+        sum(|method| &method.teacher_flops_saved),
+    );
+    match &*saved {
+        "" => String::new(),
+        saved => {
+            format!(" The table counts them as without a cache. In all runs together, {saved}.")
+        }
+    }
+}
+
 fn costs(group: &Group, reference: Option<&str>) -> Table {
     let against = find(&group.methods, reference);
     let flops = ["teacher FLOPs", "student FLOPs", "evaluation FLOPs"].map(str::to_owned);
@@ -176,16 +196,16 @@ fn costs(group: &Group, reference: Option<&str>) -> Table {
     let header = row("method", flops.into_iter().chain(more).chain(shares));
     let of_method = |method: &MethodResult| {
         let flops = [
-            &method.teacher_flops,
-            &method.student_flops,
-            &method.evaluation_flops,
+            method.uncached_teacher_flops(),
+            method.student_flops.mean,
+            method.evaluation_flops.mean,
         ];
         let more = against.map(|against| {
             let more = method.all_flops() / against.all_flops() - 1.0;
             format!("{:+.2} %", 100.0 * more)
         });
         let shares = [&method.mixture_flops_share, &method.mixture_seconds_share];
-        let flops = flops.map(|flops| format!("{:.3e}", flops.mean));
+        let flops = flops.map(|flops| format!("{flops:.3e}"));
         let shares = shares.map(|share| format!("{:.2} %", 100.0 * share.mean));
         let seconds = format!("{:.0} s", method.seconds.mean);
         let cells = flops.into_iter().chain(more).chain(shares);

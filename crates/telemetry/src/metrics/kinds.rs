@@ -47,6 +47,7 @@ pub enum Row {
     Throughput,
     Domains,
     Data,
+    TeacherOutputs,
     Machine,
 }
 

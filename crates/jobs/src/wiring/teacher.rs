@@ -1,0 +1,303 @@
+//! Connects the teacher's port to what computes its hidden states (a model in this process, or a server) and to the
+//! cache on disk.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use ddk_actors::{
+    MicroBatch, PortError, Work,
+    ports::{Between, RunLink},
+};
+use ddk_corpus::Sequence;
+use ddk_engine::{Teacher, TeacherOutput};
+use ddk_labels::{LabelSet, Report};
+use ddk_model::Model;
+use ddk_run::records::EventKind;
+use ddk_telemetry::metrics;
+use ddk_torch::{give_freed_memory_back, parse_device};
+use tch::Tensor;
+
+use super::{Context, port_error, sequences, served::Served};
+use crate::faults::Place;
+
+/// A micro-batch's output of the teacher.
+pub struct Labeled {
+    pub output: TeacherOutput,
+    /// Whether each sequence's label was in the cache.
+    pub cached: Vec<bool>,
+}
+
+/// Labels of sequences, in order.
+pub(crate) struct Found {
+    labels: Vec<Vec<u8>>,
+    /// Whether each was in the cache.
+    cached: Vec<bool>,
+}
+
+/// What computes the teacher's hidden states.
+enum Source {
+    /// A model in this process. With a cache, it is loaded for the first label that is missing.
+    Model(Option<Box<Teacher>>),
+    Server(Box<Served>),
+}
+
+/// A teacher on its worker.
+pub struct TeacherPort {
+    context: Context,
+    replica: usize,
+    source: Source,
+    /// Whether batches need the teacher's output.
+    needs_output: bool,
+    /// Holds copies of the student that are evaluated here; built for the first one.
+    copy: Option<Model>,
+}
+
+impl TeacherPort {
+    /// Builds the teacher of a replica. `known`: whether the teacher's perplexities are known. A worker that neither
+    /// labels nor measures holds no model.
+    pub(super) fn new(context: Context, replica: usize, known: bool) -> Result<Self, PortError> {
+        let models = &context.ports.models;
+        let needs_output = models.asks_teacher();
+        let source = if models.settings.teacher.is_served() {
+            let served = Served::new(models, replica);
+            Source::Server(Box::new(
+                served.map_err(|error| port_error(error, Work::Label))?,
+            ))
+        } else {
+            Source::Model(None)
+        };
+        let mut port = Self {
+            source,
+            needs_output,
+            replica,
+            copy: None,
+            context,
+        };
+        let has_work = needs_output || (replica == 0 && !known);
+        if has_work && port.context.ports.labels.is_none() {
+            port.load()?;
+        }
+        Ok(port)
+    }
+
+    /// Loads the model, if the teacher is one.
+    fn load(&mut self) -> Result<(), PortError> {
+        if let Source::Model(teacher @ None) = &mut self.source {
+            let (models, replica) = (&self.context.ports.models, self.replica);
+            let loaded = self.context.work(Work::Label, || models.teacher(replica))?;
+            *teacher = Some(Box::new(loaded));
+        }
+        Ok(())
+    }
+
+    /// Labels sequences together; `None` if the run ended first.
+    fn compute(
+        &mut self,
+        rows: &[&Sequence],
+        run: &dyn RunLink,
+    ) -> Result<Option<TeacherOutput>, PortError> {
+        self.load()?;
+        match &mut self.source {
+            Source::Model(teacher) => {
+                let label = || {
+                    Ok(teacher
+                        .as_ref()
+                        .map(|teacher| teacher.label(rows))
+                        .transpose()?)
+                };
+                Ok(self.context.work_in_turn(Work::Label, label)?.0)
+            }
+            Source::Server(served) => match served.labels(rows, run)? {
+                Some(labels) => Ok(Some(self.join(rows, &labels)?)),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// Labels each sequence as if it were the only one, so that its label does not depend on the others.
+    fn compute_alone(
+        &mut self,
+        rows: &[&Sequence],
+        run: &dyn RunLink,
+    ) -> Result<Option<Vec<Vec<u8>>>, PortError> {
+        self.load()?;
+        match &mut self.source {
+            Source::Model(teacher) => {
+                let format = self.context.ports.models.label_format();
+                let format = format.map_err(|error| port_error(error, Work::Label))?;
+                let label = |row| -> Result<Option<Vec<u8>>> {
+                    let Some(teacher) = teacher.as_ref().filter(|_| !run.is_over()) else {
+                        return Ok(None);
+                    };
+                    Ok(Some(format.label(&teacher.label(&[row])?.hidden)?))
+                };
+                let label = || rows.iter().map(|row| label(row)).collect();
+                Ok(self.context.work_in_turn(Work::Label, label)?.0)
+            }
+            Source::Server(served) => served.labels(rows, run),
+        }
+    }
+
+    /// Returns the labels of sequences, and whether each was in the cache. Adds the others to the cache.
+    pub(crate) fn look_up(
+        &mut self,
+        set: &LabelSet,
+        rows: &[&Sequence],
+        run: &dyn RunLink,
+    ) -> Result<Option<Found>, PortError> {
+        let cache = |error| port_error(error, Work::Label);
+        let ids: Vec<[u8; 32]> = rows.iter().map(|row| row.id()).collect();
+        let mut labels = Vec::with_capacity(rows.len());
+        for id in &ids {
+            labels.push(set.get(id).map_err(cache)?);
+        }
+        let cached: Vec<bool> = labels.iter().map(Option::is_some).collect();
+        let is_missing = |index: &usize| !cached[*index];
+        let missing: Vec<usize> = (0..rows.len()).filter(is_missing).collect();
+        if !missing.is_empty() {
+            let rows: Vec<&Sequence> = missing.iter().map(|index| rows[*index]).collect();
+            let Some(computed) = self.compute_alone(&rows, run)? else {
+                return Ok(None);
+            };
+            for (index, label) in missing.iter().zip(computed) {
+                set.put(&ids[*index], &label).map_err(cache)?;
+                labels[*index] = Some(label);
+            }
+            metrics::CACHE_BYTES.with(&[]).set(set.stats().bytes as f64);
+        }
+        let hits = (rows.len() - missing.len()) as u64;
+        metrics::CACHE_SEQUENCES.with(&["hit"]).increment(hits);
+        metrics::CACHE_SEQUENCES
+            .with(&["miss"])
+            .increment(missing.len() as u64);
+        for report in set.take_reports() {
+            let kind = match report {
+                Report::Damaged { .. } => EventKind::LabelDamaged,
+                _ => EventKind::CacheFull,
+            };
+            run.note(kind, &report.to_string());
+        }
+        let labels = labels.into_iter().flatten().collect();
+        Ok(Some(Found { labels, cached }))
+    }
+
+    /// Joins the labels of a batch for the student's device.
+    fn join(&self, rows: &[&Sequence], labels: &[Vec<u8>]) -> Result<TeacherOutput, PortError> {
+        let models = &self.context.ports.models;
+        self.context.work(Work::Label, || {
+            let device = parse_device(&models.settings.student.device)?;
+            Ok(TeacherOutput {
+                hidden: models.label_format()?.hidden(rows, labels, device)?,
+                layers: Vec::new(),
+            })
+        })
+    }
+
+    /// Measures the perplexities of a served teacher with its LM head.
+    fn served_perplexities(
+        &mut self,
+        run: &dyn RunLink,
+        between: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let ports = Arc::clone(&self.context.ports);
+        let head = || ports.models.teacher_head();
+        let head = self.context.work(Work::Evaluate, head)?;
+        let hidden = |rows: &[&Sequence], _: &Tensor| -> Result<Option<Tensor>> {
+            let output = self.compute(rows, run)?;
+            Ok(output.map(|output| output.hidden))
+        };
+        let measured = ports.evaluation.perplexities_by(&head, between, hidden);
+        measured.map_err(|error| port_error(error, Work::Evaluate))
+    }
+}
+
+impl ddk_actors::Teacher for TeacherPort {
+    type TeacherOutput = Option<Labeled>;
+    type Weights = Vec<Tensor>;
+
+    fn label(
+        &mut self,
+        batch: &MicroBatch,
+        run: &dyn RunLink,
+    ) -> Result<Option<Option<Labeled>>, PortError> {
+        let ports = Arc::clone(&self.context.ports);
+        let nan = ports.faults.worker(Place::Teacher, batch.step)?;
+        if !self.needs_output {
+            return Ok(Some(None));
+        }
+        let rows = sequences(batch);
+        let labeled = match &ports.labels {
+            None => {
+                let output = self.compute(&rows, run)?;
+                output.map(|output| (output, vec![false; rows.len()]))
+            }
+            Some(set) => match self.look_up(set, &rows, run)? {
+                Some(found) => Some((self.join(&rows, &found.labels)?, found.cached)),
+                None => None,
+            },
+        };
+        let Some((mut output, cached)) = labeled else {
+            return Ok(None);
+        };
+        if nan {
+            let poisoned = output.poison();
+            poisoned.map_err(|error| port_error(error, Work::Label))?;
+        }
+        Ok(Some(Some(Labeled { output, cached })))
+    }
+
+    fn perplexities(
+        &mut self,
+        run: &dyn RunLink,
+        between: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        self.load()?;
+        let ports = Arc::clone(&self.context.ports);
+        let perplexities = match &self.source {
+            Source::Model(teacher) => self.context.work(Work::Evaluate, || {
+                let teacher = teacher.as_ref().context("the teacher is not loaded")?;
+                Ok(ports.evaluation.perplexities(teacher.model(), between)?)
+            })?,
+            Source::Server(_) => self.served_perplexities(run, between)?,
+        };
+        if let (false, Source::Model(teacher)) = (self.needs_output, &mut self.source) {
+            // Nothing else needs the teacher.
+            *teacher = None;
+            ports.models.folders.frozen.forget();
+        }
+        // Evaluation batches are larger than later ones.
+        give_freed_memory_back();
+        Ok(perplexities)
+    }
+
+    fn perplexities_of(
+        &mut self,
+        weights: &Vec<Tensor>,
+        between: Between<'_>,
+    ) -> Result<Option<Vec<f64>>, PortError> {
+        let (copy, ports) = (&mut self.copy, Arc::clone(&self.context.ports));
+        let copied = || {
+            let model = match copy {
+                Some(model) => model,
+                none => {
+                    let mut model = ports.models.initial()?;
+                    // Trainable like the student: a frozen model computes its layers differently, so the last bits
+                    // would differ.
+                    model.set_trainable(true);
+                    none.insert(model)
+                }
+            };
+            model.set_parameters(weights)?;
+            Ok(&*model)
+        };
+        self.context.evaluate(copied, between)
+    }
+
+    fn busy_seconds(&self) -> f64 {
+        let served = match &self.source {
+            Source::Model(_) => 0.0,
+            Source::Server(served) => served.seconds,
+        };
+        self.context.compute.busy_seconds() + served
+    }
+}
