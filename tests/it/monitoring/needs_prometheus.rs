@@ -184,6 +184,7 @@ fn prometheus_answers_all_that_dashboard_and_rules_ask_about_a_run_with_faults()
         "telemetry.required=true",
         "run.max_steps=1000000",
         "log.samples=false",
+        "teacher.cache.dir=\"cache\"",
         "mixture.interval=20",
         "checkpoint.interval=50",
         // A loss above the mean is a spike.

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use ddk_actors::{
     MicroBatch, PortError, Work,
     ports::{Between, RunLink},
 };
 use ddk_corpus::Sequence;
-use ddk_engine::{Teacher, TeacherOutput};
+use ddk_engine::{LabelFormat, Teacher, TeacherOutput};
 use ddk_labels::{LabelSet, Report};
 use ddk_model::Model;
 use ddk_run::records::EventKind;
@@ -46,6 +46,7 @@ pub struct TeacherPort {
     context: Context,
     replica: usize,
     source: Source,
+    format: LabelFormat,
     /// Whether batches need the teacher's output.
     needs_output: bool,
     /// Holds copies of the student that are evaluated here; built for the first one.
@@ -66,28 +67,23 @@ impl TeacherPort {
         } else {
             Source::Model(None)
         };
+        let format = models.label_format();
         let mut port = Self {
             source,
+            format: format.map_err(|error| port_error(error, Work::Label))?,
             needs_output,
             replica,
             copy: None,
             context,
         };
         let has_work = needs_output || (replica == 0 && !known);
-        if has_work && port.context.ports.labels.is_none() {
-            port.load()?;
+        if has_work
+            && port.context.ports.labels.is_none()
+            && let Source::Model(teacher) = &mut port.source
+        {
+            load(teacher, &port.context, replica)?;
         }
         Ok(port)
-    }
-
-    /// Loads the model, if the teacher is one.
-    fn load(&mut self) -> Result<(), PortError> {
-        if let Source::Model(teacher @ None) = &mut self.source {
-            let (models, replica) = (&self.context.ports.models, self.replica);
-            let loaded = self.context.work(Work::Label, || models.teacher(replica))?;
-            *teacher = Some(Box::new(loaded));
-        }
-        Ok(())
     }
 
     /// Labels sequences together; `None` if the run ended first.
@@ -96,21 +92,16 @@ impl TeacherPort {
         rows: &[&Sequence],
         run: &dyn RunLink,
     ) -> Result<Option<TeacherOutput>, PortError> {
-        self.load()?;
         match &mut self.source {
             Source::Model(teacher) => {
-                let label = || {
-                    Ok(teacher
-                        .as_ref()
-                        .map(|teacher| teacher.label(rows))
-                        .transpose()?)
-                };
+                let teacher = load(teacher, &self.context, self.replica)?;
+                let label = || Ok(Some(teacher.label(rows)?));
                 Ok(self.context.work_in_turn(Work::Label, label)?.0)
             }
-            Source::Server(served) => match served.labels(rows, run)? {
-                Some(labels) => Ok(Some(self.join(rows, &labels)?)),
-                None => Ok(None),
-            },
+            Source::Server(served) => {
+                let labels = served.labels(rows, run)?;
+                labels.map(|labels| self.join(rows, &labels)).transpose()
+            }
         }
     }
 
@@ -120,19 +111,13 @@ impl TeacherPort {
         rows: &[&Sequence],
         run: &dyn RunLink,
     ) -> Result<Option<Vec<Vec<u8>>>, PortError> {
-        self.load()?;
         match &mut self.source {
             Source::Model(teacher) => {
-                let format = self.context.ports.models.label_format();
-                let format = format.map_err(|error| port_error(error, Work::Label))?;
-                let label = |row| -> Result<Option<Vec<u8>>> {
-                    let Some(teacher) = teacher.as_ref().filter(|_| !run.is_over()) else {
-                        return Ok(None);
-                    };
-                    Ok(Some(format.label(&teacher.label(&[row])?.hidden)?))
-                };
-                let label = || rows.iter().map(|row| label(row)).collect();
-                Ok(self.context.work_in_turn(Work::Label, label)?.0)
+                let teacher = load(teacher, &self.context, self.replica)?;
+                let alone = |row| Ok(self.format.label(&teacher.label(&[row])?.hidden)?);
+                let label = || rows.iter().map(|row| alone(row)).collect();
+                let labels: Vec<Vec<u8>> = self.context.work_in_turn(Work::Label, label)?.0;
+                Ok(Some(labels))
             }
             Source::Server(served) => served.labels(rows, run),
         }
@@ -187,7 +172,7 @@ impl TeacherPort {
         self.context.work(Work::Label, || {
             let device = parse_device(&models.settings.student.device)?;
             Ok(TeacherOutput {
-                hidden: models.label_format()?.hidden(rows, labels, device)?,
+                hidden: self.format.hidden(rows, labels, device)?,
                 layers: Vec::new(),
             })
         })
@@ -208,6 +193,22 @@ impl TeacherPort {
         };
         let measured = ports.evaluation.perplexities_by(&head, between, hidden);
         measured.map_err(|error| port_error(error, Work::Evaluate))
+    }
+}
+
+/// Returns the model of a replica, after loading it if that has not happened yet.
+fn load<'a>(
+    teacher: &'a mut Option<Box<Teacher>>,
+    context: &Context,
+    replica: usize,
+) -> Result<&'a Teacher, PortError> {
+    match teacher {
+        Some(teacher) => Ok(teacher),
+        none => {
+            let models = &context.ports.models;
+            let loaded = context.work(Work::Label, || models.teacher(replica))?;
+            Ok(none.insert(Box::new(loaded)))
+        }
     }
 }
 
@@ -251,13 +252,13 @@ impl ddk_actors::Teacher for TeacherPort {
         run: &dyn RunLink,
         between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError> {
-        self.load()?;
         let ports = Arc::clone(&self.context.ports);
-        let perplexities = match &self.source {
-            Source::Model(teacher) => self.context.work(Work::Evaluate, || {
-                let teacher = teacher.as_ref().context("the teacher is not loaded")?;
-                Ok(ports.evaluation.perplexities(teacher.model(), between)?)
-            })?,
+        let perplexities = match &mut self.source {
+            Source::Model(teacher) => {
+                let model = load(teacher, &self.context, self.replica)?.model();
+                let measure = || Ok(ports.evaluation.perplexities(model, between)?);
+                self.context.work(Work::Evaluate, measure)?
+            }
             Source::Server(_) => self.served_perplexities(run, between)?,
         };
         if let (false, Source::Model(teacher)) = (self.needs_output, &mut self.source) {
