@@ -48,10 +48,10 @@ pub enum Command {
     Data(DataCommand),
     /// Train a model with cross-entropy only, as specified in a [pretrain.NAME] section
     Pretrain(Pretrain),
-    /// Compute the teacher's outputs ahead of time, for the cache that teacher.cache names
+    /// Compute the teacher's outputs ahead of time and store them in teacher.cache.dir
     ///
-    /// Labels the sequences that the cache lacks, and measures the teacher's perplexities. Runs that use the cache then
-    /// need only the teacher's LM head.
+    /// Computes what the cache lacks, and measures the teacher's perplexities. Runs that use the cache then need only
+    /// the teacher's config.json, tokenizer and LM head.
     Label(Label),
     /// Distill the teacher into the student, or resume an existing run from its last checkpoint
     Train(Train),
@@ -113,7 +113,7 @@ pub struct Init {
     /// are enough
     #[arg(long, value_name = "DIR")]
     pub teacher: PathBuf,
-    /// vLLM server that computes the teacher (may be repeated), for example http://10.0.0.5:8000
+    /// vLLM server that runs the teacher (may be repeated), for example http://10.0.0.5:8000
     #[arg(long, value_name = "URL")]
     pub teacher_server: Vec<String>,
     /// Folder of the initial student

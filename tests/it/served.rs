@@ -222,7 +222,7 @@ fn a_run_with_a_cache_equals_one_without_and_a_second_run_needs_no_teacher() {
         let mut check = train(&sets);
         check[0] = "check";
         let said = String::from_utf8(second.succeed(&check).stdout).unwrap();
-        assert!(said.contains("sequences looked up have a label"), "{said}");
+        assert!(said.contains("sampled sequences have a label"), "{said}");
         assert_equal(&second, &plain, &packing);
         let saved = summary(&second)["teacher_flops_saved"].as_f64().unwrap();
         let needed = summary(&plain)["teacher_flops"].as_f64().unwrap();
@@ -316,4 +316,17 @@ fn a_damaged_label_is_computed_again_and_a_full_cache_only_stops_growing() {
     small.succeed(&train(&[CACHE, "teacher.cache.max_bytes=50000"]));
     assert_equal(&small, &plain, "full");
     assert_eq!(events(&small, "cache_full").len(), 1);
+    let label = [
+        "label",
+        "config.toml",
+        "--set",
+        CACHE,
+        "--set",
+        "teacher.cache.max_bytes=50000",
+    ];
+    let said = small.fail(1, &label);
+    assert!(
+        said.contains("the cache is full") && said.contains("max_bytes"),
+        "{said}"
+    );
 }

@@ -92,8 +92,7 @@ pub struct Label {
     /// The settings.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Epochs of each domain to label, in the order of run.seed; 1 labels every sequence, and more have the same
-    /// sequences
+    /// Epochs of each domain to label, in the order of run.seed; 1 covers every sequence, and larger values add nothing
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = positive)]
     pub epochs: f64,
 }
@@ -161,7 +160,7 @@ pub struct Compare {
     /// Train for a quarter of the steps, in a separate folder
     #[arg(long)]
     pub quick: bool,
-    /// Compute the teacher's outputs in every run, instead of once in a cache that the runs share
+    /// Compute the teacher's outputs in every run instead of sharing them in a cache
     #[arg(long)]
     pub no_cache: bool,
     /// Add the scores in a file from lm-evaluation-harness as columns (may be repeated)

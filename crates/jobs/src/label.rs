@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -36,11 +36,12 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
         return Err(anyhow!(
             "`teacher.cache.dir` is not set: there is no cache to fill"
         ))
+        .hint("set it in the configuration, or pass --set teacher.cache.dir=DIR")
         .usage();
     }
     if settings.objective.has_layers() {
         let name = settings.objective.name;
-        return Err(anyhow!("`objective.name` is \"{name}\", which does not use the cache: it needs outputs of layers"))
+        return Err(anyhow!("`objective.name` is \"{name}\", which needs outputs of layers: it does not use the cache"))
             .hint("fill the cache with another objective: --set objective.name=forward_kl")
             .usage();
     }
@@ -68,6 +69,7 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
     let known = inputs.known_perplexities(&settings, Some(&set)).is_some();
     let job = Job::new(&settings, &corpus, args.epochs, ports, Arc::clone(&set));
     let perplexities = job.run(known)?;
+    let is_full = job.is_full.into_inner();
     if let Some(perplexities) = perplexities {
         inputs.keep_perplexities(&settings, Some(&set), &perplexities);
     }
@@ -80,6 +82,12 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
         stats.bytes as f64 / 1e9,
         stats.stored
     ));
+    if is_full {
+        return Err(anyhow!(
+            "the cache is full: the other sequences have no label"
+        ))
+        .hint("raise teacher.cache.max_bytes, or free space on the disk");
+    }
     Ok(())
 }
 
@@ -95,6 +103,8 @@ struct Job {
     set: Arc<LabelSet>,
     reporter: Reporter,
     done: AtomicU64,
+    /// Whether the cache or its disk is full.
+    is_full: AtomicBool,
 }
 
 impl Job {
@@ -115,6 +125,7 @@ impl Job {
             set,
             reporter: Reporter::new(settings.log.interval_seconds),
             done: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
         }
     }
 
@@ -180,6 +191,9 @@ impl Job {
                 if waiting.len() == self.rows {
                     label(&mut waiting)?;
                 }
+                if self.is_full.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
             }
         }
         if !waiting.is_empty() {
@@ -205,8 +219,10 @@ impl RunLink for Job {
         false
     }
 
-    fn note(&self, _: EventKind, message: &str) {
+    fn note(&self, kind: EventKind, message: &str) {
         say(message);
+        let is_full = kind == EventKind::CacheFull;
+        self.is_full.fetch_or(is_full, Ordering::Relaxed);
     }
 
     fn waiting(&self, phase: &str, unit: &'static str) -> Meter {

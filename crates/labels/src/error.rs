@@ -12,7 +12,7 @@ pub enum LabelError {
     File(#[from] FileError),
     /// A set that is open for reading only, or that this process may not write.
     #[error(
-        "the label set {} is read-only for this process; get the right to write to it, or choose another folder",
+        "this process cannot write to the label set {}; change the folder's permissions, or choose another folder",
         folder.display()
     )]
     ReadOnly {
@@ -21,7 +21,7 @@ pub enum LabelError {
     },
     /// A provenance file that is not an object of texts.
     #[error(
-        "{} is not a JSON object of texts, so DDK cannot tell what its labels depend on; remove the label set",
+        "{} is not a JSON object of strings, so DDK cannot tell what its labels depend on; remove the label set",
         path.display()
     )]
     BadProvenance {
@@ -32,7 +32,7 @@ pub enum LabelError {
     },
     /// A folder whose provenance differs from the one that its name stands for.
     #[error(
-        "the label set {} has another provenance than its name says ({}); remove the label set",
+        "the label set {} has a provenance that does not match its name ({}); remove the label set",
         folder.display(), differences.join("; ")
     )]
     OtherProvenance {
@@ -42,7 +42,7 @@ pub enum LabelError {
         differences: Vec<String>,
     },
     /// A set that a process has open.
-    #[error("a process uses the label set {}; end it, and remove the label set then", folder.display())]
+    #[error("a process is using the label set {}; end it before you remove the label set", folder.display())]
     InUse {
         /// The set's folder.
         folder: PathBuf,
@@ -55,14 +55,14 @@ pub enum LabelError {
     },
     /// A name of a record that cannot be a file name.
     #[error(
-        "the key `{key}` of a record must be ASCII letters, digits, `-`, `_` and `.`, and not start with `.`"
+        "a record has the key `{key}`, expected ASCII letters, digits, `-`, `_` and `.`, not starting with `.`"
     )]
     BadKey {
         /// The key.
         key: String,
     },
     /// A label whose length does not fit the index.
-    #[error("a label has {bytes} bytes, at most {}", u32::MAX)]
+    #[error("a label has {bytes} bytes, expected at most {}", u32::MAX)]
     TooLong {
         /// The label's length.
         bytes: usize,

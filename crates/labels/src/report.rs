@@ -49,16 +49,16 @@ impl fmt::Display for Report {
                 reason,
             } => write!(
                 f,
-                "{} is damaged at byte {offset} ({reason}); DDK ignores what it cannot verify, and labels it again",
+                "{} is damaged at byte {offset} ({reason}); DDK ignores the damaged part and computes its labels again",
                 file.display()
             ),
             Self::Full { limit } => write!(
                 f,
-                "the label cache has reached its limit of {limit} bytes; DDK stores no more labels, and trains on"
+                "the label cache has reached its limit of {limit} bytes; DDK continues without storing more labels"
             ),
             Self::DiskFull { folder } => write!(
                 f,
-                "the disk of {} has no space left; DDK stores no more labels, and trains on",
+                "the disk that holds {} is full; DDK continues without storing more labels",
                 folder.display()
             ),
         }

@@ -22,8 +22,8 @@ pub enum ServingError {
     BadToken,
     /// The server did not answer for longer than the patience, or not at all when asked once.
     #[error(
-        "the teacher server at {address} {}: {reason}; check the address and the server's log, and start the server \
-         again",
+        "the teacher server at {address} {}: {reason}; check the address and the server's log, and restart \
+         the server if it is down",
         silence(*.seconds)
     )]
     Away {
@@ -36,7 +36,7 @@ pub enum ServingError {
     },
     /// The server requires a token, or another one.
     #[error(
-        "the teacher server at {address} requires its token (HTTP status {status}); set {TOKEN} to the \
+        "the teacher server at {address} requires a valid token (HTTP status {status}); set {TOKEN} to the \
          server's --api-key"
     )]
     Unauthorized {
@@ -47,7 +47,7 @@ pub enum ServingError {
     },
     /// The server refused a request that it would refuse again.
     #[error(
-        "the teacher server at {address} refuses a request with HTTP status {status}: {message}; expected vLLM, \
+        "the teacher server at {address} refused a request with HTTP status {status}: {message}; expected vLLM, \
          started with: {command}"
     )]
     Refused {
@@ -61,7 +61,7 @@ pub enum ServingError {
         command: String,
     },
     /// What answers is not vLLM, or cannot be trusted.
-    #[error("the server at {address} cannot be used as teacher: {reason}")]
+    #[error("DDK cannot use the server at {address} as the teacher: {reason}")]
     Unusable {
         /// The server's address.
         address: String,

@@ -78,7 +78,7 @@ impl TeacherServer {
         let Some(longest) = sent.iter().map(|tokens| tokens.len()).max() else {
             return Ok(Some(vec![Vec::new(); sequences.len()]));
         };
-        let Some(served) = self.served(watch)? else {
+        let Some(served) = self.wait(watch)? else {
             return Ok(None);
         };
         if longest >= served.context {
@@ -109,8 +109,12 @@ impl TeacherServer {
         }))
     }
 
-    /// What the server serves; asks it the first time.
-    fn served(&mut self, watch: &dyn Watch) -> Result<Option<Arc<Description>>, ServingError> {
+    /// What the server serves. Asks it the first time, and waits for a server that is away. Returns `None` once the
+    /// watch is over.
+    ///
+    /// # Errors
+    /// As for [`Self::describe`], or if the outage lasts longer than the patience.
+    pub fn wait(&mut self, watch: &dyn Watch) -> Result<Option<Arc<Description>>, ServingError> {
         if self.served.is_none() {
             let describe: Task<Description> = Arc::new(Client::describe);
             let answers = perform(&self.client, &[describe], self.patience, watch, |_, _| ())?;

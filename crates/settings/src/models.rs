@@ -50,15 +50,15 @@ pub struct Teacher {
     /// Name of the model on the servers. Default: the only model that they serve.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub served_model: Option<String>,
-    /// Maximum number of requests that one server works on at a time.
+    /// Maximum number of concurrent requests per server.
     #[default = 4]
     #[schemars(range(min = 1, max = 256), extend("x-may-differ-on-resume" = true))]
     pub requests_in_flight: usize,
-    /// Seconds after which DDK repeats a request that a server has not answered.
+    /// Seconds after which DDK retries a request that a server has not answered.
     #[default = 300.0]
     #[schemars(range(max = LONGEST_SECONDS), extend("exclusiveMinimum" = 0, "x-may-differ-on-resume" = true))]
     pub request_timeout_seconds: f64,
-    /// Seconds that the run waits for a server that is away, for example while it restarts. After that, the run fails.
+    /// Seconds that the run waits for a server that does not answer, for example during a restart. Then the run fails.
     #[default = 600.0]
     #[schemars(range(min = 0, max = LONGEST_SECONDS), extend("x-may-differ-on-resume" = true))]
     pub patience_seconds: f64,

@@ -156,8 +156,7 @@ impl Checker<'_> {
         let is_served = teacher.is_served();
         // A run's own configuration lists the default.
         let both = is_served && teacher.devices != Teacher::default().devices;
-        let why =
-            "and `teacher.devices` are both set: a server replaces the devices, so remove one";
+        let why = "and `teacher.devices` are both set: a server replaces the devices, so remove one of them";
         self.refuse(both, key, why);
         let why = format!(
             "is \"{}\", which compares layers, but a server returns only the last hidden states: remove \

@@ -175,20 +175,20 @@ declare! {
         waits below.";
 
     SERVER_SECONDS: HistogramOf Histogram "ddk_teacher_server_request_seconds" Seconds [server]
-        "Seconds from a request to the answer of the teacher's server."
-        => TeacherOutputs Lines "Server: time per request" "Median and 95th percentile. A rise without a change of the \
-        run is a busy server or network.";
+        "Seconds from sending a request to the teacher's server to receiving the whole answer."
+        => TeacherOutputs Lines "Server: time per request" "Median and 95th percentile. If it rises while the \
+        run stays the same, the server or network is busy.";
     SERVER_BYTES: CounterOf Counter "ddk_teacher_server_bytes_total" Bytes [server]
         "Bytes of hidden states that the teacher's server has sent."
         => TeacherOutputs Lines "Server: bytes per second" "Compare it with the network's bandwidth.";
     SERVER_RETRIES: CounterOf Counter "ddk_teacher_server_retries_total" Count [server]
-        "Requests that DDK repeated because the server failed or did not answer in time."
+        "Requests that DDK retried because the server failed or did not answer in time."
         => TeacherOutputs Events "Server: repeated requests" "None, or a few while a server restarts.";
     CACHE_SEQUENCES: CounterOf Counter "ddk_teacher_cache_sequences_total" Count [result = hit | miss]
-        "Sequences whose teacher output was in the cache (hit), or was not (miss)."
+        "Sequences that DDK looked up in the teacher's cache, and found (hit) or did not find (miss)."
         => TeacherOutputs Lines "Cache: sequences per second" "Misses fall to 0 once the cache has every sequence that \
         the run draws.";
-    CACHE_BYTES: GaugeOf Gauge "ddk_teacher_cache_bytes" Bytes [] "Size of the label set on disk."
+    CACHE_BYTES: GaugeOf Gauge "ddk_teacher_cache_bytes" Bytes [] "Size of the run's label set on disk."
         => TeacherOutputs Lines "Cache: size" "Rises with the misses, up to teacher.cache.max_bytes.";
 
     CHECKPOINT_SECONDS: HistogramOf Histogram "ddk_checkpoint_seconds" Seconds []

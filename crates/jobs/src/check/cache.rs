@@ -17,7 +17,7 @@ use crate::{
         labels::{Wanted, look_at},
         options::most_steps,
     },
-    wiring::kind,
+    wiring::{kind, needs_teacher_output},
 };
 
 /// Sequences per domain to look up.
@@ -36,7 +36,16 @@ pub(super) fn check(
     found.title("teacher cache");
     if settings.objective.has_layers() {
         let name = settings.objective.name;
-        found.line(&format!("not used: {name} needs the outputs of layers"));
+        found.line(&format!(
+            "not used: {name} needs the outputs of intermediate layers"
+        ));
+        return Ok(());
+    }
+    if !needs_teacher_output(settings) {
+        let name = settings.objective.name;
+        found.line(&format!(
+            "only for the teacher's perplexities: {name} needs no outputs of it"
+        ));
         return Ok(());
     }
     let inputs = Inputs::without_weights(&models.folders, corpus, settings.corpus.sequence_length)?;
@@ -53,7 +62,7 @@ pub(super) fn check(
     let (drawn, bytes) = (drawn.min(rows), tokens * format.token_bytes() as u64);
     let needed = (bytes as f64 * drawn as f64 / rows.max(1) as f64) as u64;
     found.line(&format!(
-        "{drawn} sequences at most, {} of hidden states ({} bytes per token); the whole corpus: {}",
+        "the run draws at most {drawn} sequences: {} of hidden states, {} bytes per token; the whole corpus has {}",
         size(needed),
         format.token_bytes(),
         size(bytes)
@@ -64,7 +73,7 @@ pub(super) fn check(
         };
         let (hits, looked) = hits(settings, corpus, &labels)?;
         found.line(&format!(
-            "label set {}: {} labels, {}; {hits} of {looked} sequences looked up have a label",
+            "label set {}: {} labels, {}; {hits} of {looked} sampled sequences have a label",
             set.name,
             set.labels,
             size(set.bytes)
@@ -83,7 +92,7 @@ pub(super) fn check(
         .filter(|most| *most < needed);
     if let Some(most) = full {
         found.line(&format!(
-            "warning: `teacher.cache.max_bytes` is {}: the run computes the other labels each time",
+            "warning: `teacher.cache.max_bytes` is {}: every run computes the labels that do not fit",
             size(most)
         ));
     }

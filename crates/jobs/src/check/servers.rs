@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{Sequence, first_document};
 use ddk_engine::{Evaluation, LabelFormat};
+use ddk_model::Weights;
 use ddk_objective::default_chunk;
 use ddk_serving::{TeacherServer, Watch, command_line};
 use ddk_settings::Settings;
@@ -28,11 +29,19 @@ pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'
     found.title("teacher servers");
     let documents = documents(settings)?;
     let length = settings.corpus.sequence_length;
-    let command = command_line(&models.folders.teacher.display().to_string(), length);
-    let start = format!("start the server like this:\n{command}");
     // One attempt is enough here.
     let mut teacher = settings.teacher.clone();
     teacher.patience_seconds = 0.0;
+    // vLLM cannot load a folder with the LM head alone.
+    let folder = &models.folders.teacher;
+    let is_whole = Weights::open(folder).is_ok_and(|weights| weights.names().count() > 2);
+    let model = match &teacher.served_model {
+        _ if is_whole => folder.display().to_string(),
+        Some(name) => name.clone(),
+        None => "MODEL".to_owned(),
+    };
+    let command = command_line(&model, length);
+    let start = format!("start the server with:\n{command}");
     for replica in 0..teacher.replicas() {
         let server = server(&teacher, replica, models.teacher.hidden_size()).usage();
         let Some(mut server) = found.take(server) else {
@@ -65,12 +74,12 @@ pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'
         };
         let vocabulary = models.vocabulary;
         found.line(&format!(
-            "the teacher's perplexity is {perplexity:.2} on the first text of each domain, of {vocabulary} tokens"
+            "the teacher's perplexity is {perplexity:.2} on the first text of each domain (vocabulary: {vocabulary})"
         ));
         if !perplexity.is_finite() || perplexity > TOO_LARGE * vocabulary as f64 {
             found.problem(anyhow!(
-                "{}: a perplexity of {perplexity:.2} is far worse than guessing among {vocabulary} tokens; does it \
-                 serve the model in {}?",
+                "{}: a perplexity of {perplexity:.2} is far worse than guessing among {vocabulary} tokens; does \
+                 the server serve the model in {}?",
                 server.address(),
                 models.folders.teacher.display()
             ));

@@ -244,6 +244,9 @@ impl Inputs {
         let known: Vec<f64> = if let Some(set) = labels {
             let kept = set.record(&of_evaluation(settings)).ok()??;
             serde_json::from_value(kept).ok()?
+        } else if settings.teacher.is_served() {
+            // Only a label set knows which model the servers had.
+            return None;
         } else {
             let text = fs::read_to_string(self.perplexities_file(settings)).ok()?;
             serde_json::from_str(&text).ok()?
@@ -258,6 +261,9 @@ impl Inputs {
         labels: Option<&LabelSet>,
         perplexities: &[f64],
     ) {
+        if labels.is_none() && settings.teacher.is_served() {
+            return;
+        }
         let values = serde_json::json!(perplexities);
         let kept = if let Some(set) = labels {
             set.keep_record(&of_evaluation(settings), &values)

@@ -4,11 +4,13 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow};
 use ddk_labels::{LabelSet, Provenance, SetInfo, sets};
-use ddk_settings::Settings;
+use ddk_serving::{ServingError, Watch};
+use ddk_settings::{Settings, Teacher};
 
 use super::inputs::Inputs;
 use crate::{
     hint::Hint,
+    progress::say,
     wiring::{ModelFolders, server},
 };
 
@@ -26,17 +28,20 @@ pub(crate) fn of_run(
     let Some(dir) = dir.filter(|_| !settings.objective.has_layers()) else {
         return Ok(None);
     };
+    let wanted = Wanted::without_teacher(settings, folders, inputs);
     let teacher = if folders.is_served {
-        served(settings, folders)
+        // A set that fits may have every label, so there is no need to wait.
+        let is_needed = wanted.fitting(dir)?.len() != 1;
+        let patience = settings.teacher.patience_seconds;
+        match served(settings, folders, if is_needed { patience } else { 0.0 }) {
+            Err(error) if is_away(&error) => Err(error),
+            known => Ok(known?),
+        }
     } else {
         local(folders, inputs)
     };
-    let wanted = Wanted::without_teacher(settings, folders, inputs);
-    Ok(Some(Arc::new(wanted.open(
-        dir,
-        cache.max_bytes,
-        teacher,
-    )?)))
+    let set = wanted.open(dir, cache.max_bytes, teacher)?;
+    Ok(Some(Arc::new(set)))
 }
 
 /// What a run needs of its label set.
@@ -123,7 +128,8 @@ impl Wanted {
                 let (found, advice) = match names[..] {
                     [] => (
                         "no label set",
-                        "run `ddk label` with this configuration where the teacher is".to_owned(),
+                        "start the teacher's server, or run `ddk label` where the whole teacher is"
+                            .to_owned(),
                     ),
                     _ => (
                         "several label sets",
@@ -163,28 +169,53 @@ fn local(folders: &ModelFolders, inputs: &Inputs) -> Result<[String; 2]> {
     ])
 }
 
-/// Name of the model on the first server, and the engine. All servers must agree.
-fn served(settings: &Settings, folders: &ModelFolders) -> Result<[String; 2]> {
+/// Name of the model on the first server, and the engine. All servers must agree. Waits for servers that are away.
+fn served(
+    settings: &Settings,
+    folders: &ModelFolders,
+    patience_seconds: f64,
+) -> Result<[String; 2]> {
     let width = folders.teacher_config()?.hidden_size();
+    let teacher = Teacher {
+        patience_seconds,
+        ..settings.teacher.clone()
+    };
     let mut first: Option<[String; 2]> = None;
-    for replica in 0..settings.teacher.replicas() {
-        let server = server(&settings.teacher, replica, width)?;
-        let described = server.describe()?;
-        let version = described
-            .version
-            .unwrap_or_else(|| "of unknown version".to_owned());
-        let own = [described.model, format!("vLLM {version}")];
-        let agreed = first.get_or_insert_with(|| own.clone());
-        if *agreed != own {
-            let [[model, engine], [other, other_engine]] = [&*agreed, &own].map(Clone::clone);
+    for (replica, address) in teacher.servers.iter().enumerate() {
+        let mut server = server(&teacher, replica, width)?;
+        let described = server.wait(&Startup(address))?;
+        let described = described.with_context(|| format!("{address} was not asked"))?;
+        let version = described.version.as_deref().unwrap_or("of unknown version");
+        let own = [described.model.clone(), format!("vLLM {version}")];
+        let [model, engine] = first.get_or_insert_with(|| own.clone());
+        if [&*model, &*engine] != own.each_ref() {
+            let (one, [other_model, other_engine]) = (&teacher.servers[0], own);
             return Err(anyhow!(
-                "{} serves {other} with {other_engine}, but {} serves {model} with {engine}",
-                settings.teacher.servers[replica],
-                settings.teacher.servers[0],
+                "{address} serves {other_model} with {other_engine}, but {one} serves {model} with {engine}"
             ))
-            .hint("labels of one set come from one teacher: serve the same model with the same version")
+            .hint("all labels of a set must come from one teacher: serve the same model with the same version")
             .usage();
         }
     }
-    first.ok_or_else(|| anyhow!("`teacher.servers` is empty"))
+    first.context("`teacher.servers` is empty")
+}
+
+/// Whether a server did not answer, which it may do later.
+fn is_away(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ServingError::Away { .. }))
+}
+
+/// Follows a server before the run starts. A signal ends the process at once.
+struct Startup<'a>(&'a str);
+
+impl Watch for Startup<'_> {
+    fn is_over(&self) -> bool {
+        false
+    }
+    fn on_response(&self, _: f64, _: u64) {}
+    fn on_retry(&self) {}
+    fn on_away(&self, reason: &str) {
+        say(&format!("waiting for teacher server {}: {reason}", self.0));
+    }
+    fn on_back(&self, _: f64) {}
 }

@@ -175,7 +175,7 @@ impl Models {
             let folder = self.folders.teacher.display();
             bail!(
                 "the cache lacks an output of the teacher, and {folder} holds only its LM head: run `ddk label` with \
-                 this configuration where the whole teacher is"
+                 this configuration on a machine that has the whole teacher"
             );
         }
         let placement = teacher_placement(settings, replica)?;
