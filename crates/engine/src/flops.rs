@@ -63,9 +63,8 @@ impl FlopCounter {
         forward(&self.teacher, lengths, self.vocabulary) + filters as f64
     }
 
-    /// Operations of [`Self::teacher`] that remain if `rows` have labels already: those of the LM head.
-    pub fn teacher_head(&self, rows: &[&Sequence]) -> f64 {
-        let positions = rows.iter().flat_map(lengths).sum();
+    /// Operations of [`Self::teacher`] that the student's worker makes, with a cache too: those of the LM head.
+    pub fn teacher_head(&self, positions: u64) -> f64 {
         self.teacher.head(positions, self.vocabulary)
     }
 

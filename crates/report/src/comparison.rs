@@ -55,6 +55,8 @@ pub struct Costs {
     pub teacher_flops: f64,
     /// FLOPs of the teacher that the cache saved.
     pub teacher_flops_saved: f64,
+    /// The part of `teacher_flops` that no cache saves: the LM head.
+    pub teacher_head_flops: f64,
     /// FLOPs of the student's training.
     pub student_flops: f64,
     /// FLOPs of evaluations.
@@ -91,6 +93,7 @@ impl ComparedRun {
         let own = Costs {
             teacher_flops: summary.teacher_flops,
             teacher_flops_saved: summary.teacher_flops_saved,
+            teacher_head_flops: summary.teacher_head_flops,
             student_flops: summary.student_flops,
             evaluation_flops: summary.evaluation_flops,
             seconds: summary.seconds,
@@ -184,6 +187,8 @@ pub struct MethodResult {
     pub teacher_flops: Spread,
     /// FLOPs of the teacher that the cache saved, including preliminary runs.
     pub teacher_flops_saved: Spread,
+    /// The part of `teacher_flops` that no cache saves: the LM head.
+    pub teacher_head_flops: Spread,
     /// FLOPs of the student's training, including preliminary runs.
     pub student_flops: Spread,
     /// FLOPs of evaluations, including preliminary runs.
@@ -296,6 +301,7 @@ impl MethodResult {
             token_share: by_domain(|domain| domain.token_share),
             teacher_flops: spread(&|run| run.cost(|costs| costs.teacher_flops)),
             teacher_flops_saved: spread(&|run| run.cost(|costs| costs.teacher_flops_saved)),
+            teacher_head_flops: spread(&|run| run.cost(|costs| costs.teacher_head_flops)),
             student_flops: spread(&|run| run.cost(|costs| costs.student_flops)),
             evaluation_flops: spread(&|run| run.cost(|costs| costs.evaluation_flops)),
             mixture_flops_share: spread(&|run| run.summary.mixture_flops_share),

@@ -67,13 +67,15 @@ pub(crate) fn results(summary: &Summary) -> Table {
     table
 }
 
-/// What the teacher's cache saved; empty if nothing.
-pub(crate) fn saved(computed: f64, saved: f64) -> String {
+/// What the teacher's cache saved; empty if nothing. `computed`: the teacher's FLOPs, including `head` of the LM head.
+pub(crate) fn saved(computed: f64, head: f64, saved: f64) -> String {
     if saved == 0.0 {
         return String::new();
     }
-    let share = 100.0 * saved / (computed + saved);
-    format!("the teacher's cache saved {saved:.3e} FLOPs, {share:.1} % of the teacher's")
+    let share = 100.0 * saved / (computed - head + saved);
+    format!(
+        "the teacher's cache saved {saved:.3e} FLOPs, {share:.1} % of the teacher's without the LM head"
+    )
 }
 
 /// Totals and where the time went, one line each.
@@ -110,7 +112,11 @@ pub(crate) fn facts(summary: &Summary) -> Vec<String> {
             "computed {:.3e} FLOPs: teacher {teacher:.3e}, student {student:.3e}, evaluations {evaluation:.3e}",
             teacher + student + evaluation
         ),
-        saved(teacher, summary.teacher_flops_saved),
+        saved(
+            teacher,
+            summary.teacher_head_flops,
+            summary.teacher_flops_saved,
+        ),
         format!(
             "steering (evaluations and mixture) cost {} of the FLOPs and {} of the time",
             percent(summary.mixture_flops_share),

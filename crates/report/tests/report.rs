@@ -47,6 +47,7 @@ fn summary() -> Summary {
         data_wait_share: 0.001,
         teacher_flops: 2.5e13,
         teacher_flops_saved: 0.0,
+        teacher_head_flops: 0.0,
         student_flops: 1.4e13,
         evaluation_flops: 3e11,
         mixture_flops: 2e11,

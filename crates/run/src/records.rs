@@ -329,6 +329,9 @@ pub struct Summary {
     /// Floating-point operations of the teacher's labeling that the cache saved.
     #[serde(default)]
     pub teacher_flops_saved: f64,
+    /// The part of `teacher_flops` that no cache saves: the LM head, which runs on the student's worker.
+    #[serde(default)]
+    pub teacher_head_flops: f64,
     /// Floating-point operations of the student's training, forward and backward.
     pub student_flops: f64,
     /// Floating-point operations of all evaluations: at the start, for each mixture, and at the end. Includes the

@@ -16,18 +16,27 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Maximum pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// What a caller wants to know and to say while it waits. Called on the caller's thread only.
+/// What a caller wants to know and to say while it waits. Called on the caller's thread only. By default, the caller
+/// waits to the end and hears nothing.
 pub trait Watch {
     /// Whether the caller no longer needs the result.
-    fn is_over(&self) -> bool;
+    fn is_over(&self) -> bool {
+        false
+    }
     /// A request got its hidden states.
-    fn on_response(&self, seconds: f64, bytes: u64);
+    fn on_response(&self, seconds: f64, bytes: u64) {
+        let _ = (seconds, bytes);
+    }
     /// An attempt failed and will be repeated.
-    fn on_retry(&self);
+    fn on_retry(&self) {}
     /// The server is away: an attempt failed, and so did one that followed it. Called once per outage.
-    fn on_away(&self, reason: &str);
+    fn on_away(&self, reason: &str) {
+        let _ = reason;
+    }
     /// The server answers again after [`Self::on_away`]. `seconds` is the length of the outage.
-    fn on_back(&self, seconds: f64);
+    fn on_back(&self, seconds: f64) {
+        let _ = seconds;
+    }
 }
 
 /// A request, which may be sent several times.

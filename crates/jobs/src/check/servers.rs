@@ -141,12 +141,4 @@ fn perplexity(
 /// Nobody waits, so nothing is reported.
 struct Once;
 
-impl Watch for Once {
-    fn is_over(&self) -> bool {
-        false
-    }
-    fn on_response(&self, _: f64, _: u64) {}
-    fn on_retry(&self) {}
-    fn on_away(&self, _: &str) {}
-    fn on_back(&self, _: f64) {}
-}
+impl Watch for Once {}

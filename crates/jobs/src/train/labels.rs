@@ -40,7 +40,10 @@ pub(crate) fn of_run(
     } else {
         local(folders, inputs)
     };
-    let set = wanted.open(dir, cache.max_bytes, teacher)?;
+    let set = match teacher {
+        Ok(teacher) => wanted.open(dir, cache.max_bytes, teacher)?,
+        Err(absent) => wanted.open_without_teacher(dir, absent)?,
+    };
     Ok(Some(Arc::new(set)))
 }
 
@@ -97,50 +100,51 @@ impl Wanted {
         Ok(sets)
     }
 
-    /// Opens the set, and creates it if it is absent. `teacher`: what computes the labels, or why it is not here. Then
-    /// opens the only set that fits everything else.
+    /// Opens the set of this teacher and engine, and creates it if it is absent.
     fn open(
         mut self,
         dir: &Path,
         max_bytes: Option<u64>,
-        teacher: Result<[String; 2]>,
+        [teacher, engine]: [String; 2],
     ) -> Result<LabelSet> {
-        let absent = match teacher {
-            Ok([teacher, engine]) => {
-                self.fields.push(("teacher".to_owned(), teacher));
-                self.fields.push(("engine".to_owned(), engine));
-                None
-            }
-            Err(error) => Some(error),
-        };
+        self.fields.push(("teacher".to_owned(), teacher));
+        self.fields.push(("engine".to_owned(), engine));
+        // Another folder of the same teacher may have begun the set.
+        let begun = self.fitting(dir)?.into_iter().next();
+        let slug = begun.as_ref().map_or(&*self.slug, |set| slug(&set.name));
+        let fields = self.fields.iter();
+        let fields = fields.map(|(name, value)| (name.as_str(), value.clone()));
+        Ok(LabelSet::open(
+            dir,
+            slug,
+            &Provenance::new(fields),
+            max_bytes,
+        )?)
+    }
+
+    /// Opens the only set that fits, for reading: nothing says that later labels would come from its teacher. `absent`:
+    /// why the teacher is not here.
+    fn open_without_teacher(&self, dir: &Path, absent: anyhow::Error) -> Result<LabelSet> {
         let fitting = self.fitting(dir)?;
-        let (slug, provenance) = match (&fitting[..], absent) {
-            // A set that another folder of the same teacher began.
-            ([set], _) | ([set, ..], None) => (slug(&set.name), set.provenance.clone()),
-            ([], None) => {
-                let fields = self.fields.iter();
-                let fields = fields.map(|(name, value)| (name.as_str(), value.clone()));
-                (&*self.slug, Provenance::new(fields))
-            }
-            (none_or_several, Some(absent)) => {
-                let names = none_or_several.iter().map(|set| set.name.as_str());
-                let names: Vec<&str> = names.collect();
-                let (found, advice) = match names[..] {
-                    [] => (
-                        "no label set",
-                        "start the teacher's server, or run `ddk label` where the whole teacher is"
-                            .to_owned(),
-                    ),
-                    _ => (
-                        "several label sets",
-                        format!("move all but one of them away: {}", names.join(", ")),
-                    ),
-                };
-                let found = format!("{} has {found} for this run", dir.display());
-                return Err(absent.context(found)).hint(advice).usage();
-            }
+        if let [set] = &fitting[..]
+            && let Some(opened) = look_at(dir, set)?
+        {
+            return Ok(opened);
+        }
+        let names: Vec<&str> = fitting.iter().map(|set| set.name.as_str()).collect();
+        let (found, advice) = match names[..] {
+            [] => (
+                "no label set",
+                "start the teacher's server, or run `ddk label` where the whole teacher is"
+                    .to_owned(),
+            ),
+            _ => (
+                "several label sets",
+                format!("move all but one of them away: {}", names.join(", ")),
+            ),
         };
-        Ok(LabelSet::open(dir, slug, &provenance, max_bytes)?)
+        let found = format!("{} has {found} for this run", dir.display());
+        Err(absent.context(found)).hint(advice).usage()
     }
 }
 
@@ -209,13 +213,7 @@ fn is_away(error: &anyhow::Error) -> bool {
 struct Startup<'a>(&'a str);
 
 impl Watch for Startup<'_> {
-    fn is_over(&self) -> bool {
-        false
-    }
-    fn on_response(&self, _: f64, _: u64) {}
-    fn on_retry(&self) {}
     fn on_away(&self, reason: &str) {
         say(&format!("waiting for teacher server {}: {reason}", self.0));
     }
-    fn on_back(&self, _: f64) {}
 }

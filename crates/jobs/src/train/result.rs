@@ -158,6 +158,10 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
         };
         domains.insert(name.clone(), domain);
     }
+    let mut teacher_head_flops = 0.0;
+    if prepared.models.asks_teacher() {
+        teacher_head_flops = prepared.models.flop_counter()?.teacher_head(tokens);
+    }
     let busy =
         totals.teacher_busy_seconds + totals.student_busy_seconds + totals.evaluation_seconds;
     let distill = totals.distill_seconds.max(1e-9);
@@ -179,6 +183,7 @@ fn summarize(prepared: &Prepared, outcome: &Outcome) -> Result<Summary> {
         data_wait_share: totals.data_wait_seconds / distill / prepared.plan.replicas as f64,
         teacher_flops: totals.teacher_flops,
         teacher_flops_saved: totals.teacher_flops_saved,
+        teacher_head_flops,
         student_flops: totals.student_flops,
         evaluation_flops: totals.evaluation_flops,
         mixture_flops: totals.mixture_flops,

@@ -58,8 +58,8 @@ impl ddk_actors::Student for StudentPort {
             let cached: Vec<_> = cached
                 .filter_map(|(row, cached)| cached.then_some(*row))
                 .collect();
-            // The student's worker computes the LM head in any case.
-            let saved = self.flops.teacher(&cached) - self.flops.teacher_head(&cached);
+            let positions: usize = cached.iter().map(|row| row.tokens.len()).sum();
+            let saved = self.flops.teacher(&cached) - self.flops.teacher_head(positions as u64);
             sums.teacher_flops = self.flops.teacher(&rows) - saved;
             sums.teacher_flops_saved = saved;
         }

@@ -10,7 +10,7 @@ use ddk_actors::{
 };
 use ddk_corpus::Sequence;
 use ddk_engine::{LabelFormat, Teacher, TeacherOutput};
-use ddk_labels::{LabelSet, Report};
+use ddk_labels::{LabelError, LabelSet, Report};
 use ddk_model::Model;
 use ddk_run::records::EventKind;
 use ddk_telemetry::metrics;
@@ -145,7 +145,11 @@ impl TeacherPort {
                 return Ok(None);
             };
             for (index, label) in missing.iter().zip(computed) {
-                set.put(&ids[*index], &label).map_err(cache)?;
+                match set.put(&ids[*index], &label) {
+                    // Its teacher was not here when the run started.
+                    Err(LabelError::ReadOnly { .. }) => {}
+                    put => drop(put.map_err(cache)?),
+                }
                 labels[*index] = Some(label);
             }
             metrics::CACHE_BYTES.with(&[]).set(set.stats().bytes as f64);

@@ -173,6 +173,7 @@ fn cached(group: &Group) -> String {
     };
     let saved = saved(
         sum(|method| &method.teacher_flops),
+        sum(|method| &method.teacher_head_flops),
         sum(|method| &method.teacher_flops_saved),
     );
     match &*saved {

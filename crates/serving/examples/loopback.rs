@@ -1,6 +1,6 @@
 //! Measures how fast the client reads hidden states over loopback, and compares every byte with what was sent.
 //!
-//! usage: throughput [SECONDS [IN_FLIGHT]]
+//! usage: cargo run --release -p ddk-serving --example loopback -- [SECONDS [IN_FLIGHT]]
 
 #![allow(clippy::unwrap_used)]
 
