@@ -68,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def train(args, folder, name, sets):
-    """Trains a run. Returns the share of the time that the student waited, the teacher's seconds per token, the speed."""
+    """Trains a run. Returns the share of time that the student waited, the teacher's seconds per token, the speed."""
     sets = {"run.name": name, "run.output_dir": str(folder), "run.max_steps": args.steps, "telemetry.enabled": False,
             **sets}
     command = [args.ddk, "train", args.config]
