@@ -135,7 +135,7 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
 fn head_only(folders: &ModelFolders, found: &mut Findings<'_>) -> Option<(ModelConfig, i64)> {
     let read = || -> Result<(ModelConfig, i64)> {
         let config = folders.teacher_config()?;
-        Weights::open_head(&folders.teacher, &config)?;
+        Weights::open_head(&folders.teacher, &config.head())?;
         let parameters = config.parameter_count()?;
         Ok((config, parameters))
     };

@@ -167,6 +167,12 @@ impl ModelConfig {
         self.design.tied
     }
 
+    /// Name and shape of the LM head's tensor.
+    pub fn head(&self) -> (String, Vec<i64>) {
+        let shape = vec![self.vocab_size(), self.hidden_size()];
+        (self.design.head_name(), shape)
+    }
+
     /// Counts all parameters.
     ///
     /// # Errors

@@ -55,7 +55,7 @@ impl SharedWeights {
         device: Device,
         kind: Kind,
     ) -> Result<Tensor, ModelError> {
-        let weights = Weights::open_head(&self.folder, config)?;
+        let weights = Weights::open_head(&self.folder, &config.head())?;
         let name = weights.names().next().unwrap_or_default().to_owned();
         self.get(&weights, &name, device, kind)
     }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    ModelConfig, ModelError,
+    ModelError,
     fields::read_json,
     safetensors::{TensorFile, read_tensors},
 };
@@ -91,23 +91,23 @@ impl Weights {
         })
     }
 
-    /// Opens the LM head alone. The folder need not hold any other tensor.
+    /// Opens the LM head alone, given its name and shape ([`ModelConfig::head`](crate::ModelConfig::head)). The folder
+    /// need not hold any other tensor.
     ///
     /// # Errors
     /// As for [`Self::open`], or if the folder lacks the LM head.
-    pub fn open_head(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        let name = config.design().head_name();
+    pub fn open_head(folder: &Path, head: &(String, Vec<i64>)) -> Result<Self, ModelError> {
+        let (name, shape) = head;
         // In a model of text and images, a prefix precedes the names of the language model.
         let end = format!(".{}", name.trim_start_matches("model."));
         let is_head = |other: &str| other == name || other.ends_with(&end);
         let mut weights = Self::open_with(folder, is_head)?;
         let named = weights.names.keys().filter(|other| is_head(other));
         // The exact name first, if the folder has it.
-        let head = named.min_by_key(|other| **other != name).cloned();
-        let head = head.unwrap_or(name);
-        weights.names.retain(|other, _| *other == head);
-        let shape = vec![config.vocab_size(), config.hidden_size()];
-        weights.check(&[(head, shape)], |_| false)?;
+        let found = named.min_by_key(|other| *other != name).cloned();
+        let found = found.unwrap_or_else(|| name.clone());
+        weights.names.retain(|other, _| *other == found);
+        weights.check(&[(found, shape.clone())], |_| false)?;
         Ok(weights)
     }
 
@@ -197,7 +197,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::safetensors::write_tensors;
+    use crate::{ModelConfig, safetensors::write_tensors};
 
     #[test]
     fn the_head_alone_is_enough_for_a_served_model() {
@@ -206,7 +206,7 @@ mod tests {
         let config =
             json!({ "architectures": ["NewForCausalLM"], "vocab_size": 6, "hidden_size": 4 });
         fs::write(folder.join("config.json"), config.to_string()).unwrap();
-        let config = ModelConfig::read_served(folder).unwrap();
+        let head = ModelConfig::read_served(folder).unwrap().head();
         let write = |shard: &str, name: &str, rows| {
             let tensor = Tensor::randn([rows, 4], (Kind::Float, Device::Cpu));
             let mut file = fs::File::create(folder.join(shard)).unwrap();
@@ -219,9 +219,9 @@ mod tests {
         } });
         fs::write(folder.join(INDEX), index.to_string()).unwrap();
         write("2.safetensors", "language_model.lm_head.weight", 6);
-        let head = Weights::open_head(folder, &config).unwrap();
+        let opened = Weights::open_head(folder, &head).unwrap();
         assert_eq!(
-            head.names().collect::<Vec<_>>(),
+            opened.names().collect::<Vec<_>>(),
             ["language_model.lm_head.weight"]
         );
         assert!(Weights::open(folder).is_err());
@@ -230,7 +230,7 @@ mod tests {
             ("another.weight", 6, "missing: lm_head.weight"),
         ] {
             write("2.safetensors", name, rows);
-            let error = Weights::open_head(folder, &config).unwrap_err().to_string();
+            let error = Weights::open_head(folder, &head).unwrap_err().to_string();
             assert!(error.contains(wrong), "{error}");
         }
     }

@@ -89,7 +89,7 @@ impl Inputs {
         sequence_length: usize,
     ) -> Result<Self> {
         let (teacher, student) = folders.configs()?;
-        let head = Weights::open_head(&folders.teacher, &teacher)?;
+        let head = Weights::open_head(&folders.teacher, &teacher.head())?;
         let domains = corpus.domains.iter();
         Ok(Self {
             teacher: String::new(),

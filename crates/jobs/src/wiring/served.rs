@@ -15,7 +15,7 @@ use ddk_serving::{HiddenDtype, ServerOptions, ServingError, TeacherServer, Watch
 use ddk_settings::{Dtype, Teacher};
 use ddk_telemetry::{Meter, metrics};
 
-use super::{Models, port_error};
+use super::{context::port_error, models::Models};
 
 /// Connects to a server of the teacher. Sends nothing yet.
 ///

@@ -8,7 +8,10 @@ use ddk_run::{MicroBatchSums, PhaseSeconds, SnapshotFile, StepPhase, UpdateStats
 use ddk_settings::Settings;
 use tch::Tensor;
 
-use super::{Context, Labeled, port_error, sequences};
+use super::{
+    context::{Context, port_error, sequences},
+    teacher::Labeled,
+};
 use crate::faults::Place;
 
 /// Name and text of a file in every checkpoint beside the student's own: the run's inputs, or the versions that

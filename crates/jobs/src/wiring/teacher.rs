@@ -17,7 +17,10 @@ use ddk_telemetry::metrics;
 use ddk_torch::{give_freed_memory_back, parse_device};
 use tch::Tensor;
 
-use super::{Context, port_error, sequences, served::Served};
+use super::{
+    context::{Context, port_error, sequences},
+    served::Served,
+};
 use crate::faults::Place;
 
 /// A micro-batch's output of the teacher.
