@@ -49,7 +49,7 @@ impl Evaluation {
         self.perplexities_by(&head, between, hidden)
     }
 
-    /// Works like [`Self::perplexities`], for a model of which only the LM head `[vocab_size, hidden_size]` is here.
+    /// Works like [`Self::perplexities`], given only the model's LM head `[vocab_size, hidden_size]`.
     /// `hidden` returns the hidden states `[rows * time, hidden_size]` of a batch, given its documents and their ids
     /// `[rows, time]`. If it returns `None`, so does the evaluation.
     ///

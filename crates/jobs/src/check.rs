@@ -131,7 +131,7 @@ fn one_model(role: &str, folder: &Path, found: &mut Findings<'_>) -> Option<(Mod
     Some((config, parameters))
 }
 
-/// Works like [`one_model`], for a teacher of which only the LM head is needed. Its parameters are estimated.
+/// Works like [`one_model`], if DDK needs only the teacher's LM head. Estimates the number of parameters.
 fn head_only(folders: &ModelFolders, found: &mut Findings<'_>) -> Option<(ModelConfig, i64)> {
     let read = || -> Result<(ModelConfig, i64)> {
         let config = folders.teacher_config()?;
@@ -141,7 +141,7 @@ fn head_only(folders: &ModelFolders, found: &mut Findings<'_>) -> Option<(ModelC
     };
     let (config, parameters) = found.take(read())?;
     found.line(&format!(
-        "teacher: {}, about {} parameters, of which DDK loads only the LM head ({} columns of width {}), in {}",
+        "teacher: {}, about {} parameters; DDK loads only its LM head ({} columns of width {}), from {}",
         config.architecture(),
         count(parameters),
         config.vocab_size(),

@@ -79,7 +79,7 @@ impl Inputs {
         })
     }
 
-    /// Hashes everything but the weights, of which it hashes only the teacher's LM head.
+    /// Hashes everything but the weights, and the teacher's LM head.
     ///
     /// # Errors
     /// If a model cannot be read.
