@@ -196,8 +196,9 @@ function showWorkers(status) {
   byId('workers-pair').hidden = status.workers.length === 0;
   byId('worker-rows').replaceChildren(...status.workers.map((worker) => {
     const all = worker.busy_seconds + worker.input_wait_seconds + worker.output_wait_seconds;
+    const { phase, done, total, unit } = worker.progress ?? {};
     const cells = [
-      worker.state.replaceAll('_', ' '),
+      phase ? `${phase}: ${whole(done)} of ${whole(total)} ${unit}` : worker.state.replaceAll('_', ' '),
       all > 0 ? percent(worker.busy_seconds / all) : '–',
       whole(worker.restarts),
     ];
