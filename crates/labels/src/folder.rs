@@ -81,7 +81,7 @@ pub fn remove(dir: &Path, name: &str) -> Result<(), LabelError> {
     if let Err(TryLockError::WouldBlock) = provenance.try_lock() {
         return Err(LabelError::InUse { folder });
     }
-    // The provenance last: what is left after a crash is still a set, which can be removed.
+    // Remove the provenance last, so that a crash leaves a set that can still be removed.
     let others = entries(&folder)?.into_iter().filter(|other| *other != path);
     for path in others.chain([path.clone(), folder.clone()]) {
         ddk_files::remove(&path)?;

@@ -97,7 +97,7 @@ impl Client {
         }
     }
 
-    /// Makes the request for sequences, none of which is empty.
+    /// Builds the request for these sequences. No sequence may be empty.
     pub(crate) fn request(&self, served: &Arc<Description>, sequences: &[&[u32]]) -> Request {
         let json = json!({
             "model": served.model,

@@ -153,7 +153,7 @@ fn a_server_describes_itself() {
         version: Some("0.24.0".to_owned()),
     };
     assert_eq!(server(&stub.address).describe().unwrap(), expected);
-    // Two models, one of which is asked for, and no version.
+    // The server lists two models and no version; the client asks for one of them.
     let stub = Stub::start(|request| match request.path.as_str() {
         "/v1/models" => Reply::Send(respond_json(
             "200 OK",
