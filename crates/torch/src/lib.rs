@@ -28,4 +28,4 @@ pub use mkl::mkl_kernels;
 pub use numbers::{are_apart, as_slice, as_slice_mut};
 pub use operations::{AdamWOptions, flash_attention_of_sequences, fused_adamw};
 pub use path::{TILE, on_gpu_path, padded, takes_gpu_path};
-pub use stream::synchronize;
+pub use stream::{current_stream, synchronize};

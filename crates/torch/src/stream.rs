@@ -26,6 +26,25 @@ pub(crate) fn take_stream(device: Device) -> Result<bool, TorchError> {
     Ok(true)
 }
 
+/// Returns the calling thread's current stream on a GPU, a `cudaStream_t`. libtorch never destroys its streams.
+///
+/// # Errors
+/// If the device is no GPU, if libtorch lacks the functions for streams, or if the GPU reports an error.
+pub fn current_stream(device: Device) -> Result<*mut c_void, TorchError> {
+    let Device::Cuda(index) = device else {
+        return Err(TorchError::Other(format!("{device:?} has no streams")));
+    };
+    let device = i32::try_from(index).unwrap_or(i32::MAX);
+    let mut stream = ptr::null_mut();
+    // SAFETY: as above. The function is declared in torch/csrc/inductor/aoti_torch/c/shim.h.
+    unsafe {
+        type Current = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
+        let current: Current = transmute(symbol(c"aoti_torch_get_current_cuda_stream")?);
+        done(current(device, &raw mut stream), device)?;
+    }
+    Ok(stream)
+}
+
 /// Waits until a GPU has finished the work of the calling thread. On the CPU there is nothing to wait for.
 ///
 /// # Errors
@@ -34,14 +53,11 @@ pub fn synchronize(device: Device) -> Result<(), TorchError> {
     let Device::Cuda(index) = device else {
         return Ok(());
     };
+    let stream = current_stream(device)?;
     let device = i32::try_from(index).unwrap_or(i32::MAX);
-    let mut stream = ptr::null_mut();
-    // SAFETY: as above. The first function is declared in torch/csrc/inductor/aoti_torch/c/shim.h.
+    // SAFETY: as in `take_stream`.
     unsafe {
-        type Current = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
-        let current: Current = transmute(symbol(c"aoti_torch_get_current_cuda_stream")?);
         let synchronize: OfStream = transmute(symbol(c"torch_cuda_stream_synchronize")?);
-        done(current(device, &raw mut stream), device)?;
         done(synchronize(stream, device), device)
     }
 }
