@@ -57,6 +57,7 @@ function showStatus() {
   showDomains(status);
   showPhases(status);
   showWorkers(status);
+  showRanks(status);
 }
 
 function showState(text, kind) {
@@ -220,6 +221,18 @@ function showWorkers(status) {
       element('span', { class: 'slots' }, ...slots, ` ${queue.length} of ${queue.capacity}`),
     );
   }));
+}
+
+// Only a run on several processes has ranks.
+function showRanks(status) {
+  const ranks = status.ranks ?? [];
+  byId('ranks').hidden = ranks.length < 2;
+  byId('rank-rows').replaceChildren(...ranks.map(({ rank, busy, waiting, exchange }) => element(
+    'tr',
+    {},
+    element('th', { scope: 'row' }, whole(rank)),
+    ...[busy, waiting, exchange].map((seconds) => element('td', {}, `${number(seconds)} s`)),
+  )));
 }
 
 function showLanes() {

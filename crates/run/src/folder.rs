@@ -13,13 +13,14 @@ use crate::{RunFileError, read};
 /// The lock file, the first file that DDK creates in a run's folder.
 pub(crate) const LOCK: &str = "lock";
 
-/// A run's folder, locked for this process until it and its clones are dropped.
+/// A run's folder, locked for this process until it and its clones are dropped. Other ranks of the same run read it
+/// without the lock.
 ///
 /// The lock is the kernel's (`flock`). The kernel releases it however the process ends, so it is never stale.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
-    _lock: Arc<File>,
+    _lock: Option<Arc<File>>,
 }
 
 impl RunFolder {
@@ -38,8 +39,16 @@ impl RunFolder {
         let lock = Self::lock(path)?;
         Ok(Self {
             path: path.to_owned(),
-            _lock: Arc::new(lock),
+            _lock: Some(Arc::new(lock)),
         })
+    }
+
+    /// The folder of a run that another process has locked and this one only reads.
+    pub fn follow(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            _lock: None,
+        }
     }
 
     /// Works like [`Self::open`], but only for a new run.
@@ -128,9 +137,12 @@ impl RunFolder {
         self.path.join("student")
     }
 
-    /// The log.
-    pub fn log(&self) -> PathBuf {
-        self.path.join("run.log")
+    /// The log of a rank.
+    pub fn log(&self, rank: usize) -> PathBuf {
+        match rank {
+            0 => self.path.join("run.log"),
+            rank => self.path.join(format!("run-rank-{rank}.log")),
+        }
     }
 }
 

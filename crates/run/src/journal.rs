@@ -37,10 +37,11 @@ pub struct Journal {
 
 #[derive(Debug)]
 struct Files {
-    run: Appended,
-    mixture: Appended,
+    /// None if nothing is written.
+    run: Option<Appended>,
+    mixture: Option<Appended>,
     samples: Option<Appended>,
-    events: Appended,
+    events: Option<Appended>,
     /// The last step in a line or an event.
     last_step: u64,
 }
@@ -52,19 +53,35 @@ impl Journal {
     /// # Errors
     /// If a file cannot be opened or truncated, or is shorter than `lengths` says.
     pub fn open(folder: &Path, lengths: Lengths, samples: bool) -> Result<Self, RunFileError> {
-        let open = |name: &str, length| Appended::open(folder.join(name), Some(length));
+        let open = |name: &str, length| Appended::open(folder.join(name), length).map(Some);
         let files = Files {
-            run: open("run.jsonl", lengths.run)?,
-            mixture: open("mixture.jsonl", lengths.mixture)?,
-            samples: samples
-                .then(|| open("samples.jsonl", lengths.samples))
-                .transpose()?,
-            events: Appended::open(folder.join(EVENTS), None)?,
+            run: open("run.jsonl", Some(lengths.run))?,
+            mixture: open("mixture.jsonl", Some(lengths.mixture))?,
+            samples: if samples {
+                open("samples.jsonl", Some(lengths.samples))?
+            } else {
+                None
+            },
+            events: open(EVENTS, None)?,
             last_step: 0,
         };
         Ok(Self {
             files: Mutex::new(files),
         })
+    }
+
+    /// A journal that writes nothing, for a process whose run another process records.
+    pub fn silent() -> Self {
+        let files = Files {
+            run: None,
+            mixture: None,
+            samples: None,
+            events: None,
+            last_step: 0,
+        };
+        Self {
+            files: Mutex::new(files),
+        }
     }
 
     /// Appends a step and flushes it at once, because the live page and `tail -f` read the file.
@@ -74,7 +91,7 @@ impl Journal {
     pub fn step(&self, line: &StepRecord) -> Result<(), RunFileError> {
         let mut files = self.files.lock();
         files.last_step = line.step;
-        files.run.append_visibly(line)
+        append_visibly(&mut files.run, line)
     }
 
     /// Appends a mixture and flushes it at once, so that readers of the file see it.
@@ -82,7 +99,7 @@ impl Journal {
     /// # Errors
     /// If `mixture.jsonl` cannot be written.
     pub fn mixture(&self, line: &MixtureLine) -> Result<(), RunFileError> {
-        self.files.lock().mixture.append_visibly(line)
+        append_visibly(&mut self.files.lock().mixture, line)
     }
 
     /// Appends what an interval drew.
@@ -90,7 +107,7 @@ impl Journal {
     /// # Errors
     /// If `mixture.jsonl` cannot be written.
     pub fn drawn(&self, line: &DrawnLine) -> Result<(), RunFileError> {
-        self.files.lock().mixture.append_visibly(line)
+        append_visibly(&mut self.files.lock().mixture, line)
     }
 
     /// Appends the sequences of a step if samples are traced.
@@ -118,7 +135,7 @@ impl Journal {
         let line = EventLine::now(step, kind, message);
         let mut files = self.files.lock();
         files.last_step = files.last_step.max(step);
-        files.events.append_visibly(&line)?;
+        append_visibly(&mut files.events, &line)?;
         Ok(line)
     }
 
@@ -133,13 +150,14 @@ impl Journal {
         event.inspect_err(logged).ok()
     }
 
-    /// The files' lengths, including lines still in memory.
+    /// The files' lengths, including lines still in memory; 0 for a file that is not written.
     pub fn lengths(&self) -> Lengths {
         let files = self.files.lock();
+        let length = |file: &Option<Appended>| file.as_ref().map_or(0, |file| file.length);
         Lengths {
-            run: files.run.length,
-            mixture: files.mixture.length,
-            samples: files.samples.as_ref().map_or(0, |samples| samples.length),
+            run: length(&files.run),
+            mixture: length(&files.mixture),
+            samples: length(&files.samples),
         }
     }
 
@@ -192,9 +210,24 @@ pub fn record_event(
 
 impl Files {
     fn all(&mut self) -> impl Iterator<Item = &mut Appended> {
-        let steps = [&mut self.run, &mut self.mixture].into_iter();
-        steps.chain(&mut self.samples).chain([&mut self.events])
+        let Self {
+            run,
+            mixture,
+            samples,
+            events,
+            ..
+        } = self;
+        [run, mixture, samples, events].into_iter().flatten()
     }
+}
+
+/// Appends a line to a file, if it is written, and flushes it at once, so that readers of the file see it.
+fn append_visibly(file: &mut Option<Appended>, line: &impl Serialize) -> Result<(), RunFileError> {
+    let Some(file) = file else {
+        return Ok(());
+    };
+    file.append(line)?;
+    file.flush()
 }
 
 /// A file open for appending.
@@ -254,12 +287,6 @@ impl Appended {
             .map_err(RunFileError::io("write", &self.path))?;
         self.length += bytes.len() as u64;
         Ok(())
-    }
-
-    /// Appends a line and flushes it at once, so that readers of the file see it.
-    fn append_visibly(&mut self, line: &impl Serialize) -> Result<(), RunFileError> {
-        self.append(line)?;
-        self.flush()
     }
 
     fn flush(&mut self) -> Result<(), RunFileError> {
@@ -339,6 +366,18 @@ mod tests {
             .map(|line| serde_json::from_str::<EventLine>(line).unwrap().kind)
             .collect();
         assert_eq!(kinds, [EventKind::Saved, EventKind::Resumed]);
+    }
+
+    #[test]
+    fn a_silent_journal_writes_nothing() {
+        let journal = Journal::silent();
+        journal.drawn(&drawn(0)).unwrap();
+        journal.samples(&[sample(1)]).unwrap();
+        let event = journal.event(3, EventKind::Saved, "step 3").unwrap();
+        assert_eq!((event.step, event.message.as_str()), (3, "step 3"));
+        assert_eq!(journal.note(EventKind::Saved, "again").unwrap().step, 3);
+        journal.sync().unwrap();
+        assert_eq!(journal.lengths(), Lengths::default());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -87,6 +87,38 @@ impl Overrides {
         })
     }
 
+    /// Works like [`Self::open`] for a run that another process writes: changes nothing, and reads nothing until
+    /// [`Self::reload`].
+    pub fn look(folder: &Path) -> Self {
+        Self {
+            path: folder.join(OVERRIDES),
+            lines: Mutex::default(),
+        }
+    }
+
+    /// Reads the file again. Ignores a last line without its end, which another process may be writing.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or if a line is not an override.
+    pub fn reload(&self) -> Result<(), RunFileError> {
+        let io = |error| RunFileError::io("read", &self.path)(error);
+        let text = match fs::read_to_string(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            read => read.map_err(io)?,
+        };
+        let whole = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        let parsed = whole.map(|line| serde_json::from_str(line).map_err(|error| io(error.into())));
+        *self.lines.lock() = parsed.collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// Adds a line that another process has appended.
+    pub fn learn(&self, line: Override) {
+        self.lines.lock().push(line);
+    }
+
     /// Appends a line. It is on the disk when this returns.
     ///
     /// # Errors
@@ -98,6 +130,8 @@ impl Overrides {
         let mut lines = self.lines.lock();
         let options = fs::OpenOptions::new().create(true).append(true).clone();
         let mut file = options.open(&self.path).map_err(error)?;
+        // Several ranks may run out of memory at the same time. Closing the file unlocks it.
+        file.lock().map_err(error)?;
         let length = file.metadata().map_err(error)?.len();
         let written = file.write_all(&bytes).and_then(|()| file.sync_all());
         written

@@ -90,6 +90,8 @@ pub enum StepPhase {
     Head,
     /// The model's backward pass.
     Backward,
+    /// Exchanging with the other ranks, only if there are several. Includes waiting for the slowest.
+    Exchange,
     /// Clipping and AdamW.
     Optimizer,
 }

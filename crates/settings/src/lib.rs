@@ -42,8 +42,8 @@ pub use models::{
 };
 pub use reference::reference;
 pub use run::{
-    Checkpoint, Evaluation, ExportedStudent, FaultInjection, Log, Pipeline, Recovery, Run,
-    SpikeAction, Telemetry, ThreadChoice,
+    Checkpoint, Evaluation, ExportedStudent, FaultInjection, Log, Parallel, Pipeline, Recovery,
+    Run, SpikeAction, Telemetry, ThreadChoice,
 };
 pub use settings::Settings;
 pub use token::Token;

@@ -79,12 +79,23 @@ pub struct TeacherCache {
 }
 
 impl Teacher {
-    /// Number of replicas: one per server or per entry of `devices`.
+    /// Number of replicas: one per entry of `devices`, or as many workers per server as [`Self::workers_per_server`].
     pub fn replicas(&self) -> usize {
         match self.servers.len() {
             0 => self.devices.len(),
-            servers => servers,
+            servers => servers * self.workers_per_server(),
         }
+    }
+
+    /// Workers that ask each server: two if it takes two requests, so that it has the next one when it answers.
+    pub fn workers_per_server(&self) -> usize {
+        self.requests_in_flight.clamp(1, 2)
+    }
+
+    /// Address of the server that a replica asks.
+    pub fn server_of(&self, replica: usize) -> Option<&String> {
+        let servers = self.servers.len().max(1);
+        self.servers.get(replica % servers)
     }
 
     /// Whether servers compute the hidden states.

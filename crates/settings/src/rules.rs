@@ -131,6 +131,32 @@ impl Checker<'_> {
         self.servers(settings);
         let sizes = &settings.training;
         self.batch_sizes("training", sizes.global_batch_size, sizes.micro_batch_size);
+        let (slots, global, micro) = (
+            settings.parallel.slots,
+            sizes.global_batch_size,
+            sizes.micro_batch_size,
+        );
+        let key = "parallel.slots";
+        let is_power = slots.is_power_of_two();
+        let why = format!("is {slots}, expected a power of two");
+        self.refuse(!is_power && slots > 0, key, why);
+        let of_slot = micro.saturating_mul(slots);
+        let fits = of_slot == 0 || global.is_multiple_of(of_slot) || !global.is_multiple_of(micro);
+        let why = format!(
+            "is {slots}, and each slot takes whole micro-batches of {micro} sequences: expected \
+             `training.global_batch_size` to be a multiple of {of_slot}, not {global}"
+        );
+        self.refuse(!fits && is_power, key, why);
+        let (patience, limit) = (
+            settings.teacher.patience_seconds,
+            settings.parallel.timeout_seconds,
+        );
+        let waits = settings.teacher.is_served() && slots > 1 && limit <= patience;
+        let why = format!(
+            "is {limit}, expected more than `teacher.patience_seconds` = {patience}: one process may wait that long \
+             for its teacher's server"
+        );
+        self.refuse(waits, "parallel.timeout_seconds", why);
         let key = "objective.ted_layers";
         let pairs = settings.objective.ted_layers.as_deref().unwrap_or_default();
         let zero = pairs.iter().flatten().any(|layer| *layer == 0);

@@ -86,6 +86,23 @@ pub enum ThreadChoice {
     Auto,
 }
 
+/// How several processes share each step, and how long they wait for each other. `torchrun` starts the processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parallel {
+    /// Parts of a step, a power of two. The number of processes must divide it. DDK adds gradients by parts in a fixed
+    /// order, so a run gives the same bits on any such number of processes. It is the largest number of processes that
+    /// the run can ever use.
+    #[default = 1]
+    #[schemars(range(min = 1, max = 1024))]
+    pub slots: u64,
+    /// Seconds that a process waits for another one in an exchange. It then ends, and `torchrun --max-restarts`
+    /// restarts all processes. A process that is killed is noticed at once, whatever this limit.
+    #[default = 1800.0]
+    #[schemars(range(min = 1, max = LONGEST_SECONDS), extend("x-may-differ-on-resume" = true))]
+    pub timeout_seconds: f64,
+}
+
 /// How DDK measures perplexities.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]

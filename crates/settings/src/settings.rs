@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
-    Mixture, Objective, Optimizer, Pipeline, Pretrain, Recovery, Run, Student, Teacher, Telemetry,
-    Training,
+    Mixture, Objective, Optimizer, Parallel, Pipeline, Pretrain, Recovery, Run, Student, Teacher,
+    Telemetry, Training,
 };
 
 /// A DDK configuration. Paths are relative to the folder in which `ddk` is started.
@@ -46,6 +46,8 @@ pub struct Settings {
     pub objective: Objective,
     /// How the teacher and the student share the machine.
     pub pipeline: Pipeline,
+    /// How several processes share each step.
+    pub parallel: Parallel,
     /// How DDK measures perplexities.
     pub evaluation: Evaluation,
     /// When DDK saves checkpoints, and which ones it keeps.

@@ -176,3 +176,30 @@ fn a_token_in_the_arguments_is_refused_and_not_repeated() {
         assert!(!said.contains(secret), "{said}");
     }
 }
+
+#[test]
+fn slots_take_whole_micro_batches() {
+    let sizes = "[training]\nglobal_batch_size = 16\nmicro_batch_size = 2\n";
+    for (sets, expected) in [
+        (
+            &["parallel.slots=3"][..],
+            "`parallel.slots` is 3, expected a power of two",
+        ),
+        (
+            &["parallel.slots=16"],
+            "`parallel.slots` is 16, and each slot takes whole micro-batches of 2 sequences: expected \
+             `training.global_batch_size` to be a multiple of 32, not 16",
+        ),
+        (
+            &[
+                "parallel.slots=2",
+                "parallel.timeout_seconds=60",
+                "teacher.servers=[\"http://10.0.0.5:8000\"]",
+            ],
+            "`parallel.timeout_seconds` is 60, expected more than `teacher.patience_seconds` = 600",
+        ),
+    ] {
+        let said = said(sizes, sets, &[]);
+        assert!(said.contains(expected), "{said}");
+    }
+}

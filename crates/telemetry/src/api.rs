@@ -15,6 +15,9 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Only from the process that trains.
     pub queues: Vec<QueueStatus>,
+    /// Only from a process that trains together with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankStatus>,
 }
 
 impl Status {
@@ -24,6 +27,7 @@ impl Status {
             run: view.status(board.map(Board::state)),
             workers: board.map_or_else(Vec::new, Board::worker_statuses),
             queues: board.map_or_else(Vec::new, Board::queue_statuses),
+            ranks: board.map_or_else(Vec::new, Board::ranks),
         }
     }
 }
@@ -59,6 +63,20 @@ pub struct QueueStatus {
     pub length: usize,
     /// Maximum number of items.
     pub capacity: usize,
+}
+
+/// How a rank, one of the processes that train together, spent its time in the last step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankStatus {
+    /// Its number, from 0.
+    pub rank: usize,
+    /// Seconds that its student computed.
+    pub busy: f64,
+    /// Seconds that its student waited for the teacher or for data.
+    pub waiting: f64,
+    /// Seconds of the exchange between ranks at the end of the step before. The rank that the others wait for has the
+    /// fewest.
+    pub exchange: f64,
 }
 
 /// An entry of `/api/events`.

@@ -12,7 +12,7 @@ use ddk_run::view::State;
 use parking_lot::Mutex;
 
 use crate::{
-    api::{QueueStatus, WorkerStatus},
+    api::{QueueStatus, RankStatus, WorkerStatus},
     clock::Clock,
     metrics,
     progress::{Meter, Progress},
@@ -41,6 +41,7 @@ pub struct Board {
     compute_limit: Duration,
     workers: Mutex<Vec<Worker>>,
     queues: Mutex<Vec<Weak<ReadQueue>>>,
+    ranks: Mutex<Vec<RankStatus>>,
     state: Mutex<State>,
 }
 
@@ -81,6 +82,7 @@ impl Board {
             compute_limit,
             workers: Mutex::new(Vec::new()),
             queues: Mutex::new(Vec::new()),
+            ranks: Mutex::new(Vec::new()),
             state: Mutex::new(State::Starting),
         })
     }
@@ -134,6 +136,16 @@ impl Board {
         queues.retain(|queue| queue.strong_count() > 0);
         let shown = queues.iter().filter_map(Weak::upgrade);
         shown.map(|queue| queue()).collect()
+    }
+
+    /// Sets how each rank spent its time in the last step.
+    pub fn set_ranks(&self, ranks: Vec<RankStatus>) {
+        *self.ranks.lock() = ranks;
+    }
+
+    /// Returns how each rank spent its time in the last step; empty if there is only one.
+    pub fn ranks(&self) -> Vec<RankStatus> {
+        self.ranks.lock().clone()
     }
 
     /// Sets whether the run trains (models are loaded, workers are up). A run that stops training is recovering until

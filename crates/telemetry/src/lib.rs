@@ -32,6 +32,7 @@ mod server;
 mod site;
 mod timeline;
 
+pub use api::RankStatus;
 pub use board::{Board, Line, ShownQueue, Worker};
 pub use clock::Clock;
 pub use keeper::{KEEP_EVERY, KeepError, Keeper};

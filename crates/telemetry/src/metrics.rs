@@ -153,10 +153,15 @@ declare! {
         => Throughput Lines "Step time" "Median and 95th percentile. A wide gap is unsteady: evaluations, checkpoints, \
         or other programs on the machine.";
     STEP_SECONDS: HistogramOf Histogram "ddk_step_phase_seconds" Seconds
-        [phase = data | teacher_wait | teacher | forward | head | backward | optimizer | evaluation | save]
+        [phase = data | teacher_wait | teacher | forward | head | backward | exchange | optimizer | evaluation | save]
         "Seconds of a step by phase. teacher_wait: waiting for teacher outputs and, with pipeline.time_slicing, for a \
-         turn. teacher: the teachers' compute time, in parallel with the student. evaluation, save: only steps that \
-         have one.";
+         turn. teacher: the teachers' compute time, in parallel with the student. exchange: between several ranks, \
+         including the wait for the slowest. evaluation, save: only steps that have one.";
+    RANK_SECONDS: GaugeOf Gauge "ddk_rank_seconds" Seconds [rank, part = busy | waiting | exchange]
+        "Seconds of the last step by rank: its student computed (busy), waited for the teacher or for data (waiting), \
+         or exchanged results with the other ranks at the end of the step before (exchange)."
+        => Throughput Lines "Ranks: where a step's time goes" "All ranks alike. The rank with the shortest exchange is \
+        the one that the others wait for. Empty if one process trains alone.";
     UPDATE_SECONDS: HistogramOf Histogram "ddk_mixture_update_seconds" Seconds []
         "Seconds from the last update of an interval to the first micro-batch of the next."
         => Throughput Lines "Mixture update" "Median and 95th percentile of the time from the last update of an \
@@ -229,6 +234,7 @@ pub static SOMETIMES: &[(&str, &str)] = &[
     ("ddk_teacher_server_bytes_total", "with teacher.servers"),
     ("ddk_teacher_server_retries_total", "with teacher.servers"),
     ("ddk_teacher_cache_bytes", "with teacher.cache"),
+    ("ddk_rank_seconds", "with several ranks"),
     ("ddk_device_memory_used_bytes", "if NVML finds a GPU"),
     ("ddk_device_memory_size_bytes", "if NVML finds a GPU"),
     ("ddk_device_utilization_ratio", "if NVML finds a GPU"),

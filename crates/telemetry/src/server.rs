@@ -125,7 +125,8 @@ impl Drop for Server {
 }
 
 /// Serves a site: the pages, `/api/…`, `/metrics` (Prometheus' text format), `/livez` (503 if a worker has computed
-/// beyond its limit) and `/readyz` (503 until the run trains). See `docs/api.md`.
+/// beyond its limit) and `/readyz` (503 until the run trains). See `docs/api.md`. A rank other than 0 answers only the
+/// last two.
 ///
 /// # Errors
 /// If other machines can reach `address` and there is no token, if the port is in use, or if the server cannot start.
@@ -255,7 +256,11 @@ async fn accept(
 }
 
 fn router(site: Arc<Site>) -> Router {
+    let health = Router::new()
+        .route("/livez", get(live))
+        .route("/readyz", get(ready));
     let router = match &site.runs {
+        Runs::Elsewhere => return health.with_state(site),
         Runs::One(_) => Router::new().route("/", get(|| pages::page(pages::RUN))),
         Runs::Many(_) => Router::new()
             .route("/", get(|| pages::page(pages::RUNS)))
@@ -272,8 +277,7 @@ fn router(site: Arc<Site>) -> Router {
         .route("/api/chart/{name}", get(chart))
         .route(CONTROL, get(commands).post(control))
         .route("/metrics", get(metrics))
-        .route("/livez", get(live))
-        .route("/readyz", get(ready))
+        .merge(health)
         .with_state(site)
 }
 
@@ -369,7 +373,7 @@ fn values<'a>(query: &'a Pairs, key: &'static str) -> impl Iterator<Item = &'a s
 async fn runs(State(site): State<Arc<Site>>) -> Response {
     let all = move || match &site.runs {
         Runs::Many(folder) => Some(folder.all()),
-        Runs::One(_) => None,
+        Runs::One(_) | Runs::Elsewhere => None,
     };
     answer(all).await
 }

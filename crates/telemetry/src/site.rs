@@ -66,6 +66,11 @@ impl Site {
         Self::new(Some(recorder), Runs::One(Arc::new(source)))
     }
 
+    /// Answers for the health of a rank whose run is served by rank 0.
+    pub fn of_rank(recorder: Recorder) -> Self {
+        Self::new(Some(recorder), Runs::Elsewhere)
+    }
+
     /// Serves all runs below `folder`, whichever process trains them.
     pub fn of_runs(folder: &Path) -> Self {
         let (root, open) = (folder.to_owned(), Mutex::default());
@@ -101,6 +106,8 @@ impl Site {
 pub(crate) enum Runs {
     One(Arc<Source>),
     Many(Folder),
+    /// None: rank 0 of the run serves it.
+    Elsewhere,
 }
 
 impl Runs {
@@ -109,6 +116,7 @@ impl Runs {
         match self {
             Self::One(source) => name.is_none().then(|| Arc::clone(source)),
             Self::Many(folder) => folder.find(name?),
+            Self::Elsewhere => None,
         }
     }
 }

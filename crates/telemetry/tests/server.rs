@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use ddk_telemetry::{Board, Recorder, ServeError, Site, metrics, serve};
+use ddk_telemetry::{Board, RankStatus, Recorder, ServeError, Site, metrics, serve};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -68,6 +68,19 @@ async fn what_is_recorded_is_served_and_a_taken_port_is_named() {
         .find(|line| line.starts_with("ddk_resident_memory_bytes{"))
         .unwrap();
     assert!(resident.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() > 1e6);
+
+    // Only a run on several processes has ranks.
+    let (_, status) = get(address, "/api/status").await;
+    assert!(!status.contains("\"ranks\""), "{status}");
+    board.set_ranks(vec![RankStatus {
+        rank: 1,
+        busy: 0.5,
+        waiting: 0.25,
+        exchange: 0.125,
+    }]);
+    let (_, status) = get(address, "/api/status").await;
+    let expected = r#""ranks":[{"rank":1,"busy":0.5,"waiting":0.25,"exchange":0.125}]"#;
+    assert!(status.contains(expected), "{status}");
 
     let error = serve(address, site()).unwrap_err();
     assert!(matches!(&error, ServeError::PortInUse(taken) if *taken == address));
