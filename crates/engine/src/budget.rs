@@ -5,6 +5,8 @@
 
 use ddk_model::{ModelConfig, ModelError};
 
+use crate::sharding::EXCHANGE_BYTES;
+
 /// One use of memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
@@ -45,6 +47,10 @@ pub struct StepShape {
     pub needs_teacher_output: bool,
     /// Whether the student's worker shares the teacher's LM head, because both are on the same device.
     pub shared_head: bool,
+    /// Slots of a step.
+    pub slots: u64,
+    /// Processes that share a step; divides `slots`.
+    pub ranks: u64,
 }
 
 impl StepShape {
@@ -105,6 +111,16 @@ impl Sizes {
     }
 }
 
+/// Bytes that a process sends to all others in each step, and receives from them: its gradients, then its part of the
+/// weights. `ranks` processes share the step.
+///
+/// # Errors
+/// If libtorch cannot create the placeholder tensors that give the parameters' shapes.
+pub fn exchanged_bytes(student: &ModelConfig, ranks: u64) -> Result<u64, ModelError> {
+    let others = ranks.saturating_sub(1) as f64 / ranks.max(1) as f64;
+    Ok((2.0 * 4.0 * Sizes::of(student)?.parameters as f64 * others) as u64)
+}
+
 /// Estimates the memory on the student's device: what is always allocated, and the maximum that a micro-batch or an
 /// update adds.
 ///
@@ -159,10 +175,32 @@ pub fn student_memory(
     let gradients = 4 * (trained - sizes.head) + 4 * sizes.table;
     let has_head = shape.needs_teacher_output && !shape.shared_head;
     let teacher_head = u64::from(has_head) * shape.teacher_bytes * teacher.table;
+    // A process keeps the sums of complete subtrees of its slots, and the sum over all processes for its own part.
+    let subtrees = (shape.slots / shape.ranks).ilog2();
+    let own = if shape.ranks > 1 {
+        4 * trained / shape.ranks
+    } else {
+        0
+    };
+    let sums = u64::from(subtrees) * 4 * trained + own;
+    let buffers = match shape.ranks {
+        1 => 0,
+        _ => 2 * (4 * trained).min(EXCHANGE_BYTES),
+    };
     Ok(vec![
         part("weights, fp32", 4 * trained, Some("student.model")),
-        part("moments of AdamW, fp32", 8 * trained, Some("student.model")),
+        part(
+            "moments of AdamW, fp32",
+            8 * trained / shape.ranks,
+            Some("student.model"),
+        ),
         part("gradients, fp32", gradients, Some("student.model")),
+        part(
+            "gradients of other slots and ranks",
+            sums,
+            Some("parallel.slots"),
+        ),
+        part("buffers of the exchange", buffers, None),
         part("the teacher's LM head", teacher_head, Some("teacher.dtype")),
         weight_copies(&sizes, shape.student_bytes),
         part(STEP, of_step, Some(step_setting)),

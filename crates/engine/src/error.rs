@@ -11,6 +11,17 @@ pub enum EngineError {
     /// The LM head with its loss failed.
     #[error(transparent)]
     Objective(#[from] ddk_objective::ObjectiveError),
+    /// The exchange with the other processes failed.
+    #[error(transparent)]
+    Distributed(#[from] ddk_distributed::DistributedError),
+    /// Another process trains a model of another shape.
+    #[error(
+        "rank {rank} trains other parameters than this rank: give all ranks the same configuration and models"
+    )]
+    OtherModel {
+        /// Its rank.
+        rank: usize,
+    },
     /// A libtorch call failed.
     #[error(transparent)]
     Torch(#[from] ddk_torch::TorchError),

@@ -159,10 +159,14 @@ impl Trainable for FilterStage {
         })
     }
 
-    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
+    fn gradients(&self) -> Result<Vec<Tensor>, EngineError> {
         let parameters = self.updates.parameters.iter();
         let gradients = parameters.map(|(_, parameter)| gradient_of(parameter));
-        let gradients = gradients.collect::<Result<Vec<_>, _>>()?;
+        gradients.collect()
+    }
+
+    fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {
+        let gradients = self.gradients()?;
         let report = self.updates.make(step, &gradients)?;
         self.clear_gradients()?;
         Ok(report)

@@ -15,6 +15,7 @@
 
 mod adamw;
 mod batch;
+mod buckets;
 mod budget;
 mod error;
 mod filter_stage;
@@ -23,8 +24,10 @@ mod flops;
 mod generate;
 mod labels;
 mod options;
+mod parallel;
 mod perplexity;
 mod schedule;
+mod sharding;
 mod snapshot;
 mod student;
 mod teacher;
@@ -33,8 +36,8 @@ mod update;
 
 pub use batch::{BatchTensors, NOT_SCORED, batch_tensors};
 pub use budget::{
-    Part, StepShape, evaluated_copy_memory, gpu_memory, program_memory, queue_memory,
-    snapshot_memory, student_memory, teacher_memory,
+    Part, StepShape, evaluated_copy_memory, exchanged_bytes, gpu_memory, program_memory,
+    queue_memory, snapshot_memory, student_memory, teacher_memory,
 };
 pub use ddk_torch::AdamWOptions;
 pub use error::EngineError;
@@ -44,6 +47,7 @@ pub use flops::FlopCounter;
 pub use generate::{Generator, Sampling};
 pub use labels::LabelFormat;
 pub use options::StudentOptions;
+pub use parallel::Parallel;
 pub use perplexity::Evaluation;
 pub use schedule::Schedule;
 pub use snapshot::{MOMENTS_FILE, WEIGHTS_FILE};

@@ -3,7 +3,7 @@
 use ddk_objective::Objective;
 use ddk_torch::AdamWOptions;
 
-use crate::{filters::Filters, schedule::Schedule};
+use crate::{filters::Filters, parallel::Parallel, schedule::Schedule};
 
 /// How a student is trained.
 #[derive(Debug, Clone)]
@@ -25,4 +25,6 @@ pub struct StudentOptions {
     pub schedule: Schedule,
     /// TED's filters, if the loss includes a distance between layers.
     pub filters: Option<Filters>,
+    /// The slots of a step, and the processes that share them.
+    pub parallel: Parallel,
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use ddk_corpus::Sequence;
+use ddk_distributed::Group;
 use ddk_model::Model;
 use ddk_objective::{HeadInput, cross_entropy_sum};
 use tch::Tensor;
 
-use crate::{EngineError, batch::batch_tensors};
+use crate::{EngineError, batch::batch_tensors, sharding::exchange};
 
 /// The validation documents, and how to measure perplexity on them. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -20,6 +21,9 @@ pub struct Evaluation {
     pub vocabulary: i64,
     /// Maximum number of positions whose logits exist at the same time.
     pub chunk: i64,
+    /// The processes that share the documents, if there are several. All of them evaluate together, and all get the
+    /// same result.
+    pub group: Option<Arc<Group>>,
 }
 
 impl Evaluation {
@@ -31,10 +35,13 @@ impl Evaluation {
     /// so a repeated evaluation returns the same bits.
     ///
     /// Calls `between` before each batch with the number of finished documents and the number of all documents,
-    /// over all domains. If `between` returns true, the evaluation stops and returns `None`.
+    /// over all domains. If `between` returns true on one process, the evaluation returns `None` on all.
+    ///
+    /// Several processes deal the batches out by number, and add the sums of all batches in order. So their number
+    /// changes no bit.
     ///
     /// # Errors
-    /// If a token id is not below the vocabulary size, or if libtorch fails.
+    /// If a token id is not below the vocabulary size, or if libtorch or the exchange fails.
     pub fn perplexities(
         &self,
         model: &Model,
@@ -62,36 +69,67 @@ impl Evaluation {
         mut hidden: impl FnMut(&[&Sequence], &Tensor) -> Result<Option<Tensor>, E>,
     ) -> Result<Option<Vec<f64>>, E> {
         let _no_grad = tch::no_grad_guard();
-        let has_predictions = |document: &&Sequence| document.tokens.len() > 1;
-        let all = self.validation.iter().flatten();
-        let all = all.filter(has_predictions).count() as u64;
-        let mut done = 0;
-        let mut perplexities = Vec::with_capacity(self.validation.len());
-        for documents in self.validation.iter() {
-            let mut by_length: Vec<&Sequence> = documents.iter().filter(has_predictions).collect();
-            by_length.sort_by_key(|document| std::cmp::Reverse(document.tokens.len()));
-            let (mut total, mut predictions) = (0.0, 0);
-            for rows in by_length.chunks(self.batch_rows.max(1)) {
-                if between(done, all) {
-                    return Ok(None);
-                }
-                done += rows.len() as u64;
-                let batch = batch_tensors(rows, self.vocabulary, head.device())?;
-                let Some(hidden) = hidden(rows, &batch.tokens)? else {
-                    return Ok(None);
-                };
-                let (sum, count) = cross_entropy_sum(
-                    &HeadInput::new(&hidden, head),
-                    &batch.labels,
-                    self.vocabulary,
-                    self.chunk,
-                )
-                .map_err(EngineError::from)?;
-                total += sum;
-                predictions += count;
+        let batches = self.batches();
+        let count = |(_, rows): &(usize, Vec<&Sequence>)| rows.len() as u64;
+        let all = batches.iter().map(count).sum();
+        let (rank, size) = match &self.group {
+            None => (0, 1),
+            Some(group) => (group.rank(), group.size()),
+        };
+        // Whether this process was not cut off, and the sum and the predictions of each of its batches.
+        let (mut own, mut done) = (vec![1.0], 0);
+        for (number, (_, rows)) in batches.iter().enumerate() {
+            let before = done;
+            done += rows.len() as u64;
+            if number % size != rank {
+                continue;
             }
-            perplexities.push((total / predictions as f64).exp());
+            let hidden = if between(before, all) {
+                None
+            } else {
+                let batch = batch_tensors(rows, self.vocabulary, head.device())?;
+                hidden(rows, &batch.tokens)?.map(|hidden| (hidden, batch))
+            };
+            let Some((hidden, batch)) = hidden else {
+                own[0] = 0.0;
+                break;
+            };
+            let input = HeadInput::new(&hidden, head);
+            let sums = cross_entropy_sum(&input, &batch.labels, self.vocabulary, self.chunk);
+            let (sum, predictions) = sums.map_err(EngineError::from)?;
+            own.extend([sum, predictions as f64]);
         }
-        Ok(Some(perplexities))
+        let of_rank = match &self.group {
+            None => vec![own],
+            Some(group) => exchange(group, &own)?,
+        };
+        let mut of_rank: Vec<_> = of_rank.into_iter().map(Vec::into_iter).collect();
+        if of_rank.iter_mut().any(|sums| sums.next() != Some(1.0)) {
+            return Ok(None);
+        }
+        let mut totals = vec![(0.0, 0.0); self.validation.len()];
+        for (number, (domain, _)) in batches.iter().enumerate() {
+            let sums = &mut of_rank[number % size];
+            let (total, predictions) = &mut totals[*domain];
+            *total += sums.next().unwrap_or(f64::NAN);
+            *predictions += sums.next().unwrap_or(f64::NAN);
+        }
+        let perplexity = |(total, predictions): (f64, f64)| (total / predictions).exp();
+        Ok(Some(totals.into_iter().map(perplexity).collect()))
+    }
+
+    /// The documents with predictions in batches, with the domain of each batch.
+    fn batches(&self) -> Vec<(usize, Vec<&Sequence>)> {
+        let mut batches = Vec::new();
+        for (domain, documents) in self.validation.iter().enumerate() {
+            let documents = documents.iter();
+            let mut documents: Vec<&Sequence> = documents
+                .filter(|document| document.tokens.len() > 1)
+                .collect();
+            documents.sort_by_key(|document| std::cmp::Reverse(document.tokens.len()));
+            let of_domain = documents.chunks(self.batch_rows.max(1));
+            batches.extend(of_domain.map(|rows| (domain, rows.to_vec())));
+        }
+        batches
     }
 }

@@ -9,6 +9,7 @@ use tch::Tensor;
 use crate::{
     EngineError,
     adamw::{AdamW, MOMENTS, copy},
+    sharding::Sharding,
 };
 
 /// The student's weights in a checkpoint, by parameter name. With TED, the file also holds the filters, which
@@ -18,23 +19,40 @@ pub const WEIGHTS_FILE: &str = "weights.safetensors";
 /// updates made.
 pub const MOMENTS_FILE: &str = "moments.safetensors";
 
-/// Copies parameters and their moments into the files of a checkpoint, which any thread can write.
+/// Copies parameters and their moments into the files of a checkpoint, which any thread can write. With several
+/// processes, all call this together. Only the first one gets files, and they are those of a single process.
 pub(crate) fn snapshot(
     parameters: &[(String, Tensor)],
     optimizer: &AdamW,
+    mut sharding: Option<&mut Sharding>,
 ) -> Result<Vec<SnapshotFile>, EngineError> {
     let _no_grad = tch::no_grad_guard();
+    let mut moments = Vec::with_capacity(2 * parameters.len());
+    for bucket in &optimizer.buckets {
+        for (moment, own) in MOMENTS.iter().zip(&bucket.moments) {
+            let whole = match &mut sharding {
+                None => copy(own)?,
+                Some(sharding) => sharding.whole(bucket, own)?,
+            };
+            if whole.numel() == 0 {
+                continue;
+            }
+            for member in &bucket.members {
+                let (name, parameter) = &parameters[member.parameter];
+                let view = whole.f_narrow(0, member.at, member.numbers)?;
+                moments.push((
+                    format!("{moment}.{name}"),
+                    view.f_view(&parameter.size()[..])?,
+                ));
+            }
+        }
+    }
+    if sharding.is_some_and(|sharding| sharding.group.rank() > 0) {
+        return Ok(Vec::new());
+    }
     let mut weights = Vec::with_capacity(parameters.len());
     for (name, parameter) in parameters {
         weights.push((name.clone(), copy(parameter)?));
-    }
-    let mut moments = Vec::with_capacity(2 * parameters.len());
-    for bucket in &optimizer.buckets {
-        for (moment, flat) in MOMENTS.iter().zip(&bucket.moments) {
-            for (&index, view) in bucket.members.iter().zip(flat.copy()?.views) {
-                moments.push((format!("{moment}.{}", parameters[index].0), view));
-            }
-        }
     }
     moments.sort_by(|a, b| a.0.cmp(&b.0));
     let updates = optimizer.updates.to_string();
@@ -46,7 +64,7 @@ pub(crate) fn snapshot(
     ])
 }
 
-/// Reads the moments of `parameters` into their optimizer.
+/// Reads the moments of `parameters` that this process owns into its optimizer.
 pub(crate) fn read_moments(
     path: &Path,
     optimizer: &mut AdamW,
@@ -60,11 +78,13 @@ pub(crate) fn read_moments(
             file: path.to_owned(),
             reason: "its metadata has no number `updates`".to_owned(),
         })?;
-    for bucket in &mut optimizer.buckets {
-        for (moment, flat) in MOMENTS.iter().zip(&mut bucket.moments) {
-            for (&index, view) in bucket.members.iter().zip(&mut flat.views) {
-                let name = format!("{moment}.{}", parameters[index].0);
-                view.f_copy_(&moments.tensor(&name, &view.size())?)?;
+    for bucket in &optimizer.buckets {
+        for piece in bucket.own_pieces() {
+            let (name, parameter) = &parameters[piece.parameter];
+            for (moment, mut own) in MOMENTS.iter().zip(bucket.moments_of(piece)?) {
+                let name = format!("{moment}.{name}");
+                let whole = moments.tensor(&name, &parameter.size())?;
+                own.f_copy_(&piece.of(&whole)?)?;
             }
         }
     }

@@ -88,24 +88,6 @@ impl Student {
     pub fn set_row_losses(&mut self, row_losses: Detail) {
         self.row_losses = row_losses;
     }
-
-    /// Returns the gradient of each parameter, then of each filter.
-    fn gradients(&self) -> Result<Vec<Tensor>, EngineError> {
-        let _no_grad = tch::no_grad_guard();
-        let head = self.model.head().data_ptr();
-        let embedding = self.model.embedding().data_ptr();
-        let of_filters = self.filters.iter();
-        let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
-        let of_model = self.model.parameters().iter().map(|(_, parameter)| {
-            let at = parameter.data_ptr();
-            Ok(match &self.embedding_gradient {
-                _ if at == head => self.head_gradient.shallow_clone(),
-                Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
-                _ => gradient_of(parameter)?,
-            })
-        });
-        of_model.chain(of_filters).collect()
-    }
 }
 
 impl Trainable for Student {
@@ -201,6 +183,24 @@ impl Trainable for Student {
             ]),
             ..MicroBatchSums::default()
         })
+    }
+
+    /// The gradient of each parameter, then of each filter.
+    fn gradients(&self) -> Result<Vec<Tensor>, EngineError> {
+        let _no_grad = tch::no_grad_guard();
+        let head = self.model.head().data_ptr();
+        let embedding = self.model.embedding().data_ptr();
+        let of_filters = self.filters.iter();
+        let of_filters = of_filters.map(|filter| Ok(filter.gradient.shallow_clone()));
+        let of_model = self.model.parameters().iter().map(|(_, parameter)| {
+            let at = parameter.data_ptr();
+            Ok(match &self.embedding_gradient {
+                _ if at == head => self.head_gradient.shallow_clone(),
+                Some(of_embedding) if at == embedding => of_embedding.shallow_clone(),
+                _ => gradient_of(parameter)?,
+            })
+        });
+        of_model.chain(of_filters).collect()
     }
 
     fn update(&mut self, step: u64) -> Result<UpdateStats, EngineError> {

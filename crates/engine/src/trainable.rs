@@ -4,8 +4,9 @@
 use ddk_corpus::Sequence;
 use ddk_model::Model;
 use ddk_run::{MicroBatchSums, SnapshotFile, UpdateStats};
+use tch::Tensor;
 
-use crate::{EngineError, snapshot::snapshot, teacher::TeacherOutput, update::Updates};
+use crate::{EngineError, teacher::TeacherOutput, update::Updates};
 
 /// Trains in steps of micro-batches, with snapshots between steps.
 pub trait Trainable {
@@ -27,8 +28,26 @@ pub trait Trainable {
         denominator: f64,
     ) -> Result<MicroBatchSums, EngineError>;
 
+    /// The gradients accumulated so far, in the optimizer's order.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn gradients(&self) -> Result<Vec<Tensor>, EngineError>;
+
+    /// Ends a slot of the step, after its last micro-batch.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn end_slot(&mut self) -> Result<(), EngineError> {
+        let gradients = self.gradients()?;
+        if self.updates().end_slot(&gradients)? {
+            self.clear_gradients()?;
+        }
+        Ok(())
+    }
+
     /// Clips and applies the gradients accumulated since the last update, as step `step` (from 1). Skips the update
-    /// if a loss or a gradient is not finite.
+    /// if a loss or a gradient is not finite. If several processes share the step, all call this together.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -50,13 +69,13 @@ pub trait Trainable {
     }
 
     /// Copies the trained parameters and their moments into the files of a checkpoint. Another thread can write them
-    /// while training continues.
+    /// while training continues. If several processes share a step, all call this together. Only the first one gets
+    /// files, and they are those of a single process.
     ///
     /// # Errors
-    /// If libtorch fails.
+    /// If libtorch or the exchange fails.
     fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, EngineError> {
-        let updates = self.updates();
-        snapshot(&updates.parameters, &updates.optimizer)
+        self.updates().snapshot()
     }
 
     /// Sets the schedule's peak and final learning rates.

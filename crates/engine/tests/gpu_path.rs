@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_corpus::Sequence;
-use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher, Trainable};
+use ddk_engine::{AdamWOptions, Parallel, Schedule, Student, StudentOptions, Teacher, Trainable};
 use ddk_model::{Architecture, Export, Model, ModelConfig, Placement};
 use ddk_objective::{Divergence, Objective};
 use ddk_torch::on_gpu_path;
@@ -76,6 +76,7 @@ impl Pair {
                 total_steps: 10,
             },
             filters: None,
+            parallel: Parallel::default(),
         };
         let student =
             Student::new(model(device, 2, 32, tie, kind), options, Some(head), None).unwrap();

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use ddk_corpus::Sequence;
-use ddk_engine::{AdamWOptions, Schedule, Student, StudentOptions, Teacher, Trainable};
+use ddk_engine::{AdamWOptions, Parallel, Schedule, Student, StudentOptions, Teacher, Trainable};
 use ddk_model::{Architecture, Model, ModelConfig};
 use ddk_objective::Objective;
 use tch::{Device, Kind, Tensor};
@@ -69,6 +69,7 @@ fn vocabularies_padded_differently_distil_on_the_ids_that_both_have() {
             total_steps: 10,
         },
         filters: None,
+        parallel: Parallel::default(),
     };
     let mut student =
         Student::new(model(151_936, 4, 0.5), options, Some(teacher_head), None).unwrap();

@@ -6,7 +6,7 @@ use std::{cell::RefCell, fs};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, EngineError, Evaluation, Schedule, Student, StudentOptions, Teacher,
+    AdamWOptions, EngineError, Evaluation, Parallel, Schedule, Student, StudentOptions, Teacher,
     TeacherOutput, Trainable,
 };
 use ddk_model::{Architecture, Model, ModelConfig};
@@ -54,6 +54,7 @@ fn options() -> StudentOptions {
             total_steps: 10,
         },
         filters: None,
+        parallel: Parallel::default(),
     }
 }
 
@@ -277,6 +278,7 @@ fn perplexity_does_not_depend_on_the_batches_and_is_token_weighted() {
         batch_rows,
         vocabulary: VOCABULARY,
         chunk,
+        group: None,
     };
     let measured = |evaluation: Evaluation| {
         let perplexities = evaluation.perplexities(&model, &never);

@@ -6,8 +6,8 @@ use std::{fs, path::Path};
 
 use ddk_corpus::Sequence;
 use ddk_engine::{
-    AdamWOptions, FilterStage, Filters, LayerPair, Schedule, Student, StudentOptions, Teacher,
-    Trainable, WEIGHTS_FILE,
+    AdamWOptions, FilterStage, Filters, LayerPair, Parallel, Schedule, Student, StudentOptions,
+    Teacher, Trainable, WEIGHTS_FILE,
 };
 use ddk_model::{Architecture, Export, LmHead, Model, ModelConfig};
 use ddk_objective::Objective;
@@ -100,6 +100,7 @@ fn options(filters: Option<Filters>, recompute: bool) -> StudentOptions {
             total_steps: 100,
         },
         filters,
+        parallel: Parallel::default(),
     }
 }
 
