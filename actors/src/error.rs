@@ -23,6 +23,19 @@ pub enum RunError {
         /// How it ended.
         cause: Exit,
     },
+    /// A worker of one of several ranks failed. The ranks cannot rewind by themselves.
+    #[error(
+        "{worker} of rank {rank} failed: {cause}; all ranks must start again from the last checkpoint, which torchrun \
+         does with --max-restarts"
+    )]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// The worker.
+        worker: WorkerId,
+        /// How it ended.
+        cause: Exit,
+    },
     /// The run's actors ended without a reason.
     #[error("the run ended without a result: {0}")]
     Lost(String),

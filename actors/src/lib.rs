@@ -24,6 +24,7 @@
 //! assert!(history.is_spike(9.0, &recovery) && !history.is_spike(2.1, &recovery));
 //! ```
 
+mod agreement;
 pub mod batch;
 pub mod batcher;
 pub mod channel;
@@ -43,13 +44,13 @@ pub mod student;
 pub mod teacher;
 pub mod worker;
 
-pub use batch::{LabeledBatch, MicroBatch};
+pub use batch::{LabeledBatch, MicroBatch, StepDraw};
 pub use ddk_run::records::StopReason;
 pub use error::RunError;
 pub use interval::Interval;
 pub use messages::{End, Outcome};
 pub use plan::{Live, RunPlan};
-pub use ports::{Observer, PortError, Rows, StepReport, Student, Teacher, Work};
+pub use ports::{Observer, Peers, PortError, Rows, StepReport, Student, Teacher, Work};
 pub use run::{Generation, Run, RunHandle};
 pub use state::{Fork, LoopState, LossHistory, Totals};
 pub use worker::{Exit, WorkerId};

@@ -16,10 +16,12 @@ use crate::Totals;
 pub enum StudentCommand {
     /// From the weight scheduler: the run is finished after this step, the last of an interval.
     Finish(StopReason, u64),
-    /// From the run's actor, like the variants below: finish the step, save a checkpoint and end.
+    /// From the run's actor, like [`Self::Abandon`] and [`Self::Request`]: finish the step, save a checkpoint and end.
     Stop,
     /// Another worker has failed: save the last completed step and end.
     Abandon,
+    /// From the weight scheduler: the teacher's perplexities are known.
+    TeacherEvaluated,
     /// Carry out a user's command.
     Request(Request),
 }

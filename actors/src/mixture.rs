@@ -29,8 +29,8 @@ use crate::{
 pub enum MixtureMessage {
     /// The teacher's perplexities are known.
     TeacherEvaluated,
-    /// An interval has ended, and the next one is due.
-    IntervalEnded(IntervalEnd),
+    /// An interval has ended, and the next one is due. Receives a message once it is decided, if anyone waits for that.
+    IntervalEnded(IntervalEnd, Option<Sender<()>>),
 }
 
 /// How an interval ended.
@@ -322,9 +322,19 @@ impl Actor for MixtureActor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if let MixtureMessage::IntervalEnded(ended) = message {
-            state.waiting = Some(ended);
+        match message {
+            MixtureMessage::TeacherEvaluated => {
+                state.decide()?;
+                // The send fails only if the student has already ended.
+                let _ = state.student.send(StudentCommand::TeacherEvaluated);
+            }
+            MixtureMessage::IntervalEnded(ended, decided) => {
+                state.waiting = Some(ended);
+                state.decide()?;
+                // The receiver is gone only if the student has already ended.
+                let _ = decided.map(|decided| decided.send(()));
+            }
         }
-        state.decide()
+        Ok(())
     }
 }

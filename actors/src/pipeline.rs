@@ -9,6 +9,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use ddk_corpus::{Cursor, Sample};
 use ddk_mixture::Decision;
+use ddk_run::control::Refusal;
 use ddk_telemetry::{Queues, ShownQueue, metrics};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
@@ -61,7 +62,11 @@ where
     S: Student<TeacherOutput = T::TeacherOutput, Weights = T::Weights> + 'static,
 {
     let (plan, state) = (Arc::new(generation.plan), generation.state);
-    let known = generation.teacher_perplexities.map(OnceLock::from);
+    let rank = generation.peers.as_ref().map_or(0, |peers| peers.rank());
+    // Other ranks than the first take these from it, unless the checkpoint has them.
+    let is_shared = |known: &Vec<f64>| rank == 0 || *known == state.baseline.teacher;
+    let known = generation.teacher_perplexities.filter(is_shared);
+    let known = known.map(OnceLock::from);
     let (stop, stopped) = bounded(0);
     let (control, commands) = unbounded();
     let context = Context {
@@ -70,6 +75,7 @@ where
         overrides: generation.overrides,
         observer: generation.observer,
         board: generation.board,
+        peers: generation.peers,
         facts: Arc::new(Facts {
             teacher_perplexities: known.unwrap_or_default(),
             ..Facts::default()
@@ -133,7 +139,10 @@ where
     let (saves, saved) = unstopped.channel(0, &pipeline.queues.saves, &from, &to);
     let mut student = StudentWorker {
         input: Vec::new(),
-        told: Told::new(context.end(commands, None, &WorkerId::Student)),
+        told: Told::new(
+            context.end(commands, None, &WorkerId::Student),
+            context.peers.is_some(),
+        ),
         copies,
         evaluated: evaluations,
         scheduler: scheduler.clone(),
@@ -263,6 +272,13 @@ impl Pipeline {
         let work = Arc::new(move |ready| teacher.work(ready));
         self.restartable.insert(id.clone(), work);
         (batches, labeled)
+    }
+
+    /// Why this process refuses users' commands, if it is another rank than the first.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let rank = self.context.rank();
+        let text = format!("only rank 0 of the run takes commands, and this is rank {rank}");
+        (rank > 0).then_some(Refusal(text))
     }
 
     /// The body of a loader or a teacher. It uses the same queues each time, and resumes the work in hand.

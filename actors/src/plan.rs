@@ -22,7 +22,10 @@ pub struct RunPlan {
     pub seed: u64,
     /// Sequences per optimizer step.
     pub sequences_per_step: u64,
-    /// Sequences per micro-batch; divides `sequences_per_step`.
+    /// Parts of a step whose gradients are summed separately; divides `sequences_per_step`. The number of ranks divides
+    /// it. The sums of the slots, and so the run's numbers, do not depend on the number of ranks.
+    pub slots: u64,
+    /// Sequences per micro-batch; divides the sequences of a slot.
     pub micro_rows: u64,
     /// Positions that the LM head takes at a time.
     pub chunk: i64,

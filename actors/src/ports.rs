@@ -113,13 +113,18 @@ pub trait Teacher {
 }
 
 /// The student. It stays on the thread that built it.
+///
+/// If there are several ranks, [`Self::update`], [`Self::discard`], [`Self::snapshot`] and [`Self::perplexities`] are
+/// collective: every rank calls them at the same points and in the same order, so an implementation may communicate.
+/// The other methods may not: ranks call them at different times, or do not call them at all.
 pub trait Student {
     /// The teacher's output for a micro-batch.
     type TeacherOutput: Send + 'static;
     /// A copy of its weights.
     type Weights: Send + 'static;
 
-    /// Adds a micro-batch's gradients, divided by the predicted tokens of its whole step.
+    /// Adds a micro-batch's gradients, divided by the predicted tokens of its whole step. The gradients of the step's
+    /// slots are kept apart: [`MicroBatch::last_of_slot`] tells where a slot ends.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
@@ -129,31 +134,34 @@ pub trait Student {
         signal: Self::TeacherOutput,
     ) -> Result<MicroBatchSums, PortError>;
 
-    /// Updates the weights in step `step`.
+    /// Updates the weights in step `step`. Collective: the learning rate, the gradient norm and whether the update was
+    /// skipped are the same on all ranks.
     ///
     /// # Errors
     /// If the device fails or runs out of memory, or if the run must rewind.
     fn update(&mut self, step: u64) -> Result<UpdateStats, PortError>;
 
-    /// Drops the step's gradients. Weights and moments stay unchanged.
+    /// Drops the step's gradients. Weights and moments stay unchanged. Collective.
     ///
     /// # Errors
     /// If the device fails.
     fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError>;
 
-    /// Perplexity on each domain's validation documents; `None` if `between` cut the evaluation off.
+    /// Perplexity on each domain's validation documents; `None` if `between` cut the evaluation off. Collective: all
+    /// ranks return the same, and `None` if `between` cut the evaluation off on any of them.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
     fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError>;
 
-    /// A copy of its weights, to evaluate elsewhere while training continues.
+    /// A copy of its weights, to evaluate elsewhere while training continues. Only rank 0 calls this.
     ///
     /// # Errors
     /// If the device fails or runs out of memory.
     fn weights(&mut self) -> Result<Self::Weights, PortError>;
 
     /// A copy of everything that its next steps depend on, as checkpoint files that another thread writes.
+    /// Collective. Only rank 0 writes its files: they hold the whole state, as if one rank had trained alone.
     ///
     /// # Errors
     /// If the device fails, or a tensor cannot be serialized.
@@ -170,6 +178,25 @@ pub trait Rows: Send {
     /// # Errors
     /// If the data cannot be read or does not match its checksum.
     fn read(&mut self) -> Result<Sample, PortError>;
+}
+
+/// The other ranks of a run: processes that train one student together.
+///
+/// Every rank runs the same loop and calls [`Self::exchange`] at the same points of it, always on the student's thread.
+/// Between these points it may call what is collective in [`Student`].
+pub trait Peers: Send + Sync {
+    /// This process's rank, from 0. Rank 0 writes the run's files and takes users' commands.
+    fn rank(&self) -> usize;
+
+    /// The number of ranks.
+    fn size(&self) -> usize;
+
+    /// Sends a message to every rank, and returns the messages of all ranks, in order of rank. Every rank must call it
+    /// at the same points.
+    ///
+    /// # Errors
+    /// If a rank is lost, or does not take part in time.
+    fn exchange(&self, message: &[u8]) -> Result<Vec<Vec<u8>>, PortError>;
 }
 
 /// Watches a run. The run's threads call it, so it must return quickly.

@@ -8,6 +8,9 @@
 //! | training went wrong | student | rewind, and skip the steps at fault, at most `recovery.max_rollbacks` times |
 //! | out of memory | any | rewind with a smaller size, chosen by what ran out of memory |
 //! | anything else; the budget is spent | any | the student saves the last step, and the run ends |
+//!
+//! Of several ranks, each restarts its loaders and teachers by itself. Instead of a rewind or a last save, in which all
+//! ranks would have to take part, it ends, and all ranks start again from the last checkpoint.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,8 +19,8 @@ use ddk_settings::Settings;
 use tokio::time::Instant;
 
 use crate::{
-    PortError, RunPlan, Work,
-    worker::{Exit, WorkerId},
+    PortError, RunError, RunPlan, Work,
+    worker::{Context, Exit, WorkerId},
 };
 
 /// Restarts and rewinds of a worker within `WINDOW`. One more ends the run.
@@ -135,6 +138,31 @@ impl Recovery {
     pub fn record(&self, rewind: &Rewind) -> Result<(), ddk_run::RunFileError> {
         let change = rewind.change.clone();
         change.map_or(Ok(()), |change| self.overrides.append(change))
+    }
+
+    /// What several ranks do instead of a rewind or a last save, in which a rank that failed could not take part: they
+    /// end, and all start again. Returns the error to end with. What a rewind would change is recorded first, so that
+    /// it holds then. The values are absolute, so it does no harm if several ranks record the same change.
+    pub(crate) fn end_rank(
+        &self,
+        worker: WorkerId,
+        exit: Exit,
+        remedy: Remedy,
+        context: &Context,
+    ) -> RunError {
+        if let Remedy::Rewind(rewind) = remedy {
+            // All ranks find together that training went wrong, but each runs out of memory by itself.
+            let records = rewind.kind != EventKind::RolledBack || context.rank() == 0;
+            if records && let Err(error) = self.record(&rewind) {
+                return RunError::lost(error);
+            }
+            context.note(rewind.kind, &rewind.message);
+        }
+        RunError::Rank {
+            rank: context.rank(),
+            worker,
+            cause: exit,
+        }
     }
 
     /// The delay after which the worker may restart; none if the budget is spent.

@@ -20,7 +20,7 @@ use ractor::{
 use tokio::task::JoinHandle;
 
 use crate::{
-    LoopState, Observer, Outcome, RunError, RunPlan, Student, Teacher,
+    LoopState, Observer, Outcome, Peers, RunError, RunPlan, Student, Teacher,
     messages::{Request, StudentCommand},
     pipeline::{self, Built, Pipeline},
     ports::{BatcherHook, RowsFactory, StudentFactory, TeacherFactory},
@@ -57,6 +57,8 @@ pub struct Generation<T, S> {
     pub board: Arc<Board>,
     /// Watches the run.
     pub observer: Arc<dyn Observer>,
+    /// The other ranks; `None` if this process trains alone.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
 /// Starts to build a generation. May wait for a disk.
@@ -249,7 +251,10 @@ impl Actor for RunActor {
                         Refusal("the workers do not know the status of the run".to_owned());
                     let _ = request.reply.send(Err(refusal));
                 }
-                _ => state.tell(StudentCommand::Request(request)),
+                _ => match state.pipeline.as_ref().and_then(Pipeline::refusal) {
+                    None => state.tell(StudentCommand::Request(request)),
+                    Some(refusal) => drop(request.reply.send(Err(refusal))),
+                },
             },
             RunMessage::Restart(worker) => state.restart(worker, &myself).await,
         }
@@ -357,6 +362,11 @@ impl State {
                 context.note(EventKind::Restarted, &message);
                 myself.send_after(after, move || RunMessage::Restart(worker));
                 return;
+            }
+            remedy if context.peers.is_some() => {
+                tracing::error!(part = %worker, cause = %exit, "a worker of this rank failed");
+                let failure = self.recovery.end_rank(worker, exit, remedy, context);
+                self.next.get_or_insert(Err(failure));
             }
             Remedy::Rewind(rewind) => {
                 if rewind.kind == EventKind::Rewound {

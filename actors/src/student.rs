@@ -2,6 +2,7 @@
 
 mod commands;
 mod step_loop;
+mod together;
 mod told;
 
 use std::time::{Duration, Instant};
@@ -10,10 +11,10 @@ use crossbeam::channel::{Receiver, Sender, at, never};
 use ddk_telemetry::{Worker, metrics};
 use ractor::ActorRef;
 
-use self::step_loop::StepLoop;
-pub use self::told::Told;
+use self::step_loop::{StepLoop, Taken};
+pub use self::told::{Due, Told};
 use crate::{
-    End, LabeledBatch, LoopState, PortError, Student,
+    End, LabeledBatch, LoopState, Student,
     channel::{MeteredReceiver, MeteredSender, Received},
     checkpointer::SaveRequest,
     messages::StudentCommand,
@@ -60,7 +61,11 @@ impl<S: Student> StudentWorker<S> {
         self.context.board.set_ready(true);
         ready.say();
         let mut step_loop = StepLoop::new(&self, student, state);
+        self.meet(&mut step_loop)?;
         let end = self.train(&mut step_loop)?;
+        if self.fails_together() {
+            return Err(Exit::Done);
+        }
         self.settle(&mut step_loop)?;
         step_loop.save_last()?;
         let after = match end {
@@ -92,22 +97,39 @@ impl<S: Student> StudentWorker<S> {
             if told.stop.get().is_some() && !step_loop.within_step() {
                 return Ok(End::Stopped);
             }
+            // Both may have been heard when the interval ended.
+            if told.abandon.get() {
+                return Err(self.abandoned(step_loop)?);
+            }
+            if !step_loop.within_step()
+                && let Some(end) = told.finished(step_loop.step())
+            {
+                return Ok(end);
+            }
             let began = Instant::now();
             let replica = (step_loop.next_sequence % self.input.len() as u64) as usize;
             let (input, deadline) = (&self.input[replica], self.deadline());
-            let is_step_done = match input.recv_or_until(&told.commands.end, &deadline)? {
+            let taken = match input.recv_or_until(&told.commands.end, &deadline)? {
                 Some(Received::Item(labeled)) => step_loop.take(labeled, began)?,
                 Some(Received::Word(command)) => {
                     told.hear(command);
-                    false
+                    Taken::Part
                 }
-                // The step before this one is saved.
-                None => return Ok(End::Stopped),
+                None => step_loop.give_up()?,
             };
+            if let Some(copy) = step_loop.arrived.take() {
+                self.copy_evaluated(step_loop, copy)?;
+            }
+            if taken == Taken::GaveUp {
+                // The step before this one is saved.
+                return Ok(End::Stopped);
+            }
+            let is_step_done = taken == Taken::Step;
             if is_step_done {
                 self.repeat_changes(step_loop.step() + 1)?;
             }
-            if !step_loop.within_step() {
+            // Several ranks know of the same requests only right after a step.
+            if is_step_done || (!step_loop.within_step() && self.context.peers.is_none()) {
                 self.obey(step_loop)?;
             }
             if told.abandon.get() {
@@ -143,15 +165,25 @@ impl<S: Student> StudentWorker<S> {
     }
 
     /// Until when a stopped run waits for the rest of its step: for half of the grace period, so that the other half is
-    /// left to save. A teacher's server may be away for longer.
+    /// left to save. A teacher's server may be away for longer. Of several ranks, each keeps its own deadline, and
+    /// they give the step up together.
     fn deadline(&self) -> Receiver<Instant> {
         let grace = self.context.plan.recovery.shutdown_grace_seconds / 2.0;
-        let stop = self.told.stop.get();
+        let stop = self.told.stopped_since();
         stop.map_or_else(never, |stop| at(stop + Duration::from_secs_f64(grace)))
+    }
+
+    /// Whether another worker of this process has failed, and the student must not save the last step, because the
+    /// other ranks do not take part: they learn of the failure when this process ends.
+    fn fails_together(&self) -> bool {
+        self.context.peers.is_some() && self.told.abandon.get()
     }
 
     /// Ends the run after another worker has failed.
     fn abandoned(&self, step_loop: &mut StepLoop<'_, S>) -> Result<Exit, Exit> {
+        if self.fails_together() {
+            return Ok(Exit::Done);
+        }
         if let Ok(copy) = self.evaluated.try_recv() {
             step_loop.evaluated(copy);
         }
@@ -173,6 +205,9 @@ impl<S: Student> StudentWorker<S> {
     /// Waits for the evaluation that the interval began with, if it is pending. Returns an error if the run is
     /// abandoned.
     fn settle_ahead(&self, step_loop: &mut StepLoop<'_, S>) -> Result<(), Exit> {
+        if step_loop.awaits_evaluation() && self.context.peers.is_some() {
+            return self.await_copy(step_loop);
+        }
         while step_loop.awaits_evaluation() {
             match self.told.commands.recv_or(&self.evaluated)? {
                 Received::Word(copy) => step_loop.evaluated(copy),
@@ -192,11 +227,15 @@ impl<S: Student> StudentWorker<S> {
                 step_loop.save(None)?;
             }
             let (step, weights) = (step_loop.step(), step_loop.copy()?);
-            return Ok(self.copies.send(Evaluate { step, weights }).is_ok());
+            let evaluate = |weights| self.copies.send(Evaluate { step, weights }).is_ok();
+            return Ok(weights.is_none_or(evaluate));
         }
         let is_due = step_loop.evaluation_is_due();
         let perplexities = if is_due { step_loop.evaluate()? } else { None };
         if is_due && perplexities.is_none() {
+            return Ok(false);
+        }
+        if !self.await_teacher(step_loop)? {
             return Ok(false);
         }
         let lag = self.context.plan.lag;
@@ -211,10 +250,7 @@ impl<S: Student> StudentWorker<S> {
             intervals,
             training: step_loop.state.interval_losses.clone(),
         };
-        let ended = MixtureMessage::IntervalEnded(ended);
-        self.scheduler.cast(ended).map_err(|error| {
-            PortError::Other(format!("the weight scheduler has ended: {error}"))
-        })?;
+        self.decide(ended)?;
         if is_best {
             step_loop.save(None)?;
         }

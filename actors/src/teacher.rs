@@ -83,8 +83,8 @@ impl<T: Teacher> RunLink for TeacherWorker<T> {
 }
 
 impl<T: Teacher> TeacherWorker<T> {
-    /// Runs the worker's thread: labels micro-batches in order. Replica 0 also evaluates the teacher and copies of the
-    /// student.
+    /// Runs the worker's thread: labels micro-batches in order. Replica 0 (of rank 0, if there are several
+    /// ranks) also evaluates the teacher and copies of the student.
     ///
     /// # Errors
     /// [`Exit::Done`] when the run ends, or [`Exit::Failed`] if the teacher cannot be built or if a label or an
@@ -93,7 +93,9 @@ impl<T: Teacher> TeacherWorker<T> {
         let mut teacher = (self.factory)(self.replica)?;
         ready.say();
         let facts = &self.context.facts;
-        if self.replica == 0 && facts.teacher_perplexities.get().is_none() {
+        // Of several ranks, only the first measures: its student passes the result on.
+        let is_first = self.replica == 0 && self.context.rank() == 0;
+        if is_first && facts.teacher_perplexities.get().is_none() {
             let between = self.between("evaluation of the teacher");
             let perplexities = teacher.perplexities(self, &between)?.ok_or(Exit::Done)?;
             let _ = facts.teacher_perplexities.set(perplexities);
@@ -161,8 +163,11 @@ impl<T: Teacher> TeacherWorker<T> {
             evaluation,
             busy_seconds: teacher.busy_seconds() - busy,
         })?;
-        let ended = MixtureMessage::IntervalEnded(ended);
-        self.scheduler.cast(ended).map_err(|_| Exit::Done)?;
+        // If there are several ranks, the student sends it on all of them once they know the result.
+        if self.context.peers.is_none() {
+            let ended = MixtureMessage::IntervalEnded(ended, None);
+            self.scheduler.cast(ended).map_err(|_| Exit::Done)?;
+        }
         *in_hand = None;
         Ok(())
     }

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
-use crate::{Observer, Outcome, PortError, RunPlan};
+use crate::{Observer, Outcome, Peers, PortError, RunPlan};
 
 /// A worker. Its name appears on threads, on the board and in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, strum::Display)]
@@ -93,6 +93,8 @@ pub struct Context {
     pub observer: Arc<dyn Observer>,
     /// Shows what each worker is doing.
     pub board: Arc<Board>,
+    /// The other ranks, if there are several.
+    pub peers: Option<Arc<dyn Peers>>,
     /// What workers find out for others.
     pub facts: Arc<Facts>,
     /// Closed when the run ends; nothing is ever sent over it.
@@ -116,6 +118,16 @@ impl Context {
     /// A worker's line on the board.
     pub fn line(&self, worker: &WorkerId) -> Worker {
         self.board.worker(&worker.to_string())
+    }
+
+    /// The rank of this process.
+    pub fn rank(&self) -> usize {
+        self.peers.as_ref().map_or(0, |peers| peers.rank())
+    }
+
+    /// The number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.peers.as_ref().map_or(1, |peers| peers.size())
     }
 
     /// Whether the run has ended.

@@ -9,8 +9,12 @@ use ddk_run::{
     view::State,
 };
 
-use super::{StudentWorker, step_loop::StepLoop};
-use crate::{Student, messages::Request, worker::Exit};
+use super::{Due, StudentWorker, step_loop::StepLoop};
+use crate::{
+    Student,
+    agreement::{Facts, Point},
+    worker::Exit,
+};
 
 impl<S: Student> StudentWorker<S> {
     /// Carries out the requests in order. While the run is paused, waits for more.
@@ -18,24 +22,27 @@ impl<S: Student> StudentWorker<S> {
         let told = &self.told;
         loop {
             told.hear_all();
-            while let Some(request) = told.request() {
-                self.carry_out(step_loop, request)?;
+            while let Some(due) = told.next_due() {
+                self.carry_out(step_loop, due)?;
             }
             if told.paused.get().is_none() {
                 return Ok(());
             }
             // A stop may have arrived while a request was carried out.
-            if told.is_cut_off() {
+            if told.is_to_end() {
                 self.unpause(step_loop);
                 return Ok(());
             }
-            told.hear(told.commands.recv()?);
+            match self.context.peers {
+                None => told.hear(told.commands.recv()?),
+                Some(_) => self.pause_together(step_loop.step())?,
+            }
         }
     }
 
-    fn carry_out(&self, step_loop: &mut StepLoop<'_, S>, request: Request) -> Result<(), Exit> {
-        let reply = request.reply;
-        let outcome = match request.command {
+    fn carry_out(&self, step_loop: &mut StepLoop<'_, S>, due: Due) -> Result<(), Exit> {
+        let reply = due.reply;
+        let outcome = match due.command {
             // Until then, the state does not hold what the first mixture depends on.
             Command::Checkpoint
                 if step_loop.state.baseline.teacher.is_empty() && step_loop.step() == 0 =>
@@ -44,7 +51,7 @@ impl<S: Student> StudentWorker<S> {
             }
             Command::Checkpoint => {
                 self.settle(step_loop)?;
-                return step_loop.save(Some(reply));
+                return step_loop.save(reply);
             }
             Command::Evaluate => self.evaluate(step_loop)?,
             Command::Pause => self.pause(step_loop.step()),
@@ -52,13 +59,13 @@ impl<S: Student> StudentWorker<S> {
                 let resumed = self.unpause(step_loop);
                 resumed.ok_or_else(|| refusal("the run is not paused"))
             }
-            Command::Set { values } => self.set(step_loop.step() + 1, request.source, values),
+            Command::Set { values } => self.set(step_loop.step() + 1, due.source, values)?,
             Command::Status | Command::Stop => {
                 Err(refusal("the student does not handle this command"))
             }
         };
-        // The caller may be gone.
-        let _ = reply.send(outcome);
+        // Only the rank that received the request answers it. The caller may be gone.
+        let _ = reply.map(|reply| reply.send(outcome));
         Ok(())
     }
 
@@ -101,21 +108,39 @@ impl<S: Student> StudentWorker<S> {
         Some(reply)
     }
 
-    /// Changes settings from `step` on. The change is on disk before it applies, so a killed run repeats it.
-    fn set(&self, step: u64, source: Source, values: Assignments) -> Outcome {
-        let settings = self.context.plan.live.with(&values).map_err(Refusal)?;
+    /// Changes settings from `step` on. The change is on disk before it applies, so a killed run repeats it. If there
+    /// are several ranks, rank 0 writes the change, and the others follow if it could.
+    fn set(&self, step: u64, source: Source, values: Assignments) -> Result<Outcome, Exit> {
         let line = Override {
             step,
             source,
             set: values.clone(),
             ..Override::default()
         };
-        let written = self.context.overrides.append(line);
-        written.map_err(|error| Refusal(format!("nothing changed: {error}")))?;
-        self.context.plan.live.set(settings);
+        let mine = match self.context.rank() {
+            0 => self.write_change(&line).err(),
+            _ => None,
+        };
+        let refusals = self.exchange((step, Point::Change), Facts::new(), mine)?;
+        if let Some(refusal) = refusals.into_iter().next().flatten() {
+            return Ok(Err(Refusal(refusal)));
+        }
+        if self.context.rank() > 0 {
+            self.context.overrides.learn(line);
+        }
+        let live = &self.context.plan.live;
+        let settings = live.with(&values).map_err(crate::PortError::Other)?;
+        live.set(settings);
         let reply = Reply::Set { step, values };
         self.context.note(EventKind::Changed, &reply.to_string());
-        Ok(reply)
+        Ok(Ok(reply))
+    }
+
+    /// Writes a change of settings. If it is refused, returns the reason.
+    fn write_change(&self, line: &Override) -> Result<(), String> {
+        self.context.plan.live.with(&line.set)?;
+        let written = self.context.overrides.append(line.clone());
+        written.map_err(|error| format!("nothing changed: {error}"))
     }
 
     /// Repeats a change made at `step` before the run was killed.

@@ -2,19 +2,21 @@
 
 mod lines;
 mod step;
+mod work;
 
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use ddk_mixture::{Needs, gap};
 use ddk_run::{Measured, RunFileError, control::Outcome as Answered, records::StopReason};
 use ddk_telemetry::metrics;
 use ractor::RpcReplyPort;
 
-use self::step::StepAccumulator;
+use self::work::StepAccumulator;
 use super::StudentWorker;
 use crate::{
     End, LoopState, Outcome, PortError, RunPlan, Student, Totals,
+    agreement::Point,
     checkpointer::SaveRequest,
     error::with_causes,
     interval::Evaluation,
@@ -33,6 +35,17 @@ enum Ahead {
     Known(Evaluation),
 }
 
+/// What the student took from its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// A command, or a micro-batch that is not the last of its step.
+    Part,
+    /// The last micro-batch of a step, which is done.
+    Step,
+    /// A step was given up, here or on another rank. It changed nothing.
+    GaveUp,
+}
+
 /// The student and its bookkeeping.
 pub(crate) struct StepLoop<'a, S: Student> {
     worker: &'a StudentWorker<S>,
@@ -44,6 +57,17 @@ pub(crate) struct StepLoop<'a, S: Student> {
     /// The number of the next micro-batch.
     pub(crate) next_sequence: u64,
     ahead: Ahead,
+    /// Whether rank 0 still measures the teacher's perplexities, for all ranks.
+    pub(crate) awaits_teacher: bool,
+    /// The result of a copy's evaluation that came with the last exchange of several ranks.
+    pub(crate) arrived: Option<EvaluatedCopy>,
+    /// What the last update told, for comparing the ranks.
+    last_loss: f64,
+    last_norm: f64,
+    /// Seconds of the last exchange of a step.
+    last_exchange: f64,
+    /// The student's busy seconds at that exchange.
+    busy_at_exchange: f64,
     /// When this process's student became ready.
     started: Instant,
     /// Totals of the processes before this one.
@@ -75,6 +99,12 @@ impl<'a, S: Student> StepLoop<'a, S> {
             context: &worker.context,
             plan,
             busy: student.busy_seconds(),
+            busy_at_exchange: student.busy_seconds(),
+            awaits_teacher: false,
+            arrived: None,
+            last_loss: f64::NAN,
+            last_norm: f64::NAN,
+            last_exchange: 0.0,
             student,
             next_sequence: 0,
             ahead: ahead.map_or(Ahead::None, Ahead::Known),
@@ -161,23 +191,29 @@ impl<'a, S: Student> StepLoop<'a, S> {
     }
 
     /// Sends a snapshot to the checkpointer. Waits only for the snapshot and for a save that is still in flight.
-    /// `asked` receives the outcome.
+    /// `asked` receives the outcome. Of several ranks, all make the snapshot, and rank 0 saves it.
     pub(crate) fn save(&mut self, asked: Option<RpcReplyPort<Answered>>) -> Result<(), Exit> {
         let began = Instant::now();
+        if self.context.peers.is_some() {
+            // The checkpointer takes one snapshot at a time, and the other ranks must not wait in an exchange for it.
+            let _ = self.await_save()?;
+        }
         let files = self.student.snapshot()?;
-        let (reply, result) = bounded(1);
-        let request = SaveRequest {
-            state: self.state.clone(),
-            files,
-            reply,
-            asked,
-        };
-        let sent = self.worker.saves.send(request);
-        sent.map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
+        if self.context.rank() == 0 {
+            let (reply, result) = bounded(1);
+            let request = SaveRequest {
+                state: self.state.clone(),
+                files,
+                reply,
+                asked,
+            };
+            let sent = self.worker.saves.send(request);
+            sent.map_err(|_| PortError::Other("the checkpointer has ended".to_owned()))?;
+            self.save_result = Some(result);
+        }
         let stall = began.elapsed().as_secs_f64();
         took("save", stall);
         self.saved_step = self.step();
-        self.save_result = Some(result);
         self.totals.save_stall_seconds += stall;
         Ok(())
     }
@@ -185,24 +221,40 @@ impl<'a, S: Student> StepLoop<'a, S> {
     /// Waits until the last completed step is saved on disk, because a run must not end without it. If its save failed
     /// while training continued, saves it again.
     pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
-        if self.is_saved() && self.await_save().is_ok() {
+        if self.is_saved() && self.await_save()?.is_ok() {
             return Ok(());
         }
         self.save(None)?;
         let what = "cannot save the last checkpoint (the earlier ones are kept)";
-        let saved = self.await_save();
+        let saved = self.await_save()?;
         Ok(saved.map_err(|error| PortError::Other(format!("{what}: {error}")))?)
     }
 
-    /// Waits until the last snapshot sent is on disk, or its save has failed.
-    fn await_save(&mut self) -> Result<(), String> {
-        let Some(result) = self.save_result.take() else {
-            return Ok(());
-        };
-        self.worker.line.waiting_for_output();
-        let saved = result.recv();
-        self.worker.line.computing();
-        saved.unwrap_or_else(|_| Err("the checkpointer has ended".to_owned()))
+    /// Waits until the last snapshot sent is on disk, or its save has failed. All ranks learn how rank 0's save ended.
+    fn await_save(&mut self) -> Result<Result<(), String>, Exit> {
+        let (worker, place) = (self.worker, (self.step(), Point::Save));
+        let result = self.save_result.take();
+        let together = self.context.peers.is_some();
+        let saved = worker.await_first(place, false, |until| {
+            let Some(result) = &result else {
+                return Ok(Some(Ok(())));
+            };
+            worker.line.waiting_for_output();
+            let saved = if together {
+                result.recv_deadline(until)
+            } else {
+                result.recv().map_err(RecvTimeoutError::from)
+            };
+            worker.line.computing();
+            Ok(match saved {
+                Ok(saved) => Some(saved),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    Some(Err("the checkpointer has ended".to_owned()))
+                }
+            })
+        })?;
+        Ok(saved.unwrap_or(Ok(())))
     }
 
     /// The student's busy seconds since the last call.
@@ -243,10 +295,15 @@ impl<'a, S: Student> StepLoop<'a, S> {
     fn measure(&mut self, phase: &str) -> Result<Option<Vec<f64>>, PortError> {
         let worker = self.worker;
         let meter = worker.line.meter(phase, "documents");
-        self.student.perplexities(&|done, total| {
+        let measured = self.student.perplexities(&|done, total| {
             worker.context.observer.on_progress(&meter.at(done, total));
             worker.is_told_to_end()
-        })
+        })?;
+        if measured.is_none() && self.context.peers.is_some() {
+            // Perhaps only another rank was told to.
+            worker.told.agree_to_stop();
+        }
+        Ok(measured)
     }
 
     fn count_evaluation(&mut self, flops: f64) {
@@ -300,10 +357,11 @@ impl<'a, S: Student> StepLoop<'a, S> {
         }
     }
 
-    /// A copy of the weights, to evaluate elsewhere.
-    pub(crate) fn copy(&mut self) -> Result<S::Weights, PortError> {
+    /// A copy of the weights, to evaluate elsewhere. Of several ranks, only rank 0 makes one.
+    pub(crate) fn copy(&mut self) -> Result<Option<S::Weights>, PortError> {
         self.newly_busy();
-        let weights = self.student.weights()?;
+        let is_first = self.context.rank() == 0;
+        let weights = is_first.then(|| self.student.weights()).transpose()?;
         self.totals.evaluation_seconds += self.newly_busy();
         self.count_evaluation(self.plan.evaluation_flops);
         self.ahead = Ahead::Awaited;

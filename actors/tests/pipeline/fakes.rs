@@ -1,30 +1,27 @@
 //! Fakes: a teacher and a student whose state is a hash of everything they saw, in order; sequences that are numbers.
 
+mod models;
+pub mod peers;
+mod watcher;
+
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ddk_actors::{
-    Generation, LoopState, MicroBatch, Observer, Outcome, PortError, Rows, Run, RunError,
-    RunHandle, RunPlan, StepReport, StopReason, Student, Teacher,
-    ports::{Between, RunLink},
+    Generation, LoopState, Outcome, Peers, PortError, Run, RunError, RunPlan, StopReason,
 };
-use ddk_corpus::{Cursor, Sample, Sequence, Span};
 use ddk_mixture::{Ddk, InitialMixture, Policy};
-use ddk_run::{
-    CheckpointStore, Journal, Lengths, MicroBatchSums, Overrides, PhaseSeconds, Retention,
-    SequenceLoss, SnapshotFile, Source, StepPhase, UpdateStats,
-    control::{self, Command},
-    records::{EventLine, MixtureLine},
-};
-use ddk_telemetry::{Board, Progress};
+use ddk_run::{CheckpointStore, Journal, Lengths, Overrides, Retention, control::Command};
+use ddk_telemetry::Board;
 use serde_json::Value;
+
+use self::models::{FakeRows, FakeStudent, FakeTeacher};
+use self::watcher::Telling;
+pub use self::watcher::{Watcher, Watching, dawdle};
 
 /// What a test may do at a place in the pipeline: delay, panic, fail, wait for a gate.
 pub type Hook = Arc<dyn Fn(&str, u64) -> Result<(), PortError> + Send + Sync>;
@@ -43,6 +40,10 @@ pub struct World {
     pub full_disk: Vec<u64>,
     /// The mixture's policy of a new run.
     pub policy: Policy,
+    /// The other ranks, if there are several.
+    pub peers: Option<Arc<dyn Peers>>,
+    /// On another rank than the first: the folder of rank 0, which has the checkpoints and overrides.
+    pub shared: Option<PathBuf>,
 }
 
 pub const ROWS: [u64; 3] = [7, 40, 23];
@@ -57,6 +58,7 @@ impl World {
                 natural: vec![0.1, 0.5, 0.4],
                 seed: 11,
                 sequences_per_step: 6,
+                slots: 1,
                 micro_rows: 2,
                 chunk: 64,
                 max_steps: Some(17),
@@ -89,14 +91,19 @@ impl World {
             stop_after: None,
             full_disk: Vec::new(),
             policy: Policy::Ddk(Ddk::new(0.5, 5, InitialMixture::Natural)),
+            peers: None,
+            shared: None,
         }
     }
 
     /// Runs, from the last checkpoint if there is one.
     pub async fn run(&self) -> Result<Option<Outcome>, RunError> {
-        let overrides = Arc::new(Overrides::open(self.folder.path()).unwrap());
+        let own = self.folder.path().to_owned();
+        let folder = self.shared.clone().unwrap_or(own);
+        let overrides = Arc::new(Overrides::open(&folder).unwrap());
         let assembly = Assembly {
-            folder: self.folder.path().to_owned(),
+            folder,
+            peers: self.peers.clone(),
             plan: self.plan.clone(),
             hook: self.hook.clone(),
             observer: self.observer.clone(),
@@ -158,7 +165,8 @@ impl World {
 
 /// What the generations of a run are built from.
 struct Assembly {
-    folder: std::path::PathBuf,
+    folder: PathBuf,
+    peers: Option<Arc<dyn Peers>>,
     plan: RunPlan,
     hook: Hook,
     observer: Arc<Watcher>,
@@ -188,6 +196,13 @@ impl Assembly {
         plan.live = ddk_actors::Live::new(live.with(&self.overrides.up_to(step + 1)).unwrap());
         let of_student = plan.live.clone();
         let teacher_perplexities = resume.as_ref().map(|state| state.baseline.teacher.clone());
+        let is_first = self.peers.as_ref().is_none_or(|peers| peers.rank() == 0);
+        let journal = if is_first {
+            Journal::open(&self.folder, lengths, true).unwrap()
+        } else {
+            Journal::silent()
+        };
+        let peers = self.peers.clone();
         let new_run = || LoopState::new(&plan, self.policy.clone());
         Generation {
             state: resume.unwrap_or_else(new_run),
@@ -209,6 +224,9 @@ impl Assembly {
                 Ok(FakeStudent {
                     weight,
                     pending: 0,
+                    sum: 0.0,
+                    slots: Vec::new(),
+                    peers,
                     step: 0,
                     hook: student_hook,
                     full_disk,
@@ -224,10 +242,11 @@ impl Assembly {
             }),
             batcher: Arc::new(move |step| batcher_hook("draw", step)),
             checkpoints: store,
-            journal: Arc::new(Journal::open(&self.folder, lengths, true).unwrap()),
+            journal: Arc::new(journal),
             overrides: self.overrides.clone(),
             board: Board::new(std::time::Duration::from_secs(3600)),
             observer: Arc::new(Watching(self.observer.clone())),
+            peers: self.peers.clone(),
         }
     }
 }
@@ -247,305 +266,4 @@ fn read_weight(folder: &Path) -> u64 {
         .unwrap()
         .parse()
         .unwrap()
-}
-
-fn mix(state: u64, value: u64) -> u64 {
-    let mut mixed = (state ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^= mixed >> 29;
-    mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (mixed >> 32)
-}
-
-fn hash_rows(batch: &MicroBatch) -> u64 {
-    let samples = batch.samples.iter();
-    samples.fold(batch.interval.index, |hash, sample| {
-        mix(
-            mix(hash, u64::from(sample.domain)),
-            mix(sample.epoch, sample.sequence.number),
-        )
-    })
-}
-
-pub struct FakeTeacher {
-    hook: Hook,
-    labeled: u64,
-}
-
-impl Teacher for FakeTeacher {
-    type TeacherOutput = u64;
-    type Weights = FakeCopy;
-
-    fn label(&mut self, batch: &MicroBatch, _: &dyn RunLink) -> Result<Option<u64>, PortError> {
-        (self.hook)("label", batch.sequence)?;
-        self.labeled += 1;
-        Ok(Some(hash_rows(batch)))
-    }
-
-    fn perplexities(
-        &mut self,
-        _: &dyn RunLink,
-        _: Between<'_>,
-    ) -> Result<Option<Vec<f64>>, PortError> {
-        (self.hook)("evaluate teacher", 0)?;
-        Ok(Some(vec![2.0, 3.0, 4.0]))
-    }
-
-    fn perplexities_of(
-        &mut self,
-        copy: &FakeCopy,
-        between: Between<'_>,
-    ) -> Result<Option<Vec<f64>>, PortError> {
-        (self.hook)("evaluate copy", copy.step)?;
-        Ok((!between(0, 1)).then(|| perplexities(copy.weight)))
-    }
-
-    fn busy_seconds(&self) -> f64 {
-        self.labeled as f64
-    }
-}
-
-/// The weights of a fake student after a step.
-pub struct FakeCopy {
-    step: u64,
-    weight: u64,
-}
-
-fn perplexities(weight: u64) -> Vec<f64> {
-    let shade = |index: u64| (mix(weight, index) % 1000) as f64 / 1000.0;
-    vec![2.2 + shade(0), 3.3 + shade(1), 4.4 + shade(2)]
-}
-
-pub struct FakeStudent {
-    weight: u64,
-    pending: u64,
-    step: u64,
-    hook: Hook,
-    full_disk: Vec<u64>,
-    live: Arc<ddk_actors::Live>,
-}
-
-impl Student for FakeStudent {
-    type TeacherOutput = u64;
-    type Weights = FakeCopy;
-
-    fn accumulate(&mut self, batch: &MicroBatch, signal: u64) -> Result<MicroBatchSums, PortError> {
-        (self.hook)("accumulate", batch.sequence)?;
-        assert_eq!(signal, hash_rows(batch), "another batch's signal");
-        assert!((batch.interval.first_step..=batch.interval.last_step()).contains(&batch.step));
-        self.pending = mix(self.pending, mix(signal, batch.step_predictions));
-        let loss = (self.pending % 1000) as f64;
-        let shade = |index: usize| (mix(self.pending, index as u64) % 1000) as f64 / 100.0;
-        let losses = (0..batch.samples.len()).map(|index| SequenceLoss {
-            ce: shade(index),
-            excess: shade(index) / 2.0,
-        });
-        let miscounted = (self.hook)("miscount", batch.sequence).is_err();
-        Ok(MicroBatchSums {
-            ce: loss,
-            kl: loss / 3.0,
-            layer: 0.0,
-            sequences: losses.collect(),
-            targets: batch.num_targets() + u64::from(miscounted),
-            seconds: PhaseSeconds::from([
-                (StepPhase::TeacherWait, 0.0),
-                (StepPhase::Forward, 0.0),
-                (StepPhase::Head, 0.0),
-                (StepPhase::Backward, 0.0),
-            ]),
-            teacher_flops: 30.0 * batch.samples.len() as f64,
-            teacher_flops_saved: 0.0,
-            student_flops: 10.0 * batch.samples.len() as f64,
-        })
-    }
-
-    fn update(&mut self, step: u64) -> Result<UpdateStats, PortError> {
-        (self.hook)("update", step)?;
-        if (self.hook)("no update", step).is_err() {
-            return self.discard(step, "on purpose");
-        }
-        let learning_rate = self.live.get(|settings| settings.optimizer.lr);
-        self.weight = mix(self.weight, std::mem::take(&mut self.pending));
-        self.weight = mix(self.weight, learning_rate.to_bits());
-        self.step = step;
-        Ok(UpdateStats {
-            learning_rate,
-            grad_norm: 1.0,
-            skipped: None,
-            seconds: PhaseSeconds::from([
-                (StepPhase::TeacherWait, 0.0),
-                (StepPhase::Optimizer, 0.0),
-            ]),
-        })
-    }
-
-    fn discard(&mut self, step: u64, reason: &str) -> Result<UpdateStats, PortError> {
-        self.pending = 0;
-        self.step = step;
-        Ok(UpdateStats {
-            learning_rate: 1e-3,
-            grad_norm: f64::NAN,
-            skipped: Some(reason.to_owned()),
-            seconds: PhaseSeconds::from([
-                (StepPhase::TeacherWait, 0.0),
-                (StepPhase::Optimizer, 0.0),
-            ]),
-        })
-    }
-
-    fn perplexities(&mut self, between: Between<'_>) -> Result<Option<Vec<f64>>, PortError> {
-        (self.hook)("evaluate student", self.step)?;
-        if (self.hook)("evaluate until told", self.step).is_err() {
-            while !between(0, 1) {
-                std::thread::yield_now();
-            }
-            return Ok(None);
-        }
-        if between(0, 1) {
-            return Ok(None);
-        }
-        if (self.hook)("not finite", self.step).is_err() {
-            return Ok(Some(vec![f64::NAN, 3.0, 4.0]));
-        }
-        Ok(Some(perplexities(self.weight)))
-    }
-
-    fn weights(&mut self) -> Result<FakeCopy, PortError> {
-        Ok(FakeCopy {
-            step: self.step,
-            weight: self.weight,
-        })
-    }
-
-    fn snapshot(&mut self) -> Result<Vec<SnapshotFile>, PortError> {
-        let (weight, full) = (self.weight, self.full_disk.contains(&self.step));
-        Ok(vec![SnapshotFile::new("weight", move |out| {
-            if full {
-                return Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
-            }
-            write!(out, "{weight}")
-        })])
-    }
-
-    fn busy_seconds(&self) -> f64 {
-        self.step as f64
-    }
-}
-
-struct FakeRows {
-    domain: u64,
-    cursor: Cursor,
-    hook: Hook,
-}
-
-impl Rows for FakeRows {
-    fn read(&mut self) -> Result<Sample, PortError> {
-        let rows = ROWS[self.domain as usize];
-        let Cursor { epoch: pass, index } = self.cursor;
-        (self.hook)("read", self.domain * 1000 + pass * rows + index)?;
-        self.cursor = self.cursor.advance(rows, 1);
-        let row = ddk_order::Permutation::new(rows, 1, "fake", &[self.domain, pass]).at(index);
-        let length = 4 + row % 3;
-        let spans = vec![Span {
-            document: row,
-            offset: 0,
-            tokens: length,
-        }];
-        Ok(Sample {
-            domain: self.domain as u16,
-            epoch: pass,
-            index,
-            sequence: Sequence {
-                number: row,
-                spans,
-                ..vec![7; length as usize].into()
-            },
-        })
-    }
-}
-
-/// Watches a run and sends it commands after steps.
-#[derive(Default)]
-pub struct Watcher {
-    pub events: Mutex<Vec<EventLine>>,
-    pub answers: Mutex<Vec<control::Outcome>>,
-    telling: Mutex<Option<Telling>>,
-    pub steps: AtomicU64,
-}
-
-/// The commands to send to a run, and when.
-struct Telling {
-    run: RunHandle,
-    stop_after: Option<u64>,
-    commands: Vec<(u64, Command)>,
-    runtime: tokio::runtime::Handle,
-}
-
-impl Telling {
-    /// Sends a command. After this returns, the student sees it at its next boundary. The answer comes later.
-    fn tell(&self, command: Command, watcher: &Arc<Watcher>) {
-        let (run, watcher) = (self.run.clone(), watcher.clone());
-        let mut asking = Box::pin(async move {
-            let answer = run.ask(command, Source::Socket).await;
-            watcher.answers.lock().unwrap().push(answer);
-        });
-        self.runtime.block_on(async {
-            // Polling once sends the command. The status request is answered only after the command was passed on.
-            let is_answered = tokio::select! {
-                biased;
-                () = &mut asking => true,
-                () = std::future::ready(()) => false,
-            };
-            if !is_answered {
-                tokio::spawn(asking);
-                let _ = self.run.ask(Command::Status, Source::Socket).await;
-            }
-        });
-    }
-}
-
-impl Watcher {
-    /// Sends a command at once, from any thread of the run.
-    pub fn tell(self: &Arc<Self>, command: Command) {
-        if let Some(telling) = &*self.telling.lock().unwrap() {
-            telling.tell(command, self);
-        }
-    }
-}
-
-/// The run's observer; it shares the watcher with the test.
-pub struct Watching(pub Arc<Watcher>);
-
-impl Observer for Watching {
-    fn on_step(&self, step: &StepReport<'_>) {
-        self.0.steps.fetch_add(1, Ordering::Relaxed);
-        let telling = self.0.telling.lock().unwrap();
-        let Some(telling) = &*telling else {
-            return;
-        };
-        for (_, command) in telling
-            .commands
-            .iter()
-            .filter(|(after, _)| *after == step.line.step)
-        {
-            telling.tell(command.clone(), &self.0);
-        }
-        if telling.stop_after == Some(step.line.step) {
-            telling.tell(Command::Stop, &self.0);
-            dawdle(step.line.step);
-        }
-    }
-
-    fn on_mixture(&self, _: &MixtureLine) {}
-
-    fn on_progress(&self, _: &Progress) {}
-
-    fn on_event(&self, event: &EventLine) {
-        self.0.events.lock().unwrap().push(event.clone());
-    }
-}
-
-/// Keeps a thread busy without a clock; `seed` determines how long.
-pub fn dawdle(seed: u64) {
-    for _ in 0..mix(seed, 5) % 400 {
-        std::thread::yield_now();
-    }
 }

@@ -14,4 +14,7 @@ mod faults;
 mod lag;
 mod order;
 mod policies;
+mod ranks;
+mod ranks_commands;
+mod ranks_faults;
 mod resume;

@@ -9,21 +9,21 @@ use ddk_run::{
 };
 use ddk_telemetry::metrics;
 
-use super::{Ahead, StepAccumulator, StepLoop, took};
-use crate::{Interval, LoopState, MicroBatch, RunPlan, StepReport, Student};
+use super::{Ahead, StepLoop, took, work::StepAccumulator};
+use crate::{Interval, LoopState, RunPlan, StepDraw, StepReport, Student};
 
 impl<S: Student> StepLoop<'_, S> {
-    pub(super) fn sample(&self, batch: &MicroBatch, sample: &Sample) -> SampleLine {
+    pub(super) fn sample(&self, draw: &StepDraw, sample: &Sample) -> SampleLine {
         let spans = sample.sequence.spans.iter().map(|span| SampleSpan {
             document: span.document,
             offset: span.offset,
             tokens: span.tokens,
         });
         SampleLine {
-            step: batch.step,
+            step: draw.step,
             sequence: sample.sequence.number,
             domain: self.plan.domains[usize::from(sample.domain)].clone(),
-            interval: batch.interval.index,
+            interval: draw.interval.index,
             epoch: sample.epoch,
             spans: spans.collect(),
         }

@@ -1,40 +1,27 @@
-//! A step of the student: the sums of its micro-batches, and whether its update is made.
+//! A step of the student: its micro-batches, and whether its update is made.
 
 use std::{mem, time::Instant};
 
 use ddk_mixture::TrainingSums;
 use ddk_run::{
-    MicroBatchSums, StepPhase, UpdateStats,
-    records::{EventKind, SampleLine, StepRecord},
+    StepPhase, UpdateStats,
+    records::{EventKind, StepRecord},
 };
 use ddk_settings::SpikeAction;
 use ddk_telemetry::metrics;
 
-use super::{StepLoop, took, unwritten};
-use crate::{LabeledBatch, MicroBatch, PortError, Student, mixture::announce};
-
-/// The sums of a step's micro-batches so far.
-#[derive(Debug, Default)]
-pub(super) struct StepAccumulator {
-    sums: MicroBatchSums,
-    /// Tokens of the step's sequences, by domain.
-    pub(super) drawn: Vec<u64>,
-    /// Tokens that went through the student.
-    processed: u64,
-    /// Seconds that the teachers spent labeling while the student worked. They are not part of the step's time, and so
-    /// not among its phases in `run.jsonl`.
-    teacher_seconds: f64,
-    pub(super) samples: Vec<SampleLine>,
-    pub(super) losses: TrainingSums,
-}
+use super::{StepLoop, Taken, took, unwritten, work::StepAccumulator};
+use crate::{
+    LabeledBatch, MicroBatch, PortError, StepDraw, Student, mixture::announce, worker::Exit,
+};
 
 impl<S: Student> StepLoop<'_, S> {
-    /// Trains on a micro-batch. `began` is when the wait for it began. Returns true if it was the last of its step.
+    /// Trains on a micro-batch. `began` is when the wait for it began.
     pub(crate) fn take(
         &mut self,
         labeled: LabeledBatch<S::TeacherOutput>,
         began: Instant,
-    ) -> Result<bool, PortError> {
+    ) -> Result<Taken, Exit> {
         let (batch, data_wait) = (labeled.batch, labeled.data_wait);
         assert_eq!(batch.sequence, self.next_sequence);
         self.next_sequence += 1;
@@ -51,39 +38,28 @@ impl<S: Student> StepLoop<'_, S> {
         let teacher = waited - data;
         let waits = [(StepPhase::Data, data), (StepPhase::TeacherWait, teacher)];
         accumulator.sums.add_seconds(waits);
+        accumulator.waited += waited;
         accumulator.teacher_seconds += labeled.teacher_seconds;
-        if self.plan.skip.contains(&batch.step) {
-            accumulator.sums.ce = f64::NAN;
-        } else {
-            let sums = self.student.accumulate(&batch, labeled.signal)?;
-            check_targets(&batch, sums.targets)?;
-            self.totals.teacher_flops += sums.teacher_flops;
-            self.totals.teacher_flops_saved += sums.teacher_flops_saved;
-            self.totals.student_flops += sums.student_flops;
-            for (sample, loss) in batch.samples.iter().zip(&sums.sequences) {
-                let predictions = sample.sequence.num_targets();
-                let domain = usize::from(sample.domain);
-                let losses = &mut accumulator.losses;
-                losses.add_row(domain, loss.ce, loss.excess, predictions);
-            }
-            accumulator.sums.add(sums);
-            accumulator.processed += batch.tokens();
+        let mut sums = None;
+        if !self.plan.skip.contains(&batch.step()) {
+            let mut counted = self.student.accumulate(&batch, labeled.signal)?;
+            check_targets(&batch, counted.targets)?;
+            accumulator
+                .sums
+                .add_seconds(mem::take(&mut counted.seconds));
+            sums = Some(counted);
         }
-        for sample in &batch.samples {
-            accumulator.drawn[usize::from(sample.domain)] += sample.sequence.tokens.len() as u64;
-            accumulator.samples.push(self.sample(&batch, sample));
-        }
+        accumulator.batches.push((batch.rows.clone(), sums));
         if batch.last_of_step {
-            self.end_step(&batch, accumulator)?;
-        } else {
-            self.accumulator = Some(accumulator);
+            return self.end_step(&batch.draw, accumulator);
         }
-        Ok(batch.last_of_step)
+        self.accumulator = Some(accumulator);
+        Ok(Taken::Part)
     }
 
     fn begin_step(&mut self, batch: &MicroBatch) -> Result<StepAccumulator, PortError> {
-        if batch.step == batch.interval.first_step {
-            if let Some(line) = &batch.interval.line {
+        if batch.step() == batch.interval().first_step {
+            if let Some(line) = &batch.interval().line {
                 announce(line, self.context).map_err(unwritten)?;
             }
             if let Some(update) = self.last_update {
@@ -101,17 +77,24 @@ impl<S: Student> StepLoop<'_, S> {
 
     fn end_step(
         &mut self,
-        batch: &MicroBatch,
+        draw: &StepDraw,
         mut accumulator: StepAccumulator,
-    ) -> Result<(), PortError> {
+    ) -> Result<Taken, Exit> {
+        let Some(batches) = self.join(draw, &mut accumulator)? else {
+            return Ok(Taken::GaveUp);
+        };
+        self.add_up(draw, batches, &mut accumulator);
         let sums = &accumulator.sums;
-        let predictions = batch.step_predictions as f64;
+        let predictions = draw.predictions as f64;
         let (ce_loss, kd_loss) = (sums.ce / predictions, sums.kl / predictions);
         let layer_weight = self.plan.layer_weight;
         let layer_loss = layer_weight.map(|_| sums.layer / predictions);
         let of_layers = layer_weight.unwrap_or(0.0) * layer_loss.unwrap_or(0.0);
         let loss = ce_loss + self.plan.gamma * kd_loss + of_layers;
-        let update = self.update(batch.step, loss)?;
+        let update = self.update(draw.step, loss)?;
+        (self.last_loss, self.last_norm) = (loss, update.grad_norm);
+        let exchange = update.seconds.get(&StepPhase::Exchange);
+        self.last_exchange += exchange.copied().unwrap_or_default();
         accumulator.sums.add_seconds(update.seconds);
         let student_busy = self.newly_busy();
         let (totals, before, facts) = (&mut self.totals, &self.before, &self.context.facts);
@@ -134,7 +117,7 @@ impl<S: Student> StepLoop<'_, S> {
         self.last_update = Some(Instant::now());
 
         let line = StepRecord {
-            step: batch.step,
+            step: draw.step,
             loss,
             ce_loss,
             kd_loss,
@@ -144,11 +127,11 @@ impl<S: Student> StepLoop<'_, S> {
             learning_rate: update.learning_rate,
             grad_norm: update.grad_norm,
             tokens: trained.iter().sum(),
-            interval: batch.interval.index,
+            interval: draw.interval.index,
             skipped: update.skipped,
             seconds: mem::take(&mut accumulator.sums.seconds),
         };
-        self.write(&line, &accumulator, &batch.interval)
+        self.write(&line, &accumulator, &draw.interval)
             .map_err(unwritten)?;
         self.publish(&line, &trained, step_seconds);
         metrics::MODEL_TOKENS
@@ -165,7 +148,7 @@ impl<S: Student> StepLoop<'_, S> {
             metrics::MODEL_UTILIZATION.with(&[model]).set(busy);
             metrics::MODEL_FLOPS.with(&[model]).set(flops);
         }
-        Ok(())
+        Ok(Taken::Step)
     }
 
     /// Updates the weights. Discards the gradients instead if the step is on the skip list, or if its loss is a spike
@@ -222,6 +205,7 @@ fn check_targets(batch: &MicroBatch, counted: u64) -> Result<(), PortError> {
     }
     Err(PortError::Other(format!(
         "step {}, micro-batch {}: the engine counts {counted} predicted tokens, the corpus {expected}",
-        batch.step, batch.sequence
+        batch.step(),
+        batch.sequence
     )))
 }
