@@ -42,6 +42,12 @@ pub struct Check {
     /// Also load both models and run each on one text, which reveals a broken checkpoint
     #[arg(long)]
     pub forward: bool,
+    /// Number of processes that will share the run: report what each needs, and what their exchange costs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub ranks: u64,
+    /// Gigabytes per second that each process can send to the others while it receives as much
+    #[arg(long, value_name = "GB/S", default_value_t = 1.0, value_parser = positive)]
+    pub bandwidth: f64,
 }
 
 /// Arguments of [`crate::bench`].

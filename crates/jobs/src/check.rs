@@ -2,6 +2,7 @@
 
 mod cache;
 mod memory;
+mod ranks;
 mod servers;
 
 use std::{io::Write, path::Path, sync::Arc};
@@ -34,7 +35,9 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let mut found = Findings::new(out);
     let models = models(&settings, &mut found);
     if let Some(models) = &models {
-        let done = memory::check(&settings, models, &mut found);
+        let done = ranks::check(&settings, models, args, &mut found);
+        found.take(done);
+        let done = memory::check(&settings, models, args.ranks, &mut found);
         found.take(done);
     }
     if let Some(models) = models.as_ref().filter(|models| models.folders.is_served) {
@@ -268,6 +271,7 @@ fn forward(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Re
         batch_rows: 1,
         vocabulary,
         chunk: default_chunk(vocabulary, parse_device(&settings.student.device)?),
+        group: None,
     };
     let teacher = (!models.folders.head_only).then(|| {
         let placement = wiring::teacher_placement(&settings.teacher, 0);

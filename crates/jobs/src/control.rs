@@ -27,7 +27,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::signals::{Signal, Signals, later};
+use crate::signals::{Signals, later};
 
 /// Maximum time for a command to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -91,7 +91,7 @@ impl Control for RunControl {
                 }
                 (Command::Stop, _) => {
                     let signals = self.signals.clone();
-                    later(HEAD_START, move || signals.answer(Signal::Terminate));
+                    later(HEAD_START, move || signals.obey());
                     Ok(Reply::Stop)
                 }
                 (command, Some(run)) => run.ask(command, source).await,

@@ -55,12 +55,14 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
     let set = set.context("there is no cache")?;
     let evaluation = prepare::evaluation(&settings, &corpus)?;
     let ports = Arc::new(Ports {
+        outages: Arc::default(),
         turns: TimeSlice::new(false),
         models: Models {
             options: options::of_student(&settings, evaluation.vocabulary, None)?,
             settings: settings.clone(),
             folders,
         },
+        teacher_evaluation: evaluation.clone(),
         evaluation,
         labels: Some(Arc::clone(&set)),
         faults: signals.faults(),

@@ -34,6 +34,7 @@ pub mod phase;
 pub mod prepare;
 pub mod pretrain;
 pub mod progress;
+mod ranks;
 pub mod report;
 pub mod signals;
 mod systemd;

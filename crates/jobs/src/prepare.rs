@@ -393,6 +393,7 @@ pub fn evaluation(settings: &Settings, corpus: &Corpus) -> Result<Evaluation> {
         batch_rows: settings.evaluation.batch_size,
         vocabulary,
         chunk: chunk(settings, vocabulary)?,
+        group: None,
     })
 }
 

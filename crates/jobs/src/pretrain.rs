@@ -94,7 +94,7 @@ pub(crate) fn model(
     if !resumes && !RunFolder::made(&run)?.is_empty() {
         // Clear the record first, so that an interrupted restart is never mistaken for the run that it sets aside.
         ddk_files::write_atomically(&run.join(RECORD), b"{}")?;
-        start_over(&open_folder(&run, false)?)?;
+        start_over(&open_folder(&run, false, None)?)?;
     }
     let settings = settings_of_run(settings, model, &run, resumes)?;
     begin(&settings, model, name, &corpus, &run, &record)?;

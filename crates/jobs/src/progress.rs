@@ -4,7 +4,10 @@ use std::{
     collections::VecDeque,
     io::{self, Write},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,9 +19,21 @@ use ddk_telemetry::{Clock, Meter, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
+/// Whether this process is one of several and not the first, so that another one speaks to the user.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on, [`say`] writes to the log, because rank 0 says the same.
+pub(crate) fn be_silent() {
+    IS_SILENT.store(true, Ordering::Relaxed);
+}
+
 /// Prints a line to standard error. Work continues if that fails (a closed terminal or pipe, a full disk).
 pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    if IS_SILENT.load(Ordering::Relaxed) {
+        tracing::info!("{text}");
+    } else {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
 }
 
 /// Lists weights with their names.

@@ -8,7 +8,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -19,11 +19,15 @@ use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    control::RunControl, faults::Faults, hint::Ended, phase::Phase, progress::say, systemd,
+    control::RunControl, faults::Faults, hint::Ended, phase::Phase, progress::say,
+    ranks::under_torchrun, systemd,
 };
 
 /// Maximum time for an orderly exit. A disk may hang, or a browser may read slowly.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+/// A second signal within this time of the first is the same one, if `torchrun` passes it on and the cluster also sends
+/// it to every process.
+const ECHO: Duration = Duration::from_secs(1);
 /// Grace period before the settings are known.
 const GRACE: Duration = Duration::from_secs(120);
 
@@ -70,8 +74,10 @@ struct State {
     answer: Answer,
     /// Injected faults of the current job.
     faults: Arc<Faults>,
-    /// The first signal received.
+    /// The first signal received, or SIGTERM if a command asked for the same.
     came: Option<Signal>,
+    /// Whether a command asked for the stop, not a signal.
+    commanded: bool,
     /// Folder of the current run, where a stop is recorded.
     run: Option<PathBuf>,
     /// Tells clients that watch the run that it was stopped.
@@ -112,21 +118,28 @@ impl Signals {
             answer: Answer::End(Phase::Start),
             faults: Arc::default(),
             came: None,
+            commanded: false,
             run: None,
             farewell: None,
             grace: GRACE,
         })));
         let listener = signals.clone();
         let work = async move {
-            let mut is_first = true;
+            let mut first: Option<Instant> = None;
             loop {
                 let signal = tokio::select! {
                     _ = interrupt.recv() => Signal::Interrupt,
                     _ = terminate.recv() => Signal::Terminate,
                 };
-                if !std::mem::take(&mut is_first) && !listener.forwards() {
-                    exit(signal);
+                if let Some(first) = first {
+                    if under_torchrun() && first.elapsed() < ECHO {
+                        continue;
+                    }
+                    if !listener.forwards() {
+                        exit(signal);
+                    }
                 }
+                first.get_or_insert_with(Instant::now);
                 // Respond on another thread, so that a blocked response does not keep the next signal from being
                 // received.
                 let answering = listener.clone();
@@ -206,13 +219,27 @@ impl Signals {
         self.state().came
     }
 
+    /// Responds to a command like to SIGTERM.
+    pub(crate) fn obey(&self) {
+        let mut state = self.state();
+        state.commanded = state.came.is_none();
+        drop(state);
+        self.answer(Signal::Terminate);
+    }
+
+    /// Returns whether the process received a signal before any command to stop.
+    pub(crate) fn is_signaled(&self) -> bool {
+        let state = self.state();
+        state.came.is_some() && !state.commanded
+    }
+
     /// Returns whether the next signal is for a child. If the lock is held, the current response ends this process.
     fn forwards(&self) -> bool {
         let state = self.0.try_lock();
         state.is_some_and(|state| matches!(state.answer, Answer::Child(_)))
     }
 
-    /// Responds to a signal, or to a command that asks for the same.
+    /// Responds to a signal.
     pub(crate) fn answer(&self, signal: Signal) {
         let mut state = self.state();
         state.came.get_or_insert(signal);

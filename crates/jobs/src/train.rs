@@ -32,10 +32,11 @@ use crate::{
     bench::teacher_is_here,
     checkpoints::{self, go_back},
     config::{self, run_folder},
-    hint::{must_hold, usage, with_hint},
+    hint::{Hint, must_hold, usage, with_hint},
     phase::Phase,
     prepare::Outdated,
     progress::say,
+    ranks::{self, Ranks, restarts_by_torchrun},
     signals::Signals,
 };
 
@@ -75,10 +76,64 @@ pub fn distill(
 ) -> Result<()> {
     let path = run_folder(settings)?;
     signals.begin_job(settings)?;
+    let ranks = Ranks::join(settings)?;
+    not_at_each_restart(args)?;
+    let opened = Ranks::in_turn(
+        ranks.as_deref(),
+        || open(settings, args, signals, ranks.as_deref(), out),
+        || follow(settings, signals, ranks.as_deref()),
+    )?;
+    let Some((prepared, folder)) = opened else {
+        return Ok(());
+    };
+    let settings = &prepared.models.settings.clone();
+    session::in_one(settings, &folder, signals, ranks.clone(), |session| {
+        run_phases(prepared, &folder, session, args)
+    })?;
+    // torchrun waits only 300 seconds after the first process has ended, and an export may take longer.
+    Ranks::in_turn(ranks.as_deref(), || Ok(None), || Ok(()))?;
+    if !ranks::leads(ranks.as_ref()) {
+        return Ok(());
+    }
+    result::print(&ddk_run::read::summary(&path)?, args.json, out)
+}
+
+/// Refuses options that must take effect only once, because `torchrun` repeats them at each restart.
+fn not_at_each_restart(args: &args::Train) -> Result<()> {
+    let options = [
+        ("--restart", args.restart),
+        ("--no-resume", args.no_resume),
+        (
+            "--resume-from",
+            args.resume_from.is_some() && args.fork.is_none(),
+        ),
+    ];
+    let given = options.into_iter().find(|(_, is_given)| *is_given);
+    let Some((option, _)) = given.filter(|_| restarts_by_torchrun()) else {
+        return Ok(());
+    };
+    Err(anyhow!("torchrun would repeat {option} at each restart"))
+        .hint(format!(
+            "pass {option} once with --max-restarts 0, stop the run after its first checkpoint, and start it again \
+             without {option}"
+        ))
+        .usage()
+}
+
+/// Opens the run's folder after everything that changes it. Returns none if the run is already finished, after printing
+/// its summary.
+fn open(
+    settings: &Settings,
+    args: &args::Train,
+    signals: &Signals,
+    ranks: Option<&Ranks>,
+    out: &mut dyn Write,
+) -> Result<Option<(Prepared, RunFolder)>> {
+    let path = run_folder(settings)?;
     if args.serial_baseline > 0 {
         teacher_is_here(settings, "--serial-baseline")?;
     }
-    let settings = &threads::chosen(settings, &path, signals)?;
+    let settings = &threads::chosen(settings, &path, signals, ranks)?;
     let begun = RunFolder::holds_a_run(&path);
     let (new, restart, shown) = (args.no_resume, args.restart, path.display());
     // With `--fork`, the step belongs to the other run.
@@ -110,7 +165,7 @@ pub fn distill(
         _ => Outdated::AsSet,
     };
     let prepared = prepare_run(settings, None, outdated, length, signals)?;
-    let folder = open_folder(&path, new)?;
+    let folder = open_folder(&path, new, ranks)?;
     signals.in_run(folder.path());
     if restart {
         checkpoints::start_over(&folder)?;
@@ -140,7 +195,8 @@ pub fn distill(
             say(&format!(
                 "the run in {shown} is already finished; its summary:"
             ));
-            return result::print(&ddk_run::read::summary(&path)?, args.json, out);
+            result::print(&ddk_run::read::summary(&path)?, args.json, out)?;
+            return Ok(None);
         }
         result::reopen(&folder)?;
     }
@@ -150,10 +206,20 @@ pub fn distill(
     if let Some(step) = from {
         go_back(&folder, step)?;
     }
-    session::in_one(settings, &folder, signals, |session| {
-        run_phases(prepared, &folder, session, args)
-    })?;
-    result::print(&ddk_run::read::summary(&path)?, args.json, out)
+    Ok(Some((prepared, folder)))
+}
+
+/// Opens the run's folder on a rank that only reads it, after rank 0 has opened it.
+fn follow(
+    settings: &Settings,
+    signals: &Signals,
+    ranks: Option<&Ranks>,
+) -> Result<(Prepared, RunFolder)> {
+    let path = run_folder(settings)?;
+    let settings = threads::chosen(settings, &path, signals, ranks)?;
+    let length = Length::of_run(&path, &settings)?;
+    let prepared = prepare_run(&settings, None, Outdated::NeededBy(&path), length, signals)?;
+    Ok((prepared, RunFolder::follow(&path)))
 }
 
 /// Runs the preliminary runs, if the method has any, and then the run itself.
@@ -170,7 +236,9 @@ fn run_phases(
     if settings.objective.name == ObjectiveName::Ted {
         phases::ted(settings, folder, args.reloads, session)?;
     }
-    session.signals.in_run(folder.path());
+    if ranks::leads(session.ranks.as_ref()) {
+        session.signals.in_run(folder.path());
+    }
     run_to_end(prepared, folder, session, args)
 }
 

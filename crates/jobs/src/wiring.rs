@@ -59,7 +59,8 @@ impl Ports {
         Arc::new(move |number| {
             let models = &ports.models;
             let build = || -> Result<TeacherPort> {
-                let context = Context::new(models.teacher_context(number, &ports.turns)?, &ports);
+                let compute = models.teacher_context(number, &ports.turns)?;
+                let context = Context::new(compute, &ports, &ports.teacher_evaluation);
                 Ok(TeacherPort::new(context, number, known)?)
             };
             build().map_err(|error| port_error(error, Work::Label))
@@ -80,7 +81,8 @@ impl Ports {
             ports.faults.phase(Phase::Load)?;
             let models = &ports.models;
             let build = || -> Result<StudentPort> {
-                let context = Context::new(models.student_context(&ports.turns)?, &ports);
+                let compute = models.student_context(&ports.turns)?;
+                let context = Context::new(compute, &ports, &ports.evaluation);
                 let flops = models.flop_counter()?;
                 let learner = || models.learner(checkpoint.as_deref(), row_losses);
                 Ok(StudentPort {

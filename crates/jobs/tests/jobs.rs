@@ -172,6 +172,8 @@ fn every_job_runs_in_process_and_a_finished_run_is_left_alone() {
     let check_args = args::Check {
         config: config.clone(),
         forward: true,
+        ranks: 1,
+        bandwidth: 1.0,
     };
     let checked = out(|out| check::run(&check_args, out));
     assert!(checked.contains("ready"), "{checked}");

@@ -87,6 +87,7 @@ fn snapshot(live: bool) -> Snapshot {
             },
             workers,
             queues: Vec::new(),
+            ranks: Vec::new(),
         },
         steps: Steps {
             stride: 1,

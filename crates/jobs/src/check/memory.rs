@@ -22,6 +22,7 @@ type Parts = Vec<(String, Part)>;
 fn needed<'a>(
     settings: &'a Settings,
     models: &Models,
+    ranks: u64,
     found: &mut Findings<'_>,
 ) -> Result<BTreeMap<&'a str, Parts>> {
     let (teacher, student) = (&settings.teacher, &settings.student);
@@ -52,6 +53,8 @@ fn needed<'a>(
             && (0..teacher.devices.len()).any(|replica| {
                 teacher.devices_of(replica).last() == Some(&student.device.as_str())
             }),
+        slots: settings.parallel.slots.max(ranks),
+        ranks,
     };
     let mut devices: BTreeMap<&str, Parts> = BTreeMap::new();
     let mut add = |device, role: &str, parts: Vec<Part>, share: u64| {
@@ -87,7 +90,10 @@ fn needed<'a>(
     let depth = settings.pipeline.queue_depth as u64;
     let queue = queue_memory(&models.teacher, &shape, depth, teacher.replicas() as u64);
     add(&student.device, "run", vec![queue], 1);
-    let of_run = vec![program_memory(), snapshot_memory(&models.student)?];
+    let mut of_run = vec![program_memory()];
+    if ranks == 1 {
+        of_run.push(snapshot_memory(&models.student)?);
+    }
     add("cpu", "run", of_run, 1);
     for (_, parts) in devices.iter_mut().filter(|(device, _)| **device != "cpu") {
         let tensors = parts.iter().map(|(_, part)| part.bytes).sum();
@@ -98,15 +104,31 @@ fn needed<'a>(
 }
 
 /// Checks that each device has the memory that the run needs there.
-pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'_>) -> Result<()> {
-    for (device, parts) in needed(settings, models, found)? {
+pub(super) fn check(
+    settings: &Settings,
+    models: &Models,
+    ranks: u64,
+    found: &mut Findings<'_>,
+) -> Result<()> {
+    for (device, parts) in needed(settings, models, ranks, found)? {
         let needed: u64 = parts.iter().map(|(_, part)| part.bytes).sum();
         let free = free_bytes(device);
         let of = free.map_or_else(|| "unknown".to_owned(), size);
         let needs = size(needed);
-        found.title(&format!("memory of {device}: needs {needs}, free {of}"));
+        let of_each = if ranks > 1 { ", each rank" } else { "" };
+        found.title(&format!(
+            "memory of {device}{of_each}: needs {needs}, free {of}"
+        ));
         for (name, part) in parts.iter().filter(|(_, part)| part.bytes > 0) {
             found.line(&format!("{:>10}  {name}", size(part.bytes)));
+        }
+        if ranks > 1 && device == "cpu" {
+            let snapshot = snapshot_memory(&models.student)?.bytes;
+            found.line(&format!(
+                "{ranks} ranks on this machine need {}, and rank 0 needs {} more for a snapshot that is being saved",
+                size(ranks * needed),
+                size(snapshot)
+            ));
         }
         let settings = parts
             .iter()

@@ -42,7 +42,7 @@ pub(super) fn check(settings: &Settings, models: &Models, found: &mut Findings<'
     };
     let command = command_line(&model, length);
     let start = format!("start the server with:\n{command}");
-    for replica in 0..teacher.replicas() {
+    for replica in 0..teacher.servers.len() {
         let server = server(&teacher, replica, models.teacher.hidden_size()).usage();
         let Some(mut server) = found.take(server) else {
             continue;
@@ -125,6 +125,7 @@ fn perplexity(
         batch_rows: settings.evaluation.batch_size,
         vocabulary,
         chunk: default_chunk(vocabulary, device),
+        group: None,
     };
     let hidden = |rows: &[&Sequence], _: &Tensor| -> Result<Option<Tensor>> {
         let tokens: Vec<&[u32]> = rows.iter().map(|row| &row.tokens[..]).collect();

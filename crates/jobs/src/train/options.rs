@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use ddk_engine::{AdamWOptions, Filters, Schedule, StudentOptions};
+use ddk_engine::{AdamWOptions, Filters, Parallel, Schedule, StudentOptions};
 use ddk_objective::{Objective, default_chunk};
 use ddk_run::{RunFolder, read::record};
 use ddk_settings::Settings;
@@ -36,6 +36,10 @@ pub fn of_student(
         clip_norm: optimizer.max_grad_norm,
         schedule: schedule(settings),
         filters,
+        parallel: Parallel {
+            slots: settings.parallel.slots as usize,
+            group: None,
+        },
     })
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use ddk_actors::{Live, RunPlan, StopReason};
 use ddk_engine::Evaluation;
 use ddk_labels::LabelSet;
-use ddk_settings::{ExportedStudent, ObjectiveName, Settings};
+use ddk_settings::{ExportedStudent, ObjectiveName, Recovery, Settings};
 
 use super::{
     filters,
@@ -21,6 +21,7 @@ use crate::{
     hint::Hint,
     phase::Phase,
     prepare::{self, Corpus, Outdated},
+    ranks::grace_seconds,
     signals::Signals,
     wiring::{ModelFolders, Models},
 };
@@ -137,6 +138,7 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         natural: prepare::natural_shares(corpus),
         seed: run.seed,
         sequences_per_step: settings.training.global_batch_size,
+        slots: settings.parallel.slots,
         micro_rows: settings.training.micro_batch_size,
         chunk: 0,
         max_steps: nearest.map(|(steps, _)| steps),
@@ -155,7 +157,10 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         layer_weight: (settings.objective.name == ObjectiveName::Ted)
             .then_some(objective.layer_weight),
         skip: BTreeSet::new(),
-        recovery: settings.recovery.clone(),
+        recovery: Recovery {
+            shutdown_grace_seconds: grace_seconds(settings),
+            ..settings.recovery.clone()
+        },
         evaluation_flops: 0.0,
         teacher_evaluation_flops: 0.0,
     }

@@ -1,14 +1,19 @@
 //! Runs one run from its first step to its result: the requested run, or a preliminary one.
 
-use std::{fs, path::Path, sync::Arc, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Error, Result};
 use ddk_actors::{End, Outcome};
-use ddk_run::{CheckpointStore, RunFolder, records::EventKind, view::State};
+use ddk_run::{CheckpointStore, RunFileError, RunFolder, records::EventKind, view::State};
 use ddk_settings::{ExportedStudent, Run, Settings};
 
 use super::{
-    changes,
+    changes, follow,
     options::Length,
     prepared::{Destination, Prepared, prepare_run},
     result,
@@ -18,12 +23,16 @@ use super::{
 use crate::{
     args,
     config::run_folder,
-    hint::Hint,
+    hint::{Ended, Hint},
     phase::Phase,
     prepare::{Outdated, quarantine},
     progress::say,
+    ranks::{self, Ranks, under_torchrun},
     signals::{Signal, Signals},
 };
+
+/// How long rank 0 waits for the lock of the run's folder.
+const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs a preliminary run, in a folder within the main run's. Resumes it if it was interrupted, and leaves a
 /// finished one alone.
@@ -38,8 +47,20 @@ pub(super) fn phase(settings: &Settings, session: &mut Session) -> Result<()> {
     let signals = session.signals.clone();
     // The main run reads the same corpus.
     let reader = settings.run.output_dir.parent();
-    let (prepared, folder) = begin(settings, None, reader, &signals)?;
+    let begun = Ranks::in_turn(
+        session.ranks.as_deref(),
+        || begin(settings, None, reader, &signals).map(Some),
+        || follow(settings, &signals, session.ranks.as_deref()),
+    )?;
+    let Some((prepared, folder)) = begun else {
+        return Ok(());
+    };
     run_to_end(prepared, &folder, session, &args::Train::default())?;
+    // The main run reads the files that rank 0 has written now.
+    Ranks::in_turn(session.ranks.as_deref(), || Ok(Some(())), || Ok(()))?;
+    if !ranks::leads(session.ranks.as_ref()) {
+        return Ok(());
+    }
     // Signals no longer belong to this run.
     signals.begin(Phase::Between)
 }
@@ -55,7 +76,7 @@ pub(crate) fn stand_alone(
     let path = run_folder(settings)?;
     let reader = Some(&*path).filter(|path| RunFolder::holds_a_run(path));
     let (prepared, folder) = begin(settings, Some(destination), reader, signals)?;
-    session::in_one(settings, &folder, signals, |session| {
+    session::in_one(settings, &folder, signals, None, |session| {
         let _answers = changes::not_yet(reloads, &session.runtime)?;
         run_to_end(prepared, &folder, session, &args::Train::default())
     })?;
@@ -73,7 +94,7 @@ fn begin(
     let outdated = reader.map_or(Outdated::AsSet, Outdated::NeededBy);
     let length = Length::of_run(&path, settings)?;
     let prepared = prepare_run(settings, destination, outdated, length, signals)?;
-    let folder = open_folder(&path, false)?;
+    let folder = open_folder(&path, false, None)?;
     signals.in_run(folder.path());
     bind(&prepared, &folder)?;
     Ok((prepared, folder))
@@ -130,6 +151,9 @@ pub(super) fn run_to_end(
         Some(outcome) if outcome.end != End::Stopped => outcome,
         stopped => return Err(ended(stopped.as_ref(), folder, session, args)?),
     };
+    if !ranks::leads(session.ranks.as_ref()) {
+        return Ok(());
+    }
     let finished = result::finish(
         &prepared,
         folder,
@@ -166,6 +190,10 @@ fn ended(
         "stopped {when}, saved; the same command{without} resumes from there ({})",
         folder.path().display()
     ));
+    // To torchrun, any other code is a failure after which it starts the run again.
+    if under_torchrun() && !session.signals.is_signaled() {
+        return Ok(Ended(0).into());
+    }
     let signal = session.signals.came();
     Ok(signal.unwrap_or(Signal::Terminate).ended())
 }
@@ -182,11 +210,31 @@ fn last_checkpoint(folder: &RunFolder) -> Result<u64> {
     Ok(sound.next().unwrap_or(0))
 }
 
-pub(crate) fn open_folder(path: &Path, new: bool) -> Result<RunFolder> {
-    if new {
-        RunFolder::create(path)
-            .hint("leave out --no-resume to resume that run, or choose another run.name")
-    } else {
-        RunFolder::open(path).hint("choose another run.name or run.output_dir")
+/// Opens the run's folder. With several ranks, waits a while for its lock: if the machine of rank 0 is lost, a network
+/// file system frees the lock only after some time.
+pub(crate) fn open_folder(path: &Path, new: bool, ranks: Option<&Ranks>) -> Result<RunFolder> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let opened = if new {
+            RunFolder::create(path)
+        } else {
+            RunFolder::open(path)
+        };
+        match opened {
+            Err(RunFileError::Locked { holder, .. })
+                if ranks.is_some() && Instant::now() < until =>
+            {
+                let shown = path.display();
+                say(&format!(
+                    "waiting for the lock of {shown}, which process {holder} has"
+                ));
+                std::thread::sleep(Duration::from_secs(5));
+            }
+            opened if new => {
+                return opened
+                    .hint("leave out --no-resume to resume that run, or choose another run.name");
+            }
+            opened => return opened.hint("choose another run.name or run.output_dir"),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What the runs of a process share: the HTTP server, the metrics file, the watchdog, and the final message to
 //! clients.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use ddk_run::{RunFolder, control::Control, view::State};
@@ -16,6 +16,7 @@ use crate::{
     gpus,
     hint::{Hint, has_ended},
     progress::say,
+    ranks::{self, Ranks},
     signals::Signals,
     systemd,
 };
@@ -29,11 +30,13 @@ pub(super) struct Session {
     pub(super) board: Arc<Board>,
     pub(super) signals: Signals,
     server: Option<Arc<Server>>,
-    /// Writes the metrics file a last time when the session ends.
-    _keeper: Keeper,
+    /// Writes the metrics file a last time when the session ends. Rank 0's work, if there are several ranks.
+    _keeper: Option<Keeper>,
     /// Carries out commands on the current run.
     pub(super) control: Arc<RunControl>,
     _socket: Option<Socket>,
+    /// The other processes of the run, if there are any.
+    pub(super) ranks: Option<Arc<Ranks>>,
 }
 
 /// Does the work of a run in a new session that logs to the run's folder. Clients that watch the run learn how it
@@ -42,10 +45,11 @@ pub(super) fn in_one(
     settings: &Settings,
     folder: &RunFolder,
     signals: &Signals,
+    ranks: Option<Arc<Ranks>>,
     work: impl FnOnce(&mut Session) -> Result<()>,
 ) -> Result<()> {
-    start_log(folder)?;
-    let mut session = Session::start(settings, folder, signals)?;
+    start_log(folder, ranks.as_ref().map_or(0, |ranks| ranks.rank()))?;
+    let mut session = Session::start(settings, folder, signals, ranks)?;
     let done = work(&mut session);
     session.signals.left();
     session.board.set_state(match &done {
@@ -61,7 +65,12 @@ pub(super) fn in_one(
 
 impl Session {
     /// Starts the HTTP server. From now on, clients that watch the run learn how it ends.
-    fn start(settings: &Settings, folder: &RunFolder, signals: &Signals) -> Result<Self> {
+    fn start(
+        settings: &Settings,
+        folder: &RunFolder,
+        signals: &Signals,
+        ranks: Option<Arc<Ranks>>,
+    ) -> Result<Self> {
         if settings.run.deterministic {
             make_deterministic()?;
         }
@@ -76,23 +85,37 @@ impl Session {
         let gpus = gpus::of_run(settings);
         let recorder = Recorder::install(Arc::clone(&board), run, folder.path(), gpus)?;
         let file = settings.telemetry.metrics_file.clone();
-        let keeper = Keeper::start(recorder.clone(), KEEP_EVERY, file)
-            .hint("choose another telemetry.metrics_file, in an existing folder")?;
+        let leads = ranks::leads(ranks.as_ref());
+        let keeper = leads.then(|| Keeper::start(recorder.clone(), KEEP_EVERY, file));
+        let keeper = keeper.transpose();
+        let keeper = keeper.hint("choose another telemetry.metrics_file, in an existing folder")?;
         let control = RunControl::new(folder.path(), &board, signals);
-        let server = serve(settings, recorder, folder.path(), &control)?.map(Arc::new);
+        let site = match &ranks {
+            Some(_) if !leads => Site::of_rank(recorder),
+            _ => {
+                let mut site = Site::of_run(recorder, folder.path());
+                site.control = Some(Arc::clone(&control) as Arc<dyn Control>);
+                site
+            }
+        };
+        // The processes on a machine have neighboring ports.
+        let place = ranks.as_ref().map_or(0, |ranks| ranks.place());
+        let server = serve(settings, site, place)?.map(Arc::new);
         let context = runtime.enter();
         systemd::watch(Arc::clone(&board));
         let (watched, of_server) = (Arc::clone(&board), server.clone());
-        let grace = Duration::from_secs_f64(settings.recovery.shutdown_grace_seconds);
+        let grace = Duration::from_secs_f64(ranks::grace_seconds(settings));
         signals.watched(grace, move || {
             watched.set_state(State::Stopped);
             if let Some(server) = &of_server {
                 server.finish(FAREWELL);
             }
         });
-        let socket = Socket::listen(folder.path(), Arc::clone(&control)).map_err(|error| {
+        let listen = || Socket::listen(folder.path(), Arc::clone(&control));
+        let socket = leads.then(listen).transpose().unwrap_or_else(|error| {
             let what = format!("warning: {error:#}; `ddk ctl` cannot reach this run");
-            say(&what)
+            say(&what);
+            None
         });
         drop(context);
         Ok(Self {
@@ -102,34 +125,36 @@ impl Session {
             server,
             _keeper: keeper,
             control,
-            _socket: socket.ok(),
+            _socket: socket,
+            ranks,
         })
     }
 }
 
 /// Starts the server of the live page and the metrics. If the port is in use, prints a warning, or fails if
 /// `telemetry.required` is set.
-fn serve(
-    settings: &Settings,
-    recorder: Recorder,
-    folder: &Path,
-    control: &Arc<RunControl>,
-) -> Result<Option<Server>> {
+fn serve(settings: &Settings, mut site: Site, place: usize) -> Result<Option<Server>> {
     let telemetry = &settings.telemetry;
     if !telemetry.enabled {
         return Ok(None);
     }
-    let address = telemetry.listen.parse().context("telemetry.listen")?;
+    let mut address: SocketAddr = telemetry.listen.parse().context("telemetry.listen")?;
+    if address.port() > 0 {
+        let port = usize::from(address.port()) + place;
+        let port = u16::try_from(port).with_context(|| format!("there is no port {port}"));
+        address.set_port(port.hint("choose a smaller port with telemetry.listen")?);
+    }
     let token = telemetry.token.as_ref().map(secret).transpose()?;
-    let mut site = Site::of_run(recorder, folder);
     site.token = token.map(str::to_owned);
-    site.control = Some(Arc::clone(control) as Arc<dyn Control>);
+    let is_of_run = site.control.is_some();
     match ddk_telemetry::serve(address, site) {
         Ok(server) => {
             let address = server.address();
-            say(&format!(
-                "live page: http://{address}/, metrics: http://{address}/metrics"
-            ));
+            if is_of_run {
+                say(&format!(
+                    "live page: http://{address}/, metrics: http://{address}/metrics"
+                ));
+            }
             Ok(Some(server))
         }
         Err(error @ ServeError::PortInUse(_)) if !telemetry.required => {
@@ -157,8 +182,8 @@ fn secret(token: &Token) -> Result<&str> {
 static LOG: Mutex<Option<Arc<fs::File>>> = Mutex::new(None);
 
 /// Sends everything from `tracing` to this run's own log from now on.
-fn start_log(folder: &RunFolder) -> Result<()> {
-    let path = folder.log();
+fn start_log(folder: &RunFolder, rank: usize) -> Result<()> {
+    let path = folder.log(rank);
     let file = fs::File::options().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("cannot write {}", path.display()))?;
     *LOG.lock() = Some(Arc::new(file));

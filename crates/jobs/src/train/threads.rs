@@ -8,7 +8,10 @@ use ddk_run::RunFolder;
 use ddk_settings::{Settings, ThreadChoice};
 use ddk_torch::give_freed_memory_back;
 
-use crate::{bench::Bench, config, gpus::devices, phase::Phase, progress::say, signals::Signals};
+use crate::{
+    bench::Bench, config, gpus::devices, phase::Phase, progress::say, ranks::Ranks,
+    signals::Signals,
+};
 
 /// Seconds of each of the two measurements.
 const SECONDS: f64 = 0.5;
@@ -18,7 +21,12 @@ const SLACK: f64 = 0.15;
 
 /// Returns the settings with the choice of the run in this folder, or with a new measurement if there is no run
 /// yet.
-pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Result<Settings> {
+pub(super) fn chosen(
+    settings: &Settings,
+    run: &Path,
+    signals: &Signals,
+    ranks: Option<&Ranks>,
+) -> Result<Settings> {
     let mut chosen = settings.clone();
     if settings.pipeline.threads == ThreadChoice::Manual {
         return Ok(chosen);
@@ -35,7 +43,9 @@ pub(super) fn chosen(settings: &Settings, run: &Path, signals: &Signals) -> Resu
         return Ok(chosen);
     }
     signals.begin(Phase::Threads)?;
-    let cores = available_parallelism()?.get();
+    // The processes on a machine share its cores.
+    let processes = ranks.map_or(1, Ranks::local_size);
+    let cores = (available_parallelism()?.get() / processes).max(1);
     let mut alone = settings.clone();
     (alone.teacher.threads, alone.student.threads) = (1, 1);
     let (teacher, student) = Bench::new(&alone, SECONDS)?.seconds()?;

@@ -2,18 +2,22 @@
 
 use std::{
     fs,
+    path::Path,
     sync::{Arc, OnceLock},
 };
 
-use anyhow::Result;
-use ddk_actors::{End, Generation, LoopState, Observer, Outcome, Run, RunError, Totals};
-use ddk_engine::StudentOptions;
+use anyhow::{Context, Result};
+use ddk_actors::{
+    End, Generation, LoopState, Observer, Outcome, Run, RunError, StepReport, Totals, ports::Peers,
+};
+use ddk_engine::{Evaluation, Parallel, StudentOptions};
 use ddk_run::{
     CheckpointStore, Journal, Opened, Override, Overrides, Retention, RunFolder, Source,
-    records::EventKind, view::State,
+    records::{EventKind, EventLine, MixtureLine},
+    view::State,
 };
 use ddk_settings::Settings;
-use ddk_telemetry::{Board, metrics};
+use ddk_telemetry::{Board, Progress, metrics};
 use ddk_torch::{TimeSlice, give_freed_memory_back};
 use parking_lot::Mutex;
 
@@ -28,6 +32,7 @@ use crate::{
     config,
     hint::{Hint, usage, with_hint},
     progress::{Printer, say},
+    ranks::{self, GroupPeers, Ranks},
     signals::Answer,
     wiring::{Models, Ports, Record, StudentPort, TeacherPort},
 };
@@ -48,14 +53,20 @@ pub(super) fn work(
         quarantined.set(report.quarantined as f64);
     }
     let plan = &prepared.plan;
+    let overrides = if ranks::leads(session.ranks.as_ref()) {
+        Overrides::open(folder.path()).hint(LOST)?
+    } else {
+        Overrides::look(folder.path())
+    };
     let assembly = Arc::new(Assembly {
         prepared: Arc::clone(prepared),
         folder: folder.clone(),
         board: Arc::clone(&session.board),
-        overrides: Arc::new(Overrides::open(folder.path()).hint(LOST)?),
+        overrides: Arc::new(overrides),
         printer: Arc::new(Printer::new(Arc::clone(&plan.live), plan.max_steps)),
         seconds_before: OnceLock::new(),
         journal: Mutex::default(),
+        ranks: session.ranks.clone(),
     });
     let (control, signals) = (&session.control, &session.signals);
     // The signal arrived before the workers could receive it.
@@ -89,12 +100,20 @@ pub(super) fn work(
         tracing::warn!(%error, "cannot write the last labels to the teacher's cache");
     }
     let journal = assembly.journal.lock().take();
+    let log = folder.log(session.ranks.as_ref().map_or(0, |ranks| ranks.rank()));
     let note = |kind, message: &str| {
         journal.as_ref().map(|journal| journal.note(kind, message));
     };
+    // Rank 0 or another rank may have stopped before this one was ready, and a signal came to all.
+    if let (Err(RunError::Rank { .. }), Some(_)) = (&ended, signals.came()) {
+        return Ok((None, 0.0));
+    }
     let outcome = ended.map_err(|error| {
         note(EventKind::Failed, &error.to_string());
-        failure.lock().take().unwrap_or_else(|| explain(error))
+        failure
+            .lock()
+            .take()
+            .unwrap_or_else(|| explain(error, &log))
     })?;
     session.board.set_state(State::Ending);
     let end = outcome.as_ref().map(|outcome| outcome.end);
@@ -109,19 +128,24 @@ pub(super) fn work(
     if let Some(teacher) = teacher.filter(|teacher| !teacher.is_empty()) {
         let settings = &prepared.models.settings;
         let labels = prepared.labels.as_deref();
-        prepared.inputs.keep_perplexities(settings, labels, teacher);
+        if ranks::leads(session.ranks.as_ref()) {
+            prepared.inputs.keep_perplexities(settings, labels, teacher);
+        }
     }
     let seconds_before = assembly.seconds_before.get().copied();
     Ok((outcome, seconds_before.unwrap_or_default()))
 }
 
 /// Marks a failure to start as a configuration error. After any other failure, the run can resume.
-fn explain(error: RunError) -> anyhow::Error {
+fn explain(error: RunError, log: &Path) -> anyhow::Error {
     match error {
         RunError::Start { .. } => usage(error),
-        RunError::Worker { .. } | RunError::Lost(_) => with_hint(
+        RunError::Worker { .. } | RunError::Rank { .. } | RunError::Lost(_) => with_hint(
             error,
-            "the same command resumes from the last checkpoint; see events.jsonl and run.log in the run's folder",
+            format!(
+                "the same command resumes from the last checkpoint; see events.jsonl in the run's folder, and {}",
+                log.display()
+            ),
         ),
     }
 }
@@ -137,12 +161,24 @@ struct Assembly {
     seconds_before: OnceLock<f64>,
     /// The journal of the last generation.
     journal: Mutex<Option<Arc<Journal>>>,
+    /// The other processes of the run, if there are any.
+    ranks: Option<Arc<Ranks>>,
 }
 
 impl Assembly {
-    /// Opens the newest checkpoint that verifies, truncates the run's record files to match it, and builds the
-    /// parts from it.
+    /// Builds a generation from the newest checkpoint. If there are several ranks, rank 0 opens it first.
     fn assemble(&self) -> Result<Generation<TeacherPort, StudentPort>> {
+        let opened = Ranks::in_turn(
+            self.ranks.as_deref(),
+            || self.open().map(Some),
+            || self.follow(),
+        )?;
+        let opened = opened.context("rank 0 has opened no checkpoint")?;
+        self.generation(opened)
+    }
+
+    /// Opens the newest checkpoint that verifies, and truncates the run's record files to match it.
+    fn open(&self) -> Result<Start> {
         let (prepared, folder, printer) = (&self.prepared, &self.folder, &self.printer);
         // Write out what the previous generation's journal still holds before truncating its files.
         *self.journal.lock() = None;
@@ -210,19 +246,51 @@ impl Assembly {
             _ => EventKind::Resumed,
         };
         journal.event(step, kind, &format!("process {}", std::process::id()))?;
-        self.generation(recovered, checkpoints, journal, opened)
+        Ok(Start {
+            recovered,
+            checkpoints,
+            journal,
+            opened,
+        })
     }
 
-    /// Builds a generation. `recovered`: the run's settings with the changes that recoveries made.
-    fn generation(
-        &self,
-        recovered: Settings,
-        checkpoints: CheckpointStore,
-        journal: Arc<Journal>,
-        opened: Option<Opened<LoopState>>,
-    ) -> Result<Generation<TeacherPort, StudentPort>> {
+    /// Opens the checkpoint that rank 0 has opened. Changes no file.
+    fn follow(&self) -> Result<Start> {
+        let (prepared, folder) = (&self.prepared, self.folder.path());
+        self.overrides.reload().hint(LOST)?;
+        let recovered = prepared.models.settings.with(&self.overrides.recovered())?;
+        let checkpoints = CheckpointStore::look(&self.folder.checkpoints());
+        let opened = checkpoints.newest::<LoopState>().hint(LOST)?;
+        let state = opened.as_ref().map(|opened| &opened.state);
+        let step = state.map_or(0, |state| state.step);
+        let before = state.map_or(0.0, |state| state.totals.run_seconds);
+        let _ = self.seconds_before.set(before);
+        let live = changes::of_start(&recovered, &config::of_run(folder)?)?;
+        let live = live.with(&self.overrides.up_to(step + 1))?;
+        prepared.plan.live.set(live);
+        Ok(Start {
+            recovered,
+            checkpoints,
+            journal: Arc::new(Journal::silent()),
+            opened,
+        })
+    }
+
+    /// Builds a generation.
+    fn generation(&self, start: Start) -> Result<Generation<TeacherPort, StudentPort>> {
         let prepared = &self.prepared;
         let models = &prepared.models;
+        let Start {
+            mut recovered,
+            checkpoints,
+            journal,
+            opened,
+        } = start;
+        let connect = |ranks: &Arc<Ranks>| ranks.connect(&recovered, &prepared.inputs);
+        let group = self.ranks.as_ref().map(connect).transpose()?;
+        if let Some(ranks) = &self.ranks {
+            recovered = ranks::own_devices(&recovered, ranks)?;
+        }
         let opened = opened.map(|opened| (opened.state, opened.path));
         let (resume, checkpoint) = opened.unzip();
         let teacher = resume.as_ref().map(|state| &state.baseline.teacher);
@@ -237,6 +305,10 @@ impl Assembly {
         let options = StudentOptions {
             chunk: options::chunk(&recovered, models.options.vocabulary)?,
             recompute: recovered.student.activation_checkpointing,
+            parallel: Parallel {
+                group: group.clone(),
+                ..models.options.parallel
+            },
             ..models.options.clone()
         };
         let mut evaluation = prepared.evaluation.clone();
@@ -257,13 +329,19 @@ impl Assembly {
         let row_losses = policy::row_losses(state.interval.policy.needs());
         let (records, live) = (records(prepared)?, Arc::clone(&plan.live));
         let ports = Arc::new(Ports {
+            outages: Arc::default(),
             turns: TimeSlice::new(recovered.pipeline.time_slicing),
             models: Models {
                 settings: recovered,
                 folders: models.folders.clone(),
                 options,
             },
-            evaluation,
+            // Rank 0 measures the teacher alone.
+            teacher_evaluation: evaluation.clone(),
+            evaluation: Evaluation {
+                group: group.clone(),
+                ..evaluation
+            },
             labels: prepared.labels.clone(),
             faults: Arc::clone(&prepared.faults),
         });
@@ -278,10 +356,37 @@ impl Assembly {
             journal,
             overrides: Arc::clone(&self.overrides),
             board: Arc::clone(&self.board),
-            observer: Arc::clone(&self.printer) as Arc<dyn Observer>,
+            observer: if ranks::leads(self.ranks.as_ref()) {
+                Arc::clone(&self.printer) as Arc<dyn Observer>
+            } else {
+                Arc::new(Silent)
+            },
             teacher_perplexities: known,
+            peers: group.map(|group| Arc::new(GroupPeers(group)) as Arc<dyn Peers>),
         })
     }
+}
+
+/// What a generation starts from.
+struct Start {
+    /// The run's settings with the changes that recoveries made.
+    recovered: Settings,
+    checkpoints: CheckpointStore,
+    journal: Arc<Journal>,
+    opened: Option<Opened<LoopState>>,
+}
+
+/// The observer of a rank whose steps rank 0 reports.
+struct Silent;
+
+impl Observer for Silent {
+    fn on_step(&self, _step: &StepReport<'_>) {}
+
+    fn on_mixture(&self, _line: &MixtureLine) {}
+
+    fn on_event(&self, _event: &EventLine) {}
+
+    fn on_progress(&self, _progress: &Progress) {}
 }
 
 /// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the

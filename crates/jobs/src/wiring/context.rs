@@ -10,16 +10,20 @@ use ddk_labels::LabelSet;
 use ddk_model::{Model, ModelError};
 use ddk_torch::{ComputeContext, TimeSlice, TorchError};
 
-use super::models::Models;
+use super::{models::Models, served::Outages};
 use crate::faults::{Faults, Place};
 
 /// Builds the ports of a generation of workers.
 pub struct Ports {
     pub models: Models,
-    /// How to measure perplexities.
+    /// How to measure the student's perplexities, together with the other ranks.
     pub evaluation: Evaluation,
+    /// How to measure perplexities on the first teacher's thread.
+    pub teacher_evaluation: Evaluation,
     /// The cache of the teacher's outputs, if the run has one.
     pub labels: Option<Arc<LabelSet>>,
+    /// The servers of the teacher that are away.
+    pub outages: Arc<Outages>,
     pub turns: TimeSlice,
     pub faults: Arc<Faults>,
 }
@@ -28,14 +32,21 @@ pub struct Ports {
 pub struct Context {
     pub(super) compute: ComputeContext,
     pub(super) ports: Arc<Ports>,
+    /// How to measure perplexities on this thread.
+    pub(super) evaluation: Evaluation,
     /// Student evaluations so far.
     evaluations: u64,
 }
 
 impl Context {
-    pub(super) fn new(compute: ComputeContext, ports: &Arc<Ports>) -> Self {
+    pub(super) fn new(
+        compute: ComputeContext,
+        ports: &Arc<Ports>,
+        evaluation: &Evaluation,
+    ) -> Self {
         Self {
             compute,
+            evaluation: evaluation.clone(),
             ports: Arc::clone(ports),
             evaluations: 0,
         }
@@ -71,7 +82,7 @@ impl Context {
         between: Between<'_>,
     ) -> Result<Option<Vec<f64>>, PortError> {
         self.evaluations += 1;
-        let (evaluation, faults) = (&self.ports.evaluation, &self.ports.faults);
+        let (evaluation, faults) = (&self.evaluation, &self.ports.faults);
         let documents = evaluation.validation.iter().map(Vec::len).sum::<usize>();
         let told = || between(0, documents as u64);
         let nan = faults.worker_until(Place::Evaluation, self.evaluations, &told)?;
@@ -86,7 +97,7 @@ impl Context {
 
 /// The sequences of a micro-batch.
 pub(super) fn sequences(batch: &MicroBatch) -> Vec<&Sequence> {
-    let samples = batch.samples.iter();
+    let samples = batch.samples().iter();
     samples.map(|sample| &sample.sequence).collect()
 }
 

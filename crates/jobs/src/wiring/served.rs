@@ -2,7 +2,9 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     env,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +16,7 @@ use ddk_run::{records::EventKind, view::duration};
 use ddk_serving::{HiddenDtype, ServerOptions, ServingError, TeacherServer, Watch};
 use ddk_settings::{Dtype, Teacher};
 use ddk_telemetry::{Meter, metrics};
+use parking_lot::Mutex;
 
 use super::{context::port_error, models::Models};
 
@@ -26,7 +29,7 @@ pub fn server(
     replica: usize,
     hidden_size: i64,
 ) -> Result<TeacherServer, ServingError> {
-    let address = teacher.servers.get(replica);
+    let address = teacher.server_of(replica);
     TeacherServer::new(ServerOptions {
         address: address.cloned().unwrap_or_default(),
         served_model: teacher.served_model.clone(),
@@ -35,16 +38,39 @@ pub fn server(
             Dtype::Fp32 => HiddenDtype::Fp32,
             Dtype::Bf16 => HiddenDtype::Bf16,
         },
-        requests_in_flight: teacher.requests_in_flight,
+        requests_in_flight: teacher.requests_in_flight / teacher.workers_per_server(),
         request_timeout: Duration::from_secs_f64(teacher.request_timeout_seconds),
         patience: Duration::from_secs_f64(teacher.patience_seconds),
         token: env::var(ddk_serving::TOKEN).ok(),
     })
 }
 
+/// Counts the workers that wait for each server, so that an outage is one event, however many workers notice it.
+#[derive(Debug, Default)]
+pub struct Outages(Mutex<HashMap<String, usize>>);
+
+impl Outages {
+    /// A worker begins to wait. Returns whether it is the only one.
+    fn begin(&self, address: &str) -> bool {
+        let mut waiting = self.0.lock();
+        let count = waiting.entry(address.to_owned()).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    /// A worker no longer waits. Returns whether it was the last one.
+    fn end(&self, address: &str) -> bool {
+        let mut waiting = self.0.lock();
+        let count = waiting.entry(address.to_owned()).or_default();
+        *count = count.saturating_sub(1);
+        *count == 0
+    }
+}
+
 /// The server of one replica.
 pub(super) struct Served {
     server: TeacherServer,
+    outages: Arc<Outages>,
     patience: Duration,
     /// A larger id would end vLLM's engine.
     vocabulary: i64,
@@ -53,11 +79,12 @@ pub(super) struct Served {
 }
 
 impl Served {
-    pub(super) fn new(models: &Models, replica: usize) -> Result<Self> {
+    pub(super) fn new(models: &Models, outages: &Arc<Outages>, replica: usize) -> Result<Self> {
         let teacher = &models.settings.teacher;
         let config = models.folders.teacher_config()?;
         Ok(Self {
             server: server(teacher, replica, config.hidden_size())?,
+            outages: Arc::clone(outages),
             vocabulary: config.vocab_size(),
             patience: Duration::from_secs_f64(teacher.patience_seconds),
             seconds: 0.0,
@@ -82,6 +109,7 @@ impl Served {
         let wait = Wait {
             run,
             address: &address,
+            outages: Arc::clone(&self.outages),
             patience: self.patience,
             since: RefCell::default(),
         };
@@ -120,6 +148,7 @@ fn documents(row: &Sequence) -> impl Iterator<Item = &[u32]> {
 struct Wait<'a> {
     run: &'a dyn RunLink,
     address: &'a str,
+    outages: Arc<Outages>,
     patience: Duration,
     /// The wait for a server that is away.
     since: RefCell<Option<(Meter, Instant)>>,
@@ -147,19 +176,33 @@ impl Watch for Wait<'_> {
         let (address, patience) = (self.address, duration(self.patience.as_secs_f64()));
         let phase = format!("waiting for teacher server {address}");
         *self.since.borrow_mut() = Some((self.run.waiting(&phase, "seconds"), Instant::now()));
-        let text = format!("teacher server {address} is away, waiting up to {patience}: {reason}");
-        self.run.note(EventKind::ServerAway, &text);
+        if self.outages.begin(address) {
+            let text =
+                format!("teacher server {address} is away, waiting up to {patience}: {reason}");
+            self.run.note(EventKind::ServerAway, &text);
+        }
     }
 
     fn on_back(&self, seconds: f64) {
         *self.since.borrow_mut() = None;
         self.run.computing();
-        let text = format!(
-            "teacher server {} is back after {}",
-            self.address,
-            duration(seconds)
-        );
-        self.run.note(EventKind::ServerBack, &text);
+        if self.outages.end(self.address) {
+            let text = format!(
+                "teacher server {} is back after {}",
+                self.address,
+                duration(seconds)
+            );
+            self.run.note(EventKind::ServerBack, &text);
+        }
+    }
+}
+
+/// A wait that ends with the run, or because the patience is over.
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if self.since.borrow().is_some() {
+            self.outages.end(self.address);
+        }
     }
 }
 

@@ -46,13 +46,19 @@ impl ddk_actors::Student for StudentPort {
         labeled: Option<Labeled>,
     ) -> Result<MicroBatchSums, PortError> {
         let rows = sequences(batch);
-        let (student, predictions) = (&mut self.student, batch.step_predictions as f64);
+        let (student, predictions) = (&mut self.student, batch.draw.predictions as f64);
         let teacher = labeled.as_ref().map(|labeled| &labeled.output);
-        let accumulate = || Ok(student.accumulate(&rows, teacher, predictions)?);
+        let accumulate = || {
+            let sums = student.accumulate(&rows, teacher, predictions)?;
+            if batch.last_of_slot {
+                student.end_slot()?;
+            }
+            Ok(sums)
+        };
         let (mut sums, waited) = self.context.work_in_turn(Work::Train, accumulate)?;
         let faults = &self.context.ports.faults;
         // The NaN must come from the engine, because the engine skips the step.
-        if faults.worker(Place::Student, batch.step)? {
+        if faults.worker(Place::Student, batch.step())? {
             sums.ce = self.student.poison();
         }
         sums.seconds.insert(StepPhase::TeacherWait, waited);
@@ -75,10 +81,12 @@ impl ddk_actors::Student for StudentPort {
         let (student, began) = (&mut self.student, Instant::now());
         let update = || Ok(student.update(step)?);
         let (mut stats, waited) = self.context.work_in_turn(Work::Train, update)?;
-        stats.seconds = PhaseSeconds::from([
+        let exchange: f64 = stats.seconds.values().sum();
+        let optimizer = began.elapsed().as_secs_f64() - waited - exchange;
+        stats.seconds.extend([
             (StepPhase::TeacherWait, waited),
             // Includes the GPU's part of it, so that the phases of a step add up to its time.
-            (StepPhase::Optimizer, began.elapsed().as_secs_f64() - waited),
+            (StepPhase::Optimizer, optimizer),
         ]);
         Ok(stats)
     }

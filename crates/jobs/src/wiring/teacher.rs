@@ -63,7 +63,7 @@ impl TeacherPort {
         let models = &context.ports.models;
         let needs_output = models.asks_teacher();
         let source = if models.settings.teacher.is_served() {
-            let served = Served::new(models, replica);
+            let served = Served::new(models, &context.ports.outages, replica);
             Source::Server(Box::new(
                 served.map_err(|error| port_error(error, Work::Label))?,
             ))
@@ -198,7 +198,9 @@ impl TeacherPort {
             let output = self.compute(rows, run)?;
             Ok(output.map(|output| output.hidden))
         };
-        let measured = ports.evaluation.perplexities_by(&head, between, hidden);
+        let measured = ports
+            .teacher_evaluation
+            .perplexities_by(&head, between, hidden);
         measured.map_err(|error| port_error(error, Work::Evaluate))
     }
 }
@@ -229,7 +231,7 @@ impl ddk_actors::Teacher for TeacherPort {
         run: &dyn RunLink,
     ) -> Result<Option<Option<Labeled>>, PortError> {
         let ports = Arc::clone(&self.context.ports);
-        let nan = ports.faults.worker(Place::Teacher, batch.step)?;
+        let nan = ports.faults.worker(Place::Teacher, batch.step())?;
         if !self.needs_output {
             return Ok(Some(None));
         }
@@ -263,7 +265,7 @@ impl ddk_actors::Teacher for TeacherPort {
         let perplexities = match &mut self.source {
             Source::Model(teacher) => {
                 let model = load(teacher, &self.context, self.replica)?.model();
-                let measure = || Ok(ports.evaluation.perplexities(model, between)?);
+                let measure = || Ok(ports.teacher_evaluation.perplexities(model, between)?);
                 self.context.work(Work::Evaluate, measure)?
             }
             Source::Server(_) => self.served_perplexities(run, between)?,
