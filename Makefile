@@ -1,6 +1,6 @@
 # Commands for users and developers. Each target does all the setup that it needs.
-.PHONY: help setup demo-text build demo test test-full full generate gpu-check gpu-loading vllm-check check deny \
-	bench bench-telemetry
+.PHONY: help setup demo-text build demo test test-full full generate gpu-check gpu-loading vllm-check two-nodes \
+	deploy-check check deny bench bench-telemetry
 
 # The cache folder, as a shell expression.
 CACHE = $${DDK_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/ddk}
@@ -39,10 +39,20 @@ gpu-check: ## check everything that GPUs compute differently, on cuda:0 (and cud
 gpu-loading: ## prove without a GPU that the CUDA part of libtorch loads (downloads 530 MB once)
 	@tools/gpu-loading
 
+two-nodes: build ## train on two network namespaces under torchrun and lose one of them (as root, with ip)
+	@tools/python-env
+	@tools/two-nodes
+
 vllm-check: build ## check served teachers against a real vLLM on the CPU (keeps 3.1 GB in the cache folder)
 	@tools/vllm-env "$(CACHE)/vllm"
 	@tools/smollm2 "$(CACHE)/vllm" "$(CACHE)/smollm2-135m"
 	@tools/vllm-check "$(CACHE)/vllm" --ddk target/release/ddk --smollm2 "$(CACHE)/smollm2-135m"
+
+deploy-check: ## check the job files of deploy/, on a real Slurm if you are root (keeps 1.8 GB in the cache folder)
+	@tools/deploy-tools
+	@tools/deploy-env "$(CACHE)/deploy"
+	@[ "$$(id -u)" != 0 ] || tools/python-env "$(CACHE)/python"
+	@"$(CACHE)/deploy/bin/python" tools/deploy-check "$(CACHE)/deploy" "$(CACHE)/python/bin/torchrun"
 
 check: setup ## check formatting, line lengths, prose, clippy and docs; warnings are errors
 	cargo fmt --all --check
