@@ -4,7 +4,12 @@
 mod needs_torchrun;
 mod processes;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+};
 
 use self::processes::{Processes, SLOTS};
 use crate::world::{World, assert_same, is_step, train_with};
@@ -70,6 +75,61 @@ fn any_number_of_processes_resumes_any_checkpoint() {
     Processes::start(&world, 4, long).succeed();
     assert!(world.trajectory() == whole.trajectory());
     assert!(world.student_weights() == whole.student_weights());
+}
+
+/// The answer to a GET request.
+fn get(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The first of two neighboring ports that are free.
+fn two_ports() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+        let port = port.unwrap().port();
+        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+            return port;
+        }
+    }
+}
+
+#[test]
+fn each_process_answers_for_its_health_and_rank_0_shows_all() {
+    let world = World::new();
+    let port = two_ports();
+    let listen = format!("telemetry.listen=127.0.0.1:{port}");
+    let more = ["run.max_steps=4000", "telemetry.enabled=true", &listen];
+    let processes = Processes::start(&world, 2, &more);
+    processes.wait_for(0, |line| is_step(line, 3));
+    for port in [port, port + 1] {
+        let answer = get(port, "/livez");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert!(get(port + 1, "/api/status").starts_with("HTTP/1.1 404"));
+    let status = get(port, "/api/status");
+    assert!(
+        status.contains(r#""ranks":[{"rank":0"#) && status.contains(r#"{"rank":1"#),
+        "{status}"
+    );
+    let metrics = get(port, "/metrics");
+    for part in ["busy", "waiting", "exchange"] {
+        let labels = [r#"rank="1""#.to_owned(), format!("part=\"{part}\"")];
+        let is_it = |line: &str| {
+            let mut labels = labels.iter();
+            line.starts_with("ddk_rank_seconds{") && labels.all(|label| line.contains(label))
+        };
+        let is_shown = metrics.lines().any(is_it);
+        assert!(is_shown, "{part}: {metrics}");
+    }
+    processes.signal_all("TERM");
+    let (codes, said) = processes.end();
+    assert_eq!(codes, [Some(143), Some(143)], "{}", said.join("\n"));
 }
 
 #[test]

@@ -110,16 +110,22 @@ fn a_signal_to_torchrun_and_a_command_end_the_run_and_save_it() {
     assert!(world.student_weights() == whole.student_weights());
 }
 
+/// Whether a line reports a step or an evaluation, which all come after the run has started.
+fn is_of_run(line: &str) -> bool {
+    line.starts_with("step ") || line.contains("evaluation of the")
+}
+
 #[test]
 fn a_run_whose_processes_are_killed_equals_one_that_never_was() {
     let whole = whole(&[]);
     for kill in 0..scale().clamp(2, 10) {
         let world = World::new();
-        // A different rank and step each time; once even before the first step.
-        let (rank, step) = ((kill % 2) as usize, (5 * kill + 3) % 12);
-        let started = Started::of(train(&world, 2, &[]), |line| match step {
-            0 => line.contains("evaluation"),
-            step => is_step(line, step),
+        // At any line: in an evaluation, after a step, or while a checkpoint is written.
+        let (rank, line) = ((kill % 2) as usize, 2 + (kill * 7919 + 11) % 20);
+        let mut lines = 0;
+        let started = Started::of(train(&world, 2, &[]), |said| {
+            lines += u64::from(is_of_run(said));
+            lines == line
         });
         let killed = ranks(&world).into_iter().find(|(of, _)| *of == rank);
         signal("KILL", &killed.unwrap().1);
@@ -128,7 +134,7 @@ fn a_run_whose_processes_are_killed_equals_one_that_never_was() {
         assert_same(
             &world,
             &whole,
-            &format!("rank {rank} killed after step {step}"),
+            &format!("rank {rank} killed at line {line}"),
         );
         let events = fs::read_to_string(world.run_folder().join("events.jsonl")).unwrap();
         let kinds = events
