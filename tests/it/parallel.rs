@@ -30,6 +30,13 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
+/// Asserts that two runs have the same records and, byte for byte, the same files of the student.
+fn assert_equal(world: &World, whole: &World, what: &str) {
+    assert_same(world, whole, what);
+    let student = |world: &World| files(&world.run_folder().join("student"));
+    assert!(student(world) == student(whole), "{what}");
+}
+
 /// A world with an undisturbed run of one process, with slots.
 fn whole(more: &[&str]) -> World {
     let world = World::new();
@@ -51,10 +58,7 @@ fn any_number_of_processes_gives_the_same_files() {
         for size in [2, 4] {
             let world = World::new();
             Processes::start(&world, size, more).succeed();
-            let what = format!("{size} processes, {more:?}");
-            assert_same(&world, &whole, &what);
-            let student = |world: &World| files(&world.run_folder().join("student"));
-            assert!(student(&world) == student(&whole), "{what}");
+            assert_equal(&world, &whole, &format!("{size} processes, {more:?}"));
         }
     }
 }

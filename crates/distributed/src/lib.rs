@@ -36,8 +36,8 @@
 //! travel through NCCL, whose functions are looked up by name (untested: no GPU was available).
 //!
 //! If torchrun's agent does not serve the store, rank 0 does. It should then end last, for example after an
-//! [`exchange`](Group::exchange) with all others. As with PyTorch, whoever reaches the store's port can use it: keep it
-//! in a private network.
+//! [`exchange`](Group::exchange) with all others. As with PyTorch, anyone who can reach the store's port can use the
+//! store. Keep the port in a private network.
 //!
 //! An operation with fewer ranks than it needs does not hang: it returns [`DistributedError::Lost`] when another
 //! process ends, and [`DistributedError::TimedOut`] when one stops answering. With more than two ranks, only the first

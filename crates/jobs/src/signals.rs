@@ -262,9 +262,14 @@ impl Signals {
                 run.stop();
                 let grace = state.grace;
                 later(grace, move || {
+                    let limit = if under_torchrun() {
+                        ", at most 25 under torchrun"
+                    } else {
+                        ""
+                    };
                     say(&format!(
-                        "not finished {} s after {name} (recovery.shutdown_grace_seconds): exiting now; the run \
-                         resumes from its last checkpoint",
+                        "not finished {} s after {name} (recovery.shutdown_grace_seconds{limit}): exiting now; the \
+                         run resumes from its last checkpoint",
                         grace.as_secs_f64()
                     ));
                     exit(signal)

@@ -307,7 +307,7 @@ impl Drop for Communicator {
     }
 }
 
-/// The first code that is an error. A call that is in progress is none.
+/// Returns the first code that is an error. A call in progress is not an error.
 fn first_error(first: i32, second: i32) -> i32 {
     let is_error = |result| result != code::SUCCESS && result != code::IN_PROGRESS;
     if is_error(first) {
