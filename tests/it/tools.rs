@@ -48,7 +48,7 @@ fn an_unknown_word_to_skip_is_refused_with_those_that_are_known() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         stderr(&output),
-        "test-tools: SKIP does not know 'prometeus': it knows browser, prometheus, text\n"
+        "test-tools: SKIP does not know 'prometeus': it knows browser, prometheus, text, torchrun\n"
     );
 }
 
@@ -74,9 +74,9 @@ fn what_is_missing_is_told_in_one_line_and_not_installed_by_a_user() {
     let said = stderr(&test_tools("browser", Some(folder.path())));
     assert_eq!(
         said,
-        "test-tools: missing: prometheus; run 'sudo apt-get install --no-install-recommends prometheus', \
-         or leave out what needs them with 'make test SKIP=browser,prometheus'\n"
+        "test-tools: missing: gcc prometheus; run 'sudo apt-get install --no-install-recommends gcc prometheus', \
+         or leave out what needs them with 'make test SKIP=browser,torchrun,prometheus'\n"
     );
-    let output = test_tools("prometheus,browser", Some(folder.path()));
+    let output = test_tools("prometheus,browser,torchrun", Some(folder.path()));
     assert!(output.status.success(), "{}", stderr(&output));
 }
