@@ -17,7 +17,7 @@ use std::{io::Write, process::ExitCode};
 use clap::Parser;
 use cli::{Cli, Command};
 use ddk_jobs::{
-    bench, check, compare, demo, eval, export, hint, label, prepare, pretrain, report,
+    bench, check, compare, demo, eval, export, hint, label, prepare, pretrain, report, shrink,
     signals::Signals, train,
 };
 
@@ -50,6 +50,7 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Prepare(args) => prepare::run(args, &signals()?),
         Command::Data(args) => data::run(args, out),
         Command::Pretrain(args) => pretrain::run(args, &signals()?),
+        Command::Shrink(args) => shrink::run(args, &signals()?, out),
         Command::Label(args) => label::run(args, &signals()?),
         Command::Train(args) => train::run(args, &signals()?, out),
         Command::Compare(args) => compare::run(args, &signals()?, out),

@@ -1,5 +1,5 @@
 //! What a worker does with models: run the teacher on a batch ([`Teacher`]), train a step ([`Student`], or TED's
-//! [`FilterStage`]), measure perplexity ([`Evaluation`]), generate text ([`Generator`]), copy the state for a
+//! [`FilterStage`]), measure perplexity and the influence of layers ([`Evaluation`]), generate text ([`Generator`]), copy the state for a
 //! checkpoint ([`Trainable::snapshot`]), and count floating-point operations ([`FlopCounter`]).
 //!
 //! Everything here runs synchronously on the calling thread and returns numbers. `ddk-actors` decides when to call
@@ -22,6 +22,7 @@ mod filter_stage;
 mod filters;
 mod flops;
 mod generate;
+mod influence;
 mod labels;
 mod options;
 mod parallel;

@@ -36,6 +36,7 @@ pub mod pretrain;
 pub mod progress;
 mod ranks;
 pub mod report;
+pub mod shrink;
 pub mod signals;
 mod systemd;
 pub mod train;
