@@ -57,6 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         validation_documents: 1,
         max_bad_fraction: 0.0,
         batch_bytes: 4 << 20,
+        documents_in_memory: 1 << 20,
     };
     let (mut theirs, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {

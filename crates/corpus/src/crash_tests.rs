@@ -76,6 +76,7 @@ fn options(place: &Path, folder: PathBuf, tokens: Option<u64>) -> PrepareOptions
         validation_documents: 5,
         max_bad_fraction: 0.01,
         batch_bytes: 2000,
+        documents_in_memory: 16,
     }
 }
 

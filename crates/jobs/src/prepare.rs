@@ -243,7 +243,7 @@ fn make(
         if progress.waiting {
             return say_waiting(options);
         }
-        let phase = format!("preparing {}", progress.domain);
+        let phase = format!("{} {}", progress.phase, progress.domain);
         if meter.phase() != phase {
             meter = reporter.meter(&phase, "kB");
         }
@@ -295,6 +295,7 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
         seed: corpus.seed.unwrap_or(settings.run.seed),
         validation_split: corpus.validation_split,
         batch_bytes: 4 << 20,
+        documents_in_memory: 1 << 20,
         validation_fraction: corpus.validation_fraction,
         validation_documents: corpus.validation_documents,
         max_bad_fraction: corpus.max_bad_fraction,

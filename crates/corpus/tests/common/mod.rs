@@ -113,6 +113,7 @@ impl Place {
             validation_documents: 10,
             max_bad_fraction: 0.01,
             batch_bytes: 1000,
+            documents_in_memory: 1 << 20,
         }
     }
 
