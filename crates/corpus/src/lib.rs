@@ -15,6 +15,7 @@
 //! # let _ = FileFormat::Jsonl;
 //! ```
 
+mod chat;
 mod checksums;
 #[cfg(test)]
 mod crash_tests;
@@ -42,6 +43,7 @@ mod tokenizer;
 mod train_tokenizer;
 mod writing;
 
+pub use chat::{Chat, ChatTemplate};
 pub use domain::{PreparedDomain, SequenceOptions};
 pub use error::CorpusError;
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
