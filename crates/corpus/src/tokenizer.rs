@@ -1,7 +1,7 @@
 //! Loads the tokenizer of a Hugging Face folder, and checks that two tokenizers are compatible.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     ops::Range,
     path::{Path, PathBuf},
@@ -256,6 +256,22 @@ impl TokenizerFolder {
     /// Returns the id of a token; `None` if the vocabulary lacks it.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
+    }
+
+    /// The tokens that end what a model generates: the end token, and those that `generation_config.json` and
+    /// `config.json` name.
+    pub fn stop_tokens(&self) -> BTreeSet<u32> {
+        let mut tokens = BTreeSet::from([self.end_token]);
+        for file in ["generation_config.json", "config.json"] {
+            let config = json(&self.folder, file).unwrap_or_default();
+            let ids = match &config["eos_token_id"] {
+                Value::Array(ids) => ids.clone(),
+                id => vec![id.clone()],
+            };
+            let ids = ids.iter().filter_map(Value::as_u64);
+            tokens.extend(ids.filter_map(|id| u32::try_from(id).ok()));
+        }
+        tokens
     }
 
     /// The tokens that the tokenizer never splits, sorted.
