@@ -38,14 +38,14 @@ fn write_conversations(world: &World, domain: &str) -> Vec<[String; 2]> {
             json!({ "messages": [
                 { "role": "user", "content": question },
                 { "role": "assistant", "content": first },
-                { "role": "user", "content": "Go on." },
+                { "role": "user", "content": "And then?" },
                 { "role": "assistant", "content": rest },
             ] })
         } else {
             json!({ "talk": { "turns": [
                 { "from": "human", "value": question },
                 { "from": "gpt", "value": first },
-                { "from": "human", "value": "Go on." },
+                { "from": "human", "value": "And then?" },
                 { "from": "gpt", "value": rest },
             ] } })
         };
@@ -224,10 +224,11 @@ fn conversations_train_on_the_answers_and_the_student_answers() {
         "--system",
         "Be brief.",
         "--prompt",
-        "Go on.",
+        "And then?",
     ];
     let answer = generate(&world, &system, "");
-    let rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nGo on.<|im_end|>\n<|im_start|>assistant\n";
+    let rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAnd then?<|im_end|>\n\
+                    <|im_start|>assistant\n";
     let plain = generate(
         &world,
         &["--model", "chat/teacher", "--prompt", rendered],

@@ -367,10 +367,16 @@ for name, (template, tokenizer, bos, eos) in cases.items():
         )
         row["ids"], row["mask"] = done["input_ids"], done["assistant_masks"]
         row["prompt"] = fast.apply_chat_template(
-            messages_given, tools=own_tools, chat_template=template, tokenize=False, add_generation_prompt=True, **kwargs
+            messages_given,
+            tools=own_tools,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **kwargs,
         )
         rows.append(row)
     (folder / "cases.json").write_text(
         "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
     )
-    print(name, sum(path.stat().st_size for path in folder.iterdir()), "bytes", [r["title"] for r in rows if "error" in r])
+    refused = [row["title"] for row in rows if "error" in row]
+    print(name, sum(path.stat().st_size for path in folder.iterdir()), "bytes; refused:", refused)

@@ -101,8 +101,8 @@ pub struct Domain {
     /// text_template and prompt_template.
     #[schemars(example = &"messages")]
     pub messages_field: Option<String>,
-    /// Field of a record that contains the descriptions of its tools, as a list or as JSON in a string, for records with
-    /// messages. A record without tools need not have it. Default: `tools`.
+    /// Field of a record that contains the descriptions of its tools, as a list or as JSON in a string. Applies to
+    /// records with messages; those without tools need not have it. Default: `tools`.
     #[schemars(example = &"functions")]
     pub tools_field: Option<String>,
     /// Use only records in which this field equals filter_value; `a.b` is the field `b` of the object `a`.

@@ -148,7 +148,8 @@ fn other_layouts_of_a_record_give_the_same_document() {
     let expected = document(json!({ "messages": [
         { "role": "system", "content": "Be brief." },
         { "role": "user", "content": "Does it rain?" },
-        { "role": "assistant", "content": "", "tool_calls": [{ "type": "function", "function": call(arguments.clone()) }] },
+        { "role": "assistant", "content": "",
+            "tool_calls": [{ "type": "function", "function": call(arguments.clone()) }] },
         { "role": "tool", "content": "yes" },
         { "role": "assistant", "content": "It does." },
     ], "tools": [{ "name": "weather" }] }));
