@@ -93,7 +93,10 @@ pub enum Command {
     Report(Report),
     /// Export a run's student from any checkpoint, as a Hugging Face folder
     Export(Export),
-    /// Generate text from a prompt, to see what a model writes
+    /// Generate text from prompts, to see what a model writes, or chat with it
+    ///
+    /// With --chat, prints only the answers. In a terminal and without a prompt, this is a conversation of several
+    /// turns; with two models, each sees its own answers.
     Generate(Generate),
     /// Show the settings in use, or their schema
     #[command(subcommand)]
@@ -207,11 +210,31 @@ pub enum DataCommand {
 #[derive(Debug, Args)]
 pub struct Generate {
     /// Folder of the model, in Hugging Face format
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-    /// Text to continue
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "config",
+        conflicts_with = "config"
+    )]
+    pub model: Option<PathBuf>,
+    /// Folder of a second model, which gets the same prompts
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    pub beside: Option<PathBuf>,
+    /// Configuration or folder of a run: use its teacher and its student
+    #[arg(long, value_name = "CONFIG_OR_RUN")]
+    pub config: Option<PathBuf>,
+    /// Text to continue, or with --chat a message to answer (may be repeated). Default: each line of standard input
     #[arg(long, value_name = "TEXT")]
-    pub prompt: String,
+    pub prompt: Vec<String>,
+    /// File with one prompt per line
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Answer each prompt as a message of a user, through the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// System prompt of each conversation
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
     /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_new_tokens: usize,

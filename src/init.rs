@@ -104,6 +104,7 @@ fn source(args: &cli::Init, name: &str, file: &Path) -> DomainSource {
         format: None,
         text: Template::field(&args.text_field),
         prompt: None,
+        chat: None,
         only: None,
         limits: Limits::default(),
     }

@@ -13,6 +13,7 @@
 
 mod bad_input;
 mod best;
+mod chat;
 mod checkpoints;
 mod commands;
 mod compare;

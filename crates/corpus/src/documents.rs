@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
     iter,
+    ops::Range,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -30,26 +31,67 @@ pub(crate) struct Record {
     pub(crate) more: Option<u64>,
 }
 
-/// A document's text, split in two if the first part is a prompt.
+/// What a document contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Document {
-    pub(crate) prompt: Option<String>,
-    pub(crate) text: String,
+pub(crate) enum Document {
+    /// A text, split in two if the first part is a prompt.
+    Text {
+        prompt: Option<String>,
+        text: String,
+    },
+    /// A conversation that a chat template has rendered.
+    Conversation {
+        text: String,
+        /// Byte ranges that the loss learns, in order: the assistant's turns.
+        learned: Vec<Range<usize>>,
+        /// Whether some of the assistant's turns are not learned, because the template changes them later.
+        rewritten: bool,
+    },
 }
 
 impl Document {
     pub(crate) fn bytes(&self) -> u64 {
-        (self.prompt.as_ref().map_or(0, String::len) + self.text.len()) as u64
+        let prompt = match self {
+            Self::Text { prompt, .. } => prompt.as_ref().map_or(0, String::len),
+            Self::Conversation { .. } => 0,
+        };
+        (prompt + self.text().len()) as u64
     }
 
-    /// Equal documents have equal hashes.
+    /// The text, without its prompt.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Text { text, .. } | Self::Conversation { text, .. } => text,
+        }
+    }
+
+    /// The prompt and the text.
+    pub(crate) fn into_whole_text(self) -> String {
+        match self {
+            Self::Text { prompt, text } => prompt.unwrap_or_default() + &text,
+            Self::Conversation { text, .. } => text,
+        }
+    }
+
+    /// Equal documents have equal hashes. The bytes 0xff and 0xfe occur in no text.
     pub(crate) fn hash(&self) -> [u8; 16] {
         let mut hasher = blake3::Hasher::new();
-        if let Some(prompt) = &self.prompt {
+        if let Self::Text {
+            prompt: Some(prompt),
+            ..
+        } = self
+        {
             hasher.update(prompt.as_bytes());
             hasher.update(&[0xff]);
         }
-        hasher.update(self.text.as_bytes());
+        hasher.update(self.text().as_bytes());
+        if let Self::Conversation { learned, .. } = self {
+            for range in learned {
+                hasher.update(&[0xfe]);
+                hasher.update(&(range.start as u64).to_le_bytes());
+                hasher.update(&(range.end as u64).to_le_bytes());
+            }
+        }
         let mut hash = [0; 16];
         hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         hash
@@ -99,9 +141,10 @@ pub(crate) fn raw<'a>(
     })))
 }
 
-/// Whether a file is read for a source at all. A single-document file has no field to filter by.
+/// Whether a file is read for a source at all. A single-document file has no field to filter by, and no messages.
 pub(crate) fn is_of(file: &SourceFile, source: &DomainSource) -> bool {
-    source.only.is_none() || file.format.records != FileFormat::Text
+    let needs_records = source.only.is_some() || source.chat.is_some();
+    !needs_records || file.format.records != FileFormat::Text
 }
 
 /// Maximum number of usable records in a file, without reading it; `None` if unknown.
@@ -194,7 +237,7 @@ fn whole_text(mut bytes: Vec<u8>, source: &DomainSource) -> Result<Document, Str
         return Err(over_the_limit(source));
     }
     let text = text(bytes)?;
-    usable(Document { prompt: None, text }, source)
+    usable(Document::Text { prompt: None, text }, source)
 }
 
 /// The byte-order mark that Windows programs put before UTF-8 text.
@@ -338,6 +381,9 @@ pub(crate) fn record(
 
 /// Returns the document of a record, or why it has none.
 fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable> {
+    if let Some(chat) = &source.chat {
+        return Ok(usable(chat.document(record)?, source)?);
+    }
     let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(record));
     let fields = || Some(record.as_object()?.keys().cloned().collect());
     let filled = prompt
@@ -347,7 +393,7 @@ fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable>
         reason,
         fields: fields().unwrap_or_default(),
     })?;
-    Ok(usable(Document { prompt, text }, source)?)
+    Ok(usable(Document::Text { prompt, text }, source)?)
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, String> {
@@ -360,7 +406,7 @@ fn parse(line: &str) -> Result<Value, String> {
 }
 
 fn usable(document: Document, source: &DomainSource) -> Result<Document, String> {
-    if document.text.trim().is_empty() {
+    if document.text().trim().is_empty() {
         Err("empty".to_owned())
     } else if document.bytes() > source.limits.longest {
         Err(over_the_limit(source))

@@ -16,6 +16,7 @@
 //! ```
 
 mod blocks;
+mod chat;
 mod checksums;
 mod choice;
 #[cfg(test)]
@@ -47,6 +48,7 @@ mod tokenizer;
 mod train_tokenizer;
 mod writing;
 
+pub use chat::{Chat, ChatTemplate};
 pub use domain::{PreparedDomain, SequenceOptions};
 pub use error::CorpusError;
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};

@@ -17,7 +17,7 @@ use ddk_settings::{MixturePolicy, Settings};
 use ddk_torch::{ComputeContext, parse_device};
 
 use crate::{
-    args,
+    args, chat,
     config::{self, required},
     findings::{Findings, fits, tokenizers},
     hint::{Ended, exit},
@@ -175,6 +175,10 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     }
     for (_, source) in &outdated {
         let sample = found.take(sample(source).map_err(prepare::advise));
+        let of_sample = sample.as_ref();
+        if let Some(warning) = of_sample.and_then(|of| chat::rewritten(&source.name, of)) {
+            found.line(&format!("warning: {warning}"));
+        }
         if let Some(problem) = sample.and_then(|sample| sample.problem(&source.name)) {
             found.problem(anyhow!(problem));
         }

@@ -16,7 +16,7 @@ use ddk_engine::Evaluation;
 use ddk_settings::{OnStale, Settings};
 
 use crate::{
-    args, config,
+    args, chat, config,
     hint::{Hint, usage, with_hint},
     phase::Phase,
     progress::{Reporter, say},
@@ -251,6 +251,14 @@ fn make(
     });
     drop(reporter);
     let reports = reports.map_err(advise)?;
+    for (domain, report) in options.domains.iter().zip(&reports) {
+        if report.prepared && domain.chat.is_some() {
+            let sample = ddk_corpus::sample(domain).map_err(advise)?;
+            if let Some(warning) = chat::rewritten(&domain.name, &sample) {
+                say(&format!("warning: {warning}"));
+            }
+        }
+    }
     let unclean = |report: &&DomainReport| report.prepared && report.quarantined > 0;
     for report in reports.iter().filter(unclean) {
         say(&format!(
@@ -285,11 +293,16 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let tokenizer = TokenizerFolder::open(folder, corpus.eos_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` writes the demo's)",
     )?;
-    let domains = settings.domains.iter();
-    let domains = domains.map(|(name, domain)| source(name, domain));
+    let mut domains = Vec::new();
+    let mut template = None;
+    for (name, domain) in &settings.domains {
+        let mut source = source(name, domain)?;
+        source.chat = chat::of_domain(domain, &tokenizer, &mut template)?;
+        domains.push(source);
+    }
     let options = PrepareOptions {
         folder: corpus.dir.clone(),
-        domains: domains.collect::<Result<_>>()?,
+        domains,
         packing: corpus.packing,
         sequence_length: corpus.sequence_length,
         seed: corpus.seed.unwrap_or(settings.run.seed),
@@ -324,6 +337,7 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
         format: domain.format,
         text: template("text_template", &domain.text_template)?,
         prompt: prompt.transpose()?,
+        chat: None,
         only: domain.filter_field.clone().zip(domain.filter_value.clone()),
         limits: Limits {
             bytes: domain.max_bytes,
@@ -374,8 +388,8 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
                 "domain `{}` has no token to predict in its validation documents",
                 domain.name()
             ))
-            .hint("with objective.completion_only_loss, its prompts fill corpus.sequence_length: raise that, or \
-                   shorten the prompts")
+            .hint("with objective.completion_only_loss, what comes before its answers fills corpus.sequence_length: \
+                   raise that, or shorten the prompts")
             .usage();
         }
         Ok(documents)

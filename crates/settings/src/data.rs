@@ -95,6 +95,16 @@ pub struct Domain {
     /// Template of a prompt before the text. objective.completion_only_loss excludes it from the loss.
     #[schemars(example = "{question}\n")]
     pub prompt_template: Option<String>,
+    /// Field of a record that contains its messages, in the layout of OpenAI (`role`, `content`) or ShareGPT (`from`,
+    /// `value`); `a.b` is the field `b` of the object `a`. The tokenizer's chat template renders them.
+    /// objective.completion_only_loss excludes all but the assistant's turns from the loss. Excludes text_field,
+    /// text_template and prompt_template.
+    #[schemars(example = &"messages")]
+    pub messages_field: Option<String>,
+    /// Field of a record that contains the descriptions of its tools, as a list or as JSON in a string. Applies to
+    /// records with messages; those without tools need not have it. Default: `tools`.
+    #[schemars(example = &"functions")]
+    pub tools_field: Option<String>,
     /// Use only records in which this field equals filter_value; `a.b` is the field `b` of the object `a`.
     #[schemars(example = "meta.redpajama_set_name")]
     pub filter_field: Option<String>,

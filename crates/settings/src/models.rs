@@ -213,7 +213,8 @@ pub struct Objective {
     #[default = 0.1]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub skew: f64,
-    /// Exclude prompts from every term of the loss and from perplexities.
+    /// Exclude prompts, and in conversations all but the assistant's turns, from every term of the loss and from
+    /// perplexities.
     pub completion_only_loss: bool,
     /// Number of positions for which DDK computes logits at a time. Default: depends on vocabulary and device.
     #[schemars(range(min = 1))]

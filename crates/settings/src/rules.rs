@@ -115,6 +115,16 @@ impl Checker<'_> {
             let why = format!("and `{field}` are both set: one is enough");
             self.refuse(self.origins.has(&text), &text, why);
         }
+        let (messages, tools) = (key("messages_field"), key("tools_field"));
+        if domain.messages_field.is_some() {
+            for other in ["text_field", "text_template", "prompt_template"].map(key) {
+                let why =
+                    format!("and `{messages}` are both set: the chat template makes the text");
+                self.refuse(self.origins.has(&other), &other, why);
+            }
+        }
+        let alone = domain.tools_field.is_some() && domain.messages_field.is_none();
+        self.refuse(alone, &tools, format!("is set without `{messages}`"));
         let (value, field) = (key("filter_value"), key("filter_field"));
         if domain.filter_field.is_some() {
             domain.filter_value.get_or_insert_with(|| name.to_owned());

@@ -96,6 +96,7 @@ impl Place {
             format: None,
             text: Template::field("text"),
             prompt: None,
+            chat: None,
             only: None,
             limits: Limits::default(),
         }
