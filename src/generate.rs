@@ -5,7 +5,7 @@ use std::{io::Write, time::Instant};
 use anyhow::{Result, ensure};
 use ddk_corpus::TokenizerFolder;
 use ddk_engine::{Generator, Sampling};
-use ddk_jobs::{hint::Hint, progress::say};
+use ddk_jobs::{hint::Hint, hub, progress::say};
 use ddk_model::{Model, Placement};
 use ddk_torch::{ComputeContext, parse_device};
 use tch::Kind;
@@ -18,11 +18,12 @@ use crate::cli;
 /// If an option is out of range, if the model or its tokenizer cannot be used, or if `out` cannot be written.
 pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
     let sampling = sampling(args).usage()?;
-    let tokenizer = TokenizerFolder::open(&args.model, None)
+    let folder = hub::model(&args.model)?;
+    let tokenizer = TokenizerFolder::open(&folder, None)
         .hint("copy the model's tokenizer.json to its folder")?;
     let device = parse_device(&args.device).usage()?;
     let _lane = ComputeContext::enter(std::thread::available_parallelism().map_or(1, usize::from));
-    let model = Model::load(&args.model, &Placement::on(device, Kind::Float))?;
+    let model = Model::load(&folder, &Placement::on(device, Kind::Float))?;
     let vocabulary = (tokenizer.vocabulary() as i64).min(model.config().vocab_size());
     let mut prompt = tokenizer.encode(&args.prompt)?;
     if prompt.is_empty() {
