@@ -33,7 +33,7 @@ pub enum Command {
     /// tokenizer, a teacher, and a student that lags behind the teacher. Finally, distills the teacher into the
     /// student. Keeps each result under data/demo and reuses it. To start over, delete that folder.
     Demo(Demo),
-    /// Write a commented configuration for two model folders and a folder of text
+    /// Write a commented configuration for two models and text: folders, or names on the Hugging Face Hub
     Init(Init),
     /// Check in seconds whether a configuration can run: models, tokenizers, memory, data, schedule
     Check(Check),
@@ -112,18 +112,19 @@ pub enum Command {
 /// Inputs of a new configuration.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// Folder of the teacher, in Hugging Face format; with --teacher-server, its config.json, tokenizer and LM head
-    /// are enough
-    #[arg(long, value_name = "DIR")]
+    /// Teacher: a folder in Hugging Face format, or a name on the Hub such as Qwen/Qwen2.5-1.5B; with --teacher-server,
+    /// its config.json, tokenizer and LM head are enough
+    #[arg(long, value_name = "MODEL")]
     pub teacher: PathBuf,
     /// vLLM server that runs the teacher (may be repeated), for example http://10.0.0.5:8000
     #[arg(long, value_name = "URL")]
     pub teacher_server: Vec<String>,
-    /// Folder of the initial student
-    #[arg(long, value_name = "DIR")]
+    /// Initial student: a folder, or a name on the Hub
+    #[arg(long, value_name = "MODEL")]
     pub student: PathBuf,
-    /// Folder of text; each subfolder and each file in it becomes a domain
-    #[arg(long, value_name = "DIR")]
+    /// Text: a folder, in which each subfolder and each file becomes a domain, or a data set on the Hub, such as
+    /// hf://datasets/ORG/NAME
+    #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
     /// Make one domain per value of this record field, for example meta.source
     #[arg(long, value_name = "FIELD")]
@@ -209,16 +210,16 @@ pub enum DataCommand {
 /// A model and its sampling parameters.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// Folder of the model, in Hugging Face format
+    /// Model: a folder in Hugging Face format, or a name on the Hub
     #[arg(
         long,
-        value_name = "DIR",
+        value_name = "MODEL",
         required_unless_present = "config",
         conflicts_with = "config"
     )]
     pub model: Option<PathBuf>,
-    /// Folder of a second model, which gets the same prompts
-    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    /// A second model, which gets the same prompts
+    #[arg(long, value_name = "MODEL", conflicts_with = "config")]
     pub beside: Option<PathBuf>,
     /// Configuration or folder of a run: use its teacher and its student
     #[arg(long, value_name = "CONFIG_OR_RUN")]

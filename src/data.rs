@@ -12,6 +12,7 @@ use ddk_corpus::{PreparedDomain, Sequence, TokenizerFolder};
 use ddk_jobs::{
     args::ConfigArgs,
     hint::Hint,
+    hub::{self, Wanted},
     prepare::{self, Outdated},
 };
 use ddk_run::records::SampleLine;
@@ -35,6 +36,7 @@ pub fn run(command: &DataCommand, out: &mut dyn Write) -> Result<()> {
 
 fn inspect(args: &ConfigArgs, only: Option<&str>, rows: u64, out: &mut dyn Write) -> Result<()> {
     let settings = ddk_jobs::config::load(args)?.settings;
+    let settings = hub::located(&settings, &[Wanted::Corpus], &hub::pinned(&settings)?, None)?;
     let corpus = prepare::open(&settings, Outdated::Kept)?;
     let names: Vec<&str> = corpus.names().collect();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
@@ -179,6 +181,7 @@ fn samples(run: &Path, step: u64, out: &mut dyn Write) -> Result<()> {
         .with_context(|| format!("cannot read {}", path.display()))
         .hint("train with log.samples = true: only then does a run write samples.jsonl")?;
     let settings = ddk_jobs::config::of_run(run)?;
+    let settings = hub::located(&settings, &[Wanted::Corpus], &hub::revisions_of(run)?, None)?;
     let (options, tokenizer) = prepare::options(&settings)?;
     let sequence_options = prepare::sequence_options(&settings);
     let (mut found, marks) = (0, Marks::choose());

@@ -15,6 +15,7 @@ use ddk_jobs::{
     args::ConfigArgs,
     config::{self, required},
     hint::{Hint, must_hold_a_run},
+    hub::{self, Wanted},
     progress::say,
 };
 use ddk_model::{Model, Placement};
@@ -34,8 +35,8 @@ pub fn run(args: &cli::Generate, out: &mut dyn Write) -> Result<()> {
         (Some(config), _) => of_config(config)?,
         (None, model) => {
             let folders = model.iter().chain(&args.beside);
-            let named = folders.map(|folder| (folder.display().to_string(), folder.clone()));
-            named.collect()
+            let named = folders.map(|name| Ok((name.display().to_string(), hub::model(name)?)));
+            named.collect::<Result<_>>()?
         }
     };
     let prompts = prompts(args)?;
@@ -91,13 +92,15 @@ fn of_config(path: &Path) -> Result<Vec<(String, PathBuf)>> {
         let run = config::run_folder(&settings).ok();
         (settings, run)
     };
+    let pinned = hub::pinned(&settings)?;
+    let settings = hub::located(&settings, &[Wanted::Models], &pinned, None)?;
     let trained = run.map(|run| run.join("student"));
     let student = match trained.filter(|folder| folder.exists()) {
         Some(folder) => folder,
         None => {
             let initial = required(settings.student.model.clone(), "student.model")?;
             say("the run has no student yet: using the initial one, student.model");
-            initial
+            settings.local(&initial)
         }
     };
     let mut models = vec![("student".to_owned(), student)];
@@ -107,7 +110,7 @@ fn of_config(path: &Path) -> Result<Vec<(String, PathBuf)>> {
         );
     } else {
         let teacher = required(settings.teacher.model.clone(), "teacher.model")?;
-        models.insert(0, ("teacher".to_owned(), teacher));
+        models.insert(0, ("teacher".to_owned(), settings.local(&teacher)));
     }
     Ok(models)
 }

@@ -29,6 +29,7 @@ use self::{
 use crate::{
     args, config,
     hint::{Hint, usage},
+    hub::{self, Wanted},
     output::print_json,
     phase::Phase,
     progress::say,
@@ -60,7 +61,6 @@ pub struct Bench {
 /// If the settings are wrong, or if a model cannot be loaded or run.
 pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
-    signals.begin(Phase::Bench)?;
     teacher_is_here(&settings, "ddk bench")?;
     let seconds = args.seconds;
     ensure!(
@@ -69,6 +69,9 @@ pub fn run(args: &args::Bench, signals: &Signals, out: &mut dyn Write) -> Result
             "--seconds is {seconds}, expected 0 to {MOST_SECONDS}"
         ))
     );
+    let pinned = hub::pinned(&settings)?;
+    let settings = hub::located(&settings, &[Wanted::Models], &pinned, Some(signals))?;
+    signals.begin(Phase::Bench)?;
     let measured = Bench::new(&settings, seconds)?.measure()?;
     if args.json {
         print_json(&measured, out)

@@ -21,6 +21,7 @@ use crate::{
     config::{self, required},
     findings::{Findings, fits, tokenizers},
     hint::{Ended, exit},
+    hub::{self, Wanted},
     prepare::{self, Corpus, Outdated},
     train::options::{self, most_steps},
     wiring::{self, ModelFolders},
@@ -33,6 +34,7 @@ use crate::{
 pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     let settings = config::load(&args.config)?.settings;
     let mut found = Findings::new(out);
+    let settings = names(settings, &mut found)?;
     let models = models(&settings, &mut found);
     if let Some(models) = &models {
         let done = ranks::check(&settings, models, args, &mut found);
@@ -63,6 +65,23 @@ pub fn run(args: &args::Check, out: &mut dyn Write) -> Result<()> {
     found.written?;
     ensure!(problems == 0, Ended(exit::ERROR));
     Ok(())
+}
+
+/// Finds what the settings name on the Hub, and says where it is.
+fn names(settings: Settings, found: &mut Findings<'_>) -> Result<Settings> {
+    let wanted = [Wanted::Models, Wanted::Corpus];
+    let located = hub::located(&settings, &wanted, &hub::pinned(&settings)?, None);
+    let Some(located) = found.take(located) else {
+        return Ok(settings);
+    };
+    let lines = hub::describe(&located);
+    if !lines.is_empty() {
+        found.title("Hugging Face Hub");
+    }
+    for line in lines {
+        found.line(&line);
+    }
+    Ok(located)
 }
 
 /// What the headers of both models say.

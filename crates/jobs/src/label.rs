@@ -18,6 +18,7 @@ use crate::{
     args, config,
     findings::{Findings, tokenizers},
     hint::Hint,
+    hub::{self, Wanted},
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     progress::{Reporter, say},
@@ -45,6 +46,9 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
             .hint("fill the cache with another objective: --set objective.name=forward_kl")
             .usage();
     }
+    let pinned = hub::pinned(&settings)?;
+    let wanted = [Wanted::Models, Wanted::Corpus];
+    let settings = hub::located(&settings, &wanted, &pinned, Some(signals))?;
     signals.begin(Phase::Prepare)?;
     let folders = ModelFolders::of(&settings)?;
     Findings::first(|found| tokenizers(&settings, &folders, found))?;

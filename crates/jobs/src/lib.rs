@@ -29,6 +29,7 @@ pub mod faults;
 mod findings;
 mod gpus;
 pub mod hint;
+pub mod hub;
 pub mod label;
 pub mod output;
 pub mod phase;

@@ -18,6 +18,7 @@ use ddk_settings::{OnStale, Settings};
 use crate::{
     args, chat, config,
     hint::{Hint, usage, with_hint},
+    hub::{self, Wanted},
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
@@ -47,6 +48,12 @@ impl Corpus {
 /// If a source cannot be read, or if a prepared file differs from its manifest.
 pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
+    let settings = hub::located(
+        &settings,
+        &[Wanted::Corpus],
+        &hub::pinned(&settings)?,
+        Some(signals),
+    )?;
     let (options, tokenizer) = options(&settings)?;
     if args.verify {
         signals.begin(Phase::Verify)?;
@@ -123,6 +130,8 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     if settings.corpus.on_stale != OnStale::Prepare {
         return Ok(());
     }
+    let pinned = Inputs::revisions_of(run)?;
+    let settings = &hub::located(settings, &[Wanted::Corpus], &pinned, None)?;
     let (options, tokenizer) = options(settings)?;
     for stale in stale(&options, &tokenizer).map_err(advise)? {
         Outdated::NeededBy(run).keeps(&stale)?;
@@ -290,13 +299,14 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let folder = tokenizer_folder(settings)
         .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
-    let tokenizer = TokenizerFolder::open(folder, corpus.eos_token.as_deref()).hint(
+    let folder = settings.local(folder);
+    let tokenizer = TokenizerFolder::open(&folder, corpus.eos_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` writes the demo's)",
     )?;
     let mut domains = Vec::new();
     let mut template = None;
     for (name, domain) in &settings.domains {
-        let mut source = source(name, domain)?;
+        let mut source = source(settings, name, domain)?;
         source.chat = chat::of_domain(domain, &tokenizer, &mut template)?;
         domains.push(source);
     }
@@ -322,7 +332,7 @@ pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
     own.or(settings.student.model.as_ref())
 }
 
-fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
+fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
     let template = |key: &str, source: &str| {
         Template::parse(source)
             .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
@@ -332,8 +342,8 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
     let prompt = prompt.map(|prompt| template("prompt_template", prompt));
     Ok(DomainSource {
         name: name.to_owned(),
-        files: domain.files.clone(),
-        validation_files: domain.validation_files.clone(),
+        files: settings.local_files(&domain.files),
+        validation_files: settings.local_files(&domain.validation_files),
         format: domain.format,
         text: template("text_template", &domain.text_template)?,
         prompt: prompt.transpose()?,

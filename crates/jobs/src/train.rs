@@ -15,13 +15,14 @@ mod session;
 mod threads;
 mod workers;
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use anyhow::{Result, anyhow};
 use ddk_run::RunFolder;
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 use self::{
+    inputs::Inputs,
     options::Length,
     prepared::{Prepared, prepare_run},
     run::{bind, open_folder, run_to_end},
@@ -33,6 +34,7 @@ use crate::{
     checkpoints::{self, go_back},
     config::{self, run_folder},
     hint::{Hint, must_hold, usage, with_hint},
+    hub::{self, Revisions, Wanted},
     phase::Phase,
     prepare::Outdated,
     progress::say,
@@ -120,6 +122,27 @@ fn not_at_each_restart(args: &args::Train) -> Result<()> {
         .usage()
 }
 
+/// What a run needs of the names in its settings.
+const ALL: [Wanted<'_>; 2] = [Wanted::Models, Wanted::Corpus];
+
+/// Finds what the settings name on the Hub: the commits of the run in this folder, or of the run that it is forked
+/// from.
+fn located(
+    settings: &Settings,
+    args: &args::Train,
+    path: &Path,
+    signals: &Signals,
+) -> Result<Settings> {
+    let mut pinned = Revisions::new();
+    if !args.restart {
+        let source = args.fork_of.as_deref();
+        for run in source.into_iter().chain([path]) {
+            pinned.extend(Inputs::revisions_of(run)?);
+        }
+    }
+    hub::located(settings, &ALL, &pinned, Some(signals))
+}
+
 /// Opens the run's folder after everything that changes it. Returns none if the run is already finished, after printing
 /// its summary.
 fn open(
@@ -133,6 +156,7 @@ fn open(
     if args.serial_baseline > 0 {
         teacher_is_here(settings, "--serial-baseline")?;
     }
+    let settings = &located(settings, args, &path, signals)?;
     let settings = &threads::chosen(settings, &path, signals, ranks)?;
     let begun = RunFolder::holds_a_run(&path);
     let (new, restart, shown) = (args.no_resume, args.restart, path.display());
@@ -216,6 +240,9 @@ fn follow(
     ranks: Option<&Ranks>,
 ) -> Result<(Prepared, RunFolder)> {
     let path = run_folder(settings)?;
+    // Rank 0 has recorded the commits.
+    let pinned = Inputs::revisions_of(&path)?;
+    let settings = &hub::located(settings, &ALL, &pinned, Some(signals))?;
     let settings = threads::chosen(settings, &path, signals, ranks)?;
     let length = Length::of_run(&path, &settings)?;
     let prepared = prepare_run(&settings, None, Outdated::NeededBy(&path), length, signals)?;

@@ -59,4 +59,4 @@ pub use parameters::normal;
 pub use replace::may_replace;
 pub use shared_weights::SharedWeights;
 pub use trace::Trace;
-pub use weights::Weights;
+pub use weights::{Weights, is_head};

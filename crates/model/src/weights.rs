@@ -37,6 +37,16 @@ fn is_file_name(shard: &str) -> bool {
     Path::new(shard).file_name() == Some(shard.as_ref())
 }
 
+/// Whether a tensor is the LM head with this name ([`ModelConfig::head`](crate::ModelConfig::head)), perhaps in a
+/// larger model: in one of text and images, a prefix precedes the names of the language model.
+pub fn is_head(name: &str, tensor: &str) -> bool {
+    let end = name.trim_start_matches("model.");
+    tensor == name
+        || tensor
+            .strip_suffix(end)
+            .is_some_and(|prefix| prefix.ends_with('.'))
+}
+
 impl Weights {
     /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     ///
@@ -98,9 +108,7 @@ impl Weights {
     /// As for [`Self::open`], or if the folder lacks the LM head.
     pub fn open_head(folder: &Path, head: &(String, Vec<i64>)) -> Result<Self, ModelError> {
         let (name, shape) = head;
-        // In a model of text and images, a prefix precedes the names of the language model.
-        let end = format!(".{}", name.trim_start_matches("model."));
-        let is_head = |other: &str| other == name || other.ends_with(&end);
+        let is_head = |other: &str| is_head(name, other);
         let mut weights = Self::open_with(folder, is_head)?;
         let named = weights.names.keys().filter(|other| is_head(other));
         // The exact name first, if the folder has it.

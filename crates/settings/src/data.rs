@@ -17,7 +17,7 @@ pub struct Corpus {
     /// Folder of the prepared corpus.
     #[default = "data/prepared"]
     pub dir: PathBuf,
-    /// Folder of the tokenizer. Default: student.model.
+    /// The tokenizer: a folder, or the name of a model on the Hugging Face Hub. Default: student.model.
     pub tokenizer: Option<PathBuf>,
     /// Token that ends a document. Default: the end-of-text token that the tokenizer folder names.
     #[schemars(example = "<|endoftext|>")]
@@ -72,7 +72,8 @@ pub enum OnStale {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Domain {
-    /// Files, folders or globs. Required. Each line of a `.jsonl` file and each row of a `.parquet` file is a record.
+    /// Files, folders or globs; also data sets on the Hugging Face Hub, `hf://datasets/ORG/NAME`, and their files,
+    /// `hf://datasets/ORG/NAME/FILE_OR_GLOB` (docs/hub.md). Required. Each line of a `.jsonl` file and each row of a `.parquet` file is a record.
     /// A file with a text or source code extension is one document. All formats but Parquet may be compressed (`.gz` or
     /// `.zst`). DDK refuses other files.
     #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"]]))]

@@ -111,7 +111,9 @@ impl Settings {
             let name = format!("{key}={}", value.as_str().unwrap_or(&text));
             layers.push(Layer::read(&format!("{key} = {text}"), name, false)?);
         }
-        Ok(merge(layers)?.settings)
+        let mut settings = merge(layers)?.settings;
+        settings.places.clone_from(&self.places);
+        Ok(settings)
     }
 }
 

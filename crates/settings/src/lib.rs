@@ -21,6 +21,7 @@ mod layers;
 mod limits;
 mod method;
 mod models;
+mod places;
 mod reference;
 mod renamed;
 mod rules;
@@ -40,6 +41,7 @@ pub use models::{
     Dtype, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape, Student, Teacher,
     TeacherCache,
 };
+pub use places::Places;
 pub use reference::reference;
 pub use run::{
     Checkpoint, Evaluation, ExportedStudent, FaultInjection, Log, Parallel, Pipeline, Recovery,

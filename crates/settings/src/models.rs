@@ -23,7 +23,8 @@ pub enum Dtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Teacher {
-    /// Folder of the teacher, in Hugging Face format. Required for training.
+    /// The teacher: a folder in Hugging Face format, or a name on the Hugging Face Hub such as `Qwen/Qwen2.5-1.5B` or
+    /// `Qwen/Qwen2.5-1.5B@REVISION` (docs/hub.md). Required for training.
     pub model: Option<PathBuf>,
     /// One entry per replica of the teacher: `["cpu"]`, or GPUs such as `["cuda:0", "cuda:1"]`.
     /// `"cuda:0+cuda:1"` splits the layers of one replica across both GPUs, in order. Replicas on the same device
@@ -119,7 +120,7 @@ impl Teacher {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Student {
-    /// Folder of the initial student, in Hugging Face format. Required for training.
+    /// The initial student: a folder in Hugging Face format, or a name on the Hugging Face Hub. Required for training.
     pub model: Option<PathBuf>,
     /// Device of the student: `cpu`, or `cuda:0`, `cuda:1`, …
     #[default = "cpu"]
@@ -292,7 +293,7 @@ pub struct Pretrain {
     /// Folder to write the model to. Required.
     #[schemars(extend("minLength" = 1, "x-expected" = "a folder"))]
     pub output_dir: PathBuf,
-    /// Folder of a model to start from, instead of a new model with an `architecture`.
+    /// Model to start from, a folder or a name on the Hugging Face Hub, instead of a new model with an `architecture`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
     /// The shape of a new Llama model.

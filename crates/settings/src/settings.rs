@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
-    Mixture, Objective, Optimizer, Parallel, Pipeline, Pretrain, Recovery, Run, Student, Teacher,
-    Telemetry, Training,
+    Mixture, Objective, Optimizer, Parallel, Pipeline, Places, Pretrain, Recovery, Run, Student,
+    Teacher, Telemetry, Training,
 };
 
 /// A DDK configuration. Paths are relative to the folder in which `ddk` is started.
@@ -68,6 +68,9 @@ pub struct Settings {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub pretrain: BTreeMap<String, Pretrain>,
+    /// Where the names from the Hugging Face Hub are on this machine.
+    #[serde(skip)]
+    pub places: Places,
 }
 
 impl Settings {

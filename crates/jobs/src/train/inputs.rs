@@ -1,6 +1,7 @@
 //! The inputs of a run: checked before it starts, recorded in its folder, and checked again when it resumes.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -44,6 +45,10 @@ pub struct Inputs {
     vocabulary: i64,
     /// Tokens of a sequence, and of a validation document.
     sequence_length: usize,
+    /// The commit of each repository on the Hub that the settings name. The run always uses these. The hashes say
+    /// whether the content is the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) revisions: BTreeMap<String, String>,
 }
 
 impl Inputs {
@@ -103,6 +108,7 @@ impl Inputs {
                 .collect(),
             vocabulary: corpus.tokenizer.vocabulary() as i64,
             sequence_length,
+            revisions: BTreeMap::new(),
         })
     }
 
@@ -117,6 +123,17 @@ impl Inputs {
     /// If its `inputs.json` cannot be read.
     pub fn of_run(folder: &Path) -> Result<Self> {
         Ok(record(&folder.join("inputs.json"))?)
+    }
+
+    /// Returns the commits that the run in this folder uses; none if the folder holds no run.
+    ///
+    /// # Errors
+    /// If its `inputs.json` cannot be read.
+    pub(crate) fn revisions_of(folder: &Path) -> Result<BTreeMap<String, String>> {
+        if !RunFolder::holds_a_run(folder) || !Self::are_in(folder) {
+            return Ok(BTreeMap::new());
+        }
+        Ok(Self::of_run(folder)?.revisions)
     }
 
     /// Returns the hashes with their names: models and tokenizer first, then the domains.
@@ -282,6 +299,7 @@ impl Inputs {
         let of_teacher = Self {
             student: String::new(),
             student_config: String::new(),
+            revisions: BTreeMap::new(),
             ..self.clone()
         };
         // Everything that affects them, down to the last bit.

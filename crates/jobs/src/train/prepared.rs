@@ -62,7 +62,8 @@ pub(super) fn prepare_run(
     signals: &Signals,
 ) -> Result<Prepared> {
     let folders = if destination.is_some() {
-        ModelFolders::without_teacher(required(settings.student.model.clone(), "student.model")?)
+        let student = required(settings.student.model.clone(), "student.model")?;
+        ModelFolders::without_teacher(settings.local(&student))
     } else {
         ModelFolders::of(settings)?
     };
@@ -76,7 +77,8 @@ pub(super) fn prepare_run(
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
     signals.begin(Phase::Hash)?;
-    let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
+    let mut inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
+    inputs.revisions.clone_from(&settings.places.revisions);
     room_for_a_step(settings, &corpus)?;
     let labels = labels::of_run(settings, &folders, &inputs)?;
     let evaluation = prepare::evaluation(settings, &corpus)?;
