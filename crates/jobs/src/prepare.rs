@@ -21,6 +21,7 @@ use crate::{
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
+    sources::{self, Read},
     train::{inputs::Inputs, options::chunk},
 };
 
@@ -57,6 +58,8 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     }
     signals.begin(Phase::Prepare)?;
     let began = Instant::now();
+    let read = if args.force { Read::Every } else { Read::Stale };
+    sources::look(&options, &tokenizer, read).usable()?;
     let reports = make(&options, &tokenizer, args.force)?;
     let seconds = began.elapsed().as_secs_f64();
     for report in &reports {
@@ -140,8 +143,11 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let reports = match settings.corpus.on_stale {
         OnStale::Use => take(&options)?,
         on_stale => {
-            let mut kept = Vec::new();
-            for stale in stale(&options, &tokenizer).map_err(advise)? {
+            let (mut kept, looked) = (
+                Vec::new(),
+                sources::look(&options, &tokenizer, Read::Nothing),
+            );
+            for (stale, _) in looked.usable()? {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
@@ -159,6 +165,7 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
             }
             let mut others = options.clone();
             others.domains.retain(|domain| !kept.contains(&domain.name));
+            sources::look(&others, &tokenizer, Read::Stale).usable()?;
             let reports = make(&others, &tokenizer, false)?;
             if kept.is_empty() {
                 reports
@@ -186,8 +193,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     })
 }
 
-const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says \
-                      where each value comes from";
+/// Hint for a domain that cannot be prepared.
+pub(crate) const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin \
+                                 CONFIG` says where each value comes from";
 
 /// Adds a hint to a corpus error.
 pub fn advise(error: CorpusError) -> anyhow::Error {
@@ -285,11 +293,17 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let tokenizer = TokenizerFolder::open(folder, corpus.eos_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` writes the demo's)",
     )?;
-    let domains = settings.domains.iter();
-    let domains = domains.map(|(name, domain)| source(name, domain));
+    let (mut domains, mut problems) = (Vec::new(), Vec::new());
+    for (name, domain) in &settings.domains {
+        match source(name, domain) {
+            Ok(source) => domains.push(source),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    sources::all(problems, "domains have a wrong template")?;
     let options = PrepareOptions {
         folder: corpus.dir.clone(),
-        domains: domains.collect::<Result<_>>()?,
+        domains,
         packing: corpus.packing,
         sequence_length: corpus.sequence_length,
         seed: corpus.seed.unwrap_or(settings.run.seed),

@@ -26,6 +26,7 @@ mod renamed;
 mod rules;
 mod run;
 mod settings;
+mod suggest;
 mod token;
 
 pub use data::{Corpus, Domain, Mixture, OnStale, Training};
@@ -37,8 +38,8 @@ pub use keys::{Key, Section, keys, schema, sections};
 pub use layers::{Loaded, Origins, load};
 pub use method::Method;
 pub use models::{
-    Dtype, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape, Student, Teacher,
-    TeacherCache,
+    Dtype, LrDecay, LrSchedule, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape,
+    Student, Teacher, TeacherCache,
 };
 pub use reference::reference;
 pub use run::{
@@ -46,4 +47,5 @@ pub use run::{
     Run, SpikeAction, Telemetry, ThreadChoice,
 };
 pub use settings::Settings;
+pub use suggest::suggested;
 pub use token::Token;
