@@ -1,8 +1,11 @@
 //! Declares the command line. Each subcommand is implemented in the file of its name.
 
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Args, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use ddk_jobs::args::{
     Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report, Train,
 };
@@ -270,13 +273,13 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct Mixture {
     /// Student's perplexity on each domain, separated by commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true, value_parser = number)]
     pub student_ppl: Vec<f64>,
     /// Teacher's perplexity on each domain, in the same order
-    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true, value_parser = number)]
     pub teacher_ppl: Vec<f64>,
     /// Previous weights; default: the discrepancy of these perplexities, as in the first update
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = number)]
     pub previous: Option<Vec<f64>>,
     /// Policy that adapts the mixture to perplexities: ddk, ddk-no-smoothing or sheared
     #[arg(long, value_name = "POLICY", default_value = "ddk", value_parser = ["ddk", "ddk-no-smoothing", "sheared"])]
@@ -290,4 +293,41 @@ pub struct Mixture {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Parses a number of a list, which may have spaces around it.
+fn number(text: &str) -> Result<f64, String> {
+    let number = text.trim().parse();
+    number.map_err(|_| format!("`{text}` is not a number, expected a list such as 9,6,12.5"))
+}
+
+/// Prints what is wrong with the command line, and ends the process.
+pub fn refuse(mut error: clap::Error) -> ! {
+    let hint = hint(&error);
+    if hint.is_some() {
+        // clap suggests the option whose name looks alike, such as --no-resume.
+        error.remove(ContextKind::Suggested);
+        error.remove(ContextKind::SuggestedArg);
+    }
+    // Nothing is left to do if standard error is closed.
+    let _ = error.print();
+    if let Some(hint) = hint {
+        let _ = writeln!(std::io::stderr(), "hint: {hint}");
+    }
+    std::process::exit(error.exit_code())
+}
+
+/// Returns what to do instead of an unknown option: many trainers have `--resume`, and an option for each setting.
+fn hint(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let name = option.strip_prefix("--")?;
+    if name == "resume" || name == "resume-from-checkpoint" {
+        let hint = "`ddk train` resumes by itself: repeat the command that started the run";
+        return Some(hint.to_owned());
+    }
+    let keys = ddk_settings::suggested(name).into_iter();
+    let keys: Vec<String> = keys.map(|key| format!("--set {key}=VALUE")).collect();
+    (!keys.is_empty()).then(|| format!("settings are passed with --set: {}", keys.join(" or ")))
 }

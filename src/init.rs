@@ -12,6 +12,7 @@ use ddk_jobs::{
     hub,
     prepare::{advise, fields_hint},
     progress::say,
+    suited::Suited,
 };
 use ddk_model::ModelConfig;
 use serde_json::json;
@@ -229,6 +230,9 @@ fn render(
         teacher = name(&args.teacher),
         student = name(&args.student),
     );
+    let of_teacher = (!is_served).then_some(teacher);
+    let suited = Suited::here(of_teacher, student, length.unsigned_abs());
+    text = suited.write_into(&text, is_served);
     for domain in domains {
         let mut table = json!({ "files": domain.files });
         if args.text_field != "text" {

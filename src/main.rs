@@ -24,7 +24,7 @@ use ddk_jobs::{
 fn main() -> ExitCode {
     ddk_torch::keep_freed_memory();
     ddk_torch::prepare_cublas();
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| cli::refuse(error));
     let mut out = std::io::stdout().lock();
     let done = run(&cli.command, &mut out);
     match done.and_then(|()| Ok(out.flush()?)) {

@@ -40,6 +40,10 @@ pub struct RunPlan {
     pub max_tokens: Option<u64>,
     /// The run ends at an evaluation in which every domain's gap is at most this.
     pub target_gap: Option<f64>,
+    /// The run ends after this many evaluations in a row that do not improve the mean gap.
+    pub patience: Option<u64>,
+    /// How much smaller than the best a mean gap must be to improve it, in nats per token.
+    pub min_improvement: f64,
     /// Intervals between an evaluation and the mixture that follows from it: 0 (the pipeline waits at each
     /// interval's end) or 1.
     pub lag: u64,

@@ -12,6 +12,7 @@
 )]
 
 mod bad_input;
+mod before_a_run;
 mod best;
 mod chat;
 mod checkpoints;
@@ -34,6 +35,7 @@ mod objectives;
 mod pages;
 mod parallel;
 mod pretrain;
+mod schedules;
 mod served;
 mod service;
 mod signals;

@@ -66,6 +66,8 @@ impl World {
                 max_steps_reason: StopReason::MaxSteps,
                 max_tokens: None,
                 target_gap: None,
+                patience: None,
+                min_improvement: 0.0,
                 lag: 0,
                 evaluation_every: None,
                 keep_best: false,

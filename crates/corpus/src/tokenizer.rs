@@ -369,39 +369,40 @@ fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
         .or_else(|| by_id("config.json"))
 }
 
-/// Checks that every id shared by teacher and student means the same to both. Compares the vocabularies, then encodes
-/// a few texts with both. Either may have tokens that the other lacks.
+/// Checks that every id shared by two tokenizers means the same to both. Compares the vocabularies, then encodes a few
+/// texts with both. Either may have tokens that the other lacks.
 ///
 /// # Errors
 /// If the tokenizers differ in an id, in the encoding of a text, or in the end token; also if a text cannot be encoded.
-pub fn compatible(teacher: &TokenizerFolder, student: &TokenizerFolder) -> Result<(), CorpusError> {
+pub fn compatible(one: &TokenizerFolder, other: &TokenizerFolder) -> Result<(), CorpusError> {
+    let [here, there] = [one, other].map(|tokenizer| tokenizer.folder.display());
     let differ = |difference: String| CorpusError::TokenizersDiffer {
-        teacher: teacher.folder.clone(),
-        student: student.folder.clone(),
+        one: one.folder.clone(),
+        other: other.folder.clone(),
         difference,
     };
-    for id in 0..teacher.vocabulary.min(student.vocabulary) as u32 {
+    for id in 0..one.vocabulary.min(other.vocabulary) as u32 {
         let token = |of: &TokenizerFolder| of.tokenizer.id_to_token(id);
-        if let (Some(teachers), Some(students)) = (token(teacher), token(student))
-            && teachers != students
+        if let (Some(first), Some(second)) = (token(one), token(other))
+            && first != second
         {
             return Err(differ(format!(
-                "id {id} is {teachers:?} for the teacher and {students:?} for the student"
+                "id {id} is {first:?} in {here} and {second:?} in {there}"
             )));
         }
     }
     for probe in PROBES {
-        let (teachers, students) = (teacher.ids(probe)?, student.ids(probe)?);
-        if teachers != students {
+        let (first, second) = (one.ids(probe)?, other.ids(probe)?);
+        if first != second {
             return Err(differ(format!(
-                "{probe:?} is {teachers:?} for the teacher and {students:?} for the student"
+                "{probe:?} is {first:?} in {here} and {second:?} in {there}"
             )));
         }
     }
-    if teacher.end_token != student.end_token {
+    if one.end_token != other.end_token {
         return Err(differ(format!(
-            "the end token is id {} for the teacher and {} for the student",
-            teacher.end_token, student.end_token
+            "the end token is id {} in {here} and {} in {there}",
+            one.end_token, other.end_token
         )));
     }
     Ok(())

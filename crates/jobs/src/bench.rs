@@ -4,6 +4,7 @@
 //! writes no files.
 
 mod products;
+pub(crate) mod quick;
 mod report;
 mod steps;
 
@@ -15,6 +16,7 @@ use std::{
 
 use anyhow::{Result, anyhow, ensure};
 use ddk_corpus::Sequence;
+use ddk_engine::FlopCounter;
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
 use ddk_torch::{TimeSlice, mkl_kernels};
@@ -38,7 +40,7 @@ use crate::{
     wiring,
 };
 
-/// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
+/// How often steps and their matmuls alone alternate.
 const TURNS: u32 = 5;
 
 /// Seed of the random tokens. They do not affect speed, as long as they cover all kinds of LM head columns.
@@ -53,6 +55,10 @@ pub struct Bench {
     batch: Batch,
     /// Duration of each measurement.
     time: Duration,
+    /// Steps before the clock starts.
+    warm_up: usize,
+    /// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
+    turns: u32,
 }
 
 /// Measures teacher, student and both together, and prints where the time goes.
@@ -123,6 +129,8 @@ impl Bench {
                 folders,
             },
             time: Duration::from_secs_f64(seconds),
+            warm_up: WARM_UP,
+            turns: TURNS,
         })
     }
 
@@ -136,6 +144,14 @@ impl Bench {
         let [teacher] = teacher.transpose()?.unwrap_or_default();
         let student = alone("student", || self.student(|| Ok(())))?;
         Ok((teacher, student.iter().sum()))
+    }
+
+    /// Returns a counter of the FLOPs of both models.
+    ///
+    /// # Errors
+    /// If a `config.json` cannot be read.
+    pub(crate) fn flop_counter(&self) -> Result<FlopCounter> {
+        Ok(self.models.flop_counter()?)
     }
 
     fn measure(&self) -> Result<Measured> {
@@ -276,15 +292,15 @@ impl Bench {
     ) -> Result<[f64; N]> {
         let mut numbers = 1..;
         let mut step = || step(numbers.next().unwrap_or_default());
-        for _ in 0..WARM_UP {
+        for _ in 0..self.warm_up {
             step()?;
         }
         let mut steps = Vec::new();
-        for _ in 0..TURNS {
+        for _ in 0..self.turns {
             between()?;
             let began = Instant::now();
             steps.push(step()?);
-            while began.elapsed() < self.time / TURNS {
+            while began.elapsed() < self.time / self.turns {
                 steps.push(step()?);
             }
         }

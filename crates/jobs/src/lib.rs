@@ -39,6 +39,9 @@ pub mod progress;
 mod ranks;
 pub mod report;
 pub mod signals;
+mod sources;
+pub mod suited;
 mod systemd;
+
 pub mod train;
 mod wiring;

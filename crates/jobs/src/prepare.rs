@@ -22,6 +22,7 @@ use crate::{
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
+    sources::{self, Read},
     train::{inputs::Inputs, options::chunk},
 };
 
@@ -64,6 +65,8 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     }
     signals.begin(Phase::Prepare)?;
     let began = Instant::now();
+    let read = if args.force { Read::Every } else { Read::Stale };
+    sources::look(&options, &tokenizer, read).usable()?;
     let reports = make(&options, &tokenizer, args.force)?;
     let seconds = began.elapsed().as_secs_f64();
     for report in &reports {
@@ -149,8 +152,11 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let reports = match settings.corpus.on_stale {
         OnStale::Use => take(&options)?,
         on_stale => {
-            let mut kept = Vec::new();
-            for stale in stale(&options, &tokenizer).map_err(advise)? {
+            let (mut kept, looked) = (
+                Vec::new(),
+                sources::look(&options, &tokenizer, Read::Nothing),
+            );
+            for (stale, _) in looked.usable()? {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
@@ -168,6 +174,7 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
             }
             let mut others = options.clone();
             others.domains.retain(|domain| !kept.contains(&domain.name));
+            sources::look(&others, &tokenizer, Read::Stale).usable()?;
             let reports = make(&others, &tokenizer, false)?;
             if kept.is_empty() {
                 reports
@@ -195,8 +202,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     })
 }
 
-const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says \
-                      where each value comes from";
+/// Hint for a domain that cannot be prepared.
+pub(crate) const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin \
+                                 CONFIG` says where each value comes from";
 
 /// Adds a hint to a corpus error.
 pub fn advise(error: CorpusError) -> anyhow::Error {
@@ -303,13 +311,18 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let tokenizer = TokenizerFolder::open(&folder, corpus.eos_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` writes the demo's)",
     )?;
-    let mut domains = Vec::new();
-    let mut template = None;
+    let (mut domains, mut problems, mut template) = (Vec::new(), Vec::new(), None);
     for (name, domain) in &settings.domains {
-        let mut source = source(settings, name, domain)?;
-        source.chat = chat::of_domain(domain, &tokenizer, &mut template)?;
-        domains.push(source);
+        let made = source(settings, name, domain).and_then(|source| {
+            let chat = chat::of_domain(domain, &tokenizer, &mut template)?;
+            Ok(DomainSource { chat, ..source })
+        });
+        match made {
+            Ok(source) => domains.push(source),
+            Err(problem) => problems.push(problem),
+        }
     }
+    sources::all(problems, "domains have a wrong template")?;
     let options = PrepareOptions {
         folder: corpus.dir.clone(),
         domains,

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use ddk_model::{Architecture, Export, Model, ModelConfig};
 use ddk_run::RunFolder;
-use ddk_settings::{Method, MixturePolicy, ObjectiveName, Pretrain, Settings, ThreadChoice};
+use ddk_settings::{
+    LrScheduler, Method, MixturePolicy, ObjectiveName, Pretrain, Settings, ThreadChoice,
+};
 use tch::Device;
 
 use crate::{
@@ -212,8 +214,11 @@ fn settings_of_run(
     }
     run.optimizer.lr = model.lr;
     run.optimizer.weight_decay = model.weight_decay;
-    run.lr_scheduler.warmup_steps = model.warmup_steps;
-    run.lr_scheduler.min_lr = model.min_lr;
+    run.lr_scheduler = LrScheduler {
+        warmup_steps: model.warmup_steps,
+        min_lr: model.min_lr,
+        ..LrScheduler::default()
+    };
     run.training.global_batch_size = model.global_batch_size;
     run.training.micro_batch_size = model.micro_batch_size;
     run.objective.name = ObjectiveName::Ce;

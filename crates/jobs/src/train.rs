@@ -12,13 +12,13 @@ pub(crate) mod prepared;
 mod result;
 pub(crate) mod run;
 mod session;
-mod threads;
+pub(crate) mod threads;
 mod workers;
 
 use std::{io::Write, path::Path};
 
 use anyhow::{Result, anyhow};
-use ddk_run::RunFolder;
+use ddk_run::{CheckpointStore, RunFolder};
 use ddk_settings::{MixturePolicy, ObjectiveName, Settings};
 
 use self::{
@@ -189,20 +189,23 @@ fn open(
         _ => Outdated::AsSet,
     };
     let prepared = prepare_run(settings, None, outdated, length, signals)?;
+    let forked = match &args.fork_of {
+        Some(source) if restart || !begun => Some(fork::find(&prepared, source, args.resume_from)?),
+        _ => None,
+    };
     let folder = open_folder(&path, new, ranks)?;
     signals.in_run(folder.path());
     if restart {
         checkpoints::start_over(&folder)?;
     }
-    if let Some(source) = &args.fork_of
-        && !RunFolder::holds_a_run(&path)
-    {
+    if let Some(start) = forked.filter(|_| !RunFolder::holds_a_run(&path)) {
         signals.begin(Phase::Fork)?;
-        fork::fork(&prepared, source, args.resume_from, &folder)?;
+        fork::write(&prepared, &start, &folder)?;
     }
     if folder.summary().exists() {
         prepared.inputs.check(&folder, settings)?;
         if let Some(step) = from {
+            checkpoints::checkpoint_of(&CheckpointStore::look(&folder.checkpoints()), step)?;
             let error =
                 anyhow!("the run in {shown} is finished: it cannot resume from step {step}");
             let hint = "to start a new run from there, pass --fork NAME --resume-from";

@@ -138,7 +138,7 @@ fn again(folder: &Path) -> Vec<Block> {
 }
 
 /// Formats seconds since 1970 as a date and time in UTC.
-fn moment(seconds: f64) -> String {
+pub fn moment(seconds: f64) -> String {
     match Timestamp::from_second(seconds as i64) {
         Ok(time) => time.to_string(),
         Err(_) => format!("{seconds:.0}"),

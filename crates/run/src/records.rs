@@ -285,6 +285,8 @@ pub enum StopReason {
     MaxTokens,
     /// Every domain's gap is at most `run.target_gap`.
     TargetGap,
+    /// `run.patience` evaluations did not improve the mean gap.
+    Patience,
     /// The maximum number of epochs of the data.
     MaxEpochs,
 }

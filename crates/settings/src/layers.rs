@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Problem},
     keys::names_in,
     renamed, rules,
+    suggest::suggested,
 };
 
 /// Prefix of environment variables that are settings: `DDK__OPTIMIZER__LR=1e-4`.
@@ -227,7 +228,9 @@ impl Reader<'_> {
                 Some(renamed) if !is_known => self.problem(name.span(), &renamed, ""),
                 None if !is_known && !is_table => {
                     let message = format!("unknown field `{key}`");
-                    self.problem(name.span(), &message, &nearest(key, &known));
+                    let suggestion = elsewhere(key);
+                    let suggestion = suggestion.unwrap_or_else(|| nearest(key, &known));
+                    self.problem(name.span(), &message, &suggestion);
                 }
                 _ => {}
             }
@@ -288,6 +291,17 @@ fn underline(text: &str, span: Range<usize>) -> String {
     let indent = text[start..span.start.min(end)].chars().count();
     let (line, spaces, marks) = (&text[start..end], " ".repeat(indent), "^".repeat(width));
     format!("\n  | {line}\n  | {spaces}{marks}")
+}
+
+/// Suggests the keys with this name in other tables.
+fn elsewhere(unknown: &str) -> Option<String> {
+    let keys = suggested(unknown).into_iter();
+    let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+    let (last, others) = keys.split_last()?;
+    Some(match others {
+        [] => format!(" (did you mean {last}?)"),
+        others => format!(" (did you mean {} or {last}?)", others.join(", ")),
+    })
 }
 
 /// Suggests the valid name nearest to an unknown one.

@@ -27,6 +27,7 @@ mod renamed;
 mod rules;
 mod run;
 mod settings;
+mod suggest;
 mod token;
 
 pub use data::{Corpus, Domain, Mixture, OnStale, Training};
@@ -38,8 +39,8 @@ pub use keys::{Key, Section, keys, schema, sections};
 pub use layers::{Loaded, Origins, load};
 pub use method::Method;
 pub use models::{
-    Dtype, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape, Student, Teacher,
-    TeacherCache,
+    Dtype, LrDecay, LrSchedule, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape,
+    Student, Teacher, TeacherCache,
 };
 pub use places::Places;
 pub use reference::reference;
@@ -48,4 +49,5 @@ pub use run::{
     Run, SpikeAction, Telemetry, ThreadChoice,
 };
 pub use settings::Settings;
+pub use suggest::suggested;
 pub use token::Token;

@@ -168,15 +168,20 @@ pub struct Optimizer {
     pub max_grad_norm: f64,
 }
 
-/// The learning-rate schedule: a linear warmup, then a cosine decay.
+/// The learning-rate schedule: a linear warmup, then what `type` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct LrScheduler {
+    /// Shape after the warmup: `cosine` or `linear` down to min_lr at the end of the schedule, `constant`, or `wsd`
+    /// (warmup, stable, decay: constant, then a decay to min_lr over the last steps). See docs/methods.md.
+    #[serde(rename = "type")]
+    #[default(LrSchedule::Cosine)]
+    pub shape: LrSchedule,
     /// Warmup steps, starting from a learning rate of 0.
     #[default = 1000]
     #[schemars(extend("x-quick" = 4))]
     pub warmup_steps: u64,
-    /// Learning rate at the end of the schedule.
+    /// Learning rate at the end of the schedule. `constant` does not use it.
     #[default = 3e-6]
     #[schemars(range(min = 0), extend("x-live" = true))]
     pub min_lr: f64,
@@ -184,6 +189,44 @@ pub struct LrScheduler {
     /// run's number of steps at its first start, even if the run is extended later.
     #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
     pub total_steps: Option<u64>,
+    /// `wsd`: steps of the decay at the end of the schedule. Default: decay_fraction of the schedule.
+    #[schemars(range(min = 1, max = MANY), extend("x-quick" = 4))]
+    pub decay_steps: Option<u64>,
+    /// `wsd`: share of the schedule that the decay takes, unless decay_steps is set.
+    #[default = 0.1]
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub decay_fraction: f64,
+    /// `wsd`: how the decay falls: `linear`, `cosine`, or `1-sqrt` (one minus the square root of the progress).
+    #[default(LrDecay::Linear)]
+    pub decay_type: LrDecay,
+}
+
+/// The learning rate after the warmup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::Display)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum LrSchedule {
+    /// Half a cosine.
+    Cosine,
+    /// A straight line.
+    Linear,
+    /// The peak to the end.
+    Constant,
+    /// The peak, then a decay at the end.
+    Wsd,
+}
+
+/// The decay at the end of a `wsd` schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrDecay {
+    /// A straight line.
+    Linear,
+    /// Half a cosine.
+    Cosine,
+    /// One minus the square root of the progress.
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
 }
 
 /// What the student minimizes: CE + gamma D, where D is a divergence from the teacher. `ted` adds a distance between

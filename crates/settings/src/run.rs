@@ -38,6 +38,15 @@ pub struct Run {
     /// ln(student's perplexity / teacher's perplexity).
     #[schemars(range(min = 0), example = 0.05)]
     pub target_gap: Option<f64>,
+    /// Stop after this many evaluations in a row that do not improve the mean gap of the domains. Evaluations after
+    /// step 0 count. A larger value extends a run that stopped so.
+    #[schemars(range(min = 1), example = 5, extend("x-may-grow" = true))]
+    pub patience: Option<u64>,
+    /// `run.patience`: an evaluation improves the mean gap if it is smaller than the smallest so far by more than this,
+    /// in nats per token.
+    #[default = 0.0]
+    #[schemars(range(min = 0))]
+    pub min_improvement: f64,
     /// Student to export when the run is done: the `last`, or the `best`, which has the smallest mean gap of all
     /// evaluated students.
     #[default(ExportedStudent::Last)]

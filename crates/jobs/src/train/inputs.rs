@@ -367,8 +367,15 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
 }
 
 fn advice(folder: &Path) -> String {
+    let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
+    // A fork of a finished run needs more steps.
+    let more = done.map_or_else(
+        |_| String::new(),
+        |steps| format!(" --set run.max_steps={}", 2 * steps),
+    );
     format!(
-        "to resume, use the settings in {}/config.toml; to start another run, choose another run.name",
+        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
+         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
         folder.display()
     )
 }
@@ -419,7 +426,7 @@ mod tests {
         assert_eq!(listed("These settings may differ"), may_differ);
         let limits = keys().filter(|key| key.may_grow);
         let limits: BTreeSet<&str> = limits.map(|key| key.path.as_str()).collect();
-        assert_eq!(limits.len(), 3);
+        assert_eq!(limits.len(), 4);
         assert!(listed("A larger").is_superset(&limits));
     }
 

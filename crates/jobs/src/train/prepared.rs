@@ -148,6 +148,8 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         max_steps_reason: nearest.map_or(StopReason::MaxSteps, |(_, reason)| reason),
         max_tokens: run.max_tokens,
         target_gap: run.target_gap,
+        patience: run.patience,
+        min_improvement: run.min_improvement,
         lag: settings.mixture.lag,
         evaluation_every: settings.evaluation.interval,
         keep_best: keeps_best(settings),

@@ -126,6 +126,8 @@ pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps:
         max_intervals: None,
         max_tokens: None,
         target_gap: None,
+        patience: None,
+        min_improvement: 0.0,
         export: ExportedStudent::Last,
         ..run.run
     };
