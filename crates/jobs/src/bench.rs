@@ -10,6 +10,10 @@ mod steps;
 use std::{
     array,
     io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,6 +21,7 @@ use anyhow::{Result, anyhow, ensure};
 use ddk_corpus::Sequence;
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
+use ddk_telemetry::Meter;
 use ddk_torch::{TimeSlice, mkl_kernels};
 use tch::{Device, Kind, Tensor};
 
@@ -52,6 +57,8 @@ pub struct Bench {
     batch: Batch,
     /// Duration of each measurement.
     time: Duration,
+    /// Number of steps timed so far.
+    steps: Arc<AtomicU64>,
 }
 
 /// Measures teacher, student and both together, and prints where the time goes.
@@ -120,6 +127,7 @@ impl Bench {
                 folders,
             },
             time: Duration::from_secs_f64(seconds),
+            steps: Arc::default(),
         })
     }
 
@@ -129,6 +137,12 @@ impl Bench {
     /// If a model cannot be loaded, or if a step fails or panics.
     pub fn seconds(&self) -> Result<(f64, f64)> {
         let asked = self.models.asks_teacher();
+        let (made, sides) = (Arc::clone(&self.steps), 1 + u64::from(asked));
+        // At least; a short step is repeated more often.
+        let total = sides * (WARM_UP as u64 + u64::from(TURNS));
+        let _meter = Meter::reading(Phase::Threads.describe().0, "steps", move || {
+            (made.load(Ordering::Relaxed).min(total), total)
+        });
         let teacher = asked.then(|| alone("teacher", || self.teacher(|| Ok(()))));
         let [teacher] = teacher.transpose()?.unwrap_or_default();
         let student = alone("student", || self.student(|| Ok(())))?;
@@ -275,12 +289,14 @@ impl Bench {
         let mut step = || step(numbers.next().unwrap_or_default());
         for _ in 0..WARM_UP {
             step()?;
+            self.steps.fetch_add(1, Ordering::Relaxed);
         }
         let mut steps = Vec::new();
         for _ in 0..TURNS {
             between()?;
             let began = Instant::now();
             steps.push(step()?);
+            self.steps.fetch_add(1, Ordering::Relaxed);
             while began.elapsed() < self.time / TURNS {
                 steps.push(step()?);
             }
