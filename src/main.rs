@@ -12,12 +12,15 @@ mod mixture;
 mod serve;
 mod watch;
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{self, StdoutLock, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use cli::{Cli, Command};
 use ddk_jobs::{
-    bench, check, compare, demo, eval, export, hint, label, prepare, pretrain, report,
+    bench, check, compare, demo, display, eval, export, hint, label, prepare, pretrain, report,
     signals::Signals, train,
 };
 
@@ -25,8 +28,9 @@ fn main() -> ExitCode {
     ddk_torch::keep_freed_memory();
     ddk_torch::prepare_cublas();
     let cli = Cli::try_parse().unwrap_or_else(|error| cli::refuse(error));
-    let mut out = std::io::stdout().lock();
+    let mut out = Output(std::io::stdout().lock());
     let done = run(&cli.command, &mut out);
+    display::clear();
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // A reader that closes the pipe early (`ddk … | head`) is not an error.
@@ -63,6 +67,20 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(args, out),
         Command::Config(args) => config::run(args, out),
         Command::Mixture(args) => mixture::run(args, out),
+    }
+}
+
+/// Standard output. The bar makes way for it.
+struct Output<'a>(StdoutLock<'a>);
+
+impl Write for Output<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        display::clear();
+        self.0.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

@@ -20,7 +20,7 @@ use ratatui::{
     crossterm::event::{self, Event, KeyCode, KeyModifiers},
 };
 
-use crate::{client::Client, serve};
+use crate::{client::Client, ctl, serve};
 use ddk_jobs::hint::Hint;
 
 /// Interval between looking for keys and redrawing.
@@ -123,8 +123,16 @@ impl Source {
         match self {
             Self::Folder(view) => {
                 view.refresh();
+                let mut status = Status::new(view, None);
+                // Only the run's process knows what it is doing.
+                let is_live = !status.run.state.is_ended();
+                if let Some(live) = is_live.then(|| ctl::status(view.folder())).flatten() {
+                    status.run.state = live.state;
+                    (status.run.activity, status.run.seconds_left) =
+                        (live.activity, live.seconds_left);
+                }
                 Ok(Snapshot {
-                    status: Status::new(view, None),
+                    status,
                     steps: view.steps(),
                     events: RunEvent::all(view),
                 })

@@ -71,6 +71,10 @@ pub struct RunPlan {
     pub evaluation_flops: f64,
     /// Floating-point operations of the teacher's evaluation. 0 if its perplexities are known.
     pub teacher_evaluation_flops: f64,
+    /// Seconds that the teacher's evaluation is expected to take.
+    pub teacher_evaluation_seconds: Option<f64>,
+    /// Approximate size of a checkpoint; 0 if unknown.
+    pub checkpoint_bytes: u64,
 }
 
 /// The settings of a running run. Some may change, so read them here whenever they are needed.

@@ -8,7 +8,7 @@ use ddk_run::{
     MicroBatchSums, SnapshotFile, UpdateStats,
     records::{EventKind, EventLine, MixtureLine, StepRecord},
 };
-use ddk_telemetry::{Meter, Progress};
+use ddk_telemetry::Meter;
 
 use crate::{MicroBatch, Totals};
 
@@ -207,8 +207,6 @@ pub trait Observer: Send + Sync {
     fn on_mixture(&self, line: &MixtureLine);
     /// Something happened.
     fn on_event(&self, event: &EventLine);
-    /// A long phase has made progress; called before each batch of an evaluation.
-    fn on_progress(&self, progress: &Progress);
 }
 
 /// A step, as reported to the observer.

@@ -45,12 +45,8 @@ function showStatus() {
   const share = limit ? status.step / limit : status.token_limit ? status.tokens / status.token_limit : 0;
   byId('progress').value = Math.min(1, share);
   write(byId('done'), `step ${whole(status.step)}${limit ? ` of ${whole(limit)}` : ''}`);
-  const left = status.stop_reason
-    ? `reached ${status.stop_reason} after ${duration(status.seconds)}`
-    : status.seconds_left === null
-      ? ''
-      : `about ${duration(status.seconds_left)} left`;
-  write(byId('left'), left);
+  write(byId('left'), timeLeft(status));
+  showActivity(status);
   showStages(status.stages);
   notice(status.problems.join('; '));
   showTiles(status);
@@ -58,6 +54,25 @@ function showStatus() {
   showPhases(status);
   showWorkers(status);
   showRanks(status);
+}
+
+/** An estimate in whole seconds. It is never 0, because what is not done needs time. */
+const rough = (seconds) => duration(Math.max(1, Math.round(seconds)));
+
+function timeLeft(status) {
+  if (status.stop_reason) return `reached ${status.stop_reason}, whole run ${duration(status.seconds)}`;
+  return typeof status.seconds_left === 'number' ? `about ${rough(status.seconds_left)} left` : '';
+}
+
+/** Shows what the process is doing: the phase, its count, the time that has passed, and the time that is left. */
+function showActivity({ activity }) {
+  byId('activity').hidden = !activity;
+  if (!activity) return;
+  const { phase, unit, done, total, seconds, seconds_left: left } = activity;
+  const share = total > 0 ? `, ${Math.min(100, Math.floor((100 * done) / total))} %` : '';
+  const count = total > 0 ? `: ${whole(done)} of ${whole(total)} ${unit}${share}` : unit ? `: ${whole(done)} ${unit}` : '';
+  const rest = typeof left === 'number' ? `, about ${rough(left)} left` : '';
+  write(byId('activity'), `${phase}${count}, ${duration(Math.floor(seconds))} elapsed${rest}`);
 }
 
 function showState(text, kind) {
@@ -342,11 +357,26 @@ async function look() {
   const status = await ask(address('/api/status', { watcher: WATCHER }));
   if (status === null) {
     showState('no such run', 'lost');
+    notice('There is no such run here. The name in the address may be wrong, or the folder is gone.');
     return;
   }
   run.status = status;
   showStatus();
   run.busy ??= showRest(status).catch(() => {}).finally(() => { run.busy = null; });
+}
+
+/** Shows that nobody answers. A process that had made its last step and was ending has ended. */
+function lost() {
+  const { state, step, step_limit: limit } = run.status ?? {};
+  byId('activity').hidden = true;
+  if (state === 'ending' && limit && step >= limit) {
+    showState('finished', 'finished');
+    write(byId('left'), 'its process has ended');
+    return;
+  }
+  showState('no connection', 'lost');
+  write(byId('left'), '');
+  notice('The process that served this page has ended or cannot be reached. “ddk serve RUNS_DIR” shows its run.');
 }
 
 /** Polls the server, one request at a time. A hidden page requests nothing. */
@@ -356,7 +386,7 @@ async function watch() {
       await look();
     } catch {
       // A process that ends reports its final state before its server shuts down. A killed process reports nothing.
-      if (!ENDED.has(run.status?.state)) showState('no connection', 'lost');
+      if (!ENDED.has(run.status?.state)) lost();
     }
   }
   setTimeout(watch, EVERY);

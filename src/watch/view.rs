@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use ddk_report::document::Table;
-use ddk_run::view::{Domain, RunStatus, Scalar, duration};
+use ddk_run::view::{Domain, RunStatus, Scalar, rough};
 use ddk_telemetry::api::{Event, WorkerStatus};
 use ratatui::{
     Frame,
@@ -52,8 +52,13 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
         Span::from(format!(" {} ", status.name)).bold(),
         Span::from(format!("{} ", status.state)).green(),
     ]);
+    let mut block = Block::bordered().title(title);
+    if let Some(activity) = &status.activity {
+        let room = usize::from(area.width.saturating_sub(4));
+        block = block.title_bottom(format!(" {} ", activity.within(status.seconds_left, room)));
+    }
     let gauge = Gauge::default()
-        .block(Block::bordered().title(title))
+        .block(block)
         .gauge_style(Style::new().fg(Color::Blue))
         .ratio(share_done(status))
         .label(progress(status));
@@ -153,6 +158,9 @@ pub fn text(snapshot: &Snapshot) -> String {
         progress(status),
         gaps(status)
     );
+    if let Some(activity) = &status.activity {
+        let _ = writeln!(text, "now: {}", activity.line(status.seconds_left));
+    }
     for stage in &status.stages {
         let _ = writeln!(text, "stage {stage}");
     }
@@ -229,7 +237,7 @@ fn progress(status: &RunStatus) -> String {
     let (limit, rate) = (limit.unwrap_or_default(), rate.unwrap_or_default());
     let end = match (&status.stop_reason, status.seconds_left) {
         (Some(reason), _) => format!(", done by {reason}"),
-        (None, Some(seconds)) => format!(", about {} left", duration(seconds)),
+        (None, Some(seconds)) => format!(", about {} left", rough(seconds)),
         (None, None) => String::new(),
     };
     format!("step {}{limit}{rate}{end}", status.step)

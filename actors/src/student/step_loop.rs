@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use ddk_mixture::{Needs, gap};
-use ddk_run::{Measured, RunFileError, control::Outcome as Answered, records::StopReason};
-use ddk_telemetry::metrics;
+use ddk_run::{
+    Measured, RunFileError, checkpoint_bytes_written, control::Outcome as Answered,
+    records::StopReason,
+};
+use ddk_telemetry::{Meter, metrics};
 use ractor::RpcReplyPort;
 
 use self::work::StepAccumulator;
 use super::StudentWorker;
 use crate::{
     End, LoopState, Outcome, PortError, RunPlan, Student, Totals,
+    advice::Advisor,
     agreement::Point,
     checkpointer::SaveRequest,
     error::with_causes,
@@ -81,6 +85,7 @@ pub(crate) struct StepLoop<'a, S: Student> {
     /// The student's busy seconds at the last reading.
     busy: f64,
     last_update: Option<Instant>,
+    advisor: Advisor,
     /// How long this process has been paused since its first micro-batch.
     paused: Duration,
 }
@@ -116,6 +121,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
             save_result: None,
             state,
             last_update: None,
+            advisor: Advisor::default(),
             paused: Duration::ZERO,
         }
     }
@@ -221,6 +227,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
     /// Waits until the last completed step is saved on disk, because a run must not end without it. If its save failed
     /// while training continued, saves it again.
     pub(crate) fn save_last(&mut self) -> Result<(), Exit> {
+        let _meter = saving(self.plan.checkpoint_bytes);
         if self.is_saved() && self.await_save()?.is_ok() {
             return Ok(());
         }
@@ -291,15 +298,17 @@ impl<'a, S: Student> StepLoop<'a, S> {
         Ok(perplexities)
     }
 
-    /// The current perplexities. The observer sees the progress. `None` if the student is told to stop.
+    /// The current perplexities, with their progress on the board. `None` if the student is told to stop.
     fn measure(&mut self, phase: &str) -> Result<Option<Vec<f64>>, PortError> {
         let worker = self.worker;
-        let meter = worker.line.meter(phase, "documents");
+        let meter = worker.line.evaluation(phase);
         let measured = self.student.perplexities(&|done, total| {
-            worker.context.observer.on_progress(&meter.at(done, total));
+            meter.at(done, total);
             worker.is_told_to_end()
         })?;
-        if measured.is_none() && self.context.peers.is_some() {
+        if measured.is_some() {
+            meter.finish();
+        } else if self.context.peers.is_some() {
             // Perhaps only another rank was told to.
             worker.told.agree_to_stop();
         }
@@ -410,6 +419,20 @@ impl<'a, S: Student> StepLoop<'a, S> {
             totals: self.totals.clone(),
         })
     }
+}
+
+/// Shows how much of the last checkpoint is on the disk. `bytes`: its approximate size; 0 if unknown.
+fn saving(bytes: u64) -> Meter {
+    let before = checkpoint_bytes_written();
+    Meter::reading("saving the last checkpoint", "MB", move || {
+        let written = checkpoint_bytes_written() - before;
+        let done = if bytes > 0 {
+            written.min(bytes)
+        } else {
+            written
+        };
+        (done >> 20, bytes >> 20)
+    })
 }
 
 /// Records how long a phase of a step took.

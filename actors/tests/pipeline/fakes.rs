@@ -86,6 +86,8 @@ impl World {
                 },
                 evaluation_flops: 1e6,
                 teacher_evaluation_flops: 1e7,
+                teacher_evaluation_seconds: None,
+                checkpoint_bytes: 0,
             },
             hook: Arc::new(|_, _| Ok(())),
             observer: Arc::new(Watcher::default()),

@@ -11,6 +11,10 @@ mod steps;
 use std::{
     array,
     io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,6 +23,7 @@ use ddk_corpus::Sequence;
 use ddk_engine::FlopCounter;
 use ddk_model::{ModelConfig, Placement};
 use ddk_settings::Settings;
+use ddk_telemetry::Meter;
 use ddk_torch::{TimeSlice, mkl_kernels};
 use tch::{Device, Kind, Tensor};
 
@@ -59,6 +64,8 @@ pub struct Bench {
     warm_up: usize,
     /// How often steps and their matmuls alone alternate, so that a temporary slowdown of the machine affects both.
     turns: u32,
+    /// Number of steps timed so far.
+    steps: Arc<AtomicU64>,
 }
 
 /// Measures teacher, student and both together, and prints where the time goes.
@@ -131,6 +138,7 @@ impl Bench {
             time: Duration::from_secs_f64(seconds),
             warm_up: WARM_UP,
             turns: TURNS,
+            steps: Arc::default(),
         })
     }
 
@@ -140,6 +148,12 @@ impl Bench {
     /// If a model cannot be loaded, or if a step fails or panics.
     pub fn seconds(&self) -> Result<(f64, f64)> {
         let asked = self.models.asks_teacher();
+        let (made, sides) = (Arc::clone(&self.steps), 1 + u64::from(asked));
+        // At least; a short step is repeated more often.
+        let total = sides * (WARM_UP as u64 + u64::from(TURNS));
+        let _meter = Meter::reading(Phase::Threads.describe().0, "steps", move || {
+            (made.load(Ordering::Relaxed).min(total), total)
+        });
         let teacher = asked.then(|| alone("teacher", || self.teacher(|| Ok(()))));
         let [teacher] = teacher.transpose()?.unwrap_or_default();
         let student = alone("student", || self.student(|| Ok(())))?;
@@ -294,12 +308,14 @@ impl Bench {
         let mut step = || step(numbers.next().unwrap_or_default());
         for _ in 0..self.warm_up {
             step()?;
+            self.steps.fetch_add(1, Ordering::Relaxed);
         }
         let mut steps = Vec::new();
         for _ in 0..self.turns {
             between()?;
             let began = Instant::now();
             steps.push(step()?);
+            self.steps.fetch_add(1, Ordering::Relaxed);
             while began.elapsed() < self.time / self.turns {
                 steps.push(step()?);
             }

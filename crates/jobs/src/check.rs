@@ -18,7 +18,7 @@ use ddk_settings::{LrSchedule, MixturePolicy, Settings};
 use ddk_torch::{ComputeContext, parse_device};
 
 use crate::{
-    args, chat,
+    args,
     config::{self, required},
     findings::{Findings, fits, tokenizers},
     hint::{Ended, exit},

@@ -11,7 +11,7 @@ use ddk_corpus::{Cursor, PreparedDomain, Sequence, SequenceReader};
 use ddk_labels::LabelSet;
 use ddk_run::records::EventKind;
 use ddk_settings::Settings;
-use ddk_telemetry::{Clock, Meter};
+use ddk_telemetry::Meter;
 use ddk_torch::TimeSlice;
 
 use crate::{
@@ -232,7 +232,7 @@ impl RunLink for Job {
     }
 
     fn waiting(&self, phase: &str, unit: &'static str) -> Meter {
-        Meter::start(phase, unit, &Clock::system())
+        Meter::start(phase, unit)
     }
 
     fn computing(&self) {}

@@ -174,6 +174,22 @@ impl Weights {
         })
     }
 
+    /// Total bytes of the tensors in the files.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |(name, file): (&String, &usize)| self.files[*file].bytes(name);
+        let all = self.names.iter().filter_map(bytes);
+        all.map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// Total number of elements of the tensors.
+    pub fn elements(&self) -> u64 {
+        let shape = |(name, file): (&String, &usize)| self.files[*file].shape(name);
+        let shapes = self.names.iter().filter_map(shape);
+        shapes
+            .map(|shape| shape.iter().product::<i64>().unsigned_abs())
+            .sum()
+    }
+
     /// Hashes all tensors (names, shapes, dtypes, and bytes). The hash does not depend on sharding. After each
     /// tensor, calls `told` with the number of bytes hashed so far and the total.
     pub fn hash(&self, mut told: impl FnMut(u64, u64)) -> String {

@@ -32,6 +32,7 @@ pub mod view;
 
 pub use checkpoint::{
     CheckpointStore, Entry, Measured, Opened, Retention, SaveHook, SaveReport, SnapshotFile,
+    bytes_written as checkpoint_bytes_written,
 };
 pub use error::RunFileError;
 pub use folder::RunFolder;

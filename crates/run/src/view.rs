@@ -7,6 +7,7 @@ mod events;
 mod limits;
 mod mixtures;
 mod part;
+mod progress;
 mod scalars;
 mod status;
 
@@ -27,6 +28,7 @@ use self::{
 pub use self::{
     events::Saved,
     mixtures::{Domain, IntervalRecord, Mixture},
+    progress::{Progress, rough},
     scalars::{Scalar, Steps},
     status::{Revisions, RunStatus, Stage, State, duration},
 };
@@ -112,7 +114,8 @@ impl RunView {
         self.problems.extend(self.steps.refresh());
         self.problems.extend(self.mixtures.refresh());
         self.problems.extend(self.events.refresh());
-        if self.limits.is_none() {
+        // A process that has just started has not written its settings yet.
+        if self.limits.is_none() && RunFolder::holds_a_run(&self.folder) {
             self.limits = Limits::read(&self.folder)
                 .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
                 .ok();
@@ -242,6 +245,7 @@ impl RunView {
             seconds_left: (!state.is_ended())
                 .then(|| self.seconds_left(&limits))
                 .flatten(),
+            activity: None,
             scalars: self.recent_scalars(),
             phases: self.recent_phases(),
             mean_gap: mean(|domain| domain.gap),

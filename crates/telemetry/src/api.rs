@@ -23,8 +23,12 @@ pub struct Status {
 impl Status {
     /// The status according to the run's folder and, if this process trains it, its board.
     pub fn new(view: &RunView, board: Option<&Board>) -> Self {
+        let mut run = view.status(board.map(Board::state));
+        if let Some(board) = board {
+            board.complete(&mut run);
+        }
         Self {
-            run: view.status(board.map(Board::state)),
+            run,
             workers: board.map_or_else(Vec::new, Board::worker_statuses),
             queues: board.map_or_else(Vec::new, Board::queue_statuses),
             ranks: board.map_or_else(Vec::new, Board::ranks),

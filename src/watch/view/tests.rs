@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use ddk_run::{
     PhaseSeconds,
     records::{EventKind, EventLine, StopReason},
-    view::{Revisions, State, Steps},
+    view::{Progress, Revisions, State, Steps},
 };
 use ddk_telemetry::api::Status;
 use ratatui::{Terminal, backend::TestBackend};
@@ -62,6 +62,14 @@ fn snapshot(live: bool) -> Snapshot {
                 token_limit: None,
                 seconds: Some(300.0),
                 seconds_left: live.then_some(4_321.0),
+                activity: live.then(|| Progress {
+                    phase: "evaluation of the student after step 200".to_owned(),
+                    unit: "documents".to_owned(),
+                    done: 31,
+                    total: 120,
+                    seconds: 12.0,
+                    seconds_left: Some(35.0),
+                }),
                 scalars: BTreeMap::from([
                     (Scalar::Loss, 1.375),
                     (Scalar::CeLoss, 1.25),

@@ -59,7 +59,11 @@ impl<S: Student> StepLoop<'_, S> {
             state.interval_losses.add(&accumulator.losses);
         }
         if line.step == interval.last_step() {
-            journal.drawn(&drawn_line(self.plan, state))?;
+            let drawn = drawn_line(self.plan, state);
+            journal.drawn(&drawn)?;
+            for advice in self.advisor.drawn(&drawn) {
+                self.context.event(line.step, EventKind::Advice, &advice)?;
+            }
         }
         state.step = line.step;
         let teacher = self.context.facts.teacher_perplexities.get();

@@ -9,10 +9,11 @@ use ddk_labels::LabelSet;
 use ddk_settings::{ExportedStudent, ObjectiveName, Recovery, Settings};
 
 use super::{
-    filters,
+    course, filters,
     inputs::Inputs,
     labels,
     options::{self, Length, most_steps, objective, steps_of_intervals},
+    session::Session,
 };
 use crate::{
     config::required,
@@ -22,7 +23,6 @@ use crate::{
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     ranks::grace_seconds,
-    signals::Signals,
     wiring::{ModelFolders, Models},
 };
 
@@ -59,8 +59,9 @@ pub(super) fn prepare_run(
     destination: Option<Destination>,
     outdated: Outdated<'_>,
     length: Length,
-    signals: &Signals,
+    session: &Session,
 ) -> Result<Prepared> {
+    let signals = &session.signals;
     let folders = if destination.is_some() {
         let student = required(settings.student.model.clone(), "student.model")?;
         ModelFolders::without_teacher(settings.local(&student))
@@ -74,6 +75,7 @@ pub(super) fn prepare_run(
         folders.configs()?;
         Findings::first(|found| tokenizers(settings, &folders, found))?;
     }
+    session.announce();
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
     signals.begin(Phase::Hash)?;
@@ -93,6 +95,9 @@ pub(super) fn prepare_run(
     let mut plan = plan(settings, &corpus, &length);
     plan.evaluation_flops = flops.student_evaluation(&evaluation.validation);
     plan.teacher_evaluation_flops = flops.teacher_evaluation(&evaluation.validation);
+    plan.teacher_evaluation_seconds =
+        course::teacher_evaluation(settings, plan.teacher_evaluation_flops);
+    plan.checkpoint_bytes = course::checkpoint_bytes(&models.folders.student);
     Ok(Prepared {
         models,
         corpus,
@@ -167,6 +172,8 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         },
         evaluation_flops: 0.0,
         teacher_evaluation_flops: 0.0,
+        teacher_evaluation_seconds: None,
+        checkpoint_bytes: 0,
     }
 }
 

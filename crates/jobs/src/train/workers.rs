@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use ddk_actors::{
-    End, Generation, LoopState, Observer, Outcome, Run, RunError, StepReport, Totals, ports::Peers,
+    End, Generation, LoopState, Observer, Outcome, Run, RunError, StepReport, Totals,
+    ports::{Peers, StudentFactory},
 };
 use ddk_engine::{Evaluation, Parallel, StudentOptions};
 use ddk_run::{
@@ -17,12 +18,12 @@ use ddk_run::{
     view::State,
 };
 use ddk_settings::Settings;
-use ddk_telemetry::{Board, Progress, metrics};
+use ddk_telemetry::{Board, Meter, metrics};
 use ddk_torch::{TimeSlice, give_freed_memory_back};
 use parking_lot::Mutex;
 
 use super::{
-    changes, options, policy,
+    changes, course, options, policy,
     prepared::{Prepared, keeps_best},
     session::Session,
 };
@@ -31,7 +32,8 @@ use crate::{
     checkpoints::{LOST, refuse_if_saved},
     config,
     hint::{Hint, usage, with_hint},
-    progress::{Printer, say},
+    printer::Printer,
+    progress::{loading, model_bytes, say},
     ranks::{self, GroupPeers, Ranks},
     signals::Answer,
     wiring::{Models, Ports, Record, StudentPort, TeacherPort},
@@ -63,7 +65,10 @@ pub(super) fn work(
         folder: folder.clone(),
         board: Arc::clone(&session.board),
         overrides: Arc::new(overrides),
-        printer: Arc::new(Printer::new(Arc::clone(&plan.live), plan.max_steps)),
+        printer: Arc::new(Printer::new(
+            Arc::clone(&plan.live),
+            Arc::clone(session.board.activity()),
+        )),
         seconds_before: OnceLock::new(),
         journal: Mutex::default(),
         ranks: session.ranks.clone(),
@@ -95,7 +100,6 @@ pub(super) fn work(
         control.works_on(None);
         Ok::<_, anyhow::Error>(ended)
     })?;
-    assembly.printer.finish();
     if let Some(Err(error)) = prepared.labels.as_ref().map(|set| set.flush()) {
         tracing::warn!(%error, "cannot write the last labels to the teacher's cache");
     }
@@ -216,14 +220,21 @@ impl Assembly {
                 journal.event(step, EventKind::SetAside, &text)?;
             }
         }
-        let undone = printer.rewind(step);
-        metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let totals = state.map(|state| state.totals.clone());
         let totals = totals.unwrap_or_else(|| Totals::new(prepared.plan.domains.len()));
         *self.journal.lock() = Some(Arc::clone(&journal));
         // Only the first generation of a process can find an edited configuration.
         let is_first = self.seconds_before.set(totals.run_seconds).is_ok();
-        printer.begin(totals);
+        let evaluations = state.map_or(0, |state| state.interval.index);
+        let course = course::course(
+            prepared,
+            &recovered,
+            (totals.evaluation_seconds, evaluations),
+        );
+        let activity = self.board.activity();
+        activity.set_course(course, step, totals.all_tokens());
+        let undone = printer.begin(step, totals);
+        metrics::REWOUND_STEPS.with(&[]).increment(undone);
         let at_start = config::of_run(folder.path())?;
         if is_first {
             let (set, in_words) = changes::edited(&at_start, settings, &self.overrides)?;
@@ -328,6 +339,7 @@ impl Assembly {
         tracing::info!(bytes, depth, "maximum size of the micro-batch queues");
         let row_losses = policy::row_losses(state.interval.policy.needs());
         let (records, live) = (records(prepared)?, Arc::clone(&plan.live));
+        let loading = loading(bytes_to_load(prepared, known.is_none()));
         let ports = Arc::new(Ports {
             outages: Arc::default(),
             turns: TimeSlice::new(recovered.pipeline.time_slicing),
@@ -349,7 +361,10 @@ impl Assembly {
             plan,
             state,
             teacher: ports.teachers(known.is_some()),
-            student: ports.student(row_losses, checkpoint, records, live),
+            student: until_built(
+                loading,
+                ports.student(row_losses, checkpoint, records, live),
+            ),
             rows: ports.rows(prepared.corpus.domains.clone()),
             batcher: ports.batcher(),
             checkpoints,
@@ -365,6 +380,30 @@ impl Assembly {
             peers: group.map(|group| Arc::new(GroupPeers(group)) as Arc<dyn Peers>),
         })
     }
+}
+
+/// Returns the bytes of the models that the workers load: the student, and the teacher if it labels or is measured.
+fn bytes_to_load(prepared: &Prepared, measures: bool) -> u64 {
+    let models = &prepared.models;
+    let folders = &models.folders;
+    let has_teacher = folders.has_teacher && !folders.head_only;
+    let teacher = match has_teacher && (models.asks_teacher() || measures) {
+        true => model_bytes(&folders.teacher),
+        false => 0,
+    };
+    teacher + model_bytes(&folders.student)
+}
+
+/// Shows the progress of loading until the student, which is built last, is built.
+fn until_built(
+    loading: Meter,
+    student: StudentFactory<StudentPort>,
+) -> StudentFactory<StudentPort> {
+    Box::new(move || {
+        let built = student();
+        drop(loading);
+        built
+    })
 }
 
 /// What a generation starts from.
@@ -385,8 +424,6 @@ impl Observer for Silent {
     fn on_mixture(&self, _line: &MixtureLine) {}
 
     fn on_event(&self, _event: &EventLine) {}
-
-    fn on_progress(&self, _progress: &Progress) {}
 }
 
 /// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the

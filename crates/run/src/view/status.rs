@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use strum::Display;
 
-use super::{Domain, Saved, Scalar};
+use super::{Domain, Progress, Saved, Scalar, rough};
 use crate::{
     PhaseSeconds,
     records::{EventKind, StopReason},
@@ -34,6 +34,9 @@ pub struct RunStatus {
     pub seconds: Option<f64>,
     /// Estimated seconds until the end.
     pub seconds_left: Option<f64>,
+    /// What the run's process is doing. Only that process knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Progress>,
     /// Means of the last 50 steps; the learning rate is that of the last step.
     pub scalars: BTreeMap<Scalar, f64>,
     /// Mean seconds of the last 50 steps by phase.
@@ -84,8 +87,11 @@ impl fmt::Display for RunStatus {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}, ", self.name, self.state)?;
         write_step(formatter, self.step, self.step_limit)?;
+        if let Some(activity) = &self.activity {
+            return write!(formatter, "; {}", activity.line(self.seconds_left));
+        }
         self.seconds_left.map_or(Ok(()), |seconds| {
-            write!(formatter, ", about {} left", duration(seconds))
+            write!(formatter, ", about {} left", rough(seconds))
         })
     }
 }

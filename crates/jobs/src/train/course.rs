@@ -1,0 +1,72 @@
+//! What a run has to do, for the estimate of the time that it needs.
+
+use std::path::Path;
+
+use ddk_mixture::{MixturePolicy, Needs};
+use ddk_settings::Settings;
+use ddk_telemetry::Course;
+
+use super::prepared::Prepared;
+use crate::progress::model_parameters;
+
+/// A guess of the operations per second of one CPU thread and of a GPU. It counts until the first batch is measured.
+const OF_A_THREAD: f64 = 2.5e10;
+const OF_A_GPU: f64 = 2e13;
+/// A guess of the bytes per second that an export and the report take, and of the seconds that they take at least.
+const EXPORT_BYTES: f64 = 2e8;
+const SHORTEST_END: f64 = 1.0;
+/// Bytes of a parameter in fp32, and in a checkpoint with both moments.
+const FP32: u64 = 4;
+const IN_A_CHECKPOINT: u64 = 3 * FP32;
+
+/// Returns the course of a run. `evaluations`: seconds of those before this process, and their number.
+pub(super) fn course(prepared: &Prepared, settings: &Settings, evaluations: (f64, u64)) -> Course {
+    let plan = &prepared.plan;
+    let policy = settings.mixture.policy;
+    let (seconds, count) = evaluations;
+    let steers = policy.needs() == Needs::Perplexities;
+    let measured = (steers && count > 0 && seconds > 0.0).then(|| seconds / count as f64);
+    let guess = guess(
+        plan.evaluation_flops,
+        &settings.student.device,
+        settings.student.threads,
+    );
+    let bytes = FP32 * model_parameters(&prepared.models.folders.student);
+    Course {
+        steps: plan.max_steps,
+        tokens: plan.max_tokens,
+        interval: match policy {
+            MixturePolicy::Odm | MixturePolicy::DoremiProxy => 1,
+            _ => settings.mixture.interval,
+        },
+        // Training does not wait for evaluations that lag.
+        evaluation_every: match (plan.lag, steers) {
+            (0, true) => Some(1),
+            (0, false) => plan.evaluation_every,
+            _ => None,
+        },
+        evaluation_seconds: measured.or(guess),
+        save_every: settings.checkpoint.interval,
+        ending_seconds: SHORTEST_END + bytes as f64 / EXPORT_BYTES,
+    }
+}
+
+/// Returns the seconds that the teacher's evaluation may take.
+pub(super) fn teacher_evaluation(settings: &Settings, flops: f64) -> Option<f64> {
+    let teacher = &settings.teacher;
+    let device = teacher.devices.first().map_or("cpu", String::as_str);
+    guess(flops, device, teacher.threads)
+}
+
+/// Returns the approximate size of a checkpoint.
+pub(super) fn checkpoint_bytes(student: &Path) -> u64 {
+    IN_A_CHECKPOINT * model_parameters(student)
+}
+
+fn guess(flops: f64, device: &str, threads: usize) -> Option<f64> {
+    let rate = match device {
+        "cpu" => OF_A_THREAD * threads.max(1) as f64,
+        _ => OF_A_GPU,
+    };
+    (flops > 0.0).then(|| flops / rate)
+}
