@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use ddk_run::{
     RunView,
-    records::{EventLine, Summary},
-    view::duration,
+    records::{EventKind, EventLine, Summary},
+    view::{Fact, duration},
 };
 use jiff::Timestamp;
 
@@ -25,7 +25,7 @@ pub type Changed = (String, String, String);
 /// no summary, and its report covers the run so far.
 pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
     let name = view.name();
-    let mut blocks = vec![Block::Title(1, name.clone())];
+    let mut blocks = vec![Block::Title(1, name.clone()), about(view)];
     let problems = view.problems().iter();
     let problems = problems.map(|problem| format!("**Problem:** {problem}"));
     blocks.extend(problems.map(Block::Text));
@@ -34,7 +34,7 @@ pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
         None => blocks.push(Block::Text("This run has not ended yet.".to_owned())),
     }
     blocks.push(Block::Title(2, "Charts".to_owned()));
-    let charts = charts(&RunSeries::new(name.clone(), view)).into_iter();
+    let charts = charts(&RunSeries::for_report(name.clone(), view)).into_iter();
     blocks.extend(charts.map(Block::Figure));
     blocks.extend(time(view));
     blocks.extend(incidents(view));
@@ -44,6 +44,25 @@ pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
         title: name,
         blocks,
     }
+}
+
+/// Models, method, time and machine.
+fn about(view: &RunView) -> Block {
+    let facts = view.about().iter();
+    let mut facts: Vec<_> = facts
+        .map(|Fact { name, value }| (name.clone(), value.clone()))
+        .collect();
+    let status = view.status(None);
+    let times = [("started", status.started), ("ended", status.ended)];
+    for (name, time) in times {
+        facts.extend(time.map(|time| (name.to_owned(), moment(time).replace('T', " "))));
+    }
+    let events = view.events();
+    let starts = |event: &&EventLine| matches!(event.kind, EventKind::Started | EventKind::Resumed);
+    if let Some(last) = events.iter().rfind(starts) {
+        facts.push(("run by".to_owned(), last.message.clone()));
+    }
+    Block::Facts(facts)
 }
 
 fn result(summary: &Summary) -> Vec<Block> {
@@ -108,6 +127,9 @@ fn incidents(view: &RunView) -> Vec<Block> {
 }
 
 fn settings(changed: &[Changed]) -> Vec<Block> {
+    if changed.is_empty() {
+        return Vec::new();
+    }
     let rows = changed.iter().map(|(key, default, value)| {
         let cells = [key, default, value];
         cells.map(|text| format!("`{text}`")).to_vec()

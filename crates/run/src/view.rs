@@ -3,6 +3,7 @@
 //! The page, the terminal, the report and comparisons read a run only through [`RunView`]. Its memory is bounded,
 //! however long the run is: at most 1,024 points, 1,024 intervals and 250 events.
 
+mod about;
 mod events;
 mod limits;
 mod mixtures;
@@ -17,18 +18,19 @@ use std::{
     time::Instant,
 };
 
+pub use self::{
+    about::Fact,
+    events::Saved,
+    mixtures::{Domain, IntervalRecord, Mixture},
+    scalars::{Scalar, Steps},
+    status::{Revisions, RunStatus, Stage, State, duration},
+};
 use self::{
     events::EventLog,
     limits::Limits,
     mixtures::MixtureSeries,
     part::{Gather, Part, finite, keep},
     scalars::{Mean, ScalarSeries},
-};
-pub use self::{
-    events::Saved,
-    mixtures::{Domain, IntervalRecord, Mixture},
-    scalars::{Scalar, Steps},
-    status::{Revisions, RunStatus, Stage, State, duration},
 };
 use crate::{
     PhaseSeconds, RunFolder, read,
@@ -50,6 +52,7 @@ pub struct RunView {
     mixtures: Part<MixtureSeries>,
     events: Part<EventLog>,
     limits: Option<Limits>,
+    about: Vec<Fact>,
     summary: Option<Summary>,
     stages: BTreeMap<PathBuf, Self>,
     /// The times of the last refreshes, and the step at each.
@@ -92,6 +95,7 @@ impl RunView {
             mixtures: Part::of(folder, "mixture.jsonl"),
             events: Part::of(folder, "events.jsonl"),
             limits: None,
+            about: Vec::new(),
             summary: None,
             stages: BTreeMap::new(),
             looks: VecDeque::new(),
@@ -116,6 +120,7 @@ impl RunView {
             self.limits = Limits::read(&self.folder)
                 .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
                 .ok();
+            self.about = about::read(&self.folder);
         }
         self.refresh_stages();
         let before = self.summary.take();
@@ -181,6 +186,11 @@ impl RunView {
         self.summary.as_ref()
     }
 
+    /// The models and the method, as `config.toml` names them.
+    pub fn about(&self) -> &[Fact] {
+        &self.about
+    }
+
     /// The files that cannot be read, each with the reason.
     pub fn problems(&self) -> &[String] {
         &self.problems
@@ -231,6 +241,7 @@ impl RunView {
         let last = mixtures.intervals.last().map(|interval| &interval.mixture);
         RunStatus {
             name: self.name(),
+            about: self.about.clone(),
             state,
             stop_reason: summary.map(|summary| summary.stop_reason),
             step: self.step(),
@@ -242,7 +253,10 @@ impl RunView {
             seconds_left: (!state.is_ended())
                 .then(|| self.seconds_left(&limits))
                 .flatten(),
+            started: events.first_time,
+            ended: events.last_time.filter(|_| state.is_ended()),
             scalars: self.recent_scalars(),
+            averaged_steps: self.recent().len() as u64,
             phases: self.recent_phases(),
             mean_gap: mean(|domain| domain.gap),
             mean_gap_at_start: mean(|domain| domain.gap_at_start),

@@ -18,7 +18,9 @@
 mod access;
 pub mod api;
 mod board;
+mod chart;
 mod clock;
+mod files;
 mod keeper;
 mod machine;
 pub mod metrics;

@@ -245,7 +245,7 @@ impl Assembly {
             0 => EventKind::Started,
             _ => EventKind::Resumed,
         };
-        journal.event(step, kind, &format!("process {}", std::process::id()))?;
+        journal.event(step, kind, &process())?;
         Ok(Start {
             recovered,
             checkpoints,
@@ -387,6 +387,22 @@ impl Observer for Silent {
     fn on_event(&self, _event: &EventLine) {}
 
     fn on_progress(&self, _progress: &Progress) {}
+}
+
+/// This process, its machine and its version, for the event that it starts with.
+fn process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "an unnamed machine",
+        host => host,
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "process {} on {host} ({cpus} CPU{}), ddk {}",
+        std::process::id(),
+        if cpus == 1 { "" } else { "s" },
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the
