@@ -39,6 +39,7 @@ mod schedules;
 mod served;
 mod service;
 mod signals;
+mod texts;
 mod tools;
 mod training;
 mod world;

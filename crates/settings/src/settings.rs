@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
-    Mixture, Objective, Optimizer, Parallel, Pipeline, Places, Pretrain, Recovery, Run, Student,
+    Mixture, Objective, Optimizer, Parallel, Pipeline, Places, Pretrain, Recovery, Run, Samples, Student,
     Teacher, Telemetry, Training,
 };
 
@@ -64,6 +64,9 @@ pub struct Settings {
     /// What DDK reports during a run.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub log: Log,
+    /// Texts that show what the models write.
+    #[schemars(extend("x-may-differ-on-resume" = true))]
+    pub samples: Samples,
     /// Models that `ddk pretrain` trains, one table per model: `[pretrain.teacher]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-may-differ-on-resume" = true))]

@@ -118,6 +118,15 @@ pub struct Lanes {
     pub samples: Vec<Vec<[u8; 3]>>,
 }
 
+/// An entry of `/api/files`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its name. `/api/file/NAME` has its contents.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
 /// An entry of `/api/runs` (`ddk serve`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunEntry {

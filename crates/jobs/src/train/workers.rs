@@ -36,7 +36,7 @@ use crate::{
     progress::{loading, model_bytes, say},
     ranks::{self, GroupPeers, Ranks},
     signals::Answer,
-    wiring::{Models, Ports, Record, StudentPort, TeacherPort},
+    wiring::{Models, Ports, Prompts, Record, StudentPort, TeacherPort},
 };
 
 /// Runs the actors to the end. Returns how the run ended, or `None` if it was stopped before its first step. Also
@@ -256,7 +256,7 @@ impl Assembly {
             0 => EventKind::Started,
             _ => EventKind::Resumed,
         };
-        journal.event(step, kind, &format!("process {}", std::process::id()))?;
+        journal.event(step, kind, &process())?;
         Ok(Start {
             recovered,
             checkpoints,
@@ -343,6 +343,7 @@ impl Assembly {
         let ports = Arc::new(Ports {
             outages: Arc::default(),
             turns: TimeSlice::new(recovered.pipeline.time_slicing),
+            prompts: Prompts::of(&recovered)?,
             models: Models {
                 settings: recovered,
                 folders: models.folders.clone(),
@@ -424,6 +425,22 @@ impl Observer for Silent {
     fn on_mixture(&self, _line: &MixtureLine) {}
 
     fn on_event(&self, _event: &EventLine) {}
+}
+
+/// This process, its machine and its version, for the event that it starts with.
+fn process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "an unnamed machine",
+        host => host,
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    format!(
+        "process {} on {host} ({cpus} CPU{}), ddk {}",
+        std::process::id(),
+        if cpus == 1 { "" } else { "s" },
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// Returns what a checkpoint records about itself: the settings, the hashes of the run's inputs (which the
