@@ -295,6 +295,7 @@ pub fn text(snapshot: &Snapshot) -> String {
     );
     if let Some(activity) = &status.activity {
         let _ = writeln!(text, "now: {}", activity.line(status.seconds_left));
+    }
     for Fact { name, value } in &status.about {
         let _ = writeln!(text, "{name}: {value}");
     }
