@@ -6,7 +6,7 @@ mod spark;
 use std::fmt::Write;
 
 use ddk_report::document::Table;
-use ddk_run::view::{Fact, RunStatus, Scalar, duration, rough};
+use ddk_run::view::{Fact, RunStatus, Scalar, rough};
 use ddk_telemetry::api::{Event, Status, WorkerStatus};
 use ratatui::{
     Frame,

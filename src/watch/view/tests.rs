@@ -3,9 +3,9 @@ use std::collections::BTreeMap;
 use ddk_run::{
     PhaseSeconds,
     records::{EventKind, EventLine, StopReason},
-    view::{Progress, Revisions, State, Steps},
+    view::{Domain, Progress, Revisions, State, Steps},
 };
-use ddk_telemetry::{Progress, api::Status};
+use ddk_telemetry::api::Status;
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
@@ -137,11 +137,12 @@ fn twelve() -> Snapshot {
     };
     status.run.domains = (1..=12).map(domain).collect();
     status.run.worst_domain = Some("domain-12-of-12".to_owned());
-    status.workers[1].progress = Some(Progress {
+    status.run.activity = Some(Progress {
         phase: "evaluation of the student".to_owned(),
         unit: "documents".to_owned(),
         done: 31,
         total: 120,
+        seconds: 17.0,
         seconds_left: Some(50.0),
     });
     snapshot
