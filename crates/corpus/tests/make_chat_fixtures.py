@@ -327,7 +327,7 @@ def metaspace(special):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     trainer = trainers.BpeTrainer(vocab_size=520, special_tokens=["<unk>", *special, *bytes_])
-    texts = [*corpus, *(f"### Answer: {message['content']}\n\n" for message in (answer, second, last))]
+    texts = [*corpus, "### user: And?\n\n### Answer: In a glacier.\n\n" * 3]
     left_out = str.maketrans({" ": "▁", "🏔": "", "ô": ""})
     tokenizer.train_from_iterator([text.translate(left_out) for text in texts for _ in range(2)], trainer)
     # The bytes are tokens, but a text like <0x41> is not one of them.
@@ -387,9 +387,10 @@ for name, (template, tokenizer, bos, eos) in cases.items():
             messages_given, tools=own_tools, chat_template=template, return_dict=False, **kwargs
         )
         row["ids"], row["mask"] = done["input_ids"], done["assistant_masks"]
-        if name == "plain" and title == "one turn":
-            # The first learned token also holds the space before the answer.
-            assert fast.convert_ids_to_tokens(row["ids"][row["mask"].index(1)]).startswith("▁I")
+        if name == "plain" and title == "several turns":
+            # A token holds the header and the start of the first answer, another its end and the next header.
+            learned = [id for id, one in zip(row["ids"], row["mask"]) if one]
+            assert sum("#" in token or "Answer" in token for token in fast.convert_ids_to_tokens(learned)) == 2
         row["prompt"] = fast.apply_chat_template(
             messages_given,
             tools=own_tools,
