@@ -170,15 +170,12 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     if found.problems() > before {
         return None;
     }
+    chat::check(&options.domains, found);
     for (Stale { domain, reason, .. }, _) in &outdated {
         found.line(&format!("{domain}: {reason}"));
     }
     for (_, source) in &outdated {
         let sample = found.take(sample(source).map_err(prepare::advise));
-        let of_sample = sample.as_ref();
-        if let Some(warning) = of_sample.and_then(|of| chat::rewritten(&source.name, of)) {
-            found.line(&format!("warning: {warning}"));
-        }
         if let Some(problem) = sample.and_then(|sample| sample.problem(&source.name)) {
             found.problem(anyhow!(problem));
         }
