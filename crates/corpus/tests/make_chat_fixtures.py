@@ -14,7 +14,7 @@ import json
 import pathlib
 import shutil
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 here = pathlib.Path(__file__).parent / "chat_fixtures"
@@ -289,6 +289,21 @@ thinking = """\
     {%- endif %}
 {%- endif %}
 """
+plain = """\
+{% for message in messages %}
+{% if message.role == 'assistant' %}
+{{ '### Answer: ' -}}
+{#- begin -#}
+{{ message.content + '\n\n' -}}
+{#- end -#}
+{% else %}
+{{ '### ' + message.role + ': ' + message.content + '\n\n' -}}
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '### Answer: ' -}}
+{% endif %}
+"""
 corpus = [json.dumps(conversations, ensure_ascii=False), json.dumps(tools, ensure_ascii=False), "assistant user system"]
 
 
@@ -311,9 +326,14 @@ def metaspace(special):
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    trainer = trainers.BpeTrainer(vocab_size=520, special_tokens=["<unk>", *special, *bytes_], limit_alphabet=60)
-    tokenizer.train_from_iterator([text.replace(" ", "▁") for text in corpus], trainer)
-    return tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=520, special_tokens=["<unk>", *special, *bytes_])
+    texts = [*corpus, "### user: And?\n\n### Answer: In a glacier.\n\n" * 3]
+    left_out = str.maketrans({" ": "▁", "🏔": "", "ô": ""})
+    tokenizer.train_from_iterator([text.translate(left_out) for text in texts for _ in range(2)], trainer)
+    # The bytes are tokens, but a text like <0x41> is not one of them.
+    saved = json.loads(tokenizer.to_str())
+    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["content"] not in bytes_]
+    return Tokenizer.from_str(json.dumps(saved))
 
 
 im = ["<|im_start|>", "<|im_end|>"]
@@ -324,6 +344,7 @@ cases = {
     "mistral": (mistral, metaspace(["<s>", "</s>", "[INST]", "[/INST]"]), "<s>", "</s>"),
     "gemma": (gemma, metaspace(["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]), "<bos>", "<eos>"),
     "zephyr": (zephyr, metaspace(["<s>", "</s>"]), "<s>", "</s>"),
+    "plain": (plain, metaspace(["<s>", "</s>"]), "<s>", "</s>"),
     "thinking": (thinking, byte_level(["<|endoftext|>", *im, "<think>", "</think>"]), None, "<|im_end|>"),
 }
 shutil.rmtree(here, ignore_errors=True)
@@ -366,6 +387,10 @@ for name, (template, tokenizer, bos, eos) in cases.items():
             messages_given, tools=own_tools, chat_template=template, return_dict=False, **kwargs
         )
         row["ids"], row["mask"] = done["input_ids"], done["assistant_masks"]
+        if name == "plain" and title == "several turns":
+            # A token holds the header and the start of the first answer, another its end and the next header.
+            learned = [id for id, one in zip(row["ids"], row["mask"]) if one]
+            assert sum("#" in token or "Answer" in token for token in fast.convert_ids_to_tokens(learned)) == 2
         row["prompt"] = fast.apply_chat_template(
             messages_given,
             tools=own_tools,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use ddk_corpus::{Chat, ChatTemplate, FirstRecords, TokenizerFolder};
+use ddk_corpus::{Chat, ChatTemplate, DomainSource, FirstRecords, TokenizerFolder, sample};
 
-use crate::hint::Hint;
+use crate::{findings::Findings, hint::Hint};
 
 /// Returns how the records of a domain are conversations; `None` if they are not. `template`: the tokenizer's, once a
 /// domain has opened it.
@@ -42,4 +42,15 @@ pub(crate) fn rewritten(domain: &str, sample: &FirstRecords) -> Option<String> {
              usually the last one"
         )
     })
+}
+
+/// Warns about domains whose turns the chat template changes.
+pub(crate) fn check(domains: &[DomainSource], found: &mut Findings<'_>) {
+    for domain in domains.iter().filter(|domain| domain.chat.is_some()) {
+        // The check of the sources reports errors.
+        let sample = sample(domain).ok();
+        if let Some(warning) = sample.and_then(|sample| rewritten(&domain.name, &sample)) {
+            found.line(&format!("warning: {warning}"));
+        }
+    }
 }

@@ -18,7 +18,7 @@ use ddk_settings::{LrSchedule, MixturePolicy, Settings};
 use ddk_torch::{ComputeContext, parse_device};
 
 use crate::{
-    args,
+    args, chat,
     config::{self, required},
     findings::{Findings, fits, tokenizers},
     hint::{Ended, exit},
@@ -196,6 +196,7 @@ fn data(settings: &Settings, found: &mut Findings<'_>) -> Option<Corpus> {
     if found.problems() > before {
         return None;
     }
+    chat::check(&options.domains, found);
     if !looked.stale.is_empty() {
         found.line(
             "run `ddk prepare` to see sequences and epochs; `ddk train` also prepares the corpus",

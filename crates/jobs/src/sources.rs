@@ -4,7 +4,6 @@ use anyhow::{Error, Result, anyhow};
 use ddk_corpus::{DomainSource, PrepareOptions, Stale, TokenizerFolder, sample, stale};
 
 use crate::{
-    chat,
     hint::{exit, exit_code, render_line, usage, with_hint},
     prepare::{ADVICE, advise, fields_hint},
 };
@@ -59,9 +58,6 @@ impl Looked {
             Ok(sample) => sample,
             Err(error) => return self.problems.push(advise(error)),
         };
-        if let Some(rewritten) = chat::rewritten(&source.name, &sample) {
-            self.warnings.push(format!("warning: {rewritten}"));
-        }
         let (bad, records) = (sample.bad, sample.records);
         if let Some(problem) = sample.problem(&source.name) {
             let hint = match &*sample.fields {

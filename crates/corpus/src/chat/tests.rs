@@ -6,7 +6,9 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 
-const NAMES: [&str; 6] = ["chatml", "gemma", "llama3", "mistral", "thinking", "zephyr"];
+const NAMES: [&str; 7] = [
+    "chatml", "gemma", "llama3", "mistral", "plain", "thinking", "zephyr",
+];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -111,7 +113,7 @@ fn text_ids_and_masks_equal_those_of_transformers() {
             used += 1;
         }
     }
-    assert_eq!((used, refused, rewritten_cases), (45, 2, 4));
+    assert_eq!((used, refused, rewritten_cases), (53, 2, 4));
 }
 
 #[test]
@@ -136,7 +138,7 @@ fn marks_of_a_template_are_used_exactly() {
             used += 1;
         }
     }
-    assert_eq!(used, 46);
+    assert_eq!(used, 54);
 }
 
 #[test]
@@ -257,15 +259,16 @@ fn documents_are_equal_if_texts_and_learned_parts_are() {
 #[test]
 fn the_end_of_a_turn_and_the_prompt_for_the_next_are_known() {
     for (name, end) in [
-        ("chatml", "<|im_end|>"),
-        ("gemma", "<end_of_turn>"),
-        ("llama3", "<|eot_id|>"),
-        ("mistral", "</s>"),
-        ("thinking", "<|im_end|>"),
-        ("zephyr", "</s>"),
+        ("chatml", Some("<|im_end|>")),
+        ("gemma", Some("<end_of_turn>")),
+        ("llama3", Some("<|eot_id|>")),
+        ("mistral", Some("</s>")),
+        ("plain", None),
+        ("thinking", Some("<|im_end|>")),
+        ("zephyr", Some("</s>")),
     ] {
         let (_, chat) = open(&folder(name));
-        assert_eq!(chat.template.end_of_turn(), Some(end), "{name}");
+        assert_eq!(chat.template.end_of_turn(), end, "{name}");
     }
     let (_, chat) = open(&folder("chatml"));
     let prompt = chat
