@@ -25,6 +25,7 @@ mod deploy;
 mod device;
 mod extended;
 mod faults;
+mod hub;
 mod interrupted;
 mod lanes;
 mod mixtures;

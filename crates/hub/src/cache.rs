@@ -44,9 +44,7 @@ impl Repository {
         if revision == commit || self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
-        let path = self.folder.join("refs").join(revision);
-        ddk_files::create_folder(ddk_files::parent(&path))?;
-        Ok(ddk_files::write_atomically(&path, commit.as_bytes())?)
+        self.write(&self.folder.join("refs").join(revision), commit.as_bytes())
     }
 
     /// The folder with the files of a commit.
@@ -100,10 +98,15 @@ impl Repository {
     }
 
     pub(crate) fn keep_listing(&self, commit: &str, listing: &Listing) -> Result<(), HubError> {
-        let path = self.listing_file(commit);
-        ddk_files::create_folder(ddk_files::parent(&path))?;
         let text = serde_json::to_vec(listing).unwrap_or_default();
-        Ok(ddk_files::write_atomically(&path, &text)?)
+        self.write(&self.listing_file(commit), &text)
+    }
+
+    /// Replaces a small file, one process at a time.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), HubError> {
+        let _lock = self.lock("ddk", || {})?;
+        ddk_files::create_folder(ddk_files::parent(path))?;
+        Ok(ddk_files::write_atomically(path, bytes)?)
     }
 
     fn listing_file(&self, commit: &str) -> PathBuf {

@@ -80,10 +80,6 @@ impl Http {
         })
     }
 
-    pub(crate) fn endpoint(&self) -> &str {
-        &self.endpoint
-    }
-
     /// The address of the API's answer about a revision.
     pub(crate) fn api(&self, name: &Name, revision: &str) -> String {
         let (kind, id) = (name.kind().plural(), name.id());

@@ -57,7 +57,8 @@ pub enum Wanted<'a> {
 pub type Revisions = BTreeMap<String, String>;
 
 /// Returns the settings with the places of everything that a command needs, after downloading what is missing.
-/// `pinned`: the commits to use, whatever the revisions are now. `signals`: a signal during a download ends the process.
+/// `pinned`: the commits to use, whatever the revisions are now. With `signals`, a signal during a download says what
+/// the same command will do next.
 ///
 /// # Errors
 /// If a name is wrong, if the Hub has no such repository or forbids access, or if a download fails.
