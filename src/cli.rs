@@ -83,7 +83,7 @@ pub enum Command {
     Serve(Serve),
     /// Print a model's perplexity on each domain's validation documents
     Eval(Eval),
-    /// List a run's checkpoints: step, size, and whether each one passes verification
+    /// List a run's checkpoints: step, date, size, mean gap, and whether each one passes verification
     Checkpoints {
         /// Folder of the run
         #[arg(value_name = "RUN")]

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::world::{World, assert_same, read_lines, stderr, train_with};
+use crate::world::{World, read_lines, stderr, train_with};
 
 /// The peak, the end value and the warmup steps of the world's configuration.
 const PEAK: f64 = 5e-3;
@@ -16,6 +16,12 @@ fn train(world: &World, faults: &[&str], more: &[&str]) -> String {
     let said = stderr(&output);
     assert_eq!(output.status.success(), faults.is_empty(), "{said}");
     said
+}
+
+/// Both runs made the same steps, bit for bit.
+fn assert_equal(run: &World, other: &World, what: &str) {
+    assert!(run.trajectory() == other.trajectory(), "{what}");
+    assert!(run.student_weights() == other.student_weights(), "{what}");
 }
 
 fn rates(lines: &[Value]) -> Vec<f64> {
@@ -71,7 +77,7 @@ fn a_run_follows_its_schedule_and_resumes_and_extends_with_it() {
         let killed = World::new();
         train(&killed, &["kill student 10"], set);
         train(&killed, &[], set);
-        assert_same(&killed, &whole, &what);
+        assert_equal(&killed, &whole, &what);
         // Steps after the schedule's end.
         let longer = [set, &["run.max_steps=15"]].concat();
         train(&killed, &[], &longer);
@@ -82,7 +88,7 @@ fn a_run_follows_its_schedule_and_resumes_and_extends_with_it() {
             &[],
             &[&longer[..], &["lr_scheduler.total_steps=12"]].concat(),
         );
-        assert_same(&killed, &reference, &what);
+        assert_equal(&killed, &reference, &what);
         students.push(whole.student_weights());
     }
     students.sort();
@@ -238,7 +244,11 @@ fn patience_ends_a_run_and_more_of_it_extends_the_run() {
             .values()
             .map(|gap| gap.as_f64().unwrap())
             .collect();
-        let mean = of_domains.iter().sum::<f64>() / 3.0;
+        // A gap that is not finite is left out of the line.
+        let mean = match of_domains.len() {
+            3 => of_domains.iter().sum::<f64>() / 3.0,
+            _ => f64::INFINITY,
+        };
         gaps.push((line["evaluated_at_step"].as_u64().unwrap(), mean));
     }
     gaps.retain(|(step, _)| *step > 0);
@@ -262,7 +272,7 @@ fn patience_ends_a_run_and_more_of_it_extends_the_run() {
     let before = format!("kill student {}", expected(2) - 1);
     train(&killed, &[&before], &set(&["run.patience=2"]));
     train(&killed, &[], &set(&["run.patience=2"]));
-    assert_same(&killed, &patient, "killed before its patience ends");
+    assert_equal(&killed, &patient, "killed before its patience ends");
     assert_eq!(summary(&killed)["stop_reason"], "patience");
     // More patience extends the finished run.
     train(&killed, &[], &set(&["run.patience=4"]));
@@ -270,5 +280,5 @@ fn patience_ends_a_run_and_more_of_it_extends_the_run() {
     train(&longer, &[], &set(&["run.patience=4"]));
     assert_eq!(summary(&longer)["steps"], expected(4), "{gaps:?}");
     assert!(expected(4) > expected(2));
-    assert_same(&killed, &longer, "extended by more patience");
+    assert_equal(&killed, &longer, "extended by more patience");
 }

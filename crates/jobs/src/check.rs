@@ -268,9 +268,8 @@ fn schedule(settings: &Settings, found: &mut Findings<'_>) -> Option<()> {
     if settings.lr_scheduler.shape == LrSchedule::Wsd {
         let start = schedule.decay_start();
         found.line(&format!(
-            "the learning rate stays at {:.1e} until step {start}, and decays over the last {} steps",
-            schedule.peak,
-            schedule.total_steps.saturating_sub(start)
+            "the learning rate stays at {:.1e} until step {start}, and falls to {:.1e} at step {}",
+            schedule.peak, schedule.end, schedule.total_steps
         ));
     }
     if let Some(patience) = settings.run.patience {

@@ -90,6 +90,14 @@ pub fn find(store: &CheckpointStore, step: Option<u64>) -> Result<(u64, PathBuf)
     }
     let newest = store.newest::<LoopState>()?;
     let newest = newest.context("the run has no checkpoint yet")?;
+    for skipped in &newest.skipped {
+        if let Err(reason) = &skipped.status {
+            say(&format!(
+                "warning: {} is damaged and skipped: {reason}",
+                skipped.path.display()
+            ));
+        }
+    }
     Ok((newest.step, newest.path))
 }
 

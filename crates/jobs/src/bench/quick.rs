@@ -31,13 +31,16 @@ pub(crate) struct Operations {
 }
 
 impl Bench {
-    /// Prepares a benchmark of one micro-batch: a warm-up, then three repetitions.
+    /// Prepares a benchmark of one micro-batch of this many sequences and tokens per sequence: a warm-up, then three
+    /// repetitions.
     ///
     /// # Errors
     /// As for [`Bench::new`].
-    pub(crate) fn of_micro_batch(settings: &Settings) -> Result<Self> {
+    pub(crate) fn of_shape(settings: &Settings, rows: u64, length: usize) -> Result<Self> {
         let mut alone = settings.clone();
-        alone.training.global_batch_size = alone.training.micro_batch_size;
+        alone.training.global_batch_size = rows;
+        alone.training.micro_batch_size = rows;
+        alone.corpus.sequence_length = length;
         alone.parallel.slots = 1;
         let mut bench = Self::new(&alone, 0.0)?;
         (bench.time, bench.warm_up, bench.turns) = (Duration::ZERO, 1, 3);

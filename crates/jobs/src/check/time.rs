@@ -1,6 +1,6 @@
 //! Estimates how long a run takes.
 
-use std::thread::available_parallelism;
+use std::{iter, thread::available_parallelism};
 
 use anyhow::Result;
 use ddk_engine::FlopCounter;
@@ -21,8 +21,11 @@ use crate::{
     train::options::most_steps,
 };
 
-/// Both models are run if a micro-batch should take at most this many seconds. It runs four times.
-const QUICK: f64 = 2.5;
+/// Both models are run on as much of a micro-batch as should take at most this many seconds. It runs four times.
+const QUICK: f64 = 2.0;
+
+/// Fewest tokens of a sequence that say something about longer ones.
+const SHORTEST: usize = 64;
 
 /// Both models are loaded if they have at most this many bytes.
 const SMALL: i64 = 8_000_000_000;
@@ -63,33 +66,47 @@ pub(super) fn check(
     threads(settings, models, found);
 }
 
-/// Measures a micro-batch if that is quick, and otherwise estimates it. Returns how.
+/// Measures a micro-batch, or as much of one as is quick, and otherwise estimates it. Returns how.
 fn estimate(
     settings: &Settings,
     models: &Models,
     corpus: Option<&Corpus>,
-) -> Result<(&'static str, Times)> {
-    let bench = Bench::of_micro_batch(settings)?;
-    let operations = bench.operations()?;
-    let [of_teacher, of_student] = bench.rates()?.map(|rate| EFFICIENCY * rate);
+) -> Result<(String, Times)> {
+    let (rows, length) = (
+        settings.training.micro_batch_size,
+        settings.corpus.sequence_length,
+    );
+    let whole = Bench::of_shape(settings, rows, length)?;
+    let operations = whole.operations()?;
+    let [of_teacher, of_student] = whole.rates()?.map(|rate| EFFICIENCY * rate);
     let estimated = MicroBatch {
         teacher: operations.teacher / of_teacher,
         student: operations.student / of_student,
         forward: operations.forward / of_student,
         update: 0.0,
     };
+    let mut how =
+        "estimated from the models' operations and this machine's matrix products".to_owned();
+    let mut micro_batch = estimated;
     let bytes = 4 * (models.teacher.parameter_count()? + models.student.parameter_count()?);
-    let is_quick = estimated.teacher + estimated.student <= QUICK && bytes <= SMALL;
-    let (how, micro_batch) = if is_quick {
-        ("measured with one micro-batch", bench.micro_batch()?)
-    } else {
-        (
-            "estimated from the models' operations and this machine's matrix products",
-            estimated,
-        )
-    };
+    for (fewer, shorter) in shapes(rows, length).filter(|_| bytes <= SMALL) {
+        let part = Bench::of_shape(settings, fewer, shorter)?;
+        let of_part = part.operations()?;
+        if of_part.teacher / of_teacher + of_part.student / of_student > QUICK {
+            continue;
+        }
+        micro_batch = scaled(part.micro_batch()?, &operations, &of_part);
+        how = if (fewer, shorter) == (rows, length) {
+            "measured with one micro-batch".to_owned()
+        } else {
+            format!(
+                "measured with one sequence of {shorter} tokens and scaled by the models' operations"
+            )
+        };
+        break;
+    }
     let evaluations = corpus.map(|corpus| {
-        let flops = bench.flop_counter()?;
+        let flops = whole.flop_counter()?;
         of_evaluations(&flops, corpus, &micro_batch, &operations)
     });
     let evaluations = evaluations.transpose()?;
@@ -100,6 +117,33 @@ fn estimate(
             evaluations,
         },
     ))
+}
+
+/// Sequences and tokens of ever smaller parts of a micro-batch.
+fn shapes(rows: u64, length: usize) -> impl Iterator<Item = (u64, usize)> {
+    let shorter = iter::successors(Some(length), |length| {
+        Some(length / 2).filter(|length| *length >= SHORTEST)
+    });
+    let alone = shorter.map(|length| (1, length));
+    iter::once((rows, length)).chain(alone)
+}
+
+/// Scales the measured seconds of a part to those of the whole.
+fn scaled(seconds: MicroBatch, whole: &Operations, part: &Operations) -> MicroBatch {
+    let times = |seconds: f64, whole: f64, part: f64| {
+        if part > 0.0 {
+            seconds * whole / part
+        } else {
+            0.0
+        }
+    };
+    MicroBatch {
+        teacher: times(seconds.teacher, whole.teacher, part.teacher),
+        student: times(seconds.student, whole.student, part.student),
+        forward: times(seconds.forward, whole.forward, part.forward),
+        // It depends on the weights alone.
+        update: seconds.update,
+    }
 }
 
 /// Seconds of the student's evaluation and of the teacher's, at the rates of their forward passes.
@@ -297,6 +341,28 @@ mod tests {
         assert_eq!(of(&["parallel.slots=2"], 2, 8.0), 4.0);
         let on_gpus = ["teacher.devices=[\"cuda:0\"]", "student.device=\"cuda:0\""];
         assert_eq!(of(&on_gpus, 1, 1.0), 8.0);
+    }
+
+    #[test]
+    fn ever_smaller_parts_are_tried() {
+        let all: Vec<_> = shapes(4, 300).collect();
+        assert_eq!(all, [(4, 300), (1, 300), (1, 150), (1, 75)]);
+        assert_eq!(shapes(2, 32).collect::<Vec<_>>(), [(2, 32), (1, 32)]);
+    }
+
+    #[test]
+    fn a_part_is_scaled_by_the_operations_of_each_model() {
+        let operations = |teacher, student, forward| Operations {
+            teacher,
+            student,
+            forward,
+        };
+        let whole = operations(40.0, 30.0, 20.0);
+        let seconds = scaled(SECONDS, &whole, &operations(10.0, 10.0, 10.0));
+        assert_eq!((seconds.teacher, seconds.student), (8.0, 3.0));
+        assert_eq!((seconds.forward, seconds.update), (0.6, 0.5));
+        let alone = scaled(SECONDS, &whole, &operations(0.0, 10.0, 10.0));
+        assert_eq!(alone.teacher, 0.0);
     }
 
     #[test]
