@@ -32,6 +32,7 @@ mod needs_text;
 mod objectives;
 mod pages;
 mod parallel;
+mod phases;
 mod pretrain;
 mod served;
 mod service;

@@ -75,7 +75,7 @@ pub fn show() {
     static START: Once = Once::new();
     *IS_SHOWN.lock() = true;
     START.call_once(|| {
-        // Without this thread, the work goes on unseen.
+        // Without this thread, the work continues unseen.
         let _ = thread::Builder::new()
             .name("display".to_owned())
             .spawn(draw);
