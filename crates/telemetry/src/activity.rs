@@ -2,7 +2,8 @@
 //! bar, the lines in a pipe, the log, the page and `ddk watch` all read it here.
 
 use std::{
-    sync::{Arc, LazyLock, Weak},
+    fmt,
+    sync::{Arc, LazyLock, OnceLock, Weak},
     time::Duration,
 };
 
@@ -21,10 +22,19 @@ pub const TRAINING: &str = "training";
 const STUDENT: &str = "student";
 
 /// What a process is doing. Reading it never involves a worker.
-#[derive(Debug)]
 pub struct Activity {
     clock: Clock,
     now: Mutex<Now>,
+    listener: OnceLock<Listener>,
+}
+
+/// Hears of each report of a phase's progress.
+type Listener = Box<dyn Fn(&Progress) + Send + Sync>;
+
+impl fmt::Debug for Activity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Activity({:?})", self.progress())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +63,7 @@ impl Activity {
         Self {
             clock,
             now: Mutex::default(),
+            listener: OnceLock::new(),
         }
     }
 
@@ -120,6 +131,17 @@ impl Activity {
         let mut now = self.now.lock();
         now.gauges.retain(|gauge| gauge.strong_count() > 0);
         now.gauges.push(Arc::downgrade(gauge));
+    }
+
+    /// Calls `listener` on the worker's thread for each report of a phase's progress. Only the first call has an effect.
+    pub fn listen(&self, listener: impl Fn(&Progress) + Send + Sync + 'static) {
+        let _ = self.listener.set(Box::new(listener));
+    }
+
+    pub(crate) fn tell(&self, progress: &Progress) {
+        if let Some(listener) = self.listener.get() {
+            listener(progress);
+        }
     }
 
     /// The current phase. `None` if the process does nothing of its own.
