@@ -55,7 +55,8 @@ class Bar:
             if not chunk:
                 return
             self.said += chunk
-            pieces = [piece for piece in re.split(r"[\r\n]|\x1b\[[0-9;]*[A-Za-z]", self.said[-4000:]) if "elapsed" in piece]
+            pieces = re.split(r"[\r\n]|\x1b\[[0-9;]*[A-Za-z]", self.said[-4000:])
+            pieces = [piece for piece in pieces if "elapsed" in piece]
             self.line = pieces[-1].strip(" █░") if pieces else ""
 
     def address(self):

@@ -133,7 +133,8 @@ impl Activity {
         now.gauges.push(Arc::downgrade(gauge));
     }
 
-    /// Calls `listener` on the worker's thread for each report of a phase's progress. Only the first call has an effect.
+    /// Calls `listener` on the worker's thread for each report of a phase's progress. Only the first call has an
+    /// effect.
     pub fn listen(&self, listener: impl Fn(&Progress) + Send + Sync + 'static) {
         let _ = self.listener.set(Box::new(listener));
     }
