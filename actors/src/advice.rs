@@ -112,8 +112,8 @@ impl Advisor {
         self.is_worse = is_worse || (self.is_worse && grows);
         is_new.then(|| {
             format!(
-                "the student gets worse: the mean gap has grown in two evaluations, to {gap:.3}, from {start:.3} at the \
-                 start; lower optimizer.lr, or lengthen lr_scheduler.warmup_steps"
+                "the student gets worse: the mean gap has grown in two evaluations, to {gap:.3}, from {start:.3} at \
+                 the start; lower optimizer.lr, or lengthen lr_scheduler.warmup_steps"
             )
         })
     }

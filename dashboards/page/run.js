@@ -112,7 +112,8 @@ function showActivity({ activity }) {
   if (!activity) return;
   const { phase, unit, done, total, seconds, seconds_left: left } = activity;
   const share = total > 0 ? `, ${Math.min(100, Math.floor((100 * done) / total))} %` : '';
-  const count = total > 0 ? `: ${whole(done)} of ${whole(total)} ${unit}${share}` : unit ? `: ${whole(done)} ${unit}` : '';
+  const all = total > 0 ? ` of ${whole(total)}` : '';
+  const count = unit ? `: ${whole(done)}${all} ${unit}${share}` : '';
   const rest = typeof left === 'number' ? `, about ${rough(left)} left` : '';
   write(byId('activity'), `${phase}${count}, ${duration(Math.floor(seconds))} elapsed${rest}`);
 }

@@ -379,6 +379,7 @@ fn a_port_in_use_is_named_and_stops_the_run_only_where_it_must() {
         &world.fail(1, &required),
         &[&taken.local_addr().unwrap().to_string(), "in use", "hint:"],
     );
+    assert!(!world.run_folder().exists(), "a refused run leaves nothing");
     let output = world.succeed(&[&["train", "config.toml"][..], &on].concat());
     says(
         &stderr(&output),

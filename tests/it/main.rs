@@ -35,6 +35,7 @@ mod needs_text;
 mod objectives;
 mod pages;
 mod parallel;
+mod phases;
 mod pretrain;
 mod schedules;
 mod served;

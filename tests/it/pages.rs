@@ -223,7 +223,7 @@ fn whoever_watches_a_run_hears_how_it_ended() {
 }
 
 /// Runs a script of `tests/browser`.
-fn browse(script: &str, arguments: &[&str]) -> Output {
+pub fn browse(script: &str, arguments: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/browser")
         .join(script);

@@ -41,7 +41,7 @@ use crate::{
     phase::Phase,
     progress::say,
     signals::Signals,
-    train::options,
+    train::{course::OF_A_THREAD, options},
     wiring,
 };
 
@@ -151,9 +151,10 @@ impl Bench {
         let (made, sides) = (Arc::clone(&self.steps), 1 + u64::from(asked));
         // At least; a short step is repeated more often.
         let total = sides * (WARM_UP as u64 + u64::from(TURNS));
-        let _meter = Meter::reading(Phase::Threads.describe().0, "steps", move || {
+        let meter = Meter::reading(Phase::Threads.describe().0, "steps", move || {
             (made.load(Ordering::Relaxed).min(total), total)
         });
+        let _meter = meter.expecting(self.guess(total / sides));
         let teacher = asked.then(|| alone("teacher", || self.teacher(|| Ok(()))));
         let [teacher] = teacher.transpose()?.unwrap_or_default();
         let student = alone("student", || self.student(|| Ok(())))?;
@@ -166,6 +167,14 @@ impl Bench {
     /// If a `config.json` cannot be read.
     pub(crate) fn flop_counter(&self) -> Result<FlopCounter> {
         Ok(self.models.flop_counter()?)
+    }
+
+    /// Returns the seconds that this many steps of both models may take on one thread, if their FLOPs are known.
+    fn guess(&self, steps: u64) -> Option<f64> {
+        let flops = self.models.flop_counter().ok()?;
+        let rows: Vec<&Sequence> = self.batch.rows.iter().collect();
+        let of_a_step = flops.teacher(&rows) + flops.student(&rows);
+        Some(steps as f64 * of_a_step / OF_A_THREAD)
     }
 
     fn measure(&self) -> Result<Measured> {

@@ -21,8 +21,9 @@ use parking_lot::Mutex;
 const TICK: Duration = Duration::from_millis(250);
 /// A shorter phase is not worth a bar.
 const SHORT: f64 = 0.4;
-/// Maximum time between two lines about a long phase.
+/// Maximum time between two lines about a long phase, and minimum time if there is no news of it.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
 /// Number of phases to remember. At most this many run at a time.
 const PHASES: usize = 8;
 /// Width of the bar itself, and the width below which there is none.
@@ -42,10 +43,11 @@ static LINE: LazyLock<ProgressBar> = LazyLock::new(|| {
     bar
 });
 /// `log.interval_seconds`, as bits.
-static LINE_SECONDS: AtomicU64 = AtomicU64::new(0);
+static LINE_SECONDS: AtomicU64 = AtomicU64::new(f64::to_bits(5.0));
 /// When the last line was printed.
 static LAST_SAID: Mutex<Option<Duration>> = Mutex::new(None);
 static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::system);
+static PACE: LazyLock<Pace> = LazyLock::new(|| Pace::new(CLOCK.clone()));
 
 /// From now on, [`say`] writes to the log, because rank 0 says the same.
 pub(crate) fn be_silent() {
@@ -75,10 +77,11 @@ pub fn show() {
     static START: Once = Once::new();
     *IS_SHOWN.lock() = true;
     START.call_once(|| {
-        // Without this thread, the work goes on unseen.
-        let _ = thread::Builder::new()
-            .name("display".to_owned())
-            .spawn(draw);
+        let activity = Activity::of_process();
+        activity.listen(|progress| report(progress, true));
+        // Without this thread, the work continues unseen.
+        let thread = thread::Builder::new().name("display".to_owned());
+        let _ = thread.spawn(move || draw(&activity));
     });
 }
 
@@ -91,39 +94,46 @@ pub fn clear() {
     }
 }
 
-fn draw() {
-    let (activity, pace) = (Activity::of_process(), Pace::new(CLOCK.clone()));
+fn draw(activity: &Activity) {
     loop {
         thread::sleep(TICK);
+        if IS_SILENT.load(Ordering::Relaxed) {
+            return;
+        }
+        let progress = activity.progress();
         let is_shown = IS_SHOWN.lock();
-        if !*is_shown || IS_SILENT.load(Ordering::Relaxed) {
-            continue;
-        }
-        let Some(progress) = activity.progress() else {
-            if !LINE.is_finished() {
-                LINE.finish_and_clear();
+        match &progress {
+            Some(progress) if *is_shown => {
+                if LINE.is_finished() && progress.seconds >= SHORT {
+                    LINE.reset();
+                }
+                if !LINE.is_finished() && !LINE.is_hidden() {
+                    let line = fitted(progress, activity.seconds_left(), columns());
+                    LINE.set_message(line);
+                }
             }
-            continue;
-        };
-        let run = activity.seconds_left();
-        let is_due = pace.is_due(
-            &progress,
-            f64::from_bits(LINE_SECONDS.load(Ordering::Relaxed)),
-        );
-        if is_due {
-            tracing::info!("{}", progress.line(run));
+            _ if !LINE.is_finished() => LINE.finish_and_clear(),
+            _ => {}
         }
-        if !LINE.is_hidden() {
-            if LINE.is_finished() && progress.seconds >= SHORT {
-                LINE.reset();
-            }
-            if !LINE.is_finished() {
-                LINE.set_message(fitted(&progress, run, columns()));
-            }
-        } else if is_due {
-            drop(is_shown);
-            say(&progress.line(run));
+        let progress = progress.filter(|_| *is_shown);
+        drop(is_shown);
+        if let Some(progress) = progress {
+            report(&progress, false);
         }
+    }
+}
+
+/// Writes a line about a long phase to the log, and without a terminal to standard error, if it is time for one.
+/// `is_news`: whether a worker reports it.
+fn report(progress: &Progress, is_news: bool) {
+    let line_seconds = f64::from_bits(LINE_SECONDS.load(Ordering::Relaxed));
+    if IS_SILENT.load(Ordering::Relaxed) || !PACE.is_due(progress, line_seconds, is_news) {
+        return;
+    }
+    let line = progress.line(Activity::of_process().seconds_left());
+    tracing::info!("{line}");
+    if LINE.is_hidden() {
+        say(&line);
     }
 }
 
@@ -175,8 +185,9 @@ impl Pace {
     }
 
     /// Returns whether to report the phase now: as often as steps (`log.interval_seconds`), but at least every 5
-    /// seconds. Steps have lines of their own, so training is reported only if there has been no line for long.
-    fn is_due(&self, progress: &Progress, line_seconds: f64) -> bool {
+    /// seconds, and without news only every 2 seconds. Steps have lines of their own, so training is reported only if
+    /// there has been no line for long.
+    fn is_due(&self, progress: &Progress, line_seconds: f64, is_news: bool) -> bool {
         let now = self.clock.now();
         if progress.phase == TRAINING {
             let silence = LONGEST_SILENCE.max(Duration::from_secs_f64(line_seconds)) * 2;
@@ -184,7 +195,10 @@ impl Pace {
             let began = now.saturating_sub(Duration::from_secs_f64(progress.seconds));
             return now.saturating_sub(last.max(began)) >= silence;
         }
-        let every = LONGEST_SILENCE.min(Duration::from_secs_f64(line_seconds));
+        let mut every = LONGEST_SILENCE.min(Duration::from_secs_f64(line_seconds));
+        if !is_news {
+            every = every.max(SHORTEST_SILENCE);
+        }
         let mut told = self.told.lock();
         let at = told.iter().position(|(phase, _)| *phase == progress.phase);
         let last = at
@@ -222,28 +236,33 @@ mod tests {
         let seconds = Arc::new(AtomicU64::new(0));
         let read = Arc::clone(&seconds);
         let clock = Clock::new(move || Duration::from_secs(read.load(Ordering::Relaxed)));
-        let told = |line_seconds: f64| -> Vec<u64> {
+        let told = |line_seconds: f64, is_news: bool| -> Vec<u64> {
             let pace = Pace::new(clock.clone());
             let mut told = Vec::new();
             for batch in 0..20 {
                 seconds.store(100 + batch, Ordering::Relaxed);
-                if pace.is_due(&progress("evaluation of the student", batch), line_seconds) {
+                let student = progress("evaluation of the student", batch);
+                if pace.is_due(&student, line_seconds, is_news) {
                     told.push(batch);
                 }
                 // The other phase is short and does not suppress this one's lines.
                 let other = progress("evaluation of the teacher", batch);
-                assert!(line_seconds == 0.0 || batch >= 2 || !pace.is_due(&other, line_seconds));
+                let is_due = || pace.is_due(&other, line_seconds, is_news);
+                assert!(line_seconds == 0.0 || batch >= 2 || !is_due());
             }
             told
         };
-        assert_eq!(told(15.0), [5, 10, 15]);
-        assert_eq!(told(2.0), [2, 4, 6, 8, 10, 12, 14, 16, 18]);
-        assert_eq!(told(0.0).len(), 20);
+        assert_eq!(told(15.0, true), [5, 10, 15]);
+        assert_eq!(told(2.0, true), [2, 4, 6, 8, 10, 12, 14, 16, 18]);
+        assert_eq!(told(0.0, true).len(), 20);
+        // Without news, time alone is no reason for a line every second.
+        assert_eq!(told(15.0, false), [5, 10, 15]);
+        assert_eq!(told(0.0, false), [2, 4, 6, 8, 10, 12, 14, 16, 18]);
         // After many phases, only the last ones are remembered.
         let pace = Pace::new(clock.clone());
         for step in 0..100 {
             let phase = format!("evaluation of the student after step {step}");
-            let _ = pace.is_due(&progress(&phase, 0), 15.0);
+            let _ = pace.is_due(&progress(&phase, 0), 15.0, true);
         }
         assert_eq!(pace.told.lock().len(), PHASES);
     }

@@ -11,6 +11,10 @@ use crate::display::{self, set_line_seconds};
 /// Seconds between lines about work that is not a run's.
 const LINE_SECONDS: f64 = 5.0;
 
+/// Guesses of the bytes per second that are hashed and loaded, which count until the first tensor is done.
+const HASHED: f64 = 1e9;
+const LOADED: f64 = 5e8;
+
 /// Lists weights with their names.
 pub(crate) fn list_weights<'a>(weights: impl IntoIterator<Item = (&'a str, f64)>) -> String {
     let weights = weights.into_iter();
@@ -52,13 +56,14 @@ pub fn hash_weights(folder: &Path) -> Result<String, ModelError> {
 pub fn hash_tensors(folder: &Path, weights: &Weights) -> String {
     let reporter = Reporter::new(LINE_SECONDS);
     let meter = reporter.meter(&format!("hashing {}", folder.display()), "MB");
+    let meter = meter.expecting(Some(weights.bytes() as f64 / HASHED));
     let tell = |done, total| reporter.report(&meter.at(done >> 20, total >> 20));
     weights.hash(tell)
 }
 
 /// Counts the tensors that this process loads from now on, of about `bytes` in all.
 pub(crate) fn loading(bytes: u64) -> Meter {
-    counting("loading the models", bytes, bytes_loaded)
+    counting("loading the models", bytes, bytes_loaded).expecting(Some(bytes as f64 / LOADED))
 }
 
 /// Counts the tensors that this process writes from now on, of about `bytes` in all.

@@ -1,7 +1,7 @@
 //! `ddk train`: a distillation from configuration to exported student.
 
 mod changes;
-mod course;
+pub(crate) mod course;
 pub(crate) mod filters;
 mod fork;
 pub(crate) mod inputs;

@@ -2,7 +2,8 @@
 //! bar, the lines in a pipe, the log, the page and `ddk watch` all read it here.
 
 use std::{
-    sync::{Arc, LazyLock, Weak},
+    fmt,
+    sync::{Arc, LazyLock, OnceLock, Weak},
     time::Duration,
 };
 
@@ -21,10 +22,19 @@ pub const TRAINING: &str = "training";
 const STUDENT: &str = "student";
 
 /// What a process is doing. Reading it never involves a worker.
-#[derive(Debug)]
 pub struct Activity {
     clock: Clock,
     now: Mutex<Now>,
+    listener: OnceLock<Listener>,
+}
+
+/// Hears of each report of a phase's progress.
+type Listener = Box<dyn Fn(&Progress) + Send + Sync>;
+
+impl fmt::Debug for Activity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Activity({:?})", self.progress())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +47,8 @@ struct Now {
     gauges: Vec<Weak<Gauge>>,
     course: Option<Course>,
     pace: Pace,
+    /// When the run made its last step and its last evaluation.
+    ended: Option<Duration>,
 }
 
 impl Activity {
@@ -51,6 +63,7 @@ impl Activity {
         Self {
             clock,
             now: Mutex::default(),
+            listener: OnceLock::new(),
         }
     }
 
@@ -58,8 +71,8 @@ impl Activity {
         &self.clock
     }
 
-    /// Begins a phase that lasts until the next one. Phases with a count lie above it ([`crate::Meter`]). The same phase
-    /// again goes on.
+    /// Begins a phase that lasts until the next one. Phases with a count lie above it ([`crate::Meter`]). Does nothing
+    /// if this is the current phase.
     pub fn begin(&self, phase: &str) {
         let mut now = self.now.lock();
         now.trains = phase == TRAINING;
@@ -81,12 +94,18 @@ impl Activity {
         // After a rewind, an evaluation takes as long as before.
         now.pace.evaluation = before.evaluation.filter(|_| now.course.is_some());
         now.course = Some(course);
+        now.ended = None;
+    }
+
+    /// The last evaluation is done: only the end of the run remains.
+    pub(crate) fn end(&self) {
+        self.now.lock().ended.get_or_insert(self.clock.now());
     }
 
     /// Forgets the run, which is done.
     pub fn end_course(&self) {
         let mut now = self.now.lock();
-        (now.course, now.pace) = (None, Pace::default());
+        (now.course, now.pace, now.ended) = (None, Pace::default(), None);
     }
 
     /// Adds a step that trained on `tokens` in `seconds`. `stall`: mean seconds that a checkpoint stalls training.
@@ -112,6 +131,18 @@ impl Activity {
         let mut now = self.now.lock();
         now.gauges.retain(|gauge| gauge.strong_count() > 0);
         now.gauges.push(Arc::downgrade(gauge));
+    }
+
+    /// Calls `listener` on the worker's thread for each report of a phase's progress. Only the first call has an
+    /// effect.
+    pub fn listen(&self, listener: impl Fn(&Progress) + Send + Sync + 'static) {
+        let _ = self.listener.set(Box::new(listener));
+    }
+
+    pub(crate) fn tell(&self, progress: &Progress) {
+        if let Some(listener) = self.listener.get() {
+            listener(progress);
+        }
     }
 
     /// The current phase. `None` if the process does nothing of its own.
@@ -184,11 +215,13 @@ impl Now {
                 left: progress.seconds_left?,
             })
         });
-        if !self.trains && evaluating.is_none() && self.pace.step() > 0 {
-            // The end, after the last evaluation.
-            let (_, began) = self.phase.as_ref()?;
-            let passed = clock.now().saturating_sub(*began).as_secs_f64();
-            return Some((course.ending_seconds - passed).max(1.0));
+        if let Some(ended) = self.ended {
+            let passed = clock.now().saturating_sub(ended).as_secs_f64();
+            let shown = self.in_front();
+            let shown = shown
+                .iter()
+                .filter_map(|gauge| gauge.progress().seconds_left);
+            return Some(shown.fold((course.ending_seconds - passed).max(1.0), f64::max));
         }
         course.seconds_left(&self.pace, evaluating)
     }
@@ -197,6 +230,8 @@ impl Now {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
+
+    use ddk_run::view::State;
 
     use super::*;
     use crate::board::tests::board;
@@ -210,7 +245,7 @@ mod tests {
         seconds.store(7, Ordering::Relaxed);
         let line = || activity.progress().unwrap().to_string();
         assert_eq!(line(), "hashing, 7 s elapsed");
-        // The same phase goes on.
+        // It is the same phase.
         activity.begin("hashing");
         assert_eq!(line(), "hashing, 7 s elapsed");
         activity.begin("loading");
@@ -286,6 +321,7 @@ mod tests {
         drop((student, copy));
         // At the end, what is left of it counts down and never reaches 0.
         activity.stepped(20, 100, 2.0, 0.0);
+        board.set_state(State::Ending);
         activity.begin("exporting the student");
         assert_eq!(activity.seconds_left(), Some(3.0));
         at(40);

@@ -178,7 +178,8 @@ impl Board {
             State::Running => self.activity.begin(TRAINING),
             State::Paused => self.activity.begin("paused"),
             State::Recovering => self.activity.begin("going back to the last checkpoint"),
-            State::Starting | State::Ending => {}
+            State::Starting => self.activity.end_course(),
+            State::Ending => self.activity.end(),
             State::Finished | State::Stopped | State::Failed => {
                 self.activity.rest();
                 self.activity.end_course();

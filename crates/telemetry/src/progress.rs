@@ -163,7 +163,9 @@ impl Meter {
     /// Reports that `done` of `total` are done, and returns the progress.
     pub fn at(&self, done: u64, total: u64) -> Progress {
         self.gauge.see(done, total);
-        self.gauge.progress()
+        let progress = self.gauge.progress();
+        self.activity.tell(&progress);
+        progress
     }
 
     /// Ends a phase that is complete. A complete evaluation of the student tells how long the next one takes.

@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
+use ddk_actors::ports::StudentFactory;
 use ddk_mixture::{MixturePolicy, Needs};
 use ddk_settings::Settings;
-use ddk_telemetry::Course;
+use ddk_telemetry::{Course, Meter};
 
 use super::prepared::Prepared;
-use crate::progress::model_parameters;
+use crate::{
+    progress::{model_bytes, model_parameters},
+    wiring::StudentPort,
+};
 
 /// A guess of the operations per second of one CPU thread and of a GPU. It counts until the first batch is measured.
-const OF_A_THREAD: f64 = 2.5e10;
+pub(crate) const OF_A_THREAD: f64 = 2.5e10;
 const OF_A_GPU: f64 = 2e13;
 /// A guess of the bytes per second that an export and the report take, and of the seconds that they take at least.
 const EXPORT_BYTES: f64 = 2e8;
@@ -61,6 +65,30 @@ pub(super) fn teacher_evaluation(settings: &Settings, flops: f64) -> Option<f64>
 /// Returns the approximate size of a checkpoint.
 pub(super) fn checkpoint_bytes(student: &Path) -> u64 {
     IN_A_CHECKPOINT * model_parameters(student)
+}
+
+/// Returns the bytes of the models that the workers load: the student, and the teacher if it labels or is measured.
+pub(super) fn bytes_to_load(prepared: &Prepared, measures: bool) -> u64 {
+    let models = &prepared.models;
+    let folders = &models.folders;
+    let has_teacher = folders.has_teacher && !folders.head_only;
+    let teacher = match has_teacher && (models.asks_teacher() || measures) {
+        true => model_bytes(&folders.teacher),
+        false => 0,
+    };
+    teacher + model_bytes(&folders.student)
+}
+
+/// Shows the progress of loading until the student, which is built last, is built.
+pub(super) fn until_built(
+    loading: Meter,
+    student: StudentFactory<StudentPort>,
+) -> StudentFactory<StudentPort> {
+    Box::new(move || {
+        let built = student();
+        drop(loading);
+        built
+    })
 }
 
 fn guess(flops: f64, device: &str, threads: usize) -> Option<f64> {

@@ -86,8 +86,11 @@ pub(super) fn write_report(folder: &RunFolder) -> Result<()> {
     Ok(())
 }
 
-/// Says what to do with a finished run.
+/// Says what to do with a finished run, unless a program reads the result.
 pub(super) fn say_next(run: &Path, args: &args::Train) {
+    if args.json {
+        return;
+    }
     let shown = |path: &Path| quoted(&path.display().to_string());
     say(&format!("report: {}", run.join(REPORT).display()));
     let student = run.join("student");

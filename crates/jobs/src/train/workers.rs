@@ -8,8 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use ddk_actors::{
-    End, Generation, LoopState, Observer, Outcome, Run, RunError, StepReport, Totals,
-    ports::{Peers, StudentFactory},
+    End, Generation, LoopState, Observer, Outcome, Run, RunError, StepReport, Totals, ports::Peers,
 };
 use ddk_engine::{Evaluation, Parallel, StudentOptions};
 use ddk_run::{
@@ -18,7 +17,7 @@ use ddk_run::{
     view::State,
 };
 use ddk_settings::Settings;
-use ddk_telemetry::{Board, Meter, metrics};
+use ddk_telemetry::{Board, metrics};
 use ddk_torch::{TimeSlice, give_freed_memory_back};
 use parking_lot::Mutex;
 
@@ -33,7 +32,7 @@ use crate::{
     config,
     hint::{Hint, usage, with_hint},
     printer::Printer,
-    progress::{loading, model_bytes, say},
+    progress::{loading, say},
     ranks::{self, GroupPeers, Ranks},
     signals::Answer,
     wiring::{Models, Ports, Prompts, Record, StudentPort, TeacherPort},
@@ -339,7 +338,7 @@ impl Assembly {
         tracing::info!(bytes, depth, "maximum size of the micro-batch queues");
         let row_losses = policy::row_losses(state.interval.policy.needs());
         let (records, live) = (records(prepared)?, Arc::clone(&plan.live));
-        let loading = loading(bytes_to_load(prepared, known.is_none()));
+        let loading = loading(course::bytes_to_load(prepared, known.is_none()));
         let ports = Arc::new(Ports {
             outages: Arc::default(),
             turns: TimeSlice::new(recovered.pipeline.time_slicing),
@@ -362,7 +361,7 @@ impl Assembly {
             plan,
             state,
             teacher: ports.teachers(known.is_some()),
-            student: until_built(
+            student: course::until_built(
                 loading,
                 ports.student(row_losses, checkpoint, records, live),
             ),
@@ -381,30 +380,6 @@ impl Assembly {
             peers: group.map(|group| Arc::new(GroupPeers(group)) as Arc<dyn Peers>),
         })
     }
-}
-
-/// Returns the bytes of the models that the workers load: the student, and the teacher if it labels or is measured.
-fn bytes_to_load(prepared: &Prepared, measures: bool) -> u64 {
-    let models = &prepared.models;
-    let folders = &models.folders;
-    let has_teacher = folders.has_teacher && !folders.head_only;
-    let teacher = match has_teacher && (models.asks_teacher() || measures) {
-        true => model_bytes(&folders.teacher),
-        false => 0,
-    };
-    teacher + model_bytes(&folders.student)
-}
-
-/// Shows the progress of loading until the student, which is built last, is built.
-fn until_built(
-    loading: Meter,
-    student: StudentFactory<StudentPort>,
-) -> StudentFactory<StudentPort> {
-    Box::new(move || {
-        let built = student();
-        drop(loading);
-        built
-    })
 }
 
 /// What a generation starts from.

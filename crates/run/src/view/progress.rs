@@ -71,8 +71,8 @@ impl Progress {
         line
     }
 
-    /// The line in at most `columns` characters. If there is too little room, the end of the phase and its count is cut,
-    /// because the times matter more.
+    /// The line in at most `columns` characters. If there is too little room, the end of the phase and its count is
+    /// cut, because the times matter more.
     pub fn within(&self, run: Option<f64>, columns: usize) -> String {
         let (count, times) = (self.count(), self.times(run));
         let length = |text: &str| text.chars().count();
