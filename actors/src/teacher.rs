@@ -5,7 +5,10 @@
 use std::{sync::Arc, time::Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use ddk_run::records::EventKind;
+use ddk_run::{
+    records::EventKind,
+    texts::{Text, TextLine, Writer},
+};
 use ddk_telemetry::{Meter, Worker, metrics};
 use parking_lot::Mutex;
 use ractor::ActorRef;
@@ -96,6 +99,9 @@ impl<T: Teacher> TeacherWorker<T> {
         // Of several ranks, only the first measures: its student passes the result on.
         let is_first = self.replica == 0 && self.context.rank() == 0;
         if is_first && facts.teacher_perplexities.get().is_none() {
+            // Before the perplexities, which everything else waits for.
+            let texts = teacher.texts(&|| self.context.is_over())?;
+            self.wrote(0, Writer::Teacher, texts.ok_or(Exit::Done)?);
             let between = self.between("evaluation of the teacher");
             let perplexities = teacher.perplexities(self, &between)?.ok_or(Exit::Done)?;
             let _ = facts.teacher_perplexities.set(perplexities);
@@ -156,6 +162,8 @@ impl<T: Teacher> TeacherWorker<T> {
         let between = self.between(&phase);
         let student = teacher.perplexities_of(&copy.weights, &between)?;
         let student = student.ok_or(Exit::Done)?;
+        let texts = teacher.texts_of_copy(&|| self.context.is_over())?;
+        self.wrote(step, Writer::Student, texts.ok_or(Exit::Done)?);
         let evaluation = Evaluation { step, student };
         let ended = IntervalEnd::lagged(&evaluation, evaluation.student.len());
         // The student first: its state must hold what decides a mixture before anything is drawn from that mixture.
@@ -170,6 +178,14 @@ impl<T: Teacher> TeacherWorker<T> {
         }
         *in_hand = None;
         Ok(())
+    }
+
+    /// Leaves what was written for the student, which records it.
+    fn wrote(&self, step: u64, model: Writer, texts: Vec<Text>) {
+        if !texts.is_empty() {
+            let line = TextLine { step, model, texts };
+            self.context.facts.texts.lock().push(line);
+        }
     }
 
     /// The callback between two batches of an evaluation: reports progress, and cuts the evaluation off if the run has

@@ -281,6 +281,28 @@ function showRanks(status) {
   )));
 }
 
+/** Shows what the models write: the teacher, the student before the first step, and the student now. */
+function showTexts({ teacher, student }) {
+  const first = student[0];
+  const last = student.at(-1);
+  const writers = [
+    ['teacher', teacher],
+    [`student, step ${whole(first?.step)}`, first],
+    [`student, step ${whole(last?.step)}`, last === first ? null : last],
+  ].filter(([, line]) => line);
+  for (const id of ['samples', 'to-samples']) byId(id).hidden = writers.length === 0;
+  const prompts = (last ?? teacher)?.texts.map(({ prompt }) => prompt) ?? [];
+  const written = (line, prompt) => line.texts.find((text) => text.prompt === prompt)?.text ?? '–';
+  const pair = (prompt) => ([name, line]) =>
+    element('div', {}, element('dt', {}, name), element('dd', {}, element('q', {}, written(line, prompt))));
+  byId('texts').replaceChildren(...prompts.map((prompt) => element(
+    'figure',
+    {},
+    element('figcaption', {}, element('b', {}, prompt)),
+    element('dl', { class: 'texts' }, ...writers.map(pair(prompt))),
+  )));
+}
+
 function showEvents(events) {
   const rows = events.reverse().map((event) => {
     const time = new Date(1000 * event.time);
@@ -329,6 +351,7 @@ async function update({ revisions }) {
   const charts = new Set(Object.keys(CHARTS).filter(isNew).flatMap((part) => CHARTS[part]));
   const drawn = await Promise.allSettled([...charts].map(draw));
   explainCharts(run.status);
+  if (isNew('texts')) showTexts(await ask(address('/api/texts')));
   if (isNew('events')) showEvents(await ask(address('/api/events')));
   // If a chart could not be drawn, request the parts again.
   if (drawn.every(({ status }) => status === 'fulfilled')) run.seen = revisions;

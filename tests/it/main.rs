@@ -36,6 +36,7 @@ mod pretrain;
 mod served;
 mod service;
 mod signals;
+mod texts;
 mod tools;
 mod training;
 mod world;

@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use ddk_mixture::{Needs, gap};
-use ddk_run::{Measured, RunFileError, control::Outcome as Answered, records::StopReason};
+use ddk_run::{
+    Measured, RunFileError,
+    control::Outcome as Answered,
+    records::StopReason,
+    texts::{TextLine, Writer},
+};
 use ddk_telemetry::metrics;
 use ractor::RpcReplyPort;
 
@@ -280,6 +285,7 @@ impl<'a, S: Student> StepLoop<'a, S> {
         }
         took("evaluation", began.elapsed().as_secs_f64());
         if let Some(perplexities) = &perplexities {
+            self.write_texts()?;
             let mut flops = self.plan.evaluation_flops;
             // Before the first step of a run, or of a fork that measures its baseline again.
             if is_first {
@@ -318,9 +324,36 @@ impl<'a, S: Student> StepLoop<'a, S> {
         let perplexities = self.measure("last evaluation of the student")?;
         self.totals.evaluation_flops += self.plan.evaluation_flops;
         if let Some(perplexities) = &perplexities {
+            self.write_texts()?;
             self.measured(self.step(), perplexities);
         }
         Ok(perplexities)
+    }
+
+    /// Records what the student writes after the run's prompts. Other ranks than the first write nothing.
+    fn write_texts(&mut self) -> Result<(), PortError> {
+        if self.context.rank() > 0 {
+            return Ok(());
+        }
+        let worker = self.worker;
+        let texts = self.student.texts(&|| worker.is_told_to_end())?;
+        // None if it was told to stop, which the caller hears as well.
+        let Some(texts) = texts.filter(|texts| !texts.is_empty()) else {
+            return Ok(());
+        };
+        let (step, model) = (self.step(), Writer::Student);
+        let line = TextLine { step, model, texts };
+        self.context.journal.texts(&line).map_err(unwritten)
+    }
+
+    /// Records what the first teacher's worker has left for the student.
+    fn record_texts(&self, step: u64, model: Writer) -> Result<(), RunFileError> {
+        let mut left = self.context.facts.texts.lock();
+        let is_wanted = |line: &mut TextLine| line.step == step && line.model == model;
+        for line in left.extract_if(.., is_wanted) {
+            self.context.journal.texts(&line)?;
+        }
+        Ok(())
     }
 
     /// Perplexities for a user's request.
@@ -369,17 +402,25 @@ impl<'a, S: Student> StepLoop<'a, S> {
     }
 
     /// Records the result of a copy's evaluation.
-    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) {
+    ///
+    /// # Errors
+    /// If what the copy wrote cannot be recorded.
+    pub(crate) fn evaluated(&mut self, copy: EvaluatedCopy) -> Result<(), PortError> {
         self.totals.evaluation_seconds += copy.busy_seconds;
         took("evaluation", copy.busy_seconds);
         let evaluation = copy.evaluation;
         // If it needed a checkpoint, that was saved when the copy was made.
         self.measured(evaluation.step, &evaluation.student);
+        self.record_texts(evaluation.step, Writer::Student)
+            .map_err(unwritten)?;
         // Before the interval's first step, the state is still that of the previous interval.
         if self.step() > evaluation.step {
             self.state.lagged_evaluation = Some(evaluation.clone());
+            // A run that resumes here knows the evaluation, so its texts belong to this state.
+            self.state.lengths.texts = self.context.journal.lengths().texts;
         }
         self.ahead = Ahead::Known(evaluation);
+        Ok(())
     }
 
     /// Accounts for a pause from `since` until now, and returns its seconds.

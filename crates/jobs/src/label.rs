@@ -57,6 +57,7 @@ pub fn run(args: &args::Label, signals: &Signals) -> Result<()> {
     let ports = Arc::new(Ports {
         outages: Arc::default(),
         turns: TimeSlice::new(false),
+        prompts: None,
         models: Models {
             options: options::of_student(&settings, evaluation.vocabulary, None)?,
             settings: settings.clone(),

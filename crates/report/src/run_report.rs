@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use ddk_run::{
     RunView,
     records::{EventKind, EventLine, Summary},
+    texts::TextLine,
     view::{Fact, duration},
 };
 use jiff::Timestamp;
@@ -36,6 +37,7 @@ pub fn run_report(view: &RunView, changed: &[Changed]) -> Document {
     blocks.push(Block::Title(2, "Charts".to_owned()));
     let charts = charts(&RunSeries::for_report(name.clone(), view)).into_iter();
     blocks.extend(charts.map(Block::Figure));
+    blocks.extend(texts(view));
     blocks.extend(time(view));
     blocks.extend(incidents(view));
     blocks.extend(settings(changed));
@@ -80,6 +82,46 @@ fn result(summary: &Summary) -> Vec<Block> {
         Block::Table(results(summary)),
         Block::List(facts(summary)),
     ]
+}
+
+/// What the models write after each prompt.
+fn texts(view: &RunView) -> Vec<Block> {
+    let texts = view.texts();
+    let (first, last) = (texts.student.first(), texts.student.last());
+    let last = last.filter(|last| first.is_some_and(|first| first.step < last.step));
+    let of_student = |line: &TextLine| format!("student, step {}", line.step);
+    let writers = [
+        texts
+            .teacher
+            .as_ref()
+            .map(|line| ("teacher".to_owned(), line)),
+        first.map(|line| (of_student(line), line)),
+        last.map(|line| (of_student(line), line)),
+    ];
+    let writers: Vec<_> = writers.into_iter().flatten().collect();
+    let Some((_, latest)) = writers.last() else {
+        return Vec::new();
+    };
+    let of_prompt = |prompt: &String| {
+        let written = |(name, line): &(String, &TextLine)| {
+            let text = line.texts.iter().find(|text| text.prompt == *prompt)?;
+            // One line, without marks that Markdown would take for its own.
+            let plain = text
+                .text
+                .replace(['\n', '\r'], " ")
+                .replace(['*', '`'], "'");
+            Some((name.clone(), plain))
+        };
+        let facts = writers.iter().filter_map(written).collect();
+        let title = prompt.replace(['\n', '\r'], " ").replace(['*', '`'], "'");
+        [Block::Title(3, title), Block::Facts(facts)]
+    };
+    let prompts = latest.texts.iter().map(|text| &text.prompt);
+    let title = Block::Title(2, "What the models write".to_owned());
+    [title]
+        .into_iter()
+        .chain(prompts.flat_map(of_prompt))
+        .collect()
 }
 
 /// Sums of the steps' phases on the student's worker.

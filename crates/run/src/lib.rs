@@ -28,6 +28,7 @@ pub mod read;
 pub mod records;
 mod restart;
 mod step;
+pub mod texts;
 pub mod view;
 
 pub use checkpoint::{

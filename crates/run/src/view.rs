@@ -10,6 +10,7 @@ mod mixtures;
 mod part;
 mod scalars;
 mod status;
+mod texts;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,6 +25,7 @@ pub use self::{
     mixtures::{Domain, IntervalRecord, Mixture},
     scalars::{Scalar, Steps},
     status::{Revisions, RunStatus, Stage, State, duration},
+    texts::Texts,
 };
 use self::{
     events::EventLog,
@@ -51,6 +53,7 @@ pub struct RunView {
     steps: Part<StepLog>,
     mixtures: Part<MixtureSeries>,
     events: Part<EventLog>,
+    texts: Part<Texts>,
     limits: Option<Limits>,
     about: Vec<Fact>,
     summary: Option<Summary>,
@@ -94,6 +97,7 @@ impl RunView {
             steps: Part::of(folder, "run.jsonl"),
             mixtures: Part::of(folder, "mixture.jsonl"),
             events: Part::of(folder, "events.jsonl"),
+            texts: Part::of(folder, "texts.jsonl"),
             limits: None,
             about: Vec::new(),
             summary: None,
@@ -116,6 +120,7 @@ impl RunView {
         self.problems.extend(self.steps.refresh());
         self.problems.extend(self.mixtures.refresh());
         self.problems.extend(self.events.refresh());
+        self.problems.extend(self.texts.refresh());
         if self.limits.is_none() {
             self.limits = Limits::read(&self.folder)
                 .map_err(|problem| self.problems.push(format!("config.toml: {problem}")))
@@ -215,6 +220,11 @@ impl RunView {
         }
     }
 
+    /// What the models wrote after the prompts.
+    pub fn texts(&self) -> Texts {
+        self.texts.gathered.clone()
+    }
+
     /// The last 50 saves and the last 200 other events, in chronological order.
     pub fn events(&self) -> Vec<EventLine> {
         self.events.gathered.shown()
@@ -273,6 +283,7 @@ impl RunView {
                 steps: self.steps.revision,
                 mixture: self.mixtures.revision,
                 events: self.events.revision,
+                texts: self.texts.revision,
             },
         }
     }

@@ -43,7 +43,7 @@ pub use models::{
 pub use reference::reference;
 pub use run::{
     Checkpoint, Evaluation, ExportedStudent, FaultInjection, Log, Parallel, Pipeline, Recovery,
-    Run, SpikeAction, Telemetry, ThreadChoice,
+    Run, Samples, SpikeAction, Telemetry, ThreadChoice,
 };
 pub use settings::Settings;
 pub use token::Token;

@@ -220,6 +220,21 @@ pub struct Telemetry {
     pub metrics_file: Option<PathBuf>,
 }
 
+/// Texts that show what the models write.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
+#[serde(default, deny_unknown_fields)]
+pub struct Samples {
+    /// Prompts that the student continues at each evaluation, and the teacher once, always with the most likely token.
+    /// The page, the report and texts.jsonl show the texts. They cost time, but change no result. A served teacher
+    /// writes none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
+    /// Maximum number of tokens after each prompt.
+    #[default = 64]
+    #[schemars(range(min = 1, max = 4096))]
+    pub max_tokens: u64,
+}
+
 /// What DDK reports during a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
-    Mixture, Objective, Optimizer, Parallel, Pipeline, Pretrain, Recovery, Run, Student, Teacher,
-    Telemetry, Training,
+    Mixture, Objective, Optimizer, Parallel, Pipeline, Pretrain, Recovery, Run, Samples, Student,
+    Teacher, Telemetry, Training,
 };
 
 /// A DDK configuration. Paths are relative to the folder in which `ddk` is started.
@@ -64,6 +64,9 @@ pub struct Settings {
     /// What DDK reports during a run.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub log: Log,
+    /// Texts that show what the models write.
+    #[schemars(extend("x-may-differ-on-resume" = true))]
+    pub samples: Samples,
     /// Models that `ddk pretrain` trains, one table per model: `[pretrain.teacher]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-may-differ-on-resume" = true))]

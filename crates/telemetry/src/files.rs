@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The files that can be requested. Only these names become a part of a path.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "config.toml",
     "inputs.json",
     "summary.json",
@@ -30,6 +30,7 @@ const FILES: [&str; 9] = [
     "mixture.jsonl",
     "events.jsonl",
     "samples.jsonl",
+    "texts.jsonl",
     "overrides.jsonl",
     "run.log",
 ];

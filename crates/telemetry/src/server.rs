@@ -267,6 +267,7 @@ fn router(site: Arc<Site>) -> Router {
         .route("/api/steps", about(|run, _| run.look(RunView::steps)))
         .route("/api/mixture", about(|run, _| run.look(RunView::mixture)))
         .route("/api/events", about(|run, _| run.look(Event::all)))
+        .route("/api/texts", about(|run, _| run.look(RunView::texts)))
         .route("/api/workers", about(workers))
         .route("/api/chart/{name}", get(chart::chart))
         .route("/api/files", about(|run, _| run.look(files::list)))

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 pub fn write(folder: &Path) {
     const STEPS: u64 = 400;
     fs::create_dir_all(folder).unwrap();
-    let config = "[run]\nmax_steps = 1000\n[teacher]\nmodel = \"models/SmolLM2-135M\"\n[student]\nmodel = \"models/half\"\n";
+    let models = "[teacher]\nmodel = \"models/SmolLM2-135M\"\n[student]\nmodel = \"models/half\"\n";
+    let config = format!("[run]\nmax_steps = 1000\n{models}");
     fs::write(folder.join("config.toml"), config).unwrap();
     let lines = |values: Vec<Value>| {
         let lines = values.iter().map(|value| format!("{value}\n"));

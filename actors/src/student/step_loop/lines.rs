@@ -6,6 +6,7 @@ use ddk_mixture::TrainingSums;
 use ddk_run::{
     RunFileError,
     records::{Drawn, DrawnLine, EventKind, SampleLine, SampleSpan, StepRecord},
+    texts::Writer,
 };
 use ddk_telemetry::metrics;
 
@@ -40,6 +41,10 @@ impl<S: Student> StepLoop<'_, S> {
             let message = format!("skipped the update of step {}: {reason}", line.step);
             self.context
                 .event(line.step, EventKind::Skipped, &message)?;
+        }
+        if line.step == interval.first_step {
+            // The teacher wrote before its perplexities were known, which every interval needs.
+            self.record_texts(0, Writer::Teacher)?;
         }
         let journal = &self.context.journal;
         journal.step(line)?;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Error, Result};
 use ddk_actors::{End, Outcome};
 use ddk_run::{CheckpointStore, RunFileError, RunFolder, records::EventKind, view::State};
-use ddk_settings::{ExportedStudent, Run, Settings};
+use ddk_settings::{ExportedStudent, Run, Samples, Settings};
 
 use super::{
     changes, follow,
@@ -132,6 +132,7 @@ pub(crate) fn settings_of(settings: &Settings, folder: &Path, name: &str, steps:
     run.lr_scheduler.total_steps = None;
     run.evaluation.interval = None;
     run.checkpoint.keep_best = false;
+    run.samples = Samples::default();
     run.mixture.doremi_model = None;
     run.mixture.doremi_steps = None;
     run

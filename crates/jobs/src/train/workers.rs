@@ -34,7 +34,7 @@ use crate::{
     progress::{Printer, say},
     ranks::{self, GroupPeers, Ranks},
     signals::Answer,
-    wiring::{Models, Ports, Record, StudentPort, TeacherPort},
+    wiring::{Models, Ports, Prompts, Record, StudentPort, TeacherPort},
 };
 
 /// Runs the actors to the end. Returns how the run ended, or `None` if it was stopped before its first step. Also
@@ -331,6 +331,7 @@ impl Assembly {
         let ports = Arc::new(Ports {
             outages: Arc::default(),
             turns: TimeSlice::new(recovered.pipeline.time_slicing),
+            prompts: Prompts::of(&recovered)?,
             models: Models {
                 settings: recovered,
                 folders: models.folders.clone(),

@@ -116,6 +116,9 @@ pub struct Revisions {
     pub mixture: u64,
     /// Counts changes of the events.
     pub events: u64,
+    /// Counts changes of the texts.
+    #[serde(default)]
+    pub texts: u64,
 }
 
 /// The state of a run.
