@@ -35,6 +35,7 @@ mod parallel;
 mod pretrain;
 mod served;
 mod service;
+mod shell;
 mod signals;
 mod tools;
 mod training;

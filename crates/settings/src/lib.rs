@@ -20,6 +20,7 @@ mod keys;
 mod layers;
 mod limits;
 mod method;
+mod migrate;
 mod models;
 mod reference;
 mod renamed;
@@ -36,6 +37,7 @@ pub use error::{Error, Problem};
 pub use keys::{Key, Section, keys, schema, sections};
 pub use layers::{Loaded, Origins, load};
 pub use method::Method;
+pub use migrate::{Migrated, migrate, without_secrets};
 pub use models::{
     Dtype, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape, Student, Teacher,
     TeacherCache,
