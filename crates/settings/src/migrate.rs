@@ -193,7 +193,12 @@ impl Migration<'_> {
             && let Some(own) = devices.as_array().filter(|_| lanes > 1)
         {
             let names: Vec<&str> = own.iter().filter_map(Value::as_str).collect();
-            let repeated: Array = names.iter().copied().cycle().take(names.len() * lanes).collect();
+            let repeated: Array = names
+                .iter()
+                .copied()
+                .cycle()
+                .take(names.len() * lanes)
+                .collect();
             replace_value(devices, repeated.into());
         }
     }
