@@ -1,6 +1,6 @@
 //! Declares the command line. Each subcommand is implemented in the file of its name.
 
-use std::{io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf, sync::LazyLock};
 
 use clap::{
     Args, Parser, Subcommand,
@@ -10,12 +10,24 @@ use ddk_jobs::args::{
     Bench, Check, Compare, ConfigArgs, Demo, Eval, Export, Label, Prepare, Pretrain, Report, Train,
 };
 
+/// What `ddk --version` prints. `make wheel` sets the commit.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = option_env!("DDK_COMMIT").filter(|commit| !commit.is_empty());
+    let commit = commit.map_or_else(String::new, |commit| format!(" ({commit})"));
+    format!(
+        "{}{commit}\nlibtorch {}",
+        env!("CARGO_PKG_VERSION"),
+        ddk_torch::VERSION
+    )
+});
+
 /// Distills a large language model (the teacher) into a small one (the student), and shifts the training data toward
 /// the domains where the student lags furthest behind.
 #[derive(Debug, Parser)]
 #[command(
     name = "ddk",
     version,
+    long_version = LONG_VERSION.as_str(),
     max_term_width = 100,
     after_help = "Start here:\n  \
                   ddk demo                       run the whole workflow on real text, in 5 to 13 minutes\n  \
@@ -104,12 +116,31 @@ pub enum Command {
     /// Show the settings in use, or their schema
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Replace the earlier names of keys in a configuration file
+    ///
+    /// Prints the changes as a diff. Comments, order and all other values stay. Converts the values whose meaning
+    /// changed with their key.
+    Migrate(Migrate),
     /// Compute the next mixture weights, and show why
     ///
     /// With the policy ddk, computes Eq. 1 of the DDK paper (the discrepancy, from perplexities alone), then Eq. 2 (the
     /// smooth update) from it or from --previous. ddk-no-smoothing uses Eq. 1 alone. sheared multiplies the previous
     /// weights by the ratio of the perplexities.
     Mixture(Mixture),
+    /// Print a script that completes commands and options in a shell
+    ///
+    /// For bash: ddk completions bash > ~/.local/share/bash-completion/completions/ddk
+    Completions {
+        /// Shell of the script
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page per command into a folder
+    Man {
+        /// Folder of the pages, for example ~/.local/share/man/man1
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// Inputs of a new configuration.
@@ -254,6 +285,17 @@ pub struct Generate {
     /// Device of the model: `cpu`, or `cuda:0`, `cuda:1`, …
     #[arg(long, default_value = "cpu")]
     pub device: String,
+}
+
+/// A configuration with earlier names.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// Configuration file (TOML)
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+    /// Replace the file, and keep the old text in CONFIG.old
+    #[arg(long)]
+    pub write: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,8 +8,10 @@ mod ctl;
 mod data;
 mod generate;
 mod init;
+mod migrate;
 mod mixture;
 mod serve;
+mod shell;
 mod watch;
 
 use std::{
@@ -66,7 +68,10 @@ fn run(command: &Command, out: &mut dyn Write) -> anyhow::Result<()> {
         Command::Export(args) => export::run(args, &signals()?),
         Command::Generate(args) => generate::run(args, out),
         Command::Config(args) => config::run(args, out),
+        Command::Migrate(args) => migrate::run(args, out),
         Command::Mixture(args) => mixture::run(args, out),
+        Command::Completions { shell } => shell::completions(*shell, out),
+        Command::Man { out: folder } => shell::man(folder),
     }
 }
 

@@ -40,6 +40,7 @@ mod pretrain;
 mod schedules;
 mod served;
 mod service;
+mod shell;
 mod signals;
 mod texts;
 mod tools;

@@ -265,11 +265,17 @@ fn draw(area: &Area<'_>, chart: &Chart, panel: &Panel) -> Drawn<Value> {
             }
         }
     }
-    if let Some(level) = &panel.level {
-        let ends = [from, to].map(|x| (x, scaled(level.value)));
-        plot.draw_series(DashedLineSeries::new(ends, 4, 3, INK.stroke_width(1)))?;
-    }
     let (across, down) = plot.plotting_area().get_pixel_range();
+    if let Some(level) = &panel.level {
+        // The dashes of plotters need a function of glibc 2.35, and nothing else in ddk needs more than 2.34.
+        let ends = [from, to].map(|x| plot.backend_coord(&(x, scaled(level.value))));
+        let [(left, y), (right, _)] = ends.map(|(x, y)| (x - across.start, y - down.start));
+        let pixels = plot.plotting_area().strip_coord_spec();
+        for start in (left..right).step_by(7) {
+            let dash = [(start, y), (right.min(start + 4), y)];
+            pixels.draw(&PathElement::new(dash, INK.stroke_width(1)))?;
+        }
+    }
     let (x, lines) = values(chart, panel);
     Ok(json!({
         "left": across.start, "right": across.end, "top": down.start, "bottom": down.end,

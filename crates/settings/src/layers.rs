@@ -95,6 +95,11 @@ pub fn load(
     merge(layers)
 }
 
+/// Checks the names and types in a file's text, but no bounds or rules.
+pub(crate) fn check_names(text: &str, name: &str) -> Result<(), Error> {
+    Layer::read(text, name.to_owned(), true).map(|_| ())
+}
+
 impl Settings {
     /// Returns these settings with new values for some keys, given as dotted paths.
     ///
@@ -257,7 +262,11 @@ impl Reader<'_> {
                 if !choices.is_empty() && !choices.iter().any(|choice| choice == text) {
                     let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
                     let message = format!("unknown variant `{text}`");
-                    self.problem(value.span(), &message, &nearest(text, &choices));
+                    let suggestion = match renamed::new_word(path, text) {
+                        Some(new) => format!(" (it is now `{new}`)"),
+                        None => nearest(text, &choices),
+                    };
+                    self.problem(value.span(), &message, &suggestion);
                 }
             }
             DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {}

@@ -20,6 +20,7 @@ mod keys;
 mod layers;
 mod limits;
 mod method;
+mod migrate;
 mod models;
 mod places;
 mod reference;
@@ -38,6 +39,7 @@ pub use error::{Error, Problem};
 pub use keys::{Key, Section, keys, schema, sections};
 pub use layers::{Loaded, Origins, load};
 pub use method::Method;
+pub use migrate::{Migrated, migrate, without_secrets};
 pub use models::{
     Dtype, LrDecay, LrSchedule, LrScheduler, Objective, ObjectiveName, Optimizer, Pretrain, Shape,
     Student, Teacher, TeacherCache,
