@@ -1,4 +1,4 @@
-//! `ddk init`: writes a commented configuration for two model folders and a folder of text.
+//! `ddk init`: writes a commented configuration for two models and text: folders, or names on the Hugging Face Hub.
 
 use std::{
     fs,
@@ -9,8 +9,10 @@ use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{CorpusError, DomainSource, Limits, Template, field_values, sample};
 use ddk_jobs::{
     hint::{Hint, usage, with_hint},
+    hub,
     prepare::{advise, fields_hint},
     progress::say,
+    suited::Suited,
 };
 use ddk_model::ModelConfig;
 use serde_json::json;
@@ -27,15 +29,19 @@ pub fn run(args: &cli::Init) -> Result<()> {
             .hint("choose another file with --out")
             .usage();
     }
+    let folder = hub::model_without_weights(&args.teacher)?;
     let teacher = if is_served(args) {
-        ModelConfig::read_served(&args.teacher)
+        ModelConfig::read_served(&folder)
     } else {
-        ModelConfig::read(&args.teacher)
+        ModelConfig::read(&folder)
     };
     let teacher = teacher.usage()?;
-    let student = ModelConfig::read(&args.student).usage()?;
-    let domains = find_domains(args)?;
-    look_into(&domains)?;
+    let student = ModelConfig::read(&hub::model_without_weights(&args.student)?).usage()?;
+    let data = args.data.to_string_lossy();
+    let files = hub::files(&data)?;
+    let places = files.map(|files| (data.into_owned(), files));
+    let domains = find_domains(args, places.as_ref())?;
+    look_into(&domains, places.as_ref())?;
     let text = render(args, &teacher, &student, &domains)?;
     fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))?;
     let (count, out) = (domains.len(), args.out.display());
@@ -47,8 +53,29 @@ fn is_served(args: &cli::Init) -> bool {
     !args.teacher_server.is_empty()
 }
 
-/// Finds the domains for the configuration. Each domain has one file or folder.
-fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
+/// The name of a data set on the Hub, and its files on this machine.
+type Places = (String, Vec<String>);
+
+/// Returns the domain with local files.
+fn local(domain: &DomainSource, places: Option<&Places>) -> DomainSource {
+    let mut local = domain.clone();
+    if let Some((name, files)) = places
+        && local.files[..] == [name.clone()]
+    {
+        local.files.clone_from(files);
+    }
+    local
+}
+
+/// Finds the domains for the configuration. Each domain has one file or folder. A data set on the Hub is one domain,
+/// unless a field tells several apart.
+fn find_domains(args: &cli::Init, places: Option<&Places>) -> Result<Vec<DomainSource>> {
+    if places.is_some() && args.domain_field.is_none() {
+        return Ok(vec![source(args, &hub::short_name(&args.data), &args.data)]);
+    }
+    if let Some(field) = args.domain_field.as_ref().filter(|_| places.is_some()) {
+        return by_field(args, field, places);
+    }
     let mut entries = Vec::new();
     let failed = || format!("cannot read {}", args.data.display());
     for entry in fs::read_dir(&args.data).with_context(failed).usage()? {
@@ -59,7 +86,7 @@ fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
     }
     entries.sort();
     let domains = match &args.domain_field {
-        Some(field) => by_field(args, field)?,
+        Some(field) => by_field(args, field, None)?,
         None => {
             let of_file = |file: &PathBuf| {
                 let name = file.file_stem().unwrap_or_default().to_string_lossy();
@@ -83,8 +110,9 @@ fn find_domains(args: &cli::Init) -> Result<Vec<DomainSource>> {
     Ok(domains)
 }
 
-fn by_field(args: &cli::Init, field: &str) -> Result<Vec<DomainSource>> {
-    let values = field_values(&source(args, "data", &args.data), field).map_err(not_known)?;
+fn by_field(args: &cli::Init, field: &str, places: Option<&Places>) -> Result<Vec<DomainSource>> {
+    let all = local(&source(args, "data", &args.data), places);
+    let values = field_values(&all, field).map_err(not_known)?;
     if values.is_empty() {
         let data = args.data.display();
         return Err(anyhow!("no record in {data} has the field `{field}`")).usage();
@@ -104,16 +132,17 @@ fn source(args: &cli::Init, name: &str, file: &Path) -> DomainSource {
         format: None,
         text: Template::field(&args.text_field),
         prompt: None,
+        chat: None,
         only: None,
         limits: Limits::default(),
     }
 }
 
 /// Refuses files of unknown formats, and warns about domains without a usable record.
-fn look_into(domains: &[DomainSource]) -> Result<()> {
+fn look_into(domains: &[DomainSource], places: Option<&Places>) -> Result<()> {
     let (mut refused, mut warnings) = (Vec::new(), Vec::new());
     for domain in domains {
-        match sample(domain) {
+        match sample(&local(domain, places)) {
             Ok(sample) => {
                 if let Some(problem) = sample.problem(&domain.name) {
                     let hint = match &*sample.fields {
@@ -163,10 +192,7 @@ fn render(
     student: &ModelConfig,
     domains: &[DomainSource],
 ) -> Result<String> {
-    let name = |folder: &Path| {
-        let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-        domain_name(&name.file_name().unwrap_or_default().to_string_lossy())
-    };
+    let name = |model: &Path| domain_name(&hub::short_name(model));
     let positions = teacher.max_positions().min(student.max_positions());
     let is_served = is_served(args);
     // A server needs a context that is one token longer than the sequences.
@@ -204,6 +230,9 @@ fn render(
         teacher = name(&args.teacher),
         student = name(&args.student),
     );
+    let of_teacher = (!is_served).then_some(teacher);
+    let suited = Suited::here(of_teacher, student, length.unsigned_abs());
+    text = suited.write_into(&text, is_served);
     for domain in domains {
         let mut table = json!({ "files": domain.files });
         if args.text_field != "text" {

@@ -186,7 +186,7 @@ fn records_without_the_field_are_told_with_those_that_they_have() {
     let said = world.fail(1, &["prepare", "config.toml"]);
     says(
         &said,
-        &[&expected[..], &["150 of 150 records", hint]].concat(),
+        &[&expected[..], &["no record can be used", hint]].concat(),
     );
     fs::create_dir_all(world.path().join("data")).unwrap();
     fs::write(world.path().join("data/rivers.jsonl"), &records).unwrap();
@@ -320,6 +320,7 @@ fn a_folder_that_holds_another_run_is_not_touched() {
         &[
             "runs/small contains a different run",
             "`run.max_steps` was 4 and is now 3",
+            "--fork NAME --set run.max_steps=8",
             "choose another run.name",
         ],
     );
@@ -378,6 +379,7 @@ fn a_port_in_use_is_named_and_stops_the_run_only_where_it_must() {
         &world.fail(1, &required),
         &[&taken.local_addr().unwrap().to_string(), "in use", "hint:"],
     );
+    assert!(!world.run_folder().exists(), "a refused run leaves nothing");
     let output = world.succeed(&[&["train", "config.toml"][..], &on].concat());
     says(
         &stderr(&output),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ddk_actors::{
-    Generation, LoopState, Outcome, Peers, PortError, Run, RunError, RunPlan, StopReason,
+    DecayLeft, Generation, LoopState, Outcome, Peers, PortError, Run, RunError, RunPlan, StopReason,
 };
 use ddk_mixture::{Ddk, InitialMixture, Policy};
 use ddk_run::{CheckpointStore, Journal, Lengths, Overrides, Retention, control::Command};
@@ -66,9 +66,12 @@ impl World {
                 max_steps_reason: StopReason::MaxSteps,
                 max_tokens: None,
                 target_gap: None,
+                patience: None,
+                min_improvement: 0.0,
                 lag: 0,
                 evaluation_every: None,
                 keep_best: false,
+                decay_left: DecayLeft::new(|step| 1.0 - (step.min(17) as f64) / 17.0),
                 max_passes: None,
                 queue_depth: 2,
                 replicas: 1,
@@ -84,6 +87,8 @@ impl World {
                 },
                 evaluation_flops: 1e6,
                 teacher_evaluation_flops: 1e7,
+                teacher_evaluation_seconds: None,
+                checkpoint_bytes: 0,
             },
             hook: Arc::new(|_, _| Ok(())),
             observer: Arc::new(Watcher::default()),

@@ -4,14 +4,20 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
     iter,
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
 use serde_json::Value;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, format::Compression, quarantine::Unusable,
-    source::SourceFile, template::says,
+    CorpusError, DomainSource, FileFormat,
+    format::Compression,
+    quarantine::Unusable,
+    raw::{More, Raw, Raws},
+    source::SourceFile,
+    template::says,
 };
 
 /// A record: its text, or why it has none.
@@ -25,37 +31,67 @@ pub(crate) struct Record {
     pub(crate) more: Option<u64>,
 }
 
-impl Record {
-    fn damage(line: u64, reason: String) -> Self {
-        Self {
-            line,
-            document: Err(reason.into()),
-            ends_file: true,
-            more: Some(0),
-        }
-    }
-}
-
-/// A document's text, split in two if the first part is a prompt.
+/// What a document contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Document {
-    pub(crate) prompt: Option<String>,
-    pub(crate) text: String,
+pub(crate) enum Document {
+    /// A text, split in two if the first part is a prompt.
+    Text {
+        prompt: Option<String>,
+        text: String,
+    },
+    /// A conversation that a chat template has rendered.
+    Conversation {
+        text: String,
+        /// Byte ranges that the loss learns, in order: the assistant's turns.
+        learned: Vec<Range<usize>>,
+        /// Whether some of the assistant's turns are not learned, because the template changes them later.
+        rewritten: bool,
+    },
 }
 
 impl Document {
     pub(crate) fn bytes(&self) -> u64 {
-        (self.prompt.as_ref().map_or(0, String::len) + self.text.len()) as u64
+        let prompt = match self {
+            Self::Text { prompt, .. } => prompt.as_ref().map_or(0, String::len),
+            Self::Conversation { .. } => 0,
+        };
+        (prompt + self.text().len()) as u64
     }
 
-    /// Equal documents have equal hashes.
+    /// The text, without its prompt.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Text { text, .. } | Self::Conversation { text, .. } => text,
+        }
+    }
+
+    /// The prompt and the text.
+    pub(crate) fn into_whole_text(self) -> String {
+        match self {
+            Self::Text { prompt, text } => prompt.unwrap_or_default() + &text,
+            Self::Conversation { text, .. } => text,
+        }
+    }
+
+    /// Equal documents have equal hashes. The bytes 0xff and 0xfe occur in no text.
     pub(crate) fn hash(&self) -> [u8; 16] {
         let mut hasher = blake3::Hasher::new();
-        if let Some(prompt) = &self.prompt {
+        if let Self::Text {
+            prompt: Some(prompt),
+            ..
+        } = self
+        {
             hasher.update(prompt.as_bytes());
             hasher.update(&[0xff]);
         }
-        hasher.update(self.text.as_bytes());
+        hasher.update(self.text().as_bytes());
+        if let Self::Conversation { learned, .. } = self {
+            for range in learned {
+                hasher.update(&[0xfe]);
+                hasher.update(&(range.start as u64).to_le_bytes());
+                hasher.update(&(range.end as u64).to_le_bytes());
+            }
+        }
         let mut hash = [0; 16];
         hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         hash
@@ -69,17 +105,33 @@ type Records<'a> = Box<dyn Iterator<Item = Result<Record, CorpusError>> + 'a>;
 /// decoder allocates what a file asks for, so a larger window could take all memory.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Reads the records of a file one by one. Damage inside a compressed or Parquet file counts as an unusable record, the
-/// last one of the file.
+/// Counts the bytes of files that were read. Several threads may look at it.
+pub(crate) type Passed = AtomicU64;
+
+/// Reads and parses the records of a file one by one.
 pub(crate) fn read<'a>(
     file: &'a SourceFile,
     source: &'a DomainSource,
 ) -> Result<Records<'a>, CorpusError> {
-    let mut records: Records<'a> = match file.format.records {
+    let records = raw(file, source, None)?.filter_map(move |raw| match raw {
+        Ok(raw) => raw.parse(&[source]).pop().map(|(_, record)| Ok(record)),
+        Err(error) => Some(Err(error)),
+    });
+    Ok(Box::new(records))
+}
+
+/// Reads the records of a file one by one, without parsing them. Damage inside a compressed or Parquet file counts as
+/// an unusable record, the last one of the file. Adds the bytes of the file that were read to `passed`.
+pub(crate) fn raw<'a>(
+    file: &'a SourceFile,
+    source: &'a DomainSource,
+    passed: Option<&'a Passed>,
+) -> Result<Raws<'a>, CorpusError> {
+    let mut records: Raws<'a> = match file.format.records {
         _ if !is_of(file, source) => Box::new(iter::empty()),
-        FileFormat::Parquet => read_parquet(file, source)?,
-        FileFormat::Jsonl => read_lines(file, source)?,
-        FileFormat::Text => Box::new(iter::once(read_whole(file, source))),
+        FileFormat::Parquet => read_parquet(file, passed)?,
+        FileFormat::Jsonl => read_lines(file, source, passed)?,
+        FileFormat::Text => Box::new(iter::once(read_whole(file, source, passed))),
     };
     let mut ended = false;
     Ok(Box::new(iter::from_fn(move || {
@@ -89,9 +141,10 @@ pub(crate) fn read<'a>(
     })))
 }
 
-/// Whether a file is read for a source at all. A single-document file has no field to filter by.
+/// Whether a file is read for a source at all. A single-document file has no field to filter by, and no messages.
 pub(crate) fn is_of(file: &SourceFile, source: &DomainSource) -> bool {
-    source.only.is_none() || file.format.records != FileFormat::Text
+    let needs_records = source.only.is_some() || source.chat.is_some();
+    !needs_records || file.format.records != FileFormat::Text
 }
 
 /// Maximum number of usable records in a file, without reading it; `None` if unknown.
@@ -107,9 +160,32 @@ pub(crate) fn most_records(file: &SourceFile, source: &DomainSource) -> Option<u
     }
 }
 
-fn open(file: &SourceFile) -> Result<Box<dyn Read>, CorpusError> {
+/// A file that counts the bytes read from it.
+struct Counted<'a> {
+    file: File,
+    passed: Option<&'a Passed>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        if let Some(passed) = self.passed {
+            passed.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        Ok(count)
+    }
+}
+
+fn open<'a>(
+    file: &SourceFile,
+    passed: Option<&'a Passed>,
+) -> Result<Box<dyn Read + 'a>, CorpusError> {
     let failed = || CorpusError::io("read", &file.path);
     let opened = File::open(&file.path).map_err(failed())?;
+    let opened = Counted {
+        file: opened,
+        passed,
+    };
     Ok(match file.format.compression {
         Compression::None => Box::new(opened),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(opened))),
@@ -122,7 +198,7 @@ fn open(file: &SourceFile) -> Result<Box<dyn Read>, CorpusError> {
 }
 
 /// Handles a read error: returns a disk error as an error, and damage in compressed data as an unusable record.
-fn broken(file: &SourceFile, line: u64, error: io::Error) -> Result<Record, CorpusError> {
+fn broken<'a>(file: &SourceFile, line: u64, error: io::Error) -> Result<Raw<'a>, CorpusError> {
     let reason = match file.format.compression {
         Compression::None => return Err(CorpusError::io("read", &file.path)(error)),
         // zstd's message for a window over the limit (ZSTD_error_frameParameter_windowTooLarge).
@@ -132,22 +208,23 @@ fn broken(file: &SourceFile, line: u64, error: io::Error) -> Result<Record, Corp
         ),
         _ => format!("the file is cut or damaged here: {error}"),
     };
-    Ok(Record::damage(line, reason))
+    Ok(Raw::damage(line, reason))
 }
 
-fn read_whole(file: &SourceFile, source: &DomainSource) -> Result<Record, CorpusError> {
+fn read_whole<'a>(
+    file: &SourceFile,
+    source: &'a DomainSource,
+    passed: Option<&Passed>,
+) -> Result<Raw<'a>, CorpusError> {
     let mut bytes = Vec::new();
     let longest = source.limits.longest;
     let room = longest.saturating_add(1 + UTF8_MARK.len() as u64);
-    if let Err(error) = open(file)?.take(room).read_to_end(&mut bytes) {
+    if let Err(error) = open(file, passed)?.take(room).read_to_end(&mut bytes) {
         return broken(file, 1, error);
     }
-    Ok(Record {
-        line: 1,
-        document: whole_text(bytes, source).map_err(Unusable::from),
-        ends_file: false,
-        more: Some(0),
-    })
+    Ok(Raw::whole(bytes.len(), move || {
+        whole_text(bytes, source).map_err(Unusable::from)
+    }))
 }
 
 /// Turns a file's bytes into one document, or returns why it cannot.
@@ -160,7 +237,7 @@ fn whole_text(mut bytes: Vec<u8>, source: &DomainSource) -> Result<Document, Str
         return Err(over_the_limit(source));
     }
     let text = text(bytes)?;
-    usable(Document { prompt: None, text }, source)
+    usable(Document::Text { prompt: None, text }, source)
 }
 
 /// The byte-order mark that Windows programs put before UTF-8 text.
@@ -183,12 +260,12 @@ fn strip_mark(bytes: &mut Vec<u8>) -> Result<(), String> {
 fn read_lines<'a>(
     file: &'a SourceFile,
     source: &'a DomainSource,
-) -> Result<Records<'a>, CorpusError> {
-    let mut reader = BufReader::with_capacity(1 << 16, open(file)?);
+    passed: Option<&'a Passed>,
+) -> Result<Raws<'a>, CorpusError> {
+    let mut reader = BufReader::with_capacity(1 << 16, open(file, passed)?);
     // A record is longer than its text. Do not even keep a line beyond this length.
     let limit = source.limits.longest;
     let longest = limit.saturating_mul(2).saturating_add(1 << 16);
-    let shortest = source.text.shortest_line();
     let (mut lines, mut consumed) = (1.., 0_u64);
     let mut next = move || {
         for line in &mut lines {
@@ -204,24 +281,25 @@ fn read_lines<'a>(
             if line == 1
                 && let Err(reason) = strip_mark(&mut bytes)
             {
-                return Ok(Some(Record::damage(line, reason)));
+                return Ok(Some(Raw::damage(line, reason)));
             }
             bytes.truncate(bytes.trim_ascii_end().len());
             // A blank line is not a record.
             if bytes.is_empty() {
                 continue;
             }
-            let value = if too_long {
-                Err(over_the_limit(source))
-            } else {
-                text(bytes).and_then(|line| parse(&line))
+            let more = match file.format.compression {
+                Compression::None => More::Bytes(file.bytes.saturating_sub(consumed)),
+                _ => More::Unknown,
             };
-            let most = file.bytes.saturating_sub(consumed).div_ceil(shortest);
-            let more = (file.format.compression == Compression::None).then_some(most);
-            let record = record(line, value, more, source);
-            if record.is_some() {
-                return Ok(record);
+            if too_long {
+                let reason = over_the_limit(source);
+                return Ok(Some(Raw::value(line, 0, more, move || Err(reason))));
             }
+            let value = Raw::value(line, bytes.len(), more, move || {
+                text(bytes).and_then(|line| parse(&line))
+            });
+            return Ok(Some(value));
         }
         Ok(None)
     };
@@ -244,22 +322,27 @@ fn read_line(
 }
 
 fn read_parquet<'a>(
-    file: &SourceFile,
-    source: &'a DomainSource,
-) -> Result<Records<'a>, CorpusError> {
+    file: &'a SourceFile,
+    passed: Option<&'a Passed>,
+) -> Result<Raws<'a>, CorpusError> {
     let opened = File::open(&file.path).map_err(CorpusError::io("read", &file.path))?;
-    let damage = |line, error| Record::damage(line, format!("the file is cut or damaged: {error}"));
+    let damage = |line, error| Raw::damage(line, format!("the file is cut or damaged: {error}"));
     let reader = match SerializedFileReader::new(opened) {
         Ok(reader) => reader,
         Err(error) => return Ok(Box::new(iter::once(Ok(damage(1, error))))),
     };
     let count = row_count(&reader);
-    let records = (1..).zip(reader).filter_map(move |(line, row)| match row {
+    let bytes_of_row = file.bytes / count.max(1);
+    let records = (1..).zip(reader).map(move |(line, row)| match row {
         Ok(row) => {
-            let more = Some(count.saturating_sub(line));
-            record(line, Ok(crate::parquet::record(&row)), more, source)
+            if let Some(passed) = passed {
+                passed.fetch_add(bytes_of_row, Ordering::Relaxed);
+            }
+            let more = More::Records(count.saturating_sub(line));
+            let size = 4 * bytes_of_row as usize;
+            Raw::value(line, size, more, move || Ok(crate::parquet::record(&row)))
         }
-        Err(error) => Some(damage(line, error)),
+        Err(error) => damage(line, error),
     });
     Ok(Box::new(records.map(Ok)))
 }
@@ -275,13 +358,13 @@ fn row_count(reader: &SerializedFileReader<File>) -> u64 {
 }
 
 /// Makes a record of a value; `None` if it belongs to another domain.
-fn record(
+pub(crate) fn record(
     line: u64,
-    value: Result<Value, String>,
+    value: Result<&Value, String>,
     more: Option<u64>,
     source: &DomainSource,
 ) -> Option<Record> {
-    if let (Ok(value), Some((path, expected))) = (&value, &source.only)
+    if let (Ok(value), Some((path, expected))) = (value.as_ref(), &source.only)
         && !says(value, path, expected)
     {
         return None;
@@ -290,7 +373,7 @@ fn record(
         line,
         document: value
             .map_err(Unusable::from)
-            .and_then(|value| document(&value, source)),
+            .and_then(|value| document(value, source)),
         ends_file: false,
         more,
     })
@@ -298,6 +381,9 @@ fn record(
 
 /// Returns the document of a record, or why it has none.
 fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable> {
+    if let Some(chat) = &source.chat {
+        return Ok(usable(chat.document(record)?, source)?);
+    }
     let prompt = source.prompt.as_ref().map(|prompt| prompt.fill(record));
     let fields = || Some(record.as_object()?.keys().cloned().collect());
     let filled = prompt
@@ -307,7 +393,7 @@ fn document(record: &Value, source: &DomainSource) -> Result<Document, Unusable>
         reason,
         fields: fields().unwrap_or_default(),
     })?;
-    Ok(usable(Document { prompt, text }, source)?)
+    Ok(usable(Document::Text { prompt, text }, source)?)
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, String> {
@@ -320,7 +406,7 @@ fn parse(line: &str) -> Result<Value, String> {
 }
 
 fn usable(document: Document, source: &DomainSource) -> Result<Document, String> {
-    if document.text.trim().is_empty() {
+    if document.text().trim().is_empty() {
         Err("empty".to_owned())
     } else if document.bytes() > source.limits.longest {
         Err(over_the_limit(source))

@@ -139,12 +139,12 @@ pub enum CorpusError {
         reason: String,
     },
     /// Two tokenizers that assign one id to different tokens.
-    #[error("the tokenizers of {} and {} differ: {difference}", teacher.display(), student.display())]
+    #[error("the tokenizers of {} and {} differ: {difference}", one.display(), other.display())]
     TokenizersDiffer {
-        /// The teacher's folder.
-        teacher: PathBuf,
-        /// The student's folder.
-        student: PathBuf,
+        /// Folder of one tokenizer.
+        one: PathBuf,
+        /// Folder of the other.
+        other: PathBuf,
         /// The first difference.
         difference: String,
     },

@@ -15,13 +15,17 @@
 //! # let _ = FileFormat::Jsonl;
 //! ```
 
+mod blocks;
+mod chat;
 mod checksums;
+mod choice;
 #[cfg(test)]
 mod crash_tests;
 mod documents;
 mod domain;
 mod error;
 mod format;
+mod group;
 mod lock;
 mod manifest;
 mod options;
@@ -29,10 +33,12 @@ mod packing;
 mod parquet;
 mod prepare;
 mod quarantine;
+mod raw;
 mod sample;
 mod sequence;
 mod sequence_reader;
 mod source;
+mod spool;
 mod stale;
 mod store;
 mod survey;
@@ -42,10 +48,11 @@ mod tokenizer;
 mod train_tokenizer;
 mod writing;
 
+pub use chat::{Chat, ChatTemplate};
 pub use domain::{PreparedDomain, SequenceOptions};
 pub use error::CorpusError;
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
-pub use options::{Packing, PrepareOptions, Progress, ValidationSplit};
+pub use options::{Packing, PrepareOptions, PreparePhase, Progress, ValidationSplit};
 pub use prepare::{DomainReport, as_prepared, prepare, verify};
 pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
 pub use sample::{FirstRecords, field_values, first_document, sample};

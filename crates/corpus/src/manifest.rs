@@ -68,6 +68,8 @@ pub(crate) struct MadeFrom {
     pub(crate) format: Option<FileFormat>,
     pub(crate) text: String,
     pub(crate) prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) chat: Option<MadeFromChat>,
     pub(crate) only: Option<(String, String)>,
     pub(crate) limits: Limits,
     /// The seed that chooses documents; `None` if no limit needs it.
@@ -77,6 +79,14 @@ pub(crate) struct MadeFrom {
     pub(crate) validation_fraction: f64,
     pub(crate) validation_documents: usize,
     pub(crate) tokenizer_hash: String,
+}
+
+/// What conversations depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MadeFromChat {
+    pub(crate) messages: String,
+    pub(crate) tools: String,
+    pub(crate) template_hash: String,
 }
 
 impl MadeFrom {
@@ -93,6 +103,11 @@ impl MadeFrom {
             format: domain.format,
             text: source(&domain.text),
             prompt: domain.prompt.as_ref().map(source),
+            chat: domain.chat.as_ref().map(|chat| MadeFromChat {
+                messages: chat.messages.clone(),
+                tools: chat.tools.clone(),
+                template_hash: chat.template.hash().to_owned(),
+            }),
             only: domain.only.clone(),
             limits: domain.limits,
             seed: domain.limits.chooses().then_some(options.seed),
@@ -125,7 +140,13 @@ impl MadeFrom {
         if of_files.is_some() {
             return of_files;
         }
+        if let (Some(then), Some(now)) = (&self.chat, &now.chat)
+            && then.template_hash != now.template_hash
+        {
+            return Some("the chat template has changed".to_owned());
+        }
         let settings = [
+            ("messages_field or tools_field", self.chat != now.chat),
             ("text_template or text_field", self.text != now.text),
             ("prompt_template", self.prompt != now.prompt),
             ("filter_field or filter_value", self.only != now.only),
@@ -175,7 +196,7 @@ fn files_differ(then: &[SourceFile], now: &[SourceFile]) -> Option<String> {
 impl Manifest {
     /// Whether its documents have a loss mask.
     pub(crate) fn is_masked(&self) -> bool {
-        self.made_from.prompt.is_some()
+        self.made_from.prompt.is_some() || self.made_from.chat.is_some()
     }
 
     /// Reads the manifest of a prepared domain; `None` if there is none.

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Quarantined, Template, documents::read, error::having,
+    CorpusError, DomainSource, FileFormat, Quarantined, Template,
+    documents::{Document, read},
+    error::having,
 };
 
 /// Maximum number of records in a sample.
@@ -22,6 +24,9 @@ pub struct FirstRecords {
     pub first_bad: Option<Quarantined>,
     /// The fields of the first record that lacks the required one.
     pub fields: Vec<String>,
+    /// Number of conversations with turns of the assistant that are not learned, because the chat template changes
+    /// them once other messages follow.
+    pub rewritten: u64,
 }
 
 impl FirstRecords {
@@ -54,7 +59,17 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
             let record = record?;
             sample.records += 1;
             match record.document {
-                Ok(document) => bytes += document.bytes(),
+                Ok(document) => {
+                    bytes += document.bytes();
+                    let rewritten = matches!(
+                        document,
+                        Document::Conversation {
+                            rewritten: true,
+                            ..
+                        }
+                    );
+                    sample.rewritten += u64::from(rewritten);
+                }
                 Err(unusable) => {
                     sample.bad += 1;
                     if sample.fields.is_empty() {
@@ -84,7 +99,7 @@ pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusErr
     for file in source.expand(&source.files)? {
         for record in read(&file, source)? {
             if let Ok(document) = record?.document {
-                return Ok(Some(document.prompt.unwrap_or_default() + &document.text));
+                return Ok(Some(document.into_whole_text()));
             }
         }
     }
@@ -99,13 +114,14 @@ pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, Co
     let by_field = DomainSource {
         text: Template::field(path),
         prompt: None,
+        chat: None,
         ..source.clone()
     };
     let mut values = BTreeSet::new();
     for file in by_field.expand(&by_field.files)? {
         if file.format.records != FileFormat::Text {
             for record in read(&file, &by_field)? {
-                values.extend(record?.document.ok().map(|document| document.text));
+                values.extend(record?.document.ok().map(Document::into_whole_text));
             }
         }
     }

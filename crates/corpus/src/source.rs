@@ -10,7 +10,7 @@ use ddk_files::FileError;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CorpusError, FileFormat, Template,
+    Chat, CorpusError, FileFormat, Template,
     format::{Format, decide},
 };
 
@@ -31,6 +31,8 @@ pub struct DomainSource {
     pub text: Template,
     /// Template for the prompt: the part of a record that comes before the text and need not be learned.
     pub prompt: Option<Template>,
+    /// How the records are conversations; `text` and `prompt` then have no effect.
+    pub chat: Option<Chat>,
     /// Field and value: only records whose field has this value belong to the domain.
     pub only: Option<(String, String)>,
     /// Limits on the text that DDK uses.

@@ -106,7 +106,7 @@ pub(crate) fn says(record: &Value, path: &str, expected: &str) -> bool {
     }
 }
 
-fn value<'a>(record: &'a Value, path: &str) -> Option<&'a Value> {
+pub(crate) fn value<'a>(record: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.')
         .try_fold(record, |value, key| value.get(key))
 }

@@ -16,11 +16,13 @@ use ddk_engine::Evaluation;
 use ddk_settings::{OnStale, Settings};
 
 use crate::{
-    args, config,
+    args, chat, config,
     hint::{Hint, usage, with_hint},
+    hub::{self, Wanted},
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
+    sources::{self, Read},
     train::{inputs::Inputs, options::chunk},
 };
 
@@ -47,6 +49,12 @@ impl Corpus {
 /// If a source cannot be read, or if a prepared file differs from its manifest.
 pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     let settings = config::begin(&args.config, signals)?;
+    let settings = hub::located(
+        &settings,
+        &[Wanted::Corpus],
+        &hub::pinned(&settings)?,
+        Some(signals),
+    )?;
     let (options, tokenizer) = options(&settings)?;
     if args.verify {
         signals.begin(Phase::Verify)?;
@@ -57,6 +65,8 @@ pub fn run(args: &args::Prepare, signals: &Signals) -> Result<()> {
     }
     signals.begin(Phase::Prepare)?;
     let began = Instant::now();
+    let read = if args.force { Read::Every } else { Read::Stale };
+    sources::look(&options, &tokenizer, read).usable()?;
     let reports = make(&options, &tokenizer, args.force)?;
     let seconds = began.elapsed().as_secs_f64();
     for report in &reports {
@@ -123,6 +133,8 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     if settings.corpus.on_stale != OnStale::Prepare {
         return Ok(());
     }
+    let pinned = Inputs::revisions_of(run)?;
+    let settings = &hub::located(settings, &[Wanted::Corpus], &pinned, None)?;
     let (options, tokenizer) = options(settings)?;
     for stale in stale(&options, &tokenizer).map_err(advise)? {
         Outdated::NeededBy(run).keeps(&stale)?;
@@ -140,8 +152,11 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let reports = match settings.corpus.on_stale {
         OnStale::Use => take(&options)?,
         on_stale => {
-            let mut kept = Vec::new();
-            for stale in stale(&options, &tokenizer).map_err(advise)? {
+            let (mut kept, looked) = (
+                Vec::new(),
+                sources::look(&options, &tokenizer, Read::Nothing),
+            );
+            for (stale, _) in looked.usable()? {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
@@ -159,6 +174,7 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
             }
             let mut others = options.clone();
             others.domains.retain(|domain| !kept.contains(&domain.name));
+            sources::look(&others, &tokenizer, Read::Stale).usable()?;
             let reports = make(&others, &tokenizer, false)?;
             if kept.is_empty() {
                 reports
@@ -186,8 +202,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     })
 }
 
-const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin CONFIG` says \
-                      where each value comes from";
+/// Hint for a domain that cannot be prepared.
+pub(crate) const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin \
+                                 CONFIG` says where each value comes from";
 
 /// Adds a hint to a corpus error.
 pub fn advise(error: CorpusError) -> anyhow::Error {
@@ -243,7 +260,7 @@ fn make(
         if progress.waiting {
             return say_waiting(options);
         }
-        let phase = format!("preparing {}", progress.domain);
+        let phase = format!("{} {}", progress.phase, progress.domain);
         if meter.phase() != phase {
             meter = reporter.meter(&phase, "kB");
         }
@@ -251,6 +268,14 @@ fn make(
     });
     drop(reporter);
     let reports = reports.map_err(advise)?;
+    for (domain, report) in options.domains.iter().zip(&reports) {
+        if report.prepared && domain.chat.is_some() {
+            let sample = ddk_corpus::sample(domain).map_err(advise)?;
+            if let Some(warning) = chat::rewritten(&domain.name, &sample) {
+                say(&format!("warning: {warning}"));
+            }
+        }
+    }
     let unclean = |report: &&DomainReport| report.prepared && report.quarantined > 0;
     for report in reports.iter().filter(unclean) {
         say(&format!(
@@ -282,19 +307,31 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     let folder = tokenizer_folder(settings)
         .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
-    let tokenizer = TokenizerFolder::open(folder, corpus.eos_token.as_deref()).hint(
+    let folder = settings.local(folder);
+    let tokenizer = TokenizerFolder::open(&folder, corpus.eos_token.as_deref()).hint(
         "set corpus.tokenizer to a folder with a tokenizer.json (`ddk demo` writes the demo's)",
     )?;
-    let domains = settings.domains.iter();
-    let domains = domains.map(|(name, domain)| source(name, domain));
+    let (mut domains, mut problems, mut template) = (Vec::new(), Vec::new(), None);
+    for (name, domain) in &settings.domains {
+        let made = source(settings, name, domain).and_then(|source| {
+            let chat = chat::of_domain(domain, &tokenizer, &mut template)?;
+            Ok(DomainSource { chat, ..source })
+        });
+        match made {
+            Ok(source) => domains.push(source),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    sources::all(problems, "domains have a wrong template")?;
     let options = PrepareOptions {
         folder: corpus.dir.clone(),
-        domains: domains.collect::<Result<_>>()?,
+        domains,
         packing: corpus.packing,
         sequence_length: corpus.sequence_length,
         seed: corpus.seed.unwrap_or(settings.run.seed),
         validation_split: corpus.validation_split,
         batch_bytes: 4 << 20,
+        documents_in_memory: 1 << 20,
         validation_fraction: corpus.validation_fraction,
         validation_documents: corpus.validation_documents,
         max_bad_fraction: corpus.max_bad_fraction,
@@ -308,7 +345,7 @@ pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
     own.or(settings.student.model.as_ref())
 }
 
-fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
+fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
     let template = |key: &str, source: &str| {
         Template::parse(source)
             .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
@@ -318,11 +355,12 @@ fn source(name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
     let prompt = prompt.map(|prompt| template("prompt_template", prompt));
     Ok(DomainSource {
         name: name.to_owned(),
-        files: domain.files.clone(),
-        validation_files: domain.validation_files.clone(),
+        files: settings.local_files(&domain.files),
+        validation_files: settings.local_files(&domain.validation_files),
         format: domain.format,
         text: template("text_template", &domain.text_template)?,
         prompt: prompt.transpose()?,
+        chat: None,
         only: domain.filter_field.clone().zip(domain.filter_value.clone()),
         limits: Limits {
             bytes: domain.max_bytes,
@@ -373,8 +411,8 @@ pub fn validation(corpus: &Corpus) -> Result<Vec<Vec<Sequence>>> {
                 "domain `{}` has no token to predict in its validation documents",
                 domain.name()
             ))
-            .hint("with objective.completion_only_loss, its prompts fill corpus.sequence_length: raise that, or \
-                   shorten the prompts")
+            .hint("with objective.completion_only_loss, what comes before its answers fills corpus.sequence_length: \
+                   raise that, or shorten the prompts")
             .usage();
         }
         Ok(documents)

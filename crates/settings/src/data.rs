@@ -17,7 +17,7 @@ pub struct Corpus {
     /// Folder of the prepared corpus.
     #[default = "data/prepared"]
     pub dir: PathBuf,
-    /// Folder of the tokenizer. Default: student.model.
+    /// The tokenizer: a folder, or the name of a model on the Hugging Face Hub. Default: student.model.
     pub tokenizer: Option<PathBuf>,
     /// Token that ends a document. Default: the end-of-text token that the tokenizer folder names.
     #[schemars(example = "<|endoftext|>")]
@@ -72,8 +72,9 @@ pub enum OnStale {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Domain {
-    /// Files, folders or globs. Required. Each line of a `.jsonl` file and each row of a `.parquet` file is a record.
-    /// A file with a text or source code extension is one document. All formats but Parquet may be compressed (`.gz` or
+    /// Files, folders or globs; also data sets on the Hugging Face Hub, `hf://datasets/ORG/NAME`, and their files,
+    /// `hf://datasets/ORG/NAME/FILE_OR_GLOB` (docs/hub.md). Required. Each line of a `.jsonl` file and each row of a
+    /// `.parquet` file is a record. A file with a text or source code extension is one document. All formats but Parquet may be compressed (`.gz` or
     /// `.zst`). DDK refuses other files.
     #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"]]))]
     #[schemars(extend("x-expected" = "at least one file, folder or glob"))]
@@ -95,6 +96,16 @@ pub struct Domain {
     /// Template of a prompt before the text. objective.completion_only_loss excludes it from the loss.
     #[schemars(example = "{question}\n")]
     pub prompt_template: Option<String>,
+    /// Field of a record that contains its messages, in the layout of OpenAI (`role`, `content`) or ShareGPT (`from`,
+    /// `value`); `a.b` is the field `b` of the object `a`. The tokenizer's chat template renders them.
+    /// objective.completion_only_loss excludes all but the assistant's turns from the loss. Excludes text_field,
+    /// text_template and prompt_template.
+    #[schemars(example = &"messages")]
+    pub messages_field: Option<String>,
+    /// Field of a record that contains the descriptions of its tools, as a list or as JSON in a string. Applies to
+    /// records with messages; those without tools need not have it. Default: `tools`.
+    #[schemars(example = &"functions")]
+    pub tools_field: Option<String>,
     /// Use only records in which this field equals filter_value; `a.b` is the field `b` of the object `a`.
     #[schemars(example = "meta.redpajama_set_name")]
     pub filter_field: Option<String>,
@@ -137,7 +148,7 @@ pub struct Training {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, SmartDefault)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mixture {
-    /// Mixture policy: `ddk`, `ddk-no-smoothing`, `sheared` and `odm` adapt the mixture to the models; `equal`,
+    /// Mixture policy: `ddk`, `ddk-no-smoothing`, `excess`, `sheared` and `odm` adapt the mixture to the models; `equal`,
     /// `natural` and `static` keep it fixed; `doremi` finds a fixed mixture in two preliminary runs; `doremi-proxy` is
     /// only the second of these runs.
     #[default(MixturePolicy::Ddk)]
@@ -160,9 +171,18 @@ pub struct Mixture {
     /// weights, or the `discrepancy` of Eq. 1. `odm` always starts with equal weights, as its formula requires.
     #[default(InitialMixture::Natural)]
     pub initial: InitialMixture,
-    /// Maximum number of epochs over a domain. After that, the other domains share its weight. Default: no limit.
+    /// Maximum number of epochs over a domain. After that, the other domains share its weight. Default: 8 for `excess`,
+    /// otherwise no limit.
     #[schemars(range(min = 1, max = LARGE))]
     pub max_epochs: Option<f64>,
+    /// `excess`: weight of the excess relative to equal weights, before the learning rate decays.
+    #[default = 0.8]
+    #[schemars(range(min = 0, max = 1))]
+    pub excess_alpha: f64,
+    /// `excess`: exponent of what a domain gained per share of the mixture. With 0, only the gaps count.
+    #[default = 1.0]
+    #[schemars(range(min = 0))]
+    pub excess_gain: f64,
     /// `odm`: fraction of a domain's estimated reward that an update keeps.
     #[default = 0.9]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
@@ -189,3 +209,14 @@ pub struct Mixture {
     #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
     pub reference_loss: BTreeMap<String, f64>,
 }
+
+impl Mixture {
+    /// Maximum number of epochs over a domain; `None` if there is no limit.
+    pub fn most_epochs(&self) -> Option<f64> {
+        let default = (self.policy == MixturePolicy::Excess).then_some(EXCESS_EPOCHS);
+        self.max_epochs.or(default)
+    }
+}
+
+/// Steering could otherwise repeat a small domain with a large gap without end.
+const EXCESS_EPOCHS: f64 = 8.0;

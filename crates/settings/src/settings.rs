@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Checkpoint, Corpus, Domain, Error, Evaluation, FaultInjection, Log, LrScheduler, Method,
-    Mixture, Objective, Optimizer, Parallel, Pipeline, Pretrain, Recovery, Run, Student, Teacher,
-    Telemetry, Training,
+    Mixture, Objective, Optimizer, Parallel, Pipeline, Places, Pretrain, Recovery, Run, Samples, Student,
+    Teacher, Telemetry, Training,
 };
 
 /// A DDK configuration. Paths are relative to the folder in which `ddk` is started.
@@ -18,7 +18,7 @@ pub struct Settings {
     /// Method, named as in the paper's tables. It sets the defaults of `mixture.policy` and `objective.name`: `cpt`
     /// (natural, ce), `cpt-doremi` (doremi, ce), `kd` (natural, forward_kl), `ted` (natural, ted), `minillm` (natural,
     /// reverse_kl), `ddk` (ddk, forward_kl), `ddk-no-smoothing` (ddk-no-smoothing, forward_kl), `ddk-equal` (equal,
-    /// forward_kl). Must come before the first table of a file.
+    /// forward_kl), `excess` (excess, forward_kl). Must come before the first table of a file.
     // On resume, DDK compares the two settings that it stands for.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub method: Option<Method>,
@@ -64,10 +64,16 @@ pub struct Settings {
     /// What DDK reports during a run.
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub log: Log,
+    /// Texts that show what the models write.
+    #[schemars(extend("x-may-differ-on-resume" = true))]
+    pub samples: Samples,
     /// Models that `ddk pretrain` trains, one table per model: `[pretrain.teacher]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-may-differ-on-resume" = true))]
     pub pretrain: BTreeMap<String, Pretrain>,
+    /// Where the names from the Hugging Face Hub are on this machine.
+    #[serde(skip)]
+    pub places: Places,
 }
 
 impl Settings {

@@ -96,6 +96,7 @@ impl Place {
             format: None,
             text: Template::field("text"),
             prompt: None,
+            chat: None,
             only: None,
             limits: Limits::default(),
         }
@@ -113,6 +114,7 @@ impl Place {
             validation_documents: 10,
             max_bad_fraction: 0.01,
             batch_bytes: 1000,
+            documents_in_memory: 1 << 20,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The inputs of a run: checked before it starts, recorded in its folder, and checked again when it resumes.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -44,6 +45,10 @@ pub struct Inputs {
     vocabulary: i64,
     /// Tokens of a sequence, and of a validation document.
     sequence_length: usize,
+    /// The commit of each repository on the Hub that the settings name. The run always uses these. The hashes say
+    /// whether the content is the same.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) revisions: BTreeMap<String, String>,
 }
 
 impl Inputs {
@@ -103,6 +108,7 @@ impl Inputs {
                 .collect(),
             vocabulary: corpus.tokenizer.vocabulary() as i64,
             sequence_length,
+            revisions: BTreeMap::new(),
         })
     }
 
@@ -117,6 +123,17 @@ impl Inputs {
     /// If its `inputs.json` cannot be read.
     pub fn of_run(folder: &Path) -> Result<Self> {
         Ok(record(&folder.join("inputs.json"))?)
+    }
+
+    /// Returns the commits that the run in this folder uses; none if the folder holds no run.
+    ///
+    /// # Errors
+    /// If its `inputs.json` cannot be read.
+    pub(crate) fn revisions_of(folder: &Path) -> Result<BTreeMap<String, String>> {
+        if !RunFolder::holds_a_run(folder) || !Self::are_in(folder) {
+            return Ok(BTreeMap::new());
+        }
+        Ok(Self::of_run(folder)?.revisions)
     }
 
     /// Returns the hashes with their names: models and tokenizer first, then the domains.
@@ -282,6 +299,7 @@ impl Inputs {
         let of_teacher = Self {
             student: String::new(),
             student_config: String::new(),
+            revisions: BTreeMap::new(),
             ..self.clone()
         };
         // Everything that affects them, down to the last bit.
@@ -349,8 +367,15 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
 }
 
 fn advice(folder: &Path) -> String {
+    let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
+    // A fork of a finished run needs more steps.
+    let more = done.map_or_else(
+        |_| String::new(),
+        |steps| format!(" --set run.max_steps={}", 2 * steps),
+    );
     format!(
-        "to resume, use the settings in {}/config.toml; to start another run, choose another run.name",
+        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
+         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
         folder.display()
     )
 }
@@ -401,7 +426,7 @@ mod tests {
         assert_eq!(listed("These settings may differ"), may_differ);
         let limits = keys().filter(|key| key.may_grow);
         let limits: BTreeSet<&str> = limits.map(|key| key.path.as_str()).collect();
-        assert_eq!(limits.len(), 3);
+        assert_eq!(limits.len(), 4);
         assert!(listed("A larger").is_superset(&limits));
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use ddk_actors::LoopState;
 use ddk_mixture::{Feedback, Policy};
 use ddk_run::{CheckpointStore, RunFolder};
-use ddk_settings::{InitialMixture, MixturePolicy, ObjectiveName, Settings, Teacher};
+use ddk_settings::{InitialMixture, LrScheduler, MixturePolicy, ObjectiveName, Settings, Teacher};
 
 use super::{
     changes,
@@ -100,6 +100,8 @@ fn mean_weights(proxy: &Path) -> Result<Vec<f64>> {
     let feedback = Feedback {
         perplexities: None,
         training: &state.interval_losses,
+        // The proxy's policy does not depend on it.
+        decay_left: 1.0,
     };
     let last = policy.next(&state.interval.weights, &feedback);
     let Policy::DoremiProxy(state) = policy else {
@@ -142,8 +144,11 @@ fn stage(settings: &Settings, folder: &Path) -> Settings {
     let mut stage = settings_of(settings, &folder.join(parent), name, steps);
     stage.objective.name = ObjectiveName::TedFilters;
     stage.optimizer.lr = lr;
-    stage.lr_scheduler.min_lr = lr / 10.0;
-    stage.lr_scheduler.warmup_steps = steps / 20;
+    stage.lr_scheduler = LrScheduler {
+        min_lr: lr / 10.0,
+        warmup_steps: steps / 20,
+        ..LrScheduler::default()
+    };
     stage.mixture.policy = MixturePolicy::Natural;
     stage.mixture.interval = steps;
     stage

@@ -3,16 +3,17 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use anyhow::{Result, anyhow};
-use ddk_actors::{Live, RunPlan, StopReason};
-use ddk_engine::Evaluation;
+use ddk_actors::{DecayLeft, Live, RunPlan, StopReason};
+use ddk_engine::{Evaluation, Schedule};
 use ddk_labels::LabelSet;
 use ddk_settings::{ExportedStudent, ObjectiveName, Recovery, Settings};
 
 use super::{
-    filters,
+    course, filters,
     inputs::Inputs,
     labels,
     options::{self, Length, most_steps, objective, steps_of_intervals},
+    session::Session,
 };
 use crate::{
     config::required,
@@ -22,7 +23,6 @@ use crate::{
     phase::Phase,
     prepare::{self, Corpus, Outdated},
     ranks::grace_seconds,
-    signals::Signals,
     wiring::{ModelFolders, Models},
 };
 
@@ -59,10 +59,12 @@ pub(super) fn prepare_run(
     destination: Option<Destination>,
     outdated: Outdated<'_>,
     length: Length,
-    signals: &Signals,
+    session: &Session,
 ) -> Result<Prepared> {
+    let signals = &session.signals;
     let folders = if destination.is_some() {
-        ModelFolders::without_teacher(required(settings.student.model.clone(), "student.model")?)
+        let student = required(settings.student.model.clone(), "student.model")?;
+        ModelFolders::without_teacher(settings.local(&student))
     } else {
         ModelFolders::of(settings)?
     };
@@ -73,10 +75,12 @@ pub(super) fn prepare_run(
         folders.configs()?;
         Findings::first(|found| tokenizers(settings, &folders, found))?;
     }
+    session.announce();
     let filters = filters::of_run(settings, &folders)?;
     let corpus = prepare::open(settings, outdated)?;
     signals.begin(Phase::Hash)?;
-    let inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
+    let mut inputs = Inputs::of(&folders, &corpus, settings.corpus.sequence_length)?;
+    inputs.revisions.clone_from(&settings.places.revisions);
     room_for_a_step(settings, &corpus)?;
     let labels = labels::of_run(settings, &folders, &inputs)?;
     let evaluation = prepare::evaluation(settings, &corpus)?;
@@ -91,6 +95,9 @@ pub(super) fn prepare_run(
     let mut plan = plan(settings, &corpus, &length);
     plan.evaluation_flops = flops.student_evaluation(&evaluation.validation);
     plan.teacher_evaluation_flops = flops.teacher_evaluation(&evaluation.validation);
+    plan.teacher_evaluation_seconds =
+        course::teacher_evaluation(settings, plan.teacher_evaluation_flops);
+    plan.checkpoint_bytes = course::checkpoint_bytes(&models.folders.student);
     Ok(Prepared {
         models,
         corpus,
@@ -107,7 +114,7 @@ pub(super) fn prepare_run(
 
 /// Fails if the limit on epochs leaves too few sequences for a single step.
 fn room_for_a_step(settings: &Settings, corpus: &Corpus) -> Result<()> {
-    let Some(passes) = settings.mixture.max_epochs else {
+    let Some(passes) = settings.mixture.most_epochs() else {
         return Ok(());
     };
     let rows = corpus.domains.iter().map(|domain| domain.rows() as f64);
@@ -132,6 +139,10 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
     ];
     let nearest = limits.into_iter().flatten().min_by_key(|(steps, _)| *steps);
     let objective = objective(&settings.objective);
+    let schedule = Schedule {
+        total_steps: length.steps,
+        ..options::schedule(settings)
+    };
     RunPlan {
         domains: corpus.names().map(str::to_owned).collect(),
         domain_sequences: corpus.domains.iter().map(|domain| domain.rows()).collect(),
@@ -146,10 +157,13 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         max_steps_reason: nearest.map_or(StopReason::MaxSteps, |(_, reason)| reason),
         max_tokens: run.max_tokens,
         target_gap: run.target_gap,
+        patience: run.patience,
+        min_improvement: run.min_improvement,
         lag: settings.mixture.lag,
         evaluation_every: settings.evaluation.interval,
         keep_best: keeps_best(settings),
-        max_passes: settings.mixture.max_epochs,
+        decay_left: DecayLeft::new(move |step| schedule.decay_left(step)),
+        max_passes: settings.mixture.most_epochs(),
         queue_depth: settings.pipeline.queue_depth,
         replicas: settings.teacher.replicas(),
         live: Live::new(settings.clone()),
@@ -163,6 +177,8 @@ fn plan(settings: &Settings, corpus: &Corpus, length: &Length) -> RunPlan {
         },
         evaluation_flops: 0.0,
         teacher_evaluation_flops: 0.0,
+        teacher_evaluation_seconds: None,
+        checkpoint_bytes: 0,
     }
 }
 

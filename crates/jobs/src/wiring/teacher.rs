@@ -12,7 +12,7 @@ use ddk_corpus::Sequence;
 use ddk_engine::{LabelFormat, Teacher, TeacherOutput};
 use ddk_labels::{LabelError, LabelSet, Report};
 use ddk_model::Model;
-use ddk_run::records::EventKind;
+use ddk_run::{records::EventKind, texts::Text};
 use ddk_telemetry::metrics;
 use ddk_torch::{give_freed_memory_back, parse_device};
 use tch::Tensor;
@@ -301,6 +301,30 @@ impl ddk_actors::Teacher for TeacherPort {
             Ok(&*model)
         };
         self.context.evaluate(copied, between)
+    }
+
+    fn texts(&mut self, is_over: &dyn Fn() -> bool) -> Result<Option<Vec<Text>>, PortError> {
+        if self.context.ports.prompts.is_none() {
+            return Ok(Some(Vec::new()));
+        }
+        match &mut self.source {
+            Source::Model(teacher) => {
+                let model = load(teacher, &self.context, self.replica)?.model();
+                self.context.texts(|| Ok(model), is_over)
+            }
+            // A server returns hidden states, and no text.
+            Source::Server(_) => Ok(Some(Vec::new())),
+        }
+    }
+
+    fn texts_of_copy(
+        &mut self,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Text>>, PortError> {
+        match &self.copy {
+            Some(copy) => self.context.texts(|| Ok(copy), is_over),
+            None => Ok(Some(Vec::new())),
+        }
     }
 
     fn busy_seconds(&self) -> f64 {
