@@ -231,7 +231,7 @@ pub fn fields_hint(domain: &str, fields: &[String]) -> String {
     let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
     format!(
         "name the field that contains the text, such as domains.{domain}.text_field = \"{field}\", or combine \
-         several, such as domains.{domain}.text_template = \"{}\"",
+         several, such as domains.{domain}.text_template = \"{}\"; for messages, set domains.{domain}.messages_field",
         template.join("\\n")
     )
 }
