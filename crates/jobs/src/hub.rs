@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Error, Result};
 use ddk_hub::{Event, Found, Hub, HubError, Name, Options, Parts};
 use ddk_model::{ModelConfig, is_head};
+use ddk_run::RunFolder;
 use ddk_settings::{Places, Settings};
 use ddk_telemetry::Meter;
 
@@ -120,7 +121,7 @@ pub fn located(
 /// # Errors
 /// If the run's inputs cannot be read.
 pub fn pinned(settings: &Settings) -> Result<Revisions> {
-    run_folder(settings).map_or_else(|_| Ok(Revisions::new()), |run| Inputs::revisions_of(&run))
+    run_folder(settings).map_or_else(|_| Ok(Revisions::new()), |run| revisions_of(&run))
 }
 
 /// Returns the commits that the run in this folder uses; none if the folder holds no run.
@@ -128,7 +129,10 @@ pub fn pinned(settings: &Settings) -> Result<Revisions> {
 /// # Errors
 /// If the run's inputs cannot be read.
 pub fn revisions_of(run: &Path) -> Result<Revisions> {
-    Inputs::revisions_of(run)
+    if !RunFolder::holds_a_run(run) || !Inputs::are_in(run) {
+        return Ok(Revisions::new());
+    }
+    Ok(Inputs::of_run(run)?.revisions)
 }
 
 /// Returns the folder of the model that a command line names, after downloading what is missing.
@@ -246,8 +250,9 @@ impl<'a> Finder<'a> {
             return Ok(());
         };
         // Beside other folders, it is more likely a misspelled path.
-        let parent = path.parent().unwrap_or(Path::new(""));
-        if !explicit && parent.exists() && !self.hub()?.knows(&name) {
+        let parent = path.components().next();
+        let is_here = parent.is_some_and(|parent| Path::new(&parent).exists());
+        if !explicit && is_here && !self.hub()?.knows(&name) {
             return Ok(());
         }
         let mut found = Err(None);
@@ -343,10 +348,11 @@ impl Teller {
                 let phase = self.meter.phase().to_owned();
                 if self.announced != transfer.all_total {
                     self.announced = transfer.all_total;
-                    say(&format!(
-                        "{phase}: {:.2} GB",
-                        transfer.all_total as f64 / 1e9
-                    ));
+                    let megabytes = transfer.all_total as f64 / 1e6;
+                    say(&match megabytes {
+                        _ if megabytes < 1e3 => format!("{phase}: {megabytes:.1} MB"),
+                        _ => format!("{phase}: {:.2} GB", megabytes / 1e3),
+                    });
                     self.meter = self.reporter.meter(&phase, "MB");
                 }
                 let megabytes = |bytes: u64| bytes / 1_000_000;

@@ -133,7 +133,7 @@ pub fn keep_for(run: &Path, settings: &Settings) -> Result<()> {
     if settings.corpus.on_stale != OnStale::Prepare {
         return Ok(());
     }
-    let pinned = Inputs::revisions_of(run)?;
+    let pinned = hub::revisions_of(run)?;
     let settings = &hub::located(settings, &[Wanted::Corpus], &pinned, None)?;
     let (options, tokenizer) = options(settings)?;
     for stale in stale(&options, &tokenizer).map_err(advise)? {

@@ -74,8 +74,8 @@ pub enum OnStale {
 pub struct Domain {
     /// Files, folders or globs; also data sets on the Hugging Face Hub, `hf://datasets/ORG/NAME`, and their files,
     /// `hf://datasets/ORG/NAME/FILE_OR_GLOB` (docs/hub.md). Required. Each line of a `.jsonl` file and each row of a
-    /// `.parquet` file is a record. A file with a text or source code extension is one document. All formats but Parquet may be compressed (`.gz` or
-    /// `.zst`). DDK refuses other files.
+    /// `.parquet` file is a record. A file with a text or source code extension is one document. All formats but
+    /// Parquet may be compressed (`.gz` or `.zst`). DDK refuses other files.
     #[schemars(length(min = 1), extend("examples" = [["data/math/*.jsonl"]]))]
     #[schemars(extend("x-expected" = "at least one file, folder or glob"))]
     pub files: Vec<String>,

@@ -125,17 +125,6 @@ impl Inputs {
         Ok(record(&folder.join("inputs.json"))?)
     }
 
-    /// Returns the commits that the run in this folder uses; none if the folder holds no run.
-    ///
-    /// # Errors
-    /// If its `inputs.json` cannot be read.
-    pub(crate) fn revisions_of(folder: &Path) -> Result<BTreeMap<String, String>> {
-        if !RunFolder::holds_a_run(folder) || !Self::are_in(folder) {
-            return Ok(BTreeMap::new());
-        }
-        Ok(Self::of_run(folder)?.revisions)
-    }
-
     /// Returns the hashes with their names: models and tokenizer first, then the domains.
     fn hashes(&self) -> impl Iterator<Item = (String, &String)> {
         let models = [
