@@ -276,8 +276,8 @@ fn other_load(found: &mut Findings<'_>) {
     // This check itself is a part of it.
     if load.one > 1.0 + cores as f32 {
         found.line(&format!(
-            "warning: {:.0} threads of this machine want to run on its {cores} cores: without the other programs, all of \
-             this is faster",
+            "warning: {:.0} threads compete for this machine's {cores} cores: without the other programs, all of this \
+             is faster",
             load.one
         ));
     }

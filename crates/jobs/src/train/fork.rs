@@ -83,7 +83,9 @@ pub(super) fn find(prepared: &Prepared, source: &Path, from: Option<u64>) -> Res
             .hint("a fork does not run the phases of DoReMi: start a new DoReMi run, or fork one");
         state.interval.policy = policy.usage()?;
     }
-    let live = settings.with(&Overrides::look(source).up_to(step))?;
+    let overrides = Overrides::look(source);
+    overrides.reload()?;
+    let live = settings.with(&overrides.up_to(step))?;
     let mut schedule = options::schedule(&live);
     schedule.total_steps = Length::of_run(source, &settings)?.steps;
     Ok(Start {
@@ -172,5 +174,20 @@ fn draws_and_measures_by(settings: &Settings) -> (u64, u64, usize, Packing, bool
         settings.objective.completion_only_loss,
         settings.teacher.dtype,
         settings.student.dtype,
+    )
+}
+
+/// What to do instead of resuming the run in this folder with other settings.
+pub(super) fn advice(folder: &Path) -> String {
+    let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
+    // A fork of a finished run needs more steps.
+    let more = done.map_or_else(
+        |_| String::new(),
+        |steps| format!(" --set run.max_steps={}", 2 * steps),
+    );
+    format!(
+        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
+         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
+        folder.display()
     )
 }

@@ -13,7 +13,7 @@ use ddk_run::{Overrides, RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
-use super::{changes, threads};
+use super::{changes, fork, threads};
 use crate::{
     config,
     findings::fits,
@@ -236,7 +236,7 @@ impl Inputs {
         Err(anyhow!(
             "{shown} contains a different run: the {what} changed since it started (hash {then} then, {now} now)"
         ))
-        .hint(advice(folder.path()))
+        .hint(fork::advice(folder.path()))
         .usage()
     }
 
@@ -337,7 +337,7 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         folder.display(),
         change.path
     ))
-    .hint(advice(folder))
+    .hint(fork::advice(folder))
     .usage()
 }
 
@@ -351,22 +351,8 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     }
     let shown = folder.display();
     Err(anyhow!("{shown} contains a finished run: {in_words}"))
-        .hint(advice(folder))
+        .hint(fork::advice(folder))
         .usage()
-}
-
-fn advice(folder: &Path) -> String {
-    let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
-    // A fork of a finished run needs more steps.
-    let more = done.map_or_else(
-        |_| String::new(),
-        |steps| format!(" --set run.max_steps={}", 2 * steps),
-    );
-    format!(
-        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
-         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
-        folder.display()
-    )
 }
 
 /// Returns the first setting that differs but must not.
