@@ -64,9 +64,10 @@ fn evaluations_per_step(prepared: &Prepared, tokens_per_step: u64) -> Option<f64
     let documents = prepared.evaluation.validation.iter().flatten();
     let tokens: usize = documents.map(|document| document.tokens.len()).sum();
     let plan = &prepared.plan;
-    let teacher = match prepared.models.asks_teacher() {
-        true => plan.teacher_evaluation_flops / plan.evaluation_flops,
-        false => 0.0,
+    let teacher = if prepared.models.asks_teacher() {
+        plan.teacher_evaluation_flops / plan.evaluation_flops
+    } else {
+        0.0
     };
     let each = teacher.max(3.0) * tokens_per_step as f64 / tokens as f64;
     each.is_finite().then_some(each)
@@ -89,9 +90,10 @@ pub(super) fn bytes_to_load(prepared: &Prepared, measures: bool) -> u64 {
     let models = &prepared.models;
     let folders = &models.folders;
     let has_teacher = folders.has_teacher && !folders.head_only;
-    let teacher = match has_teacher && (models.asks_teacher() || measures) {
-        true => model_bytes(&folders.teacher),
-        false => 0,
+    let teacher = if has_teacher && (models.asks_teacher() || measures) {
+        model_bytes(&folders.teacher)
+    } else {
+        0
     };
     teacher + model_bytes(&folders.student)
 }
