@@ -54,8 +54,9 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &RunStatus) {
     ]);
     let mut block = Block::bordered().title(title);
     if let Some(activity) = &status.activity {
+        // The gauge shows the run's time left.
         let room = usize::from(area.width.saturating_sub(4));
-        block = block.title_bottom(format!(" {} ", activity.within(status.seconds_left, room)));
+        block = block.title_bottom(format!(" {} ", activity.within(None, room)));
     }
     let gauge = Gauge::default()
         .block(block)
