@@ -132,7 +132,8 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &Status, is_tall: bool) 
     if let Some(activity) = &run.activity {
         let taken: usize = title.iter().map(|span| span.content.chars().count()).sum();
         let room = usize::from(area.width).saturating_sub(taken + 4);
-        let activity = activity.within(run.seconds_left, room);
+        // The gauge shows the run's time left.
+        let activity = activity.within(None, room);
         title.push(Span::from(format!("{activity} ")));
     }
     let gauge = Gauge::default()

@@ -162,7 +162,7 @@ impl Activity {
         Some(progress)
     }
 
-    /// Estimated seconds until the run ends. Unknown before its first step.
+    /// Estimated seconds until the run ends; before its first step, a guess at best.
     pub fn seconds_left(&self) -> Option<f64> {
         self.now.lock().seconds_left(&self.clock)
     }
