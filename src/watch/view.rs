@@ -60,9 +60,10 @@ pub fn draw(
             Line::from(format!(" {}", status.problems.join("; "))).red()
         }
         None => {
-            let rest = match status.state.is_ended() {
-                true => "",
-                false => " (the run continues)",
+            let rest = if status.state.is_ended() {
+                ""
+            } else {
+                " (the run continues)"
             };
             Line::from(format!(" ↑↓ j k PgUp PgDn scroll · q quit{rest}")).dim()
         }
@@ -83,9 +84,10 @@ struct Heights {
 impl Heights {
     fn of(height: u16, snapshot: &Snapshot) -> Self {
         let is_tall = height >= TALL;
-        let (head, facts, most) = match is_tall {
-            true => (3, 0, EVENTS.0),
-            false => (2, 2, EVENTS.1),
+        let (head, facts, most) = if is_tall {
+            (3, 0, EVENTS.0)
+        } else {
+            (2, 2, EVENTS.1)
         };
         let room = height.saturating_sub(head + facts + 1);
         let frame = domains::frame_rows(is_tall);

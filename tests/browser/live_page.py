@@ -203,6 +203,16 @@ def check_words(browser):
     check("run.jsonl" in files and "config.toml" in files, f"files: {files}")
 
 
+def check_samples(browser):
+    """Checks that the page shows what the models write, and that the student's text is of a later step than 0."""
+    shown = "return [...document.querySelectorAll('#texts dt')].map((name) => name.textContent)"
+    names = wait_for("a later text of the student", lambda: (said := browser.run(shown)) and len(said) == 3 and said)
+    check(names[:2] == ["teacher", "student, step 0"] and names[2].startswith("student, step "), f"texts of {names}")
+    texts = browser.run("return [...document.querySelectorAll('#texts q')].map((text) => text.textContent)")
+    check(all(texts), f"a text is empty: {texts}")
+    check(browser.run("return document.querySelector('#texts figcaption').textContent") == "The old", "no prompt")
+
+
 def check_many(browser, address):
     """Checks a run of fourteen domains: each has a color, and the legend scrolls to each."""
     browser.open(address + "run?name=many")
@@ -276,6 +286,7 @@ def live(browser, address, out):
     check_smoothing(browser)
     check_sorting(browser)
     check_words(browser)
+    check_samples(browser)
     browser.open(address)
     wait_for("charts after a reload", lambda: is_drawn(browser))
     browser.picture(os.path.join(out, "live-light.png"))

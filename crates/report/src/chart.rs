@@ -133,7 +133,8 @@ impl Chart {
 
     /// The vertical range of a panel: from 0 for bars and areas, the range of the values with a margin for lines.
     pub fn y_range(&self, panel: &Panel) -> (f64, f64) {
-        let shared = |other: &&Panel| self.same_scale || *other == panel;
+        // By address, because a panel with a value that is not a number does not equal itself.
+        let shared = |other: &&Panel| self.same_scale || std::ptr::eq(*other, panel);
         let ranges = self.panels.iter().filter(shared).map(Panel::y_range);
         let (low, high) = extent(ranges.flat_map(|(low, high)| [low, high]));
         let margin = 0.05 * (high - low);
