@@ -119,15 +119,15 @@ pub struct Init {
     /// Folder of the initial student
     #[arg(long, value_name = "DIR")]
     pub student: PathBuf,
-    /// Folder of text; each subfolder and each file in it becomes a domain
-    #[arg(long, value_name = "DIR")]
+    /// Folder of data, or a file; each subfolder and each file in the folder becomes a domain
+    #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
     /// Make one domain per value of this record field, for example meta.source
     #[arg(long, value_name = "FIELD")]
     pub domain_field: Option<String>,
-    /// Field of a record that contains its text
-    #[arg(long, value_name = "FIELD", default_value = "text")]
-    pub text_field: String,
+    /// Field of a record that contains its text [default: recognized in each file]
+    #[arg(long, value_name = "FIELD")]
+    pub text_field: Option<String>,
     /// File to write the configuration to; must not exist yet
     #[arg(long, value_name = "FILE", default_value = "ddk.toml")]
     pub out: PathBuf,

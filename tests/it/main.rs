@@ -23,6 +23,7 @@ mod deploy;
 mod device;
 mod extended;
 mod faults;
+mod formats;
 mod interrupted;
 mod lanes;
 mod mixtures;

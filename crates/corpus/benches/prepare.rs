@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             format: None,
             text: Template::field("text"),
             prompt: None,
+            tokens: None,
             only: None,
             limits: Limits::default(),
         }],

@@ -62,6 +62,7 @@ fn options(place: &Path, folder: PathBuf, tokens: Option<u64>) -> PrepareOptions
             format: Some(FileFormat::Jsonl),
             text: Template::field("text"),
             prompt: None,
+            tokens: None,
             only: None,
             limits: Limits {
                 tokens,

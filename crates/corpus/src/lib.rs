@@ -15,33 +15,43 @@
 //! # let _ = FileFormat::Jsonl;
 //! ```
 
+mod arrow;
 mod checksums;
 #[cfg(test)]
 mod crash_tests;
+mod detect;
 mod documents;
 mod domain;
 mod error;
 mod format;
+mod json;
 mod lock;
 mod manifest;
+mod megatron;
 mod options;
 mod packing;
 mod parquet;
 mod prepare;
+mod pretokenized;
 mod quarantine;
+mod raw;
+mod records;
 mod sample;
 mod sequence;
 mod sequence_reader;
+mod shape;
 mod source;
 mod stale;
 mod store;
 mod survey;
+mod table;
 mod template;
 mod tokenize;
 mod tokenizer;
 mod train_tokenizer;
 mod writing;
 
+pub use detect::{Detected, detect, detect_in};
 pub use domain::{PreparedDomain, SequenceOptions};
 pub use error::CorpusError;
 pub use format::{FileFormat, TEXT_EXTENSIONS, TEXT_NAMES};
@@ -51,7 +61,8 @@ pub use quarantine::{QUARANTINE_FILE, QUARANTINED_PER_FILE, Quarantined};
 pub use sample::{FirstRecords, field_values, first_document, sample};
 pub use sequence::{Sequence, Span};
 pub use sequence_reader::{Cursor, Sample, SequenceReader};
-pub use source::{DomainSource, Limits};
+pub use shape::Shape;
+pub use source::{DomainSource, Limits, TokenSource};
 pub use stale::{Stale, stale};
 pub use template::Template;
 pub use tokenizer::{TokenizerFolder, compatible};

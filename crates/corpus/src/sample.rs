@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Quarantined, Template, documents::read, error::having,
+    CorpusError, DomainSource, FileFormat, Quarantined, Template,
+    documents::{Document, read},
+    error::having,
 };
 
 /// Maximum number of records in a sample.
@@ -83,8 +85,8 @@ pub fn sample(source: &DomainSource) -> Result<FirstRecords, CorpusError> {
 pub fn first_document(source: &DomainSource) -> Result<Option<String>, CorpusError> {
     for file in source.expand(&source.files)? {
         for record in read(&file, source)? {
-            if let Ok(document) = record?.document {
-                return Ok(Some(document.prompt.unwrap_or_default() + &document.text));
+            if let Ok(Document::Text { prompt, text }) = record?.document {
+                return Ok(Some(prompt.unwrap_or_default() + &text));
             }
         }
     }
@@ -99,13 +101,16 @@ pub fn field_values(source: &DomainSource, path: &str) -> Result<Vec<String>, Co
     let by_field = DomainSource {
         text: Template::field(path),
         prompt: None,
+        tokens: None,
         ..source.clone()
     };
     let mut values = BTreeSet::new();
     for file in by_field.expand(&by_field.files)? {
         if file.format.records != FileFormat::Text {
             for record in read(&file, &by_field)? {
-                values.extend(record?.document.ok().map(|document| document.text));
+                if let Ok(Document::Text { text, .. }) = record?.document {
+                    values.insert(text);
+                }
             }
         }
     }

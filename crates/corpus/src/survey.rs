@@ -85,7 +85,7 @@ pub(crate) fn survey(
     } else if has(Use::Validation) {
         return Ok(survey);
     } else if survey.documents.len() == 1 {
-        "has only one document, and validation needs another one (files of records end in .jsonl or .parquet)"
+        "has only one document, and validation needs another one (docs/corpora.md lists the formats of records)"
     } else {
         "has no validation document: add files, or raise corpus.validation_fraction"
     };

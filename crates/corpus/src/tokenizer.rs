@@ -31,6 +31,14 @@ pub(crate) struct EncodedDocument {
     pub(crate) masked: Vec<Range<u64>>,
 }
 
+/// How a document's tokens come about.
+enum Form {
+    Text,
+    /// A prompt and a text.
+    Prompted,
+    Encoded(EncodedDocument),
+}
+
 /// A tokenizer and its end token, loaded from a model's folder.
 #[derive(Debug, Clone)]
 pub struct TokenizerFolder {
@@ -39,6 +47,7 @@ pub struct TokenizerFolder {
     end_token: u32,
     vocabulary: usize,
     hash: String,
+    file_hash: String,
 }
 
 impl TokenizerFolder {
@@ -53,13 +62,7 @@ impl TokenizerFolder {
             path: folder.to_owned(),
             reason,
         };
-        let path = folder.join("tokenizer.json");
-        if !path.exists() {
-            return Err(wrong(
-                "there is no tokenizer.json in this folder".to_owned(),
-            ));
-        }
-        let bytes = fs::read(&path).map_err(CorpusError::io("read", &path))?;
+        let bytes = read_file(folder)?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes)
             .map_err(|error| wrong(format!("tokenizer.json cannot be used: {error}")))?;
         // A saved tokenizer may include truncation and padding settings, but documents are encoded whole.
@@ -96,7 +99,13 @@ impl TokenizerFolder {
             end_token,
             vocabulary,
             hash: hasher.finalize().to_hex().to_string(),
+            file_hash: blake3::hash(&bytes).to_hex().to_string(),
         })
+    }
+
+    /// Hash of a folder's `tokenizer.json`.
+    pub(crate) fn hash_file(folder: &Path) -> Result<String, CorpusError> {
+        Ok(blake3::hash(&read_file(folder)?).to_hex().to_string())
     }
 
     /// Its folder.
@@ -119,6 +128,11 @@ impl TokenizerFolder {
         &self.hash
     }
 
+    /// Hash of its `tokenizer.json`.
+    pub(crate) fn file_hash(&self) -> &str {
+        &self.file_hash
+    }
+
     /// Bytes per token in a file: 2 if every id fits, otherwise 4.
     pub(crate) fn token_bytes(&self) -> usize {
         if self.vocabulary <= 1 << 16 { 2 } else { 4 }
@@ -126,39 +140,53 @@ impl TokenizerFolder {
 
     /// Encodes documents on all cores. Adds the special tokens of the tokenizer's post-processor (a beginning token,
     /// if the model has one) and ends each document with the end token. A prompt is encoded separately from the text
-    /// after it.
+    /// after it. Of documents that others tokenized, it changes only the end.
     pub(crate) fn encode_documents(
         &self,
         documents: Vec<Document>,
     ) -> Result<Vec<EncodedDocument>, CorpusError> {
         // The texts that documents start with, and the texts after a prompt.
         let (mut starts, mut rests) = (Vec::new(), Vec::new());
-        let mut has_prompt = Vec::new();
+        let mut forms = Vec::new();
         for document in documents {
-            has_prompt.push(document.prompt.is_some());
-            if let Some(prompt) = document.prompt {
-                starts.push(prompt);
-                rests.push(document.text);
-            } else {
-                starts.push(document.text);
-            }
-        }
-        let starts = self.encode_batch(starts, true)?;
-        let mut rests = self.encode_batch(rests, false)?.into_iter();
-        let join = |(mut tokens, has_prompt): (Vec<u32>, bool)| {
-            let mut masked = Vec::new();
-            if has_prompt {
-                self.strip_end(&mut tokens);
-                if !tokens.is_empty() {
-                    masked.push(0..tokens.len() as u64);
+            forms.push(match document {
+                Document::Text { prompt: None, text } => {
+                    starts.push(text);
+                    Form::Text
                 }
-                tokens.extend(rests.next().unwrap_or_default());
-            }
+                Document::Text {
+                    prompt: Some(prompt),
+                    text,
+                } => {
+                    starts.push(prompt);
+                    rests.push(text);
+                    Form::Prompted
+                }
+                Document::Tokens { ids, masked } => Form::Encoded(EncodedDocument {
+                    tokens: ids,
+                    masked,
+                }),
+            });
+        }
+        let mut starts = self.encode_batch(starts, true)?.into_iter();
+        let mut rests = self.encode_batch(rests, false)?.into_iter();
+        let join = |form: Form| {
+            let (mut tokens, masked) = match form {
+                Form::Encoded(document) => (document.tokens, document.masked),
+                Form::Text => (starts.next().unwrap_or_default(), Vec::new()),
+                Form::Prompted => {
+                    let mut tokens = starts.next().unwrap_or_default();
+                    self.strip_end(&mut tokens);
+                    let prompt = 0..tokens.len() as u64;
+                    tokens.extend(rests.next().unwrap_or_default());
+                    (tokens, Vec::from_iter((prompt.end > 0).then_some(prompt)))
+                }
+            };
             self.strip_end(&mut tokens);
             tokens.push(self.end_token);
             EncodedDocument { tokens, masked }
         };
-        Ok(starts.into_iter().zip(has_prompt).map(join).collect())
+        Ok(forms.into_iter().map(join).collect())
     }
 
     /// Removes the end token from the end of a text.
@@ -218,6 +246,17 @@ impl TokenizerFolder {
             reason: error.to_string(),
         }
     }
+}
+
+fn read_file(folder: &Path) -> Result<Vec<u8>, CorpusError> {
+    let path = folder.join("tokenizer.json");
+    if !path.exists() {
+        return Err(CorpusError::Tokenizer {
+            path: folder.to_owned(),
+            reason: "there is no tokenizer.json in this folder".to_owned(),
+        });
+    }
+    fs::read(&path).map_err(CorpusError::io("read", &path))
 }
 
 fn find_end_token(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {

@@ -108,7 +108,7 @@ impl<'a> Writing<'a> {
             ddk_files::create_folder(folder)?;
         }
         let saved = found.unwrap_or(nothing);
-        let (width, masked) = (tokenizer.token_bytes(), domain.prompt.is_some());
+        let (width, masked) = (tokenizer.token_bytes(), domain.is_masked());
         Ok(Self {
             train: TokenWriter::open(folder, "", width, masked, saved.train)?,
             validation: TokenWriter::open(folder, "validation-", width, masked, saved.validation)?,

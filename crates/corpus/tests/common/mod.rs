@@ -96,6 +96,7 @@ impl Place {
             format: None,
             text: Template::field("text"),
             prompt: None,
+            tokens: None,
             only: None,
             limits: Limits::default(),
         }
