@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{
     CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
-    QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenizerFolder, as_prepared,
-    prepare, stale, verify,
+    QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenSource, TokenizerFolder,
+    as_prepared, prepare, stale, verify,
 };
 use ddk_engine::Evaluation;
 use ddk_settings::{OnStale, Settings};
@@ -212,7 +212,7 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
         CorpusError::UnknownFormat { domain, .. } => {
             let hint = format!(
                 "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
-                 domains.{domain}.format to \"jsonl\", \"parquet\" or \"text\" (each file is one document); see \
+                 domains.{domain}.format, such as \"jsonl\" or \"text\" (each file is one document); see \
                  docs/corpora.md"
             );
             usage(with_hint(error, hint))
@@ -220,6 +220,13 @@ pub fn advise(error: CorpusError) -> anyhow::Error {
         CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
             let hint = fields_hint(domain, fields);
             with_hint(error, hint)
+        }
+        CorpusError::OtherTokenizer { domain, .. } => {
+            let hint = format!(
+                "use models with the tokenizer that made these ids, or take the texts and let DDK make the ids; if \
+                 domains.{domain}.tokenizer names the wrong folder, correct it"
+            );
+            usage(with_hint(error, hint))
         }
         _ => with_hint(error, ADVICE),
     }
@@ -313,7 +320,7 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
     )?;
     let (mut domains, mut problems, mut template) = (Vec::new(), Vec::new(), None);
     for (name, domain) in &settings.domains {
-        let made = source(settings, name, domain).and_then(|source| {
+        let made = source(settings, name, domain, &tokenizer).and_then(|source| {
             let chat = chat::of_domain(domain, &tokenizer, &mut template)?;
             Ok(DomainSource { chat, ..source })
         });
@@ -345,7 +352,12 @@ pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
     own.or(settings.student.model.as_ref())
 }
 
-fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Result<DomainSource> {
+fn source(
+    settings: &Settings,
+    name: &str,
+    domain: &ddk_settings::Domain,
+    corpus: &TokenizerFolder,
+) -> Result<DomainSource> {
     let template = |key: &str, source: &str| {
         Template::parse(source)
             .map_err(|wrong| anyhow!("`domains.{name}.{key}` is \"{source}\": {wrong}"))
@@ -353,6 +365,12 @@ fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Res
     };
     let prompt = domain.prompt_template.as_ref();
     let prompt = prompt.map(|prompt| template("prompt_template", prompt));
+    let made_by = domain.tokenizer.as_ref();
+    let tokens = made_by.map(|tokenizer| TokenSource {
+        field: domain.tokens_field.clone(),
+        tokenizer: settings.local(tokenizer),
+        vocabulary: corpus.vocabulary(),
+    });
     Ok(DomainSource {
         name: name.to_owned(),
         files: settings.local_files(&domain.files),
@@ -361,6 +379,7 @@ fn source(settings: &Settings, name: &str, domain: &ddk_settings::Domain) -> Res
         text: template("text_template", &domain.text_template)?,
         prompt: prompt.transpose()?,
         chat: None,
+        tokens,
         only: domain.filter_field.clone().zip(domain.filter_value.clone()),
         limits: Limits {
             bytes: domain.max_bytes,

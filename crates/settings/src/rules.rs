@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap, fmt::Display, net::SocketAddr, path::Path, thread::available_parallelism,
 };
 
+use ddk_corpus::FileFormat;
 use ddk_mixture::MixturePolicy;
 
 use crate::{
@@ -132,6 +133,16 @@ impl Checker<'_> {
         }
         let alone = domain.tools_field.is_some() && domain.messages_field.is_none();
         self.refuse(alone, &tools, format!("is set without `{messages}`"));
+        let is_encoded =
+            domain.tokens_field.is_some() || domain.format == Some(FileFormat::Megatron);
+        let why = "is missing: name the folder of the tokenizer that made the ids";
+        let tokenizer = key("tokenizer");
+        self.refuse(is_encoded && domain.tokenizer.is_none(), &tokenizer, why);
+        let why = format!(
+            "is set without `{}` or `format = \"megatron\"`: for texts, DDK uses the tokenizer of the corpus",
+            key("tokens_field")
+        );
+        self.refuse(!is_encoded && domain.tokenizer.is_some(), &tokenizer, why);
         let (value, field) = (key("filter_value"), key("filter_field"));
         if domain.filter_field.is_some() {
             domain.filter_value.get_or_insert_with(|| name.to_owned());
