@@ -125,11 +125,17 @@ impl Checker<'_> {
         }
         let (messages, tools) = (key("messages_field"), key("tools_field"));
         if domain.messages_field.is_some() {
-            for other in ["text_field", "text_template", "prompt_template"].map(key) {
-                let why =
-                    format!("and `{messages}` are both set: the chat template makes the text");
-                self.refuse(self.origins.has(&other), &other, why);
-            }
+            // The configuration in a run's folder names the default template too.
+            let own_text = domain.text_template != Domain::default().text_template;
+            let of_field = self.origins.has(&field);
+            let key_of_text = if of_field { &field } else { &text };
+            let why = format!("and `{messages}` are both set: the chat template makes the text");
+            self.refuse(own_text, key_of_text, why.clone());
+            self.refuse(
+                domain.prompt_template.is_some(),
+                &key("prompt_template"),
+                why,
+            );
         }
         let alone = domain.tools_field.is_some() && domain.messages_field.is_none();
         self.refuse(alone, &tools, format!("is set without `{messages}`"));

@@ -38,9 +38,10 @@ pub(super) fn learned(
                 count if count == messages.len() => text.clone(),
                 count => render(count, false)?.text,
             };
-            let start = match text.starts_with(&after) {
-                true => start_of_turn(&after, &render, place)?,
-                false => None,
+            let start = if text.starts_with(&after) {
+                start_of_turn(&after, &render, place)?
+            } else {
+                None
             };
             let Some(start) = start else {
                 rewritten = true;
@@ -53,11 +54,12 @@ pub(super) fn learned(
         }
     }
     if learned.is_empty() {
-        return Err(match rewritten {
-            true => "the chat template changes every turn of the assistant once messages follow it",
-            false => "the assistant's turns are empty",
-        }
-        .to_owned());
+        let reason = if rewritten {
+            "the chat template changes every turn of the assistant once messages follow it"
+        } else {
+            "the assistant's turns are empty"
+        };
+        return Err(reason.to_owned());
     }
     Ok(Turns {
         text,
