@@ -178,11 +178,11 @@ impl Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let revision = self.revision.iter();
         write!(out, "{}", self.id)?;
-        revision
-            .map(|revision| write!(out, "@{revision}"))
-            .collect()
+        match &self.revision {
+            Some(revision) => write!(out, "@{revision}"),
+            None => Ok(()),
+        }
     }
 }
 
