@@ -20,6 +20,7 @@ mod checksums;
 #[cfg(test)]
 mod crash_tests;
 mod detect;
+mod document;
 mod documents;
 mod domain;
 mod error;

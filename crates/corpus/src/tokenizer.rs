@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::{CorpusError, documents::Document};
+use crate::{CorpusError, document::Document};
 
 /// Texts that compatible tokenizers encode alike: letters, digits, white space, code, scripts, emoji.
 const PROBES: [&str; 8] = [
