@@ -27,8 +27,8 @@ use crate::{
 
 /// The first and the last bytes of the file format.
 const MAGIC: &[u8] = b"ARROW1";
-/// The magic number and its padding.
-const START: usize = 8;
+/// Writers pad the magic number with zeros to a multiple of this.
+const PADDED: usize = 8;
 const CHUNK: usize = 1 << 20;
 
 /// Reads the rows of an Arrow file, one record batch at a time.
@@ -88,7 +88,7 @@ impl Batches<'_> {
                 let is_start = self.is_file.is_none();
                 let is_file = *self.is_file.get_or_insert(bytes.starts_with(MAGIC));
                 let skipped = if is_start && is_file {
-                    START.min(bytes.len())
+                    start(&bytes)
                 } else {
                     0
                 };
@@ -137,6 +137,13 @@ impl Batches<'_> {
             _ => Step::Damage("data follow the end of the stream".to_owned()),
         })
     }
+}
+
+/// Where the stream of a file begins, after the magic number and its padding.
+fn start(bytes: &[u8]) -> usize {
+    let parts = bytes.chunks_exact(PADDED).skip(1);
+    let padding = parts.take_while(|part| part.iter().all(|byte| *byte == 0));
+    (PADDED * (1 + padding.count())).min(bytes.len())
 }
 
 fn record(batch: &RecordBatch, row: usize) -> Value {

@@ -16,7 +16,7 @@ use std::{
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
-use crate::{CorpusError, TokenizerFolder, documents::Document, quarantine::Unusable};
+use crate::{CorpusError, TokenizerFolder, document::Document, quarantine::Unusable};
 pub(crate) use mask::masked;
 use messages::Conversation;
 

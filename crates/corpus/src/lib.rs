@@ -23,6 +23,7 @@ mod choice;
 #[cfg(test)]
 mod crash_tests;
 mod detect;
+mod document;
 mod documents;
 mod domain;
 mod error;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use crate::{documents::Document, source::TokenSource, template::value};
+use crate::{document::Document, source::TokenSource, template::value};
 
 /// The label of a token that no loss predicts, in the data sets of Hugging Face.
 const MASKED: i64 = -100;

@@ -56,7 +56,7 @@ pub(crate) fn read(input: Input<'_>, delimiter: u8) -> Result<Raws<'_>, CorpusEr
             inner: opened,
             left: Arc::clone(&left),
         });
-    let mut columns: Option<Arc<[String]>> = None;
+    let (mut columns, mut has_crlf): (Option<Arc<[String]>>, bool) = (None, false);
     let mut next = move || {
         loop {
             left.store(longest, Ordering::Relaxed);
@@ -76,8 +76,10 @@ pub(crate) fn read(input: Input<'_>, delimiter: u8) -> Result<Raws<'_>, CorpusEr
                     return input.broken(start, error).map(Some);
                 }
             }
-            let line = row.position().map_or(start, csv::Position::line);
+            // The parser counts a CRLF when it begins the next row, so the place of that row is a line too low.
+            let line = row.position().map_or(start, csv::Position::line) + u64::from(has_crlf);
             let Some(columns) = &columns else {
+                has_crlf = reader.position().line() == line;
                 match names(&row, delimiter) {
                     Ok(names) => columns = Some(names.into()),
                     Err(reason) => return Ok(Some(Raw::damage(line, reason))),

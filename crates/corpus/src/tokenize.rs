@@ -13,7 +13,8 @@ use std::{
 use crate::{
     CorpusError, PrepareOptions, PreparePhase, Progress, TokenizerFolder,
     blocks::Reading,
-    documents::{Document, Passed, Record},
+    document::Document,
+    documents::{Passed, Record},
     group::Group,
     manifest::Manifest,
     source::{SourceFile, Use},
