@@ -181,6 +181,14 @@ impl ChatTemplate {
         self.added_tokens.iter().any(|token| text.ends_with(token))
     }
 
+    /// Returns a text without such a token at its end, and without the white space after that.
+    fn without_last_token<'a>(&self, text: &'a str) -> &'a str {
+        let trimmed = text.trim_end();
+        let tokens = self.added_tokens.iter();
+        let shorter = tokens.filter_map(|token| trimmed.strip_suffix(token.as_str()));
+        shorter.min_by_key(|rest| rest.len()).unwrap_or(text)
+    }
+
     /// Renders messages. `generation_prompt`: append what comes before the assistant's next turn.
     fn render(
         &self,

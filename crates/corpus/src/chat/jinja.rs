@@ -45,8 +45,9 @@ pub(super) fn environment(
             ValueKind::String | ValueKind::Seq | ValueKind::Iterable | ValueKind::Map
         )
     });
+    // None is not iterable, unlike in minijinja.
     environment.add_test("iterable", |value: Value| {
-        value.kind() == ValueKind::String || value.try_iter().is_ok()
+        value.kind() == ValueKind::String || (!value.is_none() && value.try_iter().is_ok())
     });
     environment.add_function("raise_exception", |message: String| {
         Err::<(), _>(Error::new(ErrorKind::InvalidOperation, message))
@@ -399,8 +400,8 @@ mod tests {
             ),
             ("{{ none | trim }} {{ ' a ' | trim }}|", "None a|"),
             (
-                "{{ 'a' is sequence }} {{ {} is sequence }} {{ 1 is iterable }}",
-                "True True False",
+                "{{ 'a' is sequence }} {{ {} is sequence }} {{ 1 is iterable }} {{ none is iterable }}",
+                "True True False False",
             ),
             (
                 "{{ 'a-b-c'.partition('-')[2] }} {{ 'a-b-c'.rpartition('-')[0] }}",

@@ -277,3 +277,33 @@ fn the_end_of_a_turn_and_the_prompt_for_the_next_are_known() {
     let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(prompt.unwrap(), expected);
 }
+
+#[test]
+fn a_token_at_the_end_of_the_conversation_changes_no_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(self::folder("chatml").join(file), folder.path().join(file)).unwrap();
+    }
+    let template = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
+                    '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}\
+                    {% else %}{{ '<|endoftext|>' }}{% endif %}";
+    fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let (_, chat) = open(folder.path());
+    let record = json!({ "messages": [
+        { "role": "user", "content": "a" },
+        { "role": "assistant", "content": "b" },
+        { "role": "user", "content": "c" },
+        { "role": "assistant", "content": "d" },
+    ] });
+    let Document::Conversation {
+        text,
+        learned,
+        rewritten,
+    } = chat.document(&record).unwrap()
+    else {
+        panic!("not a conversation");
+    };
+    let learned: Vec<&str> = learned.into_iter().map(|range| &text[range]).collect();
+    assert_eq!(learned, ["b<|im_end|>", "d<|im_end|>\n<|endoftext|>"]);
+    assert!(!rewritten);
+}

@@ -38,16 +38,19 @@ pub(super) fn learned(
                 count if count == messages.len() => text.clone(),
                 count => render(count, false)?.text,
             };
-            let start = if text.starts_with(&after) {
-                start_of_turn(&after, &render, place)?
-            } else {
-                None
+            // Some templates write a token once, at the end of the whole conversation.
+            let without = template.without_last_token(&after);
+            let after = [after.as_str(), without];
+            let Some(after) = after.into_iter().find(|after| text.starts_with(after)) else {
+                rewritten = true;
+                continue;
             };
+            let start = start_of_turn(after, &render, place)?;
             let Some(start) = start else {
                 rewritten = true;
                 continue;
             };
-            let end = end_of_turn(template, &after);
+            let end = end_of_turn(template, after);
             if start < end {
                 learned.push(start..end);
             }
