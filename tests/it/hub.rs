@@ -221,7 +221,7 @@ fn names_become_a_run_that_keeps_its_commits() {
         .commit("models", "lab/teacher", "main", &moved);
     assert_ne!(first, second);
     fs::remove_file(online.refs("models--lab--teacher")).unwrap();
-    // The run that has begun goes on with what it had. The new teacher is not even a model.
+    // The run that has begun continues with what it had. The new teacher is not even a model.
     online.train("first", 8, false);
     assert_eq!(online.teacher_of("first"), first);
     assert_eq!(online.server.seen().len(), 0);

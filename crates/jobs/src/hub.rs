@@ -12,9 +12,10 @@ use std::{
 use anyhow::{Error, Result};
 use ddk_hub::{Event, Found, Hub, HubError, Name, Options, Parts};
 use ddk_model::{ModelConfig, is_head};
-use ddk_run::RunFolder;
+use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Places, Settings};
 use ddk_telemetry::Meter;
+use serde::Deserialize;
 
 use crate::{
     config::run_folder,
@@ -22,7 +23,6 @@ use crate::{
     phase::Phase,
     progress::{Reporter, say},
     signals::Signals,
-    train::inputs::Inputs,
 };
 
 /// Seconds between two lines of a download's progress.
@@ -56,6 +56,13 @@ pub enum Wanted<'a> {
 
 /// Commits by the key of a repository and revision.
 pub type Revisions = BTreeMap<String, String>;
+
+/// The part of a run's inputs that chooses the commits.
+#[derive(Deserialize)]
+struct Recorded {
+    #[serde(default)]
+    revisions: Revisions,
+}
 
 /// Returns the settings with the places of everything that a command needs, after downloading what is missing.
 /// `pinned`: the commits to use, whatever the revisions are now. With `signals`, a signal during a download says what
@@ -129,10 +136,11 @@ pub fn pinned(settings: &Settings) -> Result<Revisions> {
 /// # Errors
 /// If the run's inputs cannot be read.
 pub fn revisions_of(run: &Path) -> Result<Revisions> {
-    if !RunFolder::holds_a_run(run) || !Inputs::are_in(run) {
+    let inputs = run.join("inputs.json");
+    if !RunFolder::holds_a_run(run) || !inputs.exists() {
         return Ok(Revisions::new());
     }
-    Ok(Inputs::of_run(run)?.revisions)
+    Ok(record::<Recorded>(&inputs)?.revisions)
 }
 
 /// Returns the folder of the model that a command line names, after downloading what is missing.

@@ -111,7 +111,7 @@ impl Server {
         self.state().repositories.get_mut(key).unwrap().gate = Some(token.to_owned());
     }
 
-    /// Breaks the next connection that sends the file after so many bytes of it.
+    /// Breaks the next connection that sends the file after this many bytes of it.
     pub fn break_after(&self, file: &str, bytes: usize) {
         self.state().breaks.push((file.to_owned(), bytes));
     }
