@@ -152,11 +152,9 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     let reports = match settings.corpus.on_stale {
         OnStale::Use => take(&options)?,
         on_stale => {
-            let (mut kept, looked) = (
-                Vec::new(),
-                sources::look(&options, &tokenizer, Read::Nothing),
-            );
-            for (stale, _) in looked.usable()? {
+            let (mut kept, mut made) = (Vec::new(), Vec::new());
+            // The second look reports the problems, together with those in the records.
+            for (stale, _) in sources::look(&options, &tokenizer, Read::Nothing).stale {
                 let (domain, reason) = (&stale.domain, &stale.reason);
                 if on_stale == OnStale::Error {
                     return Err(anyhow!("the prepared domain `{domain}` is stale: {reason}"))
@@ -169,12 +167,13 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
                     ));
                     kept.push(stale.domain);
                 } else {
-                    say(&format!("preparing {domain}: {reason}"));
+                    made.push(format!("preparing {domain}: {reason}"));
                 }
             }
             let mut others = options.clone();
             others.domains.retain(|domain| !kept.contains(&domain.name));
             sources::look(&others, &tokenizer, Read::Stale).usable()?;
+            made.iter().for_each(|line| say(line));
             let reports = make(&others, &tokenizer, false)?;
             if kept.is_empty() {
                 reports
