@@ -252,7 +252,7 @@ fn a_run_on_a_terminal_ends_with_its_table_and_what_to_do_next() {
         "evaluation before the first step: mean gap ",
         "evaluation after step 4: mean gap ",
         "evaluation after step 8: mean gap ",
-        "; weights: ",
+        "; weights ",
         "report: runs/small/report.html",
         "next: ddk generate runs/small/student --prompt ",
         "ddk eval config.toml --model runs/small/student",
