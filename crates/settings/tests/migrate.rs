@@ -121,7 +121,11 @@ fn keys_go_into_tables_that_exist_and_lanes_repeat_the_devices() {
 #[test]
 fn what_cannot_be_migrated_is_named() {
     let both = error("[student]\nlr = 1\n[optimizer]\nlr = 2\n");
-    assert_snapshot!(both, @"my.toml: `student.lr` and `optimizer.lr` are both set, but they are the earlier and the current name of one key: remove one of them");
+    let why = "are both set, but they are the earlier and the current name of one key: remove one of them";
+    assert_eq!(
+        both,
+        format!("my.toml: `student.lr` and `optimizer.lr` {why}")
+    );
     let lanes = error("teacher.lanes = 0\nrun.stop_ratio = \"low\"\n");
     assert_snapshot!(lanes, @r#"
     my.toml: `teacher.lanes` is 0, expected 1 to 64
