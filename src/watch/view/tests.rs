@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use ddk_run::{
     PhaseSeconds,
     records::{EventKind, EventLine, StopReason},
-    view::{Revisions, State, Steps},
+    view::{Domain, Revisions, State, Steps},
 };
 use ddk_telemetry::{Progress, api::Status};
 use ratatui::{Terminal, backend::TestBackend};
