@@ -115,10 +115,12 @@ impl Heights {
         } else {
             0
         };
+        // The last line stays at the bottom, whatever is left.
+        let spare = rest - middle - extra;
         Self {
             head,
             facts,
-            domains,
+            domains: domains + spare,
             middle,
             events: events + extra,
         }

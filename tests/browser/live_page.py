@@ -144,7 +144,7 @@ def check_keyboard(browser):
             break
         check(browser.run(OUTLINE) == "solid", f"the focus at {reached[-1]} cannot be seen")
     check(reached[0] == "#main", f"the first stop is {reached[0]}")
-    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "/api/status"]
+    wanted = ["#learning", "#domains", "#mixture", "#time", "#events", "domains-title", "report", "api-status"]
     missing = [stop for stop in wanted if stop not in reached]
     check(not missing, f"Tab does not reach {missing}: {reached}")
     stuck = [stop for stop, after in zip(reached, reached[1:]) if stop == after]
