@@ -366,9 +366,10 @@ fn a_folder_with_every_format_becomes_a_trained_step() {
         "data/README.md: skipped: text, one document: describes the data",
         "data/.hidden.jsonl: skipped: hidden",
         "data/sides.jsonl: skipped: JSON Lines, 1 record: no text field: the fields are `left`, `right`",
-        "data/no-json.json: skipped: JSON, 1 record, 1 of them unusable: none of its records can be used; line 1: not JSON",
+        "data/no-json.json: skipped: JSON, 1 record, 1 of them unusable: none of its records can be used",
         "data/records.xml: skipped: `.xml` is not a known extension of records, text or source code",
-        "data/none.jsonl.gz: skipped: JSON Lines, 1 record, 1 of them unusable: none of its records can be used; line 1: the file is cut",
+        "data/none.jsonl.gz: skipped: JSON Lines, 1 record, 1 of them unusable: none of its records can be \
+         used; line 1: the file is cut",
         "set domains.ids.tokenizer in new.toml to the folder of the tokenizer",
         "set domains.indexed.tokenizer in new.toml",
     ] {
@@ -509,7 +510,10 @@ fn a_folder_with_every_format_becomes_a_trained_step() {
 fn a_file_is_a_domain_and_conversations_name_their_field() {
     let data = Data::new();
     let texts = data.some(20);
-    let turns = |text: &String| json!({ "messages": [{ "role": "user", "content": "Speak." }, { "role": "assistant", "content": text }] });
+    let turns = |text: &String| {
+        let asked = json!({ "role": "user", "content": "Speak." });
+        json!({ "messages": [asked, { "role": "assistant", "content": text }] })
+    };
     data.write("chat.jsonl", &lines(texts.iter().map(turns)));
     let (succeeded, said) = data.init(&["--data", "data/chat.jsonl", "--out", "chat.toml"]);
     assert!(

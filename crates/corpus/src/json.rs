@@ -96,7 +96,7 @@ enum Element {
     End,
 }
 
-/// A value that was passed over.
+/// How a value ended.
 enum Scanned {
     Whole { bytes: u64 },
     Cut,

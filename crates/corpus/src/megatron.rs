@@ -1,8 +1,8 @@
 //! Reads Megatron's indexed datasets: token ids in a `.bin` file, and where each document begins in an `.idx` file.
 //!
-//! The index holds, in little-endian order: the magic number, the version (u64), a code of the dtype (u8), the number of
-//! sequences (u64) and of boundaries of documents (u64); then the tokens of each sequence (i32), the offset of each in
-//! the `.bin` file in bytes (i64), and the boundaries of documents in sequences (i64).
+//! The index holds, in little-endian order: the magic number, the version (u64), a code of the dtype (u8), the number
+//! of sequences (u64) and of boundaries of documents (u64). Then follow the tokens of each sequence (i32), the offset
+//! of each in the `.bin` file in bytes (i64), and the boundaries of documents in sequences (i64).
 
 use std::{
     fs::{self, File},

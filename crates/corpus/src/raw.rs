@@ -74,7 +74,7 @@ impl Raw {
         }
     }
 
-    /// A row of a table, which takes so many bytes.
+    /// A row of a table. `bytes`: the memory that it takes until it is parsed.
     pub(crate) fn row(
         line: u64,
         bytes: usize,
@@ -199,7 +199,7 @@ impl<'a> Input<'a> {
         self.longest.saturating_mul(2).saturating_add(1 << 16)
     }
 
-    /// Bytes that follow after so many; `None` for a compressed file.
+    /// Number of bytes that follow the first `consumed`; `None` for a compressed file.
     pub(crate) fn left(&self, consumed: u64) -> Option<u64> {
         let is_plain = self.file.format.compression == Compression::None;
         is_plain.then(|| self.file.bytes.saturating_sub(consumed))
