@@ -19,12 +19,14 @@ mod chat;
 mod checksums;
 #[cfg(test)]
 mod crash_tests;
+mod document;
 mod documents;
 mod domain;
 mod error;
 mod format;
 mod lock;
 mod manifest;
+mod mask;
 mod options;
 mod packing;
 mod parquet;

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    CorpusError, DomainSource, FileFormat, Quarantined, Template,
-    documents::{Document, read},
-    error::having,
+    CorpusError, DomainSource, FileFormat, Quarantined, Template, document::Document,
+    documents::read, error::having,
 };
 
 /// Maximum number of records in a sample.

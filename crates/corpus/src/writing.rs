@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CorpusError, DomainSource, TokenizerFolder,
     checksums::{self, BLOCK_BYTES, CHECKSUMS_FILE},
-    documents::Document,
+    document::Document,
     manifest::{DATA_FILES, FORMAT, MANIFEST, MadeFrom, Manifest},
     quarantine::QUARANTINE_FILE,
     source::Use,
