@@ -1,14 +1,12 @@
 //! Renders conversations with a tokenizer's chat template, as transformers' `apply_chat_template` does.
 
 mod jinja;
-mod mask;
 mod messages;
 mod turns;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,7 +15,7 @@ use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::{CorpusError, TokenizerFolder, document::Document, quarantine::Unusable};
-pub(crate) use mask::masked;
+use jinja::Rendered;
 use messages::Conversation;
 
 /// The name of the template for conversations without tools, and of the one for those with tools.
@@ -71,14 +69,6 @@ impl PartialEq for ChatTemplate {
     fn eq(&self, other: &Self) -> bool {
         self.hash == other.hash
     }
-}
-
-/// A rendered conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Rendered {
-    text: String,
-    /// The byte ranges that `{% generation %}` marks; `None` if the template has no such tag.
-    marked: Option<Vec<Range<usize>>>,
 }
 
 impl ChatTemplate {

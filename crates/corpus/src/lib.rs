@@ -32,6 +32,7 @@ mod group;
 mod json;
 mod lock;
 mod manifest;
+mod mask;
 mod megatron;
 mod options;
 mod packing;

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::{CorpusError, chat::masked, document::Document};
+use crate::{CorpusError, document::Document, mask::masked};
 
 /// Texts that compatible tokenizers encode alike: letters, digits, white space, code, scripts, emoji.
 const PROBES: [&str; 8] = [

@@ -1,5 +1,7 @@
 //! Makes minijinja behave like the Jinja environment of transformers.
 
+use std::ops::Range;
+
 use jiff::{civil::Date, fmt::strtime};
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value,
@@ -7,7 +9,13 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat;
 
-use super::Rendered;
+/// A rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rendered {
+    pub(super) text: String,
+    /// The byte ranges that `{% generation %}` marks; `None` if the template has no such tag.
+    pub(super) marked: Option<Vec<Range<usize>>>,
+}
 
 /// The date that `strftime_now` formats. With the current date, a corpus would change from day to day. Llama 3's
 /// templates fall back to this date.

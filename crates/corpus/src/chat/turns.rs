@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{ChatTemplate, messages::Conversation};
+use super::{ChatTemplate, jinja::Rendered, messages::Conversation};
 
 /// A rendered conversation, and what the loss learns of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(super) fn learned(
 /// changes what comes before.
 fn start_of_turn(
     after: &str,
-    render: &dyn Fn(usize, bool) -> Result<super::Rendered, String>,
+    render: &dyn Fn(usize, bool) -> Result<Rendered, String>,
     place: usize,
 ) -> Result<Option<usize>, String> {
     let prompt = render(place, true)?.text;
