@@ -3,8 +3,8 @@
 
     first_minutes.py [--program DDK] [--seconds 300] [--window 2] CONFIG [DDK_OPTION ...]
 
-Starts `ddk train CONFIG` on a pseudo-terminal, and samples the bar, `/api/status` and the live page several times a second. In
-each window, each of them must show a phase, a count or an elapsed time that moves, and a time that is left. The script
+Starts `ddk train CONFIG` on a pseudo-terminal, and samples the bar, `/api/status` and the live page several times a
+second. In each window, each of them must show a phase, a count or an elapsed time that moves, and a time that is left. The script
 prints every window in which one of them does not, then a summary, and exits with 1 if there was one. It ends the run
 with SIGINT. Phases without any measured pace (the first moments of the process) are listed too."""
 
@@ -90,8 +90,8 @@ def of_text(text, more=""):
 
 
 def check(name, samples, window):
-    """Returns the windows in which there was no phase, nothing moved, or no rest was shown. A window with fewer than three
-    samples says nothing: the machine was too busy to take them."""
+    """Returns the windows in which there was no phase, nothing moved, or no rest was shown. A window with fewer than
+    three samples says nothing: the machine was too busy to take them."""
     faults, start = [], GRACE
     if not samples:
         return [(0.0, "no sample")]
