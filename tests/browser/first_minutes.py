@@ -4,9 +4,9 @@
     first_minutes.py [--program DDK] [--seconds 300] [--window 2] CONFIG [DDK_OPTION ...]
 
 Starts `ddk train CONFIG` on a pseudo-terminal, and samples the bar, `/api/status` and the live page several times a
-second. In each window, each of them must show a phase, a count or an elapsed time that moves, and a time that is left. The script
-prints every window in which one of them does not, then a summary, and exits with 1 if there was one. It ends the run
-with SIGINT. Phases without any measured pace (the first moments of the process) are listed too."""
+second. In each window, each of them must show a phase, a count or an elapsed time that moves, and a time that is left.
+The script prints every window in which one of them does not, and exits with 1 if there was one. It ends the run with
+SIGINT."""
 
 import argparse
 import fcntl
