@@ -206,8 +206,8 @@ impl Now {
 
     fn seconds_left(&self, clock: &Clock) -> Option<f64> {
         let course = self.course.as_ref()?;
-        let gauges = self.gauges.iter().filter_map(Weak::upgrade);
-        let evaluation = gauges.filter(|gauge| gauge.is_evaluation).next_back();
+        let mut gauges = self.gauges.iter().filter_map(Weak::upgrade);
+        let evaluation = gauges.rfind(|gauge| gauge.is_evaluation);
         let evaluating = evaluation.and_then(|gauge| {
             let progress = gauge.progress();
             Some(Evaluating {
