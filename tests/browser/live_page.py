@@ -175,6 +175,7 @@ def check_smoothing(browser):
     said = browser.run("return document.getElementById('smoothing-value').textContent")
     check(said == "0.95", f"the slider says {said}")
     check(browser.run("return localStorage.getItem('ddk-smoothing')") == "4", "the page forgets the smoothing")
+    browser.run(SMOOTH, 2)
 
 
 def check_sorting(browser):
