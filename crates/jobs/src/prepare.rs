@@ -249,7 +249,6 @@ fn make(
         }
         reporter.report(&meter.at(progress.bytes >> 10, progress.total_bytes >> 10));
     });
-    drop(reporter);
     let reports = reports.map_err(advise)?;
     let unclean = |report: &&DomainReport| report.prepared && report.quarantined > 0;
     for report in reports.iter().filter(unclean) {
