@@ -272,7 +272,6 @@ fn make(
         }
         reporter.report(&meter.at(progress.bytes >> 10, progress.total_bytes >> 10));
     });
-    drop(reporter);
     let reports = reports.map_err(advise)?;
     for (domain, report) in options.domains.iter().zip(&reports) {
         if report.prepared && domain.chat.is_some() {
