@@ -384,8 +384,7 @@ fn by_field(entries: &[Entry], field: &str) -> Result<Vec<FoundDomain>> {
     }
     let mut patterns_of_all = Vec::new();
     for entry in entries {
-        let of_entry =
-            |file: &&&Detected| entry.is_of_hub || file.path.starts_with(&entry.path);
+        let of_entry = |file: &&&Detected| entry.is_of_hub || file.path.starts_with(&entry.path);
         let files: Vec<&Detected> = files.iter().filter(of_entry).copied().collect();
         if !files.is_empty() {
             patterns_of_all.extend(patterns(entry, &files));

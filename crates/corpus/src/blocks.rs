@@ -98,11 +98,7 @@ fn threads() -> usize {
     set.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-fn parse<T>(
-    block: Block,
-    domains: &[&DomainSource],
-    make: &impl Fn(Record) -> T,
-) -> Vec<Found<T>> {
+fn parse<T>(block: Block, domains: &[&DomainSource], make: &impl Fn(Record) -> T) -> Vec<Found<T>> {
     let mut all = Vec::with_capacity(block.len());
     for (file, raw) in block {
         let records = raw.parse(domains).into_iter();

@@ -59,7 +59,11 @@ fn assert_equal(
     mask_of_case: &[u64],
 ) {
     let title = &case["title"];
-    assert_eq!(document.clone().into_whole_text().as_deref().unwrap(), case["text"].as_str().unwrap(), "{title}");
+    assert_eq!(
+        document.clone().into_whole_text().as_deref().unwrap(),
+        case["text"].as_str().unwrap(),
+        "{title}"
+    );
     let encoded = tokenizer.encode_documents(vec![document]).unwrap();
     let tokens: Vec<u64> = encoded[0].tokens.iter().map(|&id| id.into()).collect();
     assert_eq!(tokens, numbers(&case["ids"]), "{title}");
