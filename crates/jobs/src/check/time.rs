@@ -30,7 +30,8 @@ const SHORTEST: usize = 64;
 /// Both models are loaded if they have at most this many bytes.
 const SMALL: i64 = 8_000_000_000;
 
-/// Share of the rate of large matrix products that a model reaches, for the estimate. Measured (docs/performance.md).
+/// Share of the rate of large matrix products that a model reaches. An assumption, for models that are too large to
+/// measure here.
 const EFFICIENCY: f64 = 0.6;
 
 /// Seconds above which the length of a run is worth a warning.
