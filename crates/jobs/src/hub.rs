@@ -181,9 +181,10 @@ pub fn files(pattern: &str) -> Result<Option<Vec<String>>> {
 /// Returns the last part of a name on the Hub, or of a path.
 pub fn short_name(name: &Path) -> String {
     let text = name.to_string_lossy();
-    let of_hub = Name::dataset(&text).or_else(|_| Name::model(&text));
+    let of_hub = Name::dataset(&text).ok().flatten();
+    let of_hub = of_hub.or_else(|| Name::model(&text).ok().flatten());
     match of_hub {
-        Ok(Some(of_hub)) if !name.exists() => {
+        Some(of_hub) if !name.exists() => {
             let id = of_hub.id();
             id.rsplit('/').next().unwrap_or(id).to_owned()
         }

@@ -26,6 +26,8 @@ use crate::{
     train::{inputs::Inputs, options::chunk},
 };
 
+pub use crate::sources::{advise, fields_hint};
+
 /// A prepared corpus: the domains, and the tokenizer that they were prepared with.
 pub struct Corpus {
     /// The tokenizer of all domains.
@@ -201,47 +203,6 @@ pub fn open(settings: &Settings, outdated: Outdated<'_>) -> Result<Corpus> {
     })
 }
 
-/// Hint for a domain that cannot be prepared.
-pub(crate) const ADVICE: &str = "see [domains.*] and [corpus] in the configuration; `ddk config show --origin \
-                                 CONFIG` says where each value comes from";
-
-/// Adds a hint to a corpus error.
-pub fn advise(error: CorpusError) -> anyhow::Error {
-    match &error {
-        CorpusError::UnknownFormat { domain, .. } => {
-            let hint = format!(
-                "convert the files, leave them out with a glob such as files = [\"DIR/**/*.jsonl\"], or set \
-                 domains.{domain}.format, such as \"jsonl\" or \"text\" (each file is one document); see \
-                 docs/corpora.md"
-            );
-            usage(with_hint(error, hint))
-        }
-        CorpusError::TooManyBad { domain, fields, .. } if !fields.is_empty() => {
-            let hint = fields_hint(domain, fields);
-            with_hint(error, hint)
-        }
-        CorpusError::OtherTokenizer { domain, .. } => {
-            let hint = format!(
-                "use models with the tokenizer that made these ids, or take the texts and let DDK make the ids; if \
-                 domains.{domain}.tokenizer names the wrong folder, correct it"
-            );
-            usage(with_hint(error, hint))
-        }
-        _ => with_hint(error, ADVICE),
-    }
-}
-
-/// Returns a hint for records that lack the configured field.
-pub fn fields_hint(domain: &str, fields: &[String]) -> String {
-    let field = fields.last().map_or("text", String::as_str);
-    let template: Vec<String> = fields.iter().map(|field| format!("{{{field}}}")).collect();
-    format!(
-        "name the field that contains the text, such as domains.{domain}.text_field = \"{field}\", or combine \
-         several, such as domains.{domain}.text_template = \"{}\"; for messages, set domains.{domain}.messages_field",
-        template.join("\\n")
-    )
-}
-
 /// Uses the corpus as it is prepared.
 fn take(options: &PrepareOptions) -> Result<Vec<DomainReport>> {
     // Waiting is its only progress.
@@ -309,7 +270,8 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
             .usage();
     }
     let corpus = &settings.corpus;
-    let folder = tokenizer_folder(settings)
+    let folder = settings
+        .tokenizer_folder()
         .context("there is no tokenizer: neither `corpus.tokenizer` nor `student.model` is set")
         .usage()?;
     let folder = settings.local(folder);
@@ -342,12 +304,6 @@ pub fn options(settings: &Settings) -> Result<(PrepareOptions, TokenizerFolder)>
         max_bad_fraction: corpus.max_bad_fraction,
     };
     Ok((options, tokenizer))
-}
-
-/// Returns the folder of the corpus's tokenizer.
-pub(crate) fn tokenizer_folder(settings: &Settings) -> Option<&PathBuf> {
-    let own = settings.corpus.tokenizer.as_ref();
-    own.or(settings.student.model.as_ref())
 }
 
 fn source(

@@ -200,7 +200,7 @@ fn settings_of_run(
     run.pipeline.time_slicing = false;
     run.pipeline.threads = ThreadChoice::Manual;
     // Use the configuration's corpus, whatever seed and tokenizer folder the model has.
-    run.corpus.tokenizer = prepare::tokenizer_folder(settings).cloned();
+    run.corpus.tokenizer = settings.tokenizer_folder().cloned();
     run.corpus.seed = Some(settings.corpus.seed.unwrap_or(settings.run.seed));
     run.teacher.devices = vec![model.device.clone()];
     let initial = model.init_from.clone();

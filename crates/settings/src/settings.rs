@@ -1,6 +1,6 @@
 //! The root of the configuration.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The folder of the corpus's tokenizer, or its name on the Hub: `corpus.tokenizer`, or else `student.model`.
+    pub fn tokenizer_folder(&self) -> Option<&PathBuf> {
+        self.corpus
+            .tokenizer
+            .as_ref()
+            .or(self.student.model.as_ref())
+    }
+
     /// Formats the settings as a configuration file.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::{
     Clock,
     estimate::{Course, Evaluating, Pace},
-    progress::Gauge,
+    gauge::Gauge,
 };
 
 /// The phase of a run that makes steps.

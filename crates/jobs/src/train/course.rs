@@ -9,12 +9,12 @@ use ddk_telemetry::{Course, Meter};
 
 use super::prepared::Prepared;
 use crate::{
+    bench::OF_A_THREAD,
     progress::{model_bytes, model_parameters},
     wiring::StudentPort,
 };
 
-/// A guess of the operations per second of one CPU thread and of a GPU. It counts until the first batch is measured.
-pub(crate) const OF_A_THREAD: f64 = 2.5e10;
+/// A guess of the operations per second of a GPU. It counts until the first batch is measured.
 const OF_A_GPU: f64 = 2e13;
 /// A guess of the bytes per second that an export and the report take, and of the seconds that they take at least.
 const EXPORT_BYTES: f64 = 2e8;

@@ -176,18 +176,3 @@ fn draws_and_measures_by(settings: &Settings) -> (u64, u64, usize, Packing, bool
         settings.student.dtype,
     )
 }
-
-/// What to do instead of resuming the run in this folder with other settings.
-pub(super) fn advice(folder: &Path) -> String {
-    let done = ddk_run::read::summary(folder).map(|summary| summary.steps);
-    // A fork of a finished run needs more steps.
-    let more = done.map_or_else(
-        |_| String::new(),
-        |steps| format!(" --set run.max_steps={}", 2 * steps),
-    );
-    format!(
-        "to resume, use the settings in {}/config.toml; to train on with these settings in a new run, from the last \
-         checkpoint of this one, pass --fork NAME{more}; to start from the beginning, choose another run.name",
-        folder.display()
-    )
-}

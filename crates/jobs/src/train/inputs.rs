@@ -13,7 +13,7 @@ use ddk_run::{Overrides, RunFolder, read::record};
 use ddk_settings::{Change, Settings, diff};
 use serde::{Deserialize, Serialize};
 
-use super::{changes, fork, threads};
+use super::{changes, threads};
 use crate::{
     config,
     findings::fits,
@@ -236,7 +236,7 @@ impl Inputs {
         Err(anyhow!(
             "{shown} contains a different run: the {what} changed since it started (hash {then} then, {now} now)"
         ))
-        .hint(fork::advice(folder.path()))
+        .hint(changes::advice(folder.path()))
         .usage()
     }
 
@@ -337,7 +337,7 @@ pub(super) fn same_settings(folder: &Path, settings: &Settings) -> Result<()> {
         folder.display(),
         change.path
     ))
-    .hint(fork::advice(folder))
+    .hint(changes::advice(folder))
     .usage()
 }
 
@@ -351,7 +351,7 @@ pub(super) fn same_rates(folder: &Path, settings: &Settings) -> Result<()> {
     }
     let shown = folder.display();
     Err(anyhow!("{shown} contains a finished run: {in_words}"))
-        .hint(fork::advice(folder))
+        .hint(changes::advice(folder))
         .usage()
 }
 
