@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Error, Result};
-use ddk_hub::{Event, Found, Hub, HubError, Name, Options, Parts};
+use ddk_hub::{Event, Found, Hub, HubError, IsWanted, Name, Options, Parts};
 use ddk_model::{ModelConfig, is_head};
 use ddk_run::{RunFolder, read::record};
 use ddk_settings::{Places, Settings};
@@ -212,7 +212,7 @@ pub(crate) fn describe(settings: &Settings) -> Vec<String> {
 }
 
 /// Chooses the tensors of the LM head.
-fn head(folder: &Path) -> Option<Box<dyn Fn(&str) -> bool>> {
+fn head(folder: &Path) -> Option<IsWanted> {
     let (name, _) = ModelConfig::read_served(folder).ok()?.head();
     Some(Box::new(move |tensor| is_head(&name, tensor)))
 }

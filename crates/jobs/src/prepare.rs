@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ddk_corpus::{
-    CorpusError, DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
+    DomainReport, DomainSource, Limits, PrepareOptions, PreparedDomain, Progress,
     QUARANTINED_PER_FILE, Sequence, SequenceOptions, Stale, Template, TokenSource, TokenizerFolder,
     as_prepared, prepare, stale, verify,
 };
@@ -17,7 +17,7 @@ use ddk_settings::{OnStale, Settings};
 
 use crate::{
     args, chat, config,
-    hint::{Hint, usage, with_hint},
+    hint::Hint,
     hub::{self, Wanted},
     phase::Phase,
     progress::{Reporter, say},

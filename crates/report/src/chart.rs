@@ -121,7 +121,7 @@ impl Chart {
     /// fall by `factor` from point to point. The first values weigh less than with a plain exponential mean (bias
     /// correction as in Adam). A factor outside of 0 to 1 changes nothing.
     pub fn smooth(&mut self, factor: f64) {
-        if !self.is_noisy || !(factor > 0.0 && factor < 1.0) {
+        if !(self.is_noisy && factor > 0.0 && factor < 1.0) {
             return;
         }
         for panel in &mut self.panels {

@@ -55,11 +55,9 @@ impl Meter {
         is_evaluation: bool,
         source: Option<Source>,
     ) -> Self {
-        let gauge = Arc::new(Gauge {
-            worker,
-            is_evaluation,
-            ..Gauge::new(activity.clock().clone(), phase, unit, source)
-        });
+        let mut gauge = Gauge::new(activity.clock().clone(), phase, unit, source);
+        (gauge.worker, gauge.is_evaluation) = (worker, is_evaluation);
+        let gauge = Arc::new(gauge);
         activity.add(&gauge);
         Self { gauge, activity }
     }

@@ -1,7 +1,7 @@
 //! Settings that change after a run's start: edited between two starts, or reloaded on SIGHUP. `ddk ctl` is the
 //! third way; SIGHUP sends the same command to the run.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Result;
 use ddk_run::{
